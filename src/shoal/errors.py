@@ -1,0 +1,199 @@
+"""Everything that can go wrong, as types.
+
+ShoalError
+├── UsageError             what the user asked for cannot be understood
+├── NotRunning             no swarm, or no peer of it, can be reached
+├── NoCoverage             some blocks are served by nobody
+├── NotAllowed             the swarm, or a peer, refuses us
+│   └── BadInvite          an invite code that cannot be read
+├── OutOfResources         this machine has no room (memory, disk, ports)
+│   ├── Busy               a peer has no room now; says when to come back
+│   └── PortInUse
+├── ModelError
+│   ├── UnknownModel       names the close ones
+│   ├── BadWeights         a checkpoint that is damaged, truncated or dishonest
+│   ├── UnsupportedModel   a checkpoint that we will not or cannot run
+│   ├── DigestMismatch     two versions of a model met
+│   └── PromptTooLong      refused, never cut
+├── SessionError
+│   ├── UnknownSession     a hop does not know the session, or it belongs to another
+│   ├── PositionGap        a step that begins beyond what the hop has cached
+│   ├── CannotRollBack     the cache cannot return to that position; replay
+│   └── StepFailed         the span's forward failed (NaN, internal fault)
+├── ProtocolError
+│   ├── LocalProtocolError   we broke the protocol: a defect of ours
+│   └── RemoteProtocolError  the peer broke it: close the channel, blame the peer
+├── ChannelClosed          the peer, or the way to it, is gone
+└── DeadlineExceeded       no answer within the time the caller allowed
+
+Each error says what is wrong (``message``), what to check (``check``) and the next command to try
+(``next_command``). Those that cross the wire carry their ``code``; see :func:`from_code`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from shoal.types import Span
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_NOT_RUNNING = 3
+EXIT_NO_COVERAGE = 4
+EXIT_NOT_ALLOWED = 5
+EXIT_OUT_OF_RESOURCES = 6
+EXIT_INTERRUPTED = 130
+
+
+class ShoalError(Exception):
+    """The root of every error that Shoal raises on purpose."""
+
+    code: ClassVar[str] = "failure"
+    exit_code: ClassVar[int] = EXIT_FAILURE
+
+    def __init__(self, message: str, *, check: str = "", next_command: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.check = check
+        self.next_command = next_command
+
+
+class UsageError(ShoalError):
+    code = "usage"
+    exit_code = EXIT_USAGE
+
+
+class NotRunning(ShoalError):
+    code = "not_running"
+    exit_code = EXIT_NOT_RUNNING
+
+
+class NoCoverage(ShoalError):
+    """Some blocks of a model are served by no reachable peer."""
+
+    code = "no_coverage"
+    exit_code = EXIT_NO_COVERAGE
+
+    def __init__(
+        self, message: str, *, missing: Iterable[Span] = (), check: str = "", next_command: str = ""
+    ) -> None:
+        super().__init__(message, check=check, next_command=next_command)
+        self.missing = tuple(missing)
+
+
+class NotAllowed(ShoalError):
+    code = "not_allowed"
+    exit_code = EXIT_NOT_ALLOWED
+
+
+class BadInvite(NotAllowed):
+    code = "bad_invite"
+
+
+class OutOfResources(ShoalError):
+    code = "out_of_resources"
+    exit_code = EXIT_OUT_OF_RESOURCES
+
+
+class Busy(OutOfResources):
+    """A peer has no room for what was asked."""
+
+    code = "busy"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float = 1.0,
+        tokens_free: int = 0,
+        check: str = "",
+        next_command: str = "",
+    ) -> None:
+        super().__init__(message, check=check, next_command=next_command)
+        self.retry_after_s = retry_after_s
+        self.tokens_free = tokens_free
+
+
+class PortInUse(OutOfResources):
+    code = "port_in_use"
+
+
+class ModelError(ShoalError):
+    code = "model"
+
+
+class UnknownModel(ModelError):
+    code = "unknown_model"
+
+
+class BadWeights(ModelError):
+    code = "bad_weights"
+
+
+class UnsupportedModel(ModelError):
+    code = "unsupported_model"
+
+
+class DigestMismatch(ModelError):
+    code = "digest_mismatch"
+
+
+class PromptTooLong(ModelError):
+    code = "prompt_too_long"
+
+
+class SessionError(ShoalError):
+    code = "session"
+
+
+class UnknownSession(SessionError):
+    code = "unknown_session"
+
+
+class PositionGap(SessionError):
+    code = "position_gap"
+
+
+class CannotRollBack(SessionError):
+    code = "cannot_roll_back"
+
+
+class StepFailed(SessionError):
+    code = "step_failed"
+
+
+class ProtocolError(ShoalError):
+    code = "protocol"
+
+
+class LocalProtocolError(ProtocolError):
+    code = "local_protocol"
+
+
+class RemoteProtocolError(ProtocolError):
+    code = "remote_protocol"
+
+
+class ChannelClosed(ShoalError):
+    code = "channel_closed"
+
+
+class DeadlineExceeded(ShoalError):
+    code = "deadline"
+
+
+def _tree(root: type[ShoalError]) -> dict[str, type[ShoalError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+def from_code(code: str, message: str, *, retry_after_s: float = 1.0, tokens_free: int = 0) -> ShoalError:
+    """The typed error that a peer reported by ``code``. An unknown code becomes a plain ShoalError."""
+    kind = _tree(ShoalError).get(code, ShoalError)
+    if issubclass(kind, Busy):
+        return kind(message, retry_after_s=retry_after_s, tokens_free=tokens_free)
+    return kind(message)

@@ -1,0 +1,94 @@
+"""The nouns of Shoal. Every word here has one meaning, in code, on the wire, in the CLI and in the docs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NewType
+
+PeerId = NewType("PeerId", str)
+"""A libp2p peer id in its base58 form, derived from the peer's public key."""
+
+Digest = NewType("Digest", str)
+"""``sha256:<64 hex digits>`` of a model's manifest: its config and every tensor's hash."""
+
+SessionId = NewType("SessionId", bytes)
+"""16 random bytes chosen by the client. Knowing it is necessary but not enough: a hop also checks who asks."""
+
+DType = Literal["float32", "bfloat16", "float16"]
+"""What a node computes in and what hidden states are made of. A route has one dtype."""
+
+CarrierName = Literal["direct", "libp2p-stream", "relayed", "memory"]
+"""How a channel reaches its peer."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """Blocks ``[start, end)`` of a model."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise ValueError(f"a span needs 0 <= start < end, not {self.start}:{self.end}")
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __contains__(self, block: object) -> bool:
+        return isinstance(block, int) and self.start <= block < self.end
+
+    def __str__(self) -> str:
+        return f"{self.start}:{self.end}"
+
+    @classmethod
+    def parse(cls, text: str) -> Span:
+        """Read ``"0:10"``.
+
+        Raises:
+            ValueError: the text is not ``START:END`` with ``0 <= START < END``.
+        """
+        start, colon, end = text.partition(":")
+        if not colon or not start.strip().isdecimal() or not end.strip().isdecimal():
+            raise ValueError(f"a span is written START:END, for example 0:10, not {text!r}")
+        return cls(int(start), int(end))
+
+
+def gaps(spans: Iterable[Span], n_blocks: int) -> list[Span]:
+    """The spans of ``[0, n_blocks)`` that none of ``spans`` covers, in order."""
+    missing: list[Span] = []
+    covered = 0
+    for span in sorted(spans):
+        if span.start > covered:
+            missing.append(Span(covered, min(span.start, n_blocks)))
+        covered = max(covered, span.end)
+        if covered >= n_blocks:
+            break
+    if covered < n_blocks:
+        missing.append(Span(covered, n_blocks))
+    return missing
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What routing and the wire need to know of a model, without its weights."""
+
+    name: str
+    digest: Digest
+    n_blocks: int
+    hidden_size: int
+    context: int
+    """The longest session, in tokens, that the model was made for."""
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where a peer may be reached. Every address is a multiaddr without its ``/p2p`` part."""
+
+    peer: PeerId
+    libp2p: tuple[str, ...] = ()
+    """Addresses of its libp2p host (a relay's circuit address among them)."""
+    direct: tuple[str, ...] = ()
+    """Addresses of its direct carrier; empty when it offers none."""
