@@ -1,0 +1,201 @@
+"""Frozen settings, and the only reader of the environment.
+
+A value comes from the first of: a flag, ``SHOAL_<NAME>`` in the environment, ``config.toml``, the default.
+``shoal doctor`` prints where ``config.toml`` is looked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import platformdirs
+
+from shoal.errors import UsageError
+
+DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?\s*$", re.IGNORECASE)
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``"4GiB"``, ``"500 MB"`` or ``"1048576"``.
+
+    Raises:
+        UsageError: the text is not a size.
+    """
+    match = _SIZE.match(text)
+    if not match:
+        raise UsageError(f"{text!r} is not a size", check="write a number and a unit, for example 4GiB")
+    return int(float(match[1]) * _UNITS[(match[2] or "B").lower()])
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where Shoal keeps its files, by platformdirs, or all under ``SHOAL_HOME`` when that is set."""
+
+    config: Path
+    data: Path
+    cache: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.config / "config.toml"
+
+    @property
+    def identity(self) -> Path:
+        """The ed25519 key of this machine's node, mode 0600."""
+        return self.data / "identity.key"
+
+    @property
+    def swarms(self) -> Path:
+        """One file per joined swarm, mode 0600: they hold the secrets."""
+        return self.data / "swarms"
+
+    @property
+    def models(self) -> Path:
+        return self.data / "models"
+
+    @property
+    def nodes(self) -> Path:
+        """One small file per node process that runs on this machine."""
+        return self.data / "nodes"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every option, with its unit and default. The field's name is its name everywhere."""
+
+    swarm: str = "home"
+    """The swarm to be in, by the name it was invited or created with; ``public`` is the open one."""
+    public: bool = False
+    """Allow the public swarm: its peers see our address, what we serve and the hidden states we send."""
+    model: str = DEFAULT_MODEL
+    """What ``up`` serves and ``chat`` talks to when no model is named."""
+    host: str = "0.0.0.0"
+    """The interface to listen on; 127.0.0.1 keeps a swarm on this machine."""
+    port: int = 0
+    """TCP port of the libp2p host; 0 takes a free one."""
+    direct_port: int = 0
+    """TCP port of the direct carrier; 0 takes a free one."""
+    direct: bool = True
+    """Offer and use the direct carrier; without it every channel is a libp2p stream."""
+    mdns: bool = True
+    """Find peers on the local network."""
+    bootstrap: tuple[str, ...] = ()
+    """More multiaddrs to join through, beside those of the invite."""
+    dtype: str = "float32"
+    """What nodes and ends compute in: float32, bfloat16 or float16. A route has one dtype."""
+    memory: int = 0
+    """Bytes that a node may take for weights and KV; 0 takes half of what is free."""
+    threads: int = 0
+    """Threads of a node's forward; 0 takes one per physical core."""
+    max_sessions: int = 64
+    """Sessions that a node holds at once; one more is refused as busy."""
+    kv_tokens: int = 65536
+    """Tokens of KV that a node holds over all sessions, if its memory allows."""
+    prefill_chunk: int = 1024
+    """Longest piece of a prompt sent as one step, in tokens."""
+    announce_s: float = 10.0
+    """Seconds between two announcements."""
+    expiry_s: float = 30.0
+    """Seconds after which a silent peer is gone."""
+    step_timeout_s: float = 60.0
+    """Seconds to wait for one step before the route is taken for lost."""
+    open_timeout_s: float = 15.0
+    """Seconds to wait for every hop to open a session."""
+    log_level: str = "warning"
+    """Least severity on stderr: debug, info, warning or error."""
+    paths: Paths = field(default_factory=lambda: default_paths(os.environ))
+
+
+def default_paths(environ: Mapping[str, str]) -> Paths:
+    """The platform's folders, or one folder for all when ``SHOAL_HOME`` is set."""
+    home = environ.get("SHOAL_HOME")
+    if home:
+        root = Path(home).expanduser()
+        return Paths(root, root, root / "cache")
+    return Paths(
+        Path(platformdirs.user_config_dir("shoal", appauthor=False)),
+        Path(platformdirs.user_data_dir("shoal", appauthor=False)),
+        Path(platformdirs.user_cache_dir("shoal", appauthor=False)),
+    )
+
+
+def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from flags (``None`` means not given), environment, ``config.toml`` and defaults.
+
+    Raises:
+        UsageError: a value of the wrong type, or an unknown name in ``config.toml``.
+    """
+    environ = os.environ if environ is None else environ
+    paths = default_paths(environ)
+    values: dict[str, Any] = {}
+    for name, value in _read_file(paths.config_file).items():
+        values[name] = _coerce(name, value, f"{paths.config_file}")
+    for option in OPTIONS:
+        variable = f"SHOAL_{option.upper()}"
+        if variable in environ:
+            values[option] = _coerce(option, environ[variable], variable)
+    for name, value in (flags or {}).items():
+        if value is not None:
+            values[name] = _coerce(name, value, f"--{name.replace('_', '-')}")
+    return Settings(**values, paths=paths)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}", check="the line it names") from error
+    unknown = sorted(set(values) - set(OPTIONS))
+    if unknown:
+        raise UsageError(
+            f"{path} has an unknown option {unknown[0]!r}", check=f"the options are: {', '.join(OPTIONS)}"
+        )
+    return values
+
+
+def _coerce(name: str, value: Any, source: str) -> Any:
+    kind = _TYPES[name]
+    try:
+        if kind is bool:
+            return _to_bool(value)
+        if name == "memory" and isinstance(value, str):
+            return parse_size(value)
+        if kind == tuple[str, ...]:
+            items = value.replace(",", " ").split() if isinstance(value, str) else value
+            return tuple(str(item) for item in items)
+        return kind(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{source} has {value!r} for {name}, which needs {_spell(kind)}") from error
+
+
+def _to_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in ("1", "true", "yes", "on"):
+        return True
+    if text in ("0", "false", "no", "off", ""):
+        return False
+    raise ValueError(value)
+
+
+def _spell(kind: Any) -> str:
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+
+
+_TYPES: dict[str, Any] = get_type_hints(Settings)
+OPTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "paths")
+"""Every option's name, as ``config.toml`` spells it."""
