@@ -13,7 +13,7 @@ Digest = NewType("Digest", str)
 """``sha256:<64 hex digits>`` of a model's manifest: its config and every tensor's hash."""
 
 SessionId = NewType("SessionId", bytes)
-"""16 random bytes chosen by the client. Knowing it is necessary but not enough: a hop also checks who asks."""
+"""16 random bytes chosen by the client. To know it is not enough: a hop also checks who asks."""
 
 DType = Literal["float32", "bfloat16", "float16"]
 """What a node computes in and what hidden states are made of. A route has one dtype."""
