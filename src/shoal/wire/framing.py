@@ -1,0 +1,139 @@
+"""Messages as bytes on a pipe, cut into fragments so that a long one never blocks a short one.
+
+A fragment is ``>IIB``: the message's number on this pipe, the fragment's length, 1 if more follow; then
+its bytes. The fragments of one message put together are ``>II``: the header's length, the payload's
+length; then both. Fragments of different messages may alternate; those of one message are in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import Struct
+
+from shoal.errors import RemoteProtocolError
+from shoal.wire.messages import MAX_HEADER, MAX_PAYLOAD, Message, decode, encode
+
+FRAGMENT = 64 << 10
+"""Most bytes of one fragment: what another session's step may have to wait for."""
+MAX_PARTIAL = 64
+"""Messages that one peer may have begun and not ended."""
+
+_FRAGMENT = Struct(">IIB")
+_LENGTHS = Struct(">II")
+
+Payload = bytes | bytearray | memoryview
+Received = tuple[Message, bytes]
+
+
+class Outgoing:
+    """One message on its way out, fragment by fragment."""
+
+    __slots__ = ("_body", "_number", "_offset")
+
+    def __init__(self, number: int, message: Message, payload: Payload = b"") -> None:
+        header = encode(message)
+        self._number = number
+        self._body = memoryview(b"".join((_LENGTHS.pack(len(header), len(payload)), header, payload)))
+        self._offset = 0
+
+    def __len__(self) -> int:
+        """Bytes that are still to be sent, without fragment headers."""
+        return len(self._body) - self._offset
+
+    def next_fragment(self) -> bytes:
+        """The next fragment, ready for the pipe."""
+        part = self._body[self._offset : self._offset + FRAGMENT]
+        self._offset += len(part)
+        return b"".join((_FRAGMENT.pack(self._number, len(part), len(self) > 0), part))
+
+
+class _Partial:
+    """A message of which some fragments have come."""
+
+    __slots__ = ("_body", "expected")
+
+    def __init__(self, first: memoryview) -> None:
+        if len(first) < _LENGTHS.size:
+            raise RemoteProtocolError(f"a message that begins with {len(first)} bytes")
+        header, payload = _LENGTHS.unpack_from(first)
+        if header > MAX_HEADER or payload > MAX_PAYLOAD:
+            raise RemoteProtocolError(f"a message that declares {header} + {payload} bytes")
+        self.expected = int(_LENGTHS.size + header + payload)
+        self._body = bytearray(first)
+        self._check()
+
+    def extend(self, part: memoryview) -> None:
+        self._body += part
+        self._check()
+
+    def _check(self) -> None:
+        if len(self._body) > self.expected:
+            raise RemoteProtocolError(f"a message longer than the {self.expected} bytes that it declares")
+
+    def finish(self) -> Received:
+        if len(self._body) != self.expected:
+            raise RemoteProtocolError(
+                f"a message that ends after {len(self._body)} of the {self.expected} bytes it declares"
+            )
+        header, payload = _LENGTHS.unpack_from(self._body)
+        view = memoryview(self._body)
+        body = bytes(view[_LENGTHS.size + header :])
+        return decode(view[_LENGTHS.size : _LENGTHS.size + header], payload), body
+
+
+class Assembler:
+    """Turns the bytes of a pipe into messages.
+
+    What a peer has begun is held only as it arrives, in at most ``MAX_PARTIAL`` messages of at most
+    ``limit`` bytes altogether: declaring a length costs us nothing.
+    """
+
+    def __init__(self, limit: int = 2 * MAX_PAYLOAD) -> None:
+        self._buffer = bytearray()
+        self._partial: dict[int, _Partial] = {}
+        self._held = 0
+        self._limit = limit
+
+    def feed(self, data: bytes) -> Iterator[Received]:
+        """Take the next bytes of the pipe; yield every message that they complete.
+
+        Raises:
+            RemoteProtocolError: the peer broke the framing. The pipe must be closed.
+        """
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        try:
+            while len(buffer) - start >= _FRAGMENT.size:
+                number, length, more = _FRAGMENT.unpack_from(buffer, start)
+                if length > FRAGMENT or more > 1 or (more and not length):
+                    raise RemoteProtocolError(f"a fragment of {length} bytes with flag {more}")
+                end = start + _FRAGMENT.size + length
+                if len(buffer) < end:
+                    break
+                received = self._take(number, bytes(buffer[start + _FRAGMENT.size : end]), bool(more))
+                start = end
+                if received is not None:
+                    yield received
+        finally:
+            del buffer[:start]
+
+    def _take(self, number: int, part: bytes, more: bool) -> Received | None:
+        view = memoryview(part)
+        partial = self._partial.get(number)
+        if partial is None:
+            partial = _Partial(view)
+            if more:
+                if len(self._partial) >= MAX_PARTIAL:
+                    raise RemoteProtocolError(f"more than {MAX_PARTIAL} messages begun and not ended")
+                self._partial[number] = partial
+        else:
+            partial.extend(view)
+        if more:
+            self._held += len(part)
+            if self._held > self._limit:
+                raise RemoteProtocolError(f"more than {self._limit} bytes of unfinished messages")
+            return None
+        if self._partial.pop(number, None) is not None:
+            self._held -= partial.expected - len(part)
+        return partial.finish()

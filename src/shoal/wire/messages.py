@@ -1,0 +1,201 @@
+"""Every message between two peers, typed and size-checked.
+
+A message is a msgpack header (one of the structs below, as a tagged array) and, for a step, raw tensor
+bytes behind it. Arrays may grow at their end: a field added later has a default.
+
+The life of a session, seen from a hop::
+
+    client → Open            reserve KV for this session, or
+    client ← Opened | Refused
+    previous → Step → next   hidden states in, hidden states out; the last hop's next is the client
+    client ← Failed          this step, or the whole session, is over
+    client → Close           free the KV (so does losing the client's channel)
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from shoal.errors import RemoteProtocolError
+from shoal.types import DType, PeerAddress, PeerId
+
+PROTOCOL_VERSION = 1
+
+MAX_HEADER = 32 << 10
+"""Bytes of a header; one is 200 bytes long on the way of a token."""
+MAX_PAYLOAD = 256 << 20
+"""Bytes of a step's tensor: 4,096 tokens of a model 16,384 wide in float32."""
+MAX_TOKENS = 1 << 22
+MAX_BLOCKS = 1 << 14
+MAX_HOPS = 256
+
+ITEM_SIZE: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""The dtypes that may travel, with their bytes per element. Nothing else is a tensor to us."""
+
+SessionBytes = Annotated[bytes, Meta(min_length=16, max_length=16)]
+PeerText = Annotated[str, Meta(min_length=1, max_length=128)]
+Address = Annotated[str, Meta(max_length=512)]
+Text = Annotated[str, Meta(max_length=1024)]
+Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+Block = Annotated[int, Meta(ge=0, le=MAX_BLOCKS)]
+Microseconds = Annotated[int, Meta(ge=0, le=1 << 42)]
+Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+
+
+class _Message(Struct, frozen=True, array_like=True, tag=True, gc=False):
+    pass
+
+
+class Hello(_Message, tag="hello"):
+    """The first message each way."""
+
+    version: Annotated[int, Meta(ge=0, le=1 << 16)]
+    agent: Annotated[str, Meta(max_length=128)] = ""
+
+
+class NextHop(Struct, frozen=True, array_like=True, gc=False):
+    """Where a hop sends what it has computed."""
+
+    peer: PeerText
+    libp2p: Annotated[tuple[Address, ...], Meta(max_length=16)] = ()
+    direct: Annotated[tuple[Address, ...], Meta(max_length=16)] = ()
+
+    @classmethod
+    def of(cls, address: PeerAddress) -> NextHop:
+        return cls(address.peer, address.libp2p[:16], address.direct[:16])
+
+    def address(self) -> PeerAddress:
+        return PeerAddress(PeerId(self.peer), self.libp2p, self.direct)
+
+
+class Open(_Message, tag="open"):
+    """Ask a hop to take part in a session, and to reserve KV for ``tokens`` tokens."""
+
+    session: SessionBytes
+    digest: Annotated[str, Meta(min_length=1, max_length=128)]
+    dtype: DType
+    start: Block
+    end: Annotated[int, Meta(ge=1, le=MAX_BLOCKS)]
+    tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+    hop: Annotated[int, Meta(ge=0, le=MAX_HOPS)]
+    """The hop's place in the route, from 0."""
+    previous: PeerText | None
+    """Who sends the steps; ``None`` when it is the client itself."""
+    next: NextHop | None
+    """Who gets the results; ``None`` when it is the client itself."""
+
+
+class Opened(_Message, tag="opened"):
+    session: SessionBytes
+    tokens_free: Count
+    """Tokens of KV that this hop still has for others."""
+
+
+class Refused(_Message, tag="refused"):
+    session: SessionBytes
+    code: Annotated[str, Meta(max_length=64)]
+    """The ``code`` of an error in :mod:`shoal.errors`."""
+    message: Text
+    retry_after_s: Annotated[float, Meta(ge=0, le=86400)] = 1.0
+    tokens_free: Count = 0
+
+
+class HopTime(Struct, frozen=True, array_like=True, gc=False):
+    """Where a step's time went at one hop, by that hop's own clock."""
+
+    hop: Annotated[int, Meta(ge=0, le=MAX_HOPS)]
+    compute_us: Microseconds
+    waiting_us: Microseconds
+
+
+class Step(_Message, tag="step"):
+    """One forward of ``rows`` tokens from ``position`` on; its payload is ``rows × width`` elements.
+
+    Steps are idempotent by position: a hop whose cache is longer rolls back to ``position`` first.
+    """
+
+    session: SessionBytes
+    number: Number
+    """Counts the client's steps; a result carries the number of the step that it answers."""
+    position: Count
+    tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+    """Tokens that this step adds to the cache."""
+    wanted: Count
+    """Trailing positions whose hidden states the client wants back: 0, 1 or up to ``tokens``."""
+    dtype: DType
+    rows: Count
+    """Rows in the payload: ``tokens`` on the way, ``wanted`` on the last hop's way to the client."""
+    width: Annotated[int, Meta(ge=1, le=1 << 20)]
+    times: Annotated[tuple[HopTime, ...], Meta(max_length=MAX_HOPS)] = ()
+
+
+class Failed(_Message, tag="failed"):
+    """A hop tells the client that a step, or with ``number=None`` the session, came to nothing."""
+
+    session: SessionBytes
+    number: Number | None
+    hop: Annotated[int, Meta(ge=0, le=MAX_HOPS)]
+    code: Annotated[str, Meta(max_length=64)]
+    message: Text
+
+
+class Close(_Message, tag="close"):
+    session: SessionBytes
+
+
+class Ping(_Message, tag="ping"):
+    nonce: Number
+
+
+class Pong(_Message, tag="pong"):
+    nonce: Number
+
+
+Message = Hello | Open | Opened | Refused | Step | Failed | Close | Ping | Pong
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """The header of ``message``; a step's payload travels behind it."""
+    return _encoder.encode(message)
+
+
+def decode(header: bytes | bytearray | memoryview, payload_size: int) -> Message:
+    """Read a header that a peer sent, and check it against the size of the payload behind it.
+
+    Raises:
+        RemoteProtocolError: not a message, a field out of its bounds, or a payload of another size.
+    """
+    if len(header) > MAX_HEADER:
+        raise RemoteProtocolError(f"a header of {len(header)} bytes; at most {MAX_HEADER} are allowed")
+    try:
+        message = _decoder.decode(header)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RemoteProtocolError(f"not a message of ours: {error}") from error
+    expected = payload_bytes(message)
+    if expected != payload_size:
+        raise RemoteProtocolError(
+            f"a {type(message).__name__} with {payload_size} bytes of payload where it declares {expected}"
+        )
+    if isinstance(message, Step) and message.wanted > message.tokens:
+        raise RemoteProtocolError(f"a step of {message.tokens} tokens wants {message.wanted} back")
+    if isinstance(message, Open) and message.end <= message.start:
+        raise RemoteProtocolError(f"an empty span {message.start}:{message.end}")
+    return message
+
+
+def payload_bytes(message: Message) -> int:
+    """Bytes of payload that ``message`` declares: 0 for everything but a step."""
+    if isinstance(message, Step):
+        return message.rows * message.width * ITEM_SIZE[message.dtype]
+    return 0
+
+
+def shorten(text: str) -> str:
+    """``text`` cut to what a message may carry."""
+    return text if len(text) <= 1024 else text[:1021] + "..."

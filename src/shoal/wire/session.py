@@ -1,0 +1,146 @@
+"""The session's rules, for a hop and for a client, as plain state: no I/O, no clock, no tensors.
+
+A hop's cache has a length. A step says where it begins:
+
+=====================  =====================================================
+``position``           what the hop does
+=====================  =====================================================
+equal to the length    run it
+below the length       roll the cache back to ``position``, then run it
+above the length       refuse with ``PositionGap``: something was lost
+=====================  =====================================================
+
+So a step may be sent again, several may be in flight, and a client goes back by sending from an earlier
+position. Results carry the step's number: what answers a step that was given up is dropped.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
+from shoal.wire.messages import Open, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """What a hop must do for a step: cut the cache to ``position`` if ``roll_back``, then run."""
+
+    position: int
+    roll_back: bool
+
+
+class HopSession:
+    """What a hop knows of one session."""
+
+    def __init__(self, opened: Open, width: int) -> None:
+        self.opened = opened
+        self.width = width
+        self.length = 0
+        """Tokens in the cache once every accepted step has run."""
+
+    def accept(self, step: Step) -> Advance:
+        """Take a step in; the cache's length is counted at once, so that steps may queue.
+
+        Raises:
+            RemoteProtocolError: the step does not fit the session that was opened.
+            PositionGap: the step begins beyond the cache.
+        """
+        if step.width != self.width or step.dtype != self.opened.dtype or step.rows != step.tokens:
+            raise RemoteProtocolError(
+                f"a step of {step.rows}×{step.width} {step.dtype} for {step.tokens} tokens in a session of "
+                f"width {self.width} in {self.opened.dtype}"
+            )
+        if step.position + step.tokens > self.opened.tokens:
+            raise RemoteProtocolError(
+                f"a step to position {step.position + step.tokens} in a session of {self.opened.tokens} tokens"
+            )
+        if step.position > self.length:
+            raise PositionGap(f"a step from position {step.position} with {self.length} tokens cached")
+        advance = Advance(step.position, roll_back=step.position < self.length)
+        self.length = step.position + step.tokens
+        return advance
+
+    def forget(self, length: int) -> None:
+        """The step that was to run at ``length`` failed: what follows it no longer counts."""
+        self.length = min(self.length, length)
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A step on its way round the ring."""
+
+    number: int
+    position: int
+    tokens: int
+    wanted: int
+
+
+class ClientSession:
+    """What a client knows of one session: its length, and the steps in flight in the order sent."""
+
+    def __init__(self, tokens: int, in_flight: int = 64) -> None:
+        self.tokens = tokens
+        """Tokens that every hop has reserved KV for."""
+        self.length = 0
+        """Tokens cached once every step in flight has run."""
+        self._limit = in_flight
+        self._next = 1
+        self._flying: OrderedDict[int, Issued] = OrderedDict()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._flying)
+
+    def issue(self, tokens: int, wanted: int) -> Issued:
+        """Number the next step.
+
+        Raises:
+            LocalProtocolError: it does not fit the session, or too many are in flight.
+        """
+        if not 0 <= wanted <= tokens or tokens < 1:
+            raise LocalProtocolError(f"a step of {tokens} tokens that wants {wanted} back")
+        if self.length + tokens > self.tokens:
+            raise LocalProtocolError(
+                f"a step to position {self.length + tokens} in a session of {self.tokens} tokens"
+            )
+        if len(self._flying) >= self._limit:
+            raise LocalProtocolError(f"{self._limit} steps are in flight already")
+        step = Issued(self._next, self.length, tokens, wanted)
+        self._next += 1
+        self._flying[step.number] = step
+        self.length += tokens
+        return step
+
+    def roll_back(self, position: int) -> None:
+        """Go back to ``position``. Steps in flight beyond it are given up: their results are dropped.
+
+        Raises:
+            LocalProtocolError: the session is not that long.
+        """
+        if not 0 <= position <= self.length:
+            raise LocalProtocolError(f"no roll-back to {position} in a session of {self.length} tokens")
+        self.length = position
+        for number in [n for n, s in self._flying.items() if s.position + s.tokens > position]:
+            del self._flying[number]
+
+    def returned(self, step: Step) -> Issued | None:
+        """Match a result with the step that it answers; ``None`` when that step was given up.
+
+        Raises:
+            RemoteProtocolError: a result that answers nothing we asked, or in another shape.
+        """
+        if step.number >= self._next or step.number == 0:
+            raise RemoteProtocolError(f"a result for step {step.number}, which was never sent")
+        issued = self._flying.pop(step.number, None)
+        if issued is not None and (step.rows, step.position) != (issued.wanted, issued.position):
+            raise RemoteProtocolError(
+                f"{step.rows} rows from position {step.position} for a step that wanted "
+                f"{issued.wanted} from {issued.position}"
+            )
+        return issued
+
+    def concerns(self, number: int | None) -> bool:
+        """Whether a failure is of a step still in flight, or of the whole session (``None``)."""
+        return number is None or number in self._flying
