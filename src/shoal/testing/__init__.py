@@ -1,0 +1,1 @@
+"""Test doubles and small checkpoints. The product never imports them."""

@@ -19,6 +19,7 @@ MAX_PARTIAL = 64
 """Messages that one peer may have begun and not ended."""
 
 _FRAGMENT = Struct(">IIB")
+FRAGMENT_HEADER = _FRAGMENT.size
 _LENGTHS = Struct(">II")
 
 Payload = bytes | bytearray | memoryview

@@ -49,7 +49,7 @@ class _Message(Struct, frozen=True, array_like=True, tag=True, gc=False):
     pass
 
 
-class Hello(_Message, tag="hello"):
+class Hello(_Message, frozen=True, tag="hello"):
     """The first message each way."""
 
     version: Annotated[int, Meta(ge=0, le=1 << 16)]
@@ -71,7 +71,7 @@ class NextHop(Struct, frozen=True, array_like=True, gc=False):
         return PeerAddress(PeerId(self.peer), self.libp2p, self.direct)
 
 
-class Open(_Message, tag="open"):
+class Open(_Message, frozen=True, tag="open"):
     """Ask a hop to take part in a session, and to reserve KV for ``tokens`` tokens."""
 
     session: SessionBytes
@@ -88,13 +88,13 @@ class Open(_Message, tag="open"):
     """Who gets the results; ``None`` when it is the client itself."""
 
 
-class Opened(_Message, tag="opened"):
+class Opened(_Message, frozen=True, tag="opened"):
     session: SessionBytes
     tokens_free: Count
     """Tokens of KV that this hop still has for others."""
 
 
-class Refused(_Message, tag="refused"):
+class Refused(_Message, frozen=True, tag="refused"):
     session: SessionBytes
     code: Annotated[str, Meta(max_length=64)]
     """The ``code`` of an error in :mod:`shoal.errors`."""
@@ -111,7 +111,7 @@ class HopTime(Struct, frozen=True, array_like=True, gc=False):
     waiting_us: Microseconds
 
 
-class Step(_Message, tag="step"):
+class Step(_Message, frozen=True, tag="step"):
     """One forward of ``rows`` tokens from ``position`` on; its payload is ``rows × width`` elements.
 
     Steps are idempotent by position: a hop whose cache is longer rolls back to ``position`` first.
@@ -132,7 +132,7 @@ class Step(_Message, tag="step"):
     times: Annotated[tuple[HopTime, ...], Meta(max_length=MAX_HOPS)] = ()
 
 
-class Failed(_Message, tag="failed"):
+class Failed(_Message, frozen=True, tag="failed"):
     """A hop tells the client that a step, or with ``number=None`` the session, came to nothing."""
 
     session: SessionBytes
@@ -142,15 +142,15 @@ class Failed(_Message, tag="failed"):
     message: Text
 
 
-class Close(_Message, tag="close"):
+class Close(_Message, frozen=True, tag="close"):
     session: SessionBytes
 
 
-class Ping(_Message, tag="ping"):
+class Ping(_Message, frozen=True, tag="ping"):
     nonce: Number
 
 
-class Pong(_Message, tag="pong"):
+class Pong(_Message, frozen=True, tag="pong"):
     nonce: Number
 
 

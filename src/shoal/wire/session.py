@@ -54,7 +54,7 @@ class HopSession:
             )
         if step.position + step.tokens > self.opened.tokens:
             raise RemoteProtocolError(
-                f"a step to position {step.position + step.tokens} in a session of {self.opened.tokens} tokens"
+                f"a step up to {step.position + step.tokens} in a session of {self.opened.tokens} tokens"
             )
         if step.position > self.length:
             raise PositionGap(f"a step from position {step.position} with {self.length} tokens cached")

@@ -1,0 +1,197 @@
+"""A channel: messages between two peers over one pipe, whatever carries it.
+
+Sending never waits for another session's long message: each session has a queue of its own, and the
+pump sends one fragment of each in turn. A channel that hears nothing for ``DEAD_AFTER_S`` is closed, so
+that a frozen peer or a half-open connection is noticed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import trio
+
+from shoal.errors import ChannelClosed, RemoteProtocolError
+from shoal.net.network import Pipe
+from shoal.types import CarrierName, PeerId
+from shoal.wire.framing import FRAGMENT_HEADER, Assembler, Outgoing, Payload
+from shoal.wire.messages import PROTOCOL_VERSION, Hello, Message, Ping, Pong
+
+PING_EVERY_S = 3.0
+DEAD_AFTER_S = 10.0
+HELLO_WITHIN_S = 5.0
+SENT_WITHIN_S = 20.0
+QUEUED_LIMIT = 64 << 20
+"""Bytes waiting to be sent; whoever sends more waits until the pipe has taken some."""
+
+CONTROL_LIMIT = 256
+"""Messages outside of sessions waiting to be sent: a peer that asks for more does not read its answers."""
+
+Handler = Callable[["Channel", Message, bytes], Awaitable[None]]
+"""Takes one message that the peer sent. It must return soon: the next one waits for it."""
+
+
+class Channel:
+    """Messages to and from ``peer``. ``run`` must be running for anything to move."""
+
+    def __init__(self, pipe: Pipe, agent: str = "") -> None:
+        self._pipe = pipe
+        self._agent = agent
+        self._queues: OrderedDict[bytes, deque[Outgoing]] = OrderedDict()
+        self._queued = 0
+        self._numbers = itertools.count()
+        self._work = trio.Event()
+        self._room = trio.Event()
+        self._closed = trio.Event()
+        self._ready = trio.Event()
+        self._reason = "the channel was closed"
+        self._heard = trio.current_time()
+        self.rtt_s: float | None = None
+        """The last round trip of a ping over this channel, in seconds."""
+        self.sent_bytes = 0
+        self.received_bytes = 0
+
+    @property
+    def peer(self) -> PeerId:
+        return self._pipe.peer
+
+    @property
+    def carrier(self) -> CarrierName:
+        return self._pipe.carrier
+
+    @property
+    def closed(self) -> bool:
+        return self._closed.is_set()
+
+    async def send(self, message: Message, payload: Payload = b"") -> None:
+        """Queue ``message``, behind earlier ones of its session. Returns before it has arrived.
+
+        Raises:
+            ChannelClosed: the channel is closed; nothing was sent.
+        """
+        while self._queued > QUEUED_LIMIT and not self.closed:
+            self._room = trio.Event() if self._room.is_set() else self._room
+            await self._room.wait()
+        if self.closed:
+            raise ChannelClosed(f"no channel to {self.peer}: {self._reason}")
+        self._put(message, payload)
+
+    async def wait_ready(self, deadline_s: float) -> None:
+        """Wait until the peer has said hello.
+
+        Raises:
+            ChannelClosed: it hung up, speaks another version, or said nothing in time.
+        """
+        with trio.move_on_after(deadline_s):
+            await self._ready.wait()
+        if self.closed or not self._ready.is_set():
+            self.close("the peer did not answer" if not self.closed else self._reason)
+            raise ChannelClosed(f"no channel to {self.peer}: {self._reason}")
+
+    async def wait_closed(self) -> str:
+        """Wait until the channel is closed; returns why."""
+        await self._closed.wait()
+        return self._reason
+
+    def close(self, reason: str = "the channel was closed") -> None:
+        """Close from any task, at once. What is still queued is lost."""
+        if not self.closed:
+            self._reason = reason
+            self._closed.set()
+            self._ready.set()
+            self._room.set()
+
+    async def run(self, handle: Handler) -> None:
+        """Move messages until the channel closes, for whatever reason; then the pipe is closed too.
+
+        A peer that breaks the protocol closes its own channel and nothing else.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                self._put(Hello(PROTOCOL_VERSION, self._agent))
+                for task in (self._pump, self._watch, partial(self._receive, handle)):
+                    nursery.start_soon(self._guard, task)
+                await self._closed.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.close()
+            with trio.move_on_after(2, shield=True):
+                await self._pipe.aclose()
+
+    async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await task()
+        except (ChannelClosed, RemoteProtocolError) as error:
+            self.close(error.message)
+
+    def _put(self, message: Message, payload: Payload = b"") -> None:
+        outgoing = Outgoing(next(self._numbers) & 0xFFFFFFFF, message, payload)
+        key = getattr(message, "session", b"")
+        queue = self._queues.setdefault(key, deque())
+        if key == b"" and len(queue) >= CONTROL_LIMIT:
+            raise RemoteProtocolError("the peer asks and does not read")
+        queue.append(outgoing)
+        self._queued += len(outgoing)
+        self._work.set()
+
+    async def _pump(self) -> None:
+        while True:
+            await self._work.wait()
+            while self._queues:
+                key, queue = next(iter(self._queues.items()))
+                fragment = queue[0].next_fragment()
+                if not len(queue[0]):
+                    queue.popleft()
+                if queue:
+                    self._queues.move_to_end(key)
+                else:
+                    del self._queues[key]
+                self._queued -= len(fragment) - FRAGMENT_HEADER
+                if self._queued <= QUEUED_LIMIT:
+                    self._room.set()
+                with trio.move_on_after(SENT_WITHIN_S) as sending:
+                    await self._pipe.send_all(fragment)
+                if sending.cancelled_caught:
+                    raise ChannelClosed(f"the peer has not read for {SENT_WITHIN_S:.0f} s")
+                self.sent_bytes += len(fragment)
+            self._work = trio.Event()
+
+    async def _receive(self, handle: Handler) -> None:
+        assembler = Assembler()
+        while data := await self._pipe.receive_some():
+            self._heard = trio.current_time()
+            self.received_bytes += len(data)
+            for message, payload in assembler.feed(data):
+                await self._take(handle, message, payload)
+        self.close("the peer hung up")
+
+    async def _take(self, handle: Handler, message: Message, payload: bytes) -> None:
+        if isinstance(message, Hello):
+            if message.version != PROTOCOL_VERSION:
+                raise RemoteProtocolError(
+                    f"the peer speaks version {message.version} of the protocol, we speak {PROTOCOL_VERSION}"
+                )
+            self._ready.set()
+        elif not self._ready.is_set():
+            raise RemoteProtocolError(f"a {type(message).__name__} before the peer's hello")
+        elif isinstance(message, Ping):
+            self._put(Pong(message.nonce))
+        elif isinstance(message, Pong):
+            self.rtt_s = max(0.0, trio.current_time() - message.nonce / 1e9)
+        else:
+            await handle(self, message, payload)
+
+    async def _watch(self) -> None:
+        with trio.move_on_after(HELLO_WITHIN_S):
+            await self._ready.wait()
+        if not self._ready.is_set():
+            raise RemoteProtocolError(f"no hello within {HELLO_WITHIN_S:.0f} s")
+        while True:
+            self._put(Ping(round(trio.current_time() * 1e9)))
+            await trio.sleep(PING_EVERY_S)
+            silent = trio.current_time() - self._heard
+            if silent > DEAD_AFTER_S:
+                raise ChannelClosed(f"nothing heard for {silent:.0f} s")
