@@ -1,0 +1,24 @@
+# Two commands matter on a new machine: `make demo` and `make test`. The work is in scripts/.
+.PHONY: help setup demo test check bench
+
+help:
+	@echo "make demo    set up, start three nodes here, and answer a prompt"
+	@echo "make test    set up, check the code, run every test"
+	@echo "make check   ruff, pyright and import-linter alone"
+	@echo "make bench   how much the swarm costs against one process"
+	@echo "make setup   the virtual environment in .venv, and nothing more"
+
+setup:
+	@PYTHON="$(PYTHON)" scripts/setup.sh
+
+demo: setup
+	@.venv/bin/shoal demo
+
+check: setup
+	@scripts/check.sh
+
+test: check
+	@.venv/bin/pytest
+
+bench: setup
+	@.venv/bin/shoal bench overhead

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Make .venv with everything Shoal needs. Safe to run again: then it only looks whether anything changed.
+#
+#   make setup                    the first Python 3.11 to 3.14 found
+#   make setup PYTHON=/path/to/python3
+#
+# node and npm, for pyright and for the js-libp2p peer of the tests, come as a wheel into .venv.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { echo "setup: $*"; }
+stop() { echo "setup: $*" >&2; exit 1; }
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# Install Debian packages where this user may; otherwise say what to type.
+apt_updated=
+debian() {
+    local as=()
+    has apt-get || stop "please install with your system's package manager what Debian calls: $*"
+    if [ "$(id -u)" != 0 ]; then
+        { has sudo && sudo -n true 2>/dev/null; } || stop "please run: sudo apt-get install -y $*"
+        as=(sudo)
+    fi
+    say "installing Debian packages: $*"
+    if [ -z "$apt_updated" ]; then
+        "${as[@]}" apt-get update -q || say "apt-get update failed; trying with the package lists at hand"
+        apt_updated=yes
+    fi
+    "${as[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" ||
+        stop "apt-get could not install: $*"
+}
+
+python_fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; }
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.11 python3.12 python3.13 python3.14}; do
+        if has "$candidate" && python_fits "$candidate"; then command -v "$candidate"; return; fi
+    done
+    return 1
+}
+
+make_venv() {
+    local python
+    if ! python=$(find_python); then
+        [ -z "${PYTHON:-}" ] || stop "$PYTHON is not Python 3.11 to 3.14"
+        debian python3 python3-venv
+        python=$(find_python) || stop "no Python 3.11 to 3.14 found; install one, or name it: make setup PYTHON=/path"
+    fi
+    # Debian splits venv off; its python then imports venv but cannot bring pip along.
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || debian python3-venv
+    say "making .venv with $("$python" --version) ($python)"
+    "$python" -m venv --clear .venv
+}
+
+# fastecdsa, which libp2p needs, has no wheel for Linux: pip compiles it.
+need_compiler() {
+    local missing=() python=$1
+    .venv/bin/python -c 'import fastecdsa' 2>/dev/null && return
+    { has cc || has gcc; } || missing+=(gcc libc6-dev)
+    "$python" -c 'import pathlib, sysconfig, sys
+sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' || missing+=(python3-dev)
+    if ! echo '#include <gmp.h>' | cc -E -xc - >/dev/null 2>&1; then missing+=(libgmp-dev); fi
+    [ ${#missing[@]} = 0 ] || debian "${missing[@]}"
+}
+
+# On Linux, PyPI's torch brings gigabytes of CUDA. Without an NVIDIA card the CPU build does, where its
+# index can be reached; a CPU wheel that pip already knows of (PIP_FIND_LINKS) wins in the same way.
+torch_index() {
+    local index=https://download.pytorch.org/whl/cpu
+    if [ "$(uname -s)" = Linux ] && ! has nvidia-smi &&
+        .venv/bin/python -c "import urllib.request as u; u.urlopen('$index/torch/', timeout=5)" 2>/dev/null; then
+        echo "--extra-index-url $index"
+    fi
+}
+
+install() {
+    say "installing Shoal and what it needs into .venv (a few minutes the first time)"
+    # shellcheck disable=SC2046  # an empty answer must be no argument
+    .venv/bin/python -m pip install --disable-pip-version-check $(torch_index) -e '.[dev]' ||
+        stop "pip failed: its last lines say why. Check the network, then run again; nothing is lost"
+    local cuda
+    cuda=$(.venv/bin/python -m pip list --disable-pip-version-check 2>/dev/null | grep -c '^nvidia-' || true)
+    if [ "$cuda" != 0 ] && ! has nvidia-smi; then
+        say "note: torch came with $cuda CUDA packages that this machine cannot use; they only take disk space"
+    fi
+}
+
+stamp=.venv/shoal-setup
+wanted="$(cksum <pyproject.toml) $(pwd -P)"
+
+if ! { [ -x .venv/bin/python ] && python_fits .venv/bin/python; }; then make_venv; fi
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    need_compiler .venv/bin/python
+    install
+    echo "$wanted" >"$stamp"
+    say "ready"
+else
+    say "nothing to do"
+fi
