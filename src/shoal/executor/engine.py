@@ -1,0 +1,124 @@
+"""A span at work: sessions with their KV, steps one after another on the torch thread."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from shoal.errors import Busy, StepFailed, UnknownSession
+from shoal.executor.tensors import from_bytes, to_bytes
+from shoal.executor.thread import TorchThread
+from shoal.models.span import Cache, SpanModule
+from shoal.types import DType, SessionId
+
+
+@dataclass(slots=True)
+class _Held:
+    """One session's KV: the cache, and the tokens it may grow to."""
+
+    cache: Cache
+    module: SpanModule
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """What came out of a step at this hop."""
+
+    payload: bytes
+    compute_us: int
+    waiting_us: int
+
+
+class Engine:
+    """Forwards of one span for many sessions, within a budget of KV tokens.
+
+    Steps run in the order in which they are asked for. One session's cache is never visible to another.
+    """
+
+    def __init__(
+        self, module: SpanModule, thread: TorchThread, *, dtype: DType, tokens: int, max_sessions: int
+    ) -> None:
+        self.module = module
+        self.dtype: DType = dtype
+        self.tokens = tokens
+        """Tokens of KV that all sessions together may reserve."""
+        self._thread = thread
+        self._max_sessions = max_sessions
+        self._sessions: dict[SessionId, _Held] = {}
+        self._reserved = 0
+
+    @property
+    def tokens_free(self) -> int:
+        return self.tokens - self._reserved
+
+    @property
+    def sessions(self) -> int:
+        return len(self._sessions)
+
+    def open(self, session: SessionId, tokens: int, module: SpanModule | None = None) -> None:
+        """Reserve KV for ``tokens`` tokens.
+
+        Raises:
+            Busy: there is no room; says how much there is.
+        """
+        if session in self._sessions:
+            raise Busy("this session is open here already", tokens_free=self.tokens_free)
+        if len(self._sessions) >= self._max_sessions:
+            raise Busy(f"all {self._max_sessions} sessions are taken", tokens_free=self.tokens_free)
+        if tokens > self.tokens_free:
+            raise Busy(
+                f"no room for {tokens} tokens of KV, {self.tokens_free} of {self.tokens} are free",
+                tokens_free=self.tokens_free,
+            )
+        module = module or self.module
+        self._sessions[session] = _Held(module.new_cache(), module, tokens)
+        self._reserved += tokens
+
+    def close(self, session: SessionId) -> None:
+        """Give the session's KV back. A session that is not open is no error."""
+        held = self._sessions.pop(session, None)
+        if held is not None:
+            self._reserved -= held.tokens
+
+    async def forward(
+        self, session: SessionId, position: int, payload: bytes, rows: int, wanted: int
+    ) -> Forwarded:
+        """Run ``rows`` tokens from ``position`` on; keep the last ``wanted`` rows of what comes out.
+
+        A cache longer than ``position`` is rolled back to it first.
+
+        Raises:
+            UnknownSession: the session is not open.
+            CannotRollBack: the cache cannot return to ``position``.
+            StepFailed: the forward failed or what came out is not finite; the cache is cut to ``position``.
+        """
+        held = self._sessions.get(session)
+        if held is None:
+            raise UnknownSession("this session is not open here")
+        asked = time.perf_counter_ns()
+
+        def work() -> Forwarded:
+            began = time.perf_counter_ns()
+            out = _forward(held, position, from_bytes(payload, self.dtype, rows, self.module.width), wanted)
+            ended = time.perf_counter_ns()
+            return Forwarded(out, (ended - began) // 1000, (began - asked) // 1000)
+
+        return await self._thread.run(work)
+
+
+def _forward(held: _Held, position: int, hidden: torch.Tensor, wanted: int) -> bytes:
+    module, cache = held.module, held.cache
+    if module.cache_length(cache) > position:
+        module.crop(cache, position)
+    try:
+        out = module.forward(hidden, cache, position)
+        return to_bytes(out[:, out.shape[1] - wanted :])
+    except RuntimeError as error:  # what torch raises for shapes, memory and its own faults
+        module.crop(cache, position)
+        raise StepFailed(f"the forward failed: {error}") from error
+    except StepFailed:
+        module.crop(cache, position)
+        raise

@@ -1,0 +1,140 @@
+"""What a node says of itself: signed, bounded, with an expiry. Pure: the caller brings the time.
+
+An announcement is msgpack bytes, an ed25519 signature over ``CONTEXT + bytes``, and nothing else: the
+key is in the peer id. Times are seconds since the epoch by the announcer's clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from shoal.errors import RemoteProtocolError
+from shoal.types import Digest, DType, ModelShape, PeerAddress, PeerId, Span
+
+MAX_ANNOUNCEMENT = 4 << 10
+"""Bytes; a usual one is 500."""
+MAX_LIFETIME_S = 300.0
+CLOCK_SKEW_S = 30.0
+"""How far a peer's clock may run ahead of ours."""
+CONTEXT = b"shoal announcement 1\n"
+
+Address = Annotated[str, Meta(max_length=256)]
+Addresses = Annotated[tuple[Address, ...], Meta(max_length=16)]
+Verify = Callable[[PeerId, bytes, bytes], bool]
+
+
+class Served(Struct, frozen=True, array_like=True):
+    """A model, the span of it that a node serves, and how well."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=200)]
+    digest: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+    n_blocks: Annotated[int, Meta(ge=1, le=1 << 14)]
+    hidden_size: Annotated[int, Meta(ge=1, le=1 << 20)]
+    context: Annotated[int, Meta(ge=1, le=1 << 30)]
+    vocab_size: Annotated[int, Meta(ge=1, le=1 << 26)]
+    start: Annotated[int, Meta(ge=0, le=1 << 14)]
+    end: Annotated[int, Meta(ge=1, le=1 << 14)]
+    dtype: DType
+    tokens: Annotated[int, Meta(ge=0, le=1 << 40)]
+    """KV tokens that all sessions together may take."""
+    tokens_free: Annotated[int, Meta(ge=0, le=1 << 40)]
+    sessions: Annotated[int, Meta(ge=0, le=1 << 20)]
+    step_ms: Annotated[float, Meta(ge=0, le=3_600_000)]
+    """Time of one decode step through the span, as the node measured it; 0 when it has not."""
+
+    @property
+    def span(self) -> Span:
+        return Span(self.start, self.end)
+
+    @property
+    def shape(self) -> ModelShape:
+        return ModelShape(
+            self.model, Digest(self.digest), self.n_blocks, self.hidden_size, self.context, self.vocab_size
+        )
+
+
+class Announcement(Struct, frozen=True, array_like=True):
+    """One node's word about itself. A later one (by ``sequence``) replaces an earlier one."""
+
+    peer: Annotated[str, Meta(min_length=1, max_length=128)]
+    sequence: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+    issued: float
+    expires: float
+    libp2p: Addresses
+    direct: Addresses
+    served: Served | None
+    """``None`` from a node that serves nothing now: it leaves, or it only takes part in the network."""
+    agent: Annotated[str, Meta(max_length=64)] = ""
+
+    @property
+    def address(self) -> PeerAddress:
+        return PeerAddress(PeerId(self.peer), self.libp2p, self.direct)
+
+    @property
+    def leaving(self) -> bool:
+        return self.served is None
+
+
+class _Sealed(Struct, frozen=True, array_like=True):
+    body: Annotated[bytes, Meta(max_length=MAX_ANNOUNCEMENT)]
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+_seal = msgspec.msgpack.Encoder()
+_unseal = msgspec.msgpack.Decoder(_Sealed)
+_decode = msgspec.msgpack.Decoder(Announcement)
+
+
+def seal(announcement: Announcement, sign: Callable[[bytes], bytes]) -> bytes:
+    """The announcement as it travels."""
+    body = _seal.encode(announcement)
+    return _seal.encode(_Sealed(body, sign(CONTEXT + body)))
+
+
+def unseal(data: bytes, now: float, verify: Verify) -> Announcement:
+    """Read an announcement and check all that can be checked without knowing earlier ones.
+
+    Raises:
+        RemoteProtocolError: too long, not an announcement, not signed by the peer it speaks of, expired,
+            from the future, living too long, or with values that cannot be.
+    """
+    if len(data) > MAX_ANNOUNCEMENT:
+        raise RemoteProtocolError(
+            f"an announcement of {len(data)} bytes; at most {MAX_ANNOUNCEMENT} are allowed"
+        )
+    try:
+        sealed = _unseal.decode(data)
+        announcement = _decode.decode(sealed.body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RemoteProtocolError(f"not an announcement: {error}") from error
+    if not verify(PeerId(announcement.peer), CONTEXT + sealed.body, sealed.signature):
+        raise RemoteProtocolError(f"an announcement that {announcement.peer} has not signed")
+    _check_times(announcement, now)
+    _check_served(announcement.served)
+    return announcement
+
+
+def _check_times(announcement: Announcement, now: float) -> None:
+    issued, expires = announcement.issued, announcement.expires
+    if not (math.isfinite(issued) and math.isfinite(expires)):
+        raise RemoteProtocolError("an announcement with times that are no numbers")
+    if issued > now + CLOCK_SKEW_S:
+        raise RemoteProtocolError(f"an announcement from {issued - now:.0f} s in the future")
+    if not 0 < expires - issued <= MAX_LIFETIME_S:
+        raise RemoteProtocolError(f"an announcement that is to live {expires - issued:.0f} s")
+    if expires <= now:
+        raise RemoteProtocolError(f"an announcement that expired {now - expires:.0f} s ago")
+
+
+def _check_served(served: Served | None) -> None:
+    if served is None:
+        return
+    if not served.start < served.end <= served.n_blocks:
+        raise RemoteProtocolError(f"a span {served.start}:{served.end} of {served.n_blocks} blocks")
+    if served.tokens_free > served.tokens or not math.isfinite(served.step_ms):
+        raise RemoteProtocolError("an announcement with a capacity that cannot be")
