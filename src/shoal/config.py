@@ -7,17 +7,20 @@ A value comes from the first of: a flag, ``SHOAL_<NAME>`` in the environment, ``
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import platformdirs
 
 from shoal.errors import UsageError
+from shoal.types import DType
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
@@ -39,7 +42,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.match(text)
     if not match:
         raise UsageError(f"{text!r} is not a size", check="write a number and a unit, for example 4GiB")
-    return int(float(match[1]) * _UNITS[(match[2] or "B").lower()])
+    return round(Fraction(match[1]) * _UNITS[(match[2] or "B").lower()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,8 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     """Settings from flags (``None`` means not given), environment, ``config.toml`` and defaults.
 
     Raises:
-        UsageError: a value of the wrong type, or an unknown name in ``config.toml``.
+        UsageError: a value of the wrong type or out of bounds, an unknown name in ``config.toml``, or a
+            ``config.toml`` that cannot be read.
     """
     environ = os.environ if environ is None else environ
     paths = default_paths(environ)
@@ -152,7 +156,9 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     for name, value in (flags or {}).items():
         if value is not None:
             values[name] = _coerce(name, value, f"--{name.replace('_', '-')}")
-    return Settings(**values, paths=paths)
+    settings = Settings(**values, paths=paths)
+    _check(settings)
+    return settings
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -160,7 +166,9 @@ def _read_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", check="that it is a file that you may read") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", check="the line it names") from error
     unknown = sorted(set(values) - set(OPTIONS))
     if unknown:
@@ -171,24 +179,35 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _coerce(name: str, value: Any, source: str) -> Any:
+    """The value in the option's type. Text is read; a number or a list must be of the right type already."""
     kind = _TYPES[name]
     try:
-        if kind is bool:
-            return _to_bool(value)
         if name == "memory" and isinstance(value, str):
             return parse_size(value)
         if kind == tuple[str, ...]:
-            items = value.replace(",", " ").split() if isinstance(value, str) else value
-            return tuple(str(item) for item in items)
-        return kind(value)
+            return _to_texts(value)
+        if isinstance(value, str):
+            return _to_bool(value) if kind is bool else kind(value.strip())
+        # TOML's 1.0 is no port and its true no number of threads, though Python would take them.
+        if type(value) is kind or (kind is float and type(value) is int):
+            return kind(value)
+        raise TypeError
     except (TypeError, ValueError) as error:
         raise UsageError(f"{source} has {value!r} for {name}, which needs {_spell(kind)}") from error
 
 
-def _to_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).strip().lower()
+def _to_texts(value: Any) -> tuple[str, ...]:
+    items = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        raise TypeError
+    texts = cast("list[Any] | tuple[Any, ...]", items)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError
+    return tuple(texts)
+
+
+def _to_bool(value: str) -> bool:
+    text = value.strip().lower()
     if text in ("1", "true", "yes", "on"):
         return True
     if text in ("0", "false", "no", "off", ""):
@@ -197,7 +216,45 @@ def _to_bool(value: Any) -> bool:
 
 
 def _spell(kind: Any) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+    names: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return names.get(kind, "a list of texts")
+
+
+_PORTS = (0, 65535)
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "port": _PORTS,
+    "direct_port": _PORTS,
+    "memory": (0, 1 << 60),
+    "threads": (0, 4096),
+    "max_sessions": (1, 1 << 20),
+    "kv_tokens": (1, 1 << 40),
+    "prefill_chunk": (1, 1 << 22),
+    "announce_s": (0.05, 120),
+    "expiry_s": (0.1, 300),
+    "step_timeout_s": (0.01, 86400),
+    "open_timeout_s": (0.01, 86400),
+}
+_WORDS: dict[str, tuple[str, ...]] = {
+    "dtype": get_args(DType),
+    "log_level": ("debug", "info", "warning", "error"),
+}
+
+
+def _check(settings: Settings) -> None:
+    for name, (least, most) in _BOUNDS.items():
+        value = getattr(settings, name)
+        if not (math.isfinite(value) and least <= value <= most):
+            raise UsageError(f"{name} is {value}", check=f"it must be between {least} and {most}")
+    for name, words in _WORDS.items():
+        if getattr(settings, name) not in words:
+            raise UsageError(
+                f"{name} is {getattr(settings, name)!r}", check=f"it must be one of: {', '.join(words)}"
+            )
+    if settings.expiry_s <= settings.announce_s:
+        raise UsageError(
+            f"expiry_s ({settings.expiry_s}) is not above announce_s ({settings.announce_s})",
+            check="a peer would be taken for gone between two of its announcements; three times is usual",
+        )
 
 
 _TYPES: dict[str, Any] = get_type_hints(Settings)

@@ -29,6 +29,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from shoal.config import Settings
 from shoal.errors import BadInvite, NotAllowed, ShoalError, UsageError
 
 PUBLIC = "public"
@@ -207,6 +208,22 @@ def load(folder: Path, name: str) -> Membership:
             check="ask a member for a new invite, and move that file away",
             next_command="shoal join CODE",
         ) from error
+
+
+def of(settings: Settings) -> Membership:
+    """The swarm that the settings name; a private one is made when it is not there yet.
+
+    Raises:
+        NotAllowed: it is the public one, and ``public`` was not set.
+        UsageError: as :func:`load_or_create`.
+    """
+    if settings.swarm == PUBLIC and not settings.public:
+        raise NotAllowed(
+            "the public swarm needs the user's word",
+            check="its peers see your address, what you serve and the hidden states you send",
+            next_command="the same command with --public",
+        )
+    return load_or_create(settings.paths.swarms, settings.swarm)
 
 
 def load_or_create(folder: Path, name: str) -> Membership:

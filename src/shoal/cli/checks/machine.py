@@ -1,0 +1,89 @@
+"""Is this machine fit: Python, packages, memory, disk, files, clock."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import sys
+import time
+from pathlib import Path
+
+import shoal.errors
+from shoal.cli.checks.finding import Finding
+from shoal.cli.version import LIBRARIES, release
+from shoal.config import Settings
+
+LEAST_MEMORY = 1 << 30
+"""Bytes: torch and transformers take about half of it before any weights."""
+LEAST_DISK = 1 << 30
+
+
+def python_version(_: Settings) -> Finding:
+    text = ".".join(map(str, sys.version_info[:3]))
+    if (3, 11) <= sys.version_info < (3, 15):
+        return Finding("python", "ok", text)
+    return Finding("python", "fail", f"{text} is not 3.11 to 3.14", "make setup PYTHON=/path/to/python3.11")
+
+
+def packages(_: Settings) -> Finding:
+    found = {name: release(name) for name in LIBRARIES}
+    text = ", ".join(f"{name} {text}" for name, text in found.items())
+    if "missing" in found.values():
+        return Finding("packages", "fail", text, "make setup")
+    return Finding("packages", "ok", text)
+
+
+def memory(settings: Settings) -> Finding:
+    import psutil
+
+    free = psutil.virtual_memory().available
+    text = f"{free / 2**30:.1f} GiB free"
+    if free < max(LEAST_MEMORY, settings.memory):
+        wanted = max(LEAST_MEMORY, settings.memory) / 2**30
+        return Finding(
+            "memory", "fail", f"{text}, {wanted:.1f} GiB wanted", "end other programs, or lower --memory"
+        )
+    return Finding("memory", "ok", text)
+
+
+def disk(settings: Settings) -> Finding:
+    free = shutil.disk_usage(_existing(settings.paths.models)).free
+    text = f"{free / 2**30:.1f} GiB free at {settings.paths.models}"
+    if free < LEAST_DISK:
+        return Finding("disk", "fail", text, "shoal models list, then shoal models rm NAME")
+    return Finding("disk", "ok", text)
+
+
+def config_file(settings: Settings) -> Finding:
+    path = settings.paths.config_file
+    return Finding("config", "ok", f"{path}" if path.exists() else f"defaults; {path} may change them")
+
+
+def identity(settings: Settings) -> Finding:
+    path = settings.paths.identity
+    if not path.exists():
+        return Finding("identity", "note", "none yet; it is made when it is first needed", "shoal key create")
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        return Finding("identity", "fail", f"{path} is open to others (mode {mode:04o})", f"chmod 600 {path}")
+    try:
+        with path.open("rb"):
+            return Finding("identity", "ok", str(path))
+    except OSError as error:
+        return Finding("identity", "fail", f"{path}: {error.strerror}", f"chown $USER {path}")
+
+
+def clock(_: Settings) -> Finding:
+    # Announcements carry times, and peers refuse those that are 30 s ahead. A clock that was never set is
+    # behind the files that were installed by it.
+    behind = Path(shoal.errors.__file__).stat().st_mtime - time.time()
+    if behind > 60:
+        return Finding(
+            "clock", "fail", f"at least {behind:.0f} s behind", "set the clock, for example by NTP"
+        )
+    return Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,0 +1,46 @@
+"""The nodes that run on this machine, by the files that they keep while they do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+
+class RunningNode(Struct, frozen=True):
+    """What a serving process writes about itself into ``Paths.nodes``."""
+
+    pid: int
+    peer: str
+    swarm: str
+    model: str = ""
+    span: str = ""
+    addresses: tuple[str, ...] = ()
+    """Multiaddrs of its libp2p host, each with its ``/p2p`` part."""
+
+
+def running(folder: Path) -> list[RunningNode]:
+    """The nodes whose process is alive. A file left by one that was killed is passed over."""
+    found: list[RunningNode] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            node = msgspec.json.decode(path.read_bytes(), type=RunningNode)
+        except (OSError, msgspec.DecodeError, RecursionError):
+            continue  # gone between the two looks, half written, or not ours: no running node in any case
+        if _alive(node.pid):
+            found.append(node)
+    return found
+
+
+def _alive(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True

@@ -1,0 +1,75 @@
+"""`shoal up` and `shoal serve`: be a node of a swarm."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from shoal.cli import options
+from shoal.errors import ShoalError, UsageError
+from shoal.types import Span
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(up)
+    app.command()(serve)
+
+
+def up(
+    swarm: options.Swarm = None,
+    public: options.Public = None,
+    model: options.Model = None,
+    memory: options.Memory = None,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Be in the swarm and serve. Takes what it lacks most of the model, until Ctrl-C."""
+    settings = options.settings(swarm=swarm, public=public, model=model, memory=memory, threads=threads)
+    raise ShoalError(f"serving {settings.model} is not wired yet")
+
+
+def serve(
+    model: options.ModelArgument,
+    span: Annotated[
+        str | None,
+        typer.Option(metavar="START:END", help="Blocks to serve; what the swarm lacks most if not given."),
+    ] = None,
+    swarm: options.Swarm = None,
+    public: options.Public = None,
+    memory: options.Memory = None,
+    threads: options.Threads = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    direct_port: options.DirectPort = None,
+    dtype: options.DType = None,
+    bootstrap: options.Bootstrap = None,
+    as_json: options.Json = False,
+) -> None:
+    """Serve a span of MODEL. Ends with Ctrl-C or SIGTERM, open sessions first."""
+    settings = options.settings(
+        swarm=swarm,
+        public=public,
+        model=model,
+        memory=memory,
+        threads=threads,
+        host=host,
+        port=port,
+        direct_port=direct_port,
+        dtype=dtype,
+        bootstrap=bootstrap,
+    )
+    wanted = span_of(span)
+    raise ShoalError(f"serving {settings.model} {wanted or ''} is not wired yet")
+
+
+def span_of(text: str | None) -> Span | None:
+    """The value of ``--span``.
+
+    Raises:
+        UsageError: it is no span.
+    """
+    try:
+        return Span.parse(text) if text else None
+    except ValueError as error:
+        raise UsageError(f"--span: {error}") from error

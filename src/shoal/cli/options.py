@@ -1,0 +1,78 @@
+"""The options that commands share, each defined once and named as its field in Settings."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from shoal import config
+from shoal.config import Settings
+from shoal.swarm.membership import PUBLIC
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Swarm = Annotated[str | None, typer.Option(help="The swarm to be in, by its name here.", show_default=False)]
+Public = Annotated[
+    bool | None,
+    typer.Option("--public", help="Be in the public swarm: its peers see our address and hidden states."),
+]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A catalogue name, folder, GGUF or hub id.")
+]
+Model = Annotated[
+    str | None, typer.Option(help="The model; the default one if not named.", show_default=False)
+]
+Host = Annotated[str | None, typer.Option(help="The interface to listen on.", show_default=False)]
+Port = Annotated[int | None, typer.Option(help="TCP port of the libp2p host; 0 takes a free one.")]
+DirectPort = Annotated[int | None, typer.Option(help="TCP port of the direct carrier; 0 takes a free one.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="What the node may take, for example 4GiB.", show_default=False),
+]
+Threads = Annotated[int | None, typer.Option(help="Threads of the node's forward.", show_default=False)]
+DType = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16; one for the whole route.", show_default=False),
+]
+Bootstrap = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MULTIADDR", help="One more address to join through.", show_default=False),
+]
+
+_for_every_command: dict[str, Any] = {}
+
+
+def remember(**flags: Any) -> None:
+    """Keep what was given before the command's name, for ``settings``."""
+    _for_every_command.clear()
+    _for_every_command.update(flags)
+
+
+def settings(**flags: Any) -> Settings:
+    """The settings of this command: its flags (``None`` means not given) above all else. Sets up logging.
+
+    Raises:
+        UsageError: an option, variable or line of ``config.toml`` with a value it cannot have.
+    """
+    given = {name: value for name, value in flags.items() if value != []}
+    if given.get("public") and given.get("swarm") is None:
+        given["swarm"] = PUBLIC
+    found = config.load({**_for_every_command, **given})
+    _log_to_stderr(found.log_level)
+    return found
+
+
+def debugging() -> bool:
+    """Whether the user asked for everything, tracebacks too."""
+    return logging.getLogger("shoal").isEnabledFor(logging.DEBUG)
+
+
+def _log_to_stderr(level: str) -> None:
+    """Our own log at ``level``; the libraries' warnings only with ``debug``, for they are not the user's."""
+    libraries = logging.WARNING if level == "debug" else logging.ERROR
+    logging.basicConfig(
+        stream=sys.stderr, level=libraries, format="%(levelname)s %(name)s: %(message)s", force=True
+    )
+    logging.getLogger("shoal").setLevel(level.upper())

@@ -1,0 +1,134 @@
+"""What a command says: data on stdout, everything else on stderr, errors in one shape."""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from shoal.errors import Busy, NoCoverage, OutOfResources, ShoalError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def wants_json(argv: Sequence[str]) -> bool:
+    """Whether ``--json`` is among the options, known even when the command line does not parse."""
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    return "--json" in options
+
+
+def emit(data: object, as_json: bool, render: Callable[[], RenderableType]) -> None:
+    """Print ``data`` on stdout: one JSON object on one line, or what ``render`` makes of it for a reader.
+
+    A plain string is printed as it is, whatever its length.
+    """
+    if as_json:
+        sys.stdout.write(to_json(data) + "\n")
+        return
+    shown = render()
+    if isinstance(shown, str):
+        sys.stdout.write(shown + "\n")
+        return
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        Console(highlight=False).print(shown)
+        return
+    # Off a terminal rich would cut at 80 columns, and fill up with blanks, what a program wants as it is.
+    console = Console(width=240, highlight=False)
+    with console.capture() as captured:
+        console.print(shown)
+    sys.stdout.writelines(line.rstrip() + "\n" for line in captured.get().splitlines())
+
+
+def to_json(data: object) -> str:
+    """One line of JSON; paths and other foreign types as text."""
+    return msgspec.json.encode(data, enc_hook=str).decode()
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, on stderr."""
+    sys.stderr.write(printable(text) + "\n")
+    sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    """Text of a peer or a model without the control characters that could drive a terminal."""
+    return _CONTROLS.sub("�", text)
+
+
+def error_fields(error: ShoalError) -> dict[str, Any]:
+    """An error as ``--json`` shows it."""
+    fields: dict[str, Any] = {
+        "code": error.code,
+        "message": error.message,
+        "check": error.check,
+        "next_command": error.next_command,
+        "exit_code": error.exit_code,
+    }
+    if isinstance(error, NoCoverage):
+        fields["missing"] = [str(span) for span in error.missing]
+    if isinstance(error, Busy):
+        fields |= {"retry_after_s": error.retry_after_s, "tokens_free": error.tokens_free}
+    return fields
+
+
+def report(error: ShoalError, as_json: bool) -> None:
+    """Show an error: what is wrong, what to check, what to type next."""
+    if as_json:
+        sys.stdout.write(to_json({"error": error_fields(error)}) + "\n")
+        sys.stdout.flush()
+        return
+    lines = [("error", error.message), ("check", error.check), ("try", error.next_command)]
+    width = max(len(name) for name, _ in lines) + 2
+    colour = sys.stderr.isatty()
+    for name, text in lines:
+        if text:
+            head = f"{name}:".ljust(width)
+            if colour:
+                head = f"\x1b[{'1;31' if name == 'error' else '1'}m{head}\x1b[0m"
+            say_raw(head + printable(text))
+
+
+def say_raw(line: str) -> None:
+    """A line on stderr that may hold our own colours."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def as_shoal_error(error: BaseException) -> ShoalError | None:
+    """The error to show for what a command raised, or ``None`` when it is a defect.
+
+    A nursery wraps what its tasks raise in groups: the first error in there that we know is the one to show.
+    """
+    if isinstance(error, ShoalError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        found = [as_shoal_error(inner) for inner in error.exceptions]
+        return next((inner for inner in found if inner is not None), None)
+    if isinstance(error, MemoryError):
+        return OutOfResources(
+            "this machine has no memory left", check="other programs", next_command="shoal doctor"
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        message = f"{error.filename}: {error.strerror}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return OutOfResources(message, check="free disk space", next_command="shoal doctor")
+        return ShoalError(
+            message, check="that it exists and that you may use it", next_command="shoal doctor"
+        )
+    return None
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether a Ctrl-C is what ended the command, alone or among the errors it caused."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(interrupted(inner) for inner in error.exceptions)
+    return isinstance(error, KeyboardInterrupt)

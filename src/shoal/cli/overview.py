@@ -1,0 +1,157 @@
+"""What `shoal status` and `shoal peers` show, made from announcements. Pure: the caller brings the facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shoal.cli.output import printable
+from shoal.net.network import PeerConnection
+from shoal.swarm.announcement import Announcement
+from shoal.swarm.directory import coverage
+from shoal.types import PeerId, gaps
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+DRAWN_BLOCKS = 64
+"""Blocks of a model are drawn one a character up to here; beyond, several share one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerView:
+    """One peer of the swarm as this machine sees it."""
+
+    peer: str
+    path: str
+    """``direct`` or ``relayed``; empty when we hold no connection to it."""
+    address: str
+    rtt_ms: float | None
+    model: str
+    start: int
+    end: int
+    dtype: str
+    sessions: int
+    tokens_free: int
+    tokens_per_s: float | None
+    """Decode steps of one session through its span alone, as it measured them."""
+    expires_in_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """One model of which the swarm serves some blocks."""
+
+    name: str
+    digest: str
+    n_blocks: int
+    complete: bool
+    missing: list[str]
+    peers_per_block: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The whole swarm, as far as this machine knows it."""
+
+    swarm: str
+    peer: str
+    """Ourselves."""
+    peers: list[PeerView] = field(default_factory=list[PeerView])
+    models: list[ModelView] = field(default_factory=list[ModelView])
+
+
+def overview(
+    swarm: str,
+    ourselves: PeerId,
+    announcements: Iterable[Announcement],
+    connections: Sequence[PeerConnection],
+    rtt_s: Mapping[PeerId, float],
+    now: float,
+) -> Overview:
+    """Put what is known of the swarm together, peers in the order of their blocks."""
+    alive = sorted(
+        announcements, key=lambda a: (a.served.model, a.served.span, a.peer) if a.served else ("",)
+    )
+    held = {connection.peer: connection for connection in connections}
+    peers = [_peer(a, held.get(PeerId(a.peer)), rtt_s.get(PeerId(a.peer)), now) for a in alive]
+    return Overview(swarm, ourselves, peers, _models(alive))
+
+
+def _peer(a: Announcement, held: PeerConnection | None, rtt_s: float | None, now: float) -> PeerView:
+    served = a.served
+    return PeerView(
+        peer=a.peer,
+        path=held.path if held else "",
+        address=held.address if held else (a.libp2p[0] if a.libp2p else ""),
+        rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 3),
+        model=served.model if served else "",
+        start=served.start if served else 0,
+        end=served.end if served else 0,
+        dtype=served.dtype if served else "",
+        sessions=served.sessions if served else 0,
+        tokens_free=served.tokens_free if served else 0,
+        tokens_per_s=round(1000 / served.step_ms, 1) if served and served.step_ms else None,
+        expires_in_s=round(max(0.0, a.expires - now), 1),
+    )
+
+
+def _models(alive: Sequence[Announcement]) -> list[ModelView]:
+    shapes = {a.served.digest: a.served.shape for a in alive if a.served}
+    views: list[ModelView] = []
+    for digest, shape in shapes.items():
+        spans = [a.served.span for a in alive if a.served and a.served.digest == digest]
+        missing = [str(span) for span in gaps(spans, shape.n_blocks)]
+        counts = coverage(spans, shape.n_blocks)
+        views.append(ModelView(shape.name, digest, shape.n_blocks, not missing, missing, counts))
+    return views
+
+
+def draw(peers_per_block: Sequence[int]) -> str:
+    """One character a block, or a few blocks: how many peers serve it, ``.`` for none, ``+`` for ten."""
+    each = -(-len(peers_per_block) // DRAWN_BLOCKS) or 1
+    least = [min(peers_per_block[i : i + each]) for i in range(0, len(peers_per_block), each)]
+    return "".join("." if count == 0 else "+" if count > 9 else str(count) for count in least)
+
+
+def status_page(view: Overview) -> Group:
+    """Models with their coverage, then who serves them."""
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = [Text(f"swarm {view.swarm}, {len(view.peers)} peers besides {view.peer}")]
+    for model in view.models:
+        found = "complete" if model.complete else f"missing {', '.join(model.missing)}"
+        lines.append(
+            Text(f"{printable(model.name)}  {model.n_blocks} blocks  {draw(model.peers_per_block)}  {found}")
+        )
+    if not view.models:
+        lines.append(Text("nobody serves a model: shoal up"))
+    return Group(*lines, Text(""), peers_table(view.peers))
+
+
+def peers_table(peers: Sequence[PeerView]) -> Table:
+    """One line a peer."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table(box=None, pad_edge=False)
+    for heading in ("peer", "model", "blocks", "path"):
+        rows.add_column(heading, overflow="fold")
+    for heading in ("rtt", "tok/s", "sessions", "free tokens"):
+        rows.add_column(heading, justify="right")
+    for peer in peers:
+        cells = (
+            peer.peer,
+            peer.model or "-",
+            f"{peer.start}:{peer.end}" if peer.end else "-",
+            peer.path or "-",
+            "-" if peer.rtt_ms is None else f"{peer.rtt_ms:.1f} ms",
+            "-" if peer.tokens_per_s is None else f"{peer.tokens_per_s:.1f}",
+            str(peer.sessions),
+            str(peer.tokens_free),
+        )
+        rows.add_row(*(Text(printable(cell)) for cell in cells))
+    return rows

@@ -1,0 +1,74 @@
+"""`shoal invite` and `shoal join`: how people come into a private swarm."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from shoal.cli import options
+from shoal.cli.here import running
+from shoal.cli.output import emit, say
+from shoal.swarm import membership
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(invite)
+    app.command()(join)
+
+
+def invite(
+    swarm: options.Swarm = None,
+    bootstrap: options.Bootstrap = None,
+    qr: Annotated[bool, typer.Option("--qr", help="Draw the code as a QR code too, on stderr.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Print the code that lets others in. Whoever has it is a member of the swarm."""
+    settings = options.settings(swarm=swarm, bootstrap=bootstrap)
+    kept = membership.of(settings)
+    nodes = [node for node in running(settings.paths.nodes) if node.swarm == kept.name]
+    here = [address for node in nodes for address in node.addresses]
+    addresses = dict.fromkeys([*here, *settings.bootstrap, *kept.bootstrap])
+    # A code is typed and scanned: the machine's own addresses first, and only a few.
+    kept = replace(kept, bootstrap=tuple(addresses)[:8])
+    code = membership.to_code(kept)
+    emit({"swarm": kept.name, "code": code, "bootstrap": kept.bootstrap}, as_json, lambda: code)
+    if qr:
+        _draw(code)
+    if not kept.bootstrap:
+        say(
+            "note: no node of this swarm runs here, so the code holds no address; a shared network needs none"
+        )
+    say("give it only to those who may be in the swarm; they type: shoal join CODE")
+
+
+def join(
+    code: Annotated[list[str], typer.Argument(metavar="CODE", help="The invite; - reads it from stdin.")],
+    name: Annotated[
+        str | None, typer.Option(help="What to call the swarm on this machine.", show_default=False)
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Enter a swarm with an invite. One of its members makes the code with `shoal invite`."""
+    settings = options.settings()
+    # A terminal may have broken the code into words, and a shell passes each as an argument.
+    text = sys.stdin.read(2 * membership.MAX_CODE) if code == ["-"] else "".join(code)
+    invited = membership.from_code(text)
+    kept = membership.save(settings.paths.swarms, replace(invited, name=name or invited.name))
+    which = "" if kept.name == settings.swarm else f" --swarm {kept.name}"
+    emit(
+        {"swarm": kept.name, "bootstrap": kept.bootstrap, "next_command": f"shoal status{which}"},
+        as_json,
+        lambda: f"joined {kept.name}",
+    )
+    if not as_json:
+        say(f"next: shoal status{which}, or shoal up{which} to serve a part of a model")
+
+
+def _draw(code: str) -> None:
+    """The code as a QR code. Capitals fit its compact alphabet, and join reads them as well."""
+    import segno
+
+    segno.make_qr(code.upper(), error="l").terminal(out=sys.stderr, compact=True)

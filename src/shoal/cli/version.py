@@ -1,0 +1,33 @@
+"""`shoal version`."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+
+import typer
+
+from shoal.cli.options import Json
+from shoal.cli.output import emit
+
+LIBRARIES = ("torch", "transformers", "libp2p")
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(version)
+
+
+def version(as_json: Json = False) -> None:
+    """Print versions, of Shoal and what it needs."""
+    found = {"shoal": release("shoal"), "python": platform.python_version()}
+    found |= {name: release(name) for name in LIBRARIES}
+    emit(found, as_json, lambda: "\n".join(f"{name} {text}" for name, text in found.items()))
+
+
+def release(package: str) -> str:
+    """A package's version, read without importing it; ``missing`` when it is not installed."""
+    try:
+        return installed(package)
+    except PackageNotFoundError:
+        return "missing"
