@@ -1,0 +1,44 @@
+"""The nouns: what a span is, and which blocks a set of spans leaves uncovered."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.types import Span, gaps
+
+spans = st.tuples(st.integers(0, 40), st.integers(1, 20)).map(lambda p: Span(p[0], p[0] + p[1]))
+
+
+def test_a_span_is_its_start_and_holds_no_end() -> None:
+    span = Span(3, 5)
+    assert (3 in span, 4 in span, 5 in span, "3" in span) == (True, True, False, False)
+    assert len(span) == 2
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 0), (5, 3), (-1, 2)])
+def test_an_empty_or_backward_span_cannot_be_made(start: int, end: int) -> None:
+    with pytest.raises(ValueError, match="start < end"):
+        Span(start, end)
+
+
+@given(spans)
+def test_a_span_reads_back_as_it_is_written(span: Span) -> None:
+    assert Span.parse(str(span)) == span
+
+
+@pytest.mark.parametrize("text", ["", "3", ":", "3:", ":5", "5:3", "-1:4", "a:b", "1:2:3", "1.0:2", "0x1:2"])
+def test_what_is_no_span_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        Span.parse(text)
+
+
+@given(st.lists(spans, max_size=12), st.integers(1, 40))
+def test_gaps_are_exactly_the_blocks_in_no_span(served: list[Span], n_blocks: int) -> None:
+    missing = gaps(served, n_blocks)
+    uncovered = [b for b in range(n_blocks) if not any(b in span for span in served)]
+    assert [b for span in missing for b in range(span.start, span.end)] == uncovered
+    assert all(left.end < right.start for left, right in itertools.pairwise(missing))
