@@ -1,0 +1,130 @@
+"""`shoal doctor`: each thing that can be wrong, with its fix."""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.cli import checks
+from shoal.cli.checks import machine, network
+from shoal.config import Settings, load
+from shoal.swarm.membership import create, save
+from tests.cli.conftest import Shoal
+
+
+@pytest.fixture
+def settings(home: Path) -> Settings:
+    return load()
+
+
+def test_a_new_machine_is_healthy(shoal: Shoal) -> None:
+    ran = shoal("doctor", "--json")
+    assert ran.code == 0
+    assert ran.data["healthy"] is True
+    assert [check["name"] for check in ran.data["checks"]] == list(checks.CHECKS)
+
+
+def test_it_prints_a_line_for_each_check(shoal: Shoal) -> None:
+    lines = shoal("doctor").out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(checks.CHECKS)
+
+
+def test_a_failing_check_names_its_fix_and_ends_with_1(shoal: Shoal, home: Path) -> None:
+    home.mkdir()
+    (home / "identity.key").write_bytes(b"x")
+    (home / "identity.key").chmod(0o644)
+    ran = shoal("doctor")
+    assert ran.code == 1
+    assert f"chmod 600 {home / 'identity.key'}" in ran.out
+
+
+def test_a_broken_config_file_is_a_finding_and_the_rest_is_looked_at(shoal: Shoal, home: Path) -> None:
+    home.mkdir()
+    (home / "config.toml").write_text("port = 'x'")
+    ran = shoal("doctor", "--json")
+    assert ran.code == 1
+    findings = {check["name"]: check for check in ran.data["checks"]}
+    assert findings["config"]["verdict"] == "fail"
+    assert set(findings) == set(checks.CHECKS)
+
+
+def test_a_port_that_is_taken(settings: Settings) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        found = network.ports(replace(settings, host="127.0.0.1", port=port))
+    assert (found.verdict, str(port) in found.detail) == ("fail", True)
+    assert network.ports(replace(settings, host="127.0.0.1", port=port)).verdict == "ok"
+
+
+def test_too_little_memory(settings: Settings) -> None:
+    assert machine.memory(replace(settings, memory=1 << 60)).verdict == "fail"
+
+
+def test_too_little_disk(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "LEAST_DISK", 1 << 60)
+    assert machine.disk(settings).verdict == "fail"
+
+
+def test_a_clock_that_was_never_set(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert machine.clock(settings).verdict == "fail"
+
+
+def test_a_package_that_is_missing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "LIBRARIES", ("shoal-does-not-exist",))
+    assert (machine.packages(settings).verdict, machine.packages(settings).fix) == ("fail", "make setup")
+
+
+def test_no_hub_is_no_failure(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in network.hub(settings).detail
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    assert network.hub(settings).verdict == "note"
+
+
+def test_no_multicast_is_no_failure(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr(socket.socket, "setsockopt", refuse)
+    assert "shoal invite" in network.multicast(settings).fix
+
+
+def test_a_swarm_whose_addresses_are_silent(settings: Settings) -> None:
+    peer = "12D3KooWGbkv2Ev5EZaQuGWbvHpJnGMNPpgKPMKU1Y6DXA1rWvY5"
+    with socket.socket() as open_port:
+        open_port.bind(("127.0.0.1", 0))
+        open_port.listen()
+        address = f"/ip4/127.0.0.1/tcp/{open_port.getsockname()[1]}/p2p/{peer}"
+        save(settings.paths.swarms, create("home", [address]))
+        assert network.swarms(settings).verdict == "ok"
+    assert "nobody answers" in network.swarms(settings).detail
+
+
+def test_a_damaged_swarm_file_is_a_finding(settings: Settings) -> None:
+    settings.paths.swarms.mkdir(parents=True)
+    (settings.paths.swarms / "home.json").write_text("{")
+    assert "is damaged" in checks.run("swarms", settings).detail
+
+
+def test_an_identity_that_cannot_be_read(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    settings.paths.identity.parent.mkdir(parents=True)
+    settings.paths.identity.touch(0o600)
+    monkeypatch.setattr(Path, "open", refuse)
+    assert (machine.identity(settings).verdict, machine.identity(settings).detail.endswith("denied")) == (
+        "fail",
+        True,
+    )

@@ -1,0 +1,81 @@
+"""What `shoal status` shows of a swarm, from announcements alone."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from shoal.cli.overview import Overview, draw, overview, peers_table, status_page
+from shoal.net.network import PeerConnection
+from shoal.swarm.announcement import Announcement, Served
+from shoal.types import DType, PeerId
+
+DIGEST = "sha256:" + "0" * 64
+
+
+def announced(
+    peer: str, start: int, end: int, *, model: str = "fish", dtype: DType = "float32"
+) -> Announcement:
+    served = Served(model, DIGEST, 30, 64, 2048, 100, start, end, dtype, 1000, 900, 2, 12.5)
+    return Announcement(peer, 1, 100.0, 130.0, ("/ip4/10.0.0.1/tcp/1",), (), served)
+
+
+def seen(*announcements: Announcement) -> Overview:
+    connections = [PeerConnection(PeerId("b"), "/ip4/10.0.0.2/tcp/2", "relayed")]
+    return overview("home", PeerId("me"), announcements, connections, {PeerId("b"): 0.0123}, now=110.0)
+
+
+def shown(view: Overview) -> str:
+    console = Console(width=200, highlight=False)
+    with console.capture() as captured:
+        console.print(status_page(view))
+    return captured.get()
+
+
+def test_peers_come_in_the_order_of_their_blocks() -> None:
+    view = seen(announced("b", 10, 30), announced("c", 0, 10))
+    assert [(peer.peer, peer.start) for peer in view.peers] == [("c", 0), ("b", 10)]
+
+
+def test_a_covered_model_is_complete() -> None:
+    (model,) = seen(announced("a", 0, 20), announced("b", 10, 30)).models
+    assert (model.complete, model.missing) == (True, [])
+    assert model.peers_per_block == [1] * 10 + [2] * 10 + [1] * 10
+
+
+def test_gaps_are_named() -> None:
+    view = seen(announced("a", 5, 10), announced("b", 20, 25))
+    assert view.models[0].missing == ["0:5", "10:20", "25:30"]
+    assert "missing 0:5, 10:20, 25:30" in shown(view)
+
+
+def test_the_path_the_round_trip_and_the_speed_of_a_peer() -> None:
+    a, b = seen(announced("a", 0, 10), announced("b", 10, 30)).peers
+    assert (b.path, b.rtt_ms, b.address) == ("relayed", 12.3, "/ip4/10.0.0.2/tcp/2")
+    assert (a.path, a.rtt_ms, a.address) == ("", None, "/ip4/10.0.0.1/tcp/1")
+    assert (a.tokens_per_s, a.sessions, a.tokens_free, a.expires_in_s) == (80.0, 2, 900, 20.0)
+
+
+def test_a_peer_that_serves_nothing_is_shown_too() -> None:
+    view = seen(Announcement("d", 1, 100.0, 130.0, (), (), None))
+    assert "nobody serves a model: shoal up" in shown(view)
+    assert "d " in shown(view)
+
+
+def test_a_swarm_of_nobody() -> None:
+    assert "0 peers" in shown(seen())
+
+
+def test_names_of_peers_and_models_cannot_drive_the_terminal() -> None:
+    page = shown(seen(announced("a", 0, 10, model="[red]x\x1b[2J")))
+    assert "\x1b" not in page
+    assert "[red]x" in page
+
+
+def test_a_long_model_is_drawn_in_one_line() -> None:
+    assert draw([0, 1, 9, 10]) == ".19+"
+    assert draw([1] * 126 + [0, 1]) == "1" * 63 + "."
+    assert draw([]) == ""
+
+
+def test_the_table_has_a_line_for_each_peer() -> None:
+    assert peers_table(seen(announced("a", 0, 10), announced("b", 10, 30)).peers).row_count == 2
