@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.errors import BadInvite, NotAllowed, UsageError
+from shoal.config import Paths, Settings
+from shoal.errors import BadInvite, NotAllowed, NotRunning, UsageError
 from shoal.swarm import membership
 from shoal.swarm.membership import (
     MAX_CODE,
@@ -195,9 +196,17 @@ def test_another_swarm_of_the_same_name_does_not_overwrite_the_first(tmp_path: P
     assert load(tmp_path, "home") == first
 
 
+def test_the_settings_name_the_swarm_and_the_public_one_needs_a_word(tmp_path: Path) -> None:
+    paths = Paths(tmp_path, tmp_path, tmp_path)
+    assert membership.of(Settings(paths=paths)) == load(paths.swarms, "home")
+    assert membership.of(Settings(swarm="public", public=True, paths=paths)).secret is None
+    with pytest.raises(NotAllowed, match="user's word"):
+        membership.of(Settings(swarm="public", paths=paths))
+
+
 def test_an_unknown_swarm_names_the_known_ones(tmp_path: Path) -> None:
     save(tmp_path, create("attic"))
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(NotRunning) as caught:
         load(tmp_path, "cellar")
     assert "attic" in caught.value.check
 

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from shoal.cli import options
-from shoal.cli.here import running
 from shoal.cli.output import emit, say
 from shoal.swarm import membership
+from shoal.swarm.here import running
 
 
 def register(app: typer.Typer) -> None:

@@ -30,7 +30,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.config import Settings
-from shoal.errors import BadInvite, NotAllowed, ShoalError, UsageError
+from shoal.errors import BadInvite, NotAllowed, NotRunning, ShoalError, UsageError
 
 PUBLIC = "public"
 """The name of the open swarm, which has no secret."""
@@ -188,7 +188,8 @@ def load(folder: Path, name: str) -> Membership:
     """The swarm of that name.
 
     Raises:
-        UsageError: we are in no swarm of that name, or its file is damaged.
+        NotRunning: this machine is in no swarm of that name.
+        UsageError: that is no name, or its file is damaged.
     """
     if name == PUBLIC:
         return Membership(PUBLIC, None)
@@ -197,10 +198,10 @@ def load(folder: Path, name: str) -> Membership:
         stored = msgspec.json.decode(path.read_bytes(), type=_File)
         return _checked(Membership(name, stored.secret, stored.bootstrap))
     except FileNotFoundError:
-        raise UsageError(
+        raise NotRunning(
             f"this machine is in no swarm named {name!r}",
             check=f"the swarms it is in: {', '.join(names(folder)) or 'none yet'}",
-            next_command="shoal join CODE",
+            next_command="shoal up to begin one, or shoal join CODE",
         ) from None
     except (msgspec.DecodeError, RecursionError, UsageError) as error:
         raise UsageError(

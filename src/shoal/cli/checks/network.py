@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from shoal.cli.checks.finding import Finding
-from shoal.cli.here import running
 from shoal.config import Settings
 from shoal.swarm import membership
+from shoal.swarm.here import running
 
 DIAL_WITHIN_S = 2.0
 
