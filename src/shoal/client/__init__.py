@@ -1,0 +1,1 @@
+"""The client: opens a session over a route, keeps the ends, generates."""

@@ -91,9 +91,9 @@ class Channel:
             self.close("the peer did not answer" if not self.closed else self._reason)
             raise ChannelClosed(f"no channel to {self.peer}: {self._reason}")
 
-    async def wait_closed(self) -> str:
-        """Wait until the channel is closed; returns why."""
-        await self._closed.wait()
+    @property
+    def reason(self) -> str:
+        """Why the channel was closed."""
         return self._reason
 
     def close(self, reason: str = "the channel was closed") -> None:

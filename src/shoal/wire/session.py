@@ -141,6 +141,13 @@ class ClientSession:
             )
         return issued
 
-    def concerns(self, number: int | None) -> bool:
-        """Whether a failure is of a step still in flight, or of the whole session (``None``)."""
-        return number is None or number in self._flying
+    def failed(self, number: int) -> bool:
+        """A hop reports that a step came to nothing: it and all that was sent after it are given up.
+
+        Returns:
+            Whether the step was still in flight.
+        """
+        issued = self._flying.get(number)
+        if issued is not None:
+            self.roll_back(issued.position)
+        return issued is not None

@@ -1,0 +1,62 @@
+"""An answer as it is streamed, and what is known of it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from shoal.client.generate import Delta, FinishReason, Timing
+from shoal.types import CarrierName, PeerId, Span
+
+
+@dataclass(frozen=True, slots=True)
+class RouteStage:
+    """One hop of the route that an answer took."""
+
+    peer: PeerId
+    span: Span
+    carrier: CarrierName
+
+
+class Answer:
+    """Iterate over it for the deltas; its fields fill as they come. It can be iterated once."""
+
+    def __init__(self, prompt: str, stream: Callable[[Answer], AsyncGenerator[Delta]]) -> None:
+        self.prompt = prompt
+        """The text that was given to the model, after the chat template if one was used."""
+        self.prompt_token_ids: Sequence[int] = ()
+        self.token_ids: list[int] = []
+        """What was generated, the end token included."""
+        self.text = ""
+        self.finish_reason: FinishReason | None = None
+        self.route: tuple[RouteStage, ...] = ()
+        self.timing = Timing()
+        self._stream = stream(self)
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        try:
+            async for delta in self._stream:
+                self.text += delta.text
+                self.token_ids += delta.token_ids
+                self.finish_reason = delta.finish_reason
+                yield delta
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop, and free the session on every hop. Closing twice is no error."""
+        await self._stream.aclose()
+
+    def hop_ms(self) -> list[tuple[float, float]]:
+        """Per hop of the route: median milliseconds a decode step spent computing and waiting there."""
+        found: list[tuple[float, float]] = []
+        for hop in range(len(self.route)):
+            times = self.timing.hops.get(hop, [])
+            found.append(
+                (_median([t.compute_us for t in times]) / 1e3, _median([t.waiting_us for t in times]) / 1e3)
+            )
+        return found
+
+
+def _median(values: list[int]) -> float:
+    return float(sorted(values)[len(values) // 2]) if values else 0.0

@@ -1,0 +1,113 @@
+"""``shoal.connect``: one door for synchronous, asyncio and trio callers.
+
+    with shoal.connect() as swarm:                    # synchronous
+        for delta in swarm.generate("SmolLM2-135M-Instruct", "The sea is"):
+            print(delta.text, end="")
+
+    async with shoal.connect() as swarm:              # trio or asyncio
+        async for delta in swarm.generate("SmolLM2-135M-Instruct", "The sea is"):
+            print(delta.text, end="")
+
+The swarm itself runs on trio. A trio caller uses it as it is; the others reach it through a portal to a
+thread that runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from types import TracebackType
+from typing import Any
+
+import sniffio
+import trio
+from anyio.from_thread import start_blocking_portal
+
+from shoal import config
+from shoal.client.portal import AsyncioSwarm, SyncSwarm
+from shoal.client.swarm import Swarm
+from shoal.config import Settings
+from shoal.models.store import ModelStore
+from shoal.net.identity import Identity
+from shoal.swarm import membership
+from shoal.swarm.join import join_swarm
+from shoal.swarm.membership import Membership
+
+
+def connect(swarm: str | None = None, *, invite: str | None = None, **options: Any) -> Connection:
+    """Take part in a swarm as a client.
+
+    Args:
+        swarm: a swarm that this machine has joined, by its name; by default the ``swarm`` setting.
+        invite: an invite code, for a swarm that this machine has not joined.
+        options: any field of :class:`shoal.config.Settings`.
+
+    Raises:
+        UsageError: an option that cannot be, or a swarm that this machine is not in.
+        BadInvite: the code cannot be read.
+    """
+    settings = config.load({**options, "swarm": swarm})
+    member_of = (
+        membership.from_code(invite) if invite else membership.load(settings.paths.swarms, settings.swarm)
+    )
+    return Connection(settings, member_of)
+
+
+@asynccontextmanager
+async def open_swarm(settings: Settings, member_of: Membership) -> AsyncGenerator[Swarm]:
+    """The swarm for a trio caller, until the block ends. A client has an identity for the occasion.
+
+    Raises:
+        NotAllowed: the public swarm without the ``public`` setting, or a swarm that refuses us.
+        PortInUse: a port was asked for and is taken.
+    """
+    store = ModelStore(settings.paths.models)
+    async with (
+        join_swarm(settings, member_of, Identity.ephemeral(), listen=False) as (network, member),
+        trio.open_nursery() as nursery,
+    ):
+        swarm = Swarm(network, member, settings, store)
+        await nursery.start(swarm.run)
+        try:
+            yield swarm
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+class Connection:
+    """What :func:`connect` returns: enter it with ``with`` or ``async with``."""
+
+    def __init__(self, settings: Settings, member_of: Membership) -> None:
+        self._settings = settings
+        self._membership = member_of
+        self._stack = ExitStack()
+        self._native: AbstractAsyncContextManager[Swarm] | None = None
+
+    def __enter__(self) -> SyncSwarm:
+        with ExitStack() as stack:
+            portal = stack.enter_context(start_blocking_portal("trio", name="shoal"))
+            opening = portal.wrap_async_context_manager(open_swarm(self._settings, self._membership))
+            swarm = SyncSwarm(portal, stack.enter_context(opening))
+            self._stack = stack.pop_all()
+        return swarm
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    async def __aenter__(self) -> Swarm | AsyncioSwarm:
+        if sniffio.current_async_library() == "trio":
+            self._native = open_swarm(self._settings, self._membership)
+            return await self._native.__aenter__()
+        entered = await asyncio.to_thread(self.__enter__)
+        return AsyncioSwarm(entered.portal, entered.swarm)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._native is not None:
+            await self._native.__aexit__(kind, error, trace)
+        else:
+            await asyncio.to_thread(self.__exit__, kind, error, trace)

@@ -1,0 +1,180 @@
+"""The same swarm for callers that are not on trio: calls go through a portal to the thread that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from anyio.from_thread import BlockingPortal
+
+from shoal.client.answer import Answer
+from shoal.client.generate import Delta
+from shoal.client.sampling import Sampler
+from shoal.client.session import Advanced, Session
+from shoal.client.swarm import Swarm
+from shoal.swarm.announcement import Announcement
+from shoal.types import DType, ModelShape
+
+Result = TypeVar("Result")
+
+
+async def _next(deltas: AsyncIterator[Delta]) -> Delta | None:
+    return await anext(deltas, None)
+
+
+class SyncAnswer:
+    """Iterate over it for the deltas; ``answer`` holds all else that is known."""
+
+    def __init__(self, portal: BlockingPortal, answer: Answer) -> None:
+        self._portal = portal
+        self.answer = answer
+
+    def __iter__(self) -> Iterator[Delta]:
+        deltas = aiter(self.answer)
+        try:
+            while (delta := self._portal.call(_next, deltas)) is not None:
+                yield delta
+        finally:
+            self._portal.call(self.answer.aclose)
+
+
+class AsyncioAnswer:
+    """The same for an asyncio caller. Cancelling the caller frees the session on every hop."""
+
+    def __init__(self, portal: BlockingPortal, answer: Answer) -> None:
+        self._portal = portal
+        self.answer = answer
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        deltas = aiter(self.answer)
+        try:
+            while (delta := await _on(self._portal, partial(_next, deltas))) is not None:
+                yield delta
+        finally:
+            await _on(self._portal, self.answer.aclose)
+
+
+class SyncSession:
+    """A session whose calls wait."""
+
+    def __init__(self, portal: BlockingPortal, session: Session) -> None:
+        self._portal = portal
+        self.session = session
+
+    def step(self, token_ids: Sequence[int], *, chunk: int | None = None) -> torch.Tensor:
+        """See :meth:`shoal.client.session.Session.step`."""
+        return self._portal.call(partial(self.session.step, token_ids, chunk=chunk))
+
+    def advance(self, token_ids: Sequence[int], sampler: Sampler) -> Advanced:
+        """See :meth:`shoal.client.session.Session.advance`."""
+        return self._portal.call(self.session.advance, token_ids, sampler)
+
+    def roll_back(self, position: int) -> None:
+        """See :meth:`shoal.client.session.Session.roll_back`."""
+        self._portal.call(self.session.roll_back, position)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens whose KV the hops hold, in order."""
+        return self.session.token_ids
+
+
+class AsyncioSession:
+    """A session for an asyncio caller; made and closed by ``async with``."""
+
+    def __init__(self, portal: BlockingPortal, opening: AbstractContextManager[Session]) -> None:
+        self._portal = portal
+        self._opening = opening
+        self._session: Session | None = None
+
+    async def __aenter__(self) -> AsyncioSession:
+        self._session = await asyncio.to_thread(self._opening.__enter__)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self._opening.__exit__, kind, error, trace)
+
+    @property
+    def session(self) -> Session:
+        """The session itself, once it is open."""
+        if self._session is None:
+            raise RuntimeError("enter the session first: async with swarm.session(...)")
+        return self._session
+
+    async def step(self, token_ids: Sequence[int], *, chunk: int | None = None) -> torch.Tensor:
+        """See :meth:`shoal.client.session.Session.step`."""
+        return await _on(self._portal, partial(self.session.step, token_ids, chunk=chunk))
+
+    async def advance(self, token_ids: Sequence[int], sampler: Sampler) -> Advanced:
+        """See :meth:`shoal.client.session.Session.advance`."""
+        return await _on(self._portal, partial(self.session.advance, token_ids, sampler))
+
+    async def roll_back(self, position: int) -> None:
+        """See :meth:`shoal.client.session.Session.roll_back`."""
+
+        async def go() -> None:
+            self.session.roll_back(position)
+
+        await _on(self._portal, go)
+
+
+class _Portalled:
+    def __init__(self, portal: BlockingPortal, swarm: Swarm) -> None:
+        self.portal = portal
+        self.swarm = swarm
+
+    def announcements(self) -> list[Announcement]:
+        """Every peer that serves something now."""
+        return self.portal.call(self.swarm.announcements)
+
+    def models(self) -> list[ModelShape]:
+        """Every model of which some span is served."""
+        return self.portal.call(self.swarm.models)
+
+
+class SyncSwarm(_Portalled):
+    """A swarm whose calls wait for what they return."""
+
+    @contextmanager
+    def session(
+        self, model: str, *, tokens: int = 1024, dtype: DType | None = None
+    ) -> Generator[SyncSession]:
+        """See :meth:`shoal.client.swarm.Swarm.session`."""
+        opening = self.swarm.session(model, tokens=tokens, dtype=dtype)
+        with self.portal.wrap_async_context_manager(opening) as session:
+            yield SyncSession(self.portal, session)
+
+    def generate(self, model: str, prompt: str | Sequence[int] | None = None, **options: Any) -> SyncAnswer:
+        """See :meth:`shoal.client.swarm.Swarm.generate`."""
+        return SyncAnswer(
+            self.portal, self.portal.call(partial(self.swarm.generate, model, prompt, **options))
+        )
+
+
+class AsyncioSwarm(_Portalled):
+    """A swarm for asyncio callers."""
+
+    def session(self, model: str, *, tokens: int = 1024, dtype: DType | None = None) -> AsyncioSession:
+        """See :meth:`shoal.client.swarm.Swarm.session`."""
+        opening = self.swarm.session(model, tokens=tokens, dtype=dtype)
+        return AsyncioSession(self.portal, self.portal.wrap_async_context_manager(opening))
+
+    def generate(
+        self, model: str, prompt: str | Sequence[int] | None = None, **options: Any
+    ) -> AsyncioAnswer:
+        """See :meth:`shoal.client.swarm.Swarm.generate`."""
+        return AsyncioAnswer(self.portal, self.swarm.generate(model, prompt, **options))
+
+
+async def _on(portal: BlockingPortal, call: Callable[[], Awaitable[Result]]) -> Result:
+    """Run ``call`` on the swarm's thread without blocking this loop; cancelled with its caller."""
+    future: Future[Result] = portal.start_task_soon(call)
+    return await asyncio.wrap_future(future)

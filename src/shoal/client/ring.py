@@ -1,0 +1,266 @@
+"""The blocks of a model, wherever they are: hidden states go in at the first hop and come back from the last.
+
+Each hop sends straight to the next, so a step costs N+1 one-way latencies, not 2N. Several steps may be on
+their way; results come back in the order in which the steps were sent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import trio
+
+from shoal.errors import (
+    ChannelClosed,
+    DeadlineExceeded,
+    LocalProtocolError,
+    RemoteProtocolError,
+    ShoalError,
+    from_code,
+)
+from shoal.net.channel import Channel
+from shoal.net.pool import ChannelPool
+from shoal.types import CarrierName, DType, ModelShape, PeerAddress, PeerId, SessionId, Span
+from shoal.wire.messages import Close, Failed, HopTime, Message, NextHop, Open, Opened, Refused, Step, shorten
+from shoal.wire.session import ClientSession
+
+IN_FLIGHT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class RouteHop:
+    """One stage of a route with what is needed to reach it."""
+
+    address: PeerAddress
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What one step brought back."""
+
+    payload: bytes
+    """``wanted`` rows of hidden states."""
+    position: int
+    times: tuple[HopTime, ...]
+
+
+class Ring:
+    """One session over one route. Made by :meth:`open`; closed by :meth:`aclose`."""
+
+    def __init__(
+        self,
+        pool: ChannelPool,
+        shape: ModelShape,
+        route: Sequence[RouteHop],
+        *,
+        dtype: DType,
+        tokens: int,
+        step_timeout_s: float,
+    ) -> None:
+        self.session = SessionId(os.urandom(16))
+        self.route = tuple(route)
+        self.rules = ClientSession(tokens, IN_FLIGHT)
+        self._pool = pool
+        self._shape = shape
+        self._dtype: DType = dtype
+        self._step_timeout_s = step_timeout_s
+        self._channels: list[Channel | None] = [None] * len(route)
+        self._answers = [trio.Event() for _ in route]
+        self._arrived: deque[Returned | ShoalError] = deque()
+        self._news = trio.Event()
+        self._lost: ShoalError | None = None
+
+    @property
+    def carriers(self) -> list[CarrierName]:
+        """How each hop is reached from here."""
+        return [channel.carrier for channel in self._channels if channel]
+
+    async def open(self, timeout_s: float) -> None:
+        """Open the session on every hop at once.
+
+        Raises:
+            HopRefused: a hop cannot be reached, has no room, or serves something else; names the hop.
+        """
+        with trio.move_on_after(timeout_s):
+            async with trio.open_nursery() as nursery:
+                for index in range(len(self.route)):
+                    nursery.start_soon(self._ask, index, timeout_s)
+        if self._lost is not None:
+            raise self._lost
+        for hop, answer in zip(self.route, self._answers, strict=True):
+            if not answer.is_set():
+                raise HopRefused(
+                    hop.address.peer, DeadlineExceeded(f"{hop.address.peer} did not open the session in time")
+                )
+
+    async def send(self, payload: bytes, tokens: int, wanted: int) -> None:
+        """Send ``tokens`` rows of hidden states on their way.
+
+        Raises:
+            LocalProtocolError: they do not fit into the session.
+            ShoalError: the session is lost.
+        """
+        if self._lost is not None:
+            raise self._lost
+        issued = self.rules.issue(tokens, wanted)
+        step = Step(
+            self.session,
+            issued.number,
+            issued.position,
+            tokens,
+            wanted,
+            self._dtype,
+            tokens,
+            self._shape.hidden_size,
+        )
+        first = self._channels[0]
+        if first is None:
+            raise LocalProtocolError("a step before the session is open")
+        await first.send(step, payload)
+
+    async def receive(self) -> Returned:
+        """The result of the oldest step in flight.
+
+        Raises:
+            DeadlineExceeded: nothing came within the step's time.
+            ShoalError: the step failed, or the session is lost.
+        """
+        with trio.move_on_after(self._step_timeout_s):
+            while not self._arrived:
+                if self._lost is not None:
+                    raise self._lost
+                await self._news.wait()
+            result = self._arrived.popleft()
+            if isinstance(result, ShoalError):
+                raise result
+            return result
+        raise DeadlineExceeded(
+            f"no result within {self._step_timeout_s:.0f} s",
+            check="the nodes of the route: shoal status",
+        )
+
+    def roll_back(self, position: int) -> None:
+        """Go on from ``position``: with the next step, every hop forgets what it computed beyond it."""
+        self.rules.roll_back(position)
+        kept = [r for r in self._arrived if isinstance(r, Returned) and r.position < position]
+        self._arrived = deque(kept)
+
+    async def aclose(self) -> None:
+        """Tell every hop to free its KV. A hop that cannot be told frees it when the channel ends."""
+        for channel in self._channels:
+            if channel is not None and not channel.closed:
+                with suppress(ChannelClosed):
+                    await channel.send(Close(self.session))
+
+    def deliver(self, channel: Channel, message: Message, payload: bytes) -> None:
+        """Take what a hop of this session has sent."""
+        hop = self._hop_of(channel)
+        match message:
+            case Opened():
+                self._answers[hop].set()
+            case Refused():
+                error = from_code(
+                    message.code,
+                    message.message,
+                    retry_after_s=message.retry_after_s,
+                    tokens_free=message.tokens_free,
+                )
+                self.lose(HopRefused(self.route[hop].address.peer, error))
+            case Step():
+                self._returned(hop, message, payload)
+            case Failed():
+                self._failed(hop, message)
+            case _:
+                raise RemoteProtocolError(f"a {type(message).__name__} from a hop")
+
+    def lost_channel(self, channel: Channel, reason: str) -> None:
+        """A channel has ended; when a hop of this session was behind it, the session is lost."""
+        for hop, mine in zip(self.route, self._channels, strict=False):
+            if mine is channel:
+                peer = hop.address.peer
+                self.lose(HopLost(peer, f"the hop {peer} (blocks {hop.span}) is gone: {reason}"))
+
+    def lose(self, error: ShoalError) -> None:
+        """The session is over: everyone who waits for it hears why."""
+        if self._lost is None:
+            self._lost = error
+            for answer in self._answers:
+                answer.set()
+            self._news.set()
+
+    async def _ask(self, index: int, timeout_s: float) -> None:
+        hop = self.route[index]
+        onward = self.route[index + 1].address if index + 1 < len(self.route) else None
+        message = Open(
+            self.session,
+            self._shape.digest,
+            self._dtype,
+            hop.span.start,
+            hop.span.end,
+            self.rules.tokens,
+            index,
+            self.route[index - 1].address.peer if index else None,
+            NextHop.of(onward) if onward else None,
+        )
+        try:
+            channel = await self._pool.get(hop.address, deadline_s=timeout_s)
+            self._channels[index] = channel
+            await channel.send(message)
+        except ShoalError as error:
+            self.lose(HopRefused(hop.address.peer, error))
+        else:
+            await self._answers[index].wait()
+
+    def _hop_of(self, channel: Channel) -> int:
+        for index, mine in enumerate(self._channels):
+            if mine is channel:
+                return index
+        raise RemoteProtocolError(f"{channel.peer} is no hop of this session")
+
+    def _returned(self, hop: int, message: Step, payload: bytes) -> None:
+        if hop != len(self.route) - 1:
+            raise RemoteProtocolError("a result from a hop that is not the last")
+        if message.width != self._shape.hidden_size or message.dtype != self._dtype:
+            raise RemoteProtocolError(f"a result of width {message.width} in {message.dtype}")
+        issued = self.rules.returned(message)
+        if issued is not None:
+            self._tell(Returned(payload, issued.position, message.times))
+
+    def _failed(self, hop: int, message: Failed) -> None:
+        peer = self.route[hop].address.peer
+        error = from_code(message.code, f"hop {hop} ({peer}): {message.message}")
+        if message.number is None:
+            self.lose(HopLost(peer, error.message))
+        elif self.rules.failed(message.number):
+            self._tell(error)
+
+    def _tell(self, result: Returned | ShoalError) -> None:
+        self._arrived.append(result)
+        self._news.set()
+        self._news = trio.Event()
+
+
+class HopRefused(ShoalError):
+    """A hop did not take part; ``error`` says why, ``peer`` which."""
+
+    code = "hop_refused"
+
+    def __init__(self, peer: PeerId, error: ShoalError) -> None:
+        super().__init__(error.message, check=error.check, next_command=error.next_command)
+        self.peer = peer
+        self.error = error
+
+
+class HopLost(ChannelClosed):
+    """A hop went away in the middle of a session."""
+
+    def __init__(self, peer: PeerId, message: str) -> None:
+        super().__init__(
+            shorten(message), check="shoal status", next_command="ask again: another route is taken"
+        )
+        self.peer = peer

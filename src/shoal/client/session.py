@@ -1,0 +1,188 @@
+"""A session: tokens in, logits out. The ends are here, the blocks are round the ring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from shoal.client.ring import IN_FLIGHT, Returned, Ring
+from shoal.client.sampling import Sampler
+from shoal.errors import CannotRollBack, PromptTooLong, UsageError
+from shoal.executor.tensors import from_bytes, to_bytes
+from shoal.executor.thread import TorchThread
+from shoal.models.span import Ends
+from shoal.types import DType, ModelShape
+from shoal.wire.messages import ITEM_SIZE, HopTime
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """The token that follows what was appended."""
+
+    token: int
+    times: tuple[HopTime, ...]
+    """Where the step's time went, by hop."""
+
+
+class Session:
+    """A sequence of tokens whose KV lives on the hops of a route.
+
+    ``step`` is for whoever wants logits; ``advance`` is what generation is made of. One task at a time.
+    """
+
+    def __init__(
+        self,
+        ring: Ring,
+        ends: Ends,
+        thread: TorchThread,
+        *,
+        shape: ModelShape,
+        dtype: DType,
+        prefill_chunk: int,
+    ) -> None:
+        self.ring = ring
+        self.shape = shape
+        self._dtype: DType = dtype
+        self._ends = ends
+        self._thread = thread
+        self._chunk = prefill_chunk
+        self._pieces: list[list[int]] = []
+        self._ahead: _Ahead | None = None
+        self.token_ids: list[int] = []
+        """The tokens whose KV the hops hold, in order."""
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be added."""
+        return self.ring.rules.tokens - len(self.token_ids)
+
+    async def step(self, token_ids: Sequence[int], *, chunk: int | None = None) -> torch.Tensor:
+        """Append tokens; returns the logits ``[tokens, vocab]`` after each of them.
+
+        Args:
+            chunk: send them in pieces of this many tokens, several on their way at once; by default the
+                session's ``prefill_chunk``.
+
+        Raises:
+            UsageError: no tokens, or one outside of the vocabulary.
+            PromptTooLong: they do not fit into the session. Nothing was sent.
+            ShoalError: a step failed; the session is as long as it was before.
+        """
+        returned = await self._append(token_ids, chunk or self._chunk, all_rows=True)
+        return await self._thread.run(partial(self._logits, returned))
+
+    async def advance(self, token_ids: Sequence[int], sampler: Sampler) -> Advanced:
+        """Append tokens, a prompt or one that was chosen, and choose the next. Raises as ``step``.
+
+        The chosen token is not appended; its embedding is computed ahead.
+        """
+        returned = (await self._append(token_ids, self._chunk, all_rows=False))[-1]
+        token, self._ahead = await self._thread.run(partial(self._choose, returned, sampler))
+        return Advanced(token, returned.times)
+
+    def roll_back(self, position: int) -> None:
+        """Forget every token from ``position`` on.
+
+        Raises:
+            LocalProtocolError: the session is not that long.
+        """
+        self.ring.roll_back(position)
+        self._trim(position)
+
+    async def aclose(self) -> None:
+        """Free the KV on every hop."""
+        await self.ring.aclose()
+
+    async def _append(self, token_ids: Sequence[int], chunk: int, *, all_rows: bool) -> list[Returned]:
+        self._check(token_ids)
+        before = len(self.token_ids)
+        pieces = [list(token_ids[i : i + chunk]) for i in range(0, len(token_ids), chunk)]
+        try:
+            try:
+                return await self._run(pieces, all_rows=all_rows)
+            except CannotRollBack:
+                # A hop's cache cannot go back (a sliding window, a state): it is built again from the
+                # tokens, in the same pieces, so that it holds the same bits.
+                replay = self._pieces
+                self.roll_back(0)
+                await self._run(replay, all_rows=None)
+                return await self._run(pieces, all_rows=all_rows)
+        except BaseException:
+            self.roll_back(min(before, len(self.token_ids), self.ring.rules.length))
+            raise
+
+    async def _run(self, pieces: list[list[int]], *, all_rows: bool | None) -> list[Returned]:
+        """Send pieces ahead of their results, as many as may be in flight; ``None`` wants no rows back."""
+        returned: list[Returned] = []
+        for index, piece in enumerate(pieces):
+            last = index == len(pieces) - 1
+            wanted = len(piece) if all_rows else int(last and all_rows is not None)
+            while self.ring.rules.in_flight + 1 > IN_FLIGHT:
+                returned.append(await self.ring.receive())
+            await self.ring.send(await self._embedded(piece), len(piece), wanted)
+            self._pieces.append(piece)
+            self.token_ids += piece
+        while len(returned) < len(pieces):
+            returned.append(await self.ring.receive())
+        return returned
+
+    def _check(self, token_ids: Sequence[int]) -> None:
+        if not token_ids:
+            raise UsageError("no tokens", check="the prompt: it is empty")
+        for token in token_ids:
+            if not 0 <= token < self.shape.vocab_size:
+                raise UsageError(
+                    f"token {token} is outside of the vocabulary of {self.shape.vocab_size} tokens"
+                )
+        if len(token_ids) > self.room:
+            raise PromptTooLong(
+                f"{len(token_ids)} tokens do not fit: {self.room} of the session's {self.ring.rules.tokens} "
+                "tokens are left",
+                check="open the session with more tokens, or send fewer",
+            )
+
+    async def _embedded(self, piece: list[int]) -> bytes:
+        position = len(self.token_ids)
+        if self._ahead is not None and self._ahead.fits(piece, position):
+            return self._ahead.payload
+        return await self._thread.run(lambda: to_bytes(self._ends.embed(piece, position)))
+
+    def _hidden(self, returned: Returned) -> torch.Tensor:
+        width = self.shape.hidden_size
+        rows = len(returned.payload) // (width * ITEM_SIZE[self._dtype])
+        return from_bytes(returned.payload, self._dtype, rows, width)
+
+    def _logits(self, returned: list[Returned]) -> torch.Tensor:
+        return torch.cat([self._ends.head(self._hidden(r))[0] for r in returned])
+
+    def _choose(self, returned: Returned, sampler: Sampler) -> tuple[int, _Ahead]:
+        logits = self._ends.head(self._hidden(returned))
+        token = sampler.choose(logits[0, -1], self.token_ids)
+        position = len(self.token_ids)
+        return token, _Ahead(token, position, to_bytes(self._ends.embed([token], position)))
+
+    def _trim(self, position: int) -> None:
+        del self.token_ids[position:]
+        kept: list[list[int]] = []
+        left = position
+        for piece in self._pieces:
+            if left > 0:
+                kept.append(piece[:left])
+            left -= len(piece)
+        self._pieces = kept
+        self._ahead = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """The embedding of a token that will most likely be appended next."""
+
+    token: int
+    position: int
+    payload: bytes
+
+    def fits(self, piece: list[int], position: int) -> bool:
+        return piece == [self.token] and position == self.position

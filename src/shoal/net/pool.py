@@ -1,0 +1,107 @@
+"""The channels of a peer: one to each other peer, shared by all sessions, dialled or accepted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import trio
+
+from shoal.errors import ChannelClosed
+from shoal.net.channel import Channel, Handler
+from shoal.net.network import Network, Pipe
+from shoal.types import PeerAddress, PeerId
+
+CHANNELS_LIMIT = 1024
+"""Channels that other peers may open to us; one more is closed at once."""
+PER_PEER_LIMIT = 8
+"""Channels that one peer may open to us."""
+
+
+class ChannelPool:
+    """Channels by peer. ``run`` must be running.
+
+    Args:
+        handle: takes every message of every channel.
+        closed: told of every channel that has ended, whoever opened it.
+    """
+
+    def __init__(
+        self, network: Network, handle: Handler, closed: Callable[[Channel, str], None], agent: str = ""
+    ) -> None:
+        self._network = network
+        self._handle = handle
+        self._on_closed = closed
+        self._agent = agent
+        self._channels: dict[PeerId, list[Channel]] = defaultdict(list)
+        self._dialling: dict[PeerId, trio.Lock] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(
+        self, *, accept: bool, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Move messages on every channel until cancelled; with ``accept``, take in those of other peers."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            if accept:
+                async for pipe in self._network.accept_pipes():
+                    await self._take_in(nursery, pipe)
+            else:
+                await trio.sleep_forever()
+
+    async def get(self, address: PeerAddress, *, deadline_s: float) -> Channel:
+        """A channel to the peer that has said hello: the one there is, or a new one.
+
+        Raises:
+            ChannelClosed: the peer cannot be reached in time.
+            NotAllowed: the peer refuses us.
+        """
+        lock = self._dialling.setdefault(address.peer, trio.Lock())
+        until = trio.current_time() + deadline_s
+        try:
+            with trio.fail_at(until):
+                async with lock:
+                    channel = self._live(address.peer) or await self._dial(address, deadline_s)
+                    await channel.wait_ready(until - trio.current_time())
+                    return channel
+        except trio.TooSlowError:
+            raise ChannelClosed(f"{address.peer} did not answer within {deadline_s:.0f} s") from None
+        finally:
+            if not lock.statistics().tasks_waiting and not lock.locked():
+                self._dialling.pop(address.peer, None)
+
+    def all(self) -> list[Channel]:
+        """Every live channel."""
+        return [channel for channels in self._channels.values() for channel in channels]
+
+    def _live(self, peer: PeerId) -> Channel | None:
+        return next((c for c in self._channels.get(peer, ()) if not c.closed), None)
+
+    async def _dial(self, address: PeerAddress, deadline_s: float) -> Channel:
+        if self._nursery is None:
+            raise ChannelClosed("this peer is not running")
+        pipe = await self._network.open_pipe(address, deadline_s=deadline_s)
+        return self._start(self._nursery, pipe)
+
+    async def _take_in(self, nursery: trio.Nursery, pipe: Pipe) -> None:
+        count = sum(map(len, self._channels.values()))
+        if count >= CHANNELS_LIMIT or len(self._channels.get(pipe.peer, ())) >= PER_PEER_LIMIT:
+            await pipe.aclose()
+        else:
+            self._start(nursery, pipe)
+
+    def _start(self, nursery: trio.Nursery, pipe: Pipe) -> Channel:
+        channel = Channel(pipe, self._agent)
+        self._channels[channel.peer].append(channel)
+        nursery.start_soon(self._run, channel)
+        return channel
+
+    async def _run(self, channel: Channel) -> None:
+        try:
+            await channel.run(self._handle)
+        finally:
+            self._channels[channel.peer].remove(channel)
+            if not self._channels[channel.peer]:
+                del self._channels[channel.peer]
+            self._on_closed(channel, channel.reason)

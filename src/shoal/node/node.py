@@ -1,0 +1,216 @@
+"""A node's life: load a span, join, announce, serve; and when asked to stop, drain, say goodbye, end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import psutil
+import torch
+import trio
+
+from shoal.config import Settings
+from shoal.errors import OutOfResources, UsageError
+from shoal.executor.engine import Engine
+from shoal.executor.thread import TorchThread
+from shoal.models.span import SpanModule, load_span, span_bytes
+from shoal.models.store import LocalModel
+from shoal.net.network import Network
+from shoal.node.server import SpanServer
+from shoal.routing.placement import choose_span
+from shoal.swarm.announcement import Served
+from shoal.swarm.directory import coverage
+from shoal.swarm.member import Member
+from shoal.types import DType, Span
+
+DRAIN_S = 30.0
+"""How long a node that was asked to stop lets the sessions that it holds come to their end."""
+KV_SHARE = 0.25
+"""Share of a node's memory kept for KV when it chooses how many blocks to take."""
+
+Report = Callable[[str], None]
+
+
+def memory_budget(settings: Settings) -> int:
+    """Bytes that a node may take: as set, else half of what is free now."""
+    return settings.memory or psutil.virtual_memory().available // 2
+
+
+def blocks_that_fit(model: LocalModel, dtype: DType, memory: int) -> int:
+    """How many blocks of a model fit into ``memory`` bytes with room left for KV.
+
+    Raises:
+        OutOfResources: not one does.
+    """
+    weights = int(memory * (1 - KV_SHARE))
+    largest = max(span_bytes(model, Span(block, block + 1), dtype) for block in range(model.shape.n_blocks))
+    fits = weights // largest
+    if fits < 1:
+        raise OutOfResources(
+            f"one block of {model.shape.name} takes {largest >> 20} MiB in {dtype}, and a node of "
+            f"{memory >> 20} MiB has room for {weights >> 20} MiB of weights",
+            check="free memory, or a smaller dtype",
+            next_command="shoal serve MODEL --memory SIZE",
+        )
+    return min(fits, model.shape.n_blocks)
+
+
+def pick_span(model: LocalModel, dtype: DType, memory: int, member: Member) -> Span:
+    """The span of ``model`` that the swarm lacks most and that fits. Raises as ``blocks_that_fit``."""
+    serving = member.directory.serving(model.digest, member.now())
+    spans = [a.served.span for a in serving if a.served]
+    return choose_span(coverage(spans, model.shape.n_blocks), blocks_that_fit(model, dtype, memory))
+
+
+def check_span(model: LocalModel, span: Span) -> None:
+    """Refuse a span that the model does not have.
+
+    Raises:
+        UsageError: it ends beyond the model's last block.
+    """
+    if span.end > model.shape.n_blocks:
+        raise UsageError(
+            f"{model.shape.name} has {model.shape.n_blocks} blocks: 0:{model.shape.n_blocks}, not {span}",
+            next_command=f"shoal models show {model.shape.name}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What is left for KV once the weights are loaded."""
+
+    tokens: int
+    bytes_per_token: int
+
+
+def kv_capacity(module: SpanModule, settings: Settings, memory: int) -> Capacity:
+    """Tokens of KV that a node can hold: what ``kv_tokens`` allows, or fewer if memory is short.
+
+    Raises:
+        OutOfResources: the weights alone take all the memory.
+    """
+    probe = 1024
+    per_token = max(1, module.kv_bytes(probe) // probe)
+    left = memory - module.tensor_bytes
+    tokens = min(settings.kv_tokens, left // per_token)
+    if tokens < 1:
+        raise OutOfResources(
+            f"the span's weights take {module.tensor_bytes >> 20} MiB of {memory >> 20} MiB; nothing is left for KV",
+            check="a smaller span, or more memory",
+            next_command="shoal serve MODEL --span START:END --memory SIZE",
+        )
+    return Capacity(tokens, per_token)
+
+
+class Node:
+    """One span being served. Made by :func:`start_node`."""
+
+    def __init__(
+        self, model: LocalModel, span: Span, engine: Engine, server: SpanServer, member: Member
+    ) -> None:
+        self.model = model
+        self.span = span
+        self.engine = engine
+        self.server = server
+        self.member = member
+
+    def served(self) -> Served:
+        """What the node announces, as of now."""
+        shape = self.model.shape
+        return Served(
+            shape.name,
+            shape.digest,
+            shape.n_blocks,
+            shape.hidden_size,
+            shape.context,
+            shape.vocab_size,
+            self.span.start,
+            self.span.end,
+            self.engine.dtype,
+            self.engine.tokens,
+            0 if self.server.draining else self.engine.tokens_free,
+            self.engine.sessions,
+            self.server.step_ms,
+        )
+
+    async def drain(self, timeout_s: float = DRAIN_S) -> bool:
+        """Take no new sessions, tell the swarm, and let those there are come to their end.
+
+        Returns:
+            Whether all of them did within ``timeout_s``.
+        """
+        self.server.draining = True
+        with trio.move_on_after(5.0):
+            await self.member.leave()
+        with trio.move_on_after(timeout_s):
+            await self.server.wait_idle()
+            return True
+        return False
+
+
+@asynccontextmanager
+async def start_node(
+    network: Network,
+    member: Member,
+    model: LocalModel,
+    span: Span,
+    settings: Settings,
+    report: Report = lambda _: None,
+) -> AsyncGenerator[Node]:
+    """Load ``span`` and serve it in a swarm whose ``member`` is running, until the block ends.
+
+    Raises:
+        OutOfResources: it does not fit.
+        BadWeights, UnsupportedModel: it cannot be loaded.
+    """
+    check_span(model, span)
+    dtype = to_dtype(settings.dtype)
+    memory = memory_budget(settings)
+    thread = TorchThread("shoal-span")
+    try:
+        if settings.threads:
+            await thread.run(partial(torch.set_num_threads, settings.threads))
+        report(f"loading blocks {span} of {model.shape.name} in {dtype}")
+        module = await thread.run(partial(load_span, model, span, dtype))
+        capacity = kv_capacity(module, settings, memory)
+        engine = Engine(
+            module, thread, dtype=dtype, tokens=capacity.tokens, max_sessions=settings.max_sessions
+        )
+        server = SpanServer(
+            network, engine, digest=model.digest, span=span, sessions_per_peer=settings.max_sessions
+        )
+        node = Node(model, span, engine, server, member)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.run)
+            member.served = node.served
+            await member.announce()
+            try:
+                yield node
+            finally:
+                if member.served is not None:
+                    with trio.move_on_after(2.0, shield=True):
+                        await member.leave()
+                nursery.cancel_scope.cancel()
+    finally:
+        thread.close()
+
+
+def to_dtype(text: str) -> DType:
+    """Read a dtype.
+
+    Raises:
+        UsageError: it is none that Shoal computes in.
+    """
+    match text:
+        case "float32" | "bfloat16" | "float16":
+            return text
+        case _:
+            raise UsageError(f"{text!r} is no dtype", check="float32, bfloat16 or float16")
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM now."""
+    return psutil.Process(os.getpid()).memory_info().rss

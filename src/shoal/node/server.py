@@ -1,0 +1,196 @@
+"""Takes messages from every channel and gives each to its session.
+
+A peer that breaks the protocol loses its channel. A peer that asks for what is not there gets a typed
+refusal. Neither touches anybody else's session.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from functools import partial
+
+import trio
+
+from shoal.errors import (
+    Busy,
+    ChannelClosed,
+    DigestMismatch,
+    NotAllowed,
+    RemoteProtocolError,
+    ShoalError,
+    UnknownSession,
+)
+from shoal.executor.engine import Engine, Forwarded
+from shoal.net.channel import Channel
+from shoal.net.network import Network
+from shoal.net.pool import ChannelPool
+from shoal.node.hop import Hop
+from shoal.types import Digest, SessionId, Span
+from shoal.wire.messages import Close, Failed, Message, Open, Opened, Refused, Step, shorten
+
+DIAL_NEXT_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class SpanServer:
+    """Serves one span of one model. ``run`` must be running."""
+
+    def __init__(
+        self, network: Network, engine: Engine, *, digest: Digest, span: Span, sessions_per_peer: int
+    ) -> None:
+        self.digest = digest
+        self.span = span
+        self.engine = engine
+        self.draining = False
+        """Set to refuse new sessions while those there are come to their end."""
+        self.step_ms = 0.0
+        """Smoothed time of a decode step through the span; 0 before the first."""
+        self.steps = 0
+        self._sessions_per_peer = sessions_per_peer
+        self._hops: dict[SessionId, Hop] = {}
+        self._pool = ChannelPool(network, self._handle, self._lost)
+        self._nursery: trio.Nursery | None = None
+        self._idle = trio.Event()
+        self._idle.set()
+
+    @property
+    def sessions(self) -> int:
+        return len(self._hops)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(partial(self._pool.run, accept=True))
+            task_status.started()
+
+    async def wait_idle(self) -> None:
+        """Wait until no session is open."""
+        await self._idle.wait()
+
+    async def _handle(self, channel: Channel, message: Message, payload: bytes) -> None:
+        match message:
+            case Step():
+                await self._step(channel, message, payload)
+            case Open():
+                # Dialling the next hop takes a while: other sessions of this channel must not wait.
+                self._spawn(channel, message)
+            case Close():
+                hop = self._hops.get(SessionId(message.session))
+                if hop is not None and hop.client is channel:
+                    await self._end(hop, None)
+            case Failed() | Opened() | Refused():
+                pass  # answers to what a client asks; a node asks nothing
+            case _:
+                raise RemoteProtocolError(f"a {type(message).__name__} where none is expected")
+
+    def _spawn(self, channel: Channel, message: Open) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(self._open, channel, message)
+
+    async def _open(self, channel: Channel, message: Open) -> None:
+        session = SessionId(message.session)
+        try:
+            hop = await self._admit(channel, message, session)
+        except ShoalError as error:
+            await self._refuse(channel, message, error)
+            return
+        try:
+            await channel.send(Opened(message.session, self.engine.tokens_free))
+            await hop.run()
+        except ChannelClosed:
+            pass  # the client is gone
+        finally:
+            self._forget(hop)
+
+    async def _admit(self, channel: Channel, message: Open, session: SessionId) -> Hop:
+        self._check(channel, message)
+        self.engine.open(session, message.tokens, Span(message.start, message.end))
+        self._idle = trio.Event() if self._idle.is_set() else self._idle
+        try:
+            onward = None
+            if message.next is not None:
+                onward = await self._pool.get(message.next.address(), deadline_s=DIAL_NEXT_S)
+            if channel.closed:
+                raise ChannelClosed("the client hung up")
+        except BaseException:
+            self.engine.close(session)
+            self._rest()
+            raise
+        hop = Hop(message, channel, onward, self.engine, self._measured)
+        self._hops[session] = hop
+        return hop
+
+    def _check(self, channel: Channel, message: Open) -> None:
+        if self.draining:
+            raise Busy("this node is leaving", retry_after_s=60.0)
+        if message.digest != self.digest:
+            raise DigestMismatch(
+                f"this node serves {self.digest[:23]}…, not {message.digest[:23]}…: "
+                "another model, or another version of it"
+            )
+        if message.dtype != self.engine.dtype:
+            raise NotAllowed(f"this node computes in {self.engine.dtype}, not {message.dtype}")
+        if message.start < self.span.start or message.end > self.span.end:
+            raise NotAllowed(
+                f"this node serves blocks {self.span}, {message.start}:{message.end} is not inside of them"
+            )
+        if SessionId(message.session) in self._hops:
+            raise NotAllowed("a session of this id is open already")
+        theirs = sum(1 for hop in self._hops.values() if hop.client.peer == channel.peer)
+        if theirs >= self._sessions_per_peer:
+            raise Busy(f"{theirs} sessions of this peer are open, the most that one may have")
+
+    async def _refuse(self, channel: Channel, message: Open, error: ShoalError) -> None:
+        log.info("refused a session of %s: %s", channel.peer, error.message)
+        retry_after_s = error.retry_after_s if isinstance(error, Busy) else 1.0
+        if not channel.closed:
+            await channel.send(
+                Refused(
+                    message.session,
+                    error.code,
+                    shorten(error.message),
+                    retry_after_s,
+                    self.engine.tokens_free,
+                )
+            )
+
+    async def _step(self, channel: Channel, message: Step, payload: bytes) -> None:
+        hop = self._hops.get(SessionId(message.session))
+        if hop is None or channel.peer != hop.sender:
+            # The same words for "no such session" and "not yours": a stranger learns nothing.
+            error = UnknownSession("no such session here, or not of this peer")
+            await channel.send(Failed(message.session, message.number, 0, error.code, error.message))
+        else:
+            await hop.take(message, payload)
+
+    def _lost(self, channel: Channel, reason: str) -> None:
+        for hop in list(self._hops.values()):
+            if hop.client is channel:
+                hop.scope.cancel()
+            elif hop.next is channel and self._nursery is not None:
+                self._nursery.start_soon(
+                    self._end, hop, ChannelClosed(f"the way to the next hop {channel.peer} is gone: {reason}")
+                )
+
+    async def _end(self, hop: Hop, error: ShoalError | None) -> None:
+        with suppress(ChannelClosed):  # the client is gone as well
+            await hop.end(error)
+
+    def _forget(self, hop: Hop) -> None:
+        if self._hops.get(hop.session) is hop:
+            del self._hops[hop.session]
+        self.engine.close(hop.session)
+        self._rest()
+
+    def _rest(self) -> None:
+        if not self.engine.sessions:
+            self._idle.set()
+
+    def _measured(self, step: Step, done: Forwarded) -> None:
+        self.steps += 1
+        if step.tokens == 1:
+            ms = done.compute_us / 1000
+            self.step_ms = ms if not self.step_ms else 0.9 * self.step_ms + 0.1 * ms

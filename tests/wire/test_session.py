@@ -1,0 +1,143 @@
+"""The session's rules: idempotent steps, roll-back, several in flight, results matched by number."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
+from shoal.wire.messages import Open, Step
+from shoal.wire.session import Advance, ClientSession, HopSession
+
+SESSION = bytes(16)
+
+
+def a_hop(tokens: int = 100) -> HopSession:
+    return HopSession(Open(SESSION, "sha256:", "float32", 0, 1, tokens, 0, None, None), width=8)
+
+
+def a_step(position: int, tokens: int = 1, **changes: object) -> Step:
+    step = Step(SESSION, 1, position, tokens, 0, "float32", tokens, 8)
+    return msgspec.structs.replace(step, **changes)
+
+
+def test_a_hop_runs_steps_that_continue():
+    hop = a_hop()
+    assert hop.accept(a_step(0, 5)) == Advance(0, roll_back=False)
+    assert hop.accept(a_step(5)) == Advance(5, roll_back=False)
+    assert hop.length == 6
+
+
+def test_the_same_step_again_rolls_back_and_runs():
+    hop = a_hop()
+    hop.accept(a_step(0, 5))
+    assert hop.accept(a_step(0, 5)) == Advance(0, roll_back=True)
+    assert hop.length == 5
+
+
+def test_a_step_beyond_the_cache_is_a_gap():
+    hop = a_hop()
+    hop.accept(a_step(0, 5))
+    with pytest.raises(PositionGap):
+        hop.accept(a_step(6))
+    assert hop.length == 5
+
+
+@pytest.mark.parametrize("changes", [{"width": 9}, {"dtype": "bfloat16"}, {"rows": 2}])
+def test_a_step_of_another_shape_is_refused(changes):
+    with pytest.raises(RemoteProtocolError):
+        a_hop().accept(a_step(0, 1, **changes))
+
+
+def test_a_step_beyond_the_reservation_is_refused():
+    with pytest.raises(RemoteProtocolError, match="in a session of 100"):
+        a_hop(100).accept(a_step(0, 101))
+
+
+def test_a_client_counts_what_is_in_flight():
+    client = ClientSession(10, in_flight=2)
+    client.issue(3, 0)
+    client.issue(1, 1)
+    assert (client.length, client.in_flight) == (4, 2)
+    with pytest.raises(LocalProtocolError, match="in flight"):
+        client.issue(1, 1)
+
+
+def test_a_client_never_sends_more_than_it_reserved():
+    client = ClientSession(10)
+    with pytest.raises(LocalProtocolError, match="session of 10"):
+        client.issue(11, 0)
+
+
+def answer(issued, **changes: object) -> Step:
+    step = Step(
+        SESSION, issued.number, issued.position, issued.tokens, issued.wanted, "float32", issued.wanted, 8
+    )
+    return msgspec.structs.replace(step, **changes)
+
+
+def test_a_result_of_a_step_given_up_is_dropped():
+    client = ClientSession(10)
+    kept, dropped = client.issue(3, 0), client.issue(2, 2)
+    client.roll_back(3)
+    assert client.returned(answer(kept)) == kept
+    assert client.returned(answer(dropped)) is None
+    assert client.length == 3
+
+
+def test_a_failed_step_takes_those_behind_it_along():
+    client = ClientSession(10)
+    client.issue(3, 0)
+    failed = client.issue(2, 0)
+    client.issue(2, 1)
+    assert client.failed(failed.number)
+    assert (client.length, client.in_flight) == (3, 1)
+    assert not client.failed(failed.number)
+
+
+@pytest.mark.parametrize("changes", [{"number": 99}, {"number": 0}, {"rows": 2}, {"position": 1}])
+def test_a_result_that_answers_nothing_is_refused(changes):
+    client = ClientSession(10)
+    issued = client.issue(3, 1)
+    with pytest.raises(RemoteProtocolError):
+        client.returned(answer(issued, **changes))
+
+
+class ClientAndHop(RuleBasedStateMachine):
+    """Whatever a client does, an honest hop that gets its steps in order agrees with it on the length."""
+
+    def __init__(self):
+        super().__init__()
+        self.client = ClientSession(50, in_flight=8)
+        self.hop = a_hop(50)
+        self.wire: list = []
+
+    @precondition(lambda self: self.client.in_flight < 8 and self.client.length < 50)
+    @rule(data=st.data())
+    def send(self, data):
+        tokens = data.draw(st.integers(1, 50 - self.client.length))
+        self.wire.append(self.client.issue(tokens, data.draw(st.integers(0, tokens))))
+
+    @precondition(lambda self: self.wire)
+    @rule()
+    def arrive(self):
+        issued = self.wire.pop(0)
+        step = a_step(issued.position, issued.tokens)
+        self.hop.accept(step)
+        returned = self.client.returned(answer(issued))
+        assert returned in (issued, None)
+
+    @rule(data=st.data())
+    def roll_back(self, data):
+        self.client.roll_back(data.draw(st.integers(0, self.client.length)))
+
+    @invariant()
+    def agree(self):
+        # A roll-back reaches the hop with the next step, so that the hop may be ahead but never behind.
+        if not self.wire:
+            assert self.hop.length >= self.client.length
+
+
+TestClientAndHop = ClientAndHop.TestCase
