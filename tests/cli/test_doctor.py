@@ -117,14 +117,9 @@ def test_a_damaged_swarm_file_is_a_finding(settings: Settings) -> None:
     assert "is damaged" in checks.run("swarms", settings).detail
 
 
-def test_an_identity_that_cannot_be_read(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    settings.paths.identity.parent.mkdir(parents=True)
-    settings.paths.identity.touch(0o600)
-    monkeypatch.setattr(Path, "open", refuse)
-    assert (machine.identity(settings).verdict, machine.identity(settings).detail.endswith("denied")) == (
-        "fail",
-        True,
-    )
+def test_a_damaged_identity_is_a_finding(shoal: Shoal, home: Path) -> None:
+    shoal("key", "create")
+    (home / "identity.key").write_bytes(b"x")
+    ran = shoal("doctor")
+    assert ran.code == 1
+    assert "is damaged" in ran.out

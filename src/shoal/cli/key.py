@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from shoal.cli import options
 from shoal.cli.output import emit
 from shoal.errors import ShoalError
+from shoal.net.identity import Identity
 
 
 def register(app: typer.Typer) -> None:
@@ -17,16 +20,28 @@ def register(app: typer.Typer) -> None:
 
 
 def show(as_json: options.Json = False) -> None:
-    """Print the peer id that others know this machine by."""
-    raise ShoalError("identities are not wired yet")
+    """Print the peer id. It is what others know this machine by."""
+    where = options.settings().paths.identity
+    try:
+        identity = Identity.load(where)
+    except FileNotFoundError:
+        raise ShoalError(
+            "this machine has no identity yet", check=str(where), next_command="shoal key create"
+        ) from None
+    _print(identity, where, as_json)
 
 
 def create(as_json: options.Json = False) -> None:
-    """Make an identity if there is none yet, and print its peer id."""
-    raise ShoalError("identities are not wired yet")
+    """Make an identity if there is none. Prints its peer id; a key that is there stays."""
+    where = options.settings().paths.identity
+    _print(Identity.load_or_create(where), where, as_json)
 
 
 def path(as_json: options.Json = False) -> None:
     """Print where the key is kept."""
     where = options.settings().paths.identity
     emit({"path": where, "exists": where.exists()}, as_json, lambda: str(where))
+
+
+def _print(identity: Identity, where: Path, as_json: bool) -> None:
+    emit({"peer": identity.peer, "path": where}, as_json, lambda: identity.peer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import stat
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import shoal.errors
 from shoal.cli.checks.finding import Finding
 from shoal.cli.version import LIBRARIES, release
 from shoal.config import Settings
+from shoal.net.identity import Identity
 
 LEAST_MEMORY = 1 << 30
 """Bytes: torch and transformers take about half of it before any weights."""
@@ -63,14 +63,7 @@ def identity(settings: Settings) -> Finding:
     path = settings.paths.identity
     if not path.exists():
         return Finding("identity", "note", "none yet; it is made when it is first needed", "shoal key create")
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        return Finding("identity", "fail", f"{path} is open to others (mode {mode:04o})", f"chmod 600 {path}")
-    try:
-        with path.open("rb"):
-            return Finding("identity", "ok", str(path))
-    except OSError as error:
-        return Finding("identity", "fail", f"{path}: {error.strerror}", f"chown $USER {path}")
+    return Finding("identity", "ok", Identity.load(path).peer)
 
 
 def clock(_: Settings) -> Finding:
