@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from shoal.cli import options
-from shoal.errors import ShoalError, UsageError
+from shoal.cli.ask import Question, answer_fields, ask, say_speed, user
+from shoal.cli.inside import in_swarm, wanted_dtype
+from shoal.cli.output import emit
+from shoal.errors import UsageError
+
+if TYPE_CHECKING:
+    from shoal.client.swarm import Swarm as Connected
 
 MAX_STDIN = 64 << 20
 """Characters read from stdin; a longer prompt fits no model, and is refused rather than cut."""
@@ -53,7 +59,31 @@ def run(
     """Answer one prompt. The answer is streamed on stdout."""
     settings = options.settings(swarm=swarm, public=public, model=model, dtype=dtype)
     text = whole_prompt(prompt, sys.stdin)
-    raise ShoalError(f"asking {settings.model} ({len(text)} characters) is not wired yet")
+    question = Question(
+        settings.model,
+        messages=user(text),
+        raw=text if raw else None,
+        max_tokens=max_tokens,
+        stop=tuple(stop or ()),
+        dtype=wanted_dtype(dtype),
+        sampling={
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+        },
+    )
+
+    async def once(opened: Connected) -> dict[str, Any]:
+        return answer_fields(await ask(opened, question, stream=not as_json), question)
+
+    fields = in_swarm(settings, once)
+    if as_json:
+        emit(fields, as_json, lambda: "")
+    else:
+        say_speed(fields)
 
 
 def chat(
@@ -69,7 +99,32 @@ def chat(
 ) -> None:
     """Talk with a model. /quit or Ctrl-D ends it."""
     settings = options.settings(swarm=swarm, public=public, model=model, dtype=dtype)
-    raise ShoalError(f"talking with {settings.model} is not wired yet")
+    sampling = {"temperature": temperature, "seed": seed}
+
+    async def talk(opened: Connected) -> None:
+        said: list[dict[str, str]] = []
+        while (text := await prompted()) is not None:
+            said += user(text)
+            question = Question(settings.model, said, None, max_tokens, (), wanted_dtype(dtype), sampling)
+            answer = await ask(opened, question, stream=True)
+            said.append({"role": "assistant", "content": answer.text})
+
+    in_swarm(settings, talk)
+
+
+async def prompted() -> str | None:
+    """The next line that the user types, ``None`` when there is none any more."""
+    import trio
+
+    while True:
+        if sys.stdin.isatty():
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
+        if not line or line.strip() in ("/quit", "/exit"):
+            return None
+        if line.strip():
+            return line.strip()
 
 
 def whole_prompt(argument: str | None, stdin: TextIO) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from shoal.net.identity import Identity
 
 from shoal.cli import options
 from shoal.cli.output import emit
 from shoal.errors import ShoalError
-from shoal.net.identity import Identity
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +24,8 @@ def register(app: typer.Typer) -> None:
 
 def show(as_json: options.Json = False) -> None:
     """Print the peer id. It is what others know this machine by."""
+    from shoal.net.identity import Identity
+
     where = options.settings().paths.identity
     try:
         identity = Identity.load(where)
@@ -33,6 +38,8 @@ def show(as_json: options.Json = False) -> None:
 
 def create(as_json: options.Json = False) -> None:
     """Make an identity if there is none. Prints its peer id; a key that is there stays."""
+    from shoal.net.identity import Identity
+
     where = options.settings().paths.identity
     _print(Identity.load_or_create(where), where, as_json)
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shoal.cli import options
-from shoal.errors import ShoalError
+from shoal.cli.inside import in_swarm
+from shoal.cli.output import emit, printable
+from shoal.cli.overview import Overview, peers_table, status_page
+from shoal.cli.progress import working
+from shoal.config import Settings
+from shoal.errors import EXIT_FAILURE
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from shoal.cli.reach import Pinged
+    from shoal.client.swarm import Swarm
 
 
 def register(app: typer.Typer) -> None:
@@ -18,24 +30,57 @@ def register(app: typer.Typer) -> None:
 
 def status(swarm: options.Swarm = None, public: options.Public = None, as_json: options.Json = False) -> None:
     """Show what the swarm serves. Names the blocks that nobody serves, and how fast each peer is."""
-    settings = options.settings(swarm=swarm, public=public)
-    raise ShoalError(f"looking at {settings.swarm} is not wired yet")
+    view = _look(options.settings(swarm=swarm, public=public))
+    emit(view, as_json, lambda: status_page(view))
 
 
 def peers(swarm: options.Swarm = None, public: options.Public = None, as_json: options.Json = False) -> None:
     """List the peers, with the path to each."""
-    settings = options.settings(swarm=swarm, public=public)
-    raise ShoalError(f"looking at {settings.swarm} is not wired yet")
+    view = _look(options.settings(swarm=swarm, public=public))
+    found = {"swarm": view.swarm, "peer": view.peer, "peers": view.peers}
+    emit(found, as_json, lambda: peers_table(view.peers))
 
 
 def ping(
-    peer: Annotated[
-        str | None, typer.Argument(help="A peer id, or its end; every peer if not given.")
-    ] = None,
+    peer: Annotated[str | None, typer.Argument(help="A peer id, or its end; all if not given.")] = None,
     swarm: options.Swarm = None,
     public: options.Public = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure the way to a peer. Says over which carrier it went."""
+    from shoal.cli import reach
+
     settings = options.settings(swarm=swarm, public=public)
-    raise ShoalError(f"pinging {peer or 'every peer'} of {settings.swarm} is not wired yet")
+
+    async def go(opened: Swarm) -> list[Pinged]:
+        with working("pinging"):
+            return await reach.ping(opened, peer)
+
+    found = in_swarm(settings, go)
+    emit({"swarm": settings.swarm, "peers": found}, as_json, lambda: pings_table(found))
+    if any(pinged.rtt_ms is None for pinged in found):
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _look(settings: Settings) -> Overview:
+    from shoal.cli import reach
+
+    async def go(opened: Swarm) -> Overview:
+        with working("looking around"):
+            return await reach.look(opened)
+
+    return in_swarm(settings, go)
+
+
+def pings_table(found: Sequence[Pinged]) -> Table:
+    """One line a peer: how far it is and over what, or why it did not answer."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table(box=None, pad_edge=False)
+    for heading in ("peer", "carrier", "rtt"):
+        rows.add_column(heading, overflow="fold")
+    for pinged in found:
+        trip = printable(pinged.error) if pinged.rtt_ms is None else f"{pinged.rtt_ms:.2f} ms"
+        rows.add_row(Text(printable(pinged.peer)), pinged.carrier or "-", Text(trip))
+    return rows

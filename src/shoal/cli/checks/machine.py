@@ -11,7 +11,6 @@ import shoal.errors
 from shoal.cli.checks.finding import Finding
 from shoal.cli.version import LIBRARIES, release
 from shoal.config import Settings
-from shoal.net.identity import Identity
 
 LEAST_MEMORY = 1 << 30
 """Bytes: torch and transformers take about half of it before any weights."""
@@ -63,6 +62,8 @@ def identity(settings: Settings) -> Finding:
     path = settings.paths.identity
     if not path.exists():
         return Finding("identity", "note", "none yet; it is made when it is first needed", "shoal key create")
+    from shoal.net.identity import Identity
+
     return Finding("identity", "ok", Identity.load(path).peer)
 
 

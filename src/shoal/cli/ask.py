@@ -1,0 +1,134 @@
+"""Ask a swarm and show the answer as it comes: what `run`, `chat` and `demo` have in common."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shoal.cli.output import printable, say
+from shoal.cli.progress import working
+from shoal.types import DType
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from shoal.client.answer import Answer
+    from shoal.client.swarm import Swarm
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to ask of which model, and how the answer is chosen."""
+
+    model: str
+    messages: Sequence[dict[str, str]] = ()
+    """The conversation; used when there is no ``raw`` prompt."""
+    raw: str | None = None
+    max_tokens: int = 256
+    stop: Sequence[str] = ()
+    dtype: DType | None = None
+    sampling: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Fields of :class:`shoal.client.sampling.Sampling`."""
+
+    @property
+    def text(self) -> str:
+        """What the user asked last."""
+        return self.raw if self.raw is not None else self.messages[-1]["content"]
+
+
+def user(text: str) -> list[dict[str, str]]:
+    """A conversation that begins with ``text``."""
+    return [{"role": "user", "content": text}]
+
+
+async def ask(swarm: Swarm, question: Question, *, stream: bool) -> Answer:
+    """Put the question to the swarm; with ``stream``, its answer is written to stdout as it comes.
+
+    Raises:
+        ShoalError: as :meth:`shoal.client.swarm.Swarm.generate`. What came before stays written.
+    """
+    answer = swarm.generate(
+        question.model,
+        question.raw,
+        messages=None if question.raw is not None else question.messages,
+        max_tokens=question.max_tokens,
+        stop=question.stop,
+        dtype=question.dtype,
+        **question.sampling,
+    )
+    with ExitStack() as waiting:
+        waiting.enter_context(working(f"asking {question.model}"))
+        try:
+            async for delta in answer:
+                if delta.text and stream:
+                    waiting.close()  # a bar and an answer do not go on one line
+                    _write(delta.text)
+        finally:
+            if stream and answer.text:
+                _write("\n")
+    return answer
+
+
+def _write(text: str) -> None:
+    # Into a pipe goes what the model said; on a terminal, what cannot drive it.
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def answer_fields(answer: Answer, question: Question) -> dict[str, Any]:
+    """An answer as ``--json`` shows it."""
+    stages = zip(answer.route, answer.hop_ms(), strict=True)
+    return {
+        "model": question.model,
+        "prompt": question.text,
+        "rendered_prompt": answer.prompt,
+        "prompt_token_ids": list(answer.prompt_token_ids),
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "finish_reason": answer.finish_reason,
+        "tokens_per_s": round(answer.timing.tokens_per_s, 3),
+        "ttft_s": round(answer.timing.ttft_s, 4),
+        "route": [
+            {
+                "peer": stage.peer,
+                "start": stage.span.start,
+                "end": stage.span.end,
+                "carrier": stage.carrier,
+                "compute_ms": round(compute_ms, 3),
+                "waiting_ms": round(waiting_ms, 3),
+            }
+            for stage, (compute_ms, waiting_ms) in stages
+        ],
+    }
+
+
+def say_speed(fields: dict[str, Any]) -> None:
+    """One line on stderr about how it went."""
+    say(
+        f"{len(fields['token_ids'])} tokens, {fields['tokens_per_s']:.1f} a second, "
+        f"the first after {fields['ttft_s']:.2f} s, over {len(fields['route'])} hops"
+    )
+
+
+def route_table(fields: dict[str, Any]) -> Table:
+    """Which blocks ran on which peer, and how long a decode step took there."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table(box=None, pad_edge=False)
+    for heading in ("blocks", "peer", "carrier"):
+        rows.add_column(heading, overflow="fold")
+    for heading in ("compute", "waiting"):
+        rows.add_column(heading, justify="right")
+    for stage in fields["route"]:
+        rows.add_row(
+            f"{stage['start']}:{stage['end']}",
+            Text(printable(stage["peer"])),
+            stage["carrier"],
+            f"{stage['compute_ms']:.2f} ms",
+            f"{stage['waiting_ms']:.2f} ms",
+        )
+    return rows

@@ -1,0 +1,143 @@
+"""Look at a swarm from inside: who is there, how far, over what. `status`, `peers` and `ping` show it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import trio
+
+from shoal.cli.overview import Overview, overview
+from shoal.errors import NotRunning, ShoalError, UsageError
+from shoal.net.channel import Channel
+from shoal.net.network import Network
+from shoal.swarm.announcement import Announcement
+from shoal.types import CarrierName, PeerId
+from shoal.wire.messages import Message
+
+if TYPE_CHECKING:
+    from shoal.client.swarm import Swarm
+
+HEAR_WITHIN_S = 3.0
+"""Seconds that a newcomer waits to hear of anybody."""
+PING_WITHIN_S = 5.0
+LOOK_EVERY_S = 0.002
+
+
+async def hear(swarm: Swarm) -> Sequence[Announcement]:
+    """Every announcement that is alive.
+
+    Raises:
+        NotRunning: nobody is there.
+    """
+    with trio.move_on_after(HEAR_WITHIN_S):
+        while not swarm.announcements():
+            await swarm.member.wait_changed()
+    alive = swarm.announcements()
+    if not alive and not swarm.network.connections():
+        raise NotRunning(
+            f"no peer of swarm {swarm.settings.swarm!r} can be reached",
+            check="that a node of it runs, here or where the invite came from",
+            next_command="shoal up, or shoal doctor",
+        )
+    return alive
+
+
+async def look(swarm: Swarm) -> Overview:
+    """The swarm with the round trip to each peer that answers. Raises as :func:`hear`."""
+    alive = await hear(swarm)
+    rtt_s: dict[PeerId, float] = {}
+
+    async def measure(announcement: Announcement) -> None:
+        with suppress(ShoalError):  # a peer that does not answer has no round trip to show
+            await _connected(swarm.network, announcement)
+            peer = PeerId(announcement.peer)
+            rtt_s[peer] = await swarm.network.ping(peer, deadline_s=PING_WITHIN_S)
+
+    async with trio.open_nursery() as nursery:
+        for announcement in alive:
+            nursery.start_soon(measure, announcement)
+    connections = swarm.network.connections()
+    now = swarm.member.now()
+    return overview(swarm.settings.swarm, swarm.network.peer, alive, connections, rtt_s, now)
+
+
+async def _connected(network: Network, announcement: Announcement) -> None:
+    if any(connection.peer == announcement.peer for connection in network.connections()):
+        return
+    for address in announcement.libp2p[:4]:
+        with suppress(ShoalError):  # the next address may do
+            await network.connect(f"{address}/p2p/{announcement.peer}", deadline_s=PING_WITHIN_S)
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class Pinged:
+    """What pinging one peer gave."""
+
+    peer: str
+    carrier: CarrierName | Literal[""]
+    """How the channel to it was made; empty when none was."""
+    rtt_ms: float | None
+    """The round trip of a ping over that channel."""
+    error: str = ""
+
+
+async def ping(swarm: Swarm, wanted: str | None) -> list[Pinged]:
+    """Ping the peer whose id is, or ends with, ``wanted``; or every peer.
+
+    Raises:
+        NotRunning: nobody is there.
+        UsageError: ``wanted`` is no peer's id, or the end of more than one.
+    """
+    alive = choose(await hear(swarm), wanted)
+    found: list[Pinged] = []
+
+    async def one(announcement: Announcement) -> None:
+        found.append(await ping_one(swarm.network, announcement))
+
+    async with trio.open_nursery() as nursery:
+        for announcement in alive:
+            nursery.start_soon(one, announcement)
+    return sorted(found, key=lambda pinged: pinged.peer)
+
+
+def choose(alive: Sequence[Announcement], wanted: str | None) -> list[Announcement]:
+    """The peers that ``wanted`` means. Raises as :func:`ping`."""
+    if wanted is None:
+        return list(alive)
+    meant = [announcement for announcement in alive if announcement.peer.endswith(wanted)]
+    if len(meant) != 1:
+        count = "no peer has" if not meant else f"{len(meant)} peers have"
+        raise UsageError(f"{count} an id that ends with {wanted!r}", next_command="shoal peers")
+    return meant
+
+
+async def ping_one(network: Network, announcement: Announcement) -> Pinged:
+    """Open a channel to the peer, by whichever carrier works, and time a ping over it."""
+    try:
+        pipe = await network.open_pipe(announcement.address, deadline_s=PING_WITHIN_S)
+    except ShoalError as error:
+        return Pinged(announcement.peer, "", None, error.message)
+    channel = Channel(pipe)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(channel.run, _ignore)
+        try:
+            await channel.wait_ready(PING_WITHIN_S)
+            # A channel pings as soon as it is ready, and notes the round trip itself.
+            with trio.move_on_after(PING_WITHIN_S):
+                while channel.rtt_s is None:  # noqa: ASYNC110  it tells nobody
+                    await trio.sleep(LOOK_EVERY_S)
+        except ShoalError as error:
+            return Pinged(announcement.peer, channel.carrier, None, error.message)
+        finally:
+            channel.close()
+    if channel.rtt_s is None:
+        return Pinged(announcement.peer, channel.carrier, None, "no answer in time")
+    return Pinged(announcement.peer, channel.carrier, round(channel.rtt_s * 1000, 3))
+
+
+async def _ignore(channel: Channel, message: Message, payload: bytes) -> None:
+    """Nothing that a peer sends concerns one who only pings."""
