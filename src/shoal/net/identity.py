@@ -74,7 +74,11 @@ class Identity:
 
     @classmethod
     def load_or_create(cls, path: Path) -> Identity:
-        """Read a key file, or make one with mode 0600. Two processes at once get the same key. Raises as ``load``."""
+        """Read a key file, or make one with mode 0600; two processes at once get the same key.
+
+        Raises:
+            NotAllowed, ShoalError: as ``load``.
+        """
         try:
             return cls.load(path)
         except FileNotFoundError:

@@ -1,0 +1,110 @@
+"""Which addresses we announce, and which announced addresses we are willing to dial."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Sequence
+
+import psutil
+
+from shoal.errors import UsageError
+from shoal.types import PeerId
+
+_UNREACHABLE = ("0.0.0.0", "::")
+
+
+def expand(host: str, port: int) -> tuple[str, ...]:
+    """The multiaddrs under which a listener on ``host`` can be reached.
+
+    A listener on every interface is announced with the address of each; with loopback only where there is
+    no other.
+    """
+    if host not in _UNREACHABLE:
+        return (to_multiaddr(host, port),)
+    found = sorted(_interfaces(), key=lambda a: (a.is_private, str(a)))
+    outward = [a for a in found if not a.is_loopback and not a.is_link_local]
+    chosen = outward or [a for a in found if a.is_loopback]
+    return tuple(to_multiaddr(str(address), port) for address in chosen[:8])
+
+
+def _interfaces() -> set[ipaddress.IPv4Address]:
+    texts = (
+        a.address for group in psutil.net_if_addrs().values() for a in group if a.family == socket.AF_INET
+    )
+    return {ipaddress.IPv4Address(text) for text in texts}
+
+
+def to_multiaddr(host: str, port: int) -> str:
+    """``/ip4/…/tcp/…`` or ``/ip6/…/tcp/…``."""
+    version = 6 if ":" in host else 4
+    return f"/ip{version}/{host}/tcp/{port}"
+
+
+def host_and_port(multiaddr: str) -> tuple[str, int] | None:
+    """Host and port of a plain ``/ip4|ip6|dns/…/tcp/…`` address; ``None`` for any other."""
+    parts = multiaddr.split("/")
+    if (
+        len(parts) != 5
+        or parts[0]
+        or parts[3] != "tcp"
+        or parts[1] not in ("ip4", "ip6", "dns", "dns4", "dns6")
+    ):
+        return None
+    if not parts[4].isdecimal() or not 0 < int(parts[4]) < 65536 or not parts[2]:
+        return None
+    return parts[2], int(parts[4])
+
+
+def dialable(multiaddr: str, own: Iterable[str]) -> bool:
+    """Whether an address that a peer announced may be dialled.
+
+    Refused: what is no plain TCP address; unspecified, multicast and link-local hosts (the metadata services
+    of clouds are among them); loopback, unless we are on loopback ourselves; private hosts, unless we are
+    on a private network ourselves (libp2p/specs#536). Names are refused: they could stand for any of these.
+
+    Args:
+        own: our own addresses, as :func:`expand` gives them.
+    """
+    target = _ip(multiaddr)
+    if target is None or target.is_unspecified or target.is_multicast or target.is_link_local:
+        return False
+    if not (target.is_loopback or target.is_private):
+        return True
+    ours = [ip for ip in map(_ip, own) if ip is not None]
+    if target.is_loopback:
+        return any(ip.is_loopback for ip in ours)
+    return any(ip.is_private for ip in ours)
+
+
+def _ip(multiaddr: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    found = host_and_port(multiaddr)
+    if found is None:
+        return None
+    try:
+        ip = ipaddress.ip_address(found[0])
+    except ValueError:
+        return None
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return mapped or ip
+
+
+def split_bootstrap(multiaddr: str) -> tuple[str, PeerId]:
+    """A bootstrap address without its peer, and the peer.
+
+    Raises:
+        UsageError: it does not end in ``/p2p/<peer id>``.
+    """
+    address, found, peer = multiaddr.rpartition("/p2p/")
+    if not found or not peer or "/" in peer or not address.startswith("/"):
+        raise UsageError(
+            f"{multiaddr!r} is no address to join through",
+            check="one looks like /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW…",
+        )
+    return address, PeerId(peer)
+
+
+def without(addresses: Sequence[str], own: Iterable[str]) -> list[str]:
+    """Those of ``addresses`` that may be dialled."""
+    own = tuple(own)
+    return [address for address in addresses if dialable(address, own)]

@@ -1,0 +1,211 @@
+"""The direct carrier: libp2p's Noise over a plain TCP stream, with no muxer between.
+
+The handshake is libp2p's own (https://github.com/libp2p/specs/blob/master/noise/README.md) and binds the
+peer id. After it, records are a 2-byte length and at most 65,519 sealed bytes, as in libp2p; the loop here
+seals and opens them without the layers that cost a libp2p stream its speed.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import trio
+from cryptography.exceptions import InvalidTag
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.peer.id import ID
+from noise.exceptions import NoiseInvalidMessage
+
+from shoal.errors import ChannelClosed, PortInUse, RemoteProtocolError
+from shoal.net.identity import Identity
+from shoal.net.secret import SwarmNoise
+from shoal.types import CarrierName, PeerId
+
+MAX_PLAINTEXT = 65519
+HANDSHAKE_WITHIN_S = 5.0
+HANDSHAKES_LIMIT = 64
+"""Half-open handshakes at once; one more connection is closed unheard."""
+BATCH = 1 << 20
+"""Sealed bytes that are given to the socket at once."""
+READ = 1 << 18
+
+_LENGTH = struct.Struct(">H")
+
+
+class DirectPipe:
+    """A pipe of Noise records on a TCP stream."""
+
+    carrier: CarrierName = "direct"
+
+    def __init__(self, stream: trio.SocketStream, noise: Any, peer: PeerId) -> None:
+        self.peer = peer
+        self._stream = stream
+        self._noise = noise
+        self._sealed = bytearray()
+        self._sending = trio.Lock()
+        self._broken = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Seal and send. A cancelled send breaks the pipe: the peer could no longer tell records apart."""
+        view = memoryview(data)
+        async with self._sending:
+            if self._broken:
+                raise ChannelClosed(f"the pipe to {self.peer} is broken")
+            self._broken = True
+            out = bytearray()
+            for start in range(0, len(view), MAX_PLAINTEXT):
+                sealed = self._noise.encrypt(bytes(view[start : start + MAX_PLAINTEXT]))
+                out += _LENGTH.pack(len(sealed))
+                out += sealed
+                if len(out) >= BATCH:
+                    await self._send(out)
+                    out = bytearray()
+            if out:
+                await self._send(out)
+            self._broken = False
+
+    async def receive_some(self) -> bytes:
+        """The plaintext of every whole record that has come, at least one."""
+        while True:
+            opened = self._open_records()
+            if opened:
+                return opened
+            try:
+                data = await self._stream.receive_some(READ)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise ChannelClosed(f"the connection to {self.peer} broke") from error
+            if not data:
+                return b""
+            self._sealed += data
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        self._broken = True
+        await trio.aclose_forcefully(self._stream)
+
+    async def _send(self, data: bytearray) -> None:
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ChannelClosed(f"the connection to {self.peer} broke") from error
+
+    def _open_records(self) -> bytes:
+        sealed, start, out = self._sealed, 0, bytearray()
+        try:
+            while len(sealed) - start >= 2:
+                (length,) = _LENGTH.unpack_from(sealed, start)
+                end = start + 2 + length
+                if len(sealed) < end:
+                    break
+                out += self._noise.decrypt(bytes(sealed[start + 2 : end]))
+                start = end
+        except (InvalidTag, NoiseInvalidMessage) as error:
+            raise RemoteProtocolError("a record that the peer has not sealed") from error
+        finally:
+            del sealed[:start]
+        return bytes(out)
+
+
+class DirectCarrier:
+    """Dials and accepts direct pipes for one identity in one swarm."""
+
+    def __init__(self, identity: Identity, secret: bytes | None) -> None:
+        self._transport = SwarmNoise(create_new_key_pair(identity.seed), create_noise_key_pair().private_key)
+        self._transport.secret = secret
+        self._handshakes = 0
+
+    async def dial(self, host: str, port: int, peer: PeerId) -> DirectPipe:
+        """A pipe to ``peer``, who must be the one that answers there.
+
+        Raises:
+            ChannelClosed: nobody answers, or somebody else does, or he refuses the handshake.
+        """
+        try:
+            stream = await trio.open_tcp_stream(host, port)
+        except OSError as error:
+            raise ChannelClosed(f"nobody answers at {host}:{port} ({error})") from error
+        raw = RawConnection(TrioTCPStream(_tuned(stream)), initiator=True)
+        return await self._handshake(stream, self._transport.secure_outbound(raw, ID.from_base58(peer)))
+
+    async def listen(
+        self,
+        host: str,
+        port: int,
+        *,
+        task_status: trio.TaskStatus[int],
+        take: Callable[[DirectPipe], Awaitable[None]],
+    ) -> None:
+        """Accept pipes until cancelled. Started with the port that it listens on.
+
+        Raises:
+            PortInUse: another program has the port.
+        """
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=host)
+        except OSError as error:
+            raise PortInUse(
+                f"port {port} cannot be listened on: {error.strerror or error}",
+                check="which program has it, or choose another; 0 takes a free one",
+                next_command="shoal doctor",
+            ) from error
+
+        async def accept(stream: trio.SocketStream) -> None:
+            if self._handshakes >= HANDSHAKES_LIMIT:
+                await trio.aclose_forcefully(stream)
+                return
+            self._handshakes += 1
+            try:
+                raw = RawConnection(TrioTCPStream(_tuned(stream)), initiator=False)
+                pipe = await self._handshake(stream, self._transport.secure_inbound(raw))
+            except ChannelClosed:
+                return  # a stranger, or noise: nothing of ours is touched
+            finally:
+                self._handshakes -= 1
+            await take(pipe)
+
+        task_status.started(listeners[0].socket.getsockname()[1])
+        async with trio.open_nursery() as nursery:
+            # serve_listeners closes a stream when its handler returns: pipes outlive their handler.
+            for listener in listeners:
+                nursery.start_soon(_accept_forever, listener, accept, nursery)
+
+    async def _handshake(self, stream: trio.SocketStream, handshake: Awaitable[Any]) -> DirectPipe:
+        try:
+            with trio.fail_after(HANDSHAKE_WITHIN_S):
+                session = await handshake
+        except Exception as error:
+            # What garbage does to the handshake is not listed by the library: parse errors of protobuf, of
+            # keys, of Noise. All of them mean that no pipe came about.
+            await trio.aclose_forcefully(stream)
+            raise ChannelClosed(f"the handshake failed: {type(error).__name__}") from error
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return DirectPipe(stream, session.conn.noise_state, PeerId(str(session.remote_peer)))
+
+
+async def _accept_forever(
+    listener: trio.SocketListener,
+    accept: Callable[[trio.SocketStream], Awaitable[None]],
+    nursery: trio.Nursery,
+) -> None:
+    async with listener:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError:
+                await trio.sleep(0.1)  # out of descriptors: others will be closed
+                continue
+            nursery.start_soon(accept, stream)
+
+
+def _tuned(stream: trio.SocketStream) -> trio.SocketStream:
+    with suppress(OSError):  # the peer may have gone already; the handshake will say so
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return stream

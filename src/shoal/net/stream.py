@@ -1,0 +1,125 @@
+"""The libp2p-stream carrier, and questions asked over a stream of their own.
+
+Slower than the direct carrier (a muxer, more layers), but it works wherever a libp2p connection does,
+through a relay too.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import TypeVar
+
+import trio
+from libp2p.abc import INetStream
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.network.stream.exceptions import StreamEOF
+
+from shoal.errors import ChannelClosed, RemoteProtocolError
+from shoal.net.network import Answer
+from shoal.types import CarrierName, PeerId
+
+PIPE_PROTOCOL = "/shoal/pipe/1.0.0"
+MESSAGE_LIMIT = 1 << 20
+"""Bytes of a question or an answer."""
+ANSWER_WITHIN_S = 10.0
+READ = 1 << 16
+WRITE = 1 << 16
+
+_LENGTH = struct.Struct(">I")
+Result = TypeVar("Result")
+
+
+class StreamPipe:
+    """A pipe over one long-lived libp2p stream."""
+
+    def __init__(self, stream: INetStream, carrier: CarrierName) -> None:
+        self.peer = PeerId(str(stream.muxed_conn.peer_id))
+        self.carrier: CarrierName = carrier
+        self.closed = trio.Event()
+        self._stream = stream
+        self._sending = trio.Lock()
+        self._broken = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send in pieces. A cancelled send breaks the pipe: part of it may have gone."""
+        view = memoryview(data)
+        async with self._sending:
+            if self._broken:
+                raise ChannelClosed(f"the stream to {self.peer} is broken")
+            self._broken = True
+            for start in range(0, len(view), WRITE):
+                await _translated(self._stream.write(bytes(view[start : start + WRITE])))
+            self._broken = False
+
+    async def receive_some(self) -> bytes:
+        """The next bytes; ``b""`` when the peer has closed."""
+        return await _read(self._stream, READ)
+
+    async def aclose(self) -> None:
+        """Close the stream; the connection stays."""
+        self._broken = True
+        self.closed.set()
+        await close(self._stream)
+
+
+async def ask(stream: INetStream, question: bytes) -> bytes:
+    """Send a question, close our side of the stream, and read the answer.
+
+    Raises:
+        ChannelClosed: the stream broke.
+        RemoteProtocolError: the answer is too long or cut short.
+    """
+    await _translated(stream.write(_LENGTH.pack(len(question)) + question))
+    return await _read_message(stream)
+
+
+async def answer_on(stream: INetStream, handler: Answer) -> None:
+    """Read one question and answer it. A peer that breaks the rules, or is slow, is hung up on."""
+    peer = PeerId(str(stream.muxed_conn.peer_id))
+    with suppress(ChannelClosed, RemoteProtocolError), trio.move_on_after(ANSWER_WITHIN_S):
+        answer = await handler(peer, await _read_message(stream))
+        await _translated(stream.write(_LENGTH.pack(len(answer)) + answer))
+    await close(stream)
+
+
+async def close(stream: INetStream) -> None:
+    """Close a stream that may be gone already."""
+    with trio.move_on_after(1.0, shield=True), suppress(ChannelClosed):
+        await _translated(stream.close())
+
+
+async def _read_message(stream: INetStream) -> bytes:
+    (length,) = _LENGTH.unpack(await _read_exactly(stream, _LENGTH.size))
+    if length > MESSAGE_LIMIT:
+        raise RemoteProtocolError(f"a message of {length} bytes; at most {MESSAGE_LIMIT} are allowed")
+    return await _read_exactly(stream, length)
+
+
+async def _read_exactly(stream: INetStream, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        part = await _read(stream, min(READ, size - len(data)))
+        if not part:
+            raise RemoteProtocolError(f"a message that ends after {len(data)} of {size} bytes")
+        data += part
+    return bytes(data)
+
+
+async def _read(stream: INetStream, size: int) -> bytes:
+
+    try:
+        return await _translated(stream.read(size))
+    except ChannelClosed as error:
+        if isinstance(error.__cause__, StreamEOF):
+            return b""
+        raise
+
+
+async def _translated(call: Awaitable[Result]) -> Result:
+    """Run a call of the library; what it raises for a stream that is gone becomes ours."""
+    try:
+        return await call
+    except (BaseLibp2pError, trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+        raise ChannelClosed(f"the stream broke ({type(error).__name__})") from error

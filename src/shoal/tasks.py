@@ -1,0 +1,33 @@
+"""What every nursery of ours needs."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import trio
+
+
+@contextmanager
+def one_error() -> Generator[None]:
+    """Let one error leave as itself, however many nurseries it passed through.
+
+    A nursery raises groups. Where one task failed and the others were cancelled for it, a caller wants to
+    write ``except NoCoverage``; a group of several errors stays a group.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        errors = [leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)] or leaves[:1]
+        if len({id(error) for error in errors}) != 1:
+            raise
+        raise errors[0] from errors[0].__cause__
+
+
+def _leaves(error: BaseException) -> Generator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
