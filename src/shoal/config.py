@@ -137,6 +137,12 @@ def default_paths(environ: Mapping[str, str]) -> Paths:
     )
 
 
+def child_environ(home: Path) -> dict[str, str]:
+    """The environment for another ``shoal`` process, with a home of its own and none of our settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
+    return kept | {"SHOAL_HOME": str(home)}
+
+
 def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from flags (``None`` means not given), environment, ``config.toml`` and defaults.
 

@@ -7,7 +7,12 @@ from typing import Annotated
 import typer
 
 from shoal.cli import options
-from shoal.errors import ShoalError
+from shoal.cli.output import emit
+
+SENTENCE = (
+    "{model} in {dtype}: {swarm_tokens_per_s} tokens a second through {nodes} nodes, "
+    "{one_process_tokens_per_s} in one process: a ratio of {ratio}"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -27,4 +32,10 @@ def overhead(
 ) -> None:
     """Compare decoding through node processes here with the same model in one process."""
     settings = options.settings(model=model, threads=threads, dtype=dtype)
-    raise ShoalError(f"the overhead of {settings.model} on {nodes} nodes ({tokens} tokens) is not wired yet")
+    import trio
+
+    from shoal.cli.overhead import Bench
+    from shoal.cli.overhead import overhead as measure
+
+    found = trio.run(measure, settings, Bench(nodes, tokens))
+    emit(found, as_json, lambda: SENTENCE.format(**found))

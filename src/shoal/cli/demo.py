@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from shoal.cli import options
-from shoal.errors import ShoalError
 
 PROMPT = "Why do fish swim in shoals? Answer in two sentences."
 
@@ -27,4 +26,8 @@ def demo(
 ) -> None:
     """See it work here. Starts nodes on this machine, asks them, and says what ran where."""
     settings = options.settings(model=model, dtype=dtype)
-    raise ShoalError(f"the demo of {settings.model} on {nodes} nodes is not wired yet")
+    import trio
+
+    from shoal.cli.demonstration import Demo, show
+
+    trio.run(show, settings, Demo(prompt, nodes, max_tokens, once, as_json))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from shoal.cli import options
-from shoal.errors import ShoalError, UsageError
+from shoal.config import Settings
+from shoal.errors import UsageError
 from shoal.types import Span
 
 
@@ -26,7 +28,7 @@ def up(
 ) -> None:
     """Be in the swarm and serve. Takes what it lacks most of the model, until Ctrl-C."""
     settings = options.settings(swarm=swarm, public=public, model=model, memory=memory, threads=threads)
-    raise ShoalError(f"serving {settings.model} is not wired yet")
+    _serve(settings, None, as_json)
 
 
 def serve(
@@ -44,6 +46,7 @@ def serve(
     direct_port: options.DirectPort = None,
     dtype: options.DType = None,
     bootstrap: options.Bootstrap = None,
+    mdns: Annotated[bool | None, typer.Option("--mdns/--no-mdns", help="Find peers on this network.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Serve a span of MODEL. Ends with Ctrl-C or SIGTERM, open sessions first."""
@@ -58,9 +61,19 @@ def serve(
         direct_port=direct_port,
         dtype=dtype,
         bootstrap=bootstrap,
+        mdns=mdns,
     )
-    wanted = span_of(span)
-    raise ShoalError(f"serving {settings.model} {wanted or ''} is not wired yet")
+    _serve(settings, span_of(span), as_json)
+
+
+def _serve(settings: Settings, span: Span | None, as_json: bool) -> None:
+    import trio
+
+    from shoal.cli.serving import serve as live
+
+    code = trio.run(partial(live, settings, span, as_json=as_json))
+    if code:
+        raise typer.Exit(code)
 
 
 def span_of(text: str | None) -> Span | None:

@@ -1,0 +1,80 @@
+"""What `shoal demo` does: a swarm on this machine, a first answer, then more for as long as one asks."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from shoal.cli.ask import Question, answer_fields, ask, route_table, say_speed, user
+from shoal.cli.chat import prompted
+from shoal.cli.inside import wanted_dtype
+from shoal.cli.local import LocalSwarm, local_swarm
+from shoal.cli.output import emit, say
+from shoal.cli.progress import working
+from shoal.config import Settings
+
+if TYPE_CHECKING:
+    from shoal.client.swarm import Swarm
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What was asked for."""
+
+    prompt: str
+    nodes: int
+    max_tokens: int
+    once: bool
+    as_json: bool
+
+
+async def show(settings: Settings, demo: Demo) -> None:
+    """Run the demo.
+
+    Raises:
+        ShoalError: the model cannot be had, or a node did not come up.
+    """
+    async with AsyncExitStack() as stack:
+        with working(f"getting {settings.model}") as report:
+            from shoal.models.store import ModelStore
+
+            store = ModelStore(settings.paths.models)
+            model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
+        with working(f"starting {demo.nodes} nodes"):
+            local = await stack.enter_async_context(local_swarm(settings, model.shape.n_blocks, demo.nodes))
+            swarm = await stack.enter_async_context(entered(local))
+        for node in local.nodes:
+            say(f"blocks {node['start']}:{node['end']} on {node['peer']} (process {node['pid']})")
+        await _answer(swarm, settings, demo, demo.prompt)
+        if demo.once:
+            return
+        say("the swarm stays up: ask on, or end with /quit or Ctrl-D")
+        while (text := await prompted()) is not None:
+            await _answer(swarm, settings, demo, text)
+
+
+def entered(local: LocalSwarm) -> AbstractAsyncContextManager[Swarm]:
+    """The local swarm, as a client."""
+    from shoal.client.connect import open_swarm
+
+    return open_swarm(replace(local.settings, bootstrap=local.membership.bootstrap), local.membership)
+
+
+async def _answer(swarm: Swarm, settings: Settings, demo: Demo, text: str) -> None:
+    question = Question(
+        settings.model, user(text), max_tokens=demo.max_tokens, dtype=wanted_dtype(settings.dtype)
+    )
+    if not demo.as_json:
+        say(f"> {text}")
+    answer = await ask(swarm, question, stream=not demo.as_json)
+    fields: dict[str, Any] = answer_fields(answer, question)
+    if demo.as_json:
+        emit(fields, True, lambda: "")
+        return
+    sys.stderr.flush()
+    emit(fields, False, lambda: route_table(fields))
+    say_speed(fields)

@@ -1,0 +1,169 @@
+"""A swarm of node processes on this machine, for the demo and the benchmarks. Nothing of it stays behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import trio
+
+from shoal import config
+from shoal.config import Settings
+from shoal.errors import DeadlineExceeded, ShoalError, UsageError, from_code
+from shoal.swarm import membership
+from shoal.swarm.membership import Membership
+from shoal.types import Span
+
+START_WITHIN_S = 180.0
+END_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSwarm:
+    """What a client needs to be in it."""
+
+    settings: Settings
+    membership: Membership
+    nodes: tuple[dict[str, Any], ...]
+    """What each node said when it began to serve: ``peer``, ``start``, ``end``, ``pid``, ``addresses`` …"""
+
+
+def split(n_blocks: int, nodes: int) -> list[Span]:
+    """The blocks of a model in ``nodes`` spans, as even as can be.
+
+    Raises:
+        UsageError: there are more nodes than blocks.
+    """
+    if not 0 < nodes <= n_blocks:
+        raise UsageError(f"{n_blocks} blocks cannot be split among {nodes} nodes", check="--nodes")
+    edges = [n_blocks * i // nodes for i in range(nodes + 1)]
+    return [Span(start, end) for start, end in pairwise(edges)]
+
+
+@asynccontextmanager
+async def local_swarm(settings: Settings, n_blocks: int, nodes: int) -> AsyncGenerator[LocalSwarm]:
+    """Start ``nodes`` processes that serve ``settings.model`` between them; end them with the block.
+
+    Raises:
+        UsageError: more nodes than blocks.
+        ShoalError: a node did not come up; the error is that node's own.
+    """
+    spans = split(n_blocks, nodes)
+    swarm = membership.create("demo")
+    with TemporaryDirectory(prefix="shoal-") as folder:
+        processes: list[Process] = []
+        try:
+            async with trio.open_nursery() as nursery:
+                # Ended by a signal, we must not leave the nodes behind.
+                nursery.start_soon(_end_on_sigterm)
+                found: list[dict[str, Any]] = []
+                with trio.move_on_after(START_WITHIN_S) as waiting:
+                    first = await _start(settings, swarm, spans[0], Path(folder, "0"), processes)
+                    swarm = replace(swarm, bootstrap=tuple((await first.event("listening"))["addresses"]))
+                    rest = [
+                        await _start(settings, swarm, span, Path(folder, str(number)), processes)
+                        for number, span in enumerate(spans[1:], 1)
+                    ]
+                    found = [await process.event("serving") for process in (first, *rest)]
+                if waiting.cancelled_caught:
+                    raise DeadlineExceeded(f"the nodes did not come up within {START_WITHIN_S:.0f} s")
+                inside = replace(settings, swarm=swarm.name, host="127.0.0.1", mdns=False, bootstrap=())
+                yield LocalSwarm(inside, swarm, tuple(found))
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await _end(processes)
+
+
+class Process:
+    """One `shoal serve --json`, and what it says."""
+
+    def __init__(self, process: trio.Process, log: Path) -> None:
+        self.process = process
+        self._log = log
+        self._buffer = b""
+
+    async def event(self, name: str) -> dict[str, Any]:
+        """The next event of that name.
+
+        Raises:
+            ShoalError: the process ended, or said what went wrong.
+        """
+        while True:
+            line = await self._line()
+            said = cast("dict[str, Any]", json.loads(line))
+            if "error" in said:
+                error = from_code(said["error"]["code"], said["error"]["message"])
+                error.check, error.next_command = said["error"]["check"], said["error"]["next_command"]
+                raise error
+            if said.get("event") == name:
+                return said
+
+    async def _line(self) -> bytes:
+        assert self.process.stdout is not None
+        while b"\n" not in self._buffer:
+            piece = await self.process.stdout.receive_some()
+            if not piece:
+                code = await self.process.wait()
+                last = self._log.read_text("utf-8", errors="replace").strip()[-500:]
+                raise ShoalError(f"a node ended with exit code {code}: {last or 'it said nothing'}")
+            self._buffer += piece
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+
+async def _start(
+    settings: Settings, swarm: Membership, span: Span, home: Path, processes: list[Process]
+) -> Process:
+    """Start a node with a home, and so an identity, of its own; the models are those of this machine."""
+    _make_home(home, settings.paths.models, swarm)
+    command = [sys.executable, "-m", "shoal.cli", "--log-level", settings.log_level, "serve", settings.model]
+    command += ["--swarm", swarm.name, "--span", str(span), "--host", "127.0.0.1", "--no-mdns", "--json"]
+    command += ["--dtype", settings.dtype, "--threads", str(settings.threads)]
+    log = home / "log"
+    with log.open("wb") as stderr:
+        process = await trio.lowlevel.open_process(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=config.child_environ(home),
+            start_new_session=True,  # Ctrl-C is for us, and we end them in order
+        )
+    processes.append(Process(process, log))
+    return processes[-1]
+
+
+def _make_home(home: Path, models: Path, swarm: Membership) -> None:
+    models.mkdir(parents=True, exist_ok=True)
+    home.mkdir()
+    (home / "models").symlink_to(models.resolve())
+    membership.save(home / "swarms", swarm)
+
+
+async def _end(processes: list[Process]) -> None:
+    for running in processes:
+        with suppress(ProcessLookupError):
+            running.process.terminate()
+    with trio.move_on_after(END_WITHIN_S):
+        for running in processes:
+            await running.process.wait()
+    for running in processes:
+        if running.process.returncode is None:
+            running.process.kill()
+            await running.process.wait()
+
+
+async def _end_on_sigterm() -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+        await anext(signals)
+        raise KeyboardInterrupt

@@ -1,0 +1,119 @@
+"""The life of a node process: enter the swarm, choose and load a span, serve, and leave when asked to."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from shoal.cli.inside import member_of
+from shoal.cli.output import say, to_json
+from shoal.cli.progress import working
+from shoal.config import Settings
+from shoal.errors import EXIT_INTERRUPTED, EXIT_OK
+from shoal.net.identity import Identity
+from shoal.swarm.here import RunningNode, shown
+from shoal.swarm.join import join_swarm
+from shoal.types import PeerAddress, Span
+
+if TYPE_CHECKING:
+    from shoal.net.network import Network
+    from shoal.node.node import Node
+
+
+async def serve(settings: Settings, span: Span | None, *, as_json: bool) -> int:
+    """Serve until a signal asks to stop; returns the exit code: 0 after SIGTERM, 130 after Ctrl-C.
+
+    With ``as_json``, each turn of the node's life is one line on stdout: ``listening``, ``serving``,
+    ``leaving``, ``ended``.
+
+    Raises:
+        ShoalError: it cannot serve; nothing was announced.
+    """
+    swarm = member_of(settings, create=True)
+    identity = Identity.load_or_create(settings.paths.identity)
+    async with AsyncExitStack() as stack:
+        network, member = await stack.enter_async_context(join_swarm(settings, swarm, identity, listen=True))
+        tell("listening", as_json, peer=network.peer, addresses=whole(network.address))
+        with working(f"loading {settings.model}") as report:
+            # Torch takes seconds to import; on a thread, so that others may dial us meanwhile.
+            await trio.to_thread.run_sync(importlib.import_module, "shoal.node.node")
+            from shoal.models.store import ModelStore
+            from shoal.node.node import memory_budget, pick_span, start_node, to_dtype
+
+            store = ModelStore(settings.paths.models)
+            model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
+            chosen = span or pick_span(model, to_dtype(settings.dtype), memory_budget(settings), member)
+            node = await stack.enter_async_context(
+                start_node(network, member, model, chosen, settings, lambda text: report(text, 0, 0))
+            )
+        return await _until_asked(settings, network, node, as_json)
+
+
+async def _until_asked(settings: Settings, network: Network, node: Node, as_json: bool) -> int:
+    addresses = whole(network.address)
+    here = RunningNode(
+        os.getpid(), network.peer, settings.swarm, node.model.name, str(node.span), tuple(addresses)
+    )
+    with (
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+        shown(settings.paths.nodes, here),
+    ):
+        tell(
+            "serving",
+            as_json,
+            peer=network.peer,
+            model=node.model.name,
+            start=node.span.start,
+            end=node.span.end,
+            addresses=addresses,
+            pid=here.pid,
+        )
+        asked = await anext(signals)
+        tell("leaving", as_json, sessions=node.server.sessions)
+        drained = await _drain(node, signals)
+        tell("ended", as_json, drained=drained)
+    return EXIT_INTERRUPTED if asked == signal.SIGINT else EXIT_OK
+
+
+async def _drain(node: Node, signals: AsyncIterator[int]) -> bool:
+    """Let open sessions end; a second signal, or too long a wait, ends them at once."""
+    drained = False
+    async with trio.open_nursery() as nursery:
+
+        async def impatient() -> None:
+            await anext(signals)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(impatient)
+        drained = await node.drain()
+        nursery.cancel_scope.cancel()
+    return drained
+
+
+def whole(address: PeerAddress) -> list[str]:
+    """The libp2p multiaddrs of a peer, each with its ``/p2p`` part."""
+    return [f"{multiaddr}/p2p/{address.peer}" for multiaddr in address.libp2p]
+
+
+def tell(event: str, as_json: bool, **fields: Any) -> None:
+    """One turn of the node's life: a JSON line on stdout, or a line for a reader on stderr."""
+    if as_json:
+        sys.stdout.write(to_json({"event": event, **fields}) + "\n")
+        sys.stdout.flush()
+        return
+    say(SENTENCES[event].format(**fields))
+
+
+SENTENCES = {
+    "listening": "listening as {peer}",
+    "serving": "serving blocks {start}:{end} of {model}; Ctrl-C ends",
+    "leaving": "leaving when {sessions} open sessions have ended; Ctrl-C again ends at once",
+    "ended": "ended",
+}
