@@ -1,0 +1,139 @@
+"""A checkpoint: a folder with ``config.json`` and safetensors files, read without running anything of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from shoal.errors import BadWeights, UnknownModel, UnsupportedModel
+from shoal.models.headers import MAX_TENSORS, TensorEntry, read_header
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_JSON = 64 << 20
+"""Bytes of a config or an index that we read."""
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a folder holds: the parsed ``config.json`` and where each tensor lies."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+
+    @property
+    def files(self) -> list[Path]:
+        """The safetensors files, sorted."""
+        return sorted({entry.file for entry in self.tensors.values()})
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read a folder's config and headers. Takes milliseconds: no tensor is read.
+
+    Raises:
+        UnknownModel: the folder has no ``config.json``.
+        BadWeights: a file is missing, truncated or dishonest.
+        UnsupportedModel: the weights are pickled or quantised, or the model needs code of its own.
+    """
+    config = read_config(folder)
+    tensors: dict[str, TensorEntry] = {}
+    for file, wanted in _files(folder):
+        entries = read_header(file)
+        found = {entry.name for entry in entries}
+        if missing := next((name for name in wanted if name not in found), None):
+            raise BadWeights(
+                f"{file}: tensor {missing[:80]!r}, which {INDEX} promises, is not in it",
+                check="whether every file of the folder is from the same version of the model",
+            )
+        for entry in entries:
+            if wanted and entry.name not in wanted:
+                continue
+            if entry.name in tensors:
+                raise BadWeights(f"{file}: tensor {entry.name[:80]!r} is in another file too")
+            tensors[entry.name] = entry
+    return Checkpoint(folder, config, tensors)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's ``config.json``, if it is one that we may run.
+
+    Raises:
+        UnknownModel: there is none.
+        BadWeights: it is not a JSON object, or has no ``model_type``.
+        UnsupportedModel: it is quantised.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UnknownModel(
+            f"{folder} is no model: it has no config.json",
+            check="give a Hugging Face folder, a .gguf file or a name",
+            next_command="shoal models list",
+        )
+    config = _read_object(path)
+    if not isinstance(config.get("model_type"), str):
+        raise BadWeights(f"{path}: it has no model_type", check="whether this is a language model's config")
+    if config.get("quantization_config") is not None:
+        raise UnsupportedModel(
+            f"{folder}: its weights are quantised (quantization_config), which is not supported yet",
+            check="take the unquantised version of the model, or a GGUF file, which is converted",
+        )
+    return config
+
+
+def _files(folder: Path) -> list[tuple[Path, Set[str]]]:
+    """The safetensors files, each with the names that the index promises in it (none: whatever it holds)."""
+    index = folder / INDEX
+    if not index.is_file():
+        if not (folder / SINGLE).is_file():
+            raise _no_weights(folder)
+        return [(folder / SINGLE, frozenset())]
+    weight_map = _read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadWeights(f"{index}: it has no weight_map", check="fetch the file again")
+    names = cast(dict[str, object], weight_map)
+    if len(names) >= MAX_TENSORS:
+        raise BadWeights(f"{index}: {len(names)} entries, {MAX_TENSORS} or more are refused")
+    by_file: dict[str, set[str]] = {}
+    for name, file in names.items():
+        if not isinstance(file, str) or not _is_plain(file):
+            raise BadWeights(
+                f"{index}: it points to {str(file)[:80]!r}, outside of the folder",
+                check="where this model comes from: an honest index names only files beside it",
+            )
+        by_file.setdefault(file, set()).add(name)
+    for file in by_file:
+        if not (folder / file).is_file():
+            raise BadWeights(f"{folder / file} is missing", check="fetch the model again")
+    return [(folder / file, by_file[file]) for file in sorted(by_file)]
+
+
+def _is_plain(name: str) -> bool:
+    """Whether ``name`` is a safetensors file's name without any path."""
+    return name.endswith(".safetensors") and not any(c in name for c in "/\\:\0") and not name.startswith(".")
+
+
+def _no_weights(folder: Path) -> BadWeights | UnsupportedModel:
+    if any(found for pattern in PICKLED for found in folder.glob(pattern)):
+        return UnsupportedModel(
+            f"{folder}: its weights are pickled (.bin or .pt), which can run code and are never loaded",
+            check="convert the model to safetensors where you trust it: "
+            "model.save_pretrained(folder) with transformers",
+        )
+    return BadWeights(f"{folder}: it has no {SINGLE}", check="whether the model was fetched completely")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_JSON:
+        raise BadWeights(f"{path}: larger than the {MAX_JSON} bytes that we read")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BadWeights(f"{path}: not valid JSON ({error})", check="fetch the file again") from error
+    if not isinstance(value, dict):
+        raise BadWeights(f"{path}: not a JSON object", check="fetch the file again")
+    return cast(dict[str, Any], value)

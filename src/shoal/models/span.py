@@ -1,0 +1,253 @@
+"""The parts of a model at work: a span of blocks, and the ends that the client keeps.
+
+Chained, they give bit for bit what the whole model gives in transformers, as long as both see the same tokens
+in the same pieces.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from shoal.errors import PositionGap, PromptTooLong, StepFailed, UsageError
+from shoal.models import kv
+from shoal.models.checkpoint import open_checkpoint
+from shoal.models.hollow import Blocks, load_hollow, read_model_config
+from shoal.models.kv import Cache
+from shoal.models.local import LocalModel
+from shoal.models.probe import KvCost, check_embed, check_head, check_span
+from shoal.models.standins import Door, Reached, split_hidden
+from shoal.types import DType, Span
+
+__all__ = ["Cache", "Ends", "SpanModule", "load_ends", "load_span"]
+
+
+class SpanModule:
+    """Blocks ``[start, end)`` of a model. For one thread at a time."""
+
+    def __init__(self, model: PreTrainedModel, blocks: Blocks, span: Span, config: PretrainedConfig) -> None:
+        self.span = span
+        self.width = int(config.hidden_size)
+        """Elements of one token's hidden states."""
+        self.dtype = model.dtype
+        self.device = model.device
+        self.model = model
+        self.blocks = blocks
+        self.tensor_bytes = tensor_bytes(model)
+        """Bytes of the span's weights in memory."""
+        self.kv_cost = KvCost(())
+        self._config = config
+        self._accepts = _accepted(model.base_model)
+        self._entering: torch.Tensor | None = None
+        blocks.modules[0].register_forward_pre_hook(self._enter, with_kwargs=True)
+        blocks.modules[-1].register_forward_hook(_leave)
+
+    @torch.inference_mode()
+    def forward(self, hidden: torch.Tensor, cache: Cache, position: int) -> torch.Tensor:
+        """What the next block, or the head, receives for tokens ``[position, position + n)``.
+
+        Args:
+            hidden: ``[1, n, width]`` in the span's dtype, what the block before gave, or the embedding.
+            cache: holds the tokens before ``position``; one that holds more is cropped first.
+
+        Raises:
+            PositionGap: the cache holds fewer tokens than ``position``.
+            CannotRollBack: it holds more and cannot forget them.
+            StepFailed: ``hidden`` has another shape or dtype.
+            RuntimeError: torch's own faults, out of memory among them; crop the cache before going on.
+        """
+        if hidden.ndim != 3 or hidden.shape[0] != 1 or hidden.shape[1] < 1 or hidden.shape[2] != self.width:
+            raise StepFailed(f"hidden states of shape {tuple(hidden.shape)}, not [1, n, {self.width}]")
+        if hidden.dtype != self.dtype:
+            raise StepFailed(f"hidden states in {hidden.dtype}, not {self.dtype}")
+        if position > cache.length:
+            raise PositionGap(f"a step at position {position}, but only {cache.length} tokens are cached")
+        if position < cache.length or cache.torn:
+            self.crop(cache, position)
+        n = hidden.shape[1]
+        cache.torn = True
+        out = self._run(hidden.to(self.device), cache, position)
+        cache.length, cache.torn = position + n, False
+        return out
+
+    def new_cache(self) -> Cache:
+        """An empty cache for one session."""
+        return Cache(kv.new_states(self._config, self.span))
+
+    def crop(self, cache: Cache, length: int) -> None:
+        """Forget the tokens from position ``length`` on. Forgetting all of them is always possible.
+
+        Raises:
+            PositionGap: the cache holds fewer.
+            CannotRollBack: a sliding window or a recurrent state cannot go back to there.
+        """
+        if length > cache.length:
+            raise PositionGap(f"cannot crop to {length}, only {cache.length} tokens are cached")
+        if length == 0:
+            fresh = self.new_cache()
+            cache.states, cache.length, cache.torn = fresh.states, 0, False
+        else:
+            kv.crop(cache, length, self.span)
+
+    def cache_length(self, cache: Cache) -> int:
+        """Tokens that the cache holds."""
+        return cache.length
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of cache that a session of ``tokens`` tokens takes; sliding windows stop growing."""
+        return self.kv_cost.bytes(tokens)
+
+    def _run(self, hidden: torch.Tensor, cache: Cache, position: int) -> torch.Tensor:
+        n = hidden.shape[1]
+        positions = torch.arange(position, position + n, device=self.device)
+        offered = {
+            "inputs_embeds": hidden,
+            "position_ids": positions[None],
+            "cache_position": positions,
+            "past_key_values": cache.states,
+            "cache_params": cache.states,
+            "use_cache": True,
+        }
+        self._entering = hidden
+        try:
+            self.model.base_model(**{name: offered[name] for name in self._accepts & offered.keys()})
+        except Reached as reached:
+            return reached.hidden
+        finally:
+            self._entering = None
+        raise StepFailed("the forward did not pass through the span's blocks")
+
+    def _enter(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Give the first block what came over the wire, whatever the model made of it on the way here."""
+        split_hidden(args, kwargs)
+        if args:
+            return (self._entering, *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": self._entering}
+
+
+class Ends:
+    """The embedding and the head, sharing a tied matrix. For one thread at a time."""
+
+    def __init__(
+        self, model: PreTrainedModel, blocks: Blocks, config: PretrainedConfig, context: int
+    ) -> None:
+        self.width = int(config.hidden_size)
+        self.vocab_size = int(config.vocab_size)
+        self.context = context
+        self.dtype = model.dtype
+        self.device = model.device
+        self.model = model
+        self.tensor_bytes = tensor_bytes(model)
+        """Bytes of both ends' weights in memory, a tied matrix once."""
+        self.doors = [cast(Door, door) for door in blocks.modules]
+        self._accepts = _accepted(model.base_model)
+        self.knows_position = bool(self._accepts & {"position_ids", "cache_position"})
+
+    @torch.inference_mode()
+    def embed(self, token_ids: Sequence[int], position: int) -> torch.Tensor:
+        """What the first block receives, ``[1, n, width]``, for tokens ``[position, position + n)``.
+
+        Raises:
+            UsageError: no tokens, or one outside of the vocabulary.
+            PromptTooLong: positions beyond the model's context.
+        """
+        if not token_ids or min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
+            raise UsageError(
+                f"token ids must be in 0..{self.vocab_size - 1}, and at least one", check="the tokenizer"
+            )
+        if position < 0 or position + len(token_ids) > self.context:
+            raise PromptTooLong(
+                f"position {position + len(token_ids)} is beyond the model's context of {self.context} tokens"
+            )
+        positions = torch.arange(position, position + len(token_ids), device=self.device)
+        offered = {
+            "input_ids": torch.tensor([token_ids], device=self.device),
+            "position_ids": positions[None],
+            "cache_position": positions,
+            "use_cache": False,
+        }
+        for door in self.doors:
+            door.substitute = None
+        try:
+            self.model.base_model(**{name: offered[name] for name in self._accepts & offered.keys()})
+        except Reached as reached:
+            return reached.hidden
+        raise StepFailed("the forward did not come to the first block")
+
+    @torch.inference_mode()
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits ``[1, n, vocab]`` of what the last block gave, ``[1, n, width]``.
+
+        The last bits may depend on ``n``, as they do in transformers: for those of ``generate`` pass the last
+        row alone.
+
+        Raises:
+            StepFailed: ``hidden`` has another shape or dtype.
+        """
+        if hidden.ndim != 3 or hidden.shape[0] != 1 or hidden.shape[1] < 1 or hidden.shape[2] != self.width:
+            raise StepFailed(f"hidden states of shape {tuple(hidden.shape)}, not [1, n, {self.width}]")
+        if hidden.dtype != self.dtype:
+            raise StepFailed(f"hidden states in {hidden.dtype}, not {self.dtype}")
+        for door in self.doors:
+            door.substitute = hidden.to(self.device)
+        # What enters at the bottom does not matter: the doors give what the last block gave.
+        bottom = torch.zeros((1, hidden.shape[1]), dtype=torch.long, device=self.device)
+        try:
+            return cast(torch.Tensor, self.model(input_ids=bottom, use_cache=False).logits)
+        finally:
+            for door in self.doors:
+                door.substitute = None
+
+
+def load_span(model: LocalModel, span: Span, dtype: DType = "float32", device: str = "cpu") -> SpanModule:
+    """Build ``span`` of a model, reading only its own tensors, and prove that it stands alone.
+
+    Raises:
+        UsageError: the span goes beyond the model's blocks.
+        BadWeights: tensors are missing, damaged or of another shape.
+        UnsupportedModel: the model is not one whose blocks can be served apart.
+    """
+    checkpoint = open_checkpoint(model.path)
+    config = read_model_config(checkpoint)
+    if span.end > int(config.num_hidden_layers):
+        raise UsageError(
+            f"span {span} goes beyond the {config.num_hidden_layers} blocks of {model.name}",
+            next_command=f"shoal models show {model.name}",
+        )
+    hollow, blocks = load_hollow(checkpoint, config, dtype, span)
+    hollow.to(device)  # pyright: ignore[reportArgumentType]
+    module = SpanModule(hollow, blocks, span, config)
+    module.kv_cost = check_span(module)
+    return module
+
+
+def load_ends(model: LocalModel, dtype: DType = "float32", device: str = "cpu") -> Ends:
+    """Build the embedding and the head of a model, reading only their tensors. Raises as ``load_span``."""
+    checkpoint = open_checkpoint(model.path)
+    config = read_model_config(checkpoint)
+    hollow, blocks = load_hollow(checkpoint, config, dtype, None)
+    hollow.to(device)  # pyright: ignore[reportArgumentType]
+    ends = Ends(hollow, blocks, config, model.shape.context)
+    check_embed(ends)
+    check_head(ends)
+    return ends
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """Bytes of a module's parameters, each counted once."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _accepted(module: nn.Module) -> frozenset[str]:
+    return frozenset(inspect.signature(module.forward).parameters)
+
+
+def _leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    raise Reached(output[0] if isinstance(output, tuple) else output)
