@@ -33,6 +33,7 @@ from shoal.net.identity import Identity
 from shoal.swarm import membership
 from shoal.swarm.join import join_swarm
 from shoal.swarm.membership import Membership
+from shoal.tasks import one_error
 
 
 def connect(swarm: str | None = None, *, invite: str | None = None, **options: Any) -> Connection:
@@ -63,16 +64,17 @@ async def open_swarm(settings: Settings, member_of: Membership) -> AsyncGenerato
         PortInUse: a port was asked for and is taken.
     """
     store = ModelStore(settings.paths.models)
-    async with (
-        join_swarm(settings, member_of, Identity.ephemeral(), listen=False) as (network, member),
-        trio.open_nursery() as nursery,
-    ):
-        swarm = Swarm(network, member, settings, store)
-        await nursery.start(swarm.run)
-        try:
-            yield swarm
-        finally:
-            nursery.cancel_scope.cancel()
+    with one_error():
+        async with (
+            join_swarm(settings, member_of, Identity.ephemeral(), listen=False) as (network, member),
+            trio.open_nursery() as nursery,
+        ):
+            swarm = Swarm(network, member, settings, store)
+            await nursery.start(swarm.run)
+            try:
+                yield swarm
+            finally:
+                nursery.cancel_scope.cancel()
 
 
 class Connection:

@@ -106,6 +106,7 @@ class Session:
             except CannotRollBack:
                 # A hop's cache cannot go back (a sliding window, a state): it is built again from the
                 # tokens, in the same pieces, so that it holds the same bits.
+                self._trim(before)
                 replay = self._pieces
                 self.roll_back(0)
                 await self._run(replay, all_rows=None)

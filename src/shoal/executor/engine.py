@@ -11,7 +11,7 @@ from shoal.errors import Busy, StepFailed, UnknownSession
 from shoal.executor.tensors import from_bytes, to_bytes
 from shoal.executor.thread import TorchThread
 from shoal.models.span import Cache, SpanModule
-from shoal.types import DType, SessionId
+from shoal.types import DType, SessionId, Span
 
 
 @dataclass(slots=True)
@@ -58,8 +58,8 @@ class Engine:
     def sessions(self) -> int:
         return len(self._sessions)
 
-    def open(self, session: SessionId, tokens: int, module: SpanModule | None = None) -> None:
-        """Reserve KV for ``tokens`` tokens.
+    def open(self, session: SessionId, tokens: int, span: Span | None = None) -> None:
+        """Reserve KV for ``tokens`` tokens in the module's span, or in a ``span`` inside of it.
 
         Raises:
             Busy: there is no room; says how much there is.
@@ -73,7 +73,7 @@ class Engine:
                 f"no room for {tokens} tokens of KV, {self.tokens_free} of {self.tokens} are free",
                 tokens_free=self.tokens_free,
             )
-        module = module or self.module
+        module = self.module if span in (None, self.module.span) else self.module.part(span)
         self._sessions[session] = _Held(module.new_cache(), module, tokens)
         self._reserved += tokens
 
@@ -93,7 +93,7 @@ class Engine:
         Raises:
             UnknownSession: the session is not open.
             CannotRollBack: the cache cannot return to ``position``.
-            StepFailed: the forward failed or what came out is not finite; the cache is cut to ``position``.
+            StepFailed: the forward failed, or what came out is not finite. The same step may be sent again.
         """
         held = self._sessions.get(session)
         if held is None:
@@ -110,15 +110,8 @@ class Engine:
 
 
 def _forward(held: _Held, position: int, hidden: torch.Tensor, wanted: int) -> bytes:
-    module, cache = held.module, held.cache
-    if module.cache_length(cache) > position:
-        module.crop(cache, position)
     try:
-        out = module.forward(hidden, cache, position)
-        return to_bytes(out[:, out.shape[1] - wanted :])
+        out = held.module.forward(hidden, held.cache, position)
     except RuntimeError as error:  # what torch raises for shapes, memory and its own faults
-        module.crop(cache, position)
         raise StepFailed(f"the forward failed: {error}") from error
-    except StepFailed:
-        module.crop(cache, position)
-        raise
+    return to_bytes(out[:, out.shape[1] - wanted :])

@@ -1,0 +1,69 @@
+"""Into a swarm: a network and a member in it, from settings and a membership."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import trio
+
+from shoal.config import Settings
+from shoal.errors import NotAllowed
+from shoal.net.identity import Identity
+from shoal.net.network import Network
+from shoal.swarm.member import Member
+from shoal.swarm.membership import Membership
+from shoal.tasks import one_error
+
+PUBLIC_NOTICE = (
+    "This is the public swarm: every peer can see your address and what you serve, and the nodes of a route "
+    "see the hidden states of your text, from which it can be guessed."
+)
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def join_swarm(
+    settings: Settings, membership: Membership, identity: Identity, *, listen: bool
+) -> AsyncGenerator[tuple[Network, Member]]:
+    """Take part in a swarm until the block ends.
+
+    Args:
+        listen: accept connections of other peers, as a node does; a client need not.
+
+    Raises:
+        NotAllowed: the public swarm, and the ``public`` setting does not allow it.
+        PortInUse: a port was asked for and is taken.
+    """
+    if membership.secret is None and not settings.public:
+        raise NotAllowed(
+            "the public swarm is open to everyone, and these settings do not allow it",
+            check=PUBLIC_NOTICE,
+            next_command="the same command with --public",
+        )
+    from shoal.net.host import NetworkSettings, open_network  # noqa: PLC0415  libp2p takes a second to import
+
+    network_settings = NetworkSettings(
+        identity,
+        membership.secret,
+        host=settings.host,
+        port=settings.port if listen else 0,
+        direct_port=settings.direct_port if listen else 0,
+        listen=listen,
+        direct=settings.direct,
+    )
+    with one_error():
+        async with open_network(network_settings) as network, trio.open_nursery() as nursery:
+            member = Member(
+                network,
+                announce_s=settings.announce_s,
+                expiry_s=settings.expiry_s,
+                bootstrap=(*membership.bootstrap, *settings.bootstrap),
+            )
+            await nursery.start(member.run)
+            try:
+                yield network, member
+            finally:
+                nursery.cancel_scope.cancel()
