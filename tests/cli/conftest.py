@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,8 +40,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def shoal(home: Path, capsys: pytest.CaptureFixture[str]) -> Shoal:
-    """Runs one command line in this process."""
+def shoal(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shoal:
+    """Runs one command line in this process, with nothing on stdin."""
+    monkeypatch.setattr("sys.stdin", io.StringIO())
 
     def run(*argv: str) -> Ran:
         code = main.run(argv)

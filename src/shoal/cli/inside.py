@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 from shoal.cli.output import say
@@ -11,6 +12,7 @@ from shoal.cli.progress import working
 from shoal.config import Settings
 from shoal.errors import UsageError
 from shoal.swarm import membership
+from shoal.swarm.here import running
 from shoal.swarm.membership import PUBLIC, Membership
 from shoal.types import DType
 
@@ -18,11 +20,6 @@ if TYPE_CHECKING:
     from shoal.client.swarm import Swarm
 
 Result = TypeVar("Result")
-
-WHAT_PEERS_SEE = (
-    "note: in the public swarm, peers see your address, which model you use and when, and hidden states from "
-    "which they can guess much of your text"
-)
 
 
 def member_of(settings: Settings, *, create: bool = False) -> Membership:
@@ -37,7 +34,9 @@ def member_of(settings: Settings, *, create: bool = False) -> Membership:
     else:
         found = membership.load(settings.paths.swarms, settings.swarm)
     if found.name == PUBLIC:
-        say(WHAT_PEERS_SEE)
+        from shoal.swarm.join import PUBLIC_NOTICE
+
+        say(f"note: {PUBLIC_NOTICE}")
     return found
 
 
@@ -61,8 +60,15 @@ async def entered(settings: Settings) -> AsyncGenerator[Swarm]:
             # Torch takes a while to import, so the bar must be there before it.
             from shoal.client.connect import open_swarm
 
-            swarm = await stack.enter_async_context(open_swarm(settings, found))
+            swarm = await stack.enter_async_context(open_swarm(near(settings), found))
         yield swarm
+
+
+def near(settings: Settings) -> Settings:
+    """The settings with the addresses of the swarm's nodes on this machine, which need no discovery."""
+    nodes = [node for node in running(settings.paths.nodes) if node.swarm == settings.swarm]
+    here = tuple(address for node in nodes for address in node.addresses)
+    return replace(settings, bootstrap=(*here, *settings.bootstrap))
 
 
 def wanted_dtype(text: str | None) -> DType | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from shoal.cli.inside import member_of
+from shoal.cli.inside import member_of, near
 from shoal.cli.output import say, to_json
 from shoal.cli.progress import working
 from shoal.config import Settings
@@ -39,7 +39,9 @@ async def serve(settings: Settings, span: Span | None, *, as_json: bool) -> int:
     swarm = member_of(settings, create=True)
     identity = Identity.load_or_create(settings.paths.identity)
     async with AsyncExitStack() as stack:
-        network, member = await stack.enter_async_context(join_swarm(settings, swarm, identity, listen=True))
+        network, member = await stack.enter_async_context(
+            join_swarm(near(settings), swarm, identity, listen=True)
+        )
         tell("listening", as_json, peer=network.peer, addresses=whole(network.address))
         with working(f"loading {settings.model}") as report:
             # Torch takes seconds to import; on a thread, so that others may dial us meanwhile.
