@@ -33,8 +33,9 @@ debian() {
 python_fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; }
 
 find_python() {
-    local candidate
-    for candidate in ${PYTHON:-python3 python3.11 python3.12 python3.13 python3.14}; do
+    # By path too: a version manager's shim may shadow the system's python and not work in every home.
+    local candidate others="python3.11 python3.12 python3.13 python3.14 /usr/bin/python3 /usr/local/bin/python3"
+    for candidate in ${PYTHON:-python3 $others}; do
         if has "$candidate" && python_fits "$candidate"; then command -v "$candidate"; return; fi
     done
     return 1
