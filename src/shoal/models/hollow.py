@@ -178,7 +178,7 @@ def _take_out_weights(blocks: Blocks) -> None:
 def _load(
     cls: type[PreTrainedModel], checkpoint: Checkpoint, config: PretrainedConfig, dtype: DType
 ) -> PreTrainedModel:
-    with ExitStack() as stack, _quiet():
+    with ExitStack() as stack, quiet():
         # The same calls as in transformers: the weights are pages of the file, at the same alignment, on
         # which the last bit of a matrix product can depend.
         handles = [stack.enter_context(safe_open(file, framework="pt")) for file in checkpoint.files]
@@ -238,7 +238,7 @@ def _is_per_block(value: object, n_blocks: int) -> TypeGuard[Sequence[object]]:
 
 
 @contextmanager
-def _quiet() -> Generator[None]:
+def quiet() -> Generator[None]:
     """No progress bars or load reports of transformers: ours are drawn by the CLI."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -22,7 +22,7 @@ class Passthrough(nn.Module):
 
 
 class Reached(Exception):
-    """A signal, no error: the forward is where it was to stop; what follows needs weights that are not here."""
+    """A signal, no error: the forward is where it was to stop; the weights of what follows are not here."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         super().__init__()

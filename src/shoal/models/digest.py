@@ -1,0 +1,82 @@
+"""A model's digest: what makes two copies the same model.
+
+It covers the config, without what only records who wrote it, and every tensor's name, dtype, shape and bytes. How
+the tensors are spread over files does not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from shoal.errors import BadWeights
+from shoal.models.checkpoint import Checkpoint
+from shoal.models.headers import TensorEntry
+from shoal.models.progress import Progress, silent
+from shoal.types import Digest
+
+# Who wrote the file, with what and from where; and the dtype that its author would load it in.
+VOLATILE = frozenset({"transformers_version", "_name_or_path", "name_or_path", "torch_dtype", "dtype", "auto_map"})
+CHUNK = 1 << 20
+"""Bytes hashed at once."""
+
+
+def compute_digest(checkpoint: Checkpoint, progress: Progress = silent) -> Digest:
+    """The digest of a checkpoint. Reads every byte of it, with constant memory.
+
+    Raises:
+        BadWeights: a file became shorter while it was read.
+    """
+    total = sum(entry.size for entry in checkpoint.tensors.values())
+    done = 0
+    tensors: list[list[Any]] = []
+    buffer = bytearray(CHUNK)
+    # In the order of the bytes on the disk; the manifest is sorted by name.
+    for entry in sorted(checkpoint.tensors.values(), key=lambda e: (e.file, e.begin)):
+        tensors.append([entry.name, entry.dtype, list(entry.shape), _hash_tensor(entry, buffer)])
+        done += entry.size
+        progress("Hashing", done, total)
+    config = {key: value for key, value in checkpoint.config.items() if key not in VOLATILE}
+    manifest = json.dumps(
+        {"config": config, "tensors": sorted(tensors)}, sort_keys=True, separators=(",", ":"), ensure_ascii=True
+    )
+    return Digest(f"sha256:{hashlib.sha256(manifest.encode()).hexdigest()}")
+
+
+def fingerprint(folder: Path) -> str:
+    """Changes when a file of a model's folder does, by size and time of change; costs no reading.
+
+    Raises:
+        OSError: the folder is gone.
+    """
+    names = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors")]
+    stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in names]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+
+
+def file_sha256(file: Path, label: str, progress: Progress = silent) -> str:
+    """The hexadecimal sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    total, done = file.stat().st_size, 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            progress(label, done, total)
+    return digest.hexdigest()
+
+
+def _hash_tensor(entry: TensorEntry, buffer: bytearray) -> str:
+    digest = hashlib.sha256()
+    left = entry.size
+    with entry.file.open("rb") as stream, memoryview(buffer) as view:
+        stream.seek(entry.begin)
+        while left:
+            read = stream.readinto(view[: min(left, len(buffer))])
+            if not read:
+                raise BadWeights(f"{entry.file}: it was cut while it was read", check="fetch the model again")
+            digest.update(view[:read])
+            left -= read
+    return digest.hexdigest()

