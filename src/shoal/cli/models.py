@@ -2,19 +2,108 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
 from shoal.cli import options
-from shoal.errors import ShoalError
+from shoal.cli.output import emit, printable
+from shoal.cli.progress import working
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from shoal.models.local import LocalModel
+    from shoal.models.store import ModelStore
+
+Installed = Annotated[str, typer.Argument(metavar="NAME", help="The model's name on this machine.")]
 
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Models: list, pull, rm, show.", no_args_is_help=True)
     group.command("list")(list_models)
+    for command in (pull, rm, show):
+        group.command()(command)
     app.add_typer(group, name="models")
 
 
 def list_models(as_json: options.Json = False) -> None:
-    """List the catalogue and what is on this machine."""
-    options.settings()
-    raise ShoalError("models are not wired yet")
+    """List models: those on this machine, and those of the catalogue."""
+    from shoal.models.catalogue import CATALOGUE
+
+    here = [{**model_fields(model), "here": True} for model in _store().list()]
+    names = {fields["name"] for fields in here}
+    others = [
+        {"name": entry.name, "here": False, "about": entry.about, "download": entry.download}
+        for entry in CATALOGUE
+        if entry.name not in names
+    ]
+    emit({"models": here + others}, as_json, lambda: models_table(here + others))
+
+
+def pull(model: options.ModelArgument, as_json: options.Json = False) -> None:
+    """Fetch a model. A folder, or a hub's snapshot, is only referred to."""
+    with working(f"getting {model}") as report:
+        found = _store().pull(model, report)
+    emit(model_fields(found), as_json, lambda: f"{found.name}: {found.path}")
+
+
+def rm(name: Installed, as_json: options.Json = False) -> None:
+    """Remove a model. What it only refers to stays where it is."""
+    removed = _store().rm(name)
+    emit({"removed": removed.name}, as_json, lambda: f"removed {removed.name}")
+
+
+def show(name: Installed, as_json: options.Json = False) -> None:
+    """Show one model: its folder, digest and shape."""
+    with working(f"looking at {name}"):
+        fields = model_fields(_store().show(name))
+    emit(
+        fields, as_json, lambda: "\n".join(f"{key}: {printable(str(value))}" for key, value in fields.items())
+    )
+
+
+def model_fields(model: LocalModel) -> dict[str, Any]:
+    """A model on this machine as ``--json`` shows it; sizes in bytes, the context in tokens."""
+    return {
+        "name": model.name,
+        "path": str(model.path),
+        "digest": model.digest,
+        "blocks": model.shape.n_blocks,
+        "hidden_size": model.shape.hidden_size,
+        "context": model.shape.context,
+        "vocab_size": model.shape.vocab_size,
+        "size": model.size,
+        "dtype": model.dtype,
+        "source": model.source,
+    }
+
+
+def models_table(models: Sequence[dict[str, Any]]) -> Table:
+    """One line a model; those that are not here say how to get them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table(box=None, pad_edge=False)
+    rows.add_column("name", overflow="fold")
+    for heading in ("blocks", "context", "size"):
+        rows.add_column(heading, justify="right")
+    rows.add_column("where", overflow="fold")
+    for fields in models:
+        cells = ["-", "-", f"{fields.get('download', 0) / 1e6:.0f} MB", f"shoal models pull {fields['name']}"]
+        if fields["here"]:
+            cells = [
+                str(fields["blocks"]),
+                str(fields["context"]),
+                f"{fields['size'] / 1e6:.0f} MB",
+                fields["path"],
+            ]
+        rows.add_row(Text(printable(fields["name"])), *(Text(printable(cell)) for cell in cells))
+    return rows
+
+
+def _store() -> ModelStore:
+    from shoal.models.store import ModelStore
+
+    return ModelStore(options.settings().paths.models)

@@ -18,6 +18,7 @@ CHECKS: dict[str, Check] = {
     "disk": machine.disk,
     "config": machine.config_file,
     "identity": machine.identity,
+    "model": machine.model,
     "clock": machine.clock,
     "ports": network.ports,
     "mdns": network.multicast,

@@ -67,6 +67,21 @@ def identity(settings: Settings) -> Finding:
     return Finding("identity", "ok", Identity.load(path).peer)
 
 
+def model(settings: Settings) -> Finding:
+    from shoal.models.store import ModelStore
+
+    store = ModelStore(settings.paths.models)
+    recorded = next((found for found in store.list() if found.name == settings.model), None)
+    if recorded is None:
+        text = f"{settings.model} is not here yet; it is fetched when it is first needed"
+        return Finding("model", "note", text, f"shoal models pull {settings.model}")
+    now = store.show(settings.model)
+    if now.digest != recorded.digest:
+        fix = f"shoal models rm {settings.model}, then shoal models pull {settings.model}"
+        return Finding("model", "fail", f"{now.path} has changed since it was fetched", fix)
+    return Finding("model", "ok", f"{now.name}, {now.shape.n_blocks} blocks, {now.digest[:19]}…")
+
+
 def clock(_: Settings) -> Finding:
     # Announcements carry times, and peers refuse those that are 30 s ahead. A clock that was never set is
     # behind the files that were installed by it.

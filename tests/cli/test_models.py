@@ -1,0 +1,70 @@
+"""`shoal models`: what is here, what can be had, where it lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shoal.cli.models import models_table
+from shoal.models.local import LocalModel
+from shoal.models.store import ModelStore
+from shoal.types import Digest, ModelShape
+from tests.cli.conftest import Shoal
+
+DIGEST = Digest("sha256:" + "0" * 64)
+SMOLL = "SmolLM2-135M-Instruct"
+
+
+@pytest.fixture
+def fish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalModel:
+    """A model that the store says is here."""
+    model = LocalModel(
+        "fish",
+        tmp_path / "fish",
+        DIGEST,
+        ModelShape("fish", DIGEST, 30, 64, 2048, 100),
+        4000,
+        "F32",
+        "folder:/f",
+    )
+    monkeypatch.setattr(ModelStore, "list", lambda _: [model])
+    monkeypatch.setattr(ModelStore, "show", lambda *_: model)
+    monkeypatch.setattr(ModelStore, "pull", lambda _, name, report: report("half", 1, 2) or model)
+    return model
+
+
+def test_on_a_new_machine_the_catalogue_is_listed(shoal: Shoal) -> None:
+    assert f"shoal models pull {SMOLL}" in shoal("models", "list").out
+    (model,) = shoal("models", "list", "--json").data["models"]
+    assert (model["name"], model["here"]) == (SMOLL, False)
+
+
+def test_what_is_here_comes_first(shoal: Shoal, fish: LocalModel) -> None:
+    models = shoal("models", "list", "--json").data["models"]
+    assert [(model["name"], model["here"]) for model in models] == [("fish", True), (SMOLL, False)]
+    assert str(fish.path) in shoal("models", "list").out
+
+
+def test_show_says_where_it_is_and_what_it_is(shoal: Shoal, fish: LocalModel) -> None:
+    data = shoal("models", "show", "fish", "--json").data
+    assert (data["path"], data["digest"]) == (str(fish.path), DIGEST)
+    assert (data["blocks"], data["context"], data["size"]) == (30, 2048, 4000)
+    assert f"digest: {DIGEST}" in shoal("models", "show", "fish").out
+
+
+def test_pull_says_how_far_it_is_on_stderr(shoal: Shoal, fish: LocalModel) -> None:
+    ran = shoal("models", "pull", "fish", "--json")
+    assert ran.data["name"] == "fish"
+    assert "half" in ran.err
+
+
+@pytest.mark.parametrize("command", ["show", "rm", "pull"])
+def test_an_unknown_model_names_the_close_ones(shoal: Shoal, command: str) -> None:
+    ran = shoal("models", command, "SmolLM2-135M-Instrukt")
+    assert (ran.code, ran.out) == (1, "")
+    assert SMOLL in ran.err
+
+
+def test_a_name_cannot_drive_the_terminal() -> None:
+    assert models_table([{"name": "x", "here": False, "download": 5}]).row_count == 1
