@@ -30,16 +30,22 @@ def fragments(number, message, payload=b""):
     return out
 
 
-@given(st.lists(st.integers(1, 5000), min_size=1, max_size=4), st.data())
-def test_messages_come_out_as_they_went_in(sizes, data):
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=4), st.integers(1, 50_000))
+def test_messages_come_out_as_they_went_in(sizes, at_once):
     sent = [a_step(rows) for rows in sizes]
     stream = b"".join(b"".join(fragments(n, m, p)) for n, (m, p) in enumerate(sent))
     assembler, received = Assembler(), []
-    while stream:
-        cut = data.draw(st.integers(1, max(1, min(len(stream), 200_000))))
-        received += assembler.feed(stream[:cut])
-        stream = stream[cut:]
+    at_once = max(at_once, len(stream) // 500)
+    for start in range(0, len(stream), at_once):
+        received += assembler.feed(stream[start : start + at_once])
     assert received == sent
+
+
+def test_messages_come_out_of_single_bytes():
+    message, payload = a_step(3)
+    stream = b"".join(fragments(1, message, payload))
+    assembler = Assembler()
+    assert [m for i in range(len(stream)) for m in assembler.feed(stream[i : i + 1])] == [(message, payload)]
 
 
 def test_a_short_message_overtakes_a_long_one():

@@ -113,6 +113,12 @@ def test_a_header_beyond_its_bound_is_refused_unread():
         decode(bytes(MAX_HEADER + 1), 0)
 
 
+def test_text_that_is_no_utf8_is_refused():
+    data = encode(Refused(SESSION, "busy", "xx", 1.0, 0)).replace(b"xx", b"\xff\xfe")
+    with pytest.raises(RemoteProtocolError):
+        decode(data, 0)
+
+
 def test_deep_nesting_is_refused():
     with pytest.raises(RemoteProtocolError):
         decode(b"\x91" * 20_000 + b"\xc0", 0)

@@ -110,7 +110,7 @@ def unseal(data: bytes, now: float, verify: Verify) -> Announcement:
     try:
         sealed = _unseal.decode(data)
         announcement = _decode.decode(sealed.body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"not an announcement: {error}") from error
     if not verify(PeerId(announcement.peer), CONTEXT + sealed.body, sealed.signature):
         raise RemoteProtocolError(f"an announcement that {announcement.peer} has not signed")

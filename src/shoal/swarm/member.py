@@ -112,7 +112,7 @@ class Member:
         answer = await self.network.request(peer, DIRECTORY_PROTOCOL, b"", deadline_s=DIAL_WITHIN_S)
         try:
             raws = _raw_list.decode(answer)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RemoteProtocolError(f"{peer} answered with no directory: {error}") from error
         for raw in raws:
             self._take(raw)
@@ -215,10 +215,9 @@ class Member:
             self._random.shuffle(strangers)
             for announcement in strangers[: max(0, CONNECTIONS - len(connected))]:
                 await self._dial(announcement)
-            known = [p for p in connected if self.directory.sequence(p) >= 0]
-            if known:
+            if connected:
                 with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
-                    await self.pull(self._random.choice(known))
+                    await self.pull(self._random.choice(sorted(connected)))
 
     async def _dial(self, announcement: Announcement) -> None:
         for address in announcement.libp2p[:4]:

@@ -175,7 +175,7 @@ def decode(header: bytes | bytearray | memoryview, payload_size: int) -> Message
         raise RemoteProtocolError(f"a header of {len(header)} bytes; at most {MAX_HEADER} are allowed")
     try:
         message = _decoder.decode(header)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"not a message of ours: {error}") from error
     expected = payload_bytes(message)
     if expected != payload_size:

@@ -1,0 +1,44 @@
+"""Shoal runs AI models that no single machine can hold, over a swarm of ordinary machines.
+
+The library in four lines::
+
+    import shoal
+
+    with shoal.connect() as swarm:
+        for delta in swarm.generate("SmolLM2-135M-Instruct", "The sea is"):
+            print(delta.text, end="")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shoal.client.answer import Answer
+    from shoal.client.connect import Connection, connect
+    from shoal.client.generate import Delta
+    from shoal.client.sampling import Sampling
+    from shoal.client.session import Session
+    from shoal.errors import ShoalError
+
+__version__ = version("shoal")
+__all__ = ["Answer", "Connection", "Delta", "Sampling", "Session", "ShoalError", "connect"]
+
+_HOMES = {
+    "Answer": "shoal.client.answer",
+    "Connection": "shoal.client.connect",
+    "Delta": "shoal.client.generate",
+    "Sampling": "shoal.client.sampling",
+    "Session": "shoal.client.session",
+    "ShoalError": "shoal.errors",
+    "connect": "shoal.client.connect",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a name when it is first used: torch takes seconds, and ``shoal --help`` must answer at once."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

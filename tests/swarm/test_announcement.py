@@ -1,0 +1,96 @@
+"""An announcement is believed when its peer signed it, now, for a while, with values that can be."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.errors import RemoteProtocolError
+from shoal.net.identity import Identity, verify
+from shoal.swarm.announcement import CLOCK_SKEW_S, MAX_ANNOUNCEMENT, Announcement, Served, seal, unseal
+
+NOW = 1_000_000.0
+ALICE, MALLORY = Identity.ephemeral(), Identity.ephemeral()
+
+
+def served(**changes) -> Served:
+    first = Served("tiny", "sha256:" + "a" * 64, 30, 576, 2048, 49152, 0, 10, "float32", 4096, 4096, 0, 2.5)
+    return msgspec.structs.replace(first, **changes)
+
+
+def announcement(**changes) -> Announcement:
+    first = Announcement(ALICE.peer, 1, NOW, NOW + 30, ("/ip4/192.0.2.1/tcp/1",), (), served(), "shoal/0.1")
+    return msgspec.structs.replace(first, **changes)
+
+
+def test_what_was_sealed_is_unsealed():
+    assert unseal(seal(announcement(), ALICE.sign), NOW, verify) == announcement()
+
+
+def test_a_usual_one_is_small():
+    assert len(seal(announcement(), ALICE.sign)) < 500
+
+
+def test_one_signed_by_another_is_refused():
+    with pytest.raises(RemoteProtocolError, match="has not signed"):
+        unseal(seal(announcement(), MALLORY.sign), NOW, verify)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_one_that_was_changed_on_the_way_is_refused(place, change):
+    data = bytearray(seal(announcement(), ALICE.sign))
+    data[place % len(data)] ^= change
+    with pytest.raises(RemoteProtocolError):
+        unseal(bytes(data), NOW, verify)
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        ("future", {"issued": NOW + CLOCK_SKEW_S + 1, "expires": NOW + CLOCK_SKEW_S + 31}),
+        ("expired", {"issued": NOW - 31, "expires": NOW - 1}),
+        ("live", {"expires": NOW + 10_000}),
+        ("live", {"expires": NOW}),
+        ("numbers", {"issued": math.nan}),
+        ("numbers", {"expires": math.inf}),
+        ("span", {"served": served(end=31)}),
+        ("span", {"served": served(start=10)}),
+        ("capacity", {"served": served(tokens_free=5000)}),
+        ("not an announcement", {"served": served(step_ms=math.inf)}),
+        ("not an announcement", {"served": served(step_ms=-1.0)}),
+        ("not an announcement", {"served": served(tokens=-1)}),
+        ("not an announcement", {"served": served(dtype="int3")}),
+        ("not an announcement", {"served": served(digest="md5:1")}),
+        ("not an announcement", {"libp2p": ("/ip4/192.0.2.1/tcp/1",) * 17}),
+        ("not an announcement", {"sequence": -1}),
+    ],
+)
+def test_one_that_lies_is_refused(what, changes):
+    with pytest.raises(RemoteProtocolError, match=what):
+        unseal(seal(announcement(**changes), ALICE.sign), NOW, verify)
+
+
+def test_a_clock_a_little_ahead_is_forgiven():
+    ahead = announcement(issued=NOW + 5, expires=NOW + 35)
+    assert unseal(seal(ahead, ALICE.sign), NOW, verify) == ahead
+
+
+def test_an_oversized_one_is_refused_unread():
+    with pytest.raises(RemoteProtocolError, match="at most"):
+        unseal(bytes(MAX_ANNOUNCEMENT + 1), NOW, verify)
+
+
+def test_pickle_is_not_an_announcement():
+    with pytest.raises(RemoteProtocolError):
+        unseal(pickle.dumps(["peer"]), NOW, verify)
+
+
+@given(st.binary(max_size=200))
+def test_any_other_bytes_are_refused(data):
+    with pytest.raises(RemoteProtocolError):
+        unseal(data, NOW, verify)

@@ -1,0 +1,104 @@
+"""The directory holds who is there now: the newest word of each, and nobody after the last word expired."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from shoal.errors import RemoteProtocolError
+from shoal.swarm.announcement import Announcement, Served
+from shoal.swarm.directory import Directory, coverage, missing
+from shoal.types import Digest, Span
+
+NOW = 1_000_000.0
+DIGEST = Digest("sha256:" + "a" * 64)
+OTHER = "sha256:" + "b" * 64
+
+
+def said(peer: str, sequence: int = 1, start: int = 0, end: int = 10, **changes) -> Announcement:
+    served = Served("tiny", DIGEST, 30, 576, 2048, 49152, start, end, "float32", 4096, 4096, 0, 2.5)
+    first = Announcement(peer, sequence, NOW, NOW + 30, (), (), served)
+    return msgspec.structs.replace(first, **changes)
+
+
+def held(*announcements: Announcement) -> Directory:
+    directory = Directory()
+    for announcement in announcements:
+        directory.take(announcement, b"raw of " + announcement.peer.encode(), NOW)
+    return directory
+
+
+def test_a_later_word_replaces_an_earlier_one():
+    directory = held(said("a"), said("a", 2, end=20))
+    assert [a.served.span for a in directory.alive(NOW)] == [Span(0, 20)]
+
+
+def test_a_replay_is_refused():
+    with pytest.raises(RemoteProtocolError, match="older"):
+        held(said("a", 2)).take(said("a", 1), b"", NOW)
+
+
+def test_the_same_word_again_is_no_news():
+    assert held(said("a")).take(said("a"), b"", NOW) is False
+
+
+def test_a_dead_peer_is_gone_after_one_expiry():
+    directory = held(said("a"))
+    assert len(directory.alive(NOW + 29.9)) == 1
+    assert directory.alive(NOW + 30) == []
+
+
+def test_a_word_that_came_late_lives_no_longer():
+    directory = Directory()
+    directory.take(said("a"), b"", NOW + 20)
+    assert directory.alive(NOW + 30) == []
+
+
+def test_a_clock_ahead_of_ours_makes_no_ghost():
+    directory = Directory()
+    directory.take(said("a", issued=NOW + 25, expires=NOW + 55), b"", NOW)
+    assert directory.alive(NOW + 30) == []
+
+
+def test_a_peer_that_leaves_is_gone_at_once_and_its_old_words_stay_refused():
+    directory = held(said("a", 1), said("a", 2, served=None))
+    assert directory.alive(NOW) == []
+    with pytest.raises(RemoteProtocolError, match="older"):
+        directory.take(said("a", 1), b"", NOW)
+
+
+def test_a_dropped_peer_comes_back_with_its_next_word():
+    directory = held(said("a", 1))
+    directory.drop("a")
+    assert directory.alive(NOW) == []
+    directory.take(said("a", 2), b"", NOW)
+    assert len(directory.alive(NOW)) == 1
+
+
+def test_it_is_bounded_and_those_who_are_in_stay():
+    directory = Directory(limit=2)
+    directory.take(said("a"), b"", NOW)
+    directory.take(said("b"), b"", NOW)
+    with pytest.raises(RemoteProtocolError, match="full"):
+        directory.take(said("c"), b"", NOW)
+    assert directory.take(said("a", 2), b"", NOW)
+    assert directory.take(said("c", expires=NOW + 100), b"", NOW + 31)
+
+
+def test_two_versions_of_a_model_are_two_models():
+    served = msgspec.structs.replace(said("b").served, digest=OTHER)
+    directory = held(said("a"), said("b", served=served))
+    assert [a.peer for a in directory.serving(DIGEST, NOW)] == ["a"]
+    assert {shape.digest for shape in directory.models(NOW)} == {DIGEST, OTHER}
+
+
+def test_a_newcomer_is_told_what_was_received():
+    assert sorted(held(said("a"), said("b")).raw(NOW)) == [b"raw of a", b"raw of b"]
+
+
+def test_coverage_counts_peers_by_block_and_gaps_are_named():
+    directory = held(said("a"), said("b", start=5, end=12))
+    shape = directory.models(NOW)[0]
+    assert coverage([Span(0, 10), Span(5, 12)], 30)[4:13] == [1, 2, 2, 2, 2, 2, 1, 1, 0]
+    assert missing(directory, shape, NOW) == [Span(12, 30)]
+    assert missing(directory, shape, NOW, "bfloat16") == [Span(0, 30)]

@@ -1,0 +1,157 @@
+"""Members hear of each other: by gossip, by asking, through the DHT; and forget who is gone."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from shoal.errors import RemoteProtocolError
+from shoal.swarm.announcement import Served
+from shoal.swarm.member import DIRECTORY_PROTOCOL, TOPIC, Member
+from shoal.testing.memory import World
+from shoal.types import Digest
+
+DIGEST = Digest("sha256:" + "a" * 64)
+
+
+@pytest.fixture
+def autojump_clock():
+    return MockClock(autojump_threshold=0)
+
+
+def served() -> Served:
+    return Served("tiny", DIGEST, 30, 576, 2048, 49152, 0, 10, "float32", 4096, 4096, 0, 2.5)
+
+
+def address(network) -> str:
+    return f"/memory/{network.peer}/p2p/{network.peer}"
+
+
+@asynccontextmanager
+async def members(world: World, count: int, **changes):
+    """The first is everybody's bootstrap peer."""
+    networks = [world.network() for _ in range(count)]
+    async with trio.open_nursery() as nursery:
+        found = []
+        for network in networks:
+            bootstrap = [address(networks[0])] if found else []
+            options = {"announce_s": 10, "expiry_s": 30, "bootstrap": bootstrap, "now": trio.current_time}
+            member = Member(network, **(options | changes))
+            await nursery.start(member.run)
+            found.append(member)
+        yield found
+        nursery.cancel_scope.cancel()
+
+
+async def test_everyone_hears_what_a_node_announces(autojump_clock):
+    async with members(World(), 4) as (node, *others):
+        node.served = served
+        await node.announce()
+        await trio.sleep(1)
+        assert all([a.peer for a in other.alive()] == [node.network.peer] for other in others)
+
+
+async def test_a_newcomer_hears_at_once_what_its_bootstrap_peer_knows(autojump_clock):
+    world = World()
+    async with members(world, 2) as (first, node):
+        node.served = served
+        await node.announce()
+        await trio.sleep(1)
+        newcomer = Member(
+            world.network(),
+            announce_s=10,
+            expiry_s=30,
+            bootstrap=[address(first.network)],
+            now=trio.current_time,
+        )
+        assert await newcomer.join() == {}
+        assert [a.peer for a in newcomer.alive()] == [node.network.peer]
+
+
+async def test_what_gossip_lost_is_pulled_later(autojump_clock):
+    world = World()
+    async with members(world, 3) as (first, node, other):
+        world.cut.add(frozenset((node.network.peer, other.network.peer)))
+        node.served = served
+        await node.announce()
+        await trio.sleep(25)
+        assert [a.peer for a in other.alive()] == [node.network.peer]
+        assert first.alive()
+
+
+async def test_a_killed_node_is_gone_everywhere_after_one_expiry(autojump_clock):
+    world = World()
+    async with members(world, 4) as (first, node, *others):
+        node.served = served
+        await trio.sleep(60)
+        assert all(other.alive() for other in (first, *others))
+        node.served = None
+        world.kill(node.network.peer)
+        await trio.sleep(30)
+        assert not any(other.alive() for other in (first, *others))
+
+
+async def test_a_node_that_leaves_is_gone_at_once(autojump_clock):
+    async with members(World(), 3) as (node, *others):
+        node.served = served
+        await node.announce()
+        await trio.sleep(1)
+        await node.leave()
+        await trio.sleep(1)
+        assert not any(other.alive() for other in others)
+        await trio.sleep(60)
+        assert not any(other.alive() for other in others)
+
+
+async def test_the_dht_finds_a_node_that_gossip_has_not_brought(autojump_clock):
+    world = World()
+    async with members(world, 2) as (node, other):
+        world.cut.add(frozenset((node.network.peer, other.network.peer)))
+        node.served = served
+        await trio.sleep(15)
+        world.cut.clear()
+        await other.find(DIGEST)
+        assert [a.peer for a in other.alive()] == [node.network.peer]
+
+
+async def test_one_cannot_speak_for_another(autojump_clock):
+    world = World()
+    async with members(world, 3) as (node, forger, other):
+        node.served = served
+        await node.announce()
+        await trio.sleep(1)
+        (raw,) = forger.directory.raw(trio.current_time())
+        changed = bytearray(raw)
+        changed[40] ^= 1
+        other.directory.drop(node.network.peer)
+        await forger.network.publish(TOPIC, bytes(changed))
+        await forger.network.publish(TOPIC, raw)  # the true one, by another author
+        await trio.sleep(1)
+        assert other.alive() == []
+
+
+async def test_an_answer_that_is_no_directory_is_refused(autojump_clock):
+    world = World()
+    async with members(world, 1) as (member,):
+        liar = world.network()
+
+        async def lie(peer, question):
+            return msgspec.msgpack.encode({"not": "a list"})
+
+        liar.answer(DIRECTORY_PROTOCOL, lie)
+        with pytest.raises(RemoteProtocolError):
+            await member.pull(liar.peer)
+
+
+async def test_a_bootstrap_peer_that_is_down_is_named_and_stops_nobody(autojump_clock):
+    world = World()
+    gone = world.network()
+    world.kill(gone.peer)
+    member = Member(
+        world.network(), announce_s=10, expiry_s=30, bootstrap=[address(gone)], now=trio.current_time
+    )
+    assert list(await member.join()) == [address(gone)]
