@@ -51,7 +51,7 @@ def test_the_heavy_libraries_wait_until_a_command_needs_them() -> None:
     assert run.stdout.strip() == ""
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["version"]])
+@pytest.mark.parametrize("argv", [["--help"], ["version"], ["models", "list"]])
 def test_it_starts_at_once(argv: list[str], home: Path) -> None:
     took: list[float] = []
     for _ in range(3):  # the best of three: the machine may be busy with other tests

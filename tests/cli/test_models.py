@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from shoal.cli.models import models_table
 from shoal.models.local import LocalModel
@@ -19,15 +20,8 @@ SMOLL = "SmolLM2-135M-Instruct"
 @pytest.fixture
 def fish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalModel:
     """A model that the store says is here."""
-    model = LocalModel(
-        "fish",
-        tmp_path / "fish",
-        DIGEST,
-        ModelShape("fish", DIGEST, 30, 64, 2048, 100),
-        4000,
-        "F32",
-        "folder:/f",
-    )
+    shape = ModelShape("fish", DIGEST, 30, 64, 2048, 100)
+    model = LocalModel("fish", tmp_path / "fish", DIGEST, shape, 4000, "F32", "folder:/f")
     monkeypatch.setattr(ModelStore, "list", lambda _: [model])
     monkeypatch.setattr(ModelStore, "show", lambda *_: model)
     monkeypatch.setattr(ModelStore, "pull", lambda _, name, report: report("half", 1, 2) or model)
@@ -67,4 +61,8 @@ def test_an_unknown_model_names_the_close_ones(shoal: Shoal, command: str) -> No
 
 
 def test_a_name_cannot_drive_the_terminal() -> None:
-    assert models_table([{"name": "x", "here": False, "download": 5}]).row_count == 1
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(models_table([{"name": "[red]x\x1b[2J", "here": False, "download": 5}]))
+    assert "[red]x" in captured.get()
+    assert "\x1b[2J" not in captured.get()
