@@ -78,7 +78,7 @@ torch_index() {
 install() {
     say "installing Shoal and what it needs into .venv (a few minutes the first time)"
     # pip says nothing while it unpacks, and that can take a minute.
-    while sleep 10; do say "still at it ($SECONDS s)"; done &
+    while sleep 10 >/dev/null 2>&1; do say "still at it ($SECONDS s)"; done &
     local ticker=$!
     trap 'kill "$ticker" 2>/dev/null || true' EXIT
     # shellcheck disable=SC2046  # an empty answer must be no argument
