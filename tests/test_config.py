@@ -156,3 +156,11 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(AttributeError):
         Settings().port = 1  # type: ignore[misc]
+
+
+def test_a_child_gets_our_environment_without_our_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_PORT", "4001")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    environ = config.child_environ(SHOAL_HOME="/tmp/x")
+    assert "SHOAL_PORT" not in environ
+    assert (environ["SHOAL_HOME"], environ["LANG"]) == ("/tmp/x", "C.UTF-8")

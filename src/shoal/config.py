@@ -137,10 +137,10 @@ def default_paths(environ: Mapping[str, str]) -> Paths:
     )
 
 
-def child_environ(home: Path) -> dict[str, str]:
-    """The environment for another ``shoal`` process, with a home of its own and none of our settings."""
+def child_environ(**changes: str) -> dict[str, str]:
+    """The environment for a process that we start: ours with ``changes``, without our own settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
-    return kept | {"SHOAL_HOME": str(home)}
+    return kept | changes
 
 
 def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:

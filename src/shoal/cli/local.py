@@ -136,7 +136,7 @@ async def _start(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=config.child_environ(home),
+            env=config.child_environ(SHOAL_HOME=str(home)),
             start_new_session=True,  # Ctrl-C is for us, and we end them in order
         )
     processes.append(Process(process, log))
