@@ -7,16 +7,23 @@ what transformers computes from the file when it loads it itself.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
+from collections.abc import Collection, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
 from gguf import GGUFReader
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    modeling_gguf_pytorch_utils,
+)
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from shoal.errors import BadWeights, UnsupportedModel
@@ -25,8 +32,6 @@ from shoal.models.progress import Progress
 
 # What transformers and gguf raise on a file that they cannot make sense of.
 UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, NotImplementedError)
-ALIGNMENT = 64
-"""Bytes. A cache line: weights that begin on one are read fastest, and give the same bits as a copy would."""
 
 
 def converted_size(file: Path) -> int:
@@ -54,25 +59,21 @@ def convert_gguf(file: Path, folder: Path, progress: Progress) -> None:
         UnsupportedModel: transformers does not know the architecture.
         BadWeights: the file is damaged.
     """
-    label = "Converting"
-    progress(label, 0, 4)
+    progress("Reading the tokenizer", 0, 0)
     try:
-        with quiet():
-            # transformers takes a folder and a name in it, and looks for other files beside it: there are none.
-            with tempfile.TemporaryDirectory() as alone:
-                (Path(alone) / "model.gguf").symlink_to(file.resolve())
-                config = AutoConfig.from_pretrained(alone, gguf_file="model.gguf")
-                progress(label, 1, 4)
-                tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf")
-            config.name_or_path = ""
-            progress(label, 2, 4)
-            cls = causal_class(config)
+        with quiet(), tempfile.TemporaryDirectory() as alone:
+            # transformers takes a folder and a name in it, and looks for other files beside it: none are.
+            (Path(alone) / "model.gguf").symlink_to(file.resolve())
+            config = AutoConfig.from_pretrained(alone, gguf_file="model.gguf")
+            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf")
+        config.name_or_path = ""
+        cls = causal_class(config)
+        with quiet(), _told(progress):
             with torch.device("meta"):
                 skeleton = AutoModelForCausalLM.from_config(config)
             tensors = load_gguf_checkpoint(
                 str(file), return_tensors=True, model_to_load=skeleton, torch_dtype=torch.float32
             )["tensors"]
-            progress(label, 3, 4)
             model, info = cast(
                 "tuple[Any, dict[str, Any]]",
                 cls.from_pretrained(
@@ -87,9 +88,26 @@ def convert_gguf(file: Path, folder: Path, progress: Progress) -> None:
         ) from error
     if info["missing_keys"]:
         raise BadWeights(f"{file}: tensor {sorted(info['missing_keys'])[0]} is missing")
+    progress("Writing", 0, 0)
     with quiet():
         model.generation_config = GenerationConfig.from_model_config(config)
         model.save_pretrained(folder, max_shard_size="5GB")
         tokenizer.model_max_length = config.max_position_embeddings
         tokenizer.save_pretrained(folder)
-    progress(label, 4, 4)
+
+
+@contextmanager
+def _told(progress: Progress) -> Generator[None]:
+    """Tell ``progress`` of each tensor, where transformers would draw a bar that cannot be switched off."""
+
+    def bar(tensors: Collection[object], **_: object) -> Iterator[object]:
+        for done, tensor in enumerate(tensors):
+            progress("Converting", done, len(tensors))
+            yield tensor
+
+    drawn = modeling_gguf_pytorch_utils.tqdm
+    modeling_gguf_pytorch_utils.tqdm = bar
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = drawn

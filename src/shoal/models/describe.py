@@ -12,13 +12,20 @@ from transformers import GenerationConfig, PretrainedConfig
 from shoal.errors import BadWeights
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.digest import compute_digest
-from shoal.models.hollow import causal_class, read_model_config
+from shoal.models.hollow import causal_class, first_line, read_model_config
 from shoal.models.local import LocalModel
 from shoal.models.progress import Progress
 from shoal.types import Digest, ModelShape
 
 # Under these names configs say how long a sequence may be.
-CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
+CONTEXT = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_sequence_length",
+    "max_seq_len",
+    "seq_length",
+    "n_ctx",
+)
 UNLIMITED = 1 << 20
 """Tokens; for models without positions, whose configs name no limit."""
 
@@ -59,7 +66,9 @@ def describe(folder: Path, name: str, source: str, progress: Progress) -> LocalM
 def _positive(checkpoint: Checkpoint, config: PretrainedConfig, field: str) -> int:
     value: object = getattr(config, field, None)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-        raise BadWeights(f"{checkpoint.folder / 'config.json'}: {field} is {str(value)[:40]}, not a whole number above 0")
+        raise BadWeights(
+            f"{checkpoint.folder / 'config.json'}: {field} is {str(value)[:40]}, not a whole number above 0"
+        )
     return value
 
 
@@ -74,11 +83,12 @@ def _context(config: PretrainedConfig) -> int:
 def _end_tokens(folder: Path, config: PretrainedConfig) -> frozenset[int]:
     """What ends an answer; the generation config, where there is one, says it in the config's place."""
     found: Any = None
-    if (folder / "generation_config.json").is_file():
+    path = folder / "generation_config.json"
+    if path.is_file():
         try:
             found = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
         except (ValueError, TypeError, OSError) as error:
-            raise BadWeights(f"{folder / 'generation_config.json'}: transformers refuses it ({error})") from error
+            raise BadWeights(f"{path}: transformers refuses it ({first_line(error)})") from error
     found = found if found is not None else getattr(config, "eos_token_id", None)
     ids = cast("list[object]", found if isinstance(found, list) else [found])
     return frozenset(i for i in ids if isinstance(i, int))

@@ -1,7 +1,7 @@
 """A model's digest: what makes two copies the same model.
 
-It covers the config, without what only records who wrote it, and every tensor's name, dtype, shape and bytes. How
-the tensors are spread over files does not matter.
+It covers the config, without what only records who wrote it, and every tensor's name, dtype, shape and bytes.
+How the tensors are spread over files does not matter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from shoal.models.progress import Progress, silent
 from shoal.types import Digest
 
 # Who wrote the file, with what and from where; and the dtype that its author would load it in.
-VOLATILE = frozenset({"transformers_version", "_name_or_path", "name_or_path", "torch_dtype", "dtype", "auto_map"})
+VOLATILE = frozenset(
+    {"transformers_version", "_name_or_path", "name_or_path", "torch_dtype", "dtype", "auto_map"}
+)
 CHUNK = 1 << 20
 """Bytes hashed at once."""
 
@@ -40,7 +42,10 @@ def compute_digest(checkpoint: Checkpoint, progress: Progress = silent) -> Diges
         progress("Hashing", done, total)
     config = {key: value for key, value in checkpoint.config.items() if key not in VOLATILE}
     manifest = json.dumps(
-        {"config": config, "tensors": sorted(tensors)}, sort_keys=True, separators=(",", ":"), ensure_ascii=True
+        {"config": config, "tensors": sorted(tensors)},
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=True,
     )
     return Digest(f"sha256:{hashlib.sha256(manifest.encode()).hexdigest()}")
 

@@ -1,6 +1,6 @@
 """Getting a model from the Hugging Face hub, into its own cache, which is shared with other programs.
 
-``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_ENDPOINT`` and ``HF_TOKEN`` are read by huggingface_hub when it is imported.
+huggingface_hub reads ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_ENDPOINT`` and ``HF_TOKEN`` when it is imported.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def fetch_snapshot(repo: str, progress: Progress, close: Iterable[str] = ()) -> 
         raise _unreachable(repo, hint) from error
     except OSError as error:
         if error.errno in (28, 122):
-            raise OutOfResources(f"the disk is full; {repo} could not be downloaded", check="HF_HOME") from error
+            raise OutOfResources(
+                f"the disk is full; {repo} could not be downloaded", check="HF_HOME"
+            ) from error
         raise _unreachable(repo, hint) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called with a label, what is done and the total, in bytes; a total of 0 is not known yet. From any thread."""
+"""Called with a label, what is done and the total, from any thread; a total of 0 is not known yet."""
 
 
 def silent(label: str, done: int, total: int) -> None:

@@ -45,7 +45,9 @@ class ModelStore:
         """Every model that is here, by name, as it was when it was last used."""
         if not self.root.is_dir():
             return []
-        found = [self._read(folder) for folder in sorted(self.root.iterdir()) if not folder.name.startswith(".")]
+        found = [
+            self._read(folder) for folder in sorted(self.root.iterdir()) if not folder.name.startswith(".")
+        ]
         return sorted((model for model in found if model), key=lambda model: model.name.casefold())
 
     def show(self, name: str) -> LocalModel:
@@ -206,7 +208,9 @@ class ModelStore:
 
     def _unknown(self, name: str, *, fetchable: bool) -> UnknownModel:
         if fetchable:
-            return UnknownModel(f"{name} is not on this machine yet", next_command=f"shoal models pull {name}")
+            return UnknownModel(
+                f"{name} is not on this machine yet", next_command=f"shoal models pull {name}"
+            )
         close = close_names(name, self._names())
         hint = f"; close names: {', '.join(close)}" if close else ""
         return UnknownModel(
@@ -228,7 +232,7 @@ class ModelStore:
 
     @contextmanager
     def _partial(self, name: str, needed: int) -> Generator[Path]:
-        """A folder to fill, gone afterwards unless it was moved. The lock is held: what others left is dead."""
+        """A folder to fill, gone afterwards unless it was moved. Others' are dead: the lock is held."""
         prefix = f".partial-{self._folder(name).name}-"
         for left in self.root.glob(f"{prefix}*"):
             shutil.rmtree(left, ignore_errors=True)

@@ -50,7 +50,11 @@ def _download(entry: CatalogueEntry, scratch: Path, progress: Progress) -> Path:
     with (
         tempfile.TemporaryFile() as output,
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | {"TMPDIR": str(scratch)}
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=os.environ | {"TMPDIR": str(scratch)},
         ) as pip,
     ):
         try:

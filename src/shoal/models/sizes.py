@@ -1,0 +1,49 @@
+"""How large a span is, from the headers alone: what fits into a node's memory is asked before it is loaded."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+
+from shoal.errors import UnsupportedModel
+from shoal.models.checkpoint import Checkpoint, open_checkpoint
+from shoal.models.headers import FLOATING, TensorEntry
+from shoal.models.local import LocalModel
+from shoal.types import DType, Span
+
+DTYPE_SIZE: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+NUMBERED = re.compile(r"^(?P<list>.*?[^\d.])\.?(?P<index>\d+)\.")
+"""A tensor of a list's element: the list's name and the index, for example ``model.layers`` and ``12``."""
+
+
+def block_bytes(model: LocalModel, dtype: DType) -> list[int]:
+    """Bytes of each block's weights when held in ``dtype``, in order.
+
+    Raises:
+        BadWeights, UnknownModel: see ``open_checkpoint``.
+        UnsupportedModel: the tensors' names do not tell the blocks.
+    """
+    return _block_bytes(open_checkpoint(model.path), model.shape.n_blocks, dtype)
+
+
+def span_bytes(model: LocalModel, span: Span, dtype: DType) -> int:
+    """Bytes of a span's weights when held in ``dtype``. Raises as :func:`block_bytes`."""
+    return sum(block_bytes(model, dtype)[span.start : span.end])
+
+
+def _block_bytes(checkpoint: Checkpoint, n_blocks: int, dtype: DType) -> list[int]:
+    lists: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for entry in checkpoint.tensors.values():
+        if (found := NUMBERED.match(entry.name)) is not None:
+            lists[found["list"]][int(found["index"])] += _held_bytes(entry, dtype)
+    # Blocks beyond the last are for training or speculation (DeepSeek-V3's multi-token prediction).
+    whole = [sizes for sizes in lists.values() if all(i in sizes for i in range(n_blocks))]
+    if not whole:
+        raise UnsupportedModel(f"{checkpoint.folder}: its tensors' names do not tell its {n_blocks} blocks")
+    largest = max(whole, key=lambda sizes: sum(sizes.values()))
+    return [largest[i] for i in range(n_blocks)]
+
+
+def _held_bytes(entry: TensorEntry, dtype: DType) -> int:
+    return math.prod(entry.shape) * DTYPE_SIZE[dtype] if entry.dtype in FLOATING else entry.size
