@@ -105,9 +105,9 @@ def _told(progress: Progress) -> Generator[None]:
             progress("Converting", done, len(tensors))
             yield tensor
 
-    drawn = modeling_gguf_pytorch_utils.tqdm
-    modeling_gguf_pytorch_utils.tqdm = bar
+    library = cast(Any, modeling_gguf_pytorch_utils)
+    drawn, library.tqdm = library.tqdm, bar
     try:
         yield
     finally:
-        modeling_gguf_pytorch_utils.tqdm = drawn
+        library.tqdm = drawn

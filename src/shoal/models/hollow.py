@@ -16,6 +16,7 @@ import copy
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -146,7 +147,7 @@ def load_hollow(
     (blocks,) = located
     blocks.replace(nn.ModuleList(doors if keep is None else list(blocks.modules)))
     first = keep.start if keep else 0
-    _narrow_config(blocks, n_blocks, first, first + len(blocks.modules))
+    narrow_config(blocks, n_blocks, first, first + len(blocks.modules))
     return model, blocks
 
 
@@ -179,15 +180,7 @@ def _load(
     cls: type[PreTrainedModel], checkpoint: Checkpoint, config: PretrainedConfig, dtype: DType
 ) -> PreTrainedModel:
     with ExitStack() as stack, quiet():
-        # The same calls as in transformers: the weights are pages of the file, at the same alignment, on
-        # which the last bit of a matrix product can depend.
-        handles = [stack.enter_context(safe_open(file, framework="pt")) for file in checkpoint.files]
-        slices = {
-            name: handle.get_slice(name)
-            for handle in handles
-            for name in handle.keys()  # noqa: SIM118 - the handle is no mapping
-            if name in checkpoint.tensors
-        }
+        slices = _slices(checkpoint, dtype, stack)
         try:
             model, info = cast(
                 "tuple[PreTrainedModel, dict[str, Any]]",
@@ -212,7 +205,26 @@ def _load(
     return model.eval()
 
 
-def _narrow_config(blocks: Blocks, n_blocks: int, start: int, end: int) -> None:
+def _slices(checkpoint: Checkpoint, dtype: DType, stack: ExitStack) -> dict[str, Any]:
+    """Every tensor of a checkpoint, not read yet.
+
+    Those that are kept as stored are mapped, as transformers does: they stay pages of the file, at the same
+    alignment, on which the last bit of a matrix product can depend. Those that are converted are read, since
+    mapped pages would stay in memory beside what they are converted to.
+    """
+    stored = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
+    opened: dict[tuple[Path, str], Any] = {}
+    slices: dict[str, Any] = {}
+    for name, entry in checkpoint.tensors.items():
+        backend = "mmap" if entry.dtype == stored else "pread"
+        if (entry.file, backend) not in opened:
+            handle = safe_open(entry.file, framework="pt", backend=backend)
+            opened[entry.file, backend] = stack.enter_context(handle)
+        slices[name] = opened[entry.file, backend].get_slice(name)
+    return slices
+
+
+def narrow_config(blocks: Blocks, n_blocks: int, start: int, end: int) -> None:
     """Tell the loop over the blocks, and only it, that there are blocks ``[start, end)`` and no others."""
     for owner in blocks.path:
         config = copy.deepcopy(cast(PretrainedConfig, owner.config))
@@ -220,7 +232,7 @@ def _narrow_config(blocks: Blocks, n_blocks: int, start: int, end: int) -> None:
         # Some families compute their lists (``layer_types`` from a period): those become constants.
         computed = {
             name: value[start:end]
-            for name in dir(cls)
+            for name in set(dir(cls)) - set(dir(PretrainedConfig))
             if isinstance(getattr(cls, name), property)
             and _is_per_block(value := getattr(config, name, None), n_blocks)
         }

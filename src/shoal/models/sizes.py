@@ -1,4 +1,4 @@
-"""How large a span is, from the headers alone: what fits into a node's memory is asked before it is loaded."""
+"""How large a span is, from the headers alone: what fits into memory is asked before anything is loaded."""
 
 from __future__ import annotations
 

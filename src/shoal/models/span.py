@@ -6,7 +6,9 @@ in the same pieces.
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -17,12 +19,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 from shoal.errors import PositionGap, PromptTooLong, StepFailed, UsageError
 from shoal.models import kv
 from shoal.models.checkpoint import open_checkpoint
-from shoal.models.hollow import Blocks, load_hollow, read_model_config
+from shoal.models.hollow import Blocks, load_hollow, narrow_config, read_model_config
 from shoal.models.kv import Cache
 from shoal.models.local import LocalModel
 from shoal.models.probe import KvCost, check_embed, check_head, check_span
 from shoal.models.standins import Door, Reached, split_hidden
 from shoal.types import DType, Span
+
+PARTS = 4
+"""Parts of a span that are kept ready; each takes no weights, only modules."""
 
 __all__ = ["Cache", "Ends", "SpanModule", "load_ends", "load_span"]
 
@@ -44,6 +49,7 @@ class SpanModule:
         self._config = config
         self._accepts = _accepted(model.base_model)
         self._entering: torch.Tensor | None = None
+        self._parts: OrderedDict[Span, SpanModule] = OrderedDict()
         blocks.modules[0].register_forward_pre_hook(self._enter, with_kwargs=True)
         blocks.modules[-1].register_forward_hook(_leave)
 
@@ -101,6 +107,40 @@ class SpanModule:
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of cache that a session of ``tokens`` tokens takes; sliding windows stop growing."""
         return self.kv_cost.bytes(tokens)
+
+    def part(self, span: Span) -> SpanModule:
+        """Some of these blocks as a span of their own, on the same weights. The last few parts are kept.
+
+        Raises:
+            UsageError: ``span`` is not inside of this one.
+        """
+        if span == self.span:
+            return self
+        if span.start < self.span.start or span.end > self.span.end:
+            raise UsageError(f"blocks {span} are not inside of {self.span}")
+        if span not in self._parts:
+            self._parts[span] = self._share(span)
+        self._parts.move_to_end(span)
+        while len(self._parts) > PARTS:
+            self._parts.popitem(last=False)
+        return self._parts[span]
+
+    def _share(self, span: Span) -> SpanModule:
+        weights = (*self.model.parameters(), *self.model.buffers())
+        memo: dict[int, Any] = {id(tensor): tensor for tensor in weights}
+        memo[id(self)] = None  # the copied blocks' hooks are replaced below
+        model, blocks = copy.deepcopy((self.model, self.blocks), memo)
+        start, end = span.start - self.span.start, span.end - self.span.start
+        kept = nn.ModuleList(list(blocks.modules)[start:end])
+        for block in kept:
+            block._forward_pre_hooks.clear()  # pyright: ignore[reportPrivateUsage]
+            block._forward_pre_hooks_with_kwargs.clear()  # pyright: ignore[reportPrivateUsage]
+            block._forward_hooks.clear()  # pyright: ignore[reportPrivateUsage]
+        blocks.replace(kept)
+        narrow_config(blocks, len(self.span), start, end)
+        module = SpanModule(model, blocks, span, self._config)
+        module.kv_cost = check_span(module)
+        return module
 
     def _run(self, hidden: torch.Tensor, cache: Cache, position: int) -> torch.Tensor:
         n = hidden.shape[1]

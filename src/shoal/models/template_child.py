@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
 import jinja2.sandbox
 
 MEMORY = 1 << 30
