@@ -62,7 +62,7 @@ def test_a_peer_that_serves_nothing_is_shown_too() -> None:
 
 
 def test_a_swarm_of_nobody() -> None:
-    assert "0 peers" in shown(seen())
+    assert "0 peers serve" in shown(seen())
 
 
 def test_names_of_peers_and_models_cannot_drive_the_terminal() -> None:

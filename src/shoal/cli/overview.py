@@ -121,7 +121,8 @@ def status_page(view: Overview) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    lines = [Text(f"swarm {view.swarm}, {len(view.peers)} peers besides {view.peer}")]
+    count = len(view.peers)
+    lines = [Text(f"swarm {view.swarm}: {count} {'peer serves' if count == 1 else 'peers serve'}")]
     for model in view.models:
         found = "complete" if model.complete else f"missing {', '.join(model.missing)}"
         lines.append(
