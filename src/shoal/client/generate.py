@@ -63,7 +63,7 @@ class Timing:
 async def generate(
     session: Session,
     prompt: Sequence[int],
-    detokenizer: Detokenizer,
+    detokenizer: Detokenizer | None,
     *,
     sampling: Sampling,
     max_tokens: int,
@@ -72,6 +72,9 @@ async def generate(
     timing: Timing | None = None,
 ) -> AsyncGenerator[Delta]:
     """Stream the continuation of ``prompt`` in ``session``, until an end token, a stop string or the limit.
+
+    Args:
+        detokenizer: makes the deltas' text; ``None`` for a model that has no tokenizer.
 
     Raises:
         PromptTooLong, UsageError: before anything was sent.
@@ -86,9 +89,9 @@ async def generate(
         token = advanced.token
         timing.note(trio.current_time(), advanced.times)
         ended = token in end_tokens
-        shown = text.push("" if ended else detokenizer.push(token))
+        shown = text.push("" if ended or detokenizer is None else detokenizer.push(token))
         if ended or text.stopped or count == max_tokens:
-            shown += text.finish("" if text.stopped else detokenizer.finish())
+            shown += text.finish("" if text.stopped or detokenizer is None else detokenizer.finish())
             yield Delta(shown, (token,), "stop" if ended or text.stopped else "length")
             return
         yield Delta(shown, (token,))

@@ -145,7 +145,7 @@ class SyncSwarm(_Portalled):
 
     @contextmanager
     def session(
-        self, model: str, *, tokens: int = 1024, dtype: DType | None = None
+        self, model: str, *, tokens: int | None = None, dtype: DType | None = None
     ) -> Generator[SyncSession]:
         """See :meth:`shoal.client.swarm.Swarm.session`."""
         opening = self.swarm.session(model, tokens=tokens, dtype=dtype)
@@ -162,7 +162,7 @@ class SyncSwarm(_Portalled):
 class AsyncioSwarm(_Portalled):
     """A swarm for asyncio callers."""
 
-    def session(self, model: str, *, tokens: int = 1024, dtype: DType | None = None) -> AsyncioSession:
+    def session(self, model: str, *, tokens: int | None = None, dtype: DType | None = None) -> AsyncioSession:
         """See :meth:`shoal.client.swarm.Swarm.session`."""
         opening = self.swarm.session(model, tokens=tokens, dtype=dtype)
         return AsyncioSession(self.portal, self.portal.wrap_async_context_manager(opening))

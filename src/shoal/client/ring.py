@@ -38,6 +38,9 @@ class RouteHop:
     address: PeerAddress
     span: Span
 
+    def __str__(self) -> str:
+        return f"the hop {self.address.peer} (blocks {self.span})"
+
 
 @dataclass(frozen=True, slots=True)
 class Returned:
@@ -182,8 +185,7 @@ class Ring:
         """A channel has ended; when a hop of this session was behind it, the session is lost."""
         for hop, mine in zip(self.route, self._channels, strict=False):
             if mine is channel:
-                peer = hop.address.peer
-                self.lose(HopLost(peer, f"the hop {peer} (blocks {hop.span}) is gone: {reason}"))
+                self.lose(HopLost(hop, reason))
 
     def lose(self, error: ShoalError) -> None:
         """The session is over: everyone who waits for it hears why."""
@@ -232,12 +234,13 @@ class Ring:
             self._tell(Returned(payload, issued.position, message.times))
 
     def _failed(self, hop: int, message: Failed) -> None:
-        peer = self.route[hop].address.peer
-        error = from_code(message.code, f"hop {hop} ({peer}): {message.message}")
-        if message.number is None:
-            self.lose(HopLost(peer, error.message))
-        elif self.rules.failed(message.number):
-            self._tell(error)
+        if message.number is not None:
+            if self.rules.failed(message.number):
+                self._tell(from_code(message.code, f"{self.route[hop]}: {message.message}"))
+            return
+        # A hop that has lost the way to the next one says so; the one that is gone cannot.
+        gone = self.route[min(hop + (message.code == ChannelClosed.code), len(self.route) - 1)]
+        self.lose(HopLost(gone, message.message))
 
     def _tell(self, result: Returned | ShoalError) -> None:
         self._arrived.append(result)
@@ -259,8 +262,10 @@ class HopRefused(ShoalError):
 class HopLost(ChannelClosed):
     """A hop went away in the middle of a session."""
 
-    def __init__(self, peer: PeerId, message: str) -> None:
+    def __init__(self, hop: RouteHop, reason: str) -> None:
         super().__init__(
-            shorten(message), check="shoal status", next_command="ask again: another route is taken"
+            shorten(f"{hop} is gone: {reason}"),
+            check="shoal status",
+            next_command="ask again: another route is taken",
         )
-        self.peer = peer
+        self.peer = hop.address.peer

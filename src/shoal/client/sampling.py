@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers.generation.logits_process import (
@@ -37,7 +38,7 @@ class Sampling:
     def __post_init__(self) -> None:
         bounds = (
             (0 <= self.temperature <= 100, "temperature", "between 0 and 100"),
-            (0 <= self.top_k, "top_k", "0 or more"),
+            (self.top_k >= 0, "top_k", "0 or more"),
             (0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
             (0 <= self.min_p <= 1, "min_p", "between 0 and 1"),
             (0 < self.repetition_penalty <= 100, "repetition_penalty", "above 0 and at most 100"),
@@ -76,7 +77,8 @@ class Sampler:
         """
         scores = logits.float().unsqueeze(0)
         if self._processors:
-            scores = self._processors(torch.tensor([token_ids]), scores)
+            seen = cast(torch.LongTensor, torch.tensor([token_ids]))
+            scores: torch.Tensor = self._processors(seen, cast(torch.FloatTensor, scores))
         if self._greedy:
             return int(scores[0].argmax())
         probabilities = torch.softmax(scores, dim=-1)

@@ -16,6 +16,7 @@ from shoal.client.sampling import Sampling
 from shoal.client.session import Session
 from shoal.config import Settings
 from shoal.errors import (
+    BadWeights,
     Busy,
     ChannelClosed,
     DeadlineExceeded,
@@ -45,6 +46,7 @@ OPEN_ATTEMPTS = 4
 HEAR_WITHIN_S = 6.0
 """How long a client that has just come waits to hear of nodes that serve what it wants."""
 CLOSE_WITHIN_S = 2.0
+DEFAULT_TOKENS = 1024
 
 Messages = Sequence[dict[str, str]]
 
@@ -73,11 +75,12 @@ class Swarm:
 
     @asynccontextmanager
     async def session(
-        self, model: str, *, tokens: int = 1024, dtype: DType | None = None
+        self, model: str, *, tokens: int | None = None, dtype: DType | None = None
     ) -> AsyncGenerator[Session]:
-        """A session of at most ``tokens`` tokens over the cheapest route; closed on the way out.
+        """A session over the cheapest route; closed on the way out.
 
         Args:
+            tokens: what every hop reserves KV for; by default 1,024, or the model's context if that is less.
             model: a name that ``shoal models show`` knows, a folder or a GGUF file.
             dtype: what every hop must compute in; by default what covers the model, float32 first.
 
@@ -89,9 +92,10 @@ class Swarm:
             DigestMismatch: only another version of the model is served.
         """
         local = await self.resolve(model)
+        tokens = tokens or min(DEFAULT_TOKENS, local.shape.context)
         if tokens > local.shape.context:
             raise PromptTooLong(
-                f"{tokens} tokens are more than the {local.shape.context} that {local.shape.name} was made for",
+                f"{tokens} tokens are more than the {local.shape.context} of {local.shape.name}",
                 check="ask for fewer tokens, or shorten the prompt",
             )
         dtype = dtype or await self._served_dtype(local.shape)
@@ -123,10 +127,13 @@ class Swarm:
         dtype: DType | None = None,
         **sampling: Any,
     ) -> Answer:
-        """An answer to ``prompt`` (text as it is, or token ids) or to ``messages`` (through the chat template).
+        """An answer to ``prompt`` (text or token ids as they are) or ``messages`` (by the chat template).
+
+        A model without a tokenizer takes token ids, and its answer has no text.
 
         Args:
-            messages: ``[{"role": "user", "content": "…"}, …]``.
+            messages: ``[{"role": "user", "content": "…"}, …]``; for a model without a chat template their
+                texts are put one after another.
             sampling: the fields of :class:`shoal.client.sampling.Sampling`; greedy without any.
 
         Raises:
@@ -145,12 +152,17 @@ class Swarm:
 
         async def stream(answer: Answer) -> AsyncGenerator[Delta]:
             local = await self.resolve(model)
-            codec = await self._codec(local)
-            if messages is not None:
+            codec = await self._codec(local, needed=messages is not None or isinstance(prompt, str))
+            if codec is None or not (prompt is None or isinstance(prompt, str)):
+                token_ids = [int(token) for token in prompt or ()]
+            elif messages is None:
+                token_ids = codec.encode(answer.prompt)
+            elif codec.has_template:
                 answer.prompt = await trio.to_thread.run_sync(codec.render_chat, messages)
-            token_ids = (
-                list(prompt) if prompt and not isinstance(prompt, str) else codec.encode(answer.prompt)
-            )
+                token_ids = codec.encode(answer.prompt, rendered=True)
+            else:
+                answer.prompt = "\n\n".join(message["content"] for message in messages)
+                token_ids = codec.encode(answer.prompt)
             answer.prompt_token_ids = token_ids
             room = local.shape.context - len(token_ids)
             if room < 1:
@@ -168,7 +180,7 @@ class Swarm:
                 deltas = generate(
                     session,
                     token_ids,
-                    codec.detokenizer(),
+                    codec.detokenizer() if codec else None,
                     sampling=chosen,
                     max_tokens=limit,
                     stop=stop,
@@ -198,9 +210,15 @@ class Swarm:
         """The model on this machine, fetched first if it is not here yet. Raises as ``ModelStore.resolve``."""
         return await trio.to_thread.run_sync(self.store.resolve, model, abandon_on_cancel=True)
 
-    async def _codec(self, local: LocalModel) -> TextCodec:
+    async def _codec(self, local: LocalModel, *, needed: bool) -> TextCodec | None:
+        """The model's tokenizer; ``None`` when it has none and none is needed."""
         if local.digest not in self._codecs:
-            self._codecs[local.digest] = await trio.to_thread.run_sync(TextCodec.load, local.path)
+            try:
+                self._codecs[local.digest] = await trio.to_thread.run_sync(TextCodec.load, local.path)
+            except BadWeights:
+                if needed:
+                    raise
+                return None
         return self._codecs[local.digest]
 
     async def _load_ends(self, local: LocalModel, dtype: DType) -> Ends:
@@ -219,8 +237,7 @@ class Swarm:
             spans = [a.served.span for a in serving if a.served and a.served.dtype == dtype]
             if spans and not gaps(spans, shape.n_blocks):
                 return dtype
-        offered = {a.served.dtype for a in serving if a.served}
-        return next((dtype for dtype in dtypes if dtype in offered), "float32")
+        return next((a.served.dtype for a in serving if a.served), "float32")
 
     async def _hear_of(self, shape: ModelShape) -> None:
         """Wait, not long, until someone covers the model: a client that has just come knows few."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shoal.errors import Busy, StepFailed, UnknownSession
+from shoal.errors import Busy, ShoalError, StepFailed, UnknownSession
 from shoal.executor.tensors import from_bytes, to_bytes
 from shoal.executor.thread import TorchThread
 from shoal.models.span import Cache, SpanModule
@@ -58,7 +58,7 @@ class Engine:
     def sessions(self) -> int:
         return len(self._sessions)
 
-    def open(self, session: SessionId, tokens: int, span: Span | None = None) -> None:
+    async def open(self, session: SessionId, tokens: int, span: Span | None = None) -> None:
         """Reserve KV for ``tokens`` tokens in the module's span, or in a ``span`` inside of it.
 
         Raises:
@@ -73,9 +73,14 @@ class Engine:
                 f"no room for {tokens} tokens of KV, {self.tokens_free} of {self.tokens} are free",
                 tokens_free=self.tokens_free,
             )
-        module = self.module if span in (None, self.module.span) else self.module.part(span)
-        self._sessions[session] = _Held(module.new_cache(), module, tokens)
         self._reserved += tokens
+        try:
+            part = self.module.part
+            module = self.module if span is None else await self._thread.run(lambda: part(span))
+        except BaseException:
+            self._reserved -= tokens
+            raise
+        self._sessions[session] = _Held(module.new_cache(), module, tokens)
 
     def close(self, session: SessionId) -> None:
         """Give the session's KV back. A session that is not open is no error."""
@@ -112,6 +117,9 @@ class Engine:
 def _forward(held: _Held, position: int, hidden: torch.Tensor, wanted: int) -> bytes:
     try:
         out = held.module.forward(hidden, held.cache, position)
-    except RuntimeError as error:  # what torch raises for shapes, memory and its own faults
-        raise StepFailed(f"the forward failed: {error}") from error
+    except ShoalError:
+        raise
+    except Exception as error:
+        # What a model's own code may raise is listed nowhere. It ends this step, never the node.
+        raise StepFailed(f"the forward failed: {type(error).__name__}: {error}") from error
     return to_bytes(out[:, out.shape[1] - wanted :])

@@ -128,7 +128,7 @@ class SpanModule:
     def _share(self, span: Span) -> SpanModule:
         weights = (*self.model.parameters(), *self.model.buffers())
         memo: dict[int, Any] = {id(tensor): tensor for tensor in weights}
-        memo[id(self)] = None  # the copied blocks' hooks are replaced below
+        memo[id(self)] = self  # the hooks of ours that are copied along are taken off below
         model, blocks = copy.deepcopy((self.model, self.blocks), memo)
         start, end = span.start - self.span.start, span.end - self.span.start
         kept = nn.ModuleList(list(blocks.modules)[start:end])

@@ -16,8 +16,9 @@ from shoal.config import Settings
 from shoal.errors import OutOfResources, UsageError
 from shoal.executor.engine import Engine
 from shoal.executor.thread import TorchThread
-from shoal.models.span import SpanModule, load_span, span_bytes
-from shoal.models.store import LocalModel
+from shoal.models.local import LocalModel
+from shoal.models.sizes import span_bytes
+from shoal.models.span import SpanModule, load_span
 from shoal.net.network import Network
 from shoal.node.server import SpanServer
 from shoal.routing.placement import choose_span

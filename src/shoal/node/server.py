@@ -107,7 +107,7 @@ class SpanServer:
 
     async def _admit(self, channel: Channel, message: Open, session: SessionId) -> Hop:
         self._check(channel, message)
-        self.engine.open(session, message.tokens, Span(message.start, message.end))
+        await self.engine.open(session, message.tokens, Span(message.start, message.end))
         self._idle = trio.Event() if self._idle.is_set() else self._idle
         try:
             onward = None

@@ -1,0 +1,105 @@
+"""A whole swarm in memory: real spans, real sessions, a pretended network."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from shoal import config
+from shoal.client.swarm import Swarm
+from shoal.config import Settings
+from shoal.models.local import LocalModel
+from shoal.models.store import ModelStore
+from shoal.node.node import Node, start_node
+from shoal.swarm.member import Member
+from shoal.testing.memory import MemoryNetwork, World
+from shoal.tasks import one_error
+from shoal.types import Span
+
+
+@dataclass
+class MemorySwarm:
+    """Nodes and one client in one :class:`World`."""
+
+    world: World
+    settings: Settings
+    model: LocalModel
+    nursery: trio.Nursery
+    nodes: list[Node] = field(default_factory=list[Node])
+    networks: list[MemoryNetwork] = field(default_factory=list[MemoryNetwork])
+    """Each node's place in the world, in the same order."""
+    client: Swarm = field(init=False)
+
+    def kill(self, index: int) -> None:
+        """A node is gone without a word."""
+        self.world.kill(self.networks[index].peer)
+
+    async def add_node(self, span: Span, model: LocalModel | None = None, **options: Any) -> Node:
+        """One more node, of this model or another version of it."""
+        network = self.world.network()
+        member = await self._member(network)
+        started: list[Node] = []
+
+        async def live(*, task_status: trio.TaskStatus[None]) -> None:
+            settings = _settings(self.settings.paths.data, **options)
+            async with start_node(network, member, model or self.model, span, settings) as node:
+                started.append(node)
+                task_status.started()
+                await trio.sleep_forever()
+
+        await self.nursery.start(live)
+        self.nodes.append(started[0])
+        self.networks.append(network)
+        return started[0]
+
+    async def add_client(self, **options: Any) -> Swarm:
+        """One more client."""
+        network = self.world.network()
+        settings = _settings(self.settings.paths.data, **options)
+        swarm = Swarm(network, await self._member(network), settings, ModelStore(settings.paths.models))
+        await self.nursery.start(swarm.run)
+        return swarm
+
+    async def _member(self, network: MemoryNetwork) -> Member:
+        first = next(iter(self.world.peers))
+        bootstrap = [f"/memory/{first}/p2p/{first}"] if first != network.peer else []
+        member = Member(
+            network,
+            announce_s=self.settings.announce_s,
+            expiry_s=self.settings.expiry_s,
+            bootstrap=bootstrap,
+            now=trio.current_time,
+        )
+        await self.nursery.start(member.run)
+        return member
+
+
+@asynccontextmanager
+async def memory_swarm(
+    home: Path, checkpoint: Path, spans: Sequence[Span], **options: Any
+) -> AsyncGenerator[MemorySwarm]:
+    """Serve ``checkpoint`` in ``spans``, with a client that knows of every node.
+
+    Args:
+        home: where settings and the model's record are kept.
+        options: fields of :class:`shoal.config.Settings`.
+    """
+    settings = _settings(home, **options)
+    model = await trio.to_thread.run_sync(ModelStore(settings.paths.models).resolve, str(checkpoint))
+    with one_error():
+        async with trio.open_nursery() as nursery:
+            swarm = MemorySwarm(World(), settings, model, nursery)
+            for span in spans:
+                await swarm.add_node(span, **options)
+            swarm.client = await swarm.add_client(**options)
+            yield swarm
+            nursery.cancel_scope.cancel()
+
+
+def _settings(home: Path, **options: Any) -> Settings:
+    return config.load({"threads": 1} | options, {"SHOAL_HOME": str(home)})

@@ -1,0 +1,57 @@
+"""A small checkpoint, the whole model beside it, and three nodes that serve it in memory."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+from trio.testing import MockClock
+
+from shoal.testing.checkpoints import write_checkpoint
+from shoal.types import Span
+
+THIRDS = [Span(0, 2), Span(2, 3), Span(3, 6)]
+PROMPT = list(range(5, 30))
+
+
+class Whole:
+    """The whole model in transformers: what every swarm must give, bit for bit."""
+
+    def __init__(self, folder):
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.cache = DynamicCache(config=self.model.config)
+        accepted = inspect.signature(self.model.forward).parameters
+        self.cache_name = next(name for name in ("past_key_values", "cache_params") if name in accepted)
+
+    @torch.inference_mode()
+    def step(self, tokens):
+        return self.model(torch.tensor([tokens]), **{self.cache_name: self.cache}, use_cache=True).logits[0]
+
+    def greedy(self, prompt, count):
+        self.cache = DynamicCache(config=self.model.config)
+        chosen = [int(self.step(prompt)[-1].argmax())]
+        while len(chosen) < count:
+            chosen.append(int(self.step(chosen[-1:])[-1].argmax()))
+        return chosen
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture
+def whole(checkpoint):
+    return Whole(checkpoint)
+
+
+@pytest.fixture
+def autojump_clock():
+    return MockClock(autojump_threshold=0.5)

@@ -1,0 +1,233 @@
+"""A session over a route gives what the whole model gives, bit for bit, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import trio
+
+from shoal.client.sampling import Sampler, Sampling
+from shoal.errors import Busy, ChannelClosed, DigestMismatch, NoCoverage, PromptTooLong, UsageError
+from shoal.models.store import ModelStore
+from shoal.testing.checkpoints import write_checkpoint
+from shoal.testing.swarm import memory_swarm
+from shoal.types import Span
+
+from .conftest import PROMPT, THIRDS, Whole
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+async def idle(swarm):
+    """Wait until every node has given its KV back."""
+    with trio.fail_after(5):
+        for node in swarm.nodes:
+            await node.server.wait_idle()
+    return [node.engine.tokens - node.engine.tokens_free for node in swarm.nodes]
+
+
+async def test_prefill_and_decode_equal_the_whole_model(home, checkpoint, whole):
+    async with (
+        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        swarm.client.session(str(checkpoint), tokens=64) as session,
+    ):
+        expected = whole.step(PROMPT)
+        assert torch.equal(await session.step(PROMPT), expected)
+        for _ in range(20):
+            token = int(expected[-1].argmax())
+            expected = whole.step([token])
+            assert torch.equal(await session.step([token]), expected)
+
+
+async def test_a_chunked_prefill_equals_the_whole_model_in_the_same_chunks(home, checkpoint, whole):
+    async with (
+        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        swarm.client.session(str(checkpoint), tokens=64) as session,
+    ):
+        expected = torch.cat([whole.step(PROMPT[i : i + 7]) for i in range(0, len(PROMPT), 7)])
+        assert torch.equal(await session.step(PROMPT, chunk=7), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mamba"])
+async def test_a_roll_back_forgets_and_goes_on(home, tmp_path, family):
+    """Where a cache cannot go back (a sliding window, a state), the client replays; the bits are the same."""
+    checkpoint = write_checkpoint(tmp_path / family, family)
+    whole = Whole(checkpoint)
+    async with (
+        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        swarm.client.session(str(checkpoint), tokens=64) as session,
+    ):
+        whole.step(PROMPT)
+        await session.step(PROMPT)
+        await session.step([7, 8, 9])
+        session.roll_back(len(PROMPT))
+        for token in (10, 11):
+            assert torch.equal(await session.step([token]), whole.step([token]))
+        assert session.token_ids == [*PROMPT, 10, 11]
+
+
+async def test_greedy_tokens_are_those_of_the_whole_model(home, checkpoint, whole):
+    sampler = Sampler(Sampling())
+    async with (
+        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        swarm.client.session(str(checkpoint), tokens=64) as session,
+    ):
+        chosen = [(await session.advance(PROMPT, sampler)).token]
+        while len(chosen) < 20:
+            chosen.append((await session.advance(chosen[-1:], sampler)).token)
+    assert chosen == whole.greedy(PROMPT, 20)
+
+
+async def test_every_hop_tells_where_a_step_spent_its_time(home, checkpoint):
+    async with (
+        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        swarm.client.session(str(checkpoint), tokens=64) as session,
+    ):
+        advanced = await session.advance(PROMPT, Sampler(Sampling()))
+    assert [time.hop for time in advanced.times] == [0, 1, 2]
+    assert all(time.compute_us > 0 for time in advanced.times)
+
+
+async def test_ten_sessions_at_once_each_get_their_own_tokens(home, checkpoint, whole):
+    answers: dict[int, list[int]] = {}
+
+    async def one(swarm, number):
+        answer = swarm.client.generate(str(checkpoint), [number + 1, 2 * number + 3, 5], max_tokens=12)
+        async for _ in answer:
+            pass
+        answers[number] = answer.token_ids
+
+    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(one, swarm, number)
+        for number, tokens in answers.items():
+            expected = whole.greedy([number + 1, 2 * number + 3, 5], 12)
+            assert tokens == expected[: len(tokens)]
+            assert len(tokens) == 12 or tokens[-1] in swarm.model.end_tokens
+        assert await idle(swarm) == [0, 0, 0]
+
+
+async def test_closing_a_session_frees_its_kv_on_every_hop(home, checkpoint):
+    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
+        async with swarm.client.session(str(checkpoint), tokens=100) as session:
+            await session.step(PROMPT)
+            assert [n.engine.tokens - n.engine.tokens_free for n in swarm.nodes] == [100, 100, 100]
+        assert await idle(swarm) == [0, 0, 0]
+
+
+async def test_losing_the_client_frees_its_kv_on_every_hop(home, checkpoint):
+    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
+        lost = await swarm.add_client()
+        with pytest.raises(ChannelClosed):
+            async with lost.session(str(checkpoint), tokens=100) as session:
+                await session.step(PROMPT)
+                swarm.world.kill(lost.network.peer)
+                await session.step([1])
+        assert await idle(swarm) == [0, 0, 0]
+
+
+async def test_an_answer_that_is_abandoned_frees_its_kv(home, checkpoint):
+    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
+        answer = swarm.client.generate(str(checkpoint), PROMPT, max_tokens=50)
+        async for _ in answer:
+            break
+        await answer.aclose()
+        assert await idle(swarm) == [0, 0, 0]
+
+
+async def test_a_lost_hop_is_one_clear_error_and_frees_the_others(home, checkpoint):
+    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
+        with pytest.raises(ChannelClosed, match="blocks 2:3"):
+            async with swarm.client.session(str(checkpoint), tokens=100) as session:
+                await session.step(PROMPT)
+                swarm.kill(1)
+                await session.step([1])
+        del swarm.nodes[1]
+        assert await idle(swarm) == [0, 0]
+
+
+async def test_overlapping_spans_are_cut_to_a_route(home, checkpoint, whole):
+    async with (
+        memory_swarm(home, checkpoint, [Span(0, 4), Span(2, 6)]) as swarm,
+        swarm.client.session(str(checkpoint), tokens=64) as session,
+    ):
+        spans = [hop.span for hop in session.ring.route]
+        assert spans[0].end == spans[1].start
+        assert torch.equal(await session.step(PROMPT), whole.step(PROMPT))
+        assert torch.equal(await session.step([9]), whole.step([9]))
+
+
+async def test_missing_blocks_are_named(home, checkpoint, autojump_clock):
+    async with memory_swarm(home, checkpoint, [Span(0, 2), Span(4, 6)]) as swarm:
+        with pytest.raises(NoCoverage, match="2:4"):
+            async with swarm.client.session(str(checkpoint)):
+                pass
+
+
+async def test_a_full_node_says_how_much_it_has(home, checkpoint):
+    async with memory_swarm(home, checkpoint, THIRDS, kv_tokens=128) as swarm:
+        async with swarm.client.session(str(checkpoint), tokens=100):
+            other = await swarm.add_client()
+            with pytest.raises(Busy) as caught:
+                async with other.session(str(checkpoint), tokens=100):
+                    pass
+            assert caught.value.tokens_free == 28
+        async with other.session(str(checkpoint), tokens=100) as session:
+            await session.step(PROMPT)
+
+
+async def test_another_version_of_the_model_is_never_mixed_in(home, tmp_path, checkpoint):
+    changed = write_checkpoint(tmp_path / checkpoint.name, "llama", seed=1)
+    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
+        store = ModelStore(swarm.settings.paths.models)
+        other = await trio.to_thread.run_sync(store.resolve, str(changed))
+        assert other.digest != swarm.model.digest
+        await swarm.add_node(Span(0, 6), other)
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+            used = {hop.address.peer for hop in session.ring.route}
+        assert swarm.networks[3].peer not in used
+
+
+async def test_only_another_version_served_is_a_mismatch(home, tmp_path, checkpoint, autojump_clock):
+    changed = write_checkpoint(tmp_path / checkpoint.name, "llama", seed=1)
+    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
+        with pytest.raises((DigestMismatch, NoCoverage)):
+            async with swarm.client.session(str(changed)):
+                pass
+
+
+@pytest.mark.parametrize("tokens", [[], [-1], [300], [2**40]])
+async def test_tokens_that_cannot_be_are_refused_before_anything_is_sent(home, checkpoint, tokens):
+    async with (
+        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        swarm.client.session(str(checkpoint), tokens=64) as session,
+    ):
+        with pytest.raises(UsageError):
+            await session.step(tokens)
+        assert session.token_ids == []
+
+
+async def test_more_tokens_than_the_context_are_refused_never_cut(home, checkpoint):
+    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
+        with pytest.raises(PromptTooLong):
+            async with swarm.client.session(str(checkpoint), tokens=257):
+                pass
+        answer = swarm.client.generate(str(checkpoint), [5] * 256)
+        with pytest.raises(PromptTooLong, match="256 tokens"):
+            async for _ in answer:
+                pass
+        assert await idle(swarm) == [0, 0, 0]
+
+
+async def test_a_session_takes_no_more_than_it_reserved(home, checkpoint, whole):
+    async with (
+        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        swarm.client.session(str(checkpoint), tokens=30) as session,
+    ):
+        with pytest.raises(PromptTooLong):
+            await session.step([5] * 31)
+        assert torch.equal(await session.step(PROMPT), whole.step(PROMPT))
