@@ -1,15 +1,14 @@
 """How much a swarm costs: decoding through node processes here, over the same model in one process.
 
-Both run in turns, so that what else the machine does falls on both alike; the ratio is of the medians.
+Both decode in turns, a few tokens each, so that what else the machine does falls on both alike.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -23,12 +22,15 @@ from shoal.config import Settings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from shoal.client.sampling import Sampler
+    from shoal.client.session import Session
     from shoal.client.swarm import Swarm
     from shoal.models.local import LocalModel
 
 PROMPT = tuple(range(100, 132))
 """32 token ids; what they say does not matter to the clock."""
-ROUNDS = 3
+SLICE = 8
+"""Tokens that each decodes before it is the other's turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,71 +57,90 @@ async def overhead(settings: Settings, bench: Bench) -> dict[str, Any]:
             local = await stack.enter_async_context(local_swarm(settings, model.shape.n_blocks, bench.nodes))
             swarm = await stack.enter_async_context(entered(local))
         with working("measuring") as report:
-            whole = await trio.to_thread.run_sync(partial(load_whole, model, settings))
-            alone: list[float] = []
-            together: list[float] = []
-            tokens: list[list[int]] = []
-            for number in range(ROUNDS):
-                report("measuring", 2 * number, 2 * ROUNDS)
-                speed, chosen = await trio.to_thread.run_sync(decode_alone, whole, bench.tokens)
-                alone.append(speed)
-                tokens.append(chosen)
-                report("measuring", 2 * number + 1, 2 * ROUNDS)
-                speed, chosen = await decode_through(swarm, settings, bench.tokens)
-                together.append(speed)
-                tokens.append(chosen)
+            alone = await trio.to_thread.run_sync(Alone.load, model, settings)
+            through = await stack.enter_async_context(session_through(swarm, settings, bench.tokens))
+            await trio.to_thread.run_sync(alone.decode, SLICE)  # both warm up, unmeasured
+            await through.decode(SLICE)
+            apart_s, together_s = [0.0], [0.0]
+            for done in range(0, bench.tokens, SLICE):
+                report("measuring", done, bench.tokens)
+                apart_s.append(await trio.to_thread.run_sync(alone.decode, SLICE))
+                together_s.append(await through.decode(SLICE))
+    count = SLICE * (len(apart_s) - 1)
     return {
         "model": model.name,
         "dtype": settings.dtype,
         "nodes": bench.nodes,
         "threads": settings.threads,
-        "tokens": bench.tokens,
-        "one_process_tokens_per_s": round(statistics.median(alone), 3),
-        "swarm_tokens_per_s": round(statistics.median(together), 3),
-        "ratio": round(statistics.median(together) / statistics.median(alone), 4),
-        "rounds": [{"one_process": a, "swarm": t} for a, t in zip(alone, together, strict=True)],
-        "same_tokens": all(chosen == tokens[0] for chosen in tokens),
+        "tokens": count,
+        "one_process_tokens_per_s": round(count / sum(apart_s), 3),
+        "swarm_tokens_per_s": round(count / sum(together_s), 3),
+        "ratio": round(sum(apart_s) / sum(together_s), 4),
+        "same_tokens": alone.tokens == through.tokens,
     }
 
 
-def load_whole(model: LocalModel, settings: Settings) -> PreTrainedModel:
-    """The whole model as transformers loads it, with the threads that a node would take."""
-    import torch
-    from transformers import AutoModelForCausalLM
+class Alone:
+    """The whole model as transformers runs it, in this process, with the threads that a node would take."""
 
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    dtype: torch.dtype = getattr(torch, settings.dtype)
-    return AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, local_files_only=True).eval()
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._out = self._forward(list(PROMPT), None)
+        self.tokens: list[int] = []
 
+    @classmethod
+    def load(cls, model: LocalModel, settings: Settings) -> Alone:
+        """Load the model and run the prompt."""
+        import torch
+        from transformers import AutoModelForCausalLM
 
-def decode_alone(model: PreTrainedModel, count: int) -> tuple[float, list[int]]:
-    """Decode greedily in this process; the speed, and the tokens."""
-    import torch
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+        loaded = AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, local_files_only=True)
+        return cls(loaded.eval())
 
-    chosen: list[int] = []
-    with torch.inference_mode():
-        out: Any = model(torch.tensor([PROMPT]), use_cache=True, logits_to_keep=1)
+    def decode(self, count: int) -> float:
+        """Decode ``count`` tokens greedily; the seconds that it took."""
         began = time.perf_counter()
         for _ in range(count):
-            chosen.append(int(out.logits[0, -1].argmax()))
-            out = model(torch.tensor([chosen[-1:]]), past_key_values=out.past_key_values, use_cache=True)
-        elapsed = time.perf_counter() - began
-    return round(count / elapsed, 3), chosen
+            self.tokens.append(int(self._out.logits[0, -1].argmax()))
+            self._out = self._forward(self.tokens[-1:], self._out.past_key_values)
+        return time.perf_counter() - began
+
+    def _forward(self, token_ids: list[int], cache: Any) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            ids = torch.tensor([token_ids])
+            return self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
-async def decode_through(swarm: Swarm, settings: Settings, count: int) -> tuple[float, list[int]]:
-    """Decode greedily through the swarm; the speed, and the tokens."""
+class Through:
+    """The same through a session of the swarm."""
+
+    def __init__(self, session: Session, sampler: Sampler, token: int) -> None:
+        self._session = session
+        self._sampler = sampler
+        self._next = token
+        self.tokens: list[int] = []
+
+    async def decode(self, count: int) -> float:
+        """Decode ``count`` tokens greedily; the seconds that it took."""
+        began = time.perf_counter()
+        for _ in range(count):
+            self.tokens.append(self._next)
+            self._next = (await self._session.advance(self.tokens[-1:], self._sampler)).token
+        return time.perf_counter() - began
+
+
+@asynccontextmanager
+async def session_through(swarm: Swarm, settings: Settings, count: int) -> AsyncGenerator[Through]:
+    """A session with room for ``count`` tokens after the prompt, which has been run."""
     from shoal.client.sampling import Sampler, Sampling
 
     sampler = Sampler(Sampling())
-    chosen: list[int] = []
-    dtype = wanted_dtype(settings.dtype)
-    async with swarm.session(settings.model, tokens=len(PROMPT) + count, dtype=dtype) as session:
-        advanced = await session.advance(PROMPT, sampler)
-        began = time.perf_counter()
-        for _ in range(count):
-            chosen.append(advanced.token)
-            advanced = await session.advance(chosen[-1:], sampler)
-        elapsed = time.perf_counter() - began
-    return round(count / elapsed, 3), chosen
+    room = len(PROMPT) + count + 3 * SLICE
+    async with swarm.session(settings.model, tokens=room, dtype=wanted_dtype(settings.dtype)) as session:
+        first = await session.advance(PROMPT, sampler)
+        yield Through(session, sampler, first.token)
