@@ -8,7 +8,7 @@ import re
 import pytest
 
 from shoal import errors
-from shoal.errors import Busy, NoCoverage, RemoteProtocolError, ShoalError, from_code
+from shoal.errors import Busy, ChannelClosed, NoCoverage, RemoteProtocolError, ShoalError, from_code
 from shoal.types import Span
 
 KINDS = [k for k in vars(errors).values() if inspect.isclass(k) and issubclass(k, ShoalError)]
@@ -40,6 +40,18 @@ def test_an_error_comes_back_from_its_code(kind: type[ShoalError]) -> None:
 
 def test_a_code_of_a_later_version_is_still_an_error() -> None:
     assert type(from_code("from_the_future", "?")) is ShoalError
+
+
+def test_a_peer_cannot_name_an_error_that_another_part_derived() -> None:
+    class Derived(ChannelClosed):
+        def __init__(self, peer: str, message: str) -> None:
+            super().__init__(message)
+
+    class Renamed(Derived):
+        code = "renamed"
+
+    assert type(from_code("channel_closed", "?")) is ChannelClosed
+    assert type(from_code("renamed", "?")) is ShoalError
 
 
 def test_busy_says_when_to_come_back_and_how_much_there_is() -> None:

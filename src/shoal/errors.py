@@ -185,9 +185,11 @@ class DeadlineExceeded(ShoalError):
 
 
 def _tree(root: type[ShoalError]) -> dict[str, type[ShoalError]]:
+    """The errors of this module by code. Those that other parts derive hold more than a peer can tell."""
     found = {root.code: root}
     for child in root.__subclasses__():
-        found |= _tree(child)
+        if child.__module__ == __name__:
+            found |= _tree(child)
     return found
 
 
