@@ -167,8 +167,8 @@ class Swarm:
             room = local.shape.context - len(token_ids)
             if room < 1:
                 raise PromptTooLong(
-                    f"the prompt has {len(token_ids)} tokens and {local.shape.name} takes {local.shape.context} "
-                    "with its answer",
+                    f"the prompt has {len(token_ids)} tokens, and {local.shape.name} takes "
+                    f"{local.shape.context} with the answer",
                     check="shorten the prompt: it is never cut for you",
                 )
             limit = min(max_tokens, room)
@@ -207,7 +207,7 @@ class Swarm:
         return coverage([a.served.span for a in serving if a.served], shapes[0]) if shapes else []
 
     async def resolve(self, model: str) -> LocalModel:
-        """The model on this machine, fetched first if it is not here yet. Raises as ``ModelStore.resolve``."""
+        """The model on this machine, fetched first if it is not here. Raises as ``ModelStore.resolve``."""
         return await trio.to_thread.run_sync(self.store.resolve, model, abandon_on_cancel=True)
 
     async def _codec(self, local: LocalModel, *, needed: bool) -> TextCodec | None:
@@ -237,7 +237,8 @@ class Swarm:
             spans = [a.served.span for a in serving if a.served and a.served.dtype == dtype]
             if spans and not gaps(spans, shape.n_blocks):
                 return dtype
-        return next((a.served.dtype for a in serving if a.served), "float32")
+        offered = [a.served.dtype for a in serving if a.served]
+        return offered[0] if offered else "float32"
 
     async def _hear_of(self, shape: ModelShape) -> None:
         """Wait, not long, until someone covers the model: a client that has just come knows few."""
@@ -320,7 +321,8 @@ class Swarm:
             )
         if others:
             raise DigestMismatch(
-                f"the swarm serves {shape.name} {others[0].digest[:23]}…, and the one here is {shape.digest[:23]}…",
+                f"the swarm serves {shape.name} as {others[0].digest[:23]}…, "
+                f"and the one here is {shape.digest[:23]}…",
                 check="which of the two is the one you want; remove the other",
                 next_command=f"shoal models show {shape.name}",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from shoal.errors import StepFailed
@@ -20,9 +21,10 @@ def to_bytes(hidden: torch.Tensor) -> bytes:
     Raises:
         StepFailed: a value is NaN or infinite: what follows would be noise.
     """
-    if not bool(torch.isfinite(hidden).all()):
+    rows = hidden.detach().cpu().contiguous()
+    if not _finite(rows):
         raise StepFailed("the hidden states are not finite", check="the weights, and the hop before this one")
-    return hidden.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return rows.view(torch.uint8).numpy().tobytes()
 
 
 def from_bytes(payload: bytes, dtype: DType, rows: int, width: int) -> torch.Tensor:
@@ -32,6 +34,12 @@ def from_bytes(payload: bytes, dtype: DType, rows: int, width: int) -> torch.Ten
         StepFailed: a value is NaN or infinite.
     """
     hidden = torch.frombuffer(bytearray(payload), dtype=TORCH_DTYPE[dtype]).view(1, rows, width)
-    if not bool(torch.isfinite(hidden).all()):
+    if not _finite(hidden):
         raise StepFailed("hidden states that are not finite arrived", check="the hop before this one")
     return hidden
+
+
+def _finite(hidden: torch.Tensor) -> bool:
+    if hidden.dtype == torch.bfloat16:  # which numpy does not know
+        return bool(torch.isfinite(hidden).all())
+    return bool(np.isfinite(hidden.numpy()).all())  # a tenth of the time for the one row of a decode step

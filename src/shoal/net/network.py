@@ -113,7 +113,7 @@ class Network(Protocol):
     def subscribe(
         self, topic: str, validate: Validator
     ) -> AbstractAsyncContextManager[AsyncIterator[tuple[PeerId, bytes]]]:
-        """Messages on ``topic`` that passed ``validate``, with their authors, newest kept when we are slow."""
+        """Messages on ``topic`` that passed ``validate``, with their authors. Bounded."""
         ...
 
     async def provide(self, key: bytes) -> None:
