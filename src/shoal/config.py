@@ -99,7 +99,7 @@ class Settings:
     """Find peers on the local network."""
     bootstrap: tuple[str, ...] = ()
     """More multiaddrs to join through, beside those of the invite."""
-    dtype: str = "float32"
+    dtype: DType = "float32"
     """What nodes and ends compute in: float32, bfloat16 or float16. A route has one dtype."""
     memory: int = 0
     """Bytes that a node may take for weights and KV; 0 takes half of what is free."""
@@ -263,6 +263,6 @@ def _check(settings: Settings) -> None:
         )
 
 
-_TYPES: dict[str, Any] = get_type_hints(Settings)
+_TYPES: dict[str, Any] = get_type_hints(Settings) | {"dtype": str}  # which word it is, `_check` sees to
 OPTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "paths")
 """Every option's name, as ``config.toml`` spells it."""

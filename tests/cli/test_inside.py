@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from shoal.cli.inside import member_of, near, wanted_dtype
+from shoal.cli.inside import member_of
 from shoal.config import load
-from shoal.errors import NotAllowed, NotRunning, UsageError
-from shoal.swarm.here import RunningNode, shown
+from shoal.errors import NotAllowed, NotRunning
 from tests.cli.conftest import Shoal
 
 
@@ -33,18 +31,3 @@ def test_on_a_machine_that_is_in_no_swarm_every_command_says_so(shoal: Shoal, co
     ran = shoal(*command)
     assert (ran.code, ran.out) == (3, "")
     assert "shoal up" in ran.err
-
-
-def test_a_dtype_is_one_that_shoal_computes_in() -> None:
-    assert wanted_dtype(None) is None
-    assert wanted_dtype("bfloat16") == "bfloat16"
-    with pytest.raises(UsageError, match="int4"):
-        wanted_dtype("int4")
-
-
-def test_nodes_of_this_machine_are_found_without_discovery(home: Path) -> None:
-    address = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooW"
-    node = RunningNode(os.getpid(), "12D3KooW", "home", addresses=(address,))
-    with shown(home / "nodes", node):
-        assert near(load({"bootstrap": ["/x"]})).bootstrap == (address, "/x")
-        assert near(load({"swarm": "other"})).bootstrap == ()

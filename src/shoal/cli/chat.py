@@ -9,7 +9,7 @@ import typer
 
 from shoal.cli import options
 from shoal.cli.ask import Question, answer_fields, ask, say_speed, user
-from shoal.cli.inside import in_swarm, wanted_dtype
+from shoal.cli.inside import in_swarm
 from shoal.cli.output import emit
 from shoal.errors import UsageError
 
@@ -65,7 +65,7 @@ def run(
         raw=text if raw else None,
         max_tokens=max_tokens,
         stop=tuple(stop or ()),
-        dtype=wanted_dtype(dtype),
+        dtype=settings.dtype if dtype else None,
         sampling={
             "temperature": temperature,
             "top_k": top_k,
@@ -100,12 +100,13 @@ def chat(
     """Talk with a model. /quit or Ctrl-D ends it."""
     settings = options.settings(swarm=swarm, public=public, model=model, dtype=dtype)
     sampling = {"temperature": temperature, "seed": seed}
+    wanted = settings.dtype if dtype else None  # else what the swarm serves
 
     async def talk(opened: Connected) -> None:
         said: list[dict[str, str]] = []
         while (text := await prompted()) is not None:
             said += user(text)
-            question = Question(settings.model, said, None, max_tokens, (), wanted_dtype(dtype), sampling)
+            question = Question(settings.model, said, None, max_tokens, (), wanted, sampling)
             answer = await ask(opened, question, stream=True)
             said.append({"role": "assistant", "content": answer.text})
 

@@ -11,7 +11,6 @@ import trio
 
 from shoal.cli.ask import Question, answer_fields, ask, route_table, say_speed, user
 from shoal.cli.chat import prompted
-from shoal.cli.inside import wanted_dtype
 from shoal.cli.local import LocalSwarm, local_swarm
 from shoal.cli.output import emit, say
 from shoal.cli.progress import working
@@ -65,9 +64,7 @@ def entered(local: LocalSwarm) -> AbstractAsyncContextManager[Swarm]:
 
 
 async def _answer(swarm: Swarm, settings: Settings, demo: Demo, text: str) -> None:
-    question = Question(
-        settings.model, user(text), max_tokens=demo.max_tokens, dtype=wanted_dtype(settings.dtype)
-    )
+    question = Question(settings.model, user(text), max_tokens=demo.max_tokens, dtype=settings.dtype)
     if not demo.as_json:
         say(f"> {text}")
     answer = await ask(swarm, question, stream=not demo.as_json)

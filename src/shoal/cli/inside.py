@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar
 
 from shoal.cli.output import say
 from shoal.cli.progress import working
 from shoal.config import Settings
-from shoal.errors import UsageError
 from shoal.swarm import membership
-from shoal.swarm.here import running
 from shoal.swarm.membership import PUBLIC, Membership
-from shoal.types import DType
 
 if TYPE_CHECKING:
     from shoal.client.swarm import Swarm
@@ -60,27 +56,5 @@ async def entered(settings: Settings) -> AsyncGenerator[Swarm]:
             # Torch takes a while to import, so the bar must be there before it.
             from shoal.client.connect import open_swarm
 
-            swarm = await stack.enter_async_context(open_swarm(near(settings), found))
+            swarm = await stack.enter_async_context(open_swarm(settings, found))
         yield swarm
-
-
-def near(settings: Settings) -> Settings:
-    """The settings with the addresses of the swarm's nodes on this machine, which need no discovery."""
-    nodes = [node for node in running(settings.paths.nodes) if node.swarm == settings.swarm]
-    here = tuple(address for node in nodes for address in node.addresses)
-    return replace(settings, bootstrap=(*here, *settings.bootstrap))
-
-
-def wanted_dtype(text: str | None) -> DType | None:
-    """The value of ``--dtype``; ``None`` lets the swarm's peers decide.
-
-    Raises:
-        UsageError: it is none that Shoal computes in.
-    """
-    names: tuple[DType, ...] = get_args(DType)
-    for name in names:
-        if text == name:
-            return name
-    if text is None:
-        return None
-    raise UsageError(f"--dtype: {text!r} is not one of {', '.join(names)}")

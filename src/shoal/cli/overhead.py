@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from shoal.cli.demonstration import entered
-from shoal.cli.inside import wanted_dtype
 from shoal.cli.local import local_swarm
 from shoal.cli.progress import working
 from shoal.config import Settings
@@ -141,6 +140,6 @@ async def session_through(swarm: Swarm, settings: Settings, count: int) -> Async
 
     sampler = Sampler(Sampling())
     room = len(PROMPT) + count + 3 * SLICE
-    async with swarm.session(settings.model, tokens=room, dtype=wanted_dtype(settings.dtype)) as session:
+    async with swarm.session(settings.model, tokens=room, dtype=settings.dtype) as session:
         first = await session.advance(PROMPT, sampler)
         yield Through(session, sampler, first.token)

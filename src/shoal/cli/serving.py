@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from shoal.cli.inside import member_of, near
+from shoal.cli.inside import member_of
 from shoal.cli.output import say, to_json
 from shoal.cli.progress import working
 from shoal.config import Settings
@@ -39,19 +39,17 @@ async def serve(settings: Settings, span: Span | None, *, as_json: bool) -> int:
     swarm = member_of(settings, create=True)
     identity = Identity.load_or_create(settings.paths.identity)
     async with AsyncExitStack() as stack:
-        network, member = await stack.enter_async_context(
-            join_swarm(near(settings), swarm, identity, listen=True)
-        )
+        network, member = await stack.enter_async_context(join_swarm(settings, swarm, identity, listen=True))
         tell("listening", as_json, peer=network.peer, addresses=whole(network.address))
         with working(f"loading {settings.model}") as report:
             # Torch takes seconds to import; on a thread, so that others may dial us meanwhile.
             await trio.to_thread.run_sync(importlib.import_module, "shoal.node.node")
             from shoal.models.store import ModelStore
-            from shoal.node.node import memory_budget, pick_span, start_node, to_dtype
+            from shoal.node.node import memory_budget, pick_span, start_node
 
             store = ModelStore(settings.paths.models)
             model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
-            chosen = span or pick_span(model, to_dtype(settings.dtype), memory_budget(settings), member)
+            chosen = span or pick_span(model, settings.dtype, memory_budget(settings), member)
             node = await stack.enter_async_context(
                 start_node(network, member, model, chosen, settings, lambda text: report(text, 0, 0))
             )

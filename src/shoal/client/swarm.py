@@ -307,7 +307,11 @@ class Swarm:
             for peer, a in serving.items()
             if a.served
         ]
-        stages = choose_route(candidates, shape.n_blocks, tokens, avoid=avoid)
+        try:
+            stages = choose_route(candidates, shape.n_blocks, tokens, avoid=avoid)
+        except NoCoverage as error:
+            error.next_command = f"shoal serve {shape.name} --span {error.missing[0]}"
+            raise
         return [RouteHop(serving[stage.peer].address, stage.span) for stage in stages]
 
     def _explain_absence(self, shape: ModelShape, dtype: DType) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -99,7 +98,8 @@ def kv_capacity(module: SpanModule, settings: Settings, memory: int) -> Capacity
     tokens = min(settings.kv_tokens, left // per_token)
     if tokens < 1:
         raise OutOfResources(
-            f"the span's weights take {module.tensor_bytes >> 20} MiB of {memory >> 20} MiB; nothing is left for KV",
+            f"the span's weights take {module.tensor_bytes >> 20} MiB of {memory >> 20} MiB, "
+            "and nothing is left for KV",
             check="a smaller span, or more memory",
             next_command="shoal serve MODEL --span START:END --memory SIZE",
         )
@@ -168,7 +168,7 @@ async def start_node(
         BadWeights, UnsupportedModel: it cannot be loaded.
     """
     check_span(model, span)
-    dtype = to_dtype(settings.dtype)
+    dtype = settings.dtype
     memory = memory_budget(settings)
     thread = TorchThread("shoal-span")
     try:
@@ -197,21 +197,3 @@ async def start_node(
                 nursery.cancel_scope.cancel()
     finally:
         thread.close()
-
-
-def to_dtype(text: str) -> DType:
-    """Read a dtype.
-
-    Raises:
-        UsageError: it is none that Shoal computes in.
-    """
-    match text:
-        case "float32" | "bfloat16" | "float16":
-            return text
-        case _:
-            raise UsageError(f"{text!r} is no dtype", check="float32, bfloat16 or float16")
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM now."""
-    return psutil.Process(os.getpid()).memory_info().rss

@@ -19,6 +19,7 @@ from shoal.errors import (
     NotAllowed,
     RemoteProtocolError,
     ShoalError,
+    StepFailed,
     UnknownSession,
 )
 from shoal.executor.engine import Engine, Forwarded
@@ -97,11 +98,15 @@ class SpanServer:
         except ShoalError as error:
             await self._refuse(channel, message, error)
             return
+        except Exception:
+            # A defect of ours that one stranger's session has met must not end everybody else's.
+            log.exception("a session of %s could not be opened", channel.peer)
+            await self._refuse(channel, message, StepFailed("a defect in this node; its log says more"))
+            return
         try:
-            await channel.send(Opened(message.session, self.engine.tokens_free))
-            await hop.run()
-        except ChannelClosed:
-            pass  # the client is gone
+            with suppress(ChannelClosed):  # the client is gone
+                await channel.send(Opened(message.session, self.engine.tokens_free))
+                await hop.run()
         finally:
             self._forget(hop)
 
@@ -146,7 +151,7 @@ class SpanServer:
     async def _refuse(self, channel: Channel, message: Open, error: ShoalError) -> None:
         log.info("refused a session of %s: %s", channel.peer, error.message)
         retry_after_s = error.retry_after_s if isinstance(error, Busy) else 1.0
-        if not channel.closed:
+        with suppress(ChannelClosed):  # the client is gone
             await channel.send(
                 Refused(
                     message.session,

@@ -89,8 +89,7 @@ def _explain(
         return NoCoverage(
             f"blocks {named} of {n_blocks} are served by nobody",
             missing=missing,
-            check="whether the nodes that serve them are up, and on this swarm",
-            next_command=f"shoal serve MODEL --span {missing[0]}",
+            check="whether the nodes that serve them are up, and in this swarm",
         )
     full = gaps((c.span for c in roomy), n_blocks)
     free = max(

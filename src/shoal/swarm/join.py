@@ -12,6 +12,7 @@ from shoal.config import Settings
 from shoal.errors import NotAllowed
 from shoal.net.identity import Identity
 from shoal.net.network import Network
+from shoal.swarm.here import running
 from shoal.swarm.member import Member
 from shoal.swarm.membership import Membership
 from shoal.tasks import one_error
@@ -60,10 +61,16 @@ async def join_swarm(
                 network,
                 announce_s=settings.announce_s,
                 expiry_s=settings.expiry_s,
-                bootstrap=(*membership.bootstrap, *settings.bootstrap),
+                bootstrap=(*_here(settings, membership), *membership.bootstrap, *settings.bootstrap),
             )
             await nursery.start(member.run)
             try:
                 yield network, member
             finally:
                 nursery.cancel_scope.cancel()
+
+
+def _here(settings: Settings, membership: Membership) -> list[str]:
+    """Addresses of the swarm's nodes on this machine, which need no discovery."""
+    nodes = running(settings.paths.nodes)
+    return [address for node in nodes if node.swarm == membership.name for address in node.addresses]
