@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_JSON = 64 << 20
 """Bytes of a config or an index that we read."""
+COUNTS = re.compile("layer|expert|block|head|group|states")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -82,7 +84,21 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder}: its weights are quantised (quantization_config), which is not supported yet",
             check="take the unquantised version of the model, or a GGUF file, which is converted",
         )
+    if (absurd := _absurd(config)) is not None:
+        raise BadWeights(f"{path}: {absurd[:80]} is {config[absurd]}", check="where this model comes from")
     return config
+
+
+def _absurd(config: dict[str, Any]) -> str | None:
+    """A number of blocks or experts so large that only building the model's lists would fill the memory."""
+    return next(
+        (
+            name
+            for name, value in config.items()
+            if isinstance(value, int) and value > (MAX_TENSORS if COUNTS.search(name) else 2**31 - 1)
+        ),
+        None,
+    )
 
 
 def _files(folder: Path) -> list[tuple[Path, Set[str]]]:

@@ -21,6 +21,7 @@ from typing import Any, TypeGuard, cast
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
@@ -35,6 +36,17 @@ TORCH_DTYPE: dict[DType, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# What transformers raises on configs and weights that it cannot make sense of.
+REFUSED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    AssertionError,
+    StrictDataclassError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +81,7 @@ def read_model_config(checkpoint: Checkpoint) -> PretrainedConfig:
         )
     try:
         return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except REFUSED as error:
         raise BadWeights(
             f"{checkpoint.folder / 'config.json'}: transformers refuses it ({first_line(error)})",
             check="fetch the file again",
@@ -139,8 +151,8 @@ def load_hollow(
             for index in range(keep.start, keep.end):
                 kept.add_module(str(index), blocks.modules[index])  # as the checkpoint calls it
             _take_out_weights(blocks)
-            model.all_tied_weights_keys = {}  # both ends of every tie are gone
         blocks.replace(kept)
+        _keep_ties(model)
         located.append(blocks)
 
     model = _load(_subclass(causal_class(config), hollow), checkpoint, config, dtype)
@@ -176,6 +188,23 @@ def _take_out_weights(blocks: Blocks) -> None:
                 setattr(owner, name, Passthrough())
 
 
+def _keep_ties(model: PreTrainedModel) -> None:
+    """Forget the ties of what was taken out.
+
+    Raises:
+        UnsupportedModel: a block shares its weights with one that is not in the span.
+    """
+    names = model.state_dict().keys()
+    ties = cast(dict[str, str], model.all_tied_weights_keys)
+    for one, other in ties.items():
+        if (one in names) != (other in names):
+            raise UnsupportedModel(
+                f"{type(model).__name__} cannot be cut here: {one} is shared with {other}",
+                check="a span that holds both blocks",
+            )
+    model.all_tied_weights_keys = {one: other for one, other in ties.items() if one in names}
+
+
 def _load(
     cls: type[PreTrainedModel], checkpoint: Checkpoint, config: PretrainedConfig, dtype: DType
 ) -> PreTrainedModel:
@@ -192,7 +221,7 @@ def _load(
                     output_loading_info=True,
                 ),
             )
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        except REFUSED as error:
             raise BadWeights(
                 f"{checkpoint.folder}: transformers cannot load it ({first_line(error)})",
                 check="whether the config and the weights belong together",

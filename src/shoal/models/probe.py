@@ -20,15 +20,13 @@ from torch import nn
 from transformers.cache_utils import CacheLayerMixin
 
 from shoal.errors import UnsupportedModel
-from shoal.models.hollow import first_line
+from shoal.models.hollow import REFUSED, first_line
 from shoal.models.kv import Cache, layer_bytes, own_layers
 from shoal.models.standins import Passthrough, split_hidden
 
 if TYPE_CHECKING:
     from shoal.models.span import Ends, SpanModule
 
-# What a forward raises when something that was taken out is missed in a way that nobody foresaw.
-MISSED = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError)
 ROWS = 2
 """Tokens of the probe's prefill; one more is decoded."""
 
@@ -133,7 +131,7 @@ def check_head(ends: Ends) -> None:
             door.as_tuple = as_tuple
         try:
             logits = ends.head(hidden)
-        except MISSED as error:
+        except REFUSED as error:
             failed = error
             continue
         if tuple(logits.shape) == (1, 1, ends.vocab_size):
@@ -203,7 +201,7 @@ def _alike(a: object, b: object) -> bool:
 def _missing_is_refusal(name: str) -> Generator[None]:
     try:
         yield
-    except MISSED as error:
+    except REFUSED as error:
         raise _refusal(name, f"it fails without its other parts ({first_line(error)})") from error
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers as t
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 VOCAB = 300
 """256 bytes, a few merges and the special tokens of :func:`write_tokenizer`."""
@@ -134,7 +135,6 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         attn_layer_offset=1,
         mamba_d_state=8,
         mamba_dt_rank=8,
-        use_mamba_kernels=False,
     ),
     "mamba2": lambda: t.Mamba2Config(
         hidden_size=64,
@@ -180,6 +180,27 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "exaone4": lambda: t.Exaone4Config(**BASE, sliding_window=8, sliding_window_pattern=3),
     "lfm2": lambda: t.Lfm2Config(**BASE, full_attn_idxs=[2, 4]),
     "hyperclovax": lambda: t.HyperCLOVAXConfig(**BASE, embedding_multiplier=10.0),
+    # These two cannot be cut, and must be found out.
+    "gemma3n": lambda: t.Gemma3nTextConfig(
+        **BASE,
+        **_HEADS,
+        vocab_size_per_layer_input=VOCAB,
+        hidden_size_per_layer_input=16,
+        num_kv_shared_layers=0,
+        laurel_rank=8,
+        altup_num_inputs=2,
+        layer_types=_ALTERNATING,
+        activation_sparsity_pattern=[0.0] * BLOCKS,
+    ),
+    "zamba2": lambda: t.Zamba2Config(
+        **BASE,
+        layers_block_type=["mamba", "hybrid"] * 3,
+        mamba_d_state=8,
+        n_mamba_heads=8,
+        mamba_ngroups=1,
+        chunk_size=8,
+        num_mem_blocks=1,
+    ),
 }
 """A config of every family, by a short name."""
 
@@ -187,7 +208,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 def write_checkpoint(
     folder: Path, family: str = "llama", *, seed: int = 0, shard: str = "5GB", **changes: Any
 ) -> Path:
-    """Write a random checkpoint of ``family`` into ``folder``, in float32.
+    """Write a random checkpoint of ``family`` into ``folder``, in float32, with a tokenizer.
 
     Args:
         shard: largest size of one safetensors file, for example ``"100KB"``.
@@ -204,4 +225,24 @@ def write_checkpoint(
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder, max_shard_size=shard)
+    write_tokenizer(folder)
     return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer with a chat template: every text has tokens, every token below 300 has text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("\u0120", "w")]
+    symbols = ["<unk>", "<s>", "</s>", *alphabet, *(a + b for a, b in merges)]
+    symbols += [f"<extra{i}>" for i in range(VOCAB - len(symbols))]
+    bpe = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=merges))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    tokenizer = t.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,85 @@
+"""A digest names one model: the same tensors and config give the same, anything else another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from shoal.models.checkpoint import open_checkpoint
+from shoal.models.digest import compute_digest, fingerprint
+from shoal.testing.checkpoints import write_checkpoint
+from shoal.types import Digest
+
+
+def digest(folder: Path) -> Digest:
+    return compute_digest(open_checkpoint(folder))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "model")
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_one_file_or_many_is_the_same_model(folder: Path, tmp_path: Path) -> None:
+    sharded = write_checkpoint(tmp_path / "sharded", shard="100KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 3
+    assert digest(sharded) == digest(folder)
+
+
+def test_it_is_the_same_tomorrow(folder: Path) -> None:
+    """Changing what a digest covers makes every swarm's models strangers: it must be meant."""
+    small = folder.parent / "fixed"
+    small.mkdir()
+    save_file({"w": torch.arange(4.0), "b": torch.ones(2, dtype=torch.bfloat16)}, small / "model.safetensors")
+    (small / "config.json").write_text('{"model_type": "llama", "hidden_size": 4}')
+    assert digest(small) == "sha256:79f1879de25ffabc4c9ce1f72a3b1073e75f7bae9ffe38f5a3d60745d1013254"
+
+
+def test_who_wrote_it_with_what_does_not_matter(folder: Path) -> None:
+    before = digest(folder)
+    edit_config(folder, transformers_version="4.0", _name_or_path="elsewhere", dtype="bfloat16")
+    assert digest(folder) == before
+
+
+@pytest.mark.parametrize("change", [{"rope_theta": 5.0}, {"rms_norm_eps": 1e-5}, {"new": 1}], ids=str)
+def test_another_config_is_another_model(folder: Path, change: dict[str, object]) -> None:
+    before = digest(folder)
+    edit_config(folder, **change)
+    assert digest(folder) != before
+
+
+def test_one_bit_of_one_weight_is_another_model(folder: Path) -> None:
+    before = digest(folder)
+    raw = bytearray((folder / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(raw)
+    assert digest(folder) != before
+
+
+def test_a_name_a_shape_or_a_dtype_is_another_model(folder: Path) -> None:
+    found = {digest(folder)}
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    for changed in (
+        {"renamed" if k == name else k: v for k, v in tensors.items()},
+        tensors | {name: tensors[name].reshape(-1)},
+        tensors | {name: tensors[name].view(torch.int32)},
+    ):
+        save_file(changed, folder / "model.safetensors")
+        found.add(digest(folder))
+    assert len(found) == 4
+
+
+def test_the_fingerprint_sees_changes_without_reading(folder: Path) -> None:
+    before = fingerprint(folder)
+    assert fingerprint(folder) == before
+    (folder / "model.safetensors").touch()
+    assert fingerprint(folder) != before

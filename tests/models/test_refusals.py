@@ -1,0 +1,157 @@
+"""Models that cannot be run, or cannot be cut, are refused with a reason, and nothing of theirs is run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from shoal.errors import BadWeights, ModelError, UnknownModel, UnsupportedModel, UsageError
+from shoal.models.local import LocalModel
+from shoal.models.span import load_ends, load_span
+from shoal.models.store import ModelStore
+from shoal.testing.checkpoints import write_checkpoint
+from shoal.types import Span
+from transformers import T5Config
+
+Edit = Callable[..., Path]
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Edit:
+    """A small Llama whose config is changed."""
+
+    def edit(**changes: object) -> Path:
+        folder = write_checkpoint(tmp_path / "edited")
+        path = folder / "config.json"
+        config = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+        return folder
+
+    return edit
+
+
+def test_code_that_comes_with_a_model_is_never_run(edited: Edit, store: ModelStore, tmp_path: Path) -> None:
+    proof = tmp_path / "it_ran"
+    folder = edited(
+        model_type="evil",
+        auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"},
+        architectures=["Evil"],
+    )
+    (folder / "evil.py").write_text(f"open({str(proof)!r}, 'w')\nclass Evil: pass\n")
+    with pytest.raises(UnsupportedModel, match="auto_map") as caught:
+        store.pull(str(folder))
+    assert caught.value.check
+    assert not proof.exists()
+
+
+def test_code_beside_a_known_type_is_ignored(edited: Edit, store: ModelStore, tmp_path: Path) -> None:
+    proof = tmp_path / "it_ran"
+    folder = edited(auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"})
+    (folder / "evil.py").write_text(f"open({str(proof)!r}, 'w')\nclass Evil: pass\n")
+    model = store.pull(str(folder))
+    load_span(model, Span(0, 1))
+    load_ends(model)
+    assert not proof.exists()
+
+
+def test_pickled_weights_are_never_loaded(edited: Edit, store: ModelStore) -> None:
+    folder = edited()
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": torch.ones(1)}, folder / "pytorch_model.bin")
+    with pytest.raises(UnsupportedModel, match="pickled") as caught:
+        store.pull(str(folder))
+    assert "safetensors" in caught.value.check
+
+
+def test_quantised_weights_are_refused(edited: Edit, store: ModelStore) -> None:
+    with pytest.raises(UnsupportedModel, match="quantised"):
+        store.pull(str(edited(quantization_config={"quant_method": "gptq", "bits": 4})))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 0},
+        {"num_hidden_layers": -1},
+        {"num_hidden_layers": "six"},
+        {"num_hidden_layers": 10**9},
+        {"hidden_size": 0},
+        {"vocab_size": 2**40},
+        {"model_type": None},
+        {"model_type": 7},
+        {"num_attention_heads": 0},
+    ],
+    ids=str,
+)
+def test_a_config_that_makes_no_sense_is_refused(
+    changes: dict[str, object], edited: Edit, store: ModelStore
+) -> None:
+    with pytest.raises(ModelError):
+        load_span(store.pull(str(edited(**changes))), Span(0, 1))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "nan", "[" * 100_000], ids=lambda t: t[:4])
+def test_a_config_that_is_no_object_is_refused(text: str, edited: Edit, store: ModelStore) -> None:
+    folder = edited()
+    (folder / "config.json").write_text(text)
+    with pytest.raises(BadWeights):
+        store.pull(str(folder))
+
+
+def test_a_folder_without_a_config_is_no_model(store: ModelStore, tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel):
+        store.pull(str(tmp_path) + "/")
+
+
+def test_an_encoder_and_decoder_is_refused(store: ModelStore, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "t5")
+    T5Config(num_layers=6, d_model=64).save_pretrained(folder)
+    with pytest.raises(UnsupportedModel):
+        store.pull(str(folder))
+
+
+def test_state_that_lives_outside_of_the_cache_is_found(tmp_path: Path, store: ModelStore) -> None:
+    """RecurrentGemma keeps its state in its modules: two sessions would mix."""
+    model = store.pull(str(write_checkpoint(tmp_path / "rg", "recurrent_gemma")))
+    with pytest.raises(UnsupportedModel, match="outside of its cache"):
+        load_span(model, Span(0, 3))
+
+
+@pytest.mark.parametrize("family", ["gemma3n", "zamba2"])
+def test_blocks_that_look_at_more_than_hidden_states_are_found(
+    family: str, tmp_path: Path, store: ModelStore
+) -> None:
+    """Gemma 3n gives its blocks embeddings of the tokens, Zamba the first hidden states."""
+    model = store.pull(str(write_checkpoint(tmp_path / family, family)))
+    with pytest.raises(UnsupportedModel):
+        load_span(model, Span(1, 4))
+
+
+def test_a_span_beyond_the_model_is_refused(local: Callable[[str], LocalModel]) -> None:
+    with pytest.raises(UsageError, match="6 blocks"):
+        load_span(local("llama"), Span(4, 7))
+
+
+def test_a_missing_tensor_is_named(edited: Edit, store: ModelStore) -> None:
+    folder = edited()
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    model = store.pull(str(folder))
+    with pytest.raises(BadWeights, match=r"layers\.3\.mlp\.up_proj"):
+        load_span(model, Span(2, 4))
+    load_span(model, Span(0, 3))
+
+
+def test_a_tensor_of_another_shape_is_refused(edited: Edit, store: ModelStore) -> None:
+    folder = edited()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.3.mlp.up_proj.weight"] = torch.ones(3, 3)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(BadWeights):
+        load_span(store.pull(str(folder)), Span(2, 4))
