@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +13,8 @@ from shoal.errors import UsageError
 from shoal.types import PeerId
 
 _UNREACHABLE = ("0.0.0.0", "::")
+_METADATA = frozenset(map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "100.100.100.200")))
+"""Where clouds tell a machine its credentials."""
 
 
 def expand(host: str, port: int) -> tuple[str, ...]:
@@ -41,8 +44,12 @@ def to_multiaddr(host: str, port: int) -> str:
     return f"/ip{version}/{host}/tcp/{port}"
 
 
-def host_and_port(multiaddr: str) -> tuple[str, int] | None:
-    """Host and port of a plain ``/ip4|ip6|dns/…/tcp/…`` address; ``None`` for any other."""
+def host_and_port(multiaddr: str, *, listening: bool = False) -> tuple[str, int] | None:
+    """Host and port of a plain ``/ip4|ip6|dns/…/tcp/…`` address; ``None`` for any other.
+
+    Args:
+        listening: port 0 is one too: it stands for any free port.
+    """
     parts = multiaddr.split("/")
     if (
         len(parts) != 5
@@ -51,23 +58,26 @@ def host_and_port(multiaddr: str) -> tuple[str, int] | None:
         or parts[1] not in ("ip4", "ip6", "dns", "dns4", "dns6")
     ):
         return None
-    if not parts[4].isdecimal() or not 0 < int(parts[4]) < 65536 or not parts[2]:
+    if not re.fullmatch("[0-9]{1,5}", parts[4]) or not parts[2]:
         return None
-    return parts[2], int(parts[4])
+    port = int(parts[4])
+    return (parts[2], port) if (0 if listening else 1) <= port < 65536 else None
 
 
 def dialable(multiaddr: str, own: Iterable[str]) -> bool:
     """Whether an address that a peer announced may be dialled.
 
-    Refused: what is no plain TCP address; unspecified, multicast and link-local hosts (the metadata services
-    of clouds are among them); loopback, unless we are on loopback ourselves; private hosts, unless we are
+    Refused: what is no plain TCP address; unspecified, multicast, reserved and link-local hosts, and the
+    metadata services of clouds; loopback, unless we are on loopback ourselves; private hosts, unless we are
     on a private network ourselves (libp2p/specs#536). Names are refused: they could stand for any of these.
 
     Args:
         own: our own addresses, as :func:`expand` gives them.
     """
     target = _ip(multiaddr)
-    if target is None or target.is_unspecified or target.is_multicast or target.is_link_local:
+    if target is None or target in _METADATA or target.is_unspecified or target.is_multicast:
+        return False
+    if target.is_link_local or (target.is_reserved and not target.is_loopback):  # ::1 is in a reserved range
         return False
     if not (target.is_loopback or target.is_private):
         return True

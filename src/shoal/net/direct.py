@@ -7,10 +7,8 @@ seals and opens them without the layers that cost a libp2p stream its speed.
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 import trio
@@ -22,15 +20,18 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from noise.exceptions import NoiseInvalidMessage
 
-from shoal.errors import ChannelClosed, PortInUse, RemoteProtocolError
+from shoal.errors import ChannelClosed, RemoteProtocolError
 from shoal.net.identity import Identity
 from shoal.net.secret import SwarmNoise
+from shoal.net.tcp import accept_forever, listen_on, tuned
 from shoal.types import CarrierName, PeerId
 
 MAX_PLAINTEXT = 65519
 HANDSHAKE_WITHIN_S = 5.0
 HANDSHAKES_LIMIT = 64
 """Half-open handshakes at once; one more connection is closed unheard."""
+PIPES_LIMIT = 1024
+"""Pipes that others hold open to us."""
 BATCH = 1 << 20
 """Sealed bytes that are given to the socket at once."""
 READ = 1 << 18
@@ -45,6 +46,7 @@ class DirectPipe:
 
     def __init__(self, stream: trio.SocketStream, noise: Any, peer: PeerId) -> None:
         self.peer = peer
+        self.closed = trio.Event()
         self._stream = stream
         self._noise = noise
         self._sealed = bytearray()
@@ -71,7 +73,7 @@ class DirectPipe:
             self._broken = False
 
     async def receive_some(self) -> bytes:
-        """The plaintext of every whole record that has come, at least one."""
+        """The plaintext of every whole record that has come, at least one byte."""
         while True:
             opened = self._open_records()
             if opened:
@@ -80,6 +82,8 @@ class DirectPipe:
                 data = await self._stream.receive_some(READ)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise ChannelClosed(f"the connection to {self.peer} broke") from error
+            if not data and self._sealed:
+                raise ChannelClosed(f"the connection to {self.peer} ended within a record")
             if not data:
                 return b""
             self._sealed += data
@@ -87,6 +91,7 @@ class DirectPipe:
     async def aclose(self) -> None:
         """Close the connection."""
         self._broken = True
+        self.closed.set()
         await trio.aclose_forcefully(self._stream)
 
     async def _send(self, data: bytearray) -> None:
@@ -106,7 +111,8 @@ class DirectPipe:
                 out += self._noise.decrypt(bytes(sealed[start + 2 : end]))
                 start = end
         except (InvalidTag, NoiseInvalidMessage) as error:
-            raise RemoteProtocolError("a record that the peer has not sealed") from error
+            self._broken = True
+            raise RemoteProtocolError(f"{self.peer} sent a record that it has not sealed") from error
         finally:
             del sealed[:start]
         return bytes(out)
@@ -119,6 +125,7 @@ class DirectCarrier:
         self._transport = SwarmNoise(create_new_key_pair(identity.seed), create_noise_key_pair().private_key)
         self._transport.secret = secret
         self._handshakes = 0
+        self._accepted = 0
 
     async def dial(self, host: str, port: int, peer: PeerId) -> DirectPipe:
         """A pipe to ``peer``, who must be the one that answers there.
@@ -127,11 +134,16 @@ class DirectCarrier:
             ChannelClosed: nobody answers, or somebody else does, or he refuses the handshake.
         """
         try:
-            stream = await trio.open_tcp_stream(host, port)
-        except OSError as error:
+            expected = ID.from_base58(peer)
+            stream = tuned(await trio.open_tcp_stream(host, port))
+        except (OSError, ValueError) as error:
             raise ChannelClosed(f"nobody answers at {host}:{port} ({error})") from error
-        raw = RawConnection(TrioTCPStream(_tuned(stream)), initiator=True)
-        return await self._handshake(stream, self._transport.secure_outbound(raw, ID.from_base58(peer)))
+        raw = RawConnection(TrioTCPStream(stream), initiator=True)
+        pipe = await _handshake(stream, self._transport.secure_outbound(raw, expected))
+        if pipe.peer != peer:
+            await pipe.aclose()
+            raise ChannelClosed(f"somebody else answers at {host}:{port}")
+        return pipe
 
     async def listen(
         self,
@@ -146,66 +158,48 @@ class DirectCarrier:
         Raises:
             PortInUse: another program has the port.
         """
-        try:
-            listeners = await trio.open_tcp_listeners(port, host=host)
-        except OSError as error:
-            raise PortInUse(
-                f"port {port} cannot be listened on: {error.strerror or error}",
-                check="which program has it, or choose another; 0 takes a free one",
-                next_command="shoal doctor",
-            ) from error
+        listener = await listen_on(host, port)
 
         async def accept(stream: trio.SocketStream) -> None:
-            if self._handshakes >= HANDSHAKES_LIMIT:
-                await trio.aclose_forcefully(stream)
+            pipe = await self._accept(stream)
+            if pipe is None:
                 return
-            self._handshakes += 1
+            self._accepted += 1
             try:
-                raw = RawConnection(TrioTCPStream(_tuned(stream)), initiator=False)
-                pipe = await self._handshake(stream, self._transport.secure_inbound(raw))
-            except ChannelClosed:
-                return  # a stranger, or noise: nothing of ours is touched
+                await take(pipe)
+                await pipe.closed.wait()
             finally:
-                self._handshakes -= 1
-            await take(pipe)
+                self._accepted -= 1
+                await pipe.aclose()
 
-        task_status.started(listeners[0].socket.getsockname()[1])
-        async with trio.open_nursery() as nursery:
-            # serve_listeners closes a stream when its handler returns: pipes outlive their handler.
-            for listener in listeners:
-                nursery.start_soon(_accept_forever, listener, accept, nursery)
+        task_status.started(listener.socket.getsockname()[1])
+        await accept_forever(listener, accept)
 
-    async def _handshake(self, stream: trio.SocketStream, handshake: Awaitable[Any]) -> DirectPipe:
+    async def _accept(self, stream: trio.SocketStream) -> DirectPipe | None:
+        """The pipe, or none when there is no room or no handshake."""
+        if self._handshakes >= HANDSHAKES_LIMIT or self._accepted >= PIPES_LIMIT:
+            await trio.aclose_forcefully(stream)
+            return None
+        self._handshakes += 1
         try:
-            with trio.fail_after(HANDSHAKE_WITHIN_S):
-                session = await handshake
-        except Exception as error:
-            # What garbage does to the handshake is not listed by the library: parse errors of protobuf, of
-            # keys, of Noise. All of them mean that no pipe came about.
-            await trio.aclose_forcefully(stream)
-            raise ChannelClosed(f"the handshake failed: {type(error).__name__}") from error
-        except BaseException:
-            await trio.aclose_forcefully(stream)
-            raise
-        return DirectPipe(stream, session.conn.noise_state, PeerId(str(session.remote_peer)))
+            raw = RawConnection(TrioTCPStream(stream), initiator=False)
+            return await _handshake(stream, self._transport.secure_inbound(raw))
+        except ChannelClosed:
+            return None  # a stranger, or noise: nothing of ours is touched
+        finally:
+            self._handshakes -= 1
 
 
-async def _accept_forever(
-    listener: trio.SocketListener,
-    accept: Callable[[trio.SocketStream], Awaitable[None]],
-    nursery: trio.Nursery,
-) -> None:
-    async with listener:
-        while True:
-            try:
-                stream = await listener.accept()
-            except OSError:
-                await trio.sleep(0.1)  # out of descriptors: others will be closed
-                continue
-            nursery.start_soon(accept, stream)
-
-
-def _tuned(stream: trio.SocketStream) -> trio.SocketStream:
-    with suppress(OSError):  # the peer may have gone already; the handshake will say so
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return stream
+async def _handshake(stream: trio.SocketStream, handshake: Awaitable[Any]) -> DirectPipe:
+    try:
+        with trio.fail_after(HANDSHAKE_WITHIN_S):
+            session = await handshake
+    except Exception as error:
+        # What garbage does to the handshake is not listed by the library: parse errors of protobuf, of
+        # keys, of Noise. All of them mean that no pipe came about.
+        await trio.aclose_forcefully(stream)
+        raise ChannelClosed(f"the handshake failed: {type(error).__name__}") from error
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return DirectPipe(stream, session.conn.noise_state, PeerId(str(session.remote_peer)))

@@ -10,41 +10,36 @@ from functools import partial
 from typing import Any
 
 import trio
-from libp2p import new_host
-from libp2p.abc import IHost, INetStream
-from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
-from libp2p.exceptions import BaseLibp2pError
-from libp2p.host.ping import PingService
-from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
-from libp2p.network.config import ConnectionConfig
+from libp2p.host.ping import ID as PING_PROTOCOL
+from libp2p.host.ping import handle_ping
+from libp2p.network.connection import swarm_connection
 from libp2p.peer.id import ID
-from libp2p.peer.peerinfo import PeerInfo
-from libp2p.pubsub.gossipsub import PROTOCOL_ID, PROTOCOL_ID_V11, GossipSub
-from libp2p.pubsub.pb.rpc_pb2 import Message as GossipMessage
-from libp2p.pubsub.pubsub import Pubsub
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
-from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
-from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
-from shoal.errors import ChannelClosed, DeadlineExceeded, NotAllowed, PortInUse
+from shoal.errors import DeadlineExceeded, PortInUse, ShoalError, UsageError
 from shoal.net import stream as streams
-from shoal.net.addresses import expand, split_bootstrap, without
+from shoal.net.addresses import expand, split_bootstrap, to_multiaddr, without
+from shoal.net.connections import Connections, Host, build_host
 from shoal.net.dialer import Dialer
-from shoal.net.direct import DirectCarrier
+from shoal.net.direct import DirectCarrier, DirectPipe
+from shoal.net.gossip import Gossip
 from shoal.net.identity import Identity
+from shoal.net.lan import Lan
 from shoal.net.network import Answer, PeerConnection, Pipe, Validator
-from shoal.net.secret import ProtectedUpgrader, pnet_key
+from shoal.net.providers import Providers
+from shoal.net.reach import Reach, carrier_of, path_of, remote_of
+from shoal.net.tcp import GuardedTCP
 from shoal.tasks import one_error
 from shoal.types import PeerAddress, PeerId
 
 PIPES_WAITING = 64
-MESSAGES_WAITING = 1024
-PROVIDERS = 20
+PIPE_TAKEN_WITHIN_S = 10.0
+"""How long a new pipe waits to be accepted; then it is closed."""
+ANSWERS_AT_ONCE = 64
+CLOSED_WITHIN_S = 3.0
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +60,8 @@ class NetworkSettings:
     """Accept connections; without, this peer only dials."""
     direct: bool = True
     """Offer and use the direct carrier."""
+    mdns: bool = False
+    """Find peers on the local network, and be found by them."""
 
 
 @asynccontextmanager
@@ -81,55 +78,80 @@ async def open_network(settings: NetworkSettings) -> AsyncGenerator[Libp2pNetwor
 
 
 async def _start(stack: AsyncExitStack, settings: NetworkSettings) -> Libp2pNetwork:
-    host = _build_host(settings)
-    listen = [Multiaddr(f"/ip4/{settings.host}/tcp/{settings.port}")] if settings.listen else []
-    await _listen(stack, host, listen, settings.port)
-    pubsub = _build_pubsub(host)
-    dht = KadDHT(host, DHTMode.SERVER if settings.listen else DHTMode.CLIENT)
-    for service in (pubsub.router, pubsub, dht):
+    host, connections, transport = build_host(settings.identity, settings.secret)
+    listen = [Multiaddr(to_multiaddr(settings.host, settings.port))] if settings.listen else []
+    await stack.enter_async_context(host.run(listen))
+    if settings.listen and not connections.listeners:
+        raise PortInUse(
+            f"port {settings.port} on {settings.host} cannot be listened on",
+            check="which program has it, or choose another; 0 takes a free one",
+            next_command="shoal doctor",
+        )
+    gossip = Gossip(host)
+    providers = Providers(host, serve=settings.listen)
+    for service in (gossip.gossiper, gossip, providers):
         await stack.enter_async_context(background_trio_service(service))
-    await pubsub.wait_until_ready()
+    await gossip.wait_until_ready()
     nursery = await stack.enter_async_context(trio.open_nursery())
-    network = Libp2pNetwork(settings, host, pubsub, dht)
-    await network.start(nursery)
     stack.push_async_callback(_close, host, nursery)
+    network = Libp2pNetwork(settings, host, connections, transport, gossip, providers)
+    await network.start(nursery)
     return network
 
 
-async def _close(host: IHost, nursery: trio.Nursery) -> None:
+async def _close(host: Host, nursery: trio.Nursery) -> None:
     nursery.cancel_scope.cancel()
-    with trio.move_on_after(2.0, shield=True):
+    with trio.move_on_after(CLOSED_WITHIN_S, shield=True):
         await host.close()
 
 
 class Libp2pNetwork:
     """Implements :class:`shoal.net.network.Network`."""
 
-    def __init__(self, settings: NetworkSettings, host: IHost, pubsub: Pubsub, dht: KadDHT) -> None:
+    def __init__(
+        self,
+        settings: NetworkSettings,
+        host: Host,
+        connections: Connections,
+        transport: GuardedTCP,
+        gossip: Gossip,
+        providers: Providers,
+    ) -> None:
         self._settings = settings
         self._host = host
-        self._pubsub = pubsub
-        self._dht = dht
+        self._connections = connections
+        self._transport = transport
+        self._gossip = gossip
+        self._providers = providers
+        self._reach = Reach(host, connections, private=settings.secret is not None)
         self._direct = DirectCarrier(settings.identity, settings.secret)
-        self._put, self._pipes = trio.open_memory_channel[Pipe](PIPES_WAITING)
         self._dialer = Dialer(self._direct if settings.direct else None, self._open_stream)
-        self._libp2p: tuple[str, ...] = ()
-        self._direct_addresses: tuple[str, ...] = ()
+        self._put, self._pipes = trio.open_memory_channel[Pipe](PIPES_WAITING)
+        self._answers = trio.CapacityLimiter(ANSWERS_AT_ONCE)
+        self._address = PeerAddress(self.peer)
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Begin to accept pipes. Raises PortInUse when the direct carrier's port is taken."""
+        """Begin to accept pipes.
+
+        Raises:
+            PortInUse: the direct carrier's port is taken.
+        """
         self._host.set_stream_handler(TProtocol(streams.PIPE_PROTOCOL), self._accept_stream)
-        if not self._settings.listen:
-            return
-        for address in self._host.get_network().listeners.values():
-            for listening in address.get_addrs():
-                self._libp2p = expand(self._settings.host, int(listening.value_for_protocol("tcp") or 0))
-        if self._settings.direct:
-            listen = partial(
-                self._direct.listen, self._settings.host, self._settings.direct_port, take=self._put.send
-            )
-            port = await nursery.start(listen)
-            self._direct_addresses = expand(self._settings.host, port)
+        self._host.set_stream_handler(PING_PROTOCOL, handle_ping)
+        host = self._settings.host
+        if self._settings.listen:
+            ports = [int(a.value_for_protocol("tcp") or 0) for a in self._host.get_transport_addrs()]
+            libp2p, direct = expand(host, ports[0]), ()
+            if self._settings.direct:
+                listen = partial(
+                    self._direct.listen, host, self._settings.direct_port, take=self._accept_direct
+                )
+                direct = expand(host, await nursery.start(listen))
+            self._address = PeerAddress(self.peer, libp2p, direct)
+            self._transport.announced = libp2p
+        self._transport.own = self._address.libp2p or expand("0.0.0.0", 1) + expand("127.0.0.1", 1)
+        if self._settings.mdns:
+            nursery.start_soon(Lan(self._settings.secret, self._address, self._found).run)
 
     @property
     def peer(self) -> PeerId:
@@ -137,18 +159,27 @@ class Libp2pNetwork:
 
     @property
     def address(self) -> PeerAddress:
-        return PeerAddress(self.peer, self._libp2p, self._direct_addresses)
+        return self._address
 
     def sign(self, data: bytes) -> bytes:
         return self._settings.identity.sign(data)
 
     async def connect(self, multiaddr: str, *, deadline_s: float) -> PeerId:
         address, peer = split_bootstrap(multiaddr)
-        await self._connect(peer, [address], deadline_s)
+        try:
+            ID.from_base58(peer)
+            Multiaddr(address)
+        except ValueError as error:
+            raise UsageError(
+                f"{multiaddr!r} is no address to join through: {error}",
+                check="one looks like /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW…",
+            ) from error
+        with self._transport.named(address):
+            await self._reach.connect(PeerAddress(peer, (address,)), deadline_s=deadline_s)
         return peer
 
     async def open_pipe(self, address: PeerAddress, *, deadline_s: float) -> Pipe:
-        own = self._own_addresses()
+        own = self._transport.own
         reachable = PeerAddress(
             address.peer, tuple(without(address.libp2p, own)), tuple(without(address.direct, own))
         )
@@ -159,202 +190,86 @@ class Libp2pNetwork:
             yield pipe
 
     async def publish(self, topic: str, data: bytes) -> None:
-        await self._pubsub.publish(topic, data)
+        await self._gossip.publish(topic, data)
 
     @asynccontextmanager
     async def subscribe(
         self, topic: str, validate: Validator
     ) -> AsyncGenerator[AsyncIterator[tuple[PeerId, bytes]]]:
-        def check(_: ID, message: GossipMessage) -> bool:
-            return validate(PeerId(str(ID(message.from_id))), message.data)
-
-        self._pubsub.set_topic_validator(topic, check, False)
-        subscription = await self._pubsub.subscribe(topic)
-
-        async def messages() -> AsyncIterator[tuple[PeerId, bytes]]:
-            while True:
-                message = await subscription.get()
-                author = PeerId(str(ID(message.from_id)))
-                if author != self.peer:
-                    yield author, message.data
-
-        try:
-            yield messages()
-        finally:
-            with trio.move_on_after(1.0, shield=True):
-                await self._pubsub.unsubscribe(topic)
-            self._pubsub.remove_topic_validator(topic)
+        async with self._gossip.listen(topic, validate) as messages:
+            yield messages
 
     async def provide(self, key: bytes) -> None:
-        with trio.move_on_after(30.0):
-            await self._dht.provider_store.provide(multihash(key))
+        await self._providers.announce(key)
 
     async def find_providers(self, key: bytes, *, deadline_s: float) -> Sequence[PeerAddress]:
-        with trio.move_on_after(deadline_s):
-            found = await self._dht.provider_store.find_providers(multihash(key), PROVIDERS)
-            addresses = {info.peer_id: tuple(_without_peer(str(a)) for a in info.addrs) for info in found}
-            return [PeerAddress(PeerId(str(peer)), known) for peer, known in addresses.items()]
-        return []
+        return await self._providers.who_provides(key, deadline_s=deadline_s)
 
     async def request(self, peer: PeerId, protocol: str, body: bytes, *, deadline_s: float) -> bytes:
         with trio.move_on_after(deadline_s):
-            stream = await self._new_stream(peer, protocol)
+            stream = await self._reach.new_stream(peer, protocol)
             try:
                 return await streams.ask(stream, body)
             finally:
-                await streams.close(stream)
+                await streams.reset(stream)
         raise DeadlineExceeded(f"{peer} did not answer within {deadline_s:.0f} s")
 
     def answer(self, protocol: str, handler: Answer) -> None:
-        self._host.set_stream_handler(TProtocol(protocol), partial(_answer, handler=handler))
+        async def answer(stream: INetStream) -> None:
+            async with self._answers:
+                await streams.answer_on(stream, handler)
+
+        self._host.set_stream_handler(TProtocol(protocol), answer)
 
     async def ping(self, peer: PeerId, *, deadline_s: float) -> float:
         with trio.move_on_after(deadline_s):
+            stream = await self._reach.new_stream(peer, PING_PROTOCOL)
             try:
-                times = await PingService(self._host).ping(ID.from_base58(peer), 1)
-            except (BaseLibp2pError, OSError, ValueError) as error:
-                raise ChannelClosed(f"{peer} does not answer a ping") from error
-            return times[0] / 1e6
+                return await streams.ping_on(stream)
+            finally:
+                await streams.reset(stream)
         raise DeadlineExceeded(f"{peer} did not answer a ping within {deadline_s:.0f} s")
 
     def connections(self) -> Sequence[PeerConnection]:
-        found: list[PeerConnection] = []
-        for peer, connections in self._host.get_network().connections.items():
-            if connections:
-                address, path = _describe(connections[0])
-                found.append(PeerConnection(PeerId(str(peer)), address, path))
-        return found
+        live = ((p, c) for p, many in self._connections.connections.items() for c in many if not c.is_closed)
+        latest = dict(live)
+        return [PeerConnection(PeerId(str(p)), remote_of(c), path_of(c)) for p, c in latest.items()]
+
+    async def _accept_direct(self, pipe: DirectPipe) -> None:
+        await self._accept(pipe)
 
     async def _accept_stream(self, stream: INetStream) -> None:
-        pipe = streams.StreamPipe(stream, _carrier(stream))
-        await self._put.send(pipe)
+        pipe = streams.StreamPipe(stream, carrier_of(stream))
+        await self._accept(pipe)
         await pipe.closed.wait()  # the library ends a stream with its handler
+
+    async def _accept(self, pipe: Pipe) -> None:
+        with trio.move_on_after(PIPE_TAKEN_WITHIN_S):
+            await self._put.send(pipe)
+            return
+        await pipe.aclose()
 
     async def _open_stream(self, address: PeerAddress, deadline_s: float) -> Pipe:
         if address.libp2p:
-            await self._connect(address.peer, address.libp2p, deadline_s)
-        stream = await self._new_stream(address.peer, streams.PIPE_PROTOCOL)
-        return streams.StreamPipe(stream, _carrier(stream))
+            await self._reach.connect(address, deadline_s=deadline_s)
+        stream = await self._reach.new_stream(address.peer, streams.PIPE_PROTOCOL)
+        return streams.StreamPipe(stream, carrier_of(stream))
 
-    async def _connect(self, peer: PeerId, addresses: Sequence[str], deadline_s: float) -> None:
+    async def _found(self, address: PeerAddress) -> None:
+        """Connect to a peer that the local network showed us."""
+        reachable = PeerAddress(address.peer, tuple(without(address.libp2p, self._transport.own)))
         try:
-            info = PeerInfo(ID.from_base58(peer), [Multiaddr(address) for address in addresses])
-        except ValueError as error:
-            raise ChannelClosed(f"{peer} at {', '.join(addresses)} is no peer's address") from error
-        with trio.move_on_after(deadline_s) as scope:
-            try:
-                await self._host.connect(info)
-            except (BaseLibp2pError, OSError, ExceptionGroup) as error:
-                raise _refusal(error, peer, self._settings.secret is not None) from error
-        if scope.cancelled_caught:
-            raise ChannelClosed(f"{peer} did not answer within {deadline_s:.0f} s")
-
-    async def _new_stream(self, peer: PeerId, protocol: str) -> INetStream:
-        try:
-            return await self._host.new_stream(ID.from_base58(peer), [TProtocol(protocol)])
-        except (BaseLibp2pError, OSError, ValueError) as error:
-            raise ChannelClosed(f"{peer} cannot be reached, or does not speak {protocol}") from error
-
-    def _own_addresses(self) -> tuple[str, ...]:
-        return self._libp2p + self._direct_addresses or expand("0.0.0.0", 1) + expand("127.0.0.1", 1)
-
-
-def multihash(key: bytes) -> bytes:
-    """The sha2-256 multihash whose digest is ``key``, the form in which the DHT knows content.
-
-    js-libp2p and go-libp2p find it with ``CID(v1, raw, multihash)``.
-    """
-    return b"\x12\x20" + key
-
-
-def _build_host(settings: NetworkSettings) -> IHost:
-    keys = create_new_key_pair(settings.identity.seed)
-    # Noise alone: by default the library would accept plaintext too.
-    noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
-    # Members keep the connections that they want themselves: the library need not dial more on its own.
-    connections = ConnectionConfig(min_connections=0, low_watermark=0)
-    host = new_host(
-        keys, sec_opt={NOISE: noise}, muxer_opt={TProtocol(YAMUX): Yamux}, connection_config=connections
-    )
-    if settings.secret is not None:
-        network: Any = host.get_network()
-        upgrader = ProtectedUpgrader({NOISE: noise}, {TProtocol(YAMUX): Yamux})
-        upgrader.key = pnet_key(settings.secret)
-        network.upgrader = upgrader
-    return host
-
-
-def _build_pubsub(host: IHost) -> Pubsub:
-    # A mesh of 6 (4 to 12) as in the gossipsub specification. The library's own guards by address range
-    # would keep peers of one home out of each other's mesh; announcements are signed and bounded instead.
-    router = GossipSub(
-        [PROTOCOL_ID_V11, PROTOCOL_ID],
-        degree=6,
-        degree_low=4,
-        degree_high=12,
-        heartbeat_interval=1,
-        eclipse_protection_enabled=False,
-        max_messages_per_topic_per_second=1000,
-    )
-    return Pubsub(host, router, strict_signing=True)
-
-
-async def _listen(stack: AsyncExitStack, host: IHost, addresses: list[Multiaddr], port: int) -> None:
-    try:
-        await stack.enter_async_context(host.run(addresses))
-    except (BaseLibp2pError, OSError, ExceptionGroup) as error:
-        raise PortInUse(
-            f"port {port} cannot be listened on",
-            check="which program has it, or choose another; 0 takes a free one",
-            next_command="shoal doctor",
-        ) from error
-
-
-async def _answer(stream: INetStream, *, handler: Answer) -> None:
-    await streams.answer_on(stream, handler)
-
-
-def _refusal(error: BaseException, peer: PeerId, private: bool) -> ChannelClosed | NotAllowed:
-    text = f"{peer} cannot be reached: {_root(error)}"
-    if "negotiate the secure protocol" in str(_chain(error)) or "handshake" in str(_chain(error)).lower():
-        return NotAllowed(
-            f"{peer} refuses us"
-            + (": another swarm, or another secret" if private else ": it may be private"),
-            check="that the invite is of this swarm",
-            next_command="shoal join CODE",
-        )
-    return ChannelClosed(text)
-
-
-def _chain(error: BaseException | None) -> list[str]:
-    seen: list[str] = []
-    while error is not None and len(seen) < 16:
-        seen.append(f"{type(error).__name__}: {error}")
-        error = error.__cause__ or error.__context__
-    return seen
-
-
-def _root(error: BaseException) -> str:
-    return _chain(error)[-1]
-
-
-def _describe(connection: Any) -> tuple[str, Any]:
-    kind = "relayed" if "relay" in str(connection.get_connection_type()).lower() else "direct"
-    remote = connection.muxed_conn.get_remote_address()
-    return (expand(remote[0], remote[1])[0] if remote else ""), kind
-
-
-def _carrier(stream: INetStream) -> Any:
-    conn: Any = getattr(stream, "swarm_conn", None)
-    relayed = conn is not None and "relay" in str(conn.get_connection_type()).lower()
-    return "relayed" if relayed else "libp2p-stream"
-
-
-def _without_peer(multiaddr: str) -> str:
-    return multiaddr.partition("/p2p/")[0]
+            await self._reach.connect(reachable, deadline_s=PIPE_TAKEN_WITHIN_S)
+        except ShoalError as error:
+            log.debug("%s was seen on the local network: %s", address.peer, error.message)
 
 
 def _quiet() -> None:
-    """The library logs what peers do to it, as if it were the user's business."""
-    for name in ("libp2p", "multiaddr", "async_service"):
+    """The library logs what peers do to it, as if it were the user's business.
+
+    One of its modules even logs to the root logger, by functions that install a handler on stderr.
+    """
+    for name in ("libp2p", "multiaddr", "async_service", "zeroconf"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    module: Any = swarm_connection
+    module.logging = logging.getLogger("libp2p.network.connection")

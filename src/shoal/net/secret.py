@@ -89,12 +89,12 @@ class ProtectedConnection(RawConnection):
     """A raw connection under XSalsa20, a stream each way."""
 
     def __init__(self, inner: IRawConnection, key: bytes) -> None:
+        super().__init__(inner, inner.is_initiator)
         self._inner = inner
         self._key = key
         self._reading: Salsa20.Salsa20Cipher | None = None
         self._writing: Salsa20.Salsa20Cipher | None = None
         self._seen = 0
-        self.is_initiator = inner.is_initiator
 
     async def write(self, data: bytes) -> None:
         """Send ``data``, after our nonce the first time."""

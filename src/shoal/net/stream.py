@@ -6,6 +6,8 @@ through a relay too.
 
 from __future__ import annotations
 
+import logging
+import os
 import struct
 from collections.abc import Awaitable
 from contextlib import suppress
@@ -16,7 +18,7 @@ from libp2p.abc import INetStream
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.stream.exceptions import StreamEOF
 
-from shoal.errors import ChannelClosed, RemoteProtocolError
+from shoal.errors import ChannelClosed, LocalProtocolError, RemoteProtocolError, ShoalError
 from shoal.net.network import Answer
 from shoal.types import CarrierName, PeerId
 
@@ -26,6 +28,9 @@ MESSAGE_LIMIT = 1 << 20
 ANSWER_WITHIN_S = 10.0
 READ = 1 << 16
 WRITE = 1 << 16
+PING = 32
+
+log = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct(">I")
 Result = TypeVar("Result")
@@ -58,19 +63,25 @@ class StreamPipe:
         return await _read(self._stream, READ)
 
     async def aclose(self) -> None:
-        """Close the stream; the connection stays."""
+        """End the stream, both ways; the connection stays."""
+        whole = not self._broken
         self._broken = True
         self.closed.set()
-        await close(self._stream)
+        if whole:
+            await close(self._stream)  # what was sent before still arrives
+        await reset(self._stream)
 
 
 async def ask(stream: INetStream, question: bytes) -> bytes:
-    """Send a question, close our side of the stream, and read the answer.
+    """Send a question and read the answer.
 
     Raises:
+        LocalProtocolError: the question is longer than ``MESSAGE_LIMIT``.
         ChannelClosed: the stream broke.
         RemoteProtocolError: the answer is too long or cut short.
     """
+    if len(question) > MESSAGE_LIMIT:
+        raise LocalProtocolError(f"a question of {len(question)} bytes; at most {MESSAGE_LIMIT} are allowed")
     await _translated(stream.write(_LENGTH.pack(len(question)) + question))
     return await _read_message(stream)
 
@@ -78,16 +89,41 @@ async def ask(stream: INetStream, question: bytes) -> bytes:
 async def answer_on(stream: INetStream, handler: Answer) -> None:
     """Read one question and answer it. A peer that breaks the rules, or is slow, is hung up on."""
     peer = PeerId(str(stream.muxed_conn.peer_id))
-    with suppress(ChannelClosed, RemoteProtocolError), trio.move_on_after(ANSWER_WITHIN_S):
-        answer = await handler(peer, await _read_message(stream))
-        await _translated(stream.write(_LENGTH.pack(len(answer)) + answer))
-    await close(stream)
+    try:
+        with trio.fail_after(ANSWER_WITHIN_S):
+            answer = await handler(peer, await _read_message(stream))
+            await _translated(stream.write(_LENGTH.pack(len(answer)) + answer))
+    except (ShoalError, trio.TooSlowError) as error:
+        log.debug("%s got no answer: %s", peer, error)
+        await reset(stream)
+    else:
+        await close(stream)
+
+
+async def ping_on(stream: INetStream) -> float:
+    """One round trip of libp2p's ping (https://github.com/libp2p/specs/blob/master/ping/ping.md), in seconds.
+
+    Raises:
+        ChannelClosed: the stream broke.
+        RemoteProtocolError: another answer than what was sent.
+    """
+    sent, start = os.urandom(PING), trio.current_time()
+    await _translated(stream.write(sent))
+    if await _read_exactly(stream, PING) != sent:
+        raise RemoteProtocolError("an answer to a ping that is not what was sent")
+    return trio.current_time() - start
 
 
 async def close(stream: INetStream) -> None:
-    """Close a stream that may be gone already."""
+    """Close our side of a stream that may be gone already."""
     with trio.move_on_after(1.0, shield=True), suppress(ChannelClosed):
         await _translated(stream.close())
+
+
+async def reset(stream: INetStream) -> None:
+    """End both sides of a stream that may be gone already; nothing of it is kept."""
+    with trio.move_on_after(1.0, shield=True), suppress(ChannelClosed):
+        await _translated(stream.reset())
 
 
 async def _read_message(stream: INetStream) -> bytes:
@@ -108,7 +144,6 @@ async def _read_exactly(stream: INetStream, size: int) -> bytes:
 
 
 async def _read(stream: INetStream, size: int) -> bytes:
-
     try:
         return await _translated(stream.read(size))
     except ChannelClosed as error:

@@ -1,0 +1,116 @@
+"""The libp2p host: Noise alone, yamux within bounds, TCP that dials what it should.
+
+What peers do must not end the host. In py-libp2p 0.8 an error out of a stream's handler ends the service
+that holds every connection, and an accepted connection keeps one of the (300) inbound places for ever,
+also after it has closed: a node would stop accepting after some days. Both are mended here.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+from libp2p.abc import IMuxedConn, INetStream, IRawConnection
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.host.basic_host import BasicHost
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.transport.upgrader import TransportUpgrader
+from multiaddr import Multiaddr
+
+from shoal.net.identity import Identity
+from shoal.net.muxer import BoundedMuxers, BoundedYamux
+from shoal.net.secret import ProtectedUpgrader, pnet_key
+from shoal.net.tcp import GuardedTCP
+
+CONNECTIONS_LIMIT = 300
+HALF_OPEN_LIMIT = 64
+"""Inbound handshakes at once; one more connection is closed unheard."""
+HANDSHAKE_WITHIN_S = 5.0
+NEGOTIATED_WITHIN_S = 5.0
+PER_PEER_LIMIT = 3
+
+log = logging.getLogger(__name__)
+
+
+class Connections(Swarm):
+    """Every connection of the host."""
+
+    _half_open = 0
+
+    async def upgrade_inbound_raw_conn(self, raw_conn: IRawConnection, maddr: Multiaddr) -> IMuxedConn:
+        """As the base class, within the limit of handshakes; returns only by raising.
+
+        The caller gives the connection's place back when this ends, so it ends when the connection does.
+        """
+        if self._half_open >= HALF_OPEN_LIMIT:
+            raise SwarmException("too many handshakes at once")
+        self._half_open += 1
+        try:
+            connection = await super().upgrade_inbound_raw_conn(raw_conn, maddr)
+        finally:
+            self._half_open -= 1
+        if isinstance(connection, BoundedYamux):
+            await connection.event_closed.wait()
+        raise SwarmException("the connection has ended")
+
+
+class Host(BasicHost):
+    """The library's host, whose streams cannot end it."""
+
+    async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
+        try:
+            await super()._swarm_stream_handler(net_stream)
+        except Exception as error:  # noqa: BLE001  parse errors, text that is no UTF-8, closed channels: see above
+            log.debug("a stream of %s failed: %r", net_stream.muxed_conn.peer_id, error)
+            with trio.move_on_after(NEGOTIATED_WITHIN_S):
+                await net_stream.reset()
+
+
+def build_host(identity: Identity, secret: bytes | None) -> tuple[Host, Connections, GuardedTCP]:
+    """A host that is not running yet, its connections and its transport."""
+    keys = create_new_key_pair(identity.seed)
+    store = PeerStore()
+    store.add_key_pair(ID.from_pubkey(keys.public_key), keys)
+    # Noise alone: the library's defaults would accept plaintext too.
+    security = {NOISE: NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)}
+    if secret is None:
+        upgrader = TransportUpgrader(security, {})
+    else:
+        upgrader = ProtectedUpgrader(security, {})
+        upgrader.key = pnet_key(secret)
+    upgrader.muxer_multistream = BoundedMuxers()
+    transport = GuardedTCP()
+    config = ConnectionConfig(
+        max_connections=CONNECTIONS_LIMIT,
+        high_watermark=CONNECTIONS_LIMIT,
+        # Whoever uses the network says which connections it wants: the library need not dial on its own.
+        min_connections=0,
+        low_watermark=0,
+        max_connections_per_peer=PER_PEER_LIMIT,
+        inbound_upgrade_timeout=HANDSHAKE_WITHIN_S,
+        outbound_upgrade_timeout=HANDSHAKE_WITHIN_S,
+        inbound_stream_protocol_negotiation_timeout=NEGOTIATED_WITHIN_S,
+        outbound_stream_protocol_negotiation_timeout=NEGOTIATED_WITHIN_S,
+    )
+    connections = Connections(
+        ID.from_pubkey(keys.public_key),
+        store,
+        upgrader,
+        transports=[transport],
+        retry_config=RetryConfig(max_retries=0),
+        connection_config=config,
+    )
+
+    def announced(_: list[Multiaddr]) -> list[Multiaddr]:
+        # The library would announce 0.0.0.0, and what any peer says to have seen us at.
+        return [Multiaddr(address) for address in transport.announced]
+
+    host = Host(network=connections, addrs_factory=announced, disable_identify_address_discovery=True)
+    return host, connections, transport
