@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -63,8 +64,9 @@ async def local_swarm(settings: Settings, n_blocks: int, nodes: int) -> AsyncGen
         processes: list[Process] = []
         try:
             async with trio.open_nursery() as nursery:
-                # Ended by a signal, we must not leave the nodes behind.
-                nursery.start_soon(_end_on_sigterm)
+                # Ended by a signal, we must not leave the nodes behind. Only the main thread hears of any.
+                if threading.current_thread() is threading.main_thread():
+                    nursery.start_soon(_end_on_sigterm)
                 found: list[dict[str, Any]] = []
                 with trio.move_on_after(START_WITHIN_S) as waiting:
                     first = await _start(settings, swarm, spans[0], Path(folder, "0"), processes)

@@ -132,7 +132,7 @@ class Session:
 
     def _check(self, token_ids: Sequence[int]) -> None:
         if not token_ids:
-            raise UsageError("no tokens", check="the prompt: it is empty")
+            raise UsageError("the prompt is empty: a step needs at least one token")
         for token in token_ids:
             if not 0 <= token < self.shape.vocab_size:
                 raise UsageError(

@@ -237,8 +237,8 @@ class Swarm:
             spans = [a.served.span for a in serving if a.served and a.served.dtype == dtype]
             if spans and not gaps(spans, shape.n_blocks):
                 return dtype
-        offered = [a.served.dtype for a in serving if a.served]
-        return offered[0] if offered else "float32"
+        offered: list[DType] = [a.served.dtype for a in serving if a.served]
+        return (offered or dtypes)[0]
 
     async def _hear_of(self, shape: ModelShape) -> None:
         """Wait, not long, until someone covers the model: a client that has just come knows few."""

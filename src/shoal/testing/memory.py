@@ -181,7 +181,9 @@ class MemoryNetwork:
         return 0.0
 
     def connections(self) -> Sequence[PeerConnection]:
-        return [PeerConnection(p, f"/memory/{p}", "direct") for p in self._world.peers if p != self.peer]
+        others = (p for p in self._world.peers if p != self.peer)
+        reached = (p for p in others if frozenset((p, self.peer)) not in self._world.cut)
+        return [PeerConnection(p, f"/memory/{p}", "direct") for p in reached]
 
 
 def _deadline(seconds: float) -> trio.CancelScope:

@@ -17,8 +17,8 @@ from shoal.models.local import LocalModel
 from shoal.models.store import ModelStore
 from shoal.node.node import Node, start_node
 from shoal.swarm.member import Member
-from shoal.testing.memory import MemoryNetwork, World
 from shoal.tasks import one_error
+from shoal.testing.memory import MemoryNetwork, World
 from shoal.types import Span
 
 

@@ -1,0 +1,52 @@
+"""Real node processes on this machine, and a client of each kind beside them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+import shoal
+from shoal import config
+from shoal.cli.local import LocalSwarm, local_swarm
+from shoal.swarm.membership import to_code
+
+
+@dataclass
+class Processes:
+    """Three nodes that serve one model between them."""
+
+    local: LocalSwarm
+    home: Path
+    model: str
+
+    @property
+    def invite(self) -> str:
+        return to_code(self.local.membership)
+
+    def connect(self, **options) -> shoal.Connection:
+        """A client of them, with a home of its own."""
+        return shoal.connect(invite=self.invite, host="127.0.0.1", mdns=False, **options)
+
+
+@contextmanager
+def processes(home: Path, model: str, n_blocks: int, nodes: int = 3, **options):
+    """Boot nodes, and end them with the block."""
+    settings = config.load({"model": model, "mdns": False, "threads": 1} | options, {"SHOAL_HOME": str(home)})
+    with (
+        start_blocking_portal("trio") as portal,
+        portal.wrap_async_context_manager(local_swarm(settings, n_blocks, nodes)) as local,
+    ):
+        yield Processes(local, home, model)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home for this module's clients, which `shoal.connect` finds too."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHOAL_HOME", str(folder))
+        yield folder

@@ -1,0 +1,247 @@
+"""Three node processes and their clients: exact tokens, every kind of caller, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+import trio
+from transformers import AutoModelForCausalLM
+
+import shoal
+from shoal import config
+from shoal.errors import ChannelClosed, NoCoverage, NotAllowed
+from shoal.swarm import membership
+from shoal.testing.checkpoints import write_checkpoint
+
+from .conftest import processes
+
+pytestmark = pytest.mark.swarm
+PROMPT = list(range(5, 25))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), "llama")
+
+
+@pytest.fixture(scope="module")
+def swarm(home, checkpoint):
+    with processes(home, str(checkpoint), 6) as booted:
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint):
+    """Greedy tokens of the whole model in transformers."""
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    out = model.generate(
+        torch.tensor([PROMPT]), max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    return out[0, len(PROMPT) :].tolist()
+
+
+def cut(tokens, end_tokens=(2,)):
+    """Up to the first end token, as an answer is."""
+    ends = [i for i, token in enumerate(tokens) if token in end_tokens]
+    return tokens[: ends[0] + 1] if ends else tokens
+
+
+def run(swarm, *argv, **options):
+    """A `shoal` command of its own process, in the same home."""
+    env = {**os.environ, "SHOAL_HOME": str(swarm.home), "SHOAL_HOST": "127.0.0.1", "SHOAL_MDNS": "0"}
+    command = [sys.executable, "-m", "shoal.cli", *argv]
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=60, check=False, **options
+    )
+
+
+def test_a_synchronous_caller_gets_the_whole_models_tokens(swarm, expected):
+    with swarm.connect() as connected:
+        answer = connected.generate(swarm.model, PROMPT, max_tokens=16)
+        deltas = list(answer)
+    assert answer.answer.token_ids == cut(expected)
+    assert len(deltas) == len(cut(expected))
+    assert {stage.carrier for stage in answer.answer.route} == {"direct"}
+
+
+def test_a_synchronous_session_gives_logits_and_rolls_back(swarm, checkpoint):
+    whole = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        reference = whole(torch.tensor([PROMPT])).logits[0]
+    with swarm.connect() as connected, connected.session(swarm.model, tokens=64) as session:
+        logits = session.step(PROMPT)
+        session.roll_back(0)
+        again = session.step(PROMPT)
+    assert torch.equal(logits, reference)
+    assert torch.equal(again, reference)
+
+
+def test_an_asyncio_caller_gets_the_same(swarm, expected):
+    async def go():
+        async with swarm.connect() as connected:
+            answer = connected.generate(swarm.model, PROMPT, max_tokens=16)
+            async for _ in answer:
+                pass
+            async with connected.session(swarm.model, tokens=64) as session:
+                logits = await session.step(PROMPT)
+            return answer.answer.token_ids, int(logits[-1].argmax())
+
+    tokens, first = asyncio.run(go())
+    assert tokens == cut(expected)
+    assert first == expected[0]
+
+
+def test_a_trio_caller_gets_the_same(swarm, expected):
+    async def go():
+        async with swarm.connect() as connected:
+            answer = connected.generate(swarm.model, PROMPT, max_tokens=16)
+            async for _ in answer:
+                pass
+            return answer.token_ids
+
+    assert trio.run(go) == cut(expected)
+
+
+def test_without_the_direct_carrier_the_libp2p_stream_is_taken(swarm, expected):
+    with swarm.connect(direct=False) as connected:
+        answer = connected.generate(swarm.model, PROMPT, max_tokens=16)
+        list(answer)
+    assert answer.answer.token_ids == cut(expected)
+    assert {stage.carrier for stage in answer.answer.route} == {"libp2p-stream"}
+
+
+def tokens_free(connected):
+    return sorted(a.served.tokens_free for a in connected.announcements())
+
+
+def test_ten_clients_at_once_each_get_their_own_tokens_and_leave_nothing(swarm, checkpoint):
+    whole = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    answers = {}
+
+    async def one(connected, number):
+        answer = connected.generate(swarm.model, [number + 3, 7, 2 * number + 5], max_tokens=10)
+        async for _ in answer:
+            pass
+        answers[number] = answer.token_ids
+
+    async def go():
+        async with swarm.connect() as connected, trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(one, connected, number)
+
+    trio.run(go)
+    for number, tokens in answers.items():
+        out = whole.generate(
+            torch.tensor([[number + 3, 7, 2 * number + 5]]),
+            max_new_tokens=10,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        assert tokens == cut(out[0, 3:].tolist())
+    assert_idle(swarm)
+
+
+def assert_idle(swarm, within_s=15.0):
+    """Every node announces, sooner or later, that all its KV is free."""
+    with swarm.connect() as connected:
+        until = time.monotonic() + within_s
+        while True:
+            served = [a.served for a in connected.announcements()]
+            if len(served) == 3 and all(s.tokens_free == s.tokens and s.sessions == 0 for s in served):
+                return
+            assert time.monotonic() < until, served
+            time.sleep(0.2)
+
+
+def test_a_killed_client_frees_its_kv_on_every_hop(swarm):
+    code = (
+        "import shoal, sys, time\n"
+        "with shoal.connect(invite=sys.argv[1], host='127.0.0.1', mdns=False) as swarm:\n"
+        "    with swarm.session(sys.argv[2], tokens=200) as session:\n"
+        "        session.step([1, 2, 3]); print('stepped', flush=True); time.sleep(60)\n"
+    )
+    client = subprocess.Popen(
+        [sys.executable, "-c", code, swarm.invite, swarm.model], stdout=subprocess.PIPE, text=True
+    )
+    assert client.stdout.readline().strip() == "stepped"
+    client.send_signal(signal.SIGKILL)
+    client.wait()
+    client.stdout.close()
+    assert_idle(swarm, within_s=25.0)
+
+
+def test_a_stranger_is_refused_and_learns_nothing(swarm):
+    stranger = membership.create("elsewhere", swarm.local.membership.bootstrap)
+    with (
+        shoal.connect(invite=membership.to_code(stranger), host="127.0.0.1", mdns=False) as connected,
+        pytest.raises(NoCoverage, match="0 other peers are known"),
+        connected.session(swarm.model),
+    ):
+        pass
+
+
+def test_the_public_swarm_needs_a_word(home):
+    with pytest.raises(NotAllowed), shoal.connect("public"):
+        pass
+
+
+def test_the_command_line_shows_and_asks_the_swarm(swarm, expected):
+    joined = run(swarm, "join", swarm.invite)
+    assert joined.returncode == 0, joined.stderr
+    status = run(swarm, "status", "--swarm", "demo", "--json")
+    assert status.returncode == 0, status.stderr
+    shown = json.loads(status.stdout)
+    assert len(shown["peers"]) == 3
+    ping = run(swarm, "ping", "--swarm", "demo", "--json")
+    assert {peer["carrier"] for peer in json.loads(ping.stdout)["peers"]} == {"direct"}
+
+
+def test_a_node_that_is_asked_to_stop_says_goodbye(home, checkpoint):
+    with processes(home, str(checkpoint), 6, nodes=2) as booted, booted.connect() as connected:
+        until = time.monotonic() + 10
+        while len(connected.announcements()) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        os.kill(booted.local.nodes[1]["pid"], signal.SIGTERM)
+        until = time.monotonic() + 5  # far less than an expiry
+        while len(connected.announcements()) > 1:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        with pytest.raises(NoCoverage, match="3:6"), connected.session(booted.model):
+            pass
+
+
+def test_a_killed_hop_is_one_clear_error_within_seconds(home, checkpoint):
+    with (
+        processes(home, str(checkpoint), 6, nodes=2) as booted,
+        booted.connect() as connected,
+        pytest.raises(ChannelClosed, match="is gone"),
+        connected.session(booted.model, tokens=64) as session,
+    ):
+        session.step(PROMPT)
+        os.kill(booted.local.nodes[1]["pid"], signal.SIGKILL)
+        began = time.monotonic()
+        try:
+            session.step([1])
+        finally:
+            assert time.monotonic() - began < 5
+
+
+def test_the_nodes_end_with_the_swarm(home, checkpoint):
+    with processes(home, str(checkpoint), 6, nodes=2) as booted:
+        pids = [node["pid"] for node in booted.local.nodes]
+    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+
+
+def test_settings_reach_the_nodes(swarm):
+    assert config.load({}).paths.data == swarm.home
