@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from transformers import AutoModelForCausalLM, DynamicCache
+
 from shoal.models.local import LocalModel
 from shoal.models.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
-from transformers import AutoModelForCausalLM, DynamicCache
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()

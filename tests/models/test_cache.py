@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from shoal.errors import CannotRollBack, PositionGap, StepFailed
 from shoal.models.kv import layer_bytes, own_layers
 from shoal.models.local import LocalModel

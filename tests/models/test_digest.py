@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from shoal.models.checkpoint import open_checkpoint
 from shoal.models.digest import compute_digest, fingerprint
 from shoal.testing.checkpoints import write_checkpoint

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shoal.errors import BadWeights
 from shoal.models.checkpoint import INDEX, open_checkpoint
 from shoal.models.headers import read_header
@@ -96,13 +98,13 @@ def test_a_hundred_thousand_entries_are_refused(tmp_path: Path) -> None:
 
 
 @given(raw=st.binary(max_size=200), length=st.integers(0, 300))
-def test_no_bytes_do_more_than_be_refused(raw: bytes, length: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_no_bytes_do_more_than_be_refused(
+    raw: bytes, length: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
     path.write_bytes(struct.pack("<Q", length) + raw)
-    try:
+    with suppress(BadWeights):
         read_header(path)
-    except BadWeights:
-        pass
 
 
 @pytest.fixture
@@ -116,7 +118,10 @@ def edit_index(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     (folder / INDEX).write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize("escape", ["../out.safetensors", "/etc/passwd", "a/b.safetensors", "c:\\x.safetensors", "pytorch_model.bin", "", 7, None])  # fmt: skip
+ESCAPES = ["../out.safetensors", "/etc/passwd", "a/b.safetensors", "c:\\x.safetensors", "x.bin", "", 7, None]
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
 def test_an_index_cannot_point_outside_of_its_folder(escape: object, sharded: Path) -> None:
     write(sharded.parent / "out.safetensors", HONEST)
     edit_index(sharded, lambda index: index["weight_map"].update({"lm_head.weight": escape}))

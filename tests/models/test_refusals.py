@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import T5Config
+
 from shoal.errors import BadWeights, ModelError, UnknownModel, UnsupportedModel, UsageError
 from shoal.models.local import LocalModel
 from shoal.models.span import load_ends, load_span
 from shoal.models.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.types import Span
-from transformers import T5Config
 
 Edit = Callable[..., Path]
 

