@@ -8,6 +8,7 @@ also after it has closed: a node would stop accepting after some days. Both are 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import trio
 from libp2p.abc import IMuxedConn, INetStream, IRawConnection
@@ -42,7 +43,12 @@ log = logging.getLogger(__name__)
 class Connections(Swarm):
     """Every connection of the host."""
 
-    _half_open = 0
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._half_open = 0
+        # Whoever uses the network says which connections it wants. Whatever its settings, the library would
+        # dial peers that it has merely heard of until it has 150.
+        self.auto_connector.maybe_connect = trio.lowlevel.checkpoint
 
     async def upgrade_inbound_raw_conn(self, raw_conn: IRawConnection, maddr: Multiaddr) -> IMuxedConn:
         """As the base class, within the limit of handshakes; returns only by raising.
@@ -90,7 +96,6 @@ def build_host(identity: Identity, secret: bytes | None) -> tuple[Host, Connecti
     config = ConnectionConfig(
         max_connections=CONNECTIONS_LIMIT,
         high_watermark=CONNECTIONS_LIMIT,
-        # Whoever uses the network says which connections it wants: the library need not dial on its own.
         min_connections=0,
         low_watermark=0,
         max_connections_per_peer=PER_PEER_LIMIT,

@@ -45,6 +45,7 @@ class StreamPipe:
         self.closed = trio.Event()
         self._stream = stream
         self._sending = trio.Lock()
+        self._reading = trio.CancelScope()
         self._broken = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -60,13 +61,19 @@ class StreamPipe:
 
     async def receive_some(self) -> bytes:
         """The next bytes; ``b""`` when the peer has closed."""
-        return await _read(self._stream, READ)
+        if self.closed.is_set():
+            raise ChannelClosed(f"the stream to {self.peer} is closed")
+        # The library would not wake a reader when its own side ends the stream.
+        with trio.CancelScope() as self._reading:
+            return await _read(self._stream, READ)
+        raise ChannelClosed(f"the stream to {self.peer} is closed")
 
     async def aclose(self) -> None:
         """End the stream, both ways; the connection stays."""
         whole = not self._broken
         self._broken = True
         self.closed.set()
+        self._reading.cancel()
         if whole:
             await close(self._stream)  # what was sent before still arrives
         await reset(self._stream)
@@ -92,6 +99,8 @@ async def answer_on(stream: INetStream, handler: Answer) -> None:
     try:
         with trio.fail_after(ANSWER_WITHIN_S):
             answer = await handler(peer, await _read_message(stream))
+            if len(answer) > MESSAGE_LIMIT:
+                raise LocalProtocolError(f"an answer of {len(answer)} bytes")
             await _translated(stream.write(_LENGTH.pack(len(answer)) + answer))
     except (ShoalError, trio.TooSlowError) as error:
         log.debug("%s got no answer: %s", peer, error)
@@ -137,6 +146,8 @@ async def _read_exactly(stream: INetStream, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         part = await _read(stream, min(READ, size - len(data)))
+        if not part and not data and size == _LENGTH.size:
+            raise ChannelClosed("the peer hung up without a message")
         if not part:
             raise RemoteProtocolError(f"a message that ends after {len(data)} of {size} bytes")
         data += part
