@@ -51,6 +51,16 @@ def test_two_folders_of_one_name_are_two_models(store: ModelStore, tmp_path: Pat
     assert store.resolve(str(two.path)) == two
 
 
+def test_a_bare_name_is_a_name_before_it_is_a_path(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulled = store.pull(str(write_checkpoint(tmp_path / "a" / "llama", seed=1)))
+    write_checkpoint(tmp_path / "here" / "llama", seed=2)
+    monkeypatch.chdir(tmp_path / "here")
+    assert store.resolve("llama") == pulled
+    assert store.resolve("./llama").path == tmp_path / "here" / "llama"
+
+
 def test_a_changed_folder_is_another_model(store: ModelStore, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "mine", seed=1)
     before = store.pull(str(folder))

@@ -7,30 +7,25 @@ transformers come in when a model is fetched or has changed.
 from __future__ import annotations
 
 import dataclasses
-import json
+import itertools
 import os
 import re
 import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from shoal.errors import OutOfResources, UnknownModel
+from shoal.models import records
 from shoal.models.catalogue import CatalogueEntry, close_names, find_entry
 from shoal.models.digest import fingerprint
 from shoal.models.local import LocalModel
 from shoal.models.progress import Progress, silent
-from shoal.types import Digest, ModelShape
 
 __all__ = ["LocalModel", "ModelStore", "Progress"]
 
-RECORD = "model.json"
-WEIGHTS = "weights"
-VERSION = 1
-"""Of the record's format; records of another are made again."""
 NO_SPACE = (28, 122)
 """ENOSPC and EDQUOT."""
 
@@ -46,7 +41,7 @@ class ModelStore:
         if not self.root.is_dir():
             return []
         found = [
-            self._read(folder) for folder in sorted(self.root.iterdir()) if not folder.name.startswith(".")
+            records.read(folder) for folder in sorted(self.root.iterdir()) if not folder.name.startswith(".")
         ]
         return sorted((model for model in found if model), key=lambda model: model.name.casefold())
 
@@ -110,7 +105,7 @@ class ModelStore:
             raise self._unknown(name, fetchable=False)
         with self._lock(model.name):
             folder = self._folder(model.name)
-            (folder / RECORD).unlink(missing_ok=True)  # from here on it is gone for everyone
+            (folder / records.RECORD).unlink(missing_ok=True)  # from here on it is gone for everyone
             shutil.rmtree(folder, ignore_errors=True)
         return model
 
@@ -138,28 +133,28 @@ class ModelStore:
     ) -> LocalModel:
         """Make a model's folder beside its place and move it there when it is whole."""
         with self._lock(name):
-            model = self._read(self._folder(name))
+            model = records.read(self._folder(name))
             if model is not None and model.source == source and (model.path / "config.json").is_file():
                 return self._fresh(model, progress)
             with self._partial(name, needed) as partial:
                 scratch = partial / "scratch"
                 scratch.mkdir()
-                fill(partial / WEIGHTS, scratch)
+                fill(partial / records.WEIGHTS, scratch)
                 shutil.rmtree(scratch)
-                described = _describe(partial / WEIGHTS, name, source, progress)
-                self._write(partial, described)
+                described = _describe(partial / records.WEIGHTS, name, source, progress)
+                records.write(partial, described)
                 final = self._folder(name)
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
-            return dataclasses.replace(described, path=final / WEIGHTS)
+            return dataclasses.replace(described, path=final / records.WEIGHTS)
 
     def _refer(self, name: str, folder: Path, source: str, progress: Progress) -> LocalModel:
         name = self._free_name(name, source)
-        known = self._read(self._folder(name))
+        known = records.read(self._folder(name))
         if known is not None and known.path == folder:
             return self._fresh(known, progress)
         model = _describe(folder, name, source, progress)
-        self._save(model)
+        records.write(self._folder(model.name), model)
         return model
 
     def _fresh(self, model: LocalModel, progress: Progress) -> LocalModel:
@@ -170,19 +165,26 @@ class ModelStore:
                 check="whether the folder was moved",
                 next_command=f"shoal models rm {model.name}",
             )
-        record = self._record(self._folder(model.name))
+        record = records.raw(self._folder(model.name))
         if record is not None and record.get("fingerprint") == fingerprint(model.path):
             return model
         model = _describe(model.path, model.name, model.source, progress)
-        self._save(model)
+        records.write(self._folder(model.name), model)
         return model
 
     def _find(self, name: str) -> LocalModel | None:
+        """The model of that name, or that refers to that path. A bare name is a name before it is a path."""
         entry = find_entry(name)
-        wanted = {(entry.name if entry else name).casefold()}
-        if (path := self._as_path(name)) is not None:
-            wanted = {f"folder:{path}".casefold()}
-        return next((m for m in self.list() if {m.name.casefold(), m.source.casefold()} & wanted), None)
+        wanted = (entry.name if entry else name).casefold()
+        path = self._as_path(name)
+        models = self.list()
+        if path is None or not any(separator in name for separator in "/\\"):
+            named = next((model for model in models if model.name.casefold() == wanted), None)
+            if named is not None:
+                return named
+        return next(
+            (model for model in models if path is not None and _origin(model.source) == str(path)), None
+        )
 
     def _as_path(self, name: str) -> Path | None:
         """The folder or GGUF file that ``name`` means, if it means one."""
@@ -193,14 +195,13 @@ class ModelStore:
 
     def _free_name(self, name: str, source: str) -> str:
         """``name``, or with a number behind it when a model from elsewhere has it."""
-        taken = {m.name.casefold(): m.source for m in self.list()}
-        candidates = [name, *(f"{name}-{i}" for i in range(2, 1000))]
-        origin = source.split(":", 2)[:2]
+        origin = _origin(source)
+        taken = {model.name.casefold(): _origin(model.source) for model in self.list()}
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
         return next(
-            c
-            for c in candidates
-            if find_entry(c) is None
-            and (c.casefold() not in taken or taken[c.casefold()].split(":", 2)[:2] == origin)
+            candidate
+            for candidate in itertools.chain([name], numbered)
+            if find_entry(candidate) is None and taken.get(candidate.casefold(), origin) == origin
         )
 
     def _names(self) -> list[str]:
@@ -257,44 +258,11 @@ class ModelStore:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def _save(self, model: LocalModel) -> None:
-        folder = self._folder(model.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._write(folder, model)
 
-    def _write(self, folder: Path, model: LocalModel) -> None:
-        record = dataclasses.asdict(model) | {
-            "version": VERSION,
-            "path": WEIGHTS if model.path == folder / WEIGHTS else str(model.path),
-            "end_tokens": sorted(model.end_tokens),
-            "fingerprint": fingerprint(model.path),
-        }
-        partial = folder / f".{RECORD}.{os.getpid()}"
-        partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        partial.replace(folder / RECORD)
-
-    def _record(self, folder: Path) -> dict[str, Any] | None:
-        try:
-            record = json.loads((folder / RECORD).read_bytes())
-        except (OSError, ValueError):
-            return None
-        return record if isinstance(record, dict) and record.get("version") == VERSION else None
-
-    def _read(self, folder: Path) -> LocalModel | None:
-        record = self._record(folder)
-        if record is None:
-            return None
-        shape = record["shape"]
-        return LocalModel(
-            name=record["name"],
-            path=folder / WEIGHTS if record["path"] == WEIGHTS else Path(record["path"]),
-            digest=Digest(record["digest"]),
-            shape=ModelShape(**shape),
-            size=record["size"],
-            dtype=record["dtype"],
-            source=record["source"],
-            end_tokens=frozenset(record["end_tokens"]),
-        )
+def _origin(source: str) -> str:
+    """The path or id in a source; that of a GGUF file is followed by its size and time of change."""
+    kind, _, origin = source.partition(":")
+    return origin.rsplit(":", 2)[0] if kind == "gguf" else origin
 
 
 def _describe(folder: Path, name: str, source: str, progress: Progress) -> LocalModel:
