@@ -143,6 +143,15 @@ def child_environ(**changes: str) -> dict[str, str]:
     return kept | changes
 
 
+def share_cores() -> None:
+    """Let OpenMP's threads sleep when they wait, unless the user wants otherwise. Before torch is imported.
+
+    By default they spin for milliseconds after each forward, and so take the cores from the next hop when it
+    is a process on the same machine.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from flags (``None`` means not given), environment, ``config.toml`` and defaults.
 

@@ -16,6 +16,7 @@ import typer
 import typer.main
 from typer.exceptions import TyperException
 
+from shoal import config
 from shoal.cli import bench, chat, demo, doctor, key, models, node, status, swarms, version
 from shoal.cli.options import debugging, remember
 from shoal.cli.output import as_shoal_error, interrupted, report, wants_json
@@ -47,6 +48,7 @@ for group in (node, swarms, chat, status, models, key, doctor, demo, bench, vers
 
 def main() -> None:
     """Run the command line of this process and end it with the command's exit code."""
+    config.share_cores()
     sys.exit(run(sys.argv[1:]))
 
 
