@@ -42,10 +42,11 @@ def test_an_identity_lasts_and_is_ours_alone(tmp_path: Path):
 
 def test_two_at_once_get_the_same_identity(tmp_path: Path):
     found: list[Identity] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(Identity.load_or_create(tmp_path / "key")))
-        for _ in range(8)
-    ]
+
+    def load() -> None:
+        found.append(Identity.load_or_create(tmp_path / "key"))
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

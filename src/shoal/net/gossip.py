@@ -99,6 +99,7 @@ class Gossip(Pubsub):
         # Messages are known by author and number: numbers must go on rising when a node starts again.
         self.counter = time.time_ns()
         self._boxes: dict[str, Mailbox] = {}
+        self._greeting: dict[ID, trio.Lock] = {}
 
     @asynccontextmanager
     async def listen(
@@ -122,6 +123,16 @@ class Gossip(Pubsub):
                     await self.unsubscribe(topic)
                 except (BaseLibp2pError, trio.ClosedResourceError, trio.BrokenResourceError) as error:
                     log.debug("a neighbour was not told that we leave %s: %r", topic, error)
+
+    async def _handle_new_peer(self, peer_id: ID) -> None:
+        # Two connections to one peer at once would make two senders, of which the first never ends.
+        lock = self._greeting.setdefault(peer_id, trio.Lock())
+        try:
+            async with lock:
+                await super()._handle_new_peer(peer_id)
+        finally:
+            if not lock.locked():
+                self._greeting.pop(peer_id, None)
 
     async def push_msg(self, msg_forwarder: ID, msg: Message) -> None:
         """As the base class, but a message that it chokes on is dropped; it would end the service."""

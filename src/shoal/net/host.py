@@ -151,7 +151,7 @@ class Libp2pNetwork:
             self._transport.announced = libp2p
         self._transport.own = self._address.libp2p or expand("0.0.0.0", 1) + expand("127.0.0.1", 1)
         if self._settings.mdns:
-            nursery.start_soon(Lan(self._settings.secret, self._address, self._found).run)
+            nursery.start_soon(Lan(self._settings.secret, self._address, self._found, host=host).run)
 
     @property
     def peer(self) -> PeerId:

@@ -70,7 +70,8 @@ def unseal(sealed: bytes, secret: bytes | None) -> PeerAddress | None:
 class Lan:
     """Says where we are, and tells of each other member once."""
 
-    def __init__(self, secret: bytes | None, address: PeerAddress, found: Found) -> None:
+    def __init__(self, secret: bytes | None, address: PeerAddress, found: Found, *, host: str) -> None:
+        self._host = host
         self._secret = secret
         self._address = address
         self._found = found
@@ -79,8 +80,7 @@ class Lan:
 
     async def run(self) -> None:
         """Look and be seen until cancelled. A machine without multicast finds nobody, and that is all."""
-        loopback = all("/127." in address for address in self._address.libp2p)
-        where = ["127.0.0.1"] if self._address.libp2p and loopback else InterfaceChoice.All
+        where = InterfaceChoice.All if self._host == "0.0.0.0" else [self._host]
         try:
             zeroconf = await trio.to_thread.run_sync(partial(Zeroconf, interfaces=where))
         except OSError as error:

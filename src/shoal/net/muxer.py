@@ -79,7 +79,11 @@ class BoundedYamux(Yamux):
             # Never half a record: a cancelled caller waits for its frame, but not for long.
             within = CLOSED_WITHIN_S if self.event_shutting_down.is_set() else WRITTEN_WITHIN_S
             with trio.move_on_after(within, shield=True) as writing:
-                await self.secured_conn.write(data)
+                try:
+                    await self.secured_conn.write(data)
+                except (BaseLibp2pError, OSError):
+                    await self._tear()  # or the library goes on answering what the peer sent before it left
+                    raise
         if writing.cancelled_caught:
             await self._tear()
             raise ConnectionClosedError(f"the peer has not read for {within:.0f} s")

@@ -2,6 +2,7 @@
 
 py-libp2p 0.8 listens with SO_REUSEPORT, so that a second node on a taken port starts without an error and
 steals half of the connections; it leaves Nagle's algorithm on; it dials whatever address anybody names;
+it reads as many bytes at once as a stranger's length asks for;
 and an error out of its accept loop ends the whole trio run, because it runs as a system task.
 """
 
@@ -17,6 +18,7 @@ import trio
 from libp2p.abc import IListener, IRawConnection
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.transport.exceptions import OpenConnectionError
 from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
@@ -25,6 +27,7 @@ from shoal.errors import PortInUse
 from shoal.net.addresses import dialable, host_and_port, to_multiaddr
 
 BACKLOG = 256
+READ = 1 << 16
 OUT_OF_DESCRIPTORS_S = 0.1
 """How long accepting pauses when this process has no descriptor left."""
 
@@ -80,6 +83,14 @@ def tuned(stream: trio.SocketStream) -> trio.SocketStream:
     return stream
 
 
+class BoundedStream(TrioTCPStream):
+    """A TCP stream that allocates no more than ``READ`` for one read, whatever length was announced."""
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Up to ``n`` bytes, and up to ``READ``."""
+        return await super().read(READ if n is None else min(n, READ))
+
+
 class GuardedTCP(TCP):
     """Dials only what :func:`shoal.net.addresses.dialable` allows, or what our own user named."""
 
@@ -112,8 +123,7 @@ class GuardedTCP(TCP):
         if address not in self._named and not dialable(address, self.own):
             raise OpenConnectionError(f"{address} was announced by a peer and is not an address to dial")
         raw: Any = await super().dial(maddr)
-        tuned(raw.stream.stream)
-        return raw
+        return RawConnection(BoundedStream(tuned(raw.stream.stream)), initiator=True)
 
     def create_listener(self, handler_function: Any) -> Listener:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A listener of ours instead of the library's."""
@@ -156,7 +166,7 @@ class Listener(IListener):
             self._done.set()
 
     async def _take(self, stream: trio.SocketStream) -> None:
-        await self._handler(TrioTCPStream(stream))
+        await self._handler(BoundedStream(stream))
 
     def get_addrs(self) -> tuple[Multiaddr, ...]:
         """The address listened on, with the port that was found."""

@@ -1,0 +1,352 @@
+"""Peers and strangers that break the rules (hostile.md, Network): the honest are served all the same.
+
+After each: the process is alive, open files and tasks are back to the baseline, the next peer is served.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import trio
+from libp2p.custom_types import TProtocol
+from libp2p.peer.id import ID
+from libp2p.pubsub.pb.rpc_pb2 import RPC, Message
+from libp2p.stream_muxer.yamux.yamux import FLAG_SYN, TYPE_DATA, TYPE_WINDOW_UPDATE, YAMUX_HEADER_FORMAT
+from libp2p.utils import encode_varint_prefixed
+
+from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError
+from shoal.net import connections as connections_module
+from shoal.net import direct as direct_module
+from shoal.net import muxer as muxer_module
+from shoal.net.host import Libp2pNetwork
+from shoal.net.identity import Identity
+from shoal.types import PeerId
+from tests.net.conftest import back_to_baseline, bootstrap, networks, only, opened, port_of
+
+PORTS = pytest.mark.parametrize("kind", ["libp2p", "direct"])
+GARBAGE = [
+    b"",
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    os.urandom(4096),
+    b"\x13/multistream/1.0.0\n",
+    b"\x13/multistream/1.0.0\n" + b"\x07/noise\n" + b"\xff" * 3000,
+    b"\x13/multistream/1.0.0\n\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
+    b"\x13/multistream/1.0.0\n\x04\xff\xfe\xfd\n",
+    b"\x13/multistream/1.0.0\n\x11/plaintext/2.0.0\n",
+    b"\x00\x00" * 100,
+    b"\x00\x20" + os.urandom(32),
+    b"\xff\xff" + os.urandom(10),
+]
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handshake deadlines short enough to be waited for."""
+    monkeypatch.setattr(connections_module, "HANDSHAKE_WITHIN_S", 0.5)
+    monkeypatch.setattr(direct_module, "HANDSHAKE_WITHIN_S", 0.5)
+
+
+def anything(_: PeerId, __: bytes) -> bool:
+    return True
+
+
+async def echo(_: PeerId, body: bytes) -> bytes:
+    return body
+
+
+async def serves(network: Libp2pNetwork) -> None:
+    """An honest peer is served, over both carriers."""
+    network.answer("/test/1", echo)
+    async with opened() as honest:
+        await honest.connect(bootstrap(network), deadline_s=3)
+        assert await honest.request(network.peer, "/test/1", b"?", deadline_s=3) == b"?"
+        for kind, carrier in (("direct", "direct"), ("libp2p", "libp2p-stream")):
+            pipe = await honest.open_pipe(only(network.address, kind), deadline_s=3)
+            assert pipe.carrier == carrier
+            async for theirs in network.accept_pipes():
+                await pipe.send_all(b"x")
+                assert await theirs.receive_some() == b"x"
+                await theirs.aclose()
+                break
+            await pipe.aclose()
+
+
+@asynccontextmanager
+async def survivor() -> AsyncGenerator[Libp2pNetwork]:
+    """A network that must be as it was after the block, and then serve an honest peer."""
+    async with networks(None) as (network,):
+        await serves(network)
+        await trio.sleep(0.3)
+        async with back_to_baseline():
+            yield network
+        await serves(network)
+
+
+async def connected(evil: Libp2pNetwork, network: Libp2pNetwork) -> Any:
+    """The muxer of an evil peer's connection, to send what it likes."""
+    await evil.connect(bootstrap(network), deadline_s=3)
+    await trio.sleep(0.1)
+    return evil._connections.get_connections(ID.from_base58(network.peer))[0].muxed_conn
+
+
+def frame(kind: int, flags: int, stream: int, length: int, body: bytes = b"") -> bytes:
+    return struct.pack(YAMUX_HEADER_FORMAT, 0, kind, flags, stream, length) + body
+
+
+# --- strangers -------------------------------------------------------------------------------------------
+
+
+@PORTS
+async def test_garbage_on_a_port_is_hung_up_on(kind: str):
+    async with survivor() as network:
+        port = port_of(getattr(network.address, kind)[0])
+
+        async def throw(data: bytes) -> None:
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            with trio.fail_after(3), suppress(trio.BrokenResourceError):
+                await stream.send_all(data)
+                while await stream.receive_some():
+                    pass
+            await stream.aclose()
+
+        async with trio.open_nursery() as nursery:
+            for data in GARBAGE:
+                nursery.start_soon(throw, data)
+
+
+@PORTS
+async def test_plaintext_is_refused(kind: str):
+    async with networks(None) as (network,):
+        stream = await trio.open_tcp_stream("127.0.0.1", port_of(getattr(network.address, kind)[0]))
+        heard = b""
+        with suppress(trio.BrokenResourceError), trio.move_on_after(2):
+            await stream.send_all(b"\x13/multistream/1.0.0\n\x11/plaintext/2.0.0\n")
+            while part := await stream.receive_some():
+                heard += part
+        await stream.aclose()
+        assert heard == (b"\x13/multistream/1.0.0\n\x03na\n" if kind == "libp2p" else b"")
+
+
+@PORTS
+async def test_many_who_say_nothing_hold_no_door_for_long(kind: str):
+    async with survivor() as network:
+        port = port_of(getattr(network.address, kind)[0])
+        silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(100)]
+        await trio.sleep(0.8)
+        await serves(network)
+        for stream in silent:
+            await trio.aclose_forcefully(stream)
+
+
+async def test_a_closed_connection_gives_its_place_back(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connections_module, "CONNECTIONS_LIMIT", 4)
+    async with networks(None) as (network,):
+        for _ in range(7):
+            await serves(network)
+            with trio.fail_after(2):
+                while network.connections():  # noqa: ASYNC110
+                    await trio.sleep(0.02)
+
+
+# --- peers, on their streams -----------------------------------------------------------------------------
+
+
+BROKEN = [
+    b"\xff" * 9 + b"\x01",  # a varint longer than any
+    b"\x05hello",  # no protobuf
+    b"\x80\x80\x80\x80\x04",  # 1 GiB to come
+    b"\x7f\xff\xff\xff",  # 2 GiB to come
+    os.urandom(20000),
+]
+
+
+@pytest.mark.parametrize(
+    "protocol", ["/ipfs/kad/1.0.0", "/meshsub/1.1.0", "/ipfs/ping/1.0.0", "/ipfs/id/push/1.0.0", "/test/1"]
+)
+async def test_garbage_on_a_stream_ends_that_stream(protocol: str):
+    async with survivor() as network, opened() as evil:
+        await evil.connect(bootstrap(network), deadline_s=3)
+        for data in BROKEN:
+            stream = await evil._host.new_stream(ID.from_base58(network.peer), [TProtocol(protocol)])
+            with suppress(Exception):
+                await stream.write(data)
+                await stream.close()
+            assert 0 < await evil.ping(network.peer, deadline_s=3) < 2
+
+
+async def test_a_protocol_name_that_is_no_text_ends_that_stream():
+    async with survivor() as network, opened() as evil:
+        muxer = await connected(evil, network)
+        stream = await muxer.open_stream()
+        await stream.write(b"\x13/multistream/1.0.0\n\x04\xff\xfe\xfd\n")
+        await trio.sleep(0.1)
+        assert 0 < await evil.ping(network.peer, deadline_s=3) < 2
+
+
+@pytest.mark.parametrize("length", [1 << 20 | 1, 0xFFFFFFFF])
+async def test_an_answer_too_long_is_its_authors_fault(length: int):
+    async with networks(None, None) as (a, b):
+
+        async def long(stream: Any) -> None:
+            await stream.read(4)
+            await stream.write(struct.pack(">I", length) + bytes(100))
+
+        a._host.set_stream_handler(TProtocol("/long/1"), long)
+        await b.connect(bootstrap(a), deadline_s=3)
+        with pytest.raises(RemoteProtocolError):
+            await b.request(a.peer, "/long/1", b"", deadline_s=3)
+
+
+async def test_an_answer_that_stops_halfway_is_an_error_in_time():
+    async with networks(None, None) as (a, b):
+
+        async def half(stream: Any) -> None:
+            await stream.write(struct.pack(">I", 1000) + bytes(10))
+            await stream.close()
+
+        async def stuck(stream: Any) -> None:
+            await stream.write(struct.pack(">I", 1000) + bytes(10))
+            await trio.sleep_forever()
+
+        a._host.set_stream_handler(TProtocol("/half/1"), half)
+        a._host.set_stream_handler(TProtocol("/stuck/1"), stuck)
+        await b.connect(bootstrap(a), deadline_s=3)
+        with pytest.raises(RemoteProtocolError):
+            await b.request(a.peer, "/half/1", b"", deadline_s=3)
+        with pytest.raises(DeadlineExceeded):
+            await b.request(a.peer, "/stuck/1", b"", deadline_s=0.3)
+
+
+# --- peers, on their connection --------------------------------------------------------------------------
+
+
+async def test_a_frame_longer_than_any_window_closes_the_connection():
+    async with survivor() as network, opened() as evil:
+        muxer = await connected(evil, network)
+        await muxer._write_frame(frame(TYPE_DATA, FLAG_SYN, 9001, 0xFFFFFFFF))
+        with trio.fail_after(3):
+            while network.connections():  # noqa: ASYNC110
+                await trio.sleep(0.05)
+
+
+async def test_a_peer_that_ignores_windows_fills_no_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(muxer_module, "BUFFERED_LIMIT", 4 << 20)
+    async with survivor() as network, opened() as evil:
+        muxer = await connected(evil, network)
+        pipe: Any = await evil.open_pipe(only(network.address, "libp2p"), deadline_s=3)
+        number, before = (
+            pipe._stream.muxed_stream.stream_id,
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        )
+        with suppress(Exception):  # until the other side hangs up
+            for _ in range(1000):
+                await muxer._write_frame(frame(TYPE_DATA, 0, number, 60000, bytes(60000)))
+        with trio.fail_after(3):
+            while network.connections():  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB
+        async for accepted in network.accept_pipes():
+            await accepted.aclose()
+            break
+
+
+async def test_a_flood_of_streams_is_cut_short():
+    async with survivor() as network, opened() as evil:
+        muxer = await connected(evil, network)
+        with suppress(Exception):
+            for number in range(10001, 14001, 2):
+                await muxer._write_frame(frame(TYPE_WINDOW_UPDATE, FLAG_SYN, number, 0))
+        await trio.sleep(0.2)
+        theirs: Any = network._connections.get_connections(ID.from_base58(evil.peer))
+        assert sum(len(c.muxed_conn.streams) for c in theirs) <= muxer_module.STREAMS_LIMIT + 20
+
+
+async def test_a_peer_gone_without_a_word_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(muxer_module, "PONG_WITHIN_S", 0.3)
+    monkeypatch.setattr(muxer_module, "PING_EVERY_S", 0.3)
+    async with networks(None) as (network,), opened() as evil:
+        muxer = await connected(evil, network)
+
+        async def mute(_: bytes) -> None:
+            await trio.lowlevel.checkpoint()
+
+        muxer._write_frame = mute
+        with trio.fail_after(4):
+            while network.connections():  # noqa: ASYNC110
+                await trio.sleep(0.05)
+
+
+async def test_a_cancelled_question_leaves_the_connection_whole():
+    async with networks(None, None) as (a, b):
+        a.answer("/test/1", echo)
+        await b.connect(bootstrap(a), deadline_s=3)
+        for wait in (0.0005, 0.001, 0.002, 0.004, 0.008):
+            with suppress(DeadlineExceeded, ChannelClosed):
+                await b.request(a.peer, "/test/1", bytes(1 << 20), deadline_s=wait)
+        assert await b.request(a.peer, "/test/1", b"?", deadline_s=5) == b"?"
+        assert len(b.connections()) == 1
+
+
+# --- gossip ----------------------------------------------------------------------------------------------
+
+
+def forged(evil: Identity, author: Identity, *, signature: bytes | None = None, **fields: Any) -> Message:
+    said = {"data": b"forged", "topicIDs": ["t"], "from_id": ID.from_base58(author.peer).to_bytes()}
+    message = Message(**said | {"seqno": os.urandom(8)} | fields)
+    signed = evil.sign(b"libp2p-pubsub:" + message.SerializeToString())
+    message.signature = signed if signature is None else signature
+    return message
+
+
+async def test_forged_messages_are_neither_delivered_nor_fatal():
+    evil_identity, author = Identity.ephemeral(), Identity.ephemeral()
+    messages = [
+        forged(evil_identity, author),
+        forged(evil_identity, author, signature=b""),
+        forged(evil_identity, author, signature=b"x"),
+        forged(evil_identity, author, from_id=b""),
+        forged(evil_identity, author, from_id=b"\x00\x24nonsense"),
+        forged(evil_identity, author, from_id=os.urandom(500), key=b"nonsense"),
+        forged(evil_identity, evil_identity, data=bytes(65 << 10)),
+        forged(evil_identity, evil_identity, topicIDs=["t"] * 1000, data=b"many topics"),
+    ]
+    async with (
+        survivor() as network,
+        opened(identity=evil_identity) as evil,
+        network.subscribe("t", anything) as heard,
+        evil.subscribe("t", anything),
+    ):
+        await evil.connect(bootstrap(network), deadline_s=3)
+        await trio.sleep(0.2)
+        peer = ID.from_base58(network.peer)
+        for message in messages:
+            stream = await evil._host.new_stream(peer, [TProtocol("/meshsub/1.1.0")])
+            with suppress(Exception):
+                await stream.write(encode_varint_prefixed(RPC(publish=[message]).SerializeToString()))
+        await trio.sleep(0.2)
+        await evil.publish("t", b"honest")
+        with trio.fail_after(3):
+            got = {(await anext(heard))[1]}
+            while b"honest" not in got:
+                got.add((await anext(heard))[1])
+        assert got <= {b"honest", b"many topics"}
+
+
+async def test_two_peers_with_one_identity_do_not_harm_each_other():
+    twin = Identity.ephemeral()
+    async with survivor() as network, opened(identity=twin) as one:
+        network.answer("/test/1", echo)
+        async with opened(identity=twin) as two:
+            await one.connect(bootstrap(network), deadline_s=3)
+            await two.connect(bootstrap(network), deadline_s=3)
+            for peer in (one, two):
+                assert await peer.request(network.peer, "/test/1", b"?", deadline_s=3) == b"?"
+        await trio.sleep(0.3)
+        assert await one.request(network.peer, "/test/1", b"?", deadline_s=3) == b"?"
+        assert [c.peer for c in network.connections()] == [twin.peer]
