@@ -54,6 +54,7 @@ async def join_swarm(
         direct_port=settings.direct_port if listen else 0,
         listen=listen,
         direct=settings.direct,
+        mdns=settings.mdns,
     )
     with one_error():
         async with open_network(network_settings) as network, trio.open_nursery() as nursery:

@@ -28,6 +28,7 @@ DIRECTORY_PROTOCOL = "/shoal/directory/1"
 CONNECTIONS = 8
 """Connections that a member tries to keep, bootstrap peers among them."""
 DIAL_WITHIN_S = 5.0
+GREET_EVERY_S = 0.5
 ANSWER_LIMIT = 900 << 10
 PROVIDE_EVERY_S = 600.0
 AGENT = "shoal/0.1"
@@ -78,6 +79,7 @@ class Member:
             nursery.start_soon(self._announce_forever)
             nursery.start_soon(self._provide_forever)
             nursery.start_soon(self._stay_connected)
+            nursery.start_soon(self._greet)
             async for _, raw in messages:
                 self._take(raw)
 
@@ -218,6 +220,17 @@ class Member:
             if connected:
                 with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
                     await self.pull(self._random.choice(sorted(connected)))
+
+    async def _greet(self) -> None:
+        """Pull once from everybody with whom a connection has come about, by whoever's doing."""
+        greeted: set[PeerId] = set()
+        while True:
+            connected = {c.peer for c in self.network.connections()}
+            for peer in connected - greeted:
+                with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
+                    await self.pull(peer)
+            greeted = connected
+            await trio.sleep(GREET_EVERY_S)
 
     async def _dial(self, announcement: Announcement) -> None:
         for address in announcement.libp2p[:4]:
