@@ -77,6 +77,24 @@ def test_wherever_it_is_cut(
     assert_same(chained(local(family), cuts, pieces), Whole(folder_of(family)).logits(pieces))
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2_by_index", "jamba", "qwen3_moe", "deepseek_v3"])
+def test_a_part_of_a_span_is_that_span(family: str, local: Local) -> None:
+    """A node may be asked for some of its blocks: on the same weights, the same bits."""
+    model = local(family)
+    whole = load_span(model, Span(1, 6))
+    hidden = torch.randn(1, 14, 64, generator=torch.Generator().manual_seed(3))
+    for span in (Span(2, 5), Span(5, 6), Span(1, 3)):
+        part, alone = whole.part(span), load_span(model, span)
+        assert {p.data_ptr() for p in part.model.parameters()} <= {
+            p.data_ptr() for p in whole.model.parameters()
+        }
+        caches = part.new_cache(), alone.new_cache()
+        for at, n in ((0, 10), (10, 1), (11, 3)):
+            rows = hidden[:, at : at + n]
+            assert torch.equal(part.forward(rows, caches[0], at), alone.forward(rows, caches[1], at))
+        assert part.kv_bytes(9) == alone.kv_bytes(9)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_in_half_precision_too(dtype: str, folder_of: Callable[[str], Path], local: Local) -> None:
     whole = AutoModelForCausalLM.from_pretrained(folder_of("llama"), dtype=getattr(torch, dtype))

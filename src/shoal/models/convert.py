@@ -27,7 +27,8 @@ from transformers import (
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from shoal.errors import BadWeights, UnsupportedModel
-from shoal.models.hollow import causal_class, first_line, quiet
+from shoal.models.hollow import causal_class
+from shoal.models.loader import first_line, quiet
 from shoal.models.progress import Progress
 
 # What transformers and gguf raise on a file that they cannot make sense of.

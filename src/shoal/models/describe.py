@@ -12,7 +12,8 @@ from transformers import GenerationConfig, PretrainedConfig
 from shoal.errors import BadWeights
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.digest import compute_digest
-from shoal.models.hollow import causal_class, first_line, read_model_config
+from shoal.models.hollow import causal_class, read_model_config
+from shoal.models.loader import first_line
 from shoal.models.local import LocalModel
 from shoal.models.progress import Progress
 from shoal.types import Digest, ModelShape

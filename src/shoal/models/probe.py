@@ -20,12 +20,13 @@ from torch import nn
 from transformers.cache_utils import CacheLayerMixin
 
 from shoal.errors import UnsupportedModel
-from shoal.models.hollow import REFUSED, first_line
 from shoal.models.kv import Cache, layer_bytes, own_layers
+from shoal.models.loader import REFUSED, first_line
 from shoal.models.standins import Passthrough, split_hidden
 
 if TYPE_CHECKING:
-    from shoal.models.span import Ends, SpanModule
+    from shoal.models.ends import Ends
+    from shoal.models.span import SpanModule
 
 ROWS = 2
 """Tokens of the probe's prefill; one more is decoded."""

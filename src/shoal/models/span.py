@@ -1,29 +1,30 @@
-"""The parts of a model at work: a span of blocks, and the ends that the client keeps.
+"""A span of blocks at work.
 
-Chained, they give bit for bit what the whole model gives in transformers, as long as both see the same tokens
-in the same pieces.
+The ends and spans of a model, chained, give bit for bit what the whole model gives in transformers, as long as
+both see the same tokens in the same pieces.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from shoal.errors import PositionGap, PromptTooLong, StepFailed, UsageError
+from shoal.errors import PositionGap, StepFailed, UsageError
 from shoal.models import kv
+from shoal.models.blocks import Blocks
 from shoal.models.checkpoint import open_checkpoint
-from shoal.models.hollow import Blocks, load_hollow, narrow_config, read_model_config
+from shoal.models.ends import Ends, load_ends
+from shoal.models.hollow import load_hollow, read_model_config
 from shoal.models.kv import Cache
 from shoal.models.local import LocalModel
-from shoal.models.probe import KvCost, check_embed, check_head, check_span
-from shoal.models.standins import Door, Reached, split_hidden
+from shoal.models.parts import accepted_inputs, check_hidden, tensor_bytes
+from shoal.models.probe import KvCost, check_span
+from shoal.models.standins import Reached, split_hidden
 from shoal.types import DType, Span
 
 PARTS = 4
@@ -47,7 +48,7 @@ class SpanModule:
         """Bytes of the span's weights in memory."""
         self.kv_cost = KvCost(())
         self._config = config
-        self._accepts = _accepted(model.base_model)
+        self._accepts = accepted_inputs(model.base_model)
         self._entering: torch.Tensor | None = None
         self._parts: OrderedDict[Span, SpanModule] = OrderedDict()
         blocks.modules[0].register_forward_pre_hook(self._enter, with_kwargs=True)
@@ -67,10 +68,7 @@ class SpanModule:
             StepFailed: ``hidden`` has another shape or dtype.
             RuntimeError: torch's own faults, out of memory among them; crop the cache before going on.
         """
-        if hidden.ndim != 3 or hidden.shape[0] != 1 or hidden.shape[1] < 1 or hidden.shape[2] != self.width:
-            raise StepFailed(f"hidden states of shape {tuple(hidden.shape)}, not [1, n, {self.width}]")
-        if hidden.dtype != self.dtype:
-            raise StepFailed(f"hidden states in {hidden.dtype}, not {self.dtype}")
+        check_hidden(hidden, self.width, self.dtype)
         if position > cache.length:
             raise PositionGap(f"a step at position {position}, but only {cache.length} tokens are cached")
         if position < cache.length or cache.torn:
@@ -136,8 +134,7 @@ class SpanModule:
             block._forward_pre_hooks.clear()  # pyright: ignore[reportPrivateUsage]
             block._forward_pre_hooks_with_kwargs.clear()  # pyright: ignore[reportPrivateUsage]
             block._forward_hooks.clear()  # pyright: ignore[reportPrivateUsage]
-        blocks.replace(kept)
-        narrow_config(blocks, len(self.span), start, end)
+        blocks.replace(kept, span.start)
         module = SpanModule(model, blocks, span, self._config)
         module.kv_cost = check_span(module)
         return module
@@ -172,80 +169,6 @@ class SpanModule:
         return args, kwargs | {"hidden_states": self._entering}
 
 
-class Ends:
-    """The embedding and the head, sharing a tied matrix. For one thread at a time."""
-
-    def __init__(
-        self, model: PreTrainedModel, blocks: Blocks, config: PretrainedConfig, context: int
-    ) -> None:
-        self.width = int(config.hidden_size)
-        self.vocab_size = int(config.vocab_size)
-        self.context = context
-        self.dtype = model.dtype
-        self.device = model.device
-        self.model = model
-        self.tensor_bytes = tensor_bytes(model)
-        """Bytes of both ends' weights in memory, a tied matrix once."""
-        self.doors = [cast(Door, door) for door in blocks.modules]
-        self._accepts = _accepted(model.base_model)
-        self.knows_position = bool(self._accepts & {"position_ids", "cache_position"})
-
-    @torch.inference_mode()
-    def embed(self, token_ids: Sequence[int], position: int) -> torch.Tensor:
-        """What the first block receives, ``[1, n, width]``, for tokens ``[position, position + n)``.
-
-        Raises:
-            UsageError: no tokens, or one outside of the vocabulary.
-            PromptTooLong: positions beyond the model's context.
-        """
-        if not token_ids or min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
-            raise UsageError(
-                f"token ids must be in 0..{self.vocab_size - 1}, and at least one", check="the tokenizer"
-            )
-        if position < 0 or position + len(token_ids) > self.context:
-            raise PromptTooLong(
-                f"position {position + len(token_ids)} is beyond the model's context of {self.context} tokens"
-            )
-        positions = torch.arange(position, position + len(token_ids), device=self.device)
-        offered = {
-            "input_ids": torch.tensor([token_ids], device=self.device),
-            "position_ids": positions[None],
-            "cache_position": positions,
-            "use_cache": False,
-        }
-        for door in self.doors:
-            door.substitute = None
-        try:
-            self.model.base_model(**{name: offered[name] for name in self._accepts & offered.keys()})
-        except Reached as reached:
-            return reached.hidden
-        raise StepFailed("the forward did not come to the first block")
-
-    @torch.inference_mode()
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits ``[1, n, vocab]`` of what the last block gave, ``[1, n, width]``.
-
-        The last bits may depend on ``n``, as they do in transformers: for those of ``generate`` pass the last
-        row alone.
-
-        Raises:
-            StepFailed: ``hidden`` has another shape or dtype.
-        """
-        if hidden.ndim != 3 or hidden.shape[0] != 1 or hidden.shape[1] < 1 or hidden.shape[2] != self.width:
-            raise StepFailed(f"hidden states of shape {tuple(hidden.shape)}, not [1, n, {self.width}]")
-        if hidden.dtype != self.dtype:
-            raise StepFailed(f"hidden states in {hidden.dtype}, not {self.dtype}")
-        for door in self.doors:
-            door.substitute = hidden.to(self.device)
-        # What enters at the bottom does not matter: the doors give what the last block gave.
-        bottom = torch.zeros((1, hidden.shape[1]), dtype=torch.long, device=self.device)
-        try:
-            return cast(torch.Tensor, self.model(input_ids=bottom, use_cache=False).logits)
-        finally:
-            for door in self.doors:
-                door.substitute = None
-
-
 def load_span(model: LocalModel, span: Span, dtype: DType = "float32", device: str = "cpu") -> SpanModule:
     """Build ``span`` of a model, reading only its own tensors, and prove that it stands alone.
 
@@ -266,27 +189,6 @@ def load_span(model: LocalModel, span: Span, dtype: DType = "float32", device: s
     module = SpanModule(hollow, blocks, span, config)
     module.kv_cost = check_span(module)
     return module
-
-
-def load_ends(model: LocalModel, dtype: DType = "float32", device: str = "cpu") -> Ends:
-    """Build the embedding and the head of a model, reading only their tensors. Raises as ``load_span``."""
-    checkpoint = open_checkpoint(model.path)
-    config = read_model_config(checkpoint)
-    hollow, blocks = load_hollow(checkpoint, config, dtype, None)
-    hollow.to(device)  # pyright: ignore[reportArgumentType]
-    ends = Ends(hollow, blocks, config, model.shape.context)
-    check_embed(ends)
-    check_head(ends)
-    return ends
-
-
-def tensor_bytes(model: nn.Module) -> int:
-    """Bytes of a module's parameters, each counted once."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
-
-
-def _accepted(module: nn.Module) -> frozenset[str]:
-    return frozenset(inspect.signature(module.forward).parameters)
 
 
 def _leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:

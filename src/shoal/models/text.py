@@ -10,7 +10,7 @@ from typing import Any, cast
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from shoal.errors import BadWeights, UsageError
-from shoal.models.hollow import first_line
+from shoal.models.loader import first_line
 from shoal.models.template import TemplateRenderer
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")

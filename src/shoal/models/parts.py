@@ -1,0 +1,32 @@
+"""What spans and ends have in common."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import nn
+
+from shoal.errors import StepFailed
+
+
+def check_hidden(hidden: torch.Tensor, width: int, dtype: torch.dtype) -> None:
+    """Check that ``hidden`` is ``[1, n, width]`` in ``dtype``.
+
+    Raises:
+        StepFailed: it is something else.
+    """
+    if hidden.ndim != 3 or hidden.shape[0] != 1 or hidden.shape[1] < 1 or hidden.shape[2] != width:
+        raise StepFailed(f"hidden states of shape {tuple(hidden.shape)}, not [1, n, {width}]")
+    if hidden.dtype != dtype:
+        raise StepFailed(f"hidden states in {hidden.dtype}, not {dtype}")
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """Bytes of a module's parameters, each counted once."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def accepted_inputs(module: nn.Module) -> frozenset[str]:
+    """The names of what a module's forward takes."""
+    return frozenset(inspect.signature(module.forward).parameters)
