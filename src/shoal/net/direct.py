@@ -49,7 +49,7 @@ class DirectPipe:
         self.closed = trio.Event()
         self._stream = stream
         self._noise = noise
-        self._sealed = bytearray()
+        self._rest = b""
         self._sending = trio.Lock()
         self._broken = False
 
@@ -75,18 +75,17 @@ class DirectPipe:
     async def receive_some(self) -> bytes:
         """The plaintext of every whole record that has come, at least one byte."""
         while True:
-            opened = self._open_records()
-            if opened:
-                return opened
             try:
                 data = await self._stream.receive_some(READ)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise ChannelClosed(f"the connection to {self.peer} broke") from error
-            if not data and self._sealed:
+            if not data and self._rest:
                 raise ChannelClosed(f"the connection to {self.peer} ended within a record")
             if not data:
                 return b""
-            self._sealed += data
+            opened = self._open_records(data)
+            if opened:
+                return opened
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -100,22 +99,23 @@ class DirectPipe:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ChannelClosed(f"the connection to {self.peer} broke") from error
 
-    def _open_records(self) -> bytes:
-        sealed, start, out = self._sealed, 0, bytearray()
+    def _open_records(self, data: bytes) -> bytes:
+        """The plaintext of the whole records that have come; what is left waits for its rest."""
+        sealed, start, opened = self._rest + data, 0, list[bytes]()
+        view = memoryview(sealed)
         try:
             while len(sealed) - start >= 2:
                 (length,) = _LENGTH.unpack_from(sealed, start)
                 end = start + 2 + length
                 if len(sealed) < end:
                     break
-                out += self._noise.decrypt(bytes(sealed[start + 2 : end]))
+                opened.append(self._noise.decrypt(bytes(view[start + 2 : end])))
                 start = end
         except (InvalidTag, NoiseInvalidMessage) as error:
             self._broken = True
             raise RemoteProtocolError(f"{self.peer} sent a record that it has not sealed") from error
-        finally:
-            del sealed[:start]
-        return bytes(out)
+        self._rest = sealed[start:]
+        return opened[0] if len(opened) == 1 else b"".join(opened)
 
 
 class DirectCarrier:
