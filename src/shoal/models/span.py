@@ -1,7 +1,7 @@
 """A span of blocks at work.
 
-The ends and spans of a model, chained, give bit for bit what the whole model gives in transformers, as long as
-both see the same tokens in the same pieces.
+The ends and spans of a model, chained, give bit for bit what the whole model gives in transformers, as long
+as both see the same tokens in the same pieces.
 """
 
 from __future__ import annotations
