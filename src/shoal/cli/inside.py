@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from shoal.cli.output import say
 from shoal.cli.progress import working
 from shoal.config import Settings
+from shoal.net.identity import Identity
 from shoal.swarm import membership
 from shoal.swarm.membership import PUBLIC, Membership
 
 if TYPE_CHECKING:
     from shoal.client.swarm import Swarm
+    from shoal.net.network import Network
+    from shoal.swarm.announcement import Announcement
+    from shoal.swarm.member import Member
 
 Result = TypeVar("Result")
 
@@ -43,6 +48,36 @@ def in_swarm(settings: Settings, use: Callable[[Swarm], Awaitable[Result]]) -> R
     async def go() -> Result:
         async with entered(settings) as swarm:
             return await use(swarm)
+
+    return trio.run(go)
+
+
+@dataclass(frozen=True, slots=True)
+class Onlooker:
+    """A peer that only looks: it has no model, and needs no torch."""
+
+    settings: Settings
+    network: Network
+    member: Member
+
+    def announcements(self) -> list[Announcement]:
+        """Every peer that serves something now."""
+        return self.member.alive()
+
+
+def looking(settings: Settings, use: Callable[[Onlooker], Awaitable[Result]]) -> Result:
+    """Run ``use`` in the swarm without any model. Raises as :func:`member_of`, and as ``use``."""
+    import trio
+
+    from shoal.swarm.join import join_swarm
+
+    async def go() -> Result:
+        found = member_of(settings)
+        async with AsyncExitStack() as stack:
+            with working(f"entering swarm {found.name}"):
+                joining = join_swarm(settings, found, Identity.ephemeral(), listen=False)
+                network, member = await stack.enter_async_context(joining)
+            return await use(Onlooker(settings, network, member))
 
     return trio.run(go)
 

@@ -18,7 +18,7 @@ from shoal.types import CarrierName, PeerId
 from shoal.wire.messages import Message
 
 if TYPE_CHECKING:
-    from shoal.client.swarm import Swarm
+    from shoal.cli.inside import Onlooker
 
 HEAR_WITHIN_S = 3.0
 """Seconds that a newcomer waits to hear of anybody."""
@@ -26,7 +26,7 @@ PING_WITHIN_S = 5.0
 LOOK_EVERY_S = 0.002
 
 
-async def hear(swarm: Swarm) -> Sequence[Announcement]:
+async def hear(swarm: Onlooker) -> Sequence[Announcement]:
     """Every announcement that is alive.
 
     Raises:
@@ -45,7 +45,7 @@ async def hear(swarm: Swarm) -> Sequence[Announcement]:
     return alive
 
 
-async def look(swarm: Swarm) -> Overview:
+async def look(swarm: Onlooker) -> Overview:
     """The swarm with the round trip to each peer that answers. Raises as :func:`hear`."""
     alive = await hear(swarm)
     rtt_s: dict[PeerId, float] = {}
@@ -85,7 +85,7 @@ class Pinged:
     error: str = ""
 
 
-async def ping(swarm: Swarm, wanted: str | None) -> list[Pinged]:
+async def ping(swarm: Onlooker, wanted: str | None) -> list[Pinged]:
     """Ping the peer whose id is, or ends with, ``wanted``; or every peer.
 
     Raises:

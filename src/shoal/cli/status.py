@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli import options
-from shoal.cli.inside import in_swarm
+from shoal.cli.inside import looking
 from shoal.cli.output import emit, printable
 from shoal.cli.overview import Overview, peers_table, status_page
 from shoal.cli.progress import working
@@ -18,8 +18,8 @@ from shoal.errors import EXIT_FAILURE
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from shoal.cli.inside import Onlooker
     from shoal.cli.reach import Pinged
-    from shoal.client.swarm import Swarm
 
 
 def register(app: typer.Typer) -> None:
@@ -52,11 +52,11 @@ def ping(
 
     settings = options.settings(swarm=swarm, public=public)
 
-    async def go(opened: Swarm) -> list[Pinged]:
+    async def go(opened: Onlooker) -> list[Pinged]:
         with working("pinging"):
             return await reach.ping(opened, peer)
 
-    found = in_swarm(settings, go)
+    found = looking(settings, go)
     emit({"swarm": settings.swarm, "peers": found}, as_json, lambda: pings_table(found))
     if any(pinged.rtt_ms is None for pinged in found):
         raise typer.Exit(EXIT_FAILURE)
@@ -65,11 +65,11 @@ def ping(
 def _look(settings: Settings) -> Overview:
     from shoal.cli import reach
 
-    async def go(opened: Swarm) -> Overview:
+    async def go(opened: Onlooker) -> Overview:
         with working("looking around"):
             return await reach.look(opened)
 
-    return in_swarm(settings, go)
+    return looking(settings, go)
 
 
 def pings_table(found: Sequence[Pinged]) -> Table:
