@@ -19,14 +19,15 @@ from libp2p.peer.id import ID
 from libp2p.pubsub.pb.rpc_pb2 import RPC, Message
 from libp2p.stream_muxer.yamux.yamux import FLAG_SYN, TYPE_DATA, TYPE_WINDOW_UPDATE, YAMUX_HEADER_FORMAT
 from libp2p.utils import encode_varint_prefixed
+from multiaddr import Multiaddr
 
-from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError
+from shoal.errors import ChannelClosed, DeadlineExceeded, NotAllowed, RemoteProtocolError
 from shoal.net import connections as connections_module
 from shoal.net import direct as direct_module
 from shoal.net import muxer as muxer_module
 from shoal.net.host import Libp2pNetwork
 from shoal.net.identity import Identity
-from shoal.types import PeerId
+from shoal.types import PeerAddress, PeerId
 from tests.net.conftest import back_to_baseline, bootstrap, networks, only, opened, port_of
 
 PORTS = pytest.mark.parametrize("kind", ["libp2p", "direct"])
@@ -77,12 +78,20 @@ async def serves(network: Libp2pNetwork) -> None:
             await pipe.aclose()
 
 
+async def quiet(network: Libp2pNetwork) -> None:
+    """Wait until every connection has ended."""
+    with trio.fail_after(3):
+        while network.connections():  # noqa: ASYNC110
+            await trio.sleep(0.02)
+    await trio.sleep(0.15)  # the library takes a tenth of a second to clean up behind one
+
+
 @asynccontextmanager
 async def survivor() -> AsyncGenerator[Libp2pNetwork]:
     """A network that must be as it was after the block, and then serve an honest peer."""
     async with networks(None) as (network,):
         await serves(network)
-        await trio.sleep(0.3)
+        await quiet(network)
         async with back_to_baseline():
             yield network
         await serves(network)
@@ -147,11 +156,37 @@ async def test_many_who_say_nothing_hold_no_door_for_long(kind: str):
 async def test_a_closed_connection_gives_its_place_back(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(connections_module, "CONNECTIONS_LIMIT", 4)
     async with networks(None) as (network,):
-        for _ in range(7):
+        for _ in range(6):
             await serves(network)
-            with trio.fail_after(2):
-                while network.connections():  # noqa: ASYNC110
-                    await trio.sleep(0.02)
+            await quiet(network)
+
+
+async def test_one_host_cannot_take_every_place(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connections_module, "PER_HOST_LIMIT", 2)
+    async with networks(None) as (network,):
+        async with networks(None, None, None) as (a, b, c):
+            for peer in (a, b):
+                await peer.connect(bootstrap(network), deadline_s=3)
+            with pytest.raises((ChannelClosed, NotAllowed)):
+                await c.connect(bootstrap(network), deadline_s=3)
+        await quiet(network)
+        await serves(network)
+
+
+async def test_an_address_that_a_peer_announced_does_not_make_us_dial_our_own_machine():
+    (victim,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = f"/ip4/127.0.0.1/tcp/{victim.socket.getsockname()[1]}"
+    peer = Identity.ephemeral().peer
+    async with opened(host="0.0.0.0") as network, victim:
+        with pytest.raises(ChannelClosed):
+            await network.open_pipe(PeerAddress(peer, (address,), (address,)), deadline_s=1)
+        # The same through the library's own dials, which the DHT makes.
+        network._host.get_peerstore().add_addrs(ID.from_base58(peer), [Multiaddr(address)], 60)
+        with pytest.raises(ChannelClosed):
+            await network.request(peer, "/test/1", b"", deadline_s=1)
+        with trio.move_on_after(0.1) as nobody:
+            await victim.accept()
+        assert nobody.cancelled_caught
 
 
 # --- peers, on their streams -----------------------------------------------------------------------------
@@ -230,9 +265,7 @@ async def test_a_frame_longer_than_any_window_closes_the_connection():
     async with survivor() as network, opened() as evil:
         muxer = await connected(evil, network)
         await muxer._write_frame(frame(TYPE_DATA, FLAG_SYN, 9001, 0xFFFFFFFF))
-        with trio.fail_after(3):
-            while network.connections():  # noqa: ASYNC110
-                await trio.sleep(0.05)
+        await quiet(network)
 
 
 async def test_a_peer_that_ignores_windows_fills_no_memory(monkeypatch: pytest.MonkeyPatch):
@@ -247,9 +280,7 @@ async def test_a_peer_that_ignores_windows_fills_no_memory(monkeypatch: pytest.M
         with suppress(Exception):  # until the other side hangs up
             for _ in range(1000):
                 await muxer._write_frame(frame(TYPE_DATA, 0, number, 60000, bytes(60000)))
-        with trio.fail_after(3):
-            while network.connections():  # noqa: ASYNC110
-                await trio.sleep(0.05)
+        await quiet(network)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB
         async for accepted in network.accept_pipes():
             await accepted.aclose()
@@ -277,9 +308,7 @@ async def test_a_peer_gone_without_a_word_is_noticed(monkeypatch: pytest.MonkeyP
             await trio.lowlevel.checkpoint()
 
         muxer._write_frame = mute
-        with trio.fail_after(4):
-            while network.connections():  # noqa: ASYNC110
-                await trio.sleep(0.05)
+        await quiet(network)
 
 
 async def test_a_cancelled_question_leaves_the_connection_whole():

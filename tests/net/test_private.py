@@ -63,7 +63,7 @@ async def test_a_port_tells_a_stranger_nothing(kind: str, hello: bytes):
         port = port_of(getattr(member.address, kind)[0])
         stream = await trio.open_tcp_stream("127.0.0.1", port)
         heard = b""
-        with trio.move_on_after(1.0):
+        with trio.move_on_after(0.4):
             if hello:
                 await stream.send_all(hello)
             try:

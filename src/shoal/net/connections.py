@@ -8,6 +8,7 @@ also after it has closed: a node would stop accepting after some days. Both are 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import Any
 
 import trio
@@ -31,6 +32,8 @@ from shoal.net.secret import ProtectedUpgrader, pnet_key
 from shoal.net.tcp import GuardedTCP
 
 CONNECTIONS_LIMIT = 300
+PER_HOST_LIMIT = 64
+"""Inbound connections from one host: a few dozen nodes may share one, a flood may not fill every place."""
 HALF_OPEN_LIMIT = 64
 """Inbound handshakes at once; one more connection is closed unheard."""
 HANDSHAKE_WITHIN_S = 5.0
@@ -46,6 +49,7 @@ class Connections(Swarm):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._half_open = 0
+        self._by_host = Counter[str]()
         # Whoever uses the network says which connections it wants. Whatever its settings, the library would
         # dial peers that it has merely heard of until it has 150.
         self.auto_connector.maybe_connect = trio.lowlevel.checkpoint
@@ -55,15 +59,21 @@ class Connections(Swarm):
 
         The caller gives the connection's place back when this ends, so it ends when the connection does.
         """
-        if self._half_open >= HALF_OPEN_LIMIT:
-            raise SwarmException("too many handshakes at once")
-        self._half_open += 1
+        host, _ = raw_conn.get_remote_address() or ("", 0)
+        if self._half_open >= HALF_OPEN_LIMIT or self._by_host[host] >= PER_HOST_LIMIT:
+            raise SwarmException("too many handshakes at once, or too many connections from one host")
+        self._by_host[host] += 1
         try:
-            connection = await super().upgrade_inbound_raw_conn(raw_conn, maddr)
+            self._half_open += 1
+            try:
+                connection = await super().upgrade_inbound_raw_conn(raw_conn, maddr)
+            finally:
+                self._half_open -= 1
+            if isinstance(connection, BoundedYamux):
+                await connection.event_closed.wait()
         finally:
-            self._half_open -= 1
-        if isinstance(connection, BoundedYamux):
-            await connection.event_closed.wait()
+            self._by_host[host] -= 1
+            self._by_host += Counter[str]()  # forgets the hosts that have none left
         raise SwarmException("the connection has ended")
 
 

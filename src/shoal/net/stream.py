@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Awaitable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 from libp2p.abc import INetStream
@@ -27,7 +27,9 @@ MESSAGE_LIMIT = 1 << 20
 """Bytes of a question or an answer."""
 ANSWER_WITHIN_S = 10.0
 READ = 1 << 16
-WRITE = 1 << 16
+WRITE = (1 << 16) - 12
+"""Bytes of one frame of the library's yamux."""
+WINDOW_POLL_S = 0.002
 PING = 32
 
 log = logging.getLogger(__name__)
@@ -55,9 +57,20 @@ class StreamPipe:
             if self._broken:
                 raise ChannelClosed(f"the stream to {self.peer} is broken")
             self._broken = True
-            for start in range(0, len(view), WRITE):
-                await _translated(self._stream.write(bytes(view[start : start + WRITE])))
+            while view:
+                size = min(await self._window(), WRITE)
+                await _translated(self._stream.write(bytes(view[:size])))
+                view = view[size:]
             self._broken = False
+
+    async def _window(self) -> int:
+        """Wait until the peer allows some bytes. The library would give up after five seconds."""
+        muxed: Any = getattr(self._stream, "muxed_stream", None)
+        while muxed.send_window <= 0:
+            if muxed.closed or muxed.send_closed or self.closed.is_set():
+                raise ChannelClosed(f"the stream to {self.peer} is closed")
+            await trio.sleep(WINDOW_POLL_S)
+        return muxed.send_window
 
     async def receive_some(self) -> bytes:
         """The next bytes; ``b""`` when the peer has closed."""
