@@ -111,12 +111,10 @@ def frame(kind: int, flags: int, stream: int, length: int, body: bytes = b"") ->
 # --- strangers -------------------------------------------------------------------------------------------
 
 
-@PORTS
-async def test_garbage_on_a_port_is_hung_up_on(kind: str):
+async def test_garbage_on_a_port_is_hung_up_on():
     async with survivor() as network:
-        port = port_of(getattr(network.address, kind)[0])
 
-        async def throw(data: bytes) -> None:
+        async def throw(port: int, data: bytes) -> None:
             stream = await trio.open_tcp_stream("127.0.0.1", port)
             with trio.fail_after(3), suppress(trio.BrokenResourceError):
                 await stream.send_all(data)
@@ -126,7 +124,8 @@ async def test_garbage_on_a_port_is_hung_up_on(kind: str):
 
         async with trio.open_nursery() as nursery:
             for data in GARBAGE:
-                nursery.start_soon(throw, data)
+                for address in network.address.libp2p + network.address.direct:
+                    nursery.start_soon(throw, port_of(address), data)
 
 
 @PORTS
@@ -142,11 +141,10 @@ async def test_plaintext_is_refused(kind: str):
         assert heard == (b"\x13/multistream/1.0.0\n\x03na\n" if kind == "libp2p" else b"")
 
 
-@PORTS
-async def test_many_who_say_nothing_hold_no_door_for_long(kind: str):
+async def test_many_who_say_nothing_hold_no_door_for_long():
     async with survivor() as network:
-        port = port_of(getattr(network.address, kind)[0])
-        silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(100)]
+        ports = [port_of(address) for address in network.address.libp2p + network.address.direct]
+        silent = [await trio.open_tcp_stream("127.0.0.1", port) for port in ports for _ in range(100)]
         await trio.sleep(0.8)
         await serves(network)
         for stream in silent:
@@ -201,17 +199,18 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(
-    "protocol", ["/ipfs/kad/1.0.0", "/meshsub/1.1.0", "/ipfs/ping/1.0.0", "/ipfs/id/push/1.0.0", "/test/1"]
-)
-async def test_garbage_on_a_stream_ends_that_stream(protocol: str):
+PROTOCOLS = ["/ipfs/kad/1.0.0", "/meshsub/1.1.0", "/ipfs/ping/1.0.0", "/ipfs/id/push/1.0.0", "/test/1"]
+
+
+async def test_garbage_on_a_stream_ends_that_stream():
     async with survivor() as network, opened() as evil:
         await evil.connect(bootstrap(network), deadline_s=3)
-        for data in BROKEN:
-            stream = await evil._host.new_stream(ID.from_base58(network.peer), [TProtocol(protocol)])
-            with suppress(Exception):
-                await stream.write(data)
-                await stream.close()
+        for protocol in PROTOCOLS:
+            for data in BROKEN:
+                stream = await evil._host.new_stream(ID.from_base58(network.peer), [TProtocol(protocol)])
+                with suppress(Exception):
+                    await stream.write(data)
+                    await stream.close()
             assert 0 < await evil.ping(network.peer, deadline_s=3) < 2
 
 

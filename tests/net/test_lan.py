@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 
-import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,13 +20,14 @@ ADDRESS = PeerAddress(
 )
 
 
-@pytest.mark.parametrize("secret", [None, SECRET], ids=["public", "private"])
-async def test_two_members_find_each_other(secret: bytes | None):
-    async with networks(secret, secret, mdns=True) as (a, b):
+async def test_members_find_each_other_and_nobody_else():
+    async with networks(SECRET, SECRET, None, None, mdns=True) as (a, b, c, d):
+        pairs = [(a, b), (b, a), (c, d), (d, c)]
         with trio.fail_after(8):
-            while not a.connections():  # noqa: ASYNC110
+            while not all(one.connections() for one, _ in pairs):  # noqa: ASYNC110
                 await trio.sleep(0.05)
-        assert [c.peer for c in a.connections()] == [b.peer]
+        for one, other in pairs:
+            assert [connection.peer for connection in one.connections()] == [other.peer]
 
 
 async def test_what_a_private_swarm_says_on_the_network_names_nobody():
