@@ -32,8 +32,8 @@ HANDSHAKES_LIMIT = 64
 """Half-open handshakes at once; one more connection is closed unheard."""
 PIPES_LIMIT = 1024
 """Pipes that others hold open to us."""
-BATCH = 1 << 20
-"""Sealed bytes that are given to the socket at once."""
+BATCH = 1 << 18
+"""Sealed bytes that are given to the socket at once: more, and the peer waits while we seal."""
 READ = 1 << 18
 
 _LENGTH = struct.Struct(">H")
