@@ -25,17 +25,17 @@ def expand(host: str, port: int) -> tuple[str, ...]:
     """
     if host not in _UNREACHABLE:
         return (to_multiaddr(host, port),)
-    found = sorted(_interfaces(), key=lambda a: (a.is_private, str(a)))
+    found = sorted(_interfaces(6 if ":" in host else 4), key=lambda a: (a.is_private, str(a)))
     outward = [a for a in found if not a.is_loopback and not a.is_link_local]
     chosen = outward or [a for a in found if a.is_loopback]
     return tuple(to_multiaddr(str(address), port) for address in chosen[:8])
 
 
-def _interfaces() -> set[ipaddress.IPv4Address]:
-    texts = (
-        a.address for group in psutil.net_if_addrs().values() for a in group if a.family == socket.AF_INET
-    )
-    return {ipaddress.IPv4Address(text) for text in texts}
+def _interfaces(version: int) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The addresses of this machine. A listener on ``::`` takes IPv6 alone, one on ``0.0.0.0`` IPv4 alone."""
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    texts = (a.address for group in psutil.net_if_addrs().values() for a in group if a.family == family)
+    return {ipaddress.ip_address(text) for text in texts}
 
 
 def to_multiaddr(host: str, port: int) -> str:

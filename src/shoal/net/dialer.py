@@ -18,6 +18,8 @@ from shoal.types import PeerAddress, PeerId
 DIRECT_SHARE = 0.4
 """Share of the deadline after which the libp2p stream is tried."""
 ADDRESSES_LIMIT = 8
+CHEAP_S = 0.5
+"""A failure that came sooner is not remembered: to try again costs nothing, and the peer may be back."""
 FORGET_FAILURE_S = 60.0
 FAILURES_KEPT = 1024
 
@@ -25,13 +27,13 @@ OpenStream = Callable[[PeerAddress, float], Awaitable[Pipe]]
 
 
 class Dialer:
-    """Opens pipes, and remembers for a while to whom the direct carrier did not get through."""
+    """Opens pipes, and remembers for a while to whom the direct carrier waited in vain."""
 
     def __init__(self, direct: DirectCarrier | None, open_stream: OpenStream) -> None:
         self._direct = direct
         self._open_stream = open_stream
         self._failed: OrderedDict[tuple[PeerId, tuple[str, ...]], float] = OrderedDict()
-        """When a peer could not be reached at these addresses; at others it is tried again at once."""
+        """When we waited in vain for a peer at these addresses; at others it is tried again at once."""
 
     async def open(self, address: PeerAddress, deadline_s: float) -> Pipe:
         """A pipe to the peer.
@@ -40,14 +42,16 @@ class Dialer:
             ChannelClosed: neither carrier got through in time.
             NotAllowed: the peer refuses us.
         """
-        until = trio.current_time() + deadline_s
+        start = trio.current_time()
+        until = start + deadline_s
         if self._direct is not None and address.direct and not self._failed_lately(address):
             with trio.move_on_after(deadline_s * DIRECT_SHARE):
                 try:
                     return await self._race(self._direct, address)
                 except (ChannelClosed, NotAllowed):
                     pass  # the libp2p stream is tried next, and says what is wrong if it fails too
-            self._remember(address)
+            if trio.current_time() - start > CHEAP_S:
+                self._remember(address)
         left = until - trio.current_time()
         with trio.move_on_after(left):
             return await self._open_stream(address, left)

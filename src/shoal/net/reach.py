@@ -56,8 +56,10 @@ class Reach:
         Raises:
             ChannelClosed: the peer cannot be reached, or does not speak ``protocol``.
         """
+        wanted = _to_id(peer)
+        self._connections.unblock_peer(wanted)  # it may have restarted; whoever asks has a deadline
         try:
-            return await self._host.new_stream(_to_id(peer), [TProtocol(protocol)])
+            return await self._host.new_stream(wanted, [TProtocol(protocol)])
         except (BaseLibp2pError, OSError, ExceptionGroup, trio.TooSlowError) as error:
             raise ChannelClosed(f"{peer} cannot be reached, or does not speak {protocol}") from error
 
