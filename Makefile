@@ -18,7 +18,8 @@ check: setup
 	@scripts/check.sh
 
 test: check
-	@.venv/bin/pytest
+	@.venv/bin/pytest -n 3 -m "not swarm"
+	@.venv/bin/pytest -m swarm
 
 bench: setup
 	@.venv/bin/shoal bench overhead

@@ -54,4 +54,4 @@ def whole(checkpoint):
 
 @pytest.fixture
 def autojump_clock():
-    return MockClock(autojump_threshold=0.5)
+    return MockClock(autojump_threshold=0.02)

@@ -65,12 +65,9 @@ async def look(swarm: Onlooker) -> Overview:
 
 
 async def _connected(network: Network, announcement: Announcement) -> None:
-    if any(connection.peer == announcement.peer for connection in network.connections()):
-        return
-    for address in announcement.libp2p[:4]:
-        with suppress(ShoalError):  # the next address may do
-            await network.connect(f"{address}/p2p/{announcement.peer}", deadline_s=PING_WITHIN_S)
-            return
+    if not any(connection.peer == announcement.peer for connection in network.connections()):
+        with suppress(ShoalError):  # the ping says it
+            await network.approach(announcement.address, deadline_s=PING_WITHIN_S)
 
 
 @dataclass(frozen=True, slots=True)

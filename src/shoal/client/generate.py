@@ -111,10 +111,11 @@ class StopText:
         if self.stopped:
             return ""
         self._held += text
-        places = [place for s in self._stop if (place := self._held.find(s)) >= 0]
-        if places:
+        found = [(place + len(s), place) for s in self._stop if (place := self._held.find(s)) >= 0]
+        if found:
             self.stopped = True
-            shown, self._held = self._held[: min(places)], ""
+            _, place = min(found)  # the one that was complete first
+            shown, self._held = self._held[:place], ""
             return shown
         keep = max((_overlap(self._held, s) for s in self._stop), default=0)
         cut = len(self._held) - keep

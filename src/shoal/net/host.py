@@ -182,6 +182,10 @@ class Libp2pNetwork:
             await self._reach.connect(PeerAddress(peer, (address,)), deadline_s=deadline_s)
         return peer
 
+    async def approach(self, address: PeerAddress, *, deadline_s: float) -> None:
+        fit = tuple(without(address.libp2p, self._transport.own))
+        await self._reach.connect(PeerAddress(address.peer, fit), deadline_s=deadline_s)
+
     async def open_pipe(self, address: PeerAddress, *, deadline_s: float) -> Pipe:
         own = self._transport.own
         reachable = PeerAddress(
@@ -261,9 +265,8 @@ class Libp2pNetwork:
 
     async def _found(self, address: PeerAddress) -> None:
         """Connect to a peer that the local network showed us."""
-        reachable = PeerAddress(address.peer, tuple(without(address.libp2p, self._transport.own)))
         try:
-            await self._reach.connect(reachable, deadline_s=PIPE_TAKEN_WITHIN_S)
+            await self.approach(address, deadline_s=PIPE_TAKEN_WITHIN_S)
         except ShoalError as error:
             log.debug("%s was seen on the local network: %s", address.peer, error.message)
 

@@ -93,6 +93,15 @@ class Network(Protocol):
         """
         ...
 
+    async def approach(self, address: PeerAddress, *, deadline_s: float) -> None:
+        """Connect to a peer at addresses that it announced itself: only those that are fit to be dialled.
+
+        Raises:
+            ChannelClosed: nobody answers there.
+            NotAllowed: the peer there refuses us.
+        """
+        ...
+
     async def open_pipe(self, address: PeerAddress, *, deadline_s: float) -> Pipe:
         """Reach a peer by what works: its direct addresses first, else a libp2p stream.
 

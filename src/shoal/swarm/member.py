@@ -233,10 +233,8 @@ class Member:
             await trio.sleep(GREET_EVERY_S)
 
     async def _dial(self, announcement: Announcement) -> None:
-        for address in announcement.libp2p[:4]:
-            with suppress(ShoalError):  # a stranger that cannot be dialled is no fault of ours
-                await self.network.connect(f"{address}/p2p/{announcement.peer}", deadline_s=DIAL_WITHIN_S)
-                return
+        with suppress(ShoalError):  # a stranger that cannot be dialled is no fault of ours
+            await self.network.approach(announcement.address, deadline_s=DIAL_WITHIN_S)
 
 
 def _long(raws: list[bytes]) -> bool:

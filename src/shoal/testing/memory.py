@@ -119,6 +119,9 @@ class MemoryNetwork:
             self._world.reach(self.peer, peer)
         return peer
 
+    async def approach(self, address: PeerAddress, *, deadline_s: float) -> None:
+        await self.connect(f"/memory/{address.peer}/p2p/{address.peer}", deadline_s=deadline_s)
+
     async def open_pipe(self, address: PeerAddress, *, deadline_s: float) -> MemoryPipe:
         with _deadline(deadline_s):
             other = self._world.reach(self.peer, address.peer)
