@@ -20,7 +20,6 @@ from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStore
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.transport.upgrader import TransportUpgrader
@@ -28,6 +27,7 @@ from multiaddr import Multiaddr
 
 from shoal.net.identity import Identity
 from shoal.net.muxer import BoundedMuxers, BoundedYamux
+from shoal.net.peers import Peers
 from shoal.net.secret import ProtectedUpgrader, pnet_key
 from shoal.net.tcp import GuardedTCP
 
@@ -92,8 +92,7 @@ class Host(BasicHost):
 def build_host(identity: Identity, secret: bytes | None) -> tuple[Host, Connections, GuardedTCP]:
     """A host that is not running yet, its connections and its transport."""
     keys = create_new_key_pair(identity.seed)
-    store = PeerStore()
-    store.add_key_pair(ID.from_pubkey(keys.public_key), keys)
+    store = Peers(keys)
     # Noise alone: the library's defaults would accept plaintext too.
     security = {NOISE: NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)}
     if secret is None:
