@@ -45,7 +45,7 @@ OVERSIZED: dict[str, Callable[[], bytes]] = {
 
 
 async def say(stream: Any, data: bytes) -> None:
-    with suppress(Exception):  # the other side may hang up, in any way the library has
+    with trio.move_on_after(0.5), suppress(Exception):  # the other side may hang up, or not read
         for start in range(0, len(data), 60_000):
             await stream.write(data[start : start + 60_000])
         await stream.close()
