@@ -80,11 +80,13 @@ install() {
     # pip says nothing while it unpacks, and that can take a minute.
     while sleep 10 >/dev/null 2>&1; do say "still at it ($SECONDS s)"; done &
     local ticker=$!
-    trap 'kill "$ticker" 2>/dev/null || true' EXIT
+    # shellcheck disable=SC2064  # its number now: at exit the variable is gone
+    trap "kill $ticker 2>/dev/null || true" EXIT
     # shellcheck disable=SC2046  # an empty answer must be no argument
     .venv/bin/python -m pip install --disable-pip-version-check $(torch_index) -e '.[dev]' ||
         stop "pip failed: its last lines say why. Check the network, then run again; nothing is lost"
     kill "$ticker"
+    trap - EXIT
     local cuda
     cuda=$(.venv/bin/python -m pip list --disable-pip-version-check 2>/dev/null | grep -c '^nvidia-' || true)
     if [ "$cuda" != 0 ] && ! has nvidia-smi; then
