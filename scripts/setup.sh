@@ -87,6 +87,14 @@ install() {
         stop "pip failed: its last lines say why. Check the network, then run again; nothing is lost"
     kill "$ticker"
     trap - EXIT
+    # pyright must see trio's and outcome's own types, not the outdated stubs that libp2p brings along.
+    mkdir -p .venv/typed
+    .venv/bin/python -c 'import pathlib, outcome, trio
+for package in (outcome, trio):
+    source = pathlib.Path(package.__file__).parent
+    link = pathlib.Path(".venv/typed", source.name)
+    link.unlink(missing_ok=True)
+    link.symlink_to(source)'
     local cuda
     cuda=$(.venv/bin/python -m pip list --disable-pip-version-check 2>/dev/null | grep -c '^nvidia-' || true)
     if [ "$cuda" != 0 ] && ! has nvidia-smi; then

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import trio
+from libp2p.kad_dht.common import BUCKET_SIZE
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.kad_dht.provider_store import ProviderStore
 from libp2p.peer.id import ID
@@ -28,7 +30,7 @@ ASKED_AT_ONCE = 6
 PROVIDERS_LIMIT = 64
 ADDRESSES_LIMIT = 8
 KEYS_LIMIT = 10_000
-"""Keys that we keep records of for others; the store of the library has no end."""
+"""Keys that we keep records of; the store of the library has no end."""
 RESTART_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,15 @@ def multihash(key: bytes) -> bytes:
     if len(key) != 32:
         raise LocalProtocolError(f"a key of {len(key)} bytes; it must have 32, as a sha-256")
     return b"\x12\x20" + key
+
+
+@dataclass(slots=True)
+class Found:
+    """A provider that a look-up came upon."""
+
+    addresses: set[str] = field(default_factory=set[str])
+    times: int = 0
+    """How many peers named it."""
 
 
 class Providers(KadDHT):
@@ -78,18 +89,20 @@ class Providers(KadDHT):
 
         The library's own look-up answers from its memory once it has found anybody, for two days.
         """
-        wanted, found = multihash(key), dict[ID, set[str]]()
+        wanted, found = multihash(key), dict[ID, Found]()
         _add(found, self.provider_store.get_providers(wanted))
         with trio.move_on_after(deadline_s):
             nearest = await self.peer_routing.find_closest_peers_network(wanted)
             named = await self._ask(nearest[:PEERS_ASKED], wanted, found)
             await self._ask([p for p in named if p not in set(nearest)][:PEERS_ASKED], wanted, found)
+        # One liar can name many, but not make others name them.
+        ranked = sorted(found.items(), key=lambda item: -item[1].times)
         return [
-            PeerAddress(PeerId(str(peer)), tuple(sorted(addresses)[:ADDRESSES_LIMIT]))
-            for peer, addresses in list(found.items())[:PROVIDERS_LIMIT]
+            PeerAddress(PeerId(str(peer)), tuple(sorted(entry.addresses)[:ADDRESSES_LIMIT]))
+            for peer, entry in ranked[:PROVIDERS_LIMIT]
         ]
 
-    async def _ask(self, peers: Sequence[ID], key: bytes, found: dict[ID, set[str]]) -> list[ID]:
+    async def _ask(self, peers: Sequence[ID], key: bytes, found: dict[ID, Found]) -> list[ID]:
         named: dict[ID, None] = {}
         room = trio.CapacityLimiter(ASKED_AT_ONCE)
 
@@ -107,18 +120,30 @@ class Providers(KadDHT):
         return list(named)
 
 
-def _add(found: dict[ID, set[str]], providers: Iterable[PeerInfo]) -> None:
-    for provider in providers:
-        addresses = found.setdefault(provider.peer_id, set())
-        addresses.update(str(address).partition("/p2p/")[0] for address in provider.addrs[:ADDRESSES_LIMIT])
+def _add(found: dict[ID, Found], providers: Iterable[PeerInfo]) -> None:
+    for provider in list(providers)[:BUCKET_SIZE]:
+        entry = found.setdefault(provider.peer_id, Found())
+        entry.times += 1
+        entry.addresses.update(str(a).partition("/p2p/")[0] for a in provider.addrs[:ADDRESSES_LIMIT])
 
 
 def _bound(store: ProviderStore) -> None:
-    """Let the store take no record for a new key once it has ``KEYS_LIMIT``."""
-    add = store.add_provider
+    """Keep ``KEYS_LIMIT`` keys and the newest records of each.
+
+    The library keeps any number of keys, and the first 20 providers of one for two days: whoever comes with
+    20 identities would hide every other provider. Honest providers say again every few minutes that they are
+    there; so the newest win.
+    """
+    add, records = store.add_provider, store.providers
 
     def bounded(key: bytes, provider: PeerInfo) -> None:
-        if key in store.providers or len(store.providers) < KEYS_LIMIT:
-            add(key, provider)
+        of_key = records.pop(key, {})
+        of_key.pop(str(provider.peer_id), None)
+        while len(of_key) >= BUCKET_SIZE:
+            del of_key[next(iter(of_key))]
+        while len(records) >= KEYS_LIMIT:
+            del records[next(iter(records))]
+        records[key] = of_key
+        add(key, PeerInfo(provider.peer_id, provider.addrs[:ADDRESSES_LIMIT]))
 
     store.add_provider = bounded
