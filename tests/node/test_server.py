@@ -206,6 +206,21 @@ async def test_a_channel_that_ends_frees_its_sessions(tmp_path, checkpoint):
         assert swarm.nodes[0].engine.sessions == 1
 
 
+@pytest.mark.parametrize("how", ["close", "hang up"])
+async def test_a_client_that_gives_up_while_a_session_opens_leaves_nothing(tmp_path, checkpoint, how):
+    async with one_node(tmp_path, checkpoint) as swarm:
+        silent = swarm.world.network()  # takes a pipe and never says hello
+        async with peer(swarm) as me:
+            await me.send(an_open(swarm, next=NextHop.of(silent.address)))
+            with trio.fail_after(2):
+                while not swarm.nodes[0].engine.sessions:
+                    await trio.sleep(0.01)
+            if how == "close":
+                await me.send(Close(MINE))
+                with trio.fail_after(2):
+                    await swarm.nodes[0].server.wait_idle()
+
+
 async def test_a_long_prefill_of_one_session_does_not_lose_anothers_steps(tmp_path, checkpoint):
     async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me, peer(swarm) as other:
         await me.ask(an_open(swarm, tokens=200))

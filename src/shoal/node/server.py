@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 
 import trio
@@ -35,6 +36,14 @@ DIAL_NEXT_S = 10.0
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
+class _Opening:
+    """A session that is being opened: its client may still think better of it."""
+
+    client: Channel
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
 class SpanServer:
     """Serves one span of one model. ``run`` must be running."""
 
@@ -51,6 +60,7 @@ class SpanServer:
         self.steps = 0
         self._sessions_per_peer = sessions_per_peer
         self._hops: dict[SessionId, Hop] = {}
+        self._opening: dict[SessionId, _Opening] = {}
         self._pool = ChannelPool(network, self._handle, self._lost)
         self._nursery: trio.Nursery | None = None
         self._idle = trio.Event()
@@ -79,9 +89,7 @@ class SpanServer:
                 # Dialling the next hop takes a while: other sessions of this channel must not wait.
                 self._spawn(channel, message)
             case Close():
-                hop = self._hops.get(SessionId(message.session))
-                if hop is not None and hop.client is channel:
-                    await self._end(hop, None)
+                await self._close(channel, SessionId(message.session))
             case Failed() | Opened() | Refused():
                 pass  # answers to what a client asks; a node asks nothing
             case _:
@@ -93,8 +101,15 @@ class SpanServer:
 
     async def _open(self, channel: Channel, message: Open) -> None:
         session = SessionId(message.session)
+        hop = None
         try:
-            hop = await self._admit(channel, message, session)
+            self._check(channel, message)
+            opening = self._opening[session] = _Opening(channel)
+            try:
+                with opening.scope:
+                    hop = await self._admit(channel, message, session)
+            finally:
+                del self._opening[session]
         except ShoalError as error:
             await self._refuse(channel, message, error)
             return
@@ -103,6 +118,8 @@ class SpanServer:
             log.exception("a session of %s could not be opened", channel.peer)
             await self._refuse(channel, message, StepFailed("a defect in this node; its log says more"))
             return
+        if hop is None:
+            return  # the client has closed it before it was open
         try:
             with suppress(ChannelClosed):  # the client is gone
                 await channel.send(Opened(message.session, self.engine.tokens_free))
@@ -111,15 +128,12 @@ class SpanServer:
             self._forget(hop)
 
     async def _admit(self, channel: Channel, message: Open, session: SessionId) -> Hop:
-        self._check(channel, message)
         await self.engine.open(session, message.tokens, Span(message.start, message.end))
         self._idle = trio.Event() if self._idle.is_set() else self._idle
         try:
             onward = None
             if message.next is not None:
                 onward = await self._pool.get(message.next.address(), deadline_s=DIAL_NEXT_S)
-            if channel.closed:
-                raise ChannelClosed("the client hung up")
         except BaseException:
             self.engine.close(session)
             self._rest()
@@ -142,9 +156,10 @@ class SpanServer:
             raise NotAllowed(
                 f"this node serves blocks {self.span}, {message.start}:{message.end} is not inside of them"
             )
-        if SessionId(message.session) in self._hops:
+        if message.session in self._hops.keys() | self._opening.keys():
             raise NotAllowed("a session of this id is open already")
-        theirs = sum(1 for hop in self._hops.values() if hop.client.peer == channel.peer)
+        clients = [hop.client for hop in self._hops.values()] + [o.client for o in self._opening.values()]
+        theirs = sum(1 for client in clients if client.peer == channel.peer)
         if theirs >= self._sessions_per_peer:
             raise Busy(f"{theirs} sessions of this peer are open, the most that one may have")
 
@@ -171,7 +186,18 @@ class SpanServer:
         else:
             await hop.take(message, payload)
 
+    async def _close(self, channel: Channel, session: SessionId) -> None:
+        """Only the channel that opened a session, or is about to, may close it."""
+        hop, opening = self._hops.get(session), self._opening.get(session)
+        if hop is not None and hop.client is channel:
+            await self._end(hop, None)
+        elif opening is not None and opening.client is channel:
+            opening.scope.cancel()
+
     def _lost(self, channel: Channel, reason: str) -> None:
+        for opening in self._opening.values():
+            if opening.client is channel:
+                opening.scope.cancel()
         for hop in list(self._hops.values()):
             if hop.client is channel:
                 hop.scope.cancel()
