@@ -212,9 +212,8 @@ async def test_a_client_that_gives_up_while_a_session_opens_leaves_nothing(tmp_p
         silent = swarm.world.network()  # takes a pipe and never says hello
         async with peer(swarm) as me:
             await me.send(an_open(swarm, next=NextHop.of(silent.address)))
-            with trio.fail_after(2):
-                while not swarm.nodes[0].engine.sessions:
-                    await trio.sleep(0.01)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert swarm.nodes[0].engine.sessions == 1
             if how == "close":
                 await me.send(Close(MINE))
                 with trio.fail_after(2):
