@@ -2,8 +2,9 @@
 //
 //   node peer.mjs '{"target": "/ip4/.../p2p/...", "digest": "<hex>", "swarmKey": "<hex>", "security": "noise"}'
 //
-// It dials the target, pings it, and asks the DHT who provides the digest. It prints one JSON object: `ping`
-// in milliseconds and `providers` ({id, addresses}), or `error`.
+// It dials the target, pings it, and asks the DHT who provides the digest. With "provide": true it says instead
+// that it provides the digest itself, and serves until its input ends. It prints one JSON object: its own `id`,
+// `ping` in milliseconds and `providers` ({id, addresses}), or `error`.
 
 import { identify } from '@libp2p/identify'
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
@@ -27,7 +28,7 @@ const asked = JSON.parse(process.argv[2])
 const swarmKey = (hex) => new TextEncoder().encode(`/key/swarm/psk/1.0.0/\n/base16/\n${hex}\n`)
 
 const node = await createLibp2p({
-  addresses: { listen: [] },
+  addresses: { listen: asked.provide ? ['/ip4/127.0.0.1/tcp/0'] : [] },
   transports: [tcp()],
   connectionEncrypters: [asked.security === 'plaintext' ? plaintext() : noise()],
   streamMuxers: [yamux()],
@@ -35,17 +36,17 @@ const node = await createLibp2p({
   services: {
     identify: identify(),
     ping: ping(),
-    // As a client, on a network of this machine: addresses of every range are kept.
+    // On a network of this machine: addresses of every range are kept.
     dht: kadDHT({
       protocol: '/ipfs/kad/1.0.0',
-      clientMode: true,
+      clientMode: !asked.provide,
       allowQueryWithZeroPeers: true,
       peerInfoMapper: passthroughMapper
     })
   }
 })
 
-const said = {}
+const said = { id: node.peerId.toString() }
 try {
   const target = multiaddr(asked.target)
   const signal = AbortSignal.timeout(DEADLINE_MS)
@@ -56,8 +57,9 @@ try {
       signal.throwIfAborted()
       await new Promise((resolve) => setTimeout(resolve, 20))
     }
-    said.providers = []
     const cid = CID.createV1(raw.code, digest.create(sha256.code, Buffer.from(asked.digest, 'hex')))
+    if (asked.provide) await node.contentRouting.provide(cid, { signal })
+    said.providers = []
     for await (const provider of node.contentRouting.findProviders(cid, { signal })) {
       said.providers.push({ id: provider.id.toString(), addresses: provider.multiaddrs.map(String) })
       break
@@ -69,5 +71,6 @@ try {
   said.error = `${error.name}: ${error.message}`
 }
 console.log(JSON.stringify(said))
+if (asked.provide && !said.error) await new Promise((resolve) => process.stdin.on('end', resolve).resume())
 await node.stop()
 process.exit(0)

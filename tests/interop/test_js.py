@@ -12,7 +12,10 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +42,25 @@ class JsPeer:
 
     async def run(self, **asked: Any) -> dict[str, Any]:
         """What the js peer says."""
-        command = [self.node, str(self.program), json.dumps(asked)]
         with trio.fail_after(40):
-            done = await trio.run_process(command, capture_stdout=True)
+            done = await trio.run_process(self.command(asked), capture_stdout=True)
         return json.loads(done.stdout)
+
+    @asynccontextmanager
+    async def serving(self, **asked: Any) -> AsyncGenerator[dict[str, Any]]:
+        """What the js peer says, while it serves."""
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        async with trio.open_nursery() as nursery:
+            process = await nursery.start(partial(trio.run_process, self.command(asked), **pipes))
+            with trio.fail_after(40):
+                said = b""
+                while not said.endswith(b"\n") and (part := await process.stdout.receive_some()):
+                    said += part
+            yield json.loads(said)
+            await process.stdin.aclose()
+
+    def command(self, asked: dict[str, Any]) -> list[str]:
+        return [self.node, str(self.program), json.dumps(asked)]
 
 
 def find_node() -> tuple[str, list[str]]:
@@ -104,6 +122,17 @@ async def test_the_node_that_is_asked_may_be_the_one_that_serves(peer: JsPeer):
         await node.provide(DIGEST)
         said = await peer.run(target=target(node), digest=DIGEST.hex())
         assert [p["id"] for p in said["providers"]] == [node.peer]
+
+
+async def test_a_node_finds_the_js_peer_that_serves(peer: JsPeer):
+    async with serving() as node, serving() as asker:
+        await asker.connect(target(node), deadline_s=5)
+        async with peer.serving(target=target(node), digest=DIGEST.hex(), provide=True) as said:
+            assert "error" not in said
+            (found,) = await asker.find_providers(DIGEST, deadline_s=5)
+            assert found.peer == said["id"]
+            await asker.approach(found, deadline_s=5)
+            assert await asker.ping(found.peer, deadline_s=5) < 1
 
 
 async def test_a_js_peer_that_speaks_plaintext_only_is_refused(peer: JsPeer):

@@ -9,9 +9,12 @@ from typing import Any
 
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.keys import KeyPair
 from libp2p.custom_types import TProtocol
 from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.peer.envelope import Envelope, seal_record
 from libp2p.peer.id import ID
+from libp2p.peer.peer_record import PeerRecord
 from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
 
@@ -73,6 +76,21 @@ async def test_little_is_kept_of_what_a_peer_says_of_itself():
     async with opened() as node, trio.open_nursery() as nursery:
         for said in OVERSIZED.values():
             nursery.start_soon(boast, node, said)
+
+
+def test_an_older_record_of_a_peer_is_no_fault_and_changes_nothing():
+    peers, keys = Peers(create_new_key_pair(bytes(32))), create_new_key_pair(b"\x01" * 32)
+    peer, forger = ID.from_pubkey(keys.public_key), create_new_key_pair(b"\x02" * 32)
+
+    def record(number: int, port: int, signer: KeyPair = keys) -> Envelope:
+        said = PeerRecord(peer, [Multiaddr(f"/ip4/8.8.8.8/tcp/{port}")], number)
+        return seal_record(said, signer.private_key)
+
+    assert peers.consume_peer_record(record(2, 22), 7200)
+    assert peers.consume_peer_record(record(1, 11), 7200)
+    for number in (1, 3):
+        assert not peers.consume_peer_record(record(number, 33, forger), 7200)
+    assert peers.addrs(peer) == [Multiaddr("/ip4/8.8.8.8/tcp/22")]
 
 
 def test_only_so_many_peers_are_remembered_and_always_ourselves():

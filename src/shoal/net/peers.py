@@ -2,7 +2,8 @@
 
 py-libp2p 0.8 keeps 1,000 peers and drops those without an address first. Our own entry, which holds our key,
 has none: a node that had met 1,000 peers could not sign its gossip any more. Of each peer it keeps every
-address and protocol that the peer names, up to a megabyte of them.
+address and protocol that the peer names, up to a megabyte of them. And it calls a signed record invalid when
+it knows a newer one, for which the DHT then drops a provider that another peer names with its older record.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from libp2p.crypto.keys import KeyPair
+from libp2p.peer.envelope import Envelope
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from multiaddr import Multiaddr
@@ -41,6 +43,14 @@ class Peers(PeerStore):
         """As the base class; the first ``PROTOCOLS_LIMIT`` are kept."""
         super().add_protocols(peer_id, [p for p in protocols[:PROTOCOLS_LIMIT] if len(p) <= NAME_LIMIT])
         del self.peer_data_map[peer_id].protocols[PROTOCOLS_LIMIT:]
+
+    def consume_peer_record(self, envelope: Envelope, ttl: int) -> bool:
+        """As the base class; a record older than the one we hold changes nothing, and is no fault."""
+        record = envelope.record()
+        held = self.peer_record_map.get(record.peer_id)
+        if held is not None and held.seq > record.seq:
+            return ID.from_pubkey(envelope.public_key) == record.peer_id
+        return super().consume_peer_record(envelope, ttl)
 
     def _enforce_peer_limit(self) -> None:
         own = self.peer_data_map.pop(self._own)
