@@ -8,6 +8,7 @@ that a frozen peer or a half-open connection is noticed.
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -49,6 +50,7 @@ class Channel:
         self._ready = trio.Event()
         self._reason = "the channel was closed"
         self._heard = trio.current_time()
+        self._asked = (0, 0.0)
         self.rtt_s: float | None = None
         """The last round trip of a ping over this channel, in seconds."""
         self.sent_bytes = 0
@@ -90,6 +92,11 @@ class Channel:
         if self.closed or not self._ready.is_set():
             self.close("the peer did not answer" if not self.closed else self._reason)
             raise ChannelClosed(f"no channel to {self.peer}: {self._reason}")
+
+    @property
+    def ready(self) -> bool:
+        """Whether the peer has said hello."""
+        return self._ready.is_set()
 
     @property
     def reason(self) -> str:
@@ -180,9 +187,15 @@ class Channel:
         elif isinstance(message, Ping):
             self._put(Pong(message.nonce))
         elif isinstance(message, Pong):
-            self.rtt_s = max(0.0, trio.current_time() - message.nonce / 1e9)
+            self._pong(message)
         else:
             await handle(self, message, payload)
+
+    def _pong(self, message: Pong) -> None:
+        """Note the round trip of our last ping; an answer to anything else tells nothing."""
+        nonce, sent = self._asked
+        if message.nonce == nonce:
+            self.rtt_s = trio.current_time() - sent
 
     async def _watch(self) -> None:
         with trio.move_on_after(HELLO_WITHIN_S):
@@ -190,7 +203,8 @@ class Channel:
         if not self._ready.is_set():
             raise RemoteProtocolError(f"no hello within {HELLO_WITHIN_S:.0f} s")
         while True:
-            self._put(Ping(round(trio.current_time() * 1e9)))
+            self._asked = (secrets.randbits(62), trio.current_time())
+            self._put(Ping(self._asked[0]))
             await trio.sleep(PING_EVERY_S)
             silent = trio.current_time() - self._heard
             if silent > DEAD_AFTER_S:

@@ -46,7 +46,7 @@ class ChannelPool:
             task_status.started()
             if accept:
                 async for pipe in self._network.accept_pipes():
-                    await self._take_in(nursery, pipe)
+                    self._take_in(nursery, pipe)
             else:
                 await trio.sleep_forever()
 
@@ -66,6 +66,9 @@ class ChannelPool:
                     await channel.wait_ready(until - trio.current_time())
                     return channel
         except trio.TooSlowError:
+            for channel in self._channels.get(address.peer, ()):
+                if not channel.ready:
+                    channel.close("the peer did not answer")
             raise ChannelClosed(f"{address.peer} did not answer within {deadline_s:.0f} s") from None
         finally:
             if not lock.statistics().tasks_waiting and not lock.locked():
@@ -84,10 +87,10 @@ class ChannelPool:
         pipe = await self._network.open_pipe(address, deadline_s=deadline_s)
         return self._start(self._nursery, pipe)
 
-    async def _take_in(self, nursery: trio.Nursery, pipe: Pipe) -> None:
+    def _take_in(self, nursery: trio.Nursery, pipe: Pipe) -> None:
         count = sum(map(len, self._channels.values()))
         if count >= CHANNELS_LIMIT or len(self._channels.get(pipe.peer, ())) >= PER_PEER_LIMIT:
-            await pipe.aclose()
+            nursery.start_soon(pipe.aclose)  # which may take a while, and others wait to be accepted
         else:
             self._start(nursery, pipe)
 

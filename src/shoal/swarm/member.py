@@ -21,13 +21,14 @@ from shoal.net.identity import verify
 from shoal.net.network import Network
 from shoal.swarm.announcement import MAX_ANNOUNCEMENT, Announcement, Served, seal, unseal
 from shoal.swarm.directory import Directory
-from shoal.types import Digest, PeerId
+from shoal.types import Digest, PeerAddress, PeerId
 
 TOPIC = "/shoal/announce/1"
 DIRECTORY_PROTOCOL = "/shoal/directory/1"
 CONNECTIONS = 8
 """Connections that a member tries to keep, bootstrap peers among them."""
 DIAL_WITHIN_S = 5.0
+PROVIDERS_ASKED = 16
 GREET_EVERY_S = 0.5
 ANSWER_LIMIT = 900 << 10
 PROVIDE_EVERY_S = 600.0
@@ -122,10 +123,16 @@ class Member:
     async def find(self, digest: Digest) -> None:
         """Ask the DHT who serves a model, and hear from those whom we have not heard of."""
         providers = await self.network.find_providers(manifest_key(digest), deadline_s=DIAL_WITHIN_S)
-        for provider in providers:
-            if provider.peer != self.network.peer and self.directory.sequence(provider.peer) < 0:
-                with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError, NotAllowed):
-                    await self.pull(provider.peer)
+
+        async def hear(provider: PeerAddress) -> None:
+            with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError, NotAllowed):
+                await self.network.approach(provider, deadline_s=DIAL_WITHIN_S)
+                await self.pull(provider.peer)
+
+        async with trio.open_nursery() as nursery:
+            for provider in providers[:PROVIDERS_ASKED]:
+                if provider.peer != self.network.peer and self.directory.sequence(provider.peer) < 0:
+                    nursery.start_soon(hear, provider)
 
     async def announce(self) -> None:
         """Say now what this node serves."""
