@@ -89,7 +89,7 @@ class Assembler:
     ``limit`` bytes altogether: declaring a length costs us nothing.
     """
 
-    def __init__(self, limit: int = 2 * MAX_PAYLOAD) -> None:
+    def __init__(self, limit: int = MAX_PAYLOAD + MAX_HEADER) -> None:
         self._buffer = bytearray()
         self._partial: dict[int, _Partial] = {}
         self._held = 0
