@@ -126,7 +126,6 @@ async def test_messages_arrive_as_they_were_sent(autojump_clock: MockClock):
         await trio.sleep(1)
         assert at_b.taken == sent
         assert (a.peer, b.peer, a.carrier) == (B, A, "memory")
-        assert a.sent_bytes == b.received_bytes > 303_000
 
 
 async def test_a_short_message_overtakes_the_long_one_of_another_session(autojump_clock: MockClock):
@@ -309,5 +308,4 @@ async def test_a_pong_that_nobody_asked_for_does_no_harm(autojump_clock: MockClo
         await peer.say(HELLO, Pong(0), Pong((1 << 63) - 1))
         await trio.sleep(0.1)
         assert not peer.channel.closed
-        assert peer.channel.rtt_s is not None
-        assert peer.channel.rtt_s >= 0
+        assert peer.channel.rtt_s is None

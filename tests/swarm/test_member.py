@@ -155,3 +155,11 @@ async def test_a_bootstrap_peer_that_is_down_is_named_and_stops_nobody(autojump_
         world.network(), announce_s=10, expiry_s=30, bootstrap=[address(gone)], now=trio.current_time
     )
     assert list(await member.join()) == [address(gone)]
+
+
+async def test_an_answer_is_bounded_however_long_the_directory(autojump_clock, monkeypatch):
+    async with members(World(), 2) as (member, other):
+        monkeypatch.setattr(member.directory, "raw", lambda now: [bytes(1000)] * 4000)
+        answer = await other.network.request(member.network.peer, DIRECTORY_PROTOCOL, b"", deadline_s=1)
+        assert 500 < len(msgspec.msgpack.decode(answer)) < 1000
+        assert len(answer) < 1 << 20

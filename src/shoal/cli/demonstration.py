@@ -18,6 +18,7 @@ from shoal.config import Settings
 
 if TYPE_CHECKING:
     from shoal.client.swarm import Swarm
+    from shoal.models.local import LocalModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,7 @@ async def show(settings: Settings, demo: Demo) -> None:
         ShoalError: the model cannot be had, or a node did not come up.
     """
     async with AsyncExitStack() as stack:
-        with working(f"getting {settings.model}") as report:
-            from shoal.models.store import ModelStore
-
-            store = ModelStore(settings.paths.models)
-            model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
-        with working(f"starting {demo.nodes} nodes"):
-            local = await stack.enter_async_context(local_swarm(settings, model.shape.n_blocks, demo.nodes))
-            swarm = await stack.enter_async_context(entered(local))
+        _, local, swarm = await booted(stack, settings, demo.nodes)
         for node in local.nodes:
             say(f"blocks {node['start']}:{node['end']} on {node['peer']} (process {node['pid']})")
         await _answer(swarm, settings, demo, demo.prompt)
@@ -54,6 +48,21 @@ async def show(settings: Settings, demo: Demo) -> None:
         say("the swarm stays up: ask on, or end with /quit or Ctrl-D")
         while (text := await prompted()) is not None:
             await _answer(swarm, settings, demo, text)
+
+
+async def booted(
+    stack: AsyncExitStack, settings: Settings, nodes: int
+) -> tuple[LocalModel, LocalSwarm, Swarm]:
+    """Fetch the model, start the nodes and enter their swarm. All ends with ``stack``. Raises as ``show``."""
+    with working(f"getting {settings.model}") as report:
+        from shoal.models.store import ModelStore
+
+        store = ModelStore(settings.paths.models)
+        model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
+    with working(f"starting {nodes} nodes"):
+        local = await stack.enter_async_context(local_swarm(settings, model.shape.n_blocks, nodes))
+        swarm = await stack.enter_async_context(entered(local))
+    return model, local, swarm
 
 
 def entered(local: LocalSwarm) -> AbstractAsyncContextManager[Swarm]:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from shoal.cli.demonstration import entered
-from shoal.cli.local import local_swarm
+from shoal.cli.demonstration import booted
 from shoal.cli.progress import working
 from shoal.config import Settings
 
@@ -47,14 +46,7 @@ async def overhead(settings: Settings, bench: Bench) -> dict[str, Any]:
         ShoalError: the model cannot be had, or a node did not come up.
     """
     async with AsyncExitStack() as stack:
-        with working(f"getting {settings.model}") as report:
-            from shoal.models.store import ModelStore
-
-            store = ModelStore(settings.paths.models)
-            model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
-        with working(f"starting {bench.nodes} nodes"):
-            local = await stack.enter_async_context(local_swarm(settings, model.shape.n_blocks, bench.nodes))
-            swarm = await stack.enter_async_context(entered(local))
+        model, _, swarm = await booted(stack, settings, bench.nodes)
         with working("measuring") as report:
             alone = await trio.to_thread.run_sync(Alone.load, model, settings)
             through = await stack.enter_async_context(session_through(swarm, settings, bench.tokens))

@@ -36,7 +36,7 @@ from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.routing.route import Candidate, choose_route
 from shoal.swarm.announcement import Announcement
-from shoal.swarm.directory import coverage
+from shoal.swarm.directory import coverage, missing
 from shoal.swarm.member import Member
 from shoal.types import Digest, DType, ModelShape, PeerId, SessionId, Span, gaps
 from shoal.wire.messages import Failed, Message, Opened, Refused, Step
@@ -244,17 +244,13 @@ class Swarm:
         """Wait, not long, until someone covers the model: a client that has just come knows few."""
         with trio.move_on_after(HEAR_WITHIN_S):
             asked = False
-            while self._missing(shape):
+            while missing(self.member.directory, shape, self.member.now()):
                 if not asked:
                     asked = True
                     with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
                         await self.member.find(shape.digest)
                     continue
                 await self.member.wait_changed()
-
-    def _missing(self, shape: ModelShape) -> list[Span]:
-        serving = self.member.directory.serving(shape.digest, self.member.now())
-        return gaps([a.served.span for a in serving if a.served], shape.n_blocks)
 
     async def _open_ring(self, shape: ModelShape, dtype: DType, tokens: int) -> Ring:
         avoid: set[PeerId] = set()

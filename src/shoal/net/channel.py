@@ -50,11 +50,9 @@ class Channel:
         self._ready = trio.Event()
         self._reason = "the channel was closed"
         self._heard = trio.current_time()
-        self._asked = (0, 0.0)
+        self._asked: tuple[int, float] | None = None  # our last ping's nonce, and when it was sent
         self.rtt_s: float | None = None
         """The last round trip of a ping over this channel, in seconds."""
-        self.sent_bytes = 0
-        self.received_bytes = 0
 
     @property
     def peer(self) -> PeerId:
@@ -163,14 +161,12 @@ class Channel:
                     await self._pipe.send_all(fragment)
                 if sending.cancelled_caught:
                     raise ChannelClosed(f"the peer has not read for {SENT_WITHIN_S:.0f} s")
-                self.sent_bytes += len(fragment)
             self._work = trio.Event()
 
     async def _receive(self, handle: Handler) -> None:
         assembler = Assembler()
         while data := await self._pipe.receive_some():
             self._heard = trio.current_time()
-            self.received_bytes += len(data)
             for message, payload in assembler.feed(data):
                 await self._take(handle, message, payload)
         self.close("the peer hung up")
@@ -193,9 +189,8 @@ class Channel:
 
     def _pong(self, message: Pong) -> None:
         """Note the round trip of our last ping; an answer to anything else tells nothing."""
-        nonce, sent = self._asked
-        if message.nonce == nonce:
-            self.rtt_s = trio.current_time() - sent
+        if self._asked is not None and message.nonce == self._asked[0]:
+            self.rtt_s = trio.current_time() - self._asked[1]
 
     async def _watch(self) -> None:
         with trio.move_on_after(HELLO_WITHIN_S):

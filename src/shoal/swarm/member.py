@@ -19,7 +19,7 @@ import trio
 from shoal.errors import ChannelClosed, DeadlineExceeded, NotAllowed, RemoteProtocolError, ShoalError
 from shoal.net.identity import verify
 from shoal.net.network import Network
-from shoal.swarm.announcement import MAX_ANNOUNCEMENT, Announcement, Served, seal, unseal
+from shoal.swarm.announcement import Announcement, Served, seal, unseal
 from shoal.swarm.directory import Directory
 from shoal.types import Digest, PeerAddress, PeerId
 
@@ -197,7 +197,10 @@ class Member:
         if question:
             raise RemoteProtocolError("a question with a body, where none is expected")
         raws = self.directory.raw(self.now())
-        return msgspec.msgpack.encode(raws[: ANSWER_LIMIT // (MAX_ANNOUNCEMENT + 8)] if _long(raws) else raws)
+        self._random.shuffle(raws)  # of a directory too long for one answer, others tell the rest
+        while sum(map(len, raws)) > ANSWER_LIMIT:
+            del raws[len(raws) * 9 // 10 :]
+        return msgspec.msgpack.encode(raws)
 
     async def _announce_forever(self) -> None:
         while True:
@@ -242,7 +245,3 @@ class Member:
     async def _dial(self, announcement: Announcement) -> None:
         with suppress(ShoalError):  # a stranger that cannot be dialled is no fault of ours
             await self.network.approach(announcement.address, deadline_s=DIAL_WITHIN_S)
-
-
-def _long(raws: list[bytes]) -> bool:
-    return sum(map(len, raws)) > ANSWER_LIMIT
