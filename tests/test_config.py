@@ -22,7 +22,7 @@ def written(home: Path, text: str) -> dict[str, str]:
 def test_without_anything_every_option_has_its_default(tmp_path: Path) -> None:
     found = load(environ={"SHOAL_HOME": str(tmp_path / "nowhere")})
     assert found.swarm == "home"
-    assert found.dtype == "float32"
+    assert found.format == "auto"
     assert found.public is False
 
 
@@ -48,7 +48,9 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "mdns": ("0", False),
         "memory": ("4GiB", 4 << 30),
         "bootstrap": ("/a /b,/c", ("/a", "/b", "/c")),
-        "dtype": ("bfloat16", "bfloat16"),
+        "format": ("bf16", "bf16"),
+        "kv": ("int8", "int8"),
+        "wire": ("bfloat16", "bfloat16"),
         "log_level": ("debug", "debug"),
         "announce_s": ("2.5", 2.5),
         "expiry_s": ("45", 45.0),
@@ -77,7 +79,9 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         ("bootstrap", 5, "a list of texts"),
         ("memory", "lots", "number and a unit"),
         ("memory", "-1GiB", "number and a unit"),
-        ("dtype", "int4", "float32, bfloat16, float16"),
+        ("format", "int3", "auto, fp32, bf16, int8, int4"),
+        ("kv", "fp32", "auto, int8"),
+        ("wire", "float16", "auto, float32, bfloat16, int8"),
         ("log_level", "loud", "debug, info, warning, error"),
         ("max_sessions", 0, "between 1"),
         ("expiry_s", 5, "three times"),

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, Literal, cast, get_args, get_type_hints
 
 import platformdirs
 
 from shoal.errors import UsageError
-from shoal.types import DType
+from shoal.types import Codec, Format
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
@@ -99,8 +99,13 @@ class Settings:
     """Find peers on the local network."""
     bootstrap: tuple[str, ...] = ()
     """More multiaddrs to join through, beside those of the invite."""
-    dtype: DType = "float32"
-    """What nodes and ends compute in: float32, bfloat16 or float16. A route has one dtype."""
+    format: Format | Literal["auto"] = "auto"
+    """How nodes hold linear weights: fp32, bf16, int8 or int4, one for a route. ``auto`` is fp32 for a node
+    whose checkpoint is in float32, bf16 for one in 16 bits, and for a client whatever covers the model."""
+    kv: Literal["auto", "int8"] = "auto"
+    """The elements of KV pages; ``auto`` is what the format computes with."""
+    wire: Codec | Literal["auto"] = "auto"
+    """How we encode the hidden states that we send; ``auto`` decides by the format and the link."""
     memory: int = 0
     """Bytes that a node may take for weights and KV; 0 takes half of what is free."""
     threads: int = 0
@@ -250,7 +255,9 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "open_timeout_s": (0.01, 86400),
 }
 _WORDS: dict[str, tuple[str, ...]] = {
-    "dtype": get_args(DType),
+    "format": ("auto", *get_args(Format)),
+    "kv": ("auto", "int8"),
+    "wire": ("auto", *get_args(Codec)),
     "log_level": ("debug", "info", "warning", "error"),
 }
 
@@ -272,6 +279,6 @@ def _check(settings: Settings) -> None:
         )
 
 
-_TYPES: dict[str, Any] = get_type_hints(Settings) | {"dtype": str}  # which word it is, `_check` sees to
+_TYPES: dict[str, Any] = get_type_hints(Settings) | dict.fromkeys(_WORDS, str)  # which word, `_check` sees to
 OPTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "paths")
 """Every option's name, as ``config.toml`` spells it."""

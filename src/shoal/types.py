@@ -16,7 +16,13 @@ SessionId = NewType("SessionId", bytes)
 """16 random bytes chosen by the client. To know it is not enough: a hop also checks who asks."""
 
 DType = Literal["float32", "bfloat16", "float16"]
-"""What a node computes in and what hidden states are made of. A route has one dtype."""
+"""What torch loads a checkpoint's tensors in."""
+
+Format = Literal["fp32", "bf16", "int8", "int4"]
+"""How a node holds the weights of its linear layers. A route has one format."""
+
+Codec = Literal["float32", "bfloat16", "int8"]
+"""How hidden states are encoded for one hop. In memory they are float32 everywhere."""
 
 CarrierName = Literal["direct", "libp2p-stream", "relayed", "memory"]
 """How a channel reaches its peer."""
@@ -53,6 +59,17 @@ class Span:
         if not colon or not start.strip().isdecimal() or not end.strip().isdecimal():
             raise ValueError(f"a span is written START:END, for example 0:10, not {text!r}")
         return cls(int(start), int(end))
+
+
+def resolve_format(asked: Format | Literal["auto"], stored: str) -> Format:
+    """The format of a node that was asked for ``asked``: ``auto`` loses nothing of the checkpoint.
+
+    Args:
+        stored: the dtype of most of the checkpoint's bytes, as safetensors names it, for example ``BF16``.
+    """
+    if asked != "auto":
+        return asked
+    return "bf16" if stored in ("BF16", "F16") else "fp32"
 
 
 def gaps(spans: Iterable[Span], n_blocks: int) -> list[Span]:

@@ -7,15 +7,15 @@ from rich.console import Console
 from shoal.cli.overview import Overview, draw, overview, peers_table, status_page
 from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement, Served
-from shoal.types import DType, PeerId
+from shoal.types import Format, PeerId
 
 DIGEST = "sha256:" + "0" * 64
 
 
 def announced(
-    peer: str, start: int, end: int, *, model: str = "fish", dtype: DType = "float32"
+    peer: str, start: int, end: int, *, model: str = "fish", format: Format = "fp32"
 ) -> Announcement:
-    served = Served(model, DIGEST, 30, 64, 2048, 100, start, end, dtype, 1000, 900, 2, 12.5)
+    served = Served(model, DIGEST, 30, 64, 2048, 100, start, end, format, 1000, 900, 2, 12.5)
     return Announcement(peer, 1, 100.0, 130.0, ("/ip4/10.0.0.1/tcp/1",), (), served)
 
 

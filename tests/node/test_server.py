@@ -67,7 +67,7 @@ async def peer(swarm, node=0):
 
 
 def an_open(swarm, session=MINE, **changes):
-    first = Open(session, swarm.model.digest, "float32", 0, 6, 32, 0, None, None)
+    first = Open(session, swarm.model.digest, "fp32", 0, 6, 32, 0, None, None)
     return msgspec.structs.replace(first, **changes)
 
 
@@ -115,7 +115,7 @@ async def test_a_step_sent_twice_gives_the_same(tmp_path, checkpoint):
     [
         ("another version of the model", {"digest": "sha256:" + "0" * 64}, "digest_mismatch"),
         ("a block outside of the span", {"end": 7}, "not_allowed"),
-        ("another dtype", {"dtype": "bfloat16"}, "not_allowed"),
+        ("another format", {"format": "bf16"}, "not_allowed"),
         ("more KV than there is", {"tokens": 1 << 20}, "busy"),
         ("a next hop that is not there", {"next": NextHop("12D3KooWnobody")}, "channel_closed"),
     ],
@@ -160,7 +160,6 @@ async def test_nobody_reads_or_ends_another_clients_session(tmp_path, checkpoint
     [
         ("a gap", a_step(position=5), payload(), "position_gap"),
         ("another width", a_step(width=WIDTH // 2, tokens=4, rows=4), payload(), "remote_protocol"),
-        ("another dtype", a_step(dtype="bfloat16", width=WIDTH * 2), payload(), "remote_protocol"),
         ("more than was reserved", a_step(tokens=33, rows=33), payload(33), "remote_protocol"),
         ("NaN", a_step(), payload(value=math.nan), "step_failed"),
         ("infinity", a_step(), payload(value=math.inf), "step_failed"),

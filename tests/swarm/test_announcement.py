@@ -19,7 +19,7 @@ ALICE, MALLORY = Identity.ephemeral(), Identity.ephemeral()
 
 
 def served(**changes) -> Served:
-    first = Served("tiny", "sha256:" + "a" * 64, 30, 576, 2048, 49152, 0, 10, "float32", 4096, 4096, 0, 2.5)
+    first = Served("tiny", "sha256:" + "a" * 64, 30, 576, 2048, 49152, 0, 10, "fp32", 4096, 4096, 0, 2.5)
     return msgspec.structs.replace(first, **changes)
 
 
@@ -64,7 +64,7 @@ def test_one_that_was_changed_on_the_way_is_refused(place, change):
         ("not an announcement", {"served": served(step_ms=math.inf)}),
         ("not an announcement", {"served": served(step_ms=-1.0)}),
         ("not an announcement", {"served": served(tokens=-1)}),
-        ("not an announcement", {"served": served(dtype="int3")}),
+        ("not an announcement", {"served": served(format="int3")}),
         ("not an announcement", {"served": served(digest="md5:1")}),
         ("not an announcement", {"libp2p": ("/ip4/192.0.2.1/tcp/1",) * 17}),
         ("not an announcement", {"sequence": -1}),

@@ -16,7 +16,7 @@ OTHER = "sha256:" + "b" * 64
 
 
 def said(peer: str, sequence: int = 1, start: int = 0, end: int = 10, **changes) -> Announcement:
-    served = Served("tiny", DIGEST, 30, 576, 2048, 49152, start, end, "float32", 4096, 4096, 0, 2.5)
+    served = Served("tiny", DIGEST, 30, 576, 2048, 49152, start, end, "fp32", 4096, 4096, 0, 2.5)
     first = Announcement(peer, sequence, NOW, NOW + 30, (), (), served)
     return msgspec.structs.replace(first, **changes)
 
@@ -101,4 +101,4 @@ def test_coverage_counts_peers_by_block_and_gaps_are_named():
     shape = directory.models(NOW)[0]
     assert coverage([Span(0, 10), Span(5, 12)], 30)[4:13] == [1, 2, 2, 2, 2, 2, 1, 1, 0]
     assert missing(directory, shape, NOW) == [Span(12, 30)]
-    assert missing(directory, shape, NOW, "bfloat16") == [Span(0, 30)]
+    assert missing(directory, shape, NOW, "bf16") == [Span(0, 30)]

@@ -24,7 +24,7 @@ def autojump_clock():
 
 
 def served() -> Served:
-    return Served("tiny", DIGEST, 30, 576, 2048, 49152, 0, 10, "float32", 4096, 4096, 0, 2.5)
+    return Served("tiny", DIGEST, 30, 576, 2048, 49152, 0, 10, "fp32", 4096, 4096, 0, 2.5)
 
 
 def address(network) -> str:

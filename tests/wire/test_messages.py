@@ -36,9 +36,7 @@ def a_step(**changes: object) -> Step:
 
 
 def an_open(**changes: object) -> Open:
-    first = Open(
-        SESSION, "sha256:ab", "float32", 0, 10, 100, 0, None, NextHop("peer", ("/ip4/1.2.3.4/tcp/1",))
-    )
+    first = Open(SESSION, "sha256:ab", "fp32", 0, 10, 100, 0, None, NextHop("peer", ("/ip4/1.2.3.4/tcp/1",)))
     return msgspec.structs.replace(first, **changes)
 
 
@@ -78,8 +76,8 @@ def test_a_message_may_grow_at_its_end():
         ("wanted", 4),
         ("width", 0),
         ("rows", -1),
-        ("dtype", "int8"),
-        ("dtype", "object"),
+        ("codec", "bfloat16"),
+        ("codec", "object"),
         ("session", b"short"),
         ("session", b""),
         ("number", -1),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.cli.output import printable, say
 from shoal.cli.progress import working
-from shoal.types import DType
+from shoal.types import Format
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +29,7 @@ class Question:
     raw: str | None = None
     max_tokens: int = 256
     stop: Sequence[str] = ()
-    dtype: DType | None = None
+    format: Format | None = None
     sampling: dict[str, Any] = field(default_factory=dict[str, Any])
     """Fields of :class:`shoal.client.sampling.Sampling`."""
 
@@ -56,7 +56,7 @@ async def ask(swarm: Swarm, question: Question, *, stream: bool) -> Answer:
         messages=None if question.raw is not None else question.messages,
         max_tokens=question.max_tokens,
         stop=question.stop,
-        dtype=question.dtype,
+        format=question.format,
         **question.sampling,
     )
     with ExitStack() as waiting:

@@ -10,7 +10,7 @@ from shoal.cli import options
 from shoal.cli.output import emit
 
 SENTENCE = (
-    "{model} in {dtype}: {swarm_tokens_per_s} tokens a second through {nodes} nodes, "
+    "{model} in {format}: {swarm_tokens_per_s} tokens a second through {nodes} nodes, "
     "{one_process_tokens_per_s} in one process: a ratio of {ratio}"
 )
 
@@ -27,11 +27,11 @@ def overhead(
     nodes: Annotated[int, typer.Option(help="Node processes to decode through.", min=1, max=64)] = 3,
     tokens: Annotated[int, typer.Option(help="Tokens to decode each way.", min=8)] = 64,
     threads: options.Threads = None,
-    dtype: options.DType = None,
+    format: options.FormatOption = None,
     as_json: options.Json = False,
 ) -> None:
     """Compare decoding through node processes here with the same model in one process."""
-    settings = options.settings(model=model, threads=threads, dtype=dtype)
+    settings = options.settings(model=model, threads=threads, format=format)
     import trio
 
     from shoal.cli.overhead import Bench

@@ -44,7 +44,7 @@ def run(
     ] = None,
     swarm: options.Swarm = None,
     public: options.Public = None,
-    dtype: options.DType = None,
+    format: options.FormatOption = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -57,7 +57,7 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Answer one prompt. The answer is streamed on stdout."""
-    settings = options.settings(swarm=swarm, public=public, model=model, dtype=dtype)
+    settings = options.settings(swarm=swarm, public=public, model=model, format=format)
     text = whole_prompt(prompt, sys.stdin)
     question = Question(
         settings.model,
@@ -65,7 +65,7 @@ def run(
         raw=text if raw else None,
         max_tokens=max_tokens,
         stop=tuple(stop or ()),
-        dtype=settings.dtype if dtype else None,
+        format=options.asked_format(settings),
         sampling={
             "temperature": temperature,
             "top_k": top_k,
@@ -92,15 +92,15 @@ def chat(
     ] = None,
     swarm: options.Swarm = None,
     public: options.Public = None,
-    dtype: options.DType = None,
+    format: options.FormatOption = None,
     max_tokens: MaxTokens = 512,
     temperature: Temperature = 0.7,
     seed: Seed = None,
 ) -> None:
     """Talk with a model. /quit or Ctrl-D ends it."""
-    settings = options.settings(swarm=swarm, public=public, model=model, dtype=dtype)
+    settings = options.settings(swarm=swarm, public=public, model=model, format=format)
     sampling = {"temperature": temperature, "seed": seed}
-    wanted = settings.dtype if dtype else None  # else what the swarm serves
+    wanted = options.asked_format(settings)
 
     async def talk(opened: Connected) -> None:
         said: list[dict[str, str]] = []

@@ -20,12 +20,12 @@ def demo(
     prompt: Annotated[str, typer.Option(help="What to ask first.")] = PROMPT,
     model: options.Model = None,
     nodes: Annotated[int, typer.Option(help="Node processes to start.", min=1, max=64)] = 3,
-    dtype: options.DType = None,
+    format: options.FormatOption = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.", min=1)] = 64,
     as_json: options.Json = False,
 ) -> None:
     """See it work here. Starts nodes on this machine, asks them, and says what ran where."""
-    settings = options.settings(model=model, dtype=dtype)
+    settings = options.settings(model=model, format=format)
     import trio
 
     from shoal.cli.demonstration import Demo, show

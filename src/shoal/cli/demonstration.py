@@ -12,6 +12,7 @@ import trio
 from shoal.cli.ask import Question, answer_fields, ask, route_table, say_speed, user
 from shoal.cli.chat import prompted
 from shoal.cli.local import LocalSwarm, local_swarm
+from shoal.cli.options import asked_format
 from shoal.cli.output import emit, say
 from shoal.cli.progress import working
 from shoal.config import Settings
@@ -73,7 +74,7 @@ def entered(local: LocalSwarm) -> AbstractAsyncContextManager[Swarm]:
 
 
 async def _answer(swarm: Swarm, settings: Settings, demo: Demo, text: str) -> None:
-    question = Question(settings.model, user(text), max_tokens=demo.max_tokens, dtype=settings.dtype)
+    question = Question(settings.model, user(text), max_tokens=demo.max_tokens, format=asked_format(settings))
     if not demo.as_json:
         say(f"> {text}")
     answer = await ask(swarm, question, stream=not demo.as_json)

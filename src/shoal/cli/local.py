@@ -130,7 +130,8 @@ async def _start(
     _make_home(home, settings.paths.models, swarm)
     command = [sys.executable, "-m", "shoal.cli", "--log-level", settings.log_level, "serve", settings.model]
     command += ["--swarm", swarm.name, "--span", str(span), "--host", "127.0.0.1", "--no-mdns", "--json"]
-    command += ["--dtype", settings.dtype, "--threads", str(settings.threads)]
+    command += ["--format", settings.format, "--kv", settings.kv, "--wire", settings.wire]
+    command += ["--threads", str(settings.threads)]
     log = home / "log"
     with log.open("wb") as stderr:
         process = await trio.lowlevel.open_process(

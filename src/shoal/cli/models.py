@@ -10,6 +10,7 @@ import typer
 from shoal.cli import options
 from shoal.cli.output import emit, printable
 from shoal.cli.progress import working
+from shoal.types import resolve_format
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,6 +77,7 @@ def model_fields(model: LocalModel) -> dict[str, Any]:
         "vocab_size": model.shape.vocab_size,
         "size": model.size,
         "dtype": model.dtype,
+        "format": resolve_format("auto", model.dtype),
         "source": model.source,
     }
 

@@ -24,10 +24,14 @@ def up(
     model: options.Model = None,
     memory: options.Memory = None,
     threads: options.Threads = None,
+    format: options.FormatOption = None,
+    kv: options.KV = None,
     as_json: options.Json = False,
 ) -> None:
     """Be in the swarm and serve. Takes what it lacks most of the model, until Ctrl-C."""
-    settings = options.settings(swarm=swarm, public=public, model=model, memory=memory, threads=threads)
+    settings = options.settings(
+        swarm=swarm, public=public, model=model, memory=memory, threads=threads, format=format, kv=kv
+    )
     _serve(settings, None, as_json)
 
 
@@ -44,7 +48,9 @@ def serve(
     host: options.Host = None,
     port: options.Port = None,
     direct_port: options.DirectPort = None,
-    dtype: options.DType = None,
+    format: options.FormatOption = None,
+    kv: options.KV = None,
+    wire: options.Wire = None,
     bootstrap: options.Bootstrap = None,
     mdns: Annotated[bool | None, typer.Option("--mdns/--no-mdns", help="Find peers on this network.")] = None,
     as_json: options.Json = False,
@@ -59,7 +65,9 @@ def serve(
         host=host,
         port=port,
         direct_port=direct_port,
-        dtype=dtype,
+        format=format,
+        kv=kv,
+        wire=wire,
         bootstrap=bootstrap,
         mdns=mdns,
     )

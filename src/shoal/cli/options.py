@@ -11,6 +11,7 @@ import typer
 from shoal import config
 from shoal.config import Settings
 from shoal.swarm.membership import PUBLIC
+from shoal.types import Format
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Swarm = Annotated[str | None, typer.Option(help="The swarm to be in, by its name here.", show_default=False)]
@@ -32,9 +33,16 @@ Memory = Annotated[
     typer.Option(metavar="SIZE", help="What the node may take, for example 4GiB.", show_default=False),
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads of the node's forward.", show_default=False)]
-DType = Annotated[
+FormatOption = Annotated[
     str | None,
-    typer.Option(help="float32, bfloat16 or float16; one for the whole route.", show_default=False),
+    typer.Option(help="Linear weights: fp32, bf16, int8 or int4; one for a route.", show_default=False),
+]
+KV = Annotated[
+    str | None, typer.Option("--kv", help="Elements of KV pages: auto or int8.", show_default=False)
+]
+Wire = Annotated[
+    str | None,
+    typer.Option(help="Hidden states that we send: auto, float32, bfloat16 or int8.", show_default=False),
 ]
 Bootstrap = Annotated[
     list[str] | None,
@@ -62,6 +70,11 @@ def settings(**flags: Any) -> Settings:
     found = config.load({**_for_every_command, **given})
     _log_to_stderr(found.log_level)
     return found
+
+
+def asked_format(settings: Settings) -> Format | None:
+    """The format that a client asks for; ``None`` takes what the swarm serves."""
+    return None if settings.format == "auto" else settings.format
 
 
 def debugging() -> bool:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from shoal.cli.demonstration import booted
+from shoal.cli.options import asked_format
 from shoal.cli.progress import working
 from shoal.config import Settings
+from shoal.types import resolve_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +62,7 @@ async def overhead(settings: Settings, bench: Bench) -> dict[str, Any]:
     count = SLICE * (len(apart_s) - 1)
     return {
         "model": model.name,
-        "dtype": settings.dtype,
+        "format": resolve_format(settings.format, model.dtype),
         "nodes": bench.nodes,
         "threads": settings.threads,
         "tokens": count,
@@ -85,9 +87,11 @@ class Alone:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from shoal.executor.formats import dtype_of
+
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        dtype: torch.dtype = getattr(torch, settings.dtype)
+        dtype: torch.dtype = getattr(torch, dtype_of(resolve_format(settings.format, model.dtype)))
         loaded = AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, local_files_only=True)
         return cls(loaded.eval())
 
@@ -132,6 +136,6 @@ async def session_through(swarm: Swarm, settings: Settings, count: int) -> Async
 
     sampler = Sampler(Sampling())
     room = len(PROMPT) + count + 3 * SLICE
-    async with swarm.session(settings.model, tokens=room, dtype=settings.dtype) as session:
+    async with swarm.session(settings.model, tokens=room, format=asked_format(settings)) as session:
         first = await session.advance(PROMPT, sampler)
         yield Through(session, sampler, first.token)

@@ -32,7 +32,7 @@ class PeerView:
     model: str
     start: int
     end: int
-    dtype: str
+    format: str
     sessions: int
     tokens_free: int
     tokens_per_s: float | None
@@ -90,7 +90,7 @@ def _peer(a: Announcement, held: PeerConnection | None, rtt_s: float | None, now
         model=served.model if served else "",
         start=served.start if served else 0,
         end=served.end if served else 0,
-        dtype=served.dtype if served else "",
+        format=served.format if served else "",
         sessions=served.sessions if served else 0,
         tokens_free=served.tokens_free if served else 0,
         tokens_per_s=round(1000 / served.step_ms, 1) if served and served.step_ms else None,

@@ -20,7 +20,7 @@ from shoal.errors import EXIT_INTERRUPTED, EXIT_OK
 from shoal.net.identity import Identity
 from shoal.swarm.here import RunningNode, shown
 from shoal.swarm.join import join_swarm
-from shoal.types import PeerAddress, Span
+from shoal.types import PeerAddress, Span, resolve_format
 
 if TYPE_CHECKING:
     from shoal.net.network import Network
@@ -49,7 +49,8 @@ async def serve(settings: Settings, span: Span | None, *, as_json: bool) -> int:
 
             store = ModelStore(settings.paths.models)
             model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
-            chosen = span or pick_span(model, settings.dtype, memory_budget(settings), member)
+            format = resolve_format(settings.format, model.dtype)
+            chosen = span or pick_span(model, format, memory_budget(settings), member)
             node = await stack.enter_async_context(
                 start_node(network, member, model, chosen, settings, lambda text: report(text, 0, 0))
             )

@@ -19,7 +19,7 @@ from shoal.client.sampling import Sampler
 from shoal.client.session import Advanced, Session
 from shoal.client.swarm import Swarm
 from shoal.swarm.announcement import Announcement
-from shoal.types import DType, ModelShape
+from shoal.types import Format, ModelShape
 
 Result = TypeVar("Result")
 
@@ -145,10 +145,10 @@ class SyncSwarm(_Portalled):
 
     @contextmanager
     def session(
-        self, model: str, *, tokens: int | None = None, dtype: DType | None = None
+        self, model: str, *, tokens: int | None = None, format: Format | None = None
     ) -> Generator[SyncSession]:
         """See :meth:`shoal.client.swarm.Swarm.session`."""
-        opening = self.swarm.session(model, tokens=tokens, dtype=dtype)
+        opening = self.swarm.session(model, tokens=tokens, format=format)
         with self.portal.wrap_async_context_manager(opening) as session:
             yield SyncSession(self.portal, session)
 
@@ -162,9 +162,11 @@ class SyncSwarm(_Portalled):
 class AsyncioSwarm(_Portalled):
     """A swarm for asyncio callers."""
 
-    def session(self, model: str, *, tokens: int | None = None, dtype: DType | None = None) -> AsyncioSession:
+    def session(
+        self, model: str, *, tokens: int | None = None, format: Format | None = None
+    ) -> AsyncioSession:
         """See :meth:`shoal.client.swarm.Swarm.session`."""
-        opening = self.swarm.session(model, tokens=tokens, dtype=dtype)
+        opening = self.swarm.session(model, tokens=tokens, format=format)
         return AsyncioSession(self.portal, self.portal.wrap_async_context_manager(opening))
 
     def generate(

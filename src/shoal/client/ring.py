@@ -24,7 +24,7 @@ from shoal.errors import (
 )
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
-from shoal.types import CarrierName, DType, ModelShape, PeerAddress, PeerId, SessionId, Span
+from shoal.types import CarrierName, Codec, Format, ModelShape, PeerAddress, PeerId, SessionId, Span
 from shoal.wire.messages import Close, Failed, HopTime, Message, NextHop, Open, Opened, Refused, Step, shorten
 from shoal.wire.session import ClientSession
 
@@ -47,7 +47,9 @@ class Returned:
     """What one step brought back."""
 
     payload: bytes
-    """``wanted`` rows of hidden states."""
+    """``rows`` rows of hidden states in ``codec``."""
+    codec: Codec
+    rows: int
     position: int
     times: tuple[HopTime, ...]
 
@@ -61,7 +63,7 @@ class Ring:
         shape: ModelShape,
         route: Sequence[RouteHop],
         *,
-        dtype: DType,
+        format: Format,
         tokens: int,
         step_timeout_s: float,
     ) -> None:
@@ -70,7 +72,7 @@ class Ring:
         self.rules = ClientSession(tokens, IN_FLIGHT)
         self._pool = pool
         self._shape = shape
-        self._dtype: DType = dtype
+        self._format: Format = format
         self._step_timeout_s = step_timeout_s
         self._channels: list[Channel | None] = [None] * len(route)
         self._answers = [trio.Event() for _ in route]
@@ -101,8 +103,8 @@ class Ring:
                     hop.address.peer, DeadlineExceeded(f"{hop.address.peer} did not open the session in time")
                 )
 
-    async def send(self, payload: bytes, tokens: int, wanted: int) -> None:
-        """Send ``tokens`` rows of hidden states on their way.
+    async def send(self, payload: bytes, codec: Codec, tokens: int, wanted: int) -> None:
+        """Send ``tokens`` rows of hidden states, encoded in ``codec``, on their way.
 
         Raises:
             LocalProtocolError: they do not fit into the session.
@@ -117,7 +119,7 @@ class Ring:
             issued.position,
             tokens,
             wanted,
-            self._dtype,
+            codec,
             tokens,
             self._shape.hidden_size,
         )
@@ -201,7 +203,7 @@ class Ring:
         message = Open(
             self.session,
             self._shape.digest,
-            self._dtype,
+            self._format,
             hop.span.start,
             hop.span.end,
             self.rules.tokens,
@@ -227,11 +229,11 @@ class Ring:
     def _returned(self, hop: int, message: Step, payload: bytes) -> None:
         if hop != len(self.route) - 1:
             raise RemoteProtocolError("a result from a hop that is not the last")
-        if message.width != self._shape.hidden_size or message.dtype != self._dtype:
-            raise RemoteProtocolError(f"a result of width {message.width} in {message.dtype}")
+        if message.width != self._shape.hidden_size:
+            raise RemoteProtocolError(f"a result of width {message.width}")
         issued = self.rules.returned(message)
         if issued is not None:
-            self._tell(Returned(payload, issued.position, message.times))
+            self._tell(Returned(payload, message.codec, message.rows, issued.position, message.times))
 
     def _failed(self, hop: int, message: Failed) -> None:
         if message.number is not None:

@@ -11,11 +11,11 @@ import torch
 from shoal.client.ring import IN_FLIGHT, Returned, Ring
 from shoal.client.sampling import Sampler
 from shoal.errors import CannotRollBack, PromptTooLong, UsageError
-from shoal.executor.tensors import from_bytes, to_bytes
+from shoal.executor.codecs import decode, encode
 from shoal.executor.thread import TorchThread
 from shoal.models.span import Ends
-from shoal.types import DType, ModelShape
-from shoal.wire.messages import ITEM_SIZE, HopTime
+from shoal.types import Codec, ModelShape
+from shoal.wire.messages import HopTime
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class Session:
         thread: TorchThread,
         *,
         shape: ModelShape,
-        dtype: DType,
+        codec: Codec,
         prefill_chunk: int,
     ) -> None:
         self.ring = ring
         self.shape = shape
-        self._dtype: DType = dtype
+        self._codec: Codec = codec
         self._ends = ends
         self._thread = thread
         self._chunk = prefill_chunk
@@ -123,7 +123,7 @@ class Session:
             wanted = len(piece) if all_rows else int(last and all_rows is not None)
             while self.ring.rules.in_flight + 1 > IN_FLIGHT:
                 returned.append(await self.ring.receive())
-            await self.ring.send(await self._embedded(piece), len(piece), wanted)
+            await self.ring.send(await self._embedded(piece), self._codec, len(piece), wanted)
             self._pieces.append(piece)
             self.token_ids += piece
         while len(returned) < len(pieces):
@@ -149,12 +149,14 @@ class Session:
         position = len(self.token_ids)
         if self._ahead is not None and self._ahead.fits(piece, position):
             return self._ahead.payload
-        return await self._thread.run(lambda: to_bytes(self._ends.embed(piece, position)))
+        return await self._thread.run(lambda: self._encoded(piece, position))
 
     def _hidden(self, returned: Returned) -> torch.Tensor:
-        width = self.shape.hidden_size
-        rows = len(returned.payload) // (width * ITEM_SIZE[self._dtype])
-        return from_bytes(returned.payload, self._dtype, rows, width)
+        hidden = decode(returned.payload, returned.codec, returned.rows, self.shape.hidden_size)
+        return hidden[None].to(self._ends.dtype)
+
+    def _encoded(self, piece: list[int], position: int) -> bytes:
+        return encode(self._ends.embed(piece, position)[0].float().cpu(), self._codec)
 
     def _logits(self, returned: list[Returned]) -> torch.Tensor:
         return torch.cat([self._ends.head(self._hidden(r))[0] for r in returned])
@@ -163,7 +165,7 @@ class Session:
         logits = self._ends.head(self._hidden(returned))
         token = sampler.choose(logits[0, -1], self.token_ids)
         position = len(self.token_ids)
-        return token, _Ahead(token, position, to_bytes(self._ends.embed([token], position)))
+        return token, _Ahead(token, position, self._encoded([token], position))
 
     def _trim(self, position: int) -> None:
         del self.token_ids[position:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import trio
 
@@ -27,6 +27,7 @@ from shoal.errors import (
     ShoalError,
     UsageError,
 )
+from shoal.executor.formats import dtype_of
 from shoal.executor.thread import TorchThread
 from shoal.models.span import Ends, load_ends
 from shoal.models.store import LocalModel, ModelStore
@@ -38,7 +39,7 @@ from shoal.routing.route import Candidate, choose_route
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import coverage, missing
 from shoal.swarm.member import Member
-from shoal.types import Digest, DType, ModelShape, PeerId, SessionId, Span, gaps
+from shoal.types import Digest, Format, ModelShape, PeerId, SessionId, Span, gaps
 from shoal.wire.messages import Failed, Message, Opened, Refused, Step
 
 OPEN_ATTEMPTS = 4
@@ -60,7 +61,7 @@ class Swarm:
         self.settings = settings
         self.store = store
         self._rings: dict[SessionId, Ring] = {}
-        self._ends: dict[tuple[Digest, DType], Ends] = {}
+        self._ends: dict[tuple[Digest, Format], Ends] = {}
         self._codecs: dict[Digest, TextCodec] = {}
         self._loading = trio.Lock()
         self._thread = TorchThread("shoal-ends")
@@ -75,14 +76,14 @@ class Swarm:
 
     @asynccontextmanager
     async def session(
-        self, model: str, *, tokens: int | None = None, dtype: DType | None = None
+        self, model: str, *, tokens: int | None = None, format: Format | None = None
     ) -> AsyncGenerator[Session]:
         """A session over the cheapest route; closed on the way out.
 
         Args:
             tokens: what every hop reserves KV for; by default 1,024, or the model's context if that is less.
             model: a name that ``shoal models show`` knows, a folder or a GGUF file.
-            dtype: what every hop must compute in; by default what covers the model, float32 first.
+            format: how every hop holds its weights; by default what covers the model, the most exact first.
 
         Raises:
             UnknownModel, BadWeights: the model's ends cannot be loaded here.
@@ -98,15 +99,15 @@ class Swarm:
                 f"{tokens} tokens are more than the {local.shape.context} of {local.shape.name}",
                 check="ask for fewer tokens, or shorten the prompt",
             )
-        dtype = dtype or await self._served_dtype(local.shape)
-        ends = await self._load_ends(local, dtype)
-        ring = await self._open_ring(local.shape, dtype, tokens)
+        format = format or await self._served_format(local.shape)
+        ends = await self._load_ends(local, format)
+        ring = await self._open_ring(local.shape, format, tokens)
         session = Session(
             ring,
             ends,
             self._thread,
             shape=local.shape,
-            dtype=dtype,
+            codec="float32",
             prefill_chunk=self.settings.prefill_chunk,
         )
         try:
@@ -124,7 +125,7 @@ class Swarm:
         messages: Messages | None = None,
         max_tokens: int = 256,
         stop: Sequence[str] = (),
-        dtype: DType | None = None,
+        format: Format | None = None,
         **sampling: Any,
     ) -> Answer:
         """An answer to ``prompt`` (text or token ids as they are) or ``messages`` (by the chat template).
@@ -172,7 +173,7 @@ class Swarm:
                     check="shorten the prompt: it is never cut for you",
                 )
             limit = min(max_tokens, room)
-            async with self.session(model, tokens=len(token_ids) + limit, dtype=dtype) as session:
+            async with self.session(model, tokens=len(token_ids) + limit, format=format) as session:
                 answer.route = tuple(
                     RouteStage(hop.address.peer, hop.span, carrier)
                     for hop, carrier in zip(session.ring.route, session.ring.carriers, strict=True)
@@ -221,24 +222,24 @@ class Swarm:
                 return None
         return self._codecs[local.digest]
 
-    async def _load_ends(self, local: LocalModel, dtype: DType) -> Ends:
+    async def _load_ends(self, local: LocalModel, format: Format) -> Ends:
         async with self._loading:
-            key = (local.digest, dtype)
+            key = (local.digest, format)
             if key not in self._ends:
-                self._ends[key] = await self._thread.run(partial(load_ends, local, dtype))
+                self._ends[key] = await self._thread.run(partial(load_ends, local, dtype_of(format)))
             return self._ends[key]
 
-    async def _served_dtype(self, shape: ModelShape) -> DType:
-        """The dtype in which the model is covered; float32 when several are, or none is."""
+    async def _served_format(self, shape: ModelShape) -> Format:
+        """The format in which the model is covered; the most exact when several are."""
         await self._hear_of(shape)
         serving = list(self.member.directory.serving(shape.digest, self.member.now()))
-        dtypes: list[DType] = ["float32", "bfloat16", "float16"]
-        for dtype in dtypes:
-            spans = [a.served.span for a in serving if a.served and a.served.dtype == dtype]
+        formats: tuple[Format, ...] = get_args(Format)
+        for format in formats:
+            spans = [a.served.span for a in serving if a.served and a.served.format == format]
             if spans and not gaps(spans, shape.n_blocks):
-                return dtype
-        offered: list[DType] = [a.served.dtype for a in serving if a.served]
-        return (offered or dtypes)[0]
+                return format
+        offered: list[Format] = [a.served.format for a in serving if a.served]
+        return offered[0] if offered else "fp32"
 
     async def _hear_of(self, shape: ModelShape) -> None:
         """Wait, not long, until someone covers the model: a client that has just come knows few."""
@@ -252,12 +253,12 @@ class Swarm:
                     continue
                 await self.member.wait_changed()
 
-    async def _open_ring(self, shape: ModelShape, dtype: DType, tokens: int) -> Ring:
+    async def _open_ring(self, shape: ModelShape, format: Format, tokens: int) -> Ring:
         avoid: set[PeerId] = set()
         refused: ShoalError | None = None
         for _ in range(OPEN_ATTEMPTS):
             try:
-                route = self._route(shape, dtype, tokens, avoid)
+                route = self._route(shape, format, tokens, avoid)
             except (NoCoverage, Busy):
                 if refused is not None:
                     raise refused from None
@@ -266,7 +267,7 @@ class Swarm:
                 self._pool,
                 shape,
                 route,
-                dtype=dtype,
+                format=format,
                 tokens=tokens,
                 step_timeout_s=self.settings.step_timeout_s,
             )
@@ -289,14 +290,14 @@ class Swarm:
         with trio.move_on_after(CLOSE_WITHIN_S):
             await ring.aclose()
 
-    def _route(self, shape: ModelShape, dtype: DType, tokens: int, avoid: set[PeerId]) -> list[RouteHop]:
+    def _route(self, shape: ModelShape, format: Format, tokens: int, avoid: set[PeerId]) -> list[RouteHop]:
         serving = {
             PeerId(a.peer): a
-            for a in self.member.directory.serving(shape.digest, self.member.now(), dtype)
+            for a in self.member.directory.serving(shape.digest, self.member.now(), format)
             if a.peer != self.network.peer
         }
         if not serving:
-            self._explain_absence(shape, dtype)
+            self._explain_absence(shape, format)
         rtts = {channel.peer: channel.rtt_s for channel in self._pool.all()}
         candidates = [
             Candidate(peer, a.served.span, a.served.tokens_free, a.served.step_ms / 1e3, rtts.get(peer))
@@ -310,14 +311,14 @@ class Swarm:
             raise
         return [RouteHop(serving[stage.peer].address, stage.span) for stage in stages]
 
-    def _explain_absence(self, shape: ModelShape, dtype: DType) -> None:
+    def _explain_absence(self, shape: ModelShape, format: Format) -> None:
         now = self.member.now()
         others = [a.served for a in self.member.alive() if a.served and a.served.model == shape.name]
         if any(served.digest == shape.digest for served in others):
             raise NoCoverage(
-                f"nobody serves {shape.name} in {dtype}",
+                f"nobody serves {shape.name} in {format}",
                 missing=[Span(0, shape.n_blocks)],
-                check="shoal status shows in which dtypes it is served",
+                check="shoal status shows in which formats it is served",
             )
         if others:
             raise DigestMismatch(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from shoal.errors import Busy, ShoalError, StepFailed, UnknownSession
-from shoal.executor.tensors import from_bytes, to_bytes
+from shoal.executor.codecs import decode, encode
 from shoal.executor.thread import TorchThread
 from shoal.models.span import Cache, SpanModule
-from shoal.types import DType, SessionId, Span
+from shoal.types import Codec, Format, SessionId, Span
 
 
 @dataclass(slots=True)
@@ -39,10 +39,10 @@ class Engine:
     """
 
     def __init__(
-        self, module: SpanModule, thread: TorchThread, *, dtype: DType, tokens: int, max_sessions: int
+        self, module: SpanModule, thread: TorchThread, *, format: Format, tokens: int, max_sessions: int
     ) -> None:
         self.module = module
-        self.dtype: DType = dtype
+        self.format: Format = format
         self.tokens = tokens
         """Tokens of KV that all sessions together may reserve."""
         self._thread = thread
@@ -89,9 +89,20 @@ class Engine:
             self._reserved -= held.tokens
 
     async def forward(
-        self, session: SessionId, position: int, payload: bytes, rows: int, wanted: int
+        self,
+        session: SessionId,
+        position: int,
+        payload: bytes | bytearray,
+        codec: Codec,
+        rows: int,
+        wanted: int,
+        reply: Codec,
     ) -> Forwarded:
         """Run ``rows`` tokens from ``position`` on; keep the last ``wanted`` rows of what comes out.
+
+        Args:
+            payload: ``rows × width`` hidden states in ``codec``.
+            reply: how what comes out is encoded.
 
         A cache longer than ``position`` is rolled back to it first.
 
@@ -107,19 +118,20 @@ class Engine:
 
         def work() -> Forwarded:
             began = time.perf_counter_ns()
-            out = _forward(held, position, from_bytes(payload, self.dtype, rows, self.module.width), wanted)
+            hidden = decode(payload, codec, rows, self.module.width)
+            out = encode(_forward(held, position, hidden, wanted), reply)
             ended = time.perf_counter_ns()
             return Forwarded(out, (ended - began) // 1000, (began - asked) // 1000)
 
         return await self._thread.run(work)
 
 
-def _forward(held: _Held, position: int, hidden: torch.Tensor, wanted: int) -> bytes:
+def _forward(held: _Held, position: int, hidden: torch.Tensor, wanted: int) -> torch.Tensor:
     try:
-        out = held.module.forward(hidden, held.cache, position)
+        out = held.module.forward(hidden[None].to(held.module.dtype), held.cache, position)
     except ShoalError:
         raise
     except Exception as error:
         # What a model's own code may raise is listed nowhere. It ends this step, never the node.
         raise StepFailed(f"the forward failed: {type(error).__name__}: {error}") from error
-    return to_bytes(out[:, out.shape[1] - wanted :])
+    return out[0, out.shape[1] - wanted :].float().cpu()

@@ -66,7 +66,13 @@ class Hop:
             async for step, payload, advance in self._steps:
                 try:
                     done = await self.engine.forward(
-                        self.session, advance.position, payload, step.rows, self._rows_out(step)
+                        self.session,
+                        advance.position,
+                        payload,
+                        step.codec,
+                        step.rows,
+                        self._rows_out(step),
+                        step.codec,
                     )
                     self.measured(step, done)
                     await self._pass_on(step, done)

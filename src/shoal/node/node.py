@@ -14,6 +14,7 @@ import trio
 from shoal.config import Settings
 from shoal.errors import OutOfResources, UsageError
 from shoal.executor.engine import Engine
+from shoal.executor.formats import dtype_of
 from shoal.executor.thread import TorchThread
 from shoal.models.local import LocalModel
 from shoal.models.sizes import span_bytes
@@ -24,7 +25,7 @@ from shoal.routing.placement import choose_span
 from shoal.swarm.announcement import Served
 from shoal.swarm.directory import coverage
 from shoal.swarm.member import Member
-from shoal.types import DType, Span
+from shoal.types import Format, Span, resolve_format
 
 DRAIN_S = 30.0
 """How long a node that was asked to stop lets the sessions that it holds come to their end."""
@@ -39,30 +40,31 @@ def memory_budget(settings: Settings) -> int:
     return settings.memory or psutil.virtual_memory().available // 2
 
 
-def blocks_that_fit(model: LocalModel, dtype: DType, memory: int) -> int:
+def blocks_that_fit(model: LocalModel, format: Format, memory: int) -> int:
     """How many blocks of a model fit into ``memory`` bytes with room left for KV.
 
     Raises:
         OutOfResources: not one does.
     """
     weights = int(memory * (1 - KV_SHARE))
+    dtype = dtype_of(format)
     largest = max(span_bytes(model, Span(block, block + 1), dtype) for block in range(model.shape.n_blocks))
     fits = weights // largest
     if fits < 1:
         raise OutOfResources(
-            f"one block of {model.shape.name} takes {largest >> 20} MiB in {dtype}, and a node of "
+            f"one block of {model.shape.name} takes {largest >> 20} MiB in {format}, and a node of "
             f"{memory >> 20} MiB has room for {weights >> 20} MiB of weights",
-            check="free memory, or a smaller dtype",
+            check="free memory, or a smaller format",
             next_command="shoal serve MODEL --memory SIZE",
         )
     return min(fits, model.shape.n_blocks)
 
 
-def pick_span(model: LocalModel, dtype: DType, memory: int, member: Member) -> Span:
+def pick_span(model: LocalModel, format: Format, memory: int, member: Member) -> Span:
     """The span of ``model`` that the swarm lacks most and that fits. Raises as ``blocks_that_fit``."""
     serving = member.directory.serving(model.digest, member.now())
     spans = [a.served.span for a in serving if a.served]
-    return choose_span(coverage(spans, model.shape.n_blocks), blocks_that_fit(model, dtype, memory))
+    return choose_span(coverage(spans, model.shape.n_blocks), blocks_that_fit(model, format, memory))
 
 
 def check_span(model: LocalModel, span: Span) -> None:
@@ -130,7 +132,7 @@ class Node:
             shape.vocab_size,
             self.span.start,
             self.span.end,
-            self.engine.dtype,
+            self.engine.format,
             self.engine.tokens,
             0 if self.server.draining else self.engine.tokens_free,
             self.engine.sessions,
@@ -168,17 +170,17 @@ async def start_node(
         BadWeights, UnsupportedModel: it cannot be loaded.
     """
     check_span(model, span)
-    dtype = settings.dtype
+    format = resolve_format(settings.format, model.dtype)
     memory = memory_budget(settings)
     thread = TorchThread("shoal-span")
     try:
         if settings.threads:
             await thread.run(partial(torch.set_num_threads, settings.threads))
-        report(f"loading blocks {span} of {model.shape.name} in {dtype}")
-        module = await thread.run(partial(load_span, model, span, dtype))
+        report(f"loading blocks {span} of {model.shape.name} in {format}")
+        module = await thread.run(partial(load_span, model, span, dtype_of(format)))
         capacity = kv_capacity(module, settings, memory)
         engine = Engine(
-            module, thread, dtype=dtype, tokens=capacity.tokens, max_sessions=settings.max_sessions
+            module, thread, format=format, tokens=capacity.tokens, max_sessions=settings.max_sessions
         )
         server = SpanServer(
             network, engine, digest=model.digest, span=span, sessions_per_peer=settings.max_sessions

@@ -150,8 +150,8 @@ class SpanServer:
                 f"this node serves {self.digest[:23]}…, not {message.digest[:23]}…: "
                 "another model, or another version of it"
             )
-        if message.dtype != self.engine.dtype:
-            raise NotAllowed(f"this node computes in {self.engine.dtype}, not {message.dtype}")
+        if message.format != self.engine.format:
+            raise NotAllowed(f"this node computes in {self.engine.format}, not {message.format}")
         if message.start < self.span.start or message.end > self.span.end:
             raise NotAllowed(
                 f"this node serves blocks {self.span}, {message.start}:{message.end} is not inside of them"

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import RemoteProtocolError
-from shoal.types import Digest, DType, ModelShape, PeerAddress, PeerId, Span
+from shoal.types import Digest, Format, ModelShape, PeerAddress, PeerId, Span
 
 MAX_ANNOUNCEMENT = 4 << 10
 """Bytes; a usual one is 500."""
@@ -39,7 +39,7 @@ class Served(Struct, frozen=True, array_like=True):
     vocab_size: Annotated[int, Meta(ge=1, le=1 << 26)]
     start: Annotated[int, Meta(ge=0, le=1 << 14)]
     end: Annotated[int, Meta(ge=1, le=1 << 14)]
-    dtype: DType
+    format: Format
     tokens: Annotated[int, Meta(ge=0, le=1 << 40)]
     """KV tokens that all sessions together may take."""
     tokens_free: Annotated[int, Meta(ge=0, le=1 << 40)]

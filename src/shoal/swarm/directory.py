@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from shoal.errors import RemoteProtocolError
 from shoal.swarm.announcement import Announcement
-from shoal.types import Digest, DType, ModelShape, PeerId, Span, gaps
+from shoal.types import Digest, Format, ModelShape, PeerId, Span, gaps
 
 MAX_PEERS = 4096
 
@@ -77,11 +77,11 @@ class Directory:
         """The same as they were received, for a peer that has just come."""
         return [raw for _, raw, until in self._entries.values() if until > now]
 
-    def serving(self, digest: Digest, now: float, dtype: DType | None = None) -> Iterator[Announcement]:
-        """Who serves a span of the model, in ``dtype`` when one is given."""
+    def serving(self, digest: Digest, now: float, format: Format | None = None) -> Iterator[Announcement]:
+        """Who serves a span of the model, in ``format`` when one is given."""
         for announcement in self.alive(now):
             served = announcement.served
-            if served is not None and served.digest == digest and dtype in (None, served.dtype):
+            if served is not None and served.digest == digest and format in (None, served.format):
                 yield announcement
 
     def models(self, now: float) -> list[ModelShape]:
@@ -99,7 +99,7 @@ def coverage(spans: list[Span], n_blocks: int) -> list[int]:
     return counts
 
 
-def missing(directory: Directory, shape: ModelShape, now: float, dtype: DType | None = None) -> list[Span]:
+def missing(directory: Directory, shape: ModelShape, now: float, format: Format | None = None) -> list[Span]:
     """The blocks of the model that nobody serves."""
-    spans = [a.served.span for a in directory.serving(shape.digest, now, dtype) if a.served]
+    spans = [a.served.span for a in directory.serving(shape.digest, now, format) if a.served]
     return gaps(spans, shape.n_blocks)

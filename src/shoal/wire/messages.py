@@ -20,9 +20,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import RemoteProtocolError
-from shoal.types import DType, PeerAddress, PeerId
+from shoal.types import Codec, Format, PeerAddress, PeerId
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 MAX_HEADER = 32 << 10
 """Bytes of a header; one is 200 bytes long on the way of a token."""
@@ -32,8 +32,8 @@ MAX_TOKENS = 1 << 22
 MAX_BLOCKS = 1 << 14
 MAX_HOPS = 256
 
-ITEM_SIZE: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""The dtypes that may travel, with their bytes per element. Nothing else is a tensor to us."""
+INT8_BLOCK = 64
+"""Elements of a row that share one scale in the int8 codec; a row's last block may be short."""
 
 SessionBytes = Annotated[bytes, Meta(min_length=16, max_length=16)]
 PeerText = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -76,7 +76,7 @@ class Open(_Message, frozen=True, tag="open"):
 
     session: SessionBytes
     digest: Annotated[str, Meta(min_length=1, max_length=128)]
-    dtype: DType
+    format: Format
     start: Block
     end: Annotated[int, Meta(ge=1, le=MAX_BLOCKS)]
     tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
@@ -112,7 +112,7 @@ class HopTime(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Step(_Message, frozen=True, tag="step"):
-    """One forward of ``rows`` tokens from ``position`` on; its payload is ``rows × width`` elements.
+    """One forward of ``rows`` tokens from ``position`` on; its payload: ``rows × width`` elements, encoded.
 
     Steps are idempotent by position: a hop whose cache is longer rolls back to ``position`` first.
     """
@@ -125,7 +125,8 @@ class Step(_Message, frozen=True, tag="step"):
     """Tokens that this step adds to the cache."""
     wanted: Count
     """Trailing positions whose hidden states the client wants back: 0, 1 or up to ``tokens``."""
-    dtype: DType
+    codec: Codec
+    """How this payload is encoded; each hop chooses for what it sends."""
     rows: Count
     """Rows in the payload: ``tokens`` on the way, ``wanted`` on the last hop's way to the client."""
     width: Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -192,8 +193,15 @@ def decode(header: bytes | bytearray | memoryview, payload_size: int) -> Message
 def payload_bytes(message: Message) -> int:
     """Bytes of payload that ``message`` declares: 0 for everything but a step."""
     if isinstance(message, Step):
-        return message.rows * message.width * ITEM_SIZE[message.dtype]
+        return encoded_bytes(message.rows, message.width, message.codec)
     return 0
+
+
+def encoded_bytes(rows: int, width: int, codec: Codec) -> int:
+    """Bytes of ``rows × width`` elements in ``codec``."""
+    if codec == "int8":
+        return rows * (4 * -(-width // INT8_BLOCK) + width)
+    return rows * width * (4 if codec == "float32" else 2)
 
 
 def shorten(text: str) -> str:

@@ -47,10 +47,10 @@ class HopSession:
             RemoteProtocolError: the step does not fit the session that was opened.
             PositionGap: the step begins beyond the cache.
         """
-        if step.width != self.width or step.dtype != self.opened.dtype or step.rows != step.tokens:
+        if step.width != self.width or step.rows != step.tokens:
             raise RemoteProtocolError(
-                f"a step of {step.rows}×{step.width} {step.dtype} for {step.tokens} tokens in a session of "
-                f"width {self.width} in {self.opened.dtype}"
+                f"a step of {step.rows}×{step.width} for {step.tokens} tokens in a session of "
+                f"width {self.width}"
             )
         if step.position + step.tokens > self.opened.tokens:
             raise RemoteProtocolError(

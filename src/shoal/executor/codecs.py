@@ -1,0 +1,106 @@
+"""Hidden states as they travel: float32 in memory, one of three codecs on the wire.
+
+========  ============================================================  =========================
+codec     bytes of ``rows × width``                                     error of an element
+========  ============================================================  =========================
+float32   4 each, little-endian                                         none
+bfloat16  2 each, rounded to the nearest even                           2⁻⁹ of itself
+int8      a float32 scale for every 64 elements of a row, row by row;   1/254 of its block's
+          then 1 each                                                   largest
+========  ============================================================  =========================
+
+int8 is dynamic and blockwise (Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022): an
+outlier coarsens its own 64 elements and no others. The scale is a float32 because residual streams have
+outliers beyond 10⁴ and a float16 scale would save no more than 3% of the bytes. How many bytes a payload must
+have, :func:`shoal.wire.messages.encoded_bytes` says; the wire has checked it before it comes here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from shoal.errors import StepFailed
+from shoal.types import Codec
+from shoal.wire.messages import INT8_BLOCK, encoded_bytes
+
+TINY = 1e-30
+"""A block whose largest element is below this travels as zeros: its scale would lose its precision."""
+MAX_SCALE = float(np.finfo(np.float32).max) / 128
+"""Beyond this, an element of the block could not be held in float32."""
+
+
+def encode(hidden: torch.Tensor, codec: Codec) -> bytes:
+    """The bytes of ``hidden``, float32 ``[rows, width]``.
+
+    Raises:
+        StepFailed: a value is NaN or infinite, or too large for the codec: what follows would be noise.
+    """
+    rows = hidden.detach().contiguous()
+    if codec == "float32":
+        array = rows.numpy()
+        _expect(bool(np.isfinite(array).all()))
+        return array.tobytes()
+    if codec == "bfloat16":
+        halves = rows.to(torch.bfloat16)
+        _expect(_finite(halves))
+        return halves.view(torch.int16).numpy().tobytes()
+    return _to_int8(rows.numpy())
+
+
+def decode(payload: bytes | bytearray | memoryview, codec: Codec, rows: int, width: int) -> torch.Tensor:
+    """Hidden states, float32 ``[rows, width]``; a writable float32 ``payload`` is used in place.
+
+    Raises:
+        StepFailed: the payload has another size, or a value is NaN or infinite.
+    """
+    if len(payload) != encoded_bytes(rows, width, codec):
+        raise StepFailed(f"{len(payload)} bytes are not {rows}×{width} elements in {codec}")
+    if not rows:
+        return torch.empty((0, width))
+    if codec == "int8":
+        return torch.from_numpy(_from_int8(payload, rows, width))
+    buffer = payload if isinstance(payload, bytearray) else bytearray(payload)
+    if codec == "float32":
+        hidden = torch.frombuffer(buffer, dtype=torch.float32).view(rows, width)
+        _expect(bool(np.isfinite(hidden.numpy()).all()), arrived=True)
+        return hidden
+    halves = torch.frombuffer(buffer, dtype=torch.bfloat16).view(rows, width)
+    _expect(_finite(halves), arrived=True)
+    return halves.float()
+
+
+def _to_int8(array: np.ndarray) -> bytes:
+    rows, width = array.shape
+    if width % INT8_BLOCK:
+        array = np.pad(array, ((0, 0), (0, -width % INT8_BLOCK)))
+    blocks = array.reshape(rows, -1, INT8_BLOCK)
+    largest = np.maximum(blocks.max(-1), -blocks.min(-1)) if rows else np.zeros((0, 0), np.float32)
+    _expect(bool(np.isfinite(largest).all()))
+    scales = np.where(largest < TINY, np.float32(0), largest / np.float32(127))
+    steps = blocks / np.where(scales > 0, scales, np.float32(np.inf))[..., None]
+    elements = np.rint(steps, out=steps).astype(np.int8).reshape(rows, -1)[:, :width]
+    return scales.tobytes() + elements.tobytes()
+
+
+def _from_int8(payload: bytes | bytearray | memoryview, rows: int, width: int) -> np.ndarray:
+    n_blocks = -(-width // INT8_BLOCK)
+    scales = np.frombuffer(payload, np.float32, rows * n_blocks).reshape(rows, n_blocks)
+    _expect(bool(((scales >= 0) & (scales <= MAX_SCALE)).all()), arrived=True)
+    elements = np.frombuffer(payload, np.int8, rows * width, scales.nbytes).reshape(rows, width)
+    if width % INT8_BLOCK:
+        return elements * np.repeat(scales, INT8_BLOCK, axis=1)[:, :width]
+    return (elements.reshape(rows, n_blocks, INT8_BLOCK) * scales[..., None]).reshape(rows, width)
+
+
+def _finite(halves: torch.Tensor) -> bool:
+    """Whether no bfloat16 is NaN or infinite: not all bits of an exponent are set."""
+    return not bool((halves.view(torch.int16) & 0x7F80 == 0x7F80).any())
+
+
+def _expect(finite: bool, *, arrived: bool = False) -> None:
+    if finite:
+        return
+    if arrived:
+        raise StepFailed("hidden states that are not finite arrived", check="the hop before this one")
+    raise StepFailed("the hidden states are not finite", check="the weights, and the hop before this one")
