@@ -1,0 +1,324 @@
+"""Our C kernels, seen from Python: matrices in the formats of :data:`Format`, and a team of threads.
+
+The libraries are compiled when Shoal is installed (``hatch_build.py``), one for each level of the CPU; the best
+that this machine can run is loaded on first use. Where there is none (no compiler at install time),
+:mod:`shoal.executor.plain` computes the same with torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shoal.errors import OutOfResources
+from shoal.types import Format
+
+GROUP = 32
+"""Weights of int4 that share a scale."""
+PAGE = 16
+"""Tokens of one page of KV."""
+NUMBER: dict[Format, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
+
+log = logging.getLogger(__name__)
+
+
+class LinearStruct(Structure):
+    """``linear_t`` of native/linear.h."""
+
+    _fields_ = (
+        ("rows", c_int32),
+        ("cols", c_int32),
+        ("format", c_int32),
+        ("unused", c_int32),
+        ("weights", c_void_p),
+        ("scales", c_void_p),
+        ("bias", c_void_p),
+    )
+
+
+class SequenceStruct(Structure):
+    """``sequence_t`` of native/attention.h."""
+
+    _fields_ = (
+        ("row", c_int32),
+        ("rows", c_int32),
+        ("position", c_int32),
+        ("unused", c_int32),
+        ("pages", c_void_p),
+    )
+
+
+class KvStruct(Structure):
+    """``kv_t`` of native/attention.h."""
+
+    _fields_ = (
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("format", c_int32),
+        ("scale", c_float),
+        ("unused", c_int32),
+        ("arena", c_void_p),
+        ("page_bytes", c_int64),
+    )
+
+
+class LayerStruct(Structure):
+    """``layer_t`` of native/span.h."""
+
+    _fields_ = (
+        ("attention_norm", c_void_p),
+        ("mlp_norm", c_void_p),
+        ("after_attention", c_void_p),
+        ("after_mlp", c_void_p),
+        ("query_norm", c_void_p),
+        ("key_norm", c_void_p),
+        ("qkv", LinearStruct),
+        ("out", LinearStruct),
+        ("gate_up", LinearStruct),
+        ("down", LinearStruct),
+        ("window", c_int32),
+        ("rope", c_int32),
+    )
+
+
+class SpanStruct(Structure):
+    """``span_t`` of native/span.h."""
+
+    _fields_ = (
+        ("hidden", c_int32),
+        ("ffn", c_int32),
+        ("rotary", c_int32),
+        ("activation", c_int32),
+        ("epsilon", c_float),
+        ("residual", c_float),
+        ("frequencies", c_void_p * 2),
+        ("rope_scale", c_float * 2),
+        ("n_layers", c_int32),
+        ("unused", c_int32),
+        ("layers", POINTER(LayerStruct)),
+        ("kv", KvStruct),
+    )
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    library.team_new.restype = c_void_p
+    library.team_new.argtypes = [c_int]
+    library.team_free.argtypes = [c_void_p]
+    library.team_threads.argtypes = [c_void_p]
+    library.span_step.argtypes = [c_void_p, POINTER(SpanStruct), c_int, c_int, c_void_p, c_int, c_void_p]
+    library.apply_linear.argtypes = [c_void_p, POINTER(LinearStruct), c_void_p, c_int, c_void_p]
+    library.rms_norm.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p]
+    library.kv_layer_bytes.argtypes = [POINTER(KvStruct)]
+    library.kv_layer_bytes.restype = c_int64
+    library.activation_limit.argtypes = [c_int32, c_int32]
+    library.pack_int8.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+    library.pack_int4.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+    library.unpack_rows.argtypes = [POINTER(LinearStruct), c_void_p, c_int, c_void_p]
+    return library
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernels for this CPU; ``None`` where they were not built."""
+    folder = Path(__file__).with_name("native")
+    basic = folder / "kernels-v1.so"
+    if not basic.exists():
+        log.warning("the C kernels are not built: computing with torch alone, which is slower")
+        return None
+    level = ctypes.CDLL(str(basic)).cpu_level()
+    best = folder / f"kernels-v{level}.so"
+    return _declare(ctypes.CDLL(str(best if best.exists() else basic)))
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The weights of a linear layer, ``[rows, cols]``, in one of the formats; in memory or a file's pages."""
+
+    format: Format
+    rows: int
+    """What goes out."""
+    cols: int
+    """What comes in."""
+    weights: torch.Tensor
+    """fp32: float32, bf16: bfloat16, int8: int8, each ``[rows, cols]``; int4: uint8 ``[rows, cols / 2]``."""
+    scales: torch.Tensor | None
+    """int8: float32 ``[rows]``; int4: float32 ``[rows, cols / 32]``."""
+    bias: torch.Tensor | None = None
+    """float32 ``[rows]``."""
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory."""
+        held = (self.weights, self.scales, self.bias)
+        return sum(t.numel() * t.element_size() for t in held if t is not None)
+
+    def struct(self) -> LinearStruct:
+        """What the kernels read; valid as long as this matrix lives."""
+        return LinearStruct(
+            self.rows,
+            self.cols,
+            NUMBER[self.format],
+            0,
+            _address(self.weights),
+            _address(self.scales),
+            _address(self.bias),
+        )
+
+
+def fits(format: Format, cols: int) -> bool:
+    """Whether a matrix with ``cols`` columns can be held in ``format``: int4 needs whole groups."""
+    return format != "int4" or cols % GROUP == 0
+
+
+def pack(weights: torch.Tensor, format: Format, bias: torch.Tensor | None = None) -> Matrix:
+    """``weights`` ``[rows, cols]`` of any floating dtype in ``format``; int8 where ``format`` does not fit.
+
+    int8 is symmetric with a scale for each row; int4 has one for each 32 weights of a row, from the weight of
+    the largest magnitude, as GGUF's Q4_0.
+    """
+    rows, cols = weights.shape
+    bias = None if bias is None else bias.float().contiguous()
+    if format == "fp32":
+        return Matrix(format, rows, cols, weights.float().contiguous(), None, bias)
+    if format == "bf16":
+        return Matrix(format, rows, cols, weights.to(torch.bfloat16).contiguous(), None, bias)
+    if format == "int4" and fits(format, cols):
+        return Matrix(format, rows, cols, *_pack_int4(weights), bias)
+    return Matrix("int8", rows, cols, *_pack_int8(weights), bias)
+
+
+ROWS_AT_ONCE = 1024
+"""Rows widened to float32 at a time while packing: the peak stays near the packed size."""
+
+
+def _pack_int8(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, cols = weights.shape
+    packed, scales = torch.empty((rows, cols), dtype=torch.int8), torch.empty(rows)
+    for at in range(0, rows, ROWS_AT_ONCE):
+        wide = weights[at : at + ROWS_AT_ONCE].float().contiguous()
+        part = slice(at, at + len(wide))
+        if (native := library()) is not None:
+            native.pack_int8(
+                wide.data_ptr(), len(wide), cols, packed[part].data_ptr(), scales[part].data_ptr()
+            )
+        else:
+            largest = wide.abs().amax(1)
+            scales[part] = largest / 127
+            to_int = torch.where(largest > 0, 127 / largest, torch.zeros(()))
+            packed[part] = (wide * to_int[:, None]).round().to(torch.int8)
+    return packed, scales
+
+
+def _pack_int4(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, cols = weights.shape
+    packed = torch.empty((rows, cols // 2), dtype=torch.uint8)
+    scales = torch.empty((rows, cols // GROUP))
+    for at in range(0, rows, ROWS_AT_ONCE):
+        wide = weights[at : at + ROWS_AT_ONCE].float().contiguous()
+        part = slice(at, at + len(wide))
+        if (native := library()) is not None:
+            native.pack_int4(
+                wide.data_ptr(), len(wide), cols, packed[part].data_ptr(), scales[part].data_ptr()
+            )
+        else:
+            groups = wide.view(len(wide), -1, GROUP)
+            top = groups.gather(2, groups.abs().argmax(2, keepdim=True))
+            scales[part] = (top / -8)[..., 0]
+            to_int = torch.where(top != 0, -8 / top, torch.zeros(()))
+            values = ((groups * to_int).round() + 8).clamp(max=15).to(torch.uint8)
+            half = GROUP // 2
+            packed[part] = (values[..., :half] | values[..., half:] << 4).reshape(len(wide), -1)
+    return packed, scales
+
+
+class Team:
+    """Threads that compute together, with their working memory. For one caller at a time."""
+
+    def __init__(self, threads: int) -> None:
+        native = library()
+        if native is None:
+            raise OutOfResources("the C kernels are not built", next_command="pip install --force-reinstall shoal")
+        self._library = native
+        self._team = native.team_new(threads)
+        if not self._team:
+            raise OutOfResources("no memory for the kernels' threads")
+        self.threads = int(native.team_threads(self._team))
+
+    def __del__(self) -> None:
+        if getattr(self, "_team", None):
+            self._library.team_free(self._team)
+
+    def linear(self, matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
+        """``x @ weights.T + bias``: float32 ``[n, cols]`` gives ``[n, rows]``.
+
+        In int8 and int4 a row's result does not depend on the rows beside it, bit for bit.
+
+        Raises:
+            OutOfResources: memory is short.
+        """
+        x = x.contiguous()
+        out = torch.empty((len(x), matrix.rows))
+        if len(x):
+            struct = matrix.struct()
+            self._check(self._library.apply_linear(self._team, byref(struct), x.data_ptr(), len(x), out.data_ptr()))
+        return out
+
+    def run_span(
+        self,
+        span: SpanStruct,
+        layers: range,
+        sequences: ctypes.Array[SequenceStruct],
+        hidden: torch.Tensor,
+    ) -> None:
+        """Run blocks ``layers`` of a span on ``hidden``, float32 ``[n, width]``, in place.
+
+        Raises:
+            OutOfResources: memory is short; ``hidden`` is as it was.
+        """
+        self._check(
+            self._library.span_step(
+                self._team,
+                byref(span),
+                layers.start,
+                layers.stop,
+                ctypes.addressof(sequences),
+                len(sequences),
+                hidden.data_ptr(),
+            )
+        )
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Root mean square norm of each row of ``x``, float32 ``[n, width]`` (Zhang and Sennrich, 2019)."""
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        self._library.rms_norm(x.data_ptr(), x.shape[0], x.shape[1], weight.data_ptr(), epsilon, out.data_ptr())
+        return out
+
+    def _check(self, failed: int) -> None:
+        if failed:
+            raise OutOfResources("no memory for the working set of a forward", check="fewer tokens in one step")
+
+
+def rows_of(matrix: Matrix, which: torch.Tensor) -> torch.Tensor:
+    """Rows ``which`` of a matrix as float32 ``[n, cols]``: how an embedding is read."""
+    if matrix.format in ("fp32", "bf16"):
+        return matrix.weights[which].float()
+    native = library()
+    if native is None or matrix.scales is None:
+        raise OutOfResources("the C kernels are not built")
+    which = which.to(torch.int32).contiguous()
+    out = torch.empty((len(which), matrix.cols))
+    struct = matrix.struct()
+    native.unpack_rows(byref(struct), which.data_ptr(), len(which), out.data_ptr())
+    return out

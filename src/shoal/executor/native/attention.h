@@ -1,0 +1,40 @@
+/* Attention of several sessions at once over KV that lies in pages. */
+#pragma once
+#include "pool.h"
+#include <stdint.h>
+
+#define PAGE 16 /* tokens of one page */
+
+/* One session's rows in a forward. */
+typedef struct {
+    int32_t row;          /* its first row */
+    int32_t rows;
+    int32_t position;     /* tokens that it has cached before */
+    int32_t unused;
+    const int32_t *pages; /* which page holds tokens [16 i, 16 i + 16) */
+} sequence_t;
+
+/* A layer's part of a page, in order, each starting at a multiple of 64 bytes:
+ *   keys   [kv_heads][head_dim][PAGE], so that one load brings 16 tokens
+ *   values [kv_heads][PAGE][width], width = head_dim up to a multiple of 16, zeros beyond
+ *   for int8, one float scale for each token of each head: keys' [kv_heads][PAGE], then values' */
+typedef struct {
+    int32_t heads, kv_heads, head_dim;
+    int32_t format;         /* BF16 or INT8 */
+    float scale;            /* of the scores */
+    int32_t unused;
+    uint8_t *arena;         /* every page */
+    int64_t page_bytes;     /* of all layers */
+} kv_t;
+
+int64_t kv_layer_bytes(const kv_t *kv);
+
+/* Put one token's key and value, [kv_heads][head_dim] each, into its place. */
+void kv_put(const kv_t *kv, int layer, const sequence_t *sequence, int position, const float *key,
+            const float *value);
+
+/* out[row][heads · head_dim] for queries that lie `stride` floats apart. window > 0: a token sees that many,
+ * itself included. scores: per thread, score_floats of the longest sequence. */
+int64_t score_floats(int longest);
+void attend(pool_t *pool, const kv_t *kv, int layer, int window, const sequence_t *sequences, int count,
+            const float *queries, int64_t stride, float *out, float *scores, int64_t thread_floats);

@@ -1,0 +1,410 @@
+/* Four formats, three kernels.
+ *
+ * Float weights with few rows of x: dot products along the weights' rows, at the speed of memory. Float weights
+ * with more rows: x is transposed into panels of LANES rows, weights are widened to float once per block that
+ * stays in the cache, and the inner loop is LANES × TILE fused multiply-adds. Integer weights: x is quantised
+ * per row, and 16-bit products are summed exactly in 32 bits, so a row's result does not depend on the other
+ * rows, on the number of threads, or on the machine. */
+#include "linear.h"
+#include "simd.h"
+#include <math.h>
+#include <stddef.h>
+
+#define DOT_ROWS 5      /* most rows of x that are worth dot products */
+#define CHUNK 48        /* rows of weights in one chunk of work; a multiple of both tile heights */
+#define DEPTH 256       /* columns of one block of widened weights */
+#define AHEAD 512       /* columns fetched ahead of their use */
+#define DEPTH_STRIDE (DEPTH + 16)
+#define INT_DEPTH 2048  /* columns of x that a group of rows keeps in the first cache */
+#define INT_CHUNK 64
+
+typedef struct {
+    const linear_t *layer;
+    const scratch_t *scratch;
+    const float *x;
+    float *out;
+    int64_t stride;
+    int m, how;
+    float factor;
+} job_t;
+
+static inline int least(int a, int b) { return a < b ? a : b; }
+
+static inline void put(const job_t *job, int i, int r, float value) {
+    const float *bias = job->layer->bias;
+    float *to = job->out + i * job->stride + r;
+    value = (bias ? value + bias[r] : value) * job->factor;
+    *to = job->how == ADD ? *to + value : value;
+}
+
+/* ---- few rows of x, float weights ---- */
+
+INLINE v16 load16_weights(const void *w, int64_t at, int bf16) {
+    return bf16 ? load16_bf16((const uint16_t *)w + at) : load16((const float *)w + at);
+}
+INLINE float weight(const void *w, int64_t at, int bf16) {
+    return bf16 ? from_bf16(((const uint16_t *)w)[at]) : ((const float *)w)[at];
+}
+
+INLINE void dot_tile(const job_t *job, int r, int n, int first, int m, int bf16) {
+    const int64_t cols = job->layer->cols;
+    const void *w = job->layer->weights;
+    const float *x = job->x + first * cols;
+    v16 acc[4][3];
+    UNROLL for (int j = 0; j < n; j++) UNROLL for (int i = 0; i < m; i++) acc[j][i] = zero16();
+    int64_t k = 0;
+    for (; k + 16 <= cols; k += 16) {
+        v16 wide[4];
+        UNROLL for (int j = 0; j < n; j++) wide[j] = load16_weights(w, (r + j) * cols + k, bf16);
+        UNROLL for (int i = 0; i < m; i++) {
+            v16 v = load16(x + i * cols + k);
+            UNROLL for (int j = 0; j < n; j++) acc[j][i] = fma16(wide[j], v, acc[j][i]);
+        }
+    }
+    UNROLL for (int j = 0; j < n; j++) UNROLL for (int i = 0; i < m; i++) {
+        float sum = sum16(acc[j][i]);
+        for (int64_t t = k; t < cols; t++) sum += weight(w, (r + j) * cols + t, bf16) * x[i * cols + t];
+        put(job, first + i, r + j, sum);
+    }
+}
+
+INLINE void dot_rows(const job_t *job, int from, int to, int n, int bf16) {
+    for (int r = from; r + n <= to; r += n) {
+        int i = 0;
+        for (; i + 3 <= job->m; i += 3) dot_tile(job, r, n, i, 3, bf16);
+        if (i + 2 <= job->m) dot_tile(job, r, n, i, 2, bf16), i += 2;
+        if (i < job->m) dot_tile(job, r, n, i, 1, bf16);
+    }
+}
+
+static void dot_chunk(void *context, int chunk, int thread) {
+    const job_t *job = context;
+    (void)thread;
+    const int from = chunk * CHUNK, to = least(from + CHUNK, job->layer->rows), n = job->m == 1 ? 4 : 2;
+    const int even = from + (to - from) / n * n;
+    if (job->layer->format == BF16) {
+        if (n == 4) dot_rows(job, from, even, 4, 1);
+        else dot_rows(job, from, even, 2, 1);
+        dot_rows(job, even, to, 1, 1);
+    } else {
+        if (n == 4) dot_rows(job, from, even, 4, 0);
+        else dot_rows(job, from, even, 2, 0);
+        dot_rows(job, even, to, 1, 0);
+    }
+}
+
+/* ---- more rows of x, float weights ---- */
+
+static int panels_of(int m) { return (m + LANES - 1) / LANES; }
+
+/* panels[p][k][lane] = x[p · LANES + lane][k], zeros beyond the last row. */
+static void pack_panel(void *context, int panel, int thread) {
+    const job_t *job = context;
+    (void)thread;
+    const int64_t cols = job->layer->cols;
+    const int rows = least(LANES, job->m - panel * LANES);
+    const float *from = job->x + (int64_t)panel * LANES * cols;
+    float *to = job->scratch->panels + (int64_t)panel * cols * LANES;
+    if (rows < LANES) memset(to, 0, (size_t)cols * LANES * sizeof *to);
+    int64_t k = 0;
+#if LANES == 8 && defined(__AVX2__)
+    for (; rows == 8 && k + 8 <= cols; k += 8) {
+        __m256 a[8], b[8];
+        UNROLL for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(from + i * cols + k);
+        UNROLL for (int i = 0; i < 8; i += 2) {
+            b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+            b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+        }
+        UNROLL for (int i = 0; i < 8; i += 4) {
+            a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+            a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+            a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+            a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+        }
+        UNROLL for (int i = 0; i < 4; i++) {
+            _mm256_storeu_ps(to + (k + i) * 8, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+            _mm256_storeu_ps(to + (k + i + 4) * 8, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+        }
+    }
+#endif
+    for (; k < cols; k++)
+        for (int i = 0; i < rows; i++) to[k * LANES + i] = from[i * cols + k];
+}
+
+/* sums[n][p · LANES …] += widened[n][depth] · panels */
+INLINE void tile(const float *RESTRICT widened, const float *RESTRICT panel, int64_t panel_size, int depth,
+                 float *RESTRICT sums, int64_t sums_stride, int n, int p, int first) {
+    vf acc[12][2];
+    UNROLL for (int j = 0; j < n; j++) UNROLL for (int q = 0; q < p; q++)
+        acc[j][q] = first ? splat(0) : load(sums + j * sums_stride + q * LANES);
+    for (int k = 0; k < depth; k++) {
+        vf x[2];
+        UNROLL for (int q = 0; q < p; q++) x[q] = load(panel + q * panel_size + (int64_t)k * LANES);
+        UNROLL for (int j = 0; j < n; j++) {
+            vf w = splat(widened[j * DEPTH_STRIDE + k]);
+            KEEP(w);
+            UNROLL for (int q = 0; q < p; q++) acc[j][q] = w * x[q] + acc[j][q];
+        }
+    }
+    UNROLL for (int j = 0; j < n; j++) UNROLL for (int q = 0; q < p; q++)
+        store(sums + j * sums_stride + q * LANES, acc[j][q]);
+}
+
+static void widen(const linear_t *layer, int row, int rows, int64_t k, int depth, float *to) {
+    for (int j = 0; j < rows; j++) {
+        const int64_t at = (int64_t)(row + j) * layer->cols + k;
+        float *into = to + j * DEPTH_STRIDE;
+        if (layer->format == FP32) {
+            memcpy(into, (const float *)layer->weights + at, (size_t)depth * sizeof *into);
+            continue;
+        }
+        const uint16_t *w = (const uint16_t *)layer->weights + at;
+        int i = 0;
+        for (; i + 32 <= depth; i += 32) {
+            __builtin_prefetch(w + i + AHEAD);
+            UNROLL for (int l = 0; l < 32; l += LANES) store(into + i + l, load_bf16(w + i + l));
+        }
+        for (; i < depth; i++) into[i] = from_bf16(w[i]);
+    }
+}
+
+#if LANES == 16
+#define TILE_WIDE 12
+#else
+#define TILE_WIDE 6
+#endif
+#define TILE_TALL 12
+
+static void float_rows(const job_t *job, int from, int rows, float *widened) {
+    const int64_t cols = job->layer->cols, panel_size = cols * LANES;
+    const int panels = panels_of(job->m);
+    const int64_t stride = (int64_t)panels * LANES;
+    float *sums = widened + CHUNK * DEPTH_STRIDE;
+    for (int64_t k = 0; k < cols; k += DEPTH) {
+        const int depth = (int)(cols - k < DEPTH ? cols - k : DEPTH), first = k == 0;
+        widen(job->layer, from, rows, k, depth, widened);
+        int p = 0;
+        for (; p + 2 <= panels; p += 2) {
+            const float *panel = job->scratch->panels + p * panel_size + k * LANES;
+            for (int j = 0; j < rows; j += TILE_WIDE)
+                tile(widened + j * DEPTH_STRIDE, panel, panel_size, depth, sums + j * stride + p * LANES, stride,
+                     TILE_WIDE, 2, first);
+        }
+        if (p < panels) {
+            const float *panel = job->scratch->panels + p * panel_size + k * LANES;
+            for (int j = 0; j < rows; j += TILE_TALL)
+                tile(widened + j * DEPTH_STRIDE, panel, panel_size, depth, sums + j * stride + p * LANES, stride,
+                     TILE_TALL, 1, first);
+        }
+    }
+    for (int i = 0; i < job->m; i++)
+        for (int j = 0; j < rows; j++) put(job, i, from + j, sums[j * stride + i]);
+}
+
+static void float_chunk(void *context, int chunk, int thread) {
+    const job_t *job = context;
+    const int from = chunk * CHUNK, to = least(from + CHUNK, job->layer->rows);
+    float *widened = job->scratch->tiles + thread * job->scratch->tile_floats;
+    /* With many panels a block of weights must be large, so that each panel is fetched seldom; with few, it is
+     * the weights that are fetched, and they come fastest along their rows. */
+    const int block = panels_of(job->m) > 2 ? CHUNK : TILE_TALL;
+    for (int row = from; row < to; row += block) {
+        const int rows = least(block, to - row);
+        if (rows < block) memset(widened, 0, CHUNK * DEPTH_STRIDE * sizeof *widened);
+        float_rows(job, row, rows, widened);
+    }
+}
+
+/* ---- integer weights ---- */
+
+/* The largest integer that x may become: products with 127 must add up within 32 bits over all columns. */
+int32_t activation_limit(int32_t format, int32_t cols) {
+    const int64_t weight = format == INT8 ? 127 : 8, terms = format == INT8 ? cols : GROUP;
+    const int64_t limit = INT32_MAX / (weight * terms);
+    return (int32_t)(limit < 32767 ? limit : 32767);
+}
+
+static void quantise_row(void *context, int i, int thread) {
+    const job_t *job = context;
+    (void)thread;
+    const int64_t cols = job->layer->cols;
+    const float *x = job->x + i * cols;
+    int16_t *q = job->scratch->quantised + i * cols;
+    vf most = splat(0);
+    int64_t k = 0;
+    for (; k + LANES <= cols; k += LANES) {
+        vf v = load(x + k), up = (vf)((vi)v & 0x7fffffff);
+        vi more = up > most;
+        most = (vf)(((vi)up & more) | ((vi)most & ~more));
+    }
+    float top = 0;
+    for (int l = 0; l < LANES; l++) top = most[l] > top ? most[l] : top;
+    for (; k < cols; k++) top = fabsf(x[k]) > top ? fabsf(x[k]) : top;
+    const float limit = (float)activation_limit(job->layer->format, job->layer->cols);
+    const float to_int = top > 0 ? limit / top : 0;
+    job->scratch->row_scales[i] = top > 0 ? top / limit : 0;
+    k = 0;
+#if defined(__AVX2__)
+    for (; k + 16 <= cols; k += 16) {
+        __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + k), _mm256_set1_ps(to_int)));
+        __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + k + 8), _mm256_set1_ps(to_int)));
+        _mm256_storeu_si256((__m256i *)(q + k), _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8));
+    }
+#endif
+    for (; k < cols; k++) q[k] = (int16_t)lrintf(x[k] * to_int);
+}
+
+#define STEP (2 * LANES) /* columns of one madd */
+
+INLINE void int8_tile(const int8_t *w, const int16_t *q, int64_t cols, int depth, int32_t *sums, int sums_stride,
+                      int n, int m) {
+    vi acc[4][4];
+    UNROLL for (int j = 0; j < n; j++) UNROLL for (int i = 0; i < m; i++) acc[j][i] = (vi){0};
+    int k = 0;
+    for (; k + STEP <= depth; k += STEP) {
+        vs wide[4];
+        UNROLL for (int j = 0; j < n; j++) wide[j] = load_i8_as_i16(w + j * cols + k);
+        UNROLL for (int i = 0; i < m; i++) {
+            vs x = load_i16(q + i * cols + k);
+            KEEP(x);
+            UNROLL for (int j = 0; j < n; j++) acc[j][i] = madd(acc[j][i], wide[j], x);
+        }
+    }
+    UNROLL for (int j = 0; j < n; j++) UNROLL for (int i = 0; i < m; i++) {
+        int32_t sum = sum_i32(acc[j][i]);
+        for (int t = k; t < depth; t++) sum += (int32_t)w[j * cols + t] * q[i * cols + t];
+        sums[j * sums_stride + i] += sum;
+    }
+}
+
+static void int8_chunk(void *context, int chunk, int thread) {
+    const job_t *job = context;
+    const int64_t cols = job->layer->cols;
+    const int from = chunk * INT_CHUNK, rows = least(INT_CHUNK, job->layer->rows - from), m = job->m;
+    const int8_t *w = (const int8_t *)job->layer->weights + from * cols;
+    int32_t *sums = (int32_t *)(job->scratch->tiles + thread * job->scratch->tile_floats);
+    memset(sums, 0, (size_t)rows * m * sizeof *sums);
+    for (int64_t k = 0; k < cols; k += INT_DEPTH) {
+        const int depth = (int)(cols - k < INT_DEPTH ? cols - k : INT_DEPTH);
+        int i = 0;
+        for (; i + 4 <= m; i += 4) {
+            const int16_t *q = job->scratch->quantised + i * cols + k;
+            int j = 0;
+            for (; j + 2 <= rows; j += 2) int8_tile(w + j * cols + k, q, cols, depth, sums + j * m + i, m, 2, 4);
+            for (; j < rows; j++) int8_tile(w + j * cols + k, q, cols, depth, sums + j * m + i, m, 1, 4);
+        }
+        for (; i < m; i++) {
+            const int16_t *q = job->scratch->quantised + i * cols + k;
+            int j = 0;
+            for (; j + 4 <= rows; j += 4) int8_tile(w + j * cols + k, q, cols, depth, sums + j * m + i, m, 4, 1);
+            for (; j < rows; j++) int8_tile(w + j * cols + k, q, cols, depth, sums + j * m + i, m, 1, 1);
+        }
+    }
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < rows; j++)
+            put(job, i, from + j,
+                (float)sums[j * m + i] * (job->layer->scales[from + j] * job->scratch->row_scales[i]));
+}
+
+INLINE void int4_tile(const job_t *job, const uint8_t *w, const float *scales, int r, int row, int i, int m) {
+    const int64_t cols = job->layer->cols, groups = cols / GROUP;
+    vf acc[4];
+    UNROLL for (int t = 0; t < m; t++) acc[t] = splat(0);
+    for (int64_t g = 0; g < groups; g++) {
+        vs values[NIBBLE_PARTS];
+        load_nibbles(w + r * (cols / 2) + g * (GROUP / 2), values);
+        const vf scale = splat(scales[r * groups + g]);
+        UNROLL for (int t = 0; t < m; t++) {
+            const int16_t *q = job->scratch->quantised + (i + t) * cols + g * GROUP;
+            vi part = {0};
+            UNROLL for (int k = 0; k < NIBBLE_PARTS; k++) part = madd(part, values[k], load_i16(q + k * STEP));
+            acc[t] = __builtin_convertvector(part, vf) * scale + acc[t];
+        }
+    }
+    UNROLL for (int t = 0; t < m; t++) put(job, i + t, row + r, sum_lanes(acc[t]) * job->scratch->row_scales[i + t]);
+}
+
+static void int4_chunk(void *context, int chunk, int thread) {
+    const job_t *job = context;
+    (void)thread;
+    const int from = chunk * INT_CHUNK, rows = least(INT_CHUNK, job->layer->rows - from), m = job->m;
+    const int64_t cols = job->layer->cols;
+    const uint8_t *w = (const uint8_t *)job->layer->weights + from * (cols / 2);
+    const float *scales = job->layer->scales + from * (cols / GROUP);
+    for (int r = 0; r < rows; r++) {
+        int i = 0;
+        for (; i + 4 <= m; i += 4) int4_tile(job, w, scales, r, from, i, 4);
+        for (; i < m; i++) int4_tile(job, w, scales, r, from, i, 1);
+    }
+}
+
+int64_t scratch_tile_floats(int m) {
+    const int64_t padded = (int64_t)panels_of(m) * LANES;
+    const int64_t floats = CHUNK * DEPTH_STRIDE + CHUNK * padded, ints = INT_CHUNK * (int64_t)m;
+    return (floats > ints ? floats : ints) + 64; /* threads' tiles on lines of their own */
+}
+
+void linear(pool_t *pool, const linear_t *layer, const scratch_t *scratch, const float *x, int m, float *out,
+            int64_t stride, int how, float factor) {
+    job_t job = {layer, scratch, x, out, stride, m, how, factor};
+    if (layer->format == INT8 || layer->format == INT4) {
+        pool_run(pool, quantise_row, &job, m);
+        const int chunks = (layer->rows + INT_CHUNK - 1) / INT_CHUNK;
+        pool_run(pool, layer->format == INT8 ? int8_chunk : int4_chunk, &job, chunks);
+        return;
+    }
+    const int chunks = (layer->rows + CHUNK - 1) / CHUNK;
+    if (m <= DOT_ROWS) {
+        pool_run(pool, dot_chunk, &job, chunks);
+        return;
+    }
+    pool_run(pool, pack_panel, &job, panels_of(m));
+    pool_run(pool, float_chunk, &job, chunks);
+}
+
+/* ---- packing ---- */
+
+void pack_int8(const float *w, int64_t rows, int64_t cols, int8_t *q, float *scales) {
+    for (int64_t r = 0; r < rows; r++) {
+        float top = 0;
+        for (int64_t k = 0; k < cols; k++) top = fabsf(w[r * cols + k]) > top ? fabsf(w[r * cols + k]) : top;
+        scales[r] = top / 127;
+        const float to_int = top > 0 ? 127 / top : 0;
+        for (int64_t k = 0; k < cols; k++) q[r * cols + k] = (int8_t)lrintf(w[r * cols + k] * to_int);
+    }
+}
+
+void pack_int4(const float *w, int64_t rows, int64_t cols, uint8_t *q, float *scales) {
+    for (int64_t g = 0; g < rows * cols / GROUP; g++) {
+        const float *from = w + g * GROUP;
+        float top = 0; /* the value of the largest magnitude, with its sign: it becomes -8 */
+        for (int k = 0; k < GROUP; k++)
+            if (fabsf(from[k]) > fabsf(top)) top = from[k];
+        scales[g] = top / -8;
+        const float to_int = top != 0 ? -8 / top : 0;
+        for (int k = 0; k < GROUP / 2; k++) {
+            long low = lrintf(from[k] * to_int) + 8, high = lrintf(from[k + GROUP / 2] * to_int) + 8;
+            low = low > 15 ? 15 : low;
+            high = high > 15 ? 15 : high;
+            q[g * (GROUP / 2) + k] = (uint8_t)(low | high << 4);
+        }
+    }
+}
+
+void unpack_rows(const linear_t *layer, const int32_t *which, int count, float *out) {
+    const int64_t cols = layer->cols;
+    for (int c = 0; c < count; c++) {
+        const int64_t r = which[c];
+        float *to = out + c * cols;
+        for (int64_t k = 0; k < cols; k++) {
+            if (layer->format == FP32) to[k] = ((const float *)layer->weights)[r * cols + k];
+            else if (layer->format == BF16) to[k] = from_bf16(((const uint16_t *)layer->weights)[r * cols + k]);
+            else if (layer->format == INT8) to[k] = ((const int8_t *)layer->weights)[r * cols + k] * layer->scales[r];
+            else {
+                const int64_t g = (r * cols + k) / GROUP, in = k % GROUP, half = GROUP / 2;
+                const uint8_t byte = ((const uint8_t *)layer->weights)[g * half + in % half];
+                to[k] = (float)((in < half ? byte & 15 : byte >> 4) - 8) * layer->scales[g];
+            }
+        }
+    }
+}

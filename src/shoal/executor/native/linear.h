@@ -1,0 +1,39 @@
+/* A linear layer: out[m][rows] = x[m][cols] · w[rows][cols]ᵀ + bias, with the weights in one of four formats. */
+#pragma once
+#include "pool.h"
+#include <stdint.h>
+
+enum { FP32, BF16, INT8, INT4 };
+#define GROUP 32 /* int4: weights that share a scale */
+
+typedef struct {
+    int32_t rows, cols; /* what goes out, what comes in */
+    int32_t format;
+    int32_t unused;
+    const void *weights; /* [rows][cols]: float, bfloat16, int8, or nibbles (see pack_int4) */
+    const float *scales; /* int8: [rows]; int4: [rows][cols / GROUP] */
+    const float *bias;   /* [rows] or NULL */
+} linear_t;
+
+/* What a linear layer does with its result. */
+enum { SET, ADD };
+
+/* Memory for one linear layer at a time; as large as workspace_bytes says. */
+typedef struct {
+    float *panels;     /* x, transposed in groups of LANES rows */
+    int16_t *quantised; /* x as integers */
+    float *row_scales; /* one per row of x */
+    float *tiles;      /* per thread */
+    int64_t tile_floats; /* of one thread */
+} scratch_t;
+
+int64_t scratch_tile_floats(int m);
+/* out[i * stride + r] = (or +=) the result times `factor`. x is [m][cols], contiguous. */
+void linear(pool_t *pool, const linear_t *layer, const scratch_t *scratch, const float *x, int m, float *out,
+            int64_t stride, int how, float factor);
+
+/* The format's own packing. Rows of zeros get scale 0 and stay zeros. */
+void pack_int8(const float *w, int64_t rows, int64_t cols, int8_t *q, float *scales);
+void pack_int4(const float *w, int64_t rows, int64_t cols, uint8_t *q, float *scales);
+void unpack_rows(const linear_t *layer, const int32_t *which, int count, float *out);
+int32_t activation_limit(int32_t format, int32_t cols);

@@ -1,0 +1,171 @@
+/* Vectors of the machine's own width, by the compiler's vector extension: the same source for every CPU.
+ *
+ * The build compiles everything once per instruction set (see build.py); LANES is the only difference.
+ * Sums are written so that their order does not depend on LANES, so the same numbers come out everywhere. */
+#pragma once
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define LANES 16
+#else
+#define LANES 8
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define RESTRICT __restrict__
+
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef float vf_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vh __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef int16_t vs_any __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+typedef int16_t vs __attribute__((vector_size(4 * LANES)));
+typedef int8_t vb_any __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
+typedef int8_t vb_lanes __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+INLINE vf load(const float *p) { return *(const vf_any *)p; }
+INLINE void store(float *p, vf v) { *(vf_any *)p = v; }
+INLINE vf splat(float x) {
+#if LANES == 16
+    return (vf){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+#else
+    return (vf){x, x, x, x, x, x, x, x};
+#endif
+}
+/* bfloat16 is the upper half of a float. */
+INLINE vf load_bf16(const uint16_t *p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+#elif defined(__AVX2__)
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+#else
+    return (vf)(__builtin_convertvector(*(const vh *)p, vu) << 16);
+#endif
+}
+INLINE float from_bf16(uint16_t h) {
+    uint32_t u = (uint32_t)h << 16;
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+}
+INLINE uint16_t to_bf16(float x) { /* to the nearest, ties to even; no NaN comes here */
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+INLINE vf load_i8(const int8_t *p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif defined(__AVX2__)
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
+    return __builtin_convertvector(*(const vb_lanes *)p, vf);
+#endif
+}
+
+/* Sixteen lanes as one, whatever the machine's width, and their sum in one fixed order. */
+#if LANES == 16
+typedef struct { vf v; } v16;
+INLINE v16 zero16(void) { return (v16){splat(0)}; }
+INLINE v16 load16(const float *p) { return (v16){load(p)}; }
+INLINE v16 load16_bf16(const uint16_t *p) { return (v16){load_bf16(p)}; }
+INLINE v16 fma16(v16 a, v16 b, v16 c) { return (v16){a.v * b.v + c.v}; }
+INLINE void store16(float *p, v16 a) { store(p, a.v); }
+#else
+typedef struct { vf a, b; } v16;
+INLINE v16 zero16(void) { return (v16){splat(0), splat(0)}; }
+INLINE v16 load16(const float *p) { return (v16){load(p), load(p + 8)}; }
+INLINE v16 load16_bf16(const uint16_t *p) { return (v16){load_bf16(p), load_bf16(p + 8)}; }
+INLINE v16 fma16(v16 a, v16 b, v16 c) { return (v16){a.a * b.a + c.a, a.b * b.b + c.b}; }
+INLINE void store16(float *p, v16 a) { store(p, a.a); store(p + 8, a.b); }
+#endif
+/* The upper half of the lanes onto the lower, until one is left. */
+INLINE float sum_lanes(vf s) {
+#if LANES == 16
+    s += __builtin_shufflevector(s, s, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    s += __builtin_shufflevector(s, s, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    s += __builtin_shufflevector(s, s, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    s += __builtin_shufflevector(s, s, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#else
+    s += __builtin_shufflevector(s, s, 4, 5, 6, 7, 0, 1, 2, 3);
+    s += __builtin_shufflevector(s, s, 2, 3, 0, 1, 6, 7, 4, 5);
+    s += __builtin_shufflevector(s, s, 1, 0, 3, 2, 5, 4, 7, 6);
+#endif
+    return s[0];
+}
+INLINE float sum16(v16 a) {
+#if LANES == 16
+    return sum_lanes(a.v);
+#else
+    return sum_lanes(a.a + a.b);
+#endif
+}
+
+/* Keep v in a register: the compiler would rather load it again for each use, and loads are what is short. */
+#if defined(__AVX2__)
+#define KEEP(v) __asm__("" : "+v"(v))
+#else
+#define KEEP(v) (void)(v)
+#endif
+
+/* acc += a[2i]·b[2i] + a[2i+1]·b[2i+1]: exact as long as the sums fit into 32 bits. */
+INLINE vi madd(vi acc, vs a, vs b) {
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+    return acc + (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return acc + (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+    for (int i = 0; i < LANES; i++) acc[i] += (int32_t)a[2 * i] * b[2 * i] + (int32_t)a[2 * i + 1] * b[2 * i + 1];
+    return acc;
+#endif
+}
+INLINE vs load_i16(const int16_t *p) { return *(const vs_any *)p; }
+INLINE vs load_i8_as_i16(const int8_t *p) {
+#if defined(__AVX512BW__)
+    return (vs)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__AVX2__)
+    return (vs)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
+#else
+    return __builtin_convertvector(*(const vb_any *)p, vs);
+#endif
+}
+INLINE int32_t sum_i32(vi a) {
+    int32_t s = 0;
+    UNROLL for (int i = 0; i < LANES; i++) s += a[i];
+    return s;
+}
+
+/* A group of 32 four-bit weights: weight k lies in the low half of byte k, weight 16 + k in the high half, each
+ * as its value + 8. */
+#if LANES == 16
+#define NIBBLE_PARTS 1
+#else
+#define NIBBLE_PARTS 2
+#endif
+INLINE void load_nibbles(const uint8_t *p, vs to[NIBBLE_PARTS]) {
+#if defined(__AVX2__)
+    const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p)), eight = _mm256_set1_epi16(8);
+    const __m256i low = _mm256_sub_epi16(_mm256_and_si256(bytes, _mm256_set1_epi16(15)), eight);
+    const __m256i high = _mm256_sub_epi16(_mm256_srli_epi16(bytes, 4), eight);
+#if LANES == 16
+    to[0] = (vs)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+#else
+    to[0] = (vs)low;
+    to[1] = (vs)high;
+#endif
+#else
+    for (int k = 0; k < 16; k++) {
+        to[0][k] = (int16_t)((p[k] & 15) - 8);
+        to[1][k] = (int16_t)((p[k] >> 4) - 8);
+    }
+#endif
+}

@@ -1,0 +1,257 @@
+#include "span.h"
+#include "elementwise.h"
+#include <math.h>
+#include <stdlib.h>
+
+struct team {
+    pool_t *pool;
+    scratch_t scratch;
+    int64_t sizes[16]; /* bytes of each buffer below */
+    float *normed, *qkv, *attended, *gated, *cosines, *scores;
+};
+
+team_t *team_new(int threads) {
+    team_t *team = calloc(1, sizeof *team);
+    if (!team) return 0;
+    team->pool = pool_new(threads);
+    if (!team->pool) {
+        free(team);
+        return 0;
+    }
+    return team;
+}
+
+int team_threads(const team_t *team) { return pool_threads(team->pool); }
+
+void team_free(team_t *team) {
+    if (!team) return;
+    pool_free(team->pool);
+    void *all[] = {team->scratch.panels, team->scratch.quantised, team->scratch.row_scales,
+                   team->scratch.tiles,  team->normed,            team->qkv,
+                   team->attended,       team->gated,             team->cosines,
+                   team->scores};
+    for (unsigned i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    free(team);
+}
+
+/* Make *buffer at least `bytes` long. What it held is lost. */
+static int grow(void *buffer, int64_t *size, int64_t bytes) {
+    void **at = buffer;
+    bytes = (bytes + 63) & ~(int64_t)63;
+    if (*size >= bytes) return 0;
+    free(*at);
+    *at = aligned_alloc(64, (size_t)bytes);
+    *size = *at ? bytes : 0;
+    return *at ? 0 : -1;
+}
+
+static int grow_scratch(team_t *team, int m, int64_t cols) {
+    scratch_t *scratch = &team->scratch;
+    const int64_t threads = pool_threads(team->pool), padded = m + 16;
+    scratch->tile_floats = (scratch_tile_floats(m) + 15) & ~(int64_t)15;
+    return grow(&scratch->panels, &team->sizes[0], padded * cols * 4) |
+           grow(&scratch->quantised, &team->sizes[1], padded * cols * 2) |
+           grow(&scratch->row_scales, &team->sizes[2], padded * 4) |
+           grow(&scratch->tiles, &team->sizes[3], threads * scratch->tile_floats * 4);
+}
+
+void rms_norm(const float *x, int64_t rows, int64_t cols, const float *weight, float epsilon, float *out) {
+    for (int64_t i = 0; i < rows; i++, x += cols, out += cols) {
+        v16 squares = zero16();
+        int64_t k = 0;
+        for (; k + 16 <= cols; k += 16) squares = fma16(load16(x + k), load16(x + k), squares);
+        float sum = sum16(squares);
+        for (; k < cols; k++) sum += x[k] * x[k];
+        const float factor = 1 / sqrtf(sum / (float)cols + epsilon);
+        for (k = 0; k + LANES <= cols; k += LANES) store(out + k, load(x + k) * splat(factor) * load(weight + k));
+        for (; k < cols; k++) out[k] = x[k] * factor * weight[k];
+    }
+}
+
+typedef struct {
+    const span_t *span;
+    const layer_t *layer;
+    team_t *team;
+    const sequence_t *sequences;
+    float *hidden;
+    const float *weight;
+    int64_t qkv_width;
+    int index; /* of the layer */
+} step_t;
+
+static void norm_row(void *context, int row, int thread) {
+    const step_t *step = context;
+    (void)thread;
+    const int64_t at = (int64_t)row * step->span->hidden;
+    rms_norm(step->hidden + at, 1, step->span->hidden, step->weight, step->span->epsilon, step->team->normed + at);
+}
+
+/* hidden += residual · norm(normed), for models that norm what they add */
+static void add_normed_row(void *context, int row, int thread) {
+    const step_t *step = context;
+    (void)thread;
+    const int64_t hidden = step->span->hidden, at = row * hidden;
+    float *added = step->team->normed + at, *to = step->hidden + at;
+    rms_norm(added, 1, hidden, step->weight, step->span->epsilon, added);
+    for (int64_t k = 0; k < hidden; k++) to[k] += added[k] * step->span->residual;
+}
+
+static void rotate(float *x, const float *cosines, const float *sines, int half) {
+    for (int d = 0; d < half; d++) {
+        const float a = x[d], b = x[d + half];
+        x[d] = a * cosines[d] - b * sines[d];
+        x[d + half] = b * cosines[d] + a * sines[d];
+    }
+}
+
+static const sequence_t *sequence_of(const sequence_t *sequences, int row) {
+    while (row >= sequences->row + sequences->rows) sequences++;
+    return sequences;
+}
+
+/* cosines[rope][row][rotary / 2], then sines in the same way */
+static void angle_row(void *context, int row, int thread) {
+    const step_t *step = context;
+    (void)thread;
+    const sequence_t *sequence = sequence_of(step->sequences, row);
+    const int half = step->span->rotary / 2, position = sequence->position + row - sequence->row;
+    for (int rope = 0; rope < 2; rope++) {
+        if (!step->span->frequencies[rope]) continue;
+        float *to = step->team->cosines + ((int64_t)row * 2 + rope) * 2 * half;
+        for (int d = 0; d < half; d++) {
+            const float angle = (float)position * step->span->frequencies[rope][d];
+            to[d] = cosf(angle) * step->span->rope_scale[rope];
+            to[half + d] = sinf(angle) * step->span->rope_scale[rope];
+        }
+    }
+}
+
+/* Norm and turn a row's queries and keys; put its key and value into the pages. */
+static void place_row(void *context, int row, int thread) {
+    const step_t *step = context;
+    (void)thread;
+    const span_t *span = step->span;
+    const layer_t *layer = step->layer;
+    const sequence_t *sequence = sequence_of(step->sequences, row);
+    const int heads = span->kv.heads, kv_heads = span->kv.kv_heads, dims = span->kv.head_dim;
+    const int half = span->rotary / 2;
+    float *qkv = step->team->qkv + row * step->qkv_width;
+    const float *cosines = step->team->cosines + ((int64_t)row * 2 + layer->rope) * 2 * half;
+    if (layer->query_norm) rms_norm(qkv, heads, dims, layer->query_norm, span->epsilon, qkv);
+    float *key = qkv + (int64_t)heads * dims;
+    if (layer->key_norm) rms_norm(key, kv_heads, dims, layer->key_norm, span->epsilon, key);
+    for (int h = 0; h < heads + kv_heads; h++) rotate(qkv + (int64_t)h * dims, cosines, cosines + half, half);
+    kv_put(&span->kv, step->index, sequence, sequence->position + row - sequence->row, key,
+           key + (int64_t)kv_heads * dims);
+}
+
+/* gated[row][ffn] = act(gate) · up, from [row][gate, up], in place: rows move together */
+static void gate_row(void *context, int row, int thread) {
+    const step_t *step = context;
+    (void)thread;
+    const int64_t ffn = step->span->ffn;
+    float *gate = step->team->gated + row * 2 * ffn;
+    const float *up = gate + ffn;
+    const int gelu = step->span->activation == GELU_TANH;
+    int64_t k = 0;
+    for (; k + LANES <= ffn; k += LANES) {
+        const vf x = load(gate + k);
+        store(gate + k, (gelu ? gelu_tanh(x) : silu(x)) * load(up + k));
+    }
+    for (; k < ffn; k++) {
+        const vf x = splat(gate[k]);
+        gate[k] = (gelu ? gelu_tanh(x) : silu(x))[0] * up[k];
+    }
+}
+
+static void join_rows(float *gated, int rows, int64_t ffn) {
+    for (int row = 1; row < rows; row++)
+        memmove(gated + row * ffn, gated + 2 * row * ffn, (size_t)ffn * sizeof *gated);
+}
+
+/* What a block adds: straight onto hidden, or by way of a norm. */
+static void add_linear(const step_t *step, const linear_t *layer, const float *after, const float *x, int rows) {
+    team_t *team = step->team;
+    const int64_t hidden = step->span->hidden;
+    if (!after) {
+        linear(team->pool, layer, &team->scratch, x, rows, step->hidden, hidden, ADD, step->span->residual);
+        return;
+    }
+    linear(team->pool, layer, &team->scratch, x, rows, team->normed, hidden, SET, 1);
+    step_t norm = *step;
+    norm.weight = after;
+    pool_run(team->pool, add_normed_row, &norm, rows);
+}
+
+static void run_layer(step_t *step, int rows, int count, int64_t thread_floats) {
+    const span_t *span = step->span;
+    const layer_t *layer = step->layer;
+    team_t *team = step->team;
+    step->weight = layer->attention_norm;
+    pool_run(team->pool, norm_row, step, rows);
+    linear(team->pool, &layer->qkv, &team->scratch, team->normed, rows, team->qkv, step->qkv_width, SET, 1);
+    pool_run(team->pool, place_row, step, rows);
+    attend(team->pool, &span->kv, step->index, layer->window, step->sequences, count, team->qkv, step->qkv_width,
+           team->attended, team->scores, thread_floats);
+    add_linear(step, &layer->out, layer->after_attention, team->attended, rows);
+    step->weight = layer->mlp_norm;
+    pool_run(team->pool, norm_row, step, rows);
+    linear(team->pool, &layer->gate_up, &team->scratch, team->normed, rows, team->gated, 2 * (int64_t)span->ffn,
+           SET, 1);
+    pool_run(team->pool, gate_row, step, rows);
+    join_rows(team->gated, rows, span->ffn);
+    add_linear(step, &layer->down, layer->after_mlp, team->gated, rows);
+}
+
+int span_step(team_t *team, const span_t *span, int from, int to, const sequence_t *sequences, int count,
+              float *hidden) {
+    int rows = 0, longest = 0;
+    for (int s = 0; s < count; s++) {
+        rows += sequences[s].rows;
+        const int length = sequences[s].position + sequences[s].rows;
+        longest = length > longest ? length : longest;
+    }
+    const kv_t *kv = &span->kv;
+    const int64_t attended = (int64_t)kv->heads * kv->head_dim, qkv = attended + 2 * (int64_t)kv->kv_heads * kv->head_dim;
+    int64_t cols = span->hidden > span->ffn ? span->hidden : span->ffn;
+    cols = attended > cols ? attended : cols;
+    const int64_t thread_floats = score_floats(longest);
+    if (grow_scratch(team, rows, cols) | grow(&team->normed, &team->sizes[4], (int64_t)rows * span->hidden * 4) |
+        grow(&team->qkv, &team->sizes[5], rows * qkv * 4) |
+        grow(&team->attended, &team->sizes[6], rows * attended * 4) |
+        grow(&team->gated, &team->sizes[7], (int64_t)rows * span->ffn * 8) |
+        grow(&team->cosines, &team->sizes[8], (int64_t)rows * span->rotary * 8) |
+        grow(&team->scores, &team->sizes[9], pool_threads(team->pool) * thread_floats * 4))
+        return -1;
+    step_t step = {span, 0, team, sequences, hidden, 0, qkv, 0};
+    pool_begin(team->pool);
+    pool_run(team->pool, angle_row, &step, rows);
+    for (int layer = from; layer < to; layer++) {
+        step.layer = &span->layers[layer];
+        step.index = layer;
+        run_layer(&step, rows, count, thread_floats);
+    }
+    pool_end(team->pool);
+    return 0;
+}
+
+int apply_linear(team_t *team, const linear_t *layer, const float *x, int m, float *out) {
+    if (grow_scratch(team, m, layer->cols)) return -1;
+    pool_begin(team->pool);
+    linear(team->pool, layer, &team->scratch, x, m, out, layer->rows, SET, 1);
+    pool_end(team->pool);
+    return 0;
+}
+
+int cpu_level(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vnni"))
+        return 4;
+    return 3;
+#else
+    return 1;
+#endif
+}

@@ -1,0 +1,40 @@
+/* The blocks of a span, Llama's shape, as one call: norm, attention, norm, gated MLP, for rows of many sessions. */
+#pragma once
+#include "attention.h"
+#include "linear.h"
+
+enum { SILU, GELU_TANH };
+
+typedef struct {
+    const float *attention_norm, *mlp_norm;    /* [hidden] */
+    const float *after_attention, *after_mlp;  /* [hidden], norms of what is added; or NULL */
+    const float *query_norm, *key_norm;        /* [head_dim], or NULL */
+    linear_t qkv, out, gate_up, down;
+    int32_t window;                            /* tokens that a token sees; 0: all */
+    int32_t rope;                              /* which of the span's frequencies */
+} layer_t;
+
+typedef struct {
+    int32_t hidden, ffn, rotary, activation;
+    float epsilon, residual;                   /* what a block adds is multiplied by `residual` */
+    const float *frequencies[2];               /* [rotary / 2] */
+    float rope_scale[2];
+    int32_t n_layers, unused;
+    const layer_t *layers;
+    kv_t kv;
+} span_t;
+
+typedef struct team team_t; /* threads and working memory; for one caller at a time */
+team_t *team_new(int threads);
+void team_free(team_t *team);
+int team_threads(const team_t *team);
+
+/* Run layers [from, to) on hidden[rows][span->hidden], in place. Returns 0, or -1 when memory is short. */
+int span_step(team_t *team, const span_t *span, int from, int to, const sequence_t *sequences, int count,
+              float *hidden);
+/* out[m][rows] = x[m][cols] · wᵀ. Returns as above. */
+int apply_linear(team_t *team, const linear_t *layer, const float *x, int m, float *out);
+/* out = norm(x) · weight over rows of `cols`; out may be x. */
+void rms_norm(const float *x, int64_t rows, int64_t cols, const float *weight, float epsilon, float *out);
+/* What this CPU can run: 3 for AVX2 and FMA, 4 for AVX-512 with VNNI, else 1. */
+int cpu_level(void);
