@@ -16,7 +16,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("src/shoal/executor/native")
-FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-psabi"]
+FLAGS = ["-O3", "-ffp-contract=off", "-std=gnu11", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-psabi"]
 LEVELS: dict[str, dict[str, list[str]]] = {
     "x86_64": {
         "v1": ["-march=x86-64"],
@@ -45,7 +45,10 @@ def compile_kernels(root: Path) -> list[Path]:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     levels = LEVELS.get(MACHINES.get(platform.machine(), platform.machine()), {"v1": []})
     if compiler is None or sys.platform == "win32":
-        print("shoal: no C compiler (cc): the kernels are left out, and CPU nodes will be slower", file=sys.stderr)
+        print(
+            "shoal: no C compiler (cc): the kernels are left out, and CPU nodes will be slower",
+            file=sys.stderr,
+        )
         return []
     sources = sorted(str(path) for path in (root / SOURCES).glob("*.c"))
     made: list[Path] = []
@@ -53,7 +56,9 @@ def compile_kernels(root: Path) -> list[Path]:
         library = root / SOURCES / f"kernels-{level}.so"
         # Under another name first: a process that has the old library open must not see it change.
         fresh = library.with_suffix(".new")
-        subprocess.run([*compiler.split(), *FLAGS, *flags, *sources, "-o", str(fresh), "-lpthread", "-lm"], check=True)
+        subprocess.run(
+            [*compiler.split(), *FLAGS, *flags, *sources, "-o", str(fresh), "-lpthread", "-lm"], check=True
+        )
         fresh.replace(library)
         made.append(library)
     return made

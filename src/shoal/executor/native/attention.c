@@ -61,8 +61,7 @@ typedef struct {
     const float *queries;
     float *out, *scores;
     int64_t stride, thread_floats;
-    int layer, window, count;
-    int units_per_row; /* of one kv head: queries of a row are shared out in tiles of QUERIES */
+    int layer, window;
 } attention_t;
 
 typedef struct {
@@ -220,7 +219,7 @@ static void attend_unit(void *context, int unit, int thread) {
 
 void attend(pool_t *pool, const kv_t *kv, int layer, int window, const sequence_t *sequences, int count,
             const float *queries, int64_t stride, float *out, float *scores, int64_t thread_floats) {
-    attention_t job = {kv, sequences, queries, out, scores, stride, thread_floats, layer, window, count, 0};
+    attention_t job = {kv, sequences, queries, out, scores, stride, thread_floats, layer, window};
     const int group = kv->heads / kv->kv_heads;
     int units = 0;
     for (int s = 0; s < count; s++) units += (sequences[s].rows * group + QUERIES - 1) / QUERIES * kv->kv_heads;

@@ -143,7 +143,7 @@ INLINE void tile(const float *RESTRICT widened, const float *RESTRICT panel, int
         UNROLL for (int j = 0; j < n; j++) {
             vf w = splat(widened[j * DEPTH_STRIDE + k]);
             KEEP(w);
-            UNROLL for (int q = 0; q < p; q++) acc[j][q] = w * x[q] + acc[j][q];
+            UNROLL for (int q = 0; q < p; q++) acc[j][q] = fma_lanes(w, x[q], acc[j][q]);
         }
     }
     UNROLL for (int j = 0; j < n; j++) UNROLL for (int q = 0; q < p; q++)
@@ -318,7 +318,7 @@ INLINE void int4_tile(const job_t *job, const uint8_t *w, const float *scales, i
             const int16_t *q = job->scratch->quantised + (i + t) * cols + g * GROUP;
             vi part = {0};
             UNROLL for (int k = 0; k < NIBBLE_PARTS; k++) part = madd(part, values[k], load_i16(q + k * STEP));
-            acc[t] = __builtin_convertvector(part, vf) * scale + acc[t];
+            acc[t] = fma_lanes(__builtin_convertvector(part, vf), scale, acc[t]);
         }
     }
     UNROLL for (int t = 0; t < m; t++) put(job, i + t, row + r, sum_lanes(acc[t]) * job->scratch->row_scales[i + t]);

@@ -39,6 +39,18 @@ INLINE vf splat(float x) {
     return (vf){x, x, x, x, x, x, x, x};
 #endif
 }
+/* a · b + c, rounded once. The build forbids the compiler to fuse on its own: it would do so in one place and not
+ * in another, and the same row would come out with other bits. */
+INLINE vf fma_lanes(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    for (int i = 0; i < LANES; i++) a[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return a;
+#endif
+}
 /* bfloat16 is the upper half of a float. */
 INLINE vf load_bf16(const uint16_t *p) {
 #if defined(__AVX512F__)
@@ -76,14 +88,14 @@ typedef struct { vf v; } v16;
 INLINE v16 zero16(void) { return (v16){splat(0)}; }
 INLINE v16 load16(const float *p) { return (v16){load(p)}; }
 INLINE v16 load16_bf16(const uint16_t *p) { return (v16){load_bf16(p)}; }
-INLINE v16 fma16(v16 a, v16 b, v16 c) { return (v16){a.v * b.v + c.v}; }
+INLINE v16 fma16(v16 a, v16 b, v16 c) { return (v16){fma_lanes(a.v, b.v, c.v)}; }
 INLINE void store16(float *p, v16 a) { store(p, a.v); }
 #else
 typedef struct { vf a, b; } v16;
 INLINE v16 zero16(void) { return (v16){splat(0), splat(0)}; }
 INLINE v16 load16(const float *p) { return (v16){load(p), load(p + 8)}; }
 INLINE v16 load16_bf16(const uint16_t *p) { return (v16){load_bf16(p), load_bf16(p + 8)}; }
-INLINE v16 fma16(v16 a, v16 b, v16 c) { return (v16){a.a * b.a + c.a, a.b * b.b + c.b}; }
+INLINE v16 fma16(v16 a, v16 b, v16 c) { return (v16){fma_lanes(a.a, b.a, c.a), fma_lanes(a.b, b.b, c.b)}; }
 INLINE void store16(float *p, v16 a) { store(p, a.a); store(p + 8, a.b); }
 #endif
 /* The upper half of the lanes onto the lower, until one is left. */

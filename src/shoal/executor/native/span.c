@@ -136,11 +136,13 @@ static void place_row(void *context, int row, int thread) {
     const int heads = span->kv.heads, kv_heads = span->kv.kv_heads, dims = span->kv.head_dim;
     const int half = span->rotary / 2;
     float *qkv = step->team->qkv + row * step->qkv_width;
-    const float *cosines = step->team->cosines + ((int64_t)row * 2 + layer->rope) * 2 * half;
     if (layer->query_norm) rms_norm(qkv, heads, dims, layer->query_norm, span->epsilon, qkv);
     float *key = qkv + (int64_t)heads * dims;
     if (layer->key_norm) rms_norm(key, kv_heads, dims, layer->key_norm, span->epsilon, key);
-    for (int h = 0; h < heads + kv_heads; h++) rotate(qkv + (int64_t)h * dims, cosines, cosines + half, half);
+    if (layer->rope >= 0) {
+        const float *cosines = step->team->cosines + ((int64_t)row * 2 + layer->rope) * 2 * half;
+        for (int h = 0; h < heads + kv_heads; h++) rotate(qkv + (int64_t)h * dims, cosines, cosines + half, half);
+    }
     kv_put(&span->kv, step->index, sequence, sequence->position + row - sequence->row, key,
            key + (int64_t)kv_heads * dims);
 }

@@ -11,7 +11,7 @@ typedef struct {
     const float *query_norm, *key_norm;        /* [head_dim], or NULL */
     linear_t qkv, out, gate_up, down;
     int32_t window;                            /* tokens that a token sees; 0: all */
-    int32_t rope;                              /* which of the span's frequencies */
+    int32_t rope;                              /* which of the span's frequencies; -1: positions do not turn */
 } layer_t;
 
 typedef struct {

@@ -1,0 +1,95 @@
+"""What the batcher needs of a span: rows of several sessions in, as many rows out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from shoal.errors import PositionGap, ShoalError, StepFailed
+from shoal.executor.pages import Pages
+from shoal.models.span import Cache, SpanModule
+from shoal.types import Span
+
+
+@dataclass(slots=True)
+class State:
+    """One session's KV in a span, or in a part of it."""
+
+    span: Span
+    pages: Pages
+    length: int = 0
+    """Tokens cached."""
+    cache: Cache | None = None
+    """Where the model's own code keeps them instead of in pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of one session's step."""
+
+    state: State
+    position: int
+    hidden: torch.Tensor
+    """float32 ``[n, width]``"""
+
+
+Outcome = torch.Tensor | ShoalError
+"""float32 ``[n, width]``, or why this session's rows came to nothing; its state is then as it was."""
+
+
+class Runner(Protocol):
+    """A span that runs rows of several sessions in one forward. For one thread at a time."""
+
+    span: Span
+    width: int
+    tensor_bytes: int
+    """Bytes of the weights in memory."""
+
+    def open(self, span: Span, pages: Pages) -> State:
+        """An empty state for a session that uses ``span`` of these blocks."""
+        ...
+
+    def forward(self, batch: Sequence[Rows]) -> list[Outcome]:
+        """Run rows of different sessions; a state longer than its rows' position is rolled back to it first."""
+        ...
+
+
+class ModuleRunner:
+    """A span of the model's own modules: exact, any family, one session after another."""
+
+    def __init__(self, module: SpanModule) -> None:
+        self.module = module
+        self.span = module.span
+        self.width = module.width
+        self.tensor_bytes = module.tensor_bytes
+
+    def open(self, span: Span, pages: Pages) -> State:
+        """Raises ``UsageError`` when ``span`` is not inside of this one."""
+        return State(span, pages, cache=self.module.part(span).new_cache())
+
+    def forward(self, batch: Sequence[Rows]) -> list[Outcome]:
+        return [self._step(rows) for rows in batch]
+
+    def _step(self, rows: Rows) -> Outcome:
+        module, cache = self.module.part(rows.state.span), rows.state.cache
+        if cache is None:
+            return StepFailed("a state that another runner has made")
+        try:
+            out = module.forward(rows.hidden[None].to(module.dtype), cache, rows.position)
+        except ShoalError as error:
+            return error
+        except Exception as error:  # noqa: BLE001
+            # What a model's own code may raise is listed nowhere. It ends this step, never the node.
+            return StepFailed(f"the forward failed: {type(error).__name__}: {error}")
+        rows.state.length = cache.length
+        return out[0].float().cpu()
+
+
+def gap(state: State, position: int) -> PositionGap | None:
+    """The error of a step that leaves positions out."""
+    if position <= state.length:
+        return None
+    return PositionGap(f"a step at position {position}, but only {state.length} tokens are cached")
