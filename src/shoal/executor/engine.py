@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,10 @@ class Forwarded:
     payload: bytes
     compute_us: int
     waiting_us: int
+
+
+Done = Callable[[Forwarded | ShoalError], None]
+"""Takes what became of a step, on the executor's thread: it returns soon and does not raise."""
 
 
 class Engine:
@@ -88,7 +93,7 @@ class Engine:
         if held is not None:
             self._reserved -= held.tokens
 
-    async def forward(
+    def submit(
         self,
         session: SessionId,
         position: int,
@@ -97,33 +102,45 @@ class Engine:
         rows: int,
         wanted: int,
         reply: Codec,
-    ) -> Forwarded:
-        """Run ``rows`` tokens from ``position`` on; keep the last ``wanted`` rows of what comes out.
+        done: Done,
+    ) -> None:
+        """Ask for a step and do not wait. Steps of one session run in the order asked.
+
+        Runs ``rows`` tokens from ``position`` on; keeps the last ``wanted`` rows of what comes out.
 
         Args:
             payload: ``rows × width`` hidden states in ``codec``.
             reply: how what comes out is encoded.
+            done: told at once what became of it, so that it leaves without a turn of the event loop; never
+                told of a session that is closed. Errors, of which the same step may be sent again, are
+                CannotRollBack: the cache cannot return to ``position``, and StepFailed: the forward failed,
+                or what came out is not finite.
 
         A cache longer than ``position`` is rolled back to it first.
 
         Raises:
             UnknownSession: the session is not open.
-            CannotRollBack: the cache cannot return to ``position``.
-            StepFailed: the forward failed, or what came out is not finite. The same step may be sent again.
         """
         held = self._sessions.get(session)
         if held is None:
             raise UnknownSession("this session is not open here")
         asked = time.perf_counter_ns()
 
-        def work() -> Forwarded:
+        def work() -> None:
+            if self._sessions.get(session) is held:
+                done(step())
+
+        def step() -> Forwarded | ShoalError:
             began = time.perf_counter_ns()
-            hidden = decode(payload, codec, rows, self.module.width)
-            out = encode(_forward(held, position, hidden, wanted), reply)
+            try:
+                hidden = decode(payload, codec, rows, self.module.width)
+                out = encode(_forward(held, position, hidden, wanted), reply)
+            except ShoalError as error:
+                return error
             ended = time.perf_counter_ns()
             return Forwarded(out, (ended - began) // 1000, (began - asked) // 1000)
 
-        return await self._thread.run(work)
+        self._thread.post(work)
 
 
 def _forward(held: _Held, position: int, hidden: torch.Tensor, wanted: int) -> torch.Tensor:

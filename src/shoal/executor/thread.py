@@ -27,6 +27,10 @@ class TorchThread:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
+    def post(self, function: Callable[[], None]) -> None:
+        """Have ``function`` run in its turn, and do not wait. It must not raise."""
+        self._jobs.put(function)
+
     async def run(self, function: Callable[[], Result]) -> Result:
         """What ``function`` returns or raises.
 

@@ -1,7 +1,8 @@
 """A channel: messages between two peers over one pipe, whatever carries it.
 
-Sending never waits for another session's long message: each session has a queue of its own, and the
-pump sends one fragment of each in turn. A channel that hears nothing for ``DEAD_AFTER_S`` is closed, so
+A short message leaves at once, from the thread that has it, when nothing is before it. All others are queued:
+each session has a queue of its own, and the pump sends one fragment of each in turn, so that sending never
+waits for another session's long message. A channel that hears nothing for ``DEAD_AFTER_S`` is closed, so
 that a frozen peer or a half-open connection is noticed.
 """
 
@@ -9,8 +10,10 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 import trio
@@ -41,8 +44,11 @@ class Channel:
     def __init__(self, pipe: Pipe, agent: str = "") -> None:
         self._pipe = pipe
         self._agent = agent
+        self._loop = trio.lowlevel.current_trio_token()
+        self._lock = threading.Lock()  # over what is queued and who sends; held for microseconds
         self._queues: OrderedDict[bytes, deque[Outgoing]] = OrderedDict()
         self._queued = 0
+        self._pumping = False
         self._numbers = itertools.count()
         self._work = trio.Event()
         self._room = trio.Event()
@@ -72,12 +78,38 @@ class Channel:
         Raises:
             ChannelClosed: the channel is closed; nothing was sent.
         """
-        while self._queued > QUEUED_LIMIT and not self.closed:
+        await self.wait_room()
+        await self._say(message, payload)
+
+    @property
+    def full(self) -> bool:
+        """Whether ``QUEUED_LIMIT`` bytes are waiting to be sent."""
+        return self._queued > QUEUED_LIMIT and not self.closed
+
+    async def wait_room(self) -> None:
+        """Wait until the channel is not full."""
+        while self.full:
             self._room = trio.Event() if self._room.is_set() else self._room
             await self._room.wait()
-        if self.closed:
-            raise ChannelClosed(f"no channel to {self.peer}: {self._reason}")
-        self._put(message, payload)
+
+    def post(self, message: Message, payload: Payload = b"") -> None:
+        """Send from any thread, without waiting: at once if nothing is before it, else through the loop.
+
+        Who posts keeps within a bound of his own; :meth:`send` waits when much is queued.
+
+        Raises:
+            ChannelClosed: the channel is closed; nothing was sent.
+        """
+        if self._put(message, payload):
+            with suppress(trio.RunFinishedError):  # the loop has ended, and the channel with it
+                self._loop.run_sync_soon(self._wake)
+
+    async def _say(self, message: Message, payload: Payload = b"") -> None:
+        if self._put(message, payload):
+            self._wake()
+
+    def _wake(self) -> None:
+        self._work.set()
 
     async def wait_ready(self, deadline_s: float) -> None:
         """Wait until the peer has said hello.
@@ -116,7 +148,7 @@ class Channel:
         """
         try:
             async with trio.open_nursery() as nursery:
-                self._put(Hello(PROTOCOL_VERSION, self._agent))
+                await self._guard(partial(self._say, Hello(PROTOCOL_VERSION, self._agent)))
                 for task in (self._pump, self._watch, partial(self._receive, handle)):
                     nursery.start_soon(self._guard, task)
                 await self._closed.wait()
@@ -132,36 +164,51 @@ class Channel:
         except (ChannelClosed, RemoteProtocolError) as error:
             self.close(error.message)
 
-    def _put(self, message: Message, payload: Payload = b"") -> None:
+    def _put(self, message: Message, payload: Payload) -> bool:
+        """Send or queue a message; whether the pump has something to do."""
         outgoing = Outgoing(next(self._numbers) & 0xFFFFFFFF, message, payload)
-        key = getattr(message, "session", b"")
-        queue = self._queues.setdefault(key, deque())
-        if key == b"" and len(queue) >= CONTROL_LIMIT:
-            raise RemoteProtocolError("the peer asks and does not read")
-        queue.append(outgoing)
-        self._queued += len(outgoing)
-        self._work.set()
+        key: bytes = getattr(message, "session", b"")
+        with self._lock:
+            if self.closed:
+                raise ChannelClosed(f"no channel to {self.peer}: {self._reason}")
+            whole = None if self._queues or self._pumping else outgoing.whole()
+            if whole is not None and self._pipe.send_now(whole):
+                return self._pipe.unsent
+            queue = self._queues.setdefault(key, deque())
+            if key == b"" and len(queue) >= CONTROL_LIMIT:
+                raise RemoteProtocolError("the peer asks and does not read")
+            queue.append(outgoing)
+            self._queued += len(outgoing)
+            return True
+
+    def _next_fragment(self) -> bytes | None:
+        """One fragment of the session whose turn it is; ``None`` when there is nothing to send."""
+        with self._lock:
+            self._pumping = bool(self._queues) or self._pipe.unsent
+            if not self._queues:
+                return b"" if self._pumping else None
+            key, queue = next(iter(self._queues.items()))
+            fragment = queue[0].next_fragment()
+            if not len(queue[0]):
+                queue.popleft()
+            if queue:
+                self._queues.move_to_end(key)
+            else:
+                del self._queues[key]
+            self._queued -= len(fragment) - FRAGMENT_HEADER
+            return fragment
 
     async def _pump(self) -> None:
         while True:
             await self._work.wait()
-            while self._queues:
-                key, queue = next(iter(self._queues.items()))
-                fragment = queue[0].next_fragment()
-                if not len(queue[0]):
-                    queue.popleft()
-                if queue:
-                    self._queues.move_to_end(key)
-                else:
-                    del self._queues[key]
-                self._queued -= len(fragment) - FRAGMENT_HEADER
+            self._work = trio.Event()
+            while (fragment := self._next_fragment()) is not None:
                 if self._queued <= QUEUED_LIMIT:
                     self._room.set()
                 with trio.move_on_after(SENT_WITHIN_S) as sending:
                     await self._pipe.send_all(fragment)
                 if sending.cancelled_caught:
                     raise ChannelClosed(f"the peer has not read for {SENT_WITHIN_S:.0f} s")
-            self._work = trio.Event()
 
     async def _receive(self, handle: Handler) -> None:
         assembler = Assembler()
@@ -181,7 +228,7 @@ class Channel:
         elif not self._ready.is_set():
             raise RemoteProtocolError(f"a {type(message).__name__} before the peer's hello")
         elif isinstance(message, Ping):
-            self._put(Pong(message.nonce))
+            await self._say(Pong(message.nonce))
         elif isinstance(message, Pong):
             self._pong(message)
         else:
@@ -199,7 +246,7 @@ class Channel:
             raise RemoteProtocolError(f"no hello within {HELLO_WITHIN_S:.0f} s")
         while True:
             self._asked = (secrets.randbits(62), trio.current_time())
-            self._put(Ping(self._asked[0]))
+            await self._say(Ping(self._asked[0]))
             await trio.sleep(PING_EVERY_S)
             silent = trio.current_time() - self._heard
             if silent > DEAD_AFTER_S:

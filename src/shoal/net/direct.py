@@ -7,7 +7,9 @@ seals and opens them without the layers that cost a libp2p stream its speed.
 
 from __future__ import annotations
 
+import os
 import struct
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -50,8 +52,33 @@ class DirectPipe:
         self._stream = stream
         self._noise = noise
         self._rest = b""
+        self._unsent = b""
         self._sending = trio.Lock()
+        self._writing = threading.Lock()
         self._broken = False
+
+    def send_now(self, data: bytes) -> bool:
+        """Seal one record and give it to the socket, if nothing is before it."""
+        if self._unsent or self._sending.locked() or len(data) > MAX_PLAINTEXT:
+            return False
+        with self._writing:
+            if self._broken:
+                raise ChannelClosed(f"the pipe to {self.peer} is broken")
+            sealed = self._seal(data)
+            try:
+                sent = os.write(self._stream.socket.fileno(), sealed)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._broken = True
+                raise ChannelClosed(f"the connection to {self.peer} broke") from error
+            self._unsent = sealed[sent:]
+        return True
+
+    @property
+    def unsent(self) -> bool:
+        """Whether part of a record still has to go."""
+        return bool(self._unsent)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Seal and send. A cancelled send breaks the pipe: the peer could no longer tell records apart."""
@@ -60,11 +87,9 @@ class DirectPipe:
             if self._broken:
                 raise ChannelClosed(f"the pipe to {self.peer} is broken")
             self._broken = True
-            out = bytearray()
+            out, self._unsent = bytearray(self._unsent), b""
             for start in range(0, len(view), MAX_PLAINTEXT):
-                sealed = self._noise.encrypt(bytes(view[start : start + MAX_PLAINTEXT]))
-                out += _LENGTH.pack(len(sealed))
-                out += sealed
+                out += self._seal(view[start : start + MAX_PLAINTEXT])
                 if len(out) >= BATCH:
                     await self._send(out)
                     out = bytearray()
@@ -89,9 +114,14 @@ class DirectPipe:
 
     async def aclose(self) -> None:
         """Close the connection."""
-        self._broken = True
+        with self._writing:  # or another thread would write to a descriptor that is somebody else's by now
+            self._broken = True
         self.closed.set()
         await trio.aclose_forcefully(self._stream)
+
+    def _seal(self, plain: bytes | memoryview) -> bytes:
+        sealed = self._noise.encrypt(bytes(plain))
+        return _LENGTH.pack(len(sealed)) + sealed
 
     async def _send(self, data: bytearray) -> None:
         try:

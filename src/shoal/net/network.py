@@ -42,6 +42,19 @@ class Pipe(Protocol):
         """
         ...
 
+    def send_now(self, data: bytes) -> bool:
+        """Send without waiting, from any thread, while nobody is in ``send_all``; whether it was taken.
+
+        What the system does not take at once is ``unsent`` and goes ahead of the next ``send_all``.
+
+        Raises:
+            ChannelClosed: the pipe is gone.
+        """
+        ...
+
+    @property
+    def unsent(self) -> bool: ...
+
     async def receive_some(self) -> bytes:
         """The next bytes, at least one; ``b""`` when the peer has closed.
 

@@ -63,6 +63,14 @@ class StreamPipe:
                 view = view[size:]
             self._broken = False
 
+    def send_now(self, data: bytes) -> bool:
+        """Nothing: libp2p's streams belong to the event loop."""
+        return False
+
+    @property
+    def unsent(self) -> bool:
+        return False
+
     async def _window(self) -> int:
         """Wait until the peer allows some bytes. The library would give up after five seconds."""
         muxed: Any = getattr(self._stream, "muxed_stream", None)

@@ -1,9 +1,15 @@
-"""One session at one hop: steps come in, run in their order, and what comes out goes on."""
+"""One session at one hop: steps come in, run in their order, and what comes out goes on.
+
+A step is given to the engine by the task that received it, and sent on by the engine's own thread: between a
+hop's socket and the next one's lie two changes of thread and no turn of the event loop.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import trio
@@ -13,7 +19,7 @@ from shoal.executor.engine import Engine, Forwarded
 from shoal.net.channel import Channel
 from shoal.types import PeerId, SessionId
 from shoal.wire.messages import Failed, HopTime, Open, Step, shorten
-from shoal.wire.session import Advance, HopSession
+from shoal.wire.session import HopSession
 
 QUEUE = 64
 """Steps of one session that may wait at a hop."""
@@ -37,7 +43,10 @@ class Hop:
 
     def __post_init__(self) -> None:
         self.rules = HopSession(self.opened, self.engine.module.width)
-        self._put, self._steps = trio.open_memory_channel[tuple[Step, bytes, Advance]](QUEUE)
+        self._loop = trio.lowlevel.current_trio_token()
+        self._waiting = 0
+        # Steps for which there is no room on the way onward: what comes out would have nowhere to wait.
+        self._hold, self._held = trio.open_memory_channel[tuple[Step, bytes]](QUEUE)
 
     @property
     def session(self) -> SessionId:
@@ -48,58 +57,69 @@ class Hop:
         """Who may send this session's steps."""
         return PeerId(self.opened.previous) if self.opened.previous else self.client.peer
 
-    async def take(self, step: Step, payload: bytes) -> None:
-        """Queue a step, or tell the client why not."""
+    def take(self, step: Step, payload: bytes) -> None:
+        """Hand a step to the engine, or tell the client why not."""
         try:
-            advance = self.rules.accept(step)
-            try:
-                self._put.send_nowait((step, payload, advance))
-            except trio.WouldBlock:
-                self.rules.forget(step.position)
-                raise Busy(f"{QUEUE} steps of this session are waiting already") from None
+            if self._waiting >= QUEUE:
+                raise Busy(f"{QUEUE} steps of this session are waiting already")
+            self.rules.accept(step)
         except ShoalError as error:
-            await self.fail(step.number, error)
+            self.fail(step.number, error)
+            return
+        self._waiting += 1
+        if self._onward.full or self._hold.statistics().current_buffer_used:
+            self._hold.send_nowait((step, payload))
+        else:
+            self._submit(step, payload)
 
     async def run(self) -> None:
-        """Run what is queued until the session is closed."""
+        """Take part until the session is closed."""
         with self.scope:
-            async for step, payload, advance in self._steps:
-                try:
-                    done = await self.engine.forward(
-                        self.session,
-                        advance.position,
-                        payload,
-                        step.codec,
-                        step.rows,
-                        self._rows_out(step),
-                        step.codec,
-                    )
-                    self.measured(step, done)
-                    await self._pass_on(step, done)
-                except ChannelClosed as error:
-                    await self.fail(None, error)
-                    return
-                except ShoalError as error:
-                    self.rules.forget(advance.position)
-                    await self.fail(step.number, error)
+            async for step, payload in self._held:
+                await self._onward.wait_room()
+                self._submit(step, payload)
 
-    async def fail(self, number: int | None, error: ShoalError) -> None:
+    def fail(self, number: int | None, error: ShoalError) -> None:
         """Tell the client; when it is gone too, its channel's end has freed this session already."""
-        if not self.client.closed:
-            await self.client.send(
-                Failed(self.opened.session, number, self.opened.hop, error.code, shorten(error.message))
-            )
+        failed = Failed(self.opened.session, number, self.opened.hop, error.code, shorten(error.message))
+        with suppress(ChannelClosed):
+            self.client.post(failed)
 
-    async def end(self, error: ShoalError | None) -> None:
+    def end(self, error: ShoalError | None) -> None:
         """Stop, and when it was not the client's wish, tell it why."""
         self.scope.cancel()
         if error is not None:
-            await self.fail(None, error)
+            self.fail(None, error)
 
-    def _rows_out(self, step: Step) -> int:
-        return step.tokens if self.next is not None else step.wanted
+    @property
+    def _onward(self) -> Channel:
+        return self.next or self.client
 
-    async def _pass_on(self, step: Step, done: Forwarded) -> None:
-        time = HopTime(self.opened.hop, done.compute_us, done.waiting_us)
-        onward = msgspec.structs.replace(step, rows=self._rows_out(step), times=(*step.times, time))
-        await (self.next or self.client).send(onward, done.payload)
+    def _submit(self, step: Step, payload: bytes) -> None:
+        rows = step.tokens if self.next is not None else step.wanted
+        done = partial(self._done, step, rows)
+        self.engine.submit(
+            self.session, step.position, payload, step.codec, step.rows, rows, step.codec, done
+        )
+
+    def _done(self, step: Step, rows: int, result: Forwarded | ShoalError) -> None:
+        """Send the result on its way. On the engine's thread, so that nothing stands between."""
+        if isinstance(result, Forwarded):
+            time = HopTime(self.opened.hop, result.compute_us, result.waiting_us)
+            onward = msgspec.structs.replace(step, rows=rows, times=(*step.times, time))
+            try:
+                self._onward.post(onward, result.payload)
+            except ChannelClosed as error:
+                result = error
+        with suppress(trio.RunFinishedError):  # the node has ended
+            self._loop.run_sync_soon(self._account, step, result)
+
+    def _account(self, step: Step, result: Forwarded | ShoalError) -> None:
+        self._waiting -= 1
+        if isinstance(result, Forwarded):
+            self.measured(step, result)
+        elif isinstance(result, ChannelClosed):
+            self.end(result)
+        else:
+            self.rules.forget(step.position)
+            self.fail(step.number, result)

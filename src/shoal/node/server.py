@@ -184,13 +184,13 @@ class SpanServer:
             error = UnknownSession("no such session here, or not of this peer")
             await channel.send(Failed(message.session, message.number, 0, error.code, error.message))
         else:
-            await hop.take(message, payload)
+            hop.take(message, payload)
 
     async def _close(self, channel: Channel, session: SessionId) -> None:
         """Only the channel that opened a session, or is about to, may close it."""
         hop, opening = self._hops.get(session), self._opening.get(session)
         if hop is not None and hop.client is channel:
-            await self._end(hop, None)
+            hop.end(None)
         elif opening is not None and opening.client is channel:
             opening.scope.cancel()
 
@@ -201,14 +201,8 @@ class SpanServer:
         for hop in list(self._hops.values()):
             if hop.client is channel:
                 hop.scope.cancel()
-            elif hop.next is channel and self._nursery is not None:
-                self._nursery.start_soon(
-                    self._end, hop, ChannelClosed(f"the way to the next hop {channel.peer} is gone: {reason}")
-                )
-
-    async def _end(self, hop: Hop, error: ShoalError | None) -> None:
-        with suppress(ChannelClosed):  # the client is gone as well
-            await hop.end(error)
+            elif hop.next is channel:
+                hop.end(ChannelClosed(f"the way to the next hop {channel.peer} is gone: {reason}"))
 
     def _forget(self, hop: Hop) -> None:
         if self._hops.get(hop.session) is hop:

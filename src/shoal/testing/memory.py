@@ -40,6 +40,13 @@ class MemoryPipe:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ChannelClosed("the pipe is gone") from error
 
+    def send_now(self, data: bytes) -> bool:
+        return False
+
+    @property
+    def unsent(self) -> bool:
+        return False
+
     async def receive_some(self) -> bytes:
         try:
             return await self._receive.receive()

@@ -13,8 +13,8 @@ from struct import Struct
 from shoal.errors import RemoteProtocolError
 from shoal.wire.messages import MAX_HEADER, MAX_PAYLOAD, Message, decode, encode
 
-FRAGMENT = 64 << 10
-"""Most bytes of one fragment: what another session's step may have to wait for."""
+FRAGMENT = 65_510
+"""Most bytes of one fragment: what another session's step may have to wait for, and one record of Noise."""
 MAX_PARTIAL = 64
 """Messages that one peer may have begun and not ended."""
 
@@ -40,6 +40,12 @@ class Outgoing:
     def __len__(self) -> int:
         """Bytes that are still to be sent, without fragment headers."""
         return len(self._body) - self._offset
+
+    def whole(self) -> bytes | None:
+        """The message in one fragment, ready for the pipe; ``None`` if it is longer, or has begun to go."""
+        if self._offset or len(self._body) > FRAGMENT:
+            return None
+        return b"".join((_FRAGMENT.pack(self._number, len(self._body), False), self._body))
 
     def next_fragment(self) -> bytes:
         """The next fragment, ready for the pipe."""
