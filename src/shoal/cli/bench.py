@@ -34,8 +34,8 @@ def overhead(
     settings = options.settings(model=model, threads=threads, format=format)
     import trio
 
-    from shoal.cli.overhead import Bench
-    from shoal.cli.overhead import overhead as measure
+    from shoal.bench.overhead import Bench
+    from shoal.bench.overhead import overhead as measure
 
     found = trio.run(measure, settings, Bench(nodes, tokens))
     emit(found, as_json, lambda: SENTENCE.format(**found))

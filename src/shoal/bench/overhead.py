@@ -9,23 +9,22 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 import trio
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shoal.cli.demonstration import booted
 from shoal.cli.options import asked_format
 from shoal.cli.progress import working
+from shoal.client.sampling import Sampler, Sampling
+from shoal.client.session import Session
+from shoal.client.swarm import Swarm
 from shoal.config import Settings
+from shoal.executor.formats import dtype_of
+from shoal.models.local import LocalModel
 from shoal.types import resolve_format
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from shoal.client.sampling import Sampler
-    from shoal.client.session import Session
-    from shoal.client.swarm import Swarm
-    from shoal.models.local import LocalModel
 
 PROMPT = tuple(range(100, 132))
 """32 token ids; what they say does not matter to the clock."""
@@ -84,11 +83,6 @@ class Alone:
     @classmethod
     def load(cls, model: LocalModel, settings: Settings) -> Alone:
         """Load the model and run the prompt."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        from shoal.executor.formats import dtype_of
-
         if settings.threads:
             torch.set_num_threads(settings.threads)
         dtype: torch.dtype = getattr(torch, dtype_of(resolve_format(settings.format, model.dtype)))
@@ -104,8 +98,6 @@ class Alone:
         return time.perf_counter() - began
 
     def _forward(self, token_ids: list[int], cache: Any) -> Any:
-        import torch
-
         with torch.inference_mode():
             ids = torch.tensor([token_ids])
             return self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -132,8 +124,6 @@ class Through:
 @asynccontextmanager
 async def session_through(swarm: Swarm, settings: Settings, count: int) -> AsyncGenerator[Through]:
     """A session with room for ``count`` tokens after the prompt, which has been run."""
-    from shoal.client.sampling import Sampler, Sampling
-
     sampler = Sampler(Sampling())
     room = len(PROMPT) + count + 3 * SLICE
     async with swarm.session(settings.model, tokens=room, format=asked_format(settings)) as session:

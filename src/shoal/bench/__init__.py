@@ -1,0 +1,1 @@
+"""Measurements of this machine, of Shoal on it, and of its peers beside it."""
