@@ -1,0 +1,221 @@
+"""A linear layer in each format: how near it is to float32, and what its bits do not depend on."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from shoal.executor import kernels, plain
+from shoal.executor.kernels import Matrix, Team, pack
+from shoal.types import Format
+
+FORMATS: tuple[Format, ...] = ("fp32", "bf16", "int8", "int4")
+SHAPES = [(1, 1), (37, 50), (64, 96), (130, 544), (70, 2592)]
+"""Rows and columns: neither need be a multiple of what the kernels take at once."""
+NATIVE = Path(kernels.__file__).with_name("native")
+
+built = pytest.mark.skipif(kernels.library() is None, reason="the C kernels are not built")
+
+
+def values(rows: int, cols: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed))
+
+
+def error(found: torch.Tensor, weights: torch.Tensor, x: torch.Tensor) -> float:
+    """What is wrong with ``x @ weights.T``, against its size."""
+    exact = x.double() @ weights.double().T
+    return float((found - exact).norm() / exact.norm())
+
+
+@pytest.fixture(params=[pytest.param("kernels", marks=built), "torch"])
+def run(request: pytest.FixtureRequest) -> Callable[[Matrix, torch.Tensor], torch.Tensor]:
+    """A linear layer by the kernels, and by what stands in for them."""
+    team = Team(2) if request.param == "kernels" else None
+    return lambda matrix, x: plain.apply(team, matrix, x)
+
+
+# ---- how near ----
+
+
+@pytest.mark.parametrize(
+    ("format", "bound"), [("fp32", 2e-6), ("bf16", 3e-3), ("int8", 1.2e-2), ("int4", 0.11)]
+)
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+@pytest.mark.parametrize("batch", [1, 7, 40])
+def test_each_format_is_near_float32(
+    run: Callable[[Matrix, torch.Tensor], torch.Tensor],
+    format: Format,
+    bound: float,
+    shape: tuple[int, int],
+    batch: int,
+) -> None:
+    """Against random weights, the worst case: those of a model have fewer bits to lose."""
+    weights, x, bias = values(*shape), values(batch, shape[1], 1), values(1, shape[0], 2)[0]
+    found = run(pack(weights, format, bias), x)
+    assert found.shape == (batch, shape[0])
+    assert error(found - bias, weights, x) < bound
+
+
+def test_int4_needs_whole_groups_and_is_int8_without() -> None:
+    assert pack(values(4, 64), "int4").format == "int4"
+    assert pack(values(4, 50), "int4").format == "int8"
+
+
+@pytest.mark.parametrize(
+    ("format", "bytes_per_weight"), [("fp32", 4), ("bf16", 2), ("int8", 1), ("int4", 0.625)]
+)
+def test_a_matrix_takes_what_its_format_says(format: Format, bytes_per_weight: float) -> None:
+    scales = 4 * 64 if format == "int8" else 0
+    assert pack(values(64, 96), format).bytes == 64 * 96 * bytes_per_weight + scales
+
+
+def test_an_outlier_column_costs_nothing(run: Callable[[Matrix, torch.Tensor], torch.Tensor]) -> None:
+    """One feature a thousand times the others (Dettmers et al., "LLM.int8()", 2022) drowns them in 8 bits.
+
+    LLM.int8() computes such columns in 16 bits beside the others. Here every activation has 11 bits or more,
+    so there is nothing to take apart.
+    """
+    weights, x = values(64, 1024), values(8, 1024, 1)
+    weights[:, 5] /= 1000  # trained weights are small where features are large
+    x[:, 5] *= 1000
+    matrix = pack(weights, "int8")
+    kept = plain.widen(matrix, slice(None))
+    rest = slice(6, None)
+
+    eight_bits = x.abs().amax(1, keepdim=True) / 127
+    lost = (x / eight_bits).round() * eight_bits
+    ours, scale = plain.quantise(x, "int8", 1024)
+    assert error(lost[:, rest] @ kept[:, rest].T, kept[:, rest], x[:, rest]) > 0.5
+    assert error((ours * scale)[:, rest] @ kept[:, rest].T, kept[:, rest], x[:, rest]) < 0.04
+    assert error(run(matrix, x), kept, x) < 0.04
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e20])
+@pytest.mark.parametrize("format", FORMATS)
+def test_huge_and_small_values_scale(
+    run: Callable[[Matrix, torch.Tensor], torch.Tensor], format: Format, size: float
+) -> None:
+    weights, x = values(20, 64) * size, values(6, 64, 1)
+    assert error(run(pack(weights, format), x), weights, x) < 0.11
+    weights, x = values(20, 64), values(6, 64, 1) * size
+    assert error(run(pack(weights, format), x), weights, x) < 0.11
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_zeros_stay_zeros(run: Callable[[Matrix, torch.Tensor], torch.Tensor], format: Format) -> None:
+    weights, x = values(20, 64), values(6, 64, 1)
+    weights[3] = 0
+    x[2] = 0
+    found = run(pack(weights, format), x)
+    assert not found[2].any()
+    assert not found[:, 3].any()
+    assert found[0, 0] != 0
+    assert run(pack(weights, format), x[:0]).shape == (0, 20)
+
+
+# ---- what the bits do not depend on ----
+
+
+@built
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_row_is_the_same_beside_any_others(format: Format, shape: tuple[int, int]) -> None:
+    matrix = pack(values(*shape), format, values(1, shape[0], 2)[0])
+    x = values(33, shape[1], 1)
+    alone = torch.cat([Team(1).linear(matrix, row[None]) for row in x])
+    for threads in (1, 2):
+        team = Team(threads)
+        for batch in (1, 2, 3, 8, 32, 33):
+            assert torch.equal(team.linear(matrix, x[:batch]), alone[:batch])
+            assert torch.equal(team.linear(matrix, x[-batch:]), alone[-batch:])
+        loud = x * 1e6
+        loud[4] = x[4]
+        assert torch.equal(team.linear(matrix, loud)[4], alone[4])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_int8_is_a_sum_of_integers_scaled_once(
+    run: Callable[[Matrix, torch.Tensor], torch.Tensor], shape: tuple[int, int]
+) -> None:
+    """Written out: what any machine must give, bit for bit."""
+    rows, cols = shape
+    bias, x = values(1, rows, 2)[0], values(9, cols, 1)
+    matrix = pack(values(rows, cols), "int8", bias)
+    limit = torch.tensor(float(min(32767, (2**31 - 1) // (127 * cols))))
+    largest = x.abs().amax(1, keepdim=True)
+    integers = (x * (limit / largest)).round().long()
+    sums = integers @ matrix.weights.long().T
+    assert matrix.scales is not None
+    assert sums.abs().max() < 2**31
+    assert torch.equal(run(matrix, x), sums.float() * (matrix.scales * (largest / limit)) + bias)
+
+
+def level(name: str) -> ctypes.CDLL:
+    return kernels._declare(ctypes.CDLL(str(NATIVE / f"kernels-{name}.so")))
+
+
+@built
+def test_every_level_of_the_cpu_gives_the_same_bits_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = level("v1").cpu_level()
+    names = [
+        name
+        for name in ("v1", "v3", "v4")
+        if int(name[1]) <= best and (NATIVE / f"kernels-{name}.so").exists()
+    ]
+    results: list[list[torch.Tensor]] = []
+    for name in names:
+        library = level(name)
+        monkeypatch.setattr(kernels, "library", lambda library=library: library)
+        team = Team(2)
+        results.append(
+            [
+                team.linear(pack(values(*shape), "int8", values(1, shape[0], 2)[0]), values(9, shape[1], 1))
+                for shape in SHAPES
+            ]
+        )
+    for name, result in zip(names, results, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True)), name
+
+
+@built
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_packing_is_the_same_without_the_kernels(format: Format, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = values(40, 96)
+    weights[3] = 0
+    packed = pack(weights, format)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    without = pack(weights, format)
+    assert packed.scales is not None
+    assert without.scales is not None
+    assert torch.equal(packed.weights, without.weights)
+    assert torch.equal(packed.scales, without.scales)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_rows_of_a_matrix_are_its_weights_again(format: Format) -> None:
+    weights = values(40, 96)
+    rows = plain.widen(pack(weights, format), slice(3, 9))
+    assert float((rows - weights[3:9]).norm() / weights[3:9].norm()) < 0.11
+    if kernels.library() is not None:
+        assert torch.equal(kernels.rows_of(pack(weights, format), torch.arange(3, 9)), rows)
+
+
+# ---- where there are no kernels ----
+
+
+def test_without_a_compiler_the_build_goes_on_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.syspath_prepend(str(root))
+    hatch_build = pytest.importorskip("hatch_build")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(hatch_build.shutil, "which", lambda name: None)
+    assert hatch_build.compile_kernels(root) == []
+    assert "no C compiler" in capsys.readouterr().err
+    assert "hatch_build" in sys.modules
