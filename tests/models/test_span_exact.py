@@ -121,8 +121,8 @@ def test_the_head_of_one_row_is_what_generate_computes(
 def test_a_span_holds_its_own_tensors_and_no_others(family: str, local: Local) -> None:
     model = local(family)
     span = load_span(model, Span(2, 4))
-    assert span.tensor_bytes == span_bytes(model, Span(2, 4), "float32")
-    assert span_bytes(model, Span(2, 4), "bfloat16") * 2 == span.tensor_bytes
+    assert span.tensor_bytes == span_bytes(model, Span(2, 4), "fp32")
+    assert span_bytes(model, Span(2, 4), "bf16") * 2 == span.tensor_bytes
     assert all(name.startswith("model.layers.") for name in span.model.state_dict())
 
 

@@ -1,27 +1,21 @@
-"""A span at work: sessions with their KV, steps one after another on the torch thread."""
+"""A span at work for many sessions: who may have how much KV, and steps in and out as bytes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from shoal.errors import Busy, ShoalError, StepFailed, UnknownSession
+from shoal.errors import Busy, ShoalError, UnknownSession
+from shoal.executor.batcher import Batcher, Job
 from shoal.executor.codecs import decode, encode
+from shoal.executor.pages import PagePool
+from shoal.executor.runner import Runner, State
 from shoal.executor.thread import TorchThread
-from shoal.models.span import Cache, SpanModule
 from shoal.types import Codec, Format, SessionId, Span
-
-
-@dataclass(slots=True)
-class _Held:
-    """One session's KV: the cache, and the tokens it may grow to."""
-
-    cache: Cache
-    module: SpanModule
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,68 +24,80 @@ class Forwarded:
 
     payload: bytes
     compute_us: int
+    """Time of the forwards that the step was part of."""
     waiting_us: int
+    """The rest of its time here."""
 
 
 Done = Callable[[Forwarded | ShoalError], None]
-"""Takes what became of a step, on the executor's thread: it returns soon and does not raise."""
 
 
 class Engine:
-    """Forwards of one span for many sessions, within a budget of KV tokens.
+    """Forwards of one span for many sessions, within the pages of a pool.
 
-    Steps run in the order in which they are asked for. One session's cache is never visible to another.
+    What is ready of many sessions runs together (:mod:`shoal.executor.batcher`). One session's KV is never
+    visible to another.
     """
 
     def __init__(
-        self, module: SpanModule, thread: TorchThread, *, format: Format, tokens: int, max_sessions: int
+        self, runner: Runner, pool: PagePool, thread: TorchThread, *, format: Format, max_sessions: int
     ) -> None:
-        self.module = module
+        self.runner = runner
+        self.pool = pool
         self.format: Format = format
-        self.tokens = tokens
-        """Tokens of KV that all sessions together may reserve."""
         self._thread = thread
         self._max_sessions = max_sessions
-        self._sessions: dict[SessionId, _Held] = {}
-        self._reserved = 0
+        self._batcher = Batcher(runner.forward, thread)
+        self._sessions: dict[SessionId, State] = {}
+        self._opening = 0
+
+    @property
+    def width(self) -> int:
+        """Elements of one token's hidden states."""
+        return self.runner.width
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of KV that all sessions together may reserve."""
+        return self.pool.tokens
 
     @property
     def tokens_free(self) -> int:
-        return self.tokens - self._reserved
+        """Tokens of KV that are not reserved."""
+        return self.pool.tokens_free
 
     @property
     def sessions(self) -> int:
+        """Sessions that are open."""
         return len(self._sessions)
 
     async def open(self, session: SessionId, tokens: int, span: Span | None = None) -> None:
-        """Reserve KV for ``tokens`` tokens in the module's span, or in a ``span`` inside of it.
+        """Reserve KV for ``tokens`` tokens in the whole span, or in a ``span`` inside of it.
 
         Raises:
             Busy: there is no room; says how much there is.
         """
         if session in self._sessions:
             raise Busy("this session is open here already", tokens_free=self.tokens_free)
-        if len(self._sessions) >= self._max_sessions:
+        if len(self._sessions) + self._opening >= self._max_sessions:
             raise Busy(f"all {self._max_sessions} sessions are taken", tokens_free=self.tokens_free)
-        if tokens > self.tokens_free:
-            raise Busy(
-                f"no room for {tokens} tokens of KV, {self.tokens_free} of {self.tokens} are free",
-                tokens_free=self.tokens_free,
-            )
-        self._reserved += tokens
+        pages = self.pool.promise(tokens)
+        self._opening += 1
         try:
-            part = self.module.part
-            module = self.module if span is None else await self._thread.run(lambda: part(span))
+            make = partial(self.runner.open, span or self.runner.span, pages)
+            self._sessions[session] = await self._thread.run(make)
         except BaseException:
-            self._reserved -= tokens
+            self.pool.forget(pages)
             raise
-        self._sessions[session] = _Held(module.new_cache(), module, tokens)
+        finally:
+            self._opening -= 1
 
     def close(self, session: SessionId) -> None:
         """Give the session's KV back. A session that is not open is no error."""
-        held = self._sessions.pop(session, None)
-        if held is not None:
-            self._reserved -= held.tokens
+        state = self._sessions.pop(session, None)
+        if state is not None:
+            self._batcher.end(session, state)
+            self.pool.forget(state.pages)
 
     def submit(
         self,
@@ -106,49 +112,29 @@ class Engine:
     ) -> None:
         """Ask for a step and do not wait. Steps of one session run in the order asked.
 
-        Runs ``rows`` tokens from ``position`` on; keeps the last ``wanted`` rows of what comes out.
+        Runs ``rows`` tokens from ``position`` on; keeps the last ``wanted`` rows of what comes out. KV that
+        is longer than ``position`` is rolled back to it first.
 
         Args:
             payload: ``rows × width`` hidden states in ``codec``.
             reply: how what comes out is encoded.
-            done: told at once what became of it, so that it leaves without a turn of the event loop; never
-                told of a session that is closed. Errors, of which the same step may be sent again, are
-                CannotRollBack: the cache cannot return to ``position``, and StepFailed: the forward failed,
-                or what came out is not finite.
-
-        A cache longer than ``position`` is rolled back to it first.
+            done: told at once what became of it, on the thread that computes, so that it leaves without a
+                turn of the event loop; never told of a session that is closed. Errors, of which the same step
+                may be sent again, are CannotRollBack: the KV cannot return to ``position``, and StepFailed:
+                the forward failed, or what came out is not finite.
 
         Raises:
             UnknownSession: the session is not open.
         """
-        held = self._sessions.get(session)
-        if held is None:
+        state = self._sessions.get(session)
+        if state is None:
             raise UnknownSession("this session is not open here")
-        asked = time.perf_counter_ns()
 
-        def work() -> None:
-            if self._sessions.get(session) is held:
-                done(step())
+        def finish(job: Job, out: torch.Tensor) -> None:
+            encoded = encode(out, reply)
+            compute_s = job.compute_s
+            waiting_s = max(0.0, time.perf_counter() - job.asked - compute_s)
+            done(Forwarded(encoded, round(compute_s * 1e6), round(waiting_s * 1e6)))
 
-        def step() -> Forwarded | ShoalError:
-            began = time.perf_counter_ns()
-            try:
-                hidden = decode(payload, codec, rows, self.module.width)
-                out = encode(_forward(held, position, hidden, wanted), reply)
-            except ShoalError as error:
-                return error
-            ended = time.perf_counter_ns()
-            return Forwarded(out, (ended - began) // 1000, (began - asked) // 1000)
-
-        self._thread.post(work)
-
-
-def _forward(held: _Held, position: int, hidden: torch.Tensor, wanted: int) -> torch.Tensor:
-    try:
-        out = held.module.forward(hidden[None].to(held.module.dtype), held.cache, position)
-    except ShoalError:
-        raise
-    except Exception as error:
-        # What a model's own code may raise is listed nowhere. It ends this step, never the node.
-        raise StepFailed(f"the forward failed: {type(error).__name__}: {error}") from error
-    return out[0, out.shape[1] - wanted :].float().cpu()
+        prepare = partial(decode, payload, codec, rows, self.width)
+        self._batcher.submit(Job(session, state, position, rows, wanted, prepare, finish, done))

@@ -1,4 +1,4 @@
-"""Spans of Llama's shape, each forward one call into the kernels: no Python and no allocation between blocks."""
+"""Spans of Llama's shape: a forward is one call into the kernels, without Python between the blocks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shoal.executor.kernels import (
     library,
     pack,
 )
-from shoal.executor.pages import PagePool, Pages
+from shoal.executor.pages import PAGE, PagePool, Pages
 from shoal.executor.runner import Outcome, Rows, State, gap
 from shoal.executor.shape import LlamaShape
 from shoal.executor.shelf import Shelf
@@ -91,8 +91,8 @@ class Tensors:
 
     def _wrong(self, name: str, found: torch.Tensor, wanted: tuple[int, ...]) -> BadWeights:
         return BadWeights(
-            f"{self._checkpoint.folder}: tensor {name} is {list(found.shape)} where the config makes it part of "
-            f"{list(wanted)}",
+            f"{self._checkpoint.folder}: tensor {name} is {list(found.shape)} where the config makes it "
+            f"part of {list(wanted)}",
             check="whether the config and the weights belong together",
         )
 
@@ -103,7 +103,7 @@ def prefix_of(block: int) -> str:
 
 
 def expected_names(shape: LlamaShape, checkpoint: Checkpoint, block: int) -> bool:
-    """Whether a block has the tensors of the shape and no others: one more would mean something else is computed."""
+    """Whether a block has the tensors of the shape and no others: one more would mean another computation."""
     prefix = prefix_of(block)
     has = {name.removeprefix(prefix) for name in checkpoint.tensors if name.startswith(prefix)}
     linears = ("self_attn.qkv_proj", "mlp.gate_up_proj") if shape.merged else (*QKV, *GATE_UP)
@@ -160,6 +160,7 @@ class FusedRunner:
             raise OutOfResources("the C kernels are not built")
         self.page_bytes = int(native.kv_layer_bytes(byref(self._struct.kv))) * len(structs)
         """Bytes of one page: 16 tokens in every block of the span."""
+        self.kv_bytes = self.page_bytes / PAGE
         self._arena: torch.Tensor | None = None
 
     def use(self, pool: PagePool) -> None:
@@ -174,7 +175,7 @@ class FusedRunner:
         return State(span, pages)
 
     def forward(self, batch: Sequence[Rows]) -> list[Outcome]:
-        outcomes: list[Outcome | None] = [gap(rows.state, rows.position) for rows in batch]
+        outcomes = [_make_room(rows) for rows in batch]
         for span in dict.fromkeys(rows.state.span for rows in batch):
             ready = [i for i, rows in enumerate(batch) if outcomes[i] is None and rows.state.span == span]
             if ready:
@@ -190,9 +191,8 @@ class FusedRunner:
         at = 0
         for sequence, rows in zip(sequences, batch, strict=True):
             n = len(rows.hidden)
-            pages = rows.state.pages
-            pages.grow(rows.position + n)
-            tables.append((ctypes.c_int32 * len(pages.numbers))(*pages.numbers))
+            numbers = rows.state.pages.numbers
+            tables.append((ctypes.c_int32 * len(numbers))(*numbers))
             sequence.row, sequence.rows, sequence.position = at, n, rows.position
             sequence.pages = ctypes.addressof(tables[-1])
             at += n
@@ -206,10 +206,20 @@ class FusedRunner:
         for rows in batch:
             n = len(rows.hidden)
             rows.state.length = rows.position + n
-            rows.state.pages.shrink(rows.state.length)
             outs.append(hidden[at : at + n])
             at += n
         return outs
+
+
+def _make_room(rows: Rows) -> Outcome | None:
+    """Pages for these rows, and none for what they replace; or why not."""
+    if (error := gap(rows.state, rows.position)) is not None:
+        return error
+    try:
+        rows.state.pages.resize(rows.position + len(rows.hidden))
+    except ShoalError as error:
+        return error
+    return None
 
 
 def load_fused(

@@ -1,7 +1,7 @@
 """Our C kernels, seen from Python: matrices in the formats of :data:`Format`, and a team of threads.
 
-The libraries are compiled when Shoal is installed (``hatch_build.py``), one for each level of the CPU; the best
-that this machine can run is loaded on first use. Where there is none (no compiler at install time),
+The libraries are compiled when Shoal is installed (``hatch_build.py``), one for each level of the CPU; the
+best that this machine can run is loaded on first use. Where there is none (no compiler at install time),
 :mod:`shoal.executor.plain` computes the same with torch.
 """
 
@@ -248,7 +248,9 @@ class Team:
     def __init__(self, threads: int) -> None:
         native = library()
         if native is None:
-            raise OutOfResources("the C kernels are not built", next_command="pip install --force-reinstall shoal")
+            raise OutOfResources(
+                "the C kernels are not built", next_command="pip install --force-reinstall shoal"
+            )
         self._library = native
         self._team = native.team_new(threads)
         if not self._team:
@@ -271,7 +273,9 @@ class Team:
         out = torch.empty((len(x), matrix.rows))
         if len(x):
             struct = matrix.struct()
-            self._check(self._library.apply_linear(self._team, byref(struct), x.data_ptr(), len(x), out.data_ptr()))
+            self._check(
+                self._library.apply_linear(self._team, byref(struct), x.data_ptr(), len(x), out.data_ptr())
+            )
         return out
 
     def run_span(
@@ -302,12 +306,16 @@ class Team:
         """Root mean square norm of each row of ``x``, float32 ``[n, width]`` (Zhang and Sennrich, 2019)."""
         x = x.contiguous()
         out = torch.empty_like(x)
-        self._library.rms_norm(x.data_ptr(), x.shape[0], x.shape[1], weight.data_ptr(), epsilon, out.data_ptr())
+        self._library.rms_norm(
+            x.data_ptr(), x.shape[0], x.shape[1], weight.data_ptr(), epsilon, out.data_ptr()
+        )
         return out
 
     def _check(self, failed: int) -> None:
         if failed:
-            raise OutOfResources("no memory for the working set of a forward", check="fewer tokens in one step")
+            raise OutOfResources(
+                "no memory for the working set of a forward", check="fewer tokens in one step"
+            )
 
 
 def rows_of(matrix: Matrix, which: torch.Tensor) -> torch.Tensor:

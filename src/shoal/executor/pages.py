@@ -1,4 +1,8 @@
-"""KV memory in pages: sessions take them as they grow and give them back when they end."""
+"""KV memory in pages: sessions take them as they grow and give them back when they end.
+
+What a session may grow to is promised when it opens, so no step can fail for want of a page. Promises are
+made and forgotten by the event loop; pages are taken and given back by the thread that computes.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +22,22 @@ def pages_for(tokens: int) -> int:
 
 
 class PagePool:
-    """A bounded number of pages. What a session may grow to is promised when it opens, so no step can fail for it.
-
-    With ``page_bytes`` the pages are one piece of memory, of which the system gives only what was ever used.
-    """
+    """A bounded number of pages. With ``page_bytes`` they are one piece of memory, of which the system gives
+    only what was ever used."""
 
     def __init__(self, pages: int, page_bytes: int = 0) -> None:
         self.pages = pages
         self.page_bytes = page_bytes
         self.arena = torch.empty(pages * page_bytes, dtype=torch.uint8)
         self._promised = 0
-        # The last page given back is the first taken again: memory once used is used before more is asked for.
+        # The last page given back is the first taken again: what was used before is used before the rest.
         self._free: list[int] = []
         self._fresh = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that all sessions together may hold."""
+        return self.pages * PAGE
 
     @property
     def tokens_free(self) -> int:
@@ -51,11 +58,15 @@ class PagePool:
         wanted = pages_for(tokens)
         if wanted > self.pages - self._promised:
             raise Busy(
-                f"no room for {tokens} tokens of KV, {self.tokens_free} of {self.pages * PAGE} are free",
+                f"no room for {tokens} tokens of KV, {self.tokens_free} of {self.tokens} are free",
                 tokens_free=self.tokens_free,
             )
         self._promised += wanted
         return Pages(self, wanted)
+
+    def forget(self, pages: Pages) -> None:
+        """Take a promise back. Its pages must be given back before a later promise takes any."""
+        self._promised -= pages.promised
 
     def take(self) -> int:
         """A page that somebody was promised."""
@@ -64,13 +75,12 @@ class PagePool:
         self._fresh += 1
         return self._fresh - 1
 
-    def give_back(self, pages: list[int], promised: int) -> None:
-        """Free ``pages``, and a promise of so many."""
+    def give_back(self, pages: list[int]) -> None:
+        """Free ``pages`` for others."""
         self._free += pages
-        self._promised -= promised
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Pages:
     """One session's pages, in order, and how many it was promised."""
 
@@ -78,18 +88,17 @@ class Pages:
     promised: int
     numbers: list[int] = field(default_factory=list)
 
-    def grow(self, tokens: int) -> None:
-        """Take pages until ``tokens`` tokens fit."""
-        while len(self.numbers) < min(pages_for(tokens), self.promised):
+    def resize(self, tokens: int) -> None:
+        """Take or give back pages until there are as many as ``tokens`` tokens need.
+
+        Raises:
+            Busy: that is more than was promised.
+        """
+        wanted = pages_for(tokens)
+        if wanted > self.promised:
+            raise Busy(f"{tokens} tokens of KV, where {self.promised * PAGE} were reserved")
+        while len(self.numbers) < wanted:
             self.numbers.append(self.pool.take())
-
-    def shrink(self, tokens: int) -> None:
-        """Give back the pages beyond ``tokens`` tokens."""
-        spare = self.numbers[pages_for(tokens) :]
-        del self.numbers[pages_for(tokens) :]
-        self.pool.give_back(spare, 0)
-
-    def release(self) -> None:
-        """Give everything back. Twice is no error."""
-        self.pool.give_back(self.numbers, self.promised)
-        self.numbers, self.promised = [], 0
+        if len(self.numbers) > wanted:
+            self.pool.give_back(self.numbers[wanted:])
+            del self.numbers[wanted:]

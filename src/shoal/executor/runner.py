@@ -13,6 +13,9 @@ from shoal.executor.pages import Pages
 from shoal.models.span import Cache, SpanModule
 from shoal.types import Span
 
+KV_PROBE = 1024
+"""Tokens over which a model's own cache is measured: windows and states grow less than by the token."""
+
 
 @dataclass(slots=True)
 class State:
@@ -47,13 +50,15 @@ class Runner(Protocol):
     width: int
     tensor_bytes: int
     """Bytes of the weights in memory."""
+    kv_bytes: float
+    """Bytes of KV that a token takes in all the blocks."""
 
     def open(self, span: Span, pages: Pages) -> State:
         """An empty state for a session that uses ``span`` of these blocks."""
         ...
 
     def forward(self, batch: Sequence[Rows]) -> list[Outcome]:
-        """Run rows of different sessions; a state longer than its rows' position is rolled back to it first."""
+        """Run rows of different sessions. A state longer than its rows' position is rolled back to it."""
         ...
 
 
@@ -65,6 +70,7 @@ class ModuleRunner:
         self.span = module.span
         self.width = module.width
         self.tensor_bytes = module.tensor_bytes
+        self.kv_bytes = module.kv_bytes(KV_PROBE) / KV_PROBE
 
     def open(self, span: Span, pages: Pages) -> State:
         """Raises ``UsageError`` when ``span`` is not inside of this one."""
@@ -78,6 +84,7 @@ class ModuleRunner:
         if cache is None:
             return StepFailed("a state that another runner has made")
         try:
+            rows.state.pages.resize(rows.position + len(rows.hidden))
             out = module.forward(rows.hidden[None].to(module.dtype), cache, rows.position)
         except ShoalError as error:
             return error

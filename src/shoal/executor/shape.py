@@ -7,7 +7,6 @@ the model's own modules run it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -158,6 +157,5 @@ def _rope(c: Any, parameters: dict[str, Any], kind: str | None) -> Rope | None:
         return Rope(1.0 / (float(parameters["rope_theta"]) ** exponents), 1.0)
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: PLC0415 — rare, and slow to import
 
-    compute = cast("Callable[..., tuple[torch.Tensor, float]]", ROPE_INIT_FUNCTIONS[rope_type])
-    frequencies, scale = compute(c, torch.device("cpu"), layer_type=kind)
+    frequencies, scale = ROPE_INIT_FUNCTIONS[rope_type](c, torch.device("cpu"), layer_type=kind)
     return Rope(frequencies.float().contiguous(), float(scale))

@@ -10,33 +10,34 @@ from shoal.errors import UnsupportedModel
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.headers import FLOATING, TensorEntry
 from shoal.models.local import LocalModel
-from shoal.types import DType, Span
+from shoal.types import Format, Span
 
-DTYPE_SIZE: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+WEIGHT_BYTES: dict[Format, float] = {"fp32": 4, "bf16": 2, "int8": 1, "int4": 0.5 + 4 / 32}
+"""Bytes of a weight; int4 has a float32 scale for each 32."""
 NUMBERED = re.compile(r"^(?P<list>.*?[^\d.])\.?(?P<index>\d+)\.")
 """A tensor of a list's element: the list's name and the index, for example ``model.layers`` and ``12``."""
 
 
-def block_bytes(model: LocalModel, dtype: DType) -> list[int]:
-    """Bytes of each block's weights when held in ``dtype``, in order.
+def block_bytes(model: LocalModel, format: Format) -> list[int]:
+    """Bytes of each block's weights when held in ``format``, in order.
 
     Raises:
         BadWeights, UnknownModel: see ``open_checkpoint``.
         UnsupportedModel: the tensors' names do not tell the blocks.
     """
-    return _block_bytes(open_checkpoint(model.path), model.shape.n_blocks, dtype)
+    return _block_bytes(open_checkpoint(model.path), model.shape.n_blocks, format)
 
 
-def span_bytes(model: LocalModel, span: Span, dtype: DType) -> int:
-    """Bytes of a span's weights when held in ``dtype``. Raises as :func:`block_bytes`."""
-    return sum(block_bytes(model, dtype)[span.start : span.end])
+def span_bytes(model: LocalModel, span: Span, format: Format) -> int:
+    """Bytes of a span's weights when held in ``format``. Raises as :func:`block_bytes`."""
+    return sum(block_bytes(model, format)[span.start : span.end])
 
 
-def _block_bytes(checkpoint: Checkpoint, n_blocks: int, dtype: DType) -> list[int]:
+def _block_bytes(checkpoint: Checkpoint, n_blocks: int, format: Format) -> list[int]:
     lists: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
     for entry in checkpoint.tensors.values():
         if (found := NUMBERED.match(entry.name)) is not None:
-            lists[found["list"]][int(found["index"])] += _held_bytes(entry, dtype)
+            lists[found["list"]][int(found["index"])] += _held_bytes(entry, format)
     # Blocks beyond the last are for training or speculation (DeepSeek-V3's multi-token prediction).
     whole = [sizes for sizes in lists.values() if all(i in sizes for i in range(n_blocks))]
     if not whole:
@@ -45,5 +46,5 @@ def _block_bytes(checkpoint: Checkpoint, n_blocks: int, dtype: DType) -> list[in
     return [largest[i] for i in range(n_blocks)]
 
 
-def _held_bytes(entry: TensorEntry, dtype: DType) -> int:
-    return math.prod(entry.shape) * DTYPE_SIZE[dtype] if entry.dtype in FLOATING else entry.size
+def _held_bytes(entry: TensorEntry, format: Format) -> int:
+    return math.ceil(math.prod(entry.shape) * WEIGHT_BYTES[format]) if entry.dtype in FLOATING else entry.size

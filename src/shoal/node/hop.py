@@ -17,7 +17,8 @@ import trio
 from shoal.errors import Busy, ChannelClosed, ShoalError
 from shoal.executor.engine import Engine, Forwarded
 from shoal.net.channel import Channel
-from shoal.types import PeerId, SessionId
+from shoal.types import Codec, PeerId, SessionId
+from shoal.wire.codec import CodecChooser
 from shoal.wire.messages import Failed, HopTime, Open, Step, shorten
 from shoal.wire.session import HopSession
 
@@ -37,12 +38,13 @@ class Hop:
     next: Channel | None
     """Where results go; ``None`` at the last hop, which answers the client."""
     engine: Engine
+    codec: CodecChooser
     measured: Callable[[Step, Forwarded], None]
     rules: HopSession = field(init=False)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     def __post_init__(self) -> None:
-        self.rules = HopSession(self.opened, self.engine.module.width)
+        self.rules = HopSession(self.opened, self.engine.width)
         self._loop = trio.lowlevel.current_trio_token()
         self._waiting = 0
         # Steps for which there is no room on the way onward: what comes out would have nowhere to wait.
@@ -97,16 +99,15 @@ class Hop:
 
     def _submit(self, step: Step, payload: bytes) -> None:
         rows = step.tokens if self.next is not None else step.wanted
-        done = partial(self._done, step, rows)
-        self.engine.submit(
-            self.session, step.position, payload, step.codec, step.rows, rows, step.codec, done
-        )
+        reply = self.codec.choose(self._onward.bytes_s, rows, step.width)
+        done = partial(self._done, step, rows, reply)
+        self.engine.submit(self.session, step.position, payload, step.codec, step.rows, rows, reply, done)
 
-    def _done(self, step: Step, rows: int, result: Forwarded | ShoalError) -> None:
+    def _done(self, step: Step, rows: int, reply: Codec, result: Forwarded | ShoalError) -> None:
         """Send the result on its way. On the engine's thread, so that nothing stands between."""
         if isinstance(result, Forwarded):
             time = HopTime(self.opened.hop, result.compute_us, result.waiting_us)
-            onward = msgspec.structs.replace(step, rows=rows, times=(*step.times, time))
+            onward = msgspec.structs.replace(step, codec=reply, rows=rows, times=(*step.times, time))
             try:
                 self._onward.post(onward, result.payload)
             except ChannelClosed as error:
@@ -118,6 +119,7 @@ class Hop:
         self._waiting -= 1
         if isinstance(result, Forwarded):
             self.measured(step, result)
+            self.codec.note(step.tokens, result.compute_us)
         elif isinstance(result, ChannelClosed):
             self.end(result)
         else:

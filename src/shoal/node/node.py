@@ -14,11 +14,11 @@ import trio
 from shoal.config import Settings
 from shoal.errors import OutOfResources, UsageError
 from shoal.executor.engine import Engine
-from shoal.executor.formats import dtype_of
+from shoal.executor.load import load_runner, make_pool
+from shoal.executor.runner import Runner
 from shoal.executor.thread import TorchThread
 from shoal.models.local import LocalModel
 from shoal.models.sizes import span_bytes
-from shoal.models.span import SpanModule, load_span
 from shoal.net.network import Network
 from shoal.node.server import SpanServer
 from shoal.routing.placement import choose_span
@@ -47,8 +47,7 @@ def blocks_that_fit(model: LocalModel, format: Format, memory: int) -> int:
         OutOfResources: not one does.
     """
     weights = int(memory * (1 - KV_SHARE))
-    dtype = dtype_of(format)
-    largest = max(span_bytes(model, Span(block, block + 1), dtype) for block in range(model.shape.n_blocks))
+    largest = max(span_bytes(model, Span(block, block + 1), format) for block in range(model.shape.n_blocks))
     fits = weights // largest
     if fits < 1:
         raise OutOfResources(
@@ -88,19 +87,18 @@ class Capacity:
     bytes_per_token: int
 
 
-def kv_capacity(module: SpanModule, settings: Settings, memory: int) -> Capacity:
+def kv_capacity(runner: Runner, settings: Settings, memory: int) -> Capacity:
     """Tokens of KV that a node can hold: what ``kv_tokens`` allows, or fewer if memory is short.
 
     Raises:
         OutOfResources: the weights alone take all the memory.
     """
-    probe = 1024
-    per_token = max(1, module.kv_bytes(probe) // probe)
-    left = memory - module.tensor_bytes
+    per_token = max(1, round(runner.kv_bytes))
+    left = memory - runner.tensor_bytes
     tokens = min(settings.kv_tokens, left // per_token)
     if tokens < 1:
         raise OutOfResources(
-            f"the span's weights take {module.tensor_bytes >> 20} MiB of {memory >> 20} MiB, "
+            f"the span's weights take {runner.tensor_bytes >> 20} MiB of {memory >> 20} MiB, "
             "and nothing is left for KV",
             check="a smaller span, or more memory",
             next_command="shoal serve MODEL --span START:END --memory SIZE",
@@ -174,16 +172,22 @@ async def start_node(
     memory = memory_budget(settings)
     thread = TorchThread("shoal-span")
     try:
-        if settings.threads:
-            await thread.run(partial(torch.set_num_threads, settings.threads))
+        threads = settings.threads or torch.get_num_threads()
+        await thread.run(partial(torch.set_num_threads, threads))
         report(f"loading blocks {span} of {model.shape.name} in {format}")
-        module = await thread.run(partial(load_span, model, span, dtype_of(format)))
-        capacity = kv_capacity(module, settings, memory)
-        engine = Engine(
-            module, thread, format=format, tokens=capacity.tokens, max_sessions=settings.max_sessions
+        load = partial(
+            load_runner, model, span, format, kv=settings.kv, threads=threads, cache=settings.paths.cache
         )
+        runner = await thread.run(load)
+        pool = make_pool(runner, kv_capacity(runner, settings, memory).tokens)
+        engine = Engine(runner, pool, thread, format=format, max_sessions=settings.max_sessions)
         server = SpanServer(
-            network, engine, digest=model.digest, span=span, sessions_per_peer=settings.max_sessions
+            network,
+            engine,
+            digest=model.digest,
+            span=span,
+            sessions_per_peer=settings.max_sessions,
+            wire=settings.wire,
         )
         node = Node(model, span, engine, server, member)
         async with trio.open_nursery() as nursery:

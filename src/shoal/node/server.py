@@ -10,6 +10,7 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import trio
 
@@ -28,7 +29,8 @@ from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.node.hop import Hop
-from shoal.types import Digest, SessionId, Span
+from shoal.types import Codec, Digest, SessionId, Span
+from shoal.wire.codec import CodecChooser
 from shoal.wire.messages import Close, Failed, Message, Open, Opened, Refused, Step, shorten
 
 DIAL_NEXT_S = 10.0
@@ -48,7 +50,14 @@ class SpanServer:
     """Serves one span of one model. ``run`` must be running."""
 
     def __init__(
-        self, network: Network, engine: Engine, *, digest: Digest, span: Span, sessions_per_peer: int
+        self,
+        network: Network,
+        engine: Engine,
+        *,
+        digest: Digest,
+        span: Span,
+        sessions_per_peer: int,
+        wire: Codec | Literal["auto"] = "auto",
     ) -> None:
         self.digest = digest
         self.span = span
@@ -58,6 +67,7 @@ class SpanServer:
         self.step_ms = 0.0
         """Smoothed time of a decode step through the span; 0 before the first."""
         self.steps = 0
+        self._wire: Codec | Literal["auto"] = wire
         self._sessions_per_peer = sessions_per_peer
         self._hops: dict[SessionId, Hop] = {}
         self._opening: dict[SessionId, _Opening] = {}
@@ -138,7 +148,14 @@ class SpanServer:
             self.engine.close(session)
             self._rest()
             raise
-        hop = Hop(message, channel, onward, self.engine, self._measured)
+        hop = Hop(
+            message,
+            channel,
+            onward,
+            self.engine,
+            CodecChooser(self.engine.format, self._wire),
+            self._measured,
+        )
         self._hops[session] = hop
         return hop
 

@@ -1,0 +1,278 @@
+"""Continuous batching: what many sessions have ready goes through the span in one forward.
+
+A decode step reads every weight for one row; eight rows of eight sessions cost little more than one. So the
+batcher runs forward after forward, each with all the decode steps that are there and a slice of one prefill,
+as large as those who decode will hardly notice. (Yu et al., "Orca", 2022.)
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from shoal.errors import ShoalError, StepFailed
+from shoal.executor.runner import Outcome, Rows, State
+from shoal.executor.thread import TorchThread
+
+MAX_ROWS = 512
+"""Rows of one forward: what bounds its working memory."""
+DECODE_ROWS = 8
+"""A step of so many rows runs whole, beside decode steps: some tokens of speculation, or a last piece."""
+ALONE_ROWS = 64
+"""Rows of a prefill's slice while others decode but have nothing ready: how long they may have to wait."""
+QUIET_S = 5.0
+"""For so long after its last step a session that decodes is thought of when a prefill is sliced."""
+LATE_S = 0.05
+"""The longest that a forward waits for sessions that are about to be ready."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One session's step: ``rows`` rows in, the last ``wanted`` of them out."""
+
+    session: Hashable
+    state: State
+    position: int
+    rows: int
+    wanted: int
+    prepare: Callable[[], torch.Tensor]
+    """Gives the hidden states, float32 ``[rows, width]``; may raise a ``ShoalError``. On the thread."""
+    finish: Callable[[Job, torch.Tensor], None]
+    """Takes what came out, float32 ``[wanted, width]``; may raise a ``ShoalError``. On the thread."""
+    failed: Callable[[ShoalError], None]
+    """Told why nothing comes. On the thread."""
+    asked: float = field(default_factory=time.perf_counter)
+    compute_s: float = 0.0
+    """Time of the forwards that its rows were part of."""
+    done: int = 0
+    """Rows that have been through."""
+    hidden: torch.Tensor | None = None
+    outs: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Rows that have not been through."""
+        return self.rows - self.done
+
+
+@dataclass(slots=True)
+class Pace:
+    """How long forwards take: ``fixed`` seconds and ``per_row`` for each row. Smoothed; 0 before the first."""
+
+    fixed: float = 0.0
+    per_row: float = 0.0
+
+    def note(self, rows: int, seconds: float) -> None:
+        """Learn from a forward of ``rows`` rows."""
+        if rows <= 2:
+            self.fixed = _smooth(self.fixed, seconds)
+        elif rows > DECODE_ROWS and seconds > self.fixed:
+            self.per_row = _smooth(self.per_row, (seconds - self.fixed) / rows)
+
+
+@dataclass(slots=True)
+class Rhythm:
+    """When a session that decodes last left, and for how long it is usually away. Seconds."""
+
+    left: float
+    away: float = 0.0
+
+    def due(self, now: float, until: float) -> bool:
+        """Whether it is expected back by ``until``, and not so late that something must have happened."""
+        return bool(self.away) and self.left + self.away <= until and now < self.left + 2 * self.away + 0.002
+
+
+def _smooth(old: float, new: float) -> float:
+    return new if not old else 0.8 * old + 0.2 * new
+
+
+def slice_rows(pace: Pace, decoding: int, others: bool) -> int:
+    """Rows of a prefill that go into one forward.
+
+    Beside ``decoding`` decode steps, as many as take about the time that the decode steps take by themselves:
+    so a prefill about doubles the time between two tokens of others, and no more. When others decode but are
+    elsewhere just now, a bounded slice; when there is nobody else, all that a forward holds.
+    """
+    if not decoding:
+        return ALONE_ROWS if others else MAX_ROWS
+    if not pace.per_row:
+        return DECODE_ROWS
+    rows = int((pace.fixed * 0.75 + pace.per_row * decoding) / pace.per_row)
+    return max(DECODE_ROWS, min(ALONE_ROWS, rows))
+
+
+def choose(ready: Sequence[Job], pace: Pace, others: bool) -> list[tuple[Job, int]]:
+    """What goes into the next forward: jobs, each with how many of its rows.
+
+    Every decode step that is ready, and a slice of one prefill. ``ready`` is in the order in which sessions
+    were last served, so of several prefills the one that has waited longest has its turn.
+    """
+    chosen: list[tuple[Job, int]] = []
+    room = MAX_ROWS
+    for job in ready:
+        if job.left <= DECODE_ROWS and job.left <= room:
+            chosen.append((job, job.left))
+            room -= job.left
+    prefill = next((job for job in ready if job.left > DECODE_ROWS), None)
+    if prefill is not None and room:
+        rows = slice_rows(pace, len(chosen), others)
+        chosen.append((prefill, min(prefill.left, rows, room)))
+    return chosen
+
+
+class Batcher:
+    """Runs the steps of many sessions on the thread that computes. Steps are submitted from any thread."""
+
+    def __init__(self, forward: Callable[[Sequence[Rows]], list[Outcome]], thread: TorchThread) -> None:
+        self._forward = forward
+        self._thread = thread
+        self._news = threading.Condition()
+        self._queues: OrderedDict[Hashable, deque[Job]] = OrderedDict()
+        """Steps that wait, by session, of which only the first may run. Those served last come last."""
+        self._rhythms: dict[Hashable, Rhythm] = {}
+        self._ended: list[State] = []
+        self._turning = False
+        self._pace = Pace()
+
+    def submit(self, job: Job) -> None:
+        """Have a step run. Steps of one session run in the order in which they come."""
+        with self._news:
+            self._queues.setdefault(job.session, deque()).append(job)
+            rhythm = self._rhythms.get(job.session)
+            if rhythm is not None:
+                rhythm.away = _smooth(rhythm.away, job.asked - rhythm.left)
+            self._wake()
+
+    def end(self, session: Hashable, state: State) -> None:
+        """Drop what a session has waiting; its pages are given back before the next forward begins."""
+        with self._news:
+            self._queues.pop(session, None)
+            self._rhythms.pop(session, None)
+            self._ended.append(state)
+            self._wake()
+
+    def _wake(self) -> None:
+        self._news.notify()
+        if not self._turning:
+            self._turning = True
+            self._thread.post(self._turn)
+
+    def _turn(self) -> None:
+        """One forward with what is ready."""
+        with self._news:
+            self._give_back()
+            self._await_others()
+            self._give_back()
+            chosen = choose(
+                [queue[0] for queue in self._queues.values()], self._pace, self._anybody_decodes()
+            )
+        batch = self._prepared(chosen)
+        if batch:
+            self._run(batch)
+        with self._news:
+            self._turning = bool(self._queues or self._ended)
+            if self._turning:
+                self._thread.post(self._turn)
+
+    def _give_back(self) -> None:
+        for state in self._ended:
+            state.pages.resize(0)
+        self._ended.clear()
+
+    def _await_others(self) -> None:
+        """Wait for sessions that are nearly here: to run them apart would cost a forward's fixed time again.
+
+        The wait is never longer than that time, so it never costs more than twice what it could save.
+        """
+        if not self._queues:
+            return
+        until = min(queue[0].asked for queue in self._queues.values()) + min(self._pace.fixed, LATE_S)
+        while (now := time.perf_counter()) < until:
+            if not any(
+                rhythm.due(now, until)
+                for session, rhythm in self._rhythms.items()
+                if session not in self._queues
+            ):
+                return
+            self._news.wait(until - now)
+
+    def _anybody_decodes(self) -> bool:
+        now = time.perf_counter()
+        return any(
+            now - rhythm.left < QUIET_S
+            for session, rhythm in self._rhythms.items()
+            if session not in self._queues
+        )
+
+    def _prepared(self, chosen: list[tuple[Job, int]]) -> list[tuple[Job, torch.Tensor]]:
+        batch: list[tuple[Job, torch.Tensor]] = []
+        for job, rows in chosen:
+            try:
+                if job.hidden is None:
+                    job.hidden = job.prepare()
+            except ShoalError as error:
+                self._leave(job, error)
+            else:
+                batch.append((job, job.hidden[job.done : job.done + rows]))
+        return batch
+
+    def _run(self, batch: list[tuple[Job, torch.Tensor]]) -> None:
+        began = time.perf_counter()
+        try:
+            outcomes = self._forward([Rows(job.state, job.position + job.done, part) for job, part in batch])
+        except Exception as error:
+            # A defect of ours, or a shortage of the machine's, ends these steps and never the node.
+            log.exception("a forward failed")
+            outcomes = [StepFailed(f"the forward failed: {type(error).__name__}: {error}")] * len(batch)
+        seconds = time.perf_counter() - began
+        self._pace.note(sum(len(part) for _, part in batch), seconds)
+        for (job, part), outcome in zip(batch, outcomes, strict=True):
+            job.compute_s += seconds
+            if isinstance(outcome, ShoalError):
+                self._leave(job, outcome)
+            else:
+                self._advance(job, len(part), outcome)
+
+    def _advance(self, job: Job, rows: int, out: torch.Tensor) -> None:
+        job.done += rows
+        unwanted = job.rows - job.wanted - (job.done - rows)
+        if unwanted < rows:
+            job.outs.append(out[max(0, unwanted) :])
+        if job.left:
+            with self._news:
+                if job.session in self._queues:
+                    self._queues.move_to_end(job.session)
+            return
+        self._leave(job, None)
+
+    def _leave(self, job: Job, error: ShoalError | None) -> None:
+        """A step is over. One whose session has ended meanwhile is nobody's any more."""
+        with self._news:
+            queue = self._queues.get(job.session)
+            if queue is None or queue[0] is not job:
+                return
+            queue.popleft()
+            if queue:
+                self._queues.move_to_end(job.session)
+            else:
+                del self._queues[job.session]
+            if job.rows <= DECODE_ROWS:
+                rhythm = self._rhythms.setdefault(job.session, Rhythm(0.0))
+                rhythm.left = time.perf_counter()
+        if error is None:
+            try:
+                job.finish(
+                    job, job.outs[0] if len(job.outs) == 1 else torch.cat(job.outs or [torch.empty(0, 0)])
+                )
+                return
+            except ShoalError as found:
+                error = found
+        job.failed(error)

@@ -1,0 +1,63 @@
+"""From a model's files to a span that runs: by the fused kernels where it has their shape, else by its modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shoal.executor.fused import FusedRunner, Kv, expected_names, load_fused
+from shoal.executor.kernels import Team, library
+from shoal.executor.pages import PagePool, pages_for
+from shoal.executor.runner import ModuleRunner, Runner
+from shoal.executor.shape import LlamaShape, llama_shape
+from shoal.executor.shelf import Shelf
+from shoal.models.checkpoint import Checkpoint, open_checkpoint
+from shoal.models.hollow import read_model_config
+from shoal.models.local import LocalModel
+from shoal.models.span import load_span
+from shoal.types import Format, Span
+
+
+def fused_shape(checkpoint: Checkpoint, span: Span, format: Format) -> LlamaShape | None:
+    """The shape in which the kernels run these blocks; ``None`` when the model's own modules must.
+
+    fp32 stays with the modules: it is the format that is exact bit for bit.
+    """
+    if format == "fp32" or library() is None:
+        return None
+    shape = llama_shape(read_model_config(checkpoint))
+    if shape is None or span.end > len(shape.windows):
+        return None
+    whole = all(expected_names(shape, checkpoint, block) for block in range(span.start, span.end))
+    return shape if whole else None
+
+
+def load_runner(
+    model: LocalModel, span: Span, format: Format, *, kv: Kv, threads: int, cache: Path
+) -> Runner:
+    """Build ``span`` of a model with its weights in ``format``.
+
+    Args:
+        kv: how keys and values are kept.
+        cache: where packed weights are kept for the next start.
+
+    Raises:
+        UsageError: the span goes beyond the model's blocks.
+        BadWeights: tensors are missing, damaged or of another shape.
+        UnsupportedModel: the model cannot be served in spans, or not in this format.
+    """
+    checkpoint = open_checkpoint(model.path)
+    shape = fused_shape(checkpoint, span, format)
+    if shape is not None:
+        shelf = Shelf(cache, model.digest, format)
+        return load_fused(checkpoint, shape, span, format, kv=kv, team=Team(threads), shelf=shelf)
+    return ModuleRunner(load_span(model, span))
+
+
+def make_pool(runner: Runner, tokens: int) -> PagePool:
+    """Pages for at least ``tokens`` tokens of a runner's KV."""
+    pages = pages_for(tokens)
+    if isinstance(runner, FusedRunner):
+        pool = PagePool(pages, runner.page_bytes)
+        runner.use(pool)
+        return pool
+    return PagePool(pages)
