@@ -1,0 +1,1 @@
+"""Programs that a user would take instead, measured beside Shoal in one run."""

@@ -1,0 +1,204 @@
+"""What a benchmark found: medians with their spread, beside what the roofline allows and others reach."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import psutil
+
+from shoal import __version__
+
+Progress = Callable[[str, int, int], None]
+"""Takes (label, done, total) of a long step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One of several things that are measured in turns."""
+
+    name: str
+    """Levels with slashes between them, for example ``executor/int8/decode/b8``."""
+    unit: str
+    run: Callable[[], float]
+    """Measures once, for a second or so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The median of several rounds."""
+
+    name: str
+    value: float
+    unit: str
+    min: float
+    max: float
+    predicted: float | None = None
+    """What the roofline allows, in the same unit."""
+    vs: Mapping[str, float] = field(default_factory=dict[str, float])
+    """``value`` divided by that of others measured in the same run, by their name."""
+
+    @property
+    def of_roofline(self) -> float | None:
+        """The part of the predicted speed that was reached."""
+        return self.value / self.predicted if self.predicted else None
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that ``--json`` shows, with four significant digits."""
+        return {
+            "name": self.name,
+            "value": significant(self.value),
+            "unit": self.unit,
+            "min": significant(self.min),
+            "max": significant(self.max),
+            "of_roofline": None if self.of_roofline is None else significant(self.of_roofline),
+            "vs": {name: significant(ratio) for name, ratio in self.vs.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class HopSplit:
+    """Where the time of a decode step went at one hop, in milliseconds: the median of many steps."""
+
+    hop: str
+    compute_ms: float
+    network_ms: float
+    waiting_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepSplit:
+    """The time of a step, by hop, with so many sessions at once."""
+
+    sessions: int
+    hops: tuple[HopSplit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A measurement on the roofline plot."""
+
+    name: str
+    intensity: float
+    """Operations for each byte read."""
+    ops: float
+    """Operations in a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that one run of a benchmark has to say."""
+
+    title: str
+    machine: Mapping[str, Any]
+    results: tuple[Result, ...]
+    steps: tuple[StepSplit, ...] = ()
+    points: tuple[Point, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Sentences a reader of the figures must know."""
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``--json`` shows."""
+        shown: dict[str, Any] = {
+            "machine": dict(self.machine),
+            "results": [result.as_json() for result in self.results],
+            "predictions": {r.name: significant(r.predicted) for r in self.results if r.predicted},
+        }
+        if self.steps:
+            shown["steps"] = [_split_json(split) for split in self.steps]
+        if self.notes:
+            shown["notes"] = list(self.notes)
+        return shown
+
+
+def _split_json(split: StepSplit) -> dict[str, Any]:
+    hops = [
+        {
+            "hop": hop.hop,
+            "compute_ms": significant(hop.compute_ms),
+            "network_ms": significant(hop.network_ms),
+            "waiting_ms": significant(hop.waiting_ms),
+        }
+        for hop in split.hops
+    ]
+    return {"sessions": split.sessions, "hops": hops}
+
+
+def significant(value: float, digits: int = 4) -> float:
+    """``value`` with so many significant digits."""
+    return float(f"{value:.{digits}g}")
+
+
+def of_rounds(name: str, unit: str, values: Sequence[float], predicted: float | None = None) -> Result:
+    """The result of a contender's rounds."""
+    return Result(name, median(values), unit, min(values), max(values), predicted)
+
+
+def compared(results: Iterable[Result], pairs: Mapping[str, Mapping[str, str]]) -> list[Result]:
+    """The results, each with its ratio to others.
+
+    Args:
+        pairs: by the name of a result, those it is divided by: the label to show, and the other's name. Names
+            that were not measured are passed over.
+    """
+    found = list(results)
+    values = {result.name: result.value for result in found}
+    return [
+        Result(
+            r.name,
+            r.value,
+            r.unit,
+            r.min,
+            r.max,
+            r.predicted,
+            {
+                label: r.value / values[other]
+                for label, other in pairs.get(r.name, {}).items()
+                if values.get(other)
+            },
+        )
+        for r in found
+    ]
+
+
+def in_turns(
+    contenders: Sequence[Contender], rounds: int, progress: Progress
+) -> dict[Contender, list[float]]:
+    """Measure each contender once a round, in turns, so that what else the machine does falls on all alike.
+
+    A first round warms up and is not counted.
+    """
+    values: dict[Contender, list[float]] = {contender: [] for contender in contenders}
+    total = (rounds + 1) * len(contenders)
+    for turn in range(rounds + 1):
+        for place, contender in enumerate(contenders):
+            progress(f"measuring {contender.name}", turn * len(contenders) + place, total)
+            value = contender.run()
+            if turn:
+                values[contender].append(value)
+    return values
+
+
+def describe_machine(threads: int) -> dict[str, Any]:
+    """What this machine is, as far as it can be read without measuring."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
+        "threads": threads,
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "shoal": __version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 - a file of the kernel's
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
