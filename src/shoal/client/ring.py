@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import trio
 
@@ -25,6 +26,7 @@ from shoal.errors import (
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.types import CarrierName, Codec, Format, ModelShape, PeerAddress, PeerId, SessionId, Span
+from shoal.wire.codec import CodecChooser
 from shoal.wire.messages import Close, Failed, HopTime, Message, NextHop, Open, Opened, Refused, Step, shorten
 from shoal.wire.session import ClientSession
 
@@ -64,6 +66,7 @@ class Ring:
         route: Sequence[RouteHop],
         *,
         format: Format,
+        wire: Codec | Literal["auto"],
         tokens: int,
         step_timeout_s: float,
     ) -> None:
@@ -73,6 +76,7 @@ class Ring:
         self._pool = pool
         self._shape = shape
         self._format: Format = format
+        self._codec = CodecChooser(format, wire)
         self._step_timeout_s = step_timeout_s
         self._channels: list[Channel | None] = [None] * len(route)
         self._answers = [trio.Event() for _ in route]
@@ -102,6 +106,11 @@ class Ring:
                 raise HopRefused(
                     hop.address.peer, DeadlineExceeded(f"{hop.address.peer} did not open the session in time")
                 )
+
+    def codec(self, rows: int) -> Codec:
+        """How the next step's hidden states, ``rows`` of them, are to be encoded."""
+        first = self._channels[0]
+        return self._codec.choose(first.bytes_s if first else None, rows, self._shape.hidden_size)
 
     async def send(self, payload: bytes, codec: Codec, tokens: int, wanted: int) -> None:
         """Send ``tokens`` rows of hidden states, encoded in ``codec``, on their way.
@@ -233,6 +242,7 @@ class Ring:
             raise RemoteProtocolError(f"a result of width {message.width}")
         issued = self.rules.returned(message)
         if issued is not None:
+            self._codec.note(issued.tokens, max((time.compute_us for time in message.times), default=0))
             self._tell(Returned(payload, message.codec, message.rows, issued.position, message.times))
 
     def _failed(self, hop: int, message: Failed) -> None:

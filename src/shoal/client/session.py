@@ -40,12 +40,10 @@ class Session:
         thread: TorchThread,
         *,
         shape: ModelShape,
-        codec: Codec,
         prefill_chunk: int,
     ) -> None:
         self.ring = ring
         self.shape = shape
-        self._codec: Codec = codec
         self._ends = ends
         self._thread = thread
         self._chunk = prefill_chunk
@@ -123,7 +121,8 @@ class Session:
             wanted = len(piece) if all_rows else int(last and all_rows is not None)
             while self.ring.rules.in_flight + 1 > IN_FLIGHT:
                 returned.append(await self.ring.receive())
-            await self.ring.send(await self._embedded(piece), self._codec, len(piece), wanted)
+            codec, payload = await self._embedded(piece)
+            await self.ring.send(payload, codec, len(piece), wanted)
             self._pieces.append(piece)
             self.token_ids += piece
         while len(returned) < len(pieces):
@@ -145,18 +144,19 @@ class Session:
                 check="open the session with more tokens, or send fewer",
             )
 
-    async def _embedded(self, piece: list[int]) -> bytes:
+    async def _embedded(self, piece: list[int]) -> tuple[Codec, bytes]:
         position = len(self.token_ids)
         if self._ahead is not None and self._ahead.fits(piece, position):
-            return self._ahead.payload
-        return await self._thread.run(lambda: self._encoded(piece, position))
+            return self._ahead.codec, self._ahead.payload
+        codec = self.ring.codec(len(piece))
+        return codec, await self._thread.run(lambda: self._encoded(piece, position, codec))
 
     def _hidden(self, returned: Returned) -> torch.Tensor:
         hidden = decode(returned.payload, returned.codec, returned.rows, self.shape.hidden_size)
         return hidden[None].to(self._ends.dtype)
 
-    def _encoded(self, piece: list[int], position: int) -> bytes:
-        return encode(self._ends.embed(piece, position)[0].float().cpu(), self._codec)
+    def _encoded(self, piece: list[int], position: int, codec: Codec) -> bytes:
+        return encode(self._ends.embed(piece, position)[0].float().cpu(), codec)
 
     def _logits(self, returned: list[Returned]) -> torch.Tensor:
         return torch.cat([self._ends.head(self._hidden(r))[0] for r in returned])
@@ -165,7 +165,8 @@ class Session:
         logits = self._ends.head(self._hidden(returned))
         token = sampler.choose(logits[0, -1], self.token_ids)
         position = len(self.token_ids)
-        return token, _Ahead(token, position, self._encoded([token], position))
+        codec = self.ring.codec(1)
+        return token, _Ahead(token, position, codec, self._encoded([token], position, codec))
 
     def _trim(self, position: int) -> None:
         del self.token_ids[position:]
@@ -185,6 +186,7 @@ class _Ahead:
 
     token: int
     position: int
+    codec: Codec
     payload: bytes
 
     def fits(self, piece: list[int], position: int) -> bool:

@@ -107,7 +107,6 @@ class Swarm:
             ends,
             self._thread,
             shape=local.shape,
-            codec="float32",
             prefill_chunk=self.settings.prefill_chunk,
         )
         try:
@@ -268,6 +267,7 @@ class Swarm:
                 shape,
                 route,
                 format=format,
+                wire=self.settings.wire,
                 tokens=tokens,
                 step_timeout_s=self.settings.step_timeout_s,
             )

@@ -36,15 +36,15 @@ def encode(hidden: torch.Tensor, codec: Codec) -> bytes:
     Raises:
         StepFailed: a value is NaN or infinite, or too large for the codec: what follows would be noise.
     """
+    if not len(hidden):
+        return b""
     rows = hidden.detach().contiguous()
     if codec == "float32":
         array = rows.numpy()
         _expect(bool(np.isfinite(array).all()))
         return array.tobytes()
     if codec == "bfloat16":
-        halves = rows.to(torch.bfloat16)
-        _expect(_finite(halves))
-        return halves.view(torch.int16).numpy().tobytes()
+        return _to_bfloat16(rows.numpy())
     return _to_int8(rows.numpy())
 
 
@@ -60,14 +60,20 @@ def decode(payload: bytes | bytearray | memoryview, codec: Codec, rows: int, wid
         return torch.empty((0, width))
     if codec == "int8":
         return torch.from_numpy(_from_int8(payload, rows, width))
-    buffer = payload if isinstance(payload, bytearray) else bytearray(payload)
     if codec == "float32":
-        hidden = torch.frombuffer(buffer, dtype=torch.float32).view(rows, width)
-        _expect(bool(np.isfinite(hidden.numpy()).all()), arrived=True)
-        return hidden
-    halves = torch.frombuffer(buffer, dtype=torch.bfloat16).view(rows, width)
-    _expect(_finite(halves), arrived=True)
-    return halves.float()
+        array = np.frombuffer(payload if isinstance(payload, bytearray) else bytearray(payload), np.float32)
+    else:
+        array = (np.frombuffer(payload, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    _expect(bool(np.isfinite(array).all()), arrived=True)
+    return torch.from_numpy(array.reshape(rows, width))
+
+
+def _to_bfloat16(array: np.ndarray) -> bytes:
+    """The upper halves, rounded to the nearest even: numpy takes a fifth of torch's time for one row."""
+    bits = array.view(np.uint32)
+    rounded = bits + (((bits >> 16) & 1) + 0x7FFF)
+    _expect(bool(np.isfinite(rounded.view(np.float32)).all()) and bool(np.isfinite(array).all()))
+    return (rounded >> 16).astype(np.uint16).tobytes()
 
 
 def _to_int8(array: np.ndarray) -> bytes:
@@ -75,7 +81,7 @@ def _to_int8(array: np.ndarray) -> bytes:
     if width % INT8_BLOCK:
         array = np.pad(array, ((0, 0), (0, -width % INT8_BLOCK)))
     blocks = array.reshape(rows, -1, INT8_BLOCK)
-    largest = np.maximum(blocks.max(-1), -blocks.min(-1)) if rows else np.zeros((0, 0), np.float32)
+    largest = np.maximum(blocks.max(-1), -blocks.min(-1))
     _expect(bool(np.isfinite(largest).all()))
     scales = np.where(largest < TINY, np.float32(0), largest / np.float32(127))
     steps = blocks / np.where(scales > 0, scales, np.float32(np.inf))[..., None]
@@ -91,11 +97,6 @@ def _from_int8(payload: bytes | bytearray | memoryview, rows: int, width: int) -
     if width % INT8_BLOCK:
         return elements * np.repeat(scales, INT8_BLOCK, axis=1)[:, :width]
     return (elements.reshape(rows, n_blocks, INT8_BLOCK) * scales[..., None]).reshape(rows, width)
-
-
-def _finite(halves: torch.Tensor) -> bool:
-    """Whether no bfloat16 is NaN or infinite: not all bits of an exponent are set."""
-    return not bool((halves.view(torch.int16) & 0x7F80 == 0x7F80).any())
 
 
 def _expect(finite: bool, *, arrived: bool = False) -> None:

@@ -31,6 +31,9 @@ SENT_WITHIN_S = 20.0
 QUEUED_LIMIT = 64 << 20
 """Bytes waiting to be sent; whoever sends more waits until the pipe has taken some."""
 
+PROBE_BYTES = 32 << 10
+"""Payload of a message that is long enough to time the link by."""
+
 CONTROL_LIMIT = 256
 """Messages outside of sessions waiting to be sent: a peer that asks for more does not read its answers."""
 
@@ -45,6 +48,7 @@ class Channel:
         self._pipe = pipe
         self._agent = agent
         self._loop = trio.lowlevel.current_trio_token()
+        self._clock = trio.lowlevel.current_clock()
         self._lock = threading.Lock()  # over what is queued and who sends; held for microseconds
         self._queues: OrderedDict[bytes, deque[Outgoing]] = OrderedDict()
         self._queued = 0
@@ -57,8 +61,16 @@ class Channel:
         self._reason = "the channel was closed"
         self._heard = trio.current_time()
         self._asked: tuple[int, float] | None = None  # our last ping's nonce, and when it was sent
+        self._probe: tuple[int, float, int] | None = None  # nonce, when, and the bytes up to and with it
         self.rtt_s: float | None = None
         """The last round trip of a ping over this channel, in seconds."""
+        self.bytes_s: float | None = None
+        """Bytes a second that long messages of ours reached, smoothed; ``None`` before the first.
+
+        Behind a message of ``PROBE_BYTES`` or more goes a ping. Its pong comes when all that was queued up to
+        it has arrived; the time, less the round trip of an idle channel, is what those bytes took. What other
+        sessions of ours send meanwhile counts as a slower link, which for this session it is.
+        """
 
     @property
     def peer(self) -> PeerId:
@@ -80,6 +92,8 @@ class Channel:
         """
         await self.wait_room()
         await self._say(message, payload)
+        if len(payload) >= PROBE_BYTES and self._ask_speed(message, len(payload)):
+            self._wake()
 
     @property
     def full(self) -> bool:
@@ -100,7 +114,10 @@ class Channel:
         Raises:
             ChannelClosed: the channel is closed; nothing was sent.
         """
-        if self._put(message, payload):
+        more = self._put(message, payload)
+        if len(payload) >= PROBE_BYTES:
+            more |= self._ask_speed(message, len(payload))
+        if more:
             with suppress(trio.RunFinishedError):  # the loop has ended, and the channel with it
                 self._loop.run_sync_soon(self._wake)
 
@@ -164,10 +181,17 @@ class Channel:
         except (ChannelClosed, RemoteProtocolError) as error:
             self.close(error.message)
 
-    def _put(self, message: Message, payload: Payload) -> bool:
+    def _ask_speed(self, behind: Message, size: int) -> bool:
+        """Put a ping behind a long message, in the same queue; whether the pump has something to do."""
+        if self._probe is not None:
+            return False
+        self._probe = (secrets.randbits(62), self._clock.current_time(), max(size, self._queued))
+        return self._put(Ping(self._probe[0]), b"", _key(behind))
+
+    def _put(self, message: Message, payload: Payload, key: bytes = b"") -> bool:
         """Send or queue a message; whether the pump has something to do."""
         outgoing = Outgoing(next(self._numbers) & 0xFFFFFFFF, message, payload)
-        key: bytes = getattr(message, "session", b"")
+        key = key or _key(message)
         with self._lock:
             if self.closed:
                 raise ChannelClosed(f"no channel to {self.peer}: {self._reason}")
@@ -235,7 +259,13 @@ class Channel:
             await handle(self, message, payload)
 
     def _pong(self, message: Pong) -> None:
-        """Note the round trip of our last ping; an answer to anything else tells nothing."""
+        """Note what a ping of ours tells; an answer to anything else tells nothing."""
+        if self._probe is not None and message.nonce == self._probe[0]:
+            _, began, size = self._probe
+            self._probe = None
+            took = trio.current_time() - began
+            bytes_s = size / max(took - (self.rtt_s or 0.0), took / 10, 1e-6)
+            self.bytes_s = bytes_s if self.bytes_s is None else 0.7 * self.bytes_s + 0.3 * bytes_s
         if self._asked is not None and message.nonce == self._asked[0]:
             self.rtt_s = trio.current_time() - self._asked[1]
 
@@ -251,3 +281,8 @@ class Channel:
             silent = trio.current_time() - self._heard
             if silent > DEAD_AFTER_S:
                 raise ChannelClosed(f"nothing heard for {silent:.0f} s")
+
+
+def _key(message: Message) -> bytes:
+    """Which queue a message goes to: its session's, or that of all messages outside of sessions."""
+    return getattr(message, "session", b"")

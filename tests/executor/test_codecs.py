@@ -1,0 +1,142 @@
+"""Hidden states survive each codec within its bounds, and bytes that are none are refused."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from shoal.errors import StepFailed
+from shoal.executor.codecs import TINY, decode, encode
+from shoal.types import Codec
+from shoal.wire.messages import INT8_BLOCK, encoded_bytes
+
+CODECS: tuple[Codec, ...] = ("float32", "bfloat16", "int8")
+EVERY = pytest.mark.parametrize("codec", CODECS)
+
+shapes = st.tuples(st.integers(1, 5), st.integers(1, 200))
+values = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
+arrays = shapes.flatmap(lambda shape: hnp.arrays(np.float32, shape, elements=values))
+hidden_states = arrays.map(torch.from_numpy)
+untimed = settings(deadline=None)  # torch's first call of each kind takes as long as it takes
+
+
+def passed(hidden: torch.Tensor, codec: Codec) -> torch.Tensor:
+    return decode(encode(hidden, codec), codec, *hidden.shape)
+
+
+def largest_of_blocks(hidden: torch.Tensor) -> torch.Tensor:
+    """For each element, the largest of the block that it shares a scale with."""
+    parts = [part.abs().amax(1, keepdim=True).expand_as(part) for part in hidden.split(INT8_BLOCK, dim=1)]
+    return torch.cat(parts, 1)
+
+
+@untimed
+@given(hidden_states, st.sampled_from(CODECS))
+def test_the_size_is_what_the_wire_expects(hidden: torch.Tensor, codec: Codec):
+    assert len(encode(hidden, codec)) == encoded_bytes(*hidden.shape, codec)
+
+
+@untimed
+@given(hidden_states)
+def test_float32_is_exact(hidden: torch.Tensor):
+    assert torch.equal(passed(hidden, "float32"), hidden)
+
+
+@untimed
+@given(hidden_states)
+def test_bfloat16_rounds_as_torch_does(hidden: torch.Tensor):
+    assert torch.equal(passed(hidden, "bfloat16"), hidden.bfloat16().float())
+
+
+@untimed
+@given(hidden_states)
+def test_int8_is_within_half_a_step_of_its_block(hidden: torch.Tensor):
+    error = (passed(hidden, "int8").double() - hidden.double()).abs()
+    assert bool((error <= largest_of_blocks(hidden).double() / 254 * 1.001 + TINY).all())
+
+
+@untimed
+@given(hidden_states, st.integers(0, 199))
+def test_an_outlier_coarsens_no_block_but_its_own(hidden: torch.Tensor, place: int):
+    column = place % hidden.shape[1]
+    loud = hidden.clone()
+    loud[0, column] = 3e32
+    block = column // INT8_BLOCK * INT8_BLOCK
+    others = torch.ones_like(hidden, dtype=torch.bool)
+    others[0, block : block + INT8_BLOCK] = False
+    assert torch.equal(passed(loud, "int8")[others], passed(hidden, "int8")[others])
+
+
+@EVERY
+@untimed
+@given(hidden=hidden_states)
+def test_what_was_decoded_encodes_to_the_same_again(codec: Codec, hidden: torch.Tensor):
+    once = passed(hidden, codec)
+    torch.testing.assert_close(passed(once, codec), once, rtol=1e-5, atol=TINY)
+
+
+@EVERY
+def test_a_row_is_encoded_alike_alone_and_among_others(codec: Codec):
+    hidden = torch.randn(8, 100, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(passed(hidden, codec)[3:4], passed(hidden[3:4], codec))
+
+
+@EVERY
+def test_no_rows_are_no_bytes(codec: Codec):
+    assert encode(torch.empty(0, 64), codec) == b""
+    assert decode(b"", codec, 0, 64).shape == (0, 64)
+
+
+@EVERY
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 99, 150])
+def test_what_is_not_finite_is_not_sent(codec: Codec, value: float, place: int):
+    hidden = torch.ones(2, 100)
+    hidden.view(-1)[place] = value
+    with pytest.raises(StepFailed, match="not finite"):
+        encode(hidden, codec)
+
+
+def test_what_would_overflow_when_rounded_is_not_sent():
+    with pytest.raises(StepFailed):
+        encode(torch.full((1, 4), torch.finfo(torch.float32).max), "bfloat16")
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf, -1.0, 3e38])
+def test_an_impossible_scale_is_refused(scale: float):
+    payload = np.float32([1.0, scale]).tobytes() + bytes(100)
+    with pytest.raises(StepFailed, match="arrived"):
+        decode(payload, "int8", 1, 100)
+
+
+@EVERY
+@untimed
+@given(data=st.binary(min_size=1600, max_size=1600))
+def test_any_bytes_become_finite_numbers_or_are_refused(codec: Codec, data: bytes):
+    payload = data[: encoded_bytes(4, 100, codec)]
+    try:
+        hidden = decode(payload, codec, 4, 100)
+    except StepFailed:
+        return
+    assert hidden.shape == (4, 100)
+    assert hidden.dtype == torch.float32
+    assert bool(torch.isfinite(hidden).all())
+
+
+@EVERY
+def test_bytes_of_another_size_are_refused(codec: Codec):
+    with pytest.raises(StepFailed, match="bytes"):
+        decode(bytes(99), codec, 1, 100)
+
+
+def test_a_payload_that_nobody_else_holds_is_used_in_place():
+    payload = bytearray(encode(torch.ones(2, 4), "float32"))
+    hidden = decode(payload, "float32", 2, 4)
+    payload[:4] = bytes(4)
+    assert hidden[0, 0] == 0
