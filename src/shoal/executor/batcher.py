@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 import torch
 
 from shoal.errors import ShoalError, StepFailed
-from shoal.executor.runner import Outcome, Rows, State
 from shoal.executor.thread import TorchThread
 
 MAX_ROWS = 512
@@ -39,8 +38,6 @@ class Job:
     """One session's step: ``rows`` rows in, the last ``wanted`` of them out."""
 
     session: Hashable
-    state: State
-    position: int
     rows: int
     wanted: int
     prepare: Callable[[], torch.Tensor]
@@ -63,9 +60,25 @@ class Job:
         return self.rows - self.done
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of a job that go into one forward."""
+
+    job: Job
+    first: int
+    """Which of the job's rows is the first of these."""
+    hidden: torch.Tensor
+    """float32 ``[n, width]``"""
+
+
+Outcome = torch.Tensor | ShoalError
+"""float32 ``[n, …]``, a row for each that went in, or why a piece came to nothing."""
+Forward = Callable[[Sequence[Piece]], list[Outcome]]
+
+
 @dataclass(slots=True)
 class Pace:
-    """How long forwards take: ``fixed`` seconds and ``per_row`` for each row. Smoothed; 0 before the first."""
+    """How long forwards take: ``fixed`` seconds, ``per_row`` for each row. Smoothed; 0 before the first."""
 
     fixed: float = 0.0
     per_row: float = 0.0
@@ -131,14 +144,14 @@ def choose(ready: Sequence[Job], pace: Pace, others: bool) -> list[tuple[Job, in
 class Batcher:
     """Runs the steps of many sessions on the thread that computes. Steps are submitted from any thread."""
 
-    def __init__(self, forward: Callable[[Sequence[Rows]], list[Outcome]], thread: TorchThread) -> None:
+    def __init__(self, forward: Forward, thread: TorchThread) -> None:
         self._forward = forward
         self._thread = thread
         self._news = threading.Condition()
         self._queues: OrderedDict[Hashable, deque[Job]] = OrderedDict()
         """Steps that wait, by session, of which only the first may run. Those served last come last."""
         self._rhythms: dict[Hashable, Rhythm] = {}
-        self._ended: list[State] = []
+        self._ended: list[Callable[[], None]] = []
         self._turning = False
         self._pace = Pace()
 
@@ -151,12 +164,12 @@ class Batcher:
                 rhythm.away = _smooth(rhythm.away, job.asked - rhythm.left)
             self._wake()
 
-    def end(self, session: Hashable, state: State) -> None:
-        """Drop what a session has waiting; its pages are given back before the next forward begins."""
+    def end(self, session: Hashable, release: Callable[[], None]) -> None:
+        """Drop what a session has waiting. ``release`` runs on the thread, before the next forward begins."""
         with self._news:
             self._queues.pop(session, None)
             self._rhythms.pop(session, None)
-            self._ended.append(state)
+            self._ended.append(release)
             self._wake()
 
     def _wake(self) -> None:
@@ -168,9 +181,9 @@ class Batcher:
     def _turn(self) -> None:
         """One forward with what is ready."""
         with self._news:
-            self._give_back()
+            self._release()
             self._await_others()
-            self._give_back()
+            self._release()
             chosen = choose(
                 [queue[0] for queue in self._queues.values()], self._pace, self._anybody_decodes()
             )
@@ -182,9 +195,9 @@ class Batcher:
             if self._turning:
                 self._thread.post(self._turn)
 
-    def _give_back(self) -> None:
-        for state in self._ended:
-            state.pages.resize(0)
+    def _release(self) -> None:
+        for release in self._ended:
+            release()
         self._ended.clear()
 
     def _await_others(self) -> None:
@@ -212,8 +225,8 @@ class Batcher:
             if session not in self._queues
         )
 
-    def _prepared(self, chosen: list[tuple[Job, int]]) -> list[tuple[Job, torch.Tensor]]:
-        batch: list[tuple[Job, torch.Tensor]] = []
+    def _prepared(self, chosen: list[tuple[Job, int]]) -> list[Piece]:
+        batch: list[Piece] = []
         for job, rows in chosen:
             try:
                 if job.hidden is None:
@@ -221,31 +234,31 @@ class Batcher:
             except ShoalError as error:
                 self._leave(job, error)
             else:
-                batch.append((job, job.hidden[job.done : job.done + rows]))
+                batch.append(Piece(job, job.done, job.hidden[job.done : job.done + rows]))
         return batch
 
-    def _run(self, batch: list[tuple[Job, torch.Tensor]]) -> None:
+    def _run(self, batch: list[Piece]) -> None:
         began = time.perf_counter()
         try:
-            outcomes = self._forward([Rows(job.state, job.position + job.done, part) for job, part in batch])
+            outcomes = self._forward(batch)
         except Exception as error:
             # A defect of ours, or a shortage of the machine's, ends these steps and never the node.
             log.exception("a forward failed")
             outcomes = [StepFailed(f"the forward failed: {type(error).__name__}: {error}")] * len(batch)
         seconds = time.perf_counter() - began
-        self._pace.note(sum(len(part) for _, part in batch), seconds)
-        for (job, part), outcome in zip(batch, outcomes, strict=True):
-            job.compute_s += seconds
+        self._pace.note(sum(len(piece.hidden) for piece in batch), seconds)
+        for piece, outcome in zip(batch, outcomes, strict=True):
+            piece.job.compute_s += seconds
             if isinstance(outcome, ShoalError):
-                self._leave(job, outcome)
+                self._leave(piece.job, outcome)
             else:
-                self._advance(job, len(part), outcome)
+                self._advance(piece.job, outcome)
 
-    def _advance(self, job: Job, rows: int, out: torch.Tensor) -> None:
-        job.done += rows
-        unwanted = job.rows - job.wanted - (job.done - rows)
-        if unwanted < rows:
+    def _advance(self, job: Job, out: torch.Tensor) -> None:
+        unwanted = job.rows - job.wanted - job.done
+        if unwanted < len(out):
             job.outs.append(out[max(0, unwanted) :])
+        job.done += len(out)
         if job.left:
             with self._news:
                 if job.session in self._queues:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 
 from shoal.errors import Busy, ShoalError, UnknownSession
-from shoal.executor.batcher import Batcher, Job
+from shoal.executor.batcher import Batcher, Job, Outcome, Piece
 from shoal.executor.codecs import decode, encode
 from shoal.executor.pages import PagePool
-from shoal.executor.runner import Runner, State
+from shoal.executor.runner import Rows, Runner, State
 from shoal.executor.thread import TorchThread
 from shoal.types import Codec, Format, SessionId, Span
 
@@ -32,6 +33,12 @@ class Forwarded:
 Done = Callable[[Forwarded | ShoalError], None]
 
 
+@dataclass(eq=False, slots=True, kw_only=True)
+class _Step(Job):
+    state: State
+    position: int
+
+
 class Engine:
     """Forwards of one span for many sessions, within the pages of a pool.
 
@@ -47,7 +54,7 @@ class Engine:
         self.format: Format = format
         self._thread = thread
         self._max_sessions = max_sessions
-        self._batcher = Batcher(runner.forward, thread)
+        self._batcher = Batcher(self._forward, thread)
         self._sessions: dict[SessionId, State] = {}
         self._opening = 0
 
@@ -96,7 +103,7 @@ class Engine:
         """Give the session's KV back. A session that is not open is no error."""
         state = self._sessions.pop(session, None)
         if state is not None:
-            self._batcher.end(session, state)
+            self._batcher.end(session, partial(state.pages.resize, 0))
             self.pool.forget(state.pages)
 
     def submit(
@@ -137,4 +144,12 @@ class Engine:
             done(Forwarded(encoded, round(compute_s * 1e6), round(waiting_s * 1e6)))
 
         prepare = partial(decode, payload, codec, rows, self.width)
-        self._batcher.submit(Job(session, state, position, rows, wanted, prepare, finish, done))
+        self._batcher.submit(
+            _Step(session, rows, wanted, prepare, finish, done, state=state, position=position)
+        )
+
+    def _forward(self, batch: Sequence[Piece]) -> list[Outcome]:
+        steps = [(cast(_Step, piece.job), piece) for piece in batch]
+        return self.runner.forward(
+            [Rows(step.state, step.position + piece.first, piece.hidden) for step, piece in steps]
+        )

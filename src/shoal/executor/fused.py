@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from shoal.errors import BadWeights, OutOfResources, ShoalError, UsageError
+from shoal.executor.batcher import Outcome
 from shoal.executor.kernels import (
     NUMBER,
     KvStruct,
@@ -26,10 +27,11 @@ from shoal.executor.kernels import (
     pack,
 )
 from shoal.executor.pages import PAGE, PagePool, Pages
-from shoal.executor.runner import Outcome, Rows, State, gap
+from shoal.executor.runner import Rows, State, gap
 from shoal.executor.shape import LlamaShape
 from shoal.executor.shelf import Shelf
 from shoal.models.checkpoint import Checkpoint
+from shoal.models.headers import TensorEntry
 from shoal.types import Format, Span
 
 Kv = Literal["auto", "int8"]
@@ -50,8 +52,8 @@ class Tensors:
     def __contains__(self, name: str) -> bool:
         return name in self._checkpoint.tensors
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor as stored.
+    def entry(self, name: str) -> TensorEntry:
+        """Where a tensor lies.
 
         Raises:
             BadWeights: there is none of that name.
@@ -62,6 +64,11 @@ class Tensors:
                 f"{self._checkpoint.folder}: tensor {name} is missing",
                 check="whether the model was fetched completely",
             )
+        return entry
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor as stored. Raises as ``entry``."""
+        entry = self.entry(name)
         if entry.file not in self._files:
             opened = safe_open(entry.file, framework="pt", backend="pread")
             self._files[entry.file] = self._stack.enter_context(opened)

@@ -1,9 +1,10 @@
-"""From a model's files to a span that runs: by the fused kernels where it has their shape, else by its modules."""
+"""From a model's files to parts that run: on the kernels where it has their shape, else on its own modules."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from shoal.executor.ends import Ends, ModuleEnds, load_fused_ends
 from shoal.executor.fused import FusedRunner, Kv, expected_names, load_fused
 from shoal.executor.kernels import Team, library
 from shoal.executor.pages import PagePool, pages_for
@@ -13,6 +14,7 @@ from shoal.executor.shelf import Shelf
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.hollow import read_model_config
 from shoal.models.local import LocalModel
+from shoal.models.span import load_ends as load_module_ends
 from shoal.models.span import load_span
 from shoal.types import Format, Span
 
@@ -51,6 +53,18 @@ def load_runner(
         shelf = Shelf(cache, model.digest, format)
         return load_fused(checkpoint, shape, span, format, kv=kv, team=Team(threads), shelf=shelf)
     return ModuleRunner(load_span(model, span))
+
+
+def load_ends(model: LocalModel, format: Format, *, threads: int, cache: Path) -> Ends:
+    """Build the embedding and the head of a model. Arguments and errors are those of :func:`load_runner`."""
+    checkpoint = open_checkpoint(model.path)
+    shape = fused_shape(checkpoint, Span(0, model.shape.n_blocks), format)
+    if shape is None:
+        return ModuleEnds(load_module_ends(model))
+    shelf = Shelf(cache, model.digest, format)
+    return load_fused_ends(
+        checkpoint, shape, format, context=model.shape.context, team=Team(threads), shelf=shelf
+    )
 
 
 def make_pool(runner: Runner, tokens: int) -> PagePool:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from shoal.errors import PositionGap, ShoalError, StepFailed
+from shoal.executor.batcher import Outcome
 from shoal.executor.pages import Pages
 from shoal.models.span import Cache, SpanModule
 from shoal.types import Span
@@ -37,10 +38,6 @@ class Rows:
     position: int
     hidden: torch.Tensor
     """float32 ``[n, width]``"""
-
-
-Outcome = torch.Tensor | ShoalError
-"""float32 ``[n, width]``, or why this session's rows came to nothing; its state is then as it was."""
 
 
 class Runner(Protocol):

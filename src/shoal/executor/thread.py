@@ -11,12 +11,41 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import outcome
 import trio
 
 Result = TypeVar("Result")
+
+
+class Reply(Generic[Result]):
+    """What one task waits for and another thread gives. Made by the task that waits."""
+
+    def __init__(self) -> None:
+        self._task = trio.lowlevel.current_task()
+        self._loop = trio.lowlevel.current_trio_token()
+        self.wanted = True
+        """Whether anybody still waits."""
+
+    async def wait(self) -> Result:
+        """What was given, or the error. A task that is cancelled no longer waits."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self.wanted = False
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        return await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def give(self, result: outcome.Outcome[Result]) -> None:
+        """From any thread; before the loop turns again, the task must be in ``wait``."""
+        with suppress(trio.RunFinishedError):  # the loop has ended and nobody waits
+            self._loop.run_sync_soon(self._finish, result)
+
+    def _finish(self, result: outcome.Outcome[Result]) -> None:
+        if self.wanted:
+            self.wanted = False
+            trio.lowlevel.reschedule(self._task, result)
 
 
 class TorchThread:
@@ -36,30 +65,9 @@ class TorchThread:
 
         A caller that is cancelled no longer waits; a function that has not begun is then not run.
         """
-        task = trio.lowlevel.current_task()
-        token = trio.lowlevel.current_trio_token()
-        waiting = True
-
-        def finish(result: outcome.Outcome[Result]) -> None:
-            nonlocal waiting
-            if waiting:
-                waiting = False
-                trio.lowlevel.reschedule(task, result)
-
-        def job() -> None:
-            if not waiting:
-                return
-            result = outcome.capture(function)
-            with suppress(trio.RunFinishedError):  # the loop has ended and nobody waits
-                token.run_sync_soon(partial(finish, result))
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            nonlocal waiting
-            waiting = False
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        self._jobs.put(job)
-        return await trio.lowlevel.wait_task_rescheduled(abort)
+        reply = Reply[Result]()
+        self.post(partial(_answer, reply, function))
+        return await reply.wait()
 
     def close(self) -> None:
         """Let the thread end after what it is doing now."""
@@ -68,3 +76,8 @@ class TorchThread:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+
+
+def _answer(reply: Reply[Result], function: Callable[[], Result]) -> None:
+    if reply.wanted:
+        reply.give(outcome.capture(function))
