@@ -18,6 +18,7 @@ from typing import Any, cast
 import transformers
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from shoal.errors import BadWeights, UnsupportedModel
 from shoal.models.blocks import Blocks, find_blocks
@@ -69,11 +70,16 @@ def causal_class(config: PretrainedConfig) -> type[PreTrainedModel]:
 
 
 def load_hollow(
-    checkpoint: Checkpoint, config: PretrainedConfig, dtype: DType, keep: Span | None
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    dtype: DType,
+    keep: Span | None,
+    packing: QuantizationConfigMixin | None = None,
 ) -> tuple[PreTrainedModel, Blocks]:
     """The model with the weights of blocks ``keep`` alone, or of everything but blocks when ``keep`` is None.
 
-    The kept blocks stay in their list, in order; without any the list holds up to two doors.
+    The kept blocks stay in their list, in order; without any the list holds up to two doors. ``packing``: see
+    :func:`load_weights`.
 
     Raises:
         UnsupportedModel: see :func:`causal_class` and :func:`find_blocks`.
@@ -96,7 +102,7 @@ def load_hollow(
         _keep_ties(model)
         located.append(blocks)
 
-    model = load_weights(_subclass(causal_class(config), hollow), checkpoint, config, dtype)
+    model = load_weights(_subclass(causal_class(config), hollow), checkpoint, config, dtype, packing)
     (blocks,) = located
     first = keep.start if keep else 0
     blocks.replace(nn.ModuleList(doors if keep is None else list(blocks.modules)), first)

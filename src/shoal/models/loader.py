@@ -12,6 +12,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from shoal.errors import BadWeights
 from shoal.models.checkpoint import Checkpoint
@@ -36,15 +37,22 @@ REFUSED = (
 
 
 def load_weights(
-    cls: type[PreTrainedModel], checkpoint: Checkpoint, config: PretrainedConfig, dtype: DType
+    cls: type[PreTrainedModel],
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    dtype: DType,
+    packing: QuantizationConfigMixin | None = None,
 ) -> PreTrainedModel:
     """A model of class ``cls``, every tensor of which comes from the checkpoint.
+
+    Args:
+        packing: packs weights as they are read, one tensor at a time.
 
     Raises:
         BadWeights: one is missing, or has another shape.
     """
     with ExitStack() as stack, quiet():
-        slices = _slices(checkpoint, dtype, stack)
+        slices = _slices(checkpoint, None if packing else dtype, stack)
         try:
             model, info = cast(
                 "tuple[PreTrainedModel, dict[str, Any]]",
@@ -53,6 +61,7 @@ def load_weights(
                     config=config,
                     state_dict=slices,
                     dtype=TORCH_DTYPE[dtype],
+                    quantization_config=packing,
                     output_loading_info=True,
                 ),
             )
@@ -69,14 +78,14 @@ def load_weights(
     return model.eval()
 
 
-def _slices(checkpoint: Checkpoint, dtype: DType, stack: ExitStack) -> dict[str, Any]:
+def _slices(checkpoint: Checkpoint, dtype: DType | None, stack: ExitStack) -> dict[str, Any]:
     """Every tensor of a checkpoint, not read yet.
 
     Those that are kept as stored are mapped, as transformers does: they stay pages of the file, at the same
     alignment, on which the last bit of a matrix product can depend. Those that are converted are read, since
-    mapped pages would stay in memory beside what they are converted to.
+    mapped pages would stay in memory beside what they are converted to. With ``None`` all are converted.
     """
-    stored = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
+    stored = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", None: None}[dtype]
     opened: dict[tuple[Path, str], Any] = {}
     slices: dict[str, Any] = {}
     for name, entry in checkpoint.tensors.items():

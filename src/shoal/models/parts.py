@@ -23,8 +23,9 @@ def check_hidden(hidden: torch.Tensor, width: int, dtype: torch.dtype) -> None:
 
 
 def tensor_bytes(model: nn.Module) -> int:
-    """Bytes of a module's parameters, each counted once."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+    """Bytes of a module's parameters, each counted once, and of what its modules hold packed."""
+    plain = sum(p.numel() * p.element_size() for p in model.parameters())
+    return plain + sum(int(getattr(module, "packed_bytes", 0)) for module in model.modules())
 
 
 def accepted_inputs(module: nn.Module) -> frozenset[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from shoal.errors import PositionGap, StepFailed, UsageError
 from shoal.models import kv
@@ -169,8 +170,17 @@ class SpanModule:
         return args, kwargs | {"hidden_states": self._entering}
 
 
-def load_span(model: LocalModel, span: Span, dtype: DType = "float32", device: str = "cpu") -> SpanModule:
+def load_span(
+    model: LocalModel,
+    span: Span,
+    dtype: DType = "float32",
+    device: str = "cpu",
+    packing: QuantizationConfigMixin | None = None,
+) -> SpanModule:
     """Build ``span`` of a model, reading only its own tensors, and prove that it stands alone.
+
+    Args:
+        packing: packs weights as they are read, one tensor at a time (:mod:`shoal.executor.packed`).
 
     Raises:
         UsageError: the span goes beyond the model's blocks.
@@ -184,7 +194,7 @@ def load_span(model: LocalModel, span: Span, dtype: DType = "float32", device: s
             f"span {span} goes beyond the {config.num_hidden_layers} blocks of {model.name}",
             next_command=f"shoal models show {model.name}",
         )
-    hollow, blocks = load_hollow(checkpoint, config, dtype, span)
+    hollow, blocks = load_hollow(checkpoint, config, dtype, span, packing)
     hollow.to(device)  # pyright: ignore[reportArgumentType]
     module = SpanModule(hollow, blocks, span, config)
     module.kv_cost = check_span(module)
