@@ -5,6 +5,7 @@ Time is the manual clock's: it jumps when nothing else is left to do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -54,9 +55,9 @@ class Inbox:
 
 
 @asynccontextmanager
-async def channels() -> AsyncGenerator[tuple[Channel, Inbox, Channel, Inbox]]:
+async def channels(bytes_s: float = math.inf) -> AsyncGenerator[tuple[Channel, Inbox, Channel, Inbox]]:
     """Two running ends that have said hello."""
-    ends = [Channel(pipe, "test") for pipe in pipe_pair(A, B)]
+    ends = [Channel(pipe, "test") for pipe in pipe_pair(A, B, bytes_s=bytes_s)]
     boxes = [Inbox(), Inbox()]
     async with trio.open_nursery() as nursery:
         for end, box in zip(ends, boxes, strict=True):
@@ -309,3 +310,25 @@ async def test_a_pong_that_nobody_asked_for_does_no_harm(autojump_clock: MockClo
         await trio.sleep(0.1)
         assert not peer.channel.closed
         assert peer.channel.rtt_s is None
+
+
+# --- how fast the link is --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bytes_s", [1e4, 1e6, 1e8])
+async def test_a_long_message_tells_how_fast_the_link_is(autojump_clock: MockClock, bytes_s: float):
+    async with channels(bytes_s) as (a, _, b, at_b):
+        await trio.sleep(1)
+        await a.send(*step(ONE, 1 << 20))
+        await trio.sleep(300)
+        assert len(at_b.taken) == 1
+        assert a.bytes_s == pytest.approx(bytes_s, rel=0.1)
+        assert b.bytes_s is None, "it has sent nothing long"
+
+
+async def test_short_messages_tell_nothing_of_it(autojump_clock: MockClock):
+    async with channels(1e6) as (a, _, __, ___):
+        for _ in range(20):
+            await a.send(*step(ONE, 4096))
+        await trio.sleep(5)
+        assert a.bytes_s is None

@@ -29,12 +29,16 @@ class MemoryPipe:
         peer: PeerId,
         send: trio.MemorySendChannel[bytes],
         receive: trio.MemoryReceiveChannel[bytes],
+        bytes_s: float = math.inf,
     ) -> None:
         self.peer = peer
+        self._bytes_s = bytes_s
         self._send = send
         self._receive = receive
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if math.isfinite(self._bytes_s):
+            await trio.sleep(len(data) / self._bytes_s)
         try:
             await self._send.send(bytes(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -60,11 +64,13 @@ class MemoryPipe:
         self._receive.close()
 
 
-def pipe_pair(a: PeerId, b: PeerId, depth: int = 16) -> tuple[MemoryPipe, MemoryPipe]:
+def pipe_pair(
+    a: PeerId, b: PeerId, depth: int = 16, bytes_s: float = math.inf
+) -> tuple[MemoryPipe, MemoryPipe]:
     """Two ends: the first is ``a``'s (its peer is ``b``), the second ``b``'s."""
     to_b, from_a = trio.open_memory_channel[bytes](depth)
     to_a, from_b = trio.open_memory_channel[bytes](depth)
-    return MemoryPipe(b, to_b, from_b), MemoryPipe(a, to_a, from_a)
+    return MemoryPipe(b, to_b, from_b, bytes_s), MemoryPipe(a, to_a, from_a, bytes_s)
 
 
 @dataclass
@@ -75,6 +81,8 @@ class World:
     providers: dict[bytes, set[PeerId]] = field(default_factory=lambda: defaultdict(set))
     cut: set[frozenset[PeerId]] = field(default_factory=set)
     """Pairs that cannot reach each other."""
+    bytes_s: float = math.inf
+    """How fast the pipes are that are opened from now on."""
 
     def network(self) -> MemoryNetwork:
         """A new peer."""
@@ -132,7 +140,7 @@ class MemoryNetwork:
     async def open_pipe(self, address: PeerAddress, *, deadline_s: float) -> MemoryPipe:
         with _deadline(deadline_s):
             other = self._world.reach(self.peer, address.peer)
-            mine, theirs = pipe_pair(self.peer, address.peer)
+            mine, theirs = pipe_pair(self.peer, address.peer, bytes_s=self._world.bytes_s)
             self.pipes.append(mine)
             other.pipes.append(theirs)
             await other._inbox.send(theirs)
