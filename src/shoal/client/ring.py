@@ -107,6 +107,11 @@ class Ring:
                     hop.address.peer, DeadlineExceeded(f"{hop.address.peer} did not open the session in time")
                 )
 
+    @property
+    def format(self) -> Format:
+        """How every hop holds its weights."""
+        return self._format
+
     def codec(self, rows: int) -> Codec:
         """How the next step's hidden states, ``rows`` of them, are to be encoded."""
         first = self._channels[0]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 
+from shoal.client.pieces import piece_tokens
 from shoal.client.ring import IN_FLIGHT, Returned, Ring
 from shoal.client.sampling import Sampler
 from shoal.errors import CannotRollBack, PromptTooLong, UsageError
 from shoal.executor.codecs import decode, encode
+from shoal.executor.ends import EndsEngine
 from shoal.executor.thread import TorchThread
-from shoal.models.span import Ends
 from shoal.types import Codec, ModelShape
 from shoal.wire.messages import HopTime
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Session:
     def __init__(
         self,
         ring: Ring,
-        ends: Ends,
+        ends: EndsEngine,
         thread: TorchThread,
         *,
         shape: ModelShape,
@@ -62,7 +66,7 @@ class Session:
 
         Args:
             chunk: send them in pieces of this many tokens, several on their way at once; by default the
-                session's ``prefill_chunk``.
+                session's ``prefill_chunk``; 0 cuts them so that every hop has work.
 
         Raises:
             UsageError: no tokens, or one outside of the vocabulary.
@@ -70,7 +74,7 @@ class Session:
             ShoalError: a step failed; the session is as long as it was before.
         """
         returned = await self._append(token_ids, chunk or self._chunk, all_rows=True)
-        return await self._thread.run(partial(self._logits, returned))
+        return torch.cat([await self._head(r, _as_they_are) for r in returned])
 
     async def advance(self, token_ids: Sequence[int], sampler: Sampler) -> Advanced:
         """Append tokens, a prompt or one that was chosen, and choose the next. Raises as ``step``.
@@ -78,7 +82,7 @@ class Session:
         The chosen token is not appended; its embedding is computed ahead.
         """
         returned = (await self._append(token_ids, self._chunk, all_rows=False))[-1]
-        token, self._ahead = await self._thread.run(partial(self._choose, returned, sampler))
+        token, self._ahead = await self._head(returned, partial(self._choose, sampler))
         return Advanced(token, returned.times)
 
     def roll_back(self, position: int) -> None:
@@ -92,11 +96,13 @@ class Session:
 
     async def aclose(self) -> None:
         """Free the KV on every hop."""
+        self._ends.close(self.ring.session)
         await self.ring.aclose()
 
     async def _append(self, token_ids: Sequence[int], chunk: int, *, all_rows: bool) -> list[Returned]:
         self._check(token_ids)
         before = len(self.token_ids)
+        chunk = chunk or piece_tokens(self.ring.format, len(token_ids), len(self.ring.route))
         pieces = [list(token_ids[i : i + chunk]) for i in range(0, len(token_ids), chunk)]
         try:
             try:
@@ -151,19 +157,16 @@ class Session:
         codec = self.ring.codec(len(piece))
         return codec, await self._thread.run(lambda: self._encoded(piece, position, codec))
 
-    def _hidden(self, returned: Returned) -> torch.Tensor:
-        hidden = decode(returned.payload, returned.codec, returned.rows, self.shape.hidden_size)
-        return hidden[None].to(self._ends.dtype)
+    async def _head(self, returned: Returned, then: Callable[[torch.Tensor], Made]) -> Made:
+        """What ``then`` makes of the logits ``[rows, vocab]`` of what came back."""
+        hidden = partial(decode, returned.payload, returned.codec, returned.rows, self.shape.hidden_size)
+        return await self._ends.head(self.ring.session, returned.rows, hidden, then)
 
     def _encoded(self, piece: list[int], position: int, codec: Codec) -> bytes:
-        return encode(self._ends.embed(piece, position)[0].float().cpu(), codec)
+        return encode(self._ends.ends.embed(piece, position), codec)
 
-    def _logits(self, returned: list[Returned]) -> torch.Tensor:
-        return torch.cat([self._ends.head(self._hidden(r))[0] for r in returned])
-
-    def _choose(self, returned: Returned, sampler: Sampler) -> tuple[int, _Ahead]:
-        logits = self._ends.head(self._hidden(returned))
-        token = sampler.choose(logits[0, -1], self.token_ids)
+    def _choose(self, sampler: Sampler, logits: torch.Tensor) -> tuple[int, _Ahead]:
+        token = sampler.choose(logits[-1], self.token_ids)
         position = len(self.token_ids)
         codec = self.ring.codec(1)
         return token, _Ahead(token, position, codec, self._encoded([token], position, codec))
@@ -178,6 +181,10 @@ class Session:
             left -= len(piece)
         self._pieces = kept
         self._ahead = None
+
+
+def _as_they_are(logits: torch.Tensor) -> torch.Tensor:
+    return logits
 
 
 @dataclass(frozen=True, slots=True)

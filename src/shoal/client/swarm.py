@@ -27,9 +27,9 @@ from shoal.errors import (
     ShoalError,
     UsageError,
 )
-from shoal.executor.formats import dtype_of
+from shoal.executor.ends import EndsEngine
+from shoal.executor.load import load_ends
 from shoal.executor.thread import TorchThread
-from shoal.models.span import Ends, load_ends
 from shoal.models.store import LocalModel, ModelStore
 from shoal.models.text import TextCodec
 from shoal.net.channel import Channel
@@ -61,7 +61,7 @@ class Swarm:
         self.settings = settings
         self.store = store
         self._rings: dict[SessionId, Ring] = {}
-        self._ends: dict[tuple[Digest, Format], Ends] = {}
+        self._ends: dict[tuple[Digest, Format], EndsEngine] = {}
         self._codecs: dict[Digest, TextCodec] = {}
         self._loading = trio.Lock()
         self._thread = TorchThread("shoal-ends")
@@ -221,11 +221,13 @@ class Swarm:
                 return None
         return self._codecs[local.digest]
 
-    async def _load_ends(self, local: LocalModel, format: Format) -> Ends:
+    async def _load_ends(self, local: LocalModel, format: Format) -> EndsEngine:
         async with self._loading:
             key = (local.digest, format)
             if key not in self._ends:
-                self._ends[key] = await self._thread.run(partial(load_ends, local, dtype_of(format)))
+                settings = self.settings
+                load = partial(load_ends, local, format, threads=settings.threads, cache=settings.paths.cache)
+                self._ends[key] = EndsEngine(await self._thread.run(load), self._thread)
             return self._ends[key]
 
     async def _served_format(self, shape: ModelShape) -> Format:

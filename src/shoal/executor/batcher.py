@@ -122,8 +122,8 @@ def slice_rows(pace: Pace, decoding: int, others: bool) -> int:
     return max(DECODE_ROWS, min(ALONE_ROWS, rows))
 
 
-def choose(ready: Sequence[Job], pace: Pace, others: bool) -> list[tuple[Job, int]]:
-    """What goes into the next forward: jobs, each with how many of its rows.
+def choose(ready: Sequence[Job], pace: Pace, others: bool, *, sliced: bool) -> list[tuple[Job, int]]:
+    """What goes into the next forward: jobs, each with how many of its rows. Unless ``sliced``, all of them.
 
     Every decode step that is ready, and a slice of one prefill. ``ready`` is in the order in which sessions
     were last served, so of several prefills the one that has waited longest has its turn.
@@ -136,16 +136,17 @@ def choose(ready: Sequence[Job], pace: Pace, others: bool) -> list[tuple[Job, in
             room -= job.left
     prefill = next((job for job in ready if job.left > DECODE_ROWS), None)
     if prefill is not None and room:
-        rows = slice_rows(pace, len(chosen), others)
-        chosen.append((prefill, min(prefill.left, rows, room)))
+        rows = min(slice_rows(pace, len(chosen), others), room) if sliced else prefill.left
+        chosen.append((prefill, min(prefill.left, rows)))
     return chosen
 
 
 class Batcher:
     """Runs the steps of many sessions on the thread that computes. Steps are submitted from any thread."""
 
-    def __init__(self, forward: Forward, thread: TorchThread) -> None:
+    def __init__(self, forward: Forward, thread: TorchThread, *, sliced: bool) -> None:
         self._forward = forward
+        self._sliced = sliced
         self._thread = thread
         self._news = threading.Condition()
         self._queues: OrderedDict[Hashable, deque[Job]] = OrderedDict()
@@ -184,9 +185,8 @@ class Batcher:
             self._release()
             self._await_others()
             self._release()
-            chosen = choose(
-                [queue[0] for queue in self._queues.values()], self._pace, self._anybody_decodes()
-            )
+            ready = [queue[0] for queue in self._queues.values()]
+            chosen = choose(ready, self._pace, self._anybody_decodes(), sliced=self._sliced)
         batch = self._prepared(chosen)
         if batch:
             self._run(batch)

@@ -34,6 +34,8 @@ class Ends(Protocol):
 
     tensor_bytes: int
     """Bytes of weights in memory."""
+    sliced: bool
+    """As a runner's: whether many rows may go through the head in slices."""
 
     def embed(self, token_ids: Sequence[int], position: int) -> torch.Tensor:
         """What the first block receives, float32 ``[n, width]``, for tokens ``[position, position + n)``.
@@ -51,6 +53,8 @@ class Ends(Protocol):
 
 class ModuleEnds:
     """The model's own modules: exact, any family, one session after another."""
+
+    sliced = False
 
     def __init__(self, ends: model_ends.Ends) -> None:
         self._ends = ends
@@ -71,6 +75,8 @@ class ModuleEnds:
 
 class FusedEnds:
     """The ends of a model of Llama's shape, on the kernels. The embedding stays in the checkpoint's file."""
+
+    sliced = True
 
     def __init__(
         self,
@@ -146,7 +152,7 @@ class EndsEngine:
 
     def __init__(self, ends: Ends, thread: TorchThread) -> None:
         self.ends = ends
-        self._batcher = Batcher(self._forward, thread)
+        self._batcher = Batcher(self._forward, thread, sliced=ends.sliced)
 
     async def head(
         self,

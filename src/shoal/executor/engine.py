@@ -54,7 +54,7 @@ class Engine:
         self.format: Format = format
         self._thread = thread
         self._max_sessions = max_sessions
-        self._batcher = Batcher(self._forward, thread)
+        self._batcher = Batcher(self._forward, thread, sliced=runner.sliced)
         self._sessions: dict[SessionId, State] = {}
         self._opening = 0
 

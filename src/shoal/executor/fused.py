@@ -127,6 +127,8 @@ def expected_names(shape: LlamaShape, checkpoint: Checkpoint, block: int) -> boo
 class FusedRunner:
     """Blocks ``[start, end)`` of a model of Llama's shape, and the KV of every session in them."""
 
+    sliced = True
+
     def __init__(
         self,
         shape: LlamaShape,

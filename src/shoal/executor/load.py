@@ -1,8 +1,10 @@
-"""From a model's files to parts that run: on the kernels where it has their shape, else on its own modules."""
+"""From a model's files to parts that run: on the kernels where they fit its shape, else on its modules."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import torch
 
 from shoal.executor.ends import Ends, ModuleEnds, load_fused_ends
 from shoal.executor.fused import FusedRunner, Kv, expected_names, load_fused
@@ -40,6 +42,7 @@ def load_runner(
 
     Args:
         kv: how keys and values are kept.
+        threads: of a forward; 0 takes as many as torch does.
         cache: where packed weights are kept for the next start.
 
     Raises:
@@ -51,7 +54,9 @@ def load_runner(
     shape = fused_shape(checkpoint, span, format)
     if shape is not None:
         shelf = Shelf(cache, model.digest, format)
-        return load_fused(checkpoint, shape, span, format, kv=kv, team=Team(threads), shelf=shelf)
+        return load_fused(
+            checkpoint, shape, span, format, kv=kv, team=Team(threads or torch.get_num_threads()), shelf=shelf
+        )
     return ModuleRunner(load_span(model, span))
 
 
@@ -63,7 +68,12 @@ def load_ends(model: LocalModel, format: Format, *, threads: int, cache: Path) -
         return ModuleEnds(load_module_ends(model))
     shelf = Shelf(cache, model.digest, format)
     return load_fused_ends(
-        checkpoint, shape, format, context=model.shape.context, team=Team(threads), shelf=shelf
+        checkpoint,
+        shape,
+        format,
+        context=model.shape.context,
+        team=Team(threads or torch.get_num_threads()),
+        shelf=shelf,
     )
 
 

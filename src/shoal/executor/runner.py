@@ -49,6 +49,8 @@ class Runner(Protocol):
     """Bytes of the weights in memory."""
     kv_bytes: float
     """Bytes of KV that a token takes in all the blocks."""
+    sliced: bool
+    """Whether a prefill may run in slices: not where the last bits depend on how it is cut."""
 
     def open(self, span: Span, pages: Pages) -> State:
         """An empty state for a session that uses ``span`` of these blocks."""
@@ -61,6 +63,8 @@ class Runner(Protocol):
 
 class ModuleRunner:
     """A span of the model's own modules: exact, any family, one session after another."""
+
+    sliced = False
 
     def __init__(self, module: SpanModule) -> None:
         self.module = module
