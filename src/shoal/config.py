@@ -114,8 +114,8 @@ class Settings:
     """Sessions that a node holds at once; one more is refused as busy."""
     kv_tokens: int = 65536
     """Tokens of KV that a node holds over all sessions, if its memory allows."""
-    prefill_chunk: int = 1024
-    """Longest piece of a prompt sent as one step, in tokens."""
+    prefill_chunk: int = 0
+    """Longest piece of a prompt sent as one step, in tokens; 0 cuts it so that every hop has work."""
     announce_s: float = 10.0
     """Seconds between two announcements."""
     expiry_s: float = 30.0
@@ -248,7 +248,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "threads": (0, 4096),
     "max_sessions": (1, 1 << 20),
     "kv_tokens": (1, 1 << 40),
-    "prefill_chunk": (1, 1 << 22),
+    "prefill_chunk": (0, 1 << 22),
     "announce_s": (0.05, 120),
     "expiry_s": (0.1, 300),
     "step_timeout_s": (0.01, 86400),

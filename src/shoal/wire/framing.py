@@ -88,6 +88,17 @@ class _Partial:
         return decode(view[_LENGTHS.size : _LENGTHS.size + header], payload), body
 
 
+def _whole(view: memoryview) -> Received:
+    """A message that came in one fragment."""
+    if len(view) < _LENGTHS.size:
+        raise RemoteProtocolError(f"a message that begins with {len(view)} bytes")
+    header, payload = _LENGTHS.unpack_from(view)
+    if _LENGTHS.size + header + payload != len(view):
+        raise RemoteProtocolError(f"a message that declares {header} + {payload} bytes in {len(view)}")
+    end = _LENGTHS.size + header
+    return decode(view[_LENGTHS.size : end], payload), bytes(view[end:])
+
+
 class Assembler:
     """Turns the bytes of a pipe into messages.
 
@@ -128,12 +139,12 @@ class Assembler:
     def _take(self, number: int, part: bytes, more: bool) -> Received | None:
         view = memoryview(part)
         partial = self._partial.get(number)
+        if partial is None and not more:
+            return _whole(view)
         if partial is None:
-            partial = _Partial(view)
-            if more:
-                if len(self._partial) >= MAX_PARTIAL:
-                    raise RemoteProtocolError(f"more than {MAX_PARTIAL} messages begun and not ended")
-                self._partial[number] = partial
+            if len(self._partial) >= MAX_PARTIAL:
+                raise RemoteProtocolError(f"more than {MAX_PARTIAL} messages begun and not ended")
+            partial = self._partial[number] = _Partial(view)
         else:
             partial.extend(view)
         if more:
@@ -141,6 +152,6 @@ class Assembler:
             if self._held > self._limit:
                 raise RemoteProtocolError(f"more than {self._limit} bytes of unfinished messages")
             return None
-        if self._partial.pop(number, None) is not None:
-            self._held -= partial.expected - len(part)
+        del self._partial[number]
+        self._held -= partial.expected - len(part)
         return partial.finish()
