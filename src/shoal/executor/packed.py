@@ -22,7 +22,6 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from shoal.errors import StepFailed, UnsupportedModel
 from shoal.executor.kernels import Matrix, Team, pack
 from shoal.executor.plain import apply, widen
-from shoal.models.checkpoint import open_checkpoint
 from shoal.models.local import LocalModel
 from shoal.models.span import SpanModule, load_span
 from shoal.types import Format, Span
@@ -282,9 +281,4 @@ def load_packed(
                 f"{format} is for CPUs; on {device} a node serves bf16 or fp32", next_command="--format bf16"
             )
         return load_span(model, span, "bfloat16", device)
-    if "quantization_config" in open_checkpoint(model.path).config:
-        raise UnsupportedModel(
-            f"{model.name} is stored quantised: its weights cannot be packed once more",
-            check="whether the model exists in bfloat16",
-        )
     return load_span(model, span, packing=Packing(format, team))

@@ -1,0 +1,175 @@
+"""Spans of every family with packed linear layers: near float32, in a fraction of its memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from shoal.errors import BadWeights, UnsupportedModel
+from shoal.executor import kernels, plain
+from shoal.executor.kernels import Team
+from shoal.executor.packed import PackedExperts, PackedLinear, load_packed
+from shoal.models.local import LocalModel
+from shoal.models.span import SpanModule, load_span
+from shoal.models.store import ModelStore
+from shoal.testing.checkpoints import FAMILIES, write_checkpoint
+from shoal.types import Format, Span
+
+REFUSED = ("recurrent_gemma", "gemma3n", "zamba2")
+"""Those whose blocks cannot be served apart, in whatever format."""
+FAMILY = [name for name in FAMILIES if name not in REFUSED]
+SPAN = Span(1, 5)
+
+Local = Callable[[str], LocalModel]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Local:
+    root = tmp_path_factory.mktemp("packed")
+    store = ModelStore(root / "store")
+
+    def resolve(family: str) -> LocalModel:
+        folder = root / family
+        return store.resolve(str(folder if folder.exists() else write_checkpoint(folder, family)))
+
+    return resolve
+
+
+def team() -> Team | None:
+    return None if kernels.library() is None else Team(1)
+
+
+def outputs(module: SpanModule) -> torch.Tensor:
+    """A prefill, a decoded token and a few more, past every sliding window."""
+    hidden = torch.randn(1, 14, module.width, generator=torch.Generator().manual_seed(3))
+    cache = module.new_cache()
+    return torch.cat([module.forward(hidden[:, a:b], cache, a) for a, b in ((0, 10), (10, 11), (11, 14))], 1)
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("family", FAMILY)
+def test_the_output_is_near_float32(family: str, local: Local) -> None:
+    exact = load_span(local(family), SPAN)
+    for format, bound in (("bf16", 1e-2), ("int8", 3e-2)):
+        packed = load_packed(local(family), SPAN, format, team=team())
+        assert packed.dtype == torch.float32
+        assert difference(outputs(packed), outputs(exact)) < bound
+
+
+@pytest.mark.parametrize(
+    ("format", "share"), [("bf16", 0.52), ("int8", 0.30), ("int4", 0.20)], ids=["bf16", "int8", "int4"]
+)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gpt_oss", "falcon", "bamba"])
+def test_it_takes_a_fraction_of_the_memory(family: str, format: Format, share: float, local: Local) -> None:
+    """Scales count, and so do norms and biases, which stay float32; the last part of a real model's bytes."""
+    packed = load_packed(local(family), SPAN, format, team=team())
+    assert packed.tensor_bytes < share * load_span(local(family), SPAN).tensor_bytes
+    assert outputs(packed).isfinite().all()
+
+
+def test_what_decides_much_stays_float32(local: Local) -> None:
+    """Routers, and what a model's own code does more with than multiply."""
+    sparse = load_packed(local("qwen3_next"), SPAN, "int8", team=team()).model
+    names = {
+        name.rpartition(".")[2] for name, module in sparse.named_modules() if isinstance(module, PackedLinear)
+    }
+    assert {"q_proj", "out_proj", "in_proj_qkvz"} <= names
+    assert not names & {"gate", "shared_expert_gate"}
+    assert any(isinstance(module, PackedExperts) for module in sparse.modules())
+    mamba = load_packed(local("mamba"), SPAN, "int8", team=team()).model
+    assert not any(
+        "dt_proj" in name for name, module in mamba.named_modules() if isinstance(module, PackedLinear)
+    )
+
+
+def test_a_part_of_a_span_shares_its_weights(local: Local) -> None:
+    whole = load_packed(local("mixtral"), SPAN, "int8", team=team())
+    part, alone = whole.part(Span(2, 4)), load_packed(local("mixtral"), Span(2, 4), "int8", team=team())
+    mine = {m for m in whole.model.modules() if isinstance(m, PackedLinear)}
+    assert {m for m in part.model.modules() if isinstance(m, PackedLinear)} < mine
+    assert part.tensor_bytes == alone.tensor_bytes
+    assert torch.equal(outputs(part), outputs(alone))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral"])
+def test_without_the_kernels_torch_computes_the_same(
+    family: str, local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_kernels = outputs(load_packed(local(family), SPAN, "int8", team=team()))
+    taken: list[int] = []
+    linear = plain.linear
+
+    def counted(matrix: kernels.Matrix, x: torch.Tensor) -> torch.Tensor:
+        taken.append(len(x))
+        return linear(matrix, x)
+
+    monkeypatch.setattr(plain, "linear", counted)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert torch.equal(outputs(load_packed(local(family), SPAN, "int8", team=None)), with_kernels)
+    assert taken
+
+
+def test_fp32_is_the_models_own(local: Local) -> None:
+    packed = load_packed(local("gpt2"), SPAN, "fp32", team=team())
+    assert torch.equal(outputs(packed), outputs(load_span(local("gpt2"), SPAN)))
+
+
+def test_what_cannot_be_packed_is_refused(tmp_path: Path, local: Local) -> None:
+    with pytest.raises(UnsupportedModel, match="bf16 or fp32"):
+        load_packed(local("gpt2"), SPAN, "int8", team=None, device="cuda")
+
+    def changed(name: str, **fields: object) -> LocalModel:
+        folder = write_checkpoint(tmp_path / name, "gpt2")
+        config = json.loads((folder / "config.json").read_text()) | fields
+        (folder / "config.json").write_text(json.dumps(config))
+        return ModelStore(tmp_path / "store").resolve(str(folder))
+
+    with pytest.raises(UnsupportedModel):  # and no checkpoint may claim to be in our formats
+        load_packed(changed("ours", quantization_config={"quant_method": "shoal"}), SPAN, "int8", team=team())
+    with pytest.raises(BadWeights):
+        load_packed(changed("wider", n_inner=128), SPAN, "int8", team=team())
+
+
+# ---- the peak ----
+
+SCRIPT = """
+import json, pathlib, resource, sys
+import torch, transformers
+from shoal.executor.kernels import Team, library
+from shoal.executor.packed import load_packed
+from shoal.models.store import ModelStore
+from shoal.types import Span
+store = ModelStore(pathlib.Path(sys.argv[1]))
+team = None if library() is None else Team(1)
+load_packed(store.resolve(sys.argv[3]), Span(0, 6), "int8", team=team)  # what is imported and allocated once
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+module = load_packed(store.resolve(sys.argv[2]), Span(0, 12), "int8", team=team)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"grown": (peak - before) << 10, "packed": module.tensor_bytes}))
+"""
+
+
+@pytest.mark.models
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_loading_peaks_near_the_packed_size(stored: str, tmp_path: Path) -> None:
+    """12 blocks of 21 MB each in float32: a copy of them all, or of the file's pages, would be seen."""
+    folder = write_checkpoint(tmp_path / "larger", "gpt2", n_layer=12, n_embd=640, n_head=8)
+    if stored == "bfloat16":
+        from transformers import AutoModelForCausalLM
+
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    small = write_checkpoint(tmp_path / "small", "gpt2")
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "store"), str(folder), str(small)]
+    found = json.loads(subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL))
+    assert found["packed"] > 55e6
+    assert found["grown"] < 1.6 * found["packed"], found
