@@ -68,7 +68,7 @@ async def test_a_codec_costs_little(home, checkpoint, whole, codec, within):
 
 async def test_over_a_fast_link_everything_travels_exact(home, checkpoint, taken):
     async with (
-        memory_swarm(home, checkpoint, THIRDS, format="bf16") as swarm,
+        memory_swarm(home, checkpoint, THIRDS, format="bf16", prefill_chunk=200) as swarm,
         swarm.client.session(str(checkpoint), tokens=256) as session,
     ):
         await decoded(session, LONG, 5)
@@ -76,7 +76,7 @@ async def test_over_a_fast_link_everything_travels_exact(home, checkpoint, taken
 
 
 async def test_over_a_slow_link_every_hop_comes_to_send_less(home, checkpoint, taken):
-    async with memory_swarm(home, checkpoint, THIRDS, format="bf16") as swarm:
+    async with memory_swarm(home, checkpoint, THIRDS, format="bf16", prefill_chunk=200) as swarm:
         swarm.world.bytes_s = SLOW
         async with swarm.client.session(str(checkpoint), tokens=256) as session:
             await decoded(session, LONG, 6)

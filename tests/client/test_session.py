@@ -115,7 +115,11 @@ async def test_closing_a_session_frees_its_kv_on_every_hop(home, checkpoint):
     async with memory_swarm(home, checkpoint, THIRDS) as swarm:
         async with swarm.client.session(str(checkpoint), tokens=100) as session:
             await session.step(PROMPT)
-            assert [n.engine.tokens - n.engine.tokens_free for n in swarm.nodes] == [112, 112, 112]  # in whole pages of 16
+            assert [n.engine.tokens - n.engine.tokens_free for n in swarm.nodes] == [
+                112,
+                112,
+                112,
+            ]  # in whole pages of 16
         assert await idle(swarm) == [0, 0, 0]
 
 
@@ -231,3 +235,49 @@ async def test_a_session_takes_no_more_than_it_reserved(home, checkpoint, whole)
         with pytest.raises(PromptTooLong):
             await session.step([5] * 31)
         assert torch.equal(await session.step(PROMPT), whole.step(PROMPT))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mamba"])
+async def test_a_token_sent_ahead_changes_nothing_whatever_comes_instead(home, tmp_path, family):
+    """``more`` sends the chosen token before the caller asks for it: that one, another, or a roll-back."""
+    checkpoint = write_checkpoint(tmp_path / family, family)
+    whole = Whole(checkpoint)
+    sampler = Sampler(Sampling())
+    async with (
+        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        swarm.client.session(str(checkpoint), tokens=64) as session,
+    ):
+        chosen = (await session.advance(PROMPT, sampler, more=True)).token
+        expected = whole.step(PROMPT)
+        assert chosen == int(expected[-1].argmax())
+        assert session.token_ids == PROMPT
+        assert torch.equal(await session.step([chosen]), whole.step([chosen]))
+
+        other = int(whole.step([7])[-1].argmax())
+        assert (await session.advance([7], sampler, more=True)).token == other
+        assert torch.equal(await session.step([8, 9]), whole.step([8, 9]))
+
+        await session.advance([10], sampler, more=True)
+        session.roll_back(len(session.token_ids) - 1)
+        assert torch.equal(await session.step([10]), whole.step([10]))
+
+
+async def test_a_token_is_sent_ahead_before_anybody_asks(home, checkpoint):
+    async with (
+        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        swarm.client.session(str(checkpoint), tokens=64) as session,
+    ):
+        steps = [node.server.steps for node in swarm.nodes]
+        await session.advance(PROMPT, Sampler(Sampling()), more=True)
+        with trio.fail_after(5):
+            while [node.server.steps for node in swarm.nodes] != [count + 2 for count in steps]:  # noqa: ASYNC110
+                await trio.sleep(0.001)
+
+
+async def test_no_token_is_sent_ahead_into_a_full_session(home, checkpoint):
+    async with (
+        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        swarm.client.session(str(checkpoint), tokens=len(PROMPT)) as session,
+    ):
+        await session.advance(PROMPT, Sampler(Sampling()), more=True)
+        assert session.ring.rules.in_flight == 0

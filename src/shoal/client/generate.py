@@ -84,7 +84,7 @@ async def generate(
     sampler = Sampler(sampling)
     text = StopText(stop)
     timing.started = trio.current_time()
-    advanced = await session.advance(prompt, sampler)
+    advanced = await session.advance(prompt, sampler, more=max_tokens > 1)
     for count in range(1, max_tokens + 1):
         token = advanced.token
         timing.note(trio.current_time(), advanced.times)
@@ -95,7 +95,7 @@ async def generate(
             yield Delta(shown, (token,), "stop" if ended or text.stopped else "length")
             return
         yield Delta(shown, (token,))
-        advanced = await session.advance([token], sampler)
+        advanced = await session.advance([token], sampler, more=count + 1 < max_tokens)
 
 
 class StopText:

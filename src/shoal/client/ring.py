@@ -7,6 +7,7 @@ their way; results come back in the order in which the steps were sent.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,7 +29,7 @@ from shoal.net.pool import ChannelPool
 from shoal.types import CarrierName, Codec, Format, ModelShape, PeerAddress, PeerId, SessionId, Span
 from shoal.wire.codec import CodecChooser
 from shoal.wire.messages import Close, Failed, HopTime, Message, NextHop, Open, Opened, Refused, Step, shorten
-from shoal.wire.session import ClientSession
+from shoal.wire.session import ClientSession, Issued
 
 IN_FLIGHT = 32
 
@@ -83,6 +84,7 @@ class Ring:
         self._arrived: deque[Returned | ShoalError] = deque()
         self._news = trio.Event()
         self._lost: ShoalError | None = None
+        self._giving_up = threading.Lock()  # a step that is given up is not sent after it
 
     @property
     def carriers(self) -> list[CarrierName]:
@@ -117,6 +119,27 @@ class Ring:
         first = self._channels[0]
         return self._codec.choose(first.bytes_s if first else None, rows, self._shape.hidden_size)
 
+    def issue(self, tokens: int, wanted: int) -> Issued:
+        """Number the next step, which :meth:`launch` sends.
+
+        Raises:
+            LocalProtocolError: it does not fit into the session.
+            ShoalError: the session is lost.
+        """
+        if self._lost is not None:
+            raise self._lost
+        return self.rules.issue(tokens, wanted)
+
+    def launch(self, issued: Issued, payload: bytes, codec: Codec) -> None:
+        """Send the hidden states of a step from any thread, unless it was given up meanwhile.
+
+        A channel that has gone is no error here: :meth:`receive` tells that the session is lost.
+        """
+        channel, step = self._made(issued, codec)
+        with self._giving_up, suppress(ChannelClosed):
+            if self.rules.flies(issued):
+                channel.post(step, payload)
+
     async def send(self, payload: bytes, codec: Codec, tokens: int, wanted: int) -> None:
         """Send ``tokens`` rows of hidden states, encoded in ``codec``, on their way.
 
@@ -124,23 +147,24 @@ class Ring:
             LocalProtocolError: they do not fit into the session.
             ShoalError: the session is lost.
         """
-        if self._lost is not None:
-            raise self._lost
-        issued = self.rules.issue(tokens, wanted)
+        channel, step = self._made(self.issue(tokens, wanted), codec)
+        await channel.send(step, payload)
+
+    def _made(self, issued: Issued, codec: Codec) -> tuple[Channel, Step]:
         step = Step(
             self.session,
             issued.number,
             issued.position,
-            tokens,
-            wanted,
+            issued.tokens,
+            issued.wanted,
             codec,
-            tokens,
+            issued.tokens,
             self._shape.hidden_size,
         )
         first = self._channels[0]
         if first is None:
             raise LocalProtocolError("a step before the session is open")
-        await first.send(step, payload)
+        return first, step
 
     async def receive(self) -> Returned:
         """The result of the oldest step in flight.
@@ -165,7 +189,8 @@ class Ring:
 
     def roll_back(self, position: int) -> None:
         """Go on from ``position``: with the next step, every hop forgets what it computed beyond it."""
-        self.rules.roll_back(position)
+        with self._giving_up:
+            self.rules.roll_back(position)
         kept = [r for r in self._arrived if isinstance(r, Returned) and r.position < position]
         self._arrived = deque(kept)
 
@@ -252,7 +277,9 @@ class Ring:
 
     def _failed(self, hop: int, message: Failed) -> None:
         if message.number is not None:
-            if self.rules.failed(message.number):
+            with self._giving_up:
+                known = self.rules.failed(message.number)
+            if known:
                 self._tell(from_code(message.code, f"{self.route[hop]}: {message.message}"))
             return
         # A hop that has lost the way to the next one says so; the one that is gone cannot.

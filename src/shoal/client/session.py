@@ -18,6 +18,7 @@ from shoal.executor.ends import EndsEngine
 from shoal.executor.thread import TorchThread
 from shoal.types import Codec, ModelShape
 from shoal.wire.messages import HopTime
+from shoal.wire.session import Issued
 
 Made = TypeVar("Made")
 
@@ -76,13 +77,20 @@ class Session:
         returned = await self._append(token_ids, chunk or self._chunk, all_rows=True)
         return torch.cat([await self._head(r, _as_they_are) for r in returned])
 
-    async def advance(self, token_ids: Sequence[int], sampler: Sampler) -> Advanced:
+    async def advance(self, token_ids: Sequence[int], sampler: Sampler, *, more: bool = False) -> Advanced:
         """Append tokens, a prompt or one that was chosen, and choose the next. Raises as ``step``.
 
-        The chosen token is not appended; its embedding is computed ahead.
+        Args:
+            more: the chosen token will most likely be appended next. It is on its way round the ring before
+                this returns; whatever else is done with the session instead takes it back.
         """
         returned = (await self._append(token_ids, self._chunk, all_rows=False))[-1]
-        token, self._ahead = await self._head(returned, partial(self._choose, sampler))
+        following = self.ring.issue(1, 1) if more and self.room else None
+        try:
+            token, self._ahead = await self._head(returned, partial(self._choose, sampler, following))
+        except BaseException:
+            self.roll_back(len(self.token_ids))
+            raise
         return Advanced(token, returned.times)
 
     def roll_back(self, position: int) -> None:
@@ -104,6 +112,8 @@ class Session:
         before = len(self.token_ids)
         chunk = chunk or piece_tokens(self.ring.format, len(token_ids), len(self.ring.route))
         pieces = [list(token_ids[i : i + chunk]) for i in range(0, len(token_ids), chunk)]
+        if self._ahead is not None and self._ahead.sent and pieces != [[self._ahead.token]]:
+            self.roll_back(before)
         try:
             try:
                 return await self._run(pieces, all_rows=all_rows)
@@ -127,8 +137,10 @@ class Session:
             wanted = len(piece) if all_rows else int(last and all_rows is not None)
             while self.ring.rules.in_flight + 1 > IN_FLIGHT:
                 returned.append(await self.ring.receive())
-            codec, payload = await self._embedded(piece)
-            await self.ring.send(payload, codec, len(piece), wanted)
+            if self._ahead is None or not self._ahead.sent:
+                codec, payload = await self._embedded(piece)
+                await self.ring.send(payload, codec, len(piece), wanted)
+            self._ahead = None
             self._pieces.append(piece)
             self.token_ids += piece
         while len(returned) < len(pieces):
@@ -165,11 +177,15 @@ class Session:
     def _encoded(self, piece: list[int], position: int, codec: Codec) -> bytes:
         return encode(self._ends.ends.embed(piece, position), codec)
 
-    def _choose(self, sampler: Sampler, logits: torch.Tensor) -> tuple[int, _Ahead]:
+    def _choose(self, sampler: Sampler, following: Issued | None, logits: torch.Tensor) -> tuple[int, _Ahead]:
+        """The next token, and its embedding: sent at once, from this thread, when its step has a number."""
         token = sampler.choose(logits[-1], self.token_ids)
         position = len(self.token_ids)
         codec = self.ring.codec(1)
-        return token, _Ahead(token, position, codec, self._encoded([token], position, codec))
+        payload = self._encoded([token], position, codec)
+        if following is not None:
+            self.ring.launch(following, payload, codec)
+        return token, _Ahead(token, position, codec, payload, following is not None)
 
     def _trim(self, position: int) -> None:
         del self.token_ids[position:]
@@ -195,6 +211,8 @@ class _Ahead:
     position: int
     codec: Codec
     payload: bytes
+    sent: bool
+    """Whether it is on its way already."""
 
     def fits(self, piece: list[int], position: int) -> bool:
         return piece == [self.token] and position == self.position

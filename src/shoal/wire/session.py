@@ -113,6 +113,10 @@ class ClientSession:
         self.length += tokens
         return step
 
+    def flies(self, issued: Issued) -> bool:
+        """Whether the step is still waited for: neither answered nor given up."""
+        return issued.number in self._flying
+
     def roll_back(self, position: int) -> None:
         """Go back to ``position``. Steps in flight beyond it are given up: their results are dropped.
 
