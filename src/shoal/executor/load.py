@@ -9,6 +9,7 @@ import torch
 from shoal.executor.ends import Ends, ModuleEnds, load_fused_ends
 from shoal.executor.fused import FusedRunner, Kv, expected_names, load_fused
 from shoal.executor.kernels import Team, library
+from shoal.executor.packed import load_packed
 from shoal.executor.pages import PagePool, pages_for
 from shoal.executor.runner import ModuleRunner, Runner
 from shoal.executor.shape import LlamaShape, llama_shape
@@ -17,7 +18,6 @@ from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.hollow import read_model_config
 from shoal.models.local import LocalModel
 from shoal.models.span import load_ends as load_module_ends
-from shoal.models.span import load_span
 from shoal.types import Format, Span
 
 
@@ -52,29 +52,29 @@ def load_runner(
     """
     checkpoint = open_checkpoint(model.path)
     shape = fused_shape(checkpoint, span, format)
-    if shape is not None:
-        shelf = Shelf(cache, model.digest, format)
-        return load_fused(
-            checkpoint, shape, span, format, kv=kv, team=Team(threads or torch.get_num_threads()), shelf=shelf
-        )
-    return ModuleRunner(load_span(model, span))
+    team = _team(format, threads)
+    if shape is None or team is None:
+        return ModuleRunner(load_packed(model, span, format, team=team))
+    shelf = Shelf(cache, model.digest, format)
+    return load_fused(checkpoint, shape, span, format, kv=kv, team=team, shelf=shelf)
 
 
 def load_ends(model: LocalModel, format: Format, *, threads: int, cache: Path) -> Ends:
     """Build the embedding and the head of a model. Arguments and errors are those of :func:`load_runner`."""
     checkpoint = open_checkpoint(model.path)
     shape = fused_shape(checkpoint, Span(0, model.shape.n_blocks), format)
-    if shape is None:
+    team = _team(format, threads)
+    if shape is None or team is None:
         return ModuleEnds(load_module_ends(model))
     shelf = Shelf(cache, model.digest, format)
-    return load_fused_ends(
-        checkpoint,
-        shape,
-        format,
-        context=model.shape.context,
-        team=Team(threads or torch.get_num_threads()),
-        shelf=shelf,
-    )
+    return load_fused_ends(checkpoint, shape, format, context=model.shape.context, team=team, shelf=shelf)
+
+
+def _team(format: Format, threads: int) -> Team | None:
+    """Threads for the kernels, where these are wanted and built."""
+    if format == "fp32" or library() is None:
+        return None
+    return Team(threads or torch.get_num_threads())
 
 
 def make_pool(runner: Runner, tokens: int) -> PagePool:

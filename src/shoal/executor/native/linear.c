@@ -10,10 +10,10 @@
 #include <math.h>
 #include <stddef.h>
 
-#define DOT_ROWS 5      /* most rows of x that are worth dot products */
+#define DOT_ROWS 8      /* most rows of x that are worth dot products */
 #define CHUNK 48        /* rows of weights in one chunk of work; a multiple of both tile heights */
 #define DEPTH 256       /* columns of one block of widened weights */
-#define AHEAD 512       /* columns fetched ahead of their use */
+#define AHEAD 256       /* columns fetched ahead of their use: one block */
 #define DEPTH_STRIDE (DEPTH + 16)
 #define INT_DEPTH 2048  /* columns of x that a group of rows keeps in the first cache */
 #define INT_CHUNK 64
@@ -55,7 +55,10 @@ INLINE void dot_tile(const job_t *job, int r, int n, int first, int m, int bf16)
     int64_t k = 0;
     for (; k + 16 <= cols; k += 16) {
         v16 wide[4];
-        UNROLL for (int j = 0; j < n; j++) wide[j] = load16_weights(w, (r + j) * cols + k, bf16);
+        UNROLL for (int j = 0; j < n; j++) {
+            __builtin_prefetch((const char *)w + ((r + n + j) * cols + k) * (bf16 ? 2 : 4)); /* the rows after these */
+            wide[j] = load16_weights(w, (r + j) * cols + k, bf16);
+        }
         UNROLL for (int i = 0; i < m; i++) {
             v16 v = load16(x + i * cols + k);
             UNROLL for (int j = 0; j < n; j++) acc[j][i] = fma16(wide[j], v, acc[j][i]);
@@ -263,7 +266,10 @@ INLINE void int8_tile(const int8_t *w, const int16_t *q, int64_t cols, int depth
     int k = 0;
     for (; k + STEP <= depth; k += STEP) {
         vs wide[4];
-        UNROLL for (int j = 0; j < n; j++) wide[j] = load_i8_as_i16(w + j * cols + k);
+        UNROLL for (int j = 0; j < n; j++) {
+            __builtin_prefetch(w + (n + j) * cols + k); /* the rows after these */
+            wide[j] = load_i8_as_i16(w + j * cols + k);
+        }
         UNROLL for (int i = 0; i < m; i++) {
             vs x = load_i16(q + i * cols + k);
             KEEP(x);
