@@ -215,7 +215,7 @@ def _pack_int8(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         else:
             largest = wide.abs().amax(1)
             scales[part] = largest / 127
-            to_int = torch.where(largest > 0, 127 / largest, torch.zeros(()))
+            to_int = torch.where(largest > 0, torch.tensor(127.0) / largest, torch.zeros(()))
             packed[part] = (wide * to_int[:, None]).round().to(torch.int8)
     return packed, scales
 
@@ -235,7 +235,7 @@ def _pack_int4(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             groups = wide.view(len(wide), -1, GROUP)
             top = groups.gather(2, groups.abs().argmax(2, keepdim=True))
             scales[part] = (top / -8)[..., 0]
-            to_int = torch.where(top != 0, -8 / top, torch.zeros(()))
+            to_int = torch.where(top != 0, torch.tensor(-8.0) / top, torch.zeros(()))
             values = ((groups * to_int).round() + 8).clamp(max=15).to(torch.uint8)
             half = GROUP // 2
             packed[part] = (values[..., :half] | values[..., half:] << 4).reshape(len(wide), -1)

@@ -21,6 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from shoal.errors import StepFailed, UnsupportedModel
 from shoal.executor.kernels import Matrix, Team, pack
+from shoal.executor.memory import release
 from shoal.executor.plain import apply, widen
 from shoal.models.local import LocalModel
 from shoal.models.span import SpanModule, load_span
@@ -225,6 +226,8 @@ class _Pack(ConversionOps):
             else:
                 _pack_experts(module, last, weights, self._packing)
             missing.discard(name)
+            input_dict[name] = value = weights = None  # nobody else holds the float32 copy
+            release()
         return left
 
 
