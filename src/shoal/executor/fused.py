@@ -170,11 +170,12 @@ class FusedRunner:
         self.page_bytes = int(native.kv_layer_bytes(byref(self._struct.kv))) * len(structs)
         """Bytes of one page: 16 tokens in every block of the span."""
         self.kv_bytes = self.page_bytes / PAGE
-        self._arena: torch.Tensor | None = None
+        self.pool: PagePool | None = None
+        """Where KV lies, once :meth:`use` has said so."""
 
     def use(self, pool: PagePool) -> None:
         """Keep KV in ``pool``, whose pages are of ``page_bytes``."""
-        self._arena = pool.arena
+        self.pool = pool
         self._struct.kv.arena = pool.arena.data_ptr()
         self._struct.kv.page_bytes = pool.page_bytes
 

@@ -1,0 +1,260 @@
+"""Continuous batching: what goes into a forward, who waits for whom, and what becomes of each step."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from shoal.errors import ShoalError, StepFailed
+from shoal.executor.batcher import (
+    ALONE_ROWS,
+    DECODE_ROWS,
+    MAX_ROWS,
+    Batcher,
+    Job,
+    Outcome,
+    Pace,
+    Piece,
+    Rhythm,
+    choose,
+    slice_rows,
+)
+from shoal.executor.thread import TorchThread
+
+PACE = Pace(fixed=0.040, per_row=0.005)
+"""A node on which a forward takes 40 ms and 5 ms more for each row."""
+
+
+class ByHand(TorchThread):
+    """Runs what was posted when the test says so, on the test's own thread."""
+
+    def __init__(self) -> None:
+        self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    def post(self, function: Callable[[], None]) -> None:
+        self.jobs.put(function)
+
+    def run_one(self) -> bool:
+        """Run the next job, if there is one."""
+        if self.jobs.empty():
+            return False
+        self.jobs.get()()
+        return True
+
+    def run_all(self) -> int:
+        """Run until nothing is left; the jobs run."""
+        ran = 0
+        while self.run_one():
+            ran += 1
+            assert ran < 1000
+        return ran
+
+
+class Bench:
+    """A batcher whose span adds one to every element, and what it was given."""
+
+    def __init__(self, *, sliced: bool = True) -> None:
+        self.thread = ByHand()
+        self.forwards: list[list[tuple[object, int]]] = []
+        self.results: dict[object, torch.Tensor | ShoalError] = {}
+        self.fail: ShoalError | None = None
+        self.batcher = Batcher(self._forward, self.thread, sliced=sliced)
+
+    def _forward(self, batch: Sequence[Piece]) -> list[Outcome]:
+        self.forwards.append([(piece.job.session, len(piece.hidden)) for piece in batch])
+        if self.fail is not None:
+            return [self.fail] * len(batch)
+        return [piece.hidden + 1 for piece in batch]
+
+    def submit(self, session: object, rows: int = 1, wanted: int | None = None, name: object = None) -> Job:
+        """Ask for a step whose rows are numbered."""
+        name = session if name is None else name
+
+        def finish(job: Job, out: torch.Tensor) -> None:
+            self.results[name] = out
+
+        def failed(error: ShoalError) -> None:
+            self.results[name] = error
+
+        hidden = torch.arange(rows, dtype=torch.float32)[:, None]
+        step = Job(session, rows, rows if wanted is None else wanted, lambda: hidden, finish, failed)
+        self.batcher.submit(step)
+        return step
+
+
+def job(session: str, rows: int) -> Job:
+    """A step that nothing comes of."""
+    return Job(session, rows, rows, lambda: torch.zeros(rows, 1), lambda *_: None, lambda _: None)
+
+
+# ---- what goes into a forward ----
+
+
+def test_all_decode_steps_that_are_ready_run_together() -> None:
+    bench = Bench()
+    for session in range(8):
+        bench.submit(session)
+    bench.thread.run_one()
+    assert bench.forwards == [[(session, 1) for session in range(8)]]
+    assert all(torch.equal(bench.results[s], torch.ones(1, 1)) for s in range(8))
+
+
+def test_a_prefill_alone_takes_all_that_a_forward_holds() -> None:
+    chosen = choose([job("a", 2000)], PACE, others=False, sliced=True)
+    assert [rows for _, rows in chosen] == [MAX_ROWS]
+
+
+def test_a_prefill_beside_decode_steps_takes_about_the_time_that_they_take() -> None:
+    ready = [job("long", 4000), *(job(f"d{i}", 1) for i in range(4))]
+    chosen = choose(ready, PACE, others=False, sliced=True)
+    (rows,) = [rows for step, rows in chosen if step.session == "long"]
+    alone = PACE.fixed + 4 * PACE.per_row
+    assert DECODE_ROWS <= rows <= ALONE_ROWS
+    assert rows * PACE.per_row <= alone
+    assert {step.session for step, _ in chosen} == {"long", "d0", "d1", "d2", "d3"}
+
+
+def test_a_prefill_goes_in_bounded_slices_while_those_who_decode_are_elsewhere() -> None:
+    assert slice_rows(PACE, decoding=0, others=True) == ALONE_ROWS
+
+
+def test_before_anything_was_timed_a_slice_is_small() -> None:
+    assert slice_rows(Pace(), decoding=1, others=True) == DECODE_ROWS
+
+
+def test_only_one_prefill_is_sliced_at_a_time_and_they_take_turns() -> None:
+    bench = Bench()
+    for session in "ab":
+        bench.submit(session, 3 * MAX_ROWS)
+    bench.thread.run_all()
+    assert [forward[0][0] for forward in bench.forwards] == list("ababab")
+    assert all(len(forward) == 1 for forward in bench.forwards)
+
+
+def test_a_forward_is_bounded_whatever_is_ready() -> None:
+    ready = [job(f"d{i}", DECODE_ROWS) for i in range(200)]
+    chosen = choose(ready, PACE, others=False, sliced=True)
+    assert sum(rows for _, rows in chosen) == MAX_ROWS
+
+
+def test_where_bits_depend_on_the_cut_a_prefill_runs_whole() -> None:
+    bench = Bench(sliced=False)
+    bench.submit("long", 3 * MAX_ROWS)
+    bench.thread.run_all()
+    assert bench.forwards == [[("long", 3 * MAX_ROWS)]]
+
+
+# ---- what comes out ----
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 5, MAX_ROWS + 7, 2 * MAX_ROWS])
+def test_of_a_sliced_prefill_the_last_rows_come_back_in_order(wanted: int) -> None:
+    bench = Bench()
+    rows = 2 * MAX_ROWS
+    bench.submit("a", rows, wanted)
+    bench.thread.run_all()
+    out = bench.results["a"]
+    assert isinstance(out, torch.Tensor)
+    assert out.flatten().tolist() == [i + 1 for i in range(rows)][rows - wanted :]
+
+
+def test_steps_of_one_session_run_one_after_another() -> None:
+    bench = Bench()
+    for number in range(3):
+        bench.submit("a", name=number)
+    bench.thread.run_all()
+    assert bench.forwards == [[("a", 1)]] * 3
+    assert list(bench.results) == [0, 1, 2]
+
+
+def test_a_step_that_fails_takes_nobody_with_it() -> None:
+    bench = Bench()
+
+    def refuse() -> torch.Tensor:
+        raise StepFailed("not finite")
+
+    bench.submit("good")
+    bench.batcher.submit(Job("bad", 1, 1, refuse, lambda *_: None, lambda e: bench.results.update(bad=e)))
+    bench.thread.run_all()
+    assert isinstance(bench.results["bad"], StepFailed)
+    assert isinstance(bench.results["good"], torch.Tensor)
+
+
+def test_a_defect_in_the_forward_ends_its_steps_and_the_next_ones_run() -> None:
+    bench = Bench()
+    forward = bench.batcher._forward  # pyright: ignore[reportPrivateUsage]
+
+    def broken(_: Sequence[Piece]) -> list[Outcome]:
+        raise MemoryError("no room")
+
+    bench.batcher._forward = broken  # pyright: ignore[reportPrivateUsage]
+    bench.submit("a")
+    bench.thread.run_all()
+    assert isinstance(bench.results["a"], StepFailed)
+    assert "MemoryError: no room" in str(bench.results["a"])
+    bench.batcher._forward = forward  # pyright: ignore[reportPrivateUsage]
+    bench.submit("a")
+    bench.thread.run_all()
+    assert isinstance(bench.results["a"], torch.Tensor)
+
+
+# ---- who ends ----
+
+
+def test_what_an_ended_session_has_waiting_does_not_run() -> None:
+    bench = Bench()
+    bench.submit("a")
+    released: list[str] = []
+    bench.batcher.end("a", lambda: released.append("a"))
+    bench.thread.run_all()
+    assert bench.forwards == []
+    assert released == ["a"]
+    assert not bench.results
+
+
+def test_what_a_session_held_is_released_before_the_next_forward() -> None:
+    bench = Bench()
+    bench.batcher.end("a", lambda: bench.forwards.append([("released", 0)]))
+    bench.submit("b")
+    bench.thread.run_all()
+    assert bench.forwards == [[("released", 0)], [("b", 1)]]
+
+
+def test_a_session_that_ends_while_its_step_runs_hears_nothing() -> None:
+    bench = Bench()
+
+    def end(_: Sequence[Piece]) -> list[Outcome]:
+        bench.batcher.end("a", lambda: None)
+        return [torch.ones(1, 1)]
+
+    bench.batcher._forward = end  # pyright: ignore[reportPrivateUsage]
+    bench.submit("a")
+    bench.thread.run_all()
+    assert not bench.results
+
+
+# ---- who is waited for ----
+
+
+def test_a_session_is_waited_for_when_it_is_usually_back_by_then() -> None:
+    rhythm = Rhythm(left=10.0, away=0.020)
+    assert rhythm.due(now=10.005, until=10.030)
+    assert not rhythm.due(now=10.005, until=10.015), "it is away for longer than we would wait"
+    assert not rhythm.due(now=10.050, until=10.060), "it should have been back long ago"
+
+
+def test_a_session_of_which_nothing_is_known_is_not_waited_for() -> None:
+    assert not Rhythm(left=10.0).due(now=10.0, until=11.0)
+
+
+def test_pace_learns_the_fixed_time_from_single_rows_and_the_rest_from_many() -> None:
+    pace = Pace()
+    pace.note(1, 0.040)
+    pace.note(64, 0.040 + 64 * 0.005)
+    assert pace.fixed == pytest.approx(0.040)
+    assert pace.per_row == pytest.approx(0.005)
+    pace.note(4, 10.0)
+    assert pace.fixed == pytest.approx(0.040)

@@ -1,0 +1,316 @@
+"""Spans of Llama's shape on the kernels: the same as the model's own modules, whoever runs beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import trio
+import trio.testing
+
+from shoal.executor import kernels, load
+from shoal.executor.codecs import decode, encode
+from shoal.executor.engine import Engine, Forwarded
+from shoal.executor.fused import FusedRunner, Kv, expected_names
+from shoal.executor.load import fused_shape, load_runner, make_pool
+from shoal.executor.runner import ModuleRunner, Rows, State
+from shoal.executor.shape import llama_shape
+from shoal.executor.thread import TorchThread
+from shoal.models.checkpoint import open_checkpoint
+from shoal.models.hollow import read_model_config
+from shoal.models.local import LocalModel
+from shoal.models.span import load_span
+from shoal.models.store import ModelStore
+from shoal.testing.checkpoints import BLOCKS, write_checkpoint
+from shoal.types import Format, SessionId, Span
+
+pytestmark = pytest.mark.skipif(kernels.library() is None, reason="the C kernels are not built")
+
+SHAPED = ("llama", "llama_untied", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma3", "granite")
+"""Families whose blocks the kernels run, sliding windows, biases, head norms and all."""
+WIDTH = 64
+WHOLE = Span(0, BLOCKS)
+
+Models = Callable[[str], LocalModel]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Tiny checkpoints by family, written once."""
+    folder = tmp_path_factory.mktemp("families")
+    store = ModelStore(folder / "store")
+    written: dict[str, LocalModel] = {}
+
+    def find(family: str) -> LocalModel:
+        if family not in written:
+            write_checkpoint(folder / family, family)
+            written[family] = store.resolve(str(folder / family))
+        return written[family]
+
+    return find
+
+
+def fused(
+    model: LocalModel, cache: Path, format: Format, *, kv: Kv = "auto", span: Span = WHOLE
+) -> FusedRunner:
+    """A span on the kernels, with room for a few hundred tokens, in which every unused place is poisoned."""
+    runner = load_runner(model, span, format, kv=kv, threads=2, cache=cache)
+    assert isinstance(runner, FusedRunner)
+    pool = make_pool(runner, 2048)
+    pool.arena.fill_(0xFF)  # NaN in every format
+    return runner
+
+
+def opened(runner: FusedRunner, tokens: int = 128, span: Span | None = None) -> State:
+    """A session's state."""
+    assert runner.pool is not None
+    return runner.open(span or runner.span, runner.pool.promise(tokens))
+
+
+def rows(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def run(runner: FusedRunner, state: State, hidden: torch.Tensor, pieces: tuple[int, ...]) -> torch.Tensor:
+    """Feed ``hidden`` in pieces, from where the state is."""
+    outs: list[torch.Tensor] = []
+    for piece in hidden.split(list(pieces)):
+        (out,) = runner.forward([Rows(state, state.length, piece)])
+        assert isinstance(out, torch.Tensor)
+        outs.append(out)
+    return torch.cat(outs)
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor, entered: torch.Tensor) -> float:
+    """What is wrong, against what the blocks add."""
+    return float((found - expected).norm() / (expected - entered).norm())
+
+
+# ---- the same as the model's own modules ----
+
+
+@pytest.mark.parametrize("family", SHAPED)
+@pytest.mark.parametrize(
+    ("format", "kv", "bound"), [("bf16", "auto", 0.012), ("bf16", "int8", 0.02), ("int8", "auto", 0.04)]
+)
+def test_each_family_gives_what_its_modules_give(
+    models: Models, tmp_path: Path, family: str, format: Format, kv: Kv, bound: float
+) -> None:
+    """Prefill, single steps and a longer piece, over several pages and beyond every sliding window."""
+    model, hidden = models(family), rows(45)
+    reference = load_span(model, WHOLE)
+    expected = reference.forward(hidden[None], reference.new_cache(), 0)[0]
+    runner = fused(model, tmp_path, format, kv=kv)
+    found = run(runner, opened(runner), hidden, (10, 1, 1, 20, 1, 12))
+    assert difference(found, expected, hidden) < bound
+
+
+def test_other_families_and_fp32_stay_with_their_modules(models: Models, tmp_path: Path) -> None:
+    for family, format in (("gpt2", "int8"), ("mixtral", "bf16"), ("gemma2", "bf16"), ("llama", "fp32")):
+        runner = load_runner(models(family), Span(0, 2), format, kv="auto", threads=1, cache=tmp_path)
+        assert isinstance(runner, ModuleRunner), family
+
+
+def test_a_block_with_a_tensor_that_we_do_not_know_stays_with_its_modules(models: Models) -> None:
+    checkpoint = open_checkpoint(models("llama").path)
+    shape = llama_shape(read_model_config(checkpoint))
+    assert shape is not None
+    assert expected_names(shape, checkpoint, 0)
+    known = checkpoint.tensors["model.layers.0.mlp.up_proj.weight"]
+    checkpoint.tensors["model.layers.0.mlp.surprise.weight"] = known
+    assert not expected_names(shape, checkpoint, 0)
+    assert fused_shape(checkpoint, WHOLE, "int8") is None
+
+
+def test_without_kernels_the_modules_run_it(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "library", lambda: None)
+    runner = load_runner(models("llama"), Span(0, 2), "int8", kv="auto", threads=1, cache=tmp_path)
+    assert isinstance(runner, ModuleRunner)
+
+
+def test_parts_of_a_span_add_up_to_it(models: Models, tmp_path: Path) -> None:
+    runner, hidden = fused(models("qwen3"), tmp_path, "int8"), rows(20)
+    whole = run(runner, opened(runner), hidden, (19, 1))
+    first, second = opened(runner, span=Span(0, 2)), opened(runner, span=Span(2, BLOCKS))
+    halfway = run(runner, first, hidden, (19, 1))
+    assert torch.equal(run(runner, second, halfway, (19, 1)), whole)
+
+
+# ---- whoever runs beside ----
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+def test_a_row_has_the_same_bits_in_any_company(
+    models: Models, tmp_path: Path, family: str, format: Format, kv: Kv
+) -> None:
+    """At batch 1, 2, 8 and 32, at any place of the batch, beside any steps: so a step can be checked."""
+    runner = fused(models(family), tmp_path, format, kv=kv)
+    mine = rows(24, seed=7)
+    alone = run(runner, opened(runner), mine, (20, 1, 1, 1, 1))
+    for company in (2, 8, 32):
+        others = [opened(runner, tokens=48) for _ in range(company - 1)]
+        for number, other in enumerate(others):
+            run(runner, other, rows(1 + number % 9, seed=number), (1 + number % 9,))
+        state = opened(runner)
+        run(runner, state, mine[:20], (7, 13))
+        for at in range(20, 24):
+            batch = [Rows(o, o.length, rows(1 + (at + n) % 3, seed=at)) for n, o in enumerate(others)]
+            batch.insert(at % company, Rows(state, state.length, mine[at : at + 1]))
+            out = runner.forward(batch)[at % company]
+            assert isinstance(out, torch.Tensor)
+            assert torch.equal(out[0], alone[at])
+        for held in (state, *others):
+            held.pages.resize(0)
+            held.pages.pool.forget(held.pages)
+
+
+async def test_through_the_engine_too(models: Models, tmp_path: Path) -> None:
+    """Thirty-two clients at once, each with its own prompt, get what each would get alone."""
+    runner = fused(models("llama"), tmp_path, "int8")
+    assert runner.pool is not None
+    thread = TorchThread()
+    engine = Engine(runner, runner.pool, thread, format="int8", max_sessions=64)
+    prompts = {SessionId(bytes([n]) * 16): rows(3 + n, seed=n) for n in range(32)}
+    alone: dict[SessionId, list[torch.Tensor]] = {}
+    together: dict[SessionId, list[torch.Tensor]] = {}
+
+    async def decode_some(session: SessionId, into: dict[SessionId, list[torch.Tensor]]) -> None:
+        await engine.open(session, 48)
+        outs = [await step(engine, session, 0, prompts[session])]
+        for position in range(len(prompts[session]), len(prompts[session]) + 5):
+            outs.append(await step(engine, session, position, outs[-1][-1:]))
+        into[session] = outs
+        engine.close(session)
+
+    for session in prompts:
+        await decode_some(session, alone)
+    async with trio.open_nursery() as nursery:
+        for session in prompts:
+            nursery.start_soon(decode_some, session, together)
+    for session in prompts:
+        assert all(map(torch.equal, alone[session], together[session]))
+    await thread.run(lambda: None)
+    assert (engine.sessions, engine.tokens_free, runner.pool.taken) == (0, engine.tokens, 0)
+    thread.close()
+
+
+async def test_two_thousand_sessions_leave_nothing_behind(models: Models, tmp_path: Path) -> None:
+    runner = fused(models("llama"), tmp_path, "int8")
+    assert runner.pool is not None
+    thread = TorchThread()
+    engine = Engine(runner, runner.pool, thread, format="int8", max_sessions=64)
+    prompt, process = rows(40), psutil.Process()
+    held: list[int] = []
+
+    async def visit(number: int) -> None:
+        session = SessionId(number.to_bytes(16, "big"))
+        await engine.open(session, 64)
+        await step(engine, session, 0, prompt[: 1 + number % 40])
+        engine.close(session)
+
+    for hundred in range(20):
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                if number % 25 == 0:
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+                while engine.sessions > 30:
+                    await trio.sleep(0.001)
+                nursery.start_soon(visit, 100 * hundred + number)
+        held.append(process.memory_info().rss)
+    await thread.run(lambda: None)
+    assert (engine.sessions, engine.tokens_free, runner.pool.taken) == (0, engine.tokens, 0)
+    assert held[-1] <= held[4] * 1.02
+    thread.close()
+
+
+async def step(engine: Engine, session: SessionId, position: int, hidden: torch.Tensor) -> torch.Tensor:
+    """One step through an engine, all rows wanted."""
+    loop, event = trio.lowlevel.current_trio_token(), trio.Event()
+    results: list[object] = []
+
+    def done(result: object) -> None:
+        results.append(result)
+        loop.run_sync_soon(event.set)
+
+    payload = encode(hidden, "float32")
+    engine.submit(session, position, payload, "float32", len(hidden), len(hidden), "float32", done)
+    with trio.fail_after(60):
+        await event.wait()
+    (result,) = results
+    assert isinstance(result, Forwarded), result
+    return decode(result.payload, "float32", len(hidden), engine.width)
+
+
+# ---- rolling back, and what it holds ----
+
+
+def test_a_session_goes_back_to_any_position(models: Models, tmp_path: Path) -> None:
+    runner, hidden = fused(models("mistral"), tmp_path, "int8"), rows(40)
+    state = opened(runner)
+    straight = run(runner, state, hidden, (30, 10))
+    for position in (33, 17, 0):
+        (out,) = runner.forward([Rows(state, position, hidden[position:])])
+        assert isinstance(out, torch.Tensor)
+        assert torch.equal(out, straight[position:])
+        assert len(state.pages.numbers) == 3
+
+
+def test_a_step_that_leaves_tokens_out_is_refused_and_others_run(models: Models, tmp_path: Path) -> None:
+    runner = fused(models("llama"), tmp_path, "int8")
+    gap, good = opened(runner), opened(runner)
+    refused, ran = runner.forward([Rows(gap, 5, rows(1)), Rows(good, 0, rows(1))])
+    assert not isinstance(refused, torch.Tensor)
+    assert refused.code == "position_gap"
+    assert isinstance(ran, torch.Tensor)
+    assert gap.pages.numbers == []
+
+
+def test_kv_in_int8_takes_about_half(models: Models, tmp_path: Path) -> None:
+    model = models("llama")
+    sizes = {kv: fused(model, tmp_path, "int8", kv=kv).kv_bytes for kv in ("auto", "int8")}
+    assert 0.5 <= sizes["int8"] / sizes["auto"] <= 0.65  # heads of 16 elements; a scale is 4 bytes
+
+
+# ---- the second start ----
+
+
+def test_packed_weights_are_read_from_disk_the_second_time(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, hidden = models("qwen2"), rows(8)
+    first = fused(model, tmp_path, "int8")
+    expected = run(first, opened(first), hidden, (8,))
+
+    def no_more(*_: object) -> None:
+        raise AssertionError("packed a second time")
+
+    monkeypatch.setattr("shoal.executor.fused.pack", no_more)
+    second = fused(model, tmp_path, "int8")
+    assert torch.equal(run(second, opened(second), hidden, (8,)), expected)
+
+
+def test_damaged_packed_weights_are_made_anew(models: Models, tmp_path: Path) -> None:
+    model, hidden = models("qwen2"), rows(8)
+    first = fused(model, tmp_path, "int8")
+    expected = run(first, opened(first), hidden, (8,))
+    for file in tmp_path.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    second = fused(model, tmp_path, "int8")
+    assert torch.equal(run(second, opened(second), hidden, (8,)), expected)
+
+
+def test_a_full_disk_costs_the_next_start_its_time_and_this_one_nothing(
+    models: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    runner = fused(models("llama"), blocked, "int8")
+    assert run(runner, opened(runner), rows(3), (3,)).isfinite().all()
+    assert "not kept for the next start" in caplog.text
