@@ -26,6 +26,7 @@ from shoal.executor.kernels import (
     library,
     pack,
 )
+from shoal.executor.memory import release
 from shoal.executor.pages import PAGE, PagePool, Pages
 from shoal.executor.runner import Rows, State, gap
 from shoal.executor.shape import LlamaShape
@@ -248,6 +249,7 @@ def load_fused(
                 str(block), lambda block=block: _matrices(tensors, shape, prefix_of(block), format)
             )
             layers.append((matrices, _vectors(tensors, shape, prefix_of(block))))
+            release()
     return FusedRunner(shape, span, layers, team, kv)
 
 

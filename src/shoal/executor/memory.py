@@ -12,8 +12,8 @@ def release() -> None:
     """Give the heap's free pages back.
 
     glibc keeps what torch frees, and seldom finds a place for the next tensor in it, since torch asks for
-    aligned memory: loading a span tensor by tensor would take two to three times its size. Elsewhere this does
-    nothing.
+    aligned memory: loading a span tensor by tensor would take two to three times its size. Elsewhere this
+    does nothing.
     """
     _trim()(0)
 

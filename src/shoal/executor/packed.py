@@ -214,7 +214,8 @@ class _Pack(ConversionOps):
     ) -> dict[str, Any]:
         model, missing = cast(PreTrainedModel, kwargs["model"]), cast("set[str]", kwargs["missing_keys"])
         left: dict[str, Any] = {}
-        for name, value in input_dict.items():
+        while input_dict:
+            name, value = input_dict.popitem()
             owner, _, last = name.rpartition(".")
             module = model.get_submodule(owner)
             if not _takes(module, last):
@@ -226,7 +227,7 @@ class _Pack(ConversionOps):
             else:
                 _pack_experts(module, last, weights, self._packing)
             missing.discard(name)
-            input_dict[name] = value = weights = None  # nobody else holds the float32 copy
+            del weights, value  # nobody else holds them
             release()
         return left
 
