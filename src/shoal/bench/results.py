@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -23,7 +23,7 @@ class Contender:
     name: str
     """Levels with slashes between them, for example ``executor/int8/decode/b8``."""
     unit: str
-    run: Callable[[], float]
+    run: Callable[[], Awaitable[float]]
     """Measures once, for a second or so."""
 
 
@@ -164,9 +164,7 @@ def compared(results: Iterable[Result], pairs: Mapping[str, Mapping[str, str]]) 
     ]
 
 
-def in_turns(
-    contenders: Sequence[Contender], rounds: int, progress: Progress
-) -> dict[Contender, list[float]]:
+async def in_turns(contenders: Sequence[Contender], rounds: int, progress: Progress) -> list[Result]:
     """Measure each contender once a round, in turns, so that what else the machine does falls on all alike.
 
     A first round warms up and is not counted.
@@ -176,10 +174,10 @@ def in_turns(
     for turn in range(rounds + 1):
         for place, contender in enumerate(contenders):
             progress(f"measuring {contender.name}", turn * len(contenders) + place, total)
-            value = contender.run()
+            value = await contender.run()
             if turn:
                 values[contender].append(value)
-    return values
+    return [of_rounds(contender.name, contender.unit, found) for contender, found in values.items()]
 
 
 def describe_machine(threads: int) -> dict[str, Any]:

@@ -1,0 +1,129 @@
+"""What formats, codecs and int8 KV cost in accuracy: the perplexity of a fixed English text.
+
+Perplexity is the exponential of the mean negative log likelihood of a token given those before it, here in
+windows that each begin anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+
+import trio
+
+from shoal.bench.models import measured_model
+from shoal.bench.one import OneProcess, load_one
+from shoal.bench.results import Progress, Report, Result, describe_machine
+from shoal.config import Settings
+from shoal.errors import UnsupportedModel
+from shoal.executor.fused import Kv
+from shoal.executor.thread import TorchThread
+from shoal.models.local import LocalModel
+from shoal.models.text import TextCodec
+from shoal.types import Codec, Format
+
+TEXT = "alice.txt"
+WINDOW = 1024
+"""Tokens of a window."""
+TOKENS = 20 * WINDOW
+"""Tokens that are measured."""
+HOPS = 3
+"""Spans that the blocks are cut into, so that hidden states cross the wire between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way of running the model."""
+
+    name: str
+    format: Format
+    kv: Kv = "auto"
+    wire: Codec = "float32"
+
+
+EXACT = Way("fp32", "fp32")
+WAYS = (
+    EXACT,
+    Way("fp32+wire-bfloat16", "fp32", wire="bfloat16"),
+    Way("fp32+wire-int8", "fp32", wire="int8"),
+    Way("bf16", "bf16"),
+    Way("bf16+kv-int8", "bf16", kv="int8"),
+    Way("int8", "int8"),
+    Way("int4", "int4"),
+    Way("int8+kv-int8+wire-int8", "int8", kv="int8", wire="int8"),
+)
+
+
+def shipped_text() -> str:
+    """The text; see ``data/README.md`` for what it is."""
+    return resources.files("shoal.bench").joinpath("data", TEXT).read_text("utf-8")
+
+
+def windows_of(tokens: Sequence[int], window: int) -> list[list[int]]:
+    """``tokens`` in whole windows; what is left over is not used."""
+    return [list(tokens[i : i + window]) for i in range(0, len(tokens) - window + 1, window)]
+
+
+async def accuracy(settings: Settings, formats: Sequence[Format], progress: Progress) -> Report:
+    """Measure the perplexity of each way whose format is asked for, against float32.
+
+    Raises:
+        UnsupportedModel: the model has no tokenizer, or too small a context.
+        ShoalError: the model cannot be had.
+    """
+    settings, model = await trio.to_thread.run_sync(measured_model, settings, progress)
+    windows = _windows(model)
+    ways = [way for way in WAYS if way is EXACT or way.format in formats]
+    found: dict[str, float] = {}
+    for place, way in enumerate(ways):
+        found[way.name] = await _perplexity(
+            settings, model, way, windows, partial(_report, progress, way, place, len(ways))
+        )
+    results = [
+        Result(f"accuracy/{name}", value, "perplexity", value, value, vs={"fp32": value / found[EXACT.name]})
+        for name, value in found.items()
+    ]
+    note = f"{len(windows) * WINDOW} tokens of {TEXT} in windows of {WINDOW}; lower is better"
+    return Report(
+        f"Accuracy of {model.name}", describe_machine(settings.threads), tuple(results), notes=(note,)
+    )
+
+
+def _windows(model: LocalModel) -> list[list[int]]:
+    codec = TextCodec.load(model.path)
+    if model.shape.context < WINDOW:
+        raise UnsupportedModel(f"{model.name} has a context of {model.shape.context} tokens, not {WINDOW}")
+    return windows_of(codec.encode(shipped_text())[:TOKENS], WINDOW)
+
+
+def _report(progress: Progress, way: Way, place: int, of: int, part: float) -> None:
+    progress(f"measuring {way.name}", round(1000 * (place + part)), 1000 * of)
+
+
+async def _perplexity(
+    settings: Settings,
+    model: LocalModel,
+    way: Way,
+    windows: Sequence[Sequence[int]],
+    report: partial[None],
+) -> float:
+    thread = TorchThread("bench")
+    try:
+        report(0.0)
+        one = await load_one(thread, model, settings, way.format, kv=way.kv, tokens=(HOPS + 1) * WINDOW)
+        total, count = 0.0, 0
+        for place, window in enumerate(windows):
+            losses = await thread.run(partial(_losses, one, window, way.wire))
+            total, count = total + losses[0], count + losses[1]
+            report((place + 1) / len(windows))
+        return math.exp(total / count)
+    finally:
+        thread.close()
+
+
+def _losses(one: OneProcess, window: Sequence[int], wire: Codec) -> tuple[float, int]:
+    losses = one.losses(window, wire, HOPS)
+    return float(losses.double().sum()), len(losses)

@@ -1,0 +1,84 @@
+"""The executor alone: decoding 1, 8 and 32 sessions, and a prefill, in every format."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import trio
+
+from shoal.bench.models import measured_model
+from shoal.bench.one import DEPTH, STEPS, OneProcess, load_one
+from shoal.bench.results import Contender, Progress, Report, compared, describe_machine, in_turns
+from shoal.config import Settings
+from shoal.executor.pages import PAGE
+from shoal.executor.thread import TorchThread
+from shoal.models.local import LocalModel
+from shoal.types import Format
+
+BATCHES = (1, 8, 32)
+PREFILL = 512
+
+
+async def executor(settings: Settings, formats: Sequence[Format], rounds: int, progress: Progress) -> Report:
+    """Measure ``formats`` of a model in turns.
+
+    Raises:
+        ShoalError: the model cannot be had, or not be held in one of the formats.
+    """
+    settings, model = await trio.to_thread.run_sync(measured_model, settings, progress)
+    with torch_thread() as thread:
+        contenders: list[Contender] = []
+        for format in formats:
+            progress(f"loading {model.name} in {format}", 0, 0)
+            one = await load(thread, model, settings, format)
+            contenders += contenders_of(thread, one, format)
+        results = await in_turns(contenders, rounds, progress)
+    return Report(
+        f"The executor with {model.name}",
+        describe_machine(settings.threads),
+        tuple(compared(results, ratios(formats))),
+    )
+
+
+@contextmanager
+def torch_thread() -> Generator[TorchThread]:
+    """A thread for everything that computes, so that all share one team of OpenMP's."""
+    thread = TorchThread("bench")
+    try:
+        yield thread
+    finally:
+        thread.close()
+
+
+async def load(thread: TorchThread, model: LocalModel, settings: Settings, format: Format) -> OneProcess:
+    """The whole model with room for the largest measurement. Raises as ``load_one``."""
+    tokens = max(BATCHES) * (DEPTH + STEPS + PAGE) + PREFILL
+    return await load_one(thread, model, settings, format, kv=settings.kv, tokens=tokens)
+
+
+def contenders_of(
+    thread: TorchThread, one: OneProcess, format: Format, batches: Sequence[int] = BATCHES
+) -> list[Contender]:
+    """What is measured of one format."""
+
+    def timed(name: str, function: partial[float]) -> Contender:
+        return Contender(f"executor/{format}/{name}", "tok/s", lambda: thread.run(function))
+
+    decoding = [timed(f"decode/b{batch}", partial(one.decode, batch)) for batch in batches]
+    return [*decoding, timed(f"prefill/{PREFILL}", partial(one.prefill, PREFILL))]
+
+
+def ratios(formats: Sequence[Format]) -> dict[str, dict[str, str]]:
+    """Batches against one session, and formats against bf16."""
+    found: dict[str, dict[str, str]] = {}
+    names = [f"decode/b{batch}" for batch in BATCHES] + [f"prefill/{PREFILL}"]
+    for format in formats:
+        for name in names:
+            others = found.setdefault(f"executor/{format}/{name}", {})
+            if name.startswith("decode") and name != "decode/b1":
+                others["b1"] = f"executor/{format}/decode/b1"
+            if format != "bf16":
+                others["bf16"] = f"executor/bf16/{name}"
+    return found

@@ -1,0 +1,140 @@
+"""A whole model in this process: the executor without batcher, network or sampling. For one thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from shoal.config import Settings
+from shoal.errors import ShoalError
+from shoal.executor.codecs import decode, encode
+from shoal.executor.ends import Ends
+from shoal.executor.fused import Kv
+from shoal.executor.load import load_ends, load_runner, make_pool
+from shoal.executor.pages import PagePool
+from shoal.executor.runner import Outcome, Rows, Runner, State
+from shoal.executor.thread import TorchThread
+from shoal.models.local import LocalModel
+from shoal.types import Codec, Format, Span
+
+PIECE = 512
+"""Tokens of one forward of a prefill."""
+DEPTH = 16
+"""Tokens that are cached before decoding is measured."""
+STEPS = 16
+"""Steps of decoding that are timed together, fewer where they take longer than ``LONGEST_S``."""
+LONGEST_S = 2.0
+
+
+class OneProcess:
+    """The ends and all blocks. Made by :func:`load_one`; the same calls take the same time every time."""
+
+    def __init__(self, ends: Ends, runner: Runner, pool: PagePool, vocab: int) -> None:
+        self._ends = ends
+        self._runner = runner
+        self._pool = pool
+        self._vocab = vocab
+
+    def decode(self, sessions: int) -> float:
+        """Tokens in a second over all of so many sessions, each decoding up to ``STEPS`` tokens greedily."""
+        states = [self._open(DEPTH + STEPS) for _ in range(sessions)]
+        try:
+            prompts = [[(7 * i + j) % self._vocab for j in range(DEPTH)] for i in range(sessions)]
+            tokens = self._chosen(states, 0, prompts)
+            began = time.perf_counter()
+            steps = 0
+            while steps < STEPS and (steps < 2 or time.perf_counter() - began < LONGEST_S):
+                tokens = self._chosen(states, DEPTH + steps, [[token] for token in tokens])
+                steps += 1
+            return sessions * steps / (time.perf_counter() - began)
+        finally:
+            self._close(states)
+
+    def prefill(self, tokens: int) -> float:
+        """Tokens in a second of a prompt of so many, to its last token's logits."""
+        state = self._open(tokens)
+        try:
+            began = time.perf_counter()
+            prompt = [(11 * i) % self._vocab for i in range(tokens)]
+            for at in range(0, tokens, PIECE):
+                self._chosen([state], at, [prompt[at : at + PIECE]])
+            return tokens / (time.perf_counter() - began)
+        finally:
+            self._close([state])
+
+    def losses(self, window: Sequence[int], wire: Codec, hops: int) -> torch.Tensor:
+        """The negative log likelihood, in nats, of each token of ``window`` after the first.
+
+        Args:
+            wire: how hidden states go from the client through the hops and back.
+            hops: spans that the blocks are cut into.
+        """
+        edges = [len(self._runner.span) * i // hops for i in range(hops + 1)]
+        states = [self._open(len(window), Span(a, b)) for a, b in pairwise(edges)]
+        found: list[torch.Tensor] = []
+        try:
+            for position in range(0, len(window), PIECE):
+                piece = window[position : position + PIECE]
+                hidden = _through(self._ends.embed(piece, position), wire)
+                for state in states:
+                    hidden = _through(_all(self._runner.forward([Rows(state, position, hidden)]))[0], wire)
+                following = torch.tensor(window[position + 1 : position + 1 + len(piece)])
+                logits = _all(self._ends.heads([hidden[: len(following)]]))[0]
+                found.append(torch.nn.functional.cross_entropy(logits, following, reduction="none"))
+            return torch.cat(found)
+        finally:
+            self._close(states)
+
+    def _chosen(self, states: Sequence[State], position: int, pieces: Sequence[list[int]]) -> list[int]:
+        """The most likely token of each session after its piece."""
+        rows = [
+            Rows(state, position, self._ends.embed(piece, position))
+            for state, piece in zip(states, pieces, strict=True)
+        ]
+        hidden = [out[-1:] for out in _all(self._runner.forward(rows))]
+        return [int(logits[-1].argmax()) for logits in _all(self._ends.heads(hidden))]
+
+    def _open(self, tokens: int, span: Span | None = None) -> State:
+        return self._runner.open(span or self._runner.span, self._pool.promise(tokens))
+
+    def _close(self, states: Sequence[State]) -> None:
+        for state in states:
+            state.pages.resize(0)
+            self._pool.forget(state.pages)
+
+
+def _through(hidden: torch.Tensor, wire: Codec) -> torch.Tensor:
+    return decode(encode(hidden, wire), wire, *hidden.shape)
+
+
+def _all(outcomes: Sequence[Outcome]) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    for outcome in outcomes:
+        if isinstance(outcome, ShoalError):
+            raise outcome
+        found.append(outcome)
+    return found
+
+
+async def load_one(
+    thread: TorchThread, model: LocalModel, settings: Settings, format: Format, *, kv: Kv, tokens: int
+) -> OneProcess:
+    """Load a model in ``format`` on ``thread``, with KV for ``tokens`` tokens.
+
+    Raises:
+        ShoalError: it cannot be loaded.
+    """
+
+    def load() -> OneProcess:
+        torch.set_num_threads(settings.threads)
+        span = Span(0, model.shape.n_blocks)
+        options: dict[str, Any] = {"threads": settings.threads, "cache": settings.paths.cache}
+        runner = load_runner(model, span, format, kv=kv, **options)
+        ends = load_ends(model, format, **options)
+        return OneProcess(ends, runner, make_pool(runner, tokens), model.shape.vocab_size)
+
+    return await thread.run(load)
