@@ -219,3 +219,33 @@ def test_without_a_compiler_the_build_goes_on_and_says_so(
     assert hatch_build.compile_kernels(root) == []
     assert "no C compiler" in capsys.readouterr().err
     assert "hatch_build" in sys.modules
+
+
+@built
+def test_large_products_of_bf16_go_to_onednn_when_asked_and_come_out_near(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on CPUs that multiply bfloat16 in hardware. What oneDNN cannot do is done by our kernel."""
+    weights, x, bias = values(130, 96), values(40, 96, 1), values(1, 130, 2)[0]
+    matrix = pack(weights, "bf16", bias)
+    ours = Team(2, onednn=False).linear(matrix, x)
+    asked: list[int] = []
+    multiply = torch.nn.functional.linear
+
+    def counted(given: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        asked.append(len(given))
+        return multiply(given, held)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    team = Team(2, onednn=True)
+    found = team.linear(matrix, x)
+    assert asked == [40]
+    assert float((found - ours).norm() / ours.norm()) < 5e-3
+    assert torch.equal(team.linear(matrix, x[:4]), Team(2, onednn=False).linear(matrix, x[:4]))
+    assert asked == [40], "few rows are ours"
+
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(torch.nn.functional, "linear", broken)
+    assert torch.equal(team.linear(matrix, x), ours)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import math
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -107,10 +109,35 @@ class SpanStruct(Structure):
     )
 
 
+PRODUCT = ctypes.CFUNCTYPE(c_int, POINTER(LinearStruct), c_void_p, c_int, c_void_p)
+"""``product_fn`` of native/linear.h."""
+
+
+def _view(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Memory that the kernels own, as a tensor; good for as long as they keep it."""
+    buffer = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(address)
+    return torch.frombuffer(buffer, dtype=dtype).view(shape)
+
+
+@PRODUCT
+def _product(layer: Any, x: int, m: int, out: int) -> int:
+    """A large product of bf16 by oneDNN: 1, or 0 when it could not, as ctypes says for an escaped error."""
+    rows, cols = int(layer.contents.rows), int(layer.contents.cols)
+    try:
+        weights = _view(layer.contents.weights, (rows, cols), torch.bfloat16)
+        given = _view(x, (m, cols), torch.float32).to(torch.bfloat16)
+        _view(out, (m, rows), torch.float32).copy_(torch.nn.functional.linear(given, weights))
+    except (RuntimeError, MemoryError):
+        log.exception("oneDNN could not multiply: our own kernel does")
+        return 0
+    return 1
+
+
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.team_new.restype = c_void_p
     library.team_new.argtypes = [c_int]
     library.team_free.argtypes = [c_void_p]
+    library.team_set_product.argtypes = [c_void_p, PRODUCT]
     library.team_threads.argtypes = [c_void_p]
     library.span_step.argtypes = [c_void_p, POINTER(SpanStruct), c_int, c_int, c_void_p, c_int, c_void_p]
     library.apply_linear.argtypes = [c_void_p, POINTER(LinearStruct), c_void_p, c_int, c_void_p]
@@ -243,9 +270,14 @@ def _pack_int4(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Team:
-    """Threads that compute together, with their working memory. For one caller at a time."""
+    """Threads that compute together, with their working memory. For one caller at a time.
 
-    def __init__(self, threads: int) -> None:
+    Args:
+        onednn: give large products of bf16 to oneDNN; by default where the CPU multiplies bf16 in hardware
+            (AVX512-BF16), since oneDNN is then ahead of our kernel from a few dozen rows on.
+    """
+
+    def __init__(self, threads: int, *, onednn: bool | None = None) -> None:
         native = library()
         if native is None:
             raise OutOfResources(
@@ -256,6 +288,8 @@ class Team:
         if not self._team:
             raise OutOfResources("no memory for the kernels' threads")
         self.threads = int(native.team_threads(self._team))
+        if native.cpu_multiplies_bf16() if onednn is None else onednn:
+            native.team_set_product(self._team, _product)
 
     def __del__(self) -> None:
         if getattr(self, "_team", None):

@@ -344,6 +344,13 @@ static void int4_chunk(void *context, int chunk, int thread) {
     }
 }
 
+static void put_row(void *context, int i, int thread) {
+    const job_t *job = context;
+    (void)thread;
+    for (int r = 0; r < job->layer->rows; r++)
+        put(job, i, r, job->scratch->products[i * (int64_t)job->layer->rows + r]);
+}
+
 int64_t scratch_tile_floats(int m) {
     const int64_t padded = (int64_t)panels_of(m) * LANES;
     const int64_t floats = CHUNK * DEPTH_STRIDE + CHUNK * padded, ints = INT_CHUNK * (int64_t)m;
@@ -358,6 +365,15 @@ void linear(pool_t *pool, const linear_t *layer, const scratch_t *scratch, const
         const int chunks = (layer->rows + INT_CHUNK - 1) / INT_CHUNK;
         pool_run(pool, layer->format == INT8 ? int8_chunk : int4_chunk, &job, chunks);
         return;
+    }
+    if (scratch->product && layer->format == BF16 && m >= PRODUCT_ROWS) {
+        pool_end(pool); /* the other library has threads of its own */
+        const int done = scratch->product(layer, x, m, scratch->products);
+        pool_begin(pool);
+        if (done) {
+            pool_run(pool, put_row, &job, m);
+            return;
+        }
     }
     const int chunks = (layer->rows + CHUNK - 1) / CHUNK;
     if (m <= DOT_ROWS) {

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 enum { FP32, BF16, INT8, INT4 };
+#define PRODUCT_ROWS 32
 #define GROUP 32 /* int4: weights that share a scale */
 
 typedef struct {
@@ -15,6 +16,10 @@ typedef struct {
     const float *bias;   /* [rows] or NULL */
 } linear_t;
 
+/* Another library's matrix product, out[m][rows] = x[m][cols] · wᵀ without bias, where that is faster: CPUs that
+ * multiply matrices of bfloat16 in hardware. Returns 1, or 0 when it could not. */
+typedef int (*product_fn)(const linear_t *layer, const float *x, int m, float *out);
+
 /* What a linear layer does with its result. */
 enum { SET, ADD };
 
@@ -25,6 +30,8 @@ typedef struct {
     float *row_scales; /* one per row of x */
     float *tiles;      /* per thread */
     int64_t tile_floats; /* of one thread */
+    product_fn product; /* for bf16 with PRODUCT_ROWS rows of x or more; or NULL */
+    float *products;    /* what it gives */
 } scratch_t;
 
 int64_t scratch_tile_floats(int m);

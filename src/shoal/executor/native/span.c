@@ -21,6 +21,8 @@ team_t *team_new(int threads) {
     return team;
 }
 
+void team_set_product(team_t *team, product_fn product) { team->scratch.product = product; }
+
 int team_threads(const team_t *team) { return pool_threads(team->pool); }
 
 void team_free(team_t *team) {
@@ -29,7 +31,7 @@ void team_free(team_t *team) {
     void *all[] = {team->scratch.panels, team->scratch.quantised, team->scratch.row_scales,
                    team->scratch.tiles,  team->normed,            team->qkv,
                    team->attended,       team->gated,             team->cosines,
-                   team->scores};
+                   team->scores,            team->scratch.products};
     for (unsigned i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(team);
 }
@@ -45,14 +47,15 @@ static int grow(void *buffer, int64_t *size, int64_t bytes) {
     return *at ? 0 : -1;
 }
 
-static int grow_scratch(team_t *team, int m, int64_t cols) {
+static int grow_scratch(team_t *team, int m, int64_t rows, int64_t cols) {
     scratch_t *scratch = &team->scratch;
     const int64_t threads = pool_threads(team->pool), padded = m + 16;
     scratch->tile_floats = (scratch_tile_floats(m) + 15) & ~(int64_t)15;
     return grow(&scratch->panels, &team->sizes[0], padded * cols * 4) |
            grow(&scratch->quantised, &team->sizes[1], padded * cols * 2) |
            grow(&scratch->row_scales, &team->sizes[2], padded * 4) |
-           grow(&scratch->tiles, &team->sizes[3], threads * scratch->tile_floats * 4);
+           grow(&scratch->tiles, &team->sizes[3], threads * scratch->tile_floats * 4) |
+           grow(&scratch->products, &team->sizes[10], scratch->product ? m * rows * 4 : 0);
 }
 
 void rms_norm(const float *x, int64_t rows, int64_t cols, const float *weight, float epsilon, float *out) {
@@ -217,8 +220,9 @@ int span_step(team_t *team, const span_t *span, int from, int to, const sequence
     const int64_t attended = (int64_t)kv->heads * kv->head_dim, qkv = attended + 2 * (int64_t)kv->kv_heads * kv->head_dim;
     int64_t cols = span->hidden > span->ffn ? span->hidden : span->ffn;
     cols = attended > cols ? attended : cols;
+    const int64_t rows_out = 2 * (int64_t)span->ffn > qkv ? 2 * (int64_t)span->ffn : qkv;
     const int64_t thread_floats = score_floats(longest);
-    if (grow_scratch(team, rows, cols) | grow(&team->normed, &team->sizes[4], (int64_t)rows * span->hidden * 4) |
+    if (grow_scratch(team, rows, rows_out > cols ? rows_out : cols, cols) | grow(&team->normed, &team->sizes[4], (int64_t)rows * span->hidden * 4) |
         grow(&team->qkv, &team->sizes[5], rows * qkv * 4) |
         grow(&team->attended, &team->sizes[6], rows * attended * 4) |
         grow(&team->gated, &team->sizes[7], (int64_t)rows * span->ffn * 8) |
@@ -238,7 +242,7 @@ int span_step(team_t *team, const span_t *span, int from, int to, const sequence
 }
 
 int apply_linear(team_t *team, const linear_t *layer, const float *x, int m, float *out) {
-    if (grow_scratch(team, m, layer->cols)) return -1;
+    if (grow_scratch(team, m, layer->rows, layer->cols)) return -1;
     pool_begin(team->pool);
     linear(team->pool, layer, &team->scratch, x, m, out, layer->rows, SET, 1);
     pool_end(team->pool);
@@ -255,5 +259,14 @@ int cpu_level(void) {
     return 3;
 #else
     return 1;
+#endif
+}
+
+int cpu_multiplies_bf16(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+    return 0;
 #endif
 }

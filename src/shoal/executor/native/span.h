@@ -27,6 +27,8 @@ typedef struct {
 typedef struct team team_t; /* threads and working memory; for one caller at a time */
 team_t *team_new(int threads);
 void team_free(team_t *team);
+/* Give large products of bf16 to another library; NULL takes that back. */
+void team_set_product(team_t *team, product_fn product);
 int team_threads(const team_t *team);
 
 /* Run layers [from, to) on hidden[rows][span->hidden], in place. Returns 0, or -1 when memory is short. */
@@ -38,3 +40,5 @@ int apply_linear(team_t *team, const linear_t *layer, const float *x, int m, flo
 void rms_norm(const float *x, int64_t rows, int64_t cols, const float *weight, float epsilon, float *out);
 /* What this CPU can run: 3 for AVX2 and FMA, 4 for AVX-512 with VNNI, else 1. */
 int cpu_level(void);
+/* Whether it multiplies bfloat16 in hardware. */
+int cpu_multiplies_bf16(void);
