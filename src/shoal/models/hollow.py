@@ -24,6 +24,7 @@ from shoal.errors import BadWeights, UnsupportedModel
 from shoal.models.blocks import Blocks, find_blocks
 from shoal.models.checkpoint import Checkpoint
 from shoal.models.loader import REFUSED, first_line, load_weights
+from shoal.models.shards import check_split, keep_plan, settle
 from shoal.models.standins import Door, Passthrough
 from shoal.types import DType, Span
 
@@ -75,16 +76,20 @@ def load_hollow(
     dtype: DType,
     keep: Span | None,
     packing: QuantizationConfigMixin | None = None,
+    split: int = 1,
 ) -> tuple[PreTrainedModel, Blocks]:
     """The model with the weights of blocks ``keep`` alone, or of everything but blocks when ``keep`` is None.
 
-    The kept blocks stay in their list, in order; without any the list holds up to two doors. ``packing``: see
-    :func:`load_weights`.
+    The kept blocks stay in their list, in order; without any the list holds up to two doors. ``packing``
+    and ``split``: see :func:`load_weights`.
 
     Raises:
+        UsageError: the model cannot be split so.
         UnsupportedModel: see :func:`causal_class` and :func:`find_blocks`.
         BadWeights: tensors that the part needs are missing or have another shape.
     """
+    if split > 1:
+        check_split(config, split)
     n_blocks = int(config.num_hidden_layers)
     located: list[Blocks] = []
     doors: list[Door] = []
@@ -100,9 +105,13 @@ def load_hollow(
             _take_out_weights(blocks)
         setattr(blocks.path[-1], blocks.name, kept)
         _keep_ties(model)
+        if split > 1:
+            keep_plan(model, _name_of(model, kept))
         located.append(blocks)
 
-    model = load_weights(_subclass(causal_class(config), hollow), checkpoint, config, dtype, packing)
+    model = load_weights(_subclass(causal_class(config), hollow), checkpoint, config, dtype, packing, split)
+    if split > 1:
+        settle(model)
     (blocks,) = located
     first = keep.start if keep else 0
     blocks.replace(nn.ModuleList(doors if keep is None else list(blocks.modules)), first)
@@ -118,11 +127,17 @@ def _subclass(
         cls.__init__(self, *args, **kwargs)
         prepare(self)
 
+    def prepare_distribute_model(_: object, *args: Any, **kwargs: Any) -> tuple[Any, None, Any]:
+        config, _, meshes = cls.prepare_distribute_model(*args, **kwargs)
+        return config, None, meshes  # no map of devices, which only accelerate could read; we move the model
+
+    members = {
+        "__init__": __init__,
+        "prepare_distribute_model": classmethod(prepare_distribute_model),
+        "__module__": cls.__module__,
+    }
     # The loader looks its conversions up by the class's name.
-    return cast(
-        type[PreTrainedModel],
-        type(cls.__name__, (cls,), {"__init__": __init__, "__module__": cls.__module__}),
-    )
+    return cast(type[PreTrainedModel], type(cls.__name__, (cls,), members))
 
 
 def _take_out_weights(blocks: Blocks) -> None:
@@ -132,6 +147,10 @@ def _take_out_weights(blocks: Blocks) -> None:
         for name, child in list(owner.named_children()):
             if child not in on_the_way and child.state_dict():
                 setattr(owner, name, Passthrough())
+
+
+def _name_of(model: PreTrainedModel, wanted: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)
 
 
 def _keep_ties(model: PreTrainedModel) -> None:

@@ -12,6 +12,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from shoal.errors import BadWeights
@@ -42,11 +43,13 @@ def load_weights(
     config: PretrainedConfig,
     dtype: DType,
     packing: QuantizationConfigMixin | None = None,
+    split: int = 1,
 ) -> PreTrainedModel:
     """A model of class ``cls``, every tensor of which comes from the checkpoint.
 
     Args:
         packing: packs weights as they are read, one tensor at a time.
+        split: over how many processes: all of torch.distributed's group, which has begun; all of them load.
 
     Raises:
         BadWeights: one is missing, or has another shape.
@@ -62,6 +65,7 @@ def load_weights(
                     state_dict=slices,
                     dtype=TORCH_DTYPE[dtype],
                     quantization_config=packing,
+                    distributed_config=DistributedConfig(tp_size=split) if split > 1 else None,
                     output_loading_info=True,
                 ),
             )

@@ -187,6 +187,27 @@ def load_span(
         BadWeights: tensors are missing, damaged or of another shape.
         UnsupportedModel: the model is not one whose blocks can be served apart.
     """
+    module = build_span(model, span, dtype, device, packing)
+    module.kv_cost = check_span(module)
+    return module
+
+
+def build_span(
+    model: LocalModel,
+    span: Span,
+    dtype: DType = "float32",
+    device: str = "cpu",
+    packing: QuantizationConfigMixin | None = None,
+    split: int = 1,
+) -> SpanModule:
+    """A span that nothing is proven of yet: its caller does that, with ``check_span``.
+
+    Args:
+        split: over how many processes its matrices are split; see :func:`shoal.models.loader.load_weights`.
+
+    Raises:
+        As :func:`load_span`; UsageError also when the model cannot be split so.
+    """
     checkpoint = open_checkpoint(model.path)
     config = read_model_config(checkpoint)
     if span.end > int(config.num_hidden_layers):
@@ -194,11 +215,9 @@ def load_span(
             f"span {span} goes beyond the {config.num_hidden_layers} blocks of {model.name}",
             next_command=f"shoal models show {model.name}",
         )
-    hollow, blocks = load_hollow(checkpoint, config, dtype, span, packing)
+    hollow, blocks = load_hollow(checkpoint, config, dtype, span, packing, split)
     hollow.to(device)  # pyright: ignore[reportArgumentType]
-    module = SpanModule(hollow, blocks, span, config)
-    module.kv_cost = check_span(module)
-    return module
+    return SpanModule(hollow, blocks, span, config)
 
 
 def _leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
