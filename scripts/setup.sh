@@ -54,11 +54,14 @@ make_venv() {
     "$python" -m venv --clear .venv
 }
 
-# fastecdsa, which libp2p needs, has no wheel for Linux: pip compiles it.
+# Our own kernels are compiled, and so is fastecdsa, which libp2p needs and which has no wheel for Linux.
 need_compiler() {
     local missing=() python=$1
-    .venv/bin/python -c 'import fastecdsa' 2>/dev/null && return
     { has cc || has gcc; } || missing+=(gcc libc6-dev)
+    if .venv/bin/python -c 'import fastecdsa' 2>/dev/null; then
+        [ ${#missing[@]} = 0 ] || debian "${missing[@]}"
+        return
+    fi
     "$python" -c 'import pathlib, sysconfig, sys
 sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' || missing+=(python3-dev)
     if ! echo '#include <gmp.h>' | cc -E -xc - >/dev/null 2>&1; then missing+=(libgmp-dev); fi
@@ -103,7 +106,7 @@ for package in (outcome, trio):
 }
 
 stamp=.venv/shoal-setup
-wanted="$(cksum <pyproject.toml) $(pwd -P)"
+wanted="$(cat pyproject.toml hatch_build.py src/shoal/executor/native/*.[ch] | cksum) $(pwd -P)"
 
 if ! { [ -x .venv/bin/python ] && python_fits .venv/bin/python; }; then make_venv; fi
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
