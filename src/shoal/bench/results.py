@@ -12,6 +12,9 @@ import psutil
 
 from shoal import __version__
 
+PARTS = ("compute", "network", "waiting")
+"""What the time of a step is split into."""
+
 Progress = Callable[[str, int, int], None]
 """Takes (label, done, total) of a long step."""
 
@@ -66,7 +69,12 @@ class HopSplit:
     hop: str
     compute_ms: float
     network_ms: float
+    """Of its way there from the hop before; for the last place, the client, the way back."""
     waiting_ms: float
+
+    def parts(self) -> dict[str, float]:
+        """The three times by their names in ``PARTS``."""
+        return dict(zip(PARTS, (self.compute_ms, self.network_ms, self.waiting_ms), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,8 @@ class StepSplit:
 class Point:
     """A measurement on the roofline plot."""
 
-    name: str
+    series: str
+    label: str
     intensity: float
     """Operations for each byte read."""
     ops: float
@@ -116,12 +125,7 @@ class Report:
 
 def _split_json(split: StepSplit) -> dict[str, Any]:
     hops = [
-        {
-            "hop": hop.hop,
-            "compute_ms": significant(hop.compute_ms),
-            "network_ms": significant(hop.network_ms),
-            "waiting_ms": significant(hop.waiting_ms),
-        }
+        {"hop": hop.hop, **{f"{part}_ms": significant(took) for part, took in hop.parts().items()}}
         for hop in split.hops
     ]
     return {"sessions": split.sessions, "hops": hops}
