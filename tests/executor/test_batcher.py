@@ -12,7 +12,9 @@ from shoal.errors import ShoalError, StepFailed
 from shoal.executor.batcher import (
     ALONE_ROWS,
     DECODE_ROWS,
+    LEAST_ROWS,
     MAX_ROWS,
+    STRETCH,
     Batcher,
     Job,
     Outcome,
@@ -107,14 +109,18 @@ def test_a_prefill_alone_takes_all_that_a_forward_holds() -> None:
     assert [rows for _, rows in chosen] == [MAX_ROWS]
 
 
-def test_a_prefill_beside_decode_steps_takes_about_the_time_that_they_take() -> None:
-    ready = [job("long", 4000), *(job(f"d{i}", 1) for i in range(4))]
-    chosen = choose(ready, PACE, others=False, sliced=True)
-    (rows,) = [rows for step, rows in chosen if step.session == "long"]
-    alone = PACE.fixed + 4 * PACE.per_row
-    assert DECODE_ROWS <= rows <= ALONE_ROWS
-    assert rows * PACE.per_row <= alone
-    assert {step.session for step, _ in chosen} == {"long", "d0", "d1", "d2", "d3"}
+def test_a_prefill_beside_decode_steps_stretches_their_forward_by_a_bounded_factor() -> None:
+    for decoding in (1, 4, 16):
+        ready = [job("long", 4000), *(job(f"d{i}", 1) for i in range(decoding))]
+        chosen = choose(ready, PACE, others=False, sliced=True)
+        (rows,) = [rows for step, rows in chosen if step.session == "long"]
+        alone, beside = (max(PACE.fixed, n * PACE.per_row) for n in (decoding, decoding + rows))
+        assert beside <= STRETCH * alone
+        assert {step.session for step, _ in chosen} == {"long", *(f"d{i}" for i in range(decoding))}
+
+
+def test_a_prefill_advances_in_every_forward_however_many_decode() -> None:
+    assert slice_rows(Pace(fixed=0.001, per_row=1.0), decoding=1, others=True) == LEAST_ROWS
 
 
 def test_a_prefill_goes_in_bounded_slices_while_those_who_decode_are_elsewhere() -> None:
@@ -122,7 +128,7 @@ def test_a_prefill_goes_in_bounded_slices_while_those_who_decode_are_elsewhere()
 
 
 def test_before_anything_was_timed_a_slice_is_small() -> None:
-    assert slice_rows(Pace(), decoding=1, others=True) == DECODE_ROWS
+    assert slice_rows(Pace(), decoding=1, others=True) == LEAST_ROWS
 
 
 def test_only_one_prefill_is_sliced_at_a_time_and_they_take_turns() -> None:
@@ -250,11 +256,11 @@ def test_a_session_of_which_nothing_is_known_is_not_waited_for() -> None:
     assert not Rhythm(left=10.0).due(now=10.0, until=11.0)
 
 
-def test_pace_learns_the_fixed_time_from_single_rows_and_the_rest_from_many() -> None:
+def test_pace_learns_the_two_bounds_of_the_roofline() -> None:
     pace = Pace()
     pace.note(1, 0.040)
-    pace.note(64, 0.040 + 64 * 0.005)
+    pace.note(64, 64 * 0.005)
+    pace.note(4, 10.0)  # between the two: says nothing about either
     assert pace.fixed == pytest.approx(0.040)
     assert pace.per_row == pytest.approx(0.005)
-    pace.note(4, 10.0)
-    assert pace.fixed == pytest.approx(0.040)
+    assert pace.ridge == pytest.approx(8)

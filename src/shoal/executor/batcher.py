@@ -25,6 +25,12 @@ DECODE_ROWS = 8
 """A step of so many rows runs whole, beside decode steps: some tokens of speculation, or a last piece."""
 ALONE_ROWS = 64
 """Rows of a prefill's slice while others decode but have nothing ready: how long they may have to wait."""
+MANY_ROWS = 32
+"""Rows from which a forward is bound by arithmetic, for certain."""
+STRETCH = 1.8
+"""How much longer a prefill may make the forwards of those who decode: their tokens come so much later."""
+LEAST_ROWS = 4
+"""Rows by which a prefill advances in every forward, however many decode: it does not starve either."""
 QUIET_S = 5.0
 """For so long after its last step a session that decodes is thought of when a prefill is sliced."""
 LATE_S = 0.05
@@ -78,17 +84,24 @@ Forward = Callable[[Sequence[Piece]], list[Outcome]]
 
 @dataclass(slots=True)
 class Pace:
-    """How long forwards take: ``fixed`` seconds, ``per_row`` for each row. Smoothed; 0 before the first."""
+    """How long forwards take, smoothed: the roofline of this span on this machine. 0 before the first."""
 
     fixed: float = 0.0
+    """Seconds of a forward of one row: the weights are read."""
     per_row: float = 0.0
+    """Seconds for each row of a forward of many: the arithmetic is done."""
 
     def note(self, rows: int, seconds: float) -> None:
         """Learn from a forward of ``rows`` rows."""
-        if rows <= 2:
+        if rows == 1:
             self.fixed = _smooth(self.fixed, seconds)
-        elif rows > DECODE_ROWS and seconds > self.fixed:
-            self.per_row = _smooth(self.per_row, (seconds - self.fixed) / rows)
+        elif rows >= MANY_ROWS:
+            self.per_row = _smooth(self.per_row, seconds / rows)
+
+    @property
+    def ridge(self) -> float:
+        """Rows up to which a forward takes no longer than with one."""
+        return self.fixed / self.per_row if self.per_row else 0.0
 
 
 @dataclass(slots=True)
@@ -110,16 +123,14 @@ def _smooth(old: float, new: float) -> float:
 def slice_rows(pace: Pace, decoding: int, others: bool) -> int:
     """Rows of a prefill that go into one forward.
 
-    Beside ``decoding`` decode steps, as many as take about the time that the decode steps take by themselves:
-    so a prefill about doubles the time between two tokens of others, and no more. When others decode but are
-    elsewhere just now, a bounded slice; when there is nobody else, all that a forward holds.
+    Beside ``decoding`` decode steps, so many that the forward takes ``STRETCH`` times as long as with the decode
+    steps alone. When others decode but are elsewhere just now, a bounded slice; when there is nobody else, all
+    that a forward holds.
     """
     if not decoding:
         return ALONE_ROWS if others else MAX_ROWS
-    if not pace.per_row:
-        return DECODE_ROWS
-    rows = int((pace.fixed * 0.75 + pace.per_row * decoding) / pace.per_row)
-    return max(DECODE_ROWS, min(ALONE_ROWS, rows))
+    rows = int(STRETCH * max(pace.ridge, decoding)) - decoding
+    return max(LEAST_ROWS, min(ALONE_ROWS, rows))
 
 
 def choose(ready: Sequence[Job], pace: Pace, others: bool, *, sliced: bool) -> list[tuple[Job, int]]:
