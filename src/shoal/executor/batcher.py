@@ -25,6 +25,8 @@ DECODE_ROWS = 8
 """A step of so many rows runs whole, beside decode steps: some tokens of speculation, or a last piece."""
 ALONE_ROWS = 64
 """Rows of a prefill's slice while others decode but have nothing ready: how long they may have to wait."""
+FEW_ROWS = 4
+"""Rows up to which a forward is bound by memory, on most machines."""
 MANY_ROWS = 32
 """Rows from which a forward is bound by arithmetic, for certain."""
 STRETCH = 1.8
@@ -87,13 +89,13 @@ class Pace:
     """How long forwards take, smoothed: the roofline of this span on this machine. 0 before the first."""
 
     fixed: float = 0.0
-    """Seconds of a forward of one row: the weights are read."""
+    """Seconds of a forward of a few rows: the weights are read."""
     per_row: float = 0.0
     """Seconds for each row of a forward of many: the arithmetic is done."""
 
     def note(self, rows: int, seconds: float) -> None:
         """Learn from a forward of ``rows`` rows."""
-        if rows == 1:
+        if rows <= FEW_ROWS:
             self.fixed = _smooth(self.fixed, seconds)
         elif rows >= MANY_ROWS:
             self.per_row = _smooth(self.per_row, seconds / rows)
@@ -123,9 +125,9 @@ def _smooth(old: float, new: float) -> float:
 def slice_rows(pace: Pace, decoding: int, others: bool) -> int:
     """Rows of a prefill that go into one forward.
 
-    Beside ``decoding`` decode steps, so many that the forward takes ``STRETCH`` times as long as with the decode
-    steps alone. When others decode but are elsewhere just now, a bounded slice; when there is nobody else, all
-    that a forward holds.
+    Beside ``decoding`` decode steps, so many that the forward takes ``STRETCH`` times as long as with the
+    decode steps alone. When others decode but are elsewhere just now, a bounded slice; when there is nobody
+    else, all that a forward holds.
     """
     if not decoding:
         return ALONE_ROWS if others else MAX_ROWS
