@@ -10,11 +10,13 @@ import pytest
 import trio
 
 from shoal.errors import ChannelClosed, RemoteProtocolError
+from shoal.net.channel import Channel
 from shoal.net.direct import DirectPipe
 from shoal.net.host import Libp2pNetwork
 from shoal.net.identity import Identity
 from shoal.net.network import Pipe
 from shoal.types import PeerAddress
+from shoal.wire.messages import Close, Message, Step
 from tests.net.conftest import SECRET, bootstrap, networks, only, opened
 
 BIG = os.urandom(3 << 20)
@@ -208,3 +210,78 @@ async def test_a_connection_cut_within_a_record_is_not_an_orderly_end():
         await mine.aclose()
         with trio.fail_after(2), pytest.raises(ChannelClosed):
             await theirs.receive_some()
+
+
+# --- sending at once, from any thread --------------------------------------------------------------------
+
+
+async def test_a_direct_pipe_sends_at_once_from_any_thread():
+    async with piped("direct") as (mine, theirs):
+        assert mine.send_now(b"from the loop, ")
+        assert await trio.to_thread.run_sync(mine.send_now, b"from a thread, ")
+        await mine.send_all(b"and waiting")
+        expected = b"from the loop, from a thread, and waiting"
+        assert await exactly(theirs, len(expected)) == expected
+
+
+async def test_a_libp2p_stream_leaves_it_to_the_loop():
+    async with piped("libp2p") as (mine, _):
+        assert mine.send_now(b"x") is False
+
+
+async def test_what_the_socket_does_not_take_at_once_goes_first_later():
+    record = os.urandom(60_000)
+    async with piped("direct") as (mine, theirs):
+        count = 0
+        while not mine.unsent:
+            assert mine.send_now(record)
+            count += 1
+        assert mine.send_now(record) is False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mine.send_all, b"")
+            assert await exactly(theirs, count * len(record)) == record * count
+        assert not mine.unsent
+        assert mine.send_now(b"again")
+        assert await exactly(theirs, 5) == b"again"
+
+
+async def test_a_closed_pipe_sends_nothing_at_once():
+    async with piped("direct") as (mine, _):
+        await mine.aclose()
+        with pytest.raises(ChannelClosed):
+            mine.send_now(b"x")
+
+
+async def test_channels_send_short_messages_from_other_threads_in_order():
+    """Some go at once and some through the pump, behind a long one: each session's stay in order."""
+    async with piped("direct") as pipes, trio.open_nursery() as nursery:
+        a, b = (Channel(pipe) for pipe in pipes)
+        numbers: list[int] = []
+
+        async def take(_: Channel, message: Message, payload: bytes) -> None:
+            assert isinstance(message, Step)
+            assert len(payload) == message.rows * 4096
+            numbers.append(message.number)
+
+        for channel in (a, b):
+            nursery.start_soon(channel.run, take)
+        for channel in (a, b):
+            await channel.wait_ready(5)
+
+        def post() -> None:
+            for number in range(200):
+                rows = 1000 if number % 50 == 25 else 1
+                a.post(
+                    Step(bytes(16), number, 0, rows, 0, "float32", rows, 1024),
+                    bytes(rows * 4096),
+                )
+
+        await trio.to_thread.run_sync(post)
+        with trio.fail_after(20):
+            while len(numbers) < 200:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert numbers == list(range(200))
+        for channel in (a, b):
+            channel.close()
+        with pytest.raises(ChannelClosed):
+            a.post(Close(bytes(16)))

@@ -228,6 +228,22 @@ async def test_a_long_prefill_of_one_session_does_not_lose_anothers_steps(tmp_pa
         assert (await me.receive())[0].rows == 1
 
 
+async def test_steps_wait_at_a_hop_while_the_way_onward_is_full(tmp_path, checkpoint, monkeypatch):
+    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
+        await me.ask(an_open(swarm))
+        room = trio.Event()
+        monkeypatch.setattr(Channel, "full", property(lambda _: not room.is_set()))
+        monkeypatch.setattr(Channel, "wait_room", lambda _: room.wait())
+        done = swarm.nodes[0].server.steps
+        me.channel.post(a_step(), payload())
+        me.channel.post(a_step(number=2), payload())
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert swarm.nodes[0].server.steps == done
+        room.set()
+        assert [(await me.receive())[0].number for _ in range(2)] == [1, 2]
+        await me.send(Close(MINE))
+
+
 async def test_a_node_that_drains_takes_nothing_new_and_lets_the_rest_end(tmp_path, checkpoint):
     async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)]) as swarm, peer(swarm) as me:
         node = swarm.nodes[0]
