@@ -2,29 +2,93 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from shoal.cli import options
-from shoal.cli.output import emit
+from shoal.cli.output import emit, say
+from shoal.cli.progress import Report as Progress
+from shoal.cli.progress import working
+from shoal.config import Settings
+from shoal.types import Format
+
+if TYPE_CHECKING:
+    from shoal.bench.results import Report
 
 SENTENCE = (
     "{model} in {format}: {swarm_tokens_per_s} tokens a second through {nodes} nodes, "
     "{one_process_tokens_per_s} in one process: a ratio of {ratio}"
 )
+Model = Annotated[
+    str | None,
+    typer.Option(help="The model, or random-1.1b: a Llama of random weights.", show_default=False),
+]
+Formats = Annotated[
+    str | None,
+    typer.Option("--format", help="One format alone: fp32, bf16, int8 or int4.", show_default=False),
+]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of each program measured; one per core.", show_default=False)
+]
+Rounds = Annotated[int, typer.Option(help="Turns that each takes; medians are shown.", min=1, max=100)]
+Nodes = Annotated[int, typer.Option(help="Node processes on this machine.", min=1, max=64)]
+Page = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Write plots and results as HTML.", show_default=False),
+]
 
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-    group.callback()(lambda: None)  # keeps `overhead` a word of its own while it is the only one
-    group.command()(overhead)
+    for command in (executor, overhead, accuracy):
+        group.command()(command)
     app.add_typer(group, name="bench")
+
+
+def executor(
+    model: Model = None,
+    format: Formats = None,
+    threads: Threads = None,
+    rounds: Rounds = 5,
+    report: Page = None,
+    as_json: options.Json = False,
+) -> None:
+    """Decode 1, 8 and 32 sessions and prefill 512 tokens, in one process, in each format."""
+    settings = _settings(model, format, threads)
+
+    def measure(progress: Progress) -> Awaitable[Report]:
+        from shoal.bench.executor import executor as measured
+
+        return measured(settings, _formats(settings, get_args(Format)), rounds, progress)
+
+    _show(measure, report, as_json)
+
+
+def accuracy(
+    model: Model = None,
+    format: Formats = None,
+    threads: Threads = None,
+    report: Page = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare the perplexity of an English text in every format, codec and kind of KV with float32."""
+    settings = _settings(model, format, threads)
+
+    def measure(progress: Progress) -> Awaitable[Report]:
+        from shoal.bench.accuracy import accuracy as measured
+
+        return measured(settings, _formats(settings, get_args(Format)), progress)
+
+    _show(measure, report, as_json)
 
 
 def overhead(
     model: options.Model = None,
-    nodes: Annotated[int, typer.Option(help="Node processes to decode through.", min=1, max=64)] = 3,
+    nodes: Nodes = 3,
     tokens: Annotated[int, typer.Option(help="Tokens to decode each way.", min=8)] = 64,
     threads: options.Threads = None,
     format: options.FormatOption = None,
@@ -39,3 +103,34 @@ def overhead(
 
     found = trio.run(measure, settings, Bench(nodes, tokens))
     emit(found, as_json, lambda: SENTENCE.format(**found))
+
+
+def _settings(model: str | None, format: str | None, threads: int | None) -> Settings:
+    """The settings of a benchmark: everything that is measured takes the same number of threads."""
+    import psutil
+
+    settings = options.settings(model=model, format=format, threads=threads)
+    return replace(settings, threads=settings.threads or psutil.cpu_count(logical=False) or 1)
+
+
+def _formats(settings: Settings, otherwise: tuple[Format, ...]) -> tuple[Format, ...]:
+    return otherwise if settings.format == "auto" else (settings.format,)
+
+
+def _show(measure: Callable[[Progress], Awaitable[Report]], page: Path | None, as_json: bool) -> None:
+    """Run a benchmark; print what it found, and write it as a page if one was asked for."""
+    import trio
+
+    with working("getting ready") as progress:
+
+        async def run() -> Report:
+            return await measure(progress)
+
+        found = trio.run(run)
+    from shoal.bench.page import page as drawn
+    from shoal.bench.table import table
+
+    if page is not None:
+        page.write_text(drawn(found), encoding="utf-8")
+        say(f"the report is in {page}")
+    emit(found.as_json(), as_json, lambda: table(found))
