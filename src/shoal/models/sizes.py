@@ -10,10 +10,8 @@ from shoal.errors import UnsupportedModel
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.headers import FLOATING, TensorEntry
 from shoal.models.local import LocalModel
-from shoal.types import Format, Span
+from shoal.types import WEIGHT_BYTES, Format, Span
 
-WEIGHT_BYTES: dict[Format, float] = {"fp32": 4, "bf16": 2, "int8": 1, "int4": 0.5 + 4 / 32}
-"""Bytes of a weight; int4 has a float32 scale for each 32."""
 NUMBERED = re.compile(r"^(?P<list>.*?[^\d.])\.?(?P<index>\d+)\.")
 """A tensor of a list's element: the list's name and the index, for example ``model.layers`` and ``12``."""
 
