@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import torch
@@ -65,6 +66,18 @@ class OneProcess:
             return tokens / (time.perf_counter() - began)
         finally:
             self._close([state])
+
+    def ends_seconds(self, sessions: int) -> float:
+        """What the embedding and the head take for a step of so many sessions: the median of five."""
+        hidden = [torch.zeros(1, self._runner.width) for _ in range(sessions)]
+        took: list[float] = []
+        for _ in range(5):
+            began = time.perf_counter()
+            for position in range(sessions):
+                self._ends.embed([0], position)
+            _all(self._ends.heads(hidden))
+            took.append(time.perf_counter() - began)
+        return median(took)
 
     def losses(self, window: Sequence[int], wire: Codec, hops: int) -> torch.Tensor:
         """The negative log likelihood, in nats, of each token of ``window`` after the first.

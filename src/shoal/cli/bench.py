@@ -41,10 +41,13 @@ Page = Annotated[
     typer.Option("--report", metavar="FILE", help="Write plots and results as HTML.", show_default=False),
 ]
 
+PACKED: tuple[Format, ...] = ("bf16", "int8")
+"""What is measured through nodes and beside other programs when no format is named."""
+
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-    for command in (executor, overhead, accuracy):
+    for command in (executor, overhead, swarm, accuracy):
         group.command()(command)
     app.add_typer(group, name="bench")
 
@@ -82,6 +85,30 @@ def accuracy(
         from shoal.bench.accuracy import accuracy as measured
 
         return measured(settings, _formats(settings, get_args(Format)), progress)
+
+    _show(measure, report, as_json)
+
+
+def swarm(
+    model: Model = None,
+    format: Formats = None,
+    nodes: Nodes = 3,
+    sessions: Annotated[
+        int, typer.Option(help="The most at once, from 1 in doubling steps.", min=1, max=64)
+    ] = 32,
+    threads: Threads = None,
+    rounds: Rounds = 5,
+    report: Page = None,
+    as_json: options.Json = False,
+) -> None:
+    """Decode through node processes here with more and more sessions, against one process."""
+    settings = _settings(model, format, threads)
+
+    def measure(progress: Progress) -> Awaitable[Report]:
+        from shoal.bench.swarm import Asked
+        from shoal.bench.swarm import swarm as measured
+
+        return measured(settings, Asked(_formats(settings, PACKED), nodes, sessions, rounds), progress)
 
     _show(measure, report, as_json)
 

@@ -1,0 +1,97 @@
+"""A swarm on this machine against one process: what the ring, the batcher and the network cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from shoal.bench.executor import torch_thread
+from shoal.bench.models import measured_model
+from shoal.bench.one import DEPTH, STEPS, load_one
+from shoal.bench.results import (
+    Contender,
+    Progress,
+    Report,
+    Result,
+    StepSplit,
+    compared,
+    describe_machine,
+    in_turns,
+)
+from shoal.bench.through import through
+from shoal.config import Settings
+from shoal.executor.pages import PAGE
+from shoal.models.local import LocalModel
+from shoal.types import Format
+
+SPLIT = (1, 8)
+"""Numbers of sessions for which a report shows where a step's time goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is measured."""
+
+    formats: Sequence[Format]
+    nodes: int
+    sessions: int
+    """The most at once; measured are 1, 2, 4 … up to it."""
+    rounds: int
+
+
+def session_counts(most: int) -> list[int]:
+    """Powers of two below ``most``, and ``most``."""
+    counts = [1]
+    while counts[-1] * 2 < most:
+        counts.append(counts[-1] * 2)
+    return counts if most == 1 else [*counts, most]
+
+
+async def swarm(settings: Settings, asked: Asked, progress: Progress) -> Report:
+    """Measure each format through node processes and in one process, in turns.
+
+    Raises:
+        ShoalError: the model cannot be had, or a node did not come up.
+    """
+    settings, model = await trio.to_thread.run_sync(measured_model, settings, progress)
+    results: list[Result] = []
+    steps: tuple[StepSplit, ...] = ()
+    for format in asked.formats:
+        found, steps = await _one_format(settings, model, format, asked, progress)
+        results += found
+    title = f"{model.name} through {asked.nodes} node processes"
+    note = f"The time of a step is that of {asked.formats[-1]}"
+    return Report(title, describe_machine(settings.threads), tuple(results), steps, notes=(note,))
+
+
+async def _one_format(
+    settings: Settings, model: LocalModel, format: Format, asked: Asked, progress: Progress
+) -> tuple[list[Result], tuple[StepSplit, ...]]:
+    counts = session_counts(asked.sessions)
+    room = counts[-1] * (DEPTH + STEPS + PAGE)
+    with torch_thread() as thread:
+        progress(f"loading {model.name} in {format}", 0, 0)
+        one = await load_one(thread, model, settings, format, kv=settings.kv, tokens=room)
+        async with through(settings, model, format, asked.nodes, progress) as ring:
+            contenders: list[Contender] = []
+            for count in counts:
+                alone = partial(thread.run, partial(one.decode, count))
+                contenders.append(Contender(_name("one", format, count), "tok/s", alone))
+                contenders.append(
+                    Contender(_name("swarm", format, count), "tok/s", partial(ring.decode, count))
+                )
+            results = await in_turns(contenders, asked.rounds, progress)
+            steps = [
+                ring.split(count, await thread.run(partial(one.ends_seconds, count)))
+                for count in counts
+                if count in SPLIT
+            ]
+    pairs = {_name("swarm", format, count): {"one process": _name("one", format, count)} for count in counts}
+    return compared(results, pairs), tuple(steps)
+
+
+def _name(where: str, format: Format, sessions: int) -> str:
+    return f"{where}/{format}/decode/b{sessions}"
