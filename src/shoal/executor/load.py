@@ -54,7 +54,7 @@ def load_runner(
     shape = fused_shape(checkpoint, span, format)
     team = _team(format, threads)
     if shape is None or team is None:
-        return ModuleRunner(load_packed(model, span, format, team=team))
+        return ModuleRunner(load_packed(model, span, format, team=team, kv=kv))
     shelf = Shelf(cache, model.digest, format)
     return load_fused(checkpoint, shape, span, format, kv=kv, team=team, shelf=shelf)
 

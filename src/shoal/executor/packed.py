@@ -23,6 +23,7 @@ from shoal.errors import StepFailed, UnsupportedModel
 from shoal.executor.kernels import Matrix, Team, pack
 from shoal.executor.memory import release
 from shoal.executor.plain import apply, widen
+from shoal.models.kv import Kv
 from shoal.models.local import LocalModel
 from shoal.models.span import SpanModule, load_span
 from shoal.types import Format, Span
@@ -263,7 +264,13 @@ def is_packable(path: str, module: nn.Module) -> bool:
 
 
 def load_packed(
-    model: LocalModel, span: Span, format: Format, *, team: Team | None, device: str = "cpu"
+    model: LocalModel,
+    span: Span,
+    format: Format,
+    *,
+    team: Team | None,
+    kv: Kv = "auto",
+    device: str = "cpu",
 ) -> SpanModule:
     """Build ``span`` of a model with its linear layers in ``format`` and all else in float32.
 
@@ -271,6 +278,7 @@ def load_packed(
 
     Args:
         team: computes the linear layers; ``None`` where the kernels are not built.
+        kv: how sessions' keys and values are kept.
 
     Raises:
         UsageError: the span goes beyond the model's blocks.
@@ -278,11 +286,11 @@ def load_packed(
         UnsupportedModel: the model's blocks cannot be served apart, or not in this format.
     """
     if format == "fp32":
-        return load_span(model, span, "float32", device)
+        return load_span(model, span, "float32", device, kv_as=kv)
     if device != "cpu":
         if format != "bf16":
             raise UnsupportedModel(
                 f"{format} is for CPUs; on {device} a node serves bf16 or fp32", next_command="--format bf16"
             )
-        return load_span(model, span, "bfloat16", device)
-    return load_span(model, span, packing=Packing(format, team))
+        return load_span(model, span, "bfloat16", device, kv_as=kv)
+    return load_span(model, span, packing=Packing(format, team), kv_as=kv)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from transformers import DynamicCache, PretrainedConfig
-from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from shoal.errors import CannotRollBack
+from shoal.models.rows import Floats, Integers, RowsLayer
 from shoal.types import Span
+
+Kv = Literal["auto", "int8"]
+"""How keys and values are kept: as the span computes them, or as 8-bit integers."""
 
 
 @dataclass(slots=True)
@@ -24,13 +28,18 @@ class Cache:
     """A forward has failed half-way: some blocks hold more tokens than ``length``."""
 
 
-def new_states(config: PretrainedConfig, span: Span) -> DynamicCache:
+def new_states(config: PretrainedConfig, span: Span, kv: Kv = "auto") -> DynamicCache:
     """An empty cache whose entries are indexed as in the whole model.
+
+    With ``int8`` the keys and values of blocks that see every token are kept so. Sliding windows and
+    recurrent states, which do not grow, stay as the model has them.
 
     Masks and positions are computed from the first entry of a kind, which may belong to a block that is not
     here: so the entries of blocks off the span are those of a block in it, of the same kind if there is one.
     """
     states = DynamicCache(config=config)
+    kind = Integers if kv == "int8" else Floats
+    states.layers = [RowsLayer(kind) if type(layer) is DynamicLayer else layer for layer in states.layers]
     own = states.layers[span.start : span.end]
     attention = next((layer for layer in own if isinstance(layer, CacheLayerMixin)), None)
     for index, layer in enumerate(states.layers):
@@ -74,7 +83,9 @@ def crop(cache: Cache, length: int, span: Span) -> None:
 
 
 def layer_bytes(layer: object) -> int:
-    """Bytes of every tensor that a cache entry holds."""
+    """Bytes of what a cache entry holds."""
+    if isinstance(layer, RowsLayer):
+        return layer.held_bytes
     return sum(t.numel() * t.element_size() for t in _tensors(list(vars(layer).values())))
 
 

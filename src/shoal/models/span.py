@@ -37,7 +37,14 @@ __all__ = ["Cache", "Ends", "SpanModule", "load_ends", "load_span"]
 class SpanModule:
     """Blocks ``[start, end)`` of a model. For one thread at a time."""
 
-    def __init__(self, model: PreTrainedModel, blocks: Blocks, span: Span, config: PretrainedConfig) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        blocks: Blocks,
+        span: Span,
+        config: PretrainedConfig,
+        kv_as: kv.Kv = "auto",
+    ) -> None:
         self.span = span
         self.width = int(config.hidden_size)
         """Elements of one token's hidden states."""
@@ -49,6 +56,7 @@ class SpanModule:
         """Bytes of the span's weights in memory."""
         self.kv_cost = KvCost(())
         self._config = config
+        self._kv_as: kv.Kv = kv_as
         self._accepts = accepted_inputs(model.base_model)
         self._entering: torch.Tensor | None = None
         self._parts: OrderedDict[Span, SpanModule] = OrderedDict()
@@ -82,7 +90,7 @@ class SpanModule:
 
     def new_cache(self) -> Cache:
         """An empty cache for one session."""
-        return Cache(kv.new_states(self._config, self.span))
+        return Cache(kv.new_states(self._config, self.span, self._kv_as))
 
     def crop(self, cache: Cache, length: int) -> None:
         """Forget the tokens from position ``length`` on. Forgetting all of them is always possible.
@@ -136,7 +144,7 @@ class SpanModule:
             block._forward_pre_hooks_with_kwargs.clear()  # pyright: ignore[reportPrivateUsage]
             block._forward_hooks.clear()  # pyright: ignore[reportPrivateUsage]
         blocks.replace(kept, span.start)
-        module = SpanModule(model, blocks, span, self._config)
+        module = SpanModule(model, blocks, span, self._config, self._kv_as)
         module.kv_cost = check_span(module)
         return module
 
@@ -176,18 +184,20 @@ def load_span(
     dtype: DType = "float32",
     device: str = "cpu",
     packing: QuantizationConfigMixin | None = None,
+    kv_as: kv.Kv = "auto",
 ) -> SpanModule:
     """Build ``span`` of a model, reading only its own tensors, and prove that it stands alone.
 
     Args:
         packing: packs weights as they are read, one tensor at a time (:mod:`shoal.executor.packed`).
+        kv_as: how sessions' keys and values are kept.
 
     Raises:
         UsageError: the span goes beyond the model's blocks.
         BadWeights: tensors are missing, damaged or of another shape.
         UnsupportedModel: the model is not one whose blocks can be served apart.
     """
-    module = build_span(model, span, dtype, device, packing)
+    module = build_span(model, span, dtype, device, packing, kv_as)
     module.kv_cost = check_span(module)
     return module
 
@@ -198,6 +208,7 @@ def build_span(
     dtype: DType = "float32",
     device: str = "cpu",
     packing: QuantizationConfigMixin | None = None,
+    kv_as: kv.Kv = "auto",
     split: int = 1,
 ) -> SpanModule:
     """A span that nothing is proven of yet: its caller does that, with ``check_span``.
@@ -217,7 +228,7 @@ def build_span(
         )
     hollow, blocks = load_hollow(checkpoint, config, dtype, span, packing, split)
     hollow.to(device)  # pyright: ignore[reportArgumentType]
-    return SpanModule(hollow, blocks, span, config)
+    return SpanModule(hollow, blocks, span, config, kv_as)
 
 
 def _leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
