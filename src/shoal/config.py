@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -155,6 +156,18 @@ def share_cores() -> None:
     is a process on the same machine.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def keep_collectives_inside() -> None:
+    """Let the processes of one span talk over this machine's own interface. Before they begin to.
+
+    By default torch takes the interface of the host's name, at which others may listen and be heard.
+    """
+    if sys.platform != "win32":
+        own = "lo0" if sys.platform == "darwin" else "lo"
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", own)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", own)
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # who waits in vain is told, and not ended
 
 
 def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
