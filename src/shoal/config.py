@@ -111,6 +111,8 @@ class Settings:
     """Bytes that a node may take for weights and KV; 0 takes half of what is free."""
     threads: int = 0
     """Threads of a node's forward; 0 takes one per physical core."""
+    parallel: int = 1
+    """Processes that compute a node's blocks together, for example one for each GPU or NUMA node."""
     max_sessions: int = 64
     """Sessions that a node holds at once; one more is refused as busy."""
     kv_tokens: int = 65536
@@ -259,6 +261,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "direct_port": _PORTS,
     "memory": (0, 1 << 60),
     "threads": (0, 4096),
+    "parallel": (1, 64),
     "max_sessions": (1, 1 << 20),
     "kv_tokens": (1, 1 << 40),
     "prefill_chunk": (0, 1 << 22),

@@ -131,7 +131,7 @@ async def _start(
     command = [sys.executable, "-m", "shoal.cli", "--log-level", settings.log_level, "serve", settings.model]
     command += ["--swarm", swarm.name, "--span", str(span), "--host", "127.0.0.1", "--no-mdns", "--json"]
     command += ["--format", settings.format, "--kv", settings.kv, "--wire", settings.wire]
-    command += ["--threads", str(settings.threads)]
+    command += ["--threads", str(settings.threads), "--parallel", str(settings.parallel)]
     log = home / "log"
     with log.open("wb") as stderr:
         process = await trio.lowlevel.open_process(

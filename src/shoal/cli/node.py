@@ -24,13 +24,21 @@ def up(
     model: options.Model = None,
     memory: options.Memory = None,
     threads: options.Threads = None,
+    parallel: options.Parallel = None,
     format: options.FormatOption = None,
     kv: options.KV = None,
     as_json: options.Json = False,
 ) -> None:
     """Be in the swarm and serve. Takes what it lacks most of the model, until Ctrl-C."""
     settings = options.settings(
-        swarm=swarm, public=public, model=model, memory=memory, threads=threads, format=format, kv=kv
+        swarm=swarm,
+        public=public,
+        model=model,
+        memory=memory,
+        threads=threads,
+        parallel=parallel,
+        format=format,
+        kv=kv,
     )
     _serve(settings, None, as_json)
 
@@ -45,6 +53,7 @@ def serve(
     public: options.Public = None,
     memory: options.Memory = None,
     threads: options.Threads = None,
+    parallel: options.Parallel = None,
     host: options.Host = None,
     port: options.Port = None,
     direct_port: options.DirectPort = None,
@@ -62,6 +71,7 @@ def serve(
         model=model,
         memory=memory,
         threads=threads,
+        parallel=parallel,
         host=host,
         port=port,
         direct_port=direct_port,

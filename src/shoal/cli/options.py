@@ -33,6 +33,9 @@ Memory = Annotated[
     typer.Option(metavar="SIZE", help="What the node may take, for example 4GiB.", show_default=False),
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads of the node's forward.", show_default=False)]
+Parallel = Annotated[
+    int | None, typer.Option(help="Processes that compute the blocks together.", show_default=False)
+]
 FormatOption = Annotated[
     str | None,
     typer.Option(help="Linear weights: fp32, bf16, int8 or int4; one for a route.", show_default=False),

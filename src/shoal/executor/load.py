@@ -11,6 +11,7 @@ from shoal.executor.fused import FusedRunner, Kv, expected_names, load_fused
 from shoal.executor.kernels import Team, library
 from shoal.executor.packed import load_packed
 from shoal.executor.pages import PagePool, pages_for
+from shoal.executor.parallel import load_parallel
 from shoal.executor.runner import ModuleRunner, Runner
 from shoal.executor.shape import LlamaShape, llama_shape
 from shoal.executor.shelf import Shelf
@@ -36,7 +37,7 @@ def fused_shape(checkpoint: Checkpoint, span: Span, format: Format) -> LlamaShap
 
 
 def load_runner(
-    model: LocalModel, span: Span, format: Format, *, kv: Kv, threads: int, cache: Path
+    model: LocalModel, span: Span, format: Format, *, kv: Kv, threads: int, cache: Path, parallel: int = 1
 ) -> Runner:
     """Build ``span`` of a model with its weights in ``format``.
 
@@ -44,12 +45,17 @@ def load_runner(
         kv: how keys and values are kept.
         threads: of a forward; 0 takes as many as torch does.
         cache: where packed weights are kept for the next start.
+        parallel: how many processes compute the span; more than one must be ``watched``.
 
     Raises:
         UsageError: the span goes beyond the model's blocks.
         BadWeights: tensors are missing, damaged or of another shape.
         UnsupportedModel: the model cannot be served in spans, or not in this format.
+        More, with several processes: see :func:`shoal.executor.parallel.load_parallel`.
     """
+    if parallel > 1:
+        threads = threads or torch.get_num_threads()
+        return ModuleRunner(load_parallel(model, span, format, kv=kv, ranks=parallel, threads=threads))
     checkpoint = open_checkpoint(model.path)
     shape = fused_shape(checkpoint, span, format)
     team = _team(format, threads)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from shoal.models.kv import Kv
 from shoal.models.local import LocalModel
 from shoal.types import DType, Span
 
@@ -35,6 +36,7 @@ class Begin(_Line, frozen=True):
     model: LocalModel
     span: Span
     dtype: DType
+    kv: Kv
 
 
 class Check(_Line, frozen=True):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,15 +19,17 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+import trio
 
 from shoal import config
 from shoal.errors import PositionGap, StepFailed, UsageError
 from shoal.executor.orders import Begin, Check, Meet, Order, Part, Step
 from shoal.executor.ranks import GRACE_S, Ranks
+from shoal.executor.runner import ModuleRunner, Runner
 from shoal.executor.shard import Shard, device_of
 from shoal.models.checkpoint import open_checkpoint
 from shoal.models.hollow import read_model_config
-from shoal.models.kv import Cache
+from shoal.models.kv import Cache, Kv
 from shoal.models.local import LocalModel
 from shoal.models.parts import check_hidden
 from shoal.models.shards import INSTEAD, check_split
@@ -148,7 +151,14 @@ class _Team:
 
 
 def load_parallel(
-    model: LocalModel, span: Span, format: Format, *, ranks: int, threads: int, deadline_s: float = STEP_S
+    model: LocalModel,
+    span: Span,
+    format: Format,
+    *,
+    kv: Kv = "auto",
+    ranks: int,
+    threads: int,
+    deadline_s: float = STEP_S,
 ) -> ParallelSpan:
     """Build ``span`` of a model in ``ranks`` processes: ours is the first, the others are started.
 
@@ -156,6 +166,7 @@ def load_parallel(
     must close.
 
     Args:
+        kv: how sessions' keys and values are kept.
         threads: of all processes together.
         deadline_s: for one collective.
 
@@ -178,7 +189,7 @@ def load_parallel(
     each = max(1, threads // ranks)
     torch.set_num_threads(each)
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
-        begin = Begin(ranks, str(Path(folder) / "ranks"), deadline_s, each, model, span, DTYPES[format])
+        begin = Begin(ranks, str(Path(folder) / "ranks"), deadline_s, each, model, span, DTYPES[format], kv)
         others = Ranks(ranks)
         try:
             team = _load(begin, others)
@@ -187,6 +198,32 @@ def load_parallel(
             _leave_group()
             raise
     return ParallelSpan(team, team.shard.whole)
+
+
+@asynccontextmanager
+async def watched(runner: Runner) -> AsyncGenerator[None]:
+    """While a runner's span is computed by several processes: ends with them, and they with it.
+
+    Raises:
+        StepFailed: one of them is lost.
+    """
+    span = runner.module if isinstance(runner, ModuleRunner) else None
+    if not isinstance(span, ParallelSpan):
+        yield
+        return
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch, span)
+            yield
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):  # not for long: who does not end is killed
+            await trio.to_thread.run_sync(span.close)
+
+
+async def _watch(span: ParallelSpan) -> None:
+    if (reason := await trio.to_thread.run_sync(span.wait_lost, abandon_on_cancel=True)) is not None:
+        raise StepFailed(reason, check="the memory of this machine, and its log")
 
 
 def _load(begin: Begin, others: Ranks) -> _Team:

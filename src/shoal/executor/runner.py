@@ -11,7 +11,7 @@ import torch
 from shoal.errors import PositionGap, ShoalError, StepFailed
 from shoal.executor.batcher import Outcome
 from shoal.executor.pages import Pages
-from shoal.models.span import Cache, SpanModule
+from shoal.models.kv import Cache
 from shoal.types import Span
 
 KV_PROBE = 1024
@@ -61,12 +61,26 @@ class Runner(Protocol):
         ...
 
 
+class Modules(Protocol):
+    """What :class:`~shoal.models.span.SpanModule` is to a runner; there it says what each of these does."""
+
+    span: Span
+    width: int
+    dtype: torch.dtype
+    tensor_bytes: int
+
+    def forward(self, hidden: torch.Tensor, cache: Cache, position: int) -> torch.Tensor: ...
+    def new_cache(self) -> Cache: ...
+    def kv_bytes(self, tokens: int) -> int: ...
+    def part(self, span: Span) -> Modules: ...
+
+
 class ModuleRunner:
     """A span of the model's own modules: exact, any family, one session after another."""
 
     sliced = False
 
-    def __init__(self, module: SpanModule) -> None:
+    def __init__(self, module: Modules) -> None:
         self.module = module
         self.span = module.span
         self.width = module.width

@@ -55,7 +55,9 @@ class Shard:
         """
         self.device = device_of(rank, begin.ranks)
         _meet_others(begin, rank, self.device)
-        self.whole = build_span(begin.model, begin.span, begin.dtype, str(self.device), split=begin.ranks)
+        self.whole = build_span(
+            begin.model, begin.span, begin.dtype, str(self.device), kv_as=begin.kv, split=begin.ranks
+        )
 
     def check(self) -> None:
         """Prove that the span stands alone. Raises ``UnsupportedModel``."""

@@ -15,6 +15,7 @@ from shoal.config import Settings
 from shoal.errors import OutOfResources, UsageError
 from shoal.executor.engine import Engine
 from shoal.executor.load import load_runner, make_pool
+from shoal.executor.parallel import watched
 from shoal.executor.runner import Runner
 from shoal.executor.thread import TorchThread
 from shoal.models.local import LocalModel
@@ -166,6 +167,7 @@ async def start_node(
     Raises:
         OutOfResources: it does not fit.
         BadWeights, UnsupportedModel: it cannot be loaded.
+        StepFailed: a process that computes the span with us is lost.
     """
     check_span(model, span)
     format = resolve_format(settings.format, model.dtype)
@@ -176,30 +178,38 @@ async def start_node(
         await thread.run(partial(torch.set_num_threads, threads))
         report(f"loading blocks {span} of {model.shape.name} in {format}")
         load = partial(
-            load_runner, model, span, format, kv=settings.kv, threads=threads, cache=settings.paths.cache
+            load_runner,
+            model,
+            span,
+            format,
+            kv=settings.kv,
+            threads=threads,
+            cache=settings.paths.cache,
+            parallel=settings.parallel,
         )
         runner = await thread.run(load)
-        pool = make_pool(runner, kv_capacity(runner, settings, memory).tokens)
-        engine = Engine(runner, pool, thread, format=format, max_sessions=settings.max_sessions)
-        server = SpanServer(
-            network,
-            engine,
-            digest=model.digest,
-            span=span,
-            sessions_per_peer=settings.max_sessions,
-            wire=settings.wire,
-        )
-        node = Node(model, span, engine, server, member)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(server.run)
-            member.served = node.served
-            await member.announce()
-            try:
-                yield node
-            finally:
-                if member.served is not None:
-                    with trio.move_on_after(2.0, shield=True):
-                        await member.leave()
-                nursery.cancel_scope.cancel()
+        async with watched(runner):
+            pool = make_pool(runner, kv_capacity(runner, settings, memory).tokens)
+            engine = Engine(runner, pool, thread, format=format, max_sessions=settings.max_sessions)
+            server = SpanServer(
+                network,
+                engine,
+                digest=model.digest,
+                span=span,
+                sessions_per_peer=settings.max_sessions,
+                wire=settings.wire,
+            )
+            node = Node(model, span, engine, server, member)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(server.run)
+                member.served = node.served
+                await member.announce()
+                try:
+                    yield node
+                finally:
+                    if member.served is not None:
+                        with trio.move_on_after(2.0, shield=True):
+                            await member.leave()
+                    nursery.cancel_scope.cancel()
     finally:
         thread.close()
