@@ -130,14 +130,15 @@ def load_fused_ends(
         entry = tensors.entry(EMBEDDING)
         packed = shelf.fetch(
             "head",
-            lambda: {"head": tensors.matrix([name], entry.shape[0], shape.hidden, _head_format(format))},
+            lambda: {"head": tensors.matrix([name], entry.shape[0], shape.hidden, head_format(format))},
         )
         norm = tensors.vector(NORM, shape.hidden, shape.norm_offset)
     embedding = _mapped(entry.file, EMBEDDING)
     return FusedEnds(shape, embedding, norm, packed["head"], context=context, team=team)
 
 
-def _head_format(format: Format) -> Format:
+def head_format(format: Format) -> Format:
+    """What the head is held in, in a route of ``format``."""
     return "int8" if format == "int4" else format
 
 

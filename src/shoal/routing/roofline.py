@@ -90,6 +90,10 @@ class PartCost:
     """Tokens that a row sees at most; 0: all."""
     paged: bool = False
     """KV lies in pages, so that a window saves no memory."""
+    state: int = 0
+    """Bytes of a session's recurrent state, which does not grow."""
+    resident: int = 0
+    """Bytes that are held, and that no step reads: an embedding."""
 
     @property
     def expert_bytes(self) -> float:
@@ -104,7 +108,7 @@ class PartCost:
     @property
     def bytes(self) -> float:
         """Of all weights, as they are held."""
-        return self.dense_bytes + self.experts * self.expert_bytes
+        return self.dense_bytes + self.experts * self.expert_bytes + self.resident
 
     @property
     def kv_bytes(self) -> float:
@@ -114,15 +118,15 @@ class PartCost:
 
     def kv_held(self, tokens: int) -> float:
         """Bytes of a session of ``tokens`` tokens."""
-        return self.kv_bytes * (tokens if self.paged else self._seen(tokens))
+        return self.state + self.kv_bytes * (tokens if self.paged else self._seen(tokens))
 
     def read(self, rows: int, sessions: int, context: int) -> float:
         """Bytes that a step reads."""
         experts = 0.0
         if self.experts:
             experts = self.experts * (1 - (1 - self.active / self.experts) ** rows)
-        seen = self._seen(context) + rows / sessions
-        return self.dense_bytes + experts * self.expert_bytes + sessions * seen * self.kv_bytes
+        kv = self.state + self.kv_bytes * (self._seen(context) + rows / sessions)
+        return self.dense_bytes + experts * self.expert_bytes + sessions * kv
 
     def linear_ops(self, rows: int) -> float:
         """Operations of the matrices."""
