@@ -265,7 +265,8 @@ class Channel:
             self._probe = None
             took = trio.current_time() - began
             bytes_s = size / max(took - (self.rtt_s or 0.0), took / 10, 1e-6)
-            self.bytes_s = bytes_s if self.bytes_s is None else 0.7 * self.bytes_s + 0.3 * bytes_s
+            # A late pong may be a busy processor's; an early one is the link's (BBR keeps the largest, too).
+            self.bytes_s = max(bytes_s, 0.8 * (self.bytes_s or 0.0) + 0.2 * bytes_s)
         if self._asked is not None and message.nonce == self._asked[0]:
             self.rtt_s = trio.current_time() - self._asked[1]
 

@@ -40,14 +40,17 @@ class Hop:
     engine: Engine
     codec: CodecChooser
     measured: Callable[[Step, Forwarded], None]
+    """Told of each step on the engine's thread."""
     rules: HopSession = field(init=False)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     def __post_init__(self) -> None:
         self.rules = HopSession(self.opened, self.engine.width)
         self._loop = trio.lowlevel.current_trio_token()
-        self._waiting = 0
+        self._taken = 0  # by the event loop
+        self._seen_to = 0  # by the engine's thread
         # Steps for which there is no room on the way onward: what comes out would have nowhere to wait.
+        self._holding = 0
         self._hold, self._held = trio.open_memory_channel[tuple[Step, bytes]](QUEUE)
 
     @property
@@ -62,14 +65,15 @@ class Hop:
     def take(self, step: Step, payload: bytes) -> None:
         """Hand a step to the engine, or tell the client why not."""
         try:
-            if self._waiting >= QUEUE:
+            if self._taken - self._seen_to >= QUEUE:
                 raise Busy(f"{QUEUE} steps of this session are waiting already")
             self.rules.accept(step)
         except ShoalError as error:
             self.fail(step.number, error)
             return
-        self._waiting += 1
-        if self._onward.full or self._hold.statistics().current_buffer_used:
+        self._taken += 1
+        if self._holding or self._onward.full:
+            self._holding += 1
             self._hold.send_nowait((step, payload))
         else:
             self._submit(step, payload)
@@ -79,6 +83,7 @@ class Hop:
         with self.scope:
             async for step, payload in self._held:
                 await self._onward.wait_room()
+                self._holding -= 1
                 self._submit(step, payload)
 
     def fail(self, number: int | None, error: ShoalError) -> None:
@@ -104,7 +109,11 @@ class Hop:
         self.engine.submit(self.session, step.position, payload, step.codec, step.rows, rows, reply, done)
 
     def _done(self, step: Step, rows: int, reply: Codec, result: Forwarded | ShoalError) -> None:
-        """Send the result on its way. On the engine's thread, so that nothing stands between."""
+        """Send the result on its way. On the engine's thread, so that nothing stands between.
+
+        The event loop hears of failures alone: to wake it for each step would cost as much as the sending.
+        """
+        self._seen_to += 1
         if isinstance(result, Forwarded):
             time = HopTime(self.opened.hop, result.compute_us, result.waiting_us)
             onward = msgspec.structs.replace(step, codec=reply, rows=rows, times=(*step.times, time))
@@ -112,16 +121,16 @@ class Hop:
                 self._onward.post(onward, result.payload)
             except ChannelClosed as error:
                 result = error
+            else:
+                self.measured(step, result)
+                self.codec.note(step.tokens, result.compute_us)
+                return
         with suppress(trio.RunFinishedError):  # the node has ended
-            self._loop.run_sync_soon(self._account, step, result)
+            self._loop.run_sync_soon(self._failed, step, result)
 
-    def _account(self, step: Step, result: Forwarded | ShoalError) -> None:
-        self._waiting -= 1
-        if isinstance(result, Forwarded):
-            self.measured(step, result)
-            self.codec.note(step.tokens, result.compute_us)
-        elif isinstance(result, ChannelClosed):
-            self.end(result)
+    def _failed(self, step: Step, error: ShoalError) -> None:
+        if isinstance(error, ChannelClosed):
+            self.end(error)
         else:
             self.rules.forget(step.position)
-            self.fail(step.number, result)
+            self.fail(step.number, error)

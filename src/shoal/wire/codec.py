@@ -4,8 +4,8 @@ The rule compares what a message takes on the link with what the same rows take 
 
 - A route in fp32 promises the bits of the whole model, so nothing may be rounded: float32, however slow.
 - An unknown link is taken for a fast one: float32, until the first long message has been timed.
-- float32 while it takes at most a tenth of the compute: on loopback and in a local network it is far below,
-  and rounding would buy nothing that anybody notices.
+- float32 while it takes at most a tenth of the compute, or less than a step's way through two processes costs
+  anyway: so it is on loopback and in a local network, where rounding would buy nothing that anybody notices.
 - bfloat16 while that takes at most a quarter: half the bytes, at the rounding that a bf16 model has anyway.
 - int8 otherwise: the link is what the session waits for, and a quarter of the bytes is nearly four times the
   speed, at an error of 1/254 of the largest of 64 neighbours.
@@ -21,6 +21,8 @@ from shoal.wire.messages import encoded_bytes
 EXACT_SHARE = 0.1
 ROUNDED_SHARE = 0.25
 """What sending may take of the time of computing, in float32 and in bfloat16."""
+UNNOTICED_US = 300.0
+"""Sending for less than this, in microseconds, is not worth an error."""
 USUAL_US = 1000.0
 """Compute of one row at a hop, in microseconds, until one was timed: a span of a small model on a CPU."""
 
@@ -35,7 +37,7 @@ def choose_codec(format: Format, bytes_s: float | None, rows: int, width: int, c
     if format == "fp32" or bytes_s is None:
         return "float32"
     us_per_byte = 1e6 / bytes_s
-    if encoded_bytes(rows, width, "float32") * us_per_byte <= EXACT_SHARE * compute_us:
+    if encoded_bytes(rows, width, "float32") * us_per_byte <= max(UNNOTICED_US, EXACT_SHARE * compute_us):
         return "float32"
     if encoded_bytes(rows, width, "bfloat16") * us_per_byte <= ROUNDED_SHARE * compute_us:
         return "bfloat16"
