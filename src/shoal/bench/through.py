@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -56,14 +56,30 @@ class Through:
                     nursery.start_soon(self._decode, session, token, steps)
             return sessions * STEPS / (trio.current_time() - began)
 
-    async def first_token(self, prompt: int) -> float:
-        """Seconds from the opening of a session to the first token after ``prompt`` tokens."""
+    async def first_token(self, prompt: Sequence[int]) -> float:
+        """Seconds from the opening of a session to the first token after ``prompt``."""
         began = trio.current_time()
         async with AsyncExitStack() as stack:
-            session = await self._open(stack, prompt + 1)
-            tokens = [(11 * i) % self._vocab for i in range(prompt)]
-            await session.advance(tokens, Sampler(Sampling()))
+            session = await self._open(stack, len(prompt) + 1)
+            await session.advance(prompt, Sampler(Sampling()))
             return trio.current_time() - began
+
+    async def requests(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+        """Tokens in a second over sessions that open at once and each answer with ``tokens`` tokens."""
+
+        async def one(prompt: Sequence[int]) -> None:
+            async with AsyncExitStack() as stack:
+                session = await self._open(stack, len(prompt) + tokens)
+                sampler = Sampler(Sampling())
+                piece = prompt
+                for _ in range(tokens):
+                    piece = [(await session.advance(piece, sampler)).token]
+
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for prompt in prompts:
+                nursery.start_soon(one, prompt)
+        return len(prompts) * tokens / (trio.current_time() - began)
 
     def split(self, sessions: int, ends_s: float) -> StepSplit:
         """Where the time of the steps went that were measured with so many sessions.

@@ -47,7 +47,7 @@ PACKED: tuple[Format, ...] = ("bf16", "int8")
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-    for command in (executor, overhead, swarm, accuracy):
+    for command in (executor, overhead, swarm, peers, accuracy):
         group.command()(command)
     app.add_typer(group, name="bench")
 
@@ -109,6 +109,33 @@ def swarm(
         from shoal.bench.swarm import swarm as measured
 
         return measured(settings, Asked(_formats(settings, PACKED), nodes, sessions, rounds), progress)
+
+    _show(measure, report, as_json)
+
+
+def peers(
+    model: Model = None,
+    format: Formats = None,
+    nodes: Nodes = 3,
+    sessions: Annotated[int, typer.Option(help="Of the measurements with many.", min=2, max=64)] = 8,
+    threads: Threads = None,
+    rounds: Rounds = 5,
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="llama.cpp's programs; else built once.", show_default=False),
+    ] = None,
+    report: Page = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare with llama.cpp and language-pipes: the same weights, threads and number of nodes."""
+    settings = _settings(model, format, threads)
+
+    def measure(progress: Progress) -> Awaitable[Report]:
+        from shoal.bench.peers.compare import Asked
+        from shoal.bench.peers.compare import peers as measured
+
+        asked = Asked(_formats(settings, PACKED), nodes, sessions, rounds, llama_cpp)
+        return measured(settings, asked, progress)
 
     _show(measure, report, as_json)
 

@@ -1,0 +1,229 @@
+"""Shoal beside llama.cpp and language-pipes: the same weights, machine and threads, in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import trio
+
+from shoal.bench.executor import PREFILL, load, torch_thread
+from shoal.bench.models import bench_folder, measured_model
+from shoal.bench.one import DEPTH, STEPS
+from shoal.bench.peers.ggufs import write_gguf
+from shoal.bench.peers.language_pipes import language_pipes
+from shoal.bench.peers.llama_cpp import TYPES, LlamaCpp, find_llama_cpp, requests_rate
+from shoal.bench.results import (
+    Contender,
+    Progress,
+    Report,
+    Result,
+    compared,
+    describe_machine,
+    in_turns,
+)
+from shoal.bench.through import Through, through
+from shoal.cli.local import split
+from shoal.config import Settings
+from shoal.errors import ShoalError, UnsupportedModel, UsageError
+from shoal.models.local import LocalModel
+from shoal.models.text import TextCodec
+from shoal.types import Format
+
+REQUEST_TOKENS = 32
+"""Tokens of an answer."""
+WORDS = 64
+"""Words of a request's prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is compared."""
+
+    formats: Sequence[Format]
+    nodes: int
+    sessions: int
+    """Of the measurements with many."""
+    rounds: int
+    llama_cpp: Path | None
+    """Where its programs are; ``None`` builds them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """All that measurements of one format need."""
+
+    settings: Settings
+    model: LocalModel
+    asked: Asked
+    format: Format
+    folder: Path
+    """For logs and configurations, gone afterwards."""
+    progress: Progress
+    prompts: tuple[str, ...]
+    token_ids: tuple[list[int], ...]
+    """The prompts as every program tokenizes them."""
+
+
+async def peers(settings: Settings, asked: Asked, progress: Progress) -> Report:
+    """Measure each format of Shoal beside llama.cpp's nearest type, and bf16 beside language-pipes.
+
+    Raises:
+        UsageError: a format that llama.cpp has none for; its programs are not where they should be.
+        UnsupportedModel: the model is not a Llama with a tokenizer.
+        ShoalError: the model or a program cannot be had.
+    """
+    if unknown := [format for format in asked.formats if format not in TYPES]:
+        raise UsageError(f"llama.cpp is not compared in {unknown[0]}", check=f"one of {', '.join(TYPES)}")
+    llama = await find_llama_cpp(asked.llama_cpp, settings, progress)
+    settings, model = await trio.to_thread.run_sync(measured_model, settings, progress)
+    prompts = tuple(" ".join(f"w{7 * i + j}" for j in range(WORDS)) for i in range(asked.sessions))
+    token_ids = tuple(await trio.to_thread.run_sync(_tokenized, model, prompts))
+    bf16 = bench_folder(settings) / f"{model.digest.removeprefix('sha256:')[:16]}.gguf"
+    progress("writing a GGUF file of the same weights", 0, 0)
+    await trio.to_thread.run_sync(write_gguf, model, bf16)
+    results: list[Result] = []
+    notes: list[str] = []
+    for format in asked.formats:
+        file = await llama.quantize(bf16, format)
+        with TemporaryDirectory(prefix="shoal-bench-") as folder:
+            field = Field(settings, model, asked, format, Path(folder), progress, prompts, token_ids)
+            results += await _one_format(field, llama, file, notes)
+    title = f"{model.name} beside llama.cpp and language-pipes"
+    found = compared(results, _pairs(asked))
+    return Report(title, describe_machine(settings.threads), tuple(found), notes=tuple(notes))
+
+
+def _tokenized(model: LocalModel, prompts: Sequence[str]) -> list[list[int]]:
+    codec = TextCodec.load(model.path)
+    if not codec.has_template:
+        raise UnsupportedModel(f"{model.name} has no chat template, which language-pipes needs")
+    rendered = [codec.render_chat([{"role": "user", "content": prompt}]) for prompt in prompts]
+    return [codec.encode(text, rendered=True) for text in rendered]
+
+
+async def _one_format(field: Field, llama: LlamaCpp, file: Path, notes: list[str]) -> list[Result]:
+    asked, format = field.asked, field.format
+    async with AsyncExitStack() as stack:
+        thread = stack.enter_context(torch_thread())
+        field.progress(f"loading {field.model.name} in {format}", 0, 0)
+        one = await load(thread, field.model, field.settings, format)
+        ring = await stack.enter_async_context(
+            through(field.settings, field.model, format, asked.nodes, field.progress)
+        )
+        many = asked.sessions
+        contenders = [
+            _speed(f"one/{format}/decode/b1", partial(thread.run, partial(one.decode, 1))),
+            _speed(f"one/{format}/decode/b{many}", partial(thread.run, partial(one.decode, many))),
+            _speed(f"one/{format}/prefill/{PREFILL}", partial(thread.run, partial(one.prefill, PREFILL))),
+            *_swarm(field, ring),
+            *await _llama(field, llama, file, stack, notes),
+        ]
+        if format == "bf16":
+            contenders += await _language_pipes(field, stack, notes)
+        return await in_turns(contenders, asked.rounds, field.progress)
+
+
+def _speed(name: str, run: Callable[[], Awaitable[float]]) -> Contender:
+    return Contender(name, "tok/s", run)
+
+
+def _swarm(field: Field, ring: Through) -> list[Contender]:
+    many, prompt = field.asked.sessions, field.token_ids[0]
+    name = f"swarm/{field.format}"
+    return [
+        _speed(f"{name}/decode/b1", partial(ring.decode, 1)),
+        _speed(f"{name}/decode/b{many}", partial(ring.decode, many)),
+        _speed(f"{name}/requests/{many}", partial(ring.requests, field.token_ids, REQUEST_TOKENS)),
+        Contender(f"{name}/first-token", "s", partial(ring.first_token, prompt)),
+    ]
+
+
+async def _llama(
+    field: Field, llama: LlamaCpp, file: Path, stack: AsyncExitStack, notes: list[str]
+) -> list[Contender]:
+    many, kind = field.asked.sessions, TYPES[field.format]
+    contenders = [
+        _speed(f"llama.cpp/{kind}/decode/b1", partial(llama.speed, file, generate=STEPS)),
+        _speed(f"llama.cpp/{kind}/decode/b{many}", partial(llama.batched, file, many, DEPTH, STEPS)),
+        _speed(f"llama.cpp/{kind}/prefill/{PREFILL}", partial(llama.speed, file, prompt=PREFILL)),
+    ]
+    if _has_vocabulary(field.model):
+        port = await stack.enter_async_context(llama.server(file, many, field.folder))
+        run = partial(requests_rate, port, list(field.token_ids), REQUEST_TOKENS)
+        contenders.append(_speed(f"llama.cpp/{kind}/requests/{many}", run))
+    else:
+        notes.append("llama-server needs a vocabulary that this model has not: no requests to it")
+    if llama.rpc_server is None:
+        notes.append(f"{llama.folder} was built without GGML_RPC: its RPC servers were not measured")
+    else:
+        servers = await stack.enter_async_context(llama.rpc(field.asked.nodes, field.folder))
+        run = partial(llama.speed, file, generate=STEPS, rpc=servers)
+        contenders.append(_speed(f"llama.cpp-rpc/{kind}/decode/b1", run))
+    return contenders
+
+
+def _has_vocabulary(model: LocalModel) -> bool:
+    return '"BPE"' in (model.path / "tokenizer.json").read_text("utf-8")
+
+
+async def _language_pipes(field: Field, stack: AsyncExitStack, notes: list[str]) -> list[Contender]:
+    asked = field.asked
+    spans = split(field.model.shape.n_blocks, asked.nodes)
+    try:
+        pipes = await stack.enter_async_context(
+            language_pipes(field.settings, field.model, spans, field.folder, field.progress)
+        )
+    except ShoalError as error:
+        notes.append(f"language-pipes was not measured: {error.message}")
+        return []
+    prompt = field.prompts[0]
+
+    async def decode() -> float:
+        return (await pipes.ask(prompt, REQUEST_TOKENS)).decode_rate
+
+    async def first_token() -> float:
+        return (await pipes.ask(prompt, 3)).first_s
+
+    together = partial(pipes.requests_rate, field.prompts, REQUEST_TOKENS)
+    contenders = [
+        Contender("language-pipes/bf16/decode/b1", "tok/s", decode),
+        Contender("language-pipes/bf16/first-token", "s", first_token),
+    ]
+    try:
+        await together()
+    except ShoalError as error:
+        notes.append(f"language-pipes fails with {asked.sessions} requests at once: {error.message}")
+    else:
+        contenders.append(_speed(f"language-pipes/bf16/requests/{asked.sessions}", together))
+    return contenders
+
+
+def _pairs(asked: Asked) -> dict[str, dict[str, str]]:
+    """What each result is divided by: see :func:`shoal.bench.results.compared`."""
+    many = asked.sessions
+    found: dict[str, dict[str, str]] = {}
+    for format in asked.formats:
+        kind = TYPES[format]
+        pipes = "language-pipes/bf16"
+        for what in ("decode/b1", f"prefill/{PREFILL}"):
+            found[f"one/{format}/{what}"] = {f"llama.cpp {kind}": f"llama.cpp/{kind}/{what}"}
+        found[f"one/{format}/decode/b{many}"] = {
+            f"llama.cpp {TYPES[other]}": f"llama.cpp/{TYPES[other]}/decode/b{many}" for other in asked.formats
+        }
+        found[f"swarm/{format}/decode/b1"] = {
+            "one process": f"one/{format}/decode/b1",
+            f"llama.cpp RPC {kind}": f"llama.cpp-rpc/{kind}/decode/b1",
+            "language-pipes": f"{pipes}/decode/b1",
+        }
+        found[f"swarm/{format}/decode/b{many}"] = {"one process": f"one/{format}/decode/b{many}"}
+        found[f"swarm/{format}/requests/{many}"] = {
+            f"llama.cpp {kind}": f"llama.cpp/{kind}/requests/{many}",
+            "language-pipes": f"{pipes}/requests/{many}",
+        }
+        found[f"swarm/{format}/first-token"] = {"language-pipes": f"{pipes}/first-token"}
+    return found

@@ -1,0 +1,151 @@
+"""language-pipes as its users run it: nodes that host layers, one of them with the ends and an HTTP API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from shoal.bench.models import bench_folder
+from shoal.bench.peers.programs import (
+    HOST,
+    START_WITHIN_S,
+    Streamed,
+    ask,
+    ask_together,
+    free_port,
+    make_venv,
+    running,
+)
+from shoal.bench.results import Progress
+from shoal.config import Settings
+from shoal.errors import DeadlineExceeded
+from shoal.models.checkpoint import open_checkpoint
+from shoal.models.local import LocalModel
+from shoal.types import Span
+
+REQUIREMENT = "language-pipes==2.5.0"
+MODEL = "shoal/measured"
+"""How the model is called there: an owner and a name."""
+JOBS = 64
+"""Requests that a node takes at once; by default it refuses the sixth."""
+CHAT = "/v1/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class LanguagePipes:
+    """A pipe of nodes that covers the model. Made by :func:`language_pipes`."""
+
+    port: int
+
+    async def ask(self, text: str, tokens: int) -> Streamed:
+        """One request."""
+        return await ask(self.port, CHAT, _body(text, tokens))
+
+    async def requests_rate(self, texts: Sequence[str], tokens: int) -> float:
+        """Tokens in a second over requests that are made at once, their prompts included."""
+        bodies = [_body(text, tokens) for text in texts]
+        return await ask_together(self.port, CHAT, bodies, unseen=1)  # the last is computed, and not sent
+
+
+def _body(text: str, tokens: int) -> dict[str, Any]:
+    return {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": text}],
+        "max_completion_tokens": tokens,
+        "temperature": 0,
+        "stream": True,
+    }
+
+
+@asynccontextmanager
+async def language_pipes(
+    settings: Settings, model: LocalModel, spans: Sequence[Span], folder: Path, progress: Progress
+) -> AsyncGenerator[LanguagePipes]:
+    """Start a node for each span, one after the other, each with ``settings.threads`` threads.
+
+    Args:
+        folder: for their configurations and logs.
+
+    Raises:
+        ShoalError: it cannot be installed, or a node did not come up.
+    """
+    venv = bench_folder(settings) / "language-pipes"
+    progress("installing language-pipes, once", 0, 0)
+    await make_venv(venv, REQUIREMENT, {})
+    progress(f"starting {len(spans)} nodes of language-pipes", 0, 0)
+    models = folder / "models"
+    (models / MODEL).mkdir(parents=True)
+    (models / MODEL / "data").symlink_to(model.path.resolve())
+    peers = [free_port() for _ in spans]
+    api = free_port()
+    async with AsyncExitStack() as stack:
+        for number, span in enumerate(spans):
+            home = folder / f"node-{number}"
+            home.mkdir()
+            (home / "node.toml").write_text(_config(model, span, number, peers, api))
+            environ = {
+                "HOME": str(home),
+                "LP_APP_DIR": str(home),
+                "LP_MODEL_DIR": str(models),
+                "OMP_NUM_THREADS": str(settings.threads),
+                "HF_HUB_OFFLINE": "1",
+            }
+            command = [venv / "bin" / "language-pipes", "-c", home / "node.toml", "run"]
+            log = folder / f"language-pipes-{number}.log"
+            await stack.enter_async_context(running(command, environ, peers[number], log))
+            await _says(log, f"Layers {span.start}-{span.end - 1} for {MODEL} successfully loaded")
+        await _says(folder / "language-pipes-0.log", f"End Model for {MODEL} loaded")
+        pipes = LanguagePipes(api)
+        await _answers(pipes)
+        yield pipes
+
+
+def _config(model: LocalModel, span: Span, number: int, peers: Sequence[int], api: int) -> str:
+    """The TOML of a node: the first has the ends and the API, the others come to it.
+
+    A node takes as many layers as fit into ``memory``: half a layer more than its span has.
+    """
+    lines = [f"node_id = {json.dumps(f'node-{number}')}", f"peer_port = {peers[number]}"]
+    lines += [f"network_ip = {json.dumps(HOST)}", f"max_node_jobs = {JOBS}", f"max_api_jobs = {JOBS}"]
+    if number == 0:
+        lines += [f"job_port = {api}", f"end_models = [{json.dumps(MODEL)}]"]
+    else:
+        lines.append(f"bootstrap_nodes = [{{address = {json.dumps(HOST)}, port = {peers[0]}}}]")
+    gib = (len(span) + 0.5) * layer_bytes(model) / 2**30
+    lines.append(
+        f'layer_models = [{{model_id = "{MODEL}", device = "cpu", memory = {gib:.6f}, data_type = 16}}]'
+    )
+    return "\n".join(lines) + "\n"
+
+
+def layer_bytes(model: LocalModel) -> int:
+    """Bytes of block 0 in bfloat16, in which language-pipes holds any checkpoint."""
+    total = 0
+    for name, entry in open_checkpoint(model.path).tensors.items():
+        if name.startswith("model.layers.0."):
+            count = 1
+            for size in entry.shape:
+                count *= size
+            total += 2 * count
+    return total
+
+
+async def _says(log: Path, words: str) -> None:
+    """Wait until a program has written ``words``."""
+    with trio.move_on_after(START_WITHIN_S):
+        while words not in await trio.Path(log).read_text("utf-8", errors="replace"):  # noqa: ASYNC110 - its file
+            await trio.sleep(0.2)
+        return
+    raise DeadlineExceeded(f"{log.stem} did not load its layers in {START_WITHIN_S:.0f} s", check=str(log))
+
+
+async def _answers(pipes: LanguagePipes) -> None:
+    """Wait until the pipe is complete, which the first node hears a little later than its peer says so."""
+    await trio.sleep(2)
+    await pipes.ask("w3 w4", 4)
