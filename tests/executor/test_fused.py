@@ -13,13 +13,14 @@ import trio
 from shoal.executor import kernels, load
 from shoal.executor.codecs import decode, encode
 from shoal.executor.engine import Engine, Forwarded
-from shoal.executor.fused import FusedRunner, Kv, expected_names
+from shoal.executor.fused import FusedRunner, expected_names
 from shoal.executor.load import fused_shape, load_runner, make_pool
 from shoal.executor.runner import ModuleRunner, Rows, State
 from shoal.executor.shape import llama_shape
 from shoal.executor.thread import TorchThread
 from shoal.models.checkpoint import open_checkpoint
 from shoal.models.hollow import read_model_config
+from shoal.models.kv import Kv
 from shoal.models.local import LocalModel
 from shoal.models.span import load_span
 from shoal.models.store import ModelStore

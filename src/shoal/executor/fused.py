@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from ctypes import byref
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -33,9 +33,9 @@ from shoal.executor.shape import LlamaShape
 from shoal.executor.shelf import Shelf
 from shoal.models.checkpoint import Checkpoint
 from shoal.models.headers import TensorEntry
+from shoal.models.kv import Kv
 from shoal.types import Format, Span
 
-Kv = Literal["auto", "int8"]
 KV_FORMAT: dict[Kv, Format] = {"auto": "bf16", "int8": "int8"}
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")

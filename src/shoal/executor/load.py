@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from shoal.executor.ends import Ends, ModuleEnds, load_fused_ends
-from shoal.executor.fused import FusedRunner, Kv, expected_names, load_fused
+from shoal.executor.fused import FusedRunner, expected_names, load_fused
 from shoal.executor.kernels import Team, library
 from shoal.executor.packed import load_packed
 from shoal.executor.pages import PagePool, pages_for
@@ -17,6 +17,7 @@ from shoal.executor.shape import LlamaShape, llama_shape
 from shoal.executor.shelf import Shelf
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.hollow import read_model_config
+from shoal.models.kv import Kv
 from shoal.models.local import LocalModel
 from shoal.models.span import load_ends as load_module_ends
 from shoal.types import Format, Span
