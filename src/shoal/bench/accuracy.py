@@ -19,8 +19,8 @@ from shoal.bench.one import OneProcess, load_one
 from shoal.bench.results import Progress, Report, Result, describe_machine
 from shoal.config import Settings
 from shoal.errors import UnsupportedModel
-from shoal.executor.fused import Kv
 from shoal.executor.thread import TorchThread
+from shoal.models.kv import Kv
 from shoal.models.local import LocalModel
 from shoal.models.text import TextCodec
 from shoal.types import Codec, Format

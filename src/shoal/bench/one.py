@@ -14,11 +14,11 @@ from shoal.config import Settings
 from shoal.errors import ShoalError
 from shoal.executor.codecs import decode, encode
 from shoal.executor.ends import Ends
-from shoal.executor.fused import Kv
 from shoal.executor.load import load_ends, load_runner, make_pool
 from shoal.executor.pages import PagePool
 from shoal.executor.runner import Outcome, Rows, Runner, State
 from shoal.executor.thread import TorchThread
+from shoal.models.kv import Kv
 from shoal.models.local import LocalModel
 from shoal.types import Codec, Format, Span
 
