@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import weakref
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from shoal.models.kv import Cache, Kv
 from shoal.models.local import LocalModel
 from shoal.models.parts import check_hidden
 from shoal.models.shards import INSTEAD, check_split
-from shoal.models.span import SpanModule
+from shoal.models.span import PARTS, SpanModule
 from shoal.types import DType, Format, Span
 
 STEP_S = 60.0
@@ -59,7 +60,7 @@ class ParallelSpan:
     are added up. Every method that computes raises ``StepFailed`` once a process is lost.
     """
 
-    def __init__(self, team: _Team, module: SpanModule) -> None:
+    def __init__(self, team: Team, module: SpanModule) -> None:
         self.span = module.span
         self.width = module.width
         self.dtype = module.dtype
@@ -67,8 +68,9 @@ class ParallelSpan:
         """Bytes of the span's weights, in all processes together."""
         self.rank_bytes = tuple(team.weights)
         """The same, by process."""
-        self._team = team
+        self.team = team
         self._module = module
+        self._parts: OrderedDict[Span, ParallelSpan] = OrderedDict()
 
     def forward(self, hidden: torch.Tensor, cache: Cache, position: int) -> torch.Tensor:
         """As :meth:`SpanModule.forward`. Raises ``StepFailed`` also when a process does not come along."""
@@ -80,12 +82,12 @@ class ParallelSpan:
         if position < cache.length or cache.torn:
             self.crop(cache, position)  # what is refused here the others never hear of
         order = Step(self.span, cache.number, position, hidden.shape[1])
-        return self._team.run(order, partial(self._team.shard.step, order, cache, hidden))
+        return self.team.run(order, partial(self.team.shard.step, order, cache, hidden))
 
     def new_cache(self) -> SharedCache:
         """An empty cache for one session. When it is garbage here, the others forget theirs."""
-        cache = SharedCache(self._module.new_cache().states, number=next(self._team.numbers))
-        weakref.finalize(cache, self._team.ranks.drop, cache.number).atexit = False
+        cache = SharedCache(self._module.new_cache().states, number=next(self.team.numbers))
+        weakref.finalize(cache, self.team.ranks.drop, cache.number).atexit = False
         return cache
 
     def crop(self, cache: Cache, length: int) -> None:
@@ -98,7 +100,7 @@ class ParallelSpan:
 
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of cache that a session of ``tokens`` tokens takes, in all processes together."""
-        return self._team.ranks.count * self._module.kv_bytes(tokens)
+        return self.team.ranks.count * self._module.kv_bytes(tokens)
 
     def part(self, span: Span) -> ParallelSpan:
         """As :meth:`SpanModule.part`."""
@@ -106,20 +108,24 @@ class ParallelSpan:
             return self
         if span.start < self.span.start or span.end > self.span.end:
             raise UsageError(f"blocks {span} are not inside of {self.span}")
-        return ParallelSpan(
-            self._team, self._team.run(Part(span), partial(self._team.shard.whole.part, span))
-        )
+        if span not in self._parts:
+            make = partial(self.team.shard.whole.part, span)
+            self._parts[span] = ParallelSpan(self.team, self.team.run(Part(span), make))
+        self._parts.move_to_end(span)
+        while len(self._parts) > PARTS:
+            self._parts.popitem(last=False)
+        return self._parts[span]
 
     def wait_lost(self) -> str | None:
         """Wait until a process is lost, and say how; or until the span is closed. From any thread."""
-        return self._team.ranks.wait_over()
+        return self.team.ranks.wait_over()
 
     def close(self) -> None:
         """End the other processes. From any thread; a forward that is running then fails."""
-        self._team.close()
+        self.team.close()
 
 
-class _Team:
+class Team:
     """All ranks of a span, ours included, which holds our part of the weights."""
 
     def __init__(self, ranks: Ranks, shard: Shard, weights: list[int]) -> None:
@@ -179,6 +185,10 @@ def load_parallel(
     """
     check_split(read_model_config(open_checkpoint(model.path)), ranks)
     device_of(0, ranks)
+    if dist.is_initialized():
+        raise UsageError(
+            "this process is part of another span already", check="one such span for each process"
+        )
     if format not in DTYPES:
         raise UsageError(
             f"a span over {ranks} processes cannot be held in {format}",
@@ -226,11 +236,11 @@ async def _watch(span: ParallelSpan) -> None:
         raise StepFailed(reason, check="the memory of this machine, and its log")
 
 
-def _load(begin: Begin, others: Ranks) -> _Team:
+def _load(begin: Begin, others: Ranks) -> Team:
     others.wait_started()
     shard, loaded = others.together(begin, lambda: Shard(begin, 0), LOAD_S)
     others.together(Check(), shard.check, STEP_S)
-    return _Team(others, shard, [shard.whole.tensor_bytes, *(done.weights for done in loaded)])
+    return Team(others, shard, [shard.whole.tensor_bytes, *(done.weights for done in loaded)])
 
 
 def _leave_group() -> None:

@@ -63,8 +63,11 @@ class _Process:
 
     def end(self) -> None:
         """Let it end by itself, or else kill it."""
-        with suppress(subprocess.TimeoutExpired, OSError):
-            self.process.communicate(timeout=END_S)
+        assert self.process.stdin is not None
+        with suppress(OSError):
+            self.process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_S)
         self.process.kill()
         self.process.wait()
 
@@ -105,8 +108,8 @@ class Ranks:
             StepFailed: the ranks are not together any more, now or since earlier.
             Exception: what ``ours`` raised, when all others have failed too.
         """
-        if self.lost is not None:
-            raise StepFailed(self.lost)
+        if self._over.is_set():
+            raise StepFailed(self.lost or "the processes of this span have been ended")
         self._ours_is_done.clear()
         failure: Exception | None = None
         result: list[Result] = []
@@ -149,8 +152,9 @@ class Ranks:
         """End them. Nothing is asked of them any more."""
         self._over.set()
         self._dropped.put(None)
-        for process in self._processes:
-            process.end()
+        with self._writing:
+            for process in self._processes:
+                process.end()
 
     def _tell(self, order: Order) -> None:
         line = write(order)
@@ -161,16 +165,18 @@ class Ranks:
     def _listen(self, process: _Process) -> None:
         assert process.process.stdout is not None
         reason = f"rank {process.rank} of {self.count} has ended"
-        try:
-            for line in process.process.stdout:
-                answer = read_answer(line)
+        with process.process.stdout as lines:
+            for line in lines:
+                try:
+                    answer = read_answer(line)
+                except msgspec.DecodeError as error:
+                    reason = f"rank {process.rank} of {self.count} cannot be understood: {error}"
+                    break
                 process.answers.put(answer)
                 # We may wait for it in a collective to which it will not come.
                 if isinstance(answer, Failed) and not self._ours_is_done.wait(GRACE_S):
                     reason = f"rank {process.rank} of {self.count} failed alone: {answer.message}"
                     break
-        except (msgspec.DecodeError, OSError, ValueError) as error:  # ValueError: closed while we read
-            reason = f"rank {process.rank} of {self.count} cannot be understood: {error}"
         process.answers.put(None)
         self.lose(reason)
 

@@ -96,13 +96,13 @@ def _meet_others(begin: Begin, rank: int, device: torch.device) -> None:
     )
 
 
-class _Follower:
+class Follower:
     """A rank that the node has started: obeys until nobody gives orders any more."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self._shard: Shard | None = None
-        self._caches: dict[int, Cache] = {}
+        self.shard: Shard | None = None
+        self.caches: dict[int, Cache] = {}
 
     def obey(self, order: Order) -> Answer:
         """Do it, and say what became of it."""
@@ -117,33 +117,33 @@ class _Follower:
     def _do(self, order: Order) -> Done:
         if isinstance(order, Begin):
             torch.set_num_threads(order.threads)
-            self._shard = Shard(order, self.rank)
-            return Done(self._shard.whole.tensor_bytes)
-        if self._shard is None:
+            self.shard = Shard(order, self.rank)
+            return Done(self.shard.whole.tensor_bytes)
+        if self.shard is None:
             raise StepFailed("an order before the first")
         match order:
             case Check():
-                self._shard.check()
+                self.shard.check()
             case Meet():
-                self._shard.meet()
+                self.shard.meet()
             case Part():
-                self._shard.whole.part(order.span)
+                self.shard.whole.part(order.span)
             case Step():
-                self._shard.step(order, self._cache(self._shard, order), None)
+                self.shard.step(order, self._cache(self.shard, order), None)
             case Drop():
-                self._caches.pop(order.cache, None)
+                self.caches.pop(order.cache, None)
         return Done()
 
     def _cache(self, shard: Shard, order: Step) -> Cache:
-        if order.cache not in self._caches:
-            self._caches[order.cache] = shard.whole.part(order.span).new_cache()
-        return self._caches[order.cache]
+        if order.cache not in self.caches:
+            self.caches[order.cache] = shard.whole.part(order.span).new_cache()
+        return self.caches[order.cache]
 
 
 def main() -> None:
     """Follow, until stdin ends."""
     answers = _take_stdout()
-    follower = _Follower(int(sys.argv[1]))
+    follower = Follower(int(sys.argv[1]))
     answers.write(orders.write(Done()))
     with suppress(BrokenPipeError):  # nobody listens any more: stdin has ended too
         for line in sys.stdin.buffer:
