@@ -10,7 +10,8 @@ import trio
 
 from shoal.bench.models import measured_model
 from shoal.bench.one import DEPTH, STEPS, OneProcess, load_one
-from shoal.bench.results import Contender, Progress, Report, compared, describe_machine, in_turns
+from shoal.bench.results import Contender, Expected, Progress, Report, compared, in_turns
+from shoal.bench.roof import Roof, find_roof
 from shoal.config import Settings
 from shoal.executor.pages import PAGE
 from shoal.executor.thread import TorchThread
@@ -29,15 +30,16 @@ async def executor(settings: Settings, formats: Sequence[Format], rounds: int, p
     """
     settings, model = await trio.to_thread.run_sync(measured_model, settings, progress)
     with torch_thread() as thread:
+        roof = await find_roof(thread, settings, model, formats, progress)
         contenders: list[Contender] = []
         for format in formats:
             progress(f"loading {model.name} in {format}", 0, 0)
             one = await load(thread, model, settings, format)
-            contenders += contenders_of(thread, one, format)
+            contenders += contenders_of(thread, one, format, roof)
         results = await in_turns(contenders, rounds, progress)
     return Report(
         f"The executor with {model.name}",
-        describe_machine(settings.threads),
+        roof.described(settings.threads),
         tuple(compared(results, ratios(formats))),
     )
 
@@ -58,16 +60,18 @@ async def load(thread: TorchThread, model: LocalModel, settings: Settings, forma
     return await load_one(thread, model, settings, format, kv=settings.kv, tokens=tokens)
 
 
-def contenders_of(
-    thread: TorchThread, one: OneProcess, format: Format, batches: Sequence[int] = BATCHES
-) -> list[Contender]:
-    """What is measured of one format."""
+def contenders_of(thread: TorchThread, one: OneProcess, format: Format, roof: Roof) -> list[Contender]:
+    """What is measured of one format; fp32 runs one session after another, so its batches say little."""
 
-    def timed(name: str, function: partial[float]) -> Contender:
-        return Contender(f"executor/{format}/{name}", "tok/s", lambda: thread.run(function))
+    def timed(name: str, function: partial[float], expected: Expected) -> Contender:
+        return Contender(f"executor/{format}/{name}", "tok/s", lambda: thread.run(function), expected)
 
-    decoding = [timed(f"decode/b{batch}", partial(one.decode, batch)) for batch in batches]
-    return [*decoding, timed(f"prefill/{PREFILL}", partial(one.prefill, PREFILL))]
+    batches = BATCHES[:2] if format == "fp32" else BATCHES
+    decoding = [
+        timed(f"decode/b{batch}", partial(one.decode, batch), roof.decode(format, batch)) for batch in batches
+    ]
+    whole = timed(f"prefill/{PREFILL}", partial(one.prefill, PREFILL), roof.prefill(format, PREFILL))
+    return [*decoding, whole]
 
 
 def ratios(formats: Sequence[Format]) -> dict[str, dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from shoal.bench.plots import against_sessions, curves, roofline, roofline_series, step_split
+from shoal.bench.plots import against_sessions, curves, points_of, roofline, roofline_series, step_split
 from shoal.bench.results import PARTS, Report, Result
 from shoal.bench.svg import colour, short
 
@@ -69,9 +69,10 @@ def _machine(report: Report) -> str:
 def _plots(report: Report) -> list[str]:
     shown: list[str] = []
     machine = report.machine
-    if report.points and "bandwidth_bytes_s" in machine:
-        drawing = roofline(machine["bandwidth_bytes_s"], machine["ops_per_s"], report.points)
-        shown.append(_section("Under the roofline", drawing.svg() + _legend(roofline_series(report.points))))
+    if "bandwidth_bytes_s" in machine:
+        points = points_of(report.results)
+        drawing = roofline(machine["bandwidth_bytes_s"], machine["ops_per_s"], points)
+        shown.append(_section("Under the roofline", drawing.svg() + _legend(roofline_series(points))))
     series = curves(report.results)
     if any(len(points) > 1 for points in series.values()):
         drawing = against_sessions(report.results)

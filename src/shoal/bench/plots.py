@@ -4,14 +4,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from shoal.bench.results import PARTS, Point, Result, StepSplit
+from shoal.bench.results import PARTS, Result, StepSplit
 from shoal.bench.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Drawing, Scale, above, colour, short
 
 DECODE = re.compile(r"^(?P<series>.+)/decode/b(?P<sessions>\d+)$")
 """Names of decoding speeds, and the sessions that decode at once."""
 ROW, BAR = 26.0, 16.0
 """Heights of a hop's row and of the bar in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A measurement on the roofline plot."""
+
+    series: str
+    label: str
+    intensity: float
+    """Operations for each byte read."""
+    ops: float
+    """Operations in a second."""
+
+
+def points_of(results: Iterable[Result]) -> list[Point]:
+    """Where each result stands for which the roofline says something."""
+    found: list[Point] = []
+    for result in results:
+        if result.expected is not None:
+            series, kind, size = result.name.rsplit("/", 2)
+            estimate = result.expected.estimate
+            label = size if kind == "decode" else kind
+            ops = estimate.ops * result.value / result.expected.tokens
+            found.append(Point(series, label, estimate.intensity, ops))
+    return found
 
 
 def roofline(bandwidth: float, ceilings: Mapping[str, float], points: Sequence[Point]) -> Drawing:
@@ -38,11 +64,11 @@ def roofline(bandwidth: float, ceilings: Mapping[str, float], points: Sequence[P
         drawing.text(x(high) - 4, label, f"{format} {short(ops)} op/s", "end", "note")
     middle = low * (top / bandwidth / low) ** 0.35
     drawing.text(x(middle) - 8, y(middle * bandwidth) - 8, f"memory {short(bandwidth)}B/s", "end", "note")
-    formats = list(dict.fromkeys(point.series for point in points))
+    series = roofline_series(points)
     for point in points:
         place = x(point.intensity), y(point.ops)
         about = f"{point.series} {point.label}: {short(point.ops)} op/s at {point.intensity:.3g} op/B"
-        drawing.dot(*place, colour(formats.index(point.series)), about)
+        drawing.dot(*place, colour(series.index(point.series)), about)
         drawing.text(place[0] + 8, place[1] + 4, point.label, kind="note")
     return drawing
 

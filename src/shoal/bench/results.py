@@ -11,12 +11,27 @@ from typing import Any
 import psutil
 
 from shoal import __version__
+from shoal.routing.roofline import Estimate
 
 PARTS = ("compute", "network", "waiting")
 """What the time of a step is split into."""
 
 Progress = Callable[[str, int, int], None]
 """Takes (label, done, total) of a long step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the roofline says of a forward."""
+
+    estimate: Estimate
+    tokens: int
+    """That come out of it."""
+
+    @property
+    def rate(self) -> float:
+        """Tokens in a second, at most."""
+        return self.tokens / self.estimate.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +43,7 @@ class Contender:
     unit: str
     run: Callable[[], Awaitable[float]]
     """Measures once, for a second or so."""
+    expected: Expected | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +55,15 @@ class Result:
     unit: str
     min: float
     max: float
-    predicted: float | None = None
-    """What the roofline allows, in the same unit."""
+    expected: Expected | None = None
+    """For speeds in tokens a second."""
     vs: Mapping[str, float] = field(default_factory=dict[str, float])
     """``value`` divided by that of others measured in the same run, by their name."""
+
+    @property
+    def predicted(self) -> float | None:
+        """What the roofline allows, in the same unit."""
+        return self.expected.rate if self.expected else None
 
     @property
     def of_roofline(self) -> float | None:
@@ -86,18 +107,6 @@ class StepSplit:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A measurement on the roofline plot."""
-
-    series: str
-    label: str
-    intensity: float
-    """Operations for each byte read."""
-    ops: float
-    """Operations in a second."""
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """All that one run of a benchmark has to say."""
 
@@ -105,7 +114,6 @@ class Report:
     machine: Mapping[str, Any]
     results: tuple[Result, ...]
     steps: tuple[StepSplit, ...] = ()
-    points: tuple[Point, ...] = ()
     notes: tuple[str, ...] = ()
     """Sentences a reader of the figures must know."""
 
@@ -136,9 +144,9 @@ def significant(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def of_rounds(name: str, unit: str, values: Sequence[float], predicted: float | None = None) -> Result:
+def of_rounds(name: str, unit: str, values: Sequence[float], expected: Expected | None = None) -> Result:
     """The result of a contender's rounds."""
-    return Result(name, median(values), unit, min(values), max(values), predicted)
+    return Result(name, median(values), unit, min(values), max(values), expected)
 
 
 def compared(results: Iterable[Result], pairs: Mapping[str, Mapping[str, str]]) -> list[Result]:
@@ -157,7 +165,7 @@ def compared(results: Iterable[Result], pairs: Mapping[str, Mapping[str, str]]) 
             r.unit,
             r.min,
             r.max,
-            r.predicted,
+            r.expected,
             {
                 label: r.value / values[other]
                 for label, other in pairs.get(r.name, {}).items()
@@ -181,7 +189,10 @@ async def in_turns(contenders: Sequence[Contender], rounds: int, progress: Progr
             value = await contender.run()
             if turn:
                 values[contender].append(value)
-    return [of_rounds(contender.name, contender.unit, found) for contender, found in values.items()]
+    return [
+        of_rounds(contender.name, contender.unit, found, contender.expected)
+        for contender, found in values.items()
+    ]
 
 
 def describe_machine(threads: int) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from shoal.bench.results import (
     Result,
     StepSplit,
     compared,
-    describe_machine,
     in_turns,
 )
+from shoal.bench.roof import Roof, find_roof
 from shoal.bench.through import through
 from shoal.config import Settings
 from shoal.executor.pages import PAGE
@@ -59,16 +59,18 @@ async def swarm(settings: Settings, asked: Asked, progress: Progress) -> Report:
     settings, model = await trio.to_thread.run_sync(measured_model, settings, progress)
     results: list[Result] = []
     steps: tuple[StepSplit, ...] = ()
+    with torch_thread() as thread:
+        roof = await find_roof(thread, settings, model, asked.formats, progress)
     for format in asked.formats:
-        found, steps = await _one_format(settings, model, format, asked, progress)
+        found, steps = await _one_format(settings, model, format, asked, roof, progress)
         results += found
     title = f"{model.name} through {asked.nodes} node processes"
     note = f"The time of a step is that of {asked.formats[-1]}"
-    return Report(title, describe_machine(settings.threads), tuple(results), steps, notes=(note,))
+    return Report(title, roof.described(settings.threads), tuple(results), steps, notes=(note,))
 
 
 async def _one_format(
-    settings: Settings, model: LocalModel, format: Format, asked: Asked, progress: Progress
+    settings: Settings, model: LocalModel, format: Format, asked: Asked, roof: Roof, progress: Progress
 ) -> tuple[list[Result], tuple[StepSplit, ...]]:
     counts = session_counts(asked.sessions)
     room = counts[-1] * (DEPTH + STEPS + PAGE)

@@ -47,9 +47,25 @@ PACKED: tuple[Format, ...] = ("bf16", "int8")
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-    for command in (executor, overhead, swarm, peers, accuracy):
+    for command in (device, executor, overhead, swarm, peers, accuracy):
         group.command()(command)
     app.add_typer(group, name="bench")
+
+
+def device(
+    threads: Threads = None, rounds: Rounds = 5, report: Page = None, as_json: options.Json = False
+) -> None:
+    """Measure what bounds every forward: memory bandwidth, and matrix products in each format."""
+    settings = _settings(None, None, threads)
+
+    async def measure(progress: Progress) -> Report:
+        from shoal.bench.executor import torch_thread
+        from shoal.bench.roof import device as measured
+
+        with torch_thread() as thread:
+            return await measured(thread, settings, rounds, progress)
+
+    _show(measure, report, as_json)
 
 
 def executor(

@@ -13,23 +13,25 @@ import trio
 
 from shoal.bench.executor import PREFILL, load, torch_thread
 from shoal.bench.models import bench_folder, measured_model
-from shoal.bench.one import DEPTH, STEPS
+from shoal.bench.one import DEPTH, STEPS, OneProcess
 from shoal.bench.peers.ggufs import write_gguf
 from shoal.bench.peers.language_pipes import language_pipes
 from shoal.bench.peers.llama_cpp import TYPES, LlamaCpp, find_llama_cpp, requests_rate
 from shoal.bench.results import (
     Contender,
+    Expected,
     Progress,
     Report,
     Result,
     compared,
-    describe_machine,
     in_turns,
 )
+from shoal.bench.roof import Roof, find_roof
 from shoal.bench.through import Through, through
 from shoal.cli.local import split
 from shoal.config import Settings
 from shoal.errors import ShoalError, UnsupportedModel, UsageError
+from shoal.executor.thread import TorchThread
 from shoal.models.local import LocalModel
 from shoal.models.text import TextCodec
 from shoal.types import Format
@@ -63,6 +65,7 @@ class Field:
     format: Format
     folder: Path
     """For logs and configurations, gone afterwards."""
+    roof: Roof
     progress: Progress
     prompts: tuple[str, ...]
     token_ids: tuple[list[int], ...]
@@ -86,16 +89,18 @@ async def peers(settings: Settings, asked: Asked, progress: Progress) -> Report:
     bf16 = bench_folder(settings) / f"{model.digest.removeprefix('sha256:')[:16]}.gguf"
     progress("writing a GGUF file of the same weights", 0, 0)
     await trio.to_thread.run_sync(write_gguf, model, bf16)
+    with torch_thread() as thread:
+        roof = await find_roof(thread, settings, model, asked.formats, progress)
     results: list[Result] = []
     notes: list[str] = []
     for format in asked.formats:
         file = await llama.quantize(bf16, format)
         with TemporaryDirectory(prefix="shoal-bench-") as folder:
-            field = Field(settings, model, asked, format, Path(folder), progress, prompts, token_ids)
+            field = Field(settings, model, asked, format, Path(folder), roof, progress, prompts, token_ids)
             results += await _one_format(field, llama, file, notes)
     title = f"{model.name} beside llama.cpp and language-pipes"
     found = compared(results, _pairs(asked))
-    return Report(title, describe_machine(settings.threads), tuple(found), notes=tuple(notes))
+    return Report(title, roof.described(settings.threads), tuple(found), notes=tuple(notes))
 
 
 def _tokenized(model: LocalModel, prompts: Sequence[str]) -> list[list[int]]:
@@ -115,11 +120,8 @@ async def _one_format(field: Field, llama: LlamaCpp, file: Path, notes: list[str
         ring = await stack.enter_async_context(
             through(field.settings, field.model, format, asked.nodes, field.progress)
         )
-        many = asked.sessions
         contenders = [
-            _speed(f"one/{format}/decode/b1", partial(thread.run, partial(one.decode, 1))),
-            _speed(f"one/{format}/decode/b{many}", partial(thread.run, partial(one.decode, many))),
-            _speed(f"one/{format}/prefill/{PREFILL}", partial(thread.run, partial(one.prefill, PREFILL))),
+            *_one_process(field, thread, one),
             *_swarm(field, ring),
             *await _llama(field, llama, file, stack, notes),
         ]
@@ -128,8 +130,21 @@ async def _one_format(field: Field, llama: LlamaCpp, file: Path, notes: list[str
         return await in_turns(contenders, asked.rounds, field.progress)
 
 
-def _speed(name: str, run: Callable[[], Awaitable[float]]) -> Contender:
-    return Contender(name, "tok/s", run)
+def _speed(name: str, run: Callable[[], Awaitable[float]], expected: Expected | None = None) -> Contender:
+    return Contender(name, "tok/s", run, expected)
+
+
+def _one_process(field: Field, thread: TorchThread, one: OneProcess) -> list[Contender]:
+    roof, format, many = field.roof, field.format, field.asked.sessions
+
+    def timed(name: str, function: partial[float], expected: Expected) -> Contender:
+        return _speed(f"one/{format}/{name}", lambda: thread.run(function), expected)
+
+    return [
+        timed("decode/b1", partial(one.decode, 1), roof.decode(format, 1)),
+        timed(f"decode/b{many}", partial(one.decode, many), roof.decode(format, many)),
+        timed(f"prefill/{PREFILL}", partial(one.prefill, PREFILL), roof.prefill(format, PREFILL)),
+    ]
 
 
 def _swarm(field: Field, ring: Through) -> list[Contender]:

@@ -1,0 +1,94 @@
+"""What the roofline of this machine allows, beside what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+from shoal.bench.one import DEPTH, STEPS
+from shoal.bench.results import Expected, Progress, Report, describe_machine, of_rounds
+from shoal.config import Settings
+from shoal.executor.costs import model_cost
+from shoal.executor.machine import measure_machine
+from shoal.executor.thread import TorchThread
+from shoal.models.checkpoint import open_checkpoint
+from shoal.models.hollow import read_model_config
+from shoal.models.local import LocalModel
+from shoal.routing.roofline import Machine, SpanCost, prefill_time, step_time
+from shoal.types import Format
+
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """A machine, and what a model costs on it in each format."""
+
+    machine: Machine
+    costs: Mapping[Format, SpanCost]
+
+    def decode(self, format: Format, sessions: int) -> Expected:
+        """A step of so many sessions, as far on as they are while they are measured."""
+        context = DEPTH + STEPS // 2
+        return Expected(step_time(self.machine, self.costs[format], sessions, context), sessions)
+
+    def prefill(self, format: Format, tokens: int) -> Expected:
+        """A prompt."""
+        return Expected(prefill_time(self.machine, self.costs[format], tokens), tokens)
+
+    def described(self, threads: int) -> dict[str, Any]:
+        """The machine, as a report shows it."""
+        return {**describe_machine(threads), **_lines(self.machine)}
+
+
+def _lines(machine: Machine) -> dict[str, Any]:
+    return {
+        "bandwidth_bytes_s": round(machine.bandwidth),
+        "ops_per_s": {f: round(o) for f, o in machine.ops.items()},
+    }
+
+
+async def find_roof(
+    thread: TorchThread, settings: Settings, model: LocalModel, formats: Sequence[Format], progress: Progress
+) -> Roof:
+    """Measure this machine on ``thread``, and cost a model in each format.
+
+    Raises:
+        ShoalError: too little memory is free, or the model cannot be served in spans.
+    """
+    progress("measuring this machine", 0, 0)
+
+    def find() -> Roof:
+        machine = measure_machine(settings.threads)
+        config = read_model_config(open_checkpoint(model.path))
+        return Roof(machine, {format: model_cost(config, format, settings.kv) for format in formats})
+
+    return await thread.run(find)
+
+
+async def device(thread: TorchThread, settings: Settings, rounds: int, progress: Progress) -> Report:
+    """Memory bandwidth, and the ceiling of a large matrix product in each format.
+
+    Raises:
+        OutOfResources: too little memory is free.
+    """
+    found: list[Machine] = []
+    for turn in range(rounds):
+        progress("measuring this machine", turn, rounds)
+        found.append(await thread.run(partial(measure_machine, settings.threads)))
+    results = [of_rounds("device/read", "GB/s", [machine.bandwidth / 1e9 for machine in found])]
+    for format in found[0].ops:
+        results.append(
+            of_rounds(f"device/gemm/{format}", "Gop/s", [machine.ops[format] / 1e9 for machine in found])
+        )
+    best = Machine(
+        found[0].name,
+        found[0].memory,
+        median(machine.bandwidth for machine in found),
+        {format: median(machine.ops[format] for machine in found) for format in found[0].ops},
+        found[0].link,
+        found[0].rtt_s,
+    )
+    machine = {**describe_machine(settings.threads), **_lines(best)}
+    return Report("This machine", machine, tuple(results))
