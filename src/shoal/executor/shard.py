@@ -18,6 +18,7 @@ from torch._C._distributed_c10d import FileStore
 
 from shoal.errors import ShoalError, StepFailed, UsageError
 from shoal.executor import orders
+from shoal.executor.numa import stay_beside
 from shoal.executor.orders import Answer, Begin, Check, Done, Drop, Failed, Meet, Order, Part, Step
 from shoal.models.kv import Cache
 from shoal.models.probe import check_span
@@ -54,6 +55,8 @@ class Shard:
             As ``build_span``; RuntimeError when the others do not come.
         """
         self.device = device_of(rank, begin.ranks)
+        if self.device.type == "cpu":
+            stay_beside(rank, begin.ranks)
         _meet_others(begin, rank, self.device)
         self.whole = build_span(
             begin.model, begin.span, begin.dtype, str(self.device), kv_as=begin.kv, split=begin.ranks
