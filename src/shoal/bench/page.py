@@ -34,6 +34,7 @@ svg .axis { fill:var(--ink); font-size:12px; font-weight:600; }
 table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums; }
 th { text-align:left; color:var(--soft); font-weight:600; font-size:13px; }
 th, td { padding:6px 14px 6px 0; border-bottom:1px solid var(--grid); white-space:nowrap; }
+td:last-child { white-space:normal; min-width:150px; padding-right:0; }
 tr:last-child td { border-bottom:0; }
 .n { text-align:right; }
 .part { display:inline-block; width:70px; height:8px; margin-right:8px; border-radius:4px;

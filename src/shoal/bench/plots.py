@@ -51,7 +51,7 @@ def roofline(bandwidth: float, ceilings: Mapping[str, float], points: Sequence[P
     top = max(ceilings.values())
     low, high = min([*intensities, 0.5]) / 2, max([*intensities, 2 * top / bandwidth]) * 2
     least = min([point.ops for point in points] + [low * bandwidth]) / 2
-    x = Scale(low, high, LEFT, WIDTH - RIGHT, log=True)
+    x = Scale(low, high, LEFT, WIDTH - RIGHT - 90, log=True)
     y = Scale(least, top * 2, HEIGHT - BOTTOM, TOP, log=True)
     drawing = Drawing("Roofline: operations a second against operations for each byte read")
     drawing.axes(x, y, "operations for each byte read", "operations a second")
@@ -60,10 +60,10 @@ def roofline(bandwidth: float, ceilings: Mapping[str, float], points: Sequence[P
     for format, ops in sorted(ceilings.items(), key=lambda item: -item[1]):
         dash = "" if ops == top else "5 4"
         drawing.line([(x(ops / bandwidth), y(ops)), (x(high), y(ops))], "var(--ink)", 2, dash)
-        label = max(y(ops) - 6, label + 13)
-        drawing.text(x(high) - 4, label, f"{format} {short(ops)} op/s", "end", "note")
-    middle = low * (top / bandwidth / low) ** 0.35
-    drawing.text(x(middle) - 8, y(middle * bandwidth) - 8, f"memory {short(bandwidth)}B/s", "end", "note")
+        label = max(y(ops) + 4, label + 13)
+        drawing.text(x(high) + 6, label, f"{format} {short(ops)} op/s", kind="note")
+    middle = low * (top / bandwidth / low) ** 0.75
+    drawing.text(x(middle) - 10, y(middle * bandwidth) - 4, f"memory {short(bandwidth)}B/s", "end", "note")
     series = roofline_series(points)
     for point in points:
         place = x(point.intensity), y(point.ops)

@@ -88,7 +88,7 @@ async def language_pipes(
         for number, span in enumerate(spans):
             home = folder / f"node-{number}"
             home.mkdir()
-            (home / "node.toml").write_text(_config(model, span, number, peers, api))
+            (home / "node.toml").write_text(node_config(model, span, number, peers, api))
             environ = {
                 "HOME": str(home),
                 "LP_APP_DIR": str(home),
@@ -106,7 +106,7 @@ async def language_pipes(
         yield pipes
 
 
-def _config(model: LocalModel, span: Span, number: int, peers: Sequence[int], api: int) -> str:
+def node_config(model: LocalModel, span: Span, number: int, peers: Sequence[int], api: int) -> str:
     """The TOML of a node: the first has the ends and the API, the others come to it.
 
     A node takes as many layers as fit into ``memory``: half a layer more than its span has.

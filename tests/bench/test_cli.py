@@ -1,0 +1,54 @@
+"""`shoal bench`: what it prints, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shoal.bench.swarm import session_counts
+from tests.cli.conftest import Shoal, home, shoal
+
+__all__ = ["home", "shoal"]
+
+COMMANDS = ("device", "executor", "overhead", "swarm", "peers", "accuracy")
+
+
+def test_every_benchmark_prints_json(shoal: Shoal) -> None:
+    for command in COMMANDS:
+        assert "--json" in shoal("bench", command, "--help").out
+
+
+def test_the_executor_is_measured_in_a_format(shoal: Shoal, folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "out.html"
+    options = ("--model", str(folder), "--rounds", "1", "--threads", "1", "--format", "int8")
+    ran = shoal("bench", "executor", *options, "--report", str(page), "--json")
+    assert ran.code == 0, ran.out
+    assert ran.data["machine"]["threads"] == 1
+    names = [result["name"].removeprefix("executor/int8/") for result in ran.data["results"]]
+    assert names == ["decode/b1", "decode/b8", "decode/b32", "prefill/512"]
+    assert ran.data["results"][1]["vs"].keys() == {"b1"}
+    assert page.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("executor", "--format", "int3"), "format is 'int3'"),
+        (("peers", "--format", "fp32"), "llama.cpp is not compared in fp32"),
+        (("peers", "--llama-cpp", "/nowhere"), "has no llama-bench"),
+        (("accuracy", "--model", "no-such-model"), "no model is known"),
+        (("swarm", "--rounds", "0"), "rounds"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(shoal: Shoal, arguments: tuple[str, ...], said: str) -> None:
+    ran = shoal("bench", *arguments, "--json")
+    assert ran.code != 0
+    assert said in json.loads(ran.out)["error"]["message"]
+
+
+def test_sessions_double_up_to_the_most() -> None:
+    assert session_counts(1) == [1]
+    assert session_counts(6) == [1, 2, 4, 6]
+    assert session_counts(32) == [1, 2, 4, 8, 16, 32]

@@ -1,0 +1,58 @@
+"""A whole model in one process: it computes what transformers does, and its speeds are finite."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from shoal.bench.accuracy import TOKENS, WAYS, shipped_text, windows_of
+from shoal.bench.executor import torch_thread
+from shoal.bench.one import load_one
+from shoal.config import Settings
+from shoal.models.local import LocalModel
+from shoal.types import Format
+
+WINDOW = [5, 9, 3, 77, 4, 4, 18, 30, 2, 61]
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16", "int8"])
+async def test_losses_are_those_of_transformers(
+    settings: Settings, model: LocalModel, format: Format
+) -> None:
+    with torch_thread() as thread:
+        one = await load_one(thread, model, settings, format, kv="auto", tokens=64)
+        found = await thread.run(partial(one.losses, WINDOW, "float32", 2))
+    whole = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
+    with torch.inference_mode():
+        logits = whole(torch.tensor([WINDOW])).logits[0, :-1]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(WINDOW[1:]), reduction="none")
+    torch.testing.assert_close(
+        found, expected, rtol=0, atol={"fp32": 1e-4, "bf16": 0.02, "int8": 0.05}[format]
+    )
+
+
+async def test_speeds_are_measured_again_and_again_without_holding_kv(
+    settings: Settings, model: LocalModel
+) -> None:
+    with torch_thread() as thread:
+        one = await load_one(thread, model, settings, "bf16", kv="auto", tokens=3 * 48)
+        for _ in range(3):
+            assert await thread.run(partial(one.decode, 3)) > 0
+            assert await thread.run(partial(one.prefill, 40)) > 0
+        assert await thread.run(partial(one.ends_seconds, 2)) > 0
+
+
+def test_the_text_is_long_enough_and_cut_into_whole_windows() -> None:
+    text = shipped_text()
+    assert len(text.split()) > 25_000  # at least a token a word
+    assert TOKENS >= 20_000
+    assert text.isascii() and "\r" not in text
+    assert windows_of(range(10), 4) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_every_kind_of_loss_is_measured_alone() -> None:
+    names = {way.name for way in WAYS}
+    assert {"fp32", "bf16", "int8", "int4", "fp32+wire-int8", "bf16+kv-int8"} <= names

@@ -1,0 +1,131 @@
+"""Other programs: how they are started, asked and ended, and what is said when they are not there."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import trio
+import trio.lowlevel
+
+from shoal.bench.peers.language_pipes import layer_bytes, node_config
+from shoal.bench.peers.llama_cpp import NEEDED, LlamaCpp, find_llama_cpp
+from shoal.bench.peers.programs import ask, ask_together, free_port, output_of, running
+from shoal.config import Settings
+from shoal.errors import ShoalError, UsageError
+from shoal.models.local import LocalModel
+from shoal.types import Span
+from tests.bench.conftest import SMALL
+
+SERVER = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/busy":
+            return self.send_error(503, "busy")
+        self.send_response(200)
+        self.end_headers()
+        for line in open(sys.argv[2] + self.path):
+            self.wfile.write(b"data: " + line.encode() + b"\\n")
+    def log_message(self, *of):
+        pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def silent(label: str, done: int, total: int) -> None:
+    pass
+
+
+def chunk(**delta: str) -> str:
+    return json.dumps({"choices": [{"delta": delta}]})
+
+
+async def test_streamed_answers_are_counted_by_their_tokens(tmp_path: Path) -> None:
+    chat = [
+        chunk(role="assistant", content=""),
+        chunk(content=""),
+        chunk(content="a"),
+        chunk(content="b"),
+        chunk(),
+    ]
+    llama = [json.dumps({"content": text, "stop": not text}) for text in ("x", "y", "z", "")]
+    (tmp_path / "chat").write_text("\n".join([*chat, "[DONE]"]))
+    (tmp_path / "llama").write_text("\n".join(llama))
+    (tmp_path / "short").write_text(chat[2])
+    port = free_port()
+    command = [sys.executable, "-c", SERVER, str(port), str(tmp_path)]
+    async with running(command, {}, port, tmp_path / "server.log") as process:
+        assert (await ask(port, "/chat", {})).tokens == 2
+        answer = await ask(port, "/llama", {})
+        assert answer.tokens == 3 and 0 < answer.first_s <= answer.total_s
+        assert await ask_together(port, "/llama", [{}, {}]) > 0
+        with pytest.raises(ShoalError, match="503"):
+            await ask(port, "/busy", {})
+        with pytest.raises(ShoalError, match="1 tokens"):
+            await ask(port, "/short", {})
+    assert process.returncode is not None
+
+
+async def test_a_program_that_ends_early_says_why(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('no such model')"]
+    with pytest.raises(ShoalError, match="no such model"):
+        async with running(command, {}, free_port(), tmp_path / "server.log"):
+            pass
+    with pytest.raises(ShoalError, match="no such model"):
+        await output_of(command, {})
+
+
+async def test_a_folder_without_llama_cpp_is_refused(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no llama-bench"):
+        await find_llama_cpp(tmp_path, settings, silent)
+
+
+def stand_in(folder: Path, name: str, code: str) -> None:
+    (folder / name).write_text(f"#!{sys.executable}\n{code}\n")
+    (folder / name).chmod(0o755)
+
+
+async def test_speeds_are_read_from_what_llama_cpp_prints(settings: Settings, tmp_path: Path) -> None:
+    for name in NEEDED:
+        stand_in(tmp_path, name, "")
+    llama = await find_llama_cpp(tmp_path, settings, silent)
+    assert llama.threads == 1
+    stand_in(tmp_path, "llama-bench", "import sys; print('[{\"avg_ts\": %d}]' % (len(sys.argv)))")
+    lines = "print('noise'); print('{\"pl\": 8, \"speed_tg\": 80.5}')"
+    stand_in(tmp_path, "llama-batched-bench", lines)
+    stand_in(tmp_path, "llama-quantize", "import sys; open(sys.argv[3], 'w').write(sys.argv[4])")
+    model = tmp_path / "model.gguf"
+    alone = await llama.speed(model, generate=8)
+    assert await llama.speed(model, generate=8, rpc="127.0.0.1:1") == alone + 4
+    assert await llama.batched(model, 8, 16, 16) == 80.5
+    assert await llama.quantize(model, "bf16") == model
+    assert (await llama.quantize(model, "int8")).read_text() == "Q8_0"
+
+
+async def test_rpc_needs_a_build_with_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no RPC server") as caught:
+        async with LlamaCpp(tmp_path, 2).rpc(3, tmp_path):
+            await trio.lowlevel.checkpoint()
+    assert "GGML_RPC" in caught.value.check
+
+
+def test_a_node_of_language_pipes_is_given_the_room_of_its_layers(model: LocalModel) -> None:
+    shape = SMALL
+    weights = (
+        2 * shape.hidden * (shape.hidden + shape.hidden // 2)
+        + 3 * shape.hidden * shape.ffn
+        + 2 * shape.hidden
+    )
+    assert layer_bytes(model) == 2 * weights
+    first = tomllib.loads(node_config(model, Span(0, 1), 0, [7001, 7002], 7000))
+    second = tomllib.loads(node_config(model, Span(1, 2), 1, [7001, 7002], 7000))
+    assert first["job_port"] == 7000 and first["end_models"] == ["shoal/measured"]
+    assert second["bootstrap_nodes"] == [{"address": "127.0.0.1", "port": 7001}]
+    for node in (first, second):
+        (layers,) = node["layer_models"]
+        assert int(layers["memory"] * 2**30 / layer_bytes(model)) == 1
