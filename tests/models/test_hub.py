@@ -30,6 +30,14 @@ except ShoalError as error:
     print(json.dumps({"error": error.code, "message": error.message, "check": error.check}))
 """
 
+GLANCE = """
+import sys, json, pathlib
+from shoal.models.glance import glance
+from shoal.models.store import ModelStore
+seen = glance(ModelStore(pathlib.Path(sys.argv[1])), sys.argv[2])
+print(json.dumps({"name": seen.name, "stored": seen.stored, "context": seen.context}))
+"""
+
 
 class Hub(ThreadingHTTPServer):
     """Serves ``org/tiny`` out of a folder, and ``org/gated`` to nobody."""
@@ -71,7 +79,10 @@ class Handler(BaseHTTPRequestHandler):
             info = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
             info |= {"downloads": 0, "likes": 0}
             self._send(200, json.dumps(tree if "/tree/" in path else info).encode(), body)
-        elif path.startswith(f"/org/tiny/resolve/{COMMIT}/") and path.rsplit("/", 1)[1] in names:
+        elif (
+            path.startswith((f"/org/tiny/resolve/{COMMIT}/", "/org/tiny/resolve/main/"))
+            and path.rsplit("/", 1)[1] in names
+        ):
             data = (self.server.folder / path.rsplit("/", 1)[1]).read_bytes()
             etag = hashlib.sha1(data).hexdigest()
             self._send(200, data, body, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'})
@@ -103,11 +114,11 @@ def hub(tmp_path: Path) -> Generator[Hub]:
         hub.shutdown()
 
 
-def pull(tmp_path: Path, name: str, **environment: str) -> dict[str, object]:
+def pull(tmp_path: Path, name: str, *, script: str = SCRIPT, **environment: str) -> dict[str, object]:
     # huggingface_hub reads its environment when it is imported: each pull is a process of its own.
     environ = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environ |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"} | environment
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "store"), name]
+    command = [sys.executable, "-c", script, str(tmp_path / "store"), name]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -127,6 +138,14 @@ def test_a_hub_model_is_fetched_kept_in_hf_home_and_found_offline(hub: Hub, tmp_
     again = pull(tmp_path, "org/tiny", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
     assert again["path"] == found["path"]
     assert len(hub.asked) == asked
+
+
+@pytest.mark.models
+def test_a_glance_fetches_the_config_alone(hub: Hub, tmp_path: Path) -> None:
+    seen = pull(tmp_path, "org/tiny", script=GLANCE, HF_ENDPOINT=hub.url)
+    assert seen == {"name": "org/tiny", "stored": "F32", "context": 256}
+    assert {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path} == {"config.json"}
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.models

@@ -17,7 +17,7 @@ import typer.main
 from typer.exceptions import TyperException
 
 from shoal import config
-from shoal.cli import bench, chat, demo, doctor, key, models, node, status, swarms, version
+from shoal.cli import bench, chat, demo, doctor, key, models, node, plan, status, swarms, version
 from shoal.cli.options import debugging, remember
 from shoal.cli.output import as_shoal_error, interrupted, report, wants_json
 from shoal.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, ShoalError, UsageError
@@ -42,7 +42,7 @@ def before(
     remember(log_level=log_level)
 
 
-for group in (node, swarms, chat, status, models, key, doctor, demo, bench, version):
+for group in (node, swarms, chat, status, models, key, doctor, demo, bench, plan, version):
     group.register(app)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from shoal.errors import OutOfResources
 from shoal.executor.kernels import Matrix, Team, library, pack
-from shoal.routing.roofline import Machine
+from shoal.routing.roofline import LINK, RTT_S, Machine
 from shoal.types import Format
 
 BUFFER = 256 << 20
@@ -27,10 +27,6 @@ GPU_SIDE = 8192
 RUNS = 3
 LEAST_S = 0.15
 """Each measurement runs so often, and at least for so long."""
-LINK = 125e6
-"""Bytes in a second; assumed, as nobody knows to whom: a local network of 1 Gb/s."""
-RTT_S = 1e-3
-"""Assumed, as ``LINK``."""
 
 
 def measure_machine(threads: int, name: str = "this machine") -> Machine:

@@ -45,7 +45,7 @@ def describe(folder: Path, name: str, source: str, progress: Progress) -> LocalM
         digest=Digest(""),
         n_blocks=_positive(checkpoint, config, "num_hidden_layers"),
         hidden_size=_positive(checkpoint, config, "hidden_size"),
-        context=_context(config),
+        context=context_of(config),
         vocab_size=_positive(checkpoint, config, "vocab_size"),
     )
     digest = compute_digest(checkpoint, progress)
@@ -73,7 +73,8 @@ def _positive(checkpoint: Checkpoint, config: PretrainedConfig, field: str) -> i
     return value
 
 
-def _context(config: PretrainedConfig) -> int:
+def context_of(config: PretrainedConfig) -> int:
+    """The longest session, in tokens, that a model was made for."""
     for field in CONTEXT:
         value: object = getattr(config, field, None)
         if isinstance(value, int) and value > 0:

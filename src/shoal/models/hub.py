@@ -6,11 +6,12 @@ huggingface_hub reads ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_ENDPOINT`` and ``HF_
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -38,8 +39,7 @@ def fetch_snapshot(repo: str, progress: Progress, close: Iterable[str] = ()) -> 
         UnknownModel: the hub does not know it, does not let us have it, or cannot be reached.
         OutOfResources: the disk is full.
     """
-    hint = f"; close names here: {', '.join(close)}" if close else ""
-    try:
+    with _explained(repo, close):
         return Path(
             snapshot_download(
                 repo,
@@ -48,6 +48,20 @@ def fetch_snapshot(repo: str, progress: Progress, close: Iterable[str] = ()) -> 
                 tqdm_class=_bar(progress),
             )
         )
+
+
+def fetch_config(repo: str, close: Iterable[str] = ()) -> Path:
+    """A folder with the ``config.json`` of ``owner/name``, perhaps alone. Raises as ``fetch_snapshot``."""
+    with _explained(repo, close):
+        return Path(hf_hub_download(repo, "config.json")).parent
+
+
+@contextmanager
+def _explained(repo: str, close: Iterable[str]) -> Generator[None]:
+    """What the hub's client raises, as errors of ours."""
+    hint = f"; close names here: {', '.join(close)}" if close else ""
+    try:
+        yield
     except GatedRepoError as error:
         raise UnknownModel(
             f"{repo} is gated on the hub, and this machine has no right to it",

@@ -152,10 +152,12 @@ def _graphs(ring: Ring) -> list[Edges]:
     """One graph that is exact where that is cheap enough, else one for each order that is tried."""
     kinds = _kinds(ring)
     n = len(ring.cost.blocks)
+    orders = _orders(ring)
     states = math.prod(min(len(kind), n) + 1 for kind in kinds)
-    if states * len(kinds) * n * (n + 1) // 2 <= MOST_WORK:
+    spans = n * (n + 1) // 2
+    if states * len(kinds) * spans <= max(MOST_WORK, len(orders) * len(ring.machines) * spans):
         return [_by_counts(kinds, n)]
-    return [_by_order(order) for order in _orders(ring)]
+    return [_by_order(order) for order in orders]
 
 
 def _kinds(ring: Ring) -> list[list[int]]:

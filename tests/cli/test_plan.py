@@ -1,0 +1,187 @@
+"""`shoal plan`: what is asked of it, what it answers, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.executor import machine as measuring
+from shoal.routing.roofline import Machine
+from shoal.testing.checkpoints import FAMILIES
+from tests.cli.conftest import Shoal
+
+DESK = "name=desk,memory=16GiB,bandwidth=30GB/s,ops=200G,link=1Gb/s,rtt=20ms"
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    """A folder with a config and nothing else."""
+    FAMILIES["llama"]().save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """With how many threads this machine was measured; it has 8 GiB and is a thousandth of DESK."""
+    asked: list[int] = []
+
+    def measure(threads: int) -> Machine:
+        asked.append(threads)
+        return Machine("this machine", 8 << 30, 30e6, {"fp32": 2e8, "bf16": 1e8}, 1e9, 0.0)
+
+    monkeypatch.setattr(measuring, "measure_machine", measure)
+    return asked
+
+
+def test_a_config_and_a_described_machine_are_enough(shoal: Shoal, llama: Path, measured: list[int]) -> None:
+    data = shoal("plan", str(llama), "--machine", DESK, "--sessions", "4", "--json").data
+    assert (data["model"], data["format"], data["blocks"]) == ("llama", "fp32", 6)
+    assert data["machines"][0] | {"ops": None} == {
+        "name": "desk",
+        "memory": 16 << 30,
+        "bandwidth": 30e9,
+        "ops": None,
+        "link": 125e6,
+        "rtt_s": 0.02,
+    }
+    assert data["machines"][0]["ops"] == dict.fromkeys(("fp32", "bf16", "int8", "int4"), 200e9)
+    assert [stage["span"] for stage in data["stages"]] == ["0:6"]
+    assert data["one_session"]["bound"] == "memory"
+    assert data["one_session"]["tok_s"] == pytest.approx(30e9 / one_step(data), rel=0.01)
+    assert data["all_sessions"]["sessions"] == 4
+    assert data["prefill"]["first_token_s"] > 0
+    assert data["kv_tokens"] == data["stages"][0]["kv_tokens"]
+    assert not measured
+
+
+def one_step(data: dict[str, Any]) -> float:
+    """Bytes that a session reads for a token: weights, head, and KV of the whole context."""
+    kv_of_a_token = 2 * 2 * 16 * 4 * data["blocks"]
+    return data["bytes"] + (data["context"] + 1) * kv_of_a_token
+
+
+def test_without_machines_it_is_this_one_with_half_of_its_free_memory(
+    shoal: Shoal, llama: Path, measured: list[int]
+) -> None:
+    data = shoal("plan", str(llama), "--threads", "3", "--json").data
+    assert [(m["name"], m["memory"]) for m in data["machines"]] == [("this machine", 4 << 30)]
+    assert measured == [3]
+
+
+def test_this_machine_can_be_there_often(shoal: Shoal, llama: Path) -> None:
+    data = shoal("plan", str(llama), "--count", "3", "--json").data
+    assert [machine["name"] for machine in data["machines"]] == [f"this machine {i}" for i in (1, 2, 3)]
+
+
+def test_what_is_not_said_of_a_machine_is_this_ones(shoal: Shoal, llama: Path) -> None:
+    (machine,) = shoal("plan", str(llama), "--machine", "name=a,int8=1T", "--json").data["machines"]
+    assert (machine["memory"], machine["bandwidth"]) == (4 << 30, 30e6)
+    assert machine["ops"] == {"fp32": 2e8, "bf16": 1e8, "int8": 1e12}
+    assert (machine["link"], machine["rtt_s"]) == (125e6, 1e-3)
+
+
+def test_machines_stand_in_a_file_too(shoal: Shoal, llama: Path, tmp_path: Path) -> None:
+    file = tmp_path / "machines.toml"
+    file.write_text(
+        '[[machine]]\nname = "a"\ncount = 2\nmemory = "1GiB"\nbandwidth = "1GB/s"\nops = "1T"\nint4 = "2T"\n'
+        '[[machine]]\nmemory = "2GiB"\nbandwidth = "8Gb/s"\nops = "500 GFLOP/s"\nlink = "12.5MB/s"\n'
+        'rtt = "1s"\n'
+    )
+    machines = shoal("plan", str(llama), "--machines", str(file), "--json").data["machines"]
+    assert [machine["name"] for machine in machines] == ["a 1", "a 2", "machine 2"]
+    assert [machine["bandwidth"] for machine in machines] == [1e9, 1e9, 1e9]
+    assert machines[0]["ops"] == {"fp32": 1e12, "bf16": 1e12, "int8": 1e12, "int4": 2e12}
+    assert (machines[2]["ops"]["int4"], machines[2]["link"], machines[2]["rtt_s"]) == (5e11, 12.5e6, 1.0)
+
+
+def test_the_format_and_the_kv_can_be_chosen(shoal: Shoal, llama: Path) -> None:
+    asked = ("plan", str(llama), "--machine", DESK, "--json")
+    sizes = [shoal(*asked, "--format", format).data["bytes"] for format in ("fp32", "bf16", "int8", "int4")]
+    assert sizes == sorted(sizes, reverse=True)
+    plain = shoal(*asked, "--format", "bf16").data["kv_tokens"]
+    assert shoal(*asked, "--format", "bf16", "--kv", "int8").data["kv_tokens"] > 1.5 * plain
+
+
+def test_a_reader_gets_a_table_and_sentences(shoal: Shoal, llama: Path) -> None:
+    out = shoal("plan", str(llama), "--machine", DESK, "--count", "2").out
+    for words in (
+        "desk 1",
+        "0:6",
+        "1 session",
+        "8 sessions",
+        "bound by memory",
+        "prompt of 256",
+        "tokens of KV",
+    ):
+        assert words in out
+    assert "1 of 2 machines" in out
+
+
+def test_what_does_not_fit_ends_with_6_and_says_what_is_lacking(shoal: Shoal, llama: Path) -> None:
+    ran = shoal("plan", str(llama), "--machine", DESK.replace("16GiB", "300KB"))
+    assert (ran.code, ran.out) == (6, "")
+    assert "GiB of memory are lacking" in ran.err
+    assert "of 6 find no room" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("desk", "'desk'"),
+        ("name=a,name=b", "'name=b'"),
+        ("colour=red", "unknown key 'colour'"),
+        ("memory=lots", "'lots' is not a size"),
+        ("bandwidth=30", "'30' for bandwidth"),
+        ("bandwidth=0GB/s", "'0GB/s' for bandwidth"),
+        ("ops=fast", "'fast' for ops"),
+        ("rtt=20", "'20' for rtt"),
+        ("count=0", "'0' for count"),
+        ("name=", "'' for name"),
+    ],
+)
+def test_a_machine_that_makes_no_sense_is_refused(shoal: Shoal, llama: Path, text: str, said: str) -> None:
+    ran = shoal("plan", str(llama), "--machine", text)
+    assert ran.code == 2
+    assert said in ran.err
+
+
+def test_too_many_machines_are_refused(shoal: Shoal, llama: Path) -> None:
+    ran = shoal("plan", str(llama), "--machine", f"{DESK},count=500", "--count", "3")
+    assert ran.code == 2
+    assert "more than 1000 machines" in ran.err
+
+
+@pytest.mark.parametrize(
+    "text", ["nonsense", "machine = 3", "machine = [3]", "[other]", '[[machine]]\nx = "y"']
+)
+def test_a_file_that_makes_no_sense_is_refused(shoal: Shoal, llama: Path, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "machines.toml"
+    file.write_text(text)
+    ran = shoal("plan", str(llama), "--machines", str(file))
+    assert ran.code == 2
+    assert "machines.toml" in ran.err
+    assert shoal("plan", str(llama), "--machines", str(tmp_path / "none")).code == 2
+
+
+def test_a_session_longer_than_the_model_was_made_for_is_refused(shoal: Shoal, llama: Path) -> None:
+    ran = shoal("plan", str(llama), "--machine", DESK, "--context", "257")
+    assert ran.code == 1
+    assert "sessions of 256 tokens, not 257" in ran.err
+
+
+def test_a_model_that_nobody_knows_is_refused(shoal: Shoal) -> None:
+    ran = shoal("plan", "SmolLM2-135M-Instrukt", "--machine", DESK)
+    assert ran.code == 1
+    assert "SmolLM2-135M-Instruct" in ran.err
+    assert "hub cannot be reached" in shoal("plan", "org/none", "--machine", DESK).err
+
+
+def test_a_quantised_or_nested_config_is_refused(shoal: Shoal, llama: Path) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
+    ran = shoal("plan", str(llama), "--machine", DESK)
+    assert ran.code == 1
+    assert "quantised" in ran.err
