@@ -63,7 +63,8 @@ def steady() -> None:
     """Keep the interpreter out of a step's way, once everything is loaded.
 
     What is loaded stays: the collector need not walk through torch's and transformers' objects again, which
-    takes it a quarter of a second. And a thread that wants the interpreter gets it after half a millisecond, not after five.
+    takes it a quarter of a second. And a thread that wants the interpreter gets it after half a millisecond,
+    not after five.
     """
     gc.collect()
     gc.freeze()
