@@ -9,10 +9,10 @@ from statistics import median
 from typing import Any
 
 from shoal.bench.one import DEPTH, STEPS
-from shoal.bench.results import Expected, Progress, Report, describe_machine, of_rounds
+from shoal.bench.results import Expected, Progress, Report, Result, describe_machine, of_rounds
 from shoal.config import Settings
 from shoal.executor.costs import model_cost
-from shoal.executor.machine import measure_machine
+from shoal.executor.machine import measure_gpu, measure_machine
 from shoal.executor.thread import TorchThread
 from shoal.models.checkpoint import open_checkpoint
 from shoal.models.hollow import read_model_config
@@ -49,6 +49,17 @@ def _lines(machine: Machine) -> dict[str, Any]:
     }
 
 
+def _results(name: str, found: Sequence[Machine]) -> list[Result]:
+    """A machine measured several times; nothing where there is none."""
+    if not found:
+        return []
+    ceilings = {format: [machine.ops[format] / 1e9 for machine in found] for format in found[0].ops}
+    return [
+        of_rounds(f"{name}/read", "GB/s", [machine.bandwidth / 1e9 for machine in found]),
+        *(of_rounds(f"{name}/gemm/{format}", "Gop/s", values) for format, values in ceilings.items()),
+    ]
+
+
 async def find_roof(
     thread: TorchThread, settings: Settings, model: LocalModel, formats: Sequence[Format], progress: Progress
 ) -> Roof:
@@ -74,14 +85,13 @@ async def device(thread: TorchThread, settings: Settings, rounds: int, progress:
         OutOfResources: too little memory is free.
     """
     found: list[Machine] = []
+    gpus: list[Machine] = []
     for turn in range(rounds):
         progress("measuring this machine", turn, rounds)
         found.append(await thread.run(partial(measure_machine, settings.threads)))
-    results = [of_rounds("device/read", "GB/s", [machine.bandwidth / 1e9 for machine in found])]
-    for format in found[0].ops:
-        results.append(
-            of_rounds(f"device/gemm/{format}", "Gop/s", [machine.ops[format] / 1e9 for machine in found])
-        )
+        if gpu := await thread.run(measure_gpu):
+            gpus.append(gpu)
+    results = _results("device", found) + _results("gpu", gpus)
     best = Machine(
         found[0].name,
         found[0].memory,

@@ -56,7 +56,10 @@ def measure_machine(threads: int, name: str = "this machine") -> Machine:
 
 
 def measure_gpu(index: int = 0) -> Machine | None:
-    """A CUDA device, of which torch's own fp32 and bf16 are used; ``None`` where there is none."""
+    """A CUDA device, with torch's own products in fp32 and bf16; ``None`` where there is none.
+
+    Written without such a device at hand: its figures have not been held against the maker's yet.
+    """
     if not torch.cuda.is_available():
         return None
     device = torch.device("cuda", index)

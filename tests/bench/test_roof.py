@@ -1,0 +1,37 @@
+"""`shoal bench device`: the medians of several measurements, of the CPU and of a GPU where there is one."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.bench import roof
+from shoal.bench.executor import torch_thread
+from shoal.bench.results import Report
+from shoal.config import Settings
+from shoal.routing.roofline import Machine
+
+
+def machine(bandwidth: float) -> Machine:
+    return Machine("m", 1 << 30, bandwidth, {"fp32": 2 * bandwidth}, 1e9, 0.0)
+
+
+async def measured(monkeypatch: pytest.MonkeyPatch, gpu: Machine | None) -> Report:
+    found = iter([machine(3e9), machine(1e9), machine(2e9)])
+    monkeypatch.setattr(roof, "measure_machine", lambda threads: next(found))
+    monkeypatch.setattr(roof, "measure_gpu", lambda: gpu)
+    with torch_thread() as thread:
+        return await roof.device(thread, Settings(threads=1), 3, lambda *_: None)
+
+
+async def test_bandwidth_and_ceilings_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = await measured(monkeypatch, None)
+    assert [(r.name, r.value, r.min, r.max) for r in report.results] == [
+        ("device/read", 2, 1, 3),
+        ("device/gemm/fp32", 4, 2, 6),
+    ]
+    assert report.machine["bandwidth_bytes_s"] == 2e9
+
+
+async def test_a_gpu_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = await measured(monkeypatch, machine(4e12))
+    assert [(r.name, r.value) for r in report.results][2:] == [("gpu/read", 4000), ("gpu/gemm/fp32", 8000)]
