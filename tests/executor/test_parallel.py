@@ -145,6 +145,21 @@ def test_the_other_process_keeps_a_session_until_it_is_told_to_drop_it() -> None
 
 
 @pytest.mark.swarm
+def test_weights_of_16_bits_and_kv_of_8_are_held_so(local: Local) -> None:
+    model = local("qwen3")
+    two = load_parallel(model, SPAN, "bf16", kv="int8", ranks=2, threads=2)
+    try:
+        one = load_span(model, SPAN, "bfloat16", kv_as="int8")
+        assert two.tensor_bytes == pytest.approx(one.tensor_bytes, rel=0.02)
+        assert two.kv_bytes(1000) == one.kv_bytes(1000) < load_span(model, SPAN).kv_bytes(1000) / 2
+        hidden = torch.randn(1, 4, two.width, generator=torch.Generator().manual_seed(0)).bfloat16()
+        given, expected = (run(span, hidden, ((0, 3), (3, 4))).float() for span in (two, one))
+        assert (given - expected).norm() < 0.02 * expected.norm()  # both round to 8 bits of mantissa
+    finally:
+        two.close()
+
+
+@pytest.mark.swarm
 async def test_a_process_that_dies_ends_the_steps_and_who_watches(local: Local, tmp_path: Path) -> None:
     load = {"kv": "auto", "threads": 2, "cache": tmp_path, "parallel": 2}
     runner = load_runner(local("llama"), SPAN, "fp32", **load)

@@ -14,7 +14,6 @@ from typing import BinaryIO, cast
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import FileStore
 
 from shoal.errors import ShoalError, StepFailed, UsageError
 from shoal.executor import orders
@@ -90,7 +89,7 @@ class Shard:
 
 def _meet_others(begin: Begin, rank: int, device: torch.device) -> None:
     deadline = timedelta(seconds=begin.deadline_s)
-    store = FileStore(begin.store, begin.ranks)
+    store = dist.FileStore(begin.store, begin.ranks)  # pyright: ignore[reportPrivateImportUsage]
     store.set_timeout(deadline)
     bound = device if device.type == "cuda" else None
     backend = "gloo" if bound is None else "nccl"
