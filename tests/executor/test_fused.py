@@ -229,8 +229,8 @@ async def test_two_thousand_sessions_leave_nothing_behind(models: Models, tmp_pa
 async def emptied(engine: Engine) -> None:
     """Every session closed, every page given back, at the latest after the next forwards."""
     with trio.fail_after(30):
-        while engine.pool.taken:
-            await trio.sleep(0.01)  # noqa: ASYNC110 — the thread that gives pages back tells nobody
+        while engine.pool.taken:  # noqa: ASYNC110 — the thread that gives pages back tells nobody
+            await trio.sleep(0.01)
     assert (engine.sessions, engine.tokens_free) == (0, engine.tokens)
 
 
