@@ -22,9 +22,9 @@ from shoal.client.sampling import Sampler, Sampling
 from shoal.client.session import Session
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
-from shoal.executor.formats import dtype_of
+from shoal.errors import UsageError
 from shoal.models.local import LocalModel
-from shoal.types import resolve_format
+from shoal.types import Format, resolve_format
 
 PROMPT = tuple(range(100, 132))
 """32 token ids; what they say does not matter to the clock."""
@@ -85,7 +85,7 @@ class Alone:
         """Load the model and run the prompt."""
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        dtype: torch.dtype = getattr(torch, dtype_of(resolve_format(settings.format, model.dtype)))
+        dtype = _dtype(resolve_format(settings.format, model.dtype))
         loaded = AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, local_files_only=True)
         return cls(loaded.eval())
 
@@ -129,3 +129,19 @@ async def session_through(swarm: Swarm, settings: Settings, count: int) -> Async
     async with swarm.session(settings.model, tokens=room, format=asked_format(settings)) as session:
         first = await session.advance(PROMPT, sampler)
         yield Through(session, sampler, first.token)
+
+
+def _dtype(format: Format) -> torch.dtype:
+    """What transformers itself computes in.
+
+    Raises:
+        UsageError: it has no such format.
+    """
+    dtypes: dict[Format, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if format not in dtypes:
+        raise UsageError(
+            f"transformers does not run {format} by itself, so there is nothing to compare with",
+            check="--format fp32 or bf16",
+            next_command=f"shoal bench swarm --format {format}",
+        )
+    return dtypes[format]
