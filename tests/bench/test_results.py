@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from shoal.bench.peers.compare import forgiving
 from shoal.bench.results import (
     Contender,
     Expected,
@@ -15,6 +16,7 @@ from shoal.bench.results import (
     describe_machine,
     in_turns,
 )
+from shoal.errors import ShoalError
 from shoal.routing.roofline import Estimate
 
 QUARTER = Expected(Estimate(0.25, "memory", bytes=100.0, ops=200.0), tokens=8)
@@ -38,6 +40,22 @@ async def test_contenders_take_turns_and_the_first_round_is_not_counted() -> Non
     found = await in_turns([contender("a", [99, 3, 1, 2]), contender("b", [99, 10, 30, 20])], 3, silent)
     assert "".join(turns) == "abababab"
     assert [(r.name, r.value, r.min, r.max) for r in found] == [("a", 2, 1, 3), ("b", 20, 10, 30)]
+
+
+async def test_another_program_that_fails_is_noted_and_does_not_end_the_run() -> None:
+    said: list[str] = []
+    fate: list[float | Exception] = [9, ShoalError("torn"), 4, ExceptionGroup("", [ShoalError("gone")]), 5]
+
+    async def run() -> float:
+        got = fate.pop(0)
+        if isinstance(got, Exception):
+            raise got
+        return got
+
+    (found,) = await in_turns([forgiving(Contender("a", "tok/s", run), said)], 5, silent)
+    assert (found.min, found.max) == (4, 4)
+    assert said == ["a failed: torn", "a failed: gone"]
+    assert fate == [5]  # it is asked no more
 
 
 def test_a_result_says_its_ratio_to_what_was_measured_beside_it() -> None:

@@ -179,7 +179,7 @@ def compared(results: Iterable[Result], pairs: Mapping[str, Mapping[str, str]]) 
 async def in_turns(contenders: Sequence[Contender], rounds: int, progress: Progress) -> list[Result]:
     """Measure each contender once a round, in turns, so that what else the machine does falls on all alike.
 
-    A first round warms up and is not counted.
+    A first round warms up and is not counted, nor are turns that gave no number (NaN).
     """
     values: dict[Contender, list[float]] = {contender: [] for contender in contenders}
     total = (rounds + 1) * len(contenders)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,7 @@ from shoal.bench.results import (
 from shoal.bench.roof import Roof, find_roof
 from shoal.bench.through import Through, through
 from shoal.cli.local import split
+from shoal.cli.output import as_shoal_error
 from shoal.config import Settings
 from shoal.errors import ShoalError, UnsupportedModel, UsageError
 from shoal.executor.thread import TorchThread
@@ -38,8 +40,10 @@ from shoal.types import Format
 
 REQUEST_TOKENS = 32
 """Tokens of an answer."""
-WORDS = 64
-"""Words of a request's prompt."""
+TRIES = 2
+"""Failures of another program after which it is asked no more."""
+WORDS = 60
+"""Words of a request's prompt. With 64 tokens, two whole chunks, language-pipes never answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,17 +209,32 @@ async def _language_pipes(field: Field, stack: AsyncExitStack, notes: list[str])
         return (await pipes.ask(prompt, 3)).first_s
 
     together = partial(pipes.requests_rate, field.prompts, REQUEST_TOKENS)
-    contenders = [
-        Contender("language-pipes/bf16/decode/b1", "tok/s", decode),
-        Contender("language-pipes/bf16/first-token", "s", first_token),
+    name = "language-pipes/bf16"
+    return [
+        forgiving(Contender(f"{name}/decode/b1", "tok/s", decode), notes),
+        forgiving(Contender(f"{name}/first-token", "s", first_token), notes),
+        forgiving(_speed(f"{name}/requests/{asked.sessions}", together), notes),
     ]
-    try:
-        await together()
-    except ShoalError as error:
-        notes.append(f"language-pipes fails with {asked.sessions} requests at once: {error.message}")
-    else:
-        contenders.append(_speed(f"language-pipes/bf16/requests/{asked.sessions}", together))
-    return contenders
+
+
+def forgiving(contender: Contender, notes: list[str]) -> Contender:
+    """A contender whose failures do not end the run: they are noted, and after ``TRIES`` it is left out."""
+    failures: list[str] = []
+
+    async def run() -> float:
+        if len(failures) == TRIES:
+            return math.nan
+        try:
+            return await contender.run()
+        except (ShoalError, ExceptionGroup) as error:
+            known = as_shoal_error(error)
+            if known is None:
+                raise
+            failures.append(known.message)
+            notes.append(f"{contender.name} failed: {known.message}")
+            return math.nan
+
+    return replace(contender, run=run)
 
 
 def _pairs(asked: Asked) -> dict[str, dict[str, str]]:
