@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -187,11 +188,12 @@ async def in_turns(contenders: Sequence[Contender], rounds: int, progress: Progr
         for place, contender in enumerate(contenders):
             progress(f"measuring {contender.name}", turn * len(contenders) + place, total)
             value = await contender.run()
-            if turn:
+            if turn and not math.isnan(value):
                 values[contender].append(value)
     return [
         of_rounds(contender.name, contender.unit, found, contender.expected)
         for contender, found in values.items()
+        if found
     ]
 
 
