@@ -23,7 +23,7 @@ MAX_ROWS = 512
 """Rows of one forward: what bounds its working memory."""
 DECODE_ROWS = 8
 """A step of so many rows runs whole, beside decode steps: some tokens of speculation, or a last piece."""
-ALONE_ROWS = 64
+ALONE_ROWS = 16
 """Rows of a prefill's slice while others decode but have nothing ready: how long they may have to wait."""
 FEW_ROWS = 4
 """Rows up to which a forward is bound by memory, on most machines."""
@@ -220,7 +220,7 @@ class Batcher:
         """
         if not self._queues:
             return
-        until = min(queue[0].asked for queue in self._queues.values()) + min(self._pace.fixed, LATE_S)
+        until = time.perf_counter() + min(self._pace.fixed, LATE_S)
         while (now := time.perf_counter()) < until:
             if not any(
                 rhythm.due(now, until)
