@@ -52,6 +52,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "kv": ("int8", "int8"),
         "wire": ("bfloat16", "bfloat16"),
         "log_level": ("debug", "debug"),
+        "log_format": ("json", "json"),
         "announce_s": ("2.5", 2.5),
         "expiry_s": ("45", 45.0),
     }
@@ -83,6 +84,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         ("kv", "fp32", "auto, int8"),
         ("wire", "float16", "auto, float32, bfloat16, int8"),
         ("log_level", "loud", "debug, info, warning, error"),
+        ("log_format", "xml", "text, json"),
         ("max_sessions", 0, "between 1"),
         ("expiry_s", 5, "three times"),
     ],

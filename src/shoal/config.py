@@ -129,6 +129,12 @@ class Settings:
     """Seconds to wait for every hop to open a session."""
     log_level: str = "warning"
     """Least severity on stderr: debug, info, warning or error."""
+    log_format: Literal["text", "json"] = "text"
+    """How lines on stderr look: for a person, or one JSON object each."""
+    metrics_host: str = "127.0.0.1"
+    """The interface at which a node shows its figures to Prometheus; ``none`` shows them nowhere."""
+    metrics_port: int = 0
+    """TCP port for that; 0 takes a free one, which ``shoal status`` finds."""
     paths: Paths = field(default_factory=lambda: default_paths(os.environ))
 
 
@@ -259,6 +265,7 @@ _PORTS = (0, 65535)
 _BOUNDS: dict[str, tuple[float, float]] = {
     "port": _PORTS,
     "direct_port": _PORTS,
+    "metrics_port": _PORTS,
     "memory": (0, 1 << 60),
     "threads": (0, 4096),
     "parallel": (1, 64),
@@ -275,6 +282,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "kv": ("auto", "int8"),
     "wire": ("auto", *get_args(Codec)),
     "log_level": ("debug", "info", "warning", "error"),
+    "log_format": ("text", "json"),
 }
 
 

@@ -38,8 +38,11 @@ def before(
         str | None,
         typer.Option(help="Least severity on stderr: debug, info, warning or error.", show_default=False),
     ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="Lines on stderr: text or json.", show_default=False)
+    ] = None,
 ) -> None:
-    remember(log_level=log_level)
+    remember(log_level=log_level, log_format=log_format)
 
 
 for group in (node, swarms, chat, status, models, key, doctor, demo, bench, plan, version):

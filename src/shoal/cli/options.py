@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from shoal import config
 from shoal.config import Settings
+from shoal.metrics.logs import log_to_stderr
 from shoal.swarm.membership import PUBLIC
 from shoal.types import Format
 
@@ -71,7 +71,7 @@ def settings(**flags: Any) -> Settings:
     if given.get("public") and given.get("swarm") is None:
         given["swarm"] = PUBLIC
     found = config.load({**_for_every_command, **given})
-    _log_to_stderr(found.log_level)
+    log_to_stderr(found.log_level, found.log_format)
     return found
 
 
@@ -83,12 +83,3 @@ def asked_format(settings: Settings) -> Format | None:
 def debugging() -> bool:
     """Whether the user asked for everything, tracebacks too."""
     return logging.getLogger("shoal").isEnabledFor(logging.DEBUG)
-
-
-def _log_to_stderr(level: str) -> None:
-    """Our own log at ``level``; the libraries' warnings only with ``debug``, for they are not the user's."""
-    libraries = logging.WARNING if level == "debug" else logging.ERROR
-    logging.basicConfig(
-        stream=sys.stderr, level=libraries, format="%(levelname)s %(name)s: %(message)s", force=True
-    )
-    logging.getLogger("shoal").setLevel(level.upper())

@@ -7,8 +7,8 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -21,6 +21,7 @@ from shoal.errors import EXIT_INTERRUPTED, EXIT_OK
 from shoal.net.identity import Identity
 from shoal.swarm.here import RunningNode, shown
 from shoal.swarm.join import join_swarm
+from shoal.tasks import one_error
 from shoal.types import PeerAddress, Span, resolve_format
 
 if TYPE_CHECKING:
@@ -55,8 +56,28 @@ async def serve(settings: Settings, span: Span | None, *, as_json: bool) -> int:
             node = await stack.enter_async_context(
                 start_node(network, member, model, chosen, settings, lambda text: report(text, 0, 0))
             )
+        figures = await stack.enter_async_context(_figures(settings, node))
         steady()
-        return await _until_asked(settings, network, node, as_json)
+        return await _until_asked(settings, network, node, figures, as_json)
+
+
+@asynccontextmanager
+async def _figures(settings: Settings, node: Node) -> AsyncGenerator[str]:
+    """Show the node's figures and traces while the block runs; gives the URL, empty when they are not wanted.
+
+    Raises:
+        PortInUse: a port was asked for and is taken.
+    """
+    from shoal.node.endpoint import show
+    from shoal.node.figures import pages
+
+    if settings.metrics_host == "none":
+        yield ""
+        return
+    with one_error():
+        async with trio.open_nursery() as nursery:
+            yield await nursery.start(show, pages(node), settings.metrics_host, settings.metrics_port)
+            nursery.cancel_scope.cancel()
 
 
 def steady() -> None:
@@ -71,10 +92,10 @@ def steady() -> None:
     sys.setswitchinterval(0.0005)
 
 
-async def _until_asked(settings: Settings, network: Network, node: Node, as_json: bool) -> int:
+async def _until_asked(settings: Settings, network: Network, node: Node, figures: str, as_json: bool) -> int:
     addresses = whole(network.address)
     here = RunningNode(
-        os.getpid(), network.peer, settings.swarm, node.model.name, str(node.span), tuple(addresses)
+        os.getpid(), network.peer, settings.swarm, node.model.name, str(node.span), tuple(addresses), figures
     )
     with (
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
@@ -89,6 +110,7 @@ async def _until_asked(settings: Settings, network: Network, node: Node, as_json
             end=node.span.end,
             addresses=addresses,
             pid=here.pid,
+            figures=figures,
         )
         asked = await anext(signals)
         tell("leaving", as_json, sessions=node.server.sessions)

@@ -28,9 +28,20 @@ def register(app: typer.Typer) -> None:
     app.command()(ping)
 
 
-def status(swarm: options.Swarm = None, public: options.Public = None, as_json: options.Json = False) -> None:
+def status(
+    swarm: options.Swarm = None,
+    public: options.Public = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Recent steps, hop by hop, as this machine's nodes saw them.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
     """Show what the swarm serves. Names the blocks that nobody serves, and how fast each peer is."""
-    view = _look(options.settings(swarm=swarm, public=public))
+    settings = options.settings(swarm=swarm, public=public)
+    if trace:
+        _trace(settings, as_json)
+        return
+    view = _look(settings)
     emit(view, as_json, lambda: status_page(view))
 
 
@@ -60,6 +71,13 @@ def ping(
     emit({"swarm": settings.swarm, "peers": found}, as_json, lambda: pings_table(found))
     if any(pinged.rtt_ms is None for pinged in found):
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _trace(settings: Settings, as_json: bool) -> None:
+    from shoal.cli.trace import recent, trace_page
+
+    found = recent(settings)
+    emit({"nodes": found}, as_json, lambda: trace_page(found))
 
 
 def _look(settings: Settings) -> Overview:

@@ -60,6 +60,9 @@ class Channel:
         self._ready = trio.Event()
         self._reason = "the channel was closed"
         self._heard = trio.current_time()
+        self.received = 0
+        """Bytes that came over the pipe, and that were given to it."""
+        self.sent = 0
         self._asked: tuple[int, float] | None = None  # our last ping's nonce, and when it was sent
         self._probe: tuple[int, float, int] | None = None  # nonce, when, and the bytes up to and with it
         self.rtt_s: float | None = None
@@ -197,6 +200,7 @@ class Channel:
                 raise ChannelClosed(f"no channel to {self.peer}: {self._reason}")
             whole = None if self._queues or self._pumping else outgoing.whole()
             if whole is not None and self._pipe.send_now(whole):
+                self.sent += len(whole)
                 return self._pipe.unsent
             queue = self._queues.setdefault(key, deque())
             if key == b"" and len(queue) >= CONTROL_LIMIT:
@@ -220,6 +224,7 @@ class Channel:
             else:
                 del self._queues[key]
             self._queued -= len(fragment) - FRAGMENT_HEADER
+            self.sent += len(fragment)
             return fragment
 
     async def _pump(self) -> None:
@@ -238,6 +243,7 @@ class Channel:
         assembler = Assembler()
         while data := await self._pipe.receive_some():
             self._heard = trio.current_time()
+            self.received += len(data)
             for message, payload in assembler.feed(data):
                 await self._take(handle, message, payload)
         self.close("the peer hung up")

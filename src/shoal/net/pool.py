@@ -36,6 +36,7 @@ class ChannelPool:
         self._channels: dict[PeerId, list[Channel]] = defaultdict(list)
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._nursery: trio.Nursery | None = None
+        self._received = self._sent = 0  # over channels that have ended
 
     async def run(
         self, *, accept: bool, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -78,6 +79,16 @@ class ChannelPool:
         """Every live channel."""
         return [channel for channels in self._channels.values() for channel in channels]
 
+    @property
+    def received(self) -> int:
+        """Bytes that came over all channels that there ever were."""
+        return self._received + sum(channel.received for channel in self.all())
+
+    @property
+    def sent(self) -> int:
+        """Bytes that went over them."""
+        return self._sent + sum(channel.sent for channel in self.all())
+
     def _live(self, peer: PeerId) -> Channel | None:
         return next((c for c in self._channels.get(peer, ()) if not c.closed), None)
 
@@ -104,6 +115,8 @@ class ChannelPool:
         try:
             await channel.run(self._handle)
         finally:
+            self._received += channel.received
+            self._sent += channel.sent
             self._channels[channel.peer].remove(channel)
             if not self._channels[channel.peer]:
                 del self._channels[channel.peer]

@@ -41,6 +41,8 @@ class Hop:
     codec: CodecChooser
     measured: Callable[[Step, Forwarded], None]
     """Told of each step on the engine's thread."""
+    failed: Callable[[ShoalError], None] = lambda _: None
+    """Told of each step, and of a session, that came to nothing."""
     rules: HopSession = field(init=False)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
@@ -58,6 +60,11 @@ class Hop:
         return SessionId(self.opened.session)
 
     @property
+    def waiting(self) -> int:
+        """Steps that are here and have not been sent on."""
+        return self._taken - self._seen_to
+
+    @property
     def sender(self) -> PeerId:
         """Who may send this session's steps."""
         return PeerId(self.opened.previous) if self.opened.previous else self.client.peer
@@ -65,7 +72,7 @@ class Hop:
     def take(self, step: Step, payload: bytes) -> None:
         """Hand a step to the engine, or tell the client why not."""
         try:
-            if self._taken - self._seen_to >= QUEUE:
+            if self.waiting >= QUEUE:
                 raise Busy(f"{QUEUE} steps of this session are waiting already")
             self.rules.accept(step)
         except ShoalError as error:
@@ -88,6 +95,7 @@ class Hop:
 
     def fail(self, number: int | None, error: ShoalError) -> None:
         """Tell the client; when it is gone too, its channel's end has freed this session already."""
+        self.failed(error)
         failed = Failed(self.opened.session, number, self.opened.hop, error.code, shorten(error.message))
         with suppress(ChannelClosed):
             self.client.post(failed)

@@ -7,6 +7,7 @@ refusal. Neither touches anybody else's session.
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +26,9 @@ from shoal.errors import (
     UnknownSession,
 )
 from shoal.executor.engine import Engine, Forwarded
+from shoal.metrics.logs import about
+from shoal.metrics.meters import Metrics
+from shoal.metrics.trace import HopTrace, Trace, hop_step
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
@@ -66,12 +70,16 @@ class SpanServer:
         """Set to refuse new sessions while those there are come to their end."""
         self.step_ms = 0.0
         """Smoothed time of a decode step through the span; 0 before the first."""
+        self.channels = ChannelPool(network, self._handle, self._lost)
+        self._peer = network.peer
+        self.metrics = Metrics()
+        self.trace = Trace()
+        """Steps as this hop saw them."""
         self.steps = 0
         self._wire: Codec | Literal["auto"] = wire
         self._sessions_per_peer = sessions_per_peer
         self._hops: dict[SessionId, Hop] = {}
         self._opening: dict[SessionId, _Opening] = {}
-        self._pool = ChannelPool(network, self._handle, self._lost)
         self._nursery: trio.Nursery | None = None
         self._idle = trio.Event()
         self._idle.set()
@@ -80,11 +88,16 @@ class SpanServer:
     def sessions(self) -> int:
         return len(self._hops)
 
+    @property
+    def waiting(self) -> int:
+        """Steps of all sessions that are here and have not been sent on."""
+        return sum(hop.waiting for hop in self._hops.values())
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await nursery.start(partial(self._pool.run, accept=True))
+            await nursery.start(partial(self.channels.run, accept=True))
             task_status.started()
 
     async def wait_idle(self) -> None:
@@ -125,7 +138,7 @@ class SpanServer:
             return
         except Exception:
             # A defect of ours that one stranger's session has met must not end everybody else's.
-            log.exception("a session of %s could not be opened", channel.peer)
+            log.exception("a session could not be opened", extra=about(channel.peer, message.session))
             await self._refuse(channel, message, StepFailed("a defect in this node; its log says more"))
             return
         if hop is None:
@@ -143,7 +156,7 @@ class SpanServer:
         try:
             onward = None
             if message.next is not None:
-                onward = await self._pool.get(message.next.address(), deadline_s=DIAL_NEXT_S)
+                onward = await self.channels.get(message.next.address(), deadline_s=DIAL_NEXT_S)
         except BaseException:
             self.engine.close(session)
             self._rest()
@@ -155,6 +168,7 @@ class SpanServer:
             self.engine,
             CodecChooser(self.engine.format, self._wire),
             self._measured,
+            self._count_failure,
         )
         self._hops[session] = hop
         return hop
@@ -181,7 +195,8 @@ class SpanServer:
             raise Busy(f"{theirs} sessions of this peer are open, the most that one may have")
 
     async def _refuse(self, channel: Channel, message: Open, error: ShoalError) -> None:
-        log.info("refused a session of %s: %s", channel.peer, error.message)
+        self.metrics.refusals.labels(error.code).inc()
+        log.info("refused a session: %s", error.message, extra=about(channel.peer, message.session))
         retry_after_s = error.retry_after_s if isinstance(error, Busy) else 1.0
         with suppress(ChannelClosed):  # the client is gone
             await channel.send(
@@ -231,8 +246,16 @@ class SpanServer:
         if not self.engine.sessions:
             self._idle.set()
 
+    def _count_failure(self, error: ShoalError) -> None:
+        self.metrics.failures.labels(error.code).inc()
+
     def _measured(self, step: Step, done: Forwarded) -> None:
+        """Note what a step took; on the engine's thread."""
         self.steps += 1
+        self.metrics.step(step.tokens, done.compute_us, done.waiting_us)
+        here = HopTrace(self._peer, str(self.span), done.compute_us / 1e3, done.waiting_us / 1e3)
+        seen = hop_step(time.time(), step.session, step.number, step.position, step.tokens, here)
+        self.trace.step(seen)
         if step.tokens == 1:
             ms = done.compute_us / 1000
             self.step_ms = ms if not self.step_ms else 0.9 * self.step_ms + 0.1 * ms

@@ -24,6 +24,8 @@ class RunningNode(Struct, frozen=True):
     span: str = ""
     addresses: tuple[str, ...] = ()
     """Multiaddrs of its libp2p host, each with its ``/p2p`` part."""
+    figures: str = ""
+    """Where it shows its figures and traces, ``http://127.0.0.1:PORT``; empty when nowhere."""
 
 
 @contextmanager
