@@ -125,7 +125,9 @@ class Settings:
     """Seconds after which a silent peer is gone."""
     step_timeout_s: float = 60.0
     """Seconds to wait for one step before the route is taken for lost."""
-    open_timeout_s: float = 15.0
+    resume_s: float = 9.0
+    """Seconds without a result in which a session that has lost a hop looks for another before it ends."""
+    open_timeout_s: float = 10.0
     """Seconds to wait for every hop to open a session."""
     log_level: str = "warning"
     """Least severity on stderr: debug, info, warning or error."""
@@ -275,6 +277,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "announce_s": (0.05, 120),
     "expiry_s": (0.1, 300),
     "step_timeout_s": (0.01, 86400),
+    "resume_s": (0.1, 86400),
     "open_timeout_s": (0.01, 86400),
 }
 _WORDS: dict[str, tuple[str, ...]] = {

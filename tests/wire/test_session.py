@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
-from shoal.wire.messages import Open, Step
-from shoal.wire.session import Advance, ClientSession, HopSession
+from shoal.wire.messages import Located, Open, Step
+from shoal.wire.session import Advance, ClientSession, HopSession, holder
 
 SESSION = bytes(16)
 
@@ -141,3 +141,18 @@ class ClientAndHop(RuleBasedStateMachine):
 
 
 TestClientAndHop = ClientAndHop.TestCase
+
+
+@pytest.mark.parametrize(
+    ("found", "at"),
+    [
+        ([(9, 9), (9, 8), (8, 8)], 1),  # the second has it
+        ([(9, 9), (8, 8), (8, 8)], 1),  # it never came to the second
+        ([(8, 8), (8, 8), (8, 8)], 0),
+        ([(9, 9), None, (9, 9)], 1),  # the second says nothing
+        ([(9, 9), (9, 9), (9, 9)], 2),  # all say that they sent it
+    ],
+)
+def test_a_late_step_is_held_by_the_first_hop_that_has_not_sent_it_on(found, at):
+    located = [Located(b"s" * 16, *counts) if counts else None for counts in found]
+    assert holder(located, 9) == at

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.client.generate import Delta, FinishReason, Timing
+from shoal.client.recovery import Reroute
 from shoal.types import CarrierName, PeerId, Span
 
 
@@ -30,6 +31,9 @@ class Answer:
         self.text = ""
         self.finish_reason: FinishReason | None = None
         self.route: tuple[RouteStage, ...] = ()
+        """The hops that answer now; another route after a re-route."""
+        self.reroutes: tuple[Reroute, ...] = ()
+        """The losses that the answer has survived."""
         self.timing = Timing()
         self._stream = stream(self)
 

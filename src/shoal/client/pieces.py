@@ -15,6 +15,23 @@ PIECES_PER_STAGE = 4
 stage: at most 25% over the least with four pieces a stage."""
 
 
+JOINED = 8
+"""Single tokens that are sent again as one piece. Up to here a row's bits do not depend on its company."""
+
+
+def joined(pieces: list[list[int]]) -> list[list[int]]:
+    """The same tokens, with runs of single ones in pieces of up to ``JOINED``."""
+    found: list[list[int]] = []
+    running = False  # whether the last piece is a run of single tokens
+    for piece in pieces:
+        if running and len(piece) == 1 and len(found[-1]) < JOINED:
+            found[-1].append(piece[0])
+        else:
+            found.append(list(piece))
+        running = len(piece) == 1
+    return found
+
+
 def piece_tokens(format: Format, prompt: int, stages: int) -> int:
     """Tokens of each piece of a prompt of ``prompt`` tokens on a route of ``stages`` hops."""
     if format == "fp32":

@@ -2,6 +2,8 @@
 
 Each hop sends straight to the next, so a step costs N+1 one-way latencies, not 2N. Several steps may be on
 their way; results come back in the order in which the steps were sent.
+
+When hops are lost, others can take their place (:meth:`Ring.repair`) while those that are left keep their KV.
 """
 
 from __future__ import annotations
@@ -9,13 +11,15 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import trio
 
+from shoal.client.hops import HopFailed, HopLost, RingHop, RouteHop
 from shoal.errors import (
     ChannelClosed,
     DeadlineExceeded,
@@ -26,23 +30,39 @@ from shoal.errors import (
 )
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
-from shoal.types import CarrierName, Codec, Format, ModelShape, PeerAddress, PeerId, SessionId, Span
+from shoal.types import CarrierName, Codec, Format, ModelShape, SessionId
 from shoal.wire.codec import CodecChooser
-from shoal.wire.messages import Close, Failed, HopTime, Message, NextHop, Open, Opened, Refused, Step, shorten
-from shoal.wire.session import ClientSession, Issued
+from shoal.wire.messages import (
+    Close,
+    Failed,
+    HopTime,
+    Locate,
+    Located,
+    Message,
+    NextHop,
+    Open,
+    Opened,
+    Refused,
+    Reroute,
+    Rerouted,
+    Step,
+)
+from shoal.wire.session import ClientSession, Issued, holder
 
 IN_FLIGHT = 32
+SUSPECT_S = 3.0
+"""A hop of which nothing was heard for so long while a step is under way is taken for lost."""
+LOCATE_S = 1.5
+"""How long the hops have to say how far a session has come there."""
 
 
 @dataclass(frozen=True, slots=True)
-class RouteHop:
-    """One stage of a route with what is needed to reach it."""
+class Replacement:
+    """Hops that take the place of ``first`` to ``last``, indexes into the route, ``last`` included."""
 
-    address: PeerAddress
-    span: Span
-
-    def __str__(self) -> str:
-        return f"the hop {self.address.peer} (blocks {self.span})"
+    first: int
+    last: int
+    hops: tuple[RouteHop, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,51 +92,87 @@ class Ring:
         step_timeout_s: float,
     ) -> None:
         self.session = SessionId(os.urandom(16))
-        self.route = tuple(route)
         self.rules = ClientSession(tokens, IN_FLIGHT)
+        self._hops = [RingHop(hop) for hop in route]
+        self._former: list[Channel] = []
         self._pool = pool
         self._shape = shape
         self._format: Format = format
         self._codec = CodecChooser(format, wire)
         self._step_timeout_s = step_timeout_s
-        self._channels: list[Channel | None] = [None] * len(route)
-        self._answers = [trio.Event() for _ in route]
         self._arrived: deque[Returned | ShoalError] = deque()
         self._news = trio.Event()
-        self._lost: ShoalError | None = None
+        self._broken: ShoalError | None = None
         self._giving_up = threading.Lock()  # a step that is given up is not sent after it
+
+    @property
+    def route(self) -> tuple[RouteHop, ...]:
+        """The hops in their order."""
+        return tuple(hop.hop for hop in self._hops)
 
     @property
     def carriers(self) -> list[CarrierName]:
         """How each hop is reached from here."""
-        return [channel.carrier for channel in self._channels if channel]
+        return [hop.channel.carrier for hop in self._hops if hop.channel]
 
-    async def open(self, timeout_s: float) -> None:
-        """Open the session on every hop at once.
-
-        Raises:
-            HopRefused: a hop cannot be reached, has no room, or serves something else; names the hop.
-        """
-        with trio.move_on_after(timeout_s):
-            async with trio.open_nursery() as nursery:
-                for index in range(len(self.route)):
-                    nursery.start_soon(self._ask, index, timeout_s)
-        if self._lost is not None:
-            raise self._lost
-        for hop, answer in zip(self.route, self._answers, strict=True):
-            if not answer.is_set():
-                raise HopRefused(
-                    hop.address.peer, DeadlineExceeded(f"{hop.address.peer} did not open the session in time")
-                )
+    @property
+    def lost(self) -> list[int]:
+        """Which hops are gone."""
+        return [index for index, hop in enumerate(self._hops) if hop.lost is not None]
 
     @property
     def format(self) -> Format:
         """How every hop holds its weights."""
         return self._format
 
+    async def open(self, timeout_s: float) -> None:
+        """Open the session, on every hop at once, where it is not open.
+
+        Raises:
+            HopRefused: a hop cannot be reached, has no room, or serves something else; names the hop.
+        """
+        opening = [index for index, hop in enumerate(self._hops) if not hop.open]
+        await _together([partial(self._enter, index, timeout_s) for index in opening])
+
+    async def repair(self, replacements: Sequence[Replacement], position: int, timeout_s: float) -> int:
+        """Put other hops in the place of lost ones; their caches are filled up to ``position``.
+
+        What a lost hop was sent, the hop before it sends again; where the first hop is new, that is the
+        caller's part, with :meth:`fill`.
+
+        Returns:
+            How many hops, from the first on, the caller must fill.
+
+        Raises:
+            HopRefused: a new hop does not take part.
+            HopLost, DeadlineExceeded: an old hop is gone too.
+            ChannelClosed: what a new hop needs was not kept. After any error the ring is to be given up.
+        """
+        fills = self._put_in_place(replacements)
+        with self._giving_up:
+            self.rules.roll_back(position)
+        self._arrived.clear()
+        kept = [index for index, hop in enumerate(self._hops) if hop.open]
+        until = trio.current_time() + timeout_s
+        await self.open(timeout_s)
+        self._broken = None
+        left = until - trio.current_time()
+        await _together([partial(self._reroute, i, fills.get(i + 1), position, left) for i in kept])
+        return fills.get(0, 0)
+
+    async def fill(self, payload: bytes, codec: Codec, position: int, tokens: int, hops: int) -> None:
+        """Send the first ``hops`` hops hidden states for their caches; nothing comes back.
+
+        Raises:
+            ChannelClosed: the first hop is gone.
+        """
+        width = self._shape.hidden_size
+        step = Step(self.session, 0, position, tokens, 0, codec, tokens, width, hops_left=hops - 1)
+        await self._send(step, payload)
+
     def codec(self, rows: int) -> Codec:
         """How the next step's hidden states, ``rows`` of them, are to be encoded."""
-        first = self._channels[0]
+        first = self._hops[0].channel
         return self._codec.choose(first.bytes_s if first else None, rows, self._shape.hidden_size)
 
     def issue(self, tokens: int, wanted: int) -> Issued:
@@ -126,8 +182,8 @@ class Ring:
             LocalProtocolError: it does not fit into the session.
             ShoalError: the session is lost.
         """
-        if self._lost is not None:
-            raise self._lost
+        if self._broken is not None:
+            raise self._broken
         return self.rules.issue(tokens, wanted)
 
     def launch(self, issued: Issued, payload: bytes, codec: Codec) -> None:
@@ -135,7 +191,7 @@ class Ring:
 
         A channel that has gone is no error here: :meth:`receive` tells that the session is lost.
         """
-        channel, step = self._made(issued, codec)
+        channel, step = self._first(), self._made(issued, codec)
         with self._giving_up, suppress(ChannelClosed):
             if self.rules.flies(issued):
                 channel.post(step, payload)
@@ -147,45 +203,45 @@ class Ring:
             LocalProtocolError: they do not fit into the session.
             ShoalError: the session is lost.
         """
-        channel, step = self._made(self.issue(tokens, wanted), codec)
-        await channel.send(step, payload)
+        await self._send(self._made(self.issue(tokens, wanted), codec), payload)
 
-    def _made(self, issued: Issued, codec: Codec) -> tuple[Channel, Step]:
-        step = Step(
-            self.session,
-            issued.number,
-            issued.position,
-            issued.tokens,
-            issued.wanted,
-            codec,
-            issued.tokens,
-            self._shape.hidden_size,
-        )
-        first = self._channels[0]
-        if first is None:
-            raise LocalProtocolError("a step before the session is open")
-        return first, step
+    async def _send(self, step: Step, payload: bytes) -> None:
+        try:
+            await self._first().send(step, payload)
+        except ChannelClosed as error:
+            self.lose_hop(0, error.message)
+            raise HopLost(self._hops[0].hop, error.message) from error
+
+    def _made(self, issued: Issued, codec: Codec) -> Step:
+        tokens = issued.tokens
+        width = self._shape.hidden_size
+        return Step(self.session, issued.number, issued.position, tokens, issued.wanted, codec, tokens, width)
 
     async def receive(self) -> Returned:
         """The result of the oldest step in flight.
 
         Raises:
-            DeadlineExceeded: nothing came within the step's time.
-            ShoalError: the step failed, or the session is lost.
+            HopLost: a hop is gone, or has let the step's time pass.
+            HopFailed: a hop could not run the step.
         """
         with trio.move_on_after(self._step_timeout_s):
             while not self._arrived:
-                if self._lost is not None:
-                    raise self._lost
+                if self._broken is not None:
+                    raise self._broken
                 await self._news.wait()
             result = self._arrived.popleft()
             if isinstance(result, ShoalError):
                 raise result
             return result
-        raise DeadlineExceeded(
-            f"no result within {self._step_timeout_s:.0f} s",
-            check="the nodes of the route: shoal status",
-        )
+        await self._blame()
+        raise self._broken or DeadlineExceeded(f"no result within {self._step_timeout_s:.0f} s")
+
+    def watch(self) -> None:
+        """Count a hop as lost that has been silent for too long while a step is under way."""
+        for index, hop in enumerate(self._hops):
+            silent = hop.channel.silent_s if hop.channel and hop.open and self.rules.in_flight else 0.0
+            if silent > SUSPECT_S:
+                self.lose_hop(index, f"nothing heard for {silent:.1f} s")
 
     def roll_back(self, position: int) -> None:
         """Go on from ``position``: with the next step, every hop forgets what it computed beyond it."""
@@ -194,27 +250,26 @@ class Ring:
         kept = [r for r in self._arrived if isinstance(r, Returned) and r.position < position]
         self._arrived = deque(kept)
 
+    def end(self) -> None:
+        """No more steps: whoever waits for one hears of it."""
+        self._broken = self._broken or ChannelClosed("the session was closed")
+        self._news.set()
+
     async def aclose(self) -> None:
         """Tell every hop to free its KV. A hop that cannot be told frees it when the channel ends."""
-        for channel in self._channels:
-            if channel is not None and not channel.closed:
-                with suppress(ChannelClosed):
-                    await channel.send(Close(self.session))
+        for hop in self._hops:
+            await self._dismiss(hop)
 
     def deliver(self, channel: Channel, message: Message, payload: bytes) -> None:
         """Take what a hop of this session has sent."""
-        hop = self._hop_of(channel)
+        hop = next((i for i, hop in enumerate(self._hops) if hop.channel is channel), None)
+        if hop is None:
+            if channel not in self._former:
+                raise RemoteProtocolError(f"{channel.peer} is no hop of this session")
+            return  # it has lost its place, and did not know yet
         match message:
-            case Opened():
-                self._answers[hop].set()
-            case Refused():
-                error = from_code(
-                    message.code,
-                    message.message,
-                    retry_after_s=message.retry_after_s,
-                    tokens_free=message.tokens_free,
-                )
-                self.lose(HopRefused(self.route[hop].address.peer, error))
+            case Opened() | Refused() | Rerouted() | Located():
+                self._hops[hop].replied(message)
             case Step():
                 self._returned(hop, message, payload)
             case Failed():
@@ -223,22 +278,37 @@ class Ring:
                 raise RemoteProtocolError(f"a {type(message).__name__} from a hop")
 
     def lost_channel(self, channel: Channel, reason: str) -> None:
-        """A channel has ended; when a hop of this session was behind it, the session is lost."""
-        for hop, mine in zip(self.route, self._channels, strict=False):
-            if mine is channel:
-                self.lose(HopLost(hop, reason))
+        """A channel has ended, and with it what the hop behind it held of this session."""
+        for index, hop in enumerate(self._hops):
+            if hop.channel is channel:
+                self.lose_hop(index, reason)
 
-    def lose(self, error: ShoalError) -> None:
-        """The session is over: everyone who waits for it hears why."""
-        if self._lost is None:
-            self._lost = error
-            for answer in self._answers:
-                answer.set()
+    def lose_hop(self, index: int, reason: str) -> None:
+        """The hop is gone: everyone who waits hears of it."""
+        hop = self._hops[index]
+        if hop.lost is None:
+            hop.lose(reason)
+            self._broken = self._broken or HopLost(hop.hop, reason)
             self._news.set()
 
-    async def _ask(self, index: int, timeout_s: float) -> None:
-        hop = self.route[index]
-        onward = self.route[index + 1].address if index + 1 < len(self.route) else None
+    async def _blame(self) -> None:
+        """Find out which hop the oldest step is stuck at, and count that hop as lost."""
+        oldest = self.rules.oldest
+        if oldest is None:
+            return
+        found: list[Located | None] = [None] * len(self._hops)
+
+        async def locate(index: int) -> None:
+            with suppress(HopLost, DeadlineExceeded):
+                reply = await self._hops[index].ask(Locate(self.session), LOCATE_S)
+                found[index] = reply if isinstance(reply, Located) else None
+
+        await _together([partial(locate, index) for index in range(len(self._hops))])
+        self.lose_hop(holder(found, oldest), f"step {oldest} has not come back")
+
+    async def _enter(self, index: int, timeout_s: float) -> None:
+        hop = self._hops[index].hop
+        onward = self._hops[index + 1].hop.address if index + 1 < len(self._hops) else None
         message = Open(
             self.session,
             self._shape.digest,
@@ -247,26 +317,56 @@ class Ring:
             hop.span.end,
             self.rules.tokens,
             index,
-            self.route[index - 1].address.peer if index else None,
+            self._hops[index - 1].peer if index else None,
             NextHop.of(onward) if onward else None,
         )
-        try:
-            channel = await self._pool.get(hop.address, deadline_s=timeout_s)
-            self._channels[index] = channel
-            await channel.send(message)
-        except ShoalError as error:
-            self.lose(HopRefused(hop.address.peer, error))
-        else:
-            await self._answers[index].wait()
+        await self._hops[index].enter(self._pool, message, timeout_s)
 
-    def _hop_of(self, channel: Channel) -> int:
-        for index, mine in enumerate(self._channels):
-            if mine is channel:
-                return index
-        raise RemoteProtocolError(f"{channel.peer} is no hop of this session")
+    async def _reroute(self, index: int, fills: int | None, position: int, timeout_s: float) -> None:
+        onward = self._hops[index + 1].hop.address if index + 1 < len(self._hops) else None
+        message = Reroute(
+            self.session,
+            index,
+            self._hops[index - 1].peer if index else None,
+            NextHop.of(onward) if onward else None,
+            None if fills is None else position,
+            fills or 1,
+        )
+        reply = await self._hops[index].ask(message, timeout_s)
+        if isinstance(reply, Rerouted) and not reply.kept:
+            raise ChannelClosed(f"{self._hops[index].hop} has not kept what the next one needs")
+
+    def _put_in_place(self, replacements: Sequence[Replacement]) -> dict[int, int]:
+        """The new route. Returns how many hops are new from each index on at which new ones begin."""
+        hops = list(self._hops)
+        fills: dict[int, int] = {}
+        shift = 0
+        for new in sorted(replacements, key=lambda r: r.first):
+            first, last = new.first + shift, new.last + shift
+            for gone in hops[first : last + 1]:
+                if gone.channel is not None:
+                    self._former.append(gone.channel)
+                    with suppress(ChannelClosed):  # then it is free already
+                        gone.channel.post(Close(self.session))
+            hops[first : last + 1] = [RingHop(hop) for hop in new.hops]
+            fills[first] = len(new.hops)
+            shift += len(new.hops) - (last + 1 - first)
+        self._hops = hops
+        return fills
+
+    async def _dismiss(self, hop: RingHop) -> None:
+        if hop.channel is not None and not hop.channel.closed:
+            with suppress(ChannelClosed):
+                await hop.channel.send(Close(self.session))
+
+    def _first(self) -> Channel:
+        first = self._hops[0].channel
+        if first is None:
+            raise LocalProtocolError("a step before the session is open")
+        return first
 
     def _returned(self, hop: int, message: Step, payload: bytes) -> None:
-        if hop != len(self.route) - 1:
+        if hop != len(self._hops) - 1:
             raise RemoteProtocolError("a result from a hop that is not the last")
         if message.width != self._shape.hidden_size:
             raise RemoteProtocolError(f"a result of width {message.width}")
@@ -275,16 +375,22 @@ class Ring:
             self._codec.note(issued.tokens, max((time.compute_us for time in message.times), default=0))
             self._tell(Returned(payload, message.codec, message.rows, issued.position, message.times))
 
-    def _failed(self, hop: int, message: Failed) -> None:
-        if message.number is not None:
+    def _failed(self, index: int, message: Failed) -> None:
+        hop = self._hops[index]
+        if message.gone is not None:
+            # The hop that is gone cannot say so. Of one that has been replaced, nobody needs to hear.
+            onward = index + 1
+            if onward < len(self._hops) and self._hops[onward].peer == message.gone:
+                self.lose_hop(onward, message.message)
+        elif message.number is None:
+            self.lose_hop(index, message.message)
+        elif message.number == 0:
+            self.lose_hop(index, f"its cache could not be filled: {message.message}")
+        else:
             with self._giving_up:
                 known = self.rules.failed(message.number)
             if known:
-                self._tell(from_code(message.code, f"{self.route[hop]}: {message.message}"))
-            return
-        # A hop that has lost the way to the next one says so; the one that is gone cannot.
-        gone = self.route[min(hop + (message.code == ChannelClosed.code), len(self.route) - 1)]
-        self.lose(HopLost(gone, message.message))
+                self._tell(HopFailed(hop.hop, from_code(message.code, f"{hop.hop}: {message.message}")))
 
     def _tell(self, result: Returned | ShoalError) -> None:
         self._arrived.append(result)
@@ -292,24 +398,19 @@ class Ring:
         self._news = trio.Event()
 
 
-class HopRefused(ShoalError):
-    """A hop did not take part; ``error`` says why, ``peer`` which."""
+async def _together(tasks: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Run ``tasks`` side by side. The first that fails ends the others, and its error is raised."""
+    failed: list[ShoalError] = []
+    async with trio.open_nursery() as nursery:
 
-    code = "hop_refused"
+        async def run(task: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await task()
+            except ShoalError as error:
+                failed.append(error)
+                nursery.cancel_scope.cancel()
 
-    def __init__(self, peer: PeerId, error: ShoalError) -> None:
-        super().__init__(error.message, check=error.check, next_command=error.next_command)
-        self.peer = peer
-        self.error = error
-
-
-class HopLost(ChannelClosed):
-    """A hop went away in the middle of a session."""
-
-    def __init__(self, hop: RouteHop, reason: str) -> None:
-        super().__init__(
-            shorten(f"{hop} is gone: {reason}"),
-            check="shoal status",
-            next_command="ask again: another route is taken",
-        )
-        self.peer = hop.address.peer
+        for task in tasks:
+            nursery.start_soon(run, task)
+    if failed:
+        raise failed[0]

@@ -1,26 +1,40 @@
-"""A session: tokens in, logits out. The ends are here, the blocks are round the ring."""
+"""A session: tokens in, logits out. The ends are here, the blocks are round the ring.
+
+A session outlives its hops. When one is lost, :mod:`shoal.client.recovery` finds a whole route, and the step
+under way is sent again from its position: whoever waits for it sees a pause and no more.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import torch
+import trio
 
-from shoal.client.pieces import piece_tokens
+from shoal.client.hops import HopFailed
+from shoal.client.pieces import joined, piece_tokens
+from shoal.client.recovery import Recovery, Reroute, Way, recoverable
 from shoal.client.ring import IN_FLIGHT, Returned, Ring
 from shoal.client.sampling import Sampler
-from shoal.errors import CannotRollBack, PromptTooLong, UsageError
+from shoal.errors import CannotRollBack, PromptTooLong, ShoalError, UsageError
 from shoal.executor.codecs import decode, encode
 from shoal.executor.ends import EndsEngine
 from shoal.executor.thread import TorchThread
-from shoal.types import Codec, ModelShape
+from shoal.types import Codec, ModelShape, PeerId
 from shoal.wire.messages import HopTime
 from shoal.wire.session import Issued
 
 Made = TypeVar("Made")
+
+Survived = tuple[float, tuple[PeerId, ...], Way]
+"""The pause in seconds, the hops that were lost, and how the session went on."""
+
+RECOVERIES = 8
+"""Losses in a row, without a result between them, after which a session gives up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +60,7 @@ class Session:
         *,
         shape: ModelShape,
         prefill_chunk: int,
+        recovery: Recovery,
     ) -> None:
         self.ring = ring
         self.shape = shape
@@ -54,8 +69,12 @@ class Session:
         self._chunk = prefill_chunk
         self._pieces: list[list[int]] = []
         self._ahead: _Ahead | None = None
+        self._recovery = recovery
+        self._heard = 0.0  # when the last result came
         self.token_ids: list[int] = []
         """The tokens whose KV the hops hold, in order."""
+        self.reroutes: list[Reroute] = []
+        """The losses that the session has survived."""
 
     @property
     def room(self) -> int:
@@ -72,6 +91,7 @@ class Session:
         Raises:
             UsageError: no tokens, or one outside of the vocabulary.
             PromptTooLong: they do not fit into the session. Nothing was sent.
+            NoCoverage: a hop is lost, and nobody took its place in time.
             ShoalError: a step failed; the session is as long as it was before.
         """
         returned = await self._append(token_ids, chunk or self._chunk, all_rows=True)
@@ -85,7 +105,7 @@ class Session:
                 this returns; whatever else is done with the session instead takes it back.
         """
         returned = (await self._append(token_ids, self._chunk, all_rows=False))[-1]
-        following = self.ring.issue(1, 1) if more and self.room else None
+        following = self.ring.issue(1, 1) if more and self.room and not self.ring.lost else None
         try:
             token, self._ahead = await self._head(returned, partial(self._choose, sampler, following))
         except BaseException:
@@ -105,7 +125,7 @@ class Session:
     async def aclose(self) -> None:
         """Free the KV on every hop."""
         self._ends.close(self.ring.session)
-        await self.ring.aclose()
+        await self._recovery.routes.close(self.ring)
 
     async def _append(self, token_ids: Sequence[int], chunk: int, *, all_rows: bool) -> list[Returned]:
         self._check(token_ids)
@@ -114,20 +134,61 @@ class Session:
         pieces = [list(token_ids[i : i + chunk]) for i in range(0, len(token_ids), chunk)]
         if self._ahead is not None and self._ahead.sent and pieces != [[self._ahead.token]]:
             self.roll_back(before)
+        self._heard = trio.current_time()
         try:
-            try:
-                return await self._run(pieces, all_rows=all_rows)
-            except CannotRollBack:
-                # A hop's cache cannot go back (a sliding window, a state): it is built again from the
-                # tokens, in the same pieces, so that it holds the same bits.
-                self._trim(before)
-                replay = self._pieces
-                self.roll_back(0)
-                await self._run(replay, all_rows=None)
-                return await self._run(pieces, all_rows=all_rows)
+            return await self._run(pieces, all_rows=all_rows)
+        except ShoalError as error:
+            self._retreat(before)
+            return await self._persist(error, pieces, all_rows=all_rows)
         except BaseException:
-            self.roll_back(min(before, len(self.token_ids), self.ring.rules.length))
+            self._retreat(before)
             raise
+
+    async def _persist(self, error: ShoalError, pieces: list[list[int]], *, all_rows: bool) -> list[Returned]:
+        """Run ``pieces``, which came to nothing once; the route is made whole before each new attempt."""
+        told, before = self._pieces.copy(), len(self.token_ids)
+        owed: list[list[int]] = []  # of what was told, what the hops must be sent again
+        survived: list[Survived] = []
+        for _ in range(RECOVERIES):
+            owed = await self._made_whole(error, told, owed, survived)
+            try:
+                await self._run(owed, all_rows=None)
+                owed = []
+                returned = await self._run(pieces, all_rows=all_rows)
+            except ShoalError as again:
+                self._retreat(0 if owed else before)
+                error = again
+            except BaseException:
+                self._retreat(0 if owed else before)
+                raise
+            else:
+                self.reroutes += [Reroute(time.time(), *s) for s in survived]
+                return returned
+        raise _plain(error)
+
+    async def _made_whole(
+        self, error: ShoalError, told: list[list[int]], owed: list[list[int]], survived: list[Survived]
+    ) -> list[list[int]]:
+        """Get rid of what caused ``error``; returns the pieces that the hops must be sent again first."""
+        if isinstance(error, HopFailed) and isinstance(error.error, CannotRollBack):
+            # A hop's cache cannot go back (a sliding window, a state): it is built again from the
+            # tokens, in the same pieces, so that it holds the same bits.
+            self._retreat(0)
+            return told
+        if not recoverable(error):
+            raise _plain(error)
+        old, position = self.ring, len(self.token_ids)
+        refill = partial(self._refill, told)
+        began = self._heard
+        self.ring, lost, way = await self._recovery.recover(
+            old, error, position=position, since=began, refill=refill
+        )
+        survived.append((trio.current_time() - began, lost, way))
+        if self.ring is old:
+            return owed
+        self._ends.close(old.session)
+        self._trim(0)
+        return self._joined(told)
 
     async def _run(self, pieces: list[list[int]], *, all_rows: bool | None) -> list[Returned]:
         """Send pieces ahead of their results, as many as may be in flight; ``None`` wants no rows back."""
@@ -145,6 +206,7 @@ class Session:
             self.token_ids += piece
         while len(returned) < len(pieces):
             returned.append(await self.ring.receive())
+        self._heard = trio.current_time()
         return returned
 
     def _check(self, token_ids: Sequence[int]) -> None:
@@ -168,6 +230,24 @@ class Session:
             return self._ahead.codec, self._ahead.payload
         codec = self.ring.codec(len(piece))
         return codec, await self._thread.run(lambda: self._encoded(piece, position, codec))
+
+    async def _refill(self, told: list[list[int]], ring: Ring, hops: int) -> None:
+        """Send the first ``hops`` hops what the session's tokens are to them; nothing comes back."""
+        position = 0
+        for piece in self._joined(told):
+            codec = ring.codec(len(piece))
+            make = partial(self._encoded, piece, position, codec)
+            await ring.fill(await self._thread.run(make), codec, position, len(piece), hops)
+            position += len(piece)
+
+    def _joined(self, pieces: list[list[int]]) -> list[list[int]]:
+        """Single tokens put together, where a row's bits do not depend on its company."""
+        return joined(pieces) if self._ends.ends.sliced else pieces
+
+    def _retreat(self, position: int) -> None:
+        """Take the session back to ``position``, whatever became of the steps under way."""
+        self.ring.roll_back(min(position, self.ring.rules.length))
+        self._trim(position)
 
     async def _head(self, returned: Returned, then: Callable[[torch.Tensor], Made]) -> Made:
         """What ``then`` makes of the logits ``[rows, vocab]`` of what came back."""
@@ -197,6 +277,11 @@ class Session:
             left -= len(piece)
         self._pieces = kept
         self._ahead = None
+
+
+def _plain(error: ShoalError) -> ShoalError:
+    """The error itself, without which hop it came from."""
+    return error.error if isinstance(error, HopFailed) else error
 
 
 def _as_they_are(logits: torch.Tensor) -> torch.Tensor:

@@ -64,6 +64,11 @@ class Engine:
         return self.runner.width
 
     @property
+    def rows_stand_alone(self) -> bool:
+        """Whether what comes out of a row has the same bits however many rows run with it."""
+        return self.runner.sliced
+
+    @property
     def tokens(self) -> int:
         """Tokens of KV that all sessions together may reserve."""
         return self.pool.tokens

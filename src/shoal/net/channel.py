@@ -24,8 +24,8 @@ from shoal.types import CarrierName, PeerId
 from shoal.wire.framing import FRAGMENT_HEADER, Assembler, Outgoing, Payload
 from shoal.wire.messages import PROTOCOL_VERSION, Hello, Message, Ping, Pong
 
-PING_EVERY_S = 3.0
-DEAD_AFTER_S = 10.0
+PING_EVERY_S = 1.0
+DEAD_AFTER_S = 7.0
 HELLO_WITHIN_S = 5.0
 SENT_WITHIN_S = 20.0
 QUEUED_LIMIT = 64 << 20
@@ -86,6 +86,11 @@ class Channel:
     @property
     def closed(self) -> bool:
         return self._closed.is_set()
+
+    @property
+    def silent_s(self) -> float:
+        """How long nothing has been heard of the peer, in seconds; it is pinged every ``PING_EVERY_S``."""
+        return self._clock.current_time() - self._heard
 
     async def send(self, message: Message, payload: Payload = b"") -> None:
         """Queue ``message``, behind earlier ones of its session. Returns before it has arrived.
@@ -282,10 +287,12 @@ class Channel:
         if not self._ready.is_set():
             raise RemoteProtocolError(f"no hello within {HELLO_WITHIN_S:.0f} s")
         while True:
-            self._asked = (secrets.randbits(62), trio.current_time())
+            asked = trio.current_time()
+            self._asked = (secrets.randbits(62), asked)
             await self._say(Ping(self._asked[0]))
             await trio.sleep(PING_EVERY_S)
-            silent = trio.current_time() - self._heard
+            late = trio.current_time() - asked - PING_EVERY_S  # our own loop's fault, not the peer's
+            silent = self.silent_s - late
             if silent > DEAD_AFTER_S:
                 raise ChannelClosed(f"nothing heard for {silent:.0f} s")
 

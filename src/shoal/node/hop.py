@@ -2,10 +2,14 @@
 
 A step is given to the engine by the task that received it, and sent on by the engine's own thread: between a
 hop's socket and the next one's lie two changes of thread and no turn of the event loop.
+
+A session outlives its neighbours. When the way to the next hop is gone, the client is told, and may put
+another in its place (``Reroute``): what was sent so far has been kept, and is sent again.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,9 +21,10 @@ import trio
 from shoal.errors import Busy, ChannelClosed, ShoalError
 from shoal.executor.engine import Engine, Forwarded
 from shoal.net.channel import Channel
+from shoal.node.kept import Entry, Kept, KeptRoom
 from shoal.types import Codec, PeerId, SessionId
 from shoal.wire.codec import CodecChooser
-from shoal.wire.messages import Failed, HopTime, Open, Step, shorten
+from shoal.wire.messages import Failed, HopTime, Located, Open, Reroute, Step, shorten
 from shoal.wire.session import HopSession
 
 QUEUE = 64
@@ -41,6 +46,8 @@ class Hop:
     codec: CodecChooser
     measured: Callable[[Step, Forwarded], None]
     """Told of each step on the engine's thread."""
+    room: KeptRoom
+    """Where what was sent on is kept."""
     failed: Callable[[ShoalError], None] = lambda _: None
     """Told of each step, and of a session, that came to nothing."""
     rules: HopSession = field(init=False)
@@ -51,9 +58,16 @@ class Hop:
         self._loop = trio.lowlevel.current_trio_token()
         self._taken = 0  # by the event loop
         self._seen_to = 0  # by the engine's thread
+        self._filling = 0  # the same in tokens, of steps that fill a cache
+        self._filled = 0
+        self._last_taken = 0  # numbers of the client's steps
+        self._last_sent = 0
+        self._kept = Kept(self.room)
+        self._order = threading.Lock()  # what is sent again goes before what is computed meanwhile
+        self._cut = False  # the client knows that the way onward is gone
         # Steps for which there is no room on the way onward: what comes out would have nowhere to wait.
         self._holding = 0
-        self._hold, self._held = trio.open_memory_channel[tuple[Step, bytes]](QUEUE)
+        self._hold, self._held = trio.open_memory_channel[tuple[Step, bytes]](QUEUE + self.opened.tokens)
 
     @property
     def session(self) -> SessionId:
@@ -72,18 +86,27 @@ class Hop:
     def take(self, step: Step, payload: bytes) -> None:
         """Hand a step to the engine, or tell the client why not."""
         try:
-            if self.waiting >= QUEUE:
-                raise Busy(f"{QUEUE} steps of this session are waiting already")
+            self._check_room(step)
             self.rules.accept(step)
         except ShoalError as error:
             self.fail(step.number, error)
             return
-        self._taken += 1
+        if step.hops_left is None:
+            self._taken += 1
+        else:
+            self._filling += step.tokens
+        self._last_taken = max(self._last_taken, step.number)
         if self._holding or self._onward.full:
             self._holding += 1
             self._hold.send_nowait((step, payload))
         else:
             self._submit(step, payload)
+
+    def _check_room(self, step: Step) -> None:
+        if step.hops_left is None and self.waiting >= QUEUE:
+            raise Busy(f"{QUEUE} steps of this session are waiting already")
+        if step.hops_left is not None and self._filling - self._filled + step.tokens > self.opened.tokens:
+            raise Busy("more is sent again than this session has room for")
 
     async def run(self) -> None:
         """Take part until the session is closed."""
@@ -93,18 +116,61 @@ class Hop:
                 self._holding -= 1
                 self._submit(step, payload)
 
-    def fail(self, number: int | None, error: ShoalError) -> None:
+    def reroute(self, message: Reroute, onward: Channel | None) -> bool:
+        """Take other neighbours, and send the next one again what it is to have cached.
+
+        Returns:
+            Whether all of that had been kept.
+
+        Raises:
+            ChannelClosed: the next hop is gone again.
+        """
+        with self._order:
+            self.opened = msgspec.structs.replace(
+                self.opened, hop=message.hop, previous=message.previous, next=message.next
+            )
+            self.next = onward
+            self._cut = False
+            if message.resend is None or onward is None:
+                return True
+            kept = self._kept.below(message.resend, merge=self.engine.rows_stand_alone)
+            for entry in kept or ():
+                onward.post(self._refill(entry, message.fills - 1), entry.payload)
+            return kept is not None
+
+    def _refill(self, entry: Entry, hops_left: int) -> Step:
+        tokens, width = entry.tokens, self.engine.width
+        step = Step(self.session, 0, entry.position, tokens, 0, entry.codec, tokens, width)
+        return msgspec.structs.replace(step, hops_left=hops_left)
+
+    def lost_next(self, reason: str) -> None:
+        """The way onward is gone: the client is told once, and the session waits for what it decides."""
+        if self._cut or self.next is None:
+            return
+        self._cut = True
+        peer = self.next.peer
+        self.fail(None, ChannelClosed(f"the way to the next hop {peer} is gone: {reason}"), gone=peer)
+
+    def located(self) -> Located:
+        """How far the session has come here."""
+        return Located(self.session, self._last_taken, self._last_sent)
+
+    def forget(self) -> None:
+        """The session is over: what it kept goes."""
+        with self._order:
+            self._kept.clear()
+
+    def fail(self, number: int | None, error: ShoalError, gone: PeerId | None = None) -> None:
         """Tell the client; when it is gone too, its channel's end has freed this session already."""
         self.failed(error)
-        failed = Failed(self.opened.session, number, self.opened.hop, error.code, shorten(error.message))
+        hop, message = self.opened.hop, shorten(error.message)
+        failed = Failed(self.opened.session, number, hop, error.code, message, gone)
         with suppress(ChannelClosed):
             self.client.post(failed)
 
-    def end(self, error: ShoalError | None) -> None:
-        """Stop, and when it was not the client's wish, tell it why."""
+    def end(self) -> None:
+        """Stop, as the client wishes."""
         self.scope.cancel()
-        if error is not None:
-            self.fail(None, error)
 
     @property
     def _onward(self) -> Channel:
@@ -121,12 +187,13 @@ class Hop:
 
         The event loop hears of failures alone: to wake it for each step would cost as much as the sending.
         """
-        self._seen_to += 1
+        if step.hops_left is None:
+            self._seen_to += 1
+        else:
+            self._filled += step.tokens
         if isinstance(result, Forwarded):
-            time = HopTime(self.opened.hop, result.compute_us, result.waiting_us)
-            onward = msgspec.structs.replace(step, codec=reply, rows=rows, times=(*step.times, time))
             try:
-                self._onward.post(onward, result.payload)
+                self._send(step, rows, reply, result)
             except ChannelClosed as error:
                 result = error
             else:
@@ -136,9 +203,23 @@ class Hop:
         with suppress(trio.RunFinishedError):  # the node has ended
             self._loop.run_sync_soon(self._failed, step, result)
 
+    def _send(self, step: Step, rows: int, reply: Codec, result: Forwarded) -> None:
+        with self._order:
+            if self.next is not None:
+                self._kept.add(step, reply, result.payload)
+            self._last_sent = max(self._last_sent, step.number)
+            if step.hops_left == 0:
+                return  # it has filled the last cache that it was to fill
+            time = HopTime(self.opened.hop, result.compute_us, result.waiting_us)
+            left = None if step.hops_left is None else step.hops_left - 1
+            onward = msgspec.structs.replace(
+                step, codec=reply, rows=rows, times=(*step.times, time), hops_left=left
+            )
+            self._onward.post(onward, result.payload)
+
     def _failed(self, step: Step, error: ShoalError) -> None:
         if isinstance(error, ChannelClosed):
-            self.end(error)
+            self.lost_next(error.message)
         else:
             self.rules.forget(step.position)
             self.fail(step.number, error)

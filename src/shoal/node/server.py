@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,11 +34,27 @@ from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.node.hop import Hop
+from shoal.node.kept import KeptRoom
 from shoal.types import Codec, Digest, SessionId, Span
 from shoal.wire.codec import CodecChooser
-from shoal.wire.messages import Close, Failed, Message, Open, Opened, Refused, Step, shorten
+from shoal.wire.messages import (
+    Close,
+    Failed,
+    Locate,
+    Located,
+    Message,
+    Open,
+    Opened,
+    Refused,
+    Reroute,
+    Rerouted,
+    Step,
+    shorten,
+)
 
 DIAL_NEXT_S = 10.0
+NOT_YOURS = "no such session here, or not of this peer"
+"""The same words for both: a stranger learns nothing."""
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +95,7 @@ class SpanServer:
         self.steps = 0
         self._wire: Codec | Literal["auto"] = wire
         self._sessions_per_peer = sessions_per_peer
+        self._room = KeptRoom()
         self._hops: dict[SessionId, Hop] = {}
         self._opening: dict[SessionId, _Opening] = {}
         self._nursery: trio.Nursery | None = None
@@ -110,17 +128,21 @@ class SpanServer:
                 await self._step(channel, message, payload)
             case Open():
                 # Dialling the next hop takes a while: other sessions of this channel must not wait.
-                self._spawn(channel, message)
+                self._spawn(partial(self._open, channel, message))
+            case Reroute():
+                self._spawn(partial(self._reroute, channel, message))
+            case Locate():
+                await self._locate(channel, SessionId(message.session))
             case Close():
-                await self._close(channel, SessionId(message.session))
-            case Failed() | Opened() | Refused():
+                self._close(channel, SessionId(message.session))
+            case Failed() | Opened() | Refused() | Rerouted() | Located():
                 pass  # answers to what a client asks; a node asks nothing
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} where none is expected")
 
-    def _spawn(self, channel: Channel, message: Open) -> None:
+    def _spawn(self, task: Callable[[], Awaitable[None]]) -> None:
         if self._nursery is not None:
-            self._nursery.start_soon(self._open, channel, message)
+            self._nursery.start_soon(task)
 
     async def _open(self, channel: Channel, message: Open) -> None:
         session = SessionId(message.session)
@@ -168,6 +190,7 @@ class SpanServer:
             self.engine,
             CodecChooser(self.engine.format, self._wire),
             self._measured,
+            self._room,
             self._count_failure,
         )
         self._hops[session] = hop
@@ -212,17 +235,40 @@ class SpanServer:
     async def _step(self, channel: Channel, message: Step, payload: bytes) -> None:
         hop = self._hops.get(SessionId(message.session))
         if hop is None or channel.peer != hop.sender:
-            # The same words for "no such session" and "not yours": a stranger learns nothing.
-            error = UnknownSession("no such session here, or not of this peer")
+            error = UnknownSession(NOT_YOURS)
             await channel.send(Failed(message.session, message.number, 0, error.code, error.message))
         else:
             hop.take(message, payload)
 
-    async def _close(self, channel: Channel, session: SessionId) -> None:
+    async def _reroute(self, channel: Channel, message: Reroute) -> None:
+        """Only the channel that opened a session may change its neighbours."""
+        session = SessionId(message.session)
+        hop = self._hops.get(session)
+        if hop is None or hop.client is not channel:
+            with suppress(ChannelClosed):  # the client is gone
+                await channel.send(Failed(session, None, message.hop, UnknownSession.code, NOT_YOURS))
+            return
+        kept = False
+        with suppress(ChannelClosed, NotAllowed):  # then it is not kept either, and the client replays
+            onward = None
+            if message.next is not None:
+                onward = await self._pool.get(message.next.address(), deadline_s=DIAL_NEXT_S)
+            kept = self._hops.get(session) is hop and hop.reroute(message, onward)
+        with suppress(ChannelClosed):
+            await channel.send(Rerouted(session, kept))
+
+    async def _locate(self, channel: Channel, session: SessionId) -> None:
+        hop = self._hops.get(session)
+        if hop is None or hop.client is not channel:
+            await channel.send(Failed(session, None, 0, UnknownSession.code, NOT_YOURS))
+        else:
+            await channel.send(hop.located())
+
+    def _close(self, channel: Channel, session: SessionId) -> None:
         """Only the channel that opened a session, or is about to, may close it."""
         hop, opening = self._hops.get(session), self._opening.get(session)
         if hop is not None and hop.client is channel:
-            hop.end(None)
+            hop.end()
         elif opening is not None and opening.client is channel:
             opening.scope.cancel()
 
@@ -234,11 +280,12 @@ class SpanServer:
             if hop.client is channel:
                 hop.scope.cancel()
             elif hop.next is channel:
-                hop.end(ChannelClosed(f"the way to the next hop {channel.peer} is gone: {reason}"))
+                hop.lost_next(reason)
 
     def _forget(self, hop: Hop) -> None:
         if self._hops.get(hop.session) is hop:
             del self._hops[hop.session]
+        hop.forget()
         self.engine.close(hop.session)
         self._rest()
 

@@ -9,6 +9,10 @@ The life of a session, seen from a hop::
     client ← Opened | Refused
     previous → Step → next   hidden states in, hidden states out; the last hop's next is the client
     client ← Failed          this step, or the whole session, is over
+    client → Reroute         another hop has taken a neighbour's place; send it again what it needs
+    client ← Rerouted
+    client → Locate          how far has the session come here?
+    client ← Located
     client → Close           free the KV (so does losing the client's channel)
 """
 
@@ -22,7 +26,7 @@ from msgspec import Meta, Struct
 from shoal.errors import RemoteProtocolError
 from shoal.types import Codec, Format, PeerAddress, PeerId
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 MAX_HEADER = 32 << 10
 """Bytes of a header; one is 200 bytes long on the way of a token."""
@@ -131,6 +135,11 @@ class Step(_Message, frozen=True, tag="step"):
     """Rows in the payload: ``tokens`` on the way, ``wanted`` on the last hop's way to the client."""
     width: Annotated[int, Meta(ge=1, le=1 << 20)]
     times: Annotated[tuple[HopTime, ...], Meta(max_length=MAX_HOPS)] = ()
+    hops_left: Annotated[int, Meta(ge=0, le=MAX_HOPS)] | None = None
+    """Hops that it still goes to after this one; ``None``: to the end of the ring.
+
+    Such a step only fills caches that were lost: nothing of it comes back to the client.
+    """
 
 
 class Failed(_Message, frozen=True, tag="failed"):
@@ -141,6 +150,42 @@ class Failed(_Message, frozen=True, tag="failed"):
     hop: Annotated[int, Meta(ge=0, le=MAX_HOPS)]
     code: Annotated[str, Meta(max_length=64)]
     message: Text
+    gone: PeerText | None = None
+    """The next hop, when the way to it is lost: the session goes on here if another takes its place."""
+
+
+class Reroute(_Message, frozen=True, tag="reroute"):
+    """The route of a session has changed beside this hop; its KV stays as it is."""
+
+    session: SessionBytes
+    hop: Annotated[int, Meta(ge=0, le=MAX_HOPS)]
+    """The hop's place in the route now."""
+    previous: PeerText | None
+    next: NextHop | None
+    resend: Count | None = None
+    """Send the next hop again what it must have cached below this position; ``None``: it has it."""
+    fills: Annotated[int, Meta(ge=1, le=MAX_HOPS)] = 1
+    """Hops in a row, from the next one on, whose caches are to be filled."""
+
+
+class Rerouted(_Message, frozen=True, tag="rerouted"):
+    session: SessionBytes
+    kept: bool
+    """Whether all that was to be sent again had been kept; if not, the client must replay."""
+
+
+class Locate(_Message, frozen=True, tag="locate"):
+    """Ask a hop how far a session has come there: a step is late, and somebody has it."""
+
+    session: SessionBytes
+
+
+class Located(_Message, frozen=True, tag="located"):
+    session: SessionBytes
+    taken: Number
+    """The number of the last step that has come; 0 before the first."""
+    sent: Number
+    """The number of the last step whose result was sent on."""
 
 
 class Close(_Message, frozen=True, tag="close"):
@@ -155,7 +200,21 @@ class Pong(_Message, frozen=True, tag="pong"):
     nonce: Number
 
 
-Message = Hello | Open | Opened | Refused | Step | Failed | Close | Ping | Pong
+Message = (
+    Hello
+    | Open
+    | Opened
+    | Refused
+    | Step
+    | Failed
+    | Reroute
+    | Rerouted
+    | Locate
+    | Located
+    | Close
+    | Ping
+    | Pong
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

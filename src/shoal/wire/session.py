@@ -17,10 +17,11 @@ position. Results carry the step's number: what answers a step that was given up
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
-from shoal.wire.messages import Open, Step
+from shoal.wire.messages import Located, Open, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,11 @@ class ClientSession:
     def in_flight(self) -> int:
         return len(self._flying)
 
+    @property
+    def oldest(self) -> int | None:
+        """The number of the step that has been in flight for longest."""
+        return next(iter(self._flying), None)
+
     def issue(self, tokens: int, wanted: int) -> Issued:
         """Number the next step.
 
@@ -155,3 +161,15 @@ class ClientSession:
         if issued is not None:
             self.roll_back(issued.position)
         return issued is not None
+
+
+def holder(found: Sequence[Located | None], number: int) -> int:
+    """The hop at which step ``number`` is stuck, by what each hop says of itself.
+
+    It is the first that does not answer, has not got the step, or has got it and not sent it on. Where each
+    says that it did its part, the last one has not sent it to us.
+    """
+    for index, located in enumerate(found):
+        if located is None or located.taken < number or located.sent < number:
+            return index
+    return len(found) - 1

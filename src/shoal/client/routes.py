@@ -1,0 +1,263 @@
+"""Finds routes through a swarm, opens rings over them, and remembers which peers are not to be counted on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar, get_args
+
+import trio
+
+from shoal.client.hops import HopRefused, RouteHop
+from shoal.client.ring import Replacement, Ring
+from shoal.client.suspects import Suspects
+from shoal.config import Settings
+from shoal.errors import (
+    Busy,
+    ChannelClosed,
+    DeadlineExceeded,
+    DigestMismatch,
+    NoCoverage,
+    RemoteProtocolError,
+    ShoalError,
+)
+from shoal.net.channel import Channel
+from shoal.net.network import Network
+from shoal.net.pool import ChannelPool
+from shoal.routing.repair import choose_repair
+from shoal.routing.route import Candidate, Stage, choose_route
+from shoal.swarm.announcement import Announcement
+from shoal.swarm.directory import missing
+from shoal.swarm.member import Member
+from shoal.types import Format, ModelShape, PeerId, SessionId, Span, gaps
+from shoal.wire.messages import Failed, Located, Message, Opened, Refused, Rerouted, Step
+
+OPEN_ATTEMPTS = 4
+"""Routes that are tried before a refusal is passed on."""
+HEAR_WITHIN_S = 6.0
+"""How long a client that has just come waits to hear of nodes that serve what it wants."""
+CLOSE_WITHIN_S = 2.0
+WATCH_EVERY_S = 0.5
+
+Chosen = TypeVar("Chosen")
+
+
+class Routes:
+    """The routes of one client. ``run`` must be running."""
+
+    def __init__(self, network: Network, member: Member, settings: Settings) -> None:
+        self.member = member
+        self._network = network
+        self._settings = settings
+        self._rings: dict[SessionId, Ring] = {}
+        self._suspects = Suspects()
+        self._pool = ChannelPool(network, self._handle, self._lost)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Move messages, and watch the hops, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            await self._pool.run(accept=False, task_status=task_status)
+
+    async def open(
+        self, shape: ModelShape, format: Format, tokens: int, *, timeout_s: float | None = None
+    ) -> Ring:
+        """A ring over the cheapest route that takes us.
+
+        Args:
+            tokens: what every hop reserves KV for.
+            timeout_s: for every hop to open the session; by default as set.
+
+        Raises:
+            NoCoverage: blocks that nobody serves.
+            Busy: every route that was tried is full.
+            DigestMismatch: only another version of the model is served.
+        """
+        timeout_s = timeout_s or self._settings.open_timeout_s
+        refused: ShoalError | None = None
+        avoid: set[PeerId] = set()
+        for _ in range(OPEN_ATTEMPTS):
+            try:
+                route = self._route(shape, format, tokens, avoid)
+            except (NoCoverage, Busy):
+                if refused is not None:
+                    raise refused from None
+                raise
+            try:
+                return await self._open(shape, format, tokens, route, timeout_s)
+            except HopRefused as error:
+                avoid.add(error.peer)
+                refused = error.error
+                if isinstance(refused, ChannelClosed | DeadlineExceeded):
+                    self.suspect(error.peer)
+        raise refused or NoCoverage("no route was found")
+
+    async def close(self, ring: Ring) -> None:
+        """Free the KV on every hop."""
+        self._rings.pop(ring.session, None)
+        ring.end()
+        with trio.move_on_after(CLOSE_WITHIN_S, shield=True):
+            await ring.aclose()
+
+    def replacements(self, ring: Ring, shape: ModelShape) -> list[Replacement]:
+        """Who can take the place of a ring's lost hops. Raises as :meth:`open`."""
+        candidates, serving = self._candidates(shape, ring.format)
+        stages = [Stage(hop.address.peer, hop.span) for hop in ring.route]
+        choose = partial(choose_repair, candidates, stages, ring.lost, ring.rules.tokens)
+        chosen = self._trusting(choose, shape, serving, set())
+        return [
+            Replacement(first, last, tuple(RouteHop(serving[s.peer].address, s.span) for s in new))
+            for first, last, new in chosen
+        ]
+
+    def possible(self, ring: Ring, shape: ModelShape, *, avoid: set[PeerId]) -> bool:
+        """Whether there is a route like a ring's without these peers."""
+        try:
+            return bool(self._route(shape, ring.format, ring.rules.tokens, avoid))
+        except (NoCoverage, Busy, DigestMismatch):
+            return False
+
+    def suspect(self, peer: PeerId) -> None:
+        """Do not count on this peer until it says something new, and for a while longer each time."""
+        self._suspects.add(peer, self.member.directory.sequence(peer), trio.current_time())
+
+    async def wait_news(self, timeout_s: float) -> None:
+        """Wait until an announcement says something new, not longer than ``timeout_s``."""
+        with trio.move_on_after(timeout_s):
+            await self.member.wait_changed()
+
+    async def served_format(self, shape: ModelShape) -> Format:
+        """The format in which the model is covered; the most exact when several are."""
+        await self._hear_of(shape)
+        serving = list(self.member.directory.serving(shape.digest, self.member.now()))
+        formats: tuple[Format, ...] = get_args(Format)
+        for format in formats:
+            spans = [a.served.span for a in serving if a.served and a.served.format == format]
+            if spans and not gaps(spans, shape.n_blocks):
+                return format
+        offered: list[Format] = [a.served.format for a in serving if a.served]
+        return offered[0] if offered else "fp32"
+
+    async def _hear_of(self, shape: ModelShape) -> None:
+        """Wait, not long, until someone covers the model: a client that has just come knows few."""
+        with trio.move_on_after(HEAR_WITHIN_S):
+            asked = False
+            while missing(self.member.directory, shape, self.member.now()):
+                if not asked:
+                    asked = True
+                    with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
+                        await self.member.find(shape.digest)
+                    continue
+                await self.member.wait_changed()
+
+    async def _open(
+        self, shape: ModelShape, format: Format, tokens: int, route: Sequence[RouteHop], timeout_s: float
+    ) -> Ring:
+        ring = Ring(
+            self._pool,
+            shape,
+            route,
+            format=format,
+            wire=self._settings.wire,
+            tokens=tokens,
+            step_timeout_s=self._settings.step_timeout_s,
+        )
+        self._rings[ring.session] = ring
+        try:
+            await ring.open(timeout_s)
+        except BaseException:
+            await self.close(ring)
+            raise
+        return ring
+
+    def _route(self, shape: ModelShape, format: Format, tokens: int, avoid: set[PeerId]) -> list[RouteHop]:
+        candidates, serving = self._candidates(shape, format)
+        if not serving:
+            self._explain_absence(shape, format)
+        choose = partial(choose_route, candidates, shape.n_blocks, tokens)
+        stages = self._trusting(choose, shape, serving, avoid)
+        return [RouteHop(serving[stage.peer].address, stage.span) for stage in stages]
+
+    def _candidates(
+        self, shape: ModelShape, format: Format
+    ) -> tuple[list[Candidate], dict[PeerId, Announcement]]:
+        serving = {
+            PeerId(a.peer): a
+            for a in self.member.directory.serving(shape.digest, self.member.now(), format)
+            if a.peer != self._network.peer
+        }
+        rtts = {channel.peer: channel.rtt_s for channel in self._pool.all()}
+        candidates = [
+            Candidate(peer, a.served.span, a.served.tokens_free, a.served.step_ms / 1e3, rtts.get(peer))
+            for peer, a in serving.items()
+            if a.served
+        ]
+        return candidates, serving
+
+    def _trusting(
+        self,
+        choose: Callable[..., list[Chosen]],
+        shape: ModelShape,
+        serving: dict[PeerId, Announcement],
+        avoid: set[PeerId],
+    ) -> list[Chosen]:
+        """What ``choose`` makes of the peers that are not suspected; if it must, of those that were once."""
+        now = trio.current_time()
+
+        def suspected(*, strict: bool) -> set[PeerId]:
+            held = self._suspects.holds
+            return {peer for peer, a in serving.items() if held(peer, a.sequence, now, strict=strict)}
+
+        try:
+            with suppress(NoCoverage):
+                return choose(avoid=avoid | suspected(strict=True))
+            return choose(avoid=avoid | suspected(strict=False))
+        except NoCoverage as error:
+            error.next_command = f"shoal serve {shape.name} --span {error.missing[0]}"
+            raise
+
+    def _explain_absence(self, shape: ModelShape, format: Format) -> None:
+        now = self.member.now()
+        others = [a.served for a in self.member.alive() if a.served and a.served.model == shape.name]
+        if any(served.digest == shape.digest for served in others):
+            raise NoCoverage(
+                f"nobody serves {shape.name} in {format}",
+                missing=[Span(0, shape.n_blocks)],
+                check="shoal status shows in which formats it is served",
+            )
+        if others:
+            raise DigestMismatch(
+                f"the swarm serves {shape.name} as {others[0].digest[:23]}…, "
+                f"and the one here is {shape.digest[:23]}…",
+                check="which of the two is the one you want; remove the other",
+                next_command=f"shoal models show {shape.name}",
+            )
+        heard = len(self.member.directory.alive(now))
+        raise NoCoverage(
+            f"blocks 0:{shape.n_blocks} of {shape.name} are served by nobody ({heard} other peers are known)",
+            missing=[Span(0, shape.n_blocks)],
+            check="whether a node of this swarm is up and can be reached: shoal status",
+            next_command=f"shoal serve {shape.name}",
+        )
+
+    async def _watch(self) -> None:
+        while True:
+            began = trio.current_time()
+            await trio.sleep(WATCH_EVERY_S)
+            if trio.current_time() - began < 2 * WATCH_EVERY_S:  # else we were held up, and heard nobody
+                for ring in list(self._rings.values()):
+                    ring.watch()
+
+    async def _handle(self, channel: Channel, message: Message, payload: bytes) -> None:
+        match message:
+            case Opened() | Refused() | Rerouted() | Located() | Step() | Failed():
+                ring = self._rings.get(SessionId(message.session))
+                if ring is not None:  # else it was closed a moment ago
+                    ring.deliver(channel, message, payload)
+            case _:
+                raise RemoteProtocolError(f"a {type(message).__name__} to a client")
+
+    def _lost(self, channel: Channel, reason: str) -> None:
+        for ring in list(self._rings.values()):
+            ring.lost_channel(channel, reason)

@@ -1,0 +1,55 @@
+"""Peers that have just failed us, and for how long they are avoided. Pure: the caller brings the time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from shoal.types import PeerId
+
+FIRST_S = 1.0
+LONGEST_S = 60.0
+"""Without a new word of its own, a suspect is asked again after this."""
+FORGET_S = 300.0
+"""A failure so long ago no longer counts against a peer."""
+LIMIT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Suspicion:
+    sequence: int
+    since: float
+    failures: int
+
+    @property
+    def hold_s(self) -> float:
+        return min(FIRST_S * 2 ** (self.failures - 1), LONGEST_S)
+
+
+class Suspects:
+    """Each failure in a row doubles how long a peer is avoided, however often it announces itself."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[PeerId, _Suspicion] = OrderedDict()
+
+    def add(self, peer: PeerId, sequence: int, now: float) -> None:
+        """The peer has failed; ``sequence`` is that of the newest announcement of it that was known then."""
+        before = self._held.pop(peer, None)
+        count = before.failures if before and now - before.since < FORGET_S else 0
+        if before and count and now - before.since < FIRST_S:
+            count -= 1  # the same failure, seen by another session
+        self._held[peer] = _Suspicion(sequence, now, min(count + 1, 16))
+        while len(self._held) > LIMIT:
+            self._held.popitem(last=False)
+
+    def holds(self, peer: PeerId, sequence: int, now: float, *, strict: bool) -> bool:
+        """Whether the peer, whose newest announcement is ``sequence``, is still to be avoided.
+
+        Args:
+            strict: also when its time is over, as long as it has said nothing new.
+        """
+        suspicion = self._held.get(peer)
+        if suspicion is None:
+            return False
+        silent = strict and sequence <= suspicion.sequence
+        return now - suspicion.since < (LONGEST_S if silent else suspicion.hold_s)

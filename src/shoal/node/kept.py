@@ -1,0 +1,104 @@
+"""What a hop has sent on, kept so that it can be sent again to whoever takes the next hop's place.
+
+Kept as it was sent, byte for byte: a cache that is filled again from it holds the same bits as the one lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from shoal.types import Codec
+from shoal.wire.messages import Step
+
+KEPT_LIMIT = 256 << 20
+"""Bytes that a node keeps over all its sessions. A session beyond it is replayed by its client instead."""
+MERGED_ROWS = 8
+"""Rows of single steps that are sent again as one. Up to here a row's bits do not depend on its company."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The hidden states of ``tokens`` tokens from ``position`` on."""
+
+    position: int
+    tokens: int
+    codec: Codec
+    payload: bytes
+
+    @property
+    def end(self) -> int:
+        return self.position + self.tokens
+
+
+class KeptRoom:
+    """The room that all sessions of a node share."""
+
+    def __init__(self, limit: int = KEPT_LIMIT) -> None:
+        self.limit = limit
+        self.taken = 0
+
+
+class Kept:
+    """One session's part of a :class:`KeptRoom`: what was sent for positions 0 up to its length."""
+
+    def __init__(self, room: KeptRoom) -> None:
+        self._room = room
+        self._entries: list[Entry] = []
+        self._whole = True  # nothing is missing from position 0 on
+
+    def add(self, step: Step, codec: Codec, payload: bytes) -> None:
+        """Keep the result of ``step``, and forget what it overwrites."""
+        while self._entries and self._entries[-1].end > step.position:
+            entry = self._entries.pop()
+            self._room.taken -= len(entry.payload)
+            if entry.position < step.position:
+                self._whole = False  # it went back into the middle of a piece
+        if step.position == 0:
+            self._whole = True
+        if not self._whole:
+            return
+        if self._room.taken + len(payload) > self._room.limit:
+            self.clear()
+            return
+        self._room.taken += len(payload)
+        self._entries.append(Entry(step.position, step.tokens, codec, payload))
+
+    def below(self, position: int, *, merge: bool) -> list[Entry] | None:
+        """What was sent for the positions below ``position``; ``None`` when some of it is missing.
+
+        Args:
+            merge: put single rows together, for kernels whose rows do not depend on each other.
+        """
+        if position == 0:
+            return []
+        kept = [entry for entry in self._entries if entry.position < position]
+        if not self._whole or not kept or kept[-1].end != position:
+            return None
+        return list(_merged(kept)) if merge else kept
+
+    def clear(self) -> None:
+        """Give the room back; what comes after is not kept until the session begins again."""
+        self._room.taken -= sum(len(entry.payload) for entry in self._entries)
+        self._entries.clear()
+        self._whole = False
+
+
+def _merged(entries: list[Entry]) -> Iterator[Entry]:
+    """Runs of single rows as one entry each. int8's scales lie before all rows and cannot be joined."""
+    run: list[Entry] = []
+    for entry in entries:
+        single = entry.tokens == 1 and entry.codec != "int8"
+        if run and (not single or len(run) == MERGED_ROWS or entry.codec != run[0].codec):
+            yield _joined(run)
+            run = []
+        if single:
+            run.append(entry)
+        else:
+            yield entry
+    if run:
+        yield _joined(run)
+
+
+def _joined(run: list[Entry]) -> Entry:
+    return Entry(run[0].position, len(run), run[0].codec, b"".join(entry.payload for entry in run))

@@ -1,0 +1,327 @@
+"""A session survives its hops: the tokens are those it would have had, and what cannot be mended is said."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+
+import pytest
+import torch
+import trio
+
+from shoal.client.sampling import Sampler, Sampling
+from shoal.errors import ChannelClosed, NoCoverage, StepFailed
+from shoal.net.channel import Channel
+from shoal.node import kept
+from shoal.node.hop import Hop
+from shoal.testing.checkpoints import write_checkpoint
+from shoal.testing.swarm import memory_swarm
+
+from .conftest import PROMPT, THIRDS, Whole
+
+GREEDY = Sampler(Sampling())
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+def index_of(swarm, peer):
+    return next(i for i, network in enumerate(swarm.networks) if network.peer == peer)
+
+
+@asynccontextmanager
+async def at_work(home, checkpoint, spans, **options):
+    """A swarm and a session in it; when that is over, every node that is left has its KV back."""
+    async with memory_swarm(home, checkpoint, spans, **options) as swarm:
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+            yield swarm, session
+        await idle(swarm)
+
+
+async def idle(swarm):
+    with trio.fail_after(5):
+        for network, node in zip(swarm.networks, swarm.nodes, strict=True):
+            if network.peer in swarm.world.peers:
+                await node.server.wait_idle()
+                assert node.engine.tokens_free == node.engine.tokens
+                assert node.server.sessions == 0
+
+
+async def decode(session, prompt, count, before_token=None):
+    """Greedy tokens; ``before_token`` is called with the number of each token before it is asked for."""
+    chosen = [(await session.advance(prompt, GREEDY, more=True)).token]
+    while len(chosen) < count:
+        if before_token is not None:
+            before_token(len(chosen))
+        chosen.append((await session.advance(chosen[-1:], GREEDY, more=True)).token)
+    return chosen
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_any_hop_may_die_while_it_decodes(home, checkpoint, whole, place):
+    async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS]) as swarm:
+        dead = []
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+
+            def strike(token):
+                if token == 7:
+                    dead.append(index_of(swarm, session.ring.route[place].address.peer))
+                    swarm.kill(dead[0])
+
+            chosen = await decode(session, PROMPT, 20, strike)
+            assert chosen == whole.greedy(PROMPT, 20)
+            assert [(r.way, len(r.lost)) for r in session.reroutes] == [("resend", 1)]
+            assert swarm.networks[dead[0]].peer == session.reroutes[0].lost[0]
+        await idle(swarm)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_any_hop_may_die_before_the_first_token(home, checkpoint, whole, place):
+    async with at_work(home, checkpoint, [*THIRDS, *THIRDS]) as (swarm, session):
+        dead = index_of(swarm, session.ring.route[place].address.peer)
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _():
+                swarm.kill(dead)
+
+            chosen = await decode(session, PROMPT, 8)
+        assert chosen == whole.greedy(PROMPT, 8)
+
+
+@pytest.mark.parametrize("places", [(0, 1), (1, 2), (0, 2)])
+async def test_two_hops_may_die_at_once(home, checkpoint, whole, places):
+    async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS]) as swarm:
+        dead = []
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+
+            def strike(token):
+                if token == 5:
+                    dead.extend(index_of(swarm, session.ring.route[p].address.peer) for p in places)
+                    for victim in dead:
+                        swarm.kill(victim)
+
+            assert await decode(session, PROMPT, 16, strike) == whole.greedy(PROMPT, 16)
+        await idle(swarm)
+
+
+async def test_the_one_that_took_its_place_may_die_too(home, checkpoint, whole):
+    async with memory_swarm(home, checkpoint, [*THIRDS, THIRDS[1], THIRDS[1]]) as swarm:
+        dead = []
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+
+            def strike(token):
+                if token in (4, 5):
+                    dead.append(index_of(swarm, session.ring.route[1].address.peer))
+                    swarm.kill(dead[-1])
+
+            assert await decode(session, PROMPT, 16, strike) == whole.greedy(PROMPT, 16)
+            assert [r.way for r in session.reroutes] == ["resend", "resend"]
+        await idle(swarm)
+
+
+async def test_a_session_is_replayed_where_its_neighbour_has_not_kept_enough(
+    home, checkpoint, whole, monkeypatch
+):
+    monkeypatch.setattr(kept.KeptRoom.__init__, "__defaults__", (0,))
+    async with at_work(home, checkpoint, [*THIRDS, THIRDS[1]]) as (swarm, session):
+
+        def strike(token):
+            if token == 7:
+                swarm.kill(1 if session.ring.route[1].address.peer == swarm.networks[1].peer else 3)
+
+        assert await decode(session, PROMPT, 20, strike) == whole.greedy(PROMPT, 20)
+        assert [r.way for r in session.reroutes] == ["replay"]
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mamba"])
+async def test_a_cache_that_cannot_go_back_is_built_again(home, tmp_path, family):
+    checkpoint = write_checkpoint(tmp_path / family, family)
+    async with at_work(home, checkpoint, [*THIRDS, *THIRDS]) as (swarm, session):
+
+        def strike(token):
+            if token == 9:
+                swarm.kill(index_of(swarm, session.ring.route[1].address.peer))
+
+        assert await decode(session, PROMPT, 16, strike) == Whole(checkpoint).greedy(PROMPT, 16)
+        assert session.reroutes
+
+
+async def test_blocks_that_another_split_covers_are_found_too(home, checkpoint, whole):
+    spans = [*THIRDS, THIRDS[0].__class__(0, 4), THIRDS[0].__class__(4, 6)]
+    async with at_work(home, checkpoint, spans) as (swarm, session):
+
+        def strike(token):
+            if token == 6:
+                for hop in session.ring.route:
+                    if hop.address.peer in {n.peer for n in swarm.networks[:3]}:
+                        swarm.kill(index_of(swarm, hop.address.peer))
+                        break
+
+        assert await decode(session, PROMPT, 14, strike) == whole.greedy(PROMPT, 14)
+
+
+async def test_when_nobody_is_left_the_error_names_the_blocks_and_comes_in_time(home, checkpoint):
+    async with memory_swarm(home, checkpoint, THIRDS, resume_s=1.0) as swarm:
+        began = trio.current_time()
+        with pytest.raises(NoCoverage, match="blocks 2:3") as caught:
+            async with swarm.client.session(str(checkpoint), tokens=100) as session:
+                await session.step(PROMPT)
+                swarm.kill(1)
+                await session.step([1])
+        assert [str(span) for span in caught.value.missing] == ["2:3"]
+        assert trio.current_time() - began < 3
+        await idle(swarm)
+
+
+async def test_a_session_goes_on_when_somebody_comes_back_within_its_wait(home, checkpoint, whole):
+    async with (
+        at_work(home, checkpoint, THIRDS, resume_s=20.0) as (swarm, session),
+        trio.open_nursery() as nursery,
+    ):
+
+        async def come_back():
+            await trio.sleep(0.7)
+            await swarm.add_node(THIRDS[1])
+
+        def strike(token):
+            if token == 5:
+                swarm.kill(1)
+                nursery.start_soon(come_back)
+
+        assert await decode(session, PROMPT, 12, strike) == whole.greedy(PROMPT, 12)
+
+
+async def test_a_session_that_gave_up_goes_on_when_it_is_asked_again(home, checkpoint, whole):
+    async with at_work(home, checkpoint, THIRDS, resume_s=0.3) as (swarm, session):
+        assert torch.equal(await session.step(PROMPT), whole.step(PROMPT))
+        swarm.kill(1)
+        with pytest.raises(NoCoverage):
+            await session.step([7])
+        await swarm.add_node(THIRDS[1])
+        assert torch.equal(await session.step([7]), whole.step([7]))
+
+
+async def test_a_hop_that_is_silent_is_replaced(home, checkpoint, whole, monkeypatch):
+    async with at_work(home, checkpoint, [*THIRDS, *THIRDS]) as (swarm, session):
+        victims = set()
+        monkeypatch.setattr(
+            Channel, "silent_s", property(lambda channel: 60.0 if channel.peer in victims else 0.0)
+        )
+        taken = Hop.take
+
+        def swallow(hop, step, payload):
+            if hop.engine not in [swarm.nodes[index_of(swarm, v)].engine for v in victims]:
+                taken(hop, step, payload)
+
+        monkeypatch.setattr(Hop, "take", swallow)
+
+        def strike(token):
+            if token == 5:
+                victims.add(session.ring.route[1].address.peer)
+
+        began = trio.current_time()
+        assert await decode(session, PROMPT, 12, strike) == whole.greedy(PROMPT, 12)
+        assert [set(r.lost) for r in session.reroutes] == [victims]
+        assert trio.current_time() - began < 5
+
+
+async def test_a_late_step_is_traced_to_the_hop_that_sits_on_it(home, checkpoint, whole, monkeypatch):
+    async with at_work(home, checkpoint, [*THIRDS, *THIRDS], step_timeout_s=1.0) as (swarm, session):
+        stuck = []
+        submit = Hop._submit
+
+        def swallow(hop, step, payload):
+            if hop.engine not in stuck:
+                submit(hop, step, payload)
+
+        monkeypatch.setattr(Hop, "_submit", swallow)
+
+        def strike(token):
+            if token == 5:
+                stuck.append(swarm.nodes[index_of(swarm, session.ring.route[1].address.peer)].engine)
+
+        assert await decode(session, PROMPT, 12, strike) == whole.greedy(PROMPT, 12)
+        lost = [swarm.nodes[index_of(swarm, peer)].engine for r in session.reroutes for peer in r.lost]
+        assert lost == stuck
+
+
+def break_forward(monkeypatch, node):
+    def broken(batch):
+        return [StepFailed("the forward failed: out of luck") for _ in batch]
+
+    monkeypatch.setattr(node.engine.runner, "forward", broken)
+
+
+async def test_a_hop_that_cannot_run_a_step_is_replaced(home, checkpoint, whole, monkeypatch):
+    async with at_work(home, checkpoint, [*THIRDS, *THIRDS]) as (swarm, session):
+
+        def strike(token):
+            if token == 5:
+                peer = session.ring.route[1].address.peer
+                break_forward(monkeypatch, swarm.nodes[index_of(swarm, peer)])
+
+        assert await decode(session, PROMPT, 12, strike) == whole.greedy(PROMPT, 12)
+        assert len(session.reroutes) == 1
+
+
+async def test_where_nobody_else_could_run_it_the_error_comes_at_once_and_the_session_stays(
+    home, checkpoint, whole, monkeypatch
+):
+    async with at_work(home, checkpoint, THIRDS) as (swarm, session):
+        await session.step(PROMPT)
+        whole.step(PROMPT)
+        with monkeypatch.context() as broken:
+            break_forward(broken, swarm.nodes[1])
+            began = trio.current_time()
+            with pytest.raises(StepFailed, match="out of luck"):
+                await session.step([7])
+            assert trio.current_time() - began < 1
+        assert torch.equal(await session.step([7]), whole.step([7]))
+
+
+async def test_an_answer_tells_which_losses_it_survived(home, checkpoint, whole):
+    async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS]) as swarm:
+        answer = swarm.client.generate(str(checkpoint), PROMPT, max_tokens=16)
+        async for _ in answer:
+            if len(answer.token_ids) == 5:
+                lost = answer.route[1].peer
+                swarm.kill(index_of(swarm, lost))
+        assert answer.token_ids == whole.greedy(PROMPT, len(answer.token_ids))
+        assert [r.lost for r in answer.reroutes] == [(lost,)]
+        assert lost not in [stage.peer for stage in answer.route]
+        assert answer.reroutes[0].gap_s < 5
+
+
+async def test_ten_sessions_survive_the_same_loss(home, checkpoint, whole):
+    answers = {}
+    async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS]) as swarm:
+        dead = []
+
+        async def one(number):
+            prompt = [number + 1, 2 * number + 3, 5]
+            answer = swarm.client.generate(str(checkpoint), prompt, max_tokens=24)
+            async for _ in answer:
+                if len(answer.token_ids) == 6 and not dead:
+                    dead.append(index_of(swarm, answer.route[1].peer))
+                    swarm.kill(dead[0])
+            answers[number] = answer.token_ids
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(one, number)
+        for number, tokens in answers.items():
+            assert tokens == whole.greedy([number + 1, 2 * number + 3, 5], len(tokens))
+        await idle(swarm)
+
+
+async def test_losing_the_whole_network_is_an_error_and_no_endless_wait(home, checkpoint):
+    async with memory_swarm(home, checkpoint, THIRDS, resume_s=1.0) as swarm:
+        with pytest.raises((NoCoverage, ChannelClosed)):
+            async with swarm.client.session(str(checkpoint), tokens=100) as session:
+                await session.step(PROMPT)
+                swarm.world.kill(swarm.client.network.peer)
+                with trio.fail_after(5):
+                    await session.step([1])
+        await idle(swarm)
