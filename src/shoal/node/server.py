@@ -252,7 +252,7 @@ class SpanServer:
         with suppress(ChannelClosed, NotAllowed):  # then it is not kept either, and the client replays
             onward = None
             if message.next is not None:
-                onward = await self._pool.get(message.next.address(), deadline_s=DIAL_NEXT_S)
+                onward = await self.channels.get(message.next.address(), deadline_s=DIAL_NEXT_S)
             kept = self._hops.get(session) is hop and hop.reroute(message, onward)
         with suppress(ChannelClosed):
             await channel.send(Rerouted(session, kept))
