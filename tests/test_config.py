@@ -170,3 +170,17 @@ def test_a_child_gets_our_environment_without_our_settings(monkeypatch: pytest.M
     environ = config.child_environ(SHOAL_HOME="/tmp/x")
     assert "SHOAL_PORT" not in environ
     assert (environ["SHOAL_HOME"], environ["LANG"]) == ("/tmp/x", "C.UTF-8")
+
+
+def test_a_child_reads_the_settings_that_we_have() -> None:
+    settings = config.load(
+        {
+            "port": 4001,
+            "memory": "1GiB",
+            "mdns": False,
+            "bootstrap": ["/a/p2p/b", "/c/p2p/d"],
+            "announce_s": 0.5,
+        },
+        {"SHOAL_HOME": "/tmp/x"},
+    )
+    assert config.load({}, config.to_environ(settings) | {"SHOAL_HOME": "/tmp/x"}) == settings

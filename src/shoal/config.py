@@ -159,6 +159,15 @@ def child_environ(**changes: str) -> dict[str, str]:
     return kept | changes
 
 
+def to_environ(settings: Settings) -> dict[str, str]:
+    """The variables from which a process that we start reads the same settings; its folders are its own."""
+    found: dict[str, str] = {}
+    for name in OPTIONS:
+        value = getattr(settings, name)
+        found[f"SHOAL_{name.upper()}"] = " ".join(value) if isinstance(value, tuple) else str(value)
+    return found
+
+
 def share_cores() -> None:
     """Let OpenMP's threads sleep when they wait, unless the user wants otherwise. Before torch is imported.
 

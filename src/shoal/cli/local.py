@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -59,31 +60,43 @@ async def local_swarm(settings: Settings, n_blocks: int, nodes: int) -> AsyncGen
         ShoalError: a node did not come up; the error is that node's own.
     """
     spans = split(n_blocks, nodes)
-    swarm = membership.create("demo")
+    inside = on_this_machine(settings, "demo")
+    swarm = membership.create(inside.swarm)
     with TemporaryDirectory(prefix="shoal-") as folder:
-        processes: list[Process] = []
-        try:
-            async with trio.open_nursery() as nursery:
-                # Ended by a signal, we must not leave the nodes behind. Only the main thread hears of any.
-                if threading.current_thread() is threading.main_thread():
-                    nursery.start_soon(_end_on_sigterm)
-                found: list[dict[str, Any]] = []
-                with trio.move_on_after(START_WITHIN_S) as waiting:
-                    first = await _start(settings, swarm, spans[0], Path(folder, "0"), processes)
-                    swarm = replace(swarm, bootstrap=tuple((await first.event("listening"))["addresses"]))
-                    rest = [
-                        await _start(settings, swarm, span, Path(folder, str(number)), processes)
-                        for number, span in enumerate(spans[1:], 1)
-                    ]
-                    found = [await process.event("serving") for process in (first, *rest)]
-                if waiting.cancelled_caught:
-                    raise DeadlineExceeded(f"the nodes did not come up within {START_WITHIN_S:.0f} s")
-                inside = replace(settings, swarm=swarm.name, host="127.0.0.1", mdns=False, bootstrap=())
-                yield LocalSwarm(inside, swarm, tuple(found))
-                nursery.cancel_scope.cancel()
-        finally:
-            with trio.CancelScope(shield=True):
-                await _end(processes)
+        async with ended_with_us() as processes:
+            found: list[dict[str, Any]] = []
+            with trio.move_on_after(START_WITHIN_S) as waiting:
+                first = await start(inside, swarm, spans[0], Path(folder, "0"), processes)
+                swarm = replace(swarm, bootstrap=tuple((await first.event("listening"))["addresses"]))
+                rest = [
+                    await start(inside, swarm, span, Path(folder, str(number)), processes)
+                    for number, span in enumerate(spans[1:], 1)
+                ]
+                found = [await process.event("serving") for process in (first, *rest)]
+            if waiting.cancelled_caught:
+                raise DeadlineExceeded(f"the nodes did not come up within {START_WITHIN_S:.0f} s")
+            yield LocalSwarm(inside, swarm, tuple(found))
+
+
+def on_this_machine(settings: Settings, swarm: str) -> Settings:
+    """The settings of a node or client of a swarm that nobody outside of this machine is to see."""
+    return replace(settings, swarm=swarm, host="127.0.0.1", port=0, direct_port=0, mdns=False, bootstrap=())
+
+
+@asynccontextmanager
+async def ended_with_us() -> AsyncGenerator[list[Process]]:
+    """A list of processes. Those in it end with the block, and when a signal ends us."""
+    processes: list[Process] = []
+    try:
+        async with trio.open_nursery() as nursery:
+            # Ended by a signal, we must not leave the nodes behind. Only the main thread hears of any.
+            if threading.current_thread() is threading.main_thread():
+                nursery.start_soon(_end_on_sigterm)
+            yield processes
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await _end(processes)
 
 
 class Process:
@@ -93,6 +106,21 @@ class Process:
         self.process = process
         self._log = log
         self._buffer = b""
+
+    @property
+    def ended(self) -> bool:
+        return self.process.returncode is not None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the node and all that computes with it; none to one that has ended."""
+        if not self.ended:
+            with suppress(ProcessLookupError):
+                # Asked to end, a node ends its own processes, when their work is done.
+                (os.kill if number == signal.SIGTERM else os.killpg)(self.process.pid, number)
+
+    def last_words(self) -> str:
+        """The end of what it wrote on stderr."""
+        return self._log.read_text("utf-8", errors="replace").strip()[-500:]
 
     async def event(self, name: str) -> dict[str, Any]:
         """The next event of that name.
@@ -116,30 +144,33 @@ class Process:
             piece = await self.process.stdout.receive_some()
             if not piece:
                 code = await self.process.wait()
-                last = self._log.read_text("utf-8", errors="replace").strip()[-500:]
-                raise ShoalError(f"a node ended with exit code {code}: {last or 'it said nothing'}")
+                raise ShoalError(
+                    f"a node ended with exit code {code}: {self.last_words() or 'it said nothing'}"
+                )
             self._buffer += piece
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
 
-async def _start(
+async def start(
     settings: Settings, swarm: Membership, span: Span, home: Path, processes: list[Process]
 ) -> Process:
-    """Start a node with a home, and so an identity, of its own; the models are those of this machine."""
+    """Start a node and add it to ``processes``.
+
+    Args:
+        settings: as :func:`on_this_machine` makes them, with ports and more if wanted.
+        home: the node's own, and so its identity and packed weights; made if it is not there. The models are
+            those of this machine.
+    """
     _make_home(home, settings.paths.models, swarm)
-    command = [sys.executable, "-m", "shoal.cli", "--log-level", settings.log_level, "serve", settings.model]
-    command += ["--swarm", swarm.name, "--span", str(span), "--host", "127.0.0.1", "--no-mdns", "--json"]
-    command += ["--format", settings.format, "--kv", settings.kv, "--wire", settings.wire]
-    command += ["--threads", str(settings.threads), "--parallel", str(settings.parallel)]
     log = home / "log"
-    with log.open("wb") as stderr:
+    with log.open("ab") as stderr:
         process = await trio.lowlevel.open_process(
-            command,
+            [sys.executable, "-m", "shoal.cli", "serve", settings.model, "--span", str(span), "--json"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=config.child_environ(SHOAL_HOME=str(home)),
+            env=config.child_environ(**config.to_environ(settings), SHOAL_HOME=str(home)),
             start_new_session=True,  # Ctrl-C is for us, and we end them in order
         )
     processes.append(Process(process, log))
@@ -148,22 +179,22 @@ async def _start(
 
 def _make_home(home: Path, models: Path, swarm: Membership) -> None:
     models.mkdir(parents=True, exist_ok=True)
-    home.mkdir()
-    (home / "models").symlink_to(models.resolve())
+    home.mkdir(exist_ok=True)
+    if not (home / "models").is_symlink():
+        (home / "models").symlink_to(models.resolve())
     membership.save(home / "swarms", swarm)
 
 
 async def _end(processes: list[Process]) -> None:
     for running in processes:
-        with suppress(ProcessLookupError):
-            running.process.terminate()
+        running.signal(signal.SIGTERM)
+        running.signal(signal.SIGCONT)  # one that is frozen hears nothing else
     with trio.move_on_after(END_WITHIN_S):
         for running in processes:
             await running.process.wait()
     for running in processes:
-        if running.process.returncode is None:
-            running.process.kill()
-            await running.process.wait()
+        running.signal(signal.SIGKILL)
+        await running.process.wait()
 
 
 async def _end_on_sigterm() -> None:

@@ -55,7 +55,7 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def run(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str], commands: typer.Typer = app, name: str = "shoal") -> int:
     """Run one command line and return its exit code. Errors are shown, never raised."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
             stream.reconfigure(errors="replace")
     as_json = wants_json(argv)
     try:
-        code = typer.main.get_command(app).main(list(argv), prog_name="shoal", standalone_mode=False)
+        code = typer.main.get_command(commands).main(list(argv), prog_name=name, standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_OK
     except TyperException as error:

@@ -1,0 +1,121 @@
+"""Looks at the swarm from outside: what nodes announce, what processes hold, who is still listed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+
+import psutil
+import trio
+
+from shoal.client.swarm import Swarm
+from shoal.swarm.announcement import Announcement
+from shoal.testing.lab.judge import Fault, ghosts, idle_faults, leaks
+from shoal.testing.lab.nodes import LabSwarm
+from shoal.types import PeerId
+
+LOOK_EVERY_S = 0.1
+HEARD_WITHIN_S = 30.0
+"""By when a client has to have heard of a node that serves."""
+IDLE_WITHIN_S = 20.0
+"""By when every node has to have said that all its KV is free, once nobody asks."""
+SPARE_TASKS = 12
+"""Tasks that the client may have more for each node than when it began: channels and connections."""
+
+
+class Watch:
+    """What a client sees of the lab's nodes, and what their processes show."""
+
+    def __init__(self, lab: LabSwarm, client: Swarm) -> None:
+        self._lab = lab
+        self._client = client
+        self._expiry_s = client.settings.expiry_s
+        self._listed: set[PeerId] = set()
+        self._files = self._descriptors()
+        self._tasks = trio.lowlevel.current_statistics().tasks_living
+
+    async def heard(self) -> list[str]:
+        """Wait until the client knows of every node that serves; says of which it has not heard in time."""
+        unheard = await _nothing_left(self._unheard, HEARD_WITHIN_S)
+        return [f"node {name} serves, and the client does not know" for name in unheard]
+
+    async def idle(self) -> list[str]:
+        """Wait until every node that is well has said that it holds nothing; says who still does."""
+        return await _nothing_left(partial(self._held, time.time()), IDLE_WITHIN_S)
+
+    async def look_for_ghosts(self) -> None:
+        """Note every second who is listed long after its end, until cancelled."""
+        while True:
+            ended = {node.peer: node.ended for node in self._lab.nodes.values() if node.ended is not None}
+            self._listed |= ghosts(self._client.announcements(), ended, time.time(), self._expiry_s)
+            await trio.sleep(1.0)
+
+    def noticed(self, run: int | None) -> list[Fault]:
+        """What was noticed beside the answers since it was last asked."""
+        found = [Fault(run, "process", message) for message in self._lab.faults]
+        found += [
+            Fault(run, "ghost", f"node {self._names[peer]} was listed long after its end")
+            for peer in self._listed
+        ]
+        self._lab.faults.clear()
+        self._listed.clear()
+        return found
+
+    def leaks(self) -> list[str]:
+        """What the nodes' processes and this client hold more than when it all began."""
+        found = leaks(self._files, self._descriptors())
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        if tasks > self._tasks + SPARE_TASKS * len(self._lab.nodes):
+            found.append(f"the client has {tasks} tasks, and had {self._tasks}")
+        return found
+
+    @property
+    def _names(self) -> dict[PeerId, str]:
+        return {node.peer: node.name for node in self._lab.nodes.values()}
+
+    def _latest(self) -> Mapping[str, Announcement]:
+        return {announcement.peer: announcement for announcement in self._client.announcements()}
+
+    def _unheard(self) -> list[str]:
+        latest = self._latest()
+        return [
+            node.name
+            for node in self._lab.nodes.values()
+            if node.well and (node.peer not in latest or latest[node.peer].issued < node.started)
+        ]
+
+    def _held(self, since: float) -> list[str]:
+        latest = self._latest()
+        found: list[str] = []
+        for node in self._lab.nodes.values():
+            announcement = latest.get(node.peer)
+            if not node.well:
+                continue
+            if announcement is None or announcement.issued < since:
+                found.append(f"node {node.name} has not announced anything for {IDLE_WITHIN_S:.0f} s")
+            else:
+                found += idle_faults([announcement], self._names)
+        return found
+
+    def _descriptors(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for node in self._lab.nodes.values():
+            if node.well and node.process is not None:
+                pid = node.process.process.pid
+                with suppress(psutil.Error):  # it has just ended
+                    found[f"node {node.name} (process {pid})"] = psutil.Process(pid).num_fds()
+        return found
+
+
+async def _nothing_left(look: Callable[[], list[str]], within_s: float) -> list[str]:
+    """Look until there is nothing more to see; what is still there after ``within_s``."""
+    found: list[str] = []
+    with trio.move_on_after(within_s):
+        while True:
+            found = look()
+            if not found:
+                break
+            await trio.sleep(LOOK_EVERY_S)
+    return found

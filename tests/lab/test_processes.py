@@ -1,0 +1,68 @@
+"""The lab as its users run it: real processes, a plan, one JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.testing.checkpoints import write_checkpoint
+
+pytestmark = pytest.mark.swarm
+
+PLAN: dict[str, Any] = {"prompts": [[5, 6, 7, 8], list(range(9, 60))], "max_tokens": 40, "stages": 2}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), "llama", eos_token_id=None)
+
+
+def lab(folder: Path, kind: str, plan: dict[str, Any], *argv: str) -> tuple[int, dict[str, Any]]:
+    """Run the lab; its exit code, and what it printed."""
+    (folder / "plan.json").write_text(json.dumps(plan))
+    command = [sys.executable, "-m", "shoal.testing.lab", kind, "--json", *argv]
+    ran = subprocess.run(
+        [*command, "--plan", str(folder / "plan.json")],
+        env=os.environ | {"SHOAL_HOME": str(folder / "home")},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ran.stdout.count("\n") == 1, ran.stderr
+    return ran.returncode, json.loads(ran.stdout)
+
+
+def test_nodes_that_stand_still_for_a_moment_change_no_token(tmp_path: Path, checkpoint: Path) -> None:
+    events = [
+        {"do": "freeze", "hop": 0, "token": 3, "for_s": 1},
+        {"do": "slow", "hop": 1, "token": 6, "for_s": 1},
+    ]
+    plan = PLAN | {"model": str(checkpoint), "replicas": 1, "events": events, "gap_s": 20}
+    code, said = lab(tmp_path, "freeze", plan)
+    assert (code, said["ok"], said["errors"]) == (0, True, []), said
+    assert (said["runs"], said["same_tokens"], said["nodes"]) == (1, 1, 2)
+    assert said["gap_s_max"] >= 1.0
+    assert len(said["results"][0]["events"]) == 2
+
+
+def test_a_plan_whose_promise_is_not_kept_ends_with_code_1(tmp_path: Path, checkpoint: Path) -> None:
+    events = [{"do": "freeze", "hop": 0, "token": 3, "for_s": 1}]
+    runs = [{"expect": "no_coverage", "events": events}, {"events": events, "gap_s": 0.2}]
+    plan = PLAN | {"model": str(checkpoint), "replicas": 1, "runs": runs}
+    code, said = lab(tmp_path, "freeze", plan)
+    assert (code, said["ok"]) == (1, False)
+    assert [(fault["run"], fault["what"]) for fault in said["errors"]] == [(0, "error"), (1, "gap")]
+
+
+def test_a_plan_that_does_not_fit_the_model_is_one_clear_error(tmp_path: Path, checkpoint: Path) -> None:
+    plan = PLAN | {"model": str(checkpoint), "nodes": [{"span": "0:4"}]}
+    code, said = lab(tmp_path, "kill", plan)
+    assert (code, said["error"]["code"]) == (2, "usage")
+    assert "no node serves blocks 4:6 of 6" in said["error"]["message"]
