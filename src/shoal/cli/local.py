@@ -80,7 +80,8 @@ async def local_swarm(settings: Settings, n_blocks: int, nodes: int) -> AsyncGen
 
 def on_this_machine(settings: Settings, swarm: str) -> Settings:
     """The settings of a node or client of a swarm that nobody outside of this machine is to see."""
-    return replace(settings, swarm=swarm, host="127.0.0.1", port=0, direct_port=0, mdns=False, bootstrap=())
+    alone = {"host": "127.0.0.1", "mdns": False, "bootstrap": ()}
+    return replace(settings, swarm=swarm, port=0, direct_port=0, metrics_port=0, **alone)
 
 
 @asynccontextmanager
