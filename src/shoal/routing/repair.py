@@ -1,13 +1,18 @@
-"""Who takes the place of lost hops. Pure."""
+"""What to put in place of lost stages, the others kept. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import groupby
 
-from shoal.errors import NoCoverage
-from shoal.routing.route import Candidate, Stage, choose_route
+from shoal.routing.cheapest import cheapest
+from shoal.routing.prices import Candidate, price
+from shoal.routing.route import Stage, no_route, stages_of, who_may
 from shoal.types import PeerId, Span
+
+Repair = tuple[int, int, list[Stage]]
+"""The first and the last index of a run of lost stages, and the stages that take its blocks."""
 
 
 def choose_repair(
@@ -17,28 +22,61 @@ def choose_repair(
     tokens: int,
     *,
     avoid: Collection[PeerId] = (),
-) -> list[tuple[int, int, list[Stage]]]:
-    """For each run ``[first, last]`` of lost stages, the cheapest stages that cover its blocks."""
-    kept = {stage.peer for i, stage in enumerate(route) if i not in lost}
-    found: list[tuple[int, int, list[Stage]]] = []
-    runs: list[list[int]] = []
-    for index in sorted(lost):
-        if runs and runs[-1][-1] == index - 1:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    for run in runs:
-        start, end = route[run[0]].span.start, route[run[-1]].span.end
-        shifted = [
-            replace(c, span=Span(max(c.span.start, start) - start, min(c.span.end, end) - start))
-            for c in candidates
-            if c.span.start < end and c.span.end > start
-        ]
-        try:
-            stages = choose_route(shifted, end - start, tokens, avoid={*avoid, *kept})
-        except NoCoverage as error:
-            error.missing = tuple(Span(s.start + start, s.end + start) for s in error.missing)
-            raise
-        new = [Stage(s.peer, Span(s.span.start + start, s.span.end + start)) for s in stages]
-        found.append((run[0], run[-1], new))
-    return found
+) -> list[Repair]:
+    """The cheapest stages in place of the lost ones, for a session of ``tokens`` tokens.
+
+    Exact for all runs of lost stages together, with the ways to and from the stages that are kept. A session
+    is at a peer once, so peers of stages that are kept take no more. When that is why there is no repair, a
+    whole new route (``choose_route``) may still be found.
+
+    Args:
+        candidates: peers of kept stages may be among them or not: they have their room already.
+        route: covers the model.
+        lost: indexes of stages; at least one.
+        avoid: peers that are not to be asked, above all those that were lost: they are no exception here.
+
+    Returns:
+        For each run of neighbouring lost indexes, in order.
+
+    Raises:
+        NoCoverage: nobody else serves some of the lost blocks; names them.
+        Busy: somebody does, but without KV for ``tokens`` tokens.
+    """
+    n_blocks = route[-1].span.end
+    runs = _runs(lost)
+    asked = [Span(route[first].span.start, route[last].span.end) for first, last in runs]
+    kept = [stage for index, stage in enumerate(route) if index not in lost]
+    known = {c.peer: c for c in candidates}
+    staying = [_staying(stage, known.get(stage.peer), tokens) for stage in kept]
+    others = known.keys() - {stage.peer for stage in kept} - set(avoid)
+    usable = [*staying, *(c for c in candidates if c.peer in others and c.span.end <= n_blocks)]
+    roomy = [c for c in usable if c.tokens_free >= tokens]
+    allowed = who_may(roomy, n_blocks)
+    for number, stage in enumerate(kept):
+        allowed[stage.span.start : stage.span.end] = False
+        allowed[stage.span.start : stage.span.end, number] = True
+    path = cheapest(price(roomy, "latency", None), allowed) if roomy else None
+    if path is None:
+        raise no_route(usable, roomy, n_blocks, tokens, asked)
+    found = stages_of(path, roomy)
+    return [
+        (first, last, [s for s in found if span.start <= s.span.start < span.end])
+        for (first, last), span in zip(runs, asked, strict=True)
+    ]
+
+
+def _staying(stage: Stage, known: Candidate | None, tokens: int) -> Candidate:
+    """A kept stage as a candidate for its own blocks alone. What it costs is the same for every repair."""
+    if known is None:
+        return Candidate(stage.peer, stage.span, tokens)
+    step_s = known.step_s * len(stage.span) / len(known.span)
+    return replace(known, span=stage.span, tokens_free=tokens, step_s=step_s)
+
+
+def _runs(indexes: Collection[int]) -> list[tuple[int, int]]:
+    """Neighbouring indexes together, each run by its first and its last."""
+    runs: list[tuple[int, int]] = []
+    for _, group in groupby(enumerate(sorted(set(indexes))), key=lambda pair: pair[1] - pair[0]):
+        run = [index for _, index in group]
+        runs.append((run[0], run[-1]))
+    return runs

@@ -1,0 +1,139 @@
+"""What a step through each candidate is expected to cost, for what the user wants. Pure.
+
+``latency``
+    Seconds of one step: the ways there, waiting there, computing there with one session more.
+``throughput``
+    Computing alone, the dearer the busier the peer is: ``WORTH ** utilisation``. Sessions that each take the
+    cheapest route at such prices come close to the most that all peers can carry together (Awerbuch, Azar and
+    Plotkin, 1993, "Throughput-competitive on-line routing").
+``cost``
+    What travels between machines: every hop takes and sends each token's hidden states once, all of one size,
+    so the fewest hops are the fewest bytes. Among those the fastest. Nobody asks for money yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from statistics import median
+from typing import Literal
+
+import numpy as np
+
+from shoal.routing.cheapest import Prices, Seconds, Ways
+from shoal.types import PeerId, Span
+
+Objective = Literal["latency", "throughput", "cost"]
+"""What a route is to be the best for."""
+
+HOP_S = 0.001
+"""Work around one more hop: framing, encoding, two changes of thread."""
+UNMEASURED_RTT_S = 0.002
+"""Assumed where no round trip was measured at all; where some were, their median is."""
+UNMEASURED_BLOCK_S = 0.001
+"""Assumed time of a decode step through one block where no peer has measured any; else their median is."""
+ROW_SHARE = 0.05
+"""What one session more in a batch adds to a forward, as a share of a forward for one: 4 to 6% were measured
+for int8 and bf16 kernels with 1 to 32 rows."""
+WORTH = 64.0
+"""How much dearer a peer is that has nothing left than one that idles."""
+MORE_THAN_ANY_STEP_S = 1e4
+JITTER = 0.1
+"""By how much a candidate may seem dearer than it is, by chance, so that not all clients choose the same."""
+MOST_WAYS = 16
+"""Measured ways to one peer that are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A span on offer, as routing sees it. A peer has one."""
+
+    peer: PeerId
+    span: Span
+    tokens_free: int
+    """KV tokens that a session may still reserve."""
+    step_s: float = 0.0
+    """Time of a decode step through the whole span, as measured with the sessions there are; 0 if unknown."""
+    rtt_s: float | None = None
+    """Round trip between the client and it."""
+    wait_s: float = 0.0
+    """How long a step waits there for its turn."""
+    sessions: int = 0
+    """Sessions that it holds already."""
+    tokens: int = 0
+    """KV tokens that all its sessions together may take; 0 if unknown."""
+    trust: float = 1.0
+    """Share of steps that it is expected to do well, in (0, 1]: by its inverse it seems dearer."""
+    rtts_s: Mapping[PeerId, float] = field(default_factory=dict[PeerId, float])
+    """Round trips between it and other peers."""
+
+    @property
+    def utilisation(self) -> float:
+        """How busy it is, 0 to 1: by its KV, or by how long steps wait, whichever says more.
+
+        A queue with a steady service time S makes who comes wait for ``ρ / (1 - ρ) × S / 2`` (M/D/1).
+        """
+        held = 1 - self.tokens_free / self.tokens if self.tokens else 0.0
+        waiting = 2 * self.wait_s / (2 * self.wait_s + self.step_s) if self.step_s else 0.0
+        return min(1.0, max(held, waiting))
+
+
+def price(candidates: Sequence[Candidate], objective: Objective, rng: Random | None) -> Prices:
+    """What each candidate costs. With ``rng`` each seems up to ``JITTER`` dearer, by chance."""
+    block, stage, near = _block_s(candidates), _stage_s(candidates), _near_s(candidates)
+    ways = _ways(candidates)
+    if objective == "throughput":
+        busy = np.array([candidate.utilisation for candidate in candidates])
+        block = block * WORTH**busy
+        stage = np.full(len(candidates), HOP_S)
+        near = np.zeros(len(candidates))
+        ways = _ways(())
+    elif objective == "cost":
+        stage = stage + MORE_THAN_ANY_STEP_S
+    if rng is not None:
+        dearer = np.array([1 + JITTER * rng.random() for _ in candidates])
+        block, stage, near = block * dearer, stage * dearer, near * dearer
+    return Prices(block, stage, near, near / 2, ways)
+
+
+def _block_s(candidates: Sequence[Candidate]) -> Seconds:
+    """Computing of one block in a step, with one session more in the batch."""
+    measured = [c.step_s / len(c.span) for c in candidates if c.step_s]
+    usual = median(measured) if measured else UNMEASURED_BLOCK_S
+    each = [
+        (c.step_s / len(c.span) if c.step_s else usual)
+        * (1 + ROW_SHARE * c.sessions)
+        / (1 + ROW_SHARE * max(0, c.sessions - 1))
+        / c.trust
+        for c in candidates
+    ]
+    return np.array(each)
+
+
+def _stage_s(candidates: Sequence[Candidate]) -> Seconds:
+    return np.array([(HOP_S + c.wait_s) / c.trust for c in candidates])
+
+
+def _near_s(candidates: Sequence[Candidate]) -> Seconds:
+    """One way between the client and each."""
+    measured = [c.rtt_s for c in candidates if c.rtt_s is not None]
+    usual = median(measured) if measured else UNMEASURED_RTT_S
+    return np.array([(usual if c.rtt_s is None else c.rtt_s) / 2 for c in candidates])
+
+
+def _ways(candidates: Sequence[Candidate]) -> Ways:
+    """The ways between peers that one of them has measured; where both have, the longer."""
+    number = {candidate.peer: i for i, candidate in enumerate(candidates)}
+    into: list[dict[int, float]] = [{} for _ in candidates]
+    for here, candidate in enumerate(candidates):
+        for peer, rtt_s in candidate.rtts_s.items():
+            there = number.get(peer)
+            if there is None or there == here:
+                continue
+            for begin, end in ((here, there), (there, here)):
+                if begin in into[end] or len(into[end]) < MOST_WAYS:
+                    into[end][begin] = max(rtt_s / 2, into[end].get(begin, 0.0))
+    found = [(begin, end, seconds) for end, ways in enumerate(into) for begin, seconds in ways.items()]
+    begins, ends, seconds = zip(*found, strict=True) if found else ((), (), ())
+    return Ways(np.array(begins, np.intp), np.array(ends, np.intp), np.array(seconds, np.float64))
