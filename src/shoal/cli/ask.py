@@ -105,6 +105,15 @@ def answer_fields(answer: Answer, question: Question) -> dict[str, Any]:
     }
 
 
+def say_trace(trace: dict[str, Any] | None) -> None:
+    """The steps of an answer on stderr, hop by hop, and the losses that it survived."""
+    from shoal.cli.trace import reroute_line, step_lines
+
+    if trace is not None:
+        for line in (*step_lines(trace["steps"]), *map(reroute_line, trace["reroutes"])):
+            say(line)
+
+
 def say_speed(fields: dict[str, Any]) -> None:
     """One line on stderr about how it went."""
     say(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from shoal.cli import options
-from shoal.cli.ask import Question, answer_fields, ask, say_speed, user
+from shoal.cli.ask import Question, answer_fields, ask, say_speed, say_trace, user
 from shoal.cli.inside import in_swarm
 from shoal.cli.output import emit
 from shoal.errors import UsageError
@@ -54,6 +54,7 @@ def run(
     stop: Stop = None,
     seed: Seed = None,
     raw: Raw = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Then say where each step's time went.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Answer one prompt. The answer is streamed on stdout."""
@@ -77,12 +78,15 @@ def run(
     )
 
     async def once(opened: Connected) -> dict[str, Any]:
-        return answer_fields(await ask(opened, question, stream=not as_json), question)
+        fields = answer_fields(await ask(opened, question, stream=not as_json), question)
+        traced = opened.routes.trace
+        return fields | ({"trace": {"steps": traced.steps, "reroutes": traced.reroutes}} if trace else {})
 
     fields = in_swarm(settings, once)
     if as_json:
         emit(fields, as_json, lambda: "")
     else:
+        say_trace(fields.get("trace"))
         say_speed(fields)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ from typing import Literal
 
 import trio
 
-from shoal.client.hops import HopFailed, HopLost, RingHop, RouteHop
+from shoal.client.hops import HopFailed, HopLost, RingHop, RouteHop, traced
 from shoal.errors import (
     ChannelClosed,
     DeadlineExceeded,
@@ -28,6 +29,7 @@ from shoal.errors import (
     ShoalError,
     from_code,
 )
+from shoal.metrics.trace import Trace, ring_step
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.types import CarrierName, Codec, Format, ModelShape, SessionId
@@ -90,7 +92,9 @@ class Ring:
         wire: Codec | Literal["auto"],
         tokens: int,
         step_timeout_s: float,
+        trace: Trace,
     ) -> None:
+        self.trace = trace
         self.session = SessionId(os.urandom(16))
         self.rules = ClientSession(tokens, IN_FLIGHT)
         self._hops = [RingHop(hop) for hop in route]
@@ -104,6 +108,7 @@ class Ring:
         self._news = trio.Event()
         self._broken: ShoalError | None = None
         self._giving_up = threading.Lock()  # a step that is given up is not sent after it
+        self._left = [0.0] * IN_FLIGHT  # when each step in flight was sent, by its number modulo these
 
     @property
     def route(self) -> tuple[RouteHop, ...]:
@@ -192,6 +197,7 @@ class Ring:
         A channel that has gone is no error here: :meth:`receive` tells that the session is lost.
         """
         channel, step = self._first(), self._made(issued, codec)
+        self._left[issued.number % IN_FLIGHT] = time.perf_counter()
         with self._giving_up, suppress(ChannelClosed):
             if self.rules.flies(issued):
                 channel.post(step, payload)
@@ -203,7 +209,9 @@ class Ring:
             LocalProtocolError: they do not fit into the session.
             ShoalError: the session is lost.
         """
-        await self._send(self._made(self.issue(tokens, wanted), codec), payload)
+        issued = self.issue(tokens, wanted)
+        self._left[issued.number % IN_FLIGHT] = time.perf_counter()
+        await self._send(self._made(issued, codec), payload)
 
     async def _send(self, step: Step, payload: bytes) -> None:
         try:
@@ -374,6 +382,14 @@ class Ring:
         if issued is not None:
             self._codec.note(issued.tokens, max((time.compute_us for time in message.times), default=0))
             self._tell(Returned(payload, message.codec, message.rows, issued.position, message.times))
+            self._note(issued, message.times)
+
+    def _note(self, step: Issued, times: Sequence[HopTime]) -> None:
+        """Trace a step that has come back."""
+        took_s = time.perf_counter() - self._left[step.number % IN_FLIGHT]
+        hops = traced(self.route, times)
+        seen = ring_step(time.time(), self.session, step.number, step.position, step.tokens, took_s, hops)
+        self.trace.step(seen)
 
     def _failed(self, index: int, message: Failed) -> None:
         hop = self._hops[index]

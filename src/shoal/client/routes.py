@@ -22,6 +22,8 @@ from shoal.errors import (
     RemoteProtocolError,
     ShoalError,
 )
+from shoal.metrics.meters import Metrics
+from shoal.metrics.trace import RerouteTrace, Trace, shown
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
@@ -53,6 +55,9 @@ class Routes:
         self._settings = settings
         self._rings: dict[SessionId, Ring] = {}
         self._suspects = Suspects()
+        self.metrics = Metrics()
+        self.trace = Trace()
+        """Steps round whole rings, and the losses that sessions survived."""
         self._pool = ChannelPool(network, self._handle, self._lost)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -123,6 +128,11 @@ class Routes:
         """Do not count on this peer until it says something new, and for a while longer each time."""
         self._suspects.add(peer, self.member.directory.sequence(peer), trio.current_time())
 
+    def survived(self, ring: Ring, at: float, gap_s: float, lost: Sequence[PeerId], way: str) -> None:
+        """Note that a session, now on ``ring``, has survived a loss; ``at`` is seconds since the epoch."""
+        self.metrics.reroutes.labels(way).inc()
+        self.trace.reroute(RerouteTrace(at, shown(ring.session), gap_s, tuple(lost), way))
+
     async def wait_news(self, timeout_s: float) -> None:
         """Wait until an announcement says something new, not longer than ``timeout_s``."""
         with trio.move_on_after(timeout_s):
@@ -163,6 +173,7 @@ class Routes:
             wire=self._settings.wire,
             tokens=tokens,
             step_timeout_s=self._settings.step_timeout_s,
+            trace=self.trace,
         )
         self._rings[ring.session] = ring
         try:

@@ -162,7 +162,9 @@ class Session:
                 self._retreat(0 if owed else before)
                 raise
             else:
-                self.reroutes += [Reroute(time.time(), *s) for s in survived]
+                for gap_s, lost, way in survived:
+                    self.reroutes.append(Reroute(time.time(), gap_s, lost, way))
+                    self._recovery.routes.survived(self.ring, time.time(), gap_s, lost, way)
                 return returned
         raise _plain(error)
 

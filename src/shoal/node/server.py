@@ -254,6 +254,7 @@ class SpanServer:
             if message.next is not None:
                 onward = await self.channels.get(message.next.address(), deadline_s=DIAL_NEXT_S)
             kept = self._hops.get(session) is hop and hop.reroute(message, onward)
+            self.metrics.reroutes.labels("neighbour" if message.resend is None else "resend").inc()
         with suppress(ChannelClosed):
             await channel.send(Rerouted(session, kept))
 
