@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from threading import Timer
 
 import pytest
 import torch
@@ -325,3 +326,33 @@ async def test_losing_the_whole_network_is_an_error_and_no_endless_wait(home, ch
                 with trio.fail_after(5):
                     await session.step([1])
         await idle(swarm)
+
+
+class Turns(trio.abc.Instrument):
+    """Counts the turns that tasks take."""
+
+    def __init__(self):
+        self.taken = 0
+
+    def before_task_step(self, task):
+        self.taken += 1
+
+
+async def test_waiting_for_a_step_after_a_loss_does_not_spin(home, checkpoint, monkeypatch):
+    async with at_work(home, checkpoint, [*THIRDS, *THIRDS]) as (swarm, session):
+        submit, turns = Hop._submit, Turns()
+
+        def late(hop, step, payload):
+            if step.hops_left is None and step.position == len(PROMPT):
+                loop = trio.lowlevel.current_trio_token()
+                Timer(0.3, loop.run_sync_soon, (submit, hop, step, payload)).start()
+            else:
+                submit(hop, step, payload)
+
+        await session.step(PROMPT)
+        monkeypatch.setattr(Hop, "_submit", late)
+        swarm.kill(index_of(swarm, session.ring.route[1].address.peer))
+        trio.lowlevel.add_instrument(turns)
+        await session.step([7])
+        trio.lowlevel.remove_instrument(turns)
+        assert turns.taken < 1000

@@ -261,7 +261,7 @@ class Ring:
     def end(self) -> None:
         """No more steps: whoever waits for one hears of it."""
         self._broken = self._broken or ChannelClosed("the session was closed")
-        self._news.set()
+        self._wake()
 
     async def aclose(self) -> None:
         """Tell every hop to free its KV. A hop that cannot be told frees it when the channel ends."""
@@ -297,7 +297,7 @@ class Ring:
         if hop.lost is None:
             hop.lose(reason)
             self._broken = self._broken or HopLost(hop.hop, reason)
-            self._news.set()
+            self._wake()
 
     async def _blame(self) -> None:
         """Find out which hop the oldest step is stuck at, and count that hop as lost."""
@@ -410,6 +410,9 @@ class Ring:
 
     def _tell(self, result: Returned | ShoalError) -> None:
         self._arrived.append(result)
+        self._wake()
+
+    def _wake(self) -> None:
         self._news.set()
         self._news = trio.Event()
 
