@@ -1,11 +1,10 @@
-"""Which addresses we announce, and which announced addresses we are willing to dial."""
+"""Which addresses we announce, and how they are written. Which ones we dial: :mod:`shoal.net.nearby`."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable, Sequence
 
 import psutil
 
@@ -13,8 +12,6 @@ from shoal.errors import UsageError
 from shoal.types import PeerId
 
 _UNREACHABLE = ("0.0.0.0", "::")
-_METADATA = frozenset(map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "100.100.100.200")))
-"""Where clouds tell a machine its credentials."""
 
 
 def expand(host: str, port: int) -> tuple[str, ...]:
@@ -64,41 +61,6 @@ def host_and_port(multiaddr: str, *, listening: bool = False) -> tuple[str, int]
     return (parts[2], port) if (0 if listening else 1) <= port < 65536 else None
 
 
-def dialable(multiaddr: str, own: Iterable[str]) -> bool:
-    """Whether an address that a peer announced may be dialled.
-
-    Refused: what is no plain TCP address; unspecified, multicast, reserved and link-local hosts, and the
-    metadata services of clouds; loopback, unless we are on loopback ourselves; private hosts, unless we are
-    on a private network ourselves (libp2p/specs#536). Names are refused: they could stand for any of these.
-
-    Args:
-        own: our own addresses, as :func:`expand` gives them.
-    """
-    target = _ip(multiaddr)
-    if target is None or target in _METADATA or target.is_unspecified or target.is_multicast:
-        return False
-    if target.is_link_local or (target.is_reserved and not target.is_loopback):  # ::1 is in a reserved range
-        return False
-    if not (target.is_loopback or target.is_private):
-        return True
-    ours = [ip for ip in map(_ip, own) if ip is not None]
-    if target.is_loopback:
-        return any(ip.is_loopback for ip in ours)
-    return any(ip.is_private for ip in ours)
-
-
-def _ip(multiaddr: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    found = host_and_port(multiaddr)
-    if found is None:
-        return None
-    try:
-        ip = ipaddress.ip_address(found[0])
-    except ValueError:
-        return None
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return mapped or ip
-
-
 def split_bootstrap(multiaddr: str) -> tuple[str, PeerId]:
     """A bootstrap address without its peer, and the peer.
 
@@ -112,9 +74,3 @@ def split_bootstrap(multiaddr: str) -> tuple[str, PeerId]:
             check="one looks like /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW…",
         )
     return address, PeerId(peer)
-
-
-def without(addresses: Sequence[str], own: Iterable[str]) -> list[str]:
-    """Those of ``addresses`` that may be dialled."""
-    own = tuple(own)
-    return [address for address in addresses if dialable(address, own)]

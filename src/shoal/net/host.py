@@ -21,13 +21,14 @@ from multiaddr import Multiaddr
 
 from shoal.errors import DeadlineExceeded, PortInUse, ShoalError, UsageError
 from shoal.net import stream as streams
-from shoal.net.addresses import expand, split_bootstrap, to_multiaddr, without
+from shoal.net.addresses import expand, split_bootstrap, to_multiaddr
 from shoal.net.connections import Connections, Host, build_host
 from shoal.net.dialer import Dialer
 from shoal.net.direct import DirectCarrier, DirectPipe
 from shoal.net.gossip import Gossip
 from shoal.net.identity import Identity
 from shoal.net.lan import Lan
+from shoal.net.nearby import around
 from shoal.net.network import Answer, PeerConnection, Pipe, Validator
 from shoal.net.providers import Providers
 from shoal.net.reach import Reach, carrier_of, path_of, remote_of
@@ -153,7 +154,8 @@ class Libp2pNetwork:
                 direct = expand(host, await nursery.start(listen))
             self._address = PeerAddress(self.peer, libp2p, direct)
             self._transport.announced = libp2p
-        self._transport.own = self._address.libp2p or expand("0.0.0.0", 1) + expand("127.0.0.1", 1)
+        own = self._address.libp2p or expand(host, 1)
+        self._transport.nearby = around(own, trusting=self._settings.secret is not None)
         if self._settings.mdns:
             nursery.start_soon(Lan(self._settings.secret, self._address, self._found, host=host).run)
 
@@ -183,14 +185,12 @@ class Libp2pNetwork:
         return peer
 
     async def approach(self, address: PeerAddress, *, deadline_s: float) -> None:
-        fit = tuple(without(address.libp2p, self._transport.own))
+        fit = self._transport.nearby.fit(address.libp2p)
         await self._reach.connect(PeerAddress(address.peer, fit), deadline_s=deadline_s)
 
     async def open_pipe(self, address: PeerAddress, *, deadline_s: float) -> Pipe:
-        own = self._transport.own
-        reachable = PeerAddress(
-            address.peer, tuple(without(address.libp2p, own)), tuple(without(address.direct, own))
-        )
+        fit = self._transport.nearby.fit
+        reachable = PeerAddress(address.peer, fit(address.libp2p), fit(address.direct))
         return await self._dialer.open(reachable, deadline_s)
 
     async def accept_pipes(self) -> AsyncIterator[Pipe]:

@@ -24,7 +24,8 @@ from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
 from shoal.errors import PortInUse
-from shoal.net.addresses import dialable, host_and_port, to_multiaddr
+from shoal.net.addresses import host_and_port, to_multiaddr
+from shoal.net.nearby import Nearby
 
 BACKLOG = 256
 READ = 1 << 16
@@ -92,12 +93,12 @@ class BoundedStream(TrioTCPStream):
 
 
 class GuardedTCP(TCP):
-    """Dials only what :func:`shoal.net.addresses.dialable` allows, or what our own user named."""
+    """Dials only what :class:`shoal.net.nearby.Nearby` allows, or what our own user named."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.own: tuple[str, ...] = ()
-        """Our own addresses, from which it follows whether private ones make sense to us."""
+        self.nearby = Nearby()
+        """The networks that we are on; nothing but the open internet before we know."""
         self.announced: tuple[str, ...] = ()
         """Where we listen, as others can dial it."""
         self._named: dict[str, int] = {}
@@ -106,6 +107,7 @@ class GuardedTCP(TCP):
     def named(self, multiaddr: str) -> Generator[None]:
         """Allow this address while the block runs: the user gave it, not a peer."""
         self._named[multiaddr] = self._named.get(multiaddr, 0) + 1
+        self.nearby = self.nearby.joined_through(multiaddr)
         try:
             yield
         finally:
@@ -120,7 +122,7 @@ class GuardedTCP(TCP):
             OpenConnectionError: nobody answers, or the address may not be dialled.
         """
         address = str(maddr).partition("/p2p/")[0]
-        if address not in self._named and not dialable(address, self.own):
+        if address not in self._named and not self.nearby.dialable(address):
             raise OpenConnectionError(f"{address} was announced by a peer and is not an address to dial")
         raw: Any = await super().dial(maddr)
         return RawConnection(BoundedStream(tuned(raw.stream.stream)), initiator=True)
