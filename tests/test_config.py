@@ -51,6 +51,8 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "format": ("bf16", "bf16"),
         "kv": ("int8", "int8"),
         "wire": ("bfloat16", "bfloat16"),
+        "objective": ("throughput", "throughput"),
+        "pin": ("one,two", ("one", "two")),
         "log_level": ("debug", "debug"),
         "log_format": ("json", "json"),
         "announce_s": ("2.5", 2.5),

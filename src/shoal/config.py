@@ -119,6 +119,11 @@ class Settings:
     """Tokens of KV that a node holds over all sessions, if its memory allows."""
     prefill_chunk: int = 0
     """Longest piece of a prompt sent as one step, in tokens; 0 cuts it so that every hop has work."""
+    objective: Literal["latency", "throughput", "cost"] = "latency"
+    """What routes are to be the best for: ``latency`` one session's speed, ``throughput`` that of many sessions
+    together, ``cost`` the fewest bytes between machines."""
+    pin: tuple[str, ...] = ()
+    """Peers, by their ids, through which routes go wherever they serve."""
     announce_s: float = 10.0
     """Seconds between two announcements."""
     expiry_s: float = 30.0
@@ -293,6 +298,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "format": ("auto", *get_args(Format)),
     "kv": ("auto", "int8"),
     "wire": ("auto", *get_args(Codec)),
+    "objective": ("latency", "throughput", "cost"),
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("text", "json"),
 }

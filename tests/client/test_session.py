@@ -154,6 +154,31 @@ async def test_overlapping_spans_are_cut_to_a_route(home, checkpoint, whole):
         assert torch.equal(await session.step([9]), whole.step([9]))
 
 
+async def test_a_route_goes_through_pinned_peers(home, checkpoint):
+    async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS]) as swarm:
+        pinned = [network.peer for network in swarm.networks[3:5]]
+        client = await swarm.add_client(pin=tuple(pinned))
+        for _ in range(4):
+            async with client.session(str(checkpoint), tokens=64) as session:
+                assert [hop.address.peer for hop in session.ring.route][:2] == pinned
+
+
+async def test_for_the_least_cost_a_route_has_the_fewest_hops(home, checkpoint):
+    async with memory_swarm(home, checkpoint, [*THIRDS, Span(0, 3), Span(3, 6)], objective="cost") as swarm:
+        for _ in range(4):
+            async with swarm.client.session(str(checkpoint), tokens=64) as session:
+                assert [hop.span for hop in session.ring.route] == [Span(0, 3), Span(3, 6)]
+
+
+async def test_clients_do_not_all_take_the_same_route(home, checkpoint):
+    async with memory_swarm(home, checkpoint, [Span(0, 6)] * 3) as swarm:
+        taken = set()
+        for _ in range(20):
+            async with swarm.client.session(str(checkpoint), tokens=16) as session:
+                taken.add(session.ring.route[0].address.peer)
+    assert len(taken) > 1
+
+
 async def test_missing_blocks_are_named(home, checkpoint, autojump_clock):
     async with memory_swarm(home, checkpoint, [Span(0, 2), Span(4, 6)]) as swarm:
         with pytest.raises(NoCoverage, match="2:4"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from random import Random
 from typing import TypeVar, get_args
 
 import trio
@@ -42,6 +43,8 @@ HEAR_WITHIN_S = 6.0
 """How long a client that has just come waits to hear of nodes that serve what it wants."""
 CLOSE_WITHIN_S = 2.0
 WATCH_EVERY_S = 0.5
+LEAST_BLOCK_S = 20e-6
+"""Nobody is believed to run a block in less: who says so wants to draw every session."""
 
 Chosen = TypeVar("Chosen")
 
@@ -55,6 +58,7 @@ class Routes:
         self._settings = settings
         self._rings: dict[SessionId, Ring] = {}
         self._suspects = Suspects()
+        self._random = Random()
         self.metrics = Metrics()
         self.trace = Trace()
         """Steps round whole rings, and the losses that sessions survived."""
@@ -187,7 +191,15 @@ class Routes:
         candidates, serving = self._candidates(shape, format)
         if not serving:
             self._explain_absence(shape, format)
-        choose = partial(choose_route, candidates, shape.n_blocks, tokens)
+        choose = partial(
+            choose_route,
+            candidates,
+            shape.n_blocks,
+            tokens,
+            objective=self._settings.objective,
+            pinned={PeerId(peer) for peer in self._settings.pin},
+            rng=self._random,
+        )
         stages = self._trusting(choose, shape, serving, avoid)
         return [RouteHop(serving[stage.peer].address, stage.span) for stage in stages]
 
@@ -201,7 +213,15 @@ class Routes:
         }
         rtts = {channel.peer: channel.rtt_s for channel in self._pool.all()}
         candidates = [
-            Candidate(peer, a.served.span, a.served.tokens_free, a.served.step_ms / 1e3, rtts.get(peer))
+            Candidate(
+                peer,
+                a.served.span,
+                a.served.tokens_free,
+                max(a.served.step_ms / 1e3, LEAST_BLOCK_S * len(a.served.span)) if a.served.step_ms else 0.0,
+                rtts.get(peer),
+                sessions=a.served.sessions,
+                tokens=a.served.tokens,
+            )
             for peer, a in serving.items()
             if a.served
         ]
