@@ -120,8 +120,8 @@ class Settings:
     prefill_chunk: int = 0
     """Longest piece of a prompt sent as one step, in tokens; 0 cuts it so that every hop has work."""
     objective: Literal["latency", "throughput", "cost"] = "latency"
-    """What routes are to be the best for: ``latency`` one session's speed, ``throughput`` that of many sessions
-    together, ``cost`` the fewest bytes between machines."""
+    """What routes are to be the best for: ``latency`` one session's speed, ``throughput`` that of many
+    sessions together, ``cost`` the fewest bytes between machines."""
     pin: tuple[str, ...] = ()
     """Peers, by their ids, through which routes go wherever they serve."""
     announce_s: float = 10.0
