@@ -7,6 +7,7 @@ import pytest
 
 from shoal.errors import RemoteProtocolError
 from shoal.swarm.announcement import Announcement, Served
+from shoal.swarm.compare import EVERYONE
 from shoal.swarm.directory import Directory, coverage, missing
 from shoal.types import Digest, Span
 
@@ -24,7 +25,7 @@ def said(peer: str, sequence: int = 1, start: int = 0, end: int = 10, **changes)
 def held(*announcements: Announcement) -> Directory:
     directory = Directory()
     for announcement in announcements:
-        directory.take(announcement, b"raw of " + announcement.peer.encode(), NOW)
+        directory.take(announcement, b"raw of " + announcement.peer.encode(), NOW, NOW)
     return directory
 
 
@@ -35,11 +36,11 @@ def test_a_later_word_replaces_an_earlier_one():
 
 def test_a_replay_is_refused():
     with pytest.raises(RemoteProtocolError, match="older"):
-        held(said("a", 2)).take(said("a", 1), b"", NOW)
+        held(said("a", 2)).take(said("a", 1), b"", NOW, NOW)
 
 
 def test_the_same_word_again_is_no_news():
-    assert held(said("a")).take(said("a"), b"", NOW) is False
+    assert held(said("a")).take(said("a"), b"", NOW, NOW) is False
 
 
 def test_a_dead_peer_is_gone_after_one_expiry():
@@ -50,13 +51,13 @@ def test_a_dead_peer_is_gone_after_one_expiry():
 
 def test_a_word_that_came_late_lives_no_longer():
     directory = Directory()
-    directory.take(said("a"), b"", NOW + 20)
+    directory.take(said("a"), b"", NOW + 20, NOW + 20)
     assert directory.alive(NOW + 30) == []
 
 
 def test_a_clock_ahead_of_ours_makes_no_ghost():
     directory = Directory()
-    directory.take(said("a", issued=NOW + 25, expires=NOW + 55), b"", NOW)
+    directory.take(said("a", issued=NOW + 25, expires=NOW + 55), b"", NOW, NOW)
     assert directory.alive(NOW + 30) == []
 
 
@@ -64,25 +65,25 @@ def test_a_peer_that_leaves_is_gone_at_once_and_its_old_words_stay_refused():
     directory = held(said("a", 1), said("a", 2, served=None))
     assert directory.alive(NOW) == []
     with pytest.raises(RemoteProtocolError, match="older"):
-        directory.take(said("a", 1), b"", NOW)
+        directory.take(said("a", 1), b"", NOW, NOW)
 
 
 def test_a_dropped_peer_comes_back_with_its_next_word():
     directory = held(said("a", 1))
     directory.drop("a")
     assert directory.alive(NOW) == []
-    directory.take(said("a", 2), b"", NOW)
+    directory.take(said("a", 2), b"", NOW, NOW)
     assert len(directory.alive(NOW)) == 1
 
 
 def test_it_is_bounded_and_those_who_are_in_stay():
     directory = Directory(limit=2)
-    directory.take(said("a"), b"", NOW)
-    directory.take(said("b"), b"", NOW)
+    directory.take(said("a"), b"", NOW, NOW)
+    directory.take(said("b"), b"", NOW, NOW)
     with pytest.raises(RemoteProtocolError, match="full"):
-        directory.take(said("c"), b"", NOW)
-    assert directory.take(said("a", 2), b"", NOW)
-    assert directory.take(said("c", expires=NOW + 100), b"", NOW + 31)
+        directory.take(said("c"), b"", NOW, NOW)
+    assert directory.take(said("a", 2), b"", NOW, NOW)
+    assert directory.take(said("c", expires=NOW + 100), b"", NOW + 31, NOW + 31)
 
 
 def test_two_versions_of_a_model_are_two_models():
@@ -93,7 +94,7 @@ def test_two_versions_of_a_model_are_two_models():
 
 
 def test_a_newcomer_is_told_what_was_received():
-    assert sorted(held(said("a"), said("b")).raw(NOW)) == [b"raw of a", b"raw of b"]
+    assert sorted(held(said("a"), said("b")).news(EVERYONE, {}, NOW)) == [b"raw of a", b"raw of b"]
 
 
 def test_coverage_counts_peers_by_block_and_gaps_are_named():

@@ -11,6 +11,8 @@ from trio.testing import MockClock
 
 from shoal.errors import RemoteProtocolError
 from shoal.swarm.announcement import Served
+from shoal.swarm.clock import Clock
+from shoal.swarm.compare import EVERYONE, Question, encode, read_difference
 from shoal.swarm.member import DIRECTORY_PROTOCOL, TOPIC, Member
 from shoal.testing.memory import World
 from shoal.types import Digest
@@ -27,6 +29,10 @@ def served() -> Served:
     return Served("tiny", DIGEST, 30, 576, 2048, 49152, 0, 10, "fp32", 4096, 4096, 0, 2.5)
 
 
+def a_clock() -> Clock:
+    return Clock(trio.current_time, trio.current_time)
+
+
 def address(network) -> str:
     return f"/memory/{network.peer}/p2p/{network.peer}"
 
@@ -39,7 +45,7 @@ async def members(world: World, count: int, **changes):
         found = []
         for network in networks:
             bootstrap = [address(networks[0])] if found else []
-            options = {"announce_s": 10, "expiry_s": 30, "bootstrap": bootstrap, "now": trio.current_time}
+            options = {"announce_s": 10, "expiry_s": 30, "bootstrap": bootstrap, "clock": a_clock()}
             member = Member(network, **(options | changes))
             await nursery.start(member.run)
             found.append(member)
@@ -66,7 +72,7 @@ async def test_a_newcomer_hears_at_once_what_its_bootstrap_peer_knows(autojump_c
             announce_s=10,
             expiry_s=30,
             bootstrap=[address(first.network)],
-            now=trio.current_time,
+            clock=a_clock(),
         )
         assert await newcomer.join() == {}
         assert [a.peer for a in newcomer.alive()] == [node.network.peer]
@@ -124,7 +130,7 @@ async def test_one_cannot_speak_for_another(autojump_clock):
         node.served = served
         await node.announce()
         await trio.sleep(1)
-        (raw,) = forger.directory.raw(trio.current_time())
+        (raw,) = forger.directory.news(EVERYONE, {}, trio.current_time())
         changed = bytearray(raw)
         changed[40] ^= 1
         other.directory.drop(node.network.peer)
@@ -151,15 +157,14 @@ async def test_a_bootstrap_peer_that_is_down_is_named_and_stops_nobody(autojump_
     world = World()
     gone = world.network()
     world.kill(gone.peer)
-    member = Member(
-        world.network(), announce_s=10, expiry_s=30, bootstrap=[address(gone)], now=trio.current_time
-    )
+    member = Member(world.network(), announce_s=10, expiry_s=30, bootstrap=[address(gone)], clock=a_clock())
     assert list(await member.join()) == [address(gone)]
 
 
 async def test_an_answer_is_bounded_however_long_the_directory(autojump_clock, monkeypatch):
     async with members(World(), 2) as (member, other):
-        monkeypatch.setattr(member.directory, "raw", lambda now: [bytes(1000)] * 4000)
-        answer = await other.network.request(member.network.peer, DIRECTORY_PROTOCOL, b"", deadline_s=1)
-        assert 500 < len(msgspec.msgpack.decode(answer)) < 1000
+        monkeypatch.setattr(member.directory, "news", lambda *_: [bytes(1000)] * 4000)
+        question = encode(Question(EVERYONE, {}))
+        answer = await other.network.request(member.network.peer, DIRECTORY_PROTOCOL, question, deadline_s=1)
+        assert 500 < len(read_difference(answer).news) < 1000
         assert len(answer) < 1 << 20

@@ -60,7 +60,7 @@ async def look(swarm: Onlooker) -> Overview:
         for announcement in alive:
             nursery.start_soon(measure, announcement)
     connections = swarm.network.connections()
-    now = swarm.member.now()
+    now = swarm.member.clock.wall()
     return overview(swarm.settings.swarm, swarm.network.peer, alive, connections, rtt_s, now)
 
 

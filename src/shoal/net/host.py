@@ -188,6 +188,10 @@ class Libp2pNetwork:
         fit = self._transport.nearby.fit(address.libp2p)
         await self._reach.connect(PeerAddress(address.peer, fit), deadline_s=deadline_s)
 
+    async def disconnect(self, peer: PeerId) -> None:
+        with trio.move_on_after(CLOSED_WITHIN_S):
+            await self._connections.close_peer(ID.from_base58(peer))
+
     async def open_pipe(self, address: PeerAddress, *, deadline_s: float) -> Pipe:
         fit = self._transport.nearby.fit
         reachable = PeerAddress(address.peer, fit(address.libp2p), fit(address.direct))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import base58
@@ -117,8 +118,12 @@ class Identity:
         return Ed25519PrivateKey.from_private_bytes(self.seed).sign(data)
 
 
+@lru_cache(maxsize=1024)
 def verify(peer: PeerId, data: bytes, signature: bytes) -> bool:
-    """Whether ``peer`` signed ``data``. Any nonsense is simply not a signature."""
+    """Whether ``peer`` signed ``data``. Any nonsense is simply not a signature.
+
+    What was checked last is remembered: gossip is judged before it is passed on and when it is taken in.
+    """
     try:
         raw = base58.b58decode(peer)
     except ValueError:

@@ -115,6 +115,10 @@ class Network(Protocol):
         """
         ...
 
+    async def disconnect(self, peer: PeerId) -> None:
+        """End every libp2p connection to a peer, which may be dead. Having none is no error."""
+        ...
+
     async def open_pipe(self, address: PeerAddress, *, deadline_s: float) -> Pipe:
         """Reach a peer by what works: its direct addresses first, else a libp2p stream.
 

@@ -18,7 +18,7 @@ from shoal.types import Digest, Format, ModelShape, PeerAddress, PeerId, Span
 
 MAX_ANNOUNCEMENT = 4 << 10
 """Bytes; a usual one is 500."""
-MAX_LIFETIME_S = 300.0
+MAX_LIFETIME_S = 3600.0
 CLOCK_SKEW_S = 30.0
 """How far a peer's clock may run ahead of ours."""
 CONTEXT = b"shoal announcement 1\n"

@@ -1,14 +1,47 @@
-"""The announcements that are alive now: bounded, newest per peer, gone when they expire. Pure."""
+"""The announcements that are alive now: bounded, newest per peer, gone when they expire. Pure.
+
+Its times are those of a clock that only runs forwards. Times of day, which are in the announcements, come
+with the time of day that the swarm has (:mod:`shoal.swarm.clock`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
 from shoal.errors import RemoteProtocolError
 from shoal.swarm.announcement import Announcement
+from shoal.swarm.compare import MAX_PEERS, Part, key_of
 from shoal.types import Digest, Format, ModelShape, PeerId, Span, gaps
 
-MAX_PEERS = 4096
+REMEMBERED_S = 3600.0
+"""How long a peer that was lost is remembered after its last word, so that halves of a swarm meet again."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    announcement: Announcement
+    raw: bytes
+    key: bytes
+    since: float
+    ends: float
+    """When the announcement is over."""
+    until: float
+    """When the peer is taken for gone: earlier, if it is doubted."""
+
+    @property
+    def doubted(self) -> bool:
+        return self.until < self.ends
+
+
+@dataclass(frozen=True, slots=True)
+class _Departed:
+    sequence: int
+    until: float
+    key: bytes
+    last: Announcement | None
+    """What it said when it was last heard; ``None`` if it said goodbye."""
 
 
 class Directory:
@@ -20,13 +53,14 @@ class Directory:
 
     def __init__(self, limit: int = MAX_PEERS) -> None:
         self._limit = limit
-        self._entries: dict[PeerId, tuple[Announcement, bytes, float]] = {}
-        self._gone: dict[PeerId, tuple[int, float]] = {}
+        self._entries: dict[PeerId, _Entry] = {}
+        self._gone: dict[PeerId, _Departed] = {}
+        self._next_end = math.inf
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def take(self, announcement: Announcement, raw: bytes, now: float) -> bool:
+    def take(self, announcement: Announcement, raw: bytes, now: float, wall: float) -> bool:
         """Keep an announcement that :func:`shoal.swarm.announcement.unseal` has passed.
 
         Returns whether it said something new.
@@ -43,39 +77,108 @@ class Directory:
             raise RemoteProtocolError(f"an announcement of {peer} older than one that we have")
         if peer not in self._entries and len(self._entries) >= self._limit:
             raise RemoteProtocolError(f"the directory is full with {self._limit} peers")
-        until = now + min(announcement.expires - announcement.issued, announcement.expires - now)
+        ends = now + min(announcement.expires - announcement.issued, announcement.expires - wall)
         if announcement.leaving:
             self._entries.pop(peer, None)
-            self._gone[peer] = (announcement.sequence, until)
+            self._depart(peer, _Departed(announcement.sequence, ends, key_of(peer), None))
         else:
-            self._entries[peer] = (announcement, raw, until)
+            self._gone.pop(peer, None)
+            self._entries[peer] = _Entry(announcement, raw, key_of(peer), now, ends, ends)
+        self._next_end = min(self._next_end, ends)
         return True
 
     def sequence(self, peer: PeerId) -> int:
         """The newest sequence number heard from ``peer``, -1 if none is remembered."""
+        entry = self._entries.get(peer) or self._gone.get(peer)
+        if isinstance(entry, _Entry):
+            return entry.announcement.sequence
+        return entry.sequence if entry else -1
+
+    def get(self, peer: PeerId) -> Announcement | None:
+        """What a peer said last, if it is there."""
         entry = self._entries.get(peer)
-        return entry[0].sequence if entry else self._gone.get(peer, (-1, 0.0))[0]
+        return entry.announcement if entry else None
+
+    def raw(self, peer: PeerId) -> bytes:
+        """The same as it was received, or nothing."""
+        entry = self._entries.get(peer)
+        return entry.raw if entry else b""
 
     def drop(self, peer: PeerId) -> None:
         """Forget a peer that turned out to be gone; its next announcement brings it back."""
         entry = self._entries.pop(peer, None)
         if entry is not None:
-            self._gone[peer] = (entry[0].sequence, entry[2])
+            last, until = entry.announcement, max(entry.ends, entry.since + REMEMBERED_S)
+            self._depart(peer, _Departed(last.sequence, until, entry.key, last))
+
+    def may_doubt(self, peer: PeerId, sequence: int, now: float, settled_s: float) -> bool:
+        """Whether a doubt of this word says something: it is the newest, undoubted, and not just come."""
+        entry = self._entries.get(peer)
+        return (
+            entry is not None
+            and entry.announcement.sequence == sequence
+            and not entry.doubted
+            and now - entry.since >= settled_s
+        )
+
+    def doubt(self, peer: PeerId, until: float) -> None:
+        """Take the peer for gone at ``until`` unless it says something new before."""
+        entry = self._entries[peer]
+        entry.until = min(entry.until, until)
+        self._next_end = min(self._next_end, until)
 
     def expire(self, now: float) -> None:
-        """Forget what is over. Departed peers are remembered until their last word would have expired."""
-        for peer in [p for p, (_, _, until) in self._entries.items() if until <= now]:
-            del self._entries[peer]
-        for peer in [p for p, (_, until) in self._gone.items() if until <= now]:
+        """Forget what is over. Who has departed is remembered at least until its last word would have expired."""
+        if now < self._next_end:
+            return
+        for peer in [p for p, entry in self._entries.items() if entry.until <= now]:
+            self.drop(peer)
+        for peer in [p for p, departed in self._gone.items() if departed.until <= now]:
             del self._gone[peer]
+        ends = (entry.until for entry in self._entries.values())
+        self._next_end = min((*ends, *(departed.until for departed in self._gone.values())), default=math.inf)
 
     def alive(self, now: float) -> list[Announcement]:
         """Every announcement that has not expired."""
-        return [a for a, _, until in self._entries.values() if until > now]
+        return [entry.announcement for entry in self._entries.values() if entry.until > now]
 
-    def raw(self, now: float) -> list[bytes]:
-        """The same as they were received, for a peer that has just come."""
-        return [raw for _, raw, until in self._entries.values() if until > now]
+    def held(self, part: Part, now: float) -> dict[bytes, int]:
+        """The newest word of each peer of a part, by the peers' keys."""
+        return {
+            entry.key: entry.announcement.sequence
+            for entry in self._entries.values()
+            if entry.until > now and part.has(entry.key)
+        }
+
+    def news(self, part: Part, held: Mapping[bytes, int], now: float) -> list[bytes]:
+        """Words about a part, as they were received, that somebody who holds ``held`` lacks.
+
+        Those of whom there is doubt are passed over: who comes now would not hear how it ends.
+        """
+        return [
+            entry.raw
+            for entry in self._entries.values()
+            if entry.until > now
+            and part.has(entry.key)
+            and held.get(entry.key, -1) < entry.announcement.sequence
+            and not entry.doubted
+        ]
+
+    def gone(self, held: Mapping[bytes, int]) -> list[bytes]:
+        """The keys of those in ``held`` who are gone by what we know, or doubted."""
+        departed = {d.key: d.sequence for d in self._gone.values()}
+        doubted = {e.key: e.announcement.sequence for e in self._entries.values() if e.doubted}
+        over = departed | doubted
+        return [key for key, sequence in held.items() if over.get(key, -1) >= sequence]
+
+    def lost(self) -> list[Announcement]:
+        """The last words of those who are gone without a goodbye, for a while."""
+        return [departed.last for departed in self._gone.values() if departed.last is not None]
+
+    def by_keys(self, keys: Collection[bytes]) -> list[Announcement]:
+        """The announcements that we have of these."""
+        wanted = set(keys)
+        return [entry.announcement for entry in self._entries.values() if entry.key in wanted]
 
     def serving(self, digest: Digest, now: float, format: Format | None = None) -> Iterator[Announcement]:
         """Who serves a span of the model, in ``format`` when one is given."""
@@ -88,6 +191,11 @@ class Directory:
         """Every model of which some span is served, each once."""
         shapes = {a.served.digest: a.served.shape for a in self.alive(now) if a.served}
         return sorted(shapes.values(), key=lambda shape: shape.name)
+
+    def _depart(self, peer: PeerId, departed: _Departed) -> None:
+        self._gone[peer] = departed
+        if len(self._gone) > self._limit:
+            del self._gone[min(self._gone, key=lambda p: self._gone[p].until)]
 
 
 def coverage(spans: list[Span], n_blocks: int) -> list[int]:

@@ -1,30 +1,38 @@
-"""A peer's part in the swarm: it hears announcements, makes its own, and tells newcomers what it knows.
+"""A peer's part in the swarm: it hears announcements, makes its own, and tells others what it knows.
 
-Gossip carries what is new. A pull from one random peer now and then carries what gossip lost, and gives a
-newcomer the whole directory at once. A few connections beyond the bootstrap peers are kept up, so that the
-swarm outlives them.
+However large the swarm, what a member sends and receives in a second stays the same:
+
+- Gossip carries what is new to everybody. Each speaks the more rarely the more there are (:mod:`.pace`).
+- A few connections beyond the bootstrap peers are kept up, so that the swarm outlives them. Those neighbours
+  watch each other (:mod:`.watch`); who does not answer is doubted, and gone unless it refutes that.
+- What gossip lost, comparing notes with one neighbour at a time brings: a part of the directory each time
+  (:mod:`.compare`). A newcomer gets the whole at once. Whom others take for gone, or for alive against our
+  own belief, is asked itself, which needs no trust.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-import msgspec
 import trio
 
 from shoal.errors import ChannelClosed, DeadlineExceeded, NotAllowed, RemoteProtocolError, ShoalError
 from shoal.net.identity import verify
 from shoal.net.network import Network
+from shoal.swarm import compare, pace
 from shoal.swarm.announcement import Announcement, Served, seal, unseal
+from shoal.swarm.clock import Clock
+from shoal.swarm.compare import EVERYONE, Difference, Part, Question
 from shoal.swarm.directory import Directory
+from shoal.swarm.doubts import Doubts
+from shoal.swarm.watch import Watch
 from shoal.types import Digest, PeerAddress, PeerId
 
 TOPIC = "/shoal/announce/1"
-DIRECTORY_PROTOCOL = "/shoal/directory/1"
+DIRECTORY_PROTOCOL = "/shoal/directory/2"
 CONNECTIONS = 8
 """Connections that a member tries to keep, bootstrap peers among them."""
 DIAL_WITHIN_S = 5.0
@@ -35,8 +43,6 @@ PROVIDE_EVERY_S = 600.0
 AGENT = "shoal/0.1"
 
 log = logging.getLogger(__name__)
-
-_raw_list = msgspec.msgpack.Decoder(list[bytes])
 
 
 def manifest_key(digest: Digest) -> bytes:
@@ -54,34 +60,43 @@ class Member:
         announce_s: float,
         expiry_s: float,
         bootstrap: Iterable[str] = (),
-        now: Callable[[], float] = time.time,
+        clock: Clock | None = None,
     ) -> None:
         self.network = network
         self.directory = Directory()
         self.served: Callable[[], Served] | None = None
         """Says what this node serves, each time it announces; ``None`` while it serves nothing."""
-        self.now = now
+        self.clock = clock or Clock()
+        self.now = self.clock.steady
+        """The time that the directory goes by."""
         self._announce_s = announce_s
         self._expiry_s = expiry_s
         self._bootstrap = tuple(bootstrap)
         self._sequence = 0
         self._random = random.Random()
         self._changed = trio.Event()
+        self._doubts = Doubts(network, self.directory, self.now, expiry_s, speak=self._speak, take=self._take)
+        self._watch = Watch(network, self.directory, self.now, expiry_s, self.doubt)
         network.answer(DIRECTORY_PROTOCOL, self._tell)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part until cancelled. Started once what the bootstrap peers know has been heard."""
         async with (
-            self.network.subscribe(TOPIC, self._valid) as messages,
+            self.network.subscribe(TOPIC, self._valid) as words,
             trio.open_nursery() as nursery,
         ):
+            await nursery.start(self._doubts.run)
             await self.join()
             task_status.started()
-            nursery.start_soon(self._announce_forever)
-            nursery.start_soon(self._provide_forever)
-            nursery.start_soon(self._stay_connected)
-            nursery.start_soon(self._greet)
-            async for _, raw in messages:
+            for task in (
+                self._announce_forever,
+                self._provide_forever,
+                self._stay_connected,
+                self._greet,
+                self._watch.run,
+            ):
+                nursery.start_soon(task)
+            async for _, raw in words:
                 self._take(raw)
 
     async def join(self) -> dict[str, ShoalError]:
@@ -105,20 +120,21 @@ class Member:
                 nursery.start_soon(dial, address)
         return failures
 
-    async def pull(self, peer: PeerId) -> None:
-        """Hear all that ``peer`` knows.
+    async def pull(self, peer: PeerId, part: Part = EVERYONE) -> None:
+        """Hear what ``peer`` knows of a part of the swarm and we do not; ask those of whom accounts differ.
 
         Raises:
             ChannelClosed, DeadlineExceeded: it does not answer.
-            RemoteProtocolError: its answer is no list of announcements.
+            RemoteProtocolError: its answer makes no sense.
         """
-        answer = await self.network.request(peer, DIRECTORY_PROTOCOL, b"", deadline_s=DIAL_WITHIN_S)
-        try:
-            raws = _raw_list.decode(answer)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise RemoteProtocolError(f"{peer} answered with no directory: {error}") from error
-        for raw in raws:
-            self._take(raw)
+        held = self.directory.held(part, self.now())
+        question = compare.encode(Question(part, held))
+        answer = await self.network.request(peer, DIRECTORY_PROTOCOL, question, deadline_s=DIAL_WITHIN_S)
+        difference = compare.read_difference(answer)
+        self.clock.heard(peer, difference.wall)
+        back = [returned for raw in difference.news if (returned := self._take(raw)) is not None]
+        unsure = back + self.directory.by_keys(held.keys() & set(difference.gone))
+        await self._doubts.ask(unsure)
 
     async def find(self, digest: Digest) -> None:
         """Ask the DHT who serves a model, and hear from those whom we have not heard of."""
@@ -136,12 +152,23 @@ class Member:
 
     async def announce(self) -> None:
         """Say now what this node serves."""
-        await self._publish(self.served() if self.served else None, self._expiry_s)
+        await self._speak()
 
     async def leave(self) -> None:
         """Say that this node serves nothing any more."""
         self.served = None
-        await self._publish(None, self._expiry_s)
+        await self._publish(None)
+
+    async def doubt(self, peer: PeerId) -> None:
+        """Tell the swarm that ``peer`` does not answer: it is gone soon, unless it refutes that.
+
+        Only who is announced is listened to, so a member that serves nothing keeps its doubts to itself.
+        """
+        if self.served is not None:
+            await self._doubts.raise_doubt(peer)
+
+    async def _speak(self) -> bytes:
+        return await self._publish(self.served() if self.served else None)
 
     async def wait_changed(self) -> None:
         """Wait for the next announcement that says something new."""
@@ -151,15 +178,15 @@ class Member:
         """Every announcement that holds now, our own among them."""
         return self.directory.alive(self.now())
 
-    async def _publish(self, served: Served | None, lifetime_s: float) -> None:
-        now = self.now()
-        self._sequence = max(self._sequence + 1, round(now * 1000))
+    async def _publish(self, served: Served | None) -> bytes:
+        wall = self.clock.wall()
+        self._sequence = max(self._sequence + 1, round(wall * 1000))
         address = self.network.address
         announcement = Announcement(
             self.network.peer,
             self._sequence,
-            now,
-            now + lifetime_s,
+            wall,
+            wall + pace.lifetime_s(self._expiry_s, len(self.directory)),
             address.libp2p[:16],
             address.direct[:16],
             served,
@@ -167,46 +194,52 @@ class Member:
         )
         raw = seal(announcement, self.network.sign)
         if served is not None:
-            self.directory.take(announcement, raw, now)
+            self.directory.take(announcement, raw, self.now(), wall)
         else:
             self.directory.drop(self.network.peer)
         await self.network.publish(TOPIC, raw)
+        return raw
 
     def _valid(self, author: PeerId, raw: bytes) -> bool:
         try:
-            announcement = unseal(raw, self.now(), verify)
+            announcement = unseal(raw, self.clock.wall(), verify)
         except RemoteProtocolError as error:
             log.debug("refused from %s: %s", author, error.message)
             return False
         peer = PeerId(announcement.peer)
         return peer == author and announcement.sequence >= self.directory.sequence(peer)
 
-    def _take(self, raw: bytes) -> None:
-        now = self.now()
+    def _take(self, raw: bytes) -> Announcement | None:
+        """Take an announcement in. Returned if it is the last word of a peer that we took for gone."""
+        wall = self.clock.wall()
         try:
-            announcement = unseal(raw, now, verify)
-            news = announcement.peer != self.network.peer and self.directory.take(announcement, raw, now)
+            announcement = unseal(raw, wall, verify)
+            peer = PeerId(announcement.peer)
+            if peer == self.network.peer:
+                return None
+            news = self.directory.take(announcement, raw, self.now(), wall)
         except RemoteProtocolError as error:
             log.debug("refused: %s", error.message)
-            return
+            return None
         if news:
             self._changed.set()
             self._changed = trio.Event()
+        return announcement if not news and self.directory.get(peer) is None else None
 
     async def _tell(self, peer: PeerId, question: bytes) -> bytes:
-        if question:
-            raise RemoteProtocolError("a question with a body, where none is expected")
-        raws = self.directory.raw(self.now())
+        asked = compare.read_question(question)
+        raws = self.directory.news(asked.part, asked.held, self.now())
         self._random.shuffle(raws)  # of a directory too long for one answer, others tell the rest
         while sum(map(len, raws)) > ANSWER_LIMIT:
             del raws[len(raws) * 9 // 10 :]
-        return msgspec.msgpack.encode(raws)
+        return compare.encode(Difference(raws, self.directory.gone(asked.held), self.clock.own))
 
     async def _announce_forever(self) -> None:
         while True:
             if self.served is not None:
                 await self.announce()
-            await trio.sleep(self._announce_s * self._random.uniform(0.9, 1.1))
+            every_s = pace.refresh_s(self._announce_s, len(self.directory))
+            await trio.sleep(every_s * self._random.uniform(0.9, 1.1))
 
     async def _provide_forever(self) -> None:
         while True:
@@ -217,7 +250,7 @@ class Member:
             await trio.sleep(PROVIDE_EVERY_S if served else self._announce_s)
 
     async def _stay_connected(self) -> None:
-        """Keep some connections, whoever the bootstrap peers were, and pull from one of them each round."""
+        """Keep some connections, whoever the bootstrap peers were, and compare notes with one of them."""
         while True:
             await trio.sleep(self._announce_s * self._random.uniform(0.5, 1.0))
             connected = {c.peer for c in self.network.connections()}
@@ -225,22 +258,32 @@ class Member:
                 await self.join()
             strangers = [a for a in self.alive() if a.peer not in connected and a.peer != self.network.peer]
             self._random.shuffle(strangers)
-            for announcement in strangers[: max(0, CONNECTIONS - len(connected))]:
-                await self._dial(announcement)
+            dialled = strangers[: max(0, CONNECTIONS - len(connected))]
+            # Of two halves of a swarm that were cut from each other, each has the other for lost (as in
+            # Serf).
+            lost = self.directory.lost()
+            dialled += self._random.sample(lost, min(1, len(lost)))
+            async with trio.open_nursery() as nursery:
+                for announcement in dialled:
+                    nursery.start_soon(self._dial, announcement)
             if connected:
-                with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
-                    await self.pull(self._random.choice(sorted(connected)))
+                await self._compare(self._random.choice(sorted(connected)))
 
     async def _greet(self) -> None:
-        """Pull once from everybody with whom a connection has come about, by whoever's doing."""
+        """Compare notes with everybody with whom a connection has come about, by whoever's doing."""
         greeted: set[PeerId] = set()
         while True:
             connected = {c.peer for c in self.network.connections()}
             for peer in connected - greeted:
-                with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
-                    await self.pull(peer)
+                await self._compare(peer)
             greeted = connected
             await trio.sleep(GREET_EVERY_S)
+
+    async def _compare(self, peer: PeerId) -> None:
+        """Compare a part of the directory, chosen at random, with a neighbour's."""
+        of = pace.parts(len(self.directory))
+        with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
+            await self.pull(peer, Part(of, self._random.randrange(of)))
 
     async def _dial(self, announcement: Announcement) -> None:
         with suppress(ShoalError):  # a stranger that cannot be dialled is no fault of ours

@@ -137,6 +137,9 @@ class MemoryNetwork:
     async def approach(self, address: PeerAddress, *, deadline_s: float) -> None:
         await self.connect(f"/memory/{address.peer}/p2p/{address.peer}", deadline_s=deadline_s)
 
+    async def disconnect(self, peer: PeerId) -> None:
+        """Here everybody who can be reached is connected."""
+
     async def open_pipe(self, address: PeerAddress, *, deadline_s: float) -> MemoryPipe:
         with _deadline(deadline_s):
             other = self._world.reach(self.peer, address.peer)

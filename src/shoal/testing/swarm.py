@@ -16,6 +16,7 @@ from shoal.config import Settings
 from shoal.models.local import LocalModel
 from shoal.models.store import ModelStore
 from shoal.node.node import Node, start_node
+from shoal.swarm.clock import Clock
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
 from shoal.testing.memory import MemoryNetwork, World
@@ -73,7 +74,7 @@ class MemorySwarm:
             announce_s=self.settings.announce_s,
             expiry_s=self.settings.expiry_s,
             bootstrap=bootstrap,
-            now=trio.current_time,
+            clock=Clock(trio.current_time, trio.current_time),
         )
         await self.nursery.start(member.run)
         return member
