@@ -128,7 +128,7 @@ class Directory:
         self._next_end = min(self._next_end, until)
 
     def expire(self, now: float) -> None:
-        """Forget what is over. Who has departed is remembered at least until its last word would have expired."""
+        """Forget what is over. The departed are remembered while their last words could be played again."""
         if now < self._next_end:
             return
         for peer in [p for p, entry in self._entries.items() if entry.until <= now]:

@@ -62,13 +62,15 @@ class Doubts:
             task_status.started()
             await self._hear(doubts)
 
-    async def raise_doubt(self, peer: PeerId) -> None:
-        """Tell the swarm that a peer does not answer, if that is news."""
+    async def raise_doubt(self, peer: PeerId) -> bool:
+        """Tell the swarm that a peer does not answer, if that is news; whether it was."""
         doubt = Doubt(peer, self._directory.sequence(peer))
-        if self._may_doubt(doubt):
-            log.info("%s does not answer: it is gone soon, unless it refutes that", peer)
-            self._mark(peer)
-            await self._network.publish(TOPIC, encode(doubt))
+        if not self._may_doubt(doubt):
+            return False
+        log.info("%s does not answer: it is gone soon, unless it refutes that", peer)
+        self._mark(peer)
+        await self._network.publish(TOPIC, encode(doubt))
+        return True
 
     async def ask(self, unsure: Sequence[Announcement]) -> None:
         """Ask these peers themselves, all at once. Who lives gives a newer word; who does not is gone."""

@@ -159,13 +159,15 @@ class Member:
         self.served = None
         await self._publish(None)
 
-    async def doubt(self, peer: PeerId) -> None:
+    async def doubt(self, peer: PeerId) -> bool:
         """Tell the swarm that ``peer`` does not answer: it is gone soon, unless it refutes that.
 
         Only who is announced is listened to, so a member that serves nothing keeps its doubts to itself.
+
+        Returns:
+            Whether that was said: not of a peer that is doubted already, or has only just spoken.
         """
-        if self.served is not None:
-            await self._doubts.raise_doubt(peer)
+        return self.served is not None and await self._doubts.raise_doubt(peer)
 
     async def _speak(self) -> bytes:
         return await self._publish(self.served() if self.served else None)

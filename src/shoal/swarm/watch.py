@@ -40,7 +40,7 @@ class Watch:
     """Looks after the neighbours of one member.
 
     Args:
-        doubt: tells the swarm that a peer does not answer.
+        doubt: tells the swarm that a peer does not answer; whether that could be said.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Watch:
         directory: Directory,
         now: Callable[[], float],
         expiry_s: float,
-        doubt: Callable[[PeerId], Awaitable[None]],
+        doubt: Callable[[PeerId], Awaitable[bool]],
     ) -> None:
         self._network = network
         self._directory = directory
@@ -85,8 +85,10 @@ class Watch:
         peer = PeerId(announcement.peer)
         if await self._answers(announcement) or self._directory.get(peer) != announcement:
             return  # it lives, or has said something since
-        self._doubted[peer] = announcement.sequence
-        await self._doubt(peer)
+        if await self._doubt(peer):
+            self._doubted[peer] = announcement.sequence
+        else:
+            self._neighbours.add(peer)  # what it has said is too new to be doubted: it has another look
 
     async def _answers(self, announcement: Announcement) -> bool:
         deadline_s = max(ANSWER_LEAST_S, self._expiry_s * ANSWER_SHARE)
