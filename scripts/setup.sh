@@ -4,7 +4,9 @@
 #   make setup                    the first Python 3.11 to 3.14 found
 #   make setup PYTHON=/path/to/python3
 #
-# node and npm, for pyright and for the js-libp2p peer of the tests, come as a wheel into .venv.
+#   scripts/setup.sh tests        and what only the tests need: a browser
+#
+# node and npm, for the page, pyright and the js-libp2p peer of the tests, come as a wheel into .venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -98,6 +100,8 @@ for package in (outcome, trio):
     link = pathlib.Path(".venv/typed", source.name)
     link.unlink(missing_ok=True)
     link.symlink_to(source)'
+    # pip hides what a build says. Where the page was left out, this tries again and says why.
+    [ -e src/shoal/gateway/page/index.html ] || .venv/bin/python hatch_build.py page || true
     local cuda
     cuda=$(.venv/bin/python -m pip list --disable-pip-version-check 2>/dev/null | grep -c '^nvidia-' || true)
     if [ "$cuda" != 0 ] && ! has nvidia-smi; then
@@ -106,7 +110,11 @@ for package in (outcome, trio):
 }
 
 stamp=.venv/shoal-setup
-wanted="$(cat pyproject.toml hatch_build.py src/shoal/executor/native/*.[ch] | cksum) $(pwd -P)"
+built_from() {
+    cat pyproject.toml hatch_build.py src/shoal/executor/native/*.[ch] page/*.*
+    find page/src page/public -type f | LC_ALL=C sort | xargs cat
+}
+wanted="$(built_from | cksum) $(pwd -P)"
 
 if ! { [ -x .venv/bin/python ] && python_fits .venv/bin/python; }; then make_venv; fi
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
@@ -117,3 +125,4 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
 else
     say "nothing to do"
 fi
+if [ "${1:-}" = tests ] && ! has chromium && ! has google-chrome; then debian chromium; fi

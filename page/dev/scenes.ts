@@ -1,0 +1,123 @@
+/** Swarms to look at: whole, with a gap, many, empty, and one whose peers mean harm. */
+
+import type { Health, Invite, Model, Peer, Request, Swarm } from '../src/api/types.ts'
+
+const MODEL = 'SmolLM2-135M-Instruct'
+const DIGEST = 'sha256:9c1f0e4b7d2a58c3e6f1'
+const PEERS = [
+  '12D3KooWQ8mFzKvT3nJxLr5yHc2bVp9sWdEa7uGt4XkRq6',
+  '12D3KooWBv5Ys9dNfKqPmXw2eTgHj8rLc4uZa6iDo3SxYe',
+  '12D3KooWTn4cRk7bLwVhQp6zMxJd9fGs2yUa5eCi8ToWjK',
+  '12D3KooWHg6pXs3tCdZnRv8mQkLb5wYf9jEa2uTo7iNxcP',
+  '12D3KooWMc9wDk5qGfTsVb2nXrPj7hLz4yEa8uKo6iRxtB',
+  '12D3KooWRs2vNp8dKmGwXc5tQfZb9jLh3yEa6uTo4iVxnD',
+]
+const GATEWAY = '12D3KooWGw7tPz4mVdXnRs9kQcLb2wYf5jEa8uTo3iHxgT'
+const HARM = '<img src=x onerror="window.harmed=1">"\'><script>window.harmed=1</script>'
+
+export const ANSWER = `The sea is salty because **rivers carry dissolved minerals** into it, and only the water leaves again.
+
+1. Rain is slightly acidic and *wears rocks away*.
+2. Rivers bring sodium and chloride to the sea.
+3. The sun takes the water back up; the salt stays.
+
+\`\`\`python
+def salinity(salt_g: float, water_kg: float) -> float:
+    """Grams of salt in a kilogram of sea water."""
+    return salt_g / water_kg
+\`\`\`
+
+On average that is about \`35 g\` in each kilogram.`
+
+function peer(i: number, start: number, end: number, more: Partial<Peer> = {}): Peer {
+  return {
+    peer: PEERS[i] ?? `12D3KooW${String(i).padStart(38, 'x')}`,
+    agent: 'shoal/0.1.0',
+    path: 'direct',
+    rtt_ms: [0.8, 4.2, 1.9, 18, 46, 9][i % 6] ?? 1,
+    me: false,
+    expires_in_s: 24 - (i % 4) * 3,
+    model: MODEL,
+    digest: DIGEST,
+    start,
+    end,
+    n_blocks: 30,
+    format: 'int8',
+    tokens: 65536,
+    tokens_free: 65536 - 800 * i,
+    sessions: i % 3,
+    step_ms: 3.1 + i * 0.7,
+    ...more,
+  }
+}
+
+function model(peers: Peer[], id = MODEL, digest = DIGEST, n = 30): Model {
+  const coverage = Array.from({ length: n }, (_, block) => peers.filter((p) => p.digest === digest && p.start <= block && block < p.end).length)
+  const missing: string[] = []
+  coverage.forEach((served, block) => {
+    if (served) return
+    const last = missing.at(-1)?.split(':')
+    if (last && Number(last[1]) === block) missing[missing.length - 1] = `${last[0]}:${block + 1}`
+    else missing.push(`${block}:${block + 1}`)
+  })
+  return { id, digest, n_blocks: n, formats: ['int8'], coverage, missing }
+}
+
+export function scene(name: string): Swarm {
+  const three = [peer(0, 0, 10), peer(1, 10, 20), peer(2, 20, 30)]
+  const scenes: Record<string, Peer[]> = {
+    empty: [],
+    gap: [three[0] as Peer, three[2] as Peer, peer(3, 0, 6, { path: 'none', rtt_ms: null })],
+    many: [
+      ...three,
+      peer(3, 0, 15, { path: 'relayed' }),
+      peer(4, 15, 30),
+      peer(5, 6, 24, { path: 'relayed' }),
+      ...Array.from({ length: 9 }, (_, i) => peer(6 + i, (i * 7) % 20, ((i * 7) % 20) + 10)),
+    ],
+    hostile: three.map((p) => ({ ...p, model: HARM, agent: HARM })),
+  }
+  const peers = scenes[name] ?? [...three, peer(3, 0, 15, { path: 'relayed' }), peer(4, 15, 30)]
+  const links = peers.slice(1).map((p, i) => ({ a: peers[i]?.peer ?? '', b: p.peer, rtt_ms: 3 + i * 4, path: 'direct' as const }))
+  const id = name === 'hostile' ? HARM : MODEL
+  return { peer: GATEWAY, swarm: name === 'hostile' ? HARM : 'home', at: Date.now() / 1000, peers, links, models: peers.length ? [model(peers, id)] : [] }
+}
+
+export function requests(name: string): Request[] {
+  if (name === 'empty') return []
+  const now = Date.now() / 1000
+  const route = scene('three').peers.slice(0, 3).map(({ peer, start, end }) => ({ peer, start, end, carrier: 'direct' }))
+  const base: Request = {
+    id: 'chatcmpl-7f3a', model: MODEL, state: 'running', started: now - 4, prompt_tokens: 212, tokens: 131, ttft_ms: 84, tokens_per_s: 31.4, error: null, route,
+    hops: [{ compute_ms: 5.2, network_ms: 0.7, waiting_ms: 0.3 }, { compute_ms: 6.1, network_ms: 4.1, waiting_ms: 2.8 }, { compute_ms: 5.6, network_ms: 1.8, waiting_ms: 0 }],
+    reroutes: [],
+  }
+  const lost = { at: now - 62, gap_s: 0.82, lost: [PEERS[5] ?? ''], way: 'replay' }
+  return [
+    base,
+    { ...base, id: 'chatcmpl-51bd', state: 'done', started: now - 64, tokens: 408, tokens_per_s: 24.8, reroutes: [lost] },
+    { ...base, id: 'chatcmpl-19c2', state: 'cancelled', started: now - 310, tokens: 22 },
+    { ...base, id: 'chatcmpl-02aa', state: 'failed', started: now - 4000, tokens: 0, ttft_ms: null, tokens_per_s: null, hops: [], route: [], error: 'Blocks 10–19 are served by nobody. Check: shoal status. Next: shoal serve SmolLM2-135M-Instruct --span 10:20' },
+  ].map((request) => (name === 'hostile' ? { ...request, model: HARM, error: HARM } : request)) as Request[]
+}
+
+export function health(): Health {
+  const ok = (name: string, message: string) => ({ name, ok: true, severity: 'ok' as const, message, check: '', next_command: '' })
+  return {
+    ok: true,
+    checks: [
+      ok('python', '3.13.1'),
+      ok('memory', '11.2 GiB free'),
+      ok('model', `${MODEL} is here`),
+      { name: 'mdns', ok: true, severity: 'note', message: 'no multicast on this network: machines are found by address alone', check: 'whether the router isolates its clients', next_command: 'shoal invite' },
+      { name: 'ports', ok: false, severity: 'error', message: 'port 4001 is taken by another program', check: 'which one has it', next_command: 'shoal up --port 4002' },
+    ],
+  }
+}
+
+export function invite(): Invite {
+  let cells = ''
+  for (let y = 0; y < 29; y++) for (let x = 0; x < 29; x++) if ((x * 7 + y * 13 + ((x * y) % 5)) % 3 === 0) cells += `<path d="M${x} ${y}h1v1h-1z"/>`
+  const code = 'shoal1-k7qm2-x9fwd-3htpa-v6nze-8rucl-5bjgy-w4smo'
+  return { command: `shoal join ${code} && shoal up`, code, qr_svg: `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 29 29">${cells}</svg>` }
+}

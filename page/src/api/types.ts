@@ -1,0 +1,129 @@
+/** What the gateway says: the objects of `/api/` and the part that it adds to streamed answers. */
+
+export type Path = 'direct' | 'relayed' | 'none'
+
+/** A peer of the swarm. One that serves nothing has no model. Blocks are `[start, end)`. */
+export interface Peer {
+  peer: string
+  agent: string
+  path: Path
+  rtt_ms: number | null
+  me: boolean
+  expires_in_s: number
+  model: string | null
+  digest: string | null
+  start: number
+  end: number
+  n_blocks: number
+  format: string | null
+  /** Tokens that its KV memory holds, and how many of them are free. */
+  tokens: number
+  tokens_free: number
+  sessions: number
+  step_ms: number | null
+}
+
+export interface Link {
+  a: string
+  b: string
+  rtt_ms: number | null
+  path: Path
+}
+
+export interface Model {
+  id: string
+  digest: string
+  n_blocks: number
+  formats: string[]
+  /** How many peers serve each block. */
+  coverage: number[]
+  /** Spans that nobody serves, as `start:end`. */
+  missing: string[]
+}
+
+export interface Swarm {
+  /** The gateway's own peer. */
+  peer: string
+  swarm: string
+  /** Seconds since 1970, by the gateway's clock. */
+  at: number
+  peers: Peer[]
+  links: Link[]
+  models: Model[]
+}
+
+export interface Hop {
+  peer: string
+  start: number
+  end: number
+  carrier: string
+}
+
+/** Medians of one decode step at one hop, in milliseconds. */
+export interface HopTimes {
+  compute_ms: number
+  network_ms: number
+  waiting_ms: number
+}
+
+export interface Reroute {
+  at: number
+  gap_s: number
+  lost: string[]
+  way: string
+}
+
+export type RequestState = 'running' | 'done' | 'failed' | 'cancelled'
+
+export interface Request {
+  id: string
+  model: string
+  state: RequestState
+  started: number
+  prompt_tokens: number
+  tokens: number
+  ttft_ms: number | null
+  tokens_per_s: number | null
+  error: string | null
+  route: Hop[]
+  hops: HopTimes[]
+  reroutes: Reroute[]
+}
+
+/** A token has passed: lights the line. */
+export interface Token {
+  request: string
+  n: number
+  route: string[]
+}
+
+export type Severity = 'ok' | 'note' | 'warning' | 'error'
+
+export interface Check {
+  name: string
+  ok: boolean
+  severity: Severity
+  message: string
+  check: string
+  next_command: string
+}
+
+export interface Health {
+  ok: boolean
+  checks: Check[]
+}
+
+export interface Invite {
+  command: string
+  code: string
+  qr_svg: string
+}
+
+/** What the first and the last chunk of a streamed answer say beyond OpenAI's fields. */
+export interface AnswerFacts {
+  request: string
+  route: Hop[]
+  tokens_per_s: number | null
+  ttft_ms: number | null
+  reroutes: Reroute[]
+}

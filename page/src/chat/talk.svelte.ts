@@ -1,0 +1,152 @@
+/** The conversations of this browser, and the answer that is coming in. Goes on while another view is open. */
+
+import type { Hop, Swarm } from '../api/types.ts'
+import { live } from '../state/live.svelte.ts'
+import { ask, type Question } from './ask.ts'
+import type { Piece } from './chunks.ts'
+import { bounded, restored, titleOf, type Answered, type Conversation, type Message } from './keep.ts'
+
+const STORED = 'shoal.conversations'
+const SAVE_EVERY_MS = 1000
+
+export interface Settings {
+  /** 0 leaves it to the gateway. */
+  maxTokens: number
+  /** null leaves it to the gateway. */
+  temperature: number | null
+}
+
+class Talk {
+  conversations = $state<Conversation[]>(restored(localStorage.getItem(STORED)))
+  openId = $state<string | null>(null)
+  /** The conversation whose answer is coming in. */
+  answeringId = $state<string | null>(null)
+  /** Goes up with each token of it: what lights the line. */
+  tokens = $state(0)
+  settings = $state<Settings>({ maxTokens: 0, temperature: null })
+  open = $derived(this.conversations.find(({ id }) => id === this.openId) ?? null)
+  /** The browser has no room for conversations, or was told to keep none. */
+  unsaved = $state(false)
+
+  #abort: AbortController | null = null
+  #savedAt = 0
+
+  start(): void {
+    this.openId = null
+  }
+
+  stop(): void {
+    this.#abort?.abort()
+  }
+
+  remove(id: string): void {
+    if (this.answeringId === id) this.stop()
+    if (this.openId === id) this.openId = null
+    this.conversations = this.conversations.filter((conversation) => conversation.id !== id)
+    this.#save()
+  }
+
+  async say(text: string, model: string): Promise<void> {
+    if (this.answeringId !== null) return
+    if (!this.open) {
+      const id = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`
+      this.conversations.unshift({ id, title: titleOf(text), model, updated: Date.now(), messages: [] })
+      this.openId = id
+    }
+    this.open?.messages.push({ role: 'user', content: text })
+    await this.#answer(model)
+  }
+
+  /** The last answer once more, or the one that failed. */
+  async again(model: string): Promise<void> {
+    if (this.answeringId !== null || !this.open) return
+    if (this.open.messages.at(-1)?.role === 'assistant') this.open.messages.pop()
+    await this.#answer(model)
+  }
+
+  async #answer(model: string): Promise<void> {
+    const conversation = this.open
+    if (!conversation) return
+    const messages = conversation.messages.map(({ role, content }) => ({ role, content }))
+    conversation.messages.push({ role: 'assistant', content: '' })
+    conversation.model = model
+    const message = conversation.messages.at(-1) as Message // as the state holds it, not the literal above
+    const abort = new AbortController()
+    this.#abort = abort
+    this.answeringId = conversation.id
+    this.tokens = 0
+    const seen = { request: '' }
+    const unlisten = live.onToken(({ request, route }) => {
+      if (request === seen.request && message.answered) follow(message.answered, route, live.swarm)
+    })
+    try {
+      for await (const piece of ask(this.#question(model, messages), abort.signal)) {
+        this.#take(message, piece)
+        seen.request = piece.facts?.request ?? seen.request
+        conversation.updated = Date.now()
+        this.#save(SAVE_EVERY_MS)
+      }
+    } catch (error) {
+      if (abort.signal.aborted) message.stopped = true
+      else message.error = error instanceof Error ? error.message : String(error)
+    } finally {
+      unlisten()
+      this.answeringId = null
+      this.#save()
+    }
+  }
+
+  #question(model: string, messages: Question['messages']): Question {
+    const { maxTokens, temperature } = this.settings
+    return {
+      model,
+      messages,
+      ...(maxTokens > 0 && { max_tokens: maxTokens }),
+      ...(temperature !== null && { temperature }),
+    }
+  }
+
+  #take(message: Message, piece: Piece): void {
+    if (piece.text) {
+      message.content += piece.text
+      this.tokens++
+    }
+    if (piece.finish === 'length') message.cut = true
+    if (piece.facts) message.answered = answered(piece, message.answered)
+    if (piece.tokens !== undefined && message.answered) message.answered.tokens = piece.tokens
+  }
+
+  #save(every = 0): void {
+    if (Date.now() - this.#savedAt < every) return
+    this.#savedAt = Date.now()
+    try {
+      localStorage.setItem(STORED, JSON.stringify(bounded($state.snapshot(this.conversations))))
+      this.unsaved = false
+    } catch {
+      this.unsaved = true // shown in the list: the conversation goes on without being kept
+    }
+  }
+}
+
+function answered({ facts, tokens }: Piece, before: Answered | undefined): Answered {
+  return {
+    route: facts?.route ?? before?.route ?? [],
+    tokens: tokens ?? before?.tokens ?? null,
+    tokensPerSecond: facts?.tokens_per_s ?? before?.tokensPerSecond ?? null,
+    ttftMs: facts?.ttft_ms ?? before?.ttftMs ?? null,
+    reroutes: facts?.reroutes ?? before?.reroutes ?? [],
+  }
+}
+
+/** After a re-route the tokens come another way than the answer's first chunk said. */
+function follow(answer: Answered, route: string[], swarm: Swarm | null): void {
+  if (route.length === answer.route.length && route.every((peer, i) => peer === answer.route[i]?.peer)) return
+  const known = new Map(answer.route.map((hop) => [hop.peer, hop]))
+  const spans = new Map(swarm?.peers.map((peer) => [peer.peer, peer]))
+  answer.route = route.flatMap((peer): Hop[] => {
+    const span = known.get(peer) ?? spans.get(peer)
+    return span ? [{ peer, start: span.start, end: span.end, carrier: '' }] : []
+  })
+}
+
+export const talk = new Talk()
