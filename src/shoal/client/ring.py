@@ -12,15 +12,15 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import trio
 
-from shoal.client.hops import HopFailed, HopLost, RingHop, RouteHop, traced
+from shoal.client.hops import HopFailed, HopLost, RouteHop, traced
+from shoal.client.stages import Replacement, Stages
 from shoal.errors import (
     ChannelClosed,
     DeadlineExceeded,
@@ -35,17 +35,12 @@ from shoal.net.pool import ChannelPool
 from shoal.types import CarrierName, Codec, Format, ModelShape, SessionId
 from shoal.wire.codec import CodecChooser
 from shoal.wire.messages import (
-    Close,
     Failed,
     HopTime,
-    Locate,
     Located,
     Message,
-    NextHop,
-    Open,
     Opened,
     Refused,
-    Reroute,
     Rerouted,
     Step,
 )
@@ -56,15 +51,6 @@ SUSPECT_S = 3.0
 """A hop of which nothing was heard for so long while a step is under way is taken for lost."""
 LOCATE_S = 1.5
 """How long the hops have to say how far a session has come there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Replacement:
-    """Hops that take the place of ``first`` to ``last``, indexes into the route, ``last`` included."""
-
-    first: int
-    last: int
-    hops: tuple[RouteHop, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +83,7 @@ class Ring:
         self.trace = trace
         self.session = SessionId(os.urandom(16))
         self.rules = ClientSession(tokens, IN_FLIGHT)
-        self._hops = [RingHop(hop) for hop in route]
-        self._former: list[Channel] = []
-        self._pool = pool
+        self._stages = Stages(self.session, shape, route, pool, format=format, tokens=tokens)
         self._shape = shape
         self._format: Format = format
         self._codec = CodecChooser(format, wire)
@@ -113,17 +97,17 @@ class Ring:
     @property
     def route(self) -> tuple[RouteHop, ...]:
         """The hops in their order."""
-        return tuple(hop.hop for hop in self._hops)
+        return self._stages.route
 
     @property
     def carriers(self) -> list[CarrierName]:
         """How each hop is reached from here."""
-        return [hop.channel.carrier for hop in self._hops if hop.channel]
+        return [hop.channel.carrier for hop in self._stages.hops if hop.channel]
 
     @property
     def lost(self) -> list[int]:
         """Which hops are gone."""
-        return [index for index, hop in enumerate(self._hops) if hop.lost is not None]
+        return [index for index, hop in enumerate(self._stages.hops) if hop.lost is not None]
 
     @property
     def format(self) -> Format:
@@ -136,8 +120,7 @@ class Ring:
         Raises:
             HopRefused: a hop cannot be reached, has no room, or serves something else; names the hop.
         """
-        opening = [index for index, hop in enumerate(self._hops) if not hop.open]
-        await _together([partial(self._enter, index, timeout_s) for index in opening])
+        await self._stages.enter(timeout_s)
 
     async def repair(self, replacements: Sequence[Replacement], position: int, timeout_s: float) -> int:
         """Put other hops in the place of lost ones; their caches are filled up to ``position``.
@@ -153,17 +136,11 @@ class Ring:
             HopLost, DeadlineExceeded: an old hop is gone too.
             ChannelClosed: what a new hop needs was not kept. After any error the ring is to be given up.
         """
-        fills = self._put_in_place(replacements)
         with self._giving_up:
             self.rules.roll_back(position)
         self._arrived.clear()
-        kept = [index for index, hop in enumerate(self._hops) if hop.open]
-        until = trio.current_time() + timeout_s
-        await self.open(timeout_s)
         self._broken = None
-        left = until - trio.current_time()
-        await _together([partial(self._reroute, i, fills.get(i + 1), position, left) for i in kept])
-        return fills.get(0, 0)
+        return await self._stages.replace(replacements, position, timeout_s)
 
     async def fill(self, payload: bytes, codec: Codec, position: int, tokens: int, hops: int) -> None:
         """Send the first ``hops`` hops hidden states for their caches; nothing comes back.
@@ -177,7 +154,7 @@ class Ring:
 
     def codec(self, rows: int) -> Codec:
         """How the next step's hidden states, ``rows`` of them, are to be encoded."""
-        first = self._hops[0].channel
+        first = self._stages.hops[0].channel
         return self._codec.choose(first.bytes_s if first else None, rows, self._shape.hidden_size)
 
     def issue(self, tokens: int, wanted: int) -> Issued:
@@ -218,7 +195,7 @@ class Ring:
             await self._first().send(step, payload)
         except ChannelClosed as error:
             self.lose_hop(0, error.message)
-            raise HopLost(self._hops[0].hop, error.message) from error
+            raise HopLost(self._stages.hops[0].hop, error.message) from error
 
     def _made(self, issued: Issued, codec: Codec) -> Step:
         tokens = issued.tokens
@@ -246,7 +223,7 @@ class Ring:
 
     def watch(self) -> None:
         """Count a hop as lost that has been silent for too long while a step is under way."""
-        for index, hop in enumerate(self._hops):
+        for index, hop in enumerate(self._stages.hops):
             silent = hop.channel.silent_s if hop.channel and hop.open and self.rules.in_flight else 0.0
             if silent > SUSPECT_S:
                 self.lose_hop(index, f"nothing heard for {silent:.1f} s")
@@ -265,19 +242,16 @@ class Ring:
 
     async def aclose(self) -> None:
         """Tell every hop to free its KV. A hop that cannot be told frees it when the channel ends."""
-        for hop in self._hops:
-            await self._dismiss(hop)
+        await self._stages.leave()
 
     def deliver(self, channel: Channel, message: Message, payload: bytes) -> None:
         """Take what a hop of this session has sent."""
-        hop = next((i for i, hop in enumerate(self._hops) if hop.channel is channel), None)
+        hop = self._stages.place(channel)
         if hop is None:
-            if channel not in self._former:
-                raise RemoteProtocolError(f"{channel.peer} is no hop of this session")
-            return  # it has lost its place, and did not know yet
+            return
         match message:
             case Opened() | Refused() | Rerouted() | Located():
-                self._hops[hop].replied(message)
+                self._stages.hops[hop].replied(message)
             case Step():
                 self._returned(hop, message, payload)
             case Failed():
@@ -287,13 +261,13 @@ class Ring:
 
     def lost_channel(self, channel: Channel, reason: str) -> None:
         """A channel has ended, and with it what the hop behind it held of this session."""
-        for index, hop in enumerate(self._hops):
+        for index, hop in enumerate(self._stages.hops):
             if hop.channel is channel:
                 self.lose_hop(index, reason)
 
     def lose_hop(self, index: int, reason: str) -> None:
         """The hop is gone: everyone who waits hears of it."""
-        hop = self._hops[index]
+        hop = self._stages.hops[index]
         if hop.lost is None:
             hop.lose(reason)
             self._broken = self._broken or HopLost(hop.hop, reason)
@@ -304,77 +278,17 @@ class Ring:
         oldest = self.rules.oldest
         if oldest is None:
             return
-        found: list[Located | None] = [None] * len(self._hops)
-
-        async def locate(index: int) -> None:
-            with suppress(HopLost, DeadlineExceeded):
-                reply = await self._hops[index].ask(Locate(self.session), LOCATE_S)
-                found[index] = reply if isinstance(reply, Located) else None
-
-        await _together([partial(locate, index) for index in range(len(self._hops))])
+        found = await self._stages.locate(LOCATE_S)
         self.lose_hop(holder(found, oldest), f"step {oldest} has not come back")
 
-    async def _enter(self, index: int, timeout_s: float) -> None:
-        hop = self._hops[index].hop
-        onward = self._hops[index + 1].hop.address if index + 1 < len(self._hops) else None
-        message = Open(
-            self.session,
-            self._shape.digest,
-            self._format,
-            hop.span.start,
-            hop.span.end,
-            self.rules.tokens,
-            index,
-            self._hops[index - 1].peer if index else None,
-            NextHop.of(onward) if onward else None,
-        )
-        await self._hops[index].enter(self._pool, message, timeout_s)
-
-    async def _reroute(self, index: int, fills: int | None, position: int, timeout_s: float) -> None:
-        onward = self._hops[index + 1].hop.address if index + 1 < len(self._hops) else None
-        message = Reroute(
-            self.session,
-            index,
-            self._hops[index - 1].peer if index else None,
-            NextHop.of(onward) if onward else None,
-            None if fills is None else position,
-            fills or 1,
-        )
-        reply = await self._hops[index].ask(message, timeout_s)
-        if isinstance(reply, Rerouted) and not reply.kept:
-            raise ChannelClosed(f"{self._hops[index].hop} has not kept what the next one needs")
-
-    def _put_in_place(self, replacements: Sequence[Replacement]) -> dict[int, int]:
-        """The new route. Returns how many hops are new from each index on at which new ones begin."""
-        hops = list(self._hops)
-        fills: dict[int, int] = {}
-        shift = 0
-        for new in sorted(replacements, key=lambda r: r.first):
-            first, last = new.first + shift, new.last + shift
-            for gone in hops[first : last + 1]:
-                if gone.channel is not None:
-                    self._former.append(gone.channel)
-                    with suppress(ChannelClosed):  # then it is free already
-                        gone.channel.post(Close(self.session))
-            hops[first : last + 1] = [RingHop(hop) for hop in new.hops]
-            fills[first] = len(new.hops)
-            shift += len(new.hops) - (last + 1 - first)
-        self._hops = hops
-        return fills
-
-    async def _dismiss(self, hop: RingHop) -> None:
-        if hop.channel is not None and not hop.channel.closed:
-            with suppress(ChannelClosed):
-                await hop.channel.send(Close(self.session))
-
     def _first(self) -> Channel:
-        first = self._hops[0].channel
+        first = self._stages.hops[0].channel
         if first is None:
             raise LocalProtocolError("a step before the session is open")
         return first
 
     def _returned(self, hop: int, message: Step, payload: bytes) -> None:
-        if hop != len(self._hops) - 1:
+        if hop != len(self._stages.hops) - 1:
             raise RemoteProtocolError("a result from a hop that is not the last")
         if message.width != self._shape.hidden_size:
             raise RemoteProtocolError(f"a result of width {message.width}")
@@ -392,11 +306,11 @@ class Ring:
         self.trace.step(seen)
 
     def _failed(self, index: int, message: Failed) -> None:
-        hop = self._hops[index]
+        hop = self._stages.hops[index]
         if message.gone is not None:
             # The hop that is gone cannot say so. Of one that has been replaced, nobody needs to hear.
             onward = index + 1
-            if onward < len(self._hops) and self._hops[onward].peer == message.gone:
+            if onward < len(self._stages.hops) and self._stages.hops[onward].peer == message.gone:
                 self.lose_hop(onward, message.message)
         elif message.number is None:
             self.lose_hop(index, message.message)
@@ -415,21 +329,3 @@ class Ring:
     def _wake(self) -> None:
         self._news.set()
         self._news = trio.Event()
-
-
-async def _together(tasks: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    """Run ``tasks`` side by side. The first that fails ends the others, and its error is raised."""
-    failed: list[ShoalError] = []
-    async with trio.open_nursery() as nursery:
-
-        async def run(task: Callable[[], Awaitable[None]]) -> None:
-            try:
-                await task()
-            except ShoalError as error:
-                failed.append(error)
-                nursery.cancel_scope.cancel()
-
-        for task in tasks:
-            nursery.start_soon(run, task)
-    if failed:
-        raise failed[0]

@@ -11,7 +11,8 @@ from typing import TypeVar, get_args
 import trio
 
 from shoal.client.hops import HopRefused, RouteHop
-from shoal.client.ring import Replacement, Ring
+from shoal.client.ring import Ring
+from shoal.client.stages import Replacement
 from shoal.client.suspects import Suspects
 from shoal.config import Settings
 from shoal.errors import (
