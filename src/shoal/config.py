@@ -55,6 +55,11 @@ class Paths:
     cache: Path
 
     @property
+    def home(self) -> Path | None:
+        """The one folder of everything, when ``SHOAL_HOME`` names it."""
+        return self.config if self.config == self.data == self.cache.parent else None
+
+    @property
     def config_file(self) -> Path:
         return self.config / "config.toml"
 
@@ -71,6 +76,11 @@ class Paths:
     @property
     def models(self) -> Path:
         return self.data / "models"
+
+    @property
+    def chat_history(self) -> Path:
+        """What was typed in conversations, mode 0600."""
+        return self.data / "chat-history.jsonl"
 
     @property
     def nodes(self) -> Path:
@@ -156,6 +166,11 @@ def default_paths(environ: Mapping[str, str]) -> Paths:
         Path(platformdirs.user_data_dir("shoal", appauthor=False)),
         Path(platformdirs.user_cache_dir("shoal", appauthor=False)),
     )
+
+
+def here() -> Paths:
+    """This process's folders, whether ``config.toml`` in them can be read or not."""
+    return default_paths(os.environ)
 
 
 def child_environ(**changes: str) -> dict[str, str]:

@@ -82,6 +82,7 @@ async def test_the_fields_of_an_answer(capsys: pytest.CaptureFixture[str]) -> No
     assert (fields["prompt"], fields["prompt_token_ids"]) == ("why?", [5, 6])
     assert (fields["text"], fields["token_ids"]) == ("abc", [0, 1, 2])
     assert fields["tokens_per_s"] == 1.0
+    assert fields["reroutes"] == []
     assert fields["route"] == [
         {"peer": "a", "start": 0, "end": 10, "carrier": "direct", "compute_ms": 3.0, "waiting_ms": 0.1},
         {"peer": "b", "start": 10, "end": 30, "carrier": "direct", "compute_ms": 1.0, "waiting_ms": 0.0},

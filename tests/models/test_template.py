@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -98,3 +99,11 @@ def test_messages_that_are_not_data_are_refused(renderers: list[TemplateRenderer
     with pytest.raises(UsageError):
         renderers[0].render([{"content": deep}])
     assert renderers[0].render(MESSAGES) == "x"
+
+
+def test_a_ctrl_c_at_the_terminal_does_not_end_the_renderer(renderers: list[TemplateRenderer]) -> None:
+    renderers.append(TemplateRenderer(HONEST[0], {"eos": "</s>"}))
+    renderers[0].render(MESSAGES)
+    process = renderers[0]._process
+    assert process is not None
+    assert os.getpgid(process.pid) != os.getpgid(0)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shoal.cli.output import printable, say
+from shoal.cli.output import printable, say, short
 from shoal.cli.progress import working
+from shoal.cli.talk.screen import Plain, Screen
 from shoal.types import Format
 
 if TYPE_CHECKING:
@@ -50,7 +50,22 @@ async def ask(swarm: Swarm, question: Question, *, stream: bool) -> Answer:
     Raises:
         ShoalError: as :meth:`shoal.client.swarm.Swarm.generate`. What came before stays written.
     """
-    answer = swarm.generate(
+    answer = put(swarm, question)
+    screen = Plain()
+    try:
+        await show(answer, question.model, screen if stream else None)
+    finally:
+        screen.close()
+    return answer
+
+
+def put(swarm: Swarm, question: Question) -> Answer:
+    """The answer to the question, to be iterated.
+
+    Raises:
+        UsageError: an option that cannot be.
+    """
+    return swarm.generate(
         question.model,
         question.raw,
         messages=None if question.raw is not None else question.messages,
@@ -59,23 +74,16 @@ async def ask(swarm: Swarm, question: Question, *, stream: bool) -> Answer:
         format=question.format,
         **question.sampling,
     )
+
+
+async def show(answer: Answer, model: str, screen: Screen | None) -> None:
+    """Write the answer to the screen as it comes; a spinner turns until it begins. Raises as :func:`ask`."""
     with ExitStack() as waiting:
-        waiting.enter_context(working(f"asking {question.model}"))
-        try:
-            async for delta in answer:
-                if delta.text and stream:
-                    waiting.close()  # a bar and an answer do not go on one line
-                    _write(delta.text)
-        finally:
-            if stream and answer.text:
-                _write("\n")
-    return answer
-
-
-def _write(text: str) -> None:
-    # Into a pipe goes what the model said; on a terminal, what cannot drive it.
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+        waiting.enter_context(working(f"asking {model}"))
+        async for delta in answer:
+            if delta.text and screen is not None:
+                waiting.close()  # a bar and an answer do not go on one line
+                screen.write(delta.text)
 
 
 def answer_fields(answer: Answer, question: Question) -> dict[str, Any]:
@@ -102,6 +110,7 @@ def answer_fields(answer: Answer, question: Question) -> dict[str, Any]:
             }
             for stage, (compute_ms, waiting_ms) in stages
         ],
+        "reroutes": list(answer.reroutes),
     }
 
 
@@ -120,6 +129,16 @@ def say_speed(fields: dict[str, Any]) -> None:
         f"{len(fields['token_ids'])} tokens, {fields['tokens_per_s']:.1f} a second, "
         f"the first after {fields['ttft_s']:.2f} s, over {len(fields['route'])} hops"
     )
+
+
+def say_way(answer: Answer) -> None:
+    """One line on stderr about who gave the answer, and how fast."""
+    stages = " → ".join(f"{short(stage.peer)} {stage.span}" for stage in answer.route)
+    speed = f"{len(answer.token_ids)} tokens, {answer.timing.tokens_per_s:.1f} a second"
+    say(f"{speed}, by {stages}" if stages else speed, dim=True)
+    for reroute in answer.reroutes:
+        lost = ", ".join(short(peer) for peer in reroute.lost)
+        say(f"went on without {lost}, {reroute.gap_s:.1f} s later", dim=True)
 
 
 def route_table(fields: dict[str, Any]) -> Table:

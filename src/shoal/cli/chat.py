@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from shoal.cli import options
+from shoal.cli import names, options
 from shoal.cli.ask import Question, answer_fields, ask, say_speed, say_trace, user
 from shoal.cli.inside import in_swarm
-from shoal.cli.output import emit
+from shoal.cli.output import emit, say
+from shoal.cli.progress import working
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
@@ -92,7 +93,10 @@ def run(
 
 def chat(
     model: Annotated[
-        str | None, typer.Argument(help="The default model if not named.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="The default model if not named.", show_default=False, autocompletion=names.models
+        ),
     ] = None,
     swarm: options.Swarm = None,
     public: options.Public = None,
@@ -100,36 +104,30 @@ def chat(
     max_tokens: MaxTokens = 512,
     temperature: Temperature = 0.7,
     seed: Seed = None,
+    system: Annotated[str, typer.Option(help="What the model is told first.", show_default=False)] = "",
 ) -> None:
-    """Talk with a model. /quit or Ctrl-D ends it."""
+    """Talk with a model. /help lists what can be typed beside questions."""
     settings = options.settings(swarm=swarm, public=public, model=model, format=format)
     sampling = {"temperature": temperature, "seed": seed}
     wanted = options.asked_format(settings)
+    asking = Question(settings.model, max_tokens=max_tokens, format=wanted, sampling=sampling)
 
     async def talk(opened: Connected) -> None:
-        said: list[dict[str, str]] = []
-        while (text := await prompted()) is not None:
-            said += user(text)
-            question = Question(settings.model, said, None, max_tokens, (), wanted, sampling)
-            answer = await ask(opened, question, stream=True)
-            said.append({"role": "assistant", "content": answer.text})
+        from shoal.cli.talk.commands import NAMES
+        from shoal.cli.talk.conversation import Conversation
+        from shoal.cli.talk.reader import reader
+        from shoal.cli.talk.talk import Talk
+
+        with working(f"looking for {settings.model}"):
+            await opened.resolve(settings.model)  # a name that does not exist is told at once
+        typed = sys.stdin.isatty()
+        if typed:
+            say(f"talking with {settings.model}; /help lists the commands, Ctrl-D ends")
+        conversation = Conversation(settings.model, system)
+        lines = reader(settings.paths.chat_history, [f"/{name}" for name in NAMES])
+        await Talk(opened, conversation, asking, forgiving=typed).run(lines)
 
     in_swarm(settings, talk)
-
-
-async def prompted() -> str | None:
-    """The next line that the user types, ``None`` when there is none any more."""
-    import trio
-
-    while True:
-        if sys.stdin.isatty():
-            sys.stderr.write("> ")
-            sys.stderr.flush()
-        line = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
-        if not line or line.strip() in ("/quit", "/exit"):
-            return None
-        if line.strip():
-            return line.strip()
 
 
 def whole_prompt(argument: str | None, stdin: TextIO) -> str:

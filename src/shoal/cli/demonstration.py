@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from shoal.cli.ask import Question, answer_fields, ask, route_table, say_speed, user
-from shoal.cli.chat import prompted
 from shoal.cli.local import LocalSwarm, local_swarm
 from shoal.cli.options import asked_format
 from shoal.cli.output import emit, say
 from shoal.cli.progress import working
+from shoal.cli.talk.reader import reader
 from shoal.config import Settings
 
 if TYPE_CHECKING:
@@ -46,8 +46,9 @@ async def show(settings: Settings, demo: Demo) -> None:
         await _answer(swarm, settings, demo, demo.prompt)
         if demo.once:
             return
-        say("the swarm stays up: ask on, or end with /quit or Ctrl-D")
-        while (text := await prompted()) is not None:
+        say("the swarm stays up: ask on, or end with Ctrl-D")
+        lines = reader(settings.paths.chat_history)
+        while (text := await lines.read()) is not None:
             await _answer(swarm, settings, demo, text)
 
 

@@ -17,7 +17,22 @@ import typer.main
 from typer.exceptions import TyperException
 
 from shoal import config
-from shoal.cli import bench, chat, demo, doctor, key, models, node, plan, status, swarms, version
+from shoal.cli import (
+    bench,
+    chat,
+    completion,
+    configuration,
+    demo,
+    doctor,
+    key,
+    models,
+    node,
+    plan,
+    service,
+    status,
+    swarms,
+    version,
+)
 from shoal.cli.options import debugging, remember
 from shoal.cli.output import as_shoal_error, interrupted, report, wants_json
 from shoal.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, ShoalError, UsageError
@@ -26,6 +41,7 @@ app = typer.Typer(
     name="shoal",
     help="Run AI models that no single machine can hold, over a swarm of ordinary machines.",
     no_args_is_help=True,
+    add_completion=False,  # `shoal completion` does it
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -45,7 +61,9 @@ def before(
     remember(log_level=log_level, log_format=log_format)
 
 
-for group in (node, swarms, chat, status, models, key, doctor, demo, bench, plan, version):
+for group in (node, swarms, chat, status, models, key, doctor, demo, bench, plan):
+    group.register(app)
+for group in (configuration, service, completion, version):
     group.register(app)
 
 
@@ -62,6 +80,7 @@ def run(argv: Sequence[str], commands: typer.Typer = app, name: str = "shoal") -
             # A model may write what the terminal's encoding lacks; that must not end the answer.
             stream.reconfigure(errors="replace")
     as_json = wants_json(argv)
+    completion.answer_shells()
     try:
         code = typer.main.get_command(commands).main(list(argv), prog_name=name, standalone_mode=False)
         sys.stdout.flush()

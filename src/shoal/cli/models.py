@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoal.cli import options
+from shoal.cli import names, options
 from shoal.cli.output import emit, printable
 from shoal.cli.progress import working
 from shoal.types import resolve_format
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from shoal.models.local import LocalModel
     from shoal.models.store import ModelStore
 
-Installed = Annotated[str, typer.Argument(metavar="NAME", help="The model's name on this machine.")]
+Installed = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="The model's name on this machine.", autocompletion=names.installed_models
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:

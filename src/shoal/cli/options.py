@@ -8,22 +8,34 @@ from typing import Annotated, Any
 import typer
 
 from shoal import config
+from shoal.cli import names
 from shoal.config import Settings
 from shoal.metrics.logs import log_to_stderr
 from shoal.swarm.membership import PUBLIC
 from shoal.types import Format
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Swarm = Annotated[str | None, typer.Option(help="The swarm to be in, by its name here.", show_default=False)]
+Swarm = Annotated[
+    str | None,
+    typer.Option(
+        help="The swarm to be in, by its name here.", show_default=False, autocompletion=names.swarms
+    ),
+]
 Public = Annotated[
     bool | None,
     typer.Option("--public", help="Be in the public swarm: its peers see our address and hidden states."),
 ]
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A catalogue name, folder, GGUF or hub id.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A catalogue name, folder, GGUF or hub id.", autocompletion=names.models
+    ),
 ]
 Model = Annotated[
-    str | None, typer.Option(help="The model; the default one if not named.", show_default=False)
+    str | None,
+    typer.Option(
+        help="The model; the default one if not named.", show_default=False, autocompletion=names.models
+    ),
 ]
 Host = Annotated[str | None, typer.Option(help="The interface to listen on.", show_default=False)]
 Port = Annotated[int | None, typer.Option(help="TCP port of the libp2p host; 0 takes a free one.")]

@@ -53,10 +53,15 @@ def to_json(data: object) -> str:
     return msgspec.json.encode(data, enc_hook=str).decode()
 
 
-def say(text: str) -> None:
-    """A line for the person at the terminal, on stderr."""
-    sys.stderr.write(printable(text) + "\n")
-    sys.stderr.flush()
+def say(text: str, *, dim: bool = False) -> None:
+    """A line for the person at the terminal, on stderr; ``dim`` for what is only worth a glance."""
+    line = printable(text)
+    say_raw(f"\x1b[2m{line}\x1b[0m" if dim and sys.stderr.isatty() else line)
+
+
+def short(peer: str) -> str:
+    """The end of a peer id, where ids differ: enough for a reader, and for ``shoal ping``."""
+    return peer[-6:]
 
 
 def printable(text: str) -> str:

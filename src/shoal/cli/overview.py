@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shoal.cli.output import printable
+from shoal.cli.output import printable, short
 from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import coverage
@@ -124,17 +124,20 @@ def status_page(view: Overview) -> Group:
     count = len(view.peers)
     lines = [Text(f"swarm {view.swarm}: {count} {'peer serves' if count == 1 else 'peers serve'}")]
     for model in view.models:
-        found = "complete" if model.complete else f"missing {', '.join(model.missing)}"
-        lines.append(
-            Text(f"{printable(model.name)}  {model.n_blocks} blocks  {draw(model.peers_per_block)}  {found}")
+        strip = Text(draw(model.peers_per_block), style="green")
+        strip.highlight_regex(r"\.+", "bold red")
+        found = (
+            ("complete", "green") if model.complete else (f"missing {', '.join(model.missing)}", "bold red")
         )
+        name = printable(model.name)
+        lines.append(Text.assemble(f"{name}  {model.n_blocks} blocks  ", strip, "  ", found))
     if not view.models:
         lines.append(Text("nobody serves a model: shoal up"))
-    return Group(*lines, Text(""), peers_table(view.peers))
+    return Group(*lines, Text(""), peers_table(view.peers, name=short))
 
 
-def peers_table(peers: Sequence[PeerView]) -> Table:
-    """One line a peer."""
+def peers_table(peers: Sequence[PeerView], *, name: Callable[[str], str] = str) -> Table:
+    """One line a peer, called by what ``name`` makes of its id."""
     from rich.table import Table
     from rich.text import Text
 
@@ -145,7 +148,7 @@ def peers_table(peers: Sequence[PeerView]) -> Table:
         rows.add_column(heading, justify="right")
     for peer in peers:
         cells = (
-            peer.peer,
+            name(peer.peer),
             peer.model or "-",
             f"{peer.start}:{peer.end}" if peer.end else "-",
             peer.path or "-",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -48,6 +48,23 @@ async def hear(swarm: Onlooker) -> Sequence[Announcement]:
 async def look(swarm: Onlooker) -> Overview:
     """The swarm with the round trip to each peer that answers. Raises as :func:`hear`."""
     alive = await hear(swarm)
+    return seen(swarm, await round_trips(swarm, alive))
+
+
+def seen(swarm: Onlooker, rtt_s: Mapping[PeerId, float]) -> Overview:
+    """The swarm as it is known now, with the round trips that were measured."""
+    return overview(
+        swarm.settings.swarm,
+        swarm.network.peer,
+        swarm.announcements(),
+        swarm.network.connections(),
+        rtt_s,
+        swarm.member.clock.wall(),
+    )
+
+
+async def round_trips(swarm: Onlooker, alive: Sequence[Announcement]) -> dict[PeerId, float]:
+    """Seconds to each peer and back; those that do not answer are not among them."""
     rtt_s: dict[PeerId, float] = {}
 
     async def measure(announcement: Announcement) -> None:
@@ -59,9 +76,7 @@ async def look(swarm: Onlooker) -> Overview:
     async with trio.open_nursery() as nursery:
         for announcement in alive:
             nursery.start_soon(measure, announcement)
-    connections = swarm.network.connections()
-    now = swarm.member.clock.wall()
-    return overview(swarm.settings.swarm, swarm.network.peer, alive, connections, rtt_s, now)
+    return rtt_s
 
 
 async def _connected(network: Network, announcement: Announcement) -> None:

@@ -13,7 +13,7 @@ from shoal.cli.output import emit, printable
 from shoal.cli.overview import Overview, peers_table, status_page
 from shoal.cli.progress import working
 from shoal.config import Settings
-from shoal.errors import EXIT_FAILURE
+from shoal.errors import EXIT_FAILURE, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,12 +34,20 @@ def status(
     trace: Annotated[
         bool, typer.Option("--trace", help="Recent steps, hop by hop, as this machine's nodes saw them.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Go on looking until Ctrl-C; as JSON, an object per change.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what the swarm serves. Names the blocks that nobody serves, and how fast each peer is."""
     settings = options.settings(swarm=swarm, public=public)
+    if trace and watch:
+        raise UsageError("--trace and --watch are two views; one at a time", next_command="shoal status --watch")
     if trace:
         _trace(settings, as_json)
+        return
+    if watch:
+        _watch(settings, as_json)
         return
     view = _look(settings)
     emit(view, as_json, lambda: status_page(view))
@@ -88,6 +96,16 @@ def _look(settings: Settings) -> Overview:
             return await reach.look(opened)
 
     return looking(settings, go)
+
+
+def _watch(settings: Settings, as_json: bool) -> None:
+    from shoal.cli import watching
+
+    async def go(opened: Onlooker) -> None:
+        with watching.shown(as_json) as show:
+            await watching.watch(opened, show)
+
+    looking(settings, go)
 
 
 def pings_table(found: Sequence[Pinged]) -> Table:

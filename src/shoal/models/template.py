@@ -87,7 +87,11 @@ class TemplateRenderer:
             # -I: no environment, no user packages, nothing from the working folder.
             command = [sys.executable, "-I", str(Path(__file__).with_name("template_child.py"))]
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C is for us, and not for what renders
             )
         process = self._process
         timer = threading.Timer(self._deadline_s, process.kill)

@@ -1,0 +1,75 @@
+"""The words that a line may begin with instead of being a question. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from shoal.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One `/word` and what it does."""
+
+    name: str
+    argument: str
+    """How ``/help`` names what may follow; empty when nothing may."""
+    about: str
+
+
+COMMANDS = (
+    Command("help", "", "show this list"),
+    Command("new", "", "forget what was said; the model and the system message stay"),
+    Command("model", "[NAME]", "list what the swarm serves, or go on with another model"),
+    Command("system", "[TEXT]", 'show what the model is told first, or change it; "" removes it'),
+    Command("retry", "", "ask the last question again"),
+    Command("route", "", "show which peers gave the last answer, and how long each took"),
+    Command("save", "[FILE]", "write the conversation to a new file"),
+    Command("load", "FILE", "go on with a conversation that was saved"),
+    Command("quit", "", "end; Ctrl-D does too"),
+)
+NAMES = {command.name: command for command in COMMANDS} | {"exit": COMMANDS[-1]}
+
+_COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
+
+
+def parse(line: str) -> tuple[Command, str] | None:
+    """The command that ``line`` is and what follows it; ``None`` for a question.
+
+    A path such as ``/etc/hosts`` is no command, and a question may begin with ``//`` to pass for one.
+
+    Raises:
+        UsageError: no such command, or one that takes nothing was given something.
+    """
+    match = _COMMAND.fullmatch(line.strip())
+    if match is None:
+        return None
+    name, argument = match[1], (match[2] or "").strip()
+    command = NAMES.get(name)
+    if command is None:
+        raise UsageError(f"there is no command /{name}", next_command="/help")
+    if argument and not command.argument:
+        raise UsageError(f"/{name} takes nothing after it", next_command="/help")
+    if not argument and command.argument and not command.argument.startswith("["):
+        raise UsageError(f"/{name} needs {command.argument}", next_command="/help")
+    return command, argument
+
+
+def question(line: str) -> str:
+    """What is asked by a line that is no command."""
+    text = line.strip()
+    return text[1:] if text.startswith("//") else text
+
+
+def listed() -> str:
+    """Every command, one a line, and the keys."""
+    width = max(len(f"/{c.name} {c.argument}") for c in COMMANDS)
+    lines = [f"{f'/{c.name} {c.argument}':{width}}  {c.about}" for c in COMMANDS]
+    return "\n".join([*lines, "", KEYS])
+
+
+KEYS = (
+    "Enter sends; Alt-Enter, or a \\ at the end of a line, begins another line. The arrows bring back what\n"
+    "was typed before. Ctrl-C stops an answer; at the prompt it ends the conversation."
+)
