@@ -13,8 +13,6 @@ from shoal.cli.configuration import documented, text, to_toml
 from shoal.config import OPTIONS, Settings
 from tests.cli.conftest import Shoal
 
-ROOT = Path(__file__).parents[2]
-
 
 def test_every_option_is_explained() -> None:
     assert [option.name for option in documented()] == list(OPTIONS)
@@ -32,11 +30,6 @@ def test_with_every_line_taken_in_it_holds_the_defaults(tmp_path: Path) -> None:
     assert set(tomllib.loads(values)) == set(OPTIONS)
     found = config.load(environ={"SHOAL_HOME": str(tmp_path)})
     assert [getattr(found, name) for name in OPTIONS] == [getattr(Settings(), name) for name in OPTIONS]
-
-
-def test_the_docs_show_the_same_file() -> None:
-    kept = ROOT / "docs/config.toml"
-    assert kept.read_text("utf-8") == text(), f"shoal config init writes another file now than {kept}"
 
 
 def test_init_writes_it_once(shoal: Shoal, home: Path) -> None:

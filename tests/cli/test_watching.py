@@ -25,7 +25,8 @@ class World:
         self.alive: list[Announcement] = []
         self.pinged: list[str] = []
         self.changed = trio.Event()
-        member = SimpleNamespace(alive=lambda: self.alive, wait_changed=self.wait, now=lambda: 110.0)
+        clock = SimpleNamespace(wall=lambda: 110.0)
+        member = SimpleNamespace(alive=lambda: self.alive, wait_changed=self.wait, clock=clock)
         network = SimpleNamespace(peer=PeerId("me"), connections=list, approach=self.approach, ping=self.ping)
         settings = SimpleNamespace(swarm="home")
         self.onlooker = Onlooker(cast("Any", settings), cast("Any", network), cast("Any", member))

@@ -42,7 +42,9 @@ def status(
     """Show what the swarm serves. Names the blocks that nobody serves, and how fast each peer is."""
     settings = options.settings(swarm=swarm, public=public)
     if trace and watch:
-        raise UsageError("--trace and --watch are two views; one at a time", next_command="shoal status --watch")
+        raise UsageError(
+            "--trace and --watch are two views; one at a time", next_command="shoal status --watch"
+        )
     if trace:
         _trace(settings, as_json)
         return
