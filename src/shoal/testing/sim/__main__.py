@@ -4,27 +4,64 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from dataclasses import asdict
+from typing import Any
 
+from shoal.testing.sim.churn import Plan, churn
 from shoal.testing.sim.converge import converge
 
 
 def main() -> None:
-    """Run what the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m shoal.testing.sim")
+    """Run what the command line asks for; the exit code says whether all held that must."""
+    parser = argparse.ArgumentParser(prog="python -m shoal.testing.sim", description=__doc__)
     plans = parser.add_subparsers(dest="plan", required=True)
-    convergence = plans.add_parser("converge", help="how fast news and deaths spread, and what it costs")
-    convergence.add_argument("--nodes", type=int, default=200, help="measured, and half and twice as many")
-    for plan in (convergence,):
+    for name, run, about in (
+        ("churn", _churn, "sessions while nodes come and go"),
+        (
+            "converge",
+            _converge,
+            "how fast news spread, and at what cost, for half and twice the nodes, too",
+        ),
+    ):
+        plan = plans.add_parser(name, help=about)
+        plan.set_defaults(run=run)
+        plan.add_argument("--nodes", type=int, default=200)
         plan.add_argument("--seed", type=int, default=1, help="the same seed gives the same plan")
         plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
+        if name == "churn":
+            plan.add_argument("--minutes", type=float, default=30.0, help="simulated")
+            plan.add_argument("--sessions", type=int, default=50, help="so many at once")
+            plan.add_argument("--every", type=float, default=4.0, help="seconds from one change to the next")
     asked = parser.parse_args()
+    sys.exit(asked.run(asked))
+
+
+def _churn(asked: argparse.Namespace) -> int:
+    plan = Plan(asked.nodes, asked.minutes, asked.sessions, asked.every, asked.seed)
+    outcome = churn(plan)
+    _say({"plan": asdict(plan), **outcome.shown()}, as_json=asked.json)
+    return 0 if outcome.good else 1
+
+
+def _converge(asked: argparse.Namespace) -> int:
     sizes = (asked.nodes // 2, asked.nodes, asked.nodes * 2)
-    found = [converge(nodes, asked.seed).shown() for nodes in sizes]
+    found = [converge(nodes, asked.seed) for nodes in sizes]
     if asked.json:
-        print(json.dumps({"swarms": found}))  # noqa: T201  this is what was asked for
+        _say({"swarms": [convergence.shown() for convergence in found]}, as_json=True)
+    else:
+        for convergence in found:
+            _say(convergence.shown(), as_json=False)
+    return 0 if all(convergence.good for convergence in found) else 1
+
+
+def _say(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found))  # noqa: T201  this is what was asked for
         return
-    for name in found[0]:
-        print(f"{name:24}", *(f"{convergence[name]!s:>40}" for convergence in found))  # noqa: T201
+    for name, value in found.items():
+        print(f"{name:22} {value}")  # noqa: T201
+    print()  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from shoal.types import PeerId
 LOOK_S = 0.05
 """How often everybody's directory is looked into."""
 SHARE = 0.95
+ANNOUNCED_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,13 @@ class Convergence:
     by_kind: dict[str, float]
     connections: float
     """Connections of a node, at the mean."""
+
+    @property
+    def good(self) -> bool:
+        """Whether news and deaths spread as fast as they must."""
+        return self.announced_95_s <= ANNOUNCED_WITHIN_S and (
+            max(self.crashed_gone_s, self.vanished_gone_s) <= self.expiry_s
+        )
 
     def shown(self) -> dict[str, Any]:
         """Rounded, for people and JSON."""

@@ -39,6 +39,7 @@ MENTION_BYTES = 45
 """Bytes of a message's name in a list of those that there are (IHAVE)."""
 HEARTBEAT_S = 1.0
 """How often gossipsub mentions messages."""
+IDLE_S = 60.0
 REQUEST_BYTES = 260
 """Bytes, each way, of a new stream with its protocol agreed on."""
 CONNECT_BYTES = 3000
@@ -125,6 +126,17 @@ class Internet(World):
         for other in self.connected.pop(peer, set()):
             if not silent and self.open_way(peer, other):
                 self.agenda.after(self.latency_s(peer, other), partial(self._hung_up, other, peer))
+
+    def forget_idle(self) -> None:
+        """Routers forget connections over which nothing but pings has gone for ``IDLE_S``.
+
+        Real ones leave those with pings alone. But in half an hour all of a few hundred peers have met, and
+        to keep up that many channels would be most of the work.
+        """
+        for network in self.peers.values():
+            for pipe in list(network.pipes):
+                if isinstance(pipe, SimPipe) and pipe.idle_s() > IDLE_S:
+                    pipe.die(silent=False)
 
     def heal(self) -> None:
         """Every way is open again, and what waited in pipes goes on."""

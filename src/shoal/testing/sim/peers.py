@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
 from shoal.swarm.announcement import Served
 from shoal.swarm.clock import Clock
 from shoal.swarm.member import Member
+from shoal.testing.sim import model
 from shoal.testing.sim.internet import Internet, SimNetwork
-from shoal.types import Digest, PeerId, Span
+from shoal.types import PeerId, Span
 
-DIGEST = Digest("sha256:" + "5" * 64)
-N_BLOCKS = 32
 BOOTSTRAP = 3
 """Peers that an invite names."""
+SPAN = 8
+"""Blocks that a node serves."""
 
 
 @dataclass(eq=False)
@@ -28,8 +30,9 @@ class Peer:
     network: SimNetwork
     member: Member
     clock: WallClock
-    joined_at: float
-    life: trio.CancelScope = field(default_factory=trio.CancelScope)
+    life: trio.Nursery
+    """Everything that its process does."""
+    joined_at: float = 0.0
 
     @property
     def peer(self) -> PeerId:
@@ -51,10 +54,10 @@ EPOCH = 1.8e9
 
 
 def a_served(span: Span) -> Served:
-    """What a node of the simulated model announces."""
-    return Served(
-        "simulated", DIGEST, N_BLOCKS, 2, 4096, 512, span.start, span.end, "fp32", 65536, 65536, 0, 8.0
-    )
+    """What a node of the simulated model announces that has nothing to do."""
+    shape = model.SHAPE
+    sizes = (shape.n_blocks, shape.hidden_size, shape.context, shape.vocab_size, span.start, span.end)
+    return Served(shape.name, shape.digest, *sizes, "fp32", 65536, 65536, 0, 8.0)
 
 
 @dataclass(eq=False)
@@ -67,6 +70,8 @@ class SimPeers:
     announce_s: float = 10.0
     expiry_s: float = 30.0
     alive: list[Peer] = field(default_factory=list[Peer])
+    """The nodes that serve."""
+    died_at: dict[PeerId, float] = field(default_factory=dict[PeerId, float])
 
     @classmethod
     @asynccontextmanager
@@ -78,8 +83,8 @@ class SimPeers:
             yield cls(internet, chance, nursery)
             nursery.cancel_scope.cancel()
 
-    async def join(self) -> Peer:
-        """One more node; returns when it takes part and has announced itself."""
+    async def enter(self) -> Peer:
+        """One more member that serves nothing; returns when it takes part."""
         network = self.internet.network()
         named = self.chance.sample(self.alive, min(BOOTSTRAP, len(self.alive)))
         wall = WallClock()
@@ -90,23 +95,33 @@ class SimPeers:
             bootstrap=[f"/memory/{other.peer}/p2p/{other.peer}" for other in named],
             clock=Clock(trio.current_time, wall),
         )
-        start = self.chance.randrange(0, N_BLOCKS, 8)
-        peer = Peer(network, member, wall, trio.current_time())
+        return await self.nursery.start(self._live, network, member, wall)
 
-        async def live(*, task_status: trio.TaskStatus[None]) -> None:
-            with peer.life:
-                await member.run(task_status=task_status)
-
-        await self.nursery.start(live)
-        served = a_served(Span(start, start + 8))
-        member.served = lambda: served
-        peer.joined_at = trio.current_time()
-        await member.announce()
-        self.alive.append(peer)
+    async def join(self) -> Peer:
+        """One more node; returns when it takes part and has announced itself."""
+        peer = await self.enter()
+        start = self.chance.randrange(0, model.N_BLOCKS, SPAN)
+        await self.announce(peer, partial(a_served, Span(start, start + SPAN)))
         return peer
+
+    async def announce(self, peer: Peer, served: Callable[[], Served]) -> None:
+        """A member begins to serve."""
+        peer.member.served = served
+        peer.joined_at = trio.current_time()
+        await peer.member.announce()
+        self.alive.append(peer)
+
+    async def _live(
+        self, network: SimNetwork, member: Member, wall: WallClock, *, task_status: trio.TaskStatus[Peer]
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(member.run)
+            task_status.started(Peer(network, member, wall, nursery))
 
     def kill(self, peer: Peer, *, silent: bool) -> None:
         """A peer is dead; see :meth:`Internet.kill`."""
-        self.alive.remove(peer)
+        if peer in self.alive:
+            self.alive.remove(peer)
+        self.died_at[peer.peer] = trio.current_time()
         self.internet.kill(peer.peer, silent=silent)
-        peer.life.cancel()
+        peer.life.cancel_scope.cancel()

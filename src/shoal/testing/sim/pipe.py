@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SENT_AHEAD_S = 0.2
 """So much of the line's time may be taken by what is not on its way yet; more waits, as for a full socket."""
+PING_MOST = 48
 OVERHEAD = 60
 """Bytes that Noise and TCP add to what is sent at once."""
 
@@ -31,6 +32,8 @@ class SimPipe(MemoryPipe):
         self._other_end: SimPipe | None = None
         self._stalled: deque[bytes] = deque()
         self._dead = False
+        self.busy_at = trio.current_time()
+        """When something longer than a ping was last sent."""
         own.pipes.append(self)
 
     @classmethod
@@ -47,6 +50,8 @@ class SimPipe(MemoryPipe):
     def send_now(self, data: bytes) -> bool:
         if self._dead:
             raise ChannelClosed("the pipe is gone")
+        if len(data) > PING_MOST:
+            self.busy_at = trio.current_time()
         delay_s = self._world.carry(self._own, self.peer, len(data) + OVERHEAD, "pipes")
         self._world.agenda.after(delay_s, partial(self._arrive, data))
         return True
@@ -66,6 +71,11 @@ class SimPipe(MemoryPipe):
         if not silent:
             delay_s = self._world.carry(self._own, self.peer, OVERHEAD, "pipes")
             self._world.agenda.after(delay_s, partial(self._arrive, b""))
+
+    def idle_s(self) -> float:
+        """For how long neither end has sent anything but pings."""
+        other = self._other_end
+        return trio.current_time() - max(self.busy_at, other.busy_at if other else 0.0)
 
     def flush(self) -> None:
         """The way is open again."""

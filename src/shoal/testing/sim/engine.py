@@ -1,0 +1,203 @@
+"""What computes the simulated model, on the loop and in simulated time: a node's blocks, and a client's ends.
+
+Pages are the product's own. What an engine is asked for that no engine may be asked for is a violation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+import trio
+
+from shoal.errors import Busy, StepFailed, UnknownSession
+from shoal.executor.codecs import decode
+from shoal.executor.ends import EndsEngine
+from shoal.executor.engine import Done, Engine, Forwarded
+from shoal.executor.pages import PAGE, PagePool, Pages
+from shoal.executor.thread import TorchThread
+from shoal.testing.sim import model
+from shoal.testing.sim.agenda import Agenda
+from shoal.types import Codec, SessionId, Span
+
+STEP_S = 0.2
+ROW_S = 0.002
+"""A step through a span takes so long, and so much more for each of its rows."""
+KV_TOKENS = 4096
+
+Result = TypeVar("Result")
+
+
+class LoopThread(TorchThread):
+    """Runs what it is given at once, on the loop."""
+
+    def __init__(self) -> None:
+        pass
+
+    def post(self, function: Callable[[], None]) -> None:
+        function()
+
+    async def run(self, function: Callable[[], Result]) -> Result:
+        await trio.lowlevel.checkpoint()
+        return function()
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(eq=False, slots=True)
+class _Cache:
+    """One session's KV: of each block, its state at each position."""
+
+    span: Span
+    pages: Pages
+    states: list[list[int]]
+
+    @property
+    def length(self) -> int:
+        return len(self.states[0])
+
+    def run(self, rows: Sequence[int], position: int) -> list[int]:
+        """Cut the states back to ``position``, and run ``rows`` from there on."""
+        for states in self.states:
+            del states[position:]
+        self.pages.resize(position + len(rows))
+        return [self._run_row(row, position + index) for index, row in enumerate(rows)]
+
+    def _run_row(self, hidden: int, position: int) -> int:
+        for block, states in zip(range(self.span.start, self.span.end), self.states, strict=True):
+            hidden = model.run_block(block, states[-1] if states else 0, hidden, position)
+            states.append(hidden)
+        return hidden
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    session: SessionId
+    cache: _Cache
+    position: int
+    payload: bytes
+    rows: int
+    wanted: int
+    asked: float
+    done: Done
+
+    @property
+    def compute_s(self) -> float:
+        return STEP_S + ROW_S * self.rows
+
+
+class SimEngine(Engine):
+    """A node's span of the simulated model, one step after another."""
+
+    def __init__(self, span: Span, agenda: Agenda, violations: list[str], max_sessions: int = 64) -> None:
+        self.pool = PagePool(KV_TOKENS // PAGE)
+        self.format = "fp32"
+        self._span = span
+        self._agenda = agenda
+        self._violations = violations
+        self._most = max_sessions
+        self._caches: dict[SessionId, _Cache] = {}
+        self._free_at = 0.0
+
+    @property
+    def width(self) -> int:
+        return model.WIDTH
+
+    @property
+    def rows_stand_alone(self) -> bool:
+        return True
+
+    @property
+    def sessions(self) -> int:
+        return len(self._caches)
+
+    async def open(self, session: SessionId, tokens: int, span: Span | None = None) -> None:
+        span = span or self._span
+        if span.start < self._span.start or span.end > self._span.end:
+            self._violations.append(f"a session for {span} at a node that has {self._span}")
+        if session in self._caches:
+            raise Busy("this session is open here already", tokens_free=self.tokens_free)
+        if len(self._caches) >= self._most:
+            raise Busy(f"all {self._most} sessions are taken", tokens_free=self.tokens_free)
+        self._caches[session] = _Cache(span, self.pool.promise(tokens), [[] for _ in range(len(span))])
+        await trio.lowlevel.checkpoint()
+
+    def close(self, session: SessionId) -> None:
+        cache = self._caches.pop(session, None)
+        if cache is not None:
+            cache.pages.resize(0)
+            self.pool.forget(cache.pages)
+
+    def submit(
+        self,
+        session: SessionId,
+        position: int,
+        payload: bytes | bytearray,
+        codec: Codec,
+        rows: int,
+        wanted: int,
+        reply: Codec,
+        done: Done,
+    ) -> None:
+        cache = self._caches.get(session)
+        if cache is None:
+            raise UnknownSession("this session is not open here")
+        step = _Step(session, cache, position, bytes(payload), rows, wanted, trio.current_time(), done)
+        self._free_at = max(step.asked, self._free_at) + step.compute_s
+        self._agenda.after(self._free_at - step.asked, partial(self._run, step))
+
+    def _run(self, step: _Step) -> None:
+        cache = step.cache
+        if self._caches.get(step.session) is not cache:
+            return
+        hidden = model.unpack(step.payload)
+        if step.position > cache.length or len(hidden) != step.rows:
+            self._violations.append(
+                f"{len(hidden)} of {step.rows} rows at {step.position}, where {cache.length} are cached"
+            )
+            step.done(StepFailed("the engine was asked for a step that cannot be"))
+            return
+        out = cache.run(hidden, step.position)
+        waiting_s = max(0.0, trio.current_time() - step.asked - step.compute_s)
+        payload = model.pack(out[step.rows - step.wanted :])
+        step.done(Forwarded(payload, round(step.compute_s * 1e6), round(waiting_s * 1e6)))
+
+
+class SimEnds(EndsEngine):
+    """The client's ends: the embedding, and a head that is certain of its token."""
+
+    sliced = True
+    tensor_bytes = 0
+
+    def __init__(self) -> None:
+        self.ends = self
+
+    def embed(self, token_ids: Sequence[int], position: int) -> torch.Tensor:
+        rows = [model.embed(token, position + index) for index, token in enumerate(token_ids)]
+        return decode(model.pack(rows), "float32", len(rows), model.WIDTH)
+
+    def heads(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [self._logits(hidden) for hidden in batch]
+
+    async def head(
+        self,
+        session: Hashable,
+        rows: int,
+        hidden: Callable[[], torch.Tensor],
+        then: Callable[[torch.Tensor], Result],
+    ) -> Result:
+        await trio.lowlevel.checkpoint()
+        return then(self._logits(hidden()))
+
+    def close(self, session: Hashable) -> None:
+        pass
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        tokens = [model.choose(row) for row in model.unpack(hidden.numpy().tobytes())]
+        logits = torch.zeros(len(tokens), model.VOCAB)
+        logits[range(len(tokens)), tokens] = 1.0
+        return logits

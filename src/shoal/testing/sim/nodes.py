@@ -1,0 +1,119 @@
+"""Nodes that serve the simulated model, and clients that use it: the product's own, but for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from shoal import config
+from shoal.client.swarm import Swarm
+from shoal.config import Settings
+from shoal.executor.ends import EndsEngine
+from shoal.models.local import LocalModel
+from shoal.models.store import ModelStore
+from shoal.models.text import TextCodec
+from shoal.net.network import Network
+from shoal.node.node import Node
+from shoal.node.server import SpanServer
+from shoal.routing.placement import choose_span
+from shoal.swarm.directory import coverage
+from shoal.swarm.member import Member
+from shoal.testing.sim import model
+from shoal.testing.sim.engine import LoopThread, SimEnds, SimEngine
+from shoal.testing.sim.peers import SPAN, Peer, SimPeers
+from shoal.types import Format
+
+
+@dataclass(eq=False)
+class SimNode:
+    """One node."""
+
+    peer: Peer
+    engine: SimEngine
+    server: SpanServer
+    node: Node
+
+    def leftovers(self) -> str:
+        """What sessions have left behind here, once all are over; empty if nothing."""
+        pool = self.engine.pool
+        left = {
+            "sessions": self.engine.sessions,
+            "hops": self.server.sessions,
+            "pages": pool.taken,
+            "promised tokens": pool.tokens - pool.tokens_free,
+        }
+        return ", ".join(f"{count} {what}" for what, count in left.items() if count)
+
+
+class SimClient(Swarm):
+    """A client whose ends are pretended."""
+
+    def __init__(self, network: Network, member: Member, settings: Settings) -> None:
+        super().__init__(network, member, settings, ModelStore(Path()))
+        self._thread.close()
+        self._thread = LoopThread()
+
+    async def resolve(self, model: str) -> LocalModel:
+        await trio.lowlevel.checkpoint()
+        return MODEL
+
+    async def _codec(self, local: LocalModel, *, needed: bool) -> TextCodec | None:
+        return None
+
+    async def _load_ends(self, local: LocalModel, format: Format) -> EndsEngine:
+        return SimEnds()
+
+
+MODEL = model.MODEL
+
+
+@dataclass(eq=False)
+class SimSwarm:
+    """Nodes and clients."""
+
+    peers: SimPeers
+    settings: Settings = field(default_factory=lambda: config.load({}, {"SHOAL_HOME": "/nonexistent"}))
+    nodes: list[SimNode] = field(default_factory=list[SimNode])
+    violations: list[str] = field(default_factory=list[str])
+    """What an engine was asked for that cannot be."""
+
+    async def add_node(self) -> SimNode:
+        """One more node, which serves what the swarm lacks most."""
+        peer = await self.peers.enter()
+        member = peer.member
+        spans = [a.served.span for a in member.directory.serving(model.DIGEST, member.now()) if a.served]
+        span = choose_span(coverage(spans, model.N_BLOCKS), SPAN)
+        engine = SimEngine(span, self.peers.internet.agenda, self.violations)
+        server = SpanServer(peer.network, engine, digest=model.DIGEST, span=span, sessions_per_peer=64)
+        node = SimNode(peer, engine, server, Node(MODEL, span, engine, server, member))
+        await peer.life.start(server.run)
+        await self.peers.announce(peer, node.node.served)
+        self.nodes.append(node)
+        return node
+
+    def kill(self, node: SimNode, *, silent: bool) -> None:
+        """A node dies; see :meth:`Internet.kill`."""
+        self.nodes.remove(node)
+        self.peers.kill(node.peer, silent=silent)
+
+    async def drain(self, node: SimNode) -> None:
+        """A node leaves: it takes nothing new, says so, and ends when its sessions have."""
+        self.nodes.remove(node)
+        self.peers.alive.remove(node.peer)
+        await node.node.drain()
+        self.peers.kill(node.peer, silent=False)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncGenerator[SimClient]:
+        """A client, until the block ends."""
+        peer = await self.peers.enter()
+        client = SimClient(peer.network, peer.member, self.settings)
+        try:
+            await peer.life.start(client.run)
+            yield client
+        finally:
+            self.peers.kill(peer, silent=False)
