@@ -8,7 +8,8 @@ from typing import Literal
 
 import trio
 
-from shoal.client.sampling import Sampler, Sampling
+from shoal.client.sampling import Constraint, Sampler, Sampling
+from shoal.client.scores import TokenScore
 from shoal.client.session import Session
 from shoal.models.text import Detokenizer
 from shoal.wire.messages import HopTime
@@ -25,6 +26,8 @@ class Delta:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     """Set on the last delta: ``stop`` at an end token or stop string, ``length`` at ``max_tokens``."""
+    score: TokenScore | None = None
+    """How likely the token was, if ``Sampling.top_logprobs`` asks for it."""
 
 
 @dataclass(slots=True)
@@ -35,6 +38,8 @@ class Timing:
     first_token: float = 0.0
     last_token: float = 0.0
     tokens: int = 0
+    reused: int = 0
+    """Tokens of the prompt whose KV the session had already."""
     hops: dict[int, list[HopTime]] = field(default_factory=dict)
     """Decode steps by hop; the prefill is not among them."""
 
@@ -69,33 +74,47 @@ async def generate(
     max_tokens: int,
     stop: Sequence[str] = (),
     end_tokens: frozenset[int] = frozenset(),
+    constraint: Constraint | None = None,
     timing: Timing | None = None,
 ) -> AsyncGenerator[Delta]:
     """Stream the continuation of ``prompt`` in ``session``, until an end token, a stop string or the limit.
 
+    What the session holds already of ``prompt`` is not computed again; what else it holds is forgotten.
+
     Args:
         detokenizer: makes the deltas' text; ``None`` for a model that has no tokenizer.
+        constraint: the grammar that the answer keeps to; it ends the answer where nothing may follow.
 
     Raises:
         PromptTooLong, UsageError: before anything was sent.
         ShoalError: the session is lost or a step failed.
     """
     timing = timing if timing is not None else Timing()
-    sampler = Sampler(sampling)
+    sampler = Sampler(sampling, constraint)
     text = StopText(stop)
     timing.started = trio.current_time()
-    advanced = await session.advance(prompt, sampler, more=max_tokens > 1)
+    timing.reused = held(session.token_ids, prompt)
+    if timing.reused < len(session.token_ids):
+        session.roll_back(timing.reused)
+    advanced = await session.advance(prompt[timing.reused :], sampler, more=max_tokens > 1)
     for count in range(1, max_tokens + 1):
         token = advanced.token
         timing.note(trio.current_time(), advanced.times)
         ended = token in end_tokens
         shown = text.push("" if ended or detokenizer is None else detokenizer.push(token))
-        if ended or text.stopped or count == max_tokens:
+        finished = ended or text.stopped or sampler.complete
+        if finished or count == max_tokens:
             shown += text.finish("" if text.stopped or detokenizer is None else detokenizer.finish())
-            yield Delta(shown, (token,), "stop" if ended or text.stopped else "length")
+            yield Delta(shown, (token,), "stop" if finished else "length", sampler.score)
             return
-        yield Delta(shown, (token,))
+        yield Delta(shown, (token,), None, sampler.score)
         advanced = await session.advance([token], sampler, more=count + 1 < max_tokens)
+
+
+def held(kept: Sequence[int], prompt: Sequence[int]) -> int:
+    """How many tokens of ``prompt`` need not be computed where ``kept`` were; its last one always does."""
+    limit = min(len(kept), len(prompt) - 1)
+    return next((i for i in range(limit) if kept[i] != prompt[i]), max(limit, 0))
 
 
 class StopText:

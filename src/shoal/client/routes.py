@@ -138,6 +138,10 @@ class Routes:
         self.metrics.reroutes.labels(way).inc()
         self.trace.reroute(RerouteTrace(at, shown(ring.session), gap_s, tuple(lost), way))
 
+    def round_trips(self) -> dict[PeerId, float | None]:
+        """Seconds to each peer that we have a channel to; ``None`` where it is not measured yet."""
+        return {channel.peer: channel.rtt_s for channel in self._pool.all()}
+
     async def wait_news(self, timeout_s: float) -> None:
         """Wait until an announcement says something new, not longer than ``timeout_s``."""
         with trio.move_on_after(timeout_s):
@@ -212,7 +216,7 @@ class Routes:
             for a in self.member.directory.serving(shape.digest, self.member.now(), format)
             if a.peer != self._network.peer
         }
-        rtts = {channel.peer: channel.rtt_s for channel in self._pool.all()}
+        rtts = self.round_trips()
         candidates = [
             Candidate(
                 peer,

@@ -131,7 +131,7 @@ class Swarm:
 
         async def stream(answer: Answer) -> AsyncGenerator[Delta]:
             local = await self.resolve(model)
-            codec = await self._codec(local, needed=messages is not None or isinstance(prompt, str))
+            codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
             if codec is None or not (prompt is None or isinstance(prompt, str)):
                 token_ids = [int(token) for token in prompt or ()]
             elif messages is None:
@@ -188,8 +188,16 @@ class Swarm:
         """The model on this machine, fetched first if it is not here. Raises as ``ModelStore.resolve``."""
         return await trio.to_thread.run_sync(self.store.resolve, model, abandon_on_cancel=True)
 
-    async def _codec(self, local: LocalModel, *, needed: bool) -> TextCodec | None:
-        """The model's tokenizer; ``None`` when it has none and none is needed."""
+    def round_trips(self) -> dict[PeerId, float | None]:
+        """Seconds to each peer that we have a channel to; ``None`` where it is not measured yet."""
+        return self.routes.round_trips()
+
+    async def codec(self, local: LocalModel, *, needed: bool = False) -> TextCodec | None:
+        """The model's tokenizer; ``None`` when it has none and none is needed.
+
+        Raises:
+            BadWeights: one is needed, and there is none.
+        """
         if local.digest not in self._codecs:
             try:
                 self._codecs[local.digest] = await trio.to_thread.run_sync(TextCodec.load, local.path)

@@ -24,6 +24,8 @@ class TextCodec:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids)
+        self.takes_tools = template is not None and "tools" in template
+        """Whether the chat template knows what tools are."""
         self._renderer: TemplateRenderer | None = None
         if template is not None:
             special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
@@ -88,6 +90,15 @@ class TextCodec:
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             ),
         )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """What a grammar needs, to know every token's bytes."""
+        return self._tokenizer
+
+    def token_text(self, token: int) -> str:
+        """The text of one token as it stands in the vocabulary, special or not; U+FFFD for part of a character."""
+        return cast(str, self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
 
     def is_text(self, token: int) -> bool:
         """Whether ``token`` is text by itself: not special, nor one byte of a character without a token.

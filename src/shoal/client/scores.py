@@ -1,0 +1,59 @@
+"""How likely tokens were: log probabilities from logits, as they left the model.
+
+Temperature, penalties and grammars choose among tokens; they do not change what is reported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import trio
+
+if TYPE_CHECKING:
+    from shoal.client.session import Session
+
+SCORED_AT_ONCE = 256
+"""Prompt tokens whose logits are held together: 50 MB for a vocabulary of 50,000."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """One token, and the likeliest at its place."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """Token ids with their log probabilities, the likeliest first."""
+
+
+def score(logits: torch.Tensor, token: int, top: int) -> TokenScore:
+    """The score of ``token`` by the logits ``[vocab]`` before it, beside the ``top`` likeliest."""
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    values, tokens = torch.topk(logprobs, min(top, len(logprobs)))
+    best = zip(map(int, tokens.tolist()), map(float, values.tolist()), strict=True)
+    return TokenScore(token, float(logprobs[token]), tuple(best))
+
+
+async def score_prompt(session: Session, prompt: Sequence[int], top: int) -> list[TokenScore | None]:
+    """The score of each token of ``prompt``; ``None`` for the first, before which there is nothing.
+
+    The session must be empty, and holds the prompt afterwards.
+
+    Raises:
+        PromptTooLong, UsageError: before anything was sent.
+        ShoalError: the session is lost or a step failed.
+    """
+    scores: list[TokenScore | None] = [None]
+    for start in range(0, len(prompt), SCORED_AT_ONCE):
+        piece = prompt[start : start + SCORED_AT_ONCE]
+        logits = await session.step(piece)
+        following = prompt[start + 1 : start + 1 + len(piece)]
+        scores += await trio.to_thread.run_sync(_scores, logits, following, top)
+    return scores
+
+
+def _scores(logits: torch.Tensor, following: Sequence[int], top: int) -> list[TokenScore]:
+    return [score(row, token, top) for row, token in zip(logits, following, strict=False)]

@@ -1,0 +1,118 @@
+"""From what was asked to deltas: a session, a grammar where there is one, and each choice after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import trio
+
+from shoal.client.generate import Delta, Timing, generate
+from shoal.client.scores import TokenScore, score_prompt
+from shoal.client.session import Session
+from shoal.errors import ShoalError, UsageError
+from shoal.gateway.asked import Asked
+from shoal.gateway.constrain import Grammars
+from shoal.gateway.keys import Caller
+from shoal.gateway.metrics import Metrics
+from shoal.gateway.prefixes import Lease, Prefixes
+from shoal.gateway.records import Record, Records
+
+Take = Callable[[int, Delta], Awaitable[None]]
+"""Is given each delta, with the number of its choice."""
+TakeScores = Callable[[list[TokenScore | None]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Gives answers. The caller holds a turn; what it is given is told to ``records`` and ``metrics``."""
+
+    prefixes: Prefixes
+    grammars: Grammars
+    records: Records
+    metrics: Metrics
+
+    async def give(
+        self, asked: Asked, caller: Caller, record: Record, take: Take, take_scores: TakeScores
+    ) -> None:
+        """Every choice of the answer, delta by delta.
+
+        The choices come one after the other over one session, which rolls back to the prompt between them: the
+        prompt is computed once, and ``n`` choices hold no more KV than one.
+
+        Raises:
+            ShoalError: before any delta, or amid them.
+        """
+        record.prompt_tokens += len(asked.prompt)
+        self.metrics.prompt_tokens.labels(asked.model.id).inc(len(asked.prompt))
+        lease = await self.prefixes.lease(asked, caller.id)
+        try:
+            told = record.tokens
+            try:
+                await self._choices(lease, asked, record, take, take_scores)
+            except UsageError:
+                raise
+            except ShoalError:
+                # A kept session may have died while it waited; nothing was said yet, so a new one may.
+                if not lease.used or record.tokens > told:
+                    raise
+                lease.close()
+                lease = await self.prefixes.fresh(asked, caller.id)
+                await self._choices(lease, asked, record, take, take_scores)
+        except BaseException:
+            lease.close()
+            raise
+        if asked.turns:
+            self.prefixes.keep(lease)
+        else:
+            lease.close()
+
+    async def _choices(
+        self, lease: Lease, asked: Asked, record: Record, take: Take, take_scores: TakeScores
+    ) -> None:
+        session = lease.session
+        record.follow(session)
+        if asked.echo:
+            top = asked.sampling.top_logprobs
+            await take_scores([] if top is None else await score_prompt(session, asked.prompt, top))
+        for choice in range(asked.choices if asked.max_tokens else 0):
+            await self._choice(session, asked, choice, record, take)
+
+    async def _choice(self, session: Session, asked: Asked, choice: int, record: Record, take: Take) -> None:
+        model = asked.model
+        timing = Timing()
+        constraint = await self.grammars.constrain(model, asked.grammar) if asked.grammar else None
+        deltas = generate(
+            session,
+            asked.prompt,
+            model.codec.detokenizer() if model.codec else None,
+            sampling=asked.seeded(choice),
+            max_tokens=asked.max_tokens,
+            stop=asked.stop,
+            end_tokens=model.local.end_tokens,
+            constraint=constraint,
+            timing=timing,
+        )
+        metrics, before, reroutes = self.metrics, trio.current_time(), len(session.reroutes)
+        between = metrics.between.labels(model.id)
+        tokens = metrics.generation_tokens.labels(model.id)
+        async with aclosing(deltas):
+            async for delta in deltas:
+                now = trio.current_time()
+                if record.ttft_s is None:
+                    metrics.ttft.labels(model.id).observe(now - record.arrived)
+                elif timing.tokens > 1:
+                    between.observe(now - before)
+                before = now
+                tokens.inc()
+                if len(session.reroutes) > reroutes:
+                    metrics.reroutes.labels(model.id).inc(len(session.reroutes) - reroutes)
+                    reroutes = len(session.reroutes)
+                    record.follow(session)
+                self.records.token(record)
+                if delta.finish_reason is not None:
+                    record.measured(timing)
+                    metrics.cached_tokens.labels(model.id).inc(timing.reused)
+                    metrics.ended.labels(model.id, delta.finish_reason).inc()
+                await take(choice, delta)

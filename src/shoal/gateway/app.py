@@ -1,0 +1,225 @@
+"""The routes, and what stands behind them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+from prometheus_client.core import Metric
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from shoal.client.swarm import Swarm
+from shoal.errors import OutOfResources
+from shoal.gateway import chat, completions, tokens
+from shoal.gateway.answers import Answers
+from shoal.gateway.body import read_body
+from shoal.gateway.constrain import Grammars
+from shoal.gateway.errors import HttpError, MethodNotAllowed, NotFound, error_response
+from shoal.gateway.exchange import Desk, Exchange
+from shoal.gateway.guard import Doors, Guard, log
+from shoal.gateway.keys import Caller, KeyRing
+from shoal.gateway.limits import Limits
+from shoal.gateway.metrics import Metrics, gauge
+from shoal.gateway.models import Models, Servable
+from shoal.gateway.prefixes import Prefixes
+from shoal.gateway.records import Records
+from shoal.gateway.schema.chat import ChatRequest
+from shoal.gateway.schema.completions import CompletionRequest
+from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
+from shoal.gateway.usage import Usage
+from shoal.models.local import LocalModel
+
+REFRESH_KEYS_S = 1.0
+OPEN_PATHS = frozenset({"/health"})
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a gateway is told by its settings."""
+
+    model: str
+    """The one to have ready."""
+    database: Path
+    origins: tuple[str, ...] = ()
+
+
+class Gateway:
+    """A swarm behind OpenAI's API. Made by :func:`open_gateway`; ``app`` is what a server runs."""
+
+    def __init__(self, swarm: Swarm, options: Options) -> None:
+        self.swarm = swarm
+        self.models = Models(swarm, options.model)
+        self.keys = KeyRing(options.database)
+        self.usage = Usage(options.database)
+        self.limits = Limits()
+        self.grammars = Grammars()
+        self.prefixes = Prefixes(swarm)
+        self.records = Records()
+        self.metrics = Metrics(self._now)
+        answers = Answers(self.prefixes, self.grammars, self.records, self.metrics)
+        self.desk = Desk(answers, self.limits, self.usage)
+        self.ready = False
+        """Whether the default model's ends are here."""
+        self.app: ASGIApp = Guard(self._routes(), Doors(_is_open, options.origins), self.keys)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep what the routes need alive until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.prefixes.run)
+                nursery.start_soon(self.usage.run)
+                nursery.start_soon(self._refresh_keys)
+                nursery.start_soon(self._load)
+                task_status.started()
+        finally:
+            self.grammars.close()
+
+    async def _load(self) -> None:
+        await self.models.load()
+        self.ready = True
+
+    async def _refresh_keys(self) -> None:
+        while True:
+            await trio.sleep(REFRESH_KEYS_S)
+            try:
+                await trio.to_thread.run_sync(self.keys.refresh)
+            except OutOfResources as error:  # the keys that were read last stay good
+                log.warning("the keys cannot be read: %s", error.message)
+
+    def _routes(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/metrics", self._metrics),
+                Route("/v1/models", self._list_models),
+                Route("/v1/models/{id:path}", self._show_model),
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/completions", self._complete, methods=["POST"]),
+                Route("/tokenize", self._tokenize, methods=["POST"]),
+                Route("/detokenize", self._detokenize, methods=["POST"]),
+            ],
+            exception_handlers={HTTPException: _not_routed},
+        )
+
+    async def _chat(self, request: Request) -> Exchange:
+        body = await read_body(request, ChatRequest)
+        asked = await chat.asked_of(body, await self.models.find(body.model))
+        calls = asked.grammar is not None and chat.calling_of(body) is not None
+        return Exchange(
+            self.desk,
+            caller_of(request),
+            [asked],
+            lambda record: chat.ChatForm(record, asked, calls=calls, include_usage=body.include_usage),
+            prefix=chat.PREFIX,
+            stream=body.stream,
+        )
+
+    async def _complete(self, request: Request) -> Exchange:
+        body = await read_body(request, CompletionRequest)
+        asked = await completions.asked_of(body, await self.models.find(body.model))
+        return Exchange(
+            self.desk,
+            caller_of(request),
+            asked,
+            lambda record: completions.CompletionForm(record, asked, include_usage=body.include_usage),
+            prefix=completions.PREFIX,
+            stream=body.stream,
+        )
+
+    async def _tokenize(self, request: Request) -> Response:
+        body = await read_body(request, TokenizeRequest)
+        return JSONResponse(await tokens.tokenize(body, await self.models.find(body.model)))
+
+    async def _detokenize(self, request: Request) -> Response:
+        body = await read_body(request, DetokenizeRequest)
+        return JSONResponse(await tokens.detokenize(body, await self.models.find(body.model)))
+
+    async def _list_models(self, request: Request) -> Response:
+        data = [_model_card(local) for local in await self.models.listed()]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def _show_model(self, request: Request) -> Response:
+        found: Servable = await self.models.find(request.path_params["id"])
+        return JSONResponse(_model_card(found.local))
+
+    async def _health(self, request: Request) -> Response:
+        """200 when a model can be answered with, 503 while loading or with blocks that nobody serves."""
+        if not self.ready:
+            return JSONResponse({"status": "loading"}, 503)
+        models = await self.models.listed()
+        whole = [local.name for local in models if not self.models.missing(local)]
+        if whole:
+            return JSONResponse({"status": "ok", "models": whole})
+        missing = {local.name: [str(span) for span in self.models.missing(local)] for local in models}
+        return JSONResponse({"status": "no coverage", "missing": missing}, 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _now(self) -> Iterable[Metric]:
+        yield gauge("num_requests_running", "Requests that are answered", [((), self.limits.answering)])
+        yield gauge("num_requests_waiting", "Requests that wait for their turn", [((), self.limits.queued)])
+        yield gauge("kept_sessions", "Sessions that wait for a next turn", [((), self.prefixes.kept)])
+        yield gauge("peers", "Peers that serve something", [((), len(self.swarm.announcements()))])
+        shapes = self.swarm.models()
+        counts = {shape.name: self.swarm.coverage(shape.digest) for shape in shapes}
+        missing = [((name,), sum(not count for count in blocks)) for name, blocks in counts.items()]
+        yield gauge("blocks_missing", "Blocks that nobody serves", missing, ("model_name",))
+        yield gauge("kv_cache_usage_perc", "Of the fullest hop's KV, the part in use", self._kv(), ())
+
+    def _kv(self) -> list[tuple[tuple[str, ...], float]]:
+        served = [a.served for a in self.swarm.announcements() if a.served and a.served.tokens]
+        return [((), max(1 - s.tokens_free / s.tokens for s in served))] if served else []
+
+
+@asynccontextmanager
+async def open_gateway(swarm: Swarm, options: Options) -> AsyncGenerator[Gateway]:
+    """A gateway that runs until the block ends.
+
+    Raises:
+        OutOfResources: its database cannot be read.
+    """
+    async with trio.open_nursery() as nursery:
+        gateway = Gateway(swarm, options)
+        await nursery.start(gateway.run)
+        yield gateway
+        nursery.cancel_scope.cancel()
+
+
+def caller_of(request: Request) -> Caller:
+    """On whose behalf the request is; the guard has seen to it that there is somebody."""
+    return request.scope["caller"]
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS
+
+
+def _model_card(local: LocalModel) -> dict[str, Any]:
+    return {
+        "id": local.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "shoal",
+        "max_model_len": local.shape.context,
+        "digest": local.digest,
+    }
+
+
+async def _not_routed(request: Request, error: Exception) -> Response:
+    """What Starlette itself refuses, in the API's words."""
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    path = request.scope["path"][:200]
+    said: HttpError = NotFound(f"no route {path!r}", check="GET /openapi.json")
+    if status == 405:
+        said = MethodNotAllowed(f"{request.method} is not for {path!r}", check="GET /openapi.json")
+    return error_response(said)

@@ -1,0 +1,67 @@
+"""Reading a request's body: bounded in bytes and in time, then checked against a schema."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import trio
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from shoal.gateway.errors import BadRequest, BodyTooLarge, RequestTimeout
+
+MAX_BODY = 8 << 20
+"""Bytes; as much as the chat template takes."""
+BODY_WITHIN_S = 20.0
+"""For the whole body to come, however slowly it is sent."""
+ON_LOOP = 256 << 10
+"""Bytes; a larger body is parsed on a thread."""
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+async def read_body(request: Request, schema: type[Schema]) -> Schema:
+    """The request's JSON body as ``schema``.
+
+    Raises:
+        BadRequest: it is not JSON, or not what the route takes.
+        BodyTooLarge: more than :data:`MAX_BODY`.
+        RequestTimeout: it did not come in time.
+    """
+    raw = await _read(request)
+    try:
+        if len(raw) > ON_LOOP:
+            return await trio.to_thread.run_sync(schema.model_validate_json, raw)
+        return schema.model_validate_json(raw)
+    except ValidationError as error:
+        raise _bad(error) from error
+
+
+async def _read(request: Request) -> bytes:
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared[:20]) > MAX_BODY:
+        raise BodyTooLarge(f"a body of {declared[:20]} bytes; at most {MAX_BODY} are taken")
+    pieces: list[bytes] = []
+    size = 0
+    with trio.move_on_after(BODY_WITHIN_S) as waiting:
+        try:
+            async for piece in request.stream():
+                size += len(piece)
+                if size > MAX_BODY:
+                    raise BodyTooLarge(f"a body of more than {MAX_BODY} bytes")
+                pieces.append(piece)
+        except ClientDisconnect as error:
+            raise BadRequest("the body was cut short") from error
+    if waiting.cancelled_caught:
+        raise RequestTimeout(f"the body did not come within {BODY_WITHIN_S:.0f} s")
+    return b"".join(pieces)
+
+
+def _bad(error: ValidationError) -> BadRequest:
+    """The first thing that is wrong, with the field's path. What was sent is not repeated."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])[:200]
+    count = error.error_count()
+    more = f" (and {count - 1} more)" if count > 1 else ""
+    text = first["msg"].removeprefix("Value error, ")
+    return BadRequest(f"{where}: {text}{more}" if where else f"{text}{more}", param=where or None)

@@ -1,0 +1,129 @@
+"""Answers that keep to a grammar: JSON, a JSON schema, tool calls. Which tokens may follow, llguidance says.
+
+Grammars come from strangers (CVE-2025-48943, CVE-2025-29770): their size, the work of one step and how many
+are kept are bounded. They are compiled, and masks computed, off the event loop; a mask while the step before
+it is on its way round the ring.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotInTime
+from typing import Any
+
+import numpy as np
+import torch
+import trio
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.hf import from_tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from shoal.errors import UsageError
+from shoal.gateway.models import Servable
+from shoal.types import Digest
+
+MAX_GRAMMAR = 128 << 10
+"""Characters of a grammar, its schemas written out."""
+COMPILE_WITHIN_S = 5.0
+MASK_WITHIN_S = 2.0
+"""An ordinary mask takes a twentieth of a millisecond."""
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000,  # 20 ms
+    step_lexer_fuel=200_000,  # 14 ms
+    step_max_items=50_000,  # 3 ms
+    max_lexer_states=20_000,  # 40 MB
+    max_grammar_size=100_000,
+    precompute_large_lexemes=False,
+    verbose_errors=False,
+)
+COMPACT: Mapping[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""One way to write a value: a small model that may write blanks writes them until it is cut off."""
+
+
+def json_grammar(schema: Mapping[str, Any]) -> str:
+    """The grammar of the JSON values that ``schema`` describes.
+
+    Raises:
+        UsageError: it is larger than is taken, or not a schema.
+    """
+    if len(text := json.dumps(schema)) > MAX_GRAMMAR:
+        raise UsageError(f"a schema of {len(text)} characters; at most {MAX_GRAMMAR} are taken")
+    try:
+        return LLMatcher.grammar_from_json_schema(text, overrides=COMPACT)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        raise UsageError(f"the schema cannot be used: {str(error)[:300]}") from error
+
+
+class Grammars:
+    """Makes constraints. The tokenizers, one a model, are kept; a grammar only as long as its answer."""
+
+    def __init__(self) -> None:
+        self._tokenizers: dict[Digest, LLTokenizer] = {}
+        self._building = trio.Lock()
+        self._threads = ThreadPoolExecutor(2, "shoal-grammar")
+
+    def close(self) -> None:
+        """Let the threads end after what they are doing now."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def constrain(self, model: Servable, grammar: str) -> GrammarConstraint:
+        """A fresh constraint for one answer.
+
+        Raises:
+            UsageError: the grammar is malformed or too complex, or the model's tokenizer tells no bytes.
+        """
+        tokenizer = await self._tokenizer(model)
+        with trio.move_on_after(COMPILE_WITHIN_S):
+            matcher = await trio.to_thread.run_sync(
+                lambda: LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS), abandon_on_cancel=True
+            )
+            if matcher.is_error():
+                raise UsageError(f"the schema or grammar cannot be used: {matcher.get_error()[:300]}")
+            return GrammarConstraint(matcher, self._threads)
+        raise UsageError(f"the schema or grammar took more than {COMPILE_WITHIN_S:.0f} s to compile")
+
+    async def _tokenizer(self, model: Servable) -> LLTokenizer:
+        async with self._building:
+            if model.local.digest not in self._tokenizers:
+                found = model.codec.tokenizer if model.codec else None
+                if not isinstance(found, PreTrainedTokenizerFast):
+                    raise UsageError(f"{model.id} has no fast tokenizer, which a constrained answer needs")
+                self._tokenizers[model.local.digest] = await trio.to_thread.run_sync(from_tokenizer, found)
+            return self._tokenizers[model.local.digest]
+
+
+class GrammarConstraint:
+    """Where one answer is in its grammar: a :class:`shoal.client.sampling.Constraint`."""
+
+    def __init__(self, matcher: LLMatcher, threads: ThreadPoolExecutor) -> None:
+        self._matcher = matcher
+        self._threads = threads
+        self._next: Future[bytes] = threads.submit(matcher.compute_bitmask)
+        self._complete = False
+
+    @property
+    def complete(self) -> bool:
+        return self._complete
+
+    def allowed(self, vocab: int) -> torch.Tensor:
+        try:
+            packed = np.frombuffer(self._next.result(MASK_WITHIN_S), np.uint8)
+        except NotInTime as error:
+            raise UsageError(f"the grammar took more than {MASK_WITHIN_S:.0f} s for a token") from error
+        bits = np.unpackbits(packed, bitorder="little")[:vocab]
+        mask = torch.zeros(vocab, dtype=torch.bool)
+        mask[: len(bits)] = torch.from_numpy(bits.astype(bool))
+        if not mask.any():
+            raise UsageError(
+                f"the grammar came to no token: {self._matcher.get_error()[:300] or 'a dead end'}"
+            )
+        return mask
+
+    def accept(self, token: int) -> None:
+        if not self._matcher.consume_token(token):
+            raise UsageError(f"the grammar refuses token {token}: {self._matcher.get_error()[:300]}")
+        self._complete = self._matcher.is_stopped()
+        if not self._complete:
+            self._next = self._threads.submit(self._matcher.compute_bitmask)

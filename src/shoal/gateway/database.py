@@ -1,0 +1,57 @@
+"""The gateway's SQLite file: who may call, and how much each has used. Write-ahead log, so readers never wait."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from shoal.errors import OutOfResources
+
+WAIT_S = 5.0
+"""For another process that writes."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS keys (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    hash BLOB NOT NULL UNIQUE,
+    admin INTEGER NOT NULL,
+    created REAL NOT NULL,
+    revoked REAL,
+    requests_per_minute INTEGER NOT NULL,
+    tokens_per_minute INTEGER NOT NULL,
+    concurrency INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS usage (
+    day TEXT NOT NULL,
+    caller TEXT NOT NULL,
+    model TEXT NOT NULL,
+    requests INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    PRIMARY KEY (day, caller, model)
+) WITHOUT ROWID;
+"""
+
+
+@contextmanager
+def opened(path: Path) -> Generator[sqlite3.Connection]:
+    """The database, made when it is not there; what the block has written is kept if it ends well.
+
+    Raises:
+        OutOfResources: the file cannot be read or written.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        with closing(sqlite3.connect(path, timeout=WAIT_S)) as database:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.executescript(SCHEMA)
+            with database:
+                yield database
+    except (OSError, sqlite3.Error) as error:
+        raise OutOfResources(
+            f"{path}: {error}", check="free disk space, and that the file is yours"
+        ) from error

@@ -1,0 +1,149 @@
+"""What an error of ours is over HTTP: a status, and OpenAI's error body with all of its four fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from starlette.responses import JSONResponse
+
+from shoal.errors import (
+    Busy,
+    DeadlineExceeded,
+    DigestMismatch,
+    NoCoverage,
+    NotAllowed,
+    NotRunning,
+    OutOfResources,
+    PromptTooLong,
+    ShoalError,
+    UnknownModel,
+    UsageError,
+)
+
+
+class HttpError(ShoalError):
+    """An error that only an HTTP client can make."""
+
+    code = "http"
+    status: ClassVar[int] = 400
+
+    def __init__(self, message: str, *, check: str = "", param: str | None = None) -> None:
+        super().__init__(message, check=check)
+        self.param = param
+
+
+class BadRequest(HttpError):
+    """The body is not what the route takes; ``param`` names the field."""
+
+    code = "invalid_value"
+
+
+class Unauthorized(HttpError):
+    code = "invalid_api_key"
+    status = 401
+
+
+class Forbidden(HttpError):
+    code = "forbidden"
+    status = 403
+
+
+class NotFound(HttpError):
+    code = "not_found"
+    status = 404
+
+
+class MethodNotAllowed(HttpError):
+    code = "method_not_allowed"
+    status = 405
+
+
+class RequestTimeout(HttpError):
+    code = "request_timeout"
+    status = 408
+
+
+class BodyTooLarge(HttpError):
+    code = "body_too_large"
+    status = 413
+
+
+class LimitReached(HttpError):
+    """The caller has asked for more than it may; says in how many seconds to come back."""
+
+    code = "rate_limit_exceeded"
+    status = 429
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    status: int
+    type: str
+    code: str | None = None
+    """``None`` takes the error's own."""
+
+
+_INVALID = "invalid_request_error"
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_TOLD: tuple[tuple[type[ShoalError], _Told], ...] = (  # the first that fits
+    (PromptTooLong, _Told(400, _INVALID, "context_length_exceeded")),
+    (UsageError, _Told(400, _INVALID)),
+    (UnknownModel, _Told(404, _INVALID, "model_not_found")),
+    (Busy, _Told(429, "rate_limit_error", "overloaded")),
+    (NotAllowed, _Told(403, "permission_error")),
+    (NoCoverage, _Told(503, "server_error")),
+    (NotRunning, _Told(503, "server_error")),
+    (DigestMismatch, _Told(503, "server_error")),
+    (OutOfResources, _Told(503, "server_error")),
+    (DeadlineExceeded, _Told(504, "server_error")),
+    (ShoalError, _Told(502, "server_error")),
+)
+
+
+def status_of(error: ShoalError) -> int:
+    """The HTTP status that tells of ``error``."""
+    return _told(error).status
+
+
+def body_of(error: ShoalError) -> dict[str, Any]:
+    """The error as OpenAI's clients read it; blocks that nobody serves are named beside."""
+    told = _told(error)
+    fields: dict[str, Any] = {
+        "message": f"{error.message}; check {error.check}" if error.check else error.message,
+        "type": told.type,
+        "param": error.param if isinstance(error, HttpError) else None,
+        "code": told.code or error.code,
+    }
+    if isinstance(error, NoCoverage):
+        fields["missing"] = [str(span) for span in error.missing]
+    return {"error": fields}
+
+
+def headers_of(error: ShoalError) -> Mapping[str, str]:
+    """``Retry-After`` where it helps, in whole seconds."""
+    if isinstance(error, (LimitReached, Busy)):
+        return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+    if status_of(error) == HTTPStatus.SERVICE_UNAVAILABLE:
+        return {"retry-after": "5"}
+    if status_of(error) == HTTPStatus.UNAUTHORIZED:
+        return {"www-authenticate": "Bearer"}
+    return {}
+
+
+def error_response(error: ShoalError) -> JSONResponse:
+    """The whole answer for an error that came before any byte of another."""
+    return JSONResponse(body_of(error), status_of(error), headers=headers_of(error))
+
+
+def _told(error: ShoalError) -> _Told:
+    if isinstance(error, HttpError):
+        return _Told(error.status, _TYPES.get(error.status, _INVALID))
+    return next(told for kind, told in _TOLD if isinstance(error, kind))

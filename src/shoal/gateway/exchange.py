@@ -1,0 +1,158 @@
+"""One question over HTTP and its answer, as JSON or as a stream of events."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import trio
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from shoal.client.generate import Delta
+from shoal.client.scores import TokenScore
+from shoal.errors import ShoalError
+from shoal.gateway.answers import Answers
+from shoal.gateway.asked import Asked
+from shoal.gateway.errors import error_response
+from shoal.gateway.keys import Caller
+from shoal.gateway.limits import Limits
+from shoal.gateway.records import Record
+from shoal.gateway.sse import EventStream
+from shoal.gateway.usage import Usage
+
+log = logging.getLogger(__name__)
+
+
+class Form(Protocol):
+    """How one route of the API writes an answer down. Events are returned ready to be sent."""
+
+    def take(self, choice: int, delta: Delta) -> list[bytes]:
+        """More of a choice."""
+        ...
+
+    def take_scores(self, choice: int, scores: list[TokenScore | None]) -> list[bytes]:
+        """How likely the prompt was, before anything of the choice."""
+        ...
+
+    def close(self) -> list[bytes]:
+        """The last events of an answer that came to its end."""
+        ...
+
+    def fail(self, error: ShoalError) -> list[bytes]:
+        """The last event of one that did not."""
+        ...
+
+    def whole(self) -> dict[str, Any]:
+        """The same answer as one JSON object."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where requests are answered: what all of them share."""
+
+    answers: Answers
+    limits: Limits
+    usage: Usage
+
+
+class Exchange:
+    """An ASGI response. A client that goes away takes its answer with it: every hop is free at once.
+
+    Args:
+        asked: the prompts, whose choices are numbered through.
+        form: makes, for the record of this request, what writes the answer down.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        caller: Caller,
+        asked: Sequence[Asked],
+        form: Callable[[Record], Form],
+        *,
+        prefix: str,
+        stream: bool,
+    ) -> None:
+        self._desk = desk
+        self._caller = caller
+        self._asked = asked
+        self._stream = stream
+        self._record = desk.answers.records.begin(prefix, asked[0].model.id, caller.id)
+        self._form = form(self._record)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
+            await self._answer(scope, receive, send)
+            nursery.cancel_scope.cancel()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record, records = self._record, self._desk.answers.records
+        events = EventStream(send)
+        try:
+            await self._give(events)
+            records.end(record, "done")
+        except ShoalError as error:
+            log.info("%s failed: %s", record.id, error.message)
+            records.end(record, "failed", error.message)
+            self._desk.answers.metrics.failed.labels(error.code).inc()
+            if not events.started:
+                await error_response(error)(scope, receive, send)
+                return
+            await events.write(*self._form.fail(error))
+        except BaseException as error:
+            gone = isinstance(error, trio.Cancelled)
+            records.end(record, "cancelled" if gone else "failed", None if gone else "a defect of Shoal")
+            raise
+        finally:
+            self._account()
+        if self._stream:
+            await events.end()
+        else:
+            await JSONResponse(self._form.whole())(scope, receive, send)
+
+    async def _give(self, events: EventStream) -> None:
+        async with self._desk.limits.turn(self._caller):
+            first = 0
+            for asked in self._asked:
+                await self._desk.answers.give(
+                    asked,
+                    self._caller,
+                    self._record,
+                    partial(self._take, events, first),
+                    partial(self._take_scores, events, first, asked.choices),
+                )
+                first += asked.choices
+        if self._stream:
+            await events.write(*self._form.close())
+
+    async def _take(self, events: EventStream, first: int, choice: int, delta: Delta) -> None:
+        made = self._form.take(first + choice, delta)
+        if self._stream:
+            await events.write(*made)
+
+    async def _take_scores(
+        self, events: EventStream, first: int, choices: int, scores: list[TokenScore | None]
+    ) -> None:
+        for choice in range(choices):
+            made = self._form.take_scores(first + choice, scores)
+            if self._stream:
+                await events.write(*made)
+
+    def _account(self) -> None:
+        record, desk = self._record, self._desk
+        desk.usage.count(self._caller.id, record.model, record.prompt_tokens, record.tokens)
+        desk.limits.charge(self._caller, record.prompt_tokens + record.tokens)
+        desk.answers.metrics.whole.labels(record.model).observe(trio.current_time() - record.arrived)
+
+
+async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:
+    """Give the answer up when the client disconnects; the body was read already."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()

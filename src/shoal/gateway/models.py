@@ -1,0 +1,97 @@
+"""The models that can be answered with: served by the swarm, and with their ends on this machine.
+
+A name that a client sends is only compared with those; it never becomes a path or a download.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import trio
+
+from shoal.client.swarm import Swarm
+from shoal.errors import UnknownModel
+from shoal.models.catalogue import close_names, find_entry
+from shoal.models.local import LocalModel
+from shoal.models.text import TextCodec
+from shoal.types import ModelShape, Span, gaps
+
+LOOK_AGAIN_S = 5.0
+"""How long what lies on this disk is believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Servable:
+    """A model as a client of the API meets it."""
+
+    local: LocalModel
+    codec: TextCodec | None
+
+    @property
+    def id(self) -> str:
+        return self.local.name
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.local.shape
+
+
+class Models:
+    """Which models there are. Reading the disk happens on a thread."""
+
+    def __init__(self, swarm: Swarm, default: str) -> None:
+        self._swarm = swarm
+        self._default = default
+        self._local: dict[str, LocalModel] = {}
+        self._looked = -LOOK_AGAIN_S
+        self._looking = trio.Lock()
+
+    async def load(self) -> LocalModel:
+        """Have the ends of the default model here, fetched if they must be. Raises as ``ModelStore.resolve``."""
+        return await self._swarm.resolve(self._default)
+
+    async def listed(self) -> list[LocalModel]:
+        """Every model of which the swarm serves some span and whose ends are here, by name."""
+        await self._look()
+        served = {shape.digest for shape in self._swarm.models()}
+        return [local for local in self._local.values() if local.digest in served]
+
+    def missing(self, local: LocalModel) -> list[Span]:
+        """The blocks of the model that nobody serves."""
+        counts = self._swarm.coverage(local.digest) or [0] * local.shape.n_blocks
+        return gaps((Span(i, i + 1) for i, count in enumerate(counts) if count), len(counts))
+
+    async def find(self, name: str) -> Servable:
+        """The model that a client names. Who serves it, if anyone, its sessions will say.
+
+        Raises:
+            UnknownModel: none of that name has its ends here; tells which there are.
+        """
+        await self._look()
+        entry = find_entry(name)
+        local = self._local.get(name) or (self._local.get(entry.name) if entry else None)
+        if local is None:
+            raise await self._unknown(name)
+        return Servable(local, await self._swarm.codec(local))
+
+    async def _unknown(self, name: str) -> UnknownModel:
+        if any(shape.name == name for shape in self._swarm.models()):
+            return UnknownModel(
+                f"{name} is served, but its ends are not on the gateway's machine",
+                check=f"there: shoal models pull {name}",
+            )
+        names = [model.name for model in await self.listed()]
+        close = [likely for likely in close_names(name[:200], names) if likely in names]
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        return UnknownModel(
+            f"no model {name[:200]!r} is served here{hint}",
+            check=f"GET /v1/models ({', '.join(names[:8]) or 'none now'})",
+        )
+
+    async def _look(self) -> None:
+        async with self._looking:
+            if trio.current_time() - self._looked < LOOK_AGAIN_S:
+                return
+            found = await trio.to_thread.run_sync(self._swarm.store.list)
+            self._local = {local.name: local for local in found}
+            self._looked = trio.current_time()

@@ -1,0 +1,165 @@
+"""Sessions for answers, and those of conversations kept a while: the next turn begins with the same tokens.
+
+Only requests of one caller with one salt share a session, so that the time of an answer tells nobody what
+others have asked. What is kept is bounded in number, tokens and time, and given up at once where a hop is full.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import trio
+
+from shoal.client.generate import held
+from shoal.client.session import Session
+from shoal.client.swarm import Swarm
+from shoal.errors import Busy, ShoalError
+from shoal.gateway.asked import Asked
+from shoal.types import Digest
+
+KEPT = 8
+"""Sessions of conversations that wait for their next turn."""
+KEPT_TOKENS = 16384
+"""Tokens of KV that all of them may hold on every hop."""
+KEPT_S = 120.0
+TURN_TOKENS = 1024
+"""Room that a conversation's session gets beyond what its first turn needs."""
+WORTH_IT = 16
+"""Fewer tokens are computed again faster than they are looked for."""
+BUSY_S = 20.0
+"""How long a request waits for room on the hops."""
+LOOK_EVERY_S = 0.25
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose conversations may share a session."""
+
+    caller: str
+    salt: str
+    model: Digest
+
+
+@dataclass(eq=False)
+class Lease:
+    """A session while one request has it, or while it waits for the next turn."""
+
+    owner: Owner
+    session: Session
+    kept_at: float = 0.0
+    used: bool = False
+    """Whether an earlier request had it."""
+    _over: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def tokens(self) -> int:
+        """What every hop has reserved for it."""
+        return self.session.room + len(self.session.token_ids)
+
+    def close(self) -> None:
+        """Free it on every hop, soon."""
+        self._over.set()
+
+    async def wait_over(self) -> None:
+        await self._over.wait()
+
+
+class Prefixes:
+    """Opens sessions in a nursery of its own, so that one may outlive the request that it was opened for."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self._swarm = swarm
+        self._kept: list[Lease] = []
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def kept(self) -> int:
+        """Sessions that wait for a next turn."""
+        return len(self._kept)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hold sessions until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            while True:
+                await trio.sleep(1.0)
+                for lease in [k for k in self._kept if trio.current_time() - k.kept_at > KEPT_S]:
+                    self._give_up(lease)
+
+    async def lease(self, asked: Asked, caller: str) -> Lease:
+        """A session with room for the prompt and the answer: one that holds much of the prompt, or a new one.
+
+        Raises:
+            Busy: no route has room, also not after a while.
+            ShoalError: as ``Swarm.session``.
+        """
+        owner = Owner(caller, asked.salt, asked.model.local.digest)
+        if asked.turns and (found := self._fitting(owner, asked)) is not None:
+            self._kept.remove(found)
+            found.used = True
+            return found
+        return await self.fresh(asked, caller)
+
+    async def fresh(self, asked: Asked, caller: str) -> Lease:
+        """A new session. Raises as :meth:`lease`."""
+        owner = Owner(caller, asked.salt, asked.model.local.digest)
+        until = trio.current_time() + BUSY_S
+        while True:
+            try:
+                return await self._open(owner, asked)
+            except Busy:
+                while self._kept:
+                    self._give_up(self._kept[0])
+                if trio.current_time() >= until:
+                    raise
+                await trio.sleep(LOOK_EVERY_S)
+
+    def keep(self, lease: Lease) -> None:
+        """Let the session wait for the conversation's next turn; the oldest make room for it."""
+        lease.kept_at = trio.current_time()
+        self._kept.append(lease)
+        while len(self._kept) > KEPT or sum(kept.tokens for kept in self._kept) > KEPT_TOKENS:
+            self._give_up(self._kept[0])
+
+    def _fitting(self, owner: Owner, asked: Asked) -> Lease | None:
+        """The kept session that holds most of the prompt, if it is not mostly about something else."""
+        best, most = None, WORTH_IT - 1
+        for lease in self._kept:
+            tokens = lease.session.token_ids
+            shared = held(tokens, asked.prompt) if lease.owner == owner and lease.tokens >= asked.need else 0
+            if shared > most and shared >= len(tokens) // 2:
+                best, most = lease, shared
+        return best
+
+    def _give_up(self, lease: Lease) -> None:
+        self._kept.remove(lease)
+        lease.close()
+
+    async def _open(self, owner: Owner, asked: Asked) -> Lease:
+        assert self._nursery is not None, "run must be running"
+        return await self._nursery.start(self._hold, owner, asked.model.id, self._tokens(asked))
+
+    async def _hold(
+        self, owner: Owner, model: str, tokens: int, *, task_status: trio.TaskStatus[Lease]
+    ) -> None:
+        lease = None
+        try:
+            async with self._swarm.session(model, tokens=tokens) as session:
+                lease = Lease(owner, session)
+                task_status.started(lease)
+                await lease.wait_over()
+        except ShoalError as error:
+            if lease is None:
+                raise  # to whoever asked for it
+            log.info("a session ended badly: %s", error.message)
+
+    def _tokens(self, asked: Asked) -> int:
+        """What to reserve: room for a next turn too, as long as the hops have plenty."""
+        free = [a.served.tokens_free for a in self._swarm.announcements() if a.served]
+        roomy = asked.need + TURN_TOKENS
+        if asked.turns and free and min(free) > 4 * roomy:
+            return min(roomy, asked.model.shape.context)
+        return asked.need

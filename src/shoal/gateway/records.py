@@ -1,0 +1,129 @@
+"""The last requests: what the page's table shows, and what is measured of each."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import trio
+
+from shoal.client.generate import Timing
+from shoal.client.session import Session
+
+KEPT = 100
+State = Literal["running", "done", "failed", "cancelled"]
+
+
+@dataclass(eq=False, slots=True)
+class Record:
+    """One request, while it is answered and for a while after."""
+
+    id: str
+    model: str
+    caller: str
+    arrived: float
+    """On trio's clock; ``started`` is the same by the wall clock."""
+    started: float
+    state: State = "running"
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    tokens: int = 0
+    ttft_s: float | None = None
+    tokens_per_s: float | None = None
+    error: str | None = None
+    route: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    hops: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+    reroutes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def follow(self, session: Session) -> None:
+        """Note which way the session goes now."""
+        self.route = [
+            {"peer": hop.address.peer, "start": hop.span.start, "end": hop.span.end, "carrier": carrier}
+            for hop, carrier in zip(session.ring.route, session.ring.carriers, strict=False)
+        ]
+        self.reroutes = [
+            {"at": r.at, "gap_s": round(r.gap_s, 3), "lost": list(r.lost), "way": r.way} for r in session.reroutes
+        ]
+
+    def measured(self, timing: Timing) -> None:
+        """Take what one choice's timing says; its single steps are not kept."""
+        self.cached_tokens += timing.reused
+        self.tokens_per_s = round(timing.tokens_per_s, 2) or None
+        steps = max((len(times) for times in timing.hops.values()), default=0)
+        if not steps:
+            return
+        busy = {
+            hop: (_median([t.compute_us for t in ts]), _median([t.waiting_us for t in ts]))
+            for hop, ts in timing.hops.items()
+        }
+        step_ms = (timing.last_token - timing.first_token) / max(timing.tokens - 1, 1) * 1e3
+        between = max(step_ms - sum(c + w for c, w in busy.values()), 0.0) / (len(busy) + 1)
+        self.hops = [
+            {"compute_ms": round(c, 3), "network_ms": round(between, 3), "waiting_ms": round(w, 3)}
+            for _, (c, w) in sorted(busy.items())
+        ]
+
+    def shown(self) -> dict[str, Any]:
+        """As the page reads it."""
+        return {
+            "id": self.id,
+            "model": self.model,
+            "state": self.state,
+            "started": self.started,
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": self.tokens,
+            "ttft_ms": None if self.ttft_s is None else round(self.ttft_s * 1e3, 1),
+            "tokens_per_s": self.tokens_per_s,
+            "error": self.error,
+            "route": self.route,
+            "hops": self.hops,
+            "reroutes": self.reroutes,
+        }
+
+    def told(self) -> dict[str, Any]:
+        """What our own page gets with an answer; other clients ignore it."""
+        shown = self.shown()
+        return {"request": self.id} | {
+            name: shown[name] for name in ("route", "tokens_per_s", "ttft_ms", "reroutes")
+        }
+
+
+class Records:
+    """The last requests, the newest first; tells whoever listens of every change and token."""
+
+    def __init__(self) -> None:
+        self._records: deque[Record] = deque(maxlen=KEPT)
+        self.on_change: Callable[[], None] = lambda: None
+        self.on_token: Callable[[Record], None] = lambda record: None
+
+    def begin(self, prefix: str, model: str, caller: str) -> Record:
+        """A request has come; its id is ours, whatever the client called it."""
+        record = Record(f"{prefix}{secrets.token_hex(12)}", model, caller, trio.current_time(), time.time())
+        self._records.appendleft(record)
+        self.on_change()
+        return record
+
+    def token(self, record: Record) -> None:
+        """One more token of its answer has come."""
+        record.tokens += 1
+        if record.ttft_s is None:
+            record.ttft_s = trio.current_time() - record.arrived
+        self.on_token(record)
+
+    def end(self, record: Record, state: State, error: str | None = None) -> None:
+        """It is over."""
+        record.state, record.error = state, error
+        self.on_change()
+
+    def shown(self) -> Sequence[dict[str, Any]]:
+        """As the page reads them."""
+        return [record.shown() for record in self._records]
+
+
+def _median(microseconds: list[int]) -> float:
+    """In milliseconds."""
+    return sorted(microseconds)[len(microseconds) // 2] / 1e3 if microseconds else 0.0

@@ -1,0 +1,1 @@
+"""The bodies of the API: what OpenAI's clients send, checked field by field."""

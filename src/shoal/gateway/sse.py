@@ -1,0 +1,42 @@
+"""Server-sent events: JSON as a stream of ``data:`` lines. Every send has a deadline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.types import Send
+
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # or a proxy would keep tokens until its buffer is full
+]
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+def event(data: Any, name: str | None = None) -> bytes:
+    """One event; JSON has no line breaks, so one ``data:`` line holds it."""
+    head = f"event: {name}\ndata: ".encode() if name else b"data: "
+    return head + msgspec.json.encode(data) + b"\n\n"
+
+
+class EventStream:
+    """The body of one answer, started with its first event."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def write(self, *events: bytes) -> None:
+        """Send events. Waits while the client does not read."""
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        if events:
+            await self._send({"type": "http.response.body", "body": b"".join(events), "more_body": True})
+
+    async def end(self) -> None:
+        """No more events."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,82 @@
+"""A gateway before three nodes in memory, on a real socket of this machine."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import httpx
+import pytest
+import torch
+import trio
+
+from shoal.gateway.app import Gateway, Options, open_gateway
+from shoal.gateway.serve import serve
+from shoal.testing.checkpoints import write_checkpoint
+from shoal.testing.swarm import MemorySwarm, memory_swarm
+from shoal.types import Span
+
+THIRDS = [Span(0, 2), Span(2, 3), Span(3, 6)]
+
+
+@dataclass
+class Served:
+    """What a test talks to."""
+
+    url: str
+    gateway: Gateway
+    swarm: MemorySwarm
+    model: str
+    http: httpx.AsyncClient
+
+    async def chat(self, text="hello", **fields):
+        """One chat completion, as JSON."""
+        return await self.post("/v1/chat/completions", messages=[user(text)], **fields)
+
+    async def post(self, path, headers=None, **fields):
+        body = {"model": self.model, "temperature": 0, "max_tokens": 8} | fields
+        return await self.http.post(path, json=body, headers=headers)
+
+    async def idle(self):
+        """Wait until no hop holds anything of any session, but those kept for a next turn."""
+        with trio.fail_after(5):
+            while any(node.server.sessions > self.gateway.prefixes.kept for node in self.swarm.nodes):
+                await trio.sleep(0.01)
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"), "llama", max_position_embeddings=2048)
+
+
+@asynccontextmanager
+async def served(home, checkpoint, spans=THIRDS, host="127.0.0.1", **options):
+    """A gateway before a swarm in memory."""
+    async with memory_swarm(home, checkpoint, spans) as swarm, trio.open_nursery() as nursery:
+        settings = {"model": str(checkpoint), "database": home / "gateway.db"} | options
+        async with open_gateway(swarm.client, Options(**settings)) as gateway:
+            url = await nursery.start(partial(serve, gateway.app, host, 0))
+            async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+                with trio.fail_after(10):
+                    while not gateway.ready:
+                        await trio.sleep(0.01)
+                yield Served(url, gateway, swarm, checkpoint.name, http)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def gateway(tmp_path, checkpoint):
+    async with served(tmp_path, checkpoint) as found:
+        yield found
+
+
