@@ -48,6 +48,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "mdns": ("0", False),
         "memory": ("4GiB", 4 << 30),
         "bootstrap": ("/a /b,/c", ("/a", "/b", "/c")),
+        "gateway_origins": ("https://a.org", ("https://a.org",)),
         "format": ("bf16", "bf16"),
         "kv": ("int8", "int8"),
         "wire": ("bfloat16", "bfloat16"),

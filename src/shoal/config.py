@@ -83,6 +83,11 @@ class Paths:
         return self.data / "chat-history.jsonl"
 
     @property
+    def gateway(self) -> Path:
+        """API keys, as hashes, and what each has used: SQLite, mode 0600."""
+        return self.data / "gateway.db"
+
+    @property
     def nodes(self) -> Path:
         """One small file per node process that runs on this machine."""
         return self.data / "nodes"
@@ -152,6 +157,12 @@ class Settings:
     """The interface at which a node shows its figures to Prometheus; ``none`` shows them nowhere."""
     metrics_port: int = 0
     """TCP port for that; 0 takes a free one, which ``shoal status`` finds."""
+    gateway_host: str = "127.0.0.1"
+    """The interface at which the OpenAI API and the page are served; other machines need an API key."""
+    gateway_port: int = 4480
+    """TCP port for that; 0 takes a free one."""
+    gateway_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the gateway, and by whose names it is known: https://chat.example.org."""
     paths: Paths = field(default_factory=lambda: default_paths(os.environ))
 
 
@@ -297,6 +308,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "port": _PORTS,
     "direct_port": _PORTS,
     "metrics_port": _PORTS,
+    "gateway_port": _PORTS,
     "memory": (0, 1 << 60),
     "threads": (0, 4096),
     "parallel": (1, 64),

@@ -41,7 +41,9 @@ class Served:
     async def idle(self):
         """Wait until no hop holds anything of any session, but those kept for a next turn."""
         with trio.fail_after(5):
-            while any(node.server.sessions > self.gateway.prefixes.kept for node in self.swarm.nodes):
+            while any(  # noqa: ASYNC110
+                node.server.sessions > self.gateway.prefixes.kept for node in self.swarm.nodes
+            ):
                 await trio.sleep(0.01)
 
 
@@ -68,7 +70,7 @@ async def served(home, checkpoint, spans=THIRDS, host="127.0.0.1", **options):
             url = await nursery.start(partial(serve, gateway.app, host, 0))
             async with httpx.AsyncClient(base_url=url, timeout=30) as http:
                 with trio.fail_after(10):
-                    while not gateway.ready:
+                    while not gateway.ready:  # noqa: ASYNC110
                         await trio.sleep(0.01)
                 yield Served(url, gateway, swarm, checkpoint.name, http)
         nursery.cancel_scope.cancel()
@@ -78,5 +80,3 @@ async def served(home, checkpoint, spans=THIRDS, host="127.0.0.1", **options):
 async def gateway(tmp_path, checkpoint):
     async with served(tmp_path, checkpoint) as found:
         yield found
-
-

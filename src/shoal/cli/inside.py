@@ -83,9 +83,9 @@ def looking(settings: Settings, use: Callable[[Onlooker], Awaitable[Result]]) ->
 
 
 @asynccontextmanager
-async def entered(settings: Settings) -> AsyncGenerator[Swarm]:
+async def entered(settings: Settings, *, create: bool = False) -> AsyncGenerator[Swarm]:
     """The swarm, as a client, until the block ends. Raises as :func:`member_of` and ``open_swarm``."""
-    found = member_of(settings)
+    found = member_of(settings, create=create)
     async with AsyncExitStack() as stack:
         with working(f"entering swarm {found.name}"):
             # Torch takes a while to import, so the bar must be there before it.

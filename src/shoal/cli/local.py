@@ -97,7 +97,7 @@ async def ended_with_us() -> AsyncGenerator[list[Process]]:
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
-            await _end(processes)
+            await end(processes)
 
 
 class Process:
@@ -186,7 +186,8 @@ def _make_home(home: Path, models: Path, swarm: Membership) -> None:
     membership.save(home / "swarms", swarm)
 
 
-async def _end(processes: list[Process]) -> None:
+async def end(processes: list[Process]) -> None:
+    """Ask processes to end, and end those that do not."""
     for running in processes:
         running.signal(signal.SIGTERM)
         running.signal(signal.SIGCONT)  # one that is frozen hears nothing else

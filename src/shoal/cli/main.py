@@ -24,6 +24,7 @@ from shoal.cli import (
     configuration,
     demo,
     doctor,
+    gateway,
     key,
     models,
     node,
@@ -61,7 +62,7 @@ def before(
     remember(log_level=log_level, log_format=log_format)
 
 
-for group in (node, swarms, chat, status, models, key, doctor, demo, bench, plan):
+for group in (node, gateway, swarms, chat, status, models, key, doctor, demo, bench, plan):
     group.register(app)
 for group in (configuration, service, completion, version):
     group.register(app)

@@ -27,6 +27,9 @@ def up(
     parallel: options.Parallel = None,
     format: options.FormatOption = None,
     kv: options.KV = None,
+    gateway: Annotated[bool, typer.Option(help="Serve the API and the page too.")] = True,
+    gateway_host: options.GatewayHost = None,
+    gateway_port: options.GatewayPort = None,
     as_json: options.Json = False,
 ) -> None:
     """Be in the swarm and serve. Takes what it lacks most of the model, until Ctrl-C."""
@@ -39,8 +42,10 @@ def up(
         parallel=parallel,
         format=format,
         kv=kv,
+        gateway_host=gateway_host,
+        gateway_port=gateway_port,
     )
-    _serve(settings, None, as_json)
+    _serve(settings, None, as_json, gateway=gateway)
 
 
 def serve(
@@ -84,12 +89,12 @@ def serve(
     _serve(settings, span_of(span), as_json)
 
 
-def _serve(settings: Settings, span: Span | None, as_json: bool) -> None:
+def _serve(settings: Settings, span: Span | None, as_json: bool, *, gateway: bool = False) -> None:
     import trio
 
     from shoal.cli.serving import serve as live
 
-    code = trio.run(partial(live, settings, span, as_json=as_json))
+    code = trio.run(partial(live, settings, span, gateway=gateway, as_json=as_json))
     if code:
         raise typer.Exit(code)
 

@@ -40,6 +40,12 @@ Model = Annotated[
 Host = Annotated[str | None, typer.Option(help="The interface to listen on.", show_default=False)]
 Port = Annotated[int | None, typer.Option(help="TCP port of the libp2p host; 0 takes a free one.")]
 DirectPort = Annotated[int | None, typer.Option(help="TCP port of the direct carrier; 0 takes a free one.")]
+GatewayHost = Annotated[
+    str | None, typer.Option(help="The interface of the API and the page.", show_default=False)
+]
+GatewayPort = Annotated[
+    int | None, typer.Option(help="TCP port of the API and the page; 0 takes a free one.", show_default=False)
+]
 Memory = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="What the node may take, for example 4GiB.", show_default=False),

@@ -8,14 +8,15 @@ import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import trio
 
+from shoal.cli.beside import beside
 from shoal.cli.inside import member_of
-from shoal.cli.output import say, to_json
 from shoal.cli.progress import working
+from shoal.cli.turns import tell
 from shoal.config import Settings
 from shoal.errors import EXIT_INTERRUPTED, EXIT_OK
 from shoal.net.identity import Identity
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
     from shoal.node.node import Node
 
 
-async def serve(settings: Settings, span: Span | None, *, as_json: bool) -> int:
+async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json: bool) -> int:
     """Serve until a signal asks to stop; returns the exit code: 0 after SIGTERM, 130 after Ctrl-C.
 
     With ``as_json``, each turn of the node's life is one line on stdout: ``listening``, ``serving``,
-    ``leaving``, ``ended``.
+    ``leaving``, ``ended``; and ``gateway``, if there is to be one beside.
 
     Raises:
         ShoalError: it cannot serve; nothing was announced.
@@ -58,7 +59,7 @@ async def serve(settings: Settings, span: Span | None, *, as_json: bool) -> int:
             )
         figures = await stack.enter_async_context(_figures(settings, node))
         steady()
-        return await _until_asked(settings, network, node, figures, as_json)
+        return await _until_asked(settings, network, node, figures, gateway, as_json)
 
 
 @asynccontextmanager
@@ -92,7 +93,9 @@ def steady() -> None:
     sys.setswitchinterval(0.0005)
 
 
-async def _until_asked(settings: Settings, network: Network, node: Node, figures: str, as_json: bool) -> int:
+async def _until_asked(
+    settings: Settings, network: Network, node: Node, figures: str, gateway: bool, as_json: bool
+) -> int:
     addresses = whole(network.address)
     here = RunningNode(
         os.getpid(), network.peer, settings.swarm, node.model.name, str(node.span), tuple(addresses), figures
@@ -112,7 +115,9 @@ async def _until_asked(settings: Settings, network: Network, node: Node, figures
             pid=here.pid,
             figures=figures,
         )
-        asked = await anext(signals)
+        # The gateway ends first: what it holds on this node would keep it from leaving.
+        async with beside(settings, as_json=as_json) if gateway else nullcontext():
+            asked = await anext(signals)
         tell("leaving", as_json, sessions=node.server.sessions)
         drained = await _drain(node, signals)
         tell("ended", as_json, drained=drained)
@@ -137,20 +142,3 @@ async def _drain(node: Node, signals: AsyncIterator[int]) -> bool:
 def whole(address: PeerAddress) -> list[str]:
     """The libp2p multiaddrs of a peer, each with its ``/p2p`` part."""
     return [f"{multiaddr}/p2p/{address.peer}" for multiaddr in address.libp2p]
-
-
-def tell(event: str, as_json: bool, **fields: Any) -> None:
-    """One turn of the node's life: a JSON line on stdout, or a line for a reader on stderr."""
-    if as_json:
-        sys.stdout.write(to_json({"event": event, **fields}) + "\n")
-        sys.stdout.flush()
-        return
-    say(SENTENCES[event].format(**fields))
-
-
-SENTENCES = {
-    "listening": "listening as {peer}",
-    "serving": "serving blocks {start}:{end} of {model}; Ctrl-C ends",
-    "leaving": "leaving when {sessions} open sessions have ended; Ctrl-C again ends at once",
-    "ended": "ended",
-}

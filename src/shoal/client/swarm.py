@@ -26,7 +26,7 @@ from shoal.net.network import Network
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import coverage
 from shoal.swarm.member import Member
-from shoal.types import Digest, Format, ModelShape
+from shoal.types import Digest, Format, ModelShape, PeerId
 
 DEFAULT_TOKENS = 1024
 

@@ -38,8 +38,8 @@ class Answers:
     ) -> None:
         """Every choice of the answer, delta by delta.
 
-        The choices come one after the other over one session, which rolls back to the prompt between them: the
-        prompt is computed once, and ``n`` choices hold no more KV than one.
+        The choices come one after the other over one session, which rolls back to the prompt between them:
+        the prompt is computed once, and ``n`` choices hold no more KV than one.
 
         Raises:
             ShoalError: before any delta, or amid them.

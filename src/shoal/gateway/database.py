@@ -1,4 +1,7 @@
-"""The gateway's SQLite file: who may call, and how much each has used. Write-ahead log, so readers never wait."""
+"""The gateway's SQLite file: who may call, and how much each has used.
+
+It has a write-ahead log, so that readers never wait.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """At the door: who may come in at all. Every request passes here before any route sees it.
 
 Nothing is open but the page's own files and ``/health``. Without any API key only this machine is served:
-callers on loopback, that did not come through a proxy. A browser must have been sent here by the page itself, or
-by an origin that the settings allow (DNS rebinding: CVE-2024-28224).
+callers on loopback, that did not come through a proxy. A browser must have been sent here by the page itself,
+or by an origin that the settings allow (DNS rebinding: CVE-2024-28224).
 """
 
 from __future__ import annotations

@@ -101,14 +101,13 @@ def create(path: Path, name: str, limits: Limits, *, admin: bool) -> tuple[str, 
     caller = Caller(f"key_{secrets.token_hex(4)}", name, limits, admin)
     with opened(path) as database:
         database.execute(
-            "INSERT INTO keys (id, name, hash, admin, created, requests_per_minute, tokens_per_minute, concurrency) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO keys (hash, created, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
+                _hash(key),
+                time.time(),
                 caller.id,
                 name,
-                _hash(key),
                 admin,
-                time.time(),
                 limits.requests_per_minute,
                 limits.tokens_per_minute,
                 limits.concurrency,

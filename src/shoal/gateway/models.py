@@ -47,7 +47,7 @@ class Models:
         self._looking = trio.Lock()
 
     async def load(self) -> LocalModel:
-        """Have the ends of the default model here, fetched if they must be. Raises as ``ModelStore.resolve``."""
+        """Have the ends of the default model here, fetched if need be. Raises as ``ModelStore.resolve``."""
         return await self._swarm.resolve(self._default)
 
     async def listed(self) -> list[LocalModel]:

@@ -1,7 +1,8 @@
 """Sessions for answers, and those of conversations kept a while: the next turn begins with the same tokens.
 
-Only requests of one caller with one salt share a session, so that the time of an answer tells nobody what
-others have asked. What is kept is bounded in number, tokens and time, and given up at once where a hop is full.
+Only requests of one caller with one salt share a session, so that the time of an answer tells nobody
+what others have asked. What is kept is bounded in number, tokens and time, and given up at once where a hop
+is full.
 """
 
 from __future__ import annotations

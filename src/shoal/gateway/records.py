@@ -46,7 +46,8 @@ class Record:
             for hop, carrier in zip(session.ring.route, session.ring.carriers, strict=False)
         ]
         self.reroutes = [
-            {"at": r.at, "gap_s": round(r.gap_s, 3), "lost": list(r.lost), "way": r.way} for r in session.reroutes
+            {"at": r.at, "gap_s": round(r.gap_s, 3), "lost": list(r.lost), "way": r.way}
+            for r in session.reroutes
         ]
 
     def measured(self, timing: Timing) -> None:

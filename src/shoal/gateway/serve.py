@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import socket
 from functools import partial
 from typing import Any, cast
 
@@ -15,9 +13,8 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from starlette.types import ASGIApp
 
-from shoal.errors import PortInUse
+from shoal.net.tcp import listen_on
 
-BACKLOG = 512
 CONNECTIONS = 1024
 """Open at once; one more is closed as it comes."""
 HEADERS_WITHIN_S = 10.0
@@ -39,7 +36,7 @@ async def serve(
     Raises:
         PortInUse: somebody else listens there.
     """
-    listener = _listen(host, port)
+    listener = await listen_on(host, port)
     config = Config()
     config.keep_alive_timeout = HEADERS_WITHIN_S
     config.include_server_header = False
@@ -96,22 +93,3 @@ class BoundedStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
-
-
-def _listen(host: str, port: int) -> trio.SocketListener:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(BACKLOG)
-    except OSError as error:
-        listening.close()
-        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on: {error.strerror}"
-        raise PortInUse(
-            f"{host}:{port} {why}",
-            check="whether another gateway runs here",
-            next_command="the same command with --gateway-port 0, which takes a free one",
-        ) from error
-    listening.setblocking(False)
-    return trio.SocketListener(trio.socket.from_stdlib_socket(listening))

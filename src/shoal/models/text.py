@@ -97,7 +97,7 @@ class TextCodec:
         return self._tokenizer
 
     def token_text(self, token: int) -> str:
-        """The text of one token as it stands in the vocabulary, special or not; U+FFFD for part of a character."""
+        """The text of one token, special or not; U+FFFD where it is part of a character."""
         return cast(str, self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
 
     def is_text(self, token: int) -> bool:

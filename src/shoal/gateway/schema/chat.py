@@ -22,7 +22,7 @@ TEMPLATE_WORDS = frozenset(
         "continue_final_message",
     }
 )
-"""What ``chat_template_kwargs`` may not set (CVE-2025-62426): it is ours to say, or no template's business."""
+"""What ``chat_template_kwargs`` may not set (CVE-2025-62426): ours to say, or nobody's."""
 TemplateWord = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 TemplateValue = bool | int | float | Annotated[str, Field(max_length=4096)]
 

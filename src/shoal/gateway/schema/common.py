@@ -1,7 +1,7 @@
 """What the bodies of several routes have in common.
 
-Unknown fields are ignored, as OpenAI's servers do. A known field with a value that is not supported is refused,
-so that nobody takes an answer for what it is not.
+Unknown fields are ignored, as OpenAI's servers do. A known field with a value that is not supported is
+refused, so that nobody takes an answer for what it is not.
 """
 
 from __future__ import annotations

@@ -1,0 +1,26 @@
+"""The turns in the life of a process that serves: a line for each, for a program or for a reader."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from shoal.cli.output import say, to_json
+
+
+def tell(event: str, as_json: bool, **fields: Any) -> None:
+    """One turn: a JSON line on stdout, or a line for a reader on stderr."""
+    if as_json:
+        sys.stdout.write(to_json({"event": event, **fields}) + "\n")
+        sys.stdout.flush()
+        return
+    say(SENTENCES[event].format(**fields))
+
+
+SENTENCES = {
+    "listening": "listening as {peer}",
+    "serving": "serving blocks {start}:{end} of {model}; Ctrl-C ends",
+    "gateway": "chat, and the API for other programs: {url}",
+    "leaving": "leaving when {sessions} open sessions have ended; Ctrl-C again ends at once",
+    "ended": "ended",
+}

@@ -1,0 +1,69 @@
+"""`POST /v1/completions`, as evaluations use it: scores of the prompt, batches, token ids."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from .test_chat import events
+
+PROMPT = [5, 9, 60, 61, 62, 70]
+
+
+@pytest.fixture(scope="module")
+def logprobs(checkpoint):
+    """Log probabilities after each token of PROMPT, from the whole model."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        return torch.log_softmax(model(torch.tensor([PROMPT])).logits[0], -1)
+
+
+async def test_a_prompt_of_token_ids_is_scored_as_the_whole_model_scores_it(gateway, logprobs):
+    answered = await gateway.post("/v1/completions", prompt=PROMPT, max_tokens=1, logprobs=1, echo=True)
+    scores = answered.json()["choices"][0]["logprobs"]
+    expected = [float(logprobs[i, token]) for i, token in enumerate(PROMPT[1:])]
+    assert scores["token_logprobs"][0] is None
+    assert scores["token_logprobs"][1:6] == pytest.approx(expected, abs=1e-5)
+    assert [max(top.values()) for top in scores["top_logprobs"][1:6]] == pytest.approx(
+        [float(row.max()) for row in logprobs[:5]], abs=1e-5
+    )
+    assert len(scores["tokens"]) == len(PROMPT) + 1
+    assert scores["text_offset"][0] == 0
+
+
+async def test_a_prompt_may_be_scored_alone(gateway):
+    answered = await gateway.post("/v1/completions", prompt=PROMPT, max_tokens=0, logprobs=0, echo=True)
+    choice = answered.json()["choices"][0]
+    assert len(choice["logprobs"]["tokens"]) == len(PROMPT)
+    assert choice["finish_reason"] == "length"
+    assert answered.json()["usage"]["completion_tokens"] == 0
+
+
+@pytest.mark.parametrize("prompt", [["one", "two"], [[5, 6, 7], [8, 9]]])
+async def test_a_batch_is_answered_in_its_order(gateway, prompt):
+    whole = (await gateway.post("/v1/completions", prompt=prompt, n=2)).json()
+    alone = [(await gateway.post("/v1/completions", prompt=one)).json() for one in prompt]
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2, 3]
+    assert [c["text"] for c in whole["choices"]] == [a["choices"][0]["text"] for a in alone for _ in range(2)]
+
+
+async def test_a_stream_says_the_same(gateway):
+    asked = {"prompt": "the sea", "logprobs": 2, "echo": True}
+    whole = (await gateway.post("/v1/completions", **asked)).json()["choices"][0]
+    chunks, done = events((await gateway.post("/v1/completions", **asked, stream=True)).text)
+    assert done
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["text"]
+    assert whole["text"].startswith("the sea")
+    for name in ("tokens", "token_logprobs", "text_offset"):
+        streamed = [x for c in chunks for x in (c["choices"][0]["logprobs"] or {name: []})[name]]
+        assert streamed == whole["logprobs"][name]
+
+
+async def test_tokens_and_text_are_turned_into_each_other(gateway):
+    tokens = (await gateway.post("/tokenize", prompt="hello world")).json()
+    assert tokens["count"] == len(tokens["tokens"])
+    assert tokens["max_model_len"] == 2048
+    assert (await gateway.post("/detokenize", tokens=tokens["tokens"])).json() == {"prompt": "hello world"}
+    chat = await gateway.post("/tokenize", messages=[{"role": "user", "content": "hello"}])
+    assert chat.json()["count"] > 5
