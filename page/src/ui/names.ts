@@ -28,7 +28,7 @@ export function fullName(peer: string): string {
 function hash(text: string): number {
   let value = 0x811c9dc5
   for (let i = 0; i < text.length; i++) value = Math.imul(value ^ text.charCodeAt(i), 0x01000193)
-  return value >>> 0
+  return (value ^ (value >>> 15)) >>> 0 // the low bits alone are poorly mixed
 }
 
 /** Gives peers colours in the order in which they are first seen, so that neighbours in a route differ. */
