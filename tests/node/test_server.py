@@ -32,7 +32,8 @@ def checkpoint(tmp_path_factory):
 class Peer:
     """Somebody who speaks the protocol by hand."""
 
-    def __init__(self, channel: Channel, inbox):
+    def __init__(self, network, channel: Channel, inbox):
+        self.network = network
         self.channel = channel
         self._inbox = inbox
 
@@ -62,7 +63,7 @@ async def peer(swarm, node=0):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(channel.run, take)
         await channel.wait_ready(2)
-        yield Peer(channel, inbox)
+        yield Peer(network, channel, inbox)
         channel.close()
 
 
@@ -217,6 +218,19 @@ async def test_a_client_that_gives_up_while_a_session_opens_leaves_nothing(tmp_p
                 await me.send(Close(MINE))
                 with trio.fail_after(2):
                     await swarm.nodes[0].server.wait_idle()
+
+
+async def test_a_session_that_is_closed_right_behind_its_opening_leaves_nothing(tmp_path, checkpoint):
+    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
+        server = swarm.nodes[0].server
+        channel = next(c for c in server.channels.all() if c.peer == me.network.peer)
+        await server._handle(channel, an_open(swarm), b"")  # as they come when both are in one read
+        await server._handle(channel, Close(MINE), b"")
+        assert isinstance((await me.ask(an_open(swarm, THEIRS)))[0], Opened)
+        await me.send(Close(THEIRS))
+        with trio.fail_after(2):
+            await server.wait_idle()
+        assert server.engine.sessions == 0
 
 
 async def test_a_long_prefill_of_one_session_does_not_lose_anothers_steps(tmp_path, checkpoint):

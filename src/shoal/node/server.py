@@ -127,8 +127,7 @@ class SpanServer:
             case Step():
                 await self._step(channel, message, payload)
             case Open():
-                # Dialling the next hop takes a while: other sessions of this channel must not wait.
-                self._spawn(partial(self._open, channel, message))
+                await self._begin(channel, message)
             case Reroute():
                 self._spawn(partial(self._reroute, channel, message))
             case Locate():
@@ -144,12 +143,21 @@ class SpanServer:
         if self._nursery is not None:
             self._nursery.start_soon(task)
 
-    async def _open(self, channel: Channel, message: Open) -> None:
+    async def _begin(self, channel: Channel, message: Open) -> None:
+        """Note a session that is to be opened, at once: what comes right behind may close it."""
+        try:
+            self._check(channel, message)
+        except ShoalError as error:
+            await self._refuse(channel, message, error)
+            return
+        opening = self._opening[SessionId(message.session)] = _Opening(channel)
+        # Dialling the next hop takes a while: other sessions of this channel must not wait.
+        self._spawn(partial(self._open, channel, message, opening))
+
+    async def _open(self, channel: Channel, message: Open, opening: _Opening) -> None:
         session = SessionId(message.session)
         hop = None
         try:
-            self._check(channel, message)
-            opening = self._opening[session] = _Opening(channel)
             try:
                 with opening.scope:
                     hop = await self._admit(channel, message, session)
