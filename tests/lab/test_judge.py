@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from shoal.errors import ChannelClosed, NoCoverage
-from shoal.swarm.announcement import Announcement, Served
+from shoal.swarm.announcement import Announcement
 from shoal.testing.lab.asking import longest_gap
-from shoal.testing.lab.judge import Fault, ghosts, idle_faults, judge, leaks
+from shoal.testing.lab.judge import Fault, ghosts, held, judge, leaks
 from shoal.testing.lab.plan import Event, Run
 from shoal.testing.lab.report import Report, results
 from shoal.testing.lab.runs import Done, Played
@@ -105,16 +105,24 @@ def test_an_event_that_did_not_come_is_noticed() -> None:
     assert "kill hop 0 at token 2" in message
 
 
-def announced(peer: str, *, free: int = 100, sessions: int = 0) -> Announcement:
-    served = Served("m", "sha256:" + "0" * 64, 6, 64, 256, 300, 0, 6, "fp32", 100, free, sessions, 0.0)
-    return Announcement(peer, 1, 0.0, 30.0, (), (), served)
+def announced(peer: str) -> Announcement:
+    return Announcement(peer, 1, 0.0, 30.0, (), (), None)
 
 
-def test_a_node_that_does_not_let_go_of_kv_or_a_session_is_noticed() -> None:
-    names = {PeerId("p"): "a1"}
-    assert idle_faults([announced("p"), announced("stranger", free=3)], names) == []
-    assert idle_faults([announced("p", free=84)], names) == ["node a1 holds 0 sessions and 16 tokens of KV"]
-    assert idle_faults([announced("p", sessions=1)], names) == ["node a1 holds 1 sessions and 0 tokens of KV"]
+def figures(sessions: int, used: int, waiting: int) -> str:
+    return (
+        f"# TYPE shoal_sessions gauge\nshoal_sessions {sessions}\n"
+        f"# TYPE shoal_queue_steps gauge\nshoal_queue_steps {waiting}\n"
+        f'# TYPE shoal_kv_tokens gauge\nshoal_kv_tokens{{state="free"}} 7\n'
+        f'shoal_kv_tokens{{state="used"}} {used}\n'
+    )
+
+
+def test_a_node_that_does_not_let_go_of_kv_a_session_or_a_step_is_noticed() -> None:
+    assert held(figures(0, 0, 0)) == ""
+    assert held(figures(1, 0, 0)) == "1 sessions"
+    assert held(figures(0, 64, 2)) == "2 steps and 64 tokens of KV"
+    assert "nan sessions" in held("")
 
 
 def test_a_dead_peer_that_stays_listed_is_a_ghost_after_an_expiry() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from shoal.errors import NoCoverage, ShoalError
 from shoal.swarm.announcement import Announcement
@@ -77,17 +81,24 @@ def told(event: Event) -> str:
     return f"{event.do} {whom} {when}"
 
 
-def idle_faults(announcements: Iterable[Announcement], names: Mapping[PeerId, str]) -> list[str]:
-    """What nodes still hold, by their own word, though nobody asks anything of them."""
-    found: list[str] = []
-    for announcement in announcements:
-        served, name = announcement.served, names.get(PeerId(announcement.peer))
-        if served is None or name is None:
-            continue
-        if served.sessions or served.tokens_free != served.tokens:
-            held = served.tokens - served.tokens_free
-            found.append(f"node {name} holds {served.sessions} sessions and {held} tokens of KV")
-    return found
+def held(figures: str) -> str:
+    """What a node still holds though nobody asks anything of it; empty when it is nothing.
+
+    Args:
+        figures: what it shows to Prometheus.
+    """
+    values = {(sample.name, sample.labels.get("state", "")): sample.value for sample in _samples(figures)}
+    kinds = {
+        "sessions": ("shoal_sessions", ""),
+        "steps": ("shoal_queue_steps", ""),
+        "tokens of KV": ("shoal_kv_tokens", "used"),
+    }
+    kept = {kind: values.get(key, math.nan) for kind, key in kinds.items()}
+    return " and ".join(f"{value:g} {kind}" for kind, value in kept.items() if value != 0)
+
+
+def _samples(figures: str) -> Iterator[Sample]:
+    return (sample for family in text_string_to_metric_families(figures) for sample in family.samples)
 
 
 def ghosts(

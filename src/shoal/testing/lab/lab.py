@@ -33,8 +33,6 @@ from shoal.types import Span
 
 Progress = Callable[[str, int, int], None]
 
-ANNOUNCE_S = 1.0
-"""The lab's nodes announce often, so that it soon sees whether they have let go of what they held."""
 READY_S = 180.0
 """The longest wait for the nodes that a run needs."""
 GAP_S: dict[Kind, float] = {"kill": 6.0, "freeze": 8.0, "churn": 16.0}
@@ -76,18 +74,19 @@ async def run_lab(settings: Settings, order: Order, progress: Progress) -> Repor
         )
 
 
-def prepared(settings: Settings, plan: Plan) -> Settings:
-    """The settings of nodes and client.
+def prepared(settings: Settings, plan: Plan, run: Run | None = None) -> Settings:
+    """The settings of nodes and client, or those of a client for one run.
 
     Raises:
         UsageError: the plan sets what there is not, or to what it cannot be.
     """
-    if unknown := sorted(set(plan.settings) - set(config.OPTIONS)):
+    chosen = plan.settings | (run.settings if run else {})
+    if unknown := sorted(set(chosen) - set(config.OPTIONS)):
         raise UsageError(
             f"settings has an unknown option {unknown[0]!r}",
             check=f"the options are: {', '.join(config.OPTIONS)}",
         )
-    given = {"threads": 1, "announce_s": ANNOUNCE_S} | plan.settings
+    given = {"threads": 1} | chosen | {"metrics_host": "127.0.0.1"}
     given |= {"model": plan.model or settings.model, "format": plan.format or settings.format}
     return replace(on_this_machine(config.load(given), "lab"), paths=settings.paths)
 
@@ -187,6 +186,7 @@ class _Bench:
             UsageError: says which.
         """
         for run in runs:
+            prepared(self._lab.client_settings, self._order.plan, run)
             tokens = len(self._undisturbed[run.prompt % len(self._questions)].answer.token_ids)
             late = [e.token for e in run.events if e.token is not None and e.token >= tokens]
             if late and not run.minutes:
@@ -211,7 +211,8 @@ class _Bench:
             self._progress(f"run {number}: {run.name}" if run.name else f"run {number}", number, len(runs))
             await self._lab.wait_until(lambda run=run: self._ready(run), READY_S)
             self._note(number, await self.watch.heard(), "unheard")
-            played = await play(self._lab, self._client, run, self._questions)
+            async with self._client_of(run) as client:
+                played = await play(self._lab, client, run, self._questions)
             self.results += reports.results(number, played, references)
             self.faults += judge(number, played, references, gap_s)
             self._note(number, await self.watch.idle(), "kv")
@@ -222,6 +223,18 @@ class _Bench:
         if counted and most is not None and median(counted) > most:
             message = f"the longest gap is {median(counted):.1f} s at the median, at most {most:g} is allowed"
             self.faults.append(Fault(None, "gap", message))
+
+    @asynccontextmanager
+    async def _client_of(self, run: Run) -> AsyncGenerator[Swarm]:
+        """The client that is always there, or one with the run's settings."""
+        if not run.settings:
+            yield self._client
+            return
+        lab = self._lab
+        settings = prepared(lab.client_settings, self._order.plan, run)
+        settings = replace(settings, bootstrap=lab.client_settings.bootstrap)
+        async with open_swarm(settings, lab.membership) as client:
+            yield client
 
     def _ready(self, run: Run) -> bool:
         """Whether all nodes are well that serve what the run hits, and one for each other block."""

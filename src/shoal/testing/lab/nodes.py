@@ -43,6 +43,8 @@ class LabNode:
         self.process: Process | None = None
         self.serving = False
         """It has said that it serves, and has not ended or been asked to."""
+        self.figures = ""
+        """Where it shows its figures, ``http://127.0.0.1:PORT``."""
         self.frozen = False
         self.slowed: trio.CancelScope | None = None
         self.started = 0.0
@@ -190,7 +192,7 @@ class LabSwarm:
         span = node.place.span
         process = node.process = await start(settings, self.membership, span, node.home, self._processes)
         try:
-            await process.event("serving")
+            node.figures = (await process.event("serving"))["figures"]
             node.serving = not node.asked_to_end
             self._note_change()
             await process.process.wait()

@@ -77,6 +77,8 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """By when an expected error has to be there, after the last event."""
     gap_s: Seconds | None = None
     """The longest time allowed between two tokens; the plan's if not given."""
+    settings: dict[str, Any] = {}
+    """Settings of a client that is made for this run alone."""
     guarded: bool = False
     """An event that would leave a block to nobody waits until it would not."""
 

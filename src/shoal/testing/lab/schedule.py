@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 from shoal.errors import UsageError
 from shoal.testing.lab.plan import ANSWER, Deed, Event, Nodes, Place, Run
@@ -15,7 +16,7 @@ LEAST_TOKENS = 8
 PREFILL_WITHIN_S = 0.15
 """A hit in the prefill comes at most so long after the session has opened."""
 BACK_S = 60.0
-"""The longest gap allowed where a session waits for the only node of a block to be started again."""
+"""How long a session waits where the nodes of a block are started again."""
 BRIEF_S = 2.0
 """A freeze that is over before it is sure to have been noticed."""
 PAUSE_S = (2.0, 6.0)
@@ -53,6 +54,7 @@ class _Case:
     prefill: bool = False
     expect: str = ANSWER
     gap_s: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 def even_nodes(spans: Sequence[Span], replicas: int, *, one_more: bool) -> list[Nodes]:
@@ -77,7 +79,8 @@ def kill_runs(seed: int, stages: Sequence[Stage], prompts: Sequence[Prompted], c
     last = len(stages) - 1
     block = stages[last].span.start
     back = Event(do="kill", block=block, token=1, for_s=0.0)
-    cases.append(_Case(f"every node of block {block}, and they return", _at_token(back), gap_s=BACK_S))
+    returned = f"every node of block {block}, and they return"
+    cases.append(_Case(returned, _at_token(back), gap_s=BACK_S, settings={"resume_s": BACK_S}))
     gone = Event(do="kill", block=stages[0].span.start, token=1)
     cases.append(_Case(f"every node of block {gone.block}", _at_token(gone), expect="no_coverage"))
     return _runs(seed, cases, prompts, count)
@@ -200,5 +203,14 @@ def _runs(seed: int, cases: Sequence[_Case], prompts: Sequence[Prompted], count:
         case = cases[number % len(cases)]
         prompt = longest if case.prefill else random.choice(fit)
         events = case.events(random, prompts[prompt].answer_tokens)
-        runs.append(Run(name=case.name, prompt=prompt, events=events, expect=case.expect, gap_s=case.gap_s))
+        runs.append(
+            Run(
+                name=case.name,
+                prompt=prompt,
+                events=events,
+                expect=case.expect,
+                gap_s=case.gap_s,
+                settings=case.settings,
+            )
+        )
     return runs

@@ -1,26 +1,27 @@
-"""Looks at the swarm from outside: what nodes announce, what processes hold, who is still listed."""
+"""Looks at the swarm from outside: what nodes show, what processes hold, who is still listed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+import urllib.request
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 
 import psutil
 import trio
 
 from shoal.client.swarm import Swarm
 from shoal.swarm.announcement import Announcement
-from shoal.testing.lab.judge import Fault, ghosts, idle_faults, leaks
-from shoal.testing.lab.nodes import LabSwarm
+from shoal.testing.lab.judge import Fault, ghosts, held, leaks
+from shoal.testing.lab.nodes import LabNode, LabSwarm
 from shoal.types import PeerId
 
 LOOK_EVERY_S = 0.1
 HEARD_WITHIN_S = 30.0
 """By when a client has to have heard of a node that serves."""
 IDLE_WITHIN_S = 20.0
-"""By when every node has to have said that all its KV is free, once nobody asks."""
+"""By when every node has to have freed all its KV, once nobody asks."""
+FIGURES_WITHIN_S = 5.0
 SPARE_TASKS = 12
 """Tasks that the client may have more for each node than when it began: channels and connections."""
 
@@ -38,12 +39,30 @@ class Watch:
 
     async def heard(self) -> list[str]:
         """Wait until the client knows of every node that serves; says of which it has not heard in time."""
-        unheard = await _nothing_left(self._unheard, HEARD_WITHIN_S)
+        unheard: list[str] = []
+        with trio.move_on_after(HEARD_WITHIN_S):
+            while True:
+                unheard = self._unheard()
+                if not unheard:
+                    break
+                await trio.sleep(LOOK_EVERY_S)
         return [f"node {name} serves, and the client does not know" for name in unheard]
 
     async def idle(self) -> list[str]:
-        """Wait until every node that is well has said that it holds nothing; says who still does."""
-        return await _nothing_left(partial(self._held, time.time()), IDLE_WITHIN_S)
+        """Wait until every node that is well shows that it holds nothing; says who still does."""
+        held: dict[str, str] = {}
+
+        async def let_go(node: LabNode) -> None:
+            while found := await _held(node):
+                held[node.name] = found
+                await trio.sleep(LOOK_EVERY_S)
+            held.pop(node.name, None)
+
+        with trio.move_on_after(IDLE_WITHIN_S):
+            async with trio.open_nursery() as nursery:
+                for node in self._lab.nodes.values():
+                    nursery.start_soon(let_go, node)
+        return [f"node {name} does not let go of {found}" for name, found in held.items()]
 
     async def look_for_ghosts(self) -> None:
         """Note every second who is listed long after its end, until cancelled."""
@@ -86,19 +105,6 @@ class Watch:
             if node.well and (node.peer not in latest or latest[node.peer].issued < node.started)
         ]
 
-    def _held(self, since: float) -> list[str]:
-        latest = self._latest()
-        found: list[str] = []
-        for node in self._lab.nodes.values():
-            announcement = latest.get(node.peer)
-            if not node.well:
-                continue
-            if announcement is None or announcement.issued < since:
-                found.append(f"node {node.name} has not announced anything for {IDLE_WITHIN_S:.0f} s")
-            else:
-                found += idle_faults([announcement], self._names)
-        return found
-
     def _descriptors(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for node in self._lab.nodes.values():
@@ -109,13 +115,16 @@ class Watch:
         return found
 
 
-async def _nothing_left(look: Callable[[], list[str]], within_s: float) -> list[str]:
-    """Look until there is nothing more to see; what is still there after ``within_s``."""
-    found: list[str] = []
-    with trio.move_on_after(within_s):
-        while True:
-            found = look()
-            if not found:
-                break
-            await trio.sleep(LOOK_EVERY_S)
-    return found
+async def _held(node: LabNode) -> str:
+    """What a node holds, by its own figures; nothing when it is not well."""
+    if not node.well:
+        return ""
+    try:
+        return held(await trio.to_thread.run_sync(_figures, f"{node.figures}/metrics"))
+    except OSError as error:  # it has ended in this moment, or it does not answer
+        return f"its figures ({error})"
+
+
+def _figures(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=FIGURES_WITHIN_S) as answer:
+        return answer.read().decode()
