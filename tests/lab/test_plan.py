@@ -79,7 +79,7 @@ def test_without_nodes_the_built_in_ones_serve() -> None:
         ("events = [{do = 'kill', token = 1}]", "give one of node, hop and block"),
         ("events = [{do = 'kill', hop = 0, node = 'a', token = 1}]", "give one of node, hop and block"),
         ("events = [{do = 'kill', hop = 0}]", "give one of token, prefill_s and time_s"),
-        ("events = [{do = 'kill', hop = 0, token = 48}]", "an answer of 48 tokens is over"),
+        ("events = [{do = 'kill', hop = 0, token = 32}]", "an answer of 32 tokens is over"),
         ("events = [{do = 'revive', hop = 0, token = 1}]", "named with node"),
         ("prompts = ['a']\nruns = [{prompt = 1}]", "there is no prompt 1"),
     ],

@@ -208,7 +208,7 @@ class _Bench:
         plan, kind = self._order.plan, self._order.kind
         gap_s = GAP_S[kind] if plan.gap_s is None else plan.gap_s
         for number, run in enumerate(runs):
-            self._progress(f"run {number}: {run.name}" if run.name else f"run {number}", number, len(runs))
+            self._progress(f"run {number} ({run.name}){self._so_far()}", number, len(runs))
             await self._lab.wait_until(lambda run=run: self._ready(run), READY_S)
             self._note(number, await self.watch.heard(), "unheard")
             async with self._client_of(run) as client:
@@ -223,6 +223,14 @@ class _Bench:
         if counted and most is not None and median(counted) > most:
             message = f"the longest gap is {median(counted):.1f} s at the median, at most {most:g} is allowed"
             self.faults.append(Fault(None, "gap", message))
+
+    def _so_far(self) -> str:
+        if not self.results:
+            return ""
+        same = sum(result.same for result in self.results)
+        gap = max((result.gap_s for result in self.results if result.counted), default=0.0)
+        errors = f", {len(self.faults)} errors" if self.faults else ""
+        return f", so far {same} of {len(self.results)} the same, longest gap {gap:.1f} s{errors}"
 
     @asynccontextmanager
     async def _client_of(self, run: Run) -> AsyncGenerator[Swarm]:

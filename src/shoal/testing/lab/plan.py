@@ -102,7 +102,7 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     format: Format | None = None
     prompts: list[Prompt] = []
     """Texts, or token ids as they are."""
-    max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] = 48
+    max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] = 32
     nodes: list[Nodes] = []
     stages: Annotated[int, Meta(ge=1, le=MAX_NODES)] = 3
     """How many spans the model is cut into when no nodes are given."""

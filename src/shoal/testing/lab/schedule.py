@@ -189,7 +189,7 @@ def _changed(event: Event, *, token: int | None, prefill_s: float | None = None)
 
 
 def _runs(seed: int, cases: Sequence[_Case], prompts: Sequence[Prompted], count: int) -> list[Run]:
-    """``count`` runs that take the cases in turn."""
+    """``count`` runs that take the cases in turn, from any of them on."""
     fit = [number for number, prompt in enumerate(prompts) if prompt.answer_tokens >= LEAST_TOKENS]
     if not fit:
         raise UsageError(
@@ -199,7 +199,8 @@ def _runs(seed: int, cases: Sequence[_Case], prompts: Sequence[Prompted], count:
     longest = max(fit, key=lambda number: prompts[number].prompt_tokens)
     random = Random(seed)
     runs: list[Run] = []
-    for number in range(count):
+    begin = random.randrange(len(cases))
+    for number in range(begin, begin + count):
         case = cases[number % len(cases)]
         prompt = longest if case.prefill else random.choice(fit)
         events = case.events(random, prompts[prompt].answer_tokens)
