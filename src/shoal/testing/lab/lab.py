@@ -51,7 +51,9 @@ async def run_lab(settings: Settings, order: Order, progress: Progress) -> Repor
     settings = prepared(settings, order.plan)
     model = await trio.to_thread.run_sync(ModelStore(settings.paths.models).resolve, settings.model)
     even = split(model.shape.n_blocks, min(order.plan.stages, model.shape.n_blocks))
-    built_in = even_nodes(even, order.plan.replicas, one_more=order.kind == "kill")
+    built_in = even_nodes(
+        even, order.plan.replicas, one_more=order.kind == "kill" and not runs_of(order.plan)
+    )
     rooms = places(order.plan, model.shape.n_blocks, built_in)
     prompts = prompts_of(model, order.plan)
     questions = [Question(settings.model, p, order.plan.max_tokens, order.plan.format) for p in prompts]
