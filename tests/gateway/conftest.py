@@ -65,7 +65,8 @@ def checkpoint(tmp_path_factory):
 async def served(home, checkpoint, spans=THIRDS, host="127.0.0.1", **options):
     """A gateway before a swarm in memory."""
     async with memory_swarm(home, checkpoint, spans) as swarm, trio.open_nursery() as nursery:
-        settings = {"model": str(checkpoint), "database": home / "gateway.db"} | options
+        settings = {"model": str(checkpoint), "database": home / "gateway.db", "swarm": "home"}
+        settings |= {"invite": lambda: "shoal1-test", "health": list} | options
         async with open_gateway(swarm.client, Options(**settings)) as gateway:
             url = await nursery.start(partial(serve, gateway.app, host, 0))
             async with httpx.AsyncClient(base_url=url, timeout=30) as http:

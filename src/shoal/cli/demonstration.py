@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from shoal.cli.ask import Question, answer_fields, ask, route_table, say_speed, user
+from shoal.cli.gateways import opened
 from shoal.cli.local import LocalSwarm, local_swarm
 from shoal.cli.options import asked_format
 from shoal.cli.output import emit, say
 from shoal.cli.progress import working
 from shoal.cli.talk.reader import reader
 from shoal.config import Settings
+from shoal.errors import PortInUse
+from shoal.swarm.membership import to_code
 
 if TYPE_CHECKING:
     from shoal.client.swarm import Swarm
@@ -46,10 +49,25 @@ async def show(settings: Settings, demo: Demo) -> None:
         await _answer(swarm, settings, demo, demo.prompt)
         if demo.once:
             return
-        say("the swarm stays up: ask on, or end with Ctrl-D")
+        url = await _page(stack, swarm, local, settings)
+        say(f"the swarm stays up. Ask it in a browser at {url}")
+        say("or here: ask on, or end with Ctrl-D")
         lines = reader(settings.paths.chat_history)
         while (text := await lines.read()) is not None:
             await _answer(swarm, settings, demo, text)
+
+
+async def _page(stack: AsyncExitStack, swarm: Swarm, local: LocalSwarm, settings: Settings) -> str:
+    """Open the gateway, at its usual port or else at a free one; gives its URL."""
+    code = to_code(local.membership)
+    inside = replace(settings, swarm=local.membership.name)
+    try:
+        return await stack.enter_async_context(opened(swarm, inside, invite_code=code))
+    except PortInUse as error:
+        say(f"note: {error.message}")
+        return await stack.enter_async_context(
+            opened(swarm, replace(inside, gateway_port=0), invite_code=code)
+        )
 
 
 async def booted(

@@ -5,16 +5,20 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import trio
 
+from shoal.cli import checks
 from shoal.cli.inside import entered
 from shoal.cli.output import say
 from shoal.cli.serving import steady
 from shoal.cli.turns import tell
 from shoal.config import Settings
 from shoal.errors import EXIT_INTERRUPTED, EXIT_OK
+from shoal.swarm import membership
+from shoal.swarm.join import reachable
 from shoal.tasks import one_error
 
 if TYPE_CHECKING:
@@ -37,8 +41,11 @@ async def run(settings: Settings, *, as_json: bool) -> int:
 
 
 @asynccontextmanager
-async def opened(swarm: Swarm, settings: Settings) -> AsyncGenerator[str]:
+async def opened(swarm: Swarm, settings: Settings, *, invite_code: str | None = None) -> AsyncGenerator[str]:
     """A gateway over a swarm that we are in, until the block ends; gives its URL.
+
+    Args:
+        invite_code: for a swarm that this machine has not joined.
 
     Raises:
         PortInUse: the port is taken.
@@ -48,8 +55,39 @@ async def opened(swarm: Swarm, settings: Settings) -> AsyncGenerator[str]:
 
     if settings.gateway_host not in ("127.0.0.1", "::1", "localhost"):
         say("note: the gateway can be reached from other machines; it answers them with an API key alone")
-    wanted = Options(settings.model, settings.paths.gateway, settings.gateway_origins)
+
+    def invite() -> str:
+        return membership.to_code(reachable(settings, membership.load(settings.paths.swarms, settings.swarm)))
+
+    wanted = Options(
+        settings.model,
+        settings.paths.gateway,
+        settings.swarm,
+        invite if invite_code is None else lambda: invite_code,
+        partial(_health, settings),
+        settings.gateway_origins,
+    )
     with one_error():
         async with open_gateway(swarm, wanted) as gateway, trio.open_nursery() as nursery:
             yield await nursery.start(serve, gateway.app, settings.gateway_host, settings.gateway_port)
             nursery.cancel_scope.cancel()
+
+
+def _health(settings: Settings) -> list[dict[str, Any]]:
+    """The doctor's findings, as the page shows them."""
+    found = [checks.run(name, settings) for name in checks.CHECKS]
+    return [
+        {
+            "name": finding.name,
+            "ok": finding.verdict != "fail",
+            "severity": "error" if finding.verdict == "fail" else finding.verdict,
+            "message": finding.detail,
+            "check": "" if _is_command(finding.fix) else finding.fix,
+            "next_command": finding.fix if _is_command(finding.fix) else "",
+        }
+        for finding in found
+    ]
+
+
+def _is_command(text: str) -> bool:
+    return text.startswith(("shoal ", "make "))

@@ -11,7 +11,7 @@ import typer
 from shoal.cli import options
 from shoal.cli.output import emit, say
 from shoal.swarm import membership
-from shoal.swarm.here import running
+from shoal.swarm.join import reachable
 
 
 def register(app: typer.Typer) -> None:
@@ -27,12 +27,7 @@ def invite(
 ) -> None:
     """Print the code that lets others in. Whoever has it is a member of the swarm."""
     settings = options.settings(swarm=swarm, bootstrap=bootstrap)
-    kept = membership.of(settings)
-    nodes = [node for node in running(settings.paths.nodes) if node.swarm == kept.name]
-    here = [address for node in nodes for address in node.addresses]
-    addresses = dict.fromkeys([*here, *settings.bootstrap, *kept.bootstrap])
-    # A code is typed and scanned: the machine's own addresses first, and only a few.
-    kept = replace(kept, bootstrap=tuple(addresses)[:8])
+    kept = reachable(settings, membership.of(settings))
     code = membership.to_code(kept)
     emit({"swarm": kept.name, "code": code, "bootstrap": kept.bootstrap}, as_json, lambda: code)
     if qr:

@@ -10,31 +10,35 @@ from typing import Any
 
 import trio
 from prometheus_client.core import Metric
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from shoal.client.swarm import Swarm
-from shoal.errors import OutOfResources
-from shoal.gateway import chat, completions, tokens
+from shoal.errors import OutOfResources, ShoalError
+from shoal.gateway import chat, completions, responses, tokens
 from shoal.gateway.answers import Answers
 from shoal.gateway.body import read_body
 from shoal.gateway.constrain import Grammars
 from shoal.gateway.errors import HttpError, MethodNotAllowed, NotFound, error_response
 from shoal.gateway.exchange import Desk, Exchange
+from shoal.gateway.feed import Feed, Health
 from shoal.gateway.guard import Doors, Guard, log
 from shoal.gateway.keys import Caller, KeyRing
 from shoal.gateway.limits import Limits
+from shoal.gateway.live import Invite, Live
 from shoal.gateway.metrics import Metrics, gauge
 from shoal.gateway.models import Models, Servable
 from shoal.gateway.prefixes import Prefixes
 from shoal.gateway.records import Records
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
+from shoal.gateway.schema.responses import ResponsesRequest
 from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
+from shoal.gateway.static import StaticPage
 from shoal.gateway.usage import Usage
 from shoal.models.local import LocalModel
 
@@ -49,6 +53,10 @@ class Options:
     model: str
     """The one to have ready."""
     database: Path
+    swarm: str
+    """Its name on this machine."""
+    invite: Invite
+    health: Health
     origins: tuple[str, ...] = ()
 
 
@@ -65,11 +73,14 @@ class Gateway:
         self.prefixes = Prefixes(swarm)
         self.records = Records()
         self.metrics = Metrics(self._now)
+        self.feed = Feed(swarm, options.swarm, self.records, options.health)
+        self._page = StaticPage()
+        self._live = Live(self.feed, options.invite)
         answers = Answers(self.prefixes, self.grammars, self.records, self.metrics)
         self.desk = Desk(answers, self.limits, self.usage)
         self.ready = False
         """Whether the default model's ends are here."""
-        self.app: ASGIApp = Guard(self._routes(), Doors(_is_open, options.origins), self.keys)
+        self.app: ASGIApp = Guard(self._routes(), Doors(self._is_open, options.origins), self.keys)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep what the routes need alive until cancelled."""
@@ -77,6 +88,7 @@ class Gateway:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.prefixes.run)
                 nursery.start_soon(self.usage.run)
+                nursery.start_soon(self.feed.run)
                 nursery.start_soon(self._refresh_keys)
                 nursery.start_soon(self._load)
                 task_status.started()
@@ -95,20 +107,27 @@ class Gateway:
             except OutOfResources as error:  # the keys that were read last stay good
                 log.warning("the keys cannot be read: %s", error.message)
 
-    def _routes(self) -> Starlette:
-        return Starlette(
+    def _is_open(self, path: str) -> bool:
+        return path in OPEN_PATHS or path in self._page
+
+    def _routes(self) -> ASGIApp:
+        router = Router(
             routes=[
+                *self._page.routes(),
+                *self._live.routes(),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
                 Route("/v1/models", self._list_models),
                 Route("/v1/models/{id:path}", self._show_model),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/completions", self._complete, methods=["POST"]),
+                Route("/v1/responses", self._respond, methods=["POST"]),
                 Route("/tokenize", self._tokenize, methods=["POST"]),
                 Route("/detokenize", self._detokenize, methods=["POST"]),
             ],
-            exception_handlers={HTTPException: _not_routed},
+            redirect_slashes=False,
         )
+        return ExceptionMiddleware(router, handlers={HTTPException: _not_routed, ShoalError: _refused})
 
     async def _chat(self, request: Request) -> Exchange:
         body = await read_body(request, ChatRequest)
@@ -132,6 +151,19 @@ class Gateway:
             asked,
             lambda record: completions.CompletionForm(record, asked, include_usage=body.include_usage),
             prefix=completions.PREFIX,
+            stream=body.stream,
+        )
+
+    async def _respond(self, request: Request) -> Exchange:
+        body = await read_body(request, ResponsesRequest)
+        asked = await responses.asked_of(body, await self.models.find(body.model))
+        calls = asked.grammar is not None and responses.calling_of(body) is not None
+        return Exchange(
+            self.desk,
+            caller_of(request),
+            [asked],
+            lambda record: responses.ResponsesForm(record, asked, body, calls=calls),
+            prefix=responses.PREFIX,
             stream=body.stream,
         )
 
@@ -200,10 +232,6 @@ def caller_of(request: Request) -> Caller:
     return request.scope["caller"]
 
 
-def _is_open(path: str) -> bool:
-    return path in OPEN_PATHS
-
-
 def _model_card(local: LocalModel) -> dict[str, Any]:
     return {
         "id": local.name,
@@ -213,6 +241,13 @@ def _model_card(local: LocalModel) -> dict[str, Any]:
         "max_model_len": local.shape.context,
         "digest": local.digest,
     }
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """What a route raised before its answer began."""
+    if not isinstance(error, ShoalError):
+        raise error
+    return error_response(error)
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import trio
 
@@ -21,6 +22,9 @@ PUBLIC_NOTICE = (
     "This is the public swarm: every peer can see your address and what you serve, and the nodes of a route "
     "see the hidden states of your text, from which it can be guessed."
 )
+
+INVITED = 8
+"""Addresses that an invite holds."""
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +73,15 @@ async def join_swarm(
                 yield network, member
             finally:
                 nursery.cancel_scope.cancel()
+
+
+def reachable(settings: Settings, membership: Membership) -> Membership:
+    """The membership as it is handed on: with where its nodes on this machine can be reached.
+
+    A code is typed and scanned: the machine's own addresses come first, and only a few.
+    """
+    addresses = dict.fromkeys([*_here(settings, membership), *settings.bootstrap, *membership.bootstrap])
+    return replace(membership, bootstrap=tuple(addresses)[:INVITED])
 
 
 def _here(settings: Settings, membership: Membership) -> list[str]:

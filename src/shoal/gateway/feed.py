@@ -1,0 +1,184 @@
+"""What the page shows, live: the swarm, the last requests, this machine's health, and tokens as they pass."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+from starlette.types import Receive, Scope, Send
+
+from shoal.client.swarm import Swarm
+from shoal.errors import ShoalError
+from shoal.gateway.records import Record, Records
+from shoal.gateway.sse import KEEP_ALIVE, EventStream, event
+from shoal.gateway.view import swarm_view
+from shoal.types import PeerId
+
+LISTENERS = 32
+"""Pages that listen at once; one more is told to come back."""
+QUEUED = 64
+"""Events that wait for a listener; one that is slower is closed, and comes back for the newest."""
+CHANGED_EVERY_S = 0.5
+TOKEN_EVERY_S = 0.05
+KEEP_ALIVE_S = 10.0
+PING_EVERY_S = 5.0
+PING_WITHIN_S = 3.0
+HEALTH_EVERY_S = 60.0
+
+log = logging.getLogger(__name__)
+Health = Callable[[], list[dict[str, Any]]]
+"""Looks at this machine, on a thread: the doctor's checks."""
+
+
+@dataclass(eq=False)
+class _Listener:
+    send: trio.MemorySendChannel[bytes]
+
+
+@dataclass
+class Feed:
+    """Collects what changes and hands it to every listener. ``run`` must be running."""
+
+    swarm: Swarm
+    name: str
+    """The swarm's."""
+    records: Records
+    health: Health
+    _listeners: set[_Listener] = field(default_factory=set[_Listener])
+    _rtt_s: dict[PeerId, float | None] = field(default_factory=dict[PeerId, "float | None"])
+    _checks: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    _token_at: float = 0.0
+    _changed: set[str] = field(default_factory=set[str])
+
+    def __post_init__(self) -> None:
+        self.records.on_change = lambda: self._changed.add("requests")
+        self.records.on_token = self._token
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for watch in (self._tell, self._watch_swarm, self._watch_distances, self._watch_health):
+                nursery.start_soon(watch)
+
+    def swarm_now(self) -> dict[str, Any]:
+        """The swarm as this machine knows it."""
+        return swarm_view(
+            self.name,
+            self.swarm.network.peer,
+            self.swarm.announcements(),
+            self.swarm.network.connections(),
+            self._rtt_s | {peer: rtt for peer, rtt in self.swarm.round_trips().items() if rtt is not None},
+            [shown["route"] for shown in self.records.shown()],
+            self.swarm.member.now(),
+        )
+
+    def health_now(self) -> dict[str, Any]:
+        """What the doctor found last."""
+        return {"ok": all(check["ok"] for check in self._checks), "checks": self._checks}
+
+    def _now(self, name: str) -> bytes:
+        made: dict[str, Callable[[], Any]] = {
+            "swarm": self.swarm_now,
+            "requests": self.records.shown,
+            "health": self.health_now,
+        }
+        return event(made[name](), name)
+
+    async def listen(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI answer: the events, for as long as the page listens."""
+        outgoing, incoming = trio.open_memory_channel[bytes](QUEUED)
+        listener = _Listener(outgoing)
+        stream = EventStream(send)
+        self._listeners.add(listener)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
+                await stream.write(*(self._now(name) for name in ("swarm", "requests", "health")))
+                await self._forward(incoming, stream.write)
+                await stream.end()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._listeners.discard(listener)
+
+    @property
+    def full(self) -> bool:
+        """Whether no more pages may listen."""
+        return len(self._listeners) >= LISTENERS
+
+    async def _forward(
+        self, incoming: trio.MemoryReceiveChannel[bytes], write: Callable[..., Awaitable[None]]
+    ) -> None:
+        while True:
+            told = KEEP_ALIVE
+            with trio.move_on_after(KEEP_ALIVE_S):
+                try:
+                    told = await incoming.receive()
+                except trio.EndOfChannel:
+                    return
+            await write(told)
+
+    def _publish(self, told: bytes) -> None:
+        for listener in list(self._listeners):
+            try:
+                listener.send.send_nowait(told)
+            except trio.WouldBlock:
+                listener.send.close()
+                self._listeners.discard(listener)
+
+    def _token(self, record: Record) -> None:
+        now = trio.current_time()
+        self._changed.add("requests")
+        if self._listeners and now - self._token_at >= TOKEN_EVERY_S:
+            self._token_at = now
+            route = [stage["peer"] for stage in record.route]
+            self._publish(event({"request": record.id, "n": record.tokens, "route": route}, "token"))
+
+    async def _tell(self) -> None:
+        while True:
+            await trio.sleep(CHANGED_EVERY_S)
+            changed, self._changed = self._changed, set()
+            if self._listeners:
+                for name in sorted(changed):
+                    self._publish(self._now(name))
+
+    async def _watch_swarm(self) -> None:
+        """An announcement that ends says nothing: it is looked for too."""
+        known: set[str] = set()
+        while True:
+            with trio.move_on_after(1.0) as waiting:
+                await self.swarm.member.wait_changed()
+            alive = {announcement.peer for announcement in self.swarm.announcements()}
+            if alive != known or not waiting.cancelled_caught:
+                known = alive
+                self._changed.add("swarm")
+            await trio.sleep(CHANGED_EVERY_S)
+
+    async def _watch_distances(self) -> None:
+        while True:
+            if self._listeners:
+                async with trio.open_nursery() as nursery:
+                    for connection in self.swarm.network.connections()[:64]:
+                        nursery.start_soon(self._ping, connection.peer)
+                self._changed.add("swarm")
+            await trio.sleep(PING_EVERY_S)
+
+    async def _ping(self, peer: PeerId) -> None:
+        self._rtt_s.pop(peer, None)
+        with suppress(ShoalError):  # a peer that does not answer has no round trip to show
+            self._rtt_s[peer] = await self.swarm.network.ping(peer, deadline_s=PING_WITHIN_S)
+
+    async def _watch_health(self) -> None:
+        while True:
+            self._checks = await trio.to_thread.run_sync(self.health, abandon_on_cancel=True)
+            self._changed.add("health")
+            await trio.sleep(HEALTH_EVERY_S)
+
+
+async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()

@@ -1,0 +1,75 @@
+"""``/api/…``: what the page asks for, each thing once or all of it live."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import segno
+import trio
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from shoal.gateway.errors import Forbidden, LimitReached
+from shoal.gateway.feed import Feed
+from shoal.gateway.keys import Caller
+
+Invite = Callable[[], str]
+"""Makes, on a thread, the code that lets another machine in. Raises ``UsageError`` where there is none."""
+
+
+class Live:
+    """The routes of the page's data."""
+
+    def __init__(self, feed: Feed, invite: Invite) -> None:
+        self._feed = feed
+        self._invite = invite
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/api/events", self._events),
+            Route("/api/swarm", self._swarm),
+            Route("/api/requests", self._requests),
+            Route("/api/health", self._health),
+            Route("/api/invite", self._show_invite),
+        ]
+
+    async def _events(self, request: Request) -> Listening:
+        if self._feed.full:
+            raise LimitReached("too many pages listen already", retry_after_s=5.0)
+        return Listening(self._feed)
+
+    async def _swarm(self, request: Request) -> Response:
+        return JSONResponse(self._feed.swarm_now())
+
+    async def _requests(self, request: Request) -> Response:
+        return JSONResponse(self._feed.records.shown())
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse(self._feed.health_now())
+
+    async def _show_invite(self, request: Request) -> Response:
+        """Who has the code is a member of the swarm: only an administrator's key gets it."""
+        caller: Caller = request.scope["caller"]
+        if not caller.admin:
+            raise Forbidden(
+                "this key may not invite", check="a key that may is made by: shoal key create --admin"
+            )
+        code = await trio.to_thread.run_sync(self._invite)
+        image = io.BytesIO()
+        segno.make_qr(code.upper(), error="l").save(image, kind="svg", xmldecl=False, scale=4)
+        return JSONResponse(
+            {"code": code, "command": f"shoal join {code} && shoal up", "qr_svg": image.getvalue().decode()}
+        )
+
+
+class Listening:
+    """An ASGI response that goes on for as long as its page listens."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._feed.listen(scope, receive, send)

@@ -1,0 +1,143 @@
+"""Who may come in: keys, this machine alone without any, and no page of somebody else's."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from shoal.gateway import keys
+from shoal.gateway.keys import Limits
+from shoal.gateway.usage import report
+
+from .conftest import served, user
+
+DATABASE = "gateway.db"
+
+
+@pytest.fixture
+def key(tmp_path):
+    """A key that was made before the gateway began."""
+    return keys.create(tmp_path / DATABASE, "laptop", Limits(), admin=False)[0]
+
+
+def paths(gateway):
+    """Every path that leads anywhere, and what clients mistype."""
+    inner = gateway.gateway.app._app.app
+    known = [route.path.replace("{id:path}", "x") for route in inner.routes]
+    return (
+        known + [f"{p}/" for p in known] + [f"/{p}" for p in known] + [p.upper() for p in known if p != "/"]
+    )
+
+
+async def test_with_a_key_nothing_but_the_page_and_health_is_open(tmp_path, checkpoint, key):
+    async with served(tmp_path, checkpoint) as gateway:
+        for path in paths(gateway):
+            for method in ("GET", "POST", "OPTIONS", "HEAD", "PUT"):
+                answer = await gateway.http.request(method, gateway.url + path)
+                assert answer.status_code == 401 or gateway.gateway._is_open(path), (method, path)
+        assert (await gateway.http.get("/health")).status_code == 200
+        assert (await gateway.http.get("/")).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["authorization", "x-api-key"])
+async def test_a_key_opens_either_way(tmp_path, checkpoint, key, header):
+    async with served(tmp_path, checkpoint) as gateway:
+        value = f"Bearer {key}" if header == "authorization" else key
+        assert (await gateway.http.get("/v1/models", headers={header: value})).status_code == 200
+        for wrong in (value[:-1], value + "x", "", "Bearer", "Basic abc", "\xff"):
+            answer = await gateway.http.get("/v1/models", headers=[(header, wrong.encode("latin1"))])
+            assert answer.status_code == 401
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_a_key_is_kept_as_a_hash_and_ends_when_revoked(tmp_path, checkpoint, key):
+    assert key.encode() not in (tmp_path / DATABASE).read_bytes()
+    assert (tmp_path / DATABASE).stat().st_mode & 0o77 == 0
+    keys.create(tmp_path / DATABASE, "other", Limits(), admin=False)
+    async with served(tmp_path, checkpoint) as gateway:
+        headers = {"x-api-key": key}
+        assert (await gateway.http.get("/v1/models", headers=headers)).status_code == 200
+        keys.revoke(tmp_path / DATABASE, "laptop")
+        with trio.fail_after(5):
+            while (  # noqa: ASYNC110
+                await gateway.http.get("/v1/models", headers=headers)
+            ).status_code == 200:
+                await trio.sleep(0.1)
+
+
+async def test_without_a_key_a_proxy_is_not_this_machine(gateway):
+    assert (await gateway.http.get("/v1/models")).status_code == 200
+    for header in ("x-forwarded-for", "forwarded", "x-real-ip"):
+        assert (await gateway.http.get("/v1/models", headers={header: "1.2.3.4"})).status_code == 401
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:80"])
+async def test_a_name_that_was_bound_to_us_by_others_is_refused(gateway, host):
+    answer = await gateway.http.get("/v1/models", headers={"host": host})
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "forbidden"
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://127.0.0.1"])
+async def test_pages_of_others_may_not_call(gateway, origin):
+    for method in ("GET", "OPTIONS"):
+        answer = await gateway.http.request(method, "/v1/models", headers={"origin": origin})
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_our_own_page_and_a_configured_origin_may(tmp_path, checkpoint):
+    friend = "https://chat.example.org"
+    async with served(tmp_path, checkpoint, origins=(friend,)) as gateway:
+        assert (await gateway.http.get("/v1/models", headers={"origin": gateway.url})).status_code == 200
+        answer = await gateway.http.get("/v1/models", headers={"origin": friend})
+        assert answer.headers["access-control-allow-origin"] == friend
+        asked = {"origin": friend, "access-control-request-method": "POST"}
+        preflight = await gateway.http.options("/v1/chat/completions", headers=asked)
+        assert preflight.status_code == 204
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+
+
+async def test_a_key_has_limits_and_its_use_is_counted(tmp_path, checkpoint):
+    limits = Limits(requests_per_minute=2, tokens_per_minute=0, concurrency=1)
+    key, caller = keys.create(tmp_path / DATABASE, "guest", limits, admin=False)
+    async with served(tmp_path, checkpoint) as gateway:
+        headers = {"x-api-key": key}
+        answers = [await gateway.chat(headers=headers) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
+        tokens = answers[0].json()["usage"]
+    used = {account.caller: use for account, use in report(tmp_path / DATABASE)}[caller.id]
+    assert used.requests == 2
+    assert used.prompt_tokens == 2 * tokens["prompt_tokens"]
+
+
+async def test_tokens_a_minute_are_paid_afterwards(tmp_path, checkpoint):
+    key, _ = keys.create(tmp_path / DATABASE, "guest", Limits(tokens_per_minute=5), admin=False)
+    async with served(tmp_path, checkpoint) as gateway:
+        statuses = [(await gateway.chat(headers={"x-api-key": key})).status_code for _ in range(2)]
+    assert statuses == [200, 429]
+
+
+async def test_an_invite_is_shown_to_this_machine_and_administrators(tmp_path, checkpoint):
+    async with served(tmp_path, checkpoint) as gateway:
+        shown = (await gateway.http.get("/api/invite")).json()
+        assert shown["code"] in shown["command"]
+        assert shown["qr_svg"].startswith("<svg")
+    guest, _ = keys.create(tmp_path / DATABASE, "guest", Limits(), admin=False)
+    admin, _ = keys.create(tmp_path / DATABASE, "me", Limits(), admin=True)
+    async with served(tmp_path, checkpoint) as gateway:
+        asked = [await gateway.http.get("/api/invite", headers={"x-api-key": key}) for key in (guest, admin)]
+        assert [answer.status_code for answer in asked] == [403, 200]
+
+
+async def test_kept_sessions_are_not_shared_between_keys(tmp_path, checkpoint):
+    pair = [keys.create(tmp_path / DATABASE, name, Limits(), admin=False)[0] for name in ("a", "b")]
+    messages = [user("a secret that is long enough to be worth keeping")]
+    async with served(tmp_path, checkpoint) as gateway:
+        cached = []
+        for key in (pair[0], pair[1], pair[0]):
+            answer = await gateway.post("/v1/chat/completions", messages=messages, headers={"x-api-key": key})
+            cached.append(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+    assert cached[:2] == [0, 0]
+    assert cached[2] > 0
