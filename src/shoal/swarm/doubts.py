@@ -60,7 +60,10 @@ class Doubts:
         async with self._network.subscribe(TOPIC, self._valid) as doubts, trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await self._hear(doubts)
+            try:
+                await self._hear(doubts)
+            finally:
+                self._nursery = None
 
     async def raise_doubt(self, peer: PeerId) -> bool:
         """Tell the swarm that a peer does not answer, if that is news; whether it was."""

@@ -101,11 +101,12 @@ class SimSwarm:
         self.peers.kill(node.peer, silent=silent)
 
     async def drain(self, node: SimNode) -> None:
-        """A node leaves: it takes nothing new, says so, and ends when its sessions have."""
-        self.nodes.remove(node)
-        self.peers.alive.remove(node.peer)
-        await node.node.drain()
-        self.peers.kill(node.peer, silent=False)
+        """A node leaves: it takes nothing new, says so, and ends when its sessions have. Or it is gone already."""
+        if node in self.nodes:
+            self.nodes.remove(node)
+            self.peers.alive.remove(node.peer)
+            await node.node.drain()
+            self.peers.kill(node.peer, silent=False)
 
     @asynccontextmanager
     async def client(self) -> AsyncGenerator[SimClient]:
