@@ -101,7 +101,7 @@ class SimSwarm:
         self.peers.kill(node.peer, silent=silent)
 
     async def drain(self, node: SimNode) -> None:
-        """A node leaves: it takes nothing new, says so, and ends when its sessions have. Or it is gone already."""
+        """A node, if it is there still, takes nothing new, says so, and ends when its sessions have."""
         if node in self.nodes:
             self.nodes.remove(node)
             self.peers.alive.remove(node.peer)
