@@ -19,6 +19,7 @@ from functools import partial
 import trio
 
 from shoal.errors import ChannelClosed, RemoteProtocolError
+from shoal.net.inbound import Inbound
 from shoal.net.network import Pipe
 from shoal.types import CarrierName, PeerId
 from shoal.wire.framing import FRAGMENT_HEADER, Assembler, Outgoing, Payload
@@ -28,6 +29,8 @@ PING_EVERY_S = 1.0
 DEAD_AFTER_S = 7.0
 HELLO_WITHIN_S = 5.0
 SENT_WITHIN_S = 20.0
+ENDED_WITHIN_S = 20.0
+"""How long a message that has begun may make no progress."""
 QUEUED_LIMIT = 64 << 20
 """Bytes waiting to be sent; whoever sends more waits until the pipe has taken some."""
 
@@ -37,6 +40,9 @@ PROBE_BYTES = 32 << 10
 CONTROL_LIMIT = 256
 """Messages outside of sessions waiting to be sent: a peer that asks for more does not read its answers."""
 
+CONTROL = b""
+"""The queue of messages outside of sessions."""
+
 Handler = Callable[["Channel", Message, bytes], Awaitable[None]]
 """Takes one message that the peer sent. It must return soon: the next one waits for it."""
 
@@ -44,8 +50,10 @@ Handler = Callable[["Channel", Message, bytes], Awaitable[None]]
 class Channel:
     """Messages to and from ``peer``. ``run`` must be running for anything to move."""
 
-    def __init__(self, pipe: Pipe, agent: str = "") -> None:
+    def __init__(self, pipe: Pipe, agent: str = "", inbound: Inbound | None = None) -> None:
         self._pipe = pipe
+        self._inbound = inbound or Inbound()
+        self._stalled: float | None = None  # since when what the peer has begun has not grown
         self._agent = agent
         self._loop = trio.lowlevel.current_trio_token()
         self._clock = trio.lowlevel.current_clock()
@@ -101,6 +109,16 @@ class Channel:
         await self.wait_room()
         await self._say(message, payload)
         if len(payload) >= PROBE_BYTES and self._ask_speed(message, len(payload)):
+            self._wake()
+
+    async def reply(self, message: Message) -> None:
+        """Answer what the peer asked, without waiting: a peer that does not read its answers is hung up on.
+
+        Raises:
+            ChannelClosed: the channel is closed; nothing was sent.
+            RemoteProtocolError: ``CONTROL_LIMIT`` messages are waiting already.
+        """
+        if self._put(message, b"", CONTROL):
             self._wake()
 
     @property
@@ -180,6 +198,7 @@ class Channel:
                 nursery.cancel_scope.cancel()
         finally:
             self.close()
+            self._inbound.note(self, 0)
             with trio.move_on_after(2, shield=True):
                 await self._pipe.aclose()
 
@@ -196,10 +215,10 @@ class Channel:
         self._probe = (secrets.randbits(62), self._clock.current_time(), max(size, self._queued))
         return self._put(Ping(self._probe[0]), b"", _key(behind))
 
-    def _put(self, message: Message, payload: Payload, key: bytes = b"") -> bool:
+    def _put(self, message: Message, payload: Payload, key: bytes | None = None) -> bool:
         """Send or queue a message; whether the pump has something to do."""
         outgoing = Outgoing(next(self._numbers) & 0xFFFFFFFF, message, payload)
-        key = key or _key(message)
+        key = _key(message) if key is None else key
         with self._lock:
             if self.closed:
                 raise ChannelClosed(f"no channel to {self.peer}: {self._reason}")
@@ -208,7 +227,7 @@ class Channel:
                 self.sent += len(whole)
                 return self._pipe.unsent
             queue = self._queues.setdefault(key, deque())
-            if key == b"" and len(queue) >= CONTROL_LIMIT:
+            if key == CONTROL and len(queue) >= CONTROL_LIMIT:
                 raise RemoteProtocolError("the peer asks and does not read")
             queue.append(outgoing)
             self._queued += len(outgoing)
@@ -245,12 +264,16 @@ class Channel:
                     raise ChannelClosed(f"the peer has not read for {SENT_WITHIN_S:.0f} s")
 
     async def _receive(self, handle: Handler) -> None:
-        assembler = Assembler()
+        assembler, held = Assembler(), 0
         while data := await self._pipe.receive_some():
             self._heard = trio.current_time()
             self.received += len(data)
             for message, payload in assembler.feed(data):
                 await self._take(handle, message, payload)
+            if assembler.held != held:
+                held = assembler.held
+                self._inbound.note(self, held)
+                self._stalled = self._heard if held else None
         self.close("the peer hung up")
 
     async def _take(self, handle: Handler, message: Message, payload: bytes) -> None:
@@ -295,8 +318,10 @@ class Channel:
             silent = self.silent_s - late
             if silent > DEAD_AFTER_S:
                 raise ChannelClosed(f"nothing heard for {silent:.0f} s")
+            if self._stalled is not None and trio.current_time() - self._stalled > ENDED_WITHIN_S:
+                raise RemoteProtocolError(f"a message was begun and did not go on for {ENDED_WITHIN_S:.0f} s")
 
 
 def _key(message: Message) -> bytes:
     """Which queue a message goes to: its session's, or that of all messages outside of sessions."""
-    return getattr(message, "session", b"")
+    return getattr(message, "session", CONTROL)

@@ -9,6 +9,8 @@ import trio
 
 from shoal.errors import ChannelClosed
 from shoal.net.channel import Channel, Handler
+from shoal.net.favours import Favours
+from shoal.net.inbound import Inbound
 from shoal.net.network import Network, Pipe
 from shoal.types import PeerAddress, PeerId
 
@@ -24,11 +26,19 @@ class ChannelPool:
     Args:
         handle: takes every message of every channel.
         closed: told of every channel that has ended, whoever opened it.
+        known: whether a peer takes part in what we do, so that it may send long messages.
     """
 
     def __init__(
-        self, network: Network, handle: Handler, closed: Callable[[Channel, str], None], agent: str = ""
+        self,
+        network: Network,
+        handle: Handler,
+        closed: Callable[[Channel, str], None],
+        agent: str = "",
+        known: Callable[[PeerId], bool] = lambda _: True,
     ) -> None:
+        self.inbound = Inbound(known)
+        self._favours = Favours()
         self._network = network
         self._handle = handle
         self._on_closed = closed
@@ -51,10 +61,16 @@ class ChannelPool:
             else:
                 await trio.sleep_forever()
 
-    async def get(self, address: PeerAddress, *, deadline_s: float) -> Channel:
+    async def get(
+        self, address: PeerAddress, *, deadline_s: float, asked_by: PeerId | None = None
+    ) -> Channel:
         """A channel to the peer that has said hello: the one there is, or a new one.
 
+        Args:
+            asked_by: the peer that wants us to reach this one.
+
         Raises:
+            Busy: ``asked_by`` has had us dial too often.
             ChannelClosed: the peer cannot be reached in time.
             NotAllowed: the peer refuses us.
         """
@@ -63,7 +79,7 @@ class ChannelPool:
         try:
             with trio.fail_at(until):
                 async with lock:
-                    channel = self._live(address.peer) or await self._dial(address, deadline_s)
+                    channel = self._live(address.peer) or await self._dial(address, deadline_s, asked_by)
                     await channel.wait_ready(until - trio.current_time())
                     return channel
         except trio.TooSlowError:
@@ -92,9 +108,11 @@ class ChannelPool:
     def _live(self, peer: PeerId) -> Channel | None:
         return next((c for c in self._channels.get(peer, ()) if not c.closed), None)
 
-    async def _dial(self, address: PeerAddress, deadline_s: float) -> Channel:
+    async def _dial(self, address: PeerAddress, deadline_s: float, asked_by: PeerId | None) -> Channel:
         if self._nursery is None:
             raise ChannelClosed("this peer is not running")
+        if asked_by is not None:
+            self._favours.ask(asked_by, trio.current_time())
         pipe = await self._network.open_pipe(address, deadline_s=deadline_s)
         return self._start(self._nursery, pipe)
 
@@ -106,7 +124,7 @@ class ChannelPool:
             self._start(nursery, pipe)
 
     def _start(self, nursery: trio.Nursery, pipe: Pipe) -> Channel:
-        channel = Channel(pipe, self._agent)
+        channel = Channel(pipe, self._agent, self.inbound)
         self._channels[channel.peer].append(channel)
         nursery.start_soon(self._run, channel)
         return channel

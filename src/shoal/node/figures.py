@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
+import trio
 
 from shoal.metrics.meters import MEDIA_TYPE, Reading
 from shoal.metrics.trace import Trace
@@ -46,6 +47,9 @@ def _serving(node: Node) -> Iterable[Reading]:
     yield Reading("shoal_kv_tokens", tokens, engine.tokens_free, {"state": "free"})
     yield Reading("shoal_kv_tokens", tokens, engine.tokens - engine.tokens_free, {"state": "used"})
     yield Reading("shoal_kv_pages", "Pages of KV that hold something.", engine.pool.taken)
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    yield Reading("shoal_tasks", "Tasks of the event loop.", tasks)
+    yield Reading("shoal_unfinished_bytes", "Of messages that have begun to come.", pool.inbound.held)
     yield Reading("shoal_channels", "Channels to other peers.", len(pool.all()))
     for way, count in (("in", pool.received), ("out", pool.sent)):
         yield Reading("shoal_bytes", "Bytes over channels.", count, {"way": way}, "counter")

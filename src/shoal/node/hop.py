@@ -10,15 +10,15 @@ another in its place (``Reroute``): what was sent so far has been kept, and is s
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
 import trio
 
-from shoal.errors import Busy, ChannelClosed, ShoalError
+from shoal.errors import Busy, ChannelClosed, ShoalError, UnknownSession
 from shoal.executor.engine import Engine, Forwarded
 from shoal.net.channel import Channel
 from shoal.node.kept import Entry, Kept, KeptRoom
@@ -29,6 +29,10 @@ from shoal.wire.session import HopSession
 
 QUEUE = 64
 """Steps of one session that may wait at a hop."""
+QUEUED_LENGTHS = 2
+"""Tokens of those steps, in whole lengths of the session; a client that does not go back sends one."""
+IDLE_S = 900.0
+"""How long a session may be without a step; then its room is for others."""
 
 
 @dataclass(eq=False)
@@ -58,12 +62,15 @@ class Hop:
         self._loop = trio.lowlevel.current_trio_token()
         self._taken = 0  # by the event loop
         self._seen_to = 0  # by the engine's thread
+        self._tokens_taken = 0  # the same in tokens
+        self._tokens_seen_to = 0
         self._filling = 0  # the same in tokens, of steps that fill a cache
         self._filled = 0
         self._last_taken = 0  # numbers of the client's steps
         self._last_sent = 0
         self._kept = Kept(self.room)
         self._order = threading.Lock()  # what is sent again goes before what is computed meanwhile
+        self._changing = False
         self._cut = False  # the client knows that the way onward is gone
         # Steps for which there is no room on the way onward: what comes out would have nowhere to wait.
         self._holding = 0
@@ -91,8 +98,10 @@ class Hop:
         except ShoalError as error:
             self.fail(step.number, error)
             return
+        self.scope.deadline = trio.current_time() + IDLE_S
         if step.hops_left is None:
             self._taken += 1
+            self._tokens_taken += step.tokens
         else:
             self._filling += step.tokens
         self._last_taken = max(self._last_taken, step.number)
@@ -105,16 +114,37 @@ class Hop:
     def _check_room(self, step: Step) -> None:
         if step.hops_left is None and self.waiting >= QUEUE:
             raise Busy(f"{QUEUE} steps of this session are waiting already")
+        waiting = self._tokens_taken - self._tokens_seen_to
+        if step.hops_left is None and waiting + step.tokens > QUEUED_LENGTHS * self.opened.tokens:
+            raise Busy(f"{waiting} tokens of this session are waiting already")
         if step.hops_left is not None and self._filling - self._filled + step.tokens > self.opened.tokens:
             raise Busy("more is sent again than this session has room for")
 
     async def run(self) -> None:
-        """Take part until the session is closed."""
+        """Take part until the session is closed, or has not been used for long."""
+        self.scope.deadline = trio.current_time() + IDLE_S
         with self.scope:
             async for step, payload in self._held:
                 await self._onward.wait_room()
                 self._holding -= 1
                 self._submit(step, payload)
+        if self.scope.deadline <= trio.current_time():
+            self.fail(None, UnknownSession(f"no step for {IDLE_S:.0f} s: its room is for others"))
+
+    @contextmanager
+    def changing(self) -> Generator[None]:
+        """Change the route beside this hop; one change at a time.
+
+        Raises:
+            Busy: another one is under way.
+        """
+        if self._changing:
+            raise Busy("the route beside this hop is being changed already")
+        self._changing = True
+        try:
+            yield
+        finally:
+            self._changing = False
 
     def reroute(self, message: Reroute, onward: Channel | None) -> bool:
         """Take other neighbours, and send the next one again what it is to have cached.
@@ -189,6 +219,7 @@ class Hop:
         """
         if step.hops_left is None:
             self._seen_to += 1
+            self._tokens_seen_to += step.tokens
         else:
             self._filled += step.tokens
         if isinstance(result, Forwarded):

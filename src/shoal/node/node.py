@@ -196,7 +196,7 @@ async def start_node(
                 engine,
                 digest=model.digest,
                 span=span,
-                sessions_per_peer=settings.max_sessions,
+                max_sessions=settings.max_sessions,
                 wire=settings.wire,
             )
             node = Node(model, span, engine, server, member)

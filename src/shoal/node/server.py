@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,7 +36,8 @@ from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.node.hop import Hop
 from shoal.node.kept import KeptRoom
-from shoal.types import Codec, Digest, SessionId, Span
+from shoal.node.shares import check_share, session_share
+from shoal.types import Codec, Digest, PeerId, SessionId, Span
 from shoal.wire.codec import CodecChooser
 from shoal.wire.messages import (
     Close,
@@ -43,6 +45,7 @@ from shoal.wire.messages import (
     Locate,
     Located,
     Message,
+    NextHop,
     Open,
     Opened,
     Refused,
@@ -53,6 +56,7 @@ from shoal.wire.messages import (
 )
 
 DIAL_NEXT_S = 10.0
+SENDERS_KEPT = 4096
 NOT_YOURS = "no such session here, or not of this peer"
 """The same words for both: a stranger learns nothing."""
 
@@ -77,7 +81,7 @@ class SpanServer:
         *,
         digest: Digest,
         span: Span,
-        sessions_per_peer: int,
+        max_sessions: int,
         wire: Codec | Literal["auto"] = "auto",
     ) -> None:
         self.digest = digest
@@ -87,14 +91,15 @@ class SpanServer:
         """Set to refuse new sessions while those there are come to their end."""
         self.step_ms = 0.0
         """Smoothed time of a decode step through the span; 0 before the first."""
-        self.channels = ChannelPool(network, self._handle, self._lost)
+        self._senders: OrderedDict[PeerId, None] = OrderedDict()  # whose steps sessions here take, or took
+        self.channels = ChannelPool(network, self._handle, self._lost, known=self._senders.__contains__)
         self._peer = network.peer
         self.metrics = Metrics()
         self.trace = Trace()
         """Steps as this hop saw them."""
         self.steps = 0
         self._wire: Codec | Literal["auto"] = wire
-        self._sessions_per_peer = sessions_per_peer
+        self._sessions_per_peer = session_share(max_sessions)
         self._room = KeptRoom()
         self._hops: dict[SessionId, Hop] = {}
         self._opening: dict[SessionId, _Opening] = {}
@@ -186,7 +191,7 @@ class SpanServer:
         try:
             onward = None
             if message.next is not None:
-                onward = await self.channels.get(message.next.address(), deadline_s=DIAL_NEXT_S)
+                onward = await self._reach(message.next, channel.peer)
         except BaseException:
             self.engine.close(session)
             self._rest()
@@ -202,7 +207,18 @@ class SpanServer:
             self._count_failure,
         )
         self._hops[session] = hop
+        self._expect(hop.sender)
         return hop
+
+    async def _reach(self, onward: NextHop, client: PeerId) -> Channel:
+        return await self.channels.get(onward.address(), deadline_s=DIAL_NEXT_S, asked_by=client)
+
+    def _expect(self, sender: PeerId) -> None:
+        """Let this peer send as much as steps need."""
+        self._senders[sender] = None
+        self._senders.move_to_end(sender)
+        while len(self._senders) > SENDERS_KEPT:
+            self._senders.popitem(last=False)
 
     def _check(self, channel: Channel, message: Open) -> None:
         if self.draining:
@@ -220,17 +236,18 @@ class SpanServer:
             )
         if message.session in self._hops.keys() | self._opening.keys():
             raise NotAllowed("a session of this id is open already")
-        clients = [hop.client for hop in self._hops.values()] + [o.client for o in self._opening.values()]
-        theirs = sum(1 for client in clients if client.peer == channel.peer)
-        if theirs >= self._sessions_per_peer:
-            raise Busy(f"{theirs} sessions of this peer are open, the most that one may have")
+        client = channel.peer
+        held = [hop.opened.tokens for hop in self._hops.values() if hop.client.peer == client]
+        opening = sum(1 for opening in self._opening.values() if opening.client.peer == client)
+        sessions, kv_tokens = self._sessions_per_peer, self.engine.tokens
+        check_share(held, opening, message.tokens, sessions=sessions, kv_tokens=kv_tokens)
 
     async def _refuse(self, channel: Channel, message: Open, error: ShoalError) -> None:
         self.metrics.refusals.labels(error.code).inc()
         log.info("refused a session: %s", error.message, extra=about(channel.peer, message.session))
         retry_after_s = error.retry_after_s if isinstance(error, Busy) else 1.0
-        with suppress(ChannelClosed):  # the client is gone
-            await channel.send(
+        with suppress(ChannelClosed, RemoteProtocolError):  # the client is gone, or does not read
+            await channel.reply(
                 Refused(
                     message.session,
                     error.code,
@@ -244,7 +261,7 @@ class SpanServer:
         hop = self._hops.get(SessionId(message.session))
         if hop is None or channel.peer != hop.sender:
             error = UnknownSession(NOT_YOURS)
-            await channel.send(Failed(message.session, message.number, 0, error.code, error.message))
+            await channel.reply(Failed(message.session, message.number, 0, error.code, error.message))
         else:
             hop.take(message, payload)
 
@@ -253,25 +270,27 @@ class SpanServer:
         session = SessionId(message.session)
         hop = self._hops.get(session)
         if hop is None or hop.client is not channel:
-            with suppress(ChannelClosed):  # the client is gone
-                await channel.send(Failed(session, None, message.hop, UnknownSession.code, NOT_YOURS))
+            with suppress(ChannelClosed, RemoteProtocolError):  # the client is gone, or does not read
+                await channel.reply(Failed(session, None, message.hop, UnknownSession.code, NOT_YOURS))
             return
         kept = False
-        with suppress(ChannelClosed, NotAllowed):  # then it is not kept either, and the client replays
+        # What is refused here is not kept either, and the client replays.
+        with suppress(ChannelClosed, NotAllowed, Busy), hop.changing():
             onward = None
             if message.next is not None:
-                onward = await self.channels.get(message.next.address(), deadline_s=DIAL_NEXT_S)
+                onward = await self._reach(message.next, channel.peer)
             kept = self._hops.get(session) is hop and hop.reroute(message, onward)
+            self._expect(hop.sender)
             self.metrics.reroutes.labels("neighbour" if message.resend is None else "resend").inc()
-        with suppress(ChannelClosed):
-            await channel.send(Rerouted(session, kept))
+        with suppress(ChannelClosed, RemoteProtocolError):
+            await channel.reply(Rerouted(session, kept))
 
     async def _locate(self, channel: Channel, session: SessionId) -> None:
         hop = self._hops.get(session)
         if hop is None or hop.client is not channel:
-            await channel.send(Failed(session, None, 0, UnknownSession.code, NOT_YOURS))
+            await channel.reply(Failed(session, None, 0, UnknownSession.code, NOT_YOURS))
         else:
-            await channel.send(hop.located())
+            await channel.reply(hop.located())
 
     def _close(self, channel: Channel, session: SessionId) -> None:
         """Only the channel that opened a session, or is about to, may close it."""

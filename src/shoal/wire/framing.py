@@ -112,6 +112,11 @@ class Assembler:
         self._held = 0
         self._limit = limit
 
+    @property
+    def held(self) -> int:
+        """Bytes of messages that have begun and not ended."""
+        return self._held
+
     def feed(self, data: bytes) -> Iterator[Received]:
         """Take the next bytes of the pipe; yield every message that they complete.
 

@@ -88,7 +88,7 @@ class SimSwarm:
         spans = [a.served.span for a in member.directory.serving(model.DIGEST, member.now()) if a.served]
         span = choose_span(coverage(spans, model.N_BLOCKS), SPAN)
         engine = SimEngine(span, self.peers.internet.agenda, self.violations)
-        server = SpanServer(peer.network, engine, digest=model.DIGEST, span=span, sessions_per_peer=64)
+        server = SpanServer(peer.network, engine, digest=model.DIGEST, span=span, max_sessions=64)
         node = SimNode(peer, engine, server, Node(MODEL, span, engine, server, member))
         await peer.life.start(server.run)
         await self.peers.announce(peer, node.node.served)

@@ -1,0 +1,166 @@
+"""What every test of this folder promises after what it does to a swarm, and how that is looked at.
+
+After each attack: the process lives; another client, in the middle of an answer, gets its tokens; memory,
+descriptors, tasks and pages are back; and the next honest request gives what the whole model gives.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import trio
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from shoal.client.sampling import Sampler, Sampling
+from shoal.testing import byhand
+from shoal.testing.byhand import ByHand, by_hand
+from shoal.testing.checkpoints import write_checkpoint
+from shoal.testing.swarm import MemorySwarm, memory_swarm
+from shoal.types import Span
+from shoal.wire.messages import Open, Step
+
+PROMPT = list(range(5, 30))
+BLOCKS, WIDTH = 6, 64
+RSS_NOISE = 32 << 20
+"""Bytes by which memory may differ before and after: allocators keep some."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a process and its nodes hold at one moment."""
+
+    descriptors: int
+    tasks: int
+    sessions: int
+    pages: int
+    promised: int
+    unfinished: int
+
+    def within(self, other: Holding) -> bool:
+        """Whether this is no more than ``other`` in anything."""
+        mine, theirs = vars(self), vars(other)
+        return all(mine[name] <= theirs[name] for name in mine)
+
+
+def holding(swarm: MemorySwarm) -> Holding:
+    """What this process holds now, for the nodes that live in it."""
+    engines = [node.engine for node in swarm.nodes]
+    return Holding(
+        len(list(Path("/proc/self/fd").iterdir())),
+        trio.lowlevel.current_statistics().tasks_living,
+        sum(engine.sessions for engine in engines),
+        sum(engine.pool.taken for engine in engines),
+        sum(engine.tokens - engine.tokens_free for engine in engines),
+        sum(node.server.channels.inbound.held for node in swarm.nodes),
+    )
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    gc.collect()
+    return psutil.Process().memory_info().rss
+
+
+class Reference:
+    """The whole model in transformers, greedily: what every honest request must give, bit for bit."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def greedy(self, prompt: list[int], count: int) -> list[int]:
+        cache: Any = DynamicCache(config=self.model.config)
+        chosen: list[int] = []
+        tokens = prompt
+        while len(chosen) < count:
+            logits = self.model(torch.tensor([tokens]), past_key_values=cache, use_cache=True).logits
+            chosen.append(int(logits[0, -1].argmax()))
+            tokens = chosen[-1:]
+        return chosen
+
+
+async def answered(swarm: MemorySwarm, checkpoint: Path, count: int = 6) -> list[int]:
+    """The tokens of an honest request."""
+    answer = swarm.client.generate(str(checkpoint), PROMPT, max_tokens=count)
+    async for _ in answer:
+        pass
+    return answer.token_ids
+
+
+@asynccontextmanager
+async def unharmed(swarm: MemorySwarm, checkpoint: Path, reference: Reference) -> AsyncGenerator[None]:
+    """An attack in this block harms nobody: see the top of this file."""
+    greedy = Sampler(Sampling())
+    expected = reference.greedy(PROMPT, 8)
+    assert await answered(swarm, checkpoint, 8) == expected
+    async with swarm.client.session(str(checkpoint), tokens=64) as other:
+        chosen = [(await other.advance(PROMPT, greedy)).token]
+        await trio.sleep(0.05)
+        before, memory = holding(swarm), resident()
+        yield
+        while len(chosen) < 8:
+            chosen.append((await other.advance(chosen[-1:], greedy)).token)
+        assert chosen == expected, "another client's answer has changed"
+        assert not other.reroutes, "another client's route was lost"
+        with trio.move_on_after(5):
+            while not holding(swarm).within(before):  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        after = holding(swarm)
+        assert after.within(before), f"left behind: {after}, before: {before}"
+        assert resident() - memory < RSS_NOISE, "memory was left behind"
+    assert await answered(swarm, checkpoint, 8) == expected
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write_checkpoint(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Path) -> Reference:
+    return Reference(checkpoint)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A swarm of one node that serves everything, and what an attacker needs."""
+
+    swarm: MemorySwarm
+    checkpoint: Path
+
+    @asynccontextmanager
+    async def stranger(self, node: int = 0) -> AsyncGenerator[ByHand]:
+        """One more peer with a channel to a node."""
+        network = self.swarm.world.network()
+        async with by_hand(network, self.swarm.networks[node].address) as peer:
+            yield peer
+        del self.swarm.world.peers[network.peer]
+
+    def open(self, **changes: Any) -> Open:
+        """A request for a session at the first node."""
+        return byhand.an_open(self.swarm.model.digest, BLOCKS, **changes)
+
+    def step(self, **changes: Any) -> Step:
+        """A step of two tokens."""
+        return byhand.a_step(WIDTH, **changes)
+
+
+@pytest.fixture
+async def attack(
+    tmp_path: Path, checkpoint: Path, reference: Reference, nursery: trio.Nursery
+) -> AsyncGenerator[Attack]:
+    """A swarm under attack, of which nothing may be left behind."""
+    async with (
+        memory_swarm(tmp_path / "home", checkpoint, [Span(0, BLOCKS)]) as swarm,
+        unharmed(swarm, checkpoint, reference),
+    ):
+        yield Attack(swarm, checkpoint)

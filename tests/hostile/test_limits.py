@@ -1,0 +1,219 @@
+"""What a peer may take of a node: bounded, and over the bound a typed answer that says when to come back."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import trio
+
+from shoal.errors import Busy, ChannelClosed, RemoteProtocolError
+from shoal.net import channel as channel_module
+from shoal.net import favours as favours_module
+from shoal.net import inbound as inbound_module
+from shoal.net.favours import BURST, EVERY_S, PEERS_KEPT, Favours
+from shoal.net.inbound import STRANGER_LIMIT, Inbound
+from shoal.node import hop as hop_module
+from shoal.node.shares import RETRY_S, check_share, session_share
+from shoal.testing.byhand import MINE, begun, fragment, rows
+from shoal.types import PeerId
+from shoal.wire.messages import (
+    MAX_PAYLOAD,
+    PROTOCOL_VERSION,
+    Close,
+    Failed,
+    Hello,
+    NextHop,
+    Opened,
+    Refused,
+    Reroute,
+    Rerouted,
+    Step,
+    encode,
+)
+from tests.hostile.conftest import WIDTH, Attack
+
+HELLO = fragment(
+    1, len(encode(Hello(PROTOCOL_VERSION))).to_bytes(4, "big") + bytes(4) + encode(Hello(PROTOCOL_VERSION))
+)
+
+
+class Named:
+    """A channel, as far as memory is concerned."""
+
+    def __init__(self, peer: str) -> None:
+        self.peer = PeerId(peer)
+        self.reason = ""
+
+    def close(self, reason: str = "") -> None:
+        self.reason = reason
+
+
+# --- unfinished messages ----------------------------------------------------------------------------------
+
+
+def test_one_peer_has_one_allowance_however_many_channels_it_opens() -> None:
+    inbound = Inbound()
+    channels = [Named("evil") for _ in range(8)]
+    for channel in channels[:4]:
+        inbound.note(channel, MAX_PAYLOAD // 4)
+    with pytest.raises(RemoteProtocolError):
+        inbound.note(channels[4], MAX_PAYLOAD // 4)
+
+
+def test_a_stranger_may_hold_little_and_who_takes_part_a_whole_message() -> None:
+    inbound = Inbound(known={"friend"}.__contains__)
+    inbound.note(Named("friend"), MAX_PAYLOAD)
+    inbound.note(Named("stranger"), STRANGER_LIMIT)
+    with pytest.raises(RemoteProtocolError):
+        inbound.note(Named("other"), STRANGER_LIMIT + 1)
+
+
+def test_past_the_limit_of_all_who_holds_most_loses_its_channel() -> None:
+    inbound = Inbound(limit=100)
+    small, large, last = Named("a"), Named("b"), Named("c")
+    for channel, held in ((small, 20), (large, 70), (last, 30)):
+        inbound.note(channel, held)
+    assert large.reason
+    assert not small.reason
+    assert not last.reason
+    assert inbound.held == 50
+    inbound.note(small, 0)
+    assert inbound.held == 30
+
+
+async def test_a_payload_that_never_comes_is_not_waited_for(
+    attack: Attack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "ENDED_WITHIN_S", 0.3)
+    monkeypatch.setattr(channel_module, "PING_EVERY_S", 0.1)
+    network = attack.swarm.world.network()
+    pipe = await network.open_pipe(attack.swarm.networks[0].address, deadline_s=1)
+    await pipe.send_all(HELLO + begun(2, 60_000, 200_000))
+    with trio.fail_after(5):
+        while await pipe.receive_some():
+            pass
+    await pipe.aclose()
+    del attack.swarm.world.peers[network.peer]
+
+
+async def test_a_stranger_that_begins_long_messages_is_hung_up_on(attack: Attack) -> None:
+    network = attack.swarm.world.network()
+    pipe = await network.open_pipe(attack.swarm.networks[0].address, deadline_s=1)
+    await pipe.send_all(HELLO)
+    sent = 0
+    with pytest.raises(Exception, match="gone"), trio.fail_after(5):
+        for number in range(2, 64):
+            await pipe.send_all(begun(number, 1 << 18, MAX_PAYLOAD))
+            sent += 1 << 18
+    assert sent <= STRANGER_LIMIT + (16 << 18)  # and what was on its way
+    await pipe.aclose()
+    del attack.swarm.world.peers[network.peer]
+
+
+# --- sessions and steps -----------------------------------------------------------------------------------
+
+
+def test_one_peer_leaves_room_for_others() -> None:
+    assert [session_share(count) for count in (1, 2, 3, 4, 64)] == [1, 2, 3, 3, 48]
+    check_share([], 0, 1000, sessions=3, kv_tokens=1000)  # the first session may have all there is
+    check_share([500], 0, 250, sessions=3, kv_tokens=1000)
+    for held, opening, tokens in (([500], 0, 251), ([10, 10, 10], 0, 1), ([10], 2, 1)):
+        with pytest.raises(Busy) as refused:
+            check_share(held, opening, tokens, sessions=3, kv_tokens=1000)
+        assert refused.value.retry_after_s == RETRY_S
+
+
+async def test_who_asks_for_all_the_room_is_told_when_to_come_back(attack: Attack) -> None:
+    node = attack.swarm.nodes[0]
+    async with attack.stranger() as peer:
+        large = node.engine.tokens // 2
+        assert isinstance((await peer.ask(attack.open(session=b"1" * 16, tokens=large)))[0], Opened)
+        refused, _ = await peer.ask(attack.open(session=b"2" * 16, tokens=large - 4096))
+        assert isinstance(refused, Refused)
+        assert (refused.code, refused.retry_after_s) == ("busy", RETRY_S)
+
+
+async def test_steps_that_wait_are_bounded_in_tokens(attack: Attack) -> None:
+    """A client that goes back again and again cannot pile up its longest step."""
+    async with attack.stranger() as peer:
+        await peer.ask(attack.open(tokens=512))
+        await peer.ask(attack.step(), rows(WIDTH))
+        long = attack.step(tokens=512, rows=512, wanted=0)
+        for number in range(2, 40):
+            await peer.send(msgspec.structs.replace(long, number=number), rows(WIDTH, 512))
+        answers = [await peer.receive() for _ in range(2, 40)]
+        codes = {answer.code for answer, _ in answers if isinstance(answer, Failed)}
+        assert codes <= {"busy"}
+        assert any(isinstance(answer, Step) for answer, _ in answers)
+        assert any(isinstance(answer, Failed) for answer, _ in answers)
+
+
+async def test_a_session_that_is_not_used_makes_room_for_others(
+    attack: Attack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hop_module, "IDLE_S", 0.3)
+    async with attack.stranger() as peer:
+        assert isinstance((await peer.ask(attack.open()))[0], Opened)
+        failed, _ = await peer.receive()
+        assert isinstance(failed, Failed)
+        assert (failed.number, failed.code) == (None, "unknown_session")
+    monkeypatch.undo()
+
+
+# --- what a peer has us do --------------------------------------------------------------------------------
+
+
+def test_dials_for_another_peer_are_counted_and_come_back_with_time() -> None:
+    favours, peer = Favours(), PeerId("evil")
+    for _ in range(BURST):
+        favours.ask(peer, 10.0)
+    with pytest.raises(Busy) as refused:
+        favours.ask(peer, 10.0)
+    assert 0 < refused.value.retry_after_s <= EVERY_S
+    favours.ask(PeerId("honest"), 10.0)
+    favours.ask(peer, 10.0 + EVERY_S)
+    for number in range(PEERS_KEPT + 5):
+        favours.ask(PeerId(str(number)), 12.0)
+    assert len(favours._full_at) == PEERS_KEPT
+
+
+async def test_a_node_does_not_knock_all_day(attack: Attack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(favours_module, "BURST", 3)
+    async with attack.stranger() as peer:
+        codes = []
+        for number in range(6):
+            onward = NextHop(f"12D3KooWnobody{number}", direct=("/ip4/10.0.0.1/tcp/22",))
+            refused, _ = await peer.ask(attack.open(next=onward))
+            codes.append(refused.code)
+        assert codes == ["channel_closed"] * 3 + ["busy"] * 3
+        # The same through a change of route.
+        assert isinstance((await peer.ask(attack.open()))[0], Opened)
+        rerouted, _ = await peer.ask(Reroute(MINE, 0, None, NextHop("12D3KooWnobody9")))
+        assert isinstance(rerouted, Rerouted)
+        assert not rerouted.kept
+        await peer.send(Close(MINE))
+
+
+async def test_a_peer_that_asks_and_does_not_read_is_hung_up_on(attack: Attack) -> None:
+    network = attack.swarm.world.network()
+    pipe = await network.open_pipe(attack.swarm.networks[0].address, deadline_s=1)
+    await pipe.send_all(HELLO)
+    gone = False
+    with trio.move_on_after(10):
+        for number in range(2, 5000):
+            session = number.to_bytes(16, "big")
+            header = encode(attack.step(session=session))
+            body = len(header).to_bytes(4, "big") + (512).to_bytes(4, "big") + header + rows(WIDTH)
+            try:
+                await pipe.send_all(fragment(number, body))
+            except ChannelClosed:
+                gone = True
+                break
+    assert gone
+    await pipe.aclose()
+    del attack.swarm.world.peers[network.peer]
+
+
+def test_the_limits_are_what_they_are_said_to_be() -> None:
+    assert inbound_module.PEER_LIMIT < inbound_module.TOTAL_LIMIT
+    assert STRANGER_LIMIT < inbound_module.PEER_LIMIT
