@@ -76,7 +76,7 @@ def test_a_dropped_peer_comes_back_with_its_next_word():
     assert len(directory.alive(NOW)) == 1
 
 
-def test_it_is_bounded_and_those_who_are_in_stay():
+def test_it_is_bounded_and_those_of_the_largest_crowd_find_no_place():
     directory = Directory(limit=2)
     directory.take(said("a"), b"", NOW, NOW)
     directory.take(said("b"), b"", NOW, NOW)

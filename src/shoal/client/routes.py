@@ -187,6 +187,8 @@ class Routes:
         self._rings[ring.session] = ring
         try:
             await ring.open(timeout_s)
+            for hop in route:
+                self.member.directory.used(hop.address.peer)
         except BaseException:
             await self.close(ring)
             raise

@@ -7,14 +7,18 @@ with the time of day that the swarm has (:mod:`shoal.swarm.clock`).
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from shoal.errors import RemoteProtocolError
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.compare import MAX_PEERS, Part, key_of
+from shoal.swarm.crowd import network_of, whom_to_forget
 from shoal.types import Digest, Format, ModelShape, PeerId, Span, gaps
 
+USED_KEPT = 256
+"""Peers that are remembered for having served us."""
 REMEMBERED_S = 3600.0
 """How long a peer that was lost is remembered after its last word, so that halves of a swarm meet again."""
 
@@ -29,6 +33,9 @@ class _Entry:
     """When the announcement is over."""
     until: float
     """When the peer is taken for gone: earlier, if it is doubted."""
+    network: str
+    met: float
+    """When it was first heard of."""
 
     @property
     def doubted(self) -> bool:
@@ -56,6 +63,9 @@ class Directory:
         self._entries: dict[PeerId, _Entry] = {}
         self._gone: dict[PeerId, _Departed] = {}
         self._next_end = math.inf
+        self._used: OrderedDict[PeerId, None] = OrderedDict()
+        self.neighbours: frozenset[PeerId] = frozenset()
+        """Those whom we are connected to, ourselves among them: they too stay when it is full."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -75,17 +85,33 @@ class Directory:
             return False
         if announcement.sequence < known:
             raise RemoteProtocolError(f"an announcement of {peer} older than one that we have")
-        if peer not in self._entries and len(self._entries) >= self._limit:
-            raise RemoteProtocolError(f"the directory is full with {self._limit} peers")
+        network = network_of(announcement.address)
+        if not (announcement.leaving or peer in self._entries) and len(self._entries) >= self._limit:
+            self._make_room(network)
         ends = now + min(announcement.expires - announcement.issued, announcement.expires - wall)
         if announcement.leaving:
             self._entries.pop(peer, None)
             self._depart(peer, _Departed(announcement.sequence, ends, key_of(peer), None))
         else:
             self._gone.pop(peer, None)
-            self._entries[peer] = _Entry(announcement, raw, key_of(peer), now, ends, ends)
+            old = self._entries.get(peer)
+            met = old.met if old else now
+            self._entries[peer] = _Entry(announcement, raw, key_of(peer), now, ends, ends, network, met)
         self._next_end = min(self._next_end, ends)
         return True
+
+    def used(self, peer: PeerId) -> None:
+        """This peer has served us: whoever comes later does not take its place."""
+        self._used[peer] = None
+        self._used.move_to_end(peer)
+        if len(self._used) > USED_KEPT:
+            self._used.popitem(last=False)
+
+    def _make_room(self, network: str) -> None:
+        victim = whom_to_forget(self._entries, self.neighbours | self._used.keys(), network)
+        if victim is None:
+            raise RemoteProtocolError(f"the directory is full with {self._limit} peers")
+        del self._entries[victim]  # which is no word that it has gone
 
     def sequence(self, peer: PeerId) -> int:
         """The newest sequence number heard from ``peer``, -1 if none is remembered."""

@@ -276,6 +276,7 @@ class Member:
         greeted: set[PeerId] = set()
         while True:
             connected = {c.peer for c in self.network.connections()}
+            self.directory.neighbours = frozenset((*connected, self.network.peer))
             for peer in connected - greeted:
                 await self._compare(peer)
             greeted = connected

@@ -1,0 +1,100 @@
+"""Whom a full directory forgets (hostile.md 16): a flood of identities costs the honest nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+
+from shoal.errors import RemoteProtocolError
+from shoal.swarm.announcement import Announcement, Served
+from shoal.swarm.crowd import network_of, whom_to_forget
+from shoal.swarm.directory import Directory
+from shoal.types import Digest, PeerAddress, PeerId
+
+NOW = 1_000_000.0
+DIGEST = Digest("sha256:" + "a" * 64)
+
+
+@dataclass
+class Known:
+    network: str
+    met: float
+
+
+def known(**guests: tuple[str, float]) -> dict[PeerId, Known]:
+    return {PeerId(name): Known(*guest) for name, guest in guests.items()}
+
+
+def said(peer: str, host: str, sequence: int = 1) -> Announcement:
+    served = Served("tiny", DIGEST, 30, 576, 2048, 49152, 0, 10, "fp32", 4096, 4096, 0, 2.5)
+    return Announcement(peer, sequence, NOW, NOW + 30, (f"/ip4/{host}/tcp/1",), (), served)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "network"),
+    [
+        (("/ip4/8.8.4.4/tcp/1",), "8.8.4.0/24"),
+        (("/ip6/2001:db8:1:2::3/tcp/1",), "2001:db8:1::/48"),
+        (("/dns4/x.example/tcp/1", "/ip4/10.1.2.3/tcp/1"), "10.1.2.0/24"),
+        (("nonsense",), ""),
+        ((), ""),
+    ],
+)
+def test_a_network_is_what_the_first_address_is_in(addresses: tuple[str, ...], network: str) -> None:
+    assert network_of(PeerAddress(PeerId("a"), addresses)) == network
+
+
+def test_the_newest_of_the_largest_crowd_goes() -> None:
+    guests = known(old=("a", 1), new=("a", 2), lone=("b", 3))
+    assert whom_to_forget(guests, (), "c") == "new"
+    assert whom_to_forget(guests, ("new",), "c") in ("lone", "old")
+
+
+def test_one_more_of_the_largest_crowd_does_not_come_in() -> None:
+    assert whom_to_forget(known(old=("a", 1), new=("a", 2), lone=("b", 3)), (), "a") is None
+
+
+def test_where_everybody_is_alone_the_last_to_come_goes() -> None:
+    assert whom_to_forget(known(old=("a", 1), new=("b", 2)), (), "c") == "new"
+
+
+def test_friends_stay_though_nobody_else_can_come() -> None:
+    assert whom_to_forget(known(old=("a", 1)), ("old",), "c") is None
+
+
+def test_after_a_flood_the_honest_are_there_and_more_can_come() -> None:
+    directory = Directory(limit=50)
+    for number in range(10):
+        directory.take(said(f"honest{number}", f"10.0.{number}.1"), b"", NOW, NOW)
+    directory.used(PeerId("honest0"))
+    for number in range(500):
+        announcement = said(f"evil{number}", f"6.6.6.{number % 250}")
+        try:
+            directory.take(announcement, b"", NOW + 1, NOW + 1)
+        except RemoteProtocolError:
+            assert len(directory) == 50
+    directory.take(said("late", "10.9.9.1"), b"", NOW + 2, NOW + 2)
+    alive = {a.peer for a in directory.alive(NOW + 2)}
+    assert {"late", *(f"honest{n}" for n in range(10))} <= alive
+    assert len(alive) == 50
+
+
+def test_a_flood_that_lies_about_where_it_is_pushes_out_no_friend() -> None:
+    directory = Directory(limit=20)
+    for number in range(10):
+        directory.take(said(f"honest{number}", f"10.0.{number}.1"), b"", NOW, NOW)
+    directory.neighbours = frozenset(PeerId(f"honest{n}") for n in range(5))
+    for number in range(500):
+        directory.take(said(f"evil{number}", f"6.{number % 250}.{number // 250}.1"), b"", NOW + 1, NOW + 1)
+    alive = {a.peer for a in directory.alive(NOW + 2)}
+    assert {f"honest{n}" for n in range(10)} <= alive  # who has been there for longer stays, too
+
+
+def test_who_only_says_goodbye_takes_nobodys_place() -> None:
+    directory = Directory(limit=1)
+    directory.take(said("a", "10.0.0.1"), b"", NOW, NOW)
+    goodbye = msgspec.structs.replace(said("b", "10.0.1.1"), served=None)
+    directory.take(goodbye, b"", NOW, NOW)
+    assert [a.peer for a in directory.alive(NOW)] == ["a"]
