@@ -103,6 +103,8 @@ def test_an_event_that_did_not_come_is_noticed() -> None:
     ((what, message),) = faults(Run(events=[KILL]), asked([1, 2, 3, 4], TIMES), missed=[KILL])
     assert what == "missed"
     assert "kill hop 0 at token 2" in message
+    guarded = Run(events=[KILL], guarded=True)
+    assert faults(guarded, asked([1, 2, 3, 4], TIMES), missed=[KILL]) == []
 
 
 def announced(peer: str) -> Announcement:

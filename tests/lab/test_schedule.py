@@ -88,10 +88,11 @@ def test_every_hop_is_frozen_for_long_and_briefly() -> None:
     }
 
 
-def test_the_middle_span_has_one_node_more_if_wanted() -> None:
+def test_the_middle_span_can_lose_two_hops_and_churn_has_a_node_that_joins() -> None:
     spans = [Span(0, 2), Span(2, 4), Span(4, 6)]
-    assert [row.replicas for row in even_nodes(spans, 2, one_more=True)] == [2, 3, 2]
-    assert [row.replicas for row in even_nodes(spans, 2, one_more=False)] == [2, 2, 2]
+    assert [row.replicas for row in even_nodes("kill", spans, 2)] == [2, 3, 2]
+    assert [row.replicas for row in even_nodes("freeze", spans, 2)] == [2, 2, 2]
+    assert [row.spare for row in even_nodes("churn", spans, 2)] == [False, False, False, True]
 
 
 @given(st.integers(0, 1 << 32))

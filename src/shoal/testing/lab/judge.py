@@ -53,7 +53,8 @@ def judge(
             found += [Fault(number, what, message) for what, message in _unbroken(asked, played.run, gap_s)]
         else:
             found += [Fault(number, what, message) for what, message in _refused(asked, played)]
-    if not any(asked.error for asked in played.asked):
+    # A guarded event that could not take place without taking a block from everybody was right to wait.
+    if not played.run.guarded and not any(asked.error for asked in played.asked):
         for event in played.missed:
             found.append(Fault(number, "missed", f"the moment of an event did not come: {told(event)}"))
     return found

@@ -23,7 +23,7 @@ from shoal.testing.lab import report as reports
 from shoal.testing.lab.asking import Asked, Question, ask, listen
 from shoal.testing.lab.judge import Fault, What, judge
 from shoal.testing.lab.nodes import LabSwarm, lab_swarm
-from shoal.testing.lab.plan import Event, Kind, Order, Place, Plan, Run, places, runs_of
+from shoal.testing.lab.plan import Event, Kind, Nodes, Order, Place, Plan, Run, places, runs_of
 from shoal.testing.lab.prompts import prompts_of
 from shoal.testing.lab.report import Report, Result
 from shoal.testing.lab.runs import play
@@ -51,9 +51,10 @@ async def run_lab(settings: Settings, order: Order, progress: Progress) -> Repor
     settings = prepared(settings, order.plan)
     model = await trio.to_thread.run_sync(ModelStore(settings.paths.models).resolve, settings.model)
     even = split(model.shape.n_blocks, min(order.plan.stages, model.shape.n_blocks))
-    built_in = even_nodes(
-        even, order.plan.replicas, one_more=order.kind == "kill" and not runs_of(order.plan)
-    )
+    if runs_of(order.plan):
+        built_in = [Nodes(span=str(span), replicas=order.plan.replicas) for span in even]
+    else:
+        built_in = even_nodes(order.kind, even, order.plan.replicas)
     rooms = places(order.plan, model.shape.n_blocks, built_in)
     prompts = prompts_of(model, order.plan)
     questions = [Question(settings.model, p, order.plan.max_tokens, order.plan.format) for p in prompts]

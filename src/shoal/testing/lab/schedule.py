@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from shoal.errors import UsageError
-from shoal.testing.lab.plan import ANSWER, Deed, Event, Nodes, Place, Run
+from shoal.testing.lab.plan import ANSWER, Deed, Event, Kind, Nodes, Place, Run
 from shoal.types import Span
 
 LEAST_TOKENS = 8
@@ -21,10 +21,10 @@ BRIEF_S = 2.0
 """A freeze that is over before it is sure to have been noticed."""
 PAUSE_S = (2.0, 6.0)
 """Seconds between two events of churn."""
-RESTART_S = 15.0
-"""Seconds after which a node that is started again certainly serves."""
-DRAIN_S = 30.0
-"""What a node that is asked to stop may take for its open sessions."""
+RESTART_S = 10.0
+"""Seconds after which a node that is started again is taken to serve."""
+DRAIN_S = 10.0
+"""What a node that is asked to stop is taken to need for its open sessions."""
 AWAY_S: dict[Deed, tuple[float, float]] = {"kill": (0.0, 4.0), "stop": (0.0, 4.0), "freeze": (1.0, 12.0)}
 """For how long a node of churn is away, before it begins to come back."""
 
@@ -57,12 +57,12 @@ class _Case:
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def even_nodes(spans: Sequence[Span], replicas: int, *, one_more: bool) -> list[Nodes]:
-    """Every span on as many nodes, with ``one_more`` for the middle one: its hop can be lost twice."""
-    middle = len(spans) // 2 if one_more else -1
-    return [
-        Nodes(span=str(span), replicas=replicas + (number == middle)) for number, span in enumerate(spans)
-    ]
+def even_nodes(kind: Kind, spans: Sequence[Span], replicas: int) -> list[Nodes]:
+    """Every span on as many nodes. A hop of ``kill`` can be lost twice: the middle span has one node more;
+    and in ``churn`` a node joins that was never there: the last span has a spare one."""
+    middle = len(spans) // 2 if kind == "kill" else -1
+    nodes = [Nodes(span=str(span), replicas=replicas + (n == middle)) for n, span in enumerate(spans)]
+    return nodes + ([Nodes(span=str(spans[-1]), name="spare", spare=True)] if kind == "churn" else [])
 
 
 def kill_runs(seed: int, stages: Sequence[Stage], prompts: Sequence[Prompted], count: int) -> list[Run]:
