@@ -1,44 +1,39 @@
-"""`shoal key`: the identity of a machine, without its secret."""
+"""`shoal key`: keys for the API."""
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
 from tests.cli.conftest import Shoal
 
 
-def test_there_is_none_at_first_and_the_error_says_how_to_make_one(shoal: Shoal) -> None:
-    ran = shoal("key", "show")
-    assert (ran.code, ran.out) == (1, "")
-    assert "shoal key create" in ran.err
+def test_a_key_is_shown_once_and_listed_without_it(shoal: Shoal, home: Path) -> None:
+    key = shoal("key", "create", "laptop", "--requests", "60").out.strip()
+    assert key.startswith("sk-shoal-")
+    listed = shoal("key", "list")
+    assert "laptop" in listed.out
+    assert key not in listed.out
+    (entry,) = shoal("key", "list", "--json").data["keys"]
+    assert entry["requests_per_minute"] == 60
+    assert not any(key.encode() in file.read_bytes() for file in home.rglob("*") if file.is_file())
 
 
-def test_it_is_made_once_for_its_owner_alone(shoal: Shoal, home: Path) -> None:
-    made = shoal("key", "create").out
-    assert made.startswith("12D3KooW")
-    assert shoal("key", "create").out == made
-    assert shoal("key", "show").out == made
-    assert stat.S_IMODE((home / "identity.key").stat().st_mode) == 0o600
+def test_a_key_ends_by_its_name_or_its_id(shoal: Shoal) -> None:
+    made = shoal("key", "create", "laptop", "--json").data
+    shoal("key", "create", "phone")
+    assert shoal("key", "revoke", "phone").code == 0
+    assert shoal("key", "revoke", made["id"]).code == 0
+    assert all(key["revoked"] for key in shoal("key", "list", "--json").data["keys"])
+    again = shoal("key", "revoke", "laptop")
+    assert again.code == 2
+    assert "shoal key list" in again.err
 
 
-def test_the_private_key_is_never_printed(shoal: Shoal, home: Path) -> None:
-    said = (
-        shoal("key", "create", "--json").out + shoal("key", "show", "--json").out + shoal("key", "path").out
-    )
-    seed = (home / "identity.key").read_bytes()[4:36]
-    assert seed.hex() not in said
-    assert set(shoal("key", "show", "--json").data) == {"peer", "path"}
+def test_a_name_must_be_one(shoal: Shoal) -> None:
+    assert shoal("key", "create", "").code == 2
+    assert shoal("key", "create", "a\nb").code == 2
 
 
-def test_where_it_is_kept(shoal: Shoal, home: Path) -> None:
-    assert shoal("key", "path").out == f"{home / 'identity.key'}\n"
-    assert shoal("key", "path", "--json").data["exists"] is False
-
-
-def test_a_key_that_others_may_read_is_refused(shoal: Shoal, home: Path) -> None:
-    shoal("key", "create")
-    (home / "identity.key").chmod(0o644)
-    ran = shoal("key", "show")
-    assert ran.code == 5
-    assert "chmod 600" in ran.err
+def test_at_first_nothing_was_used(shoal: Shoal) -> None:
+    assert shoal("key", "usage", "--json").data == {"usage": []}
+    assert shoal("key", "list").out == "no keys: shoal key create NAME\n"

@@ -32,7 +32,7 @@ class Served:
 
     async def chat(self, text="hello", **fields):
         """One chat completion, as JSON."""
-        return await self.post("/v1/chat/completions", messages=[user(text)], **fields)
+        return await self.post("/v1/chat/completions", **{"messages": [user(text)]} | fields)
 
     async def post(self, path, headers=None, **fields):
         body = {"model": self.model, "temperature": 0, "max_tokens": 8} | fields

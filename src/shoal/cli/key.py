@@ -1,54 +1,109 @@
-"""`shoal key`: this machine's identity. The private key itself is never printed."""
+"""`shoal key`: keys for the gateway's API. A key is shown once, when it is made."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from shoal.net.identity import Identity
+    from rich.table import Table
 
 from shoal.cli import options
-from shoal.cli.output import emit
-from shoal.errors import ShoalError
+from shoal.cli.output import emit, say
+
+Count = Annotated[int, typer.Option(min=0, help="At most so many a minute; 0 is without limit.")]
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="This machine's identity.", no_args_is_help=True)
-    for command in (show, create, path):
-        group.command()(command)
+    group = typer.Typer(help="Keys for the API.", no_args_is_help=True)
+    group.command()(create)
+    group.command("list")(show)
+    group.command()(revoke)
+    group.command()(usage)
     app.add_typer(group, name="key")
 
 
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose or what it is, for example laptop.")],
+    requests: Count = 0,
+    tokens: Count = 0,
+    concurrency: Annotated[int, typer.Option(min=0, help="Requests at once; 0 is without limit.")] = 0,
+    admin: Annotated[bool, typer.Option("--admin", help="May show invites to the swarm.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Make a key and print it, once. From then on the gateway answers nobody without one."""
+    from shoal.gateway import keys
+
+    limits = keys.Limits(requests, tokens, concurrency)
+    key, caller = keys.create(options.settings().paths.gateway, name, limits, admin=admin)
+    emit({"key": key, "id": caller.id, "name": name}, as_json, lambda: key)
+    if not as_json:
+        say("keep it: only its hash is kept here, and it cannot be shown again")
+
+
 def show(as_json: options.Json = False) -> None:
-    """Print the peer id. It is what others know this machine by."""
-    from shoal.net.identity import Identity
+    """List the keys, without what is secret of them."""
+    from shoal.gateway import keys
 
-    where = options.settings().paths.identity
-    try:
-        identity = Identity.load(where)
-    except FileNotFoundError:
-        raise ShoalError(
-            "this machine has no identity yet", check=str(where), next_command="shoal key create"
-        ) from None
-    _print(identity, where, as_json)
-
-
-def create(as_json: options.Json = False) -> None:
-    """Make an identity if there is none. Prints its peer id; a key that is there stays."""
-    from shoal.net.identity import Identity
-
-    where = options.settings().paths.identity
-    _print(Identity.load_or_create(where), where, as_json)
-
-
-def path(as_json: options.Json = False) -> None:
-    """Print where the key is kept."""
-    where = options.settings().paths.identity
-    emit({"path": where, "exists": where.exists()}, as_json, lambda: str(where))
+    found: list[dict[str, Any]] = [
+        {
+            "id": record.caller.id,
+            "name": record.caller.name,
+            "admin": record.caller.admin,
+            "created": record.created,
+            "revoked": record.revoked,
+            "requests_per_minute": record.caller.limits.requests_per_minute,
+            "tokens_per_minute": record.caller.limits.tokens_per_minute,
+            "concurrency": record.caller.limits.concurrency,
+        }
+        for record in keys.listed(options.settings().paths.gateway)
+    ]
+    shown = [key | {"created": _day(key["created"]), "revoked": _day(key["revoked"])} for key in found]
+    emit({"keys": found}, as_json, lambda: _table(shown) if shown else "no keys: shoal key create NAME")
 
 
-def _print(identity: Identity, where: Path, as_json: bool) -> None:
-    emit({"peer": identity.peer, "path": where}, as_json, lambda: identity.peer)
+def revoke(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Its id or its name.")],
+    as_json: options.Json = False,
+) -> None:
+    """End a key. A gateway that runs refuses it a second later."""
+    from shoal.gateway import keys
+
+    caller = keys.revoke(options.settings().paths.gateway, key)
+    emit({"id": caller.id, "name": caller.name}, as_json, lambda: f"revoked {caller.name} ({caller.id})")
+
+
+def usage(as_json: options.Json = False) -> None:
+    """Show what each key has used, by day and model."""
+    from shoal.gateway.usage import report
+
+    found = [
+        {
+            "day": account.day,
+            "key": account.caller,
+            "model": account.model,
+            "requests": used.requests,
+            "prompt_tokens": used.prompt_tokens,
+            "completion_tokens": used.completion_tokens,
+        }
+        for account, used in report(options.settings().paths.gateway)
+    ]
+    emit({"usage": found}, as_json, lambda: _table(found) if found else "nothing was used yet")
+
+
+def _day(at: float | None) -> str:
+    return "" if at is None else time.strftime("%Y-%m-%d", time.localtime(at))
+
+
+def _table(found: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table(box=None, pad_edge=False)
+    for heading in found[0]:
+        rows.add_column(heading.replace("_", " "), overflow="fold")
+    for entry in found:
+        rows.add_row(*(Text(str(value)) for value in entry.values()))
+    return rows

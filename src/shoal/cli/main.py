@@ -25,6 +25,7 @@ from shoal.cli import (
     demo,
     doctor,
     gateway,
+    identity,
     key,
     models,
     node,
@@ -62,7 +63,7 @@ def before(
     remember(log_level=log_level, log_format=log_format)
 
 
-for group in (node, gateway, swarms, chat, status, models, key, doctor, demo, bench, plan):
+for group in (node, gateway, swarms, chat, status, models, key, identity, doctor, demo, bench, plan):
     group.register(app)
 for group in (configuration, service, completion, version):
     group.register(app)

@@ -69,7 +69,7 @@ class Identity:
             raise ShoalError(
                 f"{path} is no ed25519 key, or is damaged",
                 check="restore it from a copy, or move it away: a new key is then made, with another peer id",
-                next_command="shoal key create",
+                next_command="shoal identity create",
             )
         return identity
 

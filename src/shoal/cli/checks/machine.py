@@ -61,7 +61,9 @@ def config_file(settings: Settings) -> Finding:
 def identity(settings: Settings) -> Finding:
     path = settings.paths.identity
     if not path.exists():
-        return Finding("identity", "note", "none yet; it is made when it is first needed", "shoal key create")
+        return Finding(
+            "identity", "note", "none yet; it is made when it is first needed", "shoal identity create"
+        )
     from shoal.net.identity import Identity
 
     return Finding("identity", "ok", Identity.load(path).peer)

@@ -1,0 +1,301 @@
+"""What strangers send: each gets one bounded error, and the next honest request its tokens."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import httpx
+import pytest
+import trio
+
+from shoal.gateway import body, serve
+from shoal.gateway.limits import Limits
+from shoal.types import Span
+
+from .conftest import served, user
+from .test_chat import events
+
+CHAT = "/v1/chat/completions"
+DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
+
+
+def shaped(schema):
+    """A request for an answer by ``schema``."""
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+
+
+async def honest(gateway):
+    """The tokens of an honest request, which nothing that came before may change."""
+    answer = await gateway.chat("the sea is")
+    assert answer.status_code == 200
+    return answer.json()["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 10**9},
+        {"n": 0},
+        {"messages": []},
+        {"messages": "hello"},
+        {"messages": [{"role": "user", "content": None}]},
+        {"messages": [{"role": "alien", "content": "a"}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a"}}]}
+            ]
+        },
+        {"max_tokens": 0},
+        {"max_tokens": 10**30},
+        {"temperature": -1},
+        {"top_p": 0},
+        {"seed": 10**40},
+        {"logit_bias": {"999999": 1}},
+        {"logit_bias": {"-1": 1}},
+        {"logit_bias": {"1": 1e9}},
+        {"top_logprobs": 3},
+        {"logprobs": True, "top_logprobs": 10**6},
+        {"stop": ["a"] * 1000},
+        {"stop": ""},
+        {"modalities": ["audio"]},
+        {"functions": [{"name": "f"}]},
+        {"tool_choice": "required"},
+        {"chat_template_kwargs": {"tokenize": True}},
+        {"chat_template_kwargs": {"messages": 1}},
+        {"chat_template_kwargs": {"__class__": 1}},
+        {"response_format": {"type": "json_schema"}},
+        shaped({"type": "alien"}),
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"schema": {"pattern": "(", "type": "string"}},
+            }
+        },
+        shaped({"$ref": "#/$defs/gone"}),
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": 7}}}]},
+        {"tools": [{"type": "function", "function": {"name": 'f"}\n'}}]},
+    ],
+    ids=lambda fields: json.dumps(fields)[:60],
+)
+async def test_a_value_that_cannot_be_is_a_400_that_names_it(gateway, fields):
+    answer = await gateway.chat(**fields)
+    assert answer.status_code == 400, answer.text
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert await honest(gateway)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"[]",
+        b'"text"',
+        b"{",
+        b"\xff\xfe",
+        b'{"model": NaN}',
+        DEEP.encode(),
+        b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        json.dumps({"model": "m", "messages": [user("a")], "x": 0})[:-2].encode() + b"1" * 5000 + b"}",
+    ],
+    ids=["empty", "array", "text", "cut", "bytes", "nan", "deep", "surrogate", "long number"],
+)
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"])
+async def test_a_body_that_is_none_is_a_400(gateway, raw, path):
+    answer = await gateway.http.post(path, content=raw)
+    assert answer.status_code in (400, 404), answer.text
+    assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": ""},
+        {"prompt": []},
+        {"prompt": [[]]},
+        {"prompt": [-1]},
+        {"prompt": [300]},
+        {"prompt": [2**40]},
+        {"prompt": [1, "a"]},
+        {"prompt": "a", "suffix": "b"},
+        {"prompt": "a", "best_of": 5},
+        {"prompt": ["a"] * 1000},
+    ],
+    ids=str,
+)
+async def test_a_prompt_that_cannot_be_is_a_400(gateway, fields):
+    assert (await gateway.post("/v1/completions", **fields)).status_code == 400
+
+
+async def test_a_prompt_beyond_the_context_is_refused_and_never_cut(gateway):
+    answer = await gateway.post("/v1/completions", prompt=[5] * 2048)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert (await gateway.chat("word " * 3000)).json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_a_name_of_a_model_never_becomes_a_path_or_a_download(gateway):
+    for name in ("../../etc/passwd", "/", "some/repository", "gpt-4", "\n", "x" * 500):
+        answer = await gateway.chat(model=name)
+        assert answer.status_code == 404, answer.text
+        assert answer.json()["error"]["code"] == "model_not_found"
+
+
+async def test_a_large_body_is_refused_before_it_is_read(gateway, monkeypatch):
+    monkeypatch.setattr(body, "MAX_BODY", 10_000)
+
+    async def endless():
+        for _ in range(1000):
+            yield b"a" * 1000
+
+    assert (await gateway.http.post(CHAT, content=b"a" * 20_000)).status_code == 413
+    assert (await gateway.http.post(CHAT, content=endless())).status_code == 413
+    assert await honest(gateway)
+
+
+async def test_a_body_that_trickles_in_is_given_up(gateway, monkeypatch):
+    monkeypatch.setattr(body, "BODY_WITHIN_S", 0.3)
+
+    async def slow():
+        yield b"{"
+        await trio.sleep(1)
+        yield b"}"
+
+    assert (await gateway.http.post(CHAT, content=slow())).status_code == 408
+    assert await honest(gateway)
+
+
+async def test_headers_that_trickle_in_are_given_up(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr(serve, "HEADERS_WITHIN_S", 0.5)
+    async with served(tmp_path, checkpoint) as gateway:
+        stream = await trio.open_tcp_stream("127.0.0.1", httpx.URL(gateway.url).port)
+        with trio.fail_after(3):
+            await stream.send_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: ")
+            assert await stream.receive_some() == b""
+        assert await honest(gateway)
+
+
+async def test_garbage_and_endless_headers_end_their_connection_alone(gateway):
+    for raw in (
+        b"\x00" * 1000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: " + b"a" * 200_000,
+        b"PRI * HTTP/2.0\r\n",
+    ):
+        stream = await trio.open_tcp_stream("127.0.0.1", httpx.URL(gateway.url).port)
+        with trio.move_on_after(1):
+            await stream.send_all(raw)
+            while await stream.receive_some():
+                pass
+        await stream.aclose()
+    assert await honest(gateway)
+
+
+async def test_a_client_that_goes_away_frees_every_hop(gateway):
+    asked = {"model": gateway.model, "messages": [user("go on")], "max_tokens": 1500, "stream": True}
+    asked["logit_bias"] = {"2": -100}
+    async with gateway.http.stream("POST", CHAT, json=asked) as answer:
+        lines = answer.aiter_lines()
+        for _ in range(5):
+            await anext(lines)
+    await gateway.idle()
+    (record,) = [r for r in gateway.gateway.records.shown() if r["tokens"] < 1500]
+    assert record["state"] == "cancelled"
+    assert gateway.gateway.limits.answering == 0
+    assert await honest(gateway)
+
+
+async def test_a_client_that_never_reads_is_let_go(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr(serve, "SEND_WITHIN_S", 0.5)
+    async with served(tmp_path, checkpoint) as gateway:
+        raw = json.dumps(
+            {
+                "model": gateway.model,
+                "messages": [user("go on")],
+                "max_tokens": 1500,
+                "stream": True,
+                "logprobs": True,
+                "top_logprobs": 20,
+                "logit_bias": {"2": -100},
+            }
+        ).encode()
+        deaf = trio.socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        await deaf.connect(("127.0.0.1", httpx.URL(gateway.url).port))
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(raw)}\r\n\r\n"
+        await deaf.send(head.encode() + raw)
+        with trio.fail_after(40):
+            while [r["state"] for r in gateway.gateway.records.shown()] != ["cancelled"]:  # noqa: ASYNC110
+                await trio.sleep(0.1)
+        await gateway.idle()
+        deaf.close()
+
+
+async def test_a_lost_hop_mid_stream_is_one_error_event_and_a_close(tmp_path, checkpoint):
+    async with served(tmp_path, checkpoint) as gateway:
+        asked = {"model": gateway.model, "messages": [user("go on")], "max_tokens": 1500, "stream": True}
+        asked["logit_bias"] = {"2": -100}
+        text = ""
+        async with gateway.http.stream("POST", CHAT, json=asked) as answer:
+            async for piece in answer.aiter_text():
+                if text.count("data: ") < 5 <= (text + piece).count("data: "):
+                    gateway.swarm.kill(1)
+                text += piece
+        *said, last = (json.loads(e[6:]) for e in text.split("\n\n") if e.startswith("data: "))
+        assert "[DONE]" not in text
+        assert last["error"]["code"] == "no_coverage"
+        assert last["error"]["missing"] == ["2:3"]
+        assert all("error" not in chunk for chunk in said)
+        again = await gateway.chat()
+        assert again.status_code == 503
+        assert again.json()["error"]["missing"]
+
+
+async def test_health_says_which_blocks_nobody_serves(tmp_path, checkpoint):
+    async with served(tmp_path, checkpoint, [Span(0, 2), Span(3, 6)]) as gateway:
+        answer = await gateway.http.get("/health")
+        assert answer.status_code == 503
+        assert answer.json()["missing"] == {gateway.model: ["2:3"]}
+
+
+async def test_requests_beyond_the_limits_come_back_later(tmp_path, checkpoint):
+    async with served(tmp_path, checkpoint) as gateway:
+        gateway.gateway.desk.limits.__init__(running=1, waiting=1, wait_s=30)
+        found = []
+
+        async def one():
+            found.append(await gateway.chat(max_tokens=30))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(one)
+        statuses = [answer.status_code for answer in found]
+        assert set(statuses) == {200, 429}
+        refused = next(answer for answer in found if answer.status_code == 429)
+        assert int(refused.headers["retry-after"]) >= 1
+        assert isinstance(gateway.gateway.limits, Limits)
+        assert await honest(gateway)
+
+
+async def test_two_hundred_streams_at_once_are_neither_lost_nor_mixed_up(tmp_path, checkpoint):
+    async with served(tmp_path, checkpoint) as gateway:
+        texts = [f"number {i} says" for i in range(200)]
+        alone = [(await gateway.chat(text, max_tokens=6)).json() for text in texts[:20]]
+        found = {}
+
+        async def one(text):
+            answer = await gateway.chat(text, max_tokens=6, stream=True)
+            chunks, done = events(answer.text)
+            assert done
+            found[text] = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+
+        limits = httpx.Limits(max_connections=300)
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=120, limits=limits) as wide:
+            gateway.http = wide
+            async with trio.open_nursery() as nursery:
+                for text in texts:
+                    nursery.start_soon(one, text)
+        assert len(found) == 200
+        expected = [answer["choices"][0]["message"]["content"] for answer in alone]
+        assert [found[text] for text in texts[:20]] == expected
+        assert gateway.gateway.limits.answering == gateway.gateway.limits.queued == 0
+        await gateway.idle()
