@@ -61,7 +61,7 @@ def test_each_token_lights_the_line_unless_motion_is_unwanted(browser: Browser, 
         page.locator("#model option", has_text="SmolLM2").first.wait_for(state="attached")
         page.evaluate(
             "window.lit = 0; const real = Element.prototype.animate;"
-            "Element.prototype.animate = function (...a) { window.lit++; return real.apply(this, a) }"
+            "Element.prototype.animate = function (...a) { window.lit++; return real.apply(this, a) }; 0"
         )
         ask(page, "Count from one to twenty.")
         answered(page)
@@ -124,7 +124,9 @@ def test_a_request_shows_where_its_time_went(looking: Looking) -> None:
 
 def test_another_machine_is_invited(looking: Looking, shoal: Shoal) -> None:
     page = looking.view("add")
-    expect(page.get_by_label("the command that joins")).to_contain_text(re.compile(r"shoal join shoal1-\w+"))
+    expect(page.get_by_label("the command that joins", exact=True)).to_contain_text(
+        re.compile(r"shoal join shoal1-\w+")
+    )
     picture = page.get_by_alt_text("The invite as a QR code")
     looking.until(lambda: picture.evaluate("image => image.complete && image.naturalWidth") > 0, 5)
     looking.shot("add")

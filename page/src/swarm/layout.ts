@@ -89,9 +89,9 @@ function push(forces: Point[], i: number, j: number, dx: number, dy: number, for
   b.y -= dy * force
 }
 
-/** The part of the plane that shows every point, with room for a node and its name around it. */
+/** The part of the plane that shows every point, with room for a node and its name; few are not blown up. */
 export function frame(points: Iterable<Point>, aspect: number): { x: number; y: number; width: number; height: number } {
-  let [left, right, top, bottom] = [-130, 130, -90, 90]
+  let [left, right, top, bottom] = [-250, 250, -150, 150]
   for (const { x, y } of points) {
     left = Math.min(left, x - 80)
     right = Math.max(right, x + 80)
