@@ -145,7 +145,7 @@ class Settings:
     """Seconds after which a silent peer is gone."""
     step_timeout_s: float = 60.0
     """Seconds to wait for one step before the route is taken for lost."""
-    resume_s: float = 9.0
+    resume_s: float = 8.5
     """Seconds without a result in which a session that has lost a hop looks for another before it ends."""
     open_timeout_s: float = 10.0
     """Seconds to wait for every hop to open a session."""

@@ -49,6 +49,8 @@ from shoal.wire.session import ClientSession, Issued, holder
 IN_FLIGHT = 32
 SUSPECT_S = 3.0
 """A hop of which nothing was heard for so long while a step is under way is taken for lost."""
+ALSO_S = 2.0
+"""The same for a hop beside one that is taken for lost: two pings have gone unanswered."""
 LOCATE_S = 1.5
 """How long the hops have to say how far a session has come there."""
 
@@ -222,11 +224,16 @@ class Ring:
         raise self._broken or DeadlineExceeded(f"no result within {self._step_timeout_s:.0f} s")
 
     def watch(self) -> None:
-        """Count a hop as lost that has been silent for too long while a step is under way."""
-        for index, hop in enumerate(self._stages.hops):
-            silent = hop.channel.silent_s if hop.channel and hop.open and self.rules.in_flight else 0.0
-            if silent > SUSPECT_S:
-                self.lose_hop(index, f"nothing heard for {silent:.1f} s")
+        """Count hops as lost that have been silent for too long while a step is under way.
+
+        With the first go those that were silent nearly as long: frozen together, they are found together.
+        """
+        hops = self._stages.hops if self.rules.in_flight else []
+        silent = [hop.channel.silent_s if hop.channel and hop.open else 0.0 for hop in hops]
+        if max(silent, default=0.0) > SUSPECT_S:
+            for index, silent_s in enumerate(silent):
+                if silent_s > ALSO_S:
+                    self.lose_hop(index, f"nothing heard for {silent_s:.1f} s")
 
     def roll_back(self, position: int) -> None:
         """Go on from ``position``: with the next step, every hop forgets what it computed beyond it."""
