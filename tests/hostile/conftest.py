@@ -7,11 +7,11 @@ descriptors, tasks and pages are back; and the next honest request gives what th
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import pytest
@@ -19,7 +19,9 @@ import torch
 import trio
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from shoal.client.sampling import Sampler, Sampling
+from shoal.client.session import Session
+from shoal.client.swarm import Swarm
+from shoal.node.node import Node
 from shoal.testing import byhand
 from shoal.testing.byhand import ByHand, by_hand
 from shoal.testing.checkpoints import write_checkpoint
@@ -31,6 +33,13 @@ PROMPT = list(range(5, 30))
 BLOCKS, WIDTH = 6, 64
 RSS_NOISE = 32 << 20
 """Bytes by which memory may differ before and after: allocators keep some."""
+
+
+class AnySwarm(Protocol):
+    """A client, and nodes that live in this process."""
+
+    client: Swarm
+    nodes: list[Node]
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Holding:
         return all(mine[name] <= theirs[name] for name in mine)
 
 
-def holding(swarm: MemorySwarm) -> Holding:
+def holding(swarm: AnySwarm) -> Holding:
     """What this process holds now, for the nodes that live in it."""
     engines = [node.engine for node in swarm.nodes]
     return Holding(
@@ -70,53 +79,60 @@ def resident() -> int:
 
 
 class Reference:
-    """The whole model in transformers, greedily: what every honest request must give, bit for bit."""
+    """The whole model in transformers: what every honest request must give, bit for bit."""
 
     def __init__(self, folder: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     @torch.inference_mode()
-    def greedy(self, prompt: list[int], count: int) -> list[int]:
+    def logits(self, pieces: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """The logits ``[tokens, vocab]`` after each piece, appended one after another."""
         cache: Any = DynamicCache(config=self.model.config)
+        return [
+            self.model(torch.tensor([list(piece)]), past_key_values=cache, use_cache=True).logits[0]
+            for piece in pieces
+        ]
+
+    def greedy(self, count: int) -> list[int]:
+        """The tokens that follow ``PROMPT``."""
         chosen: list[int] = []
-        tokens = prompt
         while len(chosen) < count:
-            logits = self.model(torch.tensor([tokens]), past_key_values=cache, use_cache=True).logits
-            chosen.append(int(logits[0, -1].argmax()))
-            tokens = chosen[-1:]
+            chosen.append(int(self.logits([PROMPT, *([token] for token in chosen)])[-1][-1].argmax()))
         return chosen
 
 
-async def answered(swarm: MemorySwarm, checkpoint: Path, count: int = 6) -> list[int]:
-    """The tokens of an honest request."""
-    answer = swarm.client.generate(str(checkpoint), PROMPT, max_tokens=count)
-    async for _ in answer:
-        pass
-    return answer.token_ids
+PIECES: list[list[int]] = [PROMPT, *([token] for token in (7, 200, 41, 3, 299, 12))]
+"""What an honest client appends, whatever comes out."""
+
+
+async def honest(session: Session, pieces: Sequence[Sequence[int]], expected: Sequence[torch.Tensor]) -> None:
+    """Append ``pieces``, each of which must give what the whole model gives."""
+    for piece, logits in zip(pieces, expected, strict=True):
+        assert torch.equal(await session.step(piece), logits), "an honest client's answer has changed"
 
 
 @asynccontextmanager
-async def unharmed(swarm: MemorySwarm, checkpoint: Path, reference: Reference) -> AsyncGenerator[None]:
+async def unharmed(swarm: AnySwarm, checkpoint: Path, reference: Reference) -> AsyncGenerator[None]:
     """An attack in this block harms nobody: see the top of this file."""
-    greedy = Sampler(Sampling())
-    expected = reference.greedy(PROMPT, 8)
-    assert await answered(swarm, checkpoint, 8) == expected
+    expected = reference.logits(PIECES)
+    async with swarm.client.session(str(checkpoint), tokens=64) as first:
+        await honest(first, PIECES, expected)
     async with swarm.client.session(str(checkpoint), tokens=64) as other:
-        chosen = [(await other.advance(PROMPT, greedy)).token]
+        await honest(other, PIECES[:3], expected[:3])
         await trio.sleep(0.05)
         before, memory = holding(swarm), resident()
         yield
-        while len(chosen) < 8:
-            chosen.append((await other.advance(chosen[-1:], greedy)).token)
-        assert chosen == expected, "another client's answer has changed"
+        await honest(other, PIECES[3:], expected[3:])
         assert not other.reroutes, "another client's route was lost"
+        gc.collect()
         with trio.move_on_after(5):
             while not holding(swarm).within(before):  # noqa: ASYNC110
                 await trio.sleep(0.05)
         after = holding(swarm)
         assert after.within(before), f"left behind: {after}, before: {before}"
         assert resident() - memory < RSS_NOISE, "memory was left behind"
-    assert await answered(swarm, checkpoint, 8) == expected
+    async with swarm.client.session(str(checkpoint), tokens=64) as last:
+        await honest(last, PIECES, expected)
 
 
 @pytest.fixture(scope="session")
