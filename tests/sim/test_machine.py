@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from shoal.errors import ShoalError
 from shoal.testing.sim import model
-from shoal.testing.sim.clock import SimClock
+from shoal.testing.sim.clock import simulate
 from shoal.testing.sim.nodes import SimNode, SimSwarm
 from shoal.testing.sim.peers import SPAN, SimPeers
 
@@ -137,7 +137,7 @@ class SwarmMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if getattr(self, "plan", None):
-            trio.run(play, self.seed, self.plan, clock=SimClock())
+            simulate(self.seed, play, self.seed, self.plan)
 
 
 async def ask(life: Life, prompt: list[int]) -> None:

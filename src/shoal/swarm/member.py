@@ -61,6 +61,7 @@ class Member:
         expiry_s: float,
         bootstrap: Iterable[str] = (),
         clock: Clock | None = None,
+        chance: random.Random | None = None,
     ) -> None:
         self.network = network
         self.directory = Directory()
@@ -73,10 +74,10 @@ class Member:
         self._expiry_s = expiry_s
         self._bootstrap = tuple(bootstrap)
         self._sequence = 0
-        self._random = random.Random()
+        self._random = chance or random.Random()
         self._changed = trio.Event()
         self._doubts = Doubts(network, self.directory, self.now, expiry_s, speak=self._speak, take=self._take)
-        self._watch = Watch(network, self.directory, self.now, expiry_s, self.doubt)
+        self._watch = Watch(network, self.directory, self.now, expiry_s, self.doubt, self._random)
         network.answer(DIRECTORY_PROTOCOL, self._tell)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -277,7 +278,7 @@ class Member:
         while True:
             connected = {c.peer for c in self.network.connections()}
             self.directory.neighbours = frozenset((*connected, self.network.peer))
-            for peer in connected - greeted:
+            for peer in sorted(connected - greeted):
                 await self._compare(peer)
             greeted = connected
             await trio.sleep(GREET_EVERY_S)

@@ -50,6 +50,7 @@ class Watch:
         now: Callable[[], float],
         expiry_s: float,
         doubt: Callable[[PeerId], Awaitable[bool]],
+        chance: random.Random,
     ) -> None:
         self._network = network
         self._directory = directory
@@ -59,7 +60,7 @@ class Watch:
         self._neighbours: set[PeerId] = set()
         self._doubted: dict[PeerId, int] = {}
         self._in_peace: dict[PeerId, float] = {}
-        self._random = random.Random()
+        self._random = chance
 
     async def run(self) -> None:
         """Look after neighbours until cancelled."""
@@ -75,7 +76,7 @@ class Watch:
         """Whose turn it is: first those whose connection has ended since the last look, then some others."""
         connected = {connection.peer for connection in self._network.connections()}
         lost, self._neighbours = self._neighbours - connected, connected
-        looked_after = [*lost, *self._random.sample(sorted(connected), min(WATCHED, len(connected)))]
+        looked_after = [*sorted(lost), *self._random.sample(sorted(connected), min(WATCHED, len(connected)))]
         now = self._now()
         self._in_peace = {peer: until for peer, until in self._in_peace.items() if until > now}
         due = (peer for peer in looked_after if peer not in self._in_peace and peer not in self._doubted)
@@ -95,11 +96,10 @@ class Watch:
         peer = PeerId(announcement.peer)
         for _ in range(ATTEMPTS):
             try:
-                with trio.fail_after(deadline_s):
-                    if peer not in self._neighbours:
-                        await self._network.approach(announcement.address, deadline_s=deadline_s)
-                    await self._network.ping(peer, deadline_s=deadline_s)
-            except (ShoalError, trio.TooSlowError) as error:
+                if peer not in self._neighbours:
+                    await self._network.approach(announcement.address, deadline_s=deadline_s)
+                await self._network.ping(peer, deadline_s=deadline_s)
+            except ShoalError as error:
                 log.debug("%s does not answer: %s", peer, error)
             else:
                 return True

@@ -33,12 +33,13 @@ def main() -> None:
             plan.add_argument("--minutes", type=float, default=30.0, help="simulated")
             plan.add_argument("--sessions", type=int, default=50, help="so many at once")
             plan.add_argument("--every", type=float, default=4.0, help="seconds from one change to the next")
+            plan.add_argument("--vanish", type=float, default=0.5, help="share of kills without a word")
     asked = parser.parse_args()
     sys.exit(asked.run(asked))
 
 
 def _churn(asked: argparse.Namespace) -> int:
-    plan = Plan(asked.nodes, asked.minutes, asked.sessions, asked.every, asked.seed)
+    plan = Plan(asked.nodes, asked.minutes, asked.sessions, asked.every, asked.seed, asked.vanish)
     outcome = churn(plan)
     _say({"plan": asdict(plan), **outcome.shown()}, as_json=asked.json)
     return 0 if outcome.good else 1

@@ -13,7 +13,7 @@ import trio
 from shoal.client.swarm import Swarm
 from shoal.errors import ShoalError
 from shoal.testing.sim import model
-from shoal.testing.sim.clock import SimClock
+from shoal.testing.sim.clock import simulate
 from shoal.testing.sim.nodes import SimSwarm
 from shoal.testing.sim.peers import SimPeers
 from shoal.types import PeerId
@@ -40,6 +40,8 @@ class Plan:
     every_s: float = 4.0
     """Between a join or the end of a node and the next, at the mean."""
     seed: int = 1
+    vanish: float = 0.5
+    """The share of the killed whose machine vanishes too, so that no closed socket tells of it."""
 
 
 @dataclass(slots=True)
@@ -88,7 +90,7 @@ class Outcome:
 def churn(plan: Plan) -> Outcome:
     """Simulate the plan."""
     began = time.monotonic()
-    outcome = trio.run(_churn, plan, clock=SimClock())
+    outcome = simulate(plan.seed, _churn, plan)
     outcome.real_s = time.monotonic() - began
     return outcome
 
@@ -120,7 +122,7 @@ async def _churn(plan: Plan) -> Outcome:
 
 
 async def _come_and_go(plan: Plan, swarm: SimSwarm, outcome: Outcome, until: float) -> None:
-    chance = swarm.peers.chance
+    chance = random.Random(plan.seed)
     async with trio.open_nursery() as leaving:
         while trio.current_time() < until:
             await trio.sleep(chance.uniform(0.5, 1.5) * plan.every_s)
@@ -133,7 +135,7 @@ async def _come_and_go(plan: Plan, swarm: SimSwarm, outcome: Outcome, until: flo
                 leaving.start_soon(swarm.drain, chance.choice(swarm.nodes))
             else:
                 outcome.kills += 1
-                swarm.kill(chance.choice(swarm.nodes), silent=chance.random() < 0.5)
+                swarm.kill(chance.choice(swarm.nodes), silent=chance.random() < plan.vanish)
 
 
 async def _be_client(swarm: SimSwarm, sessions: int, outcome: Outcome, until: float) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from shoal.swarm import pace
-from shoal.testing.sim.clock import SimClock
+from shoal.testing.sim.clock import simulate
 from shoal.testing.sim.peers import Peer, SimPeers
 from shoal.types import PeerId
 
@@ -57,7 +57,7 @@ class Convergence:
 
 def converge(nodes: int, seed: int, measured_s: float = 120.0) -> Convergence:
     """Simulate a swarm of ``nodes`` nodes and measure it."""
-    return trio.run(_converge, nodes, seed, measured_s, clock=SimClock())
+    return simulate(seed, _converge, nodes, seed, measured_s)
 
 
 async def _converge(nodes: int, seed: int, measured_s: float) -> Convergence:

@@ -11,6 +11,7 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -56,13 +57,14 @@ class Internet(World):
     agenda: Agenda = field(default_factory=Agenda)
 
     def __post_init__(self) -> None:
-        self.connected: dict[PeerId, set[PeerId]] = defaultdict(set)
+        self.connected: dict[PeerId, dict[PeerId, None]] = defaultdict(dict)
         self.mesh = Mesh(lambda peer: self.connected[peer], self.chance)
         self.side: dict[PeerId, int] = {}
         """On which side of a partition a peer is; 0 unless it is named."""
         self.silent: set[PeerId] = set()
         """The dead whose machines are gone, too: nothing answers there."""
         self._places: dict[PeerId, tuple[float, float]] = {}
+        self._latencies: dict[tuple[PeerId, PeerId], float] = {}
         self._shown: dict[PeerId, PeerConnection] = {}
 
     def network(self, identity: Identity | None = None) -> SimNetwork:
@@ -84,7 +86,11 @@ class Internet(World):
 
     def latency_s(self, a: PeerId, b: PeerId) -> float:
         """One way from ``a`` to ``b``."""
-        return NEAREST_S + ACROSS_S / math.sqrt(2) * math.dist(self._places[a], self._places[b])
+        known = self._latencies.get((a, b))
+        if known is None:
+            way = math.dist(self._places[a], self._places[b])
+            known = self._latencies[a, b] = NEAREST_S + ACROSS_S / math.sqrt(2) * way
+        return known
 
     def open_way(self, a: PeerId, b: PeerId) -> bool:
         """Whether what ``a`` sends can arrive at ``b``."""
@@ -100,13 +106,13 @@ class Internet(World):
     def link(self, a: PeerId, b: PeerId) -> None:
         """Connect two peers."""
         if b not in self.connected[a]:
-            self.connected[a].add(b)
-            self.connected[b].add(a)
+            self.connected[a][b] = None
+            self.connected[b][a] = None
             self.mesh.linked(a, b)
 
     def unlink(self, a: PeerId, b: PeerId) -> None:
         """``a`` has no connection to ``b`` any more; ``b`` hears of it if it can."""
-        self.connected[a].discard(b)
+        self.connected[a].pop(b, None)
         self.mesh.unlinked(a, b)
         if a in self.connected[b] and self.open_way(a, b) and a not in self.silent:
             self.agenda.after(self.latency_s(a, b), partial(self._hung_up, b, a))
@@ -123,7 +129,7 @@ class Internet(World):
             if isinstance(pipe, SimPipe):
                 pipe.die(silent=silent)
         self.mesh.left(peer)
-        for other in self.connected.pop(peer, set()):
+        for other in self.connected.pop(peer, {}):
             if not silent and self.open_way(peer, other):
                 self.agenda.after(self.latency_s(peer, other), partial(self._hung_up, other, peer))
 
@@ -180,14 +186,15 @@ class Internet(World):
         """Tell some who are not in the mesh that there is this message; those who lack it ask for it."""
         if self.node(network.peer) is not network:
             return
-        for other in self.mesh.strangers(network.peer):
-            self.carry(network, other, MENTION_BYTES, "gossip")
+        strangers = self.mesh.strangers(network.peer)
+        network.sent["gossip"] += MENTION_BYTES * len(strangers)
+        for other in strangers:
             if other not in message.seen:
                 self._pass_on(network, other, message)
 
     def _hung_up(self, peer: PeerId, other: PeerId) -> None:
         if other in self.connected.get(peer, ()):
-            self.connected[peer].discard(other)
+            self.connected[peer].pop(other, None)
             self.mesh.unlinked(peer, other)
 
 
@@ -218,14 +225,15 @@ class SimNetwork(MemoryNetwork):
             raise ChannelClosed(f"{peer} is this peer itself")
         if peer in self._internet.connected[self.peer]:
             return peer
-        with trio.move_on_after(deadline_s):
-            other = await self._reach(peer, CONNECT_BYTES, "connects")
-            if len(self._internet.connected[peer]) >= CONNECTIONS_LIMIT:
-                raise ChannelClosed(f"{peer} has too many connections")
-            self._internet.carry(other, self.peer, CONNECT_BYTES, "connects")
-            self._internet.link(self.peer, peer)
-            return peer
-        raise ChannelClosed(f"{peer} did not answer within {deadline_s:.0f} s")
+        try:
+            other = await self._reach(peer, CONNECT_BYTES, "connects", deadline_s)
+        except DeadlineExceeded as error:
+            raise ChannelClosed(error.message) from error
+        if len(self._internet.connected[peer]) >= CONNECTIONS_LIMIT:
+            raise ChannelClosed(f"{peer} has too many connections")
+        self._internet.carry(other, self.peer, CONNECT_BYTES, "connects")
+        self._internet.link(self.peer, peer)
+        return peer
 
     async def approach(self, address: PeerAddress, *, deadline_s: float) -> None:
         await self.connect(f"/p2p/{address.peer}", deadline_s=deadline_s)
@@ -235,10 +243,11 @@ class SimNetwork(MemoryNetwork):
 
     async def open_pipe(self, address: PeerAddress, *, deadline_s: float) -> SimPipe:
         with trio.move_on_after(deadline_s):
-            other = await self._reach(address.peer, CONNECT_BYTES, "pipes")
-            mine, theirs = SimPipe.pair(self._internet, self, other)
-            await other.take_pipe(theirs)
-            return mine
+            with suppress(DeadlineExceeded):
+                other = await self._reach(address.peer, CONNECT_BYTES, "pipes", deadline_s)
+                mine, theirs = SimPipe.pair(self._internet, self, other)
+                await other.take_pipe(theirs)
+                return mine
         raise ChannelClosed(f"{address.peer} did not answer in time")
 
     async def take_pipe(self, pipe: SimPipe) -> None:
@@ -260,7 +269,7 @@ class SimNetwork(MemoryNetwork):
 
     async def request(self, peer: PeerId, protocol: str, body: bytes, *, deadline_s: float) -> bytes:
         with trio.move_on_after(deadline_s):
-            other = await self._ask(peer)
+            other = await self._ask(peer, deadline_s)
             await self._travel(self, other, len(body))
             if protocol not in other._answers:
                 raise ChannelClosed(f"{peer} does not speak {protocol}")
@@ -274,17 +283,15 @@ class SimNetwork(MemoryNetwork):
 
     async def ping(self, peer: PeerId, *, deadline_s: float) -> float:
         began = trio.current_time()
-        with trio.move_on_after(deadline_s):
-            other = await self._ask(peer)
-            self._internet.carry(other, self.peer, REQUEST_BYTES, "requests")
-            return trio.current_time() - began
-        raise DeadlineExceeded(f"{peer} did not answer a ping within {deadline_s:.0f} s")
+        other = await self._ask(peer, deadline_s)
+        self._internet.carry(other, self.peer, REQUEST_BYTES, "requests")
+        return trio.current_time() - began
 
-    async def _ask(self, peer: PeerId) -> SimNetwork:
+    async def _ask(self, peer: PeerId, deadline_s: float) -> SimNetwork:
         """The other end of a connection that there is, for one question."""
         if peer not in self._internet.connected[self.peer]:
             raise ChannelClosed(f"{peer} cannot be reached")
-        other = await self._reach(peer, REQUEST_BYTES, "requests")
+        other = await self._reach(peer, REQUEST_BYTES, "requests", deadline_s)
         if self.peer not in self._internet.connected[peer]:
             await self.disconnect(peer)
             raise ChannelClosed(f"{peer} has hung up")
@@ -293,13 +300,22 @@ class SimNetwork(MemoryNetwork):
     def connections(self) -> Sequence[PeerConnection]:
         return [self._internet.shown(p) for p in self._internet.connected[self.peer]]
 
-    async def _reach(self, peer: PeerId, size: int, kind: str) -> SimNetwork:
-        """Go there and back once. Nobody answers where there is no way or no machine: then this never
-        ends."""
+    async def _reach(self, peer: PeerId, size: int, kind: str, deadline_s: float) -> SimNetwork:
+        """Go there and back once.
+
+        Raises:
+            DeadlineExceeded: there is no way, no machine, or the way is too long.
+            ChannelClosed: there is a machine and no such peer on it.
+        """
         world = self._internet
-        await trio.sleep(world.carry(self, peer, size, kind) + world.latency_s(self.peer, peer))
-        if peer in world.silent or not world.open_way(self.peer, peer) or world.node(self.peer) is not self:
-            await trio.sleep_forever()
+        delay_s = world.carry(self, peer, size, kind) + world.latency_s(self.peer, peer)
+        await trio.sleep(min(delay_s, deadline_s))
+        lost = (
+            peer in world.silent or not world.open_way(self.peer, peer) or world.node(self.peer) is not self
+        )
+        if lost or delay_s > deadline_s:
+            await trio.sleep(max(0.0, deadline_s - delay_s))
+            raise DeadlineExceeded(f"{peer} did not answer within {deadline_s:.0f} s")
         other = world.node(peer)
         if other is None:
             raise ChannelClosed(f"{peer} cannot be reached")

@@ -29,7 +29,7 @@ class Mesh:
     def __init__(self, connected: Callable[[PeerId], Iterable[PeerId]], chance: random.Random) -> None:
         self._connected = connected
         self._chance = chance
-        self._neighbours: dict[PeerId, set[PeerId]] = defaultdict(set)
+        self._neighbours: dict[PeerId, dict[PeerId, None]] = defaultdict(dict)
 
     def neighbours(self, peer: PeerId) -> list[PeerId]:
         """To whom ``peer`` passes on what it hears."""
@@ -49,7 +49,7 @@ class Mesh:
 
     def unlinked(self, a: PeerId, b: PeerId) -> None:
         """``a`` is not connected to ``b`` any more."""
-        self._neighbours[a].discard(b)
+        self._neighbours[a].pop(b, None)
         if len(self._neighbours[a]) < LOW:
             self._grow(a)
 
@@ -62,13 +62,13 @@ class Mesh:
         others = [other for other in self._connected(peer) if other not in mesh]
         self._chance.shuffle(others)
         for other in others[: DEGREE - len(mesh)]:
-            mesh.add(other)
-            self._neighbours[other].add(peer)
+            mesh[other] = None
+            self._neighbours[other][peer] = None
             if len(self._neighbours[other]) > HIGH:
                 self._prune(other)
 
     def _prune(self, peer: PeerId) -> None:
         mesh = self._neighbours[peer]
         for other in self._chance.sample(sorted(mesh), len(mesh) - DEGREE):
-            mesh.discard(other)
-            self._neighbours[other].discard(peer)
+            mesh.pop(other, None)
+            self._neighbours[other].pop(peer, None)

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 import trio
 
@@ -52,8 +53,9 @@ class SimNode:
 class SimClient(Swarm):
     """A client whose ends are pretended."""
 
-    def __init__(self, network: Network, member: Member, settings: Settings) -> None:
+    def __init__(self, network: Network, member: Member, settings: Settings, chance: Random) -> None:
         super().__init__(network, member, settings, ModelStore(Path()))
+        self.routes._random = chance  # pyright: ignore[reportPrivateUsage]
         self._thread.close()
         self._thread = LoopThread()
 
@@ -112,7 +114,7 @@ class SimSwarm:
     async def client(self) -> AsyncGenerator[SimClient]:
         """A client, until the block ends."""
         peer = await self.peers.enter()
-        client = SimClient(peer.network, peer.member, self.settings)
+        client = SimClient(peer.network, peer.member, self.settings, Random(self.peers.chance.random()))
         try:
             await peer.life.start(client.run)
             yield client

@@ -94,6 +94,7 @@ class SimPeers:
             expiry_s=self.expiry_s,
             bootstrap=[f"/memory/{other.peer}/p2p/{other.peer}" for other in named],
             clock=Clock(trio.current_time, wall),
+            chance=random.Random(self.chance.random()),
         )
         return await self.nursery.start(self._live, network, member, wall)
 

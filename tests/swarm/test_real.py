@@ -1,0 +1,69 @@
+"""The same over libp2p: a peer that dies is gone long before its last word would have expired."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import trio
+
+from shoal.net.host import NetworkSettings, open_network
+from shoal.net.identity import Identity
+from shoal.swarm.announcement import Served
+from shoal.swarm.member import Member
+
+EXPIRY_S = 12.0
+
+
+def served() -> Served:
+    return Served("tiny", "sha256:" + "a" * 64, 30, 576, 2048, 49152, 0, 10, "fp32", 4096, 4096, 0, 2.5)
+
+
+@asynccontextmanager
+async def member(*bootstrap: str):
+    """A member of the public swarm on this machine, that serves something."""
+    settings = NetworkSettings(Identity.ephemeral(), None, host="127.0.0.1")
+    async with open_network(settings) as network, trio.open_nursery() as nursery:
+        found = Member(network, announce_s=4.0, expiry_s=EXPIRY_S, bootstrap=bootstrap)
+        await nursery.start(found.run)
+        found.served = served
+        await found.announce()
+        yield found
+        nursery.cancel_scope.cancel()
+
+
+async def until(reached, within_s: float) -> float:
+    began = trio.current_time()
+    with trio.fail_after(within_s):
+        while not reached():  # noqa: ASYNC110  what is looked at has no event
+            await trio.sleep(0.05)
+    return trio.current_time() - began
+
+
+async def test_a_peer_that_dies_is_doubted_by_its_neighbours_and_gone_before_its_word_expires():
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(member())
+        address = f"{first.network.address.libp2p[0]}/p2p/{first.network.peer}"
+        second = await stack.enter_async_context(member(address))
+        async with member(address) as victim:
+            peer = victim.network.peer
+            await until(lambda: peer in {a.peer for a in first.alive()} & {a.peer for a in second.alive()}, 8)
+            await trio.sleep(2)
+            await victim.announce()  # its newest word would hold for a whole expiry from now
+            await trio.sleep(0.5)
+        gone = await until(lambda: peer not in {a.peer for m in (first, second) for a in m.alive()}, 20)
+        assert gone < 0.8 * EXPIRY_S
+
+
+async def test_a_living_peer_refutes_a_doubt():
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(member())
+        address = f"{first.network.address.libp2p[0]}/p2p/{first.network.peer}"
+        second = await stack.enter_async_context(member(address))
+        peer = second.network.peer
+        await until(lambda: first.directory.get(peer) is not None, 8)
+        await trio.sleep(0.15 * EXPIRY_S)
+        doubted = first.directory.sequence(peer)
+        assert await first.doubt(peer)
+        await until(lambda: first.directory.sequence(peer) > doubted, 3)
+        await trio.sleep(0.5 * EXPIRY_S)
+        assert peer in {a.peer for a in first.alive()}
