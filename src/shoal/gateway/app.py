@@ -32,6 +32,7 @@ from shoal.gateway.limits import Limits
 from shoal.gateway.live import Invite, Live
 from shoal.gateway.metrics import Metrics, gauge
 from shoal.gateway.models import Models, Servable
+from shoal.gateway.openapi import document
 from shoal.gateway.prefixes import Prefixes
 from shoal.gateway.records import Records
 from shoal.gateway.schema.chat import ChatRequest
@@ -117,6 +118,7 @@ class Gateway:
                 *self._live.routes(),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
+                Route("/openapi.json", self._document),
                 Route("/v1/models", self._list_models),
                 Route("/v1/models/{id:path}", self._show_model),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
@@ -193,6 +195,9 @@ class Gateway:
             return JSONResponse({"status": "ok", "models": whole})
         missing = {local.name: [str(span) for span in self.models.missing(local)] for local in models}
         return JSONResponse({"status": "no coverage", "missing": missing}, 503)
+
+    async def _document(self, request: Request) -> Response:
+        return JSONResponse(document())
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

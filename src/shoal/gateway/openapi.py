@@ -1,0 +1,59 @@
+"""The gateway's OpenAPI document, made of the schemas that its routes check bodies with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from shoal.gateway.schema.chat import ChatRequest
+from shoal.gateway.schema.completions import CompletionRequest
+from shoal.gateway.schema.responses import ResponsesRequest
+from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
+
+BODIES: dict[str, tuple[type[BaseModel], str]] = {
+    "/v1/chat/completions": (ChatRequest, "Continue a conversation"),
+    "/v1/completions": (CompletionRequest, "Continue a text"),
+    "/v1/responses": (ResponsesRequest, "Answer, statelessly"),
+    "/tokenize": (TokenizeRequest, "Token ids of a text or a conversation"),
+    "/detokenize": (DetokenizeRequest, "The text of token ids"),
+}
+PLAIN: dict[str, str] = {
+    "/v1/models": "The models that can be answered with",
+    "/health": "Whether a model can be answered with",
+    "/metrics": "Figures for Prometheus",
+    "/api/swarm": "The swarm as this machine knows it",
+    "/api/requests": "The last requests",
+    "/api/health": "What the doctor found",
+}
+_ANSWERS: dict[str, Any] = {
+    "200": {"description": "The answer; events where stream is true"},
+    "default": {"description": "An error with message, type, param and code"},
+}
+
+
+def document() -> dict[str, Any]:
+    """The whole document, OpenAPI 3.1."""
+    models = [(model, "validation") for model, _ in BODIES.values()]
+    _, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")  # pyright: ignore[reportArgumentType]
+    paths: dict[str, Any] = {path: {"get": _operation(about)} for path, about in PLAIN.items()}
+    for path, (model, about) in BODIES.items():
+        content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+        paths[path] = {"post": _operation(about) | {"requestBody": {"required": True, "content": content}}}
+    identifier = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    paths["/v1/models/{id}"] = {"get": _operation("One of them") | {"parameters": [identifier]}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Shoal", "version": "1", "description": "OpenAI's API before a swarm."},
+        "security": [{"key": []}],
+        "paths": paths,
+        "components": {
+            "schemas": definitions["$defs"],
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(about: str) -> dict[str, Any]:
+    return {"summary": about, "responses": _ANSWERS}
