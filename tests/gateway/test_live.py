@@ -1,0 +1,78 @@
+"""`/api/…`: what the page is told, at once and as it changes."""
+
+from __future__ import annotations
+
+import json
+
+import trio
+
+from shoal.gateway import feed
+from shoal.types import Span
+
+from .conftest import served, user
+
+
+async def told(lines, wanted):
+    """The data of the next event of that name."""
+    with trio.fail_after(10):
+        async for line in lines:
+            if line == f"event: {wanted}":
+                return json.loads((await anext(lines)).removeprefix("data: "))
+    raise AssertionError(f"no {wanted}")
+
+
+async def test_everything_comes_at_once_and_then_what_changes(gateway):
+    async with gateway.http.stream("GET", "/api/events") as answer:
+        lines = answer.aiter_lines()
+        swarm = await told(lines, "swarm")
+        assert [(peer["start"], peer["end"]) for peer in swarm["peers"]] == [(0, 2), (2, 3), (3, 6)]
+        assert swarm["models"][0]["coverage"] == [1] * 6
+        assert await told(lines, "requests") == []
+        assert (await told(lines, "health"))["ok"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(gateway.chat)
+            token = await told(lines, "token")
+        assert token["route"] == [peer["peer"] for peer in swarm["peers"]]
+        (request,) = await told(lines, "requests")
+        assert request["id"] == token["request"]
+        await gateway.swarm.add_node(Span(0, 6))
+        while len(swarm["peers"]) < 4:
+            swarm = await told(lines, "swarm")
+        assert swarm["models"][0]["coverage"] == [2] * 6
+
+
+async def test_a_request_is_told_hop_by_hop(gateway):
+    await gateway.chat(max_tokens=8)
+    (request,) = (await gateway.http.get("/api/requests")).json()
+    assert request["state"] == "done"
+    assert [stage["end"] for stage in request["route"]] == [2, 3, 6]
+    assert len(request["hops"]) == 3
+    assert all(hop["compute_ms"] > 0 and hop["network_ms"] >= 0 for hop in request["hops"])
+
+
+async def test_a_page_that_leaves_is_forgotten_and_too_many_are_told_so(gateway, monkeypatch):
+    monkeypatch.setattr(feed, "LISTENERS", 1)
+    async with gateway.http.stream("GET", "/api/events") as answer:
+        await told(answer.aiter_lines(), "swarm")
+        refused = await gateway.http.get("/api/events")
+        assert refused.status_code == 429
+    with trio.fail_after(5):
+        while gateway.gateway.feed.full:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+async def test_names_of_peers_and_models_are_only_data(tmp_path, checkpoint):
+    """What others call themselves reaches the page as JSON, under a policy that runs no script of theirs."""
+    async with served(tmp_path, checkpoint) as gateway:
+        answer = await gateway.chat(model="<script>alert(1)</script>")
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        page = await gateway.http.get("/")
+        assert "script-src 'self'" in page.headers["content-security-policy"]
+
+
+async def test_one_conversation_at_a_time_is_kept_and_no_more_than_there_is_room_for(gateway):
+    for number in range(12):
+        await gateway.post("/v1/chat/completions", messages=[user(f"{number} is another conversation")])
+    assert gateway.gateway.prefixes.kept <= 8
+    await gateway.idle()
