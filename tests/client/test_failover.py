@@ -15,6 +15,7 @@ from shoal.net.channel import Channel
 from shoal.node import kept
 from shoal.node.hop import Hop
 from shoal.testing.checkpoints import write_checkpoint
+from shoal.testing.memory import World
 from shoal.testing.swarm import memory_swarm
 
 from .conftest import PROMPT, THIRDS, Whole
@@ -356,3 +357,27 @@ async def test_waiting_for_a_step_after_a_loss_does_not_spin(home, checkpoint, m
         await session.step([7])
         trio.lowlevel.remove_instrument(turns)
         assert turns.taken < 1000
+
+
+async def test_a_session_opens_although_a_hop_is_gone_and_still_listed(home, checkpoint, whole, monkeypatch):
+    monkeypatch.setattr("shoal.node.server.DIAL_NEXT_S", 0.3)
+    async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS[1:]], open_timeout_s=2.0) as swarm:
+        gone = {swarm.networks[1].peer}
+        monkeypatch.setattr(World, "reach", unreachable(World.reach, gone))
+        for _ in range(6):
+            async with swarm.client.session(str(checkpoint), tokens=64) as session:
+                assert gone.isdisjoint(hop.address.peer for hop in session.ring.route)
+                assert await decode(session, PROMPT, 4) == whole.greedy(PROMPT, 4)
+        blamed = {peer for peer in swarm.client.routes._suspects._held}
+        assert blamed <= gone
+
+
+def unreachable(reach, gone):
+    """A machine that is gone: whoever dials it hears nothing, until he gives up."""
+
+    def tried(world, a, b):
+        if b in gone:
+            raise ChannelClosed(f"{b} did not answer")
+        return reach(world, a, b)
+
+    return tried

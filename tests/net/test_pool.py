@@ -198,3 +198,34 @@ async def test_a_peer_that_dies_ends_its_channels(autojump_clock: MockClock):
         assert channel.closed
         assert client.pool.all() == []
         assert len(client.ended) == 1
+
+
+async def test_a_channel_that_we_dialled_and_nobody_uses_is_closed_unless_it_is_held(
+    autojump_clock: MockClock,
+):
+    async with peers(True, False) as (node, client):
+        await client.pool.get(node.network.address, deadline_s=5)
+        await trio.sleep(pool_module.IDLE_S / 2)
+        assert len(client.pool.all()) == 1
+        await trio.sleep(pool_module.IDLE_S)
+        assert client.pool.all() == []
+        assert "a while" in client.ended[0]
+        client.pool._held = lambda _: True
+        await client.pool.get(node.network.address, deadline_s=5)
+        await trio.sleep(3 * pool_module.IDLE_S)
+        assert len(client.pool.all()) == 1
+
+
+async def test_a_pool_that_ends_while_it_dials_leaves_no_pipe(autojump_clock: MockClock):
+    async with peers(True, False) as (node, client):
+        async with trio.open_nursery() as nursery:
+
+            async def dial() -> None:
+                with pytest.raises(ChannelClosed):
+                    await client.pool.get(node.network.address, deadline_s=5)
+
+            nursery.start_soon(dial)
+            await trio.sleep(0.05)
+            client.scope.cancel()
+        await trio.sleep(1)
+        assert node.pool.all() == []

@@ -27,7 +27,7 @@ class RouteHop:
 
 
 class HopRefused(ShoalError):
-    """A hop did not take part; ``error`` says why, ``peer`` which."""
+    """A hop did not take part; ``error`` says why, ``peer`` which: that of the one that cannot be reached."""
 
     code = "hop_refused"
 
@@ -114,7 +114,7 @@ class RingHop:
             error = from_code(
                 reply.code, reply.message, retry_after_s=reply.retry_after_s, tokens_free=reply.tokens_free
             )
-            raise HopRefused(self.peer, error)
+            raise HopRefused(PeerId(reply.gone) if reply.gone else self.peer, error)
         self.open = True
 
     async def ask(self, message: Question, timeout_s: float) -> Reply:

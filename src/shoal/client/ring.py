@@ -266,6 +266,10 @@ class Ring:
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} from a hop")
 
+    def uses(self, channel: Channel) -> bool:
+        """Whether a hop is reached over ``channel``."""
+        return any(hop.channel is channel for hop in self._stages.hops)
+
     def lost_channel(self, channel: Channel, reason: str) -> None:
         """A channel has ended, and with it what the hop behind it held of this session."""
         for index, hop in enumerate(self._stages.hops):

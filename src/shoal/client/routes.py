@@ -39,7 +39,9 @@ from shoal.types import Format, ModelShape, PeerId, SessionId, Span, gaps
 from shoal.wire.messages import Failed, Located, Message, Opened, Refused, Rerouted, Step
 
 OPEN_ATTEMPTS = 4
-"""Routes that are tried before a refusal is passed on."""
+"""Refusals before one is passed on."""
+SEARCH_SHARE = 2
+"""Times the time that hops have to open a session: how long routes are tried over peers that are gone."""
 HEAR_WITHIN_S = 6.0
 """How long a client that has just come waits to hear of nodes that serve what it wants."""
 CLOSE_WITHIN_S = 2.0
@@ -63,7 +65,7 @@ class Routes:
         self.metrics = Metrics()
         self.trace = Trace()
         """Steps round whole rings, and the losses that sessions survived."""
-        self._pool = ChannelPool(network, self._handle, self._lost)
+        self._pool = ChannelPool(network, self._handle, self._lost, held=self._holds)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move messages, and watch the hops, until cancelled."""
@@ -88,7 +90,8 @@ class Routes:
         timeout_s = timeout_s or self._settings.open_timeout_s
         refused: ShoalError | None = None
         avoid: set[PeerId] = set()
-        for _ in range(OPEN_ATTEMPTS):
+        refusals, until = 0, trio.current_time() + SEARCH_SHARE * timeout_s
+        while refusals < OPEN_ATTEMPTS and (refused is None or trio.current_time() < until):
             try:
                 route = self._route(shape, format, tokens, avoid)
             except (NoCoverage, Busy):
@@ -101,7 +104,9 @@ class Routes:
                 avoid.add(error.peer)
                 refused = error.error
                 if isinstance(refused, ChannelClosed | DeadlineExceeded):
-                    self.suspect(error.peer)
+                    self.suspect(error.peer)  # one that is gone and still listed: no refusal
+                else:
+                    refusals += 1
         raise refused or NoCoverage("no route was found")
 
     async def close(self, ring: Ring) -> None:
@@ -296,6 +301,9 @@ class Routes:
                     ring.deliver(channel, message, payload)
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} to a client")
+
+    def _holds(self, channel: Channel) -> bool:
+        return any(ring.uses(channel) for ring in self._rings.values())
 
     def _lost(self, channel: Channel, reason: str) -> None:
         for ring in list(self._rings.values()):

@@ -68,6 +68,7 @@ class Channel:
         self._ready = trio.Event()
         self._reason = "the channel was closed"
         self._heard = trio.current_time()
+        self._used = self._heard  # when the last message that is no ping came or went
         self.received = 0
         """Bytes that came over the pipe, and that were given to it."""
         self.sent = 0
@@ -99,6 +100,11 @@ class Channel:
     def silent_s(self) -> float:
         """How long nothing has been heard of the peer, in seconds; it is pinged every ``PING_EVERY_S``."""
         return self._clock.current_time() - self._heard
+
+    @property
+    def idle_s(self) -> float:
+        """How long nothing but pings has come or gone, in seconds."""
+        return self._clock.current_time() - self._used
 
     async def send(self, message: Message, payload: Payload = b"") -> None:
         """Queue ``message``, behind earlier ones of its session. Returns before it has arrived.
@@ -219,6 +225,8 @@ class Channel:
         """Send or queue a message; whether the pump has something to do."""
         outgoing = Outgoing(next(self._numbers) & 0xFFFFFFFF, message, payload)
         key = _key(message) if key is None else key
+        if not isinstance(message, Ping | Pong):
+            self._used = self._clock.current_time()
         with self._lock:
             if self.closed:
                 raise ChannelClosed(f"no channel to {self.peer}: {self._reason}")
@@ -290,6 +298,7 @@ class Channel:
         elif isinstance(message, Pong):
             self._pong(message)
         else:
+            self._used = self._heard
             await handle(self, message, payload)
 
     def _pong(self, message: Pong) -> None:

@@ -18,6 +18,8 @@ CHANNELS_LIMIT = 1024
 """Channels that other peers may open to us; one more is closed at once."""
 PER_PEER_LIMIT = 8
 """Channels that one peer may open to us."""
+IDLE_S = 120.0
+"""A channel that we have dialled, and over which nothing but pings goes for so long, is closed."""
 
 
 class ChannelPool:
@@ -27,6 +29,7 @@ class ChannelPool:
         handle: takes every message of every channel.
         closed: told of every channel that has ended, whoever opened it.
         known: whether a peer takes part in what we do, so that it may send long messages.
+        held: whether a channel is needed although nothing goes over it now.
     """
 
     def __init__(
@@ -36,7 +39,10 @@ class ChannelPool:
         closed: Callable[[Channel, str], None],
         agent: str = "",
         known: Callable[[PeerId], bool] = lambda _: True,
+        held: Callable[[Channel], bool] = lambda _: False,
     ) -> None:
+        self._held = held
+        self._dialled: set[Channel] = set()
         self.inbound = Inbound(known)
         self._favours = Favours()
         self._network = network
@@ -52,14 +58,18 @@ class ChannelPool:
         self, *, accept: bool, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Move messages on every channel until cancelled; with ``accept``, take in those of other peers."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            if accept:
-                async for pipe in self._network.accept_pipes():
-                    self._take_in(nursery, pipe)
-            else:
-                await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._tidy)
+                task_status.started()
+                if accept:
+                    async for pipe in self._network.accept_pipes():
+                        self._take_in(nursery, pipe)
+                else:
+                    await trio.sleep_forever()
+        finally:
+            self._nursery = None
 
     async def get(
         self, address: PeerAddress, *, deadline_s: float, asked_by: PeerId | None = None
@@ -109,12 +119,25 @@ class ChannelPool:
         return next((c for c in self._channels.get(peer, ()) if not c.closed), None)
 
     async def _dial(self, address: PeerAddress, deadline_s: float, asked_by: PeerId | None) -> Channel:
-        if self._nursery is None:
+        nursery = self._nursery
+        if nursery is None:
             raise ChannelClosed("this peer is not running")
         if asked_by is not None:
             self._favours.ask(asked_by, trio.current_time())
         pipe = await self._network.open_pipe(address, deadline_s=deadline_s)
-        return self._start(self._nursery, pipe)
+        if self._nursery is not nursery:
+            await pipe.aclose()
+            raise ChannelClosed("this peer has ended")
+        channel = self._start(nursery, pipe)
+        self._dialled.add(channel)
+        return channel
+
+    async def _tidy(self) -> None:
+        while True:
+            await trio.sleep(IDLE_S / 4)
+            for channel in self._dialled:
+                if channel.idle_s > IDLE_S and not self._held(channel):
+                    channel.close("nothing has gone over it for a while")
 
     def _take_in(self, nursery: trio.Nursery, pipe: Pipe) -> None:
         count = sum(map(len, self._channels.values()))
@@ -135,6 +158,7 @@ class ChannelPool:
         finally:
             self._received += channel.received
             self._sent += channel.sent
+            self._dialled.discard(channel)
             self._channels[channel.peer].remove(channel)
             if not self._channels[channel.peer]:
                 del self._channels[channel.peer]

@@ -55,12 +55,20 @@ from shoal.wire.messages import (
     shorten,
 )
 
-DIAL_NEXT_S = 10.0
+DIAL_NEXT_S = 5.0
 SENDERS_KEPT = 4096
 NOT_YOURS = "no such session here, or not of this peer"
 """The same words for both: a stranger learns nothing."""
 
 log = logging.getLogger(__name__)
+
+
+class _NextGone(ChannelClosed):
+    """The next hop cannot be reached: it is that one who is to be avoided, not this node."""
+
+    def __init__(self, peer: str, error: ChannelClosed) -> None:
+        super().__init__(error.message)
+        self.peer = peer
 
 
 @dataclass(eq=False)
@@ -92,7 +100,9 @@ class SpanServer:
         self.step_ms = 0.0
         """Smoothed time of a decode step through the span; 0 before the first."""
         self._senders: OrderedDict[PeerId, None] = OrderedDict()  # whose steps sessions here take, or took
-        self.channels = ChannelPool(network, self._handle, self._lost, known=self._senders.__contains__)
+        self.channels = ChannelPool(
+            network, self._handle, self._lost, known=self._senders.__contains__, held=self._holds
+        )
         self._peer = network.peer
         self.metrics = Metrics()
         self.trace = Trace()
@@ -211,7 +221,10 @@ class SpanServer:
         return hop
 
     async def _reach(self, onward: NextHop, client: PeerId) -> Channel:
-        return await self.channels.get(onward.address(), deadline_s=DIAL_NEXT_S, asked_by=client)
+        try:
+            return await self.channels.get(onward.address(), deadline_s=DIAL_NEXT_S, asked_by=client)
+        except ChannelClosed as error:
+            raise _NextGone(onward.peer, error) from error
 
     def _expect(self, sender: PeerId) -> None:
         """Let this peer send as much as steps need."""
@@ -254,6 +267,7 @@ class SpanServer:
                     shorten(error.message),
                     retry_after_s,
                     self.engine.tokens_free,
+                    error.peer if isinstance(error, _NextGone) else None,
                 )
             )
 
@@ -299,6 +313,9 @@ class SpanServer:
             hop.end()
         elif opening is not None and opening.client is channel:
             opening.scope.cancel()
+
+    def _holds(self, channel: Channel) -> bool:
+        return any(channel in (hop.client, hop.next) for hop in self._hops.values())
 
     def _lost(self, channel: Channel, reason: str) -> None:
         for opening in self._opening.values():

@@ -105,6 +105,8 @@ class Refused(_Message, frozen=True, tag="refused"):
     message: Text
     retry_after_s: Annotated[float, Meta(ge=0, le=86400)] = 1.0
     tokens_free: Count = 0
+    gone: PeerText | None = None
+    """The next hop, when it is that one who cannot be reached."""
 
 
 class HopTime(Struct, frozen=True, array_like=True, gc=False):
