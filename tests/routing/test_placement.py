@@ -1,13 +1,25 @@
-"""Which span a joining node takes."""
+"""Which span a joining node takes, when a node moves, and what comes of it for the swarm."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from random import Random
+from statistics import mean, median
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.routing.placement import choose_span
+from shoal.routing.placement import GAIN, choose_move, choose_span
+from shoal.routing.throughput import Placed, throughput
 from shoal.types import Span
+from tests.routing.rivals import Box, parallax, petals
+
+
+def served(coverage: list[int]) -> list[Placed]:
+    """Peers of one block each."""
+    return [Placed(Span(b, b + 1), 1.0) for b, count in enumerate(coverage) for _ in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -22,24 +34,161 @@ from shoal.types import Span
     ],
 )
 def test_a_node_takes_what_the_swarm_lacks_most(what, coverage, fits, expected):
-    assert choose_span(coverage, fits) == expected, what
+    assert choose_span(served(coverage), len(coverage), fits) == expected, what
 
 
 def test_three_nodes_cover_a_model_one_after_another():
-    coverage = [0] * 30
+    placed: list[Placed] = []
     for _ in range(3):
-        span = choose_span(coverage, 10)
-        for block in range(span.start, span.end):
-            coverage[block] += 1
-    assert coverage == [1] * 30
+        placed.append(Placed(choose_span(placed, 30, 10), 1.0))
+    assert sorted(p.span for p in placed) == [Span(0, 10), Span(10, 20), Span(20, 30)]
+
+
+def test_a_slow_peer_is_helped_before_a_fast_one():
+    placed = [Placed(Span(0, 5), 100.0), Placed(Span(5, 10), 10.0)]
+    assert choose_span(placed, 10, 5, 50.0) == Span(5, 10)
+
+
+def test_blocks_of_a_single_peer_are_doubled_where_speed_does_not_decide():
+    placed = [Placed(Span(0, 8), 80.0), Placed(Span(0, 4), 4.0), Placed(Span(8, 12), 2.0)]
+    assert choose_span(placed, 12, 8, 100.0) == Span(4, 12)
 
 
 def test_a_node_for_which_no_block_fits_is_refused():
     with pytest.raises(ValueError, match="not one block"):
-        choose_span([0, 0], 0)
+        choose_span([], 2, 0)
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=20), st.integers(1, 20))
-def test_the_weakest_block_is_always_among_those_taken(coverage, fits):
-    span = choose_span(coverage, fits)
-    assert min(coverage[span.start : span.end]) == min(coverage)
+def test_holes_are_always_among_the_blocks_taken(coverage, fits):
+    span = choose_span(served(coverage), len(coverage), fits)
+    most = max(coverage[s : s + len(span)].count(0) for s in range(len(coverage) - len(span) + 1))
+    assert coverage[span.start : span.end].count(0) == most
+
+
+def a_node(start: int, end: int, speed: float = 10.0) -> Placed:
+    return Placed(Span(start, end), speed, fits=end - start)
+
+
+def test_a_node_moves_to_blocks_that_nobody_serves_any_more():
+    move = choose_move([a_node(0, 10)], a_node(0, 10), 20)
+    assert move is not None
+    assert move.span == Span(10, 20)
+    assert move.why == "10 blocks are served by nobody"
+
+
+def test_a_node_never_uncovers_a_block():
+    assert choose_move([a_node(0, 10, 1.0)], a_node(10, 20, 100.0), 20) is None
+
+
+def test_a_node_moves_where_the_swarm_is_slowest():
+    move = choose_move([a_node(0, 10), a_node(0, 10), a_node(10, 20)], a_node(0, 10), 20)
+    assert move is not None
+    assert move.span == Span(10, 20)
+    assert move.why == "the swarm carries 100% more tokens"
+
+
+def test_for_a_little_more_speed_no_node_moves():
+    placed = [a_node(0, 10, 100.0), a_node(10, 20, 99.0)]
+    assert choose_move([*placed, a_node(10, 20, 4.0)], a_node(0, 10, 4.0), 20) is None
+
+
+def test_a_single_block_gets_a_second_peer_when_that_costs_nothing():
+    placed = [a_node(0, 10, 5.0), a_node(0, 10, 5.0), a_node(10, 20, 5.0)]
+    move = choose_move(placed, a_node(0, 10, 0.001), 20)
+    assert move is not None
+    assert move.span == Span(10, 20)
+    assert move.why == "10 fewer blocks have a single peer"
+
+
+def test_who_has_announced_a_move_is_where_it_will_be():
+    """Of two nodes that could both help, the second sees that the first is on its way."""
+    going = a_node(10, 20)
+    assert choose_move([a_node(0, 10), a_node(10, 20), going], a_node(0, 10), 20) is None
+
+
+def test_two_nodes_that_help_only_together_move_one_after_the_other():
+    # Found by chance: no single move of any node helps, two do.
+    boxes = [Box(3, 8.0), Box(4, 3.0), Box(4, 1.0), Box(4, 5.0)]
+    starts = [3, 4, 4, 0]
+    placed = [Placed(Span(s, s + b.fits), b.speed, b.fits) for s, b in zip(starts, boxes, strict=True)]
+    before = throughput(placed, 8)
+    moved = settled(placed, 8)
+    assert throughput(moved, 8) > (1 + GAIN) * before
+
+
+def settled(placed: list[Placed], n_blocks: int, rounds: int = 10) -> list[Placed]:
+    """Where all are, once each has moved as long as it wants to."""
+    for _ in range(rounds):
+        before = list(placed)
+        for i, here in enumerate(placed):
+            move = choose_move([*placed[:i], *placed[i + 1 :]], here, n_blocks)
+            if move is not None:
+                placed = [*placed[:i], replace(here, span=move.span), *placed[i + 1 :]]
+        if placed == before:
+            break
+    return placed
+
+
+def ours(boxes: list[Box], n_blocks: int, rng: Random) -> list[Placed]:
+    """The nodes join in some order, then move as they want to."""
+    placed: list[Placed] = []
+    for box in rng.sample(boxes, len(boxes)):
+        span = choose_span(placed, n_blocks, box.fits, box.speed)
+        placed.append(Placed(span, box.speed, box.fits))
+    return settled(placed, n_blocks)
+
+
+def test_moves_come_to_an_end():
+    rng = Random(3)
+    for _ in range(5):
+        boxes = [Box(rng.randint(4, 8), rng.lognormvariate(3, 1)) for _ in range(6)]
+        placed = ours(boxes, 12, rng)
+        assert settled(placed, 12, rounds=1) == placed
+
+
+def test_small_swarms_come_close_to_the_best_placement_there_is():
+    """Within 5%, but where three had to move at once, or a block be uncovered meanwhile: nobody does that."""
+    rng = Random(1)
+    reached: list[float] = []
+    while len(reached) < 40:
+        n_blocks = rng.randint(4, 6)
+        boxes = [
+            Box(rng.randint(1, 4), rng.choice([1.0, 2.0, 3.0, 5.0, 8.0])) for _ in range(rng.randint(2, 4))
+        ]
+        best = _best(boxes, n_blocks)
+        if best == 0:
+            continue
+        reached.append(throughput(ours(boxes, n_blocks, rng), n_blocks) / best)
+    assert sum(share >= 0.95 for share in reached) >= 38
+    assert mean(reached) > 0.99
+
+
+def _best(boxes: list[Box], n_blocks: int) -> float:
+    starts = (range(n_blocks - min(box.fits, n_blocks) + 1) for box in boxes)
+    return max(
+        throughput(
+            [Placed(Span(s, s + min(b.fits, n_blocks)), b.speed) for s, b in zip(at, boxes, strict=True)],
+            n_blocks,
+        )
+        for at in product(*starts)
+    )
+
+
+def test_large_swarms_carry_more_than_by_the_rules_of_petals_and_parallax():
+    """On the median of 200 random ones, in shares of what the machines would do if memory bound none.
+
+    Larger ones take too long here. With 24 blocks the medians were 0.948, 0.884 and 0.684; with 32 blocks and
+    up to 24 machines 0.981, 0.949 and 0.826.
+    """
+    rng = Random(2023)
+    shares: list[tuple[float, float, float]] = []
+    while len(shares) < 200:
+        n_blocks, kinds = 16, (2, 3, 4, 5, 8)
+        boxes = [Box(rng.choice(kinds), rng.lognormvariate(3, 0.8)) for _ in range(rng.randint(8, 12))]
+        most = sum(box.speed for box in boxes) / n_blocks
+        placed = (ours(boxes, n_blocks, rng), petals(boxes, n_blocks, rng), parallax(boxes, n_blocks))
+        shares.append(tuple(throughput(p, n_blocks) / most for p in placed))
+    own, of_petals, of_parallax = (median(column) for column in zip(*shares, strict=True))
+    assert own > of_petals
+    assert own > of_parallax

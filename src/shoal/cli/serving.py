@@ -28,13 +28,14 @@ from shoal.types import PeerAddress, Span, resolve_format
 if TYPE_CHECKING:
     from shoal.net.network import Network
     from shoal.node.node import Node
+    from shoal.routing.placement import Move
 
 
 async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json: bool) -> int:
     """Serve until a signal asks to stop; returns the exit code: 0 after SIGTERM, 130 after Ctrl-C.
 
     With ``as_json``, each turn of the node's life is one line on stdout: ``listening``, ``serving``,
-    ``leaving``, ``ended``; and ``gateway``, if there is to be one beside.
+    ``leaving``, ``ended``; ``moved`` where it took another span; and ``gateway``, if there is one beside.
 
     Raises:
         ShoalError: it cannot serve; nothing was announced.
@@ -48,7 +49,8 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             # Torch takes seconds to import; on a thread, so that others may dial us meanwhile.
             await trio.to_thread.run_sync(importlib.import_module, "shoal.node.node")
             from shoal.models.store import ModelStore
-            from shoal.node.node import memory_budget, pick_span, start_node
+            from shoal.node.moving import pick_span
+            from shoal.node.node import memory_budget, start_node
 
             store = ModelStore(settings.paths.models)
             model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
@@ -59,7 +61,24 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             )
         figures = await stack.enter_async_context(_figures(settings, node))
         steady()
+        if span is None:
+            await stack.enter_async_context(_moving(node, as_json))
         return await _until_asked(settings, network, node, figures, gateway, as_json)
+
+
+@asynccontextmanager
+async def _moving(node: Node, as_json: bool) -> AsyncGenerator[None]:
+    """While the block runs, move the node to where the swarm needs it more."""
+    from shoal.node.moving import keep_place
+
+    def moved(move: Move) -> None:
+        tell("moved", as_json, start=move.span.start, end=move.span.end, why=move.why)
+
+    with one_error():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_place, node, moved)
+            yield
+            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ def tell(event: str, as_json: bool, **fields: Any) -> None:
 SENTENCES = {
     "listening": "listening as {peer}",
     "serving": "serving blocks {start}:{end} of {model}; Ctrl-C ends",
+    "moved": "now serving blocks {start}:{end}: {why}",
     "gateway": "chat, and the API for other programs: {url}",
     "leaving": "leaving when {sessions} open sessions have ended; Ctrl-C again ends at once",
     "ended": "ended",

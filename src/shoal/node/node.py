@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,9 +22,8 @@ from shoal.models.local import LocalModel
 from shoal.models.sizes import span_bytes
 from shoal.net.network import Network
 from shoal.node.server import SpanServer
-from shoal.routing.placement import choose_span
+from shoal.node.speed import measure_speed
 from shoal.swarm.announcement import Served
-from shoal.swarm.directory import coverage
 from shoal.swarm.member import Member
 from shoal.types import Format, Span, resolve_format
 
@@ -58,13 +57,6 @@ def blocks_that_fit(model: LocalModel, format: Format, memory: int) -> int:
             next_command="shoal serve MODEL --memory SIZE",
         )
     return min(fits, model.shape.n_blocks)
-
-
-def pick_span(model: LocalModel, format: Format, memory: int, member: Member) -> Span:
-    """The span of ``model`` that the swarm lacks most and that fits. Raises as ``blocks_that_fit``."""
-    serving = member.directory.serving(model.digest, member.now())
-    spans = [a.served.span for a in serving if a.served]
-    return choose_span(coverage(spans, model.shape.n_blocks), blocks_that_fit(model, format, memory))
 
 
 def check_span(model: LocalModel, span: Span) -> None:
@@ -107,17 +99,40 @@ def kv_capacity(runner: Runner, settings: Settings, memory: int) -> Capacity:
     return Capacity(tokens, per_token)
 
 
+@dataclass(eq=False)
+class Loaded:
+    """A span in memory."""
+
+    span: Span
+    engine: Engine
+    thread: TorchThread
+    speed: float
+    """Blocks in a second, for sessions that decode together."""
+
+
 class Node:
     """One span being served. Made by :func:`start_node`."""
 
     def __init__(
-        self, model: LocalModel, span: Span, engine: Engine, server: SpanServer, member: Member
+        self, model: LocalModel, loaded: Loaded, server: SpanServer, member: Member, settings: Settings
     ) -> None:
         self.model = model
-        self.span = span
-        self.engine = engine
+        self.loaded = loaded
         self.server = server
         self.member = member
+        self.settings = settings
+        self.fits = 0
+        """Blocks that it has memory to load beside those that it serves; 0: it does not move."""
+        self.going: Span | None = None
+        """The span that it is loading, to serve that instead."""
+
+    @property
+    def span(self) -> Span:
+        return self.loaded.span
+
+    @property
+    def engine(self) -> Engine:
+        return self.loaded.engine
 
     def served(self) -> Served:
         """What the node announces, as of now."""
@@ -136,6 +151,11 @@ class Node:
             0 if self.server.draining else self.engine.tokens_free,
             self.engine.sessions,
             self.server.step_ms,
+            wait_ms=self.server.wait_ms,
+            speed=self.loaded.speed,
+            fits=self.fits,
+            next_start=self.going.start if self.going else 0,
+            next_end=self.going.end if self.going else 0,
         )
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:
@@ -151,6 +171,33 @@ class Node:
             await self.server.wait_idle()
             return True
         return False
+
+
+async def load_span(model: LocalModel, span: Span, settings: Settings, memory: int) -> Loaded:
+    """Load ``span`` into ``memory`` bytes, on a thread of its own. Raises as :func:`start_node`."""
+    format = resolve_format(settings.format, model.dtype)
+    thread = TorchThread("shoal-span")
+    try:
+        threads = settings.threads or torch.get_num_threads()
+        await thread.run(partial(torch.set_num_threads, threads))
+        load = partial(
+            load_runner,
+            model,
+            span,
+            format,
+            kv=settings.kv,
+            threads=threads,
+            cache=settings.paths.cache,
+            parallel=settings.parallel,
+        )
+        runner = await thread.run(load)
+        pool = make_pool(runner, kv_capacity(runner, settings, memory).tokens)
+        speed = await thread.run(partial(measure_speed, runner, pool))
+        engine = Engine(runner, pool, thread, format=format, max_sessions=settings.max_sessions)
+        return Loaded(span, engine, thread, speed)
+    except BaseException:
+        thread.close()
+        raise
 
 
 @asynccontextmanager
@@ -170,46 +217,31 @@ async def start_node(
         StepFailed: a process that computes the span with us is lost.
     """
     check_span(model, span)
-    format = resolve_format(settings.format, model.dtype)
-    memory = memory_budget(settings)
-    thread = TorchThread("shoal-span")
+    report(f"loading blocks {span} of {model.shape.name}")
+    loaded = await load_span(model, span, settings, memory_budget(settings))
+    server = SpanServer(
+        network,
+        loaded.engine,
+        digest=model.digest,
+        span=span,
+        max_sessions=settings.max_sessions,
+        wire=settings.wire,
+    )
+    node = Node(model, loaded, server, member, settings)
+    # Several processes stay with their span, so there is no other to watch.
+    watching = watched(loaded.engine.runner) if settings.parallel > 1 else nullcontext()
+    del loaded  # a node that moves must not keep in memory what it came with
     try:
-        threads = settings.threads or torch.get_num_threads()
-        await thread.run(partial(torch.set_num_threads, threads))
-        report(f"loading blocks {span} of {model.shape.name} in {format}")
-        load = partial(
-            load_runner,
-            model,
-            span,
-            format,
-            kv=settings.kv,
-            threads=threads,
-            cache=settings.paths.cache,
-            parallel=settings.parallel,
-        )
-        runner = await thread.run(load)
-        async with watched(runner):
-            pool = make_pool(runner, kv_capacity(runner, settings, memory).tokens)
-            engine = Engine(runner, pool, thread, format=format, max_sessions=settings.max_sessions)
-            server = SpanServer(
-                network,
-                engine,
-                digest=model.digest,
-                span=span,
-                max_sessions=settings.max_sessions,
-                wire=settings.wire,
-            )
-            node = Node(model, span, engine, server, member)
-            async with trio.open_nursery() as nursery:
-                await nursery.start(server.run)
-                member.served = node.served
-                await member.announce()
-                try:
-                    yield node
-                finally:
-                    if member.served is not None:
-                        with trio.move_on_after(2.0, shield=True):
-                            await member.leave()
-                    nursery.cancel_scope.cancel()
+        async with watching, trio.open_nursery() as nursery:
+            await nursery.start(server.run)
+            member.served = node.served
+            await member.announce()
+            try:
+                yield node
+            finally:
+                if member.served is not None:
+                    with trio.move_on_after(2.0, shield=True):
+                        await member.leave()
+                nursery.cancel_scope.cancel()
     finally:
-        thread.close()
+        node.loaded.thread.close()

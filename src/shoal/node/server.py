@@ -99,6 +99,8 @@ class SpanServer:
         """Set to refuse new sessions while those there are come to their end."""
         self.step_ms = 0.0
         """Smoothed time of a decode step through the span; 0 before the first."""
+        self.wait_ms = 0.0
+        """Smoothed time that a decode step waits for its turn."""
         self._senders: OrderedDict[PeerId, None] = OrderedDict()  # whose steps sessions here take, or took
         self.channels = ChannelPool(
             network, self._handle, self._lost, known=self._senders.__contains__, held=self._holds
@@ -114,8 +116,8 @@ class SpanServer:
         self._hops: dict[SessionId, Hop] = {}
         self._opening: dict[SessionId, _Opening] = {}
         self._nursery: trio.Nursery | None = None
-        self._idle = trio.Event()
-        self._idle.set()
+        self._using: dict[Engine, int] = {}  # sessions that are open or about to be
+        self._freed = trio.Event()
 
     @property
     def sessions(self) -> int:
@@ -133,9 +135,20 @@ class SpanServer:
             await nursery.start(partial(self.channels.run, accept=True))
             task_status.started()
 
+    def take_over(self, engine: Engine, span: Span) -> None:
+        """Open sessions on another span from now on. Those that are open stay where they are."""
+        self.engine, self.span = engine, span
+        self.step_ms = self.wait_ms = 0.0
+
+    async def wait_unused(self, engine: Engine) -> None:
+        """Wait until no session is open on ``engine``."""
+        while engine in self._using:
+            await self._freed.wait()
+
     async def wait_idle(self) -> None:
         """Wait until no session is open."""
-        await self._idle.wait()
+        while self._using:
+            await self._freed.wait()
 
     async def _handle(self, channel: Channel, message: Message, payload: bytes) -> None:
         match message:
@@ -190,29 +203,34 @@ class SpanServer:
             return  # the client has closed it before it was open
         try:
             with suppress(ChannelClosed):  # the client is gone
-                await channel.send(Opened(message.session, self.engine.tokens_free))
+                await channel.send(Opened(message.session, hop.engine.tokens_free))
                 await hop.run()
         finally:
             self._forget(hop)
 
     async def _admit(self, channel: Channel, message: Open, session: SessionId) -> Hop:
-        await self.engine.open(session, message.tokens, Span(message.start, message.end))
-        self._idle = trio.Event() if self._idle.is_set() else self._idle
+        engine = self.engine
+        self._using[engine] = self._using.get(engine, 0) + 1
+        try:
+            await engine.open(session, message.tokens, Span(message.start, message.end))
+        except BaseException:
+            self._unused(engine)
+            raise
         try:
             onward = None
             if message.next is not None:
                 onward = await self._reach(message.next, channel.peer)
         except BaseException:
-            self.engine.close(session)
-            self._rest()
+            engine.close(session)
+            self._unused(engine)
             raise
         hop = Hop(
             message,
             channel,
             onward,
-            self.engine,
-            CodecChooser(self.engine.format, self._wire),
-            self._measured,
+            engine,
+            CodecChooser(engine.format, self._wire),
+            partial(self._measured, engine),
             self._room,
             self._count_failure,
         )
@@ -331,23 +349,27 @@ class SpanServer:
         if self._hops.get(hop.session) is hop:
             del self._hops[hop.session]
         hop.forget()
-        self.engine.close(hop.session)
-        self._rest()
+        hop.engine.close(hop.session)
+        self._unused(hop.engine)
 
-    def _rest(self) -> None:
-        if not self.engine.sessions:
-            self._idle.set()
+    def _unused(self, engine: Engine) -> None:
+        self._using[engine] -= 1
+        if not self._using[engine]:
+            del self._using[engine]
+            self._freed.set()
+            self._freed = trio.Event()
 
     def _count_failure(self, error: ShoalError) -> None:
         self.metrics.failures.labels(error.code).inc()
 
-    def _measured(self, step: Step, done: Forwarded) -> None:
+    def _measured(self, engine: Engine, step: Step, done: Forwarded) -> None:
         """Note what a step took; on the engine's thread."""
         self.steps += 1
         self.metrics.step(step.tokens, done.compute_us, done.waiting_us)
         here = HopTrace(self._peer, str(self.span), done.compute_us / 1e3, done.waiting_us / 1e3)
         seen = hop_step(time.time(), step.session, step.number, step.position, step.tokens, here)
         self.trace.step(seen)
-        if step.tokens == 1:
+        if step.tokens == 1 and engine is self.engine:
             ms = done.compute_us / 1000
             self.step_ms = ms if not self.step_ms else 0.9 * self.step_ms + 0.1 * ms
+            self.wait_ms = 0.9 * self.wait_ms + 0.1 * done.waiting_us / 1000

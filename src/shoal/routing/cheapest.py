@@ -169,10 +169,15 @@ class _WaysIn:
 
     def __init__(self, prices: Prices) -> None:
         self._leg = prices.leg
-        self._ways = prices.ways
         peers, ways = len(prices.leg), prices.ways
         self._measured = np.zeros((peers, peers) if len(ways.begin) else (0, 0), np.bool_)
         self._measured[ways.begin, ways.end] = True
+        place = places(ways.begin, peers)
+        most = int(place.max(initial=0)) + 1
+        self._end = np.zeros((peers, most), np.intp)
+        self._end[ways.begin, place] = ways.end
+        self._seconds = np.full((peers, most), np.inf)
+        self._seconds[ways.begin, place] = ways.seconds
 
     def enter(self, cost: Seconds) -> tuple[Numbers, Seconds]:
         """By peer, the best one to come from, and the cost with the way from there.
@@ -203,9 +208,20 @@ class _WaysIn:
             clash = clash[self._measured[best, clash]]
 
     def _include_measured(self, cost: Seconds, before: Numbers, arrived: Seconds) -> None:
-        begin, end = self._ways.begin, self._ways.end
-        through = cost[begin] + self._ways.seconds
-        better = np.flatnonzero(through < arrived[end])
-        for way in better[np.argsort(through[better])[::-1]]:  # the best to each peer comes last
-            before[end[way]] = begin[way]
-            arrived[end[way]] = through[way]
+        there = np.flatnonzero(cost < np.inf)
+        end = self._end[there]
+        through = cost[there, None] + self._seconds[there]
+        begin, way = np.nonzero(through < arrived[end])
+        found, end = through[begin, way], end[begin, way]
+        last = np.argsort(found)[::-1]  # the best to each peer is written last
+        before[end[last]] = there[begin[last]]
+        arrived[end[last]] = found[last]
+
+
+def places(group: Numbers, groups: int) -> Numbers:
+    """For each element, how many before it are of its group; ``group`` numbers these from 0."""
+    order = np.argsort(group, kind="stable")
+    first = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=groups))])[:-1]
+    place = np.empty(len(group), np.intp)
+    place[order] = np.arange(len(group)) - first[group[order]]
+    return place

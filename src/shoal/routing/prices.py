@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from shoal.routing.cheapest import Prices, Seconds, Ways
+from shoal.routing.cheapest import Prices, Seconds, Ways, places
 from shoal.types import PeerId, Span
 
 Objective = Literal["latency", "throughput", "cost"]
@@ -41,8 +41,8 @@ WORTH = 64.0
 MORE_THAN_ANY_STEP_S = 1e4
 JITTER = 0.1
 """By how much a candidate may seem dearer than it is, by chance, so that not all clients choose the same."""
-MOST_WAYS = 16
-"""Measured ways to one peer that are looked at."""
+MOST_WAYS = 8
+"""Measured ways from one peer that are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +123,28 @@ def _near_s(candidates: Sequence[Candidate]) -> Seconds:
 
 
 def _ways(candidates: Sequence[Candidate]) -> Ways:
-    """The ways between peers that one of them has measured; where both have, the longer."""
+    """The ways between peers that one of them has measured; where both have, the longer.
+
+    Each peer's nearest ``MOST_WAYS`` are looked at: whoever claims to be near to everybody slows nobody down.
+    """
+    count = len(candidates)
     number = {candidate.peer: i for i, candidate in enumerate(candidates)}
-    into: list[dict[int, float]] = [{} for _ in candidates]
-    for here, candidate in enumerate(candidates):
-        for peer, rtt_s in candidate.rtts_s.items():
-            there = number.get(peer)
-            if there is None or there == here:
-                continue
-            for begin, end in ((here, there), (there, here)):
-                if begin in into[end] or len(into[end]) < MOST_WAYS:
-                    into[end][begin] = max(rtt_s / 2, into[end].get(begin, 0.0))
-    found = [(begin, end, seconds) for end, ways in enumerate(into) for begin, seconds in ways.items()]
-    begins, ends, seconds = zip(*found, strict=True) if found else ((), (), ())
-    return Ways(np.array(begins, np.intp), np.array(ends, np.intp), np.array(seconds, np.float64))
+    said = [
+        (here, there, rtt_s)
+        for here, candidate in enumerate(candidates)
+        for peer, rtt_s in candidate.rtts_s.items()
+        if (there := number.get(peer, here)) != here
+    ]
+    if not said:
+        return Ways(np.empty(0, np.intp), np.empty(0, np.intp), np.empty(0))
+    here, there, rtt_s = np.array(said).T
+    pair = np.minimum(here, there) * count + np.maximum(here, there)
+    known, which = np.unique(pair, return_inverse=True)
+    seconds = np.zeros(len(known))
+    np.maximum.at(seconds, which, rtt_s / 2)
+    order = np.argsort(seconds)
+    low, high = np.divmod(known[order].astype(np.intp), count)
+    both = np.concatenate([low, high])
+    kept = (places(both, count) < MOST_WAYS).reshape(2, -1).all(axis=0)
+    low, high, seconds = low[kept], high[kept], seconds[order][kept]
+    return Ways(np.concatenate([low, high]), np.concatenate([high, low]), np.concatenate([seconds, seconds]))

@@ -46,6 +46,20 @@ class Served(Struct, frozen=True, array_like=True):
     sessions: Annotated[int, Meta(ge=0, le=1 << 20)]
     step_ms: Annotated[float, Meta(ge=0, le=3_600_000)]
     """Time of one decode step through the span, as the node measured it; 0 when it has not."""
+    wait_ms: Annotated[float, Meta(ge=0, le=3_600_000)] = 0.0
+    """How long a decode step waits at the node for its turn."""
+    speed: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
+    """Blocks that the node computes in a second for sessions that decode together; 0 when not measured."""
+    fits: Annotated[int, Meta(ge=0, le=1 << 14)] = 0
+    """Blocks that it has memory to load beside those that it serves; 0: it does not move."""
+    next_start: Annotated[int, Meta(ge=0, le=1 << 14)] = 0
+    next_end: Annotated[int, Meta(ge=0, le=1 << 14)] = 0
+    """The span that it is loading, to serve that instead; 0:0 when it stays."""
+
+    @property
+    def going(self) -> Span | None:
+        """The span that it is about to serve instead."""
+        return Span(self.next_start, self.next_end) if self.next_end else None
 
     @property
     def span(self) -> Span:
@@ -136,5 +150,9 @@ def _check_served(served: Served | None) -> None:
         return
     if not served.start < served.end <= served.n_blocks:
         raise RemoteProtocolError(f"a span {served.start}:{served.end} of {served.n_blocks} blocks")
-    if served.tokens_free > served.tokens or not math.isfinite(served.step_ms):
+    if served.next_end and not served.next_start < served.next_end <= served.n_blocks:
+        raise RemoteProtocolError(f"a span to come {served.next_start}:{served.next_end}")
+    if served.tokens_free > served.tokens or not all(
+        map(math.isfinite, (served.step_ms, served.wait_ms, served.speed))
+    ):
         raise RemoteProtocolError("an announcement with a capacity that cannot be")

@@ -18,10 +18,10 @@ from shoal.models.local import LocalModel
 from shoal.models.store import ModelStore
 from shoal.models.text import TextCodec
 from shoal.net.network import Network
-from shoal.node.node import Node
+from shoal.node.node import Loaded, Node
 from shoal.node.server import SpanServer
 from shoal.routing.placement import choose_span
-from shoal.swarm.directory import coverage
+from shoal.routing.throughput import Placed
 from shoal.swarm.member import Member
 from shoal.testing.sim import model
 from shoal.testing.sim.engine import LoopThread, SimEnds, SimEngine
@@ -88,10 +88,11 @@ class SimSwarm:
         peer = await self.peers.enter()
         member = peer.member
         spans = [a.served.span for a in member.directory.serving(model.DIGEST, member.now()) if a.served]
-        span = choose_span(coverage(spans, model.N_BLOCKS), SPAN)
+        span = choose_span([Placed(other, 1.0) for other in spans], model.N_BLOCKS, SPAN)
         engine = SimEngine(span, self.peers.internet.agenda, self.violations)
+        loaded = Loaded(span, engine, LoopThread(), speed=0.0)
         server = SpanServer(peer.network, engine, digest=model.DIGEST, span=span, max_sessions=64)
-        node = SimNode(peer, engine, server, Node(MODEL, span, engine, server, member))
+        node = SimNode(peer, engine, server, Node(MODEL, loaded, server, member, self.settings))
         await peer.life.start(server.run)
         await self.peers.announce(peer, node.node.served)
         self.nodes.append(node)

@@ -1,0 +1,100 @@
+"""How many tokens in a second a swarm can carry. Pure; arrays of numpy.
+
+A peer computes ``speed`` blocks in a second, and divides them as it likes over the blocks that it serves: a
+route may give it any part of its span. A token needs every block once. So the most tokens in a second is the
+most ``T`` for which there are ``x[p, b] ≥ 0`` with
+
+    sum over p of x[p, b] = T          for every block b
+    sum over b of x[p, b] ≤ speed[p]   for every peer p, with x[p, b] = 0 outside of its span
+
+That is a flow from peers to blocks, and by max-flow min-cut (Hall's condition) it is bound by the worst set
+of blocks, all the peers of which together have too little:
+
+    T = min over sets B of blocks of  speed of the peers that serve some block of B / number of blocks in B
+
+The worst set is found exactly: for a given T by a dynamic programme over its blocks from left to right, for
+spans are contiguous; and T by Dinkelbach's method (1967). Links and memory for KV bound a swarm too; they are
+not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.types import Span
+
+Rates: TypeAlias = npt.NDArray[np.float64]
+
+SLACK = 1e-9
+"""Sums of floats in another order differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A peer at its place."""
+
+    span: Span
+    speed: float
+    """Blocks in a second: tokens in a second through the span, times its blocks."""
+    fits: int = 0
+    """Blocks that it would serve elsewhere, if it moved; 0: it stays."""
+
+
+def throughput(placed: Sequence[Placed], n_blocks: int) -> float:
+    """Tokens in a second that these peers carry through the model; 0 while a block is served by nobody."""
+    return float(least_ratio(crowds(placed, n_blocks), np.ones((1, n_blocks), np.bool_))[0])
+
+
+def crowds(placed: Sequence[Placed], n_blocks: int) -> Rates:
+    """``[i, j]``: the speed of the peers that serve block ``j`` and none of the blocks before ``i``."""
+    begins = np.zeros((n_blocks, n_blocks + 1))
+    for peer in placed:
+        begins[peer.span.start, min(peer.span.end, n_blocks)] += peer.speed
+    serving = np.cumsum(begins[:, ::-1], axis=1)[:, ::-1][:, 1:]  # by start: those that end behind block j
+    serving[np.tri(n_blocks, k=-1, dtype=np.bool_)] = 0.0  # they have not begun
+    return np.cumsum(serving[::-1], axis=0)[::-1]
+
+
+def least_ratio(crowd: Rates, among: npt.NDArray[np.bool_], more: float = 0.0) -> Rates:
+    """For each row of ``among``, the least (speed + ``more``) for each block of any set of the row's blocks.
+
+    Args:
+        crowd: as :func:`crowds` makes it.
+        among: ``[k, n_blocks]``.
+
+    Returns:
+        ``[k]``; infinite for a row without blocks.
+    """
+    ratio = np.where(among, crowd[0] + more, np.inf).min(axis=1)
+    rows = np.flatnonzero(np.isfinite(ratio))
+    while len(rows):
+        lacking, count = _worst_set(crowd, among[rows], ratio[rows], more)
+        worse = lacking > SLACK * (ratio[rows] + more)
+        rows, lacking, count = rows[worse], lacking[worse], count[worse]
+        ratio[rows] -= lacking / count
+    return np.maximum(ratio, 0.0)
+
+
+def _worst_set(crowd: Rates, among: npt.NDArray[np.bool_], ratio: Rates, more: float) -> tuple[Rates, Rates]:
+    """By row, how much speed the set that lacks most lacks to reach ``ratio``, and its number of blocks.
+
+    ``lacks[:, j]`` is that of the set whose last block is ``j - 1``, and the first that of the empty one. A
+    block adds ``ratio`` to a set, less the peers that serve it and not the block before it in the set.
+    """
+    rows, n_blocks = among.shape
+    every = np.arange(rows)
+    lacks = np.full((rows, n_blocks + 1), -np.inf)
+    count = np.zeros((rows, n_blocks + 1))
+    lacks[:, 0] = -more
+    for block in range(n_blocks):
+        before = lacks[:, : block + 1] - crowd[: block + 1, block]
+        best = np.argmax(before, axis=1)
+        lacks[:, block + 1] = np.where(among[:, block], before[every, best] + ratio, -np.inf)
+        count[:, block + 1] = count[every, best] + 1
+    best = 1 + np.argmax(lacks[:, 1:], axis=1)
+    return lacks[every, best], count[every, best]
