@@ -1,0 +1,83 @@
+"""The fuzz targets on what hypothesis makes up: raw bytes, and messages that are almost right."""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoal.errors import RemoteProtocolError
+from shoal.testing.byhand import a_step, fragment, rows
+from shoal.wire.framing import FRAGMENT, Assembler
+from shoal.wire.messages import decode, encode
+from tests.fuzz.targets import HONEST, SEEDS, TARGETS, S
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+    st.floats(),
+    st.binary(max_size=40),
+    st.text(max_size=40),
+    st.lists(st.integers(0, 9), max_size=4),
+    st.dictionaries(st.text(max_size=3), st.integers(0, 9), max_size=2),
+)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@given(data=st.binary(max_size=2000))
+@settings(max_examples=150, deadline=None)
+def test_any_bytes_are_refused_and_nothing_else(name: str, data: bytes) -> None:
+    TARGETS[name](data)
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_the_corpus_begins_with_what_is_let_in(name: str) -> None:
+    for seed in SEEDS[name]:
+        TARGETS[name](seed)
+
+
+@given(data=st.data())
+@settings(max_examples=400, deadline=None)
+def test_a_message_with_fields_that_are_off_is_read_or_refused(data: st.DataObject) -> None:
+    message = data.draw(st.sampled_from(HONEST))
+    fields = msgspec.msgpack.decode(encode(message))
+    for index in data.draw(st.lists(st.integers(0, len(fields) - 1), min_size=1, max_size=3)):
+        fields[index] = data.draw(ODD)
+    if data.draw(st.booleans()):
+        fields = fields[: data.draw(st.integers(0, len(fields)))]
+    try:
+        read = decode(msgspec.msgpack.encode(fields), data.draw(st.sampled_from([0, 512])))
+    except RemoteProtocolError:
+        return
+    assert encode(read)  # what is let in can be sent on
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_frames_with_bits_flipped_never_hold_more_than_came(data: st.DataObject) -> None:
+    header = encode(a_step(64, S))
+    body = struct.pack(">II", len(header), 512) + header + rows(64)
+    cut = data.draw(st.integers(1, len(body) - 1))
+    stream = bytearray(fragment(1, body[:cut], more=True) + fragment(1, body[cut:]) + fragment(2, body))
+    for _ in range(data.draw(st.integers(0, 4))):
+        stream[data.draw(st.integers(0, len(stream) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    TARGETS["frames"](bytes([data.draw(st.integers(0, 255))]) + bytes(stream))
+    TARGETS["frames"](bytes(stream))
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, FRAGMENT), st.booleans()), max_size=200))
+@settings(max_examples=100, deadline=None)
+def test_however_fragments_come_memory_stays_within_the_limit(parts: list[tuple[int, int, bool]]) -> None:
+    assembler, limit = Assembler(limit=1 << 18), 1 << 18
+    head = struct.pack(">II", 100, 1 << 27)
+    try:
+        for number, size, more in parts:
+            for _ in assembler.feed(fragment(number, (head + bytes(FRAGMENT))[:size], more=more)):
+                pass
+            assert assembler.held <= limit
+    except RemoteProtocolError:
+        assert assembler.held <= limit + FRAGMENT
