@@ -118,7 +118,7 @@ def test_a_damaged_swarm_file_is_a_finding(settings: Settings) -> None:
 
 
 def test_a_damaged_identity_is_a_finding(shoal: Shoal, home: Path) -> None:
-    shoal("key", "create")
+    shoal("identity", "create")
     (home / "identity.key").write_bytes(b"x")
     ran = shoal("doctor")
     assert ran.code == 1

@@ -37,7 +37,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
 def test_help_names_every_command(shoal: Shoal) -> None:
     ran = shoal("--help")
     assert ran.code == 0
-    words = "up serve join invite run chat status peers ping models doctor demo bench key version"
+    words = "up serve join invite run chat status peers ping models doctor demo bench key identity version"
     for word in f"{words} config service completion".split():
         assert f"\n  {word} " in ran.out
 
@@ -121,8 +121,8 @@ def test_a_defect_is_called_one_and_the_traceback_is_kept_for_debug(
 
 
 def test_debug_shows_the_traceback(shoal: Shoal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.cli.key.emit", lambda *_: 1 / 0)
-    ran = shoal("--log-level", "debug", "key", "path")
+    monkeypatch.setattr("shoal.cli.identity.emit", lambda *_: 1 / 0)
+    ran = shoal("--log-level", "debug", "identity", "path")
     assert ran.code == 1
     assert "Traceback" in ran.err
     assert "ZeroDivisionError" in ran.err
@@ -144,7 +144,7 @@ def test_a_usage_error_is_json_too_when_that_was_asked_for(shoal: Shoal) -> None
 def test_a_broken_config_file_ends_with_2_and_names_it(shoal: Shoal, home: Path) -> None:
     home.mkdir()
     (home / "config.toml").write_text("prot = 1")
-    ran = shoal("key", "path")
+    ran = shoal("identity", "path")
     assert ran.code == 2
     assert "config.toml" in ran.err
 
@@ -162,8 +162,8 @@ def test_a_reader_that_leaves_early_causes_no_noise(home: Path) -> None:
 def test_sigint_ends_a_process_with_130(home: Path) -> None:
     code = (
         "import sys, time, shoal.cli.main as m\n"
-        "m.key.emit = lambda *_: (print('go', flush=True), time.sleep(30))\n"
-        "sys.argv = ['shoal', 'key', 'path']; m.main()"
+        "m.identity.emit = lambda *_: (print('go', flush=True), time.sleep(30))\n"
+        "sys.argv = ['shoal', 'identity', 'path']; m.main()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -174,7 +174,7 @@ def test_sigint_ends_a_process_with_130(home: Path) -> None:
 
 def test_a_terminal_that_lacks_a_letter_gets_a_question_mark(home: Path) -> None:
     run = subprocess.run(
-        [*SHOAL, "key", "path", "--json"],
+        [*SHOAL, "identity", "path", "--json"],
         env=os.environ | {"SHOAL_HOME": "/tmp/ünï", "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         text=True,

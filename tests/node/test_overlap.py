@@ -42,6 +42,10 @@ class Forwards:
         """Forward ``number`` of ``span`` goes on when ``count`` of the span ``until`` have begun."""
         self._holds[span, number] = (until, count)
 
+    def count_from_here(self):
+        """A node that loads a span measures it: those forwards are none of a session's."""
+        self.begun.clear()
+
     def begin(self, span):
         with self._news:
             self.begun[span] += 1
@@ -70,12 +74,13 @@ def forwards(monkeypatch):
 async def test_a_hop_computes_a_piece_while_the_next_hop_computes_the_one_before(
     tmp_path, checkpoint, forwards
 ):
-    forwards.hold(FIRST, 2, until=SECOND, count=1)
-    forwards.hold(SECOND, 1, until=FIRST, count=2)
     async with (
         memory_swarm(tmp_path / "home", checkpoint, [FIRST, SECOND], prefill_chunk=PIECE) as swarm,
         swarm.client.session(str(checkpoint), tokens=256) as session,
     ):
+        forwards.count_from_here()
+        forwards.hold(FIRST, 2, until=SECOND, count=1)
+        forwards.hold(SECOND, 1, until=FIRST, count=2)
         await session.advance(PROMPT, Sampler(Sampling()))
     assert forwards.begun == {FIRST: 3, SECOND: 3}
 
@@ -97,18 +102,20 @@ async def test_a_hop_computes_a_piece_while_it_sends_the_one_before(
         memory_swarm(tmp_path / "home", checkpoint, [FIRST, SECOND], prefill_chunk=PIECE) as swarm,
         swarm.client.session(str(checkpoint), tokens=256) as session,
     ):
+        forwards.count_from_here()
         await session.advance(PROMPT, Sampler(Sampling()))
     assert waited == [True]
 
 
 async def test_two_sessions_keep_two_hops_busy(tmp_path, checkpoint, forwards):
-    forwards.hold(SECOND, 1, until=FIRST, count=2)
     async with (
         memory_swarm(tmp_path / "home", checkpoint, [FIRST, SECOND]) as swarm,
         swarm.client.session(str(checkpoint), tokens=32) as one,
         swarm.client.session(str(checkpoint), tokens=32) as other,
         trio.open_nursery() as nursery,
     ):
+        forwards.count_from_here()
+        forwards.hold(SECOND, 1, until=FIRST, count=2)
         nursery.start_soon(one.advance, [1, 2, 3], Sampler(Sampling()))
         assert await trio.to_thread.run_sync(forwards.wait, SECOND, 1)
         nursery.start_soon(other.advance, [4, 5, 6], Sampler(Sampling()))

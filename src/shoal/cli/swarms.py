@@ -11,7 +11,6 @@ import typer
 from shoal.cli import options
 from shoal.cli.output import emit, say
 from shoal.swarm import membership
-from shoal.swarm.join import reachable
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +25,8 @@ def invite(
     as_json: options.Json = False,
 ) -> None:
     """Print the code that lets others in. Whoever has it is a member of the swarm."""
+    from shoal.swarm.join import reachable
+
     settings = options.settings(swarm=swarm, bootstrap=bootstrap)
     kept = reachable(settings, membership.of(settings))
     code = membership.to_code(kept)

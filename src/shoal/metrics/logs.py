@@ -5,14 +5,13 @@ Who logs may name the peer and the session that a line is about: ``log.info("…
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
-
-import msgspec
 
 from shoal.metrics.trace import shown
 
@@ -65,9 +64,10 @@ class JsonLines(logging.Formatter):
         said |= {name: str(record.__dict__[name]) for name in _FIELDS if name in record.__dict__}
         if record.exc_info:
             said["traceback"] = _bounded(_traceback(record))
-        # What is no Unicode, such as half a surrogate pair that a peer sent, must not lose the line.
+        # What is no Unicode, such as half a surrogate pair that a peer sent, must not lose the line; and
+        # all in ASCII, for some readers of lines end one at U+0085 or U+2028 too.
         readable = {key: value.encode(errors="replace").decode() for key, value in said.items()}
-        return msgspec.json.encode(readable).decode()
+        return json.dumps(readable, separators=(",", ":"))
 
 
 def _traceback(record: logging.LogRecord) -> str:
