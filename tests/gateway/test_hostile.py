@@ -284,6 +284,7 @@ async def test_two_hundred_streams_at_once_are_neither_lost_nor_mixed_up(tmp_pat
 
         async def one(text):
             answer = await gateway.chat(text, max_tokens=6, stream=True)
+            assert answer.status_code == 200, answer.text
             chunks, done = events(answer.text)
             assert done
             found[text] = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)

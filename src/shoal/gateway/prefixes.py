@@ -28,9 +28,9 @@ TURN_TOKENS = 1024
 """Room that a conversation's session gets beyond what its first turn needs."""
 WORTH_IT = 16
 """Fewer tokens are computed again faster than they are looked for."""
-BUSY_S = 20.0
+BUSY_S = 60.0
 """How long a request waits for room on the hops."""
-LOOK_EVERY_S = 0.25
+LOOK_EVERY_S = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ class Prefixes:
         self._swarm = swarm
         self._kept: list[Lease] = []
         self._nursery: trio.Nursery | None = None
+        self._line = trio.Lock()
+        """Held by the request that looks for room; those behind it wait in the order that they came."""
 
     @property
     def kept(self) -> int:
@@ -107,16 +109,23 @@ class Prefixes:
     async def fresh(self, asked: Asked, caller: str) -> Lease:
         """A new session. Raises as :meth:`lease`."""
         owner = Owner(caller, asked.salt, asked.model.local.digest)
-        until = trio.current_time() + BUSY_S
-        while True:
+        busy = Busy("too many requests wait for room on the hops", retry_after_s=BUSY_S / 2)
+        if not self._line.locked():
             try:
                 return await self._open(owner, asked)
-            except Busy:
-                while self._kept:
-                    self._give_up(self._kept[0])
-                if trio.current_time() >= until:
-                    raise
-                await trio.sleep(LOOK_EVERY_S)
+            except Busy as error:
+                busy = error
+        with trio.move_on_after(BUSY_S):
+            async with self._line:
+                while True:
+                    try:
+                        return await self._open(owner, asked)
+                    except Busy as error:
+                        busy = error
+                    while self._kept:
+                        self._give_up(self._kept[0])
+                    await trio.sleep(LOOK_EVERY_S)
+        raise busy
 
     def keep(self, lease: Lease) -> None:
         """Let the session wait for the conversation's next turn; the oldest make room for it."""
@@ -158,9 +167,9 @@ class Prefixes:
             log.info("a session ended badly: %s", error.message)
 
     def _tokens(self, asked: Asked) -> int:
-        """What to reserve: room for a next turn too, as long as the hops have plenty."""
+        """What to reserve: room for a next turn too, as long as the hops have plenty and nobody waits."""
         free = [a.served.tokens_free for a in self._swarm.announcements() if a.served]
         roomy = asked.need + TURN_TOKENS
-        if asked.turns and free and min(free) > 4 * roomy:
+        if asked.turns and free and min(free) > 4 * roomy and not self._line.locked():
             return min(roomy, asked.model.shape.context)
         return asked.need
