@@ -22,16 +22,16 @@ PROMPT = [3, 1, 4, 1, 5]
 async def test_a_simulated_route_gives_the_tokens_of_the_model(clock: SimClock):
     async with SimPeers.running(random.Random(4)) as peers:
         swarm = SimSwarm(peers)
-        for _ in range(4):
+        for _ in range(3):
             await swarm.add_node()
         async with swarm.client() as client:
             answer = client.generate("simulated", PROMPT, max_tokens=10)
             async for _ in answer:
                 pass
             assert answer.token_ids == model.greedy(PROMPT, 10)
-            assert len(answer.route) == 4
+            assert len(answer.route) == 3
         await trio.sleep(1)
-        assert [node.leftovers() for node in swarm.nodes] == [""] * 4
+        assert [node.leftovers() for node in swarm.nodes] == [""] * 3
 
 
 def test_a_minute_of_churn_leaves_no_trace():

@@ -40,7 +40,7 @@ def main() -> None:
 
 def _churn(asked: argparse.Namespace) -> int:
     plan = Plan(asked.nodes, asked.minutes, asked.sessions, asked.every, asked.seed, asked.vanish)
-    outcome = churn(plan)
+    outcome = churn(plan, lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
     _say({"plan": asdict(plan), **outcome.shown()}, as_json=asked.json)
     return 0 if outcome.good else 1
 

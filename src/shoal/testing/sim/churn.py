@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -87,15 +88,15 @@ class Outcome:
         return {k: round(v, 2) if isinstance(v, float) else v for k, v in fields.items()}
 
 
-def churn(plan: Plan) -> Outcome:
-    """Simulate the plan."""
+def churn(plan: Plan, report: Callable[[str], None] = lambda _: None) -> Outcome:
+    """Simulate the plan; ``report`` is told how far it is, each simulated minute."""
     began = time.monotonic()
-    outcome = simulate(plan.seed, _churn, plan)
+    outcome = simulate(plan.seed, _churn, plan, report)
     outcome.real_s = time.monotonic() - began
     return outcome
 
 
-async def _churn(plan: Plan) -> Outcome:
+async def _churn(plan: Plan, report: Callable[[str], None]) -> Outcome:
     outcome = Outcome()
     async with SimPeers.running(random.Random(plan.seed)) as peers:
         swarm = SimSwarm(peers)
@@ -108,6 +109,7 @@ async def _churn(plan: Plan) -> Outcome:
             nursery.start_soon(_come_and_go, plan, swarm, outcome, until)
             nursery.start_soon(_look_for_ghosts, peers, outcome, until)
             nursery.start_soon(_forget_idle, peers, until)
+            nursery.start_soon(_report, outcome, report, until)
             for number in range(CLIENTS):
                 count = len(range(number, plan.sessions, CLIENTS))
                 nursery.start_soon(_be_client, swarm, count, outcome, until)
@@ -178,6 +180,15 @@ async def _look_for_ghosts(peers: SimPeers, outcome: Outcome, until: float) -> N
                 outcome.note(
                     f"{peer.peer} still has {ghost}, {late:.1f} s more than one expiry after its end"
                 )
+
+
+async def _report(outcome: Outcome, report: Callable[[str], None], until: float) -> None:
+    minutes = 0
+    while trio.current_time() < until:
+        await trio.sleep(60)
+        minutes += 1
+        bad = "" if outcome.good else f", {outcome.details}"
+        report(f"{minutes} min: {outcome.answers} answers, {outcome.reroutes.total()} re-routes{bad}")
 
 
 async def _forget_idle(peers: SimPeers, until: float) -> None:

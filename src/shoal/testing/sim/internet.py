@@ -40,7 +40,7 @@ MENTION_BYTES = 45
 """Bytes of a message's name in a list of those that there are (IHAVE)."""
 HEARTBEAT_S = 1.0
 """How often gossipsub mentions messages."""
-IDLE_S = 60.0
+IDLE_S = 20.0
 REQUEST_BYTES = 260
 """Bytes, each way, of a new stream with its protocol agreed on."""
 CONNECT_BYTES = 3000

@@ -14,7 +14,7 @@ from struct import Struct
 from shoal.models.local import LocalModel
 from shoal.types import Digest, ModelShape
 
-N_BLOCKS = 32
+N_BLOCKS = 24
 WIDTH = 2
 VOCAB = 512
 CONTEXT = 4096
