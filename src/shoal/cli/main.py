@@ -30,6 +30,7 @@ from shoal.cli import (
     models,
     node,
     plan,
+    route,
     service,
     status,
     swarms,
@@ -63,7 +64,7 @@ def before(
     remember(log_level=log_level, log_format=log_format)
 
 
-for group in (node, gateway, swarms, chat, status, models, key, identity, doctor, demo, bench, plan):
+for group in (node, gateway, swarms, chat, status, models, key, identity, doctor, demo, bench, plan, route):
     group.register(app)
 for group in (configuration, service, completion, version):
     group.register(app)

@@ -35,6 +35,7 @@ from shoal.routing.route import Stage, choose_route
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import missing
 from shoal.swarm.member import Member
+from shoal.swarm.offers import candidate
 from shoal.types import Format, ModelShape, PeerId, SessionId, Span, gaps
 from shoal.wire.messages import Failed, Located, Message, Opened, Refused, Rerouted, Step
 
@@ -46,8 +47,6 @@ HEAR_WITHIN_S = 6.0
 """How long a client that has just come waits to hear of nodes that serve what it wants."""
 CLOSE_WITHIN_S = 2.0
 WATCH_EVERY_S = 0.5
-LEAST_BLOCK_S = 20e-6
-"""Nobody is believed to run a block in less: who says so wants to draw every session."""
 
 Chosen = TypeVar("Chosen")
 
@@ -224,19 +223,7 @@ class Routes:
             if a.peer != self._network.peer
         }
         rtts = self.round_trips()
-        candidates = [
-            Candidate(
-                peer,
-                a.served.span,
-                a.served.tokens_free,
-                max(a.served.step_ms / 1e3, LEAST_BLOCK_S * len(a.served.span)) if a.served.step_ms else 0.0,
-                rtts.get(peer),
-                sessions=a.served.sessions,
-                tokens=a.served.tokens,
-            )
-            for peer, a in serving.items()
-            if a.served
-        ]
+        candidates = [candidate(peer, a.served, rtts.get(peer)) for peer, a in serving.items() if a.served]
         return candidates, serving
 
     def _trusting(

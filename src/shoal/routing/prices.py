@@ -34,8 +34,8 @@ UNMEASURED_RTT_S = 0.002
 UNMEASURED_BLOCK_S = 0.001
 """Assumed time of a decode step through one block where no peer has measured any; else their median is."""
 ROW_SHARE = 0.05
-"""What one session more in a batch adds to a forward, as a share of a forward for one: 4 to 6% were measured
-for int8 and bf16 kernels with 1 to 32 rows."""
+"""What one session more in a batch adds to a forward, as a share of a forward for one: 5 to 7% were measured
+for the int8 and bf16 kernels with 8 and 32 rows."""
 WORTH = 64.0
 """How much dearer a peer is that has nothing left than one that idles."""
 MORE_THAN_ANY_STEP_S = 1e4

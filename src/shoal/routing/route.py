@@ -47,6 +47,23 @@ def choose_route(
         NoCoverage: some blocks are served by nobody; names them.
         Busy: every block is served, but not with KV for ``tokens`` tokens.
     """
+    path, roomy = search(
+        candidates, n_blocks, tokens, avoid=avoid, objective=objective, pinned=pinned, rng=rng
+    )
+    return stages_of(path, roomy)
+
+
+def search(
+    candidates: Sequence[Candidate],
+    n_blocks: int,
+    tokens: int,
+    *,
+    avoid: Collection[PeerId] = (),
+    objective: Objective = "latency",
+    pinned: Collection[PeerId] = (),
+    rng: Random | None = None,
+) -> tuple[Path, list[Candidate]]:
+    """The best path, with the candidates that it counts. Arguments and errors: those of ``choose_route``."""
     usable = [c for c in candidates if c.peer not in avoid and c.span.end <= n_blocks]
     roomy = [c for c in usable if c.tokens_free >= tokens]
     allowed = who_may(roomy, n_blocks)
@@ -56,7 +73,7 @@ def choose_route(
     path = cheapest(price(roomy, objective, rng), allowed) if roomy else None
     if path is None:
         raise no_route(usable, roomy, n_blocks, tokens, [Span(0, n_blocks)])
-    return stages_of(path, roomy)
+    return path, roomy
 
 
 def who_may(candidates: Sequence[Candidate], n_blocks: int) -> Allowed:

@@ -1,0 +1,68 @@
+"""`shoal route`: the route that a session would take, and why, for a reader and for a program."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal import config
+from shoal.cli.output import printable
+from shoal.cli.route import covering, fields_of, line, shown
+from shoal.errors import NoCoverage
+from shoal.routing.why import Choice, explain_route
+from shoal.swarm.announcement import Announcement, Served
+from tests.routing.test_why import OFFERS
+
+
+@pytest.fixture
+def choice() -> Choice:
+    return explain_route(OFFERS, 30, 1)
+
+
+def text(choice: Choice) -> str:
+    from rich.console import Console
+
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(shown(choice))
+    return captured.get()
+
+
+def test_a_reader_sees_every_hop_and_what_there_is_without_it(choice):
+    page = text(choice)
+    assert "best for latency: 2 hops" in page
+    for words in ("…a", "0:15", "15.00 ms", "without", "served by nobody", "…a 0:15 → …c 15:30"):
+        assert words in page
+
+
+def test_what_was_not_measured_is_marked():
+    assert "~" in text(explain_route([OFFERS[0], OFFERS[2]], 30, 1))
+
+
+def test_without_why_it_is_one_line(choice):
+    assert line(choice) == "a 0:15 → b 15:30"
+
+
+def test_a_program_gets_all_of_it(choice):
+    fields = fields_of("tiny", choice)
+    assert [stage["span"] for stage in fields["stages"]] == ["0:15", "15:30"]
+    stages = sum(s["way_ms"] + s["waiting_ms"] + s["computing_ms"] for s in fields["stages"])
+    assert fields["step_ms"] == pytest.approx(stages + fields["back_ms"], abs=0.01)
+    assert fields["without"][0]["step_ms"] is None
+    assert printable(fields["without"][0]["why_none"])
+
+
+def announced(peer: str, start: int, end: int, format: str, digest: str = "a") -> Announcement:
+    served = Served("tiny", "sha256:" + digest * 64, 30, 64, 128, 100, start, end, format, 1, 1, 0, 0.0)
+    return Announcement(peer, 1, 0.0, 30.0, (), (), served)
+
+
+def test_formats_and_versions_never_mix(tmp_path):
+    settings = config.load({}, {"SHOAL_HOME": str(tmp_path)})
+    alive = [
+        announced("a", 0, 15, "fp32"),
+        announced("b", 0, 30, "bf16"),
+        announced("c", 15, 30, "fp32", digest="b"),
+    ]
+    assert [a.peer for a, _ in covering(alive, "tiny", settings)] == ["b"]
+    with pytest.raises(NoCoverage, match="nobody serves other"):
+        covering(alive, "other", settings)
