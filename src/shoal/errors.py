@@ -32,6 +32,7 @@ Each error says what is wrong (``message``), what to check (``check``) and the n
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -45,6 +46,9 @@ EXIT_NO_COVERAGE = 4
 EXIT_NOT_ALLOWED = 5
 EXIT_OUT_OF_RESOURCES = 6
 EXIT_INTERRUPTED = 130
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says when a file cannot grow."""
 
 
 class ShoalError(Exception):

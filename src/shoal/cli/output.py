@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shoal.errors import Busy, NoCoverage, OutOfResources, ShoalError
+from shoal.errors import DISK_FULL, Busy, NoCoverage, OutOfResources, ShoalError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -122,12 +121,16 @@ def as_shoal_error(error: BaseException) -> ShoalError | None:
         return OutOfResources(
             "this machine has no memory left", check="other programs", next_command="shoal doctor"
         )
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        where = error.filename or "a file could not be written"
+        return OutOfResources(
+            f"{where}: {error.strerror}", check="free disk space", next_command="shoal doctor"
+        )
     if isinstance(error, OSError) and error.filename is not None:
-        message = f"{error.filename}: {error.strerror}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return OutOfResources(message, check="free disk space", next_command="shoal doctor")
         return ShoalError(
-            message, check="that it exists and that you may use it", next_command="shoal doctor"
+            f"{error.filename}: {error.strerror}",
+            check="that it exists and that you may use it",
+            next_command="shoal doctor",
         )
     return None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from shoal.errors import OutOfResources, UnknownModel
+from shoal.errors import DISK_FULL, OutOfResources, UnknownModel
 from shoal.models import records
 from shoal.models.catalogue import CatalogueEntry, close_names, find_entry
 from shoal.models.digest import fingerprint
@@ -25,9 +25,6 @@ from shoal.models.local import LocalModel
 from shoal.models.progress import Progress, silent
 
 __all__ = ["LocalModel", "ModelStore", "Progress"]
-
-NO_SPACE = (28, 122)
-"""ENOSPC and EDQUOT."""
 
 
 class ModelStore:
@@ -249,7 +246,7 @@ class ModelStore:
         try:
             yield partial
         except OSError as error:
-            if error.errno in NO_SPACE:
+            if error.errno in DISK_FULL:
                 raise OutOfResources(
                     f"the disk of {self.root} is full; {name} needs {needed / 1e6:.0f} MB",
                     check="free some space, or set SHOAL_HOME to a larger disk",

@@ -156,6 +156,8 @@ class MemoryNetwork:
 
     async def publish(self, topic: str, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
+        if self.peer not in self._world.peers:
+            return  # killed: what its tasks still say, nobody hears
         for other in list(self._world.peers.values()):
             entry = other._topics.get(topic)
             if other is self or entry is None or frozenset((self.peer, other.peer)) in self._world.cut:
