@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import asynccontextmanager
 from threading import Timer
 
@@ -381,3 +382,48 @@ def unreachable(reach, gone):
         return reach(world, a, b)
 
     return tried
+
+
+class Slowed:
+    """A runner that has got slow, as beside other programs."""
+
+    def __init__(self, runner, seconds):
+        self._runner = runner
+        self._seconds = seconds
+
+    def __getattr__(self, name):
+        return getattr(self._runner, name)
+
+    def forward(self, batch):
+        time.sleep(self._seconds)
+        return self._runner.forward(batch)
+
+
+def slow_down(node, seconds):
+    node.engine.runner = Slowed(node.engine.runner, seconds)
+
+
+async def test_a_slow_hop_is_replaced_when_that_pays(home, checkpoint, whole):
+    async with at_work(home, checkpoint, [*THIRDS, *THIRDS]) as (swarm, session):
+        peer = session.ring.route[1].address.peer
+
+        def slow(token):
+            if token == 3:
+                slow_down(swarm.nodes[index_of(swarm, peer)], 0.1)
+
+        assert await decode(session, PROMPT, 36, slow) == whole.greedy(PROMPT, 36)
+        assert [(r.way, r.lost) for r in session.reroutes] == [("resend", (peer,))]
+        assert peer not in {hop.address.peer for hop in session.ring.route}
+        # It is free at once, and not one that is gone.
+        assert swarm.nodes[index_of(swarm, peer)].server.sessions == 0
+
+
+async def test_a_slow_hop_that_nobody_can_replace_is_kept(home, checkpoint, whole):
+    async with at_work(home, checkpoint, THIRDS) as (swarm, session):
+
+        def slow(token):
+            if token == 3:
+                slow_down(swarm.nodes[1], 0.03)
+
+        assert await decode(session, PROMPT, 36, slow) == whole.greedy(PROMPT, 36)
+        assert session.reroutes == []

@@ -9,6 +9,7 @@ import trio
 from shoal.client.sampling import Sampler, Sampling
 from shoal.errors import Busy, DigestMismatch, NoCoverage, PromptTooLong, UsageError
 from shoal.models.store import ModelStore
+from shoal.node.speed import Speed
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
@@ -170,7 +171,9 @@ async def test_for_the_least_cost_a_route_has_the_fewest_hops(home, checkpoint):
                 assert [hop.span for hop in session.ring.route] == [Span(0, 3), Span(3, 6)]
 
 
-async def test_clients_do_not_all_take_the_same_route(home, checkpoint):
+async def test_clients_do_not_all_take_the_same_route(home, checkpoint, monkeypatch):
+    """Of peers that are as fast as each other."""
+    monkeypatch.setattr("shoal.node.node.measure_speed", lambda runner, pool: Speed(0.001, 6000.0))
     async with memory_swarm(home, checkpoint, [Span(0, 6)] * 3) as swarm:
         taken = set()
         for _ in range(20):

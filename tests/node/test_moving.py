@@ -10,6 +10,7 @@ import trio
 
 from shoal.errors import OutOfResources
 from shoal.node.moving import keep_place, pick_span
+from shoal.node.speed import Speed
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
@@ -28,7 +29,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def alike(monkeypatch):
     """Nodes of the same speed: what is measured on a busy machine would decide who moves."""
-    monkeypatch.setattr("shoal.node.node.measure_speed", lambda runner, pool: 100.0)
+    monkeypatch.setattr("shoal.node.node.measure_speed", lambda runner, pool: Speed(blocks_s=100.0))
 
 
 @pytest.fixture

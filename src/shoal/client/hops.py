@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
+from shoal.client.pace import Pace
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError, from_code
 from shoal.metrics.trace import HopTrace
 from shoal.net.channel import Channel
@@ -21,6 +22,8 @@ class RouteHop:
 
     address: PeerAddress
     span: Span
+    promised_s: float = 0.0
+    """Time of a decode step there when it was chosen, waiting and computing; 0 if nobody had measured one."""
 
     def __str__(self) -> str:
         return f"the hop {self.address.peer} (blocks {self.span})"
@@ -85,6 +88,7 @@ class RingHop:
         self.hop = hop
         self.channel: Channel | None = None
         self.open = False
+        self.pace = Pace(hop.promised_s)
         self.lost: str | None = None
         """Why the hop is no longer to be counted on."""
         self.asked: Question | None = None

@@ -99,6 +99,23 @@ class Recovery:
         log.info("the route is whole again by %s: %s", way, error.message)
         return ring, tuple(lost), way
 
+    def relieve(self, ring: Ring, *, cached: int, remaining: int) -> None:
+        """Give up a hop that has become slow, if that pays: the next step will find another in its place.
+
+        Args:
+            cached: tokens so far.
+            remaining: tokens that are still to come, at the most.
+        """
+        for index, pace, seen in ring.slow:
+            verdict = self.routes.weigh(ring, self._shape, index, seen, cached=cached, remaining=remaining)
+            slow = f"a step takes it {1e3 * seen.step_s:.0f} ms, {1e3 * seen.promised_s:.0f} were promised"
+            log.info("%s is slow: %s; %s", ring.route[index], slow, verdict.why)
+            if verdict.repair is None:
+                pace.bear()
+            else:
+                ring.lose_hop(index, f"given up as too slow: {slow}")
+                return
+
     def _find_fault(self, ring: Ring, error: ShoalError) -> None:
         """Mark the hops that are to blame as lost, and do not count on their peers."""
         if isinstance(error, HopFailed):

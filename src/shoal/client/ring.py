@@ -20,6 +20,7 @@ from typing import Literal
 import trio
 
 from shoal.client.hops import HopFailed, HopLost, RouteHop, traced
+from shoal.client.pace import Pace
 from shoal.client.stages import Replacement, Stages
 from shoal.errors import (
     ChannelClosed,
@@ -32,6 +33,7 @@ from shoal.errors import (
 from shoal.metrics.trace import Trace, ring_step
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
+from shoal.routing.slow import Seen
 from shoal.types import CarrierName, Codec, Format, ModelShape, SessionId
 from shoal.wire.codec import CodecChooser
 from shoal.wire.messages import (
@@ -110,6 +112,12 @@ class Ring:
     def lost(self) -> list[int]:
         """Which hops are gone."""
         return [index for index, hop in enumerate(self._stages.hops) if hop.lost is not None]
+
+    @property
+    def slow(self) -> list[tuple[int, Pace, Seen]]:
+        """Which hops have taken much longer than they promised, for long."""
+        paces = [(index, hop.pace, hop.pace.slow) for index, hop in enumerate(self._stages.hops)]
+        return [(index, pace, seen) for index, pace, seen in paces if seen is not None]
 
     @property
     def format(self) -> Format:
@@ -310,7 +318,12 @@ class Ring:
             self._note(issued, message.times)
 
     def _note(self, step: Issued, times: Sequence[HopTime]) -> None:
-        """Trace a step that has come back."""
+        """Trace a step that has come back, and how fast the hops decode."""
+        if step.tokens == 1:
+            for at_hop in times:
+                if at_hop.hop < len(self._stages.hops):
+                    took_s = (at_hop.compute_us + at_hop.waiting_us) / 1e6
+                    self._stages.hops[at_hop.hop].pace.note(took_s)
         took_s = time.perf_counter() - self._left[step.number % IN_FLIGHT]
         hops = traced(self.route, times)
         seen = ring_step(time.time(), self.session, step.number, step.position, step.tokens, took_s, hops)

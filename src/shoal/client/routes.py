@@ -32,6 +32,7 @@ from shoal.net.pool import ChannelPool
 from shoal.routing.prices import Candidate
 from shoal.routing.repair import choose_repair
 from shoal.routing.route import Stage, choose_route
+from shoal.routing.slow import Seen, Verdict, promised_s, worth_replacing
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import missing
 from shoal.swarm.member import Member
@@ -122,9 +123,24 @@ class Routes:
         choose = partial(choose_repair, candidates, stages, ring.lost, ring.rules.tokens)
         chosen = self._trusting(choose, shape, serving, set())
         return [
-            Replacement(first, last, tuple(RouteHop(serving[s.peer].address, s.span) for s in new))
-            for first, last, new in chosen
+            Replacement(first, last, tuple(_hops(new, candidates, serving))) for first, last, new in chosen
         ]
+
+    def weigh(
+        self, ring: Ring, shape: ModelShape, index: int, seen: Seen, *, cached: int, remaining: int
+    ) -> Verdict:
+        """Whether a hop that has become slow should be replaced. Arguments: those of ``worth_replacing``."""
+        candidates, serving = self._candidates(shape, ring.format)
+        return worth_replacing(
+            candidates,
+            [Stage(hop.address.peer, hop.span) for hop in ring.route],
+            index,
+            seen,
+            ring.rules.tokens,
+            cached=cached,
+            remaining=remaining,
+            avoid=self._suspected(serving, strict=True),
+        )
 
     def possible(self, ring: Ring, shape: ModelShape, *, avoid: set[PeerId]) -> bool:
         """Whether there is a route like a ring's without these peers."""
@@ -211,8 +227,7 @@ class Routes:
             pinned={PeerId(peer) for peer in self._settings.pin},
             rng=self._random,
         )
-        stages = self._trusting(choose, shape, serving, avoid)
-        return [RouteHop(serving[stage.peer].address, stage.span) for stage in stages]
+        return _hops(self._trusting(choose, shape, serving, avoid), candidates, serving)
 
     def _candidates(
         self, shape: ModelShape, format: Format
@@ -234,19 +249,17 @@ class Routes:
         avoid: set[PeerId],
     ) -> list[Chosen]:
         """What ``choose`` makes of the peers that are not suspected; if it must, of those that were once."""
-        now = trio.current_time()
-
-        def suspected(*, strict: bool) -> set[PeerId]:
-            held = self._suspects.holds
-            return {peer for peer, a in serving.items() if held(peer, a.sequence, now, strict=strict)}
-
         try:
             with suppress(NoCoverage):
-                return choose(avoid=avoid | suspected(strict=True))
-            return choose(avoid=avoid | suspected(strict=False))
+                return choose(avoid=avoid | self._suspected(serving, strict=True))
+            return choose(avoid=avoid | self._suspected(serving, strict=False))
         except NoCoverage as error:
             error.next_command = f"shoal serve {shape.name} --span {error.missing[0]}"
             raise
+
+    def _suspected(self, serving: dict[PeerId, Announcement], *, strict: bool) -> set[PeerId]:
+        now, held = trio.current_time(), self._suspects.holds
+        return {peer for peer, a in serving.items() if held(peer, a.sequence, now, strict=strict)}
 
     def _explain_absence(self, shape: ModelShape, format: Format) -> None:
         now = self.member.now()
@@ -295,3 +308,13 @@ class Routes:
     def _lost(self, channel: Channel, reason: str) -> None:
         for ring in list(self._rings.values()):
             ring.lost_channel(channel, reason)
+
+
+def _hops(
+    stages: Sequence[Stage], candidates: Sequence[Candidate], serving: dict[PeerId, Announcement]
+) -> list[RouteHop]:
+    known = {candidate.peer: candidate for candidate in candidates}
+    return [
+        RouteHop(serving[stage.peer].address, stage.span, promised_s(known[stage.peer], stage.span))
+        for stage in stages
+    ]

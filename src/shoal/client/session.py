@@ -105,6 +105,7 @@ class Session:
                 this returns; whatever else is done with the session instead takes it back.
         """
         returned = (await self._append(token_ids, self._chunk, all_rows=False))[-1]
+        self._recovery.relieve(self.ring, cached=len(self.token_ids), remaining=self.room)
         following = self.ring.issue(1, 1) if more and self.room and not self.ring.lost else None
         try:
             token, self._ahead = await self._head(returned, partial(self._choose, sampler, following))

@@ -89,7 +89,7 @@ async def _claim(node: Node, move: Move, settle_s: float) -> bool:
 async def _choose(node: Node, others: list[Placed]) -> Move | None:
     if not node.fits or node.server.draining:
         return None
-    here = Placed(node.span, node.loaded.speed, node.fits)
+    here = Placed(node.span, node.loaded.speed.blocks_s, node.fits)
     choose = partial(choose_move, others, here, node.model.shape.n_blocks)
     return await trio.to_thread.run_sync(choose, abandon_on_cancel=True)
 
@@ -99,7 +99,7 @@ async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
     old = node.loaded
     new = await load_span(node.model, move.span, node.settings, _room(node))
     node.loaded, node.going = new, None
-    node.server.take_over(new.engine, new.span)
+    node.server.take_over(new.engine, new.span, new.speed)
     try:
         await node.member.announce()
         moved(move)

@@ -22,7 +22,7 @@ from shoal.models.local import LocalModel
 from shoal.models.sizes import span_bytes
 from shoal.net.network import Network
 from shoal.node.server import SpanServer
-from shoal.node.speed import measure_speed
+from shoal.node.speed import Speed, measure_speed
 from shoal.swarm.announcement import Served
 from shoal.swarm.member import Member
 from shoal.types import Format, Span, resolve_format
@@ -106,8 +106,7 @@ class Loaded:
     span: Span
     engine: Engine
     thread: TorchThread
-    speed: float
-    """Blocks in a second, for sessions that decode together."""
+    speed: Speed
 
 
 class Node:
@@ -152,7 +151,7 @@ class Node:
             self.engine.sessions,
             self.server.step_ms,
             wait_ms=self.server.wait_ms,
-            speed=self.loaded.speed,
+            speed=self.loaded.speed.blocks_s,
             fits=self.fits,
             next_start=self.going.start if self.going else 0,
             next_end=self.going.end if self.going else 0,
@@ -224,6 +223,7 @@ async def start_node(
         loaded.engine,
         digest=model.digest,
         span=span,
+        speed=loaded.speed,
         max_sessions=settings.max_sessions,
         wire=settings.wire,
     )

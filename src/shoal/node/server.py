@@ -37,6 +37,7 @@ from shoal.net.pool import ChannelPool
 from shoal.node.hop import Hop
 from shoal.node.kept import KeptRoom
 from shoal.node.shares import check_share, session_share
+from shoal.node.speed import Speed
 from shoal.types import Codec, Digest, PeerId, SessionId, Span
 from shoal.wire.codec import CodecChooser
 from shoal.wire.messages import (
@@ -89,6 +90,7 @@ class SpanServer:
         *,
         digest: Digest,
         span: Span,
+        speed: Speed,
         max_sessions: int,
         wire: Codec | Literal["auto"] = "auto",
     ) -> None:
@@ -98,9 +100,11 @@ class SpanServer:
         self.draining = False
         """Set to refuse new sessions while those there are come to their end."""
         self.step_ms = 0.0
-        """Smoothed time of a decode step through the span; 0 before the first."""
+        """Smoothed time of a decode step through the span; while no session is open, that of one alone."""
         self.wait_ms = 0.0
         """Smoothed time that a decode step waits for its turn."""
+        self._speed = speed
+        self._forget_load()
         self._senders: OrderedDict[PeerId, None] = OrderedDict()  # whose steps sessions here take, or took
         self.channels = ChannelPool(
             network, self._handle, self._lost, known=self._senders.__contains__, held=self._holds
@@ -135,10 +139,10 @@ class SpanServer:
             await nursery.start(partial(self.channels.run, accept=True))
             task_status.started()
 
-    def take_over(self, engine: Engine, span: Span) -> None:
+    def take_over(self, engine: Engine, span: Span, speed: Speed) -> None:
         """Open sessions on another span from now on. Those that are open stay where they are."""
-        self.engine, self.span = engine, span
-        self.step_ms = self.wait_ms = 0.0
+        self.engine, self.span, self._speed = engine, span, speed
+        self._forget_load()
 
     async def wait_unused(self, engine: Engine) -> None:
         """Wait until no session is open on ``engine``."""
@@ -356,11 +360,17 @@ class SpanServer:
         self._using[engine] -= 1
         if not self._using[engine]:
             del self._using[engine]
+            if engine is self.engine:
+                self._forget_load()
             self._freed.set()
             self._freed = trio.Event()
 
     def _count_failure(self, error: ShoalError) -> None:
         self.metrics.failures.labels(error.code).inc()
+
+    def _forget_load(self) -> None:
+        """Nobody would come back to a node that was slow once, and find out that it no longer is."""
+        self.step_ms, self.wait_ms = 1000 * self._speed.step_s, 0.0
 
     def _measured(self, engine: Engine, step: Step, done: Forwarded) -> None:
         """Note what a step took; on the engine's thread."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -11,18 +12,32 @@ from shoal.executor.runner import Rows, Runner
 
 SESSIONS = 8
 """That decode together."""
-LONGEST_S = 0.5
+LONGEST_S = 0.25
+"""For each number of sessions."""
 STEPS = 5
 
 
-def measure_speed(runner: Runner, pool: PagePool) -> float:
-    """Blocks in a second for sessions that decode together; 0 where the pool has no room for them.
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What a span can do while nobody else asks for it; zeros where its pool has no room to try."""
 
-    Called on the runner's thread, before any session is open.
-    """
+    step_s: float = 0.0
+    """Time of a decode step through the span for one session alone."""
+    blocks_s: float = 0.0
+    """Blocks in a second, for sessions that decode together."""
+
+
+def measure_speed(runner: Runner, pool: PagePool) -> Speed:
+    """Run a few decode steps. Called on the runner's thread, before any session is open."""
     sessions = min(SESSIONS, pool.tokens_free // PAGE)
     if not sessions:
-        return 0.0
+        return Speed()
+    step_s = _step_s(runner, pool, 1)
+    return Speed(step_s, sessions * len(runner.span) / _step_s(runner, pool, sessions))
+
+
+def _step_s(runner: Runner, pool: PagePool, sessions: int) -> float:
+    """The shortest of some decode steps of so many sessions."""
     pages = [pool.promise(PAGE) for _ in range(sessions)]
     states = [runner.open(runner.span, held) for held in pages]
     hidden = torch.full((1, runner.width), 0.1)
@@ -38,4 +53,4 @@ def measure_speed(runner: Runner, pool: PagePool) -> float:
         for held in pages:
             held.resize(0)
             pool.forget(held)
-    return sessions * len(runner.span) / min(took)
+    return min(took)

@@ -14,7 +14,7 @@ from shoal.errors import Busy, NoCoverage
 from shoal.routing.prices import HOP_S, Candidate
 from shoal.routing.repair import Repair, choose_repair
 from shoal.routing.route import Stage
-from shoal.types import PeerId
+from shoal.types import PeerId, Span
 
 SLOW = 2.0
 """How much longer than it promised a hop takes that is looked at."""
@@ -90,12 +90,19 @@ def worth_replacing(
     return Verdict(repair, gain_s, cost_s, f"to replace it {told}")
 
 
+def promised_s(candidate: Candidate, span: Span) -> float:
+    """Time of a decode step through ``span`` there, waiting and computing; 0 if it has not measured one."""
+    if not candidate.step_s:
+        return 0.0
+    return candidate.wait_s + candidate.step_s * len(span) / len(candidate.span)
+
+
 def _step_s(stages: Sequence[Stage], known: dict[PeerId, Candidate]) -> float | None:
     """What a step takes at the new stages, further hops included; ``None`` where one is not measured."""
     total = HOP_S * (len(stages) - 1)
     for stage in stages:
-        candidate = known[stage.peer]
-        if not candidate.step_s:
+        step_s = promised_s(known[stage.peer], stage.span)
+        if not step_s:
             return None
-        total += candidate.wait_s + candidate.step_s * len(stage.span) / len(candidate.span)
+        total += step_s
     return total

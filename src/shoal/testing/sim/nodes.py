@@ -20,6 +20,7 @@ from shoal.models.text import TextCodec
 from shoal.net.network import Network
 from shoal.node.node import Loaded, Node
 from shoal.node.server import SpanServer
+from shoal.node.speed import Speed
 from shoal.routing.placement import choose_span
 from shoal.routing.throughput import Placed
 from shoal.swarm.member import Member
@@ -90,8 +91,10 @@ class SimSwarm:
         spans = [a.served.span for a in member.directory.serving(model.DIGEST, member.now()) if a.served]
         span = choose_span([Placed(other, 1.0) for other in spans], model.N_BLOCKS, SPAN)
         engine = SimEngine(span, self.peers.internet.agenda, self.violations)
-        loaded = Loaded(span, engine, LoopThread(), speed=0.0)
-        server = SpanServer(peer.network, engine, digest=model.DIGEST, span=span, max_sessions=64)
+        loaded = Loaded(span, engine, LoopThread(), speed=Speed())
+        server = SpanServer(
+            peer.network, engine, digest=model.DIGEST, span=span, speed=loaded.speed, max_sessions=64
+        )
         node = SimNode(peer, engine, server, Node(MODEL, loaded, server, member, self.settings))
         await peer.life.start(server.run)
         await self.peers.announce(peer, node.node.served)
