@@ -47,7 +47,7 @@ PACKED: tuple[Format, ...] = ("bf16", "int8")
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-    for command in (device, executor, overhead, swarm, peers, accuracy):
+    for command in (device, executor, overhead, swarm, gateway, peers, accuracy):
         group.command()(command)
     app.add_typer(group, name="bench")
 
@@ -125,6 +125,28 @@ def swarm(
         from shoal.bench.swarm import swarm as measured
 
         return measured(settings, Asked(_formats(settings, PACKED), nodes, sessions, rounds), progress)
+
+    _show(measure, report, as_json)
+
+
+def gateway(
+    model: Model = None,
+    format: Formats = None,
+    nodes: Nodes = 3,
+    sessions: Annotated[int, typer.Option(help="Chats at once, beside one alone.", min=1, max=64)] = 8,
+    threads: Threads = None,
+    rounds: Rounds = 5,
+    report: Page = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare chats over the gateway's HTTP with the same through the library."""
+    settings = _settings(model, format, threads)
+
+    def measure(progress: Progress) -> Awaitable[Report]:
+        from shoal.bench.gateway import Asked
+        from shoal.bench.gateway import gateway as measured
+
+        return measured(settings, Asked(nodes, sessions, rounds), progress)
 
     _show(measure, report, as_json)
 

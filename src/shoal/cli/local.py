@@ -163,7 +163,7 @@ async def start(
         home: the node's own, and so its identity and packed weights; made if it is not there. The models are
             those of this machine.
     """
-    _make_home(home, settings.paths.models, swarm)
+    make_home(home, settings.paths.models, swarm)
     log = home / "log"
     with log.open("ab") as stderr:
         process = await trio.lowlevel.open_process(
@@ -178,7 +178,8 @@ async def start(
     return processes[-1]
 
 
-def _make_home(home: Path, models: Path, swarm: Membership) -> None:
+def make_home(home: Path, models: Path, swarm: Membership) -> None:
+    """A folder for a process of its own: a member of the swarm, with the models of this machine."""
     models.mkdir(parents=True, exist_ok=True)
     home.mkdir(exist_ok=True)
     if not (home / "models").is_symlink():
