@@ -125,9 +125,17 @@ def python_with(name: str, requirements: str) -> Path:
     """A Python of its own with what the file names."""
 
     def install(folder: Path) -> list[str]:
-        venv.create(folder / "venv", with_pip=True)
-        pip = [str(folder / "venv/bin/python"), "-m", "pip", "install", "--disable-pip-version-check"]
-        return [*pip, "--quiet", "--no-deps", "-r", requirements]
+        venv.create(folder / "venv")
+        pip = [sys.executable, "-m", "pip", "--python", str(folder / "venv/bin/python"), "install"]
+        return [
+            *pip,
+            "--disable-pip-version-check",
+            "--quiet",
+            "--no-deps",
+            "--no-compile",
+            "-r",
+            requirements,
+        ]
 
     return installed(name, [requirements], install) / "venv/bin/python"
 

@@ -121,8 +121,9 @@ def needs(reason: str) -> None:
     pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
+    """One for all the page's tests, and for no others: its driver keeps an event loop in this thread."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         needs("no browser: scripts/setup.sh tests")

@@ -57,7 +57,7 @@ def check(swarm, whole):
         assert torch.equal(session.step(PROMPT, chunk=8), chunks)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma3", "mixtral", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "deepseek_v3"])
 def test_three_hops_equal_the_whole_model(home, tmp_path, family):
     checkpoint = write_checkpoint(tmp_path / family, family)
     with processes(home, str(checkpoint), 6) as swarm:
