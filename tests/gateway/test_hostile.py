@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 
@@ -10,6 +11,7 @@ import pytest
 import trio
 
 from shoal.gateway import body, serve
+from shoal.gateway.constrain import GrammarConstraint
 from shoal.gateway.limits import Limits
 from shoal.types import Span
 
@@ -274,6 +276,24 @@ async def test_requests_beyond_the_limits_come_back_later(tmp_path, checkpoint):
         assert int(refused.headers["retry-after"]) >= 1
         assert isinstance(gateway.gateway.limits, Limits)
         assert await honest(gateway)
+
+
+async def test_of_a_flood_of_schemas_nothing_is_kept(gateway):
+    """CVE-2025-29770: a cache of grammars fills the disk, or the memory, with one for each request."""
+
+    async def one(number):
+        schema = {"type": "object", "properties": {f"field{number}": {"type": "string", "maxLength": number}}}
+        assert (await gateway.chat("the sea is", max_tokens=3, **shaped(schema))).status_code == 200
+
+    expected = await honest(gateway)
+    for first in range(0, 48, 16):
+        async with trio.open_nursery() as nursery:
+            for number in range(first, first + 16):
+                nursery.start_soon(one, number + 1)
+    await gateway.idle()
+    gc.collect()
+    assert not [kept for kept in gc.get_objects() if type(kept) is GrammarConstraint]
+    assert await honest(gateway) == expected
 
 
 async def test_two_hundred_streams_at_once_are_neither_lost_nor_mixed_up(tmp_path, checkpoint):
