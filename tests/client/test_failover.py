@@ -297,6 +297,31 @@ async def test_an_answer_tells_which_losses_it_survived(home, checkpoint, whole)
         assert answer.reroutes[0].gap_s < 5
 
 
+async def test_news_of_a_lost_neighbour_that_comes_late_blames_nobody(home, checkpoint, whole, monkeypatch):
+    """The thread that sends and the event loop both notice; by the second time another may be in its place."""
+    lost_next, late = Hop.lost_next, []
+
+    def twice(hop, way, reason):
+        lost_next(hop, way, reason)
+        late.append(lambda: lost_next(hop, way, reason))
+
+    monkeypatch.setattr(Hop, "lost_next", twice)
+    async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS]) as swarm:
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+
+            def strike(token):
+                if token == 5:
+                    swarm.kill(index_of(swarm, session.ring.route[1].address.peer))
+                if token == 9:
+                    assert late
+                    for again in late:
+                        again()
+
+            assert await decode(session, PROMPT, 16, strike) == whole.greedy(PROMPT, 16)
+            assert [(r.way, len(r.lost)) for r in session.reroutes] == [("resend", 1)]
+        await idle(swarm)
+
+
 async def test_ten_sessions_survive_the_same_loss(home, checkpoint, whole):
     answers = {}
     async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS]) as swarm:

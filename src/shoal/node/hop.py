@@ -173,13 +173,16 @@ class Hop:
         step = Step(self.session, 0, entry.position, tokens, 0, entry.codec, tokens, width)
         return msgspec.structs.replace(step, hops_left=hops_left)
 
-    def lost_next(self, reason: str) -> None:
-        """The way onward is gone: the client is told once, and the session waits for what it decides."""
-        if self._cut or self.next is None:
+    def lost_next(self, way: Channel, reason: str) -> None:
+        """The way onward is gone: the client is told once, and the session waits for what it decides.
+
+        Nothing happens if ``way`` is no longer the one: what a thread saw end may have been replaced since.
+        """
+        if self._cut or self.next is not way:
             return
         self._cut = True
-        peer = self.next.peer
-        self.fail(None, ChannelClosed(f"the way to the next hop {peer} is gone: {reason}"), gone=peer)
+        gone = ChannelClosed(f"the way to the next hop {way.peer} is gone: {reason}")
+        self.fail(None, gone, gone=way.peer)
 
     def located(self) -> Located:
         """How far the session has come here."""
@@ -222,35 +225,35 @@ class Hop:
             self._tokens_seen_to += step.tokens
         else:
             self._filled += step.tokens
-        if isinstance(result, Forwarded):
-            try:
-                self._send(step, rows, reply, result)
-            except ChannelClosed as error:
-                result = error
+        with suppress(trio.RunFinishedError):  # the node has ended
+            if isinstance(result, ShoalError):
+                self._loop.run_sync_soon(self._failed, step, result)
+            elif (lost := self._send(step, rows, reply, result)) is not None:
+                self._loop.run_sync_soon(self.lost_next, *lost)
             else:
                 self.measured(step, result)
                 self.codec.note(step.tokens, result.compute_us)
-                return
-        with suppress(trio.RunFinishedError):  # the node has ended
-            self._loop.run_sync_soon(self._failed, step, result)
 
-    def _send(self, step: Step, rows: int, reply: Codec, result: Forwarded) -> None:
+    def _send(self, step: Step, rows: int, reply: Codec, result: Forwarded) -> tuple[Channel, str] | None:
+        """Send on what came out. Returns the channel that turned out to be gone, and why."""
         with self._order:
             if self.next is not None:
                 self._kept.add(step, reply, result.payload)
             self._last_sent = max(self._last_sent, step.number)
             if step.hops_left == 0:
-                return  # it has filled the last cache that it was to fill
+                return None  # it has filled the last cache that it was to fill
             time = HopTime(self.opened.hop, result.compute_us, result.waiting_us)
             left = None if step.hops_left is None else step.hops_left - 1
             onward = msgspec.structs.replace(
                 step, codec=reply, rows=rows, times=(*step.times, time), hops_left=left
             )
-            self._onward.post(onward, result.payload)
+            way = self._onward
+            try:
+                way.post(onward, result.payload)
+            except ChannelClosed as error:
+                return way, error.message
+        return None
 
     def _failed(self, step: Step, error: ShoalError) -> None:
-        if isinstance(error, ChannelClosed):
-            self.lost_next(error.message)
-        else:
-            self.rules.forget(step.position)
-            self.fail(step.number, error)
+        self.rules.forget(step.position)
+        self.fail(step.number, error)

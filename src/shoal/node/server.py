@@ -346,8 +346,8 @@ class SpanServer:
         for hop in list(self._hops.values()):
             if hop.client is channel:
                 hop.scope.cancel()
-            elif hop.next is channel:
-                hop.lost_next(reason)
+            else:
+                hop.lost_next(channel, reason)
 
     def _forget(self, hop: Hop) -> None:
         if self._hops.get(hop.session) is hop:
