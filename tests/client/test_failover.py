@@ -298,7 +298,7 @@ async def test_an_answer_tells_which_losses_it_survived(home, checkpoint, whole)
 
 
 async def test_news_of_a_lost_neighbour_that_comes_late_blames_nobody(home, checkpoint, whole, monkeypatch):
-    """The thread that sends and the event loop both notice; by the second time another may be in its place."""
+    """The thread that sends and the event loop both notice; by then another may be in its place."""
     lost_next, late = Hop.lost_next, []
 
     def twice(hop, way, reason):

@@ -20,7 +20,7 @@ from shoal.swarm.compare import (
     read_difference,
     read_question,
 )
-from shoal.swarm.directory import Directory
+from shoal.swarm.directory import LATELY_TOLD, Directory
 from shoal.types import PeerId
 
 NOW = 1_000_000.0
@@ -51,12 +51,22 @@ def test_only_what_is_newer_or_unknown_is_told():
 def test_the_departed_and_the_doubted_are_named_as_gone_and_not_told_of():
     asker = held(said("a"), said("b"), said("c"), said("d", 2))
     teller = held(said("a"), said("b"), said("c"), said("d", 1))
-    teller.drop(PeerId("a"))
+    teller.drop(PeerId("a"), NOW)
     teller.doubt(PeerId("b"), NOW + 5)
-    teller.drop(PeerId("d"))
+    teller.drop(PeerId("d"), NOW)
     gone = teller.gone(asker.held(EVERYONE, NOW))
-    assert {a.peer for a in asker.by_keys(gone)} == {"a", "b"}
+    assert {a.peer for a in asker.among(gone)} == {"a", "b"}
     assert teller.news(EVERYONE, {}, NOW) == [b"c 1"]
+
+
+def test_who_has_gone_lately_is_named_whatever_was_asked_for_and_not_without_bound():
+    names = [f"peer {number}" for number in range(2 * LATELY_TOLD)]
+    teller = held(*map(said, names))
+    for seconds, name in enumerate(names):
+        teller.drop(PeerId(name), NOW + seconds)
+    last = names[LATELY_TOLD:]
+    assert {a.peer for a in held(*map(said, names)).among(teller.gone({}))} == set(last)
+    assert len(teller.gone({key_of(PeerId(names[0])): 1})) == LATELY_TOLD + 1
 
 
 @given(st.sets(st.text(min_size=1), max_size=50), st.integers(1, 9))
@@ -69,7 +79,7 @@ def test_the_parts_are_the_whole(peers, of):
 def test_what_is_sent_is_read():
     question = Question(Part(3, 2), {b"12345678": 7})
     assert read_question(encode(question)) == question
-    difference = Difference([b"raw"], [b"12345678"], 1.5)
+    difference = Difference([b"raw"], {b"12345678": 7}, 1.5)
     assert read_difference(encode(difference)) == difference
 
 

@@ -70,7 +70,7 @@ def test_a_peer_that_leaves_is_gone_at_once_and_its_old_words_stay_refused():
 
 def test_a_dropped_peer_comes_back_with_its_next_word():
     directory = held(said("a", 1))
-    directory.drop("a")
+    directory.drop("a", NOW)
     assert directory.alive(NOW) == []
     directory.take(said("a", 2), b"", NOW, NOW)
     assert len(directory.alive(NOW)) == 1

@@ -133,7 +133,7 @@ async def test_one_cannot_speak_for_another(autojump_clock):
         (raw,) = forger.directory.news(EVERYONE, {}, trio.current_time())
         changed = bytearray(raw)
         changed[40] ^= 1
-        other.directory.drop(node.network.peer)
+        other.directory.drop(node.network.peer, other.now())
         await forger.network.publish(TOPIC, bytes(changed))
         await forger.network.publish(TOPIC, raw)  # the true one, by another author
         await trio.sleep(1)

@@ -3,7 +3,8 @@
 The asker names, for one part of all peers, whom it knows and by which word; 20 bytes a peer. The answer
 brings the words that it lacks, and names those whom the teller has found, or has reason to think, gone. Those
 words are signed; that somebody is gone is only said, so the asker looks for itself before it believes it
-(anti-entropy, Demers et al. 1987).
+(anti-entropy, Demers et al. 1987). Who has gone lately is named whatever the part: news of a death that
+gossip lost must not wait until its part has its turn.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ class Question(Struct, frozen=True, array_like=True):
 
 
 class Difference(Struct, frozen=True, array_like=True):
-    """What the asker lacks, and whom it holds that the teller takes for gone."""
+    """What the asker lacks, and who is gone or doubted by what the teller knows, with their last words."""
 
     news: Annotated[list[Raw], Meta(max_length=MAX_PEERS)]
-    gone: Annotated[list[Key], Meta(max_length=MAX_PEERS)]
+    gone: Annotated[dict[Key, Sequence], Meta(max_length=2 * MAX_PEERS)]
     wall: float
     """Seconds since the epoch by the teller's clock."""
 

@@ -6,9 +6,10 @@ with the time of day that the swarm has (:mod:`shoal.swarm.clock`).
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from shoal.errors import RemoteProtocolError
@@ -19,6 +20,8 @@ from shoal.types import Digest, Format, ModelShape, PeerId, Span, gaps
 
 USED_KEPT = 256
 """Peers that are remembered for having served us."""
+LATELY_TOLD = 64
+"""Peers gone lately, or doubted, that every neighbour is told of."""
 REMEMBERED_S = 3600.0
 """How long a peer that was lost is remembered after its last word, so that halves of a swarm meet again."""
 
@@ -45,6 +48,8 @@ class _Entry:
 @dataclass(frozen=True, slots=True)
 class _Departed:
     sequence: int
+    since: float
+    """When it was taken for gone."""
     until: float
     key: bytes
     last: Announcement | None
@@ -91,7 +96,7 @@ class Directory:
         ends = now + min(announcement.expires - announcement.issued, announcement.expires - wall)
         if announcement.leaving:
             self._entries.pop(peer, None)
-            self._depart(peer, _Departed(announcement.sequence, ends, key_of(peer), None))
+            self._depart(peer, _Departed(announcement.sequence, now, ends, key_of(peer), None))
         else:
             self._gone.pop(peer, None)
             old = self._entries.get(peer)
@@ -130,12 +135,12 @@ class Directory:
         entry = self._entries.get(peer)
         return entry.raw if entry else b""
 
-    def drop(self, peer: PeerId) -> None:
+    def drop(self, peer: PeerId, now: float) -> None:
         """Forget a peer that turned out to be gone; its next announcement brings it back."""
         entry = self._entries.pop(peer, None)
         if entry is not None:
             last, until = entry.announcement, max(entry.ends, entry.since + REMEMBERED_S)
-            self._depart(peer, _Departed(last.sequence, until, entry.key, last))
+            self._depart(peer, _Departed(last.sequence, now, until, entry.key, last))
 
     def may_doubt(self, peer: PeerId, sequence: int, now: float, settled_s: float) -> bool:
         """Whether a doubt of this word says something: it is the newest, undoubted, and not just come."""
@@ -158,7 +163,7 @@ class Directory:
         if now < self._next_end:
             return
         for peer in [p for p, entry in self._entries.items() if entry.until <= now]:
-            self.drop(peer)
+            self.drop(peer, now)
         for peer in [p for p, departed in self._gone.items() if departed.until <= now]:
             del self._gone[peer]
         ends = (entry.until for entry in self._entries.values())
@@ -190,21 +195,29 @@ class Directory:
             and not entry.doubted
         ]
 
-    def gone(self, held: Mapping[bytes, int]) -> list[bytes]:
-        """The keys of those in ``held`` who are gone by what we know, or doubted."""
+    def gone(self, held: Mapping[bytes, int]) -> dict[bytes, int]:
+        """The last words of those in ``held`` who are gone by what we know, or doubted, by their keys.
+
+        With them of who has gone last, or is doubted, be they in ``held`` or not.
+        """
         departed = {d.key: d.sequence for d in self._gone.values()}
         doubted = {e.key: e.announcement.sequence for e in self._entries.values() if e.doubted}
         over = departed | doubted
-        return [key for key, sequence in held.items() if over.get(key, -1) >= sequence]
+        lately = heapq.nlargest(LATELY_TOLD, self._gone.values(), key=lambda departed: departed.since)
+        told = {d.key: d.sequence for d in lately} | dict(list(doubted.items())[:LATELY_TOLD])
+        return told | {key: over[key] for key, sequence in held.items() if over.get(key, -1) >= sequence}
 
     def lost(self) -> list[Announcement]:
         """The last words of those who are gone without a goodbye, for a while."""
         return [departed.last for departed in self._gone.values() if departed.last is not None]
 
-    def by_keys(self, keys: Collection[bytes]) -> list[Announcement]:
-        """The announcements that we have of these."""
-        wanted = set(keys)
-        return [entry.announcement for entry in self._entries.values() if entry.key in wanted]
+    def among(self, gone: Mapping[bytes, int]) -> list[Announcement]:
+        """Whom we hold of those who are said to be gone, and have heard nothing newer of."""
+        return [
+            entry.announcement
+            for entry in self._entries.values()
+            if gone.get(entry.key, -1) >= entry.announcement.sequence
+        ]
 
     def serving(self, digest: Digest, now: float, format: Format | None = None) -> Iterator[Announcement]:
         """Who serves a span of the model, in ``format`` when one is given."""

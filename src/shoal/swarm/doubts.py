@@ -94,7 +94,7 @@ class Doubts:
             except ShoalError as error:
                 log.debug("%s does not vouch for itself: %s", peer, error.message)
                 if self._directory.get(peer) == announcement:
-                    self._directory.drop(peer)
+                    self._directory.drop(peer, self._now())
                 await self._network.disconnect(peer)  # what may be left of it
             else:
                 self._take(raw)

@@ -134,7 +134,7 @@ class Member:
         difference = compare.read_difference(answer)
         self.clock.heard(peer, difference.wall)
         back = [returned for raw in difference.news if (returned := self._take(raw)) is not None]
-        unsure = back + self.directory.by_keys(held.keys() & set(difference.gone))
+        unsure = back + self.directory.among(difference.gone)
         await self._doubts.ask(unsure)
 
     async def find(self, digest: Digest) -> None:
@@ -199,7 +199,7 @@ class Member:
         if served is not None:
             self.directory.take(announcement, raw, self.now(), wall)
         else:
-            self.directory.drop(self.network.peer)
+            self.directory.drop(self.network.peer, self.now())
         await self.network.publish(TOPIC, raw)
         return raw
 
