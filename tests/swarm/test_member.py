@@ -124,6 +124,22 @@ async def test_the_dht_finds_a_node_that_gossip_has_not_brought(autojump_clock):
         assert [a.peer for a in other.alive()] == [node.network.peer]
 
 
+async def test_last_words_that_only_some_have_heard_bring_no_ghost_back(autojump_clock):
+    world = World()
+    async with members(world, 3) as (hearer, other, node):
+        node.served = served
+        await node.announce()
+        await trio.sleep(1)
+        world.cut.add(frozenset((node.network.peer, other.network.peer)))
+        await node.announce()
+        await trio.sleep(0.1)
+        world.kill(node.network.peer)
+        other.directory.drop(node.network.peer, other.now())
+        assert [a.peer for a in hearer.alive()] == [node.network.peer]
+        await other.pull(hearer.network.peer)  # which has a newer word than the one that is over
+        assert other.alive() == []
+
+
 async def test_one_cannot_speak_for_another(autojump_clock):
     world = World()
     async with members(world, 3) as (node, forger, other):

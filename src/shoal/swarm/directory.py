@@ -135,6 +135,11 @@ class Directory:
         entry = self._entries.get(peer)
         return entry.raw if entry else b""
 
+    def is_lost(self, peer: PeerId) -> bool:
+        """Whether it is gone without a goodbye."""
+        departed = self._gone.get(peer)
+        return departed is not None and departed.last is not None
+
     def drop(self, peer: PeerId, now: float) -> None:
         """Forget a peer that turned out to be gone; its next announcement brings it back."""
         entry = self._entries.pop(peer, None)

@@ -213,13 +213,14 @@ class Member:
         return peer == author and announcement.sequence >= self.directory.sequence(peer)
 
     def _take(self, raw: bytes) -> Announcement | None:
-        """Take an announcement in. Returned if it is the last word of a peer that we took for gone."""
+        """Take an announcement in. Returned if it is a word of a peer that we took for gone."""
         wall = self.clock.wall()
         try:
             announcement = unseal(raw, wall, verify)
             peer = PeerId(announcement.peer)
             if peer == self.network.peer:
                 return None
+            was_lost = self.directory.is_lost(peer)
             news = self.directory.take(announcement, raw, self.now(), wall)
         except RemoteProtocolError as error:
             log.debug("refused: %s", error.message)
@@ -227,7 +228,7 @@ class Member:
         if news:
             self._changed.set()
             self._changed = trio.Event()
-        return announcement if not news and self.directory.get(peer) is None else None
+        return announcement if was_lost else None
 
     async def _tell(self, peer: PeerId, question: bytes) -> bytes:
         asked = compare.read_question(question)
