@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, expect
 
 from shoal import config
-from shoal.gateway.keys import Limits, create
+from shoal.gateway.keys import Limits, create, revoke
 from shoal.types import Span
 
 from .conftest import EXPIRY_S, Looking, Shoal
@@ -90,9 +94,30 @@ def test_a_lost_gateway_is_said_and_the_page_recovers_by_itself(looking: Looking
     looking.said.clear()
 
 
-def test_where_keys_are_in_use_one_is_asked_for_and_kept_for_the_tab(browser: Browser, shoal: Shoal) -> None:
+@pytest.fixture
+def key(shoal: Shoal) -> Iterator[str]:
+    """While there is one, the gateway asks for it."""
     database = config.load({}, {"SHOAL_HOME": str(shoal.gateway.home)}).paths.gateway
-    key, _ = create(database, "page", Limits(), admin=True)
+    made, caller = create(database, "page", Limits(), admin=True)
+    yield made
+    revoke(database, caller.id)
+    deadline = time.monotonic() + 5
+    while not is_open(shoal):
+        assert time.monotonic() < deadline, "the gateway still asks for a key"
+        time.sleep(0.1)
+
+
+def is_open(shoal: Shoal) -> bool:
+    try:
+        urllib.request.urlopen(f"{shoal.gateway.url}v1/models", timeout=5).close()
+    except urllib.error.HTTPError:
+        return False
+    return True
+
+
+def test_where_keys_are_in_use_one_is_asked_for_and_kept_for_the_tab(
+    browser: Browser, shoal: Shoal, key: str
+) -> None:
     context = browser.new_context()
     page = context.new_page()
     page.goto(shoal.gateway.url)
