@@ -41,37 +41,28 @@ def lab(folder: Path, kind: str, plan: dict[str, Any], *argv: str) -> tuple[int,
     return ran.returncode, json.loads(ran.stdout)
 
 
-def test_killed_hops_change_no_token_and_a_block_that_nobody_serves_is_named(
+def test_hops_that_die_stand_still_or_are_slow_change_no_token_and_blocks_that_nobody_serves_are_named(
     tmp_path: Path, checkpoint: Path
 ) -> None:
+    still = [{"do": "freeze", "hop": 0, "token": 3}, {"do": "slow", "hop": 1, "token": 6, "for_s": 1}]
     runs = [
         {"name": "decode", "events": [{"do": "kill", "hop": 0, "token": 5}]},
         {"name": "prefill", "prompt": 1, "events": [{"do": "kill", "hop": 1, "prefill_s": 0}]},
+        {"name": "still", "events": still},
         {"expect": "no_coverage", "events": [{"do": "kill", "block": 4, "token": 5}]},
     ]
     plan = PLAN | {"model": str(checkpoint), "replicas": 2, "runs": runs} | PATIENT
     code, said = lab(tmp_path, "kill", plan)
     assert (code, said["ok"], said["errors"]) == (0, True, []), said
-    assert (said["runs"], said["same_tokens"], said["nodes"]) == (3, 3, 4)
-    decode, prefill, gone = said["results"]
+    assert (said["runs"], said["same_tokens"], said["nodes"]) == (4, 4, 4)
+    decode, prefill, still, gone = said["results"]
     assert decode["reroutes"] >= 1
     assert prefill["tokens"] == decode["tokens"] == 40
+    assert still["reroutes"] >= 1
+    assert still["gap_s"] >= 1.0
+    assert len(still["events"]) == 2
     assert 0 < said["gap_s_median"] <= said["gap_s_max"]
     assert gone["error"] == "no_coverage"
-
-
-def test_frozen_and_slowed_hops_change_no_token(tmp_path: Path, checkpoint: Path) -> None:
-    events = [
-        {"do": "freeze", "hop": 0, "token": 3},
-        {"do": "slow", "hop": 1, "token": 6, "for_s": 1},
-    ]
-    plan = PLAN | {"model": str(checkpoint), "replicas": 2, "events": events} | PATIENT
-    code, said = lab(tmp_path, "freeze", plan)
-    assert (code, said["ok"], said["errors"]) == (0, True, []), said
-    assert (said["runs"], said["same_tokens"], said["nodes"]) == (1, 1, 4)
-    assert said["gap_s_max"] >= 1.0
-    assert said["reroutes"] >= 1
-    assert len(said["results"][0]["events"]) == 2
 
 
 def test_a_plan_whose_promise_is_not_kept_ends_with_code_1(tmp_path: Path, checkpoint: Path) -> None:
