@@ -116,6 +116,7 @@ class SimEngine(Engine):
         return len(self._caches)
 
     async def open(self, session: SessionId, tokens: int, span: Span | None = None) -> None:
+        await trio.lowlevel.checkpoint()  # whoever is cancelled here has taken nothing
         span = span or self._span
         if span.start < self._span.start or span.end > self._span.end:
             self._violations.append(f"a session for {span} at a node that has {self._span}")
@@ -124,7 +125,6 @@ class SimEngine(Engine):
         if len(self._caches) >= self._most:
             raise Busy(f"all {self._most} sessions are taken", tokens_free=self.tokens_free)
         self._caches[session] = _Cache(span, self.pool.promise(tokens), [[] for _ in range(len(span))])
-        await trio.lowlevel.checkpoint()
 
     def close(self, session: SessionId) -> None:
         cache = self._caches.pop(session, None)
