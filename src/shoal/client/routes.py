@@ -13,7 +13,7 @@ import trio
 from shoal.client.hops import HopRefused, RouteHop
 from shoal.client.ring import Ring
 from shoal.client.stages import Replacement
-from shoal.client.suspects import Suspects
+from shoal.client.suspects import CAUTIONS, Caution, Suspects
 from shoal.config import Settings
 from shoal.errors import (
     Busy,
@@ -139,7 +139,7 @@ class Routes:
             ring.rules.tokens,
             cached=cached,
             remaining=remaining,
-            avoid=self._suspected(serving, strict=True),
+            avoid=self._suspected(serving, "words"),
         )
 
     def possible(self, ring: Ring, shape: ModelShape, *, avoid: set[PeerId]) -> bool:
@@ -248,18 +248,19 @@ class Routes:
         serving: dict[PeerId, Announcement],
         avoid: set[PeerId],
     ) -> list[Chosen]:
-        """What ``choose`` makes of the peers that are not suspected; if it must, of those that were once."""
-        try:
+        """What ``choose`` makes of the peers that are not suspected; with less caution where it must."""
+        for caution in CAUTIONS[:-1]:
             with suppress(NoCoverage):
-                return choose(avoid=avoid | self._suspected(serving, strict=True))
-            return choose(avoid=avoid | self._suspected(serving, strict=False))
+                return choose(avoid=avoid | self._suspected(serving, caution))
+        try:
+            return choose(avoid=avoid | self._suspected(serving, CAUTIONS[-1]))
         except NoCoverage as error:
             error.next_command = f"shoal serve {shape.name} --span {error.missing[0]}"
             raise
 
-    def _suspected(self, serving: dict[PeerId, Announcement], *, strict: bool) -> set[PeerId]:
+    def _suspected(self, serving: dict[PeerId, Announcement], caution: Caution) -> set[PeerId]:
         now, held = trio.current_time(), self._suspects.holds
-        return {peer for peer, a in serving.items() if held(peer, a.sequence, now, strict=strict)}
+        return {peer for peer, a in serving.items() if held(peer, a.sequence, now, caution)}
 
     def _explain_absence(self, shape: ModelShape, format: Format) -> None:
         now = self.member.now()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from shoal.types import PeerId
 
@@ -13,6 +14,11 @@ LONGEST_S = 60.0
 FORGET_S = 300.0
 """A failure so long ago no longer counts against a peer."""
 LIMIT = 1024
+
+Caution = Literal["words", "time", "silence"]
+"""Who is avoided: until its time is over and it has said something new; until its time is over; or, where
+otherwise nobody is left, until either."""
+CAUTIONS: tuple[Caution, ...] = get_args(Caution)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +48,12 @@ class Suspects:
         while len(self._held) > LIMIT:
             self._held.popitem(last=False)
 
-    def holds(self, peer: PeerId, sequence: int, now: float, *, strict: bool) -> bool:
-        """Whether the peer, whose newest announcement is ``sequence``, is still to be avoided.
-
-        Args:
-            strict: also when its time is over, as long as it has said nothing new.
-        """
+    def holds(self, peer: PeerId, sequence: int, now: float, caution: Caution) -> bool:
+        """Whether the peer, whose newest announcement is ``sequence``, is still to be avoided."""
         suspicion = self._held.get(peer)
         if suspicion is None:
             return False
-        silent = strict and sequence <= suspicion.sequence
-        return now - suspicion.since < (LONGEST_S if silent else suspicion.hold_s)
+        silent = sequence <= suspicion.sequence
+        if caution == "words":
+            return now - suspicion.since < (LONGEST_S if silent else suspicion.hold_s)
+        return now - suspicion.since < suspicion.hold_s and (silent or caution == "time")
