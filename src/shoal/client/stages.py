@@ -110,11 +110,17 @@ class Stages:
         return found
 
     async def leave(self) -> None:
-        """Tell every hop to free its KV. A hop that cannot be told frees it when the channel ends."""
-        for hop in self.hops:
-            if hop.channel is not None and not hop.channel.closed:
-                with suppress(ChannelClosed):
-                    await hop.channel.send(Close(self._session))
+        """Tell every hop to free its KV, all at once: one that takes nothing must not keep others waiting.
+
+        A hop that cannot be told frees it when the channel ends.
+        """
+
+        async def tell(channel: Channel) -> None:
+            with suppress(ChannelClosed):
+                await channel.send(Close(self._session))
+
+        channels = [hop.channel for hop in self.hops if hop.channel is not None]
+        await _together([partial(tell, channel) for channel in channels if not channel.closed])
 
     async def _enter(self, index: int, timeout_s: float) -> None:
         span = self.hops[index].hop.span

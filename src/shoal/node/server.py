@@ -205,6 +205,9 @@ class SpanServer:
             return
         if hop is None:
             return  # the client has closed it before it was open
+        if opening.scope.cancel_called:  # or at the moment when it was
+            self._forget(hop)
+            return
         try:
             with suppress(ChannelClosed):  # the client is gone
                 await channel.send(Opened(message.session, hop.engine.tokens_free))
