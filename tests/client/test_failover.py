@@ -15,6 +15,7 @@ from shoal.errors import ChannelClosed, NoCoverage, StepFailed
 from shoal.net.channel import Channel
 from shoal.node import kept
 from shoal.node.hop import Hop
+from shoal.node.server import _NextGone
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.memory import World
 from shoal.testing.swarm import memory_swarm
@@ -396,6 +397,21 @@ async def test_a_session_opens_although_a_hop_is_gone_and_still_listed(home, che
                 assert await decode(session, PROMPT, 4) == whole.greedy(PROMPT, 4)
         blamed = {peer for peer in swarm.client.routes._suspects._held}
         assert blamed <= gone
+
+
+async def test_a_hop_that_blames_another_for_its_refusal_is_avoided(home, checkpoint, whole, monkeypatch):
+    async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS[1:]], open_timeout_s=5.0) as swarm:
+        liar, victim = swarm.networks[1].peer, swarm.networks[0].peer
+
+        def lie(*_):
+            raise _NextGone(victim, ChannelClosed("it does not answer"))
+
+        monkeypatch.setattr(swarm.nodes[1].server, "_check", lie)
+        for _ in range(4):
+            async with swarm.client.session(str(checkpoint), tokens=64) as session:
+                assert liar not in {hop.address.peer for hop in session.ring.route}
+                assert await decode(session, PROMPT, 4) == whole.greedy(PROMPT, 4)
+        assert victim not in swarm.client.routes._suspects._held
 
 
 def unreachable(reach, gone):

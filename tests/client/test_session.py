@@ -7,7 +7,7 @@ import torch
 import trio
 
 from shoal.client.sampling import Sampler, Sampling
-from shoal.errors import Busy, DigestMismatch, NoCoverage, PromptTooLong, UsageError
+from shoal.errors import Busy, NoCoverage, PromptTooLong, UsageError
 from shoal.models.store import ModelStore
 from shoal.node.speed import Speed
 from shoal.testing.checkpoints import write_checkpoint
@@ -211,14 +211,6 @@ async def test_another_version_of_the_model_is_never_mixed_in(home, tmp_path, ch
         async with swarm.client.session(str(checkpoint), tokens=64) as session:
             used = {hop.address.peer for hop in session.ring.route}
         assert swarm.networks[3].peer not in used
-
-
-async def test_only_another_version_served_is_a_mismatch(home, tmp_path, checkpoint, autojump_clock):
-    changed = write_checkpoint(tmp_path / checkpoint.name, "llama", seed=1)
-    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
-        with pytest.raises((DigestMismatch, NoCoverage)):
-            async with swarm.client.session(str(changed)):
-                pass
 
 
 @pytest.mark.parametrize("tokens", [[], [-1], [300], [2**40]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -13,7 +12,7 @@ from shoal.net.identity import Identity, verify
 from shoal.swarm import compare, doubt
 from shoal.swarm.announcement import Announcement, Served, seal, unseal
 from shoal.swarm.membership import from_code
-from shoal.testing.byhand import a_step, fragment, rows
+from shoal.testing.byhand import a_step, framed, rows
 from shoal.wire.framing import Assembler
 from shoal.wire.messages import (
     Close,
@@ -98,8 +97,7 @@ _SAID = Announcement(_IDENTITY.peer, 1, NOW, NOW + 30, ("/ip4/1.2.3.4/tcp/1",), 
 
 
 def _framed(message: Message) -> bytes:
-    header, payload = encode(message), rows(64) if message.__class__ is Step else b""
-    return fragment(1, struct.pack(">II", len(header), len(payload)) + header + payload)
+    return framed(encode(message), rows(64) if message.__class__ is Step else b"")
 
 
 SEEDS: dict[str, list[bytes]] = {

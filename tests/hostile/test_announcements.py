@@ -124,6 +124,8 @@ async def test_18_two_nodes_with_one_identity_do_not_mix_sessions(
         )
         await twin.publish(TOPIC, seal(lie, twin.sign))
         await trio.sleep(0.02)
+        assert word_of(swarm)[0].served.end == 3
+        assert swarm.client.coverage(swarm.model.digest) == [1, 1, 1, 0, 0, 0]
         await swarm.nodes[0].member.announce()  # the real one goes on speaking
         await trio.sleep(0.02)
         async with swarm.client.session(str(checkpoint), tokens=64) as session:

@@ -12,10 +12,11 @@ from shoal.net import favours as favours_module
 from shoal.net import inbound as inbound_module
 from shoal.net.favours import BURST, EVERY_S, PEERS_KEPT, Favours
 from shoal.net.inbound import STRANGER_LIMIT, Inbound
+from shoal.net.network import Pipe
 from shoal.node import hop as hop_module
 from shoal.node.shares import RETRY_S, check_share, session_share
 from shoal.testing.byhand import MINE, begun, fragment, rows
-from shoal.types import PeerId
+from shoal.types import PeerAddress, PeerId
 from shoal.wire.messages import (
     MAX_PAYLOAD,
     PROTOCOL_VERSION,
@@ -115,11 +116,11 @@ async def test_a_stranger_that_begins_long_messages_is_hung_up_on(attack: Attack
 
 def test_one_peer_leaves_room_for_others() -> None:
     assert [session_share(count) for count in (1, 2, 3, 4, 64)] == [1, 2, 3, 3, 48]
-    check_share([], 0, 1000, sessions=3, kv_tokens=1000)  # the first session may have all there is
-    check_share([500], 0, 250, sessions=3, kv_tokens=1000)
-    for held, opening, tokens in (([500], 0, 251), ([10, 10, 10], 0, 1), ([10], 2, 1)):
+    check_share([], 1000, sessions=3, kv_tokens=1000)  # the first session may have all there is
+    check_share([500], 250, sessions=3, kv_tokens=1000)
+    for held, tokens in (([500], 251), ([10, 10, 10], 1)):
         with pytest.raises(Busy) as refused:
-            check_share(held, opening, tokens, sessions=3, kv_tokens=1000)
+            check_share(held, tokens, sessions=3, kv_tokens=1000)
         assert refused.value.retry_after_s == RETRY_S
 
 
@@ -179,6 +180,14 @@ def test_dials_for_another_peer_are_counted_and_come_back_with_time() -> None:
 
 async def test_a_node_does_not_knock_all_day(attack: Attack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(favours_module, "BURST", 3)
+    network, knocked = attack.swarm.networks[0], []
+    opened_by = network.open_pipe
+
+    async def open_pipe(address: PeerAddress, *, deadline_s: float) -> Pipe:
+        knocked.append(address.peer)
+        return await opened_by(address, deadline_s=deadline_s)
+
+    monkeypatch.setattr(network, "open_pipe", open_pipe)
     async with attack.stranger() as peer:
         codes = []
         for number in range(6):
@@ -191,6 +200,7 @@ async def test_a_node_does_not_knock_all_day(attack: Attack, monkeypatch: pytest
         rerouted, _ = await peer.ask(Reroute(MINE, 0, None, NextHop("12D3KooWnobody9")))
         assert isinstance(rerouted, Rerouted)
         assert not rerouted.kept
+        assert knocked == ["12D3KooWnobody0", "12D3KooWnobody1", "12D3KooWnobody2"]
         await peer.send(Close(MINE))
 
 

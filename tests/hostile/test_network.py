@@ -5,6 +5,7 @@ More of it, on the network alone: ``tests/net/test_hostile.py``, ``test_peers.py
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
@@ -35,9 +36,9 @@ from shoal.node.node import Node, start_node
 from shoal.swarm import membership
 from shoal.swarm.join import join_swarm
 from shoal.swarm.membership import Membership
-from shoal.testing.byhand import a_step, an_open, begun, by_hand, rows
+from shoal.testing.byhand import a_step, an_open, begun, by_hand, framed, rows
 from shoal.types import PeerAddress, Span
-from shoal.wire.messages import NextHop, Opened, Refused
+from shoal.wire.messages import PROTOCOL_VERSION, Hello, NextHop, Opened, Refused, encode
 from tests.hostile.conftest import BLOCKS, WIDTH, Reference, unharmed
 
 GARBAGE = [
@@ -147,30 +148,35 @@ async def test_14_partial_frames_and_a_payload_that_never_comes_cost_their_sende
 
 
 @pytest.mark.parametrize("direct", [True, False])
-async def test_14_a_reader_that_never_reads_is_hung_up_on(victim: RealSwarm, direct: bool) -> None:
+async def test_14_a_reader_that_never_reads_is_hung_up_on(
+    victim: RealSwarm, nursery: trio.Nursery, direct: bool
+) -> None:
+    node = victim.nodes[0]
+    opened = an_open(node.model.digest, BLOCKS, tokens=512)
+    step = a_step(WIDTH, tokens=200, rows=200, wanted=200)  # fits one fragment
     async with victim.member() as evil:
         address = victim.network.address
-        if not direct:
-            address = PeerAddress(address.peer, address.libp2p)
-        async with by_hand(evil, address) as peer:
-            assert isinstance(
-                (await peer.ask(an_open(victim.nodes[0].model.digest, BLOCKS, tokens=512)))[0], Opened
-            )
-            pipe: Any = peer.channel._pipe
+        pipe = await evil.open_pipe(
+            address if direct else PeerAddress(address.peer, address.libp2p), deadline_s=3
+        )
+        await pipe.send_all(framed(encode(Hello(PROTOCOL_VERSION))) + framed(encode(opened)))
 
-            async def deaf() -> bytes:
-                await trio.sleep_forever()
-                return b""
+        async def ask_and_ask() -> None:
+            with suppress(ChannelClosed):
+                for number in itertools.count(1):
+                    asked = msgspec.structs.replace(step, number=number)
+                    await pipe.send_all(framed(encode(asked), rows(WIDTH, 200)))
+                    await trio.sleep(0.02)  # or most would be refused, in few words
 
-            pipe.receive_some = deaf
-            step = a_step(WIDTH, tokens=512, rows=512, wanted=512)
-            with trio.fail_after(20), suppress(ChannelClosed):
-                for number in range(1, 400):
-                    await peer.send(msgspec.structs.replace(step, number=number), rows(WIDTH, 512))
-                    await trio.sleep(0.005)
-                while victim.nodes[0].engine.sessions > 1:  # noqa: ASYNC110
-                    await trio.sleep(0.05)
-    assert victim.nodes[0].server.channels.all()  # the others'
+        with trio.fail_after(20):
+            while node.server.sessions < 2:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+            (theirs,) = (c for c in node.server.channels.all() if c.peer == evil.peer)
+            nursery.start_soon(ask_and_ask)
+            while not theirs.closed:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        assert "has not read" in theirs.reason, theirs.reason
+        await pipe.aclose()
 
 
 async def test_14_one_peer_may_not_open_channels_without_end(victim: RealSwarm) -> None:

@@ -12,17 +12,19 @@ import pickle
 import struct
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import trio
 
-from shoal.testing.byhand import THEIRS, fragment, rows
+from shoal.testing.byhand import THEIRS, framed, rows
 from shoal.wire.messages import (
     PROTOCOL_VERSION,
     Close,
     Failed,
     Hello,
     Locate,
+    Message,
     NextHop,
     Opened,
     Refused,
@@ -45,12 +47,6 @@ class Evil:
 PICKLE = pickle.dumps(Evil())
 
 
-def framed(header: bytes, payload: bytes = b"", declared: int | None = None) -> bytes:
-    """A whole message with this header, whatever it is."""
-    size = len(payload) if declared is None else declared
-    return fragment(1, struct.pack(">II", len(header), size) + header + payload)
-
-
 async def hung_up(attack: Attack, data: bytes) -> None:
     """Send bytes on a pipe of their own, after a hello, and wait until the node hangs up."""
     network = attack.swarm.world.network()
@@ -65,7 +61,7 @@ async def hung_up(attack: Attack, data: bytes) -> None:
 
 # --- 1: pickle bytes in every message ---------------------------------------------------------------------
 
-WORDS = ["hello", "open", "step", "failed", "close", "reroute", "locate", "ping"]
+WORDS = [kind.__struct_config__.tag for kind in get_args(Message)]
 
 
 async def test_01_pickle_bytes_are_never_run(attack: Attack) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shoal.models.local import LocalModel
-from shoal.models.sizes import span_bytes
+from shoal.models.sizes import block_bytes
 from shoal.models.span import load_ends, load_span
 from shoal.testing.checkpoints import BLOCKS, FAMILIES, VOCAB
 from shoal.types import Span
@@ -121,8 +121,8 @@ def test_the_head_of_one_row_is_what_generate_computes(
 def test_a_span_holds_its_own_tensors_and_no_others(family: str, local: Local) -> None:
     model = local(family)
     span = load_span(model, Span(2, 4))
-    assert span.tensor_bytes == span_bytes(model, Span(2, 4), "fp32")
-    assert span_bytes(model, Span(2, 4), "bf16") * 2 == span.tensor_bytes
+    assert span.tensor_bytes == sum(block_bytes(model, "fp32")[2:4])
+    assert sum(block_bytes(model, "bf16")[2:4]) * 2 == span.tensor_bytes
     assert all(name.startswith("model.layers.") for name in span.model.state_dict())
 
 

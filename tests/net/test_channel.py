@@ -57,7 +57,7 @@ class Inbox:
 @asynccontextmanager
 async def channels(bytes_s: float = math.inf) -> AsyncGenerator[tuple[Channel, Inbox, Channel, Inbox]]:
     """Two running ends that have said hello."""
-    ends = [Channel(pipe, "test") for pipe in pipe_pair(A, B, bytes_s=bytes_s)]
+    ends = [Channel(pipe) for pipe in pipe_pair(A, B, bytes_s=bytes_s)]
     boxes = [Inbox(), Inbox()]
     async with trio.open_nursery() as nursery:
         for end, box in zip(ends, boxes, strict=True):

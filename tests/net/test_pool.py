@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import trio
@@ -38,7 +39,7 @@ class Peer:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     def __post_init__(self) -> None:
-        self.pool = ChannelPool(self.network, self._take, lambda _, reason: self.ended.append(reason), "test")
+        self.pool = ChannelPool(self.network, self._take, lambda _, reason: self.ended.append(reason))
         open_pipe = self.network.open_pipe
 
         async def counted(address: PeerAddress, *, deadline_s: float):
@@ -118,6 +119,28 @@ async def test_a_caller_that_gives_up_spoils_nothing_for_the_others(autojump_clo
             await client.pool.get(node.network.address, deadline_s=5)
         assert gave_up.cancelled_caught
         assert not (await client.pool.get(node.network.address, deadline_s=5)).closed
+
+
+async def test_a_caller_without_time_ends_no_channel_that_another_waits_for(autojump_clock: MockClock):
+    world = World()
+    async with peers(False, world=world) as (client,), trio.open_nursery() as nursery:
+        late = Peer(world.network())
+
+        async def hasty() -> None:
+            await trio.sleep(0.5)
+            with pytest.raises(ChannelClosed):
+                await client.pool.get(late.network.address, deadline_s=0.5)
+
+        async def wake() -> None:
+            await trio.sleep(2)
+            await nursery.start(partial(late.run, accept=True))
+
+        nursery.start_soon(hasty)
+        nursery.start_soon(wake)
+        channel = await client.pool.get(late.network.address, deadline_s=5)
+        assert not channel.closed
+        assert client.dials == 1
+        nursery.cancel_scope.cancel()
 
 
 async def test_who_cannot_be_reached_is_an_error_for_every_caller(autojump_clock: MockClock):

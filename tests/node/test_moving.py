@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 import trio
+from msgspec import structs
 
 from shoal.errors import OutOfResources
 from shoal.node.moving import keep_place, pick_span
 from shoal.node.speed import Speed
+from shoal.swarm.announcement import Announcement
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
@@ -29,7 +31,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def alike(monkeypatch):
     """Nodes of the same speed: what is measured on a busy machine would decide who moves."""
-    monkeypatch.setattr("shoal.node.node.measure_speed", lambda runner, pool: Speed(blocks_s=100.0))
+    monkeypatch.setattr("shoal.node.node.measure_speed", lambda runner, pool: Speed(0.0, 100.0))
 
 
 @pytest.fixture
@@ -131,3 +133,37 @@ async def test_a_node_measures_how_many_blocks_it_computes_in_a_second(home, che
         assert 1 < node.served().speed < 1e6
         assert node.engine.pool.taken == 0
         assert node.engine.tokens_free == node.engine.tokens
+
+
+async def test_who_lies_about_how_many_blocks_there_are_places_nobody(home, checkpoint):
+    async with memory_swarm(home, checkpoint, [LEFT, LEFT]) as swarm:
+        member, liar = swarm.client.member, swarm.world.network().peer
+        served = swarm.nodes[0].served()
+        wall = member.clock.wall()
+        for number, (start, end) in enumerate(((100, 200), (3, 6))):
+            lie = structs.replace(served, n_blocks=16384, start=start, end=end, next_end=9)
+            word = Announcement(liar, number, wall, wall + 30, ("/memory/liar",), (), lie, "")
+            member.directory.take(word, b"", member.now(), wall)
+            assert pick_span(swarm.model, "fp32", 1 << 30, member) == Span(0, 6)
+            per_block = swarm.nodes[0].engine.runner.tensor_bytes // 3
+            assert pick_span(swarm.model, "fp32", round(3.1 * per_block / 0.75), member) == RIGHT
+
+
+async def test_a_node_that_cannot_load_the_span_it_wanted_says_that_it_stays(home, checkpoint, monkeypatch):
+    async def full(*_):
+        raise OutOfResources("the disk is full")
+
+    monkeypatch.setattr("shoal.node.moving.load_span", full)
+    async with memory_swarm(home, checkpoint, [LEFT, LEFT]) as swarm, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: keep_place(swarm.nodes[0], pytest.fail, **SOON))
+        peer = swarm.networks[0].peer
+
+        async def heard(going):
+            with trio.fail_after(10):
+                while swarm.client.member.directory.get(peer).served.going != going:
+                    await swarm.client.member.wait_changed()
+
+        await heard(RIGHT)
+        await heard(None)
+        assert swarm.nodes[0].span == LEFT
+        nursery.cancel_scope.cancel()

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import struct
 from contextlib import asynccontextmanager
+from functools import partial
 
-import msgspec
 import pytest
 import torch
 import trio
 import trio.testing
 
-from shoal.errors import ChannelClosed
+from shoal.errors import ChannelClosed, NotAllowed
 from shoal.net.channel import Channel
+from shoal.node import server as server_module
+from shoal.testing import byhand
+from shoal.testing.byhand import MINE, THEIRS, by_hand
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
-from shoal.wire.messages import Close, Failed, NextHop, Open, Opened, Refused, Step
+from shoal.wire.messages import Close, Failed, NextHop, Opened, Refused
 
 WIDTH = 64
-MINE, THEIRS = b"m" * 16, b"t" * 16
 
 
 @pytest.fixture(scope="module")
@@ -29,55 +29,16 @@ def checkpoint(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("llama"), "llama")
 
 
-class Peer:
-    """Somebody who speaks the protocol by hand."""
-
-    def __init__(self, network, channel: Channel, inbox):
-        self.network = network
-        self.channel = channel
-        self._inbox = inbox
-
-    async def send(self, message, payload=b""):
-        await self.channel.send(message, payload)
-
-    async def receive(self):
-        with trio.fail_after(5):
-            return await self._inbox.receive()
-
-    async def ask(self, message, payload=b""):
-        await self.send(message, payload)
-        return await self.receive()
-
-
-@asynccontextmanager
-async def peer(swarm, node=0):
+def peer(swarm, node=0):
     """A stranger with a channel to one node."""
-    network = swarm.world.network()
-    pipe = await network.open_pipe(swarm.networks[node].address, deadline_s=1)
-    channel = Channel(pipe)
-    put, inbox = trio.open_memory_channel(math.inf)
-
-    async def take(_, message, payload):
-        await put.send((message, payload))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(channel.run, take)
-        await channel.wait_ready(2)
-        yield Peer(network, channel, inbox)
-        channel.close()
+    return by_hand(swarm.world.network(), swarm.networks[node].address)
 
 
 def an_open(swarm, session=MINE, **changes):
-    first = Open(session, swarm.model.digest, "fp32", 0, 6, 32, 0, None, None)
-    return msgspec.structs.replace(first, **changes)
+    return byhand.an_open(swarm.model.digest, 6, session=session, **changes)
 
 
-def a_step(session=MINE, **changes):
-    return msgspec.structs.replace(Step(session, 1, 0, 2, 1, "float32", 2, WIDTH), **changes)
-
-
-def payload(rows=2, value=0.25):
-    return struct.pack(f"<{rows * WIDTH}f", *[value] * (rows * WIDTH))
+a_step, payload = partial(byhand.a_step, WIDTH), partial(byhand.rows, WIDTH)
 
 
 @asynccontextmanager
@@ -111,71 +72,12 @@ async def test_a_step_sent_twice_gives_the_same(tmp_path, checkpoint):
         await me.send(Close(MINE))
 
 
-@pytest.mark.parametrize(
-    ("what", "changes", "code"),
-    [
-        ("another version of the model", {"digest": "sha256:" + "0" * 64}, "digest_mismatch"),
-        ("a block outside of the span", {"end": 7}, "not_allowed"),
-        ("another format", {"format": "bf16"}, "not_allowed"),
-        ("more KV than there is", {"tokens": 1 << 20}, "busy"),
-        ("a next hop that is not there", {"next": NextHop("12D3KooWnobody")}, "channel_closed"),
-    ],
-)
-async def test_what_is_not_offered_is_refused_by_name(tmp_path, checkpoint, what, changes, code):
-    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
-        refused, _ = await me.ask(an_open(swarm, **changes))
-        assert isinstance(refused, Refused), what
-        assert refused.code == code
-        assert refused.tokens_free == swarm.nodes[0].engine.tokens
-
-
 async def test_one_peer_cannot_take_every_session(tmp_path, checkpoint):
     async with one_node(tmp_path, checkpoint, max_sessions=2) as swarm, peer(swarm) as me:
         for number in range(2):
             assert isinstance((await me.ask(an_open(swarm, bytes([number]) * 16)))[0], Opened)
         refused, _ = await me.ask(an_open(swarm))
         assert refused.code == "busy"
-
-
-async def test_a_session_id_that_is_taken_is_refused_and_the_first_goes_on(tmp_path, checkpoint):
-    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me, peer(swarm) as other:
-        await me.ask(an_open(swarm))
-        refused, _ = await other.ask(an_open(swarm))
-        assert isinstance(refused, Refused)
-        assert (await me.ask(a_step(), payload()))[0].rows == 1
-
-
-async def test_nobody_reads_or_ends_another_clients_session(tmp_path, checkpoint):
-    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me, peer(swarm) as other:
-        await me.ask(an_open(swarm))
-        failed, _ = await other.ask(a_step(), payload())
-        unknown, _ = await other.ask(a_step(THEIRS), payload())
-        assert failed.code == unknown.code == "unknown_session"
-        assert failed.message == unknown.message
-        await other.send(Close(MINE))
-        assert (await me.ask(a_step(), payload()))[0].rows == 1
-
-
-@pytest.mark.parametrize(
-    ("what", "step", "data", "code"),
-    [
-        ("a gap", a_step(position=5), payload(), "position_gap"),
-        ("another width", a_step(width=WIDTH // 2, tokens=4, rows=4), payload(), "remote_protocol"),
-        ("more than was reserved", a_step(tokens=33, rows=33), payload(33), "remote_protocol"),
-        ("NaN", a_step(), payload(value=math.nan), "step_failed"),
-        ("infinity", a_step(), payload(value=math.inf), "step_failed"),
-    ],
-)
-async def test_a_step_that_cannot_be_fails_and_the_session_goes_on(
-    tmp_path, checkpoint, what, step, data, code
-):
-    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
-        await me.ask(an_open(swarm))
-        _, expected = await me.ask(a_step(), payload())
-        failed, _ = await me.ask(msgspec.structs.replace(step, number=2), data)
-        assert isinstance(failed, Failed), what
-        assert failed.code == code
-        assert (await me.ask(a_step(number=3), payload()))[1] == expected
 
 
 @pytest.mark.parametrize(
@@ -223,7 +125,7 @@ async def test_a_client_that_gives_up_while_a_session_opens_leaves_nothing(tmp_p
 async def test_a_session_that_is_closed_right_behind_its_opening_leaves_nothing(tmp_path, checkpoint):
     async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
         server = swarm.nodes[0].server
-        channel = next(c for c in server.channels.all() if c.peer == me.network.peer)
+        channel = next(c for c in server.channels.all() if c.peer == me.peer)
         await server._handle(channel, an_open(swarm), b"")  # as they come when both are in one read
         await server._handle(channel, Close(MINE), b"")
         assert isinstance((await me.ask(an_open(swarm, THEIRS)))[0], Opened)
@@ -231,6 +133,46 @@ async def test_a_session_that_is_closed_right_behind_its_opening_leaves_nothing(
         with trio.fail_after(2):
             await server.wait_idle()
         assert server.engine.sessions == 0
+
+
+async def test_a_next_hop_that_refuses_this_node_is_named(tmp_path, checkpoint, monkeypatch):
+    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
+
+        async def refused(*_, **__):
+            raise NotAllowed("the handshake failed")
+
+        monkeypatch.setattr(swarm.nodes[0].server.channels, "get", refused)
+        answer, _ = await me.ask(an_open(swarm, next=NextHop("12D3KooWnext")))
+        assert (answer.code, answer.gone) == ("channel_closed", "12D3KooWnext")
+
+
+async def test_what_is_being_opened_counts_as_if_it_were_open(tmp_path, checkpoint):
+    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
+        silent = NextHop.of(swarm.world.network().address)  # takes a pipe and never says hello
+        half = swarm.nodes[0].engine.tokens // 2
+        await me.send(an_open(swarm, tokens=half, next=silent))
+        refused, _ = await me.ask(an_open(swarm, THEIRS, tokens=half))
+        assert (refused.session, refused.code) == (THEIRS, "busy")
+
+
+async def test_the_way_from_the_hop_before_is_held_open_and_may_carry_long_steps(
+    tmp_path, checkpoint, monkeypatch
+):
+    monkeypatch.setattr(server_module, "SENDERS_KEPT", 1)
+    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me, peer(swarm) as before:
+        server = swarm.nodes[0].server
+        (way,) = (channel for channel in server.channels.all() if channel.peer == before.peer)
+        assert not server._holds(way)
+        await me.ask(an_open(swarm, previous=before.peer))
+        for number in range(2):  # names that are made up push nobody out
+            await me.ask(an_open(swarm, THEIRS, previous=f"12D3KooW{number}"))
+            await me.send(Close(THEIRS))
+        assert server._holds(way)
+        assert server._knows(before.peer)
+        await me.send(Close(MINE))
+        with trio.fail_after(2):
+            await server.wait_idle()
+        assert not server._holds(way)
 
 
 async def test_a_long_prefill_of_one_session_does_not_lose_anothers_steps(tmp_path, checkpoint):

@@ -98,3 +98,12 @@ def test_who_only_says_goodbye_takes_nobodys_place() -> None:
     goodbye = msgspec.structs.replace(said("b", "10.0.1.1"), served=None)
     directory.take(goodbye, b"", NOW, NOW)
     assert [a.peer for a in directory.alive(NOW)] == ["a"]
+
+
+def test_our_own_word_finds_a_place_in_the_largest_crowd() -> None:
+    directory = Directory(limit=10)
+    directory.neighbours = frozenset((PeerId("me"),))
+    for number in range(10):
+        directory.take(said(f"evil{number}", f"10.0.0.{number}"), b"", NOW, NOW)
+    directory.take(said("me", "10.0.0.200"), b"", NOW + 1, NOW + 1)
+    assert "me" in {a.peer for a in directory.alive(NOW + 1)}

@@ -118,7 +118,9 @@ class RingHop:
             error = from_code(
                 reply.code, reply.message, retry_after_s=reply.retry_after_s, tokens_free=reply.tokens_free
             )
-            raise HopRefused(PeerId(reply.gone) if reply.gone else self.peer, error)
+            # It may speak of the one after it, and of nobody else.
+            onward = message.next.peer if message.next is not None else None
+            raise HopRefused(PeerId(onward) if onward and reply.gone == onward else self.peer, error)
         self.open = True
 
     async def ask(self, message: Question, timeout_s: float) -> Reply:

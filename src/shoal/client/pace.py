@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-from shoal.routing.slow import SLOW, STEPS, Seen
+from shoal.routing.slow import Seen
+
+SLOW = 2.0
+"""How much longer than it promised a hop takes that is looked at."""
+STEPS = 16
+"""So many steps in a row must have been slow: a hop that waits its turn now and then is no reason."""
 
 
 class Pace:
@@ -27,7 +32,7 @@ class Pace:
         """What was seen, if that is slow enough to look for another."""
         if self._slow_steps < self._patience:
             return None
-        return Seen(median(self._last), self._promised_s, self._slow_steps)
+        return Seen(median(self._last), self._promised_s)
 
     def note(self, took_s: float) -> None:
         """A decode step took so long at the hop, waiting and computing."""

@@ -1,4 +1,4 @@
-"""How large a span is, from the headers alone: what fits into memory is asked before anything is loaded."""
+"""How large blocks are, from the headers alone: what fits into memory is asked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shoal.errors import UnsupportedModel
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.headers import FLOATING, TensorEntry
 from shoal.models.local import LocalModel
-from shoal.types import WEIGHT_BYTES, Format, Span
+from shoal.types import WEIGHT_BYTES, Format
 
 NUMBERED = re.compile(r"^(?P<list>.*?[^\d.])\.?(?P<index>\d+)\.")
 """A tensor of a list's element: the list's name and the index, for example ``model.layers`` and ``12``."""
@@ -24,11 +24,6 @@ def block_bytes(model: LocalModel, format: Format) -> list[int]:
         UnsupportedModel: the tensors' names do not tell the blocks.
     """
     return _block_bytes(open_checkpoint(model.path), model.shape.n_blocks, format)
-
-
-def span_bytes(model: LocalModel, span: Span, format: Format) -> int:
-    """Bytes of a span's weights when held in ``format``. Raises as :func:`block_bytes`."""
-    return sum(block_bytes(model, format)[span.start : span.end])
 
 
 def _block_bytes(checkpoint: Checkpoint, n_blocks: int, format: Format) -> list[int]:

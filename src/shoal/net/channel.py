@@ -23,7 +23,7 @@ from shoal.net.inbound import Inbound
 from shoal.net.network import Pipe
 from shoal.types import CarrierName, PeerId
 from shoal.wire.framing import FRAGMENT_HEADER, Assembler, Outgoing, Payload
-from shoal.wire.messages import PROTOCOL_VERSION, Hello, Message, Ping, Pong
+from shoal.wire.messages import AGENT, PROTOCOL_VERSION, Hello, Message, Ping, Pong
 
 PING_EVERY_S = 1.0
 DEAD_AFTER_S = 7.0
@@ -50,11 +50,10 @@ Handler = Callable[["Channel", Message, bytes], Awaitable[None]]
 class Channel:
     """Messages to and from ``peer``. ``run`` must be running for anything to move."""
 
-    def __init__(self, pipe: Pipe, agent: str = "", inbound: Inbound | None = None) -> None:
+    def __init__(self, pipe: Pipe, inbound: Inbound | None = None) -> None:
         self._pipe = pipe
         self._inbound = inbound or Inbound()
         self._stalled: float | None = None  # since when what the peer has begun has not grown
-        self._agent = agent
         self._loop = trio.lowlevel.current_trio_token()
         self._clock = trio.lowlevel.current_clock()
         self._lock = threading.Lock()  # over what is queued and who sends; held for microseconds
@@ -197,7 +196,7 @@ class Channel:
         """
         try:
             async with trio.open_nursery() as nursery:
-                await self._guard(partial(self._say, Hello(PROTOCOL_VERSION, self._agent)))
+                await self._guard(partial(self._say, Hello(PROTOCOL_VERSION, AGENT)))
                 for task in (self._pump, self._watch, partial(self._receive, handle)):
                     nursery.start_soon(self._guard, task)
                 await self._closed.wait()

@@ -37,7 +37,6 @@ class ChannelPool:
         network: Network,
         handle: Handler,
         closed: Callable[[Channel, str], None],
-        agent: str = "",
         known: Callable[[PeerId], bool] = lambda _: True,
         held: Callable[[Channel], bool] = lambda _: False,
     ) -> None:
@@ -48,7 +47,6 @@ class ChannelPool:
         self._network = network
         self._handle = handle
         self._on_closed = closed
-        self._agent = agent
         self._channels: dict[PeerId, list[Channel]] = defaultdict(list)
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._nursery: trio.Nursery | None = None
@@ -86,6 +84,7 @@ class ChannelPool:
         """
         lock = self._dialling.setdefault(address.peer, trio.Lock())
         until = trio.current_time() + deadline_s
+        channel: Channel | None = None
         try:
             with trio.fail_at(until):
                 async with lock:
@@ -93,9 +92,8 @@ class ChannelPool:
                     await channel.wait_ready(until - trio.current_time())
                     return channel
         except trio.TooSlowError:
-            for channel in self._channels.get(address.peer, ()):
-                if not channel.ready:
-                    channel.close("the peer did not answer")
+            if channel is not None and not channel.ready:
+                channel.close("the peer did not answer")
             raise ChannelClosed(f"{address.peer} did not answer within {deadline_s:.0f} s") from None
         finally:
             if not lock.statistics().tasks_waiting and not lock.locked():
@@ -147,7 +145,7 @@ class ChannelPool:
             self._start(nursery, pipe)
 
     def _start(self, nursery: trio.Nursery, pipe: Pipe) -> Channel:
-        channel = Channel(pipe, self._agent, self.inbound)
+        channel = Channel(pipe, self.inbound)
         self._channels[channel.peer].append(channel)
         nursery.start_soon(self._run, channel)
         return channel

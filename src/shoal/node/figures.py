@@ -12,7 +12,7 @@ import trio
 from shoal.metrics.meters import MEDIA_TYPE, Reading
 from shoal.metrics.trace import Trace
 from shoal.node.endpoint import Page
-from shoal.swarm.directory import coverage
+from shoal.swarm.directory import by_model, coverage
 from shoal.swarm.member import Member
 
 if TYPE_CHECKING:
@@ -57,12 +57,10 @@ def _serving(node: Node) -> Iterable[Reading]:
 
 def _swarm(member: Member) -> Iterable[Reading]:
     alive = member.alive()
-    served = [a.served for a in alive if a.served]
     yield Reading("shoal_peers", "Peers that serve something, this one among them.", len(alive))
     connections = member.network.connections()
     yield Reading("shoal_connections", "libp2p connections.", len(connections))
-    by_digest = {s.digest: [t for t in served if t.digest == s.digest] for s in served}
-    for digest, spans in sorted(by_digest.items(), key=lambda item: -len(item[1]))[:MODELS_SHOWN]:
+    for digest, spans in sorted(by_model(alive).items(), key=lambda item: -len(item[1]))[:MODELS_SHOWN]:
         counts = coverage([s.span for s in spans], min(spans[0].n_blocks, BLOCKS_SHOWN))
         for block, count in enumerate(counts):
             named = {"model": spans[0].model, "digest": digest[7:19], "block": str(block)}

@@ -62,14 +62,13 @@ async def keep_place(
         if move is None:
             continue
         try:
-            if await _claim(node, move, settle_s):
-                await _move(node, move, moved)
-                await trio.sleep(rest_s)
+            if not await _claim(node, move, settle_s):
+                continue
+            await _move(node, move, moved)
         except ShoalError as error:
             log.warning("staying at blocks %s: %s", node.span, error.message)
-            await trio.sleep(rest_s)
-        finally:
-            node.going = None
+            await _stay(node)
+        await trio.sleep(rest_s)
 
 
 async def _claim(node: Node, move: Move, settle_s: float) -> bool:
@@ -81,9 +80,14 @@ async def _claim(node: Node, move: Move, settle_s: float) -> bool:
     again = await _choose(node, first)
     if again is not None and again.span == move.span:
         return True
+    await _stay(node)
+    return False
+
+
+async def _stay(node: Node) -> None:
+    """Go nowhere, and say so: others count a node where it is going."""
     node.going = None
     await node.member.announce()
-    return False
 
 
 async def _choose(node: Node, others: list[Placed]) -> Move | None:
@@ -119,7 +123,8 @@ def _others(
     found = [
         (a.peer, a.served)
         for a in member.directory.serving(model.digest, member.now(), format)
-        if a.served and a.peer != member.network.peer
+        # Who says another number of blocks for this digest lies, and its span may be outside of the model.
+        if a.served and a.served.n_blocks == model.shape.n_blocks and a.peer != member.network.peer
     ]
     known = sorted(served.speed for _, served in found if served.speed)
     usual = known[len(known) // 2] if known else 1.0

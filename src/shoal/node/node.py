@@ -19,7 +19,7 @@ from shoal.executor.parallel import watched
 from shoal.executor.runner import Runner
 from shoal.executor.thread import TorchThread
 from shoal.models.local import LocalModel
-from shoal.models.sizes import span_bytes
+from shoal.models.sizes import block_bytes
 from shoal.net.network import Network
 from shoal.node.server import SpanServer
 from shoal.node.speed import Speed, measure_speed
@@ -47,7 +47,7 @@ def blocks_that_fit(model: LocalModel, format: Format, memory: int) -> int:
         OutOfResources: not one does.
     """
     weights = int(memory * (1 - KV_SHARE))
-    largest = max(span_bytes(model, Span(block, block + 1), format) for block in range(model.shape.n_blocks))
+    largest = max(block_bytes(model, format))
     fits = weights // largest
     if fits < 1:
         raise OutOfResources(
@@ -72,15 +72,7 @@ def check_span(model: LocalModel, span: Span) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """What is left for KV once the weights are loaded."""
-
-    tokens: int
-    bytes_per_token: int
-
-
-def kv_capacity(runner: Runner, settings: Settings, memory: int) -> Capacity:
+def kv_capacity(runner: Runner, settings: Settings, memory: int) -> int:
     """Tokens of KV that a node can hold: what ``kv_tokens`` allows, or fewer if memory is short.
 
     Raises:
@@ -96,7 +88,7 @@ def kv_capacity(runner: Runner, settings: Settings, memory: int) -> Capacity:
             check="a smaller span, or more memory",
             next_command="shoal serve MODEL --span START:END --memory SIZE",
         )
-    return Capacity(tokens, per_token)
+    return tokens
 
 
 @dataclass(eq=False)
@@ -190,7 +182,7 @@ async def load_span(model: LocalModel, span: Span, settings: Settings, memory: i
             parallel=settings.parallel,
         )
         runner = await thread.run(load)
-        pool = make_pool(runner, kv_capacity(runner, settings, memory).tokens)
+        pool = make_pool(runner, kv_capacity(runner, settings, memory))
         speed = await thread.run(partial(measure_speed, runner, pool))
         engine = Engine(runner, pool, thread, format=format, max_sessions=settings.max_sessions)
         return Loaded(span, engine, thread, speed)

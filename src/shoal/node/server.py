@@ -67,7 +67,7 @@ log = logging.getLogger(__name__)
 class _NextGone(ChannelClosed):
     """The next hop cannot be reached: it is that one who is to be avoided, not this node."""
 
-    def __init__(self, peer: str, error: ChannelClosed) -> None:
+    def __init__(self, peer: str, error: ShoalError) -> None:
         super().__init__(error.message)
         self.peer = peer
 
@@ -77,6 +77,7 @@ class _Opening:
     """A session that is being opened: its client may still think better of it."""
 
     client: Channel
+    tokens: int
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
@@ -106,9 +107,7 @@ class SpanServer:
         self._speed = speed
         self._forget_load()
         self._senders: OrderedDict[PeerId, None] = OrderedDict()  # whose steps sessions here take, or took
-        self.channels = ChannelPool(
-            network, self._handle, self._lost, known=self._senders.__contains__, held=self._holds
-        )
+        self.channels = ChannelPool(network, self._handle, self._lost, known=self._knows, held=self._holds)
         self._peer = network.peer
         self.metrics = Metrics()
         self.trace = Trace()
@@ -182,7 +181,7 @@ class SpanServer:
         except ShoalError as error:
             await self._refuse(channel, message, error)
             return
-        opening = self._opening[SessionId(message.session)] = _Opening(channel)
+        opening = self._opening[SessionId(message.session)] = _Opening(channel, message.tokens)
         # Dialling the next hop takes a while: other sessions of this channel must not wait.
         self._spawn(partial(self._open, channel, message, opening))
 
@@ -216,7 +215,7 @@ class SpanServer:
             self._forget(hop)
 
     async def _admit(self, channel: Channel, message: Open, session: SessionId) -> Hop:
-        engine = self.engine
+        engine, span = self.engine, str(self.span)
         self._using[engine] = self._using.get(engine, 0) + 1
         try:
             await engine.open(session, message.tokens, Span(message.start, message.end))
@@ -237,7 +236,7 @@ class SpanServer:
             onward,
             engine,
             CodecChooser(engine.format, self._wire),
-            partial(self._measured, engine),
+            partial(self._measured, engine, span),
             self._room,
             self._count_failure,
         )
@@ -248,7 +247,7 @@ class SpanServer:
     async def _reach(self, onward: NextHop, client: PeerId) -> Channel:
         try:
             return await self.channels.get(onward.address(), deadline_s=DIAL_NEXT_S, asked_by=client)
-        except ChannelClosed as error:
+        except (ChannelClosed, NotAllowed) as error:
             raise _NextGone(onward.peer, error) from error
 
     def _expect(self, sender: PeerId) -> None:
@@ -276,9 +275,8 @@ class SpanServer:
             raise NotAllowed("a session of this id is open already")
         client = channel.peer
         held = [hop.opened.tokens for hop in self._hops.values() if hop.client.peer == client]
-        opening = sum(1 for opening in self._opening.values() if opening.client.peer == client)
-        sessions, kv_tokens = self._sessions_per_peer, self.engine.tokens
-        check_share(held, opening, message.tokens, sessions=sessions, kv_tokens=kv_tokens)
+        held += [opening.tokens for opening in self._opening.values() if opening.client.peer == client]
+        check_share(held, message.tokens, sessions=self._sessions_per_peer, kv_tokens=self.engine.tokens)
 
     async def _refuse(self, channel: Channel, message: Open, error: ShoalError) -> None:
         self.metrics.refusals.labels(error.code).inc()
@@ -340,7 +338,13 @@ class SpanServer:
             opening.scope.cancel()
 
     def _holds(self, channel: Channel) -> bool:
-        return any(channel in (hop.client, hop.next) for hop in self._hops.values())
+        """Whether a session needs it: to its client, to its next hop, or from the one before."""
+        hops = self._hops.values()
+        return any(channel in (hop.client, hop.next) or channel.peer == hop.sender for hop in hops)
+
+    def _knows(self, peer: PeerId) -> bool:
+        """Whether a session here takes this peer's steps, or took them lately."""
+        return peer in self._senders or any(hop.sender == peer for hop in self._hops.values())
 
     def _lost(self, channel: Channel, reason: str) -> None:
         for opening in self._opening.values():
@@ -375,11 +379,11 @@ class SpanServer:
         """Nobody would come back to a node that was slow once, and find out that it no longer is."""
         self.step_ms, self.wait_ms = 1000 * self._speed.step_s, 0.0
 
-    def _measured(self, engine: Engine, step: Step, done: Forwarded) -> None:
+    def _measured(self, engine: Engine, span: str, step: Step, done: Forwarded) -> None:
         """Note what a step took; on the engine's thread."""
         self.steps += 1
         self.metrics.step(step.tokens, done.compute_us, done.waiting_us)
-        here = HopTrace(self._peer, str(self.span), done.compute_us / 1e3, done.waiting_us / 1e3)
+        here = HopTrace(self._peer, span, done.compute_us / 1e3, done.waiting_us / 1e3)
         seen = hop_step(time.time(), step.session, step.number, step.position, step.tokens, here)
         self.trace.step(seen)
         if step.tokens == 1 and engine is self.engine:

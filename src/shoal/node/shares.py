@@ -17,11 +17,11 @@ def session_share(sessions: int) -> int:
     return sessions if sessions <= 2 else -(-3 * sessions // 4)
 
 
-def check_share(held: Sequence[int], opening: int, tokens: int, *, sessions: int, kv_tokens: int) -> None:
+def check_share(held: Sequence[int], tokens: int, *, sessions: int, kv_tokens: int) -> None:
     """Refuse one more session of a peer if it would leave too little for others.
 
     Args:
-        held: the tokens of each session that the peer has open, beside ``opening`` that are being opened.
+        held: the tokens of each session that the peer has open, or is opening.
         tokens: of KV, that it asks for.
         sessions: the most that it may have open.
         kv_tokens: of KV, that the node has in all.
@@ -29,7 +29,7 @@ def check_share(held: Sequence[int], opening: int, tokens: int, *, sessions: int
     Raises:
         Busy: says when to come back.
     """
-    count, taken = len(held) + opening, sum(held)
+    count, taken = len(held), sum(held)
     if count >= sessions:
         open_here = f"{count} sessions of this peer are open, the most that one may have"
         raise Busy(open_here, retry_after_s=RETRY_S)

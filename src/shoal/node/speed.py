@@ -19,19 +19,17 @@ STEPS = 5
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What a span can do while nobody else asks for it; zeros where its pool has no room to try."""
+    """What a span can do while nobody else asks for it."""
 
-    step_s: float = 0.0
+    step_s: float
     """Time of a decode step through the span for one session alone."""
-    blocks_s: float = 0.0
+    blocks_s: float
     """Blocks in a second, for sessions that decode together."""
 
 
 def measure_speed(runner: Runner, pool: PagePool) -> Speed:
     """Run a few decode steps. Called on the runner's thread, before any session is open."""
     sessions = min(SESSIONS, pool.tokens_free // PAGE)
-    if not sessions:
-        return Speed()
     step_s = _step_s(runner, pool, 1)
     return Speed(step_s, sessions * len(runner.span) / _step_s(runner, pool, sessions))
 

@@ -1,8 +1,7 @@
 """Whether a hop that has become slow should be replaced in the middle of a session. Pure.
 
 What replacing gains is the time of the steps that are still to come. What it costs is the cache: the tokens
-so far go through the new hops once more. It is done when it gains ``MARGIN`` times what it costs, and the hop
-has been slow for long: a hop that waits its turn now and then is no reason.
+so far go through the new hops once more. It is done when it gains ``MARGIN`` times what it costs.
 """
 
 from __future__ import annotations
@@ -16,10 +15,6 @@ from shoal.routing.repair import Repair, choose_repair
 from shoal.routing.route import Stage
 from shoal.types import PeerId, Span
 
-SLOW = 2.0
-"""How much longer than it promised a hop takes that is looked at."""
-STEPS = 16
-"""So many steps in a row must have been slow."""
 MARGIN = 1.5
 REOPEN_S = 0.5
 """What a re-route takes beside filling the cache: to open sessions, and to tell the neighbours."""
@@ -36,8 +31,6 @@ class Seen:
     """Time at the hop, waiting and computing, of its last steps."""
     promised_s: float
     """The same when it was chosen."""
-    slow_steps: int
-    """Steps in a row, up to now, that took ``SLOW`` times what was promised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +39,6 @@ class Verdict:
 
     repair: Repair | None
     """What takes its place; ``None`` to keep it."""
-    gain_s: float
-    """Saved over the steps to come."""
-    cost_s: float
     why: str
 
 
@@ -72,22 +62,20 @@ def worth_replacing(
         remaining: tokens that are still to come, at the most.
         avoid: peers that are not to take its place.
     """
-    if seen.step_s < SLOW * seen.promised_s or seen.slow_steps < STEPS:
-        return Verdict(None, 0.0, 0.0, f"not slow for {STEPS} steps in a row")
     peer = route[index].peer
     try:
         [repair] = choose_repair(candidates, route, {index}, tokens, avoid={*avoid, peer})
     except (NoCoverage, Busy) as error:
-        return Verdict(None, 0.0, 0.0, error.message)
+        return Verdict(None, error.message)
     step_s = _step_s(repair[2], {candidate.peer: candidate for candidate in candidates})
     if step_s is None:
-        return Verdict(None, 0.0, 0.0, "of those who could take its place, not all have measured their steps")
+        return Verdict(None, "of those who could take its place, not all have measured their steps")
     gain_s = (seen.step_s - step_s) * remaining
     cost_s = REOPEN_S + step_s * cached / PREFILL
     told = f"saves {gain_s:.1f} s of the steps to come, for {cost_s:.1f} s to fill the cache"
     if gain_s <= MARGIN * cost_s:
-        return Verdict(None, gain_s, cost_s, f"to replace it {told}: too little")
-    return Verdict(repair, gain_s, cost_s, f"to replace it {told}")
+        return Verdict(None, f"to replace it {told}: too little")
+    return Verdict(repair, f"to replace it {told}")
 
 
 def promised_s(candidate: Candidate, span: Span) -> float:

@@ -43,12 +43,13 @@ def network_of(address: PeerAddress) -> str:
 
 
 def whom_to_forget(
-    guests: Mapping[PeerId, Guest], friends: Container[PeerId], newcomer: str
+    guests: Mapping[PeerId, Guest], friends: Container[PeerId], newcomer: str | None
 ) -> PeerId | None:
-    """Who goes so that a newcomer of network ``newcomer`` can come.
+    """Who goes so that a newcomer can come.
 
     Args:
-        friends: those whom we are connected to, or use.
+        newcomer: its network; ``None`` for a friend, who may always come.
+        friends: ourselves, and those whom we are connected to, or use.
 
     Returns:
         ``None`` where it may not: its network is the most crowded one already, or everybody is a friend.
@@ -56,7 +57,7 @@ def whom_to_forget(
     strangers = {peer: guest for peer, guest in guests.items() if peer not in friends}
     crowds = Counter(guest.network for guest in strangers.values())
     most = max(crowds.values(), default=0)
-    if not most or crowds[newcomer] >= most > 1:
+    if not most or (newcomer is not None and crowds[newcomer] >= most > 1):
         return None
     candidates = [peer for peer, guest in strangers.items() if crowds[guest.network] == most]
     return max(candidates, key=lambda peer: strangers[peer].met)

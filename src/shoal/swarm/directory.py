@@ -9,11 +9,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from shoal.errors import RemoteProtocolError
-from shoal.swarm.announcement import Announcement
+from shoal.swarm.announcement import Announcement, Served
 from shoal.swarm.compare import MAX_PEERS, Part, key_of
 from shoal.swarm.crowd import network_of, whom_to_forget
 from shoal.types import Digest, Format, ModelShape, PeerId, Span, gaps
@@ -92,7 +92,7 @@ class Directory:
             raise RemoteProtocolError(f"an announcement of {peer} older than one that we have")
         network = network_of(announcement.address)
         if not (announcement.leaving or peer in self._entries) and len(self._entries) >= self._limit:
-            self._make_room(network)
+            self._make_room(peer, network)
         ends = now + min(announcement.expires - announcement.issued, announcement.expires - wall)
         if announcement.leaving:
             self._entries.pop(peer, None)
@@ -112,8 +112,9 @@ class Directory:
         if len(self._used) > USED_KEPT:
             self._used.popitem(last=False)
 
-    def _make_room(self, network: str) -> None:
-        victim = whom_to_forget(self._entries, self.neighbours | self._used.keys(), network)
+    def _make_room(self, peer: PeerId, network: str) -> None:
+        friends = self.neighbours | self._used.keys()
+        victim = whom_to_forget(self._entries, friends, None if peer in friends else network)
         if victim is None:
             raise RemoteProtocolError(f"the directory is full with {self._limit} peers")
         del self._entries[victim]  # which is no word that it has gone
@@ -240,6 +241,20 @@ class Directory:
         self._gone[peer] = departed
         if len(self._gone) > self._limit:
             del self._gone[min(self._gone, key=lambda p: self._gone[p].until)]
+
+
+def in_order(announcements: Iterable[Announcement]) -> list[Announcement]:
+    """Peers as they are shown: by model, then in the order of their blocks."""
+    return sorted(announcements, key=lambda a: (a.served.model, a.served.span, a.peer) if a.served else ("",))
+
+
+def by_model(announcements: Iterable[Announcement]) -> dict[str, list[Served]]:
+    """What is served of each model, by its digest."""
+    found: dict[str, list[Served]] = {}
+    for announcement in announcements:
+        if announcement.served is not None:
+            found.setdefault(announcement.served.digest, []).append(announcement.served)
+    return found
 
 
 def coverage(spans: list[Span], n_blocks: int) -> list[int]:

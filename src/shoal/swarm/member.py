@@ -30,9 +30,10 @@ from shoal.swarm.directory import Directory
 from shoal.swarm.doubts import Doubts
 from shoal.swarm.watch import Watch
 from shoal.types import Digest, PeerAddress, PeerId
+from shoal.wire.messages import AGENT
 
 TOPIC = "/shoal/announce/1"
-DIRECTORY_PROTOCOL = "/shoal/directory/2"
+DIRECTORY_PROTOCOL = "/shoal/directory/3"
 CONNECTIONS = 8
 """Connections that a member tries to keep, bootstrap peers among them."""
 DIAL_WITHIN_S = 5.0
@@ -40,7 +41,6 @@ PROVIDERS_ASKED = 16
 GREET_EVERY_S = 0.5
 ANSWER_LIMIT = 900 << 10
 PROVIDE_EVERY_S = 600.0
-AGENT = "shoal/0.1"
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class Member:
     ) -> None:
         self.network = network
         self.directory = Directory()
+        self.directory.neighbours = frozenset((network.peer,))
         self.served: Callable[[], Served] | None = None
         """Says what this node serves, each time it announces; ``None`` while it serves nothing."""
         self.clock = clock or Clock()

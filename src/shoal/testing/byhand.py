@@ -13,7 +13,7 @@ import trio
 
 from shoal.net.channel import Channel
 from shoal.net.network import Network
-from shoal.types import Digest, PeerAddress
+from shoal.types import Digest, PeerAddress, PeerId
 from shoal.wire.framing import FRAGMENT, Payload
 from shoal.wire.messages import Message, Open, Step
 
@@ -26,7 +26,9 @@ Heard = tuple[Message, bytes]
 class ByHand:
     """A channel to one node, whose messages are written and read by a test."""
 
-    def __init__(self, channel: Channel, inbox: trio.MemoryReceiveChannel[Heard]) -> None:
+    def __init__(self, peer: PeerId, channel: Channel, inbox: trio.MemoryReceiveChannel[Heard]) -> None:
+        self.peer = peer
+        """Who it is."""
         self.channel = channel
         self._inbox = inbox
 
@@ -58,7 +60,7 @@ async def by_hand(network: Network, address: PeerAddress) -> AsyncGenerator[ByHa
     async with trio.open_nursery() as nursery:
         nursery.start_soon(channel.run, take)
         await channel.wait_ready(3)
-        yield ByHand(channel, inbox)
+        yield ByHand(network.peer, channel, inbox)
         channel.close()
 
 
@@ -80,6 +82,12 @@ def rows(width: int, count: int = 2, value: float = 0.25) -> bytes:
 def fragment(number: int, body: bytes, *, more: bool = False, length: int | None = None) -> bytes:
     """A fragment as :mod:`shoal.wire.framing` frames it, honest or not."""
     return struct.pack(">IIB", number, len(body) if length is None else length, more) + body
+
+
+def framed(header: bytes, payload: bytes = b"", declared: int | None = None) -> bytes:
+    """A whole message with this header, whatever it is, and the size of a payload that need not be true."""
+    size = len(payload) if declared is None else declared
+    return fragment(1, struct.pack(">II", len(header), size) + header + payload)
 
 
 def begun(number: int, size: int, declared: int) -> bytes:

@@ -27,6 +27,8 @@ from shoal.errors import RemoteProtocolError
 from shoal.types import Codec, Format, PeerAddress, PeerId
 
 PROTOCOL_VERSION = 3
+AGENT = "shoal/0.1"
+"""This program, as it names itself to others."""
 
 MAX_HEADER = 32 << 10
 """Bytes of a header; one is 200 bytes long on the way of a token."""

@@ -91,7 +91,7 @@ class SimSwarm:
         spans = [a.served.span for a in member.directory.serving(model.DIGEST, member.now()) if a.served]
         span = choose_span([Placed(other, 1.0) for other in spans], model.N_BLOCKS, SPAN)
         engine = SimEngine(span, self.peers.internet.agenda, self.violations)
-        loaded = Loaded(span, engine, LoopThread(), speed=Speed())
+        loaded = Loaded(span, engine, LoopThread(), speed=Speed(0.0, 0.0))
         server = SpanServer(
             peer.network, engine, digest=model.DIGEST, span=span, speed=loaded.speed, max_sessions=64
         )
