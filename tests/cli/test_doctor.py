@@ -90,6 +90,9 @@ def test_no_hub_is_no_failure(settings: Settings, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     assert network.hub(settings).verdict == "note"
+    for port in ("abc", "99999"):
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        assert network.hub(settings).fix == "unset HF_ENDPOINT"
 
 
 def test_no_multicast_is_no_failure(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +101,12 @@ def test_no_multicast_is_no_failure(settings: Settings, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(socket.socket, "setsockopt", refuse)
     assert "shoal invite" in network.multicast(settings).fix
+
+
+def test_an_address_that_cannot_be_is_one_that_is_silent(settings: Settings) -> None:
+    peer = "12D3KooWGbkv2Ev5EZaQuGWbvHpJnGMNPpgKPMKU1Y6DXA1rWvY5"
+    save(settings.paths.swarms, create("home", [f"/ip4/127.0.0.1/tcp/{10**30}/p2p/{peer}"]))
+    assert "nobody answers" in network.swarms(settings).detail
 
 
 def test_a_swarm_whose_addresses_are_silent(settings: Settings) -> None:

@@ -172,10 +172,11 @@ def test_a_session_longer_than_the_model_was_made_for_is_refused(shoal: Shoal, l
     assert "sessions of 256 tokens, not 257" in ran.err
 
 
-def test_a_model_that_nobody_knows_is_refused(shoal: Shoal) -> None:
+def test_a_model_that_nobody_knows_is_refused(shoal: Shoal, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = shoal("plan", "SmolLM2-135M-Instrukt", "--machine", DESK)
     assert ran.code == 1
     assert "SmolLM2-135M-Instruct" in ran.err
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when it was imported
     assert "hub cannot be reached" in shoal("plan", "org/none", "--machine", DESK).err
 
 

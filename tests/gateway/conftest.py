@@ -62,7 +62,7 @@ def checkpoint(tmp_path_factory):
 
 
 @asynccontextmanager
-async def served(home, checkpoint, spans=THIRDS, host="127.0.0.1", **options):
+async def served(home, checkpoint, spans=THIRDS, host="127.0.0.1", ready=True, **options):
     """A gateway before a swarm in memory."""
     async with memory_swarm(home, checkpoint, spans) as swarm, trio.open_nursery() as nursery:
         settings = {"model": str(checkpoint), "database": home / "gateway.db", "swarm": "home"}
@@ -71,7 +71,7 @@ async def served(home, checkpoint, spans=THIRDS, host="127.0.0.1", **options):
             url = await nursery.start(partial(serve, gateway.app, host, 0))
             async with httpx.AsyncClient(base_url=url, timeout=30) as http:
                 with trio.fail_after(10):
-                    while not gateway.ready:  # noqa: ASYNC110
+                    while ready and not gateway.ready:  # noqa: ASYNC110
                         await trio.sleep(0.01)
                 yield Served(url, gateway, swarm, checkpoint.name, http)
         nursery.cancel_scope.cancel()

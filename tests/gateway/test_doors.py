@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 import trio
 
 from shoal.gateway import keys
 from shoal.gateway.keys import Limits
+from shoal.gateway.static import FOLDER
 from shoal.gateway.usage import report
 
 from .conftest import served, user
@@ -29,12 +31,18 @@ def paths(gateway):
     )
 
 
+def open_paths():
+    """The page's own files, and whether the gateway is well."""
+    files = (file.relative_to(FOLDER).as_posix() for file in FOLDER.rglob("*") if file.is_file())
+    return {"/", "/health", *(f"/{file}" for file in files)}
+
+
 async def test_with_a_key_nothing_but_the_page_and_health_is_open(tmp_path, checkpoint, key):
     async with served(tmp_path, checkpoint) as gateway:
         for path in paths(gateway):
             for method in ("GET", "POST", "OPTIONS", "HEAD", "PUT"):
                 answer = await gateway.http.request(method, gateway.url + path)
-                assert answer.status_code == 401 or gateway.gateway._is_open(path), (method, path)
+                assert answer.status_code == 401 or path in open_paths(), (method, path)
         assert (await gateway.http.get("/health")).status_code == 200
         assert (await gateway.http.get("/")).status_code == 200
 
@@ -63,6 +71,13 @@ async def test_a_key_is_kept_as_a_hash_and_ends_when_revoked(tmp_path, checkpoin
                 await gateway.http.get("/v1/models", headers=headers)
             ).status_code == 200:
                 await trio.sleep(0.1)
+
+
+async def test_without_a_key_only_this_machine_is_served(gateway):
+    for caller, status in (("127.0.0.1", 200), ("::1", 200), ("::ffff:127.0.0.1", 200), ("192.0.2.7", 401)):
+        door = httpx.ASGITransport(app=gateway.gateway.app, client=(caller, 5))
+        async with httpx.AsyncClient(transport=door, base_url="http://127.0.0.1") as http:
+            assert (await http.get("/v1/models")).status_code == status, caller
 
 
 async def test_without_a_key_a_proxy_is_not_this_machine(gateway):

@@ -16,7 +16,6 @@ from shoal.gateway.limits import Limits
 from shoal.types import Span
 
 from .conftest import served, user
-from .test_chat import events
 
 CHAT = "/v1/chat/completions"
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
@@ -97,15 +96,15 @@ async def test_a_value_that_cannot_be_is_a_400_that_names_it(gateway, fields):
         b"\xff\xfe",
         b'{"model": NaN}',
         DEEP.encode(),
-        b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}',
-        json.dumps({"model": "m", "messages": [user("a")], "x": 0})[:-2].encode() + b"1" * 5000 + b"}",
+        b'{"model": "MODEL", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        json.dumps({"model": "MODEL", "messages": [user("a")], "x": 0})[:-2].encode() + b"1" * 5000 + b"}",
     ],
     ids=["empty", "array", "text", "cut", "bytes", "nan", "deep", "surrogate", "long number"],
 )
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"])
 async def test_a_body_that_is_none_is_a_400(gateway, raw, path):
-    answer = await gateway.http.post(path, content=raw)
-    assert answer.status_code in (400, 404), answer.text
+    answer = await gateway.http.post(path, content=raw.replace(b"MODEL", gateway.model.encode()))
+    assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["message"]
 
 
@@ -294,29 +293,3 @@ async def test_of_a_flood_of_schemas_nothing_is_kept(gateway):
     gc.collect()
     assert not [kept for kept in gc.get_objects() if type(kept) is GrammarConstraint]
     assert await honest(gateway) == expected
-
-
-async def test_two_hundred_streams_at_once_are_neither_lost_nor_mixed_up(tmp_path, checkpoint):
-    async with served(tmp_path, checkpoint) as gateway:
-        texts = [f"number {i} says" for i in range(200)]
-        alone = [(await gateway.chat(text, max_tokens=6)).json() for text in texts[:20]]
-        found = {}
-
-        async def one(text):
-            answer = await gateway.chat(text, max_tokens=6, stream=True)
-            assert answer.status_code == 200, answer.text
-            chunks, done = events(answer.text)
-            assert done
-            found[text] = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
-
-        limits = httpx.Limits(max_connections=300)
-        async with httpx.AsyncClient(base_url=gateway.url, timeout=120, limits=limits) as wide:
-            gateway.http = wide
-            async with trio.open_nursery() as nursery:
-                for text in texts:
-                    nursery.start_soon(one, text)
-        assert len(found) == 200
-        expected = [answer["choices"][0]["message"]["content"] for answer in alone]
-        assert [found[text] for text in texts[:20]] == expected
-        assert gateway.gateway.limits.answering == gateway.gateway.limits.queued == 0
-        await gateway.idle()

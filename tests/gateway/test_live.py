@@ -76,3 +76,39 @@ async def test_one_conversation_at_a_time_is_kept_and_no_more_than_there_is_room
         await gateway.post("/v1/chat/completions", messages=[user(f"{number} is another conversation")])
     assert gateway.gateway.prefixes.kept <= 8
     await gateway.idle()
+
+
+async def test_this_machine_is_looked_over_once_and_then_only_for_those_who_listen(
+    tmp_path, checkpoint, monkeypatch
+):
+    monkeypatch.setattr(feed, "HEALTH_EVERY_S", 0.05)
+    looked = []
+
+    def health():
+        looked.append(len(looked))
+        return [{"name": "disk", "ok": True}]
+
+    async with served(tmp_path, checkpoint, health=health) as gateway:
+        await trio.sleep(0.5)
+        assert looked == [0]
+        assert (await gateway.http.get("/api/health")).json() == {"ok": True, "checks": health()}
+        async with gateway.http.stream("GET", "/api/events") as answer:
+            lines = answer.aiter_lines()
+            while len(looked) < 5:
+                await told(lines, "health")
+
+
+async def test_links_go_to_those_whom_we_reach_and_along_the_routes_of_answers(gateway, monkeypatch):
+    monkeypatch.setattr(feed, "PING_EVERY_S", 0.1)
+    await gateway.chat()
+    peers = [peer["peer"] for peer in (await gateway.http.get("/api/swarm")).json()["peers"]]
+    async with gateway.http.stream("GET", "/api/events") as answer:
+        lines, links = answer.aiter_lines(), {}
+        ours = gateway.swarm.client.network.peer
+        while not all(links.get((ours, peer)) is not None for peer in peers):
+            view = await told(lines, "swarm")
+            links = {(link["a"], link["b"]): link["rtt_ms"] for link in view["links"]}
+        assert {(peers[0], peers[1]), (peers[1], peers[2])} <= links.keys()
+        gateway.swarm.kill(2)
+        while (ours, peers[2]) in links:
+            links = {(link["a"], link["b"]) for link in (await told(lines, "swarm"))["links"]}

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from shoal.testing.checkpoints import write_checkpoint
+from tests.clients.conftest import wait_ready
 
 pytestmark = pytest.mark.swarm
 
@@ -43,9 +44,7 @@ def event(process, name):
 def test_one_command_serves_an_answer_over_http(up):
     url = event(up, "gateway")["url"]
     with httpx.Client(base_url=url, timeout=60) as http:
-        for _ in range(100):
-            if http.get("/health").status_code == 200:
-                break
+        wait_ready(url)
         (model,) = http.get("/v1/models").json()["data"]
         asked = {"model": model["id"], "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
         answer = http.post("/v1/chat/completions", json=asked).json()

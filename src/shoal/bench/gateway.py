@@ -53,11 +53,11 @@ async def gateway(settings: Settings, asked: Asked, progress: Progress) -> Repor
         entered(local) as swarm,
         own_process(local) as port,
     ):
-        await _ready(port, settings.model)
+        await _ready(port, model.name)
         contenders: list[Contender] = []
         for count in dict.fromkeys((1, asked.sessions)):
             direct = partial(_together, count, partial(_library, swarm, settings.model))
-            through = partial(_together, count, partial(_http, port, settings.model))
+            through = partial(_together, count, partial(_http, port, model.name))
             contenders.append(Contender(f"library/chat/b{count}", "tok/s", direct))
             contenders.append(Contender(f"gateway/chat/b{count}", "tok/s", through))
         results = await in_turns(contenders, asked.rounds, progress)
@@ -123,6 +123,8 @@ async def _library(swarm: Swarm, model: str, number: int) -> float:
         async for delta in swarm.generate(model, messages=[_message(number)], max_tokens=TOKENS)
         if delta.text
     ]
+    if len(times) < 2:
+        raise ShoalError(f"{model} gave {len(times)} tokens")
     return (len(times) - 1) / (times[-1] - times[0])
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from shoal.cli.output import printable, short
 from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement
-from shoal.swarm.directory import coverage
+from shoal.swarm.directory import by_model, coverage, in_order
 from shoal.types import PeerId, gaps
 
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ def overview(
     now: float,
 ) -> Overview:
     """Put what is known of the swarm together, peers in the order of their blocks."""
-    alive = sorted(
-        announcements, key=lambda a: (a.served.model, a.served.span, a.peer) if a.served else ("",)
-    )
+    alive = in_order(announcements)
     held = {connection.peer: connection for connection in connections}
     peers = [_peer(a, held.get(PeerId(a.peer)), rtt_s.get(PeerId(a.peer)), now) for a in alive]
     return Overview(swarm, ourselves, peers, _models(alive))
@@ -99,10 +97,9 @@ def _peer(a: Announcement, held: PeerConnection | None, rtt_s: float | None, now
 
 
 def _models(alive: Sequence[Announcement]) -> list[ModelView]:
-    shapes = {a.served.digest: a.served.shape for a in alive if a.served}
     views: list[ModelView] = []
-    for digest, shape in shapes.items():
-        spans = [a.served.span for a in alive if a.served and a.served.digest == digest]
+    for digest, served in by_model(alive).items():
+        shape, spans = served[-1].shape, [one.span for one in served]
         missing = [str(span) for span in gaps(spans, shape.n_blocks)]
         counts = coverage(spans, shape.n_blocks)
         views.append(ModelView(shape.name, digest, shape.n_blocks, not missing, missing, counts))

@@ -9,7 +9,7 @@ import typer
 
 from shoal.cli import options
 from shoal.cli.inside import looking
-from shoal.cli.output import emit, printable
+from shoal.cli.output import emit, printable, short
 from shoal.cli.progress import working
 from shoal.config import Settings
 from shoal.errors import NoCoverage
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 TOKENS = 1024
 BAR = 24
 """Characters of the longest bar."""
-SHORT = 8
-"""Last characters of a peer id, which tell peers apart."""
 
 
 def register(app: typer.Typer) -> None:
@@ -166,7 +164,7 @@ def _stages(choice: Choice) -> Table:
     for stage in choice.stages:
         guessed = "" if stage.measured else "~"
         rows.add_row(
-            Text(f"…{printable(stage.peer)[-SHORT:]}"),
+            Text(_name(stage.peer)),
             str(stage.span),
             f"{1000 * stage.way_s:.2f} ms",
             f"{1000 * stage.waiting_s:.2f} ms",
@@ -194,7 +192,7 @@ def _without(choice: Choice) -> Table:
     rows.add_column("dearer by", justify="right")
     rows.add_column("route", overflow="fold")
     for other in choice.alternatives:
-        name = Text(f"…{printable(other.without)[-SHORT:]}")
+        name = Text(_name(other.without))
         if not other.stages:
             rows.add_row(name, "-", "-", Text(printable(other.why_none)))
             continue
@@ -205,4 +203,8 @@ def _without(choice: Choice) -> Table:
 
 
 def _hop(peer: PeerId, span: Span) -> str:
-    return f"…{printable(peer)[-SHORT:]} {span}"
+    return f"{_name(peer)} {span}"
+
+
+def _name(peer: PeerId) -> str:
+    return f"…{short(printable(peer))}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,21 @@ from shoal.client.swarm import Swarm
 from shoal.errors import OutOfResources, ShoalError
 from shoal.gateway import chat, completions, responses, tokens
 from shoal.gateway.answers import Answers
+from shoal.gateway.asked import Asked
 from shoal.gateway.body import read_body
 from shoal.gateway.constrain import Grammars
 from shoal.gateway.errors import HttpError, MethodNotAllowed, NotFound, error_response
-from shoal.gateway.exchange import Desk, Exchange
+from shoal.gateway.exchange import Desk, Exchange, Form
 from shoal.gateway.feed import Feed, Health
-from shoal.gateway.guard import Doors, Guard, log
-from shoal.gateway.keys import Caller, KeyRing
+from shoal.gateway.guard import Doors, Guard, caller_of, log
+from shoal.gateway.keys import KeyRing
 from shoal.gateway.limits import Limits
 from shoal.gateway.live import Invite, Live
 from shoal.gateway.metrics import Metrics, gauge
 from shoal.gateway.models import Models, Servable
 from shoal.gateway.openapi import document
 from shoal.gateway.prefixes import Prefixes
-from shoal.gateway.records import Records
+from shoal.gateway.records import Record, Records
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
 from shoal.gateway.schema.responses import ResponsesRequest
@@ -134,40 +136,31 @@ class Gateway:
     async def _chat(self, request: Request) -> Exchange:
         body = await read_body(request, ChatRequest)
         asked = await chat.asked_of(body, await self.models.find(body.model))
-        calls = asked.grammar is not None and chat.calling_of(body) is not None
-        return Exchange(
-            self.desk,
-            caller_of(request),
-            [asked],
-            lambda record: chat.ChatForm(record, asked, calls=calls, include_usage=body.include_usage),
-            prefix=chat.PREFIX,
-            stream=body.stream,
-        )
+        form = partial(chat.ChatForm, asked=asked, include_usage=body.include_usage)
+        return self._exchange(request, [asked], form, chat.PREFIX, stream=body.stream)
 
     async def _complete(self, request: Request) -> Exchange:
         body = await read_body(request, CompletionRequest)
         asked = await completions.asked_of(body, await self.models.find(body.model))
-        return Exchange(
-            self.desk,
-            caller_of(request),
-            asked,
-            lambda record: completions.CompletionForm(record, asked, include_usage=body.include_usage),
-            prefix=completions.PREFIX,
-            stream=body.stream,
-        )
+        form = partial(completions.CompletionForm, asked=asked, include_usage=body.include_usage)
+        return self._exchange(request, asked, form, completions.PREFIX, stream=body.stream)
 
     async def _respond(self, request: Request) -> Exchange:
         body = await read_body(request, ResponsesRequest)
         asked = await responses.asked_of(body, await self.models.find(body.model))
-        calls = asked.grammar is not None and responses.calling_of(body) is not None
-        return Exchange(
-            self.desk,
-            caller_of(request),
-            [asked],
-            lambda record: responses.ResponsesForm(record, asked, body, calls=calls),
-            prefix=responses.PREFIX,
-            stream=body.stream,
-        )
+        form = partial(responses.ResponsesForm, asked=asked, body=body)
+        return self._exchange(request, [asked], form, responses.PREFIX, stream=body.stream)
+
+    def _exchange(
+        self,
+        request: Request,
+        asked: Sequence[Asked],
+        form: Callable[[Record], Form],
+        prefix: str,
+        *,
+        stream: bool,
+    ) -> Exchange:
+        return Exchange(self.desk, caller_of(request), asked, form, prefix=prefix, stream=stream)
 
     async def _tokenize(self, request: Request) -> Response:
         body = await read_body(request, TokenizeRequest)
@@ -230,11 +223,6 @@ async def open_gateway(swarm: Swarm, options: Options) -> AsyncGenerator[Gateway
         await nursery.start(gateway.run)
         yield gateway
         nursery.cancel_scope.cancel()
-
-
-def caller_of(request: Request) -> Caller:
-    """On whose behalf the request is; the guard has seen to it that there is somebody."""
-    return request.scope["caller"]
 
 
 def _model_card(local: LocalModel) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class Asked:
     choices: int = 1
     stop: tuple[str, ...] = ()
     grammar: str | None = None
+    calls: bool = False
+    """Whether the grammar is that of calls, for which the answer is then read."""
     echo: bool = False
     """Whether the prompt's own tokens are to be scored too."""
     turns: bool = False

@@ -31,7 +31,8 @@ async def asked_of(body: ChatRequest, model: Servable) -> Asked:
     Raises:
         ShoalError: the conversation cannot be rendered, is too long, or its schemas cannot be used.
     """
-    calling = calling_of(body)
+    calling = _calling(body)
+    grammar, calls = grammar_of(calling, body.response_format)
     options: dict[str, Any] = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         options.setdefault("reasoning_effort", body.reasoning_effort)
@@ -43,13 +44,14 @@ async def asked_of(body: ChatRequest, model: Servable) -> Asked:
         body.sampling(body.scores),
         choices=body.n,
         stop=tuple(body.stop),
-        grammar=grammar_of(calling, body.response_format),
+        grammar=grammar,
+        calls=calls,
         turns=True,
         salt=body.cache_salt,
     )
 
 
-def calling_of(body: ChatRequest) -> Calling | None:
+def _calling(body: ChatRequest) -> Calling | None:
     """The functions that the model may call; ``None`` where it may call none."""
     if not body.tools or body.tool_choice == "none":
         return None
@@ -61,13 +63,17 @@ def calling_of(body: ChatRequest) -> Calling | None:
     return Calling(functions, must=body.tool_choice == "required", several=several)
 
 
-def grammar_of(calling: Calling | None, format: TextFormat | None) -> str | None:
-    """What the answer must keep to; ``None`` for free text. A format goes above calls that need not be."""
-    if format is not None and format.type == "json_object":
-        return json_grammar({"type": "object"})
-    if format is not None and format.json_schema is not None:
-        return json_grammar(format.json_schema.body)
-    return calling.grammar() if calling is not None else None
+def grammar_of(calling: Calling | None, format: TextFormat | None) -> tuple[str | None, bool]:
+    """What the answer must keep to, ``None`` for free text; and whether that is the grammar of calls.
+
+    A format goes above calls that need not be.
+    """
+    if format is not None and (calling is None or not calling.must):
+        if format.type == "json_object":
+            return json_grammar({"type": "object"}), False
+        if format.json_schema is not None:
+            return json_grammar(format.json_schema.body), False
+    return (None, False) if calling is None else (calling.grammar(), True)
 
 
 def _for_template(message: Message) -> dict[str, Any]:
@@ -124,13 +130,13 @@ class _Choice:
 class ChatForm:
     """A chat completion, as chunks or as one object."""
 
-    def __init__(self, record: Record, asked: Asked, *, calls: bool, include_usage: bool) -> None:
+    def __init__(self, record: Record, asked: Asked, *, include_usage: bool) -> None:
         self._record = record
         self._model = asked.model
         self._scored = asked.sampling.top_logprobs is not None
         self._include_usage = include_usage
         self._created = int(time.time())
-        self._choices = [_Choice(CallReader() if calls else None) for _ in range(asked.choices)]
+        self._choices = [_Choice(CallReader() if asked.calls else None) for _ in range(asked.choices)]
         self._first = True
 
     def take(self, choice: int, delta: Delta) -> list[bytes]:

@@ -26,7 +26,7 @@ from shoal.errors import (
 
 
 class HttpError(ShoalError):
-    """An error that only an HTTP client can make."""
+    """An error that only a gateway has."""
 
     code = "http"
     status: ClassVar[int] = 400
@@ -92,7 +92,12 @@ class _Told:
 
 
 _INVALID = "invalid_request_error"
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+}
 _TOLD: tuple[tuple[type[ShoalError], _Told], ...] = (  # the first that fits
     (PromptTooLong, _Told(400, _INVALID, "context_length_exceeded")),
     (UsageError, _Told(400, _INVALID)),

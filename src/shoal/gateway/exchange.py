@@ -21,7 +21,7 @@ from shoal.gateway.errors import error_response
 from shoal.gateway.keys import Caller
 from shoal.gateway.limits import Limits
 from shoal.gateway.records import Record
-from shoal.gateway.sse import EventStream
+from shoal.gateway.sse import EventStream, until_gone
 from shoal.gateway.usage import Usage
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Exchange:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
+            nursery.start_soon(until_gone, receive, nursery.cancel_scope)
             await self._answer(scope, receive, send)
             nursery.cancel_scope.cancel()
 
@@ -149,10 +149,3 @@ class Exchange:
         desk.usage.count(self._caller.id, record.model, record.prompt_tokens, record.tokens)
         desk.limits.charge(self._caller, record.prompt_tokens + record.tokens)
         desk.answers.metrics.whole.labels(record.model).observe(trio.current_time() - record.arrived)
-
-
-async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:
-    """Give the answer up when the client disconnects; the body was read already."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()

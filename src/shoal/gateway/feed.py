@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from shoal.client.swarm import Swarm
 from shoal.errors import ShoalError
 from shoal.gateway.records import Record, Records
-from shoal.gateway.sse import KEEP_ALIVE, EventStream, event
+from shoal.gateway.sse import KEEP_ALIVE, EventStream, event, until_gone
 from shoal.gateway.view import swarm_view
 from shoal.types import PeerId
 
@@ -27,16 +27,13 @@ TOKEN_EVERY_S = 0.05
 KEEP_ALIVE_S = 10.0
 PING_EVERY_S = 5.0
 PING_WITHIN_S = 3.0
+PINGED = 64
+"""Peers whose distance is measured."""
 HEALTH_EVERY_S = 60.0
 
 log = logging.getLogger(__name__)
 Health = Callable[[], list[dict[str, Any]]]
 """Looks at this machine, on a thread: the doctor's checks."""
-
-
-@dataclass(eq=False)
-class _Listener:
-    send: trio.MemorySendChannel[bytes]
 
 
 @dataclass
@@ -48,8 +45,8 @@ class Feed:
     """The swarm's."""
     records: Records
     health: Health
-    _listeners: set[_Listener] = field(default_factory=set[_Listener])
-    _rtt_s: dict[PeerId, float | None] = field(default_factory=dict[PeerId, "float | None"])
+    _listeners: set[trio.MemorySendChannel[bytes]] = field(default_factory=set[trio.MemorySendChannel[bytes]])
+    _rtt_s: dict[PeerId, float] = field(default_factory=dict[PeerId, float])
     _checks: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     _token_at: float = 0.0
     _changed: set[str] = field(default_factory=set[str])
@@ -91,18 +88,17 @@ class Feed:
     async def listen(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI answer: the events, for as long as the page listens."""
         outgoing, incoming = trio.open_memory_channel[bytes](QUEUED)
-        listener = _Listener(outgoing)
         stream = EventStream(send)
-        self._listeners.add(listener)
+        self._listeners.add(outgoing)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
+                nursery.start_soon(until_gone, receive, nursery.cancel_scope)
                 await stream.write(*(self._now(name) for name in ("swarm", "requests", "health")))
                 await self._forward(incoming, stream.write)
                 await stream.end()
                 nursery.cancel_scope.cancel()
         finally:
-            self._listeners.discard(listener)
+            self._listeners.discard(outgoing)
 
     @property
     def full(self) -> bool:
@@ -124,9 +120,9 @@ class Feed:
     def _publish(self, told: bytes) -> None:
         for listener in list(self._listeners):
             try:
-                listener.send.send_nowait(told)
+                listener.send_nowait(told)
             except trio.WouldBlock:
-                listener.send.close()
+                listener.close()
                 self._listeners.discard(listener)
 
     def _token(self, record: Record) -> None:
@@ -160,25 +156,22 @@ class Feed:
     async def _watch_distances(self) -> None:
         while True:
             if self._listeners:
+                found: dict[PeerId, float] = {}
                 async with trio.open_nursery() as nursery:
-                    for connection in self.swarm.network.connections()[:64]:
-                        nursery.start_soon(self._ping, connection.peer)
+                    for connection in self.swarm.network.connections()[:PINGED]:
+                        nursery.start_soon(self._ping, connection.peer, found)
+                self._rtt_s = found
                 self._changed.add("swarm")
             await trio.sleep(PING_EVERY_S)
 
-    async def _ping(self, peer: PeerId) -> None:
-        self._rtt_s.pop(peer, None)
+    async def _ping(self, peer: PeerId, found: dict[PeerId, float]) -> None:
         with suppress(ShoalError):  # a peer that does not answer has no round trip to show
-            self._rtt_s[peer] = await self.swarm.network.ping(peer, deadline_s=PING_WITHIN_S)
+            found[peer] = await self.swarm.network.ping(peer, deadline_s=PING_WITHIN_S)
 
     async def _watch_health(self) -> None:
+        """Once, and then only while a page listens: some checks dial others."""
         while True:
-            self._checks = await trio.to_thread.run_sync(self.health, abandon_on_cancel=True)
-            self._changed.add("health")
+            if self._listeners or not self._checks:
+                self._checks = await trio.to_thread.run_sync(self.health, abandon_on_cancel=True)
+                self._changed.add("health")
             await trio.sleep(HEALTH_EVERY_S)
-
-
-async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.errors import ShoalError
-from shoal.gateway.errors import Forbidden, Unauthorized, error_response
+from shoal.gateway.errors import Forbidden, HttpError, Unauthorized, error_response
 from shoal.gateway.keys import LOCAL, Caller, KeyRing
 
 log = logging.getLogger(__name__)
@@ -133,12 +133,12 @@ class Guard:
         if self._keys.any:
             raise Unauthorized(
                 "no API key, or one that is not known here",
-                check="the header Authorization: Bearer KEY; a key is made by: shoal key create",
+                check="the header Authorization: Bearer KEY; a key is made by: shoal key create NAME",
             )
         if not _on_this_machine(request):
             raise Unauthorized(
                 "without an API key only this machine is served",
-                check="shoal key create, on the gateway's machine",
+                check="shoal key create NAME, on the gateway's machine",
             )
         return LOCAL
 
@@ -152,13 +152,19 @@ class Guard:
             headers.add_vary_header("origin")
 
 
-class Defect(ShoalError):
+class Defect(HttpError):
     """Ours, and nobody else's business but the log's."""
 
     code = "internal_error"
+    status = 500
 
     def __init__(self, request_id: str) -> None:
         super().__init__(f"a defect of Shoal; the gateway's log has it as {request_id}")
+
+
+def caller_of(request: Request) -> Caller:
+    """On whose behalf the request is; the guard has seen to it that there is somebody."""
+    return request.scope["caller"]
 
 
 def _presented(headers: Headers) -> str | None:

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from shoal.gateway.errors import Forbidden, LimitReached
 from shoal.gateway.feed import Feed
-from shoal.gateway.keys import Caller
+from shoal.gateway.guard import caller_of
 
 Invite = Callable[[], str]
 """Makes, on a thread, the code that lets another machine in. Raises ``UsageError`` where there is none."""
@@ -52,11 +52,9 @@ class Live:
 
     async def _show_invite(self, request: Request) -> Response:
         """Who has the code is a member of the swarm: only an administrator's key gets it."""
-        caller: Caller = request.scope["caller"]
-        if not caller.admin:
-            raise Forbidden(
-                "this key may not invite", check="a key that may is made by: shoal key create --admin"
-            )
+        if not caller_of(request).admin:
+            check = "a key that may is made by: shoal key create NAME --admin"
+            raise Forbidden("this key may not invite", check=check)
         code = await trio.to_thread.run_sync(self._invite)
         image = io.BytesIO()
         segno.make_qr(code.upper(), error="l").save(image, kind="svg", xmldecl=False, scale=4)

@@ -36,20 +36,22 @@ PREFIX = "resp_"
 
 async def asked_of(body: ResponsesRequest, model: Servable) -> Asked:
     """What a request asks for. Raises as ``chat.asked_of``."""
-    calling = calling_of(body)
+    calling = _calling(body)
+    grammar, calls = grammar_of(calling, _format(body))
     prompt = await rendered(model, _messages(body), calling, {})
     return Asked(
         model,
         tuple(prompt),
         limited(model, prompt, body.max_output_tokens),
         body.sampling(body.scores),
-        grammar=grammar_of(calling, _format(body)),
+        grammar=grammar,
+        calls=calls,
         turns=True,
         salt=body.cache_salt,
     )
 
 
-def calling_of(body: ResponsesRequest) -> Calling | None:
+def _calling(body: ResponsesRequest) -> Calling | None:
     """The functions that the model may call; ``None`` where it may call none.
 
     Raises:
@@ -84,24 +86,27 @@ def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
     if isinstance(body.input, str):
         return [*found, {"role": "user", "content": body.input}]
     for item in body.input:
-        found += _message(item)
+        _add(found, item)
     if not found:
         raise BadRequest("nothing is said in it", param="input")
     return found
 
 
-def _message(item: InputItem) -> list[dict[str, Any]]:
+def _add(found: list[dict[str, Any]], item: InputItem) -> None:
+    """What a model said and called in one turn are several items here, and one message for a template."""
     match item:
         case InputMessage():
-            return [{"role": ROLES.get(item.role, item.role), "content": _text(item.content)}]
+            found.append({"role": ROLES.get(item.role, item.role), "content": _text(item.content)})
         case InputCall():
+            if not found or found[-1]["role"] != "assistant":
+                found.append({"role": "assistant", "content": ""})
             called = CalledFunction(name=item.name, arguments=item.arguments)
             call = ToolCall(id=item.call_id, function=called)
-            return [{"role": "assistant", "content": "", "tool_calls": [call.for_template()]}]
+            found[-1].setdefault("tool_calls", []).append(call.for_template())
         case InputResult():
-            return [{"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)}]
+            found.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)})
         case InputReasoning():
-            return []
+            pass
 
 
 def _text(content: str | list[InputText]) -> str:
@@ -111,12 +116,11 @@ def _text(content: str | list[InputText]) -> str:
 class ResponsesForm:
     """A response, as typed events or as one object."""
 
-    def __init__(self, record: Record, asked: Asked, body: ResponsesRequest, *, calls: bool) -> None:
+    def __init__(self, record: Record, asked: Asked, body: ResponsesRequest) -> None:
         self._record = record
         self._model = asked.model
         self._body = body
-        self._limit = asked.max_tokens
-        self._reader = CallReader() if calls else None
+        self._reader = CallReader() if asked.calls else None
         self._created = int(time.time())
         self._output: list[dict[str, Any]] = []
         self._scores: list[TokenScore] = []
@@ -130,6 +134,8 @@ class ResponsesForm:
         for said in self._said(delta):
             events += self._say(said)
         if delta.finish_reason is not None:
+            if not self._output:
+                events += self._write("")
             self._status = "incomplete" if delta.finish_reason == "length" else "completed"
             events += self._close_item()
         return events
@@ -167,7 +173,7 @@ class ResponsesForm:
             "tool_choice": body.tool_choice
             if isinstance(body.tool_choice, str)
             else body.tool_choice.model_dump(),
-            "tools": [{"strict": None, "parameters": {}} | tool.model_dump() for tool in body.tools],
+            "tools": [tool.model_dump() for tool in body.tools],
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "truncation": "disabled",
             "metadata": body.metadata or {},

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from starlette.types import Send
+import trio
+from starlette.types import Receive, Send
 
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -20,6 +21,13 @@ def event(data: Any, name: str | None = None) -> bytes:
     """One event; JSON has no line breaks, so one ``data:`` line holds it."""
     head = f"event: {name}\ndata: ".encode() if name else b"data: "
     return head + msgspec.json.encode(data) + b"\n\n"
+
+
+async def until_gone(receive: Receive, scope: trio.CancelScope) -> None:
+    """Give an answer up when the client disconnects; the request's body was read already."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
 
 
 class EventStream:

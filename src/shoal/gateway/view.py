@@ -8,7 +8,7 @@ from typing import Any
 
 from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement
-from shoal.swarm.directory import coverage
+from shoal.swarm.directory import by_model, coverage, in_order
 from shoal.types import PeerId, gaps
 
 
@@ -27,10 +27,7 @@ def swarm_view(
         routes: those of recent requests: hop after hop sends to the next.
         now: by the clock of the announcements, seconds since the epoch.
     """
-    alive = sorted(
-        (a for a in announcements if a.served),
-        key=lambda a: (a.served.model, a.served.span, a.peer) if a.served else ("",),
-    )
+    alive = in_order(a for a in announcements if a.served)
     paths = {connection.peer: connection.path for connection in connections}
     peers = [_peer(a, ourselves, paths.get(PeerId(a.peer)), rtt_s.get(PeerId(a.peer)), now) for a in alive]
     return {
@@ -86,11 +83,9 @@ def _links(
 
 
 def _models(alive: Sequence[Announcement]) -> list[dict[str, Any]]:
-    shapes = {a.served.digest: a.served.shape for a in alive if a.served}
     found: list[dict[str, Any]] = []
-    for digest, shape in shapes.items():
-        served = [a.served for a in alive if a.served and a.served.digest == digest]
-        spans = [one.span for one in served]
+    for digest, served in by_model(alive).items():
+        shape, spans = served[-1].shape, [one.span for one in served]
         found.append(
             {
                 "id": shape.name,

@@ -53,7 +53,10 @@ def hub(_: Settings) -> Finding:
     if constants.HF_HUB_OFFLINE:
         return Finding("hub", "note", "offline by HF_HUB_OFFLINE: the catalogue and local folders work")
     address = urlsplit(constants.ENDPOINT)
-    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+    except ValueError as error:
+        return Finding("hub", "note", f"HF_ENDPOINT is {constants.ENDPOINT}: {error}", "unset HF_ENDPOINT")
     if answers(address.hostname or "", port):
         return Finding("hub", "ok", constants.ENDPOINT)
     return Finding(
@@ -83,7 +86,7 @@ def answers(host: str, port: int) -> bool:
     try:
         with socket.create_connection((host, port), timeout=DIAL_WITHIN_S):
             return True
-    except (OSError, UnicodeError):
+    except (OSError, OverflowError, UnicodeError):  # no such port, no such name
         return False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from shoal.gateway.schema.chat import MAX_MESSAGES, MAX_TOOLS
 from shoal.gateway.schema.common import Body, Choosing, Function, JsonSchema, Limit, ModelName, TopLogprobs
@@ -69,7 +69,6 @@ class TextOptions(Body):
 
 
 class ResponsesRequest(Choosing):
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
     model: ModelName
     input: str | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None

@@ -1,0 +1,148 @@
+"""What whoever runs a gateway relies on: figures, health, an order in the queue, defects that stay inside."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+
+from shoal.errors import Busy
+from shoal.gateway import chat, feed, keys, prefixes
+from shoal.gateway.keys import Limits
+from shoal.gateway.models import Models
+
+from .conftest import served
+from .test_live import told
+
+
+async def figures(gateway):
+    text = (await gateway.http.get("/metrics")).text
+    return {
+        (s.name, *s.labels.values()): s.value for f in text_string_to_metric_families(text) for s in f.samples
+    }
+
+
+async def test_prometheus_finds_the_figures_by_the_names_it_knows_from_others(gateway):
+    usage = (await gateway.chat(max_tokens=5, logit_bias={2: -100})).json()["usage"]
+    found, model = await figures(gateway), gateway.model
+    assert found["shoal_generation_tokens_total", model] == usage["completion_tokens"] == 5
+    assert found["shoal_prompt_tokens_total", model] == usage["prompt_tokens"]
+    assert found["shoal_time_to_first_token_seconds_count", model] == 1
+    assert found["shoal_inter_token_latency_seconds_count", model] == 4
+    assert found["shoal_e2e_request_latency_seconds_count", model] == 1
+    assert found["shoal_request_success_total", "length", model] == 1
+    for name in ("num_requests_running", "num_requests_waiting", "blocks_missing"):
+        assert {value for key, value in found.items() if key[0] == f"shoal_{name}"} == {0}, name
+    assert found["shoal_peers",] == 3
+    assert 0 <= found["shoal_kv_cache_usage_perc",] < 1
+
+
+async def test_it_is_not_well_before_it_has_loaded(tmp_path, checkpoint, monkeypatch):
+    may_go_on = trio.Event()
+    load = Models.load
+
+    async def slow(models):
+        await may_go_on.wait()
+        await load(models)
+
+    monkeypatch.setattr(Models, "load", slow)
+    async with served(tmp_path, checkpoint, ready=False) as gateway:
+        answer = await gateway.http.get("/health")
+        assert (answer.status_code, answer.json()) == (503, {"status": "loading"})
+        may_go_on.set()
+        with trio.fail_after(10):
+            while (await gateway.http.get("/health")).status_code != 200:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+
+
+async def test_a_defect_is_one_answer_that_tells_nothing_of_our_insides(gateway, monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("the secret of the house")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chat, "grammar_of", broken)
+        answer = await gateway.chat()
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (500, "internal_error")
+    assert "secret" not in answer.text
+    assert answer.headers["x-request-id"] in error["message"]
+    assert answer.headers["x-request-id"] in caplog.text
+    assert (await gateway.chat()).status_code == 200
+
+
+async def test_the_id_of_an_answer_is_ours_whatever_the_client_calls_it(gateway):
+    ids = {
+        (await gateway.http.get("/v1/models", headers={"x-request-id": "mine"})).headers["x-request-id"]
+        for _ in range(3)
+    }
+    assert len(ids) == 3
+    assert "mine" not in ids
+
+
+async def test_who_waits_for_room_on_the_hops_is_served_in_order(gateway, monkeypatch):
+    ours, full, served_first = gateway.gateway.prefixes, True, []
+    open_session = ours._open
+
+    async def open_when_there_is_room(owner, asked):
+        if full:
+            raise Busy("no room", retry_after_s=1)
+        served_first.append(asked.max_tokens)
+        return await open_session(owner, asked)
+
+    monkeypatch.setattr(ours, "_open", open_when_there_is_room)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            for number, tokens in enumerate((40, 30, 20)):
+                nursery.start_soon(partial(gateway.chat, max_tokens=tokens))
+                while not ours._line.locked() or ours._line.statistics().tasks_waiting < number:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            full = False
+    assert served_first == [40, 30, 20]
+
+
+async def test_who_has_waited_too_long_for_room_is_told_when_to_come_back(gateway, monkeypatch):
+    async def never(*_):
+        raise Busy("no room", retry_after_s=1)
+
+    monkeypatch.setattr(gateway.gateway.prefixes, "_open", never)
+    monkeypatch.setattr(prefixes, "BUSY_S", 0.3)
+    answer = await gateway.chat()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_a_conversation_that_does_not_go_on_is_given_up(gateway, monkeypatch):
+    monkeypatch.setattr(prefixes, "KEPT_S", 0.2)
+    await gateway.chat()
+    assert gateway.gateway.prefixes.kept == 1
+    with trio.fail_after(5):
+        while gateway.gateway.prefixes.kept or any(n.server.sessions for n in gateway.swarm.nodes):  # noqa: ASYNC110
+            await trio.sleep(0.05)
+
+
+async def test_a_page_that_does_not_keep_up_is_let_go_and_comes_back(gateway, monkeypatch):
+    monkeypatch.setattr(feed, "QUEUED", 0)  # a second event at once is one too many
+    live = gateway.gateway.feed
+    async with gateway.http.stream("GET", "/api/events") as answer:
+        lines = answer.aiter_lines()
+        await told(lines, "health")
+        live._changed |= {"requests", "swarm"}
+        with trio.fail_after(5):
+            async for _ in lines:
+                pass
+    assert not live._listeners
+    async with gateway.http.stream("GET", "/api/events") as answer:
+        assert (await told(answer.aiter_lines(), "swarm"))["peers"]
+
+
+async def test_a_wrong_key_is_compared_with_all_there_are_in_a_time_that_tells_nothing(
+    tmp_path, checkpoint, monkeypatch
+):
+    for name in ("laptop", "phone"):
+        key, _ = keys.create(tmp_path / "gateway.db", name, Limits(), admin=False)
+    compared, compare = [], keys.hmac.compare_digest
+    async with served(tmp_path, checkpoint) as gateway:
+        monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append(b) or compare(a, b))
+        assert (await gateway.http.get("/v1/models", headers={"x-api-key": key[:-1]})).status_code == 401
+    assert len(compared) == 2
