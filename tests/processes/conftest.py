@@ -12,7 +12,9 @@ from anyio.from_thread import start_blocking_portal
 import shoal
 from shoal import config
 from shoal.cli.local import LocalSwarm, local_swarm
+from shoal.swarm import membership
 from shoal.swarm.membership import to_code
+from shoal.testing.checkpoints import write_checkpoint
 
 
 @dataclass
@@ -43,10 +45,23 @@ def processes(home: Path, model: str, n_blocks: int, nodes: int = 3, **options):
         yield Processes(local, home, model)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def home(tmp_path_factory):
-    """A home for this module's clients, which `shoal.connect` finds too."""
+    """A home for all these clients, which `shoal.connect` finds too."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHOAL_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="package")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), "llama")
+
+
+@pytest.fixture(scope="package")
+def swarm(home, checkpoint):
+    """One for all tests that harm no node."""
+    with processes(home, str(checkpoint), 6) as booted:
+        membership.save(home / "swarms", booted.local.membership)
+        yield booted

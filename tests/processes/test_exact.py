@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+import shoal
 from shoal import config
 from shoal.models.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
@@ -20,6 +22,7 @@ from .conftest import processes
 pytestmark = pytest.mark.swarm
 PROMPT = list(range(5, 36))
 STEPS = 20
+QUESTION = "Name three fish."
 
 
 class Whole:
@@ -40,7 +43,12 @@ class Whole:
 
 def check(swarm, whole):
     """Prefill, decode, a chunked prefill and a roll-back give the whole model's logits, bit for bit."""
-    with swarm.connect() as connected, connected.session(swarm.model, tokens=96) as session:
+    with swarm.connect() as connected:
+        compare(connected, swarm.model, whole)
+
+
+def compare(connected, model, whole):
+    with connected.session(model, tokens=96) as session:
         expected = whole.step(PROMPT)
         assert torch.equal(session.step(PROMPT), expected)
         for _ in range(STEPS):
@@ -57,37 +65,40 @@ def check(swarm, whole):
         assert torch.equal(session.step(PROMPT, chunk=8), chunks)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "deepseek_v3"])
+def test_three_hops_equal_the_whole_llama(swarm, checkpoint):
+    check(swarm, Whole(checkpoint))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "deepseek_v3"])
 def test_three_hops_equal_the_whole_model(home, tmp_path, family):
     checkpoint = write_checkpoint(tmp_path / family, family)
     with processes(home, str(checkpoint), 6) as swarm:
         check(swarm, Whole(checkpoint))
 
 
-def test_the_default_model_and_the_demo_equal_transformers(home):
-    store = ModelStore(config.load({}, {"SHOAL_HOME": str(home)}).paths.models)
-    model = store.resolve(config.DEFAULT_MODEL)
+def test_the_demo_answers_shows_its_page_and_equals_transformers(home):
+    """`shoal demo`, as `make demo` starts it: the default model over three nodes that stay up."""
+    model = ModelStore(config.load({}, {"SHOAL_HOME": str(home)}).paths.models).resolve(config.DEFAULT_MODEL)
     whole = Whole(model.path)
-    with processes(home, config.DEFAULT_MODEL, model.shape.n_blocks) as swarm:
-        check(swarm, whole)
-    env = {**os.environ, "SHOAL_HOME": str(home), "SHOAL_THREADS": "1"}
-    command = [sys.executable, "-m", "shoal.cli", "demo", "--once", "--json", "--max-tokens", "24"]
-    ran = subprocess.run(
-        [*command, "--prompt", "Name three fish."],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    said = json.loads(ran.stdout)
-    out = whole.model.generate(torch.tensor([said["prompt_token_ids"]]), max_new_tokens=24, do_sample=False)
-    assert said["token_ids"] == out[0, len(said["prompt_token_ids"]) :].tolist()
-    assert [(hop["start"], hop["end"], hop["carrier"]) for hop in said["route"]] == [
-        (0, 10, "direct"),
-        (10, 20, "direct"),
-        (20, 30, "direct"),
-    ]
-    assert said["tokens_per_s"] > 0
-    assert said["ttft_s"] > 0
+    command = [sys.executable, "-m", "shoal.cli", "demo", "--json", "--max-tokens", "24"]
+    command += ["--prompt", QUESTION]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    environ = {**os.environ, "SHOAL_HOME": str(home), "SHOAL_THREADS": "1"}
+    with subprocess.Popen(command, env=environ, text=True, **pipes) as demo:
+        said = json.loads(demo.stdout.readline())
+        prompt = torch.tensor([said["prompt_token_ids"]])
+        out = whole.model.generate(prompt, max_new_tokens=24, do_sample=False)
+        assert said["token_ids"] == out[0, prompt.shape[1] :].tolist()
+        hops = [(hop["start"], hop["end"], hop["carrier"]) for hop in said["route"]]
+        assert hops == [(0, 10, "direct"), (10, 20, "direct"), (20, 30, "direct")]
+        assert said["tokens_per_s"] > 0
+        assert said["ttft_s"] > 0
+        line = next(line for line in demo.stderr if "in a browser at " in line)
+        page = line.split()[-1]
+        with urllib.request.urlopen(f"{page}/api/invite", timeout=10) as answer:
+            code = json.load(answer)["code"]
+        with shoal.connect(invite=code, host="127.0.0.1", mdns=False) as connected:
+            compare(connected, config.DEFAULT_MODEL, whole)
+        answer, _ = demo.communicate(f"{QUESTION}\n", timeout=60)
+        assert json.loads(answer)["token_ids"] == said["token_ids"]
+    assert demo.returncode == 0

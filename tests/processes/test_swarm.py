@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 import torch
 import trio
@@ -20,23 +19,9 @@ import shoal
 from shoal import config
 from shoal.errors import NoCoverage, NotAllowed
 from shoal.swarm import membership
-from shoal.testing.checkpoints import write_checkpoint
-
-from .conftest import processes
 
 pytestmark = pytest.mark.swarm
 PROMPT = list(range(5, 25))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), "llama")
-
-
-@pytest.fixture(scope="module")
-def swarm(home, checkpoint):
-    with processes(home, str(checkpoint), 6) as booted:
-        yield booted
 
 
 @pytest.fixture(scope="module")
@@ -204,43 +189,6 @@ def test_the_command_line_shows_and_asks_the_swarm(swarm, expected):
     assert len(shown["peers"]) == 3
     ping = run(swarm, "ping", "--swarm", "demo", "--json")
     assert {peer["carrier"] for peer in json.loads(ping.stdout)["peers"]} == {"direct"}
-
-
-def test_a_node_that_is_asked_to_stop_says_goodbye(home, checkpoint):
-    with processes(home, str(checkpoint), 6, nodes=2) as booted, booted.connect() as connected:
-        until = time.monotonic() + 10
-        while len(connected.announcements()) < 2:
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        os.kill(booted.local.nodes[1]["pid"], signal.SIGTERM)
-        until = time.monotonic() + 5  # far less than an expiry
-        while len(connected.announcements()) > 1:
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        with pytest.raises(NoCoverage, match="3:6"), connected.session(booted.model):
-            pass
-
-
-def test_a_killed_hop_is_one_clear_error_within_seconds(home, checkpoint):
-    with (
-        processes(home, str(checkpoint), 6, nodes=2) as booted,
-        booted.connect() as connected,
-        pytest.raises(NoCoverage, match="blocks 3:6"),
-        connected.session(booted.model, tokens=64) as session,
-    ):
-        session.step(PROMPT)
-        os.kill(booted.local.nodes[1]["pid"], signal.SIGKILL)
-        began = time.monotonic()
-        try:
-            session.step([1])
-        finally:
-            assert time.monotonic() - began < 10
-
-
-def test_the_nodes_end_with_the_swarm(home, checkpoint):
-    with processes(home, str(checkpoint), 6, nodes=2) as booted:
-        pids = [node["pid"] for node in booted.local.nodes]
-    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
 
 
 def test_settings_reach_the_nodes(swarm):

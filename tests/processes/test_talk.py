@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import pty
 import select
-import signal
 import subprocess
 import sys
 import termios
 import time
 from collections.abc import Sequence
 
-import psutil
 import pytest
-
-from shoal.swarm import membership
-from shoal.testing.checkpoints import write_checkpoint
-
-from .conftest import processes
 
 pytestmark = pytest.mark.swarm
 CTRL_C = b"\x03"
 PROMPT = "\x1b[?2004h"
 """What a terminal is told when a line is to be typed: mark what is pasted."""
-
-
-@pytest.fixture(scope="module")
-def swarm(home, tmp_path_factory):
-    checkpoint = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), "llama")
-    with processes(home, str(checkpoint), 6) as booted:
-        membership.save(home / "swarms", booted.local.membership)
-        yield booted
 
 
 def command(swarm, *argv):
@@ -116,19 +100,3 @@ def test_a_script_gets_the_answers_alone(swarm):
     first, second = ran.stdout[: len(ran.stdout) // 2], ran.stdout[len(ran.stdout) // 2 :]
     assert first == second != ""
     assert "> " not in ran.stderr
-
-
-def test_watching_shows_a_node_that_dies_as_a_gap_and_ends_with_ctrl_c(swarm):
-    argv, environ = command(swarm, "status", "--watch", "--json")
-    with subprocess.Popen(
-        argv, env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        assert process.stdout is not None
-        views = (json.loads(line) for line in process.stdout)
-        assert next(view for view in views if len(view["peers"]) == 3)["models"][0]["complete"]
-        lost = swarm.local.nodes[1]
-        psutil.Process(lost["pid"]).kill()
-        gap = next(view for view in views if not view["models"][0]["complete"])
-        assert gap["models"][0]["missing"] == [f"{lost['start']}:{lost['end']}"]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130

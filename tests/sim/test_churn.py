@@ -39,7 +39,6 @@ def test_a_minute_of_churn_leaves_no_trace():
     assert outcome.good, outcome.details
     assert outcome.kills > 3
     assert outcome.answers > 8
-    assert abs(outcome.tasks_after - outcome.tasks_before) < 40
 
 
 @pytest.mark.parametrize("change", ["block left out", "order", "token lost", "token twice", "other session"])

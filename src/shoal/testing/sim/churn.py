@@ -28,6 +28,8 @@ SETTLE_S = 100.0
 TOKENS = (16, 48)
 PROMPT = (4, 40)
 LISTED = 20
+STRAY = 0.1
+"""The share by which the tasks of two swarms of one size may differ: those of connections come and go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ class Outcome:
     @property
     def good(self) -> bool:
         """Whether everything held that must."""
-        return not (self.wrong or self.errors or self.ghosts or self.leaked or self.violations)
+        stray = abs(self.tasks_after - self.tasks_before) > STRAY * self.tasks_before
+        return not (self.wrong or self.errors or self.ghosts or self.leaked or self.violations or stray)
 
     def note(self, detail: str) -> None:
         """Keep the first few findings."""
