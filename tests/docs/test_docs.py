@@ -104,6 +104,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert anchor in anchors(target.read_text("utf-8")), f"{named(page)}: {link}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_test_and_source_that_it_names_exists(page: Path) -> None:
+    for path in re.findall(r"`((?:tests|src)/[\w/.]+)`", page.read_text("utf-8")):
+        assert (ROOT / path).exists(), f"{named(page)}: {path}"
+
+
 def anchors(text: str) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Announcements that lie (hostile.md 16), and peers that only some can see (18).
+"""Announcements that lie (docs/hostile.md 16), and peers that only some can see (18).
 
 Sybil floods of a directory: ``tests/swarm/test_crowd.py``.
 """

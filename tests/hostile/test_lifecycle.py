@@ -1,4 +1,4 @@
-"""What happens to a machine (hostile.md 20): its clock, its disk, its files, its ports, its network.
+"""What happens to a machine (docs/hostile.md 20): its clock, its disk, its files, its ports, its network.
 
 Lost hops (19) are in ``tests/client/test_failover.py`` and in the lab.
 """

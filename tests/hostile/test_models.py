@@ -1,4 +1,4 @@
-"""Models that mean harm (hostile.md 5-7), given to a client whose swarm serves others meanwhile.
+"""Models that mean harm (docs/hostile.md 5-7), given to a client whose swarm serves others meanwhile.
 
 What each part refuses, lie by lie, is in ``tests/models``; here is that nobody else notices.
 """

@@ -1,4 +1,4 @@
-"""Two models, or two versions of one model, in the same swarm (hostile.md 21): never mixed."""
+"""Two models, or two versions of one model, in the same swarm (docs/hostile.md 21): never mixed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peer wire and hops (hostile.md 1-4 and 8): what a peer may send to a node, and what becomes of it.
+"""Peer wire and hops (docs/hostile.md 1-4 and 8): what a peer may send to a node, and what becomes of it.
 
 Not tested here, for nothing defends against it yet: activations that are scaled or bit-flipped but finite,
 and plausible but wrong results of a lying hop (the rest of 8). They need proofs or audits of the computation.

@@ -1,4 +1,4 @@
-"""Peers and strangers that break the rules (hostile.md, Network): the honest are served all the same.
+"""Peers and strangers that break the rules (docs/hostile.md 14): the honest are served all the same.
 
 After each: the process is alive, open files and tasks are back to the baseline, the next peer is served.
 """

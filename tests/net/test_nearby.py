@@ -1,4 +1,4 @@
-"""Which announced addresses a peer is willing to dial (hostile.md 17)."""
+"""Which announced addresses a peer is willing to dial (docs/hostile.md 17)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a host remembers of other peers: within bounds, whatever they say of themselves (hostile.md 15)."""
+"""What a host remembers of other peers (docs/hostile.md 15): little, whatever they say of themselves."""
 
 from __future__ import annotations
 

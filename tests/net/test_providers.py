@@ -1,4 +1,4 @@
-"""Provider records when others would hide or bury the honest ones (hostile.md 16)."""
+"""Provider records when others would hide or bury the honest ones (docs/hostile.md 16)."""
 
 from __future__ import annotations
 

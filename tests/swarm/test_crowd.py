@@ -1,4 +1,4 @@
-"""Whom a full directory forgets (hostile.md 16): a flood of identities costs the honest nothing."""
+"""Whom a full directory forgets (docs/hostile.md 16): a flood of identities costs the honest nothing."""
 
 from __future__ import annotations
 
