@@ -133,10 +133,18 @@ def browser() -> Iterator[Browser]:
 
 @dataclass
 class Looking:
-    """One open page, and what its console said."""
+    """One open page, and what its console said that is wrong."""
 
     page: Page
-    said: list[str]
+    said: list[str] = field(default_factory=list[str])
+
+    def __post_init__(self) -> None:
+        def hear(message: ConsoleMessage) -> None:
+            if message.type in ("error", "warning"):
+                self.said.append(message.text)
+
+        self.page.on("console", hear)
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
 
     def view(self, name: str) -> Page:
         self.page.locator(f'nav a[href="#/{name}"]').click()
@@ -160,14 +168,7 @@ def looking(shoal: Shoal, browser: Browser) -> Iterator[Looking]:
     """A browser at the gateway's page. Nothing may go wrong in its console."""
     context = browser.new_context(viewport={"width": 1280, "height": 820})
     page = context.new_page()
-    seen = Looking(page, [])
-
-    def hear(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            seen.said.append(message.text)
-
-    page.on("console", hear)
-    page.on("pageerror", lambda error: seen.said.append(str(error)))
+    seen = Looking(page)
     page.goto(shoal.gateway.url)
     page.locator('.state[data-link="open"]').wait_for()
     page.locator("select#model option", has_text="SmolLM2").first.wait_for(state="attached")

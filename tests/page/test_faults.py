@@ -33,6 +33,8 @@ def test_an_added_node_appears(looking: Looking, shoal: Shoal) -> None:
 
 def test_a_killed_node_goes_from_the_picture_while_the_answer_goes_on(looking: Looking, shoal: Shoal) -> None:
     page = looking.page
+    if len(shoal.pids) == 3:
+        shoal.add(MIDDLE)
     ask(page, "Tell me a very long story about a fish that travels through all the seas.", longest=1500)
     page.locator(".prose.growing").filter(has_text=re.compile(r"\w{3}")).wait_for(timeout=WITHIN_MS)
     lost = page.locator("ol.line .hop").nth(1).get_attribute("title")

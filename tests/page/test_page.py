@@ -156,8 +156,8 @@ def test_nobody_is_kept_out_by_contrast_names_or_width(
         viewport={"width": width, "height": 820}, color_scheme=scheme, reduced_motion="reduce"
     )
     page = context.new_page()
+    seen = Looking(page)
     page.goto(shoal.gateway.url)
-    seen = Looking(page, [])
     for view in VIEWS:
         seen.view(view)
         page.wait_for_timeout(500)
@@ -168,6 +168,7 @@ def test_nobody_is_kept_out_by_contrast_names_or_width(
         assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{view} is too wide"
         seen.shot(f"{view}-{scheme}-{width}")
     context.close()
+    assert seen.said == []
 
 
 def test_everything_is_reached_with_the_keyboard_alone(looking: Looking) -> None:
