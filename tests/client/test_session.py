@@ -9,6 +9,7 @@ import trio
 from shoal.client.sampling import Sampler, Sampling
 from shoal.errors import Busy, NoCoverage, PromptTooLong, UsageError
 from shoal.models.store import ModelStore
+from shoal.net.channel import Channel
 from shoal.node.speed import Speed
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
@@ -121,6 +122,28 @@ async def test_closing_a_session_frees_its_kv_on_every_hop(home, checkpoint):
                 112,
                 112,
             ]  # in whole pages of 16
+        assert await idle(swarm) == [0, 0, 0]
+
+
+async def test_a_hop_that_takes_nothing_keeps_nobody_from_hearing_of_the_end(home, checkpoint, monkeypatch):
+    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
+        async with swarm.client.session(str(checkpoint), tokens=100) as session:
+            await session.step(PROMPT)
+            first, send, reads = session.ring._stages.hops[0].channel, Channel.send, trio.Event()
+
+            async def stuck(channel, message, payload=b""):
+                if channel is first:
+                    await reads.wait()
+                await send(channel, message, payload)
+
+            monkeypatch.setattr(Channel, "send", stuck)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(session.aclose)
+                with trio.fail_after(1):
+                    while any(node.server.sessions for node in swarm.nodes[1:]):  # noqa: ASYNC110
+                        await trio.sleep(0.01)
+                assert swarm.nodes[0].server.sessions == 1
+                reads.set()
         assert await idle(swarm) == [0, 0, 0]
 
 
