@@ -55,6 +55,7 @@ async def test_the_same_seed_gives_the_same_tokens(tmp_path, checkpoint):
         {"top_k": -1},
         {"min_p": 2.0},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 5e-324},
         {"seed": -1},
         {"temprature": 1.0},
     ],
@@ -96,6 +97,15 @@ def test_greedy_takes_the_likeliest():
 def test_sampling_keeps_to_its_candidates(sampling, possible):
     sampler = Sampler(sampling)
     assert {sampler.choose(LOGITS, [0]) for _ in range(300)} == possible
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-30, 1e-6, 1e-5])
+def test_the_colder_the_surer_and_never_a_number_that_is_none(temperature):
+    for penalty in (0.01, 100.0):
+        sampling = Sampling(temperature=temperature, repetition_penalty=penalty, seed=0)
+        assert Sampler(sampling).choose(1000 * LOGITS, [3]) == Sampler(
+            Sampling(repetition_penalty=penalty)
+        ).choose(LOGITS, [3])
 
 
 def test_a_repetition_penalty_makes_room_for_others():

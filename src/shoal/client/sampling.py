@@ -24,6 +24,10 @@ from shoal.errors import UsageError
 MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 100.0
 MAX_PENALTY = 2.0
+REPETITION = (0.01, 100.0)
+"""Bounds of the repetition penalty: beyond, scores overflow."""
+COLDEST = 1e-5
+"""A temperature below this is taken for 0: the likeliest token is certain then, and scores would overflow."""
 
 
 class Constraint(Protocol):
@@ -77,7 +81,11 @@ class Sampling:
             (self.top_k >= 0, "top_k", "0 or more"),
             (0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
             (0 <= self.min_p <= 1, "min_p", "between 0 and 1"),
-            (0 < self.repetition_penalty <= 100, "repetition_penalty", "above 0 and at most 100"),
+            (
+                REPETITION[0] <= self.repetition_penalty <= REPETITION[1],
+                "repetition_penalty",
+                "between 0.01 and 100",
+            ),
             (self.seed is None or 0 <= self.seed < 1 << 63, "seed", "0 or more"),
             (abs(self.presence_penalty) <= MAX_PENALTY, "presence_penalty", "between -2 and 2"),
             (abs(self.frequency_penalty) <= MAX_PENALTY, "frequency_penalty", "between -2 and 2"),
@@ -106,7 +114,7 @@ class Sampler:
         self._said: Counter[int] = Counter()
         self.score: TokenScore | None = None
         """How likely the last chosen token was to the model, if that was asked for."""
-        self._greedy = sampling.temperature == 0
+        self._greedy = sampling.temperature < COLDEST
         self._random = torch.Generator()
         self._random.manual_seed(secrets.randbits(63) if sampling.seed is None else sampling.seed)
         self._processors = LogitsProcessorList()

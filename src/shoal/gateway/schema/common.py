@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from shoal.client.sampling import MAX_BIAS, MAX_PENALTY, MAX_TOP_LOGPROBS, Sampling
+from shoal.client.sampling import MAX_BIAS, MAX_PENALTY, MAX_TOP_LOGPROBS, REPETITION, Sampling
 
 MAX_CHOICES = 8
 MAX_STOPS = 16
@@ -47,7 +47,7 @@ class Choosing(Body):
     logit_bias: dict[TokenId, Bias] | None = Field(None, max_length=MAX_BIASED)
     top_k: int | None = Field(None, ge=-1, le=1 << 24)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=REPETITION[0], le=REPETITION[1])
 
     def sampling(self, top_logprobs: int | None) -> Sampling:
         """The client's wishes as the sampler takes them; OpenAI's defaults where it has none."""
