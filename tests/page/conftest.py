@@ -92,7 +92,7 @@ async def one_more(local: LocalSwarm, span: Span, home: Path) -> AsyncGenerator[
         yield await node.event("serving")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shoal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shoal]:
     if not (FOLDER / "index.html").is_file():
         needs("the page is not built: python hatch_build.py page")

@@ -101,15 +101,22 @@ def key(shoal: Shoal) -> Iterator[str]:
     """While there is one, the gateway asks for it."""
     database = config.load({}, {"SHOAL_HOME": str(shoal.gateway.home)}).paths.gateway
     made, caller = create(database, "page", Limits(), admin=True)
+    wait_until(shoal, is_open=False)
     yield made
     revoke(database, caller.id)
+    wait_until(shoal, is_open=True)
+
+
+def wait_until(shoal: Shoal, *, is_open: bool) -> None:
+    """Wait until the gateway has read its keys again: every second."""
     deadline = time.monotonic() + 5
-    while not is_open(shoal):
-        assert time.monotonic() < deadline, "the gateway still asks for a key"
+    while answers(shoal) is not is_open:
+        assert time.monotonic() < deadline, "the gateway has not read its keys again"
         time.sleep(0.1)
 
 
-def is_open(shoal: Shoal) -> bool:
+def answers(shoal: Shoal) -> bool:
+    """Whether it answers without a key."""
     try:
         urllib.request.urlopen(f"{shoal.gateway.url}v1/models", timeout=5).close()
     except urllib.error.HTTPError:

@@ -30,6 +30,7 @@ def emit(data: object, as_json: bool, render: Callable[[], RenderableType]) -> N
     """
     if as_json:
         sys.stdout.write(to_json(data) + "\n")
+        sys.stdout.flush()  # a program may read along, as of a demo that goes on
         return
     shown = render()
     if isinstance(shown, str):
