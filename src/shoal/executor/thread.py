@@ -6,6 +6,7 @@ pay for several pools. The event loop stays free: channels answer while a forwar
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from typing import Generic, TypeVar
 
 import outcome
 import trio
+
+ENDED_WITHIN_S = 10.0
+"""How long the process waits, at its end, for what the thread is doing."""
 
 Result = TypeVar("Result")
 
@@ -55,6 +59,7 @@ class TorchThread:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
+        atexit.register(self._end)
 
     def post(self, function: Callable[[], None]) -> None:
         """Have ``function`` run in its turn, and do not wait. It must not raise."""
@@ -73,9 +78,15 @@ class TorchThread:
         """Let the thread end after what it is doing now."""
         self._jobs.put(None)
 
+    def _end(self) -> None:
+        """A thread that Python ends in the midst of torch's C++ takes the process with it (SIGABRT)."""
+        self.close()
+        self._thread.join(ENDED_WITHIN_S)
+
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+        atexit.unregister(self._end)
 
 
 def _answer(reply: Reply[Result], function: Callable[[], Result]) -> None:
