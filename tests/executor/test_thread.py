@@ -9,10 +9,10 @@ ENDS_MEANWHILE = """
 import torch
 from shoal.executor.thread import TorchThread
 
-thread, matrix = TorchThread(), torch.randn(1200, 1200)
+thread, matrix = TorchThread(), torch.randn(900, 900)
 
 def compute():
-    for _ in range(20):
+    for _ in range(5):
         matrix @ matrix
 
 for _ in range(3):

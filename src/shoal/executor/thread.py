@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import outcome
 import trio
 
-ENDED_WITHIN_S = 10.0
+ENDED_WITHIN_S = 60.0
 """How long the process waits, at its end, for what the thread is doing."""
 
 Result = TypeVar("Result")
