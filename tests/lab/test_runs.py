@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from shoal.errors import ChannelClosed, ShoalError
+from shoal.testing.lab import runs
 from shoal.testing.lab.asking import PATIENCE_S, Question, ask, listen
 from shoal.testing.lab.plan import Event, Run
 from shoal.testing.lab.runs import play
@@ -82,6 +83,15 @@ async def test_a_guarded_event_waits_for_another_node_of_its_blocks(autojump_clo
     await play(lab, FakeClient(steady), Run(events=events, guarded=True), QUESTIONS)
     assert [deed for _, deed, _ in lab.deeds[:3]] == ["kill", "revive", "kill"]
     assert lab.deeds[2][0] == pytest.approx(4, abs=0.2)
+
+
+async def test_a_guarded_event_whose_nodes_are_never_spared_does_not_take_place(autojump_clock, monkeypatch):
+    monkeypatch.setattr(runs, "GUARD_S", 2.0)
+    lab = fake_lab(TWO)
+    events = [Event(do="kill", node="a1", time_s=1), Event(do="kill", node="a2", time_s=2)]
+    played = await play(lab, FakeClient(steady), Run(events=events, guarded=True), QUESTIONS)
+    assert [names for _, deed, names in lab.deeds if deed == "kill"] == [("a1",)]
+    assert played.missed == events[1:]
 
 
 async def test_sessions_ask_different_prompts_again_and_again_in_a_long_run(autojump_clock):
