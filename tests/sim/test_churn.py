@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import trio
 
 from shoal.errors import ShoalError
 from shoal.testing.sim import model
-from shoal.testing.sim.churn import Plan, churn
+from shoal.testing.sim.churn import Outcome, Plan, _count_leftovers, churn
 from shoal.testing.sim.clock import SimClock
 from shoal.testing.sim.engine import SimEngine
 from shoal.testing.sim.nodes import SimSwarm
@@ -39,6 +40,15 @@ def test_a_minute_of_churn_leaves_no_trace():
     assert outcome.good, outcome.details
     assert outcome.kills > 3
     assert outcome.answers > 8
+
+
+async def test_tasks_that_are_left_are_a_fault():
+    nobody = SimpleNamespace(violations=[], nodes=[])
+    there = trio.lowlevel.current_statistics().tasks_living
+    for before, stray in ((there, 0), (2 * there, there)):
+        outcome = Outcome(tasks_before=before)
+        _count_leftovers(nobody, outcome)
+        assert (outcome.stray, outcome.good) == (stray, not stray)
 
 
 @pytest.mark.parametrize("change", ["block left out", "order", "token lost", "token twice", "other session"])

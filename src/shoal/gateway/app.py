@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +22,10 @@ from shoal.client.swarm import Swarm
 from shoal.errors import OutOfResources, ShoalError
 from shoal.gateway import chat, completions, responses, tokens
 from shoal.gateway.answers import Answers
-from shoal.gateway.asked import Asked
 from shoal.gateway.body import read_body
 from shoal.gateway.constrain import Grammars
 from shoal.gateway.errors import HttpError, MethodNotAllowed, NotFound, error_response
-from shoal.gateway.exchange import Desk, Exchange, Form
+from shoal.gateway.exchange import Desk, Exchange
 from shoal.gateway.feed import Feed, Health
 from shoal.gateway.guard import Doors, Guard, caller_of, log
 from shoal.gateway.keys import KeyRing
@@ -36,7 +35,7 @@ from shoal.gateway.metrics import Metrics, gauge
 from shoal.gateway.models import Models, Servable
 from shoal.gateway.openapi import document
 from shoal.gateway.prefixes import Prefixes
-from shoal.gateway.records import Record, Records
+from shoal.gateway.records import Records
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
 from shoal.gateway.schema.responses import ResponsesRequest
@@ -137,30 +136,23 @@ class Gateway:
         body = await read_body(request, ChatRequest)
         asked = await chat.asked_of(body, await self.models.find(body.model))
         form = partial(chat.ChatForm, asked=asked, include_usage=body.include_usage)
-        return self._exchange(request, [asked], form, chat.PREFIX, stream=body.stream)
+        return Exchange(self.desk, caller_of(request), [asked], form, prefix=chat.PREFIX, stream=body.stream)
 
     async def _complete(self, request: Request) -> Exchange:
         body = await read_body(request, CompletionRequest)
         asked = await completions.asked_of(body, await self.models.find(body.model))
         form = partial(completions.CompletionForm, asked=asked, include_usage=body.include_usage)
-        return self._exchange(request, asked, form, completions.PREFIX, stream=body.stream)
+        return Exchange(
+            self.desk, caller_of(request), asked, form, prefix=completions.PREFIX, stream=body.stream
+        )
 
     async def _respond(self, request: Request) -> Exchange:
         body = await read_body(request, ResponsesRequest)
         asked = await responses.asked_of(body, await self.models.find(body.model))
         form = partial(responses.ResponsesForm, asked=asked, body=body)
-        return self._exchange(request, [asked], form, responses.PREFIX, stream=body.stream)
-
-    def _exchange(
-        self,
-        request: Request,
-        asked: Sequence[Asked],
-        form: Callable[[Record], Form],
-        prefix: str,
-        *,
-        stream: bool,
-    ) -> Exchange:
-        return Exchange(self.desk, caller_of(request), asked, form, prefix=prefix, stream=stream)
+        return Exchange(
+            self.desk, caller_of(request), [asked], form, prefix=responses.PREFIX, stream=body.stream
+        )
 
     async def _tokenize(self, request: Request) -> Response:
         body = await read_body(request, TokenizeRequest)

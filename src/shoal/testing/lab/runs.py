@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from shoal.client.swarm import Swarm
-from shoal.errors import DeadlineExceeded, ShoalError
+from shoal.errors import ShoalError
 from shoal.testing.lab.asking import Asked, Question, ask, listen
 from shoal.testing.lab.nodes import LabNode, LabSwarm
 from shoal.testing.lab.plan import Event, Run
@@ -90,9 +91,9 @@ async def _happen(lab: LabSwarm, played: Played, event: Event, nursery: trio.Nur
     await _moment(played, event)
     nodes = await _targets(lab, played, event)
     if played.run.guarded and event.do != "revive":
-        try:
-            await lab.wait_until(lambda: _covered(lab, nodes), GUARD_S)
-        except DeadlineExceeded:
+        with trio.move_on_after(GUARD_S) as waiting:
+            await lab.wait_until(lambda: _covered(lab, nodes), math.inf)
+        if waiting.cancelled_caught:
             return  # where nodes come up slowly, there were never enough others
     first = played.first
     late = event.prefill_s is not None and first is not None and bool(first.times)

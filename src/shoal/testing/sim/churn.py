@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it. The first five are what must be 0."""
+    """What came of it. The first six are what must be 0."""
 
     wrong: int = 0
     """Answers with a token that the model does not give."""
@@ -60,6 +60,8 @@ class Outcome:
     """Nodes on which a session, a hop or a page was left."""
     violations: int = 0
     """Steps that no engine may be asked for."""
+    stray: int = 0
+    """Tasks more, or fewer, than before, where that is more than connections explain."""
     answers: int = 0
     tokens: int = 0
     reroutes: Counter[str] = field(default_factory=Counter[str])
@@ -77,8 +79,7 @@ class Outcome:
     @property
     def good(self) -> bool:
         """Whether everything held that must."""
-        stray = abs(self.tasks_after - self.tasks_before) > STRAY * self.tasks_before
-        return not (self.wrong or self.errors or self.ghosts or self.leaked or self.violations or stray)
+        return not any((self.wrong, self.errors, self.ghosts, self.leaked, self.violations, self.stray))
 
     def note(self, detail: str) -> None:
         """Keep the first few findings."""
@@ -202,6 +203,10 @@ async def _forget_idle(peers: SimPeers, until: float) -> None:
 
 def _count_leftovers(swarm: SimSwarm, outcome: Outcome) -> None:
     outcome.tasks_after = trio.lowlevel.current_statistics().tasks_living
+    more = abs(outcome.tasks_after - outcome.tasks_before)
+    if more > STRAY * outcome.tasks_before:
+        outcome.stray = more
+        outcome.note(f"{outcome.tasks_after} tasks, and {outcome.tasks_before} before")
     outcome.violations = len(swarm.violations)
     for violation in swarm.violations:
         outcome.note(violation)
