@@ -46,7 +46,8 @@ INLINE float weight(const void *w, int64_t at, int bf16) {
     return bf16 ? from_bf16(((const uint16_t *)w)[at]) : ((const float *)w)[at];
 }
 
-INLINE void dot_tile(const job_t *job, int r, int n, int first, int m, int bf16) {
+/* Rows r, r + apart, r + 2 · apart … of the weights, n of them, with rows first … of x, m of them. */
+INLINE void dot_tile(const job_t *job, int r, int apart, int n, int first, int m, int bf16) {
     const int64_t cols = job->layer->cols;
     const void *w = job->layer->weights;
     const float *x = job->x + first * cols;
@@ -55,10 +56,7 @@ INLINE void dot_tile(const job_t *job, int r, int n, int first, int m, int bf16)
     int64_t k = 0;
     for (; k + 16 <= cols; k += 16) {
         v16 wide[4];
-        UNROLL for (int j = 0; j < n; j++) {
-            __builtin_prefetch((const char *)w + ((r + n + j) * cols + k) * (bf16 ? 2 : 4)); /* the rows after these */
-            wide[j] = load16_weights(w, (r + j) * cols + k, bf16);
-        }
+        UNROLL for (int j = 0; j < n; j++) wide[j] = load16_weights(w, (r + j * apart) * cols + k, bf16);
         UNROLL for (int i = 0; i < m; i++) {
             v16 v = load16(x + i * cols + k);
             UNROLL for (int j = 0; j < n; j++) acc[j][i] = fma16(wide[j], v, acc[j][i]);
@@ -66,17 +64,18 @@ INLINE void dot_tile(const job_t *job, int r, int n, int first, int m, int bf16)
     }
     UNROLL for (int j = 0; j < n; j++) UNROLL for (int i = 0; i < m; i++) {
         float sum = sum16(acc[j][i]);
-        for (int64_t t = k; t < cols; t++) sum += weight(w, (r + j) * cols + t, bf16) * x[i * cols + t];
-        put(job, first + i, r + j, sum);
+        for (int64_t t = k; t < cols; t++) sum += weight(w, (r + j * apart) * cols + t, bf16) * x[i * cols + t];
+        put(job, first + i, r + j * apart, sum);
     }
 }
 
 INLINE void dot_rows(const job_t *job, int from, int to, int n, int bf16) {
-    for (int r = from; r + n <= to; r += n) {
+    const int apart = (to - from) / n;
+    for (int r = from; r < from + apart; r++) {
         int i = 0;
-        for (; i + 3 <= job->m; i += 3) dot_tile(job, r, n, i, 3, bf16);
-        if (i + 2 <= job->m) dot_tile(job, r, n, i, 2, bf16), i += 2;
-        if (i < job->m) dot_tile(job, r, n, i, 1, bf16);
+        for (; i + 3 <= job->m; i += 3) dot_tile(job, r, apart, n, i, 3, bf16);
+        if (i + 2 <= job->m) dot_tile(job, r, apart, n, i, 2, bf16), i += 2;
+        if (i < job->m) dot_tile(job, r, apart, n, i, 1, bf16);
     }
 }
 
@@ -232,7 +231,7 @@ static void quantise_row(void *context, int i, int thread) {
     (void)thread;
     const int64_t cols = job->layer->cols;
     const float *x = job->x + i * cols;
-    int16_t *q = job->scratch->quantised + i * cols;
+    int16_t *q = job->scratch->quantised + i * quantised_stride(cols);
     vf most = splat(0);
     int64_t k = 0;
     for (; k + LANES <= cols; k += LANES) {
@@ -259,28 +258,42 @@ static void quantise_row(void *context, int i, int thread) {
 
 #define STEP (2 * LANES) /* columns of one madd */
 
-INLINE void int8_tile(const int8_t *w, const int16_t *q, int64_t cols, int depth, int32_t *sums, int sums_stride,
-                      int n, int m) {
+/* Rows of weights `apart` rows apart, n of them, with m rows of x. */
+INLINE void int8_tile(const int8_t *w, int64_t apart, const int16_t *q, int64_t cols, int depth, int32_t *sums,
+                      int sums_stride, int n, int m, int broken) {
+    const int64_t stride = quantised_stride(cols);
     vi acc[4][4];
     UNROLL for (int j = 0; j < n; j++) UNROLL for (int i = 0; i < m; i++) acc[j][i] = (vi){0};
     int k = 0;
     for (; k + STEP <= depth; k += STEP) {
         vs wide[4];
         UNROLL for (int j = 0; j < n; j++) {
-            __builtin_prefetch(w + (n + j) * cols + k); /* the rows after these */
-            wide[j] = load_i8_as_i16(w + j * cols + k);
+            if (broken) __builtin_prefetch(w + (j * apart + 1) * cols + k);
+            wide[j] = load_i8_as_i16(w + j * apart * cols + k);
         }
         UNROLL for (int i = 0; i < m; i++) {
-            vs x = load_i16(q + i * cols + k);
+            vs x = load_i16(q + i * stride + k);
             KEEP(x);
             UNROLL for (int j = 0; j < n; j++) acc[j][i] = madd(acc[j][i], wide[j], x);
         }
     }
     UNROLL for (int j = 0; j < n; j++) UNROLL for (int i = 0; i < m; i++) {
         int32_t sum = sum_i32(acc[j][i]);
-        for (int t = k; t < depth; t++) sum += (int32_t)w[j * cols + t] * q[i * cols + t];
-        sums[j * sums_stride + i] += sum;
+        for (int t = k; t < depth; t++) sum += (int32_t)w[j * apart * cols + t] * q[i * stride + t];
+        sums[j * apart * sums_stride + i] += sum;
     }
+}
+
+INLINE void int8_rows(const int8_t *w, int rows, const int16_t *q, int64_t cols, int depth, int32_t *sums,
+                      int sums_stride, int n, int m) {
+    const int apart = rows / n, broken = depth < cols;
+    int j = 0;
+    for (; j < apart; j++, w += cols, sums += sums_stride) {
+        if (broken) int8_tile(w, apart, q, cols, depth, sums, sums_stride, n, m, 1);
+        else int8_tile(w, apart, q, cols, depth, sums, sums_stride, n, m, 0);
+    }
+    for (j = n * apart; j < rows; j++)
+        int8_tile(w + (j - apart) * cols, 0, q, cols, depth, sums + (j - apart) * sums_stride, sums_stride, 1, m, 0);
 }
 
 static void int8_chunk(void *context, int chunk, int thread) {
@@ -290,21 +303,16 @@ static void int8_chunk(void *context, int chunk, int thread) {
     const int8_t *w = (const int8_t *)job->layer->weights + from * cols;
     int32_t *sums = (int32_t *)(job->scratch->tiles + thread * job->scratch->tile_floats);
     memset(sums, 0, (size_t)rows * m * sizeof *sums);
-    for (int64_t k = 0; k < cols; k += INT_DEPTH) {
-        const int depth = (int)(cols - k < INT_DEPTH ? cols - k : INT_DEPTH);
+    const int64_t deepest = m <= 2 ? cols : INT_DEPTH;
+    for (int64_t k = 0; k < cols; k += deepest) {
+        const int depth = (int)(cols - k < deepest ? cols - k : deepest);
+        const int16_t *q = job->scratch->quantised + k;
+        const int64_t stride = quantised_stride(cols);
         int i = 0;
-        for (; i + 4 <= m; i += 4) {
-            const int16_t *q = job->scratch->quantised + i * cols + k;
-            int j = 0;
-            for (; j + 2 <= rows; j += 2) int8_tile(w + j * cols + k, q, cols, depth, sums + j * m + i, m, 2, 4);
-            for (; j < rows; j++) int8_tile(w + j * cols + k, q, cols, depth, sums + j * m + i, m, 1, 4);
-        }
-        for (; i < m; i++) {
-            const int16_t *q = job->scratch->quantised + i * cols + k;
-            int j = 0;
-            for (; j + 4 <= rows; j += 4) int8_tile(w + j * cols + k, q, cols, depth, sums + j * m + i, m, 4, 1);
-            for (; j < rows; j++) int8_tile(w + j * cols + k, q, cols, depth, sums + j * m + i, m, 1, 1);
-        }
+        for (; i + 4 <= m; i += 4) int8_rows(w + k, rows, q + i * stride, cols, depth, sums + i, m, 2, 4);
+        if (i + 3 == m) int8_rows(w + k, rows, q + i * stride, cols, depth, sums + i, m, 2, 3);
+        if (i + 2 == m) int8_rows(w + k, rows, q + i * stride, cols, depth, sums + i, m, 2, 2);
+        if (i + 1 == m) int8_rows(w + k, rows, q + i * stride, cols, depth, sums + i, m, 4, 1);
     }
     for (int i = 0; i < m; i++)
         for (int j = 0; j < rows; j++)
@@ -321,7 +329,7 @@ INLINE void int4_tile(const job_t *job, const uint8_t *w, const float *scales, i
         load_nibbles(w + r * (cols / 2) + g * (GROUP / 2), values);
         const vf scale = splat(scales[r * groups + g]);
         UNROLL for (int t = 0; t < m; t++) {
-            const int16_t *q = job->scratch->quantised + (i + t) * cols + g * GROUP;
+            const int16_t *q = job->scratch->quantised + (i + t) * quantised_stride(cols) + g * GROUP;
             vi part = {0};
             UNROLL for (int k = 0; k < NIBBLE_PARTS; k++) part = madd(part, values[k], load_i16(q + k * STEP));
             acc[t] = fma_lanes(__builtin_convertvector(part, vf), scale, acc[t]);

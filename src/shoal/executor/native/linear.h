@@ -23,10 +23,10 @@ typedef int (*product_fn)(const linear_t *layer, const float *x, int m, float *o
 /* What a linear layer does with its result. */
 enum { SET, ADD };
 
-/* Memory for one linear layer at a time; as large as workspace_bytes says. */
+/* Memory for one linear layer at a time. */
 typedef struct {
     float *panels;     /* x, transposed in groups of LANES rows */
-    int16_t *quantised; /* x as integers */
+    int16_t *quantised; /* x as integers, rows quantised_stride apart */
     float *row_scales; /* one per row of x */
     float *tiles;      /* per thread */
     int64_t tile_floats; /* of one thread */
@@ -35,6 +35,9 @@ typedef struct {
 } scratch_t;
 
 int64_t scratch_tile_floats(int m);
+/* Elements from one quantised row to the next: never a whole number of memory pages, or rows that are read side
+ * by side would take each other's place in the first cache. */
+static inline int64_t quantised_stride(int64_t cols) { return cols + 64; }
 /* out[i * stride + r] = (or +=) the result times `factor`. x is [m][cols], contiguous. */
 void linear(pool_t *pool, const linear_t *layer, const scratch_t *scratch, const float *x, int m, float *out,
             int64_t stride, int how, float factor);

@@ -52,7 +52,7 @@ static int grow_scratch(team_t *team, int m, int64_t rows, int64_t cols) {
     const int64_t threads = pool_threads(team->pool), padded = m + 16;
     scratch->tile_floats = (scratch_tile_floats(m) + 15) & ~(int64_t)15;
     return grow(&scratch->panels, &team->sizes[0], padded * cols * 4) |
-           grow(&scratch->quantised, &team->sizes[1], padded * cols * 2) |
+           grow(&scratch->quantised, &team->sizes[1], padded * quantised_stride(cols) * 2) |
            grow(&scratch->row_scales, &team->sizes[2], padded * 4) |
            grow(&scratch->tiles, &team->sizes[3], threads * scratch->tile_floats * 4) |
            grow(&scratch->products, &team->sizes[10], scratch->product ? m * rows * 4 : 0);
