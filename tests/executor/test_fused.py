@@ -77,7 +77,7 @@ def rows(n: int, seed: int = 0) -> torch.Tensor:
 def run(runner: FusedRunner, state: State, hidden: torch.Tensor, pieces: tuple[int, ...]) -> torch.Tensor:
     """Feed ``hidden`` in pieces, from where the state is."""
     outs: list[torch.Tensor] = []
-    for piece in hidden.split(list(pieces)):
+    for piece in hidden.clone().split(list(pieces)):
         (out,) = runner.forward([Rows(state, state.length, piece)])
         assert isinstance(out, torch.Tensor)
         outs.append(out)
@@ -162,7 +162,7 @@ def test_a_row_has_the_same_bits_in_any_company(
         run(runner, state, mine[:20], (7, 13))
         for at in range(20, 24):
             batch = [Rows(o, o.length, rows(1 + (at + n) % 3, seed=at)) for n, o in enumerate(others)]
-            batch.insert(at % company, Rows(state, state.length, mine[at : at + 1]))
+            batch.insert(at % company, Rows(state, state.length, mine[at : at + 1].clone()))
             out = runner.forward(batch)[at % company]
             assert isinstance(out, torch.Tensor)
             assert torch.equal(out[0], alone[at])
@@ -260,7 +260,7 @@ def test_a_session_goes_back_to_any_position(models: Models, tmp_path: Path) -> 
     state = opened(runner)
     straight = run(runner, state, hidden, (30, 10))
     for position in (33, 17, 0):
-        (out,) = runner.forward([Rows(state, position, hidden[position:])])
+        (out,) = runner.forward([Rows(state, position, hidden[position:].clone())])
         assert isinstance(out, torch.Tensor)
         assert torch.equal(out, straight[position:])
         assert len(state.pages.numbers) == 3
@@ -273,7 +273,7 @@ def test_a_step_that_leaves_tokens_out_is_refused_and_others_run(models: Models,
     assert not isinstance(refused, torch.Tensor)
     assert refused.code == "position_gap"
     assert isinstance(ran, torch.Tensor)
-    assert gap.pages.numbers == []
+    assert not gap.pages.numbers
 
 
 def test_kv_in_int8_takes_about_half(models: Models, tmp_path: Path) -> None:

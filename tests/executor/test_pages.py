@@ -40,7 +40,7 @@ def test_nobody_grows_beyond_what_was_promised() -> None:
     pages = PagePool(10).promise(PAGE)
     with pytest.raises(Busy):
         pages.resize(PAGE + 1)
-    assert pages.numbers == []
+    assert not pages.numbers
 
 
 def test_pages_that_were_used_are_used_again_before_fresh_ones() -> None:

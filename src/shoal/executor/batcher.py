@@ -247,7 +247,9 @@ class Batcher:
             except ShoalError as error:
                 self._leave(job, error)
             else:
-                batch.append(Piece(job, job.done, job.hidden[job.done : job.done + rows]))
+                whole = rows == job.rows
+                hidden = job.hidden if whole else job.hidden[job.done : job.done + rows]
+                batch.append(Piece(job, job.done, hidden))
         return batch
 
     def _run(self, batch: list[Piece]) -> None:
@@ -270,7 +272,7 @@ class Batcher:
     def _advance(self, job: Job, out: torch.Tensor) -> None:
         unwanted = job.rows - job.wanted - job.done
         if unwanted < len(out):
-            job.outs.append(out[max(0, unwanted) :])
+            job.outs.append(out[unwanted:] if unwanted > 0 else out)
         job.done += len(out)
         if job.left:
             with self._news:

@@ -196,30 +196,25 @@ class FusedRunner:
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _run(self, span: Span, batch: Sequence[Rows]) -> list[Outcome]:
-        hidden = torch.cat([rows.hidden for rows in batch])
+        # In place where it can be: each operation of torch's costs a decode step tens of microseconds.
+        hidden = batch[0].hidden if len(batch) == 1 else torch.cat([rows.hidden for rows in batch])
+        hidden = hidden.contiguous()
         sequences = (SequenceStruct * len(batch))()
-        tables: list[ctypes.Array[ctypes.c_int32]] = []
         at = 0
         for sequence, rows in zip(sequences, batch, strict=True):
             n = len(rows.hidden)
-            numbers = rows.state.pages.numbers
-            tables.append((ctypes.c_int32 * len(numbers))(*numbers))
             sequence.row, sequence.rows, sequence.position = at, n, rows.position
-            sequence.pages = ctypes.addressof(tables[-1])
+            sequence.pages, _ = rows.state.pages.numbers.buffer_info()
             at += n
         layers = range(span.start - self.span.start, span.end - self.span.start)
         try:
             self._team.run_span(self._struct, layers, sequences, hidden)
         except ShoalError as error:
             return [error] * len(batch)
-        outs: list[Outcome] = []
-        at = 0
-        for rows in batch:
-            n = len(rows.hidden)
+        lengths = [len(rows.hidden) for rows in batch]
+        for rows, n in zip(batch, lengths, strict=True):
             rows.state.length = rows.position + n
-            outs.append(hidden[at : at + n])
-            at += n
-        return outs
+        return [hidden] if len(batch) == 1 else list(hidden.split(lengths))
 
 
 def _make_room(rows: Rows) -> Outcome | None:

@@ -147,6 +147,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.activation_limit.argtypes = [c_int32, c_int32]
     library.pack_int8.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p]
     library.pack_int4.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+    library.encode_rows.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
+    library.decode_rows.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
     library.unpack_rows.argtypes = [POINTER(LinearStruct), c_void_p, c_int, c_void_p]
     return library
 

@@ -6,6 +6,8 @@ made and forgotten by the event loop; pages are taken and given back by the thre
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -75,9 +77,9 @@ class PagePool:
         self._fresh += 1
         return self._fresh - 1
 
-    def give_back(self, pages: list[int]) -> None:
+    def give_back(self, pages: Sequence[int]) -> None:
         """Free ``pages`` for others."""
-        self._free += pages
+        self._free.extend(pages)
 
 
 @dataclass(eq=False, slots=True)
@@ -86,7 +88,8 @@ class Pages:
 
     pool: PagePool
     promised: int
-    numbers: list[int] = field(default_factory=list)
+    numbers: array[int] = field(default_factory=lambda: array("i"))
+    """As the kernels read them."""
 
     def resize(self, tokens: int) -> None:
         """Take or give back pages until there are as many as ``tokens`` tokens need.

@@ -37,7 +37,7 @@ class Rows:
     state: State
     position: int
     hidden: torch.Tensor
-    """float32 ``[n, width]``"""
+    """float32 ``[n, width]``; a forward may overwrite it with what comes out."""
 
 
 class Runner(Protocol):
