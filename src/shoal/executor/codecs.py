@@ -67,9 +67,7 @@ def decode(payload: Payload, codec: Codec, rows: int, width: int) -> torch.Tenso
     if (native := library()) is None:
         return torch.from_numpy(_decode_with_numpy(payload, codec, rows, width))
     hidden = torch.empty((rows, width))
-    _expect(
-        native.decode_rows(bytes(payload), rows, width, NUMBER[codec], hidden.data_ptr()), arrived=True
-    )
+    _expect(native.decode_rows(bytes(payload), rows, width, NUMBER[codec], hidden.data_ptr()), arrived=True)
     return hidden
 
 
