@@ -63,6 +63,7 @@ class Bench:
         self.forwards: list[list[tuple[object, int]]] = []
         self.results: dict[object, torch.Tensor | ShoalError] = {}
         self.fail: ShoalError | None = None
+        self.told: list[int] = []
         self.batcher = Batcher(self._forward, self.thread, sliced=sliced)
 
     def _forward(self, batch: Sequence[Piece]) -> list[Outcome]:
@@ -77,6 +78,7 @@ class Bench:
 
         def finish(job: Job, out: torch.Tensor) -> None:
             self.results[name] = out
+            self.batcher.after(lambda: self.told.append(len(self.results)))
 
         def failed(error: ShoalError) -> None:
             self.results[name] = error
@@ -102,6 +104,17 @@ def test_all_decode_steps_that_are_ready_run_together() -> None:
     bench.thread.run_one()
     assert bench.forwards == [[(session, 1) for session in range(8)]]
     assert all(torch.equal(bench.results[s], torch.ones(1, 1)) for s in range(8))
+
+
+def test_what_is_to_be_done_after_the_results_is_done_after_all_of_them_and_once() -> None:
+    bench = Bench()
+    for session in range(3):
+        bench.submit(session)
+    bench.thread.run_one()
+    assert bench.told == [3, 3, 3]
+    bench.submit(3)
+    bench.thread.run_one()
+    assert bench.told == [3, 3, 3, 4]
 
 
 def test_a_prefill_alone_takes_all_that_a_forward_holds() -> None:

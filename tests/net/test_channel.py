@@ -20,6 +20,7 @@ from shoal.net.channel import (
     DEAD_AFTER_S,
     HELLO_WITHIN_S,
     PING_EVERY_S,
+    RECORD,
     SENT_WITHIN_S,
     Channel,
 )
@@ -145,6 +146,95 @@ async def test_messages_of_one_session_never_overtake_each_other(autojump_clock:
         await a.send(*short)
         await trio.sleep(1)
         assert at_b.taken == [long, short]
+
+
+class Eager(MemoryPipe):
+    """A pipe that takes what it is given at once, for as long as it is whole."""
+
+    def __init__(self, pipe: MemoryPipe) -> None:
+        super().__init__(pipe.peer, pipe._send, pipe._receive)
+        self.records: list[bytes] = []
+        self.broken = False
+
+    def send_now(self, data: bytes) -> bool:
+        if self.broken:
+            raise ChannelClosed("the pipe broke")
+        self.records.append(data)
+        self._send.send_nowait(data)
+        return True
+
+
+@asynccontextmanager
+async def eager() -> AsyncGenerator[tuple[Channel, Eager, Inbox]]:
+    """One end whose pipe takes messages at once, its pipe, and what arrives at the other."""
+    ours, theirs = pipe_pair(A, B)
+    pipe, box = Eager(ours), Inbox()
+    a, b = Channel(pipe), Channel(theirs)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.run, Inbox().take)
+        nursery.start_soon(b.run, box.take)
+        await a.wait_ready(5)
+        pipe.records.clear()
+        yield a, pipe, box
+        a.close()
+
+
+async def test_messages_that_are_held_leave_in_one_piece_and_in_their_order(autojump_clock: MockClock):
+    async with eager() as (a, pipe, box):
+        sent = [step(ONE, 4096), step(TWO, 4096), (Close(ONE), b"")]
+        first = [a.hold(message, payload) for message, payload in sent]
+        assert first == [True, False, False]
+        assert not pipe.records
+        a.release()
+        assert len(pipe.records) == 1
+        await trio.sleep(0.1)
+        assert box.taken == sent
+
+
+async def test_what_is_held_goes_ahead_of_what_is_sent_meanwhile(autojump_clock: MockClock):
+    async with eager() as (a, _, box):
+        sent = [step(ONE, 4096), step(TWO, 4096), (Close(ONE), b""), step(TWO, 300_000)]
+        a.hold(*sent[0])
+        a.post(*sent[1])
+        a.hold(*sent[2])
+        assert a.hold(*sent[3]) is False  # it is long: whoever sends it does not wait for others
+        a.release()
+        await trio.sleep(0.1)
+        assert box.taken == sent
+
+
+async def test_more_than_a_record_is_held_and_none_is_longer_than_pipes_take(autojump_clock: MockClock):
+    async with eager() as (a, pipe, box):
+        sent = [step(ONE if i % 2 else TWO, 24_000) for i in range(9)]
+        for message, payload in sent:
+            a.hold(message, payload)
+        a.release()
+        assert 1 < len(pipe.records) < len(sent)
+        assert max(len(record) for record in pipe.records) <= RECORD
+        await trio.sleep(0.1)
+        assert box.taken == sent
+
+
+async def test_what_a_pipe_does_not_take_at_once_is_queued(autojump_clock: MockClock):
+    async with channels() as (a, _, __, at_b):
+        sent = [step(ONE, 4096), step(TWO, 4096)]
+        for message, payload in sent:
+            a.hold(message, payload)
+        a.release()
+        await trio.sleep(0.1)
+        assert at_b.taken == sent
+
+
+async def test_a_pipe_that_breaks_under_what_was_held_closes_the_channel(autojump_clock: MockClock):
+    async with eager() as (a, pipe, _):
+        a.hold(*step(ONE, 4096))
+        pipe.broken = True
+        await trio.to_thread.run_sync(a.release)
+        await trio.sleep(0.1)
+        assert a.closed
+        assert a.reason == "the pipe broke"
+        with pytest.raises(ChannelClosed):
+            a.hold(*step(ONE, 4096))
 
 
 async def test_a_quiet_channel_stays_open_and_knows_its_round_trip(autojump_clock: MockClock):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
 
 from shoal.client.sampling import Sampler, Sampling
 from shoal.executor.runner import ModuleRunner
+from shoal.net.channel import Channel
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.memory import MemoryPipe
 from shoal.testing.swarm import memory_swarm
@@ -119,3 +121,39 @@ async def test_two_sessions_keep_two_hops_busy(tmp_path, checkpoint, forwards):
         nursery.start_soon(one.advance, [1, 2, 3], Sampler(Sampling()))
         assert await trio.to_thread.run_sync(forwards.wait, SECOND, 1)
         nursery.start_soon(other.advance, [4, 5, 6], Sampler(Sampling()))
+
+
+async def test_the_results_of_one_forward_leave_together(tmp_path, checkpoint, monkeypatch):
+    """Three sessions' steps in at most two forwards: the next hop is written to as often."""
+    gate, batches, released = threading.Event(), [], []
+    forward, release = ModuleRunner.forward, Channel.release
+
+    def gated(runner, batch):
+        if runner.span == FIRST:
+            assert gate.wait(WITHIN_S)
+            batches.append(len(batch))
+        return forward(runner, batch)
+
+    def noted(channel):
+        if channel.peer == swarm.networks[1].peer:
+            released.append(len(channel._held))
+        release(channel)
+
+    async with (
+        memory_swarm(tmp_path / "home", checkpoint, [FIRST, SECOND]) as swarm,
+        AsyncExitStack() as stack,
+    ):
+        opening = [swarm.client.session(str(checkpoint), tokens=32) for _ in range(3)]
+        sessions = [await stack.enter_async_context(session) for session in opening]
+        monkeypatch.setattr(ModuleRunner, "forward", gated)
+        monkeypatch.setattr(Channel, "release", noted)
+        async with trio.open_nursery() as nursery:
+            for session in sessions:
+                nursery.start_soon(session.advance, [1, 2, 3], Sampler(Sampling()))
+            with trio.fail_after(WITHIN_S):
+                while swarm.nodes[0].server.waiting < len(sessions):  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            gate.set()
+    assert sum(batches) == len(sessions)
+    assert released == batches
+    assert max(released) > 1

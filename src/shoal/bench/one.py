@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from shoal.client.sampling import likeliest
 from shoal.config import Settings
 from shoal.errors import ShoalError
 from shoal.executor.codecs import decode, encode
@@ -109,7 +110,7 @@ class OneProcess:
             for state, piece in zip(states, pieces, strict=True)
         ]
         hidden = [out[-1:] for out in _all(self._runner.forward(rows))]
-        return [int(logits[-1].argmax()) for logits in _all(self._ends.heads(hidden))]
+        return [likeliest(logits[-1]) for logits in _all(self._ends.heads(hidden))]
 
     def _open(self, tokens: int, span: Span | None = None) -> State:
         return self._runner.open(span or self._runner.span, self._pool.promise(tokens))

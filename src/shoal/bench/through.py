@@ -72,8 +72,8 @@ class Through:
                 session = await self._open(stack, len(prompt) + tokens)
                 sampler = Sampler(Sampling())
                 piece = prompt
-                for _ in range(tokens):
-                    piece = [(await session.advance(piece, sampler)).token]
+                for count in range(tokens):
+                    piece = [(await session.advance(piece, sampler, more=count + 1 < tokens)).token]
 
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
@@ -111,9 +111,9 @@ class Through:
 
     async def _decode(self, session: Session, token: int, steps: Steps) -> None:
         sampler = Sampler(Sampling())
-        for _ in range(STEPS):
+        for count in range(STEPS):
             began = trio.current_time()
-            advanced = await session.advance([token], sampler)
+            advanced = await session.advance([token], sampler, more=count + 1 < STEPS)
             steps.seconds.append(trio.current_time() - began)
             steps.hops.append(advanced.times)
             token = advanced.token

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -178,16 +178,20 @@ class Ring:
             raise self._broken
         return self.rules.issue(tokens, wanted)
 
-    def launch(self, issued: Issued, payload: bytes, codec: Codec) -> None:
-        """Send the hidden states of a step from any thread, unless it was given up meanwhile.
+    def launch(self, issued: Issued, payload: bytes, codec: Codec) -> Callable[[], None] | None:
+        """Hold the hidden states of a step for sending, on any thread, unless it was given up meanwhile.
+
+        Returns:
+            What sends them, unless it was returned before and is still to be called.
 
         A channel that has gone is no error here: :meth:`receive` tells that the session is lost.
         """
         channel, step = self._first(), self._made(issued, codec)
         self._left[issued.number % IN_FLIGHT] = time.perf_counter()
         with self._giving_up, suppress(ChannelClosed):
-            if self.rules.flies(issued):
-                channel.post(step, payload)
+            if self.rules.flies(issued) and channel.hold(step, payload):
+                return channel.release
+        return None
 
     async def send(self, payload: bytes, codec: Codec, tokens: int, wanted: int) -> None:
         """Send ``tokens`` rows of hidden states, encoded in ``codec``, on their way.

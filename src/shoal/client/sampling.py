@@ -105,6 +105,14 @@ class Sampling:
                 raise UsageError(f"{name} must be {needed}, not {getattr(self, name)}")
 
 
+def likeliest(logits: torch.Tensor) -> int:
+    """The token of the largest logit, ``[vocab]``; of several, the first.
+
+    By numpy: torch would wake its threads for so little, and they wait for those that compute.
+    """
+    return int(logits.numpy().argmax())
+
+
 class Sampler:
     """Chooses tokens by one :class:`Sampling`; holds the random state of one answer, and what it has said."""
 
@@ -176,6 +184,6 @@ class Sampler:
             seen = cast(torch.LongTensor, torch.tensor([token_ids]))
             scores = self._processors(seen, cast(torch.FloatTensor, scores))
         if self._greedy:
-            return int(scores[0].argmax())
+            return likeliest(scores[0])
         probabilities = torch.softmax(scores, dim=-1)
         return int(torch.multinomial(probabilities[0], 1, generator=self._random))

@@ -267,7 +267,9 @@ class Session:
         codec = self.ring.codec(1)
         payload = self._encoded([token], position, codec)
         if following is not None:
-            self.ring.launch(following, payload, codec)
+            send = self.ring.launch(following, payload, codec)
+            if send is not None:
+                self._ends.after(send)
         return token, _Ahead(token, position, codec, payload, following is not None)
 
     def _trim(self, position: int) -> None:

@@ -166,6 +166,7 @@ class Batcher:
         """Steps that wait, by session, of which only the first may run. Those served last come last."""
         self._rhythms: dict[Hashable, Rhythm] = {}
         self._ended: list[Callable[[], None]] = []
+        self._after: list[Callable[[], None]] = []
         self._turning = False
         self._pace = Pace()
 
@@ -186,6 +187,15 @@ class Batcher:
             self._ended.append(release)
             self._wake()
 
+    def after(self, function: Callable[[], None]) -> None:
+        """Have ``function`` run once all results of this forward are given. To be called by ``finish``."""
+        self._after.append(function)
+
+    def _finish(self) -> None:
+        for function in self._after:
+            function()
+        self._after.clear()
+
     def _wake(self) -> None:
         self._news.notify()
         if not self._turning:
@@ -203,6 +213,7 @@ class Batcher:
         batch = self._prepared(chosen)
         if batch:
             self._run(batch)
+        self._finish()
         with self._news:
             self._turning = bool(self._queues or self._ended)
             if self._turning:

@@ -104,7 +104,10 @@ class FusedEnds:
             raise PromptTooLong(
                 f"position {position + len(token_ids)} is beyond the context of {self._context} tokens"
             )
-        rows = self._embedding[torch.tensor(token_ids)].float()
+        if len(token_ids) == 1:  # every decode step: without a tensor of indexes
+            rows = self._embedding[token_ids[0] : token_ids[0] + 1].to(torch.float32, copy=True)
+        else:
+            rows = self._embedding[torch.tensor(token_ids)].float()
         return rows * self._shape.embedding if self._shape.embedding != 1.0 else rows
 
     def heads(self, batch: Sequence[torch.Tensor]) -> list[Outcome]:
@@ -182,6 +185,10 @@ class EndsEngine:
     def close(self, session: Hashable) -> None:
         """Forget a session: nobody waits for its next step."""
         self._batcher.end(session, lambda: None)
+
+    def after(self, function: Callable[[], None]) -> None:
+        """Have ``function`` run once all that ran together have their results. To be called by ``then``."""
+        self._batcher.after(function)
 
     def _forward(self, batch: Sequence[Piece]) -> list[Outcome]:
         return self.ends.heads([piece.hidden for piece in batch])

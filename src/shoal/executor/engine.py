@@ -153,6 +153,10 @@ class Engine:
             _Step(session, rows, wanted, prepare, finish, done, state=state, position=position)
         )
 
+    def after(self, function: Callable[[], None]) -> None:
+        """Have ``function`` run once all that ran together are done. To be called when one of them is."""
+        self._batcher.after(function)
+
     def _forward(self, batch: Sequence[Piece]) -> list[Outcome]:
         steps = [(cast(_Step, piece.job), piece) for piece in batch]
         return self.runner.forward(

@@ -1,9 +1,9 @@
 """A channel: messages between two peers over one pipe, whatever carries it.
 
-A short message leaves at once, from the thread that has it, when nothing is before it. All others are queued:
-each session has a queue of its own, and the pump sends one fragment of each in turn, so that sending never
-waits for another session's long message. A channel that hears nothing for ``DEAD_AFTER_S`` is closed, so
-that a frozen peer or a half-open connection is noticed.
+A short message leaves at once, from the thread that has it, when nothing is before it; short messages that
+are there together leave together. All others are queued: each session has a queue of its own, and the pump
+sends one fragment of each in turn, so that sending never waits for another session's long message. A channel
+that hears nothing for ``DEAD_AFTER_S`` is closed, so that a frozen peer or a half-open connection is noticed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shoal.errors import ChannelClosed, RemoteProtocolError
 from shoal.net.inbound import Inbound
 from shoal.net.network import Pipe
 from shoal.types import CarrierName, PeerId
-from shoal.wire.framing import FRAGMENT_HEADER, Assembler, Outgoing, Payload
+from shoal.wire.framing import FRAGMENT, FRAGMENT_HEADER, Assembler, Outgoing, Payload
 from shoal.wire.messages import AGENT, PROTOCOL_VERSION, Hello, Message, Ping, Pong
 
 PING_EVERY_S = 1.0
@@ -39,6 +39,9 @@ PROBE_BYTES = 32 << 10
 
 CONTROL_LIMIT = 256
 """Messages outside of sessions waiting to be sent: a peer that asks for more does not read its answers."""
+
+RECORD = FRAGMENT_HEADER + FRAGMENT
+"""Most bytes that are given to the pipe at once."""
 
 CONTROL = b""
 """The queue of messages outside of sessions."""
@@ -59,6 +62,7 @@ class Channel:
         self._lock = threading.Lock()  # over what is queued and who sends; held for microseconds
         self._queues: OrderedDict[bytes, deque[Outgoing]] = OrderedDict()
         self._queued = 0
+        self._held: list[tuple[bytes, Outgoing]] = []
         self._pumping = False
         self._numbers = itertools.count()
         self._work = trio.Event()
@@ -152,6 +156,33 @@ class Channel:
             with suppress(trio.RunFinishedError):  # the loop has ended, and the channel with it
                 self._loop.run_sync_soon(self._wake)
 
+    def hold(self, message: Message, payload: Payload = b"") -> bool:
+        """As :meth:`post`, but wait for :meth:`release`, so that what is held leaves in one piece.
+
+        Returns:
+            Whether it is the first: who holds it is to see to the release, and soon. A message that is sent
+            meanwhile takes what is held along.
+        """
+        if len(payload) >= PROBE_BYTES:
+            self.post(message, payload)
+            return False
+        self._note_use(message)
+        with self._lock:
+            return self._hold(message, payload, _key(message)) == 1
+
+    def release(self) -> None:
+        """Send what is held, from any thread. A channel that turns out to be broken is closed."""
+        try:
+            with self._lock:
+                more = self._send_held()
+        except ChannelClosed as error:
+            then = partial(self.close, error.message)
+        else:
+            then = self._wake if more else None
+        if then is not None:
+            with suppress(trio.RunFinishedError):
+                self._loop.run_sync_soon(then)
+
     async def _say(self, message: Message, payload: Payload = b"") -> None:
         if self._put(message, payload):
             self._wake()
@@ -222,23 +253,38 @@ class Channel:
 
     def _put(self, message: Message, payload: Payload, key: bytes | None = None) -> bool:
         """Send or queue a message; whether the pump has something to do."""
-        outgoing = Outgoing(next(self._numbers) & 0xFFFFFFFF, message, payload)
-        key = _key(message) if key is None else key
+        self._note_use(message)
+        with self._lock:
+            self._hold(message, payload, _key(message) if key is None else key)
+            return self._send_held()
+
+    def _note_use(self, message: Message) -> None:
         if not isinstance(message, Ping | Pong):
             self._used = self._clock.current_time()
-        with self._lock:
-            if self.closed:
-                raise ChannelClosed(f"no channel to {self.peer}: {self._reason}")
-            whole = None if self._queues or self._pumping else outgoing.whole()
-            if whole is not None and self._pipe.send_now(whole):
-                self.sent += len(whole)
-                return self._pipe.unsent
-            queue = self._queues.setdefault(key, deque())
-            if key == CONTROL and len(queue) >= CONTROL_LIMIT:
-                raise RemoteProtocolError("the peer asks and does not read")
-            queue.append(outgoing)
+
+    def _hold(self, message: Message, payload: Payload, key: bytes) -> int:
+        """Under the lock; returns how many are held."""
+        if self.closed:
+            raise ChannelClosed(f"no channel to {self.peer}: {self._reason}")
+        if key == CONTROL and len(self._queues.get(CONTROL, ())) >= CONTROL_LIMIT:
+            raise RemoteProtocolError("the peer asks and does not read")
+        self._held.append((key, Outgoing(next(self._numbers) & 0xFFFFFFFF, message, payload)))
+        return len(self._held)
+
+    def _send_held(self) -> bool:
+        """Send what is held, or queue it; under the lock. Whether the pump has something to do."""
+        held, self._held = self._held, []
+        sent = 0
+        while sent < len(held) and not self._queues and not self._pumping:
+            record, end = _record(held, sent)
+            if not record or not self._pipe.send_now(record):
+                break
+            self.sent += len(record)
+            sent = end
+        for key, outgoing in held[sent:]:
+            self._queues.setdefault(key, deque()).append(outgoing)
             self._queued += len(outgoing)
-            return True
+        return sent < len(held) or self._pipe.unsent
 
     def _next_fragment(self) -> bytes | None:
         """One fragment of the session whose turn it is; ``None`` when there is nothing to send."""
@@ -328,6 +374,21 @@ class Channel:
                 raise ChannelClosed(f"nothing heard for {silent:.0f} s")
             if self._stalled is not None and trio.current_time() - self._stalled > ENDED_WITHIN_S:
                 raise RemoteProtocolError(f"a message was begun and did not go on for {ENDED_WITHIN_S:.0f} s")
+
+
+def _record(held: list[tuple[bytes, Outgoing]], start: int) -> tuple[bytes, int]:
+    """The messages from ``start`` on that fit into one record, and where those begin that do not."""
+    first = held[start][1].whole()
+    parts, size = ([], 0) if first is None else ([first], len(first))
+    end = start + len(parts)
+    while parts and end < len(held):
+        whole = held[end][1].whole()
+        if whole is None or size + len(whole) > RECORD:
+            break
+        parts.append(whole)
+        size += len(whole)
+        end += 1
+    return parts[0] if len(parts) == 1 else b"".join(parts), end
 
 
 def _key(message: Message) -> bytes:

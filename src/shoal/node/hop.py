@@ -249,7 +249,9 @@ class Hop:
             )
             way = self._onward
             try:
-                way.post(onward, result.payload)
+                # With the results of others that ran beside it: the next hop is woken once.
+                if way.hold(onward, result.payload):
+                    self.engine.after(way.release)
             except ChannelClosed as error:
                 return way, error.message
         return None

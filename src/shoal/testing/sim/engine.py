@@ -150,6 +150,9 @@ class SimEngine(Engine):
         self._free_at = max(step.asked, self._free_at) + step.compute_s
         self._agenda.after(self._free_at - step.asked, partial(self._run, step))
 
+    def after(self, function: Callable[[], None]) -> None:
+        function()
+
     def _run(self, step: _Step) -> None:
         cache = step.cache
         if self._caches.get(step.session) is not cache:
@@ -195,6 +198,9 @@ class SimEnds(EndsEngine):
 
     def close(self, session: Hashable) -> None:
         pass
+
+    def after(self, function: Callable[[], None]) -> None:
+        function()
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         tokens = [model.choose(row) for row in model.unpack(hidden.numpy().tobytes())]
