@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -175,7 +176,8 @@ class EndsEngine:
         reply = Reply[Result]()
 
         def finish(job: Job, logits: torch.Tensor) -> None:
-            reply.give(outcome.capture(then, logits))
+            # Once all have what they wanted and it has been sent: who waits would take the interpreter.
+            self.after(partial(reply.give, outcome.capture(then, logits)))
 
         self._batcher.submit(
             Job(session, rows, rows, hidden, finish, lambda error: reply.give(outcome.Error(error)))
