@@ -231,8 +231,12 @@ class Hop:
             elif (lost := self._send(step, rows, reply, result)) is not None:
                 self._loop.run_sync_soon(self.lost_next, *lost)
             else:
-                self.measured(step, result)
-                self.codec.note(step.tokens, result.compute_us)
+                self.engine.after(partial(self._note, step, result))
+
+    def _note(self, step: Step, result: Forwarded) -> None:
+        """Learn from a step, once it is on its way."""
+        self.measured(step, result)
+        self.codec.note(step.tokens, result.compute_us)
 
     def _send(self, step: Step, rows: int, reply: Codec, result: Forwarded) -> tuple[Channel, str] | None:
         """Send on what came out. Returns the channel that turned out to be gone, and why."""
