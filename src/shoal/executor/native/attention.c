@@ -15,10 +15,12 @@ static int64_t keys_bytes(const kv_t *kv) { return aligned(kv->kv_heads * kv->he
 static int64_t values_bytes(const kv_t *kv) { return aligned(kv->kv_heads * PAGE * width(kv) * element(kv)); }
 static int64_t scales_bytes(const kv_t *kv) { return kv->format == INT8 ? aligned(kv->kv_heads * PAGE * 4) : 0; }
 
-int64_t kv_layer_bytes(const kv_t *kv) { return keys_bytes(kv) + values_bytes(kv) + 2 * scales_bytes(kv); }
+static int64_t layer_bytes(const kv_t *kv) { return keys_bytes(kv) + values_bytes(kv) + 2 * scales_bytes(kv); }
+
+int64_t kv_layer_bytes(const kv_t *kv) { return layer_bytes(kv); }
 
 static uint8_t *layer_of(const kv_t *kv, int layer, int32_t page) {
-    return kv->arena + page * kv->page_bytes + layer * kv_layer_bytes(kv);
+    return kv->arena + page * kv->page_bytes + layer * layer_bytes(kv);
 }
 
 static float largest(const float *x, int n) {
@@ -139,14 +141,17 @@ static void softmax(float *scores, int from, int to, int end) {
 INLINE void weigh_values(const attention_t *job, const sequence_t *sequence, const tile_t *tile, int head, int first,
                          int end, const float *scores, int64_t row, int n, int int8) {
     const kv_t *kv = job->kv;
-    const int64_t wide = width(kv);
+    const int64_t wide = width(kv), keys = keys_bytes(kv), place = (int64_t)head * PAGE * wide;
     for (int64_t d = 0; d < wide; d += 16) {
         v16 acc[QUERIES];
         UNROLL for (int i = 0; i < n; i++) acc[i] = zero16();
-        for (int t = 0; t < end; t++) {
-            const uint8_t *base = layer_of(kv, job->layer, sequence->pages[first + t / PAGE]) + keys_bytes(kv);
-            const v16 values = load16_kv(base, ((int64_t)head * PAGE + t % PAGE) * wide + d, int8);
-            UNROLL for (int i = 0; i < n; i++) acc[i] = fma16(splat16(scores[i * row + t]), values, acc[i]);
+        for (int t = 0; t < end; t += PAGE) {
+            const uint8_t *base = layer_of(kv, job->layer, sequence->pages[first + t / PAGE]) + keys;
+            const int slots = end - t < PAGE ? end - t : PAGE;
+            for (int slot = 0; slot < slots; slot++) {
+                const v16 values = load16_kv(base, place + slot * wide + d, int8);
+                UNROLL for (int i = 0; i < n; i++) acc[i] = fma16(splat16(scores[i * row + t + slot]), values, acc[i]);
+            }
         }
         float part[16];
         const int64_t left = kv->head_dim - d < 16 ? kv->head_dim - d : 16;
