@@ -149,20 +149,12 @@ def test_bytes_of_another_size_are_refused(codec: Codec):
         decode(bytes(99), codec, 1, 100)
 
 
-@pytest.mark.skipif(library() is None, reason="the C kernels are not built")
 @EVERY
 @untimed
 @given(hidden=hidden_states)
-def test_the_kernels_give_the_bits_of_what_stands_in_for_them(codec: Codec, hidden: torch.Tensor):
-    native = library()
-    with pytest.MonkeyPatch.context() as patch:
-        sent: list[bytes] = []
-        for found in (native, None):
-            patch.setattr(codecs, "library", lambda found=found: found)
-            sent.append(encode(hidden, codec))
-        assert sent[0] == sent[1]
-        received: list[torch.Tensor] = []
-        for found in (native, None):
-            patch.setattr(codecs, "library", lambda found=found: found)
-            received.append(decode(sent[0], codec, *hidden.shape))
-    assert torch.equal(*received)
+def test_what_stands_in_for_the_kernels_gives_and_reads_their_bits(codec: Codec, hidden: torch.Tensor):
+    """Whichever of the two runs here, against numpy: for numpy itself this says nothing."""
+    sent = encode(hidden, codec)
+    assert codecs._encode_with_numpy(hidden.numpy(), codec) == sent
+    received = codecs._decode_with_numpy(sent, codec, *hidden.shape)
+    assert torch.equal(decode(sent, codec, *hidden.shape), torch.from_numpy(received))

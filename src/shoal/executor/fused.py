@@ -199,9 +199,9 @@ class FusedRunner:
         hidden = batch[0].hidden if len(batch) == 1 else torch.cat([rows.hidden for rows in batch])
         hidden = hidden.contiguous()
         sequences = (SequenceStruct * len(batch))()
+        lengths = [len(rows.hidden) for rows in batch]
         at = 0
-        for sequence, rows in zip(sequences, batch, strict=True):
-            n = len(rows.hidden)
+        for sequence, rows, n in zip(sequences, batch, lengths, strict=True):
             sequence.row, sequence.rows, sequence.position = at, n, rows.position
             sequence.pages, _ = rows.state.pages.numbers.buffer_info()
             at += n
@@ -210,7 +210,6 @@ class FusedRunner:
             self._team.run_span(self._struct, layers, sequences, hidden)
         except ShoalError as error:
             return [error] * len(batch)
-        lengths = [len(rows.hidden) for rows in batch]
         for rows, n in zip(batch, lengths, strict=True):
             rows.state.length = rows.position + n
         return [hidden] if len(batch) == 1 else list(hidden.split(lengths))

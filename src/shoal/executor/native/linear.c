@@ -46,7 +46,8 @@ INLINE float weight(const void *w, int64_t at, int bf16) {
     return bf16 ? from_bf16(((const uint16_t *)w)[at]) : ((const float *)w)[at];
 }
 
-/* Rows r, r + apart, r + 2 · apart … of the weights, n of them, with rows first … of x, m of them. */
+/* Rows r, r + apart, r + 2 · apart … of the weights, n of them, with rows first … of x, m of them. From one r to
+ * the next each is a long stream, which the hardware fetches ahead by itself; neighbours it finds too late. */
 INLINE void dot_tile(const job_t *job, int r, int apart, int n, int first, int m, int bf16) {
     const int64_t cols = job->layer->cols;
     const void *w = job->layer->weights;
@@ -258,7 +259,8 @@ static void quantise_row(void *context, int i, int thread) {
 
 #define STEP (2 * LANES) /* columns of one madd */
 
-/* Rows of weights `apart` rows apart, n of them, with m rows of x. */
+/* Rows of weights `apart` rows apart, as in dot_tile, n of them, with m rows of x. Where a row is taken in pieces
+ * its stream is broken, and is fetched ahead by hand. */
 INLINE void int8_tile(const int8_t *w, int64_t apart, const int16_t *q, int64_t cols, int depth, int32_t *sums,
                       int sums_stride, int n, int m, int broken) {
     const int64_t stride = quantised_stride(cols);
