@@ -27,7 +27,6 @@ from shoal.net.dialer import Dialer
 from shoal.net.direct import DirectCarrier, DirectPipe
 from shoal.net.gossip import Gossip
 from shoal.net.identity import Identity
-from shoal.net.lan import Lan
 from shoal.net.nearby import around
 from shoal.net.network import Answer, PeerConnection, Pipe, Validator
 from shoal.net.providers import Providers
@@ -157,6 +156,8 @@ class Libp2pNetwork:
         own = self._address.libp2p or expand(host, 1)
         self._transport.nearby = around(own, trusting=self._settings.secret is not None)
         if self._settings.mdns:
+            from shoal.net.lan import Lan  # noqa: PLC0415  brings zeroconf, which only this needs
+
             nursery.start_soon(Lan(self._settings.secret, self._address, self._found, host=host).run)
 
     @property

@@ -1,0 +1,112 @@
+"""Which parts of py-libp2p are loaded: those that Shoal uses.
+
+Whatever is asked of it, py-libp2p 0.8 imports everything: QUIC, WebSocket, ACME, UPnP, bitswap, stores in
+SQLite, names over HTTPS. That is 600 modules, half a second of CPU and 40 MB in every process, for carriers
+and services that Shoal never starts. So before the library is imported,
+
+- packages that only gather names from everywhere are made without running their ``__init__`` (:data:`BARE`);
+- modules that are only named, in annotations or as something that could be configured, are stood in for
+  (:data:`LEFT_OUT`); whoever calls into one gets an error that says so;
+- DNS names are resolved by a resolver that imports dnspython when there is one to resolve.
+
+``tests/net/test_libp2p_parts.py`` notices when the library no longer has one of these modules.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+BARE = frozenset(
+    {
+        "libp2p",
+        "libp2p.bitswap",
+        "libp2p.discovery.mdns",
+        "libp2p.relay",
+        "libp2p.relay.circuit_v2",
+        "libp2p.security.tls",
+        "libp2p.transport",
+        "multiaddr.resolvers",
+    }
+)
+"""Packages whose own code is not run: their modules are imported by their full names."""
+
+LEFT_OUT = frozenset(
+    {
+        "libp2p.bitswap.cid",  # block exchange; the DHT reads CIDs with it where it keeps values
+        "libp2p.discovery.mdns.mdns",  # Shoal has its own, which shows no stranger who is there: net/lan.py
+        "libp2p.discovery.upnp.upnp",
+        "libp2p.security.tls.autotls.acme",
+        "libp2p.security.tls.autotls.broker",
+        "libp2p.transport.quic.stream",
+    }
+)
+"""Modules that are stood in for: named by what is loaded, and never entered."""
+
+
+class NotLoaded:
+    """Stands for a class or a function of a module that is left out."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise NotImplementedError(f"{type(self).__module__}.{type(self).__qualname__} is left out of Shoal")
+
+
+class StandIn(ModuleType):
+    """A module of py-libp2p that is left out; every name can be imported from it, and none be used."""
+
+    def __getattr__(self, name: str) -> type[NotLoaded]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        made = type(name, (NotLoaded,), {"__module__": self.__name__})
+        setattr(self, name, made)
+        return made
+
+
+class ResolverOnDemand:
+    """multiaddr's resolver of DNS names, which imports dnspython when the first name is to be resolved."""
+
+    async def resolve(self, maddr: Any, *args: Any, **options: Any) -> Any:
+        """As ``multiaddr.resolvers.DNSResolver.resolve``."""
+        from multiaddr.resolvers.dns import DNSResolver  # noqa: PLC0415  the point of this class
+
+        return await DNSResolver().resolve(maddr, *args, **options)
+
+
+class _Bare(Loader):
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__name__ == "multiaddr.resolvers":
+            vars(module)["DNSResolver"] = ResolverOnDemand
+
+
+class _LeftOut(Loader):
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return StandIn(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """There is nothing to run."""
+
+
+class Parts(MetaPathFinder):
+    """Answers for the modules above; all others are found as ever."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname in LEFT_OUT:
+            return ModuleSpec(fullname, _LeftOut())
+        if fullname not in BARE:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None:
+            spec.loader = _Bare()
+        return spec
+
+
+def choose() -> None:
+    """Load only these parts from here on. What was imported before stays as it is."""
+    if not any(isinstance(finder, Parts) for finder in sys.meta_path):
+        sys.meta_path.insert(0, Parts())
