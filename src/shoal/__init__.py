@@ -12,7 +12,6 @@ The library in four lines::
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
     from shoal.client.session import Session
     from shoal.errors import ShoalError
 
-__version__ = version("shoal")
+    __version__: str
+
 __all__ = ["Answer", "Connection", "Delta", "Sampling", "Session", "ShoalError", "connect"]
 
 _HOMES = {
@@ -38,7 +38,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a name when it is first used: torch takes seconds, and ``shoal --help`` must answer at once."""
+    """Import a name when it is first used: ``import shoal`` and ``shoal --help`` must answer at once."""
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415  it takes as long as all else here
+
+        return version("shoal")
     if name not in _HOMES:
         raise AttributeError(f"module 'shoal' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

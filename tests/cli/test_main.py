@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import typer.main
 
 from shoal.cli import main
 from shoal.cli.main import app
@@ -40,6 +41,23 @@ def test_help_names_every_command(shoal: Shoal) -> None:
     words = "up serve join invite run chat status peers ping models doctor demo bench key identity version"
     for word in f"{words} config service completion".split():
         assert f"\n  {word} " in ran.out
+
+
+def test_the_list_of_commands_says_what_each_commands_own_help_says_first() -> None:
+    """The list is made without importing the commands; they are what it says."""
+    group = typer.main.get_command(app)
+    for name, lazy in main.Commands.lazy.items():
+        command = group.commands[name]  # pyright: ignore[reportAttributeAccessIssue]
+        assert command.get_short_help_str(200).startswith(lazy.help.removesuffix(".")), name
+
+
+def test_help_imports_no_command() -> None:
+    code = "import sys; from shoal.cli.main import run; run(['--help']); print('loaded:', *sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ran.stdout.splitlines()[-1].split())
+    commands = {f"shoal.cli.{lazy.module}" for lazy in main.Commands.lazy.values()} - {"shoal.cli.completion"}
+    assert not loaded & commands
+    assert not loaded & {"numpy", "cryptography", "psutil", "rich", "importlib.metadata"}
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["version"], ["models", "list"]])
@@ -161,8 +179,8 @@ def test_a_reader_that_leaves_early_causes_no_noise(home: Path) -> None:
 
 def test_sigint_ends_a_process_with_130(home: Path) -> None:
     code = (
-        "import sys, time, shoal.cli.main as m\n"
-        "m.identity.emit = lambda *_: (print('go', flush=True), time.sleep(30))\n"
+        "import sys, time, shoal.cli.identity as i, shoal.cli.main as m\n"
+        "i.emit = lambda *_: (print('go', flush=True), time.sleep(30))\n"
         "sys.argv = ['shoal', 'identity', 'path']; m.main()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:

@@ -1,6 +1,6 @@
 """The `shoal` command: every subcommand, and the one place where errors become exit codes.
 
-Nothing heavy is imported before the command that needs it runs: `shoal --help` must answer at once.
+A command's module is imported when that command is asked for: `shoal --help` must answer at once.
 """
 
 from __future__ import annotations
@@ -9,39 +9,53 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar
 
 import typer
 import typer.main
 from typer.exceptions import TyperException
 
 from shoal import config
-from shoal.cli import (
-    bench,
-    chat,
-    completion,
-    configuration,
-    demo,
-    doctor,
-    gateway,
-    identity,
-    key,
-    models,
-    node,
-    plan,
-    route,
-    service,
-    status,
-    swarms,
-    version,
-)
+from shoal.cli import completion
+from shoal.cli.lazy_group import Lazy, LazyGroup
 from shoal.cli.options import debugging, remember
 from shoal.cli.output import as_shoal_error, interrupted, report, wants_json
 from shoal.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, ShoalError, UsageError
 
+
+class Commands(LazyGroup):
+    """Every subcommand, in the order in which a newcomer needs them."""
+
+    lazy: ClassVar[Mapping[str, Lazy]] = {
+        "up": Lazy("node", "Be in the swarm and serve."),
+        "serve": Lazy("node", "Serve a span of MODEL."),
+        "gateway": Lazy("gateway", "Serve OpenAI's API and a page from a swarm."),
+        "invite": Lazy("swarms", "Print the code that lets others in."),
+        "join": Lazy("swarms", "Enter a swarm with an invite."),
+        "run": Lazy("chat", "Answer one prompt."),
+        "chat": Lazy("chat", "Talk with a model."),
+        "status": Lazy("status", "Show what the swarm serves."),
+        "peers": Lazy("status", "List the peers, with the path to each."),
+        "ping": Lazy("status", "Measure the way to a peer."),
+        "models": Lazy("models", "Models: list, pull, rm, show."),
+        "key": Lazy("key", "Keys for the API."),
+        "identity": Lazy("identity", "This machine's identity."),
+        "doctor": Lazy("doctor", "Check this machine."),
+        "demo": Lazy("demo", "See it work here."),
+        "bench": Lazy("bench", "Measure this machine."),
+        "plan": Lazy("plan", "Say what machines would reach."),
+        "route": Lazy("route", "Show the route that a session would take now."),
+        "config": Lazy("configuration", "The options, and config.toml: show, path, init."),
+        "service": Lazy("service", "`shoal up` as a systemd user service."),
+        "completion": Lazy("completion", "Completion for your shell: install, show."),
+        "version": Lazy("version", "Print versions, of Shoal and what it needs."),
+    }
+
+
 app = typer.Typer(
     name="shoal",
+    cls=Commands,
     help="Run AI models that no single machine can hold, over a swarm of ordinary machines.",
     no_args_is_help=True,
     add_completion=False,  # `shoal completion` does it
@@ -62,12 +76,6 @@ def before(
     ] = None,
 ) -> None:
     remember(log_level=log_level, log_format=log_format)
-
-
-for group in (node, gateway, swarms, chat, status, models, key, identity, doctor, demo, bench, plan, route):
-    group.register(app)
-for group in (configuration, service, completion, version):
-    group.register(app)
 
 
 def main() -> None:

@@ -10,8 +10,6 @@ import typer
 from shoal import config
 from shoal.cli import names
 from shoal.config import Settings
-from shoal.metrics.logs import log_to_stderr
-from shoal.swarm.membership import PUBLIC
 from shoal.types import Format
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -85,6 +83,9 @@ def settings(**flags: Any) -> Settings:
     Raises:
         UsageError: an option, variable or line of ``config.toml`` with a value it cannot have.
     """
+    from shoal.metrics.logs import log_to_stderr
+    from shoal.swarm.membership import PUBLIC
+
     given = {name: value for name, value in flags.items() if value != []}
     if given.get("public") and given.get("swarm") is None:
         given["swarm"] = PUBLIC
