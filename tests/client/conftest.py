@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 from trio.testing import MockClock
 
+from shoal.models.parts import cache_argument
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.types import Span
 
@@ -22,12 +21,11 @@ class Whole:
     def __init__(self, folder):
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.cache = DynamicCache(config=self.model.config)
-        accepted = inspect.signature(self.model.forward).parameters
-        self.cache_name = next(name for name in ("past_key_values", "cache_params") if name in accepted)
 
     @torch.inference_mode()
     def step(self, tokens):
-        return self.model(torch.tensor([tokens]), **{self.cache_name: self.cache}, use_cache=True).logits[0]
+        cache = cache_argument(self.model, self.cache)
+        return self.model(torch.tensor([tokens]), **cache, use_cache=True).logits[0]
 
     def greedy(self, prompt, count):
         self.cache = DynamicCache(config=self.model.config)

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from shoal.client.session import Session
 from shoal.client.swarm import Swarm
+from shoal.models.parts import cache_argument
 from shoal.node.node import Node
 from shoal.testing import byhand
 from shoal.testing.byhand import ByHand, by_hand
@@ -93,7 +94,9 @@ class Reference:
         """The logits ``[tokens, vocab]`` after each piece, appended one after another."""
         cache: Any = DynamicCache(config=self.model.config)
         return [
-            self.model(torch.tensor([list(piece)]), past_key_values=cache, use_cache=True).logits[0]
+            self.model(
+                torch.tensor([list(piece)]), **cache_argument(self.model, cache), use_cache=True
+            ).logits[0]
             for piece in pieces
         ]
 

@@ -12,6 +12,7 @@ import transformers
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from shoal.models.local import LocalModel
+from shoal.models.parts import cache_argument
 from shoal.models.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
 
@@ -26,7 +27,6 @@ class Whole:
     def __init__(self, folder: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         accepted = inspect.signature(self.model.forward).parameters
-        self._cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
         self._positions = "position_ids" in accepted
 
     def logits(self, pieces: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -34,7 +34,7 @@ class Whole:
         cache = DynamicCache(config=self.model.config)
         position, found = 0, []
         for piece in pieces:
-            options = {self._cache_name: cache, "use_cache": True}
+            options = cache_argument(self.model, cache) | {"use_cache": True}
             if self._positions:
                 options["position_ids"] = torch.arange(position, position + len(piece))[None]
             with torch.inference_mode():

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import shoal
 from shoal import config
+from shoal.models.parts import cache_argument
 from shoal.models.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
 
@@ -38,7 +39,8 @@ class Whole:
 
     @torch.inference_mode()
     def step(self, tokens):
-        return self.model(torch.tensor([tokens]), past_key_values=self.cache, use_cache=True).logits[0]
+        cache = cache_argument(self.model, self.cache)
+        return self.model(torch.tensor([tokens]), **cache, use_cache=True).logits[0]
 
 
 def check(swarm, whole):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import trio
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from shoal.cli.demonstration import booted
 from shoal.cli.options import asked_format
@@ -24,6 +24,7 @@ from shoal.client.swarm import Swarm
 from shoal.config import Settings
 from shoal.errors import UsageError
 from shoal.models.local import LocalModel
+from shoal.models.parts import cache_argument
 from shoal.types import Format, resolve_format
 
 PROMPT = tuple(range(100, 132))
@@ -77,7 +78,8 @@ class Alone:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._out = self._forward(list(PROMPT), None)
+        self._cache = DynamicCache(config=model.config)
+        self._out = self._forward(list(PROMPT))
         self.tokens: list[int] = []
 
     @classmethod
@@ -94,13 +96,14 @@ class Alone:
         began = time.perf_counter()
         for _ in range(count):
             self.tokens.append(int(self._out.logits[0, -1].argmax()))
-            self._out = self._forward(self.tokens[-1:], self._out.past_key_values)
+            self._out = self._forward(self.tokens[-1:])
         return time.perf_counter() - began
 
-    def _forward(self, token_ids: list[int], cache: Any) -> Any:
+    def _forward(self, token_ids: list[int]) -> Any:
         with torch.inference_mode():
             ids = torch.tensor([token_ids])
-            return self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = cache_argument(self._model, self._cache)
+            return self._model(ids, **cache, use_cache=True, logits_to_keep=1)
 
 
 class Through:

@@ -25,6 +25,7 @@ from shoal.models.blocks import find_blocks
 from shoal.models.hollow import causal_class
 from shoal.models.kv import Kv, layer_bytes
 from shoal.models.loader import REFUSED, first_line
+from shoal.models.parts import cache_argument
 from shoal.routing.roofline import FLOAT, KvElement, PartCost, SpanCost
 from shoal.types import Format
 
@@ -74,7 +75,7 @@ def _built(config: PretrainedConfig) -> tuple[PreTrainedModel, Sequence[Any]]:
     try:
         with torch.device("meta"), torch.inference_mode():
             model = cls(config).eval()
-            model(input_ids=ids, past_key_values=states, use_cache=True)
+            model(input_ids=ids, use_cache=True, **cache_argument(model, states))
     except REFUSED as error:
         raise UnsupportedModel(
             f"{cls.__name__} cannot be built from this config ({first_line(error)})",

@@ -9,6 +9,9 @@ from torch import nn
 
 from shoal.errors import StepFailed
 
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""What forwards call the cache: since transformers 5.24, before it, and Mamba's before it."""
+
 
 def check_hidden(hidden: torch.Tensor, width: int, dtype: torch.dtype) -> None:
     """Check that ``hidden`` is ``[1, n, width]`` in ``dtype``.
@@ -26,6 +29,11 @@ def tensor_bytes(model: nn.Module) -> int:
     """Bytes of a module's parameters, each counted once, and of what its modules hold packed."""
     plain = sum(p.numel() * p.element_size() for p in model.parameters())
     return plain + sum(int(getattr(module, "packed_bytes", 0)) for module in model.modules())
+
+
+def cache_argument(module: nn.Module, cache: object) -> dict[str, object]:
+    """``cache`` by the name under which a module's forward takes it; nothing if it takes none."""
+    return dict.fromkeys(accepted_inputs(module) & set(CACHE_NAMES), cache)
 
 
 def accepted_inputs(module: nn.Module) -> frozenset[str]:

@@ -23,7 +23,7 @@ from shoal.models.ends import Ends, load_ends
 from shoal.models.hollow import load_hollow, read_model_config
 from shoal.models.kv import Cache
 from shoal.models.local import LocalModel
-from shoal.models.parts import accepted_inputs, check_hidden, tensor_bytes
+from shoal.models.parts import CACHE_NAMES, accepted_inputs, check_hidden, tensor_bytes
 from shoal.models.probe import KvCost, check_span
 from shoal.models.standins import Reached, split_hidden
 from shoal.types import DType, Span
@@ -151,14 +151,12 @@ class SpanModule:
     def _run(self, hidden: torch.Tensor, cache: Cache, position: int) -> torch.Tensor:
         n = hidden.shape[1]
         positions = torch.arange(position, position + n, device=self.device)
-        offered = {
+        offered: dict[str, object] = {
             "inputs_embeds": hidden,
             "position_ids": positions[None],
             "cache_position": positions,
-            "past_key_values": cache.states,
-            "cache_params": cache.states,
             "use_cache": True,
-        }
+        } | dict.fromkeys(CACHE_NAMES, cache.states)
         self._entering = hidden
         try:
             self.model.base_model(**{name: offered[name] for name in self._accepts & offered.keys()})
