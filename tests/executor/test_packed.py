@@ -65,6 +65,19 @@ def test_the_output_is_near_float32(family: str, local: Local) -> None:
         assert difference(outputs(packed), outputs(exact)) < bound
 
 
+@pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("family", ["olmo", "nanochat"])
+def test_a_model_whose_norms_have_no_weights_has_no_parameter_left(
+    family: str, format: Format, local: Local
+) -> None:
+    packed = load_packed(local(family), SPAN, format, team=team())
+    assert not list(packed.model.parameters())
+    assert (packed.dtype, packed.device) == (torch.float32, torch.device("cpu"))
+    assert torch.equal(
+        outputs(packed.part(Span(2, 4))), outputs(load_packed(local(family), Span(2, 4), format, team=team()))
+    )
+
+
 @pytest.mark.parametrize(
     ("format", "share"), [("bf16", 0.52), ("int8", 0.30), ("int4", 0.20)], ids=["bf16", "int8", "int4"]
 )

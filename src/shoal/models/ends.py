@@ -12,6 +12,7 @@ from shoal.errors import PromptTooLong, StepFailed, UsageError
 from shoal.models.blocks import Blocks
 from shoal.models.checkpoint import open_checkpoint
 from shoal.models.hollow import load_hollow, read_model_config
+from shoal.models.loader import TORCH_DTYPE
 from shoal.models.local import LocalModel
 from shoal.models.parts import accepted_inputs, check_hidden, tensor_bytes
 from shoal.models.probe import check_embed, check_head
@@ -23,13 +24,20 @@ class Ends:
     """The embedding and the head, sharing a tied matrix. For one thread at a time."""
 
     def __init__(
-        self, model: PreTrainedModel, blocks: Blocks, config: PretrainedConfig, context: int
+        self,
+        model: PreTrainedModel,
+        blocks: Blocks,
+        config: PretrainedConfig,
+        *,
+        context: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.width = int(config.hidden_size)
         self.vocab_size = int(config.vocab_size)
         self.context = context
-        self.dtype = model.dtype
-        self.device = model.device
+        self.dtype = dtype
+        self.device = device
         self.model = model
         self.tensor_bytes = tensor_bytes(model)
         """Bytes of both ends' weights in memory, a tied matrix once."""
@@ -96,7 +104,14 @@ def load_ends(model: LocalModel, dtype: DType = "float32", device: str = "cpu") 
     config = read_model_config(checkpoint)
     hollow, blocks = load_hollow(checkpoint, config, dtype, None)
     hollow.to(device)  # pyright: ignore[reportArgumentType]
-    ends = Ends(hollow, blocks, config, model.shape.context)
+    ends = Ends(
+        hollow,
+        blocks,
+        config,
+        context=model.shape.context,
+        dtype=TORCH_DTYPE[dtype],
+        device=torch.device(device),
+    )
     check_embed(ends)
     check_head(ends)
     return ends

@@ -22,6 +22,7 @@ from shoal.models.checkpoint import open_checkpoint
 from shoal.models.ends import Ends, load_ends
 from shoal.models.hollow import load_hollow, read_model_config
 from shoal.models.kv import Cache
+from shoal.models.loader import TORCH_DTYPE
 from shoal.models.local import LocalModel
 from shoal.models.parts import CACHE_NAMES, accepted_inputs, check_hidden, tensor_bytes
 from shoal.models.probe import KvCost, check_span
@@ -43,13 +44,18 @@ class SpanModule:
         blocks: Blocks,
         span: Span,
         config: PretrainedConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
         kv_as: kv.Kv = "auto",
     ) -> None:
         self.span = span
         self.width = int(config.hidden_size)
         """Elements of one token's hidden states."""
-        self.dtype = model.dtype
-        self.device = model.device
+        # Told, not looked up: a model whose weights are all packed has no parameter to look at, and the first
+        # parameter of one that keeps some in float32 says nothing of its hidden states.
+        self.dtype = dtype
+        self.device = device
         self.model = model
         self.blocks = blocks
         self.tensor_bytes = tensor_bytes(model)
@@ -144,7 +150,9 @@ class SpanModule:
             block._forward_pre_hooks_with_kwargs.clear()  # pyright: ignore[reportPrivateUsage]
             block._forward_hooks.clear()  # pyright: ignore[reportPrivateUsage]
         blocks.replace(kept, span.start)
-        module = SpanModule(model, blocks, span, self._config, self._kv_as)
+        module = SpanModule(
+            model, blocks, span, self._config, dtype=self.dtype, device=self.device, kv_as=self._kv_as
+        )
         module.kv_cost = check_span(module)
         return module
 
@@ -226,7 +234,9 @@ def build_span(
         )
     hollow, blocks = load_hollow(checkpoint, config, dtype, span, packing, split)
     hollow.to(device)  # pyright: ignore[reportArgumentType]
-    return SpanModule(hollow, blocks, span, config, kv_as)
+    return SpanModule(
+        hollow, blocks, span, config, dtype=TORCH_DTYPE[dtype], device=torch.device(device), kv_as=kv_as
+    )
 
 
 def _leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:

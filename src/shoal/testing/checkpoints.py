@@ -77,9 +77,18 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         **BASE, **_HEADS, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
     ),
     "qwen2": lambda: t.Qwen2Config(**BASE, use_sliding_window=True, sliding_window=8, max_window_layers=3),
+    "qwen2_moe": lambda: t.Qwen2MoeConfig(
+        **BASE,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=64,
+    ),
     "qwen3_moe": lambda: t.Qwen3MoeConfig(**_SPARSE, mlp_only_layers=[1, 4]),
     "gemma2": lambda: t.Gemma2Config(**BASE, **_HEADS, sliding_window=8),
     "phi3": lambda: t.Phi3Config(**BASE),
+    "olmo": lambda: t.OlmoConfig(**BASE),
+    "nanochat": lambda: t.NanoChatConfig(**BASE),
     "olmo2": lambda: t.Olmo2Config(**BASE),
     "smollm3": lambda: t.SmolLM3Config(**BASE),
     "neox": lambda: t.GPTNeoXConfig(**_NO_GROUPS),
