@@ -26,8 +26,7 @@ from shoal.client.swarm import Swarm
 from shoal.errors import ChannelClosed, NotAllowed
 from shoal.models.store import ModelStore
 from shoal.net import channel as channel_module
-from shoal.net import connections as connections_module
-from shoal.net import direct as direct_module
+from shoal.net import handshakes as handshakes_module
 from shoal.net import pool as pool_module
 from shoal.net.host import NetworkSettings, open_network
 from shoal.net.identity import Identity
@@ -97,8 +96,8 @@ async def victim(
     nursery: trio.Nursery,
 ) -> AsyncGenerator[RealSwarm]:
     """A real swarm of which nothing may be left behind; its deadlines are short enough to be waited for."""
-    monkeypatch.setattr(connections_module, "HANDSHAKE_WITHIN_S", 0.5)
-    monkeypatch.setattr(direct_module, "HANDSHAKE_WITHIN_S", 0.5)
+    monkeypatch.setattr(handshakes_module, "FIRST_WITHIN_S", 0.5)
+    monkeypatch.setattr(handshakes_module, "HANDSHAKE_WITHIN_S", 0.5)
     monkeypatch.setattr(channel_module, "SENT_WITHIN_S", 1.0)
     async with (
         real_swarm(tmp_path / "home", checkpoint) as swarm,

@@ -21,14 +21,14 @@ from libp2p.stream_muxer.yamux.yamux import FLAG_SYN, TYPE_DATA, TYPE_WINDOW_UPD
 from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
 
-from shoal.errors import ChannelClosed, DeadlineExceeded, NotAllowed, RemoteProtocolError
+from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError
 from shoal.net import connections as connections_module
-from shoal.net import direct as direct_module
+from shoal.net import handshakes as handshakes_module
 from shoal.net import muxer as muxer_module
 from shoal.net.host import Libp2pNetwork
 from shoal.net.identity import Identity
 from shoal.types import PeerAddress, PeerId
-from tests.net.conftest import back_to_baseline, bootstrap, networks, only, opened, port_of
+from tests.net.conftest import SECRET, back_to_baseline, bootstrap, networks, only, opened, port_of
 
 PORTS = pytest.mark.parametrize("kind", ["libp2p", "direct"])
 GARBAGE = [
@@ -49,8 +49,8 @@ GARBAGE = [
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Handshake deadlines short enough to be waited for."""
-    monkeypatch.setattr(connections_module, "HANDSHAKE_WITHIN_S", 0.5)
-    monkeypatch.setattr(direct_module, "HANDSHAKE_WITHIN_S", 0.5)
+    monkeypatch.setattr(handshakes_module, "FIRST_WITHIN_S", 0.5)
+    monkeypatch.setattr(handshakes_module, "HANDSHAKE_WITHIN_S", 0.5)
 
 
 def anything(_: PeerId, __: bytes) -> bool:
@@ -159,16 +159,69 @@ async def test_a_closed_connection_gives_its_place_back(monkeypatch: pytest.Monk
             await quiet(network)
 
 
-async def test_one_host_cannot_take_every_place(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connections_module, "PER_HOST_LIMIT", 2)
+async def test_a_host_with_too_many_connections_loses_its_oldest_idle_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connections_module, "PER_NETWORK_LIMIT", 2)
     async with networks(None) as (network,):
         async with networks(None, None, None) as (a, b, c):
-            for peer in (a, b):
+            for peer in (a, b, c):
                 await peer.connect(bootstrap(network), deadline_s=3)
-            with pytest.raises((ChannelClosed, NotAllowed)):
-                await c.connect(bootstrap(network), deadline_s=3)
+            with trio.fail_after(3):
+                while len(network.connections()) > 2:  # noqa: ASYNC110
+                    await trio.sleep(0.02)
+            assert {b.peer, c.peer} == {connection.peer for connection in network.connections()}
         await quiet(network)
         await serves(network)
+
+
+FIRST_MESSAGES = {
+    "silence": {"libp2p": b"", "direct": b""},
+    "a byte": {"libp2p": b"\x13", "direct": b"\0"},
+}
+
+
+@pytest.mark.parametrize("said", FIRST_MESSAGES)
+@pytest.mark.parametrize("secret", [None, SECRET], ids=["public", "private"])
+async def test_a_crowd_that_begins_and_does_not_go_on_keeps_nobody_out(
+    said: str, secret: bytes | None, monkeypatch: pytest.MonkeyPatch
+):
+    """300 sockets on each port, opened again as soon as they are closed: whoever comes is in within 3 s."""
+    monkeypatch.undo()  # the deadlines of the product
+    async with networks(secret) as (network,):
+
+        async def hold(kind: str) -> None:
+            port = port_of(getattr(network.address, kind)[0])
+            while True:
+                with suppress(OSError, trio.BrokenResourceError):
+                    stream = await trio.open_tcp_stream("127.0.0.1", port)
+                    await stream.send_all(FIRST_MESSAGES[said][kind])
+                    while await stream.receive_some():
+                        pass
+                await trio.sleep(0.2)
+
+        async with trio.open_nursery() as nursery:
+            for kind in ("libp2p", "direct"):
+                for _ in range(300):
+                    nursery.start_soon(hold, kind)
+            await trio.sleep(1.5)
+            for _ in range(3):
+                async with opened(secret) as honest:
+                    await honest.connect(bootstrap(network), deadline_s=3)
+                    pipe = await honest.open_pipe(only(network.address, "direct"), deadline_s=3)
+                    assert pipe.carrier == "direct"
+                    await pipe.aclose()
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_hangs_up_unheard_may_be_busy_and_is_not_called_a_stranger():
+    async def hang_up(stream: trio.SocketStream) -> None:
+        await stream.aclose()
+
+    async with networks(SECRET) as (member,), trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(trio.serve_tcp, hang_up, 0)
+        port = listener.socket.getsockname()[1]
+        with pytest.raises(ChannelClosed, match="hung up before it said a word: it may be busy"):
+            await member.connect(f"/ip4/127.0.0.1/tcp/{port}/p2p/{Identity.ephemeral().peer}", deadline_s=3)
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_address_that_a_peer_announced_does_not_make_us_dial_our_own_machine():

@@ -16,7 +16,7 @@ from shoal.net import pool as pool_module
 from shoal.net.channel import HELLO_WITHIN_S, Channel
 from shoal.net.identity import Identity
 from shoal.net.pool import PER_PEER_LIMIT, ChannelPool
-from shoal.testing.memory import MemoryNetwork, World
+from shoal.testing.memory import MemoryNetwork, MemoryPipe, World
 from shoal.types import PeerAddress
 from shoal.wire.messages import Close, Message
 
@@ -195,21 +195,74 @@ async def test_one_peer_holds_only_so_many_channels_open(autojump_clock: MockClo
             nursery.cancel_scope.cancel()
 
 
-async def test_all_peers_together_hold_only_so_many(
+async def crowd_of(world: World, node: Peer, count: int, host: str = "") -> list[MemoryPipe]:
+    """Pipes of so many strangers, one after the other, all of whom come from one host."""
+    pipes: list[MemoryPipe] = []
+    for _ in range(count):
+        stranger = world.network()
+        stranger.host = host
+        pipes.append(await stranger.open_pipe(node.network.address, deadline_s=5))
+        await trio.sleep(0.2)
+    return pipes
+
+
+async def hung_up(pipe: MemoryPipe) -> bool:
+    """Whether the node has closed it; what it said before does not matter."""
+    with trio.move_on_after(0.01):
+        while await pipe.receive_some():
+            pass
+        return True
+    return False
+
+
+async def test_when_every_place_is_taken_the_longest_idle_stranger_makes_room(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(pool_module, "CHANNELS_LIMIT", 3)
     world = World()
     async with peers(True, world=world) as (node,):
-        pipes = [await world.network().open_pipe(node.network.address, deadline_s=5) for _ in range(5)]
-        await trio.sleep(0.1)
+        pipes = await crowd_of(world, node, 5)
         assert len(node.pool.all()) == 3
-        assert [await pipe.receive_some() for pipe in pipes[3:]] == [b"", b""]
-        for pipe in pipes:
-            await pipe.aclose()
-        await trio.sleep(0.1)
-        assert node.pool.all() == []
-        assert len(node.ended) == 3
+        assert [await hung_up(pipe) for pipe in pipes] == [True, True, False, False, False]
+        assert node.ended == ["others need its place, and no session does"] * 2
+
+
+async def test_who_is_known_or_in_a_session_keeps_its_place(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pool_module, "CHANNELS_LIMIT", 3)
+    world = World()
+    async with peers(True, world=world) as (node,):
+        pipes = await crowd_of(world, node, 3)
+        in_session, known, _ = node.pool.all()
+        node.pool._held = lambda channel: channel is in_session
+        node.pool._known = lambda peer: peer == known.peer
+        pipes += await crowd_of(world, node, 2)
+        assert {in_session, known} < set(node.pool.all())
+        assert [await hung_up(pipe) for pipe in pipes] == [False, False, True, True, False]
+
+
+async def test_where_sessions_need_every_channel_one_more_is_refused(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pool_module, "CHANNELS_LIMIT", 2)
+    world = World()
+    async with peers(True, world=world) as (node,):
+        node.pool._held = lambda _: True
+        pipes = await crowd_of(world, node, 3)
+        assert [await hung_up(pipe) for pipe in pipes] == [False, False, True]
+
+
+async def test_one_networks_machines_take_places_from_each_other_alone(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pool_module, "PER_NETWORK_LIMIT", 2)
+    world = World()
+    async with peers(True, world=world) as (node,):
+        others = await crowd_of(world, node, 1, "198.51.100.1")
+        crowd = await crowd_of(world, node, 2, "192.0.2.1") + await crowd_of(world, node, 2, "192.0.2.2")
+        assert [await hung_up(pipe) for pipe in crowd] == [True, True, False, False]
+        assert not await hung_up(others[0])
 
 
 async def test_a_peer_that_dies_ends_its_channels(autojump_clock: MockClock):
@@ -250,5 +303,5 @@ async def test_a_pool_that_ends_while_it_dials_leaves_no_pipe(autojump_clock: Mo
             nursery.start_soon(dial)
             await trio.sleep(0.05)
             client.scope.cancel()
-        await trio.sleep(1)
+        await trio.sleep(0.2)
         assert node.pool.all() == []

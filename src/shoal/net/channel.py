@@ -96,6 +96,11 @@ class Channel:
         return self._pipe.carrier
 
     @property
+    def host(self) -> str:
+        """The address that the peer comes from; empty where the carrier has none."""
+        return self._pipe.host
+
+    @property
     def closed(self) -> bool:
         return self._closed.is_set()
 

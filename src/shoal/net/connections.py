@@ -8,8 +8,7 @@ also after it has closed: a node would stop accepting after some days. Both are 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import trio
 from libp2p.abc import IMuxedConn, INetStream, IRawConnection
@@ -25,18 +24,19 @@ from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
+from shoal.net.backlog import network_of
+from shoal.net.handshakes import HANDSHAKE_WITHIN_S, Handshakes, Ticket
 from shoal.net.identity import Identity
 from shoal.net.muxer import BoundedMuxers, BoundedYamux
 from shoal.net.peers import Peers
 from shoal.net.secret import ProtectedUpgrader, pnet_key
-from shoal.net.tcp import GuardedTCP
+from shoal.net.tcp import BoundedStream, GuardedTCP
 
 CONNECTIONS_LIMIT = 300
-PER_HOST_LIMIT = 64
-"""Inbound connections from one host: a few dozen nodes may share one, a flood may not fill every place."""
-HALF_OPEN_LIMIT = 64
-"""Inbound handshakes at once; one more connection is closed unheard."""
-HANDSHAKE_WITHIN_S = 5.0
+PER_NETWORK_LIMIT = 64
+"""Inbound connections from one network: a few dozen nodes may share one, a flood may not fill every place."""
+FIRST_MESSAGE = len(b"\x13/multistream/1.0.0\n")
+"""Bytes of the shortest first message; in a private swarm a longer nonce goes before it."""
 NEGOTIATED_WITHIN_S = 5.0
 PER_PEER_LIMIT = 3
 
@@ -46,35 +46,46 @@ log = logging.getLogger(__name__)
 class Connections(Swarm):
     """Every connection of the host."""
 
+    handshakes: Handshakes
+    """Those of the transport."""
+
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self._half_open = 0
-        self._by_host = Counter[str]()
+        self._inbound: dict[str, list[BoundedYamux]] = {}
+        """Accepted connections by network, the oldest first."""
         # Whoever uses the network says which connections it wants. Whatever its settings, the library would
         # dial peers that it has merely heard of until it has 150.
         self.auto_connector.maybe_connect = trio.lowlevel.checkpoint
 
     async def upgrade_inbound_raw_conn(self, raw_conn: IRawConnection, maddr: Multiaddr) -> IMuxedConn:
-        """As the base class, within the limit of handshakes; returns only by raising.
+        """As the base class, within the limits; returns only by raising.
 
         The caller gives the connection's place back when this ends, so it ends when the connection does.
         """
-        host, _ = raw_conn.get_remote_address() or ("", 0)
-        if self._half_open >= HALF_OPEN_LIMIT or self._by_host[host] >= PER_HOST_LIMIT:
-            raise SwarmException("too many handshakes at once, or too many connections from one host")
-        self._by_host[host] += 1
-        try:
-            self._half_open += 1
-            try:
-                connection = await super().upgrade_inbound_raw_conn(raw_conn, maddr)
-            finally:
-                self._half_open -= 1
-            if isinstance(connection, BoundedYamux):
-                await connection.event_closed.wait()
-        finally:
-            self._by_host[host] -= 1
-            self._by_host += Counter[str]()  # forgets the hosts that have none left
+        stream = cast(BoundedStream, cast(Any, raw_conn).stream)
+        connection: IMuxedConn | None = None
+        with self.handshakes.handshake(cast(Ticket, stream.ticket)):
+            connection = await super().upgrade_inbound_raw_conn(raw_conn, maddr)
+        if not isinstance(connection, BoundedYamux):
+            await stream.close()
+            raise SwarmException("the handshake did not end in time, or others needed its place")
+        await self._until_it_ends(connection, network_of((raw_conn.get_remote_address() or ("", 0))[0]))
         raise SwarmException("the connection has ended")
+
+    async def _until_it_ends(self, connection: BoundedYamux, network: str) -> None:
+        """A network that has too many connections loses the one that is least used, the oldest of those."""
+        accepted = self._inbound.setdefault(network, [])
+        accepted.append(connection)
+        try:
+            if len(accepted) > PER_NETWORK_LIMIT:
+                least = min(accepted[:-1], key=lambda other: len(other.streams))
+                log.debug("%s has too many connections: that of %s ends", network, least.peer_id)
+                await least.close()
+            await connection.event_closed.wait()
+        finally:
+            accepted.remove(connection)
+            if not accepted:
+                self._inbound.pop(network, None)
 
 
 class Host(BasicHost):
@@ -101,7 +112,8 @@ def build_host(identity: Identity, secret: bytes | None) -> tuple[Host, Connecti
         upgrader = ProtectedUpgrader(security, {})
         upgrader.key = pnet_key(secret)
     upgrader.muxer_multistream = BoundedMuxers()
-    transport = GuardedTCP()
+    handshakes = Handshakes(FIRST_MESSAGE)
+    transport = GuardedTCP(handshakes)
     config = ConnectionConfig(
         max_connections=CONNECTIONS_LIMIT,
         high_watermark=CONNECTIONS_LIMIT,
@@ -121,6 +133,7 @@ def build_host(identity: Identity, secret: bytes | None) -> tuple[Host, Connecti
         retry_config=RetryConfig(max_retries=0),
         connection_config=config,
     )
+    connections.handshakes = handshakes
 
     def announced(_: list[Multiaddr]) -> list[Multiaddr]:
         # The library would announce 0.0.0.0, and what any peer says to have seen us at.

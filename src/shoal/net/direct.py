@@ -11,6 +11,7 @@ import os
 import struct
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -18,22 +19,21 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
-from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 
 from shoal.errors import ChannelClosed, RemoteProtocolError
+from shoal.net.handshakes import HANDSHAKE_WITHIN_S, Handshakes, Ticket, host_of
 from shoal.net.identity import Identity
 from shoal.net.secret import SwarmNoise
-from shoal.net.tcp import accept_forever, listen_on, tuned
+from shoal.net.tcp import BoundedStream, HungUp, accept_forever, listen_on, tuned
 from shoal.types import CarrierName, PeerId
 
 MAX_PLAINTEXT = 65519
-HANDSHAKE_WITHIN_S = 5.0
-HANDSHAKES_LIMIT = 64
-"""Half-open handshakes at once; one more connection is closed unheard."""
-PIPES_LIMIT = 1024
-"""Pipes that others hold open to us."""
+FIRST_MESSAGE = 2 + 32
+"""Bytes of the shortest first message: its length, and an ephemeral key."""
+PIPES_LIMIT = 1280
+"""Pipes that others hold open to us: more than the pool keeps, so that the pool says who must go."""
 BATCH = 1 << 18
 """Sealed bytes that are given to the socket at once: more, and the peer waits while we seal."""
 READ = 1 << 18
@@ -72,6 +72,7 @@ class DirectPipe:
 
     def __init__(self, stream: trio.SocketStream, noise: Any, peer: PeerId) -> None:
         self.peer = peer
+        self.host = host_of(stream.socket)
         self.closed = trio.Event()
         self._stream = stream
         self._sealing = _Cipher(noise.noise_protocol.cipher_state_encrypt)
@@ -183,7 +184,7 @@ class DirectCarrier:
     def __init__(self, identity: Identity, secret: bytes | None) -> None:
         self._transport = SwarmNoise(create_new_key_pair(identity.seed), create_noise_key_pair().private_key)
         self._transport.secret = secret
-        self._handshakes = 0
+        self._handshakes = Handshakes(FIRST_MESSAGE)
         self._accepted = 0
 
     async def dial(self, host: str, port: int, peer: PeerId) -> DirectPipe:
@@ -197,12 +198,14 @@ class DirectCarrier:
             stream = tuned(await trio.open_tcp_stream(host, port))
         except (OSError, ValueError) as error:
             raise ChannelClosed(f"nobody answers at {host}:{port} ({error})") from error
-        raw = RawConnection(TrioTCPStream(stream), initiator=True)
-        pipe = await _handshake(stream, self._transport.secure_outbound(raw, expected))
-        if pipe.peer != peer:
+        raw = RawConnection(BoundedStream(stream), initiator=True)
+        with trio.move_on_after(HANDSHAKE_WITHIN_S):
+            pipe = await _handshake(stream, self._transport.secure_outbound(raw, expected))
+            if pipe.peer == peer:
+                return pipe
             await pipe.aclose()
             raise ChannelClosed(f"somebody else answers at {host}:{port}")
-        return pipe
+        raise ChannelClosed(f"no handshake with {host}:{port} within {HANDSHAKE_WITHIN_S:.0f} s")
 
     async def listen(
         self,
@@ -219,8 +222,8 @@ class DirectCarrier:
         """
         listener = await listen_on(host, port)
 
-        async def accept(stream: trio.SocketStream) -> None:
-            pipe = await self._accept(stream)
+        async def accept(stream: trio.SocketStream, ticket: Ticket) -> None:
+            pipe = await self._accept(stream, ticket)
             if pipe is None:
                 return
             self._accepted += 1
@@ -232,27 +235,25 @@ class DirectCarrier:
                 await pipe.aclose()
 
         task_status.started(listener.socket.getsockname()[1])
-        await accept_forever(listener, accept)
+        await accept_forever(listener, self._handshakes, accept)
 
-    async def _accept(self, stream: trio.SocketStream) -> DirectPipe | None:
+    async def _accept(self, stream: trio.SocketStream, ticket: Ticket) -> DirectPipe | None:
         """The pipe, or none when there is no room or no handshake."""
-        if self._handshakes >= HANDSHAKES_LIMIT or self._accepted >= PIPES_LIMIT:
-            await trio.aclose_forcefully(stream)
-            return None
-        self._handshakes += 1
-        try:
-            raw = RawConnection(TrioTCPStream(stream), initiator=False)
-            return await _handshake(stream, self._transport.secure_inbound(raw))
-        except ChannelClosed:
-            return None  # a stranger, or noise: nothing of ours is touched
-        finally:
-            self._handshakes -= 1
+        with self._handshakes.handshake(ticket):
+            if self._accepted < PIPES_LIMIT:
+                raw = RawConnection(BoundedStream(stream), initiator=False)
+                with suppress(ChannelClosed):  # a stranger, or noise: nothing of ours is touched
+                    return await _handshake(stream, self._transport.secure_inbound(raw))
+        await trio.aclose_forcefully(stream)
+        return None
 
 
 async def _handshake(stream: trio.SocketStream, handshake: Awaitable[Any]) -> DirectPipe:
     try:
-        with trio.fail_after(HANDSHAKE_WITHIN_S):
-            session = await handshake
+        session = await handshake
+    except HungUp as error:
+        await trio.aclose_forcefully(stream)
+        raise ChannelClosed("the peer hung up: it may be busy") from error
     except Exception as error:
         # What garbage does to the handshake is not listed by the library: parse errors of protobuf, of
         # keys, of Noise. All of them mean that no pipe came about.

@@ -34,6 +34,11 @@ class Pipe(Protocol):
     @property
     def carrier(self) -> CarrierName: ...
 
+    @property
+    def host(self) -> str:
+        """The address that the other end comes from; empty where the carrier has none."""
+        ...
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send every byte, in order.
 

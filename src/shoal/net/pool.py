@@ -8,6 +8,7 @@ from collections.abc import Callable
 import trio
 
 from shoal.errors import ChannelClosed
+from shoal.net.backlog import network_of
 from shoal.net.channel import Channel, Handler
 from shoal.net.favours import Favours
 from shoal.net.inbound import Inbound
@@ -15,9 +16,11 @@ from shoal.net.network import Network, Pipe
 from shoal.types import PeerAddress, PeerId
 
 CHANNELS_LIMIT = 1024
-"""Channels that other peers may open to us; one more is closed at once."""
+"""Channels of a process. Past it, one that no session needs makes room for one that another peer opens."""
+PER_NETWORK_LIMIT = 256
+"""The same for those that come from one network, so that no one subscriber's machines take all the places."""
 PER_PEER_LIMIT = 8
-"""Channels that one peer may open to us."""
+"""Channels that one peer may open to us; one more is closed at once."""
 IDLE_S = 120.0
 """A channel that we have dialled, and over which nothing but pings goes for so long, is closed."""
 
@@ -40,6 +43,7 @@ class ChannelPool:
         known: Callable[[PeerId], bool] = lambda _: True,
         held: Callable[[Channel], bool] = lambda _: False,
     ) -> None:
+        self._known = known
         self._held = held
         self._dialled: set[Channel] = set()
         self.inbound = Inbound(known)
@@ -138,11 +142,27 @@ class ChannelPool:
                     channel.close("nothing has gone over it for a while")
 
     def _take_in(self, nursery: trio.Nursery, pipe: Pipe) -> None:
-        count = sum(map(len, self._channels.values()))
-        if count >= CHANNELS_LIMIT or len(self._channels.get(pipe.peer, ())) >= PER_PEER_LIMIT:
-            nursery.start_soon(pipe.aclose)  # which may take a while, and others wait to be accepted
-        else:
+        if len(self._channels.get(pipe.peer, ())) < PER_PEER_LIMIT and self._make_room(pipe.host):
             self._start(nursery, pipe)
+        else:
+            nursery.start_soon(pipe.aclose)  # which may take a while, and others wait to be accepted
+
+    def _make_room(self, host: str) -> bool:
+        """Whether there is room for a channel from ``host``, if need be that of one which no session needs.
+
+        Strangers go first, and of them who has been idle longest: to answer pings is no use of a channel.
+        """
+        live = [channel for channel in self.all() if not channel.closed]
+        nearby = [c for c in live if host and network_of(c.host) == network_of(host)]
+        crowded = nearby if len(nearby) >= PER_NETWORK_LIMIT else live if len(live) >= CHANNELS_LIMIT else []
+        if not crowded:
+            return True
+        spare = [c for c in crowded if c not in self._dialled and not self._held(c)]
+        if not spare:
+            return False
+        least = max(spare, key=lambda channel: (not self._known(channel.peer), channel.idle_s))
+        least.close("others need its place, and no session does")
+        return True
 
     def _start(self, nursery: trio.Nursery, pipe: Pipe) -> Channel:
         channel = Channel(pipe, self.inbound)

@@ -20,9 +20,12 @@ from shoal.errors import ChannelClosed, NotAllowed
 from shoal.net.addresses import to_multiaddr
 from shoal.net.connections import Connections, Host
 from shoal.net.race import first
+from shoal.net.tcp import HungUp
 from shoal.types import CarrierName, PeerAddress, PeerId
 
 ADDRESSES_LIMIT = 8
+CAUSES_LIMIT = 16
+"""Errors of the library that are looked at, for one of ours."""
 
 
 class Reach:
@@ -71,7 +74,13 @@ class Reach:
 
     def _told(self, error: BaseException, peer: ID, address: str) -> ChannelClosed | NotAllowed:
         """The library's error as ours. It tells a refusal from an absence only by the text of its causes."""
-        chain = _chain(error)
+        causes = _causes(error)
+        if any(isinstance(cause, HungUp) for cause in causes):
+            return ChannelClosed(
+                f"the peer at {address} hung up before it said a word: it may be busy",
+                check="the same again in a moment",
+            )
+        chain = [f"{type(cause).__name__}: {cause}" for cause in causes]
         text = " ".join(chain).lower()
         if "mismatch" in text:
             return ChannelClosed(f"somebody else than {peer} answers at {address}")
@@ -97,11 +106,16 @@ def _to_id(peer: PeerId) -> ID:
         raise ChannelClosed(f"{peer!r} is no peer id") from error
 
 
-def _chain(error: BaseException | None) -> list[str]:
-    seen: list[str] = []
-    while error is not None and len(seen) < 16:
-        seen.append(f"{type(error).__name__}: {error}")
-        error = error.__cause__ or error.__context__
+def _causes(error: BaseException | None) -> list[BaseException]:
+    """An error and what led to it, the members of groups among them."""
+    seen: list[BaseException] = []
+    ahead = [error]
+    while ahead and len(seen) < CAUSES_LIMIT:
+        cause = ahead.pop(0)
+        if cause is not None:
+            seen.append(cause)
+            ahead += cause.exceptions if isinstance(cause, BaseExceptionGroup) else ()
+            ahead.append(cause.__cause__ or cause.__context__)
     return seen
 
 

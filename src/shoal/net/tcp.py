@@ -17,6 +17,7 @@ from typing import Any
 import trio
 from libp2p.abc import IListener, IRawConnection
 from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.transport.exceptions import OpenConnectionError
@@ -25,6 +26,7 @@ from multiaddr import Multiaddr
 
 from shoal.errors import PortInUse
 from shoal.net.addresses import host_and_port, to_multiaddr
+from shoal.net.handshakes import Handshakes, Ticket
 from shoal.net.nearby import Nearby
 
 BACKLOG = 256
@@ -34,7 +36,7 @@ OUT_OF_DESCRIPTORS_S = 0.1
 
 log = logging.getLogger(__name__)
 
-Take = Callable[[trio.SocketStream], Awaitable[None]]
+Take = Callable[[trio.SocketStream, Ticket], Awaitable[None]]
 
 
 async def listen_on(host: str, port: int) -> trio.SocketListener:
@@ -54,20 +56,25 @@ async def listen_on(host: str, port: int) -> trio.SocketListener:
     return listener
 
 
-async def accept_forever(listener: trio.SocketListener, take: Take) -> None:
-    """Hand every connection to ``take``, each in a task of its own, until cancelled.
+async def accept_forever(listener: trio.SocketListener, handshakes: Handshakes, take: Take) -> None:
+    """Hand every connection to ``take`` when it is its turn, each in a task of its own, until cancelled.
 
     ``take`` owns the stream it is given. What it raises ends that connection and nothing else.
     """
 
     async def guarded(stream: trio.SocketStream) -> None:
         try:
-            await take(stream)
+            ticket = await handshakes.wait_turn(stream)
+            if ticket is None:
+                await trio.aclose_forcefully(stream)
+            else:
+                await take(stream, ticket)
         except Exception as error:  # noqa: BLE001  a stranger's connection must not end ours; see above
             log.debug("a connection failed: %r", error)
             await trio.aclose_forcefully(stream)
 
     async with listener, trio.open_nursery() as nursery:
+        nursery.start_soon(handshakes.run)
         while True:
             try:
                 stream = await listener.accept()
@@ -84,19 +91,41 @@ def tuned(stream: trio.SocketStream) -> trio.SocketStream:
     return stream
 
 
+class HungUp(ConnectionClosedError):
+    """The peer closed the connection before it said a word: it is busy, or takes no connections."""
+
+
 class BoundedStream(TrioTCPStream):
-    """A TCP stream that allocates no more than ``READ`` for one read, whatever length was announced."""
+    """A TCP stream that allocates no more than ``READ`` for one read, whatever length was announced.
+
+    Args:
+        ticket: of a connection that was accepted, for its handshake.
+    """
+
+    def __init__(self, stream: trio.SocketStream, ticket: Ticket | None = None) -> None:
+        super().__init__(stream)
+        self.ticket = ticket
+        self._heard = False
 
     async def read(self, n: int | None = None) -> bytes:
-        """Up to ``n`` bytes, and up to ``READ``."""
-        return await super().read(READ if n is None else min(n, READ))
+        """Up to ``n`` bytes, and up to ``READ``.
+
+        Raises:
+            HungUp: the peer has closed and had said nothing.
+        """
+        data = await super().read(READ if n is None else min(n, READ))
+        if not data and n != 0 and not self._heard:
+            raise HungUp("the peer hung up before it said a word")
+        self._heard = True
+        return data
 
 
 class GuardedTCP(TCP):
     """Dials only what :class:`shoal.net.nearby.Nearby` allows, or what our own user named."""
 
-    def __init__(self) -> None:
+    def __init__(self, handshakes: Handshakes) -> None:
         super().__init__()
+        self.handshakes = handshakes
         self.nearby = Nearby()
         """The networks that we are on; nothing but the open internet before we know."""
         self.announced: tuple[str, ...] = ()
@@ -129,7 +158,7 @@ class GuardedTCP(TCP):
 
     def create_listener(self, handler_function: Any) -> Listener:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A listener of ours instead of the library's."""
-        return Listener(handler_function)
+        return Listener(handler_function, self.handshakes)
 
 
 class Listener(IListener):
@@ -138,8 +167,9 @@ class Listener(IListener):
     background_nursery: trio.Nursery
     """Set by the library before it calls ``listen``."""
 
-    def __init__(self, handler: Callable[[ReadWriteCloser], Awaitable[None]]) -> None:
+    def __init__(self, handler: Callable[[ReadWriteCloser], Awaitable[None]], handshakes: Handshakes) -> None:
         self._handler = handler
+        self._handshakes = handshakes
         self._listener: trio.SocketListener | None = None
         self._scope = trio.CancelScope()
         self._done = trio.Event()
@@ -163,12 +193,12 @@ class Listener(IListener):
     async def _run(self, listener: trio.SocketListener) -> None:
         try:
             with self._scope:
-                await accept_forever(listener, self._take)
+                await accept_forever(listener, self._handshakes, self._take)
         finally:
             self._done.set()
 
-    async def _take(self, stream: trio.SocketStream) -> None:
-        await self._handler(BoundedStream(stream))
+    async def _take(self, stream: trio.SocketStream, ticket: Ticket) -> None:
+        await self._handler(BoundedStream(stream, ticket))
 
     def get_addrs(self) -> tuple[Multiaddr, ...]:
         """The address listened on, with the port that was found."""

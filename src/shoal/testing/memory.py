@@ -23,6 +23,8 @@ class MemoryPipe:
     """One end of a pipe; ``chunk`` bytes at most arrive at once, to exercise reassembly."""
 
     carrier: CarrierName = "memory"
+    host = ""
+    """Set to have the other end come from an address."""
 
     def __init__(
         self,
@@ -113,6 +115,8 @@ class MemoryNetwork:
         self._answers: dict[str, Answer] = {}
         self._topics: dict[str, tuple[Validator, trio.MemorySendChannel[tuple[PeerId, bytes]]]] = {}
         self.pipes: list[MemoryPipe] = []
+        self.host = ""
+        """Where others see this peer come from."""
 
     @property
     def peer(self) -> PeerId:
@@ -144,6 +148,7 @@ class MemoryNetwork:
         with _deadline(deadline_s):
             other = self._world.reach(self.peer, address.peer)
             mine, theirs = pipe_pair(self.peer, address.peer, bytes_s=self._world.bytes_s)
+            mine.host, theirs.host = other.host, self.host
             self.pipes.append(mine)
             other.pipes.append(theirs)
             await other._inbox.send(theirs)
