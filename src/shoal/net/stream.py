@@ -44,7 +44,8 @@ class StreamPipe:
     def __init__(self, stream: INetStream, carrier: CarrierName) -> None:
         self.peer = PeerId(str(stream.muxed_conn.peer_id))
         self.carrier: CarrierName = carrier
-        remote = stream.muxed_conn.get_remote_address() if carrier == "libp2p-stream" else None
+        muxed: Any = stream.muxed_conn
+        remote = muxed.get_remote_address() if carrier == "libp2p-stream" else None
         self.host = remote[0] if remote else ""
         self.closed = trio.Event()
         self._stream = stream
