@@ -6,7 +6,7 @@ import httpx
 import pytest
 import trio
 
-from shoal.gateway import keys
+from shoal.gateway import guard, keys
 from shoal.gateway.keys import Limits
 from shoal.gateway.static import FOLDER
 from shoal.gateway.usage import report
@@ -107,10 +107,80 @@ async def test_our_own_page_and_a_configured_origin_may(tmp_path, checkpoint):
         assert (await gateway.http.get("/v1/models", headers={"origin": gateway.url})).status_code == 200
         answer = await gateway.http.get("/v1/models", headers={"origin": friend})
         assert answer.headers["access-control-allow-origin"] == friend
-        asked = {"origin": friend, "access-control-request-method": "POST"}
-        preflight = await gateway.http.options("/v1/chat/completions", headers=asked)
-        assert preflight.status_code == 204
-        assert "authorization" in preflight.headers["access-control-allow-headers"]
+        assert "x-request-id" in answer.headers["access-control-expose-headers"]
+
+
+PREFLIGHT = "authorization, content-type, openai-organization, openai-project, openai-beta, " + ", ".join(
+    f"x-stainless-{name}"
+    for name in ("arch", "lang", "os", "package-version", "retry-count", "runtime", "timeout")
+)
+"""What OpenAI's client for JavaScript sends from a browser."""
+
+
+async def test_a_preflight_allows_what_it_asks_for_to_an_allowed_origin_alone(tmp_path, checkpoint):
+    friend = "https://chat.example.org"
+    path = "/v1/chat/completions"
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": PREFLIGHT}
+    async with served(tmp_path, checkpoint, origins=(friend,)) as gateway:
+        passed = await gateway.http.options(path, headers={"origin": friend} | asked)
+        assert passed.status_code == 204
+        assert set(passed.headers["access-control-allow-headers"].split(", ")) == set(PREFLIGHT.split(", "))
+        assert "POST" in passed.headers["access-control-allow-methods"]
+        assert "access-control-allow-private-network" not in passed.headers
+        home = {"origin": friend, "access-control-request-private-network": "true"} | asked
+        answered = await gateway.http.options(path, headers=home)
+        assert answered.headers["access-control-allow-private-network"] == "true"
+        for odd in ("x" * 5000, "a b", "x\ty", "ü", ",,", "*;"):
+            headers = {"origin": friend} | asked | {"access-control-request-headers": odd.encode("latin1")}
+            refused = (await gateway.http.options(path, headers=headers)).headers
+            assert refused["access-control-allow-headers"] == guard.CORS_HEADERS
+        other = await gateway.http.options(path, headers={"origin": "https://evil.example"} | asked)
+        assert other.status_code == 403
+        assert "access-control-allow-headers" not in other.headers
+
+
+BROWSER = {"sec-fetch-site": "same-origin", "sec-fetch-mode": "cors"}
+
+
+async def test_a_program_with_a_key_may_call_us_by_any_name(tmp_path, checkpoint, key):
+    """Names of a compose file, of a proxy, of the host: no page can make a browser send such a key."""
+    async with served(tmp_path, checkpoint) as gateway:
+        for host in ("shoal:4480", "host.docker.internal", "10.1.2.3:80", "evil.example", "", "[::1", "a b"):
+            for sent, status in (({"x-api-key": key}, 200), ({"x-api-key": "wrong"}, 401), ({}, 401)):
+                answer = await gateway.http.get("/v1/models", headers=sent | {"host": host})
+                known = host == "10.1.2.3:80"
+                assert answer.status_code == (403 if not sent and not known else status), (host, sent)
+        node = {"x-api-key": key, "host": "shoal:4480", "sec-fetch-mode": "cors"}  # as fetch of Node sends it
+        assert (await gateway.http.get("/v1/models", headers=node)).status_code == 200
+
+
+async def test_a_browser_must_know_us_by_a_name_of_ours_also_with_a_key(tmp_path, checkpoint, key):
+    async with served(tmp_path, checkpoint) as gateway:
+        for marks in (BROWSER, {"origin": "http://evil.example"}, {"sec-fetch-dest": "document"}):
+            for path in ("/v1/models", "/health", "/"):
+                headers = {"x-api-key": key, "host": "evil.example"} | marks
+                answer = await gateway.http.get(path, headers=headers)
+                assert answer.status_code == 403, (marks, path)
+        ours = {"x-api-key": key} | BROWSER
+        assert (await gateway.http.get("/v1/models", headers=ours)).status_code == 200
+
+
+async def test_a_health_check_of_http_1_0_needs_no_host(gateway):
+    for lines, status in (
+        (["GET /health HTTP/1.0"], b"200"),
+        (["GET /v1/models HTTP/1.0"], b"200"),
+        (["GET /health HTTP/1.0", "Host: evil.example"], b"403"),
+        (["GET /health HTTP/1.0", "Sec-Fetch-Site: cross-site"], b"403"),
+        (["GET /health HTTP/1.0", "Origin: null"], b"403"),
+    ):
+        async with await trio.open_tcp_stream("127.0.0.1", httpx.URL(gateway.url).port) as stream:
+            with trio.fail_after(5):
+                await stream.send_all("\r\n".join([*lines, "", ""]).encode())
+                answer = b"".join([piece async for piece in stream])
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.split(b" ")[1] == status, lines
+        assert b"connection: close" in head.lower()
+        assert body
 
 
 async def test_a_key_has_limits_and_its_use_is_counted(tmp_path, checkpoint):

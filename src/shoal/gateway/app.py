@@ -24,7 +24,7 @@ from shoal.gateway import chat, completions, responses, tokens
 from shoal.gateway.answers import Answers
 from shoal.gateway.body import read_body
 from shoal.gateway.constrain import Grammars
-from shoal.gateway.errors import HttpError, MethodNotAllowed, NotFound, error_response
+from shoal.gateway.errors import MethodNotAllowed, NotFound, error_response
 from shoal.gateway.exchange import Desk, Exchange
 from shoal.gateway.feed import Feed, Health
 from shoal.gateway.guard import Doors, Guard, caller_of, log
@@ -237,9 +237,9 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _not_routed(request: Request, error: Exception) -> Response:
     """What Starlette itself refuses, in the API's words."""
-    status = error.status_code if isinstance(error, HTTPException) else 404
     path = request.scope["path"][:200]
-    said: HttpError = NotFound(f"no route {path!r}", check="GET /openapi.json")
-    if status == 405:
-        said = MethodNotAllowed(f"{request.method} is not for {path!r}", check="GET /openapi.json")
-    return error_response(said)
+    if not isinstance(error, HTTPException) or error.status_code != 405:
+        return error_response(NotFound(f"no route {path!r}", check="GET /openapi.json"))
+    allow = (error.headers or {}).get("Allow", "")
+    said = f"{request.method} is not for {path!r}: it takes {allow}"
+    return error_response(MethodNotAllowed(said, allow=allow))

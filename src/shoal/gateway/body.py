@@ -8,7 +8,7 @@ import trio
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from shoal.gateway.errors import BadRequest, BodyTooLarge, RequestTimeout
+from shoal.gateway.errors import BadRequest, BodyTooLarge, NotJson, RequestTimeout
 
 MAX_BODY = 8 << 20
 """Bytes; as much as the chat template takes."""
@@ -26,8 +26,10 @@ async def read_body(request: Request, schema: type[Schema]) -> Schema:
     Raises:
         BadRequest: it is not JSON, or not what the route takes.
         BodyTooLarge: more than :data:`MAX_BODY`.
+        NotJson: by its headers it is something else, or packed.
         RequestTimeout: it did not come in time.
     """
+    _check_kind(request)
     raw = await _read(request)
     try:
         if len(raw) > ON_LOOP:
@@ -35,6 +37,24 @@ async def read_body(request: Request, schema: type[Schema]) -> Schema:
         return schema.model_validate_json(raw)
     except ValidationError as error:
         raise _bad(error) from error
+
+
+def _check_kind(request: Request) -> None:
+    """Without a word about its kind a body is JSON; with one it must be JSON in UTF-8, not packed."""
+    said = request.headers.get("content-type", "application/json")
+    kind, _, options = said.lower().partition(";")
+    kind, options = kind.strip(), options.replace(" ", "").replace('"', "")
+    charset = next(
+        (o.removeprefix("charset=") for o in options.split(";") if o.startswith("charset=")), "utf-8"
+    )
+    json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    if not json or charset not in ("utf-8", "utf8", "us-ascii"):
+        raise NotJson(
+            f"a body of the kind {said[:100]!r} is not read here", check="Content-Type: application/json"
+        )
+    packed = request.headers.get("content-encoding", "identity")
+    if packed.strip().lower() not in ("identity", ""):
+        raise NotJson(f"a body packed as {packed[:100]!r} is not read here", check="Content-Encoding")
 
 
 async def _read(request: Request) -> bytes:

@@ -58,8 +58,14 @@ class NotFound(HttpError):
 
 
 class MethodNotAllowed(HttpError):
+    """The route is for other methods; ``allow`` names them, as the header does."""
+
     code = "method_not_allowed"
     status = 405
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class RequestTimeout(HttpError):
@@ -70,6 +76,13 @@ class RequestTimeout(HttpError):
 class BodyTooLarge(HttpError):
     code = "body_too_large"
     status = 413
+
+
+class NotJson(HttpError):
+    """The body says of itself that it is something else."""
+
+    code = "unsupported_media_type"
+    status = 415
 
 
 class LimitReached(HttpError):
@@ -133,7 +146,9 @@ def body_of(error: ShoalError) -> dict[str, Any]:
 
 
 def headers_of(error: ShoalError) -> Mapping[str, str]:
-    """``Retry-After`` where it helps, in whole seconds."""
+    """What the status demands beside: ``Allow``, or ``Retry-After`` in whole seconds where it helps."""
+    if isinstance(error, MethodNotAllowed):
+        return {"allow": error.allow}
     if isinstance(error, (LimitReached, Busy)):
         return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
     if status_of(error) == HTTPStatus.SERVICE_UNAVAILABLE:

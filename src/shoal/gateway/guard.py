@@ -2,13 +2,15 @@
 
 Nothing is open but the page's own files and ``/health``. Without any API key only this machine is served:
 callers on loopback, that did not come through a proxy. A browser must have been sent here by the page itself,
-or by an origin that the settings allow (DNS rebinding: CVE-2024-28224).
+or by an origin that the settings allow, and must know us by a name of ours (DNS rebinding: CVE-2024-28224).
+A program with a valid key may call us by any name: it is no browser, and what a page rebinds has no key.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 import secrets
 import socket
 from collections.abc import Callable, Collection
@@ -21,15 +23,26 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.errors import ShoalError
-from shoal.gateway.errors import Forbidden, HttpError, Unauthorized, error_response
+from shoal.gateway.errors import Forbidden, HttpError, NotFound, Unauthorized, error_response
+from shoal.gateway.incoming import Incoming
 from shoal.gateway.keys import LOCAL, Caller, KeyRing
 
 log = logging.getLogger(__name__)
 
 FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 """Headers by which a proxy on this machine says that the caller is elsewhere."""
+BROWSERS = ("origin", "sec-fetch-site", "sec-fetch-dest", "sec-fetch-user")
+"""Headers that browsers send and no page can leave out. ``Sec-Fetch-Mode`` is not among them: fetch of Node
+sends it too."""
 CORS_METHODS = "GET, POST"
 CORS_HEADERS = "authorization, content-type, x-api-key"
+"""What a page may send where its preflight does not say what it is going to."""
+CORS_EXPOSED = "x-request-id, retry-after, x-shoal-relaxed"
+"""What a page may read of an answer, beside what every page may."""
+PREFLIGHT_S = "600"
+MAX_PREFLIGHT = 2048
+"""Characters of the headers that a preflight asks for."""
+_NAMES = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +56,10 @@ class Doors:
 
     def knows_host(self, host: str) -> bool:
         """Whether a browser that resolved ``host`` may have meant us: an address, a name of ours."""
-        name = (urlsplit(f"//{host}").hostname or "") if host else ""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # brackets that hold no address
+            return False
         if (
             name == "localhost"
             or name in _own_names()
@@ -58,7 +74,12 @@ class Doors:
 
     def allows_origin(self, origin: str, host: str) -> bool:
         """Whether a page of ``origin`` may call ``host``: its own, or one that is configured."""
-        return origin in self.origins or (origin != "null" and urlsplit(origin).netloc == host)
+        if origin in self.origins:
+            return True
+        try:
+            return origin != "null" and urlsplit(origin).netloc == host
+        except ValueError:  # as above
+            return False
 
 
 class Guard:
@@ -70,71 +91,82 @@ class Guard:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
-            return
-        request = Request(scope)
         request_id = f"req_{secrets.token_hex(12)}"
+        if scope["type"] != "http":
+            await error_response(NotFound("websockets are not spoken here"))(scope, receive, send)
+            return
+        scope["app"] = (
+            self  # where there is an app, Starlette raises its 404 and 405: else they are plain text
+        )
+        request, incoming = Request(scope), Incoming(receive)
         started = False
 
         async def labelled(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                self._label(headers, request.headers, request_id)
+                if not await incoming.drained() and scope["http_version"].startswith("1"):
+                    headers["connection"] = "close"
                 started = True
-                self._label(MutableHeaders(scope=message), request.headers, request_id)
             await send(message)
 
         try:
             answer = self._admit(request)
-            await (answer or self._app)(scope, receive, labelled)
+            await (answer or self._app)(scope, incoming, labelled)
         except ShoalError as error:
             if started:
                 raise
-            await error_response(error)(scope, receive, labelled)
+            await error_response(error)(scope, incoming, labelled)
         except Exception:
             # The last stop: a defect that one request has met must not end the server, nor tell its insides.
             log.exception("%s: a defect", request_id)
             if started:
                 raise
-            await error_response(Defect(request_id))(scope, receive, labelled)
+            await error_response(Defect(request_id))(scope, incoming, labelled)
 
     def _admit(self, request: Request) -> Response | None:
         """Let the request pass, or answer it here (a CORS preflight).
 
         Raises:
-            Forbidden: from a host name or an origin that is not ours.
+            Forbidden: a browser, or a caller without a key, by a host name or origin that is not ours.
             Unauthorized: no key where one is needed, or a wrong one.
         """
-        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        headers, is_open = request.headers, self._doors.is_open(request.scope["path"])
+        key = _presented(headers)
+        caller = self._keys.find(key) if key is not None else None
+        browser = any(name in headers for name in BROWSERS)
+        if not browser and caller is None and key is not None and self._keys.any and not is_open:
+            raise _unknown_key()
+        if browser or caller is None:
+            self._check_way(headers, browser)
+        origin = headers.get("origin")
+        if origin in self._doors.origins and "access-control-request-method" in headers:
+            return _preflight(headers)
+        if not is_open:
+            request.scope["caller"] = caller or self._without_key(request)
+        return None
+
+    def _check_way(self, headers: Headers, browser: bool) -> None:
+        """Refuse what came by a name that others may have bound to our address, or from other pages."""
+        host, origin = headers.get("host"), headers.get("origin")
+        if host is None and not browser:
+            return  # HTTP/1.0, as health checks speak it and no browser does
+        host = host or ""
         if not self._doors.knows_host(host):
             raise Forbidden(
                 f"this gateway is not known as {host[:100]!r}",
-                check="the address in the browser; other names are allowed by the setting gateway_origins",
+                check="the address in the browser, or that a program sends its API key; other names are "
+                "allowed by the setting gateway_origins",
             )
         if origin is not None and not self._doors.allows_origin(origin, host):
             raise Forbidden(
                 f"pages of {origin[:100]!r} may not call this gateway", check="the setting gateway_origins"
             )
-        if origin in self._doors.origins and request.method == "OPTIONS":
-            allowed = {
-                "access-control-allow-methods": CORS_METHODS,
-                "access-control-allow-headers": CORS_HEADERS,
-                "access-control-max-age": "600",
-            }
-            return Response(status_code=204, headers=allowed)
-        if not self._doors.is_open(request.scope["path"]):
-            request.scope["caller"] = self._caller(request)
-        return None
 
-    def _caller(self, request: Request) -> Caller:
-        presented = _presented(request.headers)
-        if presented is not None and (caller := self._keys.find(presented)) is not None:
-            return caller
+    def _without_key(self, request: Request) -> Caller:
         if self._keys.any:
-            raise Unauthorized(
-                "no API key, or one that is not known here",
-                check="the header Authorization: Bearer KEY; a key is made by: shoal key create NAME",
-            )
+            raise _unknown_key()
         if not _on_this_machine(request):
             raise Unauthorized(
                 "without an API key only this machine is served",
@@ -149,6 +181,7 @@ class Guard:
         origin = asked.get("origin")
         if origin is not None and origin in self._doors.origins:
             headers["access-control-allow-origin"] = origin
+            headers["access-control-expose-headers"] = CORS_EXPOSED
             headers.add_vary_header("origin")
 
 
@@ -165,6 +198,28 @@ class Defect(HttpError):
 def caller_of(request: Request) -> Caller:
     """On whose behalf the request is; the guard has seen to it that there is somebody."""
     return request.scope["caller"]
+
+
+def _unknown_key() -> Unauthorized:
+    return Unauthorized(
+        "no API key, or one that is not known here",
+        check="the header Authorization: Bearer KEY; a key is made by: shoal key create NAME",
+    )
+
+
+def _preflight(headers: Headers) -> Response:
+    """A page of an allowed origin may send whatever it asks for: what we do not know we ignore."""
+    asked = headers.get("access-control-request-headers", "").strip()
+    fits = len(asked) <= MAX_PREFLIGHT and _NAMES.fullmatch(asked)
+    allowed = {
+        "access-control-allow-methods": CORS_METHODS,
+        "access-control-allow-headers": asked if fits else CORS_HEADERS,
+        "access-control-max-age": PREFLIGHT_S,
+        "vary": "access-control-request-headers",
+    }
+    if headers.get("access-control-request-private-network") == "true":  # from the internet to a home network
+        allowed["access-control-allow-private-network"] = "true"
+    return Response(status_code=204, headers=allowed)
 
 
 def _presented(headers: Headers) -> str | None:
