@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from shoal.gateway.errors import BadRequest, BodyTooLarge, NotJson, RequestTimeout
+from shoal.gateway.schema.sentences import sentence
 
 MAX_BODY = 8 << 20
 """Bytes; as much as the chat template takes."""
@@ -78,10 +79,6 @@ async def _read(request: Request) -> bytes:
 
 
 def _bad(error: ValidationError) -> BadRequest:
-    """The first thing that is wrong, with the field's path. What was sent is not repeated."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])[:200]
-    count = error.error_count()
-    more = f" (and {count - 1} more)" if count > 1 else ""
-    text = first["msg"].removeprefix("Value error, ")
-    return BadRequest(f"{where}: {text}{more}" if where else f"{text}{more}", param=where or None)
+    """The first thing that is wrong."""
+    text, param = sentence(error.errors(include_url=False, include_input=False)[0])
+    return BadRequest(text, param=param)

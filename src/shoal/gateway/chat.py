@@ -21,7 +21,7 @@ from shoal.gateway.sse import DONE, event
 from shoal.gateway.tools import ArgumentsWent, CallBegun, Calling, CallReader, Said
 
 PREFIX = "chatcmpl-"
-ROLES = {"developer": "system"}
+ROLES = {"developer": "system", "function": "tool"}
 """Roles by other names, for templates that do not know them."""
 
 
@@ -80,8 +80,10 @@ def _for_template(message: Message) -> dict[str, Any]:
     made: dict[str, Any] = {"role": ROLES.get(message.role, message.role), "content": message.text}
     if message.name is not None:
         made["name"] = message.name
-    if message.tool_calls:
-        made["tool_calls"] = [call.for_template() for call in message.tool_calls]
+    if message.role == "assistant" and message.calls:
+        made["tool_calls"] = [call.for_template() for call in message.calls]
+    if message.role == "assistant" and message.reasoning_content:
+        made["reasoning_content"] = message.reasoning_content
     if message.tool_call_id is not None:
         made["tool_call_id"] = message.tool_call_id
     return made

@@ -16,14 +16,14 @@ from shoal.gateway.logprobs import chat_logprobs
 from shoal.gateway.models import Servable
 from shoal.gateway.records import Record
 from shoal.gateway.schema.chat import CalledFunction, ToolCall
-from shoal.gateway.schema.common import JsonSchema, TextFormat
+from shoal.gateway.schema.common import JsonSchema, TextFormat, text_of
 from shoal.gateway.schema.responses import (
     InputCall,
     InputItem,
     InputMessage,
     InputReasoning,
     InputResult,
-    InputText,
+    PlainFormat,
     ResponsesRequest,
     SchemaFormat,
     ToolByName,
@@ -62,17 +62,20 @@ def _calling(body: ResponsesRequest) -> Calling | None:
     if isinstance(choice, ToolByName):
         named = tuple(function for function in functions if function.name == choice.name)
         if not named:
-            raise BadRequest(f"no function {choice.name[:64]!r} among the tools", param="tool_choice")
+            raise BadRequest(
+                f"tool_choice demands {choice.name[:64]!r}, and no such function is among the tools",
+                param="tool_choice",
+            )
         return Calling(named, must=True, several=False)
     if choice == "required" and not functions:
-        raise BadRequest("required, and there are no tools", param="tool_choice")
+        raise BadRequest("tool_choice is required, and there are no tools", param="tool_choice")
     if not functions or choice == "none":
         return None
     return Calling(functions, must=choice == "required", several=body.parallel_tool_calls)
 
 
 def _format(body: ResponsesRequest) -> TextFormat:
-    format = body.text.format
+    format = body.text.format or PlainFormat()
     if isinstance(format, SchemaFormat):
         return TextFormat(type="json_schema", json_schema=JsonSchema(name=format.name, schema=format.body))
     return TextFormat(type=format.type)
@@ -88,7 +91,7 @@ def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
     for item in body.input:
         _add(found, item)
     if not found:
-        raise BadRequest("nothing is said in it", param="input")
+        raise BadRequest("input has nothing that a model could answer", param="input")
     return found
 
 
@@ -96,7 +99,7 @@ def _add(found: list[dict[str, Any]], item: InputItem) -> None:
     """What a model said and called in one turn are several items here, and one message for a template."""
     match item:
         case InputMessage():
-            found.append({"role": ROLES.get(item.role, item.role), "content": _text(item.content)})
+            found.append({"role": ROLES.get(item.role, item.role), "content": text_of(item.content)})
         case InputCall():
             if not found or found[-1]["role"] != "assistant":
                 found.append({"role": "assistant", "content": ""})
@@ -104,13 +107,9 @@ def _add(found: list[dict[str, Any]], item: InputItem) -> None:
             call = ToolCall(id=item.call_id, function=called)
             found[-1].setdefault("tool_calls", []).append(call.for_template())
         case InputResult():
-            found.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)})
+            found.append({"role": "tool", "tool_call_id": item.call_id, "content": text_of(item.output)})
         case InputReasoning():
             pass
-
-
-def _text(content: str | list[InputText]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 class ResponsesForm:
@@ -169,7 +168,9 @@ class ResponsesForm:
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": 1.0 if body.temperature is None else body.temperature,
-            "text": body.text.model_dump(by_alias=True, exclude_none=True),
+            "text": {
+                "format": (body.text.format or PlainFormat()).model_dump(by_alias=True, exclude_none=True)
+            },
             "tool_choice": body.tool_choice
             if isinstance(body.tool_choice, str)
             else body.tool_choice.model_dump(),

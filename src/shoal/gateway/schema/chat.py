@@ -5,9 +5,24 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from shoal.gateway.schema.common import Asking, Body, Function, Limit, TextFormat, TopLogprobs
+from shoal.gateway.schema.common import (
+    NOT_TEXT,
+    Asking,
+    Body,
+    Content,
+    Function,
+    Limit,
+    TextFormat,
+    TopLogprobs,
+    by,
+    by_shape,
+    misfit,
+    tag,
+    text_of,
+)
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
@@ -24,53 +39,86 @@ TEMPLATE_WORDS = frozenset(
 )
 """What ``chat_template_kwargs`` may not set (CVE-2025-62426): ours to say, or nobody's."""
 TemplateWord = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-TemplateValue = bool | int | float | Annotated[str, Field(max_length=4096)]
 
 
-class TextPart(Body):
-    type: Literal["text"]
-    text: str
+def _plain(value: Any) -> str | None:
+    names = {bool: "<flag>", int: "<number>", float: "<fraction>", str: "<text>"}
+    return names.get(type(value))
+
+
+TemplateValue = Annotated[
+    Annotated[bool, tag("flag")]
+    | Annotated[int, tag("number")]
+    | Annotated[float, tag("fraction")]
+    | Annotated[str, Field(max_length=4096), tag("text")],
+    by(_plain, "must be a string, a number, true or false"),
+]
 
 
 class CalledFunction(Body):
     name: str = Field(max_length=64)
     arguments: str = "{}"
 
-
-class ToolCall(Body):
-    """A call that the model made earlier in the conversation."""
-
-    id: str = Field("", max_length=256)
-    type: Literal["function"] = "function"
-    function: CalledFunction
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _nothing_is_no_arguments(cls, value: Any) -> Any:
+        return "{}" if value in (None, "") else value
 
     def for_template(self) -> dict[str, Any]:
         """As templates read it: the arguments as an object where they are one."""
         try:
-            arguments: object = json.loads(self.function.arguments)
+            arguments: object = json.loads(self.arguments)
         except (ValueError, RecursionError):
-            arguments = self.function.arguments
-        called = {"name": self.function.name, "arguments": arguments}
-        return {"id": self.id, "type": "function", "function": called}
+            arguments = self.arguments
+        return {"name": self.name, "arguments": arguments}
+
+
+class ToolCall(Body):
+    """A call that the model made earlier in the conversation."""
+
+    id: str | None = Field(None, max_length=256)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+    def for_template(self) -> dict[str, Any]:
+        """As templates read it."""
+        return {"id": self.id or "", "type": "function", "function": self.function.for_template()}
 
 
 class Message(Body):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    """What the model thought, as our own answers tell it; some templates show it to the model again."""
     name: str | None = Field(None, max_length=256)
     tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_TOOLS)
     tool_call_id: str | None = Field(None, max_length=256)
+    function_call: CalledFunction | None = None
+    """How a call was written before there were tools."""
+    audio: Any = None
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
+        return text_of(self.content) or self.refusal or ""
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """What an assistant called."""
+        called = self.tool_calls or []
+        return called or ([ToolCall(function=self.function_call)] if self.function_call else [])
+
+    @field_validator("audio")
+    @classmethod
+    def _is_no_audio(cls, value: Any) -> Any:
+        if value is not None:
+            raise PydanticCustomError(NOT_TEXT, "{kind}", {"kind": "audio"})
+        return value
 
     @model_validator(mode="after")
     def _says_something(self) -> Message:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise ValueError("content may be null only where an assistant calls tools")
+        if self.content is None and self.role != "assistant":
+            raise misfit("content", "must be a string, or a list of parts: only an assistant's may be null")
         return self
 
 
@@ -88,13 +136,19 @@ class NamedTool(Body):
     function: NamedFunction
 
 
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], tag("word")] | Annotated[NamedTool, tag("object")],
+    by(by_shape, "must be 'none', 'auto', 'required' or a function by name"),
+]
+
+
 class ChatRequest(Asking):
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: Limit | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: TextFormat | None = None
     reasoning_effort: str | None = Field(None, max_length=16)
@@ -109,26 +163,26 @@ class ChatRequest(Asking):
     @model_validator(mode="after")
     def _fits_together(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
-        if TEMPLATE_WORDS & (self.chat_template_kwargs or {}).keys():
-            raise ValueError(f"chat_template_kwargs may not set any of {', '.join(sorted(TEMPLATE_WORDS))}")
+            raise misfit("top_logprobs", "needs logprobs: true")
+        if forbidden := sorted(TEMPLATE_WORDS & (self.chat_template_kwargs or {}).keys()):
+            raise misfit("chat_template_kwargs", f"may not set {', '.join(forbidden)}")
+        self._check_tools()
+        wanted = self.response_format.type if self.response_format else "text"
+        if wanted != "text" and self.tools and self.tool_choice not in (None, "none", "auto"):
+            raise misfit(
+                "response_format", "asks for JSON where tool_choice demands a call: it cannot be both"
+            )
+        return self
+
+    def _check_tools(self) -> None:
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
-            raise ValueError("tools: two functions have one name")
+            raise misfit("tools", "has two functions of one name")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise ValueError(
-                f"tool_choice: no function {self.tool_choice.function.name[:64]!r} among the tools"
-            )
+            name = self.tool_choice.function.name[:64]
+            raise misfit("tool_choice", f"demands {name!r}, and no such function is among the tools")
         if self.tool_choice == "required" and not names:
-            raise ValueError("tool_choice: required, and there are no tools")
-        wanted = self.response_format.type if self.response_format else "text"
-        if wanted == "json_schema" and (
-            self.response_format is None or self.response_format.json_schema is None
-        ):
-            raise ValueError("response_format: json_schema is missing")
-        if wanted != "text" and self.tools and self.tool_choice not in (None, "none", "auto"):
-            raise ValueError("response_format: the answer cannot be JSON and a call that tool_choice demands")
-        return self
+            raise misfit("tool_choice", "is required, and there are no tools")
 
     @property
     def limit(self) -> int | None:

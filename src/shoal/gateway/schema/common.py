@@ -6,9 +6,20 @@ refused, so that nobody takes an answer for what it is not.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from shoal.client.sampling import MAX_BIAS, MAX_PENALTY, MAX_TOP_LOGPROBS, REPETITION, Sampling
 
@@ -26,14 +37,98 @@ TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 Limit = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
+MISFIT = "misfit"
+"""The type of an error in words of ours: they go on a sentence that begins with the field's path."""
+NOT_TEXT = "not_text"
+"""The type of the error for an image, or other things that are no text: ``kind`` says what it is."""
+
+
+def misfit(field: str, said: str) -> PydanticCustomError:
+    """A field that is wrong beside others, which no single type says; ``""`` where it is the whole."""
+    return PydanticCustomError(MISFIT, "{said}", {"field": field, "said": said})
+
+
+def by(tag_of: Callable[[Any], str | None], said: str) -> Discriminator:
+    """Chooses a union's branch by its :func:`tag`, so that a fault is told of that branch alone.
+
+    Args:
+        said: what is wrong where ``tag_of`` finds no branch.
+    """
+    return Discriminator(tag_of, custom_error_type=MISFIT, custom_error_message=said)
+
+
+def tag(name: str) -> Tag:
+    """Names a branch; unlike a field's name it is left out of the paths of faults."""
+    return Tag(f"<{name}>")
+
+
+def is_tag(part: object) -> bool:
+    """Whether a part of a fault's path is a :func:`tag`."""
+    return isinstance(part, str) and part.startswith("<") and part.endswith(">")
+
+
 class Body(BaseModel):
     """Numbers are numbers: neither NaN nor infinite."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
+NO_TEXT = {
+    "image": "an image",
+    "audio": "audio",
+    "file": "a file",
+    "document": "a file",
+    "video": "a video",
+}
+"""What a part is called that is no text, by a word in its type: ``image_url``, ``input_image``, …"""
+
+
+class TextPart(Body):
+    """A piece of what somebody said; a refusal is one too."""
+
+    type: Literal["text", "input_text", "output_text", "refusal"]
+    text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        part = cast(dict[str, Any], value)
+        kind = part.get("type")
+        if kind == "refusal":
+            return part | {"text": part.get("refusal")}
+        if isinstance(kind, str) and kind not in ("text", "input_text", "output_text"):
+            other = next((name for word, name in NO_TEXT.items() if word in kind), None)
+            raise PydanticCustomError(
+                NOT_TEXT, "{kind}", {"kind": other or f"a part of the type {kind[:32]!r}"}
+            )
+        return part
+
+
+def _shape(value: Any) -> str | None:
+    return "<text>" if isinstance(value, str) else "<parts>" if isinstance(value, list) else None
+
+
+Content = Annotated[
+    Annotated[str, tag("text")] | Annotated[list[TextPart], tag("parts")],
+    by(_shape, "must be a string, or a list of parts"),
+]
+"""What somebody said: a text, or pieces of one."""
+
+
+def text_of(content: str | list[TextPart] | None) -> str:
+    """The words of a content, put together."""
+    return "".join(part.text for part in content) if isinstance(content, list) else content or ""
+
+
+def by_shape(value: Any) -> str | None:
+    """Tells a word from an object: ``<word>`` or ``<object>``."""
+    return "<word>" if isinstance(value, str) else "<object>" if isinstance(value, dict) else None
+
+
 class StreamOptions(Body):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class Choosing(Body):
@@ -82,6 +177,8 @@ class Asking(Choosing):
     def _one_stop_is_a_list(cls, value: Any) -> Any:
         if value is None:
             return []
+        if not isinstance(value, str | list):
+            raise misfit("", "must be a string, or a list of strings")
         return [value] if isinstance(value, str) else value
 
     @field_validator("n", "stream", mode="before")
@@ -91,7 +188,7 @@ class Asking(Choosing):
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 class JsonSchema(Body):
@@ -109,6 +206,12 @@ class TextFormat(Body):
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> TextFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise misfit("json_schema", "is missing")
+        return self
 
 
 class Function(Body):

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 from pydantic import Field, model_validator
 
-from shoal.gateway.schema.common import MAX_TOKENS, Asking, TokenId, TopLogprobs
+from shoal.gateway.schema.common import MAX_TOKENS, Asking, TokenId, TopLogprobs, by, misfit, tag
 
 MAX_PROMPTS = 64
 Ids = Annotated[list[TokenId], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 
+Batch = Field(min_length=1, max_length=MAX_PROMPTS)
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "<text>"
+    if not isinstance(value, list):
+        return None
+    first: object = cast(list[object], value)[0] if value else 0
+    return "<texts>" if isinstance(first, str) else "<id lists>" if isinstance(first, list) else "<ids>"
+
+
+Prompt = Annotated[
+    Annotated[Text, tag("text")]
+    | Annotated[Ids, tag("ids")]
+    | Annotated[list[Text], Batch, tag("texts")]
+    | Annotated[list[Ids], Batch, tag("id lists")],
+    by(_kind, "must be a string, a list of token ids, or a list of either"),
+]
+
+
 class CompletionRequest(Asking):
-    prompt: Text | Ids | Annotated[list[Text] | list[Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
+    prompt: Prompt
     max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)  # 0 with echo only scores the prompt
     logprobs: TopLogprobs | None = None
     echo: bool = False
@@ -24,9 +45,9 @@ class CompletionRequest(Asking):
     @model_validator(mode="after")
     def _fits_together(self) -> CompletionRequest:
         if self.best_of not in (None, self.n):
-            raise ValueError("best_of: only as many as n are made")
+            raise misfit("best_of", "may only be what n is")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens: 0 makes sense with echo alone")
+            raise misfit("max_tokens", "may be 0 with echo alone")
         return self
 
     def prompts(self) -> list[str] | list[list[int]]:

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from shoal.gateway.schema.chat import MAX_MESSAGES, MAX_TOOLS
-from shoal.gateway.schema.common import Body, Choosing, Function, JsonSchema, Limit, ModelName, TopLogprobs
-
-
-class InputText(Body):
-    type: Literal["input_text", "output_text", "text"]
-    text: str
+from shoal.gateway.schema.common import (
+    Body,
+    Choosing,
+    Content,
+    Function,
+    JsonSchema,
+    Limit,
+    ModelName,
+    TopLogprobs,
+    by,
+    by_shape,
+    misfit,
+    tag,
+)
 
 
 class InputMessage(Body):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[InputText]
+    content: Content | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> InputMessage:
+        if self.content is None and self.role != "assistant":
+            raise misfit("content", "must be a string, or a list of parts: only an assistant's may be null")
+        return self
 
 
 class InputCall(Body):
@@ -35,7 +49,7 @@ class InputResult(Body):
 
     type: Literal["function_call_output"]
     call_id: str = Field(max_length=256)
-    output: str | list[InputText]
+    output: Content
 
 
 class InputReasoning(Body):
@@ -44,7 +58,34 @@ class InputReasoning(Body):
     type: Literal["reasoning"]
 
 
-InputItem = InputCall | InputResult | InputReasoning | InputMessage
+ITEMS = ("message", "function_call", "function_call_output", "reasoning")
+
+
+def _item(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return None
+    kind = cast(dict[str, Any], value).get("type") or "message"
+    return f"<{kind}>" if kind in ITEMS else None
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, tag("message")]
+    | Annotated[InputCall, tag("function_call")]
+    | Annotated[InputResult, tag("function_call_output")]
+    | Annotated[InputReasoning, tag("reasoning")],
+    by(_item, f"must be an item of one of the types {', '.join(ITEMS)}"),
+]
+
+
+def _input(value: Any) -> str | None:
+    return "<text>" if isinstance(value, str) else "<items>" if isinstance(value, list) else None
+
+
+Input = Annotated[
+    Annotated[str, tag("text")]
+    | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES), tag("items")],
+    by(_input, "must be a string, or a list of items"),
+]
 
 
 class FunctionTool(Function):
@@ -56,6 +97,12 @@ class ToolByName(Body):
     name: str
 
 
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], tag("word")] | Annotated[ToolByName, tag("object")],
+    by(by_shape, "must be 'none', 'auto', 'required' or a function by name"),
+]
+
+
 class PlainFormat(Body):
     type: Literal["text", "json_object"] = "text"
 
@@ -64,18 +111,30 @@ class SchemaFormat(JsonSchema):
     type: Literal["json_schema"]
 
 
+def _format(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return None
+    return "<schema>" if cast(dict[str, Any], value).get("type") == "json_schema" else "<plain>"
+
+
+Format = Annotated[
+    Annotated[PlainFormat, tag("plain")] | Annotated[SchemaFormat, tag("schema")],
+    by(_format, "must be an object"),
+]
+
+
 class TextOptions(Body):
-    format: PlainFormat | SchemaFormat = Field(default_factory=PlainFormat)
+    format: Format | None = None
 
 
 class ResponsesRequest(Choosing):
     model: ModelName
-    input: str | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
+    input: Input
     instructions: str | None = None
     max_output_tokens: Limit | None = None
     stream: bool = False
     tools: list[FunctionTool] = Field(default_factory=list[FunctionTool], max_length=MAX_TOOLS)
-    tool_choice: Literal["none", "auto", "required"] | ToolByName = "auto"
+    tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     text: TextOptions = Field(default_factory=TextOptions)
     top_logprobs: TopLogprobs | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from shoal.gateway.schema.chat import MAX_MESSAGES, Message
-from shoal.gateway.schema.common import Body, ModelName, TokenId
+from shoal.gateway.schema.common import Body, ModelName, TokenId, misfit
 
 
 class TokenizeRequest(Body):
@@ -17,7 +17,7 @@ class TokenizeRequest(Body):
     @model_validator(mode="after")
     def _one_of_both(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give either a prompt or messages")
+            raise misfit("", "must have either a prompt or messages")
         return self
 
 

@@ -1,0 +1,251 @@
+"""Which bodies are taken, and that a fault is told in a sentence that names its field."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from shoal.gateway.chat import _for_template
+from shoal.gateway.schema.chat import ChatRequest
+from shoal.gateway.schema.completions import CompletionRequest
+from shoal.gateway.schema.responses import ResponsesRequest
+from shoal.gateway.schema.sentences import sentence
+from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
+
+from .conftest import user
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+
+
+def said(**fields):
+    """An assistant's turn."""
+    return {"role": "assistant"} | fields
+
+
+def chat(*messages, **fields):
+    return {"model": "m", "messages": list(messages)} | fields
+
+
+def parts(*found):
+    return user(list(found))
+
+
+TEXT = {"type": "text", "text": "a"}
+
+
+@pytest.mark.parametrize(
+    ("turn", "text"),
+    [
+        (said(content=None), ""),
+        (said(), ""),
+        (said(content=[]), ""),
+        (said(content=""), ""),
+        (said(content=[TEXT, TEXT]), "aa"),
+        (said(content=None, tool_calls=[], function_call=None, audio=None, refusal=None), ""),
+        (said(content=None, refusal="I will not"), "I will not"),
+        (said(content=[{"type": "refusal", "refusal": "no"}]), "no"),
+        (said(content="x", annotations=[], name="me"), "x"),
+        ({"role": "tool", "tool_call_id": "c1", "content": [TEXT]}, "a"),
+        ({"role": "tool", "tool_call_id": "c1", "content": "a", "name": "f"}, "a"),
+        ({"role": "function", "name": "f", "content": "a"}, "a"),
+        ({"role": "developer", "content": [TEXT], "name": "boss"}, "a"),
+        ({"role": "system", "content": "a", "name": None}, "a"),
+    ],
+    ids=str,
+)
+def test_a_turn_is_taken_as_openai_takes_it(turn, text):
+    (message,) = ChatRequest.model_validate(chat(turn)).messages
+    made = _for_template(message)
+    assert made["content"] == text
+    assert made["role"] in ("system", "assistant", "tool")
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        said(content=None, tool_calls=[CALL]),
+        said(tool_calls=[CALL]),
+        said(content=[], tool_calls=[CALL]),
+        said(content=None, function_call=CALL["function"]),
+        said(content=None, tool_calls=[CALL], function_call=None),
+    ],
+    ids=str,
+)
+def test_a_call_reaches_the_template_however_it_was_written(turn):
+    (message,) = ChatRequest.model_validate(chat(turn)).messages
+    (call,) = _for_template(message)["tool_calls"]
+    assert call["function"] == {"name": "f", "arguments": {"a": 1}}
+
+
+@pytest.mark.parametrize("arguments", ["", None, "{}"])
+def test_no_arguments_are_an_empty_object(arguments):
+    call = CALL | {"function": {"name": "f", "arguments": arguments}}
+    (message,) = ChatRequest.model_validate(chat(said(tool_calls=[call]))).messages
+    assert _for_template(message)["tool_calls"][0]["function"]["arguments"] == {}
+
+
+def test_what_a_model_thought_is_given_back_to_its_template():
+    (message,) = ChatRequest.model_validate(chat(said(content="a", reasoning_content="hm"))).messages
+    assert _for_template(message)["reasoning_content"] == "hm"
+
+
+ALIEN = {"type": "weird"}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:x"}}
+TOOL = {"type": "function", "function": {"name": "f"}}
+FAULTS = [
+    # What is no text.
+    (chat(parts(TEXT, IMAGE)), "messages.0.content.1", "this model takes text only; AT is an image"),
+    (chat(parts({"type": "input_audio"})), "messages.0.content.0", "this model takes text only; AT is audio"),
+    (chat(parts({"type": "file"})), "messages.0.content.0", "this model takes text only; AT is a file"),
+    (chat(parts({"type": "video_url"})), "messages.0.content.0", "this model takes text only; AT is a video"),
+    (chat(said(audio={"id": "a"})), "messages.0.audio", "this model takes text only; AT is audio"),
+    (
+        chat(parts(ALIEN)),
+        "messages.0.content.0",
+        "this model takes text only; AT is a part of the type 'weird'",
+    ),
+    # Contents and turns.
+    (chat(parts({"text": "a"})), "messages.0.content.0.type", "AT is missing"),
+    (chat(parts({"type": "text"})), "messages.0.content.0.text", "AT is missing"),
+    (chat(parts({"type": "text", "text": 1})), "messages.0.content.0.text", "AT must be a string"),
+    (chat(parts("a")), "messages.0.content.0", "AT must be an object"),
+    (chat(user(5)), "messages.0.content", "AT must be a string, or a list of parts"),
+    (
+        chat(user(None)),
+        "messages.0.content",
+        "AT must be a string, or a list of parts: only an assistant's may be null",
+    ),
+    (chat(said(tool_calls=[ALIEN])), "messages.0.tool_calls.0.type", "AT must be 'function'"),
+    (chat(), "messages", "AT must not be empty"),
+    ({"model": "m"}, "messages", "AT is missing"),
+    (chat(user("a"), model=1), "model", "AT must be a string"),
+    # Fields.
+    (chat(user("a"), temperature=-1), "temperature", "AT must be at least 0.0"),
+    (chat(user("a"), temperature="hot"), "temperature", "AT must be a number"),
+    (chat(user("a"), n=10**9), "n", "AT may be at most 8"),
+    (chat(user("a"), n=1.5), "n", "AT must be a whole number"),
+    (chat(user("a"), stream="perhaps"), "stream", "AT must be true or false"),
+    (chat(user("a"), stop=[""]), "stop.0", "AT must not be empty"),
+    (chat(user("a"), stop=5), "stop", "AT must be a string, or a list of strings"),
+    (
+        chat(user("a"), logit_bias={"a": 1}),
+        "logit_bias.a",
+        "AT is no name that is taken there: it must be a whole number",
+    ),
+    (chat(user("a"), functions=[{}]), "functions", "AT is not supported: leave it out"),
+    (chat(user("a"), top_logprobs=2), "top_logprobs", "AT needs logprobs: true"),
+    (
+        chat(user("a"), chat_template_kwargs={"messages": 1}),
+        "chat_template_kwargs",
+        "AT may not set messages",
+    ),
+    (
+        chat(user("a"), chat_template_kwargs={"x": []}),
+        "chat_template_kwargs.x",
+        "AT must be a string, a number, true or false",
+    ),
+    # Tools and formats.
+    (
+        chat(user("a"), tool_choice=1),
+        "tool_choice",
+        "AT must be 'none', 'auto', 'required' or a function by name",
+    ),
+    (chat(user("a"), tool_choice="any"), "tool_choice", "AT must be 'none', 'auto' or 'required'"),
+    (chat(user("a"), tool_choice={"type": "function"}), "tool_choice.function", "AT is missing"),
+    (
+        chat(user("a"), tools=[TOOL], tool_choice=TOOL | {"function": {"name": "g"}}),
+        "tool_choice",
+        "AT demands 'g', and no such function is among the tools",
+    ),
+    (chat(user("a"), tool_choice="required"), "tool_choice", "AT is required, and there are no tools"),
+    (chat(user("a"), tools=[TOOL, TOOL]), "tools", "AT has two functions of one name"),
+    (chat(user("a"), tools=[ALIEN]), "tools.0.type", "AT must be 'function'"),
+    (chat(user("a"), response_format="json"), "response_format", "AT must be an object"),
+    (
+        chat(user("a"), response_format={"type": "json_schema"}),
+        "response_format.json_schema",
+        "AT is missing",
+    ),
+]
+
+
+def fault(schema, body):
+    """How the first fault of a body is told."""
+    with pytest.raises(ValidationError) as caught:
+        schema.model_validate_json(json.dumps(body))
+    return sentence(caught.value.errors()[0])
+
+
+@pytest.mark.parametrize(("body", "where", "told"), FAULTS, ids=lambda value: str(value)[:60])
+def test_a_fault_of_a_chat_is_a_sentence_about_its_field(body, where, told):
+    assert fault(ChatRequest, body) == (told.replace("AT", where), where)
+
+
+@pytest.mark.parametrize(
+    ("schema", "fields", "where", "told"),
+    [
+        (ResponsesRequest, {"input": 5}, "input", "AT must be a string, or a list of items"),
+        (ResponsesRequest, {"input": []}, "input", "AT must not be empty"),
+        (
+            ResponsesRequest,
+            {"input": [parts({"type": "input_image"})]},
+            "input.0.content.0",
+            "this model takes text only; AT is an image",
+        ),
+        (ResponsesRequest, {"input": [{"type": "function_call"}]}, "input.0.call_id", "AT is missing"),
+        (
+            ResponsesRequest,
+            {"input": [{"type": "item_reference"}]},
+            "input.0",
+            "AT must be an item of one of the types message, function_call, function_call_output, reasoning",
+        ),
+        (
+            ResponsesRequest,
+            {"input": "a", "tool_choice": {"type": "web_search"}},
+            "tool_choice.type",
+            "AT must be 'function'",
+        ),
+        (
+            ResponsesRequest,
+            {"input": "a", "text": {"format": {"type": "xml"}}},
+            "text.format.type",
+            "AT must be 'text' or 'json_object'",
+        ),
+        (CompletionRequest, {"prompt": ""}, "prompt", "AT must not be empty"),
+        (CompletionRequest, {"prompt": [1, "a"]}, "prompt.1", "AT must be a whole number"),
+        (CompletionRequest, {"prompt": [[1], []]}, "prompt.1", "AT must not be empty"),
+        (
+            CompletionRequest,
+            {"prompt": {}},
+            "prompt",
+            "AT must be a string, a list of token ids, or a list of either",
+        ),
+        (CompletionRequest, {"prompt": "a", "best_of": 4}, "best_of", "AT may only be what n is"),
+        (TokenizeRequest, {}, None, "the body must have either a prompt or messages"),
+        (DetokenizeRequest, {"tokens": ["a"]}, "tokens.0", "AT must be a whole number"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_and_so_it_is_on_the_other_routes(schema, fields, where, told):
+    assert fault(schema, {"model": "m"} | fields) == (told.replace("AT", where or ""), where)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b'{"model": tru}'])
+def test_what_is_no_json_is_called_so(raw):
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate_json(raw)
+    told, where = sentence(caught.value.errors()[0])
+    assert told.startswith("the body is not JSON: ")
+    assert where is None
+
+
+async def test_over_http_the_field_is_the_errors_param(gateway):
+    answer = await gateway.post("/v1/chat/completions", messages=[parts(TEXT, IMAGE)])
+    error = answer.json()["error"]
+    assert answer.status_code == 400
+    assert error["param"] == "messages.0.content.1"
+    assert error["message"] == "this model takes text only; messages.0.content.1 is an image"
+    turn = await gateway.post("/v1/chat/completions", messages=[user("a"), said(content=None), user("b")])
+    assert turn.status_code == 200
