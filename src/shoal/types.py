@@ -64,17 +64,6 @@ class Span:
         return cls(int(start), int(end))
 
 
-def resolve_format(asked: Format | Literal["auto"], stored: str) -> Format:
-    """The format of a node that was asked for ``asked``: ``auto`` loses nothing of the checkpoint.
-
-    Args:
-        stored: the dtype of most of the checkpoint's bytes, as safetensors names it, for example ``BF16``.
-    """
-    if asked != "auto":
-        return asked
-    return "bf16" if stored in ("BF16", "F16") else "fp32"
-
-
 def gaps(spans: Iterable[Span], n_blocks: int) -> list[Span]:
     """The spans of ``[0, n_blocks)`` that none of ``spans`` covers, in order."""
     missing: list[Span] = []

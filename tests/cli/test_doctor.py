@@ -72,6 +72,23 @@ def test_too_little_disk(settings: Settings, monkeypatch: pytest.MonkeyPatch) ->
     assert machine.disk(settings).verdict == "fail"
 
 
+@pytest.mark.parametrize(
+    ("asked", "built", "verdict", "said"),
+    [
+        ("auto", True, "ok", "int8"),
+        ("auto", False, "note", "the C kernels are not built"),
+        ("int4", False, "ok", "int4, as set"),
+    ],
+)
+def test_which_format_a_node_here_would_take(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, asked: Any, built: bool, verdict: str, said: str
+) -> None:
+    monkeypatch.setattr(machine, "kernels_built", lambda: built)
+    found = machine.format(replace(settings, format=asked))
+    assert found.verdict == verdict
+    assert said in found.detail
+
+
 def test_a_clock_that_was_never_set(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 0.0)
     assert machine.clock(settings).verdict == "fail"

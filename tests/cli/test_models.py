@@ -47,6 +47,17 @@ def test_show_says_where_it_is_and_what_it_is(shoal: Shoal, fish: LocalModel) ->
     assert f"digest: {DIGEST}" in shoal("models", "show", "fish").out
 
 
+@pytest.mark.parametrize(("built", "format"), [(True, "int8"), (False, "fp32")])
+def test_show_says_which_format_this_machine_would_choose_and_why(
+    shoal: Shoal, fish: LocalModel, monkeypatch: pytest.MonkeyPatch, built: bool, format: str
+) -> None:
+    monkeypatch.setattr("shoal.cli.models.kernels_built", lambda: built)
+    data = shoal("models", "show", "fish", "--json").data
+    assert data["format"] == format
+    assert "kernels are" in data["format_why"]
+    assert f"format: {format}" in shoal("models", "show", "fish").out
+
+
 def test_pull_says_how_far_it_is_on_stderr(shoal: Shoal, fish: LocalModel) -> None:
     ran = shoal("models", "pull", "fish", "--json")
     assert ran.data["name"] == "fish"

@@ -37,7 +37,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_config_and_a_described_machine_are_enough(shoal: Shoal, llama: Path, measured: list[int]) -> None:
-    data = shoal("plan", str(llama), "--machine", DESK, "--sessions", "4", "--json").data
+    asked = ("--machine", DESK, "--sessions", "4", "--format", "fp32")
+    data = shoal("plan", str(llama), *asked, "--json").data
     assert (data["model"], data["format"], data["blocks"]) == ("llama", "fp32", 6)
     assert data["machines"][0] | {"ops": None} == {
         "name": "desk",

@@ -36,8 +36,9 @@ class Processes:
 
 @contextmanager
 def processes(home: Path, model: str, n_blocks: int, nodes: int = 3, **options):
-    """Boot nodes, and end them with the block."""
-    settings = config.load({"model": model, "mdns": False, "threads": 1} | options, {"SHOAL_HOME": str(home)})
+    """Boot nodes, in float32 to be compared with the whole model, and end them with the block."""
+    wanted = {"model": model, "mdns": False, "threads": 1, "format": "fp32"} | options
+    settings = config.load(wanted, {"SHOAL_HOME": str(home)})
     with (
         start_blocking_portal("trio") as portal,
         portal.wrap_async_context_manager(local_swarm(settings, n_blocks, nodes)) as local,

@@ -82,7 +82,7 @@ def test_the_demo_answers_shows_its_page_and_equals_transformers(home):
     """`shoal demo`, as `make demo` starts it: the default model over three nodes that stay up."""
     model = ModelStore(config.load({}, {"SHOAL_HOME": str(home)}).paths.models).resolve(config.DEFAULT_MODEL)
     whole = Whole(model.path)
-    command = [sys.executable, "-m", "shoal.cli", "demo", "--json", "--max-tokens", "24"]
+    command = [sys.executable, "-m", "shoal.cli", "demo", "--json", "--max-tokens", "24", "--format", "fp32"]
     command += ["--prompt", QUESTION]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     environ = {**os.environ, "SHOAL_HOME": str(home), "SHOAL_THREADS": "1"}

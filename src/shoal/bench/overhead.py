@@ -8,14 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import trio
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from shoal.cli.demonstration import booted
+from shoal.cli.demonstration import entered
+from shoal.cli.local import local_swarm
 from shoal.cli.options import asked_format
 from shoal.cli.progress import working
 from shoal.client.sampling import Sampler, Sampling
@@ -25,7 +26,8 @@ from shoal.config import Settings
 from shoal.errors import UsageError
 from shoal.models.local import LocalModel
 from shoal.models.parts import cache_argument
-from shoal.types import Format, resolve_format
+from shoal.models.store import ModelStore
+from shoal.routing.formats import choose_format
 
 PROMPT = tuple(range(100, 132))
 """32 token ids; what they say does not matter to the clock."""
@@ -47,10 +49,17 @@ async def overhead(settings: Settings, bench: Bench) -> dict[str, Any]:
     Raises:
         ShoalError: the model cannot be had, or a node did not come up.
     """
+    with working(f"getting {settings.model}") as report:
+        store = ModelStore(settings.paths.models)
+        model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
+    # Transformers has no kernels of ours: both take what it can run.
+    settings = replace(settings, format=choose_format(settings.format, model.dtype, kernels=False).format)
+    dtype = _dtype(settings.format)
     async with AsyncExitStack() as stack:
-        model, _, swarm = await booted(stack, settings, bench.nodes)
+        local = await stack.enter_async_context(local_swarm(settings, model.shape.n_blocks, bench.nodes))
+        swarm = await stack.enter_async_context(entered(local))
         with working("measuring") as report:
-            alone = await trio.to_thread.run_sync(Alone.load, model, settings)
+            alone = await trio.to_thread.run_sync(Alone.load, model, dtype, settings.threads)
             through = await stack.enter_async_context(session_through(swarm, settings, bench.tokens))
             await trio.to_thread.run_sync(alone.decode, SLICE)  # both warm up, unmeasured
             await through.decode(SLICE)
@@ -62,7 +71,7 @@ async def overhead(settings: Settings, bench: Bench) -> dict[str, Any]:
     count = SLICE * (len(apart_s) - 1)
     return {
         "model": model.name,
-        "format": resolve_format(settings.format, model.dtype),
+        "format": settings.format,
         "nodes": bench.nodes,
         "threads": settings.threads,
         "tokens": count,
@@ -83,11 +92,10 @@ class Alone:
         self.tokens: list[int] = []
 
     @classmethod
-    def load(cls, model: LocalModel, settings: Settings) -> Alone:
+    def load(cls, model: LocalModel, dtype: torch.dtype, threads: int) -> Alone:
         """Load the model and run the prompt."""
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        dtype = _dtype(resolve_format(settings.format, model.dtype))
+        if threads:
+            torch.set_num_threads(threads)
         loaded = AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, local_files_only=True)
         return cls(loaded.eval())
 
@@ -134,13 +142,13 @@ async def session_through(swarm: Swarm, settings: Settings, count: int) -> Async
         yield Through(session, sampler, first.token)
 
 
-def _dtype(format: Format) -> torch.dtype:
+def _dtype(format: str) -> torch.dtype:
     """What transformers itself computes in.
 
     Raises:
         UsageError: it has no such format.
     """
-    dtypes: dict[Format, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if format not in dtypes:
         raise UsageError(
             f"transformers does not run {format} by itself, so there is nothing to compare with",

@@ -10,7 +10,8 @@ import typer
 from shoal.cli import names, options
 from shoal.cli.output import emit, printable
 from shoal.cli.progress import working
-from shoal.types import resolve_format
+from shoal.executor.built import kernels_built
+from shoal.routing.formats import choose_format
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,7 +63,7 @@ def rm(name: Installed, as_json: options.Json = False) -> None:
 
 
 def show(name: Installed, as_json: options.Json = False) -> None:
-    """Show one model: its folder, digest and shape."""
+    """Show one model: its folder, digest and shape, and the format that this machine would choose."""
     with working(f"looking at {name}"):
         fields = model_fields(_store().show(name))
     emit(
@@ -71,7 +72,11 @@ def show(name: Installed, as_json: options.Json = False) -> None:
 
 
 def model_fields(model: LocalModel) -> dict[str, Any]:
-    """A model on this machine as ``--json`` shows it; sizes in bytes, the context in tokens."""
+    """A model on this machine as ``--json`` shows it; sizes in bytes, the context in tokens.
+
+    The format is the one in which this machine would hold it, if nobody in the swarm served it yet.
+    """
+    chosen = choose_format("auto", model.dtype, kernels=kernels_built())
     return {
         "name": model.name,
         "path": str(model.path),
@@ -82,7 +87,8 @@ def model_fields(model: LocalModel) -> dict[str, Any]:
         "vocab_size": model.shape.vocab_size,
         "size": model.size,
         "dtype": model.dtype,
-        "format": resolve_format("auto", model.dtype),
+        "format": chosen.format,
+        "format_why": chosen.why,
         "source": model.source,
     }
 

@@ -54,7 +54,16 @@ Parallel = Annotated[
 ]
 FormatOption = Annotated[
     str | None,
-    typer.Option(help="Linear weights: fp32, bf16, int8 or int4; one for a route.", show_default=False),
+    typer.Option(help="Format of the weights: auto, fp32, bf16, int8 or int4.", show_default=False),
+]
+NodeFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="Format of the weights: fp32, bf16, int8 or int4. If not given: the one in which the swarm "
+        "already serves the model; else int8 where the C kernels are built; else bf16 or fp32, as stored.",
+        show_default=False,
+    ),
 ]
 KV = Annotated[
     str | None, typer.Option("--kv", help="Elements of KV pages: auto or int8.", show_default=False)

@@ -95,11 +95,12 @@ class Found:
 
 def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -> Drawn:
     from shoal.errors import PromptTooLong
+    from shoal.executor.built import kernels_built
     from shoal.executor.costs import model_cost
     from shoal.models.glance import glance
     from shoal.models.store import ModelStore
+    from shoal.routing.formats import choose_format
     from shoal.routing.ring import Load
-    from shoal.types import resolve_format
     from shoal.wire.messages import encoded_bytes
 
     seen = glance(ModelStore(settings.paths.models), model)
@@ -107,7 +108,7 @@ def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -
         raise PromptTooLong(
             f"{seen.name} was made for sessions of {seen.context} tokens, not {context}", check="--context"
         )
-    format = resolve_format(settings.format, seen.stored)
+    format = choose_format(settings.format, seen.stored, kernels=kernels_built()).format
     cost = model_cost(seen.config, format, settings.kv)
     codec = settings.wire if settings.wire != "auto" else ("float32" if format == "fp32" else "bfloat16")
     row = encoded_bytes(1, cost.hidden_size, codec)

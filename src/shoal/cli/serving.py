@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -23,7 +24,7 @@ from shoal.net.identity import Identity
 from shoal.swarm.here import RunningNode, shown
 from shoal.swarm.join import join_swarm
 from shoal.tasks import one_error
-from shoal.types import PeerAddress, Span, resolve_format
+from shoal.types import PeerAddress, Span
 
 if TYPE_CHECKING:
     from shoal.net.network import Network
@@ -49,15 +50,17 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             # Torch takes seconds to import; on a thread, so that others may dial us meanwhile.
             await trio.to_thread.run_sync(importlib.import_module, "shoal.node.node")
             from shoal.models.store import ModelStore
+            from shoal.node.formats import pick_format
             from shoal.node.moving import pick_span
             from shoal.node.node import memory_budget, start_node
 
             store = ModelStore(settings.paths.models)
             model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
-            format = resolve_format(settings.format, model.dtype)
+            format = pick_format(model, settings, member).format
             chosen = span or pick_span(model, format, memory_budget(settings), member)
+            held = replace(settings, format=format)  # the span was chosen for it
             node = await stack.enter_async_context(
-                start_node(network, member, model, chosen, settings, lambda text: report(text, 0, 0))
+                start_node(network, member, model, chosen, held, lambda text: report(text, 0, 0))
             )
         figures = await stack.enter_async_context(_figures(settings, node))
         steady()
@@ -130,6 +133,7 @@ async def _until_asked(
             model=node.model.name,
             start=node.span.start,
             end=node.span.end,
+            format=node.engine.format,
             addresses=addresses,
             pid=here.pid,
             figures=figures,

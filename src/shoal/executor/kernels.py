@@ -13,12 +13,12 @@ import logging
 import math
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from shoal.errors import OutOfResources
+from shoal.executor.built import BASIC, NATIVE, kernels_built
 from shoal.types import Format
 
 GROUP = 32
@@ -156,14 +156,12 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The kernels for this CPU; ``None`` where they were not built."""
-    folder = Path(__file__).with_name("native")
-    basic = folder / "kernels-v1.so"
-    if not basic.exists():
+    if not kernels_built():
         log.warning("the C kernels are not built: computing with torch alone, which is slower")
         return None
-    level = ctypes.CDLL(str(basic)).cpu_level()
-    best = folder / f"kernels-v{level}.so"
-    return _declare(ctypes.CDLL(str(best if best.exists() else basic)))
+    level = ctypes.CDLL(str(BASIC)).cpu_level()
+    best = NATIVE / f"kernels-v{level}.so"
+    return _declare(ctypes.CDLL(str(best if best.exists() else BASIC)))
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:

@@ -101,7 +101,7 @@ async def _choose(node: Node, others: list[Placed]) -> Move | None:
 async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
     log.info("moving from blocks %s to %s: %s", node.span, move.span, move.why)
     old = node.loaded
-    new = await load_span(node.model, move.span, node.settings, _room(node))
+    new = await load_span(node.model, move.span, old.engine.format, node.settings, _room(node))
     node.loaded, node.going = new, None
     node.server.take_over(new.engine, new.span, new.speed)
     try:

@@ -21,11 +21,12 @@ from shoal.executor.thread import TorchThread
 from shoal.models.local import LocalModel
 from shoal.models.sizes import block_bytes
 from shoal.net.network import Network
+from shoal.node.formats import pick_format
 from shoal.node.server import SpanServer
 from shoal.node.speed import Speed, measure_speed
 from shoal.swarm.announcement import Served
 from shoal.swarm.member import Member
-from shoal.types import Format, Span, resolve_format
+from shoal.types import Format, Span
 
 DRAIN_S = 30.0
 """How long a node that was asked to stop lets the sessions that it holds come to their end."""
@@ -164,9 +165,8 @@ class Node:
         return False
 
 
-async def load_span(model: LocalModel, span: Span, settings: Settings, memory: int) -> Loaded:
+async def load_span(model: LocalModel, span: Span, format: Format, settings: Settings, memory: int) -> Loaded:
     """Load ``span`` into ``memory`` bytes, on a thread of its own. Raises as :func:`start_node`."""
-    format = resolve_format(settings.format, model.dtype)
     thread = TorchThread("shoal-span")
     try:
         threads = settings.threads or torch.get_num_threads()
@@ -209,7 +209,8 @@ async def start_node(
     """
     check_span(model, span)
     report(f"loading blocks {span} of {model.shape.name}")
-    loaded = await load_span(model, span, settings, memory_budget(settings))
+    format = pick_format(model, settings, member).format
+    loaded = await load_span(model, span, format, settings, memory_budget(settings))
     server = SpanServer(
         network,
         loaded.engine,

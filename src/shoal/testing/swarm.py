@@ -103,4 +103,5 @@ async def memory_swarm(
 
 
 def _settings(home: Path, **options: Any) -> Settings:
-    return config.load({"threads": 1} | options, {"SHOAL_HOME": str(home)})
+    # What a whole model gives bit for bit, unless a test is about another format.
+    return config.load({"threads": 1, "format": "fp32"} | options, {"SHOAL_HOME": str(home)})

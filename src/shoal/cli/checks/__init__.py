@@ -19,6 +19,7 @@ CHECKS: dict[str, Check] = {
     "config": machine.config_file,
     "identity": machine.identity,
     "model": machine.model,
+    "format": machine.format,
     "clock": machine.clock,
     "ports": network.ports,
     "mdns": network.multicast,

@@ -11,6 +11,7 @@ import shoal.errors
 from shoal.cli.checks.finding import Finding
 from shoal.cli.version import LIBRARIES, release
 from shoal.config import Settings
+from shoal.executor.built import kernels_built
 
 LEAST_MEMORY = 1 << 30
 """Bytes: torch and transformers take about half of it before any weights."""
@@ -82,6 +83,16 @@ def model(settings: Settings) -> Finding:
         fix = f"shoal models rm {settings.model}, then shoal models pull {settings.model}"
         return Finding("model", "fail", f"{now.path} has changed since it was fetched", fix)
     return Finding("model", "ok", f"{now.name}, {now.shape.n_blocks} blocks, {now.digest[:19]}…")
+
+
+def format(settings: Settings) -> Finding:
+    """How a node here would hold its weights."""
+    if settings.format != "auto":
+        return Finding("format", "ok", f"{settings.format}, as set")
+    if kernels_built():
+        return Finding("format", "ok", "int8 for a node that is the first: the C kernels are built")
+    text = "bf16 or fp32, as the checkpoint is stored: the C kernels are not built, and all is slower"
+    return Finding("format", "note", text, "make setup, once a C compiler is installed")
 
 
 def clock(_: Settings) -> Finding:

@@ -1,0 +1,26 @@
+"""In which format a node holds its model: as asked, or as the swarm has it, or as suits this machine."""
+
+from __future__ import annotations
+
+from shoal.config import Settings
+from shoal.executor.built import kernels_built
+from shoal.models.local import LocalModel
+from shoal.routing.formats import FormatChoice, choose_format
+from shoal.swarm.member import Member
+
+
+def pick_format(model: LocalModel, settings: Settings, member: Member) -> FormatChoice:
+    """The format for a node of ``model``, by the settings and by what the swarm serves now."""
+    serving = member.directory.serving(model.digest, member.now())
+    return choose_format(
+        settings.format,
+        model.dtype,
+        kernels=kernels_built(),
+        parallel=settings.parallel,
+        # Who says another number of blocks for this digest lies.
+        served=[
+            (a.served.format, a.served.span)
+            for a in serving
+            if a.served and a.served.n_blocks == model.shape.n_blocks and a.peer != member.network.peer
+        ],
+    )

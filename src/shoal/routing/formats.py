@@ -1,0 +1,64 @@
+"""In which format a node holds a model. Pure.
+
+``auto`` first follows the swarm: a route has one format, so a node in another one than its peers' would serve
+nobody. Where nobody serves the model yet, the machine decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from shoal.types import Format, Span
+
+PARALLEL: tuple[Format, ...] = ("fp32", "bf16")
+"""What a span over several processes can be held in."""
+
+
+@dataclass(frozen=True, slots=True)
+class FormatChoice:
+    """A format, and why it was chosen, in words that complete "int8: …"."""
+
+    format: Format
+    why: str
+
+
+def choose_format(
+    asked: Format | Literal["auto"],
+    stored: str,
+    *,
+    kernels: bool,
+    parallel: int = 1,
+    served: Iterable[tuple[Format, Span]] = (),
+) -> FormatChoice:
+    """The format of a node that was asked for ``asked``.
+
+    Args:
+        stored: the dtype of most of the checkpoint's bytes, as safetensors names it, for example ``BF16``.
+        kernels: whether our C kernels are built on this machine.
+        parallel: how many processes compute the node's span together.
+        served: what peers serve of the model now, and in which format.
+    """
+    if asked != "auto":
+        return FormatChoice(asked, "it was asked for")
+    possible = PARALLEL if parallel > 1 else get_args(Format)
+    if (common := most_served(served, possible)) is not None:
+        return FormatChoice(common, "the swarm serves the model in it")
+    if kernels and parallel == 1:
+        return FormatChoice("int8", "the kernels are built here, and run it fastest for what it loses")
+    reason = "several processes share the span" if parallel > 1 else "the kernels are not built here"
+    if stored in ("BF16", "F16"):
+        return FormatChoice("bf16", f"{reason}, and the checkpoint has 16 bits for a weight")
+    return FormatChoice("fp32", f"{reason}, and the checkpoint has more than 16 bits for a weight")
+
+
+def most_served(served: Iterable[tuple[Format, Span]], possible: Iterable[Format]) -> Format | None:
+    """The format in which the most blocks are served; of equals the most exact, as a client takes it.
+
+    ``None`` when nothing is served in a ``possible`` one.
+    """
+    blocks: dict[Format, set[int]] = {}
+    for format, span in served:
+        blocks.setdefault(format, set()).update(range(span.start, span.end))
+    return max((f for f in possible if f in blocks), key=lambda f: len(blocks[f]), default=None)

@@ -1,0 +1,60 @@
+"""In which format a node holds a model: what was asked for, what the swarm has, what suits the machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.routing.formats import choose_format
+from shoal.types import Format, Span
+
+STORED = ["F32", "BF16", "F16", "F64", "U8"]
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_a_machine_with_kernels_takes_int8_whatever_the_checkpoint_is_in(stored: str) -> None:
+    assert choose_format("auto", stored, kernels=True).format == "int8"
+
+
+@pytest.mark.parametrize(
+    ("stored", "format"), [("F32", "fp32"), ("F64", "fp32"), ("BF16", "bf16"), ("F16", "bf16")]
+)
+def test_without_kernels_nothing_of_the_checkpoint_is_lost(stored: str, format: Format) -> None:
+    chosen = choose_format("auto", stored, kernels=False)
+    assert chosen.format == format
+    assert "kernels are not built" in chosen.why
+
+
+@pytest.mark.parametrize(("stored", "format"), [("F32", "fp32"), ("BF16", "bf16")])
+def test_several_processes_take_what_they_can_hold(stored: str, format: Format) -> None:
+    served: list[tuple[Format, Span]] = [("int8", Span(0, 30))]
+    chosen = choose_format("auto", stored, kernels=True, parallel=2, served=served)
+    assert chosen.format == format
+    assert "several processes" in chosen.why
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_the_swarm_goes_before_the_machine(kernels: bool) -> None:
+    for format in ("fp32", "bf16", "int8", "int4"):
+        chosen = choose_format("auto", "F32", kernels=kernels, served=[(format, Span(0, 10))])
+        assert chosen.format == format
+        assert "swarm" in chosen.why
+
+
+def test_of_two_formats_the_one_that_covers_more_blocks_is_taken() -> None:
+    served: list[tuple[Format, Span]] = [
+        ("fp32", Span(0, 10)),
+        ("fp32", Span(0, 10)),
+        ("int4", Span(0, 10)),
+        ("int4", Span(10, 11)),
+    ]
+    assert choose_format("auto", "F32", kernels=True, served=served).format == "int4"
+
+
+def test_of_equals_the_more_exact_is_taken_as_clients_do() -> None:
+    served: list[tuple[Format, Span]] = [("int8", Span(0, 30)), ("bf16", Span(0, 30))]
+    assert choose_format("auto", "F32", kernels=True, served=served).format == "bf16"
+
+
+def test_what_was_asked_for_is_taken_in_any_swarm() -> None:
+    served: list[tuple[Format, Span]] = [("int8", Span(0, 30))]
+    assert choose_format("fp32", "BF16", kernels=True, served=served).format == "fp32"
