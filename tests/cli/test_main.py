@@ -190,6 +190,17 @@ def test_sigint_ends_a_process_with_130(home: Path) -> None:
         assert process.wait(10) == 130
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(name: str) -> None:
+    code = (
+        f"import signal; signal.signal(signal.{name}, signal.SIG_IGN)\n"
+        "from shoal.cli.ending import how_to_end, stop_signals\n"
+        "print(*(number.name for number in stop_signals())); print(how_to_end())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["SIGTERM", *({"SIGINT", "SIGHUP"} - {name}), "SIGTERM"]
+
+
 def test_a_terminal_that_lacks_a_letter_gets_a_question_mark(home: Path) -> None:
     run = subprocess.run(
         [*SHOAL, "identity", "path", "--json"],

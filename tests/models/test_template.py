@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -11,7 +14,10 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from shoal.errors import BadWeights, UsageError
+from shoal.models import template_child
 from shoal.models.template import TemplateRenderer
+
+CHILD = Path(template_child.__file__)
 
 MESSAGES = [{"role": "system", "content": "be <b>"}, {"role": "user", "content": "Grüße\n"}]
 HONEST = [
@@ -99,6 +105,20 @@ def test_messages_that_are_not_data_are_refused(renderers: list[TemplateRenderer
     with pytest.raises(UsageError):
         renderers[0].render([{"content": deep}])
     assert renderers[0].render(MESSAGES) == "x"
+
+
+def test_a_template_that_would_never_end_ends_also_when_nobody_is_left_to_end_it() -> None:
+    child = (
+        f"import sys; sys.path.insert(0, {str(CHILD.parent)!r}); import template_child as child\n"
+        "child.LONGEST_S = 0.5; child.main()"
+    )
+    request = {"template": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"}
+    words = [sys.executable, "-I", "-c", child]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(request | {"values": {}}).encode() + b"\n")
+        process.stdin.flush()
+        assert process.wait(20) != 0
 
 
 def test_a_ctrl_c_at_the_terminal_does_not_end_the_renderer(renderers: list[TemplateRenderer]) -> None:

@@ -71,12 +71,12 @@ async def _start(settings: Settings, log: Path, processes: list[Process], *, as_
     home = {"SHOAL_HOME": str(paths.data)} if paths.config == paths.data else {}
     with log.open("ab") as stderr:
         child = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "shoal.cli", "gateway", "--json"],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "shoal.cli", "gateway", "--end-with-stdin", "--json"],
+            stdin=subprocess.PIPE,  # its end is ours
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=config.child_environ(**config.to_environ(settings), **home),
-            start_new_session=True,  # Ctrl-C is for us, and we end it in order
+            process_group=0,  # Ctrl-C is for us, and we end it in order
         )
     process = Process(child, log)
     processes.append(process)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli import options
+from shoal.cli.ending import end_with_stdin
 
 Origin = Annotated[
     list[str] | None,
@@ -29,9 +30,12 @@ def gateway(
     public: options.Public = None,
     model: options.Model = None,
     bootstrap: options.Bootstrap = None,
+    with_stdin: options.EndWithStdin = False,
     as_json: options.Json = False,
 ) -> None:
     """Serve OpenAI's API and a page from a swarm. Programs that speak to OpenAI speak to it."""
+    if with_stdin:
+        end_with_stdin()
     settings = options.settings(
         gateway_host=gateway_host,
         gateway_port=gateway_port,

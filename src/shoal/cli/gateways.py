@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from shoal.cli import checks
+from shoal.cli.ending import stop_signals
 from shoal.cli.inside import entered
 from shoal.cli.output import say
 from shoal.cli.serving import steady
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
 
 
 async def run(settings: Settings, *, as_json: bool) -> int:
-    """Serve until a signal asks to stop; returns the exit code: 0 after SIGTERM, 130 after Ctrl-C.
+    """Serve until a signal asks to stop; returns the exit code: 130 after Ctrl-C, otherwise 0.
 
     Raises:
         ShoalError: the swarm cannot be entered, or the port is taken.
     """
     async with entered(settings, create=True) as swarm, opened(swarm, settings) as url:
         steady()
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(*stop_signals()) as signals:
             tell("gateway", as_json, url=url, peer=swarm.network.peer)
             asked = await anext(signals)
         tell("ended", as_json, drained=True)

@@ -19,6 +19,7 @@ from typing import Any, cast
 import trio
 
 from shoal import config
+from shoal.cli.ending import stop_signals
 from shoal.config import Settings
 from shoal.errors import DeadlineExceeded, ShoalError, UsageError, from_code
 from shoal.swarm import membership
@@ -92,7 +93,7 @@ async def ended_with_us() -> AsyncGenerator[list[Process]]:
         async with trio.open_nursery() as nursery:
             # Ended by a signal, we must not leave the nodes behind. Only the main thread hears of any.
             if threading.current_thread() is threading.main_thread():
-                nursery.start_soon(_end_on_sigterm)
+                nursery.start_soon(_end_when_asked)
             yield processes
             nursery.cancel_scope.cancel()
     finally:
@@ -165,14 +166,17 @@ async def start(
     """
     make_home(home, settings.paths.models, swarm)
     log = home / "log"
+    what = ["serve", settings.model, "--span", str(span), "--end-with-stdin", "--json"]
     with log.open("ab") as stderr:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "shoal.cli", "serve", settings.model, "--span", str(span), "--json"],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "shoal.cli", *what],
+            stdin=subprocess.PIPE,  # when we end, however that is, so does the node
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=config.child_environ(**config.to_environ(settings), SHOAL_HOME=str(home)),
-            start_new_session=True,  # Ctrl-C is for us, and we end them in order
+            # Ctrl-C is for us, and we end them in order. In a group of our session, not in a session of its
+            # own: then the kernel wakes one that is frozen when we are killed (POSIX, orphaned groups).
+            process_group=0,
         )
     processes.append(Process(process, log))
     return processes[-1]
@@ -200,7 +204,8 @@ async def end(processes: list[Process]) -> None:
         await running.process.wait()
 
 
-async def _end_on_sigterm() -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+async def _end_when_asked() -> None:
+    asking = [number for number in stop_signals() if number != signal.SIGINT]  # that one trio raises itself
+    with trio.open_signal_receiver(*asking) as signals:
         await anext(signals)
         raise KeyboardInterrupt

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli import options
+from shoal.cli.ending import end_with_stdin
 from shoal.config import Settings
 from shoal.errors import UsageError
 from shoal.types import Span
@@ -67,9 +68,12 @@ def serve(
     wire: options.Wire = None,
     bootstrap: options.Bootstrap = None,
     mdns: Annotated[bool | None, typer.Option("--mdns/--no-mdns", help="Find peers on this network.")] = None,
+    with_stdin: options.EndWithStdin = False,
     as_json: options.Json = False,
 ) -> None:
     """Serve a span of MODEL. Ends with Ctrl-C or SIGTERM, open sessions first."""
+    if with_stdin:
+        end_with_stdin()
     settings = options.settings(
         swarm=swarm,
         public=public,

@@ -72,6 +72,10 @@ Wire = Annotated[
     str | None,
     typer.Option(help="Hidden states that we send: auto, float32, bfloat16 or int8.", show_default=False),
 ]
+EndWithStdin = Annotated[
+    bool,
+    typer.Option("--end-with-stdin", help="End when stdin ends: for a program that starts this one."),
+]
 Bootstrap = Annotated[
     list[str] | None,
     typer.Option(metavar="MULTIADDR", help="One more address to join through.", show_default=False),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from shoal.cli.beside import beside
+from shoal.cli.ending import how_to_end, stop_signals
 from shoal.cli.inside import member_of
 from shoal.cli.progress import working
 from shoal.cli.turns import tell
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json: bool) -> int:
-    """Serve until a signal asks to stop; returns the exit code: 0 after SIGTERM, 130 after Ctrl-C.
+    """Serve until a signal asks to stop; returns the exit code: 130 after Ctrl-C, otherwise 0.
 
     With ``as_json``, each turn of the node's life is one line on stdout: ``listening``, ``serving``,
     ``leaving``, ``ended``; ``moved`` where it took another span; and ``gateway``, if there is one beside.
@@ -123,7 +124,7 @@ async def _until_asked(
         os.getpid(), network.peer, settings.swarm, node.model.name, str(node.span), tuple(addresses), figures
     )
     with (
-        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+        trio.open_signal_receiver(*stop_signals()) as signals,
         shown(settings.paths.nodes, here),
     ):
         tell(
@@ -134,6 +135,7 @@ async def _until_asked(
             start=node.span.start,
             end=node.span.end,
             format=node.engine.format,
+            ended_by=how_to_end(),
             addresses=addresses,
             pid=here.pid,
             figures=figures,
@@ -141,7 +143,7 @@ async def _until_asked(
         # The gateway ends first: what it holds on this node would keep it from leaving.
         async with beside(settings, as_json=as_json) if gateway else nullcontext():
             asked = await anext(signals)
-        tell("leaving", as_json, sessions=node.server.sessions)
+        tell("leaving", as_json, sessions=node.server.sessions, ended_by=how_to_end())
         drained = await _drain(node, signals)
         tell("ended", as_json, drained=drained)
     return EXIT_INTERRUPTED if asked == signal.SIGINT else EXIT_OK

@@ -19,9 +19,9 @@ def tell(event: str, as_json: bool, **fields: Any) -> None:
 
 SENTENCES = {
     "listening": "listening as {peer}",
-    "serving": "serving blocks {start}:{end} of {model}; Ctrl-C ends",
+    "serving": "serving blocks {start}:{end} of {model} in {format}; {ended_by} ends it",
     "moved": "now serving blocks {start}:{end}: {why}",
     "gateway": "chat, and the API for other programs: {url}",
-    "leaving": "leaving when {sessions} open sessions have ended; Ctrl-C again ends at once",
+    "leaving": "leaving once {sessions} open sessions have ended; {ended_by} again ends at once",
     "ended": "ended",
 }

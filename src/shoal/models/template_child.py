@@ -6,6 +6,7 @@ It imports nothing of Shoal: it starts in a tenth of a second, and a template th
 from __future__ import annotations
 
 import datetime
+import faulthandler
 import json
 import sys
 from typing import Any, cast
@@ -19,6 +20,8 @@ MEMORY = 1 << 30
 """Bytes of address space."""
 MAX_TEXT = 8 << 20
 """Characters that a template may render to."""
+LONGEST_S = 30
+"""For one rendering. Who asks has a shorter deadline and kills us; this is for when they were killed."""
 
 
 class _Generation(jinja2.ext.Extension):
@@ -117,8 +120,10 @@ def main() -> None:
         pass
     environment = _environment()
     for line in sys.stdin.buffer:
+        faulthandler.dump_traceback_later(LONGEST_S, exit=True)
         sys.stdout.buffer.write(json.dumps(_answer(environment, json.loads(line))).encode() + b"\n")
         sys.stdout.buffer.flush()
+        faulthandler.cancel_dump_traceback_later()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from typing import Any
 import trio
 
 from shoal import config
+from shoal.bench.peers import leash
 from shoal.errors import DeadlineExceeded, ShoalError
 
 START_WITHIN_S = 180.0
@@ -71,12 +74,12 @@ async def running(
     """
     with log.open("wb") as said:
         process = await trio.lowlevel.open_process(
-            [str(word) for word in command],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-P", leash.__file__, *map(str, command)],
+            stdin=subprocess.PIPE,  # by which the leash knows that we live
             stdout=said,
             stderr=said,
             env=config.child_environ(**environ),
-            start_new_session=True,
+            process_group=0,
         )
     try:
         await _listens(process, port, log)
@@ -99,11 +102,11 @@ async def _listens(process: trio.Process, port: int, log: Path) -> None:
 
 async def _end(process: trio.Process) -> None:
     with suppress(ProcessLookupError):
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
     with trio.move_on_after(END_WITHIN_S):
         await process.wait()
     if process.returncode is None:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
 
 
