@@ -1,114 +1,84 @@
 """A GGUF file becomes a Hugging Face folder, once.
 
-Weights are stored in float32. A GGUF's blocks are small integers times a float16 scale plus a float16 minimum
-(Q4_1): the products need more bits than bfloat16 or float16 have, so float32 is the smallest type that keeps
-what transformers computes from the file when it loads it itself.
+What our kernels run is converted here, in seconds and with little memory. Anything else goes the way through
+transformers, which takes all weights into memory.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import tempfile
-from collections.abc import Collection, Generator, Iterator
-from contextlib import contextmanager
+import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-import transformers
-from gguf import GGUFReader
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    modeling_gguf_pytorch_utils,
-)
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-from shoal.errors import BadWeights, UnsupportedModel
-from shoal.models.hollow import causal_class
-from shoal.models.loader import first_line, quiet
+from shoal.models.gguf_files.families import Conversion, plan
+from shoal.models.gguf_files.fields import Fields, NotCovered
+from shoal.models.gguf_files.splits import Gguf, read_gguf
+from shoal.models.gguf_files.tokenizer import write_tokenizer
+from shoal.models.gguf_files.weights import write_weights
 from shoal.models.progress import Progress
 
-# What transformers and gguf raise on a file that they cannot make sense of.
-UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, NotImplementedError)
+SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+"""What a model's authors recommend: by the name in GGUF, that in ``generation_config.json``."""
 
 
 def converted_size(file: Path) -> int:
     """Bytes that the converted weights take.
 
     Raises:
-        BadWeights: this is no GGUF file, or it is truncated.
+        BadWeights, UnsupportedModel: see :func:`shoal.models.gguf_files.splits.read_gguf`.
     """
-    try:
-        reader = GGUFReader(file)
-        return sum(4 * math.prod(int(n) for n in tensor.shape) for tensor in reader.tensors)
-    except (*UNREADABLE, OverflowError, OSError) as error:
-        raise BadWeights(
-            f"{file}: not a GGUF file that can be read ({first_line(error)})",
-            check="whether it was downloaded completely",
-        ) from error
+    return sum(4 * math.prod(tensor.shape) for tensor in read_gguf(file).tensors.values())
 
 
 def convert_gguf(file: Path, folder: Path, progress: Progress) -> None:
-    """Write ``folder``: config, generation config, tokenizer with its chat template, weights.
+    """Write ``folder``: config, generation config, tokenizer with its chat template, weights in float32.
 
-    Holds all weights in memory, in float32, while it runs.
+    Args:
+        file: the model's file, or any one of several that it is split into.
 
     Raises:
-        UnsupportedModel: transformers does not know the architecture.
-        BadWeights: the file is damaged.
+        UnsupportedModel: neither we nor transformers know the architecture.
+        BadWeights: a file is damaged, or missing.
     """
     progress("Reading the tokenizer", 0, 0)
+    gguf = read_gguf(file)
+    folder.mkdir(exist_ok=True)
     try:
-        with quiet(), tempfile.TemporaryDirectory() as alone:
-            # transformers takes a folder and a name in it, and looks for other files beside it: none are.
-            (Path(alone) / "model.gguf").symlink_to(file.resolve())
-            config = AutoConfig.from_pretrained(alone, gguf_file="model.gguf")
-            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf")
-        config.name_or_path = ""
-        cls = causal_class(config)
-        with quiet(), _told(progress):
-            with torch.device("meta"):
-                skeleton = AutoModelForCausalLM.from_config(config)
-            tensors = load_gguf_checkpoint(
-                str(file), return_tensors=True, model_to_load=skeleton, torch_dtype=torch.float32
-            )["tensors"]
-            model, info = cast(
-                "tuple[Any, dict[str, Any]]",
-                cls.from_pretrained(
-                    None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
-                ),
-            )
-            del tensors
-    except UNREADABLE as error:
-        raise UnsupportedModel(
-            f"{file}: transformers {transformers.__version__} cannot convert it ({first_line(error)})",
-            check="whether the model is there as safetensors too; take those",
-        ) from error
-    if info["missing_keys"]:
-        raise BadWeights(f"{file}: tensor {sorted(info['missing_keys'])[0]} is missing")
-    progress("Writing", 0, 0)
-    with quiet():
-        model.generation_config = GenerationConfig.from_model_config(config)
-        model.save_pretrained(folder, max_shard_size="5GB")
-        tokenizer.model_max_length = config.max_position_embeddings
-        tokenizer.save_pretrained(folder)
+        conversion = plan(gguf)
+        write_tokenizer(gguf, folder, conversion.config["max_position_embeddings"])
+    except NotCovered:
+        from shoal.models.gguf_files.through_transformers import convert  # noqa: PLC0415 - imports torch
+
+        shutil.rmtree(folder)
+        convert(gguf, folder, progress)
+        return
+    _write_json(folder / "config.json", conversion.config)
+    _write_json(folder / "generation_config.json", _generation(gguf, conversion))
+    write_weights(conversion.tensors, folder / "model.safetensors", progress)
 
 
-@contextmanager
-def _told(progress: Progress) -> Generator[None]:
-    """Tell ``progress`` of each tensor, where transformers would draw a bar that cannot be switched off."""
+def _generation(gguf: Gguf, conversion: Conversion) -> dict[str, Any]:
+    """What ends an answer, and how the model's authors would choose its tokens."""
+    fields = Fields(gguf)
+    config = {name: conversion.config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    turns = [fields.whole(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
+    ends = list(dict.fromkeys(end for end in turns if end is not None))
+    if len(ends) > 1:
+        config["eos_token_id"] = ends
+    sampling = {name: fields.number(f"general.sampling.{key}") for key, name in SAMPLING.items()}
+    stated = {name: value for name, value in sampling.items() if value is not None}
+    if "top_k" in stated:
+        stated["top_k"] = int(stated["top_k"])
+    return config | stated | ({"do_sample": True} if stated else {})
 
-    def bar(tensors: Collection[object], **_: object) -> Iterator[object]:
-        for done, tensor in enumerate(tensors):
-            progress("Converting", done, len(tensors))
-            yield tensor
 
-    library = cast(Any, modeling_gguf_pytorch_utils)
-    drawn, library.tqdm = library.tqdm, bar
-    try:
-        yield
-    finally:
-        library.tqdm = drawn
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
