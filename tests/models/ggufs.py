@@ -1,8 +1,10 @@
-"""A tiny Llama as a GGUF file, as llama.cpp's converter would write it."""
+"""Tiny models as GGUF files, as llama.cpp's converter would write them."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -77,8 +79,6 @@ def _interleaved(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
-    import json
-
     from transformers import AutoTokenizer
 
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
@@ -92,5 +92,124 @@ def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
     writer.add_add_bos_token(False)
     writer.add_chat_template(AutoTokenizer.from_pretrained(folder).chat_template)
+
+
+ARCHS = {"gemma3_text": "gemma3"}
+"""By transformers' type of model, GGUF's architecture where it has another name."""
+IN_PAIRS = ("llama", "smollm3", "granite")
+
+
+def write_family(
+    path: Path, scratch: Path, family: str, *, quantised: bool = True, split: int = 0, **changes: Any
+) -> dict[str, torch.Tensor]:
+    """Write a model of ``family`` with its tokenizer, matrices of blocks in Q4_1, the embedding in Q8_0.
+
+    Args:
+        scratch: where the Hugging Face folder that it is made of goes.
+        split: tensors in one file, if there are to be several.
+        changes: fields of the config to set.
+
+    Returns:
+        The tensors, by their Hugging Face names, that it stands for.
+    """
+    tensors = load_file(write_checkpoint(scratch, family, **changes) / "model.safetensors")
+    config = json.loads((scratch / "config.json").read_text())
+    arch = ARCHS.get(config["model_type"], config["model_type"])
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
+    add_numbers(writer, config)
+    _add_tokenizer(writer, scratch)
+    kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
+    names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
+    meant: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        array = tensor.numpy()
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert stored is not None, name
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            writer.add_tensor(stored, array + np.float32(1))
+            meant[name] = torch.from_numpy((array + np.float32(1)) - np.float32(1))
+            continue
+        heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
+        ordered = array
+        if heads and arch in IN_PAIRS:
+            ordered = in_pairs(array, config[heads])
+        if quantised and array.ndim == 2:
+            how = Q4_1 if "layers" in name else gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(stored, gguf.quantize(ordered, how), raw_dtype=how)
+            array = gguf.dequantize(gguf.quantize(array, how), how)
+        else:
+            writer.add_tensor(stored, ordered)
+        meant[name] = torch.from_numpy(np.array(array))
+    close(writer)
+    return meant
+
+
+def in_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Rows ``[heads × size, …]`` of halves in llama.cpp's order, those that rotate together side by side."""
+    halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
+def add_numbers(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    """The pairs of a model's architecture."""
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    kind = config["model_type"]
+    rope = config["rope_parameters"]
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    if kind in ("llama", "phi3", "granite", "smollm3"):
+        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        writer.add_rope_dimension_count(head_dim)
+    if kind in ("qwen3", "gemma", "gemma3_text"):
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+    if kind == "phi3":
+        writer.add_rope_scaling_orig_ctx_len(config["original_max_position_embeddings"])
+    if kind == "gemma3_text":
+        writer.add_sliding_window(config["sliding_window"])
+    if kind == "granite":
+        writer.add_attention_scale(config["attention_multiplier"])
+        writer.add_embedding_scale(config["embedding_multiplier"])
+        writer.add_residual_scale(config["residual_multiplier"])
+        writer.add_logit_scale(config["logits_scaling"])
+
+
+def close(writer: gguf.GGUFWriter) -> None:
+    """Write what the writer has been told."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_tokenizer_gguf(path: Path, arch: str, kind: str, tokens: list[str], **pairs: Any) -> Path:
+    """A file with the numbers of a small model, a tokenizer and no tensors.
+
+    Args:
+        pairs: more of the tokenizer's, by the name behind ``tokenizer.ggml.``.
+    """
+    writer = gguf.GGUFWriter(path, arch)
+    for key, value in (
+        *(("context_length", 256), ("embedding_length", 64), ("block_count", 2)),
+        *(("feed_forward_length", 128), ("attention.head_count", 4), ("attention.head_count_kv", 2)),
+    ):
+        writer.add_uint32(f"{arch}.{key}", value)
+    writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-6)
+    if arch == "gemma3":
+        writer.add_uint32("gemma3.attention.sliding_window", 8)
+    writer.add_tokenizer_model(kind)
+    writer.add_token_list(tokens)
+    for key, value in pairs.items():
+        add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string, list: writer.add_array}
+        add[type(value)](f"tokenizer.ggml.{key}", value)
+    close(writer)
+    return path

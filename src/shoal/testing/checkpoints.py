@@ -55,6 +55,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen3": lambda: t.Qwen3Config(**BASE, **_HEADS),
     "gpt2": lambda: t.GPT2Config(**_GPT),
     "gpt2_by_index": lambda: t.GPT2Config(**_GPT, scale_attn_by_inverse_layer_idx=True),
+    "gemma": lambda: t.GemmaConfig(**BASE, **_HEADS),
     "gemma3": lambda: t.Gemma3TextConfig(**BASE, **_HEADS, sliding_window=8, layer_types=_ALTERNATING),
     "mixtral": lambda: t.MixtralConfig(**BASE, num_local_experts=4),
     "deepseek_v3": lambda: t.DeepseekV3Config(

@@ -41,6 +41,8 @@ class Family:
     biases: bool = False
     """All four matrices of attention may have biases."""
     norms_less: float = 0.0
+    names_head_dim: bool = False
+    """Its config always says how large a head is."""
     keys: tuple[str, ...] = ()
     """Keys beside those that all have."""
 
@@ -48,9 +50,9 @@ class Family:
 GELU = "gelu_pytorch_tanh"
 SCALES = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
 FAMILIES = {
-    "llama": Family("llama", "LlamaForCausalLM", in_pairs=True, biases=True),
+    "llama": Family("llama", "LlamaForCausalLM", in_pairs=True, biases=True, names_head_dim=True),
     "qwen2": Family("qwen2", "Qwen2ForCausalLM", (*DENSE, *BIASES)),
-    "qwen3": Family("qwen3", "Qwen3ForCausalLM", (*DENSE, *QK_NORMS)),
+    "qwen3": Family("qwen3", "Qwen3ForCausalLM", (*DENSE, *QK_NORMS), names_head_dim=True),
     "phi3": Family(
         "phi3",
         "Phi3ForCausalLM",
@@ -58,13 +60,14 @@ FAMILIES = {
         keys=("attention.sliding_window", "rope.scaling.attn_factor"),
     ),
     "smollm3": Family("smollm3", "SmolLM3ForCausalLM", in_pairs=True),
-    "gemma": Family("gemma", "GemmaForCausalLM", activation=GELU, norms_less=1.0),
+    "gemma": Family("gemma", "GemmaForCausalLM", activation=GELU, norms_less=1.0, names_head_dim=True),
     "gemma3": Family(
         "gemma3_text",
         "Gemma3ForCausalLM",
         (*DENSE, *GEMMA3),
         activation=GELU,
         norms_less=1.0,
+        names_head_dim=True,
         keys=(
             "attention.sliding_window",
             "attention.sliding_window_pattern",
@@ -207,7 +210,6 @@ def _config(gguf: Gguf, fields: Fields, family: Family, numbers: Numbers, used: 
         "num_hidden_layers": numbers.blocks,
         "num_attention_heads": numbers.heads,
         "num_key_value_heads": numbers.kv_heads,
-        "head_dim": numbers.head_dim,
         "hidden_act": family.activation,
         "rms_norm_eps": epsilon,
         "vocab_size": numbers.vocab,
@@ -218,6 +220,8 @@ def _config(gguf: Gguf, fields: Fields, family: Family, numbers: Numbers, used: 
         "eos_token_id": fields.whole("tokenizer.ggml.eos_token_id"),
         "pad_token_id": fields.whole("tokenizer.ggml.padding_token_id"),
     }
+    if family.names_head_dim or numbers.head_dim != numbers.hidden // numbers.heads:
+        config["head_dim"] = numbers.head_dim
     more = {"phi3": _phi3, "smollm3": _smollm3, "gemma3": _gemma3, "granite": _granite}.get(fields.arch)
     return config | more(fields, numbers, config) if more is not None else config
 
@@ -254,7 +258,7 @@ def _gemma3(fields: Fields, numbers: Numbers, config: dict[str, Any]) -> dict[st
     # The one Gemma 3 whose scores are not scaled by the size of a head. llama.cpp knows it by its blocks.
     largest = numbers.blocks == GEMMA3_27B_BLOCKS
     return {
-        "hidden_activation": config["hidden_act"],
+        "hidden_activation": config.pop("hidden_act"),
         "layer_types": ["sliding_attention" if slides else "full_attention" for slides in sliding],
         "sliding_window": fields.size("gemma3.attention.sliding_window"),
         "query_pre_attn_scalar": numbers.hidden // numbers.heads if largest else numbers.head_dim,
