@@ -26,7 +26,7 @@ from shoal.errors import ChannelClosed, RemoteProtocolError
 from shoal.net.handshakes import HANDSHAKE_WITHIN_S, Handshakes, Ticket, host_of
 from shoal.net.identity import Identity
 from shoal.net.secret import SwarmNoise
-from shoal.net.tcp import BoundedStream, HungUp, accept_forever, listen_on, tuned
+from shoal.net.tcp import BoundedStream, HungUp, accept_in_turn, listen_on, tuned
 from shoal.types import CarrierName, PeerId
 
 MAX_PLAINTEXT = 65519
@@ -235,7 +235,7 @@ class DirectCarrier:
                 await pipe.aclose()
 
         task_status.started(listener.socket.getsockname()[1])
-        await accept_forever(listener, self._handshakes, accept)
+        await accept_in_turn(listener, self._handshakes, accept)
 
     async def _accept(self, stream: trio.SocketStream, ticket: Ticket) -> DirectPipe | None:
         """The pipe, or none when there is no room or no handshake."""

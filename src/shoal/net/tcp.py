@@ -36,7 +36,7 @@ OUT_OF_DESCRIPTORS_S = 0.1
 
 log = logging.getLogger(__name__)
 
-Take = Callable[[trio.SocketStream, Ticket], Awaitable[None]]
+Take = Callable[[trio.SocketStream], Awaitable[None]]
 
 
 async def listen_on(host: str, port: int) -> trio.SocketListener:
@@ -56,25 +56,39 @@ async def listen_on(host: str, port: int) -> trio.SocketListener:
     return listener
 
 
-async def accept_forever(listener: trio.SocketListener, handshakes: Handshakes, take: Take) -> None:
-    """Hand every connection to ``take`` when it is its turn, each in a task of its own, until cancelled.
+async def accept_in_turn(
+    listener: trio.SocketListener,
+    handshakes: Handshakes,
+    take: Callable[[trio.SocketStream, Ticket], Awaitable[None]],
+) -> None:
+    """As :func:`accept_forever`, but each connection when its peer has begun and it is its turn."""
+
+    async def in_turn(stream: trio.SocketStream) -> None:
+        ticket = await handshakes.wait_turn(stream)
+        if ticket is None:
+            await trio.aclose_forcefully(stream)
+        else:
+            await take(stream, ticket)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handshakes.run)
+        await accept_forever(listener, in_turn)
+
+
+async def accept_forever(listener: trio.SocketListener, take: Take) -> None:
+    """Hand every connection to ``take``, each in a task of its own, until cancelled.
 
     ``take`` owns the stream it is given. What it raises ends that connection and nothing else.
     """
 
     async def guarded(stream: trio.SocketStream) -> None:
         try:
-            ticket = await handshakes.wait_turn(stream)
-            if ticket is None:
-                await trio.aclose_forcefully(stream)
-            else:
-                await take(stream, ticket)
+            await take(stream)
         except Exception as error:  # noqa: BLE001  a stranger's connection must not end ours; see above
             log.debug("a connection failed: %r", error)
             await trio.aclose_forcefully(stream)
 
     async with listener, trio.open_nursery() as nursery:
-        nursery.start_soon(handshakes.run)
         while True:
             try:
                 stream = await listener.accept()
@@ -193,7 +207,7 @@ class Listener(IListener):
     async def _run(self, listener: trio.SocketListener) -> None:
         try:
             with self._scope:
-                await accept_forever(listener, self._handshakes, self._take)
+                await accept_in_turn(listener, self._handshakes, self._take)
         finally:
             self._done.set()
 
