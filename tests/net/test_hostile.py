@@ -10,6 +10,7 @@ import resource
 import struct
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -217,7 +218,7 @@ async def test_a_peer_that_hangs_up_unheard_may_be_busy_and_is_not_called_a_stra
         await stream.aclose()
 
     async with networks(SECRET) as (member,), trio.open_nursery() as nursery:
-        (listener,) = await nursery.start(trio.serve_tcp, hang_up, 0)
+        (listener,) = await nursery.start(partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1"))
         port = listener.socket.getsockname()[1]
         with pytest.raises(ChannelClosed, match="hung up before it said a word: it may be busy"):
             await member.connect(f"/ip4/127.0.0.1/tcp/{port}/p2p/{Identity.ephemeral().peer}", deadline_s=3)
