@@ -36,6 +36,14 @@ def test_single_rows_are_put_together_where_that_changes_no_bits():
     assert kept.below(13, merge=True)[2].payload == bytes([9]) * 8 + bytes([10]) * 8
 
 
+def test_a_piece_of_a_longer_sequence_is_sent_again_as_one():
+    kept = Kept(KeptRoom())
+    kept.add(Step(b"s" * 16, 1, 0, 3, 1, "float32", 3, 2, sequence_length=9), "float32", bytes(24))
+    for position in (3, 4):
+        kept.add(a_step(position), "float32", bytes(8))
+    assert [(e.tokens, e.sequence_length) for e in kept.below(5, merge=True)] == [(3, 9), (2, 0)]
+
+
 def test_after_a_roll_back_only_what_holds_is_kept():
     room = KeptRoom()
     kept = Kept(room)

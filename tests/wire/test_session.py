@@ -56,6 +56,13 @@ def test_a_step_beyond_the_reservation_is_refused():
         a_hop(100).accept(a_step(0, 101))
 
 
+def test_a_step_of_a_sequence_beyond_the_reservation_is_refused():
+    hop = a_hop(100)
+    hop.accept(a_step(0, 10, sequence_length=100))
+    with pytest.raises(RemoteProtocolError, match="a sequence of 101"):
+        hop.accept(a_step(10, 10, sequence_length=101))
+
+
 def test_a_client_counts_what_is_in_flight():
     client = ClientSession(10, in_flight=2)
     client.issue(3, 0)

@@ -95,7 +95,8 @@ class OneProcess:
                 piece = window[position : position + PIECE]
                 hidden = _through(self._ends.embed(piece, position), wire)
                 for state in states:
-                    hidden = _through(_all(self._runner.forward([Rows(state, position, hidden)]))[0], wire)
+                    rows = Rows(state, position, hidden, len(window))
+                    hidden = _through(_all(self._runner.forward([rows]))[0], wire)
                 following = torch.tensor(window[position + 1 : position + 1 + len(piece)])
                 logits = _all(self._ends.heads([hidden[: len(following)]]))[0]
                 found.append(torch.nn.functional.cross_entropy(logits, following, reduction="none"))

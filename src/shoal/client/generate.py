@@ -93,7 +93,7 @@ async def generate(
     sampler = Sampler(sampling, constraint)
     text = StopText(stop)
     timing.started = trio.current_time()
-    timing.reused = held(session.token_ids, prompt)
+    timing.reused = session.reusable(prompt)
     if timing.reused < len(session.token_ids):
         session.roll_back(timing.reused)
     advanced = await session.advance(prompt[timing.reused :], sampler, more=max_tokens > 1)
@@ -109,12 +109,6 @@ async def generate(
             return
         yield Delta(shown, (token,), None, sampler.score)
         advanced = await session.advance([token], sampler, more=count + 1 < max_tokens)
-
-
-def held(kept: Sequence[int], prompt: Sequence[int]) -> int:
-    """How many tokens of ``prompt`` need not be computed where ``kept`` were; its last one always does."""
-    limit = min(len(kept), len(prompt) - 1)
-    return next((i for i in range(limit) if kept[i] != prompt[i]), max(limit, 0))
 
 
 class StopText:

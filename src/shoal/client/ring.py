@@ -152,14 +152,16 @@ class Ring:
         self._broken = None
         return await self._stages.replace(replacements, position, timeout_s)
 
-    async def fill(self, payload: bytes, codec: Codec, position: int, tokens: int, hops: int) -> None:
+    async def fill(
+        self, payload: bytes, codec: Codec, position: int, tokens: int, hops: int, sequence_length: int = 0
+    ) -> None:
         """Send the first ``hops`` hops hidden states for their caches; nothing comes back.
 
         Raises:
             ChannelClosed: the first hop is gone.
         """
         width = self._shape.hidden_size
-        step = Step(self.session, 0, position, tokens, 0, codec, tokens, width, hops_left=hops - 1)
+        step = Step(self.session, 0, position, tokens, 0, codec, tokens, width, (), hops - 1, sequence_length)
         await self._send(step, payload)
 
     def codec(self, rows: int) -> Codec:
@@ -193,8 +195,13 @@ class Ring:
                 return channel.release
         return None
 
-    async def send(self, payload: bytes, codec: Codec, tokens: int, wanted: int) -> None:
+    async def send(
+        self, payload: bytes, codec: Codec, tokens: int, wanted: int, sequence_length: int = 0
+    ) -> None:
         """Send ``tokens`` rows of hidden states, encoded in ``codec``, on their way.
+
+        Args:
+            sequence_length: as a step's.
 
         Raises:
             LocalProtocolError: they do not fit into the session.
@@ -202,7 +209,7 @@ class Ring:
         """
         issued = self.issue(tokens, wanted)
         self._left[issued.number % IN_FLIGHT] = time.perf_counter()
-        await self._send(self._made(issued, codec), payload)
+        await self._send(self._made(issued, codec, sequence_length), payload)
 
     async def _send(self, step: Step, payload: bytes) -> None:
         try:
@@ -211,10 +218,18 @@ class Ring:
             self.lose_hop(0, error.message)
             raise HopLost(self._stages.hops[0].hop, error.message) from error
 
-    def _made(self, issued: Issued, codec: Codec) -> Step:
-        tokens = issued.tokens
-        width = self._shape.hidden_size
-        return Step(self.session, issued.number, issued.position, tokens, issued.wanted, codec, tokens, width)
+    def _made(self, issued: Issued, codec: Codec, sequence_length: int = 0) -> Step:
+        return Step(
+            self.session,
+            issued.number,
+            issued.position,
+            issued.tokens,
+            issued.wanted,
+            codec,
+            issued.tokens,
+            self._shape.hidden_size,
+            sequence_length=sequence_length,
+        )
 
     async def receive(self) -> Returned:
         """The result of the oldest step in flight.

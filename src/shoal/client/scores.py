@@ -49,7 +49,7 @@ async def score_prompt(session: Session, prompt: Sequence[int], top: int) -> lis
     scores: list[TokenScore | None] = [None]
     for start in range(0, len(prompt), SCORED_AT_ONCE):
         piece = prompt[start : start + SCORED_AT_ONCE]
-        logits = await session.step(piece)
+        logits = await session.step(piece, sequence_length=len(prompt))
         following = prompt[start + 1 : start + 1 + len(piece)]
         scores += await trio.to_thread.run_sync(_scores, logits, following, top)
     return scores

@@ -16,7 +16,7 @@ import torch
 import trio
 
 from shoal.client.hops import HopFailed
-from shoal.client.pieces import joined, piece_tokens
+from shoal.client.pieces import Piece, joined, outdated, piece_tokens, reusable
 from shoal.client.recovery import Recovery, Reroute, Way, recoverable
 from shoal.client.ring import IN_FLIGHT, Returned, Ring
 from shoal.client.sampling import Sampler
@@ -67,7 +67,8 @@ class Session:
         self._ends = ends
         self._thread = thread
         self._chunk = prefill_chunk
-        self._pieces: list[list[int]] = []
+        self._pieces: list[Piece] = []
+        self._scaling = ends.ends.rope_scaling
         self._ahead: _Ahead | None = None
         self._recovery = recovery
         self._heard = 0.0  # when the last result came
@@ -81,21 +82,33 @@ class Session:
         """Tokens that may still be added."""
         return self.ring.rules.tokens - len(self.token_ids)
 
-    async def step(self, token_ids: Sequence[int], *, chunk: int | None = None) -> torch.Tensor:
+    def reusable(self, prompt: Sequence[int]) -> int:
+        """How many tokens of ``prompt`` are held as the prompt alone would have them; not its last one."""
+        return reusable(self._pieces, self._scaling, prompt)
+
+    async def step(
+        self, token_ids: Sequence[int], *, chunk: int | None = None, sequence_length: int = 0
+    ) -> torch.Tensor:
         """Append tokens; returns the logits ``[tokens, vocab]`` after each of them.
+
+        A model whose rotary frequencies change with a sequence's length may need those before them computed
+        again (:mod:`shoal.models.rope_scaling`); that is done on the way.
 
         Args:
             chunk: send them in pieces of this many tokens, several on their way at once; by default the
                 session's ``prefill_chunk``; 0 cuts them so that every hop has work.
+            sequence_length: tokens of the text that these are a part of, for a caller who appends it part by
+                part and wants what it gives as a whole; by default it ends with them.
 
         Raises:
             UsageError: no tokens, or one outside of the vocabulary.
             PromptTooLong: they do not fit into the session. Nothing was sent.
             NoCoverage: a hop is lost, and nobody took its place in time.
-            ShoalError: a step failed; the session is as long as it was before.
+            ShoalError: a step failed; the session is as long as it was before, or empty where all its tokens
+                were being sent again.
         """
-        returned = await self._append(token_ids, chunk or self._chunk, all_rows=True)
-        return torch.cat([await self._head(r, _as_they_are) for r in returned])
+        returned = await self._append(token_ids, chunk or self._chunk, len(token_ids), sequence_length)
+        return torch.cat([await self._head(r, _as_they_are) for r in returned if r.rows])
 
     async def advance(self, token_ids: Sequence[int], sampler: Sampler, *, more: bool = False) -> Advanced:
         """Append tokens, a prompt or one that was chosen, and choose the next. Raises as ``step``.
@@ -104,9 +117,10 @@ class Session:
             more: the chosen token will most likely be appended next. It is on its way round the ring before
                 this returns; whatever else is done with the session instead takes it back.
         """
-        returned = (await self._append(token_ids, self._chunk, all_rows=False))[-1]
+        returned = (await self._append(token_ids, self._chunk, 1))[-1]
         self._recovery.relieve(self.ring, cached=len(self.token_ids), remaining=self.room)
-        following = self.ring.issue(1, 1) if more and self.room and not self.ring.lost else None
+        goes_on = more and self.room and not self.ring.lost and not self._outdated(len(self.token_ids) + 1)
+        following = self.ring.issue(1, 1) if goes_on else None
         try:
             token, self._ahead = await self._head(returned, partial(self._choose, sampler, following))
         except BaseException:
@@ -128,34 +142,48 @@ class Session:
         self._ends.close(self.ring.session)
         await self._recovery.routes.close(self.ring)
 
-    async def _append(self, token_ids: Sequence[int], chunk: int, *, all_rows: bool) -> list[Returned]:
+    async def _append(
+        self, token_ids: Sequence[int], chunk: int, wanted: int, sequence_length: int = 0
+    ) -> list[Returned]:
+        """Send tokens round the ring; what comes back holds the last ``wanted`` rows."""
         self._check(token_ids)
         before = len(self.token_ids)
+        sequence_length = max(sequence_length, before + len(token_ids))
+        if self._outdated(sequence_length):
+            token_ids, before = [*self.token_ids, *token_ids], 0
+            self.roll_back(0)
         chunk = chunk or piece_tokens(self.ring.format, len(token_ids), len(self.ring.route))
-        pieces = [list(token_ids[i : i + chunk]) for i in range(0, len(token_ids), chunk)]
-        if self._ahead is not None and self._ahead.sent and pieces != [[self._ahead.token]]:
+        told = sequence_length if self._scaling else 0
+        pieces = [Piece(list(token_ids[i : i + chunk]), told) for i in range(0, len(token_ids), chunk)]
+        as_sent = (
+            sequence_length == before + 1 and self._ahead is not None and [self._ahead.token] == [*token_ids]
+        )
+        if self._ahead is not None and self._ahead.sent and not as_sent:
             self.roll_back(before)
         self._heard = trio.current_time()
         try:
-            return await self._run(pieces, all_rows=all_rows)
+            return await self._run(pieces, wanted)
         except ShoalError as error:
             self._retreat(before)
-            return await self._persist(error, pieces, all_rows=all_rows)
+            return await self._persist(error, pieces, wanted)
         except BaseException:
             self._retreat(before)
             raise
 
-    async def _persist(self, error: ShoalError, pieces: list[list[int]], *, all_rows: bool) -> list[Returned]:
+    def _outdated(self, length: int) -> bool:
+        return outdated(self._pieces, self._scaling, length)
+
+    async def _persist(self, error: ShoalError, pieces: list[Piece], wanted: int) -> list[Returned]:
         """Run ``pieces``, which came to nothing once; the route is made whole before each new attempt."""
         told, before = self._pieces.copy(), len(self.token_ids)
-        owed: list[list[int]] = []  # of what was told, what the hops must be sent again
+        owed: list[Piece] = []  # of what was told, what the hops must be sent again
         survived: list[Survived] = []
         for _ in range(RECOVERIES):
             owed = await self._made_whole(error, told, owed, survived)
             try:
-                await self._run(owed, all_rows=None)
+                await self._run(owed, 0)
                 owed = []
-                returned = await self._run(pieces, all_rows=all_rows)
+                returned = await self._run(pieces, wanted)
             except ShoalError as again:
                 self._retreat(0 if owed else before)
                 error = again
@@ -170,8 +198,8 @@ class Session:
         raise _plain(error)
 
     async def _made_whole(
-        self, error: ShoalError, told: list[list[int]], owed: list[list[int]], survived: list[Survived]
-    ) -> list[list[int]]:
+        self, error: ShoalError, told: list[Piece], owed: list[Piece], survived: list[Survived]
+    ) -> list[Piece]:
         """Get rid of what caused ``error``; returns the pieces that the hops must be sent again first."""
         if isinstance(error, HopFailed) and isinstance(error.error, CannotRollBack):
             # A hop's cache cannot go back (a sliding window, a state): it is built again from the
@@ -193,20 +221,22 @@ class Session:
         self._trim(0)
         return self._joined(told)
 
-    async def _run(self, pieces: list[list[int]], *, all_rows: bool | None) -> list[Returned]:
-        """Send pieces ahead of their results, as many as may be in flight; ``None`` wants no rows back."""
+    async def _run(self, pieces: list[Piece], wanted: int) -> list[Returned]:
+        """Send pieces ahead of their results, as many as may be in flight; wants the last rows back."""
         returned: list[Returned] = []
-        for index, piece in enumerate(pieces):
-            last = index == len(pieces) - 1
-            wanted = len(piece) if all_rows else int(last and all_rows is not None)
+        left = sum(len(piece.token_ids) for piece in pieces)
+        for piece in pieces:
+            tokens = len(piece.token_ids)
+            left -= tokens
             while self.ring.rules.in_flight + 1 > IN_FLIGHT:
                 returned.append(await self.ring.receive())
             if self._ahead is None or not self._ahead.sent:
-                codec, payload = await self._embedded(piece)
-                await self.ring.send(payload, codec, len(piece), wanted)
+                codec, payload = await self._embedded(piece.token_ids)
+                rows = min(max(wanted - left, 0), tokens)
+                await self.ring.send(payload, codec, tokens, rows, piece.sequence_length)
             self._ahead = None
             self._pieces.append(piece)
-            self.token_ids += piece
+            self.token_ids += piece.token_ids
         while len(returned) < len(pieces):
             returned.append(await self.ring.receive())
         self._heard = trio.current_time()
@@ -234,16 +264,17 @@ class Session:
         codec = self.ring.codec(len(piece))
         return codec, await self._thread.run(lambda: self._encoded(piece, position, codec))
 
-    async def _refill(self, told: list[list[int]], ring: Ring, hops: int) -> None:
+    async def _refill(self, told: list[Piece], ring: Ring, hops: int) -> None:
         """Send the first ``hops`` hops what the session's tokens are to them; nothing comes back."""
         position = 0
-        for piece in self._joined(told):
-            codec = ring.codec(len(piece))
-            make = partial(self._encoded, piece, position, codec)
-            await ring.fill(await self._thread.run(make), codec, position, len(piece), hops)
-            position += len(piece)
+        for token_ids, sequence_length in self._joined(told):
+            tokens = len(token_ids)
+            codec = ring.codec(tokens)
+            make = partial(self._encoded, token_ids, position, codec)
+            await ring.fill(await self._thread.run(make), codec, position, tokens, hops, sequence_length)
+            position += tokens
 
-    def _joined(self, pieces: list[list[int]]) -> list[list[int]]:
+    def _joined(self, pieces: list[Piece]) -> list[Piece]:
         """Single tokens put together, where a row's bits do not depend on its company."""
         return joined(pieces) if self._ends.ends.sliced else pieces
 
@@ -274,12 +305,12 @@ class Session:
 
     def _trim(self, position: int) -> None:
         del self.token_ids[position:]
-        kept: list[list[int]] = []
+        kept: list[Piece] = []
         left = position
-        for piece in self._pieces:
+        for token_ids, sequence_length in self._pieces:
             if left > 0:
-                kept.append(piece[:left])
-            left -= len(piece)
+                kept.append(Piece(token_ids[:left], sequence_length))
+            left -= len(token_ids)
         self._pieces = kept
         self._ahead = None
 

@@ -21,6 +21,7 @@ from shoal.executor.shelf import Shelf
 from shoal.executor.thread import Reply, TorchThread
 from shoal.models import ends as model_ends
 from shoal.models.checkpoint import Checkpoint
+from shoal.models.rope_scaling import RopeScaling
 from shoal.types import Format
 
 Result = TypeVar("Result")
@@ -37,6 +38,9 @@ class Ends(Protocol):
     """Bytes of weights in memory."""
     sliced: bool
     """As a runner's: whether many rows may go through the head in slices."""
+
+    rope_scaling: RopeScaling
+    """How the blocks' rotary frequencies follow from a sequence's length."""
 
     def embed(self, token_ids: Sequence[int], position: int) -> torch.Tensor:
         """What the first block receives, float32 ``[n, width]``, for tokens ``[position, position + n)``.
@@ -60,6 +64,7 @@ class ModuleEnds:
     def __init__(self, ends: model_ends.Ends) -> None:
         self._ends = ends
         self.tensor_bytes = ends.tensor_bytes
+        self.rope_scaling = ends.rope_scaling
 
     def embed(self, token_ids: Sequence[int], position: int) -> torch.Tensor:
         return self._ends.embed(token_ids, position)[0].float().cpu()
@@ -78,6 +83,8 @@ class FusedEnds:
     """The ends of a model of Llama's shape, on the kernels. The embedding stays in the checkpoint's file."""
 
     sliced = True
+    rope_scaling = RopeScaling()
+    """Frequencies that change are not of the shape."""
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ Done = Callable[[Forwarded | ShoalError], None]
 class _Step(Job):
     state: State
     position: int
+    sequence_length: int
 
 
 class Engine:
@@ -121,6 +122,7 @@ class Engine:
         wanted: int,
         reply: Codec,
         done: Done,
+        sequence_length: int = 0,
     ) -> None:
         """Ask for a step and do not wait. Steps of one session run in the order asked.
 
@@ -134,6 +136,7 @@ class Engine:
                 turn of the event loop; never told of a session that is closed. Errors, of which the same step
                 may be sent again, are CannotRollBack: the KV cannot return to ``position``, and StepFailed:
                 the forward failed, or what came out is not finite.
+            sequence_length: tokens of the sequence that the step is a piece of; 0: it ends with the step.
 
         Raises:
             UnknownSession: the session is not open.
@@ -150,7 +153,17 @@ class Engine:
 
         prepare = partial(decode, payload, codec, rows, self.width)
         self._batcher.submit(
-            _Step(session, rows, wanted, prepare, finish, done, state=state, position=position)
+            _Step(
+                session,
+                rows,
+                wanted,
+                prepare,
+                finish,
+                done,
+                state=state,
+                position=position,
+                sequence_length=sequence_length,
+            )
         )
 
     def after(self, function: Callable[[], None]) -> None:
@@ -160,5 +173,8 @@ class Engine:
     def _forward(self, batch: Sequence[Piece]) -> list[Outcome]:
         steps = [(cast(_Step, piece.job), piece) for piece in batch]
         return self.runner.forward(
-            [Rows(step.state, step.position + piece.first, piece.hidden) for step, piece in steps]
+            [
+                Rows(step.state, step.position + piece.first, piece.hidden, step.sequence_length)
+                for step, piece in steps
+            ]
         )

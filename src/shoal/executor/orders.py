@@ -60,6 +60,7 @@ class Step(_Line, frozen=True):
     cache: Count
     position: Count
     tokens: Count
+    sequence_length: Count = 0
 
 
 class Drop(_Line, frozen=True):

@@ -72,7 +72,9 @@ class ParallelSpan:
         self._module = module
         self._parts: OrderedDict[Span, ParallelSpan] = OrderedDict()
 
-    def forward(self, hidden: torch.Tensor, cache: Cache, position: int) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int = 0
+    ) -> torch.Tensor:
         """As :meth:`SpanModule.forward`. Raises ``StepFailed`` also when a process does not come along."""
         check_hidden(hidden, self.width, self.dtype)
         if not isinstance(cache, SharedCache):
@@ -81,7 +83,7 @@ class ParallelSpan:
             raise PositionGap(f"a step at position {position}, but only {cache.length} tokens are cached")
         if position < cache.length or cache.torn:
             self.crop(cache, position)  # what is refused here the others never hear of
-        order = Step(self.span, cache.number, position, hidden.shape[1])
+        order = Step(self.span, cache.number, position, hidden.shape[1], sequence_length)
         return self.team.run(order, partial(self.team.shard.step, order, cache, hidden))
 
     def new_cache(self) -> SharedCache:

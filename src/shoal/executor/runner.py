@@ -38,6 +38,8 @@ class Rows:
     position: int
     hidden: torch.Tensor
     """float32 ``[n, width]``; a forward may overwrite it with what comes out."""
+    sequence_length: int = 0
+    """Tokens of the sequence that they are a piece of; 0: it ends with them. See ``SpanModule.forward``."""
 
 
 class Runner(Protocol):
@@ -69,7 +71,9 @@ class Modules(Protocol):
     dtype: torch.dtype
     tensor_bytes: int
 
-    def forward(self, hidden: torch.Tensor, cache: Cache, position: int) -> torch.Tensor: ...
+    def forward(
+        self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int = 0
+    ) -> torch.Tensor: ...
     def new_cache(self) -> Cache: ...
     def kv_bytes(self, tokens: int) -> int: ...
     def part(self, span: Span) -> Modules: ...
@@ -100,7 +104,8 @@ class ModuleRunner:
             return StepFailed("a state that another runner has made")
         try:
             rows.state.pages.resize(rows.position + len(rows.hidden))
-            out = module.forward(rows.hidden[None].to(module.dtype), cache, rows.position)
+            hidden = rows.hidden[None].to(module.dtype)
+            out = module.forward(hidden, cache, rows.position, rows.sequence_length)
         except ShoalError as error:
             return error
         except Exception as error:  # noqa: BLE001

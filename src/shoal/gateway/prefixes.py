@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import trio
 
-from shoal.client.generate import held
 from shoal.client.session import Session
 from shoal.client.swarm import Swarm
 from shoal.errors import Busy, ShoalError
@@ -138,9 +137,9 @@ class Prefixes:
         """The kept session that holds most of the prompt, if it is not mostly about something else."""
         best, most = None, WORTH_IT - 1
         for lease in self._kept:
-            tokens = lease.session.token_ids
-            shared = held(tokens, asked.prompt) if lease.owner == owner and lease.tokens >= asked.need else 0
-            if shared > most and shared >= len(tokens) // 2:
+            ours = lease.owner == owner and lease.tokens >= asked.need
+            shared = lease.session.reusable(asked.prompt) if ours else 0
+            if shared > most and shared >= len(lease.session.token_ids) // 2:
                 best, most = lease, shared
         return best
 

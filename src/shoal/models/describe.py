@@ -16,6 +16,7 @@ from shoal.models.hollow import causal_class, read_model_config
 from shoal.models.loader import first_line
 from shoal.models.local import LocalModel
 from shoal.models.progress import Progress
+from shoal.models.rope_scaling import context_factor
 from shoal.types import Digest, ModelShape
 
 # Under these names configs say how long a sequence may be.
@@ -78,7 +79,7 @@ def context_of(config: PretrainedConfig) -> int:
     for field in CONTEXT:
         value: object = getattr(config, field, None)
         if isinstance(value, int) and value > 0:
-            return min(value, 2**31 - 1)
+            return min(int(value * context_factor(config)), 2**31 - 1)
     return UNLIMITED
 
 

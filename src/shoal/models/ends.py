@@ -16,6 +16,7 @@ from shoal.models.loader import TORCH_DTYPE
 from shoal.models.local import LocalModel
 from shoal.models.parts import accepted_inputs, check_hidden, tensor_bytes
 from shoal.models.probe import check_embed, check_head
+from shoal.models.rope_scaling import rope_scaling
 from shoal.models.standins import Door, Reached
 from shoal.types import DType
 
@@ -39,6 +40,7 @@ class Ends:
         self.dtype = dtype
         self.device = device
         self.model = model
+        self.rope_scaling = rope_scaling(config)
         self.tensor_bytes = tensor_bytes(model)
         """Bytes of both ends' weights in memory, a tied matrix once."""
         self.doors = [cast(Door, door) for door in blocks.modules]

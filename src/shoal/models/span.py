@@ -26,6 +26,7 @@ from shoal.models.loader import TORCH_DTYPE
 from shoal.models.local import LocalModel
 from shoal.models.parts import CACHE_NAMES, accepted_inputs, check_hidden, tensor_bytes
 from shoal.models.probe import KvCost, check_span
+from shoal.models.rope import sequence_ropes
 from shoal.models.standins import Reached, split_hidden
 from shoal.types import DType, Span
 
@@ -65,17 +66,22 @@ class SpanModule:
         self._kv_as: kv.Kv = kv_as
         self._accepts = accepted_inputs(model.base_model)
         self._entering: torch.Tensor | None = None
+        self._ropes = sequence_ropes(model)
         self._parts: OrderedDict[Span, SpanModule] = OrderedDict()
         blocks.modules[0].register_forward_pre_hook(self._enter, with_kwargs=True)
         blocks.modules[-1].register_forward_hook(_leave)
 
     @torch.inference_mode()
-    def forward(self, hidden: torch.Tensor, cache: Cache, position: int) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int = 0
+    ) -> torch.Tensor:
         """What the next block, or the head, receives for tokens ``[position, position + n)``.
 
         Args:
             hidden: ``[1, n, width]`` in the span's dtype, what the block before gave, or the embedding.
             cache: holds the tokens before ``position``; one that holds more is cropped first.
+            sequence_length: tokens of the sequence that these are a piece of, where it goes on behind them:
+                some models' rotary frequencies depend on it (:mod:`shoal.models.rope_scaling`).
 
         Raises:
             PositionGap: the cache holds fewer tokens than ``position``.
@@ -89,6 +95,8 @@ class SpanModule:
         if position < cache.length or cache.torn:
             self.crop(cache, position)
         n = hidden.shape[1]
+        for rope in self._ropes:
+            rope.ahead = sequence_length if sequence_length > position + n else 0
         cache.torn = True
         out = self._run(hidden.to(self.device), cache, position)
         cache.length, cache.torn = position + n, False

@@ -171,7 +171,7 @@ class Hop:
     def _refill(self, entry: Entry, hops_left: int) -> Step:
         tokens, width = entry.tokens, self.engine.width
         step = Step(self.session, 0, entry.position, tokens, 0, entry.codec, tokens, width)
-        return msgspec.structs.replace(step, hops_left=hops_left)
+        return msgspec.structs.replace(step, hops_left=hops_left, sequence_length=entry.sequence_length)
 
     def lost_next(self, way: Channel, reason: str) -> None:
         """The way onward is gone: the client is told once, and the session waits for what it decides.
@@ -213,7 +213,17 @@ class Hop:
         rows = step.tokens if self.next is not None else step.wanted
         reply = self.codec.choose(self._onward.bytes_s, rows, step.width)
         done = partial(self._done, step, rows, reply)
-        self.engine.submit(self.session, step.position, payload, step.codec, step.rows, rows, reply, done)
+        self.engine.submit(
+            self.session,
+            step.position,
+            payload,
+            step.codec,
+            step.rows,
+            rows,
+            reply,
+            done,
+            step.sequence_length,
+        )
 
     def _done(self, step: Step, rows: int, reply: Codec, result: Forwarded | ShoalError) -> None:
         """Send the result on its way. On the engine's thread, so that nothing stands between.

@@ -25,6 +25,8 @@ class Entry:
     tokens: int
     codec: Codec
     payload: bytes
+    sequence_length: int = 0
+    """As the step's."""
 
     @property
     def end(self) -> int:
@@ -62,7 +64,7 @@ class Kept:
             self.clear()
             return
         self._room.taken += len(payload)
-        self._entries.append(Entry(step.position, step.tokens, codec, payload))
+        self._entries.append(Entry(step.position, step.tokens, codec, payload, step.sequence_length))
 
     def below(self, position: int, *, merge: bool) -> list[Entry] | None:
         """What was sent for the positions below ``position``; ``None`` when some of it is missing.
@@ -88,7 +90,7 @@ def _merged(entries: list[Entry]) -> Iterator[Entry]:
     """Runs of single rows as one entry each. int8's scales lie before all rows and cannot be joined."""
     run: list[Entry] = []
     for entry in entries:
-        single = entry.tokens == 1 and entry.codec != "int8"
+        single = entry.tokens == 1 and entry.codec != "int8" and not entry.sequence_length
         if run and (not single or len(run) == MERGED_ROWS or entry.codec != run[0].codec):
             yield _joined(run)
             run = []

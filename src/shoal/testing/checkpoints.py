@@ -88,6 +88,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen3_moe": lambda: t.Qwen3MoeConfig(**_SPARSE, mlp_only_layers=[1, 4]),
     "gemma2": lambda: t.Gemma2Config(**BASE, **_HEADS, sliding_window=8),
     "phi3": lambda: t.Phi3Config(**BASE),
+    "phimoe": lambda: t.PhimoeConfig(**BASE, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
     "olmo": lambda: t.OlmoConfig(**BASE),
     "nanochat": lambda: t.NanoChatConfig(**BASE),
     "olmo2": lambda: t.Olmo2Config(**BASE),

@@ -26,7 +26,7 @@ from msgspec import Meta, Struct
 from shoal.errors import RemoteProtocolError
 from shoal.types import Codec, Format, PeerAddress, PeerId
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 AGENT = "shoal/0.1"
 """This program, as it names itself to others."""
 
@@ -144,6 +144,9 @@ class Step(_Message, frozen=True, tag="step"):
 
     Such a step only fills caches that were lost: nothing of it comes back to the client.
     """
+    sequence_length: Count = 0
+    """Tokens of the sequence that the step is a piece of, by which some models' rotary frequencies go; 0: it
+    ends with the step."""
 
 
 class Failed(_Message, frozen=True, tag="failed"):

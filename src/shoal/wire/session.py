@@ -57,6 +57,10 @@ class HopSession:
             raise RemoteProtocolError(
                 f"a step up to {step.position + step.tokens} in a session of {self.opened.tokens} tokens"
             )
+        if step.sequence_length > self.opened.tokens:
+            raise RemoteProtocolError(
+                f"a step of a sequence of {step.sequence_length} tokens in a session of {self.opened.tokens}"
+            )
         if step.position > self.length:
             raise PositionGap(f"a step from position {step.position} with {self.length} tokens cached")
         advance = Advance(step.position, roll_back=step.position < self.length)

@@ -19,6 +19,7 @@ from shoal.executor.ends import EndsEngine
 from shoal.executor.engine import Done, Engine, Forwarded
 from shoal.executor.pages import PAGE, PagePool, Pages
 from shoal.executor.thread import TorchThread
+from shoal.models.rope_scaling import RopeScaling
 from shoal.testing.sim import model
 from shoal.testing.sim.agenda import Agenda
 from shoal.types import Codec, SessionId, Span
@@ -142,6 +143,7 @@ class SimEngine(Engine):
         wanted: int,
         reply: Codec,
         done: Done,
+        sequence_length: int = 0,
     ) -> None:
         cache = self._caches.get(session)
         if cache is None:
@@ -175,6 +177,7 @@ class SimEnds(EndsEngine):
 
     sliced = True
     tensor_bytes = 0
+    rope_scaling = RopeScaling()
 
     def __init__(self) -> None:
         self.ends = self
