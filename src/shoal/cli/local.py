@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,11 +23,16 @@ import trio
 from shoal import config
 from shoal.cli.ending import stop_signals
 from shoal.config import Settings
-from shoal.errors import DeadlineExceeded, ShoalError, UsageError, from_code
+from shoal.errors import DeadlineExceeded, OutOfResources, ShoalError, UsageError, from_code
+from shoal.net.addresses import to_multiaddr
+from shoal.net.identity import Identity
 from shoal.swarm import membership
+from shoal.swarm.join import INVITED
 from shoal.swarm.membership import Membership
 from shoal.types import Span
 
+PORTS = range(20_000, 32_000)
+"""Below those that systems give to outgoing connections: a node that comes back finds its own free."""
 START_WITHIN_S = 180.0
 END_WITHIN_S = 5.0
 
@@ -38,6 +45,28 @@ class LocalSwarm:
     membership: Membership
     nodes: tuple[dict[str, Any], ...]
     """What each node said when it began to serve: ``peer``, ``start``, ``end``, ``pid``, ``addresses`` …"""
+
+
+@dataclass(frozen=True, slots=True)
+class StartingSwarm:
+    """Nodes that were started and do not serve yet. Raises in both waits as :func:`local_swarm`."""
+
+    settings: Settings
+    membership: Membership
+    processes: tuple[Process, ...]
+
+    async def listening(self) -> None:
+        """Wait until all of them can be dialled."""
+        await self._all("listening")
+
+    async def serving(self) -> LocalSwarm:
+        """Wait until all of them serve."""
+        return LocalSwarm(self.settings, self.membership, tuple(await self._all("serving")))
+
+    async def _all(self, event: str) -> list[dict[str, Any]]:
+        with trio.move_on_after(START_WITHIN_S):
+            return [await process.event(event) for process in self.processes]
+        raise DeadlineExceeded(f"the nodes did not come up within {START_WITHIN_S:.0f} s")
 
 
 def split(n_blocks: int, nodes: int) -> list[Span]:
@@ -60,23 +89,58 @@ async def local_swarm(settings: Settings, n_blocks: int, nodes: int) -> AsyncGen
         UsageError: more nodes than blocks.
         ShoalError: a node did not come up; the error is that node's own.
     """
+    async with starting_swarm(settings, n_blocks, nodes) as starting:
+        yield await starting.serving()
+
+
+@asynccontextmanager
+async def starting_swarm(
+    settings: Settings, n_blocks: int, nodes: int, *, cache: Path | None = None
+) -> AsyncGenerator[StartingSwarm]:
+    """As :func:`local_swarm`, but the block begins at once, and waits for the nodes itself.
+
+    Args:
+        cache: where nodes keep packed weights; by default each has its own, which ends with it.
+    """
     spans = split(n_blocks, nodes)
     inside = on_this_machine(settings, "demo")
     swarm = membership.create(inside.swarm)
     with TemporaryDirectory(prefix="shoal-") as folder:
+        homes = [Path(folder, str(number)) for number in range(nodes)]
+        ports = free_ports(inside.host, nodes)
+        addresses = [address_of(home, inside.host, port) for home, port in zip(homes, ports, strict=True)]
         async with ended_with_us() as processes:
-            found: list[dict[str, Any]] = []
-            with trio.move_on_after(START_WITHIN_S) as waiting:
-                first = await start(inside, swarm, spans[0], Path(folder, "0"), processes)
-                swarm = replace(swarm, bootstrap=tuple((await first.event("listening"))["addresses"]))
-                rest = [
-                    await start(inside, swarm, span, Path(folder, str(number)), processes)
-                    for number, span in enumerate(spans[1:], 1)
-                ]
-                found = [await process.event("serving") for process in (first, *rest)]
-            if waiting.cancelled_caught:
-                raise DeadlineExceeded(f"the nodes did not come up within {START_WITHIN_S:.0f} s")
-            yield LocalSwarm(inside, swarm, tuple(found))
+            for span, home, port, address in zip(spans, homes, ports, addresses, strict=True):
+                # Each dials all others: of each two, the one that listens later finds the other.
+                others = tuple(other for other in addresses if other != address)
+                if cache is not None:
+                    share(home / "cache", cache)
+                own = replace(inside, port=port, bootstrap=others)
+                await start(own, swarm, span, home, processes)
+            reached = replace(swarm, bootstrap=tuple(addresses[:INVITED]))
+            yield StartingSwarm(inside, reached, tuple(processes))
+
+
+def address_of(home: Path, host: str, port: int) -> str:
+    """The multiaddr of a node that is to run in ``home``, whose identity is made for that."""
+    return f"{to_multiaddr(host, port)}/p2p/{Identity.load_or_create(home / 'identity.key').peer}"
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """TCP ports that nobody listens on now, and that no outgoing connection is given.
+
+    Raises:
+        OutOfResources: there are not so many.
+    """
+    found: list[int] = []
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with socket.socket() as opened, suppress(OSError):
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind((host, port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OutOfResources(f"{host} has no {count} free ports among {PORTS.start} to {PORTS.stop}")
 
 
 def on_this_machine(settings: Settings, swarm: str) -> Settings:
@@ -184,11 +248,16 @@ async def start(
 
 def make_home(home: Path, models: Path, swarm: Membership) -> None:
     """A folder for a process of its own: a member of the swarm, with the models of this machine."""
-    models.mkdir(parents=True, exist_ok=True)
-    home.mkdir(exist_ok=True)
-    if not (home / "models").is_symlink():
-        (home / "models").symlink_to(models.resolve())
+    share(home / "models", models)
     membership.save(home / "swarms", swarm)
+
+
+def share(link: Path, folder: Path) -> None:
+    """Let ``link`` lead to ``folder``, which is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(folder.resolve())
 
 
 async def end(processes: list[Process]) -> None:

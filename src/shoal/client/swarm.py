@@ -170,6 +170,16 @@ class Swarm:
 
         return Answer(shown, stream)
 
+    async def prepare(self, model: str, format: Format) -> None:
+        """Load what an answer needs here, the tokenizer and the ends, before somebody waits for it.
+
+        Raises:
+            UnknownModel, BadWeights: the model is not here, or cannot be loaded.
+        """
+        local = await self.resolve(model)
+        await self.codec(local)
+        await self._load_ends(local, format)
+
     def announcements(self) -> list[Announcement]:
         """Every peer that serves something now."""
         return self.member.alive()

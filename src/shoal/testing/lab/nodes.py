@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import random
 import signal
-import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import trio
 
-from shoal.cli.local import START_WITHIN_S, Process, ended_with_us, start
+from shoal.cli.local import START_WITHIN_S, Process, address_of, ended_with_us, free_ports, start
 from shoal.config import Settings
-from shoal.errors import DeadlineExceeded, OutOfResources, ShoalError
-from shoal.net.addresses import to_multiaddr
+from shoal.errors import DeadlineExceeded, ShoalError
 from shoal.net.identity import Identity
 from shoal.swarm import membership
 from shoal.testing.lab.plan import Deed, Place
 from shoal.types import PeerId
 
-PORTS = range(20_000, 32_000)
-"""Below those that systems give to outgoing connections: a node that comes back finds its own free."""
 SLOW_TURN_S = 0.1
 SLOW_SHARE = 0.1
 """The part of each turn in which a slowed node runs."""
@@ -39,7 +34,7 @@ class LabNode:
         self.ports = ports
         """Of the libp2p host and of the direct carrier."""
         self.peer: PeerId = Identity.load_or_create(home / "identity.key").peer
-        self.address = f"{to_multiaddr(host, ports[0])}/p2p/{self.peer}"
+        self.address = address_of(home, host, ports[0])
         self.process: Process | None = None
         self.serving = False
         """It has said that it serves, and has not ended or been asked to."""
@@ -232,20 +227,3 @@ async def lab_swarm(settings: Settings, places: Sequence[Place], folder: Path) -
         swarm = LabSwarm(settings, nodes, processes, nursery)
         yield swarm
         nursery.cancel_scope.cancel()
-
-
-def free_ports(host: str, count: int) -> list[int]:
-    """TCP ports that nobody listens on now, and that no outgoing connection is given.
-
-    Raises:
-        OutOfResources: there are not so many.
-    """
-    found: list[int] = []
-    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
-        with socket.socket() as opened, suppress(OSError):
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            opened.bind((host, port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise OutOfResources(f"{host} has no {count} free ports among {PORTS.start} to {PORTS.stop}")
