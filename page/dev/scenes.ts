@@ -60,7 +60,7 @@ function model(peers: Peer[], id = MODEL, digest = DIGEST, n = 30): Model {
     if (last && Number(last[1]) === block) missing[missing.length - 1] = `${last[0]}:${block + 1}`
     else missing.push(`${block}:${block + 1}`)
   })
-  return { id, digest, n_blocks: n, formats: ['int8'], coverage, missing }
+  return { id, digest, n_blocks: n, format: 'int8', formats: ['int8'], coverage, missing }
 }
 
 export function scene(name: string): Swarm {
@@ -118,6 +118,6 @@ export function health(): Health {
 export function invite(): Invite {
   let cells = ''
   for (let y = 0; y < 29; y++) for (let x = 0; x < 29; x++) if ((x * 7 + y * 13 + ((x * y) % 5)) % 3 === 0) cells += `<path d="M${x} ${y}h1v1h-1z"/>`
-  const code = 'shoal1-k7qm2-x9fwd-3htpa-v6nze-8rucl-5bjgy-w4smo'
-  return { command: `shoal join ${code} && shoal up`, code, qr_svg: `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 29 29">${cells}</svg>` }
+  const code = 'shoal1-' + 'k7qm2x9fwd3htpav6nze8r0c15bjgyw4sm0'.repeat(7)
+  return { command: `shoal join ${code} && shoal up`, code, qr_svg: `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 29 29">${cells}</svg>`, here_only: false }
 }

@@ -26,7 +26,12 @@ test('words are counted and joined', () => {
 
 test('a peer has the same name everywhere, and neighbours get different colours', () => {
   assert.deepEqual(nameOf('12D3KooWabcd'), nameOf('12D3KooWabcd'))
-  assert.match(fullName('12D3KooWabcd'), /^[A-Z][a-z]+ abcd$/)
+  const named = [
+    ['12D3KooWNXj7WD9xwGQ7gcLCKLa3u3Tm1a5pDVtPQ3uoomATR7M6', 'Garfish-R7M6'],
+    ['12D3KooWJTffn7WGxvo6EUQWEoazTUNZPmipuRtHEiCvgGyfFJAp', 'Mullet-FJAp'],
+    ['12D3KooWCcbRUyvfhkPUsvtFJDz7MdoLu4HCGUTujc9DweN39Tn1', 'Barbel-9Tn1'],
+  ]
+  for (const [peer = '', name] of named) assert.equal(fullName(peer), name)
   const colours = new Colours()
   const given = Array.from({ length: N_COLOURS }, (_, i) => colours.of(`p${i}`))
   assert.equal(new Set(given).size, N_COLOURS)

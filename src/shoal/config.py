@@ -24,6 +24,7 @@ from shoal.errors import UsageError
 from shoal.types import Codec, Format
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+DEFAULT_SWARM = "home"
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?\s*$", re.IGNORECASE)
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
@@ -97,7 +98,7 @@ class Paths:
 class Settings:
     """Every option, with its unit and default. The field's name is its name everywhere."""
 
-    swarm: str = "home"
+    swarm: str = DEFAULT_SWARM
     """The swarm to be in, by the name it was invited or created with; ``public`` is the open one."""
     public: bool = False
     """Allow the public swarm: its peers see our address, what we serve and the hidden states we send."""

@@ -75,6 +75,10 @@ async def test_a_conversation_goes_through_the_template_and_a_raw_prompt_does_no
     assert (stub.asked["prompt"], stub.asked["messages"]) == ("?", None)
 
 
+def times(**ms: float) -> dict[str, Any]:
+    return {"carrier": "direct"} | ms
+
+
 async def test_the_fields_of_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     question = Question("fish", user("why?"))
     fields = answer_fields(await asked(Stub("a", "b", "c"), question, stream=False), question)
@@ -84,12 +88,12 @@ async def test_the_fields_of_an_answer(capsys: pytest.CaptureFixture[str]) -> No
     assert fields["tokens_per_s"] == 1.0
     assert fields["reroutes"] == []
     assert fields["route"] == [
-        {"peer": "a", "start": 0, "end": 10, "carrier": "direct", "compute_ms": 3.0, "waiting_ms": 0.1},
-        {"peer": "b", "start": 10, "end": 30, "carrier": "direct", "compute_ms": 1.0, "waiting_ms": 0.0},
+        {"peer": "a", "name": "Saury-a", "start": 0, "end": 10} | times(compute_ms=3.0, waiting_ms=0.1),
+        {"peer": "b", "name": "Whiting-b", "start": 10, "end": 30} | times(compute_ms=1.0, waiting_ms=0.0),
     ]
     console = Console(width=120)
     with console.capture() as captured:
         console.print(route_table(fields))
     assert "10:30" in captured.get()
     say_speed(fields)
-    assert "3 tokens, 1.0 a second" in capsys.readouterr().err
+    assert "3 tokens at 1.0 tok/s over 2 hops" in capsys.readouterr().err

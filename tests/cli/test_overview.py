@@ -42,6 +42,12 @@ def test_a_covered_model_is_complete() -> None:
     assert model.peers_per_block == [1] * 10 + [2] * 10 + [1] * 10
 
 
+def test_blocks_in_another_format_do_not_fill_a_gap() -> None:
+    view = seen(announced("a", 0, 20, format="int8"), announced("b", 20, 30, format="bf16"))
+    (model,) = view.models
+    assert (model.format, model.complete, model.missing) == ("int8", False, ["20:30"])
+
+
 def test_gaps_are_named() -> None:
     view = seen(announced("a", 5, 10), announced("b", 20, 25))
     assert view.models[0].missing == ["0:5", "10:20", "25:30"]

@@ -13,6 +13,7 @@ from shoal.cli.status import pings_table
 from shoal.errors import UsageError
 from shoal.net.channel import Channel
 from shoal.swarm.announcement import Announcement
+from shoal.swarm.names import name_of
 from shoal.testing.memory import MemoryNetwork, World
 from shoal.wire.messages import Message
 
@@ -64,11 +65,12 @@ async def test_a_peer_that_says_nothing_is_given_up(autojump_clock: trio.testing
     assert pinged.error
 
 
-def test_a_peer_may_be_named_by_the_end_of_its_id() -> None:
+def test_a_peer_is_meant_by_its_name_or_by_the_end_of_its_id() -> None:
     alive = [announcement("12D3aaa"), announcement("12D3bba")]
     assert [a.peer for a in choose(alive, None)] == ["12D3aaa", "12D3bba"]
     assert [a.peer for a in choose(alive, "bba")] == ["12D3bba"]
-    with pytest.raises(UsageError, match="2 peers have"):
+    assert [a.peer for a in choose(alive, name_of("12D3bba"))] == ["12D3bba"]
+    with pytest.raises(UsageError, match="2 peers are"):
         choose(alive, "a")
-    with pytest.raises(UsageError, match="no peer has"):
+    with pytest.raises(UsageError, match="no peer is"):
         choose(alive, "x")

@@ -48,6 +48,11 @@ def test_an_invite_without_addresses_says_so(shoal: Shoal) -> None:
     assert "holds no address" in shoal("invite").err
 
 
+def test_an_invite_to_nodes_that_no_other_machine_reaches_says_so(shoal: Shoal, home: Path) -> None:
+    run_node(home, pid=os.getpid(), address=ADDRESS.replace(ADDRESS.split("/")[2], "127.0.0.1"))
+    assert "no other machine can join" in shoal("invite").err
+
+
 def test_the_qr_code_does_not_mix_with_the_code(shoal: Shoal) -> None:
     ran = shoal("invite", "--qr")
     assert ran.out.count("\n") == 1

@@ -61,8 +61,8 @@ def test_steps_are_shown_hop_by_hop_with_the_losses_they_survived(home: Path, sh
     assert ran.code == 0, ran.err
     assert "abababab step 3 at 20, 1 token: 5.00 ms" in ran.out
     assert "cdcdcdcd step 9 at 30, 1 token: 12.00 ms, network 3.00" in ran.out
-    assert "10:30  12D3you  compute 4.00  waiting 0.00  way 1.00" in ran.out
-    assert "lost 12D3gone: whole again by resend after 0.75 s" in ran.out
+    assert "10:30  Tench-3you  compute 4.00  waiting 0.00  way 1.00" in ran.out
+    assert "lost Ruffe-gone: whole again by resend after 0.75 s" in ran.out
     (told,) = data["nodes"]
     assert told["client"]["steps"][0]["hops"][1]["compute_ms"] == 4.0
 

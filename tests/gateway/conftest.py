@@ -13,10 +13,15 @@ import trio
 
 from shoal.gateway.app import Gateway, Options, open_gateway
 from shoal.gateway.serve import serve
+from shoal.swarm.membership import create
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import MemorySwarm, memory_swarm
 from shoal.types import Span
 
+ELSEWHERE = create(
+    "home", ["/ip4/192.0.2.1/tcp/4001/p2p/12D3KooWNXj7WD9xwGQ7gcLCKLa3u3Tm1a5pDVtPQ3uoomATR7M6"]
+)
+"""A swarm whose node is on another machine."""
 THIRDS = [Span(0, 2), Span(2, 3), Span(3, 6)]
 
 
@@ -66,7 +71,7 @@ async def served(home, checkpoint, spans=THIRDS, host="127.0.0.1", ready=True, *
     """A gateway before a swarm in memory."""
     async with memory_swarm(home, checkpoint, spans) as swarm, trio.open_nursery() as nursery:
         settings = {"model": str(checkpoint), "database": home / "gateway.db", "swarm": "home"}
-        settings |= {"invite": lambda: "shoal1-test", "health": list} | options
+        settings |= {"invite": lambda: ELSEWHERE, "health": list} | options
         async with open_gateway(swarm.client, Options(**settings)) as gateway:
             url = await nursery.start(partial(serve, gateway.app, host, 0))
             async with httpx.AsyncClient(base_url=url, timeout=30) as http:

@@ -207,7 +207,8 @@ async def test_tokens_a_minute_are_paid_afterwards(tmp_path, checkpoint):
 async def test_an_invite_is_shown_to_this_machine_and_administrators(tmp_path, checkpoint):
     async with served(tmp_path, checkpoint) as gateway:
         shown = (await gateway.http.get("/api/invite")).json()
-        assert shown["code"] in shown["command"]
+        assert shown["command"] == f"shoal join {shown['code']} && shoal up --model {gateway.model}"
+        assert shown["here_only"] is False
         assert shown["qr_svg"].startswith("<svg")
     guest, _ = keys.create(tmp_path / DATABASE, "guest", Limits(), admin=False)
     admin, _ = keys.create(tmp_path / DATABASE, "me", Limits(), admin=True)

@@ -71,7 +71,7 @@ def test_a_gap_is_red_and_hatched_and_said_until_somebody_fills_it(looking: Look
     expect(page.get_by_role("img", name=re.compile("blocks 10–19 by nobody"))).to_be_visible()
     looking.shot("swarm-gap")
     looking.view("chat")
-    expect(page.get_by_role("heading", name="is not whole")).to_be_visible()
+    expect(page.get_by_role("heading", name="has gaps")).to_be_visible()
     looking.view("swarm")
     shoal.add(MIDDLE)
     expect(gap).to_have_count(0, timeout=10_000)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -78,7 +79,7 @@ def test_three_hops_equal_the_whole_model(home, tmp_path, family):
         check(swarm, Whole(checkpoint))
 
 
-def test_the_demo_answers_shows_its_page_and_equals_transformers(home):
+def test_the_demo_equals_transformers_stays_up_and_takes_its_nodes_along(home):
     """`shoal demo`, as `make demo` starts it: the default model over three nodes that stay up."""
     model = ModelStore(config.load({}, {"SHOAL_HOME": str(home)}).paths.models).resolve(config.DEFAULT_MODEL)
     whole = Whole(model.path)
@@ -95,12 +96,19 @@ def test_the_demo_answers_shows_its_page_and_equals_transformers(home):
         assert hops == [(0, 10, "direct"), (10, 20, "direct"), (20, 30, "direct")]
         assert said["tokens_per_s"] > 0
         assert said["ttft_s"] > 0
-        line = next(line for line in demo.stderr if "in a browser at " in line)
-        page = line.split()[-1]
+        page = next(line for line in demo.stderr if "in a browser: " in line).split()[-1]
         with urllib.request.urlopen(f"{page}/api/invite", timeout=10) as answer:
-            code = json.load(answer)["code"]
-        with shoal.connect(invite=code, host="127.0.0.1", mdns=False) as connected:
+            invite = json.load(answer)
+        assert invite["here_only"]
+        with shoal.connect(invite=invite["code"], host="127.0.0.1", mdns=False) as connected:
             compare(connected, config.DEFAULT_MODEL, whole)
-        answer, _ = demo.communicate(f"{QUESTION}\n", timeout=60)
-        assert json.loads(answer)["token_ids"] == said["token_ids"]
-    assert demo.returncode == 0
+        demo.stdin.write(f"{QUESTION}\n")
+        demo.stdin.close()
+        assert json.loads(demo.stdout.readline())["token_ids"] == said["token_ids"]
+        nodes = psutil.Process(demo.pid).children()
+        with urllib.request.urlopen(f"{page}/api/swarm", timeout=10) as answer:
+            assert len(json.load(answer)["peers"]) == len([n for n in nodes if "serve" in n.cmdline()]) == 3
+        assert demo.poll() is None, "the end of a pipe ends the demo"
+        demo.kill()
+        _, alive = psutil.wait_procs(nodes, timeout=30)
+        assert not alive, "nodes outlive the demo that was killed"

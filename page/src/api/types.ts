@@ -34,6 +34,9 @@ export interface Model {
   id: string
   digest: string
   n_blocks: number
+  /** The one of which the most blocks are served. A route has one format: what follows is said of it. */
+  format: string
+  /** All in which some block is served. */
   formats: string[]
   /** How many peers serve each block. */
   coverage: number[]
@@ -117,6 +120,8 @@ export interface Invite {
   command: string
   code: string
   qr_svg: string
+  /** The swarm's nodes can be reached on their own machine alone. */
+  here_only: boolean
 }
 
 /** What the first and the last chunk of a streamed answer say beyond OpenAI's fields. */

@@ -1,4 +1,4 @@
-/** Short names and colours for peers, whose ids are too long to tell apart. */
+/** Names and colours for peers, whose ids are too long to tell apart. The command line has the same names. */
 
 const FISH = [
   'Alewife', 'Anchovy', 'Barbel', 'Bass', 'Beluga', 'Bichir', 'Bleak', 'Blenny',
@@ -21,7 +21,7 @@ export function nameOf(peer: string): { fish: string; tail: string } {
 
 export function fullName(peer: string): string {
   const { fish, tail } = nameOf(peer)
-  return `${fish} ${tail}`
+  return `${fish}-${tail}`
 }
 
 /** 32-bit FNV-1a. */

@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shoal.cli.output import printable, say, short
+from shoal.cli.output import many, say
 from shoal.cli.progress import working
 from shoal.cli.talk.screen import Plain, Screen
+from shoal.swarm.names import name_of
 from shoal.types import Format
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def answer_fields(answer: Answer, question: Question) -> dict[str, Any]:
         "route": [
             {
                 "peer": stage.peer,
+                "name": name_of(stage.peer),
                 "start": stage.span.start,
                 "end": stage.span.end,
                 "carrier": stage.carrier,
@@ -125,20 +127,19 @@ def say_trace(trace: dict[str, Any] | None) -> None:
 
 def say_speed(fields: dict[str, Any]) -> None:
     """One line on stderr about how it went."""
-    say(
-        f"{len(fields['token_ids'])} tokens, {fields['tokens_per_s']:.1f} a second, "
-        f"the first after {fields['ttft_s']:.2f} s, over {len(fields['route'])} hops"
-    )
+    tokens, hops = many(len(fields["token_ids"]), "token"), many(len(fields["route"]), "hop")
+    speed = f"{tokens} at {fields['tokens_per_s']:.1f} tok/s over {hops}"
+    say(f"{speed}, the first after {fields['ttft_s']:.2f} s")
 
 
 def say_way(answer: Answer) -> None:
     """One line on stderr about who gave the answer, and how fast."""
-    stages = " → ".join(f"{short(stage.peer)} {stage.span}" for stage in answer.route)
-    speed = f"{len(answer.token_ids)} tokens, {answer.timing.tokens_per_s:.1f} a second"
-    say(f"{speed}, by {stages}" if stages else speed, dim=True)
+    stages = " → ".join(f"{name_of(stage.peer)} {stage.span}" for stage in answer.route)
+    speed = f"{many(len(answer.token_ids), 'token')} at {answer.timing.tokens_per_s:.1f} tok/s"
+    say(f"{speed} by {stages}" if stages else speed, dim=True)
     for reroute in answer.reroutes:
-        lost = ", ".join(short(peer) for peer in reroute.lost)
-        say(f"went on without {lost}, {reroute.gap_s:.1f} s later", dim=True)
+        lost = ", ".join(name_of(peer) for peer in reroute.lost)
+        say(f"went on without {lost} after {reroute.gap_s:.1f} s", dim=True)
 
 
 def route_table(fields: dict[str, Any]) -> Table:
@@ -154,7 +155,7 @@ def route_table(fields: dict[str, Any]) -> Table:
     for stage in fields["route"]:
         rows.add_row(
             f"{stage['start']}:{stage['end']}",
-            Text(printable(stage["peer"])),
+            Text(stage["name"]),
             stage["carrier"],
             f"{stage['compute_ms']:.2f} ms",
             f"{stage['waiting_ms']:.2f} ms",

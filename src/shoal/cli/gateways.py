@@ -24,6 +24,7 @@ from shoal.tasks import one_error
 
 if TYPE_CHECKING:
     from shoal.client.swarm import Swarm
+    from shoal.swarm.membership import Membership
 
 
 async def run(settings: Settings, *, as_json: bool) -> int:
@@ -42,11 +43,13 @@ async def run(settings: Settings, *, as_json: bool) -> int:
 
 
 @asynccontextmanager
-async def opened(swarm: Swarm, settings: Settings, *, invite_code: str | None = None) -> AsyncGenerator[str]:
+async def opened(
+    swarm: Swarm, settings: Settings, *, inside: Membership | None = None
+) -> AsyncGenerator[str]:
     """A gateway over a swarm that we are in, until the block ends; gives its URL.
 
     Args:
-        invite_code: for a swarm that this machine has not joined.
+        inside: the swarm, where this machine has not joined it.
 
     Raises:
         PortInUse: the port is taken.
@@ -57,14 +60,14 @@ async def opened(swarm: Swarm, settings: Settings, *, invite_code: str | None = 
     if settings.gateway_host not in ("127.0.0.1", "::1", "localhost"):
         say("note: the gateway can be reached from other machines; it answers them with an API key alone")
 
-    def invite() -> str:
-        return membership.to_code(reachable(settings, membership.load(settings.paths.swarms, settings.swarm)))
+    def invite() -> Membership:
+        return inside or reachable(settings, membership.load(settings.paths.swarms, settings.swarm))
 
     wanted = Options(
         settings.model,
         settings.paths.gateway,
         settings.swarm,
-        invite if invite_code is None else lambda: invite_code,
+        invite,
         partial(_health, settings),
         settings.gateway_origins,
     )
@@ -75,8 +78,14 @@ async def opened(swarm: Swarm, settings: Settings, *, invite_code: str | None = 
 
 
 def _health(settings: Settings) -> list[dict[str, Any]]:
-    """The doctor's findings, as the page shows them."""
-    found = [checks.run(name, settings) for name in checks.CHECKS]
+    """The doctor's findings, as the page shows them.
+
+    A gateway has an identity for the occasion, and may be in a swarm that this machine has not joined: it
+    does not ask for what only a node would need.
+    """
+    joined = settings.swarm in membership.names(settings.paths.swarms)
+    moot = {"identity"} if joined else {"identity", "swarms"}
+    found = [checks.run(name, settings) for name in checks.CHECKS if name not in moot]
     return [
         {
             "name": finding.name,

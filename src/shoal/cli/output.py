@@ -59,9 +59,9 @@ def say(text: str, *, dim: bool = False) -> None:
     say_raw(f"\x1b[2m{line}\x1b[0m" if dim and sys.stderr.isatty() else line)
 
 
-def short(peer: str) -> str:
-    """The end of a peer id, where ids differ: enough for a reader, and for ``shoal ping``."""
-    return peer[-6:]
+def many(count: int, one: str) -> str:
+    """``1 token``, ``3 tokens``."""
+    return f"{count} {one}" if count == 1 else f"{count} {one}s"
 
 
 def printable(text: str) -> str:

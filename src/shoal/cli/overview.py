@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shoal.cli.output import printable, short
+from shoal.cli.output import printable
 from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement
-from shoal.swarm.directory import by_model, coverage, in_order
+from shoal.swarm.directory import by_model, coverage, in_one_format, in_order
+from shoal.swarm.names import name_of
 from shoal.types import PeerId, gaps
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class PeerView:
     """One peer of the swarm as this machine sees it."""
 
     peer: str
+    name: str
+    """What it is called where people read."""
     path: str
     """``direct`` or ``relayed``; empty when we hold no connection to it."""
     address: str
@@ -46,6 +49,8 @@ class ModelView:
 
     name: str
     digest: str
+    format: str
+    """The one of which the most blocks are served: a route has one format, and what follows is said of it."""
     n_blocks: int
     complete: bool
     missing: list[str]
@@ -82,6 +87,7 @@ def _peer(a: Announcement, held: PeerConnection | None, rtt_s: float | None, now
     served = a.served
     return PeerView(
         peer=a.peer,
+        name=name_of(a.peer),
         path=held.path if held else "",
         address=held.address if held else (a.libp2p[0] if a.libp2p else ""),
         rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 3),
@@ -99,10 +105,11 @@ def _peer(a: Announcement, held: PeerConnection | None, rtt_s: float | None, now
 def _models(alive: Sequence[Announcement]) -> list[ModelView]:
     views: list[ModelView] = []
     for digest, served in by_model(alive).items():
-        shape, spans = served[-1].shape, [one.span for one in served]
+        shape = served[-1].shape
+        format, spans = in_one_format(served)
         missing = [str(span) for span in gaps(spans, shape.n_blocks)]
         counts = coverage(spans, shape.n_blocks)
-        views.append(ModelView(shape.name, digest, shape.n_blocks, not missing, missing, counts))
+        views.append(ModelView(shape.name, digest, format, shape.n_blocks, not missing, missing, counts))
     return views
 
 
@@ -127,32 +134,38 @@ def status_page(view: Overview) -> Group:
             ("complete", "green") if model.complete else (f"missing {', '.join(model.missing)}", "bold red")
         )
         name = printable(model.name)
-        lines.append(Text.assemble(f"{name}  {model.n_blocks} blocks  ", strip, "  ", found))
+        lines.append(
+            Text.assemble(f"{name}  {model.n_blocks} blocks in {model.format}  ", strip, "  ", found)
+        )
     if not view.models:
         lines.append(Text("nobody serves a model: shoal up"))
-    return Group(*lines, Text(""), peers_table(view.peers, name=short))
+    return Group(*lines, Text(""), peers_table(view.peers))
 
 
-def peers_table(peers: Sequence[PeerView], *, name: Callable[[str], str] = str) -> Table:
-    """One line a peer, called by what ``name`` makes of its id."""
+def peers_table(peers: Sequence[PeerView], *, ids: bool = False) -> Table:
+    """One line a peer, with its whole id if that is wanted."""
     from rich.table import Table
     from rich.text import Text
 
     rows = Table(box=None, pad_edge=False)
-    for heading in ("peer", "model", "blocks", "path"):
+    for heading in ("peer", "model", "blocks", "format", "path"):
         rows.add_column(heading, overflow="fold")
     for heading in ("rtt", "tok/s", "sessions", "free tokens"):
         rows.add_column(heading, justify="right")
+    if ids:
+        rows.add_column("id", overflow="fold")
     for peer in peers:
         cells = (
-            name(peer.peer),
+            peer.name,
             peer.model or "-",
             f"{peer.start}:{peer.end}" if peer.end else "-",
+            peer.format or "-",
             peer.path or "-",
             "-" if peer.rtt_ms is None else f"{peer.rtt_ms:.1f} ms",
             "-" if peer.tokens_per_s is None else f"{peer.tokens_per_s:.1f}",
             str(peer.sessions),
             str(peer.tokens_free),
+            *([peer.peer] if ids else []),
         )
         rows.add_row(*(Text(printable(cell)) for cell in cells))
     return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import trio
@@ -14,6 +15,7 @@ from shoal.errors import NotRunning, ShoalError, UsageError
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.swarm.announcement import Announcement
+from shoal.swarm.names import is_meant, name_of
 from shoal.types import CarrierName, PeerId
 from shoal.wire.messages import Message
 
@@ -90,6 +92,7 @@ class Pinged:
     """What pinging one peer gave."""
 
     peer: str
+    name: str
     carrier: CarrierName | Literal[""]
     """How the channel to it was made; empty when none was."""
     rtt_ms: float | None
@@ -98,11 +101,11 @@ class Pinged:
 
 
 async def ping(swarm: Onlooker, wanted: str | None) -> list[Pinged]:
-    """Ping the peer whose id is, or ends with, ``wanted``; or every peer.
+    """Ping the peer that ``wanted`` names, or whose id ends with it; or every peer.
 
     Raises:
         NotRunning: nobody is there.
-        UsageError: ``wanted`` is no peer's id, or the end of more than one.
+        UsageError: ``wanted`` means no peer, or more than one.
     """
     alive = choose(await hear(swarm), wanted)
     found: list[Pinged] = []
@@ -120,19 +123,24 @@ def choose(alive: Sequence[Announcement], wanted: str | None) -> list[Announceme
     """The peers that ``wanted`` means. Raises as :func:`ping`."""
     if wanted is None:
         return list(alive)
-    meant = [announcement for announcement in alive if announcement.peer.endswith(wanted)]
+    meant = [announcement for announcement in alive if is_meant(announcement.peer, wanted)]
     if len(meant) != 1:
-        count = "no peer has" if not meant else f"{len(meant)} peers have"
-        raise UsageError(f"{count} an id that ends with {wanted!r}", next_command="shoal peers")
+        count = "no peer is" if not meant else f"{len(meant)} peers are"
+        raise UsageError(
+            f"{count} called {wanted!r}, or has an id that ends so",
+            check="the names and ids that shoal peers lists",
+            next_command="shoal peers",
+        )
     return meant
 
 
 async def ping_one(network: Network, announcement: Announcement) -> Pinged:
     """Open a channel to the peer, by whichever carrier works, and time a ping over it."""
+    said = partial(Pinged, announcement.peer, name_of(announcement.peer))
     try:
         pipe = await network.open_pipe(announcement.address, deadline_s=PING_WITHIN_S)
     except ShoalError as error:
-        return Pinged(announcement.peer, "", None, error.message)
+        return said("", None, error.message)
     channel = Channel(pipe)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(channel.run, _ignore)
@@ -143,12 +151,12 @@ async def ping_one(network: Network, announcement: Announcement) -> Pinged:
                 while channel.rtt_s is None:  # noqa: ASYNC110  it tells nobody
                     await trio.sleep(LOOK_EVERY_S)
         except ShoalError as error:
-            return Pinged(announcement.peer, channel.carrier, None, error.message)
+            return said(channel.carrier, None, error.message)
         finally:
             channel.close()
     if channel.rtt_s is None:
-        return Pinged(announcement.peer, channel.carrier, None, "no answer in time")
-    return Pinged(announcement.peer, channel.carrier, round(channel.rtt_s * 1000, 3))
+        return said(channel.carrier, None, "no answer in time")
+    return said(channel.carrier, round(channel.rtt_s * 1000, 3))
 
 
 async def _ignore(channel: Channel, message: Message, payload: bytes) -> None:

@@ -9,10 +9,11 @@ import typer
 
 from shoal.cli import options
 from shoal.cli.inside import looking
-from shoal.cli.output import emit, printable, short
+from shoal.cli.output import emit, printable
 from shoal.cli.progress import working
 from shoal.config import Settings
 from shoal.errors import NoCoverage
+from shoal.swarm.names import name_of
 from shoal.types import Format, PeerId, Span, gaps
 
 if TYPE_CHECKING:
@@ -134,8 +135,8 @@ def _ms(seconds: float) -> float:
 
 
 def line(choice: Choice) -> str:
-    """The route alone, whole peer ids, one hop after another."""
-    return " → ".join(f"{printable(stage.peer)} {stage.span}" for stage in choice.stages)
+    """The route alone, one hop after another."""
+    return " → ".join(_hop(stage.peer, stage.span) for stage in choice.stages)
 
 
 def shown(choice: Choice) -> Group:
@@ -207,4 +208,4 @@ def _hop(peer: PeerId, span: Span) -> str:
 
 
 def _name(peer: PeerId) -> str:
-    return f"…{short(printable(peer))}"
+    return printable(name_of(peer))

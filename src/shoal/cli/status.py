@@ -59,11 +59,13 @@ def peers(swarm: options.Swarm = None, public: options.Public = None, as_json: o
     """List the peers, with the path to each."""
     view = _look(options.settings(swarm=swarm, public=public))
     found = {"swarm": view.swarm, "peer": view.peer, "peers": view.peers}
-    emit(found, as_json, lambda: peers_table(view.peers))
+    emit(found, as_json, lambda: peers_table(view.peers, ids=True))
 
 
 def ping(
-    peer: Annotated[str | None, typer.Argument(help="A peer id, or its end; all if not given.")] = None,
+    peer: Annotated[
+        str | None, typer.Argument(help="A peer's name, its id or the end of that; all peers if not given.")
+    ] = None,
     swarm: options.Swarm = None,
     public: options.Public = None,
     as_json: options.Json = False,
@@ -120,5 +122,5 @@ def pings_table(found: Sequence[Pinged]) -> Table:
         rows.add_column(heading, overflow="fold")
     for pinged in found:
         trip = printable(pinged.error) if pinged.rtt_ms is None else f"{pinged.rtt_ms:.2f} ms"
-        rows.add_row(Text(printable(pinged.peer)), pinged.carrier or "-", Text(trip))
+        rows.add_row(Text(printable(pinged.name)), pinged.carrier or "-", Text(trip))
     return rows

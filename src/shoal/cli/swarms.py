@@ -25,7 +25,7 @@ def invite(
     as_json: options.Json = False,
 ) -> None:
     """Print the code that lets others in. Whoever has it is a member of the swarm."""
-    from shoal.swarm.join import reachable
+    from shoal.swarm.join import here_only, reachable
 
     settings = options.settings(swarm=swarm, bootstrap=bootstrap)
     kept = reachable(settings, membership.of(settings))
@@ -35,8 +35,11 @@ def invite(
         _draw(code)
     if not kept.bootstrap:
         say(
-            "note: no node of this swarm runs here, so the code holds no address; a shared network needs none"
+            "note: no node of this swarm runs here, so the code holds no address: "
+            "it is enough where multicast finds peers, as on one network"
         )
+    elif here_only(kept):
+        say("note: the nodes listen on this machine's own interface only: no other machine can join")
     say("give it only to those who may be in the swarm; they type: shoal join CODE")
 
 

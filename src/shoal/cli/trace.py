@@ -15,6 +15,7 @@ from shoal.config import Settings
 from shoal.errors import NotRunning
 from shoal.metrics.trace import RerouteTrace, StepTrace
 from shoal.swarm.here import running
+from shoal.swarm.names import name_of
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -79,7 +80,7 @@ def trace_page(found: list[Traces]) -> Group:
     for traces in found:
         for name, traced in (("node", traces.node), ("client", traces.client)):
             if traced.steps:
-                parts.append(Text(f"{name} {traces.peer}"))
+                parts.append(Text(f"{name} {printable(name_of(traces.peer))}"))
                 parts += [Text(line) for line in step_lines(traced.steps[-STEPS_SHOWN:])]
             parts += [Text(reroute_line(reroute)) for reroute in traced.reroutes]
     return Group(*(parts or [Text("no step has passed yet")]))
@@ -95,10 +96,10 @@ def step_lines(steps: list[StepTrace]) -> Iterator[str]:
         way = "" if step.network_ms is None else f"  way {step.way_ms:.2f}"
         for hop in step.hops:
             times = f"compute {hop.compute_ms:.2f}  waiting {hop.waiting_ms:.2f}{way}"
-            yield f"    {hop.span:>9}  {printable(hop.peer)}  {times}"
+            yield f"    {hop.span:>9}  {printable(name_of(hop.peer))}  {times}"
 
 
 def reroute_line(reroute: RerouteTrace) -> str:
     """What became of a loss."""
-    lost = ", ".join(printable(peer) for peer in reroute.lost)
+    lost = ", ".join(printable(name_of(peer)) for peer in reroute.lost)
     return f"  {reroute.session} lost {lost}: whole again by {reroute.way} after {reroute.gap_s:.2f} s"

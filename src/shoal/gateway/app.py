@@ -77,7 +77,7 @@ class Gateway:
         self.metrics = Metrics(self._now)
         self.feed = Feed(swarm, options.swarm, self.records, options.health)
         self._page = StaticPage()
-        self._live = Live(self.feed, options.invite)
+        self._live = Live(self.feed, options.invite, options.model)
         answers = Answers(self.prefixes, self.grammars, self.records, self.metrics)
         self.desk = Desk(answers, self.limits, self.usage)
         self.ready = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Callable
 
 import segno
@@ -12,20 +13,24 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from shoal.config import DEFAULT_MODEL, DEFAULT_SWARM
 from shoal.gateway.errors import Forbidden, LimitReached
 from shoal.gateway.feed import Feed
 from shoal.gateway.guard import caller_of
+from shoal.swarm.join import here_only
+from shoal.swarm.membership import Membership, to_code
 
-Invite = Callable[[], str]
-"""Makes, on a thread, the code that lets another machine in. Raises ``UsageError`` where there is none."""
+Invite = Callable[[], Membership]
+"""Gives, on a thread, what another machine needs to come in. Raises ``UsageError`` where nobody may."""
 
 
 class Live:
     """The routes of the page's data."""
 
-    def __init__(self, feed: Feed, invite: Invite) -> None:
+    def __init__(self, feed: Feed, invite: Invite, model: str) -> None:
         self._feed = feed
         self._invite = invite
+        self._model = model
 
     def routes(self) -> list[Route]:
         return [
@@ -55,12 +60,28 @@ class Live:
         if not caller_of(request).admin:
             check = "a key that may is made by: shoal key create NAME --admin"
             raise Forbidden("this key may not invite", check=check)
-        code = await trio.to_thread.run_sync(self._invite)
+        swarm = await trio.to_thread.run_sync(self._invite)
+        code = to_code(swarm)
         image = io.BytesIO()
         segno.make_qr(code.upper(), error="l").save(image, kind="svg", xmldecl=False, scale=4)
         return JSONResponse(
-            {"code": code, "command": f"shoal join {code} && shoal up", "qr_svg": image.getvalue().decode()}
+            {
+                "code": code,
+                "command": f"shoal join {code} && {_up(swarm.name, self._model)}",
+                "qr_svg": image.getvalue().decode(),
+                "here_only": here_only(swarm),
+            }
         )
+
+
+def _up(swarm: str, model: str) -> str:
+    """What starts a node there. Names the swarm and the model where they are not the default ones."""
+    words = ["shoal", "up"]
+    if swarm != DEFAULT_SWARM:
+        words += ["--swarm", swarm]
+    if model != DEFAULT_MODEL:
+        words += ["--model", model]
+    return shlex.join(words)
 
 
 class Listening:

@@ -8,7 +8,7 @@ from typing import Any
 
 from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement
-from shoal.swarm.directory import by_model, coverage, in_order
+from shoal.swarm.directory import by_model, coverage, in_one_format, in_order
 from shoal.types import PeerId, gaps
 
 
@@ -85,12 +85,14 @@ def _links(
 def _models(alive: Sequence[Announcement]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for digest, served in by_model(alive).items():
-        shape, spans = served[-1].shape, [one.span for one in served]
+        shape = served[-1].shape
+        format, spans = in_one_format(served)
         found.append(
             {
                 "id": shape.name,
                 "digest": digest,
                 "n_blocks": shape.n_blocks,
+                "format": format,
                 "formats": sorted({one.format for one in served}),
                 "coverage": coverage(spans, shape.n_blocks),
                 "missing": [str(span) for span in gaps(spans, shape.n_blocks)],

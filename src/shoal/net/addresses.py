@@ -61,6 +61,14 @@ def host_and_port(multiaddr: str, *, listening: bool = False) -> tuple[str, int]
     return (parts[2], port) if (0 if listening else 1) <= port < 65536 else None
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only the machine itself is reached there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
+
+
 def split_bootstrap(multiaddr: str) -> tuple[str, PeerId]:
     """A bootstrap address without its peer, and the peer.
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from shoal.errors import RemoteProtocolError
+from shoal.routing.formats import most_served
 from shoal.swarm.announcement import Announcement, Served
 from shoal.swarm.compare import MAX_PEERS, Part, key_of
 from shoal.swarm.crowd import network_of, whom_to_forget
@@ -255,6 +257,13 @@ def by_model(announcements: Iterable[Announcement]) -> dict[str, list[Served]]:
         if announcement.served is not None:
             found.setdefault(announcement.served.digest, []).append(announcement.served)
     return found
+
+
+def in_one_format(served: Sequence[Served]) -> tuple[Format, list[Span]]:
+    """The format in which the most blocks of a model are served, and the spans in it: a route has one."""
+    best = most_served(((one.format, one.span) for one in served), get_args(Format))
+    assert best is not None  # somebody serves it: see by_model
+    return best, [one.span for one in served if one.format == best]
 
 
 def coverage(spans: list[Span], n_blocks: int) -> list[int]:

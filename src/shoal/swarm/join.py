@@ -11,6 +11,7 @@ import trio
 
 from shoal.config import Settings
 from shoal.errors import NotAllowed
+from shoal.net.addresses import host_and_port, is_loopback
 from shoal.net.identity import Identity
 from shoal.net.network import Network
 from shoal.swarm.here import running
@@ -82,6 +83,12 @@ def reachable(settings: Settings, membership: Membership) -> Membership:
     """
     addresses = dict.fromkeys([*_here(settings, membership), *settings.bootstrap, *membership.bootstrap])
     return replace(membership, bootstrap=tuple(addresses)[:INVITED])
+
+
+def here_only(membership: Membership) -> bool:
+    """Whether all of a swarm's addresses are of the machine's own interface, where no other can join."""
+    hosts = [host_and_port(address.rpartition("/p2p/")[0]) for address in membership.bootstrap]
+    return bool(hosts) and all(host is not None and is_loopback(host[0]) for host in hosts)
 
 
 def _here(settings: Settings, membership: Membership) -> list[str]:

@@ -111,7 +111,7 @@ async def test_each_question_is_asked_with_all_that_was_said(capsys: pytest.Capt
     assert shown == "answer 1|answer 2|"
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "12D3a 0:10 → 12D3b 10:30" in captured.err
+    assert "Anchovy-2D3a 0:10 → Saury-2D3b 10:30" in captured.err
 
 
 async def test_an_answer_that_survived_a_loss_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +122,7 @@ async def test_an_answer_that_survived_a_loss_says_so(capsys: pytest.CaptureFixt
                 yield delta
 
     await talk(Lossy(), "why?")
-    assert "went on without D3lost, 1.2 s later" in capsys.readouterr().err
+    assert "went on without Garfish-lost after 1.2 s" in capsys.readouterr().err
 
 
 async def test_new_forgets_and_keeps_the_system_message() -> None:
@@ -160,8 +160,8 @@ async def test_the_route_of_the_last_answer(capsys: pytest.CaptureFixture[str]) 
     captured = capsys.readouterr()
     assert "nothing was answered yet" in captured.err
     assert [line.split()[:2] for line in captured.out.splitlines()[1:]] == [
-        ["0:10", "12D3a"],
-        ["10:30", "12D3b"],
+        ["0:10", "Anchovy-2D3a"],
+        ["10:30", "Saury-2D3b"],
     ]
 
 
