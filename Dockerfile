@@ -1,27 +1,31 @@
 # A node in a container:  docker build -t shoal .
-# No CUDA: on Linux PyPI's torch brings gigabytes of it, so torch comes from its own CPU index.
+# What is installed, the locks say: torch, where no NVIDIA card is seen, is its build without CUDA.
 ARG PYTHON=3.13-slim-bookworm
 
 FROM python:${PYTHON} AS build
-# A compiler for the kernels and for fastecdsa, which libp2p needs; Debian keeps their versions still.
+# A compiler for the kernels; Debian keeps its version still.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev libgmp-dev \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
-RUN python -m venv /opt/shoal
-ENV PATH=/opt/shoal/bin:$PATH
+# Who runs the image may not write beside the modules: they are compiled now.
+ENV UV_COMPILE_BYTECODE=1 \
+    UV_NO_CACHE=1
 WORKDIR /source
+COPY scripts ./scripts
+COPY locks ./locks
+RUN python -m venv /opt/build \
+    && python -m venv /opt/shoal \
+    && scripts/sync.sh /opt/build build \
+    && UV=/opt/build/bin/uv scripts/sync.sh /opt/shoal runtime
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY page ./page
 COPY src ./src
-RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu .
+RUN /opt/build/bin/uv build --wheel --python /opt/build/bin/python --no-build-isolation --out-dir /dist \
+    && /opt/build/bin/uv pip install --python /opt/shoal/bin/python --no-deps /dist/*.whl
 
 FROM python:${PYTHON}
-# hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends libgmp10 \
-    && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 10001 --create-home shoal \
+RUN useradd --uid 10001 --create-home shoal \
     && install -d -o shoal -g shoal -m 0700 /data
 COPY --from=build /opt/shoal /opt/shoal
 # Identity, swarms, models and config.toml lie in /data. The ports are fixed, so that they can be published.

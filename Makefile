@@ -1,5 +1,5 @@
 # Two commands matter on a new machine: `make demo` and `make test`. The work is in scripts/.
-.PHONY: help setup demo test check bench
+.PHONY: help setup demo test check bench lock
 
 help:
 	@echo "make demo    set up, start three nodes here, and answer a prompt"
@@ -7,6 +7,7 @@ help:
 	@echo "make check   ruff, pyright and import-linter alone"
 	@echo "make bench   how much the swarm costs against one process"
 	@echo "make setup   the virtual environment in .venv, and nothing more"
+	@echo "make lock    the locks of what is installed, made anew"
 
 setup:
 	@PYTHON="$(PYTHON)" scripts/setup.sh
@@ -21,6 +22,9 @@ test: check
 	@scripts/setup.sh tests
 	@.venv/bin/pytest -n 3 -m "not swarm"
 	@.venv/bin/pytest -m swarm
+
+lock:
+	@KEEP="$(KEEP)" scripts/lock.sh
 
 bench: setup
 	@.venv/bin/shoal bench overhead

@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("src/shoal/executor/native")
-FLAGS = ["-O3", "-ffp-contract=off", "-std=gnu11", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-psabi"]
+FLAGS = ["-O3", "-ffp-contract=off", "-std=gnu11", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi"]
 LEVELS: dict[str, dict[str, list[str]]] = {
     "x86_64": {
         "v1": ["-march=x86-64"],
@@ -34,7 +35,7 @@ MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}
 PAGE = Path("page")
 BUILT_PAGE = Path("src/shoal/gateway/page")
 MADE_OF = "sources.sha256"
-"""A file beside the built page that names what it was built from."""
+"""A file beside what is built, the kernels and the page, that names what it was built from."""
 NPM_CI = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--fetch-retries=1"]
 NPM_TIMEOUT_S = 300
 
@@ -54,27 +55,51 @@ class ShoalHook(BuildHookInterface):
 
 
 def compile_kernels(root: Path) -> list[Path]:
-    """Compile every level of this machine's architecture; returns the libraries made."""
+    """Compile every level of this architecture, unless that was done before; returns the libraries."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    levels = LEVELS.get(MACHINES.get(platform.machine(), platform.machine()), {"v1": []})
     if compiler is None or sys.platform == "win32":
         print(
             "shoal: no C compiler (cc): the kernels are left out, and CPU nodes will be slower",
             file=sys.stderr,
         )
         return []
-    sources = sorted(str(path) for path in (root / SOURCES).glob("*.c"))
-    made: list[Path] = []
-    for level, flags in levels.items():
-        library = root / SOURCES / f"kernels-{level}.so"
-        # Under another name first: a process that has the old library open must not see it change.
-        fresh = library.with_suffix(".new")
-        subprocess.run(
-            [*compiler.split(), *FLAGS, *flags, *sources, "-o", str(fresh), "-lpthread", "-lm"], check=True
-        )
-        fresh.replace(library)
-        made.append(library)
-    return made
+    folder, command = root / SOURCES, compiler.split()
+    levels = LEVELS.get(MACHINES.get(platform.machine(), platform.machine()), {"v1": []})
+    libraries = [folder / f"kernels-{level}.so" for level in levels]
+    note, made_of = folder / MADE_OF, kernels_digest(folder, command, levels)
+    if note.is_file() and note.read_text() == made_of and all(library.is_file() for library in libraries):
+        return libraries
+    with TemporaryDirectory() as made, ThreadPoolExecutor(os.cpu_count()) as threads:
+        objects = {
+            level: [Path(made, f"{path.stem}-{level}.o") for path in c_files(folder)] for level in levels
+        }
+        jobs = [
+            [*command, *FLAGS, *flags, "-c", str(path), "-o", str(into)]
+            for level, flags in levels.items()
+            for path, into in zip(c_files(folder), objects[level], strict=True)
+        ]
+        list(threads.map(lambda job: subprocess.run(job, check=True), jobs))
+        for level, library in zip(levels, libraries, strict=True):
+            # Under another name first: a process that has the old library open must not see it change.
+            fresh = library.with_suffix(".new")
+            linked = [*command, "-shared", *map(str, objects[level]), "-o", str(fresh), "-lpthread", "-lm"]
+            subprocess.run(linked, check=True)
+            fresh.replace(library)
+    note.write_text(made_of)
+    return libraries
+
+
+def c_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.c"))
+
+
+def kernels_digest(folder: Path, compiler: list[str], levels: dict[str, list[str]]) -> str:
+    """Changes when the kernels would."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    digest = hashlib.sha256(repr((compiler, version, FLAGS, levels)).encode())
+    for path in sorted(folder.glob("*.[ch]")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def build_page(root: Path) -> Path | None:

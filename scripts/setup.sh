@@ -10,9 +10,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-say() { echo "setup: $*"; }
-stop() { echo "setup: $*" >&2; exit 1; }
-has() { command -v "$1" >/dev/null 2>&1; }
+# shellcheck source=scripts/common.sh
+. scripts/common.sh
 
 # Install Debian packages where this user may; otherwise say what to type.
 apt_updated=
@@ -56,42 +55,12 @@ make_venv() {
     "$python" -m venv --clear .venv
 }
 
-# Our own kernels are compiled, and so is fastecdsa, which libp2p needs and which has no wheel for Linux.
-need_compiler() {
-    local missing=() python=$1
-    { has cc || has gcc; } || missing+=(gcc libc6-dev)
-    if .venv/bin/python -c 'import fastecdsa' 2>/dev/null; then
-        [ ${#missing[@]} = 0 ] || debian "${missing[@]}"
-        return
-    fi
-    "$python" -c 'import pathlib, sysconfig, sys
-sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' || missing+=(python3-dev)
-    if ! echo '#include <gmp.h>' | cc -E -xc - >/dev/null 2>&1; then missing+=(libgmp-dev); fi
-    [ ${#missing[@]} = 0 ] || debian "${missing[@]}"
-}
-
-# On Linux, PyPI's torch brings gigabytes of CUDA. Without an NVIDIA card the CPU build does, where its
-# index can be reached; a CPU wheel that pip already knows of (PIP_FIND_LINKS) wins in the same way.
-torch_index() {
-    local index=https://download.pytorch.org/whl/cpu
-    if [ "$(uname -s)" = Linux ] && ! has nvidia-smi &&
-        .venv/bin/python -c "import urllib.request as u; u.urlopen('$index/torch/', timeout=5)" 2>/dev/null; then
-        echo "--extra-index-url $index"
-    fi
-}
-
 install() {
-    say "installing Shoal and what it needs into .venv (a few minutes the first time)"
-    # pip says nothing while it unpacks, and that can take a minute.
-    while sleep 10 >/dev/null 2>&1; do say "still at it ($SECONDS s)"; done &
-    local ticker=$!
-    # shellcheck disable=SC2064  # its number now: at exit the variable is gone
-    trap "kill $ticker 2>/dev/null || true" EXIT
-    # shellcheck disable=SC2046  # an empty answer must be no argument
-    .venv/bin/python -m pip install --disable-pip-version-check $(torch_index) -e '.[dev]' ||
-        stop "pip failed: its last lines say why. Check the network, then run again; nothing is lost"
-    kill "$ticker"
-    trap - EXIT
+    say "installing Shoal and what it needs into .venv (a minute the first time)"
+    scripts/sync.sh .venv runtime build development
+    # Shoal itself, compiled by what is locked too.
+    .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation \
+        --reinstall-package shoal --editable . || stop "Shoal could not be built: the lines above say why"
     # pyright must see trio's and outcome's own types, not the outdated stubs that libp2p brings along.
     mkdir -p .venv/typed
     .venv/bin/python -c 'import pathlib, outcome, trio
@@ -100,25 +69,20 @@ for package in (outcome, trio):
     link = pathlib.Path(".venv/typed", source.name)
     link.unlink(missing_ok=True)
     link.symlink_to(source)'
-    # pip hides what a build says. Where the page was left out, this tries again and says why.
+    # uv hides what a build says. Where the page was left out, this tries again and says why.
     [ -e src/shoal/gateway/page/index.html ] || .venv/bin/python hatch_build.py page || true
-    local cuda
-    cuda=$(.venv/bin/python -m pip list --disable-pip-version-check 2>/dev/null | grep -c '^nvidia-' || true)
-    if [ "$cuda" != 0 ] && ! has nvidia-smi; then
-        say "note: torch came with $cuda CUDA packages that this machine cannot use; they only take disk space"
-    fi
 }
 
 stamp=.venv/shoal-setup
 built_from() {
-    cat pyproject.toml hatch_build.py src/shoal/executor/native/*.[ch] page/*.*
+    cat pyproject.toml hatch_build.py locks/*.txt scripts/*.sh src/shoal/executor/native/*.[ch] page/*.*
     find page/src page/public -type f | LC_ALL=C sort | xargs cat
 }
 wanted="$(built_from | cksum) $(pwd -P)"
 
 if ! { [ -x .venv/bin/python ] && python_fits .venv/bin/python; }; then make_venv; fi
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    need_compiler .venv/bin/python
+    has cc || has gcc || debian gcc libc6-dev # for the kernels
     install
     echo "$wanted" >"$stamp"
     say "ready"

@@ -113,16 +113,14 @@ def python_with(name: str, requirements: str) -> Path:
 
     def install(folder: Path) -> list[str]:
         venv.create(folder / "venv")
-        pip = [sys.executable, "-m", "pip", "--python", str(folder / "venv/bin/python"), "install"]
-        return [
-            *pip,
-            "--disable-pip-version-check",
-            "--quiet",
-            "--no-deps",
-            "--no-compile",
-            "-r",
-            requirements,
+        uv = [
+            str(Path(sys.executable).parent / "uv"),
+            "pip",
+            "sync",
+            "--python",
+            str(folder / "venv/bin/python"),
         ]
+        return [*uv, "--quiet", "--require-hashes", requirements]
 
     return installed(name, HERE, [requirements], install) / "venv/bin/python"
 

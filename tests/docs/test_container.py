@@ -52,8 +52,14 @@ def test_its_settings_and_command_exist() -> None:
     assert fault(re.findall(r'"([^"]+)"', command)) is None
 
 
-def test_torch_comes_from_its_cpu_index() -> None:
-    assert "download.pytorch.org/whl/cpu" in TEXT
+def test_what_it_installs_is_locked() -> None:
+    installs = [
+        part for run in steps("RUN") for part in run.split("&&") if "install" in part or "sync" in part
+    ]
+    assert sum("scripts/sync.sh" in part for part in installs) == 2
+    for part in installs:
+        if "apt-get" not in part and "install -d" not in part:
+            assert "scripts/sync.sh" in part or "--no-deps" in part, part
 
 
 def test_apt_leaves_nothing_behind() -> None:

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Make a virtual environment what the locks say: install what they name, by its hash, and remove all else.
+#
+#   scripts/sync.sh FOLDER LOCK...    for example: scripts/sync.sh .venv runtime build development
+#
+# FOLDER is a virtual environment that has pip; uv, which does the work, comes into it by a lock of its own,
+# unless UV names another. With the lock `runtime` comes torch: its CPU build on Linux without an NVIDIA card,
+# else PyPI's.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/common.sh
+. scripts/common.sh
+
+folder=$1
+shift
+python=$folder/bin/python
+uv=${UV:-}
+locks=("$@")
+
+if [ -z "$uv" ]; then
+    "$python" -m pip install --disable-pip-version-check --quiet --require-hashes --no-deps -r locks/uv.txt ||
+        stop "pip could not install uv: its last lines say why. Check the network, then run again; nothing is lost"
+    uv=$folder/bin/uv
+    locks+=(uv)
+fi
+
+# uv does not read what pip was told by its files or its environment, such as the address of a mirror.
+pip_settings=$("$python" -m pip config list 2>/dev/null || true)
+told() { sed -n "s/^\(:env:\|global\)\.$1='\(.*\)'\$/\2/p" <<<"$pip_settings" | head -n 1; }
+index=$(told index-url)
+[ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
+certificate=$(told cert)
+[ -z "$certificate" ] || export SSL_CERT_FILE="${SSL_CERT_FILE:-$certificate}"
+
+# The CPU build is in a folder that pip was told of, or in PyTorch's own index.
+install_cpu_torch() {
+    local install=("$uv" pip install --python "$python" --require-hashes --no-deps -r locks/torch-cpu.txt)
+    local links=() link
+    for link in $(told find-links); do links+=(--find-links "$link"); done
+    if [ ${#links[@]} != 0 ] && "${install[@]}" --quiet --no-index "${links[@]}" 2>/dev/null; then return; fi
+    "${install[@]}" --quiet --default-index "$TORCH_CPU_INDEX"
+}
+
+if [[ " $* " == *" runtime "* ]]; then
+    torch=torch
+    if [ "$(uname -s)" = Linux ] && ! has nvidia-smi; then
+        say "torch, its CPU build"
+        if install_cpu_torch; then
+            torch=torch-cpu
+        else
+            say "the CPU build cannot be had here: PyPI's it is, with gigabytes of CUDA that are of no use here"
+        fi
+    fi
+    locks+=("$torch")
+fi
+say "what is in locks/: ${locks[*]}"
+files=("${locks[@]/#/locks/}")
+"$uv" pip sync --quiet --python "$python" --require-hashes "${files[@]/%/.txt}" ||
+    stop "uv could not install them: its last lines say why. Check the network, then run again; nothing is lost"

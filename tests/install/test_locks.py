@@ -1,0 +1,111 @@
+"""What is installed is locked: by version and hash, without an address, and as pyproject.toml permits."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCKS = sorted((ROOT / "locks").glob("*.txt"))
+CLIENTS = sorted((ROOT / "tests/clients").glob("requirements*.txt"))
+NPM = sorted(path for path in ROOT.glob("*/**/package-lock.json") if "node_modules" not in path.parts)
+PINNED = re.compile(
+    r"^(?P<pin>[a-z0-9-]+==\S+( ; .+?)?) \\\n(?P<hashes>(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.M
+)
+ENVIRONMENTS = [
+    {
+        "python_version": version,
+        "python_full_version": f"{version}.0",
+        "sys_platform": system,
+        "platform_machine": machine,
+    }
+    for version in ("3.11", "3.12", "3.13", "3.14")
+    for system, machine in (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
+]
+
+
+def pins(lock: Path) -> dict[str, list[Requirement]]:
+    """What the lock names: a package may have one version for an older Python and one for a newer."""
+    found: dict[str, list[Requirement]] = {}
+    for match in PINNED.finditer(lock.read_text()):
+        pin = Requirement(match["pin"])
+        found.setdefault(canonicalize_name(pin.name), []).append(pin)
+    return found
+
+
+ASKED_FOR = [
+    *((requirement, ["runtime", "torch"]) for requirement in PROJECT["project"]["dependencies"]),
+    *((requirement, ["build"]) for requirement in PROJECT["build-system"]["requires"]),
+    *(
+        (requirement, ["runtime", "build", "development"])
+        for requirement in PROJECT["project"]["optional-dependencies"]["dev"]
+    ),
+]
+"""What pyproject.toml asks for, and the locks that must have it."""
+
+
+@pytest.mark.parametrize("lock", [*LOCKS, *CLIENTS], ids=lambda path: path.stem)
+def test_a_lock_holds_nothing_but_versions_with_hashes(lock: Path) -> None:
+    rest = PINNED.sub("", lock.read_text())
+    assert pins(lock)
+    assert all(not line or line.startswith("#") for line in rest.splitlines()), rest
+
+
+@pytest.mark.parametrize("lock", [*LOCKS, *CLIENTS, *NPM], ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_lock_names_no_index(lock: Path) -> None:
+    text = lock.read_text()
+    if lock.suffix == ".json":
+        packages = json.loads(text)["packages"]
+        assert all(package.get("integrity") for name, package in packages.items() if name)
+        # What remains of addresses says whom to thank.
+        text = json.dumps({name: package | {"funding": None} for name, package in packages.items()})
+    assert "://" not in text
+    assert not re.search(r"^--?[a-z]", text, re.M)  # an option: --index-url, --find-links
+
+
+@pytest.mark.parametrize(("requirement", "locks"), ASKED_FOR)
+def test_what_is_asked_for_is_locked_in_a_version_that_is_permitted(
+    requirement: str, locks: list[str]
+) -> None:
+    asked = Requirement(requirement)
+    name = canonicalize_name(asked.name)
+    locked = [pin for lock in locks for pin in pins(ROOT / f"locks/{lock}.txt").get(name, [])]
+    for environment in ENVIRONMENTS:
+        (pin,) = [pin for pin in locked if pin.marker is None or pin.marker.evaluate(environment)]
+        assert asked.specifier.contains(next(iter(pin.specifier)).version)
+
+
+@pytest.mark.parametrize("requirement", [requirement for requirement, _ in ASKED_FOR])
+def test_every_version_that_is_permitted_ends_somewhere(requirement: str) -> None:
+    operators = {specifier.operator for specifier in Requirement(requirement).specifier}
+    assert operators == {">=", "<"}
+
+
+def test_torch_is_locked_apart_once_for_each_of_its_builds() -> None:
+    assert not any("torch" in pins(lock) for lock in LOCKS if not lock.stem.startswith("torch"))
+    (cpu,) = pins(ROOT / "locks/torch-cpu.txt")["torch"]
+    (other,) = pins(ROOT / "locks/torch.txt")["torch"]
+    assert str(cpu.specifier) == f"{other.specifier}+cpu"
+
+
+def test_without_an_accelerator_nothing_of_cuda_is_installed() -> None:
+    assert list(pins(ROOT / "locks/torch-cpu.txt")) == ["torch"]
+    for lock in LOCKS:
+        if lock.stem != "torch":
+            assert not [name for name in pins(lock) if name.startswith(("nvidia-", "cuda-", "triton"))]
+
+
+def test_no_package_is_locked_in_two_versions() -> None:
+    seen: dict[str, set[str]] = {}
+    for lock in LOCKS:
+        if not lock.stem.startswith("torch"):
+            for name, versions in pins(lock).items():
+                seen.setdefault(name, set()).add(str(sorted(map(str, versions))))
+    assert {name: versions for name, versions in seen.items() if len(versions) > 1} == {}
