@@ -27,6 +27,9 @@ WEIGHT_BYTES: dict[Format, float] = {"fp32": 4, "bf16": 2, "int8": 1, "int4": 0.
 Codec = Literal["float32", "bfloat16", "int8"]
 """How hidden states are encoded for one hop. In memory they are float32 everywhere."""
 
+Kv = Literal["auto", "int8"]
+"""How keys and values are kept: as the span computes them, or as 8-bit integers."""
+
 CarrierName = Literal["direct", "libp2p-stream", "relayed", "memory"]
 """How a channel reaches its peer."""
 

@@ -30,7 +30,7 @@ async def test_losses_are_those_of_transformers(
         logits = whole(torch.tensor([WINDOW])).logits[0, :-1]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(WINDOW[1:]), reduction="none")
     torch.testing.assert_close(
-        found, expected, rtol=0, atol={"fp32": 1e-4, "bf16": 0.02, "int8": 0.05}[format]
+        torch.from_numpy(found), expected, rtol=0, atol={"fp32": 1e-4, "bf16": 0.02, "int8": 0.05}[format]
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
-import torch
 
 from shoal.errors import ShoalError, StepFailed
+from shoal.executor.arrays import Floats
 from shoal.executor.batcher import (
     ALONE_ROWS,
     DECODE_ROWS,
@@ -61,7 +62,7 @@ class Bench:
     def __init__(self, *, sliced: bool = True) -> None:
         self.thread = ByHand()
         self.forwards: list[list[tuple[object, int]]] = []
-        self.results: dict[object, torch.Tensor | ShoalError] = {}
+        self.results: dict[object, Floats | ShoalError] = {}
         self.fail: ShoalError | None = None
         self.told: list[int] = []
         self.batcher = Batcher(self._forward, self.thread, sliced=sliced)
@@ -76,14 +77,14 @@ class Bench:
         """Ask for a step whose rows are numbered."""
         name = session if name is None else name
 
-        def finish(job: Job, out: torch.Tensor) -> None:
+        def finish(job: Job, out: Floats) -> None:
             self.results[name] = out
             self.batcher.after(lambda: self.told.append(len(self.results)))
 
         def failed(error: ShoalError) -> None:
             self.results[name] = error
 
-        hidden = torch.arange(rows, dtype=torch.float32)[:, None]
+        hidden = np.arange(rows, dtype=np.float32)[:, None]
         step = Job(session, rows, rows if wanted is None else wanted, lambda: hidden, finish, failed)
         self.batcher.submit(step)
         return step
@@ -91,7 +92,7 @@ class Bench:
 
 def job(session: str, rows: int) -> Job:
     """A step that nothing comes of."""
-    return Job(session, rows, rows, lambda: torch.zeros(rows, 1), lambda *_: None, lambda _: None)
+    return Job(session, rows, rows, lambda: np.zeros((rows, 1), np.float32), lambda *_: None, lambda _: None)
 
 
 # ---- what goes into a forward ----
@@ -103,7 +104,7 @@ def test_all_decode_steps_that_are_ready_run_together() -> None:
         bench.submit(session)
     bench.thread.run_one()
     assert bench.forwards == [[(session, 1) for session in range(8)]]
-    assert all(torch.equal(bench.results[s], torch.ones(1, 1)) for s in range(8))
+    assert all(np.array_equal(bench.results[s], np.ones((1, 1), np.float32)) for s in range(8))
 
 
 def test_what_is_to_be_done_after_the_results_is_done_after_all_of_them_and_once() -> None:
@@ -176,7 +177,7 @@ def test_of_a_sliced_prefill_the_last_rows_come_back_in_order(wanted: int) -> No
     bench.submit("a", rows, wanted)
     bench.thread.run_all()
     out = bench.results["a"]
-    assert isinstance(out, torch.Tensor)
+    assert isinstance(out, np.ndarray)
     assert out.flatten().tolist() == [i + 1 for i in range(rows)][rows - wanted :]
 
 
@@ -192,14 +193,14 @@ def test_steps_of_one_session_run_one_after_another() -> None:
 def test_a_step_that_fails_takes_nobody_with_it() -> None:
     bench = Bench()
 
-    def refuse() -> torch.Tensor:
+    def refuse() -> Floats:
         raise StepFailed("not finite")
 
     bench.submit("good")
     bench.batcher.submit(Job("bad", 1, 1, refuse, lambda *_: None, lambda e: bench.results.update(bad=e)))
     bench.thread.run_all()
     assert isinstance(bench.results["bad"], StepFailed)
-    assert isinstance(bench.results["good"], torch.Tensor)
+    assert isinstance(bench.results["good"], np.ndarray)
 
 
 def test_a_defect_in_the_forward_ends_its_steps_and_the_next_ones_run() -> None:
@@ -217,7 +218,7 @@ def test_a_defect_in_the_forward_ends_its_steps_and_the_next_ones_run() -> None:
     bench.batcher._forward = forward  # pyright: ignore[reportPrivateUsage]
     bench.submit("a")
     bench.thread.run_all()
-    assert isinstance(bench.results["a"], torch.Tensor)
+    assert isinstance(bench.results["a"], np.ndarray)
 
 
 # ---- who ends ----
@@ -247,7 +248,7 @@ def test_a_session_that_ends_while_its_step_runs_hears_nothing() -> None:
 
     def end(_: Sequence[Piece]) -> list[Outcome]:
         bench.batcher.end("a", lambda: None)
-        return [torch.ones(1, 1)]
+        return [np.ones((1, 1), np.float32)]
 
     bench.batcher._forward = end  # pyright: ignore[reportPrivateUsage]
     bench.submit("a")

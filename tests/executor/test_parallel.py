@@ -14,10 +14,10 @@ import trio
 
 from shoal.errors import PositionGap, StepFailed, UnsupportedModel, UsageError
 from shoal.executor.engine import Engine
-from shoal.executor.load import load_runner, make_pool
+from shoal.executor.load import load_runner
+from shoal.executor.modules import ModuleRunner
 from shoal.executor.orders import Drop, Part, Step, read_order, write
 from shoal.executor.parallel import ParallelSpan, load_parallel, watched
-from shoal.executor.runner import ModuleRunner
 from shoal.executor.shard import Follower
 from shoal.executor.thread import TorchThread
 from shoal.models.local import LocalModel
@@ -166,7 +166,7 @@ async def test_a_process_that_dies_ends_the_steps_and_who_watches(local: Local, 
     assert isinstance(runner, ModuleRunner) and isinstance(runner.module, ParallelSpan)
     (child,) = psutil.Process().children()
     thread = TorchThread()
-    engine = Engine(runner, make_pool(runner, 64), thread, format="fp32", max_sessions=2)
+    engine = Engine(runner, runner.make_pool(64), thread, format="fp32", max_sessions=2)
     session = SessionId(bytes(16))
     with trio.fail_after(60), pytest.RaisesGroup(pytest.RaisesExc(StepFailed, match="rank 1 of 2 has ended")):
         async with watched(runner):
@@ -253,7 +253,7 @@ async def step(engine: Engine, session: SessionId, position: int) -> object:
         outcome.append(result)
         token.run_sync_soon(done.set)
 
-    payload = torch.zeros(engine.width).numpy().tobytes()
+    payload = bytes(4 * engine.width)
     engine.submit(session, position, payload, "float32", 1, 1, "float32", told)
     await done.wait()
     return outcome[0]

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from shoal.client.sampling import Sampler, Sampling
-from shoal.executor.runner import ModuleRunner
+from shoal.executor.modules import ModuleRunner
 from shoal.net.channel import Channel
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.memory import MemoryPipe

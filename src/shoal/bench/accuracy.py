@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 
+import numpy as np
 import trio
 
 from shoal.bench.models import measured_model
@@ -20,10 +21,9 @@ from shoal.bench.results import Progress, Report, Result, describe_machine
 from shoal.config import Settings
 from shoal.errors import UnsupportedModel
 from shoal.executor.thread import TorchThread
-from shoal.models.kv import Kv
 from shoal.models.local import LocalModel
 from shoal.models.text import TextCodec
-from shoal.types import Codec, Format
+from shoal.types import Codec, Format, Kv
 
 TEXT = "alice.txt"
 WINDOW = 1024
@@ -126,4 +126,4 @@ async def _perplexity(
 
 def _losses(one: OneProcess, window: Sequence[int], wire: Codec) -> tuple[float, int]:
     losses = one.losses(window, wire, HOPS)
-    return float(losses.double().sum()), len(losses)
+    return float(losses.sum(dtype=np.float64)), len(losses)

@@ -8,20 +8,21 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-import torch
+import numpy as np
 
 from shoal.client.sampling import likeliest
+from shoal.client.scores import log_softmax
 from shoal.config import Settings
 from shoal.errors import ShoalError
+from shoal.executor.arrays import Floats, join
 from shoal.executor.codecs import decode, encode
 from shoal.executor.ends import Ends
-from shoal.executor.load import load_ends, load_runner, make_pool
+from shoal.executor.load import load_ends, load_runner
 from shoal.executor.pages import PagePool
 from shoal.executor.runner import Outcome, Rows, Runner, State
 from shoal.executor.thread import TorchThread
-from shoal.models.kv import Kv
 from shoal.models.local import LocalModel
-from shoal.types import Codec, Format, Span
+from shoal.types import Codec, Format, Kv, Span
 
 PIECE = 512
 """Tokens of one forward of a prefill."""
@@ -70,7 +71,7 @@ class OneProcess:
 
     def ends_seconds(self, sessions: int) -> float:
         """What the embedding and the head take for a step of so many sessions: the median of five."""
-        hidden = [torch.zeros(1, self._runner.width) for _ in range(sessions)]
+        hidden = [np.zeros((1, self._runner.width), np.float32) for _ in range(sessions)]
         took: list[float] = []
         for _ in range(5):
             began = time.perf_counter()
@@ -80,7 +81,7 @@ class OneProcess:
             took.append(time.perf_counter() - began)
         return median(took)
 
-    def losses(self, window: Sequence[int], wire: Codec, hops: int) -> torch.Tensor:
+    def losses(self, window: Sequence[int], wire: Codec, hops: int) -> Floats:
         """The negative log likelihood, in nats, of each token of ``window`` after the first.
 
         Args:
@@ -89,7 +90,7 @@ class OneProcess:
         """
         edges = [len(self._runner.span) * i // hops for i in range(hops + 1)]
         states = [self._open(len(window), Span(a, b)) for a, b in pairwise(edges)]
-        found: list[torch.Tensor] = []
+        found: list[Floats] = []
         try:
             for position in range(0, len(window), PIECE):
                 piece = window[position : position + PIECE]
@@ -97,10 +98,10 @@ class OneProcess:
                 for state in states:
                     rows = Rows(state, position, hidden, len(window))
                     hidden = _through(_all(self._runner.forward([rows]))[0], wire)
-                following = torch.tensor(window[position + 1 : position + 1 + len(piece)])
+                following = window[position + 1 : position + 1 + len(piece)]
                 logits = _all(self._ends.heads([hidden[: len(following)]]))[0]
-                found.append(torch.nn.functional.cross_entropy(logits, following, reduction="none"))
-            return torch.cat(found)
+                found.append(-log_softmax(logits)[range(len(following)), following])
+            return join(found)
         finally:
             self._close(states)
 
@@ -122,12 +123,12 @@ class OneProcess:
             self._pool.forget(state.pages)
 
 
-def _through(hidden: torch.Tensor, wire: Codec) -> torch.Tensor:
+def _through(hidden: Floats, wire: Codec) -> Floats:
     return decode(encode(hidden, wire), wire, *hidden.shape)
 
 
-def _all(outcomes: Sequence[Outcome]) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
+def _all(outcomes: Sequence[Outcome]) -> list[Floats]:
+    found: list[Floats] = []
     for outcome in outcomes:
         if isinstance(outcome, ShoalError):
             raise outcome
@@ -145,11 +146,10 @@ async def load_one(
     """
 
     def load() -> OneProcess:
-        torch.set_num_threads(settings.threads)
         span = Span(0, model.shape.n_blocks)
         options: dict[str, Any] = {"threads": settings.threads, "cache": settings.paths.cache}
         runner = load_runner(model, span, format, kv=kv, **options)
         ends = load_ends(model, format, **options)
-        return OneProcess(ends, runner, make_pool(runner, tokens), model.shape.vocab_size)
+        return OneProcess(ends, runner, runner.make_pool(tokens), model.shape.vocab_size)
 
     return await thread.run(load)

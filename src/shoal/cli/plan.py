@@ -120,14 +120,13 @@ def _machines(
 ) -> list[Machine]:
     from dataclasses import replace
 
-    import torch
-
     from shoal.cli.machines import completed
+    from shoal.executor.cores import usable_cores
     from shoal.executor.machine import measure_machine
 
     def measure() -> Machine:
         report("measuring this machine", 0, 0)
-        here = measure_machine(settings.threads or torch.get_num_threads())
+        here = measure_machine(settings.threads or usable_cores())
         return replace(here, memory=settings.memory or here.memory // 2)  # what a node takes
 
     return completed(described, count, measure)

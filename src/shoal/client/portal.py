@@ -10,7 +10,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
-import torch
 from anyio.from_thread import BlockingPortal
 
 from shoal.client.answer import Answer
@@ -18,6 +17,7 @@ from shoal.client.generate import Delta
 from shoal.client.sampling import Sampler
 from shoal.client.session import Advanced, Session
 from shoal.client.swarm import Swarm
+from shoal.executor.arrays import Floats
 from shoal.swarm.announcement import Announcement
 from shoal.types import Format, ModelShape
 
@@ -67,7 +67,7 @@ class SyncSession:
         self._portal = portal
         self.session = session
 
-    def step(self, token_ids: Sequence[int], *, chunk: int | None = None) -> torch.Tensor:
+    def step(self, token_ids: Sequence[int], *, chunk: int | None = None) -> Floats:
         """See :meth:`shoal.client.session.Session.step`."""
         return self._portal.call(partial(self.session.step, token_ids, chunk=chunk))
 
@@ -109,7 +109,7 @@ class AsyncioSession:
             raise RuntimeError("enter the session first: async with swarm.session(...)")
         return self._session
 
-    async def step(self, token_ids: Sequence[int], *, chunk: int | None = None) -> torch.Tensor:
+    async def step(self, token_ids: Sequence[int], *, chunk: int | None = None) -> Floats:
         """See :meth:`shoal.client.session.Session.step`."""
         return await _on(self._portal, partial(self.session.step, token_ids, chunk=chunk))
 

@@ -1,4 +1,9 @@
-"""How the next token is chosen from logits. The processors are those of transformers."""
+"""How the next token is chosen from logits: what transformers' processors keep, and one of it by chance.
+
+Penalties and limits are those of ``transformers.generation.logits_process``, in the same order; they are
+computed here, since importing them takes seconds. Probabilities are float64, in which no temperature and no
+penalty that is allowed overflows.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +11,14 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Protocol
 
-import torch
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+import numpy as np
+import numpy.typing as npt
 
 from shoal.client.scores import TokenScore, score
-from shoal.errors import UsageError
+from shoal.errors import StepFailed, UsageError
+from shoal.executor.arrays import Floats
 
 MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 100.0
@@ -33,7 +32,7 @@ COLDEST = 1e-5
 class Constraint(Protocol):
     """What an answer may say next: the state of a grammar. For one thread at a time."""
 
-    def allowed(self, vocab: int) -> torch.Tensor:
+    def allowed(self, vocab: int) -> npt.NDArray[np.bool_]:
         """Which tokens may follow, bool ``[vocab]``; at least one of them is.
 
         Raises:
@@ -105,12 +104,80 @@ class Sampling:
                 raise UsageError(f"{name} must be {needed}, not {getattr(self, name)}")
 
 
-def likeliest(logits: torch.Tensor) -> int:
+def likeliest(logits: Floats) -> int:
     """The token of the largest logit, ``[vocab]``; of several, the first.
 
-    By numpy: torch would wake its threads for so little, and they wait for those that compute.
+    Raises:
+        StepFailed: a logit is NaN.
     """
-    return int(logits.numpy().argmax())
+    token = int(logits.argmax())
+    if np.isnan(logits[token]):
+        raise _not_numbers()
+    return token
+
+
+def penalised(logits: Floats, token_ids: list[int], penalty: float) -> Floats:
+    """Logits ``[vocab]``, less for each token that occurred (Keskar et al., "CTRL", 2019)."""
+    seen = np.unique(np.asarray(token_ids, np.intp))
+    found = logits.copy()
+    with np.errstate(over="ignore"):  # what overflows is certain, or impossible
+        found[seen] = np.where(logits[seen] < 0, logits[seen] * penalty, logits[seen] / penalty)
+    return found
+
+
+def candidates(logits: Floats, sampling: Sampling) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """The tokens that may be chosen from, in order, and how probable each is.
+
+    Args:
+        logits: ``[vocab]``, with penalties and grammar applied.
+
+    Raises:
+        StepFailed: a logit is NaN, or none is above minus infinity.
+    """
+    scores = _below_largest(logits) / sampling.temperature
+    kept = np.arange(len(scores))
+    if 0 < sampling.top_k < len(scores):
+        kept = np.flatnonzero(scores >= np.partition(scores, -sampling.top_k)[-sampling.top_k])
+    weights = np.exp(scores[kept])
+    if sampling.top_p < 1:
+        kept, weights = _likeliest_share(kept, weights / weights.sum(), sampling.top_p)
+    if sampling.min_p:
+        likely = weights >= sampling.min_p * weights.max()
+        kept, weights = kept[likely], weights[likely]
+    return kept, weights / weights.sum()
+
+
+def _below_largest(logits: Floats) -> npt.NDArray[np.float64]:
+    """By how much each logit is below the largest one: 0 or less, which no exponential overflows with."""
+    largest = logits.max()
+    if np.isposinf(largest):
+        return np.where(np.isposinf(logits), 0.0, -np.inf)
+    if not np.isfinite(largest):
+        raise _not_numbers()
+    return logits.astype(np.float64) - float(largest)
+
+
+def _likeliest_share(
+    kept: npt.NDArray[np.intp], probabilities: npt.NDArray[np.float64], share: float
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """The fewest of the likeliest tokens that together have ``share`` of the probability; at least one.
+
+    Only those are sorted of which not all could be left out: tokens below the average of what is left out
+    are never among the kept.
+    """
+    rest = 1 - share
+    average = min(rest / len(probabilities), probabilities.max())
+    likely = np.flatnonzero(probabilities >= average)
+    order = likely[np.argsort(probabilities[likely], kind="stable")]
+    below = 1 - probabilities[likely].sum()
+    stays = below + np.cumsum(probabilities[order]) > rest
+    stays[-1] = True
+    chosen = np.sort(order[stays])
+    return kept[chosen], probabilities[chosen]
+
+
+def _not_numbers() -> StepFailed:
+    return StepFailed("the logits are not finite", check="the weights, and the last hop of the route")
 
 
 class Sampler:
@@ -123,26 +190,14 @@ class Sampler:
         self.score: TokenScore | None = None
         """How likely the last chosen token was to the model, if that was asked for."""
         self._greedy = sampling.temperature < COLDEST
-        self._random = torch.Generator()
-        self._random.manual_seed(secrets.randbits(63) if sampling.seed is None else sampling.seed)
-        self._processors = LogitsProcessorList()
-        if sampling.repetition_penalty != 1:
-            self._processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-        if not self._greedy:
-            self._processors.append(TemperatureLogitsWarper(sampling.temperature))
-            if sampling.top_k:
-                self._processors.append(TopKLogitsWarper(sampling.top_k))
-            if sampling.top_p < 1:
-                self._processors.append(TopPLogitsWarper(sampling.top_p))
-            if sampling.min_p:
-                self._processors.append(MinPLogitsWarper(sampling.min_p))
+        self._random = np.random.default_rng(secrets.randbits(63) if sampling.seed is None else sampling.seed)
 
     @property
     def complete(self) -> bool:
         """Whether what was chosen ends the answer, because its grammar allows nothing more."""
         return self._constraint is not None and self._constraint.complete
 
-    def choose(self, logits: torch.Tensor, token_ids: list[int]) -> int:
+    def choose(self, logits: Floats, token_ids: list[int]) -> int:
         """The next token.
 
         Args:
@@ -151,8 +206,9 @@ class Sampler:
 
         Raises:
             UsageError: a bias for a token outside of the vocabulary, or a grammar that cannot be followed.
+            StepFailed: the logits are not numbers.
         """
-        token = self._chosen(self._adjusted(logits.float()).unsqueeze(0), token_ids)
+        token = self._chosen(self._adjusted(logits), token_ids)
         if self._sampling.top_logprobs is not None:
             self.score = score(logits, token, self._sampling.top_logprobs)
         self._said[token] += 1
@@ -160,30 +216,31 @@ class Sampler:
             self._constraint.accept(token)
         return token
 
-    def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits with bias, penalties and grammar, in that order; the same tensor when there is none."""
+    def _adjusted(self, logits: Floats) -> Floats:
+        """The logits with bias, penalties and grammar, in that order; the same array when there is none."""
         sampling = self._sampling
         if sampling.logit_bias:
             if max(sampling.logit_bias) >= len(logits):
                 raise UsageError(
                     f"logit_bias names token {max(sampling.logit_bias)}, and the vocabulary has {len(logits)}"
                 )
-            logits = logits.clone()
-            logits[list(sampling.logit_bias)] += torch.tensor(list(sampling.logit_bias.values()))
+            logits = logits.copy()
+            logits[list(sampling.logit_bias)] += np.array(list(sampling.logit_bias.values()), np.float32)
         if self._said and (sampling.presence_penalty or sampling.frequency_penalty):
-            logits = logits.clone()
-            often = torch.tensor(list(self._said.values()), dtype=torch.float32)
+            logits = logits.copy()
+            often = np.array(list(self._said.values()), np.float32)
             logits[list(self._said)] -= sampling.presence_penalty + sampling.frequency_penalty * often
         if self._constraint is not None:
-            logits = logits.masked_fill(~self._constraint.allowed(len(logits)), float("-inf"))
+            logits = np.where(self._constraint.allowed(len(logits)), logits, np.float32(-np.inf))
         return logits
 
-    def _chosen(self, scores: torch.Tensor, token_ids: list[int]) -> int:
-        """The token, by the processors of transformers, from ``[1, vocab]``."""
-        if self._processors:
-            seen = cast(torch.LongTensor, torch.tensor([token_ids]))
-            scores = self._processors(seen, cast(torch.FloatTensor, scores))
+    def _chosen(self, logits: Floats, token_ids: list[int]) -> int:
+        if self._sampling.repetition_penalty != 1:
+            logits = penalised(logits, token_ids, self._sampling.repetition_penalty)
         if self._greedy:
-            return likeliest(scores[0])
-        probabilities = torch.softmax(scores, dim=-1)
-        return int(torch.multinomial(probabilities[0], 1, generator=self._random))
+            return likeliest(logits)
+        tokens, probabilities = candidates(logits, self._sampling)
+        cumulative = np.cumsum(probabilities)
+        # A number below the last sum lies in some token's part of it, and never in an empty one.
+        drawn = self._random.random() * cumulative[-1]
+        return int(tokens[np.searchsorted(cumulative, drawn, side="right")])

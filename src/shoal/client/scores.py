@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 import trio
+
+from shoal.executor.arrays import Floats
 
 if TYPE_CHECKING:
     from shoal.client.session import Session
@@ -29,12 +31,20 @@ class TokenScore:
     """Token ids with their log probabilities, the likeliest first."""
 
 
-def score(logits: torch.Tensor, token: int, top: int) -> TokenScore:
+def log_softmax(logits: Floats) -> Floats:
+    """Log probabilities, by logits ``[..., vocab]``."""
+    below = logits - logits.max(-1, keepdims=True)
+    return below - np.log(np.exp(below).sum(-1, keepdims=True, dtype=np.float64)).astype(np.float32)
+
+
+def score(logits: Floats, token: int, top: int) -> TokenScore:
     """The score of ``token`` by the logits ``[vocab]`` before it, beside the ``top`` likeliest."""
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
-    values, tokens = torch.topk(logprobs, min(top, len(logprobs)))
-    best = zip(map(int, tokens.tolist()), map(float, values.tolist()), strict=True)
-    return TokenScore(token, float(logprobs[token]), tuple(best))
+    logprobs = log_softmax(logits)
+    top = min(top, len(logprobs))
+    best = np.argpartition(logprobs, -top)[-top:] if top else np.empty(0, np.intp)
+    best = best[np.argsort(-logprobs[best], kind="stable")]
+    pairs = zip(best.tolist(), logprobs[best].tolist(), strict=True)
+    return TokenScore(token, float(logprobs[token]), tuple(pairs))
 
 
 async def score_prompt(session: Session, prompt: Sequence[int], top: int) -> list[TokenScore | None]:
@@ -55,5 +65,5 @@ async def score_prompt(session: Session, prompt: Sequence[int], top: int) -> lis
     return scores
 
 
-def _scores(logits: torch.Tensor, following: Sequence[int], top: int) -> list[TokenScore]:
+def _scores(logits: Floats, following: Sequence[int], top: int) -> list[TokenScore]:
     return [score(row, token, top) for row, token in zip(logits, following, strict=False)]

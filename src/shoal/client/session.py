@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-import torch
 import trio
 
 from shoal.client.hops import HopFailed
@@ -21,6 +20,7 @@ from shoal.client.recovery import Recovery, Reroute, Way, recoverable
 from shoal.client.ring import IN_FLIGHT, Returned, Ring
 from shoal.client.sampling import Sampler
 from shoal.errors import CannotRollBack, PromptTooLong, ShoalError, UsageError
+from shoal.executor.arrays import Floats, join
 from shoal.executor.codecs import decode, encode
 from shoal.executor.ends import EndsEngine
 from shoal.executor.thread import TorchThread
@@ -88,7 +88,7 @@ class Session:
 
     async def step(
         self, token_ids: Sequence[int], *, chunk: int | None = None, sequence_length: int = 0
-    ) -> torch.Tensor:
+    ) -> Floats:
         """Append tokens; returns the logits ``[tokens, vocab]`` after each of them.
 
         A model whose rotary frequencies change with a sequence's length may need those before them computed
@@ -108,7 +108,7 @@ class Session:
                 were being sent again.
         """
         returned = await self._append(token_ids, chunk or self._chunk, len(token_ids), sequence_length)
-        return torch.cat([await self._head(r, _as_they_are) for r in returned if r.rows])
+        return join([await self._head(r, _as_they_are) for r in returned if r.rows])
 
     async def advance(self, token_ids: Sequence[int], sampler: Sampler, *, more: bool = False) -> Advanced:
         """Append tokens, a prompt or one that was chosen, and choose the next. Raises as ``step``.
@@ -283,7 +283,7 @@ class Session:
         self.ring.roll_back(min(position, self.ring.rules.length))
         self._trim(position)
 
-    async def _head(self, returned: Returned, then: Callable[[torch.Tensor], Made]) -> Made:
+    async def _head(self, returned: Returned, then: Callable[[Floats], Made]) -> Made:
         """What ``then`` makes of the logits ``[rows, vocab]`` of what came back."""
         hidden = partial(decode, returned.payload, returned.codec, returned.rows, self.shape.hidden_size)
         return await self._ends.head(self.ring.session, returned.rows, hidden, then)
@@ -291,7 +291,7 @@ class Session:
     def _encoded(self, piece: list[int], position: int, codec: Codec) -> bytes:
         return encode(self._ends.ends.embed(piece, position), codec)
 
-    def _choose(self, sampler: Sampler, following: Issued | None, logits: torch.Tensor) -> tuple[int, _Ahead]:
+    def _choose(self, sampler: Sampler, following: Issued | None, logits: Floats) -> tuple[int, _Ahead]:
         """The next token, and its embedding: sent at once, from this thread, when its step has a number."""
         token = sampler.choose(logits[-1], self.token_ids)
         position = len(self.token_ids)
@@ -320,7 +320,7 @@ def _plain(error: ShoalError) -> ShoalError:
     return error.error if isinstance(error, HopFailed) else error
 
 
-def _as_they_are(logits: torch.Tensor) -> torch.Tensor:
+def _as_they_are(logits: Floats) -> Floats:
     return logits
 
 

@@ -14,9 +14,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from shoal.errors import ShoalError, StepFailed
+from shoal.executor.arrays import Floats, empty, join
 from shoal.executor.thread import TorchThread
 
 MAX_ROWS = 512
@@ -48,9 +47,9 @@ class Job:
     session: Hashable
     rows: int
     wanted: int
-    prepare: Callable[[], torch.Tensor]
+    prepare: Callable[[], Floats]
     """Gives the hidden states, float32 ``[rows, width]``; may raise a ``ShoalError``. On the thread."""
-    finish: Callable[[Job, torch.Tensor], None]
+    finish: Callable[[Job, Floats], None]
     """Takes what came out, float32 ``[wanted, width]``; may raise a ``ShoalError``. On the thread."""
     failed: Callable[[ShoalError], None]
     """Told why nothing comes. On the thread."""
@@ -59,8 +58,8 @@ class Job:
     """Time of the forwards that its rows were part of."""
     done: int = 0
     """Rows that have been through."""
-    hidden: torch.Tensor | None = None
-    outs: list[torch.Tensor] = field(default_factory=list)
+    hidden: Floats | None = None
+    outs: list[Floats] = field(default_factory=list)
 
     @property
     def left(self) -> int:
@@ -75,11 +74,11 @@ class Piece:
     job: Job
     first: int
     """Which of the job's rows is the first of these."""
-    hidden: torch.Tensor
+    hidden: Floats
     """float32 ``[n, width]``"""
 
 
-Outcome = torch.Tensor | ShoalError
+Outcome = Floats | ShoalError
 """float32 ``[n, …]``, a row for each that went in, or why a piece came to nothing."""
 Forward = Callable[[Sequence[Piece]], list[Outcome]]
 
@@ -280,7 +279,7 @@ class Batcher:
             else:
                 self._advance(piece.job, outcome)
 
-    def _advance(self, job: Job, out: torch.Tensor) -> None:
+    def _advance(self, job: Job, out: Floats) -> None:
         unwanted = job.rows - job.wanted - job.done
         if unwanted < len(out):
             job.outs.append(out[unwanted:] if unwanted > 0 else out)
@@ -308,9 +307,7 @@ class Batcher:
                 rhythm.left = time.perf_counter()
         if error is None:
             try:
-                job.finish(
-                    job, job.outs[0] if len(job.outs) == 1 else torch.cat(job.outs or [torch.empty(0, 0)])
-                )
+                job.finish(job, join(job.outs or [empty((0, 0))]))
                 return
             except ShoalError as found:
                 error = found

@@ -1,4 +1,4 @@
-"""Whether the C kernels are here. Apart from them, for who only asks that: it needs no torch."""
+"""Whether the C kernels are here. Apart from them, for who only asks that."""
 
 from __future__ import annotations
 

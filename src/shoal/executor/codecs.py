@@ -20,9 +20,9 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
-import torch
 
 from shoal.errors import StepFailed
+from shoal.executor.arrays import Floats, address, empty
 from shoal.executor.kernels import library
 from shoal.types import Codec
 from shoal.wire.messages import INT8_BLOCK, encoded_bytes
@@ -37,7 +37,7 @@ MAX_SCALE = float(np.finfo(np.float32).max) / 128
 Payload = bytes | bytearray | memoryview
 
 
-def encode(hidden: torch.Tensor, codec: Codec) -> bytes:
+def encode(hidden: Floats, codec: Codec) -> bytes:
     """The bytes of ``hidden``, float32 ``[rows, width]``.
 
     Raises:
@@ -46,15 +46,15 @@ def encode(hidden: torch.Tensor, codec: Codec) -> bytes:
     rows, width = hidden.shape
     if not rows:
         return b""
-    given = hidden.detach().contiguous()
+    given = np.ascontiguousarray(hidden)
     if (native := library()) is None:
-        return _encode_with_numpy(given.numpy(), codec)
+        return _encode_with_numpy(given, codec)
     encoded = ctypes.create_string_buffer(encoded_bytes(rows, width, codec))
-    _expect(native.encode_rows(given.data_ptr(), rows, width, NUMBER[codec], encoded))
+    _expect(native.encode_rows(address(given), rows, width, NUMBER[codec], encoded))
     return encoded.raw
 
 
-def decode(payload: Payload, codec: Codec, rows: int, width: int) -> torch.Tensor:
+def decode(payload: Payload, codec: Codec, rows: int, width: int) -> Floats:
     """Hidden states, float32 ``[rows, width]``.
 
     Raises:
@@ -63,22 +63,22 @@ def decode(payload: Payload, codec: Codec, rows: int, width: int) -> torch.Tenso
     if len(payload) != encoded_bytes(rows, width, codec):
         raise StepFailed(f"{len(payload)} bytes are not {rows}×{width} elements in {codec}")
     if not rows:
-        return torch.empty((0, width))
+        return empty((0, width))
     if (native := library()) is None:
-        return torch.from_numpy(_decode_with_numpy(payload, codec, rows, width))
-    hidden = torch.empty((rows, width))
-    _expect(native.decode_rows(bytes(payload), rows, width, NUMBER[codec], hidden.data_ptr()), arrived=True)
+        return _decode_with_numpy(payload, codec, rows, width)
+    hidden = empty((rows, width))
+    _expect(native.decode_rows(bytes(payload), rows, width, NUMBER[codec], address(hidden)), arrived=True)
     return hidden
 
 
-def _encode_with_numpy(array: np.ndarray, codec: Codec) -> bytes:
+def _encode_with_numpy(array: Floats, codec: Codec) -> bytes:
     if codec == "float32":
         _expect(bool(np.isfinite(array).all()))
         return array.tobytes()
     return _to_bfloat16(array) if codec == "bfloat16" else _to_int8(array)
 
 
-def _decode_with_numpy(payload: Payload, codec: Codec, rows: int, width: int) -> np.ndarray:
+def _decode_with_numpy(payload: Payload, codec: Codec, rows: int, width: int) -> Floats:
     if codec == "int8":
         return _from_int8(payload, rows, width)
     if codec == "float32":
@@ -89,7 +89,7 @@ def _decode_with_numpy(payload: Payload, codec: Codec, rows: int, width: int) ->
     return array.reshape(rows, width)
 
 
-def _to_bfloat16(array: np.ndarray) -> bytes:
+def _to_bfloat16(array: Floats) -> bytes:
     """The upper halves, rounded to the nearest even."""
     bits = array.view(np.uint32)
     rounded = bits + (((bits >> 16) & 1) + 0x7FFF)
@@ -97,7 +97,7 @@ def _to_bfloat16(array: np.ndarray) -> bytes:
     return (rounded >> 16).astype(np.uint16).tobytes()
 
 
-def _to_int8(array: np.ndarray) -> bytes:
+def _to_int8(array: Floats) -> bytes:
     rows, width = array.shape
     if width % INT8_BLOCK:
         array = np.pad(array, ((0, 0), (0, -width % INT8_BLOCK)))
@@ -110,7 +110,7 @@ def _to_int8(array: np.ndarray) -> bytes:
     return scales.tobytes() + elements.tobytes()
 
 
-def _from_int8(payload: Payload, rows: int, width: int) -> np.ndarray:
+def _from_int8(payload: Payload, rows: int, width: int) -> Floats:
     n_blocks = -(-width // INT8_BLOCK)
     scales = np.frombuffer(payload, np.float32, rows * n_blocks).reshape(rows, n_blocks)
     _expect(bool(((scales >= 0) & (scales <= MAX_SCALE)).all()), arrived=True)

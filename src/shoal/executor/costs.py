@@ -23,11 +23,11 @@ from shoal.executor.packed import EXPERTS, is_packable
 from shoal.executor.shape import llama_shape
 from shoal.models.blocks import find_blocks
 from shoal.models.hollow import causal_class
-from shoal.models.kv import Kv, layer_bytes
+from shoal.models.kv import layer_bytes
 from shoal.models.loader import REFUSED, first_line
 from shoal.models.parts import cache_argument
 from shoal.routing.roofline import FLOAT, KvElement, PartCost, SpanCost
-from shoal.types import Format
+from shoal.types import Format, Kv
 
 TOKENS = 2
 """That go through the model to see its caches."""
@@ -55,7 +55,7 @@ def model_cost(config: PretrainedConfig, format: Format, kv: Kv = "auto") -> Spa
     Raises:
         UnsupportedModel: the config makes no model that can be served in spans.
     """
-    fused = format != "fp32" and llama_shape(config) is not None
+    fused = format != "fp32" and llama_shape(config.to_dict()) is not None
     model, layers = _built(config)
     blocks = find_blocks(model, int(config.num_hidden_layers)).modules
     costs = [

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Protocol, TypeVar
 
+import numpy as np
 import outcome
-import torch
-from safetensors import safe_open
 
-from shoal.errors import PromptTooLong, ShoalError, UsageError
+from shoal.errors import PromptTooLong, UsageError
+from shoal.executor.arrays import Array, Floats, join, split, widen
 from shoal.executor.batcher import Batcher, Job, Outcome, Piece
-from shoal.executor.fused import Tensors
 from shoal.executor.kernels import Matrix, Team
 from shoal.executor.shape import LlamaShape
 from shoal.executor.shelf import Shelf
+from shoal.executor.tensors import Tensors
 from shoal.executor.thread import Reply, TorchThread
-from shoal.models import ends as model_ends
 from shoal.models.checkpoint import Checkpoint
 from shoal.models.rope_scaling import RopeScaling
 from shoal.types import Format
@@ -42,8 +39,8 @@ class Ends(Protocol):
     rope_scaling: RopeScaling
     """How the blocks' rotary frequencies follow from a sequence's length."""
 
-    def embed(self, token_ids: Sequence[int], position: int) -> torch.Tensor:
-        """What the first block receives, float32 ``[n, width]``, for tokens ``[position, position + n)``.
+    def embed(self, token_ids: Sequence[int], position: int) -> Floats:
+        """What the first block receives, ``[n, width]``, for tokens ``[position, position + n)``.
 
         Raises:
             UsageError: no tokens, or one outside of the vocabulary.
@@ -51,32 +48,9 @@ class Ends(Protocol):
         """
         ...
 
-    def heads(self, batch: Sequence[torch.Tensor]) -> list[Outcome]:
+    def heads(self, batch: Sequence[Floats]) -> list[Outcome]:
         """Logits, float32 ``[n, vocab]``, of what the last block gave each of several sessions."""
         ...
-
-
-class ModuleEnds:
-    """The model's own modules: exact, any family, one session after another."""
-
-    sliced = False
-
-    def __init__(self, ends: model_ends.Ends) -> None:
-        self._ends = ends
-        self.tensor_bytes = ends.tensor_bytes
-        self.rope_scaling = ends.rope_scaling
-
-    def embed(self, token_ids: Sequence[int], position: int) -> torch.Tensor:
-        return self._ends.embed(token_ids, position)[0].float().cpu()
-
-    def heads(self, batch: Sequence[torch.Tensor]) -> list[Outcome]:
-        return [self._head(hidden) for hidden in batch]
-
-    def _head(self, hidden: torch.Tensor) -> Outcome:
-        try:
-            return self._ends.head(hidden[None].to(self._ends.dtype))[0].float().cpu()
-        except ShoalError as error:
-            return error
 
 
 class FusedEnds:
@@ -89,8 +63,8 @@ class FusedEnds:
     def __init__(
         self,
         shape: LlamaShape,
-        embedding: torch.Tensor,
-        norm: torch.Tensor,
+        embedding: Array,
+        norm: Floats,
         head: Matrix,
         *,
         context: int,
@@ -102,9 +76,9 @@ class FusedEnds:
         self._head = head
         self._context = context
         self._team = team
-        self.tensor_bytes = head.bytes + norm.numel() * 4
+        self.tensor_bytes = head.bytes + norm.nbytes
 
-    def embed(self, token_ids: Sequence[int], position: int) -> torch.Tensor:
+    def embed(self, token_ids: Sequence[int], position: int) -> Floats:
         vocab = len(self._embedding)
         if not token_ids or min(token_ids) < 0 or max(token_ids) >= vocab:
             raise UsageError(f"token ids must be in 0..{vocab - 1}, and at least one", check="the tokenizer")
@@ -112,18 +86,15 @@ class FusedEnds:
             raise PromptTooLong(
                 f"position {position + len(token_ids)} is beyond the context of {self._context} tokens"
             )
-        if len(token_ids) == 1:  # every decode step: without a tensor of indexes
-            rows = self._embedding[token_ids[0] : token_ids[0] + 1].to(torch.float32, copy=True)
-        else:
-            rows = self._embedding[torch.tensor(token_ids)].float()
-        return rows * self._shape.embedding if self._shape.embedding != 1.0 else rows
+        rows = widen(self._embedding[np.asarray(token_ids)])
+        return rows * np.float32(self._shape.embedding) if self._shape.embedding != 1.0 else rows
 
-    def heads(self, batch: Sequence[torch.Tensor]) -> list[Outcome]:
-        normed = self._team.rms_norm(torch.cat(list(batch)), self._norm, self._shape.epsilon)
+    def heads(self, batch: Sequence[Floats]) -> list[Outcome]:
+        normed = self._team.rms_norm(join(batch), self._norm, self._shape.epsilon)
         logits = self._team.linear(self._head, normed)
         if self._shape.logits != 1.0:
-            logits /= self._shape.logits
-        return list(logits.split([len(hidden) for hidden in batch]))
+            logits /= np.float32(self._shape.logits)
+        return split(logits, [len(hidden) for hidden in batch])
 
 
 def load_fused_ends(
@@ -134,29 +105,19 @@ def load_fused_ends(
     Raises:
         BadWeights: a tensor is missing or has another shape.
     """
-    with ExitStack() as stack:
-        tensors = Tensors(checkpoint, stack)
-        tied = f"{HEAD}.weight" not in tensors
-        name = EMBEDDING.removesuffix(".weight") if tied else HEAD
-        entry = tensors.entry(EMBEDDING)
-        packed = shelf.fetch(
-            "head",
-            lambda: {"head": tensors.matrix([name], entry.shape[0], shape.hidden, head_format(format))},
-        )
-        norm = tensors.vector(NORM, shape.hidden, shape.norm_offset)
-    embedding = _mapped(entry.file, EMBEDDING)
-    return FusedEnds(shape, embedding, norm, packed["head"], context=context, team=team)
+    tensors = Tensors(checkpoint)
+    name = HEAD if f"{HEAD}.weight" in tensors else EMBEDDING.removesuffix(".weight")
+    vocab = tensors.entry(EMBEDDING).shape[0]
+    packed = shelf.fetch(
+        "head", lambda: {"head": tensors.matrix([name], vocab, shape.hidden, head_format(format))}
+    )
+    norm = tensors.vector(NORM, shape.hidden, shape.norm_offset)
+    return FusedEnds(shape, tensors.mapped(EMBEDDING), norm, packed["head"], context=context, team=team)
 
 
 def head_format(format: Format) -> Format:
     """What the head is held in, in a route of ``format``."""
     return "int8" if format == "int4" else format
-
-
-def _mapped(file: Path, name: str) -> torch.Tensor:
-    """A tensor that stays pages of its file: only the rows that are used come into memory."""
-    with safe_open(file, framework="pt") as opened:
-        return opened.get_tensor(name)
 
 
 class EndsEngine:
@@ -170,8 +131,8 @@ class EndsEngine:
         self,
         session: Hashable,
         rows: int,
-        hidden: Callable[[], torch.Tensor],
-        then: Callable[[torch.Tensor], Result],
+        hidden: Callable[[], Floats],
+        then: Callable[[Floats], Result],
     ) -> Result:
         """What ``then`` makes of the logits ``[rows, vocab]`` of ``hidden``, float32 ``[rows, width]``.
 
@@ -182,7 +143,7 @@ class EndsEngine:
         """
         reply = Reply[Result]()
 
-        def finish(job: Job, logits: torch.Tensor) -> None:
+        def finish(job: Job, logits: Floats) -> None:
             # Once all have what they wanted and it has been sent: who waits would take the interpreter.
             self.after(partial(reply.give, outcome.capture(then, logits)))
 

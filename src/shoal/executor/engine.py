@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
-import torch
-
 from shoal.errors import Busy, ShoalError, UnknownSession
+from shoal.executor.arrays import Floats
 from shoal.executor.batcher import Batcher, Job, Outcome, Piece
 from shoal.executor.codecs import decode, encode
 from shoal.executor.pages import PagePool
@@ -145,7 +144,7 @@ class Engine:
         if state is None:
             raise UnknownSession("this session is not open here")
 
-        def finish(job: Job, out: torch.Tensor) -> None:
+        def finish(job: Job, out: Floats) -> None:
             encoded = encode(out, reply)
             compute_s = job.compute_s
             waiting_s = max(0.0, time.perf_counter() - job.asked - compute_s)

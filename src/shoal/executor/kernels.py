@@ -2,7 +2,7 @@
 
 The libraries are compiled when Shoal is installed (``hatch_build.py``), one for each level of the CPU; the
 best that this machine can run is loaded on first use. Where there is none (no compiler at install time),
-:mod:`shoal.executor.plain` computes the same with torch.
+:mod:`shoal.executor.plain` computes the same with torch, on the model's own modules.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import math
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
-from typing import Any
 
-import torch
+import numpy as np
 
 from shoal.errors import OutOfResources
+from shoal.executor.arrays import ALIGNMENT, Array, Floats, address, empty, narrow, widen
 from shoal.executor.built import BASIC, NATIVE, kernels_built
 from shoal.types import Format
 
@@ -113,26 +112,6 @@ PRODUCT = ctypes.CFUNCTYPE(c_int, POINTER(LinearStruct), c_void_p, c_int, c_void
 """``product_fn`` of native/linear.h."""
 
 
-def _view(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Memory that the kernels own, as a tensor; good for as long as they keep it."""
-    buffer = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(address)
-    return torch.frombuffer(buffer, dtype=dtype).view(shape)
-
-
-@PRODUCT
-def _product(layer: Any, x: int, m: int, out: int) -> int:
-    """A large product of bf16 by oneDNN: 1, or 0 when it could not, as ctypes says for an escaped error."""
-    rows, cols = int(layer.contents.rows), int(layer.contents.cols)
-    try:
-        weights = _view(layer.contents.weights, (rows, cols), torch.bfloat16)
-        given = _view(x, (m, cols), torch.float32).to(torch.bfloat16)
-        _view(out, (m, rows), torch.float32).copy_(torch.nn.functional.linear(given, weights))
-    except (RuntimeError, MemoryError):
-        log.exception("oneDNN could not multiply: our own kernel does")
-        return 0
-    return 1
-
-
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.team_new.restype = c_void_p
     library.team_new.argtypes = [c_int]
@@ -149,7 +128,6 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.pack_int4.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p]
     library.encode_rows.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
     library.decode_rows.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
-    library.unpack_rows.argtypes = [POINTER(LinearStruct), c_void_p, c_int, c_void_p]
     return library
 
 
@@ -164,8 +142,8 @@ def library() -> ctypes.CDLL | None:
     return _declare(ctypes.CDLL(str(best if best.exists() else BASIC)))
 
 
-def _address(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _address(array: Array | None) -> int | None:
+    return None if array is None else address(array)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,18 +155,18 @@ class Matrix:
     """What goes out."""
     cols: int
     """What comes in."""
-    weights: torch.Tensor
-    """fp32: float32, bf16: bfloat16, int8: int8, each ``[rows, cols]``; int4: uint8 ``[rows, cols / 2]``."""
-    scales: torch.Tensor | None
+    weights: Array
+    """fp32: float32, bf16: uint16, int8: int8, each ``[rows, cols]``; int4: uint8 ``[rows, cols / 2]``."""
+    scales: Floats | None
     """int8: float32 ``[rows]``; int4: float32 ``[rows, cols / 32]``."""
-    bias: torch.Tensor | None = None
+    bias: Floats | None = None
     """float32 ``[rows]``."""
 
     @property
     def bytes(self) -> int:
         """What it takes in memory."""
         held = (self.weights, self.scales, self.bias)
-        return sum(t.numel() * t.element_size() for t in held if t is not None)
+        return sum(array.nbytes for array in held if array is not None)
 
     def struct(self) -> LinearStruct:
         """What the kernels read; valid as long as this matrix lives."""
@@ -208,65 +186,75 @@ def fits(format: Format, cols: int) -> bool:
     return format != "int4" or cols % GROUP == 0
 
 
-def pack(weights: torch.Tensor, format: Format, bias: torch.Tensor | None = None) -> Matrix:
+def pack(weights: Array, format: Format, bias: Array | None = None) -> Matrix:
     """``weights`` ``[rows, cols]`` of any floating dtype in ``format``; int8 where ``format`` does not fit.
 
     int8 is symmetric with a scale for each row; int4 has one for each 32 weights of a row, from the weight of
     the largest magnitude, as GGUF's Q4_0.
+
+    Args:
+        weights: uint16 are the bits of bfloat16.
     """
     rows, cols = weights.shape
-    bias = None if bias is None else bias.float().contiguous()
+    bias = None if bias is None else _aligned(widen(bias))
     if format == "fp32":
-        return Matrix(format, rows, cols, weights.float().contiguous(), None, bias)
+        return Matrix(format, rows, cols, _aligned(widen(weights)), None, bias)
     if format == "bf16":
-        return Matrix(format, rows, cols, weights.to(torch.bfloat16).contiguous(), None, bias)
+        return Matrix(format, rows, cols, _aligned(narrow(weights)), None, bias)
     if format == "int4" and fits(format, cols):
         return Matrix(format, rows, cols, *_pack_int4(weights), bias)
     return Matrix("int8", rows, cols, *_pack_int8(weights), bias)
+
+
+def _aligned(array: Array) -> Array:
+    """The same numbers side by side and aligned; the array itself when they are so already."""
+    if array.flags.c_contiguous and address(array) % ALIGNMENT == 0:
+        return array
+    copy = empty(array.shape, array.dtype)
+    copy[...] = array
+    return copy
 
 
 ROWS_AT_ONCE = 1024
 """Rows widened to float32 at a time while packing: the peak stays near the packed size."""
 
 
-def _pack_int8(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _pack_int8(weights: Array) -> tuple[Array, Floats]:
     rows, cols = weights.shape
-    packed, scales = torch.empty((rows, cols), dtype=torch.int8), torch.empty(rows)
+    packed, scales = empty((rows, cols), np.int8), empty((rows,))
     for at in range(0, rows, ROWS_AT_ONCE):
-        wide = weights[at : at + ROWS_AT_ONCE].float().contiguous()
+        wide = np.ascontiguousarray(widen(weights[at : at + ROWS_AT_ONCE]))
         part = slice(at, at + len(wide))
         if (native := library()) is not None:
-            native.pack_int8(
-                wide.data_ptr(), len(wide), cols, packed[part].data_ptr(), scales[part].data_ptr()
-            )
+            native.pack_int8(address(wide), len(wide), cols, address(packed[part]), address(scales[part]))
         else:
-            largest = wide.abs().amax(1)
-            scales[part] = largest / 127
-            to_int = torch.where(largest > 0, torch.tensor(127.0) / largest, torch.zeros(()))
-            packed[part] = (wide * to_int[:, None]).round().to(torch.int8)
+            largest = np.abs(wide).max(1)
+            scales[part] = largest / np.float32(127)
+            packed[part] = np.rint(wide * _quotient(127.0, largest)[:, None])
     return packed, scales
 
 
-def _pack_int4(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _pack_int4(weights: Array) -> tuple[Array, Floats]:
     rows, cols = weights.shape
-    packed = torch.empty((rows, cols // 2), dtype=torch.uint8)
-    scales = torch.empty((rows, cols // GROUP))
+    packed, scales = empty((rows, cols // 2), np.uint8), empty((rows, cols // GROUP))
     for at in range(0, rows, ROWS_AT_ONCE):
-        wide = weights[at : at + ROWS_AT_ONCE].float().contiguous()
+        wide = np.ascontiguousarray(widen(weights[at : at + ROWS_AT_ONCE]))
         part = slice(at, at + len(wide))
         if (native := library()) is not None:
-            native.pack_int4(
-                wide.data_ptr(), len(wide), cols, packed[part].data_ptr(), scales[part].data_ptr()
-            )
+            native.pack_int4(address(wide), len(wide), cols, address(packed[part]), address(scales[part]))
         else:
-            groups = wide.view(len(wide), -1, GROUP)
-            top = groups.gather(2, groups.abs().argmax(2, keepdim=True))
-            scales[part] = (top / -8)[..., 0]
-            to_int = torch.where(top != 0, torch.tensor(-8.0) / top, torch.zeros(()))
-            values = ((groups * to_int).round() + 8).clamp(max=15).to(torch.uint8)
+            groups = wide.reshape(len(wide), -1, GROUP)
+            top = np.take_along_axis(groups, np.abs(groups).argmax(2, keepdims=True), 2)
+            scales[part] = (top / np.float32(-8))[..., 0]
+            values = np.minimum(np.rint(groups * _quotient(-8.0, top)) + 8, 15).astype(np.uint8)
             half = GROUP // 2
             packed[part] = (values[..., :half] | values[..., half:] << 4).reshape(len(wide), -1)
     return packed, scales
+
+
+def _quotient(above: float, below: Floats) -> Floats:
+    """``above / below`` in float32, and 0 where ``below`` is 0."""
+    return np.divide(np.float32(above), below, out=np.zeros_like(below), where=below != 0)
 
 
 class Team:
@@ -289,13 +277,15 @@ class Team:
             raise OutOfResources("no memory for the kernels' threads")
         self.threads = int(native.team_threads(self._team))
         if native.cpu_multiplies_bf16() if onednn is None else onednn:
-            native.team_set_product(self._team, _product)
+            from shoal.executor.onednn import product  # noqa: PLC0415 — it stands on this module
+
+            native.team_set_product(self._team, product)
 
     def __del__(self) -> None:
         if getattr(self, "_team", None):
             self._library.team_free(self._team)
 
-    def linear(self, matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
+    def linear(self, matrix: Matrix, x: Floats) -> Floats:
         """``x @ weights.T + bias``: float32 ``[n, cols]`` gives ``[n, rows]``.
 
         In int8 and int4 a row's result does not depend on the rows beside it, bit for bit.
@@ -303,12 +293,12 @@ class Team:
         Raises:
             OutOfResources: memory is short.
         """
-        x = x.contiguous()
-        out = torch.empty((len(x), matrix.rows))
+        x = np.ascontiguousarray(x)
+        out = empty((len(x), matrix.rows))
         if len(x):
             struct = matrix.struct()
             self._check(
-                self._library.apply_linear(self._team, byref(struct), x.data_ptr(), len(x), out.data_ptr())
+                self._library.apply_linear(self._team, byref(struct), address(x), len(x), address(out))
             )
         return out
 
@@ -317,7 +307,7 @@ class Team:
         span: SpanStruct,
         layers: range,
         sequences: ctypes.Array[SequenceStruct],
-        hidden: torch.Tensor,
+        hidden: Floats,
     ) -> None:
         """Run blocks ``layers`` of a span on ``hidden``, float32 ``[n, width]``, in place.
 
@@ -332,17 +322,15 @@ class Team:
                 layers.stop,
                 ctypes.addressof(sequences),
                 len(sequences),
-                hidden.data_ptr(),
+                address(hidden),
             )
         )
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    def rms_norm(self, x: Floats, weight: Floats, epsilon: float) -> Floats:
         """Root mean square norm of each row of ``x``, float32 ``[n, width]`` (Zhang and Sennrich, 2019)."""
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        self._library.rms_norm(
-            x.data_ptr(), x.shape[0], x.shape[1], weight.data_ptr(), epsilon, out.data_ptr()
-        )
+        x = np.ascontiguousarray(x)
+        out = empty(x.shape)
+        self._library.rms_norm(address(x), *x.shape, address(weight), epsilon, address(out))
         return out
 
     def _check(self, failed: int) -> None:
@@ -350,17 +338,3 @@ class Team:
             raise OutOfResources(
                 "no memory for the working set of a forward", check="fewer tokens in one step"
             )
-
-
-def rows_of(matrix: Matrix, which: torch.Tensor) -> torch.Tensor:
-    """Rows ``which`` of a matrix as float32 ``[n, cols]``: how an embedding is read."""
-    if matrix.format in ("fp32", "bf16"):
-        return matrix.weights[which].float()
-    native = library()
-    if native is None or matrix.scales is None:
-        raise OutOfResources("the C kernels are not built")
-    which = which.to(torch.int32).contiguous()
-    out = torch.empty((len(which), matrix.cols))
-    struct = matrix.struct()
-    native.unpack_rows(byref(struct), which.data_ptr(), len(which), out.data_ptr())
-    return out

@@ -1,26 +1,23 @@
-"""From a model's files to parts that run: on the kernels where they fit its shape, else on its modules."""
+"""From a model's files to parts that run: on the kernels where they fit its shape, else on its modules.
+
+The modules stand on torch and transformers, which take seconds to import: that is done where they are needed.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from shoal.executor.ends import Ends, ModuleEnds, load_fused_ends
-from shoal.executor.fused import FusedRunner, expected_names, load_fused
+from shoal.executor.cores import usable_cores
+from shoal.executor.ends import EMBEDDING, HEAD, NORM, Ends, load_fused_ends
+from shoal.executor.fused import expected_names, load_fused
 from shoal.executor.kernels import Team, library
-from shoal.executor.packed import load_packed
-from shoal.executor.pages import PagePool, pages_for
-from shoal.executor.parallel import load_parallel
-from shoal.executor.runner import ModuleRunner, Runner
+from shoal.executor.runner import Runner
 from shoal.executor.shape import LlamaShape, llama_shape
 from shoal.executor.shelf import Shelf
+from shoal.executor.tensors import DTYPES
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
-from shoal.models.hollow import read_model_config
-from shoal.models.kv import Kv
 from shoal.models.local import LocalModel
-from shoal.models.span import load_ends as load_module_ends
-from shoal.types import Format, Span
+from shoal.types import Format, Kv, Span
 
 
 def fused_shape(checkpoint: Checkpoint, span: Span, format: Format) -> LlamaShape | None:
@@ -30,21 +27,21 @@ def fused_shape(checkpoint: Checkpoint, span: Span, format: Format) -> LlamaShap
     """
     if format == "fp32" or library() is None:
         return None
-    shape = llama_shape(read_model_config(checkpoint))
+    shape = llama_shape(checkpoint.config)
     if shape is None or span.end > len(shape.windows):
         return None
     whole = all(expected_names(shape, checkpoint, block) for block in range(span.start, span.end))
-    return shape if whole else None
+    return shape if whole and all(entry.dtype in DTYPES for entry in checkpoint.tensors.values()) else None
 
 
 def load_runner(
     model: LocalModel, span: Span, format: Format, *, kv: Kv, threads: int, cache: Path, parallel: int = 1
 ) -> Runner:
-    """Build ``span`` of a model with its weights in ``format``.
+    """Build ``span`` of a model with its weights in ``format``. On the thread that is to run it.
 
     Args:
         kv: how keys and values are kept.
-        threads: of a forward; 0 takes as many as torch does.
+        threads: of a forward; 0 takes as many as there are cores.
         cache: where packed weights are kept for the next start.
         parallel: how many processes compute the span; more than one must be ``watched``.
 
@@ -55,14 +52,16 @@ def load_runner(
         More, with several processes: see :func:`shoal.executor.parallel.load_parallel`.
     """
     if parallel > 1:
-        threads = threads or torch.get_num_threads()
-        return ModuleRunner(load_parallel(model, span, format, kv=kv, ranks=parallel, threads=threads))
+        from shoal.executor.parallel import load_ranks  # noqa: PLC0415
+
+        return load_ranks(model, span, format, kv=kv, ranks=parallel, threads=threads)
     checkpoint = open_checkpoint(model.path)
     shape = fused_shape(checkpoint, span, format)
-    team = _team(format, threads)
-    if shape is None or team is None:
-        return ModuleRunner(load_packed(model, span, format, team=team, kv=kv))
-    shelf = Shelf(cache, model.digest, format)
+    if shape is None:
+        from shoal.executor.modules import load_modules  # noqa: PLC0415
+
+        return load_modules(model, span, format, kv=kv, threads=threads)
+    team, shelf = Team(threads or usable_cores()), Shelf(cache, model.digest, format)
     return load_fused(checkpoint, shape, span, format, kv=kv, team=team, shelf=shelf)
 
 
@@ -70,25 +69,15 @@ def load_ends(model: LocalModel, format: Format, *, threads: int, cache: Path) -
     """Build the embedding and the head of a model. Arguments and errors are those of :func:`load_runner`."""
     checkpoint = open_checkpoint(model.path)
     shape = fused_shape(checkpoint, Span(0, model.shape.n_blocks), format)
-    team = _team(format, threads)
-    if shape is None or team is None:
-        return ModuleEnds(load_module_ends(model))
-    shelf = Shelf(cache, model.digest, format)
+    if shape is None or not _ends_fit(shape, checkpoint):
+        from shoal.executor.modules import load_module_ends  # noqa: PLC0415
+
+        return load_module_ends(model)
+    team, shelf = Team(threads or usable_cores()), Shelf(cache, model.digest, format)
     return load_fused_ends(checkpoint, shape, format, context=model.shape.context, team=team, shelf=shelf)
 
 
-def _team(format: Format, threads: int) -> Team | None:
-    """Threads for the kernels, where these are wanted and built."""
-    if format == "fp32" or library() is None:
-        return None
-    return Team(threads or torch.get_num_threads())
-
-
-def make_pool(runner: Runner, tokens: int) -> PagePool:
-    """Pages for at least ``tokens`` tokens of a runner's KV."""
-    pages = pages_for(tokens)
-    if isinstance(runner, FusedRunner):
-        pool = PagePool(pages, runner.page_bytes)
-        runner.use(pool)
-        return pool
-    return PagePool(pages)
+def _ends_fit(shape: LlamaShape, checkpoint: Checkpoint) -> bool:
+    """Whether the checkpoint has the ends of the shape: a head of its own unless the config ties it."""
+    head = () if shape.tied else (f"{HEAD}.weight",)
+    return {EMBEDDING, NORM, *head} <= checkpoint.tensors.keys() and f"{HEAD}.bias" not in checkpoint.tensors

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import get_args
 
+import numpy as np
 import psutil
 import torch
 
@@ -97,7 +98,7 @@ def _kernel_ops(threads: int) -> dict[Format, float]:
     if library() is None:
         return {}
     team = Team(threads)
-    x, weights = torch.ones(ROWS, IN), torch.ones(OUT, IN)
+    x, weights = np.ones((ROWS, IN), np.float32), np.ones((OUT, IN), np.float32)
 
     def ops(matrix: Matrix) -> float:
         return OPERATIONS / _least_s(lambda: team.linear(matrix, x))

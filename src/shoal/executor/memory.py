@@ -11,9 +11,8 @@ from collections.abc import Callable
 def release() -> None:
     """Give the heap's free pages back.
 
-    glibc keeps what torch frees, and seldom finds a place for the next tensor in it, since torch asks for
-    aligned memory: loading a span tensor by tensor would take two to three times its size. Elsewhere this
-    does nothing.
+    glibc keeps what is freed, and seldom finds a place for the next tensor in it: loading a span tensor by
+    tensor would take two to three times its size. Elsewhere this does nothing.
     """
     _trim()(0)
 

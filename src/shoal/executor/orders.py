@@ -12,9 +12,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from shoal.models.kv import Kv
 from shoal.models.local import LocalModel
-from shoal.types import DType, Span
+from shoal.types import DType, Kv, Span
 
 Count = Annotated[int, Meta(ge=0)]
 

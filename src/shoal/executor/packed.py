@@ -20,13 +20,12 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from shoal.errors import StepFailed, UnsupportedModel
-from shoal.executor.kernels import Matrix, Team, pack
+from shoal.executor.kernels import Matrix, Team
 from shoal.executor.memory import release
-from shoal.executor.plain import apply, widen
-from shoal.models.kv import Kv
+from shoal.executor.plain import apply, array_of, pack_tensor, widen
 from shoal.models.local import LocalModel
 from shoal.models.span import SpanModule, load_span
-from shoal.types import Format, Span
+from shoal.types import Format, Kv, Span
 
 METHOD = "shoal"
 SMALL = 32
@@ -63,7 +62,9 @@ class PackedLinear(nn.Module):
         """
         if weight.shape != self.weight.shape:
             raise ValueError(f"weights of shape {tuple(weight.shape)}, not {tuple(self.weight.shape)}")
-        self.matrix = pack(weight.detach().T if self._turned else weight.detach(), self._packing.format)
+        self.matrix = pack_tensor(
+            weight.detach().T if self._turned else weight.detach(), self._packing.format
+        )
         del self._parameters["weight"]
 
     def settle(self) -> None:
@@ -71,7 +72,7 @@ class PackedLinear(nn.Module):
         if self.matrix is None and not self.weight.is_meta:
             self.pack(self.weight)
         if self.matrix is not None and self.bias is not None:
-            self.matrix = replace(self.matrix, bias=self.bias.detach())
+            self.matrix = replace(self.matrix, bias=array_of(self.bias.detach()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.matrix is None:
@@ -96,7 +97,7 @@ class PackedExperts(nn.Module):
     def __init__(self, weights: torch.Tensor, packing: Packing, turned: bool) -> None:
         """``weights`` are ``[experts, rows, cols]``, or ``[experts, cols, rows]`` if ``turned``."""
         super().__init__()
-        self.matrices = [pack(w.T if turned else w, packing.format) for w in weights.detach()]
+        self.matrices = [pack_tensor(w.T if turned else w, packing.format) for w in weights.detach()]
         self._packing = packing
 
     @property

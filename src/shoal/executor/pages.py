@@ -10,9 +10,10 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
+import numpy as np
 
 from shoal.errors import Busy
+from shoal.executor.arrays import empty
 
 PAGE = 16
 """Tokens of one page: the KV of all the span's blocks for them."""
@@ -30,7 +31,7 @@ class PagePool:
     def __init__(self, pages: int, page_bytes: int = 0) -> None:
         self.pages = pages
         self.page_bytes = page_bytes
-        self.arena = torch.empty(pages * page_bytes, dtype=torch.uint8)
+        self.arena = empty((pages * page_bytes,), np.uint8)
         self._promised = 0
         # The last page given back is the first taken again: what was used before is used before the rest.
         self._free: list[int] = []

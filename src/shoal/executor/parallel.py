@@ -24,18 +24,20 @@ import trio
 
 from shoal import config
 from shoal.errors import PositionGap, StepFailed, UsageError
+from shoal.executor.cores import usable_cores
+from shoal.executor.modules import ModuleRunner
 from shoal.executor.orders import Begin, Check, Meet, Order, Part, Step
 from shoal.executor.ranks import GRACE_S, Ranks
-from shoal.executor.runner import ModuleRunner, Runner
+from shoal.executor.runner import Runner
 from shoal.executor.shard import Shard, device_of
 from shoal.models.checkpoint import open_checkpoint
 from shoal.models.hollow import read_model_config
-from shoal.models.kv import Cache, Kv
+from shoal.models.kv import Cache
 from shoal.models.local import LocalModel
 from shoal.models.parts import check_hidden
 from shoal.models.shards import INSTEAD, check_split
 from shoal.models.span import PARTS, SpanModule
-from shoal.types import DType, Format, Span
+from shoal.types import DType, Format, Kv, Span
 
 STEP_S = 60.0
 """For one collective, and for the others' answers to a step: who is later is lost."""
@@ -165,7 +167,7 @@ def load_parallel(
     *,
     kv: Kv = "auto",
     ranks: int,
-    threads: int,
+    threads: int = 0,
     deadline_s: float = STEP_S,
 ) -> ParallelSpan:
     """Build ``span`` of a model in ``ranks`` processes: ours is the first, the others are started.
@@ -175,7 +177,7 @@ def load_parallel(
 
     Args:
         kv: how sessions' keys and values are kept.
-        threads: of all processes together.
+        threads: of all processes together; 0 takes as many as there are cores.
         deadline_s: for one collective.
 
     Raises:
@@ -198,7 +200,7 @@ def load_parallel(
             next_command="shoal serve MODEL --parallel 1",
         )
     config.keep_collectives_inside()
-    each = max(1, threads // ranks)
+    each = max(1, (threads or usable_cores()) // ranks)
     torch.set_num_threads(each)
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
         begin = Begin(ranks, str(Path(folder) / "ranks"), deadline_s, each, model, span, DTYPES[format], kv)
@@ -210,6 +212,13 @@ def load_parallel(
             _leave_group()
             raise
     return ParallelSpan(team, team.shard.whole)
+
+
+def load_ranks(
+    model: LocalModel, span: Span, format: Format, *, kv: Kv, ranks: int, threads: int
+) -> ModuleRunner:
+    """A runner of what :func:`load_parallel` builds; its arguments and errors are the same."""
+    return ModuleRunner(load_parallel(model, span, format, kv=kv, ranks=ranks, threads=threads))
 
 
 @asynccontextmanager

@@ -11,15 +11,20 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 
+from shoal.errors import BadWeights
+from shoal.executor.arrays import Array
 from shoal.executor.kernels import Matrix
+from shoal.models.headers import read_header
 from shoal.types import Digest, Format
 
 VERSION = "1"
 """Of the packing: another version's files are not read."""
+
+STORED = {"I8": np.int8, "U8": np.uint8, "F32": np.float32}
 
 log = logging.getLogger(__name__)
 
@@ -55,31 +60,34 @@ def _read(file: Path) -> Matrices | None:
     if not file.exists():
         return None
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="np") as opened:
             said = opened.metadata() or {}
-            if said.get("version") != VERSION:
-                return None
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 — no mapping
+        if said.get("version") != VERSION:
+            return None
+        tensors = {
+            entry.name: np.memmap(file, STORED[entry.dtype], "r", entry.begin, entry.shape).view(np.ndarray)
+            for entry in read_header(file)
+        }
         return {name: _matrix(name, said, tensors) for name in said["matrices"].split()}
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, BadWeights, KeyError, ValueError) as error:
         log.warning("%s is damaged and made anew: %s", file, error)
         return None
 
 
-def _matrix(name: str, said: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> Matrix:
+def _matrix(name: str, said: Mapping[str, str], tensors: Mapping[str, Array]) -> Matrix:
     format = said[f"{name}.format"]
     if format not in ("int8", "int4"):
         raise ValueError(f"{name} is in {format!r}")
     weights, scales = tensors[f"{name}.weights"], tensors[f"{name}.scales"]
     rows = weights.shape[0]
     cols = weights.shape[1] * (2 if format == "int4" else 1)
-    if scales.numel() != (rows * cols // 32 if format == "int4" else rows):
-        raise ValueError(f"{name} has {scales.numel()} scales")
+    if scales.size != (rows * cols // 32 if format == "int4" else rows):
+        raise ValueError(f"{name} has {scales.size} scales")
     return Matrix(format, rows, cols, weights, scales, tensors.get(f"{name}.bias"))
 
 
 def _write(file: Path, matrices: Matrices) -> None:
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Array] = {}
     said = {"version": VERSION, "matrices": " ".join(matrices)}
     for name, matrix in matrices.items():
         said[f"{name}.format"] = matrix.format

@@ -14,7 +14,7 @@ from concurrent.futures import TimeoutError as NotInTime
 from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 import trio
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.hf import from_tokenizer
@@ -107,14 +107,14 @@ class GrammarConstraint:
     def complete(self) -> bool:
         return self._complete
 
-    def allowed(self, vocab: int) -> torch.Tensor:
+    def allowed(self, vocab: int) -> npt.NDArray[np.bool_]:
         try:
             packed = np.frombuffer(self._next.result(MASK_WITHIN_S), np.uint8)
         except NotInTime as error:
             raise UsageError(f"the grammar took more than {MASK_WITHIN_S:.0f} s for a token") from error
         bits = np.unpackbits(packed, bitorder="little")[:vocab]
-        mask = torch.zeros(vocab, dtype=torch.bool)
-        mask[: len(bits)] = torch.from_numpy(bits.astype(bool))
+        mask = np.zeros(vocab, np.bool_)
+        mask[: len(bits)] = bits
         if not mask.any():
             raise UsageError(
                 f"the grammar came to no token: {self._matcher.get_error()[:300] or 'a dead end'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from transformers import DynamicCache, PretrainedConfig
@@ -12,10 +12,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttent
 
 from shoal.errors import CannotRollBack
 from shoal.models.rows import Floats, Integers, RowsLayer
-from shoal.types import Span
-
-Kv = Literal["auto", "int8"]
-"""How keys and values are kept: as the span computes them, or as 8-bit integers."""
+from shoal.types import Kv, Span
 
 
 @dataclass(slots=True)

@@ -239,7 +239,7 @@ def _check_rest(given: Mapping[str, Any]) -> None:
         value = given[name]
         if type(value) not in _IDLE[name] or (isinstance(value, float) and not 0 <= value <= 1):
             raise _NotUnderstood
-    if not all(label.isdecimal() for label in _mapping(given.get("id2label"))):
+    if not all(str(label).isdecimal() for label in _mapping(given.get("id2label"))):
         raise _NotUnderstood
 
 

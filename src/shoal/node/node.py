@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import psutil
-import torch
 import trio
 
 from shoal.config import Settings
 from shoal.errors import OutOfResources, UsageError
 from shoal.executor.engine import Engine
-from shoal.executor.load import load_runner, make_pool
-from shoal.executor.parallel import watched
+from shoal.executor.load import load_runner
 from shoal.executor.runner import Runner
 from shoal.executor.thread import TorchThread
 from shoal.models.local import LocalModel
@@ -169,26 +167,30 @@ async def load_span(model: LocalModel, span: Span, format: Format, settings: Set
     """Load ``span`` into ``memory`` bytes, on a thread of its own. Raises as :func:`start_node`."""
     thread = TorchThread("shoal-span")
     try:
-        threads = settings.threads or torch.get_num_threads()
-        await thread.run(partial(torch.set_num_threads, threads))
         load = partial(
             load_runner,
             model,
             span,
             format,
             kv=settings.kv,
-            threads=threads,
+            threads=settings.threads,
             cache=settings.paths.cache,
             parallel=settings.parallel,
         )
         runner = await thread.run(load)
-        pool = make_pool(runner, kv_capacity(runner, settings, memory))
+        pool = runner.make_pool(kv_capacity(runner, settings, memory))
         speed = await thread.run(partial(measure_speed, runner, pool))
         engine = Engine(runner, pool, thread, format=format, max_sessions=settings.max_sessions)
         return Loaded(span, engine, thread, speed)
     except BaseException:
         thread.close()
         raise
+
+
+def _watched(runner: Runner) -> AbstractAsyncContextManager[None]:
+    from shoal.executor.parallel import watched  # noqa: PLC0415 — imports torch
+
+    return watched(runner)
 
 
 @asynccontextmanager
@@ -222,7 +224,7 @@ async def start_node(
     )
     node = Node(model, loaded, server, member, settings)
     # Several processes stay with their span, so there is no other to watch.
-    watching = watched(loaded.engine.runner) if settings.parallel > 1 else nullcontext()
+    watching = _watched(loaded.engine.runner) if settings.parallel > 1 else nullcontext()
     del loaded  # a node that moves must not keep in memory what it came with
     try:
         async with watching, trio.open_nursery() as nursery:

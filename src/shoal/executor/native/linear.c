@@ -422,21 +422,3 @@ void pack_int4(const float *w, int64_t rows, int64_t cols, uint8_t *q, float *sc
         }
     }
 }
-
-void unpack_rows(const linear_t *layer, const int32_t *which, int count, float *out) {
-    const int64_t cols = layer->cols;
-    for (int c = 0; c < count; c++) {
-        const int64_t r = which[c];
-        float *to = out + c * cols;
-        for (int64_t k = 0; k < cols; k++) {
-            if (layer->format == FP32) to[k] = ((const float *)layer->weights)[r * cols + k];
-            else if (layer->format == BF16) to[k] = from_bf16(((const uint16_t *)layer->weights)[r * cols + k]);
-            else if (layer->format == INT8) to[k] = ((const int8_t *)layer->weights)[r * cols + k] * layer->scales[r];
-            else {
-                const int64_t g = (r * cols + k) / GROUP, in = k % GROUP, half = GROUP / 2;
-                const uint8_t byte = ((const uint8_t *)layer->weights)[g * half + in % half];
-                to[k] = (float)((in < half ? byte & 15 : byte >> 4) - 8) * layer->scales[g];
-            }
-        }
-    }
-}

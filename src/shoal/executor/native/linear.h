@@ -45,5 +45,4 @@ void linear(pool_t *pool, const linear_t *layer, const scratch_t *scratch, const
 /* The format's own packing. Rows of zeros get scale 0 and stay zeros. */
 void pack_int8(const float *w, int64_t rows, int64_t cols, int8_t *q, float *scales);
 void pack_int4(const float *w, int64_t rows, int64_t cols, uint8_t *q, float *scales);
-void unpack_rows(const linear_t *layer, const int32_t *which, int count, float *out);
 int32_t activation_limit(int32_t format, int32_t cols);

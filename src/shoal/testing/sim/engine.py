@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-import torch
+import numpy as np
 import trio
 
 from shoal.errors import Busy, StepFailed, UnknownSession
+from shoal.executor.arrays import Floats
 from shoal.executor.codecs import decode
 from shoal.executor.ends import EndsEngine
 from shoal.executor.engine import Done, Engine, Forwarded
@@ -182,19 +183,19 @@ class SimEnds(EndsEngine):
     def __init__(self) -> None:
         self.ends = self
 
-    def embed(self, token_ids: Sequence[int], position: int) -> torch.Tensor:
+    def embed(self, token_ids: Sequence[int], position: int) -> Floats:
         rows = [model.embed(token, position + index) for index, token in enumerate(token_ids)]
         return decode(model.pack(rows), "float32", len(rows), model.WIDTH)
 
-    def heads(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def heads(self, batch: Sequence[Floats]) -> list[Floats]:
         return [self._logits(hidden) for hidden in batch]
 
     async def head(
         self,
         session: Hashable,
         rows: int,
-        hidden: Callable[[], torch.Tensor],
-        then: Callable[[torch.Tensor], Result],
+        hidden: Callable[[], Floats],
+        then: Callable[[Floats], Result],
     ) -> Result:
         await trio.lowlevel.checkpoint()
         return then(self._logits(hidden()))
@@ -205,8 +206,8 @@ class SimEnds(EndsEngine):
     def after(self, function: Callable[[], None]) -> None:
         function()
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        tokens = [model.choose(row) for row in model.unpack(hidden.numpy().tobytes())]
-        logits = torch.zeros(len(tokens), model.VOCAB)
+    def _logits(self, hidden: Floats) -> Floats:
+        tokens = [model.choose(row) for row in model.unpack(hidden.tobytes())]
+        logits = np.zeros((len(tokens), model.VOCAB), np.float32)
         logits[range(len(tokens)), tokens] = 1.0
         return logits

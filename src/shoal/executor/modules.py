@@ -1,0 +1,135 @@
+"""Spans and ends of the model's own modules: exact, any family, one session after another.
+
+This is where the executor's arrays become torch's tensors and back, sharing their memory; nothing else of
+what runs a model on our kernels imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from shoal.errors import ShoalError, StepFailed
+from shoal.executor.arrays import Floats
+from shoal.executor.batcher import Outcome
+from shoal.executor.cores import usable_cores
+from shoal.executor.kernels import Team, library
+from shoal.executor.packed import load_packed
+from shoal.executor.pages import PagePool, Pages, pages_for
+from shoal.executor.runner import Rows, State
+from shoal.models import ends as model_ends
+from shoal.models.kv import Cache
+from shoal.models.local import LocalModel
+from shoal.models.span import load_ends
+from shoal.types import Format, Kv, Span
+
+KV_PROBE = 1024
+"""Tokens over which a model's own cache is measured: windows and states grow less than by the token."""
+
+
+class Modules(Protocol):
+    """What :class:`~shoal.models.span.SpanModule` is to a runner; there it says what each of these does."""
+
+    span: Span
+    width: int
+    dtype: torch.dtype
+    tensor_bytes: int
+
+    def forward(
+        self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int = 0
+    ) -> torch.Tensor: ...
+    def new_cache(self) -> Cache: ...
+    def kv_bytes(self, tokens: int) -> int: ...
+    def part(self, span: Span) -> Modules: ...
+
+
+class ModuleRunner:
+    """A span of the model's own modules."""
+
+    sliced = False
+
+    def __init__(self, module: Modules) -> None:
+        self.module = module
+        self.span = module.span
+        self.width = module.width
+        self.tensor_bytes = module.tensor_bytes
+        self.kv_bytes = module.kv_bytes(KV_PROBE) / KV_PROBE
+
+    def make_pool(self, tokens: int) -> PagePool:
+        """Pages that are only counted: the model's own code keeps the KV."""
+        return PagePool(pages_for(tokens))
+
+    def open(self, span: Span, pages: Pages) -> State:
+        """Raises ``UsageError`` when ``span`` is not inside of this one."""
+        return State(span, pages, cache=self.module.part(span).new_cache())
+
+    def forward(self, batch: Sequence[Rows]) -> list[Outcome]:
+        return [self._step(rows) for rows in batch]
+
+    def _step(self, rows: Rows) -> Outcome:
+        module, cache = self.module.part(rows.state.span), rows.state.cache
+        if cache is None:
+            return StepFailed("a state that another runner has made")
+        try:
+            rows.state.pages.resize(rows.position + len(rows.hidden))
+            hidden = _tensor(rows.hidden, module.dtype)
+            out = module.forward(hidden, cache, rows.position, rows.sequence_length)
+        except ShoalError as error:
+            return error
+        except Exception as error:  # noqa: BLE001
+            # What a model's own code may raise is listed nowhere. It ends this step, never the node.
+            return StepFailed(f"the forward failed: {type(error).__name__}: {error}")
+        rows.state.length = cache.length
+        return _array(out)
+
+
+class ModuleEnds:
+    """The embedding and the head as the model's own modules."""
+
+    sliced = False
+
+    def __init__(self, ends: model_ends.Ends) -> None:
+        self._ends = ends
+        self.tensor_bytes = ends.tensor_bytes
+        self.rope_scaling = ends.rope_scaling
+
+    def embed(self, token_ids: Sequence[int], position: int) -> Floats:
+        return _array(self._ends.embed(token_ids, position))
+
+    def heads(self, batch: Sequence[Floats]) -> list[Outcome]:
+        return [self._head(hidden) for hidden in batch]
+
+    def _head(self, hidden: Floats) -> Outcome:
+        try:
+            return _array(self._ends.head(_tensor(hidden, self._ends.dtype)))
+        except ShoalError as error:
+            return error
+
+
+def load_modules(model: LocalModel, span: Span, format: Format, *, kv: Kv, threads: int) -> ModuleRunner:
+    """Build ``span`` of a model of any family, its linear layers in ``format``.
+
+    Arguments and errors are those of :func:`shoal.executor.load.load_runner`.
+    """
+    threads = threads or usable_cores()
+    torch.set_num_threads(threads)
+    team = Team(threads) if format != "fp32" and library() is not None else None
+    return ModuleRunner(load_packed(model, span, format, team=team, kv=kv))
+
+
+def load_module_ends(model: LocalModel) -> ModuleEnds:
+    """Build the embedding and the head of a model of any family."""
+    return ModuleEnds(load_ends(model))
+
+
+def _tensor(hidden: Floats, dtype: torch.dtype) -> torch.Tensor:
+    """``[1, n, width]``, always a copy: the last bit of a product can depend on where its rows begin."""
+    return torch.from_numpy(hidden)[None].to(dtype, copy=True)
+
+
+def _array(out: torch.Tensor) -> Floats:
+    """float32 ``[n, …]`` of a batch of one."""
+    return np.ascontiguousarray(out[0].float().cpu().numpy())
