@@ -1,4 +1,4 @@
-"""GGUF files become Hugging Face folders: exactly, without transformers where we know how, else through it."""
+"""GGUF files become Hugging Face folders: exactly, and without transformers where we know how."""
 
 from __future__ import annotations
 
@@ -37,7 +37,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "gemma3": {"layer_types": ["sliding_attention"] * 5 + ["full_attention"], "query_pre_attn_scalar": 16},
 }
-TEXTS = ["hello world", " a  b\n\n1. x", "naïve 漢字 👩‍👩‍👧!", "", "he'll say <s>hello</s>  42 times", "\t\r\n x"]
+TEXTS = [
+    "hello world",
+    " a  b\n\n1. x",
+    "naïve 漢字 👩‍👩‍👧!",
+    "",
+    "he'll say <s>hello</s>  42 times",
+    "\t\r\n x",
+]
 
 
 def meaning(config: PretrainedConfig) -> dict[str, Any]:
@@ -83,7 +90,9 @@ def test_a_model_comes_back_as_it_was_written(family: str, tmp_path: Path, no_tr
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_untied", "qwen2", "phi3", "gemma3"])
-def test_it_is_what_transformers_makes_of_the_file(family: str, tmp_path: Path, no_transformers: None) -> None:
+def test_it_is_what_transformers_makes_of_the_file(
+    family: str, tmp_path: Path, no_transformers: None
+) -> None:
     write_family(tmp_path / "m.gguf", tmp_path / "hf", family, **CHANGES.get(family, {}))
     convert_gguf(tmp_path / "m.gguf", tmp_path / "ours", silent)
     model, tokenizer = through_transformers._load(tmp_path / "m.gguf", silent)
@@ -97,7 +106,9 @@ def test_it_is_what_transformers_makes_of_the_file(family: str, tmp_path: Path, 
     loaded = AutoTokenizer.from_pretrained(tmp_path / "ours")
     for text in TEXTS:
         assert loaded.encode(text) == tokenizer.encode(text), text
-        assert loaded.encode(text, add_special_tokens=False) == tokenizer.encode(text, add_special_tokens=False)
+        assert loaded.encode(text, add_special_tokens=False) == tokenizer.encode(
+            text, add_special_tokens=False
+        )
         assert loaded.decode(loaded.encode(text)) == tokenizer.decode(tokenizer.encode(text))
     for name in ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id", "chat_template"):
         assert getattr(loaded, name) == getattr(tokenizer, name)

@@ -23,7 +23,22 @@ from shoal.models.gguf_files.tokenizer import byte_letters, write_tokenizer
 from .ggufs import write_tokenizer_gguf
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
-MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "Ġ Ġ", "Ċ Ċ", "1 2", "12 3", "' s", "w o", "Ġ 1", ". Ċ", "Ã ©"]
+MERGES = [
+    "h e",
+    "l l",
+    "he ll",
+    "hell o",
+    "Ġ w",
+    "Ġ Ġ",
+    "Ċ Ċ",
+    "1 2",
+    "12 3",
+    "' s",
+    "w o",
+    "Ġ 1",
+    ". Ċ",
+    "Ã ©",
+]
 BYTE_LEVEL = ["<unk>", "<s>", "</s>", "<think>", *ALPHABET, *(merge.replace(" ", "") for merge in MERGES)]
 BYTE_TYPES = [3, 3, 3, 4] + [1] * (len(BYTE_LEVEL) - 4)
 WORDS = "▁ h e l o w r d ▁h he ll hell hello ▁hello ▁w wo ▁wo ▁wor ▁▁ ▁▁▁ 1 2 . é 漢".split()
@@ -33,7 +48,14 @@ SCORES = [0.0] * 260 + [-float(max(0, 20 - 3 * len(word))) for word in WORDS]
 ENDS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
 TEXTS = [
     *("hello world", " hello  wor   1", "HE'S 1234567 it's", "a\n\n1. b\r\n\tc", "naïve é 漢字 👩‍👩‍👧!", ""),
-    *("<s>hello</s> hello", "x<think>hello</think> y", "hello<turn>hello <turn> w", "  ", "e\u0301", "a.\n/b"),
+    *(
+        "<s>hello</s> hello",
+        "x<think>hello</think> y",
+        "hello<turn>hello <turn> w",
+        "  ",
+        "e\u0301",
+        "a.\n/b",
+    ),
 ]
 
 
@@ -68,7 +90,9 @@ def test_byte_pairs_are_those_of_transformers(kind: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("arch", ["llama", "phi3", "gemma3"])
 @pytest.mark.parametrize("bos", [True, False, None])
 def test_sentencepiece_is_that_of_transformers(arch: str, bos: bool | None, tmp_path: Path) -> None:
-    pairs = ENDS | {"token_type": PIECE_TYPES, "scores": SCORES} | ({} if bos is None else {"add_bos_token": bos})
+    pairs = (
+        ENDS | {"token_type": PIECE_TYPES, "scores": SCORES} | ({} if bos is None else {"add_bos_token": bos})
+    )
     file = write_tokenizer_gguf(tmp_path / "t.gguf", arch, "llama", PIECES, **pairs)
     theirs, ours = both(file, tmp_path / "ours")
     for text in TEXTS:

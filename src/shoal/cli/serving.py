@@ -21,6 +21,7 @@ from shoal.cli.progress import working
 from shoal.cli.turns import tell
 from shoal.config import Settings
 from shoal.errors import EXIT_INTERRUPTED, EXIT_OK
+from shoal.models.store import ModelStore
 from shoal.net.identity import Identity
 from shoal.swarm.here import RunningNode, shown
 from shoal.swarm.join import join_swarm
@@ -42,6 +43,8 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
     Raises:
         ShoalError: it cannot serve; nothing was announced.
     """
+    store = ModelStore(settings.paths.models)
+    store.check(settings.model)
     swarm = member_of(settings, create=True)
     identity = Identity.load_or_create(settings.paths.identity)
     async with AsyncExitStack() as stack:
@@ -50,12 +53,10 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
         with working(f"loading {settings.model}") as report:
             # Torch takes seconds to import; on a thread, so that others may dial us meanwhile.
             await trio.to_thread.run_sync(importlib.import_module, "shoal.node.node")
-            from shoal.models.store import ModelStore
             from shoal.node.formats import pick_format
             from shoal.node.moving import pick_span
             from shoal.node.node import memory_budget, start_node
 
-            store = ModelStore(settings.paths.models)
             model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
             format = pick_format(model, settings, member).format
             chosen = span or pick_span(model, format, memory_budget(settings), member)

@@ -76,7 +76,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             check="give a Hugging Face folder, a .gguf file or a name",
             next_command="shoal models list",
         )
-    config = _read_object(path)
+    config = read_object(path)
     if not isinstance(config.get("model_type"), str):
         raise BadWeights(f"{path}: it has no model_type", check="whether this is a language model's config")
     if config.get("quantization_config") is not None:
@@ -108,7 +108,7 @@ def _files(folder: Path) -> list[tuple[Path, Set[str]]]:
         if not (folder / SINGLE).is_file():
             raise _no_weights(folder)
         return [(folder / SINGLE, frozenset())]
-    weight_map = _read_object(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadWeights(f"{index}: it has no weight_map", check="fetch the file again")
     names = cast(dict[str, object], weight_map)
@@ -143,7 +143,7 @@ def _no_weights(folder: Path) -> BadWeights | UnsupportedModel:
     return BadWeights(f"{folder}: it has no {SINGLE}", check="whether the model was fetched completely")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_JSON:
         raise BadWeights(f"{path}: larger than the {MAX_JSON} bytes that we read")
     try:

@@ -1,23 +1,26 @@
-"""What a folder's config says of a model. Imports transformers, which takes seconds: results are recorded."""
+"""What a folder's config says of a model.
+
+Transformers, which takes seconds to import, is asked only for models that our kernels do not run.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
-
-from transformers import GenerationConfig, PretrainedConfig
+from typing import TYPE_CHECKING, Any, cast
 
 from shoal.errors import BadWeights
-from shoal.models.checkpoint import Checkpoint, open_checkpoint
+from shoal.models.checkpoint import Checkpoint, open_checkpoint, read_object
 from shoal.models.digest import compute_digest
-from shoal.models.hollow import causal_class, read_model_config
-from shoal.models.loader import first_line
+from shoal.models.llama_config import LlamaConfig, read_llama_config
 from shoal.models.local import LocalModel
 from shoal.models.progress import Progress
 from shoal.models.rope_scaling import context_factor
 from shoal.types import Digest, ModelShape
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # Under these names configs say how long a sequence may be.
 CONTEXT = (
@@ -39,8 +42,7 @@ def describe(folder: Path, name: str, source: str, progress: Progress) -> LocalM
         UnknownModel, BadWeights, UnsupportedModel: see ``open_checkpoint``; or the config makes no sense.
     """
     checkpoint = open_checkpoint(folder)
-    config = read_model_config(checkpoint)
-    causal_class(config)
+    config = read_llama_config(checkpoint.config) or _through_transformers(checkpoint)
     shape = ModelShape(
         name=name,
         digest=Digest(""),
@@ -65,7 +67,15 @@ def describe(folder: Path, name: str, source: str, progress: Progress) -> LocalM
     )
 
 
-def _positive(checkpoint: Checkpoint, config: PretrainedConfig, field: str) -> int:
+def _through_transformers(checkpoint: Checkpoint) -> PretrainedConfig:
+    from shoal.models.hollow import causal_class, read_model_config  # noqa: PLC0415 - imports transformers
+
+    config = read_model_config(checkpoint)
+    causal_class(config)
+    return config
+
+
+def _positive(checkpoint: Checkpoint, config: LlamaConfig | PretrainedConfig, field: str) -> int:
     value: object = getattr(config, field, None)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
         raise BadWeights(
@@ -74,7 +84,7 @@ def _positive(checkpoint: Checkpoint, config: PretrainedConfig, field: str) -> i
     return value
 
 
-def context_of(config: PretrainedConfig) -> int:
+def context_of(config: LlamaConfig | PretrainedConfig) -> int:
     """The longest session, in tokens, that a model was made for."""
     for field in CONTEXT:
         value: object = getattr(config, field, None)
@@ -83,15 +93,12 @@ def context_of(config: PretrainedConfig) -> int:
     return UNLIMITED
 
 
-def _end_tokens(folder: Path, config: PretrainedConfig) -> frozenset[int]:
+def _end_tokens(folder: Path, config: LlamaConfig | PretrainedConfig) -> frozenset[int]:
     """What ends an answer; the generation config, where there is one, says it in the config's place."""
-    found: Any = None
     path = folder / "generation_config.json"
-    if path.is_file():
-        try:
-            found = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
-        except (ValueError, TypeError, OSError) as error:
-            raise BadWeights(f"{path}: transformers refuses it ({first_line(error)})") from error
+    found: Any = read_object(path).get("eos_token_id") if path.is_file() else None
+    if found is None and isinstance(config, LlamaConfig):
+        return frozenset(config.eos_token_ids)
     found = found if found is not None else getattr(config, "eos_token_id", None)
     ids = cast("list[object]", found if isinstance(found, list) else [found])
     return frozenset(i for i in ids if isinstance(i, int))

@@ -5,13 +5,14 @@ huggingface_hub reads ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_ENDPOINT`` and ``HF_
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -23,7 +24,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm as hub_bar
 
-from shoal.errors import OutOfResources, UnknownModel
+from shoal.errors import DISK_FULL, OutOfResources, UnknownModel
+from shoal.models.gguf_files.names import shard_names
 from shoal.models.progress import Progress
 
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken")
@@ -48,6 +50,46 @@ def fetch_snapshot(repo: str, progress: Progress, close: Iterable[str] = ()) -> 
                 tqdm_class=_bar(progress),
             )
         )
+
+
+def gguf_models(repo: str) -> list[str]:
+    """The models in the GGUF files of ``owner/name``, each by its first file. Raises as ``fetch_snapshot``."""
+    with _explained(repo, ()):
+        files = HfApi().list_repo_files(repo)
+    ggufs = [file for file in files if file.lower().endswith(".gguf")]
+    firsts = {str(PurePosixPath(file).with_name(shard_names(PurePosixPath(file).name)[0])) for file in ggufs}
+    # mmproj files hold what turns images into tokens, and no model of language.
+    return sorted(file for file in firsts if "mmproj" not in file.lower())
+
+
+def fetch_gguf_files(repo: str, file: str, progress: Progress) -> Path:
+    """A GGUF file of ``owner/name`` in the hub's cache, with all files that the model is split into.
+
+    Args:
+        file: the first of them, by its path in the repository.
+
+    Returns:
+        Where the first is; others that the hub does not have are missing beside it.
+
+    Raises:
+        UnknownModel: the hub has no such file; else as ``fetch_snapshot``.
+        OutOfResources: the disk is full.
+    """
+    path = PurePosixPath(file)
+    wanted = [str(path.with_name(name)) for name in shard_names(path.name)]
+    with _explained(repo, ()):
+        folder = Path(
+            snapshot_download(
+                repo, allow_patterns=[glob.escape(name) for name in wanted], tqdm_class=_bar(progress)
+            )
+        )
+    if not any((folder / name).is_file() for name in wanted):
+        raise UnknownModel(
+            f"{repo} on the hub has no file {file}",
+            check="the file's name; without it, the repository's files are listed",
+            next_command=f"shoal models pull {repo}",
+        )
+    return folder / file
 
 
 def fetch_config(repo: str, close: Iterable[str] = ()) -> Path:
@@ -78,7 +120,7 @@ def _explained(repo: str, close: Iterable[str]) -> Generator[None]:
     except (OfflineModeIsEnabled, HfHubHTTPError, ConnectionError, TimeoutError) as error:
         raise _unreachable(repo, hint) from error
     except OSError as error:
-        if error.errno in (28, 122):
+        if error.errno in DISK_FULL:
             raise OutOfResources(
                 f"the disk is full; {repo} could not be downloaded", check="HF_HOME"
             ) from error

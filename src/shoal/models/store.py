@@ -7,24 +7,32 @@ transformers come in when a model is fetched or has changed.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from shoal.errors import DISK_FULL, OutOfResources, UnknownModel
+from shoal.errors import DISK_FULL, BadWeights, OutOfResources, UnknownModel
 from shoal.models import records
 from shoal.models.catalogue import CatalogueEntry, close_names, find_entry
 from shoal.models.digest import fingerprint
+from shoal.models.gguf_files.names import shard_names, shards, whole_name
 from shoal.models.local import LocalModel
 from shoal.models.progress import Progress, silent
 
 __all__ = ["LocalModel", "ModelStore", "Progress"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+HUB_FILE = re.compile(HUB_ID.pattern + r"/(?!\.)(?:[^/\\\0]+/)*[^/\\\0]+\.gguf", re.ASCII | re.IGNORECASE)
+SLUG = 60
+"""Letters of a model's name in that of its folder."""
 
 
 class ModelStore:
@@ -79,17 +87,30 @@ class ModelStore:
             return self._pull_entry(entry, progress)
         if (path := self._as_path(name)) is not None:
             if path.is_dir():
-                return self._refer(path.name, path, f"folder:{path}", progress)
+                return self._refer(path.name or "model", path, f"folder:{path}", progress)
             return self._pull_gguf(path, progress)
         if (model := self._find(name)) is not None:
             return self._fresh(model, progress)
-        if name.count("/") == 1 and not name.startswith(("/", ".")):
-            from shoal.models.hub import fetch_snapshot  # noqa: PLC0415 - slow, and only needed here
-
-            with self._lock(name):
-                folder = fetch_snapshot(name, progress, close_names(name, self._names()))
-            return self._refer(name, folder, f"hub:{name}", progress)
+        if HUB_FILE.fullmatch(name):
+            return self._pull_hub_gguf(name, progress)
+        if HUB_ID.fullmatch(name):
+            return self._pull_hub(name, progress)
         raise self._unknown(name, fetchable=False)
+
+    def check(self, name: str) -> None:
+        """Find out at once whether a name can be a model: here, of the catalogue, a path, or like a hub id.
+
+        Raises:
+            UnknownModel: it can be none; names the close ones.
+        """
+        if (
+            find_entry(name) is None
+            and self._find(name) is None
+            and self._as_path(name) is None
+            and not HUB_ID.fullmatch(name)
+            and not HUB_FILE.fullmatch(name)
+        ):
+            raise self._unknown(name, fetchable=False)
 
     def rm(self, name: str) -> LocalModel:
         """Remove a model: what was converted here; folders and hub snapshots that it refers to stay.
@@ -115,15 +136,49 @@ class ModelStore:
 
         return self._build(entry.name, f"catalogue:{entry.name}", entry.disk, fill, progress)
 
-    def _pull_gguf(self, file: Path, progress: Progress) -> LocalModel:
-        from shoal.models.convert import convert_gguf, converted_size  # noqa: PLC0415 - imports torch
+    def _pull_gguf(self, file: Path, progress: Progress, source: str = "") -> LocalModel:
+        """A model of a GGUF file, or of several; ``source`` if it is another than the file's path."""
+        from shoal.models.convert import convert_gguf, converted_size  # noqa: PLC0415 - only needed here
 
-        source = f"gguf:{file}:{file.stat().st_size}:{file.stat().st_mtime_ns}"
+        needed = converted_size(file)
+        if not source:
+            stats = [path.stat() for path in shards(file)]
+            size, changed = sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+            source = f"gguf:{file}:{size}:{changed}"
 
         def fill(folder: Path, scratch: Path) -> None:
             convert_gguf(file, folder, progress)
 
-        return self._build(self._free_name(file.stem, source), source, converted_size(file), fill, progress)
+        name = self._free_name(whole_name(file.name), source)
+        return self._build(name, source, needed, fill, progress)
+
+    def _pull_hub(self, name: str, progress: Progress) -> LocalModel:
+        from shoal.models.hub import fetch_snapshot, gguf_models  # noqa: PLC0415 - slow, and only needed here
+
+        with self._lock(name):
+            folder = fetch_snapshot(name, progress, close_names(name, self._names()))
+        if not any(folder.glob("*.safetensors")) and (files := gguf_models(name)):
+            if len(files) == 1:
+                return self._pull_hub_gguf(f"{name}/{files[0]}", progress)
+            raise UnknownModel(
+                f"{name} holds {len(files)} models as GGUF files: {', '.join(files)[:500]}",
+                check="which of them it is to be; give its name behind that of the repository",
+                next_command=f"shoal models pull {name}/{files[0]}",
+            )
+        return self._refer(name, folder, f"hub:{name}", progress)
+
+    def _pull_hub_gguf(self, name: str, progress: Progress) -> LocalModel:
+        from shoal.models.hub import fetch_gguf_files  # noqa: PLC0415 - slow, and only needed here
+
+        owner, repo, path = name.split("/", 2)
+        first = PurePosixPath(path).with_name(shard_names(PurePosixPath(path).name)[0])
+        source = f"hub:{owner}/{repo}/{first}"
+        known = next((model for model in self.list() if model.source == source), None)
+        if known is not None:
+            return self._fresh(known, progress)
+        with self._lock(name):
+            file = fetch_gguf_files(f"{owner}/{repo}", str(first), progress)
+        return self._pull_gguf(file, progress, source)
 
     def _build(
         self, name: str, source: str, needed: int, fill: Callable[[Path, Path], None], progress: Progress
@@ -140,9 +195,11 @@ class ModelStore:
                 shutil.rmtree(scratch)
                 described = _describe(partial / records.WEIGHTS, name, source, progress)
                 records.write(partial, described)
-                final = self._folder(name)
+                before, final = self._folder(name), self.root / folder_name(name)
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
+                if before != final:
+                    shutil.rmtree(before, ignore_errors=True)
             return dataclasses.replace(described, path=final / records.WEIGHTS)
 
     def _refer(self, name: str, folder: Path, source: str, progress: Progress) -> LocalModel:
@@ -172,11 +229,11 @@ class ModelStore:
     def _find(self, name: str) -> LocalModel | None:
         """The model of that name, or that refers to that path. A bare name is a name before it is a path."""
         entry = find_entry(name)
-        wanted = (entry.name if entry else name).casefold()
+        wanted = _alike(entry.name if entry else name)
         path = self._as_path(name)
         models = self.list()
         if path is None or not any(separator in name for separator in "/\\"):
-            named = next((model for model in models if model.name.casefold() == wanted), None)
+            named = next((model for model in models if _alike(model.name) == wanted), None)
             if named is not None:
                 return named
         return next(
@@ -186,19 +243,21 @@ class ModelStore:
     def _as_path(self, name: str) -> Path | None:
         """The folder or GGUF file that ``name`` means, if it means one."""
         path = Path(name).expanduser()
-        is_model = (path / "config.json").is_file() or (path.suffix.lower() == ".gguf" and path.is_file())
+        if path.suffix.lower() == ".gguf" and (file := _first_shard(path)) is not None:
+            return file.resolve()
         looks = name.startswith(("/", "./", "../", "~")) or name.endswith("/")
-        return path.resolve() if is_model or (looks and path.is_dir()) else None
+        is_model = (path / "config.json").is_file() or (looks and path.is_dir())
+        return path.resolve() if is_model else None
 
     def _free_name(self, name: str, source: str) -> str:
         """``name``, or with a number behind it when a model from elsewhere has it."""
         origin = _origin(source)
-        taken = {model.name.casefold(): _origin(model.source) for model in self.list()}
+        taken = {_alike(model.name): _origin(model.source) for model in self.list()}
         numbered = (f"{name}-{number}" for number in itertools.count(2))
         return next(
             candidate
             for candidate in itertools.chain([name], numbered)
-            if find_entry(candidate) is None and taken.get(candidate.casefold(), origin) == origin
+            if find_entry(candidate) is None and taken.get(_alike(candidate), origin) == origin
         )
 
     def _names(self) -> list[str]:
@@ -213,25 +272,29 @@ class ModelStore:
         hint = f"; close names: {', '.join(close)}" if close else ""
         return UnknownModel(
             f"no model is known as {name!r}{hint}",
-            check="the name; a folder or a .gguf file needs its path, a hub model its owner/name",
+            check="the name; a folder or a .gguf file needs its path, a hub model its owner/name, "
+            "a GGUF file of the hub its owner/name/file.gguf",
             next_command=f"shoal run {close[0]}" if close else "shoal models list",
         )
 
     def _folder(self, name: str) -> Path:
-        slug = re.sub(r"[^A-Za-z0-9._-]", "-", name.replace("/", "--")).lstrip(".") or "model"
-        return self.root / slug
+        """The folder of the model of exactly that name, or the one that it is to have."""
+        folder = self.root / folder_name(name)
+        former = self.root / _former_folder_name(name)
+        recorded = None if (folder / records.RECORD).exists() else records.read(former)
+        return former if recorded is not None and recorded.name == name else folder
 
     @contextmanager
     def _lock(self, name: str) -> Generator[None]:
         locks = self.root / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{self._folder(name).name}.lock"):
+        with FileLock(locks / f"{folder_name(name)}.lock"):
             yield
 
     @contextmanager
     def _partial(self, name: str, needed: int) -> Generator[Path]:
         """A folder to fill, gone afterwards unless it was moved. Others' are dead: the lock is held."""
-        prefix = f".partial-{self._folder(name).name}-"
+        prefix = f".partial-{folder_name(name)}-"
         for left in self.root.glob(f"{prefix}*"):
             shutil.rmtree(left, ignore_errors=True)
         free = shutil.disk_usage(self.root).free
@@ -254,6 +317,36 @@ class ModelStore:
             raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def folder_name(name: str) -> str:
+    """The name of a model's folder: what can be read of the model's name, and a digest of all of it.
+
+    No two names have the same, whatever their letters, length or case, nor on a disk that does not tell case
+    or Unicode's normal forms apart; and none is one that a system keeps for itself, as Windows keeps CON and CON.txt.
+    """
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:SLUG]
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
+    return f"{slug or 'model'}-{digest}"
+
+
+def _alike(name: str) -> str:
+    """What two names have in common that differ in case or in Unicode's normal form alone."""
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def _first_shard(file: Path) -> Path | None:
+    """The first that is there of the files of which ``file`` is one; None if none is."""
+    try:
+        names = shard_names(file.name)
+    except BadWeights:
+        names = [file.name]
+    return next((path for path in map(file.with_name, names) if path.is_file()), None)
+
+
+def _former_folder_name(name: str) -> str:
+    """What earlier versions called it: not the name's alone, so what is there must say whose it is."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name.replace("/", "--")).lstrip(".") or "model"
 
 
 def _origin(source: str) -> str:
