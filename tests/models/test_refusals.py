@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config
 
 from shoal.errors import BadWeights, ModelError, UnknownModel, UnsupportedModel, UsageError
+from shoal.models.checkpoint import open_checkpoint
 from shoal.models.local import LocalModel
 from shoal.models.span import load_ends, load_span
 from shoal.models.store import ModelStore
@@ -106,6 +107,63 @@ def test_a_config_that_is_no_object_is_refused(text: str, edited: Edit, store: M
 def test_a_folder_without_a_config_is_no_model(store: ModelStore, tmp_path: Path) -> None:
     with pytest.raises(UnknownModel):
         store.pull(str(tmp_path) + "/")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_json_with_a_byte_order_mark_is_read(
+    encoding: str, family: str, store: ModelStore, tmp_path: Path
+) -> None:
+    """PowerShell and Notepad write it; the model is the same."""
+    folder = write_checkpoint(tmp_path / "marked", family, shard="100KB")
+    before = store.pull(str(folder))
+    for name in ("config.json", "generation_config.json", "model.safetensors.index.json"):
+        text = (folder / name).read_text("utf-8")
+        (folder / name).write_bytes(text.encode(encoding))
+    after = store.pull(str(folder))
+    assert (after.digest, after.end_tokens) == (before.digest, before.end_tokens)
+    load_span(after, Span(0, 1))
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_json_that_is_no_text_is_named(name: str, edited: Edit, store: ModelStore) -> None:
+    folder = edited()
+    for raw in (b"\xff{}", b"\x80\x81", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"):
+        (folder / name).write_bytes(raw)
+        with pytest.raises(BadWeights, match=name):
+            store.pull(str(folder))
+
+
+def test_a_config_that_cannot_be_opened_is_named(edited: Edit, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = edited()
+
+    def denied(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(BadWeights, match="Permission denied"):
+        open_checkpoint(folder)
+
+
+SIZES = {
+    "vocab_size_per_layer_input": 262144,
+    "hidden_size_per_layer_input": 262144,
+    "block_size": 1048576,
+    "max_position_embeddings": 10485760,
+}
+COUNTS = ("num_hidden_layers", "n_layer", "n_routed_experts", "encoder_layers", "num_local_experts", "depth")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_large_size_is_no_absurd_count(name: str, edited: Edit) -> None:
+    assert open_checkpoint(edited(**{name: SIZES[name]})).config[name] == SIZES[name]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_an_absurd_count_is_refused_wherever_it_stands(name: str, edited: Edit) -> None:
+    for changes in ({name: 262144}, {"text_config": {"inner": {name: 262144}}}):
+        with pytest.raises(BadWeights, match=name):
+            open_checkpoint(edited(**changes))
 
 
 def test_an_encoder_and_decoder_is_refused(store: ModelStore, tmp_path: Path) -> None:

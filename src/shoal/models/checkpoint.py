@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
-from collections.abc import Set
+from collections.abc import Generator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from shoal.errors import BadWeights, UnknownModel, UnsupportedModel
+from shoal.errors import BadWeights, UnsupportedModel
 from shoal.models.headers import MAX_TENSORS, TensorEntry, read_header
+from shoal.models.lookalikes import no_model, what_it_is
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_JSON = 64 << 20
 """Bytes of a config or an index that we read."""
-COUNTS = re.compile("layer|expert|block|head|group|states")
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+COUNTED = "layer|expert|block|head|group|state"
+COUNTS = re.compile(rf"(^|_)(({COUNTED})s?|depth)$|^(n|num)_\w*({COUNTED})")
+"""Names of fields that say how many there are of something: ``encoder_layers``, ``num_experts_per_tok``.
+Those that only have such a word in them, as ``vocab_size_per_layer_input`` or ``block_size``, are sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises:
         UnknownModel: the folder has no ``config.json``.
-        BadWeights: a file is missing, truncated or dishonest.
+        BadWeights: a file cannot be read, is missing, truncated or dishonest.
         UnsupportedModel: the weights are pickled or quantised, or the model needs code of its own.
     """
     config = read_config(folder)
@@ -65,17 +71,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The folder's ``config.json``, if it is one that we may run.
 
     Raises:
-        UnknownModel: there is none.
+        UnknownModel, BadWeights, UnsupportedModel: there is none: what the folder is instead.
         BadWeights: it is not a JSON object, or has no ``model_type``.
         UnsupportedModel: it is quantised.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise UnknownModel(
-            f"{folder} is no model: it has no config.json",
-            check="give a Hugging Face folder, a .gguf file or a name",
-            next_command="shoal models list",
-        )
+        raise no_model(folder)
     config = read_object(path)
     if not isinstance(config.get("model_type"), str):
         raise BadWeights(f"{path}: it has no model_type", check="whether this is a language model's config")
@@ -84,21 +86,28 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder}: its weights are quantised (quantization_config), which is not supported yet",
             check="take the unquantised version of the model, or a GGUF file, which is converted",
         )
+    mlx = config.get("quantization")
+    if isinstance(mlx, dict) and "bits" in mlx:
+        raise UnsupportedModel(
+            f"{folder}: its weights are quantised by MLX (quantization), which only MLX reads",
+            check="take the model that it was made of, or a GGUF file, which is converted",
+        )
     if (absurd := _absurd(config)) is not None:
-        raise BadWeights(f"{path}: {absurd[:80]} is {config[absurd]}", check="where this model comes from")
+        name, value = absurd
+        raise BadWeights(f"{path}: {name[:80]} is {str(value)[:40]}", check="where this model comes from")
     return config
 
 
-def _absurd(config: dict[str, Any]) -> str | None:
+def _absurd(config: dict[str, Any]) -> tuple[str, int] | None:
     """A number of blocks or experts so large that only building the model's lists would fill the memory."""
-    return next(
-        (
-            name
-            for name, value in config.items()
-            if isinstance(value, int) and value > (MAX_TENSORS if COUNTS.search(name) else 2**31 - 1)
-        ),
-        None,
-    )
+    configs = [config]
+    while configs:
+        for name, value in configs.pop().items():
+            if isinstance(value, dict):  # a config in a config, as text_config
+                configs.append(cast("dict[str, Any]", value))
+            elif isinstance(value, int) and value > (MAX_TENSORS if COUNTS.search(name) else 2**31 - 1):
+                return name, value
+    return None
 
 
 def _files(folder: Path) -> list[tuple[Path, Set[str]]]:
@@ -106,7 +115,7 @@ def _files(folder: Path) -> list[tuple[Path, Set[str]]]:
     index = folder / INDEX
     if not index.is_file():
         if not (folder / SINGLE).is_file():
-            raise _no_weights(folder)
+            raise no_model(folder)
         return [(folder / SINGLE, frozenset())]
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -133,23 +142,42 @@ def _is_plain(name: str) -> bool:
     return name.endswith(".safetensors") and not any(c in name for c in "/\\:\0") and not name.startswith(".")
 
 
-def _no_weights(folder: Path) -> BadWeights | UnsupportedModel:
-    if any(found for pattern in PICKLED for found in folder.glob(pattern)):
-        return UnsupportedModel(
-            f"{folder}: its weights are pickled (.bin or .pt), which can run code and are never loaded",
-            check="convert the model to safetensors where you trust it: "
-            "model.save_pretrained(folder) with transformers",
-        )
-    return BadWeights(f"{folder}: it has no {SINGLE}", check="whether the model was fetched completely")
-
-
 def read_object(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_JSON:
-        raise BadWeights(f"{path}: larger than the {MAX_JSON} bytes that we read")
+    """A JSON object of a model's folder, in UTF-8, or in UTF-16 or 32 with a byte order mark.
+
+    Raises:
+        BadWeights: it cannot be read, is too large, or is no JSON object.
+    """
     try:
+        if path.stat().st_size > MAX_JSON:
+            raise BadWeights(f"{path}: larger than the {MAX_JSON} bytes that we read")
         value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadWeights(f"{path}: it cannot be read ({error.strerror})", check="its permissions") from error
     except (ValueError, RecursionError) as error:
-        raise BadWeights(f"{path}: not valid JSON ({error})", check="fetch the file again") from error
+        what, check = what_it_is(path)
+        raise BadWeights(
+            f"{path} is {what}" if what else f"{path}: not valid JSON ({error})",
+            check=check or "fetch the file again",
+        ) from error
     if not isinstance(value, dict):
         raise BadWeights(f"{path}: not a JSON object", check="fetch the file again")
     return cast(dict[str, Any], value)
+
+
+@contextmanager
+def plain_config(checkpoint: Checkpoint) -> Generator[Path]:
+    """A folder whose ``config.json`` is UTF-8 without a byte order mark, as other libraries want it.
+
+    It is the checkpoint's own unless its file is written otherwise, as Notepad and PowerShell do.
+    """
+    raw = (checkpoint.folder / "config.json").read_bytes()
+    if (
+        not raw.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        and b"\0" not in raw[:4]
+    ):
+        yield checkpoint.folder
+        return
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(checkpoint.config), encoding="utf-8")
+        yield Path(folder)

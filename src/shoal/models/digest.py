@@ -29,7 +29,7 @@ def compute_digest(checkpoint: Checkpoint, progress: Progress = silent) -> Diges
     """The digest of a checkpoint. Reads every byte of it, with constant memory.
 
     Raises:
-        BadWeights: a file became shorter while it was read.
+        BadWeights: a file cannot be read, or became shorter while it was.
     """
     total = sum(entry.size for entry in checkpoint.tensors.values())
     done = 0
@@ -41,12 +41,15 @@ def compute_digest(checkpoint: Checkpoint, progress: Progress = silent) -> Diges
         done += entry.size
         progress("Hashing", done, total)
     config = {key: value for key, value in checkpoint.config.items() if key not in VOLATILE}
-    manifest = json.dumps(
-        {"config": config, "tensors": sorted(tensors)},
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=True,
-    )
+    try:
+        manifest = json.dumps(
+            {"config": config, "tensors": sorted(tensors)},
+            sort_keys=True,
+            separators=(",", ":"),
+            ensure_ascii=True,
+        )
+    except RecursionError as error:
+        raise BadWeights(f"{checkpoint.folder / 'config.json'}: it is nested too deeply") from error
     return Digest(f"sha256:{hashlib.sha256(manifest.encode()).hexdigest()}")
 
 
@@ -57,7 +60,8 @@ def fingerprint(folder: Path) -> str:
         OSError: the folder is gone.
     """
     names = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors")]
-    stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in names]
+    # In the hub's cache files are links; one that leads nowhere any more is a change, too.
+    stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in names if p.exists()]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
@@ -74,6 +78,13 @@ def file_sha256(file: Path, label: str, progress: Progress = silent) -> str:
 
 
 def _hash_tensor(entry: TensorEntry, buffer: bytearray) -> str:
+    try:
+        return _hash_bytes(entry, buffer)
+    except OSError as error:
+        raise BadWeights(f"{entry.file}: it cannot be read ({error.strerror})", check="the disk") from error
+
+
+def _hash_bytes(entry: TensorEntry, buffer: bytearray) -> str:
     digest = hashlib.sha256()
     left = entry.size
     with entry.file.open("rb") as stream, memoryview(buffer) as view:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from shoal.errors import BadWeights
+from shoal.models.lookalikes import what_it_is
 
 MAX_HEADER = 64 << 20
 """Bytes. The largest honest headers, of models with tens of thousands of tensors, are about 10 MB."""
@@ -55,18 +56,13 @@ def read_header(file: Path) -> list[TensorEntry]:
     """Every tensor of ``file``, in the order of its bytes.
 
     Raises:
-        BadWeights: the file is truncated, or its header is not one that an honest writer makes.
+        BadWeights: the file cannot be read or is truncated, or its header is not one of an honest writer.
     """
-    with file.open("rb") as stream:
-        file_size = stream.seek(0, 2)
-        stream.seek(0)
-        prefix = stream.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length < 2 or length > file_size - 8:
-            raise _bad(file, f"its header of {length} bytes does not fit into its {file_size} bytes")
-        if length > MAX_HEADER:
-            raise _bad(file, f"its header claims {length} bytes, more than the {MAX_HEADER} that we read")
-        header = _parse(file, stream.read(length))
+    try:
+        length, file_size, raw = _read(file)
+    except OSError as error:
+        raise _bad(file, f"it cannot be read ({error.strerror})") from error
+    header = _parse(file, raw)
     header.pop("__metadata__", None)
     if len(header) >= MAX_TENSORS:
         raise _bad(file, f"its header has {len(header)} entries, {MAX_TENSORS} or more are refused")
@@ -74,6 +70,23 @@ def read_header(file: Path) -> list[TensorEntry]:
     entries.sort(key=lambda entry: (entry.begin, entry.size))
     _check_layout(file, entries, 8 + length, file_size)
     return entries
+
+
+def _read(file: Path) -> tuple[int, int, bytes]:
+    """The header's length, the file's, and the header. Raises as :func:`read_header`, or OSError."""
+    with file.open("rb") as stream:
+        file_size = stream.seek(0, 2)
+        stream.seek(0)
+        prefix = stream.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length < 2 or length > file_size - 8:
+            what, check = what_it_is(file)
+            if what:
+                raise BadWeights(f"{file} is {what}", check=check)
+            raise _bad(file, f"its header of {length} bytes does not fit into its {file_size} bytes")
+        if length > MAX_HEADER:
+            raise _bad(file, f"its header claims {length} bytes, more than the {MAX_HEADER} that we read")
+        return length, file_size, stream.read(length)
 
 
 def _parse(file: Path, raw: bytes) -> dict[str, object]:

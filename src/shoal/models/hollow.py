@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from shoal.errors import BadWeights, UnsupportedModel
 from shoal.models.blocks import Blocks, find_blocks
-from shoal.models.checkpoint import Checkpoint
+from shoal.models.checkpoint import Checkpoint, plain_config
 from shoal.models.loader import REFUSED, first_line, load_weights
 from shoal.models.shards import check_split, keep_plan, settle
 from shoal.models.standins import Door, Passthrough
@@ -45,8 +45,9 @@ def read_model_config(checkpoint: Checkpoint) -> PretrainedConfig:
             check="whether a version of the model exists that transformers supports itself",
         )
     try:
-        return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
-    except REFUSED as error:
+        with plain_config(checkpoint) as folder:
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (*REFUSED, OSError) as error:
         raise BadWeights(
             f"{checkpoint.folder / 'config.json'}: transformers refuses it ({first_line(error)})",
             check="fetch the file again",

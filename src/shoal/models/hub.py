@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import httpx
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -53,7 +54,7 @@ def fetch_snapshot(repo: str, progress: Progress, close: Iterable[str] = ()) -> 
 
 
 def gguf_models(repo: str) -> list[str]:
-    """The models in the GGUF files of ``owner/name``, each by its first file. Raises as ``fetch_snapshot``."""
+    """The models in the GGUF files of ``owner/name``, by their first files. Raises as ``fetch_snapshot``."""
     with _explained(repo, ()):
         files = HfApi().list_repo_files(repo)
     ggufs = [file for file in files if file.lower().endswith(".gguf")]
@@ -117,8 +118,8 @@ def _explained(repo: str, close: Iterable[str]) -> Generator[None]:
             check="the name, or HF_TOKEN if it is private",
             next_command="shoal models list",
         ) from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, ConnectionError, TimeoutError) as error:
-        raise _unreachable(repo, hint) from error
+    except (OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, ValueError) as error:
+        raise _unreachable(repo, hint) from error  # ValueError: what answers is no hub
     except OSError as error:
         if error.errno in DISK_FULL:
             raise OutOfResources(

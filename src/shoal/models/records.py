@@ -49,7 +49,7 @@ def read(folder: Path) -> LocalModel | None:
             source=record["source"],
             end_tokens=frozenset(record["end_tokens"]),
         )
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return None
 
 
@@ -57,7 +57,7 @@ def raw(folder: Path) -> dict[str, Any] | None:
     """The record's fields, the fingerprint of the model's files among them."""
     try:
         record = json.loads((folder / RECORD).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(record, dict):
         return None

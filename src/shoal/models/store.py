@@ -323,7 +323,7 @@ def folder_name(name: str) -> str:
     """The name of a model's folder: what can be read of the model's name, and a digest of all of it.
 
     No two names have the same, whatever their letters, length or case, nor on a disk that does not tell case
-    or Unicode's normal forms apart; and none is one that a system keeps for itself, as Windows keeps CON and CON.txt.
+    or Unicode's normal forms apart; and none is one that a system keeps for itself, as Windows does CON.txt.
     """
     slug = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:SLUG]
     digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]

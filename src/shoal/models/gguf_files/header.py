@@ -110,7 +110,10 @@ class _Reader:
     def _check_magic(self) -> None:
         magic = self._stream.read(4)
         if magic != MAGIC:
-            raise bad(self._file, "it is no GGUF file", what_it_is(self._file))
+            what, check = what_it_is(self._file)
+            raise BadWeights(
+                f"{self._file} is {what or 'no GGUF file'}", check=check or "whether it is the right file"
+            )
         self._at = 4
         (version,) = self._unpack("<I")
         if version not in VERSIONS:
