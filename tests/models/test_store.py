@@ -130,10 +130,28 @@ def test_a_full_disk_is_said_before_and_while(
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(convert, "convert_gguf", full)
-        with pytest.raises(OutOfResources, match="full"):
-            store.pull(str(tiny_gguf[0]))
+    for place in ("write_weights", "write_tokenizer"):
+        with monkeypatch.context() as patched:
+            patched.setattr(convert, place, full)
+            with pytest.raises(OutOfResources, match="full"):
+                store.pull(str(tiny_gguf[0]))
+    assert left_behind(store) == []
+
+
+def test_a_disk_that_fills_up_while_weights_are_written(
+    store: ModelStore, tiny_gguf: tuple[Path, object]
+) -> None:
+    """A limit on the size of files does what a full disk does; the store says so, and leaves nothing."""
+    script = (
+        "import resource, signal, sys, pathlib; from shoal.models.store import ModelStore;"
+        "from shoal.errors import OutOfResources;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n"
+        "try: ModelStore(pathlib.Path(sys.argv[1])).pull(sys.argv[2])\n"
+        "except OutOfResources as error: print(error.message)"
+    )
+    command = [sys.executable, "-c", script, str(store.root), str(tiny_gguf[0])]
+    assert "is full" in subprocess.check_output(command, text=True)
     assert left_behind(store) == []
     store.pull(str(tiny_gguf[0]))
 
