@@ -71,6 +71,21 @@ def test_an_unknown_model_names_the_close_ones(shoal: Shoal, command: str) -> No
     assert SMOLL in ran.err
 
 
+@pytest.mark.parametrize("command", [("run", "hello"), ("chat",), ("serve",)], ids=lambda command: command[0])
+def test_a_name_that_can_be_no_model_is_told_before_a_swarm_is_entered(
+    command: tuple[str, ...], shoal: Shoal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enter(*_: object, **__: object) -> None:
+        pytest.fail("it looked for the name in a swarm")
+
+    monkeypatch.setattr("shoal.cli.inside.member_of", enter)
+    monkeypatch.setattr("shoal.cli.serving.member_of", enter)
+    for name, close in (("Nope", "models list"), ("SmolLM2-135M-Instrukt", SMOLL)):
+        ran = shoal(command[0], name, *command[1:])
+        assert (ran.code, ran.out) == (1, "")
+        assert name in ran.err and close in ran.err
+
+
 def test_a_name_cannot_drive_the_terminal() -> None:
     console = Console(width=200)
     with console.capture() as captured:
