@@ -33,7 +33,7 @@ from shoal.models.progress import silent
 from shoal.models.wheel import fetch_gguf
 from shoal.testing.checkpoints import write_checkpoint
 
-from .ggufs import add_numbers, add_rope, _add_tokenizer, close, _gguf_name, write_family
+from .ggufs import _add_tokenizer, _gguf_name, add_numbers, add_rope, close, write_family
 
 KNOWN = ("llama", "llama_untied", "qwen2", "qwen3", "phi3", "smollm3", "gemma", "gemma3", "granite")
 """Families of small checkpoints that are converted without transformers."""
