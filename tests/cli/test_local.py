@@ -57,5 +57,5 @@ async def test_the_error_of_a_node_is_passed_on_as_it_is(tmp_path: Path) -> None
 
 async def test_a_node_that_dies_is_quoted(tmp_path: Path) -> None:
     process = await saying("import sys; sys.exit('cannot go on')", tmp_path / "log")
-    with pytest.raises(ShoalError, match="exit code 1: cannot go on"):
+    with pytest.raises(ShoalError, match="exited with code 1: cannot go on"):
         await process.event("serving")

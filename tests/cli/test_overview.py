@@ -63,7 +63,7 @@ def test_the_path_the_round_trip_and_the_speed_of_a_peer() -> None:
 
 def test_a_peer_that_serves_nothing_is_shown_too() -> None:
     view = seen(Announcement("d", 1, 100.0, 130.0, (), (), None))
-    assert "nobody serves a model: shoal up" in shown(view)
+    assert "no node serves a model; start one with: shoal up" in shown(view)
     assert "d " in shown(view)
 
 

@@ -62,7 +62,7 @@ def test_steps_are_shown_hop_by_hop_with_the_losses_they_survived(home: Path, sh
     assert "abababab step 3 at 20, 1 token: 5.00 ms" in ran.out
     assert "cdcdcdcd step 9 at 30, 1 token: 12.00 ms, network 3.00" in ran.out
     assert "10:30  Tench-3you  compute 4.00  waiting 0.00  way 1.00" in ran.out
-    assert "lost Ruffe-gone: whole again by resend after 0.75 s" in ran.out
+    assert "lost Ruffe-gone: recovered by resend after 0.75 s" in ran.out
     (told,) = data["nodes"]
     assert told["client"]["steps"][0]["hops"][1]["compute_ms"] == 4.0
 
@@ -72,7 +72,7 @@ def test_a_process_that_tells_nothing_is_passed_over(body: bytes, home: Path, sh
     with node_at(home / "nodes", body):
         ran = shoal("status", "--trace")
     assert ran.code == 3
-    assert "no node of swarm home on this machine shows traces" in ran.err
+    assert "no node of swarm home on this machine has traces" in ran.err
 
 
 def test_without_a_node_the_next_command_is_named(home: Path, shoal: Shoal) -> None:

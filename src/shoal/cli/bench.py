@@ -25,20 +25,21 @@ SENTENCE = (
 )
 Model = Annotated[
     str | None,
-    typer.Option(help="The model, or random-1.1b: a Llama of random weights.", show_default=False),
+    typer.Option(help="The model, or random-1.1b: a Llama with random weights.", show_default=False),
 ]
 Formats = Annotated[
     str | None,
-    typer.Option("--format", help="One format alone: fp32, bf16, int8 or int4.", show_default=False),
+    typer.Option("--format", help="Measure this format only: fp32, bf16, int8 or int4.", show_default=False),
 ]
 Threads = Annotated[
-    int | None, typer.Option(help="Threads of each program measured; one per core.", show_default=False)
+    int | None,
+    typer.Option(help="Threads for each program measured; by default one per core.", show_default=False),
 ]
-Rounds = Annotated[int, typer.Option(help="Turns that each takes; medians are shown.", min=1, max=100)]
-Nodes = Annotated[int, typer.Option(help="Node processes on this machine.", min=1, max=64)]
+Rounds = Annotated[int, typer.Option(help="Number of measurements; medians are shown.", min=1, max=100)]
+Nodes = Annotated[int, typer.Option(help="Number of nodes on this machine.", min=1, max=64)]
 Page = Annotated[
     Path | None,
-    typer.Option("--report", metavar="FILE", help="Write plots and results as HTML.", show_default=False),
+    typer.Option("--report", metavar="FILE", help="Write an HTML report with plots.", show_default=False),
 ]
 
 PACKED: tuple[Format, ...] = ("bf16", "int8")
@@ -55,7 +56,7 @@ def register(app: typer.Typer) -> None:
 def device(
     threads: Threads = None, rounds: Rounds = 5, report: Page = None, as_json: options.Json = False
 ) -> None:
-    """Measure what bounds every forward: memory bandwidth, and matrix products in each format."""
+    """Measure memory bandwidth, and the speed of matrix products in each format."""
     settings = _settings(None, None, threads)
 
     async def measure(progress: Progress) -> Report:
@@ -110,14 +111,15 @@ def swarm(
     format: Formats = None,
     nodes: Nodes = 3,
     sessions: Annotated[
-        int, typer.Option(help="The most at once, from 1 in doubling steps.", min=1, max=64)
+        int,
+        typer.Option(help="Largest number of concurrent sessions; doubles from 1 up to it.", min=1, max=64),
     ] = 32,
     threads: Threads = None,
     rounds: Rounds = 5,
     report: Page = None,
     as_json: options.Json = False,
 ) -> None:
-    """Decode through node processes here with more and more sessions, against one process."""
+    """Compare decoding through local nodes with one process, for more and more sessions."""
     settings = _settings(model, format, threads)
 
     def measure(progress: Progress) -> Awaitable[Report]:
@@ -133,13 +135,15 @@ def gateway(
     model: Model = None,
     format: Formats = None,
     nodes: Nodes = 3,
-    sessions: Annotated[int, typer.Option(help="Chats at once, beside one alone.", min=1, max=64)] = 8,
+    sessions: Annotated[
+        int, typer.Option(help="Number of concurrent chats, measured next to a single one.", min=1, max=64)
+    ] = 8,
     threads: Threads = None,
     rounds: Rounds = 5,
     report: Page = None,
     as_json: options.Json = False,
 ) -> None:
-    """Compare chats over the gateway's HTTP with the same through the library."""
+    """Compare chats over the gateway's HTTP API with the same chats through the library."""
     settings = _settings(model, format, threads)
 
     def measure(progress: Progress) -> Awaitable[Report]:
@@ -155,17 +159,23 @@ def peers(
     model: Model = None,
     format: Formats = None,
     nodes: Nodes = 3,
-    sessions: Annotated[int, typer.Option(help="Of the measurements with many.", min=2, max=64)] = 8,
+    sessions: Annotated[
+        int, typer.Option(help="Concurrent sessions in the measurements with many.", min=2, max=64)
+    ] = 8,
     threads: Threads = None,
     rounds: Rounds = 5,
     llama_cpp: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="llama.cpp's programs; else built once.", show_default=False),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of llama.cpp's programs; by default they are built once.",
+            show_default=False,
+        ),
     ] = None,
     report: Page = None,
     as_json: options.Json = False,
 ) -> None:
-    """Compare with llama.cpp and language-pipes: the same weights, threads and number of nodes."""
+    """Compare with llama.cpp and language-pipes, with the same weights, threads and number of nodes."""
     settings = _settings(model, format, threads)
 
     def measure(progress: Progress) -> Awaitable[Report]:
@@ -181,12 +191,12 @@ def peers(
 def overhead(
     model: options.Model = None,
     nodes: Nodes = 3,
-    tokens: Annotated[int, typer.Option(help="Tokens to decode each way.", min=8)] = 64,
+    tokens: Annotated[int, typer.Option(help="Tokens to decode in each.", min=8)] = 64,
     threads: options.Threads = None,
     format: options.FormatOption = None,
     as_json: options.Json = False,
 ) -> None:
-    """Compare decoding through node processes here with the same model in one process."""
+    """Compare decoding through local nodes with the same model in one process."""
     settings = options.settings(model=model, threads=threads, format=format)
     import trio
 

@@ -52,7 +52,7 @@ async def _keep_up(
     while True:
         began = trio.current_time()
         await process.process.wait()
-        say(f"note: the gateway has ended: {process.last_words() or 'it said nothing'}")
+        say(f"note: the gateway exited: {process.last_words() or 'no output'}")
         processes.remove(process)
         if trio.current_time() - began > LONGEST_AGAIN_S:
             pause = AGAIN_S
@@ -63,7 +63,7 @@ async def _keep_up(
                 process = await _start(settings, log, processes, as_json=as_json)
                 break
             except ShoalError as error:
-                say(f"note: the gateway does not come up: {error.message}")
+                say(f"note: the gateway did not start: {error.message}")
 
 
 async def _start(settings: Settings, log: Path, processes: list[Process], *, as_json: bool) -> Process:

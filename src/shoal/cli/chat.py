@@ -20,17 +20,24 @@ if TYPE_CHECKING:
 MAX_STDIN = 64 << 20
 """Characters read from stdin; a longer prompt fits no model, and is refused rather than cut."""
 
-MaxTokens = Annotated[int, typer.Option(help="Tokens of the answer at most.", min=1)]
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token; higher is freer.")]
-TopK = Annotated[int, typer.Option(help="Choose among the k likeliest tokens; 0 among all.")]
-TopP = Annotated[float, typer.Option(help="Choose among the likeliest tokens of this probability together.")]
-MinP = Annotated[float, typer.Option(help="Choose among tokens this likely, relative to the likeliest.")]
-Penalty = Annotated[
-    float, typer.Option("--repetition-penalty", help="Divide the score of tokens that occurred.")
+MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more random.")]
+TopK = Annotated[int, typer.Option(help="Choose among the k likeliest tokens; 0 turns this off.")]
+TopP = Annotated[
+    float, typer.Option(help="Choose among the likeliest tokens whose probabilities add up to this.")
 ]
-Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be given again.")]
+MinP = Annotated[
+    float, typer.Option(help="Choose among tokens at least this likely, relative to the likeliest.")
+]
+Penalty = Annotated[
+    float,
+    typer.Option("--repetition-penalty", help="Divide the score of tokens that already occurred by this."),
+]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="End the answer before this text; repeat the option for more.")
+]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.", show_default=False)]
-Raw = Annotated[bool, typer.Option("--raw", help="Send the prompt as it is, without the chat template.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Send the prompt without the chat template.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +48,7 @@ def register(app: typer.Typer) -> None:
 def run(
     model: options.ModelArgument,
     prompt: Annotated[
-        str | None, typer.Argument(help="The prompt; what comes on stdin is put behind it.")
+        str | None, typer.Argument(help="The prompt; text from stdin is appended to it.")
     ] = None,
     swarm: options.Swarm = None,
     public: options.Public = None,
@@ -55,10 +62,10 @@ def run(
     stop: Stop = None,
     seed: Seed = None,
     raw: Raw = False,
-    trace: Annotated[bool, typer.Option("--trace", help="Then say where each step's time went.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Print per-hop timings afterwards.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Answer one prompt. The answer is streamed on stdout."""
+    """Answer one prompt. Streams the answer to stdout."""
     settings = options.settings(swarm=swarm, public=public, model=model, format=format)
     text = whole_prompt(prompt, sys.stdin)
     question = Question(
@@ -95,7 +102,9 @@ def chat(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="The default model if not named.", show_default=False, autocompletion=names.models
+            help="The model; if not given, the default model.",
+            show_default=False,
+            autocompletion=names.models,
         ),
     ] = None,
     swarm: options.Swarm = None,
@@ -104,9 +113,9 @@ def chat(
     max_tokens: MaxTokens = 512,
     temperature: Temperature = 0.7,
     seed: Seed = None,
-    system: Annotated[str, typer.Option(help="What the model is told first.", show_default=False)] = "",
+    system: Annotated[str, typer.Option(help="System message.", show_default=False)] = "",
 ) -> None:
-    """Talk with a model. /help lists what can be typed beside questions."""
+    """Chat with a model. /help lists the commands you can type."""
     settings = options.settings(swarm=swarm, public=public, model=model, format=format)
     sampling = {"temperature": temperature, "seed": seed}
     wanted = options.asked_format(settings)
@@ -122,7 +131,7 @@ def chat(
             await opened.resolve(settings.model)  # a name that does not exist is told at once
         typed = sys.stdin.isatty()
         if typed:
-            say(f"talking with {settings.model}; /help lists the commands, Ctrl-D ends")
+            say(f"chatting with {settings.model}; /help lists the commands, Ctrl-D ends the chat")
         conversation = Conversation(settings.model, system)
         lines = reader(settings.paths.chat_history, [f"/{name}" for name in NAMES])
         await Talk(opened, conversation, asking, forgiving=typed).run(lines)
@@ -141,11 +150,9 @@ def whole_prompt(argument: str | None, stdin: TextIO) -> str:
         try:
             piped = stdin.read(MAX_STDIN + 1)
         except UnicodeDecodeError as error:
-            raise UsageError(
-                "what comes on stdin is not UTF-8 text", check="the file that is piped in"
-            ) from error
+            raise UsageError("stdin is not UTF-8 text", check="check the file that is piped in") from error
         if len(piped) > MAX_STDIN:
-            raise UsageError(f"what comes on stdin is longer than {MAX_STDIN >> 20} Mi characters")
+            raise UsageError(f"stdin is longer than {MAX_STDIN >> 20} Mi characters")
     parts = [part for part in (argument or "", piped.removesuffix("\n")) if part]
     if not parts:
         raise UsageError("there is no prompt", next_command='shoal run MODEL "Why is the sky blue?"')

@@ -19,24 +19,24 @@ Shell = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Completion for your shell: install, show.", no_args_is_help=True)
+    group = typer.Typer(help="Install shell completion.", no_args_is_help=True)
     group.command()(install)
     group.command()(show)
     app.add_typer(group, name="completion")
 
 
 def install(shell: Shell = None, as_json: options.Json = False) -> None:
-    """Install completion for your shell. It is there in the next terminal that you open."""
+    """Install completion for your shell. It works in the next terminal you open."""
     from typer.completion import install as put  # pyright: ignore[reportPrivateImportUsage]
 
     name, path = put(shell=_known(shell), prog_name=PROGRAM)
     emit({"shell": name, "path": path}, as_json, lambda: f"{path}")
     if not as_json:
-        say(f"completion for {name} is there in the next terminal that you open")
+        say(f"completion for {name} works in the next terminal you open")
 
 
 def show(shell: Shell = None) -> None:
-    """Print the script, for those who keep such things themselves."""
+    """Print the completion script, to install it yourself."""
     from typer.completion import get_completion_script  # pyright: ignore[reportPrivateImportUsage]
 
     script = get_completion_script(

@@ -42,34 +42,34 @@ class Option:
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="The options, and config.toml: show, path, init.", no_args_is_help=True)
+    group = typer.Typer(help="Show the options, or write a config.toml.", no_args_is_help=True)
     for command in (show, path, init):
         group.command()(command)
     app.add_typer(group, name="config")
 
 
 def show(as_json: options.Json = False) -> None:
-    """Print every option with the value that it has here."""
+    """Print every option with its current value."""
     settings = options.settings()
     values = {option.name: getattr(settings, option.name) for option in documented()}
     emit({"path": settings.paths.config_file, "options": values}, as_json, lambda: table(settings))
 
 
 def path(as_json: options.Json = False) -> None:
-    """Print where config.toml is looked for."""
+    """Print the path of config.toml."""
     file = config.here().config_file
     emit({"path": file, "exists": file.exists()}, as_json, lambda: str(file))
 
 
 def init(as_json: options.Json = False) -> None:
-    """Write a config.toml with every option explained and none changed."""
+    """Write a config.toml that explains every option and changes none."""
     file = config.here().config_file
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with file.open("x", encoding="utf-8") as opened:
             opened.write(text())
     except FileExistsError:
-        raise UsageError(f"{file} is there already", next_command="shoal config show") from None
+        raise UsageError(f"{file} already exists", next_command="shoal config show") from None
     emit({"path": file}, as_json, lambda: f"wrote {file}")
 
 

@@ -1,4 +1,4 @@
-"""`shoal doctor`: is everything here that a node or a client needs, and what to do where it is not."""
+"""`shoal doctor`: check this machine's setup, and say how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: options.Json = False) -> None:
-    """Check this machine. Each failing check names its fix."""
+    """Check this machine's setup. Each failing check names its fix."""
     found: list[Finding] = []
     try:
         settings = options.settings()
@@ -35,9 +35,9 @@ def doctor(as_json: options.Json = False) -> None:
         found.append(Finding("config", "fail", error.message, error.check))
         settings = Settings()
     names = [name for name in checks.CHECKS if name not in {finding.name for finding in found}]
-    with working("looking at this machine") as report:
+    with working("checking this machine") as report:
         for number, name in enumerate(names):
-            report("looking at this machine", number, len(names))
+            report("checking this machine", number, len(names))
             found.append(checks.run(name, settings))
     healthy = all(finding.verdict != "fail" for finding in found)
     emit({"healthy": healthy, "checks": found}, as_json, lambda: table(found))

@@ -13,7 +13,10 @@ from shoal.cli.ending import end_with_stdin
 Origin = Annotated[
     list[str] | None,
     typer.Option(
-        "--gateway-origin", metavar="ORIGIN", help="Let pages of this origin call it.", show_default=False
+        "--gateway-origin",
+        metavar="ORIGIN",
+        help="Allow web pages of this origin to call the API.",
+        show_default=False,
     ),
 ]
 
@@ -33,7 +36,7 @@ def gateway(
     with_stdin: options.EndWithStdin = False,
     as_json: options.Json = False,
 ) -> None:
-    """Serve OpenAI's API and a page from a swarm. Programs that speak to OpenAI speak to it."""
+    """Serve OpenAI's API and a web page for a swarm. Any program that uses OpenAI's API can use it."""
     if with_stdin:
         end_with_stdin()
     settings = options.settings(

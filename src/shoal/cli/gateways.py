@@ -58,7 +58,7 @@ async def opened(
     from shoal.gateway.serve import serve
 
     if settings.gateway_host not in ("127.0.0.1", "::1", "localhost"):
-        say("note: the gateway can be reached from other machines; it answers them with an API key alone")
+        say("note: other machines can reach the gateway; they need an API key")
 
     def invite() -> Membership:
         return inside or reachable(settings, membership.load(settings.paths.swarms, settings.swarm))

@@ -16,14 +16,14 @@ from shoal.errors import ShoalError
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="This machine's identity.", no_args_is_help=True)
+    group = typer.Typer(help="Show or create this machine's identity.", no_args_is_help=True)
     for command in (show, create, path):
         group.command()(command)
     app.add_typer(group, name="identity")
 
 
 def show(as_json: options.Json = False) -> None:
-    """Print the peer id. It is what others know this machine by."""
+    """Print the peer id, which identifies this machine to other peers."""
     from shoal.net.identity import Identity
 
     where = options.settings().paths.identity
@@ -37,7 +37,7 @@ def show(as_json: options.Json = False) -> None:
 
 
 def create(as_json: options.Json = False) -> None:
-    """Make an identity if there is none. Prints its peer id; a key that is there stays."""
+    """Create an identity if there is none, and print its peer id. An existing key is kept."""
     from shoal.net.identity import Identity
 
     where = options.settings().paths.identity
@@ -45,7 +45,7 @@ def create(as_json: options.Json = False) -> None:
 
 
 def path(as_json: options.Json = False) -> None:
-    """Print where the key is kept."""
+    """Print the path of the key file."""
     where = options.settings().paths.identity
     emit({"path": where, "exists": where.exists()}, as_json, lambda: str(where))
 

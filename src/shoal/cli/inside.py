@@ -83,7 +83,7 @@ def looking(settings: Settings, use: Callable[[Onlooker], Awaitable[Result]]) ->
     async def go() -> Result:
         found = member_of(settings)
         async with AsyncExitStack() as stack:
-            with working(f"entering swarm {found.name}"):
+            with working(f"joining swarm {found.name}"):
                 joining = join_swarm(settings, found, Identity.ephemeral(), listen=False)
                 network, member = await stack.enter_async_context(joining)
             return await use(Onlooker(settings, network, member))
@@ -96,7 +96,7 @@ async def entered(settings: Settings, *, create: bool = False) -> AsyncGenerator
     """The swarm, as a client, until the block ends. Raises as :func:`member_of` and ``open_swarm``."""
     found = member_of(settings, create=create)
     async with AsyncExitStack() as stack:
-        with working(f"entering swarm {found.name}"):
+        with working(f"joining swarm {found.name}"):
             # Torch takes a while to import, so the bar must be there before it.
             from shoal.client.connect import open_swarm
 

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 from shoal.cli import options
 from shoal.cli.output import emit, say
 
-Count = Annotated[int, typer.Option(min=0, help="At most so many a minute; 0 is without limit.")]
+Count = Annotated[int, typer.Option(min=0, help="Limit per minute; 0 means no limit.")]
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Keys for the API.", no_args_is_help=True)
+    group = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
     group.command()(create)
     group.command("list")(show)
     group.command()(revoke)
@@ -26,25 +26,31 @@ def register(app: typer.Typer) -> None:
 
 
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose or what it is, for example laptop.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Who or what uses the key, for example laptop.")
+    ],
     requests: Count = 0,
     tokens: Count = 0,
-    concurrency: Annotated[int, typer.Option(min=0, help="Requests at once; 0 is without limit.")] = 0,
-    admin: Annotated[bool, typer.Option("--admin", help="May show invites to the swarm.")] = False,
+    concurrency: Annotated[
+        int, typer.Option(min=0, help="Limit of concurrent requests; 0 means no limit.")
+    ] = 0,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="Allow this key to show invites to the swarm.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Make a key and print it, once. From then on the gateway answers nobody without one."""
+    """Create a key and print it once. From then on the gateway requires a key."""
     from shoal.gateway import keys
 
     limits = keys.Limits(requests, tokens, concurrency)
     key, caller = keys.create(options.settings().paths.gateway, name, limits, admin=admin)
     emit({"key": key, "id": caller.id, "name": name}, as_json, lambda: key)
     if not as_json:
-        say("keep it: only its hash is kept here, and it cannot be shown again")
+        say("save it now: only its hash is stored, so it cannot be shown again")
 
 
 def show(as_json: options.Json = False) -> None:
-    """List the keys, without what is secret of them."""
+    """List the keys, without their secrets."""
     from shoal.gateway import keys
 
     found: list[dict[str, Any]] = [
@@ -68,7 +74,7 @@ def revoke(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Its id or its name.")],
     as_json: options.Json = False,
 ) -> None:
-    """End a key. A gateway that runs refuses it a second later."""
+    """Revoke a key. A running gateway refuses it within a second."""
     from shoal.gateway import keys
 
     caller = keys.revoke(options.settings().paths.gateway, key)
@@ -90,7 +96,7 @@ def usage(as_json: options.Json = False) -> None:
         }
         for account, used in report(options.settings().paths.gateway)
     ]
-    emit({"usage": found}, as_json, lambda: _table(found) if found else "nothing was used yet")
+    emit({"usage": found}, as_json, lambda: _table(found) if found else "no usage yet")
 
 
 def _day(at: float | None) -> str:

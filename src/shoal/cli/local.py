@@ -66,7 +66,7 @@ class StartingSwarm:
     async def _all(self, event: str) -> list[dict[str, Any]]:
         with trio.move_on_after(START_WITHIN_S):
             return [await process.event(event) for process in self.processes]
-        raise DeadlineExceeded(f"the nodes did not come up within {START_WITHIN_S:.0f} s")
+        raise DeadlineExceeded(f"the nodes did not start within {START_WITHIN_S:.0f} s")
 
 
 def split(n_blocks: int, nodes: int) -> list[Span]:
@@ -76,7 +76,7 @@ def split(n_blocks: int, nodes: int) -> list[Span]:
         UsageError: there are more nodes than blocks.
     """
     if not 0 < nodes <= n_blocks:
-        raise UsageError(f"{n_blocks} blocks cannot be split among {nodes} nodes", check="--nodes")
+        raise UsageError(f"{n_blocks} blocks cannot be split among {nodes} nodes", check="lower --nodes")
     edges = [n_blocks * i // nodes for i in range(nodes + 1)]
     return [Span(start, end) for start, end in pairwise(edges)]
 
@@ -210,9 +210,7 @@ class Process:
             piece = await self.process.stdout.receive_some()
             if not piece:
                 code = await self.process.wait()
-                raise ShoalError(
-                    f"a node ended with exit code {code}: {self.last_words() or 'it said nothing'}"
-                )
+                raise ShoalError(f"a node exited with code {code}: {self.last_words() or 'no output'}")
             self._buffer += piece
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line

@@ -53,7 +53,7 @@ def parse_machine(text: str) -> Described:
     for part in text.split(","):
         key, equals, value = part.partition("=")
         if not equals or key.strip() in fields:
-            raise UsageError(f"--machine has {part.strip()!r}", check=f"write it as in {EXAMPLE}")
+            raise UsageError(f"--machine: cannot read {part.strip()!r}", check=f"write it as in {EXAMPLE}")
         fields[key.strip()] = value.strip()
     return _described(fields, "--machine")
 
@@ -67,16 +67,24 @@ def read_machines(path: Path) -> list[Described]:
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", check="that it is a file that you may read") from error
+        raise UsageError(
+            f"{path}: {error.strerror}", check="check that the file exists and is readable"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}", check="the line it names") from error
+        raise UsageError(f"{path} is not valid TOML: {error}", check="check that line") from error
     machines: object = tables.get("machine")
     if set(tables) != {"machine"} or not isinstance(machines, list):
-        raise UsageError(f"{path} has no [[machine]] tables alone", check="a table [[machine]] for each")
+        raise UsageError(
+            f"{path} must hold [[machine]] tables and nothing else",
+            check="write one [[machine]] table for each machine",
+        )
     found: list[Described] = []
     for number, table in enumerate(cast("list[object]", machines), 1):
         if not isinstance(table, dict):
-            raise UsageError(f"{path}: machine {number} is no table", check="a table [[machine]] for each")
+            raise UsageError(
+                f"{path}: machine {number} is not a table",
+                check="write one [[machine]] table for each machine",
+            )
         values = {key: str(value) for key, value in cast("dict[str, Any]", table).items()}
         found.append(_described(values, f"{path}, machine {number},"))
     return found
@@ -157,7 +165,9 @@ def completed(described: Sequence[Described], count: int, measure: Callable[[], 
         UsageError: there are too many.
     """
     if sum(machine.count for machine in described) * count > MOST:
-        raise UsageError(f"there are more than {MOST} machines", check="--count and the machines' count")
+        raise UsageError(
+            f"there are more than {MOST} machines", check="lower --count or the counts of the machines"
+        )
     here = None if all(machine.complete for machine in described) else measure()
     found: list[Machine] = []
     for number, machine in enumerate(described, 1):

@@ -28,28 +28,28 @@ class Commands(LazyGroup):
     """Every subcommand, in the order in which a newcomer needs them."""
 
     lazy: ClassVar[Mapping[str, Lazy]] = {
-        "up": Lazy("node", "Be in the swarm and serve."),
+        "up": Lazy("node", "Join the swarm and serve the blocks it needs most."),
         "serve": Lazy("node", "Serve a span of MODEL."),
-        "gateway": Lazy("gateway", "Serve OpenAI's API and a page from a swarm."),
-        "invite": Lazy("swarms", "Print the code that lets others in."),
-        "join": Lazy("swarms", "Enter a swarm with an invite."),
+        "gateway": Lazy("gateway", "Serve OpenAI's API and a web page for a swarm."),
+        "invite": Lazy("swarms", "Print an invite to the swarm."),
+        "join": Lazy("swarms", "Join a swarm with an invite."),
         "run": Lazy("chat", "Answer one prompt."),
-        "chat": Lazy("chat", "Talk with a model."),
+        "chat": Lazy("chat", "Chat with a model."),
         "status": Lazy("status", "Show what the swarm serves."),
-        "peers": Lazy("status", "List the peers, with the path to each."),
-        "ping": Lazy("status", "Measure the way to a peer."),
-        "models": Lazy("models", "Models: list, pull, rm, show."),
-        "key": Lazy("key", "Keys for the API."),
-        "identity": Lazy("identity", "This machine's identity."),
-        "doctor": Lazy("doctor", "Check this machine."),
-        "demo": Lazy("demo", "See it work here."),
+        "peers": Lazy("status", "List the peers of the swarm."),
+        "ping": Lazy("status", "Measure latency to a peer."),
+        "models": Lazy("models", "List, fetch, remove and show models."),
+        "key": Lazy("key", "Create, list and revoke API keys."),
+        "identity": Lazy("identity", "Show or create this machine's identity."),
+        "doctor": Lazy("doctor", "Check this machine's setup."),
+        "demo": Lazy("demo", "Try it on this machine."),
         "bench": Lazy("bench", "Measure this machine."),
-        "plan": Lazy("plan", "Say what machines would reach."),
+        "plan": Lazy("plan", "Estimate how fast given machines would run a model."),
         "route": Lazy("route", "Show the route that a session would take now."),
-        "config": Lazy("configuration", "The options, and config.toml: show, path, init."),
-        "service": Lazy("service", "`shoal up` as a systemd user service."),
-        "completion": Lazy("completion", "Completion for your shell: install, show."),
-        "version": Lazy("version", "Print versions, of Shoal and what it needs."),
+        "config": Lazy("configuration", "Show the options, or write a config.toml."),
+        "service": Lazy("service", "Run `shoal up` as a systemd user service."),
+        "completion": Lazy("completion", "Install shell completion."),
+        "version": Lazy("version", "Print the versions of Shoal and its main dependencies."),
     }
 
 
@@ -69,10 +69,12 @@ app = typer.Typer(
 def before(
     log_level: Annotated[
         str | None,
-        typer.Option(help="Least severity on stderr: debug, info, warning or error.", show_default=False),
+        typer.Option(
+            help="Lowest severity logged on stderr: debug, info, warning or error.", show_default=False
+        ),
     ] = None,
     log_format: Annotated[
-        str | None, typer.Option(help="Lines on stderr: text or json.", show_default=False)
+        str | None, typer.Option(help="Format of log lines: text or json.", show_default=False)
     ] = None,
 ) -> None:
     remember(log_level=log_level, log_format=log_format)

@@ -21,14 +21,12 @@ if TYPE_CHECKING:
 
 Installed = Annotated[
     str,
-    typer.Argument(
-        metavar="NAME", help="The model's name on this machine.", autocompletion=names.installed_models
-    ),
+    typer.Argument(metavar="NAME", help="The model's local name.", autocompletion=names.installed_models),
 ]
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Models: list, pull, rm, show.", no_args_is_help=True)
+    group = typer.Typer(help="List, fetch, remove and show models.", no_args_is_help=True)
     group.command("list")(list_models)
     for command in (pull, rm, show):
         group.command()(command)
@@ -36,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_models(as_json: options.Json = False) -> None:
-    """List models: those on this machine, and those of the catalogue."""
+    """List the models on this machine and in the catalogue."""
     from shoal.models.catalogue import CATALOGUE
 
     here = [{**model_fields(model), "here": True} for model in _store().list()]
@@ -50,14 +48,14 @@ def list_models(as_json: options.Json = False) -> None:
 
 
 def pull(model: options.ModelArgument, as_json: options.Json = False) -> None:
-    """Fetch a model. A folder, or a hub's snapshot, is only referred to."""
+    """Fetch a model. A local folder or hub snapshot is used in place, not copied."""
     with working(f"getting {model}") as report:
         found = _store().pull(model, report)
     emit(model_fields(found), as_json, lambda: f"{found.name}: {found.path}")
 
 
 def rm(name: Installed, as_json: options.Json = False) -> None:
-    """Remove a model. What it only refers to stays where it is."""
+    """Remove a model. A folder used in place is not deleted."""
     removed = _store().rm(name)
     emit({"removed": removed.name}, as_json, lambda: f"removed {removed.name}")
 

@@ -28,12 +28,12 @@ def up(
     parallel: options.Parallel = None,
     format: options.NodeFormat = None,
     kv: options.KV = None,
-    gateway: Annotated[bool, typer.Option(help="Serve the API and the page too.")] = True,
+    gateway: Annotated[bool, typer.Option(help="Serve the API and the web page too.")] = True,
     gateway_host: options.GatewayHost = None,
     gateway_port: options.GatewayPort = None,
     as_json: options.Json = False,
 ) -> None:
-    """Be in the swarm and serve. Takes what it lacks most of the model, until Ctrl-C."""
+    """Join the swarm and serve the blocks it needs most. Runs until Ctrl-C."""
     settings = options.settings(
         swarm=swarm,
         public=public,
@@ -53,7 +53,7 @@ def serve(
     model: options.ModelArgument,
     span: Annotated[
         str | None,
-        typer.Option(metavar="START:END", help="Blocks to serve; what the swarm lacks most if not given."),
+        typer.Option(metavar="START:END", help="Blocks to serve; if not given, those the swarm needs most."),
     ] = None,
     swarm: options.Swarm = None,
     public: options.Public = None,
@@ -67,11 +67,13 @@ def serve(
     kv: options.KV = None,
     wire: options.Wire = None,
     bootstrap: options.Bootstrap = None,
-    mdns: Annotated[bool | None, typer.Option("--mdns/--no-mdns", help="Find peers on this network.")] = None,
+    mdns: Annotated[
+        bool | None, typer.Option("--mdns/--no-mdns", help="Find peers on the local network.")
+    ] = None,
     with_stdin: options.EndWithStdin = False,
     as_json: options.Json = False,
 ) -> None:
-    """Serve a span of MODEL. Ends with Ctrl-C or SIGTERM, open sessions first."""
+    """Serve a span of MODEL. Ctrl-C or SIGTERM ends it once open sessions have ended."""
     if with_stdin:
         end_with_stdin()
     settings = options.settings(

@@ -15,42 +15,44 @@ from shoal.types import Format
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Swarm = Annotated[
     str | None,
-    typer.Option(
-        help="The swarm to be in, by its name here.", show_default=False, autocompletion=names.swarms
-    ),
+    typer.Option(help="Local name of the swarm.", show_default=False, autocompletion=names.swarms),
 ]
 Public = Annotated[
     bool | None,
-    typer.Option("--public", help="Be in the public swarm: its peers see our address and hidden states."),
+    typer.Option("--public", help="Use the public swarm: its peers see your address and hidden states."),
 ]
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A catalogue name, folder, GGUF or hub id.", autocompletion=names.models
+        metavar="MODEL",
+        help="A catalogue name, folder, GGUF file or Hugging Face id.",
+        autocompletion=names.models,
     ),
 ]
 Model = Annotated[
     str | None,
     typer.Option(
-        help="The model; the default one if not named.", show_default=False, autocompletion=names.models
+        help="The model; if not given, the default model.", show_default=False, autocompletion=names.models
     ),
 ]
-Host = Annotated[str | None, typer.Option(help="The interface to listen on.", show_default=False)]
-Port = Annotated[int | None, typer.Option(help="TCP port of the libp2p host; 0 takes a free one.")]
-DirectPort = Annotated[int | None, typer.Option(help="TCP port of the direct carrier; 0 takes a free one.")]
+Host = Annotated[str | None, typer.Option(help="Interface to listen on.", show_default=False)]
+Port = Annotated[int | None, typer.Option(help="TCP port of the libp2p host; 0 picks a free one.")]
+DirectPort = Annotated[int | None, typer.Option(help="TCP port of the direct carrier; 0 picks a free one.")]
 GatewayHost = Annotated[
-    str | None, typer.Option(help="The interface of the API and the page.", show_default=False)
+    str | None, typer.Option(help="Interface for the API and the web page.", show_default=False)
 ]
 GatewayPort = Annotated[
-    int | None, typer.Option(help="TCP port of the API and the page; 0 takes a free one.", show_default=False)
+    int | None,
+    typer.Option(help="TCP port for the API and the web page; 0 picks a free one.", show_default=False),
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="What the node may take, for example 4GiB.", show_default=False),
+    typer.Option(metavar="SIZE", help="Memory the node may use, for example 4GiB.", show_default=False),
 ]
-Threads = Annotated[int | None, typer.Option(help="Threads of the node's forward.", show_default=False)]
+Threads = Annotated[int | None, typer.Option(help="Compute threads of the node.", show_default=False)]
 Parallel = Annotated[
-    int | None, typer.Option(help="Processes that compute the blocks together.", show_default=False)
+    int | None,
+    typer.Option(help="Processes that share the blocks, for example one per GPU.", show_default=False),
 ]
 FormatOption = Annotated[
     str | None,
@@ -66,19 +68,28 @@ NodeFormat = Annotated[
     ),
 ]
 KV = Annotated[
-    str | None, typer.Option("--kv", help="Elements of KV pages: auto or int8.", show_default=False)
+    str | None, typer.Option("--kv", help="Format of the KV cache: auto or int8.", show_default=False)
 ]
 Wire = Annotated[
     str | None,
-    typer.Option(help="Hidden states that we send: auto, float32, bfloat16 or int8.", show_default=False),
+    typer.Option(
+        help="Encoding of the hidden states we send: auto, float32, bfloat16 or int8.", show_default=False
+    ),
 ]
 EndWithStdin = Annotated[
     bool,
-    typer.Option("--end-with-stdin", help="End when stdin ends: for a program that starts this one."),
+    typer.Option(
+        "--end-with-stdin",
+        help="Exit when stdin closes, so that a program that starts this one never leaves it behind.",
+    ),
 ]
 Bootstrap = Annotated[
     list[str] | None,
-    typer.Option(metavar="MULTIADDR", help="One more address to join through.", show_default=False),
+    typer.Option(
+        metavar="MULTIADDR",
+        help="Additional address to join through; repeat the option for more.",
+        show_default=False,
+    ),
 ]
 
 _for_every_command: dict[str, Any] = {}

@@ -138,7 +138,7 @@ def status_page(view: Overview) -> Group:
             Text.assemble(f"{name}  {model.n_blocks} blocks in {model.format}  ", strip, "  ", found)
         )
     if not view.models:
-        lines.append(Text("nobody serves a model: shoal up"))
+        lines.append(Text("no node serves a model; start one with: shoal up"))
     return Group(*lines, Text(""), peers_table(view.peers))
 
 

@@ -39,34 +39,36 @@ def plan(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE,…",
-            help="A machine: name, count, memory, bandwidth, ops, link, rtt. The first has the client.",
+            help="A machine: name, count, memory, bandwidth, ops, link, rtt. The first one runs the client.",
             show_default=False,
         ),
     ] = None,
     machines: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Machines as TOML tables.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="TOML file with a [[machine]] table for each machine.", show_default=False
+        ),
     ] = None,
-    count: Annotated[int, typer.Option(help="How often the machines are there.", min=1, max=1000)] = 1,
-    sessions: Annotated[int, typer.Option(help="Sessions at the same time.", min=1, max=100_000)] = 8,
+    count: Annotated[int, typer.Option(help="Number of copies of the machines.", min=1, max=1000)] = 1,
+    sessions: Annotated[int, typer.Option(help="Concurrent sessions.", min=1, max=100_000)] = 8,
     context: Annotated[
-        int | None, typer.Option(help="Tokens of each session; 2048 if not given.", min=1, show_default=False)
+        int | None, typer.Option(help="Tokens per session; 2048 if not given.", min=1, show_default=False)
     ] = None,
     format: options.FormatOption = None,
     kv: options.KV = None,
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
-    """Say what machines would reach: tokens a second, what bounds them, room, and where to put which blocks.
+    """Estimate how fast given machines would run a model, what limits them, and which blocks to place where.
 
-    What is not said of a machine is taken from this one, which is then measured. No weights are needed: a
-    model's config is enough.
+    Values missing from a machine are measured on this one. No weights are needed: a model's config is enough.
     """
     from shoal.cli.machines import Described, parse_machine, read_machines
 
     settings = options.settings(format=format, kv=kv, threads=threads)
     described = [parse_machine(text) for text in machine or ()]
     described += read_machines(machines) if machines else []
-    with working(f"looking at {model}") as report:
+    with working(f"reading the config of {model}") as report:
         drawn = _drawn(settings, model, sessions, context)
         known = _machines(settings, described or [Described()], count, report)
         report("placing the blocks", 0, 0)

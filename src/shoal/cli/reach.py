@@ -41,7 +41,7 @@ async def hear(swarm: Onlooker) -> Sequence[Announcement]:
     if not alive and not swarm.network.connections():
         raise NotRunning(
             f"no peer of swarm {swarm.settings.swarm!r} can be reached",
-            check="that a node of it runs, here or where the invite came from",
+            check="check that a node of it runs, here or where the invite came from",
             next_command="shoal up, or shoal doctor",
         )
     return alive
@@ -155,7 +155,7 @@ async def ping_one(network: Network, announcement: Announcement) -> Pinged:
         finally:
             channel.close()
     if channel.rtt_s is None:
-        return said(channel.carrier, None, "no answer in time")
+        return said(channel.carrier, None, f"no answer within {PING_WITHIN_S:.0f} s")
     return said(channel.carrier, round(channel.rtt_s * 1000, 3))
 
 

@@ -35,17 +35,19 @@ def register(app: typer.Typer) -> None:
 
 def route(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model that the swarm serves.")],
-    why: Annotated[bool, typer.Option("--why", help="Show what each hop costs, and the next best.")] = False,
-    tokens: Annotated[int, typer.Option(help="Tokens of the session, prompt and answer.", min=1)] = TOKENS,
+    why: Annotated[
+        bool, typer.Option("--why", help="Show the cost of each hop and the best alternatives.")
+    ] = False,
+    tokens: Annotated[int, typer.Option(help="Session length in tokens: prompt and answer.", min=1)] = TOKENS,
     swarm: options.Swarm = None,
     public: options.Public = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show the route that a session would take now. Measures the way to each peer first."""
+    """Show the route that a session would take now. Measures latency to each peer first."""
     settings = options.settings(swarm=swarm, public=public)
 
     async def go(opened: Onlooker) -> Choice:
-        with working("looking around"):
+        with working("measuring latency to each peer"):
             return await _explained(opened, model, tokens)
 
     found = looking(settings, go)

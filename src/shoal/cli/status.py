@@ -32,19 +32,18 @@ def status(
     swarm: options.Swarm = None,
     public: options.Public = None,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Recent steps, hop by hop, as this machine's nodes saw them.")
+        bool,
+        typer.Option("--trace", help="Show timings of recent steps, hop by hop, from this machine's nodes."),
     ] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Go on looking until Ctrl-C; as JSON, an object per change.")
+        bool, typer.Option("--watch", "-w", help="Update until Ctrl-C; with --json, one object per change.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show what the swarm serves. Names the blocks that nobody serves, and how fast each peer is."""
+    """Show what the swarm serves: models, missing blocks, peers and their speed."""
     settings = options.settings(swarm=swarm, public=public)
     if trace and watch:
-        raise UsageError(
-            "--trace and --watch are two views; one at a time", next_command="shoal status --watch"
-        )
+        raise UsageError("--trace and --watch cannot be combined", next_command="shoal status --watch")
     if trace:
         _trace(settings, as_json)
         return
@@ -56,7 +55,7 @@ def status(
 
 
 def peers(swarm: options.Swarm = None, public: options.Public = None, as_json: options.Json = False) -> None:
-    """List the peers, with the path to each."""
+    """List the peers of the swarm, with the path to each."""
     view = _look(options.settings(swarm=swarm, public=public))
     found = {"swarm": view.swarm, "peer": view.peer, "peers": view.peers}
     emit(found, as_json, lambda: peers_table(view.peers, ids=True))
@@ -70,7 +69,7 @@ def ping(
     public: options.Public = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure the way to a peer. Says over which carrier it went."""
+    """Measure latency to a peer, and show which carrier was used."""
     from shoal.cli import reach
 
     settings = options.settings(swarm=swarm, public=public)
@@ -96,7 +95,7 @@ def _look(settings: Settings) -> Overview:
     from shoal.cli import reach
 
     async def go(opened: Onlooker) -> Overview:
-        with working("looking around"):
+        with working("measuring latency to each peer"):
             return await reach.look(opened)
 
     return looking(settings, go)

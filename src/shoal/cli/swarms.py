@@ -21,10 +21,10 @@ def register(app: typer.Typer) -> None:
 def invite(
     swarm: options.Swarm = None,
     bootstrap: options.Bootstrap = None,
-    qr: Annotated[bool, typer.Option("--qr", help="Draw the code as a QR code too, on stderr.")] = False,
+    qr: Annotated[bool, typer.Option("--qr", help="Also draw it as a QR code, on stderr.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Print the code that lets others in. Whoever has it is a member of the swarm."""
+    """Print an invite to the swarm. Whoever has it is a member."""
     from shoal.swarm.join import here_only, reachable
 
     settings = options.settings(swarm=swarm, bootstrap=bootstrap)
@@ -40,17 +40,15 @@ def invite(
         )
     elif here_only(kept):
         say("note: the nodes listen on this machine's own interface only: no other machine can join")
-    say("give it only to those who may be in the swarm; they type: shoal join CODE")
+    say("give it only to people you want in the swarm; they type: shoal join CODE")
 
 
 def join(
     code: Annotated[list[str], typer.Argument(metavar="CODE", help="The invite; - reads it from stdin.")],
-    name: Annotated[
-        str | None, typer.Option(help="What to call the swarm on this machine.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Local name for the swarm.", show_default=False)] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Enter a swarm with an invite. One of its members makes the code with `shoal invite`."""
+    """Join a swarm with an invite. Any member prints one with `shoal invite`."""
     settings = options.settings()
     # A terminal may have broken the code into words, and a shell passes each as an argument.
     text = sys.stdin.read(2 * membership.MAX_CODE) if code == ["-"] else "".join(code)

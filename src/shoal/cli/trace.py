@@ -55,8 +55,8 @@ def recent(settings: Settings) -> list[Traces]:
     ]
     if not found:
         raise NotRunning(
-            f"no node of swarm {settings.swarm} on this machine shows traces",
-            check="that one runs here, and that its metrics_host is not none",
+            f"no node of swarm {settings.swarm} on this machine has traces",
+            check="check that a node runs here and that its metrics_host is not none",
             next_command="shoal up",
         )
     return found
@@ -83,7 +83,7 @@ def trace_page(found: list[Traces]) -> Group:
                 parts.append(Text(f"{name} {printable(name_of(traces.peer))}"))
                 parts += [Text(line) for line in step_lines(traced.steps[-STEPS_SHOWN:])]
             parts += [Text(reroute_line(reroute)) for reroute in traced.reroutes]
-    return Group(*(parts or [Text("no step has passed yet")]))
+    return Group(*(parts or [Text("no steps yet")]))
 
 
 def step_lines(steps: list[StepTrace]) -> Iterator[str]:
@@ -102,4 +102,4 @@ def step_lines(steps: list[StepTrace]) -> Iterator[str]:
 def reroute_line(reroute: RerouteTrace) -> str:
     """What became of a loss."""
     lost = ", ".join(printable(name_of(peer)) for peer in reroute.lost)
-    return f"  {reroute.session} lost {lost}: whole again by {reroute.way} after {reroute.gap_s:.2f} s"
+    return f"  {reroute.session} lost {lost}: recovered by {reroute.way} after {reroute.gap_s:.2f} s"

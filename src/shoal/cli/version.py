@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def version(as_json: Json = False) -> None:
-    """Print versions, of Shoal and what it needs."""
+    """Print the versions of Shoal and its main dependencies."""
     found = {"shoal": release("shoal"), "python": platform.python_version()}
     found |= {name: release(name) for name in LIBRARIES}
     emit(found, as_json, lambda: "\n".join(f"{name} {text}" for name, text in found.items()))

@@ -36,7 +36,7 @@ def test_a_question_may_begin_with_a_slash() -> None:
 
 @pytest.mark.parametrize(
     ("line", "says"),
-    [("/hlep", "no command /hlep"), ("/new fish", "takes nothing"), ("/load", "needs FILE")],
+    [("/hlep", "no command /hlep"), ("/new fish", "takes no argument"), ("/load", "needs FILE")],
 )
 def test_a_command_that_makes_no_sense_is_told(line: str, says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:

@@ -41,7 +41,7 @@ def memory(settings: Settings) -> Finding:
     if free < max(LEAST_MEMORY, settings.memory):
         wanted = max(LEAST_MEMORY, settings.memory) / 2**30
         return Finding(
-            "memory", "fail", f"{text}, {wanted:.1f} GiB wanted", "end other programs, or lower --memory"
+            "memory", "fail", f"{text}, {wanted:.1f} GiB wanted", "close other programs, or lower --memory"
         )
     return Finding("memory", "ok", text)
 
@@ -56,15 +56,15 @@ def disk(settings: Settings) -> Finding:
 
 def config_file(settings: Settings) -> Finding:
     path = settings.paths.config_file
-    return Finding("config", "ok", f"{path}" if path.exists() else f"defaults; {path} may change them")
+    return Finding(
+        "config", "ok", f"{path}" if path.exists() else f"defaults; shoal config init writes {path}"
+    )
 
 
 def identity(settings: Settings) -> Finding:
     path = settings.paths.identity
     if not path.exists():
-        return Finding(
-            "identity", "note", "none yet; it is made when it is first needed", "shoal identity create"
-        )
+        return Finding("identity", "note", "none yet; the first node creates one", "shoal identity create")
     from shoal.net.identity import Identity
 
     return Finding("identity", "ok", Identity.load(path).peer)
@@ -76,7 +76,7 @@ def model(settings: Settings) -> Finding:
     store = ModelStore(settings.paths.models)
     recorded = next((found for found in store.list() if found.name == settings.model), None)
     if recorded is None:
-        text = f"{settings.model} is not here yet; it is fetched when it is first needed"
+        text = f"{settings.model} is not on this machine yet; it is fetched when first needed"
         return Finding("model", "note", text, f"shoal models pull {settings.model}")
     now = store.show(settings.model)
     if now.digest != recorded.digest:
@@ -101,7 +101,7 @@ def clock(_: Settings) -> Finding:
     behind = Path(shoal.errors.__file__).stat().st_mtime - time.time()
     if behind > 60:
         return Finding(
-            "clock", "fail", f"at least {behind:.0f} s behind", "set the clock, for example by NTP"
+            "clock", "fail", f"at least {behind:.0f} s behind", "set the clock, for example with NTP"
         )
     return Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M:%S %Z"))
 

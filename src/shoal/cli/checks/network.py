@@ -17,7 +17,7 @@ DIAL_WITHIN_S = 2.0
 def ports(settings: Settings) -> Finding:
     wanted = [port for port in (settings.port, settings.direct_port) if port]
     if not wanted:
-        return Finding("ports", "ok", "any free one is taken")
+        return Finding("ports", "ok", "free ports are picked")
     for port in wanted:
         with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -25,18 +25,19 @@ def ports(settings: Settings) -> Finding:
                 probe.bind((settings.host, port))
             except OSError as error:
                 if running(settings.paths.nodes):
-                    return Finding("ports", "note", f"{port} is taken while a node runs here", "shoal status")
+                    return Finding("ports", "note", f"{port} is in use, and a node runs here", "shoal status")
                 return Finding(
-                    "ports", "fail", f"{port}: {error.strerror}", "choose another with --port, or 0 for any"
+                    "ports",
+                    "fail",
+                    f"{port}: {error.strerror}",
+                    "choose another with --port, or 0 for a free one",
                 )
     return Finding("ports", "ok", ", ".join(map(str, wanted)))
 
 
 def multicast(settings: Settings) -> Finding:
     if not settings.mdns:
-        return Finding(
-            "mdns", "note", "switched off: peers are found through invites alone", "set mdns = true"
-        )
+        return Finding("mdns", "note", "off: peers are found through invites only", "set mdns = true")
     group = socket.inet_aton("224.0.0.251") + socket.inet_aton("0.0.0.0")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -44,14 +45,14 @@ def multicast(settings: Settings) -> Finding:
         except OSError as error:
             fix = "use an invite with addresses: shoal invite, on a machine that serves"
             return Finding("mdns", "note", f"no multicast here ({error.strerror})", fix)
-    return Finding("mdns", "ok", "peers on this network are found by themselves")
+    return Finding("mdns", "ok", "peers on the local network are found automatically")
 
 
 def hub(_: Settings) -> Finding:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return Finding("hub", "note", "offline by HF_HUB_OFFLINE: the catalogue and local folders work")
+        return Finding("hub", "note", "offline (HF_HUB_OFFLINE): only the catalogue and local folders work")
     address = urlsplit(constants.ENDPOINT)
     try:
         port = address.port or (443 if address.scheme == "https" else 80)
@@ -60,7 +61,7 @@ def hub(_: Settings) -> Finding:
     if answers(address.hostname or "", port):
         return Finding("hub", "ok", constants.ENDPOINT)
     return Finding(
-        "hub", "note", f"{constants.ENDPOINT} does not answer: the catalogue and local folders work"
+        "hub", "note", f"{constants.ENDPOINT} does not answer: only the catalogue and local folders work"
     )
 
 
@@ -69,15 +70,16 @@ def swarms(settings: Settings) -> Finding:
     kept = [membership.load(folder, name) for name in membership.names(folder)]
     if not kept:
         return Finding(
-            "swarms", "note", "none yet; the first node makes 'home'", "shoal up, or shoal join CODE"
+            "swarms",
+            "note",
+            "none yet; the first node creates one named 'home'",
+            "shoal up, or shoal join CODE",
         )
     silent = [m.name for m in kept if m.bootstrap and not _any_answers(m.bootstrap)]
     text = ", ".join(m.name for m in kept)
     if silent:
         fix = "start a node there, or ask a member for a new invite"
-        return Finding(
-            "swarms", "note", f"{text}; nobody answers at the addresses of {', '.join(silent)}", fix
-        )
+        return Finding("swarms", "note", f"{text}; no answer from the addresses of {', '.join(silent)}", fix)
     return Finding("swarms", "ok", text)
 
 

@@ -12,14 +12,14 @@ from shoal.cli.service import unit
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="`shoal up` as a systemd user service.", no_args_is_help=True)
+    group = typer.Typer(help="Run `shoal up` as a systemd user service.", no_args_is_help=True)
     for command in (install, status, uninstall):
         group.command()(command)
     app.add_typer(group, name="service")
 
 
 def install(as_json: options.Json = False) -> None:
-    """Start `shoal up` now and whenever you log in. Its options come from config.toml."""
+    """Start `shoal up` now and at every login. Its options come from config.toml."""
     from shoal.cli.service.systemd import Systemd
 
     settings = options.settings()
@@ -29,7 +29,7 @@ def install(as_json: options.Json = False) -> None:
     emit({"unit": systemd.path, "did": did}, as_json, lambda: "\n".join(did))
     if not as_json:
         say(f"its options: {settings.paths.config_file}; its log: journalctl --user -u {unit.NAME}")
-        say("it ends when you log out; to let it run on: loginctl enable-linger")
+        say("it stops when you log out; to keep it running: loginctl enable-linger")
 
 
 def status(as_json: options.Json = False) -> None:

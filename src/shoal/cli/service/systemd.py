@@ -35,8 +35,8 @@ class Systemd:
         program = shutil.which("systemctl")
         if program is None:
             raise ShoalError(
-                "there is no systemd here, and so no service to install",
-                check="start `shoal up` by what this machine has instead",
+                "this machine has no systemd, so no service can be installed",
+                check="start `shoal up` with whatever starts services on this machine",
                 next_command="shoal up",
             )
         systemd = cls(program, Path(platformdirs.user_config_dir(), "systemd", "user", NAME))
@@ -44,7 +44,7 @@ class Systemd:
         if asked.returncode:
             raise ShoalError(
                 f"systemd has no manager for this user: {_said(asked)}",
-                check="that you logged in as this user, and not by su or sudo; a container has none",
+                check="log in as this user directly, not with su or sudo; containers have no user manager",
                 next_command="shoal up",
             )
         return systemd
@@ -85,7 +85,8 @@ class Systemd:
         """
         if self.path.exists() and MARK not in self.path.read_text("utf-8", errors="replace"):
             raise UsageError(
-                f"{self.path} is there already, and not by us", check="whether it is needed; move it away"
+                f"{self.path} already exists and was not written by shoal",
+                check="move it away if you do not need it",
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(text, "utf-8")
@@ -104,9 +105,11 @@ class Systemd:
     def uninstall(self) -> list[str]:
         """Stop it and remove the unit; returns what was done. Raises as :meth:`install`."""
         if not self.path.exists():
-            return ["there is no service to remove"]
+            return ["no service is installed"]
         if MARK not in self.path.read_text("utf-8", errors="replace"):
-            raise UsageError(f"{self.path} is not by us", check="systemctl --user disable, by hand")
+            raise UsageError(
+                f"{self.path} was not written by shoal", check="disable it with systemctl --user disable"
+            )
         self.order("disable", "--now", NAME)
         self.path.unlink()
         self.order("daemon-reload")

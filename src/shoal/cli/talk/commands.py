@@ -20,14 +20,14 @@ class Command:
 
 COMMANDS = (
     Command("help", "", "show this list"),
-    Command("new", "", "forget what was said; the model and the system message stay"),
-    Command("model", "[NAME]", "list what the swarm serves, or go on with another model"),
-    Command("system", "[TEXT]", 'show what the model is told first, or change it; "" removes it'),
+    Command("new", "", "start a new conversation with the same model and system message"),
+    Command("model", "[NAME]", "list the models that the swarm serves, or switch to another"),
+    Command("system", "[TEXT]", 'show or change the system message; "" removes it'),
     Command("retry", "", "ask the last question again"),
-    Command("route", "", "show which peers gave the last answer, and how long each took"),
-    Command("save", "[FILE]", "write the conversation to a new file"),
-    Command("load", "FILE", "go on with a conversation that was saved"),
-    Command("quit", "", "end; Ctrl-D does too"),
+    Command("route", "", "show which peers gave the last answer, and their timings"),
+    Command("save", "[FILE]", "save the conversation to a new file"),
+    Command("load", "FILE", "continue a saved conversation"),
+    Command("quit", "", "end the chat; Ctrl-D does too"),
 )
 NAMES = {command.name: command for command in COMMANDS} | {"exit": COMMANDS[-1]}
 
@@ -50,7 +50,7 @@ def parse(line: str) -> tuple[Command, str] | None:
     if command is None:
         raise UsageError(f"there is no command /{name}", next_command="/help")
     if argument and not command.argument:
-        raise UsageError(f"/{name} takes nothing after it", next_command="/help")
+        raise UsageError(f"/{name} takes no argument", next_command="/help")
     if not argument and command.argument and not command.argument.startswith("["):
         raise UsageError(f"/{name} needs {command.argument}", next_command="/help")
     return command, argument

@@ -64,7 +64,7 @@ class Conversation:
         """
         asked = [place for place, message in enumerate(self.said) if message.role == "user"]
         if not asked:
-            raise UsageError("nothing was asked yet")
+            raise UsageError("there is no question yet")
         text = self.said[asked[-1]].content
         del self.said[asked[-1] :]
         return text
@@ -81,7 +81,7 @@ class Conversation:
             with path.open("xb") as file:
                 file.write(data + b"\n")
         except FileExistsError:
-            raise UsageError(f"{path} is there already", check="another name") from None
+            raise UsageError(f"{path} already exists", check="choose another name") from None
 
 
 def load(path: Path) -> Conversation:

@@ -77,7 +77,7 @@ class Talk:
                 say(commands.listed())
             case "new":
                 self.conversation.said.clear()
-                say("what was said is forgotten")
+                say("new conversation")
             case "model":
                 await self._model(argument)
             case "system":
@@ -116,7 +116,7 @@ class Talk:
             with working(f"looking for {name}"):
                 local = await self.swarm.resolve(name)
             self.conversation.model = name
-            say(f"now {printable(local.name)}; what was said stays")
+            say(f"now {printable(local.name)}, in the same conversation")
             return
         with trio.move_on_after(MODELS_WITHIN_S):
             while not self.swarm.models():
@@ -126,17 +126,17 @@ class Talk:
             here = "*" if shape.name == self.conversation.model else " "
             say(f"{here} {printable(shape.name)}  {shape.n_blocks} blocks{gap}")
         if not self.swarm.models():
-            say("nobody serves a model now")
+            say("no node serves a model now")
 
     def _system(self, text: str) -> None:
         if text:
             self.conversation.system = text.strip('"').strip()
         said = self.conversation.system
-        say(f"the model is told first: {said}" if said else "the model is told nothing first")
+        say(f"system message: {said}" if said else "there is no system message")
 
     def _route(self) -> None:
         if self.last is None:
-            raise UsageError("nothing was answered yet")
+            raise UsageError("there is no answer yet")
         fields = answer_fields(*self.last)
         emit(fields, False, lambda: route_table(fields))
 
@@ -151,7 +151,7 @@ class Talk:
 
     def _show_error(self, error: ShoalError | OSError) -> None:
         if isinstance(error, OSError):
-            error = UsageError(f"{error.filename}: {error.strerror}", check="the file's name")
+            error = UsageError(f"{error.filename}: {error.strerror}", check="check the file's name")
         report(error, as_json=False)
 
 
