@@ -177,6 +177,26 @@ def test_a_reader_that_leaves_early_causes_no_noise(home: Path) -> None:
         assert process.stderr.read() == ""
 
 
+def test_a_reader_that_leaves_ends_a_command_that_runs_on_without_a_word(home: Path) -> None:
+    code = (
+        "import sys, trio, shoal.cli.identity as i, shoal.cli.main as m\n"
+        "async def talk():\n"
+        "    async with trio.open_nursery() as nursery: nursery.start_soon(say)\n"
+        "async def say():\n"
+        "    while True: print('fish', flush=True); await trio.sleep(0.01)\n"
+        "i.emit = lambda *_: trio.run(talk)\n"
+        "sys.argv = ['shoal', 'identity', 'path']; m.main()"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "fish\n"
+        process.stdout.close()
+        assert process.wait(10) == 1
+        assert process.stderr.read() == ""
+
+
 def test_sigint_ends_a_process_with_130(home: Path) -> None:
     code = (
         "import sys, time, shoal.cli.identity as i, shoal.cli.main as m\n"

@@ -21,10 +21,14 @@ from shoal.config import Settings
 from shoal.errors import PortInUse
 from shoal.executor.built import kernels_built
 from shoal.routing.formats import choose_format
-from shoal.types import Format
+from shoal.types import Digest, Format
 
 if TYPE_CHECKING:
     from shoal.client.swarm import Swarm
+
+
+HEAR_WITHIN_S = 30.0
+ASK_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +109,23 @@ async def _boot(stack: AsyncExitStack, settings: Settings, nodes: int) -> Booted
         swarm = await stack.enter_async_context(entered(starting))
         await swarm.prepare(settings.model, format)
         local = await starting.serving()
-        await swarm.member.join()  # what they have just announced, without waiting for gossip
+        await _hear_of_all(swarm, model.digest)
     return Booted(local, swarm, format)
+
+
+async def _hear_of_all(swarm: Swarm, digest: Digest) -> None:
+    """Ask the nodes what they have just announced, rather than wait for gossip, until all blocks are covered.
+
+    On a machine that is very busy they may need a moment; the question that comes next says what is missing.
+    """
+    with trio.move_on_after(HEAR_WITHIN_S):
+        while True:
+            await swarm.member.join()
+            covered = swarm.coverage(digest)
+            if covered and all(covered):
+                return
+            with trio.move_on_after(ASK_AGAIN_S):
+                await swarm.member.wait_changed()
 
 
 def entered(local: LocalSwarm | StartingSwarm) -> AbstractAsyncContextManager[Swarm]:

@@ -20,7 +20,7 @@ from shoal import config
 from shoal.cli import completion
 from shoal.cli.lazy_group import Lazy, LazyGroup
 from shoal.cli.options import debugging, remember
-from shoal.cli.output import as_shoal_error, interrupted, report, wants_json
+from shoal.cli.output import as_shoal_error, caused_by, report, wants_json
 from shoal.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, ShoalError, UsageError
 
 
@@ -100,10 +100,6 @@ def run(argv: Sequence[str], commands: typer.Typer = app, name: str = "shoal") -
         return code if isinstance(code, int) else EXIT_OK
     except TyperException as error:
         return _show(_usage(error), as_json)
-    except BrokenPipeError:
-        # The reader of our stdout has left; nothing is to be said, and Python's own last flush must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILURE
     except BaseException as error:  # noqa: BLE001  the last stop: every error becomes a line and an exit code
         return _end(error, as_json)
 
@@ -111,8 +107,12 @@ def run(argv: Sequence[str], commands: typer.Typer = app, name: str = "shoal") -
 def _end(error: BaseException, as_json: bool) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else EXIT_FAILURE
-    if interrupted(error):
+    if caused_by(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED
+    if caused_by(error, BrokenPipeError):
+        # The reader of our stdout has left; nothing is to be said, and Python's own last flush must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
     known = as_shoal_error(error)
     if debugging():
         traceback.print_exception(error)

@@ -136,8 +136,8 @@ def as_shoal_error(error: BaseException) -> ShoalError | None:
     return None
 
 
-def interrupted(error: BaseException) -> bool:
-    """Whether a Ctrl-C is what ended the command, alone or among the errors it caused."""
+def caused_by(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether an error of that kind is what ended the command, alone or among the errors it caused."""
     if isinstance(error, BaseExceptionGroup):
-        return any(interrupted(inner) for inner in error.exceptions)
-    return isinstance(error, KeyboardInterrupt)
+        return any(caused_by(inner, kind) for inner in error.exceptions)
+    return isinstance(error, kind)
