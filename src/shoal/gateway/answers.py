@@ -86,7 +86,7 @@ class Answers:
         deltas = generate(
             session,
             asked.prompt,
-            model.codec.detokenizer() if model.codec else None,
+            asked.detokenizer(),
             sampling=asked.seeded(choice),
             max_tokens=asked.max_tokens,
             stop=asked.stop,

@@ -134,7 +134,7 @@ class Gateway:
 
     async def _chat(self, request: Request) -> Exchange:
         body = await read_body(request, ChatRequest)
-        asked = await chat.asked_of(body, await self.models.find(body.model))
+        asked = await chat.asked_of(body, await self.models.find(body.model), self.grammars)
         form = partial(chat.ChatForm, asked=asked, include_usage=body.include_usage)
         return Exchange(self.desk, caller_of(request), [asked], form, prefix=chat.PREFIX, stream=body.stream)
 
@@ -148,7 +148,7 @@ class Gateway:
 
     async def _respond(self, request: Request) -> Exchange:
         body = await read_body(request, ResponsesRequest)
-        asked = await responses.asked_of(body, await self.models.find(body.model))
+        asked = await responses.asked_of(body, await self.models.find(body.model), self.grammars)
         form = partial(responses.ResponsesForm, asked=asked, body=body)
         return Exchange(
             self.desk, caller_of(request), [asked], form, prefix=responses.PREFIX, stream=body.stream

@@ -11,8 +11,9 @@ import trio
 from shoal.client.sampling import Sampling
 from shoal.errors import PromptTooLong, UsageError
 from shoal.gateway.models import Servable
+from shoal.gateway.reader import Reading
 from shoal.gateway.tools import Calling, as_text
-from shoal.models.text import TextCodec
+from shoal.models.text import Detokenizer, TextCodec
 
 DEFAULT_TOKENS = 1024
 """An answer's length where the client sets none: every hop reserves KV for all of it at once."""
@@ -30,8 +31,12 @@ class Asked:
     choices: int = 1
     stop: tuple[str, ...] = ()
     grammar: str | None = None
-    calls: bool = False
-    """Whether the grammar is that of calls, for which the answer is then read."""
+    reading: Reading | None = None
+    """How a conversation's answer is parted into thoughts, text and calls."""
+    relaxed: tuple[str, ...] = ()
+    """Whose schemas were relaxed, since no answer can be held to the whole of them."""
+    why: tuple[str, ...] = ()
+    """Which keywords were left out of them."""
     echo: bool = False
     """Whether the prompt's own tokens are to be scored too."""
     turns: bool = False
@@ -42,6 +47,13 @@ class Asked:
     def need(self) -> int:
         """Tokens of KV that it takes."""
         return len(self.prompt) + max(self.max_tokens, 1)
+
+    def detokenizer(self) -> Detokenizer | None:
+        """For one answer; ``None`` for a model without a tokenizer."""
+        codec = self.model.codec
+        if codec is None or self.reading is None:
+            return codec.detokenizer() if codec else None
+        return self.reading.markup.detokenizer(codec)
 
     def seeded(self, choice: int) -> Sampling:
         """How one of several choices is sampled: each differently, and each again the same."""

@@ -10,42 +10,48 @@ from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.asked import Asked, limited, rendered
-from shoal.gateway.constrain import json_grammar
+from shoal.gateway.constrain import Grammars
+from shoal.gateway.dialects import Markup
 from shoal.gateway.errors import body_of
+from shoal.gateway.fit import Format, fit
 from shoal.gateway.logprobs import chat_logprobs
 from shoal.gateway.models import Servable
+from shoal.gateway.reader import AnswerReader, ArgumentsWent, CallBegun, Reading, Said, Thought
 from shoal.gateway.records import Record
 from shoal.gateway.schema.chat import ChatRequest, Message, NamedTool
 from shoal.gateway.schema.common import TextFormat
 from shoal.gateway.sse import DONE, event
-from shoal.gateway.tools import ArgumentsWent, CallBegun, Calling, CallReader, Said
+from shoal.gateway.tools import Calling
 
 PREFIX = "chatcmpl-"
 ROLES = {"developer": "system", "function": "tool"}
 """Roles by other names, for templates that do not know them."""
 
 
-async def asked_of(body: ChatRequest, model: Servable) -> Asked:
+async def asked_of(body: ChatRequest, model: Servable, grammars: Grammars) -> Asked:
     """What a chat request asks for.
 
     Raises:
         ShoalError: the conversation cannot be rendered, is too long, or its schemas cannot be used.
     """
     calling = _calling(body)
-    grammar, calls = grammar_of(calling, body.response_format)
     options: dict[str, Any] = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         options.setdefault("reasoning_effort", body.reasoning_effort)
     prompt = await rendered(model, [_for_template(m) for m in body.messages], calling, options)
+    limit = limited(model, prompt, body.limit)
+    found = await fit(grammars, model, prompt, calling, _format(body.response_format))
     return Asked(
         model,
         tuple(prompt),
-        limited(model, prompt, body.limit),
+        limit,
         body.sampling(body.scores),
         choices=body.n,
         stop=tuple(body.stop),
-        grammar=grammar,
-        calls=calls,
+        grammar=found.grammar,
+        reading=found.reading,
+        relaxed=found.relaxed,
+        why=found.why,
         turns=True,
         salt=body.cache_salt,
     )
@@ -56,24 +62,22 @@ def _calling(body: ChatRequest) -> Calling | None:
     if not body.tools or body.tool_choice == "none":
         return None
     functions = tuple(tool.function for tool in body.tools)
+    params = {f.name: f"tools.{place}.function.parameters" for place, f in enumerate(functions)}
     several = body.parallel_tool_calls is not False
     if isinstance(body.tool_choice, NamedTool):
         name = body.tool_choice.function.name
-        return Calling(tuple(f for f in functions if f.name == name), must=True, several=False)
-    return Calling(functions, must=body.tool_choice == "required", several=several)
+        return Calling(tuple(f for f in functions if f.name == name), True, False, params)
+    return Calling(functions, body.tool_choice == "required", several, params)
 
 
-def grammar_of(calling: Calling | None, format: TextFormat | None) -> tuple[str | None, bool]:
-    """What the answer must keep to, ``None`` for free text; and whether that is the grammar of calls.
-
-    A format goes above calls that need not be.
-    """
-    if format is not None and (calling is None or not calling.must):
-        if format.type == "json_object":
-            return json_grammar({"type": "object"}), False
-        if format.json_schema is not None:
-            return json_grammar(format.json_schema.body), False
-    return (None, False) if calling is None else (calling.grammar(), True)
+def _format(format: TextFormat | None) -> Format | None:
+    if format is None or format.type == "text":
+        return None
+    if format.json_schema is None or format.type == "json_object":
+        return Format({"type": "object"}, "response_format")
+    return Format(
+        format.json_schema.body, "response_format.json_schema.schema", strict=bool(format.json_schema.strict)
+    )
 
 
 def _for_template(message: Message) -> dict[str, Any]:
@@ -93,17 +97,18 @@ def _for_template(message: Message) -> dict[str, Any]:
 class _Choice:
     """What one choice has come to so far."""
 
-    reader: CallReader | None
+    reader: AnswerReader
     begun: bool = False
+    thought: str = ""
+    thought_tokens: int = 0
     text: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     scores: list[TokenScore] = field(default_factory=list[TokenScore])
     finish_reason: str | None = None
 
     def push(self, delta: Delta) -> list[Said]:
-        if self.reader is None:
-            return [delta.text] if delta.text else []
         said = self.reader.push(delta.text)
+        self.thought_tokens += self.reader.thinking
         return said + self.reader.finish() if delta.finish_reason is not None else said
 
     def add(self, said: Said) -> dict[str, Any]:
@@ -116,6 +121,9 @@ class _Choice:
             case ArgumentsWent(index, text):
                 self.calls[index]["function"]["arguments"] += text
                 return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+            case Thought(text):
+                self.thought += text
+                return {"reasoning_content": text}
             case text:
                 self.text += text
                 return {"content": text}
@@ -126,6 +134,8 @@ class _Choice:
             "content": None if self.calls and not self.text else self.text,
             "refusal": None,
         }
+        if self.thought:
+            made["reasoning_content"] = self.thought
         return made | {"tool_calls": self.calls} if self.calls else made
 
 
@@ -138,7 +148,7 @@ class ChatForm:
         self._scored = asked.sampling.top_logprobs is not None
         self._include_usage = include_usage
         self._created = int(time.time())
-        self._choices = [_Choice(CallReader() if asked.calls else None) for _ in range(asked.choices)]
+        self._choices = [_Choice(reader_of(asked)) for _ in range(asked.choices)]
         self._first = True
 
     def take(self, choice: int, delta: Delta) -> list[bytes]:
@@ -214,10 +224,16 @@ class ChatForm:
         }
 
     def _usage(self) -> dict[str, Any]:
-        return usage_of(self._record)
+        thought = sum(choice.thought_tokens for choice in self._choices)
+        return usage_of(self._record) | {"completion_tokens_details": {"reasoning_tokens": thought}}
 
     def _logprobs(self, scores: list[TokenScore]) -> dict[str, Any] | None:
         return chat_logprobs(self._model.codec, scores) if self._model.codec else None
+
+
+def reader_of(asked: Asked) -> AnswerReader:
+    """What parts one answer of a conversation."""
+    return (asked.reading or Reading(Markup())).reader()
 
 
 def usage_of(record: Record) -> dict[str, Any]:

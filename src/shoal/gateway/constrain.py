@@ -8,7 +8,8 @@ it is on its way round the ring.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
 from typing import Any
@@ -27,6 +28,9 @@ from shoal.types import Digest
 MAX_GRAMMAR = 128 << 10
 """Characters of a grammar, its schemas written out."""
 COMPILE_WITHIN_S = 5.0
+CHECK_WITHIN_S = 2.0
+"""For finding out what of one request's schemas can be kept to; what is not known then is left out."""
+CHECKED_AT_ONCE = 2
 MASK_WITHIN_S = 2.0
 """An ordinary mask takes a twentieth of a millisecond."""
 LIMITS = LLParserLimits(
@@ -42,18 +46,9 @@ COMPACT: Mapping[str, Any] = {"whitespace_flexible": False, "item_separator": ",
 """One way to write a value: a small model that may write blanks writes them until it is cut off."""
 
 
-def json_grammar(schema: Mapping[str, Any]) -> str:
-    """The grammar of the JSON values that ``schema`` describes.
-
-    Raises:
-        UsageError: it is larger than is taken, or not a schema.
-    """
-    if len(text := json.dumps(schema)) > MAX_GRAMMAR:
-        raise UsageError(f"a schema of {len(text)} characters; at most {MAX_GRAMMAR} are taken")
-    try:
-        return LLMatcher.grammar_from_json_schema(text, overrides=COMPACT)  # pyright: ignore[reportArgumentType]
-    except ValueError as error:
-        raise UsageError(f"the schema cannot be used: {str(error)[:300]}") from error
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """What a grammar says for the JSON values that ``schema`` describes."""
+    return f"%json {json.dumps({**schema, 'x-guidance': dict(COMPACT)})}"
 
 
 class Grammars:
@@ -63,10 +58,24 @@ class Grammars:
         self._tokenizers: dict[Digest, LLTokenizer] = {}
         self._building = trio.Lock()
         self._threads = ThreadPoolExecutor(2, "shoal-grammar")
+        self.checking = trio.CapacityLimiter(CHECKED_AT_ONCE)
+        """For the threads on which grammars are checked."""
 
     def close(self) -> None:
         """Let the threads end after what they are doing now."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def checker(self, model: Servable) -> Callable[[str], str]:
+        """Tells, on any thread, why no answer of ``model`` can be held to a grammar; empty where it can.
+
+        After :data:`CHECK_WITHIN_S` it tells of every grammar that there is no time left.
+
+        Raises:
+            UsageError: the model's tokenizer tells no bytes.
+        """
+        tokenizer = await self._tokenizer(model)
+        until = time.monotonic() + CHECK_WITHIN_S
+        return lambda grammar: _refusal(tokenizer, grammar, until)
 
     async def constrain(self, model: Servable, grammar: str) -> GrammarConstraint:
         """A fresh constraint for one answer.
@@ -92,6 +101,24 @@ class Grammars:
                     raise UsageError(f"{model.id} has no fast tokenizer, which a constrained answer needs")
                 self._tokenizers[model.local.digest] = await trio.to_thread.run_sync(from_tokenizer, found)
             return self._tokenizers[model.local.digest]
+
+
+def _refusal(tokenizer: LLTokenizer, grammar: str, until: float) -> str:
+    if len(grammar) > MAX_GRAMMAR:
+        return f"{len(grammar)} characters are more than the {MAX_GRAMMAR} that are taken"
+    if time.monotonic() > until:
+        return f"it was not found out within {CHECK_WITHIN_S:.0f} s"
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    return _reason(matcher.get_error()) if matcher.is_error() else ""
+
+
+def _reason(error: str) -> str:
+    """What llguidance says, without where in our grammar it says so."""
+    lines = [line.strip() for line in error.splitlines()]
+    told = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
+    return told.rpartition("failed to compile JSON schema: ")[2][:200]
 
 
 class GrammarConstraint:

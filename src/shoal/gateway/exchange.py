@@ -24,6 +24,9 @@ from shoal.gateway.records import Record
 from shoal.gateway.sse import EventStream, until_gone
 from shoal.gateway.usage import Usage
 
+NAMED = 32
+"""Tools that a header names."""
+
 log = logging.getLogger(__name__)
 
 
@@ -84,6 +87,9 @@ class Exchange:
         self._stream = stream
         self._record = desk.answers.records.begin(prefix, asked[0].model.id, caller.id)
         self._form = form(self._record)
+        self._headers = _headers(asked)
+        for reason in (reason for one in asked for reason in one.why):
+            log.info("%s is relaxed: %s", self._record.id, reason)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with trio.open_nursery() as nursery:
@@ -93,7 +99,7 @@ class Exchange:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         record, records = self._record, self._desk.answers.records
-        events = EventStream(send)
+        events = EventStream(send, self._headers)
         try:
             await self._give(events)
             records.end(record, "done")
@@ -114,7 +120,7 @@ class Exchange:
         if self._stream:
             await events.end()
         else:
-            await JSONResponse(self._form.whole())(scope, receive, send)
+            await JSONResponse(self._form.whole(), headers=self._headers)(scope, receive, send)
 
     async def _give(self, events: EventStream) -> None:
         async with self._desk.limits.turn(self._caller):
@@ -149,3 +155,10 @@ class Exchange:
         desk.usage.count(self._caller.id, record.model, record.prompt_tokens, record.tokens)
         desk.limits.charge(self._caller, record.prompt_tokens + record.tokens)
         desk.answers.metrics.whole.labels(record.model).observe(trio.current_time() - record.arrived)
+
+
+def _headers(asked: Sequence[Asked]) -> dict[str, str]:
+    """Names whose schemas were relaxed, and how many more where they are many."""
+    names = [name for one in asked for name in one.relaxed]
+    more = [f"+{len(names) - NAMED}"] if len(names) > NAMED else []
+    return {"x-shoal-relaxed": ", ".join([*names[:NAMED], *more])} if names else {}

@@ -10,13 +10,16 @@ from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.asked import Asked, limited, rendered
-from shoal.gateway.chat import ROLES, grammar_of
+from shoal.gateway.chat import ROLES, reader_of
+from shoal.gateway.constrain import Grammars
 from shoal.gateway.errors import BadRequest, body_of
+from shoal.gateway.fit import Format, fit
 from shoal.gateway.logprobs import chat_logprobs
 from shoal.gateway.models import Servable
+from shoal.gateway.reader import ArgumentsWent, CallBegun, Said, Thought
 from shoal.gateway.records import Record
 from shoal.gateway.schema.chat import CalledFunction, ToolCall
-from shoal.gateway.schema.common import JsonSchema, TextFormat, text_of
+from shoal.gateway.schema.common import text_of
 from shoal.gateway.schema.responses import (
     InputCall,
     InputItem,
@@ -29,23 +32,26 @@ from shoal.gateway.schema.responses import (
     ToolByName,
 )
 from shoal.gateway.sse import event
-from shoal.gateway.tools import ArgumentsWent, CallBegun, Calling, CallReader, Said
+from shoal.gateway.tools import Calling
 
 PREFIX = "resp_"
 
 
-async def asked_of(body: ResponsesRequest, model: Servable) -> Asked:
+async def asked_of(body: ResponsesRequest, model: Servable, grammars: Grammars) -> Asked:
     """What a request asks for. Raises as ``chat.asked_of``."""
     calling = _calling(body)
-    grammar, calls = grammar_of(calling, _format(body))
     prompt = await rendered(model, _messages(body), calling, {})
+    limit = limited(model, prompt, body.max_output_tokens)
+    found = await fit(grammars, model, prompt, calling, _format(body))
     return Asked(
         model,
         tuple(prompt),
-        limited(model, prompt, body.max_output_tokens),
+        limit,
         body.sampling(body.scores),
-        grammar=grammar,
-        calls=calls,
+        grammar=found.grammar,
+        reading=found.reading,
+        relaxed=found.relaxed,
+        why=found.why,
         turns=True,
         salt=body.cache_salt,
     )
@@ -59,6 +65,7 @@ def _calling(body: ResponsesRequest) -> Calling | None:
     """
     choice = body.tool_choice
     functions = tuple(body.tools)
+    params = {function.name: f"tools.{place}.parameters" for place, function in enumerate(functions)}
     if isinstance(choice, ToolByName):
         named = tuple(function for function in functions if function.name == choice.name)
         if not named:
@@ -66,19 +73,19 @@ def _calling(body: ResponsesRequest) -> Calling | None:
                 f"tool_choice demands {choice.name[:64]!r}, and no such function is among the tools",
                 param="tool_choice",
             )
-        return Calling(named, must=True, several=False)
+        return Calling(named, must=True, several=False, params=params)
     if choice == "required" and not functions:
         raise BadRequest("tool_choice is required, and there are no tools", param="tool_choice")
     if not functions or choice == "none":
         return None
-    return Calling(functions, must=choice == "required", several=body.parallel_tool_calls)
+    return Calling(functions, choice == "required", body.parallel_tool_calls, params)
 
 
-def _format(body: ResponsesRequest) -> TextFormat:
+def _format(body: ResponsesRequest) -> Format | None:
     format = body.text.format or PlainFormat()
     if isinstance(format, SchemaFormat):
-        return TextFormat(type="json_schema", json_schema=JsonSchema(name=format.name, schema=format.body))
-    return TextFormat(type=format.type)
+        return Format(format.body, "text.format.schema", strict=bool(format.strict))
+    return Format({"type": "object"}, "text.format") if format.type == "json_object" else None
 
 
 def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
@@ -119,10 +126,11 @@ class ResponsesForm:
         self._record = record
         self._model = asked.model
         self._body = body
-        self._reader = CallReader() if asked.calls else None
+        self._reader = reader_of(asked)
         self._created = int(time.time())
         self._output: list[dict[str, Any]] = []
         self._scores: list[TokenScore] = []
+        self._thought_tokens = 0
         self._number = 0
         self._status = "in_progress"
 
@@ -133,7 +141,7 @@ class ResponsesForm:
         for said in self._said(delta):
             events += self._say(said)
         if delta.finish_reason is not None:
-            if not self._output:
+            if all(item["type"] == "reasoning" for item in self._output):
                 events += self._write("")
             self._status = "incomplete" if delta.finish_reason == "length" else "completed"
             events += self._close_item()
@@ -183,9 +191,8 @@ class ResponsesForm:
         }
 
     def _said(self, delta: Delta) -> list[Said]:
-        if self._reader is None:
-            return [delta.text] if delta.text else []
         said = self._reader.push(delta.text)
+        self._thought_tokens += self._reader.thinking
         return said + self._reader.finish() if delta.finish_reason is not None else said
 
     def _open(self) -> list[bytes]:
@@ -200,21 +207,30 @@ class ResponsesForm:
                 item = self._output[-1]
                 item["arguments"] += text
                 return [self._about("response.function_call_arguments.delta", delta=text)]
+            case Thought(text):
+                events = self._into("rs_", "reasoning", {"type": "reasoning_text", "text": ""}, summary=[])
+                self._output[-1]["content"][0]["text"] += text
+                return [*events, self._about("response.reasoning_text.delta", content_index=0, delta=text)]
             case text:
                 return self._write(text)
 
     def _write(self, text: str) -> list[bytes]:
-        events: list[bytes] = []
-        if not self._output:
-            events += self._open_item("msg_", "message", role="assistant", content=[])
-            part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-            events.append(self._about("response.content_part.added", content_index=0, part=dict(part)))
-            self._output[-1]["content"].append(part)
+        part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        events = self._into("msg_", "message", part, role="assistant")
         self._output[-1]["content"][0]["text"] += text
         return [
             *events,
             self._about("response.output_text.delta", content_index=0, delta=text, logprobs=[]),
         ]
+
+    def _into(self, prefix: str, type: str, part: dict[str, Any], **fields: Any) -> list[bytes]:
+        """Go on with an item of one part, or close the one before it and begin it."""
+        if self._output and self._output[-1]["type"] == type:
+            return []
+        events = [*self._close_item(), *self._open_item(prefix, type, **fields, content=[])]
+        events.append(self._about("response.content_part.added", content_index=0, part=dict(part)))
+        self._output[-1]["content"].append(part)
+        return events
 
     def _open_item(self, prefix: str, type: str, **fields: Any) -> list[bytes]:
         item = {"id": f"{prefix}{secrets.token_hex(12)}", "type": type, "status": "in_progress", **fields}
@@ -234,6 +250,10 @@ class ResponsesForm:
                     "response.function_call_arguments.done", arguments=item["arguments"], name=item["name"]
                 )
             )
+        elif item["type"] == "reasoning":
+            part = item["content"][0]
+            events.append(self._about("response.reasoning_text.done", content_index=0, text=part["text"]))
+            events.append(self._about("response.content_part.done", content_index=0, part=part))
         else:
             part = item["content"][0]
             if self._model.codec is not None and self._scores:
@@ -258,6 +278,6 @@ class ResponsesForm:
             "input_tokens": record.prompt_tokens,
             "input_tokens_details": {"cached_tokens": record.cached_tokens},
             "output_tokens": record.tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self._thought_tokens},
             "total_tokens": record.prompt_tokens + record.tokens,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -33,15 +34,16 @@ async def until_gone(receive: Receive, scope: trio.CancelScope) -> None:
 class EventStream:
     """The body of one answer, started with its first event."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, headers: Mapping[str, str] | None = None) -> None:
         self._send = send
+        self._headers = [*HEADERS, *((k.encode(), v.encode()) for k, v in (headers or {}).items())]
         self.started = False
 
     async def write(self, *events: bytes) -> None:
         """Send events. Waits while the client does not read."""
         if not self.started:
             self.started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
         if events:
             await self._send({"type": "http.response.body", "body": b"".join(events), "more_body": True})
 

@@ -1,6 +1,7 @@
-"""Tool calls: how the model is told of functions, what it may write, and how that is read back.
+"""Tool calls: how the model is told of functions, and what it may write.
 
-Every model writes a call in the form that Hermes, Qwen and SmolLM learned::
+Models write a call in the form that they learned (:mod:`shoal.gateway.dialects`). Who learned none is told of
+that of Hermes, Qwen and SmolLM::
 
     <tool_call>
     {"name": "get_weather", "arguments": {"city": "Rome"}}
@@ -13,17 +14,21 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal.errors import UsageError
-from shoal.gateway.constrain import COMPACT, MAX_GRAMMAR
+from shoal.gateway.constrain import json_rule
+from shoal.gateway.dialects import HERMES, LLAMA, MISTRAL, UNKNOWN, Dialect, Markup
+from shoal.gateway.relax import SAYS_NOTHING
 from shoal.gateway.schema.common import Function
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
-_HEAD = re.compile(r'\s*\{"name": "([A-Za-z0-9_.-]{1,64})", "arguments": ')
+NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+"""The arguments of a function without parameters."""
+_NO_PARAMETERS = SAYS_NOTHING | {"type", "properties", "required", "$schema", "$id", "$defs", "definitions"}
+"""What a schema may have that describes no parameter, where ``properties`` and ``required`` are empty."""
+_TEXT = "TEXT: /(.|\\n)+/"
 _INSTRUCTIONS = """You may call functions to help with the user's question. They are, one a line:
 <tools>
 {tools}
@@ -43,13 +48,20 @@ class Calling:
     """Whether the answer is to be a call."""
     several: bool = True
     """Whether it may be more than one."""
+    params: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Where in the request each function has its schema, by the function's name."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(function.name for function in self.functions)
 
     def declared(self) -> list[dict[str, Any]]:
-        """The functions as chat templates read them."""
+        """The functions as chat templates read them: each has parameters, if empty ones."""
         return [
             {
                 "type": "function",
-                "function": function.model_dump(exclude_none=True, exclude={"strict", "type"}),
+                "function": function.model_dump(exclude_none=True, exclude={"strict", "type"})
+                | {"parameters": function.parameters or {"type": "object", "properties": {}}},
             }
             for function in self.functions
         ]
@@ -58,33 +70,17 @@ class Calling:
         """What a model is told whose template knows no tools."""
         return _INSTRUCTIONS.format(tools="\n".join(json.dumps(tool) for tool in self.declared()))
 
-    def grammar(self) -> str:
-        """What the answer may be: calls, or where none is demanded also text with calls at its end.
-
-        Raises:
-            UsageError: the schemas are larger than is taken.
-        """
-        bodies = " | ".join(f"body_{i}" for i in range(len(self.functions)))
-        again = f' ("\\n{OPENING}" rest)*' if self.several else ""
-        rules = [
-            f'start: "{OPENING}" rest{again}' if self.must else f"start: opening rest{again} | TEXT",
-            f'rest: "\\n" ({bodies}) "\\n{CLOSING}"',
-            *(_call_rules(i, function) for i, function in enumerate(self.functions)),
-        ]
-        if not self.must:
-            rules += [f"opening[lazy]: /(.|\\n)*{OPENING}/", "TEXT: /(.|\\n)*/"]
-        grammar = "\n".join(rules)
-        if len(grammar) > MAX_GRAMMAR:
-            raise UsageError(
-                f"the tools' schemas have {len(grammar)} characters; at most {MAX_GRAMMAR} are taken"
-            )
-        return grammar
+    def schemas(self) -> list[dict[str, Any]]:
+        """What each function's arguments must be."""
+        return [arguments_of(function) for function in self.functions]
 
 
-def _call_rules(index: int, function: Function) -> str:
-    schema = {"type": "object", **(function.parameters or {}), "x-guidance": dict(COMPACT)}
-    head = json.dumps(f'{{"name": "{function.name}", "arguments": ')
-    return f'body_{index}: {head} args_{index} "}}"\nargs_{index}: %json {json.dumps(schema)}'
+def arguments_of(function: Function) -> dict[str, Any]:
+    """The schema of a function's arguments. A function without parameters takes none: a model that may invent
+    some does."""
+    schema = function.parameters or {}
+    named = schema.get("properties") or schema.get("required")
+    return dict(NOTHING) if not named and schema.keys() <= _NO_PARAMETERS else {**schema, "type": "object"}
 
 
 def as_text(messages: Sequence[Mapping[str, Any]], calling: Calling | None) -> list[dict[str, Any]]:
@@ -110,112 +106,110 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class CallBegun:
-    """The model has begun to call a function."""
+def calls_grammar(
+    calling: Calling, schemas: Sequence[Mapping[str, Any]], markup: Markup, *, thinking: bool
+) -> tuple[str | None, Dialect]:
+    """What the answer may be: calls, or where none is demanded also text with calls at its end; and in which
+    dialect it is to be read.
 
-    index: int
-    id: str
-    name: str
+    Args:
+        schemas: of each function's arguments.
+        thinking: whether the prompt has opened a thought, which comes before the calls.
 
-
-@dataclass(frozen=True, slots=True)
-class ArgumentsWent:
-    """More of the arguments, as JSON text."""
-
-    index: int
-    text: str
-
-
-Said = str | CallBegun | ArgumentsWent
-
-
-@dataclass(slots=True)
-class _Nesting:
-    """Finds where a JSON object ends, as its text comes."""
-
-    depth: int = 0
-    in_text: bool = False
-    escaped: bool = False
-    closed: bool = False
-
-    def end(self, text: str) -> int:
-        """The place behind the object's last brace, or the length of ``text`` when it goes on."""
-        for place, letter in enumerate(text):
-            if self.in_text:
-                if self.escaped:
-                    self.escaped = False
-                elif letter == "\\":
-                    self.escaped = True
-                elif letter == '"':
-                    self.in_text = False
-            elif letter == '"':
-                self.in_text = True
-            elif letter in "{[":
-                self.depth += 1
-            elif letter in "}]":
-                self.depth -= 1
-                if self.depth == 0:
-                    self.closed = True
-                    return place + 1
-        return len(text)
+    Returns: ``None`` for a dialect in which only demanded calls have a grammar.
+    """
+    names = [function.name for function in calling.functions]
+    dialect = markup.dialect
+    if dialect not in _WRITERS:
+        if not calling.must:
+            return None, dialect
+        dialect = HERMES
+    calls, rules, free = _WRITERS[dialect](names, markup, calling.several)
+    thought = _thought(markup, thinking)
+    before = "thought " if thinking and calling.must else "thought? " if thought else ""
+    start = calls if calling.must else free
+    rules = [f"start: {before}({start})", *(thought if before else []), *rules, _TEXT]
+    rules += [f"args_{i}: {json_rule(schema)}" for i, schema in enumerate(schemas)]
+    return "\n".join(rules), dialect
 
 
-@dataclass(slots=True)
-class CallReader:
-    """Reads text and calls from an answer as it comes. Text behind a call, blanks between, is dropped."""
+def answer_grammar(schema: Mapping[str, Any], markup: Markup, *, thinking: bool) -> str:
+    """An answer in JSON, behind the thought that the prompt has opened."""
+    rules = [f"answer: {json_rule(schema)}"]
+    if not thinking:
+        return "\n".join(["start: answer", *rules])
+    return "\n".join(["start: thought answer", *_thought(markup, thinking), _TEXT, *rules])
 
-    calls: int = 0
-    _held: str = ""
-    _in_call: bool = False
-    _in_arguments: bool = False
-    _nesting: _Nesting = field(default_factory=_Nesting)
 
-    def push(self, text: str) -> list[Said]:
-        """What is certain now."""
-        self._held += text
-        said: list[Said] = []
-        while (found := self._next()) is not None:
-            said += [found] if found != "" else []
-        return said
+def _marker(markup: Markup, word: str) -> str:
+    """A marker in a grammar: a token of its own, or text."""
+    return f"<[{markup.tokens[word]}]>" if word in markup.tokens else json.dumps(word)
 
-    def finish(self) -> list[Said]:
-        """The rest, at the end of the answer."""
-        rest, self._held = self._held, ""
-        return [rest] if rest and not self.calls and not self._in_call else []
 
-    def _next(self) -> Said | None:
-        """One thing that was said, ``""`` for nothing to tell, or ``None`` until more text comes."""
-        if self._in_arguments:
-            return self._arguments()
-        if self._in_call:
-            return self._head()
-        place = self._held.find(OPENING)
-        if place >= 0:
-            text, self._held = self._held[:place], self._held[place + len(OPENING) :]
-            self._in_call = True
-            return "" if self.calls else text.rstrip("\n")
-        keep = next((n for n in range(len(OPENING) - 1, 0, -1) if self._held.endswith(OPENING[:n])), 0)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
-        return (text or None) if not self.calls else None
+def _regex(text: str) -> str:
+    """A text within a regular expression of a grammar."""
+    return re.escape(text).replace("/", "\\/")
 
-    def _head(self) -> Said | None:
-        match = _HEAD.match(self._held)
-        if match is None:
-            return None
-        self._held = self._held[match.end() :]
-        self._in_arguments, self._nesting = True, _Nesting()
-        self.calls += 1
-        return CallBegun(self.calls - 1, f"call_{secrets.token_hex(12)}", match[1])
 
-    def _arguments(self) -> Said | None:
-        if not self._held:
-            return None
-        end = self._nesting.end(self._held)
-        text, self._held = self._held[:end], self._held[end:]
-        if self._nesting.closed:
-            self._in_call = self._in_arguments = False
-            place = self._held.find(CLOSING)
-            self._held = self._held[place + len(CLOSING) :] if place >= 0 else ""
-        return ArgumentsWent(self.calls - 1, text)
+def _thought(markup: Markup, thinking: bool) -> list[str]:
+    """The rules of a thought before an answer; none where it is text like any other."""
+    opening, closing = markup.thought
+    if closing in markup.tokens:
+        begin = "" if thinking or opening not in markup.tokens else f"{_marker(markup, opening)} "
+        return [f"thought: {begin}TEXT? {_marker(markup, closing)} BLANKS?", "BLANKS: /[ \\n]+/"]
+    if not thinking:
+        return []
+    return [f"thought: thinks BLANKS?\nthinks[lazy]: /(.|\\n)*{_regex(closing)}/", "BLANKS: /[ \\n]+/"]
+
+
+Written = tuple[str, list[str], str]
+"""What calls are; the rules of which they are made; and what an answer is that may be text too."""
+
+
+def _free(markup: Markup, opening: str, calls: str, rest: str) -> tuple[list[str], str]:
+    """Text, or text with calls behind: after the marker the calls are held to their grammar."""
+    if opening in markup.tokens:
+        return [], f"TEXT? {calls} | TEXT"
+    return [f"opening[lazy]: /(.|\\n)*{_regex(opening)}/"], f"opening {rest} | TEXT?"
+
+
+def _bodies(names: Sequence[str], arguments: str) -> list[str]:
+    heads = (json.dumps(f'{{"name": "{name}", "{arguments}": ') for name in names)
+    return [
+        f"body: {' | '.join(f'body_{i}' for i in range(len(names)))}",
+        *(f'body_{i}: {head} args_{i} "}}"' for i, head in enumerate(heads)),
+    ]
+
+
+def _hermes(names: Sequence[str], markup: Markup, several: bool) -> Written:
+    opening = _marker(markup, OPENING)
+    rest = f'"\\n" body "\\n" {_marker(markup, CLOSING)}'
+    more = f' ("\\n" {opening} {rest})*' if several else ""
+    rules, free = _free(markup, OPENING, f"{opening} {rest}{more}", f"{rest}{more}")
+    return f"{opening} {rest}{more}", [*_bodies(names, "arguments"), *rules], free
+
+
+def _mistral(names: Sequence[str], markup: Markup, several: bool) -> Written:
+    word = MISTRAL.openings[0]
+    opening = _marker(markup, word)
+    if "[ARGS]" in markup.tokens:
+        named = [f"{json.dumps(name)} {_marker(markup, '[ARGS]')} args_{i}" for i, name in enumerate(names)]
+        bodies = [f"body: {' | '.join(named)}"]
+        rest = f"body ({opening} body)*" if several else "body"
+    else:
+        bodies = _bodies(names, "arguments")
+        rest = '" "? "[" body ' + ('(", " body)* ' if several else "") + '"]"'
+    rules, free = _free(markup, word, f"{opening} {rest}", rest)
+    return f"{opening} {rest}", [*bodies, *rules], free
+
+
+def _llama(names: Sequence[str], markup: Markup, several: bool) -> Written:
+    tag = f"{_marker(markup, LLAMA.openings[0])}? " if LLAMA.openings[0] in markup.tokens else ""
+    calls = f"{tag}body" + (' ("; " body)*' if several else "")
+    known = "|".join(_regex(name) for name in names)
+    # Whatever begins as a call of a function that there is, must be one.
+    free = f'FREE: /(.|\\n)*/ & ~/[ \\n]*\\{{"name": "({known})"(.|\\n)*/'
+    return calls, [*_bodies(names, LLAMA.arguments), free], f"{calls} | FREE"
+
+
+_WRITERS = {HERMES: _hermes, UNKNOWN: _hermes, MISTRAL: _mistral, LLAMA: _llama}

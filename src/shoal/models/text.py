@@ -24,6 +24,8 @@ class TextCodec:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids)
+        self.template = template or ""
+        """The chat template's source; it tells in which markup the model writes calls and thoughts."""
         self.takes_tools = template is not None and "tools" in template
         """Whether the chat template knows what tools are."""
         self._renderer: TemplateRenderer | None = None
@@ -107,6 +109,12 @@ class TextCodec:
         """
         name = str(self._tokenizer.convert_ids_to_tokens(token))
         return token not in self._special and BYTE_TOKEN.fullmatch(name) is None
+
+    def special_token(self, word: str) -> int | None:
+        """The special token that is written so, which :meth:`decode` leaves out; ``None`` for any other word."""
+        token = self._tokenizer.get_vocab().get(word)
+        added = self._tokenizer.added_tokens_decoder.get(token) if token is not None else None
+        return token if added is not None and added.special else None
 
     def detokenizer(self) -> Detokenizer:
         """For one stream of tokens."""

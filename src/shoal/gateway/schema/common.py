@@ -221,3 +221,11 @@ class Function(Body):
     description: str | None = Field(None, max_length=8192)
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+    @field_validator("parameters")
+    @classmethod
+    def _describes_an_object(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        kinds: object = (value or {}).get("type")
+        if kinds not in (None, "object") and not (isinstance(kinds, list) and "object" in kinds):
+            raise misfit("type", "must be 'object': arguments are one")
+        return value

@@ -1,0 +1,191 @@
+"""How models write calls and thoughts: each family learned its own markup, which its chat template shows.
+
+Where a marker is a special token of the tokenizer, as ``[TOOL_CALLS]`` is of Mistral's, decoding leaves it
+out and no text of a grammar can be it: such markers are known here by their token too.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shoal.models.text import Detokenizer, TextCodec
+
+NAME = r"[A-Za-z0-9_.-]{1,64}"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one family of models writes calls."""
+
+    name: str
+    openings: tuple[str, ...]
+    """Markers of which each begins one call or more."""
+    endings: tuple[str, ...] = ()
+    """What else belongs to the markup around arguments: skipped, like blanks, behind each call."""
+    inside: tuple[str, ...] = ()
+    """Other markers within a call."""
+    head: re.Pattern[str] | None = None
+    """What stands between an opening and the arguments, where that is no JSON; its group is the name."""
+    begins_head: re.Pattern[str] | None = None
+    """What may still become ``head``, as a whole."""
+    bare: bool = False
+    """Whether an answer may also be a call from its first letter on, ``{"name": …}``, without any marker."""
+    arguments: str = "arguments"
+    """What the arguments are called where a call is JSON."""
+    mentioned: tuple[str, ...] = ()
+    """What a chat template of this dialect says, if not the first opening."""
+    silent: tuple[str, ...] = ()
+    """Markup of the answer itself, which is no part of its text."""
+    short_ids: bool = False
+    """Whether its templates demand ids of nine letters and digits."""
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Whatever may be a special token of the tokenizer."""
+        return (*self.openings, *self.endings, *self.inside)
+
+    def new_id(self) -> str:
+        """An id for a call."""
+        if self.short_ids:
+            return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
+        return f"call_{secrets.token_hex(12)}"
+
+
+HERMES = Dialect("hermes", ("<tool_call>",), ("}", "]", ",", "</tool_call>"))
+"""Hermes, Qwen, SmolLM, and whoever is told how by our own instructions."""
+MISTRAL = Dialect(
+    "mistral",
+    ("[TOOL_CALLS]",),
+    ("}", "]", ","),
+    ("[ARGS]", "[CALL_ID]"),
+    head=re.compile(rf"({NAME})(?:\[CALL_ID\]\w{{1,64}})?(?:\[ARGS\])?\s*(?=\{{)"),
+    begins_head=re.compile(r"[A-Za-z0-9_.-]{0,64}(?:\[[A-Z_]{0,7}\]?\w{0,64}){0,2}\s{0,8}"),
+    short_ids=True,
+)
+"""``[TOOL_CALLS][{"name": …, "arguments": …}]``, or ``[TOOL_CALLS]name[ARGS]{…}`` since 2025."""
+LLAMA = Dialect(
+    "llama",
+    ("<|python_tag|>",),
+    ("}", ";", ","),
+    bare=True,
+    arguments="parameters",
+    mentioned=("<|python_tag|>", 'function name, "parameters"'),
+)
+"""Llama 3: ``{"name": …, "parameters": …}``, with or without its marker; several are parted by semicolons."""
+DEEPSEEK = Dialect(
+    "deepseek",
+    ("<｜tool▁calls▁begin｜>",),
+    ("```", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"),
+    ("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"),
+    head=re.compile(
+        rf"<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?({NAME})(?:<｜tool▁sep｜>|\s*```json)\s*(?=\{{)"
+    ),
+    begins_head=re.compile(r"<[^>]{0,24}|<｜tool▁call▁begin｜>(?:[^{]{0,128})"),
+)
+KIMI = Dialect(
+    "kimi",
+    ("<|tool_calls_section_begin|>",),
+    ("<|tool_call_end|>", "<|tool_calls_section_end|>"),
+    ("<|tool_call_begin|>", "<|tool_call_argument_begin|>"),
+    head=re.compile(
+        r"<\|tool_call_begin\|>\s*(?:functions\.)?([A-Za-z0-9_.-]{1,64})(?::\d+)?\s*"
+        r"<\|tool_call_argument_begin\|>\s*(?=\{)"
+    ),
+    begins_head=re.compile(r"<[^>]{0,24}|<\|tool_call_begin\|>(?:[^{]{0,192})"),
+)
+GRANITE = Dialect("granite", ("<|tool_call|>",), ("}", "]", ",", "<|/tool_call|>"))
+"""Granite 3 and Phi 4: ``<|tool_call|>[{"name": …, "arguments": …}]``."""
+GPT_OSS = Dialect(
+    "gpt_oss",
+    ("<|channel|>commentary to=", "<|start|>assistant to="),
+    ("<|call|>", "<|end|>"),
+    ("<|channel|>", "<|constrain|>", "<|message|>", "<|start|>"),
+    head=re.compile(
+        rf"(?:functions\.)?({NAME})\s*(?:<\|channel\|>commentary\s*)?(?:<\|constrain\|>\s*)?(?:json)?"
+        r"<\|message\|>\s*(?=\{)"
+    ),
+    begins_head=re.compile(r"[^{]{0,160}"),
+    mentioned=("<|channel|>",),
+    silent=(
+        "<|start|>assistant",
+        "<|channel|>final<|message|>",
+        "<|channel|>commentary<|message|>",
+        "<|end|>",
+        "<|return|>",
+    ),
+)
+"""gpt-oss parts its answer into channels, of which one thinks, one calls, and one is read by people."""
+KNOWN = (GPT_OSS, MISTRAL, DEEPSEEK, KIMI, GRANITE, HERMES, LLAMA)
+UNKNOWN = Dialect(
+    "unknown",
+    ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<|tool_call|>"),
+    ("}", "]", ",", ";", "</tool_call>", "<|/tool_call|>"),
+    MISTRAL.inside,
+    head=MISTRAL.head,
+    begins_head=MISTRAL.begins_head,
+    bare=True,
+)
+"""A template that says nothing of calls. The model may have learned any; it is told of Hermes's."""
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|channel|>analysis<|message|>", "<|end|>"),
+)
+"""Between which markers models think, before they answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Markup:
+    """How one model writes calls and thoughts."""
+
+    dialect: Dialect = UNKNOWN
+    thought: tuple[str, str] = THOUGHTS[0]
+    tokens: Mapping[str, int] = field(default_factory=dict[str, int])
+    """The markers that are special tokens."""
+
+    def detokenizer(self, codec: TextCodec) -> Detokenizer:
+        """One that gives the markers out too."""
+        return MarkedDetokenizer(codec, self.tokens) if self.tokens else codec.detokenizer()
+
+
+def markup_of(codec: TextCodec | None) -> Markup:
+    """What the model's chat template and tokenizer tell of its markup."""
+    if codec is None:
+        return Markup()
+    template = codec.template
+    dialect = next(
+        (d for d in KNOWN if any(word in template for word in d.mentioned or d.openings[:1])), UNKNOWN
+    )
+    thought = next((pair for pair in THOUGHTS if _thinks(codec, *pair)), THOUGHTS[0])
+    words = (*dialect.markers, *dialect.silent, *thought)
+    tokens = {word: codec.special_token(word) for word in words}
+    return Markup(dialect, thought, {word: token for word, token in tokens.items() if token is not None})
+
+
+def _thinks(codec: TextCodec, opening: str, closing: str) -> bool:
+    if opening.startswith("<|channel|>"):
+        return "<|channel|>" in codec.template
+    return closing in codec.template or codec.special_token(closing) is not None
+
+
+class MarkedDetokenizer(Detokenizer):
+    """Gives some special tokens out as text, which are markup, and no text to the decoder."""
+
+    def __init__(self, codec: TextCodec, markers: Mapping[str, int]) -> None:
+        super().__init__(codec)
+        self._source = codec
+        self._markers = {token: word for word, token in markers.items()}
+
+    def push(self, token: int) -> str:
+        """The text that is certain now. A marker ends what was held back before it."""
+        word = self._markers.get(token)
+        if word is None:
+            return super().push(token)
+        text = self.finish() + word
+        super().__init__(self._source)
+        return text

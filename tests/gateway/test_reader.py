@@ -1,0 +1,243 @@
+"""How an answer is parted into thoughts, text and calls, in the markup of each family of models."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from shoal.gateway.dialects import (
+    DEEPSEEK,
+    GPT_OSS,
+    GRANITE,
+    HERMES,
+    KIMI,
+    LLAMA,
+    MISTRAL,
+    THOUGHTS,
+    UNKNOWN,
+    Markup,
+    markup_of,
+)
+from shoal.gateway.reader import ArgumentsWent, CallBegun, Reading, Thought
+
+FUNCTIONS = ("f", "get_weather")
+ONE = [("f", {"a": 1})]
+
+
+def read(text, dialect=HERMES, *, step=1, functions=FUNCTIONS, thought=THOUGHTS[0], thinking=False):
+    """The thought, the text and the calls of an answer that came in pieces of ``step`` letters."""
+    reader = Reading(Markup(dialect, thought), functions, thinking=thinking).reader()
+    said = [one for i in range(0, len(text), step) for one in reader.push(text[i : i + step])]
+    said += reader.finish()
+    names = [one.name for one in said if isinstance(one, CallBegun)]
+    arguments = [
+        "".join(one.text for one in said if isinstance(one, ArgumentsWent) and one.index == i)
+        for i in range(len(names))
+    ]
+    thoughts = "".join(one.text for one in said if isinstance(one, Thought))
+    return (
+        thoughts,
+        "".join(one for one in said if isinstance(one, str)),
+        list(zip(names, arguments, strict=True)),
+    )
+
+
+def calls_of(text, dialect):
+    """The text and the calls, the same in whatever pieces they come."""
+    found = [read(text, dialect, step=step) for step in (1, 3, 7, 10_000)]
+    assert all(one == found[0] for one in found)
+    _, said, calls = found[0]
+    return said, [(name, json.loads(arguments)) for name, arguments in calls]
+
+
+NATIVE = [
+    (HERMES, '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', ONE),
+    (HERMES, '<tool_call>{"arguments": {"a": 1}, "name": "f"}</tool_call>', ONE),
+    (HERMES, '<tool_call>\n{"name": "f", "arguments": "{\\"a\\": 1}"}\n</tool_call>', ONE),
+    (
+        HERMES,
+        '<tool_call>\n{"name": "f", "arguments": {"a": "}<"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>',
+        [("f", {"a": "}<"}), ("g", {})],
+    ),
+    (
+        HERMES,
+        "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n<parameter=b>\nx y\n</parameter>\n"
+        "</function>\n</tool_call>",
+        [("f", {"a": 1, "b": "x y"})],
+    ),
+    (HERMES, "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>", ONE),
+    (MISTRAL, '[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}]', ONE),
+    (
+        MISTRAL,
+        '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}, {"name": "get_weather", "arguments": {}}]',
+        [*ONE, ("get_weather", {})],
+    ),
+    (
+        MISTRAL,
+        '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]get_weather[CALL_ID]abc123xyz[ARGS]{}',
+        [*ONE, ("get_weather", {})],
+    ),
+    (MISTRAL, '[TOOL_CALLS]f{"a": 1}', ONE),
+    (LLAMA, '{"name": "f", "parameters": {"a": 1}}', ONE),
+    (LLAMA, '{"type": "function", "name": "f", "parameters": {"a": 1}}', ONE),
+    (LLAMA, '<|python_tag|>{"name": "f", "parameters": {"a": 1}}', ONE),
+    (
+        LLAMA,
+        '{"name": "f", "parameters": {"a": 1}}; {"name": "f", "parameters": {"a": 2}}',
+        [*ONE, ("f", {"a": 2})],
+    ),
+    (
+        DEEPSEEK,
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n"
+        '{"a": 1}\n```<｜tool▁call▁end｜>\n'
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n{}\n"
+        "```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        [*ONE, ("get_weather", {})],
+    ),
+    (
+        DEEPSEEK,
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>"
+        '{"a": 1}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        ONE,
+    ),
+    (
+        KIMI,
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
+        '{"a": 1}<|tool_call_end|><|tool_calls_section_end|>',
+        ONE,
+    ),
+    (GRANITE, '<|tool_call|>[{"name": "f", "arguments": {"a": 1}}]<|/tool_call|>', ONE),
+    (
+        GPT_OSS,
+        '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>',
+        ONE,
+    ),
+    (GPT_OSS, '<|start|>assistant to=functions.f<|channel|>commentary json<|message|>{"a": 1}<|call|>', ONE),
+    (UNKNOWN, '[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}]', ONE),
+    (UNKNOWN, '{"name": "f", "arguments": {"a": 1}}', ONE),
+]
+
+
+@pytest.mark.parametrize(("dialect", "text", "calls"), NATIVE, ids=lambda value: str(value)[:50])
+def test_a_call_is_read_in_the_dialect_of_its_model(dialect, text, calls):
+    assert calls_of(text, dialect) == ("", calls)
+    if not dialect.bare:
+        assert calls_of(f"Let me see.\n{text}", dialect) == ("Let me see.", calls)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "text"),
+    [
+        (HERMES, "A <tool_call> tag is written so: <tool_call>x y</tool_call>, and so on"),
+        (HERMES, '\n\n<tool_call> {"a": 1} </tool_call>\n'),
+        (HERMES, '<tool_call>\n{"name": "f", "argu'),
+        (HERMES, '[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}]'),
+        (HERMES, '{"name": "f", "parameters": {"a": 1}}'),
+        (MISTRAL, "[TOOL_CALLS] is how Mistral begins"),
+        (MISTRAL, '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'),
+        (LLAMA, "<|python_tag|>print(1)"),
+        (LLAMA, '{"name": "Ada", "born": 1815}'),
+        (LLAMA, '{"name": "f", "born": 1815}'),
+        (LLAMA, '{"name": "g", "parameters": {}}'),
+        (LLAMA, 'so: {"name": "f", "parameters": {}}'),
+        (UNKNOWN, '<tool_call>{"name": "g", "arguments": {}}</tool_call>'),
+        (UNKNOWN, '{"a": 1}'),
+        (UNKNOWN, "{"),
+        (UNKNOWN, "[TOOL"),
+    ],
+    ids=str,
+)
+def test_what_only_looks_like_a_call_stays_text_to_the_letter(dialect, text):
+    assert calls_of(text, dialect) == (text, [])
+
+
+@pytest.mark.parametrize(("dialect", "text", "calls"), NATIVE, ids=lambda value: str(value)[:50])
+def test_without_tools_nothing_is_a_call(dialect, text, calls):
+    _, said, found = read(text, dialect, functions=None)
+    assert found == []
+    assert dialect is GPT_OSS or said == text
+
+
+def pushed(text, dialect=LLAMA):
+    """What has been said after each letter."""
+    reader = Reading(Markup(dialect), FUNCTIONS).reader()
+    said = ""
+    for letter in text:
+        said += "".join(one for one in reader.push(letter) if isinstance(one, str))
+        yield said
+
+
+def test_held_text_is_let_go_as_soon_as_it_can_be_no_call():
+    *before, last = pushed('{"name": "A')
+    assert set(before) == {""}
+    assert last == '{"name": "A'
+    assert list(pushed("a < b", HERMES)) == ["a", "a ", "a ", "a < ", "a < b"]
+    assert list(pushed("<tool_call> x ", HERMES))[-3:] == ["", "<tool_call> x", "<tool_call> x "]
+
+
+def test_arguments_are_streamed_as_they_come():
+    reader = Reading(Markup(MISTRAL), FUNCTIONS).reader()
+    assert [type(one) for one in reader.push('[TOOL_CALLS][{"name": "f", "arguments": {"a"')] == [
+        CallBegun,
+        ArgumentsWent,
+    ]
+    assert reader.push(": 1") == [ArgumentsWent(0, ": 1")]
+
+
+@pytest.mark.parametrize("step", [1, 5, 1000])
+@pytest.mark.parametrize(
+    ("text", "thinking", "thought", "answer"),
+    [
+        ("<think>hm</think>Yes", False, "hm", "Yes"),
+        ("\n<think>\nhm\n\nhm\n</think>\n\nYes <think> no", False, "hm\n\nhm", "Yes <think> no"),
+        ("hm\n</think>\n\nYes", True, "hm", "Yes"),
+        ("<think>\nhm\n</think>\n\nYes", True, "hm", "Yes"),
+        ("hm, and never an end ", True, "hm, and never an end", ""),
+        ("<think>hm", False, "hm", ""),
+        ("<thin ice", False, "", "<thin ice"),
+        (" So <think>hm</think>", False, "", " So <think>hm</think>"),
+        ("<th", False, "", "<th"),
+    ],
+)
+def test_a_thought_is_parted_from_the_answer(step, text, thinking, thought, answer):
+    assert read(text, step=step, thinking=thinking) == (thought, answer, [])
+
+
+def test_a_call_follows_a_thought():
+    text = (
+        '<think>\nhm <tool_call>\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+    )
+    assert read(text) == ("hm <tool_call>", "", [("f", '{"a": 1}')])
+
+
+@pytest.mark.parametrize("step", [1, 9, 1000])
+def test_the_channels_of_gpt_oss_are_no_text(step):
+    text = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Yes<|return|>"
+    for functions in (FUNCTIONS, None):
+        found = read(text, GPT_OSS, step=step, functions=functions, thought=THOUGHTS[3])
+        assert found == ("hm", "Yes", [])
+
+
+@pytest.mark.parametrize(
+    ("template", "special", "dialect", "thought"),
+    [
+        ("{{ tools }}<tool_call>", (), HERMES, THOUGHTS[0]),
+        ("[TOOL_CALLS] [THINK] [/THINK]", ("[TOOL_CALLS]", "[ARGS]", "[/THINK]"), MISTRAL, THOUGHTS[1]),
+        ('{"name": function name, "parameters": …}', ("<|python_tag|>",), LLAMA, THOUGHTS[0]),
+        ("<｜tool▁calls▁begin｜>", (), DEEPSEEK, THOUGHTS[0]),
+        ("<|tool_calls_section_begin|>", (), KIMI, THOUGHTS[0]),
+        ("<|tool_call|>", ("<|tool_call|>",), GRANITE, THOUGHTS[0]),
+        ("<|start|><|channel|>", ("<|channel|>", "<|message|>"), GPT_OSS, THOUGHTS[3]),
+        ("{{ messages }}", (), UNKNOWN, THOUGHTS[0]),
+    ],
+)
+def test_the_template_and_the_tokenizer_tell_the_markup(template, special, dialect, thought):
+    ids = {word: i for i, word in enumerate(special)}
+    codec = SimpleNamespace(template=template, special_token=ids.get)
+    found = markup_of(codec)
+    assert found.dialect is dialect
+    assert found.thought == thought
+    assert set(found.tokens) == set(special)

@@ -1,0 +1,290 @@
+"""Tools and schemas as people have them, and models that call in their own way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from shoal.gateway import chat, constrain, responses, tools
+from shoal.gateway.schema.common import Function
+from shoal.gateway.tools import NOTHING, Calling, arguments_of
+
+from .conftest import served, user
+from .test_chat import WEATHER, events
+
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+TEXT = {"type": "string"}
+
+
+def tool(name, parameters, **fields):
+    return {"type": "function", "function": {"name": name, "parameters": parameters} | fields}
+
+
+def field(schema):
+    return {"type": "object", "properties": {"v": schema}, "required": ["v"]}
+
+
+ODD = {
+    "propertyNames": field({"type": "object", "propertyNames": TEXT, "additionalProperties": TEXT}),
+    "look-ahead": field(TEXT | {"pattern": r"^(?!\.)[a-z.]+@x$"}),
+    "backreference": field(TEXT | {"pattern": r"^(a)\1$"}),
+    "no pattern": field(TEXT | {"pattern": "("}),
+    "format": field(TEXT | {"format": "weird"}),
+    "not": field({"not": TEXT}),
+    "if": field(TEXT) | {"if": {"required": ["v"]}, "then": {"required": ["w"]}},
+    "other document": field({"$ref": "https://example.org/schema.json"}),
+    "nowhere": field({"$ref": "#/$defs/gone"}),
+    "patternProperties": field({"type": "object", "patternProperties": {"^(?=x)": TEXT}}),
+    "oneOf": field({"oneOf": [TEXT, TEXT | {"maxLength": 4}]}),
+    "uniqueItems": field({"type": "array", "uniqueItems": True}),
+    "unsatisfiable": field({"type": "integer", "minimum": 5, "maximum": 1}),
+    "type": field({"type": "any"}),
+    "dialect": field(TEXT) | {"$schema": "https://example.org/dialect"},
+    "properties in a list": {"type": "object", "properties": ["v"]},
+    "deep": field(json.loads('{"type": "object", "properties": {"v": ' * 60 + "{}" + "}}" * 60)),
+}
+FINE = {
+    "huge minItems": field({"type": "array", "items": TEXT, "minItems": 10**6}),
+    "recursive": field({"$ref": "#/$defs/A"}) | {"$defs": {"A": field({"$ref": "#/$defs/A"})}},
+}
+
+
+async def test_one_odd_tool_is_relaxed_and_the_request_answered(gateway, caplog):
+    caplog.set_level(logging.INFO, "shoal.gateway.exchange")
+    for name, schema in (ODD | FINE).items():
+        answer = await gateway.chat(tools=[WEATHER, tool("mcp", schema)], max_tokens=2)
+        assert answer.status_code == 200, (name, answer.text)
+        assert answer.headers.get("x-shoal-relaxed") == ("mcp" if name in ODD else None), name
+    assert "mcp: 'properties.v.propertyNames'" in caplog.text
+    streamed = await gateway.chat(tools=[tool("mcp", ODD["not"])], max_tokens=2, stream=True)
+    assert streamed.headers["x-shoal-relaxed"] == "mcp"
+
+
+async def test_the_rest_of_a_relaxed_tool_is_kept_to(gateway):
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["a", "b"]}, "on": {"type": "boolean", "not": {}}},
+        "required": ["kind", "on"],
+        "additionalProperties": False,
+    }
+    asked = {"tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 200, "temperature": 1}
+    for seed in range(2):
+        answer = await gateway.chat(tools=[tool("mcp", schema)], seed=seed, **asked)
+        (call,) = answer.json()["choices"][0]["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"])["kind"] in ("a", "b")
+
+
+async def test_strict_is_refused_with_the_tool_the_keyword_and_its_path(gateway):
+    odd = [WEATHER, tool("mcp", ODD["look-ahead"], strict=True)]
+    error = (await gateway.chat(tools=odd)).json()["error"]
+    assert error["param"] == "tools.1.function.parameters.properties.v.pattern"
+    assert "'mcp'" in error["message"]
+    assert "'pattern'" in error["message"]
+    assert "look-around" in error["message"]
+    flat = {"type": "function", "name": "mcp", "parameters": ODD["look-ahead"], "strict": True}
+    answer = await gateway.http.post(RESPONSES, json={"model": gateway.model, "input": "a", "tools": [flat]})
+    assert answer.json()["error"]["param"] == "tools.0.parameters.properties.v.pattern"
+
+
+async def test_a_format_is_relaxed_unless_it_is_strict_or_wrong(gateway):
+    def shaped(schema, **fields):
+        return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema} | fields}
+
+    relaxed = await gateway.chat(response_format=shaped(ODD["propertyNames"]), max_tokens=20)
+    assert relaxed.headers["x-shoal-relaxed"] == "response_format"
+    assert relaxed.json()["choices"][0]["message"]["content"].startswith('{"v": {')
+    strict = await gateway.chat(response_format=shaped(ODD["propertyNames"], strict=True))
+    assert strict.status_code == 400
+    assert strict.json()["error"]["param"] == (
+        "response_format.json_schema.schema.properties.v.propertyNames"
+    )
+    for wrong in ("no pattern", "nowhere", "type"):
+        assert (await gateway.chat(response_format=shaped(ODD[wrong]))).status_code == 400, wrong
+
+
+async def test_tools_that_are_too_much_together_are_relaxed_largest_first(gateway, monkeypatch):
+    monkeypatch.setattr(constrain, "MAX_GRAMMAR", 1500)
+    large = {"type": "object", "properties": {f"p{i}": TEXT for i in range(20)}}
+    many = [WEATHER, tool("large", large), tool("larger", large | {"required": ["p1"]})]
+    answer = await gateway.chat(tools=many, max_tokens=2)
+    assert answer.status_code == 200
+    assert set(answer.headers["x-shoal-relaxed"].split(", ")) == {"large", "larger"}
+
+
+async def test_a_schema_that_costs_too_much_time_is_any_object(gateway, monkeypatch):
+    monkeypatch.setattr(constrain, "CHECK_WITHIN_S", 0.0)
+    answer = await gateway.chat(tools=[WEATHER], max_tokens=2)
+    assert answer.status_code == 200
+    assert answer.headers["x-shoal-relaxed"] == "get_weather"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        None,
+        {},
+        {"type": "object"},
+        {"type": "object", "properties": {}},
+        {"type": "object", "properties": {}, "required": [], "title": "Nothing", "$schema": "x"},
+        {"type": "object", "properties": {}, "additionalProperties": False},
+    ],
+    ids=str,
+)
+def test_a_tool_without_parameters_takes_no_arguments(parameters):
+    function = Function(name="f", parameters=parameters)
+    found = arguments_of(function)
+    assert (found["properties"], found["additionalProperties"]) == ({}, False)
+    assert Calling((function,)).declared()[0]["function"]["parameters"]["type"] == "object"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "object", "additionalProperties": True},
+        {"type": "object", "additionalProperties": TEXT},
+        {"type": "object", "properties": {"a": TEXT}},
+        {"type": "object", "patternProperties": {"^a": TEXT}},
+        {"type": "object", "minProperties": 1},
+        {"$ref": "#/$defs/A", "$defs": {"A": {"type": "object"}}},
+        {"anyOf": [{"type": "object"}]},
+    ],
+    ids=str,
+)
+def test_whoever_lets_arguments_be_anything_gets_anything(parameters):
+    found = arguments_of(Function(name="f", parameters=parameters))
+    assert found == parameters | {"type": "object"} != NOTHING
+
+
+async def test_a_model_cannot_invent_arguments_for_a_tool_without_parameters(gateway):
+    for parameters in (None, {}, {"type": "object"}):
+        for seed in range(2):
+            answer = await gateway.chat(
+                tools=[tool("now", parameters)],
+                tool_choice="required",
+                temperature=2,
+                seed=seed,
+                max_tokens=99,
+            )
+            for call in answer.json()["choices"][0]["message"]["tool_calls"]:
+                assert call["function"]["arguments"] == "{}"
+
+
+# Models that learned other markup. The grammar makes a random model write what such a one writes.
+
+
+def as_family(checkpoint, folder, template, *special):
+    """A copy of a checkpoint whose tokenizer and template are of another family."""
+    shutil.copytree(checkpoint, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    for place, word in enumerate(special):
+        vocabulary[word] = vocabulary.pop(f"<extra{place}>")
+        added = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        tokenizer["added_tokens"].append({"id": vocabulary[word], "content": word, "special": True} | added)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "chat_template.jinja").write_text((folder / "chat_template.jinja").read_text() + template)
+    return folder
+
+
+def saying(monkeypatch, *pieces):
+    """Let every answer be these texts, and these tokens where they are numbers."""
+    rule = " ".join(json.dumps(piece) if isinstance(piece, str) else f"<[{piece}]>" for piece in pieces)
+
+    def scripted(original):
+        async def fit(*arguments):
+            return replace(await original(*arguments), grammar=f"start: {rule}")
+
+        return fit
+
+    for module in (chat, responses):
+        monkeypatch.setattr(module, "fit", scripted(module.fit))
+
+
+def token_of(folder, word):
+    tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    return next(token["id"] for token in tokens if token["content"] == word)
+
+
+MISTRAL = "{# [TOOL_CALLS] [THINK] [/THINK] #}"
+
+
+async def test_special_tokens_that_begin_a_call_are_seen(tmp_path, checkpoint, monkeypatch):
+    folder = as_family(
+        checkpoint, tmp_path / "mistral", MISTRAL, "[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"
+    )
+    begin, arguments, think, thought = (
+        token_of(folder, word) for word in ("[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]")
+    )
+    asked = {"tools": [WEATHER], "max_tokens": 200}
+    async with served(tmp_path, folder) as gateway:
+        native = await gateway.chat(tool_choice="required", parallel_tool_calls=False, **asked)
+        (call,) = native.json()["choices"][0]["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"])["city"] in ("Rome", "Oslo")
+        assert len(call["id"]) == 9  # its templates refuse others
+        saying(
+            monkeypatch, think, "hm", thought, "Well.", begin, "get_weather", arguments, '{"city": "Rome"}'
+        )
+        choice = (await gateway.chat(**asked)).json()["choices"][0]
+        message = choice["message"]
+        assert (message["reasoning_content"], message["content"]) == ("hm", "Well.")
+        assert message["tool_calls"][0]["function"] == {
+            "name": "get_weather",
+            "arguments": '{"city": "Rome"}',
+        }
+        assert choice["finish_reason"] == "tool_calls"
+        back = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "sun"}
+        again = await gateway.post(CHAT, messages=[user("Rome?"), message, back], **asked)
+        assert again.status_code == 200
+
+
+async def test_a_thought_is_streamed_apart_and_is_an_item_of_its_own(tmp_path, checkpoint, monkeypatch):
+    folder = as_family(checkpoint, tmp_path / "thinker", "{% if add_generation_prompt %}<think>\n{% endif %}")
+    saying(monkeypatch, "I add.\n</think>\n\nIt is 4.")
+    async with served(tmp_path, folder) as gateway:
+        whole = (await gateway.chat(max_tokens=200)).json()
+        message = whole["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == ("I add.", "It is 4.")
+        thought = whole["usage"]["completion_tokens_details"]["reasoning_tokens"]
+        assert 0 < thought < whole["usage"]["completion_tokens"]
+        chunks, _ = events((await gateway.chat(max_tokens=200, stream=True)).text)
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "I add."
+        assert "".join(delta.get("content", "") for delta in deltas) == "It is 4."
+        asked = {"model": gateway.model, "input": "2 + 2?", "max_output_tokens": 200}
+        response = (await gateway.http.post(RESPONSES, json=asked)).json()
+        reasoning, said = response["output"]
+        assert (reasoning["type"], reasoning["content"][0]["text"]) == ("reasoning", "I add.")
+        assert (said["type"], said["content"][0]["text"]) == ("message", "It is 4.")
+        streamed = await gateway.http.post(RESPONSES, json=asked | {"stream": True})
+        lines = [line[6:] for line in streamed.text.splitlines() if line.startswith("data: ")]
+        kinds = [json.loads(line)["type"] for line in lines]
+        assert kinds.index("response.reasoning_text.done") < kinds.index("response.output_text.delta")
+
+
+async def test_a_model_that_thinks_first_keeps_to_a_schema_afterwards(tmp_path, checkpoint, monkeypatch):
+    folder = as_family(checkpoint, tmp_path / "thinker", "{% if add_generation_prompt %}<think>\n{% endif %}")
+    format = {"type": "json_schema", "json_schema": {"schema": {"const": "4"}, "strict": True}}
+    # A random model never closes its thought: it is let think two letters.
+    monkeypatch.setattr(tools, "_thought", lambda markup, thinking: ['thought: "hm" "</think>"'])
+    async with served(tmp_path, folder) as gateway:
+        answer = (await gateway.chat(response_format=format, max_tokens=99)).json()["choices"][0]
+        message = answer["message"]
+        assert (message["reasoning_content"], message["content"]) == ("hm", '"4"')
+
+
+async def test_json_that_looks_like_a_call_is_text_without_tools(tmp_path, checkpoint, monkeypatch):
+    folder = as_family(checkpoint, tmp_path / "llama", '{# function name, "parameters" #}')
+    text = '{"name": "get_weather", "parameters": {"city": "Rome"}}'
+    saying(monkeypatch, text)
+    async with served(tmp_path, folder) as gateway:
+        plain = (await gateway.chat(max_tokens=200)).json()["choices"][0]
+        assert (plain["message"]["content"], plain["finish_reason"]) == (text, "stop")
+        called = (await gateway.chat(max_tokens=200, tools=[WEATHER])).json()["choices"][0]
+        assert called["message"]["tool_calls"][0]["function"]["arguments"] == '{"city": "Rome"}'
+        other = [tool("other", None)]
+        kept = (await gateway.chat(max_tokens=200, tools=other)).json()["choices"][0]
+        assert kept["message"]["content"] == text
