@@ -59,12 +59,31 @@ def test_prefill_and_decode_equal_the_whole_model(
     assert_same(chained(local(family), [1, 4], pieces), Whole(folder_of(family)).logits(pieces))
 
 
-@pytest.mark.parametrize("family", [*NAMED, "mistral", "mamba", "qwen3_next", "llama4", "bloom"])
+@pytest.mark.parametrize("family", [*NAMED, "mistral", "qwen3_next", "llama4", "bloom"])
 def test_chunked_prefill_equals_the_same_chunks_of_the_whole_model(
     family: str, folder_of: Callable[[str], Path], local: Local
 ) -> None:
     pieces = [PROMPT[:7], PROMPT[7:8], PROMPT[8:], [5], [6]]
     assert_same(chained(local(family), [3, 5], pieces), Whole(folder_of(family)).logits(pieces))
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "mamba",
+        *(
+            pytest.param(f, marks=pytest.mark.models)
+            for f in ("jamba", "mamba2", "bamba", "lfm2", "qwen3_next")
+        ),
+    ],
+)
+def test_a_recurrent_state_goes_on_with_a_piece_as_with_single_tokens(
+    family: str, folder_of: Callable[[str], Path], local: Local
+) -> None:
+    """Transformers' Mamba and Jamba take a second piece for a beginning, and give something else."""
+    (expected,) = Whole(folder_of(family)).logits([PROMPT])
+    found = torch.cat(chained(local(family), [3], [PROMPT[:9], PROMPT[9:10], PROMPT[10:]]), 1)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
 @pytest.mark.models

@@ -14,6 +14,24 @@ from shoal.errors import CannotRollBack
 from shoal.models.rows import Floats, Integers, RowsLayer
 from shoal.types import Kv, Span
 
+CONTINUED = frozenset(
+    {
+        "bamba",
+        "falcon_h1",
+        "granitemoehybrid",
+        "lfm2",
+        "lfm2_moe",
+        "mamba2",
+        "nemotron_h",
+        "olmo_hybrid",
+        "qwen3_5_text",
+        "qwen3_5_moe_text",
+        "qwen3_next",
+    }
+)
+"""Model types with recurrent states whose code can go on with several tokens at once. Others (Mamba's, Jamba's)
+take them for the beginning of a sequence: their convolution does not see the tokens before."""
+
 
 @dataclass(slots=True)
 class Cache:
@@ -51,6 +69,13 @@ def new_states(config: PretrainedConfig, span: Span, kv: Kv = "auto") -> Dynamic
 def own_layers(states: DynamicCache, span: Span) -> list[Any]:
     """The entries of the span's blocks."""
     return states.layers[span.start : span.end]
+
+
+def goes_on_one_by_one(config: PretrainedConfig, states: DynamicCache, span: Span) -> bool:
+    """Whether a sequence that has begun must be given to these blocks token by token."""
+    if config.model_type in CONTINUED:
+        return False
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in own_layers(states, span))
 
 
 def crop(cache: Cache, length: int, span: Span) -> None:

@@ -94,13 +94,16 @@ class SpanModule:
             raise PositionGap(f"a step at position {position}, but only {cache.length} tokens are cached")
         if position < cache.length or cache.torn:
             self.crop(cache, position)
-        n = hidden.shape[1]
-        for rope in self._ropes:
-            rope.ahead = sequence_length if sequence_length > position + n else 0
+        end = position + hidden.shape[1]
+        sequence_length = max(sequence_length, end)
+        at_once = 1 if position and kv.goes_on_one_by_one(self._config, cache.states, self.span) else end
         cache.torn = True
-        out = self._run(hidden.to(self.device), cache, position)
-        cache.length, cache.torn = position + n, False
-        return out
+        outs: list[torch.Tensor] = []
+        for rows in hidden.to(self.device).split(at_once, 1):
+            outs.append(self._run(rows, cache, position, sequence_length))
+            position += rows.shape[1]
+        cache.length, cache.torn = end, False
+        return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
     def new_cache(self) -> Cache:
         """An empty cache for one session."""
@@ -164,8 +167,10 @@ class SpanModule:
         module.kv_cost = check_span(module)
         return module
 
-    def _run(self, hidden: torch.Tensor, cache: Cache, position: int) -> torch.Tensor:
+    def _run(self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int) -> torch.Tensor:
         n = hidden.shape[1]
+        for rope in self._ropes:
+            rope.ahead = sequence_length if sequence_length > position + n else 0
         positions = torch.arange(position, position + n, device=self.device)
         offered: dict[str, object] = {
             "inputs_embeds": hidden,
