@@ -49,13 +49,13 @@ async def test_one_function_can_be_demanded_by_name(gateway):
 async def test_what_was_said_and_called_in_one_turn_is_one_message_for_the_template(gateway, monkeypatch):
     seen = []
     codec = (await gateway.gateway.models.find(gateway.model)).codec
-    render = codec.render_chat
+    render = codec.prompt
 
     def watched(messages, **options):
         seen.append(messages)
         return render(messages, **options)
 
-    monkeypatch.setattr(codec, "render_chat", watched)
+    monkeypatch.setattr(codec, "prompt", watched)
     conversation = [
         user("Rome?"),
         {"type": "reasoning", "id": "r1", "summary": []},

@@ -14,8 +14,8 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from shoal.errors import BadWeights, UsageError
-from shoal.models import template_child
-from shoal.models.template import TemplateRenderer
+from shoal.models.text import template_child
+from shoal.models.text.template import TemplateRenderer
 
 CHILD = Path(template_child.__file__)
 
@@ -45,7 +45,7 @@ def test_an_honest_template_renders_as_in_transformers(
     (expected,), _ = render_jinja_template(
         [MESSAGES], chat_template=template, add_generation_prompt=True, eos="</s>", enable_thinking=True
     )
-    assert renderers[0].render(MESSAGES, enable_thinking=True) == expected
+    assert renderers[0].render(MESSAGES, enable_thinking=True).text == expected
 
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"  # noqa: E501
@@ -67,7 +67,7 @@ def test_after_a_bad_template_the_next_request_is_served(renderers: list[Templat
     renderers.append(TemplateRenderer(template, {}, deadline_s=0.6))
     with pytest.raises(BadWeights, match="did not end"):
         renderers[0].render([{"role": "user", "content": "hang"}])
-    assert renderers[0].render(MESSAGES) == "fine"
+    assert renderers[0].render(MESSAGES).text == "fine"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_messages_that_are_not_data_are_refused(renderers: list[TemplateRenderer
         deep = [deep]
     with pytest.raises(UsageError):
         renderers[0].render([{"content": deep}])
-    assert renderers[0].render(MESSAGES) == "x"
+    assert renderers[0].render(MESSAGES).text == "x"
 
 
 def test_a_template_that_would_never_end_ends_also_when_nobody_is_left_to_end_it() -> None:
@@ -116,7 +116,7 @@ def test_a_template_that_would_never_end_ends_also_when_nobody_is_left_to_end_it
     words = [sys.executable, "-I", "-c", child]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdin is not None
-        process.stdin.write(json.dumps(request | {"values": {}}).encode() + b"\n")
+        process.stdin.write(json.dumps(request | {"own": {}, "given": {}, "messages": []}).encode() + b"\n")
         process.stdin.flush()
         assert process.wait(20) != 0
 

@@ -86,10 +86,10 @@ def test_chat_is_rendered_as_transformers_does(folder_of: Callable[[str], Path])
     folder = folder_of("llama")
     codec, tokenizer = TextCodec.load(folder), AutoTokenizer.from_pretrained(folder)
     messages = [{"role": "user", "content": "héllo <b>"}, {"role": "assistant", "content": "x"}]
-    rendered = codec.render_chat(messages)
-    assert rendered == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt = codec.prompt(messages)
+    assert prompt.text == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    assert codec.encode(rendered, rendered=True) == expected
+    assert prompt.token_ids == expected
 
 
 def test_bad_text_is_refused(byte_level: TextCodec, tmp_path: Path) -> None:
@@ -100,12 +100,13 @@ def test_bad_text_is_refused(byte_level: TextCodec, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         byte_level.decode([-1])
     with pytest.raises(UsageError, match="no messages"):
-        byte_level.render_chat([])
+        byte_level.prompt([])
     with pytest.raises(BadWeights, match="tokenizer"):
         TextCodec.load(tmp_path)
 
 
-def test_a_model_without_a_template_says_so(sentencepiece_like: TextCodec) -> None:
+def test_without_a_template_messages_are_put_one_after_another(sentencepiece_like: TextCodec) -> None:
     assert not sentencepiece_like.has_template
-    with pytest.raises(UsageError, match="no chat template"):
-        sentencepiece_like.render_chat([{"role": "user", "content": "hi"}])
+    messages = [{"role": "system", "content": "hi"}, {"role": "user", "content": "hi hi"}]
+    prompt = sentencepiece_like.prompt(messages)
+    assert (prompt.text, prompt.token_ids) == ("hi\n\nhi hi", sentencepiece_like.encode("hi\n\nhi hi"))

@@ -136,12 +136,9 @@ class Swarm:
                 token_ids = [int(token) for token in prompt or ()]
             elif messages is None:
                 token_ids = codec.encode(answer.prompt)
-            elif codec.has_template:
-                answer.prompt = await trio.to_thread.run_sync(codec.render_chat, messages)
-                token_ids = codec.encode(answer.prompt, rendered=True)
             else:
-                answer.prompt = "\n\n".join(message["content"] for message in messages)
-                token_ids = codec.encode(answer.prompt)
+                made = await trio.to_thread.run_sync(codec.prompt, messages)
+                answer.prompt, token_ids = made.text, made.token_ids
             answer.prompt_token_ids = token_ids
             room = local.shape.context - len(token_ids)
             if room < 1:

@@ -91,7 +91,7 @@ def limited(model: Servable, prompt: Sequence[int], wanted: int | None) -> int:
 async def encoded(model: Servable, text: str, *, special: bool = True) -> list[int]:
     """Token ids of a plain prompt. Raises as ``TextCodec.encode``, and where the model has no tokenizer."""
     codec = _codec(model)
-    return await trio.to_thread.run_sync(lambda: codec.encode(text, rendered=not special))
+    return await trio.to_thread.run_sync(lambda: codec.encode(text, special=special))
 
 
 async def rendered(
@@ -111,11 +111,8 @@ async def rendered(
     def render() -> list[int]:
         if codec.takes_tools:
             tools = calling.declared() if calling else None
-            return codec.encode(codec.render_chat(messages, tools=tools, **options), rendered=True)
-        plain = as_text(messages, calling)
-        if codec.has_template:
-            return codec.encode(codec.render_chat(plain, **options), rendered=True)
-        return codec.encode("\n\n".join(message["content"] for message in plain))
+            return codec.prompt(messages, tools=tools, **options).token_ids
+        return codec.prompt(as_text(messages, calling), **options).token_ids
 
     return await trio.to_thread.run_sync(render)
 

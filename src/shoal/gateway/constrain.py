@@ -18,8 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import trio
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from llguidance.hf import from_tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from shoal.errors import UsageError
 from shoal.gateway.models import Servable
@@ -96,10 +94,7 @@ class Grammars:
     async def _tokenizer(self, model: Servable) -> LLTokenizer:
         async with self._building:
             if model.local.digest not in self._tokenizers:
-                found = model.codec.tokenizer if model.codec else None
-                if not isinstance(found, PreTrainedTokenizerFast):
-                    raise UsageError(f"{model.id} has no fast tokenizer, which a constrained answer needs")
-                self._tokenizers[model.local.digest] = await trio.to_thread.run_sync(from_tokenizer, found)
+                self._tokenizers[model.local.digest] = await trio.to_thread.run_sync(_read, model)
             return self._tokenizers[model.local.digest]
 
 
@@ -119,6 +114,14 @@ def _reason(error: str) -> str:
     lines = [line.strip() for line in error.splitlines()]
     told = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
     return told.rpartition("failed to compile JSON schema: ")[2][:200]
+
+
+def _read(model: Servable) -> LLTokenizer:
+    """The tokenizer as grammars need it: the bytes of every token, and which of them end an answer."""
+    text = model.codec.serialized() if model.codec else None
+    if text is None:
+        raise UsageError(f"{model.id} has no fast tokenizer, which a constrained answer needs")
+    return LLTokenizer(text, eos_token=sorted(model.local.end_tokens) or None)
 
 
 class GrammarConstraint:

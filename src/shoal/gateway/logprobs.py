@@ -56,8 +56,11 @@ def _by_text(codec: TextCodec | None, score: TokenScore) -> dict[str, float]:
 
 
 def _entry(codec: TextCodec, token: int, logprob: float) -> dict[str, Any]:
-    text = _text(codec, token)
-    return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(text.encode())}
+    return {
+        "token": codec.token_text(token),
+        "logprob": max(logprob, LEAST),
+        "bytes": list(codec.token_bytes(token)),  # its own, also where it is a part of a character
+    }
 
 
 def _text(codec: TextCodec | None, token: int) -> str:

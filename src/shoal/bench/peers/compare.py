@@ -111,8 +111,7 @@ def _tokenized(model: LocalModel, prompts: Sequence[str]) -> list[list[int]]:
     codec = TextCodec.load(model.path)
     if not codec.has_template:
         raise UnsupportedModel(f"{model.name} has no chat template, which language-pipes needs")
-    rendered = [codec.render_chat([{"role": "user", "content": prompt}]) for prompt in prompts]
-    return [codec.encode(text, rendered=True) for text in rendered]
+    return [codec.prompt([{"role": "user", "content": prompt}]).token_ids for prompt in prompts]
 
 
 async def _one_format(field: Field, llama: LlamaCpp, file: Path, notes: list[str]) -> list[Result]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,26 @@ DEADLINE_S = 5.0
 """For one rendering, the start of the process included. An honest template takes a millisecond."""
 MAX_BYTES = 8 << 20
 """Of a template with its messages, and of what it renders to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as the template has put it, and whose words are where."""
+
+    text: str
+    """The prompt."""
+    marked: str | None
+    """What the template makes of the same conversation when all that is not its own is marked, without the
+    marks: ``text`` again, unless the template looks at its input in a way that marks do not pass. ``None``
+    where it fails on marks."""
+    foreign: tuple[tuple[int, int], ...]
+    """The parts of ``marked``, from and to, that are not the template's own words, in order."""
+    user: bool
+    """Whether something of the last user message is in it."""
+    system: bool
+    """Whether something of the system's message is in it."""
+    printed: bool
+    """Whether parts of a message were written out as Python shows a list."""
 
 
 class TemplateRenderer:
@@ -34,10 +55,13 @@ class TemplateRenderer:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """The prompt for ``messages``, with the beginning of the answer behind them. From any thread.
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True, **options: Any
+    ) -> Rendered:
+        """The prompt for ``messages``. From any thread.
 
         Args:
+            answer: whether the beginning of an answer is put behind them.
             options: what the template may look at, for example ``enable_thinking``.
 
         Raises:
@@ -48,12 +72,9 @@ class TemplateRenderer:
             request = json.dumps(
                 {
                     "template": self._template,
-                    "values": {
-                        **self._variables,
-                        **options,
-                        "messages": list(messages),
-                        "add_generation_prompt": True,
-                    },
+                    "own": {**self._variables, "add_generation_prompt": answer},
+                    "given": options,
+                    "messages": list(messages),
                 }
             ).encode()
         except (TypeError, ValueError, RecursionError) as error:
@@ -63,18 +84,18 @@ class TemplateRenderer:
         with self._lock:
             line = self._exchange(request)
         try:
-            answer = cast(dict[str, str], json.loads(line))
+            found = cast(dict[str, Any], json.loads(line))
         except ValueError as error:
             raise BadWeights(
                 f"the chat template did not end within {self._deadline_s:.0f} s, or filled its memory",
                 check="where this model comes from",
             ) from error
-        if "text" not in answer:
+        if "text" not in found:
             raise UsageError(
-                f"the model's chat template refuses the messages: {answer.get('error', '')[:300]}",
+                f"the model's chat template refuses the messages: {found.get('error', '')[:300]}",
                 check="the roles and their order",
             )
-        return answer["text"]
+        return _read(found)
 
     def close(self) -> None:
         """End the process."""
@@ -100,7 +121,7 @@ class TemplateRenderer:
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write(request + b"\n")
             process.stdin.flush()
-            line = process.stdout.readline(MAX_BYTES * 6)  # JSON may write a byte as \u00XX
+            line = process.stdout.readline(MAX_BYTES * 14)  # two texts, in which JSON may write \u00XX
         except OSError:  # it died while we wrote
             line = b""
         finally:
@@ -117,3 +138,18 @@ class TemplateRenderer:
 
     def __del__(self) -> None:
         self._end()
+
+
+def _read(found: dict[str, Any]) -> Rendered:
+    """What the process answered."""
+    text: str = found["text"]
+    if "unmarked" in found:
+        return Rendered(text, None, (), user=True, system=True, printed=False)
+    return Rendered(
+        text,
+        found.get("marked", text),
+        tuple((start, end) for start, end in found["spans"]),
+        user=found["user"],
+        system=found["system"],
+        printed=found["printed"],
+    )

@@ -1,0 +1,136 @@
+"""A model's tokenizer and chat templates: text to token ids, conversations to prompts, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from shoal.errors import UsageError
+from shoal.models.text.bytes import is_byte, token_bytes
+from shoal.models.text.control import ControlWords
+from shoal.models.text.detokenizer import Detokenizer
+from shoal.models.text.files import read_files
+from shoal.models.text.prompt import ChatTemplates, Prompt
+from shoal.models.text.tokenizer import Vocabulary, load_vocabulary
+
+MAX_TEXT = 4 << 20
+"""Characters. Longer text than any context holds would keep the tokenizer busy for minutes."""
+
+
+class TextCodec:
+    """A model's tokenizer and chat templates. From any thread."""
+
+    def __init__(self, vocabulary: Vocabulary, templates: Mapping[str, str]) -> None:
+        self._vocabulary = vocabulary
+        self._special = frozenset(index for index, token in vocabulary.added.items() if token.special)
+        self.template = "\n".join(templates.values())
+        """The chat templates' source; it tells in which markup the model writes calls and thoughts."""
+        words = ControlWords(vocabulary.added, self.template)
+        self._chat = ChatTemplates(templates, vocabulary, words)
+
+    @classmethod
+    def load(cls, path: Path) -> TextCodec:
+        """The codec of a model's folder; no code that comes with it is run.
+
+        Raises:
+            BadWeights: the folder has no tokenizer that can be read.
+        """
+        files = read_files(path)
+        return cls(load_vocabulary(files), files.templates)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model was made for chat."""
+        return self._chat.any
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether a chat template knows what tools are."""
+        return self._chat.takes_tools
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a plain text, in which control words are control tokens.
+
+        Args:
+            special: put what the model wants at the beginning of a text before it.
+
+        Raises:
+            UsageError: the text is too long, or has lone surrogates.
+        """
+        _check(text)
+        return self._vocabulary.encode(text, special=special)
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Prompt:
+        """The prompt for a conversation, by the chat template; without one, the messages one after another.
+
+        Only the template's own words become control tokens. What users, tools and assistants say is text,
+        whatever it looks like.
+
+        Args:
+            messages: ``[{"role": "user", "content": "…"}, …]``; a content may be a list of text parts.
+            options: what the template may look at: ``tools``, ``documents``, ``enable_thinking``.
+
+        Raises:
+            UsageError: no messages, messages that the template refuses or leaves out, or too much text.
+            BadWeights: the template does not end in time.
+        """
+        if not messages:
+            raise UsageError("no messages")
+        return self._chat.prompt(messages, options, _check)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ``token_ids``, without special tokens.
+
+        Raises:
+            UsageError: an id that cannot be one.
+        """
+        if any(not 0 <= token < 2**31 for token in token_ids):
+            raise UsageError("token ids must be whole numbers from 0")
+        return self._vocabulary.decode(token_ids, special=False)
+
+    def serialized(self) -> str | None:
+        """The tokenizer as the JSON of ``tokenizers``, which a grammar needs; ``None`` for one without."""
+        return self._vocabulary.serialized()
+
+    @cached_property
+    def end_tokens(self) -> frozenset[int]:
+        """What ends an answer, as far as the tokenizer tells: its own end, and the template's for a turn."""
+        found = self._chat.turn_ends()
+        eos = self._vocabulary.named.get("eos_token")
+        index = self._vocabulary.token_id(eos) if eos is not None else None
+        return found if index is None else found | {index}
+
+    def token_text(self, token: int) -> str:
+        """The text of one token, special or not; U+FFFD where it is part of a character."""
+        return self._vocabulary.decode([token], special=True)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, special or not: those of a whole text are its tokens' put together."""
+        return token_bytes(self._vocabulary, token)
+
+    def is_text(self, token: int) -> bool:
+        """Whether ``token`` is text by itself: not special, nor one byte of a character without a token.
+
+        A run of such bytes is decoded together or not at all, and special tokens do not end it.
+        """
+        return token not in self._special and not is_byte(self._vocabulary.piece(token))
+
+    def special_token(self, word: str) -> int | None:
+        """The special token that is written so, which :meth:`decode` leaves out; ``None`` for any other word."""
+        token = self._vocabulary.token_id(word)
+        return token if token in self._special else None
+
+    def detokenizer(self) -> Detokenizer:
+        """For one stream of tokens."""
+        return Detokenizer(self)
+
+
+def _check(text: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise UsageError(f"{len(text)} characters of text are more than the {MAX_TEXT} that are taken")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the text is not valid Unicode ({error})") from error
