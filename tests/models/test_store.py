@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shoal.errors import BadWeights, OutOfResources, UnknownModel, UnsupportedModel
 from shoal.models import convert
 from shoal.models.catalogue import CATALOGUE, close_names, find_entry
+from shoal.models.local import SamplingDefaults
+from shoal.models.records import VERSION
 from shoal.models.store import ModelStore, folder_name
 from shoal.testing.checkpoints import write_checkpoint
 
@@ -375,3 +378,46 @@ def test_listing_imports_no_torch_and_takes_no_time(tmp_path: Path) -> None:
         assert imported == ["False", "False"]
         best = min(best, float(seconds))
     assert best < 0.5
+
+
+def test_an_answer_ends_with_what_any_file_of_the_model_calls_its_end(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    folder = write_checkpoint(tmp_path / "mine")
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    for said, ends in ((None, {2}), ("7", {2, 7}), ([7.0, 9, 400, -1], {2, 7, 9})):
+        (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": said}))
+        assert store.resolve(str(folder)).end_tokens == ends  # the tokenizer's own is 2
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
+    assert store.resolve(str(folder)).end_tokens == {2, 5, 6}
+
+
+def test_an_answer_ends_where_the_template_ends_a_turn(store: ModelStore, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "mine")
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ bos_token }}{{ m.content }}<unk>\n{% endfor %}"
+    )
+    assert store.resolve(str(folder)).end_tokens == {0, 2}
+
+
+def test_what_the_makers_recommend_is_known_of_a_model(store: ModelStore, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "mine")
+    assert store.pull(str(folder)).sampling == SamplingDefaults()
+    (folder / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "top_p": 7}')
+    assert store.resolve(str(folder)).sampling == SamplingDefaults(temperature=0.6, top_k=20)
+    assert store.list()[0].sampling == SamplingDefaults(temperature=0.6, top_k=20)
+    entry = find_entry("smollm2")
+    assert entry is not None
+    assert entry.sampling == SamplingDefaults(temperature=0.2, top_p=0.9)
+
+
+def test_a_record_of_an_older_version_is_made_again(store: ModelStore, tmp_path: Path) -> None:
+    model = store.pull(str(write_checkpoint(tmp_path / "mine")))
+    record = store.root / "mine" / "model.json"
+    old = json.loads(record.read_text()) | {"version": 1, "end_tokens": []}
+    del old["sampling"]
+    record.write_text(json.dumps(old))
+    assert [known.name for known in store.list()] == ["mine"]
+    assert store.resolve("mine") == model
+    assert json.loads(record.read_text())["version"] == VERSION

@@ -32,7 +32,9 @@ class Question:
     stop: Sequence[str] = ()
     format: Format | None = None
     sampling: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Fields of :class:`shoal.client.sampling.Sampling`."""
+    """Fields of :class:`shoal.client.sampling.Sampling`; with ``None`` as the model's makers recommend."""
+    temperature: float = 0.0
+    """Where neither ``sampling`` nor the model's makers name one."""
 
     @property
     def text(self) -> str:
@@ -73,6 +75,7 @@ def put(swarm: Swarm, question: Question) -> Answer:
         max_tokens=question.max_tokens,
         stop=question.stop,
         format=question.format,
+        otherwise=question.temperature,
         **question.sampling,
     )
 

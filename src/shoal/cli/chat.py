@@ -20,18 +20,40 @@ if TYPE_CHECKING:
 MAX_STDIN = 64 << 20
 """Characters read from stdin; a longer prompt fits no model, and is refused rather than cut."""
 
+CHAT_TEMPERATURE = 0.7
+"""Of a conversation, where neither its user nor the model's makers name one."""
+
 MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)]
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more random.")]
-TopK = Annotated[int, typer.Option(help="Choose among the k likeliest tokens; 0 turns this off.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        help="0 takes the likeliest token; higher is more random. The model's own if not named.",
+        show_default=False,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(help="Choose among the k likeliest tokens; 0 turns this off.", show_default=False),
+]
 TopP = Annotated[
-    float, typer.Option(help="Choose among the likeliest tokens whose probabilities add up to this.")
+    float | None,
+    typer.Option(
+        help="Choose among the likeliest tokens whose probabilities add up to this.", show_default=False
+    ),
 ]
 MinP = Annotated[
-    float, typer.Option(help="Choose among tokens at least this likely, relative to the likeliest.")
+    float | None,
+    typer.Option(
+        help="Choose among tokens at least this likely, relative to the likeliest.", show_default=False
+    ),
 ]
 Penalty = Annotated[
-    float,
-    typer.Option("--repetition-penalty", help="Divide the score of tokens that already occurred by this."),
+    float | None,
+    typer.Option(
+        "--repetition-penalty",
+        help="Divide the score of tokens that already occurred by this.",
+        show_default=False,
+    ),
 ]
 Stop = Annotated[
     list[str] | None, typer.Option(help="End the answer before this text; repeat the option for more.")
@@ -54,11 +76,11 @@ def run(
     public: options.Public = None,
     format: options.FormatOption = None,
     max_tokens: MaxTokens = 256,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    repetition_penalty: Penalty = 1.0,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
     stop: Stop = None,
     seed: Seed = None,
     raw: Raw = False,
@@ -111,7 +133,7 @@ def chat(
     public: options.Public = None,
     format: options.FormatOption = None,
     max_tokens: MaxTokens = 512,
-    temperature: Temperature = 0.7,
+    temperature: Temperature = None,
     seed: Seed = None,
     system: Annotated[str, typer.Option(help="System message.", show_default=False)] = "",
 ) -> None:
@@ -119,7 +141,9 @@ def chat(
     settings = options.settings(swarm=swarm, public=public, model=model, format=format)
     sampling = {"temperature": temperature, "seed": seed}
     wanted = options.asked_format(settings)
-    asking = Question(settings.model, max_tokens=max_tokens, format=wanted, sampling=sampling)
+    asking = Question(
+        settings.model, max_tokens=max_tokens, format=wanted, sampling=sampling, temperature=CHAT_TEMPERATURE
+    )
 
     async def talk(opened: Connected) -> None:
         from shoal.cli.talk.commands import NAMES

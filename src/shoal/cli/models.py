@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,6 +89,10 @@ def model_fields(model: LocalModel) -> dict[str, Any]:
         "format": chosen.format,
         "format_why": chosen.why,
         "source": model.source,
+        "end_tokens": sorted(model.end_tokens),
+        "sampling": {
+            key: value for key, value in dataclasses.asdict(model.sampling).items() if value is not None
+        },
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ import trio
 
 from shoal.client.answer import Answer, RouteStage
 from shoal.client.generate import Delta, generate
+from shoal.client.recommended import sampling_for
 from shoal.client.recovery import Recovery
 from shoal.client.routes import Routes
 from shoal.client.sampling import Sampling
@@ -104,6 +105,7 @@ class Swarm:
         max_tokens: int = 256,
         stop: Sequence[str] = (),
         format: Format | None = None,
+        otherwise: float = 0.0,
         **sampling: Any,
     ) -> Answer:
         """An answer to ``prompt`` (text or token ids as they are) or ``messages`` (by the chat template).
@@ -113,7 +115,10 @@ class Swarm:
         Args:
             messages: ``[{"role": "user", "content": "…"}, …]``; for a model without a chat template their
                 texts are put one after another.
-            sampling: the fields of :class:`shoal.client.sampling.Sampling`; greedy without any.
+            sampling: the fields of :class:`shoal.client.sampling.Sampling`; greedy without a temperature.
+                With a temperature, or ``temperature=None`` for the model's own, what is left out or ``None``
+                is as the model's makers recommend.
+            otherwise: the temperature for ``None`` where they recommend none.
 
         Raises:
             UsageError: at once, for an option that cannot be.
@@ -123,10 +128,7 @@ class Swarm:
             raise UsageError("give either a prompt or messages")
         if max_tokens < 1:
             raise UsageError(f"max_tokens must be 1 or more, not {max_tokens}")
-        try:
-            chosen = Sampling(**sampling)
-        except TypeError as error:
-            raise UsageError(f"an unknown option: {error}") from error
+        _check_sampling(sampling)
         shown = prompt if isinstance(prompt, str) else ""
 
         async def stream(answer: Answer) -> AsyncGenerator[Delta]:
@@ -154,7 +156,7 @@ class Swarm:
                     session,
                     token_ids,
                     codec.detokenizer() if codec else None,
-                    sampling=chosen,
+                    sampling=sampling_for(local.sampling, sampling, otherwise),
                     max_tokens=limit,
                     stop=stop,
                     end_tokens=local.end_tokens,
@@ -222,6 +224,14 @@ class Swarm:
                 load = partial(load_ends, local, format, threads=settings.threads, cache=settings.paths.cache)
                 self._ends[key] = EndsEngine(await self._thread.run(load), self._thread)
             return self._ends[key]
+
+
+def _check_sampling(named: Mapping[str, Any]) -> None:
+    """Raises UsageError for an option that cannot be."""
+    try:
+        Sampling(**{name: value for name, value in named.items() if value is not None})
+    except TypeError as error:
+        raise UsageError(f"an unknown option: {error}") from error
 
 
 def _stages(session: Session) -> tuple[RouteStage, ...]:

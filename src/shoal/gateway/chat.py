@@ -45,7 +45,7 @@ async def asked_of(body: ChatRequest, model: Servable, grammars: Grammars) -> As
         model,
         tuple(prompt),
         limit,
-        body.sampling(body.scores),
+        body.sampling(body.scores, model.local.sampling),
         choices=body.n,
         stop=tuple(body.stop),
         grammar=found.grammar,

@@ -44,7 +44,7 @@ async def _one(body: CompletionRequest, model: Servable, prompt: str | list[int]
         model,
         tuple(ids),
         limit,
-        body.sampling(body.logprobs),
+        body.sampling(body.logprobs, model.local.sampling),
         choices=body.n,
         stop=tuple(body.stop),
         echo=body.echo,

@@ -47,7 +47,7 @@ async def asked_of(body: ResponsesRequest, model: Servable, grammars: Grammars) 
         model,
         tuple(prompt),
         limit,
-        body.sampling(body.scores),
+        body.sampling(body.scores, model.local.sampling),
         grammar=found.grammar,
         reading=found.reading,
         relaxed=found.relaxed,
@@ -125,6 +125,7 @@ class ResponsesForm:
     def __init__(self, record: Record, asked: Asked, body: ResponsesRequest) -> None:
         self._record = record
         self._model = asked.model
+        self._sampling = asked.sampling
         self._body = body
         self._reader = reader_of(asked)
         self._created = int(time.time())
@@ -175,7 +176,7 @@ class ResponsesForm:
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
             "store": False,
-            "temperature": 1.0 if body.temperature is None else body.temperature,
+            "temperature": self._sampling.temperature,
             "text": {
                 "format": (body.text.format or PlainFormat()).model_dump(by_alias=True, exclude_none=True)
             },
@@ -183,7 +184,7 @@ class ResponsesForm:
             if isinstance(body.tool_choice, str)
             else body.tool_choice.model_dump(),
             "tools": [tool.model_dump() for tool in body.tools],
-            "top_p": 1.0 if body.top_p is None else body.top_p,
+            "top_p": self._sampling.top_p,
             "truncation": "disabled",
             "metadata": body.metadata or {},
             "usage": None if self._status == "in_progress" else self._usage(),

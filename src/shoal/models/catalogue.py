@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from shoal.models.local import SamplingDefaults
+
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
@@ -25,6 +27,8 @@ class CatalogueEntry:
     """Bytes to download."""
     disk: int
     """Bytes needed on disk while it is converted; what stays is less."""
+    sampling: SamplingDefaults
+    """What its makers recommend: a GGUF file does not tell."""
 
 
 CATALOGUE = (
@@ -39,6 +43,7 @@ CATALOGUE = (
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         download=92_871_040,
         disk=760_000_000,
+        sampling=SamplingDefaults(temperature=0.2, top_p=0.9),
     ),
 )
 

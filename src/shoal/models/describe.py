@@ -1,23 +1,23 @@
-"""What a folder's config says of a model.
-
-Transformers, which takes seconds to import, is asked only for models that our kernels do not run.
-"""
+"""What a folder's files say of a model. What it finds is recorded: hashing takes seconds."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from shoal.errors import BadWeights
-from shoal.models.checkpoint import Checkpoint, open_checkpoint, read_object
+from shoal.models.catalogue import find_entry
+from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.digest import compute_digest
-from shoal.models.llama_config import LlamaConfig, read_llama_config
-from shoal.models.local import LocalModel
+from shoal.models.generation import read_generation_config, sampling_defaults, token_ids
+from shoal.models.llama_config import DEFAULTS, LlamaConfig, read_llama_config
+from shoal.models.local import LocalModel, SamplingDefaults
 from shoal.models.progress import Progress
 from shoal.models.rope_scaling import context_factor
-from shoal.types import Digest, ModelShape
+from shoal.models.text import TextCodec
+from shoal.types import ModelShape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -42,15 +42,10 @@ def describe(folder: Path, name: str, source: str, progress: Progress) -> LocalM
         UnknownModel, BadWeights, UnsupportedModel: see ``open_checkpoint``; or the config makes no sense.
     """
     checkpoint = open_checkpoint(folder)
-    config = read_llama_config(checkpoint.config) or _through_transformers(checkpoint)
-    shape = ModelShape(
-        name=name,
-        digest=Digest(""),
-        n_blocks=_positive(checkpoint, config, "num_hidden_layers"),
-        hidden_size=_positive(checkpoint, config, "hidden_size"),
-        context=context_of(config),
-        vocab_size=_positive(checkpoint, config, "vocab_size"),
-    )
+    config = read_any_config(checkpoint)
+    vocab_size = _positive(checkpoint, config, "vocab_size")
+    end_tokens = _end_tokens(checkpoint, config, vocab_size)
+    sampling = _sampling(folder, source)
     digest = compute_digest(checkpoint, progress)
     sizes: Counter[str] = Counter()
     for entry in checkpoint.tensors.values():
@@ -59,15 +54,32 @@ def describe(folder: Path, name: str, source: str, progress: Progress) -> LocalM
         name=name,
         path=folder,
         digest=digest,
-        shape=replace(shape, digest=digest),
+        shape=ModelShape(
+            name=name,
+            digest=digest,
+            n_blocks=_positive(checkpoint, config, "num_hidden_layers"),
+            hidden_size=_positive(checkpoint, config, "hidden_size"),
+            context=context_of(config),
+            vocab_size=vocab_size,
+        ),
         size=sizes.total(),
         dtype=sizes.most_common(1)[0][0] if sizes else "F32",
         source=source,
-        end_tokens=_end_tokens(folder, config),
+        end_tokens=end_tokens,
+        sampling=sampling,
     )
 
 
-def _through_transformers(checkpoint: Checkpoint) -> PretrainedConfig:
+def read_any_config(checkpoint: Checkpoint) -> LlamaConfig | PretrainedConfig:
+    """A checkpoint's config, by transformers only where it is not of Llama's shape.
+
+    Raises:
+        BadWeights, UnsupportedModel: see ``read_model_config`` and ``causal_class``.
+    """
+    # What ends an answer is read apart, and more kindly.
+    known = read_llama_config(dict(checkpoint.config) | {"eos_token_id": None})
+    if known is not None:
+        return known
     from shoal.models.hollow import causal_class, read_model_config  # noqa: PLC0415 - imports transformers
 
     config = read_model_config(checkpoint)
@@ -93,12 +105,30 @@ def context_of(config: LlamaConfig | PretrainedConfig) -> int:
     return UNLIMITED
 
 
-def _end_tokens(folder: Path, config: LlamaConfig | PretrainedConfig) -> frozenset[int]:
-    """What ends an answer; the generation config, where there is one, says it in the config's place."""
-    path = folder / "generation_config.json"
-    found: Any = read_object(path).get("eos_token_id") if path.is_file() else None
-    if found is None and isinstance(config, LlamaConfig):
-        return frozenset(config.eos_token_ids)
-    found = found if found is not None else getattr(config, "eos_token_id", None)
-    ids = cast("list[object]", found if isinstance(found, list) else [found])
-    return frozenset(i for i in ids if isinstance(i, int))
+def _end_tokens(
+    checkpoint: Checkpoint, config: LlamaConfig | PretrainedConfig, vocab_size: int
+) -> frozenset[int]:
+    """What ends an answer: all that the model's files call its end.
+
+    The generation config says it in the config's place, where there is one; the tokenizer may name another,
+    and the chat template ends a turn with one that neither names.
+    """
+    generation: Mapping[str, Any] = read_generation_config(checkpoint.folder)
+    said: object = generation.get("eos_token_id")
+    if said is None:
+        known = isinstance(config, LlamaConfig)
+        default: object = DEFAULTS[config.model_type]["eos_token_id"] if known else config.eos_token_id
+        said = checkpoint.config.get("eos_token_id", default)
+    try:
+        told = TextCodec.load(checkpoint.folder).end_tokens
+    except BadWeights:
+        told = frozenset[int]()  # a model may come without a tokenizer; it takes token ids then
+    return token_ids(said, vocab_size) | token_ids(sorted(told), vocab_size)
+
+
+def _sampling(folder: Path, source: str) -> SamplingDefaults:
+    """What the model's makers recommend: in its folder, or as the catalogue has it from them."""
+    found = sampling_defaults(read_generation_config(folder))
+    kind, _, name = source.partition(":")
+    entry = find_entry(name) if kind == "catalogue" else None
+    return entry.sampling if entry is not None and found == SamplingDefaults() else found

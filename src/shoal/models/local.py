@@ -8,6 +8,20 @@ from pathlib import Path
 from shoal.types import Digest, ModelShape
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """How a model's makers recommend to sample from it; ``None`` where they say nothing.
+
+    The fields are those of :class:`shoal.client.sampling.Sampling`.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class LocalModel:
     """A folder that transformers loads, and what is known of it."""
@@ -25,3 +39,5 @@ class LocalModel:
     """Where it came from: ``catalogue:…``, ``folder:…``, ``gguf:…`` or ``hub:…``."""
     end_tokens: frozenset[int] = frozenset()
     """Token ids that end an answer."""
+    sampling: SamplingDefaults = SamplingDefaults()
+    """Used where neither a request nor a command says how to sample."""

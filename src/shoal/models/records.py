@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from shoal.models.digest import fingerprint
-from shoal.models.local import LocalModel
+from shoal.models.local import LocalModel, SamplingDefaults
 from shoal.types import Digest, ModelShape
 
 RECORD = "model.json"
 WEIGHTS = "weights"
 """The folder, beside the record, of weights that were converted here."""
-VERSION = 1
-"""Of the record's format; records of another are made again."""
+VERSION = 2
+"""Of the record's format. Models recorded in an older one are described anew when they are next used."""
 
 
 def write(folder: Path, model: LocalModel) -> None:
@@ -48,6 +48,7 @@ def read(folder: Path) -> LocalModel | None:
             dtype=record["dtype"],
             source=record["source"],
             end_tokens=frozenset(record["end_tokens"]),
+            sampling=SamplingDefaults(**record.get("sampling", {})),
         )
     except (KeyError, TypeError, ValueError):
         return None
@@ -62,4 +63,9 @@ def raw(folder: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         return None
     fields = cast(dict[str, Any], record)
-    return fields if fields.get("version") == VERSION else None
+    version = fields.get("version")
+    if not isinstance(version, int) or not 0 < version <= VERSION:
+        return None
+    if version < VERSION:
+        fields.pop("fingerprint", None)  # it knows less than is wanted now
+    return fields

@@ -21,8 +21,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from shoal.client.recommended import sampling_for
 from shoal.client.sampling import MAX_BIAS, MAX_PENALTY, MAX_TOP_LOGPROBS, REPETITION, Sampling
+from shoal.models.local import SamplingDefaults
 
+OPENAI_TEMPERATURE = 1.0
+"""Where neither the client nor the model's makers name one."""
 MAX_CHOICES = 8
 MAX_STOPS = 16
 MAX_TOKENS = 1 << 20
@@ -144,20 +148,21 @@ class Choosing(Body):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=REPETITION[0], le=REPETITION[1])
 
-    def sampling(self, top_logprobs: int | None) -> Sampling:
-        """The client's wishes as the sampler takes them; OpenAI's defaults where it has none."""
-        return Sampling(
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=max(self.top_k or 0, 0),
-            min_p=self.min_p or 0.0,
-            repetition_penalty=self.repetition_penalty or 1.0,
-            seed=None if self.seed is None else self.seed % (1 << 63),
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            logit_bias=self.logit_bias or {},
-            top_logprobs=top_logprobs,
-        )
+    def sampling(self, top_logprobs: int | None, defaults: SamplingDefaults) -> Sampling:
+        """The client's wishes as the sampler takes them; the model's own where it has none, then OpenAI's."""
+        named = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": None if self.top_k is None else max(self.top_k, 0),
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "seed": None if self.seed is None else self.seed % (1 << 63),
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "logit_bias": self.logit_bias,
+            "top_logprobs": top_logprobs,
+        }
+        return sampling_for(defaults, named, OPENAI_TEMPERATURE)
 
 
 class Asking(Choosing):

@@ -118,7 +118,7 @@ class TextCodec:
         return token not in self._special and not is_byte(self._vocabulary.piece(token))
 
     def special_token(self, word: str) -> int | None:
-        """The special token that is written so, which :meth:`decode` leaves out; ``None`` for any other word."""
+        """The special token written so, which :meth:`decode` leaves out; ``None`` for any other word."""
         token = self._vocabulary.token_id(word)
         return token if token in self._special else None
 

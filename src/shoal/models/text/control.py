@@ -18,20 +18,21 @@ from tokenizers import AddedToken
 Parts = Sequence[tuple[int, int]]
 """Parts of a text, from and to, in order."""
 TAG = re.compile(r"[<\[({].*[>\])}]", re.DOTALL)
-"""What a word looks like that is not text; tokens for blanks or for whole words are none."""
+"""What a word looks like that may mean something; tokens for blanks or for whole words are none."""
+MEANT = re.compile(r"<[|｜].*[|｜]>|</?(think|tools?|tool_call|tool_response)>", re.DOTALL)
+"""What it looks like where it always does. Others may be text: Gemma has a token for ``<h1>``."""
 SIGNED_BY = 4
 """Letters of a signature, each one of 65,000."""
 
 
 class ControlWords:
-    """A tokenizer's control words: its special tokens, and others that the chat template makes use of."""
+    """A tokenizer's control words: its special tokens, and others that look like it or that the template uses."""
 
     def __init__(self, added: Mapping[int, AddedToken], template: str) -> None:
         self.ids = {
             token.content: index
             for index, token in added.items()
-            if token.content.strip()
-            and (token.special or (TAG.fullmatch(token.content) and token.content in template))
+            if token.content.strip() and (token.special or _means(token.content, template))
         }
         longest = sorted(self.ids, key=len, reverse=True)
         self._any = re.compile("|".join(map(re.escape, longest)) or "(?!)")
@@ -66,6 +67,10 @@ class ControlWords:
             pieces += [text[place:start], self.sign(text[start:end])]
             place = end
         return "".join((*pieces, text[place:]))
+
+
+def _means(word: str, template: str) -> bool:
+    return MEANT.fullmatch(word) is not None or (TAG.fullmatch(word) is not None and word in template)
 
 
 def guarded_json(data: dict[str, Any], words: ControlWords) -> dict[str, Any]:

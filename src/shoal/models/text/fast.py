@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from shoal.errors import BadWeights
 from shoal.models.text.control import ControlWords, Parts, guarded_json
-from shoal.models.text.files import TOKENIZER, TokenizerFiles
+from shoal.models.text.files import TOKENIZER, TokenizerFiles, read_text
 from shoal.models.text.stored import Stored, stored
 
 
@@ -78,8 +78,8 @@ def load_stored(files: TokenizerFiles) -> FastTokenizer | None:
     path = files.folder / TOKENIZER
     if not path.is_file():
         return None
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8")
         how = stored(files, text)
         if how is None:
             return None
@@ -92,9 +92,7 @@ def load_stored(files: TokenizerFiles) -> FastTokenizer | None:
     return FastTokenizer(tokenizer, variables | files.own())
 
 
-def _add(
-    tokenizer: Tokenizer, files: TokenizerFiles, named: Mapping[str, AddedToken], how: Stored
-) -> None:
+def _add(tokenizer: Tokenizer, files: TokenizerFiles, named: Mapping[str, AddedToken], how: Stored) -> None:
     """Add what the config knows and the file does not, in the order in which transformers does."""
     there = tokenizer.get_added_tokens_decoder().values()
     known = {repr(token) for token in there}
@@ -112,4 +110,6 @@ def _add(
 
 def _damaged(path: Path, error: Exception) -> BadWeights:
     first: Any = (str(error).splitlines() or [type(error).__name__])[0]
-    return BadWeights(f"{path}: not a tokenizer that can be read ({first[:200]})", check="fetch the file again")
+    return BadWeights(
+        f"{path}: not a tokenizer that can be read ({first[:200]})", check="fetch the file again"
+    )

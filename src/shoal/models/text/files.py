@@ -5,7 +5,6 @@ They are read as transformers reads them (``PreTrainedTokenizerBase._from_pretra
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, cast
 from tokenizers import AddedToken
 
 from shoal.errors import BadWeights
+from shoal.models.checkpoint import read_object
 
 MAX_FILE = 64 << 20
 """Bytes of a tokenizer's file that is read."""
@@ -115,9 +115,9 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Chat templates by name: files of their own first, then the config's, then a processor's."""
     found: dict[str, str] = {}
     if (folder / TEMPLATE).is_file():
-        found["default"] = _text(folder / TEMPLATE)
+        found["default"] = read_text(folder / TEMPLATE)
     for file in sorted((folder / TEMPLATES).glob("*.jinja")):
-        found[file.stem] = _text(file)
+        found[file.stem] = read_text(file)
     return found or _listed(config) or _listed(_object(folder / "chat_template.json"))
 
 
@@ -127,7 +127,9 @@ def _listed(config: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(value, str):
         return {"default": value}
     if isinstance(value, list):
-        pairs = [cast("dict[str, object]", item) for item in cast("list[object]", value) if isinstance(item, dict)]
+        pairs = [
+            cast("dict[str, object]", item) for item in cast("list[object]", value) if isinstance(item, dict)
+        ]
         value = {str(pair.get("name")): pair.get("template") for pair in pairs}
     named = cast("dict[str, object]", value) if isinstance(value, dict) else {}
     return {name: template for name, template in named.items() if isinstance(template, str)}
@@ -135,18 +137,15 @@ def _listed(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _object(file: Path) -> dict[str, Any]:
     """A file's JSON object; an empty one where there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        value: object = json.loads(_text(file))
-    except (ValueError, RecursionError) as error:
-        raise BadWeights(f"{file}: not valid JSON ({error})", check="fetch the file again") from error
-    if not isinstance(value, dict):
-        raise BadWeights(f"{file}: not a JSON object", check="fetch the file again")
-    return cast("dict[str, Any]", value)
+    return read_object(file) if file.is_file() else {}
 
 
-def _text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """A file of a tokenizer.
+
+    Raises:
+        BadWeights: it is too large, or not UTF-8.
+    """
     if file.stat().st_size > MAX_FILE:
         raise BadWeights(f"{file}: larger than the {MAX_FILE >> 20} MiB that we read")
     try:

@@ -1,4 +1,4 @@
-"""Conversations to prompts: which template, what form of message it reads, and whose words are control words."""
+"""Conversations to prompts: by which template, in which form, and whose words become control tokens."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class ChatTemplates:
             except UsageError as error:
                 refused = refused or error
                 continue
-            if form and rendered.printed or not _says(rendered, messages, "user"):
+            if (form and rendered.printed) or not _says(rendered, messages, "user"):
                 continue
             found[form] = rendered
             if _says(rendered, messages, "system"):
@@ -215,7 +215,9 @@ def _mentions(words: ControlWords, value: object) -> bool:
     if isinstance(value, str):
         return words.are_in(value)
     if isinstance(value, dict):
-        return any(_mentions(words, part) for pair in cast("dict[object, object]", value).items() for part in pair)
+        return any(
+            _mentions(words, part) for pair in cast("dict[object, object]", value).items() for part in pair
+        )
     if isinstance(value, list | tuple):
         return any(_mentions(words, part) for part in cast("list[object]", value))
     return False

@@ -1,4 +1,4 @@
-"""Tokenizers that need transformers: those without ``tokenizer.json``, and classes that do more than it says."""
+"""Tokenizers that need transformers: without ``tokenizer.json``, or of classes that do more than it says."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Whether ``tokenizer.json`` is all there is to a tokenizer, so that transformers need not be imported.
 
-``AutoTokenizer`` chooses a class by the files' ``tokenizer_class`` and the model's type. Some classes load the
-file as it is; others take vocabulary and merges from it and make the rest themselves, whatever the file says.
-Here is written down which do what. Whatever is not known to come to the same goes through transformers.
+``AutoTokenizer`` chooses a class by the files' ``tokenizer_class`` and the model's type. Some classes load
+the file as it is; others take vocabulary and merges from it and make the rest themselves, whatever the file
+says. Here is written down which do what. Whatever is not known to come to the same goes through transformers.
 """
 
 from __future__ import annotations
@@ -19,14 +19,40 @@ from shoal.models.text.files import TokenizerFiles
 GENERIC = frozenset({"PreTrainedTokenizer", "TokenizersBackend"})
 """Classes, without ``Fast``, that load the file as it is."""
 AS_STORED = frozenset(
-    "flex_olmo glm glm4 glm4_moe granite granitemoe granitemoehybrid minimax_m2 ministral ministral3 mistral "
-    "mixtral olmo2 olmo3 persimmon phi3 phimoe stablelm".split()
+    (
+        "flex_olmo",
+        "glm",
+        "glm4",
+        "glm4_moe",
+        "granite",
+        "granitemoe",
+        "granitemoehybrid",
+        "minimax_m2",
+        "ministral",
+        "ministral3",
+        "mistral",
+        "mixtral",
+        "olmo2",
+        "olmo3",
+        "persimmon",
+        "phi3",
+        "phimoe",
+        "stablelm",
+    )
 )
 """Types of models whose file is loaded as it is, whatever class the files name."""
-FORCED = {"qwen2": "Qwen2Tokenizer", "qwen3_5": "Qwen3_5Tokenizer", "qwen3_5_moe": "Qwen3_5Tokenizer"}
+FORCED = {
+    "hyperclovax_vision_v2": "GPT2Tokenizer",
+    "qwen2": "Qwen2Tokenizer",
+    "qwen3_5": "Qwen3_5Tokenizer",
+    "qwen3_5_moe": "Qwen3_5Tokenizer",
+    "qwen3_5_moe_text": "Qwen3_5Tokenizer",
+    "qwen4_exp": "Qwen3_5Tokenizer",
+    "siglip2": "Siglip2Tokenizer",
+}
 """Types of models that have one class, whatever class the files name."""
 MISTRAL = frozenset({"mistral", "mistral3", "voxtral", "ministral", "pixtral"})
-"""Types of models whose files transformers may repair (a wrong regular expression) when the vocabulary is large."""
+"""Types of models whose files transformers may repair when the vocabulary is large."""
 MISTRAL_VOCABULARY = 100_000
 
 
@@ -101,9 +127,14 @@ class _Rebuilt:
 
 
 BYTES = {"type": "ByteLevel"}
-_LETTER = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-_LETTER_OR_MARK = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-_QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{}|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN3_5_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _TO_SPACE = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
 _FROM_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 
@@ -116,7 +147,7 @@ def _rebuilt(name: str, config: Mapping[str, Any]) -> _Rebuilt | None:
             end = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
             return _Rebuilt(Stored(end), None, split, BYTES, fallback=False)
         case "Qwen2Tokenizer" | "Qwen3_5Tokenizer":
-            words = _QWEN.replace("{}", _LETTER if name == "Qwen2Tokenizer" else _LETTER_OR_MARK)
+            words = QWEN2_WORDS if name == "Qwen2Tokenizer" else QWEN3_5_WORDS
             regex = {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False}
             split = BYTES | {"add_prefix_space": bool(prefix), "use_regex": False}
             steps = {"type": "Sequence", "pretokenizers": [regex, split]}
@@ -137,9 +168,7 @@ def _rebuilt(name: str, config: Mapping[str, Any]) -> _Rebuilt | None:
                 "behavior": "MergedWithPrevious",
                 "invert": False,
             }
-            special = {
-                f"{part}_token": f"<{part}>" for part in ("unk", "bos", "eos", "pad", "mask")
-            }
+            special = {f"{part}_token": f"<{part}>" for part in ("unk", "bos", "eos", "pad", "mask")}
             return _Rebuilt(Stored(special), _FROM_SPACE, split, _pieces([]), fallback=True)
         case _:
             return None

@@ -4,8 +4,8 @@ It imports nothing of Shoal: it starts in a tenth of a second, and a template th
 
 Each conversation is rendered twice. The first rendering is the prompt. For the second every character that
 users, tools and assistants wrote is replaced by a mark, a private-use character that stands for it, so that
-what comes out tells, character by character, whose words it is. :class:`Marked` lets the template treat marked
-text as if it were the text itself.
+what comes out tells, character by character, whose words it is. :class:`Marked` lets the template treat
+marked text as if it were the text itself.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _noticed(value: Any) -> Any:
 
 
 class Marked(str):
-    """Text with marks in it. Its characters are the marks; what it answers is true of the text they stand for.
+    """Text with marks in it. Its characters are marks; what it answers is true of the text they stand for.
 
     Whatever is cut out of it or put together with it keeps its marks. Operations that make new characters
     (a number of the user's, a JSON text) give text that is marked as a whole.
@@ -372,7 +372,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         }
         cast(dict[str, Any], self.globals).update(names)
 
-    def call(__self, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as jinja2 names it
+    def call(__self, *args: Any, **kwargs: Any) -> Any:
         return _noticed(super().call(*args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -413,8 +413,8 @@ def _marked_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _answer(environment: _Environment, request: dict[str, Any]) -> dict[str, Any]:
-    """``text`` is the prompt. ``marked`` is what the second rendering came to, and ``spans`` says which of its
-    characters are not the template's own."""
+    """``text`` is the prompt. ``marked`` is what the second rendering came to where that is another, and
+    ``spans`` says which of its characters are not the template's own."""
     global marks  # noqa: PLW0603 - one conversation at a time
     own, given, messages = request["own"], request["given"], request["messages"]
     marks = Marks(json.dumps([request["template"], own], ensure_ascii=False))

@@ -67,7 +67,8 @@ def load_vocabulary(files: TokenizerFiles) -> Vocabulary:
         return found
     if not any(files.folder.glob("*token*")) and not any(files.folder.glob("vocab*")):
         raise BadWeights(
-            f"{files.folder}: it has no tokenizer", check="whether tokenizer.json, or tokenizer.model, is there"
+            f"{files.folder}: it has no tokenizer",
+            check="whether tokenizer.json, or tokenizer.model, is there",
         )
     from shoal.models.text.slow import load_with_transformers  # noqa: PLC0415 - imports transformers
 

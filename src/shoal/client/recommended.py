@@ -1,0 +1,30 @@
+"""How to sample when a request leaves it open: as the model's makers recommend."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from shoal.client.sampling import Sampling
+from shoal.models.local import SamplingDefaults
+
+
+def sampling_for(defaults: SamplingDefaults, named: Mapping[str, Any], otherwise: float) -> Sampling:
+    """The sampling of one answer.
+
+    Who asks for a temperature of 0, or for none at all, wants the likeliest tokens, and nothing is added.
+
+    Args:
+        defaults: the model's own.
+        named: fields of :class:`Sampling` that the request names; ``None`` leaves a field to the model.
+        otherwise: the temperature where it is left to a model that recommends none.
+
+    Raises:
+        UsageError: a value that cannot be.
+    """
+    chosen = {name: value for name, value in named.items() if value is not None}
+    if named.get("temperature", 0) == 0:
+        return Sampling(**chosen)
+    own = {name: value for name, value in dataclasses.asdict(defaults).items() if value is not None}
+    return Sampling(**({"temperature": otherwise} | own | chosen))
