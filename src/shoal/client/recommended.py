@@ -26,5 +26,8 @@ def sampling_for(defaults: SamplingDefaults, named: Mapping[str, Any], otherwise
     chosen = {name: value for name, value in named.items() if value is not None}
     if named.get("temperature", 0) == 0:
         return Sampling(**chosen)
-    own = {name: value for name, value in dataclasses.asdict(defaults).items() if value is not None}
-    return Sampling(**({"temperature": otherwise} | own | chosen))
+    own: dict[str, Any] = {
+        name: value for name, value in dataclasses.asdict(defaults).items() if value is not None
+    }
+    own.setdefault("temperature", otherwise)
+    return Sampling(**(own | chosen))

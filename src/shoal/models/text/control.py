@@ -26,7 +26,7 @@ SIGNED_BY = 4
 
 
 class ControlWords:
-    """A tokenizer's control words: its special tokens, and others that look like it or that the template uses."""
+    """A tokenizer's control words: its special tokens, and others that look so or that the template uses."""
 
     def __init__(self, added: Mapping[int, AddedToken], template: str) -> None:
         self.ids = {

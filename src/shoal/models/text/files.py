@@ -103,9 +103,11 @@ def as_token(value: object, *, special: bool) -> AddedToken:
     if isinstance(value, str):
         return AddedToken(value, special=special)
     if isinstance(value, dict):
-        flags = {k: v for k, v in cast("dict[str, Any]", value).items() if k not in ("__type", "id")}
+        flags: dict[str, Any] = {
+            k: v for k, v in cast("dict[str, Any]", value).items() if k not in ("__type", "id")
+        }
         try:
-            return AddedToken(**({"special": special} | flags))
+            return AddedToken(**{"special": special, **flags})
         except TypeError as error:
             raise BadWeights(f"the tokenizer has a token with strange flags ({error})") from error
     raise BadWeights(f"the tokenizer names {str(value)[:40]!r} where a token should be")

@@ -144,14 +144,14 @@ def _rebuilt(name: str, config: Mapping[str, Any]) -> _Rebuilt | None:
     match name:
         case "GPT2Tokenizer":
             split = BYTES | {"add_prefix_space": bool(prefix), "use_regex": True}
-            end = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
+            end = _all_ends("unk_token", "bos_token", "eos_token")
             return _Rebuilt(Stored(end), None, split, BYTES, fallback=False)
         case "Qwen2Tokenizer" | "Qwen3_5Tokenizer":
             words = QWEN2_WORDS if name == "Qwen2Tokenizer" else QWEN3_5_WORDS
             regex = {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False}
             split = BYTES | {"add_prefix_space": bool(prefix), "use_regex": False}
             steps = {"type": "Sequence", "pretokenizers": [regex, split]}
-            end = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
+            end = _all_ends("unk_token", "eos_token", "pad_token")
             again = Stored(end, plain_special=True)
             return _Rebuilt(again, {"type": "NFC"}, steps, BYTES, fallback=False)
         case "LlamaTokenizer":
@@ -172,6 +172,10 @@ def _rebuilt(name: str, config: Mapping[str, Any]) -> _Rebuilt | None:
             return _Rebuilt(Stored(special), _FROM_SPACE, split, _pieces([]), fallback=True)
         case _:
             return None
+
+
+def _all_ends(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, "<|endoftext|>")
 
 
 def _pieces(last: list[dict[str, Any]]) -> dict[str, Any]:

@@ -161,7 +161,8 @@ class Marked(str):
     def __mul__(self, times: Any) -> Marked:
         return Marked(str.__mul__(self, times))
 
-    __rmul__ = __mul__
+    def __rmul__(self, times: Any) -> Marked:
+        return self * times
 
     def __rmod__(self, form: str) -> Marked:
         return Marked(str.__mod__(form, self))
