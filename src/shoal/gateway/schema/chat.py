@@ -106,7 +106,7 @@ class Message(Body):
     def calls(self) -> list[ToolCall]:
         """What an assistant called."""
         called = self.tool_calls or []
-        return called or ([ToolCall(function=self.function_call)] if self.function_call else [])
+        return called or ([ToolCall(id=None, function=self.function_call)] if self.function_call else [])
 
     @field_validator("audio")
     @classmethod
