@@ -9,6 +9,7 @@ ShoalError
 ├── OutOfResources         this machine has no room (memory, disk, ports)
 │   ├── Busy               a peer has no room now; says when to come back
 │   └── PortInUse
+├── IncompatibleLibrary    a library that we build on is here in a version that does not fit
 ├── ModelError
 │   ├── UnknownModel       names the close ones
 │   ├── BadWeights         a checkpoint that is damaged, truncated or dishonest
@@ -122,6 +123,10 @@ class Busy(OutOfResources):
 
 class PortInUse(OutOfResources):
     code = "port_in_use"
+
+
+class IncompatibleLibrary(ShoalError):
+    code = "incompatible_library"
 
 
 class ModelError(ShoalError):

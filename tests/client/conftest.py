@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 from trio.testing import MockClock
 
-from shoal.models.parts import cache_argument
+from shoal.models.seam.model import cache_argument
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.types import Span
 

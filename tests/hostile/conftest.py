@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from shoal.client.session import Session
 from shoal.client.swarm import Swarm
-from shoal.models.parts import cache_argument
+from shoal.models.seam.model import cache_argument
 from shoal.node.node import Node
 from shoal.testing import byhand
 from shoal.testing.byhand import ByHand, by_hand

@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from shoal.models.local import LocalModel
-from shoal.models.parts import cache_argument
+from shoal.models.seam.model import cache_argument
 from shoal.models.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import shoal
 from shoal import config
-from shoal.models.parts import cache_argument
+from shoal.models.seam.model import cache_argument
 from shoal.models.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import trio
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from shoal.cli.demonstration import entered
 from shoal.cli.local import local_swarm
@@ -25,7 +25,8 @@ from shoal.client.swarm import Swarm
 from shoal.config import Settings
 from shoal.errors import UsageError
 from shoal.models.local import LocalModel
-from shoal.models.parts import cache_argument
+from shoal.models.seam.cache import DynamicCache
+from shoal.models.seam.model import PreTrainedModel, cache_argument
 from shoal.models.store import ModelStore
 from shoal.routing.formats import choose_format
 

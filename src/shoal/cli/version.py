@@ -10,6 +10,7 @@ import typer
 
 from shoal.cli.options import Json
 from shoal.cli.output import emit
+from shoal.models.seam.versions import SUPPORTED
 
 LIBRARIES = ("torch", "transformers", "libp2p")
 
@@ -22,6 +23,7 @@ def version(as_json: Json = False) -> None:
     """Print the versions of Shoal and its main dependencies."""
     found = {"shoal": release("shoal"), "python": platform.python_version()}
     found |= {name: release(name) for name in LIBRARIES}
+    found["supports"] = f"transformers{SUPPORTED}"
     emit(found, as_json, lambda: "\n".join(f"{name} {text}" for name, text in found.items()))
 
 

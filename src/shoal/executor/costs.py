@@ -12,20 +12,20 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-from transformers.pytorch_utils import Conv1D
 
 from shoal.errors import UnsupportedModel
 from shoal.executor.ends import head_format
-from shoal.executor.packed import EXPERTS, is_packable
+from shoal.executor.packed import is_packable
 from shoal.executor.shape import llama_shape
 from shoal.models.blocks import find_blocks
 from shoal.models.hollow import causal_class
 from shoal.models.kv import layer_bytes
 from shoal.models.loader import REFUSED, first_line
-from shoal.models.parts import cache_argument
+from shoal.models.seam.cache import DynamicCache, LinearAttentionCacheLayerMixin
+from shoal.models.seam.config import PretrainedConfig
+from shoal.models.seam.experts import EXPERT_WEIGHTS, choose_experts, register_experts
+from shoal.models.seam.layers import is_turned
+from shoal.models.seam.model import PreTrainedModel, cache_argument
 from shoal.routing.roofline import FLOAT, KvElement, PartCost, SpanCost
 from shoal.types import Format, Kv
 
@@ -43,7 +43,7 @@ def _no_experts(
     return torch.empty_like(hidden)
 
 
-ALL_EXPERTS_FUNCTIONS.register(METHOD, _no_experts)
+register_experts(METHOD, _no_experts)
 
 
 def model_cost(config: PretrainedConfig, format: Format, kv: Kv = "auto") -> SpanCost:
@@ -69,7 +69,7 @@ def _built(config: PretrainedConfig) -> tuple[PreTrainedModel, Sequence[Any]]:
     """The model without weights, and its blocks' caches after a few tokens."""
     cls = causal_class(config)
     config = copy.deepcopy(config)
-    setattr(config, "_experts_implementation", METHOD)  # noqa: B010 - as from_pretrained's argument
+    choose_experts(config, METHOD)
     states = DynamicCache(config=config)
     ids = torch.zeros((1, TOKENS), dtype=torch.long, device="meta")
     try:
@@ -93,8 +93,8 @@ def _block_cost(
         for name, parameter in module.named_parameters(recurse=False):
             if packed and name == "weight":
                 weights += parameter.numel()
-                outputs += parameter.shape[1 if isinstance(module, Conv1D) else 0]
-            elif name in EXPERTS and parameter.dim() == 3:
+                outputs += parameter.shape[1 if is_turned(module) else 0]
+            elif name in EXPERT_WEIGHTS and parameter.dim() == 3:
                 n_experts = len(parameter)
                 expert_weights += parameter[0].numel()
                 turned = bool(getattr(module, "is_transposed", False))

@@ -11,19 +11,23 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.core_model_loading import ConversionOps
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
-from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from shoal.errors import StepFailed, UnsupportedModel
 from shoal.executor.kernels import Matrix, Team
 from shoal.executor.memory import release
 from shoal.executor.plain import apply, array_of, pack_tensor, widen
 from shoal.models.local import LocalModel
+from shoal.models.seam.config import PretrainedConfig
+from shoal.models.seam.experts import EXPERT_WEIGHTS, are_experts, choose_experts, register_experts
+from shoal.models.seam.layers import is_linear, is_turned
+from shoal.models.seam.loading import QuantizationConfigMixin, mark_filled, ties
+from shoal.models.seam.model import PreTrainedModel
+from shoal.models.seam.quantizer import (
+    ConversionOps,
+    HfQuantizer,
+    register_quantization_config,
+    register_quantizer,
+)
 from shoal.models.span import SpanModule, load_span
 from shoal.types import Format, Kv, Span
 
@@ -32,9 +36,6 @@ SMALL = 32
 """A linear layer with fewer rows or columns stays float32: routers and gates, whose errors decide much."""
 KEPT = ("router", "gate", "dt_proj")
 """Names of linear layers that stay float32: routers, and Mamba's, whose weights its own code reads."""
-
-
-EXPERTS = ("gate_up_proj", "up_proj", "down_proj")
 
 
 class PackedLinear(nn.Module):
@@ -47,7 +48,7 @@ class PackedLinear(nn.Module):
         self.bias = cast("nn.Parameter | None", linear.bias)
         self.matrix: Matrix | None = None
         self._packing = packing
-        self._turned = isinstance(linear, Conv1D)  # its weights are [cols, rows]
+        self._turned = is_turned(linear)  # its weights are [cols, rows]
 
     @property
     def packed_bytes(self) -> int:
@@ -167,7 +168,7 @@ class Packer(HfQuantizer):
         self._packing = quantization_config
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: object) -> None:
-        tied = cast("dict[str, str]", model.all_tied_weights_keys)
+        tied = ties(model)
         shared = {name.removesuffix(".weight") for name in (*tied.keys(), *tied.values())}
         for path, module in list(model.named_modules()):
             if path not in shared and is_packable(path, module):
@@ -183,7 +184,7 @@ class Packer(HfQuantizer):
         return model
 
     def update_attn_implementation(self, config: PretrainedConfig) -> PretrainedConfig:
-        setattr(config, "_experts_implementation", METHOD)  # noqa: B010 — as from_pretrained's argument
+        choose_experts(config, METHOD)
         return config
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: object) -> bool:
@@ -237,8 +238,7 @@ class _Pack(ConversionOps):
 def _takes(module: nn.Module, name: str) -> bool:
     if isinstance(module, PackedLinear):
         return name == "weight"
-    # What transformers' decorator says of the experts whose forward can be ours.
-    return hasattr(module, "has_gate") and hasattr(module, "is_transposed") and name in EXPERTS
+    return are_experts(module) and name in EXPERT_WEIGHTS
 
 
 def _pack_experts(experts: Any, name: str, weights: torch.Tensor, packing: Packing) -> None:
@@ -247,18 +247,17 @@ def _pack_experts(experts: Any, name: str, weights: torch.Tensor, packing: Packi
         raise ValueError(f"weights of shape {tuple(weights.shape)}, not {tuple(place.shape)}")
     delattr(experts, name)
     setattr(experts, name, PackedExperts(weights, packing, bool(experts.is_transposed)))
-    experts._is_hf_initialized = True  # there is no tensor that the loader could initialise
+    mark_filled(experts)
 
 
 register_quantization_config(METHOD)(Packing)
 register_quantizer(METHOD)(Packer)
-ALL_EXPERTS_FUNCTIONS.register(METHOD, run_experts)
+register_experts(METHOD, run_experts)
 
 
 def is_packable(path: str, module: nn.Module) -> bool:
     """Whether a module is a linear layer that loses nothing that matters when it is packed."""
-    # Falcon's is torch's, written out.
-    if type(module) not in (nn.Linear, Conv1D) and type(module).__name__ != "FalconLinear":
+    if not is_linear(module):
         return False
     sizes = cast(nn.Parameter, module.weight).shape
     return min(sizes) >= SMALL and path.rpartition(".")[2] not in KEPT

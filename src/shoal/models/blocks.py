@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TypeGuard, cast
 
 from torch import nn
-from transformers import PretrainedConfig
 
 from shoal.errors import UnsupportedModel
+from shoal.models.seam.config import PretrainedConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from shoal.models.text import TextCodec
 from shoal.types import ModelShape
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from shoal.models.seam.config import PretrainedConfig
 
 # Under these names configs say how long a sequence may be.
 CONTEXT = (

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
 
 from shoal.errors import PromptTooLong, StepFailed, UsageError
 from shoal.models.blocks import Blocks
@@ -14,9 +13,11 @@ from shoal.models.checkpoint import open_checkpoint
 from shoal.models.hollow import load_hollow, read_model_config
 from shoal.models.loader import TORCH_DTYPE
 from shoal.models.local import LocalModel
-from shoal.models.parts import accepted_inputs, check_hidden, tensor_bytes
+from shoal.models.parts import check_hidden, tensor_bytes
 from shoal.models.probe import check_embed, check_head
 from shoal.models.rope_scaling import rope_scaling
+from shoal.models.seam.config import PretrainedConfig
+from shoal.models.seam.model import PreTrainedModel, accepted_inputs
 from shoal.models.standins import Door, Reached
 from shoal.types import DType
 

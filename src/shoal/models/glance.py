@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PretrainedConfig
-
 from shoal.models.catalogue import close_names, find_entry
 from shoal.models.checkpoint import Checkpoint, read_config
 from shoal.models.describe import context_of
 from shoal.models.hollow import read_model_config
+from shoal.models.seam.config import PretrainedConfig
 from shoal.models.store import ModelStore
 
 STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

@@ -12,19 +12,18 @@ index or with the number of blocks (GPT-2's ``scale_attn_by_inverse_layer_idx``,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
-
-import transformers
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from shoal.errors import BadWeights, UnsupportedModel
 from shoal.models.blocks import Blocks, find_blocks
 from shoal.models.checkpoint import Checkpoint, plain_config
 from shoal.models.loader import REFUSED, first_line, load_weights
-from shoal.models.shards import check_split, keep_plan, settle
+from shoal.models.seam.config import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from shoal.models.seam.loading import QuantizationConfigMixin, prepared_class, set_ties, ties
+from shoal.models.seam.model import PreTrainedModel, causal_lm_class, check_takes_cache
+from shoal.models.seam.split import keep_plan, settle
+from shoal.models.seam.versions import check_version
+from shoal.models.shards import check_split
 from shoal.models.standins import Door, Passthrough
 from shoal.types import DType, Span
 
@@ -35,9 +34,11 @@ def read_model_config(checkpoint: Checkpoint) -> PretrainedConfig:
     Raises:
         UnsupportedModel: transformers does not know the type.
         BadWeights: the config is not one that the type accepts.
+        IncompatibleLibrary: this transformers is not one that we support.
     """
+    check_version()
     kind = str(checkpoint.config["model_type"])
-    if kind not in transformers.CONFIG_MAPPING:
+    if kind not in CONFIG_MAPPING:
         needs_code = "auto_map" in checkpoint.config
         raise UnsupportedModel(
             f"{checkpoint.folder}: transformers knows no models of type {kind[:80]!r}"
@@ -65,10 +66,10 @@ def causal_class(config: PretrainedConfig) -> type[PreTrainedModel]:
             f"a {config.model_type} model does more than text (its config is nested), which is not supported",
             check="whether its text part exists as a model of its own",
         )
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    found = causal_lm_class(config)
+    if found is None:
         raise UnsupportedModel(f"a {config.model_type} model does not generate text")
-    found = cast(object, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-    return cast(type[PreTrainedModel], found[0] if isinstance(found, tuple) else found)
+    return found
 
 
 def load_hollow(
@@ -96,6 +97,7 @@ def load_hollow(
     doors: list[Door] = []
 
     def hollow(model: PreTrainedModel) -> None:
+        check_takes_cache(model)
         blocks = find_blocks(model, n_blocks)
         kept = nn.ModuleList()
         if keep is None:
@@ -110,35 +112,14 @@ def load_hollow(
             keep_plan(model, _name_of(model, kept))
         located.append(blocks)
 
-    model = load_weights(_subclass(causal_class(config), hollow), checkpoint, config, dtype, packing, split)
+    cls = prepared_class(causal_class(config), hollow)
+    model = load_weights(cls, checkpoint, config, dtype, packing, split)
     if split > 1:
         settle(model)
     (blocks,) = located
     first = keep.start if keep else 0
     blocks.replace(nn.ModuleList(doors if keep is None else list(blocks.modules)), first)
     return model, blocks
-
-
-def _subclass(
-    cls: type[PreTrainedModel], prepare: Callable[[PreTrainedModel], None]
-) -> type[PreTrainedModel]:
-    """``cls`` with ``prepare`` run at the end of its ``__init__``, when nothing is loaded yet."""
-
-    def __init__(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
-        cls.__init__(self, *args, **kwargs)
-        prepare(self)
-
-    def prepare_distribute_model(_: object, *args: Any, **kwargs: Any) -> tuple[Any, None, Any]:
-        config, _, meshes = cls.prepare_distribute_model(*args, **kwargs)
-        return config, None, meshes  # no map of devices, which only accelerate could read; we move the model
-
-    members = {
-        "__init__": __init__,
-        "prepare_distribute_model": classmethod(prepare_distribute_model),
-        "__module__": cls.__module__,
-    }
-    # The loader looks its conversions up by the class's name.
-    return cast(type[PreTrainedModel], type(cls.__name__, (cls,), members))
 
 
 def _take_out_weights(blocks: Blocks) -> None:
@@ -161,11 +142,11 @@ def _keep_ties(model: PreTrainedModel) -> None:
         UnsupportedModel: a block shares its weights with one that is not in the span.
     """
     names = model.state_dict().keys()
-    ties = cast(dict[str, str], model.all_tied_weights_keys)
-    for one, other in ties.items():
+    tied = ties(model)
+    for one, other in tied.items():
         if (one in names) != (other in names):
             raise UnsupportedModel(
                 f"{type(model).__name__} cannot be cut here: {one} is shared with {other}",
                 check="a span that holds both blocks",
             )
-    model.all_tied_weights_keys = {one: other for one, other in ties.items() if one in names}
+    set_ties(model, {one: other for one, other in tied.items() if one in names})

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from transformers import DynamicCache, PretrainedConfig
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from shoal.errors import CannotRollBack
 from shoal.models.rows import Floats, Integers, RowsLayer
+from shoal.models.seam.cache import (
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    LinearAttentionCacheLayerMixin,
+)
+from shoal.models.seam.config import PretrainedConfig
 from shoal.types import Kv, Span
 
 CONTINUED = frozenset(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.distributed.configuration_utils import DistributedConfig
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from shoal.errors import BadWeights
 from shoal.models.checkpoint import Checkpoint
+from shoal.models.seam.config import PretrainedConfig
+from shoal.models.seam.loading import QuantizationConfigMixin, fill
+from shoal.models.seam.logging import quiet
+from shoal.models.seam.model import PreTrainedModel
 from shoal.types import DType
 
 TORCH_DTYPE: dict[DType, torch.dtype] = {
@@ -57,24 +56,13 @@ def load_weights(
     with ExitStack() as stack, quiet():
         slices = _slices(checkpoint, None if packing else dtype, stack)
         try:
-            model, info = cast(
-                "tuple[PreTrainedModel, dict[str, Any]]",
-                cls.from_pretrained(
-                    None,
-                    config=config,
-                    state_dict=slices,
-                    dtype=TORCH_DTYPE[dtype],
-                    quantization_config=packing,
-                    distributed_config=DistributedConfig(tp_size=split) if split > 1 else None,
-                    output_loading_info=True,
-                ),
-            )
+            model, missing = fill(cls, config, slices, TORCH_DTYPE[dtype], packing, split)
         except REFUSED as error:
             raise BadWeights(
                 f"{checkpoint.folder}: transformers cannot load it ({first_line(error)})",
                 check="whether the config and the weights belong together",
             ) from error
-    if missing := sorted(info["missing_keys"]):
+    if missing:
         raise BadWeights(
             f"{checkpoint.folder}: {len(missing)} tensors are missing, {missing[0]} among them",
             check="whether the model was fetched completely",
@@ -99,21 +87,6 @@ def _slices(checkpoint: Checkpoint, dtype: DType | None, stack: ExitStack) -> di
             opened[entry.file, backend] = stack.enter_context(handle)
         slices[name] = opened[entry.file, backend].get_slice(name)
     return slices
-
-
-@contextmanager
-def quiet() -> Generator[None]:
-    """No progress bars or load reports of transformers: ours are drawn by the CLI."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def first_line(error: Exception) -> str:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import nn
 
 from shoal.errors import StepFailed
-
-CACHE_NAMES = ("cache", "past_key_values", "cache_params")
-"""What forwards call the cache: since transformers 5.24, before it, and Mamba's before it."""
 
 
 def check_hidden(hidden: torch.Tensor, width: int, dtype: torch.dtype) -> None:
@@ -29,13 +24,3 @@ def tensor_bytes(model: nn.Module) -> int:
     """Bytes of a module's parameters, each counted once, and of what its modules hold packed."""
     plain = sum(p.numel() * p.element_size() for p in model.parameters())
     return plain + sum(int(getattr(module, "packed_bytes", 0)) for module in model.modules())
-
-
-def cache_argument(module: nn.Module, cache: object) -> dict[str, object]:
-    """``cache`` by the name under which a module's forward takes it; nothing if it takes none."""
-    return dict.fromkeys(accepted_inputs(module) & set(CACHE_NAMES), cache)
-
-
-def accepted_inputs(module: nn.Module) -> frozenset[str]:
-    """The names of what a module's forward takes."""
-    return frozenset(inspect.signature(module.forward).parameters)

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers.cache_utils import CacheLayerMixin
 
 from shoal.errors import UnsupportedModel
 from shoal.models.kv import Cache, layer_bytes, own_layers
 from shoal.models.loader import REFUSED, first_line
+from shoal.models.seam.cache import CacheLayerMixin
 from shoal.models.standins import Passthrough, split_hidden
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from transformers.cache_utils import DynamicLayer
+
+from shoal.models.seam.cache import DynamicLayer
 
 SPARE = 8
 """Room grows by an eighth of what is there: a token is copied about eight times in all, not once a step."""

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from shoal.errors import PositionGap, StepFailed, UsageError
 from shoal.models import kv
@@ -24,9 +22,12 @@ from shoal.models.hollow import load_hollow, read_model_config
 from shoal.models.kv import Cache
 from shoal.models.loader import TORCH_DTYPE
 from shoal.models.local import LocalModel
-from shoal.models.parts import CACHE_NAMES, accepted_inputs, check_hidden, tensor_bytes
+from shoal.models.parts import check_hidden, tensor_bytes
 from shoal.models.probe import KvCost, check_span
 from shoal.models.rope import sequence_ropes
+from shoal.models.seam.config import PretrainedConfig
+from shoal.models.seam.loading import QuantizationConfigMixin
+from shoal.models.seam.model import CACHE_NAMES, PreTrainedModel, accepted_inputs
 from shoal.models.standins import Reached, split_hidden
 from shoal.types import DType, Span
 

@@ -16,12 +16,12 @@ import torch
 from filelock import FileLock
 from gguf import GGMLQuantizationType, GGUFWriter
 from safetensors import safe_open
-from transformers import PretrainedConfig
 
 from shoal.errors import UnsupportedModel
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.hollow import read_model_config
 from shoal.models.local import LocalModel
+from shoal.models.seam.config import PretrainedConfig
 
 NORMAL, CONTROL = 1, 3
 """Types of a token in GGUF."""

@@ -14,6 +14,7 @@ Check = Callable[[Settings], Finding]
 CHECKS: dict[str, Check] = {
     "python": machine.python_version,
     "packages": machine.packages,
+    "transformers": machine.transformers,
     "memory": machine.memory,
     "disk": machine.disk,
     "config": machine.config_file,
@@ -26,6 +27,9 @@ CHECKS: dict[str, Check] = {
     "hub": network.hub,
     "swarms": network.swarms,
 }
+
+SLOW = frozenset({"transformers"})
+"""Checks that import torch and transformers: seconds, and memory that a process keeps."""
 
 
 def run(name: str, settings: Settings) -> Finding:

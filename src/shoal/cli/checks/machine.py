@@ -12,6 +12,7 @@ from shoal.cli.checks.finding import Finding
 from shoal.cli.version import LIBRARIES, release
 from shoal.config import Settings
 from shoal.executor.built import kernels_built
+from shoal.models.seam.versions import check_version
 
 LEAST_MEMORY = 1 << 30
 """Bytes: torch and transformers take about half of it before any weights."""
@@ -30,7 +31,14 @@ def packages(_: Settings) -> Finding:
     text = ", ".join(f"{name} {text}" for name, text in found.items())
     if "missing" in found.values():
         return Finding("packages", "fail", text, "make setup")
+    check_version()
     return Finding("packages", "ok", text)
+
+
+def transformers(_: Settings) -> Finding:
+    from shoal.models.seam.contract import check_everything
+
+    return Finding("transformers", "ok", f"{check_everything()} has everything that Shoal relies on")
 
 
 def memory(settings: Settings) -> Finding:

@@ -6,28 +6,24 @@ Weights are stored in float32, as ``weights.py`` says why.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Generator, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-import transformers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    modeling_gguf_pytorch_utils,
-)
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from shoal.errors import BadWeights, UnsupportedModel
 from shoal.models.gguf_files.joined import join
 from shoal.models.gguf_files.splits import Gguf
 from shoal.models.hollow import causal_class
-from shoal.models.loader import first_line, quiet
+from shoal.models.loader import first_line
 from shoal.models.progress import Progress
+from shoal.models.seam.config import AutoConfig, GenerationConfig
+from shoal.models.seam.gguf import read_tensors
+from shoal.models.seam.loading import fill
+from shoal.models.seam.logging import quiet
+from shoal.models.seam.tokenizer import AutoTokenizer
+from shoal.models.seam.versions import installed_version
 
 # What transformers and gguf raise on a file that they cannot make sense of.
 UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, NotImplementedError)
@@ -54,8 +50,7 @@ def convert(gguf: Gguf, folder: Path, progress: Progress) -> None:
             model, tokenizer = _load(file, progress)
         except UNREADABLE as error:
             raise UnsupportedModel(
-                f"{gguf.file}: transformers {transformers.__version__} cannot convert it "
-                f"({first_line(error)})",
+                f"{gguf.file}: transformers {installed_version()} cannot convert it ({first_line(error)})",
                 check="whether the model is there as safetensors too; take those",
             ) from error
         except _Missing as error:
@@ -75,40 +70,14 @@ class _Missing(Exception):
 
 def _load(file: Path, progress: Progress) -> tuple[Any, Any]:
     """The model and its tokenizer."""
-    with quiet(), _told(progress):
+    with quiet():
         where, name = str(file.parent), file.name
         config = AutoConfig.from_pretrained(where, gguf_file=name)
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
         config.name_or_path = ""
         cls = causal_class(config)
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(config)
-        tensors = load_gguf_checkpoint(
-            str(file), return_tensors=True, model_to_load=skeleton, torch_dtype=torch.float32
-        )["tensors"]
-        model, info = cast(
-            "tuple[Any, dict[str, Any]]",
-            cls.from_pretrained(
-                None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
-            ),
-        )
-    if info["missing_keys"]:
-        raise _Missing(sorted(info["missing_keys"])[0])
+        tensors = read_tensors(file, config, partial(progress, "Converting"))
+        model, missing = fill(cls, config, tensors, torch.float32)
+    if missing:
+        raise _Missing(missing[0])
     return model, tokenizer
-
-
-@contextmanager
-def _told(progress: Progress) -> Generator[None]:
-    """Tell ``progress`` of each tensor, where transformers would draw a bar that cannot be switched off."""
-
-    def bar(tensors: Collection[object], **_: object) -> Iterator[object]:
-        for done, tensor in enumerate(tensors):
-            progress("Converting", done, len(tensors))
-            yield tensor
-
-    library = cast(Any, modeling_gguf_pytorch_utils)
-    drawn, library.tqdm = library.tqdm, bar
-    try:
-        yield
-    finally:
-        library.tqdm = drawn

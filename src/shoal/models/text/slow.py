@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from tokenizers import AddedToken
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from shoal.errors import BadWeights
+from shoal.models.seam.tokenizer import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from shoal.models.text.control import ControlWords, Parts
 from shoal.models.text.fast import FastTokenizer
 
