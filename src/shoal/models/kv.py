@@ -34,8 +34,8 @@ CONTINUED = frozenset(
         "qwen3_next",
     }
 )
-"""Model types with recurrent states whose code can go on with several tokens at once. Others (Mamba's, Jamba's)
-take them for the beginning of a sequence: their convolution does not see the tokens before."""
+"""Model types with recurrent states whose code can go on with several tokens at once. Others (Mamba's,
+Jamba's) take them for the beginning of a sequence: their convolution does not see the tokens before."""
 
 
 @dataclass(slots=True)
