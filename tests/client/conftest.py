@@ -25,7 +25,7 @@ class Whole:
     @torch.inference_mode()
     def step(self, tokens):
         cache = cache_argument(self.model, self.cache)
-        return self.model(torch.tensor([tokens]), **cache, use_cache=True).logits[0]
+        return self.model(torch.tensor([tokens]), **cache, use_cache=True).logits[0].numpy()
 
     def greedy(self, prompt, count):
         self.cache = DynamicCache(config=self.model.config)

@@ -1,1 +1,1 @@
-"""Runs a span: torch on a thread of its own, and the KV budget that sessions share."""
+"""Runs a span: computing on a thread of its own, and the KV budget that sessions share."""

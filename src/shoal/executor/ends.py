@@ -94,7 +94,7 @@ class FusedEnds:
         logits = self._team.linear(self._head, normed)
         if self._shape.logits != 1.0:
             logits /= np.float32(self._shape.logits)
-        return split(logits, [len(hidden) for hidden in batch])
+        return [*split(logits, [len(hidden) for hidden in batch])]
 
 
 def load_fused_ends(

@@ -150,7 +150,7 @@ class FusedRunner:
             return [error] * len(batch)
         for rows, n in zip(batch, lengths, strict=True):
             rows.state.length = rows.position + n
-        return split(hidden, lengths)
+        return [*split(hidden, lengths)]
 
 
 def _make_room(rows: Rows) -> Outcome | None:

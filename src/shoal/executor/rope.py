@@ -97,6 +97,7 @@ def _yarn(wavelengths: Floats, p: RopeParameters) -> Floats:
     if low == high:
         high += 0.001  # as transformers: no division by zero
     ramp = (np.arange(p.rotary // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
-    unchanged = np.float32(1) - np.clip(ramp, np.float32(0), np.float32(1))
+    unchanged = np.float32(1) - np.minimum(np.maximum(ramp, np.float32(0)), np.float32(1))
     stretched = np.float32(1) / (np.float32(p.factor) * wavelengths)
-    return stretched * (np.float32(1) - unchanged) + np.float32(1) / wavelengths * unchanged
+    kept = np.float32(1) / wavelengths * unchanged
+    return np.add(stretched * (np.float32(1) - unchanged), kept, dtype=np.float32)

@@ -119,7 +119,7 @@ def _fill(array: npt.NDArray[Any], entry: TensorEntry) -> None:
     try:
         with entry.file.open("rb") as stream:
             stream.seek(entry.begin)
-            got = stream.readinto(memoryview(array.reshape(-1).view(np.uint8)))
+            got = stream.readinto(array.reshape(-1).view(np.uint8).data)
     except OSError as error:
         raise BadWeights(f"{entry.file}: {error.strerror or error}", check="the disk") from error
     if got != array.nbytes:

@@ -1,4 +1,4 @@
-"""The one thread on which a process runs torch.
+"""The one thread on which a process computes, with our kernels or with torch.
 
 OpenMP keeps a pool of workers for every thread that enters it, so work that wandered over threads would
 pay for several pools. The event loop stays free: channels answer while a forward runs.
