@@ -14,11 +14,15 @@ import threading
 
 def main() -> None:
     """Run the program that the arguments name, and end with its exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the whole group gets it, and we wait for the program
+    signal.signal(signal.SIGTERM, _wait_on)
     program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
     threading.Thread(target=_end_after_stdin, daemon=True).start()
     code = program.wait()
     sys.exit(code if code >= 0 else 128 - code)
+
+
+def _wait_on(number: int, frame: object) -> None:
+    """The whole group is asked to end: the program does, and then we."""
 
 
 def _end_after_stdin() -> None:
