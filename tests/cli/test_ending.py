@@ -68,6 +68,8 @@ def test_a_child_ends_when_its_parent_is_killed(deaf: bool) -> None:
 def test_a_frozen_child_ends_too() -> None:
     with started(*python(WATCHED)) as (parent, child):
         child.suspend()
+        while child.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
         parent.kill()
         assert ends(child)
 
