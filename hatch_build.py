@@ -1,8 +1,10 @@
-"""What is made when Shoal is built or installed: the kernels, and the page that the gateway serves.
+"""What is made when Shoal is built or installed: the kernels, the page that the gateway serves, libp2p's place.
 
 The kernels are one library for each level of the CPU at hand. Without a C compiler the build goes on and says
 so: Shoal then runs on torch's own kernels, more slowly. The page is made with the Node of a wheel from PyPI;
-without npm's registry it is left out, and the gateway says so to browsers.
+without npm's registry it is left out, and the gateway says so to browsers. py-libp2p comes from PyPI, by the
+hash in its lock, into a folder of ours: as a dependency it would bring thirty packages that Shoal has no use
+for, some of them without wheels.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,14 +37,17 @@ MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}
 
 PAGE = Path("page")
 BUILT_PAGE = Path("src/shoal/gateway/page")
+LIBP2P_LOCK = Path("locks/libp2p.txt")
+VENDORED = Path("src/shoal/net/vendored")
+
 MADE_OF = "sources.sha256"
-"""A file beside what is built, the kernels and the page, that names what it was built from."""
+"""A file beside what is built, that names what it was built from."""
 NPM_CI = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--fetch-retries=1"]
 NPM_TIMEOUT_S = 300
 
 
 class ShoalHook(BuildHookInterface):
-    """Puts ``kernels-<level>.so`` beside their sources, and the page into the gateway."""
+    """Puts ``kernels-<level>.so`` beside their sources, libp2p into ``net`` and the page into the gateway."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
@@ -50,6 +56,8 @@ class ShoalHook(BuildHookInterface):
         build_data["infer_tag"] = True
         for library in compile_kernels(Path(self.root)):
             build_data["artifacts"].append(str(library.relative_to(self.root)))
+        fetch_libp2p(Path(self.root))
+        build_data["artifacts"].append(f"{VENDORED.as_posix()}/**")
         if build_page(Path(self.root)):
             build_data["artifacts"].append(f"{BUILT_PAGE.as_posix()}/**")
 
@@ -78,7 +86,7 @@ def compile_kernels(root: Path) -> list[Path]:
             for level, flags in levels.items()
             for path, into in zip(c_files(folder), objects[level], strict=True)
         ]
-        list(threads.map(lambda job: subprocess.run(job, check=True), jobs))
+        list(threads.map(partial(subprocess.run, check=True), jobs))
         for level, library in zip(levels, libraries, strict=True):
             # Under another name first: a process that has the old library open must not see it change.
             fresh = library.with_suffix(".new")
@@ -100,6 +108,34 @@ def kernels_digest(folder: Path, compiler: list[str], levels: dict[str, list[str
     for path in sorted(folder.glob("*.[ch]")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def fetch_libp2p(root: Path) -> Path:
+    """Put the locked libp2p into its folder, unless it is there; the folder. Nothing works without it."""
+    folder, made_of = root / VENDORED, hashlib.sha256((root / LIBP2P_LOCK).read_bytes()).hexdigest()
+    note = folder / MADE_OF
+    if note.is_file() and note.read_text() == made_of:
+        return folder
+    with TemporaryDirectory(dir=folder.parent, prefix=".vendored-") as made:
+        fresh = Path(made, "fresh")
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--quiet",
+            "--no-compile",
+        ]
+        locked = ["--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(root / LIBP2P_LOCK)]
+        subprocess.run([*pip, *locked, "--target", str(fresh)], check=True)
+        for beside in fresh.iterdir():  # examples, documents, demonstrations
+            if not beside.name.startswith("libp2p"):
+                shutil.rmtree(beside)
+        (fresh / MADE_OF).write_text(made_of)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.replace(folder)
+    return folder
 
 
 def build_page(root: Path) -> Path | None:
@@ -187,5 +223,6 @@ if __name__ == "__main__":
     here = Path(__file__).parent
     if sys.argv[1:] == ["page"]:
         sys.exit(None if build_page(here) else 1)
+    print(fetch_libp2p(here))
     for made_library in compile_kernels(here):
         print(made_library)

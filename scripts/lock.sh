@@ -34,6 +34,7 @@ project() { # EXPRESSION: a list of pyproject.toml, one item a line
 }
 
 echo uv | compile uv -
+project '[t["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["libp2p"]]' | compile libp2p - --no-deps
 compile runtime pyproject.toml --no-emit-package torch
 # shellcheck disable=SC2046  # one argument a word
 {

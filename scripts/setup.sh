@@ -57,7 +57,7 @@ make_venv() {
 
 install() {
     say "installing Shoal and what it needs into .venv (a minute the first time)"
-    scripts/sync.sh .venv runtime build development
+    scripts/sync.sh .venv runtime torch build development
     # Shoal itself, compiled by what is locked too.
     .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation \
         --reinstall-package shoal --editable . || stop "Shoal could not be built: the lines above say why"
@@ -81,7 +81,7 @@ built_from() {
 wanted="$(built_from | cksum) $(pwd -P)"
 
 if ! { [ -x .venv/bin/python ] && python_fits .venv/bin/python; }; then make_venv; fi
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! [ -d src/shoal/net/vendored ]; then
     has cc || has gcc || debian gcc libc6-dev # for the kernels
     install
     echo "$wanted" >"$stamp"

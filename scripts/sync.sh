@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Make a virtual environment what the locks say: install what they name, by its hash, and remove all else.
+# Make a virtual environment what locks say: install what they name, by its hash, and remove all else.
 #
-#   scripts/sync.sh FOLDER LOCK...    for example: scripts/sync.sh .venv runtime build development
+#   scripts/sync.sh FOLDER LOCK...    for example: scripts/sync.sh .venv runtime torch build development
 #
 # FOLDER is a virtual environment that has pip; uv, which does the work, comes into it by a lock of its own,
-# unless UV names another. With the lock `runtime` comes torch: its CPU build on Linux without an NVIDIA card,
-# else PyPI's.
+# unless UV names another. A LOCK is the name of one in locks/ or a path; `torch` is torch's CPU build on Linux
+# without an NVIDIA card, else PyPI's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/common.sh
@@ -15,13 +15,13 @@ folder=$1
 shift
 python=$folder/bin/python
 uv=${UV:-}
-locks=("$@")
+files=()
 
 if [ -z "$uv" ]; then
     "$python" -m pip install --disable-pip-version-check --quiet --require-hashes --no-deps -r locks/uv.txt ||
         stop "pip could not install uv: its last lines say why. Check the network, then run again; nothing is lost"
     uv=$folder/bin/uv
-    locks+=(uv)
+    files+=(locks/uv.txt)
 fi
 
 # uv does not read what pip was told by its files or its environment, such as the address of a mirror.
@@ -41,19 +41,19 @@ install_cpu_torch() {
     "${install[@]}" --quiet --default-index "$TORCH_CPU_INDEX"
 }
 
-if [[ " $* " == *" runtime "* ]]; then
-    torch=torch
-    if [ "$(uname -s)" = Linux ] && ! has nvidia-smi; then
+for lock in "$@"; do
+    [ "${lock%.txt}" != "$lock" ] || lock=locks/$lock.txt
+    if [ "$lock" = locks/torch.txt ] && [ "$(uname -s)" = Linux ] && ! has nvidia-smi; then
         say "torch, its CPU build"
         if install_cpu_torch; then
-            torch=torch-cpu
+            lock=locks/torch-cpu.txt
         else
             say "the CPU build cannot be had here: PyPI's it is, with gigabytes of CUDA that are of no use here"
         fi
     fi
-    locks+=("$torch")
-fi
-say "what is in locks/: ${locks[*]}"
-files=("${locks[@]/#/locks/}")
-"$uv" pip sync --quiet --python "$python" --require-hashes "${files[@]/%/.txt}" ||
-    stop "uv could not install them: its last lines say why. Check the network, then run again; nothing is lost"
+    files+=("$lock")
+done
+# What has no wheel is built with the setuptools that is locked.
+say "what is in ${files[*]}"
+"$uv" pip sync --quiet --python "$python" --require-hashes --build-constraints locks/runtime.txt "${files[@]}" ||
+    stop "uv could not install it: its last lines say why. Check the network, then run again; nothing is lost"

@@ -144,7 +144,9 @@ def test_every_error_is_explained(error: type[ShoalError]) -> None:
 
 def next_commands() -> Iterator[tuple[str, str]]:
     """Each next command that the program may tell a user, and where; what is filled in reads ``X``."""
-    for path in sorted((ROOT / "src").rglob("*.py")):
+    for path in sorted((ROOT / "src/shoal").rglob("*.py")):
+        if "vendored" in path.parts:
+            continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "next_command":
                 for text in texts(node.value):

@@ -42,6 +42,7 @@ def pins(lock: Path) -> dict[str, list[Requirement]]:
 
 ASKED_FOR = [
     *((requirement, ["runtime", "torch"]) for requirement in PROJECT["project"]["dependencies"]),
+    (PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["libp2p"], ["libp2p"]),
     *((requirement, ["build"]) for requirement in PROJECT["build-system"]["requires"]),
     *(
         (requirement, ["runtime", "build", "development"])

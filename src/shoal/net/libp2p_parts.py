@@ -7,6 +7,7 @@ and services that Shoal never starts. So before the library is imported,
 - packages that only gather names from everywhere are made without running their ``__init__`` (:data:`BARE`);
 - modules that are only named, in annotations or as something that could be configured, are stood in for
   (:data:`LEFT_OUT`); whoever calls into one gets an error that says so;
+- the library itself is the one that Shoal was built with (:data:`VENDORED`), whatever else is installed;
 - DNS names are resolved by a resolver that imports dnspython when there is one to resolve.
 
 ``tests/net/test_libp2p_parts.py`` notices when the library no longer has one of these modules.
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -37,6 +39,7 @@ BARE = frozenset(
 
 LEFT_OUT = frozenset(
     {
+        "libp2p.crypto.secp256k1",  # a peer's key is ed25519; coincurve has no wheels for the newest Python
         "libp2p.bitswap.cid",  # block exchange; the DHT reads CIDs with it where it keeps values
         "libp2p.discovery.mdns.mdns",  # Shoal has its own, which shows no stranger who is there: net/lan.py
         "libp2p.discovery.upnp.upnp",
@@ -47,8 +50,20 @@ LEFT_OUT = frozenset(
 )
 """Modules that are stood in for: named by what is loaded, and never entered."""
 
+VENDORED = Path(__file__).with_name("vendored")
+"""A folder with py-libp2p, put there when Shoal was built (``hatch_build.py``)."""
 
-class NotLoaded:
+
+class _NotLoaded(type):
+    """Its methods can be named too."""
+
+    def __getattr__(cls, name: str) -> _NotLoaded:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return cls
+
+
+class NotLoaded(metaclass=_NotLoaded):
     """Stands for a class or a function of a module that is left out."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -100,9 +115,15 @@ class Parts(MetaPathFinder):
             return ModuleSpec(fullname, _LeftOut())
         if fullname not in BARE:
             return None
+        if fullname == "libp2p":
+            path = [str(VENDORED)]
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None:
             spec.loader = _Bare()
+        elif fullname == "libp2p":
+            raise ModuleNotFoundError(
+                f"{VENDORED} is not there: install Shoal anew, or run `make setup`", name=fullname
+            )
         return spec
 
 
