@@ -15,6 +15,7 @@ from typing import Any, cast
 from shoal.errors import BadWeights, UnsupportedModel
 from shoal.models.headers import MAX_TENSORS, TensorEntry, read_header
 from shoal.models.lookalikes import no_model, what_it_is
+from shoal.models.nested import is_nested, text_tensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -28,7 +29,11 @@ Those that only have such a word in them, as ``vocab_size_per_layer_input`` or `
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a folder holds: the parsed ``config.json`` and where each tensor lies."""
+    """What a folder holds: the parsed ``config.json`` and where each tensor lies.
+
+    Of a model that does more than text these are the language part's tensors, by the names that it has as a
+    model of its own; an entry has the name in the file.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -64,7 +69,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             if entry.name in tensors:
                 raise BadWeights(f"{file}: tensor {entry.name[:80]!r} is in another file too")
             tensors[entry.name] = entry
-    return Checkpoint(folder, config, tensors)
+    return Checkpoint(folder, config, text_tensors(tensors) if is_nested(config) else tensors)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def _slices(checkpoint: Checkpoint, dtype: DType | None, stack: ExitStack) -> di
         if (entry.file, backend) not in opened:
             handle = safe_open(entry.file, framework="pt", backend=backend)
             opened[entry.file, backend] = stack.enter_context(handle)
-        slices[name] = opened[entry.file, backend].get_slice(name)
+        slices[name] = opened[entry.file, backend].get_slice(entry.name)
     return slices
 
 
