@@ -115,10 +115,13 @@ async def test_tools_that_are_too_much_together_are_relaxed_largest_first(gatewa
 
 
 async def test_a_schema_that_costs_too_much_time_is_any_object(gateway, monkeypatch):
-    monkeypatch.setattr(constrain, "CHECK_WITHIN_S", 0.0)
+    monkeypatch.setattr(constrain, "CHECK_WITHIN_S", -1.0)
     answer = await gateway.chat(tools=[WEATHER], max_tokens=2)
     assert answer.status_code == 200
     assert answer.headers["x-shoal-relaxed"] == "get_weather"
+    format = {"type": "json_schema", "json_schema": {"schema": ODD["type"]}}
+    answer = await gateway.chat(response_format=format, max_tokens=2)  # nobody knows that it is wrong
+    assert answer.headers["x-shoal-relaxed"] == "response_format"
 
 
 @pytest.mark.parametrize(

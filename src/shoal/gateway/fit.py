@@ -19,7 +19,7 @@ from shoal.gateway.dialects import Markup, markup_of
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.models import Servable
 from shoal.gateway.reader import Reading
-from shoal.gateway.relax import LeftOut, relax
+from shoal.gateway.relax import UNKNOWN, LeftOut, relax
 from shoal.gateway.tools import Calling, answer_grammar, calls_grammar
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -166,6 +166,8 @@ def _alone(schema: Mapping[str, Any]) -> str:
 def _is_wrong(left_out: LeftOut) -> bool:
     """Whether a keyword means nothing at all, so that who wrote it cannot want to be without it."""
     value = left_out.value
+    if left_out.why == UNKNOWN:
+        return False
     if left_out.keyword == "$ref":
         return isinstance(value, str) and value.startswith("#")
     if left_out.keyword == "pattern" and isinstance(value, str):

@@ -17,6 +17,8 @@ Refused = Callable[[Mapping[str, Any]], str]
 
 TRIES = 96
 """Schemas that are tried for one that is refused. One bad keyword among a thousand takes twenty."""
+UNKNOWN = "it was not found out in time whether it can be"
+"""Why a keyword is left out of which nothing is known."""
 SAYS_NOTHING = frozenset(
     {
         "title",
@@ -132,7 +134,7 @@ class _Fitting:
     def _try(self, kept: frozenset[Path]) -> str:
         self._tries += 1
         if self._tries > TRIES:
-            return f"it was not found out within {TRIES} tries"
+            return UNKNOWN
         return self._refused(self.built(kept))
 
 
