@@ -414,7 +414,7 @@ def test_what_the_makers_recommend_is_known_of_a_model(store: ModelStore, tmp_pa
 
 def test_a_record_of_an_older_version_is_made_again(store: ModelStore, tmp_path: Path) -> None:
     model = store.pull(str(write_checkpoint(tmp_path / "mine")))
-    record = store.root / "mine" / "model.json"
+    record = store.root / folder_name("mine") / "model.json"
     old = json.loads(record.read_text()) | {"version": 1, "end_tokens": []}
     del old["sampling"]
     record.write_text(json.dumps(old))

@@ -103,11 +103,11 @@ def as_token(value: object, *, special: bool) -> AddedToken:
     if isinstance(value, str):
         return AddedToken(value, special=special)
     if isinstance(value, dict):
-        flags: dict[str, Any] = {
-            k: v for k, v in cast("dict[str, Any]", value).items() if k not in ("__type", "id")
-        }
+        fields = cast("dict[str, Any]", value)
+        flags = {name: flag for name, flag in fields.items() if name not in ("__type", "id")}
+        flags.setdefault("special", special)
         try:
-            return AddedToken(**{"special": special, **flags})
+            return AddedToken(**flags)
         except TypeError as error:
             raise BadWeights(f"the tokenizer has a token with strange flags ({error})") from error
     raise BadWeights(f"the tokenizer names {str(value)[:40]!r} where a token should be")
