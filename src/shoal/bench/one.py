@@ -15,11 +15,12 @@ from shoal.client.scores import log_softmax
 from shoal.config import Settings
 from shoal.errors import ShoalError
 from shoal.executor.arrays import Floats, join
+from shoal.executor.batcher import Outcome
 from shoal.executor.codecs import decode, encode
 from shoal.executor.ends import Ends
 from shoal.executor.load import load_ends, load_runner
 from shoal.executor.pages import PagePool
-from shoal.executor.runner import Outcome, Rows, Runner, State
+from shoal.executor.runner import Rows, Runner, State
 from shoal.executor.thread import TorchThread
 from shoal.models.local import LocalModel
 from shoal.types import Codec, Format, Kv, Span

@@ -29,7 +29,7 @@ from shoal.models.seam.config import PretrainedConfig
 from shoal.models.seam.loading import QuantizationConfigMixin
 from shoal.models.seam.model import CACHE_NAMES, PreTrainedModel, accepted_inputs
 from shoal.models.standins import Reached, split_hidden
-from shoal.types import DType, Span
+from shoal.types import DType, Kv, Span
 
 PARTS = 4
 """Parts of a span that are kept ready; each takes no weights, only modules."""
@@ -49,7 +49,7 @@ class SpanModule:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        kv_as: kv.Kv = "auto",
+        kv_as: Kv = "auto",
     ) -> None:
         self.span = span
         self.width = int(config.hidden_size)
@@ -64,7 +64,7 @@ class SpanModule:
         """Bytes of the span's weights in memory."""
         self.kv_cost = KvCost(())
         self._config = config
-        self._kv_as: kv.Kv = kv_as
+        self._kv_as: Kv = kv_as
         self._accepts = accepted_inputs(model.base_model)
         self._entering: torch.Tensor | None = None
         self._ropes = sequence_ropes(model)
@@ -178,7 +178,8 @@ class SpanModule:
             "position_ids": positions[None],
             "cache_position": positions,
             "use_cache": True,
-        } | dict.fromkeys(CACHE_NAMES, cache.states)
+        }
+        offered |= dict.fromkeys(CACHE_NAMES, cache.states)
         self._entering = hidden
         try:
             self.model.base_model(**{name: offered[name] for name in self._accepts & offered.keys()})
@@ -204,7 +205,7 @@ def load_span(
     dtype: DType = "float32",
     device: str = "cpu",
     packing: QuantizationConfigMixin | None = None,
-    kv_as: kv.Kv = "auto",
+    kv_as: Kv = "auto",
 ) -> SpanModule:
     """Build ``span`` of a model, reading only its own tensors, and prove that it stands alone.
 
@@ -228,7 +229,7 @@ def build_span(
     dtype: DType = "float32",
     device: str = "cpu",
     packing: QuantizationConfigMixin | None = None,
-    kv_as: kv.Kv = "auto",
+    kv_as: Kv = "auto",
     split: int = 1,
 ) -> SpanModule:
     """A span that nothing is proven of yet: its caller does that, with ``check_span``.

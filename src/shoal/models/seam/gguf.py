@@ -28,7 +28,7 @@ with relied_on("GGUF files"):
 class Report(Protocol):
     """Told of each tensor: how many are done, of how many."""
 
-    def __call__(self, done: int, total: int) -> None: ...
+    def __call__(self, done: int, total: int, /) -> None: ...
 
 
 def read_tensors(file: Path, config: PretrainedConfig, report: Report) -> dict[str, Any]:
