@@ -18,6 +18,8 @@ BODY_WITHIN_S = 20.0
 ON_LOOP = 256 << 10
 """Bytes; a larger body is parsed on a thread."""
 
+JSON = ("application/json", "application/x-www-form-urlencoded")
+
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
@@ -41,14 +43,18 @@ async def read_body(request: Request, schema: type[Schema]) -> Schema:
 
 
 def _check_kind(request: Request) -> None:
-    """Without a word about its kind a body is JSON; with one it must be JSON in UTF-8, not packed."""
+    """Without a word about its kind a body is JSON; with one it must be JSON in UTF-8, not packed.
+
+    ``curl -d`` calls everything a form, so what is called one is read as JSON too; no form of a page's is JSON,
+    and a page of another origin is refused before.
+    """
     said = request.headers.get("content-type", "application/json")
     kind, _, options = said.lower().partition(";")
     kind, options = kind.strip(), options.replace(" ", "").replace('"', "")
     charset = next(
         (o.removeprefix("charset=") for o in options.split(";") if o.startswith("charset=")), "utf-8"
     )
-    json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    json = kind in JSON or (kind.startswith("application/") and kind.endswith("+json"))
     if not json or charset not in ("utf-8", "utf8", "us-ascii"):
         raise NotJson(
             f"a body of the kind {said[:100]!r} is not read here", check="Content-Type: application/json"
