@@ -45,7 +45,7 @@ async def read_body(request: Request, schema: type[Schema]) -> Schema:
 def _check_kind(request: Request) -> None:
     """Without a word about its kind a body is JSON; with one it must be JSON in UTF-8, not packed.
 
-    ``curl -d`` calls everything a form, so what is called one is read as JSON too; no form of a page's is JSON,
+    ``curl -d`` calls everything a form, so what is called one is read as JSON too. No form of a page is JSON,
     and a page of another origin is refused before.
     """
     said = request.headers.get("content-type", "application/json")
