@@ -61,9 +61,9 @@ def test_a_model_on_its_own_modules_needs_both(tmp_path: Path) -> None:
     assert imported(write_checkpoint(tmp_path / "gpt2", "gpt2"), tmp_path / "store", "fp32") == list(HEAVY)
 
 
-def test_choosing_tokens_and_keeping_a_session_needs_neither() -> None:
+def test_a_client_needs_neither() -> None:
     program = (
-        "import sys, shoal.client.session, shoal.client.sampling\n"
+        "import sys, shoal.client.connect, shoal.client.swarm, shoal.client.sampling\n"
         "print(*(name for name in ('torch', 'transformers') if name in sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
