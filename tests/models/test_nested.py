@@ -20,8 +20,8 @@ from shoal.executor.load import load_ends as load_format_ends
 from shoal.executor.load import load_runner
 from shoal.models.checkpoint import open_checkpoint
 from shoal.models.glance import glance
-from shoal.models.nested import SERVED
-from shoal.models.parts import cache_argument
+from shoal.models.nested import SERVED, text_config
+from shoal.models.seam.model import cache_argument
 from shoal.models.sizes import block_bytes
 from shoal.models.span import load_ends, load_span
 from shoal.models.store import ModelStore
@@ -149,8 +149,19 @@ def test_the_language_part_gives_what_the_whole_model_gives_for_text(
         assert torch.equal(ends.head(hidden), out.logits), f"at position {position}"
 
 
+@pytest.mark.parametrize("kind", SERVED)
+def test_what_a_config_leaves_out_means_what_it_means_to_transformers(kind: str) -> None:
+    cls = type(NESTED[kind]())
+    assert text_config(cls().to_dict())["model_type"] == cls().text_config.model_type
+    for own in (True, False):
+        for whole in ({}, {"tie_word_embeddings": True}, {"tie_word_embeddings": False}):
+            text = cls().text_config.to_dict() | {"tie_word_embeddings": own}
+            tied = text_config({"model_type": kind, "text_config": text} | whole)["tie_word_embeddings"]
+            assert tied == cls(text_config=text, **whole).tie_word_embeddings
+
+
 def test_every_model_that_is_served_so_is_tested() -> None:
-    assert set(NESTED) == SERVED
+    assert set(NESTED) == set(SERVED)
 
 
 def test_what_is_not_of_the_language_part_is_not_read_and_makes_no_other_model(
@@ -165,14 +176,15 @@ def test_what_is_not_of_the_language_part_is_not_read_and_makes_no_other_model(
     assert model.shape.vocab_size == VOCAB and model.shape.n_blocks == 6 and model.shape.hidden_size == 64
     assert len(block_bytes(model, "int8")) == 6
 
-    def changed(name: str, part: str, **fields: object) -> str:
+    def changed(name: str, part: str) -> str:
         other = tmp_path / name
         other.mkdir()
         tensors = load_file(folder / "model.safetensors")
         key = next(key for key in tensors if part in key and key.endswith("weight"))
         tensors[key] = tensors[key] + 1
         save_file(tensors, other / "model.safetensors", {"format": "pt"})
-        config = json.loads((folder / "config.json").read_text()) | fields
+        config = json.loads((folder / "config.json").read_text())
+        config["vision_config"]["hidden_act"] = "relu"
         (other / "config.json").write_text(json.dumps(config))
         return store.resolve(str(other)).digest
 
@@ -189,7 +201,7 @@ def test_the_kernels_run_a_language_part_of_llamas_shape(
     runner = load_runner(model, Span(0, 6), "int8", kv="auto", threads=1, cache=tmp_path)
     ends = load_format_ends(model, "int8", threads=1, cache=tmp_path)
     assert isinstance(runner, FusedRunner) and isinstance(ends, FusedEnds)
-    near = ends.embed(PROMPT, 0) - load_ends(model).embed(PROMPT, 0)[0]
+    near = torch.from_numpy(ends.embed(PROMPT, 0)) - load_ends(model).embed(PROMPT, 0)[0]
     assert float(near.abs().max()) < 1e-6
 
 
@@ -200,13 +212,20 @@ def test_a_look_at_the_config_sees_the_language_part(
     assert seen.config.num_hidden_layers == 6 and seen.context == BASE["max_position_embeddings"]
 
 
-def test_a_model_whose_text_is_not_proven_is_refused(
-    folder_of: Callable[[str], Path], store: ModelStore, tmp_path: Path
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda: t.PaliGemmaConfig(
+            text_config=FAMILIES["gemma"](), vision_config=t.SiglipVisionConfig(**TOWER)
+        ),
+        lambda: t.LlavaConfig(text_config=FAMILIES["cohere"](), vision_config=t.CLIPVisionConfig(**TOWER)),
+    ],
+    ids=["looks back at its prompt", "leaves a logit scale out"],
+)
+def test_a_model_whose_text_is_another_one_is_refused(
+    config: Callable[[], Any], folder_of: Callable[[str], Path], store: ModelStore, tmp_path: Path
 ) -> None:
-    config = t.PaliGemmaConfig(
-        text_config=FAMILIES["gemma"](), vision_config=t.SiglipVisionConfig(**TOWER, projection_dim=64)
-    )
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict(), default=str))
+    (tmp_path / "config.json").write_text(json.dumps(config().to_dict(), default=str))
     (tmp_path / "model.safetensors").write_bytes((folder_of("gemma3") / "model.safetensors").read_bytes())
     with pytest.raises(UnsupportedModel, match="does more than text"):
         store.resolve(str(tmp_path))

@@ -15,7 +15,7 @@ from typing import Any, cast
 from shoal.errors import BadWeights, UnsupportedModel
 from shoal.models.headers import MAX_TENSORS, TensorEntry, read_header
 from shoal.models.lookalikes import no_model, what_it_is
-from shoal.models.nested import is_nested, text_tensors
+from shoal.models.nested import is_nested, text_config, text_tensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -31,8 +31,8 @@ Those that only have such a word in them, as ``vocab_size_per_layer_input`` or `
 class Checkpoint:
     """What a folder holds: the parsed ``config.json`` and where each tensor lies.
 
-    Of a model that does more than text these are the language part's tensors, by the names that it has as a
-    model of its own; an entry has the name in the file.
+    Of a model that does more than text these are the text part's config and tensors, by the names that it has
+    as a model of its own; an entry has the name in the file.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         BadWeights: a file cannot be read, is missing, truncated or dishonest.
         UnsupportedModel: the weights are pickled or quantised, or the model needs code of its own.
     """
-    config = read_config(folder)
+    config = _read_whole_config(folder)
     tensors: dict[str, TensorEntry] = {}
     for file, wanted in _files(folder):
         entries = read_header(file)
@@ -69,17 +69,24 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             if entry.name in tensors:
                 raise BadWeights(f"{file}: tensor {entry.name[:80]!r} is in another file too")
             tensors[entry.name] = entry
-    return Checkpoint(folder, config, text_tensors(tensors) if is_nested(config) else tensors)
+    if is_nested(config):
+        return Checkpoint(folder, text_config(config), text_tensors(tensors))
+    return Checkpoint(folder, config, tensors)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's ``config.json``, if it is one that we may run.
+    """The folder's ``config.json``, or the text part of it, if it is one that we may run.
 
     Raises:
         UnknownModel, BadWeights, UnsupportedModel: there is none: what the folder is instead.
         BadWeights: it is not a JSON object, or has no ``model_type``.
         UnsupportedModel: it is quantised.
     """
+    config = _read_whole_config(folder)
+    return text_config(config) if is_nested(config) else config
+
+
+def _read_whole_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise no_model(folder)
@@ -174,13 +181,13 @@ def read_object(path: Path) -> dict[str, Any]:
 def plain_config(checkpoint: Checkpoint) -> Generator[Path]:
     """A folder whose ``config.json`` is UTF-8 without a byte order mark, as other libraries want it.
 
-    It is the checkpoint's own unless its file is written otherwise, as Notepad and PowerShell do.
+    It is the checkpoint's own unless its file is written otherwise, as Notepad and PowerShell do, or says
+    more than the text part.
     """
-    raw = (checkpoint.folder / "config.json").read_bytes()
-    if (
-        not raw.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        and b"\0" not in raw[:4]
-    ):
+    path = checkpoint.folder / "config.json"
+    raw = path.read_bytes()
+    plain = not raw.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if plain and b"\0" not in raw[:4] and read_object(path) == checkpoint.config:
         yield checkpoint.folder
         return
     with TemporaryDirectory() as folder:

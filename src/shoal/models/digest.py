@@ -14,7 +14,6 @@ from typing import Any
 from shoal.errors import BadWeights
 from shoal.models.checkpoint import Checkpoint
 from shoal.models.headers import TensorEntry
-from shoal.models.nested import is_nested, text_part
 from shoal.models.progress import Progress, silent
 from shoal.types import Digest
 
@@ -41,8 +40,7 @@ def compute_digest(checkpoint: Checkpoint, progress: Progress = silent) -> Diges
         tensors.append([entry.name, entry.dtype, list(entry.shape), _hash_tensor(entry, buffer)])
         done += entry.size
         progress("Hashing", done, total)
-    decisive = text_part(checkpoint.config) if is_nested(checkpoint.config) else checkpoint.config
-    config = {key: value for key, value in decisive.items() if key not in VOLATILE}
+    config = {key: value for key, value in checkpoint.config.items() if key not in VOLATILE}
     try:
         manifest = json.dumps(
             {"config": config, "tensors": sorted(tensors)},

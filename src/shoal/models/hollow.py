@@ -18,7 +18,6 @@ from shoal.errors import BadWeights, UnsupportedModel
 from shoal.models.blocks import Blocks, find_blocks
 from shoal.models.checkpoint import Checkpoint, plain_config
 from shoal.models.loader import REFUSED, first_line, load_weights
-from shoal.models.nested import is_nested
 from shoal.models.seam.config import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from shoal.models.seam.loading import QuantizationConfigMixin, prepared_class, set_ties, ties
 from shoal.models.seam.model import PreTrainedModel, causal_lm_class, check_takes_cache
@@ -31,8 +30,6 @@ from shoal.types import DType, Span
 
 def read_model_config(checkpoint: Checkpoint) -> PretrainedConfig:
     """The checkpoint's config as transformers understands it; no code that comes with a model is ever run.
-
-    Of a model that does more than text and whose text part is served it is the text part's.
 
     Raises:
         UnsupportedModel: transformers does not know the type.
@@ -50,22 +47,12 @@ def read_model_config(checkpoint: Checkpoint) -> PretrainedConfig:
         )
     try:
         with plain_config(checkpoint) as folder:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        return _text_config(config) if is_nested(checkpoint.config) else config
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (*REFUSED, OSError) as error:
         raise BadWeights(
             f"{checkpoint.folder / 'config.json'}: transformers refuses it ({first_line(error)})",
             check="fetch the file again",
         ) from error
-
-
-def _text_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The text part's config, with what the whole model says in its place."""
-    text = config.get_text_config(decoder=True)
-    text.tie_word_embeddings = config.tie_word_embeddings
-    if getattr(config, "eos_token_id", None) is not None:
-        text.eos_token_id = config.eos_token_id
-    return text
 
 
 def causal_class(config: PretrainedConfig) -> type[PreTrainedModel]:

@@ -10,27 +10,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 Tensor = TypeVar("Tensor")
 
-SERVED = frozenset(
-    {
-        "gemma3",
-        "idefics3",
-        "internvl",
-        "lfm2_vl",
-        "llama4",
-        "llava",
-        "llava_next",
-        "llava_onevision",
-        "mistral3",
-        "qwen3_5",
-        "qwen3_5_moe",
-        "smolvlm",
-    }
-)
+
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """What a nested config means that does not say it."""
+
+    text: str
+    """The text part's model type."""
+    tied: bool | None
+    """Whether the head is the embedding; ``None``: as the text part says."""
+
+
+SERVED: dict[str, Nested] = {
+    "gemma3": Nested("gemma3_text", True),
+    "idefics3": Nested("llama", False),
+    "internvl": Nested("qwen2", True),
+    "lfm2_vl": Nested("lfm2", True),
+    "llama4": Nested("llama4_text", False),
+    "llava": Nested("llama", None),
+    "llava_next": Nested("llama", False),
+    "llava_onevision": Nested("qwen2", None),
+    "mistral3": Nested("mistral", True),
+    "qwen3_5": Nested("qwen3_5_text", False),
+    "qwen3_5_moe": Nested("qwen3_5_moe_text", False),
+    "smolvlm": Nested("llama", False),
+}
 """Model types whose text part is served."""
+PLAIN = frozenset({"gpt_oss", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe"}) | {
+    n.text for n in SERVED.values()
+}
+"""Types of a text part whose logits are its head's alone: whole models leave out what others do to them."""
 _LANGUAGE = re.compile(
     r"^(?:language_model\.model|model\.language_model|model\.text_model|language_model|text_model)\."
 )
@@ -40,7 +54,8 @@ _HEAD = re.compile(r"^(?:language_model\.|model\.)?lm_head\.")
 
 def is_nested(config: Mapping[str, Any]) -> bool:
     """Whether ``config.json`` is of a model whose text part is served."""
-    return config.get("model_type") in SERVED and isinstance(config.get("text_config"), dict)
+    nested, text = SERVED.get(str(config.get("model_type"))), config.get("text_config")
+    return nested is not None and isinstance(text, dict) and text.get("model_type", nested.text) in PLAIN
 
 
 def text_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -56,6 +71,16 @@ def text_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a nested config what decides the text: all but the configs of other parts."""
-    return {k: v for k, v in config.items() if k == "text_config" or not isinstance(v, dict)}
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The text part of a nested config as that of a model of its own; what the whole says goes before."""
+    nested = SERVED[config["model_type"]]
+    text: dict[str, Any] = {"model_type": nested.text} | config["text_config"]
+    tied = config.get("tie_word_embeddings", config.get("tie_embedding", nested.tied))
+    if nested.tied is not None or tied:
+        text["tie_word_embeddings"] = tied
+    if config.get("eos_token_id") is not None:
+        text["eos_token_id"] = config["eos_token_id"]
+    for name in ("dtype", "torch_dtype"):
+        if name in config:
+            text.setdefault(name, config[name])
+    return text
