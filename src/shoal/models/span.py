@@ -178,8 +178,8 @@ class SpanModule:
             "position_ids": positions[None],
             "cache_position": positions,
             "use_cache": True,
+            **dict.fromkeys(CACHE_NAMES, cache.states),
         }
-        offered |= dict.fromkeys(CACHE_NAMES, cache.states)
         self._entering = hidden
         try:
             self.model.base_model(**{name: offered[name] for name in self._accepts & offered.keys()})

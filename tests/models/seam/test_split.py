@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from shoal.models.seam.model import causal_lm_class
-from shoal.models.seam.split import EXPERT_OUTPUTS, OUTPUTS, keep_plan, plan_of, settle
+from shoal.models.seam.split import EXPERT_OUTPUTS, EXPERTS, OUTPUTS, keep_plan, plan_of, settle
 from shoal.testing.checkpoints import FAMILIES
 
 from .conftest import Built
@@ -21,11 +21,16 @@ def test_the_plan_names_layers_below_the_base_model_and_their_styles() -> None:
 
 
 def test_the_gate_and_up_of_experts_are_split_together() -> None:
-    assert plan_of(FAMILIES["mixtral"]())["layers.*.mlp.experts.gate_up_proj"] == EXPERT_OUTPUTS
+    plan = plan_of(FAMILIES["mixtral"]())
+    assert plan["layers.*.mlp.experts.gate_up_proj"] == EXPERT_OUTPUTS
+    assert plan["layers.*.mlp.experts"] == EXPERTS
 
 
-def test_families_without_a_plan_have_an_empty_one() -> None:
+def test_families_without_a_plan_for_their_blocks_have_an_empty_one() -> None:
     assert plan_of(FAMILIES["gpt2"]()) == {}
+    ends_alone = FAMILIES["lfm2"]()
+    ends_alone.base_model_tp_plan = {"embed_tokens": "embedding_rowwise"}  # as since 5.24
+    assert plan_of(ends_alone) == {}
 
 
 def test_a_models_plan_is_by_full_names_and_can_be_narrowed() -> None:

@@ -7,10 +7,10 @@ draws its bar by the name ``tqdm`` of its module, over the file's tensors.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 
@@ -25,10 +25,8 @@ with relied_on("GGUF files"):
     expect_members(modeling_gguf_pytorch_utils, "tqdm")
 
 
-class Report(Protocol):
-    """Told of each tensor: how many are done, of how many."""
-
-    def __call__(self, done: int, total: int, /) -> None: ...
+Report = Callable[[int, int], None]
+"""Told of each tensor: how many are done, of how many."""
 
 
 def read_tensors(file: Path, config: PretrainedConfig, report: Report) -> dict[str, Any]:
