@@ -29,7 +29,7 @@ OUTPUTS = "colwise"
 EXPERT_OUTPUTS = "packed_colwise"
 """The same for experts, whose gate and up lie in one tensor."""
 EXPERTS = "moe_tp_experts"
-"""The style of experts of which each process computes a part of every one: their outputs are to be added up."""
+"""The style of experts of which each process computes a part of every one: their outputs are added up."""
 
 
 def plan_of(config: PretrainedConfig) -> dict[str, str]:
