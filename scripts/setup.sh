@@ -89,4 +89,5 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! [ -d src/shoal/net/vendor
 else
     say "nothing to do"
 fi
+.venv/bin/python -m compileall -q src/shoal # quick where nothing changed
 if [ "${1:-}" = tests ] && ! has chromium && ! has google-chrome; then debian chromium; fi

@@ -41,6 +41,9 @@ install_cpu_torch() {
     "${install[@]}" --quiet --default-index "$TORCH_CPU_INDEX"
 }
 
+# Every process of a node, and of the tests, would otherwise compile what it imports where none may write it down.
+export UV_COMPILE_BYTECODE=1
+
 for lock in "$@"; do
     [ "${lock%.txt}" != "$lock" ] || lock=locks/$lock.txt
     if [ "$lock" = locks/torch.txt ] && [ "$(uname -s)" = Linux ] && ! has nvidia-smi; then
