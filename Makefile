@@ -1,13 +1,15 @@
 # Two commands matter on a new machine: `make demo` and `make test`. The work is in scripts/.
-.PHONY: help setup demo test check bench lock
+.PHONY: help setup demo test check bench lock canary wheels
 
 help:
 	@echo "make demo    set up, start three nodes here, and answer a prompt"
 	@echo "make test    set up, check the code, run every test"
-	@echo "make check   ruff, pyright and import-linter alone"
+	@echo "make check   ruff, pyright, import-linter and what checks scripts, alone"
 	@echo "make bench   how much the swarm costs against one process"
 	@echo "make setup   the virtual environment in .venv, and nothing more"
 	@echo "make lock    the locks of what is installed, made anew"
+	@echo "make canary  does it work with the newest and the oldest versions that are permitted?"
+	@echo "make wheels  the wheel of this system as it is released; needs Docker on Linux"
 
 setup:
 	@PYTHON="$(PYTHON)" scripts/setup.sh
@@ -25,6 +27,12 @@ test: check
 
 lock:
 	@KEEP="$(KEEP)" scripts/lock.sh
+
+canary: setup
+	@scripts/canary.sh
+
+wheels: setup
+	@scripts/wheels.sh
 
 bench: setup
 	@.venv/bin/shoal bench overhead

@@ -1,4 +1,4 @@
-"""What is made when Shoal is built or installed: the kernels, the page that the gateway serves, libp2p's place.
+"""What is made when Shoal is built or installed: the kernels, the page of the gateway, and libp2p in its place.
 
 The kernels are one library for each level of the CPU at hand. Without a C compiler the build goes on and says
 so: Shoal then runs on torch's own kernels, more slowly. The page is made with the Node of a wheel from PyPI;
@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -53,7 +54,7 @@ class ShoalHook(BuildHookInterface):
         if self.target_name != "wheel":
             return
         build_data["pure_python"] = False
-        build_data["infer_tag"] = True
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().translate(str.maketrans('-.', '__'))}"
         for library in compile_kernels(Path(self.root)):
             build_data["artifacts"].append(str(library.relative_to(self.root)))
         fetch_libp2p(Path(self.root))

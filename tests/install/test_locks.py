@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = sorted((ROOT / "locks").glob("*.txt"))
 CLIENTS = sorted((ROOT / "tests/clients").glob("requirements*.txt"))
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 NPM = sorted(path for path in ROOT.glob("*/**/package-lock.json") if "node_modules" not in path.parts)
 PINNED = re.compile(
     r"^(?P<pin>[a-z0-9-]+==\S+( ; .+?)?) \\\n(?P<hashes>(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.M
@@ -79,6 +82,8 @@ def test_what_is_asked_for_is_locked_in_a_version_that_is_permitted(
     name = canonicalize_name(asked.name)
     locked = [pin for lock in locks for pin in pins(ROOT / f"locks/{lock}.txt").get(name, [])]
     for environment in ENVIRONMENTS:
+        if asked.marker and not asked.marker.evaluate(environment):
+            continue
         (pin,) = [pin for pin in locked if pin.marker is None or pin.marker.evaluate(environment)]
         assert asked.specifier.contains(next(iter(pin.specifier)).version)
 
@@ -110,3 +115,35 @@ def test_no_package_is_locked_in_two_versions() -> None:
             for name, versions in pins(lock).items():
                 seen.setdefault(name, set()).add(str(sorted(map(str, versions))))
     assert {name: versions for name, versions in seen.items() if len(versions) > 1} == {}
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_runs_what_is_here(workflow: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    commands = re.findall(r"- run: (.+)", workflow.read_text())
+    assert commands
+    for command in commands:
+        program, *arguments = command.split()
+        if program == "make":
+            assert set(arguments) <= targets
+        elif program != "docker":
+            assert os.access(ROOT / program, os.X_OK), command
+
+
+def test_the_tests_run_on_every_python_that_is_permitted() -> None:
+    workflow = (ROOT / ".github/workflows/tests.yml").read_text()
+    (tested,) = re.findall(r"python: \[(.+)\]", workflow)
+    versions = [
+        f"3.{minor}"
+        for minor in range(30)
+        if f"3.{minor}" in SpecifierSet(PROJECT["project"]["requires-python"])
+    ]
+    assert re.findall(r"[\d.]+", tested) == versions == sorted({e["python_version"] for e in ENVIRONMENTS})
+
+
+def test_help_names_every_target_of_the_makefile() -> None:
+    text = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", text, re.M)) - {"help"}
+    assert set(re.findall(r'@echo "make ([a-z]+)', text)) == targets
+    (phony,) = re.findall(r"^\.PHONY: (.+)", text, re.M)
+    assert set(phony.split()) == targets | {"help"}

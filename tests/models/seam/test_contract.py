@@ -19,11 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
     cache_utils,
     modeling_gguf_pytorch_utils,
-    modeling_rope_utils,
     pytorch_utils,
 )
 from transformers.core_model_loading import ConversionOps
-from transformers.generation import logits_process
 from transformers.integrations import moe
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
@@ -53,8 +51,6 @@ GONE: dict[str, tuple[Any, str]] = {
     "logging": (logging, "is_progress_bar_enabled"),
     "model": (PreTrainedModel, "base_model"),
     "quantizer": (HfQuantizer, "get_quantize_ops"),
-    "rope": (modeling_rope_utils, "ROPE_INIT_FUNCTIONS"),
-    "sampling": (logits_process, "MinPLogitsWarper"),
     "split": (PreTrainedModel, "tp_plan"),
     "tokenizer": (PreTrainedTokenizerBase, "convert_ids_to_tokens"),
 }
@@ -107,12 +103,6 @@ def test_an_argument_with_another_name_is_named(monkeypatch: pytest.MonkeyPatch)
         IncompatibleLibrary, match=r"quantisers: .*convert takes no input_dict, but self, tensors"
     ):
         import_again("quantizer")
-
-
-def test_a_kind_of_rotary_positions_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(modeling_rope_utils.ROPE_INIT_FUNCTIONS, "yarn")
-    with pytest.raises(IncompatibleLibrary, match="'yarn'"):
-        import_again("rope")
 
 
 def test_the_doctor_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
