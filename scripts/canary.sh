@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-export UV="$PWD/.venv/bin/uv"
+export UV="$PWD/.venv/bin/uv" UV_COMPILE_BYTECODE=0 # it is thrown away
 
 prepare() { # NAME RESOLUTION
     local folder=$scratch/$1

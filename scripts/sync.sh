@@ -42,7 +42,7 @@ install_cpu_torch() {
 }
 
 # Every process of a node, and of the tests, would otherwise compile what it imports where none may write it down.
-export UV_COMPILE_BYTECODE=1
+export UV_COMPILE_BYTECODE=${UV_COMPILE_BYTECODE:-1}
 
 for lock in "$@"; do
     [ "${lock%.txt}" != "$lock" ] || lock=locks/$lock.txt
