@@ -89,6 +89,19 @@ def test_the_library_is_the_one_that_shoal_was_built_with(tmp_path: Path) -> Non
     assert Path(in_a_fresh_process(code).strip()).is_relative_to(libp2p_parts.VENDORED)
 
 
+def test_the_library_finds_its_version_and_says_nothing() -> None:
+    code = (
+        "import sys, shoal.net.host\n"
+        "from libp2p.utils.version import get_agent_version\n"
+        "print(get_agent_version())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == f"py-libp2p/{importlib.metadata.version('libp2p')}"
+    assert done.stderr == ""
+
+
 def test_choosing_twice_changes_nothing() -> None:
     before = list(sys.meta_path)
     libp2p_parts.choose()

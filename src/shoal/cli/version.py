@@ -8,6 +8,7 @@ from importlib.metadata import version as installed
 
 import typer
 
+import shoal.net  # noqa: F401  by which the metadata of libp2p is found: Shoal brings the library along
 from shoal.cli.options import Json
 from shoal.cli.output import emit
 from shoal.models.seam.versions import SUPPORTED

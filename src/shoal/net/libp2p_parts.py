@@ -16,9 +16,10 @@ and services that Shoal never starts. So before the library is imported,
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
+from collections.abc import Iterable, Sequence
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import Distribution, DistributionFinder, MetadataPathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -105,8 +106,19 @@ class _LeftOut(Loader):
         """There is nothing to run."""
 
 
-class Parts(MetaPathFinder):
-    """Answers for the modules above; all others are found as ever."""
+class Parts(DistributionFinder):
+    """Answers for the modules above, and for the version of the library; all others are found as ever."""
+
+    def find_distributions(
+        self,
+        context: DistributionFinder.Context = DistributionFinder.Context(),  # noqa: B008  as it is called
+    ) -> Iterable[Distribution]:
+        """The library's own metadata, to whoever asks: the library does when it is imported."""
+        if context.name != "libp2p":
+            return ()
+        return MetadataPathFinder.find_distributions(
+            DistributionFinder.Context(name="libp2p", path=[str(VENDORED)])
+        )
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
