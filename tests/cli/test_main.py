@@ -72,7 +72,9 @@ def test_the_heavy_libraries_wait_until_a_command_needs_them(argv: list[str], ho
 
 def test_version_as_text_and_as_json(shoal: Shoal) -> None:
     assert shoal("version").out.startswith("shoal 0.")
-    assert set(shoal("version", "--json").data) == {"shoal", "python", "torch", "transformers", "libp2p"}
+    data = shoal("version", "--json").data
+    assert set(data) == {"shoal", "python", "torch", "transformers", "libp2p", "supports"}
+    assert "missing" not in data.values()
 
 
 def test_an_error_says_what_is_wrong_what_to_check_and_what_to_type(
