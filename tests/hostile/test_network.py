@@ -74,7 +74,7 @@ class RealSwarm:
 
 @asynccontextmanager
 async def real_swarm(home: Path, checkpoint: Path, **options: Any) -> AsyncGenerator[RealSwarm]:
-    given = {"threads": 1, "mdns": False, "host": "127.0.0.1"} | options
+    given = {"threads": 1, "mdns": False, "host": "127.0.0.1", "format": "fp32"} | options
     settings = config.load(given, {"SHOAL_HOME": str(home)})
     swarm = membership.create("hostile")
     model = await trio.to_thread.run_sync(ModelStore(settings.paths.models).resolve, str(checkpoint))
