@@ -26,7 +26,7 @@ def test_the_public_swarm_is_explained_once(home: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [["status"], ["peers"], ["ping"], ["run", "m", "p"], ["chat"]])
+@pytest.mark.parametrize("command", [["status"], ["peers"], ["ping"], ["run", "smollm2", "p"], ["chat"]])
 def test_on_a_machine_that_is_in_no_swarm_every_command_says_so(shoal: Shoal, command: list[str]) -> None:
     ran = shoal(*command)
     assert (ran.code, ran.out) == (3, "")

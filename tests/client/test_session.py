@@ -287,7 +287,14 @@ async def test_a_token_sent_ahead_changes_nothing_whatever_comes_instead(home, t
 
         other = int(whole.step([7])[-1].argmax())
         assert (await session.advance([7], sampler, more=True)).token == other
-        assert np.array_equal(await session.step([8, 9]), whole.step([8, 9]))
+        after = await session.step([8, 9])
+        if family == "mamba":
+            # transformers' own takes several tokens for the beginning of a sequence: it is asked one by one,
+            # and so is its head, whose sums for one row differ in their last bit from those for two.
+            one_by_one = np.concatenate([whole.step([8]), whole.step([9])])
+            assert np.allclose(after, one_by_one, atol=1e-5)
+        else:
+            assert np.array_equal(after, whole.step([8, 9]))
 
         await session.advance([10], sampler, more=True)
         session.roll_back(len(session.token_ids) - 1)

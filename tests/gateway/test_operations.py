@@ -61,7 +61,7 @@ async def test_a_defect_is_one_answer_that_tells_nothing_of_our_insides(gateway,
         raise RuntimeError("the secret of the house")
 
     with monkeypatch.context() as patch:
-        patch.setattr(chat, "grammar_of", broken)
+        patch.setattr(chat, "fit", broken)
         answer = await gateway.chat()
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (500, "internal_error")

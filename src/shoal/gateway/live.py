@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 
 import segno
 import trio
@@ -75,7 +76,11 @@ class Live:
 
 
 def _up(swarm: str, model: str) -> str:
-    """What starts a node there. Names the swarm and the model where they are not the default ones."""
+    """What starts a node there. Names the swarm and the model where they are not the default ones.
+
+    A folder of this machine is called by its name: elsewhere it lies in another place.
+    """
+    model = Path(model).name if Path(model).is_absolute() else model
     words = ["shoal", "up"]
     if swarm != DEFAULT_SWARM:
         words += ["--swarm", swarm]
