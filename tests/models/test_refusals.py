@@ -176,7 +176,8 @@ def test_an_encoder_and_decoder_is_refused(store: ModelStore, tmp_path: Path) ->
 def test_state_that_lives_outside_of_the_cache_is_found(tmp_path: Path, store: ModelStore) -> None:
     """RecurrentGemma keeps its state in its modules: two sessions would mix."""
     model = store.pull(str(write_checkpoint(tmp_path / "rg", "recurrent_gemma")))
-    with pytest.raises(UnsupportedModel, match="outside of its cache"):
+    # What is found first depends on the version of transformers.
+    with pytest.raises(UnsupportedModel, match=r"outside of its cache|cache does not grow"):
         load_span(model, Span(0, 3))
 
 

@@ -11,6 +11,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from shoal.models.seam.rotary import follows_length
+
 
 class SequenceRope(nn.Module):
     """A model's own rotary embedding, for a sequence that may go on behind what is run."""
@@ -44,14 +46,6 @@ def sequence_ropes(model: nn.Module) -> list[SequenceRope]:
     """A model's rotary embeddings whose frequencies depend on the sequence's length, which can be told it."""
     for owner in [module for module in model.modules() if not isinstance(module, SequenceRope)]:
         for name, child in list(owner.named_children()):
-            if _scales(child):
+            if not isinstance(child, SequenceRope) and follows_length(child):
                 setattr(owner, name, SequenceRope(child))
     return [module for module in model.modules() if isinstance(module, SequenceRope)]
-
-
-def _scales(module: nn.Module) -> bool:
-    if isinstance(module, SequenceRope):
-        return False
-    found: Any = getattr(module, "rope_type", None)  # of each type of block its own, in some families
-    types = cast("dict[str, Any]", found).values() if isinstance(found, dict) else (found,)
-    return any(isinstance(name, str) and (name == "longrope" or "dynamic" in name) for name in types)

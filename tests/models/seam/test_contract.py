@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     cache_utils,
     modeling_gguf_pytorch_utils,
+    modeling_rope_utils,
     pytorch_utils,
 )
 from transformers.core_model_loading import ConversionOps
@@ -51,6 +52,7 @@ GONE: dict[str, tuple[Any, str]] = {
     "logging": (logging, "is_progress_bar_enabled"),
     "model": (PreTrainedModel, "base_model"),
     "quantizer": (HfQuantizer, "get_quantize_ops"),
+    "rotary": (modeling_rope_utils, "dynamic_rope_update"),
     "split": (PreTrainedModel, "tp_plan"),
     "tokenizer": (PreTrainedTokenizerBase, "convert_ids_to_tokens"),
 }

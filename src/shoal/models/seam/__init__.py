@@ -16,6 +16,7 @@ it runs, ``tests/models/seam`` holds, thing by thing, for every version of ``ver
 ``quantizer``  the loader's door for quantisers
 ``experts``    the forward of a sparse layer's experts, which can be ours
 ``layers``     which modules are linear layers
+``rotary``     rotary embeddings, and whether they depend on the length of the sequence
 ``gguf``       the reader of GGUF files
 ``tokenizer``  tokenizers
 ``logging``    what transformers prints
