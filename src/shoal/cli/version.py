@@ -8,10 +8,10 @@ from importlib.metadata import version as installed
 
 import typer
 
-import shoal.net  # noqa: F401  by which the metadata of libp2p is found: Shoal brings the library along
 from shoal.cli.options import Json
 from shoal.cli.output import emit
 from shoal.models.seam.versions import SUPPORTED
+from shoal.net import libp2p_parts
 
 LIBRARIES = ("torch", "transformers", "libp2p")
 
@@ -30,6 +30,7 @@ def version(as_json: Json = False) -> None:
 
 def release(package: str) -> str:
     """A package's version, read without importing it; ``missing`` when it is not installed."""
+    libp2p_parts.choose()  # by which the metadata of libp2p is found: Shoal brings the library along
     try:
         return installed(package)
     except PackageNotFoundError:
