@@ -122,7 +122,17 @@ def test_a_request_shows_where_its_time_went(looking: Looking) -> None:
     looking.shot("requests")
 
 
+def test_a_swarm_that_no_other_machine_can_reach_invites_none(looking: Looking, shoal: Shoal) -> None:
+    page = looking.view("add")
+    expect(page.get_by_role("heading", name="This swarm is on one machine alone")).to_be_visible()
+    expect(page.get_by_text("shoal1-")).to_have_count(0)
+
+
 def test_another_machine_is_invited(looking: Looking, shoal: Shoal) -> None:
+    """The nodes of the tests listen on loopback; the gateway says here that others can reach them."""
+    looking.page.route(
+        "**/api/invite", lambda route: route.fulfill(json=route.fetch().json() | {"here_only": False})
+    )
     page = looking.view("add")
     expect(page.get_by_label("the command that joins", exact=True)).to_contain_text(
         re.compile(r"shoal join shoal1-\w+")
