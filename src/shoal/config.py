@@ -120,7 +120,7 @@ class Settings:
     """How nodes hold the weights of linear layers: fp32, bf16, int8 or int4. A route has one format. With
     ``auto`` a node takes the format in which the swarm already serves the model. If nobody serves it yet, it
     takes int8 where the C kernels are built; elsewhere bf16 for a checkpoint in 16 bits, or else fp32. With
-    ``auto`` a client takes the most exact format that covers the model. fp32 is for exact comparison."""
+    ``auto`` a client takes the format that most peers serve. fp32 is for exact comparison."""
     kv: Literal["auto", "int8"] = "auto"
     """The elements of KV pages; ``auto`` is what the format computes with."""
     wire: Codec | Literal["auto"] = "auto"

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
 from shoal.wire.messages import Located, Open, Step
-from shoal.wire.session import Advance, ClientSession, HopSession, holder
+from shoal.wire.session import Advance, ClientSession, HopSession, Stuck, where_stuck
 
 SESSION = bytes(16)
 
@@ -151,15 +151,16 @@ TestClientAndHop = ClientAndHop.TestCase
 
 
 @pytest.mark.parametrize(
-    ("found", "at"),
+    ("found", "stuck"),
     [
-        ([(9, 9), (9, 8), (8, 8)], 1),  # the second has it
-        ([(9, 9), (8, 8), (8, 8)], 1),  # it never came to the second
-        ([(8, 8), (8, 8), (8, 8)], 0),
-        ([(9, 9), None, (9, 9)], 1),  # the second says nothing
-        ([(9, 9), (9, 9), (9, 9)], 2),  # all say that they sent it
+        ([(9, 9), (9, 8), (8, 8)], Stuck((1,), at_work=True)),  # the second has it
+        ([(9, 9), (8, 8), (8, 8)], Stuck((0, 1))),  # it was sent, and it never came
+        ([(1 << 40, 1 << 40), (0, 0), (0, 0)], Stuck((0, 1))),
+        ([(8, 8), (8, 8), (8, 8)], Stuck((0,))),  # we sent it
+        ([(9, 9), None, (9, 9)], Stuck((1,))),  # the second says nothing
+        ([(9, 9), (9, 9), (9, 9)], Stuck((2,))),  # all say that they sent it
     ],
 )
-def test_a_late_step_is_held_by_the_first_hop_that_has_not_sent_it_on(found, at):
+def test_what_a_hop_says_it_sent_counts_when_the_next_says_it_came(found, stuck):
     located = [Located(b"s" * 16, *counts) if counts else None for counts in found]
-    assert holder(located, 9) == at
+    assert where_stuck(located, 9) == stuck

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from shoal.cli.output import emit, printable
 from shoal.cli.progress import working
 from shoal.config import Settings
 from shoal.errors import NoCoverage
+from shoal.routing.formats import ranked
 from shoal.swarm.names import name_of
 from shoal.types import Format, PeerId, Span, gaps
 
@@ -72,14 +73,15 @@ async def _explained(swarm: Onlooker, model: str, tokens: int) -> Choice:
 
 
 def covering(alive: list[Announcement], model: str, settings: Settings) -> list[tuple[Announcement, Served]]:
-    """Who serves the model, in the format asked for or the most exact that covers it.
+    """Who serves the model, in the format asked for or, of those that cover it, the one of most peers.
 
     Raises:
         NoCoverage: nobody serves it.
     """
     found = [(a, a.served) for a in alive if a.served and a.served.model == model]
     wanted = options.asked_format(settings)
-    formats: tuple[Format, ...] = (wanted,) if wanted else get_args(Format)
+    served: list[tuple[Format, Span, bool]] = [(one.format, one.span, False) for _, one in found]
+    formats = [wanted] if wanted else ranked(served, found[0][1].n_blocks if found else 0)
     # Two versions of a model never mix: of those that there are, the one that more peers serve.
     counts = Counter(served.digest for _, served in found)
     groups = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
-from shoal.client.pace import Pace
+from shoal.client.pace import NEWCOMER_STEPS, STEPS, Pace
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError, from_code
 from shoal.metrics.trace import HopTrace
 from shoal.net.channel import Channel
@@ -24,20 +24,26 @@ class RouteHop:
     span: Span
     promised_s: float = 0.0
     """Time of a decode step there when it was chosen, waiting and computing; 0 if nobody had measured one."""
+    proven: bool = True
+    """Whether it has answered before."""
 
     def __str__(self) -> str:
         return f"the hop {self.address.peer} (blocks {self.span})"
 
 
 class HopRefused(ShoalError):
-    """A hop did not take part; ``error`` says why, ``peer`` which: that of the one that cannot be reached."""
+    """A hop did not take part; ``error`` says why, ``peer`` which.
+
+    ``gone`` is the hop after it, if it says that it cannot reach that one.
+    """
 
     code = "hop_refused"
 
-    def __init__(self, peer: PeerId, error: ShoalError) -> None:
+    def __init__(self, peer: PeerId, error: ShoalError, gone: PeerId | None = None) -> None:
         super().__init__(error.message, check=error.check, next_command=error.next_command)
         self.peer = peer
         self.error = error
+        self.gone = gone
 
 
 class HopLost(ChannelClosed):
@@ -88,9 +94,11 @@ class RingHop:
         self.hop = hop
         self.channel: Channel | None = None
         self.open = False
-        self.pace = Pace(hop.promised_s)
+        self.pace = Pace(hop.promised_s, STEPS if hop.proven else NEWCOMER_STEPS)
         self.lost: str | None = None
         """Why the hop is no longer to be counted on."""
+        self.contested = False
+        """Whether that is another hop's word against its own, so that it may be asked again."""
         self.asked: Question | None = None
         self._reply: Reply | None = None
         self._replied = trio.Event()
@@ -120,7 +128,7 @@ class RingHop:
             )
             # It may speak of the one after it, and of nobody else.
             onward = message.next.peer if message.next is not None else None
-            raise HopRefused(PeerId(onward) if onward and reply.gone == onward else self.peer, error)
+            raise HopRefused(self.peer, error, PeerId(onward) if onward and reply.gone == onward else None)
         self.open = True
 
     async def ask(self, message: Question, timeout_s: float) -> Reply:
@@ -160,8 +168,9 @@ class RingHop:
         self._reply = message
         self._replied.set()
 
-    def lose(self, reason: str) -> None:
+    def lose(self, reason: str, *, contested: bool = False) -> None:
         """The hop is gone: whoever waits for its reply hears of it."""
         self.lost = self.lost or reason
+        self.contested = contested
         self.open = False
         self._replied.set()

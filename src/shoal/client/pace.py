@@ -11,6 +11,8 @@ SLOW = 2.0
 """How much longer than it promised a hop takes that is looked at."""
 STEPS = 16
 """So many steps in a row must have been slow: a hop that waits its turn now and then is no reason."""
+NEWCOMER_STEPS = 6
+"""The same for a hop that has not proven itself yet."""
 
 
 class Pace:
@@ -19,13 +21,14 @@ class Pace:
     Args:
         promised_s: what a step there was to take when the hop was chosen; 0 if nobody knew: then the first
             step is the measure.
+        steps: in a row that must be slow.
     """
 
-    def __init__(self, promised_s: float) -> None:
+    def __init__(self, promised_s: float, steps: int = STEPS) -> None:
         self._promised_s = promised_s
         self._last = deque[float](maxlen=STEPS)
         self._slow_steps = 0
-        self._patience = STEPS
+        self._patience = steps
 
     @property
     def slow(self) -> Seen | None:
@@ -33,6 +36,16 @@ class Pace:
         if self._slow_steps < self._patience:
             return None
         return Seen(median(self._last), self._promised_s)
+
+    @property
+    def promised_s(self) -> float:
+        """What a decode step was to take there, or the first one took; 0 before anybody knows."""
+        return self._promised_s
+
+    @property
+    def usual_s(self) -> float | None:
+        """What a step took, in the middle of the last ones; ``None`` when there were too few to say."""
+        return median(self._last) if 2 * len(self._last) >= STEPS else None
 
     def note(self, took_s: float) -> None:
         """A decode step took so long at the hop, waiting and computing."""

@@ -117,19 +117,16 @@ class Recovery:
                 return
 
     def _find_fault(self, ring: Ring, error: ShoalError) -> None:
-        """Mark the hops that are to blame as lost, and do not count on their peers."""
+        """Mark the hops that are to blame as lost, and do not count on the peers that are gone."""
         if isinstance(error, HopFailed):
             # A hop that has only lost the session, or part of it, may well be opened again.
             blameless = isinstance(error.error, PositionGap | UnknownSession)
             if not blameless and not self.routes.possible(ring, self._shape, avoid={error.peer}):
                 raise error.error
-            for index, hop in enumerate(ring.route):
-                if hop.address.peer == error.peer:
-                    ring.lose_hop(index, error.message)
-            if blameless:
-                return
+            ring.blame_failed(error, blameless=blameless)
         for index in ring.lost:
-            self.routes.suspect(ring.route[index].address.peer)
+            if not ring.contested(index):
+                self.routes.suspect(ring.route[index].address.peer)
 
     async def _resent(self, ring: Ring, position: int, refill: Refill) -> bool:
         """Whether others could take the lost hops' places."""

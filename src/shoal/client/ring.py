@@ -19,8 +19,10 @@ from typing import Literal
 
 import trio
 
+from shoal.client.blame import Blame
 from shoal.client.hops import HopFailed, HopLost, RouteHop, traced
 from shoal.client.pace import Pace
+from shoal.client.patience import Patience
 from shoal.client.stages import Replacement, Stages
 from shoal.errors import (
     ChannelClosed,
@@ -33,8 +35,10 @@ from shoal.errors import (
 from shoal.metrics.trace import Trace, ring_step
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
-from shoal.routing.slow import Seen
-from shoal.types import CarrierName, Codec, Format, ModelShape, SessionId
+from shoal.routing.prices import HOP_S
+from shoal.routing.reputation import Reputation
+from shoal.routing.slow import PREFILL, Seen
+from shoal.types import CarrierName, Codec, Format, ModelShape, PeerId, SessionId
 from shoal.wire.codec import CodecChooser
 from shoal.wire.messages import (
     Failed,
@@ -46,15 +50,18 @@ from shoal.wire.messages import (
     Rerouted,
     Step,
 )
-from shoal.wire.session import ClientSession, Issued, holder
+from shoal.wire.session import ClientSession, Issued
 
 IN_FLIGHT = 32
 SUSPECT_S = 3.0
 """A hop of which nothing was heard for so long while a step is under way is taken for lost."""
 ALSO_S = 2.0
 """The same for a hop beside one that is taken for lost: two pings have gone unanswered."""
-LOCATE_S = 1.5
-"""How long the hops have to say how far a session has come there."""
+
+ROW_BYTES = 2
+"""Of a hidden state's element, mostly."""
+WAY_BYTES_S = 4e6
+"""What a slow way between two hops takes in a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +90,11 @@ class Ring:
         tokens: int,
         step_timeout_s: float,
         trace: Trace,
+        reputation: Reputation,
+        replaceable: Callable[[Ring, set[PeerId]], bool],
     ) -> None:
         self.trace = trace
+        self.reputation = reputation
         self.session = SessionId(os.urandom(16))
         self.rules = ClientSession(tokens, IN_FLIGHT)
         self._stages = Stages(self.session, shape, route, pool, format=format, tokens=tokens)
@@ -97,6 +107,7 @@ class Ring:
         self._broken: ShoalError | None = None
         self._giving_up = threading.Lock()  # a step that is given up is not sent after it
         self._left = [0.0] * IN_FLIGHT  # when each step in flight was sent, by its number modulo these
+        self._blame = Blame(self._stages, reputation, lambda peers: replaceable(self, peers), self.lose_hop)
 
     @property
     def route(self) -> tuple[RouteHop, ...]:
@@ -118,6 +129,11 @@ class Ring:
         """Which hops have taken much longer than they promised, for long."""
         paces = [(index, hop.pace, hop.pace.slow) for index, hop in enumerate(self._stages.hops)]
         return [(index, pace, seen) for index, pace, seen in paces if seen is not None]
+
+    @property
+    def paces(self) -> list[tuple[RouteHop, Pace]]:
+        """How fast each hop has decoded."""
+        return [(hop.hop, hop.pace) for hop in self._stages.hops]
 
     @property
     def format(self) -> Format:
@@ -234,20 +250,28 @@ class Ring:
     async def receive(self) -> Returned:
         """The result of the oldest step in flight.
 
+        A step that takes much longer than it should is looked for, and hops that keep it are taken for lost
+        where others can take their place.
+
         Raises:
             HopLost: a hop is gone, or has let the step's time pass.
             HopFailed: a hop could not run the step.
         """
+        patience = Patience(self._expected_s(), trio.current_time())
         with trio.move_on_after(self._step_timeout_s):
             while not self._arrived:
+                await self._blame.hear_out()
                 if self._broken is not None:
                     raise self._broken
-                await self._news.wait()
+                with trio.move_on_at(patience.look_at):
+                    await self._news.wait()
+                    continue
+                await self._look(patience)
             result = self._arrived.popleft()
             if isinstance(result, ShoalError):
                 raise result
             return result
-        await self._blame()
+        await self._give_up()
         raise self._broken or DeadlineExceeded(f"no result within {self._step_timeout_s:.0f} s")
 
     def watch(self) -> None:
@@ -303,21 +327,51 @@ class Ring:
             if hop.channel is channel:
                 self.lose_hop(index, reason)
 
-    def lose_hop(self, index: int, reason: str) -> None:
+    def contested(self, index: int) -> bool:
+        """Whether a hop was lost to a contradiction between hops alone: it may be asked again."""
+        return self._stages.hops[index].contested
+
+    def blame_failed(self, error: HopFailed, *, blameless: bool) -> None:
+        """Lose the hop that is to blame for a failed step. Arguments: those of :meth:`Blame.failed`."""
+        self._blame.failed(error, blameless=blameless)
+
+    def lose_hop(self, index: int, reason: str, *, contested: bool = False) -> None:
         """The hop is gone: everyone who waits hears of it."""
         hop = self._stages.hops[index]
         if hop.lost is None:
-            hop.lose(reason)
+            hop.lose(reason, contested=contested)
             self._broken = self._broken or HopLost(hop.hop, reason)
             self._wake()
 
-    async def _blame(self) -> None:
-        """Find out which hop the oldest step is stuck at, and count that hop as lost."""
+    def _expected_s(self) -> float | None:
+        """How long the oldest step should take; ``None`` where nobody has measured any."""
+        promised = [hop.pace.promised_s for hop in self._stages.hops]
         oldest = self.rules.oldest
+        if oldest is None or not all(promised):
+            return None
+        ways = sum(hop.channel.rtt_s or 0.0 for hop in self._stages.hops if hop.channel)
+        sent_s = len(promised) * oldest.tokens * self._shape.hidden_size * ROW_BYTES / WAY_BYTES_S
+        return ways + sent_s + sum(promised) * (1 + oldest.tokens / PREFILL)
+
+    async def _look(self, patience: Patience) -> None:
+        """Ask the hops where the oldest step is, and lose the one that keeps it, if it can be replaced."""
+        oldest, began = self.rules.oldest, trio.current_time()
         if oldest is None:
             return
-        found = await self._stages.locate(LOCATE_S)
-        self.lose_hop(holder(found, oldest), f"step {oldest} has not come back")
+        stuck = await self._blame.find(oldest.number)
+        if self._arrived or self._broken is not None or self.rules.oldest != oldest:
+            return
+        now = trio.current_time()
+        if patience.over(stuck, now, now - began):
+            self._blame.hold_against(stuck.hops, f"step {oldest.number} has not come back")
+
+    async def _give_up(self) -> None:
+        """The oldest step's time is over: whoever keeps it is lost, whatever becomes of the session."""
+        oldest = self.rules.oldest
+        if oldest is not None:
+            stuck = await self._blame.find(oldest.number)
+            reason = f"step {oldest.number} has not come back"
+            self._blame.hold_against(stuck.hops, reason, always=True)
 
     def _first(self) -> Channel:
         first = self._stages.hops[0].channel
@@ -328,33 +382,46 @@ class Ring:
     def _returned(self, hop: int, message: Step, payload: bytes) -> None:
         if hop != len(self._stages.hops) - 1:
             raise RemoteProtocolError("a result from a hop that is not the last")
-        if message.width != self._shape.hidden_size:
-            raise RemoteProtocolError(f"a result of width {message.width}")
-        issued = self.rules.returned(message)
+        try:
+            if message.width != self._shape.hidden_size:
+                raise RemoteProtocolError(f"a result of width {message.width}")
+            issued = self.rules.returned(message)
+        except RemoteProtocolError as error:
+            # Each hop passes on what it was given, so any of them may have written this.
+            self._blame.hold_against(range(len(self._stages.hops)), error.message, always=True)
+            return
         if issued is not None:
             self._codec.note(issued.tokens, max((time.compute_us for time in message.times), default=0))
             self._tell(Returned(payload, message.codec, message.rows, issued.position, message.times))
+            self.reputation.answered(hop.peer for hop in self._stages.hops)
             self._note(issued, message.times)
 
     def _note(self, step: Issued, times: Sequence[HopTime]) -> None:
         """Trace a step that has come back, and how fast the hops decode."""
-        if step.tokens == 1:
-            for at_hop in times:
-                if at_hop.hop < len(self._stages.hops):
-                    took_s = (at_hop.compute_us + at_hop.waiting_us) / 1e6
-                    self._stages.hops[at_hop.hop].pace.note(took_s)
         took_s = time.perf_counter() - self._left[step.number % IN_FLIGHT]
+        if step.tokens == 1:
+            self._note_pace(times, took_s)
         hops = traced(self.route, times)
         seen = ring_step(time.time(), self.session, step.number, step.position, step.tokens, took_s, hops)
         self.trace.step(seen)
 
+    def _note_pace(self, times: Sequence[HopTime], took_s: float) -> None:
+        """How long a decode step took at each hop: what it says, and a share of what nobody explains."""
+        hops = self._stages.hops
+        told = [0.0] * len(hops)
+        for time_at in times:
+            if time_at.hop < len(hops):
+                told[time_at.hop] += (time_at.compute_us + time_at.waiting_us) / 1e6
+        # From hop to hop it is hardly further than through us.
+        ways = sum((hop.channel.rtt_s or 0.0) + HOP_S for hop in hops if hop.channel)
+        unexplained = max(0.0, took_s - sum(told) - ways) / len(hops)
+        for hop, told_s in zip(hops, told, strict=True):
+            hop.pace.note(told_s + unexplained)
+
     def _failed(self, index: int, message: Failed) -> None:
-        hop = self._stages.hops[index]
         if message.gone is not None:
-            # The hop that is gone cannot say so. Of one that has been replaced, nobody needs to hear.
-            onward = index + 1
-            if onward < len(self._stages.hops) and self._stages.hops[onward].peer == message.gone:
-                self.lose_hop(onward, message.message)
+            self._blame.accuse(index, message.gone, message.message)
+            self._wake()
         elif message.number is None:
             self.lose_hop(index, message.message)
         elif message.number == 0:
@@ -363,7 +430,8 @@ class Ring:
             with self._giving_up:
                 known = self.rules.failed(message.number)
             if known:
-                self._tell(HopFailed(hop.hop, from_code(message.code, f"{hop.hop}: {message.message}")))
+                hop = self._stages.hops[index].hop
+                self._tell(HopFailed(hop, from_code(message.code, f"{hop}: {message.message}")))
 
     def _tell(self, result: Returned | ShoalError) -> None:
         self._arrived.append(result)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from random import Random
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import trio
 
@@ -29,21 +29,30 @@ from shoal.metrics.trace import RerouteTrace, Trace, shown
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
+from shoal.routing.formats import ranked
 from shoal.routing.prices import Candidate
 from shoal.routing.repair import choose_repair
+from shoal.routing.reputation import REFUSAL, TRIALS, Reputation
 from shoal.routing.route import Stage, choose_route
 from shoal.routing.slow import Seen, Verdict, promised_s, worth_replacing
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import missing
 from shoal.swarm.member import Member
 from shoal.swarm.offers import candidate
-from shoal.types import Format, ModelShape, PeerId, SessionId, Span, gaps
+from shoal.types import Format, ModelShape, PeerId, SessionId, Span
 from shoal.wire.messages import Failed, Located, Message, Opened, Refused, Rerouted, Step
 
-OPEN_ATTEMPTS = 4
-"""Refusals before one is passed on."""
+OPEN_ATTEMPTS = 64
+"""Routes that are tried for one session."""
 SEARCH_SHARE = 2
-"""Times the time that hops have to open a session: how long routes are tried over peers that are gone."""
+"""Times the time that hops have to open a session: how long routes are tried over peers that refuse or are
+gone."""
+NEWCOMER_OPENS_S = 0.75
+"""What a route has to open the session, where there are others and a hop of it has not answered before."""
+NEWCOMER_TRIPS = 10
+"""The same in round trips to the farthest hop, beside it."""
+REACH_WITHIN_S = 1.5
+"""How long a hop that another calls gone has to show that it is not."""
 HEAR_WITHIN_S = 6.0
 """How long a client that has just come waits to hear of nodes that serve what it wants."""
 CLOSE_WITHIN_S = 2.0
@@ -61,6 +70,7 @@ class Routes:
         self._settings = settings
         self._rings: dict[SessionId, Ring] = {}
         self._suspects = Suspects()
+        self.reputation = Reputation()
         self._random = Random()
         self.metrics = Metrics()
         self.trace = Trace()
@@ -90,29 +100,65 @@ class Routes:
         timeout_s = timeout_s or self._settings.open_timeout_s
         refused: ShoalError | None = None
         avoid: set[PeerId] = set()
-        refusals, until = 0, trio.current_time() + SEARCH_SHARE * timeout_s
-        while refusals < OPEN_ATTEMPTS and (refused is None or trio.current_time() < until):
+        doubtful: set[PeerId] = set()  # who had little time, or is at odds with another: asked again at last
+        hurried = True
+        trial = self._random.random() < TRIALS
+        until = trio.current_time() + SEARCH_SHARE * timeout_s
+        for _ in range(OPEN_ATTEMPTS):
+            if refused is not None and trio.current_time() >= until:
+                break
             try:
-                route = self._route(shape, format, tokens, avoid)
+                route = self._route(shape, format, tokens, avoid, trial=trial)
             except (NoCoverage, Busy):
+                if doubtful:
+                    hurried, avoid, doubtful = False, avoid - doubtful, set()
+                    continue
                 if refused is not None:
                     raise refused from None
                 raise
+            has_s = self._opens_within_s(route, timeout_s) if hurried else timeout_s
             try:
-                return await self._open(shape, format, tokens, route, timeout_s)
+                return await self._open(shape, format, tokens, route, has_s)
             except HopRefused as error:
-                avoid.add(error.peer)
-                refused = error.error
-                if isinstance(refused, ChannelClosed | DeadlineExceeded):
-                    self.suspect(error.peer)  # one that is gone and still listed: no refusal
-                else:
-                    refusals += 1
+                trial, refused = False, error.error
+                at_odds = await self._at_odds(route, error)
+                peers = at_odds or {error.gone or error.peer}
+                out_of_reach = isinstance(refused, ChannelClosed | DeadlineExceeded)
+                if at_odds or (out_of_reach and has_s < timeout_s):
+                    doubtful |= peers
+                elif out_of_reach:
+                    self.suspect(error.gone or error.peer)  # gone and still listed: no refusal
+                avoid |= peers
+                for peer in peers:
+                    self.reputation.failed(peer, trio.current_time(), REFUSAL)
         raise refused or NoCoverage("no route was found")
+
+    def _opens_within_s(self, route: Sequence[RouteHop], timeout_s: float) -> float:
+        """What a route has to open a session: less where a hop of it may well never answer."""
+        if all(hop.proven for hop in route):
+            return timeout_s
+        rtts = self.round_trips()
+        farthest_s = max(rtts.get(hop.address.peer) or 0.0 for hop in route)
+        return min(timeout_s, NEWCOMER_OPENS_S + NEWCOMER_TRIPS * farthest_s)
+
+    async def _at_odds(self, route: Sequence[RouteHop], error: HopRefused) -> set[PeerId]:
+        """Who may be to blame when a hop calls the next one gone and we can reach that; else nobody."""
+        onward = next((hop for hop in route if hop.address.peer == error.gone), None)
+        if onward is None:
+            return set()
+        try:
+            await self._pool.get(onward.address, deadline_s=REACH_WITHIN_S)
+        except ShoalError:
+            return set()
+        return set(self.reputation.to_blame([error.peer, onward.address.peer], trio.current_time()))
 
     async def close(self, ring: Ring) -> None:
         """Free the KV on every hop."""
         self._rings.pop(ring.session, None)
         ring.end()
+        for hop, pace in ring.paces:
+            if (step_s := pace.usual_s) is not None:
+                self.reputation.paced(hop.address.peer, step_s / len(hop.span))
         with trio.move_on_after(CLOSE_WITHIN_S, shield=True):
             await ring.aclose()
 
@@ -123,7 +169,8 @@ class Routes:
         choose = partial(choose_repair, candidates, stages, ring.lost, ring.rules.tokens)
         chosen = self._trusting(choose, shape, serving, set())
         return [
-            Replacement(first, last, tuple(_hops(new, candidates, serving))) for first, last, new in chosen
+            Replacement(first, last, tuple(self._hops(new, candidates, serving)))
+            for first, last, new in chosen
         ]
 
     def weigh(
@@ -167,17 +214,16 @@ class Routes:
         with trio.move_on_after(timeout_s):
             await self.member.wait_changed()
 
-    async def served_format(self, shape: ModelShape) -> Format:
-        """The format in which the model is covered; the most exact when several are."""
+    async def served_formats(self, shape: ModelShape) -> list[Format]:
+        """The formats in which the model is served, in the order in which they are to be tried."""
         await self._hear_of(shape)
-        serving = list(self.member.directory.serving(shape.digest, self.member.now()))
-        formats: tuple[Format, ...] = get_args(Format)
-        for format in formats:
-            spans = [a.served.span for a in serving if a.served and a.served.format == format]
-            if spans and not gaps(spans, shape.n_blocks):
-                return format
-        offered: list[Format] = [a.served.format for a in serving if a.served]
-        return offered[0] if offered else "fp32"
+        serving = self.member.directory.serving(shape.digest, self.member.now())
+        proven = self.reputation.proven
+        served: list[tuple[Format, Span, bool]] = [
+            (a.served.format, a.served.span, proven(PeerId(a.peer))) for a in serving if a.served
+        ]
+        nobody: list[Format] = ["fp32"]
+        return ranked(served, shape.n_blocks) or nobody
 
     async def _hear_of(self, shape: ModelShape) -> None:
         """Wait, not long, until someone covers the model: a client that has just come knows few."""
@@ -203,6 +249,8 @@ class Routes:
             tokens=tokens,
             step_timeout_s=self._settings.step_timeout_s,
             trace=self.trace,
+            reputation=self.reputation,
+            replaceable=lambda ring, peers: self.possible(ring, shape, avoid=peers),
         )
         self._rings[ring.session] = ring
         try:
@@ -214,8 +262,10 @@ class Routes:
             raise
         return ring
 
-    def _route(self, shape: ModelShape, format: Format, tokens: int, avoid: set[PeerId]) -> list[RouteHop]:
-        candidates, serving = self._candidates(shape, format)
+    def _route(
+        self, shape: ModelShape, format: Format, tokens: int, avoid: set[PeerId], *, trial: bool = False
+    ) -> list[RouteHop]:
+        candidates, serving = self._candidates(shape, format, trial=trial)
         if not serving:
             self._explain_absence(shape, format)
         choose = partial(
@@ -227,10 +277,10 @@ class Routes:
             pinned={PeerId(peer) for peer in self._settings.pin},
             rng=self._random,
         )
-        return _hops(self._trusting(choose, shape, serving, avoid), candidates, serving)
+        return self._hops(self._trusting(choose, shape, serving, avoid), candidates, serving)
 
     def _candidates(
-        self, shape: ModelShape, format: Format
+        self, shape: ModelShape, format: Format, *, trial: bool = False
     ) -> tuple[list[Candidate], dict[PeerId, Announcement]]:
         serving = {
             PeerId(a.peer): a
@@ -238,8 +288,8 @@ class Routes:
             if a.peer != self._network.peer
         }
         rtts = self.round_trips()
-        candidates = [candidate(peer, a.served, rtts.get(peer)) for peer, a in serving.items() if a.served]
-        return candidates, serving
+        offers = [candidate(peer, a.served, rtts.get(peer)) for peer, a in serving.items() if a.served]
+        return self.reputation.believed(offers, trio.current_time(), trial=trial), serving
 
     def _trusting(
         self,
@@ -286,6 +336,23 @@ class Routes:
             next_command=f"shoal serve {shape.name}",
         )
 
+    def _hops(
+        self,
+        stages: Sequence[Stage],
+        candidates: Sequence[Candidate],
+        serving: dict[PeerId, Announcement],
+    ) -> list[RouteHop]:
+        known = {candidate.peer: candidate for candidate in candidates}
+        return [
+            RouteHop(
+                serving[stage.peer].address,
+                stage.span,
+                promised_s(known[stage.peer], stage.span),
+                self.reputation.proven(stage.peer),
+            )
+            for stage in stages
+        ]
+
     async def _watch(self) -> None:
         while True:
             began = trio.current_time()
@@ -309,13 +376,3 @@ class Routes:
     def _lost(self, channel: Channel, reason: str) -> None:
         for ring in list(self._rings.values()):
             ring.lost_channel(channel, reason)
-
-
-def _hops(
-    stages: Sequence[Stage], candidates: Sequence[Candidate], serving: dict[PeerId, Announcement]
-) -> list[RouteHop]:
-    known = {candidate.peer: candidate for candidate in candidates}
-    return [
-        RouteHop(serving[stage.peer].address, stage.span, promised_s(known[stage.peer], stage.span))
-        for stage in stages
-    ]

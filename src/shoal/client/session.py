@@ -201,9 +201,9 @@ class Session:
         self, error: ShoalError, told: list[Piece], owed: list[Piece], survived: list[Survived]
     ) -> list[Piece]:
         """Get rid of what caused ``error``; returns the pieces that the hops must be sent again first."""
-        if isinstance(error, HopFailed) and isinstance(error.error, CannotRollBack):
+        if isinstance(error, HopFailed) and isinstance(error.error, CannotRollBack) and self.token_ids:
             # A hop's cache cannot go back (a sliding window, a state): it is built again from the
-            # tokens, in the same pieces, so that it holds the same bits.
+            # tokens, in the same pieces, so that it holds the same bits. From the first on, every hop can.
             self._retreat(0)
             return told
         if not recoverable(error):

@@ -103,11 +103,19 @@ class Stages:
 
         async def ask(index: int) -> None:
             with suppress(HopLost, DeadlineExceeded):
-                reply = await self.hops[index].ask(Locate(self._session), timeout_s)
-                found[index] = reply if isinstance(reply, Located) else None
+                found[index] = await self.ask_where(index, timeout_s)
 
         await _together([partial(ask, index) for index in range(len(self.hops))])
         return found
+
+    async def ask_where(self, index: int, timeout_s: float) -> Located | None:
+        """How far the session has come at one hop.
+
+        Raises:
+            HopLost, DeadlineExceeded: it is gone, or does not reply in time.
+        """
+        reply = await self.hops[index].ask(Locate(self._session), timeout_s)
+        return reply if isinstance(reply, Located) else None
 
     async def leave(self) -> None:
         """Tell every hop to free its KV, all at once: one that takes nothing must not keep others waiting.

@@ -13,11 +13,22 @@ from shoal.client.answer import Answer, RouteStage
 from shoal.client.generate import Delta, generate
 from shoal.client.recommended import sampling_for
 from shoal.client.recovery import Recovery
+from shoal.client.ring import Ring
 from shoal.client.routes import Routes
 from shoal.client.sampling import Sampling
 from shoal.client.session import Session
 from shoal.config import Settings
-from shoal.errors import BadWeights, PromptTooLong, UsageError
+from shoal.errors import (
+    BadWeights,
+    Busy,
+    ChannelClosed,
+    DeadlineExceeded,
+    NoCoverage,
+    PromptTooLong,
+    RemoteProtocolError,
+    ShoalError,
+    UsageError,
+)
 from shoal.executor.ends import EndsEngine
 from shoal.executor.load import load_ends
 from shoal.executor.thread import TorchThread
@@ -64,7 +75,8 @@ class Swarm:
         Args:
             tokens: what every hop reserves KV for; by default 1,024, or the model's context if that is less.
             model: a name that ``shoal models show`` knows, a folder or a GGUF file.
-            format: how every hop holds its weights; by default what covers the model, the most exact first.
+            format: how every hop holds its weights; by default one that covers the model: what has answered
+                before, then what most peers serve. Where it cannot be had, the next is tried.
 
         Raises:
             UnknownModel, BadWeights: the model's ends cannot be loaded here.
@@ -80,9 +92,8 @@ class Swarm:
                 f"{tokens} tokens are more than the {local.shape.context} of {local.shape.name}",
                 check="ask for fewer tokens, or shorten the prompt",
             )
-        format = format or await self.routes.served_format(local.shape)
-        ends = await self._load_ends(local, format)
-        ring = await self.routes.open(local.shape, format, tokens)
+        formats = [format] if format else await self.routes.served_formats(local.shape)
+        ring, ends = await self._opened(local, formats, tokens)
         session = Session(
             ring,
             ends,
@@ -215,6 +226,19 @@ class Swarm:
                     raise
                 return None
         return self._codecs[local.digest]
+
+    async def _opened(
+        self, local: LocalModel, formats: Sequence[Format], tokens: int
+    ) -> tuple[Ring, EndsEngine]:
+        """A ring in the first format in which one can be had, and the ends. Raises what the first did."""
+        refused: ShoalError | None = None
+        for format in formats:
+            ends = await self._load_ends(local, format)
+            try:
+                return await self.routes.open(local.shape, format, tokens), ends
+            except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError) as error:
+                refused = refused or error
+        raise refused or NoCoverage(f"{local.shape.name} is served in no format")
 
     async def _load_ends(self, local: LocalModel, format: Format) -> EndsEngine:
         async with self._loading:

@@ -6,11 +6,11 @@ nobody. Where nobody serves the model yet, the machine decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from shoal.types import Format, Span
+from shoal.types import Format, Span, gaps
 
 PARALLEL: tuple[Format, ...] = ("fp32", "bf16")
 """What a span over several processes can be held in."""
@@ -54,11 +54,37 @@ def choose_format(
 
 
 def most_served(served: Iterable[tuple[Format, Span]], possible: Iterable[Format]) -> Format | None:
-    """The format in which the most blocks are served; of equals the most exact, as a client takes it.
+    """The format in which the most peers serve; of equals that of the most blocks, then the most exact.
 
     ``None`` when nothing is served in a ``possible`` one.
     """
-    blocks: dict[Format, set[int]] = {}
-    for format, span in served:
-        blocks.setdefault(format, set()).update(range(span.start, span.end))
-    return max((f for f in possible if f in blocks), key=lambda f: len(blocks[f]), default=None)
+    return next(iter(ranked([(format, span, False) for format, span in served], 0, possible)), None)
+
+
+def ranked(
+    served: Sequence[tuple[Format, Span, bool]], n_blocks: int, possible: Iterable[Format] = get_args(Format)
+) -> list[Format]:
+    """The formats in which a model is served, in the order in which a client tries them.
+
+    First those that peers which have answered before cover alone, then those that are covered at all; among
+    them by peers, then by blocks, then the most exact. So no announcement, however good, comes before what
+    has proven to work, and one alone not before many.
+
+    Args:
+        served: format and span of each peer, and whether it has answered before.
+        n_blocks: of the model; 0 where coverage does not matter.
+    """
+
+    def worth(format: Format) -> tuple[bool, bool, int, int]:
+        every = [span for one, span, _ in served if one == format]
+        proven = [span for one, span, answered in served if one == format and answered]
+        last = max(span.end for span in every)
+        served_blocks = last - sum(len(gap) for gap in gaps(every, last))
+        return _covers(proven, n_blocks), _covers(every, n_blocks), len(every), served_blocks
+
+    seen = {format for format, _, _ in served}
+    return sorted((f for f in possible if f in seen), key=worth, reverse=True)
+
+
+def _covers(spans: Sequence[Span], n_blocks: int) -> bool:
+    return bool(spans) and not gaps(spans, n_blocks)

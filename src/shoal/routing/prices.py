@@ -116,10 +116,10 @@ def _stage_s(candidates: Sequence[Candidate]) -> Seconds:
 
 
 def _near_s(candidates: Sequence[Candidate]) -> Seconds:
-    """One way between the client and each."""
+    """One way between the client and each; from one that is hardly trusted, being near counts for little."""
     measured = [c.rtt_s for c in candidates if c.rtt_s is not None]
     usual = median(measured) if measured else UNMEASURED_RTT_S
-    return np.array([(usual if c.rtt_s is None else c.rtt_s) / 2 for c in candidates])
+    return np.array([(usual if c.rtt_s is None else c.rtt_s) / 2 / c.trust for c in candidates])
 
 
 def _ways(candidates: Sequence[Candidate]) -> Ways:

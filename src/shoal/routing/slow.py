@@ -86,11 +86,14 @@ def promised_s(candidate: Candidate, span: Span) -> float:
 
 
 def _step_s(stages: Sequence[Stage], known: dict[PeerId, Candidate]) -> float | None:
-    """What a step takes at the new stages, further hops included; ``None`` where one is not measured."""
+    """What a step takes at the new stages, further hops included; ``None`` where one is not measured.
+
+    Who is trusted little is expected to take longer than it says.
+    """
     total = HOP_S * (len(stages) - 1)
     for stage in stages:
         step_s = promised_s(known[stage.peer], stage.span)
         if not step_s:
             return None
-        total += step_s
+        total += step_s / known[stage.peer].trust
     return total

@@ -99,9 +99,9 @@ class ClientSession:
         return len(self._flying)
 
     @property
-    def oldest(self) -> int | None:
-        """The number of the step that has been in flight for longest."""
-        return next(iter(self._flying), None)
+    def oldest(self) -> Issued | None:
+        """The step that has been in flight for longest."""
+        return next(iter(self._flying.values()), None)
 
     def issue(self, tokens: int, wanted: int) -> Issued:
         """Number the next step.
@@ -167,13 +167,30 @@ class ClientSession:
         return issued is not None
 
 
-def holder(found: Sequence[Located | None], number: int) -> int:
-    """The hop at which step ``number`` is stuck, by what each hop says of itself.
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """Where a step is stuck, by what each hop says of itself."""
 
-    It is the first that does not answer, has not got the step, or has got it and not sent it on. Where each
-    says that it did its part, the last one has not sent it to us.
+    hops: tuple[int, ...]
+    """One hop; or both ends of a link, of which one says that it sent and the other that nothing came."""
+    at_work: bool = False
+    """The hop says that it has the step, and has not sent it on yet."""
+
+
+def where_stuck(found: Sequence[Located | None], number: int) -> Stuck:
+    """Where step ``number`` is stuck.
+
+    What a hop says it sent counts when the next one says that it came. Where each hop says that it did its
+    part, the last one has not sent the result to us.
+
+    Args:
+        found: what each hop says; ``None`` of one that does not answer us.
     """
     for index, located in enumerate(found):
-        if located is None or located.taken < number or located.sent < number:
-            return index
-    return len(found) - 1
+        if located is None:
+            return Stuck((index,))
+        if located.taken < number:
+            return Stuck((index - 1, index) if index else (0,))
+        if located.sent < number:
+            return Stuck((index,), at_work=True)
+    return Stuck((len(found) - 1,))

@@ -1,0 +1,188 @@
+"""Members that lie: what they announce takes nobody's traffic, and what they do is held against them alone.
+
+After each kind of lie: every answer is what the whole model gives, the first comes in seconds, and after two
+sessions the liar is asked no more.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+import trio
+
+from shoal.client.swarm import Swarm
+from shoal.routing import reputation
+from shoal.testing import liar as lies
+from shoal.testing.liar import lying
+from shoal.testing.swarm import memory_swarm
+from shoal.types import Span
+
+from .conftest import BLOCKS, PROMPT
+
+HALVES = [Span(0, 3), Span(3, 6)]
+TOKENS = 6
+WHOLE, FIRST, SECOND = Span(0, BLOCKS), *HALVES
+CANDIDATES = [*HALVES, Span(0, 6)]
+
+
+@pytest.fixture(autouse=True)
+def no_trials(monkeypatch):
+    """Whether a session is a trial is left to chance; tests that are about trials say so."""
+    monkeypatch.setattr("shoal.client.routes.TRIALS", 0.0)
+
+
+@pytest.fixture
+async def swarm(tmp_path, checkpoint):
+    async with memory_swarm(tmp_path / "home", checkpoint, HALVES) as swarm:
+        yield swarm
+
+
+@asynccontextmanager
+async def liars(swarm, *kinds):
+    """Members that lie: each ``(what it does, the span that it announces, other changes)``."""
+    like = swarm.client.announcements()[0].served
+    async with AsyncExitStack() as stack:
+        lying_ones = []
+        for does, span, *changes in kinds:
+            network = swarm.world.network()
+            member = await swarm._member(network)
+            changed = {"start": span.start, "end": span.end} | (changes[0] if changes else {})
+            lying_ones.append(await stack.enter_async_context(lying(network, member, like, does, **changed)))
+        await heard(swarm.client, {liar.peer for liar in lying_ones})
+        yield lying_ones
+
+
+async def heard(client, peers):
+    with trio.fail_after(5):
+        while not peers <= {a.peer for a in client.announcements()}:  # noqa: ASYNC110
+            await trio.sleep(0.02)
+
+
+async def answered(client: Swarm, checkpoint, reference, within_s):
+    """An answer, which must be right, and be whole in time."""
+    answer = client.generate(str(checkpoint), PROMPT, max_tokens=TOKENS)
+    with trio.fail_after(within_s):
+        async for _ in answer:
+            pass
+    assert answer.token_ids == reference.greedy(TOKENS)
+    return answer
+
+
+async def let_them_lie(client, checkpoint, reference, lying_ones, *, first_s=4.0, sessions=2):
+    """Answers while they lie; after so many sessions none of them is asked."""
+    await answered(client, checkpoint, reference, first_s)
+    for _ in range(sessions - 1):
+        await answered(client, checkpoint, reference, first_s)
+    before = [liar.heard["Open"] for liar in lying_ones]
+    for _ in range(3):
+        await answered(client, checkpoint, reference, 2.0)
+    assert [liar.heard["Open"] for liar in lying_ones] == before
+    return before
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        lies.refuses,
+        lies.says_nothing,
+        lies.opens,
+        lies.calls_next_gone,
+        lies.calls_next_gone_at_once,
+        lies.keeps_what_it_has,
+        lies.fails_blamelessly,
+        lies.cannot_go_back,
+        lies.passes_on(number=1 << 40),
+        lies.passes_on(position=1),
+        lies.passes_on(wanted=1),
+        lies.passes_on(number=-1),
+    ],
+)
+async def test_a_first_hop_that_lies_is_out_after_two_sessions(swarm, checkpoint, reference, does):
+    async with liars(swarm, (does, FIRST)) as lying_ones:
+        await let_them_lie(swarm.client, checkpoint, reference, lying_ones)
+
+
+@pytest.mark.parametrize(
+    "does", [lies.refuses, lies.says_nothing, lies.opens, lies.keeps_what_it_has, lies.passes_on(position=1)]
+)
+async def test_one_that_announces_the_whole_model_and_lies_is_out_after_two_sessions(
+    swarm, checkpoint, reference, does
+):
+    async with liars(swarm, (does, WHOLE)) as lying_ones:
+        before = await let_them_lie(swarm.client, checkpoint, reference, lying_ones)
+        assert before[0] >= 1, "it was never asked: nothing was tested"
+
+
+@pytest.mark.parametrize("does", [lies.hangs_up_on_hops, lies.opens, lies.passes_on(number=1 << 40)])
+async def test_a_last_hop_that_lies_is_out_after_two_sessions(swarm, checkpoint, reference, does):
+    async with liars(swarm, (does, SECOND)) as lying_ones:
+        await let_them_lie(swarm.client, checkpoint, reference, lying_ones)
+
+
+@pytest.mark.parametrize("does", [lies.opens, lies.calls_next_gone, lies.passes_on(number=1 << 40)])
+async def test_two_liars_together_are_out_too(swarm, checkpoint, reference, does):
+    async with liars(swarm, (does, FIRST), (lies.opens, SECOND)) as lying_ones:
+        await let_them_lie(swarm.client, checkpoint, reference, lying_ones, first_s=8.0)
+
+
+async def test_peers_that_have_answered_go_before_what_anybody_announces(swarm, checkpoint, reference):
+    for _ in range(2):
+        await answered(swarm.client, checkpoint, reference, 5.0)
+    better = [(lies.opens, WHOLE), (lies.opens, WHOLE, {"format": "bf16"}), (lies.opens, FIRST)]
+    async with liars(swarm, *better) as lying_ones:
+        for _ in range(4):
+            await answered(swarm.client, checkpoint, reference, 2.0)
+        assert [liar.heard["Open"] for liar in lying_ones] == [0, 0, 0]
+
+
+async def test_a_more_exact_format_that_one_peer_announces_takes_nobody(tmp_path, checkpoint):
+    async with (
+        memory_swarm(tmp_path / "home", checkpoint, HALVES, format="bf16") as swarm,
+        liars(swarm, (lies.opens, WHOLE, {"format": "fp32"})) as lying_ones,
+    ):
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+            assert session.ring.format == "bf16"
+        assert lying_ones[0].heard["Open"] == 0
+
+
+async def test_a_format_whose_peers_all_refuse_gives_way_to_the_next_within_one_request(tmp_path, checkpoint):
+    crowd = [(lies.refuses, WHOLE, {"format": "fp32"})] * 4
+    async with (
+        memory_swarm(tmp_path / "home", checkpoint, HALVES, format="bf16") as swarm,
+        liars(swarm, *crowd) as lying_ones,
+    ):
+        with trio.fail_after(3):
+            async with swarm.client.session(str(checkpoint), tokens=64) as session:
+                assert session.ring.format == "bf16"
+        assert sum(liar.heard["Open"] for liar in lying_ones) == 4
+
+
+async def test_many_that_refuse_delay_the_first_answer_by_little_and_the_next_by_nothing(
+    swarm, checkpoint, reference
+):
+    async with liars(swarm, *[(lies.refuses, WHOLE)] * 10) as lying_ones:
+        await let_them_lie(swarm.client, checkpoint, reference, lying_ones, first_s=3.0)
+
+
+async def test_a_share_of_the_sessions_tries_newcomers_who_then_are_proven(
+    swarm, checkpoint, reference, monkeypatch
+):
+    for _ in range(2):
+        await answered(swarm.client, checkpoint, reference, 5.0)
+    await swarm.add_node(WHOLE)
+    newcomer = swarm.networks[-1].peer
+    await heard(swarm.client, {newcomer})
+    assert len((await answered(swarm.client, checkpoint, reference, 2.0)).route) == 2
+    monkeypatch.setattr("shoal.client.routes.TRIALS", 1.0)
+    for _ in range(reputation.PROVEN):
+        await answered(swarm.client, checkpoint, reference, 2.0)
+    assert swarm.client.routes.reputation.proven(newcomer)
+
+
+async def test_an_honest_hop_that_is_called_gone_stays_in_the_session(swarm, checkpoint, reference):
+    for _ in range(2):
+        await answered(swarm.client, checkpoint, reference, 5.0)
+    async with liars(swarm, (lies.calls_next_gone, FIRST)):
+        answer = await answered(swarm.client, checkpoint, reference, 3.0)
+        assert {hop.peer for hop in answer.route} == {network.peer for network in swarm.networks}
