@@ -38,6 +38,8 @@ class Traces(Struct, frozen=True):
     peer: str
     node: Traced
     """Steps as they passed this one hop."""
+    clock: str = ""
+    """What it thinks of clocks that differ, in a sentence; empty where none do."""
     client: Traced = Traced()
     """Steps round whole rings, of the client in the same process if there is one."""
 

@@ -23,6 +23,7 @@ from libp2p.pubsub.pb.rpc_pb2 import Message
 from libp2p.pubsub.pubsub import Pubsub
 
 from shoal.errors import LocalProtocolError
+from shoal.net.fair_rate import FairRate
 from shoal.net.network import Validator
 from shoal.types import PeerId
 
@@ -35,6 +36,11 @@ RPC_LIMIT = 1 << 20
 SUBSCRIPTIONS_LIMIT = 16
 HEARTBEAT_S = 1
 MESSAGES_PER_S = 1000
+CHECKED_PER_S = 100
+"""New messages a second whose signatures are checked, of all neighbours together: half a millisecond each.
+A swarm of any size says some two a second (:mod:`shoal.swarm.pace`)."""
+CHECKED_AT_ONCE = 1024
+"""After a rest: what a newcomer is sent, or what many say when something has happened."""
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +106,7 @@ class Gossip(Pubsub):
         self.counter = time.time_ns()
         self._boxes: dict[str, Mailbox] = {}
         self._greeting: dict[ID, trio.Lock] = {}
+        self._checked = FairRate(CHECKED_PER_S, CHECKED_AT_ONCE)
 
     @asynccontextmanager
     async def listen(
@@ -135,14 +142,22 @@ class Gossip(Pubsub):
                 self._greeting.pop(peer_id, None)
 
     async def push_msg(self, msg_forwarder: ID, msg: Message) -> None:
-        """As the base class, but a message that it chokes on is dropped; it would end the service."""
+        """As the base class, but within bounds. A message that it chokes on is dropped, and ends nothing."""
         try:
-            if len(msg.data) <= MESSAGE_LIMIT:
+            if len(msg.data) <= MESSAGE_LIMIT and self._is_worth_a_check(msg_forwarder, msg):
                 await super().push_msg(msg_forwarder, msg)
         except Exception as error:
             if msg_forwarder == self.my_id:
                 raise
             log.debug("a message of %s was dropped: %r", msg_forwarder, error)
+
+    def _is_worth_a_check(self, msg_forwarder: ID, msg: Message) -> bool:
+        """Whether a message is our own, or new and its neighbour within bounds. Signatures cost the most."""
+        if msg_forwarder == self.my_id:
+            return True
+        return not self._is_msg_seen(msg) and self._checked.take(
+            PeerId(str(msg_forwarder)), trio.current_time()
+        )
 
     async def validate_msg(self, msg_forwarder: ID, msg: Message) -> None:
         """Our validators; the library's remember a verdict by a number that the author chooses."""

@@ -12,15 +12,10 @@ import trio
 from shoal.metrics.meters import MEDIA_TYPE, Reading
 from shoal.metrics.trace import Trace
 from shoal.node.endpoint import Page
-from shoal.swarm.directory import by_model, coverage
-from shoal.swarm.member import Member
+from shoal.swarm.directory import coverage
 
 if TYPE_CHECKING:
     from shoal.node.node import Node
-
-MODELS_SHOWN = 8
-BLOCKS_SHOWN = 512
-"""Blocks of one model: whoever announces makes up as many as he likes, and each is a line for ever."""
 
 
 def pages(node: Node, traces: Mapping[str, Trace] = MappingProxyType({})) -> dict[str, Page]:
@@ -30,7 +25,7 @@ def pages(node: Node, traces: Mapping[str, Trace] = MappingProxyType({})) -> dic
         traces: beside the node's own, by name, for example that of a client in the same process.
     """
     metrics = node.server.metrics
-    metrics.read_from(lambda: (*_serving(node), *_swarm(node.member)))
+    metrics.read_from(lambda: (*_serving(node), *_swarm(node)))
     return {
         "/metrics": Page(metrics.text, MEDIA_TYPE),
         "/trace": Page(lambda: _traces(node, traces), "application/json", local=True),
@@ -55,19 +50,23 @@ def _serving(node: Node) -> Iterable[Reading]:
         yield Reading("shoal_bytes", "Bytes over channels.", count, {"way": way}, "counter")
 
 
-def _swarm(member: Member) -> Iterable[Reading]:
-    alive = member.alive()
-    yield Reading("shoal_peers", "Peers that serve something, this one among them.", len(alive))
+def _swarm(node: Node) -> Iterable[Reading]:
+    """Of other models nothing: whoever announces makes up as many as he likes, each a line for ever."""
+    member, shape = node.member, node.model.shape
+    yield Reading("shoal_peers", "Peers that serve something, this one among them.", len(member.directory))
     connections = member.network.connections()
     yield Reading("shoal_connections", "libp2p connections.", len(connections))
-    for digest, spans in sorted(by_model(alive).items(), key=lambda item: -len(item[1]))[:MODELS_SHOWN]:
-        counts = coverage([s.span for s in spans], min(spans[0].n_blocks, BLOCKS_SHOWN))
-        for block, count in enumerate(counts):
-            named = {"model": spans[0].model, "digest": digest[7:19], "block": str(block)}
-            yield Reading("shoal_coverage", "Peers that serve a block.", count, named)
+    ahead = "How far this machine's clock is ahead of the swarm's, or of the peer's that differs most."
+    yield Reading("shoal_clock_ahead_seconds", ahead, member.clock.ahead_s)
+    serving = member.directory.serving(shape.digest, member.now())
+    counts = coverage([a.served.span for a in serving if a.served], shape.n_blocks)
+    for block, count in enumerate(counts):
+        named = {"model": shape.name, "digest": shape.digest[7:19], "block": str(block)}
+        yield Reading("shoal_coverage", "Peers that serve a block.", count, named)
 
 
 def _traces(node: Node, traces: Mapping[str, Trace]) -> bytes:
     named = {"node": node.server.trace, **traces}
     shown = {name: {"steps": trace.steps, "reroutes": trace.reroutes} for name, trace in named.items()}
-    return msgspec.json.encode({"peer": node.member.network.peer, **shown})
+    member = node.member
+    return msgspec.json.encode({"peer": member.network.peer, "clock": member.clock.doubts(), **shown})

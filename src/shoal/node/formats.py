@@ -11,16 +11,14 @@ from shoal.swarm.member import Member
 
 def pick_format(model: LocalModel, settings: Settings, member: Member) -> FormatChoice:
     """The format for a node of ``model``, by the settings and by what the swarm serves now."""
+    member.directory.know([model.shape])  # who says another number of blocks for this digest lies
     serving = member.directory.serving(model.digest, member.now())
     return choose_format(
         settings.format,
         model.dtype,
         kernels=kernels_built(),
         parallel=settings.parallel,
-        # Who says another number of blocks for this digest lies.
         served=[
-            (a.served.format, a.served.span)
-            for a in serving
-            if a.served and a.served.n_blocks == model.shape.n_blocks and a.peer != member.network.peer
+            (a.served.format, a.served.span) for a in serving if a.served and a.peer != member.network.peer
         ],
     )

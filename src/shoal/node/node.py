@@ -210,6 +210,7 @@ async def start_node(
         StepFailed: a process that computes the span with us is lost.
     """
     check_span(model, span)
+    member.directory.know([model.shape])
     report(f"loading blocks {span} of {model.shape.name}")
     format = pick_format(model, settings, member).format
     loaded = await load_span(model, span, format, settings, memory_budget(settings))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -110,12 +111,26 @@ def seal(announcement: Announcement, sign: Callable[[bytes], bytes]) -> bytes:
     return _seal.encode(_Sealed(body, sign(CONTEXT + body)))
 
 
-def unseal(data: bytes, now: float, verify: Verify) -> Announcement:
-    """Read an announcement and check all that can be checked without knowing earlier ones.
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An announcement as it was read: nothing shows yet that the peer has said so."""
+
+    announcement: Announcement
+    _body: bytes
+    _signature: bytes
+
+    def check_signature(self, verify: Verify) -> None:
+        """Raises RemoteProtocolError: the peer that it speaks of has not signed it."""
+        peer = PeerId(self.announcement.peer)
+        if not verify(peer, CONTEXT + self._body, self._signature):
+            raise RemoteProtocolError(f"an announcement that {peer} has not signed")
+
+
+def read(data: bytes) -> Claim:
+    """Read an announcement and check what costs next to nothing.
 
     Raises:
-        RemoteProtocolError: too long, not an announcement, not signed by the peer it speaks of, expired,
-            from the future, living too long, or with values that cannot be.
+        RemoteProtocolError: too long, not an announcement, living too long, or with values that cannot be.
     """
     if len(data) > MAX_ANNOUNCEMENT:
         raise RemoteProtocolError(
@@ -126,23 +141,41 @@ def unseal(data: bytes, now: float, verify: Verify) -> Announcement:
         announcement = _decode.decode(sealed.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"not an announcement: {error}") from error
-    if not verify(PeerId(announcement.peer), CONTEXT + sealed.body, sealed.signature):
-        raise RemoteProtocolError(f"an announcement that {announcement.peer} has not signed")
-    _check_times(announcement, now)
+    _check_lifetime(announcement)
     _check_served(announcement.served)
-    return announcement
+    return Claim(announcement, sealed.body, sealed.signature)
 
 
-def _check_times(announcement: Announcement, now: float) -> None:
+def unseal(data: bytes, now: float, verify: Verify) -> Announcement:
+    """Read an announcement and check all that can be checked without knowing earlier ones.
+
+    Raises:
+        RemoteProtocolError: as :func:`read` and :func:`check_dates`; not signed by the peer it speaks of.
+    """
+    claim = read(data)
+    check_dates(claim.announcement, now)
+    claim.check_signature(verify)
+    return claim.announcement
+
+
+def check_dates(announcement: Announcement, now: float) -> None:
+    """Raises Misdated: by the time of day ``now``, it is over already, or comes from the future."""
+    if announcement.issued > now + CLOCK_SKEW_S:
+        raise Misdated(f"an announcement from {announcement.issued - now:.0f} s in the future")
+    if announcement.expires <= now:
+        raise Misdated(f"an announcement that expired {now - announcement.expires:.0f} s ago")
+
+
+class Misdated(RemoteProtocolError):
+    """An announcement that does not hold now: it is a replay, or a clock is wrong."""
+
+
+def _check_lifetime(announcement: Announcement) -> None:
     issued, expires = announcement.issued, announcement.expires
     if not (math.isfinite(issued) and math.isfinite(expires)):
         raise RemoteProtocolError("an announcement with times that are no numbers")
-    if issued > now + CLOCK_SKEW_S:
-        raise RemoteProtocolError(f"an announcement from {issued - now:.0f} s in the future")
     if not 0 < expires - issued <= MAX_LIFETIME_S:
         raise RemoteProtocolError(f"an announcement that is to live {expires - issued:.0f} s")
-    if expires <= now:
-        raise RemoteProtocolError(f"an announcement that expired {now - expires:.0f} s ago")
 
 
 def _check_served(served: Served | None) -> None:

@@ -1,17 +1,20 @@
-"""Whom a full directory forgets for a newcomer. Pure.
+"""Whom a full directory forgets for newcomers. Pure.
 
 Identities cost nothing, so a flood of them must not fill the places of the honest (Sybil), nor close the
 door to those who come later (eclipse). What costs something is to be in many networks, to have been there for
 long, and to be connected. So the newest of the most crowded network goes, and never a peer that we are
-connected to or use. Who lies about where it is spreads its identities, and can push out those alone that came
-last. (Groups by network, and places for those known for long: Heilman et al., "Eclipse Attacks on Bitcoin's
-Peer-to-Peer Network", 2015.)
+connected to or use. Who lies about where it is spreads its identities: where no network is crowded, some of
+the newer half go, chosen by chance. So those who were there first stay, and who comes during a flood is not
+gone with the next to come. (Groups by network, and places for those known for long: Heilman et al.,
+"Eclipse Attacks on Bitcoin's Peer-to-Peer Network", 2015.)
 """
 
 from __future__ import annotations
 
+import heapq
 import ipaddress
-from collections import Counter
+import random
+from collections import defaultdict
 from collections.abc import Container, Mapping
 from typing import Protocol
 
@@ -43,21 +46,40 @@ def network_of(address: PeerAddress) -> str:
 
 
 def whom_to_forget(
-    guests: Mapping[PeerId, Guest], friends: Container[PeerId], newcomer: str | None
-) -> PeerId | None:
-    """Who goes so that a newcomer can come.
+    guests: Mapping[PeerId, Guest],
+    friends: Container[PeerId],
+    newcomer: str | None,
+    count: int = 1,
+    chance: random.Random | None = None,
+) -> list[PeerId]:
+    """Who goes so that newcomers can come.
 
     Args:
-        newcomer: its network; ``None`` for a friend, who may always come.
+        newcomer: the network of the first; ``None`` for a friend, who may always come.
         friends: ourselves, and those whom we are connected to, or use.
+        count: how many go at most: several at a time cost little more than one.
 
     Returns:
-        ``None`` where it may not: its network is the most crowded one already, or everybody is a friend.
+        Nobody where it may not: its network is the most crowded one already, or everybody is a friend.
     """
-    strangers = {peer: guest for peer, guest in guests.items() if peer not in friends}
-    crowds = Counter(guest.network for guest in strangers.values())
-    most = max(crowds.values(), default=0)
-    if not most or (newcomer is not None and crowds[newcomer] >= most > 1):
-        return None
-    candidates = [peer for peer, guest in strangers.items() if crowds[guest.network] == most]
-    return max(candidates, key=lambda peer: strangers[peer].met)
+    crowds: defaultdict[str, list[PeerId]] = defaultdict(list)
+    for peer, guest in guests.items():
+        if peer not in friends:
+            crowds[guest.network].append(peer)
+    most = max(map(len, crowds.values()), default=0)
+    if not most or (newcomer is not None and len(crowds.get(newcomer, ())) >= most > 1):
+        return []
+    if most == 1:
+        alone = sorted((crowd[0] for crowd in crowds.values()), key=lambda peer: guests[peer].met)
+        newer = alone[len(alone) // 2 :]
+        return (chance or random.Random()).sample(newer, min(count, len(newer)))
+    for crowd in crowds.values():
+        crowd.sort(key=lambda peer: guests[peer].met)
+    largest = [(-len(crowd), network) for network, crowd in crowds.items()]
+    heapq.heapify(largest)
+    gone: list[PeerId] = []
+    while len(gone) < count and largest[0][0] < -1:
+        size, network = largest[0]
+        gone.append(crowds[network].pop())
+        heapq.heapreplace(largest, (size + 1, network))
+    return gone

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import heapq
 import math
+import random
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import get_args
 
 from shoal.errors import RemoteProtocolError
-from shoal.routing.formats import most_served
-from shoal.swarm.announcement import Announcement, Served
+from shoal.swarm.announcement import Announcement
 from shoal.swarm.compare import MAX_PEERS, Part, key_of
+from shoal.swarm.coverage import runs, shape_of
 from shoal.swarm.crowd import network_of, whom_to_forget
 from shoal.types import Digest, Format, ModelShape, PeerId, Span, gaps
 
@@ -24,6 +24,10 @@ USED_KEPT = 256
 """Peers that are remembered for having served us."""
 LATELY_TOLD = 64
 """Peers gone lately, or doubted, that every neighbour is told of."""
+FORGOTTEN_SHARE = 1 / 64
+"""Of a full directory: who goes at a time. Then not everybody is looked at for each newcomer of a flood."""
+WORDS_AT_ONCE = 4
+"""Words of one peer, beside the first, that are taken however fast they come; then one in a while."""
 REMEMBERED_S = 3600.0
 """How long a peer that was lost is remembered after its last word, so that halves of a swarm meet again."""
 
@@ -41,6 +45,13 @@ class _Entry:
     network: str
     met: float
     """When it was first heard of."""
+    words: float
+    """That it may say at once, as of ``since``."""
+
+    @property
+    def digest(self) -> str:
+        served = self.announcement.served
+        return served.digest if served else ""
 
     @property
     def doubted(self) -> bool:
@@ -63,11 +74,20 @@ class Directory:
 
     An announcement lives until it expires by the announcer's clock, and never longer than the lifetime it
     asked for counted from when it came, by ours: a clock ahead of ours makes no ghost.
+
+    What a model looks like, this machine knows for certain where it has the model (:meth:`know`). Who
+    announces another shape for that digest is not listened to. And who serves such a model keeps its place
+    before those who serve something that is of no use here.
     """
 
-    def __init__(self, limit: int = MAX_PEERS) -> None:
+    def __init__(self, limit: int = MAX_PEERS, chance: random.Random | None = None) -> None:
         self._limit = limit
+        self._random = chance or random.Random()
         self._entries: dict[PeerId, _Entry] = {}
+        self._serving: dict[str, dict[PeerId, None]] = {}
+        """By the model's digest, those who serve some of it."""
+        self._raws: set[bytes] = set()
+        self._known: dict[Digest, ModelShape] = {}
         self._gone: dict[PeerId, _Departed] = {}
         self._next_end = math.inf
         self._used: OrderedDict[PeerId, None] = OrderedDict()
@@ -77,15 +97,52 @@ class Directory:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def take(self, announcement: Announcement, raw: bytes, now: float, wall: float) -> bool:
+    def know(self, shapes: Iterable[ModelShape]) -> None:
+        """Learn what models of this machine look like; who says something else of one is forgotten."""
+        for shape in shapes:
+            if self._known.get(shape.digest) == shape:
+                continue
+            self._known[shape.digest] = shape
+            for peer in list(self._serving.get(shape.digest, ())):
+                if self._contradicts(self._entries[peer].announcement):
+                    self._remove(peer)  # which is no word that it has gone
+
+    def knows(self, digest: str) -> bool:
+        """Whether this machine has the model."""
+        return digest in self._known
+
+    def _contradicts(self, announcement: Announcement) -> bool:
+        """Whether it announces a model that is known here, in another shape."""
+        served = announcement.served
+        known = self._known.get(Digest(served.digest)) if served else None
+        return (
+            served is not None
+            and known is not None
+            and (served.n_blocks, served.hidden_size, served.vocab_size)
+            != (known.n_blocks, known.hidden_size, known.vocab_size)
+        )
+
+    def may_speak(self, peer: PeerId, now: float, every_s: float) -> bool:
+        """Whether one more word of a peer is listened to: a few at once, and then one every ``every_s``."""
+        entry = self._entries.get(peer)
+        return entry is None or entry.words + (now - entry.since) / every_s >= 1
+
+    def take(
+        self, announcement: Announcement, raw: bytes, now: float, wall: float, every_s: float = 0.0
+    ) -> bool:
         """Keep an announcement that :func:`shoal.swarm.announcement.unseal` has passed.
 
-        Returns whether it said something new.
+        Args:
+            every_s: how often the peer may speak; see :meth:`may_speak`.
+
+        Returns whether it said something new. What contradicts a model that is known here says nothing.
 
         Raises:
             RemoteProtocolError: it is a replay of an earlier one, or the directory is full.
         """
         self.expire(now)
+        if self._contradicts(announcement):
+            return False
         peer = PeerId(announcement.peer)
         known = self.sequence(peer)
         if announcement.sequence == known:
@@ -94,16 +151,18 @@ class Directory:
             raise RemoteProtocolError(f"an announcement of {peer} older than one that we have")
         network = network_of(announcement.address)
         if not (announcement.leaving or peer in self._entries) and len(self._entries) >= self._limit:
-            self._make_room(peer, network)
+            self._make_room(announcement, network)
         ends = now + min(announcement.expires - announcement.issued, announcement.expires - wall)
+        old = self._remove(peer)
         if announcement.leaving:
-            self._entries.pop(peer, None)
             self._depart(peer, _Departed(announcement.sequence, now, ends, key_of(peer), None))
         else:
             self._gone.pop(peer, None)
-            old = self._entries.get(peer)
-            met = old.met if old else now
-            self._entries[peer] = _Entry(announcement, raw, key_of(peer), now, ends, ends, network, met)
+            met, words = (old.met, old.words) if old else (now, float(WORDS_AT_ONCE))
+            if old is not None and every_s:
+                words = min(WORDS_AT_ONCE, words + (now - old.since) / every_s) - 1
+            key = old.key if old else key_of(peer)
+            self._add(peer, _Entry(announcement, raw, key, now, ends, ends, network, met, words))
         self._next_end = min(self._next_end, ends)
         return True
 
@@ -114,12 +173,40 @@ class Directory:
         if len(self._used) > USED_KEPT:
             self._used.popitem(last=False)
 
-    def _make_room(self, peer: PeerId, network: str) -> None:
-        friends = self.neighbours | self._used.keys()
-        victim = whom_to_forget(self._entries, friends, None if peer in friends else network)
-        if victim is None:
+    def _add(self, peer: PeerId, entry: _Entry) -> None:
+        self._entries[peer] = entry
+        self._raws.add(entry.raw)
+        self._serving.setdefault(entry.digest, {})[peer] = None
+
+    def _remove(self, peer: PeerId) -> _Entry | None:
+        entry = self._entries.pop(peer, None)
+        if entry is not None:
+            self._raws.discard(entry.raw)
+            others = self._serving[entry.digest]
+            del others[peer]
+            if not others:
+                del self._serving[entry.digest]
+        return entry
+
+    @property
+    def friends(self) -> frozenset[PeerId]:
+        """Those whom this machine talks with, or that have served it, ourselves among them."""
+        return self.neighbours | self._used.keys()
+
+    def _make_room(self, newcomer: Announcement, network: str) -> None:
+        friends = self.friends
+        of_use = newcomer.served is not None and self.knows(newcomer.served.digest)
+        favoured = of_use or newcomer.peer in friends
+        count = max(1, int(self._limit * FORGOTTEN_SHARE))
+        of_no_use = {peer: entry for peer, entry in self._entries.items() if not self.knows(entry.digest)}
+        gone = whom_to_forget(of_no_use, friends, None if favoured else network, count, self._random)
+        if not gone and favoured:
+            place = None if newcomer.peer in friends else network
+            gone = whom_to_forget(self._entries, friends, place, count, self._random)
+        if not gone:
             raise RemoteProtocolError(f"the directory is full with {self._limit} peers")
-        del self._entries[victim]  # which is no word that it has gone
+        for peer in gone:
+            self._remove(peer)  # which is no word that it has gone
 
     def sequence(self, peer: PeerId) -> int:
         """The newest sequence number heard from ``peer``, -1 if none is remembered."""
@@ -138,6 +225,10 @@ class Directory:
         entry = self._entries.get(peer)
         return entry.raw if entry else b""
 
+    def holds(self, raw: bytes) -> bool:
+        """Whether this very word is there."""
+        return raw in self._raws
+
     def is_lost(self, peer: PeerId) -> bool:
         """Whether it is gone without a goodbye."""
         departed = self._gone.get(peer)
@@ -145,7 +236,7 @@ class Directory:
 
     def drop(self, peer: PeerId, now: float) -> None:
         """Forget a peer that turned out to be gone; its next announcement brings it back."""
-        entry = self._entries.pop(peer, None)
+        entry = self._remove(peer)
         if entry is not None:
             last, until = entry.announcement, max(entry.ends, entry.since + REMEMBERED_S)
             self._depart(peer, _Departed(last.sequence, now, until, entry.key, last))
@@ -203,6 +294,11 @@ class Directory:
             and not entry.doubted
         ]
 
+    def words_of_friends(self, now: float) -> dict[bytes, bytes]:
+        """The words, as they were received, of those whom we know ourselves, and the peers' keys."""
+        entries = (self._entries.get(peer) for peer in sorted(self.friends))
+        return {e.raw: e.key for e in entries if e is not None and e.until > now and not e.doubted}
+
     def gone(self, held: Mapping[bytes, int]) -> dict[bytes, int]:
         """The last words of those in ``held`` who are gone by what we know, or doubted, by their keys.
 
@@ -229,15 +325,32 @@ class Directory:
 
     def serving(self, digest: Digest, now: float, format: Format | None = None) -> Iterator[Announcement]:
         """Who serves a span of the model, in ``format`` when one is given."""
-        for announcement in self.alive(now):
-            served = announcement.served
-            if served is not None and served.digest == digest and format in (None, served.format):
-                yield announcement
+        for peer in tuple(self._serving.get(digest, ())):
+            entry = self._entries[peer]
+            served = entry.announcement.served
+            if entry.until > now and served is not None and format in (None, served.format):
+                yield entry.announcement
+
+    def is_served(self, digest: Digest, now: float) -> bool:
+        """Whether anybody serves a span of the model."""
+        return next(self.serving(digest, now), None) is not None
 
     def models(self, now: float) -> list[ModelShape]:
-        """Every model of which some span is served, each once."""
-        shapes = {a.served.digest: a.served.shape for a in self.alive(now) if a.served}
-        return sorted(shapes.values(), key=lambda shape: shape.name)
+        """Every model of which some span is served, each once: as it is known here, else as most say."""
+        shapes = [
+            self._known.get(Digest(digest)) or shape_of([self._entries[peer].announcement for peer in peers])
+            for digest, peers in self._serving.items()
+            if digest and any(self._entries[peer].until > now for peer in peers)
+        ]
+        return sorted(shapes, key=lambda shape: shape.name)
+
+    def by_standing(self, now: float) -> list[Announcement]:
+        """Who serves something: first those whom this machine talks with, or that have served it, then those
+        who serve a model that it has, then the others; of equals first who has been there for longest."""
+        friends = self.friends
+        alive = [(peer, e) for peer, e in self._entries.items() if e.until > now]
+        alive.sort(key=lambda item: (item[0] not in friends, item[1].digest not in self._known, item[1].met))
+        return [entry.announcement for _, entry in alive]
 
     def _depart(self, peer: PeerId, departed: _Departed) -> None:
         self._gone[peer] = departed
@@ -245,34 +358,9 @@ class Directory:
             del self._gone[min(self._gone, key=lambda p: self._gone[p].until)]
 
 
-def in_order(announcements: Iterable[Announcement]) -> list[Announcement]:
-    """Peers as they are shown: by model, then in the order of their blocks."""
-    return sorted(announcements, key=lambda a: (a.served.model, a.served.span, a.peer) if a.served else ("",))
-
-
-def by_model(announcements: Iterable[Announcement]) -> dict[str, list[Served]]:
-    """What is served of each model, by its digest."""
-    found: dict[str, list[Served]] = {}
-    for announcement in announcements:
-        if announcement.served is not None:
-            found.setdefault(announcement.served.digest, []).append(announcement.served)
-    return found
-
-
-def in_one_format(served: Sequence[Served]) -> tuple[Format, list[Span]]:
-    """The format in which the most blocks of a model are served, and the spans in it: a route has one."""
-    best = most_served(((one.format, one.span) for one in served), get_args(Format))
-    assert best is not None  # somebody serves it: see by_model
-    return best, [one.span for one in served if one.format == best]
-
-
-def coverage(spans: list[Span], n_blocks: int) -> list[int]:
-    """How many peers serve each block."""
-    counts = [0] * n_blocks
-    for span in spans:
-        for block in range(span.start, min(span.end, n_blocks)):
-            counts[block] += 1
-    return counts
+def coverage(spans: Iterable[Span], n_blocks: int) -> list[int]:
+    """How many of ``spans`` have each block."""
+    return [count for span, count in runs(spans, n_blocks) for _ in range(len(span))]
 
 
 def missing(directory: Directory, shape: ModelShape, now: float, format: Format | None = None) -> list[Span]:

@@ -13,19 +13,22 @@ However large the swarm, what a member sends and receives in a second stays the 
 from __future__ import annotations
 
 import logging
+import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import trio
 
 from shoal.errors import ChannelClosed, DeadlineExceeded, NotAllowed, RemoteProtocolError, ShoalError
+from shoal.net.fair_rate import FairRate
 from shoal.net.identity import verify
 from shoal.net.network import Network
 from shoal.swarm import compare, pace
-from shoal.swarm.announcement import Announcement, Served, seal, unseal
+from shoal.swarm.announcement import Announcement, Claim, Misdated, Served, read, seal
 from shoal.swarm.clock import Clock
-from shoal.swarm.compare import EVERYONE, Difference, Part, Question
+from shoal.swarm.compare import EVERYONE, MAX_PEERS, Difference, Part, Question
+from shoal.swarm.dates import Dates
 from shoal.swarm.directory import Directory
 from shoal.swarm.doubts import Doubts
 from shoal.swarm.watch import Watch
@@ -41,6 +44,19 @@ PROVIDERS_ASKED = 16
 GREET_EVERY_S = 0.5
 ANSWER_LIMIT = 900 << 10
 PROVIDE_EVERY_S = 600.0
+CHECKED_PER_S = 100
+"""Words a second that are taken from other directories: a fifth of a millisecond each, for the signature."""
+CHECKED_AT_ONCE = 2048
+"""After a rest: a newcomer takes all that one answer holds."""
+SLICE = 16
+"""Words that are checked before others have their turn on the loop: some milliseconds."""
+FRIENDS_TOLD = 16
+ANSWERS_PER_S = 16
+ANSWERS_AT_ONCE = 128
+SPEAK_SHARE = 1 / 8
+"""Of the time between two words of a peer with nothing new to say: how often it may have something new."""
+NEWS_EVERY_S = 0.05
+"""Who waits for news is woken once in this time at most, however much there is."""
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +93,11 @@ class Member:
         self._sequence = 0
         self._random = chance or random.Random()
         self._changed = trio.Event()
+        self._woken = -math.inf
+        self._checked = FairRate(CHECKED_PER_S, CHECKED_AT_ONCE)
+        self._answered = FairRate(ANSWERS_PER_S, ANSWERS_AT_ONCE)
         self._doubts = Doubts(network, self.directory, self.now, expiry_s, speak=self._speak, take=self._take)
+        self._dates = Dates(network, self.clock, rest_s=announce_s, ask=self._meet, take=self._take)
         self._watch = Watch(network, self.directory, self.now, expiry_s, self.doubt, self._random)
         network.answer(DIRECTORY_PROTOCOL, self._tell)
 
@@ -95,6 +115,7 @@ class Member:
                 self._provide_forever,
                 self._stay_connected,
                 self._greet,
+                self._dates.run,
                 self._watch.run,
             ):
                 nursery.start_soon(task)
@@ -134,9 +155,30 @@ class Member:
         answer = await self.network.request(peer, DIRECTORY_PROTOCOL, question, deadline_s=DIAL_WITHIN_S)
         difference = compare.read_difference(answer)
         self.clock.heard(peer, difference.wall)
-        back = [returned for raw in difference.news if (returned := self._take(raw)) is not None]
+        back = await self._take_all(peer, difference.news)
         unsure = back + self.directory.among(difference.gone)
         await self._doubts.ask(unsure)
+
+    async def _take_all(self, teller: PeerId, raws: Sequence[bytes]) -> list[Announcement]:
+        """Take in what a peer tells of others, within bounds; those of them that we took for gone.
+
+        What is left out, another comparison brings.
+        """
+        back: list[Announcement] = []
+        for number, raw in enumerate(raws):
+            if number % SLICE == SLICE - 1:
+                await trio.lowlevel.checkpoint()
+            if self.directory.holds(raw):
+                continue
+            if not self._checked.take(teller, self.now()):
+                break
+            if (returned := self._take(raw)) is not None:
+                back.append(returned)
+        return back
+
+    async def _meet(self, peer: PeerId) -> None:
+        """Ask a peer for its time, and for next to nothing else. Raises as :meth:`pull`."""
+        await self.pull(peer, Part(MAX_PEERS, self._random.randrange(MAX_PEERS)))
 
     async def find(self, digest: Digest) -> None:
         """Ask the DHT who serves a model, and hear from those whom we have not heard of."""
@@ -175,8 +217,10 @@ class Member:
         return await self._publish(self.served() if self.served else None)
 
     async def wait_changed(self) -> None:
-        """Wait for the next announcement that says something new."""
+        """Wait for the next announcement that says something new; a moment longer where there are many."""
         await self._changed.wait()
+        await trio.sleep(max(0.0, self._woken + NEWS_EVERY_S - trio.current_time()))
+        self._woken = trio.current_time()
 
     def alive(self) -> list[Announcement]:
         """Every announcement that holds now, our own among them."""
@@ -206,23 +250,24 @@ class Member:
 
     def _valid(self, author: PeerId, raw: bytes) -> bool:
         try:
-            announcement = unseal(raw, self.clock.wall(), verify)
+            claim = self._checked_claim(raw)
         except RemoteProtocolError as error:
             log.debug("refused from %s: %s", author, error.message)
             return False
-        peer = PeerId(announcement.peer)
-        return peer == author and announcement.sequence >= self.directory.sequence(peer)
+        peer = PeerId(claim.announcement.peer)
+        return peer == author and claim.announcement.sequence >= self.directory.sequence(peer)
 
     def _take(self, raw: bytes) -> Announcement | None:
         """Take an announcement in. Returned if it is a word of a peer that we took for gone."""
-        wall = self.clock.wall()
         try:
-            announcement = unseal(raw, wall, verify)
+            announcement = self._checked_claim(raw).announcement
             peer = PeerId(announcement.peer)
             if peer == self.network.peer:
                 return None
             was_lost = self.directory.is_lost(peer)
-            news = self.directory.take(announcement, raw, self.now(), wall)
+            news = self.directory.take(
+                announcement, raw, self.now(), self._dates.time_for(announcement), self._may_speak_every_s()
+            )
         except RemoteProtocolError as error:
             log.debug("refused: %s", error.message)
             return None
@@ -231,13 +276,52 @@ class Member:
             self._changed = trio.Event()
         return announcement if was_lost else None
 
+    def _checked_claim(self, raw: bytes) -> Claim:
+        """An announcement that holds; the signature, which costs the most, is looked at last.
+
+        Raises:
+            RemoteProtocolError: it does not hold, or its peer speaks too often.
+        """
+        claim = read(raw)
+        peer = PeerId(claim.announcement.peer)
+        if raw != self.directory.raw(peer) and not self.directory.may_speak(
+            peer, self.now(), self._may_speak_every_s()
+        ):
+            raise RemoteProtocolError(f"{peer} speaks too often")
+        try:
+            self._dates.time_for(claim.announcement)
+        except Misdated:
+            if self._dates.wants(peer):
+                claim.check_signature(verify)
+                self._dates.note(claim.announcement, raw)
+            raise
+        claim.check_signature(verify)
+        return claim
+
+    def _may_speak_every_s(self) -> float:
+        return SPEAK_SHARE * pace.refresh_s(self._announce_s, len(self.directory))
+
     async def _tell(self, peer: PeerId, question: bytes) -> bytes:
         asked = compare.read_question(question)
-        raws = self.directory.news(asked.part, asked.held, self.now())
-        self._random.shuffle(raws)  # of a directory too long for one answer, others tell the rest
+        raws = self._news(asked) if self._answered.take(peer, self.now()) else []
         while sum(map(len, raws)) > ANSWER_LIMIT:
             del raws[len(raws) * 9 // 10 :]
         return compare.encode(Difference(raws, self.directory.gone(asked.held), self.clock.own))
+
+    def _news(self, asked: Question) -> list[bytes]:
+        """What the asker lacks of a part of the directory; first those whom we know ourselves.
+
+        Of a directory too long for one answer, others tell the rest. Some of those whom we know ourselves are
+        told whatever the part: so its neighbours' neighbours soon hear of a newcomer, in any crowd.
+        """
+        friends = self.directory.words_of_friends(self.now())
+        raws = self.directory.news(asked.part, asked.held, self.now())
+        self._random.shuffle(raws)
+        raws.sort(key=lambda raw: raw not in friends)
+        if asked.part.of > 1:
+            others = [raw for raw in friends if not asked.part.has(friends[raw])]
+            raws = [*self._random.sample(others, min(FRIENDS_TOLD, len(others))), *raws]
+        return raws
 
     async def _announce_forever(self) -> None:
         while True:

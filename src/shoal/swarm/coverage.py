@@ -1,0 +1,74 @@
+"""Which blocks of which models announcements cover. Pure.
+
+Whoever announces makes up how many blocks a model has. So what this costs, and what it gives, grows with the
+number of announcements and never with that of blocks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import get_args
+
+from shoal.swarm.announcement import Announcement, Served
+from shoal.types import Format, ModelShape, Span
+
+
+def in_order(announcements: Iterable[Announcement]) -> list[Announcement]:
+    """Peers as they are shown: by model, then in the order of their blocks."""
+    return sorted(announcements, key=lambda a: (a.served.model, a.served.span, a.peer) if a.served else ("",))
+
+
+def by_model(announcements: Iterable[Announcement]) -> dict[str, list[Served]]:
+    """What is served of each model, by its digest."""
+    found: dict[str, list[Served]] = {}
+    for announcement in announcements:
+        if announcement.served is not None:
+            found.setdefault(announcement.served.digest, []).append(announcement.served)
+    return found
+
+
+def shape_of(announcements: Sequence[Announcement]) -> ModelShape:
+    """What a model looks like that is not here: as most of those say who serve it, of equals the first."""
+    shapes = Counter(announcement.served.shape for announcement in announcements if announcement.served)
+    return shapes.most_common(1)[0][0]
+
+
+def in_one_format(served: Sequence[Served]) -> tuple[Format, list[Span]]:
+    """The format in which the most blocks of a model are served, and the spans in it: a route has one.
+
+    Of equals it is the most exact, as a client takes it.
+    """
+    spans: dict[Format, list[Span]] = {format: [] for format in get_args(Format)}
+    for one in served:
+        spans[one.format].append(one.span)
+    best = max(spans, key=lambda format: covered(spans[format]))
+    return best, spans[best]
+
+
+def covered(spans: Iterable[Span]) -> int:
+    """How many blocks some span has, however long they are."""
+    count = end = 0
+    for span in sorted(spans):
+        count += max(0, span.end - max(end, span.start))
+        end = max(end, span.end)
+    return count
+
+
+def runs(spans: Iterable[Span], n_blocks: int) -> list[tuple[Span, int]]:
+    """How many of ``spans`` have each block: neighbouring blocks with as many together, in order.
+
+    What it takes grows with the number of spans, and not with that of blocks, which anybody makes up.
+    """
+    change = Counter[int]({0: 0, n_blocks: 0})
+    for span in spans:
+        change[min(span.start, n_blocks)] += 1
+        change[min(span.end, n_blocks)] -= 1
+    found: list[tuple[Span, int]] = []
+    count = 0
+    places = sorted(place for place, by in change.items() if by or place in (0, n_blocks))
+    for start, end in pairwise(places):
+        count += change[start]
+        found.append((Span(start, end), count))
+    return found
