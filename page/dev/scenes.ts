@@ -60,7 +60,13 @@ function model(peers: Peer[], id = MODEL, digest = DIGEST, n = 30): Model {
     if (last && Number(last[1]) === block) missing[missing.length - 1] = `${last[0]}:${block + 1}`
     else missing.push(`${block}:${block + 1}`)
   })
-  return { id, digest, n_blocks: n, format: 'int8', formats: ['int8'], coverage, missing }
+  const runs: Model['runs'] = []
+  coverage.forEach((served, block) => {
+    const last = runs.at(-1)
+    if (last?.[2] === served) last[1] = block + 1
+    else runs.push([block, block + 1, served])
+  })
+  return { id, digest, n_blocks: n, format: 'int8', formats: ['int8'], runs, missing }
 }
 
 export function scene(name: string): Swarm {
@@ -80,7 +86,7 @@ export function scene(name: string): Swarm {
   const peers = scenes[name] ?? [...three, peer(3, 0, 15, { path: 'relayed' }), peer(4, 15, 30)]
   const links = peers.slice(1).map((p, i) => ({ a: peers[i]?.peer ?? '', b: p.peer, rtt_ms: 3 + i * 4, path: 'direct' as const }))
   const id = name === 'hostile' ? HARM : MODEL
-  return { peer: GATEWAY, swarm: name === 'hostile' ? HARM : 'home', at: Date.now() / 1000, peers, links, models: peers.length ? [model(peers, id)] : [] }
+  return { peer: GATEWAY, swarm: name === 'hostile' ? HARM : 'home', at: Date.now() / 1000, peers, peers_in_all: peers.length, links, models: peers.length ? [model(peers, id)] : [], models_in_all: peers.length ? 1 : 0 }
 }
 
 export function requests(name: string): Request[] {

@@ -62,7 +62,7 @@ test('a title is the first words of the question', () => {
 
 test('a question goes to the wanted model, else to one that is whole', () => {
   const model = (id: string, missing: string[] = []): Model =>
-    ({ id, digest: id, n_blocks: 3, format: 'int8', formats: [], coverage: [], missing })
+    ({ id, digest: id, n_blocks: 3, format: 'int8', formats: [], runs: [], missing })
   const models = [model('torn', ['0:3']), model('whole')]
   assert.equal(choose(models, 'torn')?.id, 'torn')
   assert.equal(choose(models, 'gone')?.id, 'whole')

@@ -12,13 +12,15 @@ const peer = (id: string, start: number, end: number, more: Partial<Peer> = {}):
   ({ peer: id, start, end, n_blocks: 30, model: 'm', digest: 'd', path: 'direct', rtt_ms: 1, ...more }) as Peer
 const named = (peers: Peer[]): string[] => peers.map(({ peer: id }) => id)
 
-test('neighbouring blocks with as many peers are one run', () => {
-  assert.deepEqual(runs([1, 1, 0, 2, 2]), [
-    { start: 0, end: 2, replicas: 1 },
-    { start: 2, end: 3, replicas: 0 },
-    { start: 3, end: 5, replicas: 2 },
+test('a strip has the runs of blocks that the gateway tells', () => {
+  const model = scene('gap').models[0]
+  assert.ok(model)
+  assert.deepEqual(runs(model), [
+    { start: 0, end: 6, replicas: 2 },
+    { start: 6, end: 10, replicas: 1 },
+    { start: 10, end: 20, replicas: 0 },
+    { start: 20, end: 30, replicas: 1 },
   ])
-  assert.deepEqual(runs([]), [])
 })
 
 test('a gap is found and said', () => {

@@ -26,7 +26,7 @@ async def test_everything_comes_at_once_and_then_what_changes(gateway):
         lines = answer.aiter_lines()
         swarm = await told(lines, "swarm")
         assert [(peer["start"], peer["end"]) for peer in swarm["peers"]] == [(0, 2), (2, 3), (3, 6)]
-        assert swarm["models"][0]["coverage"] == [1] * 6
+        assert swarm["models"][0]["runs"] == [[0, 6, 1]]
         assert await told(lines, "requests") == []
         assert (await told(lines, "health"))["ok"]
         async with trio.open_nursery() as nursery:
@@ -38,7 +38,7 @@ async def test_everything_comes_at_once_and_then_what_changes(gateway):
         await gateway.swarm.add_node(Span(0, 6))
         while len(swarm["peers"]) < 4:
             swarm = await told(lines, "swarm")
-        assert swarm["models"][0]["coverage"] == [2] * 6
+        assert swarm["models"][0]["runs"] == [[0, 6, 2]]
 
 
 async def test_a_request_is_told_hop_by_hop(gateway):

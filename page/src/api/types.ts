@@ -38,9 +38,9 @@ export interface Model {
   format: string
   /** All in which some block is served. */
   formats: string[]
-  /** How many peers serve each block. */
-  coverage: number[]
-  /** Spans that nobody serves, as `start:end`. */
+  /** Neighbouring blocks with as many peers: `[start, end, peers]`, in order; the first of very many. */
+  runs: [number, number, number][]
+  /** Spans that nobody serves, as `start:end`; the first of very many. */
   missing: string[]
 }
 
@@ -50,9 +50,12 @@ export interface Swarm {
   swarm: string
   /** Seconds since 1970, by the gateway's clock. */
   at: number
+  /** Those that matter most to this gateway, where there are very many. */
   peers: Peer[]
+  peers_in_all: number
   links: Link[]
   models: Model[]
+  models_in_all: number
 }
 
 export interface Hop {

@@ -11,14 +11,8 @@ export interface Run {
 }
 
 /** Neighbouring blocks with as many peers, together. */
-export function runs(coverage: number[]): Run[] {
-  const found: Run[] = []
-  coverage.forEach((replicas, block) => {
-    const last = found.at(-1)
-    if (last?.replicas === replicas) last.end = block + 1
-    else found.push({ start: block, end: block + 1, replicas })
-  })
-  return found
+export function runs(model: Model): Run[] {
+  return model.runs.map(([start, end, replicas]) => ({ start, end, replicas }))
 }
 
 /** Spans of peers in as few rows as they fit into without overlap; more than `most` rows are cut. */
@@ -46,12 +40,12 @@ export function ticks(nBlocks: number, most: number): number[] {
 }
 
 export function gapsOf(model: Model): Run[] {
-  return runs(model.coverage).filter((run) => run.replicas === 0)
+  return runs(model).filter((run) => run.replicas === 0)
 }
 
 /** The strip in words. */
 export function describe(model: Model): string {
-  const said = runs(model.coverage).map(({ start, end, replicas }) => {
+  const said = runs(model).map(({ start, end, replicas }) => {
     const which = end - start === 1 ? 'block' : 'blocks'
     return `${which} ${blocks(start, end)} by ${replicas ? many(replicas, 'peer') : 'nobody'}`
   })

@@ -191,16 +191,19 @@ class Gateway:
         yield gauge("num_requests_running", "Requests that are answered", [((), self.limits.answering)])
         yield gauge("num_requests_waiting", "Requests that wait for their turn", [((), self.limits.queued)])
         yield gauge("kept_sessions", "Sessions that wait for a next turn", [((), self.prefixes.kept)])
-        yield gauge("peers", "Peers that serve something", [((), len(self.swarm.announcements()))])
-        shapes = self.swarm.models()
-        counts = {shape.name: self.swarm.coverage(shape.digest) for shape in shapes}
-        missing = [((name,), sum(not count for count in blocks)) for name, blocks in counts.items()]
+        directory, now = self.swarm.member.directory, self.swarm.member.now()
+        yield gauge("peers", "Peers that serve something", [((), len(directory))])
+        # Of the models that can be answered with alone: anybody can announce others, as many as he likes.
+        models = self.models.served()
+        missing = [((m.name,), sum(map(len, self.models.missing(m)))) for m in models]
+        serving = [a.served for m in models for a in directory.serving(m.digest, now)]
+        used = [1 - s.tokens_free / s.tokens for s in serving if s and s.tokens]
         yield gauge("blocks_missing", "Blocks that nobody serves", missing, ("model_name",))
-        yield gauge("kv_cache_usage_perc", "Of the fullest hop's KV, the part in use", self._kv(), ())
-
-    def _kv(self) -> list[tuple[tuple[str, ...], float]]:
-        served = [a.served for a in self.swarm.announcements() if a.served and a.served.tokens]
-        return [((), max(1 - s.tokens_free / s.tokens for s in served))] if served else []
+        yield gauge(
+            "kv_cache_usage_perc",
+            "Of the fullest hop's KV, the part in use",
+            [((), max(used))] if used else [],
+        )
 
 
 @asynccontextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import trio
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +25,10 @@ LISTENERS = 32
 QUEUED = 64
 """Events that wait for a listener; one that is slower is closed, and comes back for the newest."""
 CHANGED_EVERY_S = 0.5
+SNAPSHOT_S = 0.25
+"""How old a view of the swarm may be that is given to whoever asks: it is made once for all of them."""
+SWARM_BYTES_S = 400_000
+"""Bytes a second of the swarm's view to one page: a large one is told more rarely."""
 TOKEN_EVERY_S = 0.05
 KEEP_ALIVE_S = 10.0
 PING_EVERY_S = 5.0
@@ -50,6 +56,10 @@ class Feed:
     _checks: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     _token_at: float = 0.0
     _changed: set[str] = field(default_factory=set[str])
+    _view: bytes = b""
+    _view_at: float = -math.inf
+    _swarm_due: float = -math.inf
+    """When the swarm's view may be told again."""
 
     def __post_init__(self) -> None:
         self.records.on_change = lambda: self._changed.add("requests")
@@ -61,25 +71,38 @@ class Feed:
             for watch in (self._tell, self._watch_swarm, self._watch_distances, self._watch_health):
                 nursery.start_soon(watch)
 
-    def swarm_now(self) -> dict[str, Any]:
-        """The swarm as this machine knows it."""
+    def swarm_now(self) -> bytes:
+        """The swarm as this machine knows it, or knew it a moment ago; JSON."""
+        if trio.current_time() - self._view_at > SNAPSHOT_S:
+            self._view_at = trio.current_time()
+            self._view = msgspec.json.encode(self._look())
+        return self._view
+
+    def _look(self) -> dict[str, Any]:
+        member = self.swarm.member
         return swarm_view(
             self.name,
             self.swarm.network.peer,
-            self.swarm.announcements(),
+            member.directory,
             self.swarm.network.connections(),
             self._rtt_s | {peer: rtt for peer, rtt in self.swarm.round_trips().items() if rtt is not None},
             [shown["route"] for shown in self.records.shown()],
-            self.swarm.member.now(),
+            now=member.now(),
+            wall=member.clock.wall(),
         )
 
     def health_now(self) -> dict[str, Any]:
-        """What the doctor found last."""
-        return {"ok": all(check["ok"] for check in self._checks), "checks": self._checks}
+        """What the doctor found last, and what the swarm's clocks say now."""
+        checks = self._checks
+        if doubts := self.swarm.member.clock.doubts():
+            # No failure: words are read by either clock. But sooner or later somebody is misled.
+            note = {"severity": "note", "message": doubts, "check": "", "next_command": ""}
+            checks = [*checks, {"name": "clocks", "ok": True, **note}]
+        return {"ok": all(check["ok"] for check in checks), "checks": checks}
 
     def _now(self, name: str) -> bytes:
         made: dict[str, Callable[[], Any]] = {
-            "swarm": self.swarm_now,
+            "swarm": lambda: msgspec.Raw(self.swarm_now()),
             "requests": self.records.shown,
             "health": self.health_now,
         }
@@ -137,17 +160,22 @@ class Feed:
         while True:
             await trio.sleep(CHANGED_EVERY_S)
             changed, self._changed = self._changed, set()
+            if "swarm" in changed and trio.current_time() < self._swarm_due:
+                changed.discard("swarm")
+                self._changed.add("swarm")
             if self._listeners:
                 for name in sorted(changed):
                     self._publish(self._now(name))
+                if "swarm" in changed:
+                    self._swarm_due = trio.current_time() + len(self._view) / SWARM_BYTES_S
 
     async def _watch_swarm(self) -> None:
         """An announcement that ends says nothing: it is looked for too."""
-        known: set[str] = set()
+        known: frozenset[PeerId] = frozenset()
         while True:
             with trio.move_on_after(1.0) as waiting:
                 await self.swarm.member.wait_changed()
-            alive = {announcement.peer for announcement in self.swarm.announcements()}
+            alive = self.swarm.member.directory.peers()
             if alive != known or not waiting.cancelled_caught:
                 known = alive
                 self._changed.add("swarm")

@@ -48,7 +48,7 @@ class Live:
         return Listening(self._feed)
 
     async def _swarm(self, request: Request) -> Response:
-        return JSONResponse(self._feed.swarm_now())
+        return Response(self._feed.swarm_now(), media_type="application/json")
 
     async def _requests(self, request: Request) -> Response:
         return JSONResponse(self._feed.records.shown())

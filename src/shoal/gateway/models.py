@@ -53,13 +53,18 @@ class Models:
     async def listed(self) -> list[LocalModel]:
         """Every model of which the swarm serves some span and whose ends are here, by name."""
         await self._look()
-        served = {shape.digest for shape in self._swarm.models()}
-        return [local for local in self._local.values() if local.digest in served]
+        return self.served()
+
+    def served(self) -> list[LocalModel]:
+        """The same, as this disk was when somebody looked last."""
+        member = self._swarm.member
+        return [m for m in self._local.values() if member.directory.is_served(m.digest, member.now())]
 
     def missing(self, local: LocalModel) -> list[Span]:
         """The blocks of the model that nobody serves."""
-        counts = self._swarm.coverage(local.digest) or [0] * local.shape.n_blocks
-        return gaps((Span(i, i + 1) for i, count in enumerate(counts) if count), len(counts))
+        member = self._swarm.member
+        serving = member.directory.serving(local.digest, member.now())
+        return gaps((a.served.span for a in serving if a.served), local.shape.n_blocks)
 
     async def find(self, name: str) -> Servable:
         """The model that a client names. Who serves it, if anyone, its sessions will say.
@@ -94,4 +99,5 @@ class Models:
                 return
             found = await trio.to_thread.run_sync(self._swarm.store.list)
             self._local = {local.name: local for local in found}
+            self._swarm.member.directory.know(local.shape for local in found)
             self._looked = trio.current_time()

@@ -167,7 +167,9 @@ class Prefixes:
 
     def _tokens(self, asked: Asked) -> int:
         """What to reserve: room for a next turn too, as long as the hops have plenty and nobody waits."""
-        free = [a.served.tokens_free for a in self._swarm.announcements() if a.served]
+        member = self._swarm.member
+        serving = member.directory.serving(asked.model.local.digest, member.now())
+        free = [a.served.tokens_free for a in serving if a.served]
         roomy = asked.need + TURN_TOKENS
         if asked.turns and free and min(free) > 4 * roomy and not self._line.locked():
             return min(roomy, asked.model.shape.context)

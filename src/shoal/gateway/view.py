@@ -1,4 +1,8 @@
-"""The swarm as the page draws it. Pure: made from announcements, connections and round trips."""
+"""The swarm as the page draws it. Pure: made from announcements, connections and round trips.
+
+Anybody can announce anything, so what is shown is bounded: some peers, in the order of their standing, some
+models, and of each a strip of some length. How many there are in all is said.
+"""
 
 from __future__ import annotations
 
@@ -7,51 +11,68 @@ from itertools import pairwise
 from typing import Any
 
 from shoal.net.network import PeerConnection
-from shoal.swarm.announcement import Announcement
-from shoal.swarm.directory import by_model, coverage, in_one_format, in_order
-from shoal.types import PeerId, gaps
+from shoal.swarm.announcement import Announcement, Served
+from shoal.swarm.coverage import in_one_format, in_order, most_relevant, runs
+from shoal.swarm.directory import Directory
+from shoal.types import ModelShape, PeerId, gaps
+
+PEERS_SHOWN = 256
+MODELS_SHOWN = 16
+RUNS_SHOWN = 256
+"""Runs of blocks with as many peers, of one model."""
+GAPS_SHOWN = 32
 
 
 def swarm_view(
     swarm: str,
     ourselves: PeerId,
-    announcements: Iterable[Announcement],
+    directory: Directory,
     connections: Sequence[PeerConnection],
     rtt_s: Mapping[PeerId, float | None],
     routes: Iterable[Sequence[Mapping[str, Any]]],
+    *,
     now: float,
+    wall: float,
 ) -> dict[str, Any]:
     """Peers, the links between them that are known here, and each model's coverage.
 
     Args:
         routes: those of recent requests: hop after hop sends to the next.
-        now: by the clock of the announcements, seconds since the epoch.
+        now: by the clock of the directory.
+        wall: seconds since the epoch.
     """
-    alive = in_order(a for a in announcements if a.served)
+    alive = directory.by_standing(now)
     paths = {connection.peer: connection.path for connection in connections}
-    peers = [_peer(a, ourselves, paths.get(PeerId(a.peer)), rtt_s.get(PeerId(a.peer)), now) for a in alive]
+
+    def shown(a: Announcement) -> dict[str, Any]:
+        peer = PeerId(a.peer)
+        left_s = directory.expires_in_s(peer, now)
+        return _peer(a, peer == ourselves, paths.get(peer), rtt_s.get(peer), left_s)
+
+    peers = [shown(a) for a in in_order(alive[:PEERS_SHOWN])]
+    models = most_relevant(alive, directory.known, MODELS_SHOWN)
     return {
         "peer": ourselves,
         "swarm": swarm,
-        "at": now,
+        "at": wall,
         "peers": peers,
+        "peers_in_all": len(alive),
         "links": _links(ourselves, peers, routes),
-        "models": _models(alive),
+        "models": [_model(shape, served) for shape, served in models],
+        "models_in_all": len({a.served.digest for a in alive if a.served}),
     }
 
 
-def _peer(
-    a: Announcement, ourselves: PeerId, path: str | None, rtt_s: float | None, now: float
-) -> dict[str, Any]:
+def _peer(a: Announcement, me: bool, path: str | None, rtt_s: float | None, left_s: float) -> dict[str, Any]:
     served = a.served
-    assert served is not None  # others are not shown
+    assert served is not None  # others are not in a directory
     return {
         "peer": a.peer,
         "agent": a.agent,
         "path": path or "none",
         "rtt_ms": None if rtt_s is None else round(rtt_s * 1e3, 3),
-        "me": a.peer == ourselves,
-        "expires_in_s": round(max(0.0, a.expires - now), 1),
+        "me": me,
+        "expires_in_s": round(left_s, 1),
         "model": served.model,
         "digest": served.digest,
         "start": served.start,
@@ -82,20 +103,14 @@ def _links(
     return [{"a": a, "b": b, **link} for (a, b), link in links.items()]
 
 
-def _models(alive: Sequence[Announcement]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for digest, served in by_model(alive).items():
-        shape = served[-1].shape
-        format, spans = in_one_format(served)
-        found.append(
-            {
-                "id": shape.name,
-                "digest": digest,
-                "n_blocks": shape.n_blocks,
-                "format": format,
-                "formats": sorted({one.format for one in served}),
-                "coverage": coverage(spans, shape.n_blocks),
-                "missing": [str(span) for span in gaps(spans, shape.n_blocks)],
-            }
-        )
-    return found
+def _model(shape: ModelShape, served: Sequence[Served]) -> dict[str, Any]:
+    format, spans = in_one_format(served)
+    return {
+        "id": shape.name,
+        "digest": shape.digest,
+        "n_blocks": shape.n_blocks,
+        "format": format,
+        "formats": sorted({one.format for one in served}),
+        "runs": [(s.start, s.end, count) for s, count in runs(spans, shape.n_blocks)[:RUNS_SHOWN]],
+        "missing": [str(span) for span in gaps(spans, shape.n_blocks)[:GAPS_SHOWN]],
+    }

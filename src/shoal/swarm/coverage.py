@@ -7,12 +7,12 @@ number of announcements and never with that of blocks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import get_args
 
 from shoal.swarm.announcement import Announcement, Served
-from shoal.types import Format, ModelShape, Span
+from shoal.types import Digest, Format, ModelShape, Span
 
 
 def in_order(announcements: Iterable[Announcement]) -> list[Announcement]:
@@ -29,9 +29,28 @@ def by_model(announcements: Iterable[Announcement]) -> dict[str, list[Served]]:
     return found
 
 
-def shape_of(announcements: Sequence[Announcement]) -> ModelShape:
+def most_relevant(
+    announcements: Iterable[Announcement], known: Callable[[Digest], ModelShape | None], count: int
+) -> list[tuple[ModelShape, list[Served]]]:
+    """At most ``count`` models, and who serves them: first those that are here, then those that most serve.
+
+    Args:
+        known: gives the shape of a model that is on this machine. Of others it is what most say, and who says
+            something else is left out.
+    """
+    by_digest = by_model(announcements)
+    order = sorted(by_digest, key=lambda digest: (known(Digest(digest)) is None, -len(by_digest[digest])))
+    found: list[tuple[ModelShape, list[Served]]] = []
+    for digest in order[:count]:
+        served = by_digest[digest]
+        shape = known(Digest(digest)) or shape_of(served)
+        found.append((shape, [one for one in served if one.n_blocks == shape.n_blocks]))
+    return found
+
+
+def shape_of(served: Iterable[Served]) -> ModelShape:
     """What a model looks like that is not here: as most of those say who serve it, of equals the first."""
-    shapes = Counter(announcement.served.shape for announcement in announcements if announcement.served)
+    shapes = Counter(one.shape for one in served)
     return shapes.most_common(1)[0][0]
 
 
@@ -50,7 +69,7 @@ def in_one_format(served: Sequence[Served]) -> tuple[Format, list[Span]]:
 def covered(spans: Iterable[Span]) -> int:
     """How many blocks some span has, however long they are."""
     count = end = 0
-    for span in sorted(spans):
+    for span in sorted(set(spans)):
         count += max(0, span.end - max(end, span.start))
         end = max(end, span.end)
     return count

@@ -107,9 +107,9 @@ class Directory:
                 if self._contradicts(self._entries[peer].announcement):
                     self._remove(peer)  # which is no word that it has gone
 
-    def knows(self, digest: str) -> bool:
-        """Whether this machine has the model."""
-        return digest in self._known
+    def known(self, digest: Digest) -> ModelShape | None:
+        """What a model looks like that this machine has."""
+        return self._known.get(digest)
 
     def _contradicts(self, announcement: Announcement) -> bool:
         """Whether it announces a model that is known here, in another shape."""
@@ -195,10 +195,10 @@ class Directory:
 
     def _make_room(self, newcomer: Announcement, network: str) -> None:
         friends = self.friends
-        of_use = newcomer.served is not None and self.knows(newcomer.served.digest)
+        of_use = newcomer.served is not None and newcomer.served.digest in self._known
         favoured = of_use or newcomer.peer in friends
         count = max(1, int(self._limit * FORGOTTEN_SHARE))
-        of_no_use = {peer: entry for peer, entry in self._entries.items() if not self.knows(entry.digest)}
+        of_no_use = {peer: entry for peer, entry in self._entries.items() if entry.digest not in self._known}
         gone = whom_to_forget(of_no_use, friends, None if favoured else network, count, self._random)
         if not gone and favoured:
             place = None if newcomer.peer in friends else network
@@ -219,6 +219,15 @@ class Directory:
         """What a peer said last, if it is there."""
         entry = self._entries.get(peer)
         return entry.announcement if entry else None
+
+    def peers(self) -> frozenset[PeerId]:
+        """Everybody whose announcement is here."""
+        return frozenset(self._entries)
+
+    def expires_in_s(self, peer: PeerId, now: float) -> float:
+        """How long what a peer said last still holds, if nobody doubts it; 0 if it does not."""
+        entry = self._entries.get(peer)
+        return max(0.0, entry.ends - now) if entry else 0.0
 
     def raw(self, peer: PeerId) -> bytes:
         """The same as it was received, or nothing."""
@@ -337,11 +346,12 @@ class Directory:
 
     def models(self, now: float) -> list[ModelShape]:
         """Every model of which some span is served, each once: as it is known here, else as most say."""
-        shapes = [
-            self._known.get(Digest(digest)) or shape_of([self._entries[peer].announcement for peer in peers])
-            for digest, peers in self._serving.items()
-            if digest and any(self._entries[peer].until > now for peer in peers)
-        ]
+        shapes: list[ModelShape] = []
+        for digest, peers in self._serving.items():
+            alive = [self._entries[peer] for peer in peers if self._entries[peer].until > now]
+            served = [entry.announcement.served for entry in alive]
+            if any(served):
+                shapes.append(self.known(Digest(digest)) or shape_of(one for one in served if one))
         return sorted(shapes, key=lambda shape: shape.name)
 
     def by_standing(self, now: float) -> list[Announcement]:
