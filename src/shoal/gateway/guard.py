@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.errors import ShoalError
-from shoal.gateway.errors import Forbidden, HttpError, NotFound, Unauthorized, error_response
+from shoal.gateway.errors import BadRequest, Forbidden, HttpError, NotFound, Unauthorized, error_response
 from shoal.gateway.incoming import Incoming
 from shoal.gateway.keys import LOCAL, Caller, KeyRing
 
@@ -40,8 +40,12 @@ CORS_HEADERS = "authorization, content-type, x-api-key"
 CORS_EXPOSED = "x-request-id, retry-after, x-shoal-relaxed"
 """What a page may read of an answer, beside what every page may."""
 PREFLIGHT_S = "600"
+MAX_PORT = 65535
 MAX_PREFLIGHT = 2048
 """Characters of the headers that a preflight asks for."""
+_AUTHORITY = r"(?:[\w.~-]{1,255}|\[[\d:A-Fa-f.]{2,45}\])(?::(?P<port>\d{1,5}))?"
+_HOST = re.compile(_AUTHORITY, re.ASCII)
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z\d+.-]{0,31}://" + _AUTHORITY, re.ASCII)
 _NAMES = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+)*")
 
 
@@ -56,10 +60,7 @@ class Doors:
 
     def knows_host(self, host: str) -> bool:
         """Whether a browser that resolved ``host`` may have meant us: an address, a name of ours."""
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:  # brackets that hold no address
-            return False
+        name = urlsplit(f"//{host}").hostname or ""
         if (
             name == "localhost"
             or name in _own_names()
@@ -74,12 +75,7 @@ class Doors:
 
     def allows_origin(self, origin: str, host: str) -> bool:
         """Whether a page of ``origin`` may call ``host``: its own, or one that is configured."""
-        if origin in self.origins:
-            return True
-        try:
-            return origin != "null" and urlsplit(origin).netloc == host
-        except ValueError:  # as above
-            return False
+        return origin in self.origins or (origin != "null" and urlsplit(origin).netloc == host)
 
 
 class Guard:
@@ -129,10 +125,12 @@ class Guard:
         """Let the request pass, or answer it here (a CORS preflight).
 
         Raises:
+            BadRequest: a host or an origin that can be none.
             Forbidden: a browser, or a caller without a key, by a host name or origin that is not ours.
             Unauthorized: no key where one is needed, or a wrong one.
         """
         headers, is_open = request.headers, self._doors.is_open(request.scope["path"])
+        _check_names(headers)
         key = _presented(headers)
         caller = self._keys.find(key) if key is not None else None
         browser = any(name in headers for name in BROWSERS)
@@ -198,6 +196,27 @@ class Defect(HttpError):
 def caller_of(request: Request) -> Caller:
     """On whose behalf the request is; the guard has seen to it that there is somebody."""
     return request.scope["caller"]
+
+
+def _check_names(headers: Headers) -> None:
+    """Raises BadRequest: a host or an origin that can be none. An empty host is a name, of nobody."""
+    host, origin = headers.get("host", ""), headers.get("origin", "null")
+    if host and not _is_name(_HOST, host):
+        raise BadRequest(f"the header Host is {host[:100]!r}, which is no host", param="host")
+    if origin != "null" and not _is_name(_ORIGIN, origin):
+        raise BadRequest(f"the header Origin is {origin[:100]!r}, which is no origin", param="origin")
+
+
+def _is_name(pattern: re.Pattern[str], text: str) -> bool:
+    """Whether it is written as ``pattern`` has it, with a port that can be and brackets around an address."""
+    found = pattern.fullmatch(text)
+    if found is None or int(found["port"] or 0) > MAX_PORT:
+        return False
+    try:
+        urlsplit(f"//{text.rpartition('//')[2]}")
+    except ValueError:  # brackets that hold no address
+        return False
+    return True
 
 
 def _unknown_key() -> Unauthorized:

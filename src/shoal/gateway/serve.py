@@ -6,13 +6,16 @@ import logging
 from functools import partial
 from typing import Any, cast
 
+import h11
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from starlette.types import ASGIApp
 
+from shoal.gateway.http1 import StrictConnection
 from shoal.net.tcp import listen_on
 
 CONNECTIONS = 1024
@@ -51,7 +54,7 @@ async def serve(
             return
         open_now += 1
         try:
-            await TCPServer(wrapped, config, context, {}, cast(Any, BoundedStream(stream))).run()
+            await StrictServer(wrapped, config, context, {}, cast(Any, BoundedStream(stream))).run()
         except Exception:
             # A defect that one connection has met must not end all the others.
             log.exception("a connection ended in a defect")
@@ -63,6 +66,18 @@ async def serve(
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(trio.serve_listeners, one, [listener]))
         task_status.started(f"http://{name}:{bound[1]}")
+
+
+class StrictServer(TCPServer):
+    """Hypercorn's server of one connection, which reads HTTP/1 as :mod:`shoal.gateway.http1` does."""
+
+    async def _read_data(self) -> None:
+        protocol = self.protocol.protocol
+        if isinstance(protocol, H11Protocol):
+            protocol.connection = StrictConnection(
+                h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size
+            )
+        await super()._read_data()
 
 
 class BoundedStream(trio.abc.HalfCloseableStream):
