@@ -70,14 +70,15 @@ class Onlooker:
     member: Member
 
     def announcements(self) -> list[Announcement]:
-        """Every peer that serves something now."""
-        return self.member.alive()
+        """Every peer that serves something now, in the order of their standing here."""
+        return self.member.directory.by_standing(self.member.now())
 
 
 def looking(settings: Settings, use: Callable[[Onlooker], Awaitable[Result]]) -> Result:
     """Run ``use`` in the swarm without any model. Raises as :func:`member_of`, and as ``use``."""
     import trio
 
+    from shoal.models.store import ModelStore
     from shoal.swarm.join import join_swarm
 
     async def go() -> Result:
@@ -86,6 +87,8 @@ def looking(settings: Settings, use: Callable[[Onlooker], Awaitable[Result]]) ->
             with working(f"joining swarm {found.name}"):
                 joining = join_swarm(settings, found, Identity.ephemeral(), listen=False)
                 network, member = await stack.enter_async_context(joining)
+            models = await trio.to_thread.run_sync(ModelStore(settings.paths.models).list)
+            member.directory.know(model.shape for model in models)
             return await use(Onlooker(settings, network, member))
 
     return trio.run(go)

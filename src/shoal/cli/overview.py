@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shoal.cli.output import printable
 from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement
-from shoal.swarm.directory import by_model, coverage, in_one_format, in_order
+from shoal.swarm.coverage import in_one_format, in_order, most_relevant, runs
 from shoal.swarm.names import name_of
-from shoal.types import PeerId, gaps
+from shoal.types import Digest, ModelShape, PeerId, gaps
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 DRAWN_BLOCKS = 64
 """Blocks of a model are drawn one a character up to here; beyond, several share one."""
+PEERS_SHOWN = 256
+MODELS_SHOWN = 16
+RUNS_SHOWN = 256
+"""Of a model: neighbouring blocks with as many peers."""
+GAPS_SHOWN = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,9 @@ class ModelView:
     n_blocks: int
     complete: bool
     missing: list[str]
-    peers_per_block: list[int]
+    """The first gaps, as ``start:end``."""
+    runs: list[tuple[int, int, int]]
+    """Blocks ``[start, end)`` and how many peers serve each of them, in order; the first of very many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,11 @@ class Overview:
     """Ourselves."""
     peers: list[PeerView] = field(default_factory=list[PeerView])
     models: list[ModelView] = field(default_factory=list[ModelView])
+    peers_in_all: int = 0
+    """Anybody can announce anything, so no more than some are shown: those that matter most here."""
+    models_in_all: int = 0
+    clocks: str = ""
+    """That clocks differ, in a sentence; empty where none do."""
 
 
 def overview(
@@ -75,12 +87,23 @@ def overview(
     connections: Sequence[PeerConnection],
     rtt_s: Mapping[PeerId, float],
     now: float,
+    *,
+    known: Callable[[Digest], ModelShape | None] = lambda _: None,
+    clocks: str = "",
 ) -> Overview:
-    """Put what is known of the swarm together, peers in the order of their blocks."""
-    alive = in_order(announcements)
+    """Put what is known of the swarm together, peers in the order of their blocks.
+
+    Args:
+        announcements: of more than are shown, the first count.
+        known: gives the shape of a model that is on this machine.
+        clocks: what there is to say of clocks that differ.
+    """
+    alive = list(announcements)
     held = {connection.peer: connection for connection in connections}
-    peers = [_peer(a, held.get(PeerId(a.peer)), rtt_s.get(PeerId(a.peer)), now) for a in alive]
-    return Overview(swarm, ourselves, peers, _models(alive))
+    shown = in_order(alive[:PEERS_SHOWN])
+    peers = [_peer(a, held.get(PeerId(a.peer)), rtt_s.get(PeerId(a.peer)), now) for a in shown]
+    in_all = len({a.served.digest for a in alive if a.served})
+    return Overview(swarm, ourselves, peers, _models(alive, known), len(alive), in_all, clocks)
 
 
 def _peer(a: Announcement, held: PeerConnection | None, rtt_s: float | None, now: float) -> PeerView:
@@ -98,25 +121,29 @@ def _peer(a: Announcement, held: PeerConnection | None, rtt_s: float | None, now
         sessions=served.sessions if served else 0,
         tokens_free=served.tokens_free if served else 0,
         tokens_per_s=round(1000 / served.step_ms, 1) if served and served.step_ms else None,
-        expires_in_s=round(max(0.0, a.expires - now), 1),
+        expires_in_s=round(min(max(0.0, a.expires - now), a.expires - a.issued), 1),
     )
 
 
-def _models(alive: Sequence[Announcement]) -> list[ModelView]:
+def _models(alive: Sequence[Announcement], known: Callable[[Digest], ModelShape | None]) -> list[ModelView]:
     views: list[ModelView] = []
-    for digest, served in by_model(alive).items():
-        shape = served[-1].shape
+    for shape, served in most_relevant(alive, known, MODELS_SHOWN):
         format, spans = in_one_format(served)
         missing = [str(span) for span in gaps(spans, shape.n_blocks)]
-        counts = coverage(spans, shape.n_blocks)
-        views.append(ModelView(shape.name, digest, format, shape.n_blocks, not missing, missing, counts))
+        strip = [(span.start, span.end, count) for span, count in runs(spans, shape.n_blocks)[:RUNS_SHOWN]]
+        whole, first = not missing, missing[:GAPS_SHOWN]
+        views.append(ModelView(shape.name, shape.digest, format, shape.n_blocks, whole, first, strip))
     return views
 
 
-def draw(peers_per_block: Sequence[int]) -> str:
+def draw(strip: Sequence[tuple[int, int, int]]) -> str:
     """One character a block, or a few blocks: how many peers serve it, ``.`` for none, ``+`` for ten."""
-    each = -(-len(peers_per_block) // DRAWN_BLOCKS) or 1
-    least = [min(peers_per_block[i : i + each]) for i in range(0, len(peers_per_block), each)]
+    blocks = strip[-1][1] if strip else 0
+    each = -(-blocks // DRAWN_BLOCKS) or 1
+    least = [
+        min(count for start, end, count in strip if start < i + each and end > i)
+        for i in range(0, blocks, each)
+    ]
     return "".join("." if count == 0 else "+" if count > 9 else str(count) for count in least)
 
 
@@ -125,10 +152,10 @@ def status_page(view: Overview) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    count = len(view.peers)
+    count = view.peers_in_all
     lines = [Text(f"swarm {view.swarm}: {count} {'peer serves' if count == 1 else 'peers serve'}")]
     for model in view.models:
-        strip = Text(draw(model.peers_per_block), style="green")
+        strip = Text(draw(model.runs), style="green")
         strip.highlight_regex(r"\.+", "bold red")
         found = (
             ("complete", "green") if model.complete else (f"missing {', '.join(model.missing)}", "bold red")
@@ -137,9 +164,15 @@ def status_page(view: Overview) -> Group:
         lines.append(
             Text.assemble(f"{name}  {model.n_blocks} blocks in {model.format}  ", strip, "  ", found)
         )
+    if view.models_in_all > len(view.models):
+        lines.append(Text(f"{view.models_in_all - len(view.models)} more models are not shown"))
+    if view.clocks:
+        lines.append(Text(f"note: {view.clocks}", style="yellow"))
     if not view.models:
         lines.append(Text("no node serves a model; start one with: shoal up"))
-    return Group(*lines, Text(""), peers_table(view.peers))
+    hidden = view.peers_in_all - len(view.peers)
+    more = [Text(f"{hidden} more peers are not shown")] if hidden > 0 else []
+    return Group(*lines, Text(""), peers_table(view.peers), *more)
 
 
 def peers_table(peers: Sequence[PeerView], *, ids: bool = False) -> Table:

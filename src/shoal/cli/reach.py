@@ -26,6 +26,8 @@ HEAR_WITHIN_S = 3.0
 """Seconds that a newcomer waits to hear of anybody."""
 PING_WITHIN_S = 5.0
 LOOK_EVERY_S = 0.002
+MEASURED = 64
+"""Peers whose distance is measured; anybody can announce more."""
 
 
 async def hear(swarm: Onlooker) -> Sequence[Announcement]:
@@ -62,11 +64,13 @@ def seen(swarm: Onlooker, rtt_s: Mapping[PeerId, float]) -> Overview:
         swarm.network.connections(),
         rtt_s,
         swarm.member.clock.wall(),
+        known=swarm.member.directory.known,
+        clocks=swarm.member.clock.doubts(),
     )
 
 
 async def round_trips(swarm: Onlooker, alive: Sequence[Announcement]) -> dict[PeerId, float]:
-    """Seconds to each peer and back; those that do not answer are not among them."""
+    """Seconds to each of the first peers and back; those that do not answer are not among them."""
     rtt_s: dict[PeerId, float] = {}
 
     async def measure(announcement: Announcement) -> None:
@@ -76,7 +80,7 @@ async def round_trips(swarm: Onlooker, alive: Sequence[Announcement]) -> dict[Pe
             rtt_s[peer] = await swarm.network.ping(peer, deadline_s=PING_WITHIN_S)
 
     async with trio.open_nursery() as nursery:
-        for announcement in alive:
+        for announcement in alive[:MEASURED]:
             nursery.start_soon(measure, announcement)
     return rtt_s
 
@@ -120,9 +124,9 @@ async def ping(swarm: Onlooker, wanted: str | None) -> list[Pinged]:
 
 
 def choose(alive: Sequence[Announcement], wanted: str | None) -> list[Announcement]:
-    """The peers that ``wanted`` means. Raises as :func:`ping`."""
+    """The peers that ``wanted`` means; of all of them the first. Raises as :func:`ping`."""
     if wanted is None:
-        return list(alive)
+        return list(alive[:MEASURED])
     meant = [announcement for announcement in alive if is_meant(announcement.peer, wanted)]
     if len(meant) != 1:
         count = "no peer is" if not meant else f"{len(meant)} peers are"

@@ -50,11 +50,7 @@ def recent(settings: Settings) -> list[Traces]:
     Raises:
         NotRunning: no node of it runs here, or none shows its figures.
     """
-    found = [
-        traces
-        for node in running(settings.paths.nodes)
-        if node.swarm == settings.swarm and node.figures and (traces := _fetched(node.figures)) is not None
-    ]
+    found = traces(settings)
     if not found:
         raise NotRunning(
             f"no node of swarm {settings.swarm} on this machine has traces",
@@ -62,6 +58,12 @@ def recent(settings: Settings) -> list[Traces]:
             next_command="shoal up",
         )
     return found
+
+
+def traces(settings: Settings) -> list[Traces]:
+    """The same, of those that there are."""
+    nodes = [node for node in running(settings.paths.nodes) if node.swarm == settings.swarm and node.figures]
+    return [found for node in nodes if (found := _fetched(node.figures)) is not None]
 
 
 def _fetched(url: str) -> Traces | None:

@@ -130,7 +130,6 @@ class Guard:
             Unauthorized: no key where one is needed, or a wrong one.
         """
         headers, is_open = request.headers, self._doors.is_open(request.scope["path"])
-        _check_names(headers)
         key = _presented(headers)
         caller = self._keys.find(key) if key is not None else None
         browser = any(name in headers for name in BROWSERS)
@@ -146,10 +145,15 @@ class Guard:
         return None
 
     def _check_way(self, headers: Headers, browser: bool) -> None:
-        """Refuse what came by a name that others may have bound to our address, or from other pages."""
+        """Refuse what came by a name that others may have bound to our address, or from other pages.
+
+        Raises:
+            BadRequest, Forbidden: as :meth:`_admit`.
+        """
         host, origin = headers.get("host"), headers.get("origin")
         if host is None and not browser:
             return  # HTTP/1.0, as health checks speak it and no browser does
+        _check_names(headers)
         host = host or ""
         if not self._doors.knows_host(host):
             raise Forbidden(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import shoal.errors
 from shoal.cli.checks.finding import Finding
+from shoal.cli.trace import traces
 from shoal.cli.version import LIBRARIES, release
 from shoal.config import Settings
 from shoal.executor.built import kernels_built
@@ -103,7 +104,7 @@ def format(settings: Settings) -> Finding:
     return Finding("format", "note", text, "make setup, once a C compiler is installed")
 
 
-def clock(_: Settings) -> Finding:
+def clock(settings: Settings) -> Finding:
     # Announcements carry times, and peers refuse those that are 30 s ahead. A clock that was never set is
     # behind the files that were installed by it.
     behind = Path(shoal.errors.__file__).stat().st_mtime - time.time()
@@ -111,6 +112,9 @@ def clock(_: Settings) -> Finding:
         return Finding(
             "clock", "fail", f"at least {behind:.0f} s behind", "set the clock, for example with NTP"
         )
+    # A node that runs here has asked others for their time.
+    if doubts := next(filter(None, (node.clock for node in traces(settings))), ""):
+        return Finding("clock", "note", doubts, "set the clocks, for example with NTP")
     return Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M:%S %Z"))
 
 

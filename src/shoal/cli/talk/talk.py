@@ -20,6 +20,7 @@ from shoal.cli.talk.conversation import Conversation
 from shoal.cli.talk.reader import Reader
 from shoal.cli.talk.screen import Screen, screen
 from shoal.errors import PromptTooLong, ShoalError, UsageError
+from shoal.swarm.directory import missing
 from shoal.tasks import one_error
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from shoal.client.swarm import Swarm
 
 MODELS_WITHIN_S = 3.0
+MODELS_SHOWN = 32
 """Seconds that ``/model`` waits to hear of a model that somebody serves."""
 
 
@@ -121,8 +123,9 @@ class Talk:
         with trio.move_on_after(MODELS_WITHIN_S):
             while not self.swarm.models():
                 await self.swarm.member.wait_changed()
-        for shape in self.swarm.models():
-            gap = "" if all(self.swarm.coverage(shape.digest)) else ", with gaps"
+        for shape in self.swarm.models()[:MODELS_SHOWN]:
+            member = self.swarm.member
+            gap = ", with gaps" if missing(member.directory, shape, member.now()) else ""
             here = "*" if shape.name == self.conversation.model else " "
             say(f"{here} {printable(shape.name)}  {shape.n_blocks} blocks{gap}")
         if not self.swarm.models():
