@@ -71,7 +71,8 @@ def gaps(spans: Iterable[Span], n_blocks: int) -> list[Span]:
     """The spans of ``[0, n_blocks)`` that none of ``spans`` covers, in order."""
     missing: list[Span] = []
     covered = 0
-    for span in sorted(set(spans)):  # there are few different ones, however many peers serve them
+    # Few of them differ, however many peers serve them; and tuples compare faster.
+    for span in sorted(set(spans), key=lambda span: (span.start, span.end)):
         if span.start > covered:
             missing.append(Span(covered, min(span.start, n_blocks)))
         covered = max(covered, span.end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from rich.console import Console
 
 from shoal.cli.overview import Overview, draw, overview, peers_table, status_page
@@ -39,7 +40,7 @@ def test_peers_come_in_the_order_of_their_blocks() -> None:
 def test_a_covered_model_is_complete() -> None:
     (model,) = seen(announced("a", 0, 20), announced("b", 10, 30)).models
     assert (model.complete, model.missing) == (True, [])
-    assert model.peers_per_block == [1] * 10 + [2] * 10 + [1] * 10
+    assert model.runs == [(0, 10, 1), (10, 20, 2), (20, 30, 1)]
 
 
 def test_blocks_in_another_format_do_not_fill_a_gap() -> None:
@@ -78,10 +79,33 @@ def test_names_of_peers_and_models_cannot_drive_the_terminal() -> None:
 
 
 def test_a_long_model_is_drawn_in_one_line() -> None:
-    assert draw([0, 1, 9, 10]) == ".19+"
-    assert draw([1] * 126 + [0, 1]) == "1" * 63 + "."
+    assert draw([(0, 1, 0), (1, 2, 1), (2, 3, 9), (3, 4, 10)]) == ".19+"
+    assert draw([(0, 126, 1), (126, 127, 0), (127, 128, 1)]) == "1" * 63 + "."
     assert draw([]) == ""
 
 
 def test_the_table_has_a_line_for_each_peer() -> None:
     assert peers_table(seen(announced("a", 0, 10), announced("b", 10, 30)).peers).row_count == 2
+
+
+def test_of_very_many_peers_and_models_some_are_shown_and_all_are_counted() -> None:
+    others = [
+        msgspec.structs.replace(
+            announced(f"p{number}", 0, 1),
+            served=msgspec.structs.replace(
+                announced("x", 0, 1).served, digest=f"sha256:{number:064x}", n_blocks=16384, end=16384
+            ),
+        )
+        for number in range(5000)
+    ]
+    view = seen(announced("a", 0, 10), announced("b", 10, 30), *others)
+    assert (view.peers_in_all, view.models_in_all) == (5002, 5001 - 1)  # one has the first model's digest
+    assert (len(view.peers), len(view.models)) == (256, 16)
+    assert view.models[0].digest == DIGEST  # more than one peer serves it
+    assert len(msgspec.json.encode(view)) < 100_000
+    assert "4746 more peers are not shown" in shown(view)
+
+
+def test_clocks_that_differ_are_told() -> None:
+    view = overview("home", PeerId("me"), [], [], {}, now=1.0, clocks="the clock of X is wrong")
+    assert "note: the clock of X is wrong" in shown(view)

@@ -69,7 +69,7 @@ def in_one_format(served: Sequence[Served]) -> tuple[Format, list[Span]]:
 def covered(spans: Iterable[Span]) -> int:
     """How many blocks some span has, however long they are."""
     count = end = 0
-    for span in sorted(set(spans)):
+    for span in sorted(set(spans), key=lambda span: (span.start, span.end)):
         count += max(0, span.end - max(end, span.start))
         end = max(end, span.end)
     return count

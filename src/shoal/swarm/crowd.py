@@ -74,7 +74,8 @@ def whom_to_forget(
         newer = alone[len(alone) // 2 :]
         return (chance or random.Random()).sample(newer, min(count, len(newer)))
     for crowd in crowds.values():
-        crowd.sort(key=lambda peer: guests[peer].met)
+        if len(crowd) > 1:
+            crowd.sort(key=lambda peer: guests[peer].met)
     largest = [(-len(crowd), network) for network, crowd in crowds.items()]
     heapq.heapify(largest)
     gone: list[PeerId] = []
