@@ -14,6 +14,8 @@ from shoal.cli.inside import Onlooker
 from shoal.cli.overview import Overview
 from shoal.cli.watching import Changes, watch, without_clocks
 from shoal.swarm.announcement import Announcement
+from shoal.swarm.clock import Clock
+from shoal.swarm.directory import Directory
 from shoal.types import PeerId
 from tests.cli.test_overview import announced, seen
 
@@ -25,8 +27,10 @@ class World:
         self.alive: list[Announcement] = []
         self.pinged: list[str] = []
         self.changed = trio.Event()
-        clock = SimpleNamespace(wall=lambda: 110.0)
-        member = SimpleNamespace(alive=lambda: self.alive, wait_changed=self.wait, clock=clock)
+        clock = Clock(wall=lambda: 110.0)
+        member = SimpleNamespace(
+            alive=lambda: self.alive, wait_changed=self.wait, clock=clock, directory=Directory()
+        )
         network = SimpleNamespace(peer=PeerId("me"), connections=list, approach=self.approach, ping=self.ping)
         settings = SimpleNamespace(swarm="home")
         self.onlooker = Onlooker(cast("Any", settings), cast("Any", network), cast("Any", member))

@@ -71,7 +71,7 @@ class Onlooker:
 
     def announcements(self) -> list[Announcement]:
         """Every peer that serves something now, in the order of their standing here."""
-        return self.member.directory.by_standing(self.member.now())
+        return self.member.alive()
 
 
 def looking(settings: Settings, use: Callable[[Onlooker], Awaitable[Result]]) -> Result:

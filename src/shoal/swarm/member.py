@@ -223,8 +223,8 @@ class Member:
         self._woken = trio.current_time()
 
     def alive(self) -> list[Announcement]:
-        """Every announcement that holds now, our own among them."""
-        return self.directory.alive(self.now())
+        """Every announcement that holds now, our own too, in the order of their peers' standing."""
+        return self.directory.by_standing(self.now())
 
     async def _publish(self, served: Served | None) -> bytes:
         wall = self.clock.wall()

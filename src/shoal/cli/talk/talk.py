@@ -20,7 +20,6 @@ from shoal.cli.talk.conversation import Conversation
 from shoal.cli.talk.reader import Reader
 from shoal.cli.talk.screen import Screen, screen
 from shoal.errors import PromptTooLong, ShoalError, UsageError
-from shoal.swarm.directory import missing
 from shoal.tasks import one_error
 
 if TYPE_CHECKING:
@@ -124,8 +123,7 @@ class Talk:
             while not self.swarm.models():
                 await self.swarm.member.wait_changed()
         for shape in self.swarm.models()[:MODELS_SHOWN]:
-            member = self.swarm.member
-            gap = ", with gaps" if missing(member.directory, shape, member.now()) else ""
+            gap = "" if all(self.swarm.coverage(shape.digest)) else ", with gaps"
             here = "*" if shape.name == self.conversation.model else " "
             say(f"{here} {printable(shape.name)}  {shape.n_blocks} blocks{gap}")
         if not self.swarm.models():
