@@ -6,8 +6,10 @@ import hashlib
 
 import pytest
 import trio
+from libp2p.pubsub import pubsub
 
 from shoal.errors import ChannelClosed, DeadlineExceeded, LocalProtocolError, PortInUse, UsageError
+from shoal.net import gossip
 from shoal.net.identity import Identity, verify
 from shoal.net.network import Pipe
 from shoal.types import PeerId
@@ -142,6 +144,34 @@ async def test_what_a_validator_refuses_is_neither_delivered_nor_forwarded():
                 assert await anext(at_b) == (a.peer, b"good")
                 assert await anext(at_c) == (a.peer, b"good")
         assert (a.peer, b"bad") in judged
+
+
+async def test_a_neighbour_that_floods_has_few_signatures_checked_and_delays_nobody(monkeypatch):
+    checked: list[int] = []
+    monkeypatch.setattr(gossip, "CHECKED_PER_S", 10)
+    monkeypatch.setattr(gossip, "CHECKED_AT_ONCE", 20)
+    async with networks(None, None, None) as (a, b, c):
+        await a.connect(bootstrap(b), deadline_s=5)
+        await c.connect(bootstrap(b), deadline_s=5)
+        real = pubsub.signature_validator
+        monkeypatch.setattr(pubsub, "signature_validator", lambda msg: checked.append(1) or real(msg))
+        async with (
+            a.subscribe("t", everything),
+            b.subscribe("t", everything) as at_b,
+            c.subscribe("t", everything),
+        ):
+            await trio.sleep(0.3)
+            began = trio.current_time()
+            for number in range(300):
+                await a.publish("t", b"%d" % number)
+            await c.publish("t", b"honest")
+            with trio.fail_after(5):
+                async for author, data in at_b:
+                    if (author, data) == (c.peer, b"honest"):
+                        break
+            took_s = trio.current_time() - began
+    # Publishing checks its own, 301 of them; b checks some, and c what b has handed on.
+    assert len(checked) <= 301 + 2 * (20 + 2 * 10 * (took_s + 1))
 
 
 async def test_a_validator_that_fails_refuses():
