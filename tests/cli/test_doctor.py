@@ -12,6 +12,7 @@ import pytest
 
 from shoal.cli import checks
 from shoal.cli.checks import machine, network
+from shoal.cli.trace import Traced, Traces
 from shoal.config import Settings, load
 from shoal.swarm.membership import create, save
 from tests.cli.conftest import Shoal
@@ -92,6 +93,16 @@ def test_which_format_a_node_here_would_take(
 def test_a_clock_that_was_never_set(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 0.0)
     assert machine.clock(settings).verdict == "fail"
+
+
+def test_a_clock_that_the_swarm_finds_wrong(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that runs here has asked others."""
+    said = "this machine's clock is 24 hours ahead of that of most peers; set it"
+    monkeypatch.setattr(
+        machine, "traces", lambda _: [Traces("a", Traced()), Traces("b", Traced(), clock=said)]
+    )
+    found = machine.clock(settings)
+    assert (found.verdict, found.detail) == ("note", said)
 
 
 def test_a_package_that_is_missing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
