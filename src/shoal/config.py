@@ -193,6 +193,21 @@ def child_environ(**changes: str) -> dict[str, str]:
     return kept | changes
 
 
+def bare_environ() -> dict[str, str]:
+    """The environment for a process that reads what strangers wrote: no secrets, no network, one thread."""
+    needed = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")  # to find libraries, to start on Windows, to be tidy
+    kept = {name: os.environ[name] for name in needed if name in os.environ}
+    return kept | {
+        "HF_HUB_OFFLINE": "1",
+        "MALLOC_ARENA_MAX": "2",  # glibc reserves 64 MiB for each, which would count against its memory
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUTF8": "1",
+        "RAYON_NUM_THREADS": "1",
+        "RUST_BACKTRACE": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
 def to_environ(settings: Settings) -> dict[str, str]:
     """The variables from which a process that we start reads the same settings; its folders are its own."""
     found: dict[str, str] = {}

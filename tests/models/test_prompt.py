@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +14,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from shoal.errors import UsageError
 from shoal.models.text import TextCodec
+from shoal.models.text.control import ControlWords
 from shoal.models.text.fast import FastTokenizer
+from shoal.models.text.guard import Guard
+from shoal.models.text.messages import Added
 
 START, END, THINK, THOUGHT = "<|im_start|>", "<|im_end|>", "<think>", "</think>"
 CHATML = (
@@ -55,7 +60,8 @@ TOKENIZER = byte_level()
 
 def codec(*template: str, tokenizer: Tokenizer = TOKENIZER, **named: str) -> TextCodec:
     templates = named | ({"default": template[0]} if template else {})
-    return TextCodec(FastTokenizer(tokenizer, {"eos_token": END}), templates)
+    fast = FastTokenizer(tokenizer, {"eos_token": END})
+    return TextCodec(fast, templates, Guard(fast, "\n".join(templates.values())))
 
 
 def tokens_of(ids: list[int], tokenizer: Tokenizer = TOKENIZER) -> list[str]:
@@ -311,3 +317,20 @@ def test_tools_and_documents_are_none_where_there_are_none() -> None:
 def test_what_ends_a_turn_is_seen_in_the_template(template: str, ends: set[str]) -> None:
     found = codec(template).end_tokens
     assert {TOKENIZER.id_to_token(token) for token in found} == ends
+
+
+@given(
+    words=st.lists(st.text("ab<|", min_size=1, max_size=5), min_size=1, max_size=20, unique=True),
+    text=st.text("ab<|", max_size=40),
+)
+def test_the_longest_control_word_is_found_wherever_several_begin(words: list[str], text: str) -> None:
+    longest = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
+    added = {i: Added(word, special=True) for i, word in enumerate(words)}
+    assert ControlWords(added, "").found(text) == [match.span() for match in longest.finditer(text)]
+
+
+def test_thousands_of_control_words_that_begin_alike_are_not_tried_one_after_another() -> None:
+    words = ControlWords({i: Added(f"<unused{i}>", special=True) for i in range(6000)}, "")
+    began = time.thread_time()
+    assert words.found("<" * 400_000 + "<unused" * 40_000 + "<unused17>")
+    assert time.thread_time() - began < 2  # each in turn would take 20 s

@@ -124,6 +124,6 @@ def test_a_template_that_would_never_end_ends_also_when_nobody_is_left_to_end_it
 def test_a_ctrl_c_at_the_terminal_does_not_end_the_renderer(renderers: list[TemplateRenderer]) -> None:
     renderers.append(TemplateRenderer(HONEST[0], {"eos": "</s>"}))
     renderers[0].render(MESSAGES)
-    process = renderers[0]._process
-    assert process is not None
-    assert os.getpgid(process.pid) != os.getpgid(0)
+    pid = renderers[0].pid
+    assert pid is not None
+    assert os.getpgid(pid) != os.getpgid(0)

@@ -21,6 +21,8 @@ from shoal.errors import BadWeights
 from shoal.models.text import TextCodec
 from shoal.models.text.fast import load_stored
 from shoal.models.text.files import read_files
+from shoal.models.text.guard import Guard
+from shoal.models.text.slow import load_with_transformers
 from shoal.models.text.stored import AS_STORED, FORCED, QWEN2_WORDS, QWEN3_5_WORDS
 from shoal.testing.checkpoints import write_tokenizer
 
@@ -134,9 +136,9 @@ def write(folder: Path, kind: str, tokenizer: Tokenizer, config: Mapping[str, An
     return folder
 
 
-def agree(folder: Path) -> None:
+def agree(folder: Path, codec: TextCodec) -> None:
     """The codec does as AutoTokenizer does."""
-    codec, reference = TextCodec.load(folder), AutoTokenizer.from_pretrained(folder)
+    reference = AutoTokenizer.from_pretrained(folder)
     for text in TEXTS:
         for special in (True, False):
             ids = codec.encode(text, special=special)
@@ -158,7 +160,7 @@ def test_where_the_file_is_all_it_is_read_alone(
 ) -> None:
     folder = write(tmp_path, kind, tokenizer, config)
     assert load_stored(read_files(folder)) is not None
-    agree(folder)
+    agree(folder, TextCodec.load(folder))
 
 
 @pytest.mark.parametrize(("kind", "tokenizer", "config"), THROUGH_TRANSFORMERS)
@@ -167,7 +169,14 @@ def test_where_a_class_does_otherwise_transformers_is_asked(
 ) -> None:
     folder = write(tmp_path, kind, tokenizer, config)
     assert load_stored(read_files(folder)) is None
-    agree(folder)
+    vocabulary = load_with_transformers(folder)  # here, where transformers is imported already
+    agree(folder, TextCodec(vocabulary, {}, Guard(vocabulary, "")))
+
+
+def test_transformers_is_asked_in_the_process_apart(tmp_path: Path) -> None:
+    kind, tokenizer, config = THROUGH_TRANSFORMERS[0]
+    folder = write(tmp_path, kind, tokenizer, config)
+    agree(folder, TextCodec.load(folder))
 
 
 def test_older_files_name_special_tokens_beside_it(tmp_path: Path) -> None:
@@ -176,7 +185,7 @@ def test_older_files_name_special_tokens_beside_it(tmp_path: Path) -> None:
     special = {"eos_token": {"content": "<|im_end|>", "lstrip": False}, "bos_token": "<s>"}
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     assert load_stored(read_files(folder)) is not None
-    agree(folder)
+    agree(folder, TextCodec.load(folder))
 
 
 def test_a_damaged_tokenizer_is_told(tmp_path: Path) -> None:
@@ -229,12 +238,12 @@ def test_neither_torch_nor_transformers_is_needed(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     program = (
-        "import sys; from pathlib import Path; from llguidance import LLTokenizer\n"
+        "import sys; from pathlib import Path\n"
         "from shoal.models.text import TextCodec\n"
         f"codec = TextCodec.load(Path({str(tmp_path)!r}))\n"
         "prompt = codec.prompt([{'role': 'user', 'content': 'hi</s>'}])\n"
         "assert codec.decode(prompt.token_ids).startswith('user: hi'), prompt\n"
-        "LLTokenizer(codec.serialized(), eos_token=sorted(codec.end_tokens))\n"
+        "assert codec.all_bytes()[codec.encode('h', special=False)[0]] == b'h'\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

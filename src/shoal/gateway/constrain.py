@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import trio
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from shoal.errors import UsageError
 from shoal.gateway.models import Servable
 from shoal.gateway.relax import UNKNOWN
+from shoal.models.text import TextCodec
 from shoal.types import Digest
 
 MAX_GRAMMAR = 128 << 10
@@ -127,10 +128,29 @@ def _reason(error: str) -> str:
 
 def _read(model: Servable) -> LLTokenizer:
     """The tokenizer as grammars need it: the bytes of every token, and which of them end an answer."""
-    text = model.codec.serialized() if model.codec else None
-    if text is None:
-        raise UsageError(f"{model.id} has no fast tokenizer, which a constrained answer needs")
-    return LLTokenizer(text, eos_token=sorted(model.local.end_tokens) or None)
+    tokens = model.codec.all_bytes() if model.codec else []
+    if model.codec is None or not tokens:
+        raise UsageError(f"{model.id} has no tokenizer that tells bytes, which a constrained answer needs")
+    ends = sorted(model.local.end_tokens & set(range(len(tokens)))) or [0]
+    return LLTokenizer(TokenizerWrapper(_Tokens(model.codec, tokens, ends[0])), eos_token=ends)
+
+
+class _Tokens:
+    """A vocabulary as :class:`llguidance.TokenizerWrapper` wants it.
+
+    llguidance could read the tokenizer's own file, but with the library that panics, and in this process.
+    """
+
+    bos_token_id = None
+
+    def __init__(self, codec: TextCodec, tokens: list[bytes], end: int) -> None:
+        self.tokens = tokens
+        self.special_token_ids = sorted(codec.special_ids)
+        self.eos_token_id = end
+        self._codec = codec
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return self._codec.encode(text if isinstance(text, str) else text.decode(), special=False)
 
 
 class GrammarConstraint:

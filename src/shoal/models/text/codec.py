@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import UsageError
+from shoal.models.text.apart import ApartTokenizer
 from shoal.models.text.bytes import is_byte, token_bytes
-from shoal.models.text.control import ControlWords
 from shoal.models.text.detokenizer import Detokenizer
-from shoal.models.text.files import read_files
+from shoal.models.text.guard import Words
 from shoal.models.text.prompt import ChatTemplates, Prompt
-from shoal.models.text.tokenizer import Vocabulary, load_vocabulary
+from shoal.models.text.tokenizer import Vocabulary
 
 MAX_TEXT = 4 << 20
 """Characters. Longer text than any context holds would keep the tokenizer busy for minutes."""
@@ -22,23 +22,22 @@ MAX_TEXT = 4 << 20
 class TextCodec:
     """A model's tokenizer and chat templates. From any thread."""
 
-    def __init__(self, vocabulary: Vocabulary, templates: Mapping[str, str]) -> None:
+    def __init__(self, vocabulary: Vocabulary, templates: Mapping[str, str], words: Words) -> None:
         self._vocabulary = vocabulary
         self._special = frozenset(index for index, token in vocabulary.added.items() if token.special)
         self.template = "\n".join(templates.values())
         """The chat templates' source; it tells in which markup the model writes calls and thoughts."""
-        words = ControlWords(vocabulary.added, self.template)
         self._chat = ChatTemplates(templates, vocabulary, words)
 
     @classmethod
     def load(cls, path: Path) -> TextCodec:
-        """The codec of a model's folder; no code that comes with it is run.
+        """The codec of a model's folder. No code that comes with it is run; its tokenizer is, apart.
 
         Raises:
             BadWeights: the folder has no tokenizer that can be read.
         """
-        files = read_files(path)
-        return cls(load_vocabulary(files), files.templates)
+        tokenizer = ApartTokenizer(path)
+        return cls(tokenizer, tokenizer.templates, tokenizer.words)
 
     @property
     def has_template(self) -> bool:
@@ -58,6 +57,8 @@ class TextCodec:
 
         Raises:
             UsageError: the text is too long, or has lone surrogates.
+            BadWeights: the tokenizer fails on it, or takes too much time or memory.
+            Busy: too many others wait for the tokenizer.
         """
         _check(text)
         return self._vocabulary.encode(text, special=special)
@@ -74,7 +75,8 @@ class TextCodec:
 
         Raises:
             UsageError: no messages, messages that the template refuses or leaves out, or too much text.
-            BadWeights: the template does not end in time.
+            BadWeights: the template does not end in time, or the tokenizer fails.
+            Busy: too many others wait for them.
         """
         if not messages:
             raise UsageError("no messages")
@@ -85,14 +87,23 @@ class TextCodec:
 
         Raises:
             UsageError: an id that cannot be one.
+            BadWeights: the tokenizer fails on them.
         """
         if any(not 0 <= token < 2**31 for token in token_ids):
             raise UsageError("token ids must be whole numbers from 0")
         return self._vocabulary.decode(token_ids, special=False)
 
-    def serialized(self) -> str | None:
-        """The tokenizer as the JSON of ``tokenizers``, which a grammar needs; ``None`` for one without."""
-        return self._vocabulary.serialized()
+    def all_bytes(self) -> list[bytes]:
+        """The bytes of every token by its id, as a grammar needs them; nothing where they cannot be told."""
+        if not self._vocabulary.tells_bytes:
+            return []
+        size = max(self._vocabulary.all().values(), default=-1) + 1
+        return [self.token_bytes(token) for token in range(size)]
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The tokens that :meth:`decode` leaves out."""
+        return self._special
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:

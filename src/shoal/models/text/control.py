@@ -11,9 +11,8 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
-
-from tokenizers import AddedToken
+from itertools import groupby
+from typing import Any, Protocol, cast
 
 Parts = Sequence[tuple[int, int]]
 """Parts of a text, from and to, in order."""
@@ -25,17 +24,26 @@ SIGNED_BY = 4
 """Letters of a signature, each one of 65,000."""
 
 
+class AddedWord(Protocol):
+    """A token beside those of the vocabulary."""
+
+    @property
+    def content(self) -> str: ...
+
+    @property
+    def special(self) -> bool: ...
+
+
 class ControlWords:
     """A tokenizer's control words: its special tokens, and others that look so or that the template uses."""
 
-    def __init__(self, added: Mapping[int, AddedToken], template: str) -> None:
+    def __init__(self, added: Mapping[int, AddedWord], template: str) -> None:
         self.ids = {
             token.content: index
             for index, token in added.items()
             if token.content.strip() and (token.special or _means(token.content, template))
         }
-        longest = sorted(self.ids, key=len, reverse=True)
-        self._any = re.compile("|".join(map(re.escape, longest)) or "(?!)")
+        self._any = re.compile(_any_of(sorted(self.ids)) if self.ids else "(?!)")
         self._signature = "".join(chr(0x100000 + secrets.randbelow(0xFFFE)) for _ in range(SIGNED_BY))
 
     def are_in(self, text: str) -> bool:
@@ -71,6 +79,26 @@ class ControlWords:
 
 def _means(word: str, template: str) -> bool:
     return MEANT.fullmatch(word) is not None or (TAG.fullmatch(word) is not None and word in template)
+
+
+def _common(one: str, other: str) -> str:
+    """What both begin with."""
+    at = next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+    return one[:at]
+
+
+def _any_of(words: Sequence[str]) -> str:
+    """A pattern of the longest of sorted words that is there, by the letters in which they differ.
+
+    Word after word, Gemma's thousands that begin with ``<`` would be tried at each ``<`` of a text.
+    """
+    common = _common(words[0], words[-1])
+    rest = [word[len(common) :] for word in words]
+    ends = rest[0] == ""
+    branches = [_any_of([*group]) for _, group in groupby(rest[ends:], key=lambda word: word[0])]
+    return re.escape(common) + (f"(?:{'|'.join([*branches, *([''] if ends else [])])})" if branches else "")
 
 
 def guarded_json(data: dict[str, Any], words: ControlWords) -> dict[str, Any]:

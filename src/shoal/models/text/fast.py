@@ -25,7 +25,11 @@ class FastTokenizer:
         self._tokenizer = tokenizer
         self.named = named
         self.added: Mapping[int, AddedToken] = tokenizer.get_added_tokens_decoder()
-        self.byte_level = b'"ByteLevel"' in tokenizer.decoder.__getstate__() if tokenizer.decoder else False
+        state: bytes = tokenizer.decoder.__getstate__() if tokenizer.decoder else b"null"
+        self.decoder: dict[str, Any] | None = json.loads(state)
+        """As the file states it."""
+        self.byte_level = b'"ByteLevel"' in state
+        self.tells_bytes = self.byte_level or b'"ByteFallback"' in state
         self._guarded: Tokenizer | None = None
         """Made when a conversation first needs it."""
         self._guarding = threading.Lock()
@@ -57,9 +61,9 @@ class FastTokenizer:
         """The token that is written so."""
         return self._tokenizer.token_to_id(word)
 
-    def serialized(self) -> str | None:
-        """All of it as JSON."""
-        return self._tokenizer.to_str()
+    def all(self) -> Mapping[str, int]:
+        """Every token by how it is written."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
 
     def _guard(self, words: ControlWords) -> Tokenizer:
         made = Tokenizer.from_str(json.dumps(guarded_json(json.loads(self._tokenizer.to_str()), words)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from shoal.errors import BadWeights, UsageError
-from shoal.models.text.control import ControlWords
+from shoal.models.text.guard import Words
 from shoal.models.text.template import Rendered, TemplateRenderer
 from shoal.models.text.tokenizer import Vocabulary
 
@@ -28,7 +28,7 @@ class Prompt:
 class ChatTemplates:
     """A model's chat templates at work. From any thread."""
 
-    def __init__(self, templates: Mapping[str, str], vocabulary: Vocabulary, words: ControlWords) -> None:
+    def __init__(self, templates: Mapping[str, str], vocabulary: Vocabulary, words: Words) -> None:
         self._templates = templates
         self._vocabulary = vocabulary
         self._words = words
@@ -106,7 +106,7 @@ class ChatTemplates:
             around = len(self._vocabulary.encode("", special=True)) if special else 0
             if sum(token in self._tokens for token in ids) <= len(own) + around:
                 return ids
-        return self._vocabulary.encode_guarded(text, own, self._words, special=special)
+        return self._words.encode(text, own, special=special)
 
     def _name(self, given: Mapping[str, Any]) -> str:
         """The template for what is given: one for tools or documents where there is one."""
@@ -210,7 +210,7 @@ FORMS = (_as_strings, _as_parts, _as_parts_but_system)
 """How a template may want its messages: contents as text, as lists of parts, or one for each."""
 
 
-def _mentions(words: ControlWords, value: object) -> bool:
+def _mentions(words: Words, value: object) -> bool:
     """Whether a control word is in any text of ``value``."""
     if isinstance(value, str):
         return words.are_in(value)

@@ -24,6 +24,7 @@ class PythonTokenizer:
         self._tokenizer: Any = tokenizer
         self.named: Mapping[str, str] = _named(tokenizer)
         self.byte_level = hasattr(tokenizer, "byte_decoder")
+        self.tells_bytes = self.byte_level
         self.added: Mapping[int, AddedToken] = dict(self._tokenizer.added_tokens_decoder)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
@@ -67,19 +68,23 @@ class PythonTokenizer:
 
     def token_id(self, word: str) -> int | None:
         """The token that is written so."""
-        return cast("dict[str, int]", self._tokenizer.get_vocab()).get(word)
+        return self.all().get(word)
 
-    def serialized(self) -> str | None:
-        """Nothing: it cannot be written down."""
-        return None
+    def all(self) -> Mapping[str, int]:
+        """Every token by how it is written."""
+        return cast("dict[str, int]", self._tokenizer.get_vocab())
 
 
 def load_with_transformers(folder: Path) -> FastTokenizer | PythonTokenizer:
     """A folder's tokenizer as ``AutoTokenizer`` makes it; no code that comes with it is run.
 
     Raises:
-        BadWeights: transformers does not understand it.
+        BadWeights: there is none, or transformers does not understand it.
     """
+    if not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
+        raise BadWeights(
+            f"{folder}: it has no tokenizer", check="whether tokenizer.json, or tokenizer.model, is there"
+        )
     try:
         tokenizer = cast(
             PreTrainedTokenizerBase,

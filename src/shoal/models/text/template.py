@@ -7,15 +7,13 @@ a deadline keep it from never ending, or from filling the memory.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from shoal.errors import BadWeights, UsageError
+from shoal.models.child import Child, Ended
 
 DEADLINE_S = 5.0
 """For one rendering, the start of the process included. An honest template takes a millisecond."""
@@ -52,8 +50,9 @@ class TemplateRenderer:
         self._template = template
         self._variables = dict(variables)
         self._deadline_s = deadline_s
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
+        # As a file: nothing of Shoal is imported. Two texts come back, in which JSON may write \\u00XX.
+        program = Path(__file__).with_name("template_child.py")
+        self._child = Child([str(program)], longest_answer=MAX_BYTES * 14)
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True, **options: Any
@@ -67,6 +66,7 @@ class TemplateRenderer:
         Raises:
             UsageError: the messages are too large, no JSON, or the template refuses them.
             BadWeights: the template does not end in time, or takes too much memory.
+            Busy: too many others wait for it.
         """
         try:
             request = json.dumps(
@@ -81,11 +81,9 @@ class TemplateRenderer:
             raise UsageError(f"the messages are not plain JSON ({error})") from error
         if len(request) > MAX_BYTES:
             raise UsageError(f"the messages are larger than the {MAX_BYTES >> 20} MiB allowed")
-        with self._lock:
-            line = self._exchange(request)
         try:
-            found = cast(dict[str, Any], json.loads(line))
-        except ValueError as error:
+            found = cast(dict[str, Any], json.loads(self._child.ask(request, self._deadline_s)))
+        except (Ended, ValueError) as error:
             raise BadWeights(
                 f"the chat template did not end within {self._deadline_s:.0f} s, or filled its memory",
                 check="where this model comes from",
@@ -97,47 +95,14 @@ class TemplateRenderer:
             )
         return _read(found)
 
+    @property
+    def pid(self) -> int | None:
+        """The process as it is now, if there is one."""
+        return self._child.pid
+
     def close(self) -> None:
         """End the process."""
-        with self._lock:
-            self._end()
-
-    def _exchange(self, request: bytes) -> bytes:
-        """One line out, one line back; no line back when the process was ended or failed."""
-        if self._process is None or self._process.poll() is not None:
-            # -I: no environment, no user packages, nothing from the working folder.
-            command = [sys.executable, "-I", str(Path(__file__).with_name("template_child.py"))]
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C is for us, and not for what renders
-            )
-        process = self._process
-        timer = threading.Timer(self._deadline_s, process.kill)
-        timer.start()
-        try:
-            assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(request + b"\n")
-            process.stdin.flush()
-            line = process.stdout.readline(MAX_BYTES * 14)  # two texts, in which JSON may write \u00XX
-        except OSError:  # it died while we wrote
-            line = b""
-        finally:
-            timer.cancel()
-        if not line.endswith(b"\n"):
-            self._end()
-        return line
-
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
-
-    def __del__(self) -> None:
-        self._end()
+        self._child.close()
 
 
 def _read(found: dict[str, Any]) -> Rendered:

@@ -1,16 +1,11 @@
-"""What a tokenizer of any kind can do, and which kind a folder has."""
+"""What a tokenizer of any kind can do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from tokenizers import AddedToken
-
-from shoal.errors import BadWeights
-from shoal.models.text.control import ControlWords, Parts
-from shoal.models.text.fast import load_stored
-from shoal.models.text.files import TokenizerFiles
+from shoal.models.text.control import AddedWord
 
 
 class Vocabulary(Protocol):
@@ -22,7 +17,7 @@ class Vocabulary(Protocol):
         ...
 
     @property
-    def added(self) -> Mapping[int, AddedToken]:
+    def added(self) -> Mapping[int, AddedWord]:
         """Tokens beside those of the vocabulary, special or not, by id."""
         ...
 
@@ -31,12 +26,13 @@ class Vocabulary(Protocol):
         """Whether each letter of its vocabulary stands for a byte."""
         ...
 
-    def encode(self, text: str, *, special: bool) -> list[int]:
-        """Token ids; with ``special``, those that the tokenizer puts around every text too."""
+    @property
+    def tells_bytes(self) -> bool:
+        """Whether its vocabulary tells the bytes of every token, which a grammar needs."""
         ...
 
-    def encode_guarded(self, text: str, own: Parts, words: ControlWords, *, special: bool) -> list[int]:
-        """Token ids of ``text``, in which only the parts ``own`` are control words."""
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Token ids; with ``special``, those that the tokenizer puts around every text too."""
         ...
 
     def decode(self, token_ids: Sequence[int], *, special: bool) -> str:
@@ -51,25 +47,6 @@ class Vocabulary(Protocol):
         """The token that is written so."""
         ...
 
-    def serialized(self) -> str | None:
-        """All of it as the JSON of ``tokenizers``; ``None`` for one that is made otherwise."""
+    def all(self) -> Mapping[str, int]:
+        """Every token by how it is written."""
         ...
-
-
-def load_vocabulary(files: TokenizerFiles) -> Vocabulary:
-    """The tokenizer of a folder: by ``tokenizers`` alone where that is exact, else by transformers.
-
-    Raises:
-        BadWeights: there is none, or it is damaged.
-    """
-    found = load_stored(files)
-    if found is not None:
-        return found
-    if not any(files.folder.glob("*token*")) and not any(files.folder.glob("vocab*")):
-        raise BadWeights(
-            f"{files.folder}: it has no tokenizer",
-            check="whether tokenizer.json, or tokenizer.model, is there",
-        )
-    from shoal.models.text.slow import load_with_transformers  # noqa: PLC0415 - imports transformers
-
-    return load_with_transformers(files.folder)
