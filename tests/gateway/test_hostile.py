@@ -11,8 +11,10 @@ import pytest
 import trio
 
 from shoal.gateway import body, serve
+from shoal.gateway import models as models_module
 from shoal.gateway.constrain import GrammarConstraint
 from shoal.gateway.limits import Limits
+from shoal.testing.checkpoints import write_checkpoint
 from shoal.types import Span
 
 from .conftest import served, user
@@ -293,3 +295,32 @@ async def test_of_a_flood_of_schemas_nothing_is_kept(gateway):
     gc.collect()
     assert not [kept for kept in gc.get_objects() if type(kept) is GrammarConstraint]
     assert await honest(gateway) == expected
+
+
+TOKENIZERS = {
+    "panics": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8="}},
+    "aborts": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Replace", "pattern": {"Regex": "."}, "content": "a" * 99}] * 9,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("how", TOKENIZERS)
+async def test_a_model_whose_tokenizer_fails_is_an_error_of_that_model_alone(gateway, tmp_path, how):
+    folder = write_checkpoint(tmp_path / "evil", "llama", seed=7)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | TOKENIZERS[how]))
+    evil = await trio.to_thread.run_sync(gateway.swarm.client.store.pull, str(folder))
+    models = gateway.gateway.models
+    models._looked = -models_module.LOOK_AGAIN_S  # it lies on the disk since now
+    expected = await honest(gateway)
+    for path in (CHAT, "/v1/completions", "/tokenize"):
+        fields = {"messages": [user("hello")]} if path == CHAT else {"prompt": "hello"}
+        answer = await gateway.post(path, model=evil.name, **fields)
+        assert answer.status_code == 502, answer.text
+        assert answer.json()["error"]["code"] == "bad_weights"
+        assert "tokenizer" in answer.json()["error"]["message"]
+        assert await honest(gateway) == expected

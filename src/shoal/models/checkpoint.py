@@ -13,18 +13,35 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from shoal.errors import BadWeights, UnsupportedModel
+from shoal.models.bounded_json import parse
 from shoal.models.headers import MAX_TENSORS, TensorEntry, read_header
 from shoal.models.lookalikes import no_model, what_it_is
 from shoal.models.nested import is_nested, text_config, text_tensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MAX_JSON = 64 << 20
-"""Bytes of a config or an index that we read."""
-COUNTED = "layer|expert|block|head|group|state"
+COUNTED = "layer|expert|block|head|group|state|label"
 COUNTS = re.compile(rf"(^|_)(({COUNTED})s?|depth)$|^(n|num)_\w*({COUNTED})")
 """Names of fields that say how many there are of something: ``encoder_layers``, ``num_experts_per_tok``.
 Those that only have such a word in them, as ``vocab_size_per_layer_input`` or ``block_size``, are sizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """How large a JSON file of a model may be."""
+
+    size: int
+    """Bytes."""
+    values: int
+    """Those in lists and objects included. A million take a second and 200 MB."""
+
+
+CONFIG = Most(8 << 20, 100_000)
+"""Honest configs have a hundred values; the largest, with 21,841 labels, which are named twice, 44,000."""
+LONG_LIST = Most(64 << 20, 400_000)
+"""An index, which has one for each of up to :data:`MAX_TENSORS` tensors. The largest of today take 15 MB."""
+BESIDE_TOKENIZER = Most(16 << 20, 1_000_000)
+"""What lies beside a tokenizer. Gemma's 6,400 added tokens are 1.2 MB of 50,000 values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +107,7 @@ def _read_whole_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise no_model(folder)
-    config = read_object(path)
+    config = read_object(path, CONFIG)
     if not isinstance(config.get("model_type"), str):
         raise BadWeights(f"{path}: it has no model_type", check="whether this is a language model's config")
     if config.get("quantization_config") is not None:
@@ -129,7 +146,7 @@ def _files(folder: Path) -> list[tuple[Path, Set[str]]]:
         if not (folder / SINGLE).is_file():
             raise no_model(folder)
         return [(folder / SINGLE, frozenset())]
-    weight_map = read_object(index).get("weight_map")
+    weight_map = read_object(index, LONG_LIST).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadWeights(f"{index}: it has no weight_map", check="fetch the file again")
     names = cast(dict[str, object], weight_map)
@@ -154,19 +171,22 @@ def _is_plain(name: str) -> bool:
     return name.endswith(".safetensors") and not any(c in name for c in "/\\:\0") and not name.startswith(".")
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, most: Most) -> dict[str, Any]:
     """A JSON object of a model's folder, in UTF-8, or in UTF-16 or 32 with a byte order mark.
 
     Raises:
-        BadWeights: it cannot be read, is too large, or is no JSON object.
+        BadWeights: it cannot be read, is too large or nested too deep, or is no JSON object.
     """
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise BadWeights(f"{path}: larger than the {MAX_JSON} bytes that we read")
-        value = json.loads(path.read_bytes())
+        if path.stat().st_size > most.size:
+            raise BadWeights(
+                f"{path}: larger than the {most.size >> 20} MiB that we read",
+                check="where this model comes from",
+            )
+        value = parse(path.read_bytes(), values=most.values)
     except OSError as error:
         raise BadWeights(f"{path}: it cannot be read ({error.strerror})", check="its permissions") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         what, check = what_it_is(path)
         raise BadWeights(
             f"{path} is {what}" if what else f"{path}: not valid JSON ({error})",
@@ -187,7 +207,7 @@ def plain_config(checkpoint: Checkpoint) -> Generator[Path]:
     path = checkpoint.folder / "config.json"
     raw = path.read_bytes()
     plain = not raw.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if plain and b"\0" not in raw[:4] and read_object(path) == checkpoint.config:
+    if plain and b"\0" not in raw[:4] and read_object(path, CONFIG) == checkpoint.config:
         yield checkpoint.folder
         return
     with TemporaryDirectory() as folder:

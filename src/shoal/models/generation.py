@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from shoal.models.checkpoint import read_object
+from shoal.models.checkpoint import CONFIG, read_object
 from shoal.models.local import SamplingDefaults
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """A folder's generation config; empty where it has none. Raises as ``read_object``."""
     path = folder / FILE
-    return read_object(path) if path.is_file() else {}
+    return read_object(path, CONFIG) if path.is_file() else {}
 
 
 def sampling_defaults(generation: Mapping[str, Any]) -> SamplingDefaults:

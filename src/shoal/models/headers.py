@@ -6,13 +6,13 @@ each tensor's name to its dtype, its shape and its ``[begin, end)`` in those byt
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from shoal.errors import BadWeights
+from shoal.models.bounded_json import parse
 from shoal.models.lookalikes import what_it_is
 
 MAX_HEADER = 64 << 20
@@ -20,6 +20,8 @@ MAX_HEADER = 64 << 20
 MAX_TENSORS = 100_000
 """Tensors in one checkpoint; 100,000 entries or more are refused."""
 MAX_DIMENSIONS = 8
+MAX_VALUES = 2_000_000
+"""In a header, lists' included: a tensor has a dtype, two offsets, and one for each dimension."""
 
 ITEM_SIZE = {
     "F64": 8,
@@ -92,8 +94,8 @@ def _read(file: Path) -> tuple[int, int, bytes]:
 def _parse(file: Path, raw: bytes) -> dict[str, object]:
     try:
         # Twice the same name is how one tensor hides behind another.
-        header = json.loads(raw, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
+        header = parse(raw, values=MAX_VALUES, pairs=_no_duplicates)
+    except ValueError as error:
         raise _bad(file, f"its header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
         raise _bad(file, "its header is not a JSON object")

@@ -13,7 +13,7 @@ from typing import Any, cast
 from tokenizers import AddedToken
 
 from shoal.errors import BadWeights
-from shoal.models.checkpoint import read_object
+from shoal.models.checkpoint import BESIDE_TOKENIZER, read_object
 
 MAX_FILE = 64 << 20
 """Bytes of a tokenizer's file that is read."""
@@ -139,7 +139,7 @@ def _listed(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _object(file: Path) -> dict[str, Any]:
     """A file's JSON object; an empty one where there is no such file."""
-    return read_object(file) if file.is_file() else {}
+    return read_object(file, BESIDE_TOKENIZER) if file.is_file() else {}
 
 
 def read_text(file: Path) -> str:
