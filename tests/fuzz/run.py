@@ -1,37 +1,75 @@
-"""Fuzz one target for long, guided by coverage: ``python -m tests.fuzz.run TARGET [libFuzzer's options]``.
+"""Fuzz for long, guided by coverage: ``python -m tests.fuzz.run [TARGET...] [--minutes N]``.
 
-Needs atheris: ``pip install -e .[fuzz]``. For example, ten minutes with what was found before::
+The time is shared over the targets. Each begins with what is in ``corpus/TARGET`` and with honest input, and
+goes on with what earlier runs here have found worth keeping (``build/fuzz``). What makes a target raise, hang
+or grow is written to ``build/fuzz/found``; mend it, and put its file into ``corpus/TARGET``, which the tests
+replay. Readers in C, as msgspec's, show no coverage, which is why honest input is there.
 
-    python -m tests.fuzz.run frames corpus/ -max_total_time=600 -rss_limit_mb=1024
+Needs atheris, which is in a lock of its own, since few need it and it is large::
 
-The msgpack reader is C and shows no coverage, so the corpus begins with honest messages to make others of.
-What makes a target raise is written to ``crash-…``; give that file instead of a folder to see it again.
+    scripts/sync.sh .venv runtime torch build development fuzz
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
-import atheris
+from tests.fuzz.targets import SEEDS, SLOW, TARGETS
 
-with atheris.instrument_imports(include=["shoal", "tests.fuzz"]):
-    from tests.fuzz.targets import SEEDS, TARGETS
+ROOT = Path(__file__).parents[2]
+CORPUS = Path(__file__).parent / "corpus"
+WORK = ROOT / "build/fuzz"
+MEMORY_MB = 1024
+"""Of the process, not of those that it starts."""
+LONGEST_INPUT = 1 << 16
+WITHIN_S = 5
+SLOW_WITHIN_S = 90
+"""For one input."""
 
 
-def main() -> None:
-    if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
-        sys.exit(f"which target: {', '.join(TARGETS)}")
-    name = sys.argv.pop(1)
-    target = TARGETS[name]
-    for folder in (Path(argument) for argument in sys.argv[1:] if not argument.startswith("-")):
-        if not folder.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            for number, seed in enumerate(SEEDS.get(name, ())):
-                (folder / f"honest-{number}").write_bytes(seed)
-    atheris.Setup(sys.argv, target)
-    atheris.Fuzz()
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.run")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
+    parser.add_argument("--minutes", type=float, default=60, help="for all targets together (60)")
+    asked = parser.parse_args()
+    if unknown := set(asked.targets) - TARGETS.keys():
+        parser.error(f"no target {', '.join(unknown)}; there are {', '.join(TARGETS)}")
+    if importlib.util.find_spec("atheris") is None:
+        sys.exit("atheris is not there: scripts/sync.sh .venv runtime torch build development fuzz")
+    targets = asked.targets or list(TARGETS)
+    seconds = max(1, round(asked.minutes * 60 / len(targets)))
+    failed = [target for target in targets if not _fuzz(target, seconds)]
+    for target in failed:
+        print(f"{target}: see {WORK}/found; again with python -m tests.fuzz.one {target} FILE")
+    return 1 if failed else 0
+
+
+def _fuzz(target: str, seconds: int) -> bool:
+    """Whether nothing was found in the target."""
+    work, found, seeds = WORK / target, WORK / "found", CORPUS / target
+    for folder in (work, found, seeds):
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(SEEDS[target]):
+        (work / f"honest-{number}").write_bytes(seed)
+    print(f"{target}: {seconds} s", flush=True)
+    within_s = SLOW_WITHIN_S if target in SLOW else WITHIN_S
+    options = (
+        f"-max_total_time={seconds}",
+        f"-timeout={within_s}",
+        f"-rss_limit_mb={MEMORY_MB}",
+        f"-max_len={LONGEST_INPUT}",
+        f"-artifact_prefix={found}/{target}-",
+        "-verbosity=0",
+        "-print_final_stats=1",
+    )
+    command = [sys.executable, "-m", "tests.fuzz.one", target, str(work), str(seeds), *options]
+    done = subprocess.run(command, cwd=ROOT, check=False)
+    return done.returncode == 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,15 +1,31 @@
-"""What is fuzzed: every reader of bytes that a stranger may send. Each may only refuse them."""
+"""What is fuzzed: every reader of bytes that a stranger may send or write. Each may only refuse them."""
 
 from __future__ import annotations
 
+import base64
+import json
+import struct
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from shoal.errors import BadInvite, RemoteProtocolError
+from shoal.errors import BadInvite, BadWeights, ModelError, RemoteProtocolError, UsageError
+from shoal.models import headers
+from shoal.models.bounded_json import MAX_DEPTH, parse
+from shoal.models.checkpoint import INDEX, SINGLE, open_checkpoint
+from shoal.models.generation import read_generation_config, sampling_defaults, token_ids
+from shoal.models.gguf_files import header as gguf
+from shoal.models.llama_config import read_llama_config
+from shoal.models.text import TextCodec
+from shoal.models.text.decoders import harmless
+from shoal.models.text.files import CONFIG, TOKENIZER, read_files
 from shoal.net.identity import Identity, verify
-from shoal.swarm import compare, doubt
+from shoal.swarm import compare, doubt, membership
 from shoal.swarm.announcement import Announcement, Served, seal, unseal
 from shoal.swarm.membership import from_code
 from shoal.testing.byhand import a_step, framed, rows
@@ -66,16 +82,133 @@ def directory(data: bytes) -> None:
 
 
 def invite(data: bytes) -> None:
-    """An invite code."""
+    """An invite, as letters, and as what is in a code whose checksum is right."""
     with suppress(BadInvite):
         from_code(data.decode("utf-8", "replace"))
-    with suppress(BadInvite):
-        from_code("shoal1-" + data.hex())
+    if len(data) < 1 << 16:
+        with suppress(BadInvite):
+            from_code(_code(data))
+
+
+def _code(body: bytes) -> str:
+    """A code with just this in it, whose length and checksum are right."""
+    data = len(body).to_bytes(2, "big") + body
+    letters = base64.b32encode(data + membership._checksum(data)).decode().rstrip("=")
+    return membership._PREFIX + letters.translate(membership._TO_CROCKFORD)
+
+
+def config(data: bytes) -> None:
+    """A model's config, and what its makers say of generating."""
+    folder = _folder()
+    (folder / "config.json").write_bytes(data)
+    with suppress(ModelError):
+        found = open_checkpoint(folder)
+        if read_llama_config(found.config) is not None:
+            assert found.config["model_type"]
+    (folder / "generation_config.json").write_bytes(data)
+    with suppress(BadWeights):
+        said = read_generation_config(folder)
+        sampling_defaults(said)
+        token_ids(said.get("eos_token_id"), 300)
+
+
+def index(data: bytes) -> None:
+    """Which tensor is in which file."""
+    folder = _folder()
+    (folder / "config.json").write_bytes(HONEST_CONFIG)
+    (folder / INDEX).write_bytes(data)
+    try:
+        with suppress(ModelError):
+            open_checkpoint(folder)
+    finally:
+        (folder / INDEX).unlink()
+
+
+def safetensors(data: bytes) -> None:
+    """A header of weights: what is let in lies in the file, without overlaps."""
+    file = _folder() / "fuzz.safetensors"
+    file.write_bytes(data)
+    with suppress(BadWeights):
+        found = headers.read_header(file)
+        assert sum(entry.size for entry in found) <= len(data)
+
+
+def gguf_header(data: bytes) -> None:
+    """A header of a GGUF file."""
+    file = _folder() / "fuzz.gguf"
+    file.write_bytes(data)
+    with suppress(ModelError):
+        found = gguf.read_header(file)
+        assert all(tensor.begin + tensor.size <= len(data) for tensor in found.tensors)
+
+
+def bounded(data: bytes) -> None:
+    """JSON: what is let in is what Python reads, and is not deep."""
+    try:
+        found = parse(data, values=1000)
+    except ValueError:
+        return
+    assert repr(found) == repr(json.loads(data))
+    assert _depth(found) <= MAX_DEPTH
+
+
+def decoder(data: bytes) -> None:
+    """What a tokenizer states of its decoder: one that is used in this process decodes anything."""
+    try:
+        stated = parse(data, values=1000)
+    except ValueError:
+        return
+    made = harmless(stated)
+    if made is not None:
+        for pieces in ([], [""], PIECES, PIECES[::-1], ["▁" * 40, "a" * 40]):
+            assert len(made(pieces)) <= 2 * sum(map(len, pieces)) + len(pieces)
+
+
+def beside(data: bytes) -> None:
+    """What lies beside a tokenizer."""
+    folder = _folder("beside")
+    (folder / CONFIG).write_bytes(data)
+    with suppress(BadWeights):
+        found = read_files(folder)
+        found.named({})
+        found.extra()
+        found.added()
+
+
+def tokenizer(data: bytes) -> None:
+    """A tokenizer, in the process that is made for it."""
+    folder = _folder("tokenizer")
+    (folder / TOKENIZER).write_bytes(data)
+    (folder / CONFIG).write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with suppress(BadWeights):
+        codec = TextCodec.load(folder)
+        for text in ("", "hello <|im_end|> é漢 aab", "a" * 100):
+            with suppress(BadWeights, UsageError):
+                ids = codec.prompt([{"role": "user", "content": text}]).token_ids
+                codec.decode(ids + codec.encode(text))
+        codec.all_bytes()
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (header, frames, announcement, directory, invite)
+    target.__name__: target
+    for target in (
+        header,
+        frames,
+        announcement,
+        directory,
+        invite,
+        config,
+        index,
+        safetensors,
+        gguf_header,
+        bounded,
+        decoder,
+        beside,
+        tokenizer,
+    )
 }
+SLOW = frozenset({"tokenizer"})
+"""Start a process for each input."""
 
 S = b"s" * 16
 HONEST: list[Message] = [
@@ -94,10 +227,50 @@ HONEST: list[Message] = [
 _IDENTITY = Identity.ephemeral()
 _SERVED = Served("fish", "sha256:" + "a" * 64, 6, 64, 512, 300, 0, 6, "fp32", 64, 64, 0, 2.5)
 _SAID = Announcement(_IDENTITY.peer, 1, NOW, NOW + 30, ("/ip4/1.2.3.4/tcp/1",), (), _SERVED, "shoal/0.1")
+PIECES = ["▁a", "<0xC3>", "<0xA9>", "##b", "Ġc", "", " ", "▁", "Ã", "©", "n't", "<0xFF>"]
+HONEST_CONFIG = (
+    b'{"model_type": "llama", "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 6, "rope_scaling":'
+    b'{"rope_type": "linear", "factor": 2.0}, "eos_token_id": [2, 3], "temperature": 0.6, "do_sample": true}'
+)
 
 
 def _framed(message: Message) -> bytes:
     return framed(encode(message), rows(64) if message.__class__ is Step else b"")
+
+
+def _string(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def _gguf() -> bytes:
+    pair = _string("general.architecture") + struct.pack("<I", 8) + _string("llama")
+    listed = _string("tokens") + struct.pack("<IIQ", 9, 8, 2) + _string("a") + _string("b")
+    tensor = _string("x") + struct.pack("<IQIQ", 1, 8, 0, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + pair + listed + tensor
+    return head + bytes(-len(head) % 32) + bytes(32)
+
+
+def _safetensors() -> bytes:
+    tensors = {"a": ("F32", [2, 2], [0, 16]), "b": ("BF16", [4], [16, 24])}
+    listed = {n: {"dtype": d, "shape": s, "data_offsets": o} for n, (d, s, o) in tensors.items()}
+    raw = json.dumps(listed | {"__metadata__": {"format": "pt"}}).encode()
+    return struct.pack("<Q", len(raw)) + raw + bytes(24)
+
+
+def _tokenizer() -> bytes:
+    cut = {"type": "Split", "pattern": {"Regex": "a+"}, "behavior": "Isolated", "invert": False}
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "<unk>": 3}, "merges": [["a", "b"]]}
+    added = {"id": 4, "content": "<|im_end|>", "single_word": False, "lstrip": False, "rstrip": False}
+    whole = {
+        "version": "1.0",
+        "added_tokens": [added | {"normalized": False, "special": True}],
+        "normalizer": {"type": "Replace", "pattern": {"String": "c"}, "content": "aa"},
+        "pre_tokenizer": cut,
+        "post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
+        "decoder": {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        "model": model | {"unk_token": "<unk>", "continuing_subword_prefix": "", "fuse_unk": False},
+    }
+    return json.dumps(whole).encode()
 
 
 SEEDS: dict[str, list[bytes]] = {
@@ -105,5 +278,47 @@ SEEDS: dict[str, list[bytes]] = {
     "frames": [_framed(m) for m in HONEST],
     "announcement": [seal(_SAID, _IDENTITY.sign)],
     "directory": [compare.encode(compare.Question(compare.EVERYONE, {b"k" * 8: 3}))],
+    "invite": [b"shoal1-00", membership.to_code(membership.create("home")).encode()],
+    "config": [HONEST_CONFIG],
+    "index": [
+        b'{"metadata": {"total_size": 24}, "weight_map": {"a": "fuzz.safetensors", "b": "b.safetensors"}}'
+    ],
+    "safetensors": [_safetensors()],
+    "gguf_header": [_gguf()],
+    "bounded": [HONEST_CONFIG, b'["\\u00e9\\"{[", [1e9, -1, null]]'],
+    "decoder": [
+        b'{"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "_"}, "content": " "},'
+        b'{"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0'
+        b"}]}",
+        b'{"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": true}',
+        b'{"type": "WordPiece", "prefix": "##", "cleanup": true}',
+        b'{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}',
+    ],
+    "beside": [
+        b'{"tokenizer_class": "LlamaTokenizer", "bos_token": {"content": "<s>", "lstrip": false},'
+        b'"eos_token": "</s>", "added_tokens_decoder": {"7": {"content": "<x>", "special": true}},'
+        b'"chat_template": "{{ x }}", "additional_special_tokens": ["<y>"],'
+        b'"extra_special_tokens": {"image_token": "<z>"}}'
+    ],
+    "tokenizer": [_tokenizer()],
 }
 """Honest input of each target, to make others of."""
+
+
+@cache
+def _folder(name: str = "model") -> Path:
+    """A folder of this process, in memory where there is such a place."""
+    memory = Path("/dev/shm")
+    root = tempfile.mkdtemp(prefix=f"shoal-fuzz-{name}-", dir=memory if memory.is_dir() else None)
+    (Path(root) / SINGLE).write_bytes(_safetensors())
+    if name == "beside":
+        (Path(root) / "config.json").write_bytes(HONEST_CONFIG)
+    return Path(root)
+
+
+def _depth(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(_depth, value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max(map(_depth, value), default=0)
+    return 0

@@ -1,9 +1,12 @@
-"""The fuzz targets on what hypothesis makes up: raw bytes, and messages that are almost right."""
+"""The fuzz targets on what was found before, on honest input that was changed, and on odd messages."""
 
 from __future__ import annotations
 
+import random
 import struct
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -17,7 +20,8 @@ from shoal.swarm.announcement import unseal
 from shoal.testing.byhand import a_step, fragment, rows
 from shoal.wire.framing import FRAGMENT, Assembler
 from shoal.wire.messages import decode, encode
-from tests.fuzz.targets import HONEST, NOW, SEEDS, TARGETS, S
+from tests.fuzz.mutate import changed
+from tests.fuzz.targets import HONEST, NOW, SEEDS, SLOW, TARGETS, S
 
 ODD = st.one_of(
     st.none(),
@@ -31,11 +35,28 @@ ODD = st.one_of(
 )
 
 
+CORPUS = Path(__file__).parent / "corpus"
+KEPT = sorted(file for file in CORPUS.glob("*/*") if file.is_file())
+LONGEST_S = 1.0
+"""For one target here; tests.fuzz.run is for more."""
+
+
+@pytest.mark.parametrize("file", KEPT, ids=lambda file: f"{file.parent.name}-{file.name}")
+def test_what_was_found_once_stays_mended(file: Path) -> None:
+    TARGETS[file.parent.name](file.read_bytes())
+
+
 @pytest.mark.parametrize("name", TARGETS)
-@given(data=st.binary(max_size=2000))
-@settings(max_examples=150, deadline=None)
-def test_any_bytes_are_refused_and_nothing_else(name: str, data: bytes) -> None:
-    TARGETS[name](data)
+def test_a_second_of_changed_input_is_refused_and_nothing_else(name: str) -> None:
+    """Always the same inputs in the same order, and as many of them as there is time for."""
+    chance = random.Random(name)
+    count = 0
+    clock = time.monotonic if name in SLOW else time.thread_time
+    began = clock()
+    while clock() - began < LONGEST_S:
+        TARGETS[name](changed(chance, SEEDS[name]))
+        count += 1
+    assert count
 
 
 READ: dict[str, Callable[[bytes], object]] = {
@@ -46,7 +67,7 @@ READ: dict[str, Callable[[bytes], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", SEEDS)
+@pytest.mark.parametrize("name", READ)
 def test_the_corpus_begins_with_what_is_let_in(name: str) -> None:
     for seed in SEEDS[name]:
         assert READ[name](seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import socket
@@ -10,11 +11,15 @@ import httpx
 import pytest
 import trio
 
-from shoal.gateway import body, serve
+from shoal.errors import BadWeights
+from shoal.gateway import body, constrain, serve
 from shoal.gateway import models as models_module
 from shoal.gateway.constrain import GrammarConstraint
 from shoal.gateway.limits import Limits
+from shoal.gateway.models import Servable
+from shoal.models.text import TextCodec
 from shoal.testing.checkpoints import write_checkpoint
+from shoal.testing.sim.model import MODEL
 from shoal.types import Span
 
 from .conftest import served, user
@@ -324,3 +329,14 @@ async def test_a_model_whose_tokenizer_fails_is_an_error_of_that_model_alone(gat
         assert answer.json()["error"]["code"] == "bad_weights"
         assert "tokenizer" in answer.json()["error"]["message"]
         assert await honest(gateway) == expected
+
+
+def test_a_vocabulary_over_which_the_grammars_library_panics_is_an_error_of_the_model(tmp_path):
+    folder = write_checkpoint(tmp_path / "evil", "llama")
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    whole["model"]["vocab"]["a" * 3000] = max(whole["model"]["vocab"].values()) + 1
+    path.write_text(json.dumps(whole))
+    evil = Servable(dataclasses.replace(MODEL, path=folder), TextCodec.load(folder))
+    with pytest.raises(BadWeights, match="PARENT_BITS"):
+        constrain._read(evil)

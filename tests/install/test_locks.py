@@ -51,6 +51,7 @@ ASKED_FOR = [
         (requirement, ["runtime", "build", "development"])
         for requirement in PROJECT["project"]["optional-dependencies"]["dev"]
     ),
+    *((requirement, ["fuzz"]) for requirement in PROJECT["project"]["optional-dependencies"]["fuzz"]),
 ]
 """What pyproject.toml asks for, and the locks that must have it."""
 

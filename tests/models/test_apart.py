@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer, decoders
 
 from shoal.errors import BadWeights, Busy, ShoalError
-from shoal.models import child
+from shoal.models import child, panics
 from shoal.models.text import TextCodec, apart
 from shoal.models.text.apart import ApartTokenizer
 from shoal.models.text.decoders import harmless
@@ -242,3 +242,12 @@ HARMFUL: list[dict[str, Any]] = [
 @pytest.mark.parametrize("stated", HARMFUL, ids=str)
 def test_any_other_decoder_is_used_in_the_process_apart(stated: dict[str, Any]) -> None:
     assert harmless(stated) is None
+
+
+def test_a_panic_outside_of_it_is_told_as_any_error_and_nothing_else_is_caught(tmp_path: Path) -> None:
+    write(tmp_path, **PANICS["a table of characters that ends early"])
+    with pytest.raises(BadWeights, match=r"index out of bounds"), panics.told(tmp_path):
+        Tokenizer.from_file(str(tmp_path / TOKENIZER)).encode("zz")
+    for other in (KeyboardInterrupt, SystemExit, ValueError):
+        with pytest.raises(other), panics.told(tmp_path):
+            raise other

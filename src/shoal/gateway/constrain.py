@@ -22,6 +22,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from shoal.errors import UsageError
 from shoal.gateway.models import Servable
 from shoal.gateway.relax import UNKNOWN
+from shoal.models import panics
 from shoal.models.text import TextCodec
 from shoal.types import Digest
 
@@ -132,7 +133,8 @@ def _read(model: Servable) -> LLTokenizer:
     if model.codec is None or not tokens:
         raise UsageError(f"{model.id} has no tokenizer that tells bytes, which a constrained answer needs")
     ends = sorted(model.local.end_tokens & set(range(len(tokens)))) or [0]
-    return LLTokenizer(TokenizerWrapper(_Tokens(model.codec, tokens, ends[0])), eos_token=ends)
+    with panics.told(model.local.path):
+        return LLTokenizer(TokenizerWrapper(_Tokens(model.codec, tokens, ends[0])), eos_token=ends)
 
 
 class _Tokens:

@@ -24,6 +24,9 @@ COUNTED = "layer|expert|block|head|group|state|label"
 COUNTS = re.compile(rf"(^|_)(({COUNTED})s?|depth)$|^(n|num)_\w*({COUNTED})")
 """Names of fields that say how many there are of something: ``encoder_layers``, ``num_experts_per_tok``.
 Those that only have such a word in them, as ``vocab_size_per_layer_input`` or ``block_size``, are sizes."""
+LAYERS = re.compile("layer|block|depth")
+MAX_LAYERS = 4096
+"""Honest models have up to 200. Of 100,000 some configs of transformers make lists for hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +137,15 @@ def _absurd(config: dict[str, Any]) -> tuple[str, int] | None:
         for name, value in configs.pop().items():
             if isinstance(value, dict):  # a config in a config, as text_config
                 configs.append(cast("dict[str, Any]", value))
-            elif isinstance(value, int) and value > (MAX_TENSORS if COUNTS.search(name) else 2**31 - 1):
+            elif isinstance(value, int) and value > _most(name):
                 return name, value
     return None
+
+
+def _most(name: str) -> int:
+    if not COUNTS.search(name):
+        return 2**31 - 1
+    return MAX_LAYERS if LAYERS.search(name) else MAX_TENSORS
 
 
 def _files(folder: Path) -> list[tuple[Path, Set[str]]]:

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from shoal.models import panics
 from shoal.models.gguf_files.families import Conversion, plan
 from shoal.models.gguf_files.fields import Fields, NotCovered
 from shoal.models.gguf_files.splits import Gguf, read_gguf
@@ -51,15 +52,16 @@ def convert_gguf(file: Path, folder: Path, progress: Progress) -> None:
     progress("Reading the tokenizer", 0, 0)
     gguf = read_gguf(file)
     folder.mkdir(exist_ok=True)
-    try:
-        conversion = plan(gguf)
-        write_tokenizer(gguf, folder, conversion.config["max_position_embeddings"])
-    except NotCovered:
-        from shoal.models.gguf_files.through_transformers import convert  # noqa: PLC0415 - imports torch
+    with panics.told(file):
+        try:
+            conversion = plan(gguf)
+            write_tokenizer(gguf, folder, conversion.config["max_position_embeddings"])
+        except NotCovered:
+            from shoal.models.gguf_files.through_transformers import convert  # noqa: PLC0415 - imports torch
 
-        shutil.rmtree(folder)
-        convert(gguf, folder, progress)
-        return
+            shutil.rmtree(folder)
+            convert(gguf, folder, progress)
+            return
     _write_json(folder / "config.json", conversion.config)
     _write_json(folder / "generation_config.json", _generation(gguf, conversion))
     write_weights(conversion.tensors, folder / "model.safetensors", progress)

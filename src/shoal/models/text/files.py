@@ -5,6 +5,7 @@ They are read as transformers reads them (``PreTrainedTokenizerBase._from_pretra
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ MAX_FILE = 64 << 20
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
+ID = re.compile("[0-9]{1,10}")
+FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+"""What the library knows of a token. It writes to the standard output of what else it is told."""
 TEMPLATES = "additional_chat_templates"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that have a part to play."""
@@ -61,8 +65,9 @@ class TokenizerFiles:
         found: list[AddedToken] = []
         for key in ("extra_special_tokens", "additional_special_tokens"):
             listed: object = self.config.get(key) or []
-            values = cast("list[object]", list(listed.values()) if isinstance(listed, dict) else listed)
-            found += [as_token(token, special=True) for token in values]
+            values = listed.values() if isinstance(listed, dict) else listed
+            tokens = cast("list[object]", list(values) if isinstance(listed, dict | list) else [listed])
+            found += [as_token(token, special=True) for token in tokens]
             if found:
                 break
         return found + [as_token(word, special=True) for word in self.own().values()]
@@ -76,9 +81,17 @@ class TokenizerFiles:
         }
 
     def added(self) -> dict[int, AddedToken]:
-        """Tokens by id that the config adds to the vocabulary."""
-        listed = cast("dict[str, object]", self.config.get("added_tokens_decoder") or {})
-        return {int(index): as_token(token, special=False) for index, token in listed.items()}
+        """Tokens by id that the config adds to the vocabulary.
+
+        Raises:
+            BadWeights: they are not written as such.
+        """
+        listed: object = self.config.get("added_tokens_decoder") or {}
+        tokens = cast("dict[str, object]", listed) if isinstance(listed, dict) else {"": listed}
+        strange = [index for index in tokens if ID.fullmatch(index) is None]
+        if strange:
+            raise BadWeights(f"the tokenizer has an added token whose id is {strange[0][:40]!r}")
+        return {int(index): as_token(token, special=False) for index, token in tokens.items()}
 
 
 def read_files(folder: Path) -> TokenizerFiles:
@@ -104,7 +117,7 @@ def as_token(value: object, *, special: bool) -> AddedToken:
         return AddedToken(value, special=special)
     if isinstance(value, dict):
         fields = cast("dict[str, Any]", value)
-        flags = {name: flag for name, flag in fields.items() if name not in ("__type", "id")}
+        flags = {name: flag for name, flag in fields.items() if name in FLAGS}
         flags.setdefault("special", special)
         try:
             return AddedToken(**flags)

@@ -7,6 +7,7 @@ make gigabytes of a letter, and the library panics or aborts on many that make n
 from __future__ import annotations
 
 import faulthandler
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -115,6 +116,8 @@ def first_to_go() -> None:
 def main() -> None:
     first_to_go()
     limit_memory(MEMORY)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # libraries print, and what they print is no answer
     decoder = msgspec.json.Decoder(Request)
     holder: Holder | None = None
     for line in sys.stdin.buffer:
@@ -130,8 +133,8 @@ def main() -> None:
             told = (str(error).splitlines() or [""])[0][:200].encode("utf-8", "replace").decode()
             reply = msgspec.json.encode(Refused(f"{type(error).__name__}: {told}"))
             broken = True
-        sys.stdout.buffer.write(reply + b"\n")
-        sys.stdout.buffer.flush()
+        answers.write(reply + b"\n")
+        answers.flush()
         if broken:
             return  # what state it is in nobody knows
         faulthandler.cancel_dump_traceback_later()

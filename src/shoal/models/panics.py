@@ -1,0 +1,27 @@
+"""Panics of Rust, which Python sees as exceptions that are no :class:`Exception`, and that end a process."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shoal.errors import BadWeights
+
+
+@contextmanager
+def told(of: Path) -> Generator[None]:
+    """What runs inside may panic over what a model's files say.
+
+    Raises:
+        BadWeights: it did.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise BadWeights(
+            f"{of}: a library fails on its tokenizer ({str(error)[:200]})",
+            check="where this model comes from",
+        ) from error
