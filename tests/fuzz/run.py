@@ -7,7 +7,7 @@ replay. Readers in C, as msgspec's, show no coverage, which is why honest input 
 
 Needs atheris, which is in a lock of its own, since few need it and it is large::
 
-    scripts/sync.sh .venv runtime torch build development fuzz
+    .venv/bin/pip install --require-hashes -r locks/fuzz.txt
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> int:
     if unknown := set(asked.targets) - TARGETS.keys():
         parser.error(f"no target {', '.join(unknown)}; there are {', '.join(TARGETS)}")
     if importlib.util.find_spec("atheris") is None:
-        sys.exit("atheris is not there: scripts/sync.sh .venv runtime torch build development fuzz")
+        sys.exit("atheris is not there: .venv/bin/pip install --require-hashes -r locks/fuzz.txt")
     targets = asked.targets or list(TARGETS)
     seconds = max(1, round(asked.minutes * 60 / len(targets)))
     failed = [target for target in targets if not _fuzz(target, seconds)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
 from shoal.gateway import relax as relaxing
-from shoal.gateway.relax import relax
+from shoal.gateway.fit import _is_wrong
+from shoal.gateway.relax import LeftOut, relax
 
 TEXT = {"type": "string"}
 ANY = {"type": "object"}
@@ -107,3 +109,11 @@ def test_however_many_are_refused_the_tries_are_bounded(bad):
     if bad == 1:
         assert tried <= 30
         assert len(found.left_out) == 1
+
+
+def test_a_long_pattern_is_not_compiled_to_find_mistakes_in_it() -> None:
+    """36 s of Python's own for 30,000 characters; it is left out as any that cannot be kept to."""
+    began = time.thread_time()
+    assert not _is_wrong(LeftOut("a.pattern", "(?i:[\u0100-\u8000])" * 3000, "too complex"))
+    assert time.thread_time() - began < 0.5
+    assert _is_wrong(LeftOut("a.pattern", "(", "no regex"))

@@ -23,6 +23,10 @@ from shoal.gateway.relax import UNKNOWN, LeftOut, relax
 from shoal.gateway.tools import Calling, answer_grammar, calls_grammar
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+LONGEST_PATTERN = 256
+"""Characters of one that is looked at for plain mistakes: Python needs 10 ms for ten of ``(?i:[Ā-耀])``."""
+LOOKED_AT = 8
+"""Keywords that were left out, of which it is found out whether they are mistakes."""
 TAIL = 24
 """Tokens of a prompt in which a thought may be opened."""
 Refused = Callable[[str], str]
@@ -100,7 +104,7 @@ def _fit_format(format: Format, reading: Reading, refused: Refused) -> Fit:
         return Fit(grammar(format.schema), reading)
     found = relax(format.schema, lambda schema: refused(grammar(schema)), least={})
     left_out = found.left_out or (LeftOut("", None, why),)
-    wrong = next((one for one in left_out if format.strict or _is_wrong(one)), None)
+    wrong = next((one for one in left_out[:LOOKED_AT] if format.strict or _is_wrong(one)), None)
     if wrong is not None:
         raise _cannot(wrong, format.param, "the answer's schema")
     name = format.param.partition(".")[0] if format.param.startswith("response_format") else "text.format"
@@ -170,7 +174,7 @@ def _is_wrong(left_out: LeftOut) -> bool:
         return False
     if left_out.keyword == "$ref":
         return isinstance(value, str) and value.startswith("#")
-    if left_out.keyword == "pattern" and isinstance(value, str):
+    if left_out.keyword == "pattern" and isinstance(value, str) and len(value) <= LONGEST_PATTERN:
         try:
             re.compile(value)
         except (re.error, RecursionError, OverflowError):
