@@ -177,13 +177,14 @@ async def test_through_the_engine_too(models: Models, tmp_path: Path) -> None:
     runner = fused(models("llama"), tmp_path, "int8")
     assert runner.pool is not None
     thread = TorchThread()
-    engine = Engine(runner, runner.pool, thread, format="int8", max_sessions=64)
+    engine = Engine(runner, runner.pool, thread, format="int8")
     prompts = {SessionId(bytes([n]) * 16): rows(3 + n, seed=n) for n in range(32)}
     alone: dict[SessionId, list[Floats]] = {}
     together: dict[SessionId, list[Floats]] = {}
 
     async def decode_some(session: SessionId, into: dict[SessionId, list[Floats]]) -> None:
-        await engine.open(session, 48)
+        await engine.open(session)
+        engine.grow(session, 48)
         outs = [await step(engine, session, 0, prompts[session])]
         for position in range(len(prompts[session]), len(prompts[session]) + 5):
             outs.append(await step(engine, session, position, outs[-1][-1:]))
@@ -205,7 +206,7 @@ async def test_two_thousand_sessions_leave_nothing_behind(models: Models, tmp_pa
     runner = fused(models("llama"), tmp_path, "int8")
     assert runner.pool is not None
     thread = TorchThread()
-    engine = Engine(runner, runner.pool, thread, format="int8", max_sessions=64)
+    engine = Engine(runner, runner.pool, thread, format="int8")
     prompt, process = rows(40), psutil.Process()
     held: list[int] = []
     at_once = trio.CapacityLimiter(30)
@@ -213,7 +214,8 @@ async def test_two_thousand_sessions_leave_nothing_behind(models: Models, tmp_pa
     async def visit(number: int) -> None:
         session = SessionId(number.to_bytes(16, "big"))
         async with at_once:
-            await engine.open(session, 64)
+            await engine.open(session)
+            engine.grow(session, 64)
             await step(engine, session, 0, prompt[: 1 + number % 40])
             engine.close(session)
 

@@ -36,6 +36,20 @@ def test_a_session_takes_pages_as_it_grows_and_gives_them_back_when_it_rolls_bac
     assert taken == [1, 1, 2, 5, 2, 0]
 
 
+def test_a_promise_grows_while_there_is_room_and_never_shrinks() -> None:
+    pool = PagePool(10)
+    pages = pool.promise(0)
+    assert pool.tokens_free == 10 * PAGE
+    for tokens, free in ((1, 9), (PAGE, 9), (4 * PAGE, 6), (PAGE, 6)):
+        pool.grow(pages, tokens)
+        assert pool.tokens_free == free * PAGE
+    with pytest.raises(Busy):
+        pool.grow(pages, 11 * PAGE)
+    assert pages.promised == 4
+    pool.forget(pages)
+    assert pool.tokens_free == pool.tokens
+
+
 def test_nobody_grows_beyond_what_was_promised() -> None:
     pages = PagePool(10).promise(PAGE)
     with pytest.raises(Busy):

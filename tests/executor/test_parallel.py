@@ -166,11 +166,12 @@ async def test_a_process_that_dies_ends_the_steps_and_who_watches(local: Local, 
     assert isinstance(runner, ModuleRunner) and isinstance(runner.module, ParallelSpan)
     (child,) = psutil.Process().children()
     thread = TorchThread()
-    engine = Engine(runner, runner.make_pool(64), thread, format="fp32", max_sessions=2)
+    engine = Engine(runner, runner.make_pool(64), thread, format="fp32")
     session = SessionId(bytes(16))
     with trio.fail_after(60), pytest.RaisesGroup(pytest.RaisesExc(StepFailed, match="rank 1 of 2 has ended")):
         async with watched(runner):
-            await engine.open(session, 16)
+            await engine.open(session)
+            engine.grow(session, 16)
             assert not isinstance(await step(engine, session, 0), Exception)
             child.kill()
             await trio.sleep_forever()

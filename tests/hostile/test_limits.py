@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 import trio
@@ -14,9 +16,11 @@ from shoal.net.favours import BURST, EVERY_S, PEERS_KEPT, Favours
 from shoal.net.inbound import STRANGER_LIMIT, Inbound
 from shoal.net.network import Pipe
 from shoal.node import hop as hop_module
-from shoal.node.shares import RETRY_S, check_share, session_share
+from shoal.node import room as room_module
+from shoal.node.room import RETRY_S
 from shoal.testing.byhand import MINE, begun, fragment, rows
-from shoal.types import PeerAddress, PeerId
+from shoal.testing.swarm import memory_swarm
+from shoal.types import PeerAddress, PeerId, Span
 from shoal.wire.messages import (
     MAX_PAYLOAD,
     PROTOCOL_VERSION,
@@ -25,13 +29,12 @@ from shoal.wire.messages import (
     Hello,
     NextHop,
     Opened,
-    Refused,
     Reroute,
     Rerouted,
     Step,
     encode,
 )
-from tests.hostile.conftest import WIDTH, Attack
+from tests.hostile.conftest import BLOCKS, PIECES, PROMPT, WIDTH, Attack, Reference, honest
 
 HELLO = fragment(
     1, len(encode(Hello(PROTOCOL_VERSION))).to_bytes(4, "big") + bytes(4) + encode(Hello(PROTOCOL_VERSION))
@@ -114,24 +117,52 @@ async def test_a_stranger_that_begins_long_messages_is_hung_up_on(attack: Attack
 # --- sessions and steps -----------------------------------------------------------------------------------
 
 
-def test_one_peer_leaves_room_for_others() -> None:
-    assert [session_share(count) for count in (1, 2, 3, 4, 64)] == [1, 2, 3, 3, 48]
-    check_share([], 1000, sessions=3, kv_tokens=1000)  # the first session may have all there is
-    check_share([500], 250, sessions=3, kv_tokens=1000)
-    for held, tokens in (([500], 251), ([10, 10, 10], 1)):
-        with pytest.raises(Busy) as refused:
-            check_share(held, tokens, sessions=3, kv_tokens=1000)
-        assert refused.value.retry_after_s == RETRY_S
-
-
-async def test_who_asks_for_all_the_room_is_told_when_to_come_back(attack: Attack) -> None:
+async def test_a_session_that_was_only_asked_for_holds_nothing(attack: Attack) -> None:
     node = attack.swarm.nodes[0]
     async with attack.stranger() as peer:
-        large = node.engine.tokens // 2
-        assert isinstance((await peer.ask(attack.open(session=b"1" * 16, tokens=large)))[0], Opened)
-        refused, _ = await peer.ask(attack.open(session=b"2" * 16, tokens=large - 4096))
-        assert isinstance(refused, Refused)
+        for number in range(8):
+            asked = attack.open(session=bytes([number]) * 16, tokens=node.engine.tokens // 2)
+            assert isinstance((await peer.ask(asked))[0], Opened)
+        assert node.engine.tokens - node.engine.tokens_free < 64  # of whoever is in the middle of an answer
+        refused, _ = await peer.ask(attack.open(session=b"9" * 16, tokens=node.engine.tokens + 1))
         assert (refused.code, refused.retry_after_s) == ("busy", RETRY_S)
+
+
+async def test_who_fills_a_node_makes_room_for_the_next_and_is_told(
+    tmp_path: Path, checkpoint: Path, reference: Reference
+) -> None:
+    async with memory_swarm(tmp_path, checkpoint, [Span(0, BLOCKS)], kv_tokens=1024) as swarm:
+        attack, node = Attack(swarm, checkpoint), swarm.nodes[0]
+        async with attack.stranger() as hog:
+            await hog.ask(attack.open(tokens=1024))
+            await hog.ask(attack.step(tokens=1024, rows=1024), rows(WIDTH, 1024))
+            assert node.engine.tokens_free == 0
+            async with swarm.client.session(str(checkpoint), tokens=64) as session:
+                await honest(session, PIECES, reference.logits(PIECES))
+                assert not session.reroutes
+            failed, _ = await hog.receive()
+            assert isinstance(failed, Failed)
+            assert (failed.number, failed.code) == (None, "busy")
+            assert (await hog.ask(attack.step(number=2), rows(WIDTH)))[0].code == "unknown_session"
+
+
+async def test_a_session_that_had_to_make_room_goes_on_with_the_same_tokens(
+    tmp_path: Path, checkpoint: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same node, when there is room again: its client fills another cache."""
+    pieces = [PROMPT, PROMPT, PROMPT, [7]]
+    expected = reference.logits(pieces)
+    async with memory_swarm(tmp_path, checkpoint, [Span(0, BLOCKS)], kv_tokens=128) as swarm:
+        other = await swarm.add_client()
+        async with swarm.client.session(str(checkpoint), tokens=80) as session:
+            await honest(session, pieces[:3], expected[:3])
+            server = swarm.nodes[0].server
+            monkeypatch.setattr(room_module, "QUIET_S", 0.0)
+            async with other.session(str(checkpoint), tokens=64) as other_session:
+                await other_session.step(list(range(60)))
+                assert server.sessions == 1
+            await honest(session, pieces[3:], expected[3:])
+            assert [reroute.way for reroute in session.reroutes] == ["replay"]
 
 
 async def test_steps_that_wait_are_bounded_in_tokens(attack: Attack) -> None:
@@ -153,11 +184,15 @@ async def test_a_session_that_is_not_used_makes_room_for_others(
     attack: Attack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hop_module, "IDLE_S", 0.3)
+    monkeypatch.setattr(hop_module, "FIRST_STEP_S", 0.2)
     async with attack.stranger() as peer:
-        assert isinstance((await peer.ask(attack.open()))[0], Opened)
-        failed, _ = await peer.receive()
-        assert isinstance(failed, Failed)
-        assert (failed.number, failed.code) == (None, "unknown_session")
+        for stepped in (False, True):
+            assert isinstance((await peer.ask(attack.open()))[0], Opened)
+            if stepped:
+                await peer.ask(attack.step(), rows(WIDTH))
+            failed, _ = await peer.receive()
+            assert isinstance(failed, Failed)
+            assert (failed.number, failed.code) == (None, "unknown_session")
     monkeypatch.undo()
 
 

@@ -12,7 +12,7 @@ import trio.testing
 
 from shoal.errors import ChannelClosed, NotAllowed
 from shoal.net.channel import Channel
-from shoal.node import server as server_module
+from shoal.node import sessions as sessions_module
 from shoal.testing import byhand
 from shoal.testing.byhand import MINE, THEIRS, by_hand
 from shoal.testing.checkpoints import write_checkpoint
@@ -147,32 +147,32 @@ async def test_a_next_hop_that_refuses_this_node_is_named(tmp_path, checkpoint, 
 
 
 async def test_what_is_being_opened_counts_as_if_it_were_open(tmp_path, checkpoint):
-    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
+    async with one_node(tmp_path, checkpoint, max_sessions=1) as swarm, peer(swarm) as me:
         silent = NextHop.of(swarm.world.network().address)  # takes a pipe and never says hello
-        half = swarm.nodes[0].engine.tokens // 2
-        await me.send(an_open(swarm, tokens=half, next=silent))
-        refused, _ = await me.ask(an_open(swarm, THEIRS, tokens=half))
+        await me.send(an_open(swarm, next=silent))
+        refused, _ = await me.ask(an_open(swarm, THEIRS))
         assert (refused.session, refused.code) == (THEIRS, "busy")
 
 
 async def test_the_way_from_the_hop_before_is_held_open_and_may_carry_long_steps(
     tmp_path, checkpoint, monkeypatch
 ):
-    monkeypatch.setattr(server_module, "SENDERS_KEPT", 1)
+    monkeypatch.setattr(sessions_module, "SENDERS_KEPT", 1)
     async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me, peer(swarm) as before:
         server = swarm.nodes[0].server
+        sessions = server._sessions
         (way,) = (channel for channel in server.channels.all() if channel.peer == before.peer)
-        assert not server._holds(way)
+        assert not sessions.holds(way)
         await me.ask(an_open(swarm, previous=before.peer))
         for number in range(2):  # names that are made up push nobody out
             await me.ask(an_open(swarm, THEIRS, previous=f"12D3KooW{number}"))
             await me.send(Close(THEIRS))
-        assert server._holds(way)
-        assert server._knows(before.peer)
+        assert sessions.holds(way)
+        assert sessions.knows(before.peer)
         await me.send(Close(MINE))
         with trio.fail_after(2):
             await server.wait_idle()
-        assert not server._holds(way)
+        assert not sessions.holds(way)
 
 
 async def test_a_long_prefill_of_one_session_does_not_lose_anothers_steps(tmp_path, checkpoint):

@@ -81,7 +81,8 @@ async def test_the_engine_tells_of_a_step_that_cannot_be_and_keeps_count_of_page
     async with SimPeers.running(random.Random(4)) as peers:
         engine = SimEngine(Span(0, 8), peers.internet.agenda, violations)
         session = SessionId(b"s" * 16)
-        await engine.open(session, 100)
+        await engine.open(session)
+        engine.grow(session, 100)
         row = model.pack([7])
         engine.submit(session, 0, row * 20, "float32", 20, 1, "float32", told.append)
         await trio.sleep(1)

@@ -46,17 +46,13 @@ class Engine:
     visible to another.
     """
 
-    def __init__(
-        self, runner: Runner, pool: PagePool, thread: TorchThread, *, format: Format, max_sessions: int
-    ) -> None:
+    def __init__(self, runner: Runner, pool: PagePool, thread: TorchThread, *, format: Format) -> None:
         self.runner = runner
         self.pool = pool
         self.format: Format = format
         self._thread = thread
-        self._max_sessions = max_sessions
         self._batcher = Batcher(self._forward, thread, sliced=runner.sliced)
         self._sessions: dict[SessionId, State] = {}
-        self._opening = 0
 
     @property
     def width(self) -> int:
@@ -83,26 +79,25 @@ class Engine:
         """Sessions that are open."""
         return len(self._sessions)
 
-    async def open(self, session: SessionId, tokens: int, span: Span | None = None) -> None:
-        """Reserve KV for ``tokens`` tokens in the whole span, or in a ``span`` inside of it.
+    async def open(self, session: SessionId, span: Span | None = None) -> None:
+        """Take a session in, for the whole span or a ``span`` inside of it. It has no KV yet.
 
         Raises:
-            Busy: there is no room; says how much there is.
+            Busy: it is open here already.
         """
         if session in self._sessions:
             raise Busy("this session is open here already", tokens_free=self.tokens_free)
-        if len(self._sessions) + self._opening >= self._max_sessions:
-            raise Busy(f"all {self._max_sessions} sessions are taken", tokens_free=self.tokens_free)
-        pages = self.pool.promise(tokens)
-        self._opening += 1
-        try:
-            make = partial(self.runner.open, span or self.runner.span, pages)
-            self._sessions[session] = await self._thread.run(make)
-        except BaseException:
-            self.pool.forget(pages)
-            raise
-        finally:
-            self._opening -= 1
+        make = partial(self.runner.open, span or self.runner.span, self.pool.promise(0))
+        self._sessions[session] = await self._thread.run(make)
+
+    def grow(self, session: SessionId, tokens: int) -> None:
+        """Reserve KV, so that a session's next steps may take it to ``tokens`` tokens.
+
+        Raises:
+            Busy: there is no room; says how much there is.
+            UnknownSession: the session is not open.
+        """
+        self.pool.grow(self._state(session).pages, tokens)
 
     def close(self, session: SessionId) -> None:
         """Give the session's KV back. A session that is not open is no error."""
@@ -125,6 +120,8 @@ class Engine:
     ) -> None:
         """Ask for a step and do not wait. Steps of one session run in the order asked.
 
+        What it takes the session to must have been reserved (:meth:`grow`).
+
         Runs ``rows`` tokens from ``position`` on; keeps the last ``wanted`` rows of what comes out. KV that
         is longer than ``position`` is rolled back to it first.
 
@@ -140,9 +137,7 @@ class Engine:
         Raises:
             UnknownSession: the session is not open.
         """
-        state = self._sessions.get(session)
-        if state is None:
-            raise UnknownSession("this session is not open here")
+        state = self._state(session)
 
         def finish(job: Job, out: Floats) -> None:
             encoded = encode(out, reply)
@@ -168,6 +163,12 @@ class Engine:
     def after(self, function: Callable[[], None]) -> None:
         """Have ``function`` run once all that ran together are done. To be called when one of them is."""
         self._batcher.after(function)
+
+    def _state(self, session: SessionId) -> State:
+        state = self._sessions.get(session)
+        if state is None:
+            raise UnknownSession("this session is not open here")
+        return state
 
     def _forward(self, batch: Sequence[Piece]) -> list[Outcome]:
         steps = [(cast(_Step, piece.job), piece) for piece in batch]

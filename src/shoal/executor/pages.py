@@ -1,7 +1,7 @@
 """KV memory in pages: sessions take them as they grow and give them back when they end.
 
-What a session may grow to is promised when it opens, so no step can fail for want of a page. Promises are
-made and forgotten by the event loop; pages are taken and given back by the thread that computes.
+A session is promised pages before it takes them, so no step that has begun can fail for want of one. Promises
+are made and forgotten by the event loop; pages are taken and given back by the thread that computes.
 """
 
 from __future__ import annotations
@@ -53,19 +53,26 @@ class PagePool:
         return self._fresh - len(self._free)
 
     def promise(self, tokens: int) -> Pages:
-        """Room for a session of ``tokens`` tokens.
+        """Room for a session of ``tokens`` tokens. Raises as :meth:`grow`."""
+        pages = Pages(self)
+        self.grow(pages, tokens)
+        return pages
+
+    def grow(self, pages: Pages, tokens: int) -> None:
+        """Promise a session so many more pages that it may have ``tokens`` tokens.
 
         Raises:
-            Busy: there is none; says how much there is.
+            Busy: there is no room; says how much there is.
         """
-        wanted = pages_for(tokens)
-        if wanted > self.pages - self._promised:
+        more = pages_for(tokens) - pages.promised
+        if more > self.pages - self._promised:
             raise Busy(
                 f"no room for {tokens} tokens of KV, {self.tokens_free} of {self.tokens} are free",
                 tokens_free=self.tokens_free,
             )
-        self._promised += wanted
-        return Pages(self, wanted)
+        if more > 0:
+            self._promised += more
+            pages.promised += more
 
     def forget(self, pages: Pages) -> None:
         """Take a promise back. Its pages must be given back before a later promise takes any."""
@@ -88,7 +95,7 @@ class Pages:
     """One session's pages, in order, and how many it was promised."""
 
     pool: PagePool
-    promised: int
+    promised: int = 0
     numbers: array[int] = field(default_factory=lambda: array("i"))
     """As the kernels read them."""
 

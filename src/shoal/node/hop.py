@@ -22,6 +22,7 @@ from shoal.errors import Busy, ChannelClosed, ShoalError, UnknownSession
 from shoal.executor.engine import Engine, Forwarded
 from shoal.net.channel import Channel
 from shoal.node.kept import Entry, Kept, KeptRoom
+from shoal.node.room import Held
 from shoal.types import Codec, PeerId, SessionId
 from shoal.wire.codec import CodecChooser
 from shoal.wire.messages import Failed, HopTime, Located, Open, Reroute, Step, shorten
@@ -32,7 +33,9 @@ QUEUE = 64
 QUEUED_LENGTHS = 2
 """Tokens of those steps, in whole lengths of the session; a client that does not go back sends one."""
 IDLE_S = 900.0
-"""How long a session may be without a step; then its room is for others."""
+"""How long a session may be without a step, where nobody wants its room."""
+FIRST_STEP_S = 20.0
+"""The same for one that has never had a step: before it gets one, the hops before this one compute theirs."""
 
 
 @dataclass(eq=False)
@@ -52,6 +55,8 @@ class Hop:
     """Told of each step on the engine's thread."""
     room: KeptRoom
     """Where what was sent on is kept."""
+    grow: Callable[[Hop, int], None]
+    """Reserves KV for so many tokens in all; raises ``Busy``."""
     failed: Callable[[ShoalError], None] = lambda _: None
     """Told of each step, and of a session, that came to nothing."""
     rules: HopSession = field(init=False)
@@ -60,6 +65,10 @@ class Hop:
     def __post_init__(self) -> None:
         self.rules = HopSession(self.opened, self.engine.width)
         self._loop = trio.lowlevel.current_trio_token()
+        self.held = 0
+        """Tokens of KV that are reserved."""
+        self._stepped_at = trio.current_time()  # or opened
+        self._pause_s = 0.0  # before its last step
         self._taken = 0  # by the event loop
         self._seen_to = 0  # by the engine's thread
         self._tokens_taken = 0  # the same in tokens
@@ -98,7 +107,16 @@ class Hop:
         except ShoalError as error:
             self.fail(step.number, error)
             return
-        self.scope.deadline = trio.current_time() + IDLE_S
+        try:
+            self.grow(self, step.position + step.tokens)
+        except Busy as error:
+            # What it holds would be held in vain: a step later there would be no room either.
+            self.fail(None, error)
+            self.end()
+            return
+        now = trio.current_time()
+        self._pause_s, self._stepped_at = now - self._stepped_at, now
+        self.scope.deadline = now + IDLE_S
         if step.hops_left is None:
             self._taken += 1
             self._tokens_taken += step.tokens
@@ -122,14 +140,15 @@ class Hop:
 
     async def run(self) -> None:
         """Take part until the session is closed, or has not been used for long."""
-        self.scope.deadline = trio.current_time() + IDLE_S
+        self.scope.deadline = trio.current_time() + FIRST_STEP_S
         with self.scope:
             async for step, payload in self._held:
                 await self._onward.wait_room()
                 self._holding -= 1
                 self._submit(step, payload)
         if self.scope.deadline <= trio.current_time():
-            self.fail(None, UnknownSession(f"no step for {IDLE_S:.0f} s: its room is for others"))
+            idle_s = trio.current_time() - self._stepped_at
+            self.fail(None, UnknownSession(f"no step for {idle_s:.0f} s: its room is for others"))
 
     @contextmanager
     def changing(self) -> Generator[None]:
@@ -183,6 +202,21 @@ class Hop:
         self._cut = True
         gone = ChannelClosed(f"the way to the next hop {way.peer} is gone: {reason}")
         self.fail(None, gone, gone=way.peer)
+
+    def as_held(self) -> Held:
+        """What the session holds, for whoever decides who may have how much."""
+        submitted = self.waiting - self._holding  # for those that are held back, somebody does not read
+        return Held(
+            session=self.session,
+            peer=self.client.peer,
+            host=self.client.host,
+            tokens=self.held,
+            limit=self.opened.tokens,
+            stepped=self.held > 0,
+            computing=submitted > 0 or self._filling > self._filled,
+            since=self._stepped_at,
+            pause_s=self._pause_s,
+        )
 
     def located(self) -> Located:
         """How far the session has come here."""

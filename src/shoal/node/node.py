@@ -138,7 +138,7 @@ class Node:
             self.span.end,
             self.engine.format,
             self.engine.tokens,
-            0 if self.server.draining else self.engine.tokens_free,
+            0 if self.server.draining else self.server.tokens_free,
             self.engine.sessions,
             self.server.step_ms,
             wait_ms=self.server.wait_ms,
@@ -180,7 +180,7 @@ async def load_span(model: LocalModel, span: Span, format: Format, settings: Set
         runner = await thread.run(load)
         pool = runner.make_pool(kv_capacity(runner, settings, memory))
         speed = await thread.run(partial(measure_speed, runner, pool))
-        engine = Engine(runner, pool, thread, format=format, max_sessions=settings.max_sessions)
+        engine = Engine(runner, pool, thread, format=format)
         return Loaded(span, engine, thread, speed)
     except BaseException:
         thread.close()

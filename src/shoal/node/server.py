@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -36,7 +34,7 @@ from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.node.hop import Hop
 from shoal.node.kept import KeptRoom
-from shoal.node.shares import check_share, session_share
+from shoal.node.sessions import Opening, Sessions
 from shoal.node.speed import Speed
 from shoal.types import Codec, Digest, PeerId, SessionId, Span
 from shoal.wire.codec import CodecChooser
@@ -57,7 +55,6 @@ from shoal.wire.messages import (
 )
 
 DIAL_NEXT_S = 5.0
-SENDERS_KEPT = 4096
 NOT_YOURS = "no such session here, or not of this peer"
 """The same words for both: a stranger learns nothing."""
 
@@ -70,15 +67,6 @@ class _NextGone(ChannelClosed):
     def __init__(self, peer: str, error: ShoalError) -> None:
         super().__init__(error.message)
         self.peer = peer
-
-
-@dataclass(eq=False)
-class _Opening:
-    """A session that is being opened: its client may still think better of it."""
-
-    client: Channel
-    tokens: int
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 class SpanServer:
@@ -106,30 +94,30 @@ class SpanServer:
         """Smoothed time that a decode step waits for its turn."""
         self._speed = speed
         self._forget_load()
-        self._senders: OrderedDict[PeerId, None] = OrderedDict()  # whose steps sessions here take, or took
-        self.channels = ChannelPool(network, self._handle, self._lost, known=self._knows, held=self._holds)
+        self._sessions = mine = Sessions(max_sessions)
+        self.channels = ChannelPool(network, self._handle, mine.lost, known=mine.knows, held=mine.holds)
         self._peer = network.peer
         self.metrics = Metrics()
         self.trace = Trace()
         """Steps as this hop saw them."""
         self.steps = 0
         self._wire: Codec | Literal["auto"] = wire
-        self._sessions_per_peer = session_share(max_sessions)
         self._room = KeptRoom()
-        self._hops: dict[SessionId, Hop] = {}
-        self._opening: dict[SessionId, _Opening] = {}
         self._nursery: trio.Nursery | None = None
-        self._using: dict[Engine, int] = {}  # sessions that are open or about to be
-        self._freed = trio.Event()
 
     @property
     def sessions(self) -> int:
-        return len(self._hops)
+        return len(self._sessions)
+
+    @property
+    def tokens_free(self) -> int:
+        """Tokens of KV that a newcomer would be let have: those of sessions that nobody uses among them."""
+        return self._sessions.offered(self.engine)
 
     @property
     def waiting(self) -> int:
         """Steps of all sessions that are here and have not been sent on."""
-        return sum(hop.waiting for hop in self._hops.values())
+        return sum(hop.waiting for hop in self._sessions)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
@@ -145,13 +133,11 @@ class SpanServer:
 
     async def wait_unused(self, engine: Engine) -> None:
         """Wait until no session is open on ``engine``."""
-        while engine in self._using:
-            await self._freed.wait()
+        await self._sessions.wait_unused(engine)
 
     async def wait_idle(self) -> None:
         """Wait until no session is open."""
-        while self._using:
-            await self._freed.wait()
+        await self._sessions.wait_idle()
 
     async def _handle(self, channel: Channel, message: Message, payload: bytes) -> None:
         match message:
@@ -164,7 +150,7 @@ class SpanServer:
             case Locate():
                 await self._locate(channel, SessionId(message.session))
             case Close():
-                self._close(channel, SessionId(message.session))
+                self._sessions.close(channel, SessionId(message.session))
             case Failed() | Opened() | Refused() | Rerouted() | Located():
                 pass  # answers to what a client asks; a node asks nothing
             case _:
@@ -177,23 +163,22 @@ class SpanServer:
     async def _begin(self, channel: Channel, message: Open) -> None:
         """Note a session that is to be opened, at once: what comes right behind may close it."""
         try:
-            self._check(channel, message)
+            self._check(message)
+            opening = self._sessions.begin(SessionId(message.session), channel, self.engine, message.tokens)
         except ShoalError as error:
             await self._refuse(channel, message, error)
             return
-        opening = self._opening[SessionId(message.session)] = _Opening(channel, message.tokens)
         # Dialling the next hop takes a while: other sessions of this channel must not wait.
         self._spawn(partial(self._open, channel, message, opening))
 
-    async def _open(self, channel: Channel, message: Open, opening: _Opening) -> None:
-        session = SessionId(message.session)
+    async def _open(self, channel: Channel, message: Open, opening: Opening) -> None:
         hop = None
         try:
             try:
                 with opening.scope:
-                    hop = await self._admit(channel, message, session)
+                    hop = await self._admit(channel, message, opening.session)
             finally:
-                del self._opening[session]
+                self._sessions.began(opening)
         except ShoalError as error:
             await self._refuse(channel, message, error)
             return
@@ -202,6 +187,8 @@ class SpanServer:
             log.exception("a session could not be opened", extra=about(channel.peer, message.session))
             await self._refuse(channel, message, StepFailed("a defect in this node; its log says more"))
             return
+        if opening.pushed_out:
+            await self._refuse(channel, message, Busy("others here want the session's place"))
         if hop is None:
             return  # the client has closed it before it was open
         if opening.scope.cancel_called:  # or at the moment when it was
@@ -209,18 +196,18 @@ class SpanServer:
             return
         try:
             with suppress(ChannelClosed):  # the client is gone
-                await channel.send(Opened(message.session, hop.engine.tokens_free))
+                await channel.send(Opened(message.session, self.tokens_free))
                 await hop.run()
         finally:
             self._forget(hop)
 
     async def _admit(self, channel: Channel, message: Open, session: SessionId) -> Hop:
         engine, span = self.engine, str(self.span)
-        self._using[engine] = self._using.get(engine, 0) + 1
+        self._sessions.use(engine)
         try:
-            await engine.open(session, message.tokens, Span(message.start, message.end))
+            await engine.open(session, Span(message.start, message.end))
         except BaseException:
-            self._unused(engine)
+            self._sessions.unuse(engine)
             raise
         try:
             onward = None
@@ -228,7 +215,7 @@ class SpanServer:
                 onward = await self._reach(message.next, channel.peer)
         except BaseException:
             engine.close(session)
-            self._unused(engine)
+            self._sessions.unuse(engine)
             raise
         hop = Hop(
             message,
@@ -238,10 +225,10 @@ class SpanServer:
             CodecChooser(engine.format, self._wire),
             partial(self._measured, engine, span),
             self._room,
+            self._sessions.grow,
             self._count_failure,
         )
-        self._hops[session] = hop
-        self._expect(hop.sender)
+        self._sessions.add(hop)
         return hop
 
     async def _reach(self, onward: NextHop, client: PeerId) -> Channel:
@@ -250,14 +237,7 @@ class SpanServer:
         except (ChannelClosed, NotAllowed) as error:
             raise _NextGone(onward.peer, error) from error
 
-    def _expect(self, sender: PeerId) -> None:
-        """Let this peer send as much as steps need."""
-        self._senders[sender] = None
-        self._senders.move_to_end(sender)
-        while len(self._senders) > SENDERS_KEPT:
-            self._senders.popitem(last=False)
-
-    def _check(self, channel: Channel, message: Open) -> None:
+    def _check(self, message: Open) -> None:
         if self.draining:
             raise Busy("this node is leaving", retry_after_s=60.0)
         if message.digest != self.digest:
@@ -271,12 +251,6 @@ class SpanServer:
             raise NotAllowed(
                 f"this node serves blocks {self.span}, {message.start}:{message.end} is not inside of them"
             )
-        if message.session in self._hops.keys() | self._opening.keys():
-            raise NotAllowed("a session of this id is open already")
-        client = channel.peer
-        held = [hop.opened.tokens for hop in self._hops.values() if hop.client.peer == client]
-        held += [opening.tokens for opening in self._opening.values() if opening.client.peer == client]
-        check_share(held, message.tokens, sessions=self._sessions_per_peer, kv_tokens=self.engine.tokens)
 
     async def _refuse(self, channel: Channel, message: Open, error: ShoalError) -> None:
         self.metrics.refusals.labels(error.code).inc()
@@ -289,13 +263,13 @@ class SpanServer:
                     error.code,
                     shorten(error.message),
                     retry_after_s,
-                    self.engine.tokens_free,
+                    self.tokens_free,
                     error.peer if isinstance(error, _NextGone) else None,
                 )
             )
 
     async def _step(self, channel: Channel, message: Step, payload: bytes) -> None:
-        hop = self._hops.get(SessionId(message.session))
+        hop = self._sessions.get(SessionId(message.session))
         if hop is None or channel.peer != hop.sender:
             error = UnknownSession(NOT_YOURS)
             await channel.reply(Failed(message.session, message.number, 0, error.code, error.message))
@@ -305,7 +279,7 @@ class SpanServer:
     async def _reroute(self, channel: Channel, message: Reroute) -> None:
         """Only the channel that opened a session may change its neighbours."""
         session = SessionId(message.session)
-        hop = self._hops.get(session)
+        hop = self._sessions.get(session)
         if hop is None or hop.client is not channel:
             with suppress(ChannelClosed, RemoteProtocolError):  # the client is gone, or does not read
                 await channel.reply(Failed(session, None, message.hop, UnknownSession.code, NOT_YOURS))
@@ -316,61 +290,26 @@ class SpanServer:
             onward = None
             if message.next is not None:
                 onward = await self._reach(message.next, channel.peer)
-            kept = self._hops.get(session) is hop and hop.reroute(message, onward)
-            self._expect(hop.sender)
+            kept = self._sessions.get(session) is hop and hop.reroute(message, onward)
+            self._sessions.expect(hop.sender)
             self.metrics.reroutes.labels("neighbour" if message.resend is None else "resend").inc()
         with suppress(ChannelClosed, RemoteProtocolError):
             await channel.reply(Rerouted(session, kept))
 
     async def _locate(self, channel: Channel, session: SessionId) -> None:
-        hop = self._hops.get(session)
+        hop = self._sessions.get(session)
         if hop is None or hop.client is not channel:
             await channel.reply(Failed(session, None, 0, UnknownSession.code, NOT_YOURS))
         else:
             await channel.reply(hop.located())
 
-    def _close(self, channel: Channel, session: SessionId) -> None:
-        """Only the channel that opened a session, or is about to, may close it."""
-        hop, opening = self._hops.get(session), self._opening.get(session)
-        if hop is not None and hop.client is channel:
-            hop.end()
-        elif opening is not None and opening.client is channel:
-            opening.scope.cancel()
-
-    def _holds(self, channel: Channel) -> bool:
-        """Whether a session needs it: to its client, to its next hop, or from the one before."""
-        hops = self._hops.values()
-        return any(channel in (hop.client, hop.next) or channel.peer == hop.sender for hop in hops)
-
-    def _knows(self, peer: PeerId) -> bool:
-        """Whether a session here takes this peer's steps, or took them lately."""
-        return peer in self._senders or any(hop.sender == peer for hop in self._hops.values())
-
-    def _lost(self, channel: Channel, reason: str) -> None:
-        for opening in self._opening.values():
-            if opening.client is channel:
-                opening.scope.cancel()
-        for hop in list(self._hops.values()):
-            if hop.client is channel:
-                hop.scope.cancel()
-            else:
-                hop.lost_next(channel, reason)
-
     def _forget(self, hop: Hop) -> None:
-        if self._hops.get(hop.session) is hop:
-            del self._hops[hop.session]
-        hop.forget()
-        hop.engine.close(hop.session)
-        self._unused(hop.engine)
+        self._sessions.forget(hop)
+        self._unload(hop.engine)
 
-    def _unused(self, engine: Engine) -> None:
-        self._using[engine] -= 1
-        if not self._using[engine]:
-            del self._using[engine]
-            if engine is self.engine:
-                self._forget_load()
-            self._freed.set()
-            self._freed = trio.Event()
+    def _unload(self, engine: Engine) -> None:
+        if engine is self.engine and not self._sessions.uses(engine):
+            self._forget_load()
 
     def _count_failure(self, error: ShoalError) -> None:
         self.metrics.failures.labels(error.code).inc()

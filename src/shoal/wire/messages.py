@@ -5,7 +5,7 @@ bytes behind it. Arrays may grow at their end: a field added later has a default
 
 The life of a session, seen from a hop::
 
-    client → Open            reserve KV for this session, or
+    client → Open            take part in this session?
     client ← Opened | Refused
     previous → Step → next   hidden states in, hidden states out; the last hop's next is the client
     client ← Failed          this step, or the whole session, is over
@@ -78,7 +78,11 @@ class NextHop(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Open(_Message, frozen=True, tag="open"):
-    """Ask a hop to take part in a session, and to reserve KV for ``tokens`` tokens."""
+    """Ask a hop to take part in a session that may grow to ``tokens`` tokens.
+
+    Its KV is reserved as steps need it. Where others want the room, a hop may end a session at any time with a
+    ``Failed`` whose code is ``busy``.
+    """
 
     session: SessionBytes
     digest: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -97,7 +101,7 @@ class Open(_Message, frozen=True, tag="open"):
 class Opened(_Message, frozen=True, tag="opened"):
     session: SessionBytes
     tokens_free: Count
-    """Tokens of KV that this hop still has for others."""
+    """Tokens of KV that a newcomer would be let have here."""
 
 
 class Refused(_Message, frozen=True, tag="refused"):

@@ -95,13 +95,12 @@ class _Step:
 class SimEngine(Engine):
     """A node's span of the simulated model, one step after another."""
 
-    def __init__(self, span: Span, agenda: Agenda, violations: list[str], max_sessions: int = 64) -> None:
+    def __init__(self, span: Span, agenda: Agenda, violations: list[str]) -> None:
         self.pool = PagePool(KV_TOKENS // PAGE)
         self.format = "fp32"
         self._span = span
         self._agenda = agenda
         self._violations = violations
-        self._most = max_sessions
         self._caches: dict[SessionId, _Cache] = {}
         self._free_at = 0.0
 
@@ -117,16 +116,17 @@ class SimEngine(Engine):
     def sessions(self) -> int:
         return len(self._caches)
 
-    async def open(self, session: SessionId, tokens: int, span: Span | None = None) -> None:
+    async def open(self, session: SessionId, span: Span | None = None) -> None:
         await trio.lowlevel.checkpoint()  # whoever is cancelled here has taken nothing
         span = span or self._span
         if span.start < self._span.start or span.end > self._span.end:
             self._violations.append(f"a session for {span} at a node that has {self._span}")
         if session in self._caches:
             raise Busy("this session is open here already", tokens_free=self.tokens_free)
-        if len(self._caches) >= self._most:
-            raise Busy(f"all {self._most} sessions are taken", tokens_free=self.tokens_free)
-        self._caches[session] = _Cache(span, self.pool.promise(tokens), [[] for _ in range(len(span))])
+        self._caches[session] = _Cache(span, self.pool.promise(0), [[] for _ in range(len(span))])
+
+    def grow(self, session: SessionId, tokens: int) -> None:
+        self.pool.grow(self._caches[session].pages, tokens)
 
     def close(self, session: SessionId) -> None:
         cache = self._caches.pop(session, None)
