@@ -18,7 +18,7 @@ from shoal.testing.byhand import MINE, THEIRS, by_hand
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
-from shoal.wire.messages import Close, Failed, NextHop, Opened, Refused
+from shoal.wire.messages import Close, Failed, NextHop, Opened, Refused, Reroute
 
 WIDTH = 64
 
@@ -144,6 +144,20 @@ async def test_a_next_hop_that_refuses_this_node_is_named(tmp_path, checkpoint, 
         monkeypatch.setattr(swarm.nodes[0].server.channels, "get", refused)
         answer, _ = await me.ask(an_open(swarm, next=NextHop("12D3KooWnext")))
         assert (answer.code, answer.gone) == ("channel_closed", "12D3KooWnext")
+
+
+@pytest.mark.parametrize("side", ["previous", "next"])
+async def test_a_hop_is_never_its_own_neighbour(tmp_path, checkpoint, side):
+    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
+        itself = swarm.networks[0].address
+        beside = {side: itself.peer if side == "previous" else NextHop.of(itself)}
+        refused, _ = await me.ask(an_open(swarm, **beside))
+        assert (refused.code, refused.gone) == ("not_allowed", None)
+        assert isinstance((await me.ask(an_open(swarm)))[0], Opened)
+        neighbours = {"previous": None, "next": None} | beside
+        rerouted, _ = await me.ask(Reroute(MINE, 0, neighbours["previous"], neighbours["next"]))
+        assert not rerouted.kept
+        assert (await me.ask(a_step(), payload()))[0].rows == 1  # and nothing has changed
 
 
 async def test_what_is_being_opened_counts_as_if_it_were_open(tmp_path, checkpoint):

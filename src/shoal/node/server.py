@@ -231,6 +231,11 @@ class SpanServer:
         self._sessions.add(hop)
         return hop
 
+    def _check_neighbours(self, message: Open | Reroute) -> None:
+        """A hop that is its own neighbour would send itself steps for ever, or wait for its own."""
+        if self._peer in (message.previous, message.next.peer if message.next else None):
+            raise NotAllowed("a hop cannot be its own neighbour in a route")
+
     async def _reach(self, onward: NextHop, client: PeerId) -> Channel:
         try:
             return await self.channels.get(onward.address(), deadline_s=DIAL_NEXT_S, asked_by=client)
@@ -240,6 +245,7 @@ class SpanServer:
     def _check(self, message: Open) -> None:
         if self.draining:
             raise Busy("this node is leaving", retry_after_s=60.0)
+        self._check_neighbours(message)
         if message.digest != self.digest:
             raise DigestMismatch(
                 f"this node serves {self.digest[:23]}…, not {message.digest[:23]}…: "
@@ -287,6 +293,7 @@ class SpanServer:
         kept = False
         # What is refused here is not kept either, and the client replays.
         with suppress(ChannelClosed, NotAllowed, Busy), hop.changing():
+            self._check_neighbours(message)
             onward = None
             if message.next is not None:
                 onward = await self._reach(message.next, channel.peer)

@@ -80,8 +80,8 @@ class NextHop(Struct, frozen=True, array_like=True, gc=False):
 class Open(_Message, frozen=True, tag="open"):
     """Ask a hop to take part in a session that may grow to ``tokens`` tokens.
 
-    Its KV is reserved as steps need it. Where others want the room, a hop may end a session at any time with a
-    ``Failed`` whose code is ``busy``.
+    Its KV is reserved as steps need it. Where others want the room, a hop may end the session at any time
+    with a ``Failed`` whose code is ``busy``.
     """
 
     session: SessionBytes
