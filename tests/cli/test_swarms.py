@@ -78,6 +78,35 @@ def test_a_code_that_a_terminal_has_broken_up_is_read(shoal: Shoal, monkeypatch:
     assert shoal("join", "-").code == 0
 
 
+def test_at_a_terminal_the_code_is_asked_for_and_not_shown(
+    shoal: Shoal, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = shoal("invite", "--swarm", "attic").out.strip()
+    asked: list[str] = []
+
+    def ask(prompt: str) -> str:
+        asked.append(prompt)
+        return f"  {code}\n"
+
+    monkeypatch.setenv("SHOAL_HOME", str(home.parent / "other"))
+    monkeypatch.setattr("shoal.cli.swarms.getpass", ask)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    ran = shoal("join")
+    assert (ran.code, ran.out, len(asked)) == (0, "joined attic\n", 1)
+    assert code not in ran.out + ran.err
+
+
+def test_without_a_terminal_a_code_on_stdin_will_do_and_none_is_an_error(
+    shoal: Shoal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = shoal("invite", "--swarm", "attic").out
+    for argv in (("join",), ("join", "-")):
+        ran = shoal(*argv)
+        assert (ran.code, "shoal join" in ran.err) == (2, True)
+    monkeypatch.setattr("sys.stdin", io.StringIO(code))
+    assert shoal("join").code == 0
+
+
 def test_another_swarm_of_the_same_name_needs_another_name(
     shoal: Shoal, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from getpass import getpass
 from typing import Annotated
 
 import typer
 
 from shoal.cli import options
 from shoal.cli.output import emit, say
+from shoal.errors import UsageError
 from shoal.swarm import membership
 
 
@@ -40,19 +43,25 @@ def invite(
         )
     elif here_only(kept):
         say("note: the nodes listen on this machine's own interface only: no other machine can join")
-    say("give it only to people you want in the swarm; they type: shoal join CODE")
+    say("give it only to people you want in the swarm; they type `shoal join` and then the code")
 
 
 def join(
-    code: Annotated[list[str], typer.Argument(metavar="CODE", help="The invite; - reads it from stdin.")],
+    code: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CODE]",
+            help="The invite. Without it you are asked, so that it is not kept in the shell's history "
+            "nor seen in the list of processes; - reads it from stdin.",
+            show_default=False,
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Local name for the swarm.", show_default=False)] = None,
     as_json: options.Json = False,
 ) -> None:
     """Join a swarm with an invite. Any member prints one with `shoal invite`."""
     settings = options.settings()
-    # A terminal may have broken the code into words, and a shell passes each as an argument.
-    text = sys.stdin.read(2 * membership.MAX_CODE) if code == ["-"] else "".join(code)
-    invited = membership.from_code(text)
+    invited = membership.from_code(_given(code))
     kept = membership.save(settings.paths.swarms, replace(invited, name=name or invited.name))
     which = "" if kept.name == settings.swarm else f" --swarm {kept.name}"
     emit(
@@ -62,6 +71,27 @@ def join(
     )
     if not as_json:
         say(f"next: shoal status{which}, or shoal up{which} to serve a part of a model")
+
+
+def _given(code: list[str] | None) -> str:
+    """The code that was typed, wherever that was.
+
+    Raises:
+        UsageError: there is none, and nobody at a terminal who could be asked.
+    """
+    if code is None or code == ["-"]:
+        text = ""
+        with suppress(EOFError):
+            asks = code is None and sys.stdin.isatty()
+            text = getpass("invite code (not shown): ") if asks else sys.stdin.read(2 * membership.MAX_CODE)
+        if not text.strip():
+            raise UsageError(
+                "no invite code was given",
+                check="type `shoal join` at a terminal and give the code when asked, or write it to stdin",
+                next_command="shoal join",
+            )
+        return text
+    return "".join(code)  # a terminal may have broken it into words, and a shell passes each as an argument
 
 
 def _draw(code: str) -> None:

@@ -89,7 +89,7 @@ class Reach:
             return NotAllowed(
                 f"the peer at {address} refuses us: it may be {kind}",
                 check="that the invite is of this swarm",
-                next_command="shoal join CODE",
+                next_command="shoal join",
             )
         return ChannelClosed(f"{peer} cannot be reached at {address}: {chain[-1]}")
 

@@ -177,7 +177,7 @@ def _bad(message: str) -> BadInvite:
     return BadInvite(
         message,
         check="that the whole code was copied, from 'shoal1-' to its end",
-        next_command="shoal join CODE",
+        next_command="shoal join",
     )
 
 
@@ -201,13 +201,13 @@ def load(folder: Path, name: str) -> Membership:
         raise NotRunning(
             f"this machine is in no swarm named {name!r}",
             check=f"the swarms it is in: {', '.join(names(folder)) or 'none yet'}",
-            next_command="shoal up to begin one, or shoal join CODE",
+            next_command="shoal up to begin one, or shoal join",
         ) from None
     except (msgspec.DecodeError, RecursionError, UsageError) as error:
         raise UsageError(
             f"{path} is damaged: {error}",
             check="ask a member for a new invite, and move that file away",
-            next_command="shoal join CODE",
+            next_command="shoal join",
         ) from error
 
 
@@ -255,7 +255,7 @@ def save(folder: Path, membership: Membership) -> Membership:
             raise NotAllowed(
                 f"this machine is already in another swarm named {membership.name!r}",
                 check="a name is only a label here: join under another one",
-                next_command=f"shoal join CODE --name {membership.name[:29]}-2",
+                next_command=f"shoal join --name {membership.name[:29]}-2",
             )
         addresses = dict.fromkeys(membership.bootstrap + known.bootstrap)
         membership = replace(membership, bootstrap=tuple(addresses)[:MAX_ADDRESSES])

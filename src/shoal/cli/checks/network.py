@@ -73,7 +73,7 @@ def swarms(settings: Settings) -> Finding:
             "swarms",
             "note",
             "none yet; the first node creates one named 'home'",
-            "shoal up, or shoal join CODE",
+            "shoal up, or shoal join",
         )
     silent = [m.name for m in kept if m.bootstrap and not _any_answers(m.bootstrap)]
     text = ", ".join(m.name for m in kept)
