@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from shoal.errors import BadWeights
 from shoal.models.checkpoint import open_checkpoint
 from shoal.models.digest import compute_digest, fingerprint
 from shoal.testing.checkpoints import write_checkpoint
@@ -55,6 +56,22 @@ def test_another_config_is_another_model(folder: Path, change: dict[str, object]
     before = digest(folder)
     edit_config(folder, **change)
     assert digest(folder) != before
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_weights_that_are_no_numbers_are_refused_by_the_tensors_name(
+    folder: Path, dtype: torch.dtype, value: str
+) -> None:
+    """One element of many, in the last of several pieces that are read."""
+    large = torch.full((1 << 20,), torch.finfo(dtype).max, dtype=dtype)  # the largest is a number
+    save_file({"fine": large, "weight": large.clone()}, folder / "model.safetensors")
+    digest(folder)
+    large[-1] = float(value)
+    save_file({"fine": torch.ones(4, dtype=dtype), "weight": large}, folder / "model.safetensors")
+    with pytest.raises(BadWeights, match="'weight' has elements that are NaN or infinite") as refused:
+        digest(folder)
+    assert refused.value.check
 
 
 def test_one_bit_of_one_weight_is_another_model(folder: Path) -> None:

@@ -151,6 +151,34 @@ SIZES = {
     "block_size": 1048576,
     "max_position_embeddings": 10485760,
 }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rms_norm_eps": float("nan")},
+        {"layer_norm_epsilon": float("inf")},
+        {"norm_eps": -1e-5},
+        {"rms_norm_eps": 1e9},
+        {"rope_theta": float("nan")},
+        {"rope_scaling": {"rope_type": "yarn", "factor": float("inf")}},
+        {"rope_scaling": {"rope_type": "longrope", "long_factor": [1.0, float("nan")]}},
+    ],
+    ids=str,
+)
+def test_numbers_of_which_every_answer_would_be_nan_are_refused_by_their_name(
+    edited: Edit, change: dict[str, object]
+) -> None:
+    named = [name for part in (change, *change.values()) if isinstance(part, dict) for name in part][-1]
+    with pytest.raises(BadWeights, match=named):
+        open_checkpoint(edited(**change))
+
+
+def test_an_infinity_that_means_no_limit_is_read(edited: Edit) -> None:
+    """Mamba 2's config has one."""
+    open_checkpoint(edited(time_step_limit=[0.0, float("inf")], layer_norm_eps=0))
+
+
 COUNTS = ("num_hidden_layers", "n_layer", "n_routed_experts", "encoder_layers", "num_local_experts", "depth")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 from collections.abc import Generator, Set
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from shoal.models.nested import is_nested, text_config, text_tensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+EPSILON = re.compile(r"(^|_)eps(ilon)?$")
+"""Names of fields with what a norm adds below its root: ``rms_norm_eps``, ``layer_norm_epsilon``."""
 COUNTED = "layer|expert|block|head|group|state|label"
 COUNTS = re.compile(rf"(^|_)(({COUNTED})s?|depth)$|^(n|num)_\w*({COUNTED})")
 """Names of fields that say how many there are of something: ``encoder_layers``, ``num_experts_per_tok``.
@@ -130,16 +133,31 @@ def _read_whole_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _absurd(config: dict[str, Any]) -> tuple[str, int] | None:
-    """A number of blocks or experts so large that only building the model's lists would fill the memory."""
+def _absurd(config: dict[str, Any]) -> tuple[str, float] | None:
+    """A number that no honest model has: of which every answer would be NaN, or which would fill the memory.
+
+    Blocks or experts may be so many that only building the model's lists would do that.
+    """
     configs = [config]
     while configs:
         for name, value in configs.pop().items():
             if isinstance(value, dict):  # a config in a config, as text_config
                 configs.append(cast("dict[str, Any]", value))
-            elif isinstance(value, int) and value > _most(name):
+            elif isinstance(value, list):  # in which Mamba 2 has an infinity: no limit
+                numbers = (v for v in cast("list[Any]", value) if isinstance(v, float))
+                if (nan := next(filter(math.isnan, numbers), None)) is not None:
+                    return name, nan
+            elif isinstance(value, int | float) and not _plausible(name, value):
                 return name, value
     return None
+
+
+def _plausible(name: str, value: float) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if EPSILON.search(name):
+        return 0 <= value <= 1
+    return isinstance(value, float) or value <= _most(name)
 
 
 def _most(name: str) -> int:

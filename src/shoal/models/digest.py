@@ -13,7 +13,7 @@ from typing import Any
 
 from shoal.errors import BadWeights
 from shoal.models.checkpoint import Checkpoint
-from shoal.models.headers import TensorEntry
+from shoal.models.headers import ITEM_SIZE, TensorEntry
 from shoal.models.progress import Progress, silent
 from shoal.types import Digest
 
@@ -29,7 +29,7 @@ def compute_digest(checkpoint: Checkpoint, progress: Progress = silent) -> Diges
     """The digest of a checkpoint. Reads every byte of it, with constant memory.
 
     Raises:
-        BadWeights: a file cannot be read, or became shorter while it was.
+        BadWeights: a file cannot be read, or became shorter while it was; an element is NaN or infinite.
     """
     total = sum(entry.size for entry in checkpoint.tensors.values())
     done = 0
@@ -85,14 +85,18 @@ def _hash_tensor(entry: TensorEntry, buffer: bytearray) -> str:
 
 
 def _hash_bytes(entry: TensorEntry, buffer: bytearray) -> str:
+    from shoal.models.finite import check_finite  # noqa: PLC0415 - numpy, which a fingerprint needs not
+
     digest = hashlib.sha256()
     left = entry.size
     with entry.file.open("rb") as stream, memoryview(buffer) as view:
         stream.seek(entry.begin)
         while left:
-            read = stream.readinto(view[: min(left, len(buffer))])
+            read = stream.readinto(view[: min(left, len(buffer))])  # whole elements, but at the file's end
             if not read:
                 raise BadWeights(f"{entry.file}: it was cut while it was read", check="fetch the model again")
             digest.update(view[:read])
             left -= read
+            if read % ITEM_SIZE[entry.dtype] == 0:
+                check_finite(entry, view[:read])
     return digest.hexdigest()
