@@ -110,6 +110,23 @@ async def test_18_peers_that_only_some_can_see_are_gone_round(
                 assert session.ring.route[1].address.peer == swarm.networks[2].peer
 
 
+async def test_18_a_node_says_when_another_process_announces_itself_with_its_identity(
+    attack: Attack, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, not each time, and not of what it has said itself."""
+    member, (mine, raw) = attack.swarm.nodes[0].member, word_of(attack.swarm)
+    member._take(raw)
+    assert not caplog.records
+    for later in (1, 2):
+        theirs = msgspec.structs.replace(
+            mine, sequence=mine.sequence + 10**6 * later, direct=("/ip4/192.0.2.7/tcp/1",)
+        )
+        member._take(seal(theirs, attack.swarm.networks[0].sign))
+    (record,) = caplog.records
+    assert "192.0.2.7" in record.getMessage()
+    assert "SHOAL_HOME" in record.getMessage()
+
+
 async def test_18_two_nodes_with_one_identity_do_not_mix_sessions(
     tmp_path: Path, checkpoint: Path, reference: Reference
 ) -> None:

@@ -19,6 +19,7 @@ from shoal.cli.ending import how_to_end, stop_signals
 from shoal.cli.inside import member_of
 from shoal.cli.progress import working
 from shoal.cli.turns import tell
+from shoal.cli.twins import warn_of_twins
 from shoal.config import Settings
 from shoal.errors import EXIT_INTERRUPTED, EXIT_OK
 from shoal.models.store import ModelStore
@@ -142,8 +143,13 @@ async def _until_asked(
             figures=figures,
         )
         # The gateway ends first: what it holds on this node would keep it from leaving.
-        async with beside(settings, as_json=as_json) if gateway else nullcontext():
+        async with (
+            beside(settings, as_json=as_json) if gateway else nullcontext(),
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(warn_of_twins, settings.paths.nodes, here)
             asked = await anext(signals)
+            nursery.cancel_scope.cancel()
         tell("leaving", as_json, sessions=node.server.sessions, ended_by=how_to_end())
         drained = await _drain(node, signals)
         tell("ended", as_json, drained=drained)

@@ -57,6 +57,8 @@ SPEAK_SHARE = 1 / 8
 """Of the time between two words of a peer with nothing new to say: how often it may have something new."""
 NEWS_EVERY_S = 0.05
 """Who waits for news is woken once in this time at most, however much there is."""
+WARN_EVERY_S = 600.0
+"""How often it is said that another process has our identity."""
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,7 @@ class Member:
         self._expiry_s = expiry_s
         self._bootstrap = tuple(bootstrap)
         self._sequence = 0
+        self._warn_at = -math.inf
         self._random = chance or random.Random()
         self._changed = trio.Event()
         self._woken = -math.inf
@@ -263,6 +266,7 @@ class Member:
             announcement = self._checked_claim(raw).announcement
             peer = PeerId(announcement.peer)
             if peer == self.network.peer:
+                self._hear_of_ourselves(announcement)
                 return None
             was_lost = self.directory.is_lost(peer)
             news = self.directory.take(
@@ -300,6 +304,20 @@ class Member:
 
     def _may_speak_every_s(self) -> float:
         return SPEAK_SHARE * pace.refresh_s(self._announce_s, len(self.directory))
+    def _hear_of_ourselves(self, announcement: Announcement) -> None:
+        """Warn of another process with our key: of what we say ourselves we know."""
+        now = self.now()
+        if not 0 < self._sequence < announcement.sequence or now < self._warn_at:
+            return
+        self._warn_at = now + WARN_EVERY_S
+        log.warning(
+            "another process announces itself with this node's identity, %s, at %s: peers reach now the one, "
+            "now the other, and sessions on both break. End one of them, or give it an identity of its own "
+            "(another SHOAL_HOME). Whoever has the key passes for this node: if nobody of yours copied it, "
+            "move it away and make another: shoal identity create",
+            announcement.peer,
+            ", ".join((*announcement.address.direct, *announcement.address.libp2p)) or "no address",
+        )
 
     async def _tell(self, peer: PeerId, question: bytes) -> bytes:
         asked = compare.read_question(question)
