@@ -68,7 +68,7 @@ def test_a_position_that_was_never_reached_is_not_made_up():
     assert kept.below(9, merge=False) is None
 
 
-def test_beyond_the_bound_a_session_is_not_kept_and_the_others_are():
+def test_beyond_the_bound_the_session_with_most_is_kept_no_longer():
     room = KeptRoom(limit=40)
     first, second = Kept(room), Kept(room)
     fill(first, [3])
@@ -78,3 +78,19 @@ def test_beyond_the_bound_a_session_is_not_kept_and_the_others_are():
     assert room.taken == 24
     first.clear()
     assert room.taken == 0
+
+
+def test_who_keeps_much_has_nobody_else_given_up():
+    room = KeptRoom(limit=80)
+    large, small, late = Kept(room), Kept(room), Kept(room)
+    fill(large, [6])
+    fill(small, [2])
+    assert room.taken == 64
+    fill(late, [3])  # 24 bytes: beyond the bound
+    assert large.below(6, merge=False) is None
+    assert [len(kept.below(n, merge=False)) for kept, n in ((small, 2), (late, 3))] == [1, 1]
+    large.add(a_step(6), "float32", bytes(8))  # it has a gap: kept again when it begins again
+    assert room.taken == 40
+    fill(large, [4])
+    assert large.below(4, merge=False)
+    assert room.taken == 72

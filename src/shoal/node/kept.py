@@ -5,6 +5,7 @@ Kept as it was sent, byte for byte: a cache that is filled again from it holds t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from shoal.types import Codec
 from shoal.wire.messages import Step
 
 KEPT_LIMIT = 256 << 20
-"""Bytes that a node keeps over all its sessions. A session beyond it is replayed by its client instead."""
+"""Bytes that a node keeps over all its sessions. Beyond it the session with most is kept no longer, and its
+client replays it instead: whoever keeps much has nobody else given up."""
 MERGED_ROWS = 8
 """Rows of single steps that are sent again as one. Up to here a row's bits do not depend on its company."""
 
@@ -34,11 +36,14 @@ class Entry:
 
 
 class KeptRoom:
-    """The room that all sessions of a node share."""
+    """The room that all sessions of a node share, whatever threads they are on."""
 
     def __init__(self, limit: int = KEPT_LIMIT) -> None:
         self.limit = limit
         self.taken = 0
+        self.lock = threading.Lock()
+        self.keepers: set[Kept] = set()
+        """Sessions that keep something."""
 
 
 class Kept:
@@ -46,25 +51,23 @@ class Kept:
 
     def __init__(self, room: KeptRoom) -> None:
         self._room = room
+        self._size = 0  # bytes
         self._entries: list[Entry] = []
         self._whole = True  # nothing is missing from position 0 on
 
     def add(self, step: Step, codec: Codec, payload: bytes) -> None:
         """Keep the result of ``step``, and forget what it overwrites."""
-        while self._entries and self._entries[-1].end > step.position:
-            entry = self._entries.pop()
-            self._room.taken -= len(entry.payload)
-            if entry.position < step.position:
-                self._whole = False  # it went back into the middle of a piece
-        if step.position == 0:
-            self._whole = True
-        if not self._whole:
-            return
-        if self._room.taken + len(payload) > self._room.limit:
-            self.clear()
-            return
-        self._room.taken += len(payload)
-        self._entries.append(Entry(step.position, step.tokens, codec, payload, step.sequence_length))
+        with self._room.lock:
+            while self._entries and self._entries[-1].end > step.position:
+                entry = self._entries.pop()
+                self._take(-len(entry.payload))
+                if entry.position < step.position:
+                    self._whole = False  # it went back into the middle of a piece
+            if step.position == 0:
+                self._whole = True
+            if self._whole and self._find_room(len(payload)):
+                self._take(len(payload))
+                self._entries.append(Entry(step.position, step.tokens, codec, payload, step.sequence_length))
 
     def below(self, position: int, *, merge: bool) -> list[Entry] | None:
         """What was sent for the positions below ``position``; ``None`` when some of it is missing.
@@ -74,16 +77,36 @@ class Kept:
         """
         if position == 0:
             return []
-        kept = [entry for entry in self._entries if entry.position < position]
-        if not self._whole or not kept or kept[-1].end != position:
+        with self._room.lock:
+            kept = [entry for entry in self._entries if entry.position < position] if self._whole else []
+        if not kept or kept[-1].end != position:
             return None
         return list(_merged(kept)) if merge else kept
 
     def clear(self) -> None:
         """Give the room back; what comes after is not kept until the session begins again."""
-        self._room.taken -= sum(len(entry.payload) for entry in self._entries)
+        with self._room.lock:
+            self._give_up()
+
+    def _find_room(self, size: int) -> bool:
+        """Whether so many bytes more may be kept, if need be in the place of sessions with more."""
+        while self._room.taken + size > self._room.limit:
+            largest = max(self._room.keepers, key=lambda kept: kept._size, default=self)
+            if largest is self or largest._size <= self._size + size:
+                self._give_up()
+                return False
+            largest._give_up()
+        return True
+
+    def _give_up(self) -> None:
+        self._take(-self._size)
         self._entries.clear()
         self._whole = False
+
+    def _take(self, size: int) -> None:
+        self._size += size
+        self._room.taken += size
+        (self._room.keepers.add if self._size else self._room.keepers.discard)(self)
 
 
 def _merged(entries: list[Entry]) -> Iterator[Entry]:
