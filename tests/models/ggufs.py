@@ -87,7 +87,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     kinds = [gguf.TokenType.CONTROL if i < 3 else gguf.TokenType.NORMAL for i in range(len(tokens))]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges([" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]])

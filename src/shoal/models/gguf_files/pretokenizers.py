@@ -34,11 +34,11 @@ SPLITS = {
 """Kinds that are one expression."""
 COMPOSED = frozenset({"qwen2", "deepseek-r1-qwen", "megrez"})
 """Kinds before which a text is put into Unicode's normal form C: transformers' Qwen2 does so in any case."""
-GPT2 = frozenset({"gpt-2", "smollm", "olmo", "mpt", "jais"})
-"""Kinds that are cut as GPT-2 does. SmolLM's own tokenizer cuts digits off first; transformers' conversion
-does not, and what one file becomes must not depend on who converted it."""
-DIGITS = frozenset({"refact"})
-"""Kinds whose digits are cut off first, each by itself (Granite)."""
+GPT2 = frozenset({"gpt-2", "olmo", "mpt", "jais"})
+"""Kinds that are cut as GPT-2 does."""
+DIGITS = frozenset({"smollm", "refact", "starcoder", "codeshell", "exaone", "minerva-7b"})
+"""Kinds whose digits are cut off first, each by itself, as llama.cpp does it (SmolLM, Granite, StarCoder).
+Transformers' conversion of GGUF files cuts them as GPT-2 does, against the models' own tokenizers."""
 
 
 def pre_tokenizer(kind: str) -> PreTokenizer | None:
