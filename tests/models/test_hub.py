@@ -45,6 +45,16 @@ seen = glance(ModelStore(pathlib.Path(sys.argv[1])), sys.argv[2])
 print(json.dumps({"name": seen.name, "stored": seen.stored, "context": seen.context}))
 """
 
+LISTED = """
+import sys, json
+from shoal.errors import ShoalError
+from shoal.models.hub import gguf_models
+try:
+    print(json.dumps(gguf_models(sys.argv[2])))
+except ShoalError as error:
+    print(json.dumps({"error": error.code, "message": error.message}))
+"""
+
 
 class Hub(ThreadingHTTPServer):
     """Serves ``org/tiny`` out of a folder, ``org/ggufs`` out of one in it, and ``org/gated`` to nobody."""
@@ -202,3 +212,10 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     assert "SmolLM2-135M-Instruct" in str(away["message"])
     offline = pull(tmp_path, "org/tiny", HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE" in str(offline["check"])
+
+
+@pytest.mark.models
+def test_a_hub_that_breaks_off_is_named_whatever_its_client(tmp_path: Path) -> None:
+    """What the hub's own functions let through is an error of the HTTP client, httpx or httpx2."""
+    away = pull(tmp_path, "org/ggufs", script=LISTED, HF_ENDPOINT="http://127.0.0.1:9")
+    assert (away["error"], "cannot be reached" in str(away["message"])) == ("unknown_model", True)

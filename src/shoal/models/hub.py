@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import httpx
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - its client's: httpx's before 2.0, httpx2's since
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -118,7 +117,7 @@ def _explained(repo: str, close: Iterable[str]) -> Generator[None]:
             check="the name, or HF_TOKEN if it is private",
             next_command="shoal models list",
         ) from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, ValueError) as error:
+    except (OfflineModeIsEnabled, HTTPError, ValueError) as error:
         raise _unreachable(repo, hint) from error  # ValueError: what answers is no hub
     except OSError as error:
         if error.errno in DISK_FULL:
