@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
 
 from shoal.models.seam.tokenizer import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from shoal.testing.checkpoints import write_checkpoint
@@ -43,3 +45,25 @@ def test_special_tokens_are_named_and_left_out_when_asked(tokenizer: PreTrainedT
 
 def test_the_chat_template_is_text(tokenizer: PreTrainedTokenizerBase) -> None:
     assert isinstance(tokenizer.chat_template, str) and "messages" in tokenizer.chat_template
+
+
+@pytest.mark.parametrize(("kind", "family"), [("bpe", "Llama"), ("unigram", "XGLM")])
+def test_a_sentencepiece_model_alone_is_enough(kind: str, family: str, tmp_path: Path) -> None:
+    """Transformers converts tokenizer.model by a protobuf class of sentencepiece: their versions must fit."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the fish swims in the sea", "a shoal of fish eats 42 shrimps"]),
+        model_prefix=str(tmp_path / "tokenizer"),
+        model_type=kind,
+        vocab_size=320,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family.lower()}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": f"{family}Tokenizer"}))
+    loaded = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False, local_files_only=True)
+    itself = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for text in ("the fish eats 42 shrimps", "shoals are a sea of fish"):
+        assert loaded.encode(text, add_special_tokens=False) == itself.encode(text)
