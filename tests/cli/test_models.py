@@ -71,7 +71,9 @@ def test_an_unknown_model_names_the_close_ones(shoal: Shoal, command: str) -> No
     assert SMOLL in ran.err
 
 
-@pytest.mark.parametrize("command", [("run", "hello"), ("chat",), ("serve",)], ids=lambda command: command[0])
+@pytest.mark.parametrize(
+    "command", [("run", "hello"), ("chat",), ("serve",), ("route",)], ids=lambda command: command[0]
+)
 def test_a_name_that_can_be_no_model_is_told_before_a_swarm_is_entered(
     command: tuple[str, ...], shoal: Shoal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

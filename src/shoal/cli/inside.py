@@ -50,15 +50,19 @@ def in_swarm(settings: Settings, use: Callable[[Swarm], Awaitable[Result]]) -> R
     """
     import trio
 
-    from shoal.models.store import ModelStore
-
-    ModelStore(settings.paths.models).check(settings.model)
+    _check_name(settings, settings.model)
 
     async def go() -> Result:
         async with entered(settings) as swarm:
             return await use(swarm)
 
     return trio.run(go)
+
+
+def _check_name(settings: Settings, model: str) -> None:
+    from shoal.models.store import ModelStore
+
+    ModelStore(settings.paths.models).check(model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +78,25 @@ class Onlooker:
         return self.member.alive()
 
 
-def looking(settings: Settings, use: Callable[[Onlooker], Awaitable[Result]]) -> Result:
-    """Run ``use`` in the swarm without any model. Raises as :func:`member_of`, and as ``use``."""
+def looking(
+    settings: Settings, use: Callable[[Onlooker], Awaitable[Result]], *, model: str | None = None
+) -> Result:
+    """Run ``use`` in the swarm without any model.
+
+    Args:
+        model: the name that ``use`` will look for, if any.
+
+    Raises:
+        UnknownModel: at once, where that name can be no model's.
+        ShoalError: as :func:`member_of`, and as ``use``.
+    """
     import trio
 
     from shoal.models.store import ModelStore
     from shoal.swarm.join import join_swarm
+
+    if model is not None:
+        _check_name(settings, model)
 
     async def go() -> Result:
         found = member_of(settings)

@@ -51,7 +51,7 @@ def route(
         with working("measuring latency to each peer"):
             return await _explained(opened, model, tokens)
 
-    found = looking(settings, go)
+    found = looking(settings, go, model=model)
     emit(fields_of(model, found), as_json, lambda: shown(found) if why else line(found))
 
 
