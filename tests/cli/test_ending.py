@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from shoal.bench.peers import leash
+from shoal import leash
 
 WATCHED = "from shoal.cli.ending import end_with_stdin; end_with_stdin(0.3)"
 DEAF = "import signal; [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGTERM, signal.SIGHUP)]"
@@ -83,7 +83,9 @@ def test_a_frozen_parent_is_not_taken_for_dead() -> None:
 
 
 def test_a_program_that_knows_nothing_of_us_ends_by_its_leash() -> None:
-    with started(sys.executable, leash.__file__, *python("import os; print(os.getpid(), flush=True)")) as (
+    with started(
+        sys.executable, "-P", leash.__file__, *python("import os; print(os.getpid(), flush=True)")
+    ) as (
         parent,
         child,
     ):
@@ -93,7 +95,23 @@ def test_a_program_that_knows_nothing_of_us_ends_by_its_leash() -> None:
         assert ends(child)
 
 
+def test_a_leash_in_the_group_of_others_ends_its_program_alone() -> None:
+    words = [sys.executable, "-P", leash.__file__, *python()]
+    with (
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], process_group=0) as other,
+        subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=other.pid
+        ) as process,
+    ):
+        assert process.stdout is not None and process.stdin is not None
+        process.stdout.readline()
+        process.stdin.close()
+        assert process.wait(10) == 128 + signal.SIGKILL
+        assert other.poll() is None
+        other.kill()
+
+
 def test_the_leash_ends_with_its_program_and_says_how() -> None:
-    words = [sys.executable, leash.__file__, sys.executable, "-c", "raise SystemExit(7)"]
+    words = [sys.executable, "-P", leash.__file__, sys.executable, "-c", "raise SystemExit(7)"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, process_group=0) as process:
         assert process.wait(10) == 7

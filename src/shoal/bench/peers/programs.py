@@ -19,8 +19,7 @@ from typing import Any
 
 import trio
 
-from shoal import config
-from shoal.bench.peers import leash
+from shoal import config, leash
 from shoal.errors import DeadlineExceeded, ShoalError
 
 START_WITHIN_S = 180.0

