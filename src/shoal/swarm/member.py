@@ -304,6 +304,7 @@ class Member:
 
     def _may_speak_every_s(self) -> float:
         return SPEAK_SHARE * pace.refresh_s(self._announce_s, len(self.directory))
+
     def _hear_of_ourselves(self, announcement: Announcement) -> None:
         """Warn of another process with our key: of what we say ourselves we know."""
         now = self.now()
