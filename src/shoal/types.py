@@ -83,6 +83,15 @@ def gaps(spans: Iterable[Span], n_blocks: int) -> list[Span]:
     return missing
 
 
+def covered(spans: Iterable[Span]) -> int:
+    """How many blocks some span has, however long they are."""
+    count = end = 0
+    for span in sorted(set(spans), key=lambda span: (span.start, span.end)):
+        count += max(0, span.end - max(end, span.start))
+        end = max(end, span.end)
+    return count
+
+
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """What routing and the wire need to know of a model, without its weights."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -186,6 +187,16 @@ def test_a_repository_of_gguf_files_names_its_models(hub: Hub, tmp_path: Path) -
     assert pull(tmp_path / "again", "org/ggufs", HF_ENDPOINT=hub.url)["name"] == "small"
     missing = pull(tmp_path, "org/ggufs/other.gguf", HF_ENDPOINT=hub.url)
     assert (missing["error"], "no file other.gguf" in str(missing["message"])) == ("unknown_model", True)
+
+
+@pytest.mark.models
+def test_a_disk_that_fills_up_while_the_hub_sends_is_no_unknown_model(hub: Hub, tmp_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
+    full = pull(tmp_path, "org/tiny", script=limit + SCRIPT, HF_ENDPOINT=hub.url)
+    assert full["error"] == "out_of_resources"
+    assert re.search(rf"the disk of {tmp_path}/hf\S* is full: org/tiny needs \d+ MB", str(full["message"]))
+    assert "HF_HOME" in str(full["check"])
+    assert "error" not in pull(tmp_path, "org/tiny", HF_ENDPOINT=hub.url)
 
 
 @pytest.mark.models

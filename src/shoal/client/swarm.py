@@ -92,7 +92,7 @@ class Swarm:
                 f"{tokens} tokens are more than the {local.shape.context} of {local.shape.name}",
                 check="ask for fewer tokens, or shorten the prompt",
             )
-        formats = [format] if format else await self.routes.served_formats(local.shape)
+        formats: list[Format] = [format] if format else await self.routes.served_formats(local.shape)
         ring, ends = await self._opened(local, formats, tokens)
         session = Session(
             ring,
@@ -206,7 +206,9 @@ class Swarm:
 
     async def resolve(self, model: str) -> LocalModel:
         """The model on this machine, fetched first if it is not here. Raises as ``ModelStore.resolve``."""
-        return await trio.to_thread.run_sync(self.store.resolve, model, abandon_on_cancel=True)
+        local = await trio.to_thread.run_sync(self.store.resolve, model, abandon_on_cancel=True)
+        self.member.directory.know([local.shape])
+        return local
 
     def round_trips(self) -> dict[PeerId, float | None]:
         """Seconds to each peer that we have a channel to; ``None`` where it is not measured yet."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -24,7 +25,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm as hub_bar
 
-from shoal.errors import DISK_FULL, OutOfResources, UnknownModel
+from shoal.errors import UnknownModel
+from shoal.models.disk import told_if_full
 from shoal.models.gguf_files.names import shard_names
 from shoal.models.progress import Progress
 
@@ -41,13 +43,14 @@ def fetch_snapshot(repo: str, progress: Progress, close: Iterable[str] = ()) -> 
         UnknownModel: the hub does not know it, does not let us have it, or cannot be reached.
         OutOfResources: the disk is full.
     """
-    with _explained(repo, close):
+    told = _Told(progress)
+    with _explained(repo, close, told.total):
         return Path(
             snapshot_download(
                 repo,
                 allow_patterns=list(WANTED),
                 ignore_patterns=list(UNWANTED),
-                tqdm_class=_bar(progress),
+                tqdm_class=_bar(told),
             )
         )
 
@@ -77,10 +80,11 @@ def fetch_gguf_files(repo: str, file: str, progress: Progress) -> Path:
     """
     path = PurePosixPath(file)
     wanted = [str(path.with_name(name)) for name in shard_names(path.name)]
-    with _explained(repo, ()):
+    told = _Told(progress)
+    with _explained(repo, (), told.total):
         folder = Path(
             snapshot_download(
-                repo, allow_patterns=[glob.escape(name) for name in wanted], tqdm_class=_bar(progress)
+                repo, allow_patterns=[glob.escape(name) for name in wanted], tqdm_class=_bar(told)
             )
         )
     if not any((folder / name).is_file() for name in wanted):
@@ -98,12 +102,28 @@ def fetch_config(repo: str, close: Iterable[str] = ()) -> Path:
         return Path(hf_hub_download(repo, "config.json")).parent
 
 
+class _Told:
+    """Hands progress on, and knows how many bytes there are to come in all."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._total = 0
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        self._total = max(self._total, total)
+        self._progress(label, done, total)
+
+    def total(self) -> int:
+        return self._total
+
+
 @contextmanager
-def _explained(repo: str, close: Iterable[str]) -> Generator[None]:
-    """What the hub's client raises, as errors of ours."""
+def _explained(repo: str, close: Iterable[str], needed: Callable[[], int] = lambda: 0) -> Generator[None]:
+    """What the hub's client raises, as errors of ours. ``needed``: as :func:`told_if_full`'s."""
     hint = f"; close names here: {', '.join(close)}" if close else ""
     try:
-        yield
+        with told_if_full(Path(HF_HUB_CACHE), repo, needed, instead="set HF_HOME to a larger disk"):
+            yield
     except GatedRepoError as error:
         raise UnknownModel(
             f"{repo} is gated on the hub, and this machine has no right to it",
@@ -120,10 +140,6 @@ def _explained(repo: str, close: Iterable[str]) -> Generator[None]:
     except (OfflineModeIsEnabled, HTTPError, ValueError) as error:
         raise _unreachable(repo, hint) from error  # ValueError: what answers is no hub
     except OSError as error:
-        if error.errno in DISK_FULL:
-            raise OutOfResources(
-                f"the disk is full; {repo} could not be downloaded", check="HF_HOME"
-            ) from error
         raise _unreachable(repo, hint) from error
 
 

@@ -19,10 +19,11 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from shoal.errors import DISK_FULL, BadWeights, OutOfResources, UnknownModel
+from shoal.errors import BadWeights, UnknownModel
 from shoal.models import records
 from shoal.models.catalogue import CatalogueEntry, close_names, find_entry
 from shoal.models.digest import fingerprint
+from shoal.models.disk import check_free, told_if_full
 from shoal.models.gguf_files.names import shard_names, shards, whole_name
 from shoal.models.local import LocalModel
 from shoal.models.progress import Progress, silent
@@ -57,7 +58,8 @@ class ModelStore:
             UnknownModel: it is not here; names the close ones and how to get it.
         """
         if (model := self._find(name)) is not None:
-            return self._fresh(model, silent)
+            with told_if_full(self.root, name):
+                return self._fresh(model, silent)
         if self._as_path(name) is not None:
             return self.pull(name)
         raise self._unknown(name, fetchable=find_entry(name) is not None)
@@ -72,7 +74,10 @@ class ModelStore:
             UnknownModel, BadWeights, UnsupportedModel, OutOfResources: see :meth:`pull`.
         """
         model = self._find(name)
-        return self._fresh(model, progress) if model is not None else self.pull(name, progress)
+        if model is None:
+            return self.pull(name, progress)
+        with told_if_full(self.root, name):
+            return self._fresh(model, progress)
 
     def pull(self, name: str, progress: Progress = silent) -> LocalModel:
         """Fetch a model, or refer to it where it is. One that is here already is fetched no second time.
@@ -83,6 +88,10 @@ class ModelStore:
             UnsupportedModel: it is a model that we will not or cannot run.
             OutOfResources: the disk is too small; nothing is left behind.
         """
+        with told_if_full(self.root, name):
+            return self._pull(name, progress)
+
+    def _pull(self, name: str, progress: Progress) -> LocalModel:
         if (entry := find_entry(name)) is not None:
             return self._pull_entry(entry, progress)
         if (path := self._as_path(name)) is not None:
@@ -117,11 +126,12 @@ class ModelStore:
 
         Raises:
             UnknownModel: it is not here.
+            OutOfResources: the disk is full.
         """
         model = self._find(name)
         if model is None:
             raise self._unknown(name, fetchable=False)
-        with self._lock(model.name):
+        with told_if_full(self.root, "a lock"), self._lock(model.name):
             folder = self._folder(model.name)
             (folder / records.RECORD).unlink(missing_ok=True)  # from here on it is gone for everyone
             shutil.rmtree(folder, ignore_errors=True)
@@ -297,24 +307,12 @@ class ModelStore:
         prefix = f".partial-{folder_name(name)}-"
         for left in self.root.glob(f"{prefix}*"):
             shutil.rmtree(left, ignore_errors=True)
-        free = shutil.disk_usage(self.root).free
-        if free < needed:
-            raise OutOfResources(
-                f"{name} needs {needed / 1e6:.0f} MB on {self.root}, {free / 1e6:.0f} MB are free",
-                check="free some space, or set SHOAL_HOME to a larger disk",
-                next_command="shoal models list",
-            )
+        check_free(self.root, name, needed)
         partial = self.root / f"{prefix}{os.getpid()}"
         partial.mkdir()
         try:
-            yield partial
-        except OSError as error:
-            if error.errno in DISK_FULL:
-                raise OutOfResources(
-                    f"the disk of {self.root} is full; {name} needs {needed / 1e6:.0f} MB",
-                    check="free some space, or set SHOAL_HOME to a larger disk",
-                ) from error
-            raise
+            with told_if_full(self.root, name, lambda: needed):
+                yield partial
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

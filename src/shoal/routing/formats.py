@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from shoal.types import Format, Span, gaps
+from shoal.types import Format, Span, covered, gaps
 
 PARALLEL: tuple[Format, ...] = ("fp32", "bf16")
 """What a span over several processes can be held in."""
@@ -78,9 +78,7 @@ def ranked(
     def worth(format: Format) -> tuple[bool, bool, int, int]:
         every = [span for one, span, _ in served if one == format]
         proven = [span for one, span, answered in served if one == format and answered]
-        last = max(span.end for span in every)
-        served_blocks = last - sum(len(gap) for gap in gaps(every, last))
-        return _covers(proven, n_blocks), _covers(every, n_blocks), len(every), served_blocks
+        return _covers(proven, n_blocks), _covers(every, n_blocks), len(every), covered(every)
 
     seen = {format for format, _, _ in served}
     return sorted((f for f in possible if f in seen), key=worth, reverse=True)

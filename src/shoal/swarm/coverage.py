@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import get_args
 
+from shoal.routing.formats import ranked
 from shoal.swarm.announcement import Announcement, Served
 from shoal.types import Digest, Format, ModelShape, Span
 
@@ -55,24 +55,10 @@ def shape_of(served: Iterable[Served]) -> ModelShape:
 
 
 def in_one_format(served: Sequence[Served]) -> tuple[Format, list[Span]]:
-    """The format in which the most blocks of a model are served, and the spans in it: a route has one.
-
-    Of equals it is the most exact, as a client takes it.
-    """
-    spans: dict[Format, list[Span]] = {format: [] for format in get_args(Format)}
-    for one in served:
-        spans[one.format].append(one.span)
-    best = max(spans, key=lambda format: covered(spans[format]))
-    return best, spans[best]
-
-
-def covered(spans: Iterable[Span]) -> int:
-    """How many blocks some span has, however long they are."""
-    count = end = 0
-    for span in sorted(set(spans), key=lambda span: (span.start, span.end)):
-        count += max(0, span.end - max(end, span.start))
-        end = max(end, span.end)
-    return count
+    """The format in which a client that knows nobody would take a model, and the spans in it."""
+    offered: list[tuple[Format, Span, bool]] = [(one.format, one.span, False) for one in served]
+    best = ranked(offered, served[0].n_blocks)[0]
+    return best, [one.span for one in served if one.format == best]
 
 
 def runs(spans: Iterable[Span], n_blocks: int) -> list[tuple[Span, int]]:

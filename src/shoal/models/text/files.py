@@ -65,8 +65,9 @@ class TokenizerFiles:
         found: list[AddedToken] = []
         for key in ("extra_special_tokens", "additional_special_tokens"):
             listed: object = self.config.get(key) or []
-            values = listed.values() if isinstance(listed, dict) else listed
-            tokens = cast("list[object]", list(values) if isinstance(listed, dict | list) else [listed])
+            if isinstance(listed, dict):
+                listed = list(cast("dict[str, object]", listed).values())
+            tokens = cast("list[object]", listed) if isinstance(listed, list) else [listed]
             found += [as_token(token, special=True) for token in tokens]
             if found:
                 break
