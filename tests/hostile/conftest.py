@@ -34,7 +34,7 @@ from shoal.wire.messages import Open, Step
 
 PROMPT = list(range(5, 30))
 BLOCKS, WIDTH = 6, 64
-RSS_NOISE = 32 << 20
+RSS_NOISE = 48 << 20
 """Bytes by which memory may differ before and after: allocators keep some."""
 
 

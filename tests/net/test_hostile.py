@@ -66,10 +66,10 @@ async def serves(network: Libp2pNetwork) -> None:
     """An honest peer is served, over both carriers."""
     network.answer("/test/1", echo)
     async with opened() as honest:
-        await honest.connect(bootstrap(network), deadline_s=3)
-        assert await honest.request(network.peer, "/test/1", b"?", deadline_s=3) == b"?"
+        await honest.connect(bootstrap(network), deadline_s=10)
+        assert await honest.request(network.peer, "/test/1", b"?", deadline_s=10) == b"?"
         for kind, carrier in (("direct", "direct"), ("libp2p", "libp2p-stream")):
-            pipe = await honest.open_pipe(only(network.address, kind), deadline_s=3)
+            pipe = await honest.open_pipe(only(network.address, kind), deadline_s=10)
             assert pipe.carrier == carrier
             async for theirs in network.accept_pipes():
                 await pipe.send_all(b"x")
