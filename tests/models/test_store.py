@@ -199,6 +199,7 @@ def test_a_full_disk_is_told_as_one_wherever_the_store_writes(
         (RuntimeError("Data processing error: IO Error: Kein Platz mehr (os error 28)"), True),
         (RuntimeError("ERROR: Could not install: [Errno 28] Auf dem Gerät ist kein Speicherplatz"), True),
         (RuntimeError("[Errno 281] something else"), False),
+        (BadWeights("config.json: model_type is '[Errno 28]'"), False),
     ],
 )
 def test_a_full_disk_is_seen_through_what_libraries_make_of_it(error: Exception, full: bool) -> None:

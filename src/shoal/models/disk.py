@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shoal.errors import DISK_FULL, OutOfResources
+from shoal.errors import DISK_FULL, OutOfResources, ShoalError
 
 SAID = re.compile(rf"(?:\[Errno|os error) (?:{'|'.join(map(str, sorted(DISK_FULL)))})\b")
 """How Python and Rust say so in texts of programs and libraries that keep no ``errno``, in any language."""
@@ -55,9 +55,13 @@ def told_if_full(
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a full disk is what caused an error."""
+    """Whether a full disk is what caused an error.
+
+    Errors of ours are not searched for words of the system's: they quote what a model's files say.
+    """
     return any(
-        (isinstance(cause, OSError) and cause.errno in DISK_FULL) or says_full(str(cause))
+        (isinstance(cause, OSError) and cause.errno in DISK_FULL)
+        or (not isinstance(cause, ShoalError) and says_full(str(cause)))
         for cause in _causes(error)
     )
 
