@@ -12,7 +12,7 @@ from shoal.gateway.openapi import BODIES, PLAIN
 
 TOKENS = 4
 SETTINGS = hypothesis.settings(
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     database=None,
     suppress_health_check=list(hypothesis.HealthCheck),
