@@ -23,7 +23,8 @@ check: setup
 test: check
 	@scripts/setup.sh tests
 	@.venv/bin/pytest -n 3 -m "not swarm"
-	@.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m swarm
+	@.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "swarm and not alone"
+	@.venv/bin/pytest -m alone
 
 lock:
 	@KEEP="$(KEEP)" scripts/lock.sh

@@ -30,7 +30,7 @@ from shoal.testing.memory import MemoryNetwork
 from shoal.testing.swarm import MemorySwarm, memory_swarm
 from shoal.types import Span
 
-pytestmark = pytest.mark.swarm
+pytestmark = [pytest.mark.swarm, pytest.mark.alone]
 
 IDENTITIES = 10_000
 SPANS = [Span(0, 2), Span(2, 3), Span(3, 6)]

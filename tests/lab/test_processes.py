@@ -13,7 +13,7 @@ import pytest
 
 from shoal.testing.checkpoints import write_checkpoint
 
-pytestmark = pytest.mark.swarm
+pytestmark = [pytest.mark.swarm, pytest.mark.alone]
 
 PLAN: dict[str, Any] = {"prompts": [[5, 6, 7, 8], list(range(9, 60))], "max_tokens": 40, "stages": 2}
 PATIENT: dict[str, Any] = {"gap_s": 30, "gap_s_median": 30}
