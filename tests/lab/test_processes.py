@@ -37,7 +37,7 @@ def lab(folder: Path, kind: str, plan: dict[str, Any], *argv: str) -> tuple[int,
         timeout=240,
         check=False,
     )
-    assert ran.stdout.count("\n") == 1, ran.stderr
+    assert ran.stdout.count("\n") == 1 and "ok" in json.loads(ran.stdout), (ran.stdout, ran.stderr)
     return ran.returncode, json.loads(ran.stdout)
 
 
