@@ -166,7 +166,7 @@ async def test_27_ten_thousand_identities_cost_honest_clients_nothing(flooded: F
         while len(directory) < 1000:  # noqa: ASYNC110
             await trio.sleep(0.05)
         gc.collect()
-        gc.freeze()  # all the tests that were collected: to look through them takes the collector most of a second
+        gc.freeze()  # to look through all the tests that were collected takes most of a second
         steps = Steps()
         trio.lowlevel.add_instrument(steps)
         heard, page = 0, b""

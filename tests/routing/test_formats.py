@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.routing.formats import choose_format
+from shoal.routing.formats import choose_format, ranked
 from shoal.types import Format, Span
 
 STORED = ["F32", "BF16", "F16", "F64", "U8"]
@@ -58,3 +58,17 @@ def test_of_equals_the_more_exact_is_taken_as_clients_do() -> None:
 def test_what_was_asked_for_is_taken_in_any_swarm() -> None:
     served: list[tuple[Format, Span]] = [("int8", Span(0, 30))]
     assert choose_format("fp32", "BF16", kernels=True, served=served).format == "fp32"
+
+
+def test_a_node_that_hears_only_of_the_last_blocks_follows_their_format() -> None:
+    served = [("int4", Span(3, 6))]
+    assert choose_format("auto", "F32", kernels=True, served=served).format == "int4"
+
+
+def test_formats_are_tried_by_what_has_answered_then_by_what_covers_then_by_peers_then_by_exactness() -> None:
+    whole, part = Span(0, 6), Span(0, 3)
+    assert ranked([("fp32", whole, False), ("int8", part, True), ("int8", Span(3, 6), True)], 6)[0] == "int8"
+    assert ranked([("bf16", part, False), ("bf16", part, False), ("int8", whole, False)], 6)[0] == "int8"
+    assert ranked([("fp32", whole, False), ("int8", whole, False), ("int8", whole, False)], 6)[0] == "int8"
+    assert ranked([("int8", whole, False), ("bf16", whole, False)], 6) == ["bf16", "int8"]
+    assert ranked([], 6) == []

@@ -85,4 +85,4 @@ def ranked(
 
 
 def _covers(spans: Sequence[Span], n_blocks: int) -> bool:
-    return bool(spans) and not gaps(spans, n_blocks)
+    return bool(spans) and n_blocks > 0 and not gaps(spans, n_blocks)
