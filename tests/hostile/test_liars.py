@@ -95,6 +95,7 @@ async def let_them_lie(client, checkpoint, reference, lying_ones, *, first_s=4.0
         lies.passes_on(number=1 << 40),
         lies.passes_on(position=1),
         lies.passes_on(wanted=1),
+        lies.passes_on(tokens=1),
         lies.passes_on(number=-1),
     ],
 )

@@ -24,6 +24,7 @@ from shoal.errors import (
     DeadlineExceeded,
     NoCoverage,
     PositionGap,
+    RemoteProtocolError,
     ShoalError,
     UnknownSession,
 )
@@ -121,7 +122,9 @@ class Recovery:
         if isinstance(error, HopFailed):
             # A hop that has only lost the session, or part of it, may well be opened again.
             blameless = isinstance(error.error, PositionGap | UnknownSession)
-            if not blameless and not self.routes.possible(ring, self._shape, avoid={error.peer}):
+            # One that was sent what cannot be is no more to blame than who sent it: see Blame.failed.
+            its_own = not blameless and not isinstance(error.error, RemoteProtocolError)
+            if its_own and not self.routes.possible(ring, self._shape, avoid={error.peer}):
                 raise error.error
             ring.blame_failed(error, blameless=blameless)
         for index in ring.lost:
