@@ -37,7 +37,7 @@ LEVELS: dict[str, dict[str, list[str]]] = {
 MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}
 
 PAGE = Path("page")
-BUILT_PAGE = Path("src/shoal/gateway/page")
+BUILT_PAGE = Path("src/shoal/gateway/page/built")
 LIBP2P_LOCK = Path("locks/libp2p.txt")
 VENDORED = Path("src/shoal/net/vendored")
 

@@ -7,7 +7,7 @@ export default defineConfig({
   base: './',
   build: {
     // Where the wheel takes it from; hatch_build.py names another folder first and moves it there when it is whole.
-    outDir: process.env.SHOAL_PAGE_OUT ?? '../src/shoal/gateway/page',
+    outDir: process.env.SHOAL_PAGE_OUT ?? '../src/shoal/gateway/page/built',
     emptyOutDir: true,
     // Everything with a hash in its name: the gateway lets browsers keep it for ever.
     assetsDir: 'assets',

@@ -70,7 +70,7 @@ for package in (outcome, trio):
     link.unlink(missing_ok=True)
     link.symlink_to(source)'
     # uv hides what a build says. Where the page was left out, this tries again and says why.
-    [ -e src/shoal/gateway/page/index.html ] || .venv/bin/python hatch_build.py page || true
+    [ -e src/shoal/gateway/page/built/index.html ] || .venv/bin/python hatch_build.py page || true
 }
 
 stamp=.venv/shoal-setup

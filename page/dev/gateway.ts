@@ -11,7 +11,7 @@ import { extname, join, normalize } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { ANSWER, scene, health, invite, requests } from './scenes.ts'
 
-const ROOT = join(import.meta.dirname, '../../src/shoal/gateway/page')
+const ROOT = join(import.meta.dirname, '../../src/shoal/gateway/page/built')
 const TYPES: Record<string, string> = {
   '.html': 'text/html; charset=utf-8',
   '.js': 'text/javascript',

@@ -10,8 +10,8 @@ import pytest
 from shoal import config
 from shoal.bench.models import Shape, write_random
 from shoal.config import Settings
-from shoal.models.local import LocalModel
-from shoal.models.store import ModelStore
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 
 SMALL = Shape(blocks=2, hidden=64, ffn=96, heads=4, kv_heads=2, vocab=120, context=1024)
 

@@ -15,8 +15,8 @@ from safetensors import safe_open
 
 from shoal.bench.peers.ggufs import in_pairs, write_gguf
 from shoal.errors import UnsupportedModel
-from shoal.models.checkpoint import open_checkpoint
-from shoal.models.local import LocalModel
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.store.local_model import LocalModel
 
 
 def stored(folder: Path, name: str) -> torch.Tensor:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoal.bench.models import RANDOM, Shape, measured_model, write_random
 from shoal.config import Settings
-from shoal.models.local import LocalModel
+from shoal.models.store.local_model import LocalModel
 from tests.bench.conftest import SMALL
 
 

@@ -12,7 +12,7 @@ from shoal.bench.accuracy import TOKENS, WAYS, shipped_text, windows_of
 from shoal.bench.executor import torch_thread
 from shoal.bench.one import load_one
 from shoal.config import Settings
-from shoal.models.local import LocalModel
+from shoal.models.store.local_model import LocalModel
 from shoal.types import Format
 
 WINDOW = [5, 9, 3, 77, 4, 4, 18, 30, 2, 61]

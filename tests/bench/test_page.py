@@ -14,7 +14,7 @@ from shoal.bench.plots import against_sessions, curves, points_of
 from shoal.bench.results import Expected, HopSplit, Report, Result, StepSplit, describe_machine
 from shoal.bench.svg import Scale, above, nice_step, short
 from shoal.bench.table import table
-from shoal.routing.roofline import Estimate
+from shoal.planning.roofline import Estimate
 
 MACHINE = {**describe_machine(2), "bandwidth_bytes_s": 30e9, "ops_per_s": {"fp32": 165e9, "int8": 240e9}}
 

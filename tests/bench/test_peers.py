@@ -16,7 +16,7 @@ from shoal.bench.peers.llama_cpp import NEEDED, LlamaCpp, find_llama_cpp
 from shoal.bench.peers.programs import ask, ask_together, free_port, output_of, running
 from shoal.config import Settings
 from shoal.errors import ShoalError, UsageError
-from shoal.models.local import LocalModel
+from shoal.models.store.local_model import LocalModel
 from shoal.types import Span
 from tests.bench.conftest import SMALL
 

@@ -17,7 +17,7 @@ from shoal.bench.results import (
     in_turns,
 )
 from shoal.errors import ShoalError
-from shoal.routing.roofline import Estimate
+from shoal.planning.roofline import Estimate
 
 QUARTER = Expected(Estimate(0.25, "memory", bytes=100.0, ops=200.0), tokens=8)
 """At most 32 tokens a second."""

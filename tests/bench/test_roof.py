@@ -8,7 +8,7 @@ from shoal.bench import roof
 from shoal.bench.executor import torch_thread
 from shoal.bench.results import Report
 from shoal.config import Settings
-from shoal.routing.roofline import Machine
+from shoal.planning.roofline import Machine
 
 
 def machine(bandwidth: float) -> Machine:

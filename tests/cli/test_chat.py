@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from shoal.cli import chat
-from shoal.cli.chat import whole_prompt
+from shoal.cli.chat import chat
+from shoal.cli.chat.chat import whole_prompt
 from shoal.errors import UsageError
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.cli import completion
+from shoal.cli.shell import completion
 from tests.cli.conftest import Shoal
 
 

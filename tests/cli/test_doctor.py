@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from shoal.cli import checks
-from shoal.cli.checks import machine, network
-from shoal.cli.trace import Traced, Traces
+from shoal.cli.doctor import checks, machine, network
+from shoal.cli.status.trace import Traced, Traces
 from shoal.config import Settings, load
 from shoal.swarm.membership import create, save
 from tests.cli.conftest import Shoal

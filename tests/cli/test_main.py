@@ -55,7 +55,9 @@ def test_help_imports_no_command() -> None:
     code = "import sys; from shoal.cli.main import run; run(['--help']); print('loaded:', *sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(ran.stdout.splitlines()[-1].split())
-    commands = {f"shoal.cli.{lazy.module}" for lazy in main.Commands.lazy.values()} - {"shoal.cli.completion"}
+    commands = {f"shoal.cli.{lazy.module}" for lazy in main.Commands.lazy.values()} - {
+        "shoal.cli.shell.completion"
+    }
     assert not loaded & commands
     assert not loaded & {"numpy", "cryptography", "psutil", "rich", "importlib.metadata"}
 
@@ -216,7 +218,7 @@ def test_sigint_ends_a_process_with_130(home: Path) -> None:
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(name: str) -> None:
     code = (
         f"import signal; signal.signal(signal.{name}, signal.SIG_IGN)\n"
-        "from shoal.cli.ending import how_to_end, stop_signals\n"
+        "from shoal.local.ending import how_to_end, stop_signals\n"
         "print(*(number.name for number in stop_signals())); print(how_to_end())"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from shoal.cli.models import models_table
-from shoal.models.local import LocalModel
-from shoal.models.store import ModelStore
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 from shoal.types import Digest, ModelShape
 from tests.cli.conftest import Shoal
 
@@ -80,8 +80,8 @@ def test_a_name_that_can_be_no_model_is_told_before_a_swarm_is_entered(
     def enter(*_: object, **__: object) -> None:
         pytest.fail("it looked for the name in a swarm")
 
-    monkeypatch.setattr("shoal.cli.inside.member_of", enter)
-    monkeypatch.setattr("shoal.cli.serving.member_of", enter)
+    monkeypatch.setattr("shoal.cli.enter.member_of", enter)
+    monkeypatch.setattr("shoal.cli.node.process.member_of", enter)
     for name, close in (("Nope", "models list"), ("SmolLM2-135M-Instrukt", SMOLL)):
         ran = shoal(command[0], name, *command[1:])
         assert (ran.code, ran.out) == (1, "")

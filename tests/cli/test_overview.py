@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from rich.console import Console
 
-from shoal.cli.overview import Overview, draw, overview, peers_table, status_page
+from shoal.cli.status.overview import Overview, draw, overview, peers_table, status_page
 from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement, Served
 from shoal.types import Format, PeerId

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from shoal.executor import machine as measuring
-from shoal.routing.roofline import Machine
+from shoal.planning import measure as measuring
+from shoal.planning.roofline import Machine
 from shoal.testing.checkpoints import FAMILIES
 from tests.cli.conftest import Shoal
 

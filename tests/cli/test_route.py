@@ -6,9 +6,9 @@ import pytest
 
 from shoal import config
 from shoal.cli.output import printable
-from shoal.cli.route import covering, fields_of, line, shown
+from shoal.cli.status.route import covering, fields_of, line, shown
 from shoal.errors import NoCoverage
-from shoal.routing.why import Choice, explain_route
+from shoal.routing.explain import Choice, explain_route
 from shoal.swarm.announcement import Announcement, Served
 from tests.routing.test_why import OFFERS
 

@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from shoal.cli.trace import step_lines
+from shoal.cli.status.trace import step_lines
 from shoal.metrics.trace import HopTrace, RerouteTrace, Trace, hop_step, ring_step
 from shoal.node.endpoint import Page, show
-from shoal.swarm.here import RunningNode, shown
+from shoal.swarm.local_nodes import RunningNode, shown
 from tests.cli.conftest import Shoal
 
 NODE_STEP = hop_step(1.0, b"\xab" * 16, 3, 20, 1, HopTrace("12D3me", "0:10", 4.0, 1.0))

@@ -9,8 +9,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from shoal.cli.twins import LOOK_EVERY_S, warn_of_twins
-from shoal.swarm.here import RunningNode, shown
+from shoal.cli.node.twins import LOOK_EVERY_S, warn_of_twins
+from shoal.swarm.local_nodes import RunningNode, shown
 
 
 async def test_each_of_two_says_once_which_process_the_other_is_and_what_to_do(

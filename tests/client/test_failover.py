@@ -13,7 +13,7 @@ import trio
 from shoal.client.sampling import Sampler, Sampling
 from shoal.errors import ChannelClosed, NoCoverage, StepFailed
 from shoal.net.channel import Channel
-from shoal.node import kept
+from shoal.node import resend_buffer as kept
 from shoal.node.hop import Hop
 from shoal.node.server import _NextGone
 from shoal.testing.checkpoints import write_checkpoint

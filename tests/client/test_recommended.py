@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shoal.client.recommended import sampling_for
 from shoal.client.sampling import Sampling
-from shoal.models.local import SamplingDefaults
+from shoal.models.store.local_model import SamplingDefaults
 
 MAKERS = SamplingDefaults(temperature=0.2, top_p=0.9, repetition_penalty=1.1)
 

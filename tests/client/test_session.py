@@ -8,7 +8,7 @@ import trio
 
 from shoal.client.sampling import Sampler, Sampling
 from shoal.errors import Busy, NoCoverage, PromptTooLong, UsageError
-from shoal.models.store import ModelStore
+from shoal.models.store.store import ModelStore
 from shoal.net.channel import Channel
 from shoal.node.speed import Speed
 from shoal.testing.checkpoints import write_checkpoint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.client.suspects import LONGEST_S, Suspects
+from shoal.client.ring.suspects import LONGEST_S, Suspects
 from shoal.types import PeerId
 
 PEER = PeerId("a")

@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 
 from shoal.errors import ShoalError
-from shoal.models.local import LocalModel
-from shoal.models.probe import check_span
-from shoal.models.span import SpanModule, build_span, load_span
-from shoal.models.store import ModelStore
+from shoal.models.build.self_check import check_span
+from shoal.models.build.span import SpanModule, build_span, load_span
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 from shoal.types import Span
 
 SPAN = Span(1, 5)

@@ -15,7 +15,7 @@ from shoal.errors import StepFailed
 from shoal.executor import codecs
 from shoal.executor.arrays import Floats, narrow, widen
 from shoal.executor.codecs import TINY, decode, encode
-from shoal.executor.kernels import library
+from shoal.executor.kernels.c_kernels import library
 from shoal.types import Codec
 from shoal.wire.messages import INT8_BLOCK, encoded_bytes
 

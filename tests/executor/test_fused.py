@@ -11,20 +11,21 @@ import pytest
 import torch
 import trio
 
-from shoal.executor import kernels, load
+from shoal.executor import load
 from shoal.executor.arrays import Floats, split
 from shoal.executor.codecs import decode, encode
 from shoal.executor.engine import Engine, Forwarded
 from shoal.executor.fused import FusedRunner, expected_names
+from shoal.executor.kernels import c_kernels as kernels
 from shoal.executor.load import fused_shape, load_runner
 from shoal.executor.modules import ModuleRunner
 from shoal.executor.runner import Rows, State
 from shoal.executor.shape import llama_shape
 from shoal.executor.thread import TorchThread
-from shoal.models.checkpoint import open_checkpoint
-from shoal.models.local import LocalModel
-from shoal.models.span import load_span
-from shoal.models.store import ModelStore
+from shoal.models.build.span import load_span
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import BLOCKS, write_checkpoint
 from shoal.types import Format, Kv, SessionId, Span
 
@@ -298,7 +299,7 @@ def test_packed_weights_are_read_from_disk_the_second_time(
     def no_more(*_: object) -> None:
         raise AssertionError("packed a second time")
 
-    monkeypatch.setattr("shoal.executor.tensors.pack", no_more)
+    monkeypatch.setattr("shoal.executor.weights.tensors.pack", no_more)
     second = fused(model, tmp_path, "int8")
     assert np.array_equal(run(second, opened(second), hidden, (8,)), expected)
 

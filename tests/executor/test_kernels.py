@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from shoal.executor import kernels, plain
-from shoal.executor.kernels import Matrix, Team
+from shoal.executor.kernels import c_kernels as kernels
+from shoal.executor.kernels import torch_kernels as plain
+from shoal.executor.kernels.c_kernels import Matrix, Team
 from shoal.types import Format
 
 FORMATS: tuple[Format, ...] = ("fp32", "bf16", "int8", "int4")
 SHAPES = [(1, 1), (37, 50), (64, 96), (130, 544), (70, 2592)]
 """Rows and columns: neither need be a multiple of what the kernels take at once."""
-NATIVE = Path(kernels.__file__).with_name("native")
+NATIVE = Path(kernels.__file__).parents[1] / "native"
 
 built = pytest.mark.skipif(kernels.library() is None, reason="the C kernels are not built")
 

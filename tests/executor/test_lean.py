@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.executor import kernels
-from shoal.models.store import ModelStore
+from shoal.executor.kernels import c_kernels as kernels
+from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
 
 HEAVY = ("torch", "transformers")
@@ -20,7 +20,7 @@ import numpy as np
 import shoal.node.node
 from shoal.executor.load import load_ends, load_runner
 from shoal.executor.runner import Rows
-from shoal.models.store import ModelStore
+from shoal.models.store.store import ModelStore
 from shoal.node.speed import measure_speed
 from shoal.types import Span
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shoal.executor.numa import numa_nodes, share
+from shoal.executor.parallel.numa import numa_nodes, share
 
 ALL = frozenset(range(8))
 TWO = [frozenset({0, 1, 2, 3}), frozenset({4, 5, 6, 7})]

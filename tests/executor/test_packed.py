@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from shoal.errors import BadWeights, UnsupportedModel
-from shoal.executor import kernels, plain
-from shoal.executor.kernels import Team
+from shoal.executor.kernels import c_kernels as kernels
+from shoal.executor.kernels import torch_kernels as plain
+from shoal.executor.kernels.c_kernels import Team
 from shoal.executor.packed import PackedExperts, PackedLinear, load_packed
-from shoal.models.local import LocalModel
-from shoal.models.span import SpanModule, load_span
-from shoal.models.store import ModelStore
+from shoal.models.build.span import SpanModule, load_span
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import FAMILIES, write_checkpoint
 from shoal.types import Format, Span
 
@@ -157,9 +158,9 @@ def test_what_cannot_be_packed_is_refused(tmp_path: Path, local: Local) -> None:
 SCRIPT = """
 import json, pathlib, sys
 import torch, transformers
-from shoal.executor.kernels import Team, library
+from shoal.executor.kernels.c_kernels import Team, library
 from shoal.executor.packed import load_packed
-from shoal.models.store import ModelStore
+from shoal.models.store.store import ModelStore
 from shoal.types import Span
 def status(field):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()

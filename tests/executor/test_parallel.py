@@ -16,13 +16,13 @@ from shoal.errors import PositionGap, StepFailed, UnsupportedModel, UsageError
 from shoal.executor.engine import Engine
 from shoal.executor.load import load_runner
 from shoal.executor.modules import ModuleRunner
-from shoal.executor.orders import Drop, Part, Step, read_order, write
-from shoal.executor.parallel import ParallelSpan, load_parallel, watched
-from shoal.executor.shard import Follower
+from shoal.executor.parallel.messages import Drop, Part, Step, read_order, write
+from shoal.executor.parallel.shard import Follower
+from shoal.executor.parallel.span import ParallelSpan, load_parallel, watched
 from shoal.executor.thread import TorchThread
-from shoal.models.local import LocalModel
-from shoal.models.span import SpanModule, load_span
-from shoal.models.store import ModelStore
+from shoal.models.build.span import SpanModule, load_span
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.types import SessionId, Span
 
@@ -184,7 +184,7 @@ async def test_a_process_that_dies_ends_the_steps_and_who_watches(local: Local, 
 def test_a_process_that_hangs_ends_the_step_by_its_deadline(
     local: Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shoal.executor.ranks.GRACE_S", 0.5)
+    monkeypatch.setattr("shoal.executor.parallel.ranks.GRACE_S", 0.5)
     two = load_parallel(local("llama"), SPAN, "fp32", ranks=2, threads=2, deadline_s=5.0)
     (child,) = psutil.Process().children()
     try:

@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from shoal.executor.rope import attention_scale, powers, rope_of, scaled
-from shoal.models.llama_config import RopeParameters, RopeType
+from shoal.models.checkpoint.llama_config import RopeParameters, RopeType
 
 THETAS = (10000.0, 500000.0, 1000000)
 ROTARY = (16, 64, 96, 128)

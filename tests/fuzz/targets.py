@@ -15,18 +15,20 @@ from typing import Any
 import msgspec
 
 from shoal.errors import BadInvite, BadWeights, ModelError, RemoteProtocolError, UsageError
-from shoal.models import headers
-from shoal.models.bounded_json import MAX_DEPTH, parse
-from shoal.models.checkpoint import INDEX, SINGLE, open_checkpoint
-from shoal.models.generation import read_generation_config, sampling_defaults, token_ids
-from shoal.models.gguf_files import header as gguf
-from shoal.models.llama_config import read_llama_config
+from shoal.models.checkpoint import headers
+from shoal.models.checkpoint.checkpoint import INDEX, SINGLE, open_checkpoint
+from shoal.models.checkpoint.llama_config import read_llama_config
+from shoal.models.gguf import header as gguf
+from shoal.models.store.generation import read_generation_config, sampling_defaults, token_ids
 from shoal.models.text import TextCodec
-from shoal.models.text.decoders import harmless
-from shoal.models.text.files import CONFIG, TOKENIZER, read_files
+from shoal.models.text.tokenizer.decoders import harmless
+from shoal.models.text.tokenizer.files import CONFIG, TOKENIZER, read_files
+from shoal.models.untrusted.bounded_json import MAX_DEPTH, parse
 from shoal.net.identity import Identity, verify
-from shoal.swarm import compare, doubt, membership
+from shoal.swarm import anti_entropy as compare
+from shoal.swarm import membership
 from shoal.swarm.announcement import Announcement, Served, seal, unseal
+from shoal.swarm.failure import suspicion as doubt
 from shoal.swarm.membership import from_code
 from shoal.testing.byhand import a_step, framed, rows
 from shoal.wire.framing import Assembler

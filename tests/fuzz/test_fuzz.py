@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import RemoteProtocolError
 from shoal.net.identity import verify
-from shoal.swarm import compare
+from shoal.swarm import anti_entropy as compare
 from shoal.swarm.announcement import unseal
 from shoal.testing.byhand import a_step, fragment, rows
 from shoal.wire.framing import FRAGMENT, Assembler

@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from shoal.gateway.chat import _for_template
+from shoal.gateway.api.chat import _for_template
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
 from shoal.gateway.schema.responses import ResponsesRequest

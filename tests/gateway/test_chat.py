@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoal.client.sampling import Sampling
 from shoal.gateway.schema.chat import ChatRequest
-from shoal.models.local import SamplingDefaults
+from shoal.models.store.local_model import SamplingDefaults
 
 from .conftest import user
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import trio
 
-from shoal.gateway import incoming
+from shoal.gateway import unread as incoming
 
 from .conftest import user
 

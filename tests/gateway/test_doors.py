@@ -6,10 +6,10 @@ import httpx
 import pytest
 import trio
 
-from shoal.gateway import guard, keys
-from shoal.gateway.keys import Limits
-from shoal.gateway.static import FOLDER
-from shoal.gateway.usage import report
+from shoal.gateway.access import guard, keys
+from shoal.gateway.access.keys import Limits
+from shoal.gateway.access.usage import report
+from shoal.gateway.page.static import FOLDER
 
 from .conftest import served, user
 

@@ -12,10 +12,11 @@ import pytest
 import trio
 
 from shoal.errors import BadWeights
-from shoal.gateway import body, constrain, serve
+from shoal.gateway import body, serve
 from shoal.gateway import models as models_module
-from shoal.gateway.constrain import GrammarConstraint
-from shoal.gateway.limits import Limits
+from shoal.gateway.access.limits import Limits
+from shoal.gateway.grammar import grammar as constrain
+from shoal.gateway.grammar.grammar import GrammarConstraint
 from shoal.gateway.models import Servable
 from shoal.models.text import TextCodec
 from shoal.testing.checkpoints import write_checkpoint

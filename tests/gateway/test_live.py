@@ -6,7 +6,7 @@ import json
 
 import trio
 
-from shoal.gateway import feed
+from shoal.gateway.page import feed
 from shoal.types import Span
 
 from .conftest import served, user

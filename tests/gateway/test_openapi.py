@@ -8,7 +8,7 @@ import hypothesis
 import schemathesis
 import trio
 
-from shoal.gateway.openapi import BODIES, PLAIN
+from shoal.gateway.api.openapi import BODIES, PLAIN
 
 TOKENS = 4
 SETTINGS = hypothesis.settings(
@@ -42,7 +42,7 @@ def answerable(document, model):
 async def test_no_request_that_the_document_describes_or_forbids_is_a_5xx(gateway, monkeypatch):
     document = (await gateway.http.get("/openapi.json")).json()
     answerable(document, gateway.model)
-    monkeypatch.setattr("shoal.gateway.asked.DEFAULT_TOKENS", TOKENS)
+    monkeypatch.setattr("shoal.gateway.api.request.DEFAULT_TOKENS", TOKENS)
     seen = []
 
     def ask_all():

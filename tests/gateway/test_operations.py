@@ -8,9 +8,12 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.errors import Busy
-from shoal.gateway import chat, feed, keys, prefixes
-from shoal.gateway.keys import Limits
+from shoal.gateway import prefixes
+from shoal.gateway.access import keys
+from shoal.gateway.access.keys import Limits
+from shoal.gateway.api import chat
 from shoal.gateway.models import Models
+from shoal.gateway.page import feed
 
 from .conftest import served
 from .test_live import told

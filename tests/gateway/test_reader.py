@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from shoal.gateway.dialects import (
+from shoal.gateway.markup.dialects import (
     DEEPSEEK,
     GPT_OSS,
     GRANITE,
@@ -20,7 +20,7 @@ from shoal.gateway.dialects import (
     Markup,
     markup_of,
 )
-from shoal.gateway.reader import ArgumentsWent, CallBegun, Reading, Thought
+from shoal.gateway.markup.reader import ArgumentsWent, CallBegun, Reading, Thought
 
 FUNCTIONS = ("f", "get_weather")
 ONE = [("f", {"a": 1})]

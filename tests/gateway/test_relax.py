@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from shoal.gateway import relax as relaxing
-from shoal.gateway.fit import _is_wrong
-from shoal.gateway.relax import LeftOut, relax
+from shoal.gateway.grammar import relax as relaxing
+from shoal.gateway.grammar.fit import _is_wrong
+from shoal.gateway.grammar.relax import LeftOut, relax
 
 TEXT = {"type": "string"}
 ANY = {"type": "object"}

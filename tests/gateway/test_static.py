@@ -8,7 +8,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from shoal.gateway.static import StaticPage
+from shoal.gateway.page.static import StaticPage
 
 
 @pytest.fixture

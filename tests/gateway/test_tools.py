@@ -9,9 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from shoal.gateway import chat, constrain, responses, tools
+from shoal.gateway.api import chat, responses
+from shoal.gateway.grammar import grammar as constrain
+from shoal.gateway.markup import tools
+from shoal.gateway.markup.tools import NOTHING, Calling, arguments_of
 from shoal.gateway.schema.common import Function
-from shoal.gateway.tools import NOTHING, Calling, arguments_of
 
 from .conftest import served, user
 from .test_chat import WEATHER, events

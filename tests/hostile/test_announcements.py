@@ -1,6 +1,6 @@
 """Announcements that lie (docs/hostile.md 16), and peers that only some can see (18).
 
-Sybil floods of a directory: ``tests/swarm/test_crowd.py``.
+Sybil floods of a directory: ``tests/swarm/test_eviction.py``.
 """
 
 from __future__ import annotations

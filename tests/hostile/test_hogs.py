@@ -21,7 +21,7 @@ from shoal.client.swarm import Swarm
 from shoal.errors import Busy
 from shoal.net.host import NetworkSettings, open_network
 from shoal.net.identity import Identity
-from shoal.node.room import RETRY_S
+from shoal.node.fair_share import RETRY_S
 from shoal.swarm.announcement import Announcement
 from shoal.testing.byhand import ByHand, a_step, an_open, by_hand, rows
 from shoal.wire.messages import Message, Opened, Step

@@ -15,7 +15,7 @@ import trio
 
 from shoal import config
 from shoal.errors import BadWeights, PortInUse, ShoalError
-from shoal.models.store import ModelStore
+from shoal.models.store.store import ModelStore
 from shoal.node.endpoint import show
 from shoal.swarm.clock import Clock
 from shoal.swarm.member import Member

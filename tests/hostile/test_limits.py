@@ -10,14 +10,14 @@ import trio
 
 from shoal.errors import Busy, ChannelClosed, RemoteProtocolError
 from shoal.net import channel as channel_module
-from shoal.net import favours as favours_module
-from shoal.net import inbound as inbound_module
-from shoal.net.favours import BURST, EVERY_S, PEERS_KEPT, Favours
-from shoal.net.inbound import STRANGER_LIMIT, Inbound
+from shoal.net import dial_budget as favours_module
+from shoal.net import receive_budget as inbound_module
+from shoal.net.dial_budget import BURST, EVERY_S, PEERS_KEPT, Favours
 from shoal.net.network import Pipe
+from shoal.net.receive_budget import STRANGER_LIMIT, Inbound
+from shoal.node import fair_share as room_module
 from shoal.node import hop as hop_module
-from shoal.node import room as room_module
-from shoal.node.room import RETRY_S
+from shoal.node.fair_share import RETRY_S
 from shoal.testing.byhand import MINE, begun, fragment, rows
 from shoal.testing.swarm import memory_swarm
 from shoal.types import PeerAddress, PeerId, Span

@@ -24,7 +24,7 @@ from shoal import config
 from shoal.client.connect import open_swarm
 from shoal.client.swarm import Swarm
 from shoal.errors import ChannelClosed, NotAllowed
-from shoal.models.store import ModelStore
+from shoal.models.store.store import ModelStore
 from shoal.net import channel as channel_module
 from shoal.net import handshakes as handshakes_module
 from shoal.net import pool as pool_module

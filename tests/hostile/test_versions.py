@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from shoal.errors import DigestMismatch, NoCoverage
-from shoal.models.store import ModelStore
+from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import MemorySwarm, memory_swarm
 from shoal.types import Span

@@ -43,7 +43,7 @@ def test_it_has_the_kernels_of_every_level_the_page_and_libp2p_with_its_licences
     machine = hatch_build.MACHINES.get(os.uname().machine, os.uname().machine)
     for level in hatch_build.LEVELS[machine]:
         assert f"shoal/executor/native/kernels-{level}.so" in names
-    assert "shoal/gateway/page/index.html" in names
+    assert "shoal/gateway/page/built/index.html" in names
     assert "shoal/net/vendored/libp2p/peer/id.py" in names
     assert {Path(name).name for name in names if "libp2p-" in name and "/licenses/" in name} == {
         "LICENSE-APACHE",

@@ -20,7 +20,7 @@ import trio
 
 from shoal.net.host import Libp2pNetwork, NetworkSettings, open_network
 from shoal.net.identity import Identity
-from shoal.net.secret import pnet_key
+from shoal.net.libp2p.private_network import pnet_key
 from tests.packages import installed, node, npm_ci
 
 HERE = Path(__file__).parent

@@ -11,9 +11,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from shoal.models.local import LocalModel
 from shoal.models.seam.model import cache_argument
-from shoal.models.store import ModelStore
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
 
 torch.set_num_threads(1)

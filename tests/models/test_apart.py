@@ -14,11 +14,12 @@ import pytest
 from tokenizers import Tokenizer, decoders
 
 from shoal.errors import BadWeights, Busy, ShoalError
-from shoal.models import child, panics
-from shoal.models.text import TextCodec, apart
-from shoal.models.text.apart import ApartTokenizer
-from shoal.models.text.decoders import harmless
-from shoal.models.text.files import CONFIG, TOKENIZER
+from shoal.models.text import TextCodec
+from shoal.models.text.tokenizer import apart
+from shoal.models.text.tokenizer.apart import ApartTokenizer
+from shoal.models.text.tokenizer.decoders import harmless
+from shoal.models.text.tokenizer.files import CONFIG, TOKENIZER
+from shoal.models.untrusted import child, panics
 
 PAIRS = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
 ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import BadWeights
-from shoal.models.bounded_json import MAX_DEPTH, parse
-from shoal.models.checkpoint import CONFIG, INDEX, open_checkpoint, read_config
-from shoal.models.generation import read_generation_config
-from shoal.models.headers import read_header
+from shoal.models.checkpoint.checkpoint import CONFIG, INDEX, open_checkpoint, read_config
+from shoal.models.checkpoint.headers import read_header
+from shoal.models.store.generation import read_generation_config
+from shoal.models.untrusted.bounded_json import MAX_DEPTH, parse
 from shoal.testing.checkpoints import write_checkpoint
 
 JSON = st.recursive(

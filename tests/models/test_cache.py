@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from shoal.errors import CannotRollBack, PositionGap, StepFailed
-from shoal.models.kv import layer_bytes, own_layers
-from shoal.models.local import LocalModel
-from shoal.models.span import SpanModule, load_span
+from shoal.models.build.kv import layer_bytes, own_layers
+from shoal.models.build.span import SpanModule, load_span
+from shoal.models.store.local_model import LocalModel
 from shoal.types import Span
 
 Local = Callable[[str], LocalModel]

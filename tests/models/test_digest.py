@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shoal.errors import BadWeights
-from shoal.models.checkpoint import open_checkpoint
-from shoal.models.digest import compute_digest, fingerprint
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.digest import compute_digest, fingerprint
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.types import Digest
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from shoal.errors import PromptTooLong, StepFailed, UsageError
-from shoal.models.local import LocalModel
-from shoal.models.span import Ends, load_ends
+from shoal.models.build.span import Ends, load_ends
+from shoal.models.store.local_model import LocalModel
 from shoal.testing.checkpoints import VOCAB
 
 

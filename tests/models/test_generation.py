@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from shoal.errors import BadWeights
-from shoal.models.generation import read_generation_config, sampling_defaults, token_ids
-from shoal.models.local import SamplingDefaults
+from shoal.models.store.generation import read_generation_config, sampling_defaults, token_ids
+from shoal.models.store.local_model import SamplingDefaults
 
 
 def test_what_is_recommended_is_kept() -> None:

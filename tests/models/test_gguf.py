@@ -25,13 +25,13 @@ from transformers import (
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from shoal.errors import BadWeights, UnsupportedModel
-from shoal.models.catalogue import CATALOGUE
-from shoal.models.convert import convert_gguf
-from shoal.models.gguf_files import through_transformers
-from shoal.models.gguf_files.families import FAMILIES
-from shoal.models.gguf_files.rope import LLAMA3
-from shoal.models.progress import silent
-from shoal.models.wheel import fetch_gguf
+from shoal.models.gguf import through_transformers
+from shoal.models.gguf.families import FAMILIES
+from shoal.models.gguf.rope import LLAMA3
+from shoal.models.store.catalogue import CATALOGUE
+from shoal.models.store.convert import convert_gguf
+from shoal.models.store.progress import silent
+from shoal.models.store.sources.wheel import fetch_gguf
 from shoal.testing.checkpoints import write_checkpoint
 
 from .ggufs import _add_tokenizer, _gguf_name, add_numbers, add_rope, close, write_family
@@ -135,7 +135,7 @@ def converter(file: Path, out: Path) -> str:
 def test_neither_torch_nor_transformers_is_imported(tmp_path: Path) -> None:
     write_family(tmp_path / "m.gguf", tmp_path / "hf", "llama")
     script = (
-        "import sys, pathlib; from shoal.models.store import ModelStore;"
+        "import sys, pathlib; from shoal.models.store.store import ModelStore;"
         f"m = ModelStore(pathlib.Path({str(tmp_path / 'store')!r})).pull({str(tmp_path / 'm.gguf')!r});"
         "print(m.shape.n_blocks, sorted(m.end_tokens), {'torch', 'transformers'} & set(sys.modules))"
     )

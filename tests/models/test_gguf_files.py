@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import BadWeights, ModelError, UnknownModel, UnsupportedModel
-from shoal.models.convert import convert_gguf
-from shoal.models.gguf_files.header import MAX_ITEMS, read_header
-from shoal.models.gguf_files.names import shard_names, whole_name
-from shoal.models.gguf_files.splits import read_gguf
-from shoal.models.progress import silent
-from shoal.models.store import ModelStore
+from shoal.models.gguf.header import MAX_ITEMS, read_header
+from shoal.models.gguf.names import shard_names, whole_name
+from shoal.models.gguf.splits import read_gguf
+from shoal.models.store.convert import convert_gguf
+from shoal.models.store.progress import silent
+from shoal.models.store.store import ModelStore
 
 from .ggufs import write_family
 

@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer
 
 from shoal.errors import BadWeights
-from shoal.models.gguf_files.fields import NotCovered
-from shoal.models.gguf_files.pretokenizers import COMPOSED, DIGITS, GPT2, SPLITS
-from shoal.models.gguf_files.splits import read_gguf
-from shoal.models.gguf_files.tokenizer import byte_letters, write_tokenizer
+from shoal.models.gguf.fields import NotCovered
+from shoal.models.gguf.pretokenizers import COMPOSED, DIGITS, GPT2, SPLITS
+from shoal.models.gguf.splits import read_gguf
+from shoal.models.gguf.tokenizer import byte_letters, write_tokenizer
 
 from .ggufs import close, write_tokenizer_gguf
 

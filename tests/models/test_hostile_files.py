@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import BadWeights
-from shoal.models.checkpoint import INDEX, open_checkpoint
-from shoal.models.headers import read_header
+from shoal.models.checkpoint.checkpoint import INDEX, open_checkpoint
+from shoal.models.checkpoint.headers import read_header
 from shoal.testing.checkpoints import write_checkpoint
 
 HONEST: dict[str, Any] = {

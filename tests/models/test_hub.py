@@ -23,7 +23,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SCRIPT = """
 import sys, json, pathlib
 from shoal.errors import ShoalError
-from shoal.models.store import ModelStore
+from shoal.models.store.store import ModelStore
 told, totals = set(), set()
 def tell(label, done, total):
     told.add(done)
@@ -40,8 +40,8 @@ except ShoalError as error:
 
 GLANCE = """
 import sys, json, pathlib
-from shoal.models.glance import glance
-from shoal.models.store import ModelStore
+from shoal.models.store.config_only import glance
+from shoal.models.store.store import ModelStore
 seen = glance(ModelStore(pathlib.Path(sys.argv[1])), sys.argv[2])
 print(json.dumps({"name": seen.name, "stored": seen.stored, "context": seen.context}))
 """
@@ -49,7 +49,7 @@ print(json.dumps({"name": seen.name, "stored": seen.stored, "context": seen.cont
 LISTED = """
 import sys, json
 from shoal.errors import ShoalError
-from shoal.models.hub import gguf_models
+from shoal.models.store.sources.hub import gguf_models
 try:
     print(json.dumps(gguf_models(sys.argv[2])))
 except ShoalError as error:

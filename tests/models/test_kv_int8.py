@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from shoal.models.kv import layer_bytes, own_layers
-from shoal.models.local import LocalModel
-from shoal.models.rows import Floats, Integers
-from shoal.models.span import Cache, SpanModule, load_span
+from shoal.models.build.growing_kv import Floats, Integers
+from shoal.models.build.kv import layer_bytes, own_layers
+from shoal.models.build.span import Cache, SpanModule, load_span
+from shoal.models.store.local_model import LocalModel
 from shoal.types import Span
 
 Local = Callable[[str], LocalModel]

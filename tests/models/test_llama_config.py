@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from shoal.models.llama_config import DEFAULTS, LlamaConfig, read_llama_config
-from shoal.models.loader import REFUSED
+from shoal.models.build.loader import REFUSED
+from shoal.models.checkpoint.llama_config import DEFAULTS, LlamaConfig, read_llama_config
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from shoal.errors import BadWeights, ModelError, UnknownModel, UnsupportedModel
-from shoal.models.checkpoint import open_checkpoint
-from shoal.models.gguf_files.header import read_header as read_gguf_header
-from shoal.models.headers import read_header
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.headers import read_header
+from shoal.models.gguf.header import read_header as read_gguf_header
 
 CONFIG = json.dumps({"model_type": "llama"})
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 134\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.models.store import ModelStore
+from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
 
 SCRIPT = """
@@ -19,8 +19,8 @@ def status(field):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field))
 bare = status("VmRSS")
-from shoal.models.span import load_span
-from shoal.models.store import ModelStore
+from shoal.models.build.span import load_span
+from shoal.models.store.store import ModelStore
 from shoal.types import Span
 model = ModelStore(pathlib.Path(sys.argv[1])).resolve(sys.argv[2])
 span = load_span(model, Span(2, 12), sys.argv[3])

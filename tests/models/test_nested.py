@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save_file
 from shoal.errors import UnsupportedModel
 from shoal.executor.ends import FusedEnds
 from shoal.executor.fused import FusedRunner
-from shoal.executor.kernels import library
+from shoal.executor.kernels.c_kernels import library
 from shoal.executor.load import load_ends as load_format_ends
 from shoal.executor.load import load_runner
-from shoal.models.checkpoint import open_checkpoint
-from shoal.models.glance import glance
-from shoal.models.nested import SERVED, text_config
+from shoal.models.build.span import load_ends, load_span
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.nested import SERVED, text_config
+from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.seam.model import cache_argument
-from shoal.models.sizes import block_bytes
-from shoal.models.span import load_ends, load_span
-from shoal.models.store import ModelStore
+from shoal.models.store.config_only import glance
+from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import BASE, FAMILIES, VOCAB
 from shoal.types import Span
 

@@ -14,10 +14,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from shoal.errors import UsageError
 from shoal.models.text import TextCodec
-from shoal.models.text.control import ControlWords
-from shoal.models.text.fast import FastTokenizer
-from shoal.models.text.guard import Guard
-from shoal.models.text.messages import Added
+from shoal.models.text.tokenizer.control import ControlWords
+from shoal.models.text.tokenizer.fast import FastTokenizer
+from shoal.models.text.tokenizer.guard import Guard
+from shoal.models.text.tokenizer.messages import Added
 
 START, END, THINK, THOUGHT = "<|im_start|>", "<|im_end|>", "<think>", "</think>"
 CHATML = (

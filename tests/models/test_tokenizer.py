@@ -19,11 +19,11 @@ from transformers.models.auto.tokenization_auto import (
 
 from shoal.errors import BadWeights
 from shoal.models.text import TextCodec
-from shoal.models.text.fast import load_stored
-from shoal.models.text.files import read_files
-from shoal.models.text.guard import Guard
-from shoal.models.text.slow import load_with_transformers
-from shoal.models.text.stored import AS_STORED, FORCED, QWEN2_WORDS, QWEN3_5_WORDS
+from shoal.models.text.tokenizer.fast import load_stored
+from shoal.models.text.tokenizer.files import read_files
+from shoal.models.text.tokenizer.guard import Guard
+from shoal.models.text.tokenizer.slow import load_with_transformers
+from shoal.models.text.tokenizer.stored import AS_STORED, FORCED, QWEN2_WORDS, QWEN3_5_WORDS
 from shoal.testing.checkpoints import write_tokenizer
 
 TEXTS = [

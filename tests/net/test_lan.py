@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from zeroconf import ServiceBrowser, ServiceInfo, Zeroconf
 
 from shoal.net.identity import Identity
-from shoal.net.lan import SERVICE, seal, unseal
+from shoal.net.libp2p.lan import SERVICE, seal, unseal
 from shoal.types import PeerAddress
 from tests.net.conftest import OTHER_SECRET, SECRET, networks
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.net import libp2p_parts
-from shoal.net.libp2p_parts import BARE, LEFT_OUT
+from shoal.net.libp2p import parts as libp2p_parts
+from shoal.net.libp2p.parts import BARE, LEFT_OUT
 
 UNWANTED = (
     "aioquic",

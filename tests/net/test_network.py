@@ -9,8 +9,8 @@ import trio
 from libp2p.pubsub import pubsub
 
 from shoal.errors import ChannelClosed, DeadlineExceeded, LocalProtocolError, PortInUse, UsageError
-from shoal.net import gossip
 from shoal.net.identity import Identity, verify
+from shoal.net.libp2p import gossip
 from shoal.net.network import Pipe
 from shoal.types import PeerId
 from tests.net.conftest import back_to_baseline, bootstrap, networks, opened, port_of
@@ -191,7 +191,7 @@ async def test_a_validator_that_fails_refuses():
 
 
 async def test_the_newest_messages_are_kept_for_a_slow_listener():
-    from shoal.net.gossip import WAITING_LIMIT, Mailbox
+    from shoal.net.libp2p.gossip import WAITING_LIMIT, Mailbox
 
     box = Mailbox(everything)
     for number in range(WAITING_LIMIT + 10):

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from shoal.errors import ChannelClosed, RemoteProtocolError
+from shoal.net.carriers.direct import DirectPipe
 from shoal.net.channel import Channel
-from shoal.net.direct import DirectPipe
 from shoal.net.host import Libp2pNetwork
 from shoal.net.identity import Identity
 from shoal.net.network import Pipe

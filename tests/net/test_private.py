@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import ChannelClosed, LocalProtocolError, NotAllowed
-from shoal.net.secret import lan_key, noise_key, pnet_key, xsalsa20
+from shoal.net.libp2p.private_network import lan_key, noise_key, pnet_key, xsalsa20
 from tests.net.conftest import OTHER_SECRET, SECRET, bootstrap, networks, only, port_of
 
 STRANGERS = pytest.mark.parametrize("stranger", [None, OTHER_SECRET], ids=["public", "other secret"])

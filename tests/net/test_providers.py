@@ -12,10 +12,10 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
-from shoal.net import providers as providers_module
 from shoal.net.host import Libp2pNetwork
 from shoal.net.identity import Identity
-from shoal.net.providers import ADDRESSES_LIMIT, PROVIDERS_LIMIT, multihash
+from shoal.net.libp2p import providers as providers_module
+from shoal.net.libp2p.providers import ADDRESSES_LIMIT, PROVIDERS_LIMIT, multihash
 from tests.net.conftest import bootstrap, networks, opened
 
 KEY = hashlib.sha256(b"a model").digest()

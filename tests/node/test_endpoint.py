@@ -11,7 +11,7 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
-from shoal.cli.trace import Traces
+from shoal.cli.status.trace import Traces
 from shoal.node import endpoint as endpoint_module
 from shoal.node.endpoint import Page, show
 from shoal.node.figures import pages

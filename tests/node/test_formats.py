@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shoal.executor.built import kernels_built
-from shoal.models.store import ModelStore
+from shoal.executor.kernels.built import kernels_built
+from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Format, Span

@@ -21,9 +21,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from shoal import config
-from shoal.cli.local import LocalSwarm, ended_with_us, local_swarm, start
-from shoal.gateway.static import FOLDER
-from shoal.models.store import ModelStore
+from shoal.gateway.page.static import FOLDER
+from shoal.local.processes import LocalSwarm, ended_with_us, local_swarm, start
+from shoal.models.store.store import ModelStore
 from shoal.swarm import membership
 from shoal.types import Span
 

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from shoal import config
-from shoal.gateway.keys import Limits, create, revoke
+from shoal.gateway.access.keys import Limits, create, revoke
 from shoal.types import Span
 
 from .conftest import EXPIRY_S, Looking, Shoal

@@ -11,7 +11,7 @@ from anyio.from_thread import start_blocking_portal
 
 import shoal
 from shoal import config
-from shoal.cli.local import LocalSwarm, local_swarm
+from shoal.local.processes import LocalSwarm, local_swarm
 from shoal.swarm import membership
 from shoal.swarm.membership import to_code
 from shoal.testing.checkpoints import write_checkpoint

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 import shoal
 from shoal import config
 from shoal.models.seam.model import cache_argument
-from shoal.models.store import ModelStore
+from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
 
 from .conftest import processes

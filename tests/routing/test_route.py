@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import Busy, NoCoverage
-from shoal.routing.cheapest import Prices, cheapest
 from shoal.routing.prices import HOP_S, JITTER, Candidate, price
 from shoal.routing.route import Stage, choose_route, who_may
+from shoal.routing.shortest_path import Prices, cheapest
 from shoal.types import PeerId, Span
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from shoal.errors import RemoteProtocolError
 from shoal.swarm.announcement import Announcement, Served
-from shoal.swarm.compare import EVERYONE
+from shoal.swarm.anti_entropy import EVERYONE
 from shoal.swarm.directory import Directory, coverage, missing
 from shoal.types import Digest, Span
 

@@ -11,8 +11,8 @@ from trio.testing import MockClock
 
 from shoal.errors import RemoteProtocolError
 from shoal.swarm.announcement import Served
+from shoal.swarm.anti_entropy import EVERYONE, Question, encode, read_difference
 from shoal.swarm.clock import Clock
-from shoal.swarm.compare import EVERYONE, Question, encode, read_difference
 from shoal.swarm.member import DIRECTORY_PROTOCOL, TOPIC, Member
 from shoal.testing.memory import World
 from shoal.types import Digest

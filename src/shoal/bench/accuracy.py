@@ -21,7 +21,7 @@ from shoal.bench.results import Progress, Report, Result, describe_machine
 from shoal.config import Settings
 from shoal.errors import UnsupportedModel
 from shoal.executor.thread import TorchThread
-from shoal.models.local import LocalModel
+from shoal.models.store.local_model import LocalModel
 from shoal.models.text import TextCodec
 from shoal.types import Codec, Format, Kv
 

@@ -15,7 +15,7 @@ from shoal.bench.roof import Roof, find_roof
 from shoal.config import Settings
 from shoal.executor.pages import PAGE
 from shoal.executor.thread import TorchThread
-from shoal.models.local import LocalModel
+from shoal.models.store.local_model import LocalModel
 from shoal.types import Format
 
 BATCHES = (1, 8, 32)

@@ -16,11 +16,11 @@ from shoal import config
 from shoal.bench.models import measured_model
 from shoal.bench.peers.programs import HOST, ask, free_port, running
 from shoal.bench.results import Contender, Progress, Report, compared, describe_machine, in_turns
-from shoal.cli.demonstration import entered
-from shoal.cli.local import LocalSwarm, local_swarm, make_home
+from shoal.cli.demo.demonstration import entered
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
 from shoal.errors import DeadlineExceeded, ShoalError
+from shoal.local.processes import LocalSwarm, local_swarm, make_home
 
 TOKENS = 64
 """Of each answer."""

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from shoal.bench.results import Progress
 from shoal.config import Settings
-from shoal.models.local import LocalModel
-from shoal.models.store import ModelStore
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 
 RANDOM = "random-1.1b"
 SEED = 0

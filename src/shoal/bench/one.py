@@ -22,7 +22,7 @@ from shoal.executor.load import load_ends, load_runner
 from shoal.executor.pages import PagePool
 from shoal.executor.runner import Rows, Runner, State
 from shoal.executor.thread import TorchThread
-from shoal.models.local import LocalModel
+from shoal.models.store.local_model import LocalModel
 from shoal.types import Codec, Format, Kv, Span
 
 PIECE = 512

@@ -15,8 +15,7 @@ import torch
 import trio
 from transformers import AutoModelForCausalLM
 
-from shoal.cli.demonstration import entered
-from shoal.cli.local import local_swarm
+from shoal.cli.demo.demonstration import entered
 from shoal.cli.options import asked_format
 from shoal.cli.progress import working
 from shoal.client.sampling import Sampler, Sampling
@@ -24,10 +23,11 @@ from shoal.client.session import Session
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
 from shoal.errors import UsageError
-from shoal.models.local import LocalModel
+from shoal.local.processes import local_swarm
 from shoal.models.seam.cache import DynamicCache
 from shoal.models.seam.model import PreTrainedModel, cache_argument
-from shoal.models.store import ModelStore
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 from shoal.routing.formats import choose_format
 
 PROMPT = tuple(range(100, 132))

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from shoal import __version__
-from shoal.routing.roofline import Estimate
+from shoal.planning.roofline import Estimate
 
 PARTS = ("compute", "network", "waiting")
 """What the time of a step is split into."""

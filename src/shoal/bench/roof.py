@@ -11,13 +11,13 @@ from typing import Any
 from shoal.bench.one import DEPTH, STEPS
 from shoal.bench.results import Expected, Progress, Report, Result, describe_machine, of_rounds
 from shoal.config import Settings
-from shoal.executor.costs import model_cost
-from shoal.executor.machine import measure_gpu, measure_machine
 from shoal.executor.thread import TorchThread
-from shoal.models.checkpoint import open_checkpoint
-from shoal.models.hollow import read_model_config
-from shoal.models.local import LocalModel
-from shoal.routing.roofline import Machine, SpanCost, prefill_time, step_time
+from shoal.models.build.skeleton import read_model_config
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.store.local_model import LocalModel
+from shoal.planning.costs import model_cost
+from shoal.planning.measure import measure_gpu, measure_machine
+from shoal.planning.roofline import Machine, SpanCost, prefill_time, step_time
 from shoal.types import Format
 
 

@@ -24,7 +24,7 @@ from shoal.bench.roof import Roof, find_roof
 from shoal.bench.through import through
 from shoal.config import Settings
 from shoal.executor.pages import PAGE
-from shoal.models.local import LocalModel
+from shoal.models.store.local_model import LocalModel
 from shoal.types import Format
 
 SPLIT = (1, 8)

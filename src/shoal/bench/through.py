@@ -11,13 +11,13 @@ import trio
 
 from shoal.bench.one import DEPTH, STEPS
 from shoal.bench.results import HopSplit, Progress, StepSplit
-from shoal.cli.demonstration import entered
-from shoal.cli.local import local_swarm
+from shoal.cli.demo.demonstration import entered
 from shoal.client.sampling import Sampler, Sampling
 from shoal.client.session import Session
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
-from shoal.models.local import LocalModel
+from shoal.local.processes import local_swarm
+from shoal.models.store.local_model import LocalModel
 from shoal.types import Format
 from shoal.wire.messages import HopTime
 

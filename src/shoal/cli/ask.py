@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shoal.cli.chat.screen import Plain, Screen
 from shoal.cli.output import many, say
 from shoal.cli.progress import working
-from shoal.cli.talk.screen import Plain, Screen
 from shoal.swarm.names import name_of
 from shoal.types import Format
 
@@ -121,7 +121,7 @@ def answer_fields(answer: Answer, question: Question) -> dict[str, Any]:
 
 def say_trace(trace: dict[str, Any] | None) -> None:
     """The steps of an answer on stderr, hop by hop, and the losses that it survived."""
-    from shoal.cli.trace import reroute_line, step_lines
+    from shoal.cli.status.trace import reroute_line, step_lines
 
     if trace is not None:
         for line in (*step_lines(trace["steps"]), *map(reroute_line, trace["reroutes"])):

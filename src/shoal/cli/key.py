@@ -40,7 +40,7 @@ def create(
     as_json: options.Json = False,
 ) -> None:
     """Create a key and print it once. From then on the gateway requires a key."""
-    from shoal.gateway import keys
+    from shoal.gateway.access import keys
 
     limits = keys.Limits(requests, tokens, concurrency)
     key, caller = keys.create(options.settings().paths.gateway, name, limits, admin=admin)
@@ -51,7 +51,7 @@ def create(
 
 def show(as_json: options.Json = False) -> None:
     """List the keys, without their secrets."""
-    from shoal.gateway import keys
+    from shoal.gateway.access import keys
 
     found: list[dict[str, Any]] = [
         {
@@ -75,7 +75,7 @@ def revoke(
     as_json: options.Json = False,
 ) -> None:
     """Revoke a key. A running gateway refuses it within a second."""
-    from shoal.gateway import keys
+    from shoal.gateway.access import keys
 
     caller = keys.revoke(options.settings().paths.gateway, key)
     emit({"id": caller.id, "name": caller.name}, as_json, lambda: f"revoked {caller.name} ({caller.id})")
@@ -83,7 +83,7 @@ def revoke(
 
 def usage(as_json: options.Json = False) -> None:
     """Show what each key has used, by day and model."""
-    from shoal.gateway.usage import report
+    from shoal.gateway.access.usage import report
 
     found = [
         {

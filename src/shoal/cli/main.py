@@ -17,10 +17,10 @@ import typer.main
 from typer.exceptions import TyperException
 
 from shoal import config
-from shoal.cli import completion
-from shoal.cli.lazy_group import Lazy, LazyGroup
 from shoal.cli.options import debugging, remember
 from shoal.cli.output import as_shoal_error, caused_by, report, wants_json
+from shoal.cli.shell import completion
+from shoal.cli.shell.lazy_group import Lazy, LazyGroup
 from shoal.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, ShoalError, UsageError
 
 
@@ -28,27 +28,27 @@ class Commands(LazyGroup):
     """Every subcommand, in the order in which a newcomer needs them."""
 
     lazy: ClassVar[Mapping[str, Lazy]] = {
-        "up": Lazy("node", "Join the swarm and serve the blocks it needs most."),
-        "serve": Lazy("node", "Serve a span of MODEL."),
-        "gateway": Lazy("gateway", "Serve OpenAI's API and a web page for a swarm."),
+        "up": Lazy("node.node", "Join the swarm and serve the blocks it needs most."),
+        "serve": Lazy("node.node", "Serve a span of MODEL."),
+        "gateway": Lazy("gateway.gateway", "Serve OpenAI's API and a web page for a swarm."),
         "invite": Lazy("swarms", "Print an invite to the swarm."),
         "join": Lazy("swarms", "Join a swarm with an invite."),
-        "run": Lazy("chat", "Answer one prompt."),
-        "chat": Lazy("chat", "Chat with a model."),
-        "status": Lazy("status", "Show what the swarm serves."),
-        "peers": Lazy("status", "List the peers of the swarm."),
-        "ping": Lazy("status", "Measure latency to a peer."),
+        "run": Lazy("chat.chat", "Answer one prompt."),
+        "chat": Lazy("chat.chat", "Chat with a model."),
+        "status": Lazy("status.status", "Show what the swarm serves."),
+        "peers": Lazy("status.status", "List the peers of the swarm."),
+        "ping": Lazy("status.status", "Measure latency to a peer."),
         "models": Lazy("models", "List, fetch, remove and show models."),
         "key": Lazy("key", "Create, list and revoke API keys."),
         "identity": Lazy("identity", "Show or create this machine's identity."),
-        "doctor": Lazy("doctor", "Check this machine's setup."),
-        "demo": Lazy("demo", "Try it on this machine."),
+        "doctor": Lazy("doctor.doctor", "Check this machine's setup."),
+        "demo": Lazy("demo.demo", "Try it on this machine."),
         "bench": Lazy("bench", "Measure this machine."),
-        "plan": Lazy("plan", "Estimate how fast given machines would run a model."),
-        "route": Lazy("route", "Show the route that a session would take now."),
+        "plan": Lazy("plan.plan", "Estimate how fast given machines would run a model."),
+        "route": Lazy("status.route", "Show the route that a session would take now."),
         "config": Lazy("configuration", "Show the options, or write a config.toml."),
         "service": Lazy("service", "Run `shoal up` as a systemd user service."),
-        "completion": Lazy("completion", "Install shell completion."),
+        "completion": Lazy("shell.completion", "Install shell completion."),
         "version": Lazy("version", "Print the versions of Shoal and its main dependencies."),
     }
 

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoal.cli import names, options
+from shoal.cli import options
 from shoal.cli.output import emit, printable
 from shoal.cli.progress import working
-from shoal.executor.built import kernels_built
+from shoal.cli.shell import names
+from shoal.executor.kernels.built import kernels_built
 from shoal.routing.formats import choose_format
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from shoal.models.local import LocalModel
-    from shoal.models.store import ModelStore
+    from shoal.models.store.local_model import LocalModel
+    from shoal.models.store.store import ModelStore
 
 Installed = Annotated[
     str,
@@ -36,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 def list_models(as_json: options.Json = False) -> None:
     """List the models on this machine and in the catalogue."""
-    from shoal.models.catalogue import CATALOGUE
+    from shoal.models.store.catalogue import CATALOGUE
 
     here = [{**model_fields(model), "here": True} for model in _store().list()]
     names = {fields["name"] for fields in here}
@@ -120,6 +121,6 @@ def models_table(models: Sequence[dict[str, Any]]) -> Table:
 
 
 def _store() -> ModelStore:
-    from shoal.models.store import ModelStore
+    from shoal.models.store.store import ModelStore
 
     return ModelStore(options.settings().paths.models)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from shoal import config
-from shoal.cli import names
+from shoal.cli.shell import names
 from shoal.config import Settings
 from shoal.types import Format
 

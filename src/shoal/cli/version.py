@@ -11,7 +11,7 @@ import typer
 from shoal.cli.options import Json
 from shoal.cli.output import emit
 from shoal.models.seam.versions import SUPPORTED
-from shoal.net import libp2p_parts
+from shoal.net.libp2p import parts as libp2p_parts
 
 LIBRARIES = ("torch", "transformers", "libp2p")
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.client.generate import Delta, FinishReason, Timing
-from shoal.client.recovery import Reroute
+from shoal.client.ring.recovery import Reroute
 from shoal.types import CarrierName, PeerId, Span
 
 

@@ -28,7 +28,7 @@ from shoal import config
 from shoal.client.portal import AsyncioSwarm, SyncSwarm
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
-from shoal.models.store import ModelStore
+from shoal.models.store.store import ModelStore
 from shoal.net.identity import Identity
 from shoal.swarm import membership
 from shoal.swarm.join import join_swarm

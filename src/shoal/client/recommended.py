@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shoal.client.sampling import Sampling
-from shoal.models.local import SamplingDefaults
+from shoal.models.store.local_model import SamplingDefaults
 
 
 def sampling_for(defaults: SamplingDefaults, named: Mapping[str, Any], otherwise: float) -> Sampling:

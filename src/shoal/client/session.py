@@ -1,7 +1,7 @@
 """A session: tokens in, logits out. The ends are here, the blocks are round the ring.
 
-A session outlives its hops. When one is lost, :mod:`shoal.client.recovery` finds a whole route, and the step
-under way is sent again from its position: whoever waits for it sees a pause and no more.
+A session outlives its hops. When one is lost, :mod:`shoal.client.ring.recovery` finds a whole route, and the
+step under way is sent again from its position: whoever waits for it sees a pause and no more.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TypeVar
 
 import trio
 
-from shoal.client.hops import HopFailed
-from shoal.client.pieces import Piece, joined, outdated, piece_tokens, reusable
-from shoal.client.recovery import Recovery, Reroute, Way, recoverable
-from shoal.client.ring import IN_FLIGHT, Returned, Ring
+from shoal.client.ring.hop import HopFailed
+from shoal.client.ring.prefill import Piece, joined, outdated, piece_tokens, reusable
+from shoal.client.ring.recovery import Recovery, Reroute, Way, recoverable
+from shoal.client.ring.ring import IN_FLIGHT, Returned, Ring
 from shoal.client.sampling import Sampler
 from shoal.errors import CannotRollBack, PromptTooLong, ShoalError, UsageError
 from shoal.executor.arrays import Floats, join
@@ -92,7 +92,7 @@ class Session:
         """Append tokens; returns the logits ``[tokens, vocab]`` after each of them.
 
         A model whose rotary frequencies change with a sequence's length may need those before them computed
-        again (:mod:`shoal.models.rope_scaling`); that is done on the way.
+        again (:mod:`shoal.models.build.rope_scaling`); that is done on the way.
 
         Args:
             chunk: send them in pieces of this many tokens, several on their way at once; by default the

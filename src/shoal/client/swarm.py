@@ -12,9 +12,9 @@ import trio
 from shoal.client.answer import Answer, RouteStage
 from shoal.client.generate import Delta, generate
 from shoal.client.recommended import sampling_for
-from shoal.client.recovery import Recovery
-from shoal.client.ring import Ring
-from shoal.client.routes import Routes
+from shoal.client.ring.recovery import Recovery
+from shoal.client.ring.ring import Ring
+from shoal.client.ring.rings import Routes
 from shoal.client.sampling import Sampling
 from shoal.client.session import Session
 from shoal.config import Settings
@@ -32,7 +32,7 @@ from shoal.errors import (
 from shoal.executor.ends import EndsEngine
 from shoal.executor.load import load_ends
 from shoal.executor.thread import TorchThread
-from shoal.models.store import LocalModel, ModelStore
+from shoal.models.store.store import LocalModel, ModelStore
 from shoal.models.text import TextCodec
 from shoal.net.network import Network
 from shoal.swarm.announcement import Announcement

@@ -23,7 +23,7 @@ import numpy as np
 
 from shoal.errors import StepFailed
 from shoal.executor.arrays import Floats, address, empty
-from shoal.executor.kernels import library
+from shoal.executor.kernels.c_kernels import library
 from shoal.types import Codec
 from shoal.wire.messages import INT8_BLOCK, encoded_bytes
 

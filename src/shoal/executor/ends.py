@@ -12,13 +12,13 @@ import outcome
 from shoal.errors import PromptTooLong, UsageError
 from shoal.executor.arrays import Array, Floats, join, split, widen
 from shoal.executor.batcher import Batcher, Job, Outcome, Piece
-from shoal.executor.kernels import Matrix, Team
+from shoal.executor.kernels.c_kernels import Matrix, Team
 from shoal.executor.shape import LlamaShape
-from shoal.executor.shelf import Shelf
-from shoal.executor.tensors import Tensors
 from shoal.executor.thread import Reply, TorchThread
-from shoal.models.checkpoint import Checkpoint
-from shoal.models.rope_scaling import RopeScaling
+from shoal.executor.weights.tensors import Tensors
+from shoal.executor.weights.weight_cache import Shelf
+from shoal.models.build.rope_scaling import RopeScaling
+from shoal.models.checkpoint.checkpoint import Checkpoint
 from shoal.types import Format
 
 Result = TypeVar("Result")

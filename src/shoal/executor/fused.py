@@ -10,7 +10,7 @@ import numpy as np
 from shoal.errors import OutOfResources, ShoalError, UsageError
 from shoal.executor.arrays import Floats, address, join, split
 from shoal.executor.batcher import Outcome
-from shoal.executor.kernels import (
+from shoal.executor.kernels.c_kernels import (
     NUMBER,
     KvStruct,
     LayerStruct,
@@ -21,13 +21,13 @@ from shoal.executor.kernels import (
     Team,
     library,
 )
-from shoal.executor.memory import release
+from shoal.executor.kernels.memory import release
 from shoal.executor.pages import PAGE, PagePool, Pages, pages_for
 from shoal.executor.runner import Rows, State, gap
 from shoal.executor.shape import LlamaShape
-from shoal.executor.shelf import Shelf
-from shoal.executor.tensors import Tensors
-from shoal.models.checkpoint import Checkpoint
+from shoal.executor.weights.tensors import Tensors
+from shoal.executor.weights.weight_cache import Shelf
+from shoal.models.checkpoint.checkpoint import Checkpoint
 from shoal.types import Format, Kv, Span
 
 KV_FORMAT: dict[Kv, Format] = {"auto": "bf16", "int8": "int8"}

@@ -10,13 +10,13 @@ from pathlib import Path
 from shoal.executor.cores import usable_cores
 from shoal.executor.ends import EMBEDDING, HEAD, NORM, Ends, load_fused_ends
 from shoal.executor.fused import expected_names, load_fused
-from shoal.executor.kernels import Team, library
+from shoal.executor.kernels.c_kernels import Team, library
 from shoal.executor.runner import Runner
 from shoal.executor.shape import LlamaShape, llama_shape
-from shoal.executor.shelf import Shelf
-from shoal.executor.tensors import DTYPES
-from shoal.models.checkpoint import Checkpoint, open_checkpoint
-from shoal.models.local import LocalModel
+from shoal.executor.weights.tensors import DTYPES
+from shoal.executor.weights.weight_cache import Shelf
+from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shoal.models.store.local_model import LocalModel
 from shoal.types import Format, Kv, Span
 
 
@@ -49,10 +49,10 @@ def load_runner(
         UsageError: the span goes beyond the model's blocks.
         BadWeights: tensors are missing, damaged or of another shape.
         UnsupportedModel: the model cannot be served in spans, or not in this format.
-        More, with several processes: see :func:`shoal.executor.parallel.load_parallel`.
+        More, with several processes: see :func:`shoal.executor.parallel.span.load_parallel`.
     """
     if parallel > 1:
-        from shoal.executor.parallel import load_ranks  # noqa: PLC0415
+        from shoal.executor.parallel.span import load_ranks  # noqa: PLC0415
 
         return load_ranks(model, span, format, kv=kv, ranks=parallel, threads=threads)
     checkpoint = open_checkpoint(model.path)

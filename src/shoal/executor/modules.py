@@ -16,14 +16,14 @@ from shoal.errors import ShoalError, StepFailed
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import Outcome
 from shoal.executor.cores import usable_cores
-from shoal.executor.kernels import Team, library
+from shoal.executor.kernels.c_kernels import Team, library
 from shoal.executor.packed import load_packed
 from shoal.executor.pages import PagePool, Pages, pages_for
 from shoal.executor.runner import Rows, State
-from shoal.models import ends as model_ends
-from shoal.models.kv import Cache
-from shoal.models.local import LocalModel
-from shoal.models.span import load_ends
+from shoal.models.build import ends as model_ends
+from shoal.models.build.kv import Cache
+from shoal.models.build.span import load_ends
+from shoal.models.store.local_model import LocalModel
 from shoal.types import Format, Kv, Span
 
 KV_PROBE = 1024
@@ -31,7 +31,7 @@ KV_PROBE = 1024
 
 
 class Modules(Protocol):
-    """What :class:`~shoal.models.span.SpanModule` is to a runner; there it says what each of these does."""
+    """What a :class:`~shoal.models.build.span.SpanModule` is to a runner. Each method is described there."""
 
     span: Span
     width: int

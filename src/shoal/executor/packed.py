@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from shoal.errors import StepFailed, UnsupportedModel
-from shoal.executor.kernels import Matrix, Team
-from shoal.executor.memory import release
-from shoal.executor.plain import apply, array_of, pack_tensor, widen
-from shoal.models.local import LocalModel
+from shoal.executor.kernels.c_kernels import Matrix, Team
+from shoal.executor.kernels.memory import release
+from shoal.executor.kernels.torch_kernels import apply, array_of, pack_tensor, widen
+from shoal.models.build.span import SpanModule, load_span
 from shoal.models.seam.config import PretrainedConfig
 from shoal.models.seam.experts import EXPERT_WEIGHTS, are_experts, choose_experts, register_experts
 from shoal.models.seam.layers import is_linear, is_turned
@@ -28,7 +28,7 @@ from shoal.models.seam.quantizer import (
     register_quantization_config,
     register_quantizer,
 )
-from shoal.models.span import SpanModule, load_span
+from shoal.models.store.local_model import LocalModel
 from shoal.types import Format, Kv, Span
 
 METHOD = "shoal"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shoal.executor.arrays import Floats, empty
-from shoal.models.llama_config import RopeParameters
+from shoal.models.checkpoint.llama_config import RopeParameters
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from shoal.executor.pages import PagePool, Pages
 from shoal.types import Span
 
 if TYPE_CHECKING:
-    from shoal.models.kv import Cache  # stands on torch, which a span on the kernels does without
+    from shoal.models.build.kv import Cache  # stands on torch, which a span on the kernels does without
 
 
 @dataclass(slots=True)

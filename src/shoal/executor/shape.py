@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal.executor.rope import Rope, rope_of
-from shoal.models.llama_config import LlamaConfig, read_llama_config
+from shoal.models.checkpoint.llama_config import LlamaConfig, read_llama_config
 
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1}
 """By config's name, the kernels' number."""

@@ -12,12 +12,12 @@ from shoal.client.generate import Delta, Timing, generate
 from shoal.client.scores import TokenScore, score_prompt
 from shoal.client.session import Session
 from shoal.errors import ShoalError, UsageError
-from shoal.gateway.asked import Asked
-from shoal.gateway.constrain import Grammars
-from shoal.gateway.keys import Caller
+from shoal.gateway.access.keys import Caller
+from shoal.gateway.api.request import Asked
+from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.metrics import Metrics
+from shoal.gateway.page.requests import Record, Records
 from shoal.gateway.prefixes import Lease, Prefixes
-from shoal.gateway.records import Record, Records
 
 Take = Callable[[int, Delta], Awaitable[None]]
 """Is given each delta, with the number of its choice."""

@@ -20,29 +20,29 @@ from starlette.types import ASGIApp
 
 from shoal.client.swarm import Swarm
 from shoal.errors import OutOfResources, ShoalError
-from shoal.gateway import chat, completions, responses, tokens
+from shoal.gateway.access.guard import Doors, Guard, caller_of, log
+from shoal.gateway.access.keys import KeyRing
+from shoal.gateway.access.limits import Limits
+from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
+from shoal.gateway.api import chat, completions, responses, tokens
+from shoal.gateway.api.openapi import document
 from shoal.gateway.body import read_body
-from shoal.gateway.constrain import Grammars
 from shoal.gateway.errors import MethodNotAllowed, NotFound, error_response
 from shoal.gateway.exchange import Desk, Exchange
-from shoal.gateway.feed import Feed, Health
-from shoal.gateway.guard import Doors, Guard, caller_of, log
-from shoal.gateway.keys import KeyRing
-from shoal.gateway.limits import Limits
-from shoal.gateway.live import Invite, Live
+from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.metrics import Metrics, gauge
 from shoal.gateway.models import Models, Servable
-from shoal.gateway.openapi import document
+from shoal.gateway.page.feed import Feed, Health
+from shoal.gateway.page.live import Invite, Live
+from shoal.gateway.page.requests import Records
+from shoal.gateway.page.static import StaticPage
 from shoal.gateway.prefixes import Prefixes
-from shoal.gateway.records import Records
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
 from shoal.gateway.schema.responses import ResponsesRequest
 from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
-from shoal.gateway.static import StaticPage
-from shoal.gateway.usage import Usage
-from shoal.models.local import LocalModel
+from shoal.models.store.local_model import LocalModel
 
 REFRESH_KEYS_S = 1.0
 OPEN_PATHS = frozenset({"/health"})

@@ -15,14 +15,14 @@ from starlette.types import Receive, Scope, Send
 from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
+from shoal.gateway.access.keys import Caller
+from shoal.gateway.access.limits import Limits
+from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
-from shoal.gateway.asked import Asked
+from shoal.gateway.api.request import Asked
 from shoal.gateway.errors import error_response
-from shoal.gateway.keys import Caller
-from shoal.gateway.limits import Limits
-from shoal.gateway.records import Record
+from shoal.gateway.page.requests import Record
 from shoal.gateway.sse import EventStream, until_gone
-from shoal.gateway.usage import Usage
 
 NAMED = 32
 """Tools that a header names."""

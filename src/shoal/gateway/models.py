@@ -11,8 +11,8 @@ import trio
 
 from shoal.client.swarm import Swarm
 from shoal.errors import UnknownModel
-from shoal.models.catalogue import close_names, find_entry
-from shoal.models.local import LocalModel
+from shoal.models.store.catalogue import close_names, find_entry
+from shoal.models.store.local_model import LocalModel
 from shoal.models.text import TextCodec
 from shoal.types import ModelShape, Span, gaps
 

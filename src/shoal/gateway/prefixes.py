@@ -15,7 +15,7 @@ import trio
 from shoal.client.session import Session
 from shoal.client.swarm import Swarm
 from shoal.errors import Busy, ShoalError
-from shoal.gateway.asked import Asked
+from shoal.gateway.api.request import Asked
 from shoal.types import Digest
 
 KEPT = 8

@@ -16,7 +16,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from starlette.types import ASGIApp
 
 from shoal.gateway.http1 import StrictConnection
-from shoal.net.tcp import listen_on
+from shoal.net.libp2p.tcp import listen_on
 
 CONNECTIONS = 1024
 """Open at once; one more is closed as it comes."""

@@ -1,4 +1,4 @@
-"""Which addresses we announce, and how they are written. Which ones we dial: :mod:`shoal.net.nearby`."""
+"""Which addresses we announce, and how they are written. Which ones we dial: :mod:`shoal.net.dialable`."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from functools import partial
 import trio
 
 from shoal.errors import ChannelClosed, RemoteProtocolError
-from shoal.net.inbound import Inbound
 from shoal.net.network import Pipe
+from shoal.net.receive_budget import Inbound
 from shoal.types import CarrierName, PeerId
 from shoal.wire.framing import FRAGMENT, FRAGMENT_HEADER, Assembler, Outgoing, Payload
 from shoal.wire.messages import AGENT, PROTOCOL_VERSION, Hello, Message, Ping, Pong

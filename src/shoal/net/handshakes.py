@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from shoal.net.backlog import Backlog
+from shoal.net.handshake_backlog import Backlog
 
 FIRST_WITHIN_S = 5.0
 """How long a connection may take until its first message, and its turn, have come."""

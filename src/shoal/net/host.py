@@ -20,18 +20,18 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from shoal.errors import DeadlineExceeded, PortInUse, ShoalError, UsageError
-from shoal.net import stream as streams
 from shoal.net.addresses import expand, split_bootstrap, to_multiaddr
-from shoal.net.connections import Connections, Host, build_host
-from shoal.net.dialer import Dialer
-from shoal.net.direct import DirectCarrier, DirectPipe
-from shoal.net.gossip import Gossip
+from shoal.net.carriers import stream as streams
+from shoal.net.carriers.dialer import Dialer
+from shoal.net.carriers.direct import DirectCarrier, DirectPipe
+from shoal.net.dialable import around
 from shoal.net.identity import Identity
-from shoal.net.nearby import around
+from shoal.net.libp2p.connections import Connections, Host, build_host
+from shoal.net.libp2p.dialing import Reach, carrier_of, path_of, remote_of
+from shoal.net.libp2p.gossip import Gossip
+from shoal.net.libp2p.providers import Providers
+from shoal.net.libp2p.tcp import GuardedTCP
 from shoal.net.network import Answer, PeerConnection, Pipe, Validator
-from shoal.net.providers import Providers
-from shoal.net.reach import Reach, carrier_of, path_of, remote_of
-from shoal.net.tcp import GuardedTCP
 from shoal.tasks import one_error
 from shoal.types import PeerAddress, PeerId
 
@@ -156,7 +156,7 @@ class Libp2pNetwork:
         own = self._address.libp2p or expand(host, 1)
         self._transport.nearby = around(own, trusting=self._settings.secret is not None)
         if self._settings.mdns:
-            from shoal.net.lan import Lan  # noqa: PLC0415  brings zeroconf, which only this needs
+            from shoal.net.libp2p.lan import Lan  # noqa: PLC0415  brings zeroconf, which only this needs
 
             nursery.start_soon(Lan(self._settings.secret, self._address, self._found, host=host).run)
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import trio
 
 from shoal.errors import ChannelClosed
-from shoal.net.backlog import network_of
 from shoal.net.channel import Channel, Handler
-from shoal.net.favours import Favours
-from shoal.net.inbound import Inbound
+from shoal.net.dial_budget import Favours
+from shoal.net.handshake_backlog import network_of
 from shoal.net.network import Network, Pipe
+from shoal.net.receive_budget import Inbound
 from shoal.types import PeerAddress, PeerId
 
 CHANNELS_LIMIT = 1024

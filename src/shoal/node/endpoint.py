@@ -13,7 +13,7 @@ from ipaddress import ip_address
 import h11
 import trio
 
-from shoal.net.tcp import accept_forever, listen_on
+from shoal.net.libp2p.tcp import accept_forever, listen_on
 
 ANSWERED_WITHIN_S = 5.0
 """For a whole request, its answer among it."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from shoal.config import Settings
-from shoal.executor.built import kernels_built
-from shoal.models.local import LocalModel
+from shoal.executor.kernels.built import kernels_built
+from shoal.models.store.local_model import LocalModel
 from shoal.routing.formats import FormatChoice, choose_format
 from shoal.swarm.member import Member
 

@@ -21,8 +21,8 @@ import trio
 from shoal.errors import Busy, ChannelClosed, ShoalError, UnknownSession
 from shoal.executor.engine import Engine, Forwarded
 from shoal.net.channel import Channel
-from shoal.node.kept import Entry, Kept, KeptRoom
-from shoal.node.room import Held
+from shoal.node.fair_share import Held
+from shoal.node.resend_buffer import Entry, Kept, KeptRoom
 from shoal.types import Codec, PeerId, SessionId
 from shoal.wire.codec import CodecChooser
 from shoal.wire.messages import Failed, HopTime, Located, Open, Reroute, Step, shorten

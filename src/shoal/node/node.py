@@ -16,8 +16,8 @@ from shoal.executor.engine import Engine
 from shoal.executor.load import load_runner
 from shoal.executor.runner import Runner
 from shoal.executor.thread import TorchThread
-from shoal.models.local import LocalModel
-from shoal.models.sizes import block_bytes
+from shoal.models.checkpoint.sizes import block_bytes
+from shoal.models.store.local_model import LocalModel
 from shoal.net.network import Network
 from shoal.node.formats import pick_format
 from shoal.node.server import SpanServer
@@ -188,7 +188,7 @@ async def load_span(model: LocalModel, span: Span, format: Format, settings: Set
 
 
 def _watched(runner: Runner) -> AbstractAsyncContextManager[None]:
-    from shoal.executor.parallel import watched  # noqa: PLC0415 — imports torch
+    from shoal.executor.parallel.span import watched  # noqa: PLC0415 — imports torch
 
     return watched(runner)
 

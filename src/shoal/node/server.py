@@ -33,7 +33,7 @@ from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.node.hop import Hop
-from shoal.node.kept import KeptRoom
+from shoal.node.resend_buffer import KeptRoom
 from shoal.node.sessions import Opening, Sessions
 from shoal.node.speed import Speed
 from shoal.types import Codec, Digest, PeerId, SessionId, Span

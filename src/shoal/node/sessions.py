@@ -1,6 +1,6 @@
 """The sessions at a node: who has which, what each holds, and which end where others want their room.
 
-What is decided here is decided in :mod:`shoal.node.room`.
+What is decided here is decided in :mod:`shoal.node.fair_share`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from shoal.executor.engine import Engine
 from shoal.executor.pages import PAGE, pages_for
 from shoal.metrics.logs import about
 from shoal.net.channel import Channel
+from shoal.node.fair_share import Asker, Held, check_fits, make_place, make_room, offered
 from shoal.node.hop import Hop
-from shoal.node.room import Asker, Held, check_fits, make_place, make_room, offered
 from shoal.types import PeerId, SessionId
 
 SENDERS_KEPT = 4096

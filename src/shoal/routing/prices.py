@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from shoal.routing.cheapest import Prices, Seconds, Ways, places
+from shoal.routing.shortest_path import Prices, Seconds, Ways, places
 from shoal.types import PeerId, Span
 
 Objective = Literal["latency", "throughput", "cost"]

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from shoal.routing.cheapest import cheapest
 from shoal.routing.prices import Candidate, price
 from shoal.routing.route import Stage, no_route, stages_of, who_may
+from shoal.routing.shortest_path import cheapest
 from shoal.types import PeerId, Span
 
 Repair = tuple[int, int, list[Stage]]

@@ -9,8 +9,8 @@ from random import Random
 import numpy as np
 
 from shoal.errors import Busy, NoCoverage
-from shoal.routing.cheapest import Allowed, Path, cheapest
 from shoal.routing.prices import Candidate, Objective, price
+from shoal.routing.shortest_path import Allowed, Path, cheapest
 from shoal.types import PeerId, Span, gaps
 
 
@@ -34,7 +34,7 @@ def choose_route(
 ) -> list[Stage]:
     """The best route for a session of ``tokens`` tokens. A peer may be given a part of its span.
 
-    Exact for the prices of :mod:`shoal.routing.prices`, by :mod:`shoal.routing.cheapest`.
+    Exact for the prices of :mod:`shoal.routing.prices`, by :mod:`shoal.routing.shortest_path`.
 
     Args:
         avoid: peers that have just refused or failed.

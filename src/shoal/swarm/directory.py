@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from shoal.errors import RemoteProtocolError
 from shoal.swarm.announcement import Announcement
-from shoal.swarm.compare import MAX_PEERS, Part, key_of
+from shoal.swarm.anti_entropy import MAX_PEERS, Part, key_of
 from shoal.swarm.coverage import runs, shape_of
-from shoal.swarm.crowd import network_of, whom_to_forget
+from shoal.swarm.eviction import network_of, whom_to_forget
 from shoal.types import Digest, Format, ModelShape, PeerId, Span, gaps
 
 USED_KEPT = 256

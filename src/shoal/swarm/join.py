@@ -14,7 +14,7 @@ from shoal.errors import NotAllowed
 from shoal.net.addresses import host_and_port, is_loopback
 from shoal.net.identity import Identity
 from shoal.net.network import Network
-from shoal.swarm.here import running
+from shoal.swarm.local_nodes import running
 from shoal.swarm.member import Member
 from shoal.swarm.membership import Membership
 from shoal.tasks import one_error

@@ -24,14 +24,15 @@ from shoal.errors import ChannelClosed, DeadlineExceeded, NotAllowed, RemoteProt
 from shoal.net.fair_rate import FairRate
 from shoal.net.identity import verify
 from shoal.net.network import Network
-from shoal.swarm import compare, pace
+from shoal.swarm import anti_entropy as compare
+from shoal.swarm import gossip_rate as pace
 from shoal.swarm.announcement import Announcement, Claim, Misdated, Served, read, seal
+from shoal.swarm.anti_entropy import EVERYONE, MAX_PEERS, Difference, Part, Question
 from shoal.swarm.clock import Clock
-from shoal.swarm.compare import EVERYONE, MAX_PEERS, Difference, Part, Question
 from shoal.swarm.dates import Dates
 from shoal.swarm.directory import Directory
-from shoal.swarm.doubts import Doubts
-from shoal.swarm.watch import Watch
+from shoal.swarm.failure.detector import Doubts
+from shoal.swarm.failure.probe import Watch
 from shoal.types import Digest, PeerAddress, PeerId
 from shoal.wire.messages import AGENT
 

@@ -13,8 +13,8 @@ import trio
 from shoal import config
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
-from shoal.models.local import LocalModel
-from shoal.models.store import ModelStore
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 from shoal.node.node import Node, start_node
 from shoal.swarm.clock import Clock
 from shoal.swarm.member import Member

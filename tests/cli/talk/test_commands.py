@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.cli.talk.commands import COMMANDS, listed, parse, question
+from shoal.cli.chat.commands import COMMANDS, listed, parse, question
 from shoal.errors import UsageError
 
 

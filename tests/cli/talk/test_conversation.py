@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.cli.talk import conversation
-from shoal.cli.talk.conversation import Conversation
+from shoal.cli.chat import conversation
+from shoal.cli.chat.conversation import Conversation
 from shoal.errors import UsageError
 
 

@@ -13,9 +13,9 @@ import trio
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from shoal.cli.talk import history, reader
-from shoal.cli.talk.history import KeptHistory
-from shoal.cli.talk.reader import LineReader, TerminalReader
+from shoal.cli.chat import history, reader
+from shoal.cli.chat.history import KeptHistory
+from shoal.cli.chat.reader import LineReader, TerminalReader
 from shoal.errors import UsageError
 
 

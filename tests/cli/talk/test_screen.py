@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from shoal.cli.talk.screen import Plain, Rendered, screen
+from shoal.cli.chat.screen import Plain, Rendered, screen
 
 
 def rendered(*pieces: str, height: int = 24) -> tuple[str, str]:

@@ -13,11 +13,11 @@ import pytest
 import trio
 
 from shoal.cli.ask import Question
-from shoal.cli.talk.conversation import Conversation
-from shoal.cli.talk.talk import Talk, stoppable
+from shoal.cli.chat.conversation import Conversation
+from shoal.cli.chat.loop import Talk, stoppable
 from shoal.client.answer import Answer, RouteStage
 from shoal.client.generate import Delta
-from shoal.client.recovery import Reroute
+from shoal.client.ring.recovery import Reroute
 from shoal.client.swarm import Swarm
 from shoal.errors import NoCoverage, PromptTooLong, ShoalError, UnknownModel
 from shoal.types import Digest, ModelShape, PeerId, Span

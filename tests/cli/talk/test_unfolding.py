@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it.token import Token
 
-from shoal.cli.talk.unfolding import PARSER, Unfolding
+from shoal.cli.chat.unfolding import PARSER, Unfolding
 
 TEXT = """\
 # Fish

@@ -27,14 +27,14 @@ from transformers.integrations import moe
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 
-from shoal.cli import checks
+from shoal.cli.doctor import checks
 from shoal.config import Settings
 from shoal.errors import IncompatibleLibrary, UnsupportedModel
 from shoal.models import seam
-from shoal.models.local import LocalModel
+from shoal.models.build.span import load_ends, load_span
 from shoal.models.seam.contract import check_everything, expect_arguments, expect_members, relied_on
 from shoal.models.seam.versions import SUPPORTED
-from shoal.models.span import load_ends, load_span
+from shoal.models.store.local_model import LocalModel
 from shoal.types import Span
 
 from .conftest import import_again

@@ -13,11 +13,11 @@ import pytest
 import transformers
 
 from shoal import config
-from shoal.cli import checks
+from shoal.cli.doctor import checks
 from shoal.config import Settings
 from shoal.errors import IncompatibleLibrary
-from shoal.models.checkpoint import open_checkpoint
-from shoal.models.hollow import read_model_config
+from shoal.models.build.skeleton import read_model_config
+from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.seam.versions import SUPPORTED, check_version, installed_version
 from shoal.testing.checkpoints import write_checkpoint
 

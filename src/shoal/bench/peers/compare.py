@@ -29,12 +29,12 @@ from shoal.bench.results import (
 )
 from shoal.bench.roof import Roof, find_roof
 from shoal.bench.through import Through, through
-from shoal.cli.local import split
 from shoal.cli.output import as_shoal_error
 from shoal.config import Settings
 from shoal.errors import ShoalError, UnsupportedModel, UsageError
 from shoal.executor.thread import TorchThread
-from shoal.models.local import LocalModel
+from shoal.local.processes import split
+from shoal.models.store.local_model import LocalModel
 from shoal.models.text import TextCodec
 from shoal.types import Format
 

@@ -18,10 +18,10 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from safetensors import safe_open
 
 from shoal.errors import UnsupportedModel
-from shoal.models.checkpoint import Checkpoint, open_checkpoint
-from shoal.models.hollow import read_model_config
-from shoal.models.local import LocalModel
+from shoal.models.build.skeleton import read_model_config
+from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.seam.config import PretrainedConfig
+from shoal.models.store.local_model import LocalModel
 
 NORMAL, CONTROL = 1, 3
 """Types of a token in GGUF."""

@@ -25,8 +25,8 @@ from shoal.bench.peers.programs import (
 from shoal.bench.results import Progress
 from shoal.config import Settings
 from shoal.errors import DeadlineExceeded
-from shoal.models.checkpoint import open_checkpoint
-from shoal.models.local import LocalModel
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.store.local_model import LocalModel
 from shoal.types import Span
 
 REQUIREMENT = "language-pipes==2.5.0"

@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from shoal.client.recommended import sampling_for
 from shoal.client.sampling import MAX_BIAS, MAX_PENALTY, MAX_TOP_LOGPROBS, REPETITION, Sampling
-from shoal.models.local import SamplingDefaults
+from shoal.models.store.local_model import SamplingDefaults
 
 OPENAI_TEMPERATURE = 1.0
 """Where neither the client nor the model's makers name one."""

@@ -72,7 +72,7 @@ def fill(
         The model, and the names of the tensors that it lacks, in order.
 
     Raises:
-        Whatever transformers raises on tensors of another shape; see ``shoal.models.loader.REFUSED``.
+        Whatever transformers raises on tensors of another shape; see ``shoal.models.build.loader.REFUSED``.
     """
     model, info = cast(
         "tuple[PreTrainedModel, dict[str, Any]]",

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import UsageError
-from shoal.models.text.apart import ApartTokenizer
-from shoal.models.text.bytes import is_byte, token_bytes
 from shoal.models.text.detokenizer import Detokenizer
-from shoal.models.text.guard import Words
 from shoal.models.text.prompt import ChatTemplates, Prompt
-from shoal.models.text.tokenizer import Vocabulary
+from shoal.models.text.tokenizer.apart import ApartTokenizer
+from shoal.models.text.tokenizer.bytes import is_byte, token_bytes
+from shoal.models.text.tokenizer.guard import Words
+from shoal.models.text.tokenizer.tokenizer import Vocabulary
 
 MAX_TEXT = 4 << 20
 """Characters. Longer text than any context holds would keep the tokenizer busy for minutes."""

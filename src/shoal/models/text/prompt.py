@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from shoal.errors import BadWeights, UsageError
-from shoal.models.text.guard import Words
 from shoal.models.text.template import Rendered, TemplateRenderer
-from shoal.models.text.tokenizer import Vocabulary
+from shoal.models.text.tokenizer.guard import Words
+from shoal.models.text.tokenizer.tokenizer import Vocabulary
 
 Message = Mapping[str, Any]
 PROBE = "q7w9e1"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from shoal.errors import BadWeights, UsageError
-from shoal.models.child import Child, Ended
+from shoal.models.untrusted.child import Child, Ended
 
 DEADLINE_S = 5.0
 """For one rendering, the start of the process included. An honest template takes a millisecond."""

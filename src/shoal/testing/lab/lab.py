@@ -13,12 +13,12 @@ from typing import assert_never
 import trio
 
 from shoal import config
-from shoal.cli.local import on_this_machine, split
 from shoal.client.connect import open_swarm
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
 from shoal.errors import UsageError
-from shoal.models.store import ModelStore
+from shoal.local.processes import on_this_machine, split
+from shoal.models.store.store import ModelStore
 from shoal.testing.lab import report as reports
 from shoal.testing.lab.asking import Asked, Question, ask, listen
 from shoal.testing.lab.judge import Fault, What, judge

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import trio
 
-from shoal.cli.local import START_WITHIN_S, Process, address_of, ended_with_us, free_ports, start
 from shoal.config import Settings
 from shoal.errors import DeadlineExceeded, ShoalError
+from shoal.local.processes import START_WITHIN_S, Process, address_of, ended_with_us, free_ports, start
 from shoal.net.identity import Identity
 from shoal.swarm import membership
 from shoal.testing.lab.plan import Deed, Place
@@ -214,7 +214,7 @@ async def lab_swarm(settings: Settings, places: Sequence[Place], folder: Path) -
     """Nodes for ``places``, not started yet. Their processes end with the block.
 
     Args:
-        settings: as :func:`shoal.cli.local.on_this_machine` makes them.
+        settings: as :func:`shoal.local.processes.on_this_machine` makes them.
         folder: where the nodes have their homes, with their logs.
     """
     ports = free_ports(settings.host, 2 * len(places))

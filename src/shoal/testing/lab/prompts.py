@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from shoal.errors import BadWeights, UsageError
-from shoal.models.local import LocalModel
+from shoal.models.store.local_model import LocalModel
 from shoal.models.text import TextCodec
 from shoal.testing.lab.plan import Plan, Prompt
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from shoal.swarm import pace
+from shoal.swarm import gossip_rate as pace
 from shoal.testing.sim.clock import simulate
 from shoal.testing.sim.peers import Peer, SimPeers
 from shoal.types import PeerId

@@ -20,7 +20,7 @@ from shoal.executor.ends import EndsEngine
 from shoal.executor.engine import Done, Engine, Forwarded
 from shoal.executor.pages import PAGE, PagePool, Pages
 from shoal.executor.thread import TorchThread
-from shoal.models.rope_scaling import RopeScaling
+from shoal.models.build.rope_scaling import RopeScaling
 from shoal.testing.sim import model
 from shoal.testing.sim.agenda import Agenda
 from shoal.types import Codec, SessionId, Span

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from struct import Struct
 
-from shoal.models.local import LocalModel
+from shoal.models.store.local_model import LocalModel
 from shoal.types import Digest, ModelShape
 
 N_BLOCKS = 24

@@ -14,8 +14,8 @@ from shoal import config
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
 from shoal.executor.ends import EndsEngine
-from shoal.models.local import LocalModel
-from shoal.models.store import ModelStore
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 from shoal.models.text import TextCodec
 from shoal.net.network import Network
 from shoal.node.node import Loaded, Node

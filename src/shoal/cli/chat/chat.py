@@ -1,0 +1,184 @@
+"""`shoal run` and `shoal chat`: ask a model that the swarm serves."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from shoal.cli import options
+from shoal.cli.ask import Question, answer_fields, ask, say_speed, say_trace, user
+from shoal.cli.enter import in_swarm
+from shoal.cli.output import emit, say
+from shoal.cli.progress import working
+from shoal.cli.shell import names
+from shoal.errors import UsageError
+
+if TYPE_CHECKING:
+    from shoal.client.swarm import Swarm as Connected
+
+MAX_STDIN = 64 << 20
+"""Characters read from stdin; a longer prompt fits no model, and is refused rather than cut."""
+
+CHAT_TEMPERATURE = 0.7
+"""Of a conversation, where neither its user nor the model's makers name one."""
+
+MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        help="0 takes the likeliest token; higher is more random. The model's own if not named.",
+        show_default=False,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(help="Choose among the k likeliest tokens; 0 turns this off.", show_default=False),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        help="Choose among the likeliest tokens whose probabilities add up to this.", show_default=False
+    ),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        help="Choose among tokens at least this likely, relative to the likeliest.", show_default=False
+    ),
+]
+Penalty = Annotated[
+    float | None,
+    typer.Option(
+        "--repetition-penalty",
+        help="Divide the score of tokens that already occurred by this.",
+        show_default=False,
+    ),
+]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="End the answer before this text; repeat the option for more.")
+]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.", show_default=False)]
+Raw = Annotated[bool, typer.Option("--raw", help="Send the prompt without the chat template.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(run)
+    app.command()(chat)
+
+
+def run(
+    model: options.ModelArgument,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; text from stdin is appended to it.")
+    ] = None,
+    swarm: options.Swarm = None,
+    public: options.Public = None,
+    format: options.FormatOption = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    raw: Raw = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Print per-hop timings afterwards.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Answer one prompt. Streams the answer to stdout."""
+    settings = options.settings(swarm=swarm, public=public, model=model, format=format)
+    text = whole_prompt(prompt, sys.stdin)
+    question = Question(
+        settings.model,
+        messages=user(text),
+        raw=text if raw else None,
+        max_tokens=max_tokens,
+        stop=tuple(stop or ()),
+        format=options.asked_format(settings),
+        sampling={
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+        },
+    )
+
+    async def once(opened: Connected) -> dict[str, Any]:
+        fields = answer_fields(await ask(opened, question, stream=not as_json), question)
+        traced = opened.routes.trace
+        return fields | ({"trace": {"steps": traced.steps, "reroutes": traced.reroutes}} if trace else {})
+
+    fields = in_swarm(settings, once)
+    if as_json:
+        emit(fields, as_json, lambda: "")
+    else:
+        say_trace(fields.get("trace"))
+        say_speed(fields)
+
+
+def chat(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="The model; if not given, the default model.",
+            show_default=False,
+            autocompletion=names.models,
+        ),
+    ] = None,
+    swarm: options.Swarm = None,
+    public: options.Public = None,
+    format: options.FormatOption = None,
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    system: Annotated[str, typer.Option(help="System message.", show_default=False)] = "",
+) -> None:
+    """Chat with a model. /help lists the commands you can type."""
+    settings = options.settings(swarm=swarm, public=public, model=model, format=format)
+    sampling = {"temperature": temperature, "seed": seed}
+    wanted = options.asked_format(settings)
+    asking = Question(
+        settings.model, max_tokens=max_tokens, format=wanted, sampling=sampling, temperature=CHAT_TEMPERATURE
+    )
+
+    async def talk(opened: Connected) -> None:
+        from shoal.cli.chat.commands import NAMES
+        from shoal.cli.chat.conversation import Conversation
+        from shoal.cli.chat.loop import Talk
+        from shoal.cli.chat.reader import reader
+
+        with working(f"looking for {settings.model}"):
+            await opened.resolve(settings.model)  # a name that does not exist is told at once
+        typed = sys.stdin.isatty()
+        if typed:
+            say(f"chatting with {settings.model}; /help lists the commands, Ctrl-D ends the chat")
+        conversation = Conversation(settings.model, system)
+        lines = reader(settings.paths.chat_history, [f"/{name}" for name in NAMES])
+        await Talk(opened, conversation, asking, forgiving=typed).run(lines)
+
+    in_swarm(settings, talk)
+
+
+def whole_prompt(argument: str | None, stdin: TextIO) -> str:
+    """The prompt: the argument, then what comes on stdin unless that is a terminal, a blank line between.
+
+    Raises:
+        UsageError: there is neither, or stdin is no text or has no end in sight.
+    """
+    piped = ""
+    if not stdin.isatty():
+        try:
+            piped = stdin.read(MAX_STDIN + 1)
+        except UnicodeDecodeError as error:
+            raise UsageError("stdin is not UTF-8 text", check="check the file that is piped in") from error
+        if len(piped) > MAX_STDIN:
+            raise UsageError(f"stdin is longer than {MAX_STDIN >> 20} Mi characters")
+    parts = [part for part in (argument or "", piped.removesuffix("\n")) if part]
+    if not parts:
+        raise UsageError("there is no prompt", next_command='shoal run MODEL "Why is the sky blue?"')
+    return "\n\n".join(parts)

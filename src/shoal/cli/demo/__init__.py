@@ -1,0 +1,1 @@
+"""`shoal demo`: a swarm on this machine."""

@@ -1,0 +1,1 @@
+"""`shoal doctor`: checks of this machine's setup."""

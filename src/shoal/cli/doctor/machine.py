@@ -1,0 +1,123 @@
+"""Is this machine fit: Python, packages, memory, disk, files, clock."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import shoal.errors
+from shoal.cli.doctor.finding import Finding
+from shoal.cli.status.trace import traces
+from shoal.cli.version import LIBRARIES, release
+from shoal.config import Settings
+from shoal.executor.kernels.built import kernels_built
+from shoal.models.seam.versions import check_version
+
+LEAST_MEMORY = 1 << 30
+"""Bytes: torch and transformers take about half of it before any weights."""
+LEAST_DISK = 1 << 30
+
+
+def python_version(_: Settings) -> Finding:
+    text = ".".join(map(str, sys.version_info[:3]))
+    if (3, 11) <= sys.version_info < (3, 15):
+        return Finding("python", "ok", text)
+    return Finding("python", "fail", f"{text} is not 3.11 to 3.14", "make setup PYTHON=/path/to/python3.11")
+
+
+def packages(_: Settings) -> Finding:
+    found = {name: release(name) for name in LIBRARIES}
+    text = ", ".join(f"{name} {text}" for name, text in found.items())
+    if "missing" in found.values():
+        return Finding("packages", "fail", text, "make setup")
+    check_version()
+    return Finding("packages", "ok", text)
+
+
+def transformers(_: Settings) -> Finding:
+    from shoal.models.seam.contract import check_everything
+
+    return Finding("transformers", "ok", f"{check_everything()} has everything that Shoal relies on")
+
+
+def memory(settings: Settings) -> Finding:
+    import psutil
+
+    free = psutil.virtual_memory().available
+    text = f"{free / 2**30:.1f} GiB free"
+    if free < max(LEAST_MEMORY, settings.memory):
+        wanted = max(LEAST_MEMORY, settings.memory) / 2**30
+        return Finding(
+            "memory", "fail", f"{text}, {wanted:.1f} GiB wanted", "close other programs, or lower --memory"
+        )
+    return Finding("memory", "ok", text)
+
+
+def disk(settings: Settings) -> Finding:
+    free = shutil.disk_usage(_existing(settings.paths.models)).free
+    text = f"{free / 2**30:.1f} GiB free at {settings.paths.models}"
+    if free < LEAST_DISK:
+        return Finding("disk", "fail", text, "shoal models list, then shoal models rm NAME")
+    return Finding("disk", "ok", text)
+
+
+def config_file(settings: Settings) -> Finding:
+    path = settings.paths.config_file
+    return Finding(
+        "config", "ok", f"{path}" if path.exists() else f"defaults; shoal config init writes {path}"
+    )
+
+
+def identity(settings: Settings) -> Finding:
+    path = settings.paths.identity
+    if not path.exists():
+        return Finding("identity", "note", "none yet; the first node creates one", "shoal identity create")
+    from shoal.net.identity import Identity
+
+    return Finding("identity", "ok", Identity.load(path).peer)
+
+
+def model(settings: Settings) -> Finding:
+    from shoal.models.store.store import ModelStore
+
+    store = ModelStore(settings.paths.models)
+    recorded = next((found for found in store.list() if found.name == settings.model), None)
+    if recorded is None:
+        text = f"{settings.model} is not on this machine yet; it is fetched when first needed"
+        return Finding("model", "note", text, f"shoal models pull {settings.model}")
+    now = store.show(settings.model)
+    if now.digest != recorded.digest:
+        fix = f"shoal models rm {settings.model}, then shoal models pull {settings.model}"
+        return Finding("model", "fail", f"{now.path} has changed since it was fetched", fix)
+    return Finding("model", "ok", f"{now.name}, {now.shape.n_blocks} blocks, {now.digest[:19]}…")
+
+
+def format(settings: Settings) -> Finding:
+    """How a node here would hold its weights."""
+    if settings.format != "auto":
+        return Finding("format", "ok", f"{settings.format}, as set")
+    if kernels_built():
+        return Finding("format", "ok", "int8 for a node that is the first: the C kernels are built")
+    text = "bf16 or fp32, as the checkpoint is stored: the C kernels are not built, and all is slower"
+    return Finding("format", "note", text, "make setup, once a C compiler is installed")
+
+
+def clock(settings: Settings) -> Finding:
+    # Announcements carry times, and peers refuse those that are 30 s ahead. A clock that was never set is
+    # behind the files that were installed by it.
+    behind = Path(shoal.errors.__file__).stat().st_mtime - time.time()
+    if behind > 60:
+        return Finding(
+            "clock", "fail", f"at least {behind:.0f} s behind", "set the clock, for example with NTP"
+        )
+    # A node that runs here has asked others for their time.
+    if doubts := next(filter(None, (node.clock for node in traces(settings))), ""):
+        return Finding("clock", "note", doubts, "set the clocks, for example with NTP")
+    return Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,0 +1,101 @@
+"""Can this machine reach others, and others it: ports, multicast, hub, swarms."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from shoal.cli.doctor.finding import Finding
+from shoal.config import Settings
+from shoal.swarm import membership
+from shoal.swarm.local_nodes import running
+
+DIAL_WITHIN_S = 2.0
+
+
+def ports(settings: Settings) -> Finding:
+    wanted = [port for port in (settings.port, settings.direct_port) if port]
+    if not wanted:
+        return Finding("ports", "ok", "free ports are picked")
+    for port in wanted:
+        with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, port))
+            except OSError as error:
+                if running(settings.paths.nodes):
+                    return Finding("ports", "note", f"{port} is in use, and a node runs here", "shoal status")
+                return Finding(
+                    "ports",
+                    "fail",
+                    f"{port}: {error.strerror}",
+                    "choose another with --port, or 0 for a free one",
+                )
+    return Finding("ports", "ok", ", ".join(map(str, wanted)))
+
+
+def multicast(settings: Settings) -> Finding:
+    if not settings.mdns:
+        return Finding("mdns", "note", "off: peers are found through invites only", "set mdns = true")
+    group = socket.inet_aton("224.0.0.251") + socket.inet_aton("0.0.0.0")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+        except OSError as error:
+            fix = "use an invite with addresses: shoal invite, on a machine that serves"
+            return Finding("mdns", "note", f"no multicast here ({error.strerror})", fix)
+    return Finding("mdns", "ok", "peers on the local network are found automatically")
+
+
+def hub(_: Settings) -> Finding:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return Finding("hub", "note", "offline (HF_HUB_OFFLINE): only the catalogue and local folders work")
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+    except ValueError as error:
+        return Finding("hub", "note", f"HF_ENDPOINT is {constants.ENDPOINT}: {error}", "unset HF_ENDPOINT")
+    if answers(address.hostname or "", port):
+        return Finding("hub", "ok", constants.ENDPOINT)
+    return Finding(
+        "hub", "note", f"{constants.ENDPOINT} does not answer: only the catalogue and local folders work"
+    )
+
+
+def swarms(settings: Settings) -> Finding:
+    folder = settings.paths.swarms
+    kept = [membership.load(folder, name) for name in membership.names(folder)]
+    if not kept:
+        return Finding(
+            "swarms",
+            "note",
+            "none yet; the first node creates one named 'home'",
+            "shoal up, or shoal join",
+        )
+    silent = [m.name for m in kept if m.bootstrap and not _any_answers(m.bootstrap)]
+    text = ", ".join(m.name for m in kept)
+    if silent:
+        fix = "start a node there, or ask a member for a new invite"
+        return Finding("swarms", "note", f"{text}; no answer from the addresses of {', '.join(silent)}", fix)
+    return Finding("swarms", "ok", text)
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether something takes a TCP connection there within two seconds."""
+    try:
+        with socket.create_connection((host, port), timeout=DIAL_WITHIN_S):
+            return True
+    except (OSError, OverflowError, UnicodeError):  # no such port, no such name
+        return False
+
+
+def _any_answers(addresses: Iterable[str]) -> bool:
+    targets: list[tuple[str, int]] = []
+    for address in addresses:
+        _, kind, host, transport, port, *_ = [*address.split("/"), "", "", "", "", ""]
+        if kind in ("ip4", "ip6", "dns", "dns4", "dns6") and transport == "tcp" and port.isdecimal():
+            targets.append((host, int(port)))
+    return any(answers(host, port) for host, port in targets)

@@ -1,0 +1,57 @@
+"""`shoal gateway`: the OpenAI API and the page, as a client of a swarm. `shoal up` starts one too."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from shoal.cli import options
+from shoal.local.ending import end_with_stdin
+
+Origin = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gateway-origin",
+        metavar="ORIGIN",
+        help="Allow web pages of this origin to call the API.",
+        show_default=False,
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(gateway)
+
+
+def gateway(
+    gateway_host: options.GatewayHost = None,
+    gateway_port: options.GatewayPort = None,
+    gateway_origins: Origin = None,
+    swarm: options.Swarm = None,
+    public: options.Public = None,
+    model: options.Model = None,
+    bootstrap: options.Bootstrap = None,
+    with_stdin: options.EndWithStdin = False,
+    as_json: options.Json = False,
+) -> None:
+    """Serve OpenAI's API and a web page for a swarm. Any program that uses OpenAI's API can use it."""
+    if with_stdin:
+        end_with_stdin()
+    settings = options.settings(
+        gateway_host=gateway_host,
+        gateway_port=gateway_port,
+        gateway_origins=gateway_origins,
+        swarm=swarm,
+        public=public,
+        model=model,
+        bootstrap=bootstrap,
+    )
+    import trio
+
+    from shoal.cli.gateway.process import run
+
+    code = trio.run(partial(run, settings, as_json=as_json))
+    if code:
+        raise typer.Exit(code)

@@ -1,0 +1,1 @@
+"""`shoal up` and `shoal serve`: a node's process."""

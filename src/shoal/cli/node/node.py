@@ -1,0 +1,117 @@
+"""`shoal up` and `shoal serve`: be a node of a swarm."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from shoal.cli import options
+from shoal.config import Settings
+from shoal.errors import UsageError
+from shoal.local.ending import end_with_stdin
+from shoal.types import Span
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(up)
+    app.command()(serve)
+
+
+def up(
+    swarm: options.Swarm = None,
+    public: options.Public = None,
+    model: options.Model = None,
+    memory: options.Memory = None,
+    threads: options.Threads = None,
+    parallel: options.Parallel = None,
+    format: options.NodeFormat = None,
+    kv: options.KV = None,
+    gateway: Annotated[bool, typer.Option(help="Serve the API and the web page too.")] = True,
+    gateway_host: options.GatewayHost = None,
+    gateway_port: options.GatewayPort = None,
+    as_json: options.Json = False,
+) -> None:
+    """Join the swarm and serve the blocks it needs most. Runs until Ctrl-C."""
+    settings = options.settings(
+        swarm=swarm,
+        public=public,
+        model=model,
+        memory=memory,
+        threads=threads,
+        parallel=parallel,
+        format=format,
+        kv=kv,
+        gateway_host=gateway_host,
+        gateway_port=gateway_port,
+    )
+    _serve(settings, None, as_json, gateway=gateway)
+
+
+def serve(
+    model: options.ModelArgument,
+    span: Annotated[
+        str | None,
+        typer.Option(metavar="START:END", help="Blocks to serve; if not given, those the swarm needs most."),
+    ] = None,
+    swarm: options.Swarm = None,
+    public: options.Public = None,
+    memory: options.Memory = None,
+    threads: options.Threads = None,
+    parallel: options.Parallel = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    direct_port: options.DirectPort = None,
+    format: options.NodeFormat = None,
+    kv: options.KV = None,
+    wire: options.Wire = None,
+    bootstrap: options.Bootstrap = None,
+    mdns: Annotated[
+        bool | None, typer.Option("--mdns/--no-mdns", help="Find peers on the local network.")
+    ] = None,
+    with_stdin: options.EndWithStdin = False,
+    as_json: options.Json = False,
+) -> None:
+    """Serve a span of MODEL. Ctrl-C or SIGTERM ends it once open sessions have ended."""
+    if with_stdin:
+        end_with_stdin()
+    settings = options.settings(
+        swarm=swarm,
+        public=public,
+        model=model,
+        memory=memory,
+        threads=threads,
+        parallel=parallel,
+        host=host,
+        port=port,
+        direct_port=direct_port,
+        format=format,
+        kv=kv,
+        wire=wire,
+        bootstrap=bootstrap,
+        mdns=mdns,
+    )
+    _serve(settings, span_of(span), as_json)
+
+
+def _serve(settings: Settings, span: Span | None, as_json: bool, *, gateway: bool = False) -> None:
+    import trio
+
+    from shoal.cli.node.process import serve as live
+
+    code = trio.run(partial(live, settings, span, gateway=gateway, as_json=as_json))
+    if code:
+        raise typer.Exit(code)
+
+
+def span_of(text: str | None) -> Span | None:
+    """The value of ``--span``.
+
+    Raises:
+        UsageError: it is no span.
+    """
+    try:
+        return Span.parse(text) if text else None
+    except ValueError as error:
+        raise UsageError(f"--span: {error}") from error

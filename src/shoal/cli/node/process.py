@@ -1,0 +1,176 @@
+"""The life of a node process: enter the swarm, choose and load a span, serve, and leave when asked to."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from shoal.cli.enter import member_of
+from shoal.cli.gateway.child import beside
+from shoal.cli.node.turns import tell
+from shoal.cli.node.twins import warn_of_twins
+from shoal.cli.progress import working
+from shoal.config import Settings
+from shoal.errors import EXIT_INTERRUPTED, EXIT_OK
+from shoal.local.ending import how_to_end, stop_signals
+from shoal.models.store.store import ModelStore
+from shoal.net.identity import Identity
+from shoal.swarm.join import join_swarm
+from shoal.swarm.local_nodes import RunningNode, shown
+from shoal.tasks import one_error
+from shoal.types import PeerAddress, Span
+
+if TYPE_CHECKING:
+    from shoal.net.network import Network
+    from shoal.node.node import Node
+    from shoal.routing.placement import Move
+
+
+async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json: bool) -> int:
+    """Serve until a signal asks to stop; returns the exit code: 130 after Ctrl-C, otherwise 0.
+
+    With ``as_json``, each turn of the node's life is one line on stdout: ``listening``, ``serving``,
+    ``leaving``, ``ended``; ``moved`` where it took another span; and ``gateway``, if there is one beside.
+
+    Raises:
+        ShoalError: it cannot serve; nothing was announced.
+    """
+    store = ModelStore(settings.paths.models)
+    store.check(settings.model)
+    swarm = member_of(settings, create=True)
+    identity = Identity.load_or_create(settings.paths.identity)
+    async with AsyncExitStack() as stack:
+        network, member = await stack.enter_async_context(join_swarm(settings, swarm, identity, listen=True))
+        tell("listening", as_json, peer=network.peer, addresses=whole(network.address))
+        with working(f"loading {settings.model}") as report:
+            # Torch takes seconds to import; on a thread, so that others may dial us meanwhile.
+            await trio.to_thread.run_sync(importlib.import_module, "shoal.node.node")
+            from shoal.node.formats import pick_format
+            from shoal.node.node import memory_budget, start_node
+            from shoal.node.placement import pick_span
+
+            model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
+            format = pick_format(model, settings, member).format
+            chosen = span or pick_span(model, format, memory_budget(settings), member)
+            held = replace(settings, format=format)  # the span was chosen for it
+            node = await stack.enter_async_context(
+                start_node(network, member, model, chosen, held, lambda text: report(text, 0, 0))
+            )
+        figures = await stack.enter_async_context(_figures(settings, node))
+        steady()
+        if span is None:
+            await stack.enter_async_context(_moving(node, as_json))
+        return await _until_asked(settings, network, node, figures, gateway, as_json)
+
+
+@asynccontextmanager
+async def _moving(node: Node, as_json: bool) -> AsyncGenerator[None]:
+    """While the block runs, move the node to where the swarm needs it more."""
+    from shoal.node.placement import keep_place
+
+    def moved(move: Move) -> None:
+        tell("moved", as_json, start=move.span.start, end=move.span.end, why=move.why)
+
+    with one_error():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_place, node, moved)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _figures(settings: Settings, node: Node) -> AsyncGenerator[str]:
+    """Show the node's figures and traces while the block runs; gives the URL, empty when they are not wanted.
+
+    Raises:
+        PortInUse: a port was asked for and is taken.
+    """
+    from shoal.node.endpoint import show
+    from shoal.node.figures import pages
+
+    if settings.metrics_host == "none":
+        yield ""
+        return
+    with one_error():
+        async with trio.open_nursery() as nursery:
+            yield await nursery.start(show, pages(node), settings.metrics_host, settings.metrics_port)
+            nursery.cancel_scope.cancel()
+
+
+def steady() -> None:
+    """Keep the interpreter out of a step's way, once everything is loaded.
+
+    What is loaded stays: the collector need not walk through torch's and transformers' objects again, which
+    takes it a quarter of a second. And a thread that wants the interpreter gets it after half a millisecond,
+    not after five.
+    """
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(0.0005)
+
+
+async def _until_asked(
+    settings: Settings, network: Network, node: Node, figures: str, gateway: bool, as_json: bool
+) -> int:
+    addresses = whole(network.address)
+    here = RunningNode(
+        os.getpid(), network.peer, settings.swarm, node.model.name, str(node.span), tuple(addresses), figures
+    )
+    with (
+        trio.open_signal_receiver(*stop_signals()) as signals,
+        shown(settings.paths.nodes, here),
+    ):
+        tell(
+            "serving",
+            as_json,
+            peer=network.peer,
+            model=node.model.name,
+            start=node.span.start,
+            end=node.span.end,
+            format=node.engine.format,
+            ended_by=how_to_end(),
+            addresses=addresses,
+            pid=here.pid,
+            figures=figures,
+        )
+        # The gateway ends first: what it holds on this node would keep it from leaving.
+        async with (
+            beside(settings, as_json=as_json) if gateway else nullcontext(),
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(warn_of_twins, settings.paths.nodes, here)
+            asked = await anext(signals)
+            nursery.cancel_scope.cancel()
+        tell("leaving", as_json, sessions=node.server.sessions, ended_by=how_to_end())
+        drained = await _drain(node, signals)
+        tell("ended", as_json, drained=drained)
+    return EXIT_INTERRUPTED if asked == signal.SIGINT else EXIT_OK
+
+
+async def _drain(node: Node, signals: AsyncIterator[int]) -> bool:
+    """Let open sessions end; a second signal, or too long a wait, ends them at once."""
+    drained = False
+    async with trio.open_nursery() as nursery:
+
+        async def impatient() -> None:
+            await anext(signals)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(impatient)
+        drained = await node.drain()
+        nursery.cancel_scope.cancel()
+    return drained
+
+
+def whole(address: PeerAddress) -> list[str]:
+    """The libp2p multiaddrs of a peer, each with its ``/p2p`` part."""
+    return [f"{multiaddr}/p2p/{address.peer}" for multiaddr in address.libp2p]

@@ -1,0 +1,1 @@
+"""`shoal plan`: what given machines would reach."""

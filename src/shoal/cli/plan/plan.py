@@ -1,0 +1,268 @@
+"""`shoal plan`: what given machines would reach with a model, and which blocks to put where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shoal.cli import options
+from shoal.cli.output import emit, printable
+from shoal.cli.progress import Report, working
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from shoal.cli.plan.machines import Described
+    from shoal.config import Settings
+    from shoal.planning.pipeline import Load
+    from shoal.planning.plan import Plan, Speed
+    from shoal.planning.roofline import Machine, SpanCost
+    from shoal.types import Format
+
+CONTEXT = 2048
+"""Tokens of a session where nobody says how many; fewer where the model ends before."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(plan)
+
+
+def plan(
+    model: options.ModelArgument,
+    machine: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE,…",
+            help="A machine: name, count, memory, bandwidth, ops, link, rtt. The first one runs the client.",
+            show_default=False,
+        ),
+    ] = None,
+    machines: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="TOML file with a [[machine]] table for each machine.", show_default=False
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Number of copies of the machines.", min=1, max=1000)] = 1,
+    sessions: Annotated[int, typer.Option(help="Concurrent sessions.", min=1, max=100_000)] = 8,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens per session; 2048 if not given.", min=1, show_default=False)
+    ] = None,
+    format: options.FormatOption = None,
+    kv: options.KV = None,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Estimate how fast given machines would run a model, what limits them, and which blocks to place where.
+
+    Values missing from a machine are measured on this one. No weights are needed: a model's config is enough.
+    """
+    from shoal.cli.plan.machines import Described, parse_machine, read_machines
+
+    settings = options.settings(format=format, kv=kv, threads=threads)
+    described = [parse_machine(text) for text in machine or ()]
+    described += read_machines(machines) if machines else []
+    with working(f"reading the config of {model}") as report:
+        drawn = _drawn(settings, model, sessions, context)
+        known = _machines(settings, described or [Described()], count, report)
+        report("placing the blocks", 0, 0)
+        found = _found(drawn, known)
+    emit(_fields(found), as_json, lambda: _shown(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The question: a model, held in some format, for so many sessions."""
+
+    name: str
+    format: Format
+    cost: SpanCost
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The question and its answer."""
+
+    drawn: Drawn
+    machines: Sequence[Machine]
+    plan: Plan
+
+
+def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -> Drawn:
+    from shoal.errors import PromptTooLong
+    from shoal.executor.kernels.built import kernels_built
+    from shoal.models.store.config_only import glance
+    from shoal.models.store.store import ModelStore
+    from shoal.planning.costs import model_cost
+    from shoal.planning.pipeline import Load
+    from shoal.routing.formats import choose_format
+    from shoal.wire.messages import encoded_bytes
+
+    seen = glance(ModelStore(settings.paths.models), model)
+    if context is not None and context > seen.context:
+        raise PromptTooLong(
+            f"{seen.name} was made for sessions of {seen.context} tokens, not {context}", check="--context"
+        )
+    format = choose_format(settings.format, seen.stored, kernels=kernels_built()).format
+    cost = model_cost(seen.config, format, settings.kv)
+    codec = settings.wire if settings.wire != "auto" else ("float32" if format == "fp32" else "bfloat16")
+    row = encoded_bytes(1, cost.hidden_size, codec)
+    return Drawn(seen.name, format, cost, Load(sessions, context or min(CONTEXT, seen.context), row))
+
+
+def _machines(
+    settings: Settings, described: Sequence[Described], count: int, report: Report
+) -> list[Machine]:
+    from dataclasses import replace
+
+    from shoal.cli.plan.machines import completed
+    from shoal.executor.cores import usable_cores
+    from shoal.planning.measure import measure_machine
+
+    def measure() -> Machine:
+        report("measuring this machine", 0, 0)
+        here = measure_machine(settings.threads or usable_cores())
+        return replace(here, memory=settings.memory or here.memory // 2)  # what a node takes
+
+    return completed(described, count, measure)
+
+
+def _found(drawn: Drawn, machines: Sequence[Machine]) -> Found:
+    from functools import partial
+
+    from shoal.client.ring.prefill import piece_tokens
+    from shoal.planning.plan import make_plan
+
+    piece = partial(piece_tokens, drawn.format)
+    return Found(drawn, machines, make_plan(machines, drawn.cost, drawn.load, piece))
+
+
+def _fields(found: Found) -> dict[str, Any]:
+    """The answer as ``--json`` shows it: bytes, seconds, tokens, operations in a second."""
+    drawn, plan = found.drawn, found.plan
+    return {
+        "model": drawn.name,
+        "format": drawn.format,
+        "blocks": len(drawn.cost.blocks),
+        "bytes": round(drawn.cost.bytes),
+        "sessions": drawn.load.sessions,
+        "context": drawn.load.context,
+        "machines": list(found.machines),
+        "stages": _stages(found),
+        "one_session": _speed(found, plan.one),
+        "all_sessions": _speed(found, plan.many),
+        "prefill": {
+            "tokens": plan.prefill.tokens,
+            "tok_s": plan.prefill.rate,
+            "first_token_s": plan.prefill.first_token_s,
+            "bound": plan.prefill.bound,
+        },
+        "kv_tokens": _whole(plan.capacity),
+    }
+
+
+def _stages(found: Found) -> list[dict[str, Any]]:
+    from shoal.planning.roofline import step_time
+
+    fields: list[dict[str, Any]] = []
+    for stage, tokens in zip(found.plan.stages, found.plan.kv_tokens, strict=True):
+        machine, part = found.machines[stage.machine], found.drawn.cost.part(stage.span)
+        step = step_time(machine, part, 1, found.drawn.load.context)
+        fields.append(
+            {
+                "machine": machine.name,
+                "span": str(stage.span),
+                "bytes": round(part.bytes),
+                "kv_tokens": _whole(tokens),
+                "step_s": step.seconds,
+                "bound": step.bound,
+            }
+        )
+    return fields
+
+
+def _speed(found: Found, speed: Speed) -> dict[str, Any]:
+    return {
+        "sessions": speed.sessions,
+        "groups": speed.groups,
+        "tok_s": speed.rate,
+        "bound": speed.bound,
+        "busiest": None if speed.busiest is None else found.machines[speed.busiest].name,
+    }
+
+
+def _whole(tokens: float) -> int | None:
+    """Tokens; ``None`` where states do not grow with them."""
+    return None if math.isinf(tokens) else int(tokens)
+
+
+def _shown(found: Found) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    drawn, plan = found.drawn, found.plan
+    head = (
+        f"{printable(drawn.name)} in {drawn.format}: {len(drawn.cost.blocks)} blocks, "
+        f"{_size(drawn.cost.bytes)}; for {drawn.load.sessions} sessions of {drawn.load.context} tokens"
+    )
+    room = "any number of" if math.isinf(plan.capacity) else f"{int(plan.capacity):,}"
+    lines = [
+        f"1 session       {plan.one.rate:10,.1f} tok/s   {_why(found, plan.one)}",
+        f"{f'{plan.many.sessions} sessions':15} {plan.many.rate:10,.1f} tok/s   {_why(found, plan.many)}",
+        f"{f'prompt of {plan.prefill.tokens}':15} {plan.prefill.rate:10,.1f} tok/s   bound by "
+        f"{plan.prefill.bound}, first token after {_time(plan.prefill.first_token_s)}",
+        f"room for        {room:>10} tokens of KV, over all sessions",
+    ]
+    idle = len(found.machines) - len(plan.stages)
+    if idle:
+        lines.append(f"left over        {idle:9,} of {len(found.machines)} machines, which would not help")
+    lines += ["", "This is the most that memory, arithmetic and links allow; nobody reaches all of it."]
+    return Group(Text(f"{head}\n"), _machine_table(found), Text("\n" + "\n".join(lines)))
+
+
+def _why(found: Found, speed: Speed) -> str:
+    if speed.busiest is None:
+        return f"bound by {speed.bound}"
+    name = printable(found.machines[speed.busiest].name)
+    return f"bound by {speed.bound}: {name} is always busy, {speed.groups} groups of sessions go round"
+
+
+def _machine_table(found: Found) -> Table:
+    """One line for each machine that serves, in the route's order."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table(box=None, pad_edge=False)
+    rows.add_column("machine", overflow="fold")
+    for heading in ("blocks", "weights", "KV tokens", "step", "memory", "reads", "computes", "link", "rtt"):
+        rows.add_column(heading, justify="right")
+    for stage, fields in zip(found.plan.stages, _stages(found), strict=True):
+        machine, tokens = found.machines[stage.machine], fields["kv_tokens"]
+        figures = [
+            fields["span"],
+            _size(fields["bytes"]),
+            "any" if tokens is None else f"{tokens:,}",
+            _time(fields["step_s"]),
+            _size(machine.memory),
+            f"{machine.bandwidth / 1e9:.3g} GB/s",
+            f"{machine.ceiling(found.drawn.format) / 1e9:.4g} G/s",
+            f"{machine.link * 8 / 1e6:.4g} Mb/s",
+            _time(machine.rtt_s),
+        ]
+        rows.add_row(Text(printable(machine.name)), *figures)
+    return rows
+
+
+def _time(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms" if seconds < 0.9995 else f"{seconds:,.1f} s"
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,1 @@
+"""What the shell asks of us: completion and help, answered at once."""

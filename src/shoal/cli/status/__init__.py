@@ -1,0 +1,1 @@
+"""Looking at a swarm: `shoal status`, `peers`, `ping` and `route`."""

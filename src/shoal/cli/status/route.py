@@ -1,0 +1,215 @@
+"""`shoal route`: which way a session would take now, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shoal.cli import options
+from shoal.cli.enter import looking
+from shoal.cli.output import emit, printable
+from shoal.cli.progress import working
+from shoal.config import Settings
+from shoal.errors import NoCoverage
+from shoal.routing.formats import ranked
+from shoal.swarm.names import name_of
+from shoal.types import Format, PeerId, Span, gaps
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from shoal.cli.enter import Onlooker
+    from shoal.routing.explain import Choice
+    from shoal.swarm.announcement import Announcement, Served
+
+TOKENS = 1024
+BAR = 24
+"""Characters of the longest bar."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(route)
+
+
+def route(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model that the swarm serves.")],
+    why: Annotated[
+        bool, typer.Option("--why", help="Show the cost of each hop and the best alternatives.")
+    ] = False,
+    tokens: Annotated[int, typer.Option(help="Session length in tokens: prompt and answer.", min=1)] = TOKENS,
+    swarm: options.Swarm = None,
+    public: options.Public = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show the route that a session would take now. Measures latency to each peer first."""
+    settings = options.settings(swarm=swarm, public=public)
+
+    async def go(opened: Onlooker) -> Choice:
+        with working("measuring latency to each peer"):
+            return await _explained(opened, model, tokens)
+
+    found = looking(settings, go, model=model)
+    emit(fields_of(model, found), as_json, lambda: shown(found) if why else line(found))
+
+
+async def _explained(swarm: Onlooker, model: str, tokens: int) -> Choice:
+    from shoal.cli.status.observe import hear, round_trips
+    from shoal.routing.explain import explain_route
+    from shoal.swarm.offers import candidate
+
+    await hear(swarm)
+    rtts = await round_trips(swarm, swarm.announcements())
+    serving = covering(swarm.announcements(), model, swarm.settings)
+    return explain_route(
+        [candidate(PeerId(a.peer), served, rtts.get(PeerId(a.peer))) for a, served in serving],
+        serving[0][1].n_blocks,
+        tokens,
+        objective=swarm.settings.objective,
+        pinned={PeerId(peer) for peer in swarm.settings.pin},
+    )
+
+
+def covering(alive: list[Announcement], model: str, settings: Settings) -> list[tuple[Announcement, Served]]:
+    """Who serves the model, in the format asked for or, of those that cover it, the one of most peers.
+
+    Raises:
+        NoCoverage: nobody serves it.
+    """
+    found = [(a, a.served) for a in alive if a.served and a.served.model == model]
+    wanted = options.asked_format(settings)
+    served: list[tuple[Format, Span, bool]] = [(one.format, one.span, False) for _, one in found]
+    formats = [wanted] if wanted else ranked(served, found[0][1].n_blocks if found else 0)
+    # Two versions of a model never mix: of those that there are, the one that more peers serve.
+    counts = Counter(served.digest for _, served in found)
+    groups = [
+        [(a, served) for a, served in found if (served.digest, served.format) == (digest, format)]
+        for digest, _ in counts.most_common()
+        for format in formats
+    ]
+    groups = [group for group in groups if group]
+    for group in groups:
+        if not gaps((served.span for _, served in group), group[0][1].n_blocks):
+            return group
+    if not groups:
+        raise NoCoverage(
+            f"nobody serves {model}" + (f" in {wanted}" if wanted else ""),
+            check="its name, as shoal status shows it",
+            next_command=f"shoal serve {model}",
+        )
+    return groups[0]
+
+
+def fields_of(model: str, choice: Choice) -> dict[str, Any]:
+    """The answer as ``--json`` shows it; times of one decode step in milliseconds."""
+    return {
+        "model": model,
+        "objective": choice.objective,
+        "step_ms": _ms(choice.seconds),
+        "stages": [
+            {
+                "peer": stage.peer,
+                "span": str(stage.span),
+                "way_ms": _ms(stage.way_s),
+                "waiting_ms": _ms(stage.waiting_s),
+                "computing_ms": _ms(stage.computing_s),
+                "measured": stage.measured,
+                "sessions": stage.sessions,
+                "tokens_free": stage.tokens_free,
+            }
+            for stage in choice.stages
+        ],
+        "back_ms": _ms(choice.back_s),
+        "without": [
+            {
+                "peer": other.without,
+                "step_ms": _ms(other.seconds) if other.stages else None,
+                "stages": [{"peer": peer, "span": str(span)} for peer, span in other.stages],
+                "why_none": other.why_none,
+            }
+            for other in choice.alternatives
+        ],
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+def line(choice: Choice) -> str:
+    """The route alone, one hop after another."""
+    return " → ".join(_hop(stage.peer, stage.span) for stage in choice.stages)
+
+
+def shown(choice: Choice) -> Group:
+    """What each hop costs, then what there would be without each."""
+    from rich.console import Group
+    from rich.text import Text
+
+    hops = len(choice.stages)
+    head = (
+        f"best for {choice.objective}: {hops} {'hop' if hops == 1 else 'hops'}, "
+        f"a token in {1000 * choice.seconds:.1f} ms, {1 / choice.seconds:.1f} tok/s for one session"
+    )
+    return Group(Text(head, style="bold"), Text(""), _stages(choice), Text(""), _without(choice))
+
+
+def _stages(choice: Choice) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table(box=None, pad_edge=False)
+    for heading in ("hop", "blocks"):
+        rows.add_column(heading)
+    for heading in ("way", "waiting", "computing", "sessions", "free tokens"):
+        rows.add_column(heading, justify="right")
+    rows.add_column("share of the step")
+    for stage in choice.stages:
+        guessed = "" if stage.measured else "~"
+        rows.add_row(
+            Text(_name(stage.peer)),
+            str(stage.span),
+            f"{1000 * stage.way_s:.2f} ms",
+            f"{1000 * stage.waiting_s:.2f} ms",
+            f"{guessed}{1000 * stage.computing_s:.2f} ms",
+            str(stage.sessions),
+            f"{stage.tokens_free:,}",
+            _bar(stage.seconds / choice.seconds),
+        )
+    back = f"{1000 * choice.back_s:.2f} ms"
+    rows.add_row("back", "", back, "", "", "", "", _bar(choice.back_s / choice.seconds))
+    return rows
+
+
+def _bar(share: float) -> str:
+    return "━" * round(BAR * share) + f" {share:.0%}"
+
+
+def _without(choice: Choice) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table(box=None, pad_edge=False)
+    rows.add_column("without")
+    rows.add_column("a token in", justify="right")
+    rows.add_column("dearer by", justify="right")
+    rows.add_column("route", overflow="fold")
+    for other in choice.alternatives:
+        name = Text(_name(other.without))
+        if not other.stages:
+            rows.add_row(name, "-", "-", Text(printable(other.why_none)))
+            continue
+        ways = " → ".join(_hop(peer, span) for peer, span in other.stages)
+        more = other.seconds - choice.seconds
+        rows.add_row(name, f"{1000 * other.seconds:.1f} ms", f"{1000 * more:+.2f} ms", Text(ways))
+    return rows
+
+
+def _hop(peer: PeerId, span: Span) -> str:
+    return f"{_name(peer)} {span}"
+
+
+def _name(peer: PeerId) -> str:
+    return printable(name_of(peer))

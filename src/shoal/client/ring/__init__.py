@@ -1,0 +1,1 @@
+"""The hops of a session: found, opened, asked, judged and replaced."""

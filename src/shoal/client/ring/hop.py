@@ -1,0 +1,176 @@
+"""One hop of a ring as its client sees it: where it is, the channel to it, and what it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+from shoal.client.ring.hop_pace import NEWCOMER_STEPS, STEPS, Pace
+from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError, from_code
+from shoal.metrics.trace import HopTrace
+from shoal.net.channel import Channel
+from shoal.net.pool import ChannelPool
+from shoal.types import PeerAddress, PeerId, Span
+from shoal.wire.messages import HopTime, Locate, Located, Open, Opened, Refused, Reroute, Rerouted, shorten
+
+
+@dataclass(frozen=True, slots=True)
+class RouteHop:
+    """One stage of a route with what is needed to reach it."""
+
+    address: PeerAddress
+    span: Span
+    promised_s: float = 0.0
+    """Time of a decode step there when it was chosen, waiting and computing; 0 if nobody had measured one."""
+    proven: bool = True
+    """Whether it has answered before."""
+
+    def __str__(self) -> str:
+        return f"the hop {self.address.peer} (blocks {self.span})"
+
+
+class HopRefused(ShoalError):
+    """A hop did not take part; ``error`` says why, ``peer`` which.
+
+    ``gone`` is the hop after it, if it says that it cannot reach that one.
+    """
+
+    code = "hop_refused"
+
+    def __init__(self, peer: PeerId, error: ShoalError, gone: PeerId | None = None) -> None:
+        super().__init__(error.message, check=error.check, next_command=error.next_command)
+        self.peer = peer
+        self.error = error
+        self.gone = gone
+
+
+class HopLost(ChannelClosed):
+    """A hop went away in the middle of a session."""
+
+    def __init__(self, hop: RouteHop, reason: str) -> None:
+        super().__init__(
+            shorten(f"{hop} is gone: {reason}"),
+            check="shoal status",
+            next_command="ask again: another route is taken",
+        )
+        self.peer = hop.address.peer
+
+
+class HopFailed(ShoalError):
+    """A hop reports that a step came to nothing; ``error`` says why, ``peer`` which hop it was."""
+
+    code = "hop_failed"
+
+    def __init__(self, hop: RouteHop, error: ShoalError) -> None:
+        super().__init__(error.message, check=error.check, next_command=error.next_command)
+        self.peer = hop.address.peer
+        self.error = error
+
+
+def traced(route: Sequence[RouteHop], times: Sequence[HopTime]) -> list[HopTrace]:
+    """What each hop says of a step, with who it is."""
+    known = [(route[time.hop], time) for time in times if time.hop < len(route)]
+    return [
+        HopTrace(hop.address.peer, str(hop.span), time.compute_us / 1e3, time.waiting_us / 1e3)
+        for hop, time in known
+    ]
+
+
+Question = Open | Reroute | Locate
+Reply = Opened | Refused | Rerouted | Located
+_FITS: dict[type[Question], tuple[type[Reply], ...]] = {
+    Open: (Opened, Refused),
+    Reroute: (Rerouted,),
+    Locate: (Located,),
+}
+
+
+class RingHop:
+    """A hop that takes part in a session, or is asked to."""
+
+    def __init__(self, hop: RouteHop) -> None:
+        self.hop = hop
+        self.channel: Channel | None = None
+        self.open = False
+        self.pace = Pace(hop.promised_s, STEPS if hop.proven else NEWCOMER_STEPS)
+        self.lost: str | None = None
+        """Why the hop is no longer to be counted on."""
+        self.contested = False
+        """Whether that is another hop's word against its own, so that it may be asked again."""
+        self.asked: Question | None = None
+        self._reply: Reply | None = None
+        self._replied = trio.Event()
+
+    @property
+    def peer(self) -> PeerId:
+        return self.hop.address.peer
+
+    async def enter(self, pool: ChannelPool, message: Open, timeout_s: float) -> None:
+        """Open the session here.
+
+        Raises:
+            HopRefused: it cannot be reached, has no room, or serves something else.
+        """
+        until = trio.current_time() + timeout_s
+        try:
+            self.channel = await pool.get(self.hop.address, deadline_s=timeout_s)
+            reply = await self.ask(message, until - trio.current_time())
+        except DeadlineExceeded:
+            late = DeadlineExceeded(f"{self.peer} did not open the session in time")
+            raise HopRefused(self.peer, late) from None
+        except ShoalError as error:
+            raise HopRefused(self.peer, error) from error
+        if isinstance(reply, Refused):
+            error = from_code(
+                reply.code, reply.message, retry_after_s=reply.retry_after_s, tokens_free=reply.tokens_free
+            )
+            # It may speak of the one after it, and of nobody else.
+            onward = message.next.peer if message.next is not None else None
+            raise HopRefused(self.peer, error, PeerId(onward) if onward and reply.gone == onward else None)
+        self.open = True
+
+    async def ask(self, message: Question, timeout_s: float) -> Reply:
+        """Ask, and wait for the reply. One question at a time.
+
+        Raises:
+            HopLost: the hop is gone.
+            DeadlineExceeded: it did not reply in time.
+        """
+        if self.channel is None or self.lost is not None:
+            raise HopLost(self.hop, self.lost or "it was never reached")
+        self.asked, self._reply, self._replied = message, None, trio.Event()
+        try:
+            with trio.move_on_after(timeout_s):
+                await self.channel.send(message)
+                await self._replied.wait()
+        finally:
+            self.asked = None
+        if self._reply is not None:
+            return self._reply
+        if self.lost is not None:
+            raise HopLost(self.hop, self.lost)
+        raise DeadlineExceeded(f"{self.peer} did not reply within {timeout_s:.1f} s")
+
+    def replied(self, message: Reply) -> None:
+        """Take a reply in.
+
+        Raises:
+            RemoteProtocolError: it answers nothing that was asked.
+        """
+        if self.asked is None:
+            return  # nobody waits for it any more
+        if type(message) not in _FITS[type(self.asked)]:
+            raise RemoteProtocolError(
+                f"a {type(message).__name__} to a question of the kind {type(self.asked).__name__}"
+            )
+        self._reply = message
+        self._replied.set()
+
+    def lose(self, reason: str, *, contested: bool = False) -> None:
+        """The hop is gone: whoever waits for its reply hears of it."""
+        self.lost = self.lost or reason
+        self.contested = contested
+        self.open = False
+        self._replied.set()

@@ -1,0 +1,198 @@
+"""The hops of one session in their places: entered, asked, and replaced when they are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from shoal.client.ring.hop import HopLost, RingHop, RouteHop
+from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError
+from shoal.net.channel import Channel
+from shoal.net.pool import ChannelPool
+from shoal.types import Format, ModelShape, SessionId
+from shoal.wire.messages import Close, Locate, Located, NextHop, Open, Reroute, Rerouted
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """Hops that take the place of ``first`` to ``last``, indexes into the route, ``last`` included."""
+
+    first: int
+    last: int
+    hops: tuple[RouteHop, ...]
+
+
+class Stages:
+    """Who is at which position of a session's route.
+
+    Args:
+        tokens: what every hop reserves KV for.
+    """
+
+    def __init__(
+        self,
+        session: SessionId,
+        shape: ModelShape,
+        route: Sequence[RouteHop],
+        pool: ChannelPool,
+        *,
+        format: Format,
+        tokens: int,
+    ) -> None:
+        self._session = session
+        self._shape = shape
+        self._pool = pool
+        self._format: Format = format
+        self._tokens = tokens
+        self._former: list[Channel] = []
+        self.hops = [RingHop(hop) for hop in route]
+
+    @property
+    def route(self) -> tuple[RouteHop, ...]:
+        """The hops in their order."""
+        return tuple(hop.hop for hop in self.hops)
+
+    def place(self, channel: Channel) -> int | None:
+        """Which hop is behind a channel; ``None`` for one that has lost its place and may not know yet.
+
+        Raises:
+            RemoteProtocolError: it never had one.
+        """
+        for index, hop in enumerate(self.hops):
+            if hop.channel is channel:
+                return index
+        if channel not in self._former:
+            raise RemoteProtocolError(f"{channel.peer} is no hop of this session")
+        return None
+
+    async def enter(self, timeout_s: float) -> None:
+        """Open the session, on every hop at once, where it is not open.
+
+        Raises:
+            HopRefused: a hop cannot be reached, has no room, or serves something else; names the hop.
+        """
+        opening = [index for index, hop in enumerate(self.hops) if not hop.open]
+        await _together([partial(self._enter, index, timeout_s) for index in opening])
+
+    async def replace(self, replacements: Sequence[Replacement], position: int, timeout_s: float) -> int:
+        """Put other hops in the place of lost ones, and have them sent again what is below ``position``.
+
+        Returns:
+            How many hops, from the first on, have nobody before them to do so.
+
+        Raises:
+            HopRefused: a new hop does not take part.
+            HopLost, DeadlineExceeded: an old hop is gone too.
+            ChannelClosed: what a new hop needs was not kept.
+        """
+        fills = self._put_in_place(replacements)
+        kept = [index for index, hop in enumerate(self.hops) if hop.open]
+        until = trio.current_time() + timeout_s
+        await self.enter(timeout_s)
+        left = until - trio.current_time()
+        await _together([partial(self._reroute, i, fills.get(i + 1), position, left) for i in kept])
+        return fills.get(0, 0)
+
+    async def locate(self, timeout_s: float) -> list[Located | None]:
+        """How far the session has come at each hop; ``None`` of one that does not say."""
+        found: list[Located | None] = [None] * len(self.hops)
+
+        async def ask(index: int) -> None:
+            with suppress(HopLost, DeadlineExceeded):
+                found[index] = await self.ask_where(index, timeout_s)
+
+        await _together([partial(ask, index) for index in range(len(self.hops))])
+        return found
+
+    async def ask_where(self, index: int, timeout_s: float) -> Located | None:
+        """How far the session has come at one hop.
+
+        Raises:
+            HopLost, DeadlineExceeded: it is gone, or does not reply in time.
+        """
+        reply = await self.hops[index].ask(Locate(self._session), timeout_s)
+        return reply if isinstance(reply, Located) else None
+
+    async def leave(self) -> None:
+        """Tell every hop to free its KV, all at once: one that takes nothing must not keep others waiting.
+
+        A hop that cannot be told frees it when the channel ends.
+        """
+
+        async def tell(channel: Channel) -> None:
+            with suppress(ChannelClosed):
+                await channel.send(Close(self._session))
+
+        channels = [hop.channel for hop in self.hops if hop.channel is not None]
+        await _together([partial(tell, channel) for channel in channels if not channel.closed])
+
+    async def _enter(self, index: int, timeout_s: float) -> None:
+        span = self.hops[index].hop.span
+        message = Open(
+            self._session,
+            self._shape.digest,
+            self._format,
+            span.start,
+            span.end,
+            self._tokens,
+            index,
+            self._before(index),
+            self._after(index),
+        )
+        await self.hops[index].enter(self._pool, message, timeout_s)
+
+    async def _reroute(self, index: int, fills: int | None, position: int, timeout_s: float) -> None:
+        resend = None if fills is None else position
+        message = Reroute(self._session, index, self._before(index), self._after(index), resend, fills or 1)
+        reply = await self.hops[index].ask(message, timeout_s)
+        if isinstance(reply, Rerouted) and not reply.kept:
+            raise ChannelClosed(f"{self.hops[index].hop} has not kept what the next one needs")
+
+    def _before(self, index: int) -> str | None:
+        return self.hops[index - 1].peer if index else None
+
+    def _after(self, index: int) -> NextHop | None:
+        return NextHop.of(self.hops[index + 1].hop.address) if index + 1 < len(self.hops) else None
+
+    def _put_in_place(self, replacements: Sequence[Replacement]) -> dict[int, int]:
+        """The new route. Returns how many hops are new from each index on at which new ones begin."""
+        hops = list(self.hops)
+        fills: dict[int, int] = {}
+        shift = 0
+        for new in sorted(replacements, key=lambda replacement: replacement.first):
+            first, last = new.first + shift, new.last + shift
+            for gone in hops[first : last + 1]:
+                self._dismiss(gone)
+            hops[first : last + 1] = [RingHop(hop) for hop in new.hops]
+            fills[first] = len(new.hops)
+            shift += len(new.hops) - (last + 1 - first)
+        self.hops = hops
+        return fills
+
+    def _dismiss(self, hop: RingHop) -> None:
+        if hop.channel is not None:
+            self._former.append(hop.channel)
+            with suppress(ChannelClosed):  # then it is free already
+                hop.channel.post(Close(self._session))
+
+
+async def _together(tasks: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Run ``tasks`` side by side. The first that fails ends the others, and its error is raised."""
+    failed: list[ShoalError] = []
+    async with trio.open_nursery() as nursery:
+
+        async def run(task: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await task()
+            except ShoalError as error:
+                failed.append(error)
+                nursery.cancel_scope.cancel()
+
+        for task in tasks:
+            nursery.start_soon(run, task)
+    if failed:
+        raise failed[0]

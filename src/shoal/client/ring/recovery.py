@@ -1,0 +1,179 @@
+"""Puts a session back on a whole route when hops of it are lost, with the tokens that it would have had.
+
+Two ways. *Resend*: other peers take the lost hops' places alone, the hop before each sends again what it had
+sent, and every other hop keeps its KV. *Replay*: all is given up, and the client sends every token again over
+a new route, in the same pieces as before. The first is tried first; it needs every neighbour to be there and
+to have kept what was sent. Either way steps go on by position, so what was in flight is sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import trio
+
+from shoal.client.ring.hop import HopFailed, HopLost
+from shoal.client.ring.ring import Ring
+from shoal.client.ring.rings import Routes
+from shoal.errors import (
+    Busy,
+    ChannelClosed,
+    DeadlineExceeded,
+    NoCoverage,
+    PositionGap,
+    RemoteProtocolError,
+    ShoalError,
+    UnknownSession,
+)
+from shoal.types import ModelShape, PeerId, Span
+
+REPAIR_WITHIN_S = 4.0
+"""A resend that takes longer gives way to a replay."""
+OPEN_WITHIN_S = 3.0
+"""For each hop of a new route: one that is frozen must not use up the time there is."""
+LEAST_S = 3.0
+"""What is left to recover in, however late the loss was noticed."""
+PAUSE_S = 0.25
+LONGEST_PAUSE_S = 2.0
+
+Way = Literal["resend", "replay"]
+Refill = Callable[[Ring, int], Awaitable[None]]
+"""Fills the caches of the first so many hops of a ring from the session's tokens."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reroute:
+    """What became of a loss."""
+
+    at: float
+    """Seconds since the epoch."""
+    gap_s: float
+    """From the last result before the loss until the route was whole again."""
+    lost: tuple[PeerId, ...]
+    way: Way
+
+
+class Recovery:
+    """What one session does about lost hops.
+
+    Args:
+        resume_s: seconds, counted from the last result, in which a route must be found again.
+    """
+
+    def __init__(self, routes: Routes, shape: ModelShape, resume_s: float) -> None:
+        self.routes = routes
+        self._shape = shape
+        self._resume_s = resume_s
+
+    async def recover(
+        self, ring: Ring, error: ShoalError, *, position: int, since: float, refill: Refill
+    ) -> tuple[Ring, tuple[PeerId, ...], Way]:
+        """The ring to go on with from ``position``: the same one, or a new one without any KV.
+
+        Args:
+            error: what ended the step; a hop that could not run it is avoided from now on.
+            since: when the last result came, by trio's clock.
+
+        Returns:
+            The ring, the peers that were lost, and the way in which the route was made whole.
+
+        Raises:
+            NoCoverage: nobody took the lost hops' place in time; names their blocks.
+            ShoalError: ``error`` itself when no other route would help, or what hindered the last attempt.
+        """
+        until = max(since + self._resume_s, trio.current_time() + min(LEAST_S, self._resume_s))
+        self._find_fault(ring, error)
+        lost = {ring.route[index].address.peer: ring.route[index].span for index in ring.lost}
+        way: Way = "resend"
+        whole = False
+        with trio.move_on_after(REPAIR_WITHIN_S):
+            whole = bool(lost) and await self._resent(ring, position, refill)
+        if not whole:
+            way = "replay"
+            await self.routes.close(ring)
+            ring = await self._reopened(ring, error, lost, until)
+        log.info("the route is whole again by %s: %s", way, error.message)
+        return ring, tuple(lost), way
+
+    def relieve(self, ring: Ring, *, cached: int, remaining: int) -> None:
+        """Give up a hop that has become slow, if that pays: the next step will find another in its place.
+
+        Args:
+            cached: tokens so far.
+            remaining: tokens that are still to come, at the most.
+        """
+        for index, pace, seen in ring.slow:
+            verdict = self.routes.weigh(ring, self._shape, index, seen, cached=cached, remaining=remaining)
+            slow = f"a step takes it {1e3 * seen.step_s:.0f} ms, {1e3 * seen.promised_s:.0f} were promised"
+            log.info("%s is slow: %s; %s", ring.route[index], slow, verdict.why)
+            if verdict.repair is None:
+                pace.bear()
+            else:
+                ring.lose_hop(index, f"given up as too slow: {slow}")
+                return
+
+    def _find_fault(self, ring: Ring, error: ShoalError) -> None:
+        """Mark the hops that are to blame as lost, and do not count on the peers that are gone."""
+        if isinstance(error, HopFailed):
+            # A hop that has only lost the session, or part of it, may well be opened again.
+            blameless = isinstance(error.error, PositionGap | UnknownSession)
+            # One that was sent what cannot be is no more to blame than who sent it: see Blame.failed.
+            its_own = not blameless and not isinstance(error.error, RemoteProtocolError)
+            if its_own and not self.routes.possible(ring, self._shape, avoid={error.peer}):
+                raise error.error
+            ring.blame_failed(error, blameless=blameless)
+        for index in ring.lost:
+            if not ring.contested(index):
+                self.routes.suspect(ring.route[index].address.peer)
+
+    async def _resent(self, ring: Ring, position: int, refill: Refill) -> bool:
+        """Whether others could take the lost hops' places."""
+        try:
+            replacements = self.routes.replacements(ring, self._shape)
+            fills = await ring.repair(replacements, position, REPAIR_WITHIN_S)
+            if fills:
+                await refill(ring, fills)
+        except ShoalError as error:
+            log.info("no repair: %s", error.message)
+            return False
+        return True
+
+    async def _reopened(self, ring: Ring, error: ShoalError, lost: dict[PeerId, Span], until: float) -> Ring:
+        """A ring over a new route, as soon as there is one."""
+        pause = PAUSE_S
+        while True:
+            left = until - trio.current_time()
+            try:
+                return await self.routes.open(
+                    self._shape, ring.format, ring.rules.tokens, timeout_s=min(OPEN_WITHIN_S, max(left, 0.1))
+                )
+            except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded) as hindrance:
+                left = until - trio.current_time()
+                if left <= 0:
+                    raise self._told(hindrance, error, lost) from error
+            await self.routes.wait_news(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _told(self, hindrance: ShoalError, error: ShoalError, lost: dict[PeerId, Span]) -> ShoalError:
+        """One clear error, that names the blocks."""
+        if isinstance(hindrance, Busy) or not lost:
+            return hindrance
+        missing = hindrance.missing if isinstance(hindrance, NoCoverage) else tuple(lost.values())
+        named = ", ".join(str(span) for span in missing)
+        return NoCoverage(
+            f"blocks {named} of {self._shape.name} are served by nobody any more, and nobody came back in "
+            f"{self._resume_s:.0f} s: {error.message}",
+            missing=missing,
+            check="shoal status",
+            next_command=f"shoal serve {self._shape.name} --span {missing[0]}",
+        )
+
+
+def recoverable(error: ShoalError) -> bool:
+    """Whether another route may help."""
+    return isinstance(error, HopLost | HopFailed | DeadlineExceeded | ChannelClosed)

@@ -1,0 +1,442 @@
+"""The blocks of a model, wherever they are: hidden states go in at the first hop and come back from the last.
+
+Each hop sends straight to the next, so a step costs N+1 one-way latencies, not 2N. Several steps may be on
+their way; results come back in the order in which the steps were sent.
+
+When hops are lost, others can take their place (:meth:`Ring.repair`) while those that are left keep their KV.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+import trio
+
+from shoal.client.ring.blame import Blame
+from shoal.client.ring.hop import HopFailed, HopLost, RouteHop, traced
+from shoal.client.ring.hop_pace import Pace
+from shoal.client.ring.places import Replacement, Stages
+from shoal.client.ring.step_timeout import Patience
+from shoal.errors import (
+    ChannelClosed,
+    DeadlineExceeded,
+    LocalProtocolError,
+    RemoteProtocolError,
+    ShoalError,
+    from_code,
+)
+from shoal.metrics.trace import Trace, ring_step
+from shoal.net.channel import Channel
+from shoal.net.pool import ChannelPool
+from shoal.routing.prices import HOP_S
+from shoal.routing.replace import PREFILL, Seen
+from shoal.routing.reputation import Reputation
+from shoal.types import CarrierName, Codec, Format, ModelShape, PeerId, SessionId
+from shoal.wire.codec import CodecChooser
+from shoal.wire.messages import (
+    Failed,
+    HopTime,
+    Located,
+    Message,
+    Opened,
+    Refused,
+    Rerouted,
+    Step,
+)
+from shoal.wire.session import ClientSession, Issued
+
+IN_FLIGHT = 32
+SUSPECT_S = 3.0
+"""A hop of which nothing was heard for so long while a step is under way is taken for lost."""
+ALSO_S = 2.0
+"""The same for a hop beside one that is taken for lost: two pings have gone unanswered."""
+
+ROW_BYTES = 2
+"""Of a hidden state's element, mostly."""
+WAY_BYTES_S = 4e6
+"""What a slow way between two hops takes in a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What one step brought back."""
+
+    payload: bytes
+    """``rows`` rows of hidden states in ``codec``."""
+    codec: Codec
+    rows: int
+    position: int
+    times: tuple[HopTime, ...]
+
+
+class Ring:
+    """One session over one route. Made by :meth:`open`; closed by :meth:`aclose`."""
+
+    def __init__(
+        self,
+        pool: ChannelPool,
+        shape: ModelShape,
+        route: Sequence[RouteHop],
+        *,
+        format: Format,
+        wire: Codec | Literal["auto"],
+        tokens: int,
+        step_timeout_s: float,
+        trace: Trace,
+        reputation: Reputation,
+        replaceable: Callable[[Ring, set[PeerId]], bool],
+    ) -> None:
+        self.trace = trace
+        self.reputation = reputation
+        self.session = SessionId(os.urandom(16))
+        self.rules = ClientSession(tokens, IN_FLIGHT)
+        self._stages = Stages(self.session, shape, route, pool, format=format, tokens=tokens)
+        self._shape = shape
+        self._format: Format = format
+        self._codec = CodecChooser(format, wire)
+        self._step_timeout_s = step_timeout_s
+        self._arrived: deque[Returned | ShoalError] = deque()
+        self._news = trio.Event()
+        self._broken: ShoalError | None = None
+        self._giving_up = threading.Lock()  # a step that is given up is not sent after it
+        self._left = [0.0] * IN_FLIGHT  # when each step in flight was sent, by its number modulo these
+        self._blame = Blame(self._stages, reputation, lambda peers: replaceable(self, peers), self.lose_hop)
+
+    @property
+    def route(self) -> tuple[RouteHop, ...]:
+        """The hops in their order."""
+        return self._stages.route
+
+    @property
+    def carriers(self) -> list[CarrierName]:
+        """How each hop is reached from here."""
+        return [hop.channel.carrier for hop in self._stages.hops if hop.channel]
+
+    @property
+    def lost(self) -> list[int]:
+        """Which hops are gone."""
+        return [index for index, hop in enumerate(self._stages.hops) if hop.lost is not None]
+
+    @property
+    def slow(self) -> list[tuple[int, Pace, Seen]]:
+        """Which hops have taken much longer than they promised, for long."""
+        paces = [(index, hop.pace, hop.pace.slow) for index, hop in enumerate(self._stages.hops)]
+        return [(index, pace, seen) for index, pace, seen in paces if seen is not None]
+
+    @property
+    def paces(self) -> list[tuple[RouteHop, Pace]]:
+        """How fast each hop has decoded."""
+        return [(hop.hop, hop.pace) for hop in self._stages.hops]
+
+    @property
+    def format(self) -> Format:
+        """How every hop holds its weights."""
+        return self._format
+
+    async def open(self, timeout_s: float) -> None:
+        """Open the session, on every hop at once, where it is not open.
+
+        Raises:
+            HopRefused: a hop cannot be reached, has no room, or serves something else; names the hop.
+        """
+        await self._stages.enter(timeout_s)
+
+    async def repair(self, replacements: Sequence[Replacement], position: int, timeout_s: float) -> int:
+        """Put other hops in the place of lost ones; their caches are filled up to ``position``.
+
+        What a lost hop was sent, the hop before it sends again; where the first hop is new, that is the
+        caller's part, with :meth:`fill`.
+
+        Returns:
+            How many hops, from the first on, the caller must fill.
+
+        Raises:
+            HopRefused: a new hop does not take part.
+            HopLost, DeadlineExceeded: an old hop is gone too.
+            ChannelClosed: what a new hop needs was not kept. After any error the ring is to be given up.
+        """
+        with self._giving_up:
+            self.rules.roll_back(position)
+        self._arrived.clear()
+        self._broken = None
+        return await self._stages.replace(replacements, position, timeout_s)
+
+    async def fill(
+        self, payload: bytes, codec: Codec, position: int, tokens: int, hops: int, sequence_length: int = 0
+    ) -> None:
+        """Send the first ``hops`` hops hidden states for their caches; nothing comes back.
+
+        Raises:
+            ChannelClosed: the first hop is gone.
+        """
+        width = self._shape.hidden_size
+        step = Step(self.session, 0, position, tokens, 0, codec, tokens, width, (), hops - 1, sequence_length)
+        await self._send(step, payload)
+
+    def codec(self, rows: int) -> Codec:
+        """How the next step's hidden states, ``rows`` of them, are to be encoded."""
+        first = self._stages.hops[0].channel
+        return self._codec.choose(first.bytes_s if first else None, rows, self._shape.hidden_size)
+
+    def issue(self, tokens: int, wanted: int) -> Issued:
+        """Number the next step, which :meth:`launch` sends.
+
+        Raises:
+            LocalProtocolError: it does not fit into the session.
+            ShoalError: the session is lost.
+        """
+        if self._broken is not None:
+            raise self._broken
+        return self.rules.issue(tokens, wanted)
+
+    def launch(self, issued: Issued, payload: bytes, codec: Codec) -> Callable[[], None] | None:
+        """Hold the hidden states of a step for sending, on any thread, unless it was given up meanwhile.
+
+        Returns:
+            What sends them, unless it was returned before and is still to be called.
+
+        A channel that has gone is no error here: :meth:`receive` tells that the session is lost.
+        """
+        channel, step = self._first(), self._made(issued, codec)
+        self._left[issued.number % IN_FLIGHT] = time.perf_counter()
+        with self._giving_up, suppress(ChannelClosed):
+            if self.rules.flies(issued) and channel.hold(step, payload):
+                return channel.release
+        return None
+
+    async def send(
+        self, payload: bytes, codec: Codec, tokens: int, wanted: int, sequence_length: int = 0
+    ) -> None:
+        """Send ``tokens`` rows of hidden states, encoded in ``codec``, on their way.
+
+        Args:
+            sequence_length: as a step's.
+
+        Raises:
+            LocalProtocolError: they do not fit into the session.
+            ShoalError: the session is lost.
+        """
+        issued = self.issue(tokens, wanted)
+        self._left[issued.number % IN_FLIGHT] = time.perf_counter()
+        await self._send(self._made(issued, codec, sequence_length), payload)
+
+    async def _send(self, step: Step, payload: bytes) -> None:
+        try:
+            await self._first().send(step, payload)
+        except ChannelClosed as error:
+            self.lose_hop(0, error.message)
+            raise HopLost(self._stages.hops[0].hop, error.message) from error
+
+    def _made(self, issued: Issued, codec: Codec, sequence_length: int = 0) -> Step:
+        return Step(
+            self.session,
+            issued.number,
+            issued.position,
+            issued.tokens,
+            issued.wanted,
+            codec,
+            issued.tokens,
+            self._shape.hidden_size,
+            sequence_length=sequence_length,
+        )
+
+    async def receive(self) -> Returned:
+        """The result of the oldest step in flight.
+
+        A step that takes much longer than it should is looked for, and hops that keep it are taken for lost
+        where others can take their place.
+
+        Raises:
+            HopLost: a hop is gone, or has let the step's time pass.
+            HopFailed: a hop could not run the step.
+        """
+        patience = Patience(self._expected_s(), trio.current_time())
+        with trio.move_on_after(self._step_timeout_s):
+            while not self._arrived:
+                await self._blame.hear_out()
+                if self._broken is not None:
+                    raise self._broken
+                with trio.move_on_at(patience.look_at):
+                    await self._news.wait()
+                    continue
+                await self._look(patience)
+            result = self._arrived.popleft()
+            if isinstance(result, ShoalError):
+                raise result
+            return result
+        await self._give_up()
+        raise self._broken or DeadlineExceeded(f"no result within {self._step_timeout_s:.0f} s")
+
+    def watch(self) -> None:
+        """Count hops as lost that have been silent for too long while a step is under way.
+
+        With the first go those that were silent nearly as long: frozen together, they are found together.
+        """
+        hops = self._stages.hops if self.rules.in_flight else []
+        silent = [hop.channel.silent_s if hop.channel and hop.open else 0.0 for hop in hops]
+        if max(silent, default=0.0) > SUSPECT_S:
+            for index, silent_s in enumerate(silent):
+                if silent_s > ALSO_S:
+                    self.lose_hop(index, f"nothing heard for {silent_s:.1f} s")
+
+    def roll_back(self, position: int) -> None:
+        """Go on from ``position``: with the next step, every hop forgets what it computed beyond it."""
+        with self._giving_up:
+            self.rules.roll_back(position)
+        kept = [r for r in self._arrived if isinstance(r, Returned) and r.position < position]
+        self._arrived = deque(kept)
+
+    def end(self) -> None:
+        """No more steps: whoever waits for one hears of it."""
+        self._broken = self._broken or ChannelClosed("the session was closed")
+        self._wake()
+
+    async def aclose(self) -> None:
+        """Tell every hop to free its KV. A hop that cannot be told frees it when the channel ends."""
+        await self._stages.leave()
+
+    def deliver(self, channel: Channel, message: Message, payload: bytes) -> None:
+        """Take what a hop of this session has sent."""
+        hop = self._stages.place(channel)
+        if hop is None:
+            return
+        match message:
+            case Opened() | Refused() | Rerouted() | Located():
+                self._stages.hops[hop].replied(message)
+            case Step():
+                self._returned(hop, message, payload)
+            case Failed():
+                self._failed(hop, message)
+            case _:
+                raise RemoteProtocolError(f"a {type(message).__name__} from a hop")
+
+    def uses(self, channel: Channel) -> bool:
+        """Whether a hop is reached over ``channel``."""
+        return any(hop.channel is channel for hop in self._stages.hops)
+
+    def lost_channel(self, channel: Channel, reason: str) -> None:
+        """A channel has ended, and with it what the hop behind it held of this session."""
+        for index, hop in enumerate(self._stages.hops):
+            if hop.channel is channel:
+                self.lose_hop(index, reason)
+
+    def contested(self, index: int) -> bool:
+        """Whether a hop was lost to a contradiction between hops alone: it may be asked again."""
+        return self._stages.hops[index].contested
+
+    def blame_failed(self, error: HopFailed, *, blameless: bool) -> None:
+        """Lose the hop that is to blame for a failed step. Arguments: those of :meth:`Blame.failed`."""
+        self._blame.failed(error, blameless=blameless)
+
+    def lose_hop(self, index: int, reason: str, *, contested: bool = False) -> None:
+        """The hop is gone: everyone who waits hears of it."""
+        hop = self._stages.hops[index]
+        if hop.lost is None:
+            hop.lose(reason, contested=contested)
+            self._broken = self._broken or HopLost(hop.hop, reason)
+            self._wake()
+
+    def _expected_s(self) -> float | None:
+        """How long the oldest step should take; ``None`` where nobody has measured any."""
+        promised = [hop.pace.promised_s for hop in self._stages.hops]
+        oldest = self.rules.oldest
+        if oldest is None or not all(promised):
+            return None
+        ways = sum(hop.channel.rtt_s or 0.0 for hop in self._stages.hops if hop.channel)
+        sent_s = len(promised) * oldest.tokens * self._shape.hidden_size * ROW_BYTES / WAY_BYTES_S
+        return ways + sent_s + sum(promised) * (1 + oldest.tokens / PREFILL)
+
+    async def _look(self, patience: Patience) -> None:
+        """Ask the hops where the oldest step is, and lose the one that keeps it, if it can be replaced."""
+        oldest, began = self.rules.oldest, trio.current_time()
+        if oldest is None:
+            return
+        stuck = await self._blame.find(oldest.number)
+        if self._arrived or self._broken is not None or self.rules.oldest != oldest:
+            return
+        now = trio.current_time()
+        if patience.over(stuck, now, now - began):
+            self._blame.hold_against(stuck.hops, f"step {oldest.number} has not come back")
+
+    async def _give_up(self) -> None:
+        """The oldest step's time is over: whoever keeps it is lost, whatever becomes of the session."""
+        oldest = self.rules.oldest
+        if oldest is not None:
+            stuck = await self._blame.find(oldest.number)
+            reason = f"step {oldest.number} has not come back"
+            self._blame.hold_against(stuck.hops, reason, always=True)
+
+    def _first(self) -> Channel:
+        first = self._stages.hops[0].channel
+        if first is None:
+            raise LocalProtocolError("a step before the session is open")
+        return first
+
+    def _returned(self, hop: int, message: Step, payload: bytes) -> None:
+        if hop != len(self._stages.hops) - 1:
+            raise RemoteProtocolError("a result from a hop that is not the last")
+        try:
+            if message.width != self._shape.hidden_size:
+                raise RemoteProtocolError(f"a result of width {message.width}")
+            issued = self.rules.returned(message)
+        except RemoteProtocolError as error:
+            # Each hop passes on what it was given, so any of them may have written this.
+            self._blame.hold_against(range(len(self._stages.hops)), error.message, always=True)
+            return
+        if issued is not None:
+            self._codec.note(issued.tokens, max((time.compute_us for time in message.times), default=0))
+            self._tell(Returned(payload, message.codec, message.rows, issued.position, message.times))
+            self.reputation.answered(hop.peer for hop in self._stages.hops)
+            self._note(issued, message.times)
+
+    def _note(self, step: Issued, times: Sequence[HopTime]) -> None:
+        """Trace a step that has come back, and how fast the hops decode."""
+        took_s = time.perf_counter() - self._left[step.number % IN_FLIGHT]
+        if step.tokens == 1:
+            self._note_pace(times, took_s)
+        hops = traced(self.route, times)
+        seen = ring_step(time.time(), self.session, step.number, step.position, step.tokens, took_s, hops)
+        self.trace.step(seen)
+
+    def _note_pace(self, times: Sequence[HopTime], took_s: float) -> None:
+        """How long a decode step took at each hop: what it says, and a share of what nobody explains."""
+        hops = self._stages.hops
+        told = [0.0] * len(hops)
+        for time_at in times:
+            if time_at.hop < len(hops):
+                told[time_at.hop] += (time_at.compute_us + time_at.waiting_us) / 1e6
+        # From hop to hop it is hardly further than through us.
+        ways = sum((hop.channel.rtt_s or 0.0) + HOP_S for hop in hops if hop.channel)
+        unexplained = max(0.0, took_s - sum(told) - ways) / len(hops)
+        for hop, told_s in zip(hops, told, strict=True):
+            hop.pace.note(told_s + unexplained)
+
+    def _failed(self, index: int, message: Failed) -> None:
+        if message.gone is not None:
+            self._blame.accuse(index, message.gone, message.message)
+            self._wake()
+        elif message.number is None:
+            self.lose_hop(index, message.message)
+        elif message.number == 0:
+            self.lose_hop(index, f"its cache could not be filled: {message.message}")
+        else:
+            with self._giving_up:
+                known = self.rules.failed(message.number)
+            if known:
+                hop = self._stages.hops[index].hop
+                self._tell(HopFailed(hop, from_code(message.code, f"{hop}: {message.message}")))
+
+    def _tell(self, result: Returned | ShoalError) -> None:
+        self._arrived.append(result)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = trio.Event()

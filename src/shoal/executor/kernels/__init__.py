@@ -1,0 +1,1 @@
+"""The matrix products: our C kernels, and what stands in for them."""

@@ -1,0 +1,340 @@
+"""Our C kernels, seen from Python: matrices in the formats of :data:`Format`, and a team of threads.
+
+The libraries are compiled when Shoal is installed (``hatch_build.py``), one for each level of the CPU; the
+best that this machine can run is loaded on first use. Where there is none (no compiler at install time),
+:mod:`shoal.executor.kernels.torch_kernels` computes the same with torch, on the model's own modules.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+
+import numpy as np
+
+from shoal.errors import OutOfResources
+from shoal.executor.arrays import ALIGNMENT, Array, Floats, address, empty, narrow, widen
+from shoal.executor.kernels.built import BASIC, NATIVE, kernels_built
+from shoal.types import Format
+
+GROUP = 32
+"""Weights of int4 that share a scale."""
+PAGE = 16
+"""Tokens of one page of KV."""
+NUMBER: dict[Format, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
+
+log = logging.getLogger(__name__)
+
+
+class LinearStruct(Structure):
+    """``linear_t`` of native/linear.h."""
+
+    _fields_ = (
+        ("rows", c_int32),
+        ("cols", c_int32),
+        ("format", c_int32),
+        ("unused", c_int32),
+        ("weights", c_void_p),
+        ("scales", c_void_p),
+        ("bias", c_void_p),
+    )
+
+
+class SequenceStruct(Structure):
+    """``sequence_t`` of native/attention.h."""
+
+    _fields_ = (
+        ("row", c_int32),
+        ("rows", c_int32),
+        ("position", c_int32),
+        ("unused", c_int32),
+        ("pages", c_void_p),
+    )
+
+
+class KvStruct(Structure):
+    """``kv_t`` of native/attention.h."""
+
+    _fields_ = (
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("format", c_int32),
+        ("scale", c_float),
+        ("unused", c_int32),
+        ("arena", c_void_p),
+        ("page_bytes", c_int64),
+    )
+
+
+class LayerStruct(Structure):
+    """``layer_t`` of native/span.h."""
+
+    _fields_ = (
+        ("attention_norm", c_void_p),
+        ("mlp_norm", c_void_p),
+        ("after_attention", c_void_p),
+        ("after_mlp", c_void_p),
+        ("query_norm", c_void_p),
+        ("key_norm", c_void_p),
+        ("qkv", LinearStruct),
+        ("out", LinearStruct),
+        ("gate_up", LinearStruct),
+        ("down", LinearStruct),
+        ("window", c_int32),
+        ("rope", c_int32),
+    )
+
+
+class SpanStruct(Structure):
+    """``span_t`` of native/span.h."""
+
+    _fields_ = (
+        ("hidden", c_int32),
+        ("ffn", c_int32),
+        ("rotary", c_int32),
+        ("activation", c_int32),
+        ("epsilon", c_float),
+        ("residual", c_float),
+        ("frequencies", c_void_p * 2),
+        ("rope_scale", c_float * 2),
+        ("n_layers", c_int32),
+        ("unused", c_int32),
+        ("layers", POINTER(LayerStruct)),
+        ("kv", KvStruct),
+    )
+
+
+PRODUCT = ctypes.CFUNCTYPE(c_int, POINTER(LinearStruct), c_void_p, c_int, c_void_p)
+"""``product_fn`` of native/linear.h."""
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    library.team_new.restype = c_void_p
+    library.team_new.argtypes = [c_int]
+    library.team_free.argtypes = [c_void_p]
+    library.team_set_product.argtypes = [c_void_p, PRODUCT]
+    library.team_threads.argtypes = [c_void_p]
+    library.span_step.argtypes = [c_void_p, POINTER(SpanStruct), c_int, c_int, c_void_p, c_int, c_void_p]
+    library.apply_linear.argtypes = [c_void_p, POINTER(LinearStruct), c_void_p, c_int, c_void_p]
+    library.rms_norm.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p]
+    library.kv_layer_bytes.argtypes = [POINTER(KvStruct)]
+    library.kv_layer_bytes.restype = c_int64
+    library.activation_limit.argtypes = [c_int32, c_int32]
+    library.pack_int8.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+    library.pack_int4.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+    library.encode_rows.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
+    library.decode_rows.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
+    return library
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernels for this CPU; ``None`` where they were not built."""
+    if not kernels_built():
+        log.warning("the C kernels are not built: computing with torch alone, which is slower")
+        return None
+    level = ctypes.CDLL(str(BASIC)).cpu_level()
+    best = NATIVE / f"kernels-v{level}.so"
+    return _declare(ctypes.CDLL(str(best if best.exists() else BASIC)))
+
+
+def _address(array: Array | None) -> int | None:
+    return None if array is None else address(array)
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The weights of a linear layer, ``[rows, cols]``, in one of the formats; in memory or a file's pages."""
+
+    format: Format
+    rows: int
+    """What goes out."""
+    cols: int
+    """What comes in."""
+    weights: Array
+    """fp32: float32, bf16: uint16, int8: int8, each ``[rows, cols]``; int4: uint8 ``[rows, cols / 2]``."""
+    scales: Floats | None
+    """int8: float32 ``[rows]``; int4: float32 ``[rows, cols / 32]``."""
+    bias: Floats | None = None
+    """float32 ``[rows]``."""
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory."""
+        held = (self.weights, self.scales, self.bias)
+        return sum(array.nbytes for array in held if array is not None)
+
+    def struct(self) -> LinearStruct:
+        """What the kernels read; valid as long as this matrix lives."""
+        return LinearStruct(
+            self.rows,
+            self.cols,
+            NUMBER[self.format],
+            0,
+            _address(self.weights),
+            _address(self.scales),
+            _address(self.bias),
+        )
+
+
+def fits(format: Format, cols: int) -> bool:
+    """Whether a matrix with ``cols`` columns can be held in ``format``: int4 needs whole groups."""
+    return format != "int4" or cols % GROUP == 0
+
+
+def pack(weights: Array, format: Format, bias: Array | None = None) -> Matrix:
+    """``weights`` ``[rows, cols]`` of any floating dtype in ``format``; int8 where ``format`` does not fit.
+
+    int8 is symmetric with a scale for each row; int4 has one for each 32 weights of a row, from the weight of
+    the largest magnitude, as GGUF's Q4_0.
+
+    Args:
+        weights: uint16 are the bits of bfloat16.
+    """
+    rows, cols = weights.shape
+    bias = None if bias is None else _aligned(widen(bias))
+    if format == "fp32":
+        return Matrix(format, rows, cols, _aligned(widen(weights)), None, bias)
+    if format == "bf16":
+        return Matrix(format, rows, cols, _aligned(narrow(weights)), None, bias)
+    if format == "int4" and fits(format, cols):
+        return Matrix(format, rows, cols, *_pack_int4(weights), bias)
+    return Matrix("int8", rows, cols, *_pack_int8(weights), bias)
+
+
+def _aligned(array: Array) -> Array:
+    """The same numbers side by side and aligned; the array itself when they are so already."""
+    if array.flags.c_contiguous and address(array) % ALIGNMENT == 0:
+        return array
+    copy = empty(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
+ROWS_AT_ONCE = 1024
+"""Rows widened to float32 at a time while packing: the peak stays near the packed size."""
+
+
+def _pack_int8(weights: Array) -> tuple[Array, Floats]:
+    rows, cols = weights.shape
+    packed, scales = empty((rows, cols), np.int8), empty((rows,))
+    for at in range(0, rows, ROWS_AT_ONCE):
+        wide = np.ascontiguousarray(widen(weights[at : at + ROWS_AT_ONCE]))
+        part = slice(at, at + len(wide))
+        if (native := library()) is not None:
+            native.pack_int8(address(wide), len(wide), cols, address(packed[part]), address(scales[part]))
+        else:
+            largest = np.abs(wide).max(1)
+            scales[part] = largest / np.float32(127)
+            packed[part] = np.rint(wide * _quotient(127.0, largest)[:, None])
+    return packed, scales
+
+
+def _pack_int4(weights: Array) -> tuple[Array, Floats]:
+    rows, cols = weights.shape
+    packed, scales = empty((rows, cols // 2), np.uint8), empty((rows, cols // GROUP))
+    for at in range(0, rows, ROWS_AT_ONCE):
+        wide = np.ascontiguousarray(widen(weights[at : at + ROWS_AT_ONCE]))
+        part = slice(at, at + len(wide))
+        if (native := library()) is not None:
+            native.pack_int4(address(wide), len(wide), cols, address(packed[part]), address(scales[part]))
+        else:
+            groups = wide.reshape(len(wide), -1, GROUP)
+            top = np.take_along_axis(groups, np.abs(groups).argmax(2, keepdims=True), 2)
+            scales[part] = (top / np.float32(-8))[..., 0]
+            values = np.minimum(np.rint(groups * _quotient(-8.0, top)) + 8, 15).astype(np.uint8)
+            half = GROUP // 2
+            packed[part] = (values[..., :half] | values[..., half:] << 4).reshape(len(wide), -1)
+    return packed, scales
+
+
+def _quotient(above: float, below: Floats) -> Floats:
+    """``above / below`` in float32, and 0 where ``below`` is 0."""
+    return np.divide(np.float32(above), below, out=np.zeros_like(below), where=below != 0)
+
+
+class Team:
+    """Threads that compute together, with their working memory. For one caller at a time.
+
+    Args:
+        onednn: give large products of bf16 to oneDNN; by default where the CPU multiplies bf16 in hardware
+            (AVX512-BF16), since oneDNN is then ahead of our kernel from a few dozen rows on.
+    """
+
+    def __init__(self, threads: int, *, onednn: bool | None = None) -> None:
+        native = library()
+        if native is None:
+            raise OutOfResources(
+                "the C kernels are not built", next_command="pip install --force-reinstall shoal"
+            )
+        self._library = native
+        self._team = native.team_new(threads)
+        if not self._team:
+            raise OutOfResources("no memory for the kernels' threads")
+        self.threads = int(native.team_threads(self._team))
+        if native.cpu_multiplies_bf16() if onednn is None else onednn:
+            from shoal.executor.kernels.onednn import product  # noqa: PLC0415 — it stands on this module
+
+            native.team_set_product(self._team, product)
+
+    def __del__(self) -> None:
+        if getattr(self, "_team", None):
+            self._library.team_free(self._team)
+
+    def linear(self, matrix: Matrix, x: Floats) -> Floats:
+        """``x @ weights.T + bias``: float32 ``[n, cols]`` gives ``[n, rows]``.
+
+        In int8 and int4 a row's result does not depend on the rows beside it, bit for bit.
+
+        Raises:
+            OutOfResources: memory is short.
+        """
+        x = np.ascontiguousarray(x)
+        out = empty((len(x), matrix.rows))
+        if len(x):
+            struct = matrix.struct()
+            self._check(
+                self._library.apply_linear(self._team, byref(struct), address(x), len(x), address(out))
+            )
+        return out
+
+    def run_span(
+        self,
+        span: SpanStruct,
+        layers: range,
+        sequences: ctypes.Array[SequenceStruct],
+        hidden: Floats,
+    ) -> None:
+        """Run blocks ``layers`` of a span on ``hidden``, float32 ``[n, width]``, in place.
+
+        Raises:
+            OutOfResources: memory is short; ``hidden`` is as it was.
+        """
+        self._check(
+            self._library.span_step(
+                self._team,
+                byref(span),
+                layers.start,
+                layers.stop,
+                ctypes.addressof(sequences),
+                len(sequences),
+                address(hidden),
+            )
+        )
+
+    def rms_norm(self, x: Floats, weight: Floats, epsilon: float) -> Floats:
+        """Root mean square norm of each row of ``x``, float32 ``[n, width]`` (Zhang and Sennrich, 2019)."""
+        x = np.ascontiguousarray(x)
+        out = empty(x.shape)
+        self._library.rms_norm(address(x), *x.shape, address(weight), epsilon, address(out))
+        return out
+
+    def _check(self, failed: int) -> None:
+        if failed:
+            raise OutOfResources(
+                "no memory for the working set of a forward", check="fewer tokens in one step"
+            )

@@ -1,0 +1,94 @@
+"""What the kernels compute, with torch alone: where they could not be built, and for comparison."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from shoal.executor.arrays import Array
+from shoal.executor.kernels.c_kernels import GROUP, Matrix, Team, pack
+from shoal.types import Format
+
+ROWS_AT_ONCE = 512
+"""Rows of weights widened at a time: bounds the memory of a forward."""
+INT32_MAX = 2**31 - 1
+
+
+def array_of(tensor: torch.Tensor) -> Array:
+    """The same memory as an array; bfloat16 as its bits."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def tensor_of(array: Array) -> torch.Tensor:
+    """The same memory as a tensor; uint16 are bfloat16's bits."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
+
+
+def pack_tensor(weights: torch.Tensor, format: Format) -> Matrix:
+    """Weights ``[rows, cols]`` in ``format``; see :func:`shoal.executor.kernels.c_kernels.pack`."""
+    return pack(array_of(weights), format)
+
+
+def apply(team: Team | None, matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
+    """``x @ weights.T + bias``, float32 ``[n, cols]`` to ``[n, rows]``: by the team, or with torch alone.
+
+    Raises:
+        OutOfResources: memory is short.
+    """
+    return linear(matrix, x) if team is None else tensor_of(team.linear(matrix, array_of(x)))
+
+
+def linear(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
+    """What :meth:`Team.linear` gives; in int8 bit for bit, in the other formats but for rounding."""
+    if matrix.format == "fp32":
+        return functional.linear(x, tensor_of(matrix.weights), _bias(matrix))
+    out = torch.empty((len(x), matrix.rows))
+    quantised, x_scales = quantise(x, matrix.format, matrix.cols) if matrix.format == "int8" else (x, None)
+    for at in range(0, matrix.rows, ROWS_AT_ONCE):
+        part = slice(at, min(at + ROWS_AT_ONCE, matrix.rows))
+        if x_scales is None:
+            out[:, part] = x @ widen(matrix, part).T
+        else:
+            # Sums of products of integers are below 2³¹: float64 holds them exactly, in any order.
+            sums = quantised.double() @ tensor_of(matrix.weights[part]).double().T
+            out[:, part] = sums.float() * (_scales(matrix)[part] * x_scales)
+    bias = _bias(matrix)
+    return out if bias is None else out + bias
+
+
+def quantise(x: torch.Tensor, format: Format, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row of ``x`` ``[n, cols]`` as int32 and a float32 scale ``[n, 1]``, as native/linear.c."""
+    limit = torch.tensor(float(activation_limit(format, cols)))  # a plain number would be divided otherwise
+    largest = x.abs().amax(1, keepdim=True)
+    zero = torch.zeros(())
+    to_int = torch.where(largest > 0, limit / largest, zero)
+    return (x * to_int).round().to(torch.int32), torch.where(largest > 0, largest / limit, zero)
+
+
+def activation_limit(format: Format, cols: int) -> int:
+    """The largest integer that x may become, so that the products of a sum fit into 32 bits."""
+    weight, terms = (127, cols) if format == "int8" else (8, GROUP)
+    return min(INT32_MAX // (weight * terms), 32767)
+
+
+def widen(matrix: Matrix, rows: slice) -> torch.Tensor:
+    """Rows of the weights as float32 ``[n, cols]``."""
+    weights = tensor_of(matrix.weights[rows])
+    if matrix.format == "int8":
+        return weights.float() * _scales(matrix)[rows, None]
+    if matrix.format == "int4":
+        halves = weights.view(len(weights), -1, GROUP // 2)
+        values = torch.cat((halves & 15, halves >> 4), 2).float() - 8
+        return (values * _scales(matrix)[rows, :, None]).view(len(weights), matrix.cols)
+    return weights.float()
+
+
+def _scales(matrix: Matrix) -> torch.Tensor:
+    if matrix.scales is None:
+        raise ValueError(f"a matrix in {matrix.format} without scales")
+    return tensor_of(matrix.scales)
+
+
+def _bias(matrix: Matrix) -> torch.Tensor | None:
+    return None if matrix.bias is None else tensor_of(matrix.bias)

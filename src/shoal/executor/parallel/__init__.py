@@ -1,0 +1,1 @@
+"""One span computed by several processes of this machine."""

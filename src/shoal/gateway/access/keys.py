@@ -1,0 +1,151 @@
+"""API keys: shown once, kept as hashes, compared in constant time.
+
+A key is ``sk-shoal-`` and 43 characters of randomness: 256 bits, so one round of SHA-256 is hash enough.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import sqlite3
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoal.errors import UsageError
+from shoal.gateway.access.database import opened
+
+PREFIX = "sk-shoal-"
+MAX_NAME = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one key may do; 0 is without limit."""
+
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    """Of prompts and answers together."""
+    concurrency: int = 0
+    """Requests at once, those that wait among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """On whose behalf a request is answered."""
+
+    id: str
+    name: str
+    limits: Limits = Limits()
+    admin: bool = False
+    """Whether invites to the swarm may be shown."""
+
+
+LOCAL = Caller("local", "this machine", admin=True)
+"""Who calls from this machine while there are no keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key as ``shoal key list`` shows it."""
+
+    caller: Caller
+    created: float
+    revoked: float | None
+
+
+class KeyRing:
+    """The keys that are good now, as they were when last read. ``refresh`` may run on any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: tuple[tuple[bytes, Caller], ...] = ()
+        self.refresh()
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a key at all; without one, this machine alone is served."""
+        return bool(self._known)
+
+    def refresh(self) -> None:
+        """Read the keys again."""
+        if not self._path.exists():
+            self._known = ()
+            return
+        with opened(self._path) as database:
+            rows = database.execute(f"SELECT hash, {_COLUMNS} FROM keys WHERE revoked IS NULL").fetchall()
+        self._known = tuple((bytes(row[0]), _caller(row[1:])) for row in rows)
+
+    def find(self, key: str) -> Caller | None:
+        """Whose key this is. Every key is compared, whole, whichever it is."""
+        presented = _hash(key)
+        found = None
+        for digest, caller in self._known:
+            if hmac.compare_digest(digest, presented):
+                found = caller
+        return found
+
+
+def create(path: Path, name: str, limits: Limits, *, admin: bool) -> tuple[str, Caller]:
+    """A new key and whose it is. The key itself is not kept and cannot be shown again.
+
+    Raises:
+        UsageError: a name that is empty or too long, or a limit below 0.
+    """
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise UsageError(f"a key's name has 1 to {MAX_NAME} printable characters")
+    if min(limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency) < 0:
+        raise UsageError("a limit is a whole number, or 0 for none")
+    key = PREFIX + secrets.token_urlsafe(32)
+    caller = Caller(f"key_{secrets.token_hex(4)}", name, limits, admin)
+    with opened(path) as database:
+        database.execute(
+            f"INSERT INTO keys (hash, created, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                _hash(key),
+                time.time(),
+                caller.id,
+                name,
+                admin,
+                limits.requests_per_minute,
+                limits.tokens_per_minute,
+                limits.concurrency,
+            ),
+        )
+    return key, caller
+
+
+def listed(path: Path) -> list[KeyRecord]:
+    """Every key that was ever made, the oldest first."""
+    if not path.exists():
+        return []
+    with opened(path) as database:
+        rows = database.execute(f"SELECT created, revoked, {_COLUMNS} FROM keys ORDER BY created").fetchall()
+    return [KeyRecord(_caller(row[2:]), row[0], row[1]) for row in rows]
+
+
+def revoke(path: Path, which: str) -> Caller:
+    """End a key, by its id or its name. A running gateway refuses it within a second or two.
+
+    Raises:
+        UsageError: no good key has this id or name, or more than one has the name.
+    """
+    meant = [r.caller for r in listed(path) if r.revoked is None and which in (r.caller.id, r.caller.name)]
+    if len(meant) != 1:
+        count = "no key" if not meant else f"{len(meant)} keys"
+        raise UsageError(f"{count} named {which!r}", check="its id", next_command="shoal key list")
+    with opened(path) as database:
+        database.execute("UPDATE keys SET revoked = ? WHERE id = ?", (time.time(), meant[0].id))
+    return meant[0]
+
+
+_COLUMNS = "id, name, admin, requests_per_minute, tokens_per_minute, concurrency"
+
+
+def _caller(row: tuple[str, str, int, int, int, int] | sqlite3.Row) -> Caller:
+    return Caller(row[0], row[1], Limits(row[3], row[4], row[5]), bool(row[2]))
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

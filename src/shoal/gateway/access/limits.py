@@ -1,0 +1,150 @@
+"""Who waits and who is sent away: a bound on what runs, on what waits, and on what each key may ask."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from shoal.gateway.access.keys import Caller
+from shoal.gateway.errors import LimitReached
+
+RUNNING = 64
+"""Requests that are answered at once: as many sessions as a node holds by default."""
+WAITING = 256
+"""Requests that wait for their turn; one more is sent away."""
+WAIT_S = 60.0
+"""How long a request waits for its turn."""
+RETRY_S = 2.0
+"""When one that was sent away may come back."""
+CALLERS = 4096
+"""Callers that are remembered; the one that was longest silent is forgotten first."""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """An allowance that fills up evenly over a minute (a token bucket). Times are seconds of one clock."""
+
+    per_minute: float
+    level: float
+    at: float
+
+    @classmethod
+    def full(cls, per_minute: float, now: float) -> Bucket:
+        return cls(per_minute, per_minute, now)
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until something is left; 0 when it is."""
+        self._fill(now)
+        return 0.0 if self.level >= 1 else (1 - self.level) * 60 / self.per_minute
+
+    def take(self, amount: float, now: float) -> None:
+        """Use so much. What is only known afterwards may bring the level below nothing."""
+        self._fill(now)
+        self.level -= amount
+
+    def _fill(self, now: float) -> None:
+        self.level = min(self.per_minute, self.level + (now - self.at) * self.per_minute / 60)
+        self.at = now
+
+
+@dataclass(slots=True)
+class _Book:
+    """What one caller has going."""
+
+    requests: Bucket | None
+    tokens: Bucket | None
+    open: int = 0
+
+
+@dataclass
+class Limits:
+    """The gateway's own bounds, and each caller's."""
+
+    running: int = RUNNING
+    waiting: int = WAITING
+    wait_s: float = WAIT_S
+    answering: int = 0
+    """Requests that are answered now."""
+    queued: int = 0
+    """Requests that wait for their turn."""
+    _books: OrderedDict[str, _Book] = field(default_factory=OrderedDict[str, _Book])
+    _turns: trio.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._turns = trio.Semaphore(self.running)
+
+    @asynccontextmanager
+    async def turn(self, caller: Caller) -> AsyncGenerator[None]:
+        """Wait for a turn, and hold it for the block.
+
+        Raises:
+            LimitReached: the caller is beyond its limits, or too many wait already, or too long.
+        """
+        book = self._book(caller)
+        self._check(caller, book)
+        if book.requests is not None:
+            book.requests.take(1, trio.current_time())
+        book.open += 1
+        try:
+            await self._wait()
+            self.answering += 1
+            try:
+                yield
+            finally:
+                self.answering -= 1
+                self._turns.release()
+        finally:
+            book.open -= 1
+
+    def charge(self, caller: Caller, tokens: int) -> None:
+        """So many tokens, of prompts and answers, were used."""
+        book = self._book(caller)
+        if book.tokens is not None:
+            book.tokens.take(tokens, trio.current_time())
+
+    async def _wait(self) -> None:
+        if self._turns.value == 0 and self.queued >= self.waiting:
+            raise LimitReached(
+                f"{self.answering} requests are being answered and {self.queued} wait", retry_after_s=RETRY_S
+            )
+        self.queued += 1
+        try:
+            with trio.move_on_after(self.wait_s) as waiting:
+                await self._turns.acquire()
+        finally:
+            self.queued -= 1
+        if waiting.cancelled_caught:
+            raise LimitReached(f"no turn came within {self.wait_s:.0f} s", retry_after_s=RETRY_S)
+
+    def _check(self, caller: Caller, book: _Book) -> None:
+        now, limits = trio.current_time(), caller.limits
+        if limits.concurrency and book.open >= limits.concurrency:
+            raise LimitReached(
+                f"this key may have {limits.concurrency} requests at once", retry_after_s=RETRY_S
+            )
+        for bucket, name in ((book.requests, "requests"), (book.tokens, "tokens")):
+            if bucket is not None and (wait_s := bucket.wait_s(now)):
+                raise LimitReached(
+                    f"this key has used its {bucket.per_minute:.0f} {name} a minute", retry_after_s=wait_s
+                )
+
+    def _book(self, caller: Caller) -> _Book:
+        book = self._books.get(caller.id)
+        if book is None:
+            book = self._books[caller.id] = _fresh(caller, trio.current_time())
+            for old in [name for name, b in self._books.items() if not b.open][: len(self._books) - CALLERS]:
+                del self._books[old]
+        self._books.move_to_end(caller.id)
+        return book
+
+
+def _fresh(caller: Caller, now: float) -> _Book:
+    limits = caller.limits
+    return _Book(
+        Bucket.full(limits.requests_per_minute, now) if limits.requests_per_minute else None,
+        Bucket.full(limits.tokens_per_minute, now) if limits.tokens_per_minute else None,
+    )

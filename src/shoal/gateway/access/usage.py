@@ -1,0 +1,97 @@
+"""What each caller has used, by day and model. Added up in memory, written every few seconds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import trio
+
+from shoal.errors import OutOfResources
+from shoal.gateway.access.database import opened
+
+WRITE_EVERY_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class Account(NamedTuple):
+    """What use is added up by."""
+
+    day: str
+    """By UTC, for example ``2030-01-31``."""
+    caller: str
+    model: str
+
+
+@dataclass(slots=True)
+class Used:
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Usage:
+    """Counts at once, writes later. As large as the callers and models of one day."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._unwritten: defaultdict[Account, Used] = defaultdict(Used)
+
+    def count(self, caller: str, model: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """One request has ended, well or not."""
+        used = self._unwritten[Account(time.strftime("%Y-%m-%d", time.gmtime()), caller, model)]
+        used.requests += 1
+        used.prompt_tokens += prompt_tokens
+        used.completion_tokens += completion_tokens
+
+    async def run(self) -> None:
+        """Write until cancelled, and once more then."""
+        try:
+            while True:
+                await trio.sleep(WRITE_EVERY_S)
+                await self._write()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._write()
+
+    async def _write(self) -> None:
+        if not self._unwritten:
+            return
+        batch, self._unwritten = self._unwritten, defaultdict(Used)
+        try:
+            await trio.to_thread.run_sync(_add, self._path, dict(batch))
+        except OutOfResources as error:  # a full disk must not end answers; the next round tries again
+            log.warning("usage is not written: %s", error.message)
+            for account, used in batch.items():
+                later = self._unwritten[account]
+                later.requests += used.requests
+                later.prompt_tokens += used.prompt_tokens
+                later.completion_tokens += used.completion_tokens
+
+
+def report(path: Path) -> list[tuple[Account, Used]]:
+    """Everything that was written, the newest day first."""
+    if not path.exists():
+        return []
+    with opened(path) as database:
+        rows = database.execute(
+            "SELECT day, caller, model, requests, prompt_tokens, completion_tokens FROM usage "
+            "ORDER BY day DESC, caller, model"
+        ).fetchall()
+    return [(Account(*row[:3]), Used(*row[3:])) for row in rows]
+
+
+def _add(path: Path, batch: dict[Account, Used]) -> None:
+    with opened(path) as database:
+        database.executemany(
+            "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            "requests = requests + excluded.requests, "
+            "prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
+            "completion_tokens = completion_tokens + excluded.completion_tokens",
+            [(*account, u.requests, u.prompt_tokens, u.completion_tokens) for account, u in batch.items()],
+        )

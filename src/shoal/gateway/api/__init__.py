@@ -1,0 +1,1 @@
+"""OpenAI's routes: from bodies to requests, and from answers to bodies."""

@@ -1,0 +1,251 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from shoal.client.generate import Delta
+from shoal.client.scores import TokenScore
+from shoal.errors import ShoalError
+from shoal.gateway.api.logprobs import chat_logprobs
+from shoal.gateway.api.request import Asked, limited, rendered
+from shoal.gateway.errors import body_of
+from shoal.gateway.grammar.fit import Format, fit
+from shoal.gateway.grammar.grammar import Grammars
+from shoal.gateway.markup.dialects import Markup
+from shoal.gateway.markup.reader import AnswerReader, ArgumentsWent, CallBegun, Reading, Said, Thought
+from shoal.gateway.markup.tools import Calling
+from shoal.gateway.models import Servable
+from shoal.gateway.page.requests import Record
+from shoal.gateway.schema.chat import ChatRequest, Message, NamedTool
+from shoal.gateway.schema.common import TextFormat
+from shoal.gateway.sse import DONE, event
+
+PREFIX = "chatcmpl-"
+ROLES = {"developer": "system", "function": "tool"}
+"""Roles by other names, for templates that do not know them."""
+
+
+async def asked_of(body: ChatRequest, model: Servable, grammars: Grammars) -> Asked:
+    """What a chat request asks for.
+
+    Raises:
+        ShoalError: the conversation cannot be rendered, is too long, or its schemas cannot be used.
+    """
+    calling = _calling(body)
+    options: dict[str, Any] = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        options.setdefault("reasoning_effort", body.reasoning_effort)
+    prompt = await rendered(model, [_for_template(m) for m in body.messages], calling, options)
+    limit = limited(model, prompt, body.limit)
+    found = await fit(grammars, model, prompt, calling, _format(body.response_format))
+    return Asked(
+        model,
+        tuple(prompt),
+        limit,
+        body.sampling(body.scores, model.local.sampling),
+        choices=body.n,
+        stop=tuple(body.stop),
+        grammar=found.grammar,
+        reading=found.reading,
+        relaxed=found.relaxed,
+        why=found.why,
+        turns=True,
+        salt=body.cache_salt,
+    )
+
+
+def _calling(body: ChatRequest) -> Calling | None:
+    """The functions that the model may call; ``None`` where it may call none."""
+    if not body.tools or body.tool_choice == "none":
+        return None
+    functions = tuple(tool.function for tool in body.tools)
+    params = {f.name: f"tools.{place}.function.parameters" for place, f in enumerate(functions)}
+    several = body.parallel_tool_calls is not False
+    if isinstance(body.tool_choice, NamedTool):
+        name = body.tool_choice.function.name
+        return Calling(tuple(f for f in functions if f.name == name), True, False, params)
+    return Calling(functions, body.tool_choice == "required", several, params)
+
+
+def _format(format: TextFormat | None) -> Format | None:
+    if format is None or format.type == "text":
+        return None
+    if format.json_schema is None or format.type == "json_object":
+        return Format({"type": "object"}, "response_format")
+    return Format(
+        format.json_schema.body, "response_format.json_schema.schema", strict=bool(format.json_schema.strict)
+    )
+
+
+def _for_template(message: Message) -> dict[str, Any]:
+    made: dict[str, Any] = {"role": ROLES.get(message.role, message.role), "content": message.text}
+    if message.name is not None:
+        made["name"] = message.name
+    if message.role == "assistant" and message.calls:
+        made["tool_calls"] = [call.for_template() for call in message.calls]
+    if message.role == "assistant" and message.reasoning_content:
+        made["reasoning_content"] = message.reasoning_content
+    if message.tool_call_id is not None:
+        made["tool_call_id"] = message.tool_call_id
+    return made
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What one choice has come to so far."""
+
+    reader: AnswerReader
+    begun: bool = False
+    thought: str = ""
+    thought_tokens: int = 0
+    text: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    scores: list[TokenScore] = field(default_factory=list[TokenScore])
+    finish_reason: str | None = None
+
+    def push(self, delta: Delta) -> list[Said]:
+        said = self.reader.push(delta.text)
+        self.thought_tokens += self.reader.thinking
+        return said + self.reader.finish() if delta.finish_reason is not None else said
+
+    def add(self, said: Said) -> dict[str, Any]:
+        """Take something in; returns it as a chunk's ``delta``."""
+        match said:
+            case CallBegun(index, id, name):
+                self.calls.append({"id": id, "type": "function", "function": {"name": name, "arguments": ""}})
+                opened = {"id": id, "type": "function", "function": {"name": name, "arguments": ""}}
+                return {"tool_calls": [{"index": index, **opened}]}
+            case ArgumentsWent(index, text):
+                self.calls[index]["function"]["arguments"] += text
+                return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+            case Thought(text):
+                self.thought += text
+                return {"reasoning_content": text}
+            case text:
+                self.text += text
+                return {"content": text}
+
+    def message(self) -> dict[str, Any]:
+        made: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if self.calls and not self.text else self.text,
+            "refusal": None,
+        }
+        if self.thought:
+            made["reasoning_content"] = self.thought
+        return made | {"tool_calls": self.calls} if self.calls else made
+
+
+class ChatForm:
+    """A chat completion, as chunks or as one object."""
+
+    def __init__(self, record: Record, asked: Asked, *, include_usage: bool) -> None:
+        self._record = record
+        self._model = asked.model
+        self._scored = asked.sampling.top_logprobs is not None
+        self._include_usage = include_usage
+        self._created = int(time.time())
+        self._choices = [_Choice(reader_of(asked)) for _ in range(asked.choices)]
+        self._first = True
+
+    def take(self, choice: int, delta: Delta) -> list[bytes]:
+        state = self._choices[choice]
+        chunks: list[dict[str, Any]] = []
+        if not state.begun:
+            state.begun = True
+            chunks.append({"delta": {"role": "assistant", "content": ""}})
+        said = [state.add(one) for one in state.push(delta)]
+        if delta.score is not None:
+            state.scores.append(delta.score)
+            said = said or [{"content": ""}]
+        chunks += [{"delta": one} for one in said]
+        if delta.score is not None:
+            chunks[-1]["logprobs"] = self._logprobs([delta.score])
+        if delta.finish_reason is not None:
+            reason = delta.finish_reason
+            state.finish_reason = "tool_calls" if state.calls and reason == "stop" else reason
+            chunks.append({"delta": {}, "finish_reason": state.finish_reason})
+        return [self._chunk(choice, chunk) for chunk in chunks]
+
+    def take_scores(self, choice: int, scores: list[TokenScore | None]) -> list[bytes]:
+        return []
+
+    def close(self) -> list[bytes]:
+        if not self._include_usage:
+            return [DONE]
+        return [event(self._head([]) | {"usage": self._usage(), "shoal": self._record.told()}), DONE]
+
+    def fail(self, error: ShoalError) -> list[bytes]:
+        return [event(body_of(error))]
+
+    def whole(self) -> dict[str, Any]:
+        choices = [
+            {
+                "index": index,
+                "message": choice.message(),
+                "logprobs": self._logprobs(choice.scores) if self._scored else None,
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(self._choices)
+        ]
+        return {
+            "id": self._record.id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._model.id,
+            "choices": choices,
+            "usage": self._usage(),
+            "system_fingerprint": fingerprint(self._model),
+            "shoal": self._record.told(),
+        }
+
+    def _chunk(self, choice: int, fields: dict[str, Any]) -> bytes:
+        whole = {"index": choice, "logprobs": None, "finish_reason": None} | fields
+        head = self._head([whole])
+        if self._include_usage:
+            head["usage"] = None
+        ends = whole["finish_reason"] is not None and choice == len(self._choices) - 1
+        if self._first or (ends and not self._include_usage):
+            self._first = False
+            head["shoal"] = self._record.told()
+        return event(head)
+
+    def _head(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._record.id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model.id,
+            "system_fingerprint": fingerprint(self._model),
+            "choices": choices,
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        thought = sum(choice.thought_tokens for choice in self._choices)
+        return usage_of(self._record) | {"completion_tokens_details": {"reasoning_tokens": thought}}
+
+    def _logprobs(self, scores: list[TokenScore]) -> dict[str, Any] | None:
+        return chat_logprobs(self._model.codec, scores) if self._model.codec else None
+
+
+def reader_of(asked: Asked) -> AnswerReader:
+    """What parts one answer of a conversation."""
+    return (asked.reading or Reading(Markup())).reader()
+
+
+def usage_of(record: Record) -> dict[str, Any]:
+    """Tokens as completions count them."""
+    return {
+        "prompt_tokens": record.prompt_tokens,
+        "completion_tokens": record.tokens,
+        "total_tokens": record.prompt_tokens + record.tokens,
+        "prompt_tokens_details": {"cached_tokens": record.cached_tokens},
+    }
+
+
+def fingerprint(model: Servable) -> str:
+    """Changes when the model does: the beginning of its digest."""
+    return f"fp_{model.local.digest.removeprefix('sha256:')[:12]}"

@@ -1,0 +1,126 @@
+"""What a request asks for, whichever route it came by: prompts of token ids and how to continue them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import trio
+
+from shoal.client.sampling import Sampling
+from shoal.errors import PromptTooLong, UsageError
+from shoal.gateway.markup.reader import Reading
+from shoal.gateway.markup.tools import Calling, as_text
+from shoal.gateway.models import Servable
+from shoal.models.text import Detokenizer, TextCodec
+
+DEFAULT_TOKENS = 1024
+"""An answer's length where the client sets none: every hop reserves KV for all of it at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One prompt, checked: what is wrong with it was said before it came to this."""
+
+    model: Servable
+    prompt: tuple[int, ...]
+    max_tokens: int
+    """0 where the prompt alone is to be scored."""
+    sampling: Sampling
+    choices: int = 1
+    stop: tuple[str, ...] = ()
+    grammar: str | None = None
+    reading: Reading | None = None
+    """How a conversation's answer is parted into thoughts, text and calls."""
+    relaxed: tuple[str, ...] = ()
+    """Whose schemas were relaxed, since no answer can be held to the whole of them."""
+    why: tuple[str, ...] = ()
+    """Which keywords were left out of them."""
+    echo: bool = False
+    """Whether the prompt's own tokens are to be scored too."""
+    turns: bool = False
+    """Whether it is a conversation: its next turn will begin with the same tokens."""
+    salt: str = ""
+
+    @property
+    def need(self) -> int:
+        """Tokens of KV that it takes."""
+        return len(self.prompt) + max(self.max_tokens, 1)
+
+    def detokenizer(self) -> Detokenizer | None:
+        """For one answer; ``None`` for a model without a tokenizer."""
+        codec = self.model.codec
+        if codec is None or self.reading is None:
+            return codec.detokenizer() if codec else None
+        return self.reading.markup.detokenizer(codec)
+
+    def seeded(self, choice: int) -> Sampling:
+        """How one of several choices is sampled: each differently, and each again the same."""
+        seed = self.sampling.seed
+        return (
+            replace(self.sampling, seed=(seed + choice) % (1 << 63))
+            if seed is not None and choice
+            else self.sampling
+        )
+
+
+def limited(model: Servable, prompt: Sequence[int], wanted: int | None) -> int:
+    """How long the answer may become.
+
+    Raises:
+        UsageError: an empty prompt, or token ids that the model does not have.
+        PromptTooLong: nothing is left for an answer. A prompt is never cut.
+    """
+    if not prompt:
+        raise UsageError("the prompt is empty")
+    if max(prompt) >= model.shape.vocab_size:
+        raise UsageError(
+            f"token {max(prompt)} is outside of the vocabulary of {model.shape.vocab_size} tokens"
+        )
+    room = model.shape.context - len(prompt)
+    if room < 1:
+        raise PromptTooLong(
+            f"this model's maximum context length is {model.shape.context} tokens, and the prompt has "
+            f"{len(prompt)}",
+            check="whether it can be shortened: it is never cut for you",
+        )
+    return min(DEFAULT_TOKENS if wanted is None else wanted, room)
+
+
+async def encoded(model: Servable, text: str, *, special: bool = True) -> list[int]:
+    """Token ids of a plain prompt. Raises as ``TextCodec.encode``, and where the model has no tokenizer."""
+    codec = _codec(model)
+    return await trio.to_thread.run_sync(lambda: codec.encode(text, special=special))
+
+
+async def rendered(
+    model: Servable,
+    messages: Sequence[dict[str, Any]],
+    calling: Calling | None,
+    options: dict[str, Any],
+) -> list[int]:
+    """Token ids of a conversation, by the model's template; tools in plain words where it knows none.
+
+    Raises:
+        UsageError: the template refuses the messages, or the model has no tokenizer.
+        BadWeights: the template does not end.
+    """
+    codec = _codec(model)
+
+    def render() -> list[int]:
+        if codec.takes_tools:
+            tools = calling.declared() if calling else None
+            return codec.prompt(messages, tools=tools, **options).token_ids
+        return codec.prompt(as_text(messages, calling), **options).token_ids
+
+    return await trio.to_thread.run_sync(render)
+
+
+def _codec(model: Servable) -> TextCodec:
+    if model.codec is None:
+        raise UsageError(
+            f"{model.id} has no tokenizer",
+            check="whether token ids can be sent as the prompt of /v1/completions",
+        )
+    return model.codec

@@ -1,0 +1,284 @@
+"""``POST /v1/responses``, statelessly: the same answers in the words of OpenAI's newer API."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from shoal.client.generate import Delta
+from shoal.client.scores import TokenScore
+from shoal.errors import ShoalError
+from shoal.gateway.api.chat import ROLES, reader_of
+from shoal.gateway.api.logprobs import chat_logprobs
+from shoal.gateway.api.request import Asked, limited, rendered
+from shoal.gateway.errors import BadRequest, body_of
+from shoal.gateway.grammar.fit import Format, fit
+from shoal.gateway.grammar.grammar import Grammars
+from shoal.gateway.markup.reader import ArgumentsWent, CallBegun, Said, Thought
+from shoal.gateway.markup.tools import Calling
+from shoal.gateway.models import Servable
+from shoal.gateway.page.requests import Record
+from shoal.gateway.schema.chat import CalledFunction, ToolCall
+from shoal.gateway.schema.common import text_of
+from shoal.gateway.schema.responses import (
+    InputCall,
+    InputItem,
+    InputMessage,
+    InputReasoning,
+    InputResult,
+    PlainFormat,
+    ResponsesRequest,
+    SchemaFormat,
+    ToolByName,
+)
+from shoal.gateway.sse import event
+
+PREFIX = "resp_"
+
+
+async def asked_of(body: ResponsesRequest, model: Servable, grammars: Grammars) -> Asked:
+    """What a request asks for. Raises as ``chat.asked_of``."""
+    calling = _calling(body)
+    prompt = await rendered(model, _messages(body), calling, {})
+    limit = limited(model, prompt, body.max_output_tokens)
+    found = await fit(grammars, model, prompt, calling, _format(body))
+    return Asked(
+        model,
+        tuple(prompt),
+        limit,
+        body.sampling(body.scores, model.local.sampling),
+        grammar=found.grammar,
+        reading=found.reading,
+        relaxed=found.relaxed,
+        why=found.why,
+        turns=True,
+        salt=body.cache_salt,
+    )
+
+
+def _calling(body: ResponsesRequest) -> Calling | None:
+    """The functions that the model may call; ``None`` where it may call none.
+
+    Raises:
+        BadRequest: a call is demanded that cannot be made.
+    """
+    choice = body.tool_choice
+    functions = tuple(body.tools)
+    params = {function.name: f"tools.{place}.parameters" for place, function in enumerate(functions)}
+    if isinstance(choice, ToolByName):
+        named = tuple(function for function in functions if function.name == choice.name)
+        if not named:
+            raise BadRequest(
+                f"tool_choice demands {choice.name[:64]!r}, and no such function is among the tools",
+                param="tool_choice",
+            )
+        return Calling(named, must=True, several=False, params=params)
+    if choice == "required" and not functions:
+        raise BadRequest("tool_choice is required, and there are no tools", param="tool_choice")
+    if not functions or choice == "none":
+        return None
+    return Calling(functions, choice == "required", body.parallel_tool_calls, params)
+
+
+def _format(body: ResponsesRequest) -> Format | None:
+    format = body.text.format or PlainFormat()
+    if isinstance(format, SchemaFormat):
+        return Format(format.body, "text.format.schema", strict=bool(format.strict))
+    return Format({"type": "object"}, "text.format") if format.type == "json_object" else None
+
+
+def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
+    """The conversation as chat templates read it."""
+    found: list[dict[str, Any]] = []
+    if body.instructions:
+        found.append({"role": "system", "content": body.instructions})
+    if isinstance(body.input, str):
+        return [*found, {"role": "user", "content": body.input}]
+    for item in body.input:
+        _add(found, item)
+    if not found:
+        raise BadRequest("input has nothing that a model could answer", param="input")
+    return found
+
+
+def _add(found: list[dict[str, Any]], item: InputItem) -> None:
+    """What a model said and called in one turn are several items here, and one message for a template."""
+    match item:
+        case InputMessage():
+            found.append({"role": ROLES.get(item.role, item.role), "content": text_of(item.content)})
+        case InputCall():
+            if not found or found[-1]["role"] != "assistant":
+                found.append({"role": "assistant", "content": ""})
+            called = CalledFunction(name=item.name, arguments=item.arguments)
+            call = ToolCall(id=item.call_id, function=called)
+            found[-1].setdefault("tool_calls", []).append(call.for_template())
+        case InputResult():
+            found.append({"role": "tool", "tool_call_id": item.call_id, "content": text_of(item.output)})
+        case InputReasoning():
+            pass
+
+
+class ResponsesForm:
+    """A response, as typed events or as one object."""
+
+    def __init__(self, record: Record, asked: Asked, body: ResponsesRequest) -> None:
+        self._record = record
+        self._model = asked.model
+        self._sampling = asked.sampling
+        self._body = body
+        self._reader = reader_of(asked)
+        self._created = int(time.time())
+        self._output: list[dict[str, Any]] = []
+        self._scores: list[TokenScore] = []
+        self._thought_tokens = 0
+        self._number = 0
+        self._status = "in_progress"
+
+    def take(self, choice: int, delta: Delta) -> list[bytes]:
+        events = [] if self._number else self._open()
+        if delta.score is not None:
+            self._scores.append(delta.score)
+        for said in self._said(delta):
+            events += self._say(said)
+        if delta.finish_reason is not None:
+            if all(item["type"] == "reasoning" for item in self._output):
+                events += self._write("")
+            self._status = "incomplete" if delta.finish_reason == "length" else "completed"
+            events += self._close_item()
+        return events
+
+    def take_scores(self, choice: int, scores: list[TokenScore | None]) -> list[bytes]:
+        return []
+
+    def close(self) -> list[bytes]:
+        return [self._event(f"response.{self._status}", response=self.whole())]
+
+    def fail(self, error: ShoalError) -> list[bytes]:
+        told = body_of(error)["error"]
+        return [self._event("error", code=told["code"], message=told["message"], param=None, error=told)]
+
+    def whole(self) -> dict[str, Any]:
+        body, record = self._body, self._record
+        cut = self._status == "incomplete"
+        return {
+            "id": record.id,
+            "object": "response",
+            "created_at": self._created,
+            "status": self._status,
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "model": self._model.id,
+            "output": self._output,
+            "parallel_tool_calls": body.parallel_tool_calls,
+            "previous_response_id": None,
+            "reasoning": {"effort": None, "summary": None},
+            "store": False,
+            "temperature": self._sampling.temperature,
+            "text": {
+                "format": (body.text.format or PlainFormat()).model_dump(by_alias=True, exclude_none=True)
+            },
+            "tool_choice": body.tool_choice
+            if isinstance(body.tool_choice, str)
+            else body.tool_choice.model_dump(),
+            "tools": [tool.model_dump() for tool in body.tools],
+            "top_p": self._sampling.top_p,
+            "truncation": "disabled",
+            "metadata": body.metadata or {},
+            "usage": None if self._status == "in_progress" else self._usage(),
+            "shoal": record.told(),
+        }
+
+    def _said(self, delta: Delta) -> list[Said]:
+        said = self._reader.push(delta.text)
+        self._thought_tokens += self._reader.thinking
+        return said + self._reader.finish() if delta.finish_reason is not None else said
+
+    def _open(self) -> list[bytes]:
+        return [self._event(f"response.{name}", response=self.whole()) for name in ("created", "in_progress")]
+
+    def _say(self, said: Said) -> list[bytes]:
+        match said:
+            case CallBegun(_, id, name):
+                fields = {"call_id": id, "name": name, "arguments": ""}
+                return [*self._close_item(), *self._open_item("fc_", "function_call", **fields)]
+            case ArgumentsWent(_, text):
+                item = self._output[-1]
+                item["arguments"] += text
+                return [self._about("response.function_call_arguments.delta", delta=text)]
+            case Thought(text):
+                events = self._into("rs_", "reasoning", {"type": "reasoning_text", "text": ""}, summary=[])
+                self._output[-1]["content"][0]["text"] += text
+                return [*events, self._about("response.reasoning_text.delta", content_index=0, delta=text)]
+            case text:
+                return self._write(text)
+
+    def _write(self, text: str) -> list[bytes]:
+        part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        events = self._into("msg_", "message", part, role="assistant")
+        self._output[-1]["content"][0]["text"] += text
+        return [
+            *events,
+            self._about("response.output_text.delta", content_index=0, delta=text, logprobs=[]),
+        ]
+
+    def _into(self, prefix: str, type: str, part: dict[str, Any], **fields: Any) -> list[bytes]:
+        """Go on with an item of one part, or close the one before it and begin it."""
+        if self._output and self._output[-1]["type"] == type:
+            return []
+        events = [*self._close_item(), *self._open_item(prefix, type, **fields, content=[])]
+        events.append(self._about("response.content_part.added", content_index=0, part=dict(part)))
+        self._output[-1]["content"].append(part)
+        return events
+
+    def _open_item(self, prefix: str, type: str, **fields: Any) -> list[bytes]:
+        item = {"id": f"{prefix}{secrets.token_hex(12)}", "type": type, "status": "in_progress", **fields}
+        self._output.append(item)
+        index = len(self._output) - 1
+        return [self._event("response.output_item.added", output_index=index, item=dict(item))]
+
+    def _close_item(self) -> list[bytes]:
+        if not self._output:
+            return []
+        item = self._output[-1]
+        item["status"] = "incomplete" if self._status == "incomplete" else "completed"
+        events: list[bytes] = []
+        if item["type"] == "function_call":
+            events.append(
+                self._about(
+                    "response.function_call_arguments.done", arguments=item["arguments"], name=item["name"]
+                )
+            )
+        elif item["type"] == "reasoning":
+            part = item["content"][0]
+            events.append(self._about("response.reasoning_text.done", content_index=0, text=part["text"]))
+            events.append(self._about("response.content_part.done", content_index=0, part=part))
+        else:
+            part = item["content"][0]
+            if self._model.codec is not None and self._scores:
+                part["logprobs"] = chat_logprobs(self._model.codec, self._scores)["content"]
+            done = {"text": part["text"], "logprobs": part["logprobs"]}
+            events.append(self._about("response.output_text.done", content_index=0, **done))
+            events.append(self._about("response.content_part.done", content_index=0, part=part))
+        index = len(self._output) - 1
+        return [*events, self._event("response.output_item.done", output_index=index, item=item)]
+
+    def _about(self, type: str, **fields: Any) -> bytes:
+        """An event about the item that is being written."""
+        return self._event(type, item_id=self._output[-1]["id"], output_index=len(self._output) - 1, **fields)
+
+    def _event(self, type: str, **fields: Any) -> bytes:
+        self._number += 1
+        return event({"type": type, "sequence_number": self._number - 1, **fields}, type)
+
+    def _usage(self) -> dict[str, Any]:
+        record = self._record
+        return {
+            "input_tokens": record.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": record.cached_tokens},
+            "output_tokens": record.tokens,
+            "output_tokens_details": {"reasoning_tokens": self._thought_tokens},
+            "total_tokens": record.prompt_tokens + record.tokens,
+        }

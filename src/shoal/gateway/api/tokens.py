@@ -1,0 +1,35 @@
+"""``/tokenize`` and ``/detokenize``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from shoal.errors import UsageError
+from shoal.gateway.api.request import encoded, rendered
+from shoal.gateway.models import Servable
+from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
+
+
+async def tokenize(body: TokenizeRequest, model: Servable) -> dict[str, Any]:
+    """Token ids of a prompt or a conversation. Raises as ``encoded`` and ``rendered``."""
+    if body.messages is not None:
+        messages = [{"role": m.role, "content": m.text} for m in body.messages]
+        tokens = await rendered(model, messages, None, {})
+    else:
+        tokens = await encoded(model, body.prompt or "", special=body.add_special_tokens)
+    return {"tokens": tokens, "count": len(tokens), "max_model_len": model.shape.context}
+
+
+async def detokenize(body: DetokenizeRequest, model: Servable) -> dict[str, Any]:
+    """The text of token ids.
+
+    Raises:
+        UsageError: ids outside of the vocabulary, or a model without a tokenizer.
+    """
+    if model.codec is None:
+        raise UsageError(f"{model.id} has no tokenizer")
+    if body.tokens and max(body.tokens) >= model.shape.vocab_size:
+        raise UsageError(f"token {max(body.tokens)} is outside of the vocabulary of {model.shape.vocab_size}")
+    return {"prompt": await trio.to_thread.run_sync(model.codec.decode, body.tokens)}

@@ -1,0 +1,194 @@
+"""What an answer is held to, found out before it begins: a schema that no grammar can hold it to is relaxed.
+
+All that cannot be kept to is left out, and the answer says of which tool. Who says ``strict`` is refused
+instead, with the keyword's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import trio
+
+from shoal.errors import UsageError
+from shoal.gateway.errors import BadRequest
+from shoal.gateway.grammar.grammar import Grammars, json_rule
+from shoal.gateway.grammar.relax import UNKNOWN, LeftOut, relax
+from shoal.gateway.markup.dialects import Markup, markup_of
+from shoal.gateway.markup.reader import Reading
+from shoal.gateway.markup.tools import Calling, answer_grammar, calls_grammar
+from shoal.gateway.models import Servable
+
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+LONGEST_PATTERN = 256
+"""Characters of one that is looked at for plain mistakes: Python needs 10 ms for ten of ``(?i:[Ā-耀])``."""
+LOOKED_AT = 8
+"""Keywords that were left out, of which it is found out whether they are mistakes."""
+TAIL = 24
+"""Tokens of a prompt in which a thought may be opened."""
+Refused = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A schema that the whole answer is to keep to."""
+
+    schema: Mapping[str, Any]
+    param: str
+    """Where in the request it is."""
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How one request is answered."""
+
+    grammar: str | None
+    """``None`` for free text."""
+    reading: Reading
+    relaxed: tuple[str, ...] = ()
+    """What was relaxed: tools by their names, or the field of the format."""
+    why: tuple[str, ...] = ()
+    """The same, for the log: with each keyword that was left out."""
+
+
+async def fit(
+    grammars: Grammars,
+    model: Servable,
+    prompt: Sequence[int],
+    calling: Calling | None,
+    format: Format | None,
+) -> Fit:
+    """What an answer to ``prompt`` is held to, and how it is read.
+
+    A format goes above calls that need not be.
+
+    Raises:
+        BadRequest: a schema that is ``strict``, or wrong, cannot be kept to.
+        UsageError: a grammar is needed, and the model's tokenizer tells no bytes.
+    """
+    markup = markup_of(model.codec)
+    thinking = _opens_thought(model, prompt, markup)
+    if format is not None and (calling is None or not calling.must):
+        reading = Reading(markup, thinks=False, thinking=thinking)
+        refused = await grammars.checker(model)
+        return await trio.to_thread.run_sync(_fit_format, format, reading, refused, limiter=grammars.checking)
+    reading = Reading(markup, calling.names if calling else None, thinking=thinking)
+    if calling is None:
+        return Fit(None, reading)
+    try:
+        refused = await grammars.checker(model)
+    except UsageError as error:
+        if calling.must or any(function.strict for function in calling.functions):
+            raise
+        return Fit(None, reading, tuple(f.name for f in calling.functions), (f"all tools: {error.message}",))
+    return await trio.to_thread.run_sync(_fit_calls, calling, reading, refused, limiter=grammars.checking)
+
+
+def _opens_thought(model: Servable, prompt: Sequence[int], markup: Markup) -> bool:
+    if model.codec is None:
+        return False
+    tail = "".join(model.codec.token_text(token) for token in prompt[-TAIL:])
+    return tail.rstrip().endswith(markup.thought[0])
+
+
+def _fit_format(format: Format, reading: Reading, refused: Refused) -> Fit:
+    def grammar(schema: Mapping[str, Any]) -> str:
+        return answer_grammar(schema, reading.markup, thinking=reading.thinking)
+
+    why = refused(grammar(format.schema))
+    if not why:
+        return Fit(grammar(format.schema), reading)
+    found = relax(format.schema, lambda schema: refused(grammar(schema)), least={})
+    left_out = found.left_out or (LeftOut("", None, why),)
+    wrong = next((one for one in left_out[:LOOKED_AT] if format.strict or _is_wrong(one)), None)
+    if wrong is not None:
+        raise _cannot(wrong, format.param, "the answer's schema")
+    name = format.param.partition(".")[0] if format.param.startswith("response_format") else "text.format"
+    return Fit(grammar(found.schema), reading, (name,), _reasons(name, left_out))
+
+
+def _fit_calls(calling: Calling, reading: Reading, refused: Refused) -> Fit:
+    schemas = calling.schemas()
+    grammar, dialect = calls_grammar(calling, schemas, reading.markup, thinking=reading.thinking)
+    reading = replace(reading, markup=replace(reading.markup, dialect=dialect))
+    if grammar is None or not refused(grammar):
+        return Fit(grammar, reading)
+    relaxed: dict[str, tuple[LeftOut, ...]] = {}
+    for place, function in enumerate(calling.functions):
+        why = refused(_alone(schemas[place]))
+        if not why:
+            continue
+        found = relax(schemas[place], lambda schema: refused(_alone(schema)), least=ANY_OBJECT)
+        left_out = found.left_out or (LeftOut("", None, why),)
+        if function.strict:
+            raise _cannot(
+                left_out[0], calling.params.get(function.name, "tools"), f"function {function.name!r}"
+            )
+        schemas[place], relaxed[function.name] = found.schema, left_out
+    grammar = _together(calling, schemas, reading, refused, relaxed)
+    why = tuple(reason for name, left_out in relaxed.items() for reason in _reasons(name, left_out))
+    return Fit(grammar, reading, tuple(relaxed), why)
+
+
+def _together(
+    calling: Calling,
+    schemas: list[dict[str, Any]],
+    reading: Reading,
+    refused: Refused,
+    relaxed: dict[str, tuple[LeftOut, ...]],
+) -> str | None:
+    """The grammar of all calls. Where together they are too much, the largest schemas go first, half of them
+    at a time."""
+    lengths = {place: len(json_rule(schema)) for place, schema in enumerate(schemas)}
+    order = sorted(lengths, key=lambda place: -lengths[place])
+    order = [place for place in order if not calling.functions[place].strict]
+    while True:
+        grammar, _ = calls_grammar(calling, schemas, reading.markup, thinking=reading.thinking)
+        why = refused(grammar) if grammar is not None else ""
+        if not why:
+            return grammar
+        if not order:
+            break
+        half = (len(order) + 1) // 2
+        for place in order[:half]:
+            schemas[place] = dict(ANY_OBJECT)
+            relaxed[calling.functions[place].name] = (LeftOut("", None, why),)
+        order = order[half:]
+    if calling.must or any(function.strict for function in calling.functions):
+        raise BadRequest(f"the tools' schemas together cannot be kept to: {why}", param="tools")
+    return None
+
+
+def _alone(schema: Mapping[str, Any]) -> str:
+    return f"start: {json_rule(schema)}"
+
+
+def _is_wrong(left_out: LeftOut) -> bool:
+    """Whether a keyword means nothing at all, so that who wrote it cannot want to be without it."""
+    value = left_out.value
+    if left_out.why == UNKNOWN:
+        return False
+    if left_out.keyword == "$ref":
+        return isinstance(value, str) and value.startswith("#")
+    if left_out.keyword == "pattern" and isinstance(value, str) and len(value) <= LONGEST_PATTERN:
+        try:
+            re.compile(value)
+        except (re.error, RecursionError, OverflowError):
+            return True
+    return left_out.keyword == "type"
+
+
+def _cannot(left_out: LeftOut, param: str, whose: str) -> BadRequest:
+    where = f"{param}.{left_out.path}" if left_out.path else param
+    what = f"the keyword {left_out.keyword[:64]!r}" if left_out.path else "the schema"
+    return BadRequest(
+        f"{where[:200]}: {what} of {whose} cannot be kept to ({left_out.why})", param=where[:200]
+    )
+
+
+def _reasons(name: str, left_out: Sequence[LeftOut]) -> tuple[str, ...]:
+    return tuple(f"{name}: {one.path[:200]!r} ({one.why})" for one in left_out[:8])

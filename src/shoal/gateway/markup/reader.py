@@ -1,0 +1,456 @@
+"""Reads an answer as it comes: thoughts, text and calls, in the markup that the model learned.
+
+What may be markup is held back, and given out as text as soon as it cannot be any more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, cast
+
+from shoal.gateway.markup.dialects import NAME, Dialect, Markup
+
+MAX_HELD = 64 << 10
+"""Characters of what may be a call that are held back until it is one."""
+_JSON_HEAD = re.compile(
+    r'\s*\[?\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?(?:"id"\s*:\s*"[^"]{0,64}"\s*,\s*)?'
+    rf'"name"\s*:\s*"({NAME})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{{)'
+)
+_BLANKS = re.compile(r'"(?:[^"\\]|\\.)*"?|\s+')
+"""Texts, which are kept, and the blanks between."""
+_XML_CALL = re.compile(rf"\s*<function=({NAME})>(.*?)(?:</function>\s*)?", re.DOTALL)
+_XML_ARGUMENT = re.compile(
+    r"<parameter=([^>]{1,64})>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|$)", re.DOTALL
+)
+_KEYED_CALL = re.compile(rf"\s*({NAME})\s*((?:<arg_key>.*)?)", re.DOTALL)
+_KEYED_ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """The model thinks, before it answers."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallBegun:
+    """The model has begun to call a function."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentsWent:
+    """More of the arguments, as JSON text."""
+
+    index: int
+    text: str
+
+
+Said = str | Thought | CallBegun | ArgumentsWent
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How one request's answers are read."""
+
+    markup: Markup
+    functions: Collection[str] | None = None
+    """Names that may be called; ``None`` where there are no tools, and nothing is a call."""
+    thinks: bool = True
+    """Whether the answer may begin with a thought; one that keeps to a format may not."""
+    thinking: bool = False
+    """Whether the prompt has opened a thought already."""
+
+    def reader(self) -> AnswerReader:
+        """For one answer."""
+        return AnswerReader(self)
+
+
+class AnswerReader:
+    """Parts an answer into thoughts, text and calls."""
+
+    def __init__(self, reading: Reading) -> None:
+        thought = reading.markup.thought if reading.thinks or reading.thinking else None
+        self._thoughts = ThoughtReader(thought, inside=reading.thinking)
+        self._calls = CallReader(reading.markup.dialect, reading.functions)
+
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes now is thought."""
+        return self._thoughts.inside
+
+    @property
+    def calls(self) -> int:
+        """How many calls have begun."""
+        return self._calls.count
+
+    def push(self, text: str) -> list[Said]:
+        """What is certain now."""
+        thought, answer = self._thoughts.push(text)
+        said: list[Said] = [Thought(thought)] if thought else []
+        return said + self._calls.push(answer)
+
+    def finish(self) -> list[Said]:
+        """The rest, at the end of the answer."""
+        thought, answer = self._thoughts.finish()
+        said: list[Said] = [Thought(thought)] if thought else []
+        return said + self._calls.push(answer) + self._calls.finish()
+
+
+class ThoughtReader:
+    """Parts the thought from the answer behind it. Blanks around the markers belong to neither.
+
+    Args:
+        markers: what opens and closes a thought; ``None`` for an answer without one.
+        inside: whether the answer begins within a thought.
+    """
+
+    def __init__(self, markers: tuple[str, str] | None, *, inside: bool) -> None:
+        self._opening, self._closing = markers or ("", "")
+        self.inside = inside
+        self._begun = inside or markers is None
+        """Whether it is known if there is a thought."""
+        self._after = False
+        """Whether the answer behind a thought is yet to begin."""
+        self._at_first = inside
+        """Whether the thought is yet to begin."""
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, str]:
+        """More of the thought, and more of the answer."""
+        self._held += text
+        if not self._begun and not self._begin():
+            return "", ""
+        thought = self._think() if self.inside else ""
+        return thought, "" if self.inside else self._answer()
+
+    def finish(self) -> tuple[str, str]:
+        """The rest of each."""
+        rest, self._held = self._held, ""
+        return (rest.rstrip(), "") if self.inside else ("", rest)
+
+    def _begin(self) -> bool:
+        """Find out whether a thought begins. False until that is known."""
+        text = self._held.lstrip()
+        if self._opening.startswith(text) and text != self._opening:
+            return False
+        self._begun = True
+        if text.startswith(self._opening):
+            self._held = text[len(self._opening) :]
+            self.inside = self._at_first = True
+        return True
+
+    def _think(self) -> str:
+        if self._at_first:
+            text = self._held.lstrip()
+            if self._opening.startswith(text):  # some open again what the template has opened
+                return ""
+            self._held = text.removeprefix(self._opening).lstrip()
+            self._at_first = not self._held
+        place = self._held.find(self._closing)
+        if place >= 0:
+            thought, self._held = self._held[:place].rstrip(), self._held[place + len(self._closing) :]
+            self.inside, self._after = False, True
+            return thought
+        held = self._held[: len(self._held) - overlap(self._held, (self._closing,))]
+        thought = held.rstrip()
+        self._held = self._held[len(thought) :]
+        return thought
+
+    def _answer(self) -> str:
+        text, self._held = self._held, ""
+        if self._after:
+            text = text.lstrip()
+            self._after = not text
+        return text
+
+
+class CallReader:
+    """Reads text and calls from an answer as it comes.
+
+    Args:
+        functions: the names that may be called; ``None`` where nothing is a call.
+    """
+
+    def __init__(self, dialect: Dialect, functions: Collection[str] | None) -> None:
+        self.count = 0
+        self._dialect = dialect
+        self._functions = functions
+        self._openings = dialect.openings if functions is not None else ()
+        self._heads = _bare_heads(functions) if dialect.bare and functions else ()
+        self._held = ""
+        self._opening = ""
+        """The marker before what may be a call, and the blanks around it."""
+        self._marked = False
+        """Whether a marker has told that it is one."""
+        self._value = Nesting()
+        self._looked_at = 0
+        """How much of what is held ``_value`` has seen."""
+        self._state = self._begin if self._heads else self._text
+        self._nesting = Nesting()
+
+    def push(self, text: str) -> list[Said]:
+        """What is certain now."""
+        self._held += text
+        said: list[Said] = []
+        while (found := self._state()) is not None:
+            said += found
+        return said
+
+    def finish(self) -> list[Said]:
+        """The rest, at the end of the answer."""
+        said = self.push("")
+        if self._state == self._call:
+            said += self._whole(self._held) or [self._opening + self._held]
+        elif self._state != self._after and self._held:
+            said.append(self._held)
+        self._held = ""
+        return said
+
+    # Each state takes what it can from what is held, and returns what was said; None until more text comes.
+
+    def _begin(self) -> list[Said] | None:
+        """An answer's first letters, which may be a call without a marker."""
+        squeezed = _squeezed(self._held)
+        if not any(head.startswith(squeezed) for head in self._heads):
+            if any(squeezed.startswith(head) for head in self._heads):
+                self._enter_call("", marked=False)
+            else:
+                self._state = self._text
+            return []
+        return None
+
+    def _text(self) -> list[Said] | None:
+        markers = (*self._openings, *self._dialect.silent)
+        found = [(place, -len(m), m) for m in markers if (place := self._held.find(m)) >= 0]
+        if not found:
+            text = self._held[: len(self._held) - overlap(self._held, markers)]
+            if self._openings:
+                text = text.rstrip("\n")  # those before a call are part of it
+            self._held = self._held[len(text) :]
+            return [text] if text else None
+        place, _, marker = min(found)
+        if any(len(m) > len(marker) and m.startswith(self._held[place:]) for m in markers):
+            return None  # it may be a longer one
+        text, self._held = self._held[:place], self._held[place + len(marker) :]
+        if marker in self._openings:
+            before, text = text, text.rstrip("\n")
+            self._enter_call(before[len(text) :] + marker, marked=True)
+        return [text] if text else []
+
+    def _enter_call(self, opening: str, *, marked: bool) -> None:
+        self._opening, self._marked = opening, marked
+        self._value, self._looked_at = Nesting(), 0
+        self._state = self._call
+
+    def _call(self) -> list[Said] | None:
+        """What stands before the arguments, or a whole call where that is written in another order."""
+        body = self._held.lstrip()
+        self._opening += self._held[: len(self._held) - len(body)]
+        self._held = body
+        if (match := self._head(body)) is not None:
+            self._held = body[match.end() :]
+            self._state, self._nesting = self._arguments, Nesting()
+            return [self._begun(match[1])]
+        end = self._end(body)
+        if end is None and len(body) < MAX_HELD:
+            return None
+        calls = self._whole(body[:end])
+        if not calls:
+            self._state = self._text
+            return [self._opening] if self._opening else []
+        self._held, self._state = body[end:], self._after
+        return calls
+
+    def _arguments(self) -> list[Said] | None:
+        if not self._held:
+            return None
+        end = self._nesting.end(self._held)
+        text, self._held = self._held[:end], self._held[end:]
+        if self._nesting.closed:
+            self._state = self._after
+        return [ArgumentsWent(self.count - 1, text)]
+
+    def _after(self) -> list[Said] | None:
+        """Behind a call: markup that closes it, another call, or text."""
+        rest = self._held.lstrip()
+        while ending := next((e for e in self._dialect.endings if rest.startswith(e)), None):
+            rest = rest[len(ending) :].lstrip()
+        self._held = rest
+        markers = (*self._dialect.endings, *self._openings, *self._dialect.silent)
+        if not rest or any(marker.startswith(rest) for marker in markers):
+            return None
+        marker = self._dialect.inside[0] if self._dialect.head is not None else ""
+        if rest.startswith("{") or (marker and rest.startswith(marker)):
+            self._enter_call("", marked=self._marked)
+        elif marker and marker.startswith(rest):
+            return None
+        else:
+            self._state = self._text
+        return []
+
+    def _ending(self) -> str | None:
+        """What closes the call that is being read, where its markup has such a thing."""
+        return "</tool_call>" if "<tool_call>" in self._opening else None
+
+    def _head(self, body: str) -> re.Match[str] | None:
+        """The beginning of a call, up to its arguments."""
+        match = _JSON_HEAD.match(body) or (self._dialect.head.match(body) if self._dialect.head else None)
+        return match if match is not None and self._may_call(match[1]) else None
+
+    def _may_call(self, name: str) -> bool:
+        """Whether a call of ``name`` is one: behind a marker of the model's own it always is."""
+        return name in (self._functions or ()) or (self._marked and self._dialect.name != "unknown")
+
+    def _end(self, body: str) -> int | None:
+        """Where what may be a call ends; ``None`` where it goes on, 0 where it cannot be one."""
+        if body.startswith(("{", "[")):
+            if self._value.closed:
+                return self._looked_at
+            self._looked_at += self._value.end(body[self._looked_at :])
+            return self._looked_at if self._value.closed else None
+        begins_head, ending = self._dialect.begins_head, self._ending()
+        if body == "" or (begins_head is not None and begins_head.fullmatch(body)):
+            return None
+        if ending is None:
+            return 0
+        if ending in body:
+            return body.index(ending)
+        return None if self._begins_tags(body) else 0
+
+    def _begins_tags(self, body: str) -> bool:
+        """Whether a body may become a call in tags: ``<function=name>``, or a name and ``<arg_key>``."""
+        xml, key = "<function=", "<arg_key>"
+        if xml.startswith(body) or body.startswith(xml):
+            return True
+        for name in self._functions or ():
+            if name.startswith(body):
+                return True
+            rest = body.removeprefix(name).lstrip()
+            if body.startswith(name) and (key.startswith(rest) or rest.startswith(key)):
+                return True
+        return False
+
+    def _whole(self, body: str) -> list[Said]:
+        """The calls that a body is, which was no call until its end; none where it is text."""
+        said: list[Said] = []
+        calls = _parsed(body) or (_tagged(body) if self._ending() else [])
+        for name, arguments in calls:
+            if not self._may_call(name):
+                return []
+            said += [self._begun(name), ArgumentsWent(self.count - 1, arguments)]
+        return said
+
+    def _begun(self, name: str) -> CallBegun:
+        self.count += 1
+        return CallBegun(self.count - 1, self._dialect.new_id(), name)
+
+
+@dataclass(slots=True)
+class Nesting:
+    """Finds where a JSON object or list ends, as its text comes."""
+
+    depth: int = 0
+    in_text: bool = False
+    escaped: bool = False
+    closed: bool = False
+
+    def end(self, text: str) -> int:
+        """The place behind the last brace, or the length of ``text`` when it goes on."""
+        for place, letter in enumerate(text):
+            if self.in_text:
+                if self.escaped:
+                    self.escaped = False
+                elif letter == "\\":
+                    self.escaped = True
+                elif letter == '"':
+                    self.in_text = False
+            elif letter == '"':
+                self.in_text = True
+            elif letter in "{[":
+                self.depth += 1
+            elif letter in "}]":
+                self.depth -= 1
+                if self.depth == 0:
+                    self.closed = True
+                    return place + 1
+        return len(text)
+
+
+def overlap(text: str, markers: Collection[str]) -> int:
+    """How many characters at the end of ``text`` may begin one of ``markers``."""
+    most = min(len(text), max(map(len, markers), default=0))
+    return next((n for n in range(most, 0, -1) if any(m.startswith(text[-n:]) for m in markers)), 0)
+
+
+def _squeezed(text: str) -> str:
+    """JSON without the blanks between its words."""
+    return _BLANKS.sub(lambda match: match[0] if match[0][0] == '"' else "", text)
+
+
+def _bare_heads(functions: Collection[str]) -> tuple[str, ...]:
+    """How a call without a marker begins, without blanks."""
+    return tuple(
+        f'{{{before}"name":"{name}","{word}":{{'
+        for name in functions
+        for word in ("arguments", "parameters")
+        for before in ("", '"type":"function",')
+    )
+
+
+def _parsed(body: str) -> list[tuple[str, str]]:
+    """Names and arguments of the calls that a whole body is as JSON, in any order; else none."""
+    try:
+        value: object = json.loads(body)
+    except (ValueError, RecursionError):
+        return []
+    found = [_one_call(one) for one in (cast(list[object], value) if isinstance(value, list) else [value])]
+    return [call for call in found if call is not None] if all(found) else []
+
+
+def _tagged(body: str) -> list[tuple[str, str]]:
+    """The same of a call in tags, as Qwen's coder and GLM write it."""
+    if (match := _XML_CALL.fullmatch(body.strip())) is not None:
+        return [(match[1], _from_tags(_XML_ARGUMENT.findall(match[2])))]
+    if (match := _KEYED_CALL.fullmatch(body.strip())) is not None:
+        return [(match[1], _from_tags(_KEYED_ARGUMENT.findall(match[2])))]
+    return []
+
+
+def _one_call(value: object) -> tuple[str, str] | None:
+    if not isinstance(value, dict):
+        return None
+    call = cast(dict[str, Any], value)
+    if isinstance(call.get("function"), dict):
+        call = cast(dict[str, Any], call["function"])
+    name = call.get("name")
+    arguments = call.get("arguments", call.get("parameters"))
+    if not isinstance(name, str) or re.fullmatch(NAME, name) is None:
+        return None
+    if isinstance(arguments, str):  # JSON within JSON
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            return None
+    if arguments is None:
+        arguments = {}
+    return (name, json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
+
+
+def _from_tags(pairs: list[tuple[str, str]]) -> str:
+    """Arguments of which each value is JSON, or else a text."""
+    return json.dumps({name.strip(): _value(text) for name, text in pairs}, ensure_ascii=False)
+
+
+def _value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

@@ -1,0 +1,99 @@
+"""``/api/…``: what the page asks for, each thing once or all of it live."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import segno
+import trio
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from shoal.config import DEFAULT_MODEL, DEFAULT_SWARM
+from shoal.gateway.access.guard import caller_of
+from shoal.gateway.errors import Forbidden, LimitReached
+from shoal.gateway.page.feed import Feed
+from shoal.swarm.join import here_only
+from shoal.swarm.membership import Membership, to_code
+
+Invite = Callable[[], Membership]
+"""Gives, on a thread, what another machine needs to come in. Raises ``UsageError`` where nobody may."""
+
+
+class Live:
+    """The routes of the page's data."""
+
+    def __init__(self, feed: Feed, invite: Invite, model: str) -> None:
+        self._feed = feed
+        self._invite = invite
+        self._model = model
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/api/events", self._events),
+            Route("/api/swarm", self._swarm),
+            Route("/api/requests", self._requests),
+            Route("/api/health", self._health),
+            Route("/api/invite", self._show_invite),
+        ]
+
+    async def _events(self, request: Request) -> Listening:
+        if self._feed.full:
+            raise LimitReached("too many pages listen already", retry_after_s=5.0)
+        return Listening(self._feed)
+
+    async def _swarm(self, request: Request) -> Response:
+        return Response(self._feed.swarm_now(), media_type="application/json")
+
+    async def _requests(self, request: Request) -> Response:
+        return JSONResponse(self._feed.records.shown())
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse(self._feed.health_now())
+
+    async def _show_invite(self, request: Request) -> Response:
+        """Who has the code is a member of the swarm: only an administrator's key gets it."""
+        if not caller_of(request).admin:
+            check = "a key that may is made by: shoal key create NAME --admin"
+            raise Forbidden("this key may not invite", check=check)
+        swarm = await trio.to_thread.run_sync(self._invite)
+        code = to_code(swarm)
+        image = io.BytesIO()
+        segno.make_qr(code.upper(), error="l").save(image, kind="svg", xmldecl=False, scale=4)
+        return JSONResponse(
+            {
+                "code": code,
+                "command": f"shoal join {code} && {_up(swarm.name, self._model)}",
+                "qr_svg": image.getvalue().decode(),
+                "here_only": here_only(swarm),
+            }
+        )
+
+
+def _up(swarm: str, model: str) -> str:
+    """What starts a node there. Names the swarm and the model where they are not the default ones.
+
+    A folder of this machine is called by its name: elsewhere it lies in another place.
+    """
+    model = Path(model).name if Path(model).is_absolute() else model
+    words = ["shoal", "up"]
+    if swarm != DEFAULT_SWARM:
+        words += ["--swarm", swarm]
+    if model != DEFAULT_MODEL:
+        words += ["--model", model]
+    return shlex.join(words)
+
+
+class Listening:
+    """An ASGI response that goes on for as long as its page listens."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._feed.listen(scope, receive, send)

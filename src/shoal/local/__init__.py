@@ -1,0 +1,1 @@
+"""Node processes on this machine, for the demo, the benchmarks and the lab."""

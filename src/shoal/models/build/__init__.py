@@ -1,0 +1,1 @@
+"""Any span of any causal LM that transformers knows, and its ends, as modules that run."""

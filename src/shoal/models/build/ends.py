@@ -1,0 +1,120 @@
+"""The ends that the client keeps: tokens become hidden states, hidden states become logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+
+from shoal.errors import PromptTooLong, StepFailed, UsageError
+from shoal.models.build.blocks import Blocks
+from shoal.models.build.loader import TORCH_DTYPE
+from shoal.models.build.parts import check_hidden, tensor_bytes
+from shoal.models.build.placeholders import Door, Reached
+from shoal.models.build.rope_scaling import rope_scaling
+from shoal.models.build.self_check import check_embed, check_head
+from shoal.models.build.skeleton import load_hollow, read_model_config
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.seam.config import PretrainedConfig
+from shoal.models.seam.model import PreTrainedModel, accepted_inputs
+from shoal.models.store.local_model import LocalModel
+from shoal.types import DType
+
+
+class Ends:
+    """The embedding and the head, sharing a tied matrix. For one thread at a time."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        blocks: Blocks,
+        config: PretrainedConfig,
+        *,
+        context: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.width = int(config.hidden_size)
+        self.vocab_size = int(config.vocab_size)
+        self.context = context
+        self.dtype = dtype
+        self.device = device
+        self.model = model
+        self.rope_scaling = rope_scaling(config)
+        self.tensor_bytes = tensor_bytes(model)
+        """Bytes of both ends' weights in memory, a tied matrix once."""
+        self.doors = [cast(Door, door) for door in blocks.modules]
+        self._accepts = accepted_inputs(model.base_model)
+        self.knows_position = bool(self._accepts & {"position_ids", "cache_position"})
+
+    @torch.inference_mode()
+    def embed(self, token_ids: Sequence[int], position: int) -> torch.Tensor:
+        """What the first block receives, ``[1, n, width]``, for tokens ``[position, position + n)``.
+
+        Raises:
+            UsageError: no tokens, or one outside of the vocabulary.
+            PromptTooLong: positions beyond the model's context.
+        """
+        if not token_ids or min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
+            raise UsageError(
+                f"token ids must be in 0..{self.vocab_size - 1}, and at least one", check="the tokenizer"
+            )
+        if position < 0 or position + len(token_ids) > self.context:
+            raise PromptTooLong(
+                f"position {position + len(token_ids)} is beyond the model's context of {self.context} tokens"
+            )
+        positions = torch.arange(position, position + len(token_ids), device=self.device)
+        offered = {
+            "input_ids": torch.tensor([token_ids], device=self.device),
+            "position_ids": positions[None],
+            "cache_position": positions,
+            "use_cache": False,
+        }
+        for door in self.doors:
+            door.substitute = None
+        try:
+            self.model.base_model(**{name: offered[name] for name in self._accepts & offered.keys()})
+        except Reached as reached:
+            return reached.hidden
+        raise StepFailed("the forward did not come to the first block")
+
+    @torch.inference_mode()
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits ``[1, n, vocab]`` of what the last block gave, ``[1, n, width]``.
+
+        The last bits may depend on ``n``, as they do in transformers: for those of ``generate`` pass the last
+        row alone.
+
+        Raises:
+            StepFailed: ``hidden`` has another shape or dtype.
+        """
+        check_hidden(hidden, self.width, self.dtype)
+        for door in self.doors:
+            door.substitute = hidden.to(self.device)
+        # What enters at the bottom does not matter: the doors give what the last block gave.
+        bottom = torch.zeros((1, hidden.shape[1]), dtype=torch.long, device=self.device)
+        try:
+            return cast(torch.Tensor, self.model(input_ids=bottom, use_cache=False).logits)
+        finally:
+            for door in self.doors:
+                door.substitute = None
+
+
+def load_ends(model: LocalModel, dtype: DType = "float32", device: str = "cpu") -> Ends:
+    """Build the embedding and the head of a model, reading only their tensors. Raises as ``load_span``."""
+    checkpoint = open_checkpoint(model.path)
+    config = read_model_config(checkpoint)
+    hollow, blocks = load_hollow(checkpoint, config, dtype, None)
+    hollow.to(device)  # pyright: ignore[reportArgumentType]
+    ends = Ends(
+        hollow,
+        blocks,
+        config,
+        context=model.shape.context,
+        dtype=TORCH_DTYPE[dtype],
+        device=torch.device(device),
+    )
+    check_embed(ends)
+    check_head(ends)
+    return ends

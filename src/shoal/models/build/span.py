@@ -1,0 +1,259 @@
+"""A span of blocks at work.
+
+The ends and spans of a model, chained, give bit for bit what the whole model gives in transformers, as long
+as both see the same tokens in the same pieces.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.errors import PositionGap, StepFailed, UsageError
+from shoal.models.build import kv
+from shoal.models.build.blocks import Blocks
+from shoal.models.build.ends import Ends, load_ends
+from shoal.models.build.kv import Cache
+from shoal.models.build.loader import TORCH_DTYPE
+from shoal.models.build.parts import check_hidden, tensor_bytes
+from shoal.models.build.placeholders import Reached, split_hidden
+from shoal.models.build.rope import sequence_ropes
+from shoal.models.build.self_check import KvCost, check_span
+from shoal.models.build.skeleton import load_hollow, read_model_config
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.seam.config import PretrainedConfig
+from shoal.models.seam.loading import QuantizationConfigMixin
+from shoal.models.seam.model import CACHE_NAMES, PreTrainedModel, accepted_inputs
+from shoal.models.store.local_model import LocalModel
+from shoal.types import DType, Kv, Span
+
+PARTS = 4
+"""Parts of a span that are kept ready; each takes no weights, only modules."""
+
+__all__ = ["Cache", "Ends", "SpanModule", "load_ends", "load_span"]
+
+
+class SpanModule:
+    """Blocks ``[start, end)`` of a model. For one thread at a time."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        blocks: Blocks,
+        span: Span,
+        config: PretrainedConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        kv_as: Kv = "auto",
+    ) -> None:
+        self.span = span
+        self.width = int(config.hidden_size)
+        """Elements of one token's hidden states."""
+        # Told, not looked up: a model whose weights are all packed has no parameter to look at, and the first
+        # parameter of one that keeps some in float32 says nothing of its hidden states.
+        self.dtype = dtype
+        self.device = device
+        self.model = model
+        self.blocks = blocks
+        self.tensor_bytes = tensor_bytes(model)
+        """Bytes of the span's weights in memory."""
+        self.kv_cost = KvCost(())
+        self._config = config
+        self._kv_as: Kv = kv_as
+        self._accepts = accepted_inputs(model.base_model)
+        self._entering: torch.Tensor | None = None
+        self._ropes = sequence_ropes(model)
+        self._parts: OrderedDict[Span, SpanModule] = OrderedDict()
+        blocks.modules[0].register_forward_pre_hook(self._enter, with_kwargs=True)
+        blocks.modules[-1].register_forward_hook(_leave)
+
+    @torch.inference_mode()
+    def forward(
+        self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int = 0
+    ) -> torch.Tensor:
+        """What the next block, or the head, receives for tokens ``[position, position + n)``.
+
+        Args:
+            hidden: ``[1, n, width]`` in the span's dtype, what the block before gave, or the embedding.
+            cache: holds the tokens before ``position``; one that holds more is cropped first.
+            sequence_length: tokens of the sequence that these are a piece of, where it goes on behind them:
+                some models' rotary frequencies depend on it (:mod:`shoal.models.build.rope_scaling`).
+
+        Raises:
+            PositionGap: the cache holds fewer tokens than ``position``.
+            CannotRollBack: it holds more and cannot forget them.
+            StepFailed: ``hidden`` has another shape or dtype.
+            RuntimeError: torch's own faults, out of memory among them; crop the cache before going on.
+        """
+        check_hidden(hidden, self.width, self.dtype)
+        if position > cache.length:
+            raise PositionGap(f"a step at position {position}, but only {cache.length} tokens are cached")
+        if position < cache.length or cache.torn:
+            self.crop(cache, position)
+        end = position + hidden.shape[1]
+        sequence_length = max(sequence_length, end)
+        at_once = 1 if position and kv.goes_on_one_by_one(self._config, cache.states, self.span) else end
+        cache.torn = True
+        outs: list[torch.Tensor] = []
+        for rows in hidden.to(self.device).split(at_once, 1):
+            outs.append(self._run(rows, cache, position, sequence_length))
+            position += rows.shape[1]
+        cache.length, cache.torn = end, False
+        return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+
+    def new_cache(self) -> Cache:
+        """An empty cache for one session."""
+        return Cache(kv.new_states(self._config, self.span, self._kv_as))
+
+    def crop(self, cache: Cache, length: int) -> None:
+        """Forget the tokens from position ``length`` on. Forgetting all of them is always possible.
+
+        Raises:
+            PositionGap: the cache holds fewer.
+            CannotRollBack: a sliding window or a recurrent state cannot go back to there.
+        """
+        if length > cache.length:
+            raise PositionGap(f"cannot crop to {length}, only {cache.length} tokens are cached")
+        if length == 0:
+            fresh = self.new_cache()
+            cache.states, cache.length, cache.torn = fresh.states, 0, False
+        else:
+            kv.crop(cache, length, self.span)
+
+    def cache_length(self, cache: Cache) -> int:
+        """Tokens that the cache holds."""
+        return cache.length
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of cache that a session of ``tokens`` tokens takes; sliding windows stop growing."""
+        return self.kv_cost.bytes(tokens)
+
+    def part(self, span: Span) -> SpanModule:
+        """Some of these blocks as a span of their own, on the same weights. The last few parts are kept.
+
+        Raises:
+            UsageError: ``span`` is not inside of this one.
+        """
+        if span == self.span:
+            return self
+        if span.start < self.span.start or span.end > self.span.end:
+            raise UsageError(f"blocks {span} are not inside of {self.span}")
+        if span not in self._parts:
+            self._parts[span] = self._share(span)
+        self._parts.move_to_end(span)
+        while len(self._parts) > PARTS:
+            self._parts.popitem(last=False)
+        return self._parts[span]
+
+    def _share(self, span: Span) -> SpanModule:
+        weights = (*self.model.parameters(), *self.model.buffers())
+        memo: dict[int, Any] = {id(tensor): tensor for tensor in weights}
+        memo[id(self)] = self  # the hooks of ours that are copied along are taken off below
+        model, blocks = copy.deepcopy((self.model, self.blocks), memo)
+        start, end = span.start - self.span.start, span.end - self.span.start
+        kept = nn.ModuleList(list(blocks.modules)[start:end])
+        for block in kept:
+            block._forward_pre_hooks.clear()  # pyright: ignore[reportPrivateUsage]
+            block._forward_pre_hooks_with_kwargs.clear()  # pyright: ignore[reportPrivateUsage]
+            block._forward_hooks.clear()  # pyright: ignore[reportPrivateUsage]
+        blocks.replace(kept, span.start)
+        module = SpanModule(
+            model, blocks, span, self._config, dtype=self.dtype, device=self.device, kv_as=self._kv_as
+        )
+        module.kv_cost = check_span(module)
+        return module
+
+    def _run(self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int) -> torch.Tensor:
+        n = hidden.shape[1]
+        for rope in self._ropes:
+            rope.ahead = sequence_length if sequence_length > position + n else 0
+        positions = torch.arange(position, position + n, device=self.device)
+        offered: dict[str, object] = {
+            "inputs_embeds": hidden,
+            "position_ids": positions[None],
+            "cache_position": positions,
+            "use_cache": True,
+            **dict.fromkeys(CACHE_NAMES, cache.states),
+        }
+        self._entering = hidden
+        try:
+            self.model.base_model(**{name: offered[name] for name in self._accepts & offered.keys()})
+        except Reached as reached:
+            return reached.hidden
+        finally:
+            self._entering = None
+        raise StepFailed("the forward did not pass through the span's blocks")
+
+    def _enter(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Give the first block what came over the wire, whatever the model made of it on the way here."""
+        split_hidden(args, kwargs)
+        if args:
+            return (self._entering, *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": self._entering}
+
+
+def load_span(
+    model: LocalModel,
+    span: Span,
+    dtype: DType = "float32",
+    device: str = "cpu",
+    packing: QuantizationConfigMixin | None = None,
+    kv_as: Kv = "auto",
+) -> SpanModule:
+    """Build ``span`` of a model, reading only its own tensors, and prove that it stands alone.
+
+    Args:
+        packing: packs weights as they are read, one tensor at a time (:mod:`shoal.executor.packed`).
+        kv_as: how sessions' keys and values are kept.
+
+    Raises:
+        UsageError: the span goes beyond the model's blocks.
+        BadWeights: tensors are missing, damaged or of another shape.
+        UnsupportedModel: the model is not one whose blocks can be served apart.
+    """
+    module = build_span(model, span, dtype, device, packing, kv_as)
+    module.kv_cost = check_span(module)
+    return module
+
+
+def build_span(
+    model: LocalModel,
+    span: Span,
+    dtype: DType = "float32",
+    device: str = "cpu",
+    packing: QuantizationConfigMixin | None = None,
+    kv_as: Kv = "auto",
+    split: int = 1,
+) -> SpanModule:
+    """A span that nothing is proven of yet: its caller does that, with ``check_span``.
+
+    Args:
+        split: over how many processes its matrices are split; see
+            :func:`shoal.models.build.loader.load_weights`.
+
+    Raises:
+        As :func:`load_span`; UsageError also when the model cannot be split so.
+    """
+    checkpoint = open_checkpoint(model.path)
+    config = read_model_config(checkpoint)
+    if span.end > int(config.num_hidden_layers):
+        raise UsageError(
+            f"span {span} goes beyond the {config.num_hidden_layers} blocks of {model.name}",
+            next_command=f"shoal models show {model.name}",
+        )
+    hollow, blocks = load_hollow(checkpoint, config, dtype, span, packing, split)
+    hollow.to(device)  # pyright: ignore[reportArgumentType]
+    return SpanModule(
+        hollow, blocks, span, config, dtype=TORCH_DTYPE[dtype], device=torch.device(device), kv_as=kv_as
+    )
+
+
+def _leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    raise Reached(output[0] if isinstance(output, tuple) else output)

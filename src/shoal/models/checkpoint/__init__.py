@@ -1,0 +1,1 @@
+"""A model's folder, read without trusting it and without running anything of it."""

@@ -1,0 +1,242 @@
+"""A checkpoint: a folder with ``config.json`` and safetensors files, read without running anything of it."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import re
+from collections.abc import Generator, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from shoal.errors import BadWeights, UnsupportedModel
+from shoal.models.checkpoint.headers import MAX_TENSORS, TensorEntry, read_header
+from shoal.models.checkpoint.nested import is_nested, text_config, text_tensors
+from shoal.models.store.lookalikes import no_model, what_it_is
+from shoal.models.untrusted.bounded_json import parse
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+EPSILON = re.compile(r"(^|_)eps(ilon)?$")
+"""Names of fields with what a norm adds below its root: ``rms_norm_eps``, ``layer_norm_epsilon``."""
+COUNTED = "layer|expert|block|head|group|state|label"
+COUNTS = re.compile(rf"(^|_)(({COUNTED})s?|depth)$|^(n|num)_\w*({COUNTED})")
+"""Names of fields that say how many there are of something: ``encoder_layers``, ``num_experts_per_tok``.
+Those that only have such a word in them, as ``vocab_size_per_layer_input`` or ``block_size``, are sizes."""
+LAYERS = re.compile("layer|block|depth")
+MAX_LAYERS = 4096
+"""Honest models have up to 200. Of 100,000 some configs of transformers make lists for hours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """How large a JSON file of a model may be."""
+
+    size: int
+    """Bytes."""
+    values: int
+    """Those in lists and objects included. A million take a second and 200 MB."""
+
+
+CONFIG = Most(8 << 20, 100_000)
+"""Honest configs have a hundred values; the largest, with 21,841 labels, which are named twice, 44,000."""
+LONG_LIST = Most(64 << 20, 400_000)
+"""An index, which has one for each of up to :data:`MAX_TENSORS` tensors. The largest of today take 15 MB."""
+BESIDE_TOKENIZER = Most(16 << 20, 1_000_000)
+"""What lies beside a tokenizer. Gemma's 6,400 added tokens are 1.2 MB of 50,000 values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a folder holds: the parsed ``config.json`` and where each tensor lies.
+
+    Of a model that does more than text these are the text part's config and tensors, by the names that it has
+    as a model of its own; an entry has the name in the file.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+
+    @property
+    def files(self) -> list[Path]:
+        """The safetensors files, sorted."""
+        return sorted({entry.file for entry in self.tensors.values()})
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read a folder's config and headers. Takes milliseconds: no tensor is read.
+
+    Raises:
+        UnknownModel: the folder has no ``config.json``.
+        BadWeights: a file cannot be read, is missing, truncated or dishonest.
+        UnsupportedModel: the weights are pickled or quantised, or the model needs code of its own.
+    """
+    config = _read_whole_config(folder)
+    tensors: dict[str, TensorEntry] = {}
+    for file, wanted in _files(folder):
+        entries = read_header(file)
+        found = {entry.name for entry in entries}
+        if missing := next((name for name in wanted if name not in found), None):
+            raise BadWeights(
+                f"{file}: tensor {missing[:80]!r}, which {INDEX} promises, is not in it",
+                check="whether every file of the folder is from the same version of the model",
+            )
+        for entry in entries:
+            if wanted and entry.name not in wanted:
+                continue
+            if entry.name in tensors:
+                raise BadWeights(f"{file}: tensor {entry.name[:80]!r} is in another file too")
+            tensors[entry.name] = entry
+    if is_nested(config):
+        return Checkpoint(folder, text_config(config), text_tensors(tensors))
+    return Checkpoint(folder, config, tensors)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's ``config.json``, or the text part of it, if it is one that we may run.
+
+    Raises:
+        UnknownModel, BadWeights, UnsupportedModel: there is none: what the folder is instead.
+        BadWeights: it is not a JSON object, or has no ``model_type``.
+        UnsupportedModel: it is quantised.
+    """
+    config = _read_whole_config(folder)
+    return text_config(config) if is_nested(config) else config
+
+
+def _read_whole_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise no_model(folder)
+    config = read_object(path, CONFIG)
+    if not isinstance(config.get("model_type"), str):
+        raise BadWeights(f"{path}: it has no model_type", check="whether this is a language model's config")
+    if config.get("quantization_config") is not None:
+        raise UnsupportedModel(
+            f"{folder}: its weights are quantised (quantization_config), which is not supported yet",
+            check="take the unquantised version of the model, or a GGUF file, which is converted",
+        )
+    mlx = config.get("quantization")
+    if isinstance(mlx, dict) and "bits" in mlx:
+        raise UnsupportedModel(
+            f"{folder}: its weights are quantised by MLX (quantization), which only MLX reads",
+            check="take the model that it was made of, or a GGUF file, which is converted",
+        )
+    if (absurd := _absurd(config)) is not None:
+        name, value = absurd
+        raise BadWeights(f"{path}: {name[:80]} is {str(value)[:40]}", check="where this model comes from")
+    return config
+
+
+def _absurd(config: dict[str, Any]) -> tuple[str, float] | None:
+    """A number that no honest model has: of which every answer would be NaN, or which would fill the memory.
+
+    Blocks or experts may be so many that only building the model's lists would do that.
+    """
+    configs = [config]
+    while configs:
+        for name, value in configs.pop().items():
+            if isinstance(value, dict):  # a config in a config, as text_config
+                configs.append(cast("dict[str, Any]", value))
+            elif isinstance(value, list):  # in which Mamba 2 has an infinity: no limit
+                numbers = (v for v in cast("list[Any]", value) if isinstance(v, float))
+                if (nan := next(filter(math.isnan, numbers), None)) is not None:
+                    return name, nan
+            elif isinstance(value, int | float) and not _plausible(name, value):
+                return name, value
+    return None
+
+
+def _plausible(name: str, value: float) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if EPSILON.search(name):
+        return 0 <= value <= 1
+    return isinstance(value, float) or value <= _most(name)
+
+
+def _most(name: str) -> int:
+    if not COUNTS.search(name):
+        return 2**31 - 1
+    return MAX_LAYERS if LAYERS.search(name) else MAX_TENSORS
+
+
+def _files(folder: Path) -> list[tuple[Path, Set[str]]]:
+    """The safetensors files, each with the names that the index promises in it (none: whatever it holds)."""
+    index = folder / INDEX
+    if not index.is_file():
+        if not (folder / SINGLE).is_file():
+            raise no_model(folder)
+        return [(folder / SINGLE, frozenset())]
+    weight_map = read_object(index, LONG_LIST).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadWeights(f"{index}: it has no weight_map", check="fetch the file again")
+    names = cast(dict[str, object], weight_map)
+    if len(names) >= MAX_TENSORS:
+        raise BadWeights(f"{index}: {len(names)} entries, {MAX_TENSORS} or more are refused")
+    by_file: dict[str, set[str]] = {}
+    for name, file in names.items():
+        if not isinstance(file, str) or not _is_plain(file):
+            raise BadWeights(
+                f"{index}: it points to {str(file)[:80]!r}, outside of the folder",
+                check="where this model comes from: an honest index names only files beside it",
+            )
+        by_file.setdefault(file, set()).add(name)
+    for file in by_file:
+        if not (folder / file).is_file():
+            raise BadWeights(f"{folder / file} is missing", check="fetch the model again")
+    return [(folder / file, by_file[file]) for file in sorted(by_file)]
+
+
+def _is_plain(name: str) -> bool:
+    """Whether ``name`` is a safetensors file's name without any path."""
+    return name.endswith(".safetensors") and not any(c in name for c in "/\\:\0") and not name.startswith(".")
+
+
+def read_object(path: Path, most: Most) -> dict[str, Any]:
+    """A JSON object of a model's folder, in UTF-8, or in UTF-16 or 32 with a byte order mark.
+
+    Raises:
+        BadWeights: it cannot be read, is too large or nested too deep, or is no JSON object.
+    """
+    try:
+        if path.stat().st_size > most.size:
+            raise BadWeights(
+                f"{path}: larger than the {most.size >> 20} MiB that we read",
+                check="where this model comes from",
+            )
+        value = parse(path.read_bytes(), values=most.values)
+    except OSError as error:
+        raise BadWeights(f"{path}: it cannot be read ({error.strerror})", check="its permissions") from error
+    except ValueError as error:
+        what, check = what_it_is(path)
+        raise BadWeights(
+            f"{path} is {what}" if what else f"{path}: not valid JSON ({error})",
+            check=check or "fetch the file again",
+        ) from error
+    if not isinstance(value, dict):
+        raise BadWeights(f"{path}: not a JSON object", check="fetch the file again")
+    return cast(dict[str, Any], value)
+
+
+@contextmanager
+def plain_config(checkpoint: Checkpoint) -> Generator[Path]:
+    """A folder whose ``config.json`` is UTF-8 without a byte order mark, as other libraries want it.
+
+    It is the checkpoint's own unless its file is written otherwise, as Notepad and PowerShell do, or says
+    more than the text part.
+    """
+    path = checkpoint.folder / "config.json"
+    raw = path.read_bytes()
+    plain = not raw.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if plain and b"\0" not in raw[:4] and read_object(path, CONFIG) == checkpoint.config:
+        yield checkpoint.folder
+        return
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(checkpoint.config), encoding="utf-8")
+        yield Path(folder)

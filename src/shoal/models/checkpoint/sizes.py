@@ -1,0 +1,43 @@
+"""How large blocks are, from the headers alone: what fits into memory is asked before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+
+from shoal.errors import UnsupportedModel
+from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shoal.models.checkpoint.headers import FLOATING, TensorEntry
+from shoal.models.store.local_model import LocalModel
+from shoal.types import WEIGHT_BYTES, Format
+
+NUMBERED = re.compile(r"^(?P<list>.*?[^\d.])\.?(?P<index>\d+)\.")
+"""A tensor of a list's element: the list's name and the index, for example ``model.layers`` and ``12``."""
+
+
+def block_bytes(model: LocalModel, format: Format) -> list[int]:
+    """Bytes of each block's weights when held in ``format``, in order.
+
+    Raises:
+        BadWeights, UnknownModel: see ``open_checkpoint``.
+        UnsupportedModel: the tensors' names do not tell the blocks.
+    """
+    return _block_bytes(open_checkpoint(model.path), model.shape.n_blocks, format)
+
+
+def _block_bytes(checkpoint: Checkpoint, n_blocks: int, format: Format) -> list[int]:
+    lists: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for entry in checkpoint.tensors.values():
+        if (found := NUMBERED.match(entry.name)) is not None:
+            lists[found["list"]][int(found["index"])] += _held_bytes(entry, format)
+    # Blocks beyond the last are for training or speculation (DeepSeek-V3's multi-token prediction).
+    whole = [sizes for sizes in lists.values() if all(i in sizes for i in range(n_blocks))]
+    if not whole:
+        raise UnsupportedModel(f"{checkpoint.folder}: its tensors' names do not tell its {n_blocks} blocks")
+    largest = max(whole, key=lambda sizes: sum(sizes.values()))
+    return [largest[i] for i in range(n_blocks)]
+
+
+def _held_bytes(entry: TensorEntry, format: Format) -> int:
+    return math.ceil(math.prod(entry.shape) * WEIGHT_BYTES[format]) if entry.dtype in FLOATING else entry.size

@@ -1,0 +1,1 @@
+"""Models in GGUF files: read without trusting them, and turned into folders."""

@@ -1,0 +1,1 @@
+"""The models on this machine: what is known of each, and where they come from."""

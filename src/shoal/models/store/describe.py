@@ -1,0 +1,134 @@
+"""What a folder's files say of a model. What it finds is recorded: hashing takes seconds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shoal.errors import BadWeights
+from shoal.models.build.rope_scaling import context_factor
+from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shoal.models.checkpoint.digest import compute_digest
+from shoal.models.checkpoint.llama_config import DEFAULTS, LlamaConfig, read_llama_config
+from shoal.models.store.catalogue import find_entry
+from shoal.models.store.generation import read_generation_config, sampling_defaults, token_ids
+from shoal.models.store.local_model import LocalModel, SamplingDefaults
+from shoal.models.store.progress import Progress
+from shoal.models.text import TextCodec
+from shoal.types import ModelShape
+
+if TYPE_CHECKING:
+    from shoal.models.seam.config import PretrainedConfig
+
+# Under these names configs say how long a sequence may be.
+CONTEXT = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_sequence_length",
+    "max_seq_len",
+    "seq_length",
+    "n_ctx",
+)
+UNLIMITED = 1 << 20
+"""Tokens; for models without positions, whose configs name no limit."""
+
+
+def describe(folder: Path, name: str, source: str, progress: Progress) -> LocalModel:
+    """Check a folder, hash it, and read what routing and clients need.
+
+    Raises:
+        UnknownModel, BadWeights, UnsupportedModel: see ``open_checkpoint``; or the config makes no sense.
+    """
+    checkpoint = open_checkpoint(folder)
+    config = read_any_config(checkpoint)
+    vocab_size = _positive(checkpoint, config, "vocab_size")
+    end_tokens = _end_tokens(checkpoint, config, vocab_size)
+    sampling = _sampling(folder, source)
+    digest = compute_digest(checkpoint, progress)
+    sizes: Counter[str] = Counter()
+    for entry in checkpoint.tensors.values():
+        sizes[entry.dtype] += entry.size
+    return LocalModel(
+        name=name,
+        path=folder,
+        digest=digest,
+        shape=ModelShape(
+            name=name,
+            digest=digest,
+            n_blocks=_positive(checkpoint, config, "num_hidden_layers"),
+            hidden_size=_positive(checkpoint, config, "hidden_size"),
+            context=context_of(config),
+            vocab_size=vocab_size,
+        ),
+        size=sizes.total(),
+        dtype=sizes.most_common(1)[0][0] if sizes else "F32",
+        source=source,
+        end_tokens=end_tokens,
+        sampling=sampling,
+    )
+
+
+def read_any_config(checkpoint: Checkpoint) -> LlamaConfig | PretrainedConfig:
+    """A checkpoint's config, by transformers only where it is not of Llama's shape.
+
+    Raises:
+        BadWeights, UnsupportedModel: see ``read_model_config`` and ``causal_class``.
+    """
+    # What ends an answer is read apart, and more kindly.
+    known = read_llama_config(dict(checkpoint.config) | {"eos_token_id": None})
+    if known is not None:
+        return known
+    from shoal.models.build.skeleton import causal_class, read_model_config  # noqa: PLC0415 - imports transformers
+
+    config = read_model_config(checkpoint)
+    causal_class(config)
+    return config
+
+
+def _positive(checkpoint: Checkpoint, config: LlamaConfig | PretrainedConfig, field: str) -> int:
+    value: object = getattr(config, field, None)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise BadWeights(
+            f"{checkpoint.folder / 'config.json'}: {field} is {str(value)[:40]}, not a whole number above 0"
+        )
+    return value
+
+
+def context_of(config: LlamaConfig | PretrainedConfig) -> int:
+    """The longest session, in tokens, that a model was made for."""
+    for field in CONTEXT:
+        value: object = getattr(config, field, None)
+        if isinstance(value, int) and value > 0:
+            return min(int(value * context_factor(config)), 2**31 - 1)
+    return UNLIMITED
+
+
+def _end_tokens(
+    checkpoint: Checkpoint, config: LlamaConfig | PretrainedConfig, vocab_size: int
+) -> frozenset[int]:
+    """What ends an answer: all that the model's files call its end.
+
+    The generation config says it in the config's place, where there is one; the tokenizer may name another,
+    and the chat template ends a turn with one that neither names.
+    """
+    generation: Mapping[str, Any] = read_generation_config(checkpoint.folder)
+    said: object = generation.get("eos_token_id")
+    if said is None:
+        known = isinstance(config, LlamaConfig)
+        default: object = DEFAULTS[config.model_type]["eos_token_id"] if known else config.eos_token_id
+        said = checkpoint.config.get("eos_token_id", default)
+    try:
+        told = TextCodec.load(checkpoint.folder).end_tokens
+    except BadWeights:
+        told = frozenset[int]()  # a model may come without a tokenizer; it takes token ids then
+    return token_ids(said, vocab_size) | token_ids(sorted(told), vocab_size)
+
+
+def _sampling(folder: Path, source: str) -> SamplingDefaults:
+    """What the model's makers recommend: in its folder, or as the catalogue has it from them."""
+    found = sampling_defaults(read_generation_config(folder))
+    kind, _, name = source.partition(":")
+    entry = find_entry(name) if kind == "catalogue" else None
+    return entry.sampling if entry is not None and found == SamplingDefaults() else found

@@ -1,0 +1,71 @@
+"""What the store writes down about a model, so that knowing it again costs neither hashing nor imports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, cast
+
+from shoal.models.checkpoint.digest import fingerprint
+from shoal.models.store.local_model import LocalModel, SamplingDefaults
+from shoal.types import Digest, ModelShape
+
+RECORD = "model.json"
+WEIGHTS = "weights"
+"""The folder, beside the record, of weights that were converted here."""
+VERSION = 2
+"""Of the record's format. Models recorded in an older one are described anew when they are next used."""
+
+
+def write(folder: Path, model: LocalModel) -> None:
+    """Record a model in ``folder``, at once or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = dataclasses.asdict(model) | {
+        "version": VERSION,
+        "path": WEIGHTS if model.path == folder / WEIGHTS else str(model.path),
+        "end_tokens": sorted(model.end_tokens),
+        "fingerprint": fingerprint(model.path),
+    }
+    partial = folder / f".{RECORD}.{os.getpid()}"
+    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    partial.replace(folder / RECORD)
+
+
+def read(folder: Path) -> LocalModel | None:
+    """The model recorded in ``folder``; None when there is no record that can be read."""
+    record = raw(folder)
+    if record is None:
+        return None
+    try:
+        return LocalModel(
+            name=record["name"],
+            path=folder / WEIGHTS if record["path"] == WEIGHTS else Path(record["path"]),
+            digest=Digest(record["digest"]),
+            shape=ModelShape(**record["shape"]),
+            size=record["size"],
+            dtype=record["dtype"],
+            source=record["source"],
+            end_tokens=frozenset(record["end_tokens"]),
+            sampling=SamplingDefaults(**record.get("sampling", {})),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def raw(folder: Path) -> dict[str, Any] | None:
+    """The record's fields, the fingerprint of the model's files among them."""
+    try:
+        record = json.loads((folder / RECORD).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    fields = cast(dict[str, Any], record)
+    version = fields.get("version")
+    if not isinstance(version, int) or not 0 < version <= VERSION:
+        return None
+    if version < VERSION:
+        fields.pop("fingerprint", None)  # it knows less than is wanted now
+    return fields

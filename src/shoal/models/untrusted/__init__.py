@@ -1,0 +1,1 @@
+"""What strangers wrote, kept from doing harm."""

@@ -1,0 +1,1 @@
+"""Everything that touches py-libp2p."""

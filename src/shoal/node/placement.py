@@ -1,0 +1,151 @@
+"""Where a node that chooses for itself serves: on joining, and later, when another place has become better.
+
+A node moves without a gap: it says where it is going, loads the new span beside the old one, takes new
+sessions there, announces it, and frees the old span when the last session on it has ended.
+
+Two nodes may choose the same place at the same time. So each waits a little once it has said where it goes,
+and looks again: then the one with the smaller peer id goes before the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from functools import partial
+
+import psutil
+import trio
+
+from shoal.errors import ShoalError
+from shoal.models.store.local_model import LocalModel
+from shoal.node.node import Node, blocks_that_fit, load_span
+from shoal.routing.placement import Move, choose_move, choose_span
+from shoal.routing.throughput import Placed
+from shoal.swarm.member import Member
+from shoal.types import Format, PeerId, Span
+
+LOOK_EVERY_S = 60.0
+"""How often a node asks itself whether to move, by chance half or one and a half of it."""
+SETTLE_S = 3.0
+"""How long a node waits to hear of others that are going too: longer than an announcement takes."""
+REST_S = 600.0
+"""For so long after a move it does not move again: what it cost should be earned first."""
+
+log = logging.getLogger(__name__)
+
+
+def pick_span(model: LocalModel, format: Format, memory: int, member: Member) -> Span:
+    """The span of ``model`` that the swarm lacks most and that fits. Raises as ``blocks_that_fit``."""
+    fits = blocks_that_fit(model, format, memory)
+    return choose_span(_others(model, format, member), model.shape.n_blocks, fits)
+
+
+async def keep_place(
+    node: Node,
+    moved: Callable[[Move], None],
+    *,
+    look_every_s: float = LOOK_EVERY_S,
+    settle_s: float = SETTLE_S,
+    rest_s: float = REST_S,
+) -> None:
+    """Move the node whenever that pays, until cancelled. It looks by chance, so that no two move at once.
+
+    Args:
+        moved: told of each move, when new sessions go to the new span.
+    """
+    chance = random.Random()
+    while True:
+        node.fits = _fits(node)
+        await trio.sleep(look_every_s * chance.uniform(0.5, 1.5))
+        move = await _choose(node, _others(node.model, node.engine.format, node.member))
+        if move is None:
+            continue
+        try:
+            if not await _claim(node, move, settle_s):
+                continue
+            await _move(node, move, moved)
+        except ShoalError as error:
+            log.warning("staying at blocks %s: %s", node.span, error.message)
+            await _stay(node)
+        await trio.sleep(rest_s)
+
+
+async def _claim(node: Node, move: Move, settle_s: float) -> bool:
+    """Say where the node is going; whether it still should be when others have said where they are."""
+    node.going = move.span
+    await node.member.announce()
+    await trio.sleep(settle_s)
+    first = _others(node.model, node.engine.format, node.member, before=node.member.network.peer)
+    again = await _choose(node, first)
+    if again is not None and again.span == move.span:
+        return True
+    await _stay(node)
+    return False
+
+
+async def _stay(node: Node) -> None:
+    """Go nowhere, and say so: others count a node where it is going."""
+    node.going = None
+    await node.member.announce()
+
+
+async def _choose(node: Node, others: list[Placed]) -> Move | None:
+    if not node.fits or node.server.draining:
+        return None
+    here = Placed(node.span, node.loaded.speed.blocks_s, node.fits)
+    choose = partial(choose_move, others, here, node.model.shape.n_blocks)
+    return await trio.to_thread.run_sync(choose, abandon_on_cancel=True)
+
+
+async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
+    log.info("moving from blocks %s to %s: %s", node.span, move.span, move.why)
+    old = node.loaded
+    new = await load_span(node.model, move.span, old.engine.format, node.settings, _room(node))
+    node.loaded, node.going = new, None
+    node.server.take_over(new.engine, new.span, new.speed)
+    try:
+        await node.member.announce()
+        moved(move)
+        await node.server.wait_unused(old.engine)
+    finally:
+        old.thread.close()
+
+
+def _others(
+    model: LocalModel, format: Format, member: Member, *, before: PeerId | None = None
+) -> list[Placed]:
+    """Who else serves the model, where it is or is going to be.
+
+    Args:
+        before: of the peers that are going, only those with a smaller peer id are taken to get there.
+    """
+    member.directory.know([model.shape])  # who says another number of blocks for this digest lies
+    found = [
+        (a.peer, a.served)
+        for a in member.directory.serving(model.digest, member.now(), format)
+        if a.served and a.peer != member.network.peer
+    ]
+    known = sorted(served.speed for _, served in found if served.speed)
+    usual = known[len(known) // 2] if known else 1.0
+    return [
+        Placed(s.going if s.going and (before is None or peer < before) else s.span, s.speed or usual, s.fits)
+        for peer, s in found
+    ]
+
+
+def _room(node: Node) -> int:
+    """Bytes for another span beside the one that is loaded: what the user allows, else what is free."""
+    allowed = node.settings.memory
+    used = node.engine.runner.tensor_bytes + node.engine.pool.pages * node.engine.pool.page_bytes
+    return max(0, allowed - used) if allowed else psutil.virtual_memory().available // 2
+
+
+def _fits(node: Node) -> int:
+    """Blocks that the node could serve elsewhere; 0 where there is no room for two spans at a time."""
+    if node.settings.parallel > 1:
+        return 0
+    try:
+        return min(len(node.span), blocks_that_fit(node.model, node.engine.format, _room(node)))
+    except ShoalError:
+        return 0

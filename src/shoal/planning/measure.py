@@ -1,0 +1,126 @@
+"""What this machine can do at best, measured in a few seconds: the roofline's two lines.
+
+Both are the best of several runs: what else the machine does slows a run down, and nothing speeds it up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import get_args
+
+import numpy as np
+import psutil
+import torch
+
+from shoal.errors import OutOfResources
+from shoal.executor.kernels.c_kernels import Matrix, Team, library, pack
+from shoal.planning.roofline import LINK, RTT_S, Machine
+from shoal.types import Format
+
+BUFFER = 256 << 20
+"""Bytes read to find the bandwidth: several times the largest caches."""
+ROWS, OUT, IN = 512, 5632, 2048
+"""A matrix product of a prefill: the MLP of a model of 1.1 billion weights."""
+OPERATIONS = 2.0 * ROWS * OUT * IN
+GPU_SIDE = 8192
+"""Rows and columns of the matrices with which a GPU is measured: smaller ones leave it idle."""
+RUNS = 3
+LEAST_S = 0.15
+"""Each measurement runs so often, and at least for so long."""
+
+
+def measure_machine(threads: int, name: str = "this machine") -> Machine:
+    """This machine's CPU and memory, with so many threads. Takes a few seconds and 300 MB.
+
+    The ceilings of bf16, int8 and int4 are those of our kernels, and missing where these are not built. Link
+    and round trip are assumed, not measured.
+
+    Raises:
+        OutOfResources: less memory is free than the measurement needs.
+    """
+    free = psutil.virtual_memory().available
+    if free < 2 * BUFFER:
+        raise OutOfResources(
+            f"{free >> 20} MiB of memory are free, and measuring takes {2 * BUFFER >> 20}",
+            check="other programs",
+            next_command="shoal doctor",
+        )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        bandwidth = _read_bandwidth()
+        ops: dict[Format, float] = {"fp32": _torch_ops(), **_kernel_ops(threads)}
+    finally:
+        torch.set_num_threads(before)
+    return Machine(name, free, bandwidth, ops, LINK, RTT_S)
+
+
+def measure_gpu(index: int = 0) -> Machine | None:
+    """A CUDA device, with torch's own products in fp32 and bf16; ``None`` where there is none.
+
+    Written without such a device at hand: its figures have not been held against the maker's yet.
+    """
+    if not torch.cuda.is_available():
+        return None
+    device = torch.device("cuda", index)
+    free, _ = torch.cuda.mem_get_info(device)
+    source = torch.ones(BUFFER, device=device)
+    target = torch.empty_like(source)
+    # A copy reads every byte once and writes it once.
+    bandwidth = 2 * source.nbytes / _least_s(lambda: target.copy_(source), device)
+    ops: dict[Format, float] = {
+        "fp32": _gpu_ops(device, torch.float32),
+        "bf16": _gpu_ops(device, torch.bfloat16),
+    }
+    return Machine(torch.cuda.get_device_name(device), free, bandwidth, ops, LINK, RTT_S)
+
+
+def _gpu_ops(device: torch.device, dtype: torch.dtype) -> float:
+    a = torch.ones(GPU_SIDE, GPU_SIDE, device=device, dtype=dtype)
+    out = torch.empty_like(a)
+    return 2.0 * GPU_SIDE**3 / _least_s(lambda: torch.mm(a, a, out=out), device)
+
+
+def _read_bandwidth() -> float:
+    buffer = torch.ones(BUFFER // 4)  # of ones: pages of zeros might all be one page
+    return BUFFER / _least_s(buffer.sum)
+
+
+def _torch_ops() -> float:
+    x, weights = torch.ones(ROWS, IN), torch.ones(OUT, IN)
+    out = torch.empty(ROWS, OUT)
+    return OPERATIONS / _least_s(lambda: torch.mm(x, weights.T, out=out))
+
+
+def _kernel_ops(threads: int) -> dict[Format, float]:
+    """By format, what the kernels reach; nothing where they are not built."""
+    if library() is None:
+        return {}
+    team = Team(threads)
+    x, weights = np.ones((ROWS, IN), np.float32), np.ones((OUT, IN), np.float32)
+
+    def ops(matrix: Matrix) -> float:
+        return OPERATIONS / _least_s(lambda: team.linear(matrix, x))
+
+    return {format: ops(pack(weights, format)) for format in get_args(Format) if format != "fp32"}
+
+
+def _least_s(run: Callable[[], object], device: torch.device | None = None) -> float:
+    """The shortest of several runs, in seconds. The first warms up."""
+    best, began, runs = float("inf"), time.perf_counter(), 0
+    while runs <= RUNS or time.perf_counter() - began < LEAST_S:
+        _wait(device)
+        since = time.perf_counter()
+        run()
+        _wait(device)
+        if runs:
+            best = min(best, time.perf_counter() - since)
+        runs += 1
+    return best
+
+
+def _wait(device: torch.device | None) -> None:
+    """Until a GPU has done what it was given."""
+    if device is not None:
+        torch.cuda.synchronize(device)

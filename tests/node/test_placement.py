@@ -1,0 +1,170 @@
+"""A node that chooses its span moves to where the swarm needs it more, and nobody notices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import trio
+from msgspec import structs
+
+from shoal.errors import OutOfResources
+from shoal.node.placement import keep_place, pick_span
+from shoal.node.speed import Speed
+from shoal.swarm.announcement import Announcement
+from shoal.testing.checkpoints import write_checkpoint
+from shoal.testing.swarm import memory_swarm
+from shoal.types import Span
+from tests.client.conftest import PROMPT, Whole
+
+LEFT, RIGHT = Span(0, 3), Span(3, 6)
+SOON = {"look_every_s": 0.1, "settle_s": 0.3, "rest_s": 60.0}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.set_num_threads(1)
+    return write_checkpoint(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(autouse=True)
+def alike(monkeypatch):
+    """Nodes of the same speed: what is measured on a busy machine would decide who moves."""
+    monkeypatch.setattr("shoal.node.node.measure_speed", lambda runner, pool: Speed(0.0, 100.0))
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+async def a_move(nursery, node):
+    """Let the node look around until it has moved."""
+    done = trio.Event()
+    with trio.fail_after(20):
+        nursery.start_soon(lambda: keep_place(node, lambda _: done.set(), **SOON))
+        await done.wait()
+
+
+async def test_a_node_moves_and_its_sessions_go_on_bit_for_bit(home, checkpoint):
+    whole = Whole(checkpoint)
+    async with memory_swarm(home, checkpoint, [LEFT, LEFT, RIGHT]) as swarm, trio.open_nursery() as nursery:
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+            first = session.ring.route[0].address.peer
+            node = next(n for n in swarm.nodes if n.member.network.peer == first)
+            expected = whole.step(PROMPT)
+            assert np.array_equal(await session.step(PROMPT), expected)
+            old = node.engine
+            await a_move(nursery, node)
+            assert node.span != LEFT
+            assert old.sessions == 1
+            for _ in range(5):
+                token = int(expected[-1].argmax())
+                expected = whole.step([token])
+                assert np.array_equal(await session.step([token]), expected)
+            assert session.ring.route[0].address.peer == first
+            assert not session.ring.lost
+        with trio.fail_after(5):
+            await node.server.wait_unused(old)
+        assert old.tokens_free == old.tokens
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+            assert np.array_equal(await session.step(PROMPT), Whole(checkpoint).step(PROMPT))
+        nursery.cancel_scope.cancel()
+
+
+async def test_blocks_that_nobody_serves_get_a_node_and_just_one(home, checkpoint):
+    async with memory_swarm(home, checkpoint, [LEFT, LEFT]) as swarm, trio.open_nursery() as nursery:
+        for node in swarm.nodes:
+            nursery.start_soon(lambda node=node: keep_place(node, lambda _: None, **SOON))
+        with trio.fail_after(20):
+            while 0 in swarm.client.coverage(swarm.model.digest):
+                await swarm.client.member.wait_changed()
+        await trio.sleep(1)
+        assert sorted(node.span for node in swarm.nodes) == [LEFT, RIGHT]
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+            assert np.array_equal(await session.step(PROMPT), Whole(checkpoint).step(PROMPT))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_node_says_where_it_is_going_before_it_is_there(home, checkpoint):
+    async with memory_swarm(home, checkpoint, [LEFT, LEFT]) as swarm, trio.open_nursery() as nursery:
+        said = []
+
+        async def listen():
+            while True:
+                await swarm.client.member.wait_changed()
+                served = [a.served for a in swarm.client.announcements() if a.served]
+                said.extend((s.span, s.going) for s in served if s.going or s.span == RIGHT)
+
+        nursery.start_soon(listen)
+        await a_move(nursery, swarm.nodes[0])
+        with trio.fail_after(5):
+            while (RIGHT, None) not in said:  # noqa: ASYNC110  the listener hears it
+                await trio.sleep(0.02)
+        assert said[0] == (LEFT, RIGHT)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_node_without_memory_for_both_spans_stays(home, checkpoint):
+    async with memory_swarm(home, checkpoint, [LEFT, LEFT, RIGHT]) as swarm, trio.open_nursery() as nursery:
+        node = swarm.nodes[0]
+        node.settings = replace(node.settings, memory=node.engine.runner.tensor_bytes)
+        nursery.start_soon(lambda: keep_place(node, pytest.fail, **SOON))
+        await trio.sleep(0.5)
+        assert node.fits == 0
+        assert node.span == LEFT
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_joining_node_takes_the_weakest_blocks(home, checkpoint):
+    async with memory_swarm(home, checkpoint, [LEFT, LEFT, RIGHT]) as swarm:
+        member = swarm.client.member
+        per_block = swarm.nodes[0].engine.runner.tensor_bytes // 3
+        assert pick_span(swarm.model, "fp32", round(3.1 * per_block / 0.75), member) == RIGHT
+        with pytest.raises(OutOfResources):
+            pick_span(swarm.model, "fp32", 1, member)
+
+
+async def test_a_node_measures_how_many_blocks_it_computes_in_a_second(home, checkpoint, monkeypatch):
+    monkeypatch.undo()
+    async with memory_swarm(home, checkpoint, [LEFT]) as swarm:
+        node = swarm.nodes[0]
+        assert 1 < node.served().speed < 1e6
+        assert node.engine.pool.taken == 0
+        assert node.engine.tokens_free == node.engine.tokens
+
+
+async def test_who_lies_about_how_many_blocks_there_are_places_nobody(home, checkpoint):
+    async with memory_swarm(home, checkpoint, [LEFT, LEFT]) as swarm:
+        member, liar = swarm.client.member, swarm.world.network().peer
+        served = swarm.nodes[0].served()
+        wall = member.clock.wall()
+        for number, (start, end) in enumerate(((100, 200), (3, 6))):
+            lie = structs.replace(served, n_blocks=16384, start=start, end=end, next_end=9)
+            word = Announcement(liar, number, wall, wall + 30, ("/memory/liar",), (), lie, "")
+            member.directory.take(word, b"", member.now(), wall)
+            assert pick_span(swarm.model, "fp32", 1 << 30, member) == Span(0, 6)
+            per_block = swarm.nodes[0].engine.runner.tensor_bytes // 3
+            assert pick_span(swarm.model, "fp32", round(3.1 * per_block / 0.75), member) == RIGHT
+
+
+async def test_a_node_that_cannot_load_the_span_it_wanted_says_that_it_stays(home, checkpoint, monkeypatch):
+    async def full(*_):
+        raise OutOfResources("the disk is full")
+
+    monkeypatch.setattr("shoal.node.placement.load_span", full)
+    async with memory_swarm(home, checkpoint, [LEFT, LEFT]) as swarm, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: keep_place(swarm.nodes[0], pytest.fail, **SOON))
+        peer = swarm.networks[0].peer
+
+        async def heard(going):
+            with trio.fail_after(10):
+                while swarm.client.member.directory.get(peer).served.going != going:
+                    await swarm.client.member.wait_changed()
+
+        await heard(RIGHT)
+        await heard(None)
+        assert swarm.nodes[0].span == LEFT
+        nursery.cancel_scope.cancel()

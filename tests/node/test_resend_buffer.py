@@ -1,0 +1,96 @@
+"""What a hop has sent is kept as it was sent, within a bound that all its sessions share."""
+
+from __future__ import annotations
+
+from shoal.node.resend_buffer import Kept, KeptRoom
+from shoal.wire.messages import Step
+
+
+def a_step(position, tokens=1):
+    return Step(b"s" * 16, 1, position, tokens, 1, "float32", tokens, 2)
+
+
+def fill(kept, pieces):
+    position = 0
+    for number, tokens in enumerate(pieces):
+        kept.add(a_step(position, tokens), "float32", bytes([number]) * 8 * tokens)
+        position += tokens
+
+
+def test_it_gives_back_what_was_sent_piece_by_piece():
+    kept = Kept(KeptRoom())
+    fill(kept, [3, 1, 1])
+    entries = kept.below(5, merge=False)
+    assert [(e.position, e.tokens, e.payload[:1]) for e in entries] == [
+        (0, 3, b"\0"),
+        (3, 1, b"\1"),
+        (4, 1, b"\2"),
+    ]
+    assert kept.below(0, merge=False) == []
+
+
+def test_single_rows_are_put_together_where_that_changes_no_bits():
+    kept = Kept(KeptRoom())
+    fill(kept, [3] + [1] * 10)
+    assert [e.tokens for e in kept.below(13, merge=True)] == [3, 8, 2]
+    assert kept.below(13, merge=True)[2].payload == bytes([9]) * 8 + bytes([10]) * 8
+
+
+def test_a_piece_of_a_longer_sequence_is_sent_again_as_one():
+    kept = Kept(KeptRoom())
+    kept.add(Step(b"s" * 16, 1, 0, 3, 1, "float32", 3, 2, sequence_length=9), "float32", bytes(24))
+    for position in (3, 4):
+        kept.add(a_step(position), "float32", bytes(8))
+    assert [(e.tokens, e.sequence_length) for e in kept.below(5, merge=True)] == [(3, 9), (2, 0)]
+
+
+def test_after_a_roll_back_only_what_holds_is_kept():
+    room = KeptRoom()
+    kept = Kept(room)
+    fill(kept, [3, 1, 1])
+    kept.add(a_step(3), "float32", b"new-----")
+    assert [e.payload[:3] for e in kept.below(4, merge=False)] == [b"\0\0\0", b"new"]
+    assert room.taken == 32
+
+
+def test_a_roll_back_into_a_piece_leaves_a_gap_until_the_session_begins_again():
+    kept = Kept(KeptRoom())
+    fill(kept, [4])
+    kept.add(a_step(2), "float32", b"--------")
+    assert kept.below(3, merge=False) is None
+    kept.add(a_step(0, 2), "float32", b"-" * 16)
+    assert [e.tokens for e in kept.below(2, merge=False)] == [2]
+
+
+def test_a_position_that_was_never_reached_is_not_made_up():
+    kept = Kept(KeptRoom())
+    fill(kept, [4])
+    assert kept.below(9, merge=False) is None
+
+
+def test_beyond_the_bound_the_session_with_most_is_kept_no_longer():
+    room = KeptRoom(limit=40)
+    first, second = Kept(room), Kept(room)
+    fill(first, [3])
+    fill(second, [1, 3])
+    assert first.below(3, merge=False)
+    assert second.below(4, merge=False) is None
+    assert room.taken == 24
+    first.clear()
+    assert room.taken == 0
+
+
+def test_who_keeps_much_has_nobody_else_given_up():
+    room = KeptRoom(limit=80)
+    large, small, late = Kept(room), Kept(room), Kept(room)
+    fill(large, [6])
+    fill(small, [2])
+    assert room.taken == 64
+    fill(late, [3])  # 24 bytes: beyond the bound
+    assert large.below(6, merge=False) is None
+    assert [len(kept.below(n, merge=False)) for kept, n in ((small, 2), (late, 3))] == [1, 1]
+    large.add(a_step(6), "float32", bytes(8))  # it has a gap: kept again when it begins again
+    assert room.taken == 40
+    fill(large, [4])
+    assert large.below(4, merge=False)
+    assert room.taken == 72
