@@ -168,6 +168,11 @@ class Settings:
     """Origins whose pages may call the gateway, and by whose names it is known: https://chat.example.org."""
     paths: Paths = field(default_factory=lambda: default_paths(os.environ))
 
+    @property
+    def asked_format(self) -> Format | None:
+        """The format that a client asks for; ``None`` takes what the swarm serves."""
+        return None if self.format == "auto" else self.format
+
 
 def default_paths(environ: Mapping[str, str]) -> Paths:
     """The platform's folders, or one folder for all when ``SHOAL_HOME`` is set."""

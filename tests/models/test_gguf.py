@@ -30,7 +30,7 @@ from shoal.models.gguf.families import FAMILIES
 from shoal.models.gguf.rope import LLAMA3
 from shoal.models.store.catalogue import CATALOGUE
 from shoal.models.store.convert import convert_gguf
-from shoal.models.store.progress import silent
+from shoal.progress import silent
 from shoal.models.store.sources.wheel import fetch_gguf
 from shoal.testing.checkpoints import write_checkpoint
 

@@ -15,7 +15,7 @@ import pytest
 
 from shoal.errors import UnknownModel
 from shoal.models.store.catalogue import CATALOGUE
-from shoal.models.store.progress import silent
+from shoal.progress import silent
 from shoal.models.store.sources import wheel
 
 FETCH = """

@@ -17,12 +17,13 @@ import trio
 
 from shoal.bench.models import measured_model
 from shoal.bench.one import OneProcess, load_one
-from shoal.bench.results import Progress, Report, Result, describe_machine
+from shoal.bench.results import Report, Result, describe_machine
 from shoal.config import Settings
 from shoal.errors import UnsupportedModel
 from shoal.executor.thread import TorchThread
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text import TextCodec
+from shoal.progress import Progress
 from shoal.types import Codec, Format, Kv
 
 TEXT = "alice.txt"

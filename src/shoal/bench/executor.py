@@ -10,12 +10,13 @@ import trio
 
 from shoal.bench.models import measured_model
 from shoal.bench.one import DEPTH, STEPS, OneProcess, load_one
-from shoal.bench.results import Contender, Expected, Progress, Report, compared, in_turns
+from shoal.bench.results import Contender, Expected, Report, compared, in_turns
 from shoal.bench.roof import Roof, find_roof
 from shoal.config import Settings
 from shoal.executor.pages import PAGE
 from shoal.executor.thread import TorchThread
 from shoal.models.store.local_model import LocalModel
+from shoal.progress import Progress
 from shoal.types import Format
 
 BATCHES = (1, 8, 32)

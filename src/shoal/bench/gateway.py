@@ -15,12 +15,12 @@ import trio
 from shoal import config
 from shoal.bench.models import measured_model
 from shoal.bench.peers.programs import HOST, ask, free_port, running
-from shoal.bench.results import Contender, Progress, Report, compared, describe_machine, in_turns
-from shoal.cli.demo.demonstration import entered
+from shoal.bench.results import Contender, Report, compared, describe_machine, in_turns
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
 from shoal.errors import DeadlineExceeded, ShoalError
-from shoal.local.processes import LocalSwarm, local_swarm, make_home
+from shoal.local.processes import LocalSwarm, entered, local_swarm, make_home
+from shoal.progress import Progress
 
 TOKENS = 64
 """Of each answer."""

@@ -14,10 +14,10 @@ import torch
 from filelock import FileLock
 from safetensors.torch import save_file
 
-from shoal.bench.results import Progress
 from shoal.config import Settings
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
+from shoal.progress import Progress
 
 RANDOM = "random-1.1b"
 SEED = 0

@@ -15,19 +15,17 @@ import torch
 import trio
 from transformers import AutoModelForCausalLM
 
-from shoal.cli.demo.demonstration import entered
-from shoal.cli.options import asked_format
-from shoal.cli.progress import working
 from shoal.client.sampling import Sampler, Sampling
 from shoal.client.session import Session
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
 from shoal.errors import UsageError
-from shoal.local.processes import local_swarm
+from shoal.local.processes import entered, local_swarm
 from shoal.models.seam.cache import DynamicCache
 from shoal.models.seam.model import PreTrainedModel, cache_argument
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
+from shoal.progress import Progress
 from shoal.routing.formats import choose_format
 
 PROMPT = tuple(range(100, 132))
@@ -44,31 +42,29 @@ class Bench:
     tokens: int
 
 
-async def overhead(settings: Settings, bench: Bench) -> dict[str, Any]:
+async def overhead(settings: Settings, bench: Bench, progress: Progress) -> dict[str, Any]:
     """Measure, and return the numbers as ``--json`` shows them; speeds are in decoded tokens per second.
 
     Raises:
         ShoalError: the model cannot be had, or a node did not come up.
     """
-    with working(f"getting {settings.model}") as report:
-        store = ModelStore(settings.paths.models)
-        model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
+    store = ModelStore(settings.paths.models)
+    model = await trio.to_thread.run_sync(store.resolve, settings.model, progress)
     # Transformers has no kernels of ours: both take what it can run.
     settings = replace(settings, format=choose_format(settings.format, model.dtype, kernels=False).format)
     dtype = _dtype(settings.format)
     async with AsyncExitStack() as stack:
         local = await stack.enter_async_context(local_swarm(settings, model.shape.n_blocks, bench.nodes))
         swarm = await stack.enter_async_context(entered(local))
-        with working("measuring") as report:
-            alone = await trio.to_thread.run_sync(Alone.load, model, dtype, settings.threads)
-            through = await stack.enter_async_context(session_through(swarm, settings, bench.tokens))
-            await trio.to_thread.run_sync(alone.decode, SLICE)  # both warm up, unmeasured
-            await through.decode(SLICE)
-            apart_s, together_s = [0.0], [0.0]
-            for done in range(0, bench.tokens, SLICE):
-                report("measuring", done, bench.tokens)
-                apart_s.append(await trio.to_thread.run_sync(alone.decode, SLICE))
-                together_s.append(await through.decode(SLICE))
+        alone = await trio.to_thread.run_sync(Alone.load, model, dtype, settings.threads)
+        through = await stack.enter_async_context(session_through(swarm, settings, bench.tokens))
+        await trio.to_thread.run_sync(alone.decode, SLICE)  # both warm up, unmeasured
+        await through.decode(SLICE)
+        apart_s, together_s = [0.0], [0.0]
+        for done in range(0, bench.tokens, SLICE):
+            progress("measuring", done, bench.tokens)
+            apart_s.append(await trio.to_thread.run_sync(alone.decode, SLICE))
+            together_s.append(await through.decode(SLICE))
     count = SLICE * (len(apart_s) - 1)
     return {
         "model": model.name,
@@ -138,7 +134,7 @@ async def session_through(swarm: Swarm, settings: Settings, count: int) -> Async
     """A session with room for ``count`` tokens after the prompt, which has been run."""
     sampler = Sampler(Sampling())
     room = len(PROMPT) + count + 3 * SLICE
-    async with swarm.session(settings.model, tokens=room, format=asked_format(settings)) as session:
+    async with swarm.session(settings.model, tokens=room, format=settings.asked_format) as session:
         first = await session.advance(PROMPT, sampler)
         yield Through(session, sampler, first.token)
 

@@ -13,12 +13,10 @@ import psutil
 
 from shoal import __version__
 from shoal.planning.roofline import Estimate
+from shoal.progress import Progress
 
 PARTS = ("compute", "network", "waiting")
 """What the time of a step is split into."""
-
-Progress = Callable[[str, int, int], None]
-"""Takes (label, done, total) of a long step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from shoal.bench.one import DEPTH, STEPS
-from shoal.bench.results import Expected, Progress, Report, Result, describe_machine, of_rounds
+from shoal.bench.results import Expected, Report, Result, describe_machine, of_rounds
 from shoal.config import Settings
 from shoal.executor.thread import TorchThread
 from shoal.models.build.skeleton import read_model_config
@@ -18,6 +18,7 @@ from shoal.models.store.local_model import LocalModel
 from shoal.planning.costs import model_cost
 from shoal.planning.measure import measure_gpu, measure_machine
 from shoal.planning.roofline import Machine, SpanCost, prefill_time, step_time
+from shoal.progress import Progress
 from shoal.types import Format
 
 

@@ -13,7 +13,6 @@ from shoal.bench.models import measured_model
 from shoal.bench.one import DEPTH, STEPS, load_one
 from shoal.bench.results import (
     Contender,
-    Progress,
     Report,
     Result,
     StepSplit,
@@ -25,6 +24,7 @@ from shoal.bench.through import through
 from shoal.config import Settings
 from shoal.executor.pages import PAGE
 from shoal.models.store.local_model import LocalModel
+from shoal.progress import Progress
 from shoal.types import Format
 
 SPLIT = (1, 8)

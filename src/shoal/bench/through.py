@@ -10,14 +10,14 @@ from statistics import median
 import trio
 
 from shoal.bench.one import DEPTH, STEPS
-from shoal.bench.results import HopSplit, Progress, StepSplit
-from shoal.cli.demo.demonstration import entered
+from shoal.bench.results import HopSplit, StepSplit
 from shoal.client.sampling import Sampler, Sampling
 from shoal.client.session import Session
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
-from shoal.local.processes import local_swarm
+from shoal.local.processes import entered, local_swarm
 from shoal.models.store.local_model import LocalModel
+from shoal.progress import Progress
 from shoal.types import Format
 from shoal.wire.messages import HopTime
 

@@ -11,9 +11,9 @@ import typer
 
 from shoal.cli import options
 from shoal.cli.output import emit, say
-from shoal.cli.progress import Report as Progress
 from shoal.cli.progress import working
 from shoal.config import Settings
+from shoal.progress import Progress
 from shoal.types import Format
 
 if TYPE_CHECKING:
@@ -203,7 +203,8 @@ def overhead(
     from shoal.bench.overhead import Bench
     from shoal.bench.overhead import overhead as measure
 
-    found = trio.run(measure, settings, Bench(nodes, tokens))
+    with working("getting ready") as progress:
+        found = trio.run(measure, settings, Bench(nodes, tokens), progress)
     emit(found, as_json, lambda: SENTENCE.format(**found))
 
 

@@ -18,10 +18,18 @@ from typer.exceptions import TyperException
 
 from shoal import config
 from shoal.cli.options import debugging, remember
-from shoal.cli.output import as_shoal_error, caused_by, report, wants_json
+from shoal.cli.output import report, wants_json
 from shoal.cli.shell import completion
 from shoal.cli.shell.lazy_group import Lazy, LazyGroup
-from shoal.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, ShoalError, UsageError
+from shoal.errors import (
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    ShoalError,
+    UsageError,
+    as_shoal_error,
+    caused_by,
+)
 
 
 class Commands(LazyGroup):

@@ -10,7 +10,6 @@ import typer
 from shoal import config
 from shoal.cli.shell import names
 from shoal.config import Settings
-from shoal.types import Format
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Swarm = Annotated[
@@ -116,11 +115,6 @@ def settings(**flags: Any) -> Settings:
     found = config.load({**_for_every_command, **given})
     log_to_stderr(found.log_level, found.log_format)
     return found
-
-
-def asked_format(settings: Settings) -> Format | None:
-    """The format that a client asks for; ``None`` takes what the swarm serves."""
-    return None if settings.format == "auto" else settings.format
 
 
 def debugging() -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shoal.errors import DISK_FULL, Busy, NoCoverage, OutOfResources, ShoalError
+from shoal.errors import Busy, NoCoverage, ShoalError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -106,38 +106,3 @@ def say_raw(line: str) -> None:
     """A line on stderr that may hold our own colours."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
-
-
-def as_shoal_error(error: BaseException) -> ShoalError | None:
-    """The error to show for what a command raised, or ``None`` when it is a defect.
-
-    A nursery wraps what its tasks raise in groups: the first error in there that we know is the one to show.
-    """
-    if isinstance(error, ShoalError):
-        return error
-    if isinstance(error, BaseExceptionGroup):
-        found = [as_shoal_error(inner) for inner in error.exceptions]
-        return next((inner for inner in found if inner is not None), None)
-    if isinstance(error, MemoryError):
-        return OutOfResources(
-            "this machine has no memory left", check="other programs", next_command="shoal doctor"
-        )
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        where = error.filename or "a file could not be written"
-        return OutOfResources(
-            f"{where}: {error.strerror}", check="free disk space", next_command="shoal doctor"
-        )
-    if isinstance(error, OSError) and error.filename is not None:
-        return ShoalError(
-            f"{error.filename}: {error.strerror}",
-            check="that it exists and that you may use it",
-            next_command="shoal doctor",
-        )
-    return None
-
-
-def caused_by(error: BaseException, kind: type[BaseException]) -> bool:
-    """Whether an error of that kind is what ended the command, alone or among the errors it caused."""
-    if isinstance(error, BaseExceptionGroup):
-        return any(caused_by(inner, kind) for inner in error.exceptions)
-    return isinstance(error, kind)

@@ -8,20 +8,18 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from shoal.cli.output import printable, say
-
-Report = Callable[[str, int, int], None]
-"""Takes (label, done, total) of a long step; a total of 0 means that nobody knows it."""
+from shoal.progress import Progress
 
 EVERY_S = 10.0
 """Seconds between two plain lines about the same step."""
 
 
 @contextmanager
-def working(label: str) -> Generator[Report]:
+def working(label: str) -> Generator[Progress]:
     """Show that ``label`` is under way until the block ends; the block may report how far it is."""
     show = _on_terminal if sys.stderr.isatty() else _in_lines
     with show(label) as report:
@@ -29,20 +27,20 @@ def working(label: str) -> Generator[Report]:
 
 
 @contextmanager
-def _on_terminal(label: str) -> Generator[Report]:
+def _on_terminal(label: str) -> Generator[Progress]:
+    from rich import progress as rich
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        SpinnerColumn,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
 
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bars:
+    columns = (
+        rich.SpinnerColumn(),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.TaskProgressColumn(),
+    )
+    with rich.Progress(
+        *columns, rich.TimeElapsedColumn(), console=Console(stderr=True), transient=True
+    ) as bars:
         task = bars.add_task(escape(printable(label)), total=None)
 
         def report(label: str, done: int, total: int) -> None:
@@ -52,7 +50,7 @@ def _on_terminal(label: str) -> Generator[Report]:
 
 
 @contextmanager
-def _in_lines(label: str) -> Generator[Report]:
+def _in_lines(label: str) -> Generator[Progress]:
     lines = _Lines(label)
     ticker = threading.Thread(target=lines.tick, name="progress", daemon=True)
     ticker.start()

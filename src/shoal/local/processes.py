@@ -11,12 +11,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
@@ -30,6 +30,9 @@ from shoal.swarm import membership
 from shoal.swarm.join import INVITED
 from shoal.swarm.membership import Membership
 from shoal.types import Span
+
+if TYPE_CHECKING:
+    from shoal.client.swarm import Swarm
 
 PORTS = range(20_000, 32_000)
 """Below those that systems give to outgoing connections: a node that comes back finds its own free."""
@@ -67,6 +70,13 @@ class StartingSwarm:
         with trio.move_on_after(START_WITHIN_S):
             return [await process.event(event) for process in self.processes]
         raise DeadlineExceeded(f"the nodes did not start within {START_WITHIN_S:.0f} s")
+
+
+def entered(local: LocalSwarm | StartingSwarm) -> AbstractAsyncContextManager[Swarm]:
+    """The local swarm, as a client."""
+    from shoal.client.connect import open_swarm  # noqa: PLC0415 - the nodes are started before we import it
+
+    return open_swarm(replace(local.settings, bootstrap=local.membership.bootstrap), local.membership)
 
 
 def split(n_blocks: int, nodes: int) -> list[Span]:

@@ -21,7 +21,6 @@ from shoal.bench.peers.llama_cpp import TYPES, LlamaCpp, find_llama_cpp, request
 from shoal.bench.results import (
     Contender,
     Expected,
-    Progress,
     Report,
     Result,
     compared,
@@ -29,13 +28,13 @@ from shoal.bench.results import (
 )
 from shoal.bench.roof import Roof, find_roof
 from shoal.bench.through import Through, through
-from shoal.cli.output import as_shoal_error
 from shoal.config import Settings
-from shoal.errors import ShoalError, UnsupportedModel, UsageError
+from shoal.errors import ShoalError, UnsupportedModel, UsageError, as_shoal_error
 from shoal.executor.thread import TorchThread
 from shoal.local.processes import split
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text import TextCodec
+from shoal.progress import Progress
 from shoal.types import Format
 
 REQUEST_TOKENS = 32

@@ -22,11 +22,11 @@ from shoal.bench.peers.programs import (
     make_venv,
     running,
 )
-from shoal.bench.results import Progress
 from shoal.config import Settings
 from shoal.errors import DeadlineExceeded
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
+from shoal.progress import Progress
 from shoal.types import Span
 
 REQUIREMENT = "language-pipes==2.5.0"

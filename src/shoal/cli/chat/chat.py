@@ -97,7 +97,7 @@ def run(
         raw=text if raw else None,
         max_tokens=max_tokens,
         stop=tuple(stop or ()),
-        format=options.asked_format(settings),
+        format=settings.asked_format,
         sampling={
             "temperature": temperature,
             "top_k": top_k,
@@ -141,7 +141,7 @@ def chat(
     """Chat with a model. /help lists the commands you can type."""
     settings = options.settings(swarm=swarm, public=public, model=model, format=format)
     sampling = {"temperature": temperature, "seed": seed}
-    wanted = options.asked_format(settings)
+    wanted = settings.asked_format
     asking = Question(
         settings.model, max_tokens=max_tokens, format=wanted, sampling=sampling, temperature=CHAT_TEMPERATURE
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from shoal.config import Settings
 from shoal.errors import PortInUse
 from shoal.executor.kernels.built import kernels_built
 from shoal.local.ending import how_to_end
-from shoal.local.processes import LocalSwarm, StartingSwarm, starting_swarm
+from shoal.local.processes import LocalSwarm, entered, starting_swarm
 from shoal.routing.formats import choose_format
 from shoal.types import Digest, Format
 
@@ -126,13 +126,6 @@ async def _hear_of_all(swarm: Swarm, digest: Digest) -> None:
                 return
             with trio.move_on_after(ASK_AGAIN_S):
                 await swarm.member.wait_changed()
-
-
-def entered(local: LocalSwarm | StartingSwarm) -> AbstractAsyncContextManager[Swarm]:
-    """The local swarm, as a client."""
-    from shoal.client.connect import open_swarm
-
-    return open_swarm(replace(local.settings, bootstrap=local.membership.bootstrap), local.membership)
 
 
 async def _answer(booted: Booted, settings: Settings, demo: Demo, text: str) -> None:

@@ -12,7 +12,8 @@ import typer
 
 from shoal.cli import options
 from shoal.cli.output import emit, printable
-from shoal.cli.progress import Report, working
+from shoal.cli.progress import working
+from shoal.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -118,7 +119,7 @@ def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -
 
 
 def _machines(
-    settings: Settings, described: Sequence[Described], count: int, report: Report
+    settings: Settings, described: Sequence[Described], count: int, report: Progress
 ) -> list[Machine]:
     from dataclasses import replace
 

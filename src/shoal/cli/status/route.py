@@ -79,7 +79,7 @@ def covering(alive: list[Announcement], model: str, settings: Settings) -> list[
         NoCoverage: nobody serves it.
     """
     found = [(a, a.served) for a in alive if a.served and a.served.model == model]
-    wanted = options.asked_format(settings)
+    wanted = settings.asked_format
     served: list[tuple[Format, Span, bool]] = [(one.format, one.span, False) for _, one in found]
     formats = [wanted] if wanted else ranked(served, found[0][1].n_blocks if found else 0)
     # Two versions of a model never mix: of those that there are, the one that more peers serve.

@@ -14,7 +14,7 @@ from typing import Any
 from shoal.errors import BadWeights
 from shoal.models.checkpoint.checkpoint import Checkpoint
 from shoal.models.checkpoint.headers import ITEM_SIZE, TensorEntry
-from shoal.models.store.progress import Progress, silent
+from shoal.progress import Progress, silent
 from shoal.types import Digest
 
 # Who wrote the file, with what and from where; and the dtype that its author would load it in.

@@ -23,7 +23,7 @@ from shoal.models.seam.loading import fill
 from shoal.models.seam.logging import quiet
 from shoal.models.seam.tokenizer import AutoTokenizer
 from shoal.models.seam.versions import installed_version
-from shoal.models.store.progress import Progress
+from shoal.progress import Progress
 
 # What transformers and gguf raise on a file that they cannot make sense of.
 UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, NotImplementedError)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from shoal.errors import UnsupportedModel
 from shoal.models.gguf.header import GgufTensor, bad
-from shoal.models.store.progress import Progress
+from shoal.progress import Progress
 
 PIECE = 1 << 16
 """Elements that are converted at once: what numpy makes on the way stays in the processor's cache. With 16

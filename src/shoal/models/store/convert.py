@@ -17,8 +17,8 @@ from shoal.models.gguf.fields import Fields, NotCovered
 from shoal.models.gguf.splits import Gguf, read_gguf
 from shoal.models.gguf.tokenizer import write_tokenizer
 from shoal.models.gguf.weights import write_weights
-from shoal.models.store.progress import Progress
 from shoal.models.untrusted import panics
+from shoal.progress import Progress
 
 SAMPLING = {
     "temp": "temperature",

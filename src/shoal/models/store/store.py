@@ -26,7 +26,7 @@ from shoal.models.store import records
 from shoal.models.store.catalogue import CatalogueEntry, close_names, find_entry
 from shoal.models.store.disk import check_free, told_if_full
 from shoal.models.store.local_model import LocalModel
-from shoal.models.store.progress import Progress, silent
+from shoal.progress import Progress, silent
 
 __all__ = ["LocalModel", "ModelStore", "Progress"]
 

@@ -92,7 +92,7 @@ def _carry_out(
 ) -> None:
     settings = options.settings(model=model, format=format)
     read_plan = read(plan) if plan else Plan()
-    flags = {"model": model or read_plan.model, "format": options.asked_format(settings) or read_plan.format}
+    flags = {"model": model or read_plan.model, "format": settings.asked_format or read_plan.format}
     chosen = msgspec.structs.replace(read_plan, **flags)
     order = Order(kind, chosen, seed, runs, minutes, sessions, folder)
     with working(f"lab {kind}") as progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from shoal.config import Settings
 from shoal.errors import UsageError
 from shoal.local.processes import on_this_machine, split
 from shoal.models.store.store import ModelStore
+from shoal.progress import Progress
 from shoal.testing.lab import report as reports
 from shoal.testing.lab.asking import Asked, Question, ask, listen
 from shoal.testing.lab.judge import Fault, What, judge
@@ -30,8 +31,6 @@ from shoal.testing.lab.runs import play
 from shoal.testing.lab.schedule import Prompted, Stage, churn_run, even_nodes, freeze_runs, kill_runs
 from shoal.testing.lab.watch import Watch
 from shoal.types import Span
-
-Progress = Callable[[str, int, int], None]
 
 READY_S = 180.0
 """The longest wait for the nodes that a run needs."""

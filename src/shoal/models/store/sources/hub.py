@@ -28,7 +28,7 @@ from huggingface_hub.utils import tqdm as hub_bar
 from shoal.errors import UnknownModel
 from shoal.models.gguf.names import shard_names
 from shoal.models.store.disk import told_if_full
-from shoal.models.store.progress import Progress
+from shoal.progress import Progress
 
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken")
 """Config, tokenizer and safetensors. Never a pickle, never code."""

@@ -18,7 +18,7 @@ from shoal.errors import BadWeights, UnknownModel
 from shoal.models.checkpoint.digest import file_sha256
 from shoal.models.store.catalogue import CatalogueEntry
 from shoal.models.store.disk import says_full
-from shoal.models.store.progress import Progress
+from shoal.progress import Progress
 
 POLL_S = 0.2
 STALLED_S = 300.0
