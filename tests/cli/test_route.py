@@ -10,7 +10,7 @@ from shoal.cli.status.route import covering, fields_of, line, shown
 from shoal.errors import NoCoverage
 from shoal.routing.explain import Choice, explain_route
 from shoal.swarm.announcement import Announcement, Served
-from tests.routing.test_why import OFFERS
+from tests.routing.test_explain import OFFERS
 
 
 @pytest.fixture
