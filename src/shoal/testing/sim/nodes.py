@@ -64,7 +64,7 @@ class SimClient(Swarm):
         await trio.lowlevel.checkpoint()
         return MODEL
 
-    async def _codec(self, local: LocalModel, *, needed: bool) -> TextCodec | None:
+    async def codec(self, local: LocalModel, *, needed: bool = False) -> TextCodec | None:
         return None
 
     async def _load_ends(self, local: LocalModel, format: Format) -> EndsEngine:
