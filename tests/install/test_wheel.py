@@ -76,5 +76,5 @@ def test_it_answers_where_there_is_no_compiler_no_node_and_no_git(wheel: Path, t
         [str(programs / "shoal"), "demo", "--once", "--json", "--max-tokens", "4"], machine, ANSWER_WITHIN_S
     )
     assert json.loads(said)["text"].strip()
-    kernels = "from shoal.executor import kernels; assert kernels.library() is not None"
+    kernels = "from shoal.executor.kernels import c_kernels; assert c_kernels.library() is not None"
     run([str(programs / "python"), "-c", kernels], machine, ANSWER_WITHIN_S)
