@@ -30,8 +30,8 @@ from shoal.models.gguf.families import FAMILIES
 from shoal.models.gguf.rope import LLAMA3
 from shoal.models.store.catalogue import CATALOGUE
 from shoal.models.store.convert import convert_gguf
-from shoal.progress import silent
 from shoal.models.store.sources.wheel import fetch_gguf
+from shoal.progress import silent
 from shoal.testing.checkpoints import write_checkpoint
 
 from .ggufs import _add_tokenizer, _gguf_name, add_numbers, add_rope, close, write_family

@@ -17,8 +17,8 @@ from shoal.models.gguf.header import MAX_ITEMS, read_header
 from shoal.models.gguf.names import shard_names, whole_name
 from shoal.models.gguf.splits import read_gguf
 from shoal.models.store.convert import convert_gguf
-from shoal.progress import silent
 from shoal.models.store.store import ModelStore
+from shoal.progress import silent
 
 from .ggufs import write_family
 

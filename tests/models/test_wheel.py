@@ -15,8 +15,8 @@ import pytest
 
 from shoal.errors import UnknownModel
 from shoal.models.store.catalogue import CATALOGUE
-from shoal.progress import silent
 from shoal.models.store.sources import wheel
+from shoal.progress import silent
 
 FETCH = """
 import sys
