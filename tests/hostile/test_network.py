@@ -1,6 +1,6 @@
 """The network (docs/hostile.md 14, 15 and 17) against a node on real TCP, with a client amid its answer.
 
-More of it, on the network alone: ``test_hostile.py``, ``test_peerstore.py`` and ``test_dialable.py`` of ``tests/net``.
+On the network alone: ``test_hostile.py``, ``test_peerstore.py`` and ``test_dialable.py`` of ``tests/net``.
 """
 
 from __future__ import annotations
