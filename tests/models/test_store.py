@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoal.errors import BadWeights, OutOfResources, UnknownModel, UnsupportedModel
 from shoal.models.store import convert
-from shoal.models.store.catalogue import CATALOGUE, CatalogueEntry, close_names, find_entry
+from shoal.models.store.catalogue import CATALOGUE, CatalogueEntry, close_names, find_entry, full_name
 from shoal.models.store.disk import is_full
 from shoal.models.store.local_model import SamplingDefaults
 from shoal.models.store.records import VERSION
@@ -334,6 +334,7 @@ def test_the_catalogue_knows_its_aliases_whatever_their_case() -> None:
     for alias in ("smollm2", "SMOLLM2", "huggingfacetb/smollm2-135m-instruct", "SmolLM2-135M-Instruct"):
         assert find_entry(alias) is CATALOGUE[0]
     assert find_entry("smol") is None
+    assert (full_name("smollm2"), full_name("smol")) == (CATALOGUE[0].name, "smol")
 
 
 @pytest.mark.parametrize("typo", ["smolm2", "SmolLM2-135M", "smollm", "SmolLM2-135M-Instuct"])

@@ -13,6 +13,7 @@ from shoal.cli.output import emit, printable
 from shoal.cli.progress import working
 from shoal.config import Settings
 from shoal.errors import NoCoverage
+from shoal.models.store.catalogue import full_name
 from shoal.routing.formats import ranked
 from shoal.swarm.names import name_of
 from shoal.types import Format, PeerId, Span, gaps
@@ -45,7 +46,7 @@ def route(
     as_json: options.Json = False,
 ) -> None:
     """Show the route that a session would take now. Measures latency to each peer first."""
-    settings = options.settings(swarm=swarm, public=public)
+    settings, model = options.settings(swarm=swarm, public=public), full_name(model)
 
     async def go(opened: Onlooker) -> Choice:
         with working("measuring latency to each peer"):

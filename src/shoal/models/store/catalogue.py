@@ -57,6 +57,12 @@ def find_entry(name: str) -> CatalogueEntry | None:
     return None
 
 
+def full_name(name: str) -> str:
+    """The name under which a swarm serves what ``name`` may be short for; ``name`` itself if nothing is known."""
+    entry = find_entry(name)
+    return entry.name if entry else name
+
+
 def close_names(name: str, others: Iterable[str] = ()) -> list[str]:
     """Up to three known names that look like ``name``; ``others`` are known beside the catalogue's."""
     known = {alias.casefold(): entry.name for entry in CATALOGUE for alias in (entry.name, *entry.aliases)}
