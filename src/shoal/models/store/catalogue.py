@@ -58,7 +58,7 @@ def find_entry(name: str) -> CatalogueEntry | None:
 
 
 def full_name(name: str) -> str:
-    """The name under which a swarm serves what ``name`` may be short for; ``name`` itself if nothing is known."""
+    """The name under which a swarm serves what ``name`` is short for; else ``name`` itself."""
     entry = find_entry(name)
     return entry.name if entry else name
 
