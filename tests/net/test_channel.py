@@ -14,16 +14,9 @@ import trio
 from trio.testing import MockClock
 
 from shoal.errors import ChannelClosed
-from shoal.net import channel as channel_module
-from shoal.net.channel import (
-    CONTROL_LIMIT,
-    DEAD_AFTER_S,
-    HELLO_WITHIN_S,
-    PING_EVERY_S,
-    RECORD,
-    SENT_WITHIN_S,
-    Channel,
-)
+from shoal.net import outbox
+from shoal.net.channel import DEAD_AFTER_S, HELLO_WITHIN_S, PING_EVERY_S, SENT_WITHIN_S, Channel
+from shoal.net.outbox import CONTROL_LIMIT, RECORD
 from shoal.testing.memory import MemoryPipe, pipe_pair
 from shoal.types import PeerId
 from shoal.wire.framing import Assembler, Outgoing
@@ -179,36 +172,36 @@ async def eager() -> AsyncGenerator[tuple[Channel, Eager, Inbox]]:
         a.close()
 
 
-async def test_messages_that_are_held_leave_in_one_piece_and_in_their_order(autojump_clock: MockClock):
+async def test_messages_that_are_gathered_leave_in_one_piece_and_in_their_order(autojump_clock: MockClock):
     async with eager() as (a, pipe, box):
         sent = [step(ONE, 4096), step(TWO, 4096), (Close(ONE), b"")]
-        first = [a.hold(message, payload) for message, payload in sent]
+        first = [a.gather(message, payload) for message, payload in sent]
         assert first == [True, False, False]
         assert not pipe.records
-        a.release()
+        a.flush()
         assert len(pipe.records) == 1
         await trio.sleep(0.1)
         assert box.taken == sent
 
 
-async def test_what_is_held_goes_ahead_of_what_is_sent_meanwhile(autojump_clock: MockClock):
+async def test_what_is_gathered_goes_ahead_of_what_is_sent_meanwhile(autojump_clock: MockClock):
     async with eager() as (a, _, box):
         sent = [step(ONE, 4096), step(TWO, 4096), (Close(ONE), b""), step(TWO, 300_000)]
-        a.hold(*sent[0])
-        a.post(*sent[1])
-        a.hold(*sent[2])
-        assert a.hold(*sent[3]) is False  # it is long: whoever sends it does not wait for others
-        a.release()
+        a.gather(*sent[0])
+        a.send_now(*sent[1])
+        a.gather(*sent[2])
+        assert a.gather(*sent[3]) is False  # it is long: whoever sends it does not wait for others
+        a.flush()
         await trio.sleep(0.1)
         assert box.taken == sent
 
 
-async def test_more_than_a_record_is_held_and_none_is_longer_than_pipes_take(autojump_clock: MockClock):
+async def test_more_than_a_record_is_gathered_and_none_is_longer_than_pipes_take(autojump_clock: MockClock):
     async with eager() as (a, pipe, box):
         sent = [step(ONE if i % 2 else TWO, 24_000) for i in range(9)]
         for message, payload in sent:
-            a.hold(message, payload)
-        a.release()
+            a.gather(message, payload)
+        a.flush()
         assert 1 < len(pipe.records) < len(sent)
         assert max(len(record) for record in pipe.records) <= RECORD
         await trio.sleep(0.1)
@@ -219,22 +212,22 @@ async def test_what_a_pipe_does_not_take_at_once_is_queued(autojump_clock: MockC
     async with channels() as (a, _, __, at_b):
         sent = [step(ONE, 4096), step(TWO, 4096)]
         for message, payload in sent:
-            a.hold(message, payload)
-        a.release()
+            a.gather(message, payload)
+        a.flush()
         await trio.sleep(0.1)
         assert at_b.taken == sent
 
 
-async def test_a_pipe_that_breaks_under_what_was_held_closes_the_channel(autojump_clock: MockClock):
+async def test_a_pipe_that_breaks_under_what_was_gathered_closes_the_channel(autojump_clock: MockClock):
     async with eager() as (a, pipe, _):
-        a.hold(*step(ONE, 4096))
+        a.gather(*step(ONE, 4096))
         pipe.broken = True
-        await trio.to_thread.run_sync(a.release)
+        await trio.to_thread.run_sync(a.flush)
         await trio.sleep(0.1)
         assert a.closed
         assert a.reason == "the pipe broke"
         with pytest.raises(ChannelClosed):
-            a.hold(*step(ONE, 4096))
+            a.gather(*step(ONE, 4096))
 
 
 async def test_a_quiet_channel_stays_open_and_knows_its_round_trip(autojump_clock: MockClock):
@@ -264,7 +257,7 @@ async def test_whoever_closes_both_ends_are_closed(autojump_clock: MockClock):
 async def test_who_sends_faster_than_the_pipe_waits_and_a_close_wakes_him(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(channel_module, "QUEUED_LIMIT", 1 << 20)
+    monkeypatch.setattr(outbox, "QUEUED_LIMIT", 1 << 20)
     async with rogue() as peer:
         failures: list[ChannelClosed] = []
         sent = 0
@@ -375,7 +368,7 @@ async def test_a_flood_of_pings_by_a_peer_that_never_reads_is_bounded(autojump_c
             for number in range(100 * CONTROL_LIMIT):
                 await peer.say(Ping(number))
         assert peer.channel.closed
-        assert sum(map(len, peer.channel._queues.values())) <= CONTROL_LIMIT
+        assert sum(map(len, peer.channel._outbox._queues.values())) <= CONTROL_LIMIT
         assert "does not read" in peer.channel.reason
 
 

@@ -271,7 +271,7 @@ async def test_channels_send_short_messages_from_other_threads_in_order():
         def post() -> None:
             for number in range(200):
                 rows = 1000 if number % 50 == 25 else 1
-                a.post(
+                a.send_now(
                     Step(bytes(16), number, 0, rows, 0, "float32", rows, 1024),
                     bytes(rows * 4096),
                 )
@@ -284,4 +284,4 @@ async def test_channels_send_short_messages_from_other_threads_in_order():
         for channel in (a, b):
             channel.close()
         with pytest.raises(ChannelClosed):
-            a.post(Close(bytes(16)))
+            a.send_now(Close(bytes(16)))

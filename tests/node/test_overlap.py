@@ -125,8 +125,8 @@ async def test_two_sessions_keep_two_hops_busy(tmp_path, checkpoint, forwards):
 
 async def test_the_results_of_one_forward_leave_together(tmp_path, checkpoint, monkeypatch):
     """Three sessions' steps in at most two forwards: the next hop is written to as often."""
-    gate, batches, released = threading.Event(), [], []
-    forward, release = ModuleRunner.forward, Channel.release
+    gate, batches, flushed = threading.Event(), [], []
+    forward, flush = ModuleRunner.forward, Channel.flush
 
     def gated(runner, batch):
         if runner.span == FIRST:
@@ -136,8 +136,8 @@ async def test_the_results_of_one_forward_leave_together(tmp_path, checkpoint, m
 
     def noted(channel):
         if channel.peer == swarm.networks[1].peer:
-            released.append(len(channel._held))
-        release(channel)
+            flushed.append(len(channel._outbox._gathered))
+        flush(channel)
 
     async with (
         memory_swarm(tmp_path / "home", checkpoint, [FIRST, SECOND]) as swarm,
@@ -146,7 +146,7 @@ async def test_the_results_of_one_forward_leave_together(tmp_path, checkpoint, m
         opening = [swarm.client.session(str(checkpoint), tokens=32) for _ in range(3)]
         sessions = [await stack.enter_async_context(session) for session in opening]
         monkeypatch.setattr(ModuleRunner, "forward", gated)
-        monkeypatch.setattr(Channel, "release", noted)
+        monkeypatch.setattr(Channel, "flush", noted)
         async with trio.open_nursery() as nursery:
             for session in sessions:
                 nursery.start_soon(session.advance, [1, 2, 3], Sampler(Sampling()))
@@ -155,5 +155,5 @@ async def test_the_results_of_one_forward_leave_together(tmp_path, checkpoint, m
                     await trio.sleep(0.01)
             gate.set()
     assert sum(batches) == len(sessions)
-    assert released == batches
-    assert max(released) > 1
+    assert flushed == batches
+    assert max(flushed) > 1

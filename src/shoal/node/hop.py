@@ -184,7 +184,7 @@ class Hop:
                 return True
             kept = self._kept.below(message.resend, merge=self.engine.rows_stand_alone)
             for entry in kept or ():
-                onward.post(self._refill(entry, message.fills - 1), entry.payload)
+                onward.send_now(self._refill(entry, message.fills - 1), entry.payload)
             return kept is not None
 
     def _refill(self, entry: Entry, hops_left: int) -> Step:
@@ -233,7 +233,7 @@ class Hop:
         hop, message = self.opened.hop, shorten(error.message)
         failed = Failed(self.opened.session, number, hop, error.code, message, gone)
         with suppress(ChannelClosed):
-            self.client.post(failed)
+            self.client.send_now(failed)
 
     def end(self) -> None:
         """Stop, as the client wishes."""
@@ -298,8 +298,8 @@ class Hop:
             way = self._onward
             try:
                 # With the results of others that ran beside it: the next hop is woken once.
-                if way.hold(onward, result.payload):
-                    self.engine.after(way.release)
+                if way.gather(onward, result.payload):
+                    self.engine.after(way.flush)
             except ChannelClosed as error:
                 return way, error.message
         return None

@@ -127,7 +127,7 @@ async def calls_next_gone(liar: Liar, channel: Channel, message: Message, payloa
     if isinstance(message, Step):
         client, opened = liar.sessions[message.session]
         gone = opened.next.peer if opened.next else None
-        client.post(Failed(message.session, None, opened.hop, "channel_closed", "it is gone", gone))
+        client.send_now(Failed(message.session, None, opened.hop, "channel_closed", "it is gone", gone))
 
 
 async def keeps_what_it_has(liar: Liar, channel: Channel, message: Message, payload: bytes) -> None:
@@ -143,7 +143,7 @@ async def fails_blamelessly(liar: Liar, channel: Channel, message: Message, payl
     await opens(liar, channel, message, payload)
     if isinstance(message, Step):
         client, opened = liar.sessions[message.session]
-        client.post(Failed(message.session, message.number, opened.hop, "unknown_session", "it is lost"))
+        client.send_now(Failed(message.session, message.number, opened.hop, "unknown_session", "it is lost"))
 
 
 async def cannot_go_back(liar: Liar, channel: Channel, message: Message, payload: bytes) -> None:
@@ -151,7 +151,7 @@ async def cannot_go_back(liar: Liar, channel: Channel, message: Message, payload
     await opens(liar, channel, message, payload)
     if isinstance(message, Step):
         client, opened = liar.sessions[message.session]
-        client.post(Failed(message.session, message.number, opened.hop, "cannot_roll_back", "no"))
+        client.send_now(Failed(message.session, message.number, opened.hop, "cannot_roll_back", "no"))
 
 
 async def hangs_up_on_hops(liar: Liar, channel: Channel, message: Message, payload: bytes) -> None:

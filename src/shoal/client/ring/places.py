@@ -177,7 +177,7 @@ class Stages:
         if hop.channel is not None:
             self._former.append(hop.channel)
             with suppress(ChannelClosed):  # then it is free already
-                hop.channel.post(Close(self._session))
+                hop.channel.send_now(Close(self._session))
 
 
 async def _together(tasks: Sequence[Callable[[], Awaitable[None]]]) -> None:

@@ -197,7 +197,7 @@ class Ring:
         return self.rules.issue(tokens, wanted)
 
     def launch(self, issued: Issued, payload: bytes, codec: Codec) -> Callable[[], None] | None:
-        """Hold the hidden states of a step for sending, on any thread, unless it was given up meanwhile.
+        """Gather the hidden states of a step for sending, on any thread, unless it was given up meanwhile.
 
         Returns:
             What sends them, unless it was returned before and is still to be called.
@@ -207,8 +207,8 @@ class Ring:
         channel, step = self._first(), self._made(issued, codec)
         self._left[issued.number % IN_FLIGHT] = time.perf_counter()
         with self._giving_up, suppress(ChannelClosed):
-            if self.rules.flies(issued) and channel.hold(step, payload):
-                return channel.release
+            if self.rules.flies(issued) and channel.gather(step, payload):
+                return channel.flush
         return None
 
     async def send(
