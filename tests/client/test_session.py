@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from shoal.client.sampling import Sampler, Sampling
-from shoal.errors import Busy, NoCoverage, PromptTooLong, UsageError
+from shoal.errors import Busy, LocalProtocolError, NoCoverage, PromptTooLong, UsageError
 from shoal.models.store.store import ModelStore
 from shoal.net.channel import Channel
 from shoal.node.speed import Speed
@@ -51,6 +51,29 @@ async def test_a_chunked_prefill_equals_the_whole_model_in_the_same_chunks(home,
     ):
         expected = np.concatenate([whole.step(PROMPT[i : i + 7]) for i in range(0, len(PROMPT), 7)])
         assert np.array_equal(await session.step(PROMPT, chunk=7), expected)
+
+
+async def test_chunk_0_lets_the_pieces_be_chosen_whatever_is_set(home, checkpoint):
+    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
+        client = await swarm.add_client(prefill_chunk=7)
+        async with client.session(str(checkpoint), tokens=64) as session:
+            counts = []
+            for chunk in (None, 0, 5):
+                before = swarm.nodes[0].server.steps
+                await session.step(PROMPT, chunk=chunk)
+                counts.append(swarm.nodes[0].server.steps - before)
+                session.roll_back(0)
+            assert counts == [4, 1, 5]
+            with pytest.raises(UsageError, match="-1"):
+                await session.step(PROMPT, chunk=-1)
+
+
+@pytest.mark.parametrize("tokens", [0, -1])
+async def test_a_session_of_no_tokens_is_refused(home, checkpoint, tokens):
+    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
+        with pytest.raises(UsageError, match=str(tokens)):
+            async with swarm.client.session(str(checkpoint), tokens=tokens):
+                pass
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mamba"])
@@ -297,6 +320,18 @@ async def test_a_token_sent_ahead_changes_nothing_whatever_comes_instead(home, t
         await session.advance([10], sampler, more=True)
         session.roll_back(len(session.token_ids) - 1)
         assert np.array_equal(await session.step([10]), whole.step([10]))
+
+
+async def test_nobody_rolls_back_to_what_was_only_sent_ahead(home, checkpoint, whole):
+    async with (
+        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        swarm.client.session(str(checkpoint), tokens=64) as session,
+    ):
+        await session.advance(PROMPT, Sampler(Sampling()), more=True)
+        with pytest.raises(LocalProtocolError):
+            session.roll_back(len(PROMPT) + 1)
+        whole.step(PROMPT)
+        assert np.array_equal(await session.step([7]), whole.step([7]))
 
 
 async def test_a_token_is_sent_ahead_before_anybody_asks(home, checkpoint):

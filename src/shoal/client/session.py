@@ -1,7 +1,8 @@
 """A session: tokens in, logits out. The ends are here, the blocks are round the ring.
 
-A session outlives its hops. When one is lost, :mod:`shoal.client.ring.recovery` finds a whole route, and the
-step under way is sent again from its position: whoever waits for it sees a pause and no more.
+What has been sent, what is owed and what may be taken back, :mod:`shoal.client.transcript` knows. A session
+outlives its hops. When one is lost, :mod:`shoal.client.ring.recovery` finds a whole route, and the step under
+way is sent again from its position: whoever waits for it sees a pause and no more.
 """
 
 from __future__ import annotations
@@ -15,23 +16,21 @@ from typing import TypeVar
 import trio
 
 from shoal.client.ring.hop import HopFailed
-from shoal.client.ring.prefill import Piece, joined, outdated, piece_tokens, reusable
-from shoal.client.ring.recovery import Recovery, Reroute, Way, recoverable
+from shoal.client.ring.prefill import piece_tokens
+from shoal.client.ring.recovery import Recovery, Reroute, recoverable
 from shoal.client.ring.ring import IN_FLIGHT, Returned, Ring
 from shoal.client.sampling import Sampler
+from shoal.client.transcript import Piece, Transcript, joined
 from shoal.errors import CannotRollBack, PromptTooLong, ShoalError, UsageError
 from shoal.executor.arrays import Floats, join
 from shoal.executor.codecs import decode, encode
 from shoal.executor.ends import EndsEngine
 from shoal.executor.thread import TorchThread
-from shoal.types import Codec, ModelShape, PeerId
+from shoal.types import Codec, ModelShape
 from shoal.wire.messages import HopTime
 from shoal.wire.session import Issued
 
 Made = TypeVar("Made")
-
-Survived = tuple[float, tuple[PeerId, ...], Way]
-"""The pause in seconds, the hops that were lost, and how the session went on."""
 
 RECOVERIES = 8
 """Losses in a row, without a result between them, after which a session gives up."""
@@ -67,24 +66,26 @@ class Session:
         self._ends = ends
         self._thread = thread
         self._chunk = prefill_chunk
-        self._pieces: list[Piece] = []
-        self._scaling = ends.ends.rope_scaling
-        self._ahead: _Ahead | None = None
+        self._transcript = Transcript(ends.ends.rope_scaling)
+        self._embedded: _Embedded | None = None
         self._recovery = recovery
         self._heard = 0.0  # when the last result came
-        self.token_ids: list[int] = []
-        """The tokens whose KV the hops hold, in order."""
         self.reroutes: list[Reroute] = []
         """The losses that the session has survived."""
 
     @property
+    def token_ids(self) -> list[int]:
+        """The tokens whose KV the hops hold, in order."""
+        return self._transcript.token_ids
+
+    @property
     def room(self) -> int:
         """Tokens that may still be added."""
-        return self.ring.rules.tokens - len(self.token_ids)
+        return self.ring.rules.tokens - self._transcript.length
 
     def reusable(self, prompt: Sequence[int]) -> int:
         """How many tokens of ``prompt`` are held as the prompt alone would have them; not its last one."""
-        return reusable(self._pieces, self._scaling, prompt)
+        return self._transcript.reusable(prompt)
 
     async def step(
         self, token_ids: Sequence[int], *, chunk: int | None = None, sequence_length: int = 0
@@ -101,13 +102,14 @@ class Session:
                 part and wants what it gives as a whole; by default it ends with them.
 
         Raises:
-            UsageError: no tokens, or one outside of the vocabulary.
+            UsageError: no tokens, or one outside of the vocabulary, or ``chunk`` is negative.
             PromptTooLong: they do not fit into the session. Nothing was sent.
             NoCoverage: a hop is lost, and nobody took its place in time.
             ShoalError: a step failed; the session is as long as it was before, or empty where all its tokens
                 were being sent again.
         """
-        returned = await self._append(token_ids, chunk or self._chunk, len(token_ids), sequence_length)
+        chunk = self._chunk if chunk is None else chunk
+        returned = await self._append(token_ids, chunk, len(token_ids), sequence_length)
         return join([await self._head(r, _as_they_are) for r in returned if r.rows])
 
     async def advance(self, token_ids: Sequence[int], sampler: Sampler, *, more: bool = False) -> Advanced:
@@ -118,15 +120,18 @@ class Session:
                 this returns; whatever else is done with the session instead takes it back.
         """
         returned = (await self._append(token_ids, self._chunk, 1))[-1]
-        self._recovery.relieve(self.ring, cached=len(self.token_ids), remaining=self.room)
-        goes_on = more and self.room and not self.ring.lost and not self._outdated(len(self.token_ids) + 1)
+        length = self._transcript.length
+        self._recovery.relieve(self.ring, cached=length, remaining=self.room)
+        goes_on = more and self.room and not self.ring.lost and not self._transcript.outdated(length + 1)
         following = self.ring.issue(1, 1) if goes_on else None
         try:
-            token, self._ahead = await self._head(returned, partial(self._choose, sampler, following))
+            self._embedded = await self._head(returned, partial(self._choose, sampler, following))
         except BaseException:
-            self.roll_back(len(self.token_ids))
+            self.roll_back(length)
             raise
-        return Advanced(token, returned.times)
+        if following is not None:
+            self._transcript.sent_ahead(self._embedded.token_ids)
+        return Advanced(self._embedded.token_ids[0], returned.times)
 
     def roll_back(self, position: int) -> None:
         """Forget every token from ``position`` on.
@@ -134,8 +139,8 @@ class Session:
         Raises:
             LocalProtocolError: the session is not that long.
         """
+        self._transcript.cut(position)
         self.ring.roll_back(position)
-        self._trim(position)
 
     async def aclose(self) -> None:
         """Free the KV on every hop."""
@@ -146,82 +151,81 @@ class Session:
         self, token_ids: Sequence[int], chunk: int, wanted: int, sequence_length: int = 0
     ) -> list[Returned]:
         """Send tokens round the ring; what comes back holds the last ``wanted`` rows."""
-        self._check(token_ids)
-        before = len(self.token_ids)
+        self._check(token_ids, chunk)
+        transcript = self._transcript
+        before = transcript.length
         sequence_length = max(sequence_length, before + len(token_ids))
-        if self._outdated(sequence_length):
+        if transcript.outdated(sequence_length):
             token_ids, before = [*self.token_ids, *token_ids], 0
             self.roll_back(0)
-        chunk = chunk or piece_tokens(self.ring.format, len(token_ids), len(self.ring.route))
-        told = sequence_length if self._scaling else 0
-        pieces = [Piece(list(token_ids[i : i + chunk]), told) for i in range(0, len(token_ids), chunk)]
-        as_sent = (
-            sequence_length == before + 1 and self._ahead is not None and [self._ahead.token] == [*token_ids]
-        )
-        if self._ahead is not None and self._ahead.sent and not as_sent:
+        # What was sent ahead went in one step, and said that the sequence ends with it.
+        goes_on = tuple(token_ids) == transcript.ahead and sequence_length == before + len(token_ids)
+        if transcript.ahead and not goes_on:
             self.roll_back(before)
+        if goes_on:
+            chunk = len(token_ids)
+        chunk = chunk or piece_tokens(self.ring.format, len(token_ids), len(self.ring.route))
+        pieces = transcript.divide(token_ids, chunk, sequence_length)
         self._heard = trio.current_time()
         try:
             return await self._run(pieces, wanted)
         except ShoalError as error:
-            self._retreat(before)
+            self._take_back(before)
             return await self._persist(error, pieces, wanted)
         except BaseException:
-            self._retreat(before)
+            self._take_back(before)
             raise
-
-    def _outdated(self, length: int) -> bool:
-        return outdated(self._pieces, self._scaling, length)
 
     async def _persist(self, error: ShoalError, pieces: list[Piece], wanted: int) -> list[Returned]:
         """Run ``pieces``, which came to nothing once; the route is made whole before each new attempt."""
-        told, before = self._pieces.copy(), len(self.token_ids)
-        owed: list[Piece] = []  # of what was told, what the hops must be sent again
-        survived: list[Survived] = []
-        for _ in range(RECOVERIES):
-            owed = await self._made_whole(error, told, owed, survived)
-            try:
-                await self._run(owed, 0)
-                owed = []
-                returned = await self._run(pieces, wanted)
-            except ShoalError as again:
-                self._retreat(0 if owed else before)
-                error = again
-            except BaseException:
-                self._retreat(0 if owed else before)
-                raise
-            else:
-                for gap_s, lost, way in survived:
-                    self.reroutes.append(Reroute(time.time(), gap_s, lost, way))
-                    self._recovery.routes.survived(self.ring, time.time(), gap_s, lost, way)
-                return returned
-        raise _plain(error)
+        before = self._transcript.length
+        survived: list[Reroute] = []
+        try:
+            for _ in range(RECOVERIES):
+                await self._make_whole(error, survived)
+                try:
+                    await self._run(self._transcript.owed, 0)
+                    returned = await self._run(pieces, wanted)
+                except ShoalError as again:
+                    self._take_back(before)
+                    error = again
+                else:
+                    self._note_survived(survived)
+                    return returned
+            raise _plain(error)
+        except BaseException:
+            self._take_back(0 if self._transcript.owed else before)
+            raise
 
-    async def _made_whole(
-        self, error: ShoalError, told: list[Piece], owed: list[Piece], survived: list[Survived]
-    ) -> list[Piece]:
-        """Get rid of what caused ``error``; returns the pieces that the hops must be sent again first."""
-        if isinstance(error, HopFailed) and isinstance(error.error, CannotRollBack) and self.token_ids:
+    async def _make_whole(self, error: ShoalError, survived: list[Reroute]) -> None:
+        """Get rid of what caused ``error``; what the hops must be sent again is owed from then on."""
+        transcript = self._transcript
+        if isinstance(error, HopFailed) and isinstance(error.error, CannotRollBack) and transcript.held:
             # A hop's cache cannot go back (a sliding window, a state): it is built again from the
             # tokens, in the same pieces, so that it holds the same bits. From the first on, every hop can.
-            self._retreat(0)
-            return told
+            transcript.lose()
+            self.ring.roll_back(0)
+            return
         if not recoverable(error):
             raise _plain(error)
-        old, position = self.ring, len(self.token_ids)
-        refill = partial(self._refill, told)
-        began = self._heard
+        old, began = self.ring, self._heard
         self.ring, lost, way = await self._recovery.recover(
-            old, error, position=position, since=began, refill=refill
+            old, error, position=transcript.held, since=began, refill=self._refill
         )
-        survived.append((trio.current_time() - began, lost, way))
+        survived.append(Reroute(time.time(), trio.current_time() - began, lost, way))
         if self.ring is old:
-            return owed
+            return
         self._ends.close(old.session)
-        self._trim(0)
-        return self._joined(told)
+        transcript.lose()
+        if self._ends.ends.sliced:
+            transcript.join_singles()
 
-    async def _run(self, pieces: list[Piece], wanted: int) -> list[Returned]:
+    def _note_survived(self, survived: Sequence[Reroute]) -> None:
+        for reroute in survived:
+            self.reroutes.append(reroute)
+            self._recovery.routes.survived(self.ring, reroute.at, reroute.gap_s, reroute.lost, reroute.way)
+
+    async def _run(self, pieces: Sequence[Piece], wanted: int) -> list[Returned]:
         """Send pieces ahead of their results, as many as may be in flight; wants the last rows back."""
         returned: list[Returned] = []
         left = sum(len(piece.token_ids) for piece in pieces)
@@ -230,19 +234,21 @@ class Session:
             left -= tokens
             while self.ring.rules.in_flight + 1 > IN_FLIGHT:
                 returned.append(await self.ring.receive())
-            if self._ahead is None or not self._ahead.sent:
-                codec, payload = await self._embedded(piece.token_ids)
+            if not self._transcript.confirm(piece):
+                codec, payload = await self._embed(piece.token_ids, self._transcript.held)
                 rows = min(max(wanted - left, 0), tokens)
                 await self.ring.send(payload, codec, tokens, rows, piece.sequence_length)
-            self._ahead = None
-            self._pieces.append(piece)
-            self.token_ids += piece.token_ids
+                self._transcript.sent(piece)
         while len(returned) < len(pieces):
             returned.append(await self.ring.receive())
         self._heard = trio.current_time()
         return returned
 
-    def _check(self, token_ids: Sequence[int]) -> None:
+    def _check(self, token_ids: Sequence[int], chunk: int) -> None:
+        if chunk < 0:
+            raise UsageError(
+                f"a chunk of {chunk} tokens", check="give a number above 0, or 0 to let it be chosen"
+            )
         if not token_ids:
             raise UsageError("the prompt is empty: a step needs at least one token")
         for token in token_ids:
@@ -257,31 +263,33 @@ class Session:
                 check="open the session with more tokens, or send fewer",
             )
 
-    async def _embedded(self, piece: list[int]) -> tuple[Codec, bytes]:
-        position = len(self.token_ids)
-        if self._ahead is not None and self._ahead.fits(piece, position):
-            return self._ahead.codec, self._ahead.payload
-        codec = self.ring.codec(len(piece))
-        return codec, await self._thread.run(lambda: self._encoded(piece, position, codec))
+    async def _embed(self, token_ids: list[int], position: int) -> tuple[Codec, bytes]:
+        ready, self._embedded = self._embedded, None
+        if ready is not None and (ready.token_ids, ready.position) == (token_ids, position):
+            return ready.codec, ready.payload
+        codec = self.ring.codec(len(token_ids))
+        return codec, await self._thread.run(lambda: self._encoded(token_ids, position, codec))
 
-    async def _refill(self, told: list[Piece], ring: Ring, hops: int) -> None:
+    async def _refill(self, ring: Ring, hops: int) -> None:
         """Send the first ``hops`` hops what the session's tokens are to them; nothing comes back."""
+        held = self._transcript.held_pieces
         position = 0
-        for token_ids, sequence_length in self._joined(told):
+        for token_ids, sequence_length in joined(held) if self._ends.ends.sliced else held:
             tokens = len(token_ids)
             codec = ring.codec(tokens)
             make = partial(self._encoded, token_ids, position, codec)
             await ring.fill(await self._thread.run(make), codec, position, tokens, hops, sequence_length)
             position += tokens
 
-    def _joined(self, pieces: list[Piece]) -> list[Piece]:
-        """Single tokens put together, where a row's bits do not depend on its company."""
-        return joined(pieces) if self._ends.ends.sliced else pieces
+    def _take_back(self, position: int) -> None:
+        """Take the session back to ``position``, whatever became of the steps under way.
 
-    def _retreat(self, position: int) -> None:
-        """Take the session back to ``position``, whatever became of the steps under way."""
-        self.ring.roll_back(min(position, self.ring.rules.length))
-        self._trim(position)
+        Where a replay was under way, all is owed again: of what the hops have by now, nothing is known.
+        """
+        if self._transcript.owed:
+            self._transcript.lose()
+        self._transcript.cut(position)
+        self.ring.roll_back(min(self._transcript.held, self.ring.rules.length))
 
     async def _head(self, returned: Returned, then: Callable[[Floats], Made]) -> Made:
         """What ``then`` makes of the logits ``[rows, vocab]`` of what came back."""
@@ -291,28 +299,16 @@ class Session:
     def _encoded(self, piece: list[int], position: int, codec: Codec) -> bytes:
         return encode(self._ends.ends.embed(piece, position), codec)
 
-    def _choose(self, sampler: Sampler, following: Issued | None, logits: Floats) -> tuple[int, _Ahead]:
-        """The next token, and its embedding: sent at once, from this thread, when its step has a number."""
-        token = sampler.choose(logits[-1], self.token_ids)
-        position = len(self.token_ids)
-        codec = self.ring.codec(1)
-        payload = self._encoded([token], position, codec)
+    def _choose(self, sampler: Sampler, following: Issued | None, logits: Floats) -> _Embedded:
+        """The next token, embedded: sent at once, from the thread that runs this, if it has a step."""
+        token_ids, position = [sampler.choose(logits[-1], self.token_ids)], self._transcript.length
+        codec = self.ring.codec(len(token_ids))
+        payload = self._encoded(token_ids, position, codec)
         if following is not None:
             send = self.ring.launch(following, payload, codec)
             if send is not None:
                 self._ends.after(send)
-        return token, _Ahead(token, position, codec, payload, following is not None)
-
-    def _trim(self, position: int) -> None:
-        del self.token_ids[position:]
-        kept: list[Piece] = []
-        left = position
-        for token_ids, sequence_length in self._pieces:
-            if left > 0:
-                kept.append(Piece(token_ids[:left], sequence_length))
-            left -= len(token_ids)
-        self._pieces = kept
-        self._ahead = None
+        return _Embedded(token_ids, position, codec, payload)
 
 
 def _plain(error: ShoalError) -> ShoalError:
@@ -325,15 +321,10 @@ def _as_they_are(logits: Floats) -> Floats:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ahead:
-    """The embedding of a token that will most likely be appended next."""
+class _Embedded:
+    """Tokens that will most likely be appended next, as hidden states: made while the thread was at it."""
 
-    token: int
+    token_ids: list[int]
     position: int
     codec: Codec
     payload: bytes
-    sent: bool
-    """Whether it is on its way already."""
-
-    def fits(self, piece: list[int], position: int) -> bool:
-        return piece == [self.token] and position == self.position

@@ -79,6 +79,7 @@ class Swarm:
                 before, then what most peers serve. Where it cannot be had, the next is tried.
 
         Raises:
+            UsageError: ``tokens`` is less than 1.
             UnknownModel, BadWeights: the model's ends cannot be loaded here.
             PromptTooLong: the model's context is shorter.
             NoCoverage: blocks that nobody serves, now or, when a hop is lost, within ``resume_s``.
@@ -86,7 +87,9 @@ class Swarm:
             DigestMismatch: only another version of the model is served.
         """
         local = await self.resolve(model)
-        tokens = tokens or min(DEFAULT_TOKENS, local.shape.context)
+        tokens = min(DEFAULT_TOKENS, local.shape.context) if tokens is None else tokens
+        if tokens < 1:
+            raise UsageError(f"a session of {tokens} tokens", check="ask for at least one token")
         if tokens > local.shape.context:
             raise PromptTooLong(
                 f"{tokens} tokens are more than the {local.shape.context} of {local.shape.name}",
