@@ -21,7 +21,7 @@ from shoal.executor.arrays import Floats
 from shoal.swarm.announcement import Announcement
 from shoal.types import Format, ModelShape
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 async def _next(deltas: AsyncIterator[Delta]) -> Delta | None:
@@ -120,13 +120,12 @@ class AsyncioSession:
     async def roll_back(self, position: int) -> None:
         """See :meth:`shoal.client.session.Session.roll_back`."""
 
-        async def go() -> None:
-            self.session.roll_back(position)
-
-        await _on(self._portal, go)
+        await _on(self._portal, partial(self.session.roll_back, position))
 
 
-class _Portalled:
+class SyncSwarm:
+    """A swarm whose calls wait for what they return."""
+
     def __init__(self, portal: BlockingPortal, swarm: Swarm) -> None:
         self.portal = portal
         self.swarm = swarm
@@ -138,10 +137,6 @@ class _Portalled:
     def models(self) -> list[ModelShape]:
         """Every model of which some span is served."""
         return self.portal.call(self.swarm.models)
-
-
-class SyncSwarm(_Portalled):
-    """A swarm whose calls wait for what they return."""
 
     @contextmanager
     def session(
@@ -159,8 +154,20 @@ class SyncSwarm(_Portalled):
         )
 
 
-class AsyncioSwarm(_Portalled):
-    """A swarm for asyncio callers."""
+class AsyncioSwarm:
+    """A swarm for asyncio callers. Nothing here blocks their loop."""
+
+    def __init__(self, portal: BlockingPortal, swarm: Swarm) -> None:
+        self.portal = portal
+        self.swarm = swarm
+
+    async def announcements(self) -> list[Announcement]:
+        """Every peer that serves something now."""
+        return await _on(self.portal, self.swarm.announcements)
+
+    async def models(self) -> list[ModelShape]:
+        """Every model of which some span is served."""
+        return await _on(self.portal, self.swarm.models)
 
     def session(
         self, model: str, *, tokens: int | None = None, format: Format | None = None
@@ -176,7 +183,7 @@ class AsyncioSwarm(_Portalled):
         return AsyncioAnswer(self.portal, self.swarm.generate(model, prompt, **options))
 
 
-async def _on(portal: BlockingPortal, call: Callable[[], Awaitable[Result]]) -> Result:
+async def _on(portal: BlockingPortal, call: Callable[[], Awaitable[_Result] | _Result]) -> _Result:
     """Run ``call`` on the swarm's thread without blocking this loop; cancelled with its caller."""
-    future: Future[Result] = portal.start_task_soon(call)
+    future: Future[_Result] = portal.start_task_soon(call)
     return await asyncio.wrap_future(future)
