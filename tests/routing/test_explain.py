@@ -20,7 +20,7 @@ OFFERS = [
 
 def test_the_costs_of_the_stages_add_up_to_what_was_minimised():
     choice = explain_route(OFFERS, 30, 1)
-    path = cheapest(price(OFFERS, "latency", None), who_may(OFFERS, 30))
+    path = cheapest(price(OFFERS, "latency", None), who_may(OFFERS, Span(0, 30)))
     assert path is not None
     assert choice.seconds == pytest.approx(path.seconds)
     assert [(s.peer, s.span) for s in choice.stages] == [("a", Span(0, 15)), ("b", Span(15, 30))]

@@ -54,6 +54,18 @@ def test_a_peer_that_could_take_both_takes_the_one_that_nobody_else_can():
     assert found == [(0, 0, [("first", 0, 10)]), (2, 2, [("both", 20, 30)])]
 
 
+def test_a_route_over_a_part_of_the_model_is_repaired_within_that_part():
+    route = a_route(("a", 2, 10), ("b", 10, 20), ("c", 20, 28))
+    offers = [offer("spare", 0, 30), offer("tail", 15, 30)]
+    assert repaired(offers, route, {0}) == [(0, 0, [("spare", 2, 10)])]
+    assert repaired(offers, route, {1}) == [(1, 1, [("spare", 10, 20)])]
+    assert repaired(offers, route, {2}) in ([(2, 2, [("spare", 20, 28)])], [(2, 2, [("tail", 20, 28)])])
+    assert repaired(offers, route, {0, 2}) == [(0, 0, [("spare", 2, 10)]), (2, 2, [("tail", 20, 28)])]
+    with pytest.raises(NoCoverage) as caught:
+        choose_repair([offer("near", 4, 30)], route, {0}, 100)
+    assert caught.value.missing == (Span(2, 4),)
+
+
 def test_a_peer_that_is_kept_takes_no_more():
     with pytest.raises(NoCoverage) as caught:
         choose_repair([offer("a", 0, 30), offer("c", 5, 30)], ROUTE, {1}, 100, **LOST_B)

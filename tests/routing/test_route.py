@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -169,6 +170,47 @@ def test_a_span_beyond_the_model_is_ignored():
         choose_route([offer("liar", 0, 40)], 30, 1)
 
 
+# --- a route over a part of the model --------------------------------------------------------------------
+
+INNER = Span(2, 28)
+
+
+def test_a_route_covers_the_blocks_that_are_asked_for_and_no_others():
+    offers = [offer("a", 0, 10), offer("b", 10, 20), offer("c", 20, 30)]
+    assert stages(choose_route(offers, 30, 100, span=INNER)) == [("a", 2, 10), ("b", 10, 20), ("c", 20, 28)]
+    assert stages(choose_route(offers, 30, 100, span=Span(10, 20))) == [("b", 10, 20)]
+
+
+def test_blocks_that_the_client_runs_itself_need_nobody():
+    offers = [offer("a", 2, 15), offer("b", 15, 28)]
+    assert stages(choose_route(offers, 30, 100, span=INNER)) == [("a", 2, 15), ("b", 15, 28)]
+    with pytest.raises(NoCoverage) as caught:
+        choose_route(offers, 30, 100)
+    assert caught.value.missing == (Span(0, 2), Span(28, 30))
+
+
+def test_what_is_missing_or_full_of_the_blocks_asked_for_is_named():
+    with pytest.raises(NoCoverage) as caught:
+        choose_route([offer("a", 5, 10), offer("b", 15, 20)], 30, 100, span=INNER)
+    assert caught.value.missing == (Span(2, 5), Span(10, 15), Span(20, 28))
+    with pytest.raises(NoCoverage) as caught:
+        choose_route([], 30, 100, span=INNER)
+    assert caught.value.missing == (INNER,)
+    with pytest.raises(Busy, match="2:15"):
+        choose_route([offer("a", 0, 15, tokens_free=1), offer("b", 15, 30)], 30, 100, span=INNER)
+
+
+def test_only_the_blocks_asked_for_count_in_the_price():
+    """Two hops are cheaper for all the blocks; of the inner ones one peer has all."""
+    offers = [
+        offer("a", 0, 15, step_s=0.015),
+        offer("b", 15, 30, step_s=0.015),
+        offer("c", 2, 28, step_s=0.027),
+    ]
+    assert peers(choose_route(offers, 30, 1)) == ["a", "b"]
+    assert peers(choose_route(offers, 30, 1, span=INNER)) == ["c"]
+
+
 N = 6
 spans = st.tuples(st.integers(0, N - 1), st.integers(1, N)).filter(lambda s: s[0] < s[1])
 times = st.sampled_from([0.01, 0.02, 0.05, 0.4])
@@ -206,6 +248,31 @@ def test_no_other_route_is_cheaper(offers, objective):
     best = min(_cost(prices, route) for route in everything)
     assert _cost(prices, _numbered(found, offers)) == pytest.approx(best)
     assert len(set(peers(found))) == len(found)
+
+
+@settings(max_examples=100, deadline=None)
+@given(swarms(), spans)
+def test_a_route_over_a_part_is_that_of_a_model_of_these_blocks_alone(offers, part):
+    start, end = part
+    span = Span(start, end)
+    inner = [
+        replace(o, span=Span(max(o.span.start, start) - start, min(o.span.end, end) - start), step_s=0.0)
+        for o in offers
+        if o.span.start < end and o.span.end > start
+    ]
+    offers = [replace(o, step_s=0.0) for o in offers]
+    offers = [o for o in offers if o.span.start < end and o.span.end > start]
+    try:
+        expected = [
+            (peer, first + start, last + start)
+            for peer, first, last in stages(choose_route(inner, end - start, 1))
+        ]
+    except NoCoverage as error:
+        with pytest.raises(NoCoverage) as caught:
+            choose_route(offers, N, 1, span=span)
+        assert caught.value.missing == tuple(Span(s.start + start, s.end + start) for s in error.missing)
+        return
+    assert stages(choose_route(offers, N, 1, span=span)) == expected
 
 
 @settings(max_examples=100, deadline=None)
@@ -296,7 +363,7 @@ def test_a_search_without_end_is_cut_and_its_route_still_holds():
 
 def test_a_peer_alone_costs_its_hop_and_its_blocks():
     offers = [offer("a", 0, 4, step_s=0.04, rtt_s=0.01)]
-    path = cheapest(price(offers, "latency", None), who_may(offers, 4))
+    path = cheapest(price(offers, "latency", None), who_may(offers, Span(0, 4)))
     assert path is not None
     assert path.seconds == pytest.approx(0.01 + HOP_S + 0.04)
     assert np.isfinite(path.seconds)

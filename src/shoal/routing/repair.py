@@ -31,7 +31,7 @@ def choose_repair(
 
     Args:
         candidates: peers of kept stages may be among them or not: they have their room already.
-        route: covers the model.
+        route: covers the model, or the span of it that the session needs.
         lost: indexes of stages; at least one.
         avoid: peers that are not to be asked, above all those that were lost: they are no exception here.
 
@@ -42,26 +42,27 @@ def choose_repair(
         NoCoverage: nobody else serves some of the lost blocks; names them.
         Busy: somebody does, but without KV for ``tokens`` tokens.
     """
-    n_blocks = route[-1].span.end
+    span = Span(route[0].span.start, route[-1].span.end)
     runs = _runs(lost)
     asked = [Span(route[first].span.start, route[last].span.end) for first, last in runs]
     kept = [stage for index, stage in enumerate(route) if index not in lost]
     known = {c.peer: c for c in candidates}
     staying = [_staying(stage, known.get(stage.peer), tokens) for stage in kept]
     others = known.keys() - {stage.peer for stage in kept} - set(avoid)
-    usable = [*staying, *(c for c in candidates if c.peer in others and c.span.end <= n_blocks)]
+    usable = [*staying, *(c for c in candidates if c.peer in others)]
     roomy = [c for c in usable if c.tokens_free >= tokens]
-    allowed = who_may(roomy, n_blocks)
+    allowed = who_may(roomy, span)
     for number, stage in enumerate(kept):
-        allowed[stage.span.start : stage.span.end] = False
-        allowed[stage.span.start : stage.span.end, number] = True
-    path = cheapest(price(roomy, "latency", None), allowed) if roomy else None
+        rows = slice(stage.span.start - span.start, stage.span.end - span.start)
+        allowed[rows] = False
+        allowed[rows, number] = True
+    path = cheapest(price(roomy, "latency", None), allowed, span.start) if roomy else None
     if path is None:
-        raise no_route(usable, roomy, n_blocks, tokens, asked)
+        raise no_route(usable, roomy, span, tokens, asked)
     found = stages_of(path, roomy)
     return [
-        (first, last, [s for s in found if span.start <= s.span.start < span.end])
-        for (first, last), span in zip(runs, asked, strict=True)
+        (first, last, [s for s in found if lost_span.start <= s.span.start < lost_span.end])
+        for (first, last), lost_span in zip(runs, asked, strict=True)
     ]
 
 

@@ -28,6 +28,7 @@ def choose_route(
     tokens: int,
     *,
     avoid: Collection[PeerId] = (),
+    span: Span | None = None,
     objective: Objective = "latency",
     pinned: Collection[PeerId] = (),
     rng: Random | None = None,
@@ -38,6 +39,7 @@ def choose_route(
 
     Args:
         avoid: peers that have just refused or failed.
+        span: the blocks to cover; by default all ``n_blocks`` of the model. Others the client may run itself.
         objective: what the route is to be the best for.
         pinned: peers that the user wants: where one of them serves a block, no other peer is asked for it.
         rng: with one, candidates seem up to ``prices.JITTER`` dearer by chance, so that clients who see the
@@ -48,7 +50,7 @@ def choose_route(
         Busy: every block is served, but not with KV for ``tokens`` tokens.
     """
     path, roomy = search(
-        candidates, n_blocks, tokens, avoid=avoid, objective=objective, pinned=pinned, rng=rng
+        candidates, n_blocks, tokens, avoid=avoid, span=span, objective=objective, pinned=pinned, rng=rng
     )
     return stages_of(path, roomy)
 
@@ -59,6 +61,7 @@ def search(
     tokens: int,
     *,
     avoid: Collection[PeerId] = (),
+    span: Span | None = None,
     objective: Objective = "latency",
     pinned: Collection[PeerId] = (),
     rng: Random | None = None,
@@ -66,19 +69,20 @@ def search(
     """The best path, with the candidates that it counts. Arguments and errors: those of ``choose_route``."""
     usable = [c for c in candidates if c.peer not in avoid and c.span.end <= n_blocks]
     roomy = [c for c in usable if c.tokens_free >= tokens]
-    allowed = who_may(roomy, n_blocks)
+    span = span or Span(0, n_blocks)
+    allowed = who_may(roomy, span)
     ours = np.array([c.peer in pinned for c in roomy], np.bool_)
     theirs = allowed[:, ours].any(axis=1)
     allowed[np.ix_(theirs, ~ours)] = False
-    path = cheapest(price(roomy, objective, rng), allowed) if roomy else None
+    path = cheapest(price(roomy, objective, rng), allowed, span.start) if roomy else None
     if path is None:
-        raise no_route(usable, roomy, n_blocks, tokens, [Span(0, n_blocks)])
+        raise no_route(usable, roomy, span, tokens, [span])
     return path, roomy
 
 
-def who_may(candidates: Sequence[Candidate], n_blocks: int) -> Allowed:
-    """``[n_blocks, p]``: which candidate serves which block."""
-    blocks = np.arange(n_blocks)[:, None]
+def who_may(candidates: Sequence[Candidate], span: Span) -> Allowed:
+    """``[len(span), p]``: which candidate serves which block of ``span``."""
+    blocks = np.arange(span.start, span.end)[:, None]
     starts = np.array([c.span.start for c in candidates], np.intp)
     ends = np.array([c.span.end for c in candidates], np.intp)
     return (starts <= blocks) & (blocks < ends)
@@ -90,24 +94,25 @@ def stages_of(path: Path, candidates: Sequence[Candidate]) -> list[Stage]:
 
 
 def no_route(
-    usable: Sequence[Candidate], roomy: Sequence[Candidate], n_blocks: int, tokens: int, asked: Sequence[Span]
+    usable: Sequence[Candidate], roomy: Sequence[Candidate], span: Span, tokens: int, asked: Sequence[Span]
 ) -> NoCoverage | Busy:
     """Why there is no route: blocks without a peer, peers without room, or one peer for too many things.
 
     Args:
-        asked: the blocks for which peers were looked for.
+        span: the blocks that the route is to cover.
+        asked: those of them for which peers were looked for.
     """
-    missing = gaps((c.span for c in usable), n_blocks)
+    missing = _uncovered(usable, span)
     if missing:
         return NoCoverage(
-            f"blocks {_listed(missing)} of {n_blocks} are served by nobody",
+            f"blocks {_listed(missing)} are served by nobody",
             missing=missing,
             check="whether the nodes that serve them are up, and in this swarm",
         )
-    full = gaps((c.span for c in roomy), n_blocks)
+    full = _uncovered(roomy, span)
     if not full:
         return NoCoverage(
-            f"blocks {_listed(asked)} of {n_blocks} are served only by peers that would be asked twice",
+            f"blocks {_listed(asked)} are served only by peers that would be asked twice",
             missing=asked,
             check="whether other nodes serve them: a session is at a peer once",
         )
@@ -121,6 +126,12 @@ def no_route(
         retry_after_s=5.0,
         check="ask for fewer tokens, or come back when sessions have ended",
     )
+
+
+def _uncovered(candidates: Sequence[Candidate], span: Span) -> list[Span]:
+    """The parts of ``span`` that no candidate serves."""
+    found = gaps((c.span for c in candidates), span.end)
+    return [Span(max(gap.start, span.start), gap.end) for gap in found if gap.end > span.start]
 
 
 def _listed(spans: Sequence[Span]) -> str:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 Seconds: TypeAlias = npt.NDArray[np.float64]
 Numbers: TypeAlias = npt.NDArray[np.intp]
 Allowed: TypeAlias = npt.NDArray[np.bool_]
-"""``[n_blocks, p]``: who may run which block."""
+"""``[blocks, p]``: who may run which of the blocks that a path goes through."""
 
 MOST_WORK = 1_000_000
 """Blocks × peers looked at for an exact answer. Beyond, a peer that would be asked twice runs what lies
@@ -65,14 +65,18 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """A way through all the blocks."""
+    """A way through all the blocks that it was asked for."""
 
     seconds: float
     parts: tuple[Part, ...]
 
 
-def cheapest(prices: Prices, allowed: Allowed) -> Path | None:
-    """The cheapest path on which each peer is asked once; ``None`` when there is none."""
+def cheapest(prices: Prices, allowed: Allowed, first: int = 0) -> Path | None:
+    """The cheapest path on which each peer is asked once; ``None`` when there is none.
+
+    Args:
+        first: the number of the block that ``allowed`` begins with; the path's are numbered from it.
+    """
     ways = _WaysIn(prices)
     waiting: list[tuple[float, int, Path, Allowed]] = []
     number = itertools.count()
@@ -90,10 +94,15 @@ def cheapest(prices: Prices, allowed: Allowed) -> Path | None:
         _, _, path, allowed = heapq.heappop(waiting)
         twice = _asked_twice(path)
         if not twice:
-            return path
+            return _numbered(path, first)
         for fewer in _branches(allowed, twice[0]) if left > 0 else [_merged(allowed, twice)]:
             look(fewer)
     return None
+
+
+def _numbered(path: Path, first: int) -> Path:
+    parts = tuple(Part(part.peer, part.start + first, part.end + first) for part in path.parts)
+    return Path(path.seconds, parts)
 
 
 def _asked_twice(path: Path) -> list[Part]:

@@ -150,7 +150,11 @@ class Recovery:
             left = until - trio.current_time()
             try:
                 return await self.routes.open(
-                    self._shape, ring.format, ring.rules.tokens, timeout_s=min(OPEN_WITHIN_S, max(left, 0.1))
+                    self._shape,
+                    ring.format,
+                    ring.rules.tokens,
+                    span=ring.span,
+                    timeout_s=min(OPEN_WITHIN_S, max(left, 0.1)),
                 )
             except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded) as hindrance:
                 left = until - trio.current_time()

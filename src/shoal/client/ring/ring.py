@@ -38,7 +38,7 @@ from shoal.net.pool import ChannelPool
 from shoal.routing.prices import HOP_S
 from shoal.routing.replace import PREFILL, Seen
 from shoal.routing.reputation import Reputation
-from shoal.types import CarrierName, Codec, Format, ModelShape, PeerId, SessionId
+from shoal.types import CarrierName, Codec, Format, ModelShape, PeerId, SessionId, Span
 from shoal.wire.codec import CodecChooser
 from shoal.wire.messages import (
     Failed,
@@ -113,6 +113,12 @@ class Ring:
     def route(self) -> tuple[RouteHop, ...]:
         """The hops in their order."""
         return self._stages.route
+
+    @property
+    def span(self) -> Span:
+        """The blocks that the hops run together."""
+        route = self.route
+        return Span(route[0].span.start, route[-1].span.end)
 
     @property
     def carriers(self) -> list[CarrierName]:

@@ -84,12 +84,19 @@ class Routes:
             await self._pool.run(accept=False, task_status=task_status)
 
     async def open(
-        self, shape: ModelShape, format: Format, tokens: int, *, timeout_s: float | None = None
+        self,
+        shape: ModelShape,
+        format: Format,
+        tokens: int,
+        *,
+        span: Span | None = None,
+        timeout_s: float | None = None,
     ) -> Ring:
         """A ring over the cheapest route that takes us.
 
         Args:
             tokens: what every hop reserves KV for.
+            span: the blocks that the ring is to run; by default all of the model.
             timeout_s: for every hop to open the session; by default as set.
 
         Raises:
@@ -98,6 +105,7 @@ class Routes:
             DigestMismatch: only another version of the model is served.
         """
         timeout_s = timeout_s or self._settings.open_timeout_s
+        span = span or Span(0, shape.n_blocks)
         refused: ShoalError | None = None
         avoid: set[PeerId] = set()
         doubtful: set[PeerId] = set()  # who had little time, or is at odds with another: asked again at last
@@ -108,7 +116,7 @@ class Routes:
             if refused is not None and trio.current_time() >= until:
                 break
             try:
-                route = self._route(shape, format, tokens, avoid, trial=trial)
+                route = self._route(shape, format, tokens, avoid, span=span, trial=trial)
             except (NoCoverage, Busy):
                 if doubtful:
                     hurried, avoid, doubtful = False, avoid - doubtful, set()
@@ -192,7 +200,7 @@ class Routes:
     def possible(self, ring: Ring, shape: ModelShape, *, avoid: set[PeerId]) -> bool:
         """Whether there is a route like a ring's without these peers."""
         try:
-            return bool(self._route(shape, ring.format, ring.rules.tokens, avoid))
+            return bool(self._route(shape, ring.format, ring.rules.tokens, avoid, span=ring.span))
         except (NoCoverage, Busy, DigestMismatch):
             return False
 
@@ -263,16 +271,24 @@ class Routes:
         return ring
 
     def _route(
-        self, shape: ModelShape, format: Format, tokens: int, avoid: set[PeerId], *, trial: bool = False
+        self,
+        shape: ModelShape,
+        format: Format,
+        tokens: int,
+        avoid: set[PeerId],
+        *,
+        span: Span,
+        trial: bool = False,
     ) -> list[RouteHop]:
         candidates, serving = self._candidates(shape, format, trial=trial)
         if not serving:
-            self._explain_absence(shape, format)
+            self._explain_absence(shape, format, span)
         choose = partial(
             choose_route,
             candidates,
             shape.n_blocks,
             tokens,
+            span=span,
             objective=self._settings.objective,
             pinned={PeerId(peer) for peer in self._settings.pin},
             rng=self._random,
@@ -312,13 +328,13 @@ class Routes:
         now, held = trio.current_time(), self._suspects.holds
         return {peer for peer, a in serving.items() if held(peer, a.sequence, now, caution)}
 
-    def _explain_absence(self, shape: ModelShape, format: Format) -> None:
+    def _explain_absence(self, shape: ModelShape, format: Format, span: Span) -> None:
         now = self.member.now()
         others = [a.served for a in self.member.alive() if a.served and a.served.model == shape.name]
         if any(served.digest == shape.digest for served in others):
             raise NoCoverage(
                 f"nobody serves {shape.name} in {format}",
-                missing=[Span(0, shape.n_blocks)],
+                missing=[span],
                 check="shoal status shows in which formats it is served",
             )
         if others:
@@ -330,8 +346,8 @@ class Routes:
             )
         heard = len(self.member.directory.alive(now))
         raise NoCoverage(
-            f"blocks 0:{shape.n_blocks} of {shape.name} are served by nobody ({heard} other peers are known)",
-            missing=[Span(0, shape.n_blocks)],
+            f"blocks {span} of {shape.name} are served by nobody ({heard} other peers are known)",
+            missing=[span],
             check="whether a node of this swarm is up and can be reached: shoal status",
             next_command=f"shoal serve {shape.name}",
         )

@@ -1,0 +1,71 @@
+"""Rings over parts of a model: a client may run the other blocks itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import trio
+
+from shoal.client.ring.ring import Ring
+from shoal.errors import NoCoverage
+from shoal.executor.codecs import decode, encode
+from shoal.testing.swarm import memory_swarm
+from shoal.types import Span
+
+from .conftest import THIRDS
+
+ROWS = 3
+
+
+async def through(ring: Ring, hidden: np.ndarray) -> np.ndarray:
+    """What the ring's blocks make of hidden states ``[rows, width]``."""
+    await ring.send(encode(hidden, "float32"), "float32", len(hidden), len(hidden))
+    returned = await ring.receive()
+    return decode(returned.payload, returned.codec, returned.rows, hidden.shape[1])
+
+
+async def test_rings_over_the_parts_of_a_model_together_give_what_the_whole_gives(tmp_path, checkpoint):
+    async with memory_swarm(tmp_path / "home", checkpoint, THIRDS) as swarm:
+        rings, shape = swarm.client.routes, swarm.model.shape
+        hidden = np.random.default_rng(0).standard_normal((ROWS, shape.hidden_size), np.float32)
+        whole = await rings.open(shape, "fp32", 16)
+        parts = [await rings.open(shape, "fp32", 16, span=Span(*ends)) for ends in ((0, 1), (1, 5), (5, 6))]
+        assert whole.span == Span(0, 6)
+        assert [hop.span for hop in parts[1].route] == [Span(1, 2), Span(2, 3), Span(3, 5)]
+        expected, found = await through(whole, hidden), hidden
+        for part in parts:
+            found = await through(part, found)
+        assert np.array_equal(found, expected)
+        for ring in (whole, *parts):
+            await rings.close(ring)
+
+
+async def test_a_lost_hop_of_such_a_ring_is_replaced_for_its_own_blocks(tmp_path, checkpoint):
+    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 3), Span(0, 3), Span(3, 6)]) as swarm:
+        rings, shape = swarm.client.routes, swarm.model.shape
+        hidden = np.random.default_rng(0).standard_normal((ROWS, shape.hidden_size), np.float32)
+        ring = await rings.open(shape, "fp32", 16, span=Span(1, 5))
+        expected = await through(ring, hidden)
+        dead = ring.route[0].address.peer
+        swarm.world.kill(dead)
+        with trio.fail_after(10):
+            while not ring.lost:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        rings.suspect(dead)
+        replacements = rings.replacements(ring, shape)
+        assert await ring.repair(replacements, 0, 5.0) == 1
+        assert [hop.span for hop in ring.route] == [Span(1, 3), Span(3, 5)]
+        assert ring.route[0].address.peer != dead
+        assert np.array_equal(await through(ring, hidden), expected)
+        assert rings.possible(ring, shape, avoid={dead})
+        assert not rings.possible(ring, shape, avoid={ring.route[1].address.peer})
+        await rings.close(ring)
+
+
+async def test_only_the_blocks_that_the_hops_are_to_run_need_somebody(tmp_path, checkpoint):
+    async with memory_swarm(tmp_path / "home", checkpoint, [Span(1, 5)]) as swarm:
+        rings, shape = swarm.client.routes, swarm.model.shape
+        await rings.close(await rings.open(shape, "fp32", 16, span=Span(1, 5)))
+        with pytest.raises(NoCoverage) as caught:
+            await rings.open(shape, "fp32", 16)
+        assert caught.value.missing == (Span(0, 1), Span(5, 6))
