@@ -11,9 +11,12 @@ from typing import Any, Literal
 
 import trio
 from libp2p.abc import INetConn, INetStream
+from libp2p.connection_types import ConnectionType
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
+from libp2p.transport.exceptions import UpgradeFailure
 from multiaddr import Multiaddr
 
 from shoal.errors import ChannelClosed, NotAllowed
@@ -73,25 +76,30 @@ class Reach:
             raise self._told(error, peer, address) from error
 
     def _told(self, error: BaseException, peer: ID, address: str) -> ChannelClosed | NotAllowed:
-        """The library's error as ours. It tells a refusal from an absence only by the text of its causes."""
+        """The library's error as ours, by the types of its causes: the library itself raises one for all."""
         causes = _causes(error)
-        if any(isinstance(cause, HungUp) for cause in causes):
+
+        def caused_by(kind: type[BaseException]) -> bool:
+            return any(isinstance(cause, kind) for cause in causes)
+
+        # In this order: the later kinds are among the causes of the earlier ones, too.
+        if caused_by(HungUp):
             return ChannelClosed(
                 f"the peer at {address} hung up before it said a word: it may be busy",
                 check="the same again in a moment",
             )
-        chain = [f"{type(cause).__name__}: {cause}" for cause in causes]
-        text = " ".join(chain).lower()
-        if "mismatch" in text:
+        if caused_by(PeerIDMismatchesPubkey):
             return ChannelClosed(f"somebody else than {peer} answers at {address}")
-        if "handshake" in text or "negotiate" in text:
+        if caused_by(UpgradeFailure):
             kind = "of another swarm, or has another secret" if self._private else "of a private swarm"
             return NotAllowed(
                 f"the peer at {address} refuses us: it may be {kind}",
                 check="that the invite is of this swarm",
                 next_command="shoal join",
             )
-        return ChannelClosed(f"{peer} cannot be reached at {address}: {chain[-1]}")
+        return ChannelClosed(
+            f"{peer} cannot be reached at {address}: {type(causes[-1]).__name__}: {causes[-1]}"
+        )
 
 
 async def _close(connection: INetConn) -> None:
@@ -130,7 +138,7 @@ def remote_of(connection: Any) -> str:
 
 def path_of(connection: Any) -> Literal["direct", "relayed"]:
     """Whether a connection goes through a relay."""
-    return "relayed" if "relay" in str(connection.get_connection_type()).lower() else "direct"
+    return "relayed" if connection.get_connection_type() is ConnectionType.RELAYED else "direct"
 
 
 def carrier_of(stream: INetStream) -> CarrierName:
