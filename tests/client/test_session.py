@@ -339,10 +339,10 @@ async def test_a_token_is_sent_ahead_before_anybody_asks(home, checkpoint):
         memory_swarm(home, checkpoint, THIRDS) as swarm,
         swarm.client.session(str(checkpoint), tokens=64) as session,
     ):
-        steps = [node.server.steps for node in swarm.nodes]
+        steps = [node.server.load.steps for node in swarm.nodes]
         await session.advance(PROMPT, Sampler(Sampling()), more=True)
         with trio.fail_after(5):
-            while [node.server.steps for node in swarm.nodes] != [count + 2 for count in steps]:  # noqa: ASYNC110
+            while [node.server.load.steps for node in swarm.nodes] != [count + 2 for count in steps]:  # noqa: ASYNC110
                 await trio.sleep(0.001)
 
 

@@ -33,7 +33,7 @@ async def test_a_loss_is_traced_and_counted(tmp_path, checkpoint):
         (reroute,) = swarm.client.routes.trace.reroutes
         assert (reroute.way, reroute.lost) == ("resend", (lost,))
         assert b'shoal_reroutes_total{way="resend"} 1.0' in swarm.client.routes.metrics.text()
-        told = [n.server.metrics.text() for n in swarm.nodes]
+        told = [n.server.load.metrics.text() for n in swarm.nodes]
         assert sum(b'shoal_reroutes_total{way="resend"} 1.0' in text for text in told) == 1
         assert {hop.peer for hop in swarm.client.routes.trace.steps[-1].hops} == {
             s.peer for s in answer.route

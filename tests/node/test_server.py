@@ -126,8 +126,8 @@ async def test_a_session_that_is_closed_right_behind_its_opening_leaves_nothing(
     async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
         server = swarm.nodes[0].server
         channel = next(c for c in server.channels.all() if c.peer == me.peer)
-        await server._handle(channel, an_open(swarm), b"")  # as they come when both are in one read
-        await server._handle(channel, Close(MINE), b"")
+        await server.handlers.handle(channel, an_open(swarm), b"")  # as they come when both are in one read
+        await server.handlers.handle(channel, Close(MINE), b"")
         assert isinstance((await me.ask(an_open(swarm, THEIRS)))[0], Opened)
         await me.send(Close(THEIRS))
         with trio.fail_after(2):
@@ -204,11 +204,11 @@ async def test_steps_wait_at_a_hop_while_the_way_onward_is_full(tmp_path, checkp
         room = trio.Event()
         monkeypatch.setattr(Channel, "full", property(lambda _: not room.is_set()))
         monkeypatch.setattr(Channel, "wait_room", lambda _: room.wait())
-        done = swarm.nodes[0].server.steps
+        done = swarm.nodes[0].server.load.steps
         me.channel.send_now(a_step(), payload())
         me.channel.send_now(a_step(number=2), payload())
         await trio.testing.wait_all_tasks_blocked(0.05)
-        assert swarm.nodes[0].server.steps == done
+        assert swarm.nodes[0].server.load.steps == done
         room.set()
         assert [(await me.receive())[0].number for _ in range(2)] == [1, 2]
         await me.send(Close(MINE))

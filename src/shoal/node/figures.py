@@ -24,7 +24,7 @@ def pages(node: Node, traces: Mapping[str, Trace] = MappingProxyType({})) -> dic
     Args:
         traces: beside the node's own, by name, for example that of a client in the same process.
     """
-    metrics = node.server.metrics
+    metrics = node.server.load.metrics
     metrics.read_from(lambda: (*_serving(node), *_swarm(node)))
     return {
         "/metrics": Page(metrics.text, MEDIA_TYPE),
@@ -66,7 +66,7 @@ def _swarm(node: Node) -> Iterable[Reading]:
 
 
 def _traces(node: Node, traces: Mapping[str, Trace]) -> bytes:
-    named = {"node": node.server.trace, **traces}
+    named = {"node": node.server.load.trace, **traces}
     shown = {name: {"steps": trace.steps, "reroutes": trace.reroutes} for name, trace in named.items()}
     member = node.member
     return msgspec.json.encode({"peer": member.network.peer, "clock": member.clock.doubts(), **shown})

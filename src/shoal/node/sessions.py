@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import trio
@@ -43,10 +43,12 @@ class Sessions:
 
     Args:
         places: how many there may be.
+        unused: told of an engine on which the last session has ended.
     """
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, unused: Callable[[Engine], None]) -> None:
         self._places = places
+        self._unused = unused
         self._hops: dict[SessionId, Hop] = {}
         self._opening: dict[SessionId, Opening] = {}
         self._using: dict[Engine, int] = {}  # sessions that are open or about to be
@@ -164,12 +166,9 @@ class Sessions:
         self._using[engine] -= 1
         if not self._using[engine]:
             del self._using[engine]
+            self._unused(engine)
             self._freed.set()
             self._freed = trio.Event()
-
-    def uses(self, engine: Engine) -> bool:
-        """Whether a session is open on ``engine``, or about to be."""
-        return engine in self._using
 
     async def wait_unused(self, engine: Engine) -> None:
         """Wait until no session is open on ``engine``."""

@@ -1,0 +1,225 @@
+"""Who is let in: what an ``Open`` must say, and what happens until its session is open or refused.
+
+Room is shared out by :mod:`shoal.node.fair_share`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from shoal.errors import (
+    Busy,
+    ChannelClosed,
+    DigestMismatch,
+    NotAllowed,
+    RemoteProtocolError,
+    ShoalError,
+    StepFailed,
+)
+from shoal.executor.engine import Engine, Forwarded
+from shoal.metrics.logs import about
+from shoal.net.channel import Channel
+from shoal.net.pool import ChannelPool
+from shoal.node.hop import Hop
+from shoal.node.load import LoadMeter
+from shoal.node.resend_buffer import KeptRoom
+from shoal.node.sessions import Opening, Sessions
+from shoal.types import Codec, Digest, Format, PeerId, SessionId, Span
+from shoal.wire.codec import CodecChooser
+from shoal.wire.messages import NextHop, Open, Refused, Reroute, Step, shorten
+
+DIAL_NEXT_S = 5.0
+LEAVING_RETRY_S = 60.0
+"""When to come back to a node that is leaving: by then it has gone, or somebody has started it again."""
+
+log = logging.getLogger(__name__)
+
+
+class NextHopUnreachable(ChannelClosed):
+    """The next hop cannot be reached: it is that one who is to be avoided, not this node."""
+
+    def __init__(self, peer: str, error: ShoalError) -> None:
+        super().__init__(error.message)
+        self.peer = peer
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a node serves, as far as a newcomer must fit it."""
+
+    peer: PeerId
+    digest: Digest
+    span: Span
+    format: Format
+    draining: bool = False
+    """Whether it lets nobody in any more."""
+
+
+def check_neighbours(message: Open | Reroute, peer: PeerId) -> None:
+    """Refuse a hop that is its own neighbour: it would send itself steps for ever, or wait for its own.
+
+    Raises:
+        NotAllowed: it is.
+    """
+    if peer in (message.previous, message.next.peer if message.next else None):
+        raise NotAllowed("a hop cannot be its own neighbour in a route")
+
+
+def check_open(message: Open, service: Service) -> None:
+    """Refuse a session that this node does not serve.
+
+    Raises:
+        Busy: the node is leaving.
+        DigestMismatch: it serves another model.
+        NotAllowed: it computes in another format, serves other blocks, or would be its own neighbour.
+    """
+    if service.draining:
+        raise Busy("this node is leaving", retry_after_s=LEAVING_RETRY_S)
+    check_neighbours(message, service.peer)
+    if message.digest != service.digest:
+        raise DigestMismatch(
+            f"this node serves {service.digest[:23]}…, not {message.digest[:23]}…: "
+            "another model, or another version of it"
+        )
+    if message.format != service.format:
+        raise NotAllowed(f"this node computes in {service.format}, not {message.format}")
+    if message.start < service.span.start or message.end > service.span.end:
+        raise NotAllowed(
+            f"this node serves blocks {service.span}, {message.start}:{message.end} is not inside of them"
+        )
+
+
+def refusal(session: bytes, error: ShoalError, tokens_free: int) -> Refused:
+    """What a client is told that is not let in because of ``error``."""
+    retry_after_s = error.retry_after_s if isinstance(error, Busy) else 1.0
+    gone = error.peer if isinstance(error, NextHopUnreachable) else None
+    return Refused(session, error.code, shorten(error.message), retry_after_s, tokens_free, gone)
+
+
+async def reach_next(channels: ChannelPool, onward: NextHop, client: PeerId) -> Channel:
+    """A channel to the hop that a client wants this one to send to.
+
+    Raises:
+        NextHopUnreachable: it cannot be reached, or may not be.
+    """
+    try:
+        return await channels.get(onward.address(), deadline_s=DIAL_NEXT_S, asked_by=client)
+    except (ChannelClosed, NotAllowed) as error:
+        raise NextHopUnreachable(onward.peer, error) from error
+
+
+class Admission:
+    """Opens sessions, or refuses them.
+
+    Args:
+        measured: told of each step that a session computes, on the engine's thread.
+        wire: the codec of all that is sent on.
+    """
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        channels: ChannelPool,
+        load: LoadMeter,
+        measured: Callable[[Engine, Span, Step, Forwarded], None],
+        wire: Codec | Literal["auto"],
+    ) -> None:
+        self._sessions = sessions
+        self._channels = channels
+        self._load = load
+        self._measured = measured
+        self._wire: Codec | Literal["auto"] = wire
+        self._room = KeptRoom()
+
+    async def begin(
+        self, channel: Channel, message: Open, service: Service, engine: Engine
+    ) -> Opening | None:
+        """Note a session that is to be opened, at once: what comes right behind may close it.
+
+        Returns:
+            What :meth:`open` is to open; ``None`` where it was refused.
+        """
+        try:
+            check_open(message, service)
+            return self._sessions.begin(SessionId(message.session), channel, engine, message.tokens)
+        except ShoalError as error:
+            await self._refuse(channel, message, error, engine)
+            return None
+
+    async def open(
+        self, channel: Channel, message: Open, opening: Opening, engine: Engine, span: Span
+    ) -> Hop | None:
+        """Open a session on ``engine``, which has ``span``, and dial its next hop.
+
+        Returns:
+            The session, which its caller must run and forget; ``None`` where it was refused or closed.
+        """
+        try:
+            hop = await self._open(channel, message, opening, engine, span)
+        except ShoalError as error:
+            await self._refuse(channel, message, error, engine)
+            return None
+        except Exception:
+            # A defect of ours that one stranger's session has met must not end everybody else's.
+            log.exception("a session could not be opened", extra=about(channel.peer, message.session))
+            defect = StepFailed("a defect in this node; its log says more")
+            await self._refuse(channel, message, defect, engine)
+            return None
+        if hop is not None and opening.scope.cancel_called:  # at the very moment when it was open
+            self._sessions.forget(hop)
+            hop = None
+        if opening.pushed_out:
+            await self._refuse(channel, message, Busy("others here want the session's place"), engine)
+        return hop
+
+    async def _open(
+        self, channel: Channel, message: Open, opening: Opening, engine: Engine, span: Span
+    ) -> Hop | None:
+        try:
+            with opening.scope:
+                return await self._make_hop(channel, message, opening.session, engine, span)
+        finally:
+            self._sessions.began(opening)
+        return None  # cancelled: the client has closed it, or others want its place
+
+    async def _make_hop(
+        self, channel: Channel, message: Open, session: SessionId, engine: Engine, span: Span
+    ) -> Hop:
+        self._sessions.use(engine)  # before anything is waited for: a node that moves closes what is unused
+        try:
+            await engine.open(session, Span(message.start, message.end))
+        except BaseException:
+            self._sessions.unuse(engine)
+            raise
+        try:
+            onward = None
+            if message.next is not None:
+                onward = await reach_next(self._channels, message.next, channel.peer)
+        except BaseException:
+            engine.close(session)
+            self._sessions.unuse(engine)
+            raise
+        hop = Hop(
+            opened=message,
+            client=channel,
+            next=onward,
+            engine=engine,
+            codec=CodecChooser(engine.format, self._wire),
+            measured=partial(self._measured, engine, span),
+            room=self._room,
+            grow=self._sessions.grow,
+            failed=self._load.note_failure,
+        )
+        self._sessions.add(hop)
+        return hop
+
+    async def _refuse(self, channel: Channel, message: Open, error: ShoalError, engine: Engine) -> None:
+        self._load.note_refusal(error)
+        log.info("refused a session: %s", error.message, extra=about(channel.peer, message.session))
+        with suppress(ChannelClosed, RemoteProtocolError):  # the client is gone, or does not read
+            await channel.reply(refusal(message.session, error, self._sessions.offered(engine)))
