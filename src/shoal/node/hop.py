@@ -25,13 +25,9 @@ from shoal.node.fair_share import Held
 from shoal.node.resend_buffer import Entry, Kept, KeptRoom
 from shoal.types import Codec, PeerId, SessionId
 from shoal.wire.codec import CodecChooser
+from shoal.wire.hop_queue import HopQueue
 from shoal.wire.messages import Failed, HopTime, Located, Open, Reroute, Step, shorten
-from shoal.wire.session import HopSession
 
-QUEUE = 64
-"""Steps of one session that may wait at a hop."""
-QUEUED_LENGTHS = 2
-"""Tokens of those steps, in whole lengths of the session; a client that does not go back sends one."""
 IDLE_S = 900.0
 """How long a session may be without a step, where nobody wants its room."""
 FIRST_STEP_S = 20.0
@@ -59,31 +55,20 @@ class Hop:
     """Reserves KV for so many tokens in all; raises ``Busy``."""
     failed: Callable[[ShoalError], None] = lambda _: None
     """Told of each step, and of a session, that came to nothing."""
-    rules: HopSession = field(init=False)
+    queue: HopQueue = field(init=False)
+    """What waits here."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     def __post_init__(self) -> None:
-        self.rules = HopSession(self.opened, self.engine.width)
+        self.queue = HopQueue(self.opened, self.engine.width, trio.current_time())
         self._loop = trio.lowlevel.current_trio_token()
         self.held = 0
         """Tokens of KV that are reserved."""
-        self._stepped_at = trio.current_time()  # or opened
-        self._pause_s = 0.0  # before its last step
-        self._taken = 0  # by the event loop
-        self._seen_to = 0  # by the engine's thread
-        self._tokens_taken = 0  # the same in tokens
-        self._tokens_seen_to = 0
-        self._filling = 0  # the same in tokens, of steps that fill a cache
-        self._filled = 0
-        self._last_taken = 0  # numbers of the client's steps
-        self._last_sent = 0
         self._kept = Kept(self.room)
         self._order = threading.Lock()  # what is sent again goes before what is computed meanwhile
         self._changing = False
         self._cut = False  # the client knows that the way onward is gone
-        # Steps for which there is no room on the way onward: what comes out would have nowhere to wait.
-        self._holding = 0
-        self._hold, self._held = trio.open_memory_channel[tuple[Step, bytes]](QUEUE + self.opened.tokens)
+        self._stalled = trio.Event()  # the way onward was full when a step came
 
     @property
     def session(self) -> SessionId:
@@ -92,7 +77,7 @@ class Hop:
     @property
     def waiting(self) -> int:
         """Steps that are here and have not been sent on."""
-        return self._taken - self._seen_to
+        return self.queue.steps
 
     @property
     def sender(self) -> PeerId:
@@ -102,8 +87,7 @@ class Hop:
     def take(self, step: Step, payload: bytes) -> None:
         """Hand a step to the engine, or tell the client why not."""
         try:
-            self._check_room(step)
-            self.rules.accept(step)
+            self.queue.accept(step)
         except ShoalError as error:
             self.fail(step.number, error)
             return
@@ -115,39 +99,24 @@ class Hop:
             self.end()
             return
         now = trio.current_time()
-        self._pause_s, self._stepped_at = now - self._stepped_at, now
         self.scope.deadline = now + IDLE_S
-        if step.hops_left is None:
-            self._taken += 1
-            self._tokens_taken += step.tokens
-        else:
-            self._filling += step.tokens
-        self._last_taken = max(self._last_taken, step.number)
-        if self._holding or self._onward.full:
-            self._holding += 1
-            self._hold.send_nowait((step, payload))
-        else:
+        if self.queue.put(step, payload, now, room=not self._onward.full):
             self._submit(step, payload)
-
-    def _check_room(self, step: Step) -> None:
-        if step.hops_left is None and self.waiting >= QUEUE:
-            raise Busy(f"{QUEUE} steps of this session are waiting already")
-        waiting = self._tokens_taken - self._tokens_seen_to
-        if step.hops_left is None and waiting + step.tokens > QUEUED_LENGTHS * self.opened.tokens:
-            raise Busy(f"{waiting} tokens of this session are waiting already")
-        if step.hops_left is not None and self._filling - self._filled + step.tokens > self.opened.tokens:
-            raise Busy("more is sent again than this session has room for")
+        else:
+            self._stalled.set()
 
     async def run(self) -> None:
         """Take part until the session is closed, or has not been used for long."""
         self.scope.deadline = trio.current_time() + FIRST_STEP_S
         with self.scope:
-            async for step, payload in self._held:
-                await self._onward.wait_room()
-                self._holding -= 1
-                self._submit(step, payload)
+            while True:
+                while self.queue.held:
+                    await self._onward.wait_room()
+                    self._submit(*self.queue.next_held())
+                self._stalled = trio.Event()
+                await self._stalled.wait()
         if self.scope.deadline <= trio.current_time():
-            idle_s = trio.current_time() - self._stepped_at
+            idle_s = trio.current_time() - self.queue.since
             self.fail(None, UnknownSession(f"no step for {idle_s:.0f} s: its room is for others"))
 
     @contextmanager
@@ -205,7 +174,6 @@ class Hop:
 
     def as_held(self) -> Held:
         """What the session holds, for whoever decides who may have how much."""
-        submitted = self.waiting - self._holding  # for those that are held back, somebody does not read
         return Held(
             session=self.session,
             peer=self.client.peer,
@@ -213,14 +181,14 @@ class Hop:
             tokens=self.held,
             limit=self.opened.tokens,
             stepped=self.held > 0,
-            computing=submitted > 0 or self._filling > self._filled,
-            since=self._stepped_at,
-            pause_s=self._pause_s,
+            computing=self.queue.computing,
+            since=self.queue.since,
+            pause_s=self.queue.pause_s,
         )
 
     def located(self) -> Located:
         """How far the session has come here."""
-        return Located(self.session, self._last_taken, self._last_sent)
+        return Located(self.session, self.queue.last_taken, self.queue.last_sent)
 
     def forget(self) -> None:
         """The session is over: what it kept goes."""
@@ -264,11 +232,7 @@ class Hop:
 
         The event loop hears of failures alone: to wake it for each step would cost as much as the sending.
         """
-        if step.hops_left is None:
-            self._seen_to += 1
-            self._tokens_seen_to += step.tokens
-        else:
-            self._filled += step.tokens
+        self.queue.done(step)
         with suppress(trio.RunFinishedError):  # the node has ended
             if isinstance(result, ShoalError):
                 self._loop.run_sync_soon(self._failed, step, result)
@@ -287,7 +251,7 @@ class Hop:
         with self._order:
             if self.next is not None:
                 self._kept.add(step, reply, result.payload)
-            self._last_sent = max(self._last_sent, step.number)
+            self.queue.sent(step)
             if step.hops_left == 0:
                 return None  # it has filled the last cache that it was to fill
             time = HopTime(self.opened.hop, result.compute_us, result.waiting_us)
@@ -305,5 +269,5 @@ class Hop:
         return None
 
     def _failed(self, step: Step, error: ShoalError) -> None:
-        self.rules.forget(step.position)
+        self.queue.forget(step.position)
         self.fail(step.number, error)
