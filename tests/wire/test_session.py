@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
 from shoal.wire.messages import Located, Open, Step
-from shoal.wire.session import Advance, ClientSession, HopSession, Stuck, where_stuck
+from shoal.wire.session import ClientSession, HopSession, Stuck, where_stuck
 
 SESSION = bytes(16)
 
@@ -25,15 +25,16 @@ def a_step(position: int, tokens: int = 1, **changes: object) -> Step:
 
 def test_a_hop_runs_steps_that_continue():
     hop = a_hop()
-    assert hop.accept(a_step(0, 5)) == Advance(0, roll_back=False)
-    assert hop.accept(a_step(5)) == Advance(5, roll_back=False)
+    hop.accept(a_step(0, 5))
+    hop.accept(a_step(5))
     assert hop.length == 6
 
 
 def test_the_same_step_again_rolls_back_and_runs():
     hop = a_hop()
     hop.accept(a_step(0, 5))
-    assert hop.accept(a_step(0, 5)) == Advance(0, roll_back=True)
+    hop.accept(a_step(5))
+    hop.accept(a_step(0, 5))
     assert hop.length == 5
 
 

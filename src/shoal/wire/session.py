@@ -24,14 +24,6 @@ from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
 from shoal.wire.messages import Located, Open, Step
 
 
-@dataclass(frozen=True, slots=True)
-class Advance:
-    """What a hop must do for a step: cut the cache to ``position`` if ``roll_back``, then run."""
-
-    position: int
-    roll_back: bool
-
-
 class HopSession:
     """What a hop knows of one session."""
 
@@ -41,7 +33,7 @@ class HopSession:
         self.length = 0
         """Tokens in the cache once every accepted step has run."""
 
-    def accept(self, step: Step) -> Advance:
+    def accept(self, step: Step) -> None:
         """Take a step in; the cache's length is counted at once, so that steps may queue.
 
         Raises:
@@ -63,9 +55,7 @@ class HopSession:
             )
         if step.position > self.length:
             raise PositionGap(f"a step from position {step.position} with {self.length} tokens cached")
-        advance = Advance(step.position, roll_back=step.position < self.length)
         self.length = step.position + step.tokens
-        return advance
 
     def forget(self, length: int) -> None:
         """The step that was to run at ``length`` failed: what follows it no longer counts."""
