@@ -28,7 +28,7 @@ def taken(monkeypatch):
     take = Hop.take
 
     def noted(hop, step, payload):
-        steps.append((hop.opened.hop, step.codec, step.rows))
+        steps.append((hop.opened.hop, step.hidden.codec, step.hidden.rows))
         take(hop, step, payload)
 
     monkeypatch.setattr(Hop, "take", noted)

@@ -175,7 +175,7 @@ class Attack:
 
     def step(self, **changes: Any) -> Step:
         """A step of two tokens."""
-        return byhand.a_step(WIDTH, **changes)
+        return byhand.a_step(changes.pop("width", WIDTH), **changes)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack, suppress
 from itertools import count
 from pathlib import Path
 
-import msgspec
 import pytest
 import trio
 
@@ -79,7 +78,7 @@ class Hog:
 
     def _step(self, position: int, tokens: int) -> Step:
         sized = {"position": position, "tokens": tokens, "rows": tokens, "wanted": 0}
-        return msgspec.structs.replace(a_step(WIDTH, self._session, number=next(self._numbers)), **sized)
+        return a_step(WIDTH, self._session, number=next(self._numbers), **sized)
 
 
 class Attack:

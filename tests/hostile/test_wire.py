@@ -95,20 +95,26 @@ async def test_02_lying_shapes_and_positions_are_refused(attack: Attack) -> None
         _, expected = await peer.ask(attack.step(), rows(WIDTH))
         for lie in LIES:
             step = attack.step(number=2, **lie)
-            failed, _ = await peer.ask(step, bytes(4 * step.rows * step.width))
+            failed, _ = await peer.ask(step, bytes(4 * step.hidden.rows * step.hidden.width))
             assert isinstance(failed, Failed), lie
             assert failed.code in ("remote_protocol", "position_gap"), lie
             assert (await peer.ask(attack.step(number=3), rows(WIDTH)))[1] == expected, lie
 
 
 RAW = {
-    "a count of -1": {6: -1},
+    "a count of -1": {3: -1},
     "a count of 2^63": {3: 1 << 63},
-    "a width of 2^63": {9: 1 << 63},
-    "a width of 0": {9: 0},
-    "an unknown dtype": {7: "float64"},
-    "a pickled dtype": {7: "object"},
-    "a sparse tensor": {7: "sparse_coo"},
+    "rows of -1": {6: [["hidden", "float32", [-1, WIDTH]]]},
+    "a width of 2^63": {6: [["hidden", "float32", [2, 1 << 63]]]},
+    "a width of 0": {6: [["hidden", "float32", [2, 0]]]},
+    "one dimension": {6: [["hidden", "float32", [2 * WIDTH]]]},
+    "an unknown dtype": {6: [["hidden", "float64", [2, WIDTH]]]},
+    "a pickled dtype": {6: [["hidden", "object", [2, WIDTH]]]},
+    "a sparse tensor": {6: [["hidden", "sparse_coo", [2, WIDTH]]]},
+    "an unknown tensor": {6: [["weights", "float32", [2, WIDTH]]]},
+    "a tensor twice": {6: [["hidden", "float32", [1, WIDTH]]] * 2},
+    "no tensors": {6: []},
+    "a thousand tensors": {6: [["hidden", "float32", [0, WIDTH]]] * 1000},
     "a session of 3 bytes": {1: b"abc"},
     "no tokens": {4: 0},
     "more rows back than there are": {5: 3},

@@ -21,6 +21,7 @@ from shoal.testing.memory import MemoryPipe, pipe_pair
 from shoal.types import PeerId
 from shoal.wire.framing import Assembler, Outgoing
 from shoal.wire.messages import PROTOCOL_VERSION, Close, Hello, Message, Ping, Pong, Step
+from shoal.wire.tensors import hidden_states
 
 A, B = PeerId("A"), PeerId("B")
 ONE, TWO = b"1" * 16, b"2" * 16
@@ -35,7 +36,7 @@ def autojump_clock() -> MockClock:
 def step(session: bytes, size: int) -> tuple[Step, bytes]:
     """A step whose payload is about ``size`` bytes long."""
     rows = max(1, size // 4096)
-    return Step(session, 1, 0, rows, 0, "float32", rows, 1024), bytes(rows * 4096)
+    return Step(session, 1, 0, rows, 0, hidden_states("float32", rows, 1024)), bytes(rows * 4096)
 
 
 class Inbox:

@@ -17,6 +17,7 @@ from shoal.net.identity import Identity
 from shoal.net.network import Pipe
 from shoal.types import PeerAddress
 from shoal.wire.messages import Close, Message, Step
+from shoal.wire.tensors import hidden_states
 from tests.net.conftest import SECRET, bootstrap, networks, only, opened
 
 BIG = os.urandom(3 << 20)
@@ -260,7 +261,7 @@ async def test_channels_send_short_messages_from_other_threads_in_order():
 
         async def take(_: Channel, message: Message, payload: bytes) -> None:
             assert isinstance(message, Step)
-            assert len(payload) == message.rows * 4096
+            assert len(payload) == message.hidden.rows * 4096
             numbers.append(message.number)
 
         for channel in (a, b):
@@ -272,7 +273,7 @@ async def test_channels_send_short_messages_from_other_threads_in_order():
             for number in range(200):
                 rows = 1000 if number % 50 == 25 else 1
                 a.send_now(
-                    Step(bytes(16), number, 0, rows, 0, "float32", rows, 1024),
+                    Step(bytes(16), number, 0, rows, 0, hidden_states("float32", rows, 1024)),
                     bytes(rows * 4096),
                 )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from shoal.node.resend_buffer import Kept, KeptRoom
 from shoal.wire.messages import Step
+from shoal.wire.tensors import hidden_states
 
 
 def a_step(position, tokens=1):
-    return Step(b"s" * 16, 1, position, tokens, 1, "float32", tokens, 2)
+    return Step(b"s" * 16, 1, position, tokens, 1, hidden_states("float32", tokens, 2))
 
 
 def fill(kept, pieces):
@@ -38,7 +39,9 @@ def test_single_rows_are_put_together_where_that_changes_no_bits():
 
 def test_a_piece_of_a_longer_sequence_is_sent_again_as_one():
     kept = Kept(KeptRoom())
-    kept.add(Step(b"s" * 16, 1, 0, 3, 1, "float32", 3, 2, sequence_length=9), "float32", bytes(24))
+    kept.add(
+        Step(b"s" * 16, 1, 0, 3, 1, hidden_states("float32", 3, 2), sequence_length=9), "float32", bytes(24)
+    )
     for position in (3, 4):
         kept.add(a_step(position), "float32", bytes(8))
     assert [(e.tokens, e.sequence_length) for e in kept.below(5, merge=True)] == [(3, 9), (2, 0)]

@@ -58,7 +58,7 @@ async def test_a_session_is_opened_stepped_and_closed(tmp_path, checkpoint):
         opened, _ = await me.ask(an_open(swarm))
         assert isinstance(opened, Opened)
         result, rows = await me.ask(a_step(), payload())
-        assert (result.number, result.rows, len(rows)) == (1, 1, 4 * WIDTH)
+        assert (result.number, result.hidden.rows, len(rows)) == (1, 1, 4 * WIDTH)
         assert [time.hop for time in result.times] == [0]
         await me.send(Close(MINE))
 
@@ -87,7 +87,7 @@ async def test_answers_that_nobody_asked_for_change_nothing(tmp_path, checkpoint
     async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
         await me.ask(an_open(swarm))
         await me.send(message)
-        assert (await me.ask(a_step(), payload()))[0].rows == 1
+        assert (await me.ask(a_step(), payload()))[0].hidden.rows == 1
 
 
 @pytest.mark.parametrize("data", [b"\x80\x04\x95garbage" * 20, bytes(100), b"GET / HTTP/1.1\r\n\r\n" * 4])
@@ -99,7 +99,7 @@ async def test_garbage_costs_its_sender_the_channel_and_nobody_else_anything(tmp
         with trio.fail_after(5):
             while await pipe.receive_some():
                 pass
-        assert (await me.ask(a_step(), payload()))[0].rows == 1
+        assert (await me.ask(a_step(), payload()))[0].hidden.rows == 1
 
 
 async def test_a_channel_that_ends_frees_its_sessions(tmp_path, checkpoint):
@@ -157,7 +157,7 @@ async def test_a_hop_is_never_its_own_neighbour(tmp_path, checkpoint, side):
         neighbours = {"previous": None, "next": None} | beside
         rerouted, _ = await me.ask(Reroute(MINE, 0, neighbours["previous"], neighbours["next"]))
         assert not rerouted.kept
-        assert (await me.ask(a_step(), payload()))[0].rows == 1  # and nothing has changed
+        assert (await me.ask(a_step(), payload()))[0].hidden.rows == 1  # and nothing has changed
 
 
 async def test_what_is_being_opened_counts_as_if_it_were_open(tmp_path, checkpoint):
@@ -194,8 +194,8 @@ async def test_a_long_prefill_of_one_session_does_not_lose_anothers_steps(tmp_pa
         await me.ask(an_open(swarm, tokens=200))
         await other.ask(an_open(swarm, THEIRS))
         await me.send(a_step(tokens=200, rows=200), payload(200))
-        assert (await other.ask(a_step(THEIRS), payload()))[0].rows == 1
-        assert (await me.receive())[0].rows == 1
+        assert (await other.ask(a_step(THEIRS), payload()))[0].hidden.rows == 1
+        assert (await me.receive())[0].hidden.rows == 1
 
 
 async def test_steps_wait_at_a_hop_while_the_way_onward_is_full(tmp_path, checkpoint, monkeypatch):
@@ -225,7 +225,7 @@ async def test_a_node_that_drains_takes_nothing_new_and_lets_the_rest_end(tmp_pa
                 refused, _ = await late.ask(an_open(swarm, THEIRS))
                 assert refused.code == "busy"
             assert swarm.client.announcements() == []
-            assert (await me.ask(a_step(), payload()))[0].rows == 1
+            assert (await me.ask(a_step(), payload()))[0].hidden.rows == 1
             await me.send(Close(MINE))
         with pytest.raises(ChannelClosed):
             swarm.kill(0)

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from shoal.errors import RemoteProtocolError
 from shoal.wire.framing import FRAGMENT, FRAGMENT_HEADER, MAX_PARTIAL, Assembler, Outgoing
 from shoal.wire.messages import Close, Ping, Step
+from shoal.wire.tensors import hidden_states
 
 SESSION = bytes(16)
 
 
 def a_step(rows: int, width: int = 16) -> tuple[Step, bytes]:
-    return Step(SESSION, rows, 0, rows, 0, "float32", rows, width), bytes(
+    return Step(SESSION, rows, 0, rows, 0, hidden_states("float32", rows, width)), bytes(
         i % 251 for i in range(rows * width * 4)
     )
 

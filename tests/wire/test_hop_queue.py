@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from shoal.errors import Busy, PositionGap
 from shoal.wire.hop_queue import MAX_STEPS, HopQueue
 from shoal.wire.messages import Open, Step
+from shoal.wire.tensors import hidden_states
 
 SESSION = bytes(16)
 WIDTH = 8
@@ -22,7 +23,7 @@ def a_queue(tokens: int = 100, now: float = 0.0) -> HopQueue:
 
 
 def a_step(position: int = 0, tokens: int = 1, number: int = 1, **changes: object) -> Step:
-    step = Step(SESSION, number, position, tokens, 0, "float32", tokens, WIDTH)
+    step = Step(SESSION, number, position, tokens, 0, hidden_states("float32", tokens, WIDTH))
     return msgspec.structs.replace(step, **changes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import msgspec
 import pytest
@@ -31,12 +32,13 @@ from shoal.wire.messages import (
     encode,
     payload_bytes,
 )
+from shoal.wire.tensors import TensorSpec, declared_bytes, encoded_bytes, hidden_states
 
 SESSION = bytes(range(16))
 
 
-def a_step(**changes: object) -> Step:
-    return msgspec.structs.replace(Step(SESSION, 1, 0, 3, 1, "float32", 3, 8), **changes)
+def a_step(**changes: Any) -> Step:
+    return msgspec.structs.replace(Step(SESSION, 1, 0, 3, 1, hidden_states("float32", 3, 8)), **changes)
 
 
 def an_open(**changes: object) -> Open:
@@ -85,10 +87,11 @@ def test_a_message_may_grow_at_its_end():
         ("position", -1),
         ("position", 2**63),
         ("wanted", 4),
-        ("width", 0),
-        ("rows", -1),
-        ("codec", "bfloat16"),
-        ("codec", "object"),
+        ("tensors", ()),
+        ("tensors", hidden_states("float32", -1, 8)),
+        ("tensors", hidden_states("bfloat16", 3, 8)),
+        ("tensors", hidden_states("object", 3, 8)),
+        ("tensors", hidden_states("float32", 0, 8) * 9),
         ("session", b"short"),
         ("session", b""),
         ("number", -1),
@@ -99,6 +102,39 @@ def test_a_lying_step_is_refused(field, value):
     lying = a_step(**{field: value})
     with pytest.raises(RemoteProtocolError):
         decode(encode(lying), 3 * 8 * 4)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ((TensorSpec("gradient", "float32", (3, 8)),), "a tensor named 'gradient', which is not known here"),
+        (hidden_states("float32", 1, 8) + hidden_states("float32", 2, 8), "two tensors of one name"),
+        ((TensorSpec("hidden", "float32", (24,)),), "'hidden' has 1 dimensions, not 2"),
+        ((TensorSpec("hidden", "float32", (3, 4, 2)),), "'hidden' has 3 dimensions, not 2"),
+        (hidden_states("float32", 3, 0), "'hidden' has rows of no elements"),
+        (hidden_states("float32", 3, 9), "a Step with 96 bytes of payload where it declares 108"),
+    ],
+)
+def test_a_tensor_that_is_not_what_it_should_be_is_refused_and_named(tensors, says):
+    with pytest.raises(RemoteProtocolError, match=says):
+        decode(encode(a_step(tensors=tensors)), 3 * 8 * 4)
+
+
+def test_a_tensor_may_grow_at_its_end_too():
+    fields = msgspec.msgpack.decode(encode(a_step()))
+    fields[6][0].append("from a later version")
+    assert decode(msgspec.msgpack.encode(fields), 3 * 8 * 4) == a_step()
+
+
+@pytest.mark.parametrize("codec", ["float32", "bfloat16", "int8"])
+def test_the_tensors_together_are_the_payload(codec):
+    tensors = hidden_states(codec, 3, 100)
+    assert declared_bytes(tensors) == encoded_bytes(3, 100, codec)
+    assert decode(encode(a_step(tensors=tensors)), encoded_bytes(3, 100, codec)).hidden == tensors[0]
+
+
+def test_a_result_may_carry_no_rows():
+    assert payload_bytes(a_step(tensors=hidden_states("float32", 0, 8))) == 0
 
 
 @pytest.mark.parametrize("size", [0, 95, 97, 2**40])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
 from shoal.wire.messages import Located, Open, Step
 from shoal.wire.session import ClientSession, HopSession, Stuck, where_stuck
+from shoal.wire.tensors import hidden_states
 
 SESSION = bytes(16)
 
@@ -18,9 +21,9 @@ def a_hop(tokens: int = 100) -> HopSession:
     return HopSession(Open(SESSION, "sha256:", "fp32", 0, 1, tokens, 0, None, None), width=8)
 
 
-def a_step(position: int, tokens: int = 1, **changes: object) -> Step:
-    step = Step(SESSION, 1, position, tokens, 0, "float32", tokens, 8)
-    return msgspec.structs.replace(step, **changes)
+def a_step(position: int, tokens: int = 1, **changes: Any) -> Step:
+    hidden = hidden_states("float32", changes.pop("rows", tokens), changes.pop("width", 8))
+    return msgspec.structs.replace(Step(SESSION, 1, position, tokens, 0, hidden), **changes)
 
 
 def test_a_hop_runs_steps_that_continue():
@@ -79,10 +82,9 @@ def test_a_client_never_sends_more_than_it_reserved():
         client.issue(11, 0)
 
 
-def answer(issued, **changes: object) -> Step:
-    step = Step(
-        SESSION, issued.number, issued.position, issued.tokens, issued.wanted, "float32", issued.wanted, 8
-    )
+def answer(issued, **changes: Any) -> Step:
+    hidden = hidden_states("float32", changes.pop("rows", issued.wanted), 8)
+    step = Step(SESSION, issued.number, issued.position, issued.tokens, issued.wanted, hidden)
     return msgspec.structs.replace(step, **changes)
 
 

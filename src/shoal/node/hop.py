@@ -27,6 +27,7 @@ from shoal.types import Codec, PeerId, SessionId
 from shoal.wire.codec import CodecChooser
 from shoal.wire.hop_queue import HopQueue
 from shoal.wire.messages import Failed, HopTime, Located, Open, Reroute, Step, shorten
+from shoal.wire.tensors import hidden_states
 
 IDLE_S = 900.0
 """How long a session may be without a step, where nobody wants its room."""
@@ -157,9 +158,16 @@ class Hop:
             return kept is not None
 
     def _refill(self, entry: Entry, hops_left: int) -> Step:
-        tokens, width = entry.tokens, self.engine.width
-        step = Step(self.session, 0, entry.position, tokens, 0, entry.codec, tokens, width)
-        return msgspec.structs.replace(step, hops_left=hops_left, sequence_length=entry.sequence_length)
+        return Step(
+            self.session,
+            number=0,
+            position=entry.position,
+            tokens=entry.tokens,
+            wanted=0,
+            tensors=hidden_states(entry.codec, entry.tokens, self.engine.width),
+            hops_left=hops_left,
+            sequence_length=entry.sequence_length,
+        )
 
     def lost_next(self, way: Channel, reason: str) -> None:
         """The way onward is gone: the client is told once, and the session waits for what it decides.
@@ -212,15 +220,16 @@ class Hop:
         return self.next or self.client
 
     def _submit(self, step: Step, payload: bytes) -> None:
+        hidden = step.hidden
         rows = step.tokens if self.next is not None else step.wanted
-        reply = self.codec.choose(self._onward.bytes_s, rows, step.width)
+        reply = self.codec.choose(self._onward.bytes_s, rows, hidden.width)
         done = partial(self._done, step, rows, reply)
         self.engine.submit(
             self.session,
             step.position,
             payload,
-            step.codec,
-            step.rows,
+            hidden.codec,
+            hidden.rows,
             rows,
             reply,
             done,
@@ -257,7 +266,10 @@ class Hop:
             time = HopTime(self.opened.hop, result.compute_us, result.waiting_us)
             left = None if step.hops_left is None else step.hops_left - 1
             onward = msgspec.structs.replace(
-                step, codec=reply, rows=rows, times=(*step.times, time), hops_left=left
+                step,
+                tensors=hidden_states(reply, rows, self.engine.width),
+                times=(*step.times, time),
+                hops_left=left,
             )
             way = self._onward
             try:

@@ -13,9 +13,10 @@ import trio
 
 from shoal.net.channel import Channel
 from shoal.net.network import Network
-from shoal.types import Digest, PeerAddress, PeerId
+from shoal.types import Codec, Digest, PeerAddress, PeerId
 from shoal.wire.framing import FRAGMENT, Payload
 from shoal.wire.messages import Message, Open, Step
+from shoal.wire.tensors import hidden_states
 
 MINE, THEIRS = b"m" * 16, b"t" * 16
 """Ids of sessions."""
@@ -69,9 +70,12 @@ def an_open(digest: Digest, blocks: int, /, session: bytes = MINE, **changes: An
     return msgspec.structs.replace(Open(session, digest, "fp32", 0, blocks, 32, 0, None, None), **changes)
 
 
-def a_step(elements: int, /, session: bytes = MINE, **changes: Any) -> Step:
+def a_step(
+    elements: int, /, session: bytes = MINE, *, rows: int = 2, codec: Codec = "float32", **changes: Any
+) -> Step:
     """A step of two tokens of so many elements that wants the last one's row back, with ``changes``."""
-    return msgspec.structs.replace(Step(session, 1, 0, 2, 1, "float32", 2, elements), **changes)
+    step = Step(session, 1, 0, 2, 1, hidden_states(codec, rows, elements))
+    return msgspec.structs.replace(step, **changes)
 
 
 def rows(width: int, count: int = 2, value: float = 0.25) -> bytes:

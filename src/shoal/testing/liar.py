@@ -29,6 +29,7 @@ from shoal.wire.messages import (
     Rerouted,
     Step,
 )
+from shoal.wire.tensors import hidden_states
 
 ROOM = 1 << 20
 MUCH = 1 << 40
@@ -171,8 +172,10 @@ def passes_on(**changes: int) -> Answer:
         client, opened = liar.sessions[message.session]
         if opened.next is None:
             rows = message.wanted
-            size = len(payload) // message.rows * rows
-            message, payload = msgspec.structs.replace(message, rows=rows), payload[len(payload) - size :]
+            hidden = message.hidden
+            size = len(payload) // hidden.rows * rows
+            fewer = hidden_states(hidden.codec, rows, hidden.width)
+            message, payload = msgspec.structs.replace(message, tensors=fewer), payload[len(payload) - size :]
         changed = {name: getattr(message, name) + by for name, by in changes.items()}
         way = client if opened.next is None else await liar.onward(message.session)
         await way.send(msgspec.structs.replace(message, **changed), payload)

@@ -1,7 +1,7 @@
 """Every message between two peers, typed and size-checked.
 
-A message is a msgpack header (one of the structs below, as a tagged array) and, for a step, raw tensor
-bytes behind it. Arrays may grow at their end: a field added later has a default.
+A message is a msgpack header (one of the structs below, as a tagged array) and, for a step, the raw bytes of
+the tensors that it declares behind it. Arrays may grow at their end: a field added later has a default.
 
 The life of a session, seen from a hop::
 
@@ -24,22 +24,20 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import RemoteProtocolError
-from shoal.types import Codec, Format, PeerAddress, PeerId
+from shoal.types import Format, PeerAddress, PeerId
+from shoal.wire.tensors import MAX_TENSORS, TensorSpec, declared_bytes
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 AGENT = "shoal/0.1"
 """This program, as it names itself to others."""
 
 MAX_HEADER = 32 << 10
 """Bytes of a header; one is 200 bytes long on the way of a token."""
 MAX_PAYLOAD = 256 << 20
-"""Bytes of a step's tensor: 4,096 tokens of a model 16,384 wide in float32."""
+"""Bytes of a step's tensors: 4,096 tokens of a model 16,384 wide in float32."""
 MAX_TOKENS = 1 << 22
 MAX_BLOCKS = 1 << 14
 MAX_HOPS = 256
-
-INT8_BLOCK = 64
-"""Elements of a row that share one scale in the int8 codec; a row's last block may be short."""
 
 SessionBytes = Annotated[bytes, Meta(min_length=16, max_length=16)]
 PeerText = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -124,7 +122,7 @@ class HopTime(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Step(_Message, frozen=True, tag="step"):
-    """One forward of ``rows`` tokens from ``position`` on; its payload: ``rows × width`` elements, encoded.
+    """One forward of ``tokens`` tokens from ``position`` on; its payload: the tensors that it declares.
 
     Steps are idempotent by position: a hop whose cache is longer rolls back to ``position`` first.
     """
@@ -137,11 +135,11 @@ class Step(_Message, frozen=True, tag="step"):
     """Tokens that this step adds to the cache."""
     wanted: Count
     """Trailing positions whose hidden states the client wants back: 0, 1 or up to ``tokens``."""
-    codec: Codec
-    """How this payload is encoded; each hop chooses for what it sends."""
-    rows: Count
-    """Rows in the payload: ``tokens`` on the way, ``wanted`` on the last hop's way to the client."""
-    width: Annotated[int, Meta(ge=1, le=1 << 20)]
+    tensors: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
+    """What the payload consists of; each hop chooses the codec of what it sends.
+
+    Hidden states have ``tokens`` rows on the way, and ``wanted`` on the last hop's way to the client.
+    """
     times: Annotated[tuple[HopTime, ...], Meta(max_length=MAX_HOPS)] = ()
     hops_left: Annotated[int, Meta(ge=0, le=MAX_HOPS)] | None = None
     """Hops that it still goes to after this one; ``None``: to the end of the ring.
@@ -151,6 +149,11 @@ class Step(_Message, frozen=True, tag="step"):
     sequence_length: Count = 0
     """Tokens of the sequence that the step is a piece of, by which some models' rotary frequencies go; 0: it
     ends with the step."""
+
+    @property
+    def hidden(self) -> TensorSpec:
+        """Its hidden states: the whole payload, as long as there is no other tensor."""
+        return self.tensors[0]
 
 
 class Failed(_Message, frozen=True, tag="failed"):
@@ -240,7 +243,8 @@ def decode(header: bytes | bytearray | memoryview, payload_size: int) -> Message
     """Read a header that a peer sent, and check it against the size of the payload behind it.
 
     Raises:
-        RemoteProtocolError: not a message, a field out of its bounds, or a payload of another size.
+        RemoteProtocolError: not a message, a field out of its bounds, a tensor that is not known or comes
+            twice, or a payload of another size.
     """
     if len(header) > MAX_HEADER:
         raise RemoteProtocolError(f"a header of {len(header)} bytes; at most {MAX_HEADER} are allowed")
@@ -261,17 +265,12 @@ def decode(header: bytes | bytearray | memoryview, payload_size: int) -> Message
 
 
 def payload_bytes(message: Message) -> int:
-    """Bytes of payload that ``message`` declares: 0 for everything but a step."""
-    if isinstance(message, Step):
-        return encoded_bytes(message.rows, message.width, message.codec)
-    return 0
+    """Bytes of payload that ``message`` declares: 0 for everything but a step.
 
-
-def encoded_bytes(rows: int, width: int, codec: Codec) -> int:
-    """Bytes of ``rows × width`` elements in ``codec``."""
-    if codec == "int8":
-        return rows * (4 * -(-width // INT8_BLOCK) + width)
-    return rows * width * (4 if codec == "float32" else 2)
+    Raises:
+        RemoteProtocolError: as :func:`shoal.wire.tensors.declared_bytes`.
+    """
+    return declared_bytes(message.tensors) if isinstance(message, Step) else 0
 
 
 def shorten(text: str) -> str:

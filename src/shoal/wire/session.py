@@ -40,10 +40,10 @@ class HopSession:
             RemoteProtocolError: the step does not fit the session that was opened.
             PositionGap: the step begins beyond the cache.
         """
-        if step.width != self.width or step.rows != step.tokens:
+        rows, width = step.hidden.shape
+        if width != self.width or rows != step.tokens:
             raise RemoteProtocolError(
-                f"a step of {step.rows}×{step.width} for {step.tokens} tokens in a session of "
-                f"width {self.width}"
+                f"a step of {rows}×{width} for {step.tokens} tokens in a session of width {self.width}"
             )
         if step.position + step.tokens > self.opened.tokens:
             raise RemoteProtocolError(
@@ -138,9 +138,10 @@ class ClientSession:
         if step.number >= self._next or step.number == 0:
             raise RemoteProtocolError(f"a result for step {step.number}, which was never sent")
         issued = self._flying.pop(step.number, None)
-        if issued is not None and (step.rows, step.position) != (issued.wanted, issued.position):
+        rows = step.hidden.rows
+        if issued is not None and (rows, step.position) != (issued.wanted, issued.position):
             raise RemoteProtocolError(
-                f"{step.rows} rows from position {step.position} for a step that wanted "
+                f"{rows} rows from position {step.position} for a step that wanted "
                 f"{issued.wanted} from {issued.position}"
             )
         return issued

@@ -51,6 +51,7 @@ from shoal.wire.messages import (
     Step,
 )
 from shoal.wire.session import ClientSession, Issued
+from shoal.wire.tensors import hidden_states
 
 IN_FLIGHT = 32
 SUSPECT_S = 3.0
@@ -182,8 +183,8 @@ class Ring:
         Raises:
             ChannelClosed: the first hop is gone.
         """
-        width = self._shape.hidden_size
-        step = Step(self.session, 0, position, tokens, 0, codec, tokens, width, (), hops - 1, sequence_length)
+        tensors = hidden_states(codec, tokens, self._shape.hidden_size)
+        step = Step(self.session, 0, position, tokens, 0, tensors, (), hops - 1, sequence_length)
         await self._send(step, payload)
 
     def codec(self, rows: int) -> Codec:
@@ -247,9 +248,7 @@ class Ring:
             issued.position,
             issued.tokens,
             issued.wanted,
-            codec,
-            issued.tokens,
-            self._shape.hidden_size,
+            hidden_states(codec, issued.tokens, self._shape.hidden_size),
             sequence_length=sequence_length,
         )
 
@@ -389,8 +388,9 @@ class Ring:
         if hop != len(self._stages.hops) - 1:
             raise RemoteProtocolError("a result from a hop that is not the last")
         try:
-            if message.width != self._shape.hidden_size:
-                raise RemoteProtocolError(f"a result of width {message.width}")
+            hidden = message.hidden
+            if hidden.width != self._shape.hidden_size:
+                raise RemoteProtocolError(f"a result of width {hidden.width}")
             issued = self.rules.returned(message)
         except RemoteProtocolError as error:
             # Each hop passes on what it was given, so any of them may have written this.
@@ -398,7 +398,7 @@ class Ring:
             return
         if issued is not None:
             self._codec.note(issued.tokens, max((time.compute_us for time in message.times), default=0))
-            self._tell(Returned(payload, message.codec, message.rows, issued.position, message.times))
+            self._tell(Returned(payload, hidden.codec, hidden.rows, issued.position, message.times))
             self.reputation.answered(hop.peer for hop in self._stages.hops)
             self._note(issued, message.times)
 

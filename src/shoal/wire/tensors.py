@@ -1,0 +1,96 @@
+"""What a step's payload consists of: a few named, typed tensors, one behind the other in the order declared.
+
+How many bytes each takes follows from its codec and its shape, so nothing on the wire can contradict them;
+all together are the payload, to the byte. A peer that does not know a name refuses the step instead of
+computing without that tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from shoal.errors import RemoteProtocolError
+from shoal.types import Codec
+
+MAX_TENSORS = 8
+"""Of one step. Each costs a header its name and shape, and whoever reads it a look at both."""
+MAX_DIMENSION = 1 << 22
+
+INT8_BLOCK = 64
+"""Elements of a row that share one scale in the int8 codec; a row's last block may be short."""
+
+ELEMENT_BYTES: dict[Codec, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
+"""Bytes of an element, without int8's scales."""
+
+HIDDEN: Literal["hidden"] = "hidden"
+"""Hidden states, ``rows × width``: what the blocks before have made of each token."""
+
+RANKS = {HIDDEN: 2}
+"""The tensors that there are, and how many dimensions each has."""
+
+
+class TensorSpec(Struct, frozen=True, array_like=True, gc=False):
+    """One tensor of a payload; its elements are encoded row by row, rows being its last dimension."""
+
+    name: Annotated[str, Meta(max_length=32)]
+    codec: Codec
+    shape: Annotated[
+        tuple[Annotated[int, Meta(ge=0, le=MAX_DIMENSION)], ...], Meta(min_length=1, max_length=4)
+    ]
+
+    @property
+    def rows(self) -> int:
+        """Rows of a matrix."""
+        return self.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Elements of each row."""
+        return self.shape[-1]
+
+
+def hidden_states(codec: Codec, rows: int, width: int) -> tuple[TensorSpec, ...]:
+    """What a payload of hidden states alone declares."""
+    return (TensorSpec(HIDDEN, codec, (rows, width)),)
+
+
+def declared_bytes(tensors: Sequence[TensorSpec]) -> int:
+    """Check what a peer declares, and add up its bytes.
+
+    Raises:
+        RemoteProtocolError: a tensor that nobody knows, one that comes twice, or one of another rank.
+    """
+    total = 0
+    for tensor in tensors:
+        shape = tensor.shape
+        if RANKS.get(tensor.name) != len(shape) or not shape[-1]:
+            raise _misdeclared(tensor)
+        if tensor.codec == "int8":
+            total += encoded_bytes(math.prod(shape[:-1]), shape[-1], "int8")
+        else:
+            total += math.prod(shape) * ELEMENT_BYTES[tensor.codec]
+    if len(tensors) > 1 and len({tensor.name for tensor in tensors}) < len(tensors):
+        raise RemoteProtocolError("a step with two tensors of one name")
+    return total
+
+
+def _misdeclared(tensor: TensorSpec) -> RemoteProtocolError:
+    rank = RANKS.get(tensor.name)
+    if rank is None:
+        return RemoteProtocolError(f"a step with a tensor named {tensor.name!r}, which is not known here")
+    if len(tensor.shape) != rank:
+        return RemoteProtocolError(
+            f"the tensor {tensor.name!r} has {len(tensor.shape)} dimensions, not {rank}"
+        )
+    return RemoteProtocolError(f"the tensor {tensor.name!r} has rows of no elements")
+
+
+def encoded_bytes(rows: int, width: int, codec: Codec) -> int:
+    """Bytes of ``rows × width`` elements in ``codec``."""
+    if codec == "int8":
+        return rows * (4 * -(-width // INT8_BLOCK) + width)
+    return rows * width * ELEMENT_BYTES[codec]
