@@ -20,7 +20,7 @@ from shoal.models.checkpoint.checkpoint import INDEX, SINGLE, open_checkpoint
 from shoal.models.checkpoint.llama_config import read_llama_config
 from shoal.models.gguf import header as gguf
 from shoal.models.store.generation import read_generation_config, sampling_defaults, token_ids
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 from shoal.models.text.tokenizer.decoders import harmless
 from shoal.models.text.tokenizer.files import CONFIG, TOKENIZER, read_files
 from shoal.models.untrusted.bounded_json import MAX_DEPTH, parse

@@ -18,7 +18,7 @@ from shoal.gateway.access.limits import Limits
 from shoal.gateway.grammar import grammar as constrain
 from shoal.gateway.grammar.grammar import GrammarConstraint
 from shoal.gateway.models import Servable
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.sim.model import MODEL
 from shoal.types import Span

@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer, decoders
 
 from shoal.errors import BadWeights, Busy, ShoalError
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 from shoal.models.text.tokenizer import apart
 from shoal.models.text.tokenizer.apart import ApartTokenizer
 from shoal.models.text.tokenizer.decoders import harmless

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from shoal.errors import UsageError
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 from shoal.models.text.tokenizer.control import ControlWords
 from shoal.models.text.tokenizer.fast import FastTokenizer
 from shoal.models.text.tokenizer.guard import Guard

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from shoal.errors import BadWeights, UsageError
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 from shoal.testing.checkpoints import VOCAB, write_tokenizer
 
 

@@ -18,7 +18,7 @@ from transformers.models.auto.tokenization_auto import (
 )
 
 from shoal.errors import BadWeights
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 from shoal.models.text.tokenizer.fast import load_stored
 from shoal.models.text.tokenizer.files import read_files
 from shoal.models.text.tokenizer.guard import Guard
@@ -239,7 +239,7 @@ def test_neither_torch_nor_transformers_is_needed(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     program = (
         "import sys; from pathlib import Path\n"
-        "from shoal.models.text import TextCodec\n"
+        "from shoal.models.text.codec import TextCodec\n"
         f"codec = TextCodec.load(Path({str(tmp_path)!r}))\n"
         "prompt = codec.prompt([{'role': 'user', 'content': 'hi</s>'}])\n"
         "assert codec.decode(prompt.token_ids).startswith('user: hi'), prompt\n"
@@ -248,3 +248,27 @@ def test_neither_torch_nor_transformers_is_needed(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
+def test_a_tokenizers_process_imports_what_a_tokenizer_needs() -> None:
+    """Every demo and every `shoal run` waits for the start of one."""
+    program = (
+        "import sys, shoal.models.text.tokenizer.child\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('shoal.')))\n"
+        "large = {'numpy', 'pydantic', 'trio', 'platformdirs', 'hashlib', 'subprocess', 'tempfile'}\n"
+        "print(*(large & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    ours, large, _ = done.stdout.split("\n")
+    beside = {"shoal.errors", "shoal.types", "shoal.models", "shoal.models.text"}
+    files = {
+        "shoal.models.checkpoint",
+        "shoal.models.checkpoint.json_file",
+        "shoal.models.store",
+        "shoal.models.store.lookalikes",
+        "shoal.models.untrusted",
+        "shoal.models.untrusted.bounded_json",
+    }
+    others = {name for name in ours.split() if not name.startswith("shoal.models.text.tokenizer")}
+    assert others <= beside | files
+    assert large == ""

@@ -22,7 +22,7 @@ from shoal.config import Settings
 from shoal.errors import UnsupportedModel
 from shoal.executor.thread import TorchThread
 from shoal.models.store.local_model import LocalModel
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 from shoal.progress import Progress
 from shoal.types import Codec, Format, Kv
 

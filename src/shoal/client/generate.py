@@ -11,7 +11,7 @@ import trio
 from shoal.client.sampling import Constraint, Sampler, Sampling
 from shoal.client.scores import TokenScore
 from shoal.client.session import Session
-from shoal.models.text import Detokenizer
+from shoal.models.text.detokenizer import Detokenizer
 from shoal.wire.messages import HopTime
 
 FinishReason = Literal["stop", "length"]

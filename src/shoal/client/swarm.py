@@ -33,7 +33,7 @@ from shoal.executor.ends import EndsEngine
 from shoal.executor.load import load_ends
 from shoal.executor.thread import TorchThread
 from shoal.models.store.store import LocalModel, ModelStore
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 from shoal.net.network import Network
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import coverage

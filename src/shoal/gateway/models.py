@@ -13,7 +13,7 @@ from shoal.client.swarm import Swarm
 from shoal.errors import UnknownModel
 from shoal.models.store.catalogue import close_names, find_entry
 from shoal.models.store.local_model import LocalModel
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 from shoal.types import ModelShape, Span, gaps
 
 LOOK_AGAIN_S = 5.0

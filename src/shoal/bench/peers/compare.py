@@ -33,7 +33,7 @@ from shoal.errors import ShoalError, UnsupportedModel, UsageError, as_shoal_erro
 from shoal.executor.thread import TorchThread
 from shoal.local.processes import split
 from shoal.models.store.local_model import LocalModel
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 from shoal.progress import Progress
 from shoal.types import Format
 

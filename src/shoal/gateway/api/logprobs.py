@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shoal.client.scores import TokenScore
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 
 LEAST = -9999.0
 """What stands for minus infinity, which JSON cannot say."""

@@ -13,7 +13,8 @@ from shoal.errors import PromptTooLong, UsageError
 from shoal.gateway.markup.reader import Reading
 from shoal.gateway.markup.tools import Calling, as_text
 from shoal.gateway.models import Servable
-from shoal.models.text import Detokenizer, TextCodec
+from shoal.models.text.codec import TextCodec
+from shoal.models.text.detokenizer import Detokenizer
 
 DEFAULT_TOKENS = 1024
 """An answer's length where the client sets none: every hop reserves KV for all of it at once."""

@@ -22,7 +22,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from shoal.errors import UsageError
 from shoal.gateway.grammar.relax import UNKNOWN
 from shoal.gateway.models import Servable
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 from shoal.models.untrusted import panics
 from shoal.types import Digest
 

@@ -12,7 +12,8 @@ import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shoal.models.text import Detokenizer, TextCodec
+from shoal.models.text.codec import TextCodec
+from shoal.models.text.detokenizer import Detokenizer
 
 NAME = r"[A-Za-z0-9_.-]{1,64}"
 

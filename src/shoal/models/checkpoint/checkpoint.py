@@ -15,9 +15,9 @@ from typing import Any, cast
 
 from shoal.errors import BadWeights, UnsupportedModel
 from shoal.models.checkpoint.headers import MAX_TENSORS, TensorEntry, read_header
+from shoal.models.checkpoint.json_file import SizeLimit, read_object
 from shoal.models.checkpoint.nested import is_nested, text_config, text_tensors
-from shoal.models.store.lookalikes import no_model, what_it_is
-from shoal.models.untrusted.bounded_json import parse
+from shoal.models.store.lookalikes import no_model
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -32,22 +32,10 @@ MAX_LAYERS = 4096
 """Honest models have up to 200. Of 100,000 some configs of transformers make lists for hours."""
 
 
-@dataclass(frozen=True, slots=True)
-class Most:
-    """How large a JSON file of a model may be."""
-
-    size: int
-    """Bytes."""
-    values: int
-    """Those in lists and objects included. A million take a second and 200 MB."""
-
-
-CONFIG = Most(8 << 20, 100_000)
+CONFIG = SizeLimit(8 << 20, 100_000)
 """Honest configs have a hundred values; the largest, with 21,841 labels, which are named twice, 44,000."""
-LONG_LIST = Most(64 << 20, 400_000)
+LONG_LIST = SizeLimit(64 << 20, 400_000)
 """An index, which has one for each of up to :data:`MAX_TENSORS` tensors. The largest of today take 15 MB."""
-BESIDE_TOKENIZER = Most(16 << 20, 1_000_000)
-"""What lies beside a tokenizer. Gemma's 6,400 added tokens are 1.2 MB of 50,000 values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,32 +184,6 @@ def _files(folder: Path) -> list[tuple[Path, Set[str]]]:
 def _is_plain(name: str) -> bool:
     """Whether ``name`` is a safetensors file's name without any path."""
     return name.endswith(".safetensors") and not any(c in name for c in "/\\:\0") and not name.startswith(".")
-
-
-def read_object(path: Path, most: Most) -> dict[str, Any]:
-    """A JSON object of a model's folder, in UTF-8, or in UTF-16 or 32 with a byte order mark.
-
-    Raises:
-        BadWeights: it cannot be read, is too large or nested too deep, or is no JSON object.
-    """
-    try:
-        if path.stat().st_size > most.size:
-            raise BadWeights(
-                f"{path}: larger than the {most.size >> 20} MiB that we read",
-                check="where this model comes from",
-            )
-        value = parse(path.read_bytes(), values=most.values)
-    except OSError as error:
-        raise BadWeights(f"{path}: it cannot be read ({error.strerror})", check="its permissions") from error
-    except ValueError as error:
-        what, check = what_it_is(path)
-        raise BadWeights(
-            f"{path} is {what}" if what else f"{path}: not valid JSON ({error})",
-            check=check or "fetch the file again",
-        ) from error
-    if not isinstance(value, dict):
-        raise BadWeights(f"{path}: not a JSON object", check="fetch the file again")
-    return cast(dict[str, Any], value)
 
 
 @contextmanager

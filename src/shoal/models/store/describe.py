@@ -15,7 +15,7 @@ from shoal.models.checkpoint.llama_config import DEFAULTS, LlamaConfig, read_lla
 from shoal.models.store.catalogue import find_entry
 from shoal.models.store.generation import read_generation_config, sampling_defaults, token_ids
 from shoal.models.store.local_model import LocalModel, SamplingDefaults
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 from shoal.progress import Progress
 from shoal.types import ModelShape
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from shoal.models.checkpoint.checkpoint import CONFIG, read_object
+from shoal.models.checkpoint.checkpoint import CONFIG
+from shoal.models.checkpoint.json_file import read_object
 from shoal.models.store.local_model import SamplingDefaults
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from random import Random
 
 from shoal.errors import BadWeights, UsageError
 from shoal.models.store.local_model import LocalModel
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 from shoal.testing.lab.plan import Plan, Prompt
 
 SHORT = (

@@ -16,7 +16,7 @@ from shoal.config import Settings
 from shoal.executor.ends import EndsEngine
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
-from shoal.models.text import TextCodec
+from shoal.models.text.codec import TextCodec
 from shoal.net.network import Network
 from shoal.node.node import Loaded, Node
 from shoal.node.server import SpanServer

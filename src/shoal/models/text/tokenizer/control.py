@@ -9,9 +9,9 @@ the first: what is around a word is cut and joined as before.
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from random import SystemRandom
 from typing import Any, Protocol, cast
 
 Parts = Sequence[tuple[int, int]]
@@ -44,7 +44,10 @@ class ControlWords:
             if token.content.strip() and (token.special or _means(token.content, template))
         }
         self._any = re.compile(_any_of(sorted(self.ids)) if self.ids else "(?!)")
-        self._signature = "".join(chr(0x100000 + secrets.randbelow(0xFFFE)) for _ in range(SIGNED_BY))
+        chance = (
+            SystemRandom()
+        )  # what `secrets` draws from; that one loads OpenSSL, in each tokenizer's process
+        self._signature = "".join(chr(0x100000 + chance.randrange(0xFFFE)) for _ in range(SIGNED_BY))
 
     def are_in(self, text: str) -> bool:
         """Whether ``text`` holds a control word."""

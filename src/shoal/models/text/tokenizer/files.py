@@ -14,10 +14,12 @@ from typing import Any, cast
 from tokenizers import AddedToken
 
 from shoal.errors import BadWeights
-from shoal.models.checkpoint.checkpoint import BESIDE_TOKENIZER, read_object
+from shoal.models.checkpoint.json_file import SizeLimit, read_object
 
 MAX_FILE = 64 << 20
 """Bytes of a tokenizer's file that is read."""
+BESIDE_TOKENIZER = SizeLimit(16 << 20, 1_000_000)
+"""For what lies beside a tokenizer. Gemma's 6,400 added tokens are 1.2 MB of 50,000 values."""
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
