@@ -14,8 +14,8 @@ from shoal.client.sampling import Sampler, Sampling
 from shoal.errors import ChannelClosed, NoCoverage, StepFailed
 from shoal.net.channel import Channel
 from shoal.node import resend_buffer as kept
+from shoal.node.admission import NextHopUnreachable
 from shoal.node.hop import Hop
-from shoal.node.server import _NextGone
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.memory import World
 from shoal.testing.swarm import memory_swarm
@@ -387,7 +387,7 @@ async def test_waiting_for_a_step_after_a_loss_does_not_spin(home, checkpoint, m
 
 
 async def test_a_session_opens_although_a_hop_is_gone_and_still_listed(home, checkpoint, whole, monkeypatch):
-    monkeypatch.setattr("shoal.node.server.DIAL_NEXT_S", 0.3)
+    monkeypatch.setattr("shoal.node.admission.DIAL_NEXT_S", 0.3)
     async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS[1:]], open_timeout_s=2.0) as swarm:
         gone = {swarm.networks[1].peer}
         monkeypatch.setattr(World, "reach", unreachable(World.reach, gone))
@@ -404,9 +404,9 @@ async def test_a_hop_that_blames_another_for_its_refusal_is_avoided(home, checkp
         liar, victim = swarm.networks[1].peer, swarm.networks[0].peer
 
         def lie(*_):
-            raise _NextGone(victim, ChannelClosed("it does not answer"))
+            raise NextHopUnreachable(victim, ChannelClosed("it does not answer"))
 
-        monkeypatch.setattr(swarm.nodes[1].server, "_check", lie)
+        monkeypatch.setattr(swarm.nodes[1].server._sessions, "begin", lie)
         for _ in range(4):
             async with swarm.client.session(str(checkpoint), tokens=64) as session:
                 assert liar not in {hop.address.peer for hop in session.ring.route}
