@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,44 @@ def test_every_contract_notices_when_it_is_broken(tmp_path: Path) -> None:
             opened.write(f"\n{line}\n")
     said = lint_imports(tmp_path)
     assert f"Contracts: 0 kept, {len(CONTRACTS)} broken." in said, said
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "src").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path, modules: Set[str]) -> set[str]:
+    """Those of ``modules`` that a file names anywhere: also in functions, and for a type checker alone."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & modules or {str(node.module)}
+    return found & modules
+
+
+def circle(imports: Mapping[str, Set[str]]) -> set[str]:
+    """Modules that import one another, or that import such; none where all of them have an order."""
+    left = {module: set(named) for module, named in imports.items()}
+    while free := {module for module, named in left.items() if not named}:
+        left = {module: named - free for module, named in left.items() if module not in free}
+    return {*left}
+
+
+def test_no_modules_import_one_another_not_even_for_their_types() -> None:
+    modules = {module_of(path): path for path in SOURCES}
+    imports = {module: imports_of(path, modules.keys() - {module}) for module, path in modules.items()}
+    assert circle(imports) == set()
+
+
+def test_a_circle_is_noticed(tmp_path: Path) -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == {"a", "b", "c"}
+    lines = "if TYPE_CHECKING:\n    from a.b import C\ndef f():\n    from a import c\n    import d\n"
+    (tmp_path / "e.py").write_text(lines)
+    assert imports_of(tmp_path / "e.py", {"a", "a.b", "a.c", "d", "f"}) == {"a.b", "a.c", "d"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))

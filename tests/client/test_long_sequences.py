@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shoal.client.generate import generate
+from shoal.client.prompt_scores import score_prompt
 from shoal.client.sampling import Sampler, Sampling
-from shoal.client.scores import score_prompt
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 
@@ -163,7 +163,7 @@ async def test_the_next_turn_reuses_what_has_the_same_frequencies(tmp_path, refe
 
 
 async def test_a_prompt_is_scored_as_a_whole(tmp_path, reference, monkeypatch):
-    monkeypatch.setattr("shoal.client.scores.SCORED_AT_ONCE", 24)
+    monkeypatch.setattr("shoal.client.prompt_scores.SCORED_AT_ONCE", 24)
     prompt = text(100)
     async with (
         swarm_of(tmp_path, reference) as swarm,

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from shoal.errors import ShoalError
-from shoal.models.build.self_check import check_span
-from shoal.models.build.span import SpanModule, build_span, load_span
+from shoal.models.build.load import build_span_module, load_span_module
+from shoal.models.build.span import SpanModule
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.types import Span
@@ -36,14 +36,14 @@ def outputs(module: SpanModule) -> torch.Tensor:
 def compare(model: LocalModel, rank: int) -> dict[str, object]:
     """How far two processes are from one, of the largest element, and a process's share of the bytes."""
     try:
-        half = build_span(model, SPAN, split=2)
-        half.kv_cost = check_span(half)
+        half = build_span_module(model, SPAN, split=2)
+        half.prove()
         found = outputs(half)
     except ShoalError as error:
         return {"refused": error.message}
     if rank:
         return {}
-    whole = load_span(model, SPAN)
+    whole = load_span_module(model, SPAN)
     expected = outputs(whole)
     difference = float((found - expected).abs().max() / expected.abs().max())
     return {"difference": difference, "share": half.tensor_bytes / whole.tensor_bytes}

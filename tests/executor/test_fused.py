@@ -22,7 +22,7 @@ from shoal.executor.modules import ModuleRunner
 from shoal.executor.runner import Rows, State
 from shoal.executor.shape import llama_shape
 from shoal.executor.thread import TorchThread
-from shoal.models.build.span import load_span
+from shoal.models.build.load import load_span_module
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
@@ -103,7 +103,7 @@ def test_each_family_gives_what_its_modules_give(
 ) -> None:
     """Prefill, single steps and a longer piece, over several pages and beyond every sliding window."""
     model, hidden = models(family), rows(45)
-    reference = load_span(model, WHOLE)
+    reference = load_span_module(model, WHOLE)
     expected = reference.forward(torch.from_numpy(hidden)[None], reference.new_cache(), 0)[0].numpy()
     runner = fused(model, tmp_path, format, kv=kv)
     found = run(runner, opened(runner), hidden, (10, 1, 1, 20, 1, 12))

@@ -16,7 +16,8 @@ from shoal.executor.kernels import c_kernels as kernels
 from shoal.executor.kernels import torch_kernels as plain
 from shoal.executor.kernels.c_kernels import Team
 from shoal.executor.packed import PackedExperts, PackedLinear, load_packed
-from shoal.models.build.span import SpanModule, load_span
+from shoal.models.build.load import load_span_module
+from shoal.models.build.span import SpanModule
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import FAMILIES, write_checkpoint
@@ -59,7 +60,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("family", FAMILY)
 def test_the_output_is_near_float32(family: str, local: Local) -> None:
-    exact = load_span(local(family), SPAN)
+    exact = load_span_module(local(family), SPAN)
     for format, bound in (("bf16", 1e-2), ("int8", 3e-2)):
         packed = load_packed(local(family), SPAN, format, team=team())
         assert packed.dtype == torch.float32
@@ -86,7 +87,7 @@ def test_a_model_whose_norms_have_no_weights_has_no_parameter_left(
 def test_it_takes_a_fraction_of_the_memory(family: str, format: Format, share: float, local: Local) -> None:
     """Scales count, and so do norms and biases, which stay float32; the last part of a real model's bytes."""
     packed = load_packed(local(family), SPAN, format, team=team())
-    assert packed.tensor_bytes < share * load_span(local(family), SPAN).tensor_bytes
+    assert packed.tensor_bytes < share * load_span_module(local(family), SPAN).tensor_bytes
     assert outputs(packed).isfinite().all()
 
 
@@ -134,7 +135,7 @@ def test_without_the_kernels_torch_computes_the_same(
 
 def test_fp32_is_the_models_own(local: Local) -> None:
     packed = load_packed(local("gpt2"), SPAN, "fp32", team=team())
-    assert torch.equal(outputs(packed), outputs(load_span(local("gpt2"), SPAN)))
+    assert torch.equal(outputs(packed), outputs(load_span_module(local("gpt2"), SPAN)))
 
 
 def test_what_cannot_be_packed_is_refused(tmp_path: Path, local: Local) -> None:

@@ -20,7 +20,8 @@ from shoal.executor.parallel.messages import Drop, Part, Step, read_order, write
 from shoal.executor.parallel.shard import Follower
 from shoal.executor.parallel.span import ParallelSpan, load_parallel, watched
 from shoal.executor.thread import TorchThread
-from shoal.models.build.span import SpanModule, load_span
+from shoal.models.build.load import load_span_module
+from shoal.models.build.span import SpanModule
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
@@ -59,7 +60,7 @@ def both(request: pytest.FixtureRequest, local: Local) -> Iterator[Both]:
     model = local(request.param)
     two = load_parallel(model, SPAN, "fp32", ranks=2, threads=2)
     try:
-        yield Both(two, load_span(model, SPAN))
+        yield Both(two, load_span_module(model, SPAN))
     finally:
         two.close()
 
@@ -149,9 +150,9 @@ def test_weights_of_16_bits_and_kv_of_8_are_held_so(local: Local) -> None:
     model = local("qwen3")
     two = load_parallel(model, SPAN, "bf16", kv="int8", ranks=2, threads=2)
     try:
-        one = load_span(model, SPAN, "bfloat16", kv_as="int8")
+        one = load_span_module(model, SPAN, "bfloat16", kv_as="int8")
         assert two.tensor_bytes == pytest.approx(one.tensor_bytes, rel=0.02)
-        assert two.kv_bytes(1000) == one.kv_bytes(1000) < load_span(model, SPAN).kv_bytes(1000) / 2
+        assert two.kv_bytes(1000) == one.kv_bytes(1000) < load_span_module(model, SPAN).kv_bytes(1000) / 2
         hidden = torch.randn(1, 4, two.width, generator=torch.Generator().manual_seed(0)).bfloat16()
         given, expected = (run(span, hidden, ((0, 3), (3, 4))).float() for span in (two, one))
         assert (given - expected).norm() < 0.02 * expected.norm()  # both round to 8 bits of mantissa

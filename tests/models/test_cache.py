@@ -9,7 +9,8 @@ import torch
 
 from shoal.errors import CannotRollBack, PositionGap, StepFailed
 from shoal.models.build.kv import layer_bytes, own_layers
-from shoal.models.build.span import SpanModule, load_span
+from shoal.models.build.load import load_span_module
+from shoal.models.build.span import SpanModule
 from shoal.models.store.local_model import LocalModel
 from shoal.types import Span
 
@@ -19,7 +20,7 @@ HIDDEN = torch.randn(1, 24, 64, generator=torch.Generator().manual_seed(2))
 
 @pytest.fixture
 def span(local: Local) -> SpanModule:
-    return load_span(local("llama"), Span(1, 4))
+    return load_span_module(local("llama"), Span(1, 4))
 
 
 def test_a_roll_back_leaves_no_trace(span: SpanModule) -> None:
@@ -57,7 +58,7 @@ def test_hidden_states_of_another_kind_are_refused(span: SpanModule, wrong: torc
 
 
 def test_a_window_can_go_back_until_it_has_moved(local: Local) -> None:
-    span = load_span(local("mistral"), Span(0, 2))  # a window of 8
+    span = load_span_module(local("mistral"), Span(0, 2))  # a window of 8
     cache, other = span.new_cache(), span.new_cache()
     span.forward(HIDDEN[:, :3], cache, 0)
     span.forward(HIDDEN[:, 3:7], cache, 3)
@@ -72,7 +73,7 @@ def test_a_window_can_go_back_until_it_has_moved(local: Local) -> None:
 
 @pytest.mark.parametrize("family", ["mamba", "qwen3_next"])
 def test_a_recurrent_state_cannot_go_back_but_to_the_beginning(family: str, local: Local) -> None:
-    span = load_span(local(family), Span(0, 3))
+    span = load_span_module(local(family), Span(0, 3))
     cache = span.new_cache()
     first = span.forward(HIDDEN[:, :5], cache, 0)
     with pytest.raises(CannotRollBack):
@@ -106,7 +107,7 @@ def test_after_a_fault_the_cache_is_cut_to_where_it_was(
 def test_after_a_fault_a_recurrent_state_is_not_trusted(
     local: Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    span = load_span(local("mamba"), Span(0, 3))
+    span = load_span_module(local("mamba"), Span(0, 3))
     cache = span.new_cache()
     span.forward(HIDDEN[:, :4], cache, 0)
     with monkeypatch.context() as patched:
@@ -119,7 +120,7 @@ def test_after_a_fault_a_recurrent_state_is_not_trusted(
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "mamba", "deepseek_v3", "qwen3_next"])
 def test_kv_bytes_is_what_a_session_takes(family: str, local: Local) -> None:
-    span = load_span(local(family), Span(1, 4))
+    span = load_span_module(local(family), Span(1, 4))
     for tokens in (1, 7, 24):
         cache = span.new_cache()
         for position in range(tokens):

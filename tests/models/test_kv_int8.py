@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from shoal.models.build.growing_kv import Floats, Integers
-from shoal.models.build.kv import layer_bytes, own_layers
-from shoal.models.build.span import Cache, SpanModule, load_span
+from shoal.models.build.kv import Cache, layer_bytes, own_layers
+from shoal.models.build.load import load_span_module
+from shoal.models.build.span import SpanModule
 from shoal.models.store.local_model import LocalModel
 from shoal.types import Span
 
@@ -29,8 +30,8 @@ def run(module: SpanModule, cache: Cache, *cuts: int) -> torch.Tensor:
 )
 def test_it_takes_less_and_changes_little(family: str, share: float, local: Local) -> None:
     """Only blocks that see every token keep 8 bits: a window or a state does not grow with the session."""
-    exact = load_span(local(family), SPAN)
-    small = load_span(local(family), SPAN, kv_as="int8")
+    exact = load_span_module(local(family), SPAN)
+    small = load_span_module(local(family), SPAN, kv_as="int8")
     cache = small.new_cache()
     found, expected = (run(m, c, 0, 20, 21, 30) for m, c in ((small, cache), (exact, exact.new_cache())))
     added = expected - HIDDEN[:, :30]  # what the blocks put in
@@ -41,7 +42,7 @@ def test_it_takes_less_and_changes_little(family: str, share: float, local: Loca
 
 
 def test_a_step_sent_twice_gives_the_same(local: Local) -> None:
-    small = load_span(local("llama"), SPAN, kv_as="int8")
+    small = load_span_module(local("llama"), SPAN, kv_as="int8")
     cache = small.new_cache()
     first = run(small, cache, 0, 20, 21, 29)
     assert torch.equal(run(small, cache, 20, 21, 29), first[:, 20:])
@@ -49,7 +50,7 @@ def test_a_step_sent_twice_gives_the_same(local: Local) -> None:
 
 
 def test_a_part_of_the_span_keeps_8_bits_too(local: Local) -> None:
-    small = load_span(local("llama"), SPAN, kv_as="int8")
+    small = load_span_module(local("llama"), SPAN, kv_as="int8")
     assert small.part(Span(2, 4)).kv_bytes(30) * 2 == small.kv_bytes(30)
 
 

@@ -19,11 +19,11 @@ def status(field):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field))
 bare = status("VmRSS")
-from shoal.models.build.span import load_span
+from shoal.models.build.load import load_span_module
 from shoal.models.store.store import ModelStore
 from shoal.types import Span
 model = ModelStore(pathlib.Path(sys.argv[1])).resolve(sys.argv[2])
-span = load_span(model, Span(2, 12), sys.argv[3])
+span = load_span_module(model, Span(2, 12), sys.argv[3])
 cache = span.new_cache()
 for position in range(10):
     span.forward(torch.zeros(1, 1, span.width, dtype=span.dtype), cache, position)

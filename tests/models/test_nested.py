@@ -16,9 +16,8 @@ from shoal.errors import UnsupportedModel
 from shoal.executor.ends import FusedEnds
 from shoal.executor.fused import FusedRunner
 from shoal.executor.kernels.c_kernels import library
-from shoal.executor.load import load_ends as load_format_ends
-from shoal.executor.load import load_runner
-from shoal.models.build.span import load_ends, load_span
+from shoal.executor.load import load_ends, load_runner
+from shoal.models.build.load import load_ends_module, load_span_module
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.checkpoint.nested import SERVED, text_config
 from shoal.models.checkpoint.sizes import block_bytes
@@ -135,7 +134,10 @@ def test_the_language_part_gives_what_the_whole_model_gives_for_text(
     if kind == "llama4":
         whole = whole.language_model  # transformers 5.24 looks for the images of a text, and fails
     model = store.resolve(str(folder_of(kind)))
-    ends, spans = load_ends(model), [load_span(model, Span(0, 2)), load_span(model, Span(2, 6))]
+    ends, spans = (
+        load_ends_module(model),
+        [load_span_module(model, Span(0, 2)), load_span_module(model, Span(2, 6))],
+    )
     caches = [span.new_cache() for span in spans]
     cache_of_whole = t.DynamicCache(config=whole.config.get_text_config(decoder=True))
     for position, piece in ((0, PROMPT[:20]), (20, PROMPT[20:21]), (21, PROMPT[21:])):
@@ -199,9 +201,9 @@ def test_the_kernels_run_a_language_part_of_llamas_shape(
 ) -> None:
     model = store.resolve(str(folder_of(kind)))
     runner = load_runner(model, Span(0, 6), "int8", kv="auto", threads=1, cache=tmp_path)
-    ends = load_format_ends(model, "int8", threads=1, cache=tmp_path)
+    ends = load_ends(model, "int8", threads=1, cache=tmp_path)
     assert isinstance(runner, FusedRunner) and isinstance(ends, FusedEnds)
-    near = torch.from_numpy(ends.embed(PROMPT, 0)) - load_ends(model).embed(PROMPT, 0)[0]
+    near = torch.from_numpy(ends.embed(PROMPT, 0)) - load_ends_module(model).embed(PROMPT, 0)[0]
     assert float(near.abs().max()) < 1e-6
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config
 
 from shoal.errors import BadWeights, ModelError, UnknownModel, UnsupportedModel, UsageError
-from shoal.models.build.span import load_ends, load_span
+from shoal.models.build.load import load_ends_module, load_span_module
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
@@ -55,8 +55,8 @@ def test_code_beside_a_known_type_is_ignored(edited: Edit, store: ModelStore, tm
     folder = edited(auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"})
     (folder / "evil.py").write_text(f"open({str(proof)!r}, 'w')\nclass Evil: pass\n")
     model = store.pull(str(folder))
-    load_span(model, Span(0, 1))
-    load_ends(model)
+    load_span_module(model, Span(0, 1))
+    load_ends_module(model)
     assert not proof.exists()
 
 
@@ -93,7 +93,7 @@ def test_a_config_that_makes_no_sense_is_refused(
     changes: dict[str, object], edited: Edit, store: ModelStore
 ) -> None:
     with pytest.raises(ModelError):
-        load_span(store.pull(str(edited(**changes))), Span(0, 1))
+        load_span_module(store.pull(str(edited(**changes))), Span(0, 1))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "nan", "[" * 100_000], ids=lambda t: t[:4])
@@ -122,7 +122,7 @@ def test_json_with_a_byte_order_mark_is_read(
         (folder / name).write_bytes(text.encode(encoding))
     after = store.pull(str(folder))
     assert (after.digest, after.end_tokens) == (before.digest, before.end_tokens)
-    load_span(after, Span(0, 1))
+    load_span_module(after, Span(0, 1))
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
@@ -206,7 +206,7 @@ def test_state_that_lives_outside_of_the_cache_is_found(tmp_path: Path, store: M
     model = store.pull(str(write_checkpoint(tmp_path / "rg", "recurrent_gemma")))
     # What is found first depends on the version of transformers.
     with pytest.raises(UnsupportedModel, match=r"outside of its cache|cache does not grow"):
-        load_span(model, Span(0, 3))
+        load_span_module(model, Span(0, 3))
 
 
 @pytest.mark.parametrize("family", ["gemma3n", "zamba2"])
@@ -216,12 +216,12 @@ def test_blocks_that_look_at_more_than_hidden_states_are_found(
     """Gemma 3n gives its blocks embeddings of the tokens, Zamba the first hidden states."""
     model = store.pull(str(write_checkpoint(tmp_path / family, family)))
     with pytest.raises(UnsupportedModel):
-        load_span(model, Span(1, 4))
+        load_span_module(model, Span(1, 4))
 
 
 def test_a_span_beyond_the_model_is_refused(local: Callable[[str], LocalModel]) -> None:
     with pytest.raises(UsageError, match="6 blocks"):
-        load_span(local("llama"), Span(4, 7))
+        load_span_module(local("llama"), Span(4, 7))
 
 
 def test_a_missing_tensor_is_named(edited: Edit, store: ModelStore) -> None:
@@ -231,8 +231,8 @@ def test_a_missing_tensor_is_named(edited: Edit, store: ModelStore) -> None:
     save_file(tensors, folder / "model.safetensors")
     model = store.pull(str(folder))
     with pytest.raises(BadWeights, match=r"layers\.3\.mlp\.up_proj"):
-        load_span(model, Span(2, 4))
-    load_span(model, Span(0, 3))
+        load_span_module(model, Span(2, 4))
+    load_span_module(model, Span(0, 3))
 
 
 def test_a_tensor_of_another_shape_is_refused(edited: Edit, store: ModelStore) -> None:
@@ -241,4 +241,4 @@ def test_a_tensor_of_another_shape_is_refused(edited: Edit, store: ModelStore) -
     tensors["model.layers.3.mlp.up_proj.weight"] = torch.ones(3, 3)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(BadWeights):
-        load_span(store.pull(str(folder)), Span(2, 4))
+        load_span_module(store.pull(str(folder)), Span(2, 4))

@@ -1,4 +1,4 @@
-"""Ends and spans, chained, give bit for bit the logits of the whole model in transformers."""
+"""EndsModule and spans, chained, give bit for bit the logits of the whole model in transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shoal.models.build.span import load_ends, load_span
+from shoal.models.build.load import load_ends_module, load_span_module
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.testing.checkpoints import BLOCKS, FAMILIES, VOCAB
@@ -32,8 +32,8 @@ FAMILY = [
 
 def chained(model: LocalModel, cuts: Sequence[int], pieces: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """Logits after each piece, through spans cut at ``cuts``."""
-    ends = load_ends(model)
-    spans = [load_span(model, Span(a, b)) for a, b in pairwise([0, *cuts, model.shape.n_blocks])]
+    ends = load_ends_module(model)
+    spans = [load_span_module(model, Span(a, b)) for a, b in pairwise([0, *cuts, model.shape.n_blocks])]
     caches = [span.new_cache() for span in spans]
     position, found = 0, []
     for piece in pieces:
@@ -100,10 +100,10 @@ def test_wherever_it_is_cut(
 def test_a_part_of_a_span_is_that_span(family: str, local: Local) -> None:
     """A node may be asked for some of its blocks: on the same weights, the same bits."""
     model = local(family)
-    whole = load_span(model, Span(1, 6))
+    whole = load_span_module(model, Span(1, 6))
     hidden = torch.randn(1, 14, 64, generator=torch.Generator().manual_seed(3))
     for span in (Span(2, 5), Span(5, 6), Span(1, 3)):
-        part, alone = whole.part(span), load_span(model, span)
+        part, alone = whole.part(span), load_span_module(model, span)
         assert {p.data_ptr() for p in part.model.parameters()} <= {
             p.data_ptr() for p in whole.model.parameters()
         }
@@ -119,7 +119,10 @@ def test_in_half_precision_too(dtype: str, folder_of: Callable[[str], Path], loc
     whole = AutoModelForCausalLM.from_pretrained(folder_of("llama"), dtype=getattr(torch, dtype))
     with torch.inference_mode():
         expected = whole(torch.tensor([PROMPT])).logits
-    ends, span = load_ends(local("llama"), dtype), load_span(local("llama"), Span(0, BLOCKS), dtype)
+    ends, span = (
+        load_ends_module(local("llama"), dtype),
+        load_span_module(local("llama"), Span(0, BLOCKS), dtype),
+    )
     found = ends.head(span.forward(ends.embed(PROMPT, 0), span.new_cache(), 0))
     assert found.dtype == getattr(torch, dtype)
     assert torch.equal(found, expected)
@@ -129,7 +132,7 @@ def test_the_head_of_one_row_is_what_generate_computes(
     folder_of: Callable[[str], Path], local: Local
 ) -> None:
     whole = Whole(folder_of("llama")).model
-    ends, span = load_ends(local("llama")), load_span(local("llama"), Span(0, BLOCKS))
+    ends, span = load_ends_module(local("llama")), load_span_module(local("llama"), Span(0, BLOCKS))
     hidden = span.forward(ends.embed(PROMPT, 0), span.new_cache(), 0)
     with torch.inference_mode():
         expected = whole(torch.tensor([PROMPT]), logits_to_keep=1).logits
@@ -139,12 +142,12 @@ def test_the_head_of_one_row_is_what_generate_computes(
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_a_span_holds_its_own_tensors_and_no_others(family: str, local: Local) -> None:
     model = local(family)
-    span = load_span(model, Span(2, 4))
+    span = load_span_module(model, Span(2, 4))
     assert span.tensor_bytes == sum(block_bytes(model, "fp32")[2:4])
     assert sum(block_bytes(model, "bf16")[2:4]) * 2 == span.tensor_bytes
     assert all(name.startswith("model.layers.") for name in span.model.state_dict())
 
 
 def test_tied_ends_hold_the_matrix_once(local: Local) -> None:
-    assert load_ends(local("llama")).tensor_bytes == (VOCAB + 1) * 64 * 4
-    assert load_ends(local("llama_untied")).tensor_bytes == (2 * VOCAB + 1) * 64 * 4
+    assert load_ends_module(local("llama")).tensor_bytes == (VOCAB + 1) * 64 * 4
+    assert load_ends_module(local("llama_untied")).tensor_bytes == (2 * VOCAB + 1) * 64 * 4

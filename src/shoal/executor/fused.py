@@ -10,18 +10,9 @@ import numpy as np
 from shoal.errors import OutOfResources, ShoalError, UsageError
 from shoal.executor.arrays import Floats, address, join, split
 from shoal.executor.batcher import Outcome
-from shoal.executor.kernels.c_kernels import (
-    NUMBER,
-    KvStruct,
-    LayerStruct,
-    LinearStruct,
-    Matrix,
-    SequenceStruct,
-    SpanStruct,
-    Team,
-    library,
-)
+from shoal.executor.kernels.c_kernels import NUMBER, Matrix, Team, library
 from shoal.executor.kernels.memory import release
+from shoal.executor.kernels.structs import KvStruct, LayerStruct, LinearStruct, SequenceStruct, SpanStruct
 from shoal.executor.pages import PAGE, PagePool, Pages, pages_for
 from shoal.executor.runner import Rows, State, gap
 from shoal.executor.shape import LlamaShape

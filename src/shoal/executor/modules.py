@@ -20,9 +20,9 @@ from shoal.executor.kernels.c_kernels import Team, library
 from shoal.executor.packed import load_packed
 from shoal.executor.pages import PagePool, Pages, pages_for
 from shoal.executor.runner import Rows, State
-from shoal.models.build import ends as model_ends
+from shoal.models.build.ends import EndsModule
 from shoal.models.build.kv import Cache
-from shoal.models.build.span import load_ends
+from shoal.models.build.load import load_ends_module
 from shoal.models.store.local_model import LocalModel
 from shoal.types import Format, Kv, Span
 
@@ -91,7 +91,7 @@ class ModuleEnds:
 
     sliced = False
 
-    def __init__(self, ends: model_ends.Ends) -> None:
+    def __init__(self, ends: EndsModule) -> None:
         self._ends = ends
         self.tensor_bytes = ends.tensor_bytes
         self.rope_scaling = ends.rope_scaling
@@ -122,7 +122,7 @@ def load_modules(model: LocalModel, span: Span, format: Format, *, kv: Kv, threa
 
 def load_module_ends(model: LocalModel) -> ModuleEnds:
     """Build the embedding and the head of a model of any family."""
-    return ModuleEnds(load_ends(model))
+    return ModuleEnds(load_ends_module(model))
 
 
 def _tensor(hidden: Floats, dtype: torch.dtype) -> torch.Tensor:

@@ -16,7 +16,8 @@ from shoal.errors import StepFailed, UnsupportedModel
 from shoal.executor.kernels.c_kernels import Matrix, Team
 from shoal.executor.kernels.memory import release
 from shoal.executor.kernels.torch_kernels import apply, array_of, pack_tensor, widen
-from shoal.models.build.span import SpanModule, load_span
+from shoal.models.build.load import load_span_module
+from shoal.models.build.span import SpanModule
 from shoal.models.seam.config import PretrainedConfig
 from shoal.models.seam.experts import EXPERT_WEIGHTS, are_experts, choose_experts, register_experts
 from shoal.models.seam.layers import is_linear, is_turned
@@ -286,11 +287,11 @@ def load_packed(
         UnsupportedModel: the model's blocks cannot be served apart, or not in this format.
     """
     if format == "fp32":
-        return load_span(model, span, "float32", device, kv_as=kv)
+        return load_span_module(model, span, "float32", device, kv_as=kv)
     if device != "cpu":
         if format != "bf16":
             raise UnsupportedModel(
                 f"{format} is for CPUs; on {device} a node serves bf16 or fp32", next_command="--format bf16"
             )
-        return load_span(model, span, "bfloat16", device, kv_as=kv)
-    return load_span(model, span, packing=Packing(format, team), kv_as=kv)
+        return load_span_module(model, span, "bfloat16", device, kv_as=kv)
+    return load_span_module(model, span, packing=Packing(format, team), kv_as=kv)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import trio
 
 from shoal.client.generate import Delta, Timing, generate
-from shoal.client.scores import TokenScore, score_prompt
+from shoal.client.prompt_scores import score_prompt
+from shoal.client.scores import TokenScore
 from shoal.client.session import Session
 from shoal.errors import ShoalError, UsageError
 from shoal.gateway.access.keys import Caller

@@ -31,7 +31,7 @@ from shoal.cli.doctor import checks
 from shoal.config import Settings
 from shoal.errors import IncompatibleLibrary, UnsupportedModel
 from shoal.models import seam
-from shoal.models.build.span import load_ends, load_span
+from shoal.models.build.load import load_ends_module, load_span_module
 from shoal.models.seam.contract import check_everything, expect_arguments, expect_members, relied_on
 from shoal.models.seam.versions import SUPPORTED
 from shoal.models.store.local_model import LocalModel
@@ -135,7 +135,7 @@ def test_a_forward_that_takes_the_cache_by_another_name_is_told_as_that(
     monkeypatch.setattr(transformers.GPT2Model, "forward", forward_with("kv_store"))
     told = r"LlamaModel\.forward takes no cache or .*kv_store"
     for family in ("llama", "gpt2"):
-        for load in (load_ends, partial(load_span, span=Span(0, 2))):
+        for load in (load_ends_module, partial(load_span_module, span=Span(0, 2))):
             with pytest.raises(IncompatibleLibrary, match=told) as caught:
                 load(local(family))
             assert "cannot be split" not in caught.value.message
@@ -146,8 +146,8 @@ def test_one_family_alone_that_takes_none_is_refused_as_a_model(
 ) -> None:
     monkeypatch.setattr(transformers.GPT2Model, "forward", forward_with("state"))
     with pytest.raises(UnsupportedModel, match=r"GPT2LMHeadModel cannot .* its forward takes no cache"):
-        load_span(local("gpt2"), Span(0, 2))
-    load_span(local("llama"), Span(0, 2))
+        load_span_module(local("gpt2"), Span(0, 2))
+    load_span_module(local("llama"), Span(0, 2))
 
 
 def test_an_error_of_another_kind_is_not_taken_for_a_change() -> None:

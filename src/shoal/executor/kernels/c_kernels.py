@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ import numpy as np
 from shoal.errors import OutOfResources
 from shoal.executor.arrays import ALIGNMENT, Array, Floats, address, empty, narrow, widen
 from shoal.executor.kernels.built import BASIC, NATIVE, kernels_built
+from shoal.executor.kernels.onednn import product
+from shoal.executor.kernels.structs import PRODUCT, KvStruct, LinearStruct, SequenceStruct, SpanStruct
 from shoal.types import Format
 
 GROUP = 32
@@ -27,89 +29,6 @@ PAGE = 16
 NUMBER: dict[Format, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
 
 log = logging.getLogger(__name__)
-
-
-class LinearStruct(Structure):
-    """``linear_t`` of native/linear.h."""
-
-    _fields_ = (
-        ("rows", c_int32),
-        ("cols", c_int32),
-        ("format", c_int32),
-        ("unused", c_int32),
-        ("weights", c_void_p),
-        ("scales", c_void_p),
-        ("bias", c_void_p),
-    )
-
-
-class SequenceStruct(Structure):
-    """``sequence_t`` of native/attention.h."""
-
-    _fields_ = (
-        ("row", c_int32),
-        ("rows", c_int32),
-        ("position", c_int32),
-        ("unused", c_int32),
-        ("pages", c_void_p),
-    )
-
-
-class KvStruct(Structure):
-    """``kv_t`` of native/attention.h."""
-
-    _fields_ = (
-        ("heads", c_int32),
-        ("kv_heads", c_int32),
-        ("head_dim", c_int32),
-        ("format", c_int32),
-        ("scale", c_float),
-        ("unused", c_int32),
-        ("arena", c_void_p),
-        ("page_bytes", c_int64),
-    )
-
-
-class LayerStruct(Structure):
-    """``layer_t`` of native/span.h."""
-
-    _fields_ = (
-        ("attention_norm", c_void_p),
-        ("mlp_norm", c_void_p),
-        ("after_attention", c_void_p),
-        ("after_mlp", c_void_p),
-        ("query_norm", c_void_p),
-        ("key_norm", c_void_p),
-        ("qkv", LinearStruct),
-        ("out", LinearStruct),
-        ("gate_up", LinearStruct),
-        ("down", LinearStruct),
-        ("window", c_int32),
-        ("rope", c_int32),
-    )
-
-
-class SpanStruct(Structure):
-    """``span_t`` of native/span.h."""
-
-    _fields_ = (
-        ("hidden", c_int32),
-        ("ffn", c_int32),
-        ("rotary", c_int32),
-        ("activation", c_int32),
-        ("epsilon", c_float),
-        ("residual", c_float),
-        ("frequencies", c_void_p * 2),
-        ("rope_scale", c_float * 2),
-        ("n_layers", c_int32),
-        ("unused", c_int32),
-        ("layers", POINTER(LayerStruct)),
-        ("kv", KvStruct),
-    )
-
-
-PRODUCT = ctypes.CFUNCTYPE(c_int, POINTER(LinearStruct), c_void_p, c_int, c_void_p)
-"""``product_fn`` of native/linear.h."""
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -277,8 +196,6 @@ class Team:
             raise OutOfResources("no memory for the kernels' threads")
         self.threads = int(native.team_threads(self._team))
         if native.cpu_multiplies_bf16() if onednn is None else onednn:
-            from shoal.executor.kernels.onednn import product  # noqa: PLC0415 — it stands on this module
-
             native.team_set_product(self._team, product)
 
     def __del__(self) -> None:

@@ -14,7 +14,7 @@ import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from shoal.executor.kernels.c_kernels import PRODUCT
+from shoal.executor.kernels.structs import PRODUCT
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,7 @@ from shoal.executor.parallel import messages as orders
 from shoal.executor.parallel.messages import Answer, Begin, Check, Done, Drop, Failed, Meet, Order, Part, Step
 from shoal.executor.parallel.numa import stay_beside
 from shoal.models.build.kv import Cache
-from shoal.models.build.self_check import check_span
-from shoal.models.build.span import build_span
+from shoal.models.build.load import build_span_module
 from shoal.models.build.tensor_split import INSTEAD
 
 
@@ -51,19 +50,19 @@ class Shard:
         """Meet the others and load. What is raised here is the end of the rank.
 
         Raises:
-            As ``build_span``; RuntimeError when the others do not come.
+            As ``build_span_module``; RuntimeError when the others do not come.
         """
         self.device = device_of(rank, begin.ranks)
         if self.device.type == "cpu":
             stay_beside(rank, begin.ranks)
         _meet_others(begin, rank, self.device)
-        self.whole = build_span(
+        self.whole = build_span_module(
             begin.model, begin.span, begin.dtype, str(self.device), kv_as=begin.kv, split=begin.ranks
         )
 
     def check(self) -> None:
         """Prove that the span stands alone. Raises ``UnsupportedModel``."""
-        self.whole.kv_cost = check_span(self.whole)
+        self.whole.prove()
 
     def meet(self) -> None:
         """Return when all ranks are here. Raises ``RuntimeError`` when they do not come."""

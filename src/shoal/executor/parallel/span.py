@@ -31,10 +31,10 @@ from shoal.executor.parallel.ranks import GRACE_S, Ranks
 from shoal.executor.parallel.shard import Shard, device_of
 from shoal.executor.runner import Runner
 from shoal.models.build.kv import Cache
-from shoal.models.build.parts import check_hidden
 from shoal.models.build.skeleton import read_model_config
 from shoal.models.build.span import PARTS, SpanModule
 from shoal.models.build.tensor_split import INSTEAD, check_split
+from shoal.models.build.tensors import check_hidden
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
 from shoal.types import DType, Format, Kv, Span
@@ -183,7 +183,7 @@ def load_parallel(
     Raises:
         UsageError: the format, the model's heads or this machine's GPUs do not allow it; the span goes beyond
             the model's blocks.
-        UnsupportedModel: transformers has no plan to split the family; or as ``load_span``.
+        UnsupportedModel: transformers has no plan to split the family; or as ``load_span_module``.
         BadWeights: tensors are missing, damaged or of another shape.
         StepFailed: a process did not start, or was lost.
     """

@@ -9,20 +9,14 @@ import torch
 
 from shoal.errors import PromptTooLong, StepFailed, UsageError
 from shoal.models.build.blocks import Blocks
-from shoal.models.build.loader import TORCH_DTYPE
-from shoal.models.build.parts import check_hidden, tensor_bytes
 from shoal.models.build.placeholders import Door, Reached
 from shoal.models.build.rope_scaling import rope_scaling
-from shoal.models.build.self_check import check_embed, check_head
-from shoal.models.build.skeleton import load_hollow, read_model_config
-from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.build.tensors import check_hidden, tensor_bytes
 from shoal.models.seam.config import PretrainedConfig
 from shoal.models.seam.model import PreTrainedModel, accepted_inputs
-from shoal.models.store.local_model import LocalModel
-from shoal.types import DType
 
 
-class Ends:
+class EndsModule:
     """The embedding and the head, sharing a tied matrix. For one thread at a time."""
 
     def __init__(
@@ -99,22 +93,3 @@ class Ends:
         finally:
             for door in self.doors:
                 door.substitute = None
-
-
-def load_ends(model: LocalModel, dtype: DType = "float32", device: str = "cpu") -> Ends:
-    """Build the embedding and the head of a model, reading only their tensors. Raises as ``load_span``."""
-    checkpoint = open_checkpoint(model.path)
-    config = read_model_config(checkpoint)
-    hollow, blocks = load_hollow(checkpoint, config, dtype, None)
-    hollow.to(device)  # pyright: ignore[reportArgumentType]
-    ends = Ends(
-        hollow,
-        blocks,
-        config,
-        context=model.shape.context,
-        dtype=TORCH_DTYPE[dtype],
-        device=torch.device(device),
-    )
-    check_embed(ends)
-    check_head(ends)
-    return ends

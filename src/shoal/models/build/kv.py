@@ -48,6 +48,29 @@ class Cache:
     """A forward has failed half-way: some blocks hold more tokens than ``length``."""
 
 
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """Bytes of one block's cache: ``constant`` and ``per_token``, up to ``window`` tokens (0: no limit)."""
+
+    constant: int
+    per_token: int
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvCost:
+    """What sessions cost, by block."""
+
+    layers: tuple[LayerCost, ...]
+
+    def bytes(self, tokens: int) -> int:
+        """Bytes that a session of ``tokens`` tokens takes."""
+        return sum(
+            layer.constant + layer.per_token * (min(tokens, layer.window) if layer.window else tokens)
+            for layer in self.layers
+        )
+
+
 def new_states(config: PretrainedConfig, span: Span, kv: Kv = "auto") -> DynamicCache:
     """An empty cache whose entries are indexed as in the whole model.
 

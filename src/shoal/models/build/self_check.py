@@ -13,46 +13,21 @@ import itertools
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from shoal.errors import UnsupportedModel
-from shoal.models.build.kv import Cache, layer_bytes, own_layers
+from shoal.models.build.ends import EndsModule
+from shoal.models.build.kv import Cache, KvCost, LayerCost, layer_bytes, own_layers
 from shoal.models.build.loader import REFUSED, first_line
 from shoal.models.build.placeholders import Passthrough, split_hidden
+from shoal.models.build.span import SpanModule
 from shoal.models.seam.cache import CacheLayerMixin
-
-if TYPE_CHECKING:
-    from shoal.models.build.ends import Ends
-    from shoal.models.build.span import SpanModule
 
 ROWS = 2
 """Tokens of the probe's prefill; one more is decoded."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerCost:
-    """Bytes of one block's cache: ``constant`` and ``per_token``, up to ``window`` tokens (0: no limit)."""
-
-    constant: int
-    per_token: int
-    window: int
-
-
-@dataclass(frozen=True, slots=True)
-class KvCost:
-    """What sessions cost, by block."""
-
-    layers: tuple[LayerCost, ...]
-
-    def bytes(self, tokens: int) -> int:
-        """Bytes that a session of ``tokens`` tokens takes."""
-        return sum(
-            layer.constant + layer.per_token * (min(tokens, layer.window) if layer.window else tokens)
-            for layer in self.layers
-        )
 
 
 @dataclass(slots=True)
@@ -64,7 +39,7 @@ class _Call:
     output: torch.Tensor | None = None
 
 
-def check_span(module: SpanModule) -> KvCost:
+def check_blocks(module: SpanModule) -> KvCost:
     """Run a few tokens through a span just built.
 
     Returns:
@@ -98,7 +73,7 @@ def check_span(module: SpanModule) -> KvCost:
     return cost
 
 
-def check_embed(ends: Ends) -> None:
+def check_embed(ends: EndsModule) -> None:
     """Embed a few tokens.
 
     Raises:
@@ -118,7 +93,7 @@ def check_embed(ends: Ends) -> None:
         raise _refusal(name, "its embedding depends on the position, which it does not accept")
 
 
-def check_head(ends: Ends) -> None:
+def check_head(ends: EndsModule) -> None:
     """Find out how the model's blocks answer, and that the head takes what they give.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,25 +17,16 @@ from torch import nn
 from shoal.errors import PositionGap, StepFailed, UsageError
 from shoal.models.build import kv
 from shoal.models.build.blocks import Blocks
-from shoal.models.build.ends import Ends, load_ends
-from shoal.models.build.kv import Cache
-from shoal.models.build.loader import TORCH_DTYPE
-from shoal.models.build.parts import check_hidden, tensor_bytes
+from shoal.models.build.kv import Cache, KvCost
 from shoal.models.build.placeholders import Reached, split_hidden
 from shoal.models.build.rope import sequence_ropes
-from shoal.models.build.self_check import KvCost, check_span
-from shoal.models.build.skeleton import load_hollow, read_model_config
-from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.build.tensors import check_hidden, tensor_bytes
 from shoal.models.seam.config import PretrainedConfig
-from shoal.models.seam.loading import QuantizationConfigMixin
 from shoal.models.seam.model import CACHE_NAMES, PreTrainedModel, accepted_inputs
-from shoal.models.store.local_model import LocalModel
-from shoal.types import DType, Kv, Span
+from shoal.types import Kv, Span
 
 PARTS = 4
 """Parts of a span that are kept ready; each takes no weights, only modules."""
-
-__all__ = ["Cache", "Ends", "SpanModule", "load_ends", "load_span"]
 
 
 class SpanModule:
@@ -49,8 +41,14 @@ class SpanModule:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        self_check: Callable[[SpanModule], KvCost],
         kv_as: Kv = "auto",
     ) -> None:
+        """
+        Args:
+            self_check: proves that blocks stand alone, these and any part of them, and says what sessions
+                cost; raises ``UnsupportedModel`` where they do not.
+        """
         self.span = span
         self.width = int(config.hidden_size)
         """Elements of one token's hidden states."""
@@ -63,6 +61,8 @@ class SpanModule:
         self.tensor_bytes = tensor_bytes(model)
         """Bytes of the span's weights in memory."""
         self.kv_cost = KvCost(())
+        """What sessions cost; nothing until :meth:`prove` has measured it."""
+        self._self_check = self_check
         self._config = config
         self._kv_as: Kv = kv_as
         self._accepts = accepted_inputs(model.base_model)
@@ -71,6 +71,14 @@ class SpanModule:
         self._parts: OrderedDict[Span, SpanModule] = OrderedDict()
         blocks.modules[0].register_forward_pre_hook(self._enter, with_kwargs=True)
         blocks.modules[-1].register_forward_hook(_leave)
+
+    def prove(self) -> None:
+        """Prove that the blocks stand alone, and measure what sessions cost.
+
+        Raises:
+            UnsupportedModel: they do not.
+        """
+        self.kv_cost = self._self_check(self)
 
     @torch.inference_mode()
     def forward(
@@ -163,9 +171,16 @@ class SpanModule:
             block._forward_hooks.clear()  # pyright: ignore[reportPrivateUsage]
         blocks.replace(kept, span.start)
         module = SpanModule(
-            model, blocks, span, self._config, dtype=self.dtype, device=self.device, kv_as=self._kv_as
+            model,
+            blocks,
+            span,
+            self._config,
+            dtype=self.dtype,
+            device=self.device,
+            self_check=self._self_check,
+            kv_as=self._kv_as,
         )
-        module.kv_cost = check_span(module)
+        module.prove()
         return module
 
     def _run(self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int) -> torch.Tensor:
@@ -197,62 +212,6 @@ class SpanModule:
         if args:
             return (self._entering, *args[1:]), kwargs
         return args, kwargs | {"hidden_states": self._entering}
-
-
-def load_span(
-    model: LocalModel,
-    span: Span,
-    dtype: DType = "float32",
-    device: str = "cpu",
-    packing: QuantizationConfigMixin | None = None,
-    kv_as: Kv = "auto",
-) -> SpanModule:
-    """Build ``span`` of a model, reading only its own tensors, and prove that it stands alone.
-
-    Args:
-        packing: packs weights as they are read, one tensor at a time (:mod:`shoal.executor.packed`).
-        kv_as: how sessions' keys and values are kept.
-
-    Raises:
-        UsageError: the span goes beyond the model's blocks.
-        BadWeights: tensors are missing, damaged or of another shape.
-        UnsupportedModel: the model is not one whose blocks can be served apart.
-    """
-    module = build_span(model, span, dtype, device, packing, kv_as)
-    module.kv_cost = check_span(module)
-    return module
-
-
-def build_span(
-    model: LocalModel,
-    span: Span,
-    dtype: DType = "float32",
-    device: str = "cpu",
-    packing: QuantizationConfigMixin | None = None,
-    kv_as: Kv = "auto",
-    split: int = 1,
-) -> SpanModule:
-    """A span that nothing is proven of yet: its caller does that, with ``check_span``.
-
-    Args:
-        split: over how many processes its matrices are split; see
-            :func:`shoal.models.build.loader.load_weights`.
-
-    Raises:
-        As :func:`load_span`; UsageError also when the model cannot be split so.
-    """
-    checkpoint = open_checkpoint(model.path)
-    config = read_model_config(checkpoint)
-    if span.end > int(config.num_hidden_layers):
-        raise UsageError(
-            f"span {span} goes beyond the {config.num_hidden_layers} blocks of {model.name}",
-            next_command=f"shoal models show {model.name}",
-        )
-    hollow, blocks = load_hollow(checkpoint, config, dtype, span, packing, split)
-    hollow.to(device)  # pyright: ignore[reportArgumentType]
-    return SpanModule(
-        hollow, blocks, span, config, dtype=TORCH_DTYPE[dtype], device=torch.device(device), kv_as=kv_as
-    )
 
 
 def _leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:

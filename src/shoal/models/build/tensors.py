@@ -1,4 +1,4 @@
-"""What spans and ends have in common."""
+"""The tensors of spans and ends: what may go in, and what stays in memory."""
 
 from __future__ import annotations
 
