@@ -49,7 +49,7 @@ print(json.dumps({"name": seen.name, "stored": seen.stored, "context": seen.cont
 LISTED = """
 import sys, json
 from shoal.errors import ShoalError
-from shoal.models.store.sources.hub import gguf_models
+from shoal.models.store.sources.hub_client import gguf_models
 try:
     print(json.dumps(gguf_models(sys.argv[2])))
 except ShoalError as error:

@@ -23,9 +23,12 @@ from shoal.errors import BadWeights, OutOfResources, UnknownModel, UnsupportedMo
 from shoal.models.store import convert
 from shoal.models.store.catalogue import CATALOGUE, CatalogueEntry, close_names, find_entry, full_name
 from shoal.models.store.disk import is_full
+from shoal.models.store.folder_names import folder_name
 from shoal.models.store.local_model import SamplingDefaults
 from shoal.models.store.records import VERSION
-from shoal.models.store.store import ModelStore, folder_name
+from shoal.models.store.sources.source import Offer
+from shoal.models.store.store import ModelStore
+from shoal.progress import Progress
 from shoal.testing.checkpoints import write_checkpoint
 
 from .ggufs import write_gguf
@@ -246,6 +249,61 @@ def test_two_pulls_at_once_make_one_model(store: ModelStore, tiny_gguf: tuple[Pa
         pull.join()
     assert found[0] == found[1]
     assert left_behind(store) == [folder_name("tiny")]
+
+
+def test_two_files_of_one_name_that_come_at_once_are_two_models(
+    store: ModelStore, tmp_path: Path, tiny_gguf: tuple[Path, object]
+) -> None:
+    files = [tmp_path / side / "fish.gguf" for side in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_bytes(tiny_gguf[0].read_bytes())
+    pulls = [threading.Thread(target=store.pull, args=(str(file),)) for file in files]
+    for pull in pulls:
+        pull.start()
+    for pull in pulls:
+        pull.join()
+    assert [model.name for model in store.list()] == ["fish", "fish-2"]
+
+
+class Shelf:
+    """Models of which each name begins so, and a place that holds one of them."""
+
+    local = False
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.scratches: list[list[Path]] = []
+
+    def identify(self, name: str) -> str | None:
+        return name.removeprefix("shelf:") if name.startswith("shelf:") else None
+
+    def offer(self, id: str) -> Offer:
+        return Offer(name=id, origin=f"shelf:{id}")
+
+    def fetch(self, offer: Offer, scratch: Path, progress: Progress) -> Path | Offer:
+        if offer.name == "all":
+            return self.offer("fish")
+        if not (self.folder / offer.name).exists():
+            raise UnknownModel(f"no {offer.name} on the shelf")
+        self.scratches.append([*scratch.iterdir()])
+        return self.folder / offer.name
+
+
+def test_a_store_fetches_from_any_source_that_knows_the_name(store: ModelStore, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "shelf" / "fish")
+    shelf = Shelf(tmp_path / "shelf")
+    store.sources = (*store.sources, shelf)
+    store.check("shelf:fish")
+    with pytest.raises(UnknownModel, match="no model is known"):
+        store.show("shelf:fish")
+    model = store.pull("shelf:all")
+    assert (model.name, model.source, model.path) == ("fish", "shelf:fish", tmp_path / "shelf" / "fish")
+    assert store.resolve("shelf:fish") == store.pull("shelf:fish") == store.show("fish") == model
+    assert shelf.scratches == [[]]
+    with pytest.raises(UnknownModel, match="no whale on the shelf"):
+        store.pull("shelf:whale")
+    assert left_behind(store) == [folder_name("fish")]
 
 
 def test_a_record_of_another_version_or_in_pieces_is_made_again(store: ModelStore, tmp_path: Path) -> None:

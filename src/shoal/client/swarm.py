@@ -32,7 +32,8 @@ from shoal.errors import (
 from shoal.executor.ends import EndsEngine
 from shoal.executor.load import load_ends
 from shoal.executor.thread import TorchThread
-from shoal.models.store.store import LocalModel, ModelStore
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 from shoal.models.text.codec import TextCodec
 from shoal.net.network import Network
 from shoal.swarm.announcement import Announcement

