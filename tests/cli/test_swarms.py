@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.swarm.membership import from_code, load
+from shoal.swarm.invite import read_invite
+from shoal.swarm.membership import load
 from tests.cli.conftest import Shoal
 
 PEER = "12D3KooWGbkv2Ev5EZaQuGWbvHpJnGMNPpgKPMKU1Y6DXA1rWvY5"
@@ -28,7 +29,7 @@ def test_an_invite_is_the_code_alone_on_stdout(shoal: Shoal, home: Path) -> None
     assert ran.code == 0
     assert ran.out.startswith("shoal1-")
     assert ran.out.count("\n") == 1
-    assert from_code(ran.out).secret == load(home / "swarms", "home").secret
+    assert read_invite(ran.out).secret == load(home / "swarms", "home").secret
     assert "shoal join" in ran.err
 
 

@@ -26,10 +26,11 @@ from shoal.models.text.tokenizer.files import CONFIG, TOKENIZER, read_files
 from shoal.models.untrusted.bounded_json import MAX_DEPTH, parse
 from shoal.net.identity import Identity, verify
 from shoal.swarm import anti_entropy as compare
+from shoal.swarm import invite as invite_codes
 from shoal.swarm import membership
 from shoal.swarm.announcement import Announcement, Served, seal, unseal
 from shoal.swarm.failure import suspicion as doubt
-from shoal.swarm.membership import from_code
+from shoal.swarm.invite import read_invite, write_invite
 from shoal.testing.byhand import a_step, framed, rows
 from shoal.wire.framing import Assembler
 from shoal.wire.messages import (
@@ -86,17 +87,17 @@ def directory(data: bytes) -> None:
 def invite(data: bytes) -> None:
     """An invite, as letters, and as what is in a code whose checksum is right."""
     with suppress(BadInvite):
-        from_code(data.decode("utf-8", "replace"))
+        read_invite(data.decode("utf-8", "replace"))
     if len(data) < 1 << 16:
         with suppress(BadInvite):
-            from_code(_code(data))
+            read_invite(_code(data))
 
 
 def _code(body: bytes) -> str:
     """A code with just this in it, whose length and checksum are right."""
     data = len(body).to_bytes(2, "big") + body
-    letters = base64.b32encode(data + membership._checksum(data)).decode().rstrip("=")
-    return membership._PREFIX + letters.translate(membership._TO_CROCKFORD)
+    letters = base64.b32encode(data + invite_codes._checksum(data)).decode().rstrip("=")
+    return invite_codes._PREFIX + letters.translate(invite_codes._TO_CROCKFORD)
 
 
 def config(data: bytes) -> None:
@@ -280,7 +281,7 @@ SEEDS: dict[str, list[bytes]] = {
     "frames": [_framed(m) for m in HONEST],
     "announcement": [seal(_SAID, _IDENTITY.sign)],
     "directory": [compare.encode(compare.Question(compare.EVERYONE, {b"k" * 8: 3}))],
-    "invite": [b"shoal1-00", membership.to_code(membership.create("home")).encode()],
+    "invite": [b"shoal1-00", write_invite(membership.create("home")).encode()],
     "config": [HONEST_CONFIG],
     "index": [
         b'{"metadata": {"total_size": 24}, "weight_map": {"a": "fuzz.safetensors", "b": "b.safetensors"}}'

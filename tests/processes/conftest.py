@@ -13,7 +13,7 @@ import shoal
 from shoal import config
 from shoal.local.processes import LocalSwarm, local_swarm
 from shoal.swarm import membership
-from shoal.swarm.membership import to_code
+from shoal.swarm.invite import write_invite
 from shoal.testing.checkpoints import write_checkpoint
 
 
@@ -27,7 +27,7 @@ class Processes:
 
     @property
     def invite(self) -> str:
-        return to_code(self.local.membership)
+        return write_invite(self.local.membership)
 
     def connect(self, **options) -> shoal.Connection:
         """A client of them, with a home of its own."""

@@ -20,6 +20,7 @@ import shoal
 from shoal import config
 from shoal.errors import NoCoverage, NotAllowed
 from shoal.swarm import membership
+from shoal.swarm.invite import write_invite
 
 pytestmark = pytest.mark.swarm
 PROMPT = list(range(5, 25))
@@ -169,7 +170,7 @@ def test_a_killed_client_frees_its_kv_on_every_hop(swarm):
 def test_a_stranger_is_refused_and_learns_nothing(swarm):
     stranger = membership.create("elsewhere", swarm.local.membership.bootstrap)
     with (
-        shoal.connect(invite=membership.to_code(stranger), host="127.0.0.1", mdns=False) as connected,
+        shoal.connect(invite=write_invite(stranger), host="127.0.0.1", mdns=False) as connected,
         pytest.raises(NoCoverage, match="0 other peers are known"),
         connected.session(swarm.model),
     ):

@@ -14,6 +14,7 @@ from shoal.cli import options
 from shoal.cli.output import emit, say
 from shoal.errors import UsageError
 from shoal.swarm import membership
+from shoal.swarm.invite import MAX_CODE, read_invite, write_invite
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +33,7 @@ def invite(
 
     settings = options.settings(swarm=swarm, bootstrap=bootstrap)
     kept = reachable(settings, membership.of(settings))
-    code = membership.to_code(kept)
+    code = write_invite(kept)
     emit({"swarm": kept.name, "code": code, "bootstrap": kept.bootstrap}, as_json, lambda: code)
     if qr:
         _draw(code)
@@ -61,7 +62,7 @@ def join(
 ) -> None:
     """Join a swarm with an invite. Any member prints one with `shoal invite`."""
     settings = options.settings()
-    invited = membership.from_code(_given(code))
+    invited = read_invite(_given(code))
     kept = membership.save(settings.paths.swarms, replace(invited, name=name or invited.name))
     which = "" if kept.name == settings.swarm else f" --swarm {kept.name}"
     emit(
@@ -83,7 +84,7 @@ def _given(code: list[str] | None) -> str:
         text = ""
         with suppress(EOFError):
             asks = code is None and sys.stdin.isatty()
-            text = getpass("invite code (not shown): ") if asks else sys.stdin.read(2 * membership.MAX_CODE)
+            text = getpass("invite code (not shown): ") if asks else sys.stdin.read(2 * MAX_CODE)
         if not text.strip():
             raise UsageError(
                 "no invite code was given",

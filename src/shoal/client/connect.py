@@ -31,6 +31,7 @@ from shoal.config import Settings
 from shoal.models.store.store import ModelStore
 from shoal.net.identity import Identity
 from shoal.swarm import membership
+from shoal.swarm.invite import read_invite
 from shoal.swarm.join import join_swarm
 from shoal.swarm.membership import Membership
 from shoal.tasks import one_error
@@ -49,9 +50,7 @@ def connect(swarm: str | None = None, *, invite: str | None = None, **options: A
         BadInvite: the code cannot be read.
     """
     settings = config.load({**options, "swarm": swarm})
-    member_of = (
-        membership.from_code(invite) if invite else membership.load(settings.paths.swarms, settings.swarm)
-    )
+    member_of = read_invite(invite) if invite else membership.load(settings.paths.swarms, settings.swarm)
     return Connection(settings, member_of)
 
 

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import RemoteProtocolError
+from shoal.routing.prices import Candidate
 from shoal.types import Digest, Format, ModelShape, PeerAddress, PeerId, Span
 
 MAX_ANNOUNCEMENT = 4 << 10
@@ -23,6 +24,8 @@ MAX_LIFETIME_S = 3600.0
 CLOCK_SKEW_S = 30.0
 """How far a peer's clock may run ahead of ours."""
 CONTEXT = b"shoal announcement 1\n"
+LEAST_BLOCK_S = 20e-6
+"""Nobody is believed to run a block in less: who says so wants to draw every session."""
 
 Address = Annotated[str, Meta(max_length=256)]
 Addresses = Annotated[tuple[Address, ...], Meta(max_length=16)]
@@ -168,6 +171,25 @@ def check_dates(announcement: Announcement, now: float) -> None:
 
 class Misdated(RemoteProtocolError):
     """An announcement that does not hold now: it is a replay, or a clock is wrong."""
+
+
+def candidate(peer: PeerId, served: Served, rtt_s: float | None) -> Candidate:
+    """What a peer says that it serves, as routing sees it.
+
+    Args:
+        rtt_s: the round trip to it, if we have measured one.
+    """
+    least = LEAST_BLOCK_S * len(served.span)
+    return Candidate(
+        peer,
+        served.span,
+        served.tokens_free,
+        max(served.step_ms / 1e3, least) if served.step_ms else 0.0,
+        rtt_s,
+        wait_s=served.wait_ms / 1e3,
+        sessions=served.sessions,
+        tokens=served.tokens,
+    )
 
 
 def _check_lifetime(announcement: Announcement) -> None:

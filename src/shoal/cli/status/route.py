@@ -59,7 +59,7 @@ def route(
 async def _explained(swarm: Onlooker, model: str, tokens: int) -> Choice:
     from shoal.cli.status.observe import hear, round_trips
     from shoal.routing.explain import explain_route
-    from shoal.swarm.offers import candidate
+    from shoal.swarm.announcement import candidate
 
     await hear(swarm)
     rtts = await round_trips(swarm, swarm.announcements())

@@ -35,10 +35,9 @@ from shoal.routing.repair import choose_repair
 from shoal.routing.replace import Seen, Verdict, promised_s, worth_replacing
 from shoal.routing.reputation import REFUSAL, TRIALS, Reputation
 from shoal.routing.route import Stage, choose_route
-from shoal.swarm.announcement import Announcement
+from shoal.swarm.announcement import Announcement, candidate
 from shoal.swarm.directory import missing
 from shoal.swarm.member import Member
-from shoal.swarm.offers import candidate
 from shoal.types import Format, ModelShape, PeerId, SessionId, Span
 from shoal.wire.messages import Failed, Located, Message, Opened, Refused, Rerouted, Step
 

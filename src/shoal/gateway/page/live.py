@@ -18,8 +18,9 @@ from shoal.config import DEFAULT_MODEL, DEFAULT_SWARM
 from shoal.gateway.access.guard import caller_of
 from shoal.gateway.errors import Forbidden, LimitReached
 from shoal.gateway.page.feed import Feed
+from shoal.swarm.invite import write_invite
 from shoal.swarm.join import here_only
-from shoal.swarm.membership import Membership, to_code
+from shoal.swarm.membership import Membership
 
 Invite = Callable[[], Membership]
 """Gives, on a thread, what another machine needs to come in. Raises ``UsageError`` where nobody may."""
@@ -62,7 +63,7 @@ class Live:
             check = "a key that may is made by: shoal key create NAME --admin"
             raise Forbidden("this key may not invite", check=check)
         swarm = await trio.to_thread.run_sync(self._invite)
-        code = to_code(swarm)
+        code = write_invite(swarm)
         image = io.BytesIO()
         segno.make_qr(code.upper(), error="l").save(image, kind="svg", xmldecl=False, scale=4)
         return JSONResponse(
