@@ -59,9 +59,9 @@ async def test_chunk_0_lets_the_pieces_be_chosen_whatever_is_set(home, checkpoin
         async with client.session(str(checkpoint), tokens=64) as session:
             counts = []
             for chunk in (None, 0, 5):
-                before = swarm.nodes[0].server.steps
+                before = swarm.nodes[0].server.load.steps
                 await session.step(PROMPT, chunk=chunk)
-                counts.append(swarm.nodes[0].server.steps - before)
+                counts.append(swarm.nodes[0].server.load.steps - before)
                 session.roll_back(0)
             assert counts == [4, 1, 5]
             with pytest.raises(UsageError, match="-1"):

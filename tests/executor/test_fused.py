@@ -11,6 +11,7 @@ import pytest
 import torch
 import trio
 
+from shoal.errors import CannotRollBack, ShoalError
 from shoal.executor import load
 from shoal.executor.arrays import Floats, split
 from shoal.executor.codecs import decode, encode
@@ -19,7 +20,7 @@ from shoal.executor.fused import FusedRunner, expected_names
 from shoal.executor.kernels import c_kernels as kernels
 from shoal.executor.load import fused_shape, load_runner
 from shoal.executor.modules import ModuleRunner
-from shoal.executor.runner import Rows, State
+from shoal.executor.runner import Capabilities, Rows, State
 from shoal.executor.shape import llama_shape
 from shoal.executor.thread import TorchThread
 from shoal.models.build.load import load_span_module
@@ -322,3 +323,31 @@ def test_a_full_disk_costs_the_next_start_its_time_and_this_one_nothing(
     runner = fused(models("llama"), blocked, "int8")
     assert run(runner, opened(runner), rows(3), (3,)).sum() < np.inf
     assert "not kept for the next start" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("family", "format", "batch", "roll_back", "exact"),
+    [
+        ("llama", "int8", True, True, False),
+        ("llama", "fp32", False, True, True),
+        ("gpt2", "int8", False, True, False),
+        ("gemma2", "fp32", False, False, True),
+    ],
+)
+def test_a_runner_says_what_it_can_do(
+    models: Models, tmp_path: Path, family: str, format: Format, batch: bool, roll_back: bool, exact: bool
+) -> None:
+    runner = load_runner(models(family), Span(0, 2), format, kv="auto", threads=1, cache=tmp_path)
+    said = Capabilities(batch=batch, roll_back=roll_back, exact=exact, backward=False)
+    assert runner.capabilities == said
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_what_it_says_of_going_back_is_so(models: Models, tmp_path: Path, family: str) -> None:
+    runner = load_runner(models(family), Span(0, 2), "fp32", kv="auto", threads=1, cache=tmp_path)
+    state = runner.open(runner.span, runner.make_pool(256).promise(256))
+    hidden = np.full((200, runner.width), 0.1, np.float32)
+    (first,) = runner.forward([Rows(state, 0, hidden)])
+    (again,) = runner.forward([Rows(state, 1, hidden[1:2])])
+    assert not isinstance(first, ShoalError)
+    assert isinstance(again, CannotRollBack) is not runner.capabilities.roll_back

@@ -15,10 +15,9 @@ import trio
 from shoal.errors import PositionGap, StepFailed, UnsupportedModel, UsageError
 from shoal.executor.engine import Engine
 from shoal.executor.load import load_runner
-from shoal.executor.modules import ModuleRunner
 from shoal.executor.parallel.messages import Drop, Part, Step, read_order, write
 from shoal.executor.parallel.shard import Follower
-from shoal.executor.parallel.span import ParallelSpan, load_parallel, watched
+from shoal.executor.parallel.span import ParallelRunner, ParallelSpan, load_parallel
 from shoal.executor.thread import TorchThread
 from shoal.models.build.load import load_span_module
 from shoal.models.build.span import SpanModule
@@ -164,13 +163,13 @@ def test_weights_of_16_bits_and_kv_of_8_are_held_so(local: Local) -> None:
 async def test_a_process_that_dies_ends_the_steps_and_who_watches(local: Local, tmp_path: Path) -> None:
     load = {"kv": "auto", "threads": 2, "cache": tmp_path, "parallel": 2}
     runner = load_runner(local("llama"), SPAN, "fp32", **load)
-    assert isinstance(runner, ModuleRunner) and isinstance(runner.module, ParallelSpan)
+    assert isinstance(runner, ParallelRunner)
     (child,) = psutil.Process().children()
     thread = TorchThread()
     engine = Engine(runner, runner.make_pool(64), thread, format="fp32")
     session = SessionId(bytes(16))
     with trio.fail_after(60), pytest.RaisesGroup(pytest.RaisesExc(StepFailed, match="rank 1 of 2 has ended")):
-        async with watched(runner):
+        async with runner.watched():
             await engine.open(session)
             engine.grow(session, 16)
             assert not isinstance(await step(engine, session, 0), Exception)

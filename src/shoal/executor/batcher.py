@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from shoal.errors import ShoalError, StepFailed
 from shoal.executor.arrays import Floats, empty, join
@@ -67,11 +68,14 @@ class Job:
         return self.rows - self.done
 
 
+_JobT = TypeVar("_JobT", bound=Job)
+
+
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Generic[_JobT]):
     """Rows of a job that go into one forward."""
 
-    job: Job
+    job: _JobT
     first: int
     """Which of the job's rows is the first of these."""
     hidden: Floats
@@ -80,7 +84,7 @@ class Piece:
 
 Outcome = Floats | ShoalError
 """float32 ``[n, …]``, a row for each that went in, or why a piece came to nothing."""
-Forward = Callable[[Sequence[Piece]], list[Outcome]]
+Forward = Callable[[Sequence[Piece[_JobT]]], list[Outcome]]
 
 
 @dataclass(slots=True)
@@ -134,13 +138,13 @@ def slice_rows(pace: Pace, decoding: int, others: bool) -> int:
     return max(LEAST_ROWS, min(ALONE_ROWS, rows))
 
 
-def choose(ready: Sequence[Job], pace: Pace, others: bool, *, sliced: bool) -> list[tuple[Job, int]]:
+def choose(ready: Sequence[_JobT], pace: Pace, others: bool, *, sliced: bool) -> list[tuple[_JobT, int]]:
     """What goes into the next forward: jobs, each with how many of its rows. Unless ``sliced``, all of them.
 
     Every decode step that is ready, and a slice of one prefill. ``ready`` is in the order in which sessions
     were last served, so of several prefills the one that has waited longest has its turn.
     """
-    chosen: list[tuple[Job, int]] = []
+    chosen: list[tuple[_JobT, int]] = []
     room = MAX_ROWS
     for job in ready:
         if job.left <= DECODE_ROWS and job.left <= room:
@@ -153,15 +157,15 @@ def choose(ready: Sequence[Job], pace: Pace, others: bool, *, sliced: bool) -> l
     return chosen
 
 
-class Batcher:
+class Batcher(Generic[_JobT]):
     """Runs the steps of many sessions on the thread that computes. Steps are submitted from any thread."""
 
-    def __init__(self, forward: Forward, thread: TorchThread, *, sliced: bool) -> None:
+    def __init__(self, forward: Forward[_JobT], thread: TorchThread, *, sliced: bool) -> None:
         self._forward = forward
         self._sliced = sliced
         self._thread = thread
         self._news = threading.Condition()
-        self._queues: OrderedDict[Hashable, deque[Job]] = OrderedDict()
+        self._queues: OrderedDict[Hashable, deque[_JobT]] = OrderedDict()
         """Steps that wait, by session, of which only the first may run. Those served last come last."""
         self._rhythms: dict[Hashable, Rhythm] = {}
         self._ended: list[Callable[[], None]] = []
@@ -169,7 +173,7 @@ class Batcher:
         self._turning = False
         self._pace = Pace()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: _JobT) -> None:
         """Have a step run. Steps of one session run in the order in which they come."""
         with self._news:
             self._queues.setdefault(job.session, deque()).append(job)
@@ -248,8 +252,8 @@ class Batcher:
             if session not in self._queues
         )
 
-    def _prepared(self, chosen: list[tuple[Job, int]]) -> list[Piece]:
-        batch: list[Piece] = []
+    def _prepared(self, chosen: list[tuple[_JobT, int]]) -> list[Piece[_JobT]]:
+        batch: list[Piece[_JobT]] = []
         for job, rows in chosen:
             try:
                 if job.hidden is None:
@@ -262,7 +266,7 @@ class Batcher:
                 batch.append(Piece(job, job.done, hidden))
         return batch
 
-    def _run(self, batch: list[Piece]) -> None:
+    def _run(self, batch: list[Piece[_JobT]]) -> None:
         began = time.perf_counter()
         try:
             outcomes = self._forward(batch)
@@ -279,7 +283,7 @@ class Batcher:
             else:
                 self._advance(piece.job, outcome)
 
-    def _advance(self, job: Job, out: Floats) -> None:
+    def _advance(self, job: _JobT, out: Floats) -> None:
         unwanted = job.rows - job.wanted - job.done
         if unwanted < len(out):
             job.outs.append(out[unwanted:] if unwanted > 0 else out)
@@ -291,7 +295,7 @@ class Batcher:
             return
         self._leave(job, None)
 
-    def _leave(self, job: Job, error: ShoalError | None) -> None:
+    def _leave(self, job: _JobT, error: ShoalError | None) -> None:
         """A step is over. One whose session has ended meanwhile is nobody's any more."""
         with self._news:
             queue = self._queues.get(job.session)

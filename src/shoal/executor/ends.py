@@ -125,7 +125,7 @@ class EndsEngine:
 
     def __init__(self, ends: Ends, thread: TorchThread) -> None:
         self.ends = ends
-        self._batcher = Batcher(self._forward, thread, sliced=ends.sliced)
+        self._batcher = Batcher[Job](self._forward, thread, sliced=ends.sliced)
 
     async def head(
         self,
@@ -160,5 +160,5 @@ class EndsEngine:
         """Have ``function`` run once all that ran together have their results. To be called by ``then``."""
         self._batcher.after(function)
 
-    def _forward(self, batch: Sequence[Piece]) -> list[Outcome]:
+    def _forward(self, batch: Sequence[Piece[Job]]) -> list[Outcome]:
         return self.ends.heads([piece.hidden for piece in batch])

@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 from shoal.errors import Busy, ShoalError, UnknownSession
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import Batcher, Job, Outcome, Piece
 from shoal.executor.codecs import decode, encode
 from shoal.executor.pages import PagePool
-from shoal.executor.runner import Rows, Runner, State
+from shoal.executor.runner import Capabilities, Rows, Runner, State
 from shoal.executor.thread import TorchThread
 from shoal.types import Codec, Format, SessionId, Span
 
@@ -51,7 +50,7 @@ class Engine:
         self.pool = pool
         self.format: Format = format
         self._thread = thread
-        self._batcher = Batcher(self._forward, thread, sliced=runner.sliced)
+        self._batcher = Batcher[_Step](self._forward, thread, sliced=runner.capabilities.batch)
         self._sessions: dict[SessionId, State] = {}
 
     @property
@@ -60,9 +59,9 @@ class Engine:
         return self.runner.width
 
     @property
-    def rows_stand_alone(self) -> bool:
-        """Whether what comes out of a row has the same bits however many rows run with it."""
-        return self.runner.sliced
+    def capabilities(self) -> Capabilities:
+        """What its runner can do."""
+        return self.runner.capabilities
 
     @property
     def tokens(self) -> int:
@@ -170,11 +169,9 @@ class Engine:
             raise UnknownSession("this session is not open here")
         return state
 
-    def _forward(self, batch: Sequence[Piece]) -> list[Outcome]:
-        steps = [(cast(_Step, piece.job), piece) for piece in batch]
-        return self.runner.forward(
-            [
-                Rows(step.state, step.position + piece.first, piece.hidden, step.sequence_length)
-                for step, piece in steps
-            ]
-        )
+    def _forward(self, batch: Sequence[Piece[_Step]]) -> list[Outcome]:
+        return self.runner.forward([_rows(piece.job, piece) for piece in batch])
+
+
+def _rows(step: _Step, piece: Piece[_Step]) -> Rows:
+    return Rows(step.state, step.position + piece.first, piece.hidden, step.sequence_length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from ctypes import byref
 
 import numpy as np
@@ -14,7 +15,7 @@ from shoal.executor.kernels.c_kernels import NUMBER, Matrix, Team, library
 from shoal.executor.kernels.memory import release
 from shoal.executor.kernels.structs import KvStruct, LayerStruct, LinearStruct, SequenceStruct, SpanStruct
 from shoal.executor.pages import PAGE, PagePool, Pages, pages_for
-from shoal.executor.runner import Rows, State, gap
+from shoal.executor.runner import Capabilities, Rows, State, gap
 from shoal.executor.shape import LlamaShape
 from shoal.executor.weights.tensors import Tensors
 from shoal.executor.weights.weight_cache import Shelf
@@ -57,7 +58,7 @@ def _has_bias(shape: LlamaShape, linear: str) -> bool:
 class FusedRunner:
     """Blocks ``[start, end)`` of a model of Llama's shape, and the KV of every session in them."""
 
-    sliced = True
+    capabilities = Capabilities(batch=True, roll_back=True, exact=False, backward=False)
 
     def __init__(
         self,
@@ -124,6 +125,9 @@ class FusedRunner:
                 for i, outcome in zip(ready, done, strict=True):
                     outcomes[i] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
+
+    def watched(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()  # nobody else computes
 
     def _run(self, span: Span, batch: Sequence[Rows]) -> list[Outcome]:
         hidden = np.ascontiguousarray(join([rows.hidden for rows in batch]))  # in place where it can be

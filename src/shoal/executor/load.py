@@ -43,7 +43,7 @@ def load_runner(
         kv: how keys and values are kept.
         threads: of a forward; 0 takes as many as there are cores.
         cache: where packed weights are kept for the next start.
-        parallel: how many processes compute the span; more than one must be ``watched``.
+        parallel: how many processes compute the span; more than one must be :meth:`~Runner.watched`.
 
     Raises:
         UsageError: the span goes beyond the model's blocks.

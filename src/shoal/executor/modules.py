@@ -7,6 +7,7 @@ what runs a model on our kernels imports torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ from shoal.executor.cores import usable_cores
 from shoal.executor.kernels.c_kernels import Team, library
 from shoal.executor.packed import load_packed
 from shoal.executor.pages import PagePool, Pages, pages_for
-from shoal.executor.runner import Rows, State
+from shoal.executor.runner import Capabilities, Rows, State
 from shoal.models.build.ends import EndsModule
 from shoal.models.build.kv import Cache
 from shoal.models.build.load import load_ends_module
@@ -38,6 +39,8 @@ class Modules(Protocol):
     dtype: torch.dtype
     tensor_bytes: int
 
+    @property
+    def rolls_back(self) -> bool: ...
     def forward(
         self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int = 0
     ) -> torch.Tensor: ...
@@ -49,10 +52,11 @@ class Modules(Protocol):
 class ModuleRunner:
     """A span of the model's own modules."""
 
-    sliced = False
-
-    def __init__(self, module: Modules) -> None:
+    def __init__(self, module: Modules, *, exact: bool) -> None:
         self.module = module
+        self.capabilities = Capabilities(
+            batch=False, roll_back=module.rolls_back, exact=exact, backward=False
+        )
         self.span = module.span
         self.width = module.width
         self.tensor_bytes = module.tensor_bytes
@@ -68,6 +72,9 @@ class ModuleRunner:
 
     def forward(self, batch: Sequence[Rows]) -> list[Outcome]:
         return [self._step(rows) for rows in batch]
+
+    def watched(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()  # nobody else computes
 
     def _step(self, rows: Rows) -> Outcome:
         module, cache = self.module.part(rows.state.span), rows.state.cache
@@ -117,7 +124,7 @@ def load_modules(model: LocalModel, span: Span, format: Format, *, kv: Kv, threa
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
     team = Team(threads) if format != "fp32" and library() is not None else None
-    return ModuleRunner(load_packed(model, span, format, team=team, kv=kv))
+    return ModuleRunner(load_packed(model, span, format, team=team, kv=kv), exact=format == "fp32")
 
 
 def load_module_ends(model: LocalModel) -> ModuleEnds:

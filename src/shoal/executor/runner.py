@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -40,17 +41,36 @@ class Rows:
     """Tokens of the sequence that they are a piece of; 0: it ends with them. See ``SpanModule.forward``."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a runner can do. Whoever uses one asks this, and never of what type it is."""
+
+    batch: bool
+    """Rows of several sessions run in one forward, and a prefill in slices: what comes out of a row has the
+    same bits whatever runs beside it."""
+    roll_back: bool
+    """A session's KV can return to any earlier position; else a step from there may be ``CannotRollBack``."""
+    exact: bool
+    """What comes out has the bits that the model's own modules give in float32."""
+    backward: bool
+    """Gradients go back through the span."""
+
+
+MERGED_ROWS = 8
+"""Single rows that may be sent again as one step to runners that batch: with more, kernels add up in another
+order, and a row's bits would depend on its company."""
+
+
 class Runner(Protocol):
     """A span that runs rows of several sessions in one forward. For one thread at a time."""
 
+    capabilities: Capabilities
     span: Span
     width: int
     tensor_bytes: int
     """Bytes of the weights in memory."""
     kv_bytes: float
     """Bytes of KV that a token takes in all the blocks."""
-    sliced: bool
-    """Whether a prefill may run in slices: not where the last bits depend on how it is cut."""
 
     def make_pool(self, tokens: int) -> PagePool:
         """Pages for at least ``tokens`` tokens of KV, which this runner then uses."""
@@ -62,6 +82,14 @@ class Runner(Protocol):
 
     def forward(self, batch: Sequence[Rows]) -> list[Outcome]:
         """Run rows of different sessions. A state longer than its rows' position is rolled back to it."""
+        ...
+
+    def watched(self) -> AbstractAsyncContextManager[None]:
+        """While the span is served: ends with any other process that computes it, and they with it.
+
+        Raises:
+            StepFailed: one of them is lost.
+        """
         ...
 
 

@@ -152,7 +152,7 @@ class Hop:
             self._cut = False
             if message.resend is None or onward is None:
                 return True
-            kept = self._kept.below(message.resend, merge=self.engine.rows_stand_alone)
+            kept = self._kept.below(message.resend, merge=self.engine.capabilities.batch)
             for entry in kept or ():
                 onward.send_now(self._refill(entry, message.fills - 1), entry.payload)
             return kept is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -187,12 +187,6 @@ async def load_span(model: LocalModel, span: Span, format: Format, settings: Set
         raise
 
 
-def _watched(runner: Runner) -> AbstractAsyncContextManager[None]:
-    from shoal.executor.parallel.span import watched  # noqa: PLC0415 — imports torch
-
-    return watched(runner)
-
-
 @asynccontextmanager
 async def start_node(
     network: Network,
@@ -224,8 +218,8 @@ async def start_node(
         wire=settings.wire,
     )
     node = Node(model, loaded, server, member, settings)
-    # Several processes stay with their span, so there is no other to watch.
-    watching = _watched(loaded.engine.runner) if settings.parallel > 1 else nullcontext()
+    # A span over several processes is never moved, so there is no other runner to watch.
+    watching = loaded.engine.runner.watched()
     del loaded  # a node that moves must not keep in memory what it came with
     try:
         async with watching, trio.open_nursery() as nursery:

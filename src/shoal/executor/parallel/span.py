@@ -29,7 +29,6 @@ from shoal.executor.modules import ModuleRunner
 from shoal.executor.parallel.messages import Begin, Check, Meet, Order, Part, Step
 from shoal.executor.parallel.ranks import GRACE_S, Ranks
 from shoal.executor.parallel.shard import Shard, device_of
-from shoal.executor.runner import Runner
 from shoal.models.build.kv import Cache
 from shoal.models.build.skeleton import read_model_config
 from shoal.models.build.span import PARTS, SpanModule
@@ -97,6 +96,11 @@ class ParallelSpan:
     def crop(self, cache: Cache, length: int) -> None:
         """As :meth:`SpanModule.crop`. The others follow with the next step, from its position."""
         self._module.crop(cache, length)
+
+    @property
+    def rolls_back(self) -> bool:
+        """As :attr:`SpanModule.rolls_back`."""
+        return self._module.rolls_back
 
     def cache_length(self, cache: Cache) -> int:
         """Tokens that the cache holds."""
@@ -214,32 +218,30 @@ def load_parallel(
     return ParallelSpan(team, team.shard.whole)
 
 
+class ParallelRunner(ModuleRunner):
+    """A span over several processes as a runner."""
+
+    def __init__(self, module: ParallelSpan) -> None:
+        super().__init__(module, exact=False)  # sums of parts are added up in another order
+        self._parallel = module
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncGenerator[None]:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_watch, self._parallel)
+                yield
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):  # not for long: who does not end is killed
+                await trio.to_thread.run_sync(self._parallel.close)
+
+
 def load_ranks(
     model: LocalModel, span: Span, format: Format, *, kv: Kv, ranks: int, threads: int
-) -> ModuleRunner:
+) -> ParallelRunner:
     """A runner of what :func:`load_parallel` builds; its arguments and errors are the same."""
-    return ModuleRunner(load_parallel(model, span, format, kv=kv, ranks=ranks, threads=threads))
-
-
-@asynccontextmanager
-async def watched(runner: Runner) -> AsyncGenerator[None]:
-    """While a runner's span is computed by several processes: ends with them, and they with it.
-
-    Raises:
-        StepFailed: one of them is lost.
-    """
-    span = runner.module if isinstance(runner, ModuleRunner) else None
-    if not isinstance(span, ParallelSpan):
-        yield
-        return
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_watch, span)
-            yield
-            nursery.cancel_scope.cancel()
-    finally:
-        with trio.CancelScope(shield=True):  # not for long: who does not end is killed
-            await trio.to_thread.run_sync(span.close)
+    return ParallelRunner(load_parallel(model, span, format, kv=kv, ranks=ranks, threads=threads))
 
 
 async def _watch(span: ParallelSpan) -> None:

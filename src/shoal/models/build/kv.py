@@ -106,6 +106,14 @@ def goes_on_one_by_one(config: PretrainedConfig, states: DynamicCache, span: Spa
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in own_layers(states, span))
 
 
+def rolls_back(states: DynamicCache, span: Span) -> bool:
+    """Whether :func:`crop` can take a cache of these blocks back to any position."""
+    return not any(
+        isinstance(layer, LinearAttentionCacheLayerMixin) or getattr(layer, "is_sliding", False)
+        for layer in own_layers(states, span)
+    )
+
+
 def crop(cache: Cache, length: int, span: Span) -> None:
     """Forget the tokens from ``length`` (1 or more) on.
 

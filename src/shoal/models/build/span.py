@@ -133,6 +133,11 @@ class SpanModule:
         else:
             kv.crop(cache, length, self.span)
 
+    @property
+    def rolls_back(self) -> bool:
+        """Whether :meth:`crop` can go back to any position."""
+        return kv.rolls_back(self.new_cache().states, self.span)
+
     def cache_length(self, cache: Cache) -> int:
         """Tokens that the cache holds."""
         return cache.length

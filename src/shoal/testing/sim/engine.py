@@ -19,6 +19,7 @@ from shoal.executor.codecs import decode
 from shoal.executor.ends import EndsEngine
 from shoal.executor.engine import Done, Engine, Forwarded
 from shoal.executor.pages import PAGE, PagePool, Pages
+from shoal.executor.runner import Capabilities
 from shoal.executor.thread import TorchThread
 from shoal.models.build.rope_scaling import RopeScaling
 from shoal.testing.sim import model
@@ -109,8 +110,8 @@ class SimEngine(Engine):
         return model.WIDTH
 
     @property
-    def rows_stand_alone(self) -> bool:
-        return True
+    def capabilities(self) -> Capabilities:
+        return Capabilities(batch=True, roll_back=True, exact=True, backward=False)
 
     @property
     def sessions(self) -> int:
