@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.client.generate import StopText
+from shoal.client.generate import StopFilter
 from shoal.client.sampling import Sampler, Sampling
 from shoal.errors import UsageError
 from shoal.testing.swarm import memory_swarm
@@ -124,7 +124,7 @@ def test_a_repetition_penalty_makes_room_for_others():
     ],
 )
 def test_nothing_follows_a_stop_string(stop, pieces, shown):
-    text = StopText(stop)
+    text = StopFilter(stop)
     out = "".join(text.push(piece) for piece in pieces)
     out += text.finish("")
     assert out == shown
@@ -132,7 +132,7 @@ def test_nothing_follows_a_stop_string(stop, pieces, shown):
 
 @given(st.text("ab", max_size=20), st.lists(st.text("ab", min_size=1, max_size=3), max_size=3), st.data())
 def test_stop_strings_do_not_depend_on_how_text_is_cut(text, stop, data):
-    whole, cut = StopText(stop), StopText(stop)
+    whole, cut = StopFilter(stop), StopFilter(stop)
     expected = whole.push(text) + whole.finish("")
     out, rest = "", text
     while rest:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from shoal.client.ring.hop_pace import STEPS, Pace
+from shoal.client.ring.hop_pace import STEPS, HopPace
 
 
 def paced(promised_s, *took_s):
-    pace = Pace(promised_s)
+    pace = HopPace(promised_s)
     for seconds in took_s:
         pace.note(seconds)
     return pace

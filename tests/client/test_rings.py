@@ -26,7 +26,7 @@ async def through(ring: Ring, hidden: np.ndarray) -> np.ndarray:
 
 async def test_rings_over_the_parts_of_a_model_together_give_what_the_whole_gives(tmp_path, checkpoint):
     async with memory_swarm(tmp_path / "home", checkpoint, THIRDS) as swarm:
-        rings, shape = swarm.client.routes, swarm.model.shape
+        rings, shape = swarm.client.rings, swarm.model.shape
         hidden = np.random.default_rng(0).standard_normal((ROWS, shape.hidden_size), np.float32)
         whole = await rings.open(shape, "fp32", 16)
         parts = [await rings.open(shape, "fp32", 16, span=Span(*ends)) for ends in ((0, 1), (1, 5), (5, 6))]
@@ -42,7 +42,7 @@ async def test_rings_over_the_parts_of_a_model_together_give_what_the_whole_give
 
 async def test_a_lost_hop_of_such_a_ring_is_replaced_for_its_own_blocks(tmp_path, checkpoint):
     async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 3), Span(0, 3), Span(3, 6)]) as swarm:
-        rings, shape = swarm.client.routes, swarm.model.shape
+        rings, shape = swarm.client.rings, swarm.model.shape
         hidden = np.random.default_rng(0).standard_normal((ROWS, shape.hidden_size), np.float32)
         ring = await rings.open(shape, "fp32", 16, span=Span(1, 5))
         expected = await through(ring, hidden)
@@ -64,7 +64,7 @@ async def test_a_lost_hop_of_such_a_ring_is_replaced_for_its_own_blocks(tmp_path
 
 async def test_only_the_blocks_that_the_hops_are_to_run_need_somebody(tmp_path, checkpoint):
     async with memory_swarm(tmp_path / "home", checkpoint, [Span(1, 5)]) as swarm:
-        rings, shape = swarm.client.routes, swarm.model.shape
+        rings, shape = swarm.client.rings, swarm.model.shape
         await rings.close(await rings.open(shape, "fp32", 16, span=Span(1, 5)))
         with pytest.raises(NoCoverage) as caught:
             await rings.open(shape, "fp32", 16)

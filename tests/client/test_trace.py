@@ -11,7 +11,7 @@ async def test_each_step_says_where_its_time_went(tmp_path, checkpoint):
         answer = swarm.client.generate(str(checkpoint), PROMPT, max_tokens=4)
         async for _ in answer:
             pass
-        steps = swarm.client.routes.trace.steps
+        steps = swarm.client.rings.trace.steps
         assert [step.tokens for step in steps][-3:] == [1, 1, 1]
         assert sum(step.tokens for step in steps) == len(PROMPT) + 3
         for step in steps:
@@ -30,11 +30,9 @@ async def test_a_loss_is_traced_and_counted(tmp_path, checkpoint):
             if len(answer.token_ids) == 3:
                 lost = answer.route[1].peer
                 swarm.kill(next(i for i, n in enumerate(swarm.networks) if n.peer == lost))
-        (reroute,) = swarm.client.routes.trace.reroutes
+        (reroute,) = swarm.client.rings.trace.reroutes
         assert (reroute.way, reroute.lost) == ("resend", (lost,))
-        assert b'shoal_reroutes_total{way="resend"} 1.0' in swarm.client.routes.metrics.text()
+        assert b'shoal_reroutes_total{way="resend"} 1.0' in swarm.client.rings.metrics.text()
         told = [n.server.load.metrics.text() for n in swarm.nodes]
         assert sum(b'shoal_reroutes_total{way="resend"} 1.0' in text for text in told) == 1
-        assert {hop.peer for hop in swarm.client.routes.trace.steps[-1].hops} == {
-            s.peer for s in answer.route
-        }
+        assert {hop.peer for hop in swarm.client.rings.trace.steps[-1].hops} == {s.peer for s in answer.route}

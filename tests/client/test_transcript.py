@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.client.transcript import Piece, Transcript, joined
+from shoal.client.transcript import Piece, Transcript, join_singles
 from shoal.errors import LocalProtocolError
 from shoal.models.build.rope_scaling import RopeScaling
 
@@ -152,7 +152,7 @@ def test_single_tokens_are_put_together_but_not_across_frequencies():
     transcript.join_singles()
     assert [piece.token_ids for piece in transcript.held_pieces] == [[90, 91], list(range(8)), [8, 9]]
     assert transcript.token_ids == [90, 91, *range(10)]
-    assert joined([Piece([1], 1), Piece([2], 2)]) == [Piece([1], 1), Piece([2], 2)]
+    assert join_singles([Piece([1], 1), Piece([2], 2)]) == [Piece([1], 1), Piece([2], 2)]
 
 
 # --- what can be used again --------------------------------------------------------------------------------

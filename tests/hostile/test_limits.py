@@ -10,11 +10,11 @@ import trio
 
 from shoal.errors import Busy, ChannelClosed, RemoteProtocolError
 from shoal.net import channel as channel_module
-from shoal.net import dial_budget as favours_module
+from shoal.net import dial_budget as budget_module
 from shoal.net import receive_budget as inbound_module
-from shoal.net.dial_budget import BURST, EVERY_S, PEERS_KEPT, Favours
+from shoal.net.dial_budget import BURST, EVERY_S, PEERS_KEPT, DialBudget
 from shoal.net.network import Pipe
-from shoal.net.receive_budget import STRANGER_LIMIT, Inbound
+from shoal.net.receive_budget import STRANGER_LIMIT, ReceiveBudget
 from shoal.node import fair_share as room_module
 from shoal.node import hop as hop_module
 from shoal.node.fair_share import RETRY_S
@@ -56,7 +56,7 @@ class Named:
 
 
 def test_one_peer_has_one_allowance_however_many_channels_it_opens() -> None:
-    inbound = Inbound()
+    inbound = ReceiveBudget()
     channels = [Named("evil") for _ in range(8)]
     for channel in channels[:4]:
         inbound.note(channel, MAX_PAYLOAD // 4)
@@ -65,7 +65,7 @@ def test_one_peer_has_one_allowance_however_many_channels_it_opens() -> None:
 
 
 def test_a_stranger_may_hold_little_and_who_takes_part_a_whole_message() -> None:
-    inbound = Inbound(known={"friend"}.__contains__)
+    inbound = ReceiveBudget(known={"friend"}.__contains__)
     inbound.note(Named("friend"), MAX_PAYLOAD)
     inbound.note(Named("stranger"), STRANGER_LIMIT)
     with pytest.raises(RemoteProtocolError):
@@ -73,7 +73,7 @@ def test_a_stranger_may_hold_little_and_who_takes_part_a_whole_message() -> None
 
 
 def test_past_the_limit_of_all_who_holds_most_loses_its_channel() -> None:
-    inbound = Inbound(limit=100)
+    inbound = ReceiveBudget(limit=100)
     small, large, last = Named("a"), Named("b"), Named("c")
     for channel, held in ((small, 20), (large, 70), (last, 30)):
         inbound.note(channel, held)
@@ -200,21 +200,21 @@ async def test_a_session_that_is_not_used_makes_room_for_others(
 
 
 def test_dials_for_another_peer_are_counted_and_come_back_with_time() -> None:
-    favours, peer = Favours(), PeerId("evil")
+    budget, peer = DialBudget(), PeerId("evil")
     for _ in range(BURST):
-        favours.ask(peer, 10.0)
+        budget.ask(peer, 10.0)
     with pytest.raises(Busy) as refused:
-        favours.ask(peer, 10.0)
+        budget.ask(peer, 10.0)
     assert 0 < refused.value.retry_after_s <= EVERY_S
-    favours.ask(PeerId("honest"), 10.0)
-    favours.ask(peer, 10.0 + EVERY_S)
+    budget.ask(PeerId("honest"), 10.0)
+    budget.ask(peer, 10.0 + EVERY_S)
     for number in range(PEERS_KEPT + 5):
-        favours.ask(PeerId(str(number)), 12.0)
-    assert len(favours._full_at) == PEERS_KEPT
+        budget.ask(PeerId(str(number)), 12.0)
+    assert len(budget._full_at) == PEERS_KEPT
 
 
 async def test_a_node_does_not_knock_all_day(attack: Attack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(favours_module, "BURST", 3)
+    monkeypatch.setattr(budget_module, "BURST", 3)
     network, knocked = attack.swarm.networks[0], []
     opened_by = network.open_pipe
 

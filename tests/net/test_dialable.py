@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.net.addresses import host_and_port
-from shoal.net.dialable import Nearby, around
+from shoal.net.dialable import LocalNetworks, around
 
 Interface = namedtuple("Interface", "family address netmask")
 LOOPBACK = ("/ip4/127.0.0.1/tcp/4001",)
@@ -113,7 +113,7 @@ def test_who_joined_through_this_machine_may_dial_it() -> None:
 
 @given(st.text(max_size=60))
 def test_any_text_is_judged(text: str) -> None:
-    assert Nearby((ipaddress.ip_network("192.168.1.0/24"),)).dialable(text) in (True, False)
+    assert LocalNetworks((ipaddress.ip_network("192.168.1.0/24"),)).dialable(text) in (True, False)
     host_and_port(text)
 
 

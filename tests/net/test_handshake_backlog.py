@@ -6,14 +6,16 @@ import random
 
 import pytest
 
-from shoal.net.handshake_backlog import Backlog, network_of
+from shoal.net.handshake_backlog import HandshakeBacklog, network_of
 
 
-def backlog(waiting: int = 4, handshakes: int = 3, rate: float = 10.0, burst: int = 2) -> Backlog[str]:
-    return Backlog(waiting=waiting, handshakes=handshakes, rate=rate, burst=burst)
+def backlog(
+    waiting: int = 4, handshakes: int = 3, rate: float = 10.0, burst: int = 2
+) -> HandshakeBacklog[str]:
+    return HandshakeBacklog(waiting=waiting, handshakes=handshakes, rate=rate, burst=burst)
 
 
-def spoken(log: Backlog[str], *names: str, host: str = "192.0.2.1") -> None:
+def spoken(log: HandshakeBacklog[str], *names: str, host: str = "192.0.2.1") -> None:
     for name in names:
         log.arrive(name, host)
         log.speak(name, host)
@@ -109,7 +111,7 @@ def test_who_made_room_before_it_spoke_begins_nothing() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_a_crowd_keeps_no_newcomer_waiting(host: str, crowd_per_s: int, seed: int) -> None:
     """The crowd has filled every place, and comes again as fast as it is let in."""
-    log: Backlog[str] = Backlog()
+    log: HandshakeBacklog[str] = HandshakeBacklog()
     chance, crowd = random.Random(seed), 0
     for crowd in range(2000):
         spoken(log, f"crowd {crowd}")

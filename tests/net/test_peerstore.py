@@ -20,7 +20,7 @@ from multiaddr import Multiaddr
 
 from shoal.net.host import Libp2pNetwork
 from shoal.net.identity import Identity
-from shoal.net.libp2p.peerstore import ADDRESSES_LIMIT, PEERS_LIMIT, PROTOCOLS_LIMIT, Peers
+from shoal.net.libp2p.peerstore import ADDRESSES_LIMIT, PEERS_LIMIT, PROTOCOLS_LIMIT, BoundedPeerStore
 from shoal.types import PeerId
 from tests.net.conftest import bootstrap, networks, opened
 
@@ -79,7 +79,7 @@ async def test_little_is_kept_of_what_a_peer_says_of_itself():
 
 
 def test_an_older_record_of_a_peer_is_no_fault_and_changes_nothing():
-    peers, keys = Peers(create_new_key_pair(bytes(32))), create_new_key_pair(b"\x01" * 32)
+    peers, keys = BoundedPeerStore(create_new_key_pair(bytes(32))), create_new_key_pair(b"\x01" * 32)
     peer, forger = ID.from_pubkey(keys.public_key), create_new_key_pair(b"\x02" * 32)
 
     def record(number: int, port: int, signer: KeyPair = keys) -> Envelope:
@@ -95,7 +95,7 @@ def test_an_older_record_of_a_peer_is_no_fault_and_changes_nothing():
 
 def test_only_so_many_peers_are_remembered_and_always_ourselves():
     keys = create_new_key_pair(bytes(32))
-    peers, own = Peers(keys), ID.from_pubkey(keys.public_key)
+    peers, own = BoundedPeerStore(keys), ID.from_pubkey(keys.public_key)
     for _ in range(PEERS_LIMIT + 200):
         peers.add_addrs(somebody(), [ADDRESS], 7200)
         assert len(peers.peer_data_map) <= PEERS_LIMIT + 1

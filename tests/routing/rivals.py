@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from shoal.routing.throughput import Placed
+from shoal.routing.throughput import ServingPeer
 from shoal.types import Span
 
 
@@ -20,7 +20,7 @@ class Box:
     speed: float
 
 
-def petals(boxes: Sequence[Box], n_blocks: int, rng: Random) -> list[Placed]:
+def petals(boxes: Sequence[Box], n_blocks: int, rng: Random) -> list[ServingPeer]:
     """Borzunov et al. 2023: each joins where the weakest block is the weakest, speeds divided over the spans,
     and moves when all moves together would raise the weakest block's throughput by a third."""
     spans: dict[int, Span] = {}
@@ -37,7 +37,7 @@ def petals(boxes: Sequence[Box], n_blocks: int, rng: Random) -> list[Placed]:
             settled = _all_moved(boxes, {**others, number: target}, n_blocks, rng)
             if before < 0.75 * min(_shares(boxes, settled, n_blocks)):
                 spans[number] = target
-    return [Placed(span, boxes[number].speed) for number, span in spans.items()]
+    return [ServingPeer(span, boxes[number].speed) for number, span in spans.items()]
 
 
 def _shares(boxes: Sequence[Box], spans: dict[int, Span], n_blocks: int) -> list[float]:
@@ -66,7 +66,7 @@ def _all_moved(boxes: Sequence[Box], spans: dict[int, Span], n_blocks: int, rng:
     return spans
 
 
-def parallax(boxes: Sequence[Box], n_blocks: int) -> list[Placed]:
+def parallax(boxes: Sequence[Box], n_blocks: int) -> list[ServingPeer]:
     """Parallax (Gradient, 2025): the k pipelines of least stages s(k) for which k²/s(k) is the most. In each,
     blocks in proportion to speed as far as they fit; and who is left over, where the fewest serve."""
     ordered = sorted((Box(min(b.fits, n_blocks), b.speed) for b in boxes), key=lambda b: -b.fits)
@@ -81,7 +81,7 @@ def parallax(boxes: Sequence[Box], n_blocks: int) -> list[Placed]:
         if number not in used:
             serving = [sum(block in p.span for p in placed) for block in range(n_blocks)]
             start = serving.index(min(serving))
-            placed.append(Placed(Span(start, min(start + box.fits, n_blocks)), box.speed))
+            placed.append(ServingPeer(Span(start, min(start + box.fits, n_blocks)), box.speed))
     return placed
 
 
@@ -129,7 +129,7 @@ def _filled(open_: tuple[int, ...], lacks: int, blocks: int) -> tuple[int, ...]:
     return tuple(sorted([*rest, lacks - blocks] if lacks > blocks else rest))
 
 
-def _water_filled(members: Sequence[Box], n_blocks: int) -> list[Placed]:
+def _water_filled(members: Sequence[Box], n_blocks: int) -> list[ServingPeer]:
     low, high = 0.0, max(b.fits / b.speed for b in members)
     for _ in range(40):
         level = (low + high) / 2
@@ -145,6 +145,6 @@ def _water_filled(members: Sequence[Box], n_blocks: int) -> list[Placed]:
     placed, start = [], 0
     for box, blocks in zip(members, counts, strict=True):
         if blocks:
-            placed.append(Placed(Span(start, start + blocks), box.speed))
+            placed.append(ServingPeer(Span(start, start + blocks), box.speed))
             start += blocks
     return placed

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.routing.placement import GAIN, choose_move, choose_span
-from shoal.routing.throughput import Placed, throughput
+from shoal.routing.throughput import ServingPeer, throughput
 from shoal.types import Span
 from tests.routing.rivals import Box, parallax, petals
 
 
-def served(coverage: list[int]) -> list[Placed]:
+def served(coverage: list[int]) -> list[ServingPeer]:
     """Peers of one block each."""
-    return [Placed(Span(b, b + 1), 1.0) for b, count in enumerate(coverage) for _ in range(count)]
+    return [ServingPeer(Span(b, b + 1), 1.0) for b, count in enumerate(coverage) for _ in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -38,19 +38,19 @@ def test_a_node_takes_what_the_swarm_lacks_most(what, coverage, fits, expected):
 
 
 def test_three_nodes_cover_a_model_one_after_another():
-    placed: list[Placed] = []
+    placed: list[ServingPeer] = []
     for _ in range(3):
-        placed.append(Placed(choose_span(placed, 30, 10), 1.0))
+        placed.append(ServingPeer(choose_span(placed, 30, 10), 1.0))
     assert sorted(p.span for p in placed) == [Span(0, 10), Span(10, 20), Span(20, 30)]
 
 
 def test_a_slow_peer_is_helped_before_a_fast_one():
-    placed = [Placed(Span(0, 5), 100.0), Placed(Span(5, 10), 10.0)]
+    placed = [ServingPeer(Span(0, 5), 100.0), ServingPeer(Span(5, 10), 10.0)]
     assert choose_span(placed, 10, 5, 50.0) == Span(5, 10)
 
 
 def test_blocks_of_a_single_peer_are_doubled_where_speed_does_not_decide():
-    placed = [Placed(Span(0, 8), 80.0), Placed(Span(0, 4), 4.0), Placed(Span(8, 12), 2.0)]
+    placed = [ServingPeer(Span(0, 8), 80.0), ServingPeer(Span(0, 4), 4.0), ServingPeer(Span(8, 12), 2.0)]
     assert choose_span(placed, 12, 8, 100.0) == Span(4, 12)
 
 
@@ -66,8 +66,8 @@ def test_holes_are_always_among_the_blocks_taken(coverage, fits):
     assert coverage[span.start : span.end].count(0) == most
 
 
-def a_node(start: int, end: int, speed: float = 10.0) -> Placed:
-    return Placed(Span(start, end), speed, fits=end - start)
+def a_node(start: int, end: int, speed: float = 10.0) -> ServingPeer:
+    return ServingPeer(Span(start, end), speed, fits=end - start)
 
 
 def test_a_node_moves_to_blocks_that_nobody_serves_any_more():
@@ -111,13 +111,13 @@ def test_two_nodes_that_help_only_together_move_one_after_the_other():
     # Found by chance: no single move of any node helps, two do.
     boxes = [Box(3, 8.0), Box(4, 3.0), Box(4, 1.0), Box(4, 5.0)]
     starts = [3, 4, 4, 0]
-    placed = [Placed(Span(s, s + b.fits), b.speed, b.fits) for s, b in zip(starts, boxes, strict=True)]
+    placed = [ServingPeer(Span(s, s + b.fits), b.speed, b.fits) for s, b in zip(starts, boxes, strict=True)]
     before = throughput(placed, 8)
     moved = settled(placed, 8)
     assert throughput(moved, 8) > (1 + GAIN) * before
 
 
-def settled(placed: list[Placed], n_blocks: int, rounds: int = 10) -> list[Placed]:
+def settled(placed: list[ServingPeer], n_blocks: int, rounds: int = 10) -> list[ServingPeer]:
     """Where all are, once each has moved as long as it wants to."""
     for _ in range(rounds):
         before = list(placed)
@@ -130,12 +130,12 @@ def settled(placed: list[Placed], n_blocks: int, rounds: int = 10) -> list[Place
     return placed
 
 
-def ours(boxes: list[Box], n_blocks: int, rng: Random) -> list[Placed]:
+def ours(boxes: list[Box], n_blocks: int, rng: Random) -> list[ServingPeer]:
     """The nodes join in some order, then move as they want to."""
-    placed: list[Placed] = []
+    placed: list[ServingPeer] = []
     for box in rng.sample(boxes, len(boxes)):
         span = choose_span(placed, n_blocks, box.fits, box.speed)
-        placed.append(Placed(span, box.speed, box.fits))
+        placed.append(ServingPeer(span, box.speed, box.fits))
     return settled(placed, n_blocks)
 
 
@@ -168,7 +168,10 @@ def _best(boxes: list[Box], n_blocks: int) -> float:
     starts = (range(n_blocks - min(box.fits, n_blocks) + 1) for box in boxes)
     return max(
         throughput(
-            [Placed(Span(s, s + min(b.fits, n_blocks)), b.speed) for s, b in zip(at, boxes, strict=True)],
+            [
+                ServingPeer(Span(s, s + min(b.fits, n_blocks)), b.speed)
+                for s, b in zip(at, boxes, strict=True)
+            ],
             n_blocks,
         )
         for at in product(*starts)

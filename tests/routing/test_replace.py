@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from shoal.routing.replace import Seen, worth_replacing
+from shoal.routing.replace import StepTimes, worth_replacing
 from shoal.types import PeerId
 from tests.routing.test_repair import ROUTE
 from tests.routing.test_route import offer, stages
 
-SLOW = Seen(step_s=0.5, promised_s=0.02)
+SLOW = StepTimes(step_s=0.5, promised_s=0.02)
 OFFERS = [offer("b", 10, 20, step_s=0.02), offer("spare", 10, 20, step_s=0.02)]
 
 
@@ -30,7 +30,7 @@ def test_a_hop_that_stays_slow_is_replaced_and_it_is_said_what_that_saves():
 
 
 def test_a_hop_that_is_hardly_slower_than_another_is_kept():
-    assert verdict(Seen(0.021, 0.02)).repair is None
+    assert verdict(StepTimes(0.021, 0.02)).repair is None
 
 
 def test_a_few_tokens_before_the_end_it_is_not_worth_it():
@@ -40,8 +40,8 @@ def test_a_few_tokens_before_the_end_it_is_not_worth_it():
 
 
 def test_a_long_cache_is_dear_to_fill_again():
-    assert verdict(Seen(0.05, 0.02), big(OFFERS), cached=4000, remaining=400).repair is None
-    assert verdict(Seen(0.05, 0.02), big(OFFERS), cached=100, remaining=400).repair is not None
+    assert verdict(StepTimes(0.05, 0.02), big(OFFERS), cached=4000, remaining=400).repair is None
+    assert verdict(StepTimes(0.05, 0.02), big(OFFERS), cached=100, remaining=400).repair is not None
 
 
 def test_without_a_replica_it_is_kept_and_the_blocks_are_named():
@@ -60,6 +60,6 @@ def test_the_replica_is_not_replaced_in_turn():
     assert found.repair is not None
     route = [ROUTE[0], *found.repair[2], ROUTE[2]]
     again = worth_replacing(
-        OFFERS, route, 1, Seen(0.021, 0.02), 512, cached=150, remaining=150, avoid={PeerId("b")}
+        OFFERS, route, 1, StepTimes(0.021, 0.02), 512, cached=150, remaining=150, avoid={PeerId("b")}
     )
     assert again.repair is None

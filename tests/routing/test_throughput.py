@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.routing.throughput import Placed, throughput
+from shoal.routing.throughput import ServingPeer, throughput
 from shoal.types import Span
 
 
-def at(start: int, end: int, speed: float) -> Placed:
-    return Placed(Span(start, end), speed)
+def at(start: int, end: int, speed: float) -> ServingPeer:
+    return ServingPeer(Span(start, end), speed)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.client.generate import Delta, FinishReason, Timing
-from shoal.client.ring.recovery import Reroute
+from shoal.client.ring.recovery import RouteChange
 from shoal.types import CarrierName, PeerId, Span
 
 
@@ -32,7 +32,7 @@ class Answer:
         self.finish_reason: FinishReason | None = None
         self.route: tuple[RouteStage, ...] = ()
         """The hops that answer now; another route after a re-route."""
-        self.reroutes: tuple[Reroute, ...] = ()
+        self.reroutes: tuple[RouteChange, ...] = ()
         """The losses that the answer has survived."""
         self.timing = Timing()
         self._stream = stream(self)

@@ -91,7 +91,7 @@ async def generate(
     """
     timing = timing if timing is not None else Timing()
     sampler = Sampler(sampling, constraint)
-    text = StopText(stop)
+    text = StopFilter(stop)
     timing.started = trio.current_time()
     timing.reused = session.reusable(prompt)
     if timing.reused < len(session.token_ids):
@@ -111,7 +111,7 @@ async def generate(
         advanced = await session.advance([token], sampler, more=count + 1 < max_tokens)
 
 
-class StopText:
+class StopFilter:
     """Passes text on until a stop string occurs; holds back what may be the beginning of one."""
 
     def __init__(self, stop: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from anyio.from_thread import BlockingPortal
 from shoal.client.answer import Answer
 from shoal.client.generate import Delta
 from shoal.client.sampling import Sampler
-from shoal.client.session import Advanced, Session
+from shoal.client.session import NextToken, Session
 from shoal.client.swarm import Swarm
 from shoal.executor.arrays import Floats
 from shoal.swarm.announcement import Announcement
@@ -71,7 +71,7 @@ class SyncSession:
         """See :meth:`shoal.client.session.Session.step`."""
         return self._portal.call(partial(self.session.step, token_ids, chunk=chunk))
 
-    def advance(self, token_ids: Sequence[int], sampler: Sampler) -> Advanced:
+    def advance(self, token_ids: Sequence[int], sampler: Sampler) -> NextToken:
         """See :meth:`shoal.client.session.Session.advance`."""
         return self._portal.call(self.session.advance, token_ids, sampler)
 
@@ -113,14 +113,14 @@ class AsyncioSession:
         """See :meth:`shoal.client.session.Session.step`."""
         return await _on(self._portal, partial(self.session.step, token_ids, chunk=chunk))
 
-    async def advance(self, token_ids: Sequence[int], sampler: Sampler) -> Advanced:
+    async def advance(self, token_ids: Sequence[int], sampler: Sampler) -> NextToken:
         """See :meth:`shoal.client.session.Session.advance`."""
         return await _on(self._portal, partial(self.session.advance, token_ids, sampler))
 
     async def roll_back(self, position: int) -> None:
         """See :meth:`shoal.client.session.Session.roll_back`."""
 
-        await _on(self._portal, partial(self.session.roll_back, position))
+        await _call_on(self._portal, partial(self.session.roll_back, position))
 
 
 class SyncSwarm:
@@ -163,11 +163,11 @@ class AsyncioSwarm:
 
     async def announcements(self) -> list[Announcement]:
         """Every peer that serves something now."""
-        return await _on(self.portal, self.swarm.announcements)
+        return await _call_on(self.portal, self.swarm.announcements)
 
     async def models(self) -> list[ModelShape]:
         """Every model of which some span is served."""
-        return await _on(self.portal, self.swarm.models)
+        return await _call_on(self.portal, self.swarm.models)
 
     def session(
         self, model: str, *, tokens: int | None = None, format: Format | None = None
@@ -183,7 +183,16 @@ class AsyncioSwarm:
         return AsyncioAnswer(self.portal, self.swarm.generate(model, prompt, **options))
 
 
-async def _on(portal: BlockingPortal, call: Callable[[], Awaitable[_Result] | _Result]) -> _Result:
+async def _on(portal: BlockingPortal, call: Callable[[], Awaitable[_Result]]) -> _Result:
     """Run ``call`` on the swarm's thread without blocking this loop; cancelled with its caller."""
     future: Future[_Result] = portal.start_task_soon(call)
     return await asyncio.wrap_future(future)
+
+
+async def _call_on(portal: BlockingPortal, call: Callable[[], _Result]) -> _Result:
+    """The same for what does not wait: the swarm's objects are touched on its thread alone."""
+
+    async def run() -> _Result:
+        return call()
+
+    return await _on(portal, run)

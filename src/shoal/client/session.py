@@ -17,10 +17,10 @@ import trio
 
 from shoal.client.ring.hop import HopFailed
 from shoal.client.ring.prefill import piece_tokens
-from shoal.client.ring.recovery import Recovery, Reroute, recoverable
+from shoal.client.ring.recovery import Recovery, RouteChange, recoverable
 from shoal.client.ring.ring import IN_FLIGHT, Returned, Ring
 from shoal.client.sampling import Sampler
-from shoal.client.transcript import Piece, Transcript, joined
+from shoal.client.transcript import Piece, Transcript, join_singles
 from shoal.errors import CannotRollBack, PromptTooLong, ShoalError, UsageError
 from shoal.executor.arrays import Floats, join
 from shoal.executor.codecs import decode, encode
@@ -30,14 +30,14 @@ from shoal.types import Codec, ModelShape
 from shoal.wire.messages import HopTime
 from shoal.wire.session import Issued
 
-Made = TypeVar("Made")
+_Made = TypeVar("_Made")
 
 RECOVERIES = 8
 """Losses in a row, without a result between them, after which a session gives up."""
 
 
 @dataclass(frozen=True, slots=True)
-class Advanced:
+class NextToken:
     """The token that follows what was appended."""
 
     token: int
@@ -70,7 +70,7 @@ class Session:
         self._embedded: _Embedded | None = None
         self._recovery = recovery
         self._heard = 0.0  # when the last result came
-        self.reroutes: list[Reroute] = []
+        self.reroutes: list[RouteChange] = []
         """The losses that the session has survived."""
 
     @property
@@ -112,7 +112,7 @@ class Session:
         returned = await self._append(token_ids, chunk, len(token_ids), sequence_length)
         return join([await self._head(r, _as_they_are) for r in returned if r.rows])
 
-    async def advance(self, token_ids: Sequence[int], sampler: Sampler, *, more: bool = False) -> Advanced:
+    async def advance(self, token_ids: Sequence[int], sampler: Sampler, *, more: bool = False) -> NextToken:
         """Append tokens, a prompt or one that was chosen, and choose the next. Raises as ``step``.
 
         Args:
@@ -131,7 +131,7 @@ class Session:
             raise
         if following is not None:
             self._transcript.sent_ahead(self._embedded.token_ids)
-        return Advanced(self._embedded.token_ids[0], returned.times)
+        return NextToken(self._embedded.token_ids[0], returned.times)
 
     def roll_back(self, position: int) -> None:
         """Forget every token from ``position`` on.
@@ -145,7 +145,7 @@ class Session:
     async def aclose(self) -> None:
         """Free the KV on every hop."""
         self._ends.close(self.ring.session)
-        await self._recovery.routes.close(self.ring)
+        await self._recovery.rings.close(self.ring)
 
     async def _append(
         self, token_ids: Sequence[int], chunk: int, wanted: int, sequence_length: int = 0
@@ -179,7 +179,7 @@ class Session:
     async def _persist(self, error: ShoalError, pieces: list[Piece], wanted: int) -> list[Returned]:
         """Run ``pieces``, which came to nothing once; the route is made whole before each new attempt."""
         before = self._transcript.length
-        survived: list[Reroute] = []
+        survived: list[RouteChange] = []
         try:
             for _ in range(RECOVERIES):
                 await self._make_whole(error, survived)
@@ -197,7 +197,7 @@ class Session:
             self._take_back(0 if self._transcript.owed else before)
             raise
 
-    async def _make_whole(self, error: ShoalError, survived: list[Reroute]) -> None:
+    async def _make_whole(self, error: ShoalError, survived: list[RouteChange]) -> None:
         """Get rid of what caused ``error``; what the hops must be sent again is owed from then on."""
         transcript = self._transcript
         if isinstance(error, HopFailed) and isinstance(error.error, CannotRollBack) and transcript.held:
@@ -212,7 +212,7 @@ class Session:
         self.ring, lost, way = await self._recovery.recover(
             old, error, position=transcript.held, since=began, refill=self._refill
         )
-        survived.append(Reroute(time.time(), trio.current_time() - began, lost, way))
+        survived.append(RouteChange(time.time(), trio.current_time() - began, lost, way))
         if self.ring is old:
             return
         self._ends.close(old.session)
@@ -220,10 +220,10 @@ class Session:
         if self._ends.ends.sliced:
             transcript.join_singles()
 
-    def _note_survived(self, survived: Sequence[Reroute]) -> None:
+    def _note_survived(self, survived: Sequence[RouteChange]) -> None:
         for reroute in survived:
             self.reroutes.append(reroute)
-            self._recovery.routes.survived(self.ring, reroute.at, reroute.gap_s, reroute.lost, reroute.way)
+            self._recovery.rings.survived(self.ring, reroute.at, reroute.gap_s, reroute.lost, reroute.way)
 
     async def _run(self, pieces: Sequence[Piece], wanted: int) -> list[Returned]:
         """Send pieces ahead of their results, as many as may be in flight; wants the last rows back."""
@@ -274,7 +274,7 @@ class Session:
         """Send the first ``hops`` hops what the session's tokens are to them; nothing comes back."""
         held = self._transcript.held_pieces
         position = 0
-        for token_ids, sequence_length in joined(held) if self._ends.ends.sliced else held:
+        for token_ids, sequence_length in join_singles(held) if self._ends.ends.sliced else held:
             tokens = len(token_ids)
             codec = ring.codec(tokens)
             make = partial(self._encoded, token_ids, position, codec)
@@ -291,7 +291,7 @@ class Session:
         self._transcript.cut(position)
         self.ring.roll_back(min(self._transcript.held, self.ring.rules.length))
 
-    async def _head(self, returned: Returned, then: Callable[[Floats], Made]) -> Made:
+    async def _head(self, returned: Returned, then: Callable[[Floats], _Made]) -> _Made:
         """What ``then`` makes of the logits ``[rows, vocab]`` of what came back."""
         hidden = partial(decode, returned.payload, returned.codec, returned.rows, self.shape.hidden_size)
         return await self._ends.head(self.ring.session, returned.rows, hidden, then)

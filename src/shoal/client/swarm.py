@@ -14,7 +14,7 @@ from shoal.client.generate import Delta, generate
 from shoal.client.recommended import sampling_for
 from shoal.client.ring.recovery import Recovery
 from shoal.client.ring.ring import Ring
-from shoal.client.ring.rings import Routes
+from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
 from shoal.client.session import Session
 from shoal.config import Settings
@@ -54,7 +54,7 @@ class Swarm:
         self.member = member
         self.settings = settings
         self.store = store
-        self.routes = Routes(network, member, settings)
+        self.rings = Rings(network, member, settings)
         self._ends: dict[tuple[Digest, Format], EndsEngine] = {}
         self._codecs: dict[Digest, TextCodec] = {}
         self._loading = trio.Lock()
@@ -63,7 +63,7 @@ class Swarm:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move messages until cancelled."""
         try:
-            await self.routes.run(task_status=task_status)
+            await self.rings.run(task_status=task_status)
         finally:
             self._thread.close()
 
@@ -96,7 +96,7 @@ class Swarm:
                 f"{tokens} tokens are more than the {local.shape.context} of {local.shape.name}",
                 check="ask for fewer tokens, or shorten the prompt",
             )
-        formats: list[Format] = [format] if format else await self.routes.served_formats(local.shape)
+        formats: list[Format] = [format] if format else await self.rings.served_formats(local.shape)
         ring, ends = await self._opened(local, formats, tokens)
         session = Session(
             ring,
@@ -104,7 +104,7 @@ class Swarm:
             self._thread,
             shape=local.shape,
             prefill_chunk=self.settings.prefill_chunk,
-            recovery=Recovery(self.routes, local.shape, self.settings.resume_s),
+            recovery=Recovery(self.rings, local.shape, self.settings.resume_s),
         )
         try:
             yield session
@@ -216,7 +216,7 @@ class Swarm:
 
     def round_trips(self) -> dict[PeerId, float | None]:
         """Seconds to each peer that we have a channel to; ``None`` where it is not measured yet."""
-        return self.routes.round_trips()
+        return self.rings.round_trips()
 
     async def codec(self, local: LocalModel, *, needed: bool = False) -> TextCodec | None:
         """The model's tokenizer; ``None`` when it has none and none is needed.
@@ -241,7 +241,7 @@ class Swarm:
         for format in formats:
             ends = await self._load_ends(local, format)
             try:
-                return await self.routes.open(local.shape, format, tokens), ends
+                return await self.rings.open(local.shape, format, tokens), ends
             except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError) as error:
                 refused = refused or error
         raise refused or NoCoverage(f"{local.shape.name} is served in no format")

@@ -120,7 +120,7 @@ class Transcript:
 
     def join_singles(self) -> None:
         """Put what was sent token by token into pieces of up to ``JOINED``."""
-        self._pieces = joined(self._pieces)
+        self._pieces = join_singles(self._pieces)
 
     def outdated(self, length: int) -> bool:
         """Whether the keys that the hops hold are not those with which it goes on to ``length`` tokens.
@@ -153,7 +153,7 @@ class Transcript:
         return shared
 
 
-def joined(pieces: Sequence[Piece]) -> list[Piece]:
+def join_singles(pieces: Sequence[Piece]) -> list[Piece]:
     """The same tokens, with runs of single ones in pieces of up to ``JOINED``."""
     found: list[Piece] = []
     running = False  # whether the last piece is a run of single tokens

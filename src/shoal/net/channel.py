@@ -28,7 +28,7 @@ from shoal.errors import ChannelClosed, RemoteProtocolError
 from shoal.net.link_speed import TIMED_BYTES, LinkSpeed
 from shoal.net.network import Pipe
 from shoal.net.outbox import CONTROL, Outbox, queue_of
-from shoal.net.receive_budget import Inbound
+from shoal.net.receive_budget import ReceiveBudget
 from shoal.types import CarrierName, PeerId
 from shoal.wire.framing import Assembler, Payload
 from shoal.wire.messages import AGENT, PROTOCOL_VERSION, Hello, Message, Ping, Pong
@@ -48,9 +48,9 @@ Handler = Callable[["Channel", Message, bytes], Awaitable[None]]
 class Channel:
     """Messages to and from ``peer``. ``run`` must be running for anything to move."""
 
-    def __init__(self, pipe: Pipe, inbound: Inbound | None = None) -> None:
+    def __init__(self, pipe: Pipe, inbound: ReceiveBudget | None = None) -> None:
         self._pipe = pipe
-        self._inbound = inbound or Inbound()
+        self._inbound = inbound or ReceiveBudget()
         self._stalled: float | None = None  # since when what the peer has begun has not grown
         self._loop = trio.lowlevel.current_trio_token()
         self._clock = trio.lowlevel.current_clock()

@@ -17,7 +17,7 @@ EVERY_S = 1.0
 PEERS_KEPT = 4096
 
 
-class Favours:
+class DialBudget:
     """What each peer may still ask for, as a bucket that fills with time. Pure."""
 
     def __init__(self) -> None:

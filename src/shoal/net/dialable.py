@@ -35,7 +35,7 @@ _LONE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Nearby:
+class LocalNetworks:
     """The networks that we are on, beside the open internet."""
 
     networks: tuple[IPNetwork, ...] = ()
@@ -64,13 +64,13 @@ class Nearby:
         """Those of ``addresses`` that may be dialled, in their order."""
         return tuple(address for address in addresses if self.dialable(address))
 
-    def joined_through(self, multiaddr: str) -> Nearby:
+    def joined_through(self, multiaddr: str) -> LocalNetworks:
         """The same, once the user has named this address to join through."""
         target = _ip(multiaddr)
         return replace(self, loopback=True) if target is not None and target.is_loopback else self
 
 
-def around(addresses: Sequence[str], *, trusting: bool) -> Nearby:
+def around(addresses: Sequence[str], *, trusting: bool) -> LocalNetworks:
     """What is nearby for a peer with these addresses of its own, as :func:`shoal.net.addresses.expand` gives.
 
     Args:
@@ -79,7 +79,7 @@ def around(addresses: Sequence[str], *, trusting: bool) -> Nearby:
     """
     ours = [ip for ip in map(_ip, addresses) if ip is not None]
     networks = [_network(ip, trusting=trusting) for ip in ours if not ip.is_loopback]
-    return Nearby(
+    return LocalNetworks(
         tuple(network for network in networks if network is not None), any(ip.is_loopback for ip in ours)
     )
 

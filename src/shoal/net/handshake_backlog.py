@@ -29,7 +29,7 @@ RATE = 150.0
 BURST = 64
 """Handshakes that may begin at once, after a quiet time."""
 
-Conn = TypeVar("Conn", bound=Hashable)
+_Conn = TypeVar("_Conn", bound=Hashable)
 
 
 def network_of(host: str) -> str:
@@ -43,7 +43,7 @@ def network_of(host: str) -> str:
     return str(ipaddress.ip_network((address, 24 if address.version == 4 else 56), strict=False))
 
 
-class Backlog(Generic[Conn]):
+class HandshakeBacklog(Generic[_Conn]):
     """Half-open connections of one listener."""
 
     def __init__(
@@ -55,13 +55,13 @@ class Backlog(Generic[Conn]):
         self._burst = burst
         self._allowed = float(burst)  # handshakes that may begin now
         self._at = 0.0  # when that was so
-        self._waiting: dict[str, OrderedDict[Conn, None]] = {}
+        self._waiting: dict[str, OrderedDict[_Conn, None]] = {}
         """Who waits for its first message or for its turn, by network, the oldest first."""
-        self._turns: OrderedDict[str, deque[Conn]] = OrderedDict()
+        self._turns: OrderedDict[str, deque[_Conn]] = OrderedDict()
         """Who has sent its first message, by network. The network that began last comes last."""
-        self._begun: OrderedDict[Conn, None] = OrderedDict()
+        self._begun: OrderedDict[_Conn, None] = OrderedDict()
 
-    def arrive(self, conn: Conn, host: str) -> Conn | None:
+    def arrive(self, conn: _Conn, host: str) -> _Conn | None:
         """Take in a connection that has said nothing yet; returns the one that makes room for it, if any."""
         self._waiting.setdefault(network_of(host), OrderedDict())[conn] = None
         if sum(map(len, self._waiting.values())) <= self._waiting_limit:
@@ -71,13 +71,13 @@ class Backlog(Generic[Conn]):
         self.leave(evicted)
         return evicted
 
-    def speak(self, conn: Conn, host: str) -> None:
+    def speak(self, conn: _Conn, host: str) -> None:
         """Its first message has come: it may begin when its turn comes."""
         network = network_of(host)
         if conn in self._waiting.get(network, ()):
             self._turns.setdefault(network, deque()).append(conn)
 
-    def begin(self, now: float) -> tuple[Conn | None, Conn | None]:
+    def begin(self, now: float) -> tuple[_Conn | None, _Conn | None]:
         """Who may begin its handshake now, and whose ends for it; ``None`` where there is nobody."""
         self._allowed = min(self._burst, self._allowed + (now - self._at) * self._rate)
         self._at = now
@@ -103,14 +103,14 @@ class Backlog(Generic[Conn]):
         allowed = self._allowed + (now - self._at) * self._rate
         return max(0.0, (1 - allowed) / self._rate)
 
-    def leave(self, conn: Conn) -> None:
+    def leave(self, conn: _Conn) -> None:
         """It has shown its key, or is gone."""
         self._begun.pop(conn, None)
         for network in list(self._waiting):
             if conn in self._waiting[network]:
                 self._forget(network, conn)
 
-    def _forget(self, network: str, conn: Conn) -> None:
+    def _forget(self, network: str, conn: _Conn) -> None:
         del self._waiting[network][conn]
         if not self._waiting[network]:
             del self._waiting[network]

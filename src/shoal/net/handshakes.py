@@ -1,4 +1,4 @@
-"""Handshakes of accepted connections, in the order and number that a :class:`Backlog` allows."""
+"""Handshakes of accepted connections, in the order and number that a :class:`HandshakeBacklog` allows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from shoal.net.handshake_backlog import Backlog
+from shoal.net.handshake_backlog import HandshakeBacklog
 
 FIRST_WITHIN_S = 5.0
 """How long a connection may take until its first message, and its turn, have come."""
@@ -40,9 +40,9 @@ class Handshakes:
         first_message: bytes of the shortest first message. A connection that has not sent so many is silent.
     """
 
-    def __init__(self, first_message: int, backlog: Backlog[Ticket] | None = None) -> None:
+    def __init__(self, first_message: int, backlog: HandshakeBacklog[Ticket] | None = None) -> None:
         self.first_message = first_message
-        self._backlog = backlog or Backlog[Ticket]()
+        self._backlog = backlog or HandshakeBacklog[Ticket]()
         self._wanted = trio.Event()
 
     def __len__(self) -> int:

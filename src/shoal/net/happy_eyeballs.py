@@ -12,12 +12,12 @@ from shoal.errors import ChannelClosed, NotAllowed
 STAGGER_S = 0.25
 """How long one attempt is alone (RFC 8305, section 8); a failure lets the next begin at once."""
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 async def first(
-    attempts: Sequence[Callable[[], Awaitable[Result]]], discard: Callable[[Result], Awaitable[None]]
-) -> Result:
+    attempts: Sequence[Callable[[], Awaitable[_Result]]], discard: Callable[[_Result], Awaitable[None]]
+) -> _Result:
     """What the first attempt to succeed gives; the others are cancelled.
 
     Args:
@@ -27,10 +27,10 @@ async def first(
         NotAllowed: every attempt failed, one of them so.
         ChannelClosed: every attempt failed; or there was none.
     """
-    won: list[Result] = []
+    won: list[_Result] = []
     errors: list[ChannelClosed | NotAllowed] = []
 
-    async def attempt(way: Callable[[], Awaitable[Result]], failed: trio.Event) -> None:
+    async def attempt(way: Callable[[], Awaitable[_Result]], failed: trio.Event) -> None:
         try:
             result = await way()
         except (ChannelClosed, NotAllowed) as error:

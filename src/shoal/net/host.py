@@ -26,12 +26,12 @@ from shoal.net.carriers.dialer import Dialer
 from shoal.net.carriers.direct import DirectCarrier, DirectPipe
 from shoal.net.dialable import around
 from shoal.net.identity import Identity
-from shoal.net.libp2p.connections import Connections, Host, build_host
-from shoal.net.libp2p.dialing import Reach, carrier_of, path_of, remote_of
+from shoal.net.libp2p.connections import Connections, ShoalHost, build_host
+from shoal.net.libp2p.dialing import PeerDialer, carrier_of, path_of, remote_of
 from shoal.net.libp2p.gossip import Gossip
 from shoal.net.libp2p.providers import Providers
 from shoal.net.libp2p.tcp import GuardedTCP
-from shoal.net.network import Answer, PeerConnection, Pipe, Validator
+from shoal.net.network import PeerConnection, Pipe, RequestHandler, Validator
 from shoal.tasks import one_error
 from shoal.types import PeerAddress, PeerId
 
@@ -99,7 +99,7 @@ async def _start(stack: AsyncExitStack, settings: NetworkSettings) -> Libp2pNetw
     return network
 
 
-async def _close(host: Host, connections: Connections, nursery: trio.Nursery) -> None:
+async def _close(host: ShoalHost, connections: Connections, nursery: trio.Nursery) -> None:
     nursery.cancel_scope.cancel()
     with trio.move_on_after(CLOSED_WITHIN_S, shield=True):
         # All at once: the library closes one after the other, a fifth of a second each.
@@ -115,7 +115,7 @@ class Libp2pNetwork:
     def __init__(
         self,
         settings: NetworkSettings,
-        host: Host,
+        host: ShoalHost,
         connections: Connections,
         transport: GuardedTCP,
         gossip: Gossip,
@@ -127,7 +127,7 @@ class Libp2pNetwork:
         self._transport = transport
         self._gossip = gossip
         self._providers = providers
-        self._reach = Reach(host, connections, private=settings.secret is not None)
+        self._peer_dialer = PeerDialer(host, connections, private=settings.secret is not None)
         self._direct = DirectCarrier(settings.identity, settings.secret)
         self._dialer = Dialer(self._direct if settings.direct else None, self._open_stream)
         self._put, self._pipes = trio.open_memory_channel[Pipe](PIPES_WAITING)
@@ -182,12 +182,12 @@ class Libp2pNetwork:
                 check="one looks like /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW…",
             ) from error
         with self._transport.named(address):
-            await self._reach.connect(PeerAddress(peer, (address,)), deadline_s=deadline_s)
+            await self._peer_dialer.connect(PeerAddress(peer, (address,)), deadline_s=deadline_s)
         return peer
 
     async def approach(self, address: PeerAddress, *, deadline_s: float) -> None:
         fit = self._transport.nearby.fit(address.libp2p)
-        await self._reach.connect(PeerAddress(address.peer, fit), deadline_s=deadline_s)
+        await self._peer_dialer.connect(PeerAddress(address.peer, fit), deadline_s=deadline_s)
 
     async def disconnect(self, peer: PeerId) -> None:
         with trio.move_on_after(CLOSED_WITHIN_S):
@@ -220,14 +220,14 @@ class Libp2pNetwork:
 
     async def request(self, peer: PeerId, protocol: str, body: bytes, *, deadline_s: float) -> bytes:
         with trio.move_on_after(deadline_s):
-            stream = await self._reach.new_stream(peer, protocol)
+            stream = await self._peer_dialer.new_stream(peer, protocol)
             try:
                 return await streams.ask(stream, body)
             finally:
                 await streams.reset(stream)
         raise DeadlineExceeded(f"{peer} did not answer within {deadline_s:.0f} s")
 
-    def answer(self, protocol: str, handler: Answer) -> None:
+    def answer(self, protocol: str, handler: RequestHandler) -> None:
         async def answer(stream: INetStream) -> None:
             async with self._answers:
                 await streams.answer_on(stream, handler)
@@ -236,7 +236,7 @@ class Libp2pNetwork:
 
     async def ping(self, peer: PeerId, *, deadline_s: float) -> float:
         with trio.move_on_after(deadline_s):
-            stream = await self._reach.new_stream(peer, PING_PROTOCOL)
+            stream = await self._peer_dialer.new_stream(peer, PING_PROTOCOL)
             try:
                 return await streams.ping_on(stream)
             finally:
@@ -264,8 +264,8 @@ class Libp2pNetwork:
 
     async def _open_stream(self, address: PeerAddress, deadline_s: float) -> Pipe:
         if address.libp2p:
-            await self._reach.connect(address, deadline_s=deadline_s)
-        stream = await self._reach.new_stream(address.peer, streams.PIPE_PROTOCOL)
+            await self._peer_dialer.connect(address, deadline_s=deadline_s)
+        stream = await self._peer_dialer.new_stream(address.peer, streams.PIPE_PROTOCOL)
         return streams.StreamPipe(stream, carrier_of(stream))
 
     async def _found(self, address: PeerAddress) -> None:

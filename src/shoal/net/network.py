@@ -19,7 +19,7 @@ Validator = Callable[[PeerId, bytes], bool]
 It is called once or more for the same message and must not change anything.
 """
 
-Answer = Callable[[PeerId, bytes], Awaitable[bytes]]
+RequestHandler = Callable[[PeerId, bytes], Awaitable[bytes]]
 """Answers one request of a peer."""
 
 
@@ -165,7 +165,7 @@ class Network(Protocol):
         """
         ...
 
-    def answer(self, protocol: str, handler: Answer) -> None:
+    def answer(self, protocol: str, handler: RequestHandler) -> None:
         """Answer ``request`` calls of other peers on ``protocol`` from now on."""
         ...
 

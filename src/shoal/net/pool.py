@@ -9,10 +9,10 @@ import trio
 
 from shoal.errors import ChannelClosed
 from shoal.net.channel import Channel, Handler
-from shoal.net.dial_budget import Favours
+from shoal.net.dial_budget import DialBudget
 from shoal.net.handshake_backlog import network_of
 from shoal.net.network import Network, Pipe
-from shoal.net.receive_budget import Inbound
+from shoal.net.receive_budget import ReceiveBudget
 from shoal.types import PeerAddress, PeerId
 
 CHANNELS_LIMIT = 1024
@@ -46,8 +46,8 @@ class ChannelPool:
         self._known = known
         self._held = held
         self._dialled: set[Channel] = set()
-        self.inbound = Inbound(known)
-        self._favours = Favours()
+        self.inbound = ReceiveBudget(known)
+        self._dial_budget = DialBudget()
         self._network = network
         self._handle = handle
         self._on_closed = closed
@@ -125,7 +125,7 @@ class ChannelPool:
         if nursery is None:
             raise ChannelClosed("this peer is not running")
         if asked_by is not None:
-            self._favours.ask(asked_by, trio.current_time())
+            self._dial_budget.ask(asked_by, trio.current_time())
         pipe = await self._network.open_pipe(address, deadline_s=deadline_s)
         if self._nursery is not nursery:
             await pipe.aclose()

@@ -20,7 +20,7 @@ STRANGER_LIMIT = 1 << 20
 """The same for a peer that takes part in no session here: what it may ask for is short."""
 
 
-class Holder(Protocol):
+class ReceivingChannel(Protocol):
     """A channel, as far as it matters here."""
 
     @property
@@ -29,7 +29,7 @@ class Holder(Protocol):
     def close(self, reason: str = ...) -> None: ...
 
 
-class Inbound:
+class ReceiveBudget:
     """Who holds how much.
 
     Args:
@@ -39,14 +39,14 @@ class Inbound:
     def __init__(self, known: Callable[[PeerId], bool] = lambda _: True, limit: int = TOTAL_LIMIT) -> None:
         self._known = known
         self._limit = limit
-        self._held: dict[Holder, int] = {}
+        self._held: dict[ReceivingChannel, int] = {}
 
     @property
     def held(self) -> int:
         """Bytes of unfinished messages now."""
         return sum(self._held.values())
 
-    def note(self, channel: Holder, held: int) -> None:
+    def note(self, channel: ReceivingChannel, held: int) -> None:
         """``channel`` holds so many bytes now. Past the limit of all, who holds most loses its channel.
 
         Raises:

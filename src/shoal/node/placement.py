@@ -21,7 +21,7 @@ from shoal.errors import ShoalError
 from shoal.models.store.local_model import LocalModel
 from shoal.node.node import Node, blocks_that_fit, load_span
 from shoal.routing.placement import Move, choose_move, choose_span
-from shoal.routing.throughput import Placed
+from shoal.routing.throughput import ServingPeer
 from shoal.swarm.member import Member
 from shoal.types import Format, PeerId, Span
 
@@ -90,10 +90,10 @@ async def _stay(node: Node) -> None:
     await node.member.announce()
 
 
-async def _choose(node: Node, others: list[Placed]) -> Move | None:
+async def _choose(node: Node, others: list[ServingPeer]) -> Move | None:
     if not node.fits or node.server.draining:
         return None
-    here = Placed(node.span, node.loaded.speed.blocks_s, node.fits)
+    here = ServingPeer(node.span, node.loaded.speed.blocks_s, node.fits)
     choose = partial(choose_move, others, here, node.model.shape.n_blocks)
     return await trio.to_thread.run_sync(choose, abandon_on_cancel=True)
 
@@ -114,7 +114,7 @@ async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
 
 def _others(
     model: LocalModel, format: Format, member: Member, *, before: PeerId | None = None
-) -> list[Placed]:
+) -> list[ServingPeer]:
     """Who else serves the model, where it is or is going to be.
 
     Args:
@@ -129,7 +129,9 @@ def _others(
     known = sorted(served.speed for _, served in found if served.speed)
     usual = known[len(known) // 2] if known else 1.0
     return [
-        Placed(s.going if s.going and (before is None or peer < before) else s.span, s.speed or usual, s.fits)
+        ServingPeer(
+            s.going if s.going and (before is None or peer < before) else s.span, s.speed or usual, s.fits
+        )
         for peer, s in found
     ]
 

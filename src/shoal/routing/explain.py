@@ -9,7 +9,7 @@ from itertools import pairwise
 from shoal.errors import Busy, NoCoverage
 from shoal.routing.prices import Candidate, Objective, price
 from shoal.routing.route import search
-from shoal.routing.shortest_path import Path, Prices
+from shoal.routing.shortest_path import PeerPath, Prices
 from shoal.types import PeerId, Span
 
 
@@ -91,7 +91,7 @@ def explain_route(
     return Choice(objective, stages, back_s, tuple(alternatives))
 
 
-def _costs(path: Path, counted: Sequence[Candidate]) -> tuple[tuple[StageCost, ...], float]:
+def _costs(path: PeerPath, counted: Sequence[Candidate]) -> tuple[tuple[StageCost, ...], float]:
     prices = price(counted, "latency", None)
     into = [float(prices.near[path.parts[0].peer])]
     into += [_way_s(prices, a.peer, b.peer) for a, b in pairwise(path.parts)]

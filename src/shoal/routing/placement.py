@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from shoal.routing.throughput import SLACK, Placed, Rates, crowds, least_ratio
+from shoal.routing.throughput import SLACK, Rates, ServingPeer, crowds, least_ratio
 from shoal.types import Span
 
 CLOSE = 0.02
@@ -43,7 +43,7 @@ class Move:
     why: str
 
 
-def choose_span(placed: Sequence[Placed], n_blocks: int, fits: int, speed: float = 0.0) -> Span:
+def choose_span(placed: Sequence[ServingPeer], n_blocks: int, fits: int, speed: float = 0.0) -> Span:
     """The span of at most ``fits`` blocks that a joining node should serve.
 
     Args:
@@ -60,7 +60,7 @@ def choose_span(placed: Sequence[Placed], n_blocks: int, fits: int, speed: float
     return options.span(options.best(options.holes == options.holes.min()))
 
 
-def choose_move(placed: Sequence[Placed], here: Placed, n_blocks: int) -> Move | None:
+def choose_move(placed: Sequence[ServingPeer], here: ServingPeer, n_blocks: int) -> Move | None:
     """Where a node that serves ``here`` should serve instead; ``None`` to stay.
 
     Args:
@@ -88,7 +88,9 @@ def choose_move(placed: Sequence[Placed], here: Placed, n_blocks: int) -> Move |
     return None
 
 
-def _two_moves(placed: Sequence[Placed], here: Placed, options: _Options, rate: float) -> Move | None:
+def _two_moves(
+    placed: Sequence[ServingPeer], here: ServingPeer, options: _Options, rate: float
+) -> Move | None:
     """The first of two moves that raise the throughput together, where no move of anybody does alone."""
     if len(options.rate) * sum(peer.fits > 0 for peer in placed) > PAIRS:
         return None
@@ -108,7 +110,7 @@ def _two_moves(placed: Sequence[Placed], here: Placed, options: _Options, rate: 
     )
 
 
-def _reached(placed: Sequence[Placed], here: Placed, n_blocks: int) -> Iterator[float]:
+def _reached(placed: Sequence[ServingPeer], here: ServingPeer, n_blocks: int) -> Iterator[float]:
     """The throughput after the best move of each of the others."""
     for number, other in enumerate(placed):
         if other.fits:
@@ -122,7 +124,7 @@ class _Options:
     With ``fits`` 0 there is one window, and it is empty: the swarm as it is.
     """
 
-    def __init__(self, placed: Sequence[Placed], n_blocks: int, fits: int, speed: float) -> None:
+    def __init__(self, placed: Sequence[ServingPeer], n_blocks: int, fits: int, speed: float) -> None:
         self.n_blocks = n_blocks
         self._length = min(fits, n_blocks)
         starts = np.arange(n_blocks - self._length + 1 if fits else 1)[:, None]
@@ -154,5 +156,5 @@ class _Options:
         return Span(window, window + self._length)
 
 
-def _usual(placed: Sequence[Placed]) -> float:
+def _usual(placed: Sequence[ServingPeer]) -> float:
     return float(np.median([peer.speed for peer in placed])) if placed else 1.0

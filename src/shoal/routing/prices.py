@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from shoal.routing.shortest_path import Prices, Seconds, Ways, places
+from shoal.routing.shortest_path import Prices, Seconds, Ways, places_in_group
 from shoal.types import PeerId, Span
 
 Objective = Literal["latency", "throughput", "cost"]
@@ -145,6 +145,6 @@ def _ways(candidates: Sequence[Candidate]) -> Ways:
     order = np.argsort(seconds)
     low, high = np.divmod(known[order].astype(np.intp), count)
     both = np.concatenate([low, high])
-    kept = (places(both, count) < MOST_WAYS).reshape(2, -1).all(axis=0)
+    kept = (places_in_group(both, count) < MOST_WAYS).reshape(2, -1).all(axis=0)
     low, high, seconds = low[kept], high[kept], seconds[order][kept]
     return Ways(np.concatenate([low, high]), np.concatenate([high, low]), np.concatenate([seconds, seconds]))

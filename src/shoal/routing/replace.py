@@ -24,7 +24,7 @@ times as long as one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class StepTimes:
     """What a session has seen of one hop's decode steps."""
 
     step_s: float
@@ -34,7 +34,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ReplaceDecision:
     """Whether to replace a hop, and why."""
 
     repair: Repair | None
@@ -46,13 +46,13 @@ def worth_replacing(
     candidates: Sequence[Candidate],
     route: Sequence[Stage],
     index: int,
-    seen: Seen,
+    seen: StepTimes,
     tokens: int,
     *,
     cached: int,
     remaining: int,
     avoid: Collection[PeerId] = (),
-) -> Verdict:
+) -> ReplaceDecision:
     """Whether the hop at ``index`` of a route should be replaced.
 
     Args:
@@ -66,16 +66,16 @@ def worth_replacing(
     try:
         [repair] = choose_repair(candidates, route, {index}, tokens, avoid={*avoid, peer})
     except (NoCoverage, Busy) as error:
-        return Verdict(None, error.message)
+        return ReplaceDecision(None, error.message)
     step_s = _step_s(repair[2], {candidate.peer: candidate for candidate in candidates})
     if step_s is None:
-        return Verdict(None, "of those who could take its place, not all have measured their steps")
+        return ReplaceDecision(None, "of those who could take its place, not all have measured their steps")
     gain_s = (seen.step_s - step_s) * remaining
     cost_s = REOPEN_S + step_s * cached / PREFILL
     told = f"saves {gain_s:.1f} s of the steps to come, for {cost_s:.1f} s to fill the cache"
     if gain_s <= MARGIN * cost_s:
-        return Verdict(None, f"to replace it {told}: too little")
-    return Verdict(repair, f"to replace it {told}")
+        return ReplaceDecision(None, f"to replace it {told}: too little")
+    return ReplaceDecision(repair, f"to replace it {told}")
 
 
 def promised_s(candidate: Candidate, span: Span) -> float:

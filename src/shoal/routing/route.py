@@ -10,7 +10,7 @@ import numpy as np
 
 from shoal.errors import Busy, NoCoverage
 from shoal.routing.prices import Candidate, Objective, price
-from shoal.routing.shortest_path import Allowed, Path, cheapest
+from shoal.routing.shortest_path import Allowed, PeerPath, cheapest
 from shoal.types import PeerId, Span, gaps
 
 
@@ -65,7 +65,7 @@ def search(
     objective: Objective = "latency",
     pinned: Collection[PeerId] = (),
     rng: Random | None = None,
-) -> tuple[Path, list[Candidate]]:
+) -> tuple[PeerPath, list[Candidate]]:
     """The best path, with the candidates that it counts. Arguments and errors: those of ``choose_route``."""
     usable = [c for c in candidates if c.peer not in avoid and c.span.end <= n_blocks]
     roomy = [c for c in usable if c.tokens_free >= tokens]
@@ -88,7 +88,7 @@ def who_may(candidates: Sequence[Candidate], span: Span) -> Allowed:
     return (starts <= blocks) & (blocks < ends)
 
 
-def stages_of(path: Path, candidates: Sequence[Candidate]) -> list[Stage]:
+def stages_of(path: PeerPath, candidates: Sequence[Candidate]) -> list[Stage]:
     """A path as a route."""
     return [Stage(candidates[part.peer].peer, Span(part.start, part.end)) for part in path.parts]
 

@@ -55,7 +55,7 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PathPart:
     """Some blocks at one peer."""
 
     peer: int
@@ -64,21 +64,21 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class PeerPath:
     """A way through all the blocks that it was asked for."""
 
     seconds: float
-    parts: tuple[Part, ...]
+    parts: tuple[PathPart, ...]
 
 
-def cheapest(prices: Prices, allowed: Allowed, first: int = 0) -> Path | None:
+def cheapest(prices: Prices, allowed: Allowed, first: int = 0) -> PeerPath | None:
     """The cheapest path on which each peer is asked once; ``None`` when there is none.
 
     Args:
         first: the number of the block that ``allowed`` begins with; the path's are numbered from it.
     """
     ways = _WaysIn(prices)
-    waiting: list[tuple[float, int, Path, Allowed]] = []
+    waiting: list[tuple[float, int, PeerPath, Allowed]] = []
     number = itertools.count()
     left = MOST_WORK
 
@@ -100,22 +100,22 @@ def cheapest(prices: Prices, allowed: Allowed, first: int = 0) -> Path | None:
     return None
 
 
-def _numbered(path: Path, first: int) -> Path:
-    parts = tuple(Part(part.peer, part.start + first, part.end + first) for part in path.parts)
-    return Path(path.seconds, parts)
+def _numbered(path: PeerPath, first: int) -> PeerPath:
+    parts = tuple(PathPart(part.peer, part.start + first, part.end + first) for part in path.parts)
+    return PeerPath(path.seconds, parts)
 
 
-def _asked_twice(path: Path) -> list[Part]:
+def _asked_twice(path: PeerPath) -> list[PathPart]:
     """For each peer that is left and asked again, the blocks between its first part and its last."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for part in path.parts:
         first.setdefault(part.peer, part.end)
         last[part.peer] = part.start
-    return [Part(peer, end, last[peer]) for peer, end in first.items() if end <= last[peer]]
+    return [PathPart(peer, end, last[peer]) for peer, end in first.items() if end <= last[peer]]
 
 
-def _branches(allowed: Allowed, left: Part) -> Iterator[Allowed]:
+def _branches(allowed: Allowed, left: PathPart) -> Iterator[Allowed]:
     """All there is for a peer that is not to be left and asked again.
 
     It runs the block at which it was left, or only blocks before that, or only blocks after.
@@ -132,7 +132,7 @@ def _branches(allowed: Allowed, left: Part) -> Iterator[Allowed]:
         yield through
 
 
-def _merged(allowed: Allowed, twice: Sequence[Part]) -> Allowed:
+def _merged(allowed: Allowed, twice: Sequence[PathPart]) -> Allowed:
     """Each peer that was left stays; where it may not, it is not asked again."""
     fewer = allowed.copy()
     for part in sorted(twice, key=lambda part: part.start - part.end):
@@ -145,7 +145,7 @@ def _merged(allowed: Allowed, twice: Sequence[Part]) -> Allowed:
     return fewer
 
 
-def _shortest(prices: Prices, ways: _WaysIn, allowed: Allowed) -> Path | None:
+def _shortest(prices: Prices, ways: _WaysIn, allowed: Allowed) -> PeerPath | None:
     """The cheapest path, on which a peer may be asked more than once."""
     n_blocks, peers = allowed.shape
     same = np.arange(peers)
@@ -162,15 +162,15 @@ def _shortest(prices: Prices, ways: _WaysIn, allowed: Allowed) -> Path | None:
     seconds = float(cost[peer])
     if seconds == np.inf:
         return None
-    parts: list[Part] = []
+    parts: list[PathPart] = []
     end = n_blocks
     for block in range(n_blocks - 1, 0, -1):
         earlier = int(came[block, peer])
         if earlier != peer:
-            parts.append(Part(peer, block, end))
+            parts.append(PathPart(peer, block, end))
             peer, end = earlier, block
-    parts.append(Part(peer, 0, end))
-    return Path(seconds, tuple(reversed(parts)))
+    parts.append(PathPart(peer, 0, end))
+    return PeerPath(seconds, tuple(reversed(parts)))
 
 
 class _WaysIn:
@@ -181,7 +181,7 @@ class _WaysIn:
         peers, ways = len(prices.leg), prices.ways
         self._measured = np.zeros((peers, peers) if len(ways.begin) else (0, 0), np.bool_)
         self._measured[ways.begin, ways.end] = True
-        place = places(ways.begin, peers)
+        place = places_in_group(ways.begin, peers)
         most = int(place.max(initial=0)) + 1
         self._end = np.zeros((peers, most), np.intp)
         self._end[ways.begin, place] = ways.end
@@ -227,7 +227,7 @@ class _WaysIn:
         arrived[end[last]] = found[last]
 
 
-def places(group: Numbers, groups: int) -> Numbers:
+def places_in_group(group: Numbers, groups: int) -> Numbers:
     """For each element, how many before it are of its group; ``group`` numbers these from 0."""
     order = np.argsort(group, kind="stable")
     first = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=groups))])[:-1]

@@ -35,7 +35,7 @@ SLACK = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class ServingPeer:
     """A peer at its place."""
 
     span: Span
@@ -45,12 +45,12 @@ class Placed:
     """Blocks that it would serve elsewhere, if it moved; 0: it stays."""
 
 
-def throughput(placed: Sequence[Placed], n_blocks: int) -> float:
+def throughput(placed: Sequence[ServingPeer], n_blocks: int) -> float:
     """Tokens in a second that these peers carry through the model; 0 while a block is served by nobody."""
     return float(least_ratio(crowds(placed, n_blocks), np.ones((1, n_blocks), np.bool_))[0])
 
 
-def crowds(placed: Sequence[Placed], n_blocks: int) -> Rates:
+def crowds(placed: Sequence[ServingPeer], n_blocks: int) -> Rates:
     """``[i, j]``: the speed of the peers that serve block ``j`` and none of the blocks before ``i``."""
     begins = np.zeros((n_blocks, n_blocks + 1))
     for peer in placed:

@@ -15,7 +15,7 @@ import trio
 
 from shoal.errors import ChannelClosed, DeadlineExceeded, UsageError
 from shoal.net.identity import Identity
-from shoal.net.network import Answer, PeerConnection, Validator
+from shoal.net.network import PeerConnection, RequestHandler, Validator
 from shoal.types import CarrierName, PeerAddress, PeerId
 
 
@@ -112,7 +112,7 @@ class MemoryNetwork:
         self._world = world
         self._identity = identity
         self._inbox, self._accept = trio.open_memory_channel[MemoryPipe](64)
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, RequestHandler] = {}
         self._topics: dict[str, tuple[Validator, trio.MemorySendChannel[tuple[PeerId, bytes]]]] = {}
         self.pipes: list[MemoryPipe] = []
         self.host = ""
@@ -199,7 +199,7 @@ class MemoryNetwork:
             return await other._answers[protocol](self.peer, body)
         raise DeadlineExceeded(f"{peer} did not answer in time")
 
-    def answer(self, protocol: str, handler: Answer) -> None:
+    def answer(self, protocol: str, handler: RequestHandler) -> None:
         self._answers[protocol] = handler
 
     async def ping(self, peer: PeerId, *, deadline_s: float) -> float:

@@ -17,7 +17,7 @@ from shoal.cli.chat.conversation import Conversation
 from shoal.cli.chat.loop import Talk, stoppable
 from shoal.client.answer import Answer, RouteStage
 from shoal.client.generate import Delta
-from shoal.client.ring.recovery import Reroute
+from shoal.client.ring.recovery import RouteChange
 from shoal.client.swarm import Swarm
 from shoal.errors import NoCoverage, PromptTooLong, ShoalError, UnknownModel
 from shoal.types import Digest, ModelShape, PeerId, Span
@@ -117,7 +117,7 @@ async def test_each_question_is_asked_with_all_that_was_said(capsys: pytest.Capt
 async def test_an_answer_that_survived_a_loss_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     class Lossy(Stub):
         async def _stream(self, answer: Answer) -> AsyncGenerator[Delta]:
-            answer.reroutes = (Reroute(0.0, 1.25, (PeerId("12D3lost"),), "resend"),)
+            answer.reroutes = (RouteChange(0.0, 1.25, (PeerId("12D3lost"),), "resend"),)
             async for delta in super()._stream(answer):
                 yield delta
 

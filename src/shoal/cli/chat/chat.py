@@ -110,7 +110,7 @@ def run(
 
     async def once(opened: Connected) -> dict[str, Any]:
         fields = answer_fields(await ask(opened, question, stream=not as_json), question)
-        traced = opened.routes.trace
+        traced = opened.rings.trace
         return fields | ({"trace": {"steps": traced.steps, "reroutes": traced.reroutes}} if trace else {})
 
     fields = in_swarm(settings, once)

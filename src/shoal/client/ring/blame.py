@@ -13,7 +13,7 @@ from typing import Protocol
 import trio
 
 from shoal.client.ring.hop import HopFailed, HopLost
-from shoal.client.ring.places import Stages
+from shoal.client.ring.places import Places
 from shoal.errors import DeadlineExceeded, PositionGap, RemoteProtocolError
 from shoal.routing.reputation import INVOLVED, REFUSAL, SHARED_FAULT, WHOLE_FAULT, Reputation
 from shoal.types import PeerId
@@ -40,12 +40,12 @@ class Blame:
 
     def __init__(
         self,
-        stages: Stages,
+        places: Places,
         reputation: Reputation,
         replaceable: Callable[[set[PeerId]], bool],
         lose: Lose,
     ) -> None:
-        self._stages = stages
+        self._places = places
         self._reputation = reputation
         self._replaceable = replaceable
         self._lose = lose
@@ -53,7 +53,7 @@ class Blame:
 
     def accuse(self, index: int, gone: str, reason: str) -> None:
         """The hop at ``index`` says that ``gone``, the one after it, is gone."""
-        hops = self._stages.hops
+        hops = self._places.hops
         # Of one that has been replaced, nobody needs to hear.
         if index + 1 < len(hops) and hops[index + 1].peer == gone:
             self._accused.append((hops[index].peer, hops[index + 1].peer, reason))
@@ -62,12 +62,12 @@ class Blame:
         """Ask those who are said to be gone. One that answers is at odds with who said so."""
         while self._accused:
             accuser, accused, reason = self._accused.popleft()
-            hops = self._stages.hops
+            hops = self._places.hops
             index = next((i for i, hop in enumerate(hops) if hop.peer == accused), 0)
             if not index or hops[index - 1].peer != accuser:
                 continue  # one of the two has been replaced
             try:
-                await self._stages.ask_where(index, LOCATE_S)
+                await self._places.ask_where(index, LOCATE_S)
             except (HopLost, DeadlineExceeded):
                 self._lose(index, reason)
             else:
@@ -75,7 +75,7 @@ class Blame:
 
     async def find(self, number: int) -> Stuck:
         """Where step ``number`` is."""
-        return where_stuck(await self._stages.locate(LOCATE_S), number)
+        return where_stuck(await self._places.locate(LOCATE_S), number)
 
     def failed(self, error: HopFailed, *, blameless: bool) -> None:
         """Lose the hop that could not run a step, and who gave it the step if that is what was wrong.
@@ -83,7 +83,7 @@ class Blame:
         Args:
             blameless: it may well be opened again.
         """
-        index = next((i for i, hop in enumerate(self._stages.hops) if hop.peer == error.peer), None)
+        index = next((i for i, hop in enumerate(self._places.hops) if hop.peer == error.peer), None)
         if index is None:
             return
         if index and isinstance(error.error, PositionGap | RemoteProtocolError):
@@ -100,7 +100,7 @@ class Blame:
             always: also where nobody can take its place.
         """
         now = trio.current_time()
-        place = {self._stages.hops[index].peer: index for index in suspects}
+        place = {self._places.hops[index].peer: index for index in suspects}
         worst = self._reputation.to_blame(list(place), now)
         choices = [worst, *([peer] for peer in worst if len(worst) > 1)]
         possible = (peers for peers in choices if self._replaceable(set(peers)))

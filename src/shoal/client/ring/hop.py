@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
-from shoal.client.ring.hop_pace import NEWCOMER_STEPS, STEPS, Pace
+from shoal.client.ring.hop_pace import NEWCOMER_STEPS, STEPS, HopPace
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError, from_code
 from shoal.metrics.trace import HopTrace
 from shoal.net.channel import Channel
@@ -78,9 +78,9 @@ def traced(route: Sequence[RouteHop], times: Sequence[HopTime]) -> list[HopTrace
     ]
 
 
-Question = Open | Reroute | Locate
-Reply = Opened | Refused | Rerouted | Located
-_FITS: dict[type[Question], tuple[type[Reply], ...]] = {
+HopRequest = Open | Reroute | Locate
+HopReply = Opened | Refused | Rerouted | Located
+_FITS: dict[type[HopRequest], tuple[type[HopReply], ...]] = {
     Open: (Opened, Refused),
     Reroute: (Rerouted,),
     Locate: (Located,),
@@ -94,13 +94,13 @@ class RingHop:
         self.hop = hop
         self.channel: Channel | None = None
         self.open = False
-        self.pace = Pace(hop.promised_s, STEPS if hop.proven else NEWCOMER_STEPS)
+        self.pace = HopPace(hop.promised_s, STEPS if hop.proven else NEWCOMER_STEPS)
         self.lost: str | None = None
         """Why the hop is no longer to be counted on."""
         self.contested = False
         """Whether that is another hop's word against its own, so that it may be asked again."""
-        self.asked: Question | None = None
-        self._reply: Reply | None = None
+        self.asked: HopRequest | None = None
+        self._reply: HopReply | None = None
         self._replied = trio.Event()
 
     @property
@@ -131,7 +131,7 @@ class RingHop:
             raise HopRefused(self.peer, error, PeerId(onward) if onward and reply.gone == onward else None)
         self.open = True
 
-    async def ask(self, message: Question, timeout_s: float) -> Reply:
+    async def ask(self, message: HopRequest, timeout_s: float) -> HopReply:
         """Ask, and wait for the reply. One question at a time.
 
         Raises:
@@ -153,7 +153,7 @@ class RingHop:
             raise HopLost(self.hop, self.lost)
         raise DeadlineExceeded(f"{self.peer} did not reply within {timeout_s:.1f} s")
 
-    def replied(self, message: Reply) -> None:
+    def replied(self, message: HopReply) -> None:
         """Take a reply in.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-from shoal.routing.replace import Seen
+from shoal.routing.replace import StepTimes
 
 SLOW = 2.0
 """How much longer than it promised a hop takes that is looked at."""
@@ -15,7 +15,7 @@ NEWCOMER_STEPS = 6
 """The same for a hop that has not proven itself yet."""
 
 
-class Pace:
+class HopPace:
     """The last decode steps of a session at one hop.
 
     Args:
@@ -31,11 +31,11 @@ class Pace:
         self._patience = steps
 
     @property
-    def slow(self) -> Seen | None:
+    def slow(self) -> StepTimes | None:
         """What was seen, if that is slow enough to look for another."""
         if self._slow_steps < self._patience:
             return None
-        return Seen(median(self._last), self._promised_s)
+        return StepTimes(median(self._last), self._promised_s)
 
     @property
     def promised_s(self) -> float:

@@ -26,7 +26,7 @@ class Replacement:
     hops: tuple[RouteHop, ...]
 
 
-class Stages:
+class Places:
     """Who is at which position of a session's route.
 
     Args:

@@ -17,7 +17,7 @@ import trio
 
 from shoal.client.ring.hop import HopFailed, HopLost
 from shoal.client.ring.ring import Ring
-from shoal.client.ring.rings import Routes
+from shoal.client.ring.rings import Rings
 from shoal.errors import (
     Busy,
     ChannelClosed,
@@ -39,7 +39,7 @@ LEAST_S = 3.0
 PAUSE_S = 0.25
 LONGEST_PAUSE_S = 2.0
 
-Way = Literal["resend", "replay"]
+RecoveryKind = Literal["resend", "replay"]
 Refill = Callable[[Ring, int], Awaitable[None]]
 """Fills the caches of the first so many hops of a ring from the session's tokens."""
 
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Reroute:
+class RouteChange:
     """What became of a loss."""
 
     at: float
@@ -55,7 +55,7 @@ class Reroute:
     gap_s: float
     """From the last result before the loss until the route was whole again."""
     lost: tuple[PeerId, ...]
-    way: Way
+    way: RecoveryKind
 
 
 class Recovery:
@@ -65,14 +65,14 @@ class Recovery:
         resume_s: seconds, counted from the last result, in which a route must be found again.
     """
 
-    def __init__(self, routes: Routes, shape: ModelShape, resume_s: float) -> None:
-        self.routes = routes
+    def __init__(self, rings: Rings, shape: ModelShape, resume_s: float) -> None:
+        self.rings = rings
         self._shape = shape
         self._resume_s = resume_s
 
     async def recover(
         self, ring: Ring, error: ShoalError, *, position: int, since: float, refill: Refill
-    ) -> tuple[Ring, tuple[PeerId, ...], Way]:
+    ) -> tuple[Ring, tuple[PeerId, ...], RecoveryKind]:
         """The ring to go on with from ``position``: the same one, or a new one without any KV.
 
         Args:
@@ -89,13 +89,13 @@ class Recovery:
         until = max(since + self._resume_s, trio.current_time() + min(LEAST_S, self._resume_s))
         self._find_fault(ring, error)
         lost = {ring.route[index].address.peer: ring.route[index].span for index in ring.lost}
-        way: Way = "resend"
+        way: RecoveryKind = "resend"
         whole = False
         with trio.move_on_after(REPAIR_WITHIN_S):
             whole = bool(lost) and await self._resent(ring, position, refill)
         if not whole:
             way = "replay"
-            await self.routes.close(ring)
+            await self.rings.close(ring)
             ring = await self._reopened(ring, error, lost, until)
         log.info("the route is whole again by %s: %s", way, error.message)
         return ring, tuple(lost), way
@@ -108,7 +108,7 @@ class Recovery:
             remaining: tokens that are still to come, at the most.
         """
         for index, pace, seen in ring.slow:
-            verdict = self.routes.weigh(ring, self._shape, index, seen, cached=cached, remaining=remaining)
+            verdict = self.rings.weigh(ring, self._shape, index, seen, cached=cached, remaining=remaining)
             slow = f"a step takes it {1e3 * seen.step_s:.0f} ms, {1e3 * seen.promised_s:.0f} were promised"
             log.info("%s is slow: %s; %s", ring.route[index], slow, verdict.why)
             if verdict.repair is None:
@@ -124,17 +124,17 @@ class Recovery:
             blameless = isinstance(error.error, PositionGap | UnknownSession)
             # One that was sent what cannot be is no more to blame than who sent it: see Blame.failed.
             its_own = not blameless and not isinstance(error.error, RemoteProtocolError)
-            if its_own and not self.routes.possible(ring, self._shape, avoid={error.peer}):
+            if its_own and not self.rings.possible(ring, self._shape, avoid={error.peer}):
                 raise error.error
             ring.blame_failed(error, blameless=blameless)
         for index in ring.lost:
             if not ring.contested(index):
-                self.routes.suspect(ring.route[index].address.peer)
+                self.rings.suspect(ring.route[index].address.peer)
 
     async def _resent(self, ring: Ring, position: int, refill: Refill) -> bool:
         """Whether others could take the lost hops' places."""
         try:
-            replacements = self.routes.replacements(ring, self._shape)
+            replacements = self.rings.replacements(ring, self._shape)
             fills = await ring.repair(replacements, position, REPAIR_WITHIN_S)
             if fills:
                 await refill(ring, fills)
@@ -149,7 +149,7 @@ class Recovery:
         while True:
             left = until - trio.current_time()
             try:
-                return await self.routes.open(
+                return await self.rings.open(
                     self._shape,
                     ring.format,
                     ring.rules.tokens,
@@ -160,7 +160,7 @@ class Recovery:
                 left = until - trio.current_time()
                 if left <= 0:
                     raise self._told(hindrance, error, lost) from error
-            await self.routes.wait_news(min(pause, left))
+            await self.rings.wait_news(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _told(self, hindrance: ShoalError, error: ShoalError, lost: dict[PeerId, Span]) -> ShoalError:

@@ -21,9 +21,9 @@ import trio
 
 from shoal.client.ring.blame import Blame
 from shoal.client.ring.hop import HopFailed, HopLost, RouteHop, traced
-from shoal.client.ring.hop_pace import Pace
-from shoal.client.ring.places import Replacement, Stages
-from shoal.client.ring.step_timeout import Patience
+from shoal.client.ring.hop_pace import HopPace
+from shoal.client.ring.places import Places, Replacement
+from shoal.client.ring.step_timeout import StepTimeout
 from shoal.errors import (
     ChannelClosed,
     DeadlineExceeded,
@@ -36,7 +36,7 @@ from shoal.metrics.trace import Trace, ring_step
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.routing.prices import HOP_S
-from shoal.routing.replace import PREFILL, Seen
+from shoal.routing.replace import PREFILL, StepTimes
 from shoal.routing.reputation import Reputation
 from shoal.types import CarrierName, Codec, Format, ModelShape, PeerId, SessionId, Span
 from shoal.wire.codec import CodecChooser
@@ -98,7 +98,7 @@ class Ring:
         self.reputation = reputation
         self.session = SessionId(os.urandom(16))
         self.rules = ClientSession(tokens, IN_FLIGHT)
-        self._stages = Stages(self.session, shape, route, pool, format=format, tokens=tokens)
+        self._places = Places(self.session, shape, route, pool, format=format, tokens=tokens)
         self._shape = shape
         self._format: Format = format
         self._codec = CodecChooser(format, wire)
@@ -108,12 +108,12 @@ class Ring:
         self._broken: ShoalError | None = None
         self._giving_up = threading.Lock()  # a step that is given up is not sent after it
         self._left = [0.0] * IN_FLIGHT  # when each step in flight was sent, by its number modulo these
-        self._blame = Blame(self._stages, reputation, lambda peers: replaceable(self, peers), self.lose_hop)
+        self._blame = Blame(self._places, reputation, lambda peers: replaceable(self, peers), self.lose_hop)
 
     @property
     def route(self) -> tuple[RouteHop, ...]:
         """The hops in their order."""
-        return self._stages.route
+        return self._places.route
 
     @property
     def span(self) -> Span:
@@ -124,23 +124,23 @@ class Ring:
     @property
     def carriers(self) -> list[CarrierName]:
         """How each hop is reached from here."""
-        return [hop.channel.carrier for hop in self._stages.hops if hop.channel]
+        return [hop.channel.carrier for hop in self._places.hops if hop.channel]
 
     @property
     def lost(self) -> list[int]:
         """Which hops are gone."""
-        return [index for index, hop in enumerate(self._stages.hops) if hop.lost is not None]
+        return [index for index, hop in enumerate(self._places.hops) if hop.lost is not None]
 
     @property
-    def slow(self) -> list[tuple[int, Pace, Seen]]:
+    def slow(self) -> list[tuple[int, HopPace, StepTimes]]:
         """Which hops have taken much longer than they promised, for long."""
-        paces = [(index, hop.pace, hop.pace.slow) for index, hop in enumerate(self._stages.hops)]
+        paces = [(index, hop.pace, hop.pace.slow) for index, hop in enumerate(self._places.hops)]
         return [(index, pace, seen) for index, pace, seen in paces if seen is not None]
 
     @property
-    def paces(self) -> list[tuple[RouteHop, Pace]]:
+    def paces(self) -> list[tuple[RouteHop, HopPace]]:
         """How fast each hop has decoded."""
-        return [(hop.hop, hop.pace) for hop in self._stages.hops]
+        return [(hop.hop, hop.pace) for hop in self._places.hops]
 
     @property
     def format(self) -> Format:
@@ -153,7 +153,7 @@ class Ring:
         Raises:
             HopRefused: a hop cannot be reached, has no room, or serves something else; names the hop.
         """
-        await self._stages.enter(timeout_s)
+        await self._places.enter(timeout_s)
 
     async def repair(self, replacements: Sequence[Replacement], position: int, timeout_s: float) -> int:
         """Put other hops in the place of lost ones; their caches are filled up to ``position``.
@@ -173,7 +173,7 @@ class Ring:
             self.rules.roll_back(position)
         self._arrived.clear()
         self._broken = None
-        return await self._stages.replace(replacements, position, timeout_s)
+        return await self._places.replace(replacements, position, timeout_s)
 
     async def fill(
         self, payload: bytes, codec: Codec, position: int, tokens: int, hops: int, sequence_length: int = 0
@@ -189,7 +189,7 @@ class Ring:
 
     def codec(self, rows: int) -> Codec:
         """How the next step's hidden states, ``rows`` of them, are to be encoded."""
-        first = self._stages.hops[0].channel
+        first = self._places.hops[0].channel
         return self._codec.choose(first.bytes_s if first else None, rows, self._shape.hidden_size)
 
     def issue(self, tokens: int, wanted: int) -> Issued:
@@ -239,7 +239,7 @@ class Ring:
             await self._first().send(step, payload)
         except ChannelClosed as error:
             self.lose_hop(0, error.message)
-            raise HopLost(self._stages.hops[0].hop, error.message) from error
+            raise HopLost(self._places.hops[0].hop, error.message) from error
 
     def _made(self, issued: Issued, codec: Codec, sequence_length: int = 0) -> Step:
         return Step(
@@ -262,16 +262,16 @@ class Ring:
             HopLost: a hop is gone, or has let the step's time pass.
             HopFailed: a hop could not run the step.
         """
-        patience = Patience(self._expected_s(), trio.current_time())
+        timeout = StepTimeout(self._expected_s(), trio.current_time())
         with trio.move_on_after(self._step_timeout_s):
             while not self._arrived:
                 await self._blame.hear_out()
                 if self._broken is not None:
                     raise self._broken
-                with trio.move_on_at(patience.look_at):
+                with trio.move_on_at(timeout.look_at):
                     await self._news.wait()
                     continue
-                await self._look(patience)
+                await self._look(timeout)
             result = self._arrived.popleft()
             if isinstance(result, ShoalError):
                 raise result
@@ -284,7 +284,7 @@ class Ring:
 
         With the first go those that were silent nearly as long: frozen together, they are found together.
         """
-        hops = self._stages.hops if self.rules.in_flight else []
+        hops = self._places.hops if self.rules.in_flight else []
         silent = [hop.channel.silent_s if hop.channel and hop.open else 0.0 for hop in hops]
         if max(silent, default=0.0) > SUSPECT_S:
             for index, silent_s in enumerate(silent):
@@ -305,16 +305,16 @@ class Ring:
 
     async def aclose(self) -> None:
         """Tell every hop to free its KV. A hop that cannot be told frees it when the channel ends."""
-        await self._stages.leave()
+        await self._places.leave()
 
     def deliver(self, channel: Channel, message: Message, payload: bytes) -> None:
         """Take what a hop of this session has sent."""
-        hop = self._stages.place(channel)
+        hop = self._places.place(channel)
         if hop is None:
             return
         match message:
             case Opened() | Refused() | Rerouted() | Located():
-                self._stages.hops[hop].replied(message)
+                self._places.hops[hop].replied(message)
             case Step():
                 self._returned(hop, message, payload)
             case Failed():
@@ -324,17 +324,17 @@ class Ring:
 
     def uses(self, channel: Channel) -> bool:
         """Whether a hop is reached over ``channel``."""
-        return any(hop.channel is channel for hop in self._stages.hops)
+        return any(hop.channel is channel for hop in self._places.hops)
 
     def lost_channel(self, channel: Channel, reason: str) -> None:
         """A channel has ended, and with it what the hop behind it held of this session."""
-        for index, hop in enumerate(self._stages.hops):
+        for index, hop in enumerate(self._places.hops):
             if hop.channel is channel:
                 self.lose_hop(index, reason)
 
     def contested(self, index: int) -> bool:
         """Whether a hop was lost to a contradiction between hops alone: it may be asked again."""
-        return self._stages.hops[index].contested
+        return self._places.hops[index].contested
 
     def blame_failed(self, error: HopFailed, *, blameless: bool) -> None:
         """Lose the hop that is to blame for a failed step. Arguments: those of :meth:`Blame.failed`."""
@@ -342,7 +342,7 @@ class Ring:
 
     def lose_hop(self, index: int, reason: str, *, contested: bool = False) -> None:
         """The hop is gone: everyone who waits hears of it."""
-        hop = self._stages.hops[index]
+        hop = self._places.hops[index]
         if hop.lost is None:
             hop.lose(reason, contested=contested)
             self._broken = self._broken or HopLost(hop.hop, reason)
@@ -350,15 +350,15 @@ class Ring:
 
     def _expected_s(self) -> float | None:
         """How long the oldest step should take; ``None`` where nobody has measured any."""
-        promised = [hop.pace.promised_s for hop in self._stages.hops]
+        promised = [hop.pace.promised_s for hop in self._places.hops]
         oldest = self.rules.oldest
         if oldest is None or not all(promised):
             return None
-        ways = sum(hop.channel.rtt_s or 0.0 for hop in self._stages.hops if hop.channel)
+        ways = sum(hop.channel.rtt_s or 0.0 for hop in self._places.hops if hop.channel)
         sent_s = len(promised) * oldest.tokens * self._shape.hidden_size * ROW_BYTES / WAY_BYTES_S
         return ways + sent_s + sum(promised) * (1 + oldest.tokens / PREFILL)
 
-    async def _look(self, patience: Patience) -> None:
+    async def _look(self, timeout: StepTimeout) -> None:
         """Ask the hops where the oldest step is, and lose the one that keeps it, if it can be replaced."""
         oldest, began = self.rules.oldest, trio.current_time()
         if oldest is None:
@@ -367,7 +367,7 @@ class Ring:
         if self._arrived or self._broken is not None or self.rules.oldest != oldest:
             return
         now = trio.current_time()
-        if patience.over(stuck, now, now - began):
+        if timeout.over(stuck, now, now - began):
             self._blame.hold_against(stuck.hops, f"step {oldest.number} has not come back")
 
     async def _give_up(self) -> None:
@@ -379,13 +379,13 @@ class Ring:
             self._blame.hold_against(stuck.hops, reason, always=True)
 
     def _first(self) -> Channel:
-        first = self._stages.hops[0].channel
+        first = self._places.hops[0].channel
         if first is None:
             raise LocalProtocolError("a step before the session is open")
         return first
 
     def _returned(self, hop: int, message: Step, payload: bytes) -> None:
-        if hop != len(self._stages.hops) - 1:
+        if hop != len(self._places.hops) - 1:
             raise RemoteProtocolError("a result from a hop that is not the last")
         try:
             hidden = message.hidden
@@ -394,12 +394,12 @@ class Ring:
             issued = self.rules.returned(message)
         except RemoteProtocolError as error:
             # Each hop passes on what it was given, so any of them may have written this.
-            self._blame.hold_against(range(len(self._stages.hops)), error.message, always=True)
+            self._blame.hold_against(range(len(self._places.hops)), error.message, always=True)
             return
         if issued is not None:
             self._codec.note(issued.tokens, max((time.compute_us for time in message.times), default=0))
             self._tell(Returned(payload, hidden.codec, hidden.rows, issued.position, message.times))
-            self.reputation.answered(hop.peer for hop in self._stages.hops)
+            self.reputation.answered(hop.peer for hop in self._places.hops)
             self._note(issued, message.times)
 
     def _note(self, step: Issued, times: Sequence[HopTime]) -> None:
@@ -413,7 +413,7 @@ class Ring:
 
     def _note_pace(self, times: Sequence[HopTime], took_s: float) -> None:
         """How long a decode step took at each hop: what it says, and a share of what nobody explains."""
-        hops = self._stages.hops
+        hops = self._places.hops
         told = [0.0] * len(hops)
         for time_at in times:
             if time_at.hop < len(hops):
@@ -436,7 +436,7 @@ class Ring:
             with self._giving_up:
                 known = self.rules.failed(message.number)
             if known:
-                hop = self._stages.hops[index].hop
+                hop = self._places.hops[index].hop
                 self._tell(HopFailed(hop, from_code(message.code, f"{hop}: {message.message}")))
 
     def _tell(self, result: Returned | ShoalError) -> None:

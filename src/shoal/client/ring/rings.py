@@ -32,7 +32,7 @@ from shoal.net.pool import ChannelPool
 from shoal.routing.formats import ranked
 from shoal.routing.prices import Candidate
 from shoal.routing.repair import choose_repair
-from shoal.routing.replace import Seen, Verdict, promised_s, worth_replacing
+from shoal.routing.replace import ReplaceDecision, StepTimes, promised_s, worth_replacing
 from shoal.routing.reputation import REFUSAL, TRIALS, Reputation
 from shoal.routing.route import Stage, choose_route
 from shoal.swarm.announcement import Announcement, candidate
@@ -57,11 +57,11 @@ HEAR_WITHIN_S = 6.0
 CLOSE_WITHIN_S = 2.0
 WATCH_EVERY_S = 0.5
 
-Chosen = TypeVar("Chosen")
+_Choice = TypeVar("_Choice")
 
 
-class Routes:
-    """The routes of one client. ``run`` must be running."""
+class Rings:
+    """The rings of one client. ``run`` must be running."""
 
     def __init__(self, network: Network, member: Member, settings: Settings) -> None:
         self.member = member
@@ -181,8 +181,8 @@ class Routes:
         ]
 
     def weigh(
-        self, ring: Ring, shape: ModelShape, index: int, seen: Seen, *, cached: int, remaining: int
-    ) -> Verdict:
+        self, ring: Ring, shape: ModelShape, index: int, seen: StepTimes, *, cached: int, remaining: int
+    ) -> ReplaceDecision:
         """Whether a hop that has become slow should be replaced. Arguments: those of ``worth_replacing``."""
         candidates, serving = self._candidates(shape, ring.format)
         return worth_replacing(
@@ -308,11 +308,11 @@ class Routes:
 
     def _trusting(
         self,
-        choose: Callable[..., list[Chosen]],
+        choose: Callable[..., list[_Choice]],
         shape: ModelShape,
         serving: dict[PeerId, Announcement],
         avoid: set[PeerId],
-    ) -> list[Chosen]:
+    ) -> list[_Choice]:
         """What ``choose`` makes of the peers that are not suspected; with less caution where it must."""
         for caution in CAUTIONS[:-1]:
             with suppress(NoCoverage):

@@ -18,7 +18,7 @@ UNKNOWN_S = 8.0
 """The same where nobody has measured a step."""
 
 
-class Patience:
+class StepTimeout:
     """With the step that is waited for now.
 
     Args:

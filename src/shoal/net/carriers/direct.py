@@ -26,7 +26,7 @@ from shoal.errors import ChannelClosed, RemoteProtocolError
 from shoal.net.handshakes import HANDSHAKE_WITHIN_S, Handshakes, Ticket, host_of
 from shoal.net.identity import Identity
 from shoal.net.libp2p.private_network import SwarmNoise
-from shoal.net.libp2p.tcp import BoundedStream, HungUp, accept_in_turn, listen_on, tuned
+from shoal.net.libp2p.tcp import BoundedTcpStream, EarlyHangUp, accept_in_turn, listen_on, tuned
 from shoal.types import CarrierName, PeerId
 
 MAX_PLAINTEXT = 65519
@@ -198,7 +198,7 @@ class DirectCarrier:
             stream = tuned(await trio.open_tcp_stream(host, port))
         except (OSError, ValueError) as error:
             raise ChannelClosed(f"nobody answers at {host}:{port} ({error})") from error
-        raw = RawConnection(BoundedStream(stream), initiator=True)
+        raw = RawConnection(BoundedTcpStream(stream), initiator=True)
         with trio.move_on_after(HANDSHAKE_WITHIN_S):
             pipe = await _handshake(stream, self._transport.secure_outbound(raw, expected))
             if pipe.peer == peer:
@@ -241,7 +241,7 @@ class DirectCarrier:
         """The pipe, or none when there is no room or no handshake."""
         with self._handshakes.handshake(ticket):
             if self._accepted < PIPES_LIMIT:
-                raw = RawConnection(BoundedStream(stream), initiator=False)
+                raw = RawConnection(BoundedTcpStream(stream), initiator=False)
                 with suppress(ChannelClosed):  # a stranger, or noise: nothing of ours is touched
                     return await _handshake(stream, self._transport.secure_inbound(raw))
         await trio.aclose_forcefully(stream)
@@ -251,7 +251,7 @@ class DirectCarrier:
 async def _handshake(stream: trio.SocketStream, handshake: Awaitable[Any]) -> DirectPipe:
     try:
         session = await handshake
-    except HungUp as error:
+    except EarlyHangUp as error:
         await trio.aclose_forcefully(stream)
         raise ChannelClosed("the peer hung up: it may be busy") from error
     except Exception as error:

@@ -19,7 +19,7 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.stream.exceptions import StreamEOF
 
 from shoal.errors import ChannelClosed, LocalProtocolError, RemoteProtocolError, ShoalError
-from shoal.net.network import Answer
+from shoal.net.network import RequestHandler
 from shoal.types import CarrierName, PeerId
 
 PIPE_PROTOCOL = "/shoal/pipe/1.0.0"
@@ -35,7 +35,7 @@ PING = 32
 log = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct(">I")
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 class StreamPipe:
@@ -117,7 +117,7 @@ async def ask(stream: INetStream, question: bytes) -> bytes:
     return await _read_message(stream)
 
 
-async def answer_on(stream: INetStream, handler: Answer) -> None:
+async def answer_on(stream: INetStream, handler: RequestHandler) -> None:
     """Read one question and answer it. A peer that breaks the rules, or is slow, is hung up on."""
     peer = PeerId(str(stream.muxed_conn.peer_id))
     try:
@@ -187,7 +187,7 @@ async def _read(stream: INetStream, size: int) -> bytes:
         raise
 
 
-async def _translated(call: Awaitable[Result]) -> Result:
+async def _translated(call: Awaitable[_Result]) -> _Result:
     """Run a call of the library; what it raises for a stream that is gone becomes ours."""
     try:
         return await call

@@ -28,9 +28,9 @@ from shoal.net.handshake_backlog import network_of
 from shoal.net.handshakes import HANDSHAKE_WITHIN_S, Handshakes, Ticket
 from shoal.net.identity import Identity
 from shoal.net.libp2p.muxer import BoundedMuxers, BoundedYamux
-from shoal.net.libp2p.peerstore import Peers
+from shoal.net.libp2p.peerstore import BoundedPeerStore
 from shoal.net.libp2p.private_network import ProtectedUpgrader, pnet_key
-from shoal.net.libp2p.tcp import BoundedStream, GuardedTCP
+from shoal.net.libp2p.tcp import BoundedTcpStream, GuardedTCP
 
 CONNECTIONS_LIMIT = 300
 PER_NETWORK_LIMIT = 64
@@ -62,7 +62,7 @@ class Connections(Swarm):
 
         The caller gives the connection's place back when this ends, so it ends when the connection does.
         """
-        stream = cast(BoundedStream, cast(Any, raw_conn).stream)
+        stream = cast(BoundedTcpStream, cast(Any, raw_conn).stream)
         connection: IMuxedConn | None = None
         with self.handshakes.handshake(cast(Ticket, stream.ticket)):
             connection = await super().upgrade_inbound_raw_conn(raw_conn, maddr)
@@ -88,7 +88,7 @@ class Connections(Swarm):
                 self._inbound.pop(network, None)
 
 
-class Host(BasicHost):
+class ShoalHost(BasicHost):
     """The library's host, whose streams cannot end it."""
 
     async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
@@ -100,10 +100,10 @@ class Host(BasicHost):
                 await net_stream.reset()
 
 
-def build_host(identity: Identity, secret: bytes | None) -> tuple[Host, Connections, GuardedTCP]:
+def build_host(identity: Identity, secret: bytes | None) -> tuple[ShoalHost, Connections, GuardedTCP]:
     """A host that is not running yet, its connections and its transport."""
     keys = create_new_key_pair(identity.seed)
-    store = Peers(keys)
+    store = BoundedPeerStore(keys)
     # Noise alone: the library's defaults would accept plaintext too.
     security = {NOISE: NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)}
     if secret is None:
@@ -139,5 +139,5 @@ def build_host(identity: Identity, secret: bytes | None) -> tuple[Host, Connecti
         # The library would announce 0.0.0.0, and what any peer says to have seen us at.
         return [Multiaddr(address) for address in transport.announced]
 
-    host = Host(network=connections, addrs_factory=announced, disable_identify_address_discovery=True)
+    host = ShoalHost(network=connections, addrs_factory=announced, disable_identify_address_discovery=True)
     return host, connections, transport

@@ -22,8 +22,8 @@ from multiaddr import Multiaddr
 from shoal.errors import ChannelClosed, NotAllowed
 from shoal.net.addresses import to_multiaddr
 from shoal.net.happy_eyeballs import first
-from shoal.net.libp2p.connections import Connections, Host
-from shoal.net.libp2p.tcp import HungUp
+from shoal.net.libp2p.connections import Connections, ShoalHost
+from shoal.net.libp2p.tcp import EarlyHangUp
 from shoal.types import CarrierName, PeerAddress, PeerId
 
 ADDRESSES_LIMIT = 8
@@ -31,10 +31,10 @@ CAUSES_LIMIT = 16
 """Errors of the library that are looked at, for one of ours."""
 
 
-class Reach:
+class PeerDialer:
     """Reaches peers for one host."""
 
-    def __init__(self, host: Host, connections: Connections, *, private: bool) -> None:
+    def __init__(self, host: ShoalHost, connections: Connections, *, private: bool) -> None:
         self._host = host
         self._connections = connections
         self._private = private
@@ -83,7 +83,7 @@ class Reach:
             return any(isinstance(cause, kind) for cause in causes)
 
         # In this order: the later kinds are among the causes of the earlier ones, too.
-        if caused_by(HungUp):
+        if caused_by(EarlyHangUp):
             return ChannelClosed(
                 f"the peer at {address} hung up before it said a word: it may be busy",
                 check="the same again in a moment",

@@ -40,11 +40,12 @@ WAITING_LIMIT = 64
 ANSWER_WITHIN_MS = 2000
 CLOSED_WITHIN_S = 2.0
 
-Found = Callable[[PeerAddress], Awaitable[None]]
+OnFound = Callable[[PeerAddress], Awaitable[None]]
+"""Told of each peer that is found."""
 
 log = logging.getLogger(__name__)
 
-_Said = msgspec.msgpack.Decoder(tuple[str, list[str]])
+_DECODER = msgspec.msgpack.Decoder(tuple[str, list[str]])
 
 
 def seal(address: PeerAddress, secret: bytes | None) -> bytes:
@@ -61,7 +62,7 @@ def unseal(sealed: bytes, secret: bytes | None) -> PeerAddress | None:
     cipher = ChaCha20Poly1305(lan_key(secret or b""))
     try:
         said = cipher.decrypt(sealed[:NONCE], sealed[NONCE:], SERVICE.encode())
-        peer, addresses = _Said.decode(said)
+        peer, addresses = _DECODER.decode(said)
     except (InvalidTag, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return PeerAddress(PeerId(peer), tuple(addresses[:ADDRESSES_LIMIT]))
@@ -70,7 +71,7 @@ def unseal(sealed: bytes, secret: bytes | None) -> PeerAddress | None:
 class Lan:
     """Says where we are, and tells of each other member once."""
 
-    def __init__(self, secret: bytes | None, address: PeerAddress, found: Found, *, host: str) -> None:
+    def __init__(self, secret: bytes | None, address: PeerAddress, found: OnFound, *, host: str) -> None:
         self._host = host
         self._secret = secret
         self._address = address

@@ -106,7 +106,7 @@ class _LeftOut(Loader):
         """There is nothing to run."""
 
 
-class Parts(DistributionFinder):
+class PartsFinder(DistributionFinder):
     """Answers for the modules above, and for the version of the library; all others are found as ever."""
 
     def find_distributions(
@@ -141,5 +141,5 @@ class Parts(DistributionFinder):
 
 def choose() -> None:
     """Load only these parts from here on. What was imported before stays as it is."""
-    if not any(isinstance(finder, Parts) for finder in sys.meta_path):
-        sys.meta_path.insert(0, Parts())
+    if not any(isinstance(finder, PartsFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, PartsFinder())

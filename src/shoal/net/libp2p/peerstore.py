@@ -25,7 +25,7 @@ NAME_LIMIT = 256
 """Characters of a protocol's name."""
 
 
-class Peers(PeerStore):
+class BoundedPeerStore(PeerStore):
     """The peer store of one host."""
 
     def __init__(self, keys: KeyPair) -> None:

@@ -21,7 +21,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
 from shoal.errors import LocalProtocolError
-from shoal.net.libp2p.connections import Host
+from shoal.net.libp2p.connections import ShoalHost
 from shoal.types import PeerAddress, PeerId
 
 PROVIDE_WITHIN_S = 30.0
@@ -48,7 +48,7 @@ def multihash(key: bytes) -> bytes:
 
 
 @dataclass(slots=True)
-class Found:
+class ProviderEntry:
     """A provider that a look-up came upon."""
 
     addresses: set[str] = field(default_factory=set[str])
@@ -59,7 +59,7 @@ class Found:
 class Providers(KadDHT):
     """The DHT of one host. Run it as a service."""
 
-    def __init__(self, host: Host, *, serve: bool) -> None:
+    def __init__(self, host: ShoalHost, *, serve: bool) -> None:
         # Peers of one home share an address range, so the guard by range of the routing table is off.
         super().__init__(
             host,
@@ -89,7 +89,7 @@ class Providers(KadDHT):
 
         The library's own look-up answers from its memory once it has found anybody, for two days.
         """
-        wanted, found = multihash(key), dict[ID, Found]()
+        wanted, found = multihash(key), dict[ID, ProviderEntry]()
         _add(found, self.provider_store.get_providers(wanted))
         with trio.move_on_after(deadline_s):
             nearest = await self.peer_routing.find_closest_peers_network(wanted)
@@ -102,7 +102,7 @@ class Providers(KadDHT):
             for peer, entry in ranked[:PROVIDERS_LIMIT]
         ]
 
-    async def _ask(self, peers: Sequence[ID], key: bytes, found: dict[ID, Found]) -> list[ID]:
+    async def _ask(self, peers: Sequence[ID], key: bytes, found: dict[ID, ProviderEntry]) -> list[ID]:
         named: dict[ID, None] = {}
         room = trio.CapacityLimiter(ASKED_AT_ONCE)
 
@@ -120,9 +120,9 @@ class Providers(KadDHT):
         return list(named)
 
 
-def _add(found: dict[ID, Found], providers: Iterable[PeerInfo]) -> None:
+def _add(found: dict[ID, ProviderEntry], providers: Iterable[PeerInfo]) -> None:
     for provider in list(providers)[:BUCKET_SIZE]:
-        entry = found.setdefault(provider.peer_id, Found())
+        entry = found.setdefault(provider.peer_id, ProviderEntry())
         entry.times += 1
         entry.addresses.update(str(a).partition("/p2p/")[0] for a in provider.addrs[:ADDRESSES_LIMIT])
 

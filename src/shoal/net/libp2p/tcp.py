@@ -26,7 +26,7 @@ from multiaddr import Multiaddr
 
 from shoal.errors import PortInUse
 from shoal.net.addresses import host_and_port, to_multiaddr
-from shoal.net.dialable import Nearby
+from shoal.net.dialable import LocalNetworks
 from shoal.net.handshakes import Handshakes, Ticket
 
 BACKLOG = 256
@@ -36,7 +36,7 @@ OUT_OF_DESCRIPTORS_S = 0.1
 
 log = logging.getLogger(__name__)
 
-Take = Callable[[trio.SocketStream], Awaitable[None]]
+StreamHandler = Callable[[trio.SocketStream], Awaitable[None]]
 
 
 async def listen_on(host: str, port: int) -> trio.SocketListener:
@@ -75,7 +75,7 @@ async def accept_in_turn(
         await accept_forever(listener, in_turn)
 
 
-async def accept_forever(listener: trio.SocketListener, take: Take) -> None:
+async def accept_forever(listener: trio.SocketListener, take: StreamHandler) -> None:
     """Hand every connection to ``take``, each in a task of its own, until cancelled.
 
     ``take`` owns the stream it is given. What it raises ends that connection and nothing else.
@@ -105,11 +105,11 @@ def tuned(stream: trio.SocketStream) -> trio.SocketStream:
     return stream
 
 
-class HungUp(ConnectionClosedError):
+class EarlyHangUp(ConnectionClosedError):
     """The peer closed the connection before it said a word: it is busy, or takes no connections."""
 
 
-class BoundedStream(TrioTCPStream):
+class BoundedTcpStream(TrioTCPStream):
     """A TCP stream that allocates no more than ``READ`` for one read, whatever length was announced.
 
     Args:
@@ -125,22 +125,22 @@ class BoundedStream(TrioTCPStream):
         """Up to ``n`` bytes, and up to ``READ``.
 
         Raises:
-            HungUp: the peer has closed and had said nothing.
+            EarlyHangUp: the peer has closed and had said nothing.
         """
         data = await super().read(READ if n is None else min(n, READ))
         if not data and n != 0 and not self._heard:
-            raise HungUp("the peer hung up before it said a word")
+            raise EarlyHangUp("the peer hung up before it said a word")
         self._heard = True
         return data
 
 
 class GuardedTCP(TCP):
-    """Dials only what :class:`shoal.net.dialable.Nearby` allows, or what our own user named."""
+    """Dials only what :class:`shoal.net.dialable.LocalNetworks` allows, or what our own user named."""
 
     def __init__(self, handshakes: Handshakes) -> None:
         super().__init__()
         self.handshakes = handshakes
-        self.nearby = Nearby()
+        self.nearby = LocalNetworks()
         """The networks that we are on; nothing but the open internet before we know."""
         self.announced: tuple[str, ...] = ()
         """Where we listen, as others can dial it."""
@@ -168,7 +168,7 @@ class GuardedTCP(TCP):
         if address not in self._named and not self.nearby.dialable(address):
             raise OpenConnectionError(f"{address} was announced by a peer and is not an address to dial")
         raw: Any = await super().dial(maddr)
-        return RawConnection(BoundedStream(tuned(raw.stream.stream)), initiator=True)
+        return RawConnection(BoundedTcpStream(tuned(raw.stream.stream)), initiator=True)
 
     def create_listener(self, handler_function: Any) -> Listener:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A listener of ours instead of the library's."""
@@ -212,7 +212,7 @@ class Listener(IListener):
             self._done.set()
 
     async def _take(self, stream: trio.SocketStream, ticket: Ticket) -> None:
-        await self._handler(BoundedStream(stream, ticket))
+        await self._handler(BoundedTcpStream(stream, ticket))
 
     def get_addrs(self) -> tuple[Multiaddr, ...]:
         """The address listened on, with the port that was found."""

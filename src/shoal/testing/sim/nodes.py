@@ -22,7 +22,7 @@ from shoal.node.node import Loaded, Node
 from shoal.node.server import SpanServer
 from shoal.node.speed import Speed
 from shoal.routing.placement import choose_span
-from shoal.routing.throughput import Placed
+from shoal.routing.throughput import ServingPeer
 from shoal.swarm.member import Member
 from shoal.testing.sim import model
 from shoal.testing.sim.engine import LoopThread, SimEnds, SimEngine
@@ -56,7 +56,7 @@ class SimClient(Swarm):
 
     def __init__(self, network: Network, member: Member, settings: Settings, chance: Random) -> None:
         super().__init__(network, member, settings, ModelStore(Path()))
-        self.routes._random = chance  # pyright: ignore[reportPrivateUsage]
+        self.rings._random = chance  # pyright: ignore[reportPrivateUsage]
         self._thread.close()
         self._thread = LoopThread()
 
@@ -89,7 +89,7 @@ class SimSwarm:
         peer = await self.peers.enter()
         member = peer.member
         spans = [a.served.span for a in member.directory.serving(model.DIGEST, member.now()) if a.served]
-        span = choose_span([Placed(other, 1.0) for other in spans], model.N_BLOCKS, SPAN)
+        span = choose_span([ServingPeer(other, 1.0) for other in spans], model.N_BLOCKS, SPAN)
         engine = SimEngine(span, self.peers.internet.agenda, self.violations)
         loaded = Loaded(span, engine, LoopThread(), speed=Speed(0.0, 0.0))
         server = SpanServer(
