@@ -395,7 +395,7 @@ async def test_a_session_opens_although_a_hop_is_gone_and_still_listed(home, che
             async with swarm.client.session(str(checkpoint), tokens=64) as session:
                 assert gone.isdisjoint(hop.address.peer for hop in session.ring.route)
                 assert await decode(session, PROMPT, 4) == whole.greedy(PROMPT, 4)
-        blamed = {peer for peer in swarm.client.rings._suspects._held}
+        blamed = {peer for peer in swarm.client.rings.finder._suspects._held}
         assert blamed <= gone
 
 
@@ -411,7 +411,7 @@ async def test_a_hop_that_blames_another_for_its_refusal_is_avoided(home, checkp
             async with swarm.client.session(str(checkpoint), tokens=64) as session:
                 assert liar not in {hop.address.peer for hop in session.ring.route}
                 assert await decode(session, PROMPT, 4) == whole.greedy(PROMPT, 4)
-        assert victim not in swarm.client.rings._suspects._held
+        assert victim not in swarm.client.rings.finder._suspects._held
 
 
 def unreachable(reach, gone):

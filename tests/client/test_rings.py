@@ -51,14 +51,14 @@ async def test_a_lost_hop_of_such_a_ring_is_replaced_for_its_own_blocks(tmp_path
         with trio.fail_after(10):
             while not ring.lost:  # noqa: ASYNC110
                 await trio.sleep(0.01)
-        rings.suspect(dead)
-        replacements = rings.replacements(ring, shape)
+        rings.finder.suspect(dead)
+        replacements = rings.finder.replacements(ring, shape)
         assert await ring.repair(replacements, 0, 5.0) == 1
         assert [hop.span for hop in ring.route] == [Span(1, 3), Span(3, 5)]
         assert ring.route[0].address.peer != dead
         assert np.array_equal(await through(ring, hidden), expected)
-        assert rings.possible(ring, shape, avoid={dead})
-        assert not rings.possible(ring, shape, avoid={ring.route[1].address.peer})
+        assert rings.finder.possible(ring, shape, avoid={dead})
+        assert not rings.finder.possible(ring, shape, avoid={ring.route[1].address.peer})
         await rings.close(ring)
 
 

@@ -176,7 +176,7 @@ async def test_a_share_of_the_sessions_tries_newcomers_who_then_are_proven(
     monkeypatch.setattr("shoal.client.ring.rings.TRIALS", 1.0)
     for _ in range(reputation.PROVEN):
         await answered(swarm.client, checkpoint, reference, 2.0)
-    assert swarm.client.rings.reputation.proven(newcomer)
+    assert swarm.client.rings.finder.reputation.proven(newcomer)
 
 
 async def test_an_honest_hop_that_is_called_gone_stays_in_the_session(swarm, checkpoint, reference):

@@ -96,7 +96,7 @@ class Swarm:
                 f"{tokens} tokens are more than the {local.shape.context} of {local.shape.name}",
                 check="ask for fewer tokens, or shorten the prompt",
             )
-        formats: list[Format] = [format] if format else await self.rings.served_formats(local.shape)
+        formats: list[Format] = [format] if format else await self.rings.finder.served_formats(local.shape)
         ring, ends = await self._opened(local, formats, tokens)
         session = Session(
             ring,

@@ -108,7 +108,9 @@ class Recovery:
             remaining: tokens that are still to come, at the most.
         """
         for index, pace, seen in ring.slow:
-            verdict = self.rings.weigh(ring, self._shape, index, seen, cached=cached, remaining=remaining)
+            verdict = self.rings.finder.weigh(
+                ring, self._shape, index, seen, cached=cached, remaining=remaining
+            )
             slow = f"a step takes it {1e3 * seen.step_s:.0f} ms, {1e3 * seen.promised_s:.0f} were promised"
             log.info("%s is slow: %s; %s", ring.route[index], slow, verdict.why)
             if verdict.repair is None:
@@ -124,17 +126,17 @@ class Recovery:
             blameless = isinstance(error.error, PositionGap | UnknownSession)
             # One that was sent what cannot be is no more to blame than who sent it: see Blame.failed.
             its_own = not blameless and not isinstance(error.error, RemoteProtocolError)
-            if its_own and not self.rings.possible(ring, self._shape, avoid={error.peer}):
+            if its_own and not self.rings.finder.possible(ring, self._shape, avoid={error.peer}):
                 raise error.error
             ring.blame_failed(error, blameless=blameless)
         for index in ring.lost:
             if not ring.contested(index):
-                self.rings.suspect(ring.route[index].address.peer)
+                self.rings.finder.suspect(ring.route[index].address.peer)
 
     async def _resent(self, ring: Ring, position: int, refill: Refill) -> bool:
         """Whether others could take the lost hops' places."""
         try:
-            replacements = self.rings.replacements(ring, self._shape)
+            replacements = self.rings.finder.replacements(ring, self._shape)
             fills = await ring.repair(replacements, position, REPAIR_WITHIN_S)
             if fills:
                 await refill(ring, fills)
@@ -160,7 +162,7 @@ class Recovery:
                 left = until - trio.current_time()
                 if left <= 0:
                     raise self._told(hindrance, error, lost) from error
-            await self.rings.wait_news(min(pause, left))
+            await self.rings.finder.wait_news(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _told(self, hindrance: ShoalError, error: ShoalError, lost: dict[PeerId, Span]) -> ShoalError:

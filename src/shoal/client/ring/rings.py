@@ -1,42 +1,23 @@
-"""Finds routes through a swarm, opens rings over them, and remembers which peers are not to be counted on."""
+"""The rings of one client: opened over the routes that are found, watched, and closed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import partial
-from random import Random
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import trio
 
 from shoal.client.ring.hop import HopRefused, RouteHop
-from shoal.client.ring.places import Replacement
 from shoal.client.ring.ring import Ring
-from shoal.client.ring.suspects import CAUTIONS, Caution, Suspects
+from shoal.client.ring.route_finder import RouteFinder
 from shoal.config import Settings
-from shoal.errors import (
-    Busy,
-    ChannelClosed,
-    DeadlineExceeded,
-    DigestMismatch,
-    NoCoverage,
-    RemoteProtocolError,
-    ShoalError,
-)
+from shoal.errors import Busy, ChannelClosed, DeadlineExceeded, NoCoverage, RemoteProtocolError, ShoalError
 from shoal.metrics.meters import Metrics
 from shoal.metrics.trace import RerouteTrace, Trace, shown
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
-from shoal.routing.formats import ranked
-from shoal.routing.prices import Candidate
-from shoal.routing.repair import choose_repair
-from shoal.routing.replace import ReplaceDecision, StepTimes, promised_s, worth_replacing
-from shoal.routing.reputation import REFUSAL, TRIALS, Reputation
-from shoal.routing.route import Stage, choose_route
-from shoal.swarm.announcement import Announcement, candidate
-from shoal.swarm.directory import missing
+from shoal.routing.reputation import REFUSAL
 from shoal.swarm.member import Member
 from shoal.types import Format, ModelShape, PeerId, SessionId, Span
 from shoal.wire.messages import Failed, Located, Message, Opened, Refused, Rerouted, Step
@@ -52,12 +33,31 @@ NEWCOMER_TRIPS = 10
 """The same in round trips to the farthest hop, beside it."""
 REACH_WITHIN_S = 1.5
 """How long a hop that another calls gone has to show that it is not."""
-HEAR_WITHIN_S = 6.0
-"""How long a client that has just come waits to hear of nodes that serve what it wants."""
 CLOSE_WITHIN_S = 2.0
 WATCH_EVERY_S = 0.5
 
-_Choice = TypeVar("_Choice")
+
+@dataclass(slots=True)
+class _Search:
+    """What the attempts to open one session have shown so far."""
+
+    trial: bool
+    avoid: set[PeerId] = field(default_factory=set[PeerId])
+    doubtful: set[PeerId] = field(default_factory=set[PeerId])
+    """Of those, who had little time or is at odds with another: asked again when nobody else is left."""
+    hurried: bool = True
+    """Whether routes with newcomers have less time than there is."""
+    refused: ShoalError | None = None
+    """Why the last one was."""
+
+    def ask_doubtful_again(self) -> bool:
+        """Whether there is anybody to ask again; they then have all the time there is."""
+        if not self.doubtful:
+            return False
+        self.avoid -= self.doubtful
+        self.doubtful = set()
+        self.hurried = False
+        return True
 
 
 class Rings:
@@ -65,12 +65,9 @@ class Rings:
 
     def __init__(self, network: Network, member: Member, settings: Settings) -> None:
         self.member = member
-        self._network = network
         self._settings = settings
         self._rings: dict[SessionId, Ring] = {}
-        self._suspects = Suspects()
-        self.reputation = Reputation()
-        self._random = Random()
+        self.finder = RouteFinder(member, settings, self.round_trips)
         self.metrics = Metrics()
         self.trace = Trace()
         """Steps round whole rings, and the losses that sessions survived."""
@@ -105,40 +102,43 @@ class Rings:
         """
         timeout_s = timeout_s or self._settings.open_timeout_s
         span = span or Span(0, shape.n_blocks)
-        refused: ShoalError | None = None
-        avoid: set[PeerId] = set()
-        doubtful: set[PeerId] = set()  # who had little time, or is at odds with another: asked again at last
-        hurried = True
-        trial = self._random.random() < TRIALS
+        search = _Search(trial=self.finder.draw_trial())
         until = trio.current_time() + SEARCH_SHARE * timeout_s
         for _ in range(OPEN_ATTEMPTS):
-            if refused is not None and trio.current_time() >= until:
+            if search.refused is not None and trio.current_time() >= until:
                 break
             try:
-                route = self._route(shape, format, tokens, avoid, span=span, trial=trial)
-            except (NoCoverage, Busy):
-                if doubtful:
-                    hurried, avoid, doubtful = False, avoid - doubtful, set()
+                route = self.finder.find(shape, format, tokens, search.avoid, span=span, trial=search.trial)
+            except (NoCoverage, Busy) as error:
+                if search.ask_doubtful_again():
                     continue
-                if refused is not None:
-                    raise refused from None
-                raise
-            has_s = self._opens_within_s(route, timeout_s) if hurried else timeout_s
+                raise search.refused or error from None
+            has_s = self._opens_within_s(route, timeout_s) if search.hurried else timeout_s
             try:
                 return await self._open(shape, format, tokens, route, has_s)
             except HopRefused as error:
-                trial, refused = False, error.error
-                at_odds = await self._at_odds(route, error)
-                peers = at_odds or {error.gone or error.peer}
-                out_of_reach = isinstance(refused, ChannelClosed | DeadlineExceeded)
-                if at_odds or (out_of_reach and has_s < timeout_s):
-                    doubtful |= peers
-                elif out_of_reach:
-                    self.suspect(error.gone or error.peer)  # gone and still listed: no refusal
-                avoid |= peers
-                for peer in peers:
-                    self.reputation.failed(peer, trio.current_time(), REFUSAL)
-        raise refused or NoCoverage("no route was found")
+                await self._note_refusal(search, route, error, hurried=has_s < timeout_s)
+        raise search.refused or NoCoverage("no route was found")
+
+    async def _note_refusal(
+        self, search: _Search, route: Sequence[RouteHop], error: HopRefused, *, hurried: bool
+    ) -> None:
+        """Learn from a hop that did not take part.
+
+        Args:
+            hurried: it had less time than there is.
+        """
+        search.trial, search.refused = False, error.error
+        at_odds = await self._at_odds(route, error)
+        peers = at_odds or {error.gone or error.peer}
+        out_of_reach = isinstance(error.error, ChannelClosed | DeadlineExceeded)
+        if at_odds or (out_of_reach and hurried):
+            search.doubtful |= peers
+        elif out_of_reach:
+            self.finder.suspect(error.gone or error.peer)  # gone and still listed: no refusal
+        search.avoid |= peers
+        for peer in peers:
+            self.finder.reputation.failed(peer, trio.current_time(), REFUSAL)
 
     def _opens_within_s(self, route: Sequence[RouteHop], timeout_s: float) -> float:
         """What a route has to open a session: less where a hop of it may well never answer."""
@@ -157,7 +157,7 @@ class Rings:
             await self._pool.get(onward.address, deadline_s=REACH_WITHIN_S)
         except ShoalError:
             return set()
-        return set(self.reputation.to_blame([error.peer, onward.address.peer], trio.current_time()))
+        return set(self.finder.reputation.to_blame([error.peer, onward.address.peer], trio.current_time()))
 
     async def close(self, ring: Ring) -> None:
         """Free the KV on every hop."""
@@ -165,47 +165,9 @@ class Rings:
         ring.end()
         for hop, pace in ring.paces:
             if (step_s := pace.usual_s) is not None:
-                self.reputation.paced(hop.address.peer, step_s / len(hop.span))
+                self.finder.reputation.paced(hop.address.peer, step_s / len(hop.span))
         with trio.move_on_after(CLOSE_WITHIN_S, shield=True):
             await ring.aclose()
-
-    def replacements(self, ring: Ring, shape: ModelShape) -> list[Replacement]:
-        """Who can take the place of a ring's lost hops. Raises as :meth:`open`."""
-        candidates, serving = self._candidates(shape, ring.format)
-        stages = [Stage(hop.address.peer, hop.span) for hop in ring.route]
-        choose = partial(choose_repair, candidates, stages, ring.lost, ring.rules.tokens)
-        chosen = self._trusting(choose, shape, serving, set())
-        return [
-            Replacement(first, last, tuple(self._hops(new, candidates, serving)))
-            for first, last, new in chosen
-        ]
-
-    def weigh(
-        self, ring: Ring, shape: ModelShape, index: int, seen: StepTimes, *, cached: int, remaining: int
-    ) -> ReplaceDecision:
-        """Whether a hop that has become slow should be replaced. Arguments: those of ``worth_replacing``."""
-        candidates, serving = self._candidates(shape, ring.format)
-        return worth_replacing(
-            candidates,
-            [Stage(hop.address.peer, hop.span) for hop in ring.route],
-            index,
-            seen,
-            ring.rules.tokens,
-            cached=cached,
-            remaining=remaining,
-            avoid=self._suspected(serving, "words"),
-        )
-
-    def possible(self, ring: Ring, shape: ModelShape, *, avoid: set[PeerId]) -> bool:
-        """Whether there is a route like a ring's without these peers."""
-        try:
-            return bool(self._route(shape, ring.format, ring.rules.tokens, avoid, span=ring.span))
-        except (NoCoverage, Busy, DigestMismatch):
-            return False
-
-    def suspect(self, peer: PeerId) -> None:
-        """Do not count on this peer until it says something new, and for a while longer each time."""
-        self._suspects.add(peer, self.member.directory.sequence(peer), trio.current_time())
 
     def survived(self, ring: Ring, at: float, gap_s: float, lost: Sequence[PeerId], way: str) -> None:
         """Note that a session, now on ``ring``, has survived a loss; ``at`` is seconds since the epoch."""
@@ -215,34 +177,6 @@ class Rings:
     def round_trips(self) -> dict[PeerId, float | None]:
         """Seconds to each peer that we have a channel to; ``None`` where it is not measured yet."""
         return {channel.peer: channel.rtt_s for channel in self._pool.all()}
-
-    async def wait_news(self, timeout_s: float) -> None:
-        """Wait until an announcement says something new, not longer than ``timeout_s``."""
-        with trio.move_on_after(timeout_s):
-            await self.member.wait_changed()
-
-    async def served_formats(self, shape: ModelShape) -> list[Format]:
-        """The formats in which the model is served, in the order in which they are to be tried."""
-        await self._hear_of(shape)
-        serving = self.member.directory.serving(shape.digest, self.member.now())
-        proven = self.reputation.proven
-        served: list[tuple[Format, Span, bool]] = [
-            (a.served.format, a.served.span, proven(PeerId(a.peer))) for a in serving if a.served
-        ]
-        nobody: list[Format] = ["fp32"]
-        return ranked(served, shape.n_blocks) or nobody
-
-    async def _hear_of(self, shape: ModelShape) -> None:
-        """Wait, not long, until someone covers the model: a client that has just come knows few."""
-        with trio.move_on_after(HEAR_WITHIN_S):
-            asked = False
-            while missing(self.member.directory, shape, self.member.now()):
-                if not asked:
-                    asked = True
-                    with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
-                        await self.member.find(shape.digest)
-                    continue
-                await self.member.wait_changed()
 
     async def _open(
         self, shape: ModelShape, format: Format, tokens: int, route: Sequence[RouteHop], timeout_s: float
@@ -256,8 +190,8 @@ class Rings:
             tokens=tokens,
             step_timeout_s=self._settings.step_timeout_s,
             trace=self.trace,
-            reputation=self.reputation,
-            replaceable=lambda ring, peers: self.possible(ring, shape, avoid=peers),
+            reputation=self.finder.reputation,
+            replaceable=lambda ring, peers: self.finder.possible(ring, shape, avoid=peers),
         )
         self._rings[ring.session] = ring
         try:
@@ -268,105 +202,6 @@ class Rings:
             await self.close(ring)
             raise
         return ring
-
-    def _route(
-        self,
-        shape: ModelShape,
-        format: Format,
-        tokens: int,
-        avoid: set[PeerId],
-        *,
-        span: Span,
-        trial: bool = False,
-    ) -> list[RouteHop]:
-        candidates, serving = self._candidates(shape, format, trial=trial)
-        if not serving:
-            self._explain_absence(shape, format, span)
-        choose = partial(
-            choose_route,
-            candidates,
-            shape.n_blocks,
-            tokens,
-            span=span,
-            objective=self._settings.objective,
-            pinned={PeerId(peer) for peer in self._settings.pin},
-            rng=self._random,
-        )
-        return self._hops(self._trusting(choose, shape, serving, avoid), candidates, serving)
-
-    def _candidates(
-        self, shape: ModelShape, format: Format, *, trial: bool = False
-    ) -> tuple[list[Candidate], dict[PeerId, Announcement]]:
-        serving = {
-            PeerId(a.peer): a
-            for a in self.member.directory.serving(shape.digest, self.member.now(), format)
-            if a.peer != self._network.peer
-        }
-        rtts = self.round_trips()
-        offers = [candidate(peer, a.served, rtts.get(peer)) for peer, a in serving.items() if a.served]
-        return self.reputation.believed(offers, trio.current_time(), trial=trial), serving
-
-    def _trusting(
-        self,
-        choose: Callable[..., list[_Choice]],
-        shape: ModelShape,
-        serving: dict[PeerId, Announcement],
-        avoid: set[PeerId],
-    ) -> list[_Choice]:
-        """What ``choose`` makes of the peers that are not suspected; with less caution where it must."""
-        for caution in CAUTIONS[:-1]:
-            with suppress(NoCoverage):
-                return choose(avoid=avoid | self._suspected(serving, caution))
-        try:
-            return choose(avoid=avoid | self._suspected(serving, CAUTIONS[-1]))
-        except NoCoverage as error:
-            error.next_command = f"shoal serve {shape.name} --span {error.missing[0]}"
-            raise
-
-    def _suspected(self, serving: dict[PeerId, Announcement], caution: Caution) -> set[PeerId]:
-        now, held = trio.current_time(), self._suspects.holds
-        return {peer for peer, a in serving.items() if held(peer, a.sequence, now, caution)}
-
-    def _explain_absence(self, shape: ModelShape, format: Format, span: Span) -> None:
-        now = self.member.now()
-        others = [a.served for a in self.member.alive() if a.served and a.served.model == shape.name]
-        if any(served.digest == shape.digest for served in others):
-            raise NoCoverage(
-                f"nobody serves {shape.name} in {format}",
-                missing=[span],
-                check="shoal status shows in which formats it is served",
-            )
-        if others:
-            raise DigestMismatch(
-                f"the swarm serves {shape.name} as {others[0].digest[:23]}…, "
-                f"and the one here is {shape.digest[:23]}…",
-                check="which of the two is the one you want; remove the other",
-                next_command=f"shoal models show {shape.name}",
-            )
-        heard = len(self.member.directory.alive(now))
-        raise NoCoverage(
-            f"blocks {span} of {shape.name} are served by nobody ({heard} other peers are known)",
-            missing=[span],
-            check="whether a node of this swarm is up and can be reached: shoal status",
-            next_command=f"shoal serve {shape.name}",
-        )
-
-    def _hops(
-        self,
-        stages: Sequence[Stage],
-        candidates: Sequence[Candidate],
-        serving: dict[PeerId, Announcement],
-    ) -> list[RouteHop]:
-        known = {candidate.peer: candidate for candidate in candidates}
-        return [
-            RouteHop(
-                serving[stage.peer].address,
-                stage.span,
-                promised_s(known[stage.peer], stage.span),
-                self.reputation.proven(stage.peer),
-            )
-            for stage in stages
-        ]
 
     async def _watch(self) -> None:
         while True:

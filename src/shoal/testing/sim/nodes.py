@@ -56,7 +56,7 @@ class SimClient(Swarm):
 
     def __init__(self, network: Network, member: Member, settings: Settings, chance: Random) -> None:
         super().__init__(network, member, settings, ModelStore(Path()))
-        self.rings._random = chance  # pyright: ignore[reportPrivateUsage]
+        self.rings.finder._random = chance  # pyright: ignore[reportPrivateUsage]
         self._thread.close()
         self._thread = LoopThread()
 

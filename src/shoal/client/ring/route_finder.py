@@ -1,0 +1,239 @@
+"""Finds routes through a swarm for one client, and remembers which peers are not to be counted on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from random import Random
+from typing import TypeVar
+
+import trio
+
+from shoal.client.ring.hop import RouteHop
+from shoal.client.ring.places import Replacement
+from shoal.client.ring.ring import Ring
+from shoal.client.ring.suspects import CAUTIONS, Caution, Suspects
+from shoal.config import Settings
+from shoal.errors import (
+    Busy,
+    ChannelClosed,
+    DeadlineExceeded,
+    DigestMismatch,
+    NoCoverage,
+    RemoteProtocolError,
+)
+from shoal.routing.formats import ranked
+from shoal.routing.prices import Candidate
+from shoal.routing.repair import choose_repair
+from shoal.routing.replace import ReplaceDecision, StepTimes, promised_s, worth_replacing
+from shoal.routing.reputation import TRIALS, Reputation
+from shoal.routing.route import Stage, choose_route
+from shoal.swarm.announcement import Announcement, candidate
+from shoal.swarm.directory import missing
+from shoal.swarm.member import Member
+from shoal.types import Format, ModelShape, PeerId, Span
+
+HEAR_WITHIN_S = 6.0
+"""How long a client that has just come waits to hear of nodes that serve what it wants."""
+
+_Choice = TypeVar("_Choice")
+
+
+class RouteFinder:
+    """What one client knows of the peers that it may use.
+
+    Args:
+        round_trips: seconds to each peer that there is a channel to; ``None`` where it is not measured yet.
+    """
+
+    def __init__(
+        self, member: Member, settings: Settings, round_trips: Callable[[], Mapping[PeerId, float | None]]
+    ) -> None:
+        self.member = member
+        self.reputation = Reputation()
+        self._settings = settings
+        self._round_trips = round_trips
+        self._suspects = Suspects()
+        self._random = Random()
+
+    def draw_trial(self) -> bool:
+        """Whether a session is to try peers that have not proven themselves: by chance, one in a few."""
+        return self._random.random() < TRIALS
+
+    def find(
+        self,
+        shape: ModelShape,
+        format: Format,
+        tokens: int,
+        avoid: set[PeerId],
+        *,
+        span: Span,
+        trial: bool = False,
+    ) -> list[RouteHop]:
+        """The cheapest route over ``span``.
+
+        Args:
+            tokens: what every hop reserves KV for.
+            avoid: peers that have just refused.
+            trial: as :meth:`draw_trial` said.
+
+        Raises:
+            NoCoverage: blocks that nobody serves.
+            Busy: every route is full.
+            DigestMismatch: only another version of the model is served.
+        """
+        candidates, serving = self._candidates(shape, format, trial=trial)
+        if not serving:
+            self._explain_absence(shape, format, span)
+        choose = partial(
+            choose_route,
+            candidates,
+            shape.n_blocks,
+            tokens,
+            span=span,
+            objective=self._settings.objective,
+            pinned={PeerId(peer) for peer in self._settings.pin},
+            rng=self._random,
+        )
+        return self._hops(self._trusting(choose, shape, serving, avoid), candidates, serving)
+
+    def replacements(self, ring: Ring, shape: ModelShape) -> list[Replacement]:
+        """Who can take the place of a ring's lost hops. Raises as :meth:`find`."""
+        candidates, serving = self._candidates(shape, ring.format)
+        stages = [Stage(hop.address.peer, hop.span) for hop in ring.route]
+        choose = partial(choose_repair, candidates, stages, ring.lost, ring.rules.tokens)
+        chosen = self._trusting(choose, shape, serving, set())
+        return [
+            Replacement(first, last, tuple(self._hops(new, candidates, serving)))
+            for first, last, new in chosen
+        ]
+
+    def weigh(
+        self, ring: Ring, shape: ModelShape, index: int, seen: StepTimes, *, cached: int, remaining: int
+    ) -> ReplaceDecision:
+        """Whether a hop that has become slow should be replaced. Arguments: those of ``worth_replacing``."""
+        candidates, serving = self._candidates(shape, ring.format)
+        return worth_replacing(
+            candidates,
+            [Stage(hop.address.peer, hop.span) for hop in ring.route],
+            index,
+            seen,
+            ring.rules.tokens,
+            cached=cached,
+            remaining=remaining,
+            avoid=self._suspected(serving, "words"),
+        )
+
+    def possible(self, ring: Ring, shape: ModelShape, *, avoid: set[PeerId]) -> bool:
+        """Whether there is a route like a ring's without these peers."""
+        try:
+            return bool(self.find(shape, ring.format, ring.rules.tokens, avoid, span=ring.span))
+        except (NoCoverage, Busy, DigestMismatch):
+            return False
+
+    def suspect(self, peer: PeerId) -> None:
+        """Do not count on this peer until it says something new, and for a while longer each time."""
+        self._suspects.add(peer, self.member.directory.sequence(peer), trio.current_time())
+
+    async def wait_news(self, timeout_s: float) -> None:
+        """Wait until an announcement says something new, not longer than ``timeout_s``."""
+        with trio.move_on_after(timeout_s):
+            await self.member.wait_changed()
+
+    async def served_formats(self, shape: ModelShape) -> list[Format]:
+        """The formats in which the model is served, in the order in which they are to be tried."""
+        await self._hear_of(shape)
+        serving = self.member.directory.serving(shape.digest, self.member.now())
+        proven = self.reputation.proven
+        served: list[tuple[Format, Span, bool]] = [
+            (a.served.format, a.served.span, proven(PeerId(a.peer))) for a in serving if a.served
+        ]
+        nobody: list[Format] = ["fp32"]
+        return ranked(served, shape.n_blocks) or nobody
+
+    async def _hear_of(self, shape: ModelShape) -> None:
+        """Wait, not long, until someone covers the model: a client that has just come knows few."""
+        with trio.move_on_after(HEAR_WITHIN_S):
+            asked = False
+            while missing(self.member.directory, shape, self.member.now()):
+                if not asked:
+                    asked = True
+                    with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
+                        await self.member.find(shape.digest)
+                    continue
+                await self.member.wait_changed()
+
+    def _candidates(
+        self, shape: ModelShape, format: Format, *, trial: bool = False
+    ) -> tuple[list[Candidate], dict[PeerId, Announcement]]:
+        serving = {
+            PeerId(a.peer): a
+            for a in self.member.directory.serving(shape.digest, self.member.now(), format)
+            if a.peer != self.member.network.peer
+        }
+        rtts = self._round_trips()
+        offers = [candidate(peer, a.served, rtts.get(peer)) for peer, a in serving.items() if a.served]
+        return self.reputation.believed(offers, trio.current_time(), trial=trial), serving
+
+    def _trusting(
+        self,
+        choose: Callable[..., list[_Choice]],
+        shape: ModelShape,
+        serving: dict[PeerId, Announcement],
+        avoid: set[PeerId],
+    ) -> list[_Choice]:
+        """What ``choose`` makes of the peers that are not suspected; with less caution where it must."""
+        for caution in CAUTIONS[:-1]:
+            with suppress(NoCoverage):
+                return choose(avoid=avoid | self._suspected(serving, caution))
+        try:
+            return choose(avoid=avoid | self._suspected(serving, CAUTIONS[-1]))
+        except NoCoverage as error:
+            error.next_command = f"shoal serve {shape.name} --span {error.missing[0]}"
+            raise
+
+    def _suspected(self, serving: dict[PeerId, Announcement], caution: Caution) -> set[PeerId]:
+        now, held = trio.current_time(), self._suspects.holds
+        return {peer for peer, a in serving.items() if held(peer, a.sequence, now, caution)}
+
+    def _explain_absence(self, shape: ModelShape, format: Format, span: Span) -> None:
+        now = self.member.now()
+        others = [a.served for a in self.member.alive() if a.served and a.served.model == shape.name]
+        if any(served.digest == shape.digest for served in others):
+            raise NoCoverage(
+                f"nobody serves {shape.name} in {format}",
+                missing=[span],
+                check="shoal status shows in which formats it is served",
+            )
+        if others:
+            raise DigestMismatch(
+                f"the swarm serves {shape.name} as {others[0].digest[:23]}…, "
+                f"and the one here is {shape.digest[:23]}…",
+                check="which of the two is the one you want; remove the other",
+                next_command=f"shoal models show {shape.name}",
+            )
+        heard = len(self.member.directory.alive(now))
+        raise NoCoverage(
+            f"blocks {span} of {shape.name} are served by nobody ({heard} other peers are known)",
+            missing=[span],
+            check="whether a node of this swarm is up and can be reached: shoal status",
+            next_command=f"shoal serve {shape.name}",
+        )
+
+    def _hops(
+        self,
+        stages: Sequence[Stage],
+        candidates: Sequence[Candidate],
+        serving: dict[PeerId, Announcement],
+    ) -> list[RouteHop]:
+        known = {candidate.peer: candidate for candidate in candidates}
+        return [
+            RouteHop(
+                serving[stage.peer].address,
+                stage.span,
+                promised_s(known[stage.peer], stage.span),
+                self.reputation.proven(stage.peer),
+            )
+            for stage in stages
+        ]
