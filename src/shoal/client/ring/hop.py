@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import trio
 
 from shoal.client.ring.hop_pace import NEWCOMER_STEPS, STEPS, HopPace
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError, from_code
-from shoal.metrics.trace import HopTrace
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.types import PeerAddress, PeerId, Span
-from shoal.wire.messages import HopTime, Locate, Located, Open, Opened, Refused, Reroute, Rerouted, shorten
+from shoal.wire.messages import Locate, Located, Open, Opened, Refused, Reroute, Rerouted, shorten
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +65,6 @@ class HopFailed(ShoalError):
         super().__init__(error.message, check=error.check, next_command=error.next_command)
         self.peer = hop.address.peer
         self.error = error
-
-
-def traced(route: Sequence[RouteHop], times: Sequence[HopTime]) -> list[HopTrace]:
-    """What each hop says of a step, with who it is."""
-    known = [(route[time.hop], time) for time in times if time.hop < len(route)]
-    return [
-        HopTrace(hop.address.peer, str(hop.span), time.compute_us / 1e3, time.waiting_us / 1e3)
-        for hop, time in known
-    ]
 
 
 HopRequest = Open | Reroute | Locate

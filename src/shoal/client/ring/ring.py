@@ -20,9 +20,10 @@ from typing import Literal
 import trio
 
 from shoal.client.ring.blame import Blame
-from shoal.client.ring.hop import HopFailed, HopLost, RouteHop, traced
+from shoal.client.ring.hop import HopFailed, HopLost, RouteHop
 from shoal.client.ring.hop_pace import HopPace
 from shoal.client.ring.places import Places, Replacement
+from shoal.client.ring.ring_times import RingTimes
 from shoal.client.ring.step_timeout import StepTimeout
 from shoal.errors import (
     ChannelClosed,
@@ -32,11 +33,10 @@ from shoal.errors import (
     ShoalError,
     from_code,
 )
-from shoal.metrics.trace import Trace, ring_step
+from shoal.metrics.trace import Trace
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
-from shoal.routing.prices import HOP_S
-from shoal.routing.replace import PREFILL, StepTimes
+from shoal.routing.replace import StepTimes
 from shoal.routing.reputation import Reputation
 from shoal.types import CarrierName, Codec, Format, ModelShape, PeerId, SessionId, Span
 from shoal.wire.codec import CodecChooser
@@ -58,11 +58,6 @@ SUSPECT_S = 3.0
 """A hop of which nothing was heard for so long while a step is under way is taken for lost."""
 ALSO_S = 2.0
 """The same for a hop beside one that is taken for lost: two pings have gone unanswered."""
-
-ROW_BYTES = 2
-"""Of a hidden state's element, mostly."""
-WAY_BYTES_S = 4e6
-"""What a slow way between two hops takes in a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +89,6 @@ class Ring:
         reputation: Reputation,
         replaceable: Callable[[Ring, set[PeerId]], bool],
     ) -> None:
-        self.trace = trace
         self.reputation = reputation
         self.session = SessionId(os.urandom(16))
         self.rules = ClientSession(tokens, IN_FLIGHT)
@@ -107,7 +101,7 @@ class Ring:
         self._news = trio.Event()
         self._broken: ShoalError | None = None
         self._giving_up = threading.Lock()  # a step that is given up is not sent after it
-        self._left = [0.0] * IN_FLIGHT  # when each step in flight was sent, by its number modulo these
+        self._times = RingTimes(self._places, self.session, trace, shape.hidden_size, IN_FLIGHT)
         self._blame = Blame(self._places, reputation, lambda peers: replaceable(self, peers), self.lose_hop)
 
     @property
@@ -212,7 +206,7 @@ class Ring:
         A channel that has gone is no error here: :meth:`receive` tells that the session is lost.
         """
         channel, step = self._first(), self._made(issued, codec)
-        self._left[issued.number % IN_FLIGHT] = time.perf_counter()
+        self._times.sent(issued, time.perf_counter())
         with self._giving_up, suppress(ChannelClosed):
             if self.rules.flies(issued) and channel.gather(step, payload):
                 return channel.flush
@@ -231,7 +225,7 @@ class Ring:
             ShoalError: the session is lost.
         """
         issued = self.issue(tokens, wanted)
-        self._left[issued.number % IN_FLIGHT] = time.perf_counter()
+        self._times.sent(issued, time.perf_counter())
         await self._send(self._made(issued, codec, sequence_length), payload)
 
     async def _send(self, step: Step, payload: bytes) -> None:
@@ -262,7 +256,7 @@ class Ring:
             HopLost: a hop is gone, or has let the step's time pass.
             HopFailed: a hop could not run the step.
         """
-        timeout = StepTimeout(self._expected_s(), trio.current_time())
+        timeout = StepTimeout(self._times.expected_s(self.rules.oldest), trio.current_time())
         with trio.move_on_after(self._step_timeout_s):
             while not self._arrived:
                 await self._blame.hear_out()
@@ -348,16 +342,6 @@ class Ring:
             self._broken = self._broken or HopLost(hop.hop, reason)
             self._wake()
 
-    def _expected_s(self) -> float | None:
-        """How long the oldest step should take; ``None`` where nobody has measured any."""
-        promised = [hop.pace.promised_s for hop in self._places.hops]
-        oldest = self.rules.oldest
-        if oldest is None or not all(promised):
-            return None
-        ways = sum(hop.channel.rtt_s or 0.0 for hop in self._places.hops if hop.channel)
-        sent_s = len(promised) * oldest.tokens * self._shape.hidden_size * ROW_BYTES / WAY_BYTES_S
-        return ways + sent_s + sum(promised) * (1 + oldest.tokens / PREFILL)
-
     async def _look(self, timeout: StepTimeout) -> None:
         """Ask the hops where the oldest step is, and lose the one that keeps it, if it can be replaced."""
         oldest, began = self.rules.oldest, trio.current_time()
@@ -400,29 +384,7 @@ class Ring:
             self._codec.note(issued.tokens, max((time.compute_us for time in message.times), default=0))
             self._tell(Returned(payload, hidden.codec, hidden.rows, issued.position, message.times))
             self.reputation.answered(hop.peer for hop in self._places.hops)
-            self._note(issued, message.times)
-
-    def _note(self, step: Issued, times: Sequence[HopTime]) -> None:
-        """Trace a step that has come back, and how fast the hops decode."""
-        took_s = time.perf_counter() - self._left[step.number % IN_FLIGHT]
-        if step.tokens == 1:
-            self._note_pace(times, took_s)
-        hops = traced(self.route, times)
-        seen = ring_step(time.time(), self.session, step.number, step.position, step.tokens, took_s, hops)
-        self.trace.step(seen)
-
-    def _note_pace(self, times: Sequence[HopTime], took_s: float) -> None:
-        """How long a decode step took at each hop: what it says, and a share of what nobody explains."""
-        hops = self._places.hops
-        told = [0.0] * len(hops)
-        for time_at in times:
-            if time_at.hop < len(hops):
-                told[time_at.hop] += (time_at.compute_us + time_at.waiting_us) / 1e6
-        # From hop to hop it is hardly further than through us.
-        ways = sum((hop.channel.rtt_s or 0.0) + HOP_S for hop in hops if hop.channel)
-        unexplained = max(0.0, took_s - sum(told) - ways) / len(hops)
-        for hop, told_s in zip(hops, told, strict=True):
-            hop.pace.note(told_s + unexplained)
+            self._times.returned(issued, message.times, time.perf_counter())
 
     def _failed(self, index: int, message: Failed) -> None:
         if message.gone is not None:
