@@ -14,7 +14,7 @@ from anyio.from_thread import start_blocking_portal
 from shoal.cli.status.trace import step_lines
 from shoal.metrics.trace import HopTrace, RerouteTrace, Trace, hop_step, ring_step
 from shoal.node.endpoint import Page, show
-from shoal.swarm.local_nodes import RunningNode, shown
+from shoal.swarm.local_nodes import RunningNode, node_file
 from tests.cli.conftest import Shoal
 
 NODE_STEP = hop_step(1.0, b"\xab" * 16, 3, 20, 1, HopTrace("12D3me", "0:10", 4.0, 1.0))
@@ -49,7 +49,7 @@ def node_at(folder: Path, body: bytes) -> Generator[None]:
 
     with start_blocking_portal("trio") as portal:
         future, url = portal.start_task(go)
-        with shown(folder, RunningNode(os.getpid(), "12D3me", "home", figures=url)):
+        with node_file(folder, RunningNode(os.getpid(), "12D3me", "home", figures=url)):
             yield
         future.cancel()
 

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from shoal.cli.node.twins import LOOK_EVERY_S, warn_of_twins
-from shoal.swarm.local_nodes import RunningNode, shown
+from shoal.swarm.local_nodes import RunningNode, node_file
 
 
 async def test_each_of_two_says_once_which_process_the_other_is_and_what_to_do(
@@ -19,11 +19,11 @@ async def test_each_of_two_says_once_which_process_the_other_is_and_what_to_do(
     mine, theirs = (RunningNode(pid, "12D3KooWtwin", "home") for pid in (os.getpid(), os.getppid()))
     other_swarm = RunningNode(1, "12D3KooWtwin", "office")
     async with trio.open_nursery() as nursery:
-        with shown(tmp_path, mine), shown(tmp_path, other_swarm):
+        with node_file(tmp_path, mine), node_file(tmp_path, other_swarm):
             nursery.start_soon(warn_of_twins, tmp_path, mine)
             await trio.sleep(3 * LOOK_EVERY_S)
             assert capsys.readouterr().err == ""
-            with shown(tmp_path, theirs):
+            with node_file(tmp_path, theirs):
                 await trio.sleep(3 * LOOK_EVERY_S)
                 said = capsys.readouterr().err
                 assert said.count("warning:") == 1

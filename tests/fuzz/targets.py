@@ -25,11 +25,10 @@ from shoal.models.text.tokenizer.decoders import harmless
 from shoal.models.text.tokenizer.files import CONFIG, TOKENIZER, read_files
 from shoal.models.untrusted.bounded_json import MAX_DEPTH, parse
 from shoal.net.identity import Identity, verify
-from shoal.swarm import anti_entropy as compare
+from shoal.swarm import anti_entropy, membership
 from shoal.swarm import invite as invite_codes
-from shoal.swarm import membership
 from shoal.swarm.announcement import Announcement, Served, seal, unseal
-from shoal.swarm.failure import suspicion as doubt
+from shoal.swarm.failure import suspicion
 from shoal.swarm.invite import read_invite, write_invite
 from shoal.testing.byhand import a_step, framed, rows
 from shoal.wire.framing import Assembler
@@ -78,8 +77,8 @@ def announcement(data: bytes) -> None:
 
 
 def directory(data: bytes) -> None:
-    """Questions and answers between directories, and doubts."""
-    for read in (compare.read_question, compare.read_difference, doubt.decode):
+    """Questions and answers between directories, and suspicions."""
+    for read in (anti_entropy.read_query, anti_entropy.read_difference, suspicion.decode_suspicion):
         with suppress(RemoteProtocolError):
             read(data)
 
@@ -280,7 +279,7 @@ SEEDS: dict[str, list[bytes]] = {
     "header": [encode(m) + (512 if m.__class__ is Step else 0).to_bytes(2, "big") for m in HONEST],
     "frames": [_framed(m) for m in HONEST],
     "announcement": [seal(_SAID, _IDENTITY.sign)],
-    "directory": [compare.encode(compare.Question(compare.EVERYONE, {b"k" * 8: 3}))],
+    "directory": [anti_entropy.encode(anti_entropy.DirectoryQuery(anti_entropy.EVERYONE, {b"k" * 8: 3}))],
     "invite": [b"shoal1-00", write_invite(membership.create("home")).encode()],
     "config": [HONEST_CONFIG],
     "index": [

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import RemoteProtocolError
 from shoal.net.identity import verify
-from shoal.swarm import anti_entropy as compare
+from shoal.swarm import anti_entropy
 from shoal.swarm.announcement import unseal
 from shoal.testing.byhand import a_step, fragment, rows
 from shoal.wire.framing import FRAGMENT, Assembler
@@ -63,7 +63,7 @@ READ: dict[str, Callable[[bytes], object]] = {
     "header": lambda data: decode(data[:-2], int.from_bytes(data[-2:], "big")),
     "frames": lambda data: list(Assembler(limit=1 << 16).feed(data)),
     "announcement": lambda data: unseal(data, NOW, verify),
-    "directory": compare.read_question,
+    "directory": anti_entropy.read_query,
 }
 
 

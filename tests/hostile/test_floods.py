@@ -24,7 +24,7 @@ from shoal.gateway.app import Gateway, Options, open_gateway
 from shoal.gateway.serve import serve
 from shoal.net.identity import Identity
 from shoal.swarm.announcement import Announcement, Served, seal
-from shoal.swarm.anti_entropy import MAX_PEERS, Difference, encode
+from shoal.swarm.anti_entropy import MAX_PEERS, DirectoryDifference, encode
 from shoal.swarm.member import CHECKED_AT_ONCE, CHECKED_PER_S, DIRECTORY_PROTOCOL
 from shoal.swarm.membership import create
 from shoal.testing.memory import MemoryNetwork
@@ -143,7 +143,7 @@ async def flood(flooded: Flooded) -> None:
     async def tell(*_: Any) -> bytes:
         at = flooded.asked * 1500 % len(made)
         flooded.asked += 1
-        return encode(Difference(made[at : at + 1500], {}, client.clock.own))
+        return encode(DirectoryDifference(made[at : at + 1500], {}, client.clock.own))
 
     flooded.evil.answer(DIRECTORY_PROTOCOL, tell)
 

@@ -54,7 +54,7 @@ async def test_both_halves_of_a_swarm_forget_each_other_and_meet_again(clock: Si
 
 
 async def test_a_peer_that_some_cannot_reach_stays_in_the_swarm(clock: SimClock):
-    """It hears their doubt from the others, and refutes it."""
+    """It hears their suspicion from the others, and refutes it."""
     async with swarm_of(20) as peers:
         hidden = peers.alive[7].peer
         blind = [peer.peer for peer in peers.alive if peer.peer != hidden][:6]

@@ -12,13 +12,13 @@ from shoal.swarm.announcement import Announcement, Served
 from shoal.swarm.anti_entropy import (
     EVERYONE,
     MAX_PEERS,
-    Difference,
-    Part,
-    Question,
+    DirectoryDifference,
+    DirectoryPart,
+    DirectoryQuery,
     encode,
     key_of,
     read_difference,
-    read_question,
+    read_query,
 )
 from shoal.swarm.directory import LATELY_TOLD, Directory
 from shoal.types import PeerId
@@ -52,7 +52,7 @@ def test_the_departed_and_the_doubted_are_named_as_gone_and_not_told_of():
     asker = held(said("a"), said("b"), said("c"), said("d", 2))
     teller = held(said("a"), said("b"), said("c"), said("d", 1))
     teller.drop(PeerId("a"), NOW)
-    teller.doubt(PeerId("b"), NOW + 5)
+    teller.suspect(PeerId("b"), NOW + 5)
     teller.drop(PeerId("d"), NOW)
     gone = teller.gone(asker.held(EVERYONE, NOW))
     assert {a.peer for a in asker.among(gone)} == {"a", "b"}
@@ -71,15 +71,15 @@ def test_who_has_gone_lately_is_named_whatever_was_asked_for_and_not_without_bou
 
 @given(st.sets(st.text(min_size=1), max_size=50), st.integers(1, 9))
 def test_the_parts_are_the_whole(peers, of):
-    parts = [Part(of, index) for index in range(of)]
+    parts = [DirectoryPart(of, index) for index in range(of)]
     for peer in peers:
         assert sum(part.has(key_of(PeerId(peer))) for part in parts) == 1
 
 
 def test_what_is_sent_is_read():
-    question = Question(Part(3, 2), {b"12345678": 7})
-    assert read_question(encode(question)) == question
-    difference = Difference([b"raw"], {b"12345678": 7}, 1.5)
+    question = DirectoryQuery(DirectoryPart(3, 2), {b"12345678": 7})
+    assert read_query(encode(question)) == question
+    difference = DirectoryDifference([b"raw"], {b"12345678": 7}, 1.5)
     assert read_difference(encode(difference)) == difference
 
 
@@ -97,7 +97,7 @@ def test_what_is_sent_is_read():
 )
 def test_what_is_no_question_is_refused(data):
     with pytest.raises(RemoteProtocolError):
-        read_question(data)
+        read_query(data)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", msgspec.msgpack.encode([[b"x" * 9000], [], 0.0])])

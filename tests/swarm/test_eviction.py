@@ -12,7 +12,7 @@ import pytest
 from shoal.errors import RemoteProtocolError
 from shoal.swarm.announcement import Announcement, Served
 from shoal.swarm.directory import Directory
-from shoal.swarm.eviction import network_of, whom_to_forget
+from shoal.swarm.eviction import peers_to_evict, stated_network
 from shoal.types import Digest, PeerAddress, PeerId
 
 NOW = 1_000_000.0
@@ -45,40 +45,40 @@ def said(peer: str, host: str, sequence: int = 1) -> Announcement:
     ],
 )
 def test_a_network_is_what_the_first_address_is_in(addresses: tuple[str, ...], network: str) -> None:
-    assert network_of(PeerAddress(PeerId("a"), addresses)) == network
+    assert stated_network(PeerAddress(PeerId("a"), addresses)) == network
 
 
 def test_the_newest_of_the_largest_crowd_goes() -> None:
     guests = known(old=("a", 1), new=("a", 2), lone=("b", 3))
-    assert whom_to_forget(guests, (), "c") == ["new"]
-    assert whom_to_forget(guests, ("new",), "c")[0] in ("lone", "old")
+    assert peers_to_evict(guests, (), "c") == ["new"]
+    assert peers_to_evict(guests, ("new",), "c")[0] in ("lone", "old")
 
 
 def test_one_more_of_the_largest_crowd_does_not_come_in() -> None:
-    assert whom_to_forget(known(old=("a", 1), new=("a", 2), lone=("b", 3)), (), "a") == []
+    assert peers_to_evict(known(old=("a", 1), new=("a", 2), lone=("b", 3)), (), "a") == []
 
 
 def test_several_that_go_at_once_are_those_who_would_go_one_after_another() -> None:
     guests = known(a=("x", 1), b=("x", 2), c=("x", 3), d=("y", 4), e=("y", 5), f=("z", 6))
-    assert whom_to_forget(guests, (), "c", count=3) == ["c", "e", "b"] or whom_to_forget(
+    assert peers_to_evict(guests, (), "c", count=3) == ["c", "e", "b"] or peers_to_evict(
         guests, (), "c", count=3
     ) == ["c", "b", "e"]
-    assert len(whom_to_forget(guests, (), "c", count=100)) == 3  # the first of each network stay
+    assert len(peers_to_evict(guests, (), "c", count=100)) == 3  # the first of each network stay
 
 
 def test_where_everybody_is_alone_the_last_to_come_goes() -> None:
-    assert whom_to_forget(known(old=("a", 1), new=("b", 2)), (), "c") == ["new"]
+    assert peers_to_evict(known(old=("a", 1), new=("b", 2)), (), "c") == ["new"]
 
 
 def test_of_many_that_are_alone_some_of_the_newer_half_go_by_chance() -> None:
     guests = known(**{f"p{number}": (f"n{number}", number) for number in range(100)})
-    gone = {whom_to_forget(guests, (), "new", chance=Random(seed))[0] for seed in range(50)}
+    gone = {peers_to_evict(guests, (), "new", chance=Random(seed))[0] for seed in range(50)}
     assert len(gone) > 20  # not always the last to come: it would never stay
     assert gone <= {f"p{number}" for number in range(50, 100)}
 
 
 def test_friends_stay_though_nobody_else_can_come() -> None:
-    assert whom_to_forget(known(old=("a", 1)), ("old",), "c") == []
+    assert peers_to_evict(known(old=("a", 1)), ("old",), "c") == []
 
 
 def test_after_a_flood_the_honest_are_there_and_more_can_come() -> None:
@@ -154,7 +154,7 @@ def test_where_all_serve_what_this_machine_has_those_who_serve_something_else_fi
 def test_a_flood_into_a_full_directory_has_everybody_looked_at_once_in_a_while(monkeypatch) -> None:
     looked = []
     monkeypatch.setattr(
-        "shoal.swarm.directory.whom_to_forget", lambda *args: looked.append(1) or whom_to_forget(*args)
+        "shoal.swarm.directory.peers_to_evict", lambda *args: looked.append(1) or peers_to_evict(*args)
     )
     directory = Directory(limit=640)
     for number in range(1640):

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from shoal.errors import RemoteProtocolError
 from shoal.swarm.announcement import Served
-from shoal.swarm.anti_entropy import EVERYONE, Question, encode, read_difference
+from shoal.swarm.anti_entropy import EVERYONE, DirectoryQuery, encode, read_difference
 from shoal.swarm.clock import Clock
 from shoal.swarm.member import DIRECTORY_PROTOCOL, TOPIC, Member
 from shoal.testing.memory import World
@@ -180,7 +180,7 @@ async def test_a_bootstrap_peer_that_is_down_is_named_and_stops_nobody(autojump_
 async def test_an_answer_is_bounded_however_long_the_directory(autojump_clock, monkeypatch):
     async with members(World(), 2) as (member, other):
         monkeypatch.setattr(member.directory, "news", lambda *_: [bytes(1000)] * 4000)
-        question = encode(Question(EVERYONE, {}))
+        question = encode(DirectoryQuery(EVERYONE, {}))
         answer = await other.network.request(member.network.peer, DIRECTORY_PROTOCOL, question, deadline_s=1)
         assert 500 < len(read_difference(answer).news) < 1000
         assert len(answer) < 1 << 20

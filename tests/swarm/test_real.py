@@ -54,7 +54,7 @@ async def test_a_peer_that_dies_is_doubted_by_its_neighbours_and_gone_before_its
         assert gone < 0.8 * EXPIRY_S
 
 
-async def test_a_living_peer_refutes_a_doubt():
+async def test_a_living_peer_refutes_a_suspicion():
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(member())
         address = f"{first.network.address.libp2p[0]}/p2p/{first.network.peer}"
@@ -62,8 +62,8 @@ async def test_a_living_peer_refutes_a_doubt():
         peer = second.network.peer
         await until(lambda: first.directory.get(peer) is not None, 8)
         await trio.sleep(0.15 * EXPIRY_S)
-        doubted = first.directory.sequence(peer)
-        assert await first.doubt(peer)
-        await until(lambda: first.directory.sequence(peer) > doubted, 3)
+        suspected = first.directory.sequence(peer)
+        assert await first.suspect(peer)
+        await until(lambda: first.directory.sequence(peer) > suspected, 3)
         await trio.sleep(0.5 * EXPIRY_S)
         assert peer in {a.peer for a in first.alive()}

@@ -27,8 +27,8 @@ CONTEXT = b"shoal announcement 1\n"
 LEAST_BLOCK_S = 20e-6
 """Nobody is believed to run a block in less: who says so wants to draw every session."""
 
-Address = Annotated[str, Meta(max_length=256)]
-Addresses = Annotated[tuple[Address, ...], Meta(max_length=16)]
+Multiaddr = Annotated[str, Meta(max_length=256)]
+Multiaddrs = Annotated[tuple[Multiaddr, ...], Meta(max_length=16)]
 Verify = Callable[[PeerId, bytes, bytes], bool]
 
 
@@ -83,8 +83,8 @@ class Announcement(Struct, frozen=True, array_like=True):
     sequence: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
     issued: float
     expires: float
-    libp2p: Addresses
-    direct: Addresses
+    libp2p: Multiaddrs
+    direct: Multiaddrs
     served: Served | None
     """``None`` from a node that serves nothing now: it leaves, or it only takes part in the network."""
     agent: Annotated[str, Meta(max_length=64)] = ""

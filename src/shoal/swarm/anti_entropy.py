@@ -24,9 +24,9 @@ MAX_PEERS = 4096
 
 Key = Annotated[bytes, Meta(min_length=8, max_length=8)]
 Sequence = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-Raw = Annotated[bytes, Meta(max_length=MAX_ANNOUNCEMENT)]
+SealedAnnouncement = Annotated[bytes, Meta(max_length=MAX_ANNOUNCEMENT)]
 
-Read = TypeVar("Read")
+_Message = TypeVar("_Message")
 
 
 def key_of(peer: PeerId) -> bytes:
@@ -34,7 +34,7 @@ def key_of(peer: PeerId) -> bytes:
     return hashlib.sha256(peer.encode()).digest()[:8]
 
 
-class Part(Struct, frozen=True, array_like=True):
+class DirectoryPart(Struct, frozen=True, array_like=True):
     """One of ``of`` parts of all peers."""
 
     of: Annotated[int, Meta(ge=1, le=MAX_PEERS)] = 1
@@ -44,46 +44,46 @@ class Part(Struct, frozen=True, array_like=True):
         return int.from_bytes(key, "big") % self.of == self.index
 
 
-EVERYONE = Part()
+EVERYONE = DirectoryPart()
 
 
-class Question(Struct, frozen=True, array_like=True):
+class DirectoryQuery(Struct, frozen=True, array_like=True):
     """Of this part, I hold these."""
 
-    part: Part
+    part: DirectoryPart
     held: Annotated[dict[Key, Sequence], Meta(max_length=MAX_PEERS)]
 
 
-class Difference(Struct, frozen=True, array_like=True):
-    """What the asker lacks, and who is gone or doubted by what the teller knows, with their last words."""
+class DirectoryDifference(Struct, frozen=True, array_like=True):
+    """What the asker lacks, and who is gone or suspected by what the teller knows, with their last words."""
 
-    news: Annotated[list[Raw], Meta(max_length=MAX_PEERS)]
+    news: Annotated[list[SealedAnnouncement], Meta(max_length=MAX_PEERS)]
     gone: Annotated[dict[Key, Sequence], Meta(max_length=2 * MAX_PEERS)]
     wall: float
     """Seconds since the epoch by the teller's clock."""
 
 
 _encoder = msgspec.msgpack.Encoder()
-_question = msgspec.msgpack.Decoder(Question)
-_difference = msgspec.msgpack.Decoder(Difference)
+_query = msgspec.msgpack.Decoder(DirectoryQuery)
+_difference = msgspec.msgpack.Decoder(DirectoryDifference)
 
 
-def encode(message: Question | Difference) -> bytes:
+def encode(message: DirectoryQuery | DirectoryDifference) -> bytes:
     """The message as it travels."""
     return _encoder.encode(message)
 
 
-def read_question(data: bytes) -> Question:
+def read_query(data: bytes) -> DirectoryQuery:
     """Raises RemoteProtocolError: it is no question, or a value is out of its bounds."""
-    return _read(_question, data)
+    return _read(_query, data)
 
 
-def read_difference(data: bytes) -> Difference:
+def read_difference(data: bytes) -> DirectoryDifference:
     """Raises RemoteProtocolError: it is no answer to a question, or a value is out of its bounds."""
     return _read(_difference, data)
 
 
-def _read(decoder: msgspec.msgpack.Decoder[Read], data: bytes) -> Read:
+def _read(decoder: msgspec.msgpack.Decoder[_Message], data: bytes) -> _Message:
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

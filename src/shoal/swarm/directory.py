@@ -15,15 +15,15 @@ from dataclasses import dataclass
 
 from shoal.errors import RemoteProtocolError
 from shoal.swarm.announcement import Announcement
-from shoal.swarm.anti_entropy import MAX_PEERS, Part, key_of
+from shoal.swarm.anti_entropy import MAX_PEERS, DirectoryPart, key_of
 from shoal.swarm.coverage import runs, shape_of
-from shoal.swarm.eviction import network_of, whom_to_forget
+from shoal.swarm.eviction import peers_to_evict, stated_network
 from shoal.types import Digest, Format, ModelShape, PeerId, Span, gaps
 
 USED_KEPT = 256
 """Peers that are remembered for having served us."""
 LATELY_TOLD = 64
-"""Peers gone lately, or doubted, that every neighbour is told of."""
+"""Peers gone lately, or suspected, that every neighbour is told of."""
 FORGOTTEN_SHARE = 1 / 64
 """Of a full directory: who goes at a time. Then not everybody is looked at for each newcomer of a flood."""
 WORDS_AT_ONCE = 4
@@ -41,7 +41,7 @@ class _Entry:
     ends: float
     """When the announcement is over."""
     until: float
-    """When the peer is taken for gone: earlier, if it is doubted."""
+    """When the peer is taken for gone: earlier, if it is suspected."""
     network: str
     met: float
     """When it was first heard of."""
@@ -54,7 +54,7 @@ class _Entry:
         return served.digest if served else ""
 
     @property
-    def doubted(self) -> bool:
+    def suspected(self) -> bool:
         return self.until < self.ends
 
 
@@ -149,7 +149,7 @@ class Directory:
             return False
         if announcement.sequence < known:
             raise RemoteProtocolError(f"an announcement of {peer} older than one that we have")
-        network = network_of(announcement.address)
+        network = stated_network(announcement.address)
         if not (announcement.leaving or peer in self._entries) and len(self._entries) >= self._limit:
             self._make_room(announcement, network)
         ends = now + min(announcement.expires - announcement.issued, announcement.expires - wall)
@@ -199,10 +199,10 @@ class Directory:
         favoured = of_use or newcomer.peer in friends
         count = max(1, int(self._limit * FORGOTTEN_SHARE))
         of_no_use = {peer: entry for peer, entry in self._entries.items() if entry.digest not in self._known}
-        gone = whom_to_forget(of_no_use, friends, None if favoured else network, count, self._random)
+        gone = peers_to_evict(of_no_use, friends, None if favoured else network, count, self._random)
         if not gone and favoured:
             place = None if newcomer.peer in friends else network
-            gone = whom_to_forget(self._entries, friends, place, count, self._random)
+            gone = peers_to_evict(self._entries, friends, place, count, self._random)
         if not gone:
             raise RemoteProtocolError(f"the directory is full with {self._limit} peers")
         for peer in gone:
@@ -225,7 +225,7 @@ class Directory:
         return frozenset(self._entries)
 
     def expires_in_s(self, peer: PeerId, now: float) -> float:
-        """How long what a peer said last still holds, if nobody doubts it; 0 if it does not."""
+        """How long what a peer said last still holds, if nobody suspects it; 0 if it does not."""
         entry = self._entries.get(peer)
         return max(0.0, entry.ends - now) if entry else 0.0
 
@@ -250,17 +250,17 @@ class Directory:
             last, until = entry.announcement, max(entry.ends, entry.since + REMEMBERED_S)
             self._depart(peer, _Departed(last.sequence, now, until, entry.key, last))
 
-    def may_doubt(self, peer: PeerId, sequence: int, now: float, settled_s: float) -> bool:
-        """Whether a doubt of this word says something: it is the newest, undoubted, and not just come."""
+    def may_suspect(self, peer: PeerId, sequence: int, now: float, settled_s: float) -> bool:
+        """Whether to suspect this word is news: it is the newest, not yet suspected, and not just come."""
         entry = self._entries.get(peer)
         return (
             entry is not None
             and entry.announcement.sequence == sequence
-            and not entry.doubted
+            and not entry.suspected
             and now - entry.since >= settled_s
         )
 
-    def doubt(self, peer: PeerId, until: float) -> None:
+    def suspect(self, peer: PeerId, until: float) -> None:
         """Take the peer for gone at ``until`` unless it says something new before."""
         entry = self._entries[peer]
         entry.until = min(entry.until, until)
@@ -281,7 +281,7 @@ class Directory:
         """Every announcement that has not expired."""
         return [entry.announcement for entry in self._entries.values() if entry.until > now]
 
-    def held(self, part: Part, now: float) -> dict[bytes, int]:
+    def held(self, part: DirectoryPart, now: float) -> dict[bytes, int]:
         """The newest word of each peer of a part, by the peers' keys."""
         return {
             entry.key: entry.announcement.sequence
@@ -289,10 +289,10 @@ class Directory:
             if entry.until > now and part.has(entry.key)
         }
 
-    def news(self, part: Part, held: Mapping[bytes, int], now: float) -> list[bytes]:
+    def news(self, part: DirectoryPart, held: Mapping[bytes, int], now: float) -> list[bytes]:
         """Words about a part, as they were received, that somebody who holds ``held`` lacks.
 
-        Those of whom there is doubt are passed over: who comes now would not hear how it ends.
+        Those who are suspected are passed over: who comes now would not hear how it ends.
         """
         return [
             entry.raw
@@ -300,24 +300,24 @@ class Directory:
             if entry.until > now
             and part.has(entry.key)
             and held.get(entry.key, -1) < entry.announcement.sequence
-            and not entry.doubted
+            and not entry.suspected
         ]
 
     def words_of_friends(self, now: float) -> dict[bytes, bytes]:
         """The words, as they were received, of those whom we know ourselves, and the peers' keys."""
         entries = (self._entries.get(peer) for peer in sorted(self.friends))
-        return {e.raw: e.key for e in entries if e is not None and e.until > now and not e.doubted}
+        return {e.raw: e.key for e in entries if e is not None and e.until > now and not e.suspected}
 
     def gone(self, held: Mapping[bytes, int]) -> dict[bytes, int]:
-        """The last words of those in ``held`` who are gone by what we know, or doubted, by their keys.
+        """The last words of those in ``held`` who are gone by what we know, or suspected, by their keys.
 
-        With them of who has gone last, or is doubted, be they in ``held`` or not.
+        With them of who has gone last, or is suspected, be they in ``held`` or not.
         """
         departed = {d.key: d.sequence for d in self._gone.values()}
-        doubted = {e.key: e.announcement.sequence for e in self._entries.values() if e.doubted}
-        over = departed | doubted
+        suspected = {e.key: e.announcement.sequence for e in self._entries.values() if e.suspected}
+        over = departed | suspected
         lately = heapq.nlargest(LATELY_TOLD, self._gone.values(), key=lambda departed: departed.since)
-        told = {d.key: d.sequence for d in lately} | dict(list(doubted.items())[:LATELY_TOLD])
+        told = {d.key: d.sequence for d in lately} | dict(list(suspected.items())[:LATELY_TOLD])
         return told | {key: over[key] for key, sequence in held.items() if over.get(key, -1) >= sequence}
 
     def lost(self) -> list[Announcement]:

@@ -22,7 +22,7 @@ from shoal.net.addresses import host_and_port
 from shoal.types import PeerAddress, PeerId
 
 
-class Guest(Protocol):
+class KnownPeer(Protocol):
     """What is known of a peer in the directory, as far as it matters here."""
 
     @property
@@ -31,7 +31,7 @@ class Guest(Protocol):
     def met(self) -> float: ...
 
 
-def network_of(address: PeerAddress) -> str:
+def stated_network(address: PeerAddress) -> str:
     """The network that a peer says it is in: its first address' /24, or /48 in IPv6; or empty."""
     for multiaddr in (*address.libp2p, *address.direct):
         found = host_and_port(multiaddr)
@@ -45,8 +45,8 @@ def network_of(address: PeerAddress) -> str:
     return ""
 
 
-def whom_to_forget(
-    guests: Mapping[PeerId, Guest],
+def peers_to_evict(
+    known: Mapping[PeerId, KnownPeer],
     friends: Container[PeerId],
     newcomer: str | None,
     count: int = 1,
@@ -63,19 +63,19 @@ def whom_to_forget(
         Nobody where it may not: its network is the most crowded one already, or everybody is a friend.
     """
     crowds: defaultdict[str, list[PeerId]] = defaultdict(list)
-    for peer, guest in guests.items():
+    for peer, known_peer in known.items():
         if peer not in friends:
-            crowds[guest.network].append(peer)
+            crowds[known_peer.network].append(peer)
     most = max(map(len, crowds.values()), default=0)
     if not most or (newcomer is not None and len(crowds.get(newcomer, ())) >= most > 1):
         return []
     if most == 1:
-        alone = sorted((crowd[0] for crowd in crowds.values()), key=lambda peer: guests[peer].met)
+        alone = sorted((crowd[0] for crowd in crowds.values()), key=lambda peer: known[peer].met)
         newer = alone[len(alone) // 2 :]
         return (chance or random.Random()).sample(newer, min(count, len(newer)))
     for crowd in crowds.values():
         if len(crowd) > 1:
-            crowd.sort(key=lambda peer: guests[peer].met)
+            crowd.sort(key=lambda peer: known[peer].met)
     largest = [(-len(crowd), network) for network, crowd in crowds.items()]
     heapq.heapify(largest)
     gone: list[PeerId] = []

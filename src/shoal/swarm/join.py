@@ -14,7 +14,7 @@ from shoal.errors import NotAllowed
 from shoal.net.addresses import host_and_port, is_loopback
 from shoal.net.identity import Identity
 from shoal.net.network import Network
-from shoal.swarm.local_nodes import running
+from shoal.swarm.local_nodes import running_nodes
 from shoal.swarm.member import Member
 from shoal.swarm.membership import Membership
 from shoal.tasks import one_error
@@ -93,5 +93,5 @@ def here_only(membership: Membership) -> bool:
 
 def _here(settings: Settings, membership: Membership) -> list[str]:
     """Addresses of the swarm's nodes on this machine, which need no discovery."""
-    nodes = running(settings.paths.nodes)
+    nodes = running_nodes(settings.paths.nodes)
     return [address for node in nodes if node.swarm == membership.name for address in node.addresses]

@@ -29,7 +29,7 @@ class RunningNode(Struct, frozen=True):
 
 
 @contextmanager
-def shown(folder: Path, node: RunningNode) -> Generator[None]:
+def node_file(folder: Path, node: RunningNode) -> Generator[None]:
     """Keep the node's file for as long as the block lasts.
 
     Raises:
@@ -46,7 +46,7 @@ def shown(folder: Path, node: RunningNode) -> Generator[None]:
         path.unlink(missing_ok=True)
 
 
-def running(folder: Path) -> list[RunningNode]:
+def running_nodes(folder: Path) -> list[RunningNode]:
     """The nodes whose process is alive. A file left by one that was killed is passed over."""
     found: list[RunningNode] = []
     for path in sorted(folder.glob("*.json")):

@@ -4,7 +4,7 @@ However large the swarm, what a member sends and receives in a second stays the 
 
 - Gossip carries what is new to everybody. Each speaks the more rarely the more there are (:mod:`.pace`).
 - A few connections beyond the bootstrap peers are kept up, so that the swarm outlives them. Those neighbours
-  watch each other (:mod:`.watch`); who does not answer is doubted, and gone unless it refutes that.
+  watch each other (:mod:`.failure.probe`); who does not answer is suspected, and gone unless it refutes that.
 - What gossip lost, comparing notes with one neighbour at a time brings: a part of the directory each time
   (:mod:`.compare`). A newcomer gets the whole at once. Whom others take for gone, or for alive against our
   own belief, is asked itself, which needs no trust.
@@ -24,15 +24,14 @@ from shoal.errors import ChannelClosed, DeadlineExceeded, NotAllowed, RemoteProt
 from shoal.net.fair_rate import FairRate
 from shoal.net.identity import verify
 from shoal.net.network import Network
-from shoal.swarm import anti_entropy as compare
-from shoal.swarm import gossip_rate as pace
+from shoal.swarm import anti_entropy, gossip_rate
 from shoal.swarm.announcement import Announcement, Claim, Misdated, Served, read, seal
-from shoal.swarm.anti_entropy import EVERYONE, MAX_PEERS, Difference, Part, Question
+from shoal.swarm.anti_entropy import EVERYONE, MAX_PEERS, DirectoryDifference, DirectoryPart, DirectoryQuery
 from shoal.swarm.clock import Clock
 from shoal.swarm.dates import Dates
 from shoal.swarm.directory import Directory
-from shoal.swarm.failure.detector import Doubts
-from shoal.swarm.failure.probe import Watch
+from shoal.swarm.failure.detector import FailureDetector
+from shoal.swarm.failure.probe import NeighbourProbe
 from shoal.types import Digest, PeerAddress, PeerId
 from shoal.wire.messages import AGENT
 
@@ -100,9 +99,11 @@ class Member:
         self._woken = -math.inf
         self._checked = FairRate(CHECKED_PER_S, CHECKED_AT_ONCE)
         self._answered = FairRate(ANSWERS_PER_S, ANSWERS_AT_ONCE)
-        self._doubts = Doubts(network, self.directory, self.now, expiry_s, speak=self._speak, take=self._take)
+        self._failure_detector = FailureDetector(
+            network, self.directory, self.now, expiry_s, speak=self._speak, take=self._take
+        )
         self._dates = Dates(network, self.clock, rest_s=announce_s, ask=self._meet, take=self._take)
-        self._watch = Watch(network, self.directory, self.now, expiry_s, self.doubt, self._random)
+        self._probe = NeighbourProbe(network, self.directory, self.now, expiry_s, self.suspect, self._random)
         network.answer(DIRECTORY_PROTOCOL, self._tell)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -111,7 +112,7 @@ class Member:
             self.network.subscribe(TOPIC, self._valid) as words,
             trio.open_nursery() as nursery,
         ):
-            await nursery.start(self._doubts.run)
+            await nursery.start(self._failure_detector.run)
             await self.join()
             task_status.started()
             for task in (
@@ -120,7 +121,7 @@ class Member:
                 self._stay_connected,
                 self._greet,
                 self._dates.run,
-                self._watch.run,
+                self._probe.run,
             ):
                 nursery.start_soon(task)
             async for _, raw in words:
@@ -147,7 +148,7 @@ class Member:
                 nursery.start_soon(dial, address)
         return failures
 
-    async def pull(self, peer: PeerId, part: Part = EVERYONE) -> None:
+    async def pull(self, peer: PeerId, part: DirectoryPart = EVERYONE) -> None:
         """Hear what ``peer`` knows of a part of the swarm and we do not; ask those of whom accounts differ.
 
         Raises:
@@ -155,13 +156,13 @@ class Member:
             RemoteProtocolError: its answer makes no sense.
         """
         held = self.directory.held(part, self.now())
-        question = compare.encode(Question(part, held))
+        question = anti_entropy.encode(DirectoryQuery(part, held))
         answer = await self.network.request(peer, DIRECTORY_PROTOCOL, question, deadline_s=DIAL_WITHIN_S)
-        difference = compare.read_difference(answer)
+        difference = anti_entropy.read_difference(answer)
         self.clock.heard(peer, difference.wall)
         back = await self._take_all(peer, difference.news)
         unsure = back + self.directory.among(difference.gone)
-        await self._doubts.ask(unsure)
+        await self._failure_detector.ask(unsure)
 
     async def _take_all(self, teller: PeerId, raws: Sequence[bytes]) -> list[Announcement]:
         """Take in what a peer tells of others, within bounds; those of them that we took for gone.
@@ -182,7 +183,7 @@ class Member:
 
     async def _meet(self, peer: PeerId) -> None:
         """Ask a peer for its time, and for next to nothing else. Raises as :meth:`pull`."""
-        await self.pull(peer, Part(MAX_PEERS, self._random.randrange(MAX_PEERS)))
+        await self.pull(peer, DirectoryPart(MAX_PEERS, self._random.randrange(MAX_PEERS)))
 
     async def find(self, digest: Digest) -> None:
         """Ask the DHT who serves a model, and hear from those whom we have not heard of."""
@@ -207,15 +208,15 @@ class Member:
         self.served = None
         await self._publish(None)
 
-    async def doubt(self, peer: PeerId) -> bool:
+    async def suspect(self, peer: PeerId) -> bool:
         """Tell the swarm that ``peer`` does not answer: it is gone soon, unless it refutes that.
 
-        Only who is announced is listened to, so a member that serves nothing keeps its doubts to itself.
+        Only who is announced is listened to, so a member that serves nothing keeps its suspicions to itself.
 
         Returns:
-            Whether that was said: not of a peer that is doubted already, or has only just spoken.
+            Whether that was said: not of a peer that is suspected already, or has only just spoken.
         """
-        return self.served is not None and await self._doubts.raise_doubt(peer)
+        return self.served is not None and await self._failure_detector.raise_suspicion(peer)
 
     async def _speak(self) -> bytes:
         return await self._publish(self.served() if self.served else None)
@@ -238,7 +239,7 @@ class Member:
             self.network.peer,
             self._sequence,
             wall,
-            wall + pace.lifetime_s(self._expiry_s, len(self.directory)),
+            wall + gossip_rate.lifetime_s(self._expiry_s, len(self.directory)),
             address.libp2p[:16],
             address.direct[:16],
             served,
@@ -304,7 +305,7 @@ class Member:
         return claim
 
     def _may_speak_every_s(self) -> float:
-        return SPEAK_SHARE * pace.refresh_s(self._announce_s, len(self.directory))
+        return SPEAK_SHARE * gossip_rate.refresh_s(self._announce_s, len(self.directory))
 
     def _hear_of_ourselves(self, announcement: Announcement) -> None:
         """Warn of another process with our key: of what we say ourselves we know."""
@@ -322,13 +323,13 @@ class Member:
         )
 
     async def _tell(self, peer: PeerId, question: bytes) -> bytes:
-        asked = compare.read_question(question)
+        asked = anti_entropy.read_query(question)
         raws = self._news(asked) if self._answered.take(peer, self.now()) else []
         while sum(map(len, raws)) > ANSWER_LIMIT:
             del raws[len(raws) * 9 // 10 :]
-        return compare.encode(Difference(raws, self.directory.gone(asked.held), self.clock.own))
+        return anti_entropy.encode(DirectoryDifference(raws, self.directory.gone(asked.held), self.clock.own))
 
-    def _news(self, asked: Question) -> list[bytes]:
+    def _news(self, asked: DirectoryQuery) -> list[bytes]:
         """What the asker lacks of a part of the directory; first those whom we know ourselves.
 
         Of a directory too long for one answer, others tell the rest. Some of those whom we know ourselves are
@@ -347,7 +348,7 @@ class Member:
         while True:
             if self.served is not None:
                 await self.announce()
-            every_s = pace.refresh_s(self._announce_s, len(self.directory))
+            every_s = gossip_rate.refresh_s(self._announce_s, len(self.directory))
             await trio.sleep(every_s * self._random.uniform(0.9, 1.1))
 
     async def _provide_forever(self) -> None:
@@ -391,9 +392,9 @@ class Member:
 
     async def _compare(self, peer: PeerId) -> None:
         """Compare a part of the directory, chosen at random, with a neighbour's."""
-        of = pace.parts(len(self.directory))
+        of = gossip_rate.parts(len(self.directory))
         with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
-            await self.pull(peer, Part(of, self._random.randrange(of)))
+            await self.pull(peer, DirectoryPart(of, self._random.randrange(of)))
 
     async def _dial(self, announcement: Announcement) -> None:
         with suppress(ShoalError):  # a stranger that cannot be dialled is no fault of ours

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from shoal.cli.doctor.finding import Finding
 from shoal.config import Settings
 from shoal.swarm import membership
-from shoal.swarm.local_nodes import running
+from shoal.swarm.local_nodes import running_nodes
 
 DIAL_WITHIN_S = 2.0
 
@@ -24,7 +24,7 @@ def ports(settings: Settings) -> Finding:
             try:
                 probe.bind((settings.host, port))
             except OSError as error:
-                if running(settings.paths.nodes):
+                if running_nodes(settings.paths.nodes):
                     return Finding("ports", "note", f"{port} is in use, and a node runs here", "shoal status")
                 return Finding(
                     "ports",

@@ -25,7 +25,7 @@ from shoal.local.ending import how_to_end, stop_signals
 from shoal.models.store.store import ModelStore
 from shoal.net.identity import Identity
 from shoal.swarm.join import join_swarm
-from shoal.swarm.local_nodes import RunningNode, shown
+from shoal.swarm.local_nodes import RunningNode, node_file
 from shoal.tasks import one_error
 from shoal.types import PeerAddress, Span
 
@@ -127,7 +127,7 @@ async def _until_asked(
     )
     with (
         trio.open_signal_receiver(*stop_signals()) as signals,
-        shown(settings.paths.nodes, here),
+        node_file(settings.paths.nodes, here),
     ):
         tell(
             "serving",

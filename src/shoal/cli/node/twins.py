@@ -7,7 +7,7 @@ from pathlib import Path
 import trio
 
 from shoal.cli.output import say
-from shoal.swarm.local_nodes import RunningNode, running
+from shoal.swarm.local_nodes import RunningNode, running_nodes
 
 LOOK_EVERY_S = 5.0
 
@@ -22,7 +22,7 @@ async def warn_of_twins(folder: Path, node: RunningNode) -> None:
     """
     told: set[int] = set()
     while True:
-        for other in running(folder):
+        for other in running_nodes(folder):
             same = (other.peer, other.swarm) == (node.peer, node.swarm)
             if same and other.pid not in told | {node.pid}:
                 told.add(other.pid)

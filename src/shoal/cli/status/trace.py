@@ -14,7 +14,7 @@ from shoal.cli.output import printable
 from shoal.config import Settings
 from shoal.errors import NotRunning
 from shoal.metrics.trace import RerouteTrace, StepTrace
-from shoal.swarm.local_nodes import running
+from shoal.swarm.local_nodes import running_nodes
 from shoal.swarm.names import name_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def recent(settings: Settings) -> list[Traces]:
 
 def traces(settings: Settings) -> list[Traces]:
     """The same, of those that there are."""
-    nodes = [node for node in running(settings.paths.nodes) if node.swarm == settings.swarm and node.figures]
+    nodes = [
+        node for node in running_nodes(settings.paths.nodes) if node.swarm == settings.swarm and node.figures
+    ]
     return [found for node in nodes if (found := _fetched(node.figures)) is not None]
 
 

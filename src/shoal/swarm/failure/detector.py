@@ -1,4 +1,4 @@
-"""Doubts at one member: it hears and raises them, refutes its own, and asks before it believes one.
+"""Suspicions at one member: it hears and raises them, refutes its own, and asks before it believes one.
 
 The rules are in :mod:`shoal.swarm.failure.suspicion`; here is who talks with whom.
 """
@@ -18,23 +18,24 @@ from shoal.swarm.failure.suspicion import (
     GONE_SHARE,
     REFUTE_SHARE,
     SETTLED_SHARE,
-    Doubt,
-    Doubters,
-    decode,
-    encode,
+    Suspicion,
+    SuspicionLimit,
+    decode_suspicion,
+    encode_suspicion,
 )
 from shoal.types import PeerId
 
-TOPIC = "/shoal/doubt/1"
+TOPIC = "/shoal/suspicion/1"
 VOUCH_PROTOCOL = "/shoal/vouch/1"
-"""Asks a peer for its newest announcement. The question is a doubt: if of the newest, a newer one is made."""
+"""Asks a peer for its newest announcement. The question is a suspicion: to one of the newest, a newer one is
+the answer."""
 ASK_WITHIN_S = 5.0
 ASKED_AT_ONCE = 32
 
 log = logging.getLogger(__name__)
 
 
-class Doubts:
+class FailureDetector:
     """What one member does about peers of whom it is not certain that they live. ``run`` must be running.
 
     Args:
@@ -58,29 +59,29 @@ class Doubts:
         self._expiry_s = expiry_s
         self._speak = speak
         self._take = take
-        self._doubters = Doubters(expiry_s)
+        self._limit = SuspicionLimit(expiry_s)
         self._waiting = trio.CapacityLimiter(ASKED_AT_ONCE)
         self._nursery: trio.Nursery | None = None
         network.answer(VOUCH_PROTOCOL, self._vouch)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Hear doubts until cancelled."""
-        async with self._network.subscribe(TOPIC, self._valid) as doubts, trio.open_nursery() as nursery:
+        """Hear suspicions until cancelled."""
+        async with self._network.subscribe(TOPIC, self._valid) as suspicions, trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
             try:
-                await self._hear(doubts)
+                await self._hear(suspicions)
             finally:
                 self._nursery = None
 
-    async def raise_doubt(self, peer: PeerId) -> bool:
+    async def raise_suspicion(self, peer: PeerId) -> bool:
         """Tell the swarm that a peer does not answer, if that is news; whether it was."""
-        doubt = Doubt(peer, self._directory.sequence(peer))
-        if not self._may_doubt(doubt):
+        suspicion = Suspicion(peer, self._directory.sequence(peer))
+        if not self._may_suspect(suspicion):
             return False
         log.info("%s does not answer: it is gone soon, unless it refutes that", peer)
         self._mark(peer)
-        await self._network.publish(TOPIC, encode(doubt))
+        await self._network.publish(TOPIC, encode_suspicion(suspicion))
         return True
 
     async def ask(self, unsure: Sequence[Announcement]) -> None:
@@ -91,7 +92,7 @@ class Doubts:
 
     async def _ask(self, announcement: Announcement) -> None:
         peer = PeerId(announcement.peer)
-        question = encode(Doubt(peer, announcement.sequence))
+        question = encode_suspicion(Suspicion(peer, announcement.sequence))
         if peer == self._network.peer:
             await self._vouch(peer, question)
             return
@@ -108,44 +109,44 @@ class Doubts:
                 self._take(raw)
 
     async def _vouch(self, peer: PeerId, question: bytes) -> bytes:
-        if self._may_doubt(decode(question)):
+        if self._may_suspect(decode_suspicion(question)):
             return await self._speak()
         return self._directory.raw(self._network.peer)
 
-    def _valid(self, doubter: PeerId, raw: bytes) -> bool:
+    def _valid(self, accuser: PeerId, raw: bytes) -> bool:
         try:
-            doubt = decode(raw)
+            suspicion = decode_suspicion(raw)
         except RemoteProtocolError as error:
-            log.debug("refused from %s: %s", doubter, error.message)
+            log.debug("refused from %s: %s", accuser, error.message)
             return False
-        if self._directory.get(doubter) is None or not self._may_doubt(doubt):
+        if self._directory.get(accuser) is None or not self._may_suspect(suspicion):
             return False
-        return doubt.peer == self._network.peer or self._doubters.heard(doubter, self._now())
+        return suspicion.peer == self._network.peer or self._limit.heard(accuser, self._now())
 
-    def _may_doubt(self, doubt: Doubt) -> bool:
+    def _may_suspect(self, suspicion: Suspicion) -> bool:
         settled_s = self._expiry_s * SETTLED_SHARE
-        return self._directory.may_doubt(PeerId(doubt.peer), doubt.sequence, self._now(), settled_s)
+        return self._directory.may_suspect(PeerId(suspicion.peer), suspicion.sequence, self._now(), settled_s)
 
-    async def _hear(self, doubts: AsyncIterator[tuple[PeerId, bytes]]) -> None:
-        async for doubter, raw in doubts:
-            doubt = decode(raw)
-            if not self._may_doubt(doubt):
-                continue  # refuted, or doubted by another, since it was found valid
-            if doubt.peer == self._network.peer:
-                log.info("%s says that we do not answer", doubter)
+    async def _hear(self, suspicions: AsyncIterator[tuple[PeerId, bytes]]) -> None:
+        async for accuser, raw in suspicions:
+            suspicion = decode_suspicion(raw)
+            if not self._may_suspect(suspicion):
+                continue  # refuted, or suspected by another, since it was found valid
+            if suspicion.peer == self._network.peer:
+                log.info("%s says that we do not answer", accuser)
                 await self._speak()
             else:
-                self._doubters.note(doubter, self._now())
-                self._mark(PeerId(doubt.peer))
+                self._limit.note(accuser, self._now())
+                self._mark(PeerId(suspicion.peer))
 
     def _mark(self, peer: PeerId) -> None:
-        """A peer is gone in a while, unless it refutes the doubt, or answers us."""
-        doubted = self._directory.get(peer)
-        self._directory.doubt(peer, self._now() + self._expiry_s * GONE_SHARE)
-        if doubted is not None and self._nursery is not None:
-            self._nursery.start_soon(self._settle, doubted)
+        """A peer is gone in a while, unless it refutes the suspicion, or answers us."""
+        suspected = self._directory.get(peer)
+        self._directory.suspect(peer, self._now() + self._expiry_s * GONE_SHARE)
+        if suspected is not None and self._nursery is not None:
+            self._nursery.start_soon(self._settle, suspected)
 
-    async def _settle(self, doubted: Announcement) -> None:
+    async def _settle(self, suspected: Announcement) -> None:
         await trio.sleep(self._expiry_s * REFUTE_SHARE)
-        if self._directory.get(PeerId(doubted.peer)) == doubted:
-            await self._ask(doubted)
+        if self._directory.get(PeerId(suspected.peer)) == suspected:
+            await self._ask(suspected)

@@ -1,8 +1,8 @@
 """Neighbours watch each other, so that a dead peer is gone everywhere within one expiry.
 
 A member looks after a few of the peers that it has a connection to, whatever the size of the swarm. Who
-does not answer, and cannot be dialled again, is doubted (:mod:`shoal.swarm.failure.suspicion`). In
-fractions of an expiry, at worst: 1/10 until the next look, 2/6 for two attempts, 2/5 until a doubt is
+does not answer, and cannot be dialled again, is suspected (:mod:`shoal.swarm.failure.suspicion`). In
+fractions of an expiry, at worst: 1/10 until the next look, 2/6 for two attempts, 2/5 until a suspicion is
 certain; the rest is gossip's.
 """
 
@@ -31,17 +31,17 @@ ANSWER_LEAST_S = 2.0
 """A machine that is busy for so long is not dead, however short the expiry."""
 ATTEMPTS = 2
 UNHEARD_SHARE = 10
-"""Of an expiry: a peer that has refuted our doubt lives, though not for us; it is left in peace for so
+"""Of an expiry: a peer that has refuted our suspicion lives, though not for us; it is left in peace for so
 long."""
 
 log = logging.getLogger(__name__)
 
 
-class Watch:
+class NeighbourProbe:
     """Looks after the neighbours of one member.
 
     Args:
-        doubt: tells the swarm that a peer does not answer; whether that could be said.
+        suspect: tells the swarm that a peer does not answer; whether that could be said.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class Watch:
         directory: Directory,
         now: Callable[[], float],
         expiry_s: float,
-        doubt: Callable[[PeerId], Awaitable[bool]],
+        suspect: Callable[[PeerId], Awaitable[bool]],
         chance: random.Random,
     ) -> None:
         self._network = network
         self._directory = directory
         self._now = now
         self._expiry_s = expiry_s
-        self._doubt = doubt
+        self._suspect = suspect
         self._neighbours: set[PeerId] = set()
-        self._doubted: dict[PeerId, int] = {}
+        self._suspected: dict[PeerId, int] = {}
         self._in_peace: dict[PeerId, float] = {}
         self._random = chance
 
@@ -80,17 +80,17 @@ class Watch:
         looked_after = [*sorted(lost), *self._random.sample(sorted(connected), min(WATCHED, len(connected)))]
         now = self._now()
         self._in_peace = {peer: until for peer, until in self._in_peace.items() if until > now}
-        due = (peer for peer in looked_after if peer not in self._in_peace and peer not in self._doubted)
+        due = (peer for peer in looked_after if peer not in self._in_peace and peer not in self._suspected)
         return [announcement for peer in due if (announcement := self._directory.get(peer)) is not None]
 
     async def _look(self, announcement: Announcement) -> None:
         peer = PeerId(announcement.peer)
         if await self._answers(announcement) or self._directory.get(peer) != announcement:
             return  # it lives, or has said something since
-        if await self._doubt(peer):
-            self._doubted[peer] = announcement.sequence
+        if await self._suspect(peer):
+            self._suspected[peer] = announcement.sequence
         else:
-            self._neighbours.add(peer)  # what it has said is too new to be doubted: it has another look
+            self._neighbours.add(peer)  # what it has said is too new to be suspected: it has another look
 
     async def _answers(self, announcement: Announcement) -> bool:
         deadline_s = max(ANSWER_LEAST_S, self._expiry_s * ANSWER_SHARE)
@@ -107,11 +107,11 @@ class Watch:
         return False
 
     def _settle(self) -> None:
-        """See what became of those whom we doubted."""
-        for peer, sequence in list(self._doubted.items()):
+        """See what became of those whom we suspected."""
+        for peer, sequence in list(self._suspected.items()):
             newest = self._directory.get(peer)
             if newest is not None and newest.sequence == sequence:
                 continue
-            del self._doubted[peer]
+            del self._suspected[peer]
             if newest is not None:
                 self._in_peace[peer] = self._now() + self._expiry_s * UNHEARD_SHARE

@@ -1,10 +1,10 @@
-"""A doubt: one peer tells the swarm that another does not answer. Pure.
+"""A suspicion: one peer tells the swarm that another does not answer. Pure.
 
-It is no verdict. Who is doubted and lives hears it like everybody else and refutes it with a new
+It is no verdict. Who is suspected and lives hears it like everybody else and refutes it with a new
 announcement (SWIM, Das et al. 2002, sections 3 and 4.2: suspicion, refuted by incarnation numbers, which our
 sequence numbers are). Where no refutation comes, each peer asks for itself before it takes the other for
 gone. So a liar can make others speak, and evict nobody. It cannot even make them speak often: only peers that
-are announced themselves are heard, each so many times an expiry, and a word is doubted once, and not before
+are announced themselves are heard, each so many times an expiry, and a word is suspected once, and not before
 it has been there for a moment.
 """
 
@@ -20,16 +20,16 @@ from shoal.errors import RemoteProtocolError
 from shoal.types import PeerId
 
 REFUTE_SHARE = 1 / 6
-"""Of an expiry: the time to refute a doubt. Then whoever heard it asks for itself."""
+"""Of an expiry: the time to refute a suspicion. Then whoever heard it asks for itself."""
 GONE_SHARE = 2 / 5
-"""Of an expiry: who is doubted for so long, and has not said anything new by then, is gone."""
+"""Of an expiry: who is suspected for so long, and has not said anything new by then, is gone."""
 SETTLED_SHARE = 1 / 10
-"""Of an expiry: how long a word is there before it may be doubted."""
-DOUBTS_AN_EXPIRY = 32
-"""Doubts of one peer that are heard in one expiry: as many neighbours may die together."""
+"""Of an expiry: how long a word is there before it may be suspected."""
+SUSPICIONS_PER_EXPIRY = 32
+"""Suspicions raised by one peer that are heard in one expiry: as many neighbours may die together."""
 
 
-class Doubt(Struct, frozen=True, array_like=True):
+class Suspicion(Struct, frozen=True, array_like=True):
     """The peer whose newest announcement has this sequence number does not answer."""
 
     peer: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -37,16 +37,16 @@ class Doubt(Struct, frozen=True, array_like=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Doubt)
+_decoder = msgspec.msgpack.Decoder(Suspicion)
 
 
-def encode(doubt: Doubt) -> bytes:
-    """The doubt as it travels; gossip says, and proves, who doubts."""
-    return _encoder.encode(doubt)
+def encode_suspicion(suspicion: Suspicion) -> bytes:
+    """The suspicion as it travels; gossip says, and proves, who suspects."""
+    return _encoder.encode(suspicion)
 
 
-def decode(data: bytes) -> Doubt:
-    """Read a doubt.
+def decode_suspicion(data: bytes) -> Suspicion:
+    """Read a suspicion.
 
     Raises:
         RemoteProtocolError: it is none.
@@ -54,24 +54,24 @@ def decode(data: bytes) -> Doubt:
     try:
         return _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RemoteProtocolError(f"not a doubt: {error}") from error
+        raise RemoteProtocolError(f"not a suspicion: {error}") from error
 
 
-class Doubters:
-    """How often each peer has doubted in this expiry. As large as the directory whose peers are heard."""
+class SuspicionLimit:
+    """How many suspicions each peer has raised in this expiry. Only peers of the directory are counted."""
 
     def __init__(self, expiry_s: float) -> None:
         self._expiry_s = expiry_s
         self._since = 0.0
         self._counts = Counter[PeerId]()
 
-    def heard(self, doubter: PeerId, now: float) -> bool:
-        """Whether one more doubt of this peer is listened to."""
-        return now - self._since > self._expiry_s or self._counts[doubter] < DOUBTS_AN_EXPIRY
+    def heard(self, accuser: PeerId, now: float) -> bool:
+        """Whether one more suspicion raised by this peer is listened to."""
+        return now - self._since > self._expiry_s or self._counts[accuser] < SUSPICIONS_PER_EXPIRY
 
-    def note(self, doubter: PeerId, now: float) -> None:
+    def note(self, accuser: PeerId, now: float) -> None:
         """Count one."""
         if now - self._since > self._expiry_s:
             self._since = now
             self._counts.clear()
-        self._counts[doubter] += 1
+        self._counts[accuser] += 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from shoal.swarm import gossip_rate as pace
+from shoal.swarm import gossip_rate
 from shoal.testing.sim.clock import simulate
 from shoal.testing.sim.peers import Peer, SimPeers
 from shoal.types import PeerId
@@ -65,7 +65,7 @@ async def _converge(nodes: int, seed: int, measured_s: float) -> Convergence:
         for _ in range(nodes):
             await peers.join()
         # Until everyone speaks as rarely as suits a swarm of this size, and what was said before is over.
-        await trio.sleep(pace.refresh_s(peers.announce_s, nodes) * 2)
+        await trio.sleep(gossip_rate.refresh_s(peers.announce_s, nodes) * 2)
         idle = await _idle(peers, measured_s)
         newcomer = await peers.join()
         some, everyone = await _until(peers, newcomer.peer, SHARE), await _until(peers, newcomer.peer, 1.0)
