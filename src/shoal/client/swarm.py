@@ -35,6 +35,7 @@ from shoal.executor.thread import TorchThread
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.models.text.codec import TextCodec
+from shoal.models.text.prompt import ChatPrompt, encode_prompt
 from shoal.net.network import Network
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import coverage
@@ -151,10 +152,9 @@ class Swarm:
             codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
             if codec is None or not (prompt is None or isinstance(prompt, str)):
                 token_ids = [int(token) for token in prompt or ()]
-            elif messages is None:
-                token_ids = codec.encode(answer.prompt)
             else:
-                made = await trio.to_thread.run_sync(codec.prompt, messages)
+                given = answer.prompt if messages is None else ChatPrompt(messages)
+                made = await trio.to_thread.run_sync(encode_prompt, codec, given)
                 answer.prompt, token_ids = made.text, made.token_ids
             answer.prompt_token_ids = token_ids
             room = local.shape.context - len(token_ids)

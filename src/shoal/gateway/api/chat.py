@@ -10,7 +10,7 @@ from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.api.logprobs import chat_logprobs
-from shoal.gateway.api.request import Asked, limited, rendered
+from shoal.gateway.api.request import Asked, conversation, limited, prompt_ids
 from shoal.gateway.errors import body_of
 from shoal.gateway.grammar.fit import Format, fit
 from shoal.gateway.grammar.grammar import Grammars
@@ -38,7 +38,9 @@ async def asked_of(body: ChatRequest, model: Servable, grammars: Grammars) -> As
     options: dict[str, Any] = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         options.setdefault("reasoning_effort", body.reasoning_effort)
-    prompt = await rendered(model, [_for_template(m) for m in body.messages], calling, options)
+    prompt = await prompt_ids(
+        model, conversation(model, [_for_template(m) for m in body.messages], calling, options)
+    )
     limit = limited(model, prompt, body.limit)
     found = await fit(grammars, model, prompt, calling, _format(body.response_format))
     return Asked(

@@ -12,7 +12,7 @@ from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.api.chat import fingerprint, usage_of
 from shoal.gateway.api.logprobs import text_logprobs
-from shoal.gateway.api.request import Asked, encoded, limited
+from shoal.gateway.api.request import Asked, limited, prompt_ids
 from shoal.gateway.errors import BadRequest, body_of
 from shoal.gateway.models import Servable
 from shoal.gateway.page.requests import Record
@@ -34,7 +34,7 @@ async def asked_of(body: CompletionRequest, model: Servable) -> list[Asked]:
 
 
 async def _one(body: CompletionRequest, model: Servable, prompt: str | list[int]) -> Asked:
-    ids = await encoded(model, prompt) if isinstance(prompt, str) else prompt
+    ids = await prompt_ids(model, prompt) if isinstance(prompt, str) else prompt
     limit = limited(
         model, ids, body.max_tokens if body.max_tokens is not None else 16
     )  # OpenAI's default here

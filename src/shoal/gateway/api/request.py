@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import trio
@@ -15,6 +17,7 @@ from shoal.gateway.markup.tools import Calling, as_text
 from shoal.gateway.models import Servable
 from shoal.models.text.codec import TextCodec
 from shoal.models.text.detokenizer import Detokenizer
+from shoal.models.text.prompt import ChatPrompt, encode_prompt
 
 DEFAULT_TOKENS = 1024
 """An answer's length where the client sets none: every hop reserves KV for all of it at once."""
@@ -89,33 +92,26 @@ def limited(model: Servable, prompt: Sequence[int], wanted: int | None) -> int:
     return min(DEFAULT_TOKENS if wanted is None else wanted, room)
 
 
-async def encoded(model: Servable, text: str, *, special: bool = True) -> list[int]:
-    """Token ids of a plain prompt. Raises as ``TextCodec.encode``, and where the model has no tokenizer."""
-    codec = _codec(model)
-    return await trio.to_thread.run_sync(lambda: codec.encode(text, special=special))
-
-
-async def rendered(
+def conversation(
     model: Servable,
     messages: Sequence[dict[str, Any]],
-    calling: Calling | None,
-    options: dict[str, Any],
-) -> list[int]:
-    """Token ids of a conversation, by the model's template; tools in plain words where it knows none.
+    calling: Calling | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> ChatPrompt:
+    """A conversation for the model's template; tools in plain words where it knows none.
 
     Raises:
-        UsageError: the template refuses the messages, or the model has no tokenizer.
-        BadWeights: the template does not end.
+        UsageError: the model has no tokenizer.
     """
-    codec = _codec(model)
+    if _codec(model).takes_tools:
+        return ChatPrompt(messages, {"tools": calling.declared() if calling else None, **options})
+    return ChatPrompt(as_text(messages, calling), options)
 
-    def render() -> list[int]:
-        if codec.takes_tools:
-            tools = calling.declared() if calling else None
-            return codec.prompt(messages, tools=tools, **options).token_ids
-        return codec.prompt(as_text(messages, calling), **options).token_ids
 
-    return await trio.to_thread.run_sync(render)
+async def prompt_ids(model: Servable, given: str | ChatPrompt, *, special: bool = True) -> list[int]:
+    """Token ids of a prompt. Raises as ``encode_prompt``, and UsageError without a tokenizer."""
+    made = await trio.to_thread.run_sync(partial(encode_prompt, _codec(model), given, special=special))
+    return made.token_ids
 
 
 def _codec(model: Servable) -> TextCodec:

@@ -11,7 +11,7 @@ from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.api.chat import ROLES, reader_of
 from shoal.gateway.api.logprobs import chat_logprobs
-from shoal.gateway.api.request import Asked, limited, rendered
+from shoal.gateway.api.request import Asked, conversation, limited, prompt_ids
 from shoal.gateway.errors import BadRequest, body_of
 from shoal.gateway.grammar.fit import Format, fit
 from shoal.gateway.grammar.grammar import Grammars
@@ -40,7 +40,7 @@ PREFIX = "resp_"
 async def asked_of(body: ResponsesRequest, model: Servable, grammars: Grammars) -> Asked:
     """What a request asks for. Raises as ``chat.asked_of``."""
     calling = _calling(body)
-    prompt = await rendered(model, _messages(body), calling, {})
+    prompt = await prompt_ids(model, conversation(model, _messages(body), calling))
     limit = limited(model, prompt, body.max_output_tokens)
     found = await fit(grammars, model, prompt, calling, _format(body))
     return Asked(

@@ -7,18 +7,18 @@ from typing import Any
 import trio
 
 from shoal.errors import UsageError
-from shoal.gateway.api.request import encoded, rendered
+from shoal.gateway.api.request import conversation, prompt_ids
 from shoal.gateway.models import Servable
 from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
 
 
 async def tokenize(body: TokenizeRequest, model: Servable) -> dict[str, Any]:
-    """Token ids of a prompt or a conversation. Raises as ``encoded`` and ``rendered``."""
+    """Token ids of a prompt or a conversation. Raises as :func:`prompt_ids`."""
     if body.messages is not None:
         messages = [{"role": m.role, "content": m.text} for m in body.messages]
-        tokens = await rendered(model, messages, None, {})
+        tokens = await prompt_ids(model, conversation(model, messages))
     else:
-        tokens = await encoded(model, body.prompt or "", special=body.add_special_tokens)
+        tokens = await prompt_ids(model, body.prompt or "", special=body.add_special_tokens)
     return {"tokens": tokens, "count": len(tokens), "max_model_len": model.shape.context}
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import UsageError
+from shoal.models.text.chat_templates import ChatTemplates, EncodedPrompt
 from shoal.models.text.detokenizer import Detokenizer
-from shoal.models.text.prompt import ChatTemplates, Prompt
 from shoal.models.text.tokenizer.apart import ApartTokenizer
 from shoal.models.text.tokenizer.bytes import is_byte, token_bytes
 from shoal.models.text.tokenizer.guard import Words
@@ -63,7 +63,7 @@ class TextCodec:
         _check(text)
         return self._vocabulary.encode(text, special=special)
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Prompt:
+    def prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> EncodedPrompt:
         """The prompt for a conversation, by the chat template; without one, the messages one after another.
 
         Only the template's own words become control tokens. What users, tools and assistants say is text,

@@ -1,223 +1,36 @@
-"""Conversations to prompts: by which template, in which form, and whose words become control tokens."""
+"""From what a caller gives to the token ids that a model goes on from: one way, for every caller."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from shoal.errors import BadWeights, UsageError
-from shoal.models.text.template import Rendered, TemplateRenderer
-from shoal.models.text.tokenizer.guard import Words
-from shoal.models.text.tokenizer.tokenizer import Vocabulary
-
-Message = Mapping[str, Any]
-PROBE = "q7w9e1"
-"""What an assistant says when a template is asked how it ends a turn."""
+from shoal.models.text.chat_templates import ChatMessage, EncodedPrompt
+from shoal.models.text.codec import TextCodec
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """What a model is given to go on with."""
+class ChatPrompt:
+    """Messages for the model's chat template."""
 
-    text: str
-    """For a reader: in it a control word of the user's looks like one of the template's."""
-    token_ids: list[int]
-
-
-class ChatTemplates:
-    """A model's chat templates at work. From any thread."""
-
-    def __init__(self, templates: Mapping[str, str], vocabulary: Vocabulary, words: Words) -> None:
-        self._templates = templates
-        self._vocabulary = vocabulary
-        self._words = words
-        unknown = vocabulary.token_id(vocabulary.named.get("unk_token", ""))
-        self._tokens = frozenset(words.ids.values()) - {unknown}
-        self._renderers = {name: TemplateRenderer(text, vocabulary.named) for name, text in templates.items()}
-        self._forms: dict[str, int] = {}
-        """Which of FORMS each template was found to read."""
-
-    @property
-    def any(self) -> bool:
-        """Whether there are templates."""
-        return bool(self._templates)
-
-    @property
-    def takes_tools(self) -> bool:
-        """Whether a template knows what tools are."""
-        return any("tools" in template for template in self._templates.values())
-
-    def prompt(
-        self, messages: Sequence[Message], options: Mapping[str, Any], check: Callable[[str], None]
-    ) -> Prompt:
-        """The prompt for a conversation. See :meth:`shoal.models.text.codec.TextCodec.prompt`.
-
-        Args:
-            check: raises where there is too much text.
-        """
-        if not self.any:
-            text = "\n\n".join(_text(message) for message in messages)
-            check(text)
-            return Prompt(text, self._encoded(text, [(0, len(text))], special=True))
-        # Templates expect these to be defined: in Jinja what is undefined "is not none".
-        given = {"tools": None, "documents": None, **options}
-        rendered = self._rendered(self._name(given), messages, given)
-        text, foreign = rendered.text, rendered.foreign
-        if rendered.marked != text:
-            if not _mentions(self._words, [list(messages), given]):
-                check(text)
-                return Prompt(text, self._vocabulary.encode(text, special=False))
-            if rendered.marked is None:
-                raise UsageError(
-                    "the messages hold control words of this model, and its chat template cannot tell them "
-                    "from its own",
-                    check=f"the messages for texts like {next(iter(self._words.ids), '')!r}",
-                )
-            text = rendered.marked
-        check(text)
-        return Prompt(text, self._encoded(text, foreign, special=False))
-
-    def turn_ends(self) -> frozenset[int]:
-        """The control token that the template writes behind what an assistant said, if it writes one."""
-        messages = [
-            {"role": "user", "content": "a"},
-            {"role": "assistant", "content": PROBE},
-            {"role": "user", "content": "b"},
-        ]
-        try:
-            given: dict[str, Any] = {"tools": None, "documents": None}
-            text = self._rendered(self._name(given), messages, given).text
-        except (UsageError, BadWeights):
-            return frozenset()  # it has no way to show it, or wants another conversation
-        _, _, behind = text.rpartition(PROBE)
-        found = self._words.found(behind.lstrip())[:1]
-        return frozenset(self._words.ids[behind.lstrip()[a:b]] for a, b in found if a == 0)
-
-    def _encoded(self, text: str, foreign: Sequence[tuple[int, int]], *, special: bool) -> list[int]:
-        """Token ids of ``text`` in which control words are the template's alone.
-
-        As a rule there are no others, and the tokenizer itself encodes it. What it makes of that is looked
-        at again: some find control tokens also in letters that only look alike.
-        """
-        own = self._words.own(text, foreign)
-        if own == self._words.found(text):
-            ids = self._vocabulary.encode(text, special=special)
-            around = len(self._vocabulary.encode("", special=True)) if special else 0
-            if sum(token in self._tokens for token in ids) <= len(own) + around:
-                return ids
-        return self._words.encode(text, own, special=special)
-
-    def _name(self, given: Mapping[str, Any]) -> str:
-        """The template for what is given: one for tools or documents where there is one."""
-        for name, needed in (("tool_use", "tools"), ("rag", "documents")):
-            if given.get(needed) and name in self._templates:
-                return name
-        if "default" in self._templates:
-            return "default"
-        if len(self._templates) == 1:
-            return next(iter(self._templates))
-        raise UsageError(
-            f"this model has chat templates for {', '.join(sorted(self._templates))} alone",
-            check="whether it is asked for what it was made for",
-        )
-
-    def _rendered(self, name: str, messages: Sequence[Message], given: Mapping[str, Any]) -> Rendered:
-        """The conversation in the form that the template reads, which is found by trying.
-
-        Raises:
-            UsageError: the template refuses it in every form, or leaves out what the user says.
-        """
-        best = self._forms.get(name, 0)
-        order = sorted(range(len(FORMS)), key=lambda form: form != best)
-        refused: UsageError | None = None
-        found: dict[int, Rendered] = {}
-        for form in order:
-            try:
-                rendered = self._renderers[name].render(FORMS[form](messages), **given)
-            except UsageError as error:
-                refused = refused or error
-                continue
-            if (form and rendered.printed) or not _says(rendered, messages, "user"):
-                continue
-            found[form] = rendered
-            if _says(rendered, messages, "system"):
-                break
-        if not found:
-            raise refused or UsageError(
-                "the model's chat template leaves out what the user says",
-                check="the roles of the messages; the template may be for another use of the model",
-            )
-        # Where none has the system's words, the template has no place for them.
-        form = next((f for f, one in found.items() if _says(one, messages, "system")), min(found))
-        self._forms[name] = form
-        return found[form]
+    messages: Sequence[ChatMessage]
+    """``[{"role": "user", "content": "…"}, …]``; a content may be a list of text parts."""
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the template may look at: ``tools``, ``documents``, ``enable_thinking``."""
 
 
-def _says(rendered: Rendered, messages: Sequence[Message], role: str) -> bool:
-    """Whether what the last message of ``role`` says is in the prompt; nothing always is."""
-    said = next((_text(message) for message in reversed(messages) if message.get("role") == role), "").strip()
-    there = rendered.user if role == "user" else rendered.system
-    return not said or (there if rendered.marked is not None else said in rendered.text)
+def encode_prompt(codec: TextCodec, given: str | ChatPrompt, *, special: bool = True) -> EncodedPrompt:
+    """The prompt that a text is, or that a conversation becomes by the chat template. Blocks: not on a loop.
 
-
-def _text(message: Message) -> str:
-    """What a message says, as one text.
+    Args:
+        special: put what the model wants at the beginning of a text before it; a template sees to it itself.
 
     Raises:
-        UsageError: it has parts that are no text.
+        UsageError: the text is too long, or not Unicode; the template refuses messages or leaves some out.
+        BadWeights: the template does not end in time, or the tokenizer fails.
+        Busy: too many others wait for them.
     """
-    content: object = message.get("content")
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    parts = cast("list[object]", content) if isinstance(content, list) else [content]
-    texts: list[str] = []
-    for part in parts:
-        text = cast("dict[str, object]", part).get("text") if isinstance(part, dict) else part
-        if not isinstance(text, str):
-            raise UsageError("a message has a part that is no text", check="that each part has a text")
-        texts.append(text)
-    return "".join(texts)
-
-
-def _as_strings(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [
-        dict(message) | ({"content": _text(message)} if isinstance(message.get("content"), list) else {})
-        for message in messages
-    ]
-
-
-def _as_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [
-        dict(message)
-        | ({"content": [{"type": "text", "text": message["content"]}]} if _is_text(message) else {})
-        for message in messages
-    ]
-
-
-def _as_parts_but_system(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    pairs = zip(_as_strings(messages), _as_parts(messages), strict=True)
-    return [text if text.get("role") == "system" else parts for text, parts in pairs]
-
-
-def _is_text(message: Message) -> bool:
-    return isinstance(message.get("content"), str)
-
-
-FORMS = (_as_strings, _as_parts, _as_parts_but_system)
-"""How a template may want its messages: contents as text, as lists of parts, or one for each."""
-
-
-def _mentions(words: Words, value: object) -> bool:
-    """Whether a control word is in any text of ``value``."""
-    if isinstance(value, str):
-        return words.are_in(value)
-    if isinstance(value, dict):
-        return any(
-            _mentions(words, part) for pair in cast("dict[object, object]", value).items() for part in pair
-        )
-    if isinstance(value, list | tuple):
-        return any(_mentions(words, part) for part in cast("list[object]", value))
-    return False
+    if isinstance(given, str):
+        return EncodedPrompt(given, codec.encode(given, special=special))
+    return codec.prompt(given.messages, **given.options)

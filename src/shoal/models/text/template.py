@@ -22,7 +22,7 @@ MAX_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
+class RenderedTemplate:
     """A conversation as the template has put it, and whose words are where."""
 
     text: str
@@ -56,7 +56,7 @@ class TemplateRenderer:
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True, **options: Any
-    ) -> Rendered:
+    ) -> RenderedTemplate:
         """The prompt for ``messages``. From any thread.
 
         Args:
@@ -105,12 +105,12 @@ class TemplateRenderer:
         self._child.close()
 
 
-def _read(found: dict[str, Any]) -> Rendered:
+def _read(found: dict[str, Any]) -> RenderedTemplate:
     """What the process answered."""
     text: str = found["text"]
     if "unmarked" in found:
-        return Rendered(text, None, (), user=True, system=True, printed=False)
-    return Rendered(
+        return RenderedTemplate(text, None, (), user=True, system=True, printed=False)
+    return RenderedTemplate(
         text,
         found.get("marked", text),
         tuple((start, end) for start, end in found["spans"]),
