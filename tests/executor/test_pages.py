@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from shoal.errors import Busy
+from shoal.executor.kernels.built import NATIVE
 from shoal.executor.pages import PAGE, PagePool
 
 
@@ -70,3 +73,8 @@ def test_pages_that_were_used_are_used_again_before_fresh_ones() -> None:
     assert len(seen) == 3
     assert pool.tokens_free == pool.tokens
     assert pool.taken == 0
+
+
+def test_a_page_has_as_many_tokens_as_the_kernels_think() -> None:
+    header = (NATIVE / "attention.h").read_text("utf-8")
+    assert re.search(r"#define PAGE (\d+)", header)[1] == str(PAGE)  # type: ignore[index]

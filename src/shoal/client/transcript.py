@@ -19,10 +19,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from shoal.errors import LocalProtocolError
+from shoal.executor.runner import MERGED_ROWS
 from shoal.models.build.rope_scaling import RopeScaling
-
-JOINED = 8
-"""Single tokens that are sent again as one piece. Up to here a row's bits do not depend on its company."""
 
 
 class Piece(NamedTuple):
@@ -119,7 +117,7 @@ class Transcript:
         self.held = 0
 
     def join_singles(self) -> None:
-        """Put what was sent token by token into pieces of up to ``JOINED``."""
+        """Put what was sent token by token into pieces of up to ``MERGED_ROWS``."""
         self._pieces = join_singles(self._pieces)
 
     def outdated(self, length: int) -> bool:
@@ -154,12 +152,12 @@ class Transcript:
 
 
 def join_singles(pieces: Sequence[Piece]) -> list[Piece]:
-    """The same tokens, with runs of single ones in pieces of up to ``JOINED``."""
+    """The same tokens, with runs of single ones in pieces of up to ``MERGED_ROWS``."""
     found: list[Piece] = []
     running = False  # whether the last piece is a run of single tokens
     for piece in pieces:
         single = len(piece.token_ids) == 1 and not piece.sequence_length
-        if running and single and len(found[-1].token_ids) < JOINED:
+        if running and single and len(found[-1].token_ids) < MERGED_ROWS:
             found[-1].token_ids.append(piece.token_ids[0])
         else:
             found.append(Piece(list(piece.token_ids), piece.sequence_length))

@@ -16,7 +16,7 @@ from shoal.errors import Busy
 from shoal.executor.arrays import empty
 
 PAGE = 16
-"""Tokens of one page: the KV of all the span's blocks for them."""
+"""Tokens of one page: the KV of all the span's blocks for them. As in native/attention.h."""
 
 
 def pages_for(tokens: int) -> int:

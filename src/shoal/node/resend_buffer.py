@@ -9,14 +9,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from shoal.executor.runner import MERGED_ROWS
 from shoal.types import Codec
 from shoal.wire.messages import Step
 
 KEPT_LIMIT = 256 << 20
 """Bytes that a node keeps over all its sessions. Beyond it the session with most is kept no longer, and its
 client replays it instead: whoever keeps much has nobody else given up."""
-MERGED_ROWS = 8
-"""Rows of single steps that are sent again as one. Up to here a row's bits do not depend on its company."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,6 @@ from shoal.types import Format
 
 GROUP = 32
 """Weights of int4 that share a scale."""
-PAGE = 16
-"""Tokens of one page of KV."""
 NUMBER: dict[Format, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
 
 log = logging.getLogger(__name__)
