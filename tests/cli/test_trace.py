@@ -13,7 +13,7 @@ from anyio.from_thread import start_blocking_portal
 
 from shoal.cli.status.trace import step_lines
 from shoal.metrics.trace import HopTrace, RerouteTrace, Trace, hop_step, ring_step
-from shoal.node.endpoint import Page, show
+from shoal.node.endpoint import EndpointPage, show
 from shoal.swarm.local_nodes import RunningNode, node_file
 from tests.cli.conftest import Shoal
 
@@ -42,7 +42,7 @@ def answer() -> bytes:
 @contextmanager
 def node_at(folder: Path, body: bytes) -> Generator[None]:
     """A process that shows ``body`` as its traces, and its running-file."""
-    pages = {"/trace": Page(lambda: body, "application/json", local=True)}
+    pages = {"/trace": EndpointPage(lambda: body, "application/json", local=True)}
 
     async def go(*, task_status):
         await show(pages, "127.0.0.1", 0, task_status=task_status)

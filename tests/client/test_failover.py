@@ -13,7 +13,7 @@ import trio
 from shoal.client.sampling import Sampler, Sampling
 from shoal.errors import ChannelClosed, NoCoverage, StepFailed
 from shoal.net.channel import Channel
-from shoal.node import resend_buffer as kept
+from shoal.node import resend_buffer
 from shoal.node.admission import NextHopUnreachable
 from shoal.node.hop import Hop
 from shoal.testing.checkpoints import write_checkpoint
@@ -128,7 +128,7 @@ async def test_the_one_that_took_its_place_may_die_too(home, checkpoint, whole):
 async def test_a_session_is_replayed_where_its_neighbour_has_not_kept_enough(
     home, checkpoint, whole, monkeypatch
 ):
-    monkeypatch.setattr(kept.KeptRoom.__init__, "__defaults__", (0,))
+    monkeypatch.setattr(resend_buffer.ResendBudget.__init__, "__defaults__", (0,))
     async with at_work(home, checkpoint, [*THIRDS, THIRDS[1]]) as (swarm, session):
 
         def strike(token):

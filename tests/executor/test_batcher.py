@@ -17,21 +17,21 @@ from shoal.executor.batcher import (
     MAX_ROWS,
     STRETCH,
     Batcher,
+    ForwardOutput,
+    ForwardTimes,
     Job,
-    Outcome,
-    Pace,
-    Piece,
+    JobSlice,
     Rhythm,
-    choose,
+    choose_batch,
     slice_rows,
 )
-from shoal.executor.thread import TorchThread
+from shoal.executor.thread import ComputeThread
 
-PACE = Pace(fixed=0.040, per_row=0.005)
+TIMES = ForwardTimes(fixed=0.040, per_row=0.005)
 """A node on which a forward takes 40 ms and 5 ms more for each row."""
 
 
-class ByHand(TorchThread):
+class ByHand(ComputeThread):
     """Runs what was posted when the test says so, on the test's own thread."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Bench:
         self.told: list[int] = []
         self.batcher = Batcher(self._forward, self.thread, sliced=sliced)
 
-    def _forward(self, batch: Sequence[Piece]) -> list[Outcome]:
+    def _forward(self, batch: Sequence[JobSlice]) -> list[ForwardOutput]:
         self.forwards.append([(piece.job.session, len(piece.hidden)) for piece in batch])
         if self.fail is not None:
             return [self.fail] * len(batch)
@@ -119,30 +119,30 @@ def test_what_is_to_be_done_after_the_results_is_done_after_all_of_them_and_once
 
 
 def test_a_prefill_alone_takes_all_that_a_forward_holds() -> None:
-    chosen = choose([job("a", 2000)], PACE, others=False, sliced=True)
+    chosen = choose_batch([job("a", 2000)], TIMES, others=False, sliced=True)
     assert [rows for _, rows in chosen] == [MAX_ROWS]
 
 
 def test_a_prefill_beside_decode_steps_stretches_their_forward_by_a_bounded_factor() -> None:
     for decoding in (1, 4, 16):
         ready = [job("long", 4000), *(job(f"d{i}", 1) for i in range(decoding))]
-        chosen = choose(ready, PACE, others=False, sliced=True)
+        chosen = choose_batch(ready, TIMES, others=False, sliced=True)
         (rows,) = [rows for step, rows in chosen if step.session == "long"]
-        alone, beside = (max(PACE.fixed, n * PACE.per_row) for n in (decoding, decoding + rows))
+        alone, beside = (max(TIMES.fixed, n * TIMES.per_row) for n in (decoding, decoding + rows))
         assert beside <= STRETCH * alone
         assert {step.session for step, _ in chosen} == {"long", *(f"d{i}" for i in range(decoding))}
 
 
 def test_a_prefill_advances_in_every_forward_however_many_decode() -> None:
-    assert slice_rows(Pace(fixed=0.001, per_row=1.0), decoding=1, others=True) == LEAST_ROWS
+    assert slice_rows(ForwardTimes(fixed=0.001, per_row=1.0), decoding=1, others=True) == LEAST_ROWS
 
 
 def test_a_prefill_goes_in_bounded_slices_while_those_who_decode_are_elsewhere() -> None:
-    assert slice_rows(PACE, decoding=0, others=True) == ALONE_ROWS
+    assert slice_rows(TIMES, decoding=0, others=True) == ALONE_ROWS
 
 
 def test_before_anything_was_timed_a_slice_is_small() -> None:
-    assert slice_rows(Pace(), decoding=1, others=True) == LEAST_ROWS
+    assert slice_rows(ForwardTimes(), decoding=1, others=True) == LEAST_ROWS
 
 
 def test_only_one_prefill_is_sliced_at_a_time_and_they_take_turns() -> None:
@@ -156,7 +156,7 @@ def test_only_one_prefill_is_sliced_at_a_time_and_they_take_turns() -> None:
 
 def test_a_forward_is_bounded_whatever_is_ready() -> None:
     ready = [job(f"d{i}", DECODE_ROWS) for i in range(200)]
-    chosen = choose(ready, PACE, others=False, sliced=True)
+    chosen = choose_batch(ready, TIMES, others=False, sliced=True)
     assert sum(rows for _, rows in chosen) == MAX_ROWS
 
 
@@ -207,7 +207,7 @@ def test_a_defect_in_the_forward_ends_its_steps_and_the_next_ones_run() -> None:
     bench = Bench()
     forward = bench.batcher._forward  # pyright: ignore[reportPrivateUsage]
 
-    def broken(_: Sequence[Piece]) -> list[Outcome]:
+    def broken(_: Sequence[JobSlice]) -> list[ForwardOutput]:
         raise MemoryError("no room")
 
     bench.batcher._forward = broken  # pyright: ignore[reportPrivateUsage]
@@ -246,7 +246,7 @@ def test_what_a_session_held_is_released_before_the_next_forward() -> None:
 def test_a_session_that_ends_while_its_step_runs_hears_nothing() -> None:
     bench = Bench()
 
-    def end(_: Sequence[Piece]) -> list[Outcome]:
+    def end(_: Sequence[JobSlice]) -> list[ForwardOutput]:
         bench.batcher.end("a", lambda: None)
         return [np.ones((1, 1), np.float32)]
 
@@ -271,10 +271,10 @@ def test_a_session_of_which_nothing_is_known_is_not_waited_for() -> None:
 
 
 def test_pace_learns_the_two_bounds_of_the_roofline() -> None:
-    pace = Pace()
-    pace.note(1, 0.040)
-    pace.note(64, 64 * 0.005)
-    pace.note(10, 10.0)  # between the two: says nothing about either
-    assert pace.fixed == pytest.approx(0.040)
-    assert pace.per_row == pytest.approx(0.005)
-    assert pace.ridge == pytest.approx(8)
+    times = ForwardTimes()
+    times.note(1, 0.040)
+    times.note(64, 64 * 0.005)
+    times.note(10, 10.0)  # between the two: says nothing about either
+    assert times.fixed == pytest.approx(0.040)
+    assert times.per_row == pytest.approx(0.005)
+    assert times.ridge == pytest.approx(8)

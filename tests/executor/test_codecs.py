@@ -17,7 +17,7 @@ from shoal.executor.arrays import Floats, narrow, widen
 from shoal.executor.codecs import TINY, decode, encode
 from shoal.executor.kernels.c_kernels import library
 from shoal.types import Codec
-from shoal.wire.tensors import INT8_BLOCK, encoded_bytes
+from shoal.wire.payload import INT8_BLOCK, encoded_bytes
 
 CODECS: tuple[Codec, ...] = ("float32", "bfloat16", "int8")
 EVERY = pytest.mark.parametrize("codec", CODECS)

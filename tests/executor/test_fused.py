@@ -15,14 +15,14 @@ from shoal.errors import CannotRollBack, ShoalError
 from shoal.executor import load
 from shoal.executor.arrays import Floats, split
 from shoal.executor.codecs import decode, encode
-from shoal.executor.engine import Engine, Forwarded
+from shoal.executor.engine import Engine, StepOutput
 from shoal.executor.fused import FusedRunner, expected_names
-from shoal.executor.kernels import c_kernels as kernels
+from shoal.executor.kernels import c_kernels
 from shoal.executor.load import fused_shape, load_runner
 from shoal.executor.modules import ModuleRunner
-from shoal.executor.runner import Capabilities, Rows, State
+from shoal.executor.runner import Capabilities, KvState, SessionRows
 from shoal.executor.shape import llama_shape
-from shoal.executor.thread import TorchThread
+from shoal.executor.thread import ComputeThread
 from shoal.models.build.load import load_span_module
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
@@ -30,7 +30,7 @@ from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import BLOCKS, write_checkpoint
 from shoal.types import Format, Kv, SessionId, Span
 
-pytestmark = pytest.mark.skipif(kernels.library() is None, reason="the C kernels are not built")
+pytestmark = pytest.mark.skipif(c_kernels.library() is None, reason="the C kernels are not built")
 
 SHAPED = ("llama", "llama_untied", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma3", "granite")
 """Families whose blocks the kernels run, sliding windows, biases, head norms and all."""
@@ -67,7 +67,7 @@ def fused(
     return runner
 
 
-def opened(runner: FusedRunner, tokens: int = 128, span: Span | None = None) -> State:
+def opened(runner: FusedRunner, tokens: int = 128, span: Span | None = None) -> KvState:
     """A session's state."""
     assert runner.pool is not None
     return runner.open(span or runner.span, runner.pool.promise(tokens))
@@ -77,11 +77,11 @@ def rows(n: int, seed: int = 0) -> Floats:
     return np.random.default_rng(seed).standard_normal((n, WIDTH), np.float32)
 
 
-def run(runner: FusedRunner, state: State, hidden: Floats, pieces: tuple[int, ...]) -> Floats:
+def run(runner: FusedRunner, state: KvState, hidden: Floats, pieces: tuple[int, ...]) -> Floats:
     """Feed ``hidden`` in pieces, from where the state is."""
     outs: list[Floats] = []
     for piece in split(hidden.copy(), pieces):
-        (out,) = runner.forward([Rows(state, state.length, piece)])
+        (out,) = runner.forward([SessionRows(state, state.length, piece)])
         assert isinstance(out, np.ndarray)
         outs.append(out)
     return np.concatenate(outs)
@@ -164,8 +164,8 @@ def test_a_row_has_the_same_bits_in_any_company(
         state = opened(runner)
         run(runner, state, mine[:20], (7, 13))
         for at in range(20, 24):
-            batch = [Rows(o, o.length, rows(1 + (at + n) % 3, seed=at)) for n, o in enumerate(others)]
-            batch.insert(at % company, Rows(state, state.length, mine[at : at + 1].copy()))
+            batch = [SessionRows(o, o.length, rows(1 + (at + n) % 3, seed=at)) for n, o in enumerate(others)]
+            batch.insert(at % company, SessionRows(state, state.length, mine[at : at + 1].copy()))
             out = runner.forward(batch)[at % company]
             assert isinstance(out, np.ndarray)
             assert np.array_equal(out[0], alone[at])
@@ -178,7 +178,7 @@ async def test_through_the_engine_too(models: Models, tmp_path: Path) -> None:
     """Thirty-two clients at once, each with its own prompt, get what each would get alone."""
     runner = fused(models("llama"), tmp_path, "int8")
     assert runner.pool is not None
-    thread = TorchThread()
+    thread = ComputeThread()
     engine = Engine(runner, runner.pool, thread, format="int8")
     prompts = {SessionId(bytes([n]) * 16): rows(3 + n, seed=n) for n in range(32)}
     alone: dict[SessionId, list[Floats]] = {}
@@ -207,7 +207,7 @@ async def test_through_the_engine_too(models: Models, tmp_path: Path) -> None:
 async def test_two_thousand_sessions_leave_nothing_behind(models: Models, tmp_path: Path) -> None:
     runner = fused(models("llama"), tmp_path, "int8")
     assert runner.pool is not None
-    thread = TorchThread()
+    thread = ComputeThread()
     engine = Engine(runner, runner.pool, thread, format="int8")
     prompt, process = rows(40), psutil.Process()
     held: list[int] = []
@@ -253,7 +253,7 @@ async def step(engine: Engine, session: SessionId, position: int, hidden: Floats
     with trio.fail_after(60):
         await event.wait()
     (result,) = results
-    assert isinstance(result, Forwarded), result
+    assert isinstance(result, StepOutput), result
     return decode(result.payload, "float32", len(hidden), engine.width)
 
 
@@ -265,7 +265,7 @@ def test_a_session_goes_back_to_any_position(models: Models, tmp_path: Path) -> 
     state = opened(runner)
     straight = run(runner, state, hidden, (30, 10))
     for position in (33, 17, 0):
-        (out,) = runner.forward([Rows(state, position, hidden[position:].copy())])
+        (out,) = runner.forward([SessionRows(state, position, hidden[position:].copy())])
         assert isinstance(out, np.ndarray)
         assert np.array_equal(out, straight[position:])
         assert len(state.pages.numbers) == 3
@@ -274,7 +274,7 @@ def test_a_session_goes_back_to_any_position(models: Models, tmp_path: Path) -> 
 def test_a_step_that_leaves_tokens_out_is_refused_and_others_run(models: Models, tmp_path: Path) -> None:
     runner = fused(models("llama"), tmp_path, "int8")
     gap, good = opened(runner), opened(runner)
-    refused, ran = runner.forward([Rows(gap, 5, rows(1)), Rows(good, 0, rows(1))])
+    refused, ran = runner.forward([SessionRows(gap, 5, rows(1)), SessionRows(good, 0, rows(1))])
     assert not isinstance(refused, np.ndarray)
     assert refused.code == "position_gap"
     assert isinstance(ran, np.ndarray)
@@ -347,7 +347,7 @@ def test_what_it_says_of_going_back_is_so(models: Models, tmp_path: Path, family
     runner = load_runner(models(family), Span(0, 2), "fp32", kv="auto", threads=1, cache=tmp_path)
     state = runner.open(runner.span, runner.make_pool(256).promise(256))
     hidden = np.full((200, runner.width), 0.1, np.float32)
-    (first,) = runner.forward([Rows(state, 0, hidden)])
-    (again,) = runner.forward([Rows(state, 1, hidden[1:2])])
+    (first,) = runner.forward([SessionRows(state, 0, hidden)])
+    (again,) = runner.forward([SessionRows(state, 1, hidden[1:2])])
     assert not isinstance(first, ShoalError)
     assert isinstance(again, CannotRollBack) is not runner.capabilities.roll_back

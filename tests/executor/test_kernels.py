@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from shoal.executor.kernels import c_kernels as kernels
-from shoal.executor.kernels import torch_kernels as plain
-from shoal.executor.kernels.c_kernels import Matrix, Team
+from shoal.executor.kernels import c_kernels, torch_kernels
+from shoal.executor.kernels.c_kernels import Matrix, ThreadTeam
 from shoal.types import Format
 
 FORMATS: tuple[Format, ...] = ("fp32", "bf16", "int8", "int4")
 SHAPES = [(1, 1), (37, 50), (64, 96), (130, 544), (70, 2592)]
 """Rows and columns: neither need be a multiple of what the kernels take at once."""
-NATIVE = Path(kernels.__file__).parents[1] / "native"
+NATIVE = Path(c_kernels.__file__).parents[1] / "native"
 
-built = pytest.mark.skipif(kernels.library() is None, reason="the C kernels are not built")
+built = pytest.mark.skipif(c_kernels.library() is None, reason="the C kernels are not built")
 
 
 def values(rows: int, cols: int, seed: int = 0) -> torch.Tensor:
@@ -29,7 +28,7 @@ def values(rows: int, cols: int, seed: int = 0) -> torch.Tensor:
 
 
 def pack(weights: torch.Tensor, format: Format, bias: torch.Tensor | None = None) -> Matrix:
-    return kernels.pack(weights.numpy(), format, None if bias is None else bias.numpy())
+    return c_kernels.pack(weights.numpy(), format, None if bias is None else bias.numpy())
 
 
 def error(found: torch.Tensor, weights: torch.Tensor, x: torch.Tensor) -> float:
@@ -41,8 +40,8 @@ def error(found: torch.Tensor, weights: torch.Tensor, x: torch.Tensor) -> float:
 @pytest.fixture(params=[pytest.param("kernels", marks=built), "torch"])
 def run(request: pytest.FixtureRequest) -> Callable[[Matrix, torch.Tensor], torch.Tensor]:
     """A linear layer by the kernels, and by what stands in for them."""
-    team = Team(2) if request.param == "kernels" else None
-    return lambda matrix, x: plain.apply(team, matrix, x)
+    team = ThreadTeam(2) if request.param == "kernels" else None
+    return lambda matrix, x: torch_kernels.apply(team, matrix, x)
 
 
 # ---- how near ----
@@ -90,12 +89,12 @@ def test_an_outlier_column_costs_nothing(run: Callable[[Matrix, torch.Tensor], t
     weights[:, 5] /= 1000  # trained weights are small where features are large
     x[:, 5] *= 1000
     matrix = pack(weights, "int8")
-    kept = plain.widen(matrix, slice(None))
+    kept = torch_kernels.widen(matrix, slice(None))
     rest = slice(6, None)
 
     eight_bits = x.abs().amax(1, keepdim=True) / 127
     lost = (x / eight_bits).round() * eight_bits
-    ours, scale = plain.quantise(x, "int8", 1024)
+    ours, scale = torch_kernels.quantise(x, "int8", 1024)
     assert error(lost[:, rest] @ kept[:, rest].T, kept[:, rest], x[:, rest]) > 0.5
     assert error((ours * scale)[:, rest] @ kept[:, rest].T, kept[:, rest], x[:, rest]) < 0.04
     assert error(run(matrix, x), kept, x) < 0.04
@@ -133,15 +132,15 @@ def test_zeros_stay_zeros(run: Callable[[Matrix, torch.Tensor], torch.Tensor], f
 def test_a_row_is_the_same_beside_any_others(format: Format, shape: tuple[int, int]) -> None:
     matrix = pack(values(*shape), format, values(1, shape[0], 2)[0])
     x = values(33, shape[1], 1)
-    alone = torch.cat([plain.apply(Team(1), matrix, row[None]) for row in x])
+    alone = torch.cat([torch_kernels.apply(ThreadTeam(1), matrix, row[None]) for row in x])
     for threads in (1, 2):
-        team = Team(threads)
+        team = ThreadTeam(threads)
         for batch in (1, 2, 3, 8, 32, 33):
-            assert torch.equal(plain.apply(team, matrix, x[:batch]), alone[:batch])
-            assert torch.equal(plain.apply(team, matrix, x[-batch:]), alone[-batch:])
+            assert torch.equal(torch_kernels.apply(team, matrix, x[:batch]), alone[:batch])
+            assert torch.equal(torch_kernels.apply(team, matrix, x[-batch:]), alone[-batch:])
         loud = x * 1e6
         loud[4] = x[4]
-        assert torch.equal(plain.apply(team, matrix, loud)[4], alone[4])
+        assert torch.equal(torch_kernels.apply(team, matrix, loud)[4], alone[4])
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -155,16 +154,16 @@ def test_int8_is_a_sum_of_integers_scaled_once(
     limit = torch.tensor(float(min(32767, (2**31 - 1) // (127 * cols))))
     largest = x.abs().amax(1, keepdim=True)
     integers = (x * (limit / largest)).round().long()
-    sums = integers @ plain.tensor_of(matrix.weights).long().T
+    sums = integers @ torch_kernels.tensor_of(matrix.weights).long().T
     assert matrix.scales is not None
     assert sums.abs().max() < 2**31
     assert torch.equal(
-        run(matrix, x), sums.float() * (plain.tensor_of(matrix.scales) * (largest / limit)) + bias
+        run(matrix, x), sums.float() * (torch_kernels.tensor_of(matrix.scales) * (largest / limit)) + bias
     )
 
 
 def level(name: str) -> ctypes.CDLL:
-    return kernels._declare(ctypes.CDLL(str(NATIVE / f"kernels-{name}.so")))
+    return c_kernels._declare(ctypes.CDLL(str(NATIVE / f"kernels-{name}.so")))
 
 
 @built
@@ -178,11 +177,11 @@ def test_every_level_of_the_cpu_gives_the_same_bits_in_int8(monkeypatch: pytest.
     results: list[list[torch.Tensor]] = []
     for name in names:
         library = level(name)
-        monkeypatch.setattr(kernels, "library", lambda library=library: library)
-        team = Team(2)
+        monkeypatch.setattr(c_kernels, "library", lambda library=library: library)
+        team = ThreadTeam(2)
         results.append(
             [
-                plain.apply(
+                torch_kernels.apply(
                     team, pack(values(*shape), "int8", values(1, shape[0], 2)[0]), values(9, shape[1], 1)
                 )
                 for shape in SHAPES
@@ -198,7 +197,7 @@ def test_packing_is_the_same_without_the_kernels(format: Format, monkeypatch: py
     weights = values(40, 96)
     weights[3] = 0
     packed = pack(weights, format)
-    monkeypatch.setattr(kernels, "library", lambda: None)
+    monkeypatch.setattr(c_kernels, "library", lambda: None)
     without = pack(weights, format)
     assert packed.scales is not None
     assert without.scales is not None
@@ -209,7 +208,7 @@ def test_packing_is_the_same_without_the_kernels(format: Format, monkeypatch: py
 @pytest.mark.parametrize("format", FORMATS)
 def test_rows_of_a_matrix_are_its_weights_again(format: Format) -> None:
     weights = values(40, 96)
-    rows = plain.widen(pack(weights, format), slice(3, 9))
+    rows = torch_kernels.widen(pack(weights, format), slice(3, 9))
     assert float((rows - weights[3:9]).norm() / weights[3:9].norm()) < 0.11
 
 
@@ -236,7 +235,7 @@ def test_large_products_of_bf16_go_to_onednn_when_asked_and_come_out_near(
     """As on CPUs that multiply bfloat16 in hardware. What oneDNN cannot do is done by our kernel."""
     weights, x, bias = values(130, 96), values(40, 96, 1), values(1, 130, 2)[0]
     matrix = pack(weights, "bf16", bias)
-    ours = plain.apply(Team(2, onednn=False), matrix, x)
+    ours = torch_kernels.apply(ThreadTeam(2, onednn=False), matrix, x)
     asked: list[int] = []
     multiply = torch.nn.functional.linear
 
@@ -245,15 +244,18 @@ def test_large_products_of_bf16_go_to_onednn_when_asked_and_come_out_near(
         return multiply(given, held)
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
-    team = Team(2, onednn=True)
-    found = plain.apply(team, matrix, x)
+    team = ThreadTeam(2, onednn=True)
+    found = torch_kernels.apply(team, matrix, x)
     assert asked == [40]
     assert float((found - ours).norm() / ours.norm()) < 5e-3
-    assert torch.equal(plain.apply(team, matrix, x[:4]), plain.apply(Team(2, onednn=False), matrix, x[:4]))
+    assert torch.equal(
+        torch_kernels.apply(team, matrix, x[:4]),
+        torch_kernels.apply(ThreadTeam(2, onednn=False), matrix, x[:4]),
+    )
     assert asked == [40], "few rows are ours"
 
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("no")
 
     monkeypatch.setattr(torch.nn.functional, "linear", broken)
-    assert torch.equal(plain.apply(team, matrix, x), ours)
+    assert torch.equal(torch_kernels.apply(team, matrix, x), ours)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.executor.kernels import c_kernels as kernels
+from shoal.executor.kernels import c_kernels
 from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
 
@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 import numpy as np
 import shoal.node.node
-from shoal.executor.load import load_ends, load_runner
-from shoal.executor.runner import Rows
+from shoal.executor.load import load_ends_runner, load_runner
+from shoal.executor.runner import SessionRows
 from shoal.models.store.store import ModelStore
 from shoal.node.speed import measure_speed
 from shoal.types import Span
@@ -30,9 +30,9 @@ options = {"threads": 1, "cache": Path(store) / "cache"}
 runner = load_runner(model, Span(0, 6), format, kv="auto", **options)
 pool = runner.make_pool(256)
 measure_speed(runner, pool)
-ends = load_ends(model, format, **options)
+ends = load_ends_runner(model, format, **options)
 state = runner.open(runner.span, pool.promise(16))
-(hidden,) = runner.forward([Rows(state, 0, ends.embed([1, 2, 3], 0))])
+(hidden,) = runner.forward([SessionRows(state, 0, ends.embed([1, 2, 3], 0))])
 (logits,) = ends.heads([hidden])
 assert logits.shape == (3, 300) and np.isfinite(logits).all()
 print(*(name for name in ("torch", "transformers") if name in sys.modules))
@@ -51,7 +51,7 @@ def imported(folder: Path, store: Path, format: str) -> list[str]:
     return run.stdout.split()
 
 
-@pytest.mark.skipif(kernels.library() is None, reason="the C kernels are not built")
+@pytest.mark.skipif(c_kernels.library() is None, reason="the C kernels are not built")
 @pytest.mark.parametrize("format", ["int8", "int4"])
 def test_a_model_on_the_kernels_needs_neither(format: str, tmp_path: Path) -> None:
     assert imported(write_checkpoint(tmp_path / "llama"), tmp_path / "store", format) == []

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from shoal.errors import BadWeights, UnsupportedModel
-from shoal.executor.kernels import c_kernels as kernels
-from shoal.executor.kernels import torch_kernels as plain
-from shoal.executor.kernels.c_kernels import Team
+from shoal.executor.kernels import c_kernels, torch_kernels
+from shoal.executor.kernels.c_kernels import ThreadTeam
 from shoal.executor.packed import PackedExperts, PackedLinear, load_packed
 from shoal.models.build.load import load_span_module
 from shoal.models.build.span import SpanModule
@@ -43,8 +42,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Local:
     return resolve
 
 
-def team() -> Team | None:
-    return None if kernels.library() is None else Team(1)
+def team() -> ThreadTeam | None:
+    return None if c_kernels.library() is None else ThreadTeam(1)
 
 
 def outputs(module: SpanModule) -> torch.Tensor:
@@ -121,14 +120,14 @@ def test_without_the_kernels_torch_computes_the_same(
 ) -> None:
     with_kernels = outputs(load_packed(local(family), SPAN, "int8", team=team()))
     taken: list[int] = []
-    linear = plain.linear
+    linear = torch_kernels.linear
 
-    def counted(matrix: kernels.Matrix, x: torch.Tensor) -> torch.Tensor:
+    def counted(matrix: c_kernels.Matrix, x: torch.Tensor) -> torch.Tensor:
         taken.append(len(x))
         return linear(matrix, x)
 
-    monkeypatch.setattr(plain, "linear", counted)
-    monkeypatch.setattr(kernels, "library", lambda: None)
+    monkeypatch.setattr(torch_kernels, "linear", counted)
+    monkeypatch.setattr(c_kernels, "library", lambda: None)
     assert torch.equal(outputs(load_packed(local(family), SPAN, "int8", team=None)), with_kernels)
     assert taken
 
@@ -159,7 +158,7 @@ def test_what_cannot_be_packed_is_refused(tmp_path: Path, local: Local) -> None:
 SCRIPT = """
 import json, pathlib, sys
 import torch, transformers
-from shoal.executor.kernels.c_kernels import Team, library
+from shoal.executor.kernels.c_kernels import ThreadTeam, library
 from shoal.executor.packed import load_packed
 from shoal.models.store.store import ModelStore
 from shoal.types import Span
@@ -167,7 +166,7 @@ def status(field):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field))
 store = ModelStore(pathlib.Path(sys.argv[1]))
-team = None if library() is None else Team(1)
+team = None if library() is None else ThreadTeam(1)
 load_packed(store.resolve(sys.argv[3]), Span(0, 6), "int8", team=team)  # what is imported and allocated once
 before = status("VmRSS")
 module = load_packed(store.resolve(sys.argv[2]), Span(0, 12), "int8", team=team)

@@ -15,10 +15,10 @@ import trio
 from shoal.errors import PositionGap, StepFailed, UnsupportedModel, UsageError
 from shoal.executor.engine import Engine
 from shoal.executor.load import load_runner
-from shoal.executor.parallel.messages import Drop, Part, Step, read_order, write
+from shoal.executor.parallel.messages import Drop, PreparePart, RunStep, read_order, write
 from shoal.executor.parallel.shard import Follower
 from shoal.executor.parallel.span import ParallelRunner, ParallelSpan, load_parallel
-from shoal.executor.thread import TorchThread
+from shoal.executor.thread import ComputeThread
 from shoal.models.build.load import load_span_module
 from shoal.models.build.span import SpanModule
 from shoal.models.store.local_model import LocalModel
@@ -120,7 +120,7 @@ class TestTwoProcesses:
     def test_what_fails_in_both_alike_leaves_them_together(self, both: Both) -> None:
         beyond = Span(0, 99)
         with pytest.raises(UsageError):
-            both.two.team.run(Part(beyond), lambda: both.two.team.shard.whole.part(beyond))
+            both.two.team.run(PreparePart(beyond), lambda: both.two.team.shard.whole.part(beyond))
         hidden = both.hidden(3)
         assert near(run(both.two, hidden, ((0, 3),)), run(both.one, hidden, ((0, 3),)))
 
@@ -138,8 +138,8 @@ class TestTwoProcesses:
 def test_the_other_process_keeps_a_session_until_it_is_told_to_drop_it() -> None:
     follower = Follower(1)
     follower.shard = AnyShard()  # pyright: ignore[reportAttributeAccessIssue]
-    follower.obey(read_order(write(Step(SPAN, cache=7, position=0, tokens=3))))
-    follower.obey(read_order(write(Step(SPAN, cache=8, position=0, tokens=3))))
+    follower.obey(read_order(write(RunStep(SPAN, cache=7, position=0, tokens=3))))
+    follower.obey(read_order(write(RunStep(SPAN, cache=8, position=0, tokens=3))))
     follower.obey(read_order(write(Drop(7))))
     assert list(follower.caches) == [8]
 
@@ -165,7 +165,7 @@ async def test_a_process_that_dies_ends_the_steps_and_who_watches(local: Local, 
     runner = load_runner(local("llama"), SPAN, "fp32", **load)
     assert isinstance(runner, ParallelRunner)
     (child,) = psutil.Process().children()
-    thread = TorchThread()
+    thread = ComputeThread()
     engine = Engine(runner, runner.make_pool(64), thread, format="fp32")
     session = SessionId(bytes(16))
     with trio.fail_after(60), pytest.RaisesGroup(pytest.RaisesExc(StepFailed, match="rank 1 of 2 has ended")):
@@ -240,7 +240,7 @@ class AnyShard:
     def new_cache(self) -> object:
         return object()
 
-    def step(self, order: Step, cache: object, hidden: torch.Tensor | None) -> None:
+    def step(self, order: RunStep, cache: object, hidden: torch.Tensor | None) -> None:
         assert hidden is None
 
 

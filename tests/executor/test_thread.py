@@ -7,9 +7,9 @@ import sys
 
 ENDS_MEANWHILE = """
 import torch
-from shoal.executor.thread import TorchThread
+from shoal.executor.thread import ComputeThread
 
-thread, matrix = TorchThread(), torch.randn(900, 900)
+thread, matrix = ComputeThread(), torch.randn(900, 900)
 
 def compute():
     for _ in range(5):

@@ -16,7 +16,7 @@ from shoal.errors import UnsupportedModel
 from shoal.executor.ends import FusedEnds
 from shoal.executor.fused import FusedRunner
 from shoal.executor.kernels.c_kernels import library
-from shoal.executor.load import load_ends, load_runner
+from shoal.executor.load import load_ends_runner, load_runner
 from shoal.models.build.load import load_ends_module, load_span_module
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.checkpoint.nested import SERVED, text_config
@@ -201,7 +201,7 @@ def test_the_kernels_run_a_language_part_of_llamas_shape(
 ) -> None:
     model = store.resolve(str(folder_of(kind)))
     runner = load_runner(model, Span(0, 6), "int8", kv="auto", threads=1, cache=tmp_path)
-    ends = load_ends(model, "int8", threads=1, cache=tmp_path)
+    ends = load_ends_runner(model, "int8", threads=1, cache=tmp_path)
     assert isinstance(runner, FusedRunner) and isinstance(ends, FusedEnds)
     near = torch.from_numpy(ends.embed(PROMPT, 0)) - load_ends_module(model).embed(PROMPT, 0)[0]
     assert float(near.abs().max()) < 1e-6

@@ -21,7 +21,7 @@ from shoal.testing.memory import MemoryPipe, pipe_pair
 from shoal.types import PeerId
 from shoal.wire.framing import Assembler, Outgoing
 from shoal.wire.messages import PROTOCOL_VERSION, Close, Hello, Message, Ping, Pong, Step
-from shoal.wire.tensors import hidden_states
+from shoal.wire.payload import hidden_states
 
 A, B = PeerId("A"), PeerId("B")
 ONE, TWO = b"1" * 16, b"2" * 16

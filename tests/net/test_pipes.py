@@ -17,7 +17,7 @@ from shoal.net.identity import Identity
 from shoal.net.network import Pipe
 from shoal.types import PeerAddress
 from shoal.wire.messages import Close, Message, Step
-from shoal.wire.tensors import hidden_states
+from shoal.wire.payload import hidden_states
 from tests.net.conftest import SECRET, bootstrap, networks, only, opened
 
 BIG = os.urandom(3 << 20)

@@ -13,15 +13,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.cli.status.trace import Traces
 from shoal.node import endpoint as endpoint_module
-from shoal.node.endpoint import Page, show
+from shoal.node.endpoint import EndpointPage, show
 from shoal.node.figures import pages
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
 
 PAGES = {
-    "/metrics": Page(lambda: b"shoal_sessions 1\n", "text/plain"),
-    "/trace": Page(lambda: b"{}", "application/json", local=True),
+    "/metrics": EndpointPage(lambda: b"shoal_sessions 1\n", "text/plain"),
+    "/trace": EndpointPage(lambda: b"{}", "application/json", local=True),
 }
 
 

@@ -15,7 +15,7 @@ from shoal.node.fair_share import (
     QUIET_S,
     UNUSED_S,
     Asker,
-    Held,
+    SessionShare,
     check_fits,
     make_place,
     make_room,
@@ -28,18 +28,20 @@ TOTAL = 8192
 NEWCOMER = Asker(PeerId("newcomer"), "203.0.113.9")
 
 
-def held(name: str, tokens: int, *, host: str = "192.0.2.1", quiet_s: float = 0.0, **more: object) -> Held:
+def held(
+    name: str, tokens: int, *, host: str = "192.0.2.1", quiet_s: float = 0.0, **more: object
+) -> SessionShare:
     """A session of a client of the same name; ``name/2`` is that client's second."""
     peer = PeerId(name.partition("/")[0])
     known: dict[str, object] = {"limit": TOTAL, "stepped": tokens > 0, "since": NOW - quiet_s} | more
-    return Held(session=SessionId(name.encode()), peer=peer, host=host, tokens=tokens, **known)  # type: ignore[arg-type]
+    return SessionShare(session=SessionId(name.encode()), peer=peer, host=host, tokens=tokens, **known)  # type: ignore[arg-type]
 
 
-def room(sessions: list[Held], asker: Asker, tokens: int) -> list[str]:
+def room(sessions: list[SessionShare], asker: Asker, tokens: int) -> list[str]:
     return [s.decode() for s in make_room(sessions, asker, tokens, total=TOTAL, now=NOW)]
 
 
-def place(sessions: list[Held], asker: Asker, places: int) -> list[str]:
+def place(sessions: list[SessionShare], asker: Asker, places: int) -> list[str]:
     return [s.decode() for s in make_place(sessions, asker, places=places, now=NOW)]
 
 
@@ -123,7 +125,7 @@ def test_of_ones_own_the_quiet_ones_go_whatever_their_size() -> None:
         (held("h", 10, quiet_s=PATIENCE_S + 0.1, pause_s=300), True),
     ],
 )
-def test_what_quiet_is(session: Held, quiet: bool) -> None:
+def test_what_quiet_is(session: SessionShare, quiet: bool) -> None:
     assert session.quiet(NOW) == quiet
 
 
@@ -217,7 +219,7 @@ def test_what_is_offered_is_given_and_none_ends_in_vain() -> None:
     """Whatever the sessions: a newcomer gets what was offered, and every ended session was needed."""
     chance = random.Random(7)
     for _ in range(300):
-        sessions: list[Held] = []
+        sessions: list[SessionShare] = []
         left = TOTAL
         for n in itertools.count():
             tokens = min(left, 16 * chance.randrange(1, 120))

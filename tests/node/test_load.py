@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shoal.errors import StepFailed
-from shoal.executor.engine import Forwarded
+from shoal.executor.engine import StepOutput
 from shoal.node.load import LoadMeter
 from shoal.testing.byhand import a_step
 from shoal.types import PeerId, Span
@@ -17,8 +17,8 @@ def a_meter(step_s: float = 0.002) -> LoadMeter:
     return LoadMeter(PeerId("me"), step_s)
 
 
-def took(ms: float, waiting_ms: float = 0.0) -> Forwarded:
-    return Forwarded(b"", round(1000 * ms), round(1000 * waiting_ms))
+def took(ms: float, waiting_ms: float = 0.0) -> StepOutput:
+    return StepOutput(b"", round(1000 * ms), round(1000 * waiting_ms))
 
 
 def test_before_anybody_asks_it_says_what_was_measured_at_the_start() -> None:

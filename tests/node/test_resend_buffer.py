@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from shoal.node.resend_buffer import Kept, KeptRoom
+from shoal.node.resend_buffer import ResendBudget, ResendBuffer
 from shoal.wire.messages import Step
-from shoal.wire.tensors import hidden_states
+from shoal.wire.payload import hidden_states
 
 
 def a_step(position, tokens=1):
@@ -19,7 +19,7 @@ def fill(kept, pieces):
 
 
 def test_it_gives_back_what_was_sent_piece_by_piece():
-    kept = Kept(KeptRoom())
+    kept = ResendBuffer(ResendBudget())
     fill(kept, [3, 1, 1])
     entries = kept.below(5, merge=False)
     assert [(e.position, e.tokens, e.payload[:1]) for e in entries] == [
@@ -31,14 +31,14 @@ def test_it_gives_back_what_was_sent_piece_by_piece():
 
 
 def test_single_rows_are_put_together_where_that_changes_no_bits():
-    kept = Kept(KeptRoom())
+    kept = ResendBuffer(ResendBudget())
     fill(kept, [3] + [1] * 10)
     assert [e.tokens for e in kept.below(13, merge=True)] == [3, 8, 2]
     assert kept.below(13, merge=True)[2].payload == bytes([9]) * 8 + bytes([10]) * 8
 
 
 def test_a_piece_of_a_longer_sequence_is_sent_again_as_one():
-    kept = Kept(KeptRoom())
+    kept = ResendBuffer(ResendBudget())
     kept.add(
         Step(b"s" * 16, 1, 0, 3, 1, hidden_states("float32", 3, 2), sequence_length=9), "float32", bytes(24)
     )
@@ -48,8 +48,8 @@ def test_a_piece_of_a_longer_sequence_is_sent_again_as_one():
 
 
 def test_after_a_roll_back_only_what_holds_is_kept():
-    room = KeptRoom()
-    kept = Kept(room)
+    room = ResendBudget()
+    kept = ResendBuffer(room)
     fill(kept, [3, 1, 1])
     kept.add(a_step(3), "float32", b"new-----")
     assert [e.payload[:3] for e in kept.below(4, merge=False)] == [b"\0\0\0", b"new"]
@@ -57,7 +57,7 @@ def test_after_a_roll_back_only_what_holds_is_kept():
 
 
 def test_a_roll_back_into_a_piece_leaves_a_gap_until_the_session_begins_again():
-    kept = Kept(KeptRoom())
+    kept = ResendBuffer(ResendBudget())
     fill(kept, [4])
     kept.add(a_step(2), "float32", b"--------")
     assert kept.below(3, merge=False) is None
@@ -66,14 +66,14 @@ def test_a_roll_back_into_a_piece_leaves_a_gap_until_the_session_begins_again():
 
 
 def test_a_position_that_was_never_reached_is_not_made_up():
-    kept = Kept(KeptRoom())
+    kept = ResendBuffer(ResendBudget())
     fill(kept, [4])
     assert kept.below(9, merge=False) is None
 
 
 def test_beyond_the_bound_the_session_with_most_is_kept_no_longer():
-    room = KeptRoom(limit=40)
-    first, second = Kept(room), Kept(room)
+    room = ResendBudget(limit=40)
+    first, second = ResendBuffer(room), ResendBuffer(room)
     fill(first, [3])
     fill(second, [1, 3])
     assert first.below(3, merge=False)
@@ -84,8 +84,8 @@ def test_beyond_the_bound_the_session_with_most_is_kept_no_longer():
 
 
 def test_who_keeps_much_has_nobody_else_given_up():
-    room = KeptRoom(limit=80)
-    large, small, late = Kept(room), Kept(room), Kept(room)
+    room = ResendBudget(limit=80)
+    large, small, late = ResendBuffer(room), ResendBuffer(room), ResendBuffer(room)
     fill(large, [6])
     fill(small, [2])
     assert room.taken == 64

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from shoal.errors import UnsupportedModel
-from shoal.executor.kernels import c_kernels as kernels
-from shoal.executor.load import load_ends, load_runner
+from shoal.executor.kernels import c_kernels
+from shoal.executor.load import load_ends_runner, load_runner
 from shoal.models.build.skeleton import read_model_config
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
@@ -34,7 +34,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Local:
     return resolve
 
 
-@pytest.mark.skipif(kernels.library() is None, reason="the kernels are not built")
+@pytest.mark.skipif(c_kernels.library() is None, reason="the kernels are not built")
 @pytest.mark.parametrize("format", ["fp32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "mixtral", "qwen3_next"])
 def test_weights_and_kv_are_those_of_the_loaded_span(
@@ -47,7 +47,7 @@ def test_weights_and_kv_are_those_of_the_loaded_span(
     assert cost.kv_held(1024) == pytest.approx(1024 * runner.kv_bytes, rel=0.02)
 
 
-@pytest.mark.skipif(kernels.library() is None, reason="the kernels are not built")
+@pytest.mark.skipif(c_kernels.library() is None, reason="the kernels are not built")
 @pytest.mark.parametrize("format", ["fp32", "bf16", "int4"])
 @pytest.mark.parametrize("family", ["llama", "llama_untied", "gpt2"])
 def test_the_head_is_that_of_the_loaded_ends(
@@ -56,12 +56,12 @@ def test_the_head_is_that_of_the_loaded_ends(
     model = local(family)
     cost = model_cost(read_model_config(open_checkpoint(model.path)), format)
     assert cost.head is not None
-    ends = load_ends(model, format, threads=1, cache=tmp_path)
+    ends = load_ends_runner(model, format, threads=1, cache=tmp_path)
     # Norms and tables of positions are small beside a real vocabulary, and left out.
     assert cost.head.bytes == pytest.approx(ends.tensor_bytes, abs=4 * 64 * (256 + 16))
 
 
-@pytest.mark.skipif(kernels.library() is None, reason="the kernels are not built")
+@pytest.mark.skipif(c_kernels.library() is None, reason="the kernels are not built")
 def test_int8_kv_is_that_of_the_pages(local: Local, tmp_path: Path) -> None:
     model = local("llama")
     cost = model_cost(read_model_config(open_checkpoint(model.path)), "int8", "int8")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shoal.types import Codec, Format
 from shoal.wire.codec import CodecChooser, choose_codec
-from shoal.wire.tensors import encoded_bytes
+from shoal.wire.payload import encoded_bytes
 
 SIZE: dict[Codec, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 

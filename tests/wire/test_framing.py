@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shoal.errors import RemoteProtocolError
 from shoal.wire.framing import FRAGMENT, FRAGMENT_HEADER, MAX_PARTIAL, Assembler, Outgoing
 from shoal.wire.messages import Close, Ping, Step
-from shoal.wire.tensors import hidden_states
+from shoal.wire.payload import hidden_states
 
 SESSION = bytes(16)
 

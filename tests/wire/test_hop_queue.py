@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from shoal.errors import Busy, PositionGap
 from shoal.wire.hop_queue import MAX_STEPS, HopQueue
 from shoal.wire.messages import Open, Step
-from shoal.wire.tensors import hidden_states
+from shoal.wire.payload import hidden_states
 
 SESSION = bytes(16)
 WIDTH = 8

@@ -32,7 +32,7 @@ from shoal.wire.messages import (
     encode,
     payload_bytes,
 )
-from shoal.wire.tensors import TensorSpec, declared_bytes, encoded_bytes, hidden_states
+from shoal.wire.payload import TensorSpec, declared_bytes, encoded_bytes, hidden_states
 
 SESSION = bytes(range(16))
 

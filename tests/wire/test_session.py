@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
 from shoal.wire.messages import Located, Open, Step
+from shoal.wire.payload import hidden_states
 from shoal.wire.session import ClientSession, HopSession, Stuck, where_stuck
-from shoal.wire.tensors import hidden_states
 
 SESSION = bytes(16)
 

@@ -20,7 +20,7 @@ from shoal.bench.one import OneProcess, load_one
 from shoal.bench.results import Report, Result, describe_machine
 from shoal.config import Settings
 from shoal.errors import UnsupportedModel
-from shoal.executor.thread import TorchThread
+from shoal.executor.thread import ComputeThread
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
 from shoal.progress import Progress
@@ -111,7 +111,7 @@ async def _perplexity(
     windows: Sequence[Sequence[int]],
     report: partial[None],
 ) -> float:
-    thread = TorchThread("bench")
+    thread = ComputeThread("bench")
     try:
         report(0.0)
         one = await load_one(thread, model, settings, way.format, kv=way.kv, tokens=(HOPS + 1) * WINDOW)

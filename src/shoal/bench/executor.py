@@ -14,7 +14,7 @@ from shoal.bench.results import Contender, Expected, Report, compared, in_turns
 from shoal.bench.roof import Roof, find_roof
 from shoal.config import Settings
 from shoal.executor.pages import PAGE
-from shoal.executor.thread import TorchThread
+from shoal.executor.thread import ComputeThread
 from shoal.models.store.local_model import LocalModel
 from shoal.progress import Progress
 from shoal.types import Format
@@ -46,22 +46,22 @@ async def executor(settings: Settings, formats: Sequence[Format], rounds: int, p
 
 
 @contextmanager
-def torch_thread() -> Generator[TorchThread]:
+def torch_thread() -> Generator[ComputeThread]:
     """A thread for everything that computes, so that all share one team of OpenMP's."""
-    thread = TorchThread("bench")
+    thread = ComputeThread("bench")
     try:
         yield thread
     finally:
         thread.close()
 
 
-async def load(thread: TorchThread, model: LocalModel, settings: Settings, format: Format) -> OneProcess:
+async def load(thread: ComputeThread, model: LocalModel, settings: Settings, format: Format) -> OneProcess:
     """The whole model with room for the largest measurement. Raises as ``load_one``."""
     tokens = max(BATCHES) * (DEPTH + STEPS + PAGE) + PREFILL
     return await load_one(thread, model, settings, format, kv=settings.kv, tokens=tokens)
 
 
-def contenders_of(thread: TorchThread, one: OneProcess, format: Format, roof: Roof) -> list[Contender]:
+def contenders_of(thread: ComputeThread, one: OneProcess, format: Format, roof: Roof) -> list[Contender]:
     """What is measured of one format; fp32 runs one session after another, so its batches say little."""
 
     def timed(name: str, function: partial[float], expected: Expected) -> Contender:

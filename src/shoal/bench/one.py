@@ -15,13 +15,13 @@ from shoal.client.scores import log_softmax
 from shoal.config import Settings
 from shoal.errors import ShoalError
 from shoal.executor.arrays import Floats, join
-from shoal.executor.batcher import Outcome
+from shoal.executor.batcher import ForwardOutput
 from shoal.executor.codecs import decode, encode
-from shoal.executor.ends import Ends
-from shoal.executor.load import load_ends, load_runner
+from shoal.executor.ends import EndsRunner
+from shoal.executor.load import load_ends_runner, load_runner
 from shoal.executor.pages import PagePool
-from shoal.executor.runner import Rows, Runner, State
-from shoal.executor.thread import TorchThread
+from shoal.executor.runner import KvState, Runner, SessionRows
+from shoal.executor.thread import ComputeThread
 from shoal.models.store.local_model import LocalModel
 from shoal.types import Codec, Format, Kv, Span
 
@@ -37,7 +37,7 @@ LONGEST_S = 2.0
 class OneProcess:
     """The ends and all blocks. Made by :func:`load_one`; the same calls take the same time every time."""
 
-    def __init__(self, ends: Ends, runner: Runner, pool: PagePool, vocab: int) -> None:
+    def __init__(self, ends: EndsRunner, runner: Runner, pool: PagePool, vocab: int) -> None:
         self._ends = ends
         self._runner = runner
         self._pool = pool
@@ -97,7 +97,7 @@ class OneProcess:
                 piece = window[position : position + PIECE]
                 hidden = _through(self._ends.embed(piece, position), wire)
                 for state in states:
-                    rows = Rows(state, position, hidden, len(window))
+                    rows = SessionRows(state, position, hidden, len(window))
                     hidden = _through(_all(self._runner.forward([rows]))[0], wire)
                 following = window[position + 1 : position + 1 + len(piece)]
                 logits = _all(self._ends.heads([hidden[: len(following)]]))[0]
@@ -106,19 +106,19 @@ class OneProcess:
         finally:
             self._close(states)
 
-    def _chosen(self, states: Sequence[State], position: int, pieces: Sequence[list[int]]) -> list[int]:
+    def _chosen(self, states: Sequence[KvState], position: int, pieces: Sequence[list[int]]) -> list[int]:
         """The most likely token of each session after its piece."""
         rows = [
-            Rows(state, position, self._ends.embed(piece, position))
+            SessionRows(state, position, self._ends.embed(piece, position))
             for state, piece in zip(states, pieces, strict=True)
         ]
         hidden = [out[-1:] for out in _all(self._runner.forward(rows))]
         return [likeliest(logits[-1]) for logits in _all(self._ends.heads(hidden))]
 
-    def _open(self, tokens: int, span: Span | None = None) -> State:
+    def _open(self, tokens: int, span: Span | None = None) -> KvState:
         return self._runner.open(span or self._runner.span, self._pool.promise(tokens))
 
-    def _close(self, states: Sequence[State]) -> None:
+    def _close(self, states: Sequence[KvState]) -> None:
         for state in states:
             state.pages.resize(0)
             self._pool.forget(state.pages)
@@ -128,7 +128,7 @@ def _through(hidden: Floats, wire: Codec) -> Floats:
     return decode(encode(hidden, wire), wire, *hidden.shape)
 
 
-def _all(outcomes: Sequence[Outcome]) -> list[Floats]:
+def _all(outcomes: Sequence[ForwardOutput]) -> list[Floats]:
     found: list[Floats] = []
     for outcome in outcomes:
         if isinstance(outcome, ShoalError):
@@ -138,7 +138,7 @@ def _all(outcomes: Sequence[Outcome]) -> list[Floats]:
 
 
 async def load_one(
-    thread: TorchThread, model: LocalModel, settings: Settings, format: Format, *, kv: Kv, tokens: int
+    thread: ComputeThread, model: LocalModel, settings: Settings, format: Format, *, kv: Kv, tokens: int
 ) -> OneProcess:
     """Load a model in ``format`` on ``thread``, with KV for ``tokens`` tokens.
 
@@ -150,7 +150,7 @@ async def load_one(
         span = Span(0, model.shape.n_blocks)
         options: dict[str, Any] = {"threads": settings.threads, "cache": settings.paths.cache}
         runner = load_runner(model, span, format, kv=kv, **options)
-        ends = load_ends(model, format, **options)
+        ends = load_ends_runner(model, format, **options)
         return OneProcess(ends, runner, runner.make_pool(tokens), model.shape.vocab_size)
 
     return await thread.run(load)

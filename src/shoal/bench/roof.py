@@ -11,7 +11,7 @@ from typing import Any
 from shoal.bench.one import DEPTH, STEPS
 from shoal.bench.results import Expected, Report, Result, describe_machine, of_rounds
 from shoal.config import Settings
-from shoal.executor.thread import TorchThread
+from shoal.executor.thread import ComputeThread
 from shoal.models.build.skeleton import read_model_config
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
@@ -62,7 +62,11 @@ def _results(name: str, found: Sequence[Machine]) -> list[Result]:
 
 
 async def find_roof(
-    thread: TorchThread, settings: Settings, model: LocalModel, formats: Sequence[Format], progress: Progress
+    thread: ComputeThread,
+    settings: Settings,
+    model: LocalModel,
+    formats: Sequence[Format],
+    progress: Progress,
 ) -> Roof:
     """Measure this machine on ``thread``, and cost a model in each format.
 
@@ -79,7 +83,7 @@ async def find_roof(
     return await thread.run(find)
 
 
-async def device(thread: TorchThread, settings: Settings, rounds: int, progress: Progress) -> Report:
+async def device(thread: ComputeThread, settings: Settings, rounds: int, progress: Progress) -> Report:
     """Memory bandwidth, and the ceiling of a large matrix product in each format.
 
     Raises:

@@ -25,7 +25,7 @@ from shoal.errors import CannotRollBack, PromptTooLong, ShoalError, UsageError
 from shoal.executor.arrays import Floats, join
 from shoal.executor.codecs import decode, encode
 from shoal.executor.ends import EndsEngine
-from shoal.executor.thread import TorchThread
+from shoal.executor.thread import ComputeThread
 from shoal.types import Codec, ModelShape
 from shoal.wire.messages import HopTime
 from shoal.wire.session import Issued
@@ -55,7 +55,7 @@ class Session:
         self,
         ring: Ring,
         ends: EndsEngine,
-        thread: TorchThread,
+        thread: ComputeThread,
         *,
         shape: ModelShape,
         prefill_chunk: int,

@@ -30,8 +30,8 @@ from shoal.errors import (
     UsageError,
 )
 from shoal.executor.ends import EndsEngine
-from shoal.executor.load import load_ends
-from shoal.executor.thread import TorchThread
+from shoal.executor.load import load_ends_runner
+from shoal.executor.thread import ComputeThread
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.models.text.codec import TextCodec
@@ -59,7 +59,7 @@ class Swarm:
         self._ends: dict[tuple[Digest, Format], EndsEngine] = {}
         self._codecs: dict[Digest, TextCodec] = {}
         self._loading = trio.Lock()
-        self._thread = TorchThread("shoal-ends")
+        self._thread = ComputeThread("shoal-ends")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move messages until cancelled."""
@@ -251,7 +251,9 @@ class Swarm:
             key = (local.digest, format)
             if key not in self._ends:
                 settings = self.settings
-                load = partial(load_ends, local, format, threads=settings.threads, cache=settings.paths.cache)
+                load = partial(
+                    load_ends_runner, local, format, threads=settings.threads, cache=settings.paths.cache
+                )
                 self._ends[key] = EndsEngine(await self._thread.run(load), self._thread)
             return self._ends[key]
 

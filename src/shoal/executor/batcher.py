@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from shoal.errors import ShoalError, StepFailed
 from shoal.executor.arrays import Floats, empty, join
-from shoal.executor.thread import TorchThread
+from shoal.executor.thread import ComputeThread
 
 MAX_ROWS = 512
 """Rows of one forward: what bounds its working memory."""
@@ -72,7 +72,7 @@ _JobT = TypeVar("_JobT", bound=Job)
 
 
 @dataclass(frozen=True, slots=True)
-class Piece(Generic[_JobT]):
+class JobSlice(Generic[_JobT]):
     """Rows of a job that go into one forward."""
 
     job: _JobT
@@ -82,13 +82,13 @@ class Piece(Generic[_JobT]):
     """float32 ``[n, width]``"""
 
 
-Outcome = Floats | ShoalError
+ForwardOutput = Floats | ShoalError
 """float32 ``[n, …]``, a row for each that went in, or why a piece came to nothing."""
-Forward = Callable[[Sequence[Piece[_JobT]]], list[Outcome]]
+Forward = Callable[[Sequence[JobSlice[_JobT]]], list[ForwardOutput]]
 
 
 @dataclass(slots=True)
-class Pace:
+class ForwardTimes:
     """How long forwards take, smoothed: the roofline of this span on this machine. 0 before the first."""
 
     fixed: float = 0.0
@@ -125,7 +125,7 @@ def _smooth(old: float, new: float) -> float:
     return new if not old else 0.8 * old + 0.2 * new
 
 
-def slice_rows(pace: Pace, decoding: int, others: bool) -> int:
+def slice_rows(times: ForwardTimes, decoding: int, others: bool) -> int:
     """Rows of a prefill that go into one forward.
 
     Beside ``decoding`` decode steps, so many that the forward takes ``STRETCH`` times as long as with the
@@ -134,11 +134,13 @@ def slice_rows(pace: Pace, decoding: int, others: bool) -> int:
     """
     if not decoding:
         return ALONE_ROWS if others else MAX_ROWS
-    rows = int(STRETCH * max(pace.ridge, decoding)) - decoding
+    rows = int(STRETCH * max(times.ridge, decoding)) - decoding
     return max(LEAST_ROWS, min(ALONE_ROWS, rows))
 
 
-def choose(ready: Sequence[_JobT], pace: Pace, others: bool, *, sliced: bool) -> list[tuple[_JobT, int]]:
+def choose_batch(
+    ready: Sequence[_JobT], times: ForwardTimes, others: bool, *, sliced: bool
+) -> list[tuple[_JobT, int]]:
     """What goes into the next forward: jobs, each with how many of its rows. Unless ``sliced``, all of them.
 
     Every decode step that is ready, and a slice of one prefill. ``ready`` is in the order in which sessions
@@ -152,7 +154,7 @@ def choose(ready: Sequence[_JobT], pace: Pace, others: bool, *, sliced: bool) ->
             room -= job.left
     prefill = next((job for job in ready if job.left > DECODE_ROWS), None)
     if prefill is not None and room:
-        rows = min(slice_rows(pace, len(chosen), others), room) if sliced else prefill.left
+        rows = min(slice_rows(times, len(chosen), others), room) if sliced else prefill.left
         chosen.append((prefill, min(prefill.left, rows)))
     return chosen
 
@@ -160,7 +162,7 @@ def choose(ready: Sequence[_JobT], pace: Pace, others: bool, *, sliced: bool) ->
 class Batcher(Generic[_JobT]):
     """Runs the steps of many sessions on the thread that computes. Steps are submitted from any thread."""
 
-    def __init__(self, forward: Forward[_JobT], thread: TorchThread, *, sliced: bool) -> None:
+    def __init__(self, forward: Forward[_JobT], thread: ComputeThread, *, sliced: bool) -> None:
         self._forward = forward
         self._sliced = sliced
         self._thread = thread
@@ -171,7 +173,7 @@ class Batcher(Generic[_JobT]):
         self._ended: list[Callable[[], None]] = []
         self._after: list[Callable[[], None]] = []
         self._turning = False
-        self._pace = Pace()
+        self._times = ForwardTimes()
 
     def submit(self, job: _JobT) -> None:
         """Have a step run. Steps of one session run in the order in which they come."""
@@ -212,7 +214,7 @@ class Batcher(Generic[_JobT]):
             self._await_others()
             self._release()
             ready = [queue[0] for queue in self._queues.values()]
-            chosen = choose(ready, self._pace, self._anybody_decodes(), sliced=self._sliced)
+            chosen = choose_batch(ready, self._times, self._anybody_decodes(), sliced=self._sliced)
         batch = self._prepared(chosen)
         if batch:
             self._run(batch)
@@ -234,7 +236,7 @@ class Batcher(Generic[_JobT]):
         """
         if not self._queues:
             return
-        until = time.perf_counter() + min(self._pace.fixed, LATE_S)
+        until = time.perf_counter() + min(self._times.fixed, LATE_S)
         while (now := time.perf_counter()) < until:
             if not any(
                 rhythm.due(now, until)
@@ -252,8 +254,8 @@ class Batcher(Generic[_JobT]):
             if session not in self._queues
         )
 
-    def _prepared(self, chosen: list[tuple[_JobT, int]]) -> list[Piece[_JobT]]:
-        batch: list[Piece[_JobT]] = []
+    def _prepared(self, chosen: list[tuple[_JobT, int]]) -> list[JobSlice[_JobT]]:
+        batch: list[JobSlice[_JobT]] = []
         for job, rows in chosen:
             try:
                 if job.hidden is None:
@@ -263,10 +265,10 @@ class Batcher(Generic[_JobT]):
             else:
                 whole = rows == job.rows
                 hidden = job.hidden if whole else job.hidden[job.done : job.done + rows]
-                batch.append(Piece(job, job.done, hidden))
+                batch.append(JobSlice(job, job.done, hidden))
         return batch
 
-    def _run(self, batch: list[Piece[_JobT]]) -> None:
+    def _run(self, batch: list[JobSlice[_JobT]]) -> None:
         began = time.perf_counter()
         try:
             outcomes = self._forward(batch)
@@ -275,7 +277,7 @@ class Batcher(Generic[_JobT]):
             log.exception("a forward failed")
             outcomes = [StepFailed(f"the forward failed: {type(error).__name__}: {error}")] * len(batch)
         seconds = time.perf_counter() - began
-        self._pace.note(sum(len(piece.hidden) for piece in batch), seconds)
+        self._times.note(sum(len(piece.hidden) for piece in batch), seconds)
         for piece, outcome in zip(batch, outcomes, strict=True):
             piece.job.compute_s += seconds
             if isinstance(outcome, ShoalError):

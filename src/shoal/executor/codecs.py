@@ -12,7 +12,7 @@ int8      a float32 scale for every 64 elements of a row, row by row;   1/254 of
 int8 is dynamic and blockwise (Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022): an
 outlier coarsens its own 64 elements and no others. The scale is a float32 because residual streams have
 outliers beyond 10⁴ and a float16 scale would save no more than 3% of the bytes. How many bytes a payload must
-have, :func:`shoal.wire.tensors.encoded_bytes` says; the wire has checked it before it comes here.
+have, :func:`shoal.wire.payload.encoded_bytes` says; the wire has checked it before it comes here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from shoal.errors import StepFailed
 from shoal.executor.arrays import Floats, address, empty
 from shoal.executor.kernels.c_kernels import library
 from shoal.types import Codec
-from shoal.wire.tensors import INT8_BLOCK, encoded_bytes
+from shoal.wire.framing import Payload
+from shoal.wire.payload import INT8_BLOCK, encoded_bytes
 
 NUMBER: dict[Codec, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 """As in native/codecs.h."""
@@ -33,8 +34,6 @@ TINY = 1e-30
 """A block whose largest element is below this travels as zeros: its scale would lose its precision."""
 MAX_SCALE = float(np.finfo(np.float32).max) / 128
 """Beyond this, an element of the block could not be held in float32."""
-
-Payload = bytes | bytearray | memoryview
 
 
 def encode(hidden: Floats, codec: Codec) -> bytes:

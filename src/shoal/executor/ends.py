@@ -11,24 +11,24 @@ import outcome
 
 from shoal.errors import PromptTooLong, UsageError
 from shoal.executor.arrays import Array, Floats, join, split, widen
-from shoal.executor.batcher import Batcher, Job, Outcome, Piece
-from shoal.executor.kernels.c_kernels import Matrix, Team
+from shoal.executor.batcher import Batcher, ForwardOutput, Job, JobSlice
+from shoal.executor.kernels.c_kernels import Matrix, ThreadTeam
 from shoal.executor.shape import LlamaShape
-from shoal.executor.thread import Reply, TorchThread
+from shoal.executor.thread import ComputeThread, ThreadReply
 from shoal.executor.weights.tensors import Tensors
-from shoal.executor.weights.weight_cache import Shelf
+from shoal.executor.weights.weight_cache import WeightCache
 from shoal.models.build.rope_scaling import RopeScaling
 from shoal.models.checkpoint.checkpoint import Checkpoint
 from shoal.types import Format
 
-Result = TypeVar("Result")
+_ResultT = TypeVar("_ResultT")
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head"
 NORM = "model.norm.weight"
 
 
-class Ends(Protocol):
+class EndsRunner(Protocol):
     """The embedding and the head of a model. For one thread at a time."""
 
     tensor_bytes: int
@@ -48,7 +48,7 @@ class Ends(Protocol):
         """
         ...
 
-    def heads(self, batch: Sequence[Floats]) -> list[Outcome]:
+    def heads(self, batch: Sequence[Floats]) -> list[ForwardOutput]:
         """Logits, float32 ``[n, vocab]``, of what the last block gave each of several sessions."""
         ...
 
@@ -68,7 +68,7 @@ class FusedEnds:
         head: Matrix,
         *,
         context: int,
-        team: Team,
+        team: ThreadTeam,
     ) -> None:
         self._shape = shape
         self._embedding = embedding
@@ -89,7 +89,7 @@ class FusedEnds:
         rows = widen(self._embedding[np.asarray(token_ids)])
         return rows * np.float32(self._shape.embedding) if self._shape.embedding != 1.0 else rows
 
-    def heads(self, batch: Sequence[Floats]) -> list[Outcome]:
+    def heads(self, batch: Sequence[Floats]) -> list[ForwardOutput]:
         normed = self._team.rms_norm(join(batch), self._norm, self._shape.epsilon)
         logits = self._team.linear(self._head, normed)
         if self._shape.logits != 1.0:
@@ -98,7 +98,13 @@ class FusedEnds:
 
 
 def load_fused_ends(
-    checkpoint: Checkpoint, shape: LlamaShape, format: Format, *, context: int, team: Team, shelf: Shelf
+    checkpoint: Checkpoint,
+    shape: LlamaShape,
+    format: Format,
+    *,
+    context: int,
+    team: ThreadTeam,
+    weight_cache: WeightCache,
 ) -> FusedEnds:
     """Map the embedding, and read and pack the head; int4's head is int8, where most of its error would be.
 
@@ -108,7 +114,7 @@ def load_fused_ends(
     tensors = Tensors(checkpoint)
     name = HEAD if f"{HEAD}.weight" in tensors else EMBEDDING.removesuffix(".weight")
     vocab = tensors.entry(EMBEDDING).shape[0]
-    packed = shelf.fetch(
+    packed = weight_cache.fetch(
         "head", lambda: {"head": tensors.matrix([name], vocab, shape.hidden, head_format(format))}
     )
     norm = tensors.vector(NORM, shape.hidden, shape.norm_offset)
@@ -123,7 +129,7 @@ def head_format(format: Format) -> Format:
 class EndsEngine:
     """The head for many sessions: what is ready together runs together."""
 
-    def __init__(self, ends: Ends, thread: TorchThread) -> None:
+    def __init__(self, ends: EndsRunner, thread: ComputeThread) -> None:
         self.ends = ends
         self._batcher = Batcher[Job](self._forward, thread, sliced=ends.sliced)
 
@@ -132,8 +138,8 @@ class EndsEngine:
         session: Hashable,
         rows: int,
         hidden: Callable[[], Floats],
-        then: Callable[[Floats], Result],
-    ) -> Result:
+        then: Callable[[Floats], _ResultT],
+    ) -> _ResultT:
         """What ``then`` makes of the logits ``[rows, vocab]`` of ``hidden``, float32 ``[rows, width]``.
 
         Both functions run on the thread that computes. A caller that is cancelled no longer waits.
@@ -141,7 +147,7 @@ class EndsEngine:
         Raises:
             ShoalError: what either of them raises.
         """
-        reply = Reply[Result]()
+        reply = ThreadReply[_ResultT]()
 
         def finish(job: Job, logits: Floats) -> None:
             # Once all have what they wanted and it has been sent: who waits would take the interpreter.
@@ -160,5 +166,5 @@ class EndsEngine:
         """Have ``function`` run once all that ran together have their results. To be called by ``then``."""
         self._batcher.after(function)
 
-    def _forward(self, batch: Sequence[Piece[Job]]) -> list[Outcome]:
+    def _forward(self, batch: Sequence[JobSlice[Job]]) -> list[ForwardOutput]:
         return self.ends.heads([piece.hidden for piece in batch])

@@ -9,16 +9,16 @@ from functools import partial
 
 from shoal.errors import Busy, ShoalError, UnknownSession
 from shoal.executor.arrays import Floats
-from shoal.executor.batcher import Batcher, Job, Outcome, Piece
+from shoal.executor.batcher import Batcher, ForwardOutput, Job, JobSlice
 from shoal.executor.codecs import decode, encode
 from shoal.executor.pages import PagePool
-from shoal.executor.runner import Capabilities, Rows, Runner, State
-from shoal.executor.thread import TorchThread
+from shoal.executor.runner import Capabilities, KvState, Runner, SessionRows
+from shoal.executor.thread import ComputeThread
 from shoal.types import Codec, Format, SessionId, Span
 
 
 @dataclass(frozen=True, slots=True)
-class Forwarded:
+class StepOutput:
     """What came out of a step at this hop."""
 
     payload: bytes
@@ -28,12 +28,12 @@ class Forwarded:
     """The rest of its time here."""
 
 
-Done = Callable[[Forwarded | ShoalError], None]
+StepCallback = Callable[[StepOutput | ShoalError], None]
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class _Step(Job):
-    state: State
+    state: KvState
     position: int
     sequence_length: int
 
@@ -45,13 +45,13 @@ class Engine:
     visible to another.
     """
 
-    def __init__(self, runner: Runner, pool: PagePool, thread: TorchThread, *, format: Format) -> None:
+    def __init__(self, runner: Runner, pool: PagePool, thread: ComputeThread, *, format: Format) -> None:
         self.runner = runner
         self.pool = pool
         self.format: Format = format
         self._thread = thread
         self._batcher = Batcher[_Step](self._forward, thread, sliced=runner.capabilities.batch)
-        self._sessions: dict[SessionId, State] = {}
+        self._sessions: dict[SessionId, KvState] = {}
 
     @property
     def width(self) -> int:
@@ -114,7 +114,7 @@ class Engine:
         rows: int,
         wanted: int,
         reply: Codec,
-        done: Done,
+        done: StepCallback,
         sequence_length: int = 0,
     ) -> None:
         """Ask for a step and do not wait. Steps of one session run in the order asked.
@@ -142,7 +142,7 @@ class Engine:
             encoded = encode(out, reply)
             compute_s = job.compute_s
             waiting_s = max(0.0, time.perf_counter() - job.asked - compute_s)
-            done(Forwarded(encoded, round(compute_s * 1e6), round(waiting_s * 1e6)))
+            done(StepOutput(encoded, round(compute_s * 1e6), round(waiting_s * 1e6)))
 
         prepare = partial(decode, payload, codec, rows, self.width)
         self._batcher.submit(
@@ -163,15 +163,15 @@ class Engine:
         """Have ``function`` run once all that ran together are done. To be called when one of them is."""
         self._batcher.after(function)
 
-    def _state(self, session: SessionId) -> State:
+    def _state(self, session: SessionId) -> KvState:
         state = self._sessions.get(session)
         if state is None:
             raise UnknownSession("this session is not open here")
         return state
 
-    def _forward(self, batch: Sequence[Piece[_Step]]) -> list[Outcome]:
+    def _forward(self, batch: Sequence[JobSlice[_Step]]) -> list[ForwardOutput]:
         return self.runner.forward([_rows(piece.job, piece) for piece in batch])
 
 
-def _rows(step: _Step, piece: Piece[_Step]) -> Rows:
-    return Rows(step.state, step.position + piece.first, piece.hidden, step.sequence_length)
+def _rows(step: _Step, piece: JobSlice[_Step]) -> SessionRows:
+    return SessionRows(step.state, step.position + piece.first, piece.hidden, step.sequence_length)

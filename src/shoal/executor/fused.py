@@ -10,15 +10,15 @@ import numpy as np
 
 from shoal.errors import OutOfResources, ShoalError, UsageError
 from shoal.executor.arrays import Floats, address, join, split
-from shoal.executor.batcher import Outcome
-from shoal.executor.kernels.c_kernels import NUMBER, Matrix, Team, library
-from shoal.executor.kernels.memory import release
+from shoal.executor.batcher import ForwardOutput
+from shoal.executor.kernels.c_kernels import NUMBER, Matrix, ThreadTeam, library
+from shoal.executor.kernels.heap import release_heap
 from shoal.executor.kernels.structs import KvStruct, LayerStruct, LinearStruct, SequenceStruct, SpanStruct
 from shoal.executor.pages import PAGE, PagePool, Pages, pages_for
-from shoal.executor.runner import Capabilities, Rows, State, gap
+from shoal.executor.runner import Capabilities, KvState, SessionRows, gap
 from shoal.executor.shape import LlamaShape
 from shoal.executor.weights.tensors import Tensors
-from shoal.executor.weights.weight_cache import Shelf
+from shoal.executor.weights.weight_cache import WeightCache
 from shoal.models.checkpoint.checkpoint import Checkpoint
 from shoal.types import Format, Kv, Span
 
@@ -65,7 +65,7 @@ class FusedRunner:
         shape: LlamaShape,
         span: Span,
         layers: Sequence[tuple[Mapping[str, Matrix], Mapping[str, Floats]]],
-        team: Team,
+        team: ThreadTeam,
         kv: Kv,
     ) -> None:
         self.span = span
@@ -111,12 +111,12 @@ class FusedRunner:
         self._struct.kv.page_bytes = self.pool.page_bytes
         return self.pool
 
-    def open(self, span: Span, pages: Pages) -> State:
+    def open(self, span: Span, pages: Pages) -> KvState:
         if span.start < self.span.start or span.end > self.span.end:
             raise UsageError(f"blocks {span} are not inside of {self.span}")
-        return State(span, pages)
+        return KvState(span, pages)
 
-    def forward(self, batch: Sequence[Rows]) -> list[Outcome]:
+    def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         outcomes = [_make_room(rows) for rows in batch]
         for span in dict.fromkeys(rows.state.span for rows in batch):
             ready = [i for i, rows in enumerate(batch) if outcomes[i] is None and rows.state.span == span]
@@ -129,7 +129,7 @@ class FusedRunner:
     def watched(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()  # nobody else computes
 
-    def _run(self, span: Span, batch: Sequence[Rows]) -> list[Outcome]:
+    def _run(self, span: Span, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         hidden = np.ascontiguousarray(join([rows.hidden for rows in batch]))  # in place where it can be
         sequences = (SequenceStruct * len(batch))()
         lengths = [len(rows.hidden) for rows in batch]
@@ -148,7 +148,7 @@ class FusedRunner:
         return [*split(hidden, lengths)]
 
 
-def _make_room(rows: Rows) -> Outcome | None:
+def _make_room(rows: SessionRows) -> ForwardOutput | None:
     """Pages for these rows, and none for what they replace; or why not."""
     if (error := gap(rows.state, rows.position)) is not None:
         return error
@@ -160,7 +160,14 @@ def _make_room(rows: Rows) -> Outcome | None:
 
 
 def load_fused(
-    checkpoint: Checkpoint, shape: LlamaShape, span: Span, format: Format, *, kv: Kv, team: Team, shelf: Shelf
+    checkpoint: Checkpoint,
+    shape: LlamaShape,
+    span: Span,
+    format: Format,
+    *,
+    kv: Kv,
+    team: ThreadTeam,
+    weight_cache: WeightCache,
 ) -> FusedRunner:
     """Read and pack the blocks of ``span``, one matrix at a time.
 
@@ -170,11 +177,11 @@ def load_fused(
     layers: list[tuple[Mapping[str, Matrix], Mapping[str, Floats]]] = []
     tensors = Tensors(checkpoint)
     for block in range(span.start, span.end):
-        matrices = shelf.fetch(
+        matrices = weight_cache.fetch(
             str(block), lambda block=block: _matrices(tensors, shape, prefix_of(block), format)
         )
         layers.append((matrices, _vectors(tensors, shape, prefix_of(block))))
-        release()
+        release_heap()
     return FusedRunner(shape, span, layers, team, kv)
 
 

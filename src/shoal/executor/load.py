@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from shoal.executor.cores import usable_cores
-from shoal.executor.ends import EMBEDDING, HEAD, NORM, Ends, load_fused_ends
+from shoal.executor.ends import EMBEDDING, HEAD, NORM, EndsRunner, load_fused_ends
 from shoal.executor.fused import expected_names, load_fused
-from shoal.executor.kernels.c_kernels import Team, library
+from shoal.executor.kernels.c_kernels import ThreadTeam, library
 from shoal.executor.runner import Runner
 from shoal.executor.shape import LlamaShape, llama_shape
 from shoal.executor.weights.tensors import DTYPES
-from shoal.executor.weights.weight_cache import Shelf
+from shoal.executor.weights.weight_cache import WeightCache
 from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.store.local_model import LocalModel
 from shoal.types import Format, Kv, Span
@@ -61,11 +61,11 @@ def load_runner(
         from shoal.executor.modules import load_modules  # noqa: PLC0415
 
         return load_modules(model, span, format, kv=kv, threads=threads)
-    team, shelf = Team(threads or usable_cores()), Shelf(cache, model.digest, format)
-    return load_fused(checkpoint, shape, span, format, kv=kv, team=team, shelf=shelf)
+    team, weight_cache = ThreadTeam(threads or usable_cores()), WeightCache(cache, model.digest, format)
+    return load_fused(checkpoint, shape, span, format, kv=kv, team=team, weight_cache=weight_cache)
 
 
-def load_ends(model: LocalModel, format: Format, *, threads: int, cache: Path) -> Ends:
+def load_ends_runner(model: LocalModel, format: Format, *, threads: int, cache: Path) -> EndsRunner:
     """Build the embedding and the head of a model. Arguments and errors are those of :func:`load_runner`."""
     checkpoint = open_checkpoint(model.path)
     shape = fused_shape(checkpoint, Span(0, model.shape.n_blocks), format)
@@ -73,8 +73,10 @@ def load_ends(model: LocalModel, format: Format, *, threads: int, cache: Path) -
         from shoal.executor.modules import load_module_ends  # noqa: PLC0415
 
         return load_module_ends(model)
-    team, shelf = Team(threads or usable_cores()), Shelf(cache, model.digest, format)
-    return load_fused_ends(checkpoint, shape, format, context=model.shape.context, team=team, shelf=shelf)
+    team, weight_cache = ThreadTeam(threads or usable_cores()), WeightCache(cache, model.digest, format)
+    return load_fused_ends(
+        checkpoint, shape, format, context=model.shape.context, team=team, weight_cache=weight_cache
+    )
 
 
 def _ends_fit(shape: LlamaShape, checkpoint: Checkpoint) -> bool:

@@ -15,12 +15,12 @@ import torch
 
 from shoal.errors import ShoalError, StepFailed
 from shoal.executor.arrays import Floats
-from shoal.executor.batcher import Outcome
+from shoal.executor.batcher import ForwardOutput
 from shoal.executor.cores import usable_cores
-from shoal.executor.kernels.c_kernels import Team, library
+from shoal.executor.kernels.c_kernels import ThreadTeam, library
 from shoal.executor.packed import load_packed
 from shoal.executor.pages import PagePool, Pages, pages_for
-from shoal.executor.runner import Capabilities, Rows, State
+from shoal.executor.runner import Capabilities, KvState, SessionRows
 from shoal.models.build.ends import EndsModule
 from shoal.models.build.kv import Cache
 from shoal.models.build.load import load_ends_module
@@ -66,17 +66,17 @@ class ModuleRunner:
         """Pages that are only counted: the model's own code keeps the KV."""
         return PagePool(pages_for(tokens))
 
-    def open(self, span: Span, pages: Pages) -> State:
+    def open(self, span: Span, pages: Pages) -> KvState:
         """Raises ``UsageError`` when ``span`` is not inside of this one."""
-        return State(span, pages, cache=self.module.part(span).new_cache())
+        return KvState(span, pages, cache=self.module.part(span).new_cache())
 
-    def forward(self, batch: Sequence[Rows]) -> list[Outcome]:
+    def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         return [self._step(rows) for rows in batch]
 
     def watched(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()  # nobody else computes
 
-    def _step(self, rows: Rows) -> Outcome:
+    def _step(self, rows: SessionRows) -> ForwardOutput:
         module, cache = self.module.part(rows.state.span), rows.state.cache
         if cache is None:
             return StepFailed("a state that another runner has made")
@@ -106,10 +106,10 @@ class ModuleEnds:
     def embed(self, token_ids: Sequence[int], position: int) -> Floats:
         return _array(self._ends.embed(token_ids, position))
 
-    def heads(self, batch: Sequence[Floats]) -> list[Outcome]:
+    def heads(self, batch: Sequence[Floats]) -> list[ForwardOutput]:
         return [self._head(hidden) for hidden in batch]
 
-    def _head(self, hidden: Floats) -> Outcome:
+    def _head(self, hidden: Floats) -> ForwardOutput:
         try:
             return _array(self._ends.head(_tensor(hidden, self._ends.dtype)))
         except ShoalError as error:
@@ -123,7 +123,7 @@ def load_modules(model: LocalModel, span: Span, format: Format, *, kv: Kv, threa
     """
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
-    team = Team(threads) if format != "fp32" and library() is not None else None
+    team = ThreadTeam(threads) if format != "fp32" and library() is not None else None
     return ModuleRunner(load_packed(model, span, format, team=team, kv=kv), exact=format == "fp32")
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from shoal.errors import StepFailed, UnsupportedModel
-from shoal.executor.kernels.c_kernels import Matrix, Team
-from shoal.executor.kernels.memory import release
+from shoal.executor.kernels.c_kernels import Matrix, ThreadTeam
+from shoal.executor.kernels.heap import release_heap
 from shoal.executor.kernels.torch_kernels import apply, array_of, pack_tensor, widen
 from shoal.models.build.load import load_span_module
 from shoal.models.build.span import SpanModule
@@ -147,7 +147,7 @@ def run_experts(
 class Packing(QuantizationConfigMixin):
     """What transformers is told: which format, and who computes."""
 
-    def __init__(self, format: Format, team: Team | None) -> None:
+    def __init__(self, format: Format, team: ThreadTeam | None) -> None:
         self.quant_method = cast(Any, METHOD)
         self.format: Format = format
         self.team = team
@@ -232,7 +232,7 @@ class _Pack(ConversionOps):
                 _pack_experts(module, last, weights, self._packing)
             missing.discard(name)
             del weights, value  # nobody else holds them
-            release()
+            release_heap()
         return left
 
 
@@ -269,7 +269,7 @@ def load_packed(
     span: Span,
     format: Format,
     *,
-    team: Team | None,
+    team: ThreadTeam | None,
     kv: Kv = "auto",
     device: str = "cpu",
 ) -> SpanModule:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from shoal.errors import PositionGap
 from shoal.executor.arrays import Floats
-from shoal.executor.batcher import Outcome
+from shoal.executor.batcher import ForwardOutput
 from shoal.executor.pages import PagePool, Pages
 from shoal.types import Span
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class State:
+class KvState:
     """One session's KV in a span, or in a part of it."""
 
     span: Span
@@ -30,10 +30,10 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class SessionRows:
     """Some rows of one session's step."""
 
-    state: State
+    state: KvState
     position: int
     hidden: Floats
     """``[n, width]``; a forward may overwrite it with what comes out."""
@@ -76,11 +76,11 @@ class Runner(Protocol):
         """Pages for at least ``tokens`` tokens of KV, which this runner then uses."""
         ...
 
-    def open(self, span: Span, pages: Pages) -> State:
+    def open(self, span: Span, pages: Pages) -> KvState:
         """An empty state for a session that uses ``span`` of these blocks."""
         ...
 
-    def forward(self, batch: Sequence[Rows]) -> list[Outcome]:
+    def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         """Run rows of different sessions. A state longer than its rows' position is rolled back to it."""
         ...
 
@@ -93,7 +93,7 @@ class Runner(Protocol):
         ...
 
 
-def gap(state: State, position: int) -> PositionGap | None:
+def gap(state: KvState, position: int) -> PositionGap | None:
     """The error of a step that leaves positions out."""
     if position <= state.length:
         return None

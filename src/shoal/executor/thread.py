@@ -20,10 +20,10 @@ import trio
 ENDED_WITHIN_S = 60.0
 """How long the process waits, at its end, for what the thread is doing."""
 
-Result = TypeVar("Result")
+_ResultT = TypeVar("_ResultT")
 
 
-class Reply(Generic[Result]):
+class ThreadReply(Generic[_ResultT]):
     """What one task waits for and another thread gives. Made by the task that waits."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Reply(Generic[Result]):
         self.wanted = True
         """Whether anybody still waits."""
 
-    async def wait(self) -> Result:
+    async def wait(self) -> _ResultT:
         """What was given, or the error. A task that is cancelled no longer waits."""
 
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -41,18 +41,18 @@ class Reply(Generic[Result]):
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def give(self, result: outcome.Outcome[Result]) -> None:
+    def give(self, result: outcome.Outcome[_ResultT]) -> None:
         """From any thread; before the loop turns again, the task must be in ``wait``."""
         with suppress(trio.RunFinishedError):  # the loop has ended and nobody waits
             self._loop.run_sync_soon(self._finish, result)
 
-    def _finish(self, result: outcome.Outcome[Result]) -> None:
+    def _finish(self, result: outcome.Outcome[_ResultT]) -> None:
         if self.wanted:
             self.wanted = False
             trio.lowlevel.reschedule(self._task, result)
 
 
-class TorchThread:
+class ComputeThread:
     """Runs functions one at a time, in the order asked, on its own thread."""
 
     def __init__(self, name: str = "torch") -> None:
@@ -65,12 +65,12 @@ class TorchThread:
         """Have ``function`` run in its turn, and do not wait. It must not raise."""
         self._jobs.put(function)
 
-    async def run(self, function: Callable[[], Result]) -> Result:
+    async def run(self, function: Callable[[], _ResultT]) -> _ResultT:
         """What ``function`` returns or raises.
 
         A caller that is cancelled no longer waits; a function that has not begun is then not run.
         """
-        reply = Reply[Result]()
+        reply = ThreadReply[_ResultT]()
         self.post(partial(_answer, reply, function))
         return await reply.wait()
 
@@ -89,6 +89,6 @@ class TorchThread:
         atexit.unregister(self._end)
 
 
-def _answer(reply: Reply[Result], function: Callable[[], Result]) -> None:
+def _answer(reply: ThreadReply[_ResultT], function: Callable[[], _ResultT]) -> None:
     if reply.wanted:
         reply.give(outcome.capture(function))

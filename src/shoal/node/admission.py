@@ -21,13 +21,13 @@ from shoal.errors import (
     ShoalError,
     StepFailed,
 )
-from shoal.executor.engine import Engine, Forwarded
+from shoal.executor.engine import Engine, StepOutput
 from shoal.metrics.logs import about
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.node.hop import Hop
 from shoal.node.load import LoadMeter
-from shoal.node.resend_buffer import KeptRoom
+from shoal.node.resend_buffer import ResendBudget
 from shoal.node.sessions import Opening, Sessions
 from shoal.types import Codec, Digest, Format, PeerId, SessionId, Span
 from shoal.wire.codec import CodecChooser
@@ -126,7 +126,7 @@ class Admission:
         sessions: Sessions,
         channels: ChannelPool,
         load: LoadMeter,
-        measured: Callable[[Engine, Span, Step, Forwarded], None],
+        measured: Callable[[Engine, Span, Step, StepOutput], None],
         wire: Codec | Literal["auto"],
     ) -> None:
         self._sessions = sessions
@@ -134,7 +134,7 @@ class Admission:
         self._load = load
         self._measured = measured
         self._wire: Codec | Literal["auto"] = wire
-        self._room = KeptRoom()
+        self._room = ResendBudget()
 
     async def begin(
         self, channel: Channel, message: Open, service: Service, engine: Engine

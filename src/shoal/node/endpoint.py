@@ -25,7 +25,7 @@ LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "[::1]"))
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class EndpointPage:
     """What is answered at one path."""
 
     render: Callable[[], bytes]
@@ -34,11 +34,15 @@ class Page:
     """Only for programs on this machine, wherever the endpoint listens."""
 
 
-Pages = Mapping[str, Page]
+EndpointPages = Mapping[str, EndpointPage]
 
 
 async def show(
-    pages: Pages, host: str, port: int, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    pages: EndpointPages,
+    host: str,
+    port: int,
+    *,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer until cancelled. Started with the URL.
 
@@ -66,7 +70,7 @@ async def show(
     await accept_forever(listener, take)
 
 
-async def _answer(stream: trio.SocketStream, pages: Pages) -> None:
+async def _answer(stream: trio.SocketStream, pages: EndpointPages) -> None:
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_LIMIT)
     try:
         request = await _request(connection, stream)
@@ -100,7 +104,9 @@ async def _request(connection: h11.Connection, stream: trio.SocketStream) -> h11
         connection.receive_data(await stream.receive_some(2 * REQUEST_LIMIT))
 
 
-def _choose(request: h11.Request, pages: Pages, stream: trio.SocketStream) -> tuple[HTTPStatus, Page | None]:
+def _choose(
+    request: h11.Request, pages: EndpointPages, stream: trio.SocketStream
+) -> tuple[HTTPStatus, EndpointPage | None]:
     page = pages.get(request.target.decode("ascii", "replace").partition("?")[0])
     if request.method != b"GET":
         return HTTPStatus.METHOD_NOT_ALLOWED, None
@@ -111,7 +117,7 @@ def _choose(request: h11.Request, pages: Pages, stream: trio.SocketStream) -> tu
     return HTTPStatus.OK, page
 
 
-def _may_see(page: Page, request: h11.Request, stream: trio.SocketStream) -> bool:
+def _may_see(page: EndpointPage, request: h11.Request, stream: trio.SocketStream) -> bool:
     """Whether this caller may see the page.
 
     A browser that asks our loopback address for a page of somebody else's (DNS rebinding) names that host.

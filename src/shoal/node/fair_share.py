@@ -41,7 +41,7 @@ RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class SessionShare:
     """A session as far as room is concerned."""
 
     session: SessionId
@@ -81,7 +81,9 @@ class Asker:
     session: SessionId | None = None
 
 
-def make_room(held: Sequence[Held], asker: Asker, tokens: int, *, total: int, now: float) -> list[SessionId]:
+def make_room(
+    held: Sequence[SessionShare], asker: Asker, tokens: int, *, total: int, now: float
+) -> list[SessionId]:
     """Whose sessions are to end, so that ``tokens`` tokens of KV are free of ``total``.
 
     Raises:
@@ -100,7 +102,7 @@ def make_room(held: Sequence[Held], asker: Asker, tokens: int, *, total: int, no
     return ended
 
 
-def make_place(held: Sequence[Held], asker: Asker, *, places: int, now: float) -> list[SessionId]:
+def make_place(held: Sequence[SessionShare], asker: Asker, *, places: int, now: float) -> list[SessionId]:
     """Whose sessions are to end, so that one more fits into ``places``; of several, who loses least by it.
 
     Raises:
@@ -112,7 +114,7 @@ def make_place(held: Sequence[Held], asker: Asker, *, places: int, now: float) -
     return ended
 
 
-def check_fits(held: Sequence[Held], asker: Asker, tokens: int, *, total: int, now: float) -> None:
+def check_fits(held: Sequence[SessionShare], asker: Asker, tokens: int, *, total: int, now: float) -> None:
     """Refuse a session that would find no room for its ``tokens`` tokens if the others go on as they do.
 
     A session at work is expected to double, within its limit. One that is not used is expected to do nothing.
@@ -123,7 +125,7 @@ def check_fits(held: Sequence[Held], asker: Asker, tokens: int, *, total: int, n
     make_room([replace(h, tokens=_expected(h, now)) for h in held], asker, tokens, total=total, now=now)
 
 
-def offered(held: Sequence[Held], *, total: int, now: float) -> int:
+def offered(held: Sequence[SessionShare], *, total: int, now: float) -> int:
     """Tokens of KV that a newcomer would be let have."""
     theirs, quiet = Counter[str](), Counter[str]()
     for h in held:
@@ -139,11 +141,11 @@ def offered(held: Sequence[Held], *, total: int, now: float) -> int:
     return max(found)
 
 
-def _expected(held: Held, now: float) -> int:
+def _expected(held: SessionShare, now: float) -> int:
     return held.tokens if held.quiet(now) else max(held.tokens, min(held.limit, 2 * held.tokens))
 
 
-def _tokens(held: Held) -> int:
+def _tokens(held: SessionShare) -> int:
     return held.tokens
 
 
@@ -155,13 +157,15 @@ class _Stake:
     total: int
     least: int
     """What everybody may push others out for."""
-    weigh: Callable[[Held], int] = field(kw_only=True)
+    weigh: Callable[[SessionShare], int] = field(kw_only=True)
     """How much of it a session has."""
-    first: Callable[[Held], int] = field(kw_only=True)
+    first: Callable[[SessionShare], int] = field(kw_only=True)
     """Of sessions that may go, the one with the least of this goes first."""
 
 
-def _push_out(held: Sequence[Held], asker: Asker, stake: _Stake, now: float) -> list[SessionId] | None:
+def _push_out(
+    held: Sequence[SessionShare], asker: Asker, stake: _Stake, now: float
+) -> list[SessionId] | None:
     """Sessions to end until there is enough; ``None`` where the asker may not end so many."""
     left = list(held)
     free = stake.total - sum(map(stake.weigh, held))
@@ -177,7 +181,7 @@ def _push_out(held: Sequence[Held], asker: Asker, stake: _Stake, now: float) -> 
     return [h.session for h in held if h not in left]
 
 
-def _at_work(held: Sequence[Held], asker: Asker, stake: _Stake) -> Held | None:
+def _at_work(held: Sequence[SessionShare], asker: Asker, stake: _Stake) -> SessionShare | None:
     crowd = _Crowd(held, asker, stake)
     may_go = [h for h in held if h.session != asker.session and crowd.lets_in(h)]
     return max(may_go, key=lambda h: (crowd.most(h), -stake.first(h), -h.since), default=None)
@@ -190,7 +194,7 @@ Group = tuple[str, ...]
 class _Crowd:
     """How much each group has, and how that of the asker compares."""
 
-    def __init__(self, held: Sequence[Held], asker: Asker, stake: _Stake) -> None:
+    def __init__(self, held: Sequence[SessionShare], asker: Asker, stake: _Stake) -> None:
         self._stake = stake
         self._place: Group = (network_of(asker.host), asker.host, asker.peer)
         self._places: dict[SessionId, Group] = {h.session: (network_of(h.host), h.host, h.peer) for h in held}
@@ -200,7 +204,7 @@ class _Crowd:
             for level in range(1, len(place) + 1):
                 self._weights[place[:level]] += stake.weigh(h)
 
-    def gives_way(self, held: Held, now: float) -> bool:
+    def gives_way(self, held: SessionShare, now: float) -> bool:
         """Whether a session, if it is quiet, may be ended for the asker. Its own always may."""
         level = self._apart(held)
         if level is None:
@@ -209,7 +213,7 @@ class _Crowd:
         half = self._stake.total // 2 if held.paused(now) else 0
         return after <= max(theirs, equal, half)
 
-    def lets_in(self, held: Held) -> bool:
+    def lets_in(self, held: SessionShare) -> bool:
         """Whether a session at work may be ended for the asker, who has little."""
         level = self._apart(held)
         if level is None:
@@ -217,17 +221,17 @@ class _Crowd:
         theirs, before, after, equal = self._compared(held, level)
         return after <= self._stake.least or (2 * after <= equal and theirs > before)
 
-    def most(self, held: Held) -> tuple[int, ...]:
+    def most(self, held: SessionShare) -> tuple[int, ...]:
         """How much its network has, its host, its identity."""
         place = self._places[held.session]
         return tuple(self._weights[place[:level]] for level in range(1, len(place) + 1))
 
-    def _apart(self, held: Held) -> int | None:
+    def _apart(self, held: SessionShare) -> int | None:
         """How long the groups are at which it and the asker part; ``None`` for the asker's own."""
         place = self._places[held.session]
         return next((n + 1 for n in range(len(place)) if place[n] != self._place[n]), None)
 
-    def _compared(self, held: Held, level: int) -> tuple[int, int, int, int]:
+    def _compared(self, held: SessionShare, level: int) -> tuple[int, int, int, int]:
         """What its group has; what the asker's has, before and after; and what an equal share would be."""
         ours, theirs = self._place[:level], self._places[held.session][:level]
         beside = {place[:level] for place in self._places.values() if place[: level - 1] == ours[:-1]}

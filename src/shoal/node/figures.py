@@ -11,14 +11,14 @@ import trio
 
 from shoal.metrics.meters import MEDIA_TYPE, Reading
 from shoal.metrics.trace import Trace
-from shoal.node.endpoint import Page
+from shoal.node.endpoint import EndpointPage
 from shoal.swarm.directory import coverage
 
 if TYPE_CHECKING:
     from shoal.node.node import Node
 
 
-def pages(node: Node, traces: Mapping[str, Trace] = MappingProxyType({})) -> dict[str, Page]:
+def pages(node: Node, traces: Mapping[str, Trace] = MappingProxyType({})) -> dict[str, EndpointPage]:
     """What the node shows over HTTP: ``/metrics``, and to this machine alone ``/trace``.
 
     Args:
@@ -27,8 +27,8 @@ def pages(node: Node, traces: Mapping[str, Trace] = MappingProxyType({})) -> dic
     metrics = node.server.load.metrics
     metrics.read_from(lambda: (*_serving(node), *_swarm(node)))
     return {
-        "/metrics": Page(metrics.text, MEDIA_TYPE),
-        "/trace": Page(lambda: _traces(node, traces), "application/json", local=True),
+        "/metrics": EndpointPage(metrics.text, MEDIA_TYPE),
+        "/trace": EndpointPage(lambda: _traces(node, traces), "application/json", local=True),
     }
 
 

@@ -19,15 +19,15 @@ import msgspec
 import trio
 
 from shoal.errors import Busy, ChannelClosed, ShoalError, UnknownSession
-from shoal.executor.engine import Engine, Forwarded
+from shoal.executor.engine import Engine, StepOutput
 from shoal.net.channel import Channel
-from shoal.node.fair_share import Held
-from shoal.node.resend_buffer import Entry, Kept, KeptRoom
+from shoal.node.fair_share import SessionShare
+from shoal.node.resend_buffer import Entry, ResendBudget, ResendBuffer
 from shoal.types import Codec, PeerId, SessionId
 from shoal.wire.codec import CodecChooser
 from shoal.wire.hop_queue import HopQueue
 from shoal.wire.messages import Failed, HopTime, Located, Open, Reroute, Step, shorten
-from shoal.wire.tensors import hidden_states
+from shoal.wire.payload import hidden_states
 
 IDLE_S = 900.0
 """How long a session may be without a step, where nobody wants its room."""
@@ -48,9 +48,9 @@ class Hop:
     """Where results go; ``None`` at the last hop, which answers the client."""
     engine: Engine
     codec: CodecChooser
-    measured: Callable[[Step, Forwarded], None]
+    measured: Callable[[Step, StepOutput], None]
     """Told of each step on the engine's thread."""
-    room: KeptRoom
+    room: ResendBudget
     """Where what was sent on is kept."""
     grow: Callable[[Hop, int], None]
     """Reserves KV for so many tokens in all; raises ``Busy``."""
@@ -65,7 +65,7 @@ class Hop:
         self._loop = trio.lowlevel.current_trio_token()
         self.held = 0
         """Tokens of KV that are reserved."""
-        self._kept = Kept(self.room)
+        self._kept = ResendBuffer(self.room)
         self._order = threading.Lock()  # what is sent again goes before what is computed meanwhile
         self._changing = False
         self._cut = False  # the client knows that the way onward is gone
@@ -180,9 +180,9 @@ class Hop:
         gone = ChannelClosed(f"the way to the next hop {way.peer} is gone: {reason}")
         self.fail(None, gone, gone=way.peer)
 
-    def as_held(self) -> Held:
+    def share(self) -> SessionShare:
         """What the session holds, for whoever decides who may have how much."""
-        return Held(
+        return SessionShare(
             session=self.session,
             peer=self.client.peer,
             host=self.client.host,
@@ -236,7 +236,7 @@ class Hop:
             step.sequence_length,
         )
 
-    def _done(self, step: Step, rows: int, reply: Codec, result: Forwarded | ShoalError) -> None:
+    def _done(self, step: Step, rows: int, reply: Codec, result: StepOutput | ShoalError) -> None:
         """Send the result on its way. On the engine's thread, so that nothing stands between.
 
         The event loop hears of failures alone: to wake it for each step would cost as much as the sending.
@@ -250,12 +250,12 @@ class Hop:
             else:
                 self.engine.after(partial(self._note, step, result))
 
-    def _note(self, step: Step, result: Forwarded) -> None:
+    def _note(self, step: Step, result: StepOutput) -> None:
         """Learn from a step, once it is on its way."""
         self.measured(step, result)
         self.codec.note(step.tokens, result.compute_us)
 
-    def _send(self, step: Step, rows: int, reply: Codec, result: Forwarded) -> tuple[Channel, str] | None:
+    def _send(self, step: Step, rows: int, reply: Codec, result: StepOutput) -> tuple[Channel, str] | None:
         """Send on what came out. Returns the channel that turned out to be gone, and why."""
         with self._order:
             if self.next is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from shoal.errors import ShoalError
-from shoal.executor.engine import Forwarded
+from shoal.executor.engine import StepOutput
 from shoal.metrics.meters import Metrics
 from shoal.metrics.trace import HopTrace, Trace, hop_step
 from shoal.types import PeerId, Span
@@ -42,7 +42,7 @@ class LoadMeter:
         """
         self.step_ms, self.wait_ms = 1000 * step_s, 0.0
 
-    def note_step(self, span: Span, step: Step, result: Forwarded, *, announced: bool) -> None:
+    def note_step(self, span: Span, step: Step, result: StepOutput, *, announced: bool) -> None:
         """Count a step that was computed.
 
         Args:

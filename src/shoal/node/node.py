@@ -15,7 +15,7 @@ from shoal.errors import OutOfResources, UsageError
 from shoal.executor.engine import Engine
 from shoal.executor.load import load_runner
 from shoal.executor.runner import Runner
-from shoal.executor.thread import TorchThread
+from shoal.executor.thread import ComputeThread
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.net.network import Network
@@ -31,7 +31,7 @@ DRAIN_S = 30.0
 KV_SHARE = 0.25
 """Share of a node's memory kept for KV when it chooses how many blocks to take."""
 
-Report = Callable[[str], None]
+StatusReport = Callable[[str], None]
 
 
 def memory_budget(settings: Settings) -> int:
@@ -58,7 +58,7 @@ def blocks_that_fit(model: LocalModel, format: Format, memory: int) -> int:
     return min(fits, model.shape.n_blocks)
 
 
-def check_span(model: LocalModel, span: Span) -> None:
+def check_blocks(model: LocalModel, span: Span) -> None:
     """Refuse a span that the model does not have.
 
     Raises:
@@ -91,12 +91,12 @@ def kv_capacity(runner: Runner, settings: Settings, memory: int) -> int:
 
 
 @dataclass(eq=False)
-class Loaded:
+class LoadedSpan:
     """A span in memory."""
 
     span: Span
     engine: Engine
-    thread: TorchThread
+    thread: ComputeThread
     speed: Speed
 
 
@@ -104,7 +104,7 @@ class Node:
     """One span being served. Made by :func:`start_node`."""
 
     def __init__(
-        self, model: LocalModel, loaded: Loaded, server: SpanServer, member: Member, settings: Settings
+        self, model: LocalModel, loaded: LoadedSpan, server: SpanServer, member: Member, settings: Settings
     ) -> None:
         self.model = model
         self.loaded = loaded
@@ -163,9 +163,11 @@ class Node:
         return False
 
 
-async def load_span(model: LocalModel, span: Span, format: Format, settings: Settings, memory: int) -> Loaded:
+async def load_served_span(
+    model: LocalModel, span: Span, format: Format, settings: Settings, memory: int
+) -> LoadedSpan:
     """Load ``span`` into ``memory`` bytes, on a thread of its own. Raises as :func:`start_node`."""
-    thread = TorchThread("shoal-span")
+    thread = ComputeThread("shoal-span")
     try:
         load = partial(
             load_runner,
@@ -181,7 +183,7 @@ async def load_span(model: LocalModel, span: Span, format: Format, settings: Set
         pool = runner.make_pool(kv_capacity(runner, settings, memory))
         speed = await thread.run(partial(measure_speed, runner, pool))
         engine = Engine(runner, pool, thread, format=format)
-        return Loaded(span, engine, thread, speed)
+        return LoadedSpan(span, engine, thread, speed)
     except BaseException:
         thread.close()
         raise
@@ -194,7 +196,7 @@ async def start_node(
     model: LocalModel,
     span: Span,
     settings: Settings,
-    report: Report = lambda _: None,
+    report: StatusReport = lambda _: None,
 ) -> AsyncGenerator[Node]:
     """Load ``span`` and serve it in a swarm whose ``member`` is running, until the block ends.
 
@@ -203,11 +205,11 @@ async def start_node(
         BadWeights, UnsupportedModel: it cannot be loaded.
         StepFailed: a process that computes the span with us is lost.
     """
-    check_span(model, span)
+    check_blocks(model, span)
     member.directory.know([model.shape])
     report(f"loading blocks {span} of {model.shape.name}")
     format = pick_format(model, settings, member).format
-    loaded = await load_span(model, span, format, settings, memory_budget(settings))
+    loaded = await load_served_span(model, span, format, settings, memory_budget(settings))
     server = SpanServer(
         network,
         loaded.engine,

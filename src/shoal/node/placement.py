@@ -19,7 +19,7 @@ import trio
 
 from shoal.errors import ShoalError
 from shoal.models.store.local_model import LocalModel
-from shoal.node.node import Node, blocks_that_fit, load_span
+from shoal.node.node import Node, blocks_that_fit, load_served_span
 from shoal.routing.placement import Move, choose_move, choose_span
 from shoal.routing.throughput import ServingPeer
 from shoal.swarm.member import Member
@@ -101,7 +101,7 @@ async def _choose(node: Node, others: list[ServingPeer]) -> Move | None:
 async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
     log.info("moving from blocks %s to %s: %s", node.span, move.span, move.why)
     old = node.loaded
-    new = await load_span(node.model, move.span, old.engine.format, node.settings, _room(node))
+    new = await load_served_span(node.model, move.span, old.engine.format, node.settings, _room(node))
     node.loaded, node.going = new, None
     node.server.take_over(new.engine, new.span, new.speed)
     try:

@@ -13,7 +13,7 @@ from shoal.executor.runner import MERGED_ROWS
 from shoal.types import Codec
 from shoal.wire.messages import Step
 
-KEPT_LIMIT = 256 << 20
+RESEND_LIMIT = 256 << 20
 """Bytes that a node keeps over all its sessions. Beyond it the session with most is kept no longer, and its
 client replays it instead: whoever keeps much has nobody else given up."""
 
@@ -34,21 +34,21 @@ class Entry:
         return self.position + self.tokens
 
 
-class KeptRoom:
+class ResendBudget:
     """The room that all sessions of a node share, whatever threads they are on."""
 
-    def __init__(self, limit: int = KEPT_LIMIT) -> None:
+    def __init__(self, limit: int = RESEND_LIMIT) -> None:
         self.limit = limit
         self.taken = 0
         self.lock = threading.Lock()
-        self.keepers: set[Kept] = set()
+        self.keepers: set[ResendBuffer] = set()
         """Sessions that keep something."""
 
 
-class Kept:
-    """One session's part of a :class:`KeptRoom`: what was sent for positions 0 up to its length."""
+class ResendBuffer:
+    """One session's part of a :class:`ResendBudget`: what was sent for positions 0 up to its length."""
 
-    def __init__(self, room: KeptRoom) -> None:
+    def __init__(self, room: ResendBudget) -> None:
         self._room = room
         self._size = 0  # bytes
         self._entries: list[Entry] = []

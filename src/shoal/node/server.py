@@ -14,7 +14,7 @@ from typing import Literal
 import trio
 
 from shoal.errors import Busy, ChannelClosed, NotAllowed, RemoteProtocolError, UnknownSession
-from shoal.executor.engine import Engine, Forwarded
+from shoal.executor.engine import Engine, StepOutput
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
@@ -184,7 +184,7 @@ class SpanServer:
         if engine is self.engine:
             self.load.reset(self._speed.step_s)
 
-    def _measured(self, engine: Engine, span: Span, step: Step, result: Forwarded) -> None:
+    def _measured(self, engine: Engine, span: Span, step: Step, result: StepOutput) -> None:
         """Note what a step took; on the engine's thread."""
         self.load.note_step(span, step, result, announced=engine is self.engine)
 

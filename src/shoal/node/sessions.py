@@ -17,7 +17,7 @@ from shoal.executor.engine import Engine
 from shoal.executor.pages import PAGE, pages_for
 from shoal.metrics.logs import about
 from shoal.net.channel import Channel
-from shoal.node.fair_share import Asker, Held, check_fits, make_place, make_room, offered
+from shoal.node.fair_share import Asker, SessionShare, check_fits, make_place, make_room, offered
 from shoal.node.hop import Hop
 from shoal.types import PeerId, SessionId
 
@@ -180,12 +180,12 @@ class Sessions:
         while self._using:
             await self._freed.wait()
 
-    def _held(self, engine: Engine | None = None) -> list[Held]:
+    def _held(self, engine: Engine | None = None) -> list[SessionShare]:
         """What each session holds: on one engine, or all that are open or about to be."""
-        held = [hop.as_held() for hop in self if engine is None or hop.engine is engine]
+        held = [hop.share() for hop in self if engine is None or hop.engine is engine]
         if engine is None:
             held += [
-                Held(session=o.session, peer=o.client.peer, host=o.client.host, since=o.since)
+                SessionShare(session=o.session, peer=o.client.peer, host=o.client.host, since=o.since)
                 for o in self._opening.values()
             ]
         return held

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shoal.executor.pages import PAGE, PagePool
-from shoal.executor.runner import Rows, Runner
+from shoal.executor.runner import Runner, SessionRows
 
 SESSIONS = 8
 """That decode together."""
@@ -43,7 +43,7 @@ def _step_s(runner: Runner, pool: PagePool, sessions: int) -> float:
     try:
         for step in range(STEPS):
             began = time.perf_counter()
-            runner.forward([Rows(state, step, hidden) for state in states])
+            runner.forward([SessionRows(state, step, hidden) for state in states])
             took.append(time.perf_counter() - began)
             if sum(took) > LONGEST_S:
                 break

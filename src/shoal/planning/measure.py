@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from shoal.errors import OutOfResources
-from shoal.executor.kernels.c_kernels import Matrix, Team, library, pack
+from shoal.executor.kernels.c_kernels import Matrix, ThreadTeam, library, pack
 from shoal.planning.roofline import LINK, RTT_S, Machine
 from shoal.types import Format
 
@@ -97,7 +97,7 @@ def _kernel_ops(threads: int) -> dict[Format, float]:
     """By format, what the kernels reach; nothing where they are not built."""
     if library() is None:
         return {}
-    team = Team(threads)
+    team = ThreadTeam(threads)
     x, weights = np.ones((ROWS, IN), np.float32), np.ones((OUT, IN), np.float32)
 
     def ops(matrix: Matrix) -> float:

@@ -16,7 +16,7 @@ from shoal.net.network import Network
 from shoal.types import Codec, Digest, PeerAddress, PeerId
 from shoal.wire.framing import FRAGMENT, Payload
 from shoal.wire.messages import Message, Open, Step
-from shoal.wire.tensors import hidden_states
+from shoal.wire.payload import hidden_states
 
 MINE, THEIRS = b"m" * 16, b"t" * 16
 """Ids of sessions."""

@@ -29,7 +29,7 @@ from shoal.wire.messages import (
     Rerouted,
     Step,
 )
-from shoal.wire.tensors import hidden_states
+from shoal.wire.payload import hidden_states
 
 ROOM = 1 << 20
 MUCH = 1 << 40

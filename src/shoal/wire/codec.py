@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Literal
 
 from shoal.types import Codec, Format
-from shoal.wire.tensors import encoded_bytes
+from shoal.wire.payload import encoded_bytes
 
 EXACT_SHARE = 0.1
 ROUNDED_SHARE = 0.25

@@ -25,7 +25,7 @@ from msgspec import Meta, Struct
 
 from shoal.errors import RemoteProtocolError
 from shoal.types import Format, PeerAddress, PeerId
-from shoal.wire.tensors import MAX_TENSORS, TensorSpec, declared_bytes
+from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
 
 PROTOCOL_VERSION = 5
 AGENT = "shoal/0.1"
@@ -268,7 +268,7 @@ def payload_bytes(message: Message) -> int:
     """Bytes of payload that ``message`` declares: 0 for everything but a step.
 
     Raises:
-        RemoteProtocolError: as :func:`shoal.wire.tensors.declared_bytes`.
+        RemoteProtocolError: as :func:`shoal.wire.payload.declared_bytes`.
     """
     return declared_bytes(message.tensors) if isinstance(message, Step) else 0
 

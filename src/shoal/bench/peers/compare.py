@@ -30,7 +30,7 @@ from shoal.bench.roof import Roof, find_roof
 from shoal.bench.through import Through, through
 from shoal.config import Settings
 from shoal.errors import ShoalError, UnsupportedModel, UsageError, as_shoal_error
-from shoal.executor.thread import TorchThread
+from shoal.executor.thread import ComputeThread
 from shoal.local.processes import split
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
@@ -136,7 +136,7 @@ def _speed(name: str, run: Callable[[], Awaitable[float]], expected: Expected | 
     return Contender(name, "tok/s", run, expected)
 
 
-def _one_process(field: Field, thread: TorchThread, one: OneProcess) -> list[Contender]:
+def _one_process(field: Field, thread: ComputeThread, one: OneProcess) -> list[Contender]:
     roof, format, many = field.roof, field.format, field.asked.sessions
 
     def timed(name: str, function: partial[float], expected: Expected) -> Contender:

@@ -104,7 +104,7 @@ def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -
     from shoal.planning.costs import model_cost
     from shoal.planning.pipeline import Load
     from shoal.routing.formats import choose_format
-    from shoal.wire.tensors import encoded_bytes
+    from shoal.wire.payload import encoded_bytes
 
     seen = glance(ModelStore(settings.paths.models), model)
     if context is not None and context > seen.context:

@@ -50,8 +50,8 @@ from shoal.wire.messages import (
     Rerouted,
     Step,
 )
+from shoal.wire.payload import hidden_states
 from shoal.wire.session import ClientSession, Issued
-from shoal.wire.tensors import hidden_states
 
 IN_FLIGHT = 32
 SUSPECT_S = 3.0

@@ -174,7 +174,7 @@ def _quotient(above: float, below: Floats) -> Floats:
     return np.divide(np.float32(above), below, out=np.zeros_like(below), where=below != 0)
 
 
-class Team:
+class ThreadTeam:
     """Threads that compute together, with their working memory. For one caller at a time.
 
     Args:

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from shoal.executor.arrays import Array
-from shoal.executor.kernels.c_kernels import GROUP, Matrix, Team, pack
+from shoal.executor.kernels.c_kernels import GROUP, Matrix, ThreadTeam, pack
 from shoal.types import Format
 
 ROWS_AT_ONCE = 512
@@ -30,7 +30,7 @@ def pack_tensor(weights: torch.Tensor, format: Format) -> Matrix:
     return pack(array_of(weights), format)
 
 
-def apply(team: Team | None, matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
+def apply(team: ThreadTeam | None, matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
     """``x @ weights.T + bias``, float32 ``[n, cols]`` to ``[n, rows]``: by the team, or with torch alone.
 
     Raises:
@@ -40,7 +40,7 @@ def apply(team: Team | None, matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
 
 
 def linear(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
-    """What :meth:`Team.linear` gives; in int8 bit for bit, in the other formats but for rounding."""
+    """What :meth:`ThreadTeam.linear` gives; in int8 bit for bit, in the other formats but for rounding."""
     if matrix.format == "fp32":
         return functional.linear(x, tensor_of(matrix.weights), _bias(matrix))
     out = torch.empty((len(x), matrix.rows))

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from shoal.models.store.local_model import LocalModel
 from shoal.types import DType, Kv, Span
 
-Count = Annotated[int, Meta(ge=0)]
+_Count = Annotated[int, Meta(ge=0)]
 
 
 class _Line(Struct, frozen=True, tag=True):
@@ -25,12 +25,12 @@ class _Line(Struct, frozen=True, tag=True):
 class Begin(_Line, frozen=True):
     """Meet the others, and load your part of the span's weights."""
 
-    ranks: Count
+    ranks: _Count
     store: str
     """The file by which they find each other."""
     deadline_s: float
     """For one collective."""
-    threads: Count
+    threads: _Count
     """Of each process's forward."""
     model: LocalModel
     span: Span
@@ -38,7 +38,7 @@ class Begin(_Line, frozen=True):
     kv: Kv
 
 
-class Check(_Line, frozen=True):
+class CheckAlone(_Line, frozen=True):
     """Prove that the span stands alone."""
 
 
@@ -46,57 +46,57 @@ class Meet(_Line, frozen=True):
     """Show that all are at the same place."""
 
 
-class Part(_Line, frozen=True):
+class PreparePart(_Line, frozen=True):
     """Have some of the blocks ready as a span of their own."""
 
     span: Span
 
 
-class Step(_Line, frozen=True):
+class RunStep(_Line, frozen=True):
     """Run tokens ``[position, position + tokens)`` through ``span``; their hidden states are broadcast."""
 
     span: Span
-    cache: Count
-    position: Count
-    tokens: Count
-    sequence_length: Count = 0
+    cache: _Count
+    position: _Count
+    tokens: _Count
+    sequence_length: _Count = 0
 
 
 class Drop(_Line, frozen=True):
     """Forget a cache. The only order that is not answered."""
 
-    cache: Count
+    cache: _Count
 
 
-class Done(_Line, frozen=True):
+class OrderDone(_Line, frozen=True):
     """It is done, or at first: I am here."""
 
-    weights: Count = 0
+    weights: _Count = 0
     """Bytes of this process's part of them."""
 
 
-class Failed(_Line, frozen=True):
+class OrderFailed(_Line, frozen=True):
     """An error, by its code."""
 
     code: str
     message: str
 
 
-Order = Begin | Check | Meet | Part | Step | Drop
-Answer = Done | Failed
+RankOrder = Begin | CheckAlone | Meet | PreparePart | RunStep | Drop
+RankAnswer = OrderDone | OrderFailed
 
 
-def write(line: Order | Answer) -> bytes:
+def write(line: RankOrder | RankAnswer) -> bytes:
     """A line, with its end."""
     return msgspec.json.encode(line, enc_hook=str) + b"\n"
 
 
-def read_order(line: bytes) -> Order:
+def read_order(line: bytes) -> RankOrder:
     """What :func:`write` wrote. Raises ``msgspec.DecodeError`` when it did not."""
     return _ORDER.decode(line)
 
 
-def read_answer(line: bytes) -> Answer:
+def read_answer(line: bytes) -> RankAnswer:
     """What :func:`write` wrote. Raises ``msgspec.DecodeError`` when it did not."""
     return _ANSWER.decode(line)
 
@@ -107,5 +107,5 @@ def _to_path(kind: type, value: Any) -> Any:
     raise NotImplementedError(kind)
 
 
-_ORDER: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Order, dec_hook=_to_path)
-_ANSWER: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
+_ORDER: msgspec.json.Decoder[RankOrder] = msgspec.json.Decoder(RankOrder, dec_hook=_to_path)
+_ANSWER: msgspec.json.Decoder[RankAnswer] = msgspec.json.Decoder(RankAnswer)

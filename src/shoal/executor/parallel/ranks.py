@@ -19,7 +19,15 @@ import msgspec
 
 from shoal import config
 from shoal.errors import ShoalError, StepFailed
-from shoal.executor.parallel.messages import Answer, Done, Drop, Failed, Order, read_answer, write
+from shoal.executor.parallel.messages import (
+    Drop,
+    OrderDone,
+    OrderFailed,
+    RankAnswer,
+    RankOrder,
+    read_answer,
+    write,
+)
 
 START_S = 120.0
 """For a process to start: torch may have to come from a slow disk."""
@@ -28,7 +36,7 @@ GRACE_S = 5.0
 END_S = 5.0
 """For a process to end by itself."""
 
-Result = TypeVar("Result")
+_ResultT = TypeVar("_ResultT")
 
 
 class _Process:
@@ -36,7 +44,7 @@ class _Process:
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self.answers: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[RankAnswer | None] = queue.SimpleQueue()
         """``None`` when no more will come."""
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "shoal.executor.parallel.shard", str(rank)],
@@ -54,7 +62,7 @@ class _Process:
         self.process.stdin.write(line)
         self.process.stdin.flush()
 
-    def answer(self, patience_s: float) -> Answer | None:
+    def answer(self, patience_s: float) -> RankAnswer | None:
         """What it answers; ``None`` when it is gone or takes too long."""
         try:
             return self.answers.get(timeout=patience_s)
@@ -90,12 +98,12 @@ class Ranks:
 
     def wait_started(self) -> None:
         """Raises ``StepFailed`` when one of them does not come."""
-        if not all(isinstance(process.answer(START_S), Done) for process in self._processes):
+        if not all(isinstance(process.answer(START_S), OrderDone) for process in self._processes):
             raise self.lose("a process that was to compute with us did not start")
 
     def together(
-        self, order: Order, ours: Callable[[], Result], patience_s: float
-    ) -> tuple[Result, list[Done]]:
+        self, order: RankOrder, ours: Callable[[], _ResultT], patience_s: float
+    ) -> tuple[_ResultT, list[OrderDone]]:
         """Have all ranks carry out ``order``, of which ``ours`` is our part.
 
         Args:
@@ -112,7 +120,7 @@ class Ranks:
             raise StepFailed(self.lost or "the processes of this span have been ended")
         self._ours_is_done.clear()
         failure: Exception | None = None
-        result: list[Result] = []
+        result: list[_ResultT] = []
         try:
             self._tell(order)
             result.append(ours())
@@ -123,10 +131,10 @@ class Ranks:
         # An error of ours all will come to, each in its time; after another there may be none to come.
         alone = failure is not None and not isinstance(failure, ShoalError)
         answers = [process.answer(GRACE_S if alone else patience_s) for process in self._processes]
-        done = [answer for answer in answers if isinstance(answer, Done)]
+        done = [answer for answer in answers if isinstance(answer, OrderDone)]
         if failure is None and len(done) == len(answers):
             return result[0], done
-        if failure is not None and all(isinstance(answer, Failed) for answer in answers):
+        if failure is not None and all(isinstance(answer, OrderFailed) for answer in answers):
             raise failure
         raise self.lose(_what_happened(failure, answers)) from failure
 
@@ -156,7 +164,7 @@ class Ranks:
             for process in self._processes:
                 process.end()
 
-    def _tell(self, order: Order) -> None:
+    def _tell(self, order: RankOrder) -> None:
         line = write(order)
         with self._writing:
             for process in self._processes:
@@ -174,7 +182,7 @@ class Ranks:
                     break
                 process.answers.put(answer)
                 # We may wait for it in a collective to which it will not come.
-                if isinstance(answer, Failed) and not self._ours_is_done.wait(GRACE_S):
+                if isinstance(answer, OrderFailed) and not self._ours_is_done.wait(GRACE_S):
                     reason = f"rank {process.rank} of {self.count} failed alone: {answer.message}"
                     break
         process.answers.put(None)
@@ -186,11 +194,11 @@ class Ranks:
                 self._tell(Drop(cache))
 
 
-def _what_happened(failure: Exception | None, answers: Sequence[Answer | None]) -> str:
+def _what_happened(failure: Exception | None, answers: Sequence[RankAnswer | None]) -> str:
     told = [
-        f"rank {rank} {answer.message if isinstance(answer, Failed) else 'does not answer'}"
+        f"rank {rank} {answer.message if isinstance(answer, OrderFailed) else 'does not answer'}"
         for rank, answer in enumerate(answers, 1)
-        if not isinstance(answer, Done)
+        if not isinstance(answer, OrderDone)
     ]
     ours = [f"rank 0 {type(failure).__name__}: {failure}"] if failure else []
     return f"the {len(answers) + 1} processes of this span are not together any more: " + "; ".join(

@@ -16,8 +16,19 @@ import torch
 import torch.distributed as dist
 
 from shoal.errors import ShoalError, StepFailed, UsageError
-from shoal.executor.parallel import messages as orders
-from shoal.executor.parallel.messages import Answer, Begin, Check, Done, Drop, Failed, Meet, Order, Part, Step
+from shoal.executor.parallel import messages
+from shoal.executor.parallel.messages import (
+    Begin,
+    CheckAlone,
+    Drop,
+    Meet,
+    OrderDone,
+    OrderFailed,
+    PreparePart,
+    RankAnswer,
+    RankOrder,
+    RunStep,
+)
 from shoal.executor.parallel.numa import stay_beside
 from shoal.models.build.kv import Cache
 from shoal.models.build.load import build_span_module
@@ -68,7 +79,7 @@ class Shard:
         """Return when all ranks are here. Raises ``RuntimeError`` when they do not come."""
         dist.barrier()
 
-    def step(self, order: Step, cache: Cache, hidden: torch.Tensor | None) -> torch.Tensor:
+    def step(self, order: RunStep, cache: Cache, hidden: torch.Tensor | None) -> torch.Tensor:
         """Run tokens through some of the blocks, together with the other ranks.
 
         Args:
@@ -105,37 +116,37 @@ class Follower:
         self.shard: Shard | None = None
         self.caches: dict[int, Cache] = {}
 
-    def obey(self, order: Order) -> Answer:
+    def obey(self, order: RankOrder) -> RankAnswer:
         """Do it, and say what became of it."""
         try:
             return self._do(order)
         except ShoalError as error:
-            return Failed(error.code, error.message)
+            return OrderFailed(error.code, error.message)
         except Exception as error:  # noqa: BLE001
             # What a model's own code may raise is listed nowhere; whether it ends the group, rank 0 decides.
-            return Failed(StepFailed.code, f"{type(error).__name__}: {error}")
+            return OrderFailed(StepFailed.code, f"{type(error).__name__}: {error}")
 
-    def _do(self, order: Order) -> Done:
+    def _do(self, order: RankOrder) -> OrderDone:
         if isinstance(order, Begin):
             torch.set_num_threads(order.threads)
             self.shard = Shard(order, self.rank)
-            return Done(self.shard.whole.tensor_bytes)
+            return OrderDone(self.shard.whole.tensor_bytes)
         if self.shard is None:
             raise StepFailed("an order before the first")
         match order:
-            case Check():
+            case CheckAlone():
                 self.shard.check()
             case Meet():
                 self.shard.meet()
-            case Part():
+            case PreparePart():
                 self.shard.whole.part(order.span)
-            case Step():
+            case RunStep():
                 self.shard.step(order, self._cache(self.shard, order), None)
             case Drop():
                 self.caches.pop(order.cache, None)
-        return Done()
+        return OrderDone()
 
-    def _cache(self, shard: Shard, order: Step) -> Cache:
+    def _cache(self, shard: Shard, order: RunStep) -> Cache:
         if order.cache not in self.caches:
             self.caches[order.cache] = shard.whole.part(order.span).new_cache()
         return self.caches[order.cache]
@@ -145,13 +156,13 @@ def main() -> None:
     """Follow, until stdin ends."""
     answers = _take_stdout()
     follower = Follower(int(sys.argv[1]))
-    answers.write(orders.write(Done()))
+    answers.write(messages.write(OrderDone()))
     with suppress(BrokenPipeError):  # nobody listens any more: stdin has ended too
         for line in sys.stdin.buffer:
-            order = orders.read_order(line)
+            order = messages.read_order(line)
             answer = follower.obey(order)
             if not isinstance(order, Drop):
-                answers.write(orders.write(answer))
+                answers.write(messages.write(answer))
     os._exit(0)  # torch would tidy up for seconds, or wait for those who are gone
 
 

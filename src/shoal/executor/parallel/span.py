@@ -26,7 +26,7 @@ from shoal import config
 from shoal.errors import PositionGap, StepFailed, UsageError
 from shoal.executor.cores import usable_cores
 from shoal.executor.modules import ModuleRunner
-from shoal.executor.parallel.messages import Begin, Check, Meet, Order, Part, Step
+from shoal.executor.parallel.messages import Begin, CheckAlone, Meet, PreparePart, RankOrder, RunStep
 from shoal.executor.parallel.ranks import GRACE_S, Ranks
 from shoal.executor.parallel.shard import Shard, device_of
 from shoal.models.build.kv import Cache
@@ -44,7 +44,7 @@ LOAD_S = 600.0
 """How much longer than ours the loading of the others' parts may take."""
 DTYPES: dict[Format, DType] = {"fp32": "float32", "bf16": "bfloat16"}
 
-Result = TypeVar("Result")
+_ResultT = TypeVar("_ResultT")
 
 
 @dataclass
@@ -61,7 +61,7 @@ class ParallelSpan:
     which sums are added up. Every method that computes raises ``StepFailed`` once a process is lost.
     """
 
-    def __init__(self, team: Team, module: SpanModule) -> None:
+    def __init__(self, team: RankTeam, module: SpanModule) -> None:
         self.span = module.span
         self.width = module.width
         self.dtype = module.dtype
@@ -84,7 +84,7 @@ class ParallelSpan:
             raise PositionGap(f"a step at position {position}, but only {cache.length} tokens are cached")
         if position < cache.length or cache.torn:
             self.crop(cache, position)  # what is refused here the others never hear of
-        order = Step(self.span, cache.number, position, hidden.shape[1], sequence_length)
+        order = RunStep(self.span, cache.number, position, hidden.shape[1], sequence_length)
         return self.team.run(order, partial(self.team.shard.step, order, cache, hidden))
 
     def new_cache(self) -> SharedCache:
@@ -118,7 +118,7 @@ class ParallelSpan:
             raise UsageError(f"blocks {span} are not inside of {self.span}")
         if span not in self._parts:
             make = partial(self.team.shard.whole.part, span)
-            self._parts[span] = ParallelSpan(self.team, self.team.run(Part(span), make))
+            self._parts[span] = ParallelSpan(self.team, self.team.run(PreparePart(span), make))
         self._parts.move_to_end(span)
         while len(self._parts) > PARTS:
             self._parts.popitem(last=False)
@@ -133,7 +133,7 @@ class ParallelSpan:
         self.team.close()
 
 
-class Team:
+class RankTeam:
     """All ranks of a span, ours included, which holds our part of the weights."""
 
     def __init__(self, ranks: Ranks, shard: Shard, weights: list[int]) -> None:
@@ -143,7 +143,7 @@ class Team:
         """Bytes, by rank."""
         self.numbers = itertools.count(1)
 
-    def run(self, order: Order, ours: Callable[[], Result]) -> Result:
+    def run(self, order: RankOrder, ours: Callable[[], _ResultT]) -> _ResultT:
         """Have all ranks do their part of a step. Raises what ``ours`` does, and ``StepFailed``."""
         try:
             return self.ranks.together(order, ours, STEP_S)[0]
@@ -249,11 +249,11 @@ async def _watch(span: ParallelSpan) -> None:
         raise StepFailed(reason, check="the memory of this machine, and its log")
 
 
-def _load(begin: Begin, others: Ranks) -> Team:
+def _load(begin: Begin, others: Ranks) -> RankTeam:
     others.wait_started()
     shard, loaded = others.together(begin, lambda: Shard(begin, 0), LOAD_S)
-    others.together(Check(), shard.check, STEP_S)
-    return Team(others, shard, [shard.whole.tensor_bytes, *(done.weights for done in loaded)])
+    others.together(CheckAlone(), shard.check, STEP_S)
+    return RankTeam(others, shard, [shard.whole.tensor_bytes, *(done.weights for done in loaded)])
 
 
 def _leave_group() -> None:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Matrices = Mapping[str, Matrix]
 
 
-class Shelf:
+class WeightCache:
     """Where the packed blocks of one model in one format lie."""
 
     def __init__(self, cache: Path, digest: Digest, format: Format) -> None:

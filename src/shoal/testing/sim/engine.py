@@ -17,10 +17,10 @@ from shoal.errors import Busy, StepFailed, UnknownSession
 from shoal.executor.arrays import Floats
 from shoal.executor.codecs import decode
 from shoal.executor.ends import EndsEngine
-from shoal.executor.engine import Done, Engine, Forwarded
+from shoal.executor.engine import Engine, StepCallback, StepOutput
 from shoal.executor.pages import PAGE, PagePool, Pages
 from shoal.executor.runner import Capabilities
-from shoal.executor.thread import TorchThread
+from shoal.executor.thread import ComputeThread
 from shoal.models.build.rope_scaling import RopeScaling
 from shoal.testing.sim import model
 from shoal.testing.sim.agenda import Agenda
@@ -31,10 +31,10 @@ ROW_S = 0.002
 """A step through a span takes so long, and so much more for each of its rows."""
 KV_TOKENS = 4096
 
-Result = TypeVar("Result")
+_ResultT = TypeVar("_ResultT")
 
 
-class LoopThread(TorchThread):
+class LoopThread(ComputeThread):
     """Runs what it is given at once, on the loop."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class LoopThread(TorchThread):
     def post(self, function: Callable[[], None]) -> None:
         function()
 
-    async def run(self, function: Callable[[], Result]) -> Result:
+    async def run(self, function: Callable[[], _ResultT]) -> _ResultT:
         await trio.lowlevel.checkpoint()
         return function()
 
@@ -86,7 +86,7 @@ class _Step:
     rows: int
     wanted: int
     asked: float
-    done: Done
+    done: StepCallback
 
     @property
     def compute_s(self) -> float:
@@ -144,7 +144,7 @@ class SimEngine(Engine):
         rows: int,
         wanted: int,
         reply: Codec,
-        done: Done,
+        done: StepCallback,
         sequence_length: int = 0,
     ) -> None:
         cache = self._caches.get(session)
@@ -171,7 +171,7 @@ class SimEngine(Engine):
         out = cache.run(hidden, step.position)
         waiting_s = max(0.0, trio.current_time() - step.asked - step.compute_s)
         payload = model.pack(out[step.rows - step.wanted :])
-        step.done(Forwarded(payload, round(step.compute_s * 1e6), round(waiting_s * 1e6)))
+        step.done(StepOutput(payload, round(step.compute_s * 1e6), round(waiting_s * 1e6)))
 
 
 class SimEnds(EndsEngine):
@@ -196,8 +196,8 @@ class SimEnds(EndsEngine):
         session: Hashable,
         rows: int,
         hidden: Callable[[], Floats],
-        then: Callable[[Floats], Result],
-    ) -> Result:
+        then: Callable[[Floats], _ResultT],
+    ) -> _ResultT:
         await trio.lowlevel.checkpoint()
         return then(self._logits(hidden()))
 

@@ -18,7 +18,7 @@ from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.models.text.codec import TextCodec
 from shoal.net.network import Network
-from shoal.node.node import Loaded, Node
+from shoal.node.node import LoadedSpan, Node
 from shoal.node.server import SpanServer
 from shoal.node.speed import Speed
 from shoal.routing.placement import choose_span
@@ -91,7 +91,7 @@ class SimSwarm:
         spans = [a.served.span for a in member.directory.serving(model.DIGEST, member.now()) if a.served]
         span = choose_span([ServingPeer(other, 1.0) for other in spans], model.N_BLOCKS, SPAN)
         engine = SimEngine(span, self.peers.internet.agenda, self.violations)
-        loaded = Loaded(span, engine, LoopThread(), speed=Speed(0.0, 0.0))
+        loaded = LoadedSpan(span, engine, LoopThread(), speed=Speed(0.0, 0.0))
         server = SpanServer(
             peer.network, engine, digest=model.DIGEST, span=span, speed=loaded.speed, max_sessions=64
         )

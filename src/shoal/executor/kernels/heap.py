@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 
-def release() -> None:
+def release_heap() -> None:
     """Give the heap's free pages back.
 
     glibc keeps what is freed, and seldom finds a place for the next tensor in it: loading a span tensor by
