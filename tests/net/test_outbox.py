@@ -9,13 +9,14 @@ from shoal.net import outbox as outbox_module
 from shoal.net.outbox import CONTROL, CONTROL_LIMIT, RECORD, Outbox
 from shoal.wire.framing import FRAGMENT, Assembler
 from shoal.wire.messages import Close, Message, Opened, Ping, Step
+from shoal.wire.tensors import hidden_states
 
 ONE, TWO = b"1" * 16, b"2" * 16
 
 
 def step(session: bytes, size: int) -> tuple[Step, bytes]:
     """A step with a payload of ``size`` bytes, or up to three less."""
-    return Step(session, 1, 0, 1, 0, "float32", 1, size // 4), bytes(size // 4 * 4)
+    return Step(session, 1, 0, 1, 0, hidden_states("float32", 1, size // 4)), bytes(size // 4 * 4)
 
 
 def arrive(*pieces: bytes) -> list[tuple[Message, bytes]]:
