@@ -131,7 +131,7 @@ def safetensors(data: bytes) -> None:
     file = _folder() / "fuzz.safetensors"
     file.write_bytes(data)
     with suppress(BadWeights):
-        found = headers.read_header(file)
+        found = headers.read_safetensors_header(file)
         assert sum(entry.size for entry in found) <= len(data)
 
 
@@ -140,7 +140,7 @@ def gguf_header(data: bytes) -> None:
     file = _folder() / "fuzz.gguf"
     file.write_bytes(data)
     with suppress(ModelError):
-        found = gguf.read_header(file)
+        found = gguf.read_gguf_header(file)
         assert all(tensor.begin + tensor.size <= len(data) for tensor in found.tensors)
 
 

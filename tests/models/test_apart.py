@@ -247,8 +247,8 @@ def test_any_other_decoder_is_used_in_the_process_apart(stated: dict[str, Any]) 
 
 def test_a_panic_outside_of_it_is_told_as_any_error_and_nothing_else_is_caught(tmp_path: Path) -> None:
     write(tmp_path, **PANICS["a table of characters that ends early"])
-    with pytest.raises(BadWeights, match=r"index out of bounds"), panics.told(tmp_path):
+    with pytest.raises(BadWeights, match=r"index out of bounds"), panics.as_errors(tmp_path):
         Tokenizer.from_file(str(tmp_path / TOKENIZER)).encode("zz")
     for other in (KeyboardInterrupt, SystemExit, ValueError):
-        with pytest.raises(other), panics.told(tmp_path):
+        with pytest.raises(other), panics.as_errors(tmp_path):
             raise other

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import BadWeights
 from shoal.models.checkpoint.checkpoint import CONFIG, INDEX, open_checkpoint, read_config
-from shoal.models.checkpoint.headers import read_header
+from shoal.models.checkpoint.headers import read_safetensors_header
 from shoal.models.store.generation import read_generation_config
 from shoal.models.untrusted.bounded_json import MAX_DEPTH, parse
 from shoal.testing.checkpoints import write_checkpoint
@@ -83,7 +83,7 @@ def reader(name: str) -> Callable[[Callable[[Path], object]], Callable[[Path], o
 reader("config.json")(read_config)
 reader("generation_config.json")(read_generation_config)
 reader(INDEX)(open_checkpoint)
-reader("model.safetensors")(lambda folder: read_header(folder / "model.safetensors"))
+reader("model.safetensors")(lambda folder: read_safetensors_header(folder / "model.safetensors"))
 
 
 @pytest.mark.parametrize("file", READ)

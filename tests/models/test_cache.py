@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shoal.errors import CannotRollBack, PositionGap, StepFailed
-from shoal.models.build.kv import layer_bytes, own_layers
+from shoal.models.build.kv import cache_layer_bytes, own_layers
 from shoal.models.build.load import load_span_module
 from shoal.models.build.span import SpanModule
 from shoal.models.store.local_model import LocalModel
@@ -125,7 +125,7 @@ def test_kv_bytes_is_what_a_session_takes(family: str, local: Local) -> None:
         cache = span.new_cache()
         for position in range(tokens):
             span.forward(HIDDEN[:, position : position + 1], cache, position)
-        held = sum(layer_bytes(layer) for layer in own_layers(cache.states, span.span))
+        held = sum(cache_layer_bytes(layer) for layer in own_layers(cache.states, span.span))
         assert 0 <= span.kv_bytes(tokens) - held <= 3 * 256  # a window of 8 holds 7 between two steps
 
 

@@ -16,8 +16,8 @@ from shoal.errors import UsageError
 from shoal.models.text.codec import TextCodec
 from shoal.models.text.tokenizer.control import ControlWords
 from shoal.models.text.tokenizer.fast import FastTokenizer
-from shoal.models.text.tokenizer.guard import Guard
-from shoal.models.text.tokenizer.messages import Added
+from shoal.models.text.tokenizer.guard import GuardedTokenizer
+from shoal.models.text.tokenizer.messages import AddedTokenText
 
 START, END, THINK, THOUGHT = "<|im_start|>", "<|im_end|>", "<think>", "</think>"
 CHATML = (
@@ -61,7 +61,7 @@ TOKENIZER = byte_level()
 def codec(*template: str, tokenizer: Tokenizer = TOKENIZER, **named: str) -> TextCodec:
     templates = named | ({"default": template[0]} if template else {})
     fast = FastTokenizer(tokenizer, {"eos_token": END})
-    return TextCodec(fast, templates, Guard(fast, "\n".join(templates.values())))
+    return TextCodec(fast, templates, GuardedTokenizer(fast, "\n".join(templates.values())))
 
 
 def tokens_of(ids: list[int], tokenizer: Tokenizer = TOKENIZER) -> list[str]:
@@ -325,12 +325,12 @@ def test_what_ends_a_turn_is_seen_in_the_template(template: str, ends: set[str])
 )
 def test_the_longest_control_word_is_found_wherever_several_begin(words: list[str], text: str) -> None:
     longest = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
-    added = {i: Added(word, special=True) for i, word in enumerate(words)}
+    added = {i: AddedTokenText(word, special=True) for i, word in enumerate(words)}
     assert ControlWords(added, "").found(text) == [match.span() for match in longest.finditer(text)]
 
 
 def test_thousands_of_control_words_that_begin_alike_are_not_tried_one_after_another() -> None:
-    words = ControlWords({i: Added(f"<unused{i}>", special=True) for i in range(6000)}, "")
+    words = ControlWords({i: AddedTokenText(f"<unused{i}>", special=True) for i in range(6000)}, "")
     began = time.thread_time()
     assert words.found("<" * 400_000 + "<unused" * 40_000 + "<unused17>")
     assert time.thread_time() - began < 2  # each in turn would take 20 s

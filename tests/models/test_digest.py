@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from shoal.errors import BadWeights
 from shoal.models.checkpoint.checkpoint import open_checkpoint
-from shoal.models.checkpoint.digest import compute_digest, fingerprint
+from shoal.models.checkpoint.digest import compute_digest, files_fingerprint
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.types import Digest
 
@@ -97,7 +97,7 @@ def test_a_name_a_shape_or_a_dtype_is_another_model(folder: Path) -> None:
 
 
 def test_the_fingerprint_sees_changes_without_reading(folder: Path) -> None:
-    before = fingerprint(folder)
-    assert fingerprint(folder) == before
+    before = files_fingerprint(folder)
+    assert files_fingerprint(folder) == before
     (folder / "model.safetensors").touch()
-    assert fingerprint(folder) != before
+    assert files_fingerprint(folder) != before

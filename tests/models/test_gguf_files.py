@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import BadWeights, ModelError, UnknownModel, UnsupportedModel
-from shoal.models.gguf.header import MAX_ITEMS, read_header
+from shoal.models.gguf.header import MAX_ITEMS, read_gguf_header
 from shoal.models.gguf.names import shard_names, whole_name
 from shoal.models.gguf.splits import read_gguf
 from shoal.models.store.convert import convert_gguf
@@ -48,7 +48,7 @@ def test_an_honest_file_is_read(tmp_path: Path) -> None:
     numbers = pair("list", 9, struct.pack("<IQ3i", 5, 3, 1, -2, 3))
     words = pair("words", 9, struct.pack("<IQ", 8, 2) + text("a") + text("é"))
     file = write(tmp_path / "x.gguf", [ARCH, numbers, words], [info("a"), info("b", (2, 3), 1, 32)])
-    header = read_header(file)
+    header = read_gguf_header(file)
     assert header.pairs == {"general.architecture": "llama", "list": [1, -2, 3], "words": ["a", "é"]}
     a, b = header.tensors
     assert (a.name, a.shape, a.size, b.shape, b.size, b.begin - a.begin) == ("a", (4,), 16, (3, 2), 12, 32)
@@ -82,7 +82,7 @@ LIES: dict[str, tuple[list[bytes], list[bytes], str]] = {
 def test_a_lie_is_named(lie: str, tmp_path: Path) -> None:
     pairs, infos, said = LIES[lie]
     with pytest.raises(BadWeights, match=said) as caught:
-        read_header(write(tmp_path / "x.gguf", pairs, infos))
+        read_gguf_header(write(tmp_path / "x.gguf", pairs, infos))
     assert "x.gguf" in str(caught.value)
     assert caught.value.check
 
@@ -91,15 +91,15 @@ def test_counts_are_bounded(tmp_path: Path) -> None:
     for counts in ((100_000, 0), (0, 2**40), (2**63, 2**63)):
         (tmp_path / "x.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts))
         with pytest.raises(BadWeights, match="claims"):
-            read_header(tmp_path / "x.gguf")
+            read_gguf_header(tmp_path / "x.gguf")
 
 
 def test_other_versions_and_types_are_unsupported(tmp_path: Path) -> None:
     for version, said in ((1, "version 1"), (4, "version 4"), (3 << 24, "big-endian")):
         with pytest.raises(UnsupportedModel, match=said):
-            read_header(write(tmp_path / "x.gguf", [ARCH], [], version=version))
+            read_gguf_header(write(tmp_path / "x.gguf", [ARCH], [], version=version))
     with pytest.raises(UnsupportedModel, match="type 999"):
-        read_header(write(tmp_path / "x.gguf", [ARCH], [info("a", kind=999)]))
+        read_gguf_header(write(tmp_path / "x.gguf", [ARCH], [info("a", kind=999)]))
 
 
 BAD_NUMBERS = {
@@ -132,7 +132,7 @@ def test_no_bytes_do_more_than_be_refused(
     path = tmp_path_factory.getbasetemp() / "fuzz.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts) + raw)
     with suppress(ModelError):
-        read_header(path)
+        read_gguf_header(path)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from shoal.errors import BadWeights
 from shoal.models.gguf.fields import NotCovered
 from shoal.models.gguf.pretokenizers import COMPOSED, DIGITS, GPT2, SPLITS
 from shoal.models.gguf.splits import read_gguf
-from shoal.models.gguf.tokenizer import byte_letters, write_tokenizer
+from shoal.models.gguf.tokenizer import byte_letters, convert_tokenizer
 
 from .ggufs import close, write_tokenizer_gguf
 
@@ -88,7 +88,7 @@ TEXTS = [
 def both(file: Path, folder: Path) -> tuple[Any, Any]:
     """Transformers' own conversion of the file, and what it makes of ours."""
     folder.mkdir()
-    write_tokenizer(read_gguf(file), folder, 256)
+    convert_tokenizer(read_gguf(file), folder, 256)
     config = {"model_type": "llama"}
     (folder / "config.json").write_text(json.dumps(config))
     theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -155,7 +155,7 @@ def converted(tmp_path: Path, kind: str = "gpt2", tokens: list[str] | None = Non
     tokens = BYTE_LEVEL if tokens is None else tokens
     stated = {"pre": "gpt-2", "token_type": [1] * len(tokens), **pairs}
     write_tokenizer_gguf(tmp_path / "t.gguf", "llama", kind, tokens, **stated)
-    write_tokenizer(read_gguf(tmp_path / "t.gguf"), tmp_path, 256)
+    convert_tokenizer(read_gguf(tmp_path / "t.gguf"), tmp_path, 256)
     return tmp_path
 
 
@@ -202,7 +202,7 @@ def test_templates_for_tools_are_kept(tmp_path: Path) -> None:
         named = [{"name": name, "template": template} for name, template in more.items()]
         writer.add_chat_template([{"name": "default", "template": "plain"}, *named] if named else "plain")
         close(writer)
-        write_tokenizer(read_gguf(tmp_path / "t.gguf"), tmp_path, 256)
+        convert_tokenizer(read_gguf(tmp_path / "t.gguf"), tmp_path, 256)
         found = json.loads((tmp_path / "tokenizer_config.json").read_text())["chat_template"]
         assert found == ([{"name": "default", "template": "plain"}, *named] if named else "plain")
 

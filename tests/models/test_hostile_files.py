@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import BadWeights
 from shoal.models.checkpoint.checkpoint import INDEX, open_checkpoint
-from shoal.models.checkpoint.headers import read_header
+from shoal.models.checkpoint.headers import read_safetensors_header
 from shoal.testing.checkpoints import write_checkpoint
 
 HONEST: dict[str, Any] = {
@@ -35,7 +35,9 @@ def changed(name: str, **fields: Any) -> dict[str, Any]:
 
 
 def test_an_honest_file_is_read(tmp_path: Path) -> None:
-    a, b = read_header(write(tmp_path / "x.safetensors", HONEST | {"__metadata__": {"format": "pt"}}))
+    a, b = read_safetensors_header(
+        write(tmp_path / "x.safetensors", HONEST | {"__metadata__": {"format": "pt"}})
+    )
     assert (a.name, a.dtype, a.shape, a.size) == ("a", "F32", (2, 2), 16)
     assert (b.name, b.begin - a.begin) == ("b", 16)
 
@@ -73,7 +75,7 @@ LIES = {
 def test_a_lie_is_named(lie: str, tmp_path: Path) -> None:
     header, said = LIES[lie]
     with pytest.raises(BadWeights, match=said) as caught:
-        read_header(write(tmp_path / "x.safetensors", header))
+        read_safetensors_header(write(tmp_path / "x.safetensors", header))
     assert "x.safetensors" in str(caught.value)
     assert caught.value.check
 
@@ -81,20 +83,22 @@ def test_a_lie_is_named(lie: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [0, 1, 10**6, 2**63, 2**64 - 1])
 def test_a_lying_header_length(length: int, tmp_path: Path) -> None:
     with pytest.raises(BadWeights):
-        read_header(write(tmp_path / "x.safetensors", HONEST, length=length))
+        read_safetensors_header(write(tmp_path / "x.safetensors", HONEST, length=length))
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9])
 def test_a_file_of_almost_nothing(size: int, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 100)[:size].ljust(size, b"{"))
     with pytest.raises(BadWeights):
-        read_header(tmp_path / "x.safetensors")
+        read_safetensors_header(tmp_path / "x.safetensors")
 
 
 def test_a_hundred_thousand_entries_are_refused(tmp_path: Path) -> None:
     empty = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
     with pytest.raises(BadWeights, match="100000"):
-        read_header(write(tmp_path / "x.safetensors", {f"t{i}": empty for i in range(100_000)}, b""))
+        read_safetensors_header(
+            write(tmp_path / "x.safetensors", {f"t{i}": empty for i in range(100_000)}, b"")
+        )
 
 
 @given(raw=st.binary(max_size=200), length=st.integers(0, 300))
@@ -104,7 +108,7 @@ def test_no_bytes_do_more_than_be_refused(
     path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
     path.write_bytes(struct.pack("<Q", length) + raw)
     with suppress(BadWeights):
-        read_header(path)
+        read_safetensors_header(path)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from shoal.models.build.growing_kv import Floats, Integers
-from shoal.models.build.kv import Cache, layer_bytes, own_layers
+from shoal.models.build.growing_kv import FloatRows, Int8Rows
+from shoal.models.build.kv import Cache, cache_layer_bytes, own_layers
 from shoal.models.build.load import load_span_module
 from shoal.models.build.span import SpanModule
 from shoal.models.store.local_model import LocalModel
@@ -37,7 +37,7 @@ def test_it_takes_less_and_changes_little(family: str, share: float, local: Loca
     added = expected - HIDDEN[:, :30]  # what the blocks put in
     assert float((found - expected).norm() / added.norm()) < 0.01
     assert small.kv_bytes(30) <= share * exact.kv_bytes(30)
-    held = sum(layer_bytes(layer) for layer in own_layers(cache.states, SPAN))
+    held = sum(cache_layer_bytes(layer) for layer in own_layers(cache.states, SPAN))
     assert 0 <= small.kv_bytes(30) - held <= 4 * 256
 
 
@@ -57,7 +57,7 @@ def test_a_part_of_the_span_keeps_8_bits_too(local: Local) -> None:
 def test_rows_are_kept_as_they_come_however_they_come() -> None:
     x = torch.randn(1, 2, 200, 8, generator=torch.Generator().manual_seed(1))
     x[:, :, 7] = 0
-    for kind, error in ((Floats, 0), (Integers, 0.5 / 127)):
+    for kind, error in ((FloatRows, 0), (Int8Rows, 0.5 / 127)):
         rows = kind(x)
         rows.put(x[:, :, :150], 0)
         for at in range(150, 200):

@@ -10,8 +10,8 @@ import pytest
 
 from shoal.errors import BadWeights, ModelError, UnknownModel, UnsupportedModel
 from shoal.models.checkpoint.checkpoint import open_checkpoint
-from shoal.models.checkpoint.headers import read_header
-from shoal.models.gguf.header import read_header as read_gguf_header
+from shoal.models.checkpoint.headers import read_safetensors_header
+from shoal.models.gguf.header import read_gguf_header
 
 CONFIG = json.dumps({"model_type": "llama"})
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 134\n"
@@ -97,7 +97,7 @@ FILES = {
 @pytest.mark.parametrize("kind", FILES)
 def test_a_file_is_called_what_it_is(kind: str, tmp_path: Path) -> None:
     raw, said, check = FILES[kind]
-    for name, read in (("model.safetensors", read_header), ("model.gguf", read_gguf_header)):
+    for name, read in (("model.safetensors", read_safetensors_header), ("model.gguf", read_gguf_header)):
         (tmp_path / name).write_bytes(raw)
         with pytest.raises(BadWeights, match=said) as caught:
             read(tmp_path / name)

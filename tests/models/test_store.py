@@ -141,7 +141,7 @@ def test_a_full_disk_is_said_before_and_while(
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for place in ("write_weights", "write_tokenizer"):
+    for place in ("write_weights", "convert_tokenizer"):
         with monkeypatch.context() as patched:
             patched.setattr(convert, place, full)
             with pytest.raises(OutOfResources, match="full"):

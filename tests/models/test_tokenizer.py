@@ -21,7 +21,7 @@ from shoal.errors import BadWeights
 from shoal.models.text.codec import TextCodec
 from shoal.models.text.tokenizer.fast import load_stored
 from shoal.models.text.tokenizer.files import read_files
-from shoal.models.text.tokenizer.guard import Guard
+from shoal.models.text.tokenizer.guard import GuardedTokenizer
 from shoal.models.text.tokenizer.slow import load_with_transformers
 from shoal.models.text.tokenizer.stored import AS_STORED, FORCED, QWEN2_WORDS, QWEN3_5_WORDS
 from shoal.testing.checkpoints import write_tokenizer
@@ -170,7 +170,7 @@ def test_where_a_class_does_otherwise_transformers_is_asked(
     folder = write(tmp_path, kind, tokenizer, config)
     assert load_stored(read_files(folder)) is None
     vocabulary = load_with_transformers(folder)  # here, where transformers is imported already
-    agree(folder, TextCodec(vocabulary, {}, Guard(vocabulary, "")))
+    agree(folder, TextCodec(vocabulary, {}, GuardedTokenizer(vocabulary, "")))
 
 
 def test_transformers_is_asked_in_the_process_apart(tmp_path: Path) -> None:

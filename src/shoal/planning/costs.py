@@ -18,7 +18,7 @@ from shoal.executor.ends import head_format
 from shoal.executor.packed import is_packable
 from shoal.executor.shape import llama_shape
 from shoal.models.build.blocks import find_blocks
-from shoal.models.build.kv import layer_bytes
+from shoal.models.build.kv import cache_layer_bytes
 from shoal.models.build.loader import REFUSED, first_line
 from shoal.models.build.skeleton import causal_class
 from shoal.models.seam.cache import DynamicCache, LinearAttentionCacheLayerMixin
@@ -110,7 +110,7 @@ def _block_cost(
         heads = int(config.num_attention_heads)
     state = 0
     if isinstance(layer, LinearAttentionCacheLayerMixin):
-        state = layer_bytes(layer) - FLOAT * elements * TOKENS
+        state = cache_layer_bytes(layer) - FLOAT * elements * TOKENS
     window = int(getattr(layer, "sliding_window", None) or 0)
     return PartCost(
         weights=weights,

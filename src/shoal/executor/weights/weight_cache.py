@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from shoal.errors import BadWeights
 from shoal.executor.arrays import Array
 from shoal.executor.kernels.c_kernels import Matrix
-from shoal.models.checkpoint.headers import read_header
+from shoal.models.checkpoint.headers import read_safetensors_header
 from shoal.types import Digest, Format
 
 VERSION = "1"
@@ -66,7 +66,7 @@ def _read(file: Path) -> Matrices | None:
             return None
         tensors = {
             entry.name: np.memmap(file, STORED[entry.dtype], "r", entry.begin, entry.shape).view(np.ndarray)
-            for entry in read_header(file)
+            for entry in read_safetensors_header(file)
         }
         return {name: _matrix(name, said, tensors) for name in said["matrices"].split()}
     except (OSError, SafetensorError, BadWeights, KeyError, ValueError) as error:

@@ -133,7 +133,7 @@ def _read(model: Servable) -> LLTokenizer:
     if model.codec is None or not tokens:
         raise UsageError(f"{model.id} has no tokenizer that tells bytes, which a constrained answer needs")
     ends = sorted(model.local.end_tokens & set(range(len(tokens)))) or [0]
-    with panics.told(model.local.path):
+    with panics.as_errors(model.local.path):
         return LLTokenizer(TokenizerWrapper(_Tokens(model.codec, tokens, ends[0])), eos_token=ends)
 
 

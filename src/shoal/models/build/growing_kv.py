@@ -17,7 +17,7 @@ AT_LEAST = 16
 """Tokens by which room grows."""
 
 
-class Rows(Protocol):
+class KvRows(Protocol):
     """Vectors ``[batch, heads, n, dims]``, one row for each token."""
 
     row_bytes: int
@@ -34,7 +34,7 @@ class Rows(Protocol):
         ...
 
 
-class Floats:
+class FloatRows:
     """Rows as they came."""
 
     def __init__(self, like: torch.Tensor) -> None:
@@ -50,7 +50,7 @@ class Floats:
         return self._held[:, :, :end]
 
 
-class Integers:
+class Int8Rows:
     """Rows as 8-bit integers, each with a float32 scale."""
 
     def __init__(self, like: torch.Tensor) -> None:
@@ -72,17 +72,17 @@ class Integers:
 
 
 class RowsLayer(DynamicLayer):
-    """A block's keys and values in one kind of :class:`Rows`.
+    """A block's keys and values in one kind of :class:`KvRows`.
 
     What attention is given is what was kept, for new tokens too: a token's output does not depend on which
     others came in the same step.
     """
 
-    def __init__(self, kind: type[Rows]) -> None:
+    def __init__(self, kind: type[KvRows]) -> None:
         super().__init__()
         self.length = 0
         self._kind = kind
-        self._rows: tuple[Rows, Rows] | None = None
+        self._rows: tuple[KvRows, KvRows] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from shoal.errors import CannotRollBack
-from shoal.models.build.growing_kv import Floats, Integers, RowsLayer
+from shoal.models.build.growing_kv import FloatRows, Int8Rows, RowsLayer
 from shoal.models.seam.cache import (
     CacheLayerMixin,
     DynamicCache,
@@ -81,7 +81,7 @@ def new_states(config: PretrainedConfig, span: Span, kv: Kv = "auto") -> Dynamic
     here: so the entries of blocks off the span are those of a block in it, of the same kind if there is one.
     """
     states = DynamicCache(config=config)
-    kind = Integers if kv == "int8" else Floats
+    kind = Int8Rows if kv == "int8" else FloatRows
     states.layers = [RowsLayer(kind) if type(layer) is DynamicLayer else layer for layer in states.layers]
     own = states.layers[span.start : span.end]
     attention = next((layer for layer in own if isinstance(layer, CacheLayerMixin)), None)
@@ -140,7 +140,7 @@ def crop(cache: Cache, length: int, span: Span) -> None:
     cache.length, cache.torn = length, False
 
 
-def layer_bytes(layer: object) -> int:
+def cache_layer_bytes(layer: object) -> int:
     """Bytes of what a cache entry holds."""
     if isinstance(layer, RowsLayer):
         return layer.held_bytes

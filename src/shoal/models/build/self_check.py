@@ -20,7 +20,7 @@ from torch import nn
 
 from shoal.errors import UnsupportedModel
 from shoal.models.build.ends import EndsModule
-from shoal.models.build.kv import Cache, KvCost, LayerCost, layer_bytes, own_layers
+from shoal.models.build.kv import Cache, KvCost, LayerCost, cache_layer_bytes, own_layers
 from shoal.models.build.loader import REFUSED, first_line
 from shoal.models.build.placeholders import Passthrough, split_hidden
 from shoal.models.build.span import SpanModule
@@ -147,14 +147,14 @@ def _measured(
 ) -> tuple[KvCost, torch.Tensor]:
     """Decode one more row: what each entry of the cache grew by, and what came out."""
     layers = own_layers(cache.states, module.span)
-    before = [layer_bytes(layer) for layer in layers]
+    before = [cache_layer_bytes(layer) for layer in layers]
     with _missing_is_refusal(name):
         decoded = module.forward(hidden[:, ROWS:], cache, ROWS)
     costs: list[LayerCost] = []
     for layer, held in zip(layers, before, strict=True):
         if isinstance(layer, CacheLayerMixin) and layer.get_seq_length() != ROWS + 1:
             raise _refusal(name, "a block's cache does not grow with what is run")
-        per_token = layer_bytes(layer) - held
+        per_token = cache_layer_bytes(layer) - held
         window = int(getattr(layer, "sliding_window", None) or 0)
         costs.append(LayerCost(max(0, held - ROWS * per_token), per_token, window))
     return KvCost(tuple(costs)), decoded

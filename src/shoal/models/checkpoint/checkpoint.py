@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from shoal.errors import BadWeights, UnsupportedModel
-from shoal.models.checkpoint.headers import MAX_TENSORS, TensorEntry, read_header
+from shoal.models.checkpoint.headers import MAX_TENSORS, TensorEntry, read_safetensors_header
 from shoal.models.checkpoint.json_file import SizeLimit, read_object
-from shoal.models.checkpoint.nested import is_nested, text_config, text_tensors
+from shoal.models.checkpoint.multimodal import is_nested, text_config, text_tensors
 from shoal.models.store.lookalikes import no_model
 
 SINGLE = "model.safetensors"
@@ -67,7 +67,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config = _read_whole_config(folder)
     tensors: dict[str, TensorEntry] = {}
     for file, wanted in _files(folder):
-        entries = read_header(file)
+        entries = read_safetensors_header(file)
         found = {entry.name for entry in entries}
         if missing := next((name for name in wanted if name not in found), None):
             raise BadWeights(

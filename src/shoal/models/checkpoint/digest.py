@@ -53,7 +53,7 @@ def compute_digest(checkpoint: Checkpoint, progress: Progress = silent) -> Diges
     return Digest(f"sha256:{hashlib.sha256(manifest.encode()).hexdigest()}")
 
 
-def fingerprint(folder: Path) -> str:
+def files_fingerprint(folder: Path) -> str:
     """Changes when a file of a model's folder does, by size and time of change; costs no reading.
 
     Raises:

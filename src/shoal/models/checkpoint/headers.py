@@ -54,7 +54,7 @@ class TensorEntry:
     """Bytes."""
 
 
-def read_header(file: Path) -> list[TensorEntry]:
+def read_safetensors_header(file: Path) -> list[TensorEntry]:
     """Every tensor of ``file``, in the order of its bytes.
 
     Raises:
@@ -75,7 +75,7 @@ def read_header(file: Path) -> list[TensorEntry]:
 
 
 def _read(file: Path) -> tuple[int, int, bytes]:
-    """The header's length, the file's, and the header. Raises as :func:`read_header`, or OSError."""
+    """The header's length, the file's, and the header. Raises as its caller, or OSError."""
     with file.open("rb") as stream:
         file_size = stream.seek(0, 2)
         stream.seek(0)

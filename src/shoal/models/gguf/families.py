@@ -16,7 +16,7 @@ from shoal.models.gguf.fields import Fields, NotCovered
 from shoal.models.gguf.header import bad
 from shoal.models.gguf.rope import DEFAULT_BASE, rope_parameters
 from shoal.models.gguf.splits import Gguf
-from shoal.models.gguf.weights import Placed
+from shoal.models.gguf.weights import TensorPlacement
 
 NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 ATTENTION = tuple(f"self_attn.{part}_proj.weight" for part in "qkvo")
@@ -131,10 +131,10 @@ class Conversion:
     """What a GGUF file becomes."""
 
     config: dict[str, Any]
-    tensors: list[Placed]
+    tensors: list[TensorPlacement]
 
 
-def plan(gguf: Gguf) -> Conversion:
+def plan_conversion(gguf: Gguf) -> Conversion:
     """The config and the tensors of a model of one of :data:`FAMILIES`.
 
     Raises:
@@ -284,13 +284,15 @@ def _granite(fields: Fields, numbers: Numbers, config: dict[str, Any]) -> dict[s
     return {name: value or defaults[name] for name, value in stated.items()}
 
 
-def _place(gguf: Gguf, arch: str, family: Family, numbers: Numbers, block: tuple[str, ...]) -> list[Placed]:
+def _place(
+    gguf: Gguf, arch: str, family: Family, numbers: Numbers, block: tuple[str, ...]
+) -> list[TensorPlacement]:
     """Every tensor of the checkpoint, and what it is made of."""
     kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == arch)
     names = get_tensor_name_map(kind, numbers.blocks)
     tensors = gguf.tensors
 
-    def place(name: str, shape: tuple[int, ...]) -> Placed:
+    def place(name: str, shape: tuple[int, ...]) -> TensorPlacement:
         stored = str(names.get_name(name, try_suffixes=(".weight", ".bias")))
         source = tensors.get(stored)
         if source is None:
@@ -299,7 +301,7 @@ def _place(gguf: Gguf, arch: str, family: Family, numbers: Numbers, block: tuple
             raise bad(gguf.file, f"tensor {stored!r} has shape {source.shape}, not {shape}")
         part = name.split(".")[-2]
         heads = {"q_proj": numbers.heads, "k_proj": numbers.kv_heads}.get(part, 0) if family.in_pairs else 0
-        return Placed(name, source, heads, family.norms_less if part.endswith("norm") else 0.0)
+        return TensorPlacement(name, source, heads, family.norms_less if part.endswith("norm") else 0.0)
 
     found = [
         place("model.embed_tokens.weight", (numbers.vocab, numbers.hidden)),

@@ -63,7 +63,7 @@ class GgufHeader:
     """The first byte of the pairs, and the one behind the last."""
 
 
-def read_header(file: Path) -> GgufHeader:
+def read_gguf_header(file: Path) -> GgufHeader:
     """A GGUF file's header; takes a tenth of a second.
 
     Raises:

@@ -20,7 +20,7 @@ def join(gguf: Gguf, out: Path) -> Path:
         OSError: the disk is full.
     """
     alignment = gguf.pairs.get("general.alignment", ALIGNMENT)
-    assert isinstance(alignment, int)  # read_header has checked it
+    assert isinstance(alignment, int)  # read_gguf_header has checked it
     tensors = list(gguf.tensors.values())
     table = b""
     offset = 0

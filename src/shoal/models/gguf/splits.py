@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from shoal.models.gguf.header import GgufHeader, GgufTensor, Value, bad, read_header
+from shoal.models.gguf.header import GgufHeader, GgufTensor, Value, bad, read_gguf_header
 from shoal.models.gguf.names import shards
 
 
@@ -40,10 +40,10 @@ def read_gguf(file: Path) -> Gguf:
 
     Raises:
         BadWeights: a file is missing, damaged, or does not belong to the others.
-        UnsupportedModel: see :func:`read_header`.
+        UnsupportedModel: see :func:`read_gguf_header`.
     """
     files = shards(file)
-    gguf = Gguf(tuple(read_header(path) for path in files))
+    gguf = Gguf(tuple(read_gguf_header(path) for path in files))
     for number, header in enumerate(gguf.headers):
         _check_place(header, number, len(files))
     names = [tensor.name for tensor in chain.from_iterable(header.tensors for header in gguf.headers)]

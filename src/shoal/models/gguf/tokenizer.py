@@ -34,7 +34,7 @@ Merges = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Vocabulary:
+class GgufVocabulary:
     """What a file says of its tokens."""
 
     gguf: Gguf
@@ -55,7 +55,7 @@ class Vocabulary:
         return [AddedToken(text, normalized=False, special=special) for text, special in by_text.items()]
 
 
-def write_tokenizer(gguf: Gguf, folder: Path, context: int) -> None:
+def convert_tokenizer(gguf: Gguf, folder: Path, context: int) -> None:
     """Write both files into ``folder``; none for a model without a tokenizer.
 
     Raises:
@@ -88,7 +88,7 @@ def write_tokenizer(gguf: Gguf, folder: Path, context: int) -> None:
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def _builder(arch: str, kind: str) -> Callable[[Vocabulary], Tokenizer]:
+def _builder(arch: str, kind: str) -> Callable[[GgufVocabulary], Tokenizer]:
     if kind == "gpt2":
         return _byte_level
     if kind == "llama":
@@ -96,7 +96,7 @@ def _builder(arch: str, kind: str) -> Callable[[Vocabulary], Tokenizer]:
     raise NotCovered(f"a tokenizer of kind {kind[:80]!r}")
 
 
-def _vocabulary(gguf: Gguf, fields: Fields) -> Vocabulary:
+def _vocabulary(gguf: Gguf, fields: Fields) -> GgufVocabulary:
     tokens = fields.texts("tokenizer.ggml.tokens")
     if not tokens:
         raise bad(gguf.file, "its tokenizer has no tokens")
@@ -108,10 +108,10 @@ def _vocabulary(gguf: Gguf, fields: Fields) -> Vocabulary:
         if number is not None:
             special[name] = tokens[number]
     types = [int(kind) for kind in fields.numbers("tokenizer.ggml.token_type")]
-    return Vocabulary(gguf, fields, tokens, types, special)
+    return GgufVocabulary(gguf, fields, tokens, types, special)
 
 
-def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
+def _byte_level(vocabulary: GgufVocabulary) -> Tokenizer:
     """As GPT-2: bytes are spelled as letters, and merged."""
     kind = vocabulary.fields.text("tokenizer.ggml.pre")
     cut = pre_tokenizer(kind)
@@ -137,7 +137,7 @@ def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def _llama(vocabulary: Vocabulary) -> Tokenizer:
+def _llama(vocabulary: GgufVocabulary) -> Tokenizer:
     """As Llama 2: SentencePiece's byte pairs, with a space put before the text."""
     prefixed = vocabulary.fields.flag("tokenizer.ggml.add_space_prefix") is not False
     tokenizer = _sentencepiece(vocabulary, vocabulary.tokens, _scores(vocabulary))
@@ -151,7 +151,7 @@ def _llama(vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def _phi3(vocabulary: Vocabulary) -> Tokenizer:
+def _phi3(vocabulary: GgufVocabulary) -> Tokenizer:
     """As Llama 2, but the space is put before every part of a text between special tokens."""
     tokenizer = _llama(vocabulary)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
@@ -159,7 +159,7 @@ def _phi3(vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def _gemma(vocabulary: Vocabulary) -> Tokenizer:
+def _gemma(vocabulary: GgufVocabulary) -> Tokenizer:
     """SentencePiece's byte pairs without a space before the text. Earlier tokens were merged first."""
     tokens = [SPACE * len(t) if " " in t and not t.strip() else t for t in vocabulary.tokens]
     order = {token: -float(number) for number, token in enumerate(tokens)}
@@ -173,14 +173,14 @@ def _gemma(vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _sentencepiece(
-    vocabulary: Vocabulary, tokens: list[str], scores: Mapping[str, float], unknown: str | None = None
+    vocabulary: GgufVocabulary, tokens: list[str], scores: Mapping[str, float], unknown: str | None = None
 ) -> Tokenizer:
     vocab = {token: number for number, token in enumerate(tokens)}
     merges = _stated_merges(vocabulary, vocab) or _derived_merges(vocabulary, vocab, scores)
     return Tokenizer(BPE(vocab=vocab, merges=merges, fuse_unk=True, unk_token=unknown, byte_fallback=True))
 
 
-def _scores(vocabulary: Vocabulary) -> dict[str, float]:
+def _scores(vocabulary: GgufVocabulary) -> dict[str, float]:
     scores = vocabulary.fields.numbers("tokenizer.ggml.scores")
     if len(scores) != len(vocabulary.tokens):
         if vocabulary.fields.texts("tokenizer.ggml.merges"):
@@ -189,7 +189,7 @@ def _scores(vocabulary: Vocabulary) -> dict[str, float]:
     return dict(zip(vocabulary.tokens, scores, strict=True))
 
 
-def _stated_merges(vocabulary: Vocabulary, vocab: Mapping[str, int]) -> Merges:
+def _stated_merges(vocabulary: GgufVocabulary, vocab: Mapping[str, int]) -> Merges:
     merges: Merges = []
     for merge in vocabulary.fields.texts("tokenizer.ggml.merges"):
         left, _, right = merge.partition(" ")
@@ -199,7 +199,9 @@ def _stated_merges(vocabulary: Vocabulary, vocab: Mapping[str, int]) -> Merges:
     return merges
 
 
-def _derived_merges(vocabulary: Vocabulary, vocab: Mapping[str, int], scores: Mapping[str, float]) -> Merges:
+def _derived_merges(
+    vocabulary: GgufVocabulary, vocab: Mapping[str, int], scores: Mapping[str, float]
+) -> Merges:
     """The merges that a vocabulary implies: the better a token's score, the earlier it was merged.
 
     As transformers does it (``generate_merges``), ties included.
@@ -216,7 +218,7 @@ def _derived_merges(vocabulary: Vocabulary, vocab: Mapping[str, int], scores: Ma
     return [(left, right) for _, left, right in found]
 
 
-def _add_ends(tokenizer: Tokenizer, vocabulary: Vocabulary, *, default_bos: bool) -> dict[str, bool]:
+def _add_ends(tokenizer: Tokenizer, vocabulary: GgufVocabulary, *, default_bos: bool) -> dict[str, bool]:
     """What is put before and behind a text; returns it as ``tokenizer_config.json`` says it."""
     stated = {
         f"add_{end}_token": vocabulary.fields.flag(f"tokenizer.ggml.add_{end}_token")

@@ -29,7 +29,7 @@ times as many, a conversion takes 1.6 times as long."""
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class TensorPlacement:
     """A tensor of the checkpoint, and the one of the GGUF file that it is made of."""
 
     name: str
@@ -41,7 +41,7 @@ class Placed:
     """What is taken off each element: Gemma's norms are stored with 1 added."""
 
 
-def write_weights(tensors: Sequence[Placed], file: Path, progress: Progress) -> None:
+def write_weights(tensors: Sequence[TensorPlacement], file: Path, progress: Progress) -> None:
     """Write ``tensors`` to ``file``, in the order and with the header that safetensors itself writes.
 
     Raises:
@@ -72,10 +72,10 @@ def write_weights(tensors: Sequence[Placed], file: Path, progress: Progress) -> 
 
 def read_floats(tensor: GgufTensor) -> NDArray[np.float32]:
     """A small tensor whole, ``tensor.shape``. Raises as :func:`write_weights`."""
-    return np.concatenate(list(_pieces(Placed("", tensor)))).reshape(tensor.shape)
+    return np.concatenate(list(_pieces(TensorPlacement("", tensor)))).reshape(tensor.shape)
 
 
-def _pieces(placed: Placed) -> Iterator[NDArray[np.float32]]:
+def _pieces(placed: TensorPlacement) -> Iterator[NDArray[np.float32]]:
     """The elements of a tensor, in order."""
     source = placed.source
     elements, size = GGML_QUANT_SIZES[source.type]

@@ -25,11 +25,11 @@ with relied_on("GGUF files"):
     expect_members(modeling_gguf_pytorch_utils, "tqdm")
 
 
-Report = Callable[[int, int], None]
+ReportProgress = Callable[[int, int], None]
 """Told of each tensor: how many are done, of how many."""
 
 
-def read_tensors(file: Path, config: PretrainedConfig, report: Report) -> dict[str, Any]:
+def read_tensors(file: Path, config: PretrainedConfig, report: ReportProgress) -> dict[str, Any]:
     """A file's tensors in float32, by the names of a model of ``config``.
 
     Raises:
@@ -44,7 +44,7 @@ def read_tensors(file: Path, config: PretrainedConfig, report: Report) -> dict[s
 
 
 @contextmanager
-def _bar(report: Report) -> Generator[None]:
+def _bar(report: ReportProgress) -> Generator[None]:
     """Tell ``report`` of each tensor, where transformers would draw a bar that cannot be switched off."""
 
     def bar(tensors: Collection[object], **_: object) -> Iterator[object]:

@@ -12,10 +12,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from shoal.models.gguf.families import Conversion, plan
+from shoal.models.gguf.families import Conversion, plan_conversion
 from shoal.models.gguf.fields import Fields, NotCovered
 from shoal.models.gguf.splits import Gguf, read_gguf
-from shoal.models.gguf.tokenizer import write_tokenizer
+from shoal.models.gguf.tokenizer import convert_tokenizer
 from shoal.models.gguf.weights import write_weights
 from shoal.models.untrusted import panics
 from shoal.progress import Progress
@@ -52,10 +52,10 @@ def convert_gguf(file: Path, folder: Path, progress: Progress) -> None:
     progress("Reading the tokenizer", 0, 0)
     gguf = read_gguf(file)
     folder.mkdir(exist_ok=True)
-    with panics.told(file):
+    with panics.as_errors(file):
         try:
-            conversion = plan(gguf)
-            write_tokenizer(gguf, folder, conversion.config["max_position_embeddings"])
+            conversion = plan_conversion(gguf)
+            convert_tokenizer(gguf, folder, conversion.config["max_position_embeddings"])
         except NotCovered:
             from shoal.models.gguf.through_transformers import convert  # noqa: PLC0415 - imports torch
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-from shoal.models.checkpoint.digest import fingerprint
+from shoal.models.checkpoint.digest import files_fingerprint
 from shoal.models.store.local_model import LocalModel, SamplingDefaults
 from shoal.types import Digest, ModelShape
 
@@ -26,7 +26,7 @@ def write(folder: Path, model: LocalModel) -> None:
         "version": VERSION,
         "path": WEIGHTS if model.path == folder / WEIGHTS else str(model.path),
         "end_tokens": sorted(model.end_tokens),
-        "fingerprint": fingerprint(model.path),
+        "fingerprint": files_fingerprint(model.path),
     }
     partial = folder / f".{RECORD}.{os.getpid()}"
     partial.write_text(json.dumps(record, indent=1), encoding="utf-8")

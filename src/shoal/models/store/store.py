@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from shoal.errors import UnknownModel
-from shoal.models.checkpoint.digest import fingerprint
+from shoal.models.checkpoint.digest import files_fingerprint
 from shoal.models.store import records
 from shoal.models.store.catalogue import close_names, find_entry, full_name
 from shoal.models.store.disk import check_free, told_if_full
@@ -171,7 +171,7 @@ class ModelStore:
                 next_command=f"shoal models rm {model.name}",
             )
         record = records.raw(self._folder(model.name))
-        if record is not None and record.get("fingerprint") == fingerprint(model.path):
+        if record is not None and record.get("fingerprint") == files_fingerprint(model.path):
             return model
         model = _describe(model.path, model.name, model.source, progress)
         records.write(self._folder(model.name), model)

@@ -9,7 +9,7 @@ from typing import Any, cast
 from shoal.errors import BadWeights, UsageError
 from shoal.models.text.template import RenderedTemplate, TemplateRenderer
 from shoal.models.text.tokenizer.guard import Words
-from shoal.models.text.tokenizer.tokenizer import Vocabulary
+from shoal.models.text.tokenizer.tokenizer import ModelTokenizer
 
 ChatMessage = Mapping[str, Any]
 PROBE = "q7w9e1"
@@ -28,7 +28,7 @@ class EncodedPrompt:
 class ChatTemplates:
     """A model's chat templates at work. From any thread."""
 
-    def __init__(self, templates: Mapping[str, str], vocabulary: Vocabulary, words: Words) -> None:
+    def __init__(self, templates: Mapping[str, str], vocabulary: ModelTokenizer, words: Words) -> None:
         self._templates = templates
         self._vocabulary = vocabulary
         self._words = words

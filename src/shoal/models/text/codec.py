@@ -13,7 +13,7 @@ from shoal.models.text.detokenizer import Detokenizer
 from shoal.models.text.tokenizer.apart import ApartTokenizer
 from shoal.models.text.tokenizer.bytes import is_byte, token_bytes
 from shoal.models.text.tokenizer.guard import Words
-from shoal.models.text.tokenizer.tokenizer import Vocabulary
+from shoal.models.text.tokenizer.tokenizer import ModelTokenizer
 
 MAX_TEXT = 4 << 20
 """Characters. Longer text than any context holds would keep the tokenizer busy for minutes."""
@@ -22,7 +22,7 @@ MAX_TEXT = 4 << 20
 class TextCodec:
     """A model's tokenizer and chat templates. From any thread."""
 
-    def __init__(self, vocabulary: Vocabulary, templates: Mapping[str, str], words: Words) -> None:
+    def __init__(self, vocabulary: ModelTokenizer, templates: Mapping[str, str], words: Words) -> None:
         self._vocabulary = vocabulary
         self._special = frozenset(index for index, token in vocabulary.added.items() if token.special)
         self.template = "\n".join(templates.values())

@@ -10,7 +10,7 @@ from shoal.errors import BadWeights
 
 
 @contextmanager
-def told(of: Path) -> Generator[None]:
+def as_errors(of: Path) -> Generator[None]:
     """What runs inside may panic over what a model's files say.
 
     Raises:

@@ -13,21 +13,22 @@ from typing import TypeVar
 import msgspec
 
 from shoal.errors import BadWeights
-from shoal.models.text.tokenizer.control import Parts
-from shoal.models.text.tokenizer.decoders import harmless, joined
+from shoal.models.text.tokenizer.control import TextSpans
+from shoal.models.text.tokenizer.decoders import harmless, join_with_blanks
 from shoal.models.text.tokenizer.messages import (
-    Added,
-    Decode,
-    Encode,
-    Find,
-    Found,
-    Ids,
-    Load,
-    Loaded,
-    Refused,
-    Reply,
-    Request,
-    Text,
+    AddedTokenText,
+    DecodedReply,
+    DecodeRequest,
+    DescribeRequest,
+    EncodedReply,
+    EncodeRequest,
+    ErrorReply,
+    FindRequest,
+    FoundReply,
+    TokenizerDescription,
+    TokenizerQuestion,
+    TokenizerReply,
+    TokenizerRequest,
 )
 from shoal.models.untrusted.child import Child, Ended
 
@@ -48,7 +49,7 @@ MAX_DECODED = 64 << 20
 MAX_ADDED = 1 << 17
 """Tokens beside those of the vocabulary: every text is searched for them. Gemma has 6,400."""
 
-R = TypeVar("R", Loaded, Ids, Text, Found)
+_Reply = TypeVar("_Reply", TokenizerDescription, EncodedReply, DecodedReply, FoundReply)
 
 
 class ApartTokenizer:
@@ -60,19 +61,19 @@ class ApartTokenizer:
             BadWeights: there is none, or it is damaged, too large, or does not load in time.
         """
         self._process = _Process(folder)
-        loaded = self._process.ask(Load(), Loaded, 0)
+        loaded = self._process.ask(DescribeRequest(), TokenizerDescription, 0)
         _check(loaded, folder)
         self.words = ApartWords(loaded.control, self._process)
         """Its control words."""
         self.templates: Mapping[str, str] = loaded.templates
         self.named: Mapping[str, str] = loaded.named
-        self.added: Mapping[int, Added] = loaded.added
+        self.added: Mapping[int, AddedTokenText] = loaded.added
         self.byte_level = loaded.byte_level
         self.tells_bytes = loaded.tells_bytes
         self._ids = loaded.vocabulary
         self._pieces = {index: word for word, index in loaded.vocabulary.items()} | loaded.others
         self._special = {token.content for token in loaded.added.values() if token.special}
-        self._decoder = joined if loaded.joined else harmless(loaded.decoder)
+        self._decoder = join_with_blanks if loaded.joined else harmless(loaded.decoder)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids; with ``special``, those that the tokenizer puts around every text too.
@@ -81,7 +82,7 @@ class ApartTokenizer:
             BadWeights: the tokenizer fails on the text, or takes too much time or memory for it.
             Busy: too many others wait for it.
         """
-        return self._process.encode(Encode(text, special))
+        return self._process.encode(EncodeRequest(text, special))
 
     def decode(self, token_ids: Sequence[int], *, special: bool) -> str:
         """The text of tokens, with or without special ones.
@@ -91,7 +92,8 @@ class ApartTokenizer:
             Busy: too many others wait for it.
         """
         if self._decoder is None:
-            return self._process.ask(Decode(list(token_ids), special), Text, len(token_ids)).text
+            asked = DecodeRequest(list(token_ids), special)
+            return self._process.ask(asked, DecodedReply, len(token_ids)).text
         pieces = [piece for token in token_ids if (piece := self._pieces.get(token)) is not None]
         if len(pieces) > MAX_DECODED // MAX_PIECE and sum(map(len, pieces)) > MAX_DECODED:
             raise self._process.failed(
@@ -130,12 +132,12 @@ class ApartWords:
     def found(self, text: str) -> list[tuple[int, int]]:
         return self.own(text, [])
 
-    def own(self, text: str, foreign: Parts) -> list[tuple[int, int]]:
-        asked = Find(text, [(start, end) for start, end in foreign])
-        return self._process.ask(asked, Found, len(text)).spans
+    def own(self, text: str, foreign: TextSpans) -> list[tuple[int, int]]:
+        asked = FindRequest(text, [(start, end) for start, end in foreign])
+        return self._process.ask(asked, FoundReply, len(text)).spans
 
-    def encode(self, text: str, own: Parts, *, special: bool) -> list[int]:
-        return self._process.encode(Encode(text, special, [(start, end) for start, end in own]))
+    def encode(self, text: str, own: TextSpans, *, special: bool) -> list[int]:
+        return self._process.encode(EncodeRequest(text, special, [(start, end) for start, end in own]))
 
 
 class _Process:
@@ -145,28 +147,33 @@ class _Process:
         self._folder = str(folder)
         self.child = Child(["-m", PROGRAM], longest_answer=MAX_REPLY, starts_within_s=LOADS_WITHIN_S)
 
-    def encode(self, asked: Encode) -> list[int]:
-        ids = self.ask(asked, Ids, len(asked.text)).token_ids
+    def encode(self, asked: EncodeRequest) -> list[int]:
+        ids = self.ask(asked, EncodedReply, len(asked.text)).token_ids
         if ids and not 0 <= min(ids) <= max(ids) < MAX_TOKENS:
             raise self.failed(f"it made a token {max(ids)}")
         return ids
 
-    def ask(self, asked: Load | Encode | Decode | Find, wanted: type[R], size: int) -> R:
+    def ask(
+        self,
+        asked: TokenizerQuestion,
+        wanted: type[_Reply],
+        size: int,
+    ) -> _Reply:
         """The answer to something about so many characters or tokens.
 
         Raises:
             BadWeights: there is none in time, or the tokenizer fails.
             Busy: too many others wait for it.
         """
-        request = msgspec.json.encode(Request(self._folder, asked))
+        request = msgspec.json.encode(TokenizerRequest(self._folder, asked))
         try:
             line = self.child.ask(request, ENCODES_WITHIN_S + size / CHARACTERS_S)
-            reply: Reply = msgspec.json.decode(line, type=Reply)
+            reply: TokenizerReply = msgspec.json.decode(line, type=TokenizerReply)
         except Ended as error:
             raise self.failed(str(error)) from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise self.failed("its process answers nonsense") from error
-        if isinstance(reply, Refused):
+        if isinstance(reply, ErrorReply):
             raise BadWeights(reply.message, check=reply.check) if reply.check else self.failed(reply.message)
         if not isinstance(reply, wanted):
             raise self.failed("its process answers something else")
@@ -178,7 +185,7 @@ class _Process:
         )
 
 
-def _check(loaded: Loaded, folder: Path) -> None:
+def _check(loaded: TokenizerDescription, folder: Path) -> None:
     """Raises BadWeights for a vocabulary that no honest model has."""
     ids = [*loaded.vocabulary.values(), *loaded.others, *loaded.added, 0]
     texts = (loaded.vocabulary, loaded.others.values(), [token.content for token in loaded.added.values()])

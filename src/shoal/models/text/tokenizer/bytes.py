@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from shoal.models.text.tokenizer.tokenizer import Vocabulary
+from shoal.models.text.tokenizer.tokenizer import ModelTokenizer
 
 BYTE = re.compile("<0x([0-9A-F]{2})>")
 """How vocabularies of SentencePiece write a byte that has no better token."""
@@ -26,7 +26,7 @@ def is_byte(piece: str | None) -> bool:
     return piece is not None and BYTE.fullmatch(piece) is not None
 
 
-def token_bytes(vocabulary: Vocabulary, token: int) -> bytes:
+def token_bytes(vocabulary: ModelTokenizer, token: int) -> bytes:
     """A token's bytes; none for an id without a token."""
     piece = vocabulary.piece(token)
     if piece is None:

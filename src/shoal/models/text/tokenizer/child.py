@@ -18,19 +18,19 @@ import msgspec
 from shoal.errors import ShoalError
 from shoal.models.text.tokenizer.fast import FastTokenizer, load_stored
 from shoal.models.text.tokenizer.files import read_files
-from shoal.models.text.tokenizer.guard import Guard
+from shoal.models.text.tokenizer.guard import GuardedTokenizer
 from shoal.models.text.tokenizer.messages import (
-    Added,
-    Encode,
-    Find,
-    Found,
-    Ids,
-    Load,
-    Loaded,
-    Refused,
-    Reply,
-    Request,
-    Text,
+    AddedTokenText,
+    DecodedReply,
+    DescribeRequest,
+    EncodedReply,
+    EncodeRequest,
+    ErrorReply,
+    FindRequest,
+    FoundReply,
+    TokenizerDescription,
+    TokenizerReply,
+    TokenizerRequest,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ LONGEST_S = 120
 """For one answer. Who asks has a shorter deadline and kills us; this is for when they were killed."""
 
 
-class Holder:
+class TokenizerServer:
     """The tokenizer of one folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -56,30 +56,30 @@ class Holder:
             limit_memory(MEMORY)
             stored = load_with_transformers(folder)
         self._vocabulary: FastTokenizer | PythonTokenizer = stored
-        self._words = Guard(stored, "\n".join(self._files.templates.values()))
+        self._words = GuardedTokenizer(stored, "\n".join(self._files.templates.values()))
 
-    def answer(self, request: Request) -> Reply:
+    def answer(self, request: TokenizerRequest) -> TokenizerReply:
         asked, vocabulary = request.asked, self._vocabulary
-        if isinstance(asked, Load):
+        if isinstance(asked, DescribeRequest):
             return self._loaded()
-        if isinstance(asked, Encode):
+        if isinstance(asked, EncodeRequest):
             if asked.own is None:
-                return Ids(vocabulary.encode(asked.text, special=asked.special))
-            return Ids(self._words.encode(asked.text, asked.own, special=asked.special))
-        if isinstance(asked, Find):
-            return Found(self._words.own(asked.text, asked.foreign))
-        return Text(vocabulary.decode(asked.token_ids, special=asked.special))
+                return EncodedReply(vocabulary.encode(asked.text, special=asked.special))
+            return EncodedReply(self._words.encode(asked.text, asked.own, special=asked.special))
+        if isinstance(asked, FindRequest):
+            return FoundReply(self._words.own(asked.text, asked.foreign))
+        return DecodedReply(vocabulary.decode(asked.token_ids, special=asked.special))
 
-    def _loaded(self) -> Loaded:
+    def _loaded(self) -> TokenizerDescription:
         vocabulary = self._vocabulary
         by_word = vocabulary.all()
         inverse = {index: word for word, index in by_word.items()}
         pieces = {index: vocabulary.piece(index) for index in inverse.keys() | vocabulary.added.keys()}
         decoder = vocabulary.decoder if isinstance(vocabulary, FastTokenizer) else None
-        return Loaded(
+        return TokenizerDescription(
             vocabulary=dict(by_word),
             others={i: piece for i, piece in pieces.items() if piece is not None and inverse.get(i) != piece},
-            added={i: Added(token.content, token.special) for i, token in vocabulary.added.items()},
+            added={i: AddedTokenText(token.content, token.special) for i, token in vocabulary.added.items()},
             named=dict(vocabulary.named),
             byte_level=vocabulary.byte_level,
             tells_bytes=vocabulary.tells_bytes,
@@ -118,20 +118,20 @@ def main() -> None:
     limit_memory(MEMORY)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # libraries print, and what they print is no answer
-    decoder = msgspec.json.Decoder(Request)
-    holder: Holder | None = None
+    decoder = msgspec.json.Decoder(TokenizerRequest)
+    holder: TokenizerServer | None = None
     for line in sys.stdin.buffer:
         faulthandler.dump_traceback_later(LONGEST_S, exit=True)
         broken = False
         try:
             request = decoder.decode(line)
-            holder = holder or Holder(Path(request.folder))
+            holder = holder or TokenizerServer(Path(request.folder))
             reply = msgspec.json.encode(holder.answer(request))
         except ShoalError as error:
-            reply = msgspec.json.encode(Refused(error.message, error.check))
+            reply = msgspec.json.encode(ErrorReply(error.message, error.check))
         except BaseException as error:  # noqa: BLE001 - also panics of Rust, which are no Exception
             told = (str(error).splitlines() or [""])[0][:200].encode("utf-8", "replace").decode()
-            reply = msgspec.json.encode(Refused(f"{type(error).__name__}: {told}"))
+            reply = msgspec.json.encode(ErrorReply(f"{type(error).__name__}: {told}"))
             broken = True
         answers.write(reply + b"\n")
         answers.flush()

@@ -14,7 +14,7 @@ from itertools import groupby
 from random import SystemRandom
 from typing import Any, Protocol, cast
 
-Parts = Sequence[tuple[int, int]]
+TextSpans = Sequence[tuple[int, int]]
 """Parts of a text, from and to, in order."""
 TAG = re.compile(r"[<\[({].*[>\])}]", re.DOTALL)
 """What a word looks like that may mean something; tokens for blanks or for whole words are none."""
@@ -57,7 +57,7 @@ class ControlWords:
         """Where ``text`` has control words."""
         return [match.span() for match in self._any.finditer(text)]
 
-    def own(self, text: str, foreign: Parts) -> list[tuple[int, int]]:
+    def own(self, text: str, foreign: TextSpans) -> list[tuple[int, int]]:
         """Where ``text`` has control words that are not touched by what is ``foreign``."""
         found: list[tuple[int, int]] = []
         place = 0
@@ -70,7 +70,7 @@ class ControlWords:
         """The word's other name."""
         return self._signature + word
 
-    def signed(self, text: str, own: Parts) -> str:
+    def signed(self, text: str, own: TextSpans) -> str:
         """``text`` with its own control words by their other name."""
         pieces: list[str] = []
         place = 0

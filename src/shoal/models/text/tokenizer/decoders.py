@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 from tokenizers import decoders
 
-Decode = Callable[[list[str]], str]
+DecodeFunction = Callable[[list[str]], str]
 MAX_STEPS = 8
 MAX_TEXT = 16
 """Characters of a prefix or a text to be replaced."""
@@ -90,7 +90,7 @@ class _Sequence(msgspec.Struct, tag="Sequence"):
         return decoders.Sequence(cast("list[decoders.Decoder]", steps))
 
 
-def harmless(stated: dict[str, Any] | None) -> Decode | None:
+def harmless(stated: dict[str, Any] | None) -> DecodeFunction | None:
     """The decoder that a file states, to be called with tokens as they are written; ``None`` for others."""
     try:
         made = msgspec.convert(stated, _Step | _Sequence).made()
@@ -99,6 +99,6 @@ def harmless(stated: dict[str, Any] | None) -> Decode | None:
     return made.decode if made is not None else None
 
 
-def joined(pieces: list[str]) -> str:
+def join_with_blanks(pieces: list[str]) -> str:
     """What the library makes of tokens without a decoder."""
     return " ".join(pieces)

@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from shoal.errors import BadWeights
-from shoal.models.text.tokenizer.control import ControlWords, Parts, guarded_json
+from shoal.models.text.tokenizer.control import ControlWords, TextSpans, guarded_json
 from shoal.models.text.tokenizer.files import TOKENIZER, TokenizerFiles, read_text
 from shoal.models.text.tokenizer.stored import Stored, stored
 
@@ -38,7 +38,7 @@ class FastTokenizer:
         """Token ids; with ``special``, those that the tokenizer puts around every text too."""
         return self._tokenizer.encode(text, add_special_tokens=special).ids
 
-    def encode_guarded(self, text: str, own: Parts, words: ControlWords, *, special: bool) -> list[int]:
+    def encode_guarded(self, text: str, own: TextSpans, words: ControlWords, *, special: bool) -> list[int]:
         """Token ids of ``text``, in which only the parts ``own`` are control words.
 
         Raises:

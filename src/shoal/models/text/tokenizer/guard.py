@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from shoal.models.text.tokenizer.control import ControlWords, Parts
-from shoal.models.text.tokenizer.tokenizer import Vocabulary
+from shoal.models.text.tokenizer.control import ControlWords, TextSpans
+from shoal.models.text.tokenizer.tokenizer import ModelTokenizer
 
 
-class Guarding(Vocabulary, Protocol):
+class GuardableTokenizer(ModelTokenizer, Protocol):
     """A tokenizer that can be told which control words are meant."""
 
-    def encode_guarded(self, text: str, own: Parts, words: ControlWords, *, special: bool) -> list[int]:
+    def encode_guarded(self, text: str, own: TextSpans, words: ControlWords, *, special: bool) -> list[int]:
         """Token ids of ``text``, in which only the parts ``own`` are control words."""
         ...
 
 
 class Words(Protocol):
-    """The control words of a tokenizer at work: :class:`Guard`, here or in the process that holds it."""
+    """The control words of a tokenizer at work: a :class:`GuardedTokenizer`, here or in its process."""
 
     @property
     def ids(self) -> Mapping[str, int]:
@@ -33,19 +33,19 @@ class Words(Protocol):
         """Where ``text`` has some."""
         ...
 
-    def own(self, text: str, foreign: Parts) -> list[tuple[int, int]]:
+    def own(self, text: str, foreign: TextSpans) -> list[tuple[int, int]]:
         """Where ``text`` has some that are not touched by what is ``foreign``."""
         ...
 
-    def encode(self, text: str, own: Parts, *, special: bool) -> list[int]:
+    def encode(self, text: str, own: TextSpans, *, special: bool) -> list[int]:
         """Token ids of ``text``, in which only the parts ``own`` are control words."""
         ...
 
 
-class Guard:
+class GuardedTokenizer:
     """See :class:`Words`."""
 
-    def __init__(self, vocabulary: Guarding, template: str) -> None:
+    def __init__(self, vocabulary: GuardableTokenizer, template: str) -> None:
         self._vocabulary = vocabulary
         self._words = ControlWords(vocabulary.added, template)
         self.ids: Mapping[str, int] = self._words.ids
@@ -53,5 +53,5 @@ class Guard:
         self.found = self._words.found
         self.own = self._words.own
 
-    def encode(self, text: str, own: Parts, *, special: bool) -> list[int]:
+    def encode(self, text: str, own: TextSpans, *, special: bool) -> list[int]:
         return self._vocabulary.encode_guarded(text, own, self._words, special=special)

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 
-class Load(msgspec.Struct, tag="load", forbid_unknown_fields=True):
+class DescribeRequest(msgspec.Struct, tag="load", forbid_unknown_fields=True):
     """Tell all of the tokenizer that can be told once."""
 
 
-class Encode(msgspec.Struct, tag="encode", forbid_unknown_fields=True):
+class EncodeRequest(msgspec.Struct, tag="encode", forbid_unknown_fields=True):
     """Token ids of a text."""
 
     text: str
@@ -20,42 +20,45 @@ class Encode(msgspec.Struct, tag="encode", forbid_unknown_fields=True):
     """Where control words are; ``None`` for wherever the tokenizer finds them."""
 
 
-class Decode(msgspec.Struct, tag="decode", forbid_unknown_fields=True):
+class DecodeRequest(msgspec.Struct, tag="decode", forbid_unknown_fields=True):
     """The text of tokens."""
 
     token_ids: list[int]
     special: bool
 
 
-class Find(msgspec.Struct, tag="find", forbid_unknown_fields=True):
+class FindRequest(msgspec.Struct, tag="find", forbid_unknown_fields=True):
     """Where a text has control words that are not touched by what is foreign."""
 
     text: str
     foreign: list[tuple[int, int]]
 
 
-class Request(msgspec.Struct, forbid_unknown_fields=True):
+TokenizerQuestion = DescribeRequest | EncodeRequest | DecodeRequest | FindRequest
+
+
+class TokenizerRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Any of them, and the folder in which the tokenizer lies: a process is lost, and another goes on."""
 
     folder: str
-    asked: Load | Encode | Decode | Find
+    asked: TokenizerQuestion
 
 
-class Added(msgspec.Struct, frozen=True):
+class AddedTokenText(msgspec.Struct, frozen=True):
     """A token beside those of the vocabulary."""
 
     content: str
     special: bool
 
 
-class Loaded(msgspec.Struct, tag="loaded"):
+class TokenizerDescription(msgspec.Struct, tag="loaded"):
     """A tokenizer but for what computes."""
 
     vocabulary: dict[str, int]
     """Token ids by how the vocabulary writes them."""
     others: dict[int, str]
     """How tokens are written whose id another token has too, or that have another text."""
-    added: dict[int, Added]
+    added: dict[int, AddedTokenText]
     named: dict[str, str]
     byte_level: bool
     tells_bytes: bool
@@ -68,23 +71,23 @@ class Loaded(msgspec.Struct, tag="loaded"):
     """Control words and their ids."""
 
 
-class Ids(msgspec.Struct, tag="ids"):
+class EncodedReply(msgspec.Struct, tag="ids"):
     token_ids: list[int]
 
 
-class Found(msgspec.Struct, tag="found"):
+class FoundReply(msgspec.Struct, tag="found"):
     spans: list[tuple[int, int]]
 
 
-class Text(msgspec.Struct, tag="text"):
+class DecodedReply(msgspec.Struct, tag="text"):
     text: str
 
 
-class Refused(msgspec.Struct, tag="refused"):
+class ErrorReply(msgspec.Struct, tag="refused"):
     """It cannot be done: the tokenizer is damaged, or fails on the text."""
 
     message: str
     check: str = ""
 
 
-Reply = Loaded | Ids | Found | Text | Refused
+TokenizerReply = TokenizerDescription | EncodedReply | FoundReply | DecodedReply | ErrorReply

@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 
 from shoal.errors import BadWeights
 from shoal.models.seam.tokenizer import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from shoal.models.text.tokenizer.control import ControlWords, Parts
+from shoal.models.text.tokenizer.control import ControlWords, TextSpans
 from shoal.models.text.tokenizer.fast import FastTokenizer
 
 REFUSED = (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError)
@@ -31,7 +31,7 @@ class PythonTokenizer:
         """Token ids; with ``special``, those that the tokenizer puts around every text too."""
         return cast("list[int]", self._tokenizer.encode(text, add_special_tokens=special))
 
-    def encode_guarded(self, text: str, own: Parts, words: ControlWords, *, special: bool) -> list[int]:
+    def encode_guarded(self, text: str, own: TextSpans, words: ControlWords, *, special: bool) -> list[int]:
         """Token ids of ``text``, in which only the parts ``own`` are control words.
 
         Such a tokenizer encodes what lies between two of them by itself, and so do we.

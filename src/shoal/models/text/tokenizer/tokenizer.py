@@ -8,7 +8,7 @@ from typing import Protocol
 from shoal.models.text.tokenizer.control import AddedWord
 
 
-class Vocabulary(Protocol):
+class ModelTokenizer(Protocol):
     """Text to token ids and back."""
 
     @property

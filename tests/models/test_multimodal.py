@@ -19,7 +19,7 @@ from shoal.executor.kernels.c_kernels import library
 from shoal.executor.load import load_ends_runner, load_runner
 from shoal.models.build.load import load_ends_module, load_span_module
 from shoal.models.checkpoint.checkpoint import open_checkpoint
-from shoal.models.checkpoint.nested import SERVED, text_config
+from shoal.models.checkpoint.multimodal import SERVED, text_config
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.seam.model import cache_argument
 from shoal.models.store.config_only import glance

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-Tensor = TypeVar("Tensor")
+_Tensor = TypeVar("_Tensor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ def is_nested(config: Mapping[str, Any]) -> bool:
     return nested is not None and isinstance(text, dict) and text.get("model_type", nested.text) in PLAIN
 
 
-def text_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def text_tensors(tensors: Mapping[str, _Tensor]) -> dict[str, _Tensor]:
     """The language part's tensors alone, by the names that its own class has for them."""
-    found: dict[str, Tensor] = {}
+    found: dict[str, _Tensor] = {}
     for name, tensor in tensors.items():
         head = _HEAD.match(name)
         language = None if head else _LANGUAGE.match(name)
