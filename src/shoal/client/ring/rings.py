@@ -33,6 +33,8 @@ NEWCOMER_TRIPS = 10
 """The same in round trips to the farthest hop, beside it."""
 REACH_WITHIN_S = 1.5
 """How long a hop that another calls gone has to show that it is not."""
+LOOK_AGAIN_S = 0.25
+"""Between two looks for a route while those who could be on it have just failed."""
 CLOSE_WITHIN_S = 2.0
 WATCH_EVERY_S = 0.5
 
@@ -103,14 +105,19 @@ class Rings:
         timeout_s = timeout_s or self._settings.open_timeout_s
         span = span or Span(0, shape.n_blocks)
         search = _Search(trial=self.finder.draw_trial())
-        until = trio.current_time() + SEARCH_SHARE * timeout_s
+        began = trio.current_time()
         for _ in range(OPEN_ATTEMPTS):
-            if search.refused is not None and trio.current_time() >= until:
+            if search.refused is not None and trio.current_time() >= began + SEARCH_SHARE * timeout_s:
                 break
             try:
                 route = self.finder.find(shape, format, tokens, search.avoid, span=span, trial=search.trial)
             except (NoCoverage, Busy) as error:
                 if search.ask_doubtful_again():
+                    continue
+                # As a session that has lost a hop does, a new one waits for those who failed a moment ago.
+                waits = trio.current_time() < began + self._settings.resume_s
+                if search.refused is None and waits and self.finder.only_suspects(shape, format, span):
+                    await trio.sleep(LOOK_AGAIN_S)
                     continue
                 raise search.refused or error from None
             has_s = self._opens_within_s(route, timeout_s) if search.hurried else timeout_s
