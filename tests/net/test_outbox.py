@@ -9,7 +9,7 @@ from shoal.net import outbox as outbox_module
 from shoal.net.outbox import CONTROL, CONTROL_LIMIT, RECORD, Outbox
 from shoal.wire.framing import FRAGMENT, Assembler
 from shoal.wire.messages import Close, Message, Opened, Ping, Step
-from shoal.wire.tensors import hidden_states
+from shoal.wire.payload import hidden_states
 
 ONE, TWO = b"1" * 16, b"2" * 16
 
