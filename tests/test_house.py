@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import json
 import os
 import re
 import shutil
@@ -11,6 +13,7 @@ import sys
 import tomllib
 from collections.abc import Mapping, Set
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -123,3 +126,171 @@ def test_remote_code_is_never_allowed() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (ROOT / "src/shoal/py.typed").exists()
+
+
+# Names that the parts they belong to have still to rename. This set only shrinks.
+STILL_TO_BE_RENAMED: set[str] = set(
+    [
+        "Address",
+        "Answer",
+        "Asked",
+        "BoundedStream",
+        "Check",
+        "Count",
+        "Decode",
+        "Done",
+        "Ends",
+        "Failed",
+        "Floats",
+        "Format",
+        "Found",
+        "Guard",
+        "Holder",
+        "Host",
+        "Ids",
+        "Limits",
+        "Load",
+        "Loaded",
+        "Message",
+        "Metrics",
+        "Model",
+        "Nodes",
+        "Numbers",
+        "Order",
+        "Outcome",
+        "Pace",
+        "Page",
+        "Pages",
+        "Part",
+        "Parts",
+        "Path",
+        "Payload",
+        "Penalty",
+        "Piece",
+        "Placed",
+        "Plan",
+        "Prompt",
+        "Question",
+        "Raw",
+        "Reading",
+        "Received",
+        "Refused",
+        "Rendered",
+        "Reply",
+        "Report",
+        "Reroute",
+        "Result",
+        "Ring",
+        "Rows",
+        "Said",
+        "Seconds",
+        "Seed",
+        "Speed",
+        "Stage",
+        "State",
+        "Step",
+        "StopText",
+        "Swarm",
+        "Take",
+        "Team",
+        "Text",
+        "Threads",
+        "Through",
+        "ToolChoice",
+        "Verdict",
+        "Vocabulary",
+        "Watch",
+        "Way",
+        "asked_of",
+        "check_span",
+        "from_code",
+        "layer_bytes",
+        "load_ends",
+        "load_span",
+        "network_of",
+        "read_header",
+        "write_tokenizer",
+    ]
+)
+
+
+def load_scorecard() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("scorecard", ROOT / "scripts/scorecard.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["scorecard"] = module  # where dataclasses looks for the annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+scorecard = load_scorecard()
+
+
+def test_no_public_name_has_two_meanings() -> None:
+    found = scorecard.two_meanings(scorecard.modules(ROOT / "src/shoal"))
+    new = {name: paths for name, paths in found.items() if name not in STILL_TO_BE_RENAMED}
+    assert not new, "\n".join(f"{name}: {', '.join(paths)}" for name, paths in new.items())
+
+
+def package(folder: Path, **files: str) -> list[object]:
+    """A package ``shoal`` with these files; ``__`` in a name stands for a slash."""
+    for name, text in files.items():
+        path = folder / "src/shoal" / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (folder / "tests").mkdir(exist_ok=True)
+    return scorecard.modules(folder / "src/shoal")
+
+
+def test_classes_aliases_and_functions_of_two_words_would_be_noticed(tmp_path: Path) -> None:
+    text = "class Ring: ...\nKV = Annotated[str, 1]\nStop = str | None\ndef load_span(): ...\n"
+    private = "class _Ring: ...\nLIMIT = 3\nlog = 4\ndef load(): ...\n"
+    found = package(tmp_path, a=text + private, b=text + private)
+    assert list(scorecard.two_meanings(found)) == ["KV", "Ring", "Stop", "load_span"]
+
+
+def test_a_cycle_is_noticed_in_a_function_and_under_type_checking(tmp_path: Path) -> None:
+    found = package(
+        tmp_path,
+        client__a="if TYPE_CHECKING:\n    from shoal.client.b import B\n",
+        client__b="def f():\n    from shoal.client import c\n",
+        client__c="import shoal.client.a\n",
+        node__d="from shoal.client.a import A\n",
+    )
+    graph = scorecard.imports(found)
+    assert scorecard.cycles(graph) == [["shoal.client.a", "shoal.client.b", "shoal.client.c"]]
+    assert scorecard.two_way_folders(found) == []
+
+
+def test_a_card_counts_what_it_says(tmp_path: Path) -> None:
+    package(
+        tmp_path,
+        one="def f(x: int) -> int:\n    # why\n    return x  # noqa: X\n\n\nclass ShoalError: ...\n",
+        two="def g(x):\n    try: ...\n    except Exception: ...\nclass Busy(ShoalError): ...\n",
+    )
+    card = scorecard.count(tmp_path / "src/shoal", ["one.py", "three.py"])
+    assert (card.files, card.lines) == (2, 10)
+    assert card.journey == {"one.py": 6, "three.py": None}
+    assert (card.typed_share, card.named_errors) == (0.5, 2)
+    assert (card.comments_per_100_lines, card.broad_excepts_per_1000_lines) == (10, 100)
+    assert card.function_longest == ("one.py::f", 3)
+
+
+def test_a_token_is_followed_through_files_that_exist() -> None:
+    missing = [path for path in scorecard.JOURNEY if not (ROOT / "src/shoal" / path).exists()]
+    assert not missing
+    assert len(scorecard.JOURNEY) <= scorecard.MOST_STOPS
+
+
+def test_the_scorecard_prints_a_table_and_json() -> None:
+    command = [sys.executable, str(ROOT / "scripts/scorecard.py")]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "one token's journey" in table
+    assert (
+        json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True).stdout)["files"]
+        > 300
+    )
+
+
+def test_no_folder_holds_more_files_than_one_can_survey() -> None:
+    assert scorecard.count(ROOT / "src/shoal").crowded_folders == {}
