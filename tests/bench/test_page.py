@@ -11,7 +11,7 @@ from rich.console import Console
 
 from shoal.bench.page import page
 from shoal.bench.plots import against_sessions, curves, points_of
-from shoal.bench.results import Expected, HopSplit, Report, Result, StepSplit, describe_machine
+from shoal.bench.results import BenchReport, Expected, HopSplit, Measurement, StepSplit, describe_machine
 from shoal.bench.svg import Scale, above, nice_step, short
 from shoal.bench.table import table
 from shoal.planning.roofline import Estimate
@@ -19,12 +19,12 @@ from shoal.planning.roofline import Estimate
 MACHINE = {**describe_machine(2), "bandwidth_bytes_s": 30e9, "ops_per_s": {"fp32": 165e9, "int8": 240e9}}
 
 
-def speed(name: str, value: float, tokens: int = 1) -> Result:
+def speed(name: str, value: float, tokens: int = 1) -> Measurement:
     expected = Expected(Estimate(0.05, "memory", bytes=1e9, ops=2e9 * tokens), tokens)
-    return Result(name, value, "tok/s", value * 0.9, value * 1.1, expected, {"a <peer> & co": 1.5})
+    return Measurement(name, value, "tok/s", value * 0.9, value * 1.1, expected, {"a <peer> & co": 1.5})
 
 
-def report(**changes: object) -> Report:
+def report(**changes: object) -> BenchReport:
     results = (speed("executor/int8/decode/b1", 15), speed("executor/int8/decode/b8", 70, 8))
     steps = (StepSplit(1, (HopSplit("0:2", 1.0, 0.2, 0.1), HopSplit("client", 0.3, 0.2, 0.0))),)
     fields: dict[str, object] = {
@@ -33,7 +33,7 @@ def report(**changes: object) -> Report:
         "steps": steps,
         "notes": ("so it is",),
     }
-    return Report("Title <of it>", **(fields | changes))  # pyright: ignore[reportArgumentType]
+    return BenchReport("Title <of it>", **(fields | changes))  # pyright: ignore[reportArgumentType]
 
 
 def svgs(html: str) -> list[ET.Element]:
@@ -52,7 +52,7 @@ def test_the_page_is_well_formed_and_asks_for_nothing_from_elsewhere() -> None:
 def test_the_page_draws_what_was_measured() -> None:
     assert len(svgs(page(report()))) == 3
     assert len(svgs(page(report(steps=())))) == 2
-    perplexity = (Result("accuracy/bf16", 21, "perplexity", 21, 21),)
+    perplexity = (Measurement("accuracy/bf16", 21, "perplexity", 21, 21),)
     assert svgs(page(report(machine=describe_machine(2), results=perplexity, steps=()))) == []
 
 

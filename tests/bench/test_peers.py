@@ -11,9 +11,9 @@ import pytest
 import trio
 import trio.lowlevel
 
-from shoal.bench.peers.language_pipes import layer_bytes, node_config
+from shoal.bench.peers.language_pipes import model_layer_bytes, node_config
 from shoal.bench.peers.llama_cpp import NEEDED, LlamaCpp, find_llama_cpp
-from shoal.bench.peers.programs import ask, ask_together, free_port, output_of, running
+from shoal.bench.peers.programs import ask, ask_together, free_port, output_of, running_program
 from shoal.config import Settings
 from shoal.errors import ShoalError, UsageError
 from shoal.models.store.local_model import LocalModel
@@ -59,7 +59,7 @@ async def test_streamed_answers_are_counted_by_their_tokens(tmp_path: Path) -> N
     (tmp_path / "short").write_text(chat[2])
     port = free_port()
     command = [sys.executable, "-c", SERVER, str(port), str(tmp_path)]
-    async with running(command, {}, port, tmp_path / "server.log") as process:
+    async with running_program(command, {}, port, tmp_path / "server.log") as process:
         assert (await ask(port, "/chat", {})).tokens == 2
         answer = await ask(port, "/llama", {})
         assert answer.tokens == 3 and 0 < answer.first_s <= answer.total_s
@@ -74,7 +74,7 @@ async def test_streamed_answers_are_counted_by_their_tokens(tmp_path: Path) -> N
 async def test_a_program_that_ends_early_says_why(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; sys.exit('no such model')"]
     with pytest.raises(ShoalError, match="no such model"):
-        async with running(command, {}, free_port(), tmp_path / "server.log"):
+        async with running_program(command, {}, free_port(), tmp_path / "server.log"):
             pass
     with pytest.raises(ShoalError, match="no such model"):
         await output_of(command, {})
@@ -121,11 +121,11 @@ def test_a_node_of_language_pipes_is_given_the_room_of_its_layers(model: LocalMo
         + 3 * shape.hidden * shape.ffn
         + 2 * shape.hidden
     )
-    assert layer_bytes(model) == 2 * weights
+    assert model_layer_bytes(model) == 2 * weights
     first = tomllib.loads(node_config(model, Span(0, 1), 0, [7001, 7002], 7000))
     second = tomllib.loads(node_config(model, Span(1, 2), 1, [7001, 7002], 7000))
     assert first["job_port"] == 7000 and first["end_models"] == ["shoal/measured"]
     assert second["bootstrap_nodes"] == [{"address": "127.0.0.1", "port": 7001}]
     for node in (first, second):
         (layers,) = node["layer_models"]
-        assert int(layers["memory"] * 2**30 / layer_bytes(model)) == 1
+        assert int(layers["memory"] * 2**30 / model_layer_bytes(model)) == 1

@@ -6,11 +6,11 @@ import json
 
 from shoal.bench.peers.compare import forgiving
 from shoal.bench.results import (
+    BenchReport,
     Contender,
     Expected,
     HopSplit,
-    Report,
-    Result,
+    Measurement,
     StepSplit,
     compared,
     describe_machine,
@@ -59,16 +59,16 @@ async def test_another_program_that_fails_is_noted_and_does_not_end_the_run() ->
 
 
 def test_a_result_says_its_ratio_to_what_was_measured_beside_it() -> None:
-    results = [Result("a", 30, "tok/s", 30, 30), Result("b", 20, "tok/s", 20, 20)]
+    results = [Measurement("a", 30, "tok/s", 30, 30), Measurement("b", 20, "tok/s", 20, 20)]
     pairs = {"a": {"the other": "b", "nobody": "c"}}
     assert [dict(r.vs) for r in compared(results, pairs)] == [{"the other": 1.5}, {}]
 
 
 def test_the_json_of_a_report_has_the_fields_that_programs_read() -> None:
     split = StepSplit(8, (HopSplit("0:2", 1.0, 0.25, 0.5),))
-    fast = Result("executor/int8/decode/b8", 16.00049, "tok/s", 15, 17, QUARTER, {"llama.cpp Q8_0": 2.1})
-    report = Report(
-        "t", describe_machine(2), (fast, Result("accuracy/bf16", 21, "perplexity", 21, 21)), (split,)
+    fast = Measurement("executor/int8/decode/b8", 16.00049, "tok/s", 15, 17, QUARTER, {"llama.cpp Q8_0": 2.1})
+    report = BenchReport(
+        "t", describe_machine(2), (fast, Measurement("accuracy/bf16", 21, "perplexity", 21, 21)), (split,)
     )
     shown = json.loads(json.dumps(report.as_json()))
     assert shown["machine"]["threads"] == 2

@@ -6,7 +6,7 @@ import pytest
 
 from shoal.bench import roof
 from shoal.bench.executor import torch_thread
-from shoal.bench.results import Report
+from shoal.bench.results import BenchReport
 from shoal.config import Settings
 from shoal.planning.roofline import Machine
 
@@ -15,12 +15,12 @@ def machine(bandwidth: float) -> Machine:
     return Machine("m", 1 << 30, bandwidth, {"fp32": 2 * bandwidth}, 1e9, 0.0)
 
 
-async def measured(monkeypatch: pytest.MonkeyPatch, gpu: Machine | None) -> Report:
+async def measured(monkeypatch: pytest.MonkeyPatch, gpu: Machine | None) -> BenchReport:
     found = iter([machine(3e9), machine(1e9), machine(2e9)])
     monkeypatch.setattr(roof, "measure_machine", lambda threads: next(found))
     monkeypatch.setattr(roof, "measure_gpu", lambda: gpu)
     with torch_thread() as thread:
-        return await roof.device(thread, Settings(threads=1), 3, lambda *_: None)
+        return await roof.measure_device(thread, Settings(threads=1), 3, lambda *_: None)
 
 
 async def test_bandwidth_and_ceilings_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from shoal.cli.ask import Question, answer_fields, ask, route_table, say_speed, user
+from shoal.cli.ask import AnswerRequest, answer_fields, ask, route_table, say_speed, user
 from shoal.client.answer import Answer, RouteStage
 from shoal.client.generate import Delta
 from shoal.client.swarm import Swarm
@@ -42,19 +42,19 @@ class Stub:
 SPANS = (Span(0, 10), Span(10, 30))
 
 
-async def asked(stub: Stub, question: Question, *, stream: bool = True) -> Answer:
+async def asked(stub: Stub, question: AnswerRequest, *, stream: bool = True) -> Answer:
     return await ask(cast("Swarm", stub), question, stream=stream)
 
 
 async def test_the_answer_alone_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    await asked(Stub("The ", "", "sea."), Question("fish", user("?")))
+    await asked(Stub("The ", "", "sea."), AnswerRequest("fish", user("?")))
     captured = capsys.readouterr()
     assert captured.out == "The sea.\n"
     assert captured.err == "asking fish …\n"
 
 
 async def test_a_pipe_gets_exactly_what_the_model_said(capsys: pytest.CaptureFixture[str]) -> None:
-    await asked(Stub("\x1b[2J"), Question("fish", user("?")))
+    await asked(Stub("\x1b[2J"), AnswerRequest("fish", user("?")))
     assert capsys.readouterr().out == "\x1b[2J\n"
 
 
@@ -62,16 +62,16 @@ async def test_what_came_before_a_failure_stays(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(ChannelClosed):
-        await asked(Stub("The ", fails=True), Question("fish", user("?")))
+        await asked(Stub("The ", fails=True), AnswerRequest("fish", user("?")))
     assert capsys.readouterr().out == "The \n"
 
 
 async def test_a_conversation_goes_through_the_template_and_a_raw_prompt_does_not() -> None:
     stub = Stub("x")
-    await asked(stub, Question("fish", user("?"), sampling={"seed": 3}), stream=False)
+    await asked(stub, AnswerRequest("fish", user("?"), sampling={"seed": 3}), stream=False)
     assert (stub.asked["prompt"], stub.asked["messages"]) == (None, [{"role": "user", "content": "?"}])
     assert stub.asked["seed"] == 3
-    await asked(stub, Question("fish", user("?"), raw="?"), stream=False)
+    await asked(stub, AnswerRequest("fish", user("?"), raw="?"), stream=False)
     assert (stub.asked["prompt"], stub.asked["messages"]) == ("?", None)
 
 
@@ -80,7 +80,7 @@ def times(**ms: float) -> dict[str, Any]:
 
 
 async def test_the_fields_of_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    question = Question("fish", user("why?"))
+    question = AnswerRequest("fish", user("why?"))
     fields = answer_fields(await asked(Stub("a", "b", "c"), question, stream=False), question)
     assert capsys.readouterr().out == ""
     assert (fields["prompt"], fields["prompt_token_ids"]) == ("why?", [5, 6])

@@ -6,7 +6,7 @@ import pytest
 
 from shoal import config
 from shoal.cli.output import printable
-from shoal.cli.status.route import covering, fields_of, line, shown
+from shoal.cli.status.route import choice_view, covering, fields_of, line
 from shoal.errors import NoCoverage
 from shoal.routing.explain import Choice, explain_route
 from shoal.swarm.announcement import Announcement, Served
@@ -23,7 +23,7 @@ def text(choice: Choice) -> str:
 
     console = Console(width=160)
     with console.capture() as captured:
-        console.print(shown(choice))
+        console.print(choice_view(choice))
     return captured.get()
 
 

@@ -104,7 +104,7 @@ def test_what_runs_by_itself_is_no_change() -> None:
 
 
 def test_a_pipe_without_json_gets_pages(capsys: pytest.CaptureFixture[str]) -> None:
-    with watching.shown(as_json=False) as show:
+    with watching.live_view(as_json=False) as show:
         show(seen(announced("a", 0, 10)))
         show(seen(announced("a", 0, 30)))
     out = capsys.readouterr().out

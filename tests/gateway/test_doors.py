@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from shoal.gateway.access import guard, keys
-from shoal.gateway.access.keys import Limits
+from shoal.gateway.access.keys import KeyLimits
 from shoal.gateway.access.usage import report
 from shoal.gateway.page.static import FOLDER
 
@@ -19,7 +19,7 @@ DATABASE = "gateway.db"
 @pytest.fixture
 def key(tmp_path):
     """A key that was made before the gateway began."""
-    return keys.create(tmp_path / DATABASE, "laptop", Limits(), admin=False)[0]
+    return keys.create(tmp_path / DATABASE, "laptop", KeyLimits(), admin=False)[0]
 
 
 def paths(gateway):
@@ -61,7 +61,7 @@ async def test_a_key_opens_either_way(tmp_path, checkpoint, key, header):
 async def test_a_key_is_kept_as_a_hash_and_ends_when_revoked(tmp_path, checkpoint, key):
     assert key.encode() not in (tmp_path / DATABASE).read_bytes()
     assert (tmp_path / DATABASE).stat().st_mode & 0o77 == 0
-    keys.create(tmp_path / DATABASE, "other", Limits(), admin=False)
+    keys.create(tmp_path / DATABASE, "other", KeyLimits(), admin=False)
     async with served(tmp_path, checkpoint) as gateway:
         headers = {"x-api-key": key}
         assert (await gateway.http.get("/v1/models", headers=headers)).status_code == 200
@@ -185,7 +185,7 @@ async def test_a_health_check_of_http_1_0_needs_no_host(gateway):
 
 
 async def test_a_key_has_limits_and_its_use_is_counted(tmp_path, checkpoint):
-    limits = Limits(requests_per_minute=2, tokens_per_minute=0, concurrency=1)
+    limits = KeyLimits(requests_per_minute=2, tokens_per_minute=0, concurrency=1)
     key, caller = keys.create(tmp_path / DATABASE, "guest", limits, admin=False)
     async with served(tmp_path, checkpoint) as gateway:
         headers = {"x-api-key": key}
@@ -199,7 +199,7 @@ async def test_a_key_has_limits_and_its_use_is_counted(tmp_path, checkpoint):
 
 
 async def test_tokens_a_minute_are_paid_afterwards(tmp_path, checkpoint):
-    key, _ = keys.create(tmp_path / DATABASE, "guest", Limits(tokens_per_minute=5), admin=False)
+    key, _ = keys.create(tmp_path / DATABASE, "guest", KeyLimits(tokens_per_minute=5), admin=False)
     async with served(tmp_path, checkpoint) as gateway:
         statuses = [(await gateway.chat(headers={"x-api-key": key})).status_code for _ in range(2)]
     assert statuses == [200, 429]
@@ -211,15 +211,15 @@ async def test_an_invite_is_shown_to_this_machine_and_administrators(tmp_path, c
         assert shown["command"] == f"shoal join {shown['code']} && shoal up --model {gateway.model}"
         assert shown["here_only"] is False
         assert shown["qr_svg"].startswith("<svg")
-    guest, _ = keys.create(tmp_path / DATABASE, "guest", Limits(), admin=False)
-    admin, _ = keys.create(tmp_path / DATABASE, "me", Limits(), admin=True)
+    guest, _ = keys.create(tmp_path / DATABASE, "guest", KeyLimits(), admin=False)
+    admin, _ = keys.create(tmp_path / DATABASE, "me", KeyLimits(), admin=True)
     async with served(tmp_path, checkpoint) as gateway:
         asked = [await gateway.http.get("/api/invite", headers={"x-api-key": key}) for key in (guest, admin)]
         assert [answer.status_code for answer in asked] == [403, 200]
 
 
 async def test_kept_sessions_are_not_shared_between_keys(tmp_path, checkpoint):
-    pair = [keys.create(tmp_path / DATABASE, name, Limits(), admin=False)[0] for name in ("a", "b")]
+    pair = [keys.create(tmp_path / DATABASE, name, KeyLimits(), admin=False)[0] for name in ("a", "b")]
     messages = [user("a secret that is long enough to be worth keeping")]
     async with served(tmp_path, checkpoint) as gateway:
         cached = []

@@ -14,7 +14,7 @@ import trio
 from shoal.errors import BadWeights
 from shoal.gateway import body, serve
 from shoal.gateway import models as models_module
-from shoal.gateway.access.limits import Limits
+from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.grammar import grammar as constrain
 from shoal.gateway.grammar.grammar import GrammarConstraint
 from shoal.gateway.models import Servable
@@ -281,7 +281,7 @@ async def test_requests_beyond_the_limits_come_back_later(tmp_path, checkpoint):
         assert set(statuses) == {200, 429}
         refused = next(answer for answer in found if answer.status_code == 429)
         assert int(refused.headers["retry-after"]) >= 1
-        assert isinstance(gateway.gateway.limits, Limits)
+        assert isinstance(gateway.gateway.limits, RequestLimiter)
         assert await honest(gateway)
 
 

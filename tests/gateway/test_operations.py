@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shoal.errors import Busy
 from shoal.gateway import prefixes
 from shoal.gateway.access import keys
-from shoal.gateway.access.keys import Limits
+from shoal.gateway.access.keys import KeyLimits
 from shoal.gateway.api import chat
 from shoal.gateway.models import Models
 from shoal.gateway.page import feed
@@ -143,7 +143,7 @@ async def test_a_wrong_key_is_compared_with_all_there_are_in_a_time_that_tells_n
     tmp_path, checkpoint, monkeypatch
 ):
     for name in ("laptop", "phone"):
-        key, _ = keys.create(tmp_path / "gateway.db", name, Limits(), admin=False)
+        key, _ = keys.create(tmp_path / "gateway.db", name, KeyLimits(), admin=False)
     compared, compare = [], keys.hmac.compare_digest
     async with served(tmp_path, checkpoint) as gateway:
         monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append(b) or compare(a, b))

@@ -20,7 +20,7 @@ from shoal.gateway.markup.dialects import (
     Markup,
     markup_of,
 )
-from shoal.gateway.markup.reader import ArgumentsWent, CallBegun, Reading, Thought
+from shoal.gateway.markup.reader import AnswerSyntax, ArgumentsDelta, CallStart, Thought
 
 FUNCTIONS = ("f", "get_weather")
 ONE = [("f", {"a": 1})]
@@ -28,12 +28,12 @@ ONE = [("f", {"a": 1})]
 
 def read(text, dialect=HERMES, *, step=1, functions=FUNCTIONS, thought=THOUGHTS[0], thinking=False):
     """The thought, the text and the calls of an answer that came in pieces of ``step`` letters."""
-    reader = Reading(Markup(dialect, thought), functions, thinking=thinking).reader()
+    reader = AnswerSyntax(Markup(dialect, thought), functions, thinking=thinking).reader()
     said = [one for i in range(0, len(text), step) for one in reader.push(text[i : i + step])]
     said += reader.finish()
-    names = [one.name for one in said if isinstance(one, CallBegun)]
+    names = [one.name for one in said if isinstance(one, CallStart)]
     arguments = [
-        "".join(one.text for one in said if isinstance(one, ArgumentsWent) and one.index == i)
+        "".join(one.text for one in said if isinstance(one, ArgumentsDelta) and one.index == i)
         for i in range(len(names))
     ]
     thoughts = "".join(one.text for one in said if isinstance(one, Thought))
@@ -163,7 +163,7 @@ def test_without_tools_nothing_is_a_call(dialect, text, calls):
 
 def pushed(text, dialect=LLAMA):
     """What has been said after each letter."""
-    reader = Reading(Markup(dialect), FUNCTIONS).reader()
+    reader = AnswerSyntax(Markup(dialect), FUNCTIONS).reader()
     said = ""
     for letter in text:
         said += "".join(one for one in reader.push(letter) if isinstance(one, str))
@@ -179,12 +179,12 @@ def test_held_text_is_let_go_as_soon_as_it_can_be_no_call():
 
 
 def test_arguments_are_streamed_as_they_come():
-    reader = Reading(Markup(MISTRAL), FUNCTIONS).reader()
+    reader = AnswerSyntax(Markup(MISTRAL), FUNCTIONS).reader()
     assert [type(one) for one in reader.push('[TOOL_CALLS][{"name": "f", "arguments": {"a"')] == [
-        CallBegun,
-        ArgumentsWent,
+        CallStart,
+        ArgumentsDelta,
     ]
-    assert reader.push(": 1") == [ArgumentsWent(0, ": 1")]
+    assert reader.push(": 1") == [ArgumentsDelta(0, ": 1")]
 
 
 @pytest.mark.parametrize("step", [1, 5, 1000])

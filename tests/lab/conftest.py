@@ -9,7 +9,7 @@ import trio
 
 from shoal.client.answer import Answer, RouteStage
 from shoal.client.generate import Delta
-from shoal.testing.lab.asking import Asked
+from shoal.testing.lab.asking import TimedAnswer
 from shoal.testing.lab.plan import Place
 from shoal.types import PeerId, Span
 
@@ -32,7 +32,7 @@ def asked(
     ended: float = 0.0,
     hits: Sequence[float] = (),
     prompt: int = 0,
-) -> Asked:
+) -> TimedAnswer:
     """An answer that has come to its end."""
 
     async def nothing(_: Answer):
@@ -41,7 +41,7 @@ def asked(
 
     answer = Answer("", nothing)
     answer.token_ids = list(tokens)
-    return Asked(prompt, 0, answer, 0.0, list(times), ended, error, list(hits))
+    return TimedAnswer(prompt, 0, answer, 0.0, list(times), ended, error, list(hits))
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from shoal.cli import main
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.lab.__main__ import app
 from shoal.testing.lab.judge import Fault
-from shoal.testing.lab.report import Report
+from shoal.testing.lab.report import LabReport
 
 FAULTS = (Fault(0, "error", "no error where one was to come"), Fault(1, "gap", "1.2 s, and 0.2 are allowed"))
 
@@ -29,8 +29,8 @@ def test_the_exit_code_says_whether_all_promises_were_kept(
     capsys: pytest.CaptureFixture[str],
     faults: tuple[Fault, ...],
 ) -> None:
-    async def run_lab(*_: object) -> Report:
-        return Report("freeze", "fish", "fp32", 0, 2, (), faults, 1.0)
+    async def run_lab(*_: object) -> LabReport:
+        return LabReport("freeze", "fish", "fp32", 0, 2, (), faults, 1.0)
 
     monkeypatch.setattr("shoal.testing.lab.lab.run_lab", run_lab)
     code = main.run(["freeze", "--json"], app)

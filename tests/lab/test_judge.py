@@ -9,8 +9,8 @@ from shoal.swarm.announcement import Announcement
 from shoal.testing.lab.asking import longest_gap
 from shoal.testing.lab.judge import Fault, ghosts, held, judge, leaks
 from shoal.testing.lab.plan import Event, Run
-from shoal.testing.lab.report import Report, results
-from shoal.testing.lab.runs import Done, Played
+from shoal.testing.lab.report import LabReport, results
+from shoal.testing.lab.runs import AppliedEvent, RunRecord
 from shoal.types import PeerId, Span
 
 from .conftest import asked
@@ -22,7 +22,9 @@ GONE = Run(events=[Event(do="kill", block=3, token=1)], expect="no_coverage", wi
 
 
 def faults(run: Run, *answers, missed=(), gap_s: float | None = 6.0) -> list[tuple[str, str]]:
-    played = Played(run, 0.0, list(answers), [Done(e, 1.15, ("a",)) for e in run.events], list(missed))
+    played = RunRecord(
+        run, 0.0, list(answers), [AppliedEvent(e, 1.15, ("a",)) for e in run.events], list(missed)
+    )
     return [(fault.what, fault.message) for fault in judge(0, played, REFERENCE, gap_s)]
 
 
@@ -139,14 +141,14 @@ def test_descriptors_that_pile_up_are_noticed() -> None:
     ]
 
 
-def report(played: Played, *faults: Fault) -> dict[str, object]:
-    return Report("kill", "m", "fp32", 0, 6, tuple(results(0, played, REFERENCE)), faults, 1.0).fields()
+def report(played: RunRecord, *faults: Fault) -> dict[str, object]:
+    return LabReport("kill", "m", "fp32", 0, 6, tuple(results(0, played, REFERENCE)), faults, 1.0).fields()
 
 
 def test_a_report_counts_what_it_promises_to() -> None:
     good = asked([1, 2, 3, 4], [1.0, 1.1, 3.1, 3.2], hits=[1.15])
     bad = asked([1, 9], [1.0, 1.1], error=ChannelClosed("gone"), ended=2.0, hits=[1.15])
-    fields = report(Played(Run(), 0.0, [good, bad]), Fault(0, "tokens", "…"))
+    fields = report(RunRecord(Run(), 0.0, [good, bad]), Fault(0, "tokens", "…"))
     assert (fields["runs"], fields["same_tokens"], fields["ok"]) == (2, 1, False)
     assert fields["gap_s_median"] == fields["gap_s_max"] == pytest.approx(2.0)
     assert fields["errors"] == [{"run": 0, "what": "tokens", "message": "…"}]
@@ -154,5 +156,5 @@ def test_a_report_counts_what_it_promises_to() -> None:
 
 def test_where_nothing_was_left_to_go_on_with_the_gap_does_not_count() -> None:
     waited = asked([1, 2, 3, 4], [1.0, 1.1, 21.0, 21.1], hits=[1.15])
-    fields = report(Played(Run(gap_s=60.0), 0.0, [waited]))
+    fields = report(RunRecord(Run(gap_s=60.0), 0.0, [waited]))
     assert (fields["gap_s_max"], fields["ok"]) == (None, True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shoal.errors import UsageError
-from shoal.testing.lab.plan import Event, Nodes, Plan, Run, places, read, runs_of
+from shoal.testing.lab.plan import Event, LabPlan, NodeGroup, Run, places, read, runs_of
 from shoal.types import Span
 
 TOML = """
@@ -63,7 +63,7 @@ def test_the_same_plan_may_be_json(tmp_path: Path) -> None:
 
 
 def test_without_nodes_the_built_in_ones_serve() -> None:
-    found = places(Plan(), 4, [Nodes(span="0:2", replicas=2), Nodes(span="2:4")])
+    found = places(LabPlan(), 4, [NodeGroup(span="0:2", replicas=2), NodeGroup(span="2:4")])
     assert [place.name for place in found] == ["a1", "a2", "b"]
     assert found[0].span == Span(0, 2)
 
@@ -103,16 +103,22 @@ def test_a_plan_that_cannot_be_read_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("plan", "said"),
     [
-        (Plan(nodes=[Nodes(span="0-6")]), "START:END"),
-        (Plan(nodes=[Nodes(span="0:7")]), "the model has blocks 0:6, not 0:7"),
-        (Plan(nodes=[Nodes(span="0:2"), Nodes(span="3:6")]), "no node serves blocks 2:3 of 6"),
-        (Plan(nodes=[Nodes(span="0:6", spare=True)]), "no node serves blocks 0:6"),
-        (Plan(nodes=[Nodes(span="0:6", name="x"), Nodes(span="0:6", name="x")]), "two nodes are called 'x'"),
-        (Plan(nodes=[Nodes(span="0:6", replicas=64), Nodes(span="0:6")]), "too many"),
-        (Plan(nodes=[Nodes(span="0:6")], events=[Event(do="kill", node="b", token=1)]), "for node 'b'"),
-        (Plan(nodes=[Nodes(span="0:6")], events=[Event(do="kill", block=6, token=1)]), "for block 6"),
+        (LabPlan(nodes=[NodeGroup(span="0-6")]), "START:END"),
+        (LabPlan(nodes=[NodeGroup(span="0:7")]), "the model has blocks 0:6, not 0:7"),
+        (LabPlan(nodes=[NodeGroup(span="0:2"), NodeGroup(span="3:6")]), "no node serves blocks 2:3 of 6"),
+        (LabPlan(nodes=[NodeGroup(span="0:6", spare=True)]), "no node serves blocks 0:6"),
+        (
+            LabPlan(nodes=[NodeGroup(span="0:6", name="x"), NodeGroup(span="0:6", name="x")]),
+            "two nodes are called 'x'",
+        ),
+        (LabPlan(nodes=[NodeGroup(span="0:6", replicas=64), NodeGroup(span="0:6")]), "too many"),
+        (
+            LabPlan(nodes=[NodeGroup(span="0:6")], events=[Event(do="kill", node="b", token=1)]),
+            "for node 'b'",
+        ),
+        (LabPlan(nodes=[NodeGroup(span="0:6")], events=[Event(do="kill", block=6, token=1)]), "for block 6"),
     ],
 )
-def test_a_plan_that_does_not_fit_the_model_is_refused(plan: Plan, said: str) -> None:
+def test_a_plan_that_does_not_fit_the_model_is_refused(plan: LabPlan, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         places(plan, 6)

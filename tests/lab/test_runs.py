@@ -7,13 +7,13 @@ import trio
 
 from shoal.errors import ChannelClosed, ShoalError
 from shoal.testing.lab import runs
-from shoal.testing.lab.asking import PATIENCE_S, Question, ask, listen
+from shoal.testing.lab.asking import PATIENCE_S, LabRequest, ask, listen
 from shoal.testing.lab.plan import Event, Run
 from shoal.testing.lab.runs import play
 
 from .conftest import FakeClient, delta, fake_lab, route
 
-QUESTIONS = [Question("m", [1], 8, None), Question("m", [2], 8, None)]
+QUESTIONS = [LabRequest("m", [1], 8, None), LabRequest("m", [2], 8, None)]
 TWO = {"a1": "0:1", "a2": "0:1", "b1": "1:2", "b2": "1:2"}
 
 

@@ -11,8 +11,8 @@ from shoal.testing.lab.plan import ANSWER, Place
 from shoal.testing.lab.schedule import (
     DRAIN_S,
     RESTART_S,
-    Prompted,
-    Stage,
+    HopReplicas,
+    PromptLengths,
     churn_run,
     covered_without,
     even_nodes,
@@ -21,8 +21,8 @@ from shoal.testing.lab.schedule import (
 )
 from shoal.types import Span
 
-STAGES = [Stage(Span(0, 2), 2), Stage(Span(2, 4), 3), Stage(Span(4, 6), 2)]
-PROMPTS = [Prompted(10, 48), Prompted(150, 30), Prompted(400, 3)]
+STAGES = [HopReplicas(Span(0, 2), 2), HopReplicas(Span(2, 4), 3), HopReplicas(Span(4, 6), 2)]
+PROMPTS = [PromptLengths(10, 48), PromptLengths(150, 30), PromptLengths(400, 3)]
 PLACES = [Place(f"{s}{n}", Span(2 * s, 2 * s + 2)) for s in range(3) for n in range(2)]
 
 
@@ -59,7 +59,7 @@ def test_all_nodes_of_a_block_are_killed_once_for_good_and_once_to_return() -> N
 
 @given(st.integers(0, 1 << 32), st.integers(8, 60))
 def test_an_answer_is_hit_while_it_goes_on(seed: int, tokens: int) -> None:
-    for run in kill_runs(seed, STAGES, [Prompted(10, tokens)], 12):
+    for run in kill_runs(seed, STAGES, [PromptLengths(10, tokens)], 12):
         assert all(event.token is None or 1 <= event.token < tokens for event in run.events)
 
 
@@ -70,11 +70,11 @@ def test_a_prefill_is_hit_with_the_longest_prompt_whose_answer_goes_on() -> None
 
 def test_answers_that_are_too_short_are_no_ground_for_a_plan() -> None:
     with pytest.raises(UsageError, match="8 tokens or more"):
-        kill_runs(0, STAGES, [Prompted(10, 7)], 4)
+        kill_runs(0, STAGES, [PromptLengths(10, 7)], 4)
 
 
 def test_a_swarm_without_replicas_can_only_lose_a_block() -> None:
-    alone = [Stage(Span(0, 6), 1)]
+    alone = [HopReplicas(Span(0, 6), 1)]
     assert {run.events[0].block for run in kill_runs(0, alone, PROMPTS, 8)} == {0}
     with pytest.raises(UsageError, match="second node"):
         freeze_runs(0, alone, PROMPTS, 4)

@@ -13,13 +13,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from shoal.errors import BadWeights, UsageError
 from shoal.models.text.codec import TextCodec
-from shoal.testing.checkpoints import VOCAB, write_tokenizer
+from shoal.testing.checkpoints import VOCAB, write_test_tokenizer
 
 
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
     folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder)
+    write_test_tokenizer(folder)
     return TextCodec.load(folder)
 
 

@@ -24,7 +24,7 @@ from shoal.models.text.tokenizer.files import read_files
 from shoal.models.text.tokenizer.guard import GuardedTokenizer
 from shoal.models.text.tokenizer.slow import load_with_transformers
 from shoal.models.text.tokenizer.stored import AS_STORED, FORCED, QWEN2_WORDS, QWEN3_5_WORDS
-from shoal.testing.checkpoints import write_tokenizer
+from shoal.testing.checkpoints import write_test_tokenizer
 
 TEXTS = [
     *("hello world", "  a  b\n\n c", "naïve 漢字 👩\u200d👧 e\u0301!", "", "12345 don't <s>x</s>"),
@@ -235,7 +235,7 @@ def test_which_class_transformers_takes_is_as_written_down_here() -> None:
 
 
 def test_neither_torch_nor_transformers_is_needed(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path)
+    write_test_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     program = (
         "import sys; from pathlib import Path\n"

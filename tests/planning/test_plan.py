@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shoal.errors import OutOfResources
 from shoal.planning import assign as placing
 from shoal.planning.assign import place
-from shoal.planning.pipeline import Load, Ring, Stage
+from shoal.planning.pipeline import Pipeline, PipelineStage, Workload
 from shoal.planning.plan import make_plan
 from shoal.planning.roofline import Machine, PartCost, SpanCost
 from shoal.types import Span
@@ -22,7 +22,7 @@ from shoal.types import Span
 BLOCK = PartCost(500, "bf16")
 FAST = Machine("fast", 100_000, bandwidth=1e6, ops={"fp32": 1e8}, link=1e9, rtt_s=0.0)
 SLOW = replace(FAST, name="slow", bandwidth=5e5)
-ALONE = Load(sessions=1, context=16, row_bytes=0)
+ALONE = Workload(sessions=1, context=16, row_bytes=0)
 CROWD = replace(ALONE, sessions=8)
 
 
@@ -34,7 +34,7 @@ def whole(prompt: int, stages: int) -> int:
     return prompt
 
 
-def spans(stages: tuple[Stage, ...]) -> list[tuple[int, str]]:
+def spans(stages: tuple[PipelineStage, ...]) -> list[tuple[int, str]]:
     return [(stage.machine, str(stage.span)) for stage in stages]
 
 
@@ -131,18 +131,19 @@ def test_a_hundred_machines_alike_are_quick() -> None:
     assert sum(len(stage.span) for stage in plan.stages) == 60
 
 
-def everything(ring: Ring) -> Iterator[tuple[Stage, ...]]:
+def everything(pipeline: Pipeline) -> Iterator[tuple[PipelineStage, ...]]:
     """Every placement: which machines in which order, and where the model is cut."""
-    n = len(ring.cost.blocks)
-    for used in range(1, min(n, len(ring.machines)) + 1):
-        for order in itertools.permutations(range(len(ring.machines)), used):
+    n = len(pipeline.cost.blocks)
+    for used in range(1, min(n, len(pipeline.machines)) + 1):
+        for order in itertools.permutations(range(len(pipeline.machines)), used):
             for cuts in itertools.combinations(range(1, n), used - 1):
                 stages = tuple(
-                    Stage(machine, Span(a, b))
+                    PipelineStage(machine, Span(a, b))
                     for machine, (a, b) in zip(order, itertools.pairwise((0, *cuts, n)), strict=True)
                 )
                 if all(
-                    ring.held[s.span.end] - ring.held[s.span.start] <= ring.room(s.machine) for s in stages
+                    pipeline.held[s.span.end] - pipeline.held[s.span.start] <= pipeline.room(s.machine)
+                    for s in stages
                 ):
                     yield stages
 
@@ -169,14 +170,18 @@ def test_no_other_placement_is_faster(
     given_machines: list[Machine], parts: list[PartCost], groups: int
 ) -> None:
     cost = SpanCost(tuple(parts), 8, PartCost(100, "bf16"))
-    ring = Ring(given_machines, cost, Load(groups, 16, row_bytes=100), groups)
-    rounds = [ring.round_s(stages) for stages in everything(ring)]
+    pipeline = Pipeline(given_machines, cost, Workload(groups, 16, row_bytes=100), groups)
+    rounds = [pipeline.round_s(stages) for stages in everything(pipeline)]
     if not rounds:
         with pytest.raises(OutOfResources):
-            place(ring)
+            place(pipeline)
         return
     # The limit is halved six times: what is found is within a sixty-fourth of the way to the best.
-    assert min(rounds) <= ring.round_s(place(ring)) <= min(rounds) * (1.0 if groups == 1 else 1.02) + 1e-12
+    assert (
+        min(rounds)
+        <= pipeline.round_s(place(pipeline))
+        <= min(rounds) * (1.0 if groups == 1 else 1.02) + 1e-12
+    )
 
 
 def test_too_many_different_machines_are_tried_in_a_few_orders(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import trio
 
 from shoal.errors import ShoalError
 from shoal.testing.sim import model
-from shoal.testing.sim.churn import Outcome, Plan, _count_leftovers, churn
+from shoal.testing.sim.churn import ChurnPlan, ChurnResult, _count_leftovers, churn
 from shoal.testing.sim.clock import SimClock
 from shoal.testing.sim.engine import SimEngine
 from shoal.testing.sim.nodes import SimSwarm
@@ -36,7 +36,7 @@ async def test_a_simulated_route_gives_the_tokens_of_the_model(clock: SimClock):
 
 
 def test_a_minute_of_churn_leaves_no_trace():
-    outcome = churn(Plan(nodes=20, minutes=1.0, sessions=8, every_s=3.0, seed=11, vanish=0.0))
+    outcome = churn(ChurnPlan(nodes=20, minutes=1.0, sessions=8, every_s=3.0, seed=11, vanish=0.0))
     assert outcome.good, outcome.details
     assert outcome.kills > 3
     assert outcome.answers > 8
@@ -46,7 +46,7 @@ async def test_tasks_that_are_left_are_a_fault():
     nobody = SimpleNamespace(violations=[], nodes=[])
     there = trio.lowlevel.current_statistics().tasks_living
     for before, stray in ((there, 0), (2 * there, there)):
-        outcome = Outcome(tasks_before=before)
+        outcome = ChurnResult(tasks_before=before)
         _count_leftovers(nobody, outcome)
         assert (outcome.stray, outcome.good) == (stray, not stray)
 

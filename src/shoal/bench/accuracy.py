@@ -17,7 +17,7 @@ import trio
 
 from shoal.bench.models import measured_model
 from shoal.bench.one import OneProcess, load_one
-from shoal.bench.results import Report, Result, describe_machine
+from shoal.bench.results import BenchReport, Measurement, describe_machine
 from shoal.config import Settings
 from shoal.errors import UnsupportedModel
 from shoal.executor.thread import ComputeThread
@@ -36,7 +36,7 @@ HOPS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Variant:
     """One way of running the model."""
 
     name: str
@@ -45,16 +45,16 @@ class Way:
     wire: Codec = "float32"
 
 
-EXACT = Way("fp32", "fp32")
+EXACT = Variant("fp32", "fp32")
 WAYS = (
     EXACT,
-    Way("fp32+wire-bfloat16", "fp32", wire="bfloat16"),
-    Way("fp32+wire-int8", "fp32", wire="int8"),
-    Way("bf16", "bf16"),
-    Way("bf16+kv-int8", "bf16", kv="int8"),
-    Way("int8", "int8"),
-    Way("int4", "int4"),
-    Way("int8+kv-int8+wire-int8", "int8", kv="int8", wire="int8"),
+    Variant("fp32+wire-bfloat16", "fp32", wire="bfloat16"),
+    Variant("fp32+wire-int8", "fp32", wire="int8"),
+    Variant("bf16", "bf16"),
+    Variant("bf16+kv-int8", "bf16", kv="int8"),
+    Variant("int8", "int8"),
+    Variant("int4", "int4"),
+    Variant("int8+kv-int8+wire-int8", "int8", kv="int8", wire="int8"),
 )
 
 
@@ -68,7 +68,7 @@ def windows_of(tokens: Sequence[int], window: int) -> list[list[int]]:
     return [list(tokens[i : i + window]) for i in range(0, len(tokens) - window + 1, window)]
 
 
-async def accuracy(settings: Settings, formats: Sequence[Format], progress: Progress) -> Report:
+async def measure_accuracy(settings: Settings, formats: Sequence[Format], progress: Progress) -> BenchReport:
     """Measure the perplexity of each way whose format is asked for, against float32.
 
     Raises:
@@ -84,11 +84,13 @@ async def accuracy(settings: Settings, formats: Sequence[Format], progress: Prog
             settings, model, way, windows, partial(_report, progress, way, place, len(ways))
         )
     results = [
-        Result(f"accuracy/{name}", value, "perplexity", value, value, vs={"fp32": value / found[EXACT.name]})
+        Measurement(
+            f"accuracy/{name}", value, "perplexity", value, value, vs={"fp32": value / found[EXACT.name]}
+        )
         for name, value in found.items()
     ]
     note = f"{len(windows) * WINDOW} tokens of {TEXT} in windows of {WINDOW}; lower is better"
-    return Report(
+    return BenchReport(
         f"Accuracy of {model.name}", describe_machine(settings.threads), tuple(results), notes=(note,)
     )
 
@@ -100,14 +102,14 @@ def _windows(model: LocalModel) -> list[list[int]]:
     return windows_of(codec.encode(shipped_text())[:TOKENS], WINDOW)
 
 
-def _report(progress: Progress, way: Way, place: int, of: int, part: float) -> None:
+def _report(progress: Progress, way: Variant, place: int, of: int, part: float) -> None:
     progress(f"measuring {way.name}", round(1000 * (place + part)), 1000 * of)
 
 
 async def _perplexity(
     settings: Settings,
     model: LocalModel,
-    way: Way,
+    way: Variant,
     windows: Sequence[Sequence[int]],
     report: partial[None],
 ) -> float:

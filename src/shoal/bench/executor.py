@@ -10,7 +10,7 @@ import trio
 
 from shoal.bench.models import measured_model
 from shoal.bench.one import DEPTH, STEPS, OneProcess, load_one
-from shoal.bench.results import Contender, Expected, Report, compared, in_turns
+from shoal.bench.results import BenchReport, Contender, Expected, compared, in_turns
 from shoal.bench.roof import Roof, find_roof
 from shoal.config import Settings
 from shoal.executor.pages import PAGE
@@ -23,7 +23,9 @@ BATCHES = (1, 8, 32)
 PREFILL = 512
 
 
-async def executor(settings: Settings, formats: Sequence[Format], rounds: int, progress: Progress) -> Report:
+async def measure_executor(
+    settings: Settings, formats: Sequence[Format], rounds: int, progress: Progress
+) -> BenchReport:
     """Measure ``formats`` of a model in turns.
 
     Raises:
@@ -38,7 +40,7 @@ async def executor(settings: Settings, formats: Sequence[Format], rounds: int, p
             one = await load(thread, model, settings, format)
             contenders += contenders_of(thread, one, format, roof)
         results = await in_turns(contenders, rounds, progress)
-    return Report(
+    return BenchReport(
         f"The executor with {model.name}",
         roof.described(settings.threads),
         tuple(compared(results, ratios(formats))),

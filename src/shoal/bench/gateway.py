@@ -14,12 +14,12 @@ import trio
 
 from shoal import config
 from shoal.bench.models import measured_model
-from shoal.bench.peers.programs import HOST, ask, free_port, running
-from shoal.bench.results import Contender, Report, compared, describe_machine, in_turns
+from shoal.bench.peers.programs import HOST, ask, free_port, running_program
+from shoal.bench.results import BenchReport, Contender, compared, describe_machine, in_turns
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
 from shoal.errors import DeadlineExceeded, ShoalError
-from shoal.local.processes import LocalSwarm, entered, local_swarm, make_home
+from shoal.local.processes import LocalSwarm, enter_local_swarm, local_swarm, make_home
 from shoal.progress import Progress
 
 TOKENS = 64
@@ -31,7 +31,7 @@ Chat = Callable[[int], Awaitable[float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GatewayBench:
     """What is measured."""
 
     nodes: int
@@ -40,7 +40,7 @@ class Asked:
     rounds: int
 
 
-async def gateway(settings: Settings, asked: Asked, progress: Progress) -> Report:
+async def measure_gateway(settings: Settings, asked: GatewayBench, progress: Progress) -> BenchReport:
     """Measure both ways in turns, in one format.
 
     Raises:
@@ -50,7 +50,7 @@ async def gateway(settings: Settings, asked: Asked, progress: Progress) -> Repor
     progress(f"starting {asked.nodes} nodes", 0, 0)
     async with (
         local_swarm(settings, model.shape.n_blocks, asked.nodes) as local,
-        entered(local) as swarm,
+        enter_local_swarm(local) as swarm,
         own_process(local) as port,
     ):
         await _ready(port, model.name)
@@ -67,7 +67,7 @@ async def gateway(settings: Settings, asked: Asked, progress: Progress) -> Repor
         if result.name.startswith("gateway")
     }
     title = f"{model.name} through {asked.nodes} node processes: the gateway beside the library"
-    return Report(title, describe_machine(settings.threads), tuple(compared(results, pairs)))
+    return BenchReport(title, describe_machine(settings.threads), tuple(compared(results, pairs)))
 
 
 @asynccontextmanager
@@ -84,7 +84,7 @@ async def own_process(local: LocalSwarm) -> AsyncGenerator[int]:
         make_home(home, local.settings.paths.models, local.membership)
         environ = {**config.to_environ(inside), "SHOAL_HOME": str(home)}
         command = [sys.executable, "-m", "shoal.cli", "gateway", "--json"]
-        async with running(command, environ, port, Path(folder, "gateway.log")):
+        async with running_program(command, environ, port, Path(folder, "gateway.log")):
             yield port
 
 

@@ -20,7 +20,7 @@ from shoal.client.session import Session
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
 from shoal.errors import UsageError
-from shoal.local.processes import entered, local_swarm
+from shoal.local.processes import enter_local_swarm, local_swarm
 from shoal.models.seam.cache import DynamicCache
 from shoal.models.seam.model import PreTrainedModel, cache_argument
 from shoal.models.store.local_model import LocalModel
@@ -35,14 +35,14 @@ SLICE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class OverheadBench:
     """What is compared, and how long."""
 
     nodes: int
     tokens: int
 
 
-async def overhead(settings: Settings, bench: Bench, progress: Progress) -> dict[str, Any]:
+async def measure_overhead(settings: Settings, bench: OverheadBench, progress: Progress) -> dict[str, Any]:
     """Measure, and return the numbers as ``--json`` shows them; speeds are in decoded tokens per second.
 
     Raises:
@@ -55,8 +55,8 @@ async def overhead(settings: Settings, bench: Bench, progress: Progress) -> dict
     dtype = _dtype(settings.format)
     async with AsyncExitStack() as stack:
         local = await stack.enter_async_context(local_swarm(settings, model.shape.n_blocks, bench.nodes))
-        swarm = await stack.enter_async_context(entered(local))
-        alone = await trio.to_thread.run_sync(Alone.load, model, dtype, settings.threads)
+        swarm = await stack.enter_async_context(enter_local_swarm(local))
+        alone = await trio.to_thread.run_sync(LocalDecoder.load, model, dtype, settings.threads)
         through = await stack.enter_async_context(session_through(swarm, settings, bench.tokens))
         await trio.to_thread.run_sync(alone.decode, SLICE)  # both warm up, unmeasured
         await through.decode(SLICE)
@@ -79,7 +79,7 @@ async def overhead(settings: Settings, bench: Bench, progress: Progress) -> dict
     }
 
 
-class Alone:
+class LocalDecoder:
     """The whole model as transformers runs it, in this process, with the threads that a node would take."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -89,7 +89,7 @@ class Alone:
         self.tokens: list[int] = []
 
     @classmethod
-    def load(cls, model: LocalModel, dtype: torch.dtype, threads: int) -> Alone:
+    def load(cls, model: LocalModel, dtype: torch.dtype, threads: int) -> LocalDecoder:
         """Load the model and run the prompt."""
         if threads:
             torch.set_num_threads(threads)
@@ -111,7 +111,7 @@ class Alone:
             return self._model(ids, **cache, use_cache=True, logits_to_keep=1)
 
 
-class Through:
+class SessionDecoder:
     """The same through a session of the swarm."""
 
     def __init__(self, session: Session, sampler: Sampler, token: int) -> None:
@@ -130,13 +130,13 @@ class Through:
 
 
 @asynccontextmanager
-async def session_through(swarm: Swarm, settings: Settings, count: int) -> AsyncGenerator[Through]:
+async def session_through(swarm: Swarm, settings: Settings, count: int) -> AsyncGenerator[SessionDecoder]:
     """A session with room for ``count`` tokens after the prompt, which has been run."""
     sampler = Sampler(Sampling())
     room = len(PROMPT) + count + 3 * SLICE
     async with swarm.session(settings.model, tokens=room, format=settings.asked_format) as session:
         first = await session.advance(PROMPT, sampler)
-        yield Through(session, sampler, first.token)
+        yield SessionDecoder(session, sampler, first.token)
 
 
 def _dtype(format: str) -> torch.dtype:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from shoal.bench.plots import against_sessions, curves, points_of, roofline, roofline_series, step_split
-from shoal.bench.results import PARTS, Report, Result
+from shoal.bench.results import PARTS, BenchReport, Measurement
 from shoal.bench.svg import colour, short
 
 STYLE = """
@@ -44,7 +44,7 @@ footer { color:var(--soft); font-size:13px; margin-top:20px; }
 """
 
 
-def page(report: Report) -> str:
+def page(report: BenchReport) -> str:
     """The whole file."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -57,7 +57,7 @@ def page(report: Report) -> str:
     )
 
 
-def _machine(report: Report) -> str:
+def _machine(report: BenchReport) -> str:
     machine = report.machine
     said = [f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"]
     said.append(f"{machine['memory_bytes'] / 2**30:.0f} GiB of memory")
@@ -67,7 +67,7 @@ def _machine(report: Report) -> str:
     return f'<p class="machine">{escape("; ".join(said))}</p>'
 
 
-def _plots(report: Report) -> list[str]:
+def _plots(report: BenchReport) -> list[str]:
     shown: list[str] = []
     machine = report.machine
     if "bandwidth_bytes_s" in machine:
@@ -96,7 +96,7 @@ def _legend(names: Sequence[str]) -> str:
     return f'<p class="legend">{"".join(items)}</p>'
 
 
-def _table(results: Sequence[Result]) -> str:
+def _table(results: Sequence[Measurement]) -> str:
     head = (
         '<tr><th>measured</th><th class="n">median</th><th>unit</th><th class="n">spread</th>'
         "<th>of the roofline</th><th>against</th></tr>"
@@ -104,7 +104,7 @@ def _table(results: Sequence[Result]) -> str:
     return f"<table>{head}{''.join(_row(result) for result in results)}</table>"
 
 
-def _row(result: Result) -> str:
+def _row(result: Measurement) -> str:
     against = ", ".join(f"{ratio:.2f} × {name}" for name, ratio in result.vs.items())
     roof = ""
     if result.of_roofline is not None:
@@ -117,6 +117,6 @@ def _row(result: Result) -> str:
     )
 
 
-def _notes(report: Report) -> str:
+def _notes(report: BenchReport) -> str:
     said = (*report.notes, "Medians of rounds that took turns; spread is the least and the most.")
     return " ".join(escape(note if note.endswith(".") else f"{note}.") for note in said)

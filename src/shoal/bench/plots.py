@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from shoal.bench.results import PARTS, Result, StepSplit
+from shoal.bench.results import PARTS, Measurement, StepSplit
 from shoal.bench.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Drawing, Scale, above, colour, short
 
 DECODE = re.compile(r"^(?P<series>.+)/decode/b(?P<sessions>\d+)$")
@@ -27,7 +27,7 @@ class Point:
     """Operations in a second."""
 
 
-def points_of(results: Iterable[Result]) -> list[Point]:
+def points_of(results: Iterable[Measurement]) -> list[Point]:
     """Where each result stands for which the roofline says something."""
     found: list[Point] = []
     for result in results:
@@ -78,16 +78,16 @@ def roofline_series(points: Iterable[Point]) -> list[str]:
     return list(dict.fromkeys(point.series for point in points))
 
 
-def curves(results: Iterable[Result]) -> dict[str, list[tuple[int, Result]]]:
+def curves(results: Iterable[Measurement]) -> dict[str, list[tuple[int, Measurement]]]:
     """Decoding speeds by series, each with the number of sessions, fewest first."""
-    found: dict[str, list[tuple[int, Result]]] = {}
+    found: dict[str, list[tuple[int, Measurement]]] = {}
     for result in results:
         if match := DECODE.match(result.name):
             found.setdefault(match["series"], []).append((int(match["sessions"]), result))
     return {series: sorted(points, key=lambda point: point[0]) for series, points in found.items()}
 
 
-def against_sessions(results: Iterable[Result]) -> Drawing:
+def against_sessions(results: Iterable[Measurement]) -> Drawing:
     """Tokens a second over all sessions against how many there are, with the spread of the rounds."""
     series = curves(results)
     counts = sorted({count for points in series.values() for count, _ in points})

@@ -46,7 +46,7 @@ class Contender:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Measurement:
     """The median of several rounds."""
 
     name: str
@@ -106,12 +106,12 @@ class StepSplit:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class BenchReport:
     """All that one run of a benchmark has to say."""
 
     title: str
     machine: Mapping[str, Any]
-    results: tuple[Result, ...]
+    results: tuple[Measurement, ...]
     steps: tuple[StepSplit, ...] = ()
     notes: tuple[str, ...] = ()
     """Sentences a reader of the figures must know."""
@@ -143,12 +143,12 @@ def significant(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def of_rounds(name: str, unit: str, values: Sequence[float], expected: Expected | None = None) -> Result:
+def of_rounds(name: str, unit: str, values: Sequence[float], expected: Expected | None = None) -> Measurement:
     """The result of a contender's rounds."""
-    return Result(name, median(values), unit, min(values), max(values), expected)
+    return Measurement(name, median(values), unit, min(values), max(values), expected)
 
 
-def compared(results: Iterable[Result], pairs: Mapping[str, Mapping[str, str]]) -> list[Result]:
+def compared(results: Iterable[Measurement], pairs: Mapping[str, Mapping[str, str]]) -> list[Measurement]:
     """The results, each with its ratio to others.
 
     Args:
@@ -158,7 +158,7 @@ def compared(results: Iterable[Result], pairs: Mapping[str, Mapping[str, str]]) 
     found = list(results)
     values = {result.name: result.value for result in found}
     return [
-        Result(
+        Measurement(
             r.name,
             r.value,
             r.unit,
@@ -175,7 +175,7 @@ def compared(results: Iterable[Result], pairs: Mapping[str, Mapping[str, str]]) 
     ]
 
 
-async def in_turns(contenders: Sequence[Contender], rounds: int, progress: Progress) -> list[Result]:
+async def in_turns(contenders: Sequence[Contender], rounds: int, progress: Progress) -> list[Measurement]:
     """Measure each contender once a round, in turns, so that what else the machine does falls on all alike.
 
     A first round warms up and is not counted, nor are turns that gave no number (NaN).

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from shoal.bench.one import DEPTH, STEPS
-from shoal.bench.results import Expected, Report, Result, describe_machine, of_rounds
+from shoal.bench.results import BenchReport, Expected, Measurement, describe_machine, of_rounds
 from shoal.config import Settings
 from shoal.executor.thread import ComputeThread
 from shoal.models.build.skeleton import read_model_config
@@ -50,7 +50,7 @@ def _lines(machine: Machine) -> dict[str, Any]:
     }
 
 
-def _results(name: str, found: Sequence[Machine]) -> list[Result]:
+def _results(name: str, found: Sequence[Machine]) -> list[Measurement]:
     """A machine measured several times; nothing where there is none."""
     if not found:
         return []
@@ -83,7 +83,9 @@ async def find_roof(
     return await thread.run(find)
 
 
-async def device(thread: ComputeThread, settings: Settings, rounds: int, progress: Progress) -> Report:
+async def measure_device(
+    thread: ComputeThread, settings: Settings, rounds: int, progress: Progress
+) -> BenchReport:
     """Memory bandwidth, and the ceiling of a large matrix product in each format.
 
     Raises:
@@ -106,4 +108,4 @@ async def device(thread: ComputeThread, settings: Settings, rounds: int, progres
         found[0].rtt_s,
     )
     machine = {**describe_machine(settings.threads), **_lines(best)}
-    return Report("This machine", machine, tuple(results))
+    return BenchReport("This machine", machine, tuple(results))

@@ -12,9 +12,9 @@ from shoal.bench.executor import torch_thread
 from shoal.bench.models import measured_model
 from shoal.bench.one import DEPTH, STEPS, load_one
 from shoal.bench.results import (
+    BenchReport,
     Contender,
-    Report,
-    Result,
+    Measurement,
     StepSplit,
     compared,
     in_turns,
@@ -32,7 +32,7 @@ SPLIT = (1, 8)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SwarmBench:
     """What is measured."""
 
     formats: Sequence[Format]
@@ -50,14 +50,14 @@ def session_counts(most: int) -> list[int]:
     return counts if most == 1 else [*counts, most]
 
 
-async def swarm(settings: Settings, asked: Asked, progress: Progress) -> Report:
+async def measure_swarm(settings: Settings, asked: SwarmBench, progress: Progress) -> BenchReport:
     """Measure each format through node processes and in one process, in turns.
 
     Raises:
         ShoalError: the model cannot be had, or a node did not come up.
     """
     settings, model = await trio.to_thread.run_sync(measured_model, settings, progress)
-    results: list[Result] = []
+    results: list[Measurement] = []
     steps: tuple[StepSplit, ...] = ()
     with torch_thread() as thread:
         roof = await find_roof(thread, settings, model, asked.formats, progress)
@@ -66,12 +66,12 @@ async def swarm(settings: Settings, asked: Asked, progress: Progress) -> Report:
         results += found
     title = f"{model.name} through {asked.nodes} node processes"
     note = f"The time of a step is that of {asked.formats[-1]}"
-    return Report(title, roof.described(settings.threads), tuple(results), steps, notes=(note,))
+    return BenchReport(title, roof.described(settings.threads), tuple(results), steps, notes=(note,))
 
 
 async def _one_format(
-    settings: Settings, model: LocalModel, format: Format, asked: Asked, roof: Roof, progress: Progress
-) -> tuple[list[Result], tuple[StepSplit, ...]]:
+    settings: Settings, model: LocalModel, format: Format, asked: SwarmBench, roof: Roof, progress: Progress
+) -> tuple[list[Measurement], tuple[StepSplit, ...]]:
     counts = session_counts(asked.sessions)
     room = counts[-1] * (DEPTH + STEPS + PAGE)
     with torch_thread() as thread:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from shoal.bench.results import Report, Result
+from shoal.bench.results import BenchReport, Measurement
 
 
-def table(report: Report) -> RenderableType:
+def table(report: BenchReport) -> RenderableType:
     """Results with spread, part of the roofline, prediction and ratios; then what must be known of them."""
     shown = Table(title=report.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     shown.add_column("measured")
@@ -20,7 +20,7 @@ def table(report: Report) -> RenderableType:
     return Group(shown, *report.notes)
 
 
-def _cells(result: Result) -> tuple[str, ...]:
+def _cells(result: Measurement) -> tuple[str, ...]:
     against = ", ".join(f"{ratio:.2f} × {name}" for name, ratio in result.vs.items())
     return (
         result.name,

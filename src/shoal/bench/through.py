@@ -15,7 +15,7 @@ from shoal.client.sampling import Sampler, Sampling
 from shoal.client.session import Session
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
-from shoal.local.processes import entered, local_swarm
+from shoal.local.processes import enter_local_swarm, local_swarm
 from shoal.models.store.local_model import LocalModel
 from shoal.progress import Progress
 from shoal.types import Format
@@ -30,7 +30,7 @@ class Steps:
     hops: list[tuple[HopTime, ...]] = field(default_factory=list[tuple[HopTime, ...]])
 
 
-class Through:
+class SwarmDecoder:
     """A client of a local swarm. Made by :func:`through`."""
 
     def __init__(self, swarm: Swarm, model: LocalModel, name: str, format: Format, spans: list[str]) -> None:
@@ -122,7 +122,7 @@ class Through:
 @asynccontextmanager
 async def through(
     settings: Settings, model: LocalModel, format: Format, nodes: int, progress: Progress
-) -> AsyncGenerator[Through]:
+) -> AsyncGenerator[SwarmDecoder]:
     """Start the nodes, each with ``settings.threads`` threads; end them with the block.
 
     Raises:
@@ -132,7 +132,7 @@ async def through(
     progress(f"starting {nodes} nodes in {format}", 0, 0)
     async with (
         local_swarm(settings, model.shape.n_blocks, nodes) as local,
-        entered(local) as swarm,
+        enter_local_swarm(local) as swarm,
     ):
         spans = [f"{node['start']}:{node['end']}" for node in local.nodes]
-        yield Through(swarm, model, settings.model, format, spans)
+        yield SwarmDecoder(swarm, model, settings.model, format, spans)

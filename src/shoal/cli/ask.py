@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shoal.cli.chat.screen import Plain, Screen
+from shoal.cli.chat.screen import PlainScreen, Screen
 from shoal.cli.output import many, say
 from shoal.cli.progress import working
 from shoal.swarm.names import name_of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class AnswerRequest:
     """What to ask of which model, and how the answer is chosen."""
 
     model: str
@@ -47,14 +47,14 @@ def user(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-async def ask(swarm: Swarm, question: Question, *, stream: bool) -> Answer:
+async def ask(swarm: Swarm, question: AnswerRequest, *, stream: bool) -> Answer:
     """Put the question to the swarm; with ``stream``, its answer is written to stdout as it comes.
 
     Raises:
         ShoalError: as :meth:`shoal.client.swarm.Swarm.generate`. What came before stays written.
     """
     answer = put(swarm, question)
-    screen = Plain()
+    screen = PlainScreen()
     try:
         await show(answer, question.model, screen if stream else None)
     finally:
@@ -62,7 +62,7 @@ async def ask(swarm: Swarm, question: Question, *, stream: bool) -> Answer:
     return answer
 
 
-def put(swarm: Swarm, question: Question) -> Answer:
+def put(swarm: Swarm, question: AnswerRequest) -> Answer:
     """The answer to the question, to be iterated.
 
     Raises:
@@ -90,7 +90,7 @@ async def show(answer: Answer, model: str, screen: Screen | None) -> None:
                 screen.write(delta.text)
 
 
-def answer_fields(answer: Answer, question: Question) -> dict[str, Any]:
+def answer_fields(answer: Answer, question: AnswerRequest) -> dict[str, Any]:
     """An answer as ``--json`` shows it."""
     stages = zip(answer.route, answer.hop_ms(), strict=True)
     return {

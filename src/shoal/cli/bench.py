@@ -17,27 +17,27 @@ from shoal.progress import Progress
 from shoal.types import Format
 
 if TYPE_CHECKING:
-    from shoal.bench.results import Report
+    from shoal.bench.results import BenchReport
 
 SENTENCE = (
     "{model} in {format}: {swarm_tokens_per_s} tokens a second through {nodes} nodes, "
     "{one_process_tokens_per_s} in one process: a ratio of {ratio}"
 )
-Model = Annotated[
+BenchModelOption = Annotated[
     str | None,
     typer.Option(help="The model, or random-1.1b: a Llama with random weights.", show_default=False),
 ]
-Formats = Annotated[
+BenchFormatOption = Annotated[
     str | None,
     typer.Option("--format", help="Measure this format only: fp32, bf16, int8 or int4.", show_default=False),
 ]
-Threads = Annotated[
+BenchThreadsOption = Annotated[
     int | None,
     typer.Option(help="Threads for each program measured; by default one per core.", show_default=False),
 ]
-Rounds = Annotated[int, typer.Option(help="Number of measurements; medians are shown.", min=1, max=100)]
-Nodes = Annotated[int, typer.Option(help="Number of nodes on this machine.", min=1, max=64)]
-Page = Annotated[
+RoundsOption = Annotated[int, typer.Option(help="Number of measurements; medians are shown.", min=1, max=100)]
+NodesOption = Annotated[int, typer.Option(help="Number of nodes on this machine.", min=1, max=64)]
+ReportOption = Annotated[
     Path | None,
     typer.Option("--report", metavar="FILE", help="Write an HTML report with plots.", show_default=False),
 ]
@@ -54,116 +54,119 @@ def register(app: typer.Typer) -> None:
 
 
 def device(
-    threads: Threads = None, rounds: Rounds = 5, report: Page = None, as_json: options.Json = False
+    threads: BenchThreadsOption = None,
+    rounds: RoundsOption = 5,
+    report: ReportOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Measure memory bandwidth, and the speed of matrix products in each format."""
     settings = _settings(None, None, threads)
 
-    async def measure(progress: Progress) -> Report:
+    async def measure(progress: Progress) -> BenchReport:
         from shoal.bench.executor import torch_thread
-        from shoal.bench.roof import device as measured
+        from shoal.bench.roof import measure_device
 
         with torch_thread() as thread:
-            return await measured(thread, settings, rounds, progress)
+            return await measure_device(thread, settings, rounds, progress)
 
     _show(measure, report, as_json)
 
 
 def executor(
-    model: Model = None,
-    format: Formats = None,
-    threads: Threads = None,
-    rounds: Rounds = 5,
-    report: Page = None,
-    as_json: options.Json = False,
+    model: BenchModelOption = None,
+    format: BenchFormatOption = None,
+    threads: BenchThreadsOption = None,
+    rounds: RoundsOption = 5,
+    report: ReportOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Decode 1, 8 and 32 sessions and prefill 512 tokens, in one process, in each format."""
     settings = _settings(model, format, threads)
 
-    def measure(progress: Progress) -> Awaitable[Report]:
-        from shoal.bench.executor import executor as measured
+    def measure(progress: Progress) -> Awaitable[BenchReport]:
+        from shoal.bench.executor import measure_executor
 
-        return measured(settings, _formats(settings, get_args(Format)), rounds, progress)
+        return measure_executor(settings, _formats(settings, get_args(Format)), rounds, progress)
 
     _show(measure, report, as_json)
 
 
 def accuracy(
-    model: Model = None,
-    format: Formats = None,
-    threads: Threads = None,
-    report: Page = None,
-    as_json: options.Json = False,
+    model: BenchModelOption = None,
+    format: BenchFormatOption = None,
+    threads: BenchThreadsOption = None,
+    report: ReportOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Compare the perplexity of an English text in every format, codec and kind of KV with float32."""
     settings = _settings(model, format, threads)
 
-    def measure(progress: Progress) -> Awaitable[Report]:
-        from shoal.bench.accuracy import accuracy as measured
+    def measure(progress: Progress) -> Awaitable[BenchReport]:
+        from shoal.bench.accuracy import measure_accuracy
 
-        return measured(settings, _formats(settings, get_args(Format)), progress)
+        return measure_accuracy(settings, _formats(settings, get_args(Format)), progress)
 
     _show(measure, report, as_json)
 
 
 def swarm(
-    model: Model = None,
-    format: Formats = None,
-    nodes: Nodes = 3,
+    model: BenchModelOption = None,
+    format: BenchFormatOption = None,
+    nodes: NodesOption = 3,
     sessions: Annotated[
         int,
         typer.Option(help="Largest number of concurrent sessions; doubles from 1 up to it.", min=1, max=64),
     ] = 32,
-    threads: Threads = None,
-    rounds: Rounds = 5,
-    report: Page = None,
-    as_json: options.Json = False,
+    threads: BenchThreadsOption = None,
+    rounds: RoundsOption = 5,
+    report: ReportOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Compare decoding through local nodes with one process, for more and more sessions."""
     settings = _settings(model, format, threads)
 
-    def measure(progress: Progress) -> Awaitable[Report]:
-        from shoal.bench.swarm import Asked
-        from shoal.bench.swarm import swarm as measured
+    def measure(progress: Progress) -> Awaitable[BenchReport]:
+        from shoal.bench.swarm import SwarmBench, measure_swarm
 
-        return measured(settings, Asked(_formats(settings, PACKED), nodes, sessions, rounds), progress)
+        return measure_swarm(
+            settings, SwarmBench(_formats(settings, PACKED), nodes, sessions, rounds), progress
+        )
 
     _show(measure, report, as_json)
 
 
 def gateway(
-    model: Model = None,
-    format: Formats = None,
-    nodes: Nodes = 3,
+    model: BenchModelOption = None,
+    format: BenchFormatOption = None,
+    nodes: NodesOption = 3,
     sessions: Annotated[
         int, typer.Option(help="Number of concurrent chats, measured next to a single one.", min=1, max=64)
     ] = 8,
-    threads: Threads = None,
-    rounds: Rounds = 5,
-    report: Page = None,
-    as_json: options.Json = False,
+    threads: BenchThreadsOption = None,
+    rounds: RoundsOption = 5,
+    report: ReportOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Compare chats over the gateway's HTTP API with the same chats through the library."""
     settings = _settings(model, format, threads)
 
-    def measure(progress: Progress) -> Awaitable[Report]:
-        from shoal.bench.gateway import Asked
-        from shoal.bench.gateway import gateway as measured
+    def measure(progress: Progress) -> Awaitable[BenchReport]:
+        from shoal.bench.gateway import GatewayBench, measure_gateway
 
-        return measured(settings, Asked(nodes, sessions, rounds), progress)
+        return measure_gateway(settings, GatewayBench(nodes, sessions, rounds), progress)
 
     _show(measure, report, as_json)
 
 
 def peers(
-    model: Model = None,
-    format: Formats = None,
-    nodes: Nodes = 3,
+    model: BenchModelOption = None,
+    format: BenchFormatOption = None,
+    nodes: NodesOption = 3,
     sessions: Annotated[
         int, typer.Option(help="Concurrent sessions in the measurements with many.", min=2, max=64)
     ] = 8,
-    threads: Threads = None,
-    rounds: Rounds = 5,
+    threads: BenchThreadsOption = None,
+    rounds: RoundsOption = 5,
     llama_cpp: Annotated[
         Path | None,
         typer.Option(
@@ -172,39 +175,38 @@ def peers(
             show_default=False,
         ),
     ] = None,
-    report: Page = None,
-    as_json: options.Json = False,
+    report: ReportOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Compare with llama.cpp and language-pipes, with the same weights, threads and number of nodes."""
     settings = _settings(model, format, threads)
 
-    def measure(progress: Progress) -> Awaitable[Report]:
-        from shoal.bench.peers.compare import Asked
-        from shoal.bench.peers.compare import peers as measured
+    def measure(progress: Progress) -> Awaitable[BenchReport]:
+        from shoal.bench.peers.compare import PeersBench, measure_peers
 
-        asked = Asked(_formats(settings, PACKED), nodes, sessions, rounds, llama_cpp)
-        return measured(settings, asked, progress)
+        asked = PeersBench(_formats(settings, PACKED), nodes, sessions, rounds, llama_cpp)
+        return measure_peers(settings, asked, progress)
 
     _show(measure, report, as_json)
 
 
 def overhead(
-    model: options.Model = None,
-    nodes: Nodes = 3,
+    model: options.ModelOption = None,
+    nodes: NodesOption = 3,
     tokens: Annotated[int, typer.Option(help="Tokens to decode in each.", min=8)] = 64,
-    threads: options.Threads = None,
+    threads: options.ThreadsOption = None,
     format: options.FormatOption = None,
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Compare decoding through local nodes with the same model in one process."""
     settings = options.settings(model=model, threads=threads, format=format)
     import trio
 
-    from shoal.bench.overhead import Bench
-    from shoal.bench.overhead import overhead as measure
+    from shoal.bench.overhead import OverheadBench
+    from shoal.bench.overhead import measure_overhead as measure
 
     with working("getting ready") as progress:
-        found = trio.run(measure, settings, Bench(nodes, tokens), progress)
+        found = trio.run(measure, settings, OverheadBench(nodes, tokens), progress)
     emit(found, as_json, lambda: SENTENCE.format(**found))
 
 
@@ -220,13 +222,13 @@ def _formats(settings: Settings, otherwise: tuple[Format, ...]) -> tuple[Format,
     return otherwise if settings.format == "auto" else (settings.format,)
 
 
-def _show(measure: Callable[[Progress], Awaitable[Report]], page: Path | None, as_json: bool) -> None:
+def _show(measure: Callable[[Progress], Awaitable[BenchReport]], page: Path | None, as_json: bool) -> None:
     """Run a benchmark; print what it found, and write it as a page if one was asked for."""
     import trio
 
     with working("getting ready") as progress:
 
-        async def run() -> Report:
+        async def run() -> BenchReport:
             return await measure(progress)
 
         found = trio.run(run)

@@ -48,20 +48,20 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="config")
 
 
-def show(as_json: options.Json = False) -> None:
+def show(as_json: options.JsonOption = False) -> None:
     """Print every option with its current value."""
     settings = options.settings()
     values = {option.name: getattr(settings, option.name) for option in documented()}
     emit({"path": settings.paths.config_file, "options": values}, as_json, lambda: table(settings))
 
 
-def path(as_json: options.Json = False) -> None:
+def path(as_json: options.JsonOption = False) -> None:
     """Print the path of config.toml."""
     file = config.here().config_file
     emit({"path": file, "exists": file.exists()}, as_json, lambda: str(file))
 
 
-def init(as_json: options.Json = False) -> None:
+def init(as_json: options.JsonOption = False) -> None:
     """Write a config.toml that explains every option and changes none."""
     file = config.here().config_file
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shoal.swarm.announcement import Announcement
     from shoal.swarm.member import Member
 
-Result = TypeVar("Result")
+_ResultT = TypeVar("_ResultT")
 
 
 def member_of(settings: Settings, *, create: bool = False) -> Membership:
@@ -41,19 +41,19 @@ def member_of(settings: Settings, *, create: bool = False) -> Membership:
     return found
 
 
-def in_swarm(settings: Settings, use: Callable[[Swarm], Awaitable[Result]]) -> Result:
+def in_swarm(settings: Settings, use: Callable[[Swarm], Awaitable[_ResultT]]) -> _ResultT:
     """Run ``use`` in the swarm and return what it returns.
 
     Raises:
         UnknownModel: at once, where the model's name can be none.
-        ShoalError: as :func:`entered`, and as ``use``.
+        ShoalError: as :func:`enter_swarm`, and as ``use``.
     """
     import trio
 
     _check_name(settings, settings.model)
 
-    async def go() -> Result:
-        async with entered(settings) as swarm:
+    async def go() -> _ResultT:
+        async with enter_swarm(settings) as swarm:
             return await use(swarm)
 
     return trio.run(go)
@@ -79,8 +79,8 @@ class Onlooker:
 
 
 def looking(
-    settings: Settings, use: Callable[[Onlooker], Awaitable[Result]], *, model: str | None = None
-) -> Result:
+    settings: Settings, use: Callable[[Onlooker], Awaitable[_ResultT]], *, model: str | None = None
+) -> _ResultT:
     """Run ``use`` in the swarm without any model.
 
     Args:
@@ -98,7 +98,7 @@ def looking(
     if model is not None:
         _check_name(settings, model)
 
-    async def go() -> Result:
+    async def go() -> _ResultT:
         found = member_of(settings)
         async with AsyncExitStack() as stack:
             with working(f"joining swarm {found.name}"):
@@ -112,7 +112,7 @@ def looking(
 
 
 @asynccontextmanager
-async def entered(settings: Settings, *, create: bool = False) -> AsyncGenerator[Swarm]:
+async def enter_swarm(settings: Settings, *, create: bool = False) -> AsyncGenerator[Swarm]:
     """The swarm, as a client, until the block ends. Raises as :func:`member_of` and ``open_swarm``."""
     found = member_of(settings, create=create)
     async with AsyncExitStack() as stack:

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="identity")
 
 
-def show(as_json: options.Json = False) -> None:
+def show(as_json: options.JsonOption = False) -> None:
     """Print the peer id, which identifies this machine to other peers."""
     from shoal.net.identity import Identity
 
@@ -36,7 +36,7 @@ def show(as_json: options.Json = False) -> None:
     _print(identity, where, as_json)
 
 
-def create(as_json: options.Json = False) -> None:
+def create(as_json: options.JsonOption = False) -> None:
     """Create an identity if there is none, and print its peer id. An existing key is kept."""
     from shoal.net.identity import Identity
 
@@ -44,7 +44,7 @@ def create(as_json: options.Json = False) -> None:
     _print(Identity.load_or_create(where), where, as_json)
 
 
-def path(as_json: options.Json = False) -> None:
+def path(as_json: options.JsonOption = False) -> None:
     """Print the path of the key file."""
     where = options.settings().paths.identity
     emit({"path": where, "exists": where.exists()}, as_json, lambda: str(where))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 from shoal.cli import options
 from shoal.cli.output import emit, say
 
-Count = Annotated[int, typer.Option(min=0, help="Limit per minute; 0 means no limit.")]
+LimitOption = Annotated[int, typer.Option(min=0, help="Limit per minute; 0 means no limit.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -29,27 +29,27 @@ def create(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="Who or what uses the key, for example laptop.")
     ],
-    requests: Count = 0,
-    tokens: Count = 0,
+    requests: LimitOption = 0,
+    tokens: LimitOption = 0,
     concurrency: Annotated[
         int, typer.Option(min=0, help="Limit of concurrent requests; 0 means no limit.")
     ] = 0,
     admin: Annotated[
         bool, typer.Option("--admin", help="Allow this key to show invites to the swarm.")
     ] = False,
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Create a key and print it once. From then on the gateway requires a key."""
     from shoal.gateway.access import keys
 
-    limits = keys.Limits(requests, tokens, concurrency)
+    limits = keys.KeyLimits(requests, tokens, concurrency)
     key, caller = keys.create(options.settings().paths.gateway, name, limits, admin=admin)
     emit({"key": key, "id": caller.id, "name": name}, as_json, lambda: key)
     if not as_json:
         say("save it now: only its hash is stored, so it cannot be shown again")
 
 
-def show(as_json: options.Json = False) -> None:
+def show(as_json: options.JsonOption = False) -> None:
     """List the keys, without their secrets."""
     from shoal.gateway.access import keys
 
@@ -64,7 +64,7 @@ def show(as_json: options.Json = False) -> None:
             "tokens_per_minute": record.caller.limits.tokens_per_minute,
             "concurrency": record.caller.limits.concurrency,
         }
-        for record in keys.listed(options.settings().paths.gateway)
+        for record in keys.list_keys(options.settings().paths.gateway)
     ]
     shown = [key | {"created": _day(key["created"]), "revoked": _day(key["revoked"])} for key in found]
     emit({"keys": found}, as_json, lambda: _table(shown) if shown else "no keys: shoal key create NAME")
@@ -72,7 +72,7 @@ def show(as_json: options.Json = False) -> None:
 
 def revoke(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Its id or its name.")],
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Revoke a key. A running gateway refuses it within a second."""
     from shoal.gateway.access import keys
@@ -81,7 +81,7 @@ def revoke(
     emit({"id": caller.id, "name": caller.name}, as_json, lambda: f"revoked {caller.name} ({caller.id})")
 
 
-def usage(as_json: options.Json = False) -> None:
+def usage(as_json: options.JsonOption = False) -> None:
     """Show what each key has used, by day and model."""
     from shoal.gateway.access.usage import report
 

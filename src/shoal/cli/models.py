@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="models")
 
 
-def list_models(as_json: options.Json = False) -> None:
+def list_models(as_json: options.JsonOption = False) -> None:
     """List the models on this machine and in the catalogue."""
     from shoal.models.store.catalogue import CATALOGUE
 
@@ -49,20 +49,20 @@ def list_models(as_json: options.Json = False) -> None:
     emit({"models": here + others}, as_json, lambda: models_table(here + others))
 
 
-def pull(model: options.ModelArgument, as_json: options.Json = False) -> None:
+def pull(model: options.ModelArgument, as_json: options.JsonOption = False) -> None:
     """Fetch a model. A local folder or hub snapshot is used in place, not copied."""
     with working(f"getting {model}") as report:
         found = _store().pull(model, report)
     emit(model_fields(found), as_json, lambda: f"{found.name}: {found.path}")
 
 
-def rm(name: Installed, as_json: options.Json = False) -> None:
+def rm(name: Installed, as_json: options.JsonOption = False) -> None:
     """Remove a model. A folder used in place is not deleted."""
     removed = _store().rm(name)
     emit({"removed": removed.name}, as_json, lambda: f"removed {removed.name}")
 
 
-def show(name: Installed, as_json: options.Json = False) -> None:
+def show(name: Installed, as_json: options.JsonOption = False) -> None:
     """Show one model: its folder, digest and shape, and the format that this machine would choose."""
     with working(f"looking at {name}"):
         fields = model_fields(_store().show(name))

@@ -11,12 +11,12 @@ from shoal import config
 from shoal.cli.shell import names
 from shoal.config import Settings
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Swarm = Annotated[
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+SwarmOption = Annotated[
     str | None,
     typer.Option(help="Local name of the swarm.", show_default=False, autocompletion=names.swarms),
 ]
-Public = Annotated[
+PublicOption = Annotated[
     bool | None,
     typer.Option("--public", help="Use the public swarm: its peers see your address and hidden states."),
 ]
@@ -28,28 +28,30 @@ ModelArgument = Annotated[
         autocompletion=names.models,
     ),
 ]
-Model = Annotated[
+ModelOption = Annotated[
     str | None,
     typer.Option(
         help="The model; if not given, the default model.", show_default=False, autocompletion=names.models
     ),
 ]
-Host = Annotated[str | None, typer.Option(help="Interface to listen on.", show_default=False)]
-Port = Annotated[int | None, typer.Option(help="TCP port of the libp2p host; 0 picks a free one.")]
-DirectPort = Annotated[int | None, typer.Option(help="TCP port of the direct carrier; 0 picks a free one.")]
-GatewayHost = Annotated[
+HostOption = Annotated[str | None, typer.Option(help="Interface to listen on.", show_default=False)]
+PortOption = Annotated[int | None, typer.Option(help="TCP port of the libp2p host; 0 picks a free one.")]
+DirectPortOption = Annotated[
+    int | None, typer.Option(help="TCP port of the direct carrier; 0 picks a free one.")
+]
+GatewayHostOption = Annotated[
     str | None, typer.Option(help="Interface for the API and the web page.", show_default=False)
 ]
-GatewayPort = Annotated[
+GatewayPortOption = Annotated[
     int | None,
     typer.Option(help="TCP port for the API and the web page; 0 picks a free one.", show_default=False),
 ]
-Memory = Annotated[
+MemoryOption = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Memory the node may use, for example 4GiB.", show_default=False),
 ]
-Threads = Annotated[int | None, typer.Option(help="Compute threads of the node.", show_default=False)]
-Parallel = Annotated[
+ThreadsOption = Annotated[int | None, typer.Option(help="Compute threads of the node.", show_default=False)]
+ParallelOption = Annotated[
     int | None,
     typer.Option(help="Processes that share the blocks, for example one per GPU.", show_default=False),
 ]
@@ -57,7 +59,7 @@ FormatOption = Annotated[
     str | None,
     typer.Option(help="Format of the weights: auto, fp32, bf16, int8 or int4.", show_default=False),
 ]
-NodeFormat = Annotated[
+NodeFormatOption = Annotated[
     str | None,
     typer.Option(
         "--format",
@@ -66,23 +68,23 @@ NodeFormat = Annotated[
         show_default=False,
     ),
 ]
-KV = Annotated[
+KVOption = Annotated[
     str | None, typer.Option("--kv", help="Format of the KV cache: auto or int8.", show_default=False)
 ]
-Wire = Annotated[
+WireOption = Annotated[
     str | None,
     typer.Option(
         help="Encoding of the hidden states we send: auto, float32, bfloat16 or int8.", show_default=False
     ),
 ]
-EndWithStdin = Annotated[
+EndWithStdinOption = Annotated[
     bool,
     typer.Option(
         "--end-with-stdin",
         help="Exit when stdin closes, so that a program that starts this one never leaves it behind.",
     ),
 ]
-Bootstrap = Annotated[
+BootstrapOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="MULTIADDR",

@@ -23,10 +23,10 @@ def register(app: typer.Typer) -> None:
 
 
 def invite(
-    swarm: options.Swarm = None,
-    bootstrap: options.Bootstrap = None,
+    swarm: options.SwarmOption = None,
+    bootstrap: options.BootstrapOption = None,
     qr: Annotated[bool, typer.Option("--qr", help="Also draw it as a QR code, on stderr.")] = False,
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Print an invite to the swarm. Whoever has it is a member."""
     from shoal.swarm.join import here_only, reachable
@@ -58,7 +58,7 @@ def join(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Local name for the swarm.", show_default=False)] = None,
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Join a swarm with an invite. Any member prints one with `shoal invite`."""
     settings = options.settings()

@@ -8,7 +8,7 @@ from importlib.metadata import version as installed
 
 import typer
 
-from shoal.cli.options import Json
+from shoal.cli.options import JsonOption
 from shoal.cli.output import emit
 from shoal.models.seam.versions import SUPPORTED
 from shoal.net.libp2p import parts as libp2p_parts
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
     app.command()(version)
 
 
-def version(as_json: Json = False) -> None:
+def version(as_json: JsonOption = False) -> None:
     """Print the versions of Shoal and its main dependencies."""
     found = {"shoal": release("shoal"), "python": platform.python_version()}
     found |= {name: release(name) for name in LIBRARIES}

@@ -14,15 +14,15 @@ from shoal.client.scores import TokenScore
 from shoal.client.session import Session
 from shoal.errors import ShoalError, UsageError
 from shoal.gateway.access.keys import Caller
-from shoal.gateway.api.request import Asked
+from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.grammar.grammar import Grammars
-from shoal.gateway.metrics import Metrics
+from shoal.gateway.metrics import GatewayMetrics
 from shoal.gateway.page.requests import Record, Records
 from shoal.gateway.prefixes import Lease, Prefixes
 
-Take = Callable[[int, Delta], Awaitable[None]]
+OnDelta = Callable[[int, Delta], Awaitable[None]]
 """Is given each delta, with the number of its choice."""
-TakeScores = Callable[[list[TokenScore | None]], Awaitable[None]]
+OnScores = Callable[[list[TokenScore | None]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Answers:
     prefixes: Prefixes
     grammars: Grammars
     records: Records
-    metrics: Metrics
+    metrics: GatewayMetrics
 
     async def give(
-        self, asked: Asked, caller: Caller, record: Record, take: Take, take_scores: TakeScores
+        self, asked: GenerationRequest, caller: Caller, record: Record, take: OnDelta, take_scores: OnScores
     ) -> None:
         """Every choice of the answer, delta by delta.
 
@@ -70,7 +70,7 @@ class Answers:
             lease.close()
 
     async def _choices(
-        self, lease: Lease, asked: Asked, record: Record, take: Take, take_scores: TakeScores
+        self, lease: Lease, asked: GenerationRequest, record: Record, take: OnDelta, take_scores: OnScores
     ) -> None:
         session = lease.session
         record.follow(session)
@@ -80,7 +80,9 @@ class Answers:
         for choice in range(asked.choices if asked.max_tokens else 0):
             await self._choice(session, asked, choice, record, take)
 
-    async def _choice(self, session: Session, asked: Asked, choice: int, record: Record, take: Take) -> None:
+    async def _choice(
+        self, session: Session, asked: GenerationRequest, choice: int, record: Record, take: OnDelta
+    ) -> None:
         model = asked.model
         timing = Timing()
         constraint = await self.grammars.constrain(model, asked.grammar) if asked.grammar else None

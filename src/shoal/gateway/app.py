@@ -20,9 +20,9 @@ from starlette.types import ASGIApp
 
 from shoal.client.swarm import Swarm
 from shoal.errors import OutOfResources, ShoalError
-from shoal.gateway.access.guard import Doors, Guard, caller_of, log
+from shoal.gateway.access.guard import AccessRules, GuardMiddleware, caller_of, log
 from shoal.gateway.access.keys import KeyRing
-from shoal.gateway.access.limits import Limits
+from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
 from shoal.gateway.api import chat, completions, responses, tokens
@@ -31,7 +31,7 @@ from shoal.gateway.body import read_body
 from shoal.gateway.errors import MethodNotAllowed, NotFound, error_response
 from shoal.gateway.exchange import Desk, Exchange
 from shoal.gateway.grammar.grammar import Grammars
-from shoal.gateway.metrics import Metrics, gauge
+from shoal.gateway.metrics import GatewayMetrics, gauge
 from shoal.gateway.models import Models, Servable
 from shoal.gateway.page.feed import Feed, Health
 from shoal.gateway.page.live import Invite, Live
@@ -70,11 +70,11 @@ class Gateway:
         self.models = Models(swarm, options.model)
         self.keys = KeyRing(options.database)
         self.usage = Usage(options.database)
-        self.limits = Limits()
+        self.limits = RequestLimiter()
         self.grammars = Grammars()
         self.prefixes = Prefixes(swarm)
         self.records = Records()
-        self.metrics = Metrics(self._now)
+        self.metrics = GatewayMetrics(self._now)
         self.feed = Feed(swarm, options.swarm, self.records, options.health)
         self._page = StaticPage()
         self._live = Live(self.feed, options.invite, options.model)
@@ -82,7 +82,9 @@ class Gateway:
         self.desk = Desk(answers, self.limits, self.usage)
         self.ready = False
         """Whether the default model's ends are here."""
-        self.app: ASGIApp = Guard(self._routes(), Doors(self._is_open, options.origins), self.keys)
+        self.app: ASGIApp = GuardMiddleware(
+            self._routes(), AccessRules(self._is_open, options.origins), self.keys
+        )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep what the routes need alive until cancelled."""
@@ -134,13 +136,13 @@ class Gateway:
 
     async def _chat(self, request: Request) -> Exchange:
         body = await read_body(request, ChatRequest)
-        asked = await chat.asked_of(body, await self.models.find(body.model), self.grammars)
+        asked = await chat.chat_request(body, await self.models.find(body.model), self.grammars)
         form = partial(chat.ChatForm, asked=asked, include_usage=body.include_usage)
         return Exchange(self.desk, caller_of(request), [asked], form, prefix=chat.PREFIX, stream=body.stream)
 
     async def _complete(self, request: Request) -> Exchange:
         body = await read_body(request, CompletionRequest)
-        asked = await completions.asked_of(body, await self.models.find(body.model))
+        asked = await completions.completion_requests(body, await self.models.find(body.model))
         form = partial(completions.CompletionForm, asked=asked, include_usage=body.include_usage)
         return Exchange(
             self.desk, caller_of(request), asked, form, prefix=completions.PREFIX, stream=body.stream
@@ -148,7 +150,7 @@ class Gateway:
 
     async def _respond(self, request: Request) -> Exchange:
         body = await read_body(request, ResponsesRequest)
-        asked = await responses.asked_of(body, await self.models.find(body.model), self.grammars)
+        asked = await responses.responses_request(body, await self.models.find(body.model), self.grammars)
         form = partial(responses.ResponsesForm, asked=asked, body=body)
         return Exchange(
             self.desk, caller_of(request), [asked], form, prefix=responses.PREFIX, stream=body.stream

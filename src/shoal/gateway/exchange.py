@@ -16,10 +16,10 @@ from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.access.keys import Caller
-from shoal.gateway.access.limits import Limits
+from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
-from shoal.gateway.api.request import Asked
+from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.errors import error_response
 from shoal.gateway.page.requests import Record
 from shoal.gateway.sse import EventStream, until_gone
@@ -59,7 +59,7 @@ class Desk:
     """Where requests are answered: what all of them share."""
 
     answers: Answers
-    limits: Limits
+    limits: RequestLimiter
     usage: Usage
 
 
@@ -75,7 +75,7 @@ class Exchange:
         self,
         desk: Desk,
         caller: Caller,
-        asked: Sequence[Asked],
+        asked: Sequence[GenerationRequest],
         form: Callable[[Record], Form],
         *,
         prefix: str,
@@ -157,7 +157,7 @@ class Exchange:
         desk.answers.metrics.whole.labels(record.model).observe(trio.current_time() - record.arrived)
 
 
-def _headers(asked: Sequence[Asked]) -> dict[str, str]:
+def _headers(asked: Sequence[GenerationRequest]) -> dict[str, str]:
     """Names whose schemas were relaxed, and how many more where they are many."""
     names = [name for one in asked for name in one.relaxed]
     more = [f"+{len(names) - NAMED}"] if len(names) > NAMED else []

@@ -13,7 +13,7 @@ _BETWEEN = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
 _WHOLE = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
-class Metrics:
+class GatewayMetrics:
     """What the gateway counts. ``now`` says, when it is asked, what holds at that moment."""
 
     def __init__(self, now: Callable[[], Iterable[Metric]]) -> None:

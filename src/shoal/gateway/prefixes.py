@@ -15,7 +15,7 @@ import trio
 from shoal.client.session import Session
 from shoal.client.swarm import Swarm
 from shoal.errors import Busy, ShoalError
-from shoal.gateway.api.request import Asked
+from shoal.gateway.api.request import GenerationRequest
 from shoal.types import Digest
 
 KEPT = 8
@@ -91,7 +91,7 @@ class Prefixes:
                 for lease in [k for k in self._kept if trio.current_time() - k.kept_at > KEPT_S]:
                     self._give_up(lease)
 
-    async def lease(self, asked: Asked, caller: str) -> Lease:
+    async def lease(self, asked: GenerationRequest, caller: str) -> Lease:
         """A session with room for the prompt and the answer: one that holds much of the prompt, or a new one.
 
         Raises:
@@ -105,7 +105,7 @@ class Prefixes:
             return found
         return await self.fresh(asked, caller)
 
-    async def fresh(self, asked: Asked, caller: str) -> Lease:
+    async def fresh(self, asked: GenerationRequest, caller: str) -> Lease:
         """A new session. Raises as :meth:`lease`."""
         owner = Owner(caller, asked.salt, asked.model.local.digest)
         busy = Busy("too many requests wait for room on the hops", retry_after_s=BUSY_S / 2)
@@ -133,7 +133,7 @@ class Prefixes:
         while len(self._kept) > KEPT or sum(kept.tokens for kept in self._kept) > KEPT_TOKENS:
             self._give_up(self._kept[0])
 
-    def _fitting(self, owner: Owner, asked: Asked) -> Lease | None:
+    def _fitting(self, owner: Owner, asked: GenerationRequest) -> Lease | None:
         """The kept session that holds most of the prompt, if it is not mostly about something else."""
         best, most = None, WORTH_IT - 1
         for lease in self._kept:
@@ -147,7 +147,7 @@ class Prefixes:
         self._kept.remove(lease)
         lease.close()
 
-    async def _open(self, owner: Owner, asked: Asked) -> Lease:
+    async def _open(self, owner: Owner, asked: GenerationRequest) -> Lease:
         assert self._nursery is not None, "run must be running"
         return await self._nursery.start(self._hold, owner, asked.model.id, self._tokens(asked))
 
@@ -165,7 +165,7 @@ class Prefixes:
                 raise  # to whoever asked for it
             log.info("a session ended badly: %s", error.message)
 
-    def _tokens(self, asked: Asked) -> int:
+    def _tokens(self, asked: GenerationRequest) -> int:
         """What to reserve: room for a next turn too, as long as the hops have plenty and nobody waits."""
         member = self._swarm.member
         serving = member.directory.serving(asked.model.local.digest, member.now())

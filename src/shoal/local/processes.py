@@ -72,7 +72,7 @@ class StartingSwarm:
         raise DeadlineExceeded(f"the nodes did not start within {START_WITHIN_S:.0f} s")
 
 
-def entered(local: LocalSwarm | StartingSwarm) -> AbstractAsyncContextManager[Swarm]:
+def enter_local_swarm(local: LocalSwarm | StartingSwarm) -> AbstractAsyncContextManager[Swarm]:
     """The local swarm, as a client."""
     from shoal.client.connect import open_swarm  # noqa: PLC0415 - the nodes are started before we import it
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from shoal.metrics.trace import shown
+from shoal.metrics.trace import short_session
 
 LogFormat = Literal["text", "json"]
 
@@ -27,7 +27,7 @@ _FIELDS = ("peer", "session")
 
 def about(peer: str | None = None, session: bytes | None = None) -> Mapping[str, str]:
     """What a log line is about, for the ``extra`` of a logging call."""
-    named = {"peer": peer, "session": None if session is None else shown(session)}
+    named = {"peer": peer, "session": None if session is None else short_session(session)}
     return {name: value for name, value in named.items() if value is not None}
 
 

@@ -88,7 +88,7 @@ class Trace:
         return list(self._reroutes.copy())
 
 
-def shown(session: bytes) -> str:
+def short_session(session: bytes) -> str:
     """A session's id as a trace or a log names it."""
     return session.hex()[:SESSION_DIGITS]
 
@@ -107,11 +107,11 @@ def ring_step(
     inside = sum(hop.compute_ms + hop.waiting_ms for hop in hops)
     network_ms = round(max(0.0, total_ms - inside), 3)
     return StepTrace(
-        at, shown(session), number, position, tokens, round(total_ms, 3), network_ms, tuple(hops)
+        at, short_session(session), number, position, tokens, round(total_ms, 3), network_ms, tuple(hops)
     )
 
 
 def hop_step(at: float, session: bytes, number: int, position: int, tokens: int, hop: HopTrace) -> StepTrace:
     """A step as the one hop that computed it sees it."""
     total_ms = round(hop.compute_ms + hop.waiting_ms, 3)
-    return StepTrace(at, shown(session), number, position, tokens, total_ms, None, (hop,))
+    return StepTrace(at, short_session(session), number, position, tokens, total_ms, None, (hop,))

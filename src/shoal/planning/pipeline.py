@@ -20,7 +20,7 @@ from shoal.types import Span
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class Workload:
     """What the machines are to carry."""
 
     sessions: int
@@ -31,7 +31,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class PipelineStage:
     """A machine and the blocks that it serves."""
 
     machine: int
@@ -39,10 +39,10 @@ class Stage:
     span: Span
 
 
-class Ring:
+class Pipeline:
     """What each machine takes for any blocks, when ``groups`` groups of sessions go round."""
 
-    def __init__(self, machines: Sequence[Machine], cost: SpanCost, load: Load, groups: int) -> None:
+    def __init__(self, machines: Sequence[Machine], cost: SpanCost, load: Workload, groups: int) -> None:
         self.machines = machines
         self.cost = cost
         self.load = load
@@ -65,7 +65,7 @@ class Ring:
                 known[block] = step_time(machine, one, self.batch, self.load.context).seconds
         return [known[block] for block in self.cost.blocks]
 
-    def compute_s(self, stage: Stage) -> float:
+    def compute_s(self, stage: PipelineStage) -> float:
         """Computing of a stage for one group."""
         times = self.computing[stage.machine]
         return times[stage.span.end] - times[stage.span.start]
@@ -80,12 +80,12 @@ class Ring:
         out = 0.0 if end == len(self.cost.blocks) and machine == 0 else self._ways[machine].seconds
         return to_it + out
 
-    def busy_s(self, stage: Stage) -> float:
+    def busy_s(self, stage: PipelineStage) -> float:
         """How long one group keeps a stage's machine, or its link."""
         own = self.head.seconds if stage.machine == 0 else 0.0
         return max(self.compute_s(stage) + own, self.link_s(stage))
 
-    def link_s(self, stage: Stage) -> float:
+    def link_s(self, stage: PipelineStage) -> float:
         """How long one group keeps a stage's link."""
         out = stage.machine or stage.span.end < len(self.cost.blocks)
         return self.links[stage.machine] if out else 0.0
@@ -95,16 +95,16 @@ class Ring:
         ends = self.cost.head.bytes if machine == 0 and self.cost.head else 0.0
         return self.machines[machine].memory - ends
 
-    def way_round(self, stages: Sequence[Stage]) -> float:
+    def way_round(self, stages: Sequence[PipelineStage]) -> float:
         """Seconds of the whole way round, with all computing."""
         ways = sum(self.way_s(stage.machine, stage.span.start, stage.span.end) for stage in stages)
         return self.head.seconds + ways + sum(self.compute_s(stage) for stage in stages)
 
-    def busiest(self, stages: Sequence[Stage]) -> float:
+    def busiest(self, stages: Sequence[PipelineStage]) -> float:
         """Seconds that one group keeps the machine or link which is busy the longest."""
         return max(self.head.seconds, *(self.busy_s(stage) for stage in stages))
 
-    def round_s(self, stages: Sequence[Stage]) -> float:
+    def round_s(self, stages: Sequence[PipelineStage]) -> float:
         """Seconds in which every session gets a token."""
         return max(self.way_round(stages), self.groups * self.busiest(stages))
 

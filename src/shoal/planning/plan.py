@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from shoal.planning.assign import SLACK, place
-from shoal.planning.pipeline import Load, Ring, Stage
+from shoal.planning.pipeline import Pipeline, PipelineStage, Workload
 from shoal.planning.roofline import Bound, Estimate, Machine, SpanCost, hop_time, step_time, together
 
 MOST_GROUPS = 64
@@ -16,7 +16,7 @@ PROMPT = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class DecodeSpeed:
     """What decoding reaches."""
 
     sessions: int
@@ -30,7 +30,7 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
-class Prefill:
+class PrefillSpeed:
     """What a prompt takes."""
 
     tokens: int
@@ -44,12 +44,12 @@ class Prefill:
 class Plan:
     """Where the blocks go, and what comes of it."""
 
-    stages: tuple[Stage, ...]
-    one: Speed
+    stages: tuple[PipelineStage, ...]
+    one: DecodeSpeed
     """With one session."""
-    many: Speed
+    many: DecodeSpeed
     """With all of them."""
-    prefill: Prefill
+    prefill: PrefillSpeed
     kv_tokens: tuple[float, ...]
     """Tokens of KV that each stage has room for; infinite where states do not grow."""
 
@@ -60,7 +60,7 @@ class Plan:
 
 
 def make_plan(
-    machines: Sequence[Machine], cost: SpanCost, load: Load, piece: Callable[[int, int], int]
+    machines: Sequence[Machine], cost: SpanCost, load: Workload, piece: Callable[[int, int], int]
 ) -> Plan:
     """The best plan for all of the sessions, over several numbers of groups.
 
@@ -72,16 +72,18 @@ def make_plan(
     Raises:
         OutOfResources: the model does not fit; says how much memory is lacking.
     """
-    rings = [Ring(machines, cost, load, groups) for groups in _group_counts(load.sessions, len(machines))]
-    placed = [(ring, place(ring)) for ring in rings]
+    pipelines = [
+        Pipeline(machines, cost, load, groups) for groups in _group_counts(load.sessions, len(machines))
+    ]
+    placed = [(pipeline, place(pipeline)) for pipeline in pipelines]
     # Of rounds that are as long as each other the first is taken: it has the largest batches.
-    ring, stages = min(placed, key=lambda found: found[0].round_s(found[1]))
+    pipeline, stages = min(placed, key=lambda found: found[0].round_s(found[1]))
     return Plan(
         stages,
-        one=_speed(Ring(machines, cost, replace(load, sessions=1), 1), stages),
-        many=_speed(ring, stages),
-        prefill=_prefill(ring, stages, piece),
-        kv_tokens=tuple(_kv_tokens(ring, stage) for stage in stages),
+        one=_speed(Pipeline(machines, cost, replace(load, sessions=1), 1), stages),
+        many=_speed(pipeline, stages),
+        prefill=_prefill(pipeline, stages, piece),
+        kv_tokens=tuple(_kv_tokens(pipeline, stage) for stage in stages),
     )
 
 
@@ -92,33 +94,40 @@ def _group_counts(sessions: int, machines: int) -> list[int]:
     return sorted(count for count in counts if count <= most)
 
 
-def _speed(ring: Ring, stages: Sequence[Stage]) -> Speed:
-    sessions, rate = ring.load.sessions, ring.load.sessions / ring.round_s(stages)
-    stage = max(stages, key=ring.busy_s)
-    if ring.groups == 1 or ring.way_round(stages) > ring.groups * ring.busiest(stages) * SLACK:
-        return Speed(sessions, ring.groups, rate, _bound_of_way(ring, stages), None)
-    if ring.busy_s(stage) <= ring.head.seconds:
-        return Speed(sessions, ring.groups, rate, ring.head.bound, 0)
-    if ring.link_s(stage) >= ring.busy_s(stage):
-        return Speed(sessions, ring.groups, rate, "network", stage.machine)
-    own = [ring.head] if stage.machine == 0 else []
-    return Speed(sessions, ring.groups, rate, together([*own, _computing(ring, stage)]).bound, stage.machine)
+def _speed(pipeline: Pipeline, stages: Sequence[PipelineStage]) -> DecodeSpeed:
+    sessions, rate = pipeline.load.sessions, pipeline.load.sessions / pipeline.round_s(stages)
+    stage = max(stages, key=pipeline.busy_s)
+    if (
+        pipeline.groups == 1
+        or pipeline.way_round(stages) > pipeline.groups * pipeline.busiest(stages) * SLACK
+    ):
+        return DecodeSpeed(sessions, pipeline.groups, rate, _bound_of_way(pipeline, stages), None)
+    if pipeline.busy_s(stage) <= pipeline.head.seconds:
+        return DecodeSpeed(sessions, pipeline.groups, rate, pipeline.head.bound, 0)
+    if pipeline.link_s(stage) >= pipeline.busy_s(stage):
+        return DecodeSpeed(sessions, pipeline.groups, rate, "network", stage.machine)
+    own = [pipeline.head] if stage.machine == 0 else []
+    return DecodeSpeed(
+        sessions, pipeline.groups, rate, together([*own, _computing(pipeline, stage)]).bound, stage.machine
+    )
 
 
-def _bound_of_way(ring: Ring, stages: Sequence[Stage]) -> Bound:
-    ways = sum(ring.way_s(stage.machine, stage.span.start, stage.span.end) for stage in stages)
-    computing = [_computing(ring, stage) for stage in stages]
-    return together([ring.head, Estimate(ways, "network"), *computing]).bound
+def _bound_of_way(pipeline: Pipeline, stages: Sequence[PipelineStage]) -> Bound:
+    ways = sum(pipeline.way_s(stage.machine, stage.span.start, stage.span.end) for stage in stages)
+    computing = [_computing(pipeline, stage) for stage in stages]
+    return together([pipeline.head, Estimate(ways, "network"), *computing]).bound
 
 
-def _computing(ring: Ring, stage: Stage) -> Estimate:
-    part = ring.cost.part(stage.span)
-    return step_time(ring.machines[stage.machine], part, ring.batch, ring.load.context)
+def _computing(pipeline: Pipeline, stage: PipelineStage) -> Estimate:
+    part = pipeline.cost.part(stage.span)
+    return step_time(pipeline.machines[stage.machine], part, pipeline.batch, pipeline.load.context)
 
 
-def _prefill(ring: Ring, stages: Sequence[Stage], piece: Callable[[int, int], int]) -> Prefill:
+def _prefill(
+    pipeline: Pipeline, stages: Sequence[PipelineStage], piece: Callable[[int, int], int]
+) -> PrefillSpeed:
     """A prompt goes round in pieces: a stage begins one when it has come, and when the one before is done."""
-    tokens = min(PROMPT, ring.load.context)
+    tokens = min(PROMPT, pipeline.load.context)
     size = piece(tokens, len(stages))
     done = [0.0] * len(stages)
     spent: list[Estimate] = []
@@ -127,31 +136,31 @@ def _prefill(ring: Ring, stages: Sequence[Stage], piece: Callable[[int, int], in
         rows = min(size, tokens - at)
         arrived = 0.0
         for number, stage in enumerate(stages):
-            machine = ring.machines[stage.machine]
-            computing = step_time(machine, ring.cost.part(stage.span), rows, at, sessions=1)
-            way = _way(ring, stages, number, rows)
+            machine = pipeline.machines[stage.machine]
+            computing = step_time(machine, pipeline.cost.part(stage.span), rows, at, sessions=1)
+            way = _way(pipeline, stages, number, rows)
             done[number] = max(done[number], arrived + way.seconds) + computing.seconds
             arrived = done[number]
             spent += [computing, way]
-    back = _way(ring, stages, len(stages), 1)
-    head = step_time(ring.machines[0], SpanCost((), ring.cost.hidden_size, ring.cost.head), 1, 0)
+    back = _way(pipeline, stages, len(stages), 1)
+    head = step_time(pipeline.machines[0], SpanCost((), pipeline.cost.hidden_size, pipeline.cost.head), 1, 0)
     first = arrived + back.seconds + head.seconds
-    return Prefill(tokens, tokens / first, first, together([*spent, back, head]).bound)
+    return PrefillSpeed(tokens, tokens / first, first, together([*spent, back, head]).bound)
 
 
-def _way(ring: Ring, stages: Sequence[Stage], number: int, rows: int) -> Estimate:
+def _way(pipeline: Pipeline, stages: Sequence[PipelineStage], number: int, rows: int) -> Estimate:
     """The way to stage ``number`` from the one before it; from and to the client at the ends."""
     here = stages[number - 1].machine if number else 0
     there = stages[number].machine if number < len(stages) else 0
     if here == there:
         return Estimate(0.0, "network")
-    return hop_time(ring.machines[here], rows, ring.load.row_bytes)
+    return hop_time(pipeline.machines[here], rows, pipeline.load.row_bytes)
 
 
-def _kv_tokens(ring: Ring, stage: Stage) -> float:
+def _kv_tokens(pipeline: Pipeline, stage: PipelineStage) -> float:
     """Tokens for which a stage has room beside its weights and what its sessions hold in any case."""
-    blocks = ring.cost.part(stage.span).blocks
+    blocks = pipeline.cost.part(stage.span).blocks
     growing = sum(block.kv_bytes for block in blocks if block.paged or not block.window)
-    held = sum(block.kv_held(ring.load.context) for block in blocks) - growing * ring.load.context
-    room = ring.room(stage.machine) - sum(block.bytes for block in blocks) - ring.load.sessions * held
+    held = sum(block.kv_held(pipeline.load.context) for block in blocks) - growing * pipeline.load.context
+    room = pipeline.room(stage.machine) - sum(block.bytes for block in blocks) - pipeline.load.sessions * held
     return math.floor(room / growing) if growing else math.inf

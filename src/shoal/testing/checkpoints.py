@@ -14,7 +14,7 @@ import transformers as t
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 VOCAB = 300
-"""256 bytes, a few merges and the special tokens of :func:`write_tokenizer`."""
+"""256 bytes, a few merges and the special tokens of :func:`write_test_tokenizer`."""
 BLOCKS = 6
 BASE: dict[str, Any] = {
     "hidden_size": 64,
@@ -236,11 +236,11 @@ def write_checkpoint(
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder, max_shard_size=shard)
-    write_tokenizer(folder)
+    write_test_tokenizer(folder)
     return folder
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_test_tokenizer(folder: Path) -> None:
     """A byte-level tokenizer with a chat template: every text has tokens, every token below 300 has text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("\u0120", "w")]

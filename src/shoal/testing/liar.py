@@ -34,14 +34,14 @@ from shoal.wire.payload import hidden_states
 ROOM = 1 << 20
 MUCH = 1 << 40
 
-Answer = Callable[["Liar", Channel, Message, bytes], Awaitable[None]]
+Behaviour = Callable[["Liar", Channel, Message, bytes], Awaitable[None]]
 """What a liar does with a message."""
 
 
 class Liar:
     """See :func:`lying`."""
 
-    def __init__(self, network: Network, member: Member, does: Answer) -> None:
+    def __init__(self, network: Network, member: Member, does: Behaviour) -> None:
         self.peer = network.peer
         self.member = member
         self.does = does
@@ -66,7 +66,7 @@ class Liar:
 
 @asynccontextmanager
 async def lying(
-    network: Network, member: Member, like: Served, does: Answer, **changes: Any
+    network: Network, member: Member, like: Served, does: Behaviour, **changes: Any
 ) -> AsyncGenerator[Liar]:
     """A running liar.
 
@@ -162,7 +162,7 @@ async def hangs_up_on_hops(liar: Liar, channel: Channel, message: Message, paylo
         channel.close("I do not speak with you")
 
 
-def passes_on(**changes: int) -> Answer:
+def passes_on(**changes: int) -> Behaviour:
     """Sends each step on with other fields, as if it had run it; what is last answers with that."""
 
     async def does(liar: Liar, channel: Channel, message: Message, payload: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.cli.chat.commands import COMMANDS, listed, parse, question
+from shoal.cli.chat.commands import COMMANDS, help_text, parse, question
 from shoal.errors import UsageError
 
 
@@ -46,5 +46,5 @@ def test_a_command_that_makes_no_sense_is_told(line: str, says: str) -> None:
 
 def test_help_lists_them_all() -> None:
     for command in COMMANDS:
-        assert f"/{command.name}" in listed()
-        assert command.about in listed()
+        assert f"/{command.name}" in help_text()
+        assert command.about in help_text()

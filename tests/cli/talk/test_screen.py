@@ -8,13 +8,13 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from shoal.cli.chat.screen import Plain, Rendered, screen
+from shoal.cli.chat.screen import MarkdownScreen, PlainScreen, screen
 
 
 def rendered(*pieces: str, height: int = 24) -> tuple[str, str]:
     """What was written to the terminal, all of it, and what of it was written for good."""
     console = Console(file=io.StringIO(), force_terminal=True, width=60, height=height, record=True)
-    shown = Rendered(console)
+    shown = MarkdownScreen(console)
     for piece in pieces:
         shown.write(piece)
         if shown._live is not None:
@@ -29,7 +29,7 @@ def test_a_pipe_gets_what_the_model_said_and_a_line_end(capsys: pytest.CaptureFi
     with screen() as shown:
         shown.write("**The** ")
         shown.write("sea\x1b[2J")
-    assert isinstance(shown, Plain)
+    assert isinstance(shown, PlainScreen)
     assert capsys.readouterr().out == "**The** sea\x1b[2J\n"
 
 
@@ -58,7 +58,7 @@ def test_every_block_is_kept_once_and_in_order() -> None:
 
 def test_what_comes_is_there_before_its_block_is_complete() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=60, height=24)
-    shown = Rendered(console)
+    shown = MarkdownScreen(console)
     shown.write("The sea is")
     assert shown._live is not None
     shown._live.refresh()
@@ -69,7 +69,7 @@ def test_what_comes_is_there_before_its_block_is_complete() -> None:
 
 def test_a_block_taller_than_the_terminal_shows_its_end_while_it_grows() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=60, height=6)
-    shown = Rendered(console)
+    shown = MarkdownScreen(console)
     shown.write("```\n" + "\n".join(f"line {n}" for n in range(40)))
     assert shown._live is not None
     shown._live.refresh()

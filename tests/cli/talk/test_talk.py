@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 import trio
 
-from shoal.cli.ask import Question
+from shoal.cli.ask import AnswerRequest
 from shoal.cli.chat.conversation import Conversation
 from shoal.cli.chat.loop import Talk, stoppable
 from shoal.client.answer import Answer, RouteStage
@@ -95,7 +95,7 @@ async def talk(stub: Stub, *lines: str, forgiving: bool = True) -> tuple[Talk, s
         yield shown
         shown.close()
 
-    talking = Talk(cast("Swarm", stub), Conversation("fish"), Question(""), forgiving, screen=screen)
+    talking = Talk(cast("Swarm", stub), Conversation("fish"), AnswerRequest(""), forgiving, screen=screen)
     await talking.run(Lines(*lines))
     return talking, shown.text
 

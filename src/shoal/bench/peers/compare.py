@@ -19,15 +19,15 @@ from shoal.bench.peers.ggufs import write_gguf
 from shoal.bench.peers.language_pipes import language_pipes
 from shoal.bench.peers.llama_cpp import TYPES, LlamaCpp, find_llama_cpp, requests_rate
 from shoal.bench.results import (
+    BenchReport,
     Contender,
     Expected,
-    Report,
-    Result,
+    Measurement,
     compared,
     in_turns,
 )
 from shoal.bench.roof import Roof, find_roof
-from shoal.bench.through import Through, through
+from shoal.bench.through import SwarmDecoder, through
 from shoal.config import Settings
 from shoal.errors import ShoalError, UnsupportedModel, UsageError, as_shoal_error
 from shoal.executor.thread import ComputeThread
@@ -46,7 +46,7 @@ WORDS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PeersBench:
     """What is compared."""
 
     formats: Sequence[Format]
@@ -64,7 +64,7 @@ class Field:
 
     settings: Settings
     model: LocalModel
-    asked: Asked
+    asked: PeersBench
     format: Format
     folder: Path
     """For logs and configurations, gone afterwards."""
@@ -75,7 +75,7 @@ class Field:
     """The prompts as every program tokenizes them."""
 
 
-async def peers(settings: Settings, asked: Asked, progress: Progress) -> Report:
+async def measure_peers(settings: Settings, asked: PeersBench, progress: Progress) -> BenchReport:
     """Measure each format of Shoal beside llama.cpp's nearest type, and bf16 beside language-pipes.
 
     Raises:
@@ -94,7 +94,7 @@ async def peers(settings: Settings, asked: Asked, progress: Progress) -> Report:
     await trio.to_thread.run_sync(write_gguf, model, bf16)
     with torch_thread() as thread:
         roof = await find_roof(thread, settings, model, asked.formats, progress)
-    results: list[Result] = []
+    results: list[Measurement] = []
     notes: list[str] = []
     for format in asked.formats:
         file = await llama.quantize(bf16, format)
@@ -103,7 +103,7 @@ async def peers(settings: Settings, asked: Asked, progress: Progress) -> Report:
             results += await _one_format(field, llama, file, notes)
     title = f"{model.name} beside llama.cpp and language-pipes"
     found = compared(results, _pairs(asked))
-    return Report(title, roof.described(settings.threads), tuple(found), notes=tuple(notes))
+    return BenchReport(title, roof.described(settings.threads), tuple(found), notes=tuple(notes))
 
 
 def _tokenized(model: LocalModel, prompts: Sequence[str]) -> list[list[int]]:
@@ -113,7 +113,7 @@ def _tokenized(model: LocalModel, prompts: Sequence[str]) -> list[list[int]]:
     return [codec.prompt([{"role": "user", "content": prompt}]).token_ids for prompt in prompts]
 
 
-async def _one_format(field: Field, llama: LlamaCpp, file: Path, notes: list[str]) -> list[Result]:
+async def _one_format(field: Field, llama: LlamaCpp, file: Path, notes: list[str]) -> list[Measurement]:
     asked, format = field.asked, field.format
     async with AsyncExitStack() as stack:
         thread = stack.enter_context(torch_thread())
@@ -149,7 +149,7 @@ def _one_process(field: Field, thread: ComputeThread, one: OneProcess) -> list[C
     ]
 
 
-def _swarm(field: Field, ring: Through) -> list[Contender]:
+def _swarm(field: Field, ring: SwarmDecoder) -> list[Contender]:
     many, prompt = field.asked.sessions, field.token_ids[0]
     name = f"swarm/{field.format}"
     return [
@@ -235,7 +235,7 @@ def forgiving(contender: Contender, notes: list[str]) -> Contender:
     return replace(contender, run=run)
 
 
-def _pairs(asked: Asked) -> dict[str, dict[str, str]]:
+def _pairs(asked: PeersBench) -> dict[str, dict[str, str]]:
     """What each result is divided by: see :func:`shoal.bench.results.compared`."""
     many = asked.sessions
     found: dict[str, dict[str, str]] = {}

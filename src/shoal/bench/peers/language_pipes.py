@@ -20,7 +20,7 @@ from shoal.bench.peers.programs import (
     ask_together,
     free_port,
     make_venv,
-    running,
+    running_program,
 )
 from shoal.config import Settings
 from shoal.errors import DeadlineExceeded
@@ -98,7 +98,7 @@ async def language_pipes(
             }
             command = [venv / "bin" / "language-pipes", "-c", home / "node.toml", "run"]
             log = folder / f"language-pipes-{number}.log"
-            await stack.enter_async_context(running(command, environ, peers[number], log))
+            await stack.enter_async_context(running_program(command, environ, peers[number], log))
             await _says(log, f"Layers {span.start}-{span.end - 1} for {MODEL} successfully loaded")
         await _says(folder / "language-pipes-0.log", f"End Model for {MODEL} loaded")
         pipes = LanguagePipes(api)
@@ -117,14 +117,14 @@ def node_config(model: LocalModel, span: Span, number: int, peers: Sequence[int]
         lines += [f"job_port = {api}", f"end_models = [{json.dumps(MODEL)}]"]
     else:
         lines.append(f"bootstrap_nodes = [{{address = {json.dumps(HOST)}, port = {peers[0]}}}]")
-    gib = (len(span) + 0.5) * layer_bytes(model) / 2**30
+    gib = (len(span) + 0.5) * model_layer_bytes(model) / 2**30
     lines.append(
         f'layer_models = [{{model_id = "{MODEL}", device = "cpu", memory = {gib:.6f}, data_type = 16}}]'
     )
     return "\n".join(lines) + "\n"
 
 
-def layer_bytes(model: LocalModel) -> int:
+def model_layer_bytes(model: LocalModel) -> int:
     """Bytes of block 0 in bfloat16, in which language-pipes holds any checkpoint."""
     total = 0
     for name, entry in open_checkpoint(model.path).tensors.items():

@@ -17,7 +17,7 @@ from shoal.bench.peers.programs import (
     free_port,
     make_venv,
     output_of,
-    running,
+    running_program,
 )
 from shoal.config import Settings
 from shoal.errors import ShoalError, UsageError
@@ -89,7 +89,9 @@ class LlamaCpp:
         port = free_port()
         command: list[str | Path] = [self.folder / "llama-server", "-m", file, "-t", str(self.threads)]
         command += ["-np", str(sessions), "-c", str(sessions * SLOT_TOKENS), "--host", HOST, "--no-webui"]
-        async with running([*command, "--port", str(port)], self.environ, port, logs / "llama-server.log"):
+        async with running_program(
+            [*command, "--port", str(port)], self.environ, port, logs / "llama-server.log"
+        ):
             yield port
 
     @asynccontextmanager
@@ -104,7 +106,7 @@ class LlamaCpp:
                 port = free_port()
                 command = [program, "-H", HOST, "-p", str(port), "-t", str(self.threads)]
                 log = logs / f"rpc-server-{number}.log"
-                await stack.enter_async_context(running(command, self.environ, port, log))
+                await stack.enter_async_context(running_program(command, self.environ, port, log))
                 addresses.append(f"{HOST}:{port}")
             yield ",".join(addresses)
 

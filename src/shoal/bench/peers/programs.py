@@ -62,7 +62,7 @@ async def output_of(
 
 
 @asynccontextmanager
-async def running(
+async def running_program(
     command: Sequence[str | Path], environ: Mapping[str, str], port: int, log: Path
 ) -> AsyncGenerator[trio.Process]:
     """Run a program that listens on ``port`` until the block ends.

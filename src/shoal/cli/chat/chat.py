@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from shoal.cli import options
-from shoal.cli.ask import Question, answer_fields, ask, say_speed, say_trace, user
+from shoal.cli.ask import AnswerRequest, answer_fields, ask, say_speed, say_trace, user
 from shoal.cli.enter import in_swarm
 from shoal.cli.output import emit, say
 from shoal.cli.progress import working
@@ -24,31 +24,31 @@ MAX_STDIN = 64 << 20
 CHAT_TEMPERATURE = 0.7
 """Of a conversation, where neither its user nor the model's makers name one."""
 
-MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)]
-Temperature = Annotated[
+MaxTokensOption = Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)]
+TemperatureOption = Annotated[
     float | None,
     typer.Option(
         help="0 takes the likeliest token; higher is more random. The model's own if not named.",
         show_default=False,
     ),
 ]
-TopK = Annotated[
+TopKOption = Annotated[
     int | None,
     typer.Option(help="Choose among the k likeliest tokens; 0 turns this off.", show_default=False),
 ]
-TopP = Annotated[
+TopPOption = Annotated[
     float | None,
     typer.Option(
         help="Choose among the likeliest tokens whose probabilities add up to this.", show_default=False
     ),
 ]
-MinP = Annotated[
+MinPOption = Annotated[
     float | None,
     typer.Option(
         help="Choose among tokens at least this likely, relative to the likeliest.", show_default=False
     ),
 ]
-Penalty = Annotated[
+RepetitionPenaltyOption = Annotated[
     float | None,
     typer.Option(
         "--repetition-penalty",
@@ -56,11 +56,13 @@ Penalty = Annotated[
         show_default=False,
     ),
 ]
-Stop = Annotated[
+StopOption = Annotated[
     list[str] | None, typer.Option(help="End the answer before this text; repeat the option for more.")
 ]
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.", show_default=False)]
-Raw = Annotated[bool, typer.Option("--raw", help="Send the prompt without the chat template.")]
+SeedOption = Annotated[
+    int | None, typer.Option(help="The same seed gives the same answer.", show_default=False)
+]
+RawOption = Annotated[bool, typer.Option("--raw", help="Send the prompt without the chat template.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -73,25 +75,25 @@ def run(
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; text from stdin is appended to it.")
     ] = None,
-    swarm: options.Swarm = None,
-    public: options.Public = None,
+    swarm: options.SwarmOption = None,
+    public: options.PublicOption = None,
     format: options.FormatOption = None,
-    max_tokens: MaxTokens = 256,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: Penalty = None,
-    stop: Stop = None,
-    seed: Seed = None,
-    raw: Raw = False,
+    max_tokens: MaxTokensOption = 256,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    min_p: MinPOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
+    stop: StopOption = None,
+    seed: SeedOption = None,
+    raw: RawOption = False,
     trace: Annotated[bool, typer.Option("--trace", help="Print per-hop timings afterwards.")] = False,
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Answer one prompt. Streams the answer to stdout."""
     settings = options.settings(swarm=swarm, public=public, model=model, format=format)
     text = whole_prompt(prompt, sys.stdin)
-    question = Question(
+    question = AnswerRequest(
         settings.model,
         messages=user(text),
         raw=text if raw else None,
@@ -130,19 +132,19 @@ def chat(
             autocompletion=names.models,
         ),
     ] = None,
-    swarm: options.Swarm = None,
-    public: options.Public = None,
+    swarm: options.SwarmOption = None,
+    public: options.PublicOption = None,
     format: options.FormatOption = None,
-    max_tokens: MaxTokens = 512,
-    temperature: Temperature = None,
-    seed: Seed = None,
+    max_tokens: MaxTokensOption = 512,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = None,
     system: Annotated[str, typer.Option(help="System message.", show_default=False)] = "",
 ) -> None:
     """Chat with a model. /help lists the commands you can type."""
     settings = options.settings(swarm=swarm, public=public, model=model, format=format)
     sampling = {"temperature": temperature, "seed": seed}
     wanted = settings.asked_format
-    asking = Question(
+    asking = AnswerRequest(
         settings.model, max_tokens=max_tokens, format=wanted, sampling=sampling, temperature=CHAT_TEMPERATURE
     )
 

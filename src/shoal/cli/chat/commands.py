@@ -62,7 +62,7 @@ def question(line: str) -> str:
     return text[1:] if text.startswith("//") else text
 
 
-def listed() -> str:
+def help_text() -> str:
     """Every command, one a line, and the keys."""
     width = max(len(f"/{c.name} {c.argument}") for c in COMMANDS)
     lines = [f"{f'/{c.name} {c.argument}':{width}}  {c.about}" for c in COMMANDS]

@@ -15,7 +15,7 @@ MAX_FILE = 16 << 20
 """Bytes of a saved conversation that is read back; a longer one fits no model."""
 
 
-class Said(Struct, frozen=True):
+class ChatTurn(Struct, frozen=True):
     """One message, as chat templates and the OpenAI API spell it."""
 
     role: Literal["system", "user", "assistant"]
@@ -26,7 +26,7 @@ class Saved(Struct, frozen=True):
     """A conversation in a file: the beginning of a request to ``/v1/chat/completions``."""
 
     model: Annotated[str, Meta(min_length=1, max_length=4096)]
-    messages: list[Said]
+    messages: list[ChatTurn]
 
 
 @dataclass(slots=True)
@@ -36,12 +36,12 @@ class Conversation:
     model: str
     system: str = ""
     """What the model is told before all else; nothing when empty."""
-    said: list[Said] = field(default_factory=list[Said])
+    turns: list[ChatTurn] = field(default_factory=list[ChatTurn])
     """Questions and answers in turn."""
 
-    def whole(self) -> list[Said]:
+    def whole(self) -> list[ChatTurn]:
         """All that the model is told, in order."""
-        return ([Said("system", self.system)] if self.system else []) + self.said
+        return ([ChatTurn("system", self.system)] if self.system else []) + self.turns
 
     def messages(self) -> list[dict[str, str]]:
         """The same as the chat template takes it."""
@@ -49,12 +49,12 @@ class Conversation:
 
     def ask(self, text: str) -> None:
         """Add a question. One before it that was never answered is forgotten: templates want turns."""
-        if self.said and self.said[-1].role == "user":
-            self.said.pop()
-        self.said.append(Said("user", text))
+        if self.turns and self.turns[-1].role == "user":
+            self.turns.pop()
+        self.turns.append(ChatTurn("user", text))
 
     def answer(self, text: str) -> None:
-        self.said.append(Said("assistant", text))
+        self.turns.append(ChatTurn("assistant", text))
 
     def take_back(self) -> str:
         """Forget the last question and what followed it; returns the question.
@@ -62,11 +62,11 @@ class Conversation:
         Raises:
             UsageError: nothing was asked yet.
         """
-        asked = [place for place, message in enumerate(self.said) if message.role == "user"]
+        asked = [place for place, message in enumerate(self.turns) if message.role == "user"]
         if not asked:
             raise UsageError("there is no question yet")
-        text = self.said[asked[-1]].content
-        del self.said[asked[-1] :]
+        text = self.turns[asked[-1]].content
+        del self.turns[asked[-1] :]
         return text
 
     def save(self, path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shoal.cli.ask import Question, answer_fields, put, route_table, say_way, show
+from shoal.cli.ask import AnswerRequest, answer_fields, put, route_table, say_way, show
 from shoal.cli.chat import commands, conversation
 from shoal.cli.chat.conversation import Conversation
 from shoal.cli.chat.reader import Reader
@@ -43,10 +43,10 @@ class Talk:
 
     swarm: Swarm
     conversation: Conversation
-    asking: Question
+    asking: AnswerRequest
     forgiving: bool
     screen: Callable[[], AbstractContextManager[Screen]] = screen
-    last: tuple[Answer, Question] | None = field(default=None, init=False)
+    last: tuple[Answer, AnswerRequest] | None = field(default=None, init=False)
 
     async def run(self, reader: Reader) -> None:
         """Talk until the reader has no more, or ``/quit``.
@@ -75,9 +75,9 @@ class Talk:
             case "quit":
                 return False
             case "help":
-                say(commands.listed())
+                say(commands.help_text())
             case "new":
-                self.conversation.said.clear()
+                self.conversation.turns.clear()
                 say("new conversation")
             case "model":
                 await self._model(argument)
@@ -148,7 +148,7 @@ class Talk:
 
     def _load(self, name: str) -> None:
         self.conversation = conversation.load(Path(name).expanduser())
-        say(f"{len(self.conversation.said)} messages with {self.conversation.model}")
+        say(f"{len(self.conversation.turns)} messages with {self.conversation.model}")
 
     def _show_error(self, error: ShoalError | OSError) -> None:
         if isinstance(error, OSError):

@@ -29,7 +29,7 @@ class Screen(Protocol):
         ...
 
 
-class Plain:
+class PlainScreen:
     """Stdout as it is. Into a pipe goes what the model said; on a terminal, what cannot drive it."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Plain:
             self.write("\n")
 
 
-class Rendered:
+class MarkdownScreen:
     """Markdown on a terminal. Complete blocks are printed for good; the last is redrawn as it grows."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -92,7 +92,7 @@ class Rendered:
 @contextmanager
 def screen() -> Generator[Screen]:
     """The screen for one answer in a conversation."""
-    shown = Rendered() if sys.stdout.isatty() else Plain()
+    shown = MarkdownScreen() if sys.stdout.isatty() else PlainScreen()
     with unechoed():
         try:
             yield shown

@@ -18,11 +18,11 @@ def register(app: typer.Typer) -> None:
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Answer the first prompt, then exit.")] = False,
     prompt: Annotated[str, typer.Option(help="The first prompt.")] = PROMPT,
-    model: options.Model = None,
+    model: options.ModelOption = None,
     nodes: Annotated[int, typer.Option(help="Number of nodes to start.", min=1, max=64)] = 3,
     format: options.FormatOption = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 64,
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Try it on this machine. Starts a few nodes, asks them a question, and shows which blocks ran where."""
     settings = options.settings(model=model, format=format)

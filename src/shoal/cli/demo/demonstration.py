@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from shoal.cli.ask import Question, answer_fields, ask, route_table, say_speed, user
+from shoal.cli.ask import AnswerRequest, answer_fields, ask, route_table, say_speed, user
 from shoal.cli.chat.reader import reader
-from shoal.cli.gateway.process import opened
+from shoal.cli.gateway.process import gateway_on
 from shoal.cli.output import emit, many, printable, say
 from shoal.cli.progress import working
 from shoal.config import Settings
 from shoal.errors import PortInUse
 from shoal.executor.kernels.built import kernels_built
 from shoal.local.ending import how_to_end
-from shoal.local.processes import LocalSwarm, entered, starting_swarm
+from shoal.local.processes import LocalSwarm, enter_local_swarm, starting_swarm
 from shoal.routing.formats import choose_format
 from shoal.types import Digest, Format
 
@@ -81,11 +81,11 @@ async def _page(stack: AsyncExitStack, booted: Booted, settings: Settings) -> st
     ours = booted.local.membership
     settings = replace(settings, swarm=ours.name)
     try:
-        return await stack.enter_async_context(opened(booted.swarm, settings, inside=ours))
+        return await stack.enter_async_context(gateway_on(booted.swarm, settings, inside=ours))
     except PortInUse as error:
         say(f"note: {error.message}")
         other = replace(settings, gateway_port=0)
-        return await stack.enter_async_context(opened(booted.swarm, other, inside=ours))
+        return await stack.enter_async_context(gateway_on(booted.swarm, other, inside=ours))
 
 
 async def _boot(stack: AsyncExitStack, settings: Settings, nodes: int) -> Booted:
@@ -106,7 +106,7 @@ async def _boot(stack: AsyncExitStack, settings: Settings, nodes: int) -> Booted
         # While they load their blocks, we get ready to ask. Torch takes long to import: on a thread.
         await trio.to_thread.run_sync(importlib.import_module, "shoal.client.connect")
         await starting.listening()
-        swarm = await stack.enter_async_context(entered(starting))
+        swarm = await stack.enter_async_context(enter_local_swarm(starting))
         await swarm.prepare(settings.model, format)
         local = await starting.serving()
         await _hear_of_all(swarm, model.digest)
@@ -129,7 +129,7 @@ async def _hear_of_all(swarm: Swarm, digest: Digest) -> None:
 
 
 async def _answer(booted: Booted, settings: Settings, demo: Demo, text: str) -> None:
-    question = Question(settings.model, user(text), max_tokens=demo.max_tokens, format=booted.format)
+    question = AnswerRequest(settings.model, user(text), max_tokens=demo.max_tokens, format=booted.format)
     if not demo.as_json:
         say(f"\n> {text}")
     answer = await ask(booted.swarm, question, stream=not demo.as_json)

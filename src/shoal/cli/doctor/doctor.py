@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-def doctor(as_json: options.Json = False) -> None:
+def doctor(as_json: options.JsonOption = False) -> None:
     """Check this machine's setup. Each failing check names its fix."""
     found: list[Finding] = []
     try:

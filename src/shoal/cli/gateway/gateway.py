@@ -26,15 +26,15 @@ def register(app: typer.Typer) -> None:
 
 
 def gateway(
-    gateway_host: options.GatewayHost = None,
-    gateway_port: options.GatewayPort = None,
+    gateway_host: options.GatewayHostOption = None,
+    gateway_port: options.GatewayPortOption = None,
     gateway_origins: Origin = None,
-    swarm: options.Swarm = None,
-    public: options.Public = None,
-    model: options.Model = None,
-    bootstrap: options.Bootstrap = None,
-    with_stdin: options.EndWithStdin = False,
-    as_json: options.Json = False,
+    swarm: options.SwarmOption = None,
+    public: options.PublicOption = None,
+    model: options.ModelOption = None,
+    bootstrap: options.BootstrapOption = None,
+    with_stdin: options.EndWithStdinOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Serve OpenAI's API and a web page for a swarm. Any program that uses OpenAI's API can use it."""
     if with_stdin:

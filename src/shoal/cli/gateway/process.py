@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from shoal.cli.doctor import checks
-from shoal.cli.enter import entered
+from shoal.cli.enter import enter_swarm
 from shoal.cli.node.process import steady
 from shoal.cli.node.turns import tell
 from shoal.cli.output import say
@@ -33,7 +33,7 @@ async def run(settings: Settings, *, as_json: bool) -> int:
     Raises:
         ShoalError: the swarm cannot be entered, or the port is taken.
     """
-    async with entered(settings, create=True) as swarm, opened(swarm, settings) as url:
+    async with enter_swarm(settings, create=True) as swarm, gateway_on(swarm, settings) as url:
         steady()
         with trio.open_signal_receiver(*stop_signals()) as signals:
             tell("gateway", as_json, url=url, peer=swarm.network.peer)
@@ -43,7 +43,7 @@ async def run(settings: Settings, *, as_json: bool) -> int:
 
 
 @asynccontextmanager
-async def opened(
+async def gateway_on(
     swarm: Swarm, settings: Settings, *, inside: Membership | None = None
 ) -> AsyncGenerator[str]:
     """A gateway over a swarm that we are in, until the block ends; gives its URL.

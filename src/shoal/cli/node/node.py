@@ -20,18 +20,18 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
-    swarm: options.Swarm = None,
-    public: options.Public = None,
-    model: options.Model = None,
-    memory: options.Memory = None,
-    threads: options.Threads = None,
-    parallel: options.Parallel = None,
-    format: options.NodeFormat = None,
-    kv: options.KV = None,
+    swarm: options.SwarmOption = None,
+    public: options.PublicOption = None,
+    model: options.ModelOption = None,
+    memory: options.MemoryOption = None,
+    threads: options.ThreadsOption = None,
+    parallel: options.ParallelOption = None,
+    format: options.NodeFormatOption = None,
+    kv: options.KVOption = None,
     gateway: Annotated[bool, typer.Option(help="Serve the API and the web page too.")] = True,
-    gateway_host: options.GatewayHost = None,
-    gateway_port: options.GatewayPort = None,
-    as_json: options.Json = False,
+    gateway_host: options.GatewayHostOption = None,
+    gateway_port: options.GatewayPortOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Join the swarm and serve the blocks it needs most. Runs until Ctrl-C."""
     settings = options.settings(
@@ -55,23 +55,23 @@ def serve(
         str | None,
         typer.Option(metavar="START:END", help="Blocks to serve; if not given, those the swarm needs most."),
     ] = None,
-    swarm: options.Swarm = None,
-    public: options.Public = None,
-    memory: options.Memory = None,
-    threads: options.Threads = None,
-    parallel: options.Parallel = None,
-    host: options.Host = None,
-    port: options.Port = None,
-    direct_port: options.DirectPort = None,
-    format: options.NodeFormat = None,
-    kv: options.KV = None,
-    wire: options.Wire = None,
-    bootstrap: options.Bootstrap = None,
+    swarm: options.SwarmOption = None,
+    public: options.PublicOption = None,
+    memory: options.MemoryOption = None,
+    threads: options.ThreadsOption = None,
+    parallel: options.ParallelOption = None,
+    host: options.HostOption = None,
+    port: options.PortOption = None,
+    direct_port: options.DirectPortOption = None,
+    format: options.NodeFormatOption = None,
+    kv: options.KVOption = None,
+    wire: options.WireOption = None,
+    bootstrap: options.BootstrapOption = None,
     mdns: Annotated[
         bool | None, typer.Option("--mdns/--no-mdns", help="Find peers on the local network.")
     ] = None,
-    with_stdin: options.EndWithStdin = False,
-    as_json: options.Json = False,
+    with_stdin: options.EndWithStdinOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Serve a span of MODEL. Ctrl-C or SIGTERM ends it once open sessions have ended."""
     if with_stdin:

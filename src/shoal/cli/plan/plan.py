@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from shoal.cli.plan.machines import Described
     from shoal.config import Settings
-    from shoal.planning.pipeline import Load
-    from shoal.planning.plan import Plan, Speed
+    from shoal.planning.pipeline import Workload
+    from shoal.planning.plan import DecodeSpeed, Plan
     from shoal.planning.roofline import Machine, SpanCost
     from shoal.types import Format
 
@@ -56,9 +56,9 @@ def plan(
         int | None, typer.Option(help="Tokens per session; 2048 if not given.", min=1, show_default=False)
     ] = None,
     format: options.FormatOption = None,
-    kv: options.KV = None,
-    threads: options.Threads = None,
-    as_json: options.Json = False,
+    kv: options.KVOption = None,
+    threads: options.ThreadsOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Estimate how fast given machines would run a model, what limits them, and which blocks to place where.
 
@@ -78,31 +78,31 @@ def plan(
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class PlanInput:
     """The question: a model, held in some format, for so many sessions."""
 
     name: str
     format: Format
     cost: SpanCost
-    load: Load
+    load: Workload
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PlanResult:
     """The question and its answer."""
 
-    drawn: Drawn
+    drawn: PlanInput
     machines: Sequence[Machine]
     plan: Plan
 
 
-def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -> Drawn:
+def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -> PlanInput:
     from shoal.errors import PromptTooLong
     from shoal.executor.kernels.built import kernels_built
     from shoal.models.store.config_only import glance
     from shoal.models.store.store import ModelStore
     from shoal.planning.costs import model_cost
-    from shoal.planning.pipeline import Load
+    from shoal.planning.pipeline import Workload
     from shoal.routing.formats import choose_format
     from shoal.wire.payload import encoded_bytes
 
@@ -115,7 +115,7 @@ def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -
     cost = model_cost(seen.config, format, settings.kv)
     codec = settings.wire if settings.wire != "auto" else ("float32" if format == "fp32" else "bfloat16")
     row = encoded_bytes(1, cost.hidden_size, codec)
-    return Drawn(seen.name, format, cost, Load(sessions, context or min(CONTEXT, seen.context), row))
+    return PlanInput(seen.name, format, cost, Workload(sessions, context or min(CONTEXT, seen.context), row))
 
 
 def _machines(
@@ -135,17 +135,17 @@ def _machines(
     return completed(described, count, measure)
 
 
-def _found(drawn: Drawn, machines: Sequence[Machine]) -> Found:
+def _found(drawn: PlanInput, machines: Sequence[Machine]) -> PlanResult:
     from functools import partial
 
     from shoal.client.ring.prefill import piece_tokens
     from shoal.planning.plan import make_plan
 
     piece = partial(piece_tokens, drawn.format)
-    return Found(drawn, machines, make_plan(machines, drawn.cost, drawn.load, piece))
+    return PlanResult(drawn, machines, make_plan(machines, drawn.cost, drawn.load, piece))
 
 
-def _fields(found: Found) -> dict[str, Any]:
+def _fields(found: PlanResult) -> dict[str, Any]:
     """The answer as ``--json`` shows it: bytes, seconds, tokens, operations in a second."""
     drawn, plan = found.drawn, found.plan
     return {
@@ -169,7 +169,7 @@ def _fields(found: Found) -> dict[str, Any]:
     }
 
 
-def _stages(found: Found) -> list[dict[str, Any]]:
+def _stages(found: PlanResult) -> list[dict[str, Any]]:
     from shoal.planning.roofline import step_time
 
     fields: list[dict[str, Any]] = []
@@ -189,7 +189,7 @@ def _stages(found: Found) -> list[dict[str, Any]]:
     return fields
 
 
-def _speed(found: Found, speed: Speed) -> dict[str, Any]:
+def _speed(found: PlanResult, speed: DecodeSpeed) -> dict[str, Any]:
     return {
         "sessions": speed.sessions,
         "groups": speed.groups,
@@ -204,7 +204,7 @@ def _whole(tokens: float) -> int | None:
     return None if math.isinf(tokens) else int(tokens)
 
 
-def _shown(found: Found) -> RenderableType:
+def _shown(found: PlanResult) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
@@ -228,14 +228,14 @@ def _shown(found: Found) -> RenderableType:
     return Group(Text(f"{head}\n"), _machine_table(found), Text("\n" + "\n".join(lines)))
 
 
-def _why(found: Found, speed: Speed) -> str:
+def _why(found: PlanResult, speed: DecodeSpeed) -> str:
     if speed.busiest is None:
         return f"bound by {speed.bound}"
     name = printable(found.machines[speed.busiest].name)
     return f"bound by {speed.bound}: {name} is always busy, {speed.groups} groups of sessions go round"
 
 
-def _machine_table(found: Found) -> Table:
+def _machine_table(found: PlanResult) -> Table:
     """One line for each machine that serves, in the route's order."""
     from rich.table import Table
     from rich.text import Text

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="service")
 
 
-def install(as_json: options.Json = False) -> None:
+def install(as_json: options.JsonOption = False) -> None:
     """Start `shoal up` now and at every login. Its options come from config.toml."""
     from shoal.cli.service.systemd import Systemd
 
@@ -32,7 +32,7 @@ def install(as_json: options.Json = False) -> None:
         say("it stops when you log out; to keep it running: loginctl enable-linger")
 
 
-def status(as_json: options.Json = False) -> None:
+def status(as_json: options.JsonOption = False) -> None:
     """Show whether the service is installed, enabled and running."""
     from shoal.cli.service.systemd import Systemd
 
@@ -40,7 +40,7 @@ def status(as_json: options.Json = False) -> None:
     emit(fields, as_json, lambda: "\n".join(f"{name}: {value}" for name, value in fields.items()))
 
 
-def uninstall(as_json: options.Json = False) -> None:
+def uninstall(as_json: options.JsonOption = False) -> None:
     """Stop the service and remove it. The node's identity, models and swarms stay."""
     from shoal.cli.service.systemd import Systemd
 

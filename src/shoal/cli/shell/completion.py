@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="completion")
 
 
-def install(shell: Shell = None, as_json: options.Json = False) -> None:
+def install(shell: Shell = None, as_json: options.JsonOption = False) -> None:
     """Install completion for your shell. It works in the next terminal you open."""
     from typer.completion import install as put  # pyright: ignore[reportPrivateImportUsage]
 

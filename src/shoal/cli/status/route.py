@@ -41,9 +41,9 @@ def route(
         bool, typer.Option("--why", help="Show the cost of each hop and the best alternatives.")
     ] = False,
     tokens: Annotated[int, typer.Option(help="Session length in tokens: prompt and answer.", min=1)] = TOKENS,
-    swarm: options.Swarm = None,
-    public: options.Public = None,
-    as_json: options.Json = False,
+    swarm: options.SwarmOption = None,
+    public: options.PublicOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Show the route that a session would take now. Measures latency to each peer first."""
     settings, model = options.settings(swarm=swarm, public=public), full_name(model)
@@ -53,7 +53,7 @@ def route(
             return await _explained(opened, model, tokens)
 
     found = looking(settings, go, model=model)
-    emit(fields_of(model, found), as_json, lambda: shown(found) if why else line(found))
+    emit(fields_of(model, found), as_json, lambda: choice_view(found) if why else line(found))
 
 
 async def _explained(swarm: Onlooker, model: str, tokens: int) -> Choice:
@@ -144,7 +144,7 @@ def line(choice: Choice) -> str:
     return " → ".join(_hop(stage.peer, stage.span) for stage in choice.stages)
 
 
-def shown(choice: Choice) -> Group:
+def choice_view(choice: Choice) -> Group:
     """What each hop costs, then what there would be without each."""
     from rich.console import Group
     from rich.text import Text

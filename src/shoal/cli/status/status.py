@@ -29,8 +29,8 @@ def register(app: typer.Typer) -> None:
 
 
 def status(
-    swarm: options.Swarm = None,
-    public: options.Public = None,
+    swarm: options.SwarmOption = None,
+    public: options.PublicOption = None,
     trace: Annotated[
         bool,
         typer.Option("--trace", help="Show timings of recent steps, hop by hop, from this machine's nodes."),
@@ -38,7 +38,7 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Update until Ctrl-C; with --json, one object per change.")
     ] = False,
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Show what the swarm serves: models, missing blocks, peers and their speed."""
     settings = options.settings(swarm=swarm, public=public)
@@ -54,7 +54,11 @@ def status(
     emit(view, as_json, lambda: status_page(view))
 
 
-def peers(swarm: options.Swarm = None, public: options.Public = None, as_json: options.Json = False) -> None:
+def peers(
+    swarm: options.SwarmOption = None,
+    public: options.PublicOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
     """List the peers of the swarm, with the path to each."""
     view = _look(options.settings(swarm=swarm, public=public))
     found = {"swarm": view.swarm, "peer": view.peer, "peers": view.peers}
@@ -65,9 +69,9 @@ def ping(
     peer: Annotated[
         str | None, typer.Argument(help="A peer's name, its id or the end of that; all peers if not given.")
     ] = None,
-    swarm: options.Swarm = None,
-    public: options.Public = None,
-    as_json: options.Json = False,
+    swarm: options.SwarmOption = None,
+    public: options.PublicOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Measure latency to a peer, and show which carrier was used."""
     from shoal.cli.status import observe as reach
@@ -105,7 +109,7 @@ def _watch(settings: Settings, as_json: bool) -> None:
     from shoal.cli.status import watch as watching
 
     async def go(opened: Onlooker) -> None:
-        with watching.shown(as_json) as show:
+        with watching.live_view(as_json) as show:
             await watching.watch(opened, show)
 
     looking(settings, go)

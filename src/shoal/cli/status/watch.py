@@ -54,7 +54,7 @@ async def watch(swarm: Onlooker, show: Show) -> None:
 
 
 @contextmanager
-def shown(as_json: bool) -> Generator[Show]:
+def live_view(as_json: bool) -> Generator[Show]:
     """How each view is shown: drawn over the last on a terminal, else on new lines when it says more."""
     if not as_json and sys.stdout.isatty():
         from rich.console import Console

@@ -13,7 +13,7 @@ from shoal.client.ring.route_finder import RouteFinder
 from shoal.config import Settings
 from shoal.errors import Busy, ChannelClosed, DeadlineExceeded, NoCoverage, RemoteProtocolError, ShoalError
 from shoal.metrics.meters import Metrics
-from shoal.metrics.trace import RerouteTrace, Trace, shown
+from shoal.metrics.trace import RerouteTrace, Trace, short_session
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
@@ -179,7 +179,7 @@ class Rings:
     def survived(self, ring: Ring, at: float, gap_s: float, lost: Sequence[PeerId], way: str) -> None:
         """Note that a session, now on ``ring``, has survived a loss; ``at`` is seconds since the epoch."""
         self.metrics.reroutes.labels(way).inc()
-        self.trace.reroute(RerouteTrace(at, shown(ring.session), gap_s, tuple(lost), way))
+        self.trace.reroute(RerouteTrace(at, short_session(ring.session), gap_s, tuple(lost), way))
 
     def round_trips(self) -> dict[PeerId, float | None]:
         """Seconds to each peer that we have a channel to; ``None`` where it is not measured yet."""

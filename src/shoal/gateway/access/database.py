@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS usage (
 
 
 @contextmanager
-def opened(path: Path) -> Generator[sqlite3.Connection]:
+def open_database(path: Path) -> Generator[sqlite3.Connection]:
     """The database, made when it is not there; what the block has written is kept if it ends well.
 
     Raises:

@@ -50,7 +50,7 @@ _NAMES = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|~
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class AccessRules:
     """What is open, and to whom."""
 
     is_open: Callable[[str], bool]
@@ -78,10 +78,10 @@ class Doors:
         return origin in self.origins or (origin != "null" and urlsplit(origin).netloc == host)
 
 
-class Guard:
+class GuardMiddleware:
     """The outermost layer: an id for every answer, checks before it, and one shape for every failure."""
 
-    def __init__(self, app: ASGIApp, doors: Doors, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, doors: AccessRules, keys: KeyRing) -> None:
         self._app = app
         self._doors = doors
         self._keys = keys

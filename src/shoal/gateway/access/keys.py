@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.errors import UsageError
-from shoal.gateway.access.database import opened
+from shoal.gateway.access.database import open_database
 
 PREFIX = "sk-shoal-"
 MAX_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class KeyLimits:
     """What one key may do; 0 is without limit."""
 
     requests_per_minute: int = 0
@@ -37,7 +37,7 @@ class Caller:
 
     id: str
     name: str
-    limits: Limits = Limits()
+    limits: KeyLimits = KeyLimits()
     admin: bool = False
     """Whether invites to the swarm may be shown."""
 
@@ -73,7 +73,7 @@ class KeyRing:
         if not self._path.exists():
             self._known = ()
             return
-        with opened(self._path) as database:
+        with open_database(self._path) as database:
             rows = database.execute(f"SELECT hash, {_COLUMNS} FROM keys WHERE revoked IS NULL").fetchall()
         self._known = tuple((bytes(row[0]), _caller(row[1:])) for row in rows)
 
@@ -87,7 +87,7 @@ class KeyRing:
         return found
 
 
-def create(path: Path, name: str, limits: Limits, *, admin: bool) -> tuple[str, Caller]:
+def create(path: Path, name: str, limits: KeyLimits, *, admin: bool) -> tuple[str, Caller]:
     """A new key and whose it is. The key itself is not kept and cannot be shown again.
 
     Raises:
@@ -99,7 +99,7 @@ def create(path: Path, name: str, limits: Limits, *, admin: bool) -> tuple[str, 
         raise UsageError("a limit is a whole number, or 0 for none")
     key = PREFIX + secrets.token_urlsafe(32)
     caller = Caller(f"key_{secrets.token_hex(4)}", name, limits, admin)
-    with opened(path) as database:
+    with open_database(path) as database:
         database.execute(
             f"INSERT INTO keys (hash, created, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -116,11 +116,11 @@ def create(path: Path, name: str, limits: Limits, *, admin: bool) -> tuple[str, 
     return key, caller
 
 
-def listed(path: Path) -> list[KeyRecord]:
+def list_keys(path: Path) -> list[KeyRecord]:
     """Every key that was ever made, the oldest first."""
     if not path.exists():
         return []
-    with opened(path) as database:
+    with open_database(path) as database:
         rows = database.execute(f"SELECT created, revoked, {_COLUMNS} FROM keys ORDER BY created").fetchall()
     return [KeyRecord(_caller(row[2:]), row[0], row[1]) for row in rows]
 
@@ -131,11 +131,11 @@ def revoke(path: Path, which: str) -> Caller:
     Raises:
         UsageError: no good key has this id or name, or more than one has the name.
     """
-    meant = [r.caller for r in listed(path) if r.revoked is None and which in (r.caller.id, r.caller.name)]
+    meant = [r.caller for r in list_keys(path) if r.revoked is None and which in (r.caller.id, r.caller.name)]
     if len(meant) != 1:
         count = "no key" if not meant else f"{len(meant)} keys"
         raise UsageError(f"{count} named {which!r}", check="its id", next_command="shoal key list")
-    with opened(path) as database:
+    with open_database(path) as database:
         database.execute("UPDATE keys SET revoked = ? WHERE id = ?", (time.time(), meant[0].id))
     return meant[0]
 
@@ -144,7 +144,7 @@ _COLUMNS = "id, name, admin, requests_per_minute, tokens_per_minute, concurrency
 
 
 def _caller(row: tuple[str, str, int, int, int, int] | sqlite3.Row) -> Caller:
-    return Caller(row[0], row[1], Limits(row[3], row[4], row[5]), bool(row[2]))
+    return Caller(row[0], row[1], KeyLimits(row[3], row[4], row[5]), bool(row[2]))
 
 
 def _hash(key: str) -> bytes:

@@ -61,7 +61,7 @@ class _Book:
 
 
 @dataclass
-class Limits:
+class RequestLimiter:
     """The gateway's own bounds, and each caller's."""
 
     running: int = RUNNING

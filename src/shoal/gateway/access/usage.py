@@ -12,7 +12,7 @@ from typing import NamedTuple
 import trio
 
 from shoal.errors import OutOfResources
-from shoal.gateway.access.database import opened
+from shoal.gateway.access.database import open_database
 
 WRITE_EVERY_S = 2.0
 
@@ -78,7 +78,7 @@ def report(path: Path) -> list[tuple[Account, Used]]:
     """Everything that was written, the newest day first."""
     if not path.exists():
         return []
-    with opened(path) as database:
+    with open_database(path) as database:
         rows = database.execute(
             "SELECT day, caller, model, requests, prompt_tokens, completion_tokens FROM usage "
             "ORDER BY day DESC, caller, model"
@@ -87,7 +87,7 @@ def report(path: Path) -> list[tuple[Account, Used]]:
 
 
 def _add(path: Path, batch: dict[Account, Used]) -> None:
-    with opened(path) as database:
+    with open_database(path) as database:
         database.executemany(
             "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
             "requests = requests + excluded.requests, "

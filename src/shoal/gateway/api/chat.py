@@ -10,16 +10,23 @@ from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.api.logprobs import chat_logprobs
-from shoal.gateway.api.request import Asked, conversation, limited, prompt_ids
+from shoal.gateway.api.request import GenerationRequest, conversation, limited, prompt_ids
 from shoal.gateway.errors import body_of
-from shoal.gateway.grammar.fit import Format, fit
+from shoal.gateway.grammar.fit import AnswerSchema, fit
 from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.markup.dialects import Markup
-from shoal.gateway.markup.reader import AnswerReader, ArgumentsWent, CallBegun, Reading, Said, Thought
+from shoal.gateway.markup.reader import (
+    AnswerEvent,
+    AnswerReader,
+    AnswerSyntax,
+    ArgumentsDelta,
+    CallStart,
+    Thought,
+)
 from shoal.gateway.markup.tools import Calling
 from shoal.gateway.models import Servable
 from shoal.gateway.page.requests import Record
-from shoal.gateway.schema.chat import ChatRequest, Message, NamedTool
+from shoal.gateway.schema.chat import ChatRequest, NamedTool, RequestMessage
 from shoal.gateway.schema.common import TextFormat
 from shoal.gateway.sse import DONE, event
 
@@ -28,7 +35,7 @@ ROLES = {"developer": "system", "function": "tool"}
 """Roles by other names, for templates that do not know them."""
 
 
-async def asked_of(body: ChatRequest, model: Servable, grammars: Grammars) -> Asked:
+async def chat_request(body: ChatRequest, model: Servable, grammars: Grammars) -> GenerationRequest:
     """What a chat request asks for.
 
     Raises:
@@ -43,7 +50,7 @@ async def asked_of(body: ChatRequest, model: Servable, grammars: Grammars) -> As
     )
     limit = limited(model, prompt, body.limit)
     found = await fit(grammars, model, prompt, calling, _format(body.response_format))
-    return Asked(
+    return GenerationRequest(
         model,
         tuple(prompt),
         limit,
@@ -51,7 +58,7 @@ async def asked_of(body: ChatRequest, model: Servable, grammars: Grammars) -> As
         choices=body.n,
         stop=tuple(body.stop),
         grammar=found.grammar,
-        reading=found.reading,
+        syntax=found.syntax,
         relaxed=found.relaxed,
         why=found.why,
         turns=True,
@@ -72,17 +79,17 @@ def _calling(body: ChatRequest) -> Calling | None:
     return Calling(functions, body.tool_choice == "required", several, params)
 
 
-def _format(format: TextFormat | None) -> Format | None:
+def _format(format: TextFormat | None) -> AnswerSchema | None:
     if format is None or format.type == "text":
         return None
     if format.json_schema is None or format.type == "json_object":
-        return Format({"type": "object"}, "response_format")
-    return Format(
+        return AnswerSchema({"type": "object"}, "response_format")
+    return AnswerSchema(
         format.json_schema.body, "response_format.json_schema.schema", strict=bool(format.json_schema.strict)
     )
 
 
-def _for_template(message: Message) -> dict[str, Any]:
+def _for_template(message: RequestMessage) -> dict[str, Any]:
     made: dict[str, Any] = {"role": ROLES.get(message.role, message.role), "content": message.text}
     if message.name is not None:
         made["name"] = message.name
@@ -108,19 +115,19 @@ class _Choice:
     scores: list[TokenScore] = field(default_factory=list[TokenScore])
     finish_reason: str | None = None
 
-    def push(self, delta: Delta) -> list[Said]:
+    def push(self, delta: Delta) -> list[AnswerEvent]:
         said = self.reader.push(delta.text)
         self.thought_tokens += self.reader.thinking
         return said + self.reader.finish() if delta.finish_reason is not None else said
 
-    def add(self, said: Said) -> dict[str, Any]:
+    def add(self, said: AnswerEvent) -> dict[str, Any]:
         """Take something in; returns it as a chunk's ``delta``."""
         match said:
-            case CallBegun(index, id, name):
+            case CallStart(index, id, name):
                 self.calls.append({"id": id, "type": "function", "function": {"name": name, "arguments": ""}})
                 opened = {"id": id, "type": "function", "function": {"name": name, "arguments": ""}}
                 return {"tool_calls": [{"index": index, **opened}]}
-            case ArgumentsWent(index, text):
+            case ArgumentsDelta(index, text):
                 self.calls[index]["function"]["arguments"] += text
                 return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
             case Thought(text):
@@ -144,7 +151,7 @@ class _Choice:
 class ChatForm:
     """A chat completion, as chunks or as one object."""
 
-    def __init__(self, record: Record, asked: Asked, *, include_usage: bool) -> None:
+    def __init__(self, record: Record, asked: GenerationRequest, *, include_usage: bool) -> None:
         self._record = record
         self._model = asked.model
         self._scored = asked.sampling.top_logprobs is not None
@@ -200,7 +207,7 @@ class ChatForm:
             "model": self._model.id,
             "choices": choices,
             "usage": self._usage(),
-            "system_fingerprint": fingerprint(self._model),
+            "system_fingerprint": system_fingerprint(self._model),
             "shoal": self._record.told(),
         }
 
@@ -221,7 +228,7 @@ class ChatForm:
             "object": "chat.completion.chunk",
             "created": self._created,
             "model": self._model.id,
-            "system_fingerprint": fingerprint(self._model),
+            "system_fingerprint": system_fingerprint(self._model),
             "choices": choices,
         }
 
@@ -233,9 +240,9 @@ class ChatForm:
         return chat_logprobs(self._model.codec, scores) if self._model.codec else None
 
 
-def reader_of(asked: Asked) -> AnswerReader:
+def reader_of(asked: GenerationRequest) -> AnswerReader:
     """What parts one answer of a conversation."""
-    return (asked.reading or Reading(Markup())).reader()
+    return (asked.syntax or AnswerSyntax(Markup())).reader()
 
 
 def usage_of(record: Record) -> dict[str, Any]:
@@ -248,6 +255,6 @@ def usage_of(record: Record) -> dict[str, Any]:
     }
 
 
-def fingerprint(model: Servable) -> str:
+def system_fingerprint(model: Servable) -> str:
     """Changes when the model does: the beginning of its digest."""
     return f"fp_{model.local.digest.removeprefix('sha256:')[:12]}"

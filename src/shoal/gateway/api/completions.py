@@ -10,9 +10,9 @@ from typing import Any
 from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
-from shoal.gateway.api.chat import fingerprint, usage_of
+from shoal.gateway.api.chat import system_fingerprint, usage_of
 from shoal.gateway.api.logprobs import text_logprobs
-from shoal.gateway.api.request import Asked, limited, prompt_ids
+from shoal.gateway.api.request import GenerationRequest, limited, prompt_ids
 from shoal.gateway.errors import BadRequest, body_of
 from shoal.gateway.models import Servable
 from shoal.gateway.page.requests import Record
@@ -24,7 +24,7 @@ MAX_SCORED = 8192
 """Tokens of one echoed prompt that are scored: each of them is a row of logits."""
 
 
-async def asked_of(body: CompletionRequest, model: Servable) -> list[Asked]:
+async def completion_requests(body: CompletionRequest, model: Servable) -> list[GenerationRequest]:
     """What a completion request asks for: one for each prompt of its batch.
 
     Raises:
@@ -33,14 +33,14 @@ async def asked_of(body: CompletionRequest, model: Servable) -> list[Asked]:
     return [await _one(body, model, prompt) for prompt in body.prompts()]
 
 
-async def _one(body: CompletionRequest, model: Servable, prompt: str | list[int]) -> Asked:
+async def _one(body: CompletionRequest, model: Servable, prompt: str | list[int]) -> GenerationRequest:
     ids = await prompt_ids(model, prompt) if isinstance(prompt, str) else prompt
     limit = limited(
         model, ids, body.max_tokens if body.max_tokens is not None else 16
     )  # OpenAI's default here
     if body.echo and body.logprobs is not None and len(ids) > MAX_SCORED:
         raise BadRequest(f"echo with logprobs takes prompts of up to {MAX_SCORED} tokens", param="echo")
-    return Asked(
+    return GenerationRequest(
         model,
         tuple(ids),
         limit,
@@ -65,7 +65,7 @@ class _Choice:
 class CompletionForm:
     """A text completion, as chunks or as one object."""
 
-    def __init__(self, record: Record, asked: Sequence[Asked], *, include_usage: bool) -> None:
+    def __init__(self, record: Record, asked: Sequence[GenerationRequest], *, include_usage: bool) -> None:
         self._record = record
         self._model = asked[0].model
         self._scored = asked[0].sampling.top_logprobs is not None
@@ -132,6 +132,6 @@ class CompletionForm:
             "object": "text_completion",
             "created": self._created,
             "model": self._model.id,
-            "system_fingerprint": fingerprint(self._model),
+            "system_fingerprint": system_fingerprint(self._model),
             "choices": choices,
         }

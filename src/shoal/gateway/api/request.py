@@ -12,7 +12,7 @@ import trio
 
 from shoal.client.sampling import Sampling
 from shoal.errors import PromptTooLong, UsageError
-from shoal.gateway.markup.reader import Reading
+from shoal.gateway.markup.reader import AnswerSyntax
 from shoal.gateway.markup.tools import Calling, as_text
 from shoal.gateway.models import Servable
 from shoal.models.text.codec import TextCodec
@@ -24,7 +24,7 @@ DEFAULT_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GenerationRequest:
     """One prompt, checked: what is wrong with it was said before it came to this."""
 
     model: Servable
@@ -35,7 +35,7 @@ class Asked:
     choices: int = 1
     stop: tuple[str, ...] = ()
     grammar: str | None = None
-    reading: Reading | None = None
+    syntax: AnswerSyntax | None = None
     """How a conversation's answer is parted into thoughts, text and calls."""
     relaxed: tuple[str, ...] = ()
     """Whose schemas were relaxed, since no answer can be held to the whole of them."""
@@ -55,9 +55,9 @@ class Asked:
     def detokenizer(self) -> Detokenizer | None:
         """For one answer; ``None`` for a model without a tokenizer."""
         codec = self.model.codec
-        if codec is None or self.reading is None:
+        if codec is None or self.syntax is None:
             return codec.detokenizer() if codec else None
-        return self.reading.markup.detokenizer(codec)
+        return self.syntax.markup.detokenizer(codec)
 
     def seeded(self, choice: int) -> Sampling:
         """How one of several choices is sampled: each differently, and each again the same."""

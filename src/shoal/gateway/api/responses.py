@@ -11,11 +11,11 @@ from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.api.chat import ROLES, reader_of
 from shoal.gateway.api.logprobs import chat_logprobs
-from shoal.gateway.api.request import Asked, conversation, limited, prompt_ids
+from shoal.gateway.api.request import GenerationRequest, conversation, limited, prompt_ids
 from shoal.gateway.errors import BadRequest, body_of
-from shoal.gateway.grammar.fit import Format, fit
+from shoal.gateway.grammar.fit import AnswerSchema, fit
 from shoal.gateway.grammar.grammar import Grammars
-from shoal.gateway.markup.reader import ArgumentsWent, CallBegun, Said, Thought
+from shoal.gateway.markup.reader import AnswerEvent, ArgumentsDelta, CallStart, Thought
 from shoal.gateway.markup.tools import Calling
 from shoal.gateway.models import Servable
 from shoal.gateway.page.requests import Record
@@ -37,19 +37,19 @@ from shoal.gateway.sse import event
 PREFIX = "resp_"
 
 
-async def asked_of(body: ResponsesRequest, model: Servable, grammars: Grammars) -> Asked:
-    """What a request asks for. Raises as ``chat.asked_of``."""
+async def responses_request(body: ResponsesRequest, model: Servable, grammars: Grammars) -> GenerationRequest:
+    """What a request asks for. Raises as ``chat.chat_request``."""
     calling = _calling(body)
     prompt = await prompt_ids(model, conversation(model, _messages(body), calling))
     limit = limited(model, prompt, body.max_output_tokens)
     found = await fit(grammars, model, prompt, calling, _format(body))
-    return Asked(
+    return GenerationRequest(
         model,
         tuple(prompt),
         limit,
         body.sampling(body.scores, model.local.sampling),
         grammar=found.grammar,
-        reading=found.reading,
+        syntax=found.syntax,
         relaxed=found.relaxed,
         why=found.why,
         turns=True,
@@ -81,11 +81,11 @@ def _calling(body: ResponsesRequest) -> Calling | None:
     return Calling(functions, choice == "required", body.parallel_tool_calls, params)
 
 
-def _format(body: ResponsesRequest) -> Format | None:
+def _format(body: ResponsesRequest) -> AnswerSchema | None:
     format = body.text.format or PlainFormat()
     if isinstance(format, SchemaFormat):
-        return Format(format.body, "text.format.schema", strict=bool(format.strict))
-    return Format({"type": "object"}, "text.format") if format.type == "json_object" else None
+        return AnswerSchema(format.body, "text.format.schema", strict=bool(format.strict))
+    return AnswerSchema({"type": "object"}, "text.format") if format.type == "json_object" else None
 
 
 def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
@@ -122,7 +122,7 @@ def _add(found: list[dict[str, Any]], item: InputItem) -> None:
 class ResponsesForm:
     """A response, as typed events or as one object."""
 
-    def __init__(self, record: Record, asked: Asked, body: ResponsesRequest) -> None:
+    def __init__(self, record: Record, asked: GenerationRequest, body: ResponsesRequest) -> None:
         self._record = record
         self._model = asked.model
         self._sampling = asked.sampling
@@ -191,7 +191,7 @@ class ResponsesForm:
             "shoal": record.told(),
         }
 
-    def _said(self, delta: Delta) -> list[Said]:
+    def _said(self, delta: Delta) -> list[AnswerEvent]:
         said = self._reader.push(delta.text)
         self._thought_tokens += self._reader.thinking
         return said + self._reader.finish() if delta.finish_reason is not None else said
@@ -199,12 +199,12 @@ class ResponsesForm:
     def _open(self) -> list[bytes]:
         return [self._event(f"response.{name}", response=self.whole()) for name in ("created", "in_progress")]
 
-    def _say(self, said: Said) -> list[bytes]:
+    def _say(self, said: AnswerEvent) -> list[bytes]:
         match said:
-            case CallBegun(_, id, name):
+            case CallStart(_, id, name):
                 fields = {"call_id": id, "name": name, "arguments": ""}
                 return [*self._close_item(), *self._open_item("fc_", "function_call", **fields)]
-            case ArgumentsWent(_, text):
+            case ArgumentsDelta(_, text):
                 item = self._output[-1]
                 item["arguments"] += text
                 return [self._about("response.function_call_arguments.delta", delta=text)]

@@ -18,7 +18,7 @@ from shoal.gateway.errors import BadRequest
 from shoal.gateway.grammar.grammar import Grammars, json_rule
 from shoal.gateway.grammar.relax import UNKNOWN, LeftOut, relax
 from shoal.gateway.markup.dialects import Markup, markup_of
-from shoal.gateway.markup.reader import Reading
+from shoal.gateway.markup.reader import AnswerSyntax
 from shoal.gateway.markup.tools import Calling, answer_grammar, calls_grammar
 from shoal.gateway.models import Servable
 
@@ -29,11 +29,11 @@ LOOKED_AT = 8
 """Keywords that were left out, of which it is found out whether they are mistakes."""
 TAIL = 24
 """Tokens of a prompt in which a thought may be opened."""
-Refused = Callable[[str], str]
+GrammarChecker = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class AnswerSchema:
     """A schema that the whole answer is to keep to."""
 
     schema: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Fit:
 
     grammar: str | None
     """``None`` for free text."""
-    reading: Reading
+    syntax: AnswerSyntax
     relaxed: tuple[str, ...] = ()
     """What was relaxed: tools by their names, or the field of the format."""
     why: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ async def fit(
     model: Servable,
     prompt: Sequence[int],
     calling: Calling | None,
-    format: Format | None,
+    format: AnswerSchema | None,
 ) -> Fit:
     """What an answer to ``prompt`` is held to, and how it is read.
 
@@ -73,19 +73,19 @@ async def fit(
     markup = markup_of(model.codec)
     thinking = _opens_thought(model, prompt, markup)
     if format is not None and (calling is None or not calling.must):
-        reading = Reading(markup, thinks=False, thinking=thinking)
+        syntax = AnswerSyntax(markup, thinks=False, thinking=thinking)
         refused = await grammars.checker(model)
-        return await trio.to_thread.run_sync(_fit_format, format, reading, refused, limiter=grammars.checking)
-    reading = Reading(markup, calling.names if calling else None, thinking=thinking)
+        return await trio.to_thread.run_sync(_fit_format, format, syntax, refused, limiter=grammars.checking)
+    syntax = AnswerSyntax(markup, calling.names if calling else None, thinking=thinking)
     if calling is None:
-        return Fit(None, reading)
+        return Fit(None, syntax)
     try:
         refused = await grammars.checker(model)
     except UsageError as error:
         if calling.must or any(function.strict for function in calling.functions):
             raise
-        return Fit(None, reading, tuple(f.name for f in calling.functions), (f"all tools: {error.message}",))
-    return await trio.to_thread.run_sync(_fit_calls, calling, reading, refused, limiter=grammars.checking)
+        return Fit(None, syntax, tuple(f.name for f in calling.functions), (f"all tools: {error.message}",))
+    return await trio.to_thread.run_sync(_fit_calls, calling, syntax, refused, limiter=grammars.checking)
 
 
 def _opens_thought(model: Servable, prompt: Sequence[int], markup: Markup) -> bool:
@@ -95,28 +95,28 @@ def _opens_thought(model: Servable, prompt: Sequence[int], markup: Markup) -> bo
     return tail.rstrip().endswith(markup.thought[0])
 
 
-def _fit_format(format: Format, reading: Reading, refused: Refused) -> Fit:
+def _fit_format(format: AnswerSchema, syntax: AnswerSyntax, refused: GrammarChecker) -> Fit:
     def grammar(schema: Mapping[str, Any]) -> str:
-        return answer_grammar(schema, reading.markup, thinking=reading.thinking)
+        return answer_grammar(schema, syntax.markup, thinking=syntax.thinking)
 
     why = refused(grammar(format.schema))
     if not why:
-        return Fit(grammar(format.schema), reading)
+        return Fit(grammar(format.schema), syntax)
     found = relax(format.schema, lambda schema: refused(grammar(schema)), least={})
     left_out = found.left_out or (LeftOut("", None, why),)
     wrong = next((one for one in left_out[:LOOKED_AT] if format.strict or _is_wrong(one)), None)
     if wrong is not None:
         raise _cannot(wrong, format.param, "the answer's schema")
     name = format.param.partition(".")[0] if format.param.startswith("response_format") else "text.format"
-    return Fit(grammar(found.schema), reading, (name,), _reasons(name, left_out))
+    return Fit(grammar(found.schema), syntax, (name,), _reasons(name, left_out))
 
 
-def _fit_calls(calling: Calling, reading: Reading, refused: Refused) -> Fit:
+def _fit_calls(calling: Calling, syntax: AnswerSyntax, refused: GrammarChecker) -> Fit:
     schemas = calling.schemas()
-    grammar, dialect = calls_grammar(calling, schemas, reading.markup, thinking=reading.thinking)
-    reading = replace(reading, markup=replace(reading.markup, dialect=dialect))
+    grammar, dialect = calls_grammar(calling, schemas, syntax.markup, thinking=syntax.thinking)
+    syntax = replace(syntax, markup=replace(syntax.markup, dialect=dialect))
     if grammar is None or not refused(grammar):
-        return Fit(grammar, reading)
+        return Fit(grammar, syntax)
     relaxed: dict[str, tuple[LeftOut, ...]] = {}
     for place, function in enumerate(calling.functions):
         why = refused(_alone(schemas[place]))
@@ -129,16 +129,16 @@ def _fit_calls(calling: Calling, reading: Reading, refused: Refused) -> Fit:
                 left_out[0], calling.params.get(function.name, "tools"), f"function {function.name!r}"
             )
         schemas[place], relaxed[function.name] = found.schema, left_out
-    grammar = _together(calling, schemas, reading, refused, relaxed)
+    grammar = _together(calling, schemas, syntax, refused, relaxed)
     why = tuple(reason for name, left_out in relaxed.items() for reason in _reasons(name, left_out))
-    return Fit(grammar, reading, tuple(relaxed), why)
+    return Fit(grammar, syntax, tuple(relaxed), why)
 
 
 def _together(
     calling: Calling,
     schemas: list[dict[str, Any]],
-    reading: Reading,
-    refused: Refused,
+    syntax: AnswerSyntax,
+    refused: GrammarChecker,
     relaxed: dict[str, tuple[LeftOut, ...]],
 ) -> str | None:
     """The grammar of all calls. Where together they are too much, the largest schemas go first, half of them
@@ -147,7 +147,7 @@ def _together(
     order = sorted(lengths, key=lambda place: -lengths[place])
     order = [place for place in order if not calling.functions[place].strict]
     while True:
-        grammar, _ = calls_grammar(calling, schemas, reading.markup, thinking=reading.thinking)
+        grammar, _ = calls_grammar(calling, schemas, syntax.markup, thinking=syntax.thinking)
         why = refused(grammar) if grammar is not None else ""
         if not why:
             return grammar

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-Path = tuple[str | int, ...]
-Refused = Callable[[Mapping[str, Any]], str]
+SchemaPath = tuple[str | int, ...]
+SchemaChecker = Callable[[Mapping[str, Any]], str]
 """Why a schema cannot be kept to; empty where it can."""
 
 TRIES = 96
@@ -69,7 +69,7 @@ class Relaxed:
     left_out: tuple[LeftOut, ...]
 
 
-def relax(schema: Mapping[str, Any], refused: Refused, *, least: Mapping[str, Any]) -> Relaxed:
+def relax(schema: Mapping[str, Any], refused: SchemaChecker, *, least: Mapping[str, Any]) -> Relaxed:
     """What of ``schema``, which is refused, is not.
 
     Args:
@@ -92,9 +92,9 @@ def relax(schema: Mapping[str, Any], refused: Refused, *, least: Mapping[str, An
 
 @dataclass(frozen=True, slots=True)
 class _Keyword:
-    path: Path
+    path: SchemaPath
     value: Any
-    needs: frozenset[Path]
+    needs: frozenset[SchemaPath]
     """The keywords without which it is not kept: the one it is in, and those it is about the rest of."""
 
     @property
@@ -105,17 +105,17 @@ class _Keyword:
 class _Fitting:
     """Finds the keywords that can be kept, in few tries."""
 
-    def __init__(self, schema: Mapping[str, Any], refused: Refused, least: Mapping[str, Any]) -> None:
+    def __init__(self, schema: Mapping[str, Any], refused: SchemaChecker, least: Mapping[str, Any]) -> None:
         self._schema = schema
         self._refused = refused
         self._least = least
         self._tries = 0
         self.left_out: list[LeftOut] = []
 
-    def built(self, kept: frozenset[Path]) -> dict[str, Any]:
+    def built(self, kept: frozenset[SchemaPath]) -> dict[str, Any]:
         return {**_built(self._schema, (), kept), **self._least}
 
-    def fit(self, keywords: Sequence[_Keyword], kept: frozenset[Path]) -> frozenset[Path]:
+    def fit(self, keywords: Sequence[_Keyword], kept: frozenset[SchemaPath]) -> frozenset[SchemaPath]:
         """Add of ``keywords`` to ``kept`` what may be: all of them, or each half's."""
         there = kept.union(keyword.path for keyword in keywords)
         found = [keyword for keyword in keywords if keyword.needs <= there]
@@ -131,14 +131,16 @@ class _Fitting:
         middle = len(found) // 2
         return self.fit(found[middle:], self.fit(found[:middle], kept))
 
-    def _try(self, kept: frozenset[Path]) -> str:
+    def _try(self, kept: frozenset[SchemaPath]) -> str:
         self._tries += 1
         if self._tries > TRIES:
             return UNKNOWN
         return self._refused(self.built(kept))
 
 
-def _keywords(schema: Mapping[str, Any], path: Path, around: frozenset[Path]) -> Iterator[_Keyword]:
+def _keywords(
+    schema: Mapping[str, Any], path: SchemaPath, around: frozenset[SchemaPath]
+) -> Iterator[_Keyword]:
     """Every keyword: outer ones before those inside, and each behind what it needs."""
     for name in sorted(schema, key=lambda name: (name not in _DEFINITIONS, name in _NEEDS)):
         if name in SAYS_NOTHING:
@@ -150,7 +152,7 @@ def _keywords(schema: Mapping[str, Any], path: Path, around: frozenset[Path]) ->
             yield from _keywords(child, (*here, *inner), frozenset({here}))
 
 
-def _children(name: str, value: Any) -> dict[Path, Mapping[str, Any]]:
+def _children(name: str, value: Any) -> dict[SchemaPath, Mapping[str, Any]]:
     """The schemas inside of a keyword that may be relaxed each by itself, by their way from it.
 
     What a schema must *not* match, or decides *if* another holds, is none: relaxed, it would forbid more.
@@ -164,7 +166,7 @@ def _children(name: str, value: Any) -> dict[Path, Mapping[str, Any]]:
     return {path: cast(dict[str, Any], child) for path, child in items if isinstance(child, dict)}
 
 
-def _built(schema: Mapping[str, Any], path: Path, kept: frozenset[Path]) -> dict[str, Any]:
+def _built(schema: Mapping[str, Any], path: SchemaPath, kept: frozenset[SchemaPath]) -> dict[str, Any]:
     """The schema with the keywords of ``kept`` alone. One of several becomes any of them, where it can."""
     made: dict[str, Any] = {}
     for keyword, value in schema.items():

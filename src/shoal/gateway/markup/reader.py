@@ -37,7 +37,7 @@ class Thought:
 
 
 @dataclass(frozen=True, slots=True)
-class CallBegun:
+class CallStart:
     """The model has begun to call a function."""
 
     index: int
@@ -46,18 +46,18 @@ class CallBegun:
 
 
 @dataclass(frozen=True, slots=True)
-class ArgumentsWent:
+class ArgumentsDelta:
     """More of the arguments, as JSON text."""
 
     index: int
     text: str
 
 
-Said = str | Thought | CallBegun | ArgumentsWent
+AnswerEvent = str | Thought | CallStart | ArgumentsDelta
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class AnswerSyntax:
     """How one request's answers are read."""
 
     markup: Markup
@@ -76,10 +76,10 @@ class Reading:
 class AnswerReader:
     """Parts an answer into thoughts, text and calls."""
 
-    def __init__(self, reading: Reading) -> None:
-        thought = reading.markup.thought if reading.thinks or reading.thinking else None
-        self._thoughts = ThoughtReader(thought, inside=reading.thinking)
-        self._calls = CallReader(reading.markup.dialect, reading.functions)
+    def __init__(self, syntax: AnswerSyntax) -> None:
+        thought = syntax.markup.thought if syntax.thinks or syntax.thinking else None
+        self._thoughts = ThoughtReader(thought, inside=syntax.thinking)
+        self._calls = CallReader(syntax.markup.dialect, syntax.functions)
 
     @property
     def thinking(self) -> bool:
@@ -91,16 +91,16 @@ class AnswerReader:
         """How many calls have begun."""
         return self._calls.count
 
-    def push(self, text: str) -> list[Said]:
+    def push(self, text: str) -> list[AnswerEvent]:
         """What is certain now."""
         thought, answer = self._thoughts.push(text)
-        said: list[Said] = [Thought(thought)] if thought else []
+        said: list[AnswerEvent] = [Thought(thought)] if thought else []
         return said + self._calls.push(answer)
 
-    def finish(self) -> list[Said]:
+    def finish(self) -> list[AnswerEvent]:
         """The rest, at the end of the answer."""
         thought, answer = self._thoughts.finish()
-        said: list[Said] = [Thought(thought)] if thought else []
+        said: list[AnswerEvent] = [Thought(thought)] if thought else []
         return said + self._calls.push(answer) + self._calls.finish()
 
 
@@ -196,15 +196,15 @@ class CallReader:
         self._state = self._begin if self._heads else self._text
         self._nesting = Nesting()
 
-    def push(self, text: str) -> list[Said]:
+    def push(self, text: str) -> list[AnswerEvent]:
         """What is certain now."""
         self._held += text
-        said: list[Said] = []
+        said: list[AnswerEvent] = []
         while (found := self._state()) is not None:
             said += found
         return said
 
-    def finish(self) -> list[Said]:
+    def finish(self) -> list[AnswerEvent]:
         """The rest, at the end of the answer."""
         said = self.push("")
         if self._state == self._call:
@@ -216,7 +216,7 @@ class CallReader:
 
     # Each state takes what it can from what is held, and returns what was said; None until more text comes.
 
-    def _begin(self) -> list[Said] | None:
+    def _begin(self) -> list[AnswerEvent] | None:
         """An answer's first letters, which may be a call without a marker."""
         squeezed = _squeezed(self._held)
         if not any(head.startswith(squeezed) for head in self._heads):
@@ -227,7 +227,7 @@ class CallReader:
             return []
         return None
 
-    def _text(self) -> list[Said] | None:
+    def _text(self) -> list[AnswerEvent] | None:
         markers = (*self._openings, *self._dialect.silent)
         found = [(place, -len(m), m) for m in markers if (place := self._held.find(m)) >= 0]
         if not found:
@@ -250,7 +250,7 @@ class CallReader:
         self._value, self._looked_at = Nesting(), 0
         self._state = self._call
 
-    def _call(self) -> list[Said] | None:
+    def _call(self) -> list[AnswerEvent] | None:
         """What stands before the arguments, or a whole call where that is written in another order."""
         body = self._held.lstrip()
         self._opening += self._held[: len(self._held) - len(body)]
@@ -269,16 +269,16 @@ class CallReader:
         self._held, self._state = body[end:], self._after
         return calls
 
-    def _arguments(self) -> list[Said] | None:
+    def _arguments(self) -> list[AnswerEvent] | None:
         if not self._held:
             return None
         end = self._nesting.end(self._held)
         text, self._held = self._held[:end], self._held[end:]
         if self._nesting.closed:
             self._state = self._after
-        return [ArgumentsWent(self.count - 1, text)]
+        return [ArgumentsDelta(self.count - 1, text)]
 
-    def _after(self) -> list[Said] | None:
+    def _after(self) -> list[AnswerEvent] | None:
         """Behind a call: markup that closes it, another call, or text."""
         rest = self._held.lstrip()
         while ending := next((e for e in self._dialect.endings if rest.startswith(e)), None):
@@ -338,19 +338,19 @@ class CallReader:
                 return True
         return False
 
-    def _whole(self, body: str) -> list[Said]:
+    def _whole(self, body: str) -> list[AnswerEvent]:
         """The calls that a body is, which was no call until its end; none where it is text."""
-        said: list[Said] = []
+        said: list[AnswerEvent] = []
         calls = _parsed(body) or (_tagged(body) if self._ending() else [])
         for name, arguments in calls:
             if not self._may_call(name):
                 return []
-            said += [self._begun(name), ArgumentsWent(self.count - 1, arguments)]
+            said += [self._begun(name), ArgumentsDelta(self.count - 1, arguments)]
         return said
 
-    def _begun(self, name: str) -> CallBegun:
+    def _begun(self, name: str) -> CallStart:
         self.count += 1
-        return CallBegun(self.count - 1, self._dialect.new_id(), name)
+        return CallStart(self.count - 1, self._dialect.new_id(), name)
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from shoal.client.generate import Timing
 from shoal.client.session import Session
 
 KEPT = 100
-State = Literal["running", "done", "failed", "cancelled"]
+RequestStatus = Literal["running", "done", "failed", "cancelled"]
 
 
 @dataclass(eq=False, slots=True)
@@ -28,7 +28,7 @@ class Record:
     arrived: float
     """On trio's clock; ``started`` is the same by the wall clock."""
     started: float
-    state: State = "running"
+    state: RequestStatus = "running"
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
@@ -115,7 +115,7 @@ class Records:
             record.ttft_s = trio.current_time() - record.arrived
         self.on_token(record)
 
-    def end(self, record: Record, state: State, error: str | None = None) -> None:
+    def end(self, record: Record, state: RequestStatus, error: str | None = None) -> None:
         """It is over."""
         record.state, record.error = state, error
         self.on_change()

@@ -85,7 +85,7 @@ class ToolCall(Body):
         return {"id": self.id or "", "type": "function", "function": self.function.for_template()}
 
 
-class Message(Body):
+class RequestMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     refusal: str | None = None
@@ -116,7 +116,7 @@ class Message(Body):
         return value
 
     @model_validator(mode="after")
-    def _says_something(self) -> Message:
+    def _says_something(self) -> RequestMessage:
         if self.content is None and self.role != "assistant":
             raise misfit("content", "must be a string, or a list of parts: only an assistant's may be null")
         return self
@@ -136,19 +136,19 @@ class NamedTool(Body):
     function: NamedFunction
 
 
-ToolChoice = Annotated[
+ChatToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], tag("word")] | Annotated[NamedTool, tag("object")],
     by(by_shape, "must be 'none', 'auto', 'required' or a function by name"),
 ]
 
 
 class ChatRequest(Asking):
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[RequestMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: Limit | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: ToolChoice | None = None
+    tool_choice: ChatToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: TextFormat | None = None
     reasoning_effort: str | None = Field(None, max_length=16)

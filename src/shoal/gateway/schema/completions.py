@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from shoal.gateway.schema.common import MAX_TOKENS, Asking, TokenId, TopLogprobs, by, misfit, tag
 
 MAX_PROMPTS = 64
-Ids = Annotated[list[TokenId], Field(min_length=1)]
-Text = Annotated[str, Field(min_length=1)]
+PromptIds = Annotated[list[TokenId], Field(min_length=1)]
+PromptText = Annotated[str, Field(min_length=1)]
 
 
 Batch = Field(min_length=1, max_length=MAX_PROMPTS)
@@ -25,17 +25,17 @@ def _kind(value: Any) -> str | None:
     return "<texts>" if isinstance(first, str) else "<id lists>" if isinstance(first, list) else "<ids>"
 
 
-Prompt = Annotated[
-    Annotated[Text, tag("text")]
-    | Annotated[Ids, tag("ids")]
-    | Annotated[list[Text], Batch, tag("texts")]
-    | Annotated[list[Ids], Batch, tag("id lists")],
+CompletionPrompt = Annotated[
+    Annotated[PromptText, tag("text")]
+    | Annotated[PromptIds, tag("ids")]
+    | Annotated[list[PromptText], Batch, tag("texts")]
+    | Annotated[list[PromptIds], Batch, tag("id lists")],
     by(_kind, "must be a string, a list of token ids, or a list of either"),
 ]
 
 
 class CompletionRequest(Asking):
-    prompt: Prompt
+    prompt: CompletionPrompt
     max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)  # 0 with echo only scores the prompt
     logprobs: TopLogprobs | None = None
     echo: bool = False

@@ -97,7 +97,7 @@ class ToolByName(Body):
     name: str
 
 
-ToolChoice = Annotated[
+ResponsesToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], tag("word")] | Annotated[ToolByName, tag("object")],
     by(by_shape, "must be 'none', 'auto', 'required' or a function by name"),
 ]
@@ -117,14 +117,14 @@ def _format(value: Any) -> str | None:
     return "<schema>" if cast(dict[str, Any], value).get("type") == "json_schema" else "<plain>"
 
 
-Format = Annotated[
+AnswerFormat = Annotated[
     Annotated[PlainFormat, tag("plain")] | Annotated[SchemaFormat, tag("schema")],
     by(_format, "must be an object"),
 ]
 
 
 class TextOptions(Body):
-    format: Format | None = None
+    format: AnswerFormat | None = None
 
 
 class ResponsesRequest(Choosing):
@@ -134,7 +134,7 @@ class ResponsesRequest(Choosing):
     max_output_tokens: Limit | None = None
     stream: bool = False
     tools: list[FunctionTool] = Field(default_factory=list[FunctionTool], max_length=MAX_TOOLS)
-    tool_choice: ToolChoice = "auto"
+    tool_choice: ResponsesToolChoice = "auto"
     parallel_tool_calls: bool = True
     text: TextOptions = Field(default_factory=TextOptions)
     top_logprobs: TopLogprobs | None = None

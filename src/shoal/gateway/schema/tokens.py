@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from shoal.gateway.schema.chat import MAX_MESSAGES, Message
+from shoal.gateway.schema.chat import MAX_MESSAGES, RequestMessage
 from shoal.gateway.schema.common import Body, ModelName, TokenId, misfit
 
 
 class TokenizeRequest(Body):
     model: ModelName
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    messages: list[RequestMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
     add_special_tokens: bool = True
 
     @model_validator(mode="after")

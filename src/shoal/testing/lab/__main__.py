@@ -15,12 +15,12 @@ from shoal import config
 from shoal.cli import main, options
 from shoal.cli.output import emit
 from shoal.cli.progress import working
-from shoal.testing.lab.plan import Kind, Order, Plan, read
+from shoal.testing.lab.plan import Kind, LabOptions, LabPlan, read
 
 PlanFile = Annotated[
     Path | None, typer.Option("--plan", metavar="FILE", help="A plan of your own, in TOML or JSON.")
 ]
-Seed = Annotated[int, typer.Option(help="The same seed makes the same plan.")]
+LabSeedOption = Annotated[int, typer.Option(help="The same seed makes the same plan.")]
 Runs = Annotated[int, typer.Option(help="How many runs; 0 leaves it to the plan.", min=0, max=10_000)]
 Folder = Annotated[
     Path | None, typer.Option(metavar="PATH", help="Where the nodes' homes and logs are to stay.")
@@ -38,12 +38,12 @@ app = typer.Typer(
 @app.command()
 def kill(
     plan: PlanFile = None,
-    seed: Seed = 0,
+    seed: LabSeedOption = 0,
     runs: Runs = 0,
-    model: options.Model = None,
+    model: options.ModelOption = None,
     format: options.FormatOption = None,
     folder: Folder = None,
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """SIGKILL hops in the prefill and in the middle of answers."""
     _carry_out("kill", plan, seed, runs, model, format, folder, as_json)
@@ -52,12 +52,12 @@ def kill(
 @app.command()
 def freeze(
     plan: PlanFile = None,
-    seed: Seed = 0,
+    seed: LabSeedOption = 0,
     runs: Runs = 0,
-    model: options.Model = None,
+    model: options.ModelOption = None,
     format: options.FormatOption = None,
     folder: Folder = None,
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """SIGSTOP hops, their sockets open, and let them go on later."""
     _carry_out("freeze", plan, seed, runs, model, format, folder, as_json)
@@ -66,13 +66,13 @@ def freeze(
 @app.command()
 def churn(
     plan: PlanFile = None,
-    seed: Seed = 0,
+    seed: LabSeedOption = 0,
     minutes: Annotated[float, typer.Option(help="How long.", min=0.1, max=1440)] = 5.0,
     sessions: Annotated[int, typer.Option(help="Answers at once.", min=1, max=256)] = 4,
-    model: options.Model = None,
+    model: options.ModelOption = None,
     format: options.FormatOption = None,
     folder: Folder = None,
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Every few seconds a node is killed, leaves, freezes or comes, while several sessions go on."""
     _carry_out("churn", plan, seed, 0, model, format, folder, as_json, minutes, sessions)
@@ -91,17 +91,17 @@ def _carry_out(
     sessions: int = 1,
 ) -> None:
     settings = options.settings(model=model, format=format)
-    read_plan = read(plan) if plan else Plan()
+    read_plan = read(plan) if plan else LabPlan()
     flags = {"model": model or read_plan.model, "format": settings.asked_format or read_plan.format}
     chosen = msgspec.structs.replace(read_plan, **flags)
-    order = Order(kind, chosen, seed, runs, minutes, sessions, folder)
+    order = LabOptions(kind, chosen, seed, runs, minutes, sessions, folder)
     with working(f"lab {kind}") as progress:
         # Torch takes seconds to import: what can be said without it has been said.
         from shoal.testing.lab.lab import run_lab  # noqa: PLC0415
-        from shoal.testing.lab.report import rendered  # noqa: PLC0415
+        from shoal.testing.lab.report import report_table  # noqa: PLC0415
 
         report = trio.run(partial(run_lab, settings, order, progress))
-    emit(report.fields(), as_json, lambda: rendered(report))
+    emit(report.fields(), as_json, lambda: report_table(report))
     if report.faults:
         raise typer.Exit(1)
 

@@ -11,7 +11,7 @@ import trio
 from shoal.client.answer import Answer
 from shoal.client.swarm import Swarm
 from shoal.errors import DeadlineExceeded
-from shoal.testing.lab.plan import Prompt
+from shoal.testing.lab.plan import LabPrompt
 from shoal.types import Format, PeerId
 
 PATIENCE_S = 120.0
@@ -19,17 +19,17 @@ PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class LabRequest:
     """What is asked, the same way every time."""
 
     model: str
-    prompt: Prompt
+    prompt: LabPrompt
     max_tokens: int
     format: Format | None
 
 
 @dataclass(eq=False)
-class Asked:
+class TimedAnswer:
     """One answer. Times are seconds on trio's clock."""
 
     prompt: int
@@ -70,15 +70,15 @@ def longest_gap(hits: Sequence[float], times: Sequence[float]) -> float:
     return max((after - before for before, after in pairwise(marks)), default=0.0)
 
 
-def ask(swarm: Swarm, question: Question, prompt: int, session: int = 0) -> Asked:
+def ask(swarm: Swarm, question: LabRequest, prompt: int, session: int = 0) -> TimedAnswer:
     """A question that is about to be sent: :func:`listen` does that."""
     answer = swarm.generate(
         question.model, question.prompt, max_tokens=question.max_tokens, format=question.format
     )
-    return Asked(prompt, session, answer, trio.current_time())
+    return TimedAnswer(prompt, session, answer, trio.current_time())
 
 
-async def listen(asked: Asked) -> None:
+async def listen(asked: TimedAnswer) -> None:
     """Take the answer as it comes, to its end. What goes wrong is kept in it, never raised."""
     try:
         with trio.CancelScope(deadline=trio.current_time() + PATIENCE_S) as patience:

@@ -12,9 +12,9 @@ from prometheus_client.samples import Sample
 
 from shoal.errors import NoCoverage, ShoalError
 from shoal.swarm.announcement import Announcement
-from shoal.testing.lab.asking import Asked
+from shoal.testing.lab.asking import TimedAnswer
 from shoal.testing.lab.plan import ANSWER, Event, Run
-from shoal.testing.lab.runs import Played
+from shoal.testing.lab.runs import RunRecord
 from shoal.types import PeerId
 
 What = Literal["tokens", "gap", "error", "untyped", "missed", "kv", "ghost", "process", "leak", "unheard"]
@@ -36,7 +36,7 @@ class Fault:
 
 
 def judge(
-    number: int, played: Played, references: Sequence[Sequence[int]], gap_s: float | None
+    number: int, played: RunRecord, references: Sequence[Sequence[int]], gap_s: float | None
 ) -> list[Fault]:
     """All that is wrong with a run.
 
@@ -56,17 +56,19 @@ def judge(
     # A guarded event that could not take place without taking a block from everybody was right to wait.
     if not played.run.guarded and not any(asked.error for asked in played.asked):
         for event in played.missed:
-            found.append(Fault(number, "missed", f"the moment of an event did not come: {told(event)}"))
+            found.append(
+                Fault(number, "missed", f"the moment of an event did not come: {describe_event(event)}")
+            )
     return found
 
 
-def same_tokens(asked: Asked, run: Run, reference: Sequence[int]) -> bool:
+def same_tokens(asked: TimedAnswer, run: Run, reference: Sequence[int]) -> bool:
     """Whether the answer is the undisturbed one; of one that had to end with an error, as far as it came."""
     tokens = asked.answer.token_ids
     return list(tokens) == list(reference[: len(tokens)] if run.expect != ANSWER else reference)
 
 
-def told(event: Event) -> str:
+def describe_event(event: Event) -> str:
     """An event in words."""
     whom = (
         f"block {event.block}"
@@ -123,7 +125,7 @@ def leaks(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _difference(asked: Asked, reference: Sequence[int]) -> str:
+def _difference(asked: TimedAnswer, reference: Sequence[int]) -> str:
     tokens = asked.answer.token_ids
     pairs = zip(tokens, reference, strict=False)
     place = next((i for i, (got, want) in enumerate(pairs) if got != want), min(len(tokens), len(reference)))
@@ -134,7 +136,7 @@ def _difference(asked: Asked, reference: Sequence[int]) -> str:
     )
 
 
-def _unbroken(asked: Asked, run: Run, gap_s: float | None) -> Iterable[tuple[What, str]]:
+def _unbroken(asked: TimedAnswer, run: Run, gap_s: float | None) -> Iterable[tuple[What, str]]:
     limit = run.gap_s if run.gap_s is not None else gap_s
     if asked.error is not None:
         yield ("error" if isinstance(asked.error, ShoalError) else "untyped"), described(asked.error)
@@ -142,7 +144,7 @@ def _unbroken(asked: Asked, run: Run, gap_s: float | None) -> Iterable[tuple[Wha
         yield "gap", f"{asked.gap_s:.1f} s passed between two tokens, at most {limit:g} are allowed"
 
 
-def _refused(asked: Asked, played: Played) -> Iterable[tuple[What, str]]:
+def _refused(asked: TimedAnswer, played: RunRecord) -> Iterable[tuple[What, str]]:
     """What is wrong with the error that the run had to end with."""
     run, error = played.run, asked.error
     if error is None:
@@ -158,7 +160,7 @@ def _refused(asked: Asked, played: Played) -> Iterable[tuple[What, str]]:
         yield "error", f"the error came after {late:.1f} s, at most {run.within_s:g} are allowed"
 
 
-def error_s(asked: Asked) -> float | None:
+def error_s(asked: TimedAnswer) -> float | None:
     """Seconds from the last thing done to the nodes to the error."""
     if asked.error is None or asked.ended is None or not asked.hits:
         return None

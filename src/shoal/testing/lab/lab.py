@@ -21,15 +21,22 @@ from shoal.local.processes import on_this_machine, split
 from shoal.models.store.store import ModelStore
 from shoal.progress import Progress
 from shoal.testing.lab import report as reports
-from shoal.testing.lab.asking import Asked, Question, ask, listen
+from shoal.testing.lab.asking import LabRequest, TimedAnswer, ask, listen
 from shoal.testing.lab.judge import Fault, What, judge
 from shoal.testing.lab.nodes import LabSwarm, lab_swarm
-from shoal.testing.lab.plan import Event, Kind, Nodes, Order, Place, Plan, Run, places, runs_of
+from shoal.testing.lab.plan import Event, Kind, LabOptions, LabPlan, NodeGroup, Place, Run, places, runs_of
 from shoal.testing.lab.prompts import prompts_of
-from shoal.testing.lab.report import Report, Result
+from shoal.testing.lab.report import LabReport, LabResult
 from shoal.testing.lab.runs import play
-from shoal.testing.lab.schedule import Prompted, Stage, churn_run, even_nodes, freeze_runs, kill_runs
-from shoal.testing.lab.watch import Watch
+from shoal.testing.lab.schedule import (
+    HopReplicas,
+    PromptLengths,
+    churn_run,
+    even_nodes,
+    freeze_runs,
+    kill_runs,
+)
+from shoal.testing.lab.watch import NodeMonitor
 from shoal.types import Span
 
 READY_S = 180.0
@@ -39,7 +46,7 @@ GAP_S: dict[Kind, float] = {"kill": 6.0, "freeze": 8.0, "churn": 16.0}
 GAP_S_MEDIAN: dict[Kind, float | None] = {"kill": 3.0, "freeze": None, "churn": None}
 
 
-async def run_lab(settings: Settings, order: Order, progress: Progress) -> Report:
+async def run_lab(settings: Settings, order: LabOptions, progress: Progress) -> LabReport:
     """Carry out an order.
 
     Raises:
@@ -51,12 +58,12 @@ async def run_lab(settings: Settings, order: Order, progress: Progress) -> Repor
     model = await trio.to_thread.run_sync(ModelStore(settings.paths.models).resolve, settings.model)
     even = split(model.shape.n_blocks, min(order.plan.stages, model.shape.n_blocks))
     if runs_of(order.plan):
-        built_in = [Nodes(span=str(span), replicas=order.plan.replicas) for span in even]
+        built_in = [NodeGroup(span=str(span), replicas=order.plan.replicas) for span in even]
     else:
         built_in = even_nodes(order.kind, even, order.plan.replicas)
     rooms = places(order.plan, model.shape.n_blocks, built_in)
     prompts = prompts_of(model, order.plan)
-    questions = [Question(settings.model, p, order.plan.max_tokens, order.plan.format) for p in prompts]
+    questions = [LabRequest(settings.model, p, order.plan.max_tokens, order.plan.format) for p in prompts]
     async with _up(settings, order, rooms, progress) as (lab, client):
         bench = _Bench(order, lab, client, questions, rooms, progress)
         await bench.take_references()
@@ -64,7 +71,7 @@ async def run_lab(settings: Settings, order: Order, progress: Progress) -> Repor
             nursery.start_soon(bench.watch.look_for_ghosts)
             await bench.play_all(_runs(order, bench))
             nursery.cancel_scope.cancel()
-        return Report(
+        return LabReport(
             order.kind,
             model.name,
             bench.format,
@@ -76,7 +83,7 @@ async def run_lab(settings: Settings, order: Order, progress: Progress) -> Repor
         )
 
 
-def prepared(settings: Settings, plan: Plan, run: Run | None = None) -> Settings:
+def prepared(settings: Settings, plan: LabPlan, run: Run | None = None) -> Settings:
     """The settings of nodes and client, or those of a client for one run.
 
     Raises:
@@ -95,7 +102,7 @@ def prepared(settings: Settings, plan: Plan, run: Run | None = None) -> Settings
 
 @asynccontextmanager
 async def _up(
-    settings: Settings, order: Order, rooms: Sequence[Place], progress: Progress
+    settings: Settings, order: LabOptions, rooms: Sequence[Place], progress: Progress
 ) -> AsyncGenerator[tuple[LabSwarm, Swarm]]:
     """The nodes, all serving, and a client of them."""
     with TemporaryDirectory(prefix="shoal-lab-") as temporary:
@@ -108,7 +115,7 @@ async def _up(
                 yield lab, client
 
 
-def _runs(order: Order, bench: _Bench) -> list[Run]:
+def _runs(order: LabOptions, bench: _Bench) -> list[Run]:
     """The plan's own runs, over and over to the number asked for, or else the built-in ones."""
     if own := runs_of(order.plan):
         count = order.runs or len(own)
@@ -131,23 +138,23 @@ class _Bench:
 
     def __init__(
         self,
-        order: Order,
+        order: LabOptions,
         lab: LabSwarm,
         client: Swarm,
-        questions: Sequence[Question],
+        questions: Sequence[LabRequest],
         rooms: Sequence[Place],
         progress: Progress,
     ) -> None:
         self.places = rooms
         self.faults: list[Fault] = []
-        self.results: list[Result] = []
-        self.watch = Watch(lab, client)
+        self.results: list[LabResult] = []
+        self.watch = NodeMonitor(lab, client)
         self._order = order
         self._lab = lab
         self._client = client
         self._questions = questions
         self._progress = progress
-        self._undisturbed: list[Asked] = []
+        self._undisturbed: list[TimedAnswer] = []
 
     @property
     def format(self) -> str:
@@ -155,14 +162,18 @@ class _Bench:
         return served[0] if served else ""
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[HopReplicas]:
         """The route of an undisturbed answer."""
         spans = [stage.span for stage in self._undisturbed[0].answer.route]
-        return [Stage(span, sum(_holds(p.span, span) for p in self.places if not p.spare)) for span in spans]
+        return [
+            HopReplicas(span, sum(_holds(p.span, span) for p in self.places if not p.spare)) for span in spans
+        ]
 
     @property
-    def prompted(self) -> list[Prompted]:
-        return [Prompted(len(a.answer.prompt_token_ids), len(a.answer.token_ids)) for a in self._undisturbed]
+    def prompted(self) -> list[PromptLengths]:
+        return [
+            PromptLengths(len(a.answer.prompt_token_ids), len(a.answer.token_ids)) for a in self._undisturbed
+        ]
 
     async def take_references(self) -> None:
         """Ask every question once with all nodes well: what comes is what has to come ever after.
@@ -179,7 +190,7 @@ class _Bench:
                 raise asked.error
             self._undisturbed.append(asked)
         self._note(None, await self.watch.idle(), "kv")
-        self.watch = Watch(self._lab, self._client)
+        self.watch = NodeMonitor(self._lab, self._client)
 
     def check(self, runs: Sequence[Run]) -> None:
         """Refuse a plan's runs that cannot take place with this model's answers.

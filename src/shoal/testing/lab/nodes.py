@@ -16,7 +16,7 @@ from shoal.errors import DeadlineExceeded, ShoalError
 from shoal.local.processes import START_WITHIN_S, Process, address_of, ended_with_us, free_ports, start
 from shoal.net.identity import Identity
 from shoal.swarm import membership
-from shoal.testing.lab.plan import Deed, Place
+from shoal.testing.lab.plan import NodeAction, Place
 from shoal.types import PeerId
 
 SLOW_TURN_S = 0.1
@@ -111,7 +111,7 @@ class LabSwarm:
         bad = [node.name for node in self.nodes.values() if not node.well and not node.place.spare]
         raise DeadlineExceeded(f"nodes {', '.join(bad)} did not come up within {within_s:.0f} s")
 
-    def do(self, deed: Deed, nodes: Iterable[LabNode]) -> None:
+    def do(self, deed: NodeAction, nodes: Iterable[LabNode]) -> None:
         """Do something to nodes, all at the same moment. What is done to one that is down has no effect."""
         for node in nodes:
             if deed == "revive":
@@ -124,7 +124,7 @@ class LabSwarm:
         """Undo whatever was done to the nodes, except to spare ones that are down."""
         self.do("revive", [n for n in self.nodes.values() if n.running or not n.place.spare])
 
-    def _harm(self, deed: Deed, node: LabNode, process: Process) -> None:
+    def _harm(self, deed: NodeAction, node: LabNode, process: Process) -> None:
         match deed:
             case "kill":
                 node.serving, node.asked_to_end = False, True

@@ -19,8 +19,8 @@ from shoal.types import Format, Span, gaps
 
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
 Index = Annotated[int, Meta(ge=0, le=1 << 14)]
-Prompt = str | list[int]
-Deed = Literal["kill", "stop", "freeze", "slow", "revive"]
+LabPrompt = str | list[int]
+NodeAction = Literal["kill", "stop", "freeze", "slow", "revive"]
 
 Kind = Literal["kill", "freeze", "churn"]
 
@@ -33,7 +33,7 @@ ANSWER = "answer"
 class Event(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One deed, done to some nodes at some moment of the run's first answer."""
 
-    do: Deed
+    do: NodeAction
     """``kill`` SIGKILL, ``stop`` SIGTERM, ``freeze`` SIGSTOP, ``slow`` frozen most of the time, ``revive``
     what any of these did to it, or the first start of a spare node."""
     node: str | list[str] | None = None
@@ -83,7 +83,7 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An event that would leave a block to nobody waits until it would not."""
 
 
-class Nodes(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class NodeGroup(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Node processes that serve the same blocks."""
 
     span: str
@@ -95,15 +95,15 @@ class Nodes(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Not started before an event revives it."""
 
 
-class Plan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class LabPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All that a user may say; the built-in plans fill in what is left out."""
 
     model: str | None = None
     format: Format | None = None
-    prompts: list[Prompt] = []
+    prompts: list[LabPrompt] = []
     """Texts, or token ids as they are."""
     max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] = 32
-    nodes: list[Nodes] = []
+    nodes: list[NodeGroup] = []
     stages: Annotated[int, Meta(ge=1, le=MAX_NODES)] = 3
     """How many spans the model is cut into when no nodes are given."""
     replicas: Annotated[int, Meta(ge=1, le=MAX_NODES)] = 2
@@ -119,11 +119,11 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Fields of :class:`shoal.config.Settings` for the nodes and the client."""
 
 
-class Order(Struct, frozen=True):
+class LabOptions(Struct, frozen=True):
     """What a lab is asked to do."""
 
     kind: Kind
-    plan: Plan
+    plan: LabPlan
     seed: int
     runs: int
     minutes: float
@@ -140,7 +140,7 @@ class Place(Struct, frozen=True):
     spare: bool = False
 
 
-def read(path: Path) -> Plan:
+def read(path: Path) -> LabPlan:
     """The plan in a file: JSON if its name ends in ``.json``, else TOML.
 
     Raises:
@@ -153,7 +153,7 @@ def read(path: Path) -> Plan:
             raise UsageError(f"{path} is larger than a plan of {MAX_PLAN >> 20} MiB", check="the file's name")
         text = data.decode("utf-8")
         values = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
-        plan = msgspec.convert(values, Plan)
+        plan = msgspec.convert(values, LabPlan)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", check="the name of the plan's file") from error
     except msgspec.ValidationError as error:
@@ -166,12 +166,12 @@ def read(path: Path) -> Plan:
     return plan
 
 
-def runs_of(plan: Plan) -> list[Run]:
+def runs_of(plan: LabPlan) -> list[Run]:
     """The runs that a plan asks for itself; none if the built-in ones are to be made."""
     return [*plan.runs, *([Run(name="events", events=plan.events)] if plan.events else [])]
 
 
-def places(plan: Plan, n_blocks: int, built_in: Sequence[Nodes] = ()) -> list[Place]:
+def places(plan: LabPlan, n_blocks: int, built_in: Sequence[NodeGroup] = ()) -> list[Place]:
     """The nodes of a plan for a model of ``n_blocks`` blocks.
 
     Args:
@@ -196,7 +196,7 @@ def places(plan: Plan, n_blocks: int, built_in: Sequence[Nodes] = ()) -> list[Pl
     return found
 
 
-def _check_places(plan: Plan, found: Sequence[Place], n_blocks: int) -> None:
+def _check_places(plan: LabPlan, found: Sequence[Place], n_blocks: int) -> None:
     names = [place.name for place in found]
     if len(found) > MAX_NODES:
         raise UsageError(f"{len(found)} nodes are too many for one machine", check=f"at most {MAX_NODES}")
@@ -213,7 +213,7 @@ def _check_places(plan: Plan, found: Sequence[Place], n_blocks: int) -> None:
             raise UsageError(f"an event is for block {event.block}: the model has blocks 0:{n_blocks}")
 
 
-def _check_run(plan: Plan, run: Run, where: str) -> None:
+def _check_run(plan: LabPlan, run: Run, where: str) -> None:
     for number, event in enumerate(run.events):
         place = f"{where}, event {number}"
         if sum(target is not None for target in (event.node, event.hop, event.block)) != 1:

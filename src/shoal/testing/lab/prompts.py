@@ -7,7 +7,7 @@ from random import Random
 from shoal.errors import BadWeights, UsageError
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
-from shoal.testing.lab.plan import Plan, Prompt
+from shoal.testing.lab.plan import LabPlan, LabPrompt
 
 SHORT = (
     "Once upon a time there was a fisherman who lived with his wife by the sea, and every morning",
@@ -28,7 +28,7 @@ IDS = (12, 150)
 """Tokens of the two kinds of prompt for a model that has no tokenizer."""
 
 
-def prompts_of(model: LocalModel, plan: Plan) -> list[Prompt]:
+def prompts_of(model: LocalModel, plan: LabPlan) -> list[LabPrompt]:
     """The plan's prompts, or built-in ones that fit the model: token ids where it has no tokenizer.
 
     Raises:

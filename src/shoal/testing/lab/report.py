@@ -8,17 +8,17 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from shoal.errors import ShoalError
-from shoal.testing.lab.asking import Asked
-from shoal.testing.lab.judge import Fault, error_s, same_tokens, told
+from shoal.testing.lab.asking import TimedAnswer
+from shoal.testing.lab.judge import Fault, describe_event, error_s, same_tokens
 from shoal.testing.lab.plan import ANSWER
-from shoal.testing.lab.runs import Played
+from shoal.testing.lab.runs import RunRecord
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class LabResult:
     """One answer, and what happened meanwhile."""
 
     run: int
@@ -39,7 +39,7 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class LabReport:
     """All that a lab found."""
 
     plan: str
@@ -47,7 +47,7 @@ class Report:
     format: str
     seed: int
     nodes: int
-    results: tuple[Result, ...]
+    results: tuple[LabResult, ...]
     faults: tuple[Fault, ...]
     seconds: float
 
@@ -75,11 +75,11 @@ class Report:
         }
 
 
-def results(number: int, played: Played, references: Sequence[Sequence[int]]) -> list[Result]:
+def results(number: int, played: RunRecord, references: Sequence[Sequence[int]]) -> list[LabResult]:
     """The answers of one run."""
     run = played.run
     return [
-        Result(
+        LabResult(
             number,
             run.name,
             asked.prompt,
@@ -96,21 +96,21 @@ def results(number: int, played: Played, references: Sequence[Sequence[int]]) ->
     ]
 
 
-def _code(asked: Asked) -> str:
+def _code(asked: TimedAnswer) -> str:
     error = asked.error
     return "" if error is None else error.code if isinstance(error, ShoalError) else type(error).__name__
 
 
-def _happened(played: Played, asked: Asked) -> list[str]:
+def _happened(played: RunRecord, asked: TimedAnswer) -> list[str]:
     """What was done while the answer came, with the nodes it was done to."""
     return [
-        f"{told(done.event)}: {', '.join(done.nodes)}{' (late)' if done.late else ''}"
+        f"{describe_event(done.event)}: {', '.join(done.nodes)}{' (late)' if done.late else ''}"
         for done in played.done
         if done.at in asked.hits
     ]
 
 
-def rendered(report: Report) -> RenderableType:
+def report_table(report: LabReport) -> RenderableType:
     """The answers as a table, and below them the figures and what is wrong."""
     from rich.console import Group  # noqa: PLC0415  only a reader needs it
     from rich.table import Table  # noqa: PLC0415
@@ -129,7 +129,7 @@ def rendered(report: Report) -> RenderableType:
     return Group(shown, Text("\n".join(["", *_lines(report)])))
 
 
-def _lines(report: Report) -> list[str]:
+def _lines(report: LabReport) -> list[str]:
     fields = report.fields()
     gaps = [_seconds(fields[name]) for name in ("gap_s_median", "gap_s_max")]
     return [

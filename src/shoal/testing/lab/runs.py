@@ -10,7 +10,7 @@ import trio
 
 from shoal.client.swarm import Swarm
 from shoal.errors import ShoalError
-from shoal.testing.lab.asking import Asked, Question, ask, listen
+from shoal.testing.lab.asking import LabRequest, TimedAnswer, ask, listen
 from shoal.testing.lab.nodes import LabNode, LabSwarm
 from shoal.testing.lab.plan import Event, Run
 from shoal.testing.lab.schedule import covered_without
@@ -24,7 +24,7 @@ AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class AppliedEvent:
     """An event that has taken place."""
 
     event: Event
@@ -36,29 +36,29 @@ class Done:
 
 
 @dataclass(eq=False)
-class Played:
+class RunRecord:
     """What came of a run."""
 
     run: Run
     began: float
-    asked: list[Asked] = field(default_factory=list[Asked])
-    done: list[Done] = field(default_factory=list[Done])
+    asked: list[TimedAnswer] = field(default_factory=list[TimedAnswer])
+    done: list[AppliedEvent] = field(default_factory=list[AppliedEvent])
     missed: list[Event] = field(default_factory=list[Event])
     """Events whose moment did not come."""
 
     @property
-    def first(self) -> Asked | None:
+    def first(self) -> TimedAnswer | None:
         """The answer by which events are timed."""
         return next((asked for asked in self.asked if asked.session == 0), None)
 
 
-async def play(lab: LabSwarm, client: Swarm, run: Run, questions: Sequence[Question]) -> Played:
+async def play(lab: LabSwarm, client: Swarm, run: Run, questions: Sequence[LabRequest]) -> RunRecord:
     """Play a run to its end, then begin to bring back what it took away.
 
     Raises:
         ShoalError: a node that was to come back did not.
     """
-    played = Played(run, trio.current_time())
+    played = RunRecord(run, trio.current_time())
     async with trio.open_nursery() as happening:
         for event in run.events:
             happening.start_soon(_happen, lab, played, event, happening)
@@ -72,7 +72,7 @@ async def play(lab: LabSwarm, client: Swarm, run: Run, questions: Sequence[Quest
     return played
 
 
-async def _converse(client: Swarm, played: Played, questions: Sequence[Question], session: int) -> None:
+async def _converse(client: Swarm, played: RunRecord, questions: Sequence[LabRequest], session: int) -> None:
     """Ask, and in a long run ask again and again, each time the next prompt."""
     until = played.began + 60 * played.run.minutes
     prompt = (played.run.prompt + session) % len(questions)
@@ -87,7 +87,7 @@ async def _converse(client: Swarm, played: Played, questions: Sequence[Question]
         prompt = (prompt + 1) % len(questions)
 
 
-async def _happen(lab: LabSwarm, played: Played, event: Event, nursery: trio.Nursery) -> None:
+async def _happen(lab: LabSwarm, played: RunRecord, event: Event, nursery: trio.Nursery) -> None:
     await _moment(played, event)
     nodes = await _targets(lab, played, event)
     if played.run.guarded and event.do != "revive":
@@ -98,7 +98,7 @@ async def _happen(lab: LabSwarm, played: Played, event: Event, nursery: trio.Nur
     first = played.first
     late = event.prefill_s is not None and first is not None and bool(first.times)
     lab.do(event.do, nodes)
-    done = Done(event, trio.current_time(), tuple(node.name for node in nodes), late)
+    done = AppliedEvent(event, trio.current_time(), tuple(node.name for node in nodes), late)
     played.done.append(done)
     for asked in played.asked:
         if asked.ended is None:
@@ -108,7 +108,7 @@ async def _happen(lab: LabSwarm, played: Played, event: Event, nursery: trio.Nur
         lab.do("revive", nodes)
 
 
-async def _moment(played: Played, event: Event) -> None:
+async def _moment(played: RunRecord, event: Event) -> None:
     """Wait for the event's time."""
     if event.time_s is not None:
         await trio.sleep_until(played.began + event.time_s)
@@ -123,7 +123,7 @@ async def _moment(played: Played, event: Event) -> None:
         await trio.sleep(LOOK_EVERY_S)
 
 
-async def _targets(lab: LabSwarm, played: Played, event: Event) -> list[LabNode]:
+async def _targets(lab: LabSwarm, played: RunRecord, event: Event) -> list[LabNode]:
     """The nodes that the event is for. A hop that is gone already is waited for: another one takes its place.
 
     Raises:

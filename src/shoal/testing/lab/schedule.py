@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from shoal.errors import UsageError
-from shoal.testing.lab.plan import ANSWER, Deed, Event, Kind, Nodes, Place, Run
+from shoal.testing.lab.plan import ANSWER, Event, Kind, NodeAction, NodeGroup, Place, Run
 from shoal.types import Span
 
 LEAST_TOKENS = 8
@@ -25,12 +25,16 @@ RESTART_S = 10.0
 """Seconds after which a node that is started again is taken to serve."""
 DRAIN_S = 10.0
 """What a node that is asked to stop is taken to need for its open sessions."""
-AWAY_S: dict[Deed, tuple[float, float]] = {"kill": (0.0, 4.0), "stop": (0.0, 4.0), "freeze": (1.0, 12.0)}
+AWAY_S: dict[NodeAction, tuple[float, float]] = {
+    "kill": (0.0, 4.0),
+    "stop": (0.0, 4.0),
+    "freeze": (1.0, 12.0),
+}
 """For how long a node of churn is away, before it begins to come back."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class HopReplicas:
     """One hop of the route, as the built-in plans see it."""
 
     span: Span
@@ -39,7 +43,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompted:
+class PromptLengths:
     """A prompt, by what came of it undisturbed."""
 
     prompt_tokens: int
@@ -57,15 +61,17 @@ class _Case:
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def even_nodes(kind: Kind, spans: Sequence[Span], replicas: int) -> list[Nodes]:
+def even_nodes(kind: Kind, spans: Sequence[Span], replicas: int) -> list[NodeGroup]:
     """Every span on as many nodes. A hop of ``kill`` can be lost twice: the middle span has one node more;
     and in ``churn`` a node joins that was never there: the last span has a spare one."""
     middle = len(spans) // 2 if kind == "kill" else -1
-    nodes = [Nodes(span=str(span), replicas=replicas + (n == middle)) for n, span in enumerate(spans)]
-    return nodes + ([Nodes(span=str(spans[-1]), name="spare", spare=True)] if kind == "churn" else [])
+    nodes = [NodeGroup(span=str(span), replicas=replicas + (n == middle)) for n, span in enumerate(spans)]
+    return nodes + ([NodeGroup(span=str(spans[-1]), name="spare", spare=True)] if kind == "churn" else [])
 
 
-def kill_runs(seed: int, stages: Sequence[Stage], prompts: Sequence[Prompted], count: int) -> list[Run]:
+def kill_runs(
+    seed: int, stages: Sequence[HopReplicas], prompts: Sequence[PromptLengths], count: int
+) -> list[Run]:
     """Runs in which hops are killed: each in turn while the answer and while the prompt is under way, two at
     once, the replacement too, and every node of a block, with and without one that comes back.
 
@@ -86,7 +92,9 @@ def kill_runs(seed: int, stages: Sequence[Stage], prompts: Sequence[Prompted], c
     return _runs(seed, cases, prompts, count)
 
 
-def freeze_runs(seed: int, stages: Sequence[Stage], prompts: Sequence[Prompted], count: int) -> list[Run]:
+def freeze_runs(
+    seed: int, stages: Sequence[HopReplicas], prompts: Sequence[PromptLengths], count: int
+) -> list[Run]:
     """Runs in which hops are frozen with their sockets open: each in turn, two at once, and one only briefly.
 
     Raises:
@@ -120,7 +128,7 @@ def churn_run(seed: int, places: Sequence[Place], minutes: float, sessions: int)
             steady[name] = now + RESTART_S
         elif free := [p for p in places if _spared(p, places, steady, now)]:
             place = random.choice(free)
-            do: Deed = random.choices(("kill", "stop", "freeze"), (4, 2, 3))[0]
+            do: NodeAction = random.choices(("kill", "stop", "freeze"), (4, 2, 3))[0]
             away = round(random.uniform(*AWAY_S[do]), 1)
             events.append(Event(do=do, node=place.name, time_s=round(now, 1), for_s=away))
             steady[place.name] = now + away + RESTART_S + (DRAIN_S if do == "stop" else 0.0)
@@ -142,7 +150,7 @@ def _blocks(span: Span) -> range:
     return range(span.start, span.end)
 
 
-def _each_hop(do: Deed, stages: Sequence[Stage]) -> list[_Case]:
+def _each_hop(do: NodeAction, stages: Sequence[HopReplicas]) -> list[_Case]:
     """Each hop that has a second node, and two of them at once, in the answer and in the prefill."""
     hops = [number for number, stage in enumerate(stages) if stage.replicas > 1]
     groups = [[hop] for hop in hops] + ([[hops[0], hops[-1]]] if len(hops) > 1 else [])
@@ -188,7 +196,7 @@ def _changed(event: Event, *, token: int | None, prefill_s: float | None = None)
     )
 
 
-def _runs(seed: int, cases: Sequence[_Case], prompts: Sequence[Prompted], count: int) -> list[Run]:
+def _runs(seed: int, cases: Sequence[_Case], prompts: Sequence[PromptLengths], count: int) -> list[Run]:
     """``count`` runs that take the cases in turn, from any of them on."""
     fit = [number for number, prompt in enumerate(prompts) if prompt.answer_tokens >= LEAST_TOKENS]
     if not fit:

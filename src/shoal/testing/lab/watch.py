@@ -26,7 +26,7 @@ SPARE_TASKS = 12
 """Tasks that the client may have more for each node than when it began: channels and connections."""
 
 
-class Watch:
+class NodeMonitor:
     """What a client sees of the lab's nodes, and what their processes show."""
 
     def __init__(self, lab: LabSwarm, client: Swarm) -> None:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from shoal.testing.sim.churn import Plan, churn
+from shoal.testing.sim.churn import ChurnPlan, churn
 from shoal.testing.sim.converge import converge
 
 FLAT = 1.2
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _churn(asked: argparse.Namespace) -> int:
-    plan = Plan(asked.nodes, asked.minutes, asked.sessions, asked.every, asked.seed, asked.vanish)
+    plan = ChurnPlan(asked.nodes, asked.minutes, asked.sessions, asked.every, asked.seed, asked.vanish)
     outcome = churn(plan, lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
     _say({"plan": asdict(plan), **outcome.shown()}, as_json=asked.json)
     return 0 if outcome.good else 1

@@ -33,7 +33,7 @@ STRAY = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ChurnPlan:
     """What happens. Times are simulated."""
 
     nodes: int = 200
@@ -48,7 +48,7 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Outcome:
+class ChurnResult:
     """What came of it. The first six are what must be 0."""
 
     wrong: int = 0
@@ -92,7 +92,7 @@ class Outcome:
         return {k: round(v, 2) if isinstance(v, float) else v for k, v in fields.items()}
 
 
-def churn(plan: Plan, report: Callable[[str], None] = lambda _: None) -> Outcome:
+def churn(plan: ChurnPlan, report: Callable[[str], None] = lambda _: None) -> ChurnResult:
     """Simulate the plan; ``report`` is told how far it is, each simulated minute."""
     began = time.monotonic()
     outcome = simulate(plan.seed, _churn, plan, report)
@@ -100,8 +100,8 @@ def churn(plan: Plan, report: Callable[[str], None] = lambda _: None) -> Outcome
     return outcome
 
 
-async def _churn(plan: Plan, report: Callable[[str], None]) -> Outcome:
-    outcome = Outcome()
+async def _churn(plan: ChurnPlan, report: Callable[[str], None]) -> ChurnResult:
+    outcome = ChurnResult()
     async with SimPeers.running(random.Random(plan.seed)) as peers:
         swarm = SimSwarm(peers)
         for _ in range(plan.nodes):
@@ -127,7 +127,7 @@ async def _churn(plan: Plan, report: Callable[[str], None]) -> Outcome:
     return outcome
 
 
-async def _come_and_go(plan: Plan, swarm: SimSwarm, outcome: Outcome, until: float) -> None:
+async def _come_and_go(plan: ChurnPlan, swarm: SimSwarm, outcome: ChurnResult, until: float) -> None:
     chance = random.Random(plan.seed)
     async with trio.open_nursery() as leaving:
         while trio.current_time() < until:
@@ -144,13 +144,13 @@ async def _come_and_go(plan: Plan, swarm: SimSwarm, outcome: Outcome, until: flo
                 swarm.kill(chance.choice(swarm.nodes), silent=chance.random() < plan.vanish)
 
 
-async def _be_client(swarm: SimSwarm, sessions: int, outcome: Outcome, until: float) -> None:
+async def _be_client(swarm: SimSwarm, sessions: int, outcome: ChurnResult, until: float) -> None:
     async with swarm.client() as client, trio.open_nursery() as nursery:
         for _ in range(sessions):
             nursery.start_soon(_ask, swarm, client, outcome, until)
 
 
-async def _ask(swarm: SimSwarm, client: Swarm, outcome: Outcome, until: float) -> None:
+async def _ask(swarm: SimSwarm, client: Swarm, outcome: ChurnResult, until: float) -> None:
     chance = swarm.peers.chance
     while trio.current_time() < until:
         await trio.sleep(chance.uniform(0, 5))
@@ -172,7 +172,7 @@ async def _ask(swarm: SimSwarm, client: Swarm, outcome: Outcome, until: float) -
             outcome.note(f"{answer.token_ids} where the model gives {expected}; {answer.reroutes}")
 
 
-async def _look_for_ghosts(peers: SimPeers, outcome: Outcome, until: float) -> None:
+async def _look_for_ghosts(peers: SimPeers, outcome: ChurnResult, until: float) -> None:
     while trio.current_time() < until:
         await trio.sleep(GHOST_EVERY_S)
         over = trio.current_time() - peers.expiry_s
@@ -186,7 +186,7 @@ async def _look_for_ghosts(peers: SimPeers, outcome: Outcome, until: float) -> N
                 )
 
 
-async def _report(outcome: Outcome, report: Callable[[str], None], until: float) -> None:
+async def _report(outcome: ChurnResult, report: Callable[[str], None], until: float) -> None:
     minutes = 0
     while trio.current_time() < until:
         await trio.sleep(60)
@@ -201,7 +201,7 @@ async def _forget_idle(peers: SimPeers, until: float) -> None:
         peers.internet.forget_idle()
 
 
-def _count_leftovers(swarm: SimSwarm, outcome: Outcome) -> None:
+def _count_leftovers(swarm: SimSwarm, outcome: ChurnResult) -> None:
     outcome.tasks_after = trio.lowlevel.current_statistics().tasks_living
     more = abs(outcome.tasks_after - outcome.tasks_before)
     if more > STRAY * outcome.tasks_before:

@@ -18,10 +18,10 @@ costs."""
 GARBAGE = (100_000, 50, 100)
 """How rarely to look for garbage: there are many objects, and hardly any that need looking for."""
 
-Result = TypeVar("Result")
+_ResultT = TypeVar("_ResultT")
 
 
-def simulate(seed: int, main: Callable[..., Awaitable[Result]], *args: Any) -> Result:
+def simulate(seed: int, main: Callable[..., Awaitable[_ResultT]], *args: Any) -> _ResultT:
     """Run ``main`` in simulated time; the same seed runs tasks in the same order, which trio makes random."""
     scheduler: Any = trio._core._run  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
