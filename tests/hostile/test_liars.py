@@ -29,7 +29,7 @@ CANDIDATES = [*HALVES, Span(0, 6)]
 @pytest.fixture(autouse=True)
 def no_trials(monkeypatch):
     """Whether a session is a trial is left to chance; tests that are about trials say so."""
-    monkeypatch.setattr("shoal.client.ring.rings.TRIALS", 0.0)
+    monkeypatch.setattr("shoal.client.ring.route_finder.TRIALS", 0.0)
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ async def test_a_share_of_the_sessions_tries_newcomers_who_then_are_proven(
     newcomer = swarm.networks[-1].peer
     await heard(swarm.client, {newcomer})
     assert len((await answered(swarm.client, checkpoint, reference, 2.0)).route) == 2
-    monkeypatch.setattr("shoal.client.ring.rings.TRIALS", 1.0)
+    monkeypatch.setattr("shoal.client.ring.route_finder.TRIALS", 1.0)
     for _ in range(reputation.PROVEN):
         await answered(swarm.client, checkpoint, reference, 2.0)
     assert swarm.client.rings.finder.reputation.proven(newcomer)

@@ -154,7 +154,7 @@ async def test_a_node_that_cannot_load_the_span_it_wanted_says_that_it_stays(hom
     async def full(*_):
         raise OutOfResources("the disk is full")
 
-    monkeypatch.setattr("shoal.node.placement.load_span", full)
+    monkeypatch.setattr("shoal.node.placement.load_served_span", full)
     async with memory_swarm(home, checkpoint, [LEFT, LEFT]) as swarm, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: keep_place(swarm.nodes[0], pytest.fail, **SOON))
         peer = swarm.networks[0].peer

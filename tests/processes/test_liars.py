@@ -73,7 +73,7 @@ async def liars(bf16, settings, kinds, like):
 async def test_a_client_beside_liars_gets_right_answers_and_is_done_with_them_after_two(
     bf16, settings, monkeypatch
 ):
-    monkeypatch.setattr("shoal.client.ring.rings.TRIALS", 0.0)
+    monkeypatch.setattr("shoal.client.ring.route_finder.TRIALS", 0.0)
     async with client(bf16, settings) as (swarm, ask):
         honest = (await ask()).token_ids
         like = swarm.announcements()[0].served

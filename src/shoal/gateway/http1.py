@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 import h11
 
-Received: TypeAlias = h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]
+HttpEvent: TypeAlias = h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]
 
 _END = b"\r\n\r\n"
 _AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r\n[ \t]")
@@ -29,7 +29,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length:([^\r\n]*)", re.IGNORECASE)
 class StrictConnection(h11.Connection):
     """A server's end of a connection."""
 
-    def next_event(self) -> Received:
+    def next_event(self) -> HttpEvent:
         """As h11's.
 
         Raises:

@@ -58,7 +58,7 @@ def blocks_that_fit(model: LocalModel, format: Format, memory: int) -> int:
     return min(fits, model.shape.n_blocks)
 
 
-def check_blocks(model: LocalModel, span: Span) -> None:
+def check_blocks_exist(model: LocalModel, span: Span) -> None:
     """Refuse a span that the model does not have.
 
     Raises:
@@ -205,7 +205,7 @@ async def start_node(
         BadWeights, UnsupportedModel: it cannot be loaded.
         StepFailed: a process that computes the span with us is lost.
     """
-    check_blocks(model, span)
+    check_blocks_exist(model, span)
     member.directory.know([model.shape])
     report(f"loading blocks {span} of {model.shape.name}")
     format = pick_format(model, settings, member).format

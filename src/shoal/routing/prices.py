@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from shoal.routing.shortest_path import Prices, Seconds, Ways, places_in_group
+from shoal.routing.shortest_path import FloatArray, Prices, Ways, places_in_group
 from shoal.types import PeerId, Span
 
 Objective = Literal["latency", "throughput", "cost"]
@@ -97,7 +97,7 @@ def price(candidates: Sequence[Candidate], objective: Objective, rng: Random | N
     return Prices(block, stage, near, near / 2, ways)
 
 
-def _block_s(candidates: Sequence[Candidate]) -> Seconds:
+def _block_s(candidates: Sequence[Candidate]) -> FloatArray:
     """Computing of one block in a step, with one session more in the batch."""
     measured = [c.step_s / len(c.span) for c in candidates if c.step_s]
     usual = median(measured) if measured else UNMEASURED_BLOCK_S
@@ -111,11 +111,11 @@ def _block_s(candidates: Sequence[Candidate]) -> Seconds:
     return np.array(each)
 
 
-def _stage_s(candidates: Sequence[Candidate]) -> Seconds:
+def _stage_s(candidates: Sequence[Candidate]) -> FloatArray:
     return np.array([(HOP_S + c.wait_s) / c.trust for c in candidates])
 
 
-def _near_s(candidates: Sequence[Candidate]) -> Seconds:
+def _near_s(candidates: Sequence[Candidate]) -> FloatArray:
     """One way between the client and each; from one that is hardly trusted, being near counts for little."""
     measured = [c.rtt_s for c in candidates if c.rtt_s is not None]
     usual = median(measured) if measured else UNMEASURED_RTT_S

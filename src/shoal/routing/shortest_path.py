@@ -19,8 +19,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Seconds: TypeAlias = npt.NDArray[np.float64]
-Numbers: TypeAlias = npt.NDArray[np.intp]
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+IndexArray: TypeAlias = npt.NDArray[np.intp]
 Allowed: TypeAlias = npt.NDArray[np.bool_]
 """``[blocks, p]``: who may run which of the blocks that a path goes through."""
 
@@ -33,9 +33,9 @@ between, too."""
 class Ways:
     """Measured ways between peers. There may be none."""
 
-    begin: Numbers
-    end: Numbers
-    seconds: Seconds
+    begin: IndexArray
+    end: IndexArray
+    seconds: FloatArray
     """One way, not the round trip."""
 
 
@@ -43,13 +43,13 @@ class Ways:
 class Prices:
     """What each of p peers costs one step, in seconds; arrays of p."""
 
-    block: Seconds
+    block: FloatArray
     """Each block that it runs."""
-    stage: Seconds
+    stage: FloatArray
     """Being asked at all; above 0, so that a peer is not left without a reason."""
-    near: Seconds
+    near: FloatArray
     """The way from the client, and the way back."""
-    leg: Seconds
+    leg: FloatArray
     """Its part of a way to or from another peer that nobody has measured: such a way costs both legs."""
     ways: Ways
 
@@ -188,7 +188,7 @@ class _WaysIn:
         self._seconds = np.full((peers, most), np.inf)
         self._seconds[ways.begin, place] = ways.seconds
 
-    def enter(self, cost: Seconds) -> tuple[Numbers, Seconds]:
+    def enter(self, cost: FloatArray) -> tuple[IndexArray, FloatArray]:
         """By peer, the best one to come from, and the cost with the way from there.
 
         Args:
@@ -203,7 +203,9 @@ class _WaysIn:
             self._include_measured(cost, before, arrived)
         return before, arrived
 
-    def _exclude_measured(self, leave: Seconds, best: int, before: Numbers, arrived: Seconds) -> None:
+    def _exclude_measured(
+        self, leave: FloatArray, best: int, before: IndexArray, arrived: FloatArray
+    ) -> None:
         """Where the way from the best was measured, the next best takes its place, and so on."""
         clash = np.flatnonzero(self._measured[best])
         left = leave.copy()
@@ -216,7 +218,7 @@ class _WaysIn:
                 return
             clash = clash[self._measured[best, clash]]
 
-    def _include_measured(self, cost: Seconds, before: Numbers, arrived: Seconds) -> None:
+    def _include_measured(self, cost: FloatArray, before: IndexArray, arrived: FloatArray) -> None:
         there = np.flatnonzero(cost < np.inf)
         end = self._end[there]
         through = cost[there, None] + self._seconds[there]
@@ -227,7 +229,7 @@ class _WaysIn:
         arrived[end[last]] = found[last]
 
 
-def places_in_group(group: Numbers, groups: int) -> Numbers:
+def places_in_group(group: IndexArray, groups: int) -> IndexArray:
     """For each element, how many before it are of its group; ``group`` numbers these from 0."""
     order = np.argsort(group, kind="stable")
     first = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=groups))])[:-1]
