@@ -11,9 +11,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping, Set
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -30,6 +30,18 @@ TRESPASSES = {
     "transformers only through the seam": ("models/text/codec.py", "import transformers"),
     "The product never imports its test doubles": ("node/__init__.py", "import shoal.testing"),
 }
+
+
+def load_scorecard() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("scorecard", ROOT / "scripts/scorecard.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["scorecard"] = module  # where dataclasses looks for the annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+scorecard = load_scorecard()
 
 
 def lint_imports(root: Path) -> str:
@@ -61,44 +73,6 @@ def test_every_contract_notices_when_it_is_broken(tmp_path: Path) -> None:
     assert f"Contracts: 0 kept, {len(CONTRACTS)} broken." in said, said
 
 
-def module_of(path: Path) -> str:
-    parts = path.relative_to(ROOT / "src").with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imports_of(path: Path, modules: Set[str]) -> set[str]:
-    """Those of ``modules`` that a file names anywhere: also in functions, and for a type checker alone."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= names & modules or {str(node.module)}
-    return found & modules
-
-
-def circle(imports: Mapping[str, Set[str]]) -> set[str]:
-    """Modules that import one another, or that import such; none where all of them have an order."""
-    left = {module: set(named) for module, named in imports.items()}
-    while free := {module for module, named in left.items() if not named}:
-        left = {module: named - free for module, named in left.items() if module not in free}
-    return {*left}
-
-
-def test_no_modules_import_one_another_not_even_for_their_types() -> None:
-    modules = {module_of(path): path for path in SOURCES}
-    imports = {module: imports_of(path, modules.keys() - {module}) for module, path in modules.items()}
-    assert circle(imports) == set()
-
-
-def test_a_circle_is_noticed(tmp_path: Path) -> None:
-    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == {"a", "b", "c"}
-    lines = "if TYPE_CHECKING:\n    from a.b import C\ndef f():\n    from a import c\n    import d\n"
-    (tmp_path / "e.py").write_text(lines)
-    assert imports_of(tmp_path / "e.py", {"a", "a.b", "a.c", "d", "f"}) == {"a.b", "a.c", "d"}
-
-
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
 def test_no_file_is_longer_than_one_reads_in_a_sitting(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= 500
@@ -128,21 +102,32 @@ def test_the_package_says_that_it_is_typed() -> None:
     assert (ROOT / "src/shoal/py.typed").exists()
 
 
-def load_scorecard() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scorecard", ROOT / "scripts/scorecard.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scorecard"] = module  # where dataclasses looks for the annotations
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def card() -> Any:
+    return scorecard.count(ROOT / "src/shoal")
 
 
-scorecard = load_scorecard()
+def test_no_modules_import_one_another_not_even_for_their_types(card: Any) -> None:
+    assert card.import_cycles == []
 
 
-def test_no_public_name_has_two_meanings() -> None:
-    found = scorecard.two_meanings(scorecard.modules(ROOT / "src/shoal"))
+def test_no_folder_holds_more_files_than_one_can_survey(card: Any) -> None:
+    assert card.crowded_folders == {}
+
+
+def test_no_function_is_longer_than_a_screen(card: Any) -> None:
+    assert card.functions_too_long == 0, card.function_longest
+
+
+def test_no_public_name_has_two_meanings(card: Any) -> None:
+    found = card.two_meanings
     assert not found, "\n".join(f"{name}: {', '.join(paths)}" for name, paths in found.items())
+
+
+def test_a_token_is_followed_through_files_that_exist(card: Any) -> None:
+    assert None not in card.journey.values(), card.journey
+    assert list(card.journey) == list(scorecard.JOURNEY)
+    assert len(card.journey) <= scorecard.MOST_STOPS
 
 
 def package(folder: Path, **files: str) -> list[object]:
@@ -155,13 +140,6 @@ def package(folder: Path, **files: str) -> list[object]:
     return scorecard.modules(folder / "src/shoal")
 
 
-def test_classes_aliases_and_functions_of_two_words_would_be_noticed(tmp_path: Path) -> None:
-    text = "class Ring: ...\nKV = Annotated[str, 1]\nStop = str | None\ndef load_span(): ...\n"
-    private = "class _Ring: ...\nLIMIT = 3\nlog = 4\ndef load(): ...\n"
-    found = package(tmp_path, a=text + private, b=text + private)
-    assert list(scorecard.two_meanings(found)) == ["KV", "Ring", "Stop", "load_span"]
-
-
 def test_a_cycle_is_noticed_in_a_function_and_under_type_checking(tmp_path: Path) -> None:
     found = package(
         tmp_path,
@@ -172,7 +150,14 @@ def test_a_cycle_is_noticed_in_a_function_and_under_type_checking(tmp_path: Path
     )
     graph = scorecard.imports(found)
     assert scorecard.cycles(graph) == [["shoal.client.a", "shoal.client.b", "shoal.client.c"]]
-    assert scorecard.two_way_folders(found) == []
+    assert scorecard.two_way_folders(found, graph) == []
+
+
+def test_a_name_that_two_modules_define_is_noticed(tmp_path: Path) -> None:
+    text = "class Ring: ...\nKV = Annotated[str, 1]\nStop = str | None\ndef load_span(): ...\n"
+    spared = "class _Ring: ...\n_T = TypeVar('_T')\nLIMIT = 3\nlog = 4\ndef main(): ...\ndef load(): ...\n"
+    found = package(tmp_path, a=text + spared, b=text + spared)
+    assert list(scorecard.two_meanings(found)) == ["KV", "Ring", "Stop", "load_span"]
 
 
 def test_a_card_counts_what_it_says(tmp_path: Path) -> None:
@@ -180,30 +165,22 @@ def test_a_card_counts_what_it_says(tmp_path: Path) -> None:
         tmp_path,
         one="def f(x: int) -> int:\n    # why\n    return x  # noqa: X\n\n\nclass ShoalError: ...\n",
         two="def g(x):\n    try: ...\n    except Exception: ...\nclass Busy(ShoalError): ...\n",
+        net__direct="pass\n" * 90,
+        net__long="def h():\n" + "    pass\n" * 90,
+        **{f"crowd__f{number}": "" for number in range(17)},
     )
-    card = scorecard.count(tmp_path / "src/shoal", ["one.py", "three.py"])
-    assert (card.files, card.lines) == (2, 10)
-    assert card.journey == {"one.py": 6, "three.py": None}
-    assert (card.typed_share, card.named_errors) == (0.5, 2)
-    assert (card.comments_per_100_lines, card.broad_excepts_per_1000_lines) == (10, 100)
-    assert card.function_longest == ("one.py::f", 3)
+    card = scorecard.count(tmp_path / "src/shoal", ["one.py", "three.py", "net/carriers/direct.py"])
+    assert (card.files, card.lines) == (21, 191)
+    assert card.journey == {"one.py": 6, "three.py": None, "net/direct.py": 90}
+    assert (card.typed_share, card.named_errors) == (1 / 3, 2)
+    assert card.comments_per_100_lines == pytest.approx(100 / 191)
+    assert card.broad_excepts_per_1000_lines == pytest.approx(1000 / 191)
+    assert (card.function_longest, card.functions_too_long) == (("net/long.py::h", 91), 1)
+    assert card.crowded_folders == {"crowd": 17}
 
 
-def test_a_token_is_followed_through_files_that_exist() -> None:
-    missing = [path for path in scorecard.JOURNEY if not (ROOT / "src/shoal" / path).exists()]
-    assert not missing
-    assert len(scorecard.JOURNEY) <= scorecard.MOST_STOPS
-
-
-def test_the_scorecard_prints_a_table_and_json() -> None:
-    command = [sys.executable, str(ROOT / "scripts/scorecard.py")]
-    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "one token's journey" in table
-    assert (
-        json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True).stdout)["files"]
-        > 300
-    )
-
-
-def test_no_folder_holds_more_files_than_one_can_survey() -> None:
-    assert scorecard.count(ROOT / "src/shoal").crowded_folders == {}
+def test_the_scorecard_prints_a_table_and_json(card: Any) -> None:
+    assert any(line.startswith("one token's journey") for line in scorecard.printed(card))
+    command = [sys.executable, ROOT / "scripts/scorecard.py", "--json"]
+    printed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert printed["files"] == card.files
