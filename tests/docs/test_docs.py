@@ -18,10 +18,19 @@ from shoal.config import OPTIONS
 from shoal.errors import ShoalError
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples/README.md"]
+PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "examples/README.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
+PATH = re.compile(
+    r"(?<![\w./~{<-])"
+    r"((?:tests|src)/[\w/.-]*\w/?|(?:[\w.-]+/)*(?:[\w.-]+/|[\w-]+\.(?:py|sh|md|c|h|ts|svelte|txt)))"
+    r"(?:::(\w+))?(?![\w/{<…])"
+)
+PART = re.compile(r"- `([\w/]+/)`: ")
+"""Opens an item of a list that is about one folder: what it names lies below that."""
+OF_A_USER = {"swarms/"}
+"""Folders of whoever runs Shoal, not of its sources."""
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 SHOAL: Any = typer.main.get_command(app)
 
@@ -104,10 +113,50 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert anchor in anchors(target.read_text("utf-8")), f"{named(page)}: {link}"
 
 
+def named_paths(text: str) -> Iterator[tuple[str, str, str]]:
+    """What a text names in backticks: the part that it is said of, a path, and what that file defines.
+
+    A file without a folder is meant only where its part is known: elsewhere it may be a user's.
+    """
+    for item in re.split(r"\n(?=- |\n)", FENCE.sub("", text)):
+        part = match[1] if (match := PART.match(item.lstrip("\n"))) else ""
+        for code in INLINE.findall(item):
+            for path, name in PATH.findall(code):
+                if part or "/" in path:
+                    yield part, path, name
+
+
+def lost_paths(text: str) -> list[str]:
+    """Which of these are nowhere below the root, ``src/shoal`` or their part."""
+    return [path + (name and f"::{name}") for part, path, name in named_paths(text) if lost(part, path, name)]
+
+
+def lost(part: str, path: str, name: str) -> bool:
+    bases = (ROOT, ROOT / "src/shoal", ROOT / "src/shoal" / part)
+    places = [place for base in bases if (place := base / path).exists()]
+    if path in OF_A_USER or not name:
+        return path not in OF_A_USER and not places
+    return not any(re.search(rf"\b(?:def|class) {name}\b", place.read_text("utf-8")) for place in places)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_test_and_source_that_it_names_exists(page: Path) -> None:
-    for path in re.findall(r"`((?:tests|src)/[\w/.]+)`", page.read_text("utf-8")):
-        assert (ROOT / path).exists(), f"{named(page)}: {path}"
+def test_every_file_and_folder_that_it_names_exists(page: Path) -> None:
+    paths = lost_paths(page.read_text("utf-8"))
+    assert not paths, f"{named(page)}: {', '.join(paths)}"
+
+
+def test_a_file_folder_or_function_that_does_not_exist_would_be_noticed() -> None:
+    found = "`wire/session.py`, `net/carriers/`, `tests/docs`, `src/shoal/types.py::Span`, `owner/name`"
+    assert lost_paths(found) == []
+    gone = "in `wire/sessions.py`, below `net/carrier/`: `wire/session.py::holder` and `tests/none`"
+    assert lost_paths(gone) == [
+        "wire/sessions.py",
+        "net/carrier/",
+        "wire/session.py::holder",
+        "tests/none",
+    ]
+    assert lost_paths("- `net/`: `carriers/`, `channel.py`\n  and `session.py`") == ["session.py"]
+    assert sum(1 for page in PAGES for _ in named_paths(page.read_text("utf-8"))) > 150
 
 
 def anchors(text: str) -> set[str]:
