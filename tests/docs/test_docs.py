@@ -122,7 +122,7 @@ def named_paths(text: str) -> Iterator[tuple[str, str, str]]:
         part = match[1] if (match := PART.match(item.lstrip("\n"))) else ""
         for code in INLINE.findall(item):
             for path, name in PATH.findall(code):
-                if part or "/" in path:
+                if part or "/" in path or name:
                     yield part, path, name
 
 
@@ -136,7 +136,9 @@ def lost(part: str, path: str, name: str) -> bool:
     places = [place for base in bases if (place := base / path).exists()]
     if path in OF_A_USER or not name:
         return path not in OF_A_USER and not places
-    return not any(re.search(rf"\b(?:def|class) {name}\b", place.read_text("utf-8")) for place in places)
+    return not any(
+        re.search(rf"^(\s*(async )?def |class )?{name}\b", place.read_text("utf-8"), re.M) for place in places
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
