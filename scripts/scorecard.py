@@ -1,6 +1,6 @@
 """The figures of docs/house.md, counted from the sources alone: nothing is imported, nothing is run.
 
-python scripts/scorecard.py [--json] [--source src/shoal]
+python scripts/scorecard.py [--json] [--source src/shoal] [--before ANOTHER/src/shoal]
 """
 
 from __future__ import annotations
@@ -367,15 +367,27 @@ def printed(card: Scorecard) -> Iterator[str]:
             yield from ("", title, *(f"  {' '.join(group)}" for group in groups))
 
 
+def compared(before: Scorecard, after: Scorecard) -> Iterator[str]:
+    """The lines of a table in Markdown."""
+    yield from ("| | before | after | goal |", "|---|---|---|---|")
+    for (what, then, _), (_, now, goal) in zip(rows(before), rows(after), strict=True):
+        yield f"| {what} | {then} | {now} | {goal} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Count what docs/house.md sets goals for.")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--source", type=Path, default=Path(__file__).parents[1] / "src/shoal", help="the package"
     )
+    parser.add_argument(
+        "--before", type=Path, help="the same package in an older tree: print both as a table"
+    )
     given: Any = parser.parse_args()
     card = count(given.source.resolve())
-    if given.json:
+    if given.before:
+        sys.stdout.write("\n".join(compared(count(given.before.resolve()), card)) + "\n")
+    elif given.json:
         sys.stdout.write(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
     else:
         sys.stdout.write("\n".join(printed(card)) + "\n")

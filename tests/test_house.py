@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import os
@@ -180,6 +181,7 @@ def test_a_card_counts_what_it_says(tmp_path: Path) -> None:
 
 
 def test_the_scorecard_prints_a_table_and_json(card: Any) -> None:
+    assert "| files | 9 | " in "\n".join(scorecard.compared(dataclasses.replace(card, files=9), card))
     assert any(line.startswith("one token's journey") for line in scorecard.printed(card))
     command = [sys.executable, ROOT / "scripts/scorecard.py", "--json"]
     printed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
