@@ -273,13 +273,18 @@ def _read_file(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", check="that it is a file that you may read") from error
+        raise UsageError(
+            f"{path}: {error.strerror}",
+            check="check that it is a file and that you have permission to read it",
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}", check="the line it names") from error
+        raise UsageError(
+            f"{path} is not valid TOML: {error}", check="correct the line that the message names"
+        ) from error
     unknown = sorted(set(values) - set(OPTIONS))
     if unknown:
         raise UsageError(
-            f"{path} has an unknown option {unknown[0]!r}", check=f"the options are: {', '.join(OPTIONS)}"
+            f"{path} has an unknown option {unknown[0]!r}", check=f"use one of: {', '.join(OPTIONS)}"
         )
     return values
 
@@ -358,16 +363,16 @@ def _check(settings: Settings) -> None:
     for name, (least, most) in _BOUNDS.items():
         value = getattr(settings, name)
         if not (math.isfinite(value) and least <= value <= most):
-            raise UsageError(f"{name} is {value}", check=f"it must be between {least} and {most}")
+            raise UsageError(f"{name} is {value}", check=f"set it between {least} and {most}")
     for name, words in _WORDS.items():
         if getattr(settings, name) not in words:
             raise UsageError(
-                f"{name} is {getattr(settings, name)!r}", check=f"it must be one of: {', '.join(words)}"
+                f"{name} is {getattr(settings, name)!r}", check=f"set it to one of: {', '.join(words)}"
             )
     if settings.expiry_s <= settings.announce_s:
         raise UsageError(
             f"expiry_s ({settings.expiry_s}) is not above announce_s ({settings.announce_s})",
-            check="a peer would be taken for gone between two of its announcements; three times is usual",
+            check="set expiry_s to about three times announce_s, or peers expire between announcements",
         )
 
 

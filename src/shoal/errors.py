@@ -222,17 +222,19 @@ def as_shoal_error(error: BaseException) -> ShoalError | None:
         return next((inner for inner in found if inner is not None), None)
     if isinstance(error, MemoryError):
         return OutOfResources(
-            "this machine has no memory left", check="other programs", next_command="shoal doctor"
+            "this machine has no memory left",
+            check="close other programs that use memory",
+            next_command="shoal doctor",
         )
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         where = error.filename or "a file could not be written"
         return OutOfResources(
-            f"{where}: {error.strerror}", check="free disk space", next_command="shoal doctor"
+            f"{where}: {error.strerror}", check="free some disk space", next_command="shoal doctor"
         )
     if isinstance(error, OSError) and error.filename is not None:
         return ShoalError(
             f"{error.filename}: {error.strerror}",
-            check="that it exists and that you may use it",
+            check="check that it exists and that you have permission to use it",
             next_command="shoal doctor",
         )
     return None

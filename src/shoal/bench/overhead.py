@@ -149,7 +149,7 @@ def _dtype(format: str) -> torch.dtype:
     if format not in dtypes:
         raise UsageError(
             f"transformers does not run {format} by itself, so there is nothing to compare with",
-            check="--format fp32 or bf16",
+            check="choose --format fp32 or bf16",
             next_command=f"shoal bench swarm --format {format}",
         )
     return dtypes[format]

@@ -31,7 +31,9 @@ def show(as_json: options.JsonOption = False) -> None:
         identity = Identity.load(where)
     except FileNotFoundError:
         raise ShoalError(
-            "this machine has no identity yet", check=str(where), next_command="shoal identity create"
+            "this machine has no identity yet",
+            check=f"see whether {where} was moved or deleted",
+            next_command="shoal identity create",
         ) from None
     _print(identity, where, as_json)
 

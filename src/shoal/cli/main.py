@@ -145,6 +145,6 @@ def _usage(error: TyperException) -> ShoalError:
 def _defect(error: BaseException) -> ShoalError:
     return ShoalError(
         f"a defect of Shoal: {type(error).__name__}: {error}",
-        check="whether the same happens again; then please report it with its traceback",
-        next_command="SHOAL_LOG_LEVEL=debug and the same command, for the traceback",
+        check="run it again; if the error comes back, please report it with its traceback",
+        next_command="the same command with SHOAL_LOG_LEVEL=debug, for the traceback",
     )

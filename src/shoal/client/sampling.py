@@ -177,7 +177,9 @@ def _likeliest_share(
 
 
 def _not_numbers() -> StepFailed:
-    return StepFailed("the logits are not finite", check="the weights, and the last hop of the route")
+    return StepFailed(
+        "the logits are not finite", check="check the model's weights, and the last node of the route"
+    )
 
 
 class Sampler:

@@ -123,5 +123,11 @@ def _expect(finite: int, *, arrived: bool = False) -> None:
     if finite:
         return
     if arrived:
-        raise StepFailed("hidden states that are not finite arrived", check="the hop before this one")
-    raise StepFailed("the hidden states are not finite", check="the weights, and the hop before this one")
+        raise StepFailed(
+            "hidden states that are not finite arrived",
+            check="check the node that serves the blocks before these",
+        )
+    raise StepFailed(
+        "the hidden states are not finite",
+        check="check the model's weights, and the node that serves the blocks before these",
+    )

@@ -81,7 +81,10 @@ class FusedEnds:
     def embed(self, token_ids: Sequence[int], position: int) -> Floats:
         vocab = len(self._embedding)
         if not token_ids or min(token_ids) < 0 or max(token_ids) >= vocab:
-            raise UsageError(f"token ids must be in 0..{vocab - 1}, and at least one", check="the tokenizer")
+            raise UsageError(
+                f"token ids must be in 0..{vocab - 1}, and at least one",
+                check="check that the token ids come from this model's tokenizer",
+            )
         if position < 0 or position + len(token_ids) > self._context:
             raise PromptTooLong(
                 f"position {position + len(token_ids)} is beyond the context of {self._context} tokens"

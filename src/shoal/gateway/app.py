@@ -244,7 +244,7 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     """What Starlette itself refuses, in the API's words."""
     path = request.scope["path"][:200]
     if not isinstance(error, HTTPException) or error.status_code != 405:
-        return error_response(NotFound(f"no route {path!r}", check="GET /openapi.json"))
+        return error_response(NotFound(f"no route {path!r}", check="see GET /openapi.json for every route"))
     allow = (error.headers or {}).get("Allow", "")
     said = f"{request.method} is not for {path!r}: it takes {allow}"
     return error_response(MethodNotAllowed(said, allow=allow))

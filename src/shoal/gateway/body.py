@@ -57,11 +57,14 @@ def _check_kind(request: Request) -> None:
     json = kind in JSON or (kind.startswith("application/") and kind.endswith("+json"))
     if not json or charset not in ("utf-8", "utf8", "us-ascii"):
         raise NotJson(
-            f"a body of the kind {said[:100]!r} is not read here", check="Content-Type: application/json"
+            f"a body of type {said[:100]!r} cannot be read here", check="send Content-Type: application/json"
         )
     packed = request.headers.get("content-encoding", "identity")
     if packed.strip().lower() not in ("identity", ""):
-        raise NotJson(f"a body packed as {packed[:100]!r} is not read here", check="Content-Encoding")
+        raise NotJson(
+            f"a body encoded as {packed[:100]!r} cannot be read here",
+            check="send the body without a Content-Encoding",
+        )
 
 
 async def _read(request: Request) -> bytes:

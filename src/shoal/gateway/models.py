@@ -83,14 +83,14 @@ class Models:
         if any(shape.name == name for shape in self._swarm.models()):
             return UnknownModel(
                 f"{name} is served, but its ends are not on the gateway's machine",
-                check=f"there: shoal models pull {name}",
+                check=f"run this on the gateway's machine: shoal models pull {name}",
             )
         names = [model.name for model in await self.listed()]
         close = [likely for likely in close_names(name[:200], names) if likely in names]
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         return UnknownModel(
             f"no model {name[:200]!r} is served here{hint}",
-            check=f"GET /v1/models ({', '.join(names[:8]) or 'none now'})",
+            check=f"choose a model that GET /v1/models lists ({', '.join(names[:8]) or 'none now'})",
         )
 
     async def _look(self) -> None:

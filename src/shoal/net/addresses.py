@@ -79,6 +79,6 @@ def split_bootstrap(multiaddr: str) -> tuple[str, PeerId]:
     if not found or not peer or "/" in peer or not address.startswith("/"):
         raise UsageError(
             f"{multiaddr!r} is no address to join through",
-            check="one looks like /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW…",
+            check="write it like /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW…",
         )
     return address, PeerId(peer)

@@ -84,7 +84,7 @@ async def _start(stack: AsyncExitStack, settings: NetworkSettings) -> Libp2pNetw
     if settings.listen and not connections.listeners:
         raise PortInUse(
             f"port {settings.port} on {settings.host} cannot be listened on",
-            check="which program has it, or choose another; 0 takes a free one",
+            check="find out which program uses it, or choose another port; 0 picks a free one",
             next_command="shoal doctor",
         )
     gossip = Gossip(host)
@@ -179,7 +179,7 @@ class Libp2pNetwork:
         except ValueError as error:
             raise UsageError(
                 f"{multiaddr!r} is no address to join through: {error}",
-                check="one looks like /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW…",
+                check="write it like /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW…",
             ) from error
         with self._transport.named(address):
             await self._peer_dialer.connect(PeerAddress(peer, (address,)), deadline_s=deadline_s)

@@ -59,7 +59,7 @@ class Identity:
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise NotAllowed(
                 f"{path} may be read by others on this machine: whoever reads it can pass for this node",
-                check="who has had access; if in doubt, make a new key",
+                check="find out who could read it; if in doubt, make a new key",
                 next_command=f"chmod 600 {path}",
             )
         data = path.read_bytes()
@@ -68,7 +68,7 @@ class Identity:
         if identity is None or data != identity.encoded():
             raise ShoalError(
                 f"{path} is no ed25519 key, or is damaged",
-                check="restore it from a copy, or move it away: a new key is then made, with another peer id",
+                check="restore it from a copy, or move it away: then a new key is made, with a new peer id",
                 next_command="shoal identity create",
             )
         return identity

@@ -96,7 +96,7 @@ def make_room(
         raise Busy(
             f"no room for {tokens} tokens of KV: {taken} of {total} are in use",
             tokens_free=offered(held, total=total, now=now),
-            check="end a session, or wait",
+            check="end a session, or wait and try again",
             retry_after_s=RETRY_S,
         )
     return ended
@@ -110,7 +110,11 @@ def make_place(held: Sequence[SessionShare], asker: Asker, *, places: int, now: 
     """
     ended = _push_out(held, asker, _Stake(1, places, 1, weigh=lambda _: 1, first=_tokens), now)
     if ended is None:
-        raise Busy(f"all {places} sessions are taken", check="end a session, or wait", retry_after_s=RETRY_S)
+        raise Busy(
+            f"all {places} sessions are taken",
+            check="end a session, or wait and try again",
+            retry_after_s=RETRY_S,
+        )
     return ended
 
 

@@ -52,7 +52,7 @@ def blocks_that_fit(model: LocalModel, format: Format, memory: int) -> int:
         raise OutOfResources(
             f"one block of {model.shape.name} takes {largest >> 20} MiB in {format}, and a node of "
             f"{memory >> 20} MiB has room for {weights >> 20} MiB of weights",
-            check="free memory, or a smaller format",
+            check="free memory, or choose a smaller --format",
             next_command="shoal serve MODEL --memory SIZE",
         )
     return min(fits, model.shape.n_blocks)
@@ -84,7 +84,7 @@ def kv_capacity(runner: Runner, settings: Settings, memory: int) -> int:
         raise OutOfResources(
             f"the span's weights take {runner.tensor_bytes >> 20} MiB of {memory >> 20} MiB, "
             "and nothing is left for KV",
-            check="a smaller span, or more memory",
+            check="choose a smaller --span, or allow more --memory",
             next_command="shoal serve MODEL --span START:END --memory SIZE",
         )
     return tokens

@@ -192,7 +192,9 @@ class Sessions:
 
     def _push_out(self, session: SessionId, what: str) -> None:
         """End a session, so that its room is free at once."""
-        error: ShoalError = Busy(f"the session has ended: others here want {what}", check="ask again")
+        error: ShoalError = Busy(
+            f"the session has ended: others here want {what}", check="send the request again"
+        )
         hop, opening = self._hops.get(session), self._opening.pop(session, None)
         if hop is not None:
             log.info("ended a session: others want %s", what, extra=about(hop.client.peer, session))

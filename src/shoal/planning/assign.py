@@ -223,5 +223,5 @@ def _lacking(pipeline: Pipeline, reach: int) -> OutOfResources:
     return OutOfResources(
         f"{missing / 2**30:.2f} GiB of memory are lacking: with KV for {load.sessions} × {load.context} "
         f"tokens, blocks {reach}:{n} of {n} find no room",
-        check="more machines or memory, a smaller --format, --kv int8, or fewer --sessions or --context",
+        check="add machines or memory, use a smaller --format or --kv int8, or lower --sessions or --context",
     )

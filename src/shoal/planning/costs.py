@@ -79,7 +79,7 @@ def _built(config: PretrainedConfig) -> tuple[PreTrainedModel, Sequence[Any]]:
     except REFUSED as error:
         raise UnsupportedModel(
             f"{cls.__name__} cannot be built from this config ({first_line(error)})",
-            check="whether the config is complete",
+            check="check that the model's config.json is complete",
         ) from error
     return model, states.layers
 

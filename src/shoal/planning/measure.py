@@ -43,7 +43,7 @@ def measure_machine(threads: int, name: str = "this machine") -> Machine:
     if free < 2 * BUFFER:
         raise OutOfResources(
             f"{free >> 20} MiB of memory are free, and measuring takes {2 * BUFFER >> 20}",
-            check="other programs",
+            check="close other programs that use memory",
             next_command="shoal doctor",
         )
     before = torch.get_num_threads()

@@ -107,14 +107,14 @@ def no_route(
         return NoCoverage(
             f"blocks {_listed(missing)} are served by nobody",
             missing=missing,
-            check="whether the nodes that serve them are up, and in this swarm",
+            check="check that the nodes that serve them are running and in this swarm",
         )
     full = _uncovered(roomy, span)
     if not full:
         return NoCoverage(
             f"blocks {_listed(asked)} are served only by peers that would be asked twice",
             missing=asked,
-            check="whether other nodes serve them: a session is at a peer once",
+            check="start another node that serves them: a session uses each peer only once",
         )
     free = max(
         (c.tokens_free for c in usable if any(b in c.span for b in (s.start for s in full))), default=0
@@ -124,7 +124,7 @@ def no_route(
         f"the most that one has free is {free}",
         tokens_free=free,
         retry_after_s=5.0,
-        check="ask for fewer tokens, or come back when sessions have ended",
+        check="ask for fewer tokens, or try again when other sessions have ended",
     )
 
 

@@ -83,7 +83,7 @@ def _unwrap(code: str) -> bytes:
         if later := re.match(r"shoal(\d+)-", text):
             raise BadInvite(
                 f"this invite is of version {later[1]}, and this Shoal reads version 1",
-                check="whether a newer Shoal is out",
+                check="install a newer version of Shoal",
                 next_command="shoal version",
             )
         raise _bad("this is no invite: one begins with 'shoal1-'")
@@ -125,6 +125,6 @@ def _checksum(data: bytes) -> bytes:
 def _bad(message: str) -> BadInvite:
     return BadInvite(
         message,
-        check="that the whole code was copied, from 'shoal1-' to its end",
+        check="copy the whole code, from 'shoal1-' to its end",
         next_command="shoal join",
     )

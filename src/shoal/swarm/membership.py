@@ -79,13 +79,13 @@ def load(folder: Path, name: str) -> Membership:
     except FileNotFoundError:
         raise NotRunning(
             f"this machine is in no swarm named {name!r}",
-            check=f"the swarms it is in: {', '.join(names(folder)) or 'none yet'}",
+            check=f"choose one of its swarms: {', '.join(names(folder)) or 'none yet'}",
             next_command="shoal up to begin one, or shoal join",
         ) from None
     except (msgspec.DecodeError, RecursionError, UsageError) as error:
         raise UsageError(
             f"{path} is damaged: {error}",
-            check="ask a member for a new invite, and move that file away",
+            check="ask a member for a new invite, and move the file away",
             next_command="shoal join",
         ) from error
 
@@ -100,7 +100,7 @@ def of(settings: Settings) -> Membership:
     if settings.swarm == PUBLIC and not settings.public:
         raise NotAllowed(
             "the public swarm needs the user's word",
-            check="its peers see your address, what you serve and the hidden states you send",
+            check="know that its peers see your address, what you serve and the hidden states you send",
             next_command="the same command with --public",
         )
     return load_or_create(settings.paths.swarms, settings.swarm)
@@ -133,7 +133,7 @@ def save(folder: Path, membership: Membership) -> Membership:
         if known.secret != membership.secret:
             raise NotAllowed(
                 f"this machine is already in another swarm named {membership.name!r}",
-                check="a name is only a label here: join under another one",
+                check="join under another name; it is only a label on this machine",
                 next_command=f"shoal join --name {membership.name[:29]}-2",
             )
         addresses = dict.fromkeys(membership.bootstrap + known.bootstrap)
@@ -151,7 +151,7 @@ def _path(folder: Path, name: str) -> Path:
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} is no name for a swarm",
-            check="a name has 1 to 32 lower-case letters, digits and hyphens, for example reading-room",
+            check="choose 1 to 32 lower-case letters, digits and hyphens, for example reading-room",
         )
     return folder / f"{name}.json"
 
@@ -169,7 +169,7 @@ def checked(membership: Membership) -> Membership:
         if not _ADDRESS.fullmatch(address):
             raise UsageError(
                 f"{address[:80]!r} is no address to join through",
-                check="one looks like /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW…",
+                check="write it like /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW…",
             )
     return membership
 
@@ -195,5 +195,6 @@ def _write(path: Path, membership: Membership, *, replace_existing: bool) -> Non
         raise
     except OSError as error:
         raise ShoalError(
-            f"cannot write {path}: {error.strerror or error}", check="the folder's owner and free disk space"
+            f"cannot write {path}: {error.strerror or error}",
+            check="check the folder's owner and the free disk space",
         ) from error

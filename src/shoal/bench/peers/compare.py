@@ -84,7 +84,9 @@ async def measure_peers(settings: Settings, asked: PeersBench, progress: Progres
         ShoalError: the model or a program cannot be had.
     """
     if unknown := [format for format in asked.formats if format not in TYPES]:
-        raise UsageError(f"llama.cpp is not compared in {unknown[0]}", check=f"one of {', '.join(TYPES)}")
+        raise UsageError(
+            f"llama.cpp is not compared in {unknown[0]}", check=f"choose one of: {', '.join(TYPES)}"
+        )
     llama = await find_llama_cpp(asked.llama_cpp, settings, progress)
     settings, model = await trio.to_thread.run_sync(measured_model, settings, progress)
     prompts = tuple(" ".join(f"w{7 * i + j}" for j in range(WORDS)) for i in range(asked.sessions))

@@ -142,7 +142,9 @@ async def _says(log: Path, words: str) -> None:
         while words not in await trio.Path(log).read_text("utf-8", errors="replace"):  # noqa: ASYNC110 - its file
             await trio.sleep(0.2)
         return
-    raise DeadlineExceeded(f"{log.stem} did not load its layers in {START_WITHIN_S:.0f} s", check=str(log))
+    raise DeadlineExceeded(
+        f"{log.stem} did not load its layers in {START_WITHIN_S:.0f} s", check=f"read {log}"
+    )
 
 
 async def _answers(pipes: LanguagePipes) -> None:

@@ -80,7 +80,7 @@ class LlamaCpp:
         lines = (await output_of(command, self.environ)).splitlines()
         said = [json.loads(line) for line in lines if line.startswith("{")]
         if not said:
-            raise ShoalError("llama-batched-bench said nothing", check=str(self.folder))
+            raise ShoalError("llama-batched-bench said nothing", check=f"run it by itself, in {self.folder}")
         return float(said[-1]["speed_tg"])
 
     @asynccontextmanager
@@ -99,7 +99,7 @@ class LlamaCpp:
         """RPC servers on this machine; their addresses as llama-bench takes them."""
         program = self.rpc_server
         if program is None:
-            raise UsageError(f"{self.folder} has no RPC server", check="that it was built with GGML_RPC")
+            raise UsageError(f"{self.folder} has no RPC server", check="build llama.cpp with GGML_RPC")
         async with AsyncExitStack() as stack:
             addresses: list[str] = []
             for number in range(servers):
@@ -136,7 +136,7 @@ async def find_llama_cpp(folder: Path | None, settings: Settings, progress: Prog
     if missing:
         raise UsageError(
             f"{folder} has no {missing[0]}",
-            check="that it is the folder of llama.cpp's programs",
+            check="give the folder of llama.cpp's programs",
             next_command="shoal bench peers --llama-cpp FOLDER",
         )
     return LlamaCpp(folder, settings.threads)

@@ -56,9 +56,15 @@ async def output_of(
             env=config.child_environ(**environ),
         )
         if ended.returncode:
-            raise ShoalError(f"{Path(words[0]).name} failed: {_last(ended.stderr)}", check=" ".join(words))
+            raise ShoalError(
+                f"{Path(words[0]).name} failed: {_last(ended.stderr)}",
+                check=f"run it by itself: {' '.join(words)}",
+            )
         return ended.stdout.decode(errors="replace")
-    raise DeadlineExceeded(f"{Path(words[0]).name} took longer than {within_s:.0f} s", check=" ".join(words))
+    raise DeadlineExceeded(
+        f"{Path(words[0]).name} took longer than {within_s:.0f} s",
+        check=f"run it by itself: {' '.join(words)}",
+    )
 
 
 @asynccontextmanager
@@ -95,8 +101,8 @@ async def _listens(process: trio.Process, port: int, log: Path) -> None:
                 await (await trio.open_tcp_stream(HOST, port)).aclose()
                 return
             await trio.sleep(0.1)
-        raise ShoalError(f"{log.stem} ended: {_last(await trio.Path(log).read_bytes())}", check=str(log))
-    raise DeadlineExceeded(f"{log.stem} did not answer within {START_WITHIN_S:.0f} s", check=str(log))
+        raise ShoalError(f"{log.stem} ended: {_last(await trio.Path(log).read_bytes())}", check=f"read {log}")
+    raise DeadlineExceeded(f"{log.stem} did not answer within {START_WITHIN_S:.0f} s", check=f"read {log}")
 
 
 async def _end(process: trio.Process) -> None:

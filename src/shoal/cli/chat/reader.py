@@ -75,7 +75,7 @@ class LineReader:
         try:
             line = self._stdin.readline(MAX_LINE + 1)
         except UnicodeDecodeError as error:
-            raise UsageError("stdin is not UTF-8 text", check="check what is piped in") from error
+            raise UsageError("stdin is not UTF-8 text", check="check the text that is piped in") from error
         if len(line) > MAX_LINE:
             raise UsageError(f"a line on stdin is longer than {MAX_LINE >> 20} Mi characters")
         return line

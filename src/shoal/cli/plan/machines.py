@@ -71,7 +71,9 @@ def read_machines(path: Path) -> list[Described]:
             f"{path}: {error.strerror}", check="check that the file exists and is readable"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}", check="check that line") from error
+        raise UsageError(
+            f"{path} is not valid TOML: {error}", check="correct the line that the message names"
+        ) from error
     machines: object = tables.get("machine")
     if set(tables) != {"machine"} or not isinstance(machines, list):
         raise UsageError(
@@ -103,7 +105,7 @@ def _described(fields: Mapping[str, str], source: str) -> Described:
                 found = replace(found, **{name: read(text)})
             else:
                 known = ", ".join((*READERS, "ops", *get_args(Format)))
-                raise UsageError(f"{source} has an unknown key {key[:40]!r}", check=f"the keys are: {known}")
+                raise UsageError(f"{source} has an unknown key {key[:40]!r}", check=f"use one of: {known}")
         except ValueError as error:
             raise UsageError(f"{source} has {text[:40]!r} for {key}", check=str(error)) from error
     return replace(found, ops=ops)

@@ -109,7 +109,8 @@ def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -
     seen = glance(ModelStore(settings.paths.models), model)
     if context is not None and context > seen.context:
         raise PromptTooLong(
-            f"{seen.name} was made for sessions of {seen.context} tokens, not {context}", check="--context"
+            f"{seen.name} was made for sessions of {seen.context} tokens, not {context}",
+            check="lower --context",
         )
     format = choose_format(settings.format, seen.stored, kernels=kernels_built()).format
     cost = model_cost(seen.config, format, settings.kv)

@@ -62,7 +62,7 @@ def _known(shell: str | None) -> str:
     if name not in SHELLS:
         raise UsageError(
             f"there is no completion for {name!r}" if name else "it cannot be told which shell this is",
-            check=f"the shells are: {', '.join(SHELLS)}",
+            check=f"choose one of: {', '.join(SHELLS)}",
             next_command="shoal completion show bash",
         )
     return name

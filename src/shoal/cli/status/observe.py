@@ -132,7 +132,7 @@ def choose(alive: Sequence[Announcement], wanted: str | None) -> list[Announceme
         count = "no peer is" if not meant else f"{len(meant)} peers are"
         raise UsageError(
             f"{count} called {wanted!r}, or has an id that ends so",
-            check="the names and ids that shoal peers lists",
+            check="give a name or id that shoal peers lists",
             next_command="shoal peers",
         )
     return meant

@@ -97,7 +97,7 @@ def covering(alive: list[Announcement], model: str, settings: Settings) -> list[
     if not groups:
         raise NoCoverage(
             f"nobody serves {model}" + (f" in {wanted}" if wanted else ""),
-            check="its name, as shoal status shows it",
+            check="give the model's name as shoal status shows it",
             next_command=f"shoal serve {model}",
         )
     return groups[0]

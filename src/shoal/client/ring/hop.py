@@ -50,8 +50,8 @@ class HopLost(ChannelClosed):
     def __init__(self, hop: RouteHop, reason: str) -> None:
         super().__init__(
             shorten(f"{hop} is gone: {reason}"),
-            check="shoal status",
-            next_command="ask again: another route is taken",
+            check="see shoal status for who serves which blocks",
+            next_command="the same request again; it takes another route",
         )
         self.peer = hop.address.peer
 

@@ -172,10 +172,10 @@ class Recovery:
         missing = hindrance.missing if isinstance(hindrance, NoCoverage) else tuple(lost.values())
         named = ", ".join(str(span) for span in missing)
         return NoCoverage(
-            f"blocks {named} of {self._shape.name} are served by nobody any more, and nobody came back in "
+            f"blocks {named} of {self._shape.name} are served by nobody any more, and no node came back in "
             f"{self._resume_s:.0f} s: {error.message}",
             missing=missing,
-            check="shoal status",
+            check="see shoal status for who serves which blocks",
             next_command=f"shoal serve {self._shape.name} --span {missing[0]}",
         )
 

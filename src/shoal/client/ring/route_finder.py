@@ -212,20 +212,20 @@ class RouteFinder:
             raise NoCoverage(
                 f"nobody serves {shape.name} in {format}",
                 missing=[span],
-                check="shoal status shows in which formats it is served",
+                check="choose a format in which it is served; shoal status shows them",
             )
         if others:
             raise DigestMismatch(
                 f"the swarm serves {shape.name} as {others[0].digest[:23]}…, "
                 f"and the one here is {shape.digest[:23]}…",
-                check="which of the two is the one you want; remove the other",
+                check="decide which of the two you want, and remove the other",
                 next_command=f"shoal models show {shape.name}",
             )
         heard = len(self.member.directory.alive(now))
         raise NoCoverage(
             f"blocks {span} of {shape.name} are served by nobody ({heard} other peers are known)",
             missing=[span],
-            check="whether a node of this swarm is up and can be reached: shoal status",
+            check="check that a node of this swarm is running and can be reached",
             next_command=f"shoal serve {shape.name}",
         )
 

@@ -251,5 +251,5 @@ class ThreadTeam:
     def _check(self, failed: int) -> None:
         if failed:
             raise OutOfResources(
-                "no memory for the working set of a forward", check="fewer tokens in one step"
+                "no memory for the working set of a forward", check="send fewer tokens in one step"
             )

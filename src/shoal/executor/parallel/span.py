@@ -195,12 +195,12 @@ def load_parallel(
     device_of(0, ranks)
     if dist.is_initialized():
         raise UsageError(
-            "this process is part of another span already", check="one such span for each process"
+            "this process is part of another span already", check="run each such span in a process of its own"
         )
     if format not in DTYPES:
         raise UsageError(
             f"a span over {ranks} processes cannot be held in {format}",
-            check=f"one of {', '.join(DTYPES)}; or {INSTEAD}",
+            check=f"choose one of {', '.join(DTYPES)}; or {INSTEAD}",
             next_command="shoal serve MODEL --parallel 1",
         )
     config.keep_collectives_inside()
@@ -246,7 +246,7 @@ def load_ranks(
 
 async def _watch(span: ParallelSpan) -> None:
     if (reason := await trio.to_thread.run_sync(span.wait_lost, abandon_on_cancel=True)) is not None:
-        raise StepFailed(reason, check="the memory of this machine, and its log")
+        raise StepFailed(reason, check="check this machine's memory and the node's log")
 
 
 def _load(begin: Begin, others: Ranks) -> RankTeam:

@@ -47,7 +47,7 @@ class Tensors:
         if entry is None:
             raise BadWeights(
                 f"{self._checkpoint.folder}: tensor {name} is missing",
-                check="whether the model was fetched completely",
+                check="check that the model was downloaded completely",
             )
         if entry.dtype not in DTYPES:
             raise BadWeights(
@@ -87,7 +87,7 @@ class Tensors:
         return BadWeights(
             f"{self._checkpoint.folder}: tensor {entry.name} is {list(entry.shape)} where the config makes "
             f"it part of {list(wanted)}",
-            check="whether the config and the weights belong together",
+            check="check that the config and the weights are of the same model",
         )
 
 
@@ -121,6 +121,8 @@ def _fill(array: npt.NDArray[Any], entry: TensorEntry) -> None:
             stream.seek(entry.begin)
             got = stream.readinto(array.reshape(-1).view(np.uint8).data)
     except OSError as error:
-        raise BadWeights(f"{entry.file}: {error.strerror or error}", check="the disk") from error
+        raise BadWeights(
+            f"{entry.file}: {error.strerror or error}", check="check the disk for errors"
+        ) from error
     if got != array.nbytes:
         raise BadWeights(f"{entry.file}: it ends within tensor {entry.name}", check="fetch the model again")

@@ -56,5 +56,5 @@ def open_database(path: Path) -> Generator[sqlite3.Connection]:
                 yield database
     except (OSError, sqlite3.Error) as error:
         raise OutOfResources(
-            f"{path}: {error}", check="free disk space, and that the file is yours"
+            f"{path}: {error}", check="check that there is free disk space and that the file is yours"
         ) from error

@@ -158,12 +158,13 @@ class GuardMiddleware:
         if not self._doors.knows_host(host):
             raise Forbidden(
                 f"this gateway is not known as {host[:100]!r}",
-                check="the address in the browser, or that a program sends its API key; other names are "
-                "allowed by the setting gateway_origins",
+                check="use the address that the gateway printed, or send an API key; to allow another name, "
+                "add it to the setting gateway_origins",
             )
         if origin is not None and not self._doors.allows_origin(origin, host):
             raise Forbidden(
-                f"pages of {origin[:100]!r} may not call this gateway", check="the setting gateway_origins"
+                f"pages of {origin[:100]!r} may not call this gateway",
+                check="add this origin to the setting gateway_origins",
             )
 
     def _without_key(self, request: Request) -> Caller:
@@ -172,7 +173,7 @@ class GuardMiddleware:
         if not _on_this_machine(request):
             raise Unauthorized(
                 "without an API key only this machine is served",
-                check="shoal key create NAME, on the gateway's machine",
+                check="run shoal key create NAME on the gateway's machine",
             )
         return LOCAL
 
@@ -226,7 +227,7 @@ def _is_name(pattern: re.Pattern[str], text: str) -> bool:
 def _unknown_key() -> Unauthorized:
     return Unauthorized(
         "no API key, or one that is not known here",
-        check="the header Authorization: Bearer KEY; a key is made by: shoal key create NAME",
+        check="send the header Authorization: Bearer KEY; shoal key create NAME makes a key",
     )
 
 

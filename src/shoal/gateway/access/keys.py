@@ -134,7 +134,7 @@ def revoke(path: Path, which: str) -> Caller:
     meant = [r.caller for r in list_keys(path) if r.revoked is None and which in (r.caller.id, r.caller.name)]
     if len(meant) != 1:
         count = "no key" if not meant else f"{len(meant)} keys"
-        raise UsageError(f"{count} named {which!r}", check="its id", next_command="shoal key list")
+        raise UsageError(f"{count} named {which!r}", check="give the key's id", next_command="shoal key list")
     with open_database(path) as database:
         database.execute("UPDATE keys SET revoked = ? WHERE id = ?", (time.time(), meant[0].id))
     return meant[0]

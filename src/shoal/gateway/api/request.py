@@ -87,7 +87,7 @@ def limited(model: Servable, prompt: Sequence[int], wanted: int | None) -> int:
         raise PromptTooLong(
             f"this model's maximum context length is {model.shape.context} tokens, and the prompt has "
             f"{len(prompt)}",
-            check="whether it can be shortened: it is never cut for you",
+            check="shorten the prompt; it is never cut for you",
         )
     return min(DEFAULT_TOKENS if wanted is None else wanted, room)
 
@@ -118,6 +118,6 @@ def _codec(model: Servable) -> TextCodec:
     if model.codec is None:
         raise UsageError(
             f"{model.id} has no tokenizer",
-            check="whether token ids can be sent as the prompt of /v1/completions",
+            check="send token ids as the prompt of /v1/completions",
         )
     return model.codec

@@ -60,7 +60,7 @@ class Live:
     async def _show_invite(self, request: Request) -> Response:
         """Who has the code is a member of the swarm: only an administrator's key gets it."""
         if not caller_of(request).admin:
-            check = "a key that may is made by: shoal key create NAME --admin"
+            check = "use a key made with: shoal key create NAME --admin"
             raise Forbidden("this key may not invite", check=check)
         swarm = await trio.to_thread.run_sync(self._invite)
         code = write_invite(swarm)

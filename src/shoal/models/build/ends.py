@@ -52,7 +52,8 @@ class EndsModule:
         """
         if not token_ids or min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
             raise UsageError(
-                f"token ids must be in 0..{self.vocab_size - 1}, and at least one", check="the tokenizer"
+                f"token ids must be in 0..{self.vocab_size - 1}, and at least one",
+                check="check that the token ids come from this model's tokenizer",
             )
         if position < 0 or position + len(token_ids) > self.context:
             raise PromptTooLong(

@@ -60,12 +60,12 @@ def load_weights(
         except REFUSED as error:
             raise BadWeights(
                 f"{checkpoint.folder}: transformers cannot load it ({first_line(error)})",
-                check="whether the config and the weights belong together",
+                check="check that the config and the weights are of the same model",
             ) from error
     if missing:
         raise BadWeights(
             f"{checkpoint.folder}: {len(missing)} tensors are missing, {missing[0]} among them",
-            check="whether the model was fetched completely",
+            check="check that the model was downloaded completely",
         )
     return model.eval()
 

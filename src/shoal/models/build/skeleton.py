@@ -43,7 +43,7 @@ def read_model_config(checkpoint: Checkpoint) -> PretrainedConfig:
         raise UnsupportedModel(
             f"{checkpoint.folder}: transformers knows no models of type {kind[:80]!r}"
             + (", and the code that this one brings (auto_map) is never run" if needs_code else ""),
-            check="whether a version of the model exists that transformers supports itself",
+            check="use a version of the model that transformers supports without remote code",
         )
     try:
         with plain_config(checkpoint) as folder:
@@ -64,7 +64,7 @@ def causal_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     if config.get_text_config(decoder=True) is not config or config.is_encoder_decoder:
         raise UnsupportedModel(
             f"a {config.model_type} model does more than text (its config is nested), which is not supported",
-            check="whether its text part exists as a model of its own",
+            check="use the text part of the model, if it is published by itself",
         )
     found = causal_lm_class(config)
     if found is None:
@@ -147,6 +147,6 @@ def _keep_ties(model: PreTrainedModel) -> None:
         if (one in names) != (other in names):
             raise UnsupportedModel(
                 f"{type(model).__name__} cannot be cut here: {one} is shared with {other}",
-                check="a span that holds both blocks",
+                check="choose a span that holds both blocks",
             )
     set_ties(model, {one: other for one, other in tied.items() if one in names})

@@ -12,7 +12,7 @@ from shoal.errors import UnsupportedModel, UsageError
 from shoal.models.seam.config import PretrainedConfig
 from shoal.models.seam.split import EXPERT_OUTPUTS, OUTPUTS, plan_of
 
-INSTEAD = "several nodes that serve the same span share its sessions"
+INSTEAD = "start several nodes for the same span: they share its sessions"
 
 
 def check_split(config: PretrainedConfig, processes: int) -> None:

@@ -72,7 +72,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         if missing := next((name for name in wanted if name not in found), None):
             raise BadWeights(
                 f"{file}: tensor {missing[:80]!r}, which {INDEX} promises, is not in it",
-                check="whether every file of the folder is from the same version of the model",
+                check="check that all files in the folder are from the same version of the model",
             )
         for entry in entries:
             if wanted and entry.name not in wanted:
@@ -103,7 +103,9 @@ def _read_whole_config(folder: Path) -> dict[str, Any]:
         raise no_model(folder)
     config = read_object(path, CONFIG)
     if not isinstance(config.get("model_type"), str):
-        raise BadWeights(f"{path}: it has no model_type", check="whether this is a language model's config")
+        raise BadWeights(
+            f"{path}: it has no model_type", check="check that this is a language model's config.json"
+        )
     if config.get("quantization_config") is not None:
         raise UnsupportedModel(
             f"{folder}: its weights are quantised (quantization_config), which is not supported yet",
@@ -117,7 +119,10 @@ def _read_whole_config(folder: Path) -> dict[str, Any]:
         )
     if (absurd := _absurd(config)) is not None:
         name, value = absurd
-        raise BadWeights(f"{path}: {name[:80]} is {str(value)[:40]}", check="where this model comes from")
+        raise BadWeights(
+            f"{path}: {name[:80]} is {str(value)[:40]}",
+            check="check that the model comes from a source you trust",
+        )
     return config
 
 
@@ -172,7 +177,7 @@ def _files(folder: Path) -> list[tuple[Path, Set[str]]]:
         if not isinstance(file, str) or not _is_plain(file):
             raise BadWeights(
                 f"{index}: it points to {str(file)[:80]!r}, outside of the folder",
-                check="where this model comes from: an honest index names only files beside it",
+                check="check that you trust its source: an index may name only files in its own folder",
             )
         by_file.setdefault(file, set()).add(name)
     for file in by_file:

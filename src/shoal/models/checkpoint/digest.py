@@ -81,7 +81,9 @@ def _hash_tensor(entry: TensorEntry, buffer: bytearray) -> str:
     try:
         return _hash_bytes(entry, buffer)
     except OSError as error:
-        raise BadWeights(f"{entry.file}: it cannot be read ({error.strerror})", check="the disk") from error
+        raise BadWeights(
+            f"{entry.file}: it cannot be read ({error.strerror})", check="check the disk for errors"
+        ) from error
 
 
 def _hash_bytes(entry: TensorEntry, buffer: bytearray) -> str:

@@ -31,6 +31,6 @@ def check_finite(entry: TensorEntry, raw: memoryview) -> None:
     if int(np.bitwise_and(np.frombuffer(raw, kind), kind(exponent)).max()) == exponent:
         raise BadWeights(
             f"{entry.file}: tensor {entry.name[:80]!r} has elements that are NaN or infinite",
-            check="whether whoever made the file has another version of it; no answer could come of this one",
+            check="get another version of the file: this one cannot give an answer",
             next_command="shoal models list",
         )

@@ -155,6 +155,6 @@ def _check_layout(file: Path, entries: list[TensorEntry], data_start: int, file_
 def _bad(file: Path, what: str) -> BadWeights:
     return BadWeights(
         f"{file}: {what}",
-        check="whether the file was copied or downloaded completely; fetch it again",
+        check="copy or download the file again; it may be incomplete",
         next_command="shoal models list",
     )

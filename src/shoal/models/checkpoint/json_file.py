@@ -31,11 +31,13 @@ def read_object(path: Path, limit: SizeLimit) -> dict[str, Any]:
         if path.stat().st_size > limit.size:
             raise BadWeights(
                 f"{path}: larger than the {limit.size >> 20} MiB that we read",
-                check="where this model comes from",
+                check="check that the model comes from a source you trust",
             )
         value = parse(path.read_bytes(), values=limit.values)
     except OSError as error:
-        raise BadWeights(f"{path}: it cannot be read ({error.strerror})", check="its permissions") from error
+        raise BadWeights(
+            f"{path}: it cannot be read ({error.strerror})", check="check the file's permissions"
+        ) from error
     except ValueError as error:
         what, check = what_it_is(path)
         raise BadWeights(

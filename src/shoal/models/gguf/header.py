@@ -112,7 +112,7 @@ class _Reader:
         if magic != MAGIC:
             what, check = what_it_is(self._file)
             raise BadWeights(
-                f"{self._file} is {what or 'no GGUF file'}", check=check or "whether it is the right file"
+                f"{self._file} is {what or 'no GGUF file'}", check=check or "check that it is the right file"
             )
         self._at = 4
         (version,) = self._unpack("<I")
@@ -121,7 +121,7 @@ class _Reader:
             raise UnsupportedModel(
                 f"{self._file}: "
                 + ("it is big-endian" if swapped else f"it has version {version} of the GGUF format"),
-                check="whether a newer file of the model exists: versions 2 and 3 are read, little-endian",
+                check="get a newer file of the model: versions 2 and 3 are supported, little-endian",
             )
 
     def _take(self, count: int) -> bytes:
@@ -175,7 +175,7 @@ class _Reader:
         except (ValueError, KeyError) as error:
             raise UnsupportedModel(
                 f"{self._file}: tensor {name[:80]!r} is of type {kind}, which the gguf package does not know",
-                check="whether the model exists in another quantisation, for example Q4_K_M or Q8_0",
+                check="use another quantisation of the model, for example Q4_K_M or Q8_0",
             ) from error
         if shape[-1] % elements:
             raise bad(self._file, f"tensor {name[:80]!r} has rows that are no whole blocks")
@@ -205,6 +205,4 @@ class _Reader:
 
 def bad(file: Path, what: str, check: str = "") -> BadWeights:
     """The error about a file that is damaged or dishonest."""
-    return BadWeights(
-        f"{file}: {what}", check=check or "whether the file was downloaded completely; fetch it again"
-    )
+    return BadWeights(f"{file}: {what}", check=check or "download the file again; it may be incomplete")

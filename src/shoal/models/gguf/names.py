@@ -21,7 +21,9 @@ def shard_names(name: str) -> list[str]:
         return [name]
     count = int(found["count"])
     if not 1 <= int(found["number"]) <= count:
-        raise BadWeights(f"{name}: it is named file {int(found['number'])} of {count}", check="its name")
+        raise BadWeights(
+            f"{name}: it is named file {int(found['number'])} of {count}", check="correct the file's name"
+        )
     return [
         f"{found['name']}-{number:05}-of-{found['count']}{found['end']}" for number in range(1, count + 1)
     ]
@@ -44,6 +46,6 @@ def shards(file: Path) -> list[Path]:
     if missing is not None:
         raise BadWeights(
             f"{missing} is missing: {file.name} is one of {len(files)} files of a model",
-            check=f"whether all {len(files)} are in {file.parent}; download those that are not",
+            check=f"download all {len(files)} files into {file.parent}",
         )
     return files

@@ -78,6 +78,6 @@ def _llama3(gguf: Gguf, factors: NDArray[np.float32], base: float, rotary: int) 
     if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-3):
         raise UnsupportedModel(
             f"{gguf.file}: its rotary frequencies ({FACTORS}) are not those of Llama 3",
-            check="whether the model is there as safetensors; take those",
+            check="use the model's safetensors, if there are any",
         )
     return {"rope_type": "llama3", "factor": factor, **LLAMA3}

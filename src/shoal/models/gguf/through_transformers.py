@@ -51,7 +51,7 @@ def convert(gguf: Gguf, folder: Path, progress: Progress) -> None:
         except UNREADABLE as error:
             raise UnsupportedModel(
                 f"{gguf.file}: transformers {installed_version()} cannot convert it ({first_line(error)})",
-                check="whether the model is there as safetensors too; take those",
+                check="use the model's safetensors, if there are any",
             ) from error
         except _Missing as error:
             raise BadWeights(f"{gguf.file}: tensor {error} is missing") from error

@@ -112,6 +112,6 @@ def _floats(raw: NDArray[np.uint8], source: GgufTensor) -> NDArray[np.float32]:
     except NotImplementedError as error:
         raise UnsupportedModel(
             f"{source.file}: the gguf package cannot unpack blocks of type {source.type.name}",
-            check="whether the model exists in another quantisation, for example Q4_K_M or Q8_0",
+            check="use another quantisation of the model, for example Q4_K_M or Q8_0",
         ) from error
     return np.ascontiguousarray(found.reshape(-1))

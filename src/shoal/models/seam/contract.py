@@ -58,7 +58,7 @@ def changed(what: str, how: str) -> IncompatibleLibrary:
     version = installed_version()
     return IncompatibleLibrary(
         f"transformers {version} does not fit, though Shoal supports {SUPPORTED}: {what}: {how[:500]}",
-        check="whether the installation is complete and unchanged; else take another version",
+        check="reinstall the library, or install a supported version",
         next_command=f"pip install 'transformers{SUPPORTED},!={version}'",
     )
 

@@ -27,7 +27,7 @@ def installed_version() -> str:
     except metadata.PackageNotFoundError as error:
         raise IncompatibleLibrary(
             f"transformers is not installed here; Shoal needs {SUPPORTED}",
-            check=f"whether {sys.executable} is the Python that you mean",
+            check=f"check that {sys.executable} is the Python you want to use",
             next_command=f"pip install 'transformers{SUPPORTED}'",
         ) from error
 
@@ -43,7 +43,7 @@ def check_version() -> str:
     if numbers is None or not OLDEST <= (int(numbers[1]), int(numbers[2])) < BELOW:
         raise IncompatibleLibrary(
             f"transformers {version} is installed, and Shoal supports {SUPPORTED}",
-            check=f"the environment of {sys.executable}",
+            check=f"check the environment of {sys.executable}",
             next_command=f"pip install 'transformers{SUPPORTED}'",
         )
     return version

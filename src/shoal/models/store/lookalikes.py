@@ -19,7 +19,7 @@ OTHERS = {
 }
 OLD = (b"ggml", b"tjgg", b"lmgg", b"fmgg")
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")
-TAKE_OTHER = "whether the model is there as safetensors or as a GGUF file; take those"
+TAKE_OTHER = "use the model as safetensors or as a GGUF file, if it is published so"
 MAX_JSON = 1 << 20
 """Bytes of a JSON file that is looked at for a name."""
 
@@ -111,7 +111,7 @@ def _other_weights(folder: Path) -> ModelError | None:
     if other := next(iter(sorted(folder.glob("*.safetensors"))), None):
         return UnsupportedModel(
             f"{folder} has {other.name}, which is no language model's name for its weights",
-            check="whether it is a part of a model; a whole one has config.json and model.safetensors",
+            check="give the folder of a whole model: it has config.json and model.safetensors",
         )
     return None
 
@@ -153,7 +153,7 @@ def _unfinished(folder: Path) -> ModelError | None:
 def _only_part(folder: Path) -> ModelError:
     if (folder / "config.json").is_file():
         return BadWeights(
-            f"{folder}: it has no model.safetensors", check="whether the model was fetched completely"
+            f"{folder}: it has no model.safetensors", check="check that the model was downloaded completely"
         )
     tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     return UnknownModel(

@@ -167,7 +167,7 @@ class ModelStore:
         if not model.path.is_dir():
             raise UnknownModel(
                 f"{model.name} is gone from {model.path}",
-                check="whether the folder was moved",
+                check="check whether the folder was moved",
                 next_command=f"shoal models rm {model.name}",
             )
         record = records.raw(self._folder(model.name))
@@ -222,7 +222,7 @@ class ModelStore:
         hint = f"; close names: {', '.join(close)}" if close else ""
         return UnknownModel(
             f"no model is known as {name!r}{hint}",
-            check="the name; a folder or a .gguf file needs its path, a hub model its owner/name, "
+            check="check the name; a folder or a .gguf file needs its path, a hub model its owner/name, "
             "a GGUF file of the hub its owner/name/file.gguf",
             next_command=f"shoal run {close[0]}" if close else "shoal models list",
         )

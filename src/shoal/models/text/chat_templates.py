@@ -72,7 +72,7 @@ class ChatTemplates:
                 raise UsageError(
                     "the messages hold control words of this model, and its chat template cannot tell them "
                     "from its own",
-                    check=f"the messages for texts like {next(iter(self._words.ids), '')!r}",
+                    check=f"remove texts like {next(iter(self._words.ids), '')!r} from the messages",
                 )
             text = rendered.marked
         check(text)
@@ -119,7 +119,7 @@ class ChatTemplates:
             return next(iter(self._templates))
         raise UsageError(
             f"this model has chat templates for {', '.join(sorted(self._templates))} alone",
-            check="whether it is asked for what it was made for",
+            check="check that the model is made for chat, and that the request fits its chat template",
         )
 
     def _rendered(
@@ -148,7 +148,7 @@ class ChatTemplates:
         if not found:
             raise refused or UsageError(
                 "the model's chat template leaves out what the user says",
-                check="the roles of the messages; the template may be for another use of the model",
+                check="check the roles of the messages; the template may be for another use of the model",
             )
         # Where none has the system's words, the template has no place for them.
         form = next((f for f, one in found.items() if _says(one, messages, "system")), min(found))
@@ -179,7 +179,9 @@ def _text(message: ChatMessage) -> str:
     for part in parts:
         text = cast("dict[str, object]", part).get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
-            raise UsageError("a message has a part that is no text", check="that each part has a text")
+            raise UsageError(
+                "a message has a part that is no text", check="send messages whose parts are text"
+            )
         texts.append(text)
     return "".join(texts)
 

@@ -86,12 +86,12 @@ class TemplateRenderer:
         except (Ended, ValueError) as error:
             raise BadWeights(
                 f"the chat template did not end within {self._deadline_s:.0f} s, or filled its memory",
-                check="where this model comes from",
+                check="check that the model comes from a source you trust",
             ) from error
         if "text" not in found:
             raise UsageError(
                 f"the model's chat template refuses the messages: {found.get('error', '')[:300]}",
-                check="the roles and their order",
+                check="check the roles of the messages and their order",
             )
         return _read(found)
 

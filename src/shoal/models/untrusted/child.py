@@ -61,7 +61,9 @@ class Child:
             Busy: too many others wait for it.
         """
         if not self._room.acquire(blocking=False):
-            raise Busy(f"{WAITING} requests wait for this model's text to be read", check="again in a second")
+            raise Busy(
+                f"{WAITING} requests wait for this model's text to be read", check="try again in a second"
+            )
         try:
             with self._lock:
                 return self._exchange(request, within_s)

@@ -23,5 +23,5 @@ def as_errors(of: Path) -> Generator[None]:
             raise
         raise BadWeights(
             f"{of}: a library fails on its tokenizer ({str(error)[:200]})",
-            check="where this model comes from",
+            check="check that the model comes from a source you trust",
         ) from error

@@ -86,7 +86,7 @@ class PeerDialer:
         if caused_by(EarlyHangUp):
             return ChannelClosed(
                 f"the peer at {address} hung up before it said a word: it may be busy",
-                check="the same again in a moment",
+                check="try again in a moment",
             )
         if caused_by(PeerIDMismatchesPubkey):
             return ChannelClosed(f"somebody else than {peer} answers at {address}")
@@ -94,7 +94,7 @@ class PeerDialer:
             kind = "of another swarm, or has another secret" if self._private else "of a private swarm"
             return NotAllowed(
                 f"the peer at {address} refuses us: it may be {kind}",
-                check="that the invite is of this swarm",
+                check="check that the invite is for this swarm",
                 next_command="shoal join",
             )
         return ChannelClosed(

@@ -50,7 +50,7 @@ async def listen_on(host: str, port: int) -> trio.SocketListener:
     except OSError as error:
         raise PortInUse(
             f"port {port} on {host} cannot be listened on: {error.strerror or error}",
-            check="which program has it, or choose another; 0 takes a free one",
+            check="find out which program uses it, or choose another port; 0 picks a free one",
             next_command="shoal doctor",
         ) from error
     return listener

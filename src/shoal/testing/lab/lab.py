@@ -93,7 +93,7 @@ def prepared(settings: Settings, plan: LabPlan, run: Run | None = None) -> Setti
     if unknown := sorted(set(chosen) - set(config.OPTIONS)):
         raise UsageError(
             f"settings has an unknown option {unknown[0]!r}",
-            check=f"the options are: {', '.join(config.OPTIONS)}",
+            check=f"use one of: {', '.join(config.OPTIONS)}",
         )
     given = {"threads": 1} | chosen | {"metrics_host": "127.0.0.1"}
     given |= {"model": plan.model or settings.model, "format": plan.format or settings.format}
@@ -206,7 +206,7 @@ class _Bench:
                 raise UsageError(
                     f"run {run.name!r} has an event at token {late[0]}, and the answer to prompt "
                     f"{run.prompt} has {tokens} tokens",
-                    check="an earlier token, or another prompt",
+                    check="choose an earlier token, or another prompt",
                 )
             hops = [hop for event in run.events for hop in event.hops if hop >= len(self.stages)]
             if hops:

@@ -150,17 +150,21 @@ def read(path: Path) -> LabPlan:
         with path.open("rb") as file:
             data = file.read(MAX_PLAN + 1)
         if len(data) > MAX_PLAN:
-            raise UsageError(f"{path} is larger than a plan of {MAX_PLAN >> 20} MiB", check="the file's name")
+            raise UsageError(
+                f"{path} is larger than a plan of {MAX_PLAN >> 20} MiB", check="check the file's name"
+            )
         text = data.decode("utf-8")
         values = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
         plan = msgspec.convert(values, LabPlan)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", check="the name of the plan's file") from error
+        raise UsageError(f"{path}: {error.strerror}", check="check the name of the plan's file") from error
     except msgspec.ValidationError as error:
-        raise UsageError(f"{path} is no plan: {error}", check="docs/lab.md has every field") from error
+        raise UsageError(f"{path} is no plan: {error}", check="see docs/lab.md for every field") from error
     except (ValueError, RecursionError) as error:
         kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
-        raise UsageError(f"{path} is not {kind}: {error}", check="the place that it names") from error
+        raise UsageError(
+            f"{path} is not {kind}: {error}", check="correct the place that the message names"
+        ) from error
     for number, run in enumerate(runs_of(plan)):
         _check_run(plan, run, f"{path}, run {number}")
     return plan
@@ -199,16 +203,17 @@ def places(plan: LabPlan, n_blocks: int, built_in: Sequence[NodeGroup] = ()) -> 
 def _check_places(plan: LabPlan, found: Sequence[Place], n_blocks: int) -> None:
     names = [place.name for place in found]
     if len(found) > MAX_NODES:
-        raise UsageError(f"{len(found)} nodes are too many for one machine", check=f"at most {MAX_NODES}")
+        raise UsageError(f"{len(found)} nodes are too many for one machine", check=f"use at most {MAX_NODES}")
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UsageError(f"two nodes are called {twice!r}", check="the names in the plan")
+        raise UsageError(f"two nodes are called {twice!r}", check="give each node a name of its own")
     if missing := gaps((place.span for place in found if not place.spare), n_blocks):
         raise UsageError(
-            f"no node serves blocks {', '.join(map(str, missing))} of {n_blocks}", check="the nodes' spans"
+            f"no node serves blocks {', '.join(map(str, missing))} of {n_blocks}",
+            check="choose spans for the nodes that cover every block",
         )
     for event in (event for run in runs_of(plan) for event in run.events):
         if unknown := next((name for name in event.names if name not in names), None):
-            raise UsageError(f"an event is for node {unknown!r}", check=f"the nodes are: {', '.join(names)}")
+            raise UsageError(f"an event is for node {unknown!r}", check=f"choose one of: {', '.join(names)}")
         if event.block is not None and event.block >= n_blocks:
             raise UsageError(f"an event is for block {event.block}: the model has blocks 0:{n_blocks}")
 
@@ -225,7 +230,7 @@ def _check_run(plan: LabPlan, run: Run, where: str) -> None:
         if event.token is not None and event.token >= plan.max_tokens:
             raise UsageError(
                 f"{place}: at token {event.token} an answer of {plan.max_tokens} tokens is over",
-                check="max_tokens, or an earlier token",
+                check="raise max_tokens, or choose an earlier token",
             )
     if plan.prompts and run.prompt >= len(plan.prompts):
         raise UsageError(f"{where}: there is no prompt {run.prompt}, they are 0 to {len(plan.prompts) - 1}")

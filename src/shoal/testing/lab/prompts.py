@@ -40,7 +40,7 @@ def prompts_of(model: LocalModel, plan: LabPlan) -> list[LabPrompt]:
     if room < 1:
         raise UsageError(
             f"{model.name} takes {model.shape.context} tokens in all, and max_tokens is {plan.max_tokens}",
-            check="a smaller max_tokens in the plan",
+            check="set a smaller max_tokens in the plan",
         )
     try:
         codec = TextCodec.load(model.path)

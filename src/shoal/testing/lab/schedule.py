@@ -106,7 +106,9 @@ def freeze_runs(
             brief = Event(do="freeze", hop=number, token=1, for_s=BRIEF_S)
             cases.append(_Case(f"hop {number} briefly", _at_token(brief)))
     if not cases:
-        raise UsageError("no hop has a second node to go on with", check="replicas in the plan")
+        raise UsageError(
+            "no hop has a second node to go on with", check="set replicas to 2 or more in the plan"
+        )
     return _runs(seed, cases, prompts, count)
 
 
@@ -202,7 +204,7 @@ def _runs(seed: int, cases: Sequence[_Case], prompts: Sequence[PromptLengths], c
     if not fit:
         raise UsageError(
             f"no answer has {LEAST_TOKENS} tokens or more: none can be disturbed in the middle",
-            check="other prompts or a larger max_tokens, in a plan",
+            check="use other prompts or a larger max_tokens in a plan",
         )
     longest = max(fit, key=lambda number: prompts[number].prompt_tokens)
     random = Random(seed)

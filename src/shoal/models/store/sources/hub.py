@@ -54,6 +54,6 @@ class HubSource:
             return self.offer(f"{name}/{files[0]}")
         raise UnknownModel(
             f"{name} holds {len(files)} models as GGUF files: {', '.join(files)[:500]}",
-            check="which of them it is to be; give its name behind that of the repository",
+            check="choose one of them and give its name after the repository's",
             next_command=f"shoal models pull {name}/{files[0]}",
         )

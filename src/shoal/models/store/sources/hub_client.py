@@ -90,7 +90,7 @@ def fetch_gguf_files(repo: str, file: str, progress: Progress) -> Path:
     if not any((folder / name).is_file() for name in wanted):
         raise UnknownModel(
             f"{repo} on the hub has no file {file}",
-            check="the file's name; without it, the repository's files are listed",
+            check="check the file's name; leave it out to list the repository's files",
             next_command=f"shoal models pull {repo}",
         )
     return folder / file
@@ -134,7 +134,7 @@ def _explained(repo: str, close: Iterable[str], needed: Callable[[], int] = lamb
             raise _unreachable(repo, hint) from error
         raise UnknownModel(
             f"the hub knows no model {repo!r}{hint}",
-            check="the name, or HF_TOKEN if it is private",
+            check="check the name; for a private repository set HF_TOKEN",
             next_command="shoal models list",
         ) from error
     except (OfflineModeIsEnabled, HTTPError, ValueError) as error:
@@ -146,7 +146,7 @@ def _explained(repo: str, close: Iterable[str], needed: Callable[[], int] = lamb
 def _unreachable(repo: str, hint: str) -> UnknownModel:
     return UnknownModel(
         f"{repo} is not on this machine, and the hub cannot be reached{hint}",
-        check="the network, HF_ENDPOINT, and that HF_HUB_OFFLINE is not set",
+        check="check the network and HF_ENDPOINT, and that HF_HUB_OFFLINE is not set",
         next_command="shoal models list",
     )
 

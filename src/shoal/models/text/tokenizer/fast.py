@@ -69,7 +69,10 @@ class FastTokenizer:
         made = Tokenizer.from_str(json.dumps(guarded_json(json.loads(self._tokenizer.to_str()), words)))
         for word, token in words.ids.items():
             if made.token_to_id(words.sign(word)) != token:
-                raise BadWeights(f"the tokenizer cannot tell {word!r} from text", check="its added tokens")
+                raise BadWeights(
+                    f"the tokenizer cannot tell {word!r} from text",
+                    check="check the tokenizer's added tokens",
+                )
         return made
 
 

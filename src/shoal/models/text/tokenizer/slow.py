@@ -83,7 +83,8 @@ def load_with_transformers(folder: Path) -> FastTokenizer | PythonTokenizer:
     """
     if not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
         raise BadWeights(
-            f"{folder}: it has no tokenizer", check="whether tokenizer.json, or tokenizer.model, is there"
+            f"{folder}: it has no tokenizer",
+            check="check that tokenizer.json or tokenizer.model is in the folder",
         )
     try:
         tokenizer = cast(
@@ -94,7 +95,7 @@ def load_with_transformers(folder: Path) -> FastTokenizer | PythonTokenizer:
         first = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise BadWeights(
             f"{folder}: its tokenizer cannot be loaded ({first})",
-            check="whether tokenizer.json, or tokenizer.model, is there",
+            check="check that tokenizer.json or tokenizer.model is in the folder",
         ) from error
     if isinstance(tokenizer, PreTrainedTokenizerFast) and not _in_python(type(tokenizer)):
         return FastTokenizer(tokenizer.backend_tokenizer, _named(tokenizer))
