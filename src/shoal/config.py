@@ -94,78 +94,146 @@ class Paths:
         return self.data / "nodes"
 
 
+def _about(text: str) -> dict[str, str]:
+    """What an option means: its first sentence is the help of its flag, ``shoal config`` prints all of it."""
+    return {"about": text}
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Every option, with its unit and default. The field's name is its name everywhere."""
 
-    swarm: str = DEFAULT_SWARM
-    """The swarm to be in, by the name it was invited or created with; ``public`` is the open one."""
-    public: bool = False
-    """Allow the public swarm: its peers see our address, what we serve and the hidden states we send."""
-    model: str = DEFAULT_MODEL
-    """What ``up`` serves and ``chat`` talks to when no model is named."""
-    host: str = "0.0.0.0"
-    """The interface to listen on; 127.0.0.1 keeps a swarm on this machine."""
-    port: int = 0
-    """TCP port of the libp2p host; 0 takes a free one."""
-    direct_port: int = 0
-    """TCP port of the direct carrier; 0 takes a free one."""
-    direct: bool = True
-    """Offer and use the direct carrier; without it every channel is a libp2p stream."""
-    mdns: bool = True
-    """Find peers on the local network."""
-    bootstrap: tuple[str, ...] = ()
-    """More multiaddrs to join through, beside those of the invite."""
-    format: Format | Literal["auto"] = "auto"
-    """How nodes hold the weights of linear layers: fp32, bf16, int8 or int4. A route has one format. With
-    ``auto`` a node takes the format in which the swarm already serves the model. If nobody serves it yet, it
-    takes int8 where the C kernels are built; elsewhere bf16 for a checkpoint in 16 bits, or else fp32. With
-    ``auto`` a client takes the format that most peers serve. fp32 is for exact comparison."""
-    kv: Literal["auto", "int8"] = "auto"
-    """The elements of KV pages; ``auto`` is what the format computes with."""
-    wire: Codec | Literal["auto"] = "auto"
-    """How we encode the hidden states that we send; ``auto`` decides by the format and the link."""
-    memory: int = 0
-    """Bytes that a node may take for weights and KV; 0 takes half of what is free."""
-    threads: int = 0
-    """Threads of a node's forward; 0 takes one per physical core."""
-    parallel: int = 1
-    """Processes that compute a node's blocks together, for example one for each GPU or NUMA node."""
-    max_sessions: int = 64
-    """Sessions that a node holds at once; one more is refused as busy."""
-    kv_tokens: int = 65536
-    """Tokens of KV that a node holds over all sessions, if its memory allows."""
-    prefill_chunk: int = 0
-    """Longest piece of a prompt sent as one step, in tokens; 0 cuts it so that every hop has work."""
-    objective: Literal["latency", "throughput", "cost"] = "latency"
-    """What routes are to be the best for: ``latency`` one session's speed, ``throughput`` that of many
-    sessions together, ``cost`` the fewest bytes between machines."""
-    pin: tuple[str, ...] = ()
-    """Peers, by their ids, through which routes go wherever they serve."""
-    announce_s: float = 10.0
-    """Seconds between two announcements."""
-    expiry_s: float = 30.0
-    """Seconds after which a silent peer is gone."""
-    step_timeout_s: float = 60.0
-    """Seconds to wait for one step before the route is taken for lost."""
-    resume_s: float = 8.5
-    """Seconds without a result in which a session that has lost a hop looks for another before it ends."""
-    open_timeout_s: float = 10.0
-    """Seconds to wait for every hop to open a session."""
-    log_level: str = "warning"
-    """Least severity on stderr: debug, info, warning or error."""
-    log_format: Literal["text", "json"] = "text"
-    """How lines on stderr look: for a person, or one JSON object each."""
-    metrics_host: str = "127.0.0.1"
-    """The interface at which a node shows its figures to Prometheus; ``none`` shows them nowhere."""
-    metrics_port: int = 0
-    """TCP port for that; 0 takes a free one, which ``shoal status`` finds."""
-    gateway_host: str = "127.0.0.1"
-    """The interface at which the OpenAI API and the page are served; other machines need an API key."""
-    gateway_port: int = 4480
-    """TCP port for that; 0 takes a free one."""
-    gateway_origins: tuple[str, ...] = ()
-    """Origins whose pages may call the gateway, and by whose names it is known: https://chat.example.org."""
+    swarm: str = field(
+        default=DEFAULT_SWARM, metadata=_about("Local name of the swarm; public is the open one.")
+    )
+    public: bool = field(
+        default=False, metadata=_about("Use the public swarm: its peers see your address and hidden states.")
+    )
+    model: str = field(
+        default=DEFAULT_MODEL, metadata=_about("The model to serve, or to chat with, when none is named.")
+    )
+    host: str = field(
+        default="0.0.0.0", metadata=_about("Interface to listen on; 127.0.0.1 keeps a swarm on this machine.")
+    )
+    port: int = field(default=0, metadata=_about("TCP port of the libp2p host; 0 picks a free one."))
+    direct_port: int = field(
+        default=0, metadata=_about("TCP port of the direct carrier; 0 picks a free one.")
+    )
+    direct: bool = field(
+        default=True,
+        metadata=_about("Offer and use the direct carrier. Without it every channel is a libp2p stream."),
+    )
+    mdns: bool = field(default=True, metadata=_about("Find peers on the local network."))
+    bootstrap: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "Multiaddrs to join through, beside those of the invite; a flag gives one, and may be repeated."
+        ),
+    )
+    format: Format | Literal["auto"] = field(
+        default="auto",
+        metadata=_about(
+            "Format of the weights: auto, fp32, bf16, int8 or int4. All nodes of a route have the same. "
+            "With auto a node takes the format in which the swarm already serves the model; if nobody "
+            "serves it yet, int8 where the C kernels are built, else bf16 for a checkpoint in 16 bits, else "
+            "fp32. With auto a client takes the format that most peers serve. fp32 is for exact comparison."
+        ),
+    )
+    kv: Literal["auto", "int8"] = field(
+        default="auto",
+        metadata=_about(
+            "Format of the KV cache: auto or int8. With auto it is what the weights' format computes in."
+        ),
+    )
+    wire: Codec | Literal["auto"] = field(
+        default="auto",
+        metadata=_about(
+            "Encoding of the hidden states we send: auto, float32, bfloat16 or int8. With auto it depends "
+            "on the weights' format and the link."
+        ),
+    )
+    memory: int = field(
+        default=0,
+        metadata=_about(
+            "Memory the node may use for weights and KV, for example 4GiB; 0 uses half of what is free."
+        ),
+    )
+    threads: int = field(
+        default=0, metadata=_about("Compute threads of the node; 0 uses one per physical core.")
+    )
+    parallel: int = field(
+        default=1,
+        metadata=_about(
+            "Processes that share the computation of the node's blocks, for example one per GPU or NUMA node."
+        ),
+    )
+    max_sessions: int = field(
+        default=64, metadata=_about("Sessions that a node holds at once; it refuses one more as busy.")
+    )
+    kv_tokens: int = field(
+        default=65536,
+        metadata=_about("Tokens of KV that a node holds over all sessions, if its memory allows."),
+    )
+    prefill_chunk: int = field(
+        default=0,
+        metadata=_about(
+            "Longest piece of a prompt sent as one step, in tokens; 0 chooses it so that every hop is busy."
+        ),
+    )
+    objective: Literal["latency", "throughput", "cost"] = field(
+        default="latency",
+        metadata=_about(
+            "What routes are optimised for: latency, the speed of one session; throughput, that of many "
+            "sessions together; cost, the fewest bytes between machines."
+        ),
+    )
+    pin: tuple[str, ...] = field(
+        default=(), metadata=_about("Ids of peers that routes must use wherever they serve.")
+    )
+    announce_s: float = field(default=10.0, metadata=_about("Seconds between two announcements."))
+    expiry_s: float = field(
+        default=30.0, metadata=_about("Seconds after which a silent peer counts as gone.")
+    )
+    step_timeout_s: float = field(
+        default=60.0, metadata=_about("Seconds to wait for one step before the route counts as lost.")
+    )
+    resume_s: float = field(
+        default=8.5,
+        metadata=_about(
+            "Seconds for which a session that lost a hop looks for another before it ends with an error."
+        ),
+    )
+    open_timeout_s: float = field(
+        default=10.0, metadata=_about("Seconds to wait for every hop to open a session.")
+    )
+    log_level: str = field(
+        default="warning", metadata=_about("Lowest severity logged on stderr: debug, info, warning or error.")
+    )
+    log_format: Literal["text", "json"] = field(
+        default="text", metadata=_about("Format of log lines: text or json.")
+    )
+    metrics_host: str = field(
+        default="127.0.0.1",
+        metadata=_about("Interface at which a node serves metrics for Prometheus; none turns them off."),
+    )
+    metrics_port: int = field(
+        default=0,
+        metadata=_about("TCP port for metrics; 0 picks a free one, which shoal status finds."),
+    )
+    gateway_host: str = field(
+        default="127.0.0.1",
+        metadata=_about("Interface for the API and the web page. Other machines need an API key."),
+    )
+    gateway_port: int = field(
+        default=4480, metadata=_about("TCP port for the API and the web page; 0 picks a free one.")
+    )
+    gateway_origins: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "Origins of web pages that may call the API, for example https://chat.example.org. Their host "
+            "names are accepted as names of the gateway, too."
+        ),
+    )
     paths: Paths = field(default_factory=lambda: default_paths(os.environ))
 
     @property
@@ -379,3 +447,7 @@ def _check(settings: Settings) -> None:
 _TYPES: dict[str, Any] = get_type_hints(Settings) | dict.fromkeys(_WORDS, str)  # which word, `_check` sees to
 OPTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "paths")
 """Every option's name, as ``config.toml`` spells it."""
+ABOUT: Mapping[str, str] = {
+    f.name: f.metadata["about"] for f in dataclasses.fields(Settings) if "about" in f.metadata
+}
+"""What each option is, by its name."""

@@ -20,6 +20,12 @@ def test_every_option_is_explained() -> None:
         assert option.about.endswith("."), option.name
 
 
+@pytest.mark.parametrize("name", ["host", "memory", "wire", "kv", "mdns", "bootstrap"])
+def test_a_flag_s_help_is_the_first_sentence_of_what_the_option_means(shoal: Shoal, name: str) -> None:
+    help = " ".join(shoal("serve", "--help").out.split())
+    assert f"{config.ABOUT[name].partition('. ')[0].removesuffix('.')}." in help
+
+
 def test_the_file_as_it_is_written_changes_nothing() -> None:
     assert tomllib.loads(text()) == {}
 

@@ -1,16 +1,12 @@
 """`shoal config`: every option, what it means, and where its value comes from.
 
-What is said of an option is its docstring in :class:`shoal.config.Settings`, so that it is written once.
+What an option means is written once, in :class:`shoal.config.Settings`.
 """
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
 import textwrap
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,7 +15,7 @@ import typer
 from shoal import config
 from shoal.cli import options
 from shoal.cli.output import emit, printable
-from shoal.config import OPTIONS, Settings
+from shoal.config import Settings
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,19 +70,9 @@ def init(as_json: options.JsonOption = False) -> None:
 
 
 def documented() -> list[Option]:
-    """Every option with the docstring that stands below it in ``Settings``, in that order."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(Settings)))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef))
-    abouts: dict[str, str] = {}
-    for field, below in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            match below:
-                case ast.Expr(value=ast.Constant(value=str(about))):
-                    abouts[field.target.id] = " ".join(about.split()).replace("``", "")
-                case _:
-                    pass
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
-    return [Option(name, abouts.get(name, ""), defaults[name]) for name in OPTIONS]
+    """Every option, in the order of ``Settings``."""
+    defaults = Settings()
+    return [Option(name, about, getattr(defaults, name)) for name, about in config.ABOUT.items()]
 
 
 def text() -> str:

@@ -17,7 +17,7 @@ import typer.main
 from typer.exceptions import TyperException
 
 from shoal import config
-from shoal.cli.options import debugging, remember
+from shoal.cli.options import debugging, flag, remember
 from shoal.cli.output import report, wants_json
 from shoal.cli.shell import completion
 from shoal.cli.shell.lazy_group import Lazy, LazyGroup
@@ -75,15 +75,8 @@ app = typer.Typer(
 
 @app.callback()
 def before(
-    log_level: Annotated[
-        str | None,
-        typer.Option(
-            help="Lowest severity logged on stderr: debug, info, warning or error.", show_default=False
-        ),
-    ] = None,
-    log_format: Annotated[
-        str | None, typer.Option(help="Format of log lines: text or json.", show_default=False)
-    ] = None,
+    log_level: Annotated[str | None, flag("log_level")] = None,
+    log_format: Annotated[str | None, flag("log_format")] = None,
 ) -> None:
     remember(log_level=log_level, log_format=log_format)
 

@@ -1,4 +1,4 @@
-"""The options that commands share, each defined once and named as its field in Settings."""
+"""The options that commands share, named as their fields in Settings, which say what each one means."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from shoal import config
 from shoal.cli.shell import names
 from shoal.config import Settings
 
+
+def flag(name: str, *spellings: str, whole: bool = False, **more: Any) -> Any:
+    """The flag of an option of ``Settings``, with the first sentence of what it means there, or all of it."""
+    about = config.ABOUT[name]
+    help = about if whole else f"{about.partition('. ')[0].removesuffix('.')}."
+    return typer.Option(*spellings, help=help, show_default=False, **more)
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-SwarmOption = Annotated[
-    str | None,
-    typer.Option(help="Local name of the swarm.", show_default=False, autocompletion=names.swarms),
-]
-PublicOption = Annotated[
-    bool | None,
-    typer.Option("--public", help="Use the public swarm: its peers see your address and hidden states."),
-]
+SwarmOption = Annotated[str | None, flag("swarm", autocompletion=names.swarms)]
+PublicOption = Annotated[bool | None, flag("public", "--public")]
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -34,62 +36,24 @@ ModelOption = Annotated[
         help="The model; if not given, the default model.", show_default=False, autocompletion=names.models
     ),
 ]
-HostOption = Annotated[str | None, typer.Option(help="Interface to listen on.", show_default=False)]
-PortOption = Annotated[int | None, typer.Option(help="TCP port of the libp2p host; 0 picks a free one.")]
-DirectPortOption = Annotated[
-    int | None, typer.Option(help="TCP port of the direct carrier; 0 picks a free one.")
-]
-GatewayHostOption = Annotated[
-    str | None, typer.Option(help="Interface for the API and the web page.", show_default=False)
-]
-GatewayPortOption = Annotated[
-    int | None,
-    typer.Option(help="TCP port for the API and the web page; 0 picks a free one.", show_default=False),
-]
-MemoryOption = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="Memory the node may use, for example 4GiB.", show_default=False),
-]
-ThreadsOption = Annotated[int | None, typer.Option(help="Compute threads of the node.", show_default=False)]
-ParallelOption = Annotated[
-    int | None,
-    typer.Option(help="Processes that share the blocks, for example one per GPU.", show_default=False),
-]
-FormatOption = Annotated[
-    str | None,
-    typer.Option(help="Format of the weights: auto, fp32, bf16, int8 or int4.", show_default=False),
-]
-NodeFormatOption = Annotated[
-    str | None,
-    typer.Option(
-        "--format",
-        help="Format of the weights: fp32, bf16, int8 or int4. If not given: the one in which the swarm "
-        "already serves the model; else int8 where the C kernels are built; else bf16 or fp32, as stored.",
-        show_default=False,
-    ),
-]
-KVOption = Annotated[
-    str | None, typer.Option("--kv", help="Format of the KV cache: auto or int8.", show_default=False)
-]
-WireOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Encoding of the hidden states we send: auto, float32, bfloat16 or int8.", show_default=False
-    ),
-]
+HostOption = Annotated[str | None, flag("host")]
+PortOption = Annotated[int | None, flag("port")]
+DirectPortOption = Annotated[int | None, flag("direct_port")]
+GatewayHostOption = Annotated[str | None, flag("gateway_host")]
+GatewayPortOption = Annotated[int | None, flag("gateway_port")]
+MemoryOption = Annotated[str | None, flag("memory", metavar="SIZE")]
+ThreadsOption = Annotated[int | None, flag("threads")]
+ParallelOption = Annotated[int | None, flag("parallel")]
+FormatOption = Annotated[str | None, flag("format")]
+NodeFormatOption = Annotated[str | None, flag("format", "--format", whole=True)]
+KVOption = Annotated[str | None, flag("kv", "--kv")]
+WireOption = Annotated[str | None, flag("wire")]
+BootstrapOption = Annotated[list[str] | None, flag("bootstrap", metavar="MULTIADDR")]
 EndWithStdinOption = Annotated[
     bool,
     typer.Option(
         "--end-with-stdin",
         help="Exit when stdin closes, so that a program that starts this one never leaves it behind.",
-    ),
-]
-BootstrapOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="MULTIADDR",
-        help="Additional address to join through; repeat the option for more.",
-        show_default=False,
     ),
 ]
 

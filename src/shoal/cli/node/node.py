@@ -67,9 +67,7 @@ def serve(
     kv: options.KVOption = None,
     wire: options.WireOption = None,
     bootstrap: options.BootstrapOption = None,
-    mdns: Annotated[
-        bool | None, typer.Option("--mdns/--no-mdns", help="Find peers on the local network.")
-    ] = None,
+    mdns: Annotated[bool | None, options.flag("mdns", "--mdns/--no-mdns")] = None,
     with_stdin: options.EndWithStdinOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
