@@ -73,4 +73,4 @@ def test_a_shell_that_is_not_known_is_refused(shoal: Shoal) -> None:
 
 def test_a_shell_that_cannot_be_told_is_asked_for(shoal: Shoal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(completion, "_this_shell", lambda: "")
-    assert "cannot be told" in shoal("completion", "install").err
+    assert "cannot tell which shell" in shoal("completion", "install").err

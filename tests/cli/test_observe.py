@@ -70,7 +70,7 @@ def test_a_peer_is_meant_by_its_name_or_by_the_end_of_its_id() -> None:
     assert [a.peer for a in choose(alive, None)] == ["12D3aaa", "12D3bba"]
     assert [a.peer for a in choose(alive, "bba")] == ["12D3bba"]
     assert [a.peer for a in choose(alive, name_of("12D3bba"))] == ["12D3bba"]
-    with pytest.raises(UsageError, match="2 peers are"):
+    with pytest.raises(UsageError, match="there are 2 peers named"):
         choose(alive, "a")
-    with pytest.raises(UsageError, match="no peer is"):
+    with pytest.raises(UsageError, match="there is no peer named"):
         choose(alive, "x")

@@ -79,7 +79,7 @@ def test_the_settings_name_the_swarm_and_the_public_one_needs_a_word(tmp_path: P
     paths = Paths(tmp_path, tmp_path, tmp_path)
     assert membership.of(Settings(paths=paths)) == load(paths.swarms, "home")
     assert membership.of(Settings(swarm="public", public=True, paths=paths)).secret is None
-    with pytest.raises(NotAllowed, match="user's word"):
+    with pytest.raises(NotAllowed, match="only with --public"):
         membership.of(Settings(swarm="public", paths=paths))
 
 

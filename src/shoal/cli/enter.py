@@ -27,7 +27,7 @@ def member_of(settings: Settings, *, create: bool = False) -> Membership:
     """The swarm to be in; says once what the public one means.
 
     Raises:
-        NotAllowed: the public swarm without the user's word.
+        NotAllowed: the public swarm without ``--public``.
         NotRunning: this machine is in no such swarm, and is not to ``create`` it.
     """
     if settings.swarm == PUBLIC or create:

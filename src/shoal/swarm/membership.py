@@ -99,8 +99,8 @@ def of(settings: Settings) -> Membership:
     """
     if settings.swarm == PUBLIC and not settings.public:
         raise NotAllowed(
-            "the public swarm needs the user's word",
-            check="know that its peers see your address, what you serve and the hidden states you send",
+            "the public swarm is used only with --public",
+            check="note that its peers see your address, what you serve and the hidden states you send",
             next_command="the same command with --public",
         )
     return load_or_create(settings.paths.swarms, settings.swarm)

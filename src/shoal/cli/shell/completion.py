@@ -61,7 +61,7 @@ def _known(shell: str | None) -> str:
     name = shell or _this_shell()
     if name not in SHELLS:
         raise UsageError(
-            f"there is no completion for {name!r}" if name else "it cannot be told which shell this is",
+            f"there is no completion for {name!r}" if name else "cannot tell which shell this is",
             check=f"choose one of: {', '.join(SHELLS)}",
             next_command="shoal completion show bash",
         )

@@ -129,9 +129,9 @@ def choose(alive: Sequence[Announcement], wanted: str | None) -> list[Announceme
         return list(alive[:MEASURED])
     meant = [announcement for announcement in alive if is_meant(announcement.peer, wanted)]
     if len(meant) != 1:
-        count = "no peer is" if not meant else f"{len(meant)} peers are"
+        count = "there is no peer" if not meant else f"there are {len(meant)} peers"
         raise UsageError(
-            f"{count} called {wanted!r}, or has an id that ends so",
+            f"{count} named {wanted!r} or with an id that ends in it",
             check="give a name or id that shoal peers lists",
             next_command="shoal peers",
         )

@@ -226,7 +226,7 @@ def _is_name(pattern: re.Pattern[str], text: str) -> bool:
 
 def _unknown_key() -> Unauthorized:
     return Unauthorized(
-        "no API key, or one that is not known here",
+        "the API key is missing or unknown",
         check="send the header Authorization: Bearer KEY; shoal key create NAME makes a key",
     )
 

@@ -1,6 +1,6 @@
 """What an answer is held to, found out before it begins: a schema that no grammar can hold it to is relaxed.
 
-All that cannot be kept to is left out, and the answer says of which tool. Who says ``strict`` is refused
+All that cannot be enforced is left out, and the answer says of which tool. Who says ``strict`` is refused
 instead, with the keyword's name.
 """
 
@@ -67,7 +67,7 @@ async def fit(
     A format goes above calls that need not be.
 
     Raises:
-        BadRequest: a schema that is ``strict``, or wrong, cannot be kept to.
+        BadRequest: a schema that is ``strict``, or wrong, cannot be enforced.
         UsageError: a grammar is needed, and the model's tokenizer tells no bytes.
     """
     markup = markup_of(model.codec)
@@ -159,7 +159,7 @@ def _together(
             relaxed[calling.functions[place].name] = (LeftOut("", None, why),)
         order = order[half:]
     if calling.must or any(function.strict for function in calling.functions):
-        raise BadRequest(f"the tools' schemas together cannot be kept to: {why}", param="tools")
+        raise BadRequest(f"the tools' schemas together cannot be enforced: {why}", param="tools")
     return None
 
 
@@ -186,7 +186,7 @@ def _cannot(left_out: LeftOut, param: str, whose: str) -> BadRequest:
     where = f"{param}.{left_out.path}" if left_out.path else param
     what = f"the keyword {left_out.keyword[:64]!r}" if left_out.path else "the schema"
     return BadRequest(
-        f"{where[:200]}: {what} of {whose} cannot be kept to ({left_out.why})", param=where[:200]
+        f"{where[:200]}: {what} of {whose} cannot be enforced ({left_out.why})", param=where[:200]
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 SchemaPath = tuple[str | int, ...]
 SchemaChecker = Callable[[Mapping[str, Any]], str]
-"""Why a schema cannot be kept to; empty where it can."""
+"""Why a schema cannot be enforced; empty where it can."""
 
 TRIES = 96
 """Schemas that are tried for one that is refused. One bad keyword among a thousand takes twenty."""
@@ -49,7 +49,7 @@ _NEEDS = {
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A keyword that cannot be kept to."""
+    """A keyword that cannot be enforced."""
 
     path: str
     """Where it is, such as ``properties.email.pattern``; empty for the schema as a whole."""
