@@ -80,7 +80,7 @@ def test_a_gap_is_red_and_hatched_and_said_until_somebody_fills_it(looking: Look
 def test_a_lost_gateway_is_said_and_the_page_recovers_by_itself(looking: Looking, shoal: Shoal) -> None:
     page = looking.view("swarm")
     shoal.gateway.kill()
-    banner = page.get_by_text("The gateway is lost.")
+    banner = page.get_by_text("The connection to the gateway is lost.")
     expect(banner).to_be_visible(timeout=5_000)
     expect(page.locator("g.node:not(.me)")).to_have_count(3)  # the last that was known stays
     looking.shot("lost")
@@ -130,7 +130,7 @@ def test_where_keys_are_in_use_one_is_asked_for_and_kept_for_the_tab(
     context = browser.new_context()
     page = context.new_page()
     page.goto(shoal.gateway.url)
-    dialog = page.get_by_role("dialog", name="This gateway asks for a key")
+    dialog = page.get_by_role("dialog", name="This gateway needs an API key")
     expect(dialog).to_be_visible(timeout=10_000)
     page.get_by_label("Key", exact=True).fill("sk-wrong")
     page.get_by_role("button", name="Open").click()

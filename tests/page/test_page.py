@@ -124,7 +124,7 @@ def test_a_request_shows_where_its_time_went(looking: Looking) -> None:
 
 def test_a_swarm_that_no_other_machine_can_reach_invites_none(looking: Looking, shoal: Shoal) -> None:
     page = looking.view("add")
-    expect(page.get_by_role("heading", name="This swarm is on one machine alone")).to_be_visible()
+    expect(page.get_by_role("heading", name="This swarm is limited to one machine")).to_be_visible()
     expect(page.get_by_text("shoal1-")).to_have_count(0)
 
 
