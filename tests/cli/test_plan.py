@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shoal.planning import measure as measuring
+from shoal.planning import measure as measure_module
 from shoal.planning.roofline import Machine
 from shoal.testing.checkpoints import FAMILIES
 from tests.cli.conftest import Shoal
@@ -32,7 +32,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         asked.append(threads)
         return Machine("this machine", 8 << 30, 30e6, {"fp32": 2e8, "bf16": 1e8}, 1e9, 0.0)
 
-    monkeypatch.setattr(measuring, "measure_machine", measure)
+    monkeypatch.setattr(measure_module, "measure_machine", measure)
     return asked
 
 

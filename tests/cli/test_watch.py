@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from shoal.cli.enter import Onlooker
-from shoal.cli.status import watch as watching
+from shoal.cli.status import watch as watch_module
 from shoal.cli.status.overview import Overview
 from shoal.cli.status.watch import Changes, watch, without_clocks
 from shoal.swarm.announcement import Announcement
@@ -76,13 +76,15 @@ async def test_a_peer_that_does_not_answer_is_not_asked_all_the_time(
         world.pinged.append("asked")
         return {}
 
-    monkeypatch.setattr(watching.reach, "round_trips", silent)
+    monkeypatch.setattr(watch_module.observe, "round_trips", silent)
     world.alive = [announced("a", 0, 10)]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch, world.onlooker, lambda view: None)
         await trio.sleep(60)
         nursery.cancel_scope.cancel()
-    assert 60 / (watching.MEASURE_EVERY_S + 1) < len(world.pinged) <= 1 + 60 / watching.MEASURE_EVERY_S
+    assert (
+        60 / (watch_module.MEASURE_EVERY_S + 1) < len(world.pinged) <= 1 + 60 / watch_module.MEASURE_EVERY_S
+    )
 
 
 def test_a_pipe_gets_one_object_for_each_change(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +106,7 @@ def test_what_runs_by_itself_is_no_change() -> None:
 
 
 def test_a_pipe_without_json_gets_pages(capsys: pytest.CaptureFixture[str]) -> None:
-    with watching.live_view(as_json=False) as show:
+    with watch_module.live_view(as_json=False) as show:
         show(seen(announced("a", 0, 10)))
         show(seen(announced("a", 0, 30)))
     out = capsys.readouterr().out

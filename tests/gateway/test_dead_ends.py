@@ -9,7 +9,7 @@ import httpx
 import pytest
 import trio
 
-from shoal.gateway import unread as incoming
+from shoal.gateway import unread
 
 from .conftest import user
 
@@ -130,14 +130,14 @@ async def test_a_connection_outlives_an_answer_for_which_the_body_was_not_needed
 
 
 async def test_a_connection_whose_body_is_too_long_to_be_read_is_closed_and_says_so(wire, monkeypatch):
-    monkeypatch.setattr(incoming, "DRAIN", 10_000)
+    monkeypatch.setattr(unread, "DRAIN", 10_000)
     await post(wire, "/v1/nothing", b"x" * 50_000, length=10**6)
     told, fields = await wire.answer()
     assert (told, fields[b"connection"]) == (404, b"close")
 
 
 async def test_a_connection_whose_body_does_not_come_is_closed_and_says_so(wire, monkeypatch):
-    monkeypatch.setattr(incoming, "DRAIN_WITHIN_S", 0.2)
+    monkeypatch.setattr(unread, "DRAIN_WITHIN_S", 0.2)
     await post(wire, "/v1/nothing", b"x", length=100)
     told, fields = await wire.answer()
     assert (told, fields[b"connection"]) == (404, b"close")
@@ -151,4 +151,4 @@ async def test_a_page_that_listens_is_answered_at_once(wire):
     while not isinstance(event := wire.state.next_event(), h11.Response):
         wire.state.receive_data(await wire.stream.receive_some())
     assert event.status_code == 200
-    assert trio.current_time() - started < incoming.DRAIN_WITHIN_S
+    assert trio.current_time() - started < unread.DRAIN_WITHIN_S

@@ -15,7 +15,7 @@ from shoal.errors import BadWeights
 from shoal.gateway import body, serve
 from shoal.gateway import models as models_module
 from shoal.gateway.access.limits import RequestLimiter
-from shoal.gateway.grammar import grammar as constrain
+from shoal.gateway.grammar import grammar as grammar_module
 from shoal.gateway.grammar.grammar import GrammarConstraint
 from shoal.gateway.models import Servable
 from shoal.models.text.codec import TextCodec
@@ -344,4 +344,4 @@ def test_a_vocabulary_over_which_the_grammars_library_panics_is_an_error_of_the_
     path.write_text(json.dumps(whole))
     evil = Servable(dataclasses.replace(MODEL, path=folder), TextCodec.load(folder))
     with pytest.raises(BadWeights, match="PARENT_BITS"):
-        constrain._read(evil)
+        grammar_module._read(evil)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from shoal.gateway.grammar import relax as relaxing
+from shoal.gateway.grammar import relax as relax_module
 from shoal.gateway.grammar.fit import _is_wrong
 from shoal.gateway.grammar.relax import LeftOut, relax
 
@@ -104,7 +104,7 @@ def test_however_many_are_refused_the_tries_are_bounded(bad):
 
     schema = fields(**{f"p{i}": TEXT | ({"pattern": "bad"} if i % 1000 < bad else {}) for i in range(1000)})
     found = relax(schema, refused, least=ANY)
-    assert tried <= relaxing.TRIES
+    assert tried <= relax_module.TRIES
     assert not judge(found.schema)
     if bad == 1:
         assert tried <= 30

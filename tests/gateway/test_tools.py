@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from shoal.gateway.api import chat, responses
-from shoal.gateway.grammar import grammar as constrain
+from shoal.gateway.grammar import grammar as grammar_module
 from shoal.gateway.markup import tools
 from shoal.gateway.markup.tools import NOTHING, Calling, arguments_of
 from shoal.gateway.schema.common import Function
@@ -108,7 +108,7 @@ async def test_a_format_is_relaxed_unless_it_is_strict_or_wrong(gateway):
 
 
 async def test_tools_that_are_too_much_together_are_relaxed_largest_first(gateway, monkeypatch):
-    monkeypatch.setattr(constrain, "MAX_GRAMMAR", 1500)
+    monkeypatch.setattr(grammar_module, "MAX_GRAMMAR", 1500)
     large = {"type": "object", "properties": {f"p{i}": TEXT for i in range(20)}}
     many = [WEATHER, tool("large", large), tool("larger", large | {"required": ["p1"]})]
     answer = await gateway.chat(tools=many, max_tokens=2)
@@ -117,7 +117,7 @@ async def test_tools_that_are_too_much_together_are_relaxed_largest_first(gatewa
 
 
 async def test_a_schema_that_costs_too_much_time_is_any_object(gateway, monkeypatch):
-    monkeypatch.setattr(constrain, "CHECK_WITHIN_S", -1.0)
+    monkeypatch.setattr(grammar_module, "CHECK_WITHIN_S", -1.0)
     answer = await gateway.chat(tools=[WEATHER], max_tokens=2)
     assert answer.status_code == 200
     assert answer.headers["x-shoal-relaxed"] == "get_weather"

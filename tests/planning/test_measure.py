@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from shoal.errors import OutOfResources
-from shoal.planning import measure as machine
+from shoal.planning import measure
 from shoal.types import Format
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small enough for a test: what is measured is then the caches."""
-    monkeypatch.setattr(machine, "BUFFER", 1 << 20)
-    monkeypatch.setattr(machine, "ROWS", 8)
-    monkeypatch.setattr(machine, "LEAST_S", 0.0)
+    monkeypatch.setattr(measure, "BUFFER", 1 << 20)
+    monkeypatch.setattr(measure, "ROWS", 8)
+    monkeypatch.setattr(measure, "LEAST_S", 0.0)
 
 
 def test_bandwidth_memory_and_a_ceiling_for_each_format_are_found() -> None:
-    found = machine.measure_machine(1)
+    found = measure.measure_machine(1)
     assert found.bandwidth > 0
     assert 0 < found.memory <= psutil.virtual_memory().total
     assert set(found.ops) == set(get_args(Format))
@@ -30,32 +30,32 @@ def test_bandwidth_memory_and_a_ceiling_for_each_format_are_found() -> None:
 
 
 def test_without_the_kernels_float32_stands_in_for_the_other_formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "library", lambda: None)
-    found = machine.measure_machine(1)
+    monkeypatch.setattr(measure, "library", lambda: None)
+    found = measure.measure_machine(1)
     assert set(found.ops) == {"fp32"}
     assert found.ceiling("int8") == found.ops["fp32"]
 
 
 def test_torch_keeps_its_threads() -> None:
     before = torch.get_num_threads()
-    machine.measure_machine(1)
+    measure.measure_machine(1)
     assert torch.get_num_threads() == before
 
 
 def test_a_machine_without_memory_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "BUFFER", 1 << 60)
+    monkeypatch.setattr(measure, "BUFFER", 1 << 60)
     with pytest.raises(OutOfResources, match="MiB of memory are free"):
-        machine.measure_machine(1)
+        measure.measure_machine(1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_none_is_measured() -> None:
-    assert machine.measure_gpu() is None
+    assert measure.measure_gpu() is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_gpu_is_measured_in_the_formats_that_it_serves() -> None:
-    found = machine.measure_gpu()
+    found = measure.measure_gpu()
     assert found is not None
     assert set(found.ops) == {"fp32", "bf16"}
     assert found.bandwidth > 0

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import OutOfResources
-from shoal.planning import assign as placing
+from shoal.planning import assign
 from shoal.planning.assign import place
 from shoal.planning.pipeline import Pipeline, PipelineStage, Workload
 from shoal.planning.plan import make_plan
@@ -187,8 +187,8 @@ def test_no_other_placement_is_faster(
 def test_too_many_different_machines_are_tried_in_a_few_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     different = [replace(FAST, name=str(i), bandwidth=1e6 / i, memory=1_500) for i in range(1, 8)]
     exact = make_plan(different, model(3), CROWD, whole)
-    monkeypatch.setattr(placing, "MOST_WORK", 0)
-    monkeypatch.setattr(placing, "_by_counts", None)
+    monkeypatch.setattr(assign, "MOST_WORK", 0)
+    monkeypatch.setattr(assign, "_by_counts", None)
     tried = make_plan(different, model(3), CROWD, whole)
     assert {stage.machine for stage in tried.stages} == {0, 1, 2}
     assert tried.many.rate == pytest.approx(exact.many.rate)

@@ -74,13 +74,13 @@ def ping(
     as_json: options.JsonOption = False,
 ) -> None:
     """Measure latency to a peer, and show which carrier was used."""
-    from shoal.cli.status import observe as reach
+    from shoal.cli.status import observe
 
     settings = options.settings(swarm=swarm, public=public)
 
     async def go(opened: Onlooker) -> list[Pinged]:
         with working("pinging"):
-            return await reach.ping(opened, peer)
+            return await observe.ping(opened, peer)
 
     found = looking(settings, go)
     emit({"swarm": settings.swarm, "peers": found}, as_json, lambda: pings_table(found))
@@ -96,21 +96,21 @@ def _trace(settings: Settings, as_json: bool) -> None:
 
 
 def _look(settings: Settings) -> Overview:
-    from shoal.cli.status import observe as reach
+    from shoal.cli.status import observe
 
     async def go(opened: Onlooker) -> Overview:
         with working("measuring latency to each peer"):
-            return await reach.look(opened)
+            return await observe.look(opened)
 
     return looking(settings, go)
 
 
 def _watch(settings: Settings, as_json: bool) -> None:
-    from shoal.cli.status import watch as watching
+    from shoal.cli.status.watch import live_view, watch
 
     async def go(opened: Onlooker) -> None:
-        with watching.live_view(as_json) as show:
-            await watching.watch(opened, show)
+        with live_view(as_json) as show:
+            await watch(opened, show)
 
     looking(settings, go)
 

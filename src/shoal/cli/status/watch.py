@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from shoal.cli.output import emit
-from shoal.cli.status import observe as reach
+from shoal.cli.status import observe
 from shoal.cli.status.overview import Overview, status_page
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ async def watch(swarm: Onlooker, show: Show) -> None:
     async def measure() -> None:
         while True:
             asked = swarm.announcements()
-            found = await reach.round_trips(swarm, asked)
+            found = await observe.round_trips(swarm, asked)
             rtt_s.clear()
             rtt_s.update(found)
             known = {announcement.peer for announcement in asked}
@@ -47,7 +47,7 @@ async def watch(swarm: Onlooker, show: Show) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(measure)
         while True:
-            show(reach.seen(swarm, rtt_s))
+            show(observe.seen(swarm, rtt_s))
             with trio.move_on_after(EVERY_S):
                 await swarm.member.wait_changed()
             await trio.sleep(LEAST_S)
