@@ -36,7 +36,7 @@ def answerable(document, model):
             fields.pop(name, None)
     said = {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}}
     message = {"type": "object", "properties": said, "required": list(said), "additionalProperties": False}
-    document["components"]["schemas"]["Message"] = message
+    document["components"]["schemas"]["RequestMessage"] = message
 
 
 async def test_no_request_that_the_document_describes_or_forbids_is_a_5xx(gateway, monkeypatch):

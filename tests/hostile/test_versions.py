@@ -50,8 +50,9 @@ async def test_21_each_version_answers_with_its_own_tokens(
 
 
 async def test_21_halves_of_two_versions_make_no_whole(
-    tmp_path: Path, versions: tuple[Path, Path], autojump_clock: trio.testing.MockClock
+    tmp_path: Path, versions: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("shoal.client.ring.route_finder.HEAR_WITHIN_S", 0.5)
     one, two = versions
     async with memory_swarm(tmp_path / "home", one, [Span(0, 3)], resume_s=1) as swarm:
         await add(swarm, two, Span(3, 6))
@@ -76,8 +77,9 @@ async def test_21_a_node_of_another_version_takes_no_lost_hops_place(
 
 
 async def test_21_only_another_version_is_an_error_that_says_so(
-    tmp_path: Path, versions: tuple[Path, Path], autojump_clock: trio.testing.MockClock
+    tmp_path: Path, versions: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("shoal.client.ring.route_finder.HEAR_WITHIN_S", 0.5)
     one, two = versions
     async with memory_swarm(tmp_path / "home", one, [Span(0, 6)]) as swarm:
         swarm.client.store = ModelStore(tmp_path / "models of another machine")

@@ -33,8 +33,11 @@ NEWCOMER_TRIPS = 10
 """The same in round trips to the farthest hop, beside it."""
 REACH_WITHIN_S = 1.5
 """How long a hop that another calls gone has to show that it is not."""
+HOPE_S = 4.0
+"""How long a new session waits for those who have just failed where nobody else serves their blocks: longer
+than a peer is avoided for its first and its second failure."""
 LOOK_AGAIN_S = 0.25
-"""Between two looks for a route while those who could be on it have just failed."""
+"""Between two looks for a route in that time."""
 CLOSE_WITHIN_S = 2.0
 WATCH_EVERY_S = 0.5
 
@@ -114,8 +117,7 @@ class Rings:
             except (NoCoverage, Busy) as error:
                 if search.ask_doubtful_again():
                     continue
-                # As a session that has lost a hop does, a new one waits for those who failed a moment ago.
-                waits = trio.current_time() < began + self._settings.resume_s
+                waits = trio.current_time() < began + min(HOPE_S, self._settings.resume_s)
                 if search.refused is None and waits and self.finder.only_suspects(shape, format, span):
                     await trio.sleep(LOOK_AGAIN_S)
                     continue
