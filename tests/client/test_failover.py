@@ -399,13 +399,6 @@ async def test_a_session_opens_although_a_hop_is_gone_and_still_listed(home, che
         assert blamed <= gone
 
 
-async def test_a_session_waits_for_the_only_peer_that_has_just_failed(home, checkpoint, whole):
-    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
-        swarm.client.rings.finder.suspect(swarm.networks[1].peer)
-        async with swarm.client.session(str(checkpoint), tokens=64) as session:
-            assert await decode(session, PROMPT, 4) == whole.greedy(PROMPT, 4)
-
-
 async def test_a_hop_that_blames_another_for_its_refusal_is_avoided(home, checkpoint, whole, monkeypatch):
     async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS[1:]], open_timeout_s=5.0) as swarm:
         liar, victim = swarm.networks[1].peer, swarm.networks[0].peer

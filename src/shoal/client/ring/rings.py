@@ -33,11 +33,6 @@ NEWCOMER_TRIPS = 10
 """The same in round trips to the farthest hop, beside it."""
 REACH_WITHIN_S = 1.5
 """How long a hop that another calls gone has to show that it is not."""
-HOPE_S = 4.0
-"""How long a new session waits for those who have just failed where nobody else serves their blocks: longer
-than a peer is avoided for its first and its second failure."""
-LOOK_AGAIN_S = 0.25
-"""Between two looks for a route in that time."""
 CLOSE_WITHIN_S = 2.0
 WATCH_EVERY_S = 0.5
 
@@ -108,18 +103,14 @@ class Rings:
         timeout_s = timeout_s or self._settings.open_timeout_s
         span = span or Span(0, shape.n_blocks)
         search = _Search(trial=self.finder.draw_trial())
-        began = trio.current_time()
+        until = trio.current_time() + SEARCH_SHARE * timeout_s
         for _ in range(OPEN_ATTEMPTS):
-            if search.refused is not None and trio.current_time() >= began + SEARCH_SHARE * timeout_s:
+            if search.refused is not None and trio.current_time() >= until:
                 break
             try:
                 route = self.finder.find(shape, format, tokens, search.avoid, span=span, trial=search.trial)
             except (NoCoverage, Busy) as error:
                 if search.ask_doubtful_again():
-                    continue
-                waits = trio.current_time() < began + min(HOPE_S, self._settings.resume_s)
-                if search.refused is None and waits and self.finder.only_suspects(shape, format, span):
-                    await trio.sleep(LOOK_AGAIN_S)
                     continue
                 raise search.refused or error from None
             has_s = self._opens_within_s(route, timeout_s) if search.hurried else timeout_s

@@ -32,7 +32,7 @@ from shoal.routing.route import Stage, choose_route
 from shoal.swarm.announcement import Announcement, candidate
 from shoal.swarm.directory import missing
 from shoal.swarm.member import Member
-from shoal.types import Format, ModelShape, PeerId, Span, gaps
+from shoal.types import Format, ModelShape, PeerId, Span
 
 HEAR_WITHIN_S = 6.0
 """How long a client that has just come waits to hear of nodes that serve what it wants."""
@@ -135,14 +135,6 @@ class RouteFinder:
     def suspect(self, peer: PeerId) -> None:
         """Do not count on this peer until it says something new, and for a while longer each time."""
         self._suspects.add(peer, self.member.directory.sequence(peer), trio.current_time())
-
-    def only_suspects(self, shape: ModelShape, format: Format, span: Span) -> bool:
-        """Whether all of ``span`` is served, but some of it by peers alone that have just failed us."""
-        serving = list(self.member.directory.serving(shape.digest, self.member.now(), format))
-        lacking = gaps((a.served.span for a in serving if a.served), shape.n_blocks)
-        covered = not any(gap.start < span.end and span.start < gap.end for gap in lacking)
-        now, held = trio.current_time(), self._suspects.holds
-        return covered and any(held(PeerId(a.peer), a.sequence, now, CAUTIONS[-1]) for a in serving)
 
     async def wait_news(self, timeout_s: float) -> None:
         """Wait until an announcement says something new, not longer than ``timeout_s``."""
