@@ -161,7 +161,7 @@ async def test_many_that_refuse_delay_the_first_answer_by_little_and_the_next_by
     swarm, checkpoint, reference
 ):
     async with liars(swarm, *[(lies.refuses, WHOLE)] * 10) as lying_ones:
-        await let_them_lie(swarm.client, checkpoint, reference, lying_ones, first_s=3.0)
+        await let_them_lie(swarm.client, checkpoint, reference, lying_ones, first_s=5.0)
 
 
 async def test_a_share_of_the_sessions_tries_newcomers_who_then_are_proven(
