@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 # pyright's wrapper keeps the checker itself here, so that an empty home costs nothing.
 export PYRIGHT_PYTHON_CACHE_DIR="$PWD/.venv/pyright" PYRIGHT_PYTHON_IGNORE_WARNINGS=1
-paths=(src tests examples scripts)
+paths=(src tests examples scripts typings)
 
 step() { echo "check: $*"; "$@"; }
 

@@ -61,7 +61,8 @@ install() {
     # Shoal itself, compiled by what is locked too.
     .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation \
         --reinstall-package shoal --editable . || stop "Shoal could not be built: the lines above say why"
-    # pyright must see trio's and outcome's own types, not the outdated stubs that libp2p brings along.
+    # pyright must see trio's and outcome's own types, not the outdated stubs that libp2p brings along, and need
+    # not read every model of transformers.
     mkdir -p .venv/typed
     .venv/bin/python -c 'import pathlib, outcome, trio
 for package in (outcome, trio):
@@ -69,6 +70,7 @@ for package in (outcome, trio):
     link = pathlib.Path(".venv/typed", source.name)
     link.unlink(missing_ok=True)
     link.symlink_to(source)'
+    ln -sfn ../../typings/transformers .venv/typed/transformers
     # uv hides what a build says. Where the page was left out, this tries again and says why.
     [ -e src/shoal/gateway/page/built/index.html ] || .venv/bin/python hatch_build.py page || true
 }
