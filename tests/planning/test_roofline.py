@@ -8,10 +8,8 @@ from shoal.planning.roofline import (
     Machine,
     PartCost,
     SpanCost,
-    decode_rate,
     hop_time,
     of_roofline,
-    prefill_rate,
     prefill_time,
     step_time,
 )
@@ -117,12 +115,6 @@ def test_the_way_to_the_next_hop_is_half_a_round_trip_and_the_bytes() -> None:
     estimate = hop_time(MACHINE, rows=2, row_bytes=128)
     assert estimate.seconds == pytest.approx(0.01 + 256 / 1e5)
     assert estimate.bound == "network"
-
-
-def test_rates_are_tokens_in_a_second() -> None:
-    assert decode_rate(MACHINE, one(DENSE), 1, 0) == pytest.approx(1 / 0.0202)
-    assert decode_rate(MACHINE, one(DENSE), 100, 0) == pytest.approx(100 / 0.2)
-    assert prefill_rate(MACHINE, one(DENSE), 100) == pytest.approx(100 / 0.2)
 
 
 def test_a_prompt_in_pieces_reads_the_weights_for_each_but_the_head_once() -> None:

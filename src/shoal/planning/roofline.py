@@ -237,11 +237,6 @@ def hop_time(machine: Machine, rows: int, row_bytes: float) -> Estimate:
     return Estimate(machine.rtt_s / 2 + rows * row_bytes / machine.link, "network")
 
 
-def decode_rate(machine: Machine, cost: SpanCost, sessions: int, context: int) -> float:
-    """Tokens in a second of ``sessions`` that decode together, with ``context`` tokens cached each."""
-    return sessions / step_time(machine, cost, sessions, context).seconds
-
-
 def prefill_time(machine: Machine, cost: SpanCost, tokens: int, piece: int = PIECE) -> Estimate:
     """The time of a prompt of ``tokens`` tokens, sent in pieces; the head sees its last row only."""
     done: list[Estimate] = []
@@ -250,11 +245,6 @@ def prefill_time(machine: Machine, cost: SpanCost, tokens: int, piece: int = PIE
         part = cost if last else SpanCost(cost.blocks, cost.hidden_size)
         done.append(step_time(machine, part, min(piece, tokens - at), at, sessions=1))
     return together(done)
-
-
-def prefill_rate(machine: Machine, cost: SpanCost, tokens: int, piece: int = PIECE) -> float:
-    """Tokens in a second of a prompt. Arguments are those of :func:`prefill_time`."""
-    return tokens / prefill_time(machine, cost, tokens, piece).seconds
 
 
 def of_roofline(seconds: float, estimate: Estimate) -> float:

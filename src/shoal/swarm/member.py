@@ -2,12 +2,13 @@
 
 However large the swarm, what a member sends and receives in a second stays the same:
 
-- Gossip carries what is new to everybody. Each speaks the more rarely the more there are (:mod:`.pace`).
+- Gossip carries what is new to everybody. The more peers there are, the more rarely each speaks
+  (:mod:`.gossip_rate`).
 - A few connections beyond the bootstrap peers are kept up, so that the swarm outlives them. Those neighbours
   watch each other (:mod:`.failure.probe`); who does not answer is suspected, and gone unless it refutes that.
 - What gossip lost, comparing notes with one neighbour at a time brings: a part of the directory each time
-  (:mod:`.compare`). A newcomer gets the whole at once. Whom others take for gone, or for alive against our
-  own belief, is asked itself, which needs no trust.
+  (:mod:`.anti_entropy`). A newcomer gets the whole at once. Whom others take for gone, or for alive against
+  our own belief, is asked itself, which needs no trust.
 """
 
 from __future__ import annotations
