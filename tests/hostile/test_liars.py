@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from shoal.client.swarm import Swarm
+from shoal.errors import Busy
 from shoal.routing import reputation
 from shoal.testing import liar as lies
 from shoal.testing.liar import lying
@@ -155,6 +156,32 @@ async def test_a_format_whose_peers_all_refuse_gives_way_to_the_next_within_one_
             async with swarm.client.session(str(checkpoint), tokens=64) as session:
                 assert session.ring.format == "bf16"
         assert sum(liar.heard["Open"] for liar in lying_ones) == 4
+
+
+async def test_a_client_that_has_only_heard_of_a_liar_waits_for_others(tmp_path, checkpoint, reference):
+    async with (
+        memory_swarm(tmp_path / "home", checkpoint, [FIRST]) as swarm,
+        liars(swarm, (lies.refuses, WHOLE)) as (liar,),
+        trio.open_nursery() as nursery,
+    ):
+
+        async def come_when_it_has_refused():
+            while not liar.heard["Open"]:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+            await swarm.add_node(SECOND)
+
+        nursery.start_soon(come_when_it_has_refused)
+        await answered(swarm.client, checkpoint, reference, 5.0)
+
+
+async def test_a_client_that_only_a_liar_answers_is_told_so_within_seconds(tmp_path, checkpoint):
+    async with (
+        memory_swarm(tmp_path / "home", checkpoint, [FIRST]) as swarm,
+        liars(swarm, (lies.refuses, WHOLE)),
+    ):
+        with trio.fail_after(5), pytest.raises(Busy):
+            async with swarm.client.session(str(checkpoint), tokens=64):
+                pass
 
 
 async def test_many_that_refuse_delay_the_first_answer_by_little_and_the_next_by_nothing(

@@ -43,6 +43,9 @@ from shoal.swarm.member import Member
 from shoal.types import Digest, Format, ModelShape, PeerId
 
 DEFAULT_TOKENS = 1024
+ROUNDS = 4
+"""How often a session is asked for, each time of those who were heard of since all others refused: identities
+cost a liar little, so there could always be one more."""
 
 Messages = Sequence[dict[str, str]]
 
@@ -97,8 +100,7 @@ class Swarm:
                 f"{tokens} tokens are more than the {local.shape.context} of {local.shape.name}",
                 check="ask for fewer tokens, or shorten the prompt",
             )
-        formats: list[Format] = [format] if format else await self.rings.finder.served_formats(local.shape)
-        ring, ends = await self._opened(local, formats, tokens)
+        ring, ends = await self._opened(local, format, tokens)
         session = Session(
             ring,
             ends,
@@ -233,7 +235,22 @@ class Swarm:
                 return None
         return self._codecs[local.digest]
 
-    async def _opened(
+    async def _opened(self, local: LocalModel, format: Format | None, tokens: int) -> tuple[Ring, EndsEngine]:
+        """A ring and the ends; asked for again where all refuse, and others are heard of.
+
+        Raises what the first format did.
+        """
+        finder, rounds = self.rings.finder, 0
+        while True:
+            rounds += 1
+            formats: list[Format] = [format] if format else await finder.served_formats(local.shape)
+            try:
+                return await self._opened_in_one(local, formats, tokens)
+            except (Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError):
+                if rounds == ROUNDS or not await finder.hear_of_others(local.shape):
+                    raise
+
+    async def _opened_in_one(
         self, local: LocalModel, formats: Sequence[Format], tokens: int
     ) -> tuple[Ring, EndsEngine]:
         """A ring in the first format in which one can be had, and the ends. Raises what the first did."""

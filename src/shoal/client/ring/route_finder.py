@@ -36,6 +36,8 @@ from shoal.types import Format, ModelShape, PeerId, Span
 
 HEAR_WITHIN_S = 6.0
 """How long a client that has just come waits to hear of nodes that serve what it wants."""
+HEAR_OF_OTHERS_S = 2.0
+"""How long it waits to hear of others, when all whom it knows have refused."""
 
 _Choice = TypeVar("_Choice")
 
@@ -159,10 +161,33 @@ class RouteFinder:
             while missing(self.member.directory, shape, self.member.now()):
                 if not asked:
                     asked = True
-                    with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
-                        await self.member.find(shape.digest)
+                    await self._ask_who_serves(shape)
                     continue
                 await self.member.wait_changed()
+
+    async def hear_of_others(self, shape: ModelShape) -> bool:
+        """Ask the swarm who else serves a model, when all whom a new client knows have refused.
+
+        Returns:
+            Whether somebody was heard of. At once, and that nobody was, where somebody has answered us
+            before: we know the swarm then, and it is full.
+        """
+        known = self._serving(shape)
+        if any(self.reputation.proven(peer) for peer, _ in known):
+            return False
+        with trio.move_on_after(HEAR_OF_OTHERS_S):
+            await self._ask_who_serves(shape)
+            while self._serving(shape) <= known:
+                await self.member.wait_changed()
+        return not self._serving(shape) <= known
+
+    def _serving(self, shape: ModelShape) -> set[tuple[PeerId, Format]]:
+        serving = self.member.directory.serving(shape.digest, self.member.now())
+        return {(PeerId(a.peer), a.served.format) for a in serving if a.served}
+
+    async def _ask_who_serves(self, shape: ModelShape) -> None:
+        with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
+            await self.member.find(shape.digest)
 
     def _candidates(
         self, shape: ModelShape, format: Format, *, trial: bool = False
