@@ -7,10 +7,11 @@ import pytest
 import trio
 
 from shoal.client.ring.ring import Ring
+from shoal.client.ring.rings import NEWCOMER_OPENS_S
 from shoal.errors import NoCoverage
 from shoal.executor.codecs import decode, encode
 from shoal.testing.swarm import memory_swarm
-from shoal.types import Span
+from shoal.types import PeerId, Span
 
 from .conftest import THIRDS
 
@@ -69,3 +70,21 @@ async def test_only_the_blocks_that_the_hops_are_to_run_need_somebody(tmp_path, 
         with pytest.raises(NoCoverage) as caught:
             await rings.open(shape, "fp32", 16)
         assert caught.value.missing == (Span(0, 1), Span(5, 6))
+
+
+async def test_who_is_slow_to_reach_has_more_time_with_each_that_had_too_little(
+    tmp_path, checkpoint, monkeypatch
+):
+    """Eight nodes so far away that each takes longer than a newcomer has: not all eight are given up."""
+    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)] * 8) as swarm:
+        asked: list[PeerId] = []
+        open_pipe = swarm.client.network.open_pipe
+
+        async def slowly(address, *, deadline_s):
+            asked.append(address.peer)
+            await trio.sleep(1.5 * NEWCOMER_OPENS_S)
+            return await open_pipe(address, deadline_s=deadline_s)
+
+        monkeypatch.setattr(swarm.client.network, "open_pipe", slowly)
+        async with swarm.client.session(str(checkpoint), tokens=64):
+            assert len(asked) in (3, 4)

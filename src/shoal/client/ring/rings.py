@@ -30,7 +30,9 @@ gone."""
 NEWCOMER_OPENS_S = 0.75
 """What a route has to open the session, where there are others and a hop of it has not answered before."""
 NEWCOMER_TRIPS = 10
-"""The same in round trips to the farthest hop, beside it."""
+"""The same in round trips to the farthest hop, beside it; not known of who has never been reached."""
+PATIENCE = 1.3
+"""By how much more, each time a route had too little: far away, or on a busy machine, all need more."""
 REACH_WITHIN_S = 1.5
 """How long a hop that another calls gone has to show that it is not."""
 CLOSE_WITHIN_S = 2.0
@@ -47,6 +49,7 @@ class _Search:
     """Of those, who had little time or is at odds with another: asked again when nobody else is left."""
     hurried: bool = True
     """Whether routes with newcomers have less time than there is."""
+    newcomer_opens_s: float = NEWCOMER_OPENS_S
     refused: ShoalError | None = None
     """Why the last one was."""
 
@@ -113,7 +116,7 @@ class Rings:
                 if search.ask_doubtful_again():
                     continue
                 raise search.refused or error from None
-            has_s = self._opens_within_s(route, timeout_s) if search.hurried else timeout_s
+            has_s = self._opens_within_s(search, route, timeout_s) if search.hurried else timeout_s
             try:
                 return await self._open(shape, format, tokens, route, has_s)
             except HopRefused as error:
@@ -132,6 +135,8 @@ class Rings:
         at_odds = await self._at_odds(route, error)
         peers = at_odds or {error.gone or error.peer}
         out_of_reach = isinstance(error.error, ChannelClosed | DeadlineExceeded)
+        if out_of_reach and hurried:
+            search.newcomer_opens_s *= PATIENCE
         if at_odds or (out_of_reach and hurried):
             search.doubtful |= peers
         elif out_of_reach:
@@ -140,13 +145,13 @@ class Rings:
         for peer in peers:
             self.finder.reputation.failed(peer, trio.current_time(), REFUSAL)
 
-    def _opens_within_s(self, route: Sequence[RouteHop], timeout_s: float) -> float:
+    def _opens_within_s(self, search: _Search, route: Sequence[RouteHop], timeout_s: float) -> float:
         """What a route has to open a session: less where a hop of it may well never answer."""
         if all(hop.proven for hop in route):
             return timeout_s
         rtts = self.round_trips()
         farthest_s = max(rtts.get(hop.address.peer) or 0.0 for hop in route)
-        return min(timeout_s, NEWCOMER_OPENS_S + NEWCOMER_TRIPS * farthest_s)
+        return min(timeout_s, search.newcomer_opens_s + NEWCOMER_TRIPS * farthest_s)
 
     async def _at_odds(self, route: Sequence[RouteHop], error: HopRefused) -> set[PeerId]:
         """Who may be to blame when a hop calls the next one gone and we can reach that; else nobody."""
