@@ -81,7 +81,7 @@ class Client:
     def __init__(self) -> None:
         self.replies: list[object] = []
 
-    async def reply(self, message: object) -> None:
+    def reply(self, message: object) -> None:
         self.replies.append(message)
 
 
@@ -100,7 +100,7 @@ async def test_a_session_given_up_at_the_moment_when_it_opens_holds_nothing(push
     admission = Admission(sessions, None, LoadMeter(ME, 0.0), lambda *_: None, "auto")  # type: ignore[arg-type]
     service = Service(ME, SERVICE.digest, SERVICE.span, engine.format)
     asked = msgspec.structs.replace(FITTING, format=engine.format)
-    opening = await admission.begin(client, asked, service, engine)  # type: ignore[arg-type]
+    opening = admission.begin(client, asked, service, engine)  # type: ignore[arg-type]
     assert opening is not None
     given_up.append(opening)
     assert await admission.open(client, asked, opening, engine, SERVICE.span) is None  # type: ignore[arg-type]

@@ -114,24 +114,30 @@ class Channel:
             ChannelClosed: the channel is closed; nothing was sent.
         """
         await self.wait_room()
-        self._put(message, payload)
+        self.send_now(message, payload)
 
-    def send_now(self, message: Message, payload: Payload = b"") -> None:
+    def send_now(self, message: Message, payload: Payload = b"", queue: bytes | None = None) -> None:
         """As :meth:`send`, from any thread and without waiting: its caller keeps within a bound of his own.
+
+        Args:
+            queue: as of :meth:`Outbox.gather`.
 
         Raises:
             ChannelClosed: the channel is closed; nothing was sent.
         """
-        self._put(message, payload)
+        self._note_use(message)
+        with self._lock:
+            self._take_in(message, payload, queue)
+            self._write()
 
-    async def reply(self, message: Message) -> None:
+    def reply(self, message: Message) -> None:
         """Answer what the peer asked, without waiting: a peer that does not read its answers is hung up on.
 
         Raises:
             ChannelClosed: the channel is closed; nothing was sent.
             RemoteProtocolError: ``CONTROL_LIMIT`` messages are waiting already.
         """
-        self._put(message, queue=CONTROL)
+        self.send_now(message, queue=CONTROL)
 
     def gather(self, message: Message, payload: Payload = b"") -> bool:
         """As :meth:`send_now`, but a short message waits for :meth:`flush`, so that several leave together.
@@ -144,7 +150,7 @@ class Channel:
             ChannelClosed: the channel is closed; nothing was sent.
         """
         if len(payload) >= TIMED_BYTES:
-            self._put(message, payload)  # others would wait for it, and it gains nothing
+            self.send_now(message, payload)  # others would wait for it, and it gains nothing
             return False
         self._note_use(message)
         with self._lock:
@@ -220,12 +226,6 @@ class Channel:
         except (ChannelClosed, RemoteProtocolError) as error:
             self.close(error.message)
 
-    def _put(self, message: Message, payload: Payload = b"", queue: bytes | None = None) -> None:
-        self._note_use(message)
-        with self._lock:
-            self._take_in(message, payload, queue)
-            self._write()
-
     def _note_use(self, message: Message) -> None:
         if not isinstance(message, Ping | Pong):
             self._used = self._clock.current_time()
@@ -283,7 +283,7 @@ class Channel:
             return fragment
 
     async def _greet(self) -> None:
-        self._put(Hello(PROTOCOL_VERSION, AGENT))
+        self.send_now(Hello(PROTOCOL_VERSION, AGENT))
 
     async def _pump(self) -> None:
         while True:
@@ -320,7 +320,7 @@ class Channel:
         elif not self._ready.is_set():
             raise RemoteProtocolError(f"a {type(message).__name__} before the peer's hello")
         elif isinstance(message, Ping):
-            self._put(Pong(message.nonce))
+            self.send_now(Pong(message.nonce))
         elif isinstance(message, Pong):
             self._speed.pong(message.nonce, self._heard)
         else:
@@ -335,7 +335,7 @@ class Channel:
         while True:
             asked, nonce = trio.current_time(), secrets.randbits(62)
             self._speed.pinged(nonce, asked)
-            self._put(Ping(nonce))
+            self.send_now(Ping(nonce))
             await trio.sleep(PING_EVERY_S)
             late = trio.current_time() - asked - PING_EVERY_S  # our own loop's fault, not the peer's
             silent = self.silent_s - late

@@ -136,9 +136,7 @@ class Admission:
         self._wire: Codec | Literal["auto"] = wire
         self._room = ResendBudget()
 
-    async def begin(
-        self, channel: Channel, message: Open, service: Service, engine: Engine
-    ) -> Opening | None:
+    def begin(self, channel: Channel, message: Open, service: Service, engine: Engine) -> Opening | None:
         """Note a session that is to be opened, at once: what comes right behind may close it.
 
         Returns:
@@ -148,7 +146,7 @@ class Admission:
             check_open(message, service)
             return self._sessions.begin(SessionId(message.session), channel, engine, message.tokens)
         except ShoalError as error:
-            await self._refuse(channel, message, error, engine)
+            self._refuse(channel, message, error, engine)
             return None
 
     async def open(
@@ -162,19 +160,19 @@ class Admission:
         try:
             hop = await self._open(channel, message, opening, engine, span)
         except ShoalError as error:
-            await self._refuse(channel, message, error, engine)
+            self._refuse(channel, message, error, engine)
             return None
         except Exception:
             # A defect of ours that one stranger's session has met must not end everybody else's.
             log.exception("a session could not be opened", extra=about(channel.peer, message.session))
             defect = StepFailed("a defect in this node; its log says more")
-            await self._refuse(channel, message, defect, engine)
+            self._refuse(channel, message, defect, engine)
             return None
         if hop is not None and opening.scope.cancel_called:  # at the very moment when it was open
             self._sessions.forget(hop)
             hop = None
         if opening.pushed_out:
-            await self._refuse(channel, message, Busy("others here want the session's place"), engine)
+            self._refuse(channel, message, Busy("others here want the session's place"), engine)
         return hop
 
     async def _open(
@@ -218,8 +216,8 @@ class Admission:
         self._sessions.add(hop)
         return hop
 
-    async def _refuse(self, channel: Channel, message: Open, error: ShoalError, engine: Engine) -> None:
+    def _refuse(self, channel: Channel, message: Open, error: ShoalError, engine: Engine) -> None:
         self._load.note_refusal(error)
         log.info("refused a session: %s", error.message, extra=about(channel.peer, message.session))
         with suppress(ChannelClosed, RemoteProtocolError):  # the client is gone, or does not read
-            await channel.reply(refusal(message.session, error, self._sessions.offered(engine)))
+            channel.reply(refusal(message.session, error, self._sessions.offered(engine)))

@@ -124,7 +124,7 @@ class SpanServer:
 
     async def _open(self, channel: Channel, message: Open, payload: bytes) -> None:
         service = Service(self._peer, self.digest, self.span, self.engine.format, self.draining)
-        opening = await self._admission.begin(channel, message, service, self.engine)
+        opening = self._admission.begin(channel, message, service, self.engine)
         if opening is not None:
             # Dialling the next hop takes a while: other sessions of this channel must not wait.
             self._spawn(partial(self._run_session, channel, message, opening))
@@ -144,7 +144,7 @@ class SpanServer:
         hop = self._sessions.get(SessionId(message.session))
         if hop is None or channel.peer != hop.sender:
             error = UnknownSession(NOT_YOURS)
-            await channel.reply(Failed(message.session, message.number, 0, error.code, error.message))
+            channel.reply(Failed(message.session, message.number, 0, error.code, error.message))
         else:
             hop.take(message, payload)
 
@@ -152,7 +152,7 @@ class SpanServer:
         """Only the channel that opened a session may change its neighbours."""
         hop = self._sessions.get(SessionId(message.session))
         if hop is None or hop.client is not channel:
-            await channel.reply(Failed(message.session, None, message.hop, UnknownSession.code, NOT_YOURS))
+            channel.reply(Failed(message.session, None, message.hop, UnknownSession.code, NOT_YOURS))
         else:
             self._spawn(partial(self._change_route, channel, message, hop))
 
@@ -168,14 +168,14 @@ class SpanServer:
             self._sessions.expect(hop.sender)
             self.load.note_reroute(resent=message.resend is not None)
         with suppress(ChannelClosed, RemoteProtocolError):  # the client is gone, or does not read
-            await channel.reply(Rerouted(message.session, kept))
+            channel.reply(Rerouted(message.session, kept))
 
     async def _locate(self, channel: Channel, message: Locate, payload: bytes) -> None:
         hop = self._sessions.get(SessionId(message.session))
         if hop is None or hop.client is not channel:
-            await channel.reply(Failed(message.session, None, 0, UnknownSession.code, NOT_YOURS))
+            channel.reply(Failed(message.session, None, 0, UnknownSession.code, NOT_YOURS))
         else:
-            await channel.reply(hop.located())
+            channel.reply(hop.located())
 
     async def _close(self, channel: Channel, message: Close, payload: bytes) -> None:
         self._sessions.close(channel, SessionId(message.session))

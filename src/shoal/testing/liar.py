@@ -96,11 +96,11 @@ async def opens(liar: Liar, channel: Channel, message: Message, payload: bytes) 
     """Takes every session, and does nothing in it but say that all went well."""
     match message:
         case Open():
-            await channel.reply(Opened(message.session, ROOM))
+            channel.reply(Opened(message.session, ROOM))
         case Locate():
-            await channel.reply(Located(message.session, MUCH, MUCH))
+            channel.reply(Located(message.session, MUCH, MUCH))
         case Reroute():
-            await channel.reply(Rerouted(message.session, kept=True))
+            channel.reply(Rerouted(message.session, kept=True))
         case _:
             pass
 
@@ -108,7 +108,7 @@ async def opens(liar: Liar, channel: Channel, message: Message, payload: bytes) 
 async def refuses(liar: Liar, channel: Channel, message: Message, payload: bytes) -> None:
     """Has no room, ever."""
     if isinstance(message, Open):
-        await channel.reply(Refused(message.session, "busy", "no room, ever", 1.0))
+        channel.reply(Refused(message.session, "busy", "no room, ever", 1.0))
 
 
 async def says_nothing(liar: Liar, channel: Channel, message: Message, payload: bytes) -> None:
@@ -119,7 +119,7 @@ async def calls_next_gone_at_once(liar: Liar, channel: Channel, message: Message
     """Refuses, and says that the hop after it cannot be reached."""
     if isinstance(message, Open):
         gone = message.next.peer if message.next else None
-        await channel.reply(Refused(message.session, "channel_closed", "it is gone", 0.0, gone=gone))
+        channel.reply(Refused(message.session, "channel_closed", "it is gone", 0.0, gone=gone))
 
 
 async def calls_next_gone(liar: Liar, channel: Channel, message: Message, payload: bytes) -> None:
@@ -134,7 +134,7 @@ async def calls_next_gone(liar: Liar, channel: Channel, message: Message, payloa
 async def keeps_what_it_has(liar: Liar, channel: Channel, message: Message, payload: bytes) -> None:
     """Is at work on each step for ever."""
     if isinstance(message, Locate):
-        await channel.reply(Located(message.session, MUCH, 0))
+        channel.reply(Located(message.session, MUCH, 0))
     else:
         await opens(liar, channel, message, payload)
 
