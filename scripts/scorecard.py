@@ -30,7 +30,7 @@ JOURNEY = (
     "wire/framing.py",
     "net/channel.py",
     "net/outbox.py",
-    "net/carriers/direct.py",
+    "net/carriers/direct_pipe.py",
     "node/server.py",
     "node/hop.py",
     "wire/hop_queue.py",
@@ -39,6 +39,8 @@ JOURNEY = (
     "executor/fused.py",
 )
 """What one reads to follow a token through a hop and back. Where code moves out of one, add its new file."""
+FORMERLY = {"net/carriers/direct_pipe.py": "net/direct.py"}
+"""In which file an older tree has what is in a file of the journey now."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 PRAGMA = re.compile(r"#\s*(noqa|type:|pyright:|pragma|fmt:|ruff:)")
@@ -270,7 +272,7 @@ def journey_of(sizes: dict[str, int], journey: Iterable[str]) -> dict[str, int |
     found: dict[str, int | None] = {}
     for path in journey:
         above = str(Path(path).parent.parent / Path(path).name)
-        there = above if path not in sizes and above in sizes else path
+        there = next((p for p in (path, above, FORMERLY.get(path)) if p in sizes), path)
         found[there] = sizes.get(there)
     return found
 

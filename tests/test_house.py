@@ -173,6 +173,7 @@ def test_a_card_counts_what_it_says(tmp_path: Path) -> None:
     card = scorecard.count(tmp_path / "src/shoal", ["one.py", "three.py", "net/carriers/direct.py"])
     assert (card.files, card.lines) == (21, 191)
     assert card.journey == {"one.py": 6, "three.py": None, "net/direct.py": 90}
+    assert scorecard.journey_of({"net/direct.py": 9}, ["net/carriers/direct_pipe.py"]) == {"net/direct.py": 9}
     assert (card.typed_share, card.named_errors) == (1 / 3, 2)
     assert card.comments_per_100_lines == pytest.approx(100 / 191)
     assert card.broad_excepts_per_1000_lines == pytest.approx(1000 / 191)

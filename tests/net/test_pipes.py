@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from shoal.errors import ChannelClosed, RemoteProtocolError
-from shoal.net.carriers.direct import DirectPipe
+from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.channel import Channel
 from shoal.net.host import Libp2pNetwork
 from shoal.net.identity import Identity

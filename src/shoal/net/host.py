@@ -23,7 +23,8 @@ from shoal.errors import DeadlineExceeded, PortInUse, ShoalError, UsageError
 from shoal.net.addresses import expand, split_bootstrap, to_multiaddr
 from shoal.net.carriers import stream as streams
 from shoal.net.carriers.dialer import Dialer
-from shoal.net.carriers.direct import DirectCarrier, DirectPipe
+from shoal.net.carriers.direct import DirectCarrier
+from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.dialable import around
 from shoal.net.identity import Identity
 from shoal.net.libp2p.connections import Connections, ShoalHost, build_host

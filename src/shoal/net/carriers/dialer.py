@@ -10,7 +10,8 @@ import trio
 
 from shoal.errors import ChannelClosed, NotAllowed
 from shoal.net.addresses import host_and_port
-from shoal.net.carriers.direct import DirectCarrier, DirectPipe
+from shoal.net.carriers.direct import DirectCarrier
+from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.happy_eyeballs import first
 from shoal.net.network import Pipe
 from shoal.types import PeerAddress, PeerId

@@ -1,181 +1,33 @@
-"""The direct carrier: libp2p's Noise over a plain TCP stream, with no muxer between.
+"""The direct carrier: libp2p's Noise over a plain TCP stream, dialled and accepted.
 
 The handshake is libp2p's own (https://github.com/libp2p/specs/blob/master/noise/README.md) and binds the
-peer id. After it, records are a 2-byte length and at most 65,519 sealed bytes, as in libp2p; the loop here
-seals and opens them without the layers that cost a libp2p stream its speed.
+peer id. What follows it is :mod:`shoal.net.carriers.direct_pipe`.
 """
 
 from __future__ import annotations
 
-import os
-import struct
-import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 import trio
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 
-from shoal.errors import ChannelClosed, RemoteProtocolError
-from shoal.net.handshakes import HANDSHAKE_WITHIN_S, Handshakes, Ticket, host_of
+from shoal.errors import ChannelClosed
+from shoal.net.carriers.direct_pipe import DirectPipe
+from shoal.net.handshakes import HANDSHAKE_WITHIN_S, Handshakes, Ticket
 from shoal.net.identity import Identity
 from shoal.net.libp2p.private_network import SwarmNoise
 from shoal.net.libp2p.tcp import BoundedTcpStream, EarlyHangUp, accept_in_turn, listen_on, tuned
-from shoal.types import CarrierName, PeerId
+from shoal.types import PeerId
 
-MAX_PLAINTEXT = 65519
 FIRST_MESSAGE = 2 + 32
 """Bytes of the shortest first message: its length, and an ephemeral key."""
 PIPES_LIMIT = 1280
 """Pipes that others hold open to us: more than the pool keeps, so that the pool says who must go."""
-BATCH = 1 << 18
-"""Sealed bytes that are given to the socket at once: more, and the peer waits while we seal."""
-READ = 1 << 18
-
-_LENGTH = struct.Struct(">H")
-
-
-class _Cipher:
-    """One direction of a finished Noise handshake: ChaCha20-Poly1305 and its count of records.
-
-    https://noiseprotocol.org/noise.html, sections 5.1 and 12.3. The library's own wrappers take three times
-    as long for a short record.
-    """
-
-    def __init__(self, state: Any) -> None:
-        self._aead: ChaCha20Poly1305 = state.cipher.cipher
-        self._count: int = state.n
-
-    def encrypt(self, plain: bytes | memoryview) -> bytes:
-        return self._aead.encrypt(self._nonce(), plain, b"")
-
-    def decrypt(self, sealed: memoryview) -> bytes:
-        """Raises ``InvalidTag`` for what the peer has not sealed, or not as its next record."""
-        return self._aead.decrypt(self._nonce(), sealed, b"")
-
-    def _nonce(self) -> bytes:
-        nonce = bytes(4) + self._count.to_bytes(8, "little")
-        self._count += 1
-        return nonce
-
-
-class DirectPipe:
-    """A pipe of Noise records on a TCP stream."""
-
-    carrier: CarrierName = "direct"
-
-    def __init__(self, stream: trio.SocketStream, noise: Any, peer: PeerId) -> None:
-        self.peer = peer
-        self.host = host_of(stream.socket)
-        self.closed = trio.Event()
-        self._stream = stream
-        self._sealing = _Cipher(noise.noise_protocol.cipher_state_encrypt)
-        self._opening = _Cipher(noise.noise_protocol.cipher_state_decrypt)
-        self._rest = b""
-        self._unsent = b""
-        self._sending = trio.Lock()
-        self._writing = threading.Lock()
-        self._broken = False
-
-    def send_now(self, data: bytes) -> bool:
-        """Seal one record and give it to the socket, if nothing is before it."""
-        if self._unsent or self._sending.locked() or len(data) > MAX_PLAINTEXT:
-            return False
-        with self._writing:
-            if self._broken:
-                raise ChannelClosed(f"the pipe to {self.peer} is broken")
-            sealed = self._seal(data)
-            try:
-                sent = os.write(self._stream.socket.fileno(), sealed)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self._broken = True
-                raise ChannelClosed(f"the connection to {self.peer} broke") from error
-            self._unsent = sealed[sent:]
-        return True
-
-    @property
-    def unsent(self) -> bool:
-        """Whether part of a record still has to go."""
-        return bool(self._unsent)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Seal and send. A cancelled send breaks the pipe: the peer could no longer tell records apart."""
-        view = memoryview(data)
-        async with self._sending:
-            if self._broken:
-                raise ChannelClosed(f"the pipe to {self.peer} is broken")
-            self._broken = True
-            out, self._unsent = bytearray(self._unsent), b""
-            for start in range(0, len(view), MAX_PLAINTEXT):
-                out += self._seal(view[start : start + MAX_PLAINTEXT])
-                if len(out) >= BATCH:
-                    await self._send(out)
-                    out = bytearray()
-            if out:
-                await self._send(out)
-            self._broken = False
-
-    async def receive_some(self) -> bytes:
-        """The plaintext of every whole record that has come, at least one byte."""
-        while True:
-            try:
-                # Not through trio's stream, which would first ask the socket in vain.
-                await trio.lowlevel.wait_readable(self._stream.socket)
-                data = os.read(self._stream.socket.fileno(), READ)
-            except BlockingIOError:
-                continue
-            except (OSError, ValueError, trio.ClosedResourceError) as error:
-                raise ChannelClosed(f"the connection to {self.peer} broke") from error
-            if not data and self._rest:
-                raise ChannelClosed(f"the connection to {self.peer} ended within a record")
-            if not data:
-                return b""
-            opened = self._open_records(data)
-            if opened:
-                return opened
-
-    async def aclose(self) -> None:
-        """Close the connection."""
-        with self._writing:  # or another thread would write to a descriptor that is somebody else's by now
-            self._broken = True
-        self.closed.set()
-        await trio.aclose_forcefully(self._stream)
-
-    def _seal(self, plain: bytes | memoryview) -> bytes:
-        sealed = self._sealing.encrypt(plain)
-        return _LENGTH.pack(len(sealed)) + sealed
-
-    async def _send(self, data: bytearray) -> None:
-        try:
-            await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ChannelClosed(f"the connection to {self.peer} broke") from error
-
-    def _open_records(self, data: bytes) -> bytes:
-        """The plaintext of the whole records that have come; what is left waits for its rest."""
-        sealed, start, opened = self._rest + data, 0, list[bytes]()
-        view = memoryview(sealed)
-        try:
-            while len(sealed) - start >= 2:
-                (length,) = _LENGTH.unpack_from(sealed, start)
-                end = start + 2 + length
-                if len(sealed) < end:
-                    break
-                opened.append(self._opening.decrypt(view[start + 2 : end]))
-                start = end
-        except InvalidTag as error:
-            self._broken = True
-            raise RemoteProtocolError(f"{self.peer} sent a record that it has not sealed") from error
-        self._rest = sealed[start:]
-        return opened[0] if len(opened) == 1 else b"".join(opened)
 
 
 class DirectCarrier:
