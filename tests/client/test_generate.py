@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.client.generate import StopFilter
 from shoal.client.sampling import Sampler, Sampling
+from shoal.client.stop_filter import StopFilter
 from shoal.errors import UsageError
 from shoal.testing.swarm import memory_swarm
 

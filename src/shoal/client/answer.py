@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from shoal.client.generate import Delta, FinishReason, Timing
+from shoal.client.generate import Delta, FinishReason
 from shoal.client.ring.recovery import RouteChange
+from shoal.client.timing import Timing
 from shoal.types import CarrierName, PeerId, Span
 
 

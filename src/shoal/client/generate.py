@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import trio
@@ -11,8 +11,9 @@ import trio
 from shoal.client.sampling import Constraint, Sampler, Sampling
 from shoal.client.scores import TokenScore
 from shoal.client.session import Session
+from shoal.client.stop_filter import StopFilter
+from shoal.client.timing import Timing
 from shoal.models.text.detokenizer import Detokenizer
-from shoal.wire.messages import HopTime
 
 FinishReason = Literal["stop", "length"]
 
@@ -28,41 +29,6 @@ class Delta:
     """Set on the last delta: ``stop`` at an end token or stop string, ``length`` at ``max_tokens``."""
     score: TokenScore | None = None
     """How likely the token was, if ``Sampling.top_logprobs`` asks for it."""
-
-
-@dataclass(slots=True)
-class Timing:
-    """Where an answer's time went, in seconds on this machine's clock."""
-
-    started: float = 0.0
-    first_token: float = 0.0
-    last_token: float = 0.0
-    tokens: int = 0
-    reused: int = 0
-    """Tokens of the prompt whose KV the session had already."""
-    hops: dict[int, list[HopTime]] = field(default_factory=dict)
-    """Decode steps by hop; the prefill is not among them."""
-
-    @property
-    def ttft_s(self) -> float:
-        """Time to the first token."""
-        return self.first_token - self.started
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Decode speed: tokens after the first, over the time since it."""
-        elapsed = self.last_token - self.first_token
-        return (self.tokens - 1) / elapsed if self.tokens > 1 and elapsed > 0 else 0.0
-
-    def note(self, now: float, times: Sequence[HopTime]) -> None:
-        """Count one token that came at ``now``."""
-        self.tokens += 1
-        self.last_token = now
-        if self.tokens == 1:
-            self.first_token = now
-            return
-        for time in times:
-            self.hops.setdefault(time.hop, []).append(time)
 
 
 async def generate(
@@ -109,39 +75,3 @@ async def generate(
             return
         yield Delta(shown, (token,), None, sampler.score)
         advanced = await session.advance([token], sampler, more=count + 1 < max_tokens)
-
-
-class StopFilter:
-    """Passes text on until a stop string occurs; holds back what may be the beginning of one."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = tuple(s for s in stop if s)
-        self._held = ""
-        self.stopped = False
-
-    def push(self, text: str) -> str:
-        """What may be shown now. Nothing follows a stop string, nor is the string itself shown."""
-        if self.stopped:
-            return ""
-        self._held += text
-        found = [(place + len(s), place) for s in self._stop if (place := self._held.find(s)) >= 0]
-        if found:
-            self.stopped = True
-            _, place = min(found)  # the one that was complete first
-            shown, self._held = self._held[:place], ""
-            return shown
-        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
-        return shown
-
-    def finish(self, text: str) -> str:
-        """The rest, at the end of the output."""
-        shown = self.push(text) + self._held
-        self._held = ""
-        return shown
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of ``text`` begin ``stop``."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import trio
 
-from shoal.client.generate import Delta, Timing, generate
+from shoal.client.generate import Delta, generate
 from shoal.client.prompt_scores import score_prompt
 from shoal.client.scores import TokenScore
 from shoal.client.session import Session
+from shoal.client.timing import Timing
 from shoal.errors import ShoalError, UsageError
 from shoal.gateway.access.keys import Caller
 from shoal.gateway.api.request import GenerationRequest

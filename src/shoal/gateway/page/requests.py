@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import trio
 
-from shoal.client.generate import Timing
 from shoal.client.session import Session
+from shoal.client.timing import Timing
 
 KEPT = 100
 RequestStatus = Literal["running", "done", "failed", "cancelled"]
