@@ -10,18 +10,17 @@ import pytest
 
 from shoal.errors import ShoalError, StepFailed
 from shoal.executor.arrays import Floats
-from shoal.executor.batcher import (
+from shoal.executor.batcher import Batcher, ForwardOutput, Job, JobSlice
+from shoal.executor.schedule import (
     ALONE_ROWS,
     DECODE_ROWS,
     LEAST_ROWS,
     MAX_ROWS,
+    QUIET_S,
     STRETCH,
-    Batcher,
-    ForwardOutput,
     ForwardTimes,
-    Job,
-    JobSlice,
     Rhythm,
+    Rhythms,
     choose_batch,
     slice_rows,
 )
@@ -268,6 +267,27 @@ def test_a_session_is_waited_for_when_it_is_usually_back_by_then() -> None:
 
 def test_a_session_of_which_nothing_is_known_is_not_waited_for() -> None:
     assert not Rhythm(left=10.0).due(now=10.0, until=11.0)
+
+
+def test_whoever_has_a_step_here_is_waited_for_no_longer() -> None:
+    rhythms = Rhythms()
+    rhythms.left("a", 1, 10.0)
+    rhythms.came("a", 10.02)
+    rhythms.left("a", 1, 11.0)
+    assert rhythms.any_due(11.0, 11.03, here=())
+    assert not rhythms.any_due(11.0, 11.03, here={"a"})
+    rhythms.forget("a")
+    assert not rhythms.any_due(11.0, 11.03, here=())
+
+
+def test_a_prefill_is_sliced_for_those_who_have_decoded_lately() -> None:
+    rhythms = Rhythms()
+    rhythms.left("prefill", DECODE_ROWS + 1, 10.0)
+    assert not rhythms.any_decodes(10.0, here=()), "a prefill says nothing about when its session is back"
+    rhythms.left("decodes", 1, 10.0)
+    assert rhythms.any_decodes(10.0 + QUIET_S - 0.1, here=())
+    assert not rhythms.any_decodes(10.0 + QUIET_S + 0.1, here=())
+    assert not rhythms.any_decodes(10.0, here={"decodes"})
 
 
 def test_pace_learns_the_two_bounds_of_the_roofline() -> None:

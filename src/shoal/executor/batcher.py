@@ -17,26 +17,8 @@ from typing import Generic, TypeVar
 
 from shoal.errors import ShoalError, StepFailed
 from shoal.executor.arrays import Floats, empty, join
+from shoal.executor.schedule import LATE_S, ForwardTimes, Rhythms, choose_batch
 from shoal.executor.thread import ComputeThread
-
-MAX_ROWS = 512
-"""Rows of one forward: what bounds its working memory."""
-DECODE_ROWS = 8
-"""A step of so many rows runs whole, beside decode steps: some tokens of speculation, or a last piece."""
-ALONE_ROWS = 16
-"""Rows of a prefill's slice while others decode but have nothing ready: how long they may have to wait."""
-FEW_ROWS = 4
-"""Rows up to which a forward is bound by memory, on most machines."""
-MANY_ROWS = 32
-"""Rows from which a forward is bound by arithmetic, for certain."""
-STRETCH = 1.8
-"""How much longer a prefill may make the forwards of those who decode: their tokens come so much later."""
-LEAST_ROWS = 4
-"""Rows by which a prefill advances in every forward, however many decode: it does not starve either."""
-QUIET_S = 5.0
-"""For so long after its last step a session that decodes is thought of when a prefill is sliced."""
-LATE_S = 0.05
-"""The longest that a forward waits for sessions that are about to be ready."""
 
 log = logging.getLogger(__name__)
 
@@ -87,78 +69,6 @@ ForwardOutput = Floats | ShoalError
 Forward = Callable[[Sequence[JobSlice[_JobT]]], list[ForwardOutput]]
 
 
-@dataclass(slots=True)
-class ForwardTimes:
-    """How long forwards take, smoothed: the roofline of this span on this machine. 0 before the first."""
-
-    fixed: float = 0.0
-    """Seconds of a forward of a few rows: the weights are read."""
-    per_row: float = 0.0
-    """Seconds for each row of a forward of many: the arithmetic is done."""
-
-    def note(self, rows: int, seconds: float) -> None:
-        """Learn from a forward of ``rows`` rows."""
-        if rows <= FEW_ROWS:
-            self.fixed = _smooth(self.fixed, seconds)
-        elif rows >= MANY_ROWS:
-            self.per_row = _smooth(self.per_row, seconds / rows)
-
-    @property
-    def ridge(self) -> float:
-        """Rows up to which a forward takes no longer than with one."""
-        return self.fixed / self.per_row if self.per_row else 0.0
-
-
-@dataclass(slots=True)
-class Rhythm:
-    """When a session that decodes last left, and for how long it is usually away. Seconds."""
-
-    left: float
-    away: float = 0.0
-
-    def due(self, now: float, until: float) -> bool:
-        """Whether it is expected back by ``until``, and not so late that something must have happened."""
-        return bool(self.away) and self.left + self.away <= until and now < self.left + 2 * self.away + 0.002
-
-
-def _smooth(old: float, new: float) -> float:
-    return new if not old else 0.8 * old + 0.2 * new
-
-
-def slice_rows(times: ForwardTimes, decoding: int, others: bool) -> int:
-    """Rows of a prefill that go into one forward.
-
-    Beside ``decoding`` decode steps, so many that the forward takes ``STRETCH`` times as long as with the
-    decode steps alone. When others decode but are elsewhere just now, a bounded slice; when there is nobody
-    else, all that a forward holds.
-    """
-    if not decoding:
-        return ALONE_ROWS if others else MAX_ROWS
-    rows = int(STRETCH * max(times.ridge, decoding)) - decoding
-    return max(LEAST_ROWS, min(ALONE_ROWS, rows))
-
-
-def choose_batch(
-    ready: Sequence[_JobT], times: ForwardTimes, others: bool, *, sliced: bool
-) -> list[tuple[_JobT, int]]:
-    """What goes into the next forward: jobs, each with how many of its rows. Unless ``sliced``, all of them.
-
-    Every decode step that is ready, and a slice of one prefill. ``ready`` is in the order in which sessions
-    were last served, so of several prefills the one that has waited longest has its turn.
-    """
-    chosen: list[tuple[_JobT, int]] = []
-    room = MAX_ROWS
-    for job in ready:
-        if job.left <= DECODE_ROWS and job.left <= room:
-            chosen.append((job, job.left))
-            room -= job.left
-    prefill = next((job for job in ready if job.left > DECODE_ROWS), None)
-    if prefill is not None and room:
-        rows = min(slice_rows(times, len(chosen), others), room) if sliced else prefill.left
-        chosen.append((prefill, min(prefill.left, rows)))
-    return chosen
-
-
 class Batcher(Generic[_JobT]):
     """Runs the steps of many sessions on the thread that computes. Steps are submitted from any thread."""
 
@@ -169,7 +79,7 @@ class Batcher(Generic[_JobT]):
         self._news = threading.Condition()
         self._queues: OrderedDict[Hashable, deque[_JobT]] = OrderedDict()
         """Steps that wait, by session, of which only the first may run. Those served last come last."""
-        self._rhythms: dict[Hashable, Rhythm] = {}
+        self._rhythms = Rhythms()
         self._ended: list[Callable[[], None]] = []
         self._after: list[Callable[[], None]] = []
         self._turning = False
@@ -179,16 +89,14 @@ class Batcher(Generic[_JobT]):
         """Have a step run. Steps of one session run in the order in which they come."""
         with self._news:
             self._queues.setdefault(job.session, deque()).append(job)
-            rhythm = self._rhythms.get(job.session)
-            if rhythm is not None:
-                rhythm.away = _smooth(rhythm.away, job.asked - rhythm.left)
+            self._rhythms.came(job.session, job.asked)
             self._wake()
 
     def end(self, session: Hashable, release: Callable[[], None]) -> None:
         """Drop what a session has waiting. ``release`` runs on the thread, before the next forward begins."""
         with self._news:
             self._queues.pop(session, None)
-            self._rhythms.pop(session, None)
+            self._rhythms.forget(session)
             self._ended.append(release)
             self._wake()
 
@@ -214,7 +122,8 @@ class Batcher(Generic[_JobT]):
             self._await_others()
             self._release()
             ready = [queue[0] for queue in self._queues.values()]
-            chosen = choose_batch(ready, self._times, self._anybody_decodes(), sliced=self._sliced)
+            others = self._rhythms.any_decodes(time.perf_counter(), self._queues)
+            chosen = choose_batch(ready, self._times, others, sliced=self._sliced)
         batch = self._prepared(chosen)
         if batch:
             self._run(batch)
@@ -238,21 +147,9 @@ class Batcher(Generic[_JobT]):
             return
         until = time.perf_counter() + min(self._times.fixed, LATE_S)
         while (now := time.perf_counter()) < until:
-            if not any(
-                rhythm.due(now, until)
-                for session, rhythm in self._rhythms.items()
-                if session not in self._queues
-            ):
+            if not self._rhythms.any_due(now, until, self._queues):
                 return
             self._news.wait(until - now)
-
-    def _anybody_decodes(self) -> bool:
-        now = time.perf_counter()
-        return any(
-            now - rhythm.left < QUIET_S
-            for session, rhythm in self._rhythms.items()
-            if session not in self._queues
-        )
 
     def _prepared(self, chosen: list[tuple[_JobT, int]]) -> list[JobSlice[_JobT]]:
         batch: list[JobSlice[_JobT]] = []
@@ -308,9 +205,7 @@ class Batcher(Generic[_JobT]):
                 self._queues.move_to_end(job.session)
             else:
                 del self._queues[job.session]
-            if job.rows <= DECODE_ROWS:
-                rhythm = self._rhythms.setdefault(job.session, Rhythm(0.0))
-                rhythm.left = time.perf_counter()
+            self._rhythms.left(job.session, job.rows, time.perf_counter())
         if error is None:
             try:
                 job.finish(job, join(job.outs or [empty((0, 0))]))
