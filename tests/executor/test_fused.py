@@ -16,13 +16,14 @@ from shoal.executor import load
 from shoal.executor.arrays import Floats, split
 from shoal.executor.codecs import decode, encode
 from shoal.executor.engine import Engine, StepOutput
-from shoal.executor.fused import FusedRunner, expected_names
+from shoal.executor.fused import FusedRunner
 from shoal.executor.kernels import c_kernels
 from shoal.executor.load import fused_shape, load_runner
 from shoal.executor.modules import ModuleRunner
 from shoal.executor.runner import Capabilities, KvState, SessionRows
 from shoal.executor.shape import llama_shape
 from shoal.executor.thread import ComputeThread
+from shoal.executor.weights.llama_blocks import expected_names
 from shoal.models.build.load import load_span_module
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from shoal.executor.cores import usable_cores
 from shoal.executor.ends import EMBEDDING, HEAD, NORM, EndsRunner, load_fused_ends
-from shoal.executor.fused import expected_names, load_fused
+from shoal.executor.fused import FusedRunner
 from shoal.executor.kernels.c_kernels import ThreadTeam, library
 from shoal.executor.runner import Runner
 from shoal.executor.shape import LlamaShape, llama_shape
+from shoal.executor.weights.llama_blocks import expected_names, read_layers
 from shoal.executor.weights.tensors import DTYPES
 from shoal.executor.weights.weight_cache import WeightCache
 from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -62,7 +63,7 @@ def load_runner(
 
         return load_modules(model, span, format, kv=kv, threads=threads)
     team, weight_cache = ThreadTeam(threads or usable_cores()), WeightCache(cache, model.digest, format)
-    return load_fused(checkpoint, shape, span, format, kv=kv, team=team, weight_cache=weight_cache)
+    return FusedRunner(shape, span, read_layers(checkpoint, shape, span, format, weight_cache), team, kv)
 
 
 def load_ends_runner(model: LocalModel, format: Format, *, threads: int, cache: Path) -> EndsRunner:
