@@ -10,7 +10,7 @@ import torch
 import trio
 import trio.testing
 
-from shoal.errors import ChannelClosed, NotAllowed
+from shoal.errors import Busy, ChannelClosed, NotAllowed
 from shoal.net.channel import Channel
 from shoal.node import sessions as sessions_module
 from shoal.testing import byhand
@@ -158,6 +158,46 @@ async def test_a_hop_is_never_its_own_neighbour(tmp_path, checkpoint, side):
         rerouted, _ = await me.ask(Reroute(MINE, 0, neighbours["previous"], neighbours["next"]))
         assert not rerouted.kept
         assert (await me.ask(a_step(), payload()))[0].hidden.rows == 1  # and nothing has changed
+
+
+@pytest.mark.parametrize(
+    "error", [NotAllowed("not in the swarm"), Busy("too many dials"), ChannelClosed("gone")]
+)
+async def test_a_next_hop_that_cannot_be_dialled_is_not_put_in_place(
+    tmp_path, checkpoint, monkeypatch, error
+):
+    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
+        await me.ask(an_open(swarm))
+
+        async def refused(*_, **__):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(swarm.nodes[0].server.channels, "get", refused)
+            rerouted, _ = await me.ask(Reroute(MINE, 0, None, NextHop("12D3KooWnext")))
+        assert not rerouted.kept
+        assert (await me.ask(a_step(), payload()))[0].hidden.rows == 1
+        await me.send(Close(MINE))
+
+
+async def test_a_route_has_one_change_at_a_time(tmp_path, checkpoint, monkeypatch):
+    dialled = trio.Event()
+    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
+        await me.ask(an_open(swarm))
+        get = swarm.nodes[0].server.channels.get
+
+        async def slow(*args, **kwargs):
+            await dialled.wait()
+            return await get(*args, **kwargs)
+
+        monkeypatch.setattr(swarm.nodes[0].server.channels, "get", slow)
+        await me.send(Reroute(MINE, 0, None, NextHop(me.peer)))
+        second, _ = await me.ask(Reroute(MINE, 0, None, None))
+        assert not second.kept
+        dialled.set()
+        first, _ = await me.receive()
+        assert first.kept
+        await me.send(Close(MINE))
 
 
 async def test_what_is_being_opened_counts_as_if_it_were_open(tmp_path, checkpoint):

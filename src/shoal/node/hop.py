@@ -10,8 +10,8 @@ another in its place (``Reroute``): what was sent so far has been kept, and is s
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -67,7 +67,6 @@ class Hop:
         """Tokens of KV that are reserved."""
         self._kept = ResendBuffer(self.room)
         self._order = threading.Lock()  # what is sent again goes before what is computed meanwhile
-        self._changing = False
         self._cut = False  # the client knows that the way onward is gone
         self._stalled = trio.Event()  # the way onward was full when a step came
 
@@ -119,21 +118,6 @@ class Hop:
         if self.scope.deadline <= trio.current_time():
             idle_s = trio.current_time() - self.queue.since
             self.fail(None, UnknownSession(f"no step for {idle_s:.0f} s: its room is for others"))
-
-    @contextmanager
-    def changing(self) -> Generator[None]:
-        """Change the route beside this hop; one change at a time.
-
-        Raises:
-            Busy: another one is under way.
-        """
-        if self._changing:
-            raise Busy("the route beside this hop is being changed already")
-        self._changing = True
-        try:
-            yield
-        finally:
-            self._changing = False
 
     def reroute(self, message: Reroute, onward: Channel | None) -> bool:
         """Take other neighbours, and send the next one again what it is to have cached.

@@ -13,34 +13,29 @@ from typing import Literal
 
 import trio
 
-from shoal.errors import Busy, ChannelClosed, NotAllowed, RemoteProtocolError, UnknownSession
+from shoal.errors import ChannelClosed, UnknownSession
 from shoal.executor.engine import Engine, StepOutput
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
-from shoal.node.admission import Admission, Service, check_neighbours, reach_next
+from shoal.node.admission import Admission, Service
 from shoal.node.handlers import Handlers
-from shoal.node.hop import Hop
 from shoal.node.load import LoadMeter
+from shoal.node.rerouting import NOT_YOURS, Rerouting
 from shoal.node.sessions import Opening, Sessions
 from shoal.node.speed import Speed
 from shoal.types import Codec, Digest, SessionId, Span
 from shoal.wire.messages import (
     Close,
     Failed,
-    Locate,
     Located,
     Message,
     Open,
     Opened,
     Refused,
-    Reroute,
     Rerouted,
     Step,
 )
-
-NOT_YOURS = "no such session here, or not of this peer"
-"""The same words for both: a stranger learns nothing."""
 
 
 class SpanServer:
@@ -72,14 +67,14 @@ class SpanServer:
             network, self.handlers.handle, mine.lost, known=mine.knows, held=mine.holds
         )
         self._admission = Admission(mine, self.channels, self.load, self._measured, wire)
+        self._rerouting = Rerouting(mine, self.channels, self.load, self._peer, self._spawn)
         self._nursery: trio.Nursery | None = None
         self._register()
 
     def _register(self) -> None:
         self.handlers.register(Step, self._step)
         self.handlers.register(Open, self._open)
-        self.handlers.register(Reroute, self._reroute)
-        self.handlers.register(Locate, self._locate)
+        self._rerouting.register(self.handlers)
         self.handlers.register(Close, self._close)
         for answer in (Failed, Opened, Refused, Rerouted, Located):
             self.handlers.register(answer, _ignore)
@@ -147,35 +142,6 @@ class SpanServer:
             channel.reply(Failed(message.session, message.number, 0, error.code, error.message))
         else:
             hop.take(message, payload)
-
-    async def _reroute(self, channel: Channel, message: Reroute, payload: bytes) -> None:
-        """Only the channel that opened a session may change its neighbours."""
-        hop = self._sessions.get(SessionId(message.session))
-        if hop is None or hop.client is not channel:
-            channel.reply(Failed(message.session, None, message.hop, UnknownSession.code, NOT_YOURS))
-        else:
-            self._spawn(partial(self._change_route, channel, message, hop))
-
-    async def _change_route(self, channel: Channel, message: Reroute, hop: Hop) -> None:
-        kept = False
-        # What is refused here is not kept either, and the client replays.
-        with suppress(ChannelClosed, NotAllowed, Busy), hop.changing():
-            check_neighbours(message, self._peer)
-            onward = None
-            if message.next is not None:
-                onward = await reach_next(self.channels, message.next, channel.peer)
-            kept = self._sessions.get(hop.session) is hop and hop.reroute(message, onward)
-            self._sessions.expect(hop.sender)
-            self.load.note_reroute(resent=message.resend is not None)
-        with suppress(ChannelClosed, RemoteProtocolError):  # the client is gone, or does not read
-            channel.reply(Rerouted(message.session, kept))
-
-    async def _locate(self, channel: Channel, message: Locate, payload: bytes) -> None:
-        hop = self._sessions.get(SessionId(message.session))
-        if hop is None or hop.client is not channel:
-            channel.reply(Failed(message.session, None, 0, UnknownSession.code, NOT_YOURS))
-        else:
-            channel.reply(hop.located())
 
     async def _close(self, channel: Channel, message: Close, payload: bytes) -> None:
         self._sessions.close(channel, SessionId(message.session))
