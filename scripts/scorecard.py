@@ -26,6 +26,7 @@ JOURNEY = (
     "client/generate.py",
     "client/session.py",
     "client/ring/ring.py",
+    "client/ring/results.py",
     "wire/messages.py",
     "wire/framing.py",
     "net/channel.py",

@@ -18,7 +18,8 @@ import trio
 from shoal.client.ring.hop import HopFailed
 from shoal.client.ring.prefill import piece_tokens
 from shoal.client.ring.recovery import Recovery, RouteChange, recoverable
-from shoal.client.ring.ring import IN_FLIGHT, Returned, Ring
+from shoal.client.ring.results import Returned
+from shoal.client.ring.ring import IN_FLIGHT, Ring
 from shoal.client.sampling import Sampler
 from shoal.client.transcript import Piece, Transcript, join_singles
 from shoal.errors import CannotRollBack, PromptTooLong, ShoalError, UsageError

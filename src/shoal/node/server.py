@@ -25,17 +25,7 @@ from shoal.node.rerouting import NOT_YOURS, Rerouting
 from shoal.node.sessions import Opening, Sessions
 from shoal.node.speed import Speed
 from shoal.types import Codec, Digest, SessionId, Span
-from shoal.wire.messages import (
-    Close,
-    Failed,
-    Located,
-    Message,
-    Open,
-    Opened,
-    Refused,
-    Rerouted,
-    Step,
-)
+from shoal.wire.messages import Close, Failed, Located, Message, Open, Opened, Refused, Rerouted, Step
 
 
 class SpanServer:

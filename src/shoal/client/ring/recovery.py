@@ -116,7 +116,7 @@ class Recovery:
             if verdict.repair is None:
                 pace.bear()
             else:
-                ring.lose_hop(index, f"given up as too slow: {slow}")
+                ring.losses.lose(index, f"given up as too slow: {slow}")
                 return
 
     def _find_fault(self, ring: Ring, error: ShoalError) -> None:
@@ -128,9 +128,9 @@ class Recovery:
             its_own = not blameless and not isinstance(error.error, RemoteProtocolError)
             if its_own and not self.rings.finder.possible(ring, self._shape, avoid={error.peer}):
                 raise error.error
-            ring.blame_failed(error, blameless=blameless)
+            ring.losses.blame.failed(error, blameless=blameless)
         for index in ring.lost:
-            if not ring.contested(index):
+            if not ring.losses.contested(index):
                 self.rings.finder.suspect(ring.route[index].address.peer)
 
     async def _resent(self, ring: Ring, position: int, refill: Refill) -> bool:

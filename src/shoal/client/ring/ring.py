@@ -11,28 +11,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal
 
 import trio
 
-from shoal.client.ring.blame import Blame
 from shoal.client.ring.hop import HopFailed, HopLost, RouteHop
 from shoal.client.ring.hop_pace import HopPace
+from shoal.client.ring.losses import Losses
 from shoal.client.ring.places import Places, Replacement
+from shoal.client.ring.results import Results, Returned
 from shoal.client.ring.ring_times import RingTimes
 from shoal.client.ring.step_timeout import StepTimeout
-from shoal.errors import (
-    ChannelClosed,
-    DeadlineExceeded,
-    LocalProtocolError,
-    RemoteProtocolError,
-    ShoalError,
-    from_code,
-)
+from shoal.errors import ChannelClosed, DeadlineExceeded, LocalProtocolError, RemoteProtocolError, from_code
 from shoal.metrics.trace import Trace
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
@@ -40,36 +32,11 @@ from shoal.routing.replace import StepTimes
 from shoal.routing.reputation import Reputation
 from shoal.types import CarrierName, Codec, Format, ModelShape, PeerId, SessionId, Span
 from shoal.wire.codec import CodecChooser
-from shoal.wire.messages import (
-    Failed,
-    HopTime,
-    Located,
-    Message,
-    Opened,
-    Refused,
-    Rerouted,
-    Step,
-)
+from shoal.wire.messages import Failed, Located, Message, Opened, Refused, Rerouted, Step
 from shoal.wire.payload import hidden_states
 from shoal.wire.session import ClientSession, Issued
 
 IN_FLIGHT = 32
-SUSPECT_S = 3.0
-"""A hop of which nothing was heard for so long while a step is under way is taken for lost."""
-ALSO_S = 2.0
-"""The same for a hop beside one that is taken for lost: two pings have gone unanswered."""
-
-
-@dataclass(frozen=True, slots=True)
-class Returned:
-    """What one step brought back."""
-
-    payload: bytes
-    """``rows`` rows of hidden states in ``codec``."""
-    codec: Codec
-    rows: int
-    position: int
-    times: tuple[HopTime, ...]
 
 
 class Ring:
@@ -97,12 +64,12 @@ class Ring:
         self._format: Format = format
         self._codec = CodecChooser(format, wire)
         self._step_timeout_s = step_timeout_s
-        self._arrived: deque[Returned | ShoalError] = deque()
-        self._news = trio.Event()
-        self._broken: ShoalError | None = None
+        self._results = Results()
         self._giving_up = threading.Lock()  # a step that is given up is not sent after it
         self._times = RingTimes(self._places, self.session, trace, shape.hidden_size, IN_FLIGHT)
-        self._blame = Blame(self._places, reputation, lambda peers: replaceable(self, peers), self.lose_hop)
+        self.losses = Losses(
+            self._places, self.rules, self._results, reputation, lambda peers: replaceable(self, peers)
+        )
 
     @property
     def route(self) -> tuple[RouteHop, ...]:
@@ -123,7 +90,7 @@ class Ring:
     @property
     def lost(self) -> list[int]:
         """Which hops are gone."""
-        return [index for index, hop in enumerate(self._places.hops) if hop.lost is not None]
+        return self.losses.indices
 
     @property
     def slow(self) -> list[tuple[int, HopPace, StepTimes]]:
@@ -165,8 +132,7 @@ class Ring:
         """
         with self._giving_up:
             self.rules.roll_back(position)
-        self._arrived.clear()
-        self._broken = None
+        self._results.begin_again()
         return await self._places.replace(replacements, position, timeout_s)
 
     async def fill(
@@ -193,8 +159,8 @@ class Ring:
             LocalProtocolError: it does not fit into the session.
             ShoalError: the session is lost.
         """
-        if self._broken is not None:
-            raise self._broken
+        if self._results.broken is not None:
+            raise self._results.broken
         return self.rules.issue(tokens, wanted)
 
     def launch(self, issued: Issued, payload: bytes, codec: Codec) -> Callable[[], None] | None:
@@ -232,7 +198,7 @@ class Ring:
         try:
             await self._first().send(step, payload)
         except ChannelClosed as error:
-            self.lose_hop(0, error.message)
+            self.losses.lose(0, error.message)
             raise HopLost(self._places.hops[0].hop, error.message) from error
 
     def _made(self, issued: Issued, codec: Codec, sequence_length: int = 0) -> Step:
@@ -256,46 +222,30 @@ class Ring:
             HopLost: a hop is gone, or has let the step's time pass.
             HopFailed: a hop could not run the step.
         """
+        results = self._results
         timeout = StepTimeout(self._times.expected_s(self.rules.oldest), trio.current_time())
         with trio.move_on_after(self._step_timeout_s):
-            while not self._arrived:
-                await self._blame.hear_out()
-                if self._broken is not None:
-                    raise self._broken
+            while not results:
+                await self.losses.blame.hear_out()
+                if results.broken is not None:
+                    raise results.broken
                 with trio.move_on_at(timeout.look_at):
-                    await self._news.wait()
+                    await results.news.wait()
                     continue
-                await self._look(timeout)
-            result = self._arrived.popleft()
-            if isinstance(result, ShoalError):
-                raise result
-            return result
-        await self._give_up()
-        raise self._broken or DeadlineExceeded(f"no result within {self._step_timeout_s:.0f} s")
-
-    def watch(self) -> None:
-        """Count hops as lost that have been silent for too long while a step is under way.
-
-        With the first go those that were silent nearly as long: frozen together, they are found together.
-        """
-        hops = self._places.hops if self.rules.in_flight else []
-        silent = [hop.channel.silent_s if hop.channel and hop.open else 0.0 for hop in hops]
-        if max(silent, default=0.0) > SUSPECT_S:
-            for index, silent_s in enumerate(silent):
-                if silent_s > ALSO_S:
-                    self.lose_hop(index, f"nothing heard for {silent_s:.1f} s")
+                await self.losses.look(timeout)
+            return results.take()
+        await self.losses.give_up()
+        raise results.broken or DeadlineExceeded(f"no result within {self._step_timeout_s:.0f} s")
 
     def roll_back(self, position: int) -> None:
         """Go on from ``position``: with the next step, every hop forgets what it computed beyond it."""
         with self._giving_up:
             self.rules.roll_back(position)
-        kept = [r for r in self._arrived if isinstance(r, Returned) and r.position < position]
-        self._arrived = deque(kept)
+        self._results.cut(position)
 
     def end(self) -> None:
         """No more steps: whoever waits for one hears of it."""
-        self._broken = self._broken or ChannelClosed("the session was closed")
-        self._wake()
+        self._results.end(ChannelClosed("the session was closed"))
 
     async def aclose(self) -> None:
         """Tell every hop to free its KV. A hop that cannot be told frees it when the channel ends."""
@@ -320,48 +270,6 @@ class Ring:
         """Whether a hop is reached over ``channel``."""
         return any(hop.channel is channel for hop in self._places.hops)
 
-    def lost_channel(self, channel: Channel, reason: str) -> None:
-        """A channel has ended, and with it what the hop behind it held of this session."""
-        for index, hop in enumerate(self._places.hops):
-            if hop.channel is channel:
-                self.lose_hop(index, reason)
-
-    def contested(self, index: int) -> bool:
-        """Whether a hop was lost to a contradiction between hops alone: it may be asked again."""
-        return self._places.hops[index].contested
-
-    def blame_failed(self, error: HopFailed, *, blameless: bool) -> None:
-        """Lose the hop that is to blame for a failed step. Arguments: those of :meth:`Blame.failed`."""
-        self._blame.failed(error, blameless=blameless)
-
-    def lose_hop(self, index: int, reason: str, *, contested: bool = False) -> None:
-        """The hop is gone: everyone who waits hears of it."""
-        hop = self._places.hops[index]
-        if hop.lost is None:
-            hop.lose(reason, contested=contested)
-            self._broken = self._broken or HopLost(hop.hop, reason)
-            self._wake()
-
-    async def _look(self, timeout: StepTimeout) -> None:
-        """Ask the hops where the oldest step is, and lose the one that keeps it, if it can be replaced."""
-        oldest, began = self.rules.oldest, trio.current_time()
-        if oldest is None:
-            return
-        stuck = await self._blame.find(oldest.number)
-        if self._arrived or self._broken is not None or self.rules.oldest != oldest:
-            return
-        now = trio.current_time()
-        if timeout.over(stuck, now, now - began):
-            self._blame.hold_against(stuck.hops, f"step {oldest.number} has not come back")
-
-    async def _give_up(self) -> None:
-        """The oldest step's time is over: whoever keeps it is lost, whatever becomes of the session."""
-        oldest = self.rules.oldest
-        if oldest is not None:
-            stuck = await self._blame.find(oldest.number)
-            reason = f"step {oldest.number} has not come back"
-            self._blame.hold_against(stuck.hops, reason, always=True)
-
     def _first(self) -> Channel:
         first = self._places.hops[0].channel
         if first is None:
@@ -378,33 +286,20 @@ class Ring:
             issued = self.rules.returned(message)
         except RemoteProtocolError as error:
             # Each hop passes on what it was given, so any of them may have written this.
-            self._blame.hold_against(range(len(self._places.hops)), error.message, always=True)
+            self.losses.blame.hold_against(range(len(self._places.hops)), error.message, always=True)
             return
         if issued is not None:
             self._codec.note(issued.tokens, max((time.compute_us for time in message.times), default=0))
-            self._tell(Returned(payload, hidden.codec, hidden.rows, issued.position, message.times))
+            self._results.add(Returned(payload, hidden.codec, hidden.rows, issued.position, message.times))
             self.reputation.answered(hop.peer for hop in self._places.hops)
             self._times.returned(issued, message.times, time.perf_counter())
 
     def _failed(self, index: int, message: Failed) -> None:
-        if message.gone is not None:
-            self._blame.accuse(index, message.gone, message.message)
-            self._wake()
-        elif message.number is None:
-            self.lose_hop(index, message.message)
-        elif message.number == 0:
-            self.lose_hop(index, f"its cache could not be filled: {message.message}")
-        else:
-            with self._giving_up:
-                known = self.rules.failed(message.number)
-            if known:
-                hop = self._places.hops[index].hop
-                self._tell(HopFailed(hop, from_code(message.code, f"{hop}: {message.message}")))
-
-    def _tell(self, result: Returned | ShoalError) -> None:
-        self._arrived.append(result)
-        self._wake()
-
-    def _wake(self) -> None:
-        self._news.set()
-        self._news = trio.Event()
+        if message.gone is not None or not message.number:  # steps that fill caches have the number 0
+            self.losses.told(index, message)
+            return
+        with self._giving_up:
+            known = self.rules.failed(message.number)
+        if known:
+            hop = self._places.hops[index].hop
+            self._results.add(HopFailed(hop, from_code(message.code, f"{hop}: {message.message}")))

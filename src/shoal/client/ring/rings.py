@@ -214,7 +214,7 @@ class Rings:
             await trio.sleep(WATCH_EVERY_S)
             if trio.current_time() - began < 2 * WATCH_EVERY_S:  # else we were held up, and heard nobody
                 for ring in list(self._rings.values()):
-                    ring.watch()
+                    ring.losses.watch()
 
     async def _handle(self, channel: Channel, message: Message, payload: bytes) -> None:
         match message:
@@ -230,4 +230,4 @@ class Rings:
 
     def _lost(self, channel: Channel, reason: str) -> None:
         for ring in list(self._rings.values()):
-            ring.lost_channel(channel, reason)
+            ring.losses.lost_channel(channel, reason)
