@@ -339,7 +339,7 @@ def test_a_runner_says_what_it_can_do(
     models: Models, tmp_path: Path, family: str, format: Format, batch: bool, roll_back: bool, exact: bool
 ) -> None:
     runner = load_runner(models(family), Span(0, 2), format, kv="auto", threads=1, cache=tmp_path)
-    said = Capabilities(batch=batch, roll_back=roll_back, exact=exact, backward=False)
+    said = Capabilities(batch=batch, roll_back=roll_back, exact=exact)
     assert runner.capabilities == said
 
 

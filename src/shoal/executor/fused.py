@@ -25,7 +25,7 @@ KV_FORMAT: dict[Kv, Format] = {"auto": "bf16", "int8": "int8"}
 class FusedRunner:
     """Blocks ``[start, end)`` of a model of Llama's shape, and the KV of every session in them."""
 
-    capabilities = Capabilities(batch=True, roll_back=True, exact=False, backward=False)
+    capabilities = Capabilities(batch=True, roll_back=True, exact=False)
 
     def __init__(
         self,

@@ -54,9 +54,7 @@ class ModuleRunner:
 
     def __init__(self, module: Modules, *, exact: bool) -> None:
         self.module = module
-        self.capabilities = Capabilities(
-            batch=False, roll_back=module.rolls_back, exact=exact, backward=False
-        )
+        self.capabilities = Capabilities(batch=False, roll_back=module.rolls_back, exact=exact)
         self.span = module.span
         self.width = module.width
         self.tensor_bytes = module.tensor_bytes

@@ -52,8 +52,6 @@ class Capabilities:
     """A session's KV can return to any earlier position; else a step from there may be ``CannotRollBack``."""
     exact: bool
     """What comes out has the bits that the model's own modules give in float32."""
-    backward: bool
-    """Gradients go back through the span."""
 
 
 MERGED_ROWS = 8

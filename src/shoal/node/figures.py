@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,9 @@ def _serving(node: Node) -> Iterable[Reading]:
     engine, pool = node.engine, node.server.channels
     span = {"model": node.model.shape.name, "start": str(node.span.start), "end": str(node.span.end)}
     yield Reading("shoal_span_blocks", "Blocks that are served here.", len(node.span), span)
+    can = {name: "yes" if value else "no" for name, value in asdict(engine.capabilities).items()}
+    how = "Always 1. How steps are computed: batched, able to roll back to any position, exact as fp32."
+    yield Reading("shoal_runner", how, 1, can | {"format": engine.format})
     yield Reading("shoal_sessions", "Sessions that are open here.", engine.sessions)
     yield Reading("shoal_queue_steps", "Steps that wait here or are being computed.", node.server.waiting)
     tokens = "Tokens of KV, by what they are."

@@ -111,7 +111,7 @@ class SimEngine(Engine):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(batch=True, roll_back=True, exact=True, backward=False)
+        return Capabilities(batch=True, roll_back=True, exact=True)
 
     @property
     def sessions(self) -> int:
