@@ -7,7 +7,7 @@ import pytest
 from shoal.errors import RemoteProtocolError
 from shoal.net import outbox as outbox_module
 from shoal.net.outbox import CONTROL, CONTROL_LIMIT, RECORD, Outbox
-from shoal.wire.framing import FRAGMENT, Assembler
+from shoal.wire.framing import FRAGMENT, MAX_PARTIAL, Assembler
 from shoal.wire.messages import Close, Message, Opened, Ping, Step
 from shoal.wire.payload import hidden_states
 
@@ -117,6 +117,18 @@ def test_messages_of_one_session_keep_their_order():
         outbox.gather(*message)
     outbox.queue_gathered()
     assert arrive(*drain(outbox)) == sent
+
+
+def test_no_more_messages_are_begun_at_a_time_than_a_peer_puts_together():
+    outbox = Outbox()
+    sent = [step(bytes([number]) * 16, 3 * FRAGMENT) for number in range(MAX_PARTIAL + 6)]
+    short = step(bytes([255]) * 16, 8)
+    for message in (*sent, short):
+        outbox.gather(*message)
+    outbox.queue_gathered()
+    received = arrive(*drain(outbox))
+    assert received[0] == short, "it is whole in one fragment, so it need not wait for the others"
+    assert received[1:] == sent
 
 
 def test_a_message_waits_in_the_queue_that_was_named():

@@ -12,11 +12,11 @@ import itertools
 from collections import OrderedDict, deque
 
 from shoal.errors import RemoteProtocolError
-from shoal.wire.framing import FRAGMENT, FRAGMENT_HEADER, Outgoing, Payload
+from shoal.wire.framing import FRAGMENT, FRAGMENT_HEADER, MAX_PARTIAL, Outgoing, Payload
 from shoal.wire.messages import Message
 
 QUEUED_LIMIT = 64 << 20
-"""Bytes waiting to be sent, past which the outbox is full: one message of the largest size."""
+"""Bytes waiting to be sent, past which the outbox is full. One more message still comes in, however long."""
 
 CONTROL_LIMIT = 256
 """Messages outside of sessions waiting to be sent: a peer that asks for more does not read its answers."""
@@ -37,6 +37,7 @@ class Outbox:
         self._in_record = 0  # how many of those gathered the last record holds
         self._queues: OrderedDict[bytes, deque[Outgoing]] = OrderedDict()  # whose turn it is comes first
         self._queued_bytes = 0
+        self._begun = 0  # messages of which a part has been sent, and not yet the rest
 
     @property
     def queued_bytes(self) -> int:
@@ -63,8 +64,10 @@ class Outbox:
             RemoteProtocolError: ``CONTROL_LIMIT`` messages outside of sessions are queued already.
         """
         queue = queue_of(message) if queue is None else queue
+        # Whoever sends a session's messages waits for room; nobody waits with these, so they have a bound.
         if queue == CONTROL and len(self._queues.get(CONTROL, ())) >= CONTROL_LIMIT:
             raise RemoteProtocolError("the peer asks and does not read")
+        # Numbers begin again after four billion; by then no fragment of their first message is on its way.
         self._gathered.append((queue, Outgoing(next(self._numbers) & 0xFFFFFFFF, message, payload)))
         return len(self._gathered)
 
@@ -102,9 +105,11 @@ class Outbox:
         """Take out one fragment of the queue whose turn it is; ``None`` when nothing is queued."""
         if not self._queues:
             return None
-        name, queue = next(iter(self._queues.items()))
-        fragment = queue[0].next_fragment()
-        if not len(queue[0]):
+        name, queue = next(item for item in self._queues.items() if self._may_go(item[1][0]))
+        message, begun = queue[0], queue[0].begun
+        fragment = message.next_fragment()
+        self._begun += (len(message) > 0) - begun
+        if not len(message):
             queue.popleft()
         if queue:
             self._queues.move_to_end(name)
@@ -112,6 +117,10 @@ class Outbox:
             del self._queues[name]
         self._queued_bytes -= len(fragment) - FRAGMENT_HEADER
         return fragment
+
+    def _may_go(self, message: Outgoing) -> bool:
+        """Whether its next fragment may be sent: a peer puts together ``MAX_PARTIAL`` messages at a time."""
+        return message.begun or len(message) <= FRAGMENT or self._begun < MAX_PARTIAL
 
 
 def queue_of(message: Message) -> bytes:

@@ -41,6 +41,11 @@ class Outgoing:
         """Bytes that are still to be sent, without fragment headers."""
         return len(self._body) - self._offset
 
+    @property
+    def begun(self) -> bool:
+        """Whether some of it has been sent."""
+        return self._offset > 0
+
     def whole(self) -> bytes | None:
         """The message in one fragment, ready for the pipe; ``None`` if it is longer, or has begun to go."""
         if self._offset or len(self._body) > FRAGMENT:
@@ -158,5 +163,6 @@ class Assembler:
                 raise RemoteProtocolError(f"more than {self._limit} bytes of unfinished messages")
             return None
         del self._partial[number]
+        # The last part was never counted: it did not have to wait for anything.
         self._held -= partial.expected - len(part)
         return partial.finish()
