@@ -62,6 +62,7 @@ async def generate(
     timing.reused = session.reusable(prompt)
     if timing.reused < len(session.token_ids):
         session.roll_back(timing.reused)
+    # Never empty: the last token of a prompt is not reused, as its logits choose the first of the answer.
     advanced = await session.advance(prompt[timing.reused :], sampler, more=max_tokens > 1)
     for count in range(1, max_tokens + 1):
         token = advanced.token
@@ -70,6 +71,7 @@ async def generate(
         shown = text.push("" if ended or detokenizer is None else detokenizer.push(token))
         finished = ended or text.stopped or sampler.complete
         if finished or count == max_tokens:
+            # After a stop string nothing is shown, not even characters that the detokenizer still holds back.
             shown += text.finish("" if text.stopped or detokenizer is None else detokenizer.finish())
             yield Delta(shown, (token,), "stop" if finished else "length", sampler.score)
             return

@@ -124,10 +124,12 @@ class Session:
         length = self._transcript.length
         self._recovery.relieve(self.ring, cached=length, remaining=self.room)
         goes_on = more and self.room and not self.ring.lost and not self._transcript.outdated(length + 1)
+        # Numbered here, as the rules belong to the loop; the thread that chooses the token sends the step.
         following = self.ring.issue(1, 1) if goes_on else None
         try:
             self._embedded = await self._head(returned, partial(self._choose, sampler, following))
         except BaseException:
+            # The step ahead may have been sent, or be about to be: a roll-back gives it up either way.
             self.roll_back(length)
             raise
         if following is not None:
@@ -185,6 +187,8 @@ class Session:
             for _ in range(RECOVERIES):
                 await self._make_whole(error, survived)
                 try:
+                    # First what the hops have lost, in the pieces in which it was sent, so that it gives the
+                    # same bits.
                     await self._run(self._transcript.owed, 0)
                     returned = await self._run(pieces, wanted)
                 except ShoalError as again:
@@ -195,6 +199,7 @@ class Session:
                     return returned
             raise _plain(error)
         except BaseException:
+            # Of a replay that was not finished, nothing is known to be held: the session is empty then.
             self._take_back(0 if self._transcript.owed else before)
             raise
 
@@ -233,7 +238,7 @@ class Session:
         for piece in pieces:
             tokens = len(piece.token_ids)
             left -= tokens
-            while self.ring.rules.in_flight + 1 > IN_FLIGHT:
+            while self.ring.rules.in_flight >= IN_FLIGHT:
                 returned.append(await self.ring.receive())
             if not self._transcript.confirm(piece):
                 codec, payload = await self._embed(piece.token_ids, self._transcript.held)
@@ -265,6 +270,7 @@ class Session:
             )
 
     async def _embed(self, token_ids: list[int], position: int) -> tuple[Codec, bytes]:
+        # Good for one use: once another token was appended, this is no longer the one to send.
         ready, self._embedded = self._embedded, None
         if ready is not None and (ready.token_ids, ready.position) == (token_ids, position):
             return ready.codec, ready.payload

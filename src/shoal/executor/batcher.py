@@ -120,15 +120,18 @@ class Batcher(Generic[_JobT]):
         with self._news:
             self._release()
             self._await_others()
+            # Again: sessions that ended while we waited give their pages back before a forward takes any.
             self._release()
             ready = [queue[0] for queue in self._queues.values()]
             others = self._rhythms.any_decodes(time.perf_counter(), self._queues)
             chosen = choose_batch(ready, self._times, others, sliced=self._sliced)
+        # Not under the lock: whoever submits a step must not wait for the decoding of others.
         batch = self._prepared(chosen)
         if batch:
             self._run(batch)
         self._finish()
         with self._news:
+            # What was submitted during the forward has posted no turn: it is found here, under its lock.
             self._turning = bool(self._queues or self._ended)
             if self._turning:
                 self._thread.post(self._turn)

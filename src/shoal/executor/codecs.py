@@ -92,6 +92,7 @@ def _to_bfloat16(array: Floats) -> bytes:
     """The upper halves, rounded to the nearest even."""
     bits = array.view(np.uint32)
     rounded = bits + (((bits >> 16) & 1) + 0x7FFF)
+    # The largest floats round up to infinity.
     _expect(bool(np.isfinite(rounded.view(np.float32)).all()) and bool(np.isfinite(array).all()))
     return (rounded >> 16).astype(np.uint16).tobytes()
 
@@ -104,6 +105,7 @@ def _to_int8(array: Floats) -> bytes:
     largest = np.maximum(blocks.max(-1), -blocks.min(-1))
     _expect(bool(np.isfinite(largest).all()))
     scales = np.where(largest < TINY, np.float32(0), largest / np.float32(127))
+    # A block of zeros has the scale 0; divided by infinity it stays zeros.
     steps = blocks / np.where(scales > 0, scales, np.float32(np.inf))[..., None]
     elements = np.rint(steps, out=steps).astype(np.int8).reshape(rows, -1)[:, :width]
     return scales.tobytes() + elements.tobytes()
@@ -112,6 +114,7 @@ def _to_int8(array: Floats) -> bytes:
 def _from_int8(payload: Payload, rows: int, width: int) -> Floats:
     n_blocks = -(-width // INT8_BLOCK)
     scales = np.frombuffer(payload, np.float32, rows * n_blocks).reshape(rows, n_blocks)
+    # NaN fails both comparisons.
     _expect(bool(((scales >= 0) & (scales <= MAX_SCALE)).all()), arrived=True)
     elements = np.frombuffer(payload, np.int8, rows * width, scales.nbytes).reshape(rows, width)
     if width % INT8_BLOCK:

@@ -102,6 +102,8 @@ class Engine:
         """Give the session's KV back. A session that is not open is no error."""
         state = self._sessions.pop(session, None)
         if state is not None:
+            # The pages go back on the thread that computes, before its next forward: whoever is promised them
+            # now takes them after that.
             self._batcher.end(session, partial(state.pages.resize, 0))
             self.pool.forget(state.pages)
 
@@ -139,6 +141,7 @@ class Engine:
         state = self._state(session)
 
         def finish(job: Job, out: Floats) -> None:
+            # On the thread that computes: the loop never touches the numbers of a payload.
             encoded = encode(out, reply)
             compute_s = job.compute_s
             waiting_s = max(0.0, time.perf_counter() - job.asked - compute_s)

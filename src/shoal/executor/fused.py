@@ -80,6 +80,7 @@ class FusedRunner:
 
     def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         outcomes = [_make_room(rows) for rows in batch]
+        # Sessions may use parts of this span; those of one part run together.
         for span in dict.fromkeys(rows.state.span for rows in batch):
             ready = [i for i, rows in enumerate(batch) if outcomes[i] is None and rows.state.span == span]
             if ready:

@@ -79,6 +79,7 @@ class ModuleRunner:
         if cache is None:
             return StepFailed("a state that another runner has made")
         try:
+            # The model keeps the KV where it likes; what was promised to the session bounds it all the same.
             rows.state.pages.resize(rows.position + len(rows.hidden))
             hidden = _tensor(rows.hidden, module.dtype)
             out = module.forward(hidden, cache, rows.position, rows.sequence_length)

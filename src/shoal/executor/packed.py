@@ -67,6 +67,7 @@ class PackedLinear(nn.Module):
         self.matrix = pack_tensor(
             weight.detach().T if self._turned else weight.detach(), self._packing.format
         )
+        # From here on, __getattr__ below gives it.
         del self._parameters["weight"]
 
     def settle(self) -> None:
@@ -172,6 +173,7 @@ class Packer(HfQuantizer):
         tied = ties(model)
         shared = {name.removesuffix(".weight") for name in (*tied.keys(), *tied.values())}
         for path, module in list(model.named_modules()):
+            # A tied weight is also read by another module, which knows nothing of our formats.
             if path not in shared and is_packable(path, module):
                 owner, _, name = path.rpartition(".")
                 setattr(model.get_submodule(owner), name, PackedLinear(module, self._packing))
@@ -218,6 +220,7 @@ class _Pack(ConversionOps):
     ) -> dict[str, Any]:
         model, missing = cast(PreTrainedModel, kwargs["model"]), cast("set[str]", kwargs["missing_keys"])
         left: dict[str, Any] = {}
+        # Emptied on the way: each tensor goes once it is packed, so that only one is ever held twice.
         while input_dict:
             name, value = input_dict.popitem()
             owner, _, last = name.rpartition(".")

@@ -34,7 +34,9 @@ from shoal.wire.framing import Assembler, Payload
 from shoal.wire.messages import AGENT, PROTOCOL_VERSION, Hello, Message, Ping, Pong
 
 PING_EVERY_S = 1.0
+"""So that a session hears of a silent hop after three pings (``client.ring.losses.SUSPECT_S``)."""
 DEAD_AFTER_S = 7.0
+"""Longer than a session bears a silent hop: with the channel, all sessions over it end."""
 HELLO_WITHIN_S = 5.0
 SENT_WITHIN_S = 20.0
 """How long the peer may take nothing of what is sent to it."""
@@ -169,6 +171,7 @@ class Channel:
     async def wait_room(self) -> None:
         """Wait until the channel is not full."""
         while self.full:
+            # One event for all who wait: to make another would leave those before with one that nobody sets.
             self._room = trio.Event() if self._room.is_set() else self._room
             await self._room.wait()
 
@@ -199,6 +202,7 @@ class Channel:
         if not self.closed:
             self._reason = reason
             self._closed.set()
+            # Whoever waits for one of these looks next at whether the channel is closed.
             self._ready.set()
             self._room.set()
 
@@ -217,6 +221,7 @@ class Channel:
         finally:
             self.close()
             self._inbound.note(self, 0)
+            # Also when cancelled: the socket goes back, soon even if the peer does not read.
             with trio.move_on_after(2, shield=True):
                 await self._pipe.aclose()
 
@@ -228,6 +233,7 @@ class Channel:
 
     def _note_use(self, message: Message) -> None:
         if not isinstance(message, Ping | Pong):
+            # Not under the lock: threads that note their use at once note the same time.
             self._used = self._clock.current_time()
 
     def _take_in(self, message: Message, payload: Payload, queue: bytes | None = None) -> int:
@@ -258,8 +264,10 @@ class Channel:
                 self._outbox.record_sent()
                 self.sent += len(record)
         except ChannelClosed as error:
+            # Any thread may be here, and events belong to the loop.
             self._on_loop(partial(self.close, error.message))
             raise
+        # What could not leave keeps its place: behind what is queued, ahead of what is gathered next.
         self._outbox.queue_gathered()
         if not self._pumping and (self._outbox.queued or self._pipe.unsent):
             self._on_loop(self._wake_pump)
@@ -278,6 +286,7 @@ class Channel:
             fragment = self._outbox.next_fragment()
             if fragment is None and self._pipe.unsent:
                 fragment = b""  # to write nothing writes what the system did not take at once
+            # Under the lock of the look above: nothing can be queued between the two and wake nobody.
             self._pumping = fragment is not None
             self.sent += len(fragment or b"")
             return fragment
@@ -288,6 +297,7 @@ class Channel:
     async def _pump(self) -> None:
         while True:
             await self._work.wait()
+            # Anew before the outbox is looked at: what is queued after the last look wakes the pump again.
             self._work = trio.Event()
             while (fragment := self._next_fragment()) is not None:
                 if not self._outbox.full:

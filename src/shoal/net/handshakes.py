@@ -95,6 +95,7 @@ class Handshakes:
 
     async def _spoken(self, raw: trio.socket.SocketType) -> bool:
         """Wait for the first message without taking it; whether it came before the peer hung up."""
+        # Readable only once the whole first message is there: one byte is no sign of a peer.
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self.first_message)
         await trio.lowlevel.wait_readable(raw)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)

@@ -37,6 +37,7 @@ async def first(
             errors.append(error)
             failed.set()
             return
+        # Two may succeed before the scope's cancellation reaches the second.
         if won:
             await discard(result)
             return

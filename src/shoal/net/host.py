@@ -153,7 +153,9 @@ class Libp2pNetwork:
                 )
                 direct = expand(host, await nursery.start(listen))
             self._address = PeerAddress(self.peer, libp2p, direct)
+            # Known only now: a port 0 has become a real one.
             self._transport.announced = libp2p
+        # Whoever only dials is on these networks, too; the port does not matter.
         own = self._address.libp2p or expand(host, 1)
         self._transport.nearby = around(own, trusting=self._settings.secret is not None)
         if self._settings.mdns:

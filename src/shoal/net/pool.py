@@ -86,6 +86,7 @@ class ChannelPool:
             ChannelClosed: the peer cannot be reached in time.
             NotAllowed: the peer refuses us.
         """
+        # One dial for each peer: whoever else wants it waits here, and finds the channel made.
         lock = self._dialling.setdefault(address.peer, trio.Lock())
         until = trio.current_time() + deadline_s
         channel: Channel | None = None
@@ -96,10 +97,12 @@ class ChannelPool:
                     await channel.wait_ready(until - trio.current_time())
                     return channel
         except trio.TooSlowError:
+            # The next who asks would find it, and wait for its hello in vain as well.
             if channel is not None and not channel.ready:
                 channel.close("the peer did not answer")
             raise ChannelClosed(f"{address.peer} did not answer within {deadline_s:.0f} s") from None
         finally:
+            # Kept while others wait for it: with a new lock, two would dial at once.
             if not lock.statistics().tasks_waiting and not lock.locked():
                 self._dialling.pop(address.peer, None)
 
@@ -125,8 +128,10 @@ class ChannelPool:
         if nursery is None:
             raise ChannelClosed("this peer is not running")
         if asked_by is not None:
+            # Before anybody answers: it is our knocking that costs others, not the channel.
             self._dial_budget.ask(asked_by, trio.current_time())
         pipe = await self._network.open_pipe(address, deadline_s=deadline_s)
+        # We may have ended, or begun again, while we dialled; nobody there would close this pipe.
         if self._nursery is not nursery:
             await pipe.aclose()
             raise ChannelClosed("this peer has ended")
@@ -137,6 +142,8 @@ class ChannelPool:
     async def _tidy(self) -> None:
         while True:
             await trio.sleep(IDLE_S / 4)
+            # Of channels that others have opened, they judge themselves how long they need them; for room,
+            # see below.
             for channel in self._dialled:
                 if channel.idle_s > IDLE_S and not self._held(channel):
                     channel.close("nothing has gone over it for a while")
@@ -180,4 +187,5 @@ class ChannelPool:
             self._channels[channel.peer].remove(channel)
             if not self._channels[channel.peer]:
                 del self._channels[channel.peer]
+            # Last: whoever hears of it, and looks for another channel, must not find this one.
             self._on_closed(channel, channel.reason)

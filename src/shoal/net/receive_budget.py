@@ -57,6 +57,7 @@ class ReceiveBudget:
             return
         self._held[channel] = held
         allowed = PEER_LIMIT if self._known(channel.peer) else STRANGER_LIMIT
+        # By peer: with channels as the measure, more channels would allow it more.
         if sum(size for other, size in self._held.items() if other.peer == channel.peer) > allowed:
             raise RemoteProtocolError(f"more than {allowed} bytes of unfinished messages of one peer")
         while self.held > self._limit:

@@ -89,6 +89,7 @@ class Hop:
         try:
             self.queue.accept(step)
         except ShoalError as error:
+            # This step alone: the client sends it again from where the cache ends.
             self.fail(step.number, error)
             return
         try:
@@ -113,6 +114,7 @@ class Hop:
                 while self.queue.held:
                     await self._onward.wait_room()
                     self._submit(*self.queue.next_held())
+                # No await since nothing was found held: a step that comes now finds the new event.
                 self._stalled = trio.Event()
                 await self._stalled.wait()
         if self.scope.deadline <= trio.current_time():
@@ -225,6 +227,7 @@ class Hop:
 
         The event loop hears of failures alone: to wake it for each step would cost as much as the sending.
         """
+        # First of all: whatever becomes of the result, the step no longer waits.
         self.queue.done(step)
         with suppress(trio.RunFinishedError):  # the node has ended
             if isinstance(result, ShoalError):
@@ -243,7 +246,9 @@ class Hop:
         """Send on what came out. Returns the channel that turned out to be gone, and why."""
         with self._order:
             if self.next is not None:
+                # Before it is sent: if the next hop is gone at this moment, its successor gets it from here.
                 self._kept.add(step, reply, result.payload)
+            # Before it leaves: a client that has the result must not hear that the step is still here.
             self.queue.sent(step)
             if step.hops_left == 0:
                 return None  # it has filled the last cache that it was to fill

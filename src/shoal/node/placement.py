@@ -95,6 +95,7 @@ async def _choose(node: Node, others: list[ServingPeer]) -> Move | None:
         return None
     here = ServingPeer(node.span, node.loaded.speed.blocks_s, node.fits)
     choose = partial(choose_move, others, here, node.model.shape.n_blocks)
+    # Pure, so it may run on a thread: it weighs all spans against all nodes, and channels must not wait.
     return await trio.to_thread.run_sync(choose, abandon_on_cancel=True)
 
 
@@ -127,6 +128,7 @@ def _others(
         if a.served and a.peer != member.network.peer
     ]
     known = sorted(served.speed for _, served in found if served.speed)
+    # A node that does not say how fast it is is taken for a usual one, the median.
     usual = known[len(known) // 2] if known else 1.0
     return [
         ServingPeer(

@@ -62,6 +62,7 @@ class ResendBuffer:
                 self._take(-len(entry.payload))
                 if entry.position < step.position:
                     self._whole = False  # it went back into the middle of a piece
+            # The session begins again, so nothing before this can be missing.
             if step.position == 0:
                 self._whole = True
             if self._whole and self._find_room(len(payload)):
@@ -78,6 +79,7 @@ class ResendBuffer:
             return []
         with self._room.lock:
             kept = [entry for entry in self._entries if entry.position < position] if self._whole else []
+        # A piece that goes beyond is not cut: in other pieces, the cache would hold other bits.
         if not kept or kept[-1].end != position:
             return None
         return list(_merged(kept)) if merge else kept
@@ -91,6 +93,7 @@ class ResendBuffer:
         """Whether so many bytes more may be kept, if need be in the place of sessions with more."""
         while self._room.taken + size > self._room.limit:
             largest = max(self._room.keepers, key=lambda kept: kept._size, default=self)
+            # To give up one that keeps no more than we do would only move the loss.
             if largest is self or largest._size <= self._size + size:
                 self._give_up()
                 return False

@@ -123,6 +123,7 @@ class SpanServer:
                 await channel.send(Opened(message.session, self.tokens_free))
                 await hop.run()
         finally:
+            # However it ends, its KV is free for others.
             self._sessions.forget(hop)
 
     async def _step(self, channel: Channel, message: Step, payload: bytes) -> None:

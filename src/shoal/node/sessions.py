@@ -81,6 +81,7 @@ class Sessions:
         if session in self._hops.keys() | self._opening.keys():
             raise NotAllowed("a session of this id is open already")
         asker, now = Asker(client.peer, client.host), trio.current_time()
+        # First: for one that would find no room, nobody is pushed out.
         check_fits(self._held(engine), asker, tokens, total=engine.tokens, now=now)
         for other in make_place(self._held(), asker, places=self._places, now=now):
             self._push_out(other, "its place")
@@ -200,6 +201,7 @@ class Sessions:
             log.info("ended a session: others want %s", what, extra=about(hop.client.peer, session))
             hop.fail(None, error)
             hop.end()
+            # Now, and not when its task has ended: whoever pushed it out needs the room at once.
             self.forget(hop)
         elif opening is not None:
             opening.pushed_out = True

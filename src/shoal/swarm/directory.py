@@ -268,6 +268,7 @@ class Directory:
 
     def expire(self, now: float) -> None:
         """Forget what is over. The departed are remembered while their last words could be played again."""
+        # Nothing ends before that, so most calls look no further.
         if now < self._next_end:
             return
         for peer in [p for p, entry in self._entries.items() if entry.until <= now]:

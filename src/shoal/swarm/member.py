@@ -234,6 +234,8 @@ class Member:
 
     async def _publish(self, served: Served | None) -> bytes:
         wall = self.clock.wall()
+        # Milliseconds, so that numbers rise over restarts without a file; and they never go back with the
+        # clock.
         self._sequence = max(self._sequence + 1, round(wall * 1000))
         address = self.network.address
         announcement = Announcement(
@@ -248,6 +250,7 @@ class Member:
         )
         raw = seal(announcement, self.network.sign)
         if served is not None:
+            # Our own too: others also hear of us when they compare directories with us.
             self.directory.take(announcement, raw, self.now(), wall)
         else:
             self.directory.drop(self.network.peer, self.now())
@@ -261,6 +264,7 @@ class Member:
             log.debug("refused from %s: %s", author, error.message)
             return False
         peer = PeerId(claim.announcement.peer)
+        # Equal is valid, too: one message is judged more than once, and may have been taken in meanwhile.
         return peer == author and claim.announcement.sequence >= self.directory.sequence(peer)
 
     def _take(self, raw: bytes) -> Announcement | None:
@@ -325,8 +329,10 @@ class Member:
 
     async def _tell(self, peer: PeerId, question: bytes) -> bytes:
         asked = anti_entropy.read_query(question)
+        # Over its rate it still hears who is gone, and what time it is: those cost next to nothing.
         raws = self._news(asked) if self._answered.take(peer, self.now()) else []
         while sum(map(len, raws)) > ANSWER_LIMIT:
+            # From the end: those whom we know ourselves come first.
             del raws[len(raws) * 9 // 10 :]
         return anti_entropy.encode(DirectoryDifference(raws, self.directory.gone(asked.held), self.clock.own))
 

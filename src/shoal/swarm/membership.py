@@ -184,10 +184,12 @@ def _write(path: Path, membership: Membership, *, replace_existing: bool) -> Non
                 stored = _File(membership.name, membership.secret or b"", membership.bootstrap)
                 file.write(msgspec.json.format(msgspec.json.encode(stored)) + b"\n")
                 file.flush()
+                # Before it has its name: after a crash there is the old file or the whole new one.
                 os.fsync(file.fileno())
                 if replace_existing:
                     temporary.replace(path)
                 else:
+                    # Fails where the file is there already: of two processes that make one swarm, one wins.
                     path.hardlink_to(temporary)
             finally:
                 temporary.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from shoal.types import Format, PeerAddress, PeerId
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
 
 PROTOCOL_VERSION = 5
+"""A channel between two versions closes at the hello: who does not know a message cannot pass it over."""
 AGENT = "shoal/0.1"
 """This program, as it names itself to others."""
 
@@ -49,6 +50,7 @@ Microseconds = Annotated[int, Meta(ge=0, le=1 << 42)]
 Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 
+# Without the garbage collector (gc=False): a message refers to nothing that could refer to it.
 class _Message(Struct, frozen=True, array_like=True, tag=True, gc=False):
     pass
 

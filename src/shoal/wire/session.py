@@ -135,6 +135,7 @@ class ClientSession:
         Raises:
             RemoteProtocolError: a result that answers nothing we asked, or in another shape.
         """
+        # Steps that only fill caches have the number 0, and no result.
         if step.number >= self._next or step.number == 0:
             raise RemoteProtocolError(f"a result for step {step.number}, which was never sent")
         issued = self._flying.pop(step.number, None)
@@ -154,6 +155,7 @@ class ClientSession:
         """
         issued = self._flying.get(number)
         if issued is not None:
+            # What was sent behind it builds on a cache that this step did not fill.
             self.roll_back(issued.position)
         return issued is not None
 
@@ -181,6 +183,7 @@ def where_stuck(found: Sequence[Located | None], number: int) -> Stuck:
         if located is None:
             return Stuck((index,))
         if located.taken < number:
+            # The hop before says that it sent, this one that nothing came: word against word.
             return Stuck((index - 1, index) if index else (0,))
         if located.sent < number:
             return Stuck((index,), at_work=True)

@@ -102,6 +102,7 @@ class Blame:
         now = trio.current_time()
         place = {self._places.hops[index].peer: index for index in suspects}
         worst = self._reputation.to_blame(list(place), now)
+        # All of them; or, where nobody could replace them all, one alone.
         choices = [worst, *([peer] for peer in worst if len(worst) > 1)]
         possible = (peers for peers in choices if self._replaceable(set(peers)))
         lost = next(possible, worst if always else [])

@@ -135,7 +135,9 @@ class RingHop:
                 await self.channel.send(message)
                 await self._replied.wait()
         finally:
+            # A reply that comes too late finds nobody who asked (see replied).
             self.asked = None
+        # First: a reply counts, although the hop was lost right after it.
         if self._reply is not None:
             return self._reply
         if self.lost is not None:

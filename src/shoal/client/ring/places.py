@@ -90,8 +90,10 @@ class Places:
             ChannelClosed: what a new hop needs was not kept.
         """
         fills = self._put_in_place(replacements)
+        # Before the new ones are open, who need not be told of their neighbours a second time.
         kept = [index for index, hop in enumerate(self.hops) if hop.open]
         until = trio.current_time() + timeout_s
+        # The new hops first: an old one that is told of its new neighbour sends it steps at once.
         await self.enter(timeout_s)
         left = until - trio.current_time()
         await _together([partial(self._reroute, i, fills.get(i + 1), position, left) for i in kept])

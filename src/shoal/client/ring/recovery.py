@@ -95,6 +95,7 @@ class Recovery:
             whole = bool(lost) and await self._resent(ring, position, refill)
         if not whole:
             way = "replay"
+            # First: the new ring may go through the same nodes, and need the room that this one has there.
             await self.rings.close(ring)
             ring = await self._reopened(ring, error, lost, until)
         log.info("the route is whole again by %s: %s", way, error.message)

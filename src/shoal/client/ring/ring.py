@@ -37,6 +37,8 @@ from shoal.wire.payload import hidden_states
 from shoal.wire.session import ClientSession, Issued
 
 IN_FLIGHT = 32
+"""Steps on their way at once. Half of what may wait at a hop (``hop_queue.MAX_STEPS``), so that all can be
+sent again while those that were given up still wait there."""
 
 
 class Ring:
@@ -132,6 +134,7 @@ class Ring:
         """
         with self._giving_up:
             self.rules.roll_back(position)
+        # After the roll-back: whatever old hops still send answers steps that were given up, and is dropped.
         self._results.begin_again()
         return await self._places.replace(replacements, position, timeout_s)
 
@@ -144,6 +147,7 @@ class Ring:
             ChannelClosed: the first hop is gone.
         """
         tensors = hidden_states(codec, tokens, self._shape.hidden_size)
+        # Number 0, as steps are counted from 1: a failure of this one is known for what it is.
         step = Step(self.session, 0, position, tokens, 0, tensors, (), hops - 1, sequence_length)
         await self._send(step, payload)
 
@@ -172,7 +176,9 @@ class Ring:
         A channel that has gone is no error here: :meth:`receive` tells that the session is lost.
         """
         channel, step = self._first(), self._made(issued, codec)
+        # Before the sending: the result may be back before this thread gets to its next line.
         self._times.sent(issued, time.perf_counter())
+        # The loop cannot give the step up between the look and the sending.
         with self._giving_up, suppress(ChannelClosed):
             if self.rules.flies(issued) and channel.gather(step, payload):
                 return channel.flush
@@ -229,6 +235,7 @@ class Ring:
                 await self.losses.blame.hear_out()
                 if results.broken is not None:
                     raise results.broken
+                # News, and the loop begins again with it; no news by then, and the step is looked for.
                 with trio.move_on_at(timeout.look_at):
                     await results.news.wait()
                     continue
@@ -291,6 +298,7 @@ class Ring:
         if issued is not None:
             self._codec.note(issued.tokens, max((time.compute_us for time in message.times), default=0))
             self._results.add(Returned(payload, hidden.codec, hidden.rows, issued.position, message.times))
+            # A result has been through every hop, so each of them has shown that it works.
             self.reputation.answered(hop.peer for hop in self._places.hops)
             self._times.returned(issued, message.times, time.perf_counter())
 

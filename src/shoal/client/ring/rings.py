@@ -198,6 +198,7 @@ class Rings:
             reputation=self.finder.reputation,
             replaceable=lambda ring, peers: self.finder.possible(ring, shape, avoid=peers),
         )
+        # Before it is opened: the replies come through here, by the session.
         self._rings[ring.session] = ring
         try:
             await ring.open(timeout_s)

@@ -47,6 +47,7 @@ class _Cipher:
         return self._aead.decrypt(self._nonce(), sealed, b"")
 
     def _nonce(self) -> bytes:
+        # Counted on both sides and never sent: a record that is missing, repeated or moved does not open.
         nonce = bytes(4) + self._count.to_bytes(8, "little")
         self._count += 1
         return nonce
@@ -72,6 +73,7 @@ class DirectPipe:
 
     def send_now(self, data: bytes) -> bool:
         """Seal one record and give it to the socket, if nothing is before it."""
+        # Read without a lock: the channel lets one writer at a time come here (see Pipe.send_now).
         if self._unsent or self._sending.locked() or len(data) > MAX_PLAINTEXT:
             return False
         with self._writing:
@@ -79,6 +81,7 @@ class DirectPipe:
                 raise ChannelClosed(f"the pipe to {self.peer} is broken")
             sealed = self._seal(data)
             try:
+                # Not through trio, whose sockets belong to the loop: this may be any thread.
                 sent = os.write(self._stream.socket.fileno(), sealed)
             except BlockingIOError:
                 sent = 0
@@ -99,6 +102,7 @@ class DirectPipe:
         async with self._sending:
             if self._broken:
                 raise ChannelClosed(f"the pipe to {self.peer} is broken")
+            # Until all of it is sent: who is cancelled on the way leaves the pipe broken.
             self._broken = True
             out, self._unsent = bytearray(self._unsent), b""
             for start in range(0, len(view), MAX_PLAINTEXT):

@@ -59,6 +59,7 @@ class StreamPipe:
         async with self._sending:
             if self._broken:
                 raise ChannelClosed(f"the stream to {self.peer} is broken")
+            # Until all of it is sent: who is cancelled on the way leaves the pipe broken.
             self._broken = True
             while view:
                 size = min(await self._window(), WRITE)

@@ -78,6 +78,7 @@ class Connections(Swarm):
         accepted.append(connection)
         try:
             if len(accepted) > PER_NETWORK_LIMIT:
+                # Not the one that has just come: it has had no time to open a stream.
                 least = min(accepted[:-1], key=lambda other: len(other.streams))
                 log.debug("%s has too many connections: that of %s ends", network, least.peer_id)
                 await least.close()

@@ -49,6 +49,7 @@ class PeerDialer:
         peer = _to_id(address.peer)
         if peer == self._host.get_id():
             raise ChannelClosed(f"{address.peer} is this peer itself")
+        # Also one that the peer opened: a second to it would be of no use.
         if any(not connection.is_closed for connection in self._connections.get_connections(peer)):
             return
         with trio.move_on_after(deadline_s):

@@ -62,6 +62,7 @@ class Mailbox:
             await self._filled.wait()
             while self._messages:
                 yield self._messages.popleft()
+            # No await since the last look: what is put now finds the new event.
             self._filled = trio.Event()
 
 
@@ -124,6 +125,7 @@ class Gossip(Pubsub):
             await self.subscribe(topic)
             yield box.messages()
         finally:
+            # First of all: while neighbours are told, nobody reads what still comes.
             del self._boxes[topic]
             with trio.move_on_after(1.0, shield=True):
                 try:

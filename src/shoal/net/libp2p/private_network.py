@@ -123,6 +123,7 @@ class ProtectedConnection(RawConnection):
 
     def _expect(self, data: bytes) -> None:
         """Both sides begin with multistream's name; anything else was sealed under another secret."""
+        # A stream cipher has no tag: without this, what another secret sealed would be read as noise.
         expected = _FIRST[self._seen : self._seen + len(data)]
         if data[: len(expected)] != expected:
             raise HandshakeFailure("the peer is in another swarm, or has another secret")

@@ -137,6 +137,8 @@ def _bound(store: ProviderStore) -> None:
     add, records = store.add_provider, store.providers
 
     def bounded(key: bytes, provider: PeerInfo) -> None:
+        # Taken out and put back at the end: so the key, and the provider, that were heard of longest ago go
+        # first.
         of_key = records.pop(key, {})
         of_key.pop(str(provider.peer_id), None)
         while len(of_key) >= BUCKET_SIZE:

@@ -93,6 +93,7 @@ async def accept_forever(listener: trio.SocketListener, take: StreamHandler) -> 
             try:
                 stream = await listener.accept()
             except OSError:
+                # The connection stays in the kernel's queue, so without a pause this loop would take a core.
                 await trio.sleep(OUT_OF_DESCRIPTORS_S)
                 continue
             nursery.start_soon(guarded, tuned(stream))
@@ -149,6 +150,7 @@ class GuardedTCP(TCP):
     @contextmanager
     def named(self, multiaddr: str) -> Generator[None]:
         """Allow this address while the block runs: the user gave it, not a peer."""
+        # Counted: two may join through one address at once.
         self._named[multiaddr] = self._named.get(multiaddr, 0) + 1
         self.nearby = self.nearby.joined_through(multiaddr)
         try:
