@@ -127,7 +127,7 @@ class Settings:
     bootstrap: tuple[str, ...] = field(
         default=(),
         metadata=_about(
-            "Multiaddrs to join through, beside those of the invite; a flag gives one, and may be repeated."
+            "Multiaddrs to join through, besides those of the invite; repeat the flag to give several."
         ),
     )
     format: Format | Literal["auto"] = field(

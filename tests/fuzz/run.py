@@ -34,7 +34,9 @@ SLOW_WITHIN_S = 90
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.run")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
-    parser.add_argument("--minutes", type=float, default=60, help="for all targets together (60)")
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="minutes for all targets together; 60 by default"
+    )
     asked = parser.parse_args()
     if unknown := set(asked.targets) - TARGETS.keys():
         parser.error(f"no target {', '.join(unknown)}; there are {', '.join(TARGETS)}")

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 from shoal.cli import options
 from shoal.cli.output import emit, say
 
-LimitOption = Annotated[int, typer.Option(min=0, help="Limit per minute; 0 means no limit.")]
-
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
@@ -29,11 +27,9 @@ def create(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="Who or what uses the key, for example laptop.")
     ],
-    requests: LimitOption = 0,
-    tokens: LimitOption = 0,
-    concurrency: Annotated[
-        int, typer.Option(min=0, help="Limit of concurrent requests; 0 means no limit.")
-    ] = 0,
+    requests: Annotated[int, typer.Option(min=0, help="Requests per minute; 0 means no limit.")] = 0,
+    tokens: Annotated[int, typer.Option(min=0, help="Tokens per minute; 0 means no limit.")] = 0,
+    concurrency: Annotated[int, typer.Option(min=0, help="Concurrent requests; 0 means no limit.")] = 0,
     admin: Annotated[
         bool, typer.Option("--admin", help="Allow this key to show invites to the swarm.")
     ] = False,

@@ -50,7 +50,7 @@ class Commands(LazyGroup):
         "key": Lazy("key", "Create, list and revoke API keys."),
         "identity": Lazy("identity", "Show or create this machine's identity."),
         "doctor": Lazy("doctor.doctor", "Check this machine's setup."),
-        "demo": Lazy("demo.demo", "Try it on this machine."),
+        "demo": Lazy("demo.demo", "Try Shoal on this machine."),
         "bench": Lazy("bench", "Measure this machine."),
         "plan": Lazy("plan.plan", "Estimate how fast given machines would run a model."),
         "route": Lazy("status.route", "Show the route that a session would take now."),

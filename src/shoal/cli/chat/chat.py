@@ -28,7 +28,7 @@ MaxTokensOption = Annotated[int, typer.Option(help="Longest answer, in tokens.",
 TemperatureOption = Annotated[
     float | None,
     typer.Option(
-        help="0 takes the likeliest token; higher is more random. The model's own if not named.",
+        help="0 takes the likeliest token; higher is more random. By default the model's own.",
         show_default=False,
     ),
 ]

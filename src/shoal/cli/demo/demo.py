@@ -24,7 +24,7 @@ def demo(
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 64,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Try it on this machine. Starts a few nodes, asks them a question, and shows which blocks ran where."""
+    """Try Shoal on this machine. Starts a few nodes, asks a question, and shows which blocks ran where."""
     settings = options.settings(model=model, format=format)
     import trio
 

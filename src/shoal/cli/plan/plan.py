@@ -50,7 +50,9 @@ def plan(
             metavar="FILE", help="TOML file with a [[machine]] table for each machine.", show_default=False
         ),
     ] = None,
-    count: Annotated[int, typer.Option(help="Number of copies of the machines.", min=1, max=1000)] = 1,
+    count: Annotated[
+        int, typer.Option(help="Multiply the number of every machine by this.", min=1, max=1000)
+    ] = 1,
     sessions: Annotated[int, typer.Option(help="Concurrent sessions.", min=1, max=100_000)] = 8,
     context: Annotated[
         int | None, typer.Option(help="Tokens per session; 2048 if not given.", min=1, show_default=False)
