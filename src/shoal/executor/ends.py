@@ -96,6 +96,7 @@ class FusedEnds:
         normed = self._team.rms_norm(join(batch), self._norm, self._shape.epsilon)
         logits = self._team.linear(self._head, normed)
         if self._shape.logits != 1.0:
+            # In place: the logits of many sessions are large, and nobody else has them.
             logits /= np.float32(self._shape.logits)
         return [*split(logits, [len(hidden) for hidden in batch])]
 

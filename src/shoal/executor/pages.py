@@ -82,6 +82,7 @@ class PagePool:
         """A page that somebody was promised."""
         if self._free:
             return self._free.pop()
+        # Pages never used before come last, so that the system need not give memory for them.
         self._fresh += 1
         return self._fresh - 1
 

@@ -44,10 +44,12 @@ class ThreadReply(Generic[_ResultT]):
     def give(self, result: outcome.Outcome[_ResultT]) -> None:
         """From any thread; before the loop turns again, the task must be in ``wait``."""
         with suppress(trio.RunFinishedError):  # the loop has ended and nobody waits
+            # Not rescheduled from here: a task may only be woken by the loop's own thread.
             self._loop.run_sync_soon(self._finish, result)
 
     def _finish(self, result: outcome.Outcome[_ResultT]) -> None:
         if self.wanted:
+            # Once only: a task that is rescheduled twice ends the whole loop.
             self.wanted = False
             trio.lowlevel.reschedule(self._task, result)
 

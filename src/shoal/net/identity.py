@@ -104,6 +104,7 @@ class Identity:
                 file.write(self.encoded())
                 file.flush()
                 os.fsync(file.fileno())
+            # Fails where a key is there already, so of two processes that make one, one wins.
             path.hardlink_to(temporary)
         finally:
             temporary.unlink(missing_ok=True)

@@ -144,6 +144,7 @@ class Admission:
         """
         try:
             check_open(message, service)
+            # Taken note of before the first await: a second Open of the same id finds it.
             return self._sessions.begin(SessionId(message.session), channel, engine, message.tokens)
         except ShoalError as error:
             self._refuse(channel, message, error, engine)

@@ -54,6 +54,7 @@ async def show(
 
     async def take(stream: trio.SocketStream) -> None:
         try:
+            # Never waits: whoever finds all places taken is hung up on, and costs nothing more.
             connections.acquire_nowait()
         except trio.WouldBlock:
             await trio.aclose_forcefully(stream)

@@ -175,6 +175,7 @@ def _push_out(
     free = stake.total - sum(map(stake.weigh, held))
     crowd = _Crowd(held, asker, stake)
     quiet = [h for h in held if h.session != asker.session and h.quiet(now) and crowd.gives_way(h, now)]
+    # Taken from the end: never used before used, then as the stake says, then idle for longest.
     quiet.sort(key=lambda h: (h.stepped, stake.first(h), h.since), reverse=True)
     while free < stake.wanted:
         victim = quiet.pop() if quiet else _at_work(left, asker, stake)

@@ -102,12 +102,14 @@ async def _choose(node: Node, others: list[ServingPeer]) -> Move | None:
 async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
     log.info("moving from blocks %s to %s: %s", node.span, move.span, move.why)
     old = node.loaded
+    # The old span serves on meanwhile: that is why there must be room for both.
     new = await load_served_span(node.model, move.span, old.engine.format, node.settings, _room(node))
     node.loaded, node.going = new, None
     node.server.take_over(new.engine, new.span, new.speed)
     try:
         await node.member.announce()
         moved(move)
+        # Sessions end where they are: their caches cannot move.
         await node.server.wait_unused(old.engine)
     finally:
         old.thread.close()

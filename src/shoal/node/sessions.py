@@ -155,6 +155,7 @@ class Sessions:
         """Let this peer send as much as steps need."""
         self._senders[sender] = None
         self._senders.move_to_end(sender)
+        # Remembered beyond the session's end, as its last steps may still be on their way.
         while len(self._senders) > SENDERS_KEPT:
             self._senders.popitem(last=False)
 
@@ -204,5 +205,6 @@ class Sessions:
             # Now, and not when its task has ended: whoever pushed it out needs the room at once.
             self.forget(hop)
         elif opening is not None:
+            # Its task tells the client: the answer to an Open is a refusal, not the failure of a session.
             opening.pushed_out = True
             opening.scope.cancel()

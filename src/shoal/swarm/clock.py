@@ -44,6 +44,7 @@ class Clock:
         if not math.isfinite(wall):
             return
         self._ahead[peer] = wall - self.steady()
+        # The last tellers count: a clock may have been set right since an earlier one.
         self._ahead.move_to_end(peer)
         if len(self._ahead) > TELLERS:
             self._ahead.popitem(last=False)

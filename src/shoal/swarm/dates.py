@@ -82,6 +82,7 @@ class Dates:
         """Ask, and log that clocks differ, until cancelled."""
         while True:
             await trio.sleep(LOOK_EVERY_S)
+            # Swapped before anybody is asked: words that come meanwhile are for the next round.
             misdated, self._misdated = self._misdated, {}
             async with trio.open_nursery() as nursery:
                 for announcement, raw in misdated.values():

@@ -152,12 +152,15 @@ class Directory:
         network = stated_network(announcement.address)
         if not (announcement.leaving or peer in self._entries) and len(self._entries) >= self._limit:
             self._make_room(announcement, network)
+        # By either clock: a word from a clock that is ahead lives no longer than it asked for.
         ends = now + min(announcement.expires - announcement.issued, announcement.expires - wall)
         old = self._remove(peer)
         if announcement.leaving:
             self._depart(peer, _Departed(announcement.sequence, now, ends, key_of(peer), None))
         else:
+            # A newer word from one that was taken for gone: it lives.
             self._gone.pop(peer, None)
+            # Who speaks again keeps the place that it has by how long it has been here.
             met, words = (old.met, old.words) if old else (now, float(WORDS_AT_ONCE))
             if old is not None and every_s:
                 words = min(WORDS_AT_ONCE, words + (now - old.since) / every_s) - 1
@@ -198,6 +201,7 @@ class Directory:
         of_use = newcomer.served is not None and newcomer.served.digest in self._known
         favoured = of_use or newcomer.peer in friends
         count = max(1, int(self._limit * FORGOTTEN_SHARE))
+        # First those who serve nothing that this machine has; only for one of use, or a friend, the others.
         of_no_use = {peer: entry for peer, entry in self._entries.items() if entry.digest not in self._known}
         gone = peers_to_evict(of_no_use, friends, None if favoured else network, count, self._random)
         if not gone and favoured:
@@ -247,6 +251,7 @@ class Directory:
         """Forget a peer that turned out to be gone; its next announcement brings it back."""
         entry = self._remove(peer)
         if entry is not None:
+            # Remembered at least until its last word is over, or somebody could play that again.
             last, until = entry.announcement, max(entry.ends, entry.since + REMEMBERED_S)
             self._depart(peer, _Departed(last.sequence, now, until, entry.key, last))
 

@@ -69,6 +69,7 @@ def peers_to_evict(
     most = max(map(len, crowds.values()), default=0)
     if not most or (newcomer is not None and len(crowds.get(newcomer, ())) >= most > 1):
         return []
+    # Each is alone in its network, as a flood that lies about its addresses would be.
     if most == 1:
         alone = sorted((crowd[0] for crowd in crowds.values()), key=lambda peer: known[peer].met)
         newer = alone[len(alone) // 2 :]
@@ -81,6 +82,7 @@ def peers_to_evict(
     gone: list[PeerId] = []
     while len(gone) < count and largest[0][0] < -1:
         size, network = largest[0]
+        # The newest of the largest crowd; after that another crowd may be the largest.
         gone.append(crowds[network].pop())
         heapq.heapreplace(largest, (size + 1, network))
     return gone

@@ -355,6 +355,7 @@ class Member:
         while True:
             if self.served is not None:
                 await self.announce()
+            # By chance a little sooner or later, so that members do not all speak at the same moment.
             every_s = gossip_rate.refresh_s(self._announce_s, len(self.directory))
             await trio.sleep(every_s * self._random.uniform(0.9, 1.1))
 
@@ -394,6 +395,7 @@ class Member:
             self.directory.neighbours = frozenset((*connected, self.network.peer))
             for peer in sorted(connected - greeted):
                 await self._compare(peer)
+            # Who has left is greeted again when it comes back.
             greeted = connected
             await trio.sleep(GREET_EVERY_S)
 

@@ -92,6 +92,8 @@ class HopQueue:
             Busy: too much of this session waits already.
             RemoteProtocolError, PositionGap: as :meth:`HopSession.accept`.
         """
+        # Refills have a bound of their own: they come at once, for the whole cache, and nobody waits for
+        # them.
         if step.hops_left is None:
             if self.steps >= MAX_STEPS:
                 raise Busy(f"{MAX_STEPS} steps of this session are waiting already")

@@ -104,6 +104,7 @@ class RingHop:
         """
         until = trio.current_time() + timeout_s
         try:
+            # One deadline for both: what dialling took, the reply does not have.
             self.channel = await pool.get(self.hop.address, deadline_s=timeout_s)
             reply = await self.ask(message, until - trio.current_time())
         except DeadlineExceeded:

@@ -177,6 +177,7 @@ class Places:
 
     def _dismiss(self, hop: RingHop) -> None:
         if hop.channel is not None:
+            # Remembered, as it may go on for a while to send what is then no breach of the protocol.
             self._former.append(hop.channel)
             with suppress(ChannelClosed):  # then it is free already
                 hop.channel.send_now(Close(self._session))

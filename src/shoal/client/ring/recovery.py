@@ -159,10 +159,12 @@ class Recovery:
                     span=ring.span,
                     timeout_s=min(OPEN_WITHIN_S, max(left, 0.1)),
                 )
+            # What time may heal: a node may come back, or have room again. Anything else is raised.
             except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded) as hindrance:
                 left = until - trio.current_time()
                 if left <= 0:
                     raise self._told(hindrance, error, lost) from error
+            # An announcement ends the pause: with it a route may be whole again.
             await self.rings.finder.wait_news(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE_S)
 

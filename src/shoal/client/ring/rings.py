@@ -167,7 +167,9 @@ class Rings:
     async def close(self, ring: Ring) -> None:
         """Free the KV on every hop."""
         self._rings.pop(ring.session, None)
+        # Whoever waits for a step hears at once; the hops are told after.
         ring.end()
+        # What it has learnt of its hops is for the routes of later sessions.
         for hop, pace in ring.paces:
             if (step_s := pace.usual_s) is not None:
                 self.finder.reputation.paced(hop.address.peer, step_s / len(hop.span))

@@ -118,6 +118,7 @@ class Ranks:
         """
         if self._over.is_set():
             raise StepFailed(self.lost or "the processes of this span have been ended")
+        # Before the order goes out: a rank that fails at once is judged by whether ours is done.
         self._ours_is_done.clear()
         failure: Exception | None = None
         result: list[_ResultT] = []
@@ -148,6 +149,7 @@ class Ranks:
             self.lost = reason
             for process in self._processes:
                 process.process.kill()
+            # Last of all: whoever wakes finds the reason, and all of them killed.
             self._over.set()
         return StepFailed(self.lost or reason)
 

@@ -66,6 +66,7 @@ class BoundedYamux(Yamux):
     async def close(self, error_code: int = GO_AWAY_NORMAL) -> None:
         """Say goodbye and close, soon even if the peer does not read."""
         with trio.move_on_after(CLOSED_WITHIN_S, shield=True):
+            # Whoever is writing has a moment to finish its record; then the connection is torn.
             async with self._write_lock:
                 pass
         if self._write_lock.locked():

@@ -102,6 +102,7 @@ class FailureDetector:
                 raw = await self._network.request(peer, VOUCH_PROTOCOL, question, deadline_s=ASK_WITHIN_S)
             except ShoalError as error:
                 log.debug("%s does not vouch for itself: %s", peer, error.message)
+                # It may have spoken while we asked.
                 if self._directory.get(peer) == announcement:
                     self._directory.drop(peer, self._now())
                 await self._network.disconnect(peer)  # what may be left of it
@@ -109,6 +110,7 @@ class FailureDetector:
                 self._take(raw)
 
     async def _vouch(self, peer: PeerId, question: bytes) -> bytes:
+        # A new word only where the question is of our newest: or anybody could have us sign all day.
         if self._may_suspect(decode_suspicion(question)):
             return await self._speak()
         return self._directory.raw(self._network.peer)
@@ -121,6 +123,7 @@ class FailureDetector:
             return False
         if self._directory.get(accuser) is None or not self._may_suspect(suspicion):
             return False
+        # A suspicion of ourselves is always heard: to refute it is all that we can do.
         return suspicion.peer == self._network.peer or self._limit.heard(accuser, self._now())
 
     def _may_suspect(self, suspicion: Suspicion) -> bool:
@@ -148,5 +151,6 @@ class FailureDetector:
 
     async def _settle(self, suspected: Announcement) -> None:
         await trio.sleep(self._expiry_s * REFUTE_SHARE)
+        # No refutation has come; it is asked before it is believed to be gone.
         if self._directory.get(PeerId(suspected.peer)) == suspected:
             await self._ask(suspected)
