@@ -21,8 +21,7 @@ import trio
 from shoal.errors import Busy, ChannelClosed, ShoalError, UnknownSession
 from shoal.executor.engine import Engine, StepOutput
 from shoal.net.channel import Channel
-from shoal.node.fair_share import SessionShare
-from shoal.node.resend_buffer import Entry, ResendBudget, ResendBuffer
+from shoal.node.resend_buffer import ResendBudget, ResendBuffer
 from shoal.types import Codec, PeerId, SessionId
 from shoal.wire.codec import CodecChooser
 from shoal.wire.hop_queue import HopQueue
@@ -140,20 +139,9 @@ class Hop:
                 return True
             kept = self._kept.below(message.resend, merge=self.engine.capabilities.batch)
             for entry in kept or ():
-                onward.send_now(self._refill(entry, message.fills - 1), entry.payload)
+                step = entry.refill(self.session, self.engine.width, message.fills - 1)
+                onward.send_now(step, entry.payload)
             return kept is not None
-
-    def _refill(self, entry: Entry, hops_left: int) -> Step:
-        return Step(
-            self.session,
-            number=0,
-            position=entry.position,
-            tokens=entry.tokens,
-            wanted=0,
-            tensors=hidden_states(entry.codec, entry.tokens, self.engine.width),
-            hops_left=hops_left,
-            sequence_length=entry.sequence_length,
-        )
 
     def lost_next(self, way: Channel, reason: str) -> None:
         """The way onward is gone: the client is told once, and the session waits for what it decides.
@@ -165,20 +153,6 @@ class Hop:
         self._cut = True
         gone = ChannelClosed(f"the way to the next hop {way.peer} is gone: {reason}")
         self.fail(None, gone, gone=way.peer)
-
-    def share(self) -> SessionShare:
-        """What the session holds, for whoever decides who may have how much."""
-        return SessionShare(
-            session=self.session,
-            peer=self.client.peer,
-            host=self.client.host,
-            tokens=self.held,
-            limit=self.opened.tokens,
-            stepped=self.held > 0,
-            computing=self.queue.computing,
-            since=self.queue.since,
-            pause_s=self.queue.pause_s,
-        )
 
     def located(self) -> Located:
         """How far the session has come here."""

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shoal.executor.runner import MERGED_ROWS
-from shoal.types import Codec
+from shoal.types import Codec, SessionId
 from shoal.wire.messages import Step
+from shoal.wire.payload import hidden_states
 
 RESEND_LIMIT = 256 << 20
 """Bytes that a node keeps over all its sessions. Beyond it the session with most is kept no longer, and its
@@ -32,6 +33,24 @@ class Entry:
     @property
     def end(self) -> int:
         return self.position + self.tokens
+
+    def refill(self, session: SessionId, width: int, hops_left: int) -> Step:
+        """The step that fills a cache with it; nothing comes back of it.
+
+        Args:
+            width: elements of a token's hidden states.
+            hops_left: as a step's.
+        """
+        return Step(
+            session,
+            number=0,
+            position=self.position,
+            tokens=self.tokens,
+            wanted=0,
+            tensors=hidden_states(self.codec, self.tokens, width),
+            hops_left=hops_left,
+            sequence_length=self.sequence_length,
+        )
 
 
 class ResendBudget:

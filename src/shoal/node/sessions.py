@@ -184,7 +184,7 @@ class Sessions:
 
     def _held(self, engine: Engine | None = None) -> list[SessionShare]:
         """What each session holds: on one engine, or all that are open or about to be."""
-        held = [hop.share() for hop in self if engine is None or hop.engine is engine]
+        held = [_share(hop) for hop in self if engine is None or hop.engine is engine]
         if engine is None:
             held += [
                 SessionShare(session=o.session, peer=o.client.peer, host=o.client.host, since=o.since)
@@ -208,3 +208,17 @@ class Sessions:
             # Its task tells the client: the answer to an Open is a refusal, not the failure of a session.
             opening.pushed_out = True
             opening.scope.cancel()
+
+
+def _share(hop: Hop) -> SessionShare:
+    return SessionShare(
+        session=hop.session,
+        peer=hop.client.peer,
+        host=hop.client.host,
+        tokens=hop.held,
+        limit=hop.opened.tokens,
+        stepped=hop.held > 0,
+        computing=hop.queue.computing,
+        since=hop.queue.since,
+        pause_s=hop.queue.pause_s,
+    )
