@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from shoal.models.build.loader import read_tensor
+from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.testing.checkpoints import BASE, BLOCKS, write_checkpoint
+
+
+def read_folder(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint's folder as they are meant, from safetensors or GGUF files."""
+    return {name: read_tensor(entry) for name, entry in open_checkpoint(folder).tensors.items()}
+
 
 Q4_1 = gguf.GGMLQuantizationType.Q4_1
 NAMES = {

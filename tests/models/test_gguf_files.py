@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import BadWeights, ModelError, UnknownModel, UnsupportedModel
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.digest import compute_digest
 from shoal.models.gguf.header import MAX_ITEMS, read_gguf_header
 from shoal.models.gguf.names import shard_names, whole_name
 from shoal.models.gguf.splits import read_gguf
@@ -147,6 +152,70 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def split(whole: Path, tmp_path: Path) -> list[Path]:
     """The three files of one model."""
     return [Path(shutil.copy(file, tmp_path)) for file in sorted(whole.glob("big-*.gguf"))]
+
+
+LIES_OF_THE_INDEX: dict[str, dict[str, Any]] = {
+    "another type": {"type": "Q9_9"},
+    "no type": {"type": None},
+    "half a block": {"shape": [64, 33]},
+    "no sizes": {"shape": []},
+    "a huge size": {"shape": [2**40, 2**40 * 32]},
+    "size 0": {"shape": [0, 64]},
+    "another folder": {"file": "../model.gguf"},
+    "another kind of file": {"file": "config.json"},
+    "a file that is not there": {"file": "other.gguf"},
+    "before the file": {"begin": -1},
+    "behind the file": {"begin": 2**40},
+    "heads that are cut": {"heads": 3},
+    "heads of nothing": {"heads": -2},
+    "another offset": {"less": float("inf")},
+    "a text": {"begin": "0"},
+}
+
+
+@pytest.mark.parametrize("lie", LIES_OF_THE_INDEX)
+def test_a_lie_of_the_index_is_named(lie: str, tmp_path: Path) -> None:
+    """It may have come with a stranger's folder."""
+    write_family(tmp_path / "m.gguf", tmp_path / "hf", "llama")
+    convert_gguf(tmp_path / "m.gguf", tmp_path / "out", silent)
+    index = tmp_path / "out" / "gguf.json"
+    stated = json.loads(index.read_text())
+    assert len(open_checkpoint(tmp_path / "out").tensors) == len(stated["tensors"])
+    stated["tensors"]["model.layers.0.self_attn.q_proj.weight"] |= LIES_OF_THE_INDEX[lie]
+    index.write_text(json.dumps(stated))
+    with pytest.raises(BadWeights) as caught:
+        open_checkpoint(tmp_path / "out")
+    assert caught.value.check
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"tensors": {}}', '{"tensors": {"a": 1}}', "{"])
+def test_an_index_that_is_none_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "gguf.json").write_text(content)
+    with pytest.raises(BadWeights):
+        open_checkpoint(tmp_path)
+
+
+def test_a_scale_that_is_no_number_is_found_when_the_file_is_hashed(tmp_path: Path) -> None:
+    write_family(tmp_path / "m.gguf", tmp_path / "hf", "llama")
+    convert_gguf(tmp_path / "m.gguf", tmp_path / "out", silent, take=True)
+    checkpoint = open_checkpoint(tmp_path / "out")
+    compute_digest(checkpoint)
+    entry = checkpoint.tensors["model.layers.2.mlp.up_proj.weight"]
+    raw = bytearray(entry.file.read_bytes())
+    raw[entry.begin + 20 * 7 + 2 : entry.begin + 20 * 7 + 4] = b"\0\x7c"  # the minimum of the eighth block
+    entry.file.write_bytes(raw)
+    with pytest.raises(BadWeights, match=r"layers\.2\.mlp\.up_proj"):
+        compute_digest(checkpoint)
+
+
+def test_whoever_reorders_the_rows_has_another_model(tmp_path: Path) -> None:
+    write_family(tmp_path / "m.gguf", tmp_path / "hf", "llama")
+    convert_gguf(tmp_path / "m.gguf", tmp_path / "out", silent)
+    checkpoint = open_checkpoint(tmp_path / "out")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    other = {**checkpoint.tensors, name: replace(checkpoint.tensors[name], heads=2)}
+    assert compute_digest(replace(checkpoint, tensors=other)) != compute_digest(checkpoint)
 
 
 def test_names_of_shards() -> None:

@@ -169,7 +169,7 @@ def test_a_gguf_file_of_the_hub_comes_with_its_siblings(hub: Hub, tmp_path: Path
     files = sorted((hub.folder / "ggufs").glob("big-*.gguf"))
     found = pull(tmp_path, f"org/ggufs/{files[1].name}", HF_ENDPOINT=hub.url)
     assert (found["name"], found["source"]) == ("big", f"hub:org/ggufs/{files[0].name}")
-    assert "model.safetensors" in found["files"]  # type: ignore[operator]
+    assert "model-00002-of-00003.gguf" in found["files"]  # type: ignore[operator]
     assert sum(file.stat().st_size for file in files) in found["totals"]  # type: ignore[operator]
     fetched = {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path}
     assert fetched == {file.name for file in files}

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import trio
-from transformers import AutoModelForCausalLM
 
 from shoal.client.sampling import Sampler, Sampling
 from shoal.client.session import Session
@@ -21,12 +20,16 @@ from shoal.client.swarm import Swarm
 from shoal.config import Settings
 from shoal.errors import UsageError
 from shoal.local.processes import enter_local_swarm, local_swarm
+from shoal.models.build.loader import load_weights
+from shoal.models.build.skeleton import causal_class, read_model_config
+from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.seam.cache import DynamicCache
 from shoal.models.seam.model import PreTrainedModel, cache_argument
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.progress import Progress
 from shoal.routing.formats import choose_format
+from shoal.types import DType
 
 PROMPT = tuple(range(100, 132))
 """32 token ids; what they say does not matter to the clock."""
@@ -89,12 +92,13 @@ class LocalDecoder:
         self.tokens: list[int] = []
 
     @classmethod
-    def load(cls, model: LocalModel, dtype: torch.dtype, threads: int) -> LocalDecoder:
+    def load(cls, model: LocalModel, dtype: DType, threads: int) -> LocalDecoder:
         """Load the model and run the prompt."""
         if threads:
             torch.set_num_threads(threads)
-        loaded = AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, local_files_only=True)
-        return cls(loaded.eval())
+        checkpoint = open_checkpoint(model.path)
+        config = read_model_config(checkpoint)
+        return cls(load_weights(causal_class(config), checkpoint, config, dtype))
 
     def decode(self, count: int) -> float:
         """Decode ``count`` tokens greedily; the seconds that it took."""
@@ -139,13 +143,13 @@ async def session_through(swarm: Swarm, settings: Settings, count: int) -> Async
         yield SessionDecoder(session, sampler, first.token)
 
 
-def _dtype(format: str) -> torch.dtype:
+def _dtype(format: str) -> DType:
     """What transformers itself computes in.
 
     Raises:
         UsageError: it has no such format.
     """
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    dtypes: dict[str, DType] = {"fp32": "float32", "bf16": "bfloat16"}
     if format not in dtypes:
         raise UsageError(
             f"transformers does not run {format} by itself, so there is nothing to compare with",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import outcome
@@ -20,6 +20,9 @@ from shoal.executor.weights.weight_cache import WeightCache
 from shoal.models.build.rope_scaling import RopeScaling
 from shoal.models.checkpoint.checkpoint import Checkpoint
 from shoal.types import Format
+
+if TYPE_CHECKING:
+    from shoal.models.gguf.weights import GgufRows
 
 _ResultT = TypeVar("_ResultT")
 
@@ -63,7 +66,7 @@ class FusedEnds:
     def __init__(
         self,
         shape: LlamaShape,
-        embedding: Array,
+        embedding: Array | GgufRows,
         norm: Floats,
         head: Matrix,
         *,

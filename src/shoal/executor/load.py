@@ -14,7 +14,7 @@ from shoal.executor.kernels.c_kernels import ThreadTeam, library
 from shoal.executor.runner import Runner
 from shoal.executor.shape import LlamaShape, llama_shape
 from shoal.executor.weights.llama_blocks import expected_names, read_layers
-from shoal.executor.weights.tensors import DTYPES
+from shoal.executor.weights.tensors import is_readable
 from shoal.executor.weights.weight_cache import WeightCache
 from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.store.local_model import LocalModel
@@ -32,7 +32,7 @@ def fused_shape(checkpoint: Checkpoint, span: Span, format: Format) -> LlamaShap
     if shape is None or span.end > len(shape.windows):
         return None
     whole = all(expected_names(shape, checkpoint, block) for block in range(span.start, span.end))
-    return shape if whole and all(entry.dtype in DTYPES for entry in checkpoint.tensors.values()) else None
+    return shape if whole and all(map(is_readable, checkpoint.tensors.values())) else None
 
 
 def load_runner(

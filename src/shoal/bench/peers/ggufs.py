@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from filelock import FileLock
 from gguf import GGMLQuantizationType, GGUFWriter
-from safetensors import safe_open
 
 from shoal.errors import UnsupportedModel
+from shoal.models.build.loader import read_tensor
 from shoal.models.build.skeleton import read_model_config
 from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.seam.config import PretrainedConfig
@@ -131,8 +131,7 @@ def _arrays(
 ) -> Iterator[np.ndarray]:
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, _ in names:
-        with safe_open(checkpoint.tensors[name].file, framework="pt") as opened:
-            tensor: torch.Tensor = opened.get_tensor(name)
+        tensor = read_tensor(checkpoint.tensors[name])
         if tensor.dim() == 1:
             yield tensor.float().numpy()
             continue

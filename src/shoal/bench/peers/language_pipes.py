@@ -23,7 +23,7 @@ from shoal.bench.peers.programs import (
     running_program,
 )
 from shoal.config import Settings
-from shoal.errors import DeadlineExceeded
+from shoal.errors import DeadlineExceeded, UnsupportedModel
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
 from shoal.progress import Progress
@@ -73,8 +73,14 @@ async def language_pipes(
         folder: for their configurations and logs.
 
     Raises:
+        UnsupportedModel: the model's weights lie in a GGUF file, which it does not read.
         ShoalError: it cannot be installed, or a node did not come up.
     """
+    if any(entry.file.suffix == ".gguf" for entry in open_checkpoint(model.path).tensors.values()):
+        raise UnsupportedModel(
+            f"{model.name} is a GGUF file, which language-pipes does not read",
+            next_command="shoal bench peers --model random-1.1b",
+        )
     venv = bench_folder(settings) / "language-pipes"
     progress("installing language-pipes, once", 0, 0)
     await make_venv(venv, REQUIREMENT, {})

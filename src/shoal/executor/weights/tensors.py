@@ -7,7 +7,7 @@ tensor lies inside of its file and has as many bytes as its shape needs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,11 @@ from shoal.errors import BadWeights
 from shoal.executor.arrays import Array, Floats, empty, widen
 from shoal.executor.kernels.c_kernels import Matrix, pack
 from shoal.models.checkpoint.checkpoint import Checkpoint
-from shoal.models.checkpoint.headers import TensorEntry
+from shoal.models.checkpoint.headers import ITEM_SIZE, TensorEntry
 from shoal.types import Format
+
+if TYPE_CHECKING:
+    from shoal.models.gguf.weights import GgufRows
 
 DTYPES: dict[str, npt.DTypeLike] = {
     "F64": np.float64,
@@ -26,6 +29,11 @@ DTYPES: dict[str, npt.DTypeLike] = {
     "BF16": np.uint16,
 }
 """By safetensors' name, how an array holds what weights are stored in. Files are little-endian, as we are."""
+
+
+def is_readable(entry: TensorEntry) -> bool:
+    """Whether a tensor's elements are numbers with a fraction: floating, or the blocks of a GGUF file."""
+    return entry.dtype in DTYPES or entry.dtype not in ITEM_SIZE
 
 
 class Tensors:
@@ -49,7 +57,7 @@ class Tensors:
                 f"{self._checkpoint.folder}: tensor {name} is missing",
                 check="check that the model was downloaded completely",
             )
-        if entry.dtype not in DTYPES:
+        if not is_readable(entry):
             raise BadWeights(
                 f"{self._checkpoint.folder}: tensor {name} is in {entry.dtype}, which no weights are"
             )
@@ -78,9 +86,13 @@ class Tensors:
             raise self._wrong(biases[0], (rows,))
         return pack(_read(weights, (rows, cols)), format, _read(biases, (rows,)) if biases else None)
 
-    def mapped(self, name: str) -> Array:
-        """A tensor that stays pages of its file: only the rows that are used come into memory."""
+    def mapped(self, name: str) -> Array | GgufRows:
+        """A matrix that stays pages of its file: only the rows that are used come into memory."""
         entry = self.entry(name)
+        if not entry.is_plain:
+            from shoal.models.gguf.weights import GgufRows  # noqa: PLC0415 - the gguf package, which few need
+
+            return GgufRows(entry)
         return np.memmap(entry.file, DTYPES[entry.dtype], "r", entry.begin, entry.shape).view(np.ndarray)
 
     def _wrong(self, entry: TensorEntry, wanted: tuple[int, ...]) -> BadWeights:
@@ -101,12 +113,17 @@ def _read(entries: Sequence[TensorEntry], shape: tuple[int, ...]) -> Array:
     Raises:
         BadWeights: a file has become shorter than its header says, or cannot be read.
     """
-    kinds = {entry.dtype for entry in entries}
-    found = empty(shape, DTYPES[entries[0].dtype] if len(kinds) == 1 else np.float32)
+    kinds = {entry.dtype if entry.is_plain else "" for entry in entries}
+    if kinds == {""} and len(entries) == 1:
+        from shoal.models.gguf.weights import read_floats  # noqa: PLC0415 - the gguf package, which few need
+
+        return read_floats(entries[0])
+    alike = len(kinds) == 1 and "" not in kinds
+    found = empty(shape, DTYPES[entries[0].dtype] if alike else np.float32)
     at = 0
     for entry in entries:
         part = found[at : at + entry.shape[0]]
-        if len(kinds) == 1:
+        if alike:
             _fill(part, entry)
         else:
             part[...] = widen(_read([entry], entry.shape))

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from shoal.errors import BadWeights
 from shoal.models.checkpoint.checkpoint import Checkpoint
+from shoal.models.checkpoint.headers import TensorEntry
 from shoal.models.seam.config import PretrainedConfig
 from shoal.models.seam.loading import QuantizationConfigMixin, fill
 from shoal.models.seam.logging import quiet
@@ -23,6 +24,7 @@ TORCH_DTYPE: dict[DType, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+GGUF = ".gguf"
 # What transformers raises on configs and weights that it cannot make sense of.
 REFUSED = (
     ValueError,
@@ -81,12 +83,46 @@ def _slices(checkpoint: Checkpoint, dtype: DType | None, stack: ExitStack) -> di
     opened: dict[tuple[Path, str], Any] = {}
     slices: dict[str, Any] = {}
     for name, entry in checkpoint.tensors.items():
+        if entry.file.suffix == GGUF:
+            slices[name] = _GgufSlice(entry)
+            continue
         backend = "mmap" if entry.dtype == stored else "pread"
         if (entry.file, backend) not in opened:
             handle = safe_open(entry.file, framework="pt", backend=backend)
             opened[entry.file, backend] = stack.enter_context(handle)
         slices[name] = opened[entry.file, backend].get_slice(entry.name)
     return slices
+
+
+def read_tensor(entry: TensorEntry) -> torch.Tensor:
+    """A tensor as it is stored; one of a GGUF file in float32.
+
+    Raises:
+        BadWeights, UnsupportedModel: see :func:`shoal.models.gguf.weights.read_floats`.
+    """
+    if entry.file.suffix == GGUF:
+        return _GgufSlice(entry)[...]
+    with safe_open(entry.file, framework="pt") as opened:
+        return opened.get_tensor(entry.name)
+
+
+class _GgufSlice:
+    """A tensor of a GGUF file, which becomes float32 once the loader takes of it."""
+
+    def __init__(self, entry: TensorEntry) -> None:
+        self._entry = entry
+
+    def get_shape(self) -> list[int]:
+        return list(self._entry.shape)
+
+    def get_dtype(self) -> str:
+        return "F32"
+
+    def __getitem__(self, part: Any) -> torch.Tensor:
+        from shoal.models.gguf.weights import read_floats  # noqa: PLC0415 - the gguf package, which few need
+
+        # A copy in torch's own memory: the last bit of a product can depend on where it begins.
+        return torch.from_numpy(read_floats(self._entry))[part].clone()
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""A checkpoint: a folder with ``config.json`` and safetensors files, read without running anything of it."""
+"""A checkpoint: a folder with ``config.json`` and safetensors or GGUF files; nothing of it is run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Checkpoint:
 
     @property
     def files(self) -> list[Path]:
-        """The safetensors files, sorted."""
+        """The files with the weights, sorted."""
         return sorted({entry.file for entry in self.tensors.values()})
 
 
@@ -65,6 +65,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         UnsupportedModel: the weights are pickled or quantised, or the model needs code of its own.
     """
     config = _read_whole_config(folder)
+    if _is_gguf(folder):
+        from shoal.models.gguf.index import read_index  # noqa: PLC0415 - the gguf package, which few need
+
+        return Checkpoint(folder, config, read_index(folder))
     tensors: dict[str, TensorEntry] = {}
     for file, wanted in _files(folder):
         entries = read_safetensors_header(file)
@@ -157,6 +161,11 @@ def _most(name: str) -> int:
     if not COUNTS.search(name):
         return 2**31 - 1
     return MAX_LAYERS if LAYERS.search(name) else MAX_TENSORS
+
+
+def _is_gguf(folder: Path) -> bool:
+    """Whether the weights lie in GGUF files, and nowhere else."""
+    return (folder / "gguf.json").is_file() and not any((folder / name).is_file() for name in (SINGLE, INDEX))
 
 
 def _files(folder: Path) -> list[tuple[Path, Set[str]]]:

@@ -1,7 +1,8 @@
 """A model's digest: what makes two copies the same model.
 
-It covers the config, without what only records who wrote it, and every tensor's name, dtype, shape and bytes.
-How the tensors are spread over files does not matter.
+It covers the config, without what only records who wrote it, and every tensor's name, dtype, shape and bytes
+as they lie in the file. How the tensors are spread over files does not matter. So a GGUF file is another
+model than the safetensors that it was made of, or that are made of it; split in parts it is the same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from shoal.errors import BadWeights
 from shoal.models.checkpoint.checkpoint import Checkpoint
-from shoal.models.checkpoint.headers import ITEM_SIZE, TensorEntry
+from shoal.models.checkpoint.headers import TensorEntry
 from shoal.progress import Progress, silent
 from shoal.types import Digest
 
@@ -37,7 +38,8 @@ def compute_digest(checkpoint: Checkpoint, progress: Progress = silent) -> Diges
     buffer = bytearray(CHUNK)
     # In the order of the bytes on the disk; the manifest is sorted by name.
     for entry in sorted(checkpoint.tensors.values(), key=lambda e: (e.file, e.begin)):
-        tensors.append([entry.name, entry.dtype, list(entry.shape), _hash_tensor(entry, buffer)])
+        changed = [entry.heads, entry.less] if entry.heads or entry.less else []
+        tensors.append([entry.name, entry.dtype, list(entry.shape), _hash_tensor(entry, buffer), *changed])
         done += entry.size
         progress("Hashing", done, total)
     config = {key: value for key, value in checkpoint.config.items() if key not in VOLATILE}
@@ -59,7 +61,7 @@ def files_fingerprint(folder: Path) -> str:
     Raises:
         OSError: the folder is gone.
     """
-    names = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors")]
+    names = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors", ".gguf")]
     # In the hub's cache files are links; one that leads nowhere any more is a change, too.
     stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in names if p.exists()]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
@@ -87,18 +89,19 @@ def _hash_tensor(entry: TensorEntry, buffer: bytearray) -> str:
 
 
 def _hash_bytes(entry: TensorEntry, buffer: bytearray) -> str:
-    from shoal.models.checkpoint.finite import check_finite  # noqa: PLC0415 - numpy, which a fingerprint needs not
+    from shoal.models.checkpoint.finite import whole_bytes, check_finite  # noqa: PLC0415 - numpy, which a fingerprint needs not
 
     digest = hashlib.sha256()
-    left = entry.size
+    left, block = entry.size, whole_bytes(entry)
+    piece = len(buffer) // block * block
     with entry.file.open("rb") as stream, memoryview(buffer) as view:
         stream.seek(entry.begin)
         while left:
-            read = stream.readinto(view[: min(left, len(buffer))])  # whole elements, but at the file's end
+            read = stream.readinto(view[: min(left, piece)])  # whole blocks, but at the file's end
             if not read:
                 raise BadWeights(f"{entry.file}: it was cut while it was read", check="fetch the model again")
             digest.update(view[:read])
             left -= read
-            if read % ITEM_SIZE[entry.dtype] == 0:
+            if read % block == 0:
                 check_finite(entry, view[:read])
     return digest.hexdigest()

@@ -45,13 +45,23 @@ class TensorEntry:
 
     name: str
     dtype: str
-    """As safetensors names it, for example ``BF16``."""
+    """As its file names it, for example ``BF16`` in safetensors, ``Q4_1`` in a GGUF file."""
     shape: tuple[int, ...]
     file: Path
     begin: int
     """Its first byte, counted from the beginning of the file."""
     size: int
     """Bytes."""
+    heads: int = 0
+    """How many heads the rows are of, if they are in llama.cpp's order: pairs that rotate together are
+    neighbours there, where transformers has halves; 0: the rows are in order."""
+    less: float = 0.0
+    """What is taken off each element: Gemma's norms are stored in GGUF files with 1 added."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the bytes are the elements, one after another, as they are in a safetensors file."""
+        return self.dtype in ITEM_SIZE and not self.heads and not self.less
 
 
 def read_safetensors_header(file: Path) -> list[TensorEntry]:

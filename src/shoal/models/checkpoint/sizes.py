@@ -8,7 +8,7 @@ from collections import defaultdict
 
 from shoal.errors import UnsupportedModel
 from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from shoal.models.checkpoint.headers import FLOATING, TensorEntry
+from shoal.models.checkpoint.headers import FLOATING, ITEM_SIZE, TensorEntry
 from shoal.models.store.local_model import LocalModel
 from shoal.types import WEIGHT_BYTES, Format
 
@@ -40,4 +40,5 @@ def _block_bytes(checkpoint: Checkpoint, n_blocks: int, format: Format) -> list[
 
 
 def _held_bytes(entry: TensorEntry, format: Format) -> int:
-    return math.ceil(math.prod(entry.shape) * WEIGHT_BYTES[format]) if entry.dtype in FLOATING else entry.size
+    is_weight = entry.dtype in FLOATING or entry.dtype not in ITEM_SIZE  # the latter: blocks of a GGUF file
+    return math.ceil(math.prod(entry.shape) * WEIGHT_BYTES[format]) if is_weight else entry.size

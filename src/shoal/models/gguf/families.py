@@ -12,11 +12,11 @@ from typing import Any
 from gguf import get_tensor_name_map
 from gguf.constants import MODEL_ARCH_NAMES
 
+from shoal.models.checkpoint.headers import TensorEntry
 from shoal.models.gguf.fields import Fields, NotCovered
 from shoal.models.gguf.header import bad
 from shoal.models.gguf.rope import DEFAULT_BASE, rope_parameters
 from shoal.models.gguf.splits import Gguf
-from shoal.models.gguf.weights import TensorPlacement
 
 NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 ATTENTION = tuple(f"self_attn.{part}_proj.weight" for part in "qkvo")
@@ -131,7 +131,8 @@ class Conversion:
     """What a GGUF file becomes."""
 
     config: dict[str, Any]
-    tensors: list[TensorPlacement]
+    tensors: list[TensorEntry]
+    """By the checkpoint's names, each where it lies in the GGUF files."""
 
 
 def plan_conversion(gguf: Gguf) -> Conversion:
@@ -157,8 +158,7 @@ def plan_conversion(gguf: Gguf) -> Conversion:
     if family.biases:
         config["attention_bias"] = biased
     names = (*family.block, *BIASES, "self_attn.o_proj.bias") if biased else family.block
-    tensors = _place(gguf, fields.arch, family, numbers, names)
-    used.update(placed.source.name for placed in tensors)
+    tensors = _place(gguf, fields.arch, family, numbers, names, used)
     if left := next((name for name in gguf.tensors if name not in used), None):
         raise NotCovered(f"it has a tensor {left[:80]!r}")
     return Conversion(config, tensors)
@@ -285,14 +285,14 @@ def _granite(fields: Fields, numbers: Numbers, config: dict[str, Any]) -> dict[s
 
 
 def _place(
-    gguf: Gguf, arch: str, family: Family, numbers: Numbers, block: tuple[str, ...]
-) -> list[TensorPlacement]:
-    """Every tensor of the checkpoint, and what it is made of."""
+    gguf: Gguf, arch: str, family: Family, numbers: Numbers, block: tuple[str, ...], used: set[str]
+) -> list[TensorEntry]:
+    """Every tensor of the checkpoint, where it lies; adds the names that it has there to ``used``."""
     kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == arch)
     names = get_tensor_name_map(kind, numbers.blocks)
     tensors = gguf.tensors
 
-    def place(name: str, shape: tuple[int, ...]) -> TensorPlacement:
+    def place(name: str, shape: tuple[int, ...]) -> TensorEntry:
         stored = str(names.get_name(name, try_suffixes=(".weight", ".bias")))
         source = tensors.get(stored)
         if source is None:
@@ -301,7 +301,11 @@ def _place(
             raise bad(gguf.file, f"tensor {stored!r} has shape {source.shape}, not {shape}")
         part = name.split(".")[-2]
         heads = {"q_proj": numbers.heads, "k_proj": numbers.kv_heads}.get(part, 0) if family.in_pairs else 0
-        return TensorPlacement(name, source, heads, family.norms_less if part.endswith("norm") else 0.0)
+        if heads and source.size < source.shape[0]:  # less than a byte each: the vector is of blocks
+            raise NotCovered(f"a vector {stored!r} of type {source.type.name}")
+        used.add(stored)
+        less = family.norms_less if part.endswith("norm") else 0.0
+        return source.entry(name, heads=heads, less=less)
 
     found = [
         place("model.embed_tokens.weight", (numbers.vocab, numbers.hidden)),

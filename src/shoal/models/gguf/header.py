@@ -16,7 +16,7 @@ from pathlib import Path
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from shoal.errors import BadWeights, UnsupportedModel
-from shoal.models.checkpoint.headers import MAX_TENSORS
+from shoal.models.checkpoint.headers import MAX_TENSORS, TensorEntry
 from shoal.models.store.lookalikes import what_it_is
 
 MAGIC = b"GGUF"
@@ -50,6 +50,10 @@ class GgufTensor:
     """Its first byte, counted from the beginning of the file."""
     size: int
     """Bytes."""
+
+    def entry(self, name: str, *, heads: int = 0, less: float = 0.0) -> TensorEntry:
+        """The same place as a checkpoint's tensor ``name``; the rest is as :class:`TensorEntry` has it."""
+        return TensorEntry(name, self.type.name, self.shape, self.file, self.begin, self.size, heads, less)
 
 
 @dataclass(frozen=True, slots=True)

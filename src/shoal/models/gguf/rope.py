@@ -34,15 +34,15 @@ def rope_parameters(gguf: Gguf, fields: Fields, rotary: int, used: set[str]) -> 
     found = _scaling(fields, f"{rope}.scaling")
     if FACTORS in gguf.tensors:
         used.add(FACTORS)
-        factors = read_floats(gguf.tensors[FACTORS])
+        factors = read_floats(gguf.tensors[FACTORS].entry(FACTORS))
         found = _llama3(gguf, factors, base, rotary) if np.any(factors != 1.0) else found
     if LONG in gguf.tensors and SHORT in gguf.tensors:
         used |= {LONG, SHORT}
         original = fields.size(f"{rope}.scaling.original_context_length")
         found = {
             "rope_type": "longrope",
-            "long_factor": read_floats(gguf.tensors[LONG]).tolist(),
-            "short_factor": read_floats(gguf.tensors[SHORT]).tolist(),
+            "long_factor": read_floats(gguf.tensors[LONG].entry(LONG)).tolist(),
+            "short_factor": read_floats(gguf.tensors[SHORT].entry(SHORT)).tolist(),
             "original_max_position_embeddings": original,
         }
     return {"rope_theta": base, **found}

@@ -1,117 +1,106 @@
-"""The tensors of a GGUF file as a safetensors file in float32, written a piece at a time.
+"""The tensors of a GGUF file, read where they lie: as bytes of some rows, or as float32.
 
 A GGUF's blocks are small integers times a float16 scale plus a float16 minimum (Q4_1): the products need more
-bits than bfloat16 or float16 have, so float32 is the smallest type that keeps what transformers computes from
-the file when it loads it itself.
+bits than bfloat16 or float16 have, so float32 is the smallest type that keeps what the file means.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 from gguf import dequantize
-from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from shoal.errors import UnsupportedModel
-from shoal.models.gguf.header import GgufTensor, bad
-from shoal.progress import Progress
+from shoal.errors import BadWeights, UnsupportedModel
+from shoal.models.checkpoint.headers import TensorEntry
 
 PIECE = 1 << 16
 """Elements that are converted at once: what numpy makes on the way stays in the processor's cache. With 16
 times as many, a conversion takes 1.6 times as long."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorPlacement:
-    """A tensor of the checkpoint, and the one of the GGUF file that it is made of."""
-
-    name: str
-    source: GgufTensor
-    heads: int = 0
-    """How many heads the rows are of, if they are in llama.cpp's order: pairs that rotate together are
-    neighbours there, where transformers has halves; 0: the rows are in order."""
-    less: float = 0.0
-    """What is taken off each element: Gemma's norms are stored with 1 added."""
-
-
-def write_weights(tensors: Sequence[TensorPlacement], file: Path, progress: Progress) -> None:
-    """Write ``tensors`` to ``file``, in the order and with the header that safetensors itself writes.
+def block_size(dtype: str) -> tuple[int, int]:
+    """Elements of a block of a GGUF type, and its bytes.
 
     Raises:
-        BadWeights: a GGUF file became shorter while it was read.
-        UnsupportedModel: the gguf package cannot unpack a type of block.
-        OSError: the disk is full.
+        KeyError: there is no such type.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    ordered = sorted(tensors, key=lambda placed: placed.name)
-    for placed in ordered:
-        begin, end = end, end + 4 * math.prod(placed.source.shape)
-        header[placed.name] = {
-            "dtype": "F32",
-            "shape": list(placed.source.shape),
-            "data_offsets": [begin, end],
-        }
-    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    raw += b" " * (-len(raw) % 8)
-    with file.open("wb") as out:
-        out.write(len(raw).to_bytes(8, "little") + raw)
-        for done, placed in enumerate(ordered):
-            progress("Converting", done, len(ordered))
-            for piece in _pieces(placed):
-                out.write(piece.data)
-    progress("Converting", len(ordered), len(ordered))
+    return GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
 
 
-def read_floats(tensor: GgufTensor) -> NDArray[np.float32]:
-    """A small tensor whole, ``tensor.shape``. Raises as :func:`write_weights`."""
-    return np.concatenate(list(_pieces(TensorPlacement("", tensor)))).reshape(tensor.shape)
+def read_blocks(entry: TensorEntry) -> NDArray[np.uint8]:
+    """A tensor's bytes, ``[rows, bytes of a row]``, its rows in transformers' order.
 
-
-def _pieces(placed: TensorPlacement) -> Iterator[NDArray[np.float32]]:
-    """The elements of a tensor, in order."""
-    source = placed.source
-    elements, size = GGML_QUANT_SIZES[source.type]
-    if placed.heads:
-        yield _floats(_reordered(source, placed.heads), source)
-        return
-    left, at = source.size, source.begin
-    with source.file.open("rb") as stream:
-        stream.seek(at)
-        while left:
-            raw = np.fromfile(stream, np.uint8, min(left, max(PIECE // elements, 1) * size))
-            if not len(raw) or len(raw) % size:
-                raise bad(source.file, "it was cut while it was read")
-            left -= len(raw)
-            piece = _floats(raw, source)
-            yield piece - np.float32(placed.less) if placed.less else piece
-
-
-def _reordered(source: GgufTensor, heads: int) -> NDArray[np.uint8]:
-    """The bytes of a matrix, its rows in transformers' order."""
-    with source.file.open("rb") as stream:
-        stream.seek(source.begin)
-        raw = np.fromfile(stream, np.uint8, source.size)
-    if len(raw) < source.size:
-        raise bad(source.file, "it was cut while it was read")
-    pairs = raw.reshape(heads, source.shape[0] // heads // 2, 2, -1)
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)
-
-
-def _floats(raw: NDArray[np.uint8], source: GgufTensor) -> NDArray[np.float32]:
+    Raises:
+        BadWeights: the file cannot be read, or became shorter.
+    """
     try:
-        with np.errstate(all="ignore"):  # scales that overflow are the file's, and are kept
-            found = cast("NDArray[np.float32]", dequantize(raw[None], source.type))
+        with entry.file.open("rb") as stream:
+            stream.seek(entry.begin)
+            raw = np.fromfile(stream, np.uint8, entry.size)
+    except OSError as error:
+        raise BadWeights(
+            f"{entry.file}: {error.strerror or error}", check="check that the file is there, and the disk"
+        ) from error
+    if len(raw) < entry.size:
+        raise BadWeights(f"{entry.file}: it ends within tensor {entry.name}", check="fetch the model again")
+    rows = entry.shape[0] if entry.heads else math.prod(entry.shape[:-1])  # a bias has rows of one element
+    found = raw.reshape(rows, entry.size // rows)
+    return np.ascontiguousarray(found[_order(entry)]) if entry.heads else found
+
+
+def read_floats(entry: TensorEntry) -> NDArray[np.float32]:
+    """A tensor in float32, ``entry.shape``.
+
+    Raises:
+        BadWeights: see :func:`read_blocks`.
+        UnsupportedModel: the gguf package cannot unpack its type of block.
+    """
+    raw = read_blocks(entry).reshape(-1)
+    found = np.empty(math.prod(entry.shape), np.float32)
+    elements, size = block_size(entry.dtype)
+    step = max(PIECE // elements, 1)
+    for at in range(0, len(raw) // size, step):
+        piece = _floats(raw[at * size : (at + step) * size], entry)
+        found[at * elements : at * elements + len(piece)] = piece
+    return found.reshape(entry.shape)
+
+
+class GgufRows:
+    """A matrix that stays pages of its file: rows become float32 when they are asked for."""
+
+    def __init__(self, entry: TensorEntry) -> None:
+        self._entry = entry
+        rows, self._cols = entry.shape
+        self._blocks = np.memmap(entry.file, np.uint8, "r", entry.begin, (rows, entry.size // rows))
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """float32 ``[len(rows), cols]``. Raises as :func:`read_floats`."""
+        raw = np.ascontiguousarray(self._blocks[rows]).reshape(-1)
+        return _floats(raw, self._entry).reshape(len(rows), self._cols)
+
+
+def _order(entry: TensorEntry) -> NDArray[np.intp]:
+    """Which row of the file each row of the matrix is."""
+    pairs = np.arange(entry.shape[0]).reshape(entry.heads, -1, 2)
+    return pairs.swapaxes(1, 2).reshape(-1)
+
+
+def _floats(raw: NDArray[np.uint8], entry: TensorEntry) -> NDArray[np.float32]:
+    try:
+        with np.errstate(all="ignore"):  # scales that overflow are found by the digest
+            found = cast(
+                "NDArray[np.float32]", dequantize(raw[None], GGMLQuantizationType[entry.dtype])
+            ).reshape(-1)
     except NotImplementedError as error:
         raise UnsupportedModel(
-            f"{source.file}: the gguf package cannot unpack blocks of type {source.type.name}",
+            f"{entry.file}: the gguf package cannot unpack blocks of type {entry.dtype}",
             check="use another quantisation of the model, for example Q4_K_M or Q8_0",
         ) from error
-    return np.ascontiguousarray(found.reshape(-1))
+    return found - np.float32(entry.less) if entry.less else found

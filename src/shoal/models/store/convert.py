@@ -1,7 +1,7 @@
-"""A GGUF file becomes a Hugging Face folder, once.
+"""A GGUF file becomes a checkpoint's folder, once: with config and tokenizer, and the weights in the file.
 
-What our kernels run is converted here, in seconds and with little memory. Anything else goes the way through
-transformers, which takes all weights into memory.
+The weights of what our kernels run stay in the file, which the folder leads to. Anything else goes the way
+through transformers, which takes all weights into memory and writes them in float32.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shoal.models.gguf.families import Conversion, plan_conversion
 from shoal.models.gguf.fields import Fields, NotCovered
+from shoal.models.gguf.index import write_index
 from shoal.models.gguf.splits import Gguf, read_gguf
 from shoal.models.gguf.tokenizer import convert_tokenizer
-from shoal.models.gguf.weights import write_weights
 from shoal.models.untrusted import panics
 from shoal.progress import Progress
 
@@ -30,20 +31,31 @@ SAMPLING = {
 """What a model's authors recommend: by the name in GGUF, that in ``generation_config.json``."""
 
 
+TOKENIZER_SIZE = 4
+"""Bytes that config and tokenizer take as JSON, at most, for each of the pairs in the file."""
+
+
 def converted_size(file: Path) -> int:
-    """Bytes that the converted weights take.
+    """Bytes that are written for a model, beside its file.
 
     Raises:
-        BadWeights, UnsupportedModel: see :func:`shoal.models.gguf.splits.read_gguf`.
+        BadWeights, UnsupportedModel: see :func:`shoal.models.gguf.splits.read_gguf` and ``plan_conversion``.
     """
-    return sum(4 * math.prod(tensor.shape) for tensor in read_gguf(file).tensors.values())
+    gguf = read_gguf(file)
+    try:
+        plan_conversion(gguf)
+    except NotCovered:
+        return sum(4 * math.prod(tensor.shape) for tensor in gguf.tensors.values())
+    begin, end = gguf.headers[0].pairs_at
+    return TOKENIZER_SIZE * (end - begin)
 
 
-def convert_gguf(file: Path, folder: Path, progress: Progress) -> None:
-    """Write ``folder``: config, generation config, tokenizer with its chat template, weights in float32.
+def convert_gguf(file: Path, folder: Path, progress: Progress, *, take: bool = False) -> None:
+    """Write ``folder``: config, generation config, tokenizer with its template, and where the weights lie.
 
     Args:
         file: the model's file, or any one of several that it is split into.
+        take: whether the files may be moved into ``folder``; else links there lead to them.
 
     Raises:
         UnsupportedModel: neither we nor transformers know the architecture.
@@ -64,7 +76,21 @@ def convert_gguf(file: Path, folder: Path, progress: Progress) -> None:
             return
     _write_json(folder / "config.json", conversion.config)
     _write_json(folder / "generation_config.json", _generation(gguf, conversion))
-    write_weights(conversion.tensors, folder / "model.safetensors", progress)
+    names = {header.file: name for header, name in zip(gguf.headers, _file_names(gguf), strict=True)}
+    write_index(folder, [replace(entry, file=folder / names[entry.file]) for entry in conversion.tensors])
+    for source, name in names.items():
+        if take:
+            source.rename(folder / name)
+        else:
+            (folder / name).symlink_to(source.resolve())
+
+
+def _file_names(gguf: Gguf) -> list[str]:
+    """What the files are called in the model's folder, as llama.cpp finds them too."""
+    count = len(gguf.headers)
+    if count == 1:
+        return ["model.gguf"]
+    return [f"model-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
 
 
 def _generation(gguf: Gguf, conversion: Conversion) -> dict[str, Any]:

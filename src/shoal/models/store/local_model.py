@@ -24,17 +24,17 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A folder that transformers loads, and what is known of it."""
+    """A checkpoint's folder, and what is known of it."""
 
     name: str
     path: Path
-    """A Hugging Face folder: config, safetensors, tokenizer."""
+    """Config, tokenizer, and weights: safetensors, or GGUF files with an index of them."""
     digest: Digest
     shape: ModelShape
     size: int
     """Bytes of the tensors as stored."""
     dtype: str
-    """What most of those bytes are, as safetensors names it, for example ``F32``."""
+    """What most of those bytes are, as their file names it, for example ``F32`` or ``Q4_1``."""
     source: str
     """Where it came from: ``catalogue:…``, ``folder:…``, ``gguf:…`` or ``hub:…``."""
     end_tokens: frozenset[int] = frozenset()

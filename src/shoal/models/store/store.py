@@ -1,7 +1,7 @@
-"""The models on this machine: one folder each, with a record, and weights where they were converted here.
+"""The models on this machine: one folder each, with a record, and what was made of a GGUF file here.
 
-A local folder or a snapshot of the hub is only referred to. Importing this takes no time: torch and
-transformers come in when a model is fetched or has changed.
+A local folder, a GGUF file or a snapshot of the hub is only referred to. Importing this takes no time: torch
+and transformers come in when a model is fetched or has changed.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class ModelStore:
         return self._fetch(source, instead, progress)
 
     def _keep(self, brought: Path, name: str, offer: Offer, partial: Path, progress: Progress) -> LocalModel:
-        """Refer to a folder; convert a GGUF file. Its name's lock is held."""
+        """Refer to a folder; make one of a GGUF file. Its name's lock is held."""
         if brought.is_dir():
             model = _describe(brought, name, offer.origin, progress)
             records.write(self._folder(name), model)
@@ -156,7 +156,8 @@ class ModelStore:
         if not offer.disk:
             check_free(self.root, name, needed)
         with told_if_full(self.root, name, lambda: needed):
-            convert_gguf(brought, partial / records.WEIGHTS, progress)
+            ours = brought.is_relative_to(partial)
+            convert_gguf(brought, partial / records.WEIGHTS, progress, take=ours)
             shutil.rmtree(partial / "scratch")
             model = _describe(partial / records.WEIGHTS, name, offer.origin, progress)
             records.write(partial, model)
@@ -178,6 +179,8 @@ class ModelStore:
         record = records.raw(self._folder(model.name))
         if record is not None and record.get("fingerprint") == files_fingerprint(model.path):
             return model
+        if (changed := _changed_file(model)) is not None:
+            return self._fetch(*changed, progress)
         model = _describe(model.path, model.name, model.source, progress)
         records.write(self._folder(model.name), model)
         return model
@@ -263,7 +266,17 @@ class ModelStore:
 
 
 def _is_whole(model: LocalModel) -> bool:
-    return (model.path / "config.json").is_file()
+    files = model.path.glob("*.gguf")
+    return (model.path / "config.json").is_file() and all(file.is_file() for file in files)
+
+
+def _changed_file(model: LocalModel) -> tuple[Source, Offer] | None:
+    """What a model is to be made of anew, if it is read from a GGUF file of this machine that has changed."""
+    source, path = FolderSource(), origin_id(model.source)
+    if not model.source.startswith("gguf:") or source.identify(path) is None:
+        return None
+    offer = source.offer(path)
+    return (source, offer) if offer.origin != model.source else None
 
 
 def _describe(folder: Path, name: str, source: str, progress: Progress) -> LocalModel:
