@@ -89,7 +89,7 @@ def _hash_tensor(entry: TensorEntry, buffer: bytearray) -> str:
 
 
 def _hash_bytes(entry: TensorEntry, buffer: bytearray) -> str:
-    from shoal.models.checkpoint.finite import whole_bytes, check_finite  # noqa: PLC0415 - numpy, which a fingerprint needs not
+    from shoal.models.checkpoint.finite import check_finite, whole_bytes  # noqa: PLC0415 - numpy, which a fingerprint needs not
 
     digest = hashlib.sha256()
     left, block = entry.size, whole_bytes(entry)
