@@ -158,6 +158,14 @@ class Settings:
             "Memory the node may use for weights and KV, for example 4GiB; 0 uses half of what is free."
         ),
     )
+    device: str = field(
+        default="auto",
+        metadata=_about(
+            "Where weights lie and forwards run: auto, cpu, cuda, cuda:1, mps or xpu. With auto it is the "
+            "accelerator that has the most memory free, if it has 1 GiB at least, else the CPU. What memory "
+            "and KV say is then of that device."
+        ),
+    )
     threads: int = field(
         default=0, metadata=_about("Compute threads of the node; 0 uses one per physical core.")
     )
@@ -399,6 +407,7 @@ def _spell(kind: Any) -> str:
     return names.get(kind, "a list of texts")
 
 
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?")
 _PORTS = (0, 65535)
 _BOUNDS: dict[str, tuple[float, float]] = {
     "port": _PORTS,
@@ -432,6 +441,10 @@ def _check(settings: Settings) -> None:
         value = getattr(settings, name)
         if not (math.isfinite(value) and least <= value <= most):
             raise UsageError(f"{name} is {value}", check=f"set it between {least} and {most}")
+    if not _DEVICE.fullmatch(settings.device):
+        raise UsageError(
+            f"device is {settings.device!r}", check="set it to auto, cpu, cuda, cuda:0, mps, xpu or xpu:0"
+        )
     for name, words in _WORDS.items():
         if getattr(settings, name) not in words:
             raise UsageError(

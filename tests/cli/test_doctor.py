@@ -13,6 +13,9 @@ import pytest
 from shoal.cli.doctor import checks, machine, network
 from shoal.cli.status.trace import Traced, Traces
 from shoal.config import Settings, load
+from shoal.executor.device.device import Device, DeviceMemory
+from shoal.executor.device.find import choose_device
+from shoal.executor.device.signs import TorchBuild, why_none
 from shoal.swarm.membership import create, save
 from tests.cli.conftest import Shoal
 
@@ -63,8 +66,33 @@ def test_a_port_that_is_taken(settings: Settings) -> None:
     assert network.ports(replace(settings, host="127.0.0.1", port=port)).verdict == "ok"
 
 
-def test_too_little_memory(settings: Settings) -> None:
-    assert machine.memory(replace(settings, memory=1 << 60)).verdict == "fail"
+def test_too_little_memory(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.device(replace(settings, memory=1 << 60, device="cpu")).verdict == "fail"
+    monkeypatch.setattr(machine, "LEAST_MEMORY", 1 << 60)
+    assert machine.memory(settings).verdict == "fail"
+
+
+def test_which_device_and_why(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Device("cuda:0", "A Card", lambda: DeviceMemory(24 << 30, 20 << 30))
+    monkeypatch.setattr(machine, "find_device", lambda asked: choose_device(asked, [card]))
+    found = machine.device(settings)
+    assert (found.verdict, found.detail.startswith("cuda:0 (A Card), 20.0 GiB of 24.0 GiB free")) == (
+        "ok",
+        True,
+    )
+    missing = checks.run("device", replace(settings, device="cuda:1"))
+    assert (missing.verdict, "no device cuda:1" in missing.detail) == ("fail", True)
+
+
+def test_an_accelerator_that_this_torch_cannot_use(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = why_none(["AMD"], TorchBuild("2.13.0+cpu", frozenset()))
+    monkeypatch.setattr(machine, "makers_here", lambda: ["AMD"])
+    monkeypatch.setattr(machine, "find_device", lambda asked: choose_device(asked, [], why))
+    found = machine.device(settings)
+    assert found.verdict == "note"
+    assert "torch 2.13.0+cpu is not built for the accelerator that is here (AMD)" in found.detail
 
 
 def test_too_little_disk(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

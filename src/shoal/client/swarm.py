@@ -29,7 +29,8 @@ from shoal.errors import (
     ShoalError,
     UsageError,
 )
-from shoal.executor.ends import EndsEngine
+from shoal.executor.device.find import find_device
+from shoal.executor.ends import EndsEngine, EndsRunner
 from shoal.executor.load import load_ends_runner
 from shoal.executor.thread import ComputeThread
 from shoal.models.store.local_model import LocalModel
@@ -267,12 +268,17 @@ class Swarm:
         async with self._loading:
             key = (local.digest, format)
             if key not in self._ends:
-                settings = self.settings
-                load = partial(
-                    load_ends_runner, local, format, threads=settings.threads, cache=settings.paths.cache
-                )
+                load = partial(_load_ends_runner, local, format, self.settings)
                 self._ends[key] = EndsEngine(await self._thread.run(load), self._thread)
             return self._ends[key]
+
+
+def _load_ends_runner(local: LocalModel, format: Format, settings: Settings) -> EndsRunner:
+    """The ends on the device that the settings name. Raises as ``find_device`` and ``load_ends_runner``."""
+    device = find_device(settings.device).device
+    return load_ends_runner(
+        local, format, threads=settings.threads, cache=settings.paths.cache, device=device.name
+    )
 
 
 def _check_sampling(named: Mapping[str, Any]) -> None:

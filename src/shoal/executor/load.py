@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shoal.executor.cores import usable_cores
+from shoal.executor.device.device import CPU
 from shoal.executor.ends import EMBEDDING, HEAD, NORM, EndsRunner, load_fused_ends
 from shoal.executor.fused import FusedRunner
 from shoal.executor.kernels.c_kernels import ThreadTeam, library
@@ -36,12 +37,21 @@ def fused_shape(checkpoint: Checkpoint, span: Span, format: Format) -> LlamaShap
 
 
 def load_runner(
-    model: LocalModel, span: Span, format: Format, *, kv: Kv, threads: int, cache: Path, parallel: int = 1
+    model: LocalModel,
+    span: Span,
+    format: Format,
+    *,
+    kv: Kv,
+    threads: int,
+    cache: Path,
+    parallel: int = 1,
+    device: str = CPU,
 ) -> Runner:
     """Build ``span`` of a model with its weights in ``format``. On the thread that is to run it.
 
     Args:
         kv: how keys and values are kept.
+        device: where, as :func:`shoal.executor.device.find.find_device` names it.
         threads: of a forward; 0 takes as many as there are cores.
         cache: where packed weights are kept for the next start.
         parallel: how many processes compute the span; more than one must be :meth:`~Runner.watched`.
@@ -55,25 +65,27 @@ def load_runner(
     if parallel > 1:
         from shoal.executor.parallel.span import load_ranks  # noqa: PLC0415
 
-        return load_ranks(model, span, format, kv=kv, ranks=parallel, threads=threads)
+        return load_ranks(model, span, format, kv=kv, ranks=parallel, threads=threads, device=device)
     checkpoint = open_checkpoint(model.path)
-    shape = fused_shape(checkpoint, span, format)
+    shape = fused_shape(checkpoint, span, format) if device == CPU else None
     if shape is None:
         from shoal.executor.modules import load_modules  # noqa: PLC0415
 
-        return load_modules(model, span, format, kv=kv, threads=threads)
+        return load_modules(model, span, format, kv=kv, threads=threads, device=device)
     team, weight_cache = ThreadTeam(threads or usable_cores()), WeightCache(cache, model.digest, format)
     return FusedRunner(shape, span, read_layers(checkpoint, shape, span, format, weight_cache), team, kv)
 
 
-def load_ends_runner(model: LocalModel, format: Format, *, threads: int, cache: Path) -> EndsRunner:
+def load_ends_runner(
+    model: LocalModel, format: Format, *, threads: int, cache: Path, device: str = CPU
+) -> EndsRunner:
     """Build the embedding and the head of a model. Arguments and errors are those of :func:`load_runner`."""
     checkpoint = open_checkpoint(model.path)
-    shape = fused_shape(checkpoint, Span(0, model.shape.n_blocks), format)
+    shape = fused_shape(checkpoint, Span(0, model.shape.n_blocks), format) if device == CPU else None
     if shape is None or not _ends_fit(shape, checkpoint):
         from shoal.executor.modules import load_module_ends  # noqa: PLC0415
 
-        return load_module_ends(model)
+        return load_module_ends(model, device)
     team, weight_cache = ThreadTeam(threads or usable_cores()), WeightCache(cache, model.digest, format)
     return load_fused_ends(
         checkpoint, shape, format, context=model.shape.context, team=team, weight_cache=weight_cache

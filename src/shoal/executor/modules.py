@@ -17,6 +17,7 @@ from shoal.errors import ShoalError, StepFailed
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.cores import usable_cores
+from shoal.executor.device.device import CPU
 from shoal.executor.kernels.c_kernels import ThreadTeam, library
 from shoal.executor.packed import load_packed
 from shoal.executor.pages import PagePool, Pages, pages_for
@@ -115,20 +116,23 @@ class ModuleEnds:
             return error
 
 
-def load_modules(model: LocalModel, span: Span, format: Format, *, kv: Kv, threads: int) -> ModuleRunner:
+def load_modules(
+    model: LocalModel, span: Span, format: Format, *, kv: Kv, threads: int, device: str = CPU
+) -> ModuleRunner:
     """Build ``span`` of a model of any family, its linear layers in ``format``.
 
     Arguments and errors are those of :func:`shoal.executor.load.load_runner`.
     """
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
-    team = ThreadTeam(threads) if format != "fp32" and library() is not None else None
-    return ModuleRunner(load_packed(model, span, format, team=team, kv=kv), exact=format == "fp32")
+    team = ThreadTeam(threads) if device == CPU and format != "fp32" and library() is not None else None
+    module = load_packed(model, span, format, team=team, kv=kv, device=device)
+    return ModuleRunner(module, exact=format == "fp32" and device == CPU)
 
 
-def load_module_ends(model: LocalModel) -> ModuleEnds:
+def load_module_ends(model: LocalModel, device: str = CPU) -> ModuleEnds:
     """Build the embedding and the head of a model of any family."""
-    return ModuleEnds(load_ends_module(model))
+    return ModuleEnds(load_ends_module(model, device=device))
 
 
 def _tensor(hidden: Floats, dtype: torch.dtype) -> torch.Tensor:

@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import psutil
 import trio
 
 from shoal.config import Settings
 from shoal.errors import OutOfResources, UsageError
+from shoal.executor.device.device import Device
+from shoal.executor.device.find import find_device
 from shoal.executor.engine import Engine
 from shoal.executor.load import load_runner
 from shoal.executor.runner import Runner
@@ -34,9 +35,13 @@ KV_SHARE = 0.25
 StatusReport = Callable[[str], None]
 
 
-def memory_budget(settings: Settings) -> int:
-    """Bytes that a node may take: as set, else half of what is free now."""
-    return settings.memory or psutil.virtual_memory().available // 2
+def memory_budget(settings: Settings, device: Device) -> int:
+    """Bytes that a node may take of its device's memory: as set, else half of what is free now.
+
+    Where several processes share a span, each has a GPU of its own.
+    """
+    devices = 1 if device.is_cpu else settings.parallel
+    return settings.memory or device.memory().free // 2 * devices
 
 
 def blocks_that_fit(model: LocalModel, format: Format, memory: int) -> int:
@@ -104,13 +109,21 @@ class Node:
     """One span being served. Made by :func:`start_node`."""
 
     def __init__(
-        self, model: LocalModel, loaded: LoadedSpan, server: SpanServer, member: Member, settings: Settings
+        self,
+        model: LocalModel,
+        loaded: LoadedSpan,
+        server: SpanServer,
+        member: Member,
+        settings: Settings,
+        device: Device,
     ) -> None:
         self.model = model
         self.loaded = loaded
         self.server = server
         self.member = member
         self.settings = settings
+        self.device = device
+        """Where its span is computed."""
         self.fits = 0
         """Blocks that it has memory to load beside those that it serves; 0: it does not move."""
         self.going: Span | None = None
@@ -164,9 +177,9 @@ class Node:
 
 
 async def load_served_span(
-    model: LocalModel, span: Span, format: Format, settings: Settings, memory: int
+    model: LocalModel, span: Span, format: Format, settings: Settings, device: Device, memory: int
 ) -> LoadedSpan:
-    """Load ``span`` into ``memory`` bytes, on a thread of its own. Raises as :func:`start_node`."""
+    """Load ``span`` into ``memory`` bytes of a device, on its own thread. Raises as :func:`start_node`."""
     thread = ComputeThread("shoal-span")
     try:
         load = partial(
@@ -178,9 +191,10 @@ async def load_served_span(
             threads=settings.threads,
             cache=settings.paths.cache,
             parallel=settings.parallel,
+            device=device.name,
         )
         runner = await thread.run(load)
-        pool = runner.make_pool(kv_capacity(runner, settings, memory))
+        pool = await thread.run(partial(runner.make_pool, kv_capacity(runner, settings, memory)))
         speed = await thread.run(partial(measure_speed, runner, pool))
         engine = Engine(runner, pool, thread, format=format)
         return LoadedSpan(span, engine, thread, speed)
@@ -201,6 +215,7 @@ async def start_node(
     """Load ``span`` and serve it in a swarm whose ``member`` is running, until the block ends.
 
     Raises:
+        UsageError: the device that the settings name is not here, or the span goes beyond the model.
         OutOfResources: it does not fit.
         BadWeights, UnsupportedModel: it cannot be loaded.
         StepFailed: a process that computes the span with us is lost.
@@ -208,8 +223,9 @@ async def start_node(
     check_blocks_exist(model, span)
     member.directory.know([model.shape])
     report(f"loading blocks {span} of {model.shape.name}")
+    device = (await trio.to_thread.run_sync(find_device, settings.device)).device
     format = pick_format(model, settings, member).format
-    loaded = await load_served_span(model, span, format, settings, memory_budget(settings))
+    loaded = await load_served_span(model, span, format, settings, device, memory_budget(settings, device))
     server = SpanServer(
         network,
         loaded.engine,
@@ -219,7 +235,7 @@ async def start_node(
         max_sessions=settings.max_sessions,
         wire=settings.wire,
     )
-    node = Node(model, loaded, server, member, settings)
+    node = Node(model, loaded, server, member, settings, device)
     # A span over several processes is never moved, so there is no other runner to watch.
     watching = loaded.engine.runner.watched()
     del loaded  # a node that moves must not keep in memory what it came with

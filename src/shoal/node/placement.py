@@ -14,12 +14,11 @@ import random
 from collections.abc import Callable
 from functools import partial
 
-import psutil
 import trio
 
 from shoal.errors import ShoalError
 from shoal.models.store.local_model import LocalModel
-from shoal.node.node import Node, blocks_that_fit, load_served_span
+from shoal.node.node import Node, blocks_that_fit, load_served_span, memory_budget
 from shoal.routing.placement import Move, choose_move, choose_span
 from shoal.routing.throughput import ServingPeer
 from shoal.swarm.member import Member
@@ -103,7 +102,9 @@ async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
     log.info("moving from blocks %s to %s: %s", node.span, move.span, move.why)
     old = node.loaded
     # The old span serves on meanwhile: that is why there must be room for both.
-    new = await load_served_span(node.model, move.span, old.engine.format, node.settings, _room(node))
+    new = await load_served_span(
+        node.model, move.span, old.engine.format, node.settings, node.device, _room(node)
+    )
     node.loaded, node.going = new, None
     node.server.take_over(new.engine, new.span, new.speed)
     try:
@@ -143,8 +144,9 @@ def _others(
 def _room(node: Node) -> int:
     """Bytes for another span beside the one that is loaded: what the user allows, else what is free."""
     allowed = node.settings.memory
-    used = node.engine.runner.tensor_bytes + node.engine.pool.pages * node.engine.pool.page_bytes
-    return max(0, allowed - used) if allowed else psutil.virtual_memory().available // 2
+    runner = node.engine.runner
+    used = runner.tensor_bytes + round(node.engine.tokens * runner.kv_bytes)
+    return max(0, allowed - used) if allowed else memory_budget(node.settings, node.device)
 
 
 def _fits(node: Node) -> int:

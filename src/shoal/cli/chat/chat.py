@@ -78,6 +78,7 @@ def run(
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
     format: options.FormatOption = None,
+    device: options.DeviceOption = None,
     max_tokens: MaxTokensOption = 256,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
@@ -91,7 +92,7 @@ def run(
     as_json: options.JsonOption = False,
 ) -> None:
     """Answer one prompt. Streams the answer to stdout."""
-    settings = options.settings(swarm=swarm, public=public, model=model, format=format)
+    settings = options.settings(swarm=swarm, public=public, model=model, format=format, device=device)
     text = whole_prompt(prompt, sys.stdin)
     question = AnswerRequest(
         settings.model,
@@ -135,13 +136,14 @@ def chat(
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
     format: options.FormatOption = None,
+    device: options.DeviceOption = None,
     max_tokens: MaxTokensOption = 512,
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
     system: Annotated[str, typer.Option(help="System message.", show_default=False)] = "",
 ) -> None:
     """Chat with a model. /help lists the commands you can type."""
-    settings = options.settings(swarm=swarm, public=public, model=model, format=format)
+    settings = options.settings(swarm=swarm, public=public, model=model, format=format, device=device)
     sampling = {"temperature": temperature, "seed": seed}
     wanted = settings.asked_format
     asking = AnswerRequest(

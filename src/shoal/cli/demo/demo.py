@@ -21,11 +21,12 @@ def demo(
     model: options.ModelOption = None,
     nodes: Annotated[int, typer.Option(help="Number of nodes to start.", min=1, max=64)] = 3,
     format: options.FormatOption = None,
+    device: options.DeviceOption = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 64,
     as_json: options.JsonOption = False,
 ) -> None:
     """Try Shoal on this machine. Starts a few nodes, asks a question, and shows which blocks ran where."""
-    settings = options.settings(model=model, format=format)
+    settings = options.settings(model=model, format=format, device=device)
     import trio
 
     from shoal.cli.demo.demonstration import Demo, show

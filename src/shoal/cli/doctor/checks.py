@@ -16,6 +16,7 @@ CHECKS: dict[str, Check] = {
     "packages": machine.packages,
     "transformers": machine.transformers,
     "memory": machine.memory,
+    "device": machine.device,
     "disk": machine.disk,
     "config": machine.config_file,
     "identity": machine.identity,

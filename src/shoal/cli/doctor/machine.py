@@ -12,6 +12,9 @@ from shoal.cli.doctor.finding import Finding
 from shoal.cli.status.trace import traces
 from shoal.cli.version import LIBRARIES, release
 from shoal.config import Settings
+from shoal.executor.device.device import cpu
+from shoal.executor.device.find import find_device
+from shoal.executor.device.signs import makers_here
 from shoal.executor.kernels.built import kernels_built
 from shoal.models.seam.versions import check_version
 
@@ -43,16 +46,26 @@ def transformers(_: Settings) -> Finding:
 
 
 def memory(settings: Settings) -> Finding:
-    import psutil
+    free = cpu().memory().free
+    if free < LEAST_MEMORY:
+        text = f"{_gib(free)} free, {_gib(LEAST_MEMORY)} wanted"
+        return Finding("memory", "fail", text, "close other programs that use memory")
+    return Finding("memory", "ok", f"{_gib(free)} free")
 
-    free = psutil.virtual_memory().available
-    text = f"{free / 2**30:.1f} GiB free"
-    if free < max(LEAST_MEMORY, settings.memory):
-        wanted = max(LEAST_MEMORY, settings.memory) / 2**30
+
+def device(settings: Settings) -> Finding:
+    """Where a node or client here would compute, why, and whether what ``--memory`` allows is free there."""
+    choice = find_device(settings.device)
+    memory = choice.device.memory()
+    text = f"{choice.device}, {_gib(memory.free)} of {_gib(memory.total)} free: {choice.why}"
+    if memory.free < settings.memory:
+        fix = "close other programs, or lower --memory"
+        return Finding("device", "fail", f"{text}; {_gib(settings.memory)} wanted", fix)
+    if settings.device == "auto" and choice.device.is_cpu and makers_here():
         return Finding(
-            "memory", "fail", f"{text}, {wanted:.1f} GiB wanted", "close other programs, or lower --memory"
+            "device", "note", text, "install a torch that is built for it, as pytorch.org says how"
         )
-    return Finding("memory", "ok", text)
+    return Finding("device", "ok", text)
 
 
 def disk(settings: Settings) -> Finding:
@@ -116,6 +129,10 @@ def clock(settings: Settings) -> Finding:
     if doubts := next(filter(None, (node.clock for node in traces(settings))), ""):
         return Finding("clock", "note", doubts, "set the clocks, for example with NTP")
     return Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def _existing(path: Path) -> Path:

@@ -32,6 +32,7 @@ def gateway(
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
     model: options.ModelOption = None,
+    device: options.DeviceOption = None,
     bootstrap: options.BootstrapOption = None,
     with_stdin: options.EndWithStdinOption = False,
     as_json: options.JsonOption = False,
@@ -46,6 +47,7 @@ def gateway(
         swarm=swarm,
         public=public,
         model=model,
+        device=device,
         bootstrap=bootstrap,
     )
     import trio

@@ -54,14 +54,16 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
         with working(f"loading {settings.model}") as report:
             # Torch takes seconds to import; on a thread, so that others may dial us meanwhile.
             await trio.to_thread.run_sync(importlib.import_module, "shoal.node.node")
+            from shoal.executor.device.find import find_device
             from shoal.node.formats import pick_format
             from shoal.node.node import memory_budget, start_node
             from shoal.node.placement import pick_span
 
+            device = (await trio.to_thread.run_sync(find_device, settings.device)).device
             model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
             format = pick_format(model, settings, member).format
-            chosen = span or pick_span(model, format, memory_budget(settings), member)
-            held = replace(settings, format=format)  # the span was chosen for it
+            chosen = span or pick_span(model, format, memory_budget(settings, device), member)
+            held = replace(settings, format=format, device=device.name)  # the span was chosen for both
             node = await stack.enter_async_context(
                 start_node(network, member, model, chosen, held, lambda text: report(text, 0, 0))
             )

@@ -36,6 +36,8 @@ class Begin(_Line, frozen=True):
     span: Span
     dtype: DType
     kv: Kv
+    device: str = "cpu"
+    """Of rank 0; the others are on devices of the same kind."""
 
 
 class CheckAlone(_Line, frozen=True):

@@ -35,19 +35,19 @@ from shoal.models.build.load import build_span_module
 from shoal.models.build.tensor_split import INSTEAD
 
 
-def device_of(rank: int, ranks: int) -> torch.device:
-    """Where a rank computes: on the CPU, or each on a GPU of its own.
+def device_of(rank: int, ranks: int, device: str) -> torch.device:
+    """Where a rank computes: on the CPU, or each on a GPU of its own, of the kind of ``device``.
 
     Raises:
         UsageError: there are not as many GPUs, or they cannot work together.
     """
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if found is None or found.type == "cpu":
+    kind = torch.device(device).type
+    if kind == "cpu":
         return torch.device("cpu")
-    if found.type != "cuda" or torch.cuda.device_count() < ranks:
+    if kind != "cuda" or torch.cuda.device_count() < ranks:
         raise UsageError(
             f"{ranks} processes need as many CUDA devices, and this machine has "
-            f"{torch.accelerator.device_count()} of type {found.type}",
+            f"{torch.accelerator.device_count()} of type {kind}",
             check=INSTEAD,
             next_command="shoal serve MODEL --parallel 1",
         )
@@ -63,7 +63,7 @@ class Shard:
         Raises:
             As ``build_span_module``; RuntimeError when the others do not come.
         """
-        self.device = device_of(rank, begin.ranks)
+        self.device = device_of(rank, begin.ranks, begin.device)
         if self.device.type == "cpu":
             stay_beside(rank, begin.ranks)
         _meet_others(begin, rank, self.device)

@@ -25,6 +25,7 @@ import trio
 from shoal import config
 from shoal.errors import PositionGap, StepFailed, UsageError
 from shoal.executor.cores import usable_cores
+from shoal.executor.device.device import CPU
 from shoal.executor.modules import ModuleRunner
 from shoal.executor.parallel.messages import Begin, CheckAlone, Meet, PreparePart, RankOrder, RunStep
 from shoal.executor.parallel.ranks import GRACE_S, Ranks
@@ -172,6 +173,7 @@ def load_parallel(
     kv: Kv = "auto",
     ranks: int,
     threads: int = 0,
+    device: str = CPU,
     deadline_s: float = STEP_S,
 ) -> ParallelSpan:
     """Build ``span`` of a model in ``ranks`` processes: ours is the first, the others are started.
@@ -182,6 +184,7 @@ def load_parallel(
     Args:
         kv: how sessions' keys and values are kept.
         threads: of all processes together; 0 takes as many as there are cores.
+        device: the CPU, or a kind of GPU of which each process takes one.
         deadline_s: for one collective.
 
     Raises:
@@ -192,7 +195,7 @@ def load_parallel(
         StepFailed: a process did not start, or was lost.
     """
     check_split(read_model_config(open_checkpoint(model.path)), ranks)
-    device_of(0, ranks)
+    device_of(0, ranks, device)
     if dist.is_initialized():
         raise UsageError(
             "this process is part of another span already", check="run each such span in a process of its own"
@@ -207,7 +210,8 @@ def load_parallel(
     each = max(1, (threads or usable_cores()) // ranks)
     torch.set_num_threads(each)
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
-        begin = Begin(ranks, str(Path(folder) / "ranks"), deadline_s, each, model, span, DTYPES[format], kv)
+        meeting = str(Path(folder) / "ranks")
+        begin = Begin(ranks, meeting, deadline_s, each, model, span, DTYPES[format], kv, device)
         others = Ranks(ranks)
         try:
             team = _load(begin, others)
@@ -238,10 +242,11 @@ class ParallelRunner(ModuleRunner):
 
 
 def load_ranks(
-    model: LocalModel, span: Span, format: Format, *, kv: Kv, ranks: int, threads: int
+    model: LocalModel, span: Span, format: Format, *, kv: Kv, ranks: int, threads: int, device: str = CPU
 ) -> ParallelRunner:
     """A runner of what :func:`load_parallel` builds; its arguments and errors are the same."""
-    return ParallelRunner(load_parallel(model, span, format, kv=kv, ranks=ranks, threads=threads))
+    built = load_parallel(model, span, format, kv=kv, ranks=ranks, threads=threads, device=device)
+    return ParallelRunner(built)
 
 
 async def _watch(span: ParallelSpan) -> None:
