@@ -55,6 +55,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "objective": ("throughput", "throughput"),
         "pin": ("one,two", ("one", "two")),
         "device": ("cuda:1", "cuda:1"),
+        "kernels": ("torch", "torch"),
         "log_level": ("debug", "debug"),
         "log_format": ("json", "json"),
         "announce_s": ("2.5", 2.5),

@@ -21,7 +21,7 @@ from typing import Any, Literal, cast, get_args, get_type_hints
 import platformdirs
 
 from shoal.errors import UsageError
-from shoal.types import Codec, Format
+from shoal.types import Codec, Format, Kernels
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_SWARM = "home"
@@ -164,6 +164,13 @@ class Settings:
             "Where weights lie and forwards run: auto, cpu, cuda, cuda:1, mps or xpu. With auto it is the "
             "accelerator that has the most memory free, if it has 1 GiB at least, else the CPU. What memory "
             "and KV say is then of that device."
+        ),
+    )
+    kernels: Kernels = field(
+        default="auto",
+        metadata=_about(
+            "What computes models of Llama's shape on the CPU: auto or torch. With auto it is the C kernels "
+            "where they are built; torch runs them as on an accelerator. Accelerators always have torch."
         ),
     )
     threads: int = field(
@@ -430,6 +437,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "format": ("auto", *get_args(Format)),
     "kv": ("auto", "int8"),
     "wire": ("auto", *get_args(Codec)),
+    "kernels": get_args(Kernels),
     "objective": ("latency", "throughput", "cost"),
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("text", "json"),

@@ -30,6 +30,9 @@ Codec = Literal["float32", "bfloat16", "int8"]
 Kv = Literal["auto", "int8"]
 """How keys and values are kept: as the span computes them, or as 8-bit integers."""
 
+Kernels = Literal["auto", "torch"]
+"""What computes models of Llama's shape on the CPU: our C kernels where they are built, or torch."""
+
 CarrierName = Literal["direct", "libp2p-stream", "relayed", "memory"]
 """How a channel reaches its peer."""
 

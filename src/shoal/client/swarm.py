@@ -277,7 +277,12 @@ def _load_ends_runner(local: LocalModel, format: Format, settings: Settings) -> 
     """The ends on the device that the settings name. Raises as ``find_device`` and ``load_ends_runner``."""
     device = find_device(settings.device).device
     return load_ends_runner(
-        local, format, threads=settings.threads, cache=settings.paths.cache, device=device.name
+        local,
+        format,
+        threads=settings.threads,
+        cache=settings.paths.cache,
+        device=device.name,
+        kernels=settings.kernels,
     )
 
 

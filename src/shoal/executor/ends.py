@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -56,33 +57,17 @@ class EndsRunner(Protocol):
         ...
 
 
-class FusedEnds:
-    """The ends of a model of Llama's shape, on the kernels. The embedding stays in the checkpoint's file."""
+class FusedEmbedding:
+    """The embedding of a model of Llama's shape. It stays in the checkpoint's file."""
 
-    sliced = True
-    rope_scaling = RopeScaling()
-    """Frequencies that change are not of the shape."""
-
-    def __init__(
-        self,
-        shape: LlamaShape,
-        embedding: Array | GgufRows,
-        norm: Floats,
-        head: Matrix,
-        *,
-        context: int,
-        team: ThreadTeam,
-    ) -> None:
-        self._shape = shape
-        self._embedding = embedding
-        self._norm = norm
-        self._head = head
+    def __init__(self, weights: Array | GgufRows, factor: float, context: int) -> None:
+        self._weights = weights
+        self._factor = factor
         self._context = context
-        self._team = team
-        self.tensor_bytes = head.bytes + norm.nbytes
 
-    def embed(self, token_ids: Sequence[int], position: int) -> Floats:
-        vocab = len(self._embedding)
+    def rows(self, token_ids: Sequence[int], position: int) -> Floats:
+        """As :meth:`EndsRunner.embed`."""
+        vocab = len(self._weights)
         if not token_ids or min(token_ids) < 0 or max(token_ids) >= vocab:
             raise UsageError(
                 f"token ids must be in 0..{vocab - 1}, and at least one",
@@ -92,27 +77,47 @@ class FusedEnds:
             raise PromptTooLong(
                 f"position {position + len(token_ids)} is beyond the context of {self._context} tokens"
             )
-        rows = widen(self._embedding[np.asarray(token_ids)])
-        return rows * np.float32(self._shape.embedding) if self._shape.embedding != 1.0 else rows
+        rows = widen(self._weights[np.asarray(token_ids)])
+        return rows * np.float32(self._factor) if self._factor != 1.0 else rows
+
+
+class FusedEnds:
+    """The ends of a model of Llama's shape, on the kernels."""
+
+    sliced = True
+    rope_scaling = RopeScaling()
+    """Frequencies that change are not of the shape."""
+
+    def __init__(self, shape: LlamaShape, weights: EndsWeights, team: ThreadTeam) -> None:
+        self._shape = shape
+        self._weights = weights
+        self._team = team
+        self.tensor_bytes = weights.head.bytes + weights.norm.nbytes
+
+    def embed(self, token_ids: Sequence[int], position: int) -> Floats:
+        return self._weights.embedding.rows(token_ids, position)
 
     def heads(self, batch: Sequence[Floats]) -> list[ForwardOutput]:
-        normed = self._team.rms_norm(join(batch), self._norm, self._shape.epsilon)
-        logits = self._team.linear(self._head, normed)
+        normed = self._team.rms_norm(join(batch), self._weights.norm, self._shape.epsilon)
+        logits = self._team.linear(self._weights.head, normed)
         if self._shape.logits != 1.0:
             # In place: the logits of many sessions are large, and nobody else has them.
             logits /= np.float32(self._shape.logits)
         return [*split(logits, [len(hidden) for hidden in batch])]
 
 
-def load_fused_ends(
-    checkpoint: Checkpoint,
-    shape: LlamaShape,
-    format: Format,
-    *,
-    context: int,
-    team: ThreadTeam,
-    weight_cache: WeightCache,
-) -> FusedEnds:
+@dataclass(frozen=True, slots=True)
+class EndsWeights:
+    """The ends of a model of Llama's shape, read."""
+
+    embedding: FusedEmbedding
+    norm: Floats
+    head: Matrix
+
+
+def read_ends(
+    checkpoint: Checkpoint, shape: LlamaShape, format: Format, *, context: int, weight_cache: WeightCache
+) -> EndsWeights:
     """Map the embedding, and read and pack the head; int4's head is int8, where most of its error would be.
 
     Raises:
@@ -125,7 +130,8 @@ def load_fused_ends(
         "head", lambda: {"head": tensors.matrix([name], vocab, shape.hidden, head_format(format))}
     )
     norm = tensors.vector(NORM, shape.hidden, shape.norm_offset)
-    return FusedEnds(shape, tensors.mapped(EMBEDDING), norm, packed["head"], context=context, team=team)
+    embedding = FusedEmbedding(tensors.mapped(EMBEDDING), shape.embedding, context)
+    return EndsWeights(embedding, norm, packed["head"])
 
 
 def head_format(format: Format) -> Format:

@@ -14,7 +14,7 @@ from shoal.executor.batcher import ForwardOutput
 from shoal.executor.kernels.c_kernels import NUMBER, ThreadTeam, library
 from shoal.executor.kernels.structs import KvStruct, LayerStruct, LinearStruct, SequenceStruct, SpanStruct
 from shoal.executor.pages import PAGE, PagePool, Pages, pages_for
-from shoal.executor.runner import Capabilities, KvState, SessionRows, gap
+from shoal.executor.runner import Capabilities, KvState, SessionRows, forward_spans
 from shoal.executor.shape import LlamaShape
 from shoal.executor.weights.llama_blocks import LayerWeights
 from shoal.types import Format, Kv, Span
@@ -79,15 +79,7 @@ class FusedRunner:
         return KvState(span, pages)
 
     def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
-        outcomes = [_make_room(rows) for rows in batch]
-        # Sessions may use parts of this span; those of one part run together.
-        for span in dict.fromkeys(rows.state.span for rows in batch):
-            ready = [i for i, rows in enumerate(batch) if outcomes[i] is None and rows.state.span == span]
-            if ready:
-                done = self._run(span, [batch[i] for i in ready])
-                for i, outcome in zip(ready, done, strict=True):
-                    outcomes[i] = outcome
-        return [outcome for outcome in outcomes if outcome is not None]
+        return forward_spans(batch, self._run)
 
     def watched(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()  # nobody else computes
@@ -109,17 +101,6 @@ class FusedRunner:
         for rows, n in zip(batch, lengths, strict=True):
             rows.state.length = rows.position + n
         return [*split(hidden, lengths)]
-
-
-def _make_room(rows: SessionRows) -> ForwardOutput | None:
-    """Pages for these rows, and none for what they replace; or why not."""
-    if (error := gap(rows.state, rows.position)) is not None:
-        return error
-    try:
-        rows.state.pages.resize(rows.position + len(rows.hidden))
-    except ShoalError as error:
-        return error
-    return None
 
 
 def _layer(weights: LayerWeights, shape: LlamaShape, block: int) -> LayerStruct:

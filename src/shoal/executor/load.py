@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shoal.executor.cores import usable_cores
 from shoal.executor.device.device import CPU
-from shoal.executor.ends import EMBEDDING, HEAD, NORM, EndsRunner, load_fused_ends
+from shoal.executor.ends import EMBEDDING, HEAD, NORM, EndsRunner, FusedEnds, read_ends
 from shoal.executor.fused import FusedRunner
 from shoal.executor.kernels.c_kernels import ThreadTeam, library
 from shoal.executor.runner import Runner
@@ -19,7 +19,7 @@ from shoal.executor.weights.tensors import is_readable
 from shoal.executor.weights.weight_cache import WeightCache
 from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.store.local_model import LocalModel
-from shoal.types import Format, Kv, Span
+from shoal.types import Format, Kernels, Kv, Span
 
 
 def fused_shape(checkpoint: Checkpoint, span: Span, format: Format) -> LlamaShape | None:
@@ -27,8 +27,11 @@ def fused_shape(checkpoint: Checkpoint, span: Span, format: Format) -> LlamaShap
 
     fp32 stays with the modules: it is the format that is exact bit for bit.
     """
-    if format == "fp32" or library() is None:
-        return None
+    return None if format == "fp32" or library() is None else span_shape(checkpoint, span)
+
+
+def span_shape(checkpoint: Checkpoint, span: Span) -> LlamaShape | None:
+    """The shape of these blocks; ``None`` when they are not of Llama's in every respect."""
     shape = llama_shape(checkpoint.config)
     if shape is None or span.end > len(shape.windows):
         return None
@@ -46,6 +49,7 @@ def load_runner(
     cache: Path,
     parallel: int = 1,
     device: str = CPU,
+    kernels: Kernels = "auto",
 ) -> Runner:
     """Build ``span`` of a model with its weights in ``format``. On the thread that is to run it.
 
@@ -54,6 +58,7 @@ def load_runner(
         device: where, as :func:`shoal.executor.device.find.find_device` names it.
         threads: of a forward; 0 takes as many as there are cores.
         cache: where packed weights are kept for the next start.
+        kernels: ``torch`` computes Llama's shape on the CPU as on an accelerator.
         parallel: how many processes compute the span; more than one must be :meth:`~Runner.watched`.
 
     Raises:
@@ -67,29 +72,52 @@ def load_runner(
 
         return load_ranks(model, span, format, kv=kv, ranks=parallel, threads=threads, device=device)
     checkpoint = open_checkpoint(model.path)
-    shape = fused_shape(checkpoint, span, format) if device == CPU else None
+    by_torch = device != CPU or kernels == "torch"
+    shape = span_shape(checkpoint, span) if by_torch else fused_shape(checkpoint, span, format)
     if shape is None:
         from shoal.executor.modules import load_modules  # noqa: PLC0415
 
         return load_modules(model, span, format, kv=kv, threads=threads, device=device)
-    team, weight_cache = ThreadTeam(threads or usable_cores()), WeightCache(cache, model.digest, format)
-    return FusedRunner(shape, span, read_layers(checkpoint, shape, span, format, weight_cache), team, kv)
+    weight_cache = WeightCache(cache, model.digest, format)
+    layers = read_layers(checkpoint, shape, span, format, weight_cache)
+    if by_torch:
+        import torch  # noqa: PLC0415
+
+        from shoal.executor.device.runner import load_device_runner  # noqa: PLC0415
+
+        torch.set_num_threads(threads or usable_cores())
+        return load_device_runner(layers, shape, span, format, kv=kv, device=torch.device(device))
+    return FusedRunner(shape, span, list(layers), ThreadTeam(threads or usable_cores()), kv)
 
 
 def load_ends_runner(
-    model: LocalModel, format: Format, *, threads: int, cache: Path, device: str = CPU
+    model: LocalModel,
+    format: Format,
+    *,
+    threads: int,
+    cache: Path,
+    device: str = CPU,
+    kernels: Kernels = "auto",
 ) -> EndsRunner:
     """Build the embedding and the head of a model. Arguments and errors are those of :func:`load_runner`."""
     checkpoint = open_checkpoint(model.path)
-    shape = fused_shape(checkpoint, Span(0, model.shape.n_blocks), format) if device == CPU else None
+    whole = Span(0, model.shape.n_blocks)
+    by_torch = device != CPU or kernels == "torch"
+    shape = span_shape(checkpoint, whole) if by_torch else fused_shape(checkpoint, whole, format)
     if shape is None or not _ends_fit(shape, checkpoint):
         from shoal.executor.modules import load_module_ends  # noqa: PLC0415
 
         return load_module_ends(model, device)
-    team, weight_cache = ThreadTeam(threads or usable_cores()), WeightCache(cache, model.digest, format)
-    return load_fused_ends(
-        checkpoint, shape, format, context=model.shape.context, team=team, weight_cache=weight_cache
-    )
+    weight_cache = WeightCache(cache, model.digest, format)
+    weights = read_ends(checkpoint, shape, format, context=model.shape.context, weight_cache=weight_cache)
+    if by_torch:
+        import torch  # noqa: PLC0415
+
+        from shoal.executor.device.ends import load_device_ends  # noqa: PLC0415
+
+        torch.set_num_threads(threads or usable_cores())
+        return load_device_ends(shape, weights, torch.device(device))
+    return FusedEnds(shape, weights, ThreadTeam(threads or usable_cores()))
 
 
 def _ends_fit(shape: LlamaShape, checkpoint: Checkpoint) -> bool:

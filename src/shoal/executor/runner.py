@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from shoal.errors import PositionGap
+from shoal.errors import PositionGap, ShoalError
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.pages import PagePool, Pages
@@ -46,8 +46,8 @@ class Capabilities:
     """What a runner can do. Whoever uses one asks this, and never of what type it is."""
 
     batch: bool
-    """Rows of several sessions run in one forward, and a prefill in slices: what comes out of a row has the
-    same bits whatever runs beside it."""
+    """Rows of several sessions run in one forward, and a prefill in slices: what comes out of a row is the
+    same whatever runs beside it, in int8 and int4 on the C kernels to the last bit."""
     roll_back: bool
     """A session's KV can return to any earlier position; else a step from there may be ``CannotRollBack``."""
     exact: bool
@@ -89,6 +89,32 @@ class Runner(Protocol):
             StepFailed: one of them is lost.
         """
         ...
+
+
+def forward_spans(
+    batch: Sequence[SessionRows], run: Callable[[Span, list[SessionRows]], list[ForwardOutput]]
+) -> list[ForwardOutput]:
+    """A forward by ``run``, once for each span that sessions use, of the rows for which there are pages."""
+    outcomes = [_make_room(rows) for rows in batch]
+    # Sessions may use parts of this span; those of one part run together.
+    for span in dict.fromkeys(rows.state.span for rows in batch):
+        ready = [i for i, rows in enumerate(batch) if outcomes[i] is None and rows.state.span == span]
+        if ready:
+            done = run(span, [batch[i] for i in ready])
+            for i, outcome in zip(ready, done, strict=True):
+                outcomes[i] = outcome
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _make_room(rows: SessionRows) -> ForwardOutput | None:
+    """Pages for these rows, and none for what they replace; or why not."""
+    if (error := gap(rows.state, rows.position)) is not None:
+        return error
+    try:
+        rows.state.pages.resize(rows.position + len(rows.hidden))
+    except ShoalError as error:
+        return error
+    return None
 
 
 def gap(state: KvState, position: int) -> PositionGap | None:

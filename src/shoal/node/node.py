@@ -192,6 +192,7 @@ async def load_served_span(
             cache=settings.paths.cache,
             parallel=settings.parallel,
             device=device.name,
+            kernels=settings.kernels,
         )
         runner = await thread.run(load)
         pool = await thread.run(partial(runner.make_pool, kv_capacity(runner, settings, memory)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from shoal.executor.arrays import Floats
@@ -60,21 +60,19 @@ class LayerWeights:
 
 def read_layers(
     checkpoint: Checkpoint, shape: LlamaShape, span: Span, format: Format, weight_cache: WeightCache
-) -> list[LayerWeights]:
-    """Read and pack the blocks of ``span``, one matrix at a time.
+) -> Iterator[LayerWeights]:
+    """Read and pack the blocks of ``span``, one matrix at a time, and each when it is asked for.
 
     Raises:
         BadWeights: a tensor is missing or has another shape.
     """
-    layers: list[LayerWeights] = []
     tensors = Tensors(checkpoint)
     for block in range(span.start, span.end):
         matrices = weight_cache.fetch(
             str(block), lambda block=block: _matrices(tensors, shape, prefix_of(block), format)
         )
-        layers.append(LayerWeights(matrices, _vectors(tensors, shape, prefix_of(block))))
+        yield LayerWeights(matrices, _vectors(tensors, shape, prefix_of(block)))
         release_heap()
-    return layers
 
 
 def _matrices(tensors: Tensors, shape: LlamaShape, prefix: str, format: Format) -> dict[str, Matrix]:

@@ -1,0 +1,67 @@
+"""The ends of a model of Llama's shape, with the head on a device. The embedding stays in its file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from shoal.executor.arrays import Floats, join, split
+from shoal.executor.batcher import ForwardOutput
+from shoal.executor.device.products import Products, find_products, place_matrix
+from shoal.executor.device.runner import received, send, too_small
+from shoal.executor.device.torch_devices import shortage
+from shoal.executor.ends import EndsWeights
+from shoal.executor.shape import LlamaShape
+from shoal.models.build.rope_scaling import RopeScaling
+
+
+class DeviceEnds:
+    """The embedding, and the head on a device."""
+
+    sliced = True
+    rope_scaling = RopeScaling()
+    """Frequencies that change are not of the shape."""
+
+    def __init__(
+        self, shape: LlamaShape, weights: EndsWeights, device: torch.device, products: Products
+    ) -> None:
+        self._shape = shape
+        self._embedding = weights.embedding
+        self._device = device
+        self._norm = torch.from_numpy(weights.norm).to(device)
+        self._head = place_matrix(weights.head, device, products)
+        self.tensor_bytes = self._head.bytes + self._norm.nbytes
+
+    def embed(self, token_ids: Sequence[int], position: int) -> Floats:
+        return self._embedding.rows(token_ids, position)
+
+    def heads(self, batch: Sequence[Floats]) -> list[ForwardOutput]:
+        try:
+            logits = self._compute(join(batch))
+        except RuntimeError as error:
+            if (busy := shortage(error, str(self._device))) is None:
+                raise
+            return [busy] * len(batch)
+        return [*split(logits, [len(hidden) for hidden in batch])]
+
+    @torch.inference_mode()
+    def _compute(self, rows: Floats) -> Floats:
+        hidden = send(torch.from_numpy(np.ascontiguousarray(rows)), self._device)
+        normed = functional.rms_norm(hidden, self._norm.shape, self._norm, self._shape.epsilon)
+        return received(self._head.multiply(normed).float() / self._shape.logits)
+
+
+def load_device_ends(shape: LlamaShape, weights: EndsWeights, device: torch.device) -> DeviceEnds:
+    """Bring the head to a device.
+
+    Raises:
+        OutOfResources: it has no room for it.
+    """
+    products = find_products(device) if weights.head.format == "int8" else Products()
+    try:
+        return DeviceEnds(shape, weights, device, products)
+    except RuntimeError as error:
+        raise too_small(error, device, "the head") from error

@@ -1,0 +1,238 @@
+"""Linear layers on a device, with the weights in our formats: torch's packed products where it has them.
+
+Which products a device has, and how it wants the weights for them, differs by device and by version of torch.
+So each is tried once on a small matrix, and used only if it gives what the weights say. Where there is none,
+a matrix is widened for each product.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from shoal.executor.arrays import Array
+from shoal.executor.kernels.c_kernels import GROUP, Matrix, pack
+from shoal.executor.kernels.torch_kernels import INT32_MAX, tensor_of, widen
+from shoal.types import Format
+
+FEW_ROWS = 16
+"""Up to so many rows a product is bound by reading the weights."""
+CLOSE = 0.02
+"""Relative error that a packed product may have on the trial matrix: bfloat16's is a fifth of it."""
+TRIAL_ROWS, TRIAL_COLS = 64, 512
+LARGEST_INT = 127 * 256 + 127
+"""What two 8-bit integers hold, the upper one times 256."""
+
+PackedProduct = Callable[[torch.Tensor], torch.Tensor]
+
+
+class DeviceMatrix(Protocol):
+    """The weights of a linear layer on a device."""
+
+    rows: int
+    """What goes out."""
+    bytes: int
+    """What it takes in the device's memory."""
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """``x @ weights.T + bias``, float32 ``[n, cols]`` to ``[n, rows]`` in float32 or bfloat16."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Which packed products a device has, and has shown to be right."""
+
+    int8_weights: bool = False
+    """``_weight_int8pack_mm``: for few rows."""
+    integers: bool = False
+    """``_int_mm``: for many rows."""
+    int4_weights: Callable[[torch.Tensor, torch.Tensor], PackedProduct] | None = None
+    """Packs 4-bit weights for ``_weight_int4pack_mm`` or the CPU's own."""
+
+
+def compute_dtype(format: Format) -> torch.dtype:
+    """In what the rows that enter a product are."""
+    return torch.float32 if format == "fp32" else torch.bfloat16
+
+
+def place_matrix(matrix: Matrix, device: torch.device, products: Products) -> DeviceMatrix:
+    """Bring a matrix to ``device``."""
+    bias = None if matrix.bias is None else _placed(matrix.bias, device)
+    if matrix.format == "int8" and matrix.scales is not None:
+        weights, scales = _placed(matrix.weights, device), _placed(matrix.scales, device)
+        return Int8Matrix(weights, scales, bias, products)
+    if matrix.format == "int4" and matrix.scales is not None:
+        weights, scales = _placed(matrix.weights, device), _placed(matrix.scales, device)
+        return _place_int4(weights, scales, bias, products)
+    if matrix.format in ("fp32", "bf16"):
+        return WideMatrix(_placed(matrix.weights, device), bias)
+    return WideMatrix(widen(matrix, slice(None)).to(device, torch.bfloat16), bias)
+
+
+class WideMatrix:
+    """Weights as numbers of their own, ``[rows, cols]``."""
+
+    def __init__(self, weights: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.rows = len(weights)
+        self.bytes = _bytes(weights, bias)
+        self._weights = weights
+        self._bias = bias
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        return _plus(functional.linear(x.to(self._weights.dtype), self._weights), self._bias)
+
+
+class Int8Matrix:
+    """Weights int8 ``[rows, cols]``, with a scale for each row."""
+
+    def __init__(
+        self, weights: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, products: Products
+    ) -> None:
+        self.rows, self._cols = weights.shape
+        self.bytes = _bytes(weights, scales, bias)
+        self._weights = weights
+        self._scales = scales
+        self._bias = bias
+        self._products = products
+        self._ones = torch.ones_like(scales, dtype=torch.bfloat16)  # the scales are applied in float32
+        # What CUDA's product of integers asks for; others take any shape.
+        self._whole = self.rows % 8 == 0 and self._cols % 8 == 0
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) <= FEW_ROWS and self._products.int8_weights:
+            sums = torch._weight_int8pack_mm(x.bfloat16(), self._weights, self._ones)  # pyright: ignore[reportPrivateUsage]
+        elif len(x) > FEW_ROWS and self._products.integers and self._whole:
+            return _plus(self._from_integers(x), self._bias)
+        else:
+            sums = x.bfloat16() @ self._weights.bfloat16().T
+        return _plus(sums * self._scales, self._bias)
+
+    def _from_integers(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows as integers of 15 bits, as the C kernels have them: exact but for their rounding."""
+        limit = float(min(INT32_MAX // (127 * self._cols), LARGEST_INT))
+        largest = x.abs().amax(1, keepdim=True)
+        to_int = torch.where(largest > 0, limit / largest, 0.0)
+        whole = (x * to_int).round().to(torch.int32)
+        low = ((whole + 128) & 255) - 128
+        high = (whole - low) >> 8
+        turned = self._weights.T
+        sums = torch._int_mm(low.to(torch.int8), turned)  # pyright: ignore[reportPrivateUsage]
+        sums = sums + (torch._int_mm(high.to(torch.int8), turned) << 8)  # pyright: ignore[reportPrivateUsage]
+        return sums.float() * (self._scales * (largest / limit))
+
+
+class Int4Matrix:
+    """Weights as nibbles, ``[rows, cols / 2]``, widened for each product."""
+
+    def __init__(self, weights: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.rows = len(weights)
+        self.bytes = _bytes(weights, scales, bias)
+        self._weights = weights
+        self._scales = scales
+        self._bias = bias
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        values = (nibbles(self._weights).bfloat16() - 8).view(self.rows, -1, GROUP)
+        wide = (values * self._scales[:, :, None]).bfloat16().view(self.rows, -1)
+        return _plus(functional.linear(x.bfloat16(), wide), self._bias)
+
+
+class PackedInt4Matrix:
+    """Weights as a device's own product of 4-bit weights wants them."""
+
+    def __init__(self, product: PackedProduct, rows: int, size: int, bias: torch.Tensor | None) -> None:
+        self.rows = rows
+        self.bytes = size
+        self._product = product
+        self._bias = bias
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        return _plus(self._product(x.bfloat16()), self._bias)
+
+
+def _place_int4(
+    weights: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, products: Products
+) -> DeviceMatrix:
+    if products.int4_weights is None:
+        return Int4Matrix(weights, scales, bias)
+    try:
+        product = products.int4_weights(nibbles(weights), scales)
+    except (RuntimeError, NotImplementedError):  # not every shape fits a device's tiles
+        return Int4Matrix(weights, scales, bias)
+    # Packing keeps the size of the weights; scales and minima of 16 bits take what a float32 scale does.
+    return PackedInt4Matrix(product, len(weights), _bytes(weights, scales, bias), bias)
+
+
+def nibbles(weights: torch.Tensor) -> torch.Tensor:
+    """4-bit weights one by one, uint8 ``[rows, cols]`` from 0 to 15; see ``pack_int4`` in native/linear.c."""
+    halves = weights.view(len(weights), -1, GROUP // 2)
+    return torch.cat((halves & 15, halves >> 4), 2).view(len(weights), -1)
+
+
+def _pack_for_cpu(values: torch.Tensor, scales: torch.Tensor) -> PackedProduct:
+    packed = torch._convert_weight_to_int4pack_for_cpu(values.to(torch.int32), 1)  # pyright: ignore[reportPrivateUsage]
+    both = _scales_and_minima(scales)
+    return lambda x: torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, both)  # pyright: ignore[reportPrivateUsage]
+
+
+def _pack_for_tiles(values: torch.Tensor, scales: torch.Tensor) -> PackedProduct:
+    """As CUDA has it: two weights in a byte, the first above, in tiles of 128 columns."""
+    packed = torch._convert_weight_to_int4pack(values[:, ::2] << 4 | values[:, 1::2], 8)  # pyright: ignore[reportPrivateUsage]
+    both = _scales_and_minima(scales)
+    return lambda x: torch._weight_int4pack_mm(x, packed, GROUP, both)  # pyright: ignore[reportPrivateUsage]
+
+
+def _scales_and_minima(scales: torch.Tensor) -> torch.Tensor:
+    """bfloat16 ``[cols / 32, rows, 2]``; the minima, which lie in the middle of the 16 values, are 0."""
+    both = torch.zeros((*scales.T.shape, 2), dtype=torch.bfloat16, device=scales.device)
+    both[..., 0] = scales.T
+    return both
+
+
+@functools.cache
+def find_products(device: torch.device) -> Products:
+    """Try each product on a small matrix."""
+    generator = np.random.default_rng(0)
+    weights = generator.standard_normal((TRIAL_ROWS, TRIAL_COLS), np.float32)
+    int8, int4 = pack(weights, "int8"), pack(weights, "int4")
+    few, many = (
+        torch.from_numpy(generator.standard_normal((n, TRIAL_COLS), np.float32)) for n in (1, 2 * FEW_ROWS)
+    )
+
+    def right(matrix: Matrix, products: Products, *rows: torch.Tensor) -> bool:
+        try:
+            placed = place_matrix(matrix, device, products)
+            found = [placed.multiply(x.to(device)).float().cpu() for x in rows]
+        except (RuntimeError, NotImplementedError, AttributeError):  # the device has no such product
+            return False
+        return all(_close(y, x @ widen(matrix, slice(None)).T) for x, y in zip(rows, found, strict=True))
+
+    int8_weights = right(int8, Products(int8_weights=True), few)
+    integers = right(int8, Products(integers=True), many)
+    packers = (_pack_for_cpu, _pack_for_tiles)
+    int4_weights = (pack for pack in packers if right(int4, Products(int4_weights=pack), few, many))
+    return Products(int8_weights, integers, next(int4_weights, None))
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((found - expected).norm() <= CLOSE * expected.norm())
+
+
+def _placed(array: Array, device: torch.device) -> torch.Tensor:
+    """An array's numbers on a device. Of a file's pages, which may not be written, there is a copy."""
+    return tensor_of(array if array.flags.writeable else array.copy()).to(device)
+
+
+def _plus(out: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return out if bias is None else out + bias
+
+
+def _bytes(*tensors: torch.Tensor | None) -> int:
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
