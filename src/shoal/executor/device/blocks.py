@@ -69,7 +69,7 @@ def turn_rows(
     positions: torch.Tensor, frequencies: torch.Tensor, rope: Rope
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of the rows' positions, ``[rows, 1, rotary / 2]``."""
-    angles = (positions.float()[:, None] * frequencies)[:, None]
+    angles = (positions.float().unsqueeze(1) * frequencies).unsqueeze(1)
     return angles.cos() * rope.scale, angles.sin() * rope.scale
 
 
@@ -95,7 +95,7 @@ def run_layer(
     queries = queries.to(dtype)
     seen: list[torch.Tensor] = []
     for group in inputs.groups[layer.window]:
-        mine = queries[group.start : group.start + group.sequences * group.rows]
+        mine = queries.narrow(0, group.start, group.sequences * group.rows)
         paged = (kv.keys.pages(number, group.table), kv.values.pages(number, group.table))
         out = attend(mine.unflatten(0, (group.sequences, group.rows)), *paged, group.mask, shape.scale)
         seen.append(out.flatten(0, 1))
@@ -125,7 +125,7 @@ def _heads(
 
 def _turn(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
     half = cosines.shape[-1]
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    a, b, rest = x.split((half, half, x.shape[-1] - 2 * half), -1)
     return torch.cat((a * cosines - b * sines, b * cosines + a * sines, rest), -1)
 
 

@@ -40,13 +40,13 @@ class FloatVectors:
         self._held = torch.zeros(shape, dtype=dtype, device=device)
 
     def put(self, block: int, slots: torch.Tensor, x: torch.Tensor) -> None:
-        self._held[block].index_copy_(0, slots, x.to(self._held.dtype))
+        self._held.select(0, block).index_copy_(0, slots, x.to(self._held.dtype))
 
     def clear(self, slots: torch.Tensor) -> None:
         self._held.index_fill_(1, slots, 0)
 
     def pages(self, block: int, table: torch.Tensor) -> torch.Tensor:
-        return _paged(self._held[block], table)
+        return _paged(self._held.select(0, block), table)
 
 
 class Int8Vectors:
@@ -60,21 +60,21 @@ class Int8Vectors:
     def put(self, block: int, slots: torch.Tensor, x: torch.Tensor) -> None:
         scales = x.float().abs().amax(-1, keepdim=True) / 127
         values = torch.where(scales > 0, x / scales, 0.0).round().to(torch.int8)
-        self._held[block].index_copy_(0, slots, values)
-        self._scales[block].index_copy_(0, slots, scales)
+        self._held.select(0, block).index_copy_(0, slots, values)
+        self._scales.select(0, block).index_copy_(0, slots, scales)
 
     def clear(self, slots: torch.Tensor) -> None:
         self._held.index_fill_(1, slots, 0)
         self._scales.index_fill_(1, slots, 0)
 
     def pages(self, block: int, table: torch.Tensor) -> torch.Tensor:
-        values = _paged(self._held[block], table) * _paged(self._scales[block], table)
+        values = _paged(self._held.select(0, block), table) * _paged(self._scales.select(0, block), table)
         return values.to(self._dtype)
 
 
 def _paged(held: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    found = held.view(-1, PAGE, *held.shape[1:])[table]
-    return found.flatten(1, 2).transpose(1, 2)
+    found = held.unflatten(0, (-1, PAGE)).index_select(0, table.flatten())
+    return found.view(len(table), -1, *held.shape[1:]).transpose(1, 2)
 
 
 class DeviceKv:
@@ -129,12 +129,12 @@ def see_pages(
         window: tokens that a token sees, itself included; 0: all before it.
     """
     sequences, pages = table.shape
-    asking = positions[start : start + sequences * rows].view(sequences, rows, 1)
+    asking = positions.narrow(0, start, sequences * rows).view(sequences, rows, 1)
     cached = first.view(sequences, 1, 1) + torch.arange(pages * PAGE, device=table.device)
     mask = cached <= asking
     if window:
         mask &= cached > asking - window
-    return SeenPages(start, sequences, rows, table, mask[:, None])
+    return SeenPages(start, sequences, rows, table, mask.unsqueeze(1))
 
 
 def attend(
@@ -156,7 +156,7 @@ def attend(
     kv_heads = keys.shape[1]
     grouped = queries.view(sequences, rows, kv_heads, heads // kv_heads, dim)
     if rows == 1:  # all of a group see the same
-        out = _sdpa(grouped[:, 0], keys, values, mask, scale)[:, None]
+        out = _sdpa(grouped.squeeze(1), keys, values, mask, scale)
     else:
         each = [_sdpa(g.transpose(1, 2), keys, values, mask, scale) for g in grouped.unbind(3)]
         out = torch.stack(each, 3).transpose(1, 2)

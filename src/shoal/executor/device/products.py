@@ -140,7 +140,7 @@ class Int4Matrix:
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         values = (nibbles(self._weights).bfloat16() - 8).view(self.rows, -1, GROUP)
-        wide = (values * self._scales[:, :, None]).bfloat16().view(self.rows, -1)
+        wide = (values * self._scales.unsqueeze(2)).bfloat16().view(self.rows, -1)
         return _plus(functional.linear(x.bfloat16(), wide), self._bias)
 
 
@@ -209,6 +209,8 @@ def find_products(device: torch.device) -> Products:
     def right(matrix: Matrix, products: Products, *rows: torch.Tensor) -> bool:
         try:
             placed = place_matrix(matrix, device, products)
+            if products.int4_weights and not isinstance(placed, PackedInt4Matrix):
+                return False
             found = [placed.multiply(x.to(device)).float().cpu() for x in rows]
         except (RuntimeError, NotImplementedError, AttributeError):  # the device has no such product
             return False
