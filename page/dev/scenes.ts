@@ -43,6 +43,8 @@ function peer(i: number, start: number, end: number, more: Partial<Peer> = {}): 
     end,
     n_blocks: 30,
     format: 'int8',
+    device: 'cpu',
+    device_memory: 32 * 2 ** 30,
     tokens: 65536,
     tokens_free: 65536 - 800 * i,
     sessions: i % 3,

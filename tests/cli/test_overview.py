@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from rich.console import Console
 
@@ -14,9 +16,9 @@ DIGEST = "sha256:" + "0" * 64
 
 
 def announced(
-    peer: str, start: int, end: int, *, model: str = "fish", format: Format = "fp32"
+    peer: str, start: int, end: int, *, model: str = "fish", format: Format = "fp32", **more: Any
 ) -> Announcement:
-    served = Served(model, DIGEST, 30, 64, 2048, 100, start, end, format, 1000, 900, 2, 12.5)
+    served = Served(model, DIGEST, 30, 64, 2048, 100, start, end, format, 1000, 900, 2, 12.5, **more)
     return Announcement(peer, 1, 100.0, 130.0, ("/ip4/10.0.0.1/tcp/1",), (), served)
 
 
@@ -60,6 +62,13 @@ def test_the_path_the_round_trip_and_the_speed_of_a_peer() -> None:
     assert (b.path, b.rtt_ms, b.address) == ("relayed", 12.3, "/ip4/10.0.0.2/tcp/2")
     assert (a.path, a.rtt_ms, a.address) == ("", None, "/ip4/10.0.0.1/tcp/1")
     assert (a.tokens_per_s, a.sessions, a.tokens_free, a.expires_in_s) == (80.0, 2, 900, 20.0)
+
+
+def test_what_a_peer_computes_on_is_shown_if_it_says_so() -> None:
+    told = {"device": "A Card", "device_memory": 24 << 30}
+    view = seen(announced("a", 0, 10, **told), announced("b", 10, 30))
+    assert [(peer.device, peer.device_memory) for peer in view.peers] == [("A Card", 24 << 30), ("", 0)]
+    assert "A Card 24 GiB" in shown(view)
 
 
 def test_a_peer_that_serves_nothing_is_shown_too() -> None:

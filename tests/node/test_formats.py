@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 import torch
 
+from shoal.executor.device.runner import DeviceRunner
 from shoal.executor.kernels.built import kernels_built
 from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import write_checkpoint
@@ -33,6 +35,15 @@ async def test_a_node_takes_the_format_that_the_swarm_serves(tmp_path, checkpoin
 async def test_the_first_node_takes_int8_where_the_kernels_are_built(tmp_path, checkpoint):
     async with memory_swarm(tmp_path / "home", checkpoint, [LEFT], format="auto") as swarm:
         assert swarm.nodes[0].engine.format == "int8"
+
+
+async def test_a_node_computes_on_the_device_and_with_the_kernels_that_it_is_told(tmp_path, checkpoint):
+    async with memory_swarm(tmp_path / "home", checkpoint, [LEFT], format="int8") as swarm:
+        node = await swarm.add_node(RIGHT, format="int8", device="cpu", kernels="torch")
+        assert isinstance(node.engine.runner, DeviceRunner)
+        assert (node.served().device, node.served().device_memory) == ("cpu", psutil.virtual_memory().total)
+        answer = swarm.client.generate(str(checkpoint), [5, 6, 7], max_tokens=2, format="int8")
+        assert len([delta async for delta in answer]) > 0
 
 
 async def test_another_version_of_the_model_does_not_decide(tmp_path, checkpoint):

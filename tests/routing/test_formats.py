@@ -24,6 +24,12 @@ def test_without_kernels_nothing_of_the_checkpoint_is_lost(stored: str, format: 
     assert "kernels are not built" in chosen.why
 
 
+@pytest.mark.parametrize("stored", STORED)
+def test_an_accelerator_takes_what_the_nodes_on_cpus_take(stored: str) -> None:
+    chosen = choose_format("auto", stored, kernels=False, accelerator=True)
+    assert (chosen.format, "nodes on CPUs" in chosen.why) == ("int8", True)
+
+
 @pytest.mark.parametrize(("stored", "format"), [("F32", "fp32"), ("BF16", "bf16")])
 def test_several_processes_take_what_they_can_hold(stored: str, format: Format) -> None:
     served: list[tuple[Format, Span]] = [("int8", Span(0, 30))]

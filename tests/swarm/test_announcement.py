@@ -63,6 +63,8 @@ def test_one_that_was_changed_on_the_way_is_refused(place, change):
         ("capacity", {"served": served(tokens_free=5000)}),
         ("not an announcement", {"served": served(step_ms=math.inf)}),
         ("not an announcement", {"served": served(step_ms=-1.0)}),
+        ("not an announcement", {"served": served(device="x" * 65)}),
+        ("not an announcement", {"served": served(device_memory=-1)}),
         ("not an announcement", {"served": served(tokens=-1)}),
         ("not an announcement", {"served": served(format="int3")}),
         ("not an announcement", {"served": served(digest="md5:1")}),

@@ -16,6 +16,9 @@ export interface Peer {
   end: number
   n_blocks: number
   format: string | null
+  /** What it computes on, and the bytes of memory that this has; empty where it does not say. */
+  device: string
+  device_memory: number
   /** Tokens that its KV memory holds, and how many of them are free. */
   tokens: number
   tokens_free: number

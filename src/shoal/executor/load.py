@@ -77,7 +77,7 @@ def load_runner(
     if shape is None:
         from shoal.executor.modules import load_modules  # noqa: PLC0415
 
-        return load_modules(model, span, format, kv=kv, threads=threads, device=device)
+        return load_modules(model, span, format, kv=kv, threads=threads, device=device, kernels=kernels)
     weight_cache = WeightCache(cache, model.digest, format)
     layers = read_layers(checkpoint, shape, span, format, weight_cache)
     if by_torch:

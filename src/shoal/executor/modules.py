@@ -18,6 +18,8 @@ from shoal.executor.arrays import Floats
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.cores import usable_cores
 from shoal.executor.device.device import CPU
+from shoal.executor.device.products import find_products
+from shoal.executor.device.torch_devices import shortage, too_small
 from shoal.executor.kernels.c_kernels import ThreadTeam, library
 from shoal.executor.packed import load_packed
 from shoal.executor.pages import PagePool, Pages, pages_for
@@ -26,7 +28,7 @@ from shoal.models.build.ends import EndsModule
 from shoal.models.build.kv import Cache
 from shoal.models.build.load import load_ends_module
 from shoal.models.store.local_model import LocalModel
-from shoal.types import Format, Kv, Span
+from shoal.types import Format, Kernels, Kv, Span
 
 KV_PROBE = 1024
 """Tokens over which a model's own cache is measured: windows and states grow less than by the token."""
@@ -38,6 +40,7 @@ class Modules(Protocol):
     span: Span
     width: int
     dtype: torch.dtype
+    device: torch.device
     tensor_bytes: int
 
     @property
@@ -88,6 +91,8 @@ class ModuleRunner:
             return error
         except Exception as error:  # noqa: BLE001
             # What a model's own code may raise is listed nowhere. It ends this step, never the node.
+            if (busy := shortage(error, str(module.device))) is not None:
+                return busy
             return StepFailed(f"the forward failed: {type(error).__name__}: {error}")
         rows.state.length = cache.length
         return _array(out)
@@ -114,10 +119,21 @@ class ModuleEnds:
             return _array(self._ends.head(_tensor(hidden, self._ends.dtype)))
         except ShoalError as error:
             return error
+        except RuntimeError as error:
+            if (busy := shortage(error, str(self._ends.device))) is None:
+                raise
+            return busy
 
 
 def load_modules(
-    model: LocalModel, span: Span, format: Format, *, kv: Kv, threads: int, device: str = CPU
+    model: LocalModel,
+    span: Span,
+    format: Format,
+    *,
+    kv: Kv,
+    threads: int,
+    device: str = CPU,
+    kernels: Kernels = "auto",
 ) -> ModuleRunner:
     """Build ``span`` of a model of any family, its linear layers in ``format``.
 
@@ -125,8 +141,13 @@ def load_modules(
     """
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
-    team = ThreadTeam(threads) if device == CPU and format != "fp32" and library() is not None else None
-    module = load_packed(model, span, format, team=team, kv=kv, device=device)
+    by_torch = device != CPU or kernels == "torch"
+    team = None if by_torch or format == "fp32" or library() is None else ThreadTeam(threads)
+    products = find_products(torch.device(device)) if by_torch else None
+    try:
+        module = load_packed(model, span, format, team=team, kv=kv, device=device, products=products)
+    except RuntimeError as error:
+        raise too_small(error, torch.device(device), f"blocks {span} in {format}") from error
     return ModuleRunner(module, exact=format == "fp32" and device == CPU)
 
 

@@ -6,13 +6,16 @@ each weight of a linear layer to us, and keeps no float32 copy. What is no linea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from shoal.errors import StepFailed, UnsupportedModel
+from shoal.errors import StepFailed
+from shoal.executor.device.products import DeviceMatrix, Products, place_matrix, weights_of
 from shoal.executor.kernels.c_kernels import Matrix, ThreadTeam
 from shoal.executor.kernels.heap import release_heap
 from shoal.executor.kernels.torch_kernels import apply, array_of, pack_tensor, widen
@@ -48,12 +51,16 @@ class PackedLinear(nn.Module):
         """A place for the loader, on the meta device; once packed, a float32 copy at each look."""
         self.bias = cast("nn.Parameter | None", linear.bias)
         self.matrix: Matrix | None = None
+        self.placed: DeviceMatrix | None = None
+        """The weights instead, where they lie on a device; the bias stays a parameter."""
         self._packing = packing
         self._turned = is_turned(linear)  # its weights are [cols, rows]
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of the weights in memory, beside those of its parameters."""
+        if self.placed is not None:
+            return self.placed.bytes
         return 0 if self.matrix is None else replace(self.matrix, bias=None).bytes
 
     def pack(self, weight: torch.Tensor) -> None:
@@ -64,30 +71,36 @@ class PackedLinear(nn.Module):
         """
         if weight.shape != self.weight.shape:
             raise ValueError(f"weights of shape {tuple(weight.shape)}, not {tuple(self.weight.shape)}")
-        self.matrix = pack_tensor(
-            weight.detach().T if self._turned else weight.detach(), self._packing.format
-        )
+        matrix = pack_tensor(weight.detach().T if self._turned else weight.detach(), self._packing.format)
+        if self._packing.place is None:
+            self.matrix = matrix
+        else:
+            self.placed = self._packing.place(matrix)
         # From here on, __getattr__ below gives it.
         del self._parameters["weight"]
 
     def settle(self) -> None:
         """All is loaded: the bias too, and perhaps the weights, together with others of their tensor."""
-        if self.matrix is None and not self.weight.is_meta:
+        if self.matrix is None and self.placed is None and not self.weight.is_meta:
             self.pack(self.weight)
         if self.matrix is not None and self.bias is not None:
             self.matrix = replace(self.matrix, bias=array_of(self.bias.detach()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.placed is not None:
+            found = self.placed.multiply(x.reshape(-1, x.shape[-1]).float()).float()
+            found = found if self.bias is None else found + self.bias
+            return found.view(*x.shape[:-1], self.placed.rows)
         if self.matrix is None:
             raise StepFailed("a linear layer without weights")
         out = apply(self._packing.team, self.matrix, x.reshape(-1, x.shape[-1]).float())
         return out.view(*x.shape[:-1], self.matrix.rows)
 
     def __getattr__(self, name: str) -> Any:
-        matrix = self.__dict__.get("matrix")
-        if name != "weight" or matrix is None:
+        matrix, placed = self.__dict__.get("matrix"), self.__dict__.get("placed")
+        if name != "weight" or (matrix is None and placed is None):
             return super().__getattr__(name)
-        wide = widen(matrix, slice(None))
+        wide = weights_of(placed) if matrix is None else widen(matrix, slice(None))
         return wide.T if self._turned else wide
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
@@ -100,16 +113,22 @@ class PackedExperts(nn.Module):
     def __init__(self, weights: torch.Tensor, packing: Packing, turned: bool) -> None:
         """``weights`` are ``[experts, rows, cols]``, or ``[experts, cols, rows]`` if ``turned``."""
         super().__init__()
-        self.matrices = [pack_tensor(w.T if turned else w, packing.format) for w in weights.detach()]
+        matrices = [pack_tensor(w.T if turned else w, packing.format) for w in weights.detach()]
+        self.matrices: list[Matrix] = matrices if packing.place is None else []
+        self.placed = [] if packing.place is None else [packing.place(matrix) for matrix in matrices]
+        """The same where they lie on a device."""
         self._packing = packing
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of all experts' weights in memory."""
-        return sum(matrix.bytes for matrix in self.matrices)
+        return sum(matrix.bytes for matrix in (*self.matrices, *self.placed))
 
     def forward(self, x: torch.Tensor, expert: int, biases: torch.Tensor | None) -> torch.Tensor:
-        out = apply(self._packing.team, self.matrices[expert], x)
+        if self.placed:
+            out = self.placed[expert].multiply(x).float()
+        else:
+            out = apply(self._packing.team, self.matrices[expert], x)
         return out if biases is None else out + biases[expert]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedExperts:
@@ -146,12 +165,22 @@ def run_experts(
 
 
 class Packing(QuantizationConfigMixin):
-    """What transformers is told: which format, and who computes."""
+    """What transformers is told: which format, and who computes.
 
-    def __init__(self, format: Format, team: ThreadTeam | None) -> None:
+    Args:
+        place: brings a matrix to the device that computes; ``None`` where that is the CPU, with ``team``.
+    """
+
+    def __init__(
+        self,
+        format: Format,
+        team: ThreadTeam | None,
+        place: Callable[[Matrix], DeviceMatrix] | None = None,
+    ) -> None:
         self.quant_method = cast(Any, METHOD)
         self.format: Format = format
         self.team = team
+        self.place = place
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": METHOD, "format": self.format}
@@ -275,26 +304,25 @@ def load_packed(
     team: ThreadTeam | None,
     kv: Kv = "auto",
     device: str = "cpu",
+    products: Products | None = None,
 ) -> SpanModule:
     """Build ``span`` of a model with its linear layers in ``format`` and all else in float32.
 
-    On another device than the CPU there are no kernels of ours: bf16 is torch's own there, for all weights.
+    On another device than the CPU bf16 is torch's own, for all weights.
 
     Args:
         team: computes the linear layers; ``None`` where the kernels are not built.
+        products: those of ``device``, where torch computes the linear layers there instead.
         kv: how sessions' keys and values are kept.
 
     Raises:
         UsageError: the span goes beyond the model's blocks.
         BadWeights: tensors are missing, damaged or of another shape.
-        UnsupportedModel: the model's blocks cannot be served apart, or not in this format.
+        UnsupportedModel: the model's blocks cannot be served apart.
     """
     if format == "fp32":
         return load_span_module(model, span, "float32", device, kv_as=kv)
-    if device != "cpu":
-        if format != "bf16":
-            raise UnsupportedModel(
-                f"{format} is for CPUs; on {device} a node serves bf16 or fp32", next_command="--format bf16"
-            )
+    if device != "cpu" and format == "bf16":
         return load_span_module(model, span, "bfloat16", device, kv_as=kv)
-    return load_span_module(model, span, packing=Packing(format, team), kv_as=kv)
+    place = products and partial(place_matrix, device=torch.device(device), products=products)
+    return load_span_module(model, span, "float32", device, Packing(format, team, place), kv_as=kv)

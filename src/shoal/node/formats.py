@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from shoal.config import Settings
+from shoal.executor.device.device import Device
 from shoal.executor.kernels.built import kernels_built
 from shoal.models.store.local_model import LocalModel
 from shoal.routing.formats import FormatChoice, choose_format
 from shoal.swarm.member import Member
 
 
-def pick_format(model: LocalModel, settings: Settings, member: Member) -> FormatChoice:
-    """The format for a node of ``model``, by the settings and by what the swarm serves now."""
+def pick_format(model: LocalModel, settings: Settings, member: Member, device: Device) -> FormatChoice:
+    """The format for a node of ``model`` on ``device``, by the settings and by what the swarm serves now."""
     member.directory.know([model.shape])  # who says another number of blocks for this digest lies
     serving = member.directory.serving(model.digest, member.now())
     return choose_format(
         settings.format,
         model.dtype,
-        kernels=kernels_built(),
+        kernels=device.is_cpu and kernels_built(),
+        accelerator=not device.is_cpu,
         parallel=settings.parallel,
         served=[
             (a.served.format, a.served.span) for a in serving if a.served and a.peer != member.network.peer

@@ -124,6 +124,7 @@ class Node:
         self.settings = settings
         self.device = device
         """Where its span is computed."""
+        self._device_memory = device.memory().total
         self.fits = 0
         """Blocks that it has memory to load beside those that it serves; 0: it does not move."""
         self.going: Span | None = None
@@ -159,6 +160,8 @@ class Node:
             fits=self.fits,
             next_start=self.going.start if self.going else 0,
             next_end=self.going.end if self.going else 0,
+            device=self.device.title[:64],
+            device_memory=self._device_memory,
         )
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:
@@ -225,7 +228,7 @@ async def start_node(
     member.directory.know([model.shape])
     report(f"loading blocks {span} of {model.shape.name}")
     device = (await trio.to_thread.run_sync(find_device, settings.device)).device
-    format = pick_format(model, settings, member).format
+    format = pick_format(model, settings, member, device).format
     loaded = await load_served_span(model, span, format, settings, device, memory_budget(settings, device))
     server = SpanServer(
         network,

@@ -29,6 +29,7 @@ def choose_format(
     stored: str,
     *,
     kernels: bool,
+    accelerator: bool = False,
     parallel: int = 1,
     served: Iterable[tuple[Format, Span]] = (),
 ) -> FormatChoice:
@@ -37,6 +38,7 @@ def choose_format(
     Args:
         stored: the dtype of most of the checkpoint's bytes, as safetensors names it, for example ``BF16``.
         kernels: whether our C kernels are built on this machine.
+        accelerator: whether the node computes on one, which takes every format.
         parallel: how many processes compute the node's span together.
         served: what peers serve of the model now, and in which format.
     """
@@ -47,6 +49,8 @@ def choose_format(
         return FormatChoice(common, "the swarm serves the model in it")
     if kernels and parallel == 1:
         return FormatChoice("int8", "the kernels are built here, and run it fastest for what it loses")
+    if accelerator and parallel == 1:
+        return FormatChoice("int8", "nodes on CPUs, which it shares routes with, run it fastest")
     reason = "several processes share the span" if parallel > 1 else "the kernels are not built here"
     if stored in ("BF16", "F16"):
         return FormatChoice("bf16", f"{reason}, and the checkpoint has 16 bits for a weight")

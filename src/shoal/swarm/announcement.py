@@ -59,6 +59,10 @@ class Served(Struct, frozen=True, array_like=True):
     next_start: Annotated[int, Meta(ge=0, le=1 << 14)] = 0
     next_end: Annotated[int, Meta(ge=0, le=1 << 14)] = 0
     """The span that it is loading, to serve that instead; 0:0 when it stays."""
+    device: Annotated[str, Meta(max_length=64)] = ""
+    """What it computes on: an accelerator as its maker calls it, or ``cpu``; empty when it does not say."""
+    device_memory: Annotated[int, Meta(ge=0, le=1 << 50)] = 0
+    """Bytes of memory that this has in all."""
 
     @property
     def going(self) -> Span | None:

@@ -8,27 +8,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trio
 from torch._subclasses.fake_tensor import FakeTensorMode  # torch's own stand-in for tensors on any device
 
 from shoal.errors import Busy, OutOfResources
 from shoal.executor.arrays import Floats
+from shoal.executor.codecs import encode
 from shoal.executor.device import runner as runner_module
 from shoal.executor.device.device import CPU
 from shoal.executor.device.plan import plan_forward
-from shoal.executor.device.products import Products, find_products, place_matrix
+from shoal.executor.device.products import Int8Matrix, Products, find_products, place_matrix
 from shoal.executor.device.runner import DeviceRunner, load_device_runner
-from shoal.executor.fused import read_layers
+from shoal.executor.engine import Engine, StepOutput
 from shoal.executor.kernels.c_kernels import pack
 from shoal.executor.kernels.torch_kernels import widen
 from shoal.executor.load import load_ends_runner, load_runner, span_shape
 from shoal.executor.pages import PagePool
 from shoal.executor.runner import KvState, SessionRows
+from shoal.executor.thread import ComputeThread
+from shoal.executor.weights.llama_blocks import read_layers
 from shoal.executor.weights.weight_cache import WeightCache
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import BLOCKS, VOCAB, write_checkpoint
-from shoal.types import Format, Kv, Span
+from shoal.types import Format, Kv, SessionId, Span
 
 WIDTH = 64
 WHOLE = Span(0, BLOCKS)
@@ -218,6 +222,43 @@ def test_weights_or_pages_that_do_not_fit_say_so(
     monkeypatch.setattr(runner_module, "place_layer", full)
     with pytest.raises(OutOfResources, match="no room for blocks 0:6 in int8"):
         loaded(model, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+async def test_a_full_device_is_busy_to_its_sessions_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """On the model's own modules as well: a step is refused, and runs once there is room."""
+    model = ModelStore(tmp_path / "store").resolve(str(write_checkpoint(tmp_path / family, family)))
+    runner = load_runner(model, WHOLE, "int8", kv="auto", threads=1, cache=tmp_path, kernels="torch")
+    thread = ComputeThread()
+    engine = Engine(runner, runner.make_pool(256), thread, format="int8")
+    session = SessionId(b"s" * 16)
+    await engine.open(session)
+    engine.grow(session, 64)
+    multiply = Int8Matrix.multiply
+
+    def full(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    async def step() -> object:
+        came, token = trio.Event(), trio.lowlevel.current_trio_token()
+        found: list[object] = []
+
+        def done(outcome: object) -> None:
+            found.append(outcome)
+            token.run_sync_soon(came.set)
+
+        engine.submit(session, 0, encode(rows(5), "float32"), "float32", 5, 5, "float32", done)
+        with trio.fail_after(30):
+            await came.wait()
+        return found[0]
+
+    monkeypatch.setattr(Int8Matrix, "multiply", full)
+    assert isinstance(await step(), Busy)
+    monkeypatch.setattr(Int8Matrix, "multiply", multiply)
+    assert isinstance(await step(), StepOutput)
+    thread.close()
 
 
 # ---- the ends ----

@@ -111,6 +111,8 @@ def format(settings: Settings) -> Finding:
     """How a node here would hold its weights."""
     if settings.format != "auto":
         return Finding("format", "ok", f"{settings.format}, as set")
+    if not find_device(settings.device).device.is_cpu:
+        return Finding("format", "ok", "int8 for a node that is the first, on an accelerator as on CPUs")
     if kernels_built():
         return Finding("format", "ok", "int8 for a node that is the first: the C kernels are built")
     text = "bf16 or fp32, as the checkpoint is stored: the C kernels are not built, and all is slower"

@@ -61,7 +61,7 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
 
             device = (await trio.to_thread.run_sync(find_device, settings.device)).device
             model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
-            format = pick_format(model, settings, member).format
+            format = pick_format(model, settings, member, device).format
             chosen = span or pick_span(model, format, memory_budget(settings, device), member)
             held = replace(settings, format=format, device=device.name)  # the span was chosen for both
             node = await stack.enter_async_context(

@@ -41,6 +41,10 @@ class PeerView:
     start: int
     end: int
     format: str
+    device: str
+    """What it computes on, as it says; empty when it does not."""
+    device_memory: int
+    """Bytes of memory that this has."""
     sessions: int
     tokens_free: int
     tokens_per_s: float | None
@@ -118,6 +122,8 @@ def _peer(a: Announcement, held: PeerConnection | None, rtt_s: float | None, now
         start=served.start if served else 0,
         end=served.end if served else 0,
         format=served.format if served else "",
+        device=served.device if served else "",
+        device_memory=served.device_memory if served else 0,
         sessions=served.sessions if served else 0,
         tokens_free=served.tokens_free if served else 0,
         tokens_per_s=round(1000 / served.step_ms, 1) if served and served.step_ms else None,
@@ -181,7 +187,7 @@ def peers_table(peers: Sequence[PeerView], *, ids: bool = False) -> Table:
     from rich.text import Text
 
     rows = Table(box=None, pad_edge=False)
-    for heading in ("peer", "model", "blocks", "format", "path"):
+    for heading in ("peer", "model", "blocks", "format", "device", "path"):
         rows.add_column(heading, overflow="fold")
     for heading in ("rtt", "tok/s", "sessions", "free tokens"):
         rows.add_column(heading, justify="right")
@@ -193,6 +199,7 @@ def peers_table(peers: Sequence[PeerView], *, ids: bool = False) -> Table:
             peer.model or "-",
             f"{peer.start}:{peer.end}" if peer.end else "-",
             peer.format or "-",
+            f"{peer.device} {peer.device_memory / 2**30:.0f} GiB" if peer.device else "-",
             peer.path or "-",
             "-" if peer.rtt_ms is None else f"{peer.rtt_ms:.1f} ms",
             "-" if peer.tokens_per_s is None else f"{peer.tokens_per_s:.1f}",

@@ -33,6 +33,11 @@ class Device:
     def is_cpu(self) -> bool:
         return self.name == CPU
 
+    @property
+    def title(self) -> str:
+        """What it is to others, who have no use for its number."""
+        return self.label or self.name
+
     def __str__(self) -> str:
         return f"{self.name} ({self.label})" if self.label else self.name
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 from shoal.executor.arrays import Floats, join, split
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.device.products import Products, find_products, place_matrix
-from shoal.executor.device.runner import received, send, too_small
-from shoal.executor.device.torch_devices import shortage
+from shoal.executor.device.runner import received, send
+from shoal.executor.device.torch_devices import shortage, too_small
 from shoal.executor.ends import EndsWeights
 from shoal.executor.shape import LlamaShape
 from shoal.models.build.rope_scaling import RopeScaling

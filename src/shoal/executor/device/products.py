@@ -37,6 +37,9 @@ class DeviceMatrix(Protocol):
 
     rows: int
     """What goes out."""
+    cols: int
+    """What comes in."""
+    device: torch.device
     bytes: int
     """What it takes in the device's memory."""
 
@@ -80,7 +83,8 @@ class WideMatrix:
     """Weights as numbers of their own, ``[rows, cols]``."""
 
     def __init__(self, weights: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.rows = len(weights)
+        self.rows, self.cols = weights.shape
+        self.device = weights.device
         self.bytes = _bytes(weights, bias)
         self._weights = weights
         self._bias = bias
@@ -95,7 +99,8 @@ class Int8Matrix:
     def __init__(
         self, weights: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, products: Products
     ) -> None:
-        self.rows, self._cols = weights.shape
+        self.rows, self.cols = weights.shape
+        self.device = weights.device
         self.bytes = _bytes(weights, scales, bias)
         self._weights = weights
         self._scales = scales
@@ -103,11 +108,11 @@ class Int8Matrix:
         self._products = products
         self._ones = torch.ones_like(scales, dtype=torch.bfloat16)  # the scales are applied in float32
         # What CUDA's product of integers asks for; others take any shape.
-        self._whole = self.rows % 8 == 0 and self._cols % 8 == 0
+        self._whole = self.rows % 8 == 0 and self.cols % 8 == 0
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) <= FEW_ROWS and self._products.int8_weights:
-            sums = torch._weight_int8pack_mm(x.bfloat16(), self._weights, self._ones)  # pyright: ignore[reportPrivateUsage]
+            sums = torch._weight_int8pack_mm(_packed_rows(x), self._weights, self._ones)  # pyright: ignore[reportPrivateUsage]
         elif len(x) > FEW_ROWS and self._products.integers and self._whole:
             return _plus(self._from_integers(x), self._bias)
         else:
@@ -116,7 +121,7 @@ class Int8Matrix:
 
     def _from_integers(self, x: torch.Tensor) -> torch.Tensor:
         """Rows as integers of 15 bits, as the C kernels have them: exact but for their rounding."""
-        limit = float(min(INT32_MAX // (127 * self._cols), LARGEST_INT))
+        limit = float(min(INT32_MAX // (127 * self.cols), LARGEST_INT))
         largest = x.abs().amax(1, keepdim=True)
         to_int = torch.where(largest > 0, limit / largest, 0.0)
         whole = (x * to_int).round().to(torch.int32)
@@ -132,7 +137,8 @@ class Int4Matrix:
     """Weights as nibbles, ``[rows, cols / 2]``, widened for each product."""
 
     def __init__(self, weights: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.rows = len(weights)
+        self.rows, self.cols = len(weights), 2 * weights.shape[1]
+        self.device = weights.device
         self.bytes = _bytes(weights, scales, bias)
         self._weights = weights
         self._scales = scales
@@ -147,27 +153,35 @@ class Int4Matrix:
 class PackedInt4Matrix:
     """Weights as a device's own product of 4-bit weights wants them."""
 
-    def __init__(self, product: PackedProduct, rows: int, size: int, bias: torch.Tensor | None) -> None:
-        self.rows = rows
-        self.bytes = size
+    def __init__(self, product: PackedProduct, wide: Int4Matrix, bias: torch.Tensor | None) -> None:
+        """``wide`` is the same in our own layout, of which only the size is kept."""
+        self.rows, self.cols, self.device = wide.rows, wide.cols, wide.device
+        self.bytes = (
+            wide.bytes
+        )  # packing keeps it; scales and minima of 16 bits take what a float32 scale does
         self._product = product
         self._bias = bias
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        return _plus(self._product(x.bfloat16()), self._bias)
+        return _plus(self._product(_packed_rows(x)), self._bias)
+
+
+def weights_of(matrix: DeviceMatrix) -> torch.Tensor:
+    """A matrix's weights as they multiply, float32 ``[rows, cols]``; it must have no bias."""
+    return matrix.multiply(torch.eye(matrix.cols, device=matrix.device)).float().T
 
 
 def _place_int4(
     weights: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, products: Products
 ) -> DeviceMatrix:
+    wide = Int4Matrix(weights, scales, bias)
     if products.int4_weights is None:
-        return Int4Matrix(weights, scales, bias)
+        return wide
     try:
         product = products.int4_weights(nibbles(weights), scales)
     except (RuntimeError, NotImplementedError):  # not every shape fits a device's tiles
-        return Int4Matrix(weights, scales, bias)
-    # Packing keeps the size of the weights; scales and minima of 16 bits take what a float32 scale does.
-    return PackedInt4Matrix(product, len(weights), _bytes(weights, scales, bias), bias)
+        return wide
+    return PackedInt4Matrix(product, wide, bias)
 
 
 def nibbles(weights: torch.Tensor) -> torch.Tensor:
@@ -230,6 +244,11 @@ def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
 def _placed(array: Array, device: torch.device) -> torch.Tensor:
     """An array's numbers on a device. Of a file's pages, which may not be written, there is a copy."""
     return tensor_of(array if array.flags.writeable else array.copy()).to(device)
+
+
+def _packed_rows(x: torch.Tensor) -> torch.Tensor:
+    """Rows as the packed products take them: side by side."""
+    return x.bfloat16().contiguous()
 
 
 def _plus(out: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -12,14 +12,14 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 import numpy as np
 import torch
 
-from shoal.errors import OutOfResources, StepFailed, UsageError
+from shoal.errors import StepFailed, UsageError
 from shoal.executor.arrays import Floats, join, split
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.device.blocks import DeviceLayer, Inputs, place_layer, run_layer, turn_rows
 from shoal.executor.device.kv import DeviceKv, SeenPages, see_pages, token_bytes
 from shoal.executor.device.plan import ForwardPlan, Integers, plan_forward
 from shoal.executor.device.products import Products, compute_dtype, find_products
-from shoal.executor.device.torch_devices import shortage
+from shoal.executor.device.torch_devices import shortage, too_small
 from shoal.executor.pages import PagePool, Pages, pages_for
 from shoal.executor.runner import Capabilities, KvState, SessionRows, forward_spans
 from shoal.executor.shape import LlamaShape
@@ -150,17 +150,6 @@ def send_together(arrays: Sequence[Integers], device: torch.device) -> list[torc
 def received(tensor: torch.Tensor) -> Floats:
     """What a device has computed, once it has: this waits for it."""
     return tensor.cpu().numpy()
-
-
-def too_small(error: RuntimeError, device: torch.device, what: str) -> Exception:
-    """What to raise where something is to lie on a device: ``error`` itself if it is not about memory."""
-    if shortage(error, str(device)) is None:
-        return error
-    return OutOfResources(
-        f"{device} has no room for {what}",
-        check="close other programs that use it, choose a smaller --span or --format, or lower --memory",
-        next_command="shoal doctor",
-    )
 
 
 def load_device_runner(

@@ -9,7 +9,7 @@ from functools import partial
 import psutil
 import torch
 
-from shoal.errors import Busy
+from shoal.errors import Busy, OutOfResources
 from shoal.executor.device.device import Device, DeviceMemory
 
 SHORT = ("out of memory", "can't allocate memory")
@@ -51,6 +51,17 @@ def shortage(error: BaseException, device: str) -> Busy | None:
         f"{device} has no memory left for this step",
         retry_after_s=RETRY_S,
         check="send fewer tokens in one step, or let the node take less with --memory",
+    )
+
+
+def too_small(error: RuntimeError, device: torch.device, what: str) -> Exception:
+    """What to raise where something is to lie on a device: ``error`` itself if it is not about memory."""
+    if shortage(error, str(device)) is None:
+        return error
+    return OutOfResources(
+        f"{device} has no room for {what}",
+        check="close other programs that use it, choose a smaller --span or --format, or lower --memory",
+        next_command="shoal doctor",
     )
 
 

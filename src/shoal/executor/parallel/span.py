@@ -66,6 +66,7 @@ class ParallelSpan:
         self.span = module.span
         self.width = module.width
         self.dtype = module.dtype
+        self.device = module.device
         self.tensor_bytes = sum(team.weights)
         """Bytes of the span's weights, in all processes together."""
         self.rank_bytes = tuple(team.weights)

@@ -79,6 +79,8 @@ def _peer(a: Announcement, me: bool, path: str | None, rtt_s: float | None, left
         "end": served.end,
         "n_blocks": served.n_blocks,
         "format": served.format,
+        "device": served.device,
+        "device_memory": served.device_memory,
         "tokens": served.tokens,
         "tokens_free": served.tokens_free,
         "sessions": served.sessions,
