@@ -8,6 +8,8 @@ from shoal.bench import roof
 from shoal.bench.executor import torch_thread
 from shoal.bench.results import BenchReport
 from shoal.config import Settings
+from shoal.executor.device.device import Device, DeviceMemory
+from shoal.executor.device.find import choose_device
 from shoal.planning.roofline import Machine
 
 
@@ -18,7 +20,9 @@ def machine(bandwidth: float) -> Machine:
 async def measured(monkeypatch: pytest.MonkeyPatch, gpu: Machine | None) -> BenchReport:
     found = iter([machine(3e9), machine(1e9), machine(2e9)])
     monkeypatch.setattr(roof, "measure_machine", lambda threads: next(found))
-    monkeypatch.setattr(roof, "measure_gpu", lambda: gpu)
+    card = [Device("cuda:0", "A Card", lambda: DeviceMemory(8 << 30, 8 << 30))] if gpu else []
+    monkeypatch.setattr(roof, "find_device", lambda asked: choose_device(asked, card))
+    monkeypatch.setattr(roof, "measure_accelerator", lambda device: gpu)
     with torch_thread() as thread:
         return await roof.measure_device(thread, Settings(threads=1), 3, lambda *_: None)
 

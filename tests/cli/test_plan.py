@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from shoal.executor.device import find
+from shoal.executor.device.device import Device, DeviceMemory
 from shoal.planning import measure as measure_module
 from shoal.planning.roofline import Machine
 from shoal.testing.checkpoints import FAMILIES
+from shoal.types import Format
 from tests.cli.conftest import Shoal
 
 DESK = "name=desk,memory=16GiB,bandwidth=30GB/s,ops=200G,link=1Gb/s,rtt=20ms"
@@ -70,6 +73,18 @@ def test_without_machines_it_is_this_one_with_half_of_its_free_memory(
     data = shoal("plan", str(llama), "--threads", "3", "--json").data
     assert [(m["name"], m["memory"]) for m in data["machines"]] == [("this machine", 4 << 30)]
     assert measured == [3]
+
+
+def test_this_machine_is_its_accelerator_where_it_has_one(
+    shoal: Shoal, llama: Path, measured: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Device("cuda:0", "A Card", lambda: DeviceMemory(24 << 30, 20 << 30))
+    monkeypatch.setattr(find, "find_device", lambda asked: find.choose_device(asked, [card]))
+    known = Machine("A Card", 20 << 30, 1e12, dict.fromkeys(get_args(Format), 1e14), 1e9, 0.0)
+    monkeypatch.setattr(measure_module, "measure_accelerator", lambda device: known)
+    (machine,) = shoal("plan", str(llama), "--json").data["machines"]
+    assert (machine["name"], machine["memory"], machine["bandwidth"]) == ("A Card", 10 << 30, 1e12)
+    assert not measured
 
 
 def test_this_machine_can_be_there_often(shoal: Shoal, llama: Path) -> None:

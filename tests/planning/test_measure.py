@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from shoal.errors import OutOfResources
+from shoal.executor.device.device import Device, DeviceMemory, cpu
 from shoal.planning import measure
 from shoal.types import Format
 
@@ -48,14 +49,18 @@ def test_a_machine_without_memory_is_not_measured(monkeypatch: pytest.MonkeyPatc
         measure.measure_machine(1)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_none_is_measured() -> None:
-    assert measure.measure_gpu() is None
+def test_a_device_is_measured_in_every_format_by_its_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, which need not be waited for."""
+    monkeypatch.setattr(measure, "GPU_SIDE", 256)
+    monkeypatch.setattr(measure, "_wait", lambda _: None)
+    found = measure.measure_accelerator(cpu())
+    assert list(found.ops) == list(get_args(Format))
+    assert all(1e8 < ops < 1e14 for ops in found.ops.values())
+    assert 1e8 < found.bandwidth < 1e13
+    assert found.name == "cpu"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_a_gpu_is_measured_in_the_formats_that_it_serves() -> None:
-    found = measure.measure_gpu()
-    assert found is not None
-    assert set(found.ops) == {"fp32", "bf16"}
-    assert found.bandwidth > 0
+def test_a_device_without_memory_is_not_measured() -> None:
+    full = Device("cuda:0", "A Card", lambda: DeviceMemory(1 << 30, 1 << 20))
+    with pytest.raises(OutOfResources, match=r"1 MiB of cuda:0 \(A Card\) are free"):
+        measure.measure_accelerator(full)

@@ -11,12 +11,13 @@ from typing import Any
 from shoal.bench.one import DEPTH, STEPS
 from shoal.bench.results import BenchReport, Expected, Measurement, describe_machine, of_rounds
 from shoal.config import Settings
+from shoal.executor.device.find import find_device
 from shoal.executor.thread import ComputeThread
 from shoal.models.build.skeleton import read_model_config
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
 from shoal.planning.costs import model_cost
-from shoal.planning.measure import measure_gpu, measure_machine
+from shoal.planning.measure import measure_accelerator, measure_machine
 from shoal.planning.roofline import Machine, SpanCost, prefill_time, step_time
 from shoal.progress import Progress
 from shoal.types import Format
@@ -93,11 +94,12 @@ async def measure_device(
     """
     found: list[Machine] = []
     gpus: list[Machine] = []
+    device = (await thread.run(partial(find_device, settings.device))).device
     for turn in range(rounds):
         progress("measuring this machine", turn, rounds)
         found.append(await thread.run(partial(measure_machine, settings.threads)))
-        if gpu := await thread.run(measure_gpu):
-            gpus.append(gpu)
+        if not device.is_cpu:
+            gpus.append(await thread.run(partial(measure_accelerator, device)))
     results = _results("device", found) + _results("gpu", gpus)
     best = Machine(
         found[0].name,

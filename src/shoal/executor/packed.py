@@ -97,10 +97,14 @@ class PackedLinear(nn.Module):
         return out.view(*x.shape[:-1], self.matrix.rows)
 
     def __getattr__(self, name: str) -> Any:
-        matrix, placed = self.__dict__.get("matrix"), self.__dict__.get("placed")
-        if name != "weight" or (matrix is None and placed is None):
+        matrix: Matrix | None = self.__dict__.get("matrix")
+        placed: DeviceMatrix | None = self.__dict__.get("placed")
+        if name == "weight" and placed is not None:
+            wide = weights_of(placed)
+        elif name == "weight" and matrix is not None:
+            wide = widen(matrix, slice(None))
+        else:
             return super().__getattr__(name)
-        wide = weights_of(placed) if matrix is None else widen(matrix, slice(None))
         return wide.T if self._turned else wide
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:

@@ -14,6 +14,8 @@ import psutil
 import torch
 
 from shoal.errors import OutOfResources
+from shoal.executor.device.device import Device
+from shoal.executor.device.products import find_products, place_matrix
 from shoal.executor.kernels.c_kernels import Matrix, ThreadTeam, library, pack
 from shoal.planning.roofline import LINK, RTT_S, Machine
 from shoal.types import Format
@@ -56,30 +58,33 @@ def measure_machine(threads: int, name: str = "this machine") -> Machine:
     return Machine(name, free, bandwidth, ops, LINK, RTT_S)
 
 
-def measure_gpu(index: int = 0) -> Machine | None:
-    """A CUDA device, with torch's own products in fp32 and bf16; ``None`` where there is none.
+def measure_accelerator(device: Device) -> Machine:
+    """An accelerator's memory, and its products of many rows in each format. Takes a few seconds.
 
-    Written without such a device at hand: its figures have not been held against the maker's yet.
+    Written without an accelerator at hand: its figures have not been held against the maker's yet.
+
+    Raises:
+        OutOfResources: less of its memory is free than the measurement needs.
     """
-    if not torch.cuda.is_available():
-        return None
-    device = torch.device("cuda", index)
-    free, _ = torch.cuda.mem_get_info(device)
-    source = torch.ones(BUFFER, device=device)
+    free, on = device.memory().free, torch.device(device.name)
+    if free < 8 * BUFFER:
+        raise OutOfResources(
+            f"{free >> 20} MiB of {device} are free, and measuring takes {8 * BUFFER >> 20}",
+            check="close other programs that use it",
+            next_command="shoal doctor",
+        )
+    source = torch.ones(BUFFER // 4, device=on)
     target = torch.empty_like(source)
     # A copy reads every byte once and writes it once.
-    bandwidth = 2 * source.nbytes / _least_s(lambda: target.copy_(source), device)
-    ops: dict[Format, float] = {
-        "fp32": _gpu_ops(device, torch.float32),
-        "bf16": _gpu_ops(device, torch.bfloat16),
-    }
-    return Machine(torch.cuda.get_device_name(device), free, bandwidth, ops, LINK, RTT_S)
+    bandwidth = 2 * source.nbytes / _least_s(lambda: target.copy_(source), on)
+    weights = np.ones((GPU_SIDE, GPU_SIDE), np.float32)
+    rows, products = torch.ones(GPU_SIDE, GPU_SIDE, device=on), find_products(on)
 
+    def ops(format: Format) -> float:
+        matrix = place_matrix(pack(weights, format), on, products)
+        return 2.0 * GPU_SIDE**3 / _least_s(lambda: matrix.multiply(rows), on)
 
-def _gpu_ops(device: torch.device, dtype: torch.dtype) -> float:
-    a = torch.ones(GPU_SIDE, GPU_SIDE, device=device, dtype=dtype)
-    out = torch.empty_like(a)
-    return 2.0 * GPU_SIDE**3 / _least_s(lambda: torch.mm(a, a, out=out), device)
+    return Machine(device.title, free, bandwidth, {f: ops(f) for f in get_args(Format)}, LINK, RTT_S)
 
 
 def _read_bandwidth() -> float:
@@ -123,4 +128,4 @@ def _least_s(run: Callable[[], object], device: torch.device | None = None) -> f
 def _wait(device: torch.device | None) -> None:
     """Until a GPU has done what it was given."""
     if device is not None:
-        torch.cuda.synchronize(device)
+        torch.accelerator.synchronize(device)

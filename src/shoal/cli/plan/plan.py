@@ -59,6 +59,7 @@ def plan(
     ] = None,
     format: options.FormatOption = None,
     kv: options.KVOption = None,
+    device: options.DeviceOption = None,
     threads: options.ThreadsOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -68,7 +69,7 @@ def plan(
     """
     from shoal.cli.plan.machines import Described, parse_machine, read_machines
 
-    settings = options.settings(format=format, kv=kv, threads=threads)
+    settings = options.settings(format=format, kv=kv, device=device, threads=threads)
     described = [parse_machine(text) for text in machine or ()]
     described += read_machines(machines) if machines else []
     with working(f"reading the config of {model}") as report:
@@ -128,11 +129,16 @@ def _machines(
 
     from shoal.cli.plan.machines import completed
     from shoal.executor.cores import usable_cores
-    from shoal.planning.measure import measure_machine
+    from shoal.executor.device.find import find_device
+    from shoal.planning.measure import measure_accelerator, measure_machine
 
     def measure() -> Machine:
-        report("measuring this machine", 0, 0)
-        here = measure_machine(settings.threads or usable_cores())
+        device = find_device(settings.device).device
+        report(f"measuring {'this machine' if device.is_cpu else device}", 0, 0)
+        if device.is_cpu:
+            here = measure_machine(settings.threads or usable_cores())
+        else:
+            here = measure_accelerator(device)
         return replace(here, memory=settings.memory or here.memory // 2)  # what a node takes
 
     return completed(described, count, measure)

@@ -51,7 +51,20 @@ def place_layer(
     """Bring a block's weights to ``device``."""
     placed = {name: place_matrix(matrix, device, products) for name, matrix in weights.matrices.items()}
     norms = {name: torch.from_numpy(vector).to(device) for name, vector in weights.vectors.items()}
-    return DeviceLayer(**placed, **norms, window=shape.windows[block], rope=shape.rope_of[block])
+    return DeviceLayer(
+        qkv=placed["qkv"],
+        out=placed["out"],
+        gate_up=placed["gate_up"],
+        down=placed["down"],
+        attention_norm=norms["attention_norm"],
+        mlp_norm=norms["mlp_norm"],
+        after_attention=norms.get("after_attention"),
+        after_mlp=norms.get("after_mlp"),
+        query_norm=norms.get("query_norm"),
+        key_norm=norms.get("key_norm"),
+        window=shape.windows[block],
+        rope=shape.rope_of[block],
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ class DeviceKv:
         self.values.clear(slots)
 
 
-def token_bytes(shape: LlamaShape, kv: Kv, dtype: torch.dtype) -> int:
+def kv_token_bytes(shape: LlamaShape, kv: Kv, dtype: torch.dtype) -> int:
     """Bytes of one token's keys and values in one block."""
     vector = shape.head_dim + 4 if kv == "int8" else shape.head_dim * dtype.itemsize
     return 2 * shape.kv_heads * vector

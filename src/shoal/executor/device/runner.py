@@ -16,7 +16,7 @@ from shoal.errors import StepFailed, UsageError
 from shoal.executor.arrays import Floats, join, split
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.device.blocks import DeviceLayer, Inputs, place_layer, run_layer, turn_rows
-from shoal.executor.device.kv import DeviceKv, SeenPages, see_pages, token_bytes
+from shoal.executor.device.kv import DeviceKv, SeenPages, kv_token_bytes, see_pages
 from shoal.executor.device.plan import ForwardPlan, Integers, plan_forward
 from shoal.executor.device.products import Products, compute_dtype, find_products
 from shoal.executor.device.torch_devices import shortage, too_small
@@ -49,7 +49,7 @@ class DeviceRunner:
         self._layers = layers
         self._dtype = compute_dtype(format)
         self._kv_format: Kv = kv
-        self.kv_bytes = float(len(span) * token_bytes(shape, kv, self._dtype))
+        self.kv_bytes = float(len(span) * kv_token_bytes(shape, kv, self._dtype))
         self.kv: DeviceKv | None = None
         """Where KV lies, once :meth:`make_pool` has made it."""
         self._windows = list(dict.fromkeys(shape.windows[span.start : span.end]))
