@@ -6,6 +6,7 @@ Each file is a GGUF file with some of the tensors; the first has the model's pai
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -47,8 +48,8 @@ def read_gguf(file: Path) -> Gguf:
     for number, header in enumerate(gguf.headers):
         _check_place(header, number, len(files))
     names = [tensor.name for tensor in chain.from_iterable(header.tensors for header in gguf.headers)]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    twice, times = next(iter(Counter(names).most_common(1)), ("", 0))
+    if times > 1:
         raise bad(file, f"tensor {twice[:80]!r} is in two of the {len(files)} files", SAME)
     for header in gguf.headers:
         expected = header.pairs.get("split.tensors.count", len(names))

@@ -11,7 +11,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -150,14 +150,16 @@ class ModelStore:
             model = _describe(brought, name, offer.origin, progress)
             records.write(self._folder(name), model)
             return model
-        from shoal.models.store.convert import convert_gguf, converted_size  # noqa: PLC0415 - only needed here
+        from shoal.models.store.convert_apart import GgufConverter  # noqa: PLC0415 - only needed here
 
-        needed = offer.disk or converted_size(brought)
-        if not offer.disk:
-            check_free(self.root, name, needed)
+        with closing(GgufConverter(brought)) as converter:
+            needed = offer.disk or converter.size()
+            if not offer.disk:
+                check_free(self.root, name, needed)
+            with told_if_full(self.root, name, lambda: needed):
+                ours = brought.is_relative_to(partial)
+                converter.convert(partial / records.WEIGHTS, progress, take=ours)
         with told_if_full(self.root, name, lambda: needed):
-            ours = brought.is_relative_to(partial)
-            convert_gguf(brought, partial / records.WEIGHTS, progress, take=ours)
             shutil.rmtree(partial / "scratch")
             model = _describe(partial / records.WEIGHTS, name, offer.origin, progress)
             records.write(partial, model)

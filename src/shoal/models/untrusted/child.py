@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from shoal import config
@@ -23,6 +23,8 @@ WAITING = 24
 TICK_S = 0.25
 """How often a process that has to answer is looked at. A timer for each request would cost ten times as much
 as the request."""
+PROGRESS = b"+"
+"""What a line begins with that is no answer yet, and tells how far the process has come."""
 
 
 class Ended(Exception):
@@ -53,8 +55,12 @@ class Child:
         running = self._running
         return running.process.pid if running is not None else None
 
-    def ask(self, request: bytes, within_s: float) -> bytes:
+    def ask(self, request: bytes, within_s: float, progress: Callable[[bytes], None] | None = None) -> bytes:
         """The line that answers ``request``, a line without its end.
+
+        Args:
+            within_s: the longest without a line.
+            progress: called with each line that tells of progress, where the process sends such lines.
 
         Raises:
             Ended: the process died, did not answer in time, or answered too much.
@@ -66,7 +72,7 @@ class Child:
             )
         try:
             with self._lock:
-                return self._exchange(request, within_s)
+                return self._exchange(request, within_s, progress)
         finally:
             self._room.release()
 
@@ -75,14 +81,21 @@ class Child:
         with self._lock:
             self._end()
 
-    def _exchange(self, request: bytes, within_s: float) -> bytes:
+    def _exchange(self, request: bytes, within_s: float, progress: Callable[[bytes], None] | None) -> bytes:
         if self._running is None or self._running.process.poll() is not None:
             self._end()
             self._running = running = _Running(self._command)
             self._ending = weakref.finalize(self, running.end)  # also when this process ends
             within_s += self._starts_within_s
         running = self._running
-        line = running.exchange(request, within_s, self._longest_answer)
+        try:
+            line = running.exchange(request, within_s, self._longest_answer)
+            while progress is not None and line.startswith(PROGRESS) and line.endswith(b"\n"):
+                progress(line)
+                line = running.next_line(within_s, self._longest_answer)
+        except BaseException:
+            self._end()  # an answer would come that nobody has asked for
+            raise
         if line.endswith(b"\n"):
             return line
         self._end()
@@ -120,14 +133,23 @@ class _Running:
 
     def exchange(self, request: bytes, within_s: float, longest: int) -> bytes:
         """What the process answers, up to the end of the line; less where it was ended."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
         self._due = time.monotonic() + within_s
         try:
             self.process.stdin.write(request + b"\n")
             self.process.stdin.flush()
-            return self.process.stdout.readline(longest)
+            return self.next_line(within_s, longest)
         except OSError:  # it died while we wrote
             return b""
+        finally:
+            self._due = math.inf
+
+    def next_line(self, within_s: float, longest: int) -> bytes:
+        """The next line that comes; less where the process was ended."""
+        assert self.process.stdout is not None
+        self._due = time.monotonic() + within_s
+        try:
+            return self.process.stdout.readline(longest)
         finally:
             self._due = math.inf
 

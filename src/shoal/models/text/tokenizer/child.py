@@ -9,7 +9,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +31,7 @@ from shoal.models.text.tokenizer.messages import (
     TokenizerReply,
     TokenizerRequest,
 )
+from shoal.models.untrusted.limits import first_to_go, limit_memory
 
 if TYPE_CHECKING:
     from shoal.models.text.tokenizer.slow import PythonTokenizer
@@ -88,29 +88,6 @@ class TokenizerServer:
             templates=dict(self._files.templates),
             control=dict(self._words.ids),
         )
-
-
-def limit_memory(more: int | None) -> None:
-    """Let the address space grow by so many bytes from now on; ``None``: by any number."""
-    try:
-        import resource  # noqa: PLC0415 - not on Windows, where the deadline alone must do
-    except ImportError:
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    try:
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except OSError:
-        taken = 0  # no Linux: the imports count as well
-    limit = hard if more is None else taken + more
-    resource.setrlimit(
-        resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
-    )
-
-
-def first_to_go() -> None:
-    """Where a machine's memory is full, let Linux end this process rather than one that works."""
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def main() -> None:
