@@ -526,7 +526,7 @@ def test_an_answer_ends_with_what_any_file_of_the_model_calls_its_end(
         (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": said}))
         assert store.resolve(str(folder)).end_tokens == ends  # the tokenizer's own is 2
     (folder / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
-    assert store.resolve(str(folder)).end_tokens == {2, 5, 6}
+    assert store.resolve(str(folder)).end_tokens == {2, 5, 6, 7, 9}
 
 
 def test_an_answer_ends_where_the_template_ends_a_turn(store: ModelStore, tmp_path: Path) -> None:

@@ -110,15 +110,14 @@ def _end_tokens(
 ) -> frozenset[int]:
     """What ends an answer: all that the model's files call its end.
 
-    The generation config says it in the config's place, where there is one; the tokenizer may name another,
-    and the chat template ends a turn with one that neither names.
+    Config, generation config and tokenizer may each name another, and the chat template ends a turn with one
+    that none of them names. What a type of model has by default counts where no config says anything.
     """
     generation: Mapping[str, Any] = read_generation_config(checkpoint.folder)
-    said: object = generation.get("eos_token_id")
-    if said is None:
+    said: list[object] = [generation.get("eos_token_id"), checkpoint.config.get("eos_token_id")]
+    if said == [None, None] and "eos_token_id" not in checkpoint.config:
         known = isinstance(config, LlamaConfig)
-        default: object = DEFAULTS[config.model_type]["eos_token_id"] if known else config.eos_token_id
-        said = checkpoint.config.get("eos_token_id", default)
+        said = [DEFAULTS[config.model_type]["eos_token_id"] if known else config.eos_token_id]
     try:
         told = TextCodec.load(checkpoint.folder).end_tokens
     except BadWeights:

@@ -15,7 +15,7 @@ from shoal.types import Digest, ModelShape
 RECORD = "model.json"
 WEIGHTS = "weights"
 """The folder, beside the record, of weights that were converted here."""
-VERSION = 2
+VERSION = 3
 """Of the record's format. Models recorded in an older one are described anew when they are next used."""
 
 
