@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ from transformers import (
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from shoal.errors import BadWeights, UnsupportedModel
+from shoal.models.checkpoint.finite import check_finite
+from shoal.models.checkpoint.headers import TensorEntry
 from shoal.models.gguf import through_transformers
 from shoal.models.gguf.families import FAMILIES
 from shoal.models.gguf.rope import LLAMA3
+from shoal.models.gguf.weights import GgufRows, read_floats
 from shoal.models.store.catalogue import CATALOGUE
 from shoal.models.store.convert import convert_gguf, converted_size
 from shoal.models.store.sources.wheel import fetch_gguf
@@ -220,6 +224,34 @@ def test_the_weights_stay_in_the_file(tmp_path: Path) -> None:
         written = [file for file in (tmp_path / folder).iterdir() if file.suffix != ".gguf"]
         said = converted_size(tmp_path / "taken" / "model.gguf")
         assert sum(file.stat().st_size for file in written) < said
+
+
+TYPES = (
+    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"),
+)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("heads", [0, 2])
+def test_every_type_is_read_as_the_library_reads_it(kind: str, heads: int, tmp_path: Path) -> None:
+    """Random bytes: any block means something, unless its scale is infinite."""
+    known = gguf.GGMLQuantizationType[kind]
+    elements, size = gguf.GGML_QUANT_SIZES[known]
+    raw = np.random.default_rng(0).integers(0, 256, (8, 512 // elements * size), np.uint8) & 0xBB
+    (tmp_path / "x.gguf").write_bytes(b"before" + raw.tobytes() + b"behind")
+    entry = TensorEntry("x", kind, (8, 512), tmp_path / "x.gguf", 6, raw.size, heads)
+    expected = gguf.dequantize(raw, known).astype(np.float32)
+    assert np.isfinite(expected).all()
+    if heads:  # rows 0, 2 and 1, 3 of each head of four turn together
+        expected = expected[[0, 2, 1, 3, 4, 6, 5, 7]]
+    found = read_floats(entry)
+    assert np.array_equal(found, expected)
+    check_finite(entry, memoryview(raw.reshape(-1)))
+    if not heads:
+        assert np.array_equal(GgufRows(entry)[np.array([5, 0, 5])], expected[[5, 0, 5]])
+    with pytest.raises(BadWeights, match="ends within"):
+        read_floats(replace(entry, begin=100 + raw.size // 2))
 
 
 @pytest.mark.parametrize(
