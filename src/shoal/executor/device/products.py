@@ -112,7 +112,7 @@ class Int8Matrix:
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) <= FEW_ROWS and self._products.int8_weights:
-            sums = torch._weight_int8pack_mm(_packed_rows(x), self._weights, self._ones)  # pyright: ignore[reportPrivateImportUsage]
+            sums = torch._weight_int8pack_mm(_packed_rows(x), self._weights, self._ones)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         elif len(x) > FEW_ROWS and self._products.integers and self._whole:
             return _plus(self._from_integers(x), self._bias)
         else:
@@ -128,8 +128,8 @@ class Int8Matrix:
         low = ((whole + 128) & 255) - 128
         high = (whole - low) >> 8
         turned = self._weights.T
-        sums = torch._int_mm(low.to(torch.int8), turned)  # pyright: ignore[reportPrivateImportUsage]
-        sums = sums + (torch._int_mm(high.to(torch.int8), turned) << 8)  # pyright: ignore[reportPrivateImportUsage]
+        sums = torch._int_mm(low.to(torch.int8), turned)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        sums = sums + (torch._int_mm(high.to(torch.int8), turned) << 8)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         return sums.float() * (self._scales * (largest / limit))
 
 
@@ -191,16 +191,16 @@ def nibbles(weights: torch.Tensor) -> torch.Tensor:
 
 
 def _pack_for_cpu(values: torch.Tensor, scales: torch.Tensor) -> PackedProduct:
-    packed = torch._convert_weight_to_int4pack_for_cpu(values.to(torch.int32), 1)  # pyright: ignore[reportPrivateImportUsage]
+    packed = torch._convert_weight_to_int4pack_for_cpu(values.to(torch.int32), 1)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     both = _scales_and_minima(scales)
-    return lambda x: torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, both)  # pyright: ignore[reportPrivateImportUsage]
+    return lambda x: torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, both)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
 def _pack_for_tiles(values: torch.Tensor, scales: torch.Tensor) -> PackedProduct:
     """As CUDA has it: two weights in a byte, the first above, in tiles of 128 columns."""
-    packed = torch._convert_weight_to_int4pack(values[:, ::2] << 4 | values[:, 1::2], 8)  # pyright: ignore[reportPrivateImportUsage]
+    packed = torch._convert_weight_to_int4pack(values[:, ::2] << 4 | values[:, 1::2], 8)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     both = _scales_and_minima(scales)
-    return lambda x: torch._weight_int4pack_mm(x, packed, GROUP, both)  # pyright: ignore[reportPrivateImportUsage]
+    return lambda x: torch._weight_int4pack_mm(x, packed, GROUP, both)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
 def _scales_and_minima(scales: torch.Tensor) -> torch.Tensor:
