@@ -13,6 +13,7 @@ import trio
 from shoal import config
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
+from shoal.executor.device.device import CPU, Device, DeviceMemory
 from shoal.executor.ends import EndsEngine
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
@@ -73,6 +74,8 @@ class SimClient(Swarm):
 
 MODEL = model.MODEL
 
+MACHINE = Device(CPU, "", lambda: DeviceMemory(total=16 << 30, free=8 << 30))
+
 
 @dataclass(eq=False)
 class SimSwarm:
@@ -95,7 +98,7 @@ class SimSwarm:
         server = SpanServer(
             peer.network, engine, digest=model.DIGEST, span=span, speed=loaded.speed, max_sessions=64
         )
-        node = SimNode(peer, engine, server, Node(MODEL, loaded, server, member, self.settings))
+        node = SimNode(peer, engine, server, Node(MODEL, loaded, server, member, self.settings, MACHINE))
         await peer.life.start(server.run)
         await self.peers.announce(peer, node.node.served)
         self.nodes.append(node)
