@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from ctypes import byref
 
 import numpy as np
 
-from shoal.errors import OutOfResources, ShoalError, UsageError
+from shoal.errors import OutOfResources, ShoalError
 from shoal.executor.arrays import address, join, split
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.kernels.c_kernels import NUMBER, ThreadTeam, library
 from shoal.executor.kernels.structs import KvStruct, LayerStruct, LinearStruct, SequenceStruct, SpanStruct
-from shoal.executor.pages import PAGE, PagePool, Pages, pages_for
-from shoal.executor.runner import Capabilities, KvState, SessionRows, forward_spans
+from shoal.executor.pages import PAGE, PagePool, pages_for
+from shoal.executor.runner import Capabilities, PagedRunner, SessionRows
 from shoal.executor.shape import LlamaShape
 from shoal.executor.weights.llama_blocks import LayerWeights
 from shoal.types import Format, Kv, Span
@@ -22,7 +21,7 @@ from shoal.types import Format, Kv, Span
 KV_FORMAT: dict[Kv, Format] = {"auto": "bf16", "int8": "int8"}
 
 
-class FusedRunner:
+class FusedRunner(PagedRunner):
     """Blocks ``[start, end)`` of a model of Llama's shape, and the KV of every session in them."""
 
     capabilities = Capabilities(batch=True, roll_back=True, exact=False)
@@ -72,17 +71,6 @@ class FusedRunner:
         self._struct.kv.arena = address(self.pool.arena)
         self._struct.kv.page_bytes = self.pool.page_bytes
         return self.pool
-
-    def open(self, span: Span, pages: Pages) -> KvState:
-        if span.start < self.span.start or span.end > self.span.end:
-            raise UsageError(f"blocks {span} are not inside of {self.span}")
-        return KvState(span, pages)
-
-    def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
-        return forward_spans(batch, self._run)
-
-    def watched(self) -> AbstractAsyncContextManager[None]:
-        return nullcontext()  # nobody else computes
 
     def _run(self, span: Span, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         hidden = np.ascontiguousarray(join([rows.hidden for rows in batch]))  # in place where it can be

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from shoal.errors import PositionGap, ShoalError
+from shoal.errors import PositionGap, ShoalError, UsageError
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.pages import PagePool, Pages
@@ -91,19 +92,39 @@ class Runner(Protocol):
         ...
 
 
-def forward_spans(
-    batch: Sequence[SessionRows], run: Callable[[Span, list[SessionRows]], list[ForwardOutput]]
-) -> list[ForwardOutput]:
-    """A forward by ``run``, once for each span that sessions use, of the rows for which there are pages."""
-    outcomes = [_make_room(rows) for rows in batch]
-    # Sessions may use parts of this span; those of one part run together.
-    for span in dict.fromkeys(rows.state.span for rows in batch):
-        ready = [i for i, rows in enumerate(batch) if outcomes[i] is None and rows.state.span == span]
-        if ready:
-            done = run(span, [batch[i] for i in ready])
-            for i, outcome in zip(ready, done, strict=True):
-                outcomes[i] = outcome
-    return [outcome for outcome in outcomes if outcome is not None]
+class PagedRunner(ABC):
+    """What runners share that keep all KV in pages of their own, and compute in this process."""
+
+    span: Span
+
+    def open(self, span: Span, pages: Pages) -> KvState:
+        """As :meth:`Runner.open`.
+
+        Raises:
+            UsageError: ``span`` is not inside of this one.
+        """
+        if span.start < self.span.start or span.end > self.span.end:
+            raise UsageError(f"blocks {span} are not inside of {self.span}")
+        return KvState(span, pages)
+
+    def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
+        """As :meth:`Runner.forward`, once for each span that sessions use, of the rows that have pages."""
+        outcomes = [_make_room(rows) for rows in batch]
+        # Sessions may use parts of this span; those of one part run together.
+        for span in dict.fromkeys(rows.state.span for rows in batch):
+            ready = [i for i, rows in enumerate(batch) if outcomes[i] is None and rows.state.span == span]
+            if ready:
+                done = self._run(span, [batch[i] for i in ready])
+                for i, outcome in zip(ready, done, strict=True):
+                    outcomes[i] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def watched(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()  # nobody else computes
+
+    @abstractmethod
+    def _run(self, span: Span, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
+        """Run rows of sessions that use the same blocks."""
 
 
 def _make_room(rows: SessionRows) -> ForwardOutput | None:

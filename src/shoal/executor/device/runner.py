@@ -7,12 +7,11 @@ copied back once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 
 import numpy as np
 import torch
 
-from shoal.errors import StepFailed, UsageError
+from shoal.errors import StepFailed
 from shoal.executor.arrays import Floats, join, split
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.device.blocks import DeviceLayer, Inputs, place_layer, run_layer, turn_rows
@@ -20,14 +19,14 @@ from shoal.executor.device.kv import DeviceKv, SeenPages, kv_token_bytes, see_pa
 from shoal.executor.device.plan import ForwardPlan, Integers, plan_forward
 from shoal.executor.device.products import Products, compute_dtype, find_products
 from shoal.executor.device.torch_devices import shortage, too_small
-from shoal.executor.pages import PagePool, Pages, pages_for
-from shoal.executor.runner import Capabilities, KvState, SessionRows, forward_spans
+from shoal.executor.pages import PagePool, pages_for
+from shoal.executor.runner import Capabilities, PagedRunner, SessionRows
 from shoal.executor.shape import LlamaShape
 from shoal.executor.weights.llama_blocks import LayerWeights
 from shoal.types import Format, Kv, Span
 
 
-class DeviceRunner:
+class DeviceRunner(PagedRunner):
     """Blocks ``[start, end)`` of a model of Llama's shape on a device, and every session's KV in them."""
 
     capabilities = Capabilities(batch=True, roll_back=True, exact=False)
@@ -67,17 +66,6 @@ class DeviceRunner:
         except RuntimeError as error:
             raise too_small(error, self.device, f"{tokens} tokens of KV") from error
         return PagePool(pages)
-
-    def open(self, span: Span, pages: Pages) -> KvState:
-        if span.start < self.span.start or span.end > self.span.end:
-            raise UsageError(f"blocks {span} are not inside of {self.span}")
-        return KvState(span, pages)
-
-    def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
-        return forward_spans(batch, self._run)
-
-    def watched(self) -> AbstractAsyncContextManager[None]:
-        return nullcontext()  # nobody else computes
 
     def _run(self, span: Span, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         if self.kv is None:
