@@ -148,8 +148,9 @@ class Settings:
     wire: Codec | Literal["auto"] = field(
         default="auto",
         metadata=_about(
-            "Encoding of the hidden states we send: auto, float32, bfloat16 or int8. With auto it depends "
-            "on the weights' format and the link."
+            "Encoding of hidden states on their way: auto, float32, bfloat16 or int8. A session has one. Its "
+            "client chooses it; a node can ask for one. With auto it depends on the weights' format and the "
+            "links."
         ),
     )
     memory: int = field(

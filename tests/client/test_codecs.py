@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shoal.client.sampling import Sampler, Sampling
+from shoal.net.link_speed import ENOUGH
 from shoal.node.hop import Hop
 from shoal.testing.swarm import memory_swarm
 
@@ -13,7 +14,7 @@ from .conftest import PROMPT, THIRDS
 
 LONG = [token % 290 for token in range(5, 205)]
 """A prompt long enough to time a link by."""
-SLOW = 1e5
+SLOW = 4e5
 
 
 @pytest.fixture
@@ -75,20 +76,54 @@ async def test_over_a_fast_link_everything_travels_exact(home, checkpoint, taken
     assert {codec for _, codec, _ in taken} == {"float32"}
 
 
-async def test_over_a_slow_link_every_hop_comes_to_send_less(home, checkpoint, taken):
+async def learn_the_links(swarm, checkpoint):
+    """Sessions with long prompts, until every channel between the hops is known to be slow."""
+    for _ in range(ENOUGH):
+        async with swarm.client.session(str(checkpoint), tokens=256) as session:
+            await decoded(session, LONG, 2)
+
+
+async def test_sessions_over_links_that_are_known_as_slow_send_less_on_every_way(home, checkpoint, taken):
     async with memory_swarm(home, checkpoint, THIRDS, format="bf16", prefill_chunk=200) as swarm:
         swarm.world.bytes_s = SLOW
+        await learn_the_links(swarm, checkpoint)
+        assert {codec for _, codec, _ in taken} == {"float32"}, "before the links were known"
+        taken.clear()
         async with swarm.client.session(str(checkpoint), tokens=256) as session:
-            await decoded(session, LONG, 6)
-    for place in range(3):
-        codecs = [codec for hop, codec, _ in taken if hop == place]
-        assert codecs[0] == "float32", "before the link was timed"
-        assert codecs[-1] in ("bfloat16", "int8")
+            await decoded(session, LONG, 3)
+            assert session.ring.codec in ("bfloat16", "int8")
+    assert {codec for _, codec, _ in taken} == {session.ring.codec}
+    assert {hop for hop, _, _ in taken} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("whole_route", [False, True])
+async def test_a_session_keeps_its_codec_whatever_is_learnt_of_links_and_whoever_is_lost(
+    home, checkpoint, taken, whole_route
+):
+    """Others find out that the links are slow, a hop dies, and the bits of the answer stay the same."""
+    options = {"format": "bf16", "prefill_chunk": 200}
+    async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS], **options) as swarm:
+        swarm.world.bytes_s = SLOW
+        async with swarm.client.session(str(checkpoint), tokens=256) as session:
+            undisturbed = await decoded(session, LONG, 8)
+        async with swarm.client.session(str(checkpoint), tokens=256) as session:
+            found = await decoded(session, LONG, 3)
+            await learn_the_links(swarm, checkpoint)
+            await learn_the_links(swarm, checkpoint)
+            victims = session.ring.route[:] if whole_route else session.ring.route[1:2]
+            for hop in victims:
+                swarm.kill(next(i for i, n in enumerate(swarm.networks) if n.peer == hop.address.peer))
+            sampler = Sampler(Sampling())
+            while len(found) < 8:
+                found.append((await session.advance(found[-1:], sampler)).token)
+            assert session.reroutes
+            assert session.ring.codec == "float32"
+        assert found == undisturbed
 
 
 async def test_fp32_gives_the_tokens_of_the_whole_model_over_a_slow_link_too(home, checkpoint, taken, whole):
     async with memory_swarm(home, checkpoint, THIRDS, format="fp32") as swarm:
-        swarm.world.bytes_s = SLOW * 5
+        swarm.world.bytes_s = SLOW
         async with swarm.client.session(str(checkpoint), tokens=256) as session:
             found = await decoded(session, LONG, 6)
     assert found == whole.greedy(LONG, 6)

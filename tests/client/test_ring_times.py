@@ -20,9 +20,14 @@ WIDTH = 1000
 ONE = Issued(1, 0, 1, 1)
 
 
-def ring(*promised_s: float, rtt_s: float = 0.01) -> tuple[RingTimes, list[Any], Trace]:
+def ring(
+    *promised_s: float, rtt_s: float = 0.01, bytes_s: float | None = None
+) -> tuple[RingTimes, list[Any], Trace]:
     """The times of a ring of hops that promised so much, its hops, and what is traced."""
-    hops = [SimpleNamespace(pace=HopPace(s), channel=SimpleNamespace(rtt_s=rtt_s)) for s in promised_s]
+    hops = [
+        SimpleNamespace(pace=HopPace(s), channel=SimpleNamespace(rtt_s=rtt_s, bytes_s=bytes_s))
+        for s in promised_s
+    ]
     route = [
         SimpleNamespace(address=SimpleNamespace(peer=f"p{i}"), span=Span(i, i + 1)) for i in range(len(hops))
     ]
@@ -34,6 +39,12 @@ def test_a_step_should_take_its_way_and_what_the_hops_promised():
     times, _, _ = ring(0.1, 0.2)
     sent_s = 2 * WIDTH * ROW_BYTES / WAY_BYTES_S
     assert times.expected_s(ONE) == pytest.approx(2 * 0.01 + sent_s + 0.3 * (1 + 1 / PREFILL))
+
+
+def test_a_way_that_is_known_as_thin_takes_longer_and_one_that_is_known_as_fast_tells_nothing_of_the_others():
+    thin, fast, unknown = (ring(0.1, bytes_s=rate)[0].expected_s(ONE) or 0.0 for rate in (1e4, 1e9, None))
+    assert thin == pytest.approx(unknown + WIDTH * ROW_BYTES * (1 / 1e4 - 1 / WAY_BYTES_S))
+    assert fast == unknown
 
 
 def test_more_tokens_should_take_longer():

@@ -274,7 +274,7 @@ class Session:
         ready, self._embedded = self._embedded, None
         if ready is not None and (ready.token_ids, ready.position) == (token_ids, position):
             return ready.codec, ready.payload
-        codec = self.ring.codec(len(token_ids))
+        codec = self.ring.codec
         return codec, await self._thread.run(lambda: self._encoded(token_ids, position, codec))
 
     async def _refill(self, ring: Ring, hops: int) -> None:
@@ -283,7 +283,7 @@ class Session:
         position = 0
         for token_ids, sequence_length in join_singles(held) if self._ends.ends.sliced else held:
             tokens = len(token_ids)
-            codec = ring.codec(tokens)
+            codec = ring.codec
             make = partial(self._encoded, token_ids, position, codec)
             await ring.fill(await self._thread.run(make), codec, position, tokens, hops, sequence_length)
             position += tokens
@@ -309,7 +309,7 @@ class Session:
     def _choose(self, sampler: Sampler, following: Issued | None, logits: Floats) -> _Embedded:
         """The next token, embedded: sent at once, from the thread that runs this, if it has a step."""
         token_ids, position = [sampler.choose(logits[-1], self.token_ids)], self._transcript.length
-        codec = self.ring.codec(len(token_ids))
+        codec = self.ring.codec
         payload = self._encoded(token_ids, position, codec)
         if following is not None:
             send = self.ring.launch(following, payload, codec)

@@ -106,7 +106,7 @@ class Channel:
 
     @property
     def bytes_s(self) -> float | None:
-        """Bytes a second that long messages of ours reached, smoothed; ``None`` before the first."""
+        """Bytes a second that long messages of ours reached, smoothed; ``None`` until enough were timed."""
         return self._speed.bytes_s
 
     async def send(self, message: Message, payload: Payload = b"") -> None:

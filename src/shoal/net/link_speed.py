@@ -14,6 +14,8 @@ TIMED_BYTES = 32 << 10
 LATE_SHARE = 0.2
 """What a slower measurement counts for. A late pong may be a busy processor's; an early one is the link's, so
 a faster measurement counts in full (BBR keeps the largest, too)."""
+ENOUGH = 3
+"""Measurements before anything is said: one late pong of a busy machine must not make a link slow."""
 
 
 class _Ping(NamedTuple):
@@ -30,8 +32,13 @@ class LinkSpeed:
         self._behind: _Ping | None = None
         self.rtt_s: float | None = None
         """The last round trip of a ping, in seconds; ``None`` before the first."""
-        self.bytes_s: float | None = None
-        """Bytes a second that long messages reached, smoothed; ``None`` before the first."""
+        self._bytes_s = 0.0
+        self._measured = 0
+
+    @property
+    def bytes_s(self) -> float | None:
+        """Bytes a second that long messages reached, smoothed; ``None`` until enough were timed."""
+        return self._bytes_s if self._measured >= ENOUGH else None
 
     def pinged(self, nonce: int, now: float) -> None:
         """A ping has been sent on its own. A pong that comes after the next ping tells nothing."""
@@ -53,7 +60,7 @@ class LinkSpeed:
             took = now - sent_at
             # At least a tenth of the time: less a round trip that was measured under load, nothing is left.
             bytes_s = size / max(took - (self.rtt_s or 0.0), took / 10, 1e-6)
-            before = self.bytes_s or 0.0
-            self.bytes_s = max(bytes_s, (1 - LATE_SHARE) * before + LATE_SHARE * bytes_s)
+            self._bytes_s = max(bytes_s, (1 - LATE_SHARE) * self._bytes_s + LATE_SHARE * bytes_s)
+            self._measured += 1
         if self._idle is not None and nonce == self._idle.nonce:
             self.rtt_s = now - self._idle.sent_at

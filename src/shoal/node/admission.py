@@ -30,7 +30,7 @@ from shoal.node.load import LoadMeter
 from shoal.node.resend_buffer import ResendBudget
 from shoal.node.sessions import Opening, Sessions
 from shoal.types import Codec, Digest, Format, PeerId, SessionId, Span
-from shoal.wire.codec import CodecChooser
+from shoal.wire.codec import choose_codec
 from shoal.wire.messages import NextHop, Open, Refused, Reroute, Step, shorten
 
 DIAL_NEXT_S = 5.0
@@ -118,7 +118,7 @@ class Admission:
 
     Args:
         measured: told of each step that a session computes, on the engine's thread.
-        wire: the codec of all that is sent on.
+        wire: the codec that sessions are asked to have; with ``auto`` by the way onward.
     """
 
     def __init__(
@@ -176,6 +176,13 @@ class Admission:
             self._refuse(channel, message, Busy("others here want the session's place"), engine)
         return hop
 
+    def codec(self, hop: Hop) -> Codec:
+        """What the way onward from ``hop`` asks of its session."""
+        if self._wire != "auto":
+            return self._wire
+        onward, engine = hop.next or hop.client, hop.engine
+        return choose_codec(engine.format, onward.bytes_s, engine.width, self._load.step_ms / 1e3)
+
     async def _open(
         self, channel: Channel, message: Open, opening: Opening, engine: Engine, span: Span
     ) -> Hop | None:
@@ -208,7 +215,6 @@ class Admission:
             client=channel,
             next=onward,
             engine=engine,
-            codec=CodecChooser(engine.format, self._wire),
             measured=partial(self._measured, engine, span),
             room=self._room,
             grow=self._sessions.grow,

@@ -22,8 +22,7 @@ from shoal.errors import Busy, ChannelClosed, ShoalError, UnknownSession
 from shoal.executor.engine import Engine, StepOutput
 from shoal.net.channel import Channel
 from shoal.node.resend_buffer import ResendBudget, ResendBuffer
-from shoal.types import Codec, PeerId, SessionId
-from shoal.wire.codec import CodecChooser
+from shoal.types import PeerId, SessionId
 from shoal.wire.hop_queue import HopQueue
 from shoal.wire.messages import Failed, HopTime, Located, Open, Reroute, Step, shorten
 from shoal.wire.payload import hidden_states
@@ -46,9 +45,8 @@ class Hop:
     next: Channel | None
     """Where results go; ``None`` at the last hop, which answers the client."""
     engine: Engine
-    codec: CodecChooser
     measured: Callable[[Step, StepOutput], None]
-    """Told of each step on the engine's thread."""
+    """Told of each step, once it is on its way, on the engine's thread."""
     room: ResendBudget
     """Where what was sent on is kept."""
     grow: Callable[[Hop, int], None]
@@ -182,8 +180,7 @@ class Hop:
     def _submit(self, step: Step, payload: bytes) -> None:
         hidden = step.hidden
         rows = step.tokens if self.next is not None else step.wanted
-        reply = self.codec.choose(self._onward.bytes_s, rows, hidden.width)
-        done = partial(self._done, step, rows, reply)
+        done = partial(self._done, step, rows)
         self.engine.submit(
             self.session,
             step.position,
@@ -191,12 +188,12 @@ class Hop:
             hidden.codec,
             hidden.rows,
             rows,
-            reply,
+            hidden.codec,
             done,
             step.sequence_length,
         )
 
-    def _done(self, step: Step, rows: int, reply: Codec, result: StepOutput | ShoalError) -> None:
+    def _done(self, step: Step, rows: int, result: StepOutput | ShoalError) -> None:
         """Send the result on its way. On the engine's thread, so that nothing stands between.
 
         The event loop hears of failures alone: to wake it for each step would cost as much as the sending.
@@ -206,22 +203,18 @@ class Hop:
         with suppress(trio.RunFinishedError):  # the node has ended
             if isinstance(result, ShoalError):
                 self._loop.run_sync_soon(self._failed, step, result)
-            elif (lost := self._send(step, rows, reply, result)) is not None:
+            elif (lost := self._send(step, rows, result)) is not None:
                 self._loop.run_sync_soon(self.lost_next, *lost)
             else:
-                self.engine.after(partial(self._note, step, result))
+                self.engine.after(partial(self.measured, step, result))
 
-    def _note(self, step: Step, result: StepOutput) -> None:
-        """Learn from a step, once it is on its way."""
-        self.measured(step, result)
-        self.codec.note(step.tokens, result.compute_us)
-
-    def _send(self, step: Step, rows: int, reply: Codec, result: StepOutput) -> tuple[Channel, str] | None:
+    def _send(self, step: Step, rows: int, result: StepOutput) -> tuple[Channel, str] | None:
         """Send on what came out. Returns the channel that turned out to be gone, and why."""
+        codec = step.hidden.codec
         with self._order:
             if self.next is not None:
                 # Before it is sent: if the next hop is gone at this moment, its successor gets it from here.
-                self._kept.add(step, reply, result.payload)
+                self._kept.add(step, codec, result.payload)
             # Before it leaves: a client that has the result must not hear that the step is still here.
             self.queue.sent(step)
             if step.hops_left == 0:
@@ -230,7 +223,7 @@ class Hop:
             left = None if step.hops_left is None else step.hops_left - 1
             onward = msgspec.structs.replace(
                 step,
-                tensors=hidden_states(reply, rows, self.engine.width),
+                tensors=hidden_states(codec, rows, self.engine.width),
                 times=(*step.times, time),
                 hops_left=left,
             )

@@ -120,7 +120,7 @@ class SpanServer:
             return
         try:
             with suppress(ChannelClosed):  # the client is gone
-                await channel.send(Opened(message.session, self.tokens_free))
+                await channel.send(Opened(message.session, self.tokens_free, self._admission.codec(hop)))
                 await hop.run()
         finally:
             # However it ends, its KV is free for others.

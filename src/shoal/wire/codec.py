@@ -1,9 +1,12 @@
-"""Which codec a hop sends in: as exact as the link allows. Pure, with a memory of what steps took.
+"""Which codec a session's hidden states travel in: as exact as its links allow. Pure.
 
-The rule compares what a message takes on the link with what the same rows take to compute at a hop:
+A session has one codec, which its client chooses when it opens it, and keeps over every loss of a hop: hops
+send on in the codec that they were sent. So the bits of an answer do not depend on when a link was timed.
+
+The rule compares what a decode step's message takes on a link with what the step takes to compute at a hop:
 
 - A route in fp32 promises the bits of the whole model, so nothing may be rounded: float32, however slow.
-- An unknown link is taken for a fast one: float32, until the first long message has been timed.
+- An unknown link is taken for a fast one: float32.
 - float32 while it takes at most a tenth of the compute, or less than a step's way through two processes costs
   anyway: so it is on loopback and in a local network, where rounding would buy nothing that anybody notices.
 - bfloat16 while that takes at most a quarter: half the bytes, at the rounding that a bf16 model has anyway.
@@ -13,7 +16,7 @@ The rule compares what a message takes on the link with what the same rows take 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
 
 from shoal.types import Codec, Format
 from shoal.wire.payload import encoded_bytes
@@ -24,42 +27,28 @@ ROUNDED_SHARE = 0.25
 UNNOTICED_US = 300.0
 """Sending for less than this, in microseconds, is not worth an error."""
 USUAL_US = 1000.0
-"""Compute of one row at a hop, in microseconds, until one was timed: a span of a small model on a CPU."""
+"""Compute of one row at a hop, in microseconds, where none was timed: a span of a small model on a CPU."""
+_FROM_EXACT: tuple[Codec, ...] = ("float32", "bfloat16", "int8")
 
 
-def choose_codec(format: Format, bytes_s: float | None, rows: int, width: int, compute_us: float) -> Codec:
-    """The codec for ``rows × width`` elements over a link of ``bytes_s`` bytes a second.
+def choose_codec(format: Format, bytes_s: float | None, width: int, step_s: float) -> Codec:
+    """The codec for hidden states of ``width`` over a link of ``bytes_s`` bytes a second.
 
     Args:
-        bytes_s: ``None`` when no long message has been timed yet.
-        compute_us: what these rows take at a hop, in microseconds.
+        bytes_s: ``None`` when the link is not known.
+        step_s: what a decode step takes at a hop, in seconds; 0 when it is not known.
     """
     if format == "fp32" or bytes_s is None:
         return "float32"
+    compute_us = 1e6 * step_s or USUAL_US
     us_per_byte = 1e6 / bytes_s
-    if encoded_bytes(rows, width, "float32") * us_per_byte <= max(UNNOTICED_US, EXACT_SHARE * compute_us):
+    if encoded_bytes(1, width, "float32") * us_per_byte <= max(UNNOTICED_US, EXACT_SHARE * compute_us):
         return "float32"
-    if encoded_bytes(rows, width, "bfloat16") * us_per_byte <= ROUNDED_SHARE * compute_us:
+    if encoded_bytes(1, width, "bfloat16") * us_per_byte <= ROUNDED_SHARE * compute_us:
         return "bfloat16"
     return "int8"
 
 
-class CodecChooser:
-    """The choice for one session's sends; a decode step's compute and a prefill's are remembered apart."""
-
-    def __init__(self, format: Format, pinned: Codec | Literal["auto"] = "auto") -> None:
-        self._format: Format = format
-        self._pinned: Codec | Literal["auto"] = pinned
-        self._row_us: dict[bool, float] = {}
-
-    def note(self, rows: int, compute_us: int) -> None:
-        """Learn what a step of ``rows`` rows took at a hop."""
-        row_us = compute_us / rows
-        self._row_us[rows > 1] = 0.7 * self._row_us.get(rows > 1, row_us) + 0.3 * row_us
-
-    def choose(self, bytes_s: float | None, rows: int, width: int) -> Codec:
-        """The codec of the next send: what is pinned, else see :func:`choose_codec`."""
-        if self._pinned != "auto":
-            return self._pinned
-        compute_us = rows * self._row_us.get(rows > 1, USUAL_US)
-        return choose_codec(self._format, bytes_s, rows, width, compute_us)
+def coarsest(codecs: Iterable[Codec]) -> Codec:
+    """What the slowest of several links asks for; float32 where there is none."""
+    return max(codecs, key=_FROM_EXACT.index, default=_FROM_EXACT[0])

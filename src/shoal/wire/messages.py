@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import RemoteProtocolError
-from shoal.types import Format, PeerAddress, PeerId
+from shoal.types import Codec, Format, PeerAddress, PeerId
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
 
 PROTOCOL_VERSION = 5
@@ -102,6 +102,8 @@ class Opened(_Message, frozen=True, tag="opened"):
     session: SessionBytes
     tokens_free: Count
     """Tokens of KV that a newcomer would be let have here."""
+    codec: Codec = "float32"
+    """What the way onward from here asks for. The client chooses for the whole session."""
 
 
 class Refused(_Message, frozen=True, tag="refused"):
@@ -138,7 +140,7 @@ class Step(_Message, frozen=True, tag="step"):
     wanted: Count
     """Trailing positions whose hidden states the client wants back: 0, 1 or up to ``tokens``."""
     tensors: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
-    """What the payload consists of; each hop chooses the codec of what it sends.
+    """What the payload consists of; a hop sends on in the codec in which it was sent.
 
     Hidden states have ``tokens`` rows on the way, and ``wanted`` on the last hop's way to the client.
     """

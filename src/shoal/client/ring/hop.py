@@ -10,7 +10,7 @@ from shoal.client.ring.hop_pace import NEWCOMER_STEPS, STEPS, HopPace
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError, from_code
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
-from shoal.types import PeerAddress, PeerId, Span
+from shoal.types import Codec, PeerAddress, PeerId, Span
 from shoal.wire.messages import Locate, Located, Open, Opened, Refused, Reroute, Rerouted, shorten
 
 
@@ -83,6 +83,8 @@ class RingHop:
         self.hop = hop
         self.channel: Channel | None = None
         self.open = False
+        self.codec: Codec = "float32"
+        """What its way onward asks for."""
         self.pace = HopPace(hop.promised_s, STEPS if hop.proven else NEWCOMER_STEPS)
         self.lost: str | None = None
         """Why the hop is no longer to be counted on."""
@@ -119,6 +121,8 @@ class RingHop:
             # It may speak of the one after it, and of nobody else.
             onward = message.next.peer if message.next is not None else None
             raise HopRefused(self.peer, error, PeerId(onward) if onward and reply.gone == onward else None)
+        if isinstance(reply, Opened):
+            self.codec = reply.codec
         self.open = True
 
     async def ask(self, message: HopRequest, timeout_s: float) -> HopReply:

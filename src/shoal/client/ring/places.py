@@ -13,7 +13,8 @@ from shoal.client.ring.hop import HopLost, RingHop, RouteHop
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
-from shoal.types import Format, ModelShape, SessionId
+from shoal.types import Codec, Format, ModelShape, SessionId
+from shoal.wire.codec import coarsest
 from shoal.wire.messages import Close, Locate, Located, NextHop, Open, Reroute, Rerouted
 
 
@@ -55,6 +56,11 @@ class Places:
     def route(self) -> tuple[RouteHop, ...]:
         """The hops in their order."""
         return tuple(hop.hop for hop in self.hops)
+
+    @property
+    def codec(self) -> Codec:
+        """What the slowest way between the hops, and from the last one to us, asks for."""
+        return coarsest(hop.codec for hop in self.hops)
 
     def place(self, channel: Channel) -> int | None:
         """Which hop is behind a channel; ``None`` for one that has lost its place and may not know yet.

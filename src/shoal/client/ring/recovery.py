@@ -158,6 +158,7 @@ class Recovery:
                     ring.rules.tokens,
                     span=ring.span,
                     timeout_s=min(OPEN_WITHIN_S, max(left, 0.1)),
+                    codec=ring.codec,
                 )
             # What time may heal: a node may come back, or have room again. Anything else is raised.
             except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded) as hindrance:

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Literal
 
 import trio
 
@@ -31,7 +30,7 @@ from shoal.net.pool import ChannelPool
 from shoal.routing.replace import StepTimes
 from shoal.routing.reputation import Reputation
 from shoal.types import CarrierName, Codec, Format, ModelShape, PeerId, SessionId, Span
-from shoal.wire.codec import CodecChooser
+from shoal.wire.codec import choose_codec, coarsest
 from shoal.wire.messages import Failed, Located, Message, Opened, Refused, Rerouted, Step
 from shoal.wire.payload import hidden_states
 from shoal.wire.session import ClientSession, Issued
@@ -51,7 +50,7 @@ class Ring:
         route: Sequence[RouteHop],
         *,
         format: Format,
-        wire: Codec | Literal["auto"],
+        codec: Codec | None,
         tokens: int,
         step_timeout_s: float,
         trace: Trace,
@@ -64,7 +63,7 @@ class Ring:
         self._places = Places(self.session, shape, route, pool, format=format, tokens=tokens)
         self._shape = shape
         self._format: Format = format
-        self._codec = CodecChooser(format, wire)
+        self._codec = codec
         self._step_timeout_s = step_timeout_s
         self._results = Results()
         self._giving_up = threading.Lock()  # a step that is given up is not sent after it
@@ -117,6 +116,8 @@ class Ring:
             HopRefused: a hop cannot be reached, has no room, or serves something else; names the hop.
         """
         await self._places.enter(timeout_s)
+        if self._codec is None:
+            self._codec = coarsest((self._places.codec, self._first_asks()))
 
     async def repair(self, replacements: Sequence[Replacement], position: int, timeout_s: float) -> int:
         """Put other hops in the place of lost ones; their caches are filled up to ``position``.
@@ -151,10 +152,12 @@ class Ring:
         step = Step(self.session, 0, position, tokens, 0, tensors, (), hops - 1, sequence_length)
         await self._send(step, payload)
 
-    def codec(self, rows: int) -> Codec:
-        """How the next step's hidden states, ``rows`` of them, are to be encoded."""
-        first = self._places.hops[0].channel
-        return self._codec.choose(first.bytes_s if first else None, rows, self._shape.hidden_size)
+    @property
+    def codec(self) -> Codec:
+        """How hidden states travel, on every way of the session and for as long as it lasts."""
+        if self._codec is None:
+            raise LocalProtocolError("a step before the session is open")
+        return self._codec
 
     def issue(self, tokens: int, wanted: int) -> Issued:
         """Number the next step, which :meth:`launch` sends.
@@ -283,6 +286,11 @@ class Ring:
             raise LocalProtocolError("a step before the session is open")
         return first
 
+    def _first_asks(self) -> Codec:
+        """What the way to the first hop asks for."""
+        step_s = max(hop.hop.promised_s for hop in self._places.hops)
+        return choose_codec(self._format, self._first().bytes_s, self._shape.hidden_size, step_s)
+
     def _returned(self, hop: int, message: Step, payload: bytes) -> None:
         if hop != len(self._places.hops) - 1:
             raise RemoteProtocolError("a result from a hop that is not the last")
@@ -296,7 +304,6 @@ class Ring:
             self.losses.blame.hold_against(range(len(self._places.hops)), error.message, always=True)
             return
         if issued is not None:
-            self._codec.note(issued.tokens, max((time.compute_us for time in message.times), default=0))
             self._results.add(Returned(payload, hidden.codec, hidden.rows, issued.position, message.times))
             # A result has been through every hop, so each of them has shown that it works.
             self.reputation.answered(hop.peer for hop in self._places.hops)

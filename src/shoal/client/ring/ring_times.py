@@ -17,7 +17,7 @@ from shoal.wire.session import Issued
 ROW_BYTES = 2
 """Of a hidden state's element, mostly."""
 WAY_BYTES_S = 4e6
-"""What a slow way between two hops takes in a second."""
+"""What a slow way between two hops takes in a second, unless one of ours is known as slower."""
 
 
 class RingTimes:
@@ -59,7 +59,8 @@ class RingTimes:
         if step is None or not all(promised):
             return None
         ways = sum(hop.channel.rtt_s or 0.0 for hop in self._places.hops if hop.channel)
-        sent_s = len(promised) * step.tokens * self._width * ROW_BYTES / WAY_BYTES_S
+        rates = [hop.channel.bytes_s or WAY_BYTES_S for hop in self._places.hops if hop.channel]
+        sent_s = len(promised) * step.tokens * self._width * ROW_BYTES / min(WAY_BYTES_S, *rates)
         return ways + sent_s + sum(promised) * (1 + step.tokens / PREFILL)
 
     def _note_pace(self, times: Sequence[HopTime], took_s: float) -> None:

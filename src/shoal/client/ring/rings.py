@@ -19,7 +19,7 @@ from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.routing.reputation import REFUSAL
 from shoal.swarm.member import Member
-from shoal.types import Format, ModelShape, PeerId, SessionId, Span
+from shoal.types import Codec, Format, ModelShape, PeerId, SessionId, Span
 from shoal.wire.messages import Failed, Located, Message, Opened, Refused, Rerouted, Step
 
 OPEN_ATTEMPTS = 64
@@ -90,6 +90,7 @@ class Rings:
         *,
         span: Span | None = None,
         timeout_s: float | None = None,
+        codec: Codec | None = None,
     ) -> Ring:
         """A ring over the cheapest route that takes us.
 
@@ -97,6 +98,7 @@ class Rings:
             tokens: what every hop reserves KV for.
             span: the blocks that the ring is to run; by default all of the model.
             timeout_s: for every hop to open the session; by default as set.
+            codec: of a session that goes on; by default what is set, or what the links ask for.
 
         Raises:
             NoCoverage: blocks that nobody serves.
@@ -118,7 +120,7 @@ class Rings:
                 raise search.refused or error from None
             has_s = self._opens_within_s(search, route, timeout_s) if search.hurried else timeout_s
             try:
-                return await self._open(shape, format, tokens, route, has_s)
+                return await self._open(shape, format, tokens, route, has_s, codec)
             except HopRefused as error:
                 await self._note_refusal(search, route, error, hurried=has_s < timeout_s)
         raise search.refused or NoCoverage("no route was found")
@@ -186,14 +188,21 @@ class Rings:
         return {channel.peer: channel.rtt_s for channel in self._pool.all()}
 
     async def _open(
-        self, shape: ModelShape, format: Format, tokens: int, route: Sequence[RouteHop], timeout_s: float
+        self,
+        shape: ModelShape,
+        format: Format,
+        tokens: int,
+        route: Sequence[RouteHop],
+        timeout_s: float,
+        codec: Codec | None,
     ) -> Ring:
+        wire = self._settings.wire
         ring = Ring(
             self._pool,
             shape,
             route,
             format=format,
-            wire=self._settings.wire,
+            codec=codec or (None if wire == "auto" else wire),
             tokens=tokens,
             step_timeout_s=self._settings.step_timeout_s,
             trace=self.trace,
