@@ -28,7 +28,6 @@ UNNOTICED_US = 300.0
 """Sending for less than this, in microseconds, is not worth an error."""
 USUAL_US = 1000.0
 """Compute of one row at a hop, in microseconds, where none was timed: a span of a small model on a CPU."""
-_FROM_EXACT: tuple[Codec, ...] = ("float32", "bfloat16", "int8")
 
 
 def choose_codec(format: Format, bytes_s: float | None, width: int, step_s: float) -> Codec:
@@ -51,4 +50,5 @@ def choose_codec(format: Format, bytes_s: float | None, width: int, step_s: floa
 
 def coarsest(codecs: Iterable[Codec]) -> Codec:
     """What the slowest of several links asks for; float32 where there is none."""
-    return max(codecs, key=_FROM_EXACT.index, default=_FROM_EXACT[0])
+    asked = set(codecs)
+    return "int8" if "int8" in asked else "bfloat16" if "bfloat16" in asked else "float32"

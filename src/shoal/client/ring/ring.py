@@ -63,7 +63,7 @@ class Ring:
         self._places = Places(self.session, shape, route, pool, format=format, tokens=tokens)
         self._shape = shape
         self._format: Format = format
-        self._codec = codec
+        self._codec: Codec | None = codec
         self._step_timeout_s = step_timeout_s
         self._results = Results()
         self._giving_up = threading.Lock()  # a step that is given up is not sent after it
