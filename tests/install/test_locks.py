@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = sorted((ROOT / "locks").glob("*.txt"))
 CLIENTS = sorted((ROOT / "tests/clients").glob("requirements*.txt"))
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
-NPM = sorted(path for path in ROOT.glob("*/**/package-lock.json") if "node_modules" not in path.parts)
+NPM = sorted(found for depth in ("", "*/") for found in ROOT.glob(f"[!.]*/{depth}package-lock.json"))
 PINNED = re.compile(
     r"^(?P<pin>[a-z0-9-]+==\S+( ; .+?)?) \\\n(?P<hashes>(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.M
 )
