@@ -20,6 +20,8 @@ demo: setup
 check: setup
 	@scripts/check.sh
 
+# What Python and pytest compile is kept for the next process, of which there are hundreds.
+test: export PYTHONDONTWRITEBYTECODE =
 test: check
 	@scripts/setup.sh tests
 	@.venv/bin/pytest -n 3 -m "not swarm"
