@@ -34,7 +34,9 @@ void kv_put(const kv_t *kv, int layer, const sequence_t *sequence, int position,
             const float *value);
 
 /* out[row][heads · head_dim] for queries that lie `stride` floats apart. window > 0: a token sees that many,
- * itself included. scores: per thread, score_floats of the longest sequence. */
-int64_t score_floats(int longest);
+ * itself included. scratch: attention_floats of them. */
 void attend(pool_t *pool, const kv_t *kv, int layer, int window, const sequence_t *sequences, int count,
-            const float *queries, int64_t stride, float *out, float *scores, int64_t thread_floats);
+            const float *queries, int64_t stride, float *out, float *scratch);
+int64_t attention_floats(const kv_t *kv, const sequence_t *sequences, int count, int threads);
+/* Units of work that the threads share. */
+int attention_units(const kv_t *kv, int window, const sequence_t *sequences, int count, int threads);

@@ -51,6 +51,11 @@ INLINE vf fma_lanes(vf a, vf b, vf c) {
     return a;
 #endif
 }
+/* The larger of each two; b where they do not compare. */
+INLINE vf larger(vf a, vf b) {
+    const vi more = a > b;
+    return (vf)(((vi)a & more) | ((vi)b & ~more));
+}
 /* bfloat16 is the upper half of a float. */
 INLINE vf load_bf16(const uint16_t *p) {
 #if defined(__AVX512F__)
@@ -90,6 +95,10 @@ INLINE v16 load16(const float *p) { return (v16){load(p)}; }
 INLINE v16 load16_bf16(const uint16_t *p) { return (v16){load_bf16(p)}; }
 INLINE v16 fma16(v16 a, v16 b, v16 c) { return (v16){fma_lanes(a.v, b.v, c.v)}; }
 INLINE void store16(float *p, v16 a) { store(p, a.v); }
+INLINE v16 splat16(float x) { return (v16){splat(x)}; }
+INLINE v16 load16_i8(const int8_t *p) { return (v16){load_i8(p)}; }
+INLINE v16 plus16(v16 a, v16 b) { return (v16){a.v + b.v}; }
+INLINE v16 times16(v16 a, v16 b) { return (v16){a.v * b.v}; }
 #else
 typedef struct { vf a, b; } v16;
 INLINE v16 zero16(void) { return (v16){splat(0), splat(0)}; }
@@ -97,6 +106,10 @@ INLINE v16 load16(const float *p) { return (v16){load(p), load(p + 8)}; }
 INLINE v16 load16_bf16(const uint16_t *p) { return (v16){load_bf16(p), load_bf16(p + 8)}; }
 INLINE v16 fma16(v16 a, v16 b, v16 c) { return (v16){fma_lanes(a.a, b.a, c.a), fma_lanes(a.b, b.b, c.b)}; }
 INLINE void store16(float *p, v16 a) { store(p, a.a); store(p + 8, a.b); }
+INLINE v16 splat16(float x) { return (v16){splat(x), splat(x)}; }
+INLINE v16 load16_i8(const int8_t *p) { return (v16){load_i8(p), load_i8(p + 8)}; }
+INLINE v16 plus16(v16 a, v16 b) { return (v16){a.a + b.a, a.b + b.b}; }
+INLINE v16 times16(v16 a, v16 b) { return (v16){a.a * b.a, a.b * b.b}; }
 #endif
 /* The upper half of the lanes onto the lower, until one is left. */
 INLINE float sum_lanes(vf s) {

@@ -7,7 +7,7 @@ struct team {
     pool_t *pool;
     scratch_t scratch;
     int64_t sizes[16]; /* bytes of each buffer below */
-    float *normed, *qkv, *attended, *gated, *cosines, *scores;
+    float *normed, *qkv, *attended, *gated, *cosines, *attention;
 };
 
 team_t *team_new(int threads) {
@@ -31,7 +31,7 @@ void team_free(team_t *team) {
     void *all[] = {team->scratch.panels, team->scratch.quantised, team->scratch.row_scales,
                    team->scratch.tiles,  team->normed,            team->qkv,
                    team->attended,       team->gated,             team->cosines,
-                   team->scores,            team->scratch.products};
+                   team->attention,         team->scratch.products};
     for (unsigned i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(team);
 }
@@ -188,7 +188,7 @@ static void add_linear(const step_t *step, const linear_t *layer, const float *a
     pool_run(team->pool, add_normed_row, &norm, rows);
 }
 
-static void run_layer(step_t *step, int rows, int count, int64_t thread_floats) {
+static void run_layer(step_t *step, int rows, int count) {
     const span_t *span = step->span;
     const layer_t *layer = step->layer;
     team_t *team = step->team;
@@ -197,7 +197,7 @@ static void run_layer(step_t *step, int rows, int count, int64_t thread_floats) 
     linear(team->pool, &layer->qkv, &team->scratch, team->normed, rows, team->qkv, step->qkv_width, SET, 1);
     pool_run(team->pool, place_row, step, rows);
     attend(team->pool, &span->kv, step->index, layer->window, step->sequences, count, team->qkv, step->qkv_width,
-           team->attended, team->scores, thread_floats);
+           team->attended, team->attention);
     add_linear(step, &layer->out, layer->after_attention, team->attended, rows);
     step->weight = layer->mlp_norm;
     pool_run(team->pool, norm_row, step, rows);
@@ -210,24 +210,20 @@ static void run_layer(step_t *step, int rows, int count, int64_t thread_floats) 
 
 int span_step(team_t *team, const span_t *span, int from, int to, const sequence_t *sequences, int count,
               float *hidden) {
-    int rows = 0, longest = 0;
-    for (int s = 0; s < count; s++) {
-        rows += sequences[s].rows;
-        const int length = sequences[s].position + sequences[s].rows;
-        longest = length > longest ? length : longest;
-    }
+    int rows = 0;
+    for (int s = 0; s < count; s++) rows += sequences[s].rows;
     const kv_t *kv = &span->kv;
     const int64_t attended = (int64_t)kv->heads * kv->head_dim, qkv = attended + 2 * (int64_t)kv->kv_heads * kv->head_dim;
     int64_t cols = span->hidden > span->ffn ? span->hidden : span->ffn;
     cols = attended > cols ? attended : cols;
     const int64_t rows_out = 2 * (int64_t)span->ffn > qkv ? 2 * (int64_t)span->ffn : qkv;
-    const int64_t thread_floats = score_floats(longest);
+    const int64_t attention = attention_floats(kv, sequences, count, pool_threads(team->pool));
     if (grow_scratch(team, rows, rows_out > cols ? rows_out : cols, cols) | grow(&team->normed, &team->sizes[4], (int64_t)rows * span->hidden * 4) |
         grow(&team->qkv, &team->sizes[5], rows * qkv * 4) |
         grow(&team->attended, &team->sizes[6], rows * attended * 4) |
         grow(&team->gated, &team->sizes[7], (int64_t)rows * span->ffn * 8) |
         grow(&team->cosines, &team->sizes[8], (int64_t)rows * span->rotary * 8) |
-        grow(&team->scores, &team->sizes[9], pool_threads(team->pool) * thread_floats * 4))
+        grow(&team->attention, &team->sizes[9], attention * 4))
         return -1;
     step_t step = {span, 0, team, sequences, hidden, 0, qkv, 0};
     pool_begin(team->pool);
@@ -235,7 +231,7 @@ int span_step(team_t *team, const span_t *span, int from, int to, const sequence
     for (int layer = from; layer < to; layer++) {
         step.layer = &span->layers[layer];
         step.index = layer;
-        run_layer(&step, rows, count, thread_floats);
+        run_layer(&step, rows, count);
     }
     pool_end(team->pool);
     return 0;
