@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.generation import logits_process as hf
 
-from shoal.client.sampling import Sampler, Sampling, candidates, likeliest, penalised
+from shoal.client.sampling import Sampler, Sampling, candidates, draw, likeliest, penalised
 from shoal.client.scores import score
 from shoal.errors import StepFailed
 from shoal.executor.arrays import Floats
@@ -88,24 +88,59 @@ def test_tokens_that_occurred_are_penalised_as_transformers_does(penalty: float)
 def test_tokens_come_as_often_as_they_are_probable() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     sampler = Sampler(Sampling(temperature=1.0, seed=1))
-    counts = np.bincount([sampler.choose(logits, []) for _ in range(20_000)], minlength=4)
+    counts = np.bincount([sampler.choose(logits, range(position)) for position in range(20_000)], minlength=4)
     np.testing.assert_allclose(counts / 20_000, [0.5, 0.3, 0.15, 0.05], atol=0.01)
 
 
 def test_a_seed_gives_the_same_tokens_and_another_gives_others() -> None:
     logits = random_logits(1)
     said = [
-        [sampler.choose(logits, []) for _ in range(20)]
+        [sampler.choose(logits, range(position)) for position in range(20)]
         for sampler in (Sampler(Sampling(temperature=5.0, seed=seed)) for seed in (7, 7, 8))
     ]
     assert said[0] == said[1] != said[2]
+
+
+def test_what_is_drawn_at_a_position_does_not_depend_on_what_was_drawn_before() -> None:
+    logits = random_logits(1)
+    sampling = Sampling(temperature=5.0, seed=7)
+    sampler = Sampler(sampling)
+    in_turn = [sampler.choose(logits, range(position)) for position in range(20)]
+    assert [Sampler(sampling).choose(logits, range(position)) for position in range(20)] == in_turn
+    assert len(set(in_turn)) > 5
+
+
+def test_probabilities_that_are_a_little_different_mostly_give_the_same_token() -> None:
+    """As those of one model on other machines, or of a small model that drafts for a large one."""
+    tokens, same = np.arange(1000), 0
+    for position in range(300):
+        weights = np.random.default_rng(position).exponential(size=1000)
+        close = weights * np.random.default_rng(position + 1).uniform(0.98, 1.02, 1000)
+        kept = tokens[close > 0.5]  # others were left out, too
+        first = draw(3, position, tokens, weights / weights.sum())
+        same += first == draw(3, position, kept, close[kept] / close[kept].sum())
+    assert same > 240
+
+
+def test_draws_are_independent_between_seeds_and_positions() -> None:
+    tokens, even = np.arange(64), np.full(64, 1 / 64)
+    drawn = np.array([[draw(seed, position, tokens, even) for position in range(3000)] for seed in (0, 1)])
+    counts = np.bincount(drawn.ravel(), minlength=64)
+    assert abs(counts - 6000 / 64).max() < 5 * np.sqrt(6000 / 64)
+    for other in (drawn[1], np.roll(drawn[0], 1)):
+        assert 0.005 < (drawn[0] == other).mean() < 0.03
+
+
+def test_what_has_no_probability_left_is_never_drawn() -> None:
+    tokens, probabilities = np.arange(3), np.array([0.0, 1.0, 5e-324])
+    assert {draw(1, position, tokens, probabilities) for position in range(500)} == {1}
 
 
 def test_a_token_that_is_forbidden_is_never_chosen() -> None:
     logits = np.full(1000, -np.inf, np.float32)
     logits[[3, 500]] = 1.0
     sampler = Sampler(Sampling(temperature=100.0, top_p=0.999, top_k=900, seed=1))
-    assert {sampler.choose(logits, []) for _ in range(200)} == {3, 500}
+    assert {sampler.choose(logits, range(position)) for position in range(200)} == {3, 500}
 
 
 @pytest.mark.parametrize("temperature", [1.1e-5, 1.0, 100.0])

@@ -3,13 +3,17 @@
 Penalties and limits are those of ``transformers.generation.logits_process``, in the same order; they are
 computed here, since importing them takes seconds. Probabilities are float64, in which no temperature and no
 penalty that is allowed overflows.
+
+Chance has no memory: what is drawn follows from the seed, the position and the probabilities alone
+(:func:`draw`). So a seed gives the same answer whether its tokens are computed one after another or guessed
+ahead and verified, alone or beside others, and whatever was drawn before.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -64,7 +68,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     """Divide the score of tokens that occurred by this (Keskar et al. 2019)."""
     seed: int | None = None
-    """The same seed gives the same tokens."""
+    """The same seed gives the same tokens, whatever else runs and whether they are guessed ahead or not."""
     presence_penalty: float = 0.0
     """Subtracted from the logit of every token that the answer has already."""
     frequency_penalty: float = 0.0
@@ -116,7 +120,7 @@ def likeliest(logits: Floats) -> int:
     return token
 
 
-def penalised(logits: Floats, token_ids: list[int], penalty: float) -> Floats:
+def penalised(logits: Floats, token_ids: Sequence[int], penalty: float) -> Floats:
     """Logits ``[vocab]``, less for each token that occurred (Keskar et al., "CTRL", 2019)."""
     seen = np.unique(np.asarray(token_ids, np.intp))
     found = logits.copy()
@@ -145,6 +149,26 @@ def candidates(logits: Floats, sampling: Sampling) -> tuple[npt.NDArray[np.intp]
         likely = weights >= sampling.min_p * weights.max()
         kept, weights = kept[likely], weights[likely]
     return kept, weights / weights.sum()
+
+
+def draw(
+    seed: int, position: int, tokens: npt.NDArray[np.intp], probabilities: npt.NDArray[np.float64]
+) -> int:
+    """One of ``tokens``, as often as it is probable; the same again for the same arguments.
+
+    By the Gumbel-max rule (Maddison et al., "A* Sampling", 2014): each token of the vocabulary has a number
+    of its own at this position, exponential with mean 1, and the least ``number / probability`` wins. So
+    probabilities that are a little different mostly give the same token, whichever others were kept.
+    """
+    # From token 0 on, although few may be kept: no token's number depends on which others are.
+    stream = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(position,)))
+    uniform = np.random.Generator(stream).random(int(tokens.max()) + 1)[tokens]
+    with np.errstate(divide="ignore", over="ignore"):  # a probability may underflow, and a number be 0
+        # As -log(u) >= 1 - u, few tokens can have the least, and no others need their logarithm.
+        bound = (1 - uniform) / probabilities
+        best = bound.argmin()
+        near = np.flatnonzero(bound <= max(bound[best], -np.log(uniform[best]) / probabilities[best]))
+        return int(tokens[near[(-np.log(uniform[near]) / probabilities[near]).argmin()]])
 
 
 def _below_largest(logits: Floats) -> npt.NDArray[np.float64]:
@@ -183,7 +207,7 @@ def _not_numbers() -> StepFailed:
 
 
 class Sampler:
-    """Chooses tokens by one :class:`Sampling`; holds the random state of one answer, and what it has said."""
+    """Chooses tokens by one :class:`Sampling`; holds what one answer has said."""
 
     def __init__(self, sampling: Sampling, constraint: Constraint | None = None) -> None:
         self._sampling = sampling
@@ -192,19 +216,19 @@ class Sampler:
         self.score: TokenScore | None = None
         """How likely the last chosen token was to the model, if that was asked for."""
         self._greedy = sampling.temperature < COLDEST
-        self._random = np.random.default_rng(secrets.randbits(63) if sampling.seed is None else sampling.seed)
+        self._seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
 
     @property
     def complete(self) -> bool:
         """Whether what was chosen ends the answer, because its grammar allows nothing more."""
         return self._constraint is not None and self._constraint.complete
 
-    def choose(self, logits: Floats, token_ids: list[int]) -> int:
+    def choose(self, logits: Floats, token_ids: Sequence[int]) -> int:
         """The next token.
 
         Args:
             logits: ``[vocab]`` for the position after the last of ``token_ids``; not changed.
-            token_ids: the prompt and all that was generated.
+            token_ids: the prompt and all that was generated. Their number is the position that is drawn for.
 
         Raises:
             UsageError: a bias for a token outside of the vocabulary, or a grammar that cannot be followed.
@@ -236,13 +260,10 @@ class Sampler:
             logits = np.where(self._constraint.allowed(len(logits)), logits, np.float32(-np.inf))
         return logits
 
-    def _chosen(self, logits: Floats, token_ids: list[int]) -> int:
+    def _chosen(self, logits: Floats, token_ids: Sequence[int]) -> int:
         if self._sampling.repetition_penalty != 1:
             logits = penalised(logits, token_ids, self._sampling.repetition_penalty)
         if self._greedy:
             return likeliest(logits)
         tokens, probabilities = candidates(logits, self._sampling)
-        cumulative = np.cumsum(probabilities)
-        # A number below the last sum lies in some token's part of it, and never in an empty one.
-        drawn = self._random.random() * cumulative[-1]
-        return int(tokens[np.searchsorted(cumulative, drawn, side="right")])
+        return draw(self._seed, len(token_ids), tokens, probabilities)
