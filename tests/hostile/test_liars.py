@@ -114,7 +114,18 @@ async def test_one_that_announces_the_whole_model_and_lies_is_out_after_two_sess
         assert before[0] >= 1, "it was never asked: nothing was tested"
 
 
-@pytest.mark.parametrize("does", [lies.hangs_up_on_hops, lies.opens, lies.passes_on(number=1 << 40)])
+@pytest.mark.parametrize(
+    "does",
+    [
+        lies.hangs_up_on_hops,
+        lies.opens,
+        lies.passes_on(number=1 << 40),
+        lies.denies_what_it_got,
+        lies.creeps,
+        lies.opens_after(0.4),
+        lies.opens_after(6.0),
+    ],
+)
 async def test_a_last_hop_that_lies_is_out_after_two_sessions(swarm, checkpoint, reference, does):
     async with liars(swarm, (does, SECOND)) as lying_ones:
         await let_them_lie(swarm.client, checkpoint, reference, lying_ones)

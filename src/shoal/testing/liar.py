@@ -139,6 +139,34 @@ async def keeps_what_it_has(liar: Liar, channel: Channel, message: Message, payl
         await opens(liar, channel, message, payload)
 
 
+async def denies_what_it_got(liar: Liar, channel: Channel, message: Message, payload: bytes) -> None:
+    """Has never been sent a step, if one asks it."""
+    if isinstance(message, Locate):
+        channel.reply(Located(message.session, 0, 0))
+    else:
+        await opens(liar, channel, message, payload)
+
+
+async def creeps(liar: Liar, channel: Channel, message: Message, payload: bytes) -> None:
+    """Has always come a little further, if one asks it, and never to an end."""
+    if isinstance(message, Locate):
+        liar.heard["crept"] += 1
+        channel.reply(Located(message.session, liar.heard["crept"], liar.heard["crept"] - 1))
+    else:
+        await opens(liar, channel, message, payload)
+
+
+def opens_after(pause_s: float) -> Behaviour:
+    """Takes its time to take a session, and does nothing in it then."""
+
+    async def does(liar: Liar, channel: Channel, message: Message, payload: bytes) -> None:
+        if isinstance(message, Open):
+            await trio.sleep(pause_s)
+        await opens(liar, channel, message, payload)
+
+    return does
+
+
 async def fails_blamelessly(liar: Liar, channel: Channel, message: Message, payload: bytes) -> None:
     """Has always just lost the session."""
     await opens(liar, channel, message, payload)
