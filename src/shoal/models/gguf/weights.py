@@ -64,7 +64,7 @@ def read_floats(entry: TensorEntry) -> NDArray[np.float32]:
     elements, size = block_size(entry.dtype)
     step = max(PIECE // elements, 1)
     for at in range(0, len(raw) // size, step):
-        piece = _floats(raw[at * size : (at + step) * size], entry)
+        piece = to_floats(raw[at * size : (at + step) * size], entry)
         found[at * elements : at * elements + len(piece)] = piece
     return found.reshape(entry.shape)
 
@@ -83,7 +83,7 @@ class GgufRows:
     def __getitem__(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
         """float32 ``[len(rows), cols]``. Raises as :func:`read_floats`."""
         raw = np.ascontiguousarray(self._blocks[rows]).reshape(-1)
-        return _floats(raw, self._entry).reshape(len(rows), self._cols)
+        return to_floats(raw, self._entry).reshape(len(rows), self._cols)
 
 
 def _order(entry: TensorEntry) -> NDArray[np.intp]:
@@ -92,7 +92,12 @@ def _order(entry: TensorEntry) -> NDArray[np.intp]:
     return pairs.swapaxes(1, 2).reshape(-1)
 
 
-def _floats(raw: NDArray[np.uint8], entry: TensorEntry) -> NDArray[np.float32]:
+def to_floats(raw: NDArray[np.uint8], entry: TensorEntry) -> NDArray[np.float32]:
+    """What blocks of a tensor mean, one after another.
+
+    Raises:
+        UnsupportedModel: the gguf package cannot unpack its type of block.
+    """
     try:
         with np.errstate(all="ignore"):  # scales that overflow are found by the digest
             found = cast(
