@@ -69,8 +69,16 @@ def test_pickled_weights_are_never_loaded(edited: Edit, store: ModelStore) -> No
     assert "safetensors" in caught.value.check
 
 
-def test_quantised_weights_are_refused(edited: Edit, store: ModelStore) -> None:
-    with pytest.raises(UnsupportedModel, match="quantised"):
+def test_weights_quantised_in_a_way_that_is_not_read_are_refused(edited: Edit, store: ModelStore) -> None:
+    with pytest.raises(UnsupportedModel, match="quantised by 'hqq'") as caught:
+        store.pull(str(edited(quantization_config={"quant_method": "hqq", "bits": 4})))
+    assert "gptq, awq, compressed-tensors" in caught.value.check
+
+
+def test_a_config_that_promises_quantised_weights_over_plain_ones_is_refused(
+    edited: Edit, store: ModelStore
+) -> None:
+    with pytest.raises(BadWeights, match="no tensor is quantised by it"):
         store.pull(str(edited(quantization_config={"quant_method": "gptq", "bits": 4})))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import outcome
@@ -20,10 +20,8 @@ from shoal.executor.weights.tensors import Tensors
 from shoal.executor.weights.weight_cache import WeightCache
 from shoal.models.build.rope_scaling import RopeScaling
 from shoal.models.checkpoint.checkpoint import Checkpoint
+from shoal.models.checkpoint.floats import StoredMatrix
 from shoal.types import Format
-
-if TYPE_CHECKING:
-    from shoal.models.gguf.weights import GgufRows
 
 _ResultT = TypeVar("_ResultT")
 
@@ -60,7 +58,7 @@ class EndsRunner(Protocol):
 class FusedEmbedding:
     """The embedding of a model of Llama's shape. It stays in the checkpoint's file."""
 
-    def __init__(self, weights: Array | GgufRows, factor: float, context: int) -> None:
+    def __init__(self, weights: Array | StoredMatrix, factor: float, context: int) -> None:
         self._weights = weights
         self._factor = factor
         self._context = context

@@ -7,7 +7,7 @@ tensor lies inside of its file and has as many bytes as its shape needs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,9 @@ from shoal.errors import BadWeights
 from shoal.executor.arrays import Array, Floats, empty, widen
 from shoal.executor.kernels.c_kernels import Matrix, pack
 from shoal.models.checkpoint.checkpoint import Checkpoint
+from shoal.models.checkpoint.floats import StoredMatrix, map_rows, read_float32
 from shoal.models.checkpoint.headers import ITEM_SIZE, TensorEntry
 from shoal.types import Format
-
-if TYPE_CHECKING:
-    from shoal.models.gguf.weights import GgufRows
 
 DTYPES: dict[str, npt.DTypeLike] = {
     "F64": np.float64,
@@ -32,7 +30,8 @@ DTYPES: dict[str, npt.DTypeLike] = {
 
 
 def is_readable(entry: TensorEntry) -> bool:
-    """Whether a tensor's elements are numbers with a fraction: floating, or the blocks of a GGUF file."""
+    """Whether a tensor's elements are numbers with a fraction: floating, the blocks of a GGUF file, or
+    quantised."""
     return entry.dtype in DTYPES or entry.dtype not in ITEM_SIZE
 
 
@@ -86,13 +85,11 @@ class Tensors:
             raise self._wrong(biases[0], (rows,))
         return pack(_read(weights, (rows, cols)), format, _read(biases, (rows,)) if biases else None)
 
-    def mapped(self, name: str) -> Array | GgufRows:
+    def mapped(self, name: str) -> Array | StoredMatrix:
         """A matrix that stays pages of its file: only the rows that are used come into memory."""
         entry = self.entry(name)
         if not entry.is_plain:
-            from shoal.models.gguf.weights import GgufRows  # noqa: PLC0415 - the gguf package, which few need
-
-            return GgufRows(entry)
+            return map_rows(entry)
         return np.memmap(entry.file, DTYPES[entry.dtype], "r", entry.begin, entry.shape).view(np.ndarray)
 
     def _wrong(self, entry: TensorEntry, wanted: tuple[int, ...]) -> BadWeights:
@@ -115,9 +112,7 @@ def _read(entries: Sequence[TensorEntry], shape: tuple[int, ...]) -> Array:
     """
     kinds = {entry.dtype if entry.is_plain else "" for entry in entries}
     if kinds == {""} and len(entries) == 1:
-        from shoal.models.gguf.weights import read_floats  # noqa: PLC0415 - the gguf package, which few need
-
-        return read_floats(entries[0])
+        return read_float32(entries[0])
     alike = len(kinds) == 1 and "" not in kinds
     found = empty(shape, DTYPES[entries[0].dtype] if alike else np.float32)
     at = 0

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from shoal.errors import BadWeights
 from shoal.models.checkpoint.checkpoint import Checkpoint
+from shoal.models.checkpoint.floats import read_float32
 from shoal.models.checkpoint.headers import TensorEntry
 from shoal.models.seam.config import PretrainedConfig
 from shoal.models.seam.loading import QuantizationConfigMixin, fill
@@ -83,8 +84,8 @@ def _slices(checkpoint: Checkpoint, dtype: DType | None, stack: ExitStack) -> di
     opened: dict[tuple[Path, str], Any] = {}
     slices: dict[str, Any] = {}
     for name, entry in checkpoint.tensors.items():
-        if entry.file.suffix == GGUF:
-            slices[name] = _GgufSlice(entry)
+        if _is_converted(entry):
+            slices[name] = _ConvertedSlice(entry)
             continue
         backend = "mmap" if entry.dtype == stored else "pread"
         if (entry.file, backend) not in opened:
@@ -95,19 +96,23 @@ def _slices(checkpoint: Checkpoint, dtype: DType | None, stack: ExitStack) -> di
 
 
 def read_tensor(entry: TensorEntry) -> torch.Tensor:
-    """A tensor as it is stored; one of a GGUF file in float32.
+    """A tensor as it is stored; one of a GGUF file, or one that is quantised, in float32.
 
     Raises:
-        BadWeights, UnsupportedModel: see :func:`shoal.models.gguf.weights.read_floats`.
+        BadWeights, UnsupportedModel: see :func:`shoal.models.checkpoint.floats.read_float32`.
     """
-    if entry.file.suffix == GGUF:
-        return _GgufSlice(entry)[...]
+    if _is_converted(entry):
+        return _ConvertedSlice(entry)[...]
     with safe_open(entry.file, framework="pt") as opened:
         return opened.get_tensor(entry.name)
 
 
-class _GgufSlice:
-    """A tensor of a GGUF file, which becomes float32 once the loader takes of it."""
+def _is_converted(entry: TensorEntry) -> bool:
+    return entry.file.suffix == GGUF or not entry.is_plain
+
+
+class _ConvertedSlice:
+    """A tensor of a GGUF file, or a quantised one, which becomes float32 once the loader takes of it."""
 
     def __init__(self, entry: TensorEntry) -> None:
         self._entry = entry
@@ -119,10 +124,8 @@ class _GgufSlice:
         return "F32"
 
     def __getitem__(self, part: Any) -> torch.Tensor:
-        from shoal.models.gguf.weights import read_floats  # noqa: PLC0415 - the gguf package, which few need
-
         # A copy in torch's own memory: the last bit of a product can depend on where it begins.
-        return torch.from_numpy(read_floats(self._entry))[part].clone()
+        return torch.from_numpy(read_float32(self._entry))[part].clone()
 
 
 def first_line(error: Exception) -> str:

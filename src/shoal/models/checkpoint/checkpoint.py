@@ -6,18 +6,21 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Generator, Set
+from collections.abc import Generator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from shoal.errors import BadWeights, UnsupportedModel
 from shoal.models.checkpoint.headers import MAX_TENSORS, TensorEntry, read_safetensors_header
 from shoal.models.checkpoint.json_file import SizeLimit, read_object
 from shoal.models.checkpoint.multimodal import is_nested, text_config, text_tensors
 from shoal.models.store.lookalikes import no_model
+
+if TYPE_CHECKING:
+    from shoal.models.quantized.settings import SchemeSettings
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -30,7 +33,8 @@ Those that only have such a word in them, as ``vocab_size_per_layer_input`` or `
 LAYERS = re.compile("layer|block|depth")
 MAX_LAYERS = 4096
 """Honest models have up to 200. Of 100,000 some configs of transformers make lists for hours."""
-
+QUANTIZATION = ("quantization_config", "compression_config")
+"""Where configs say how their weights are quantised; the latter is compressed-tensors' first name for it."""
 
 CONFIG = SizeLimit(8 << 20, 100_000)
 """Honest configs have a hundred values; the largest, with 21,841 labels, which are named twice, 44,000."""
@@ -49,11 +53,19 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, TensorEntry]
+    quantization: Mapping[str, Any] | None = None
+    """The config's ``quantization_config``, which ``config`` leaves out: ``tensors`` are those of the plain
+    model, of which some are made up of several in the files."""
+
+    @property
+    def stored(self) -> list[TensorEntry]:
+        """The tensors as they are in the files."""
+        return [stored for entry in self.tensors.values() for stored in entry.stored]
 
     @property
     def files(self) -> list[Path]:
         """The files with the weights, sorted."""
-        return sorted({entry.file for entry in self.tensors.values()})
+        return sorted({entry.file for entry in self.stored})
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -62,13 +74,31 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         UnknownModel: the folder has no ``config.json``.
         BadWeights: a file cannot be read, is missing, truncated or dishonest.
-        UnsupportedModel: the weights are pickled or quantised, or the model needs code of its own.
+        UnsupportedModel: the weights are pickled, or quantised in a way that is not read.
     """
-    config = _read_whole_config(folder)
+    config, quantization = _read_configs(folder)
     if _is_gguf(folder):
         from shoal.models.gguf.index import read_index  # noqa: PLC0415 - the gguf package, which few need
 
         return Checkpoint(folder, config, read_index(folder))
+    tensors = _read_headers(folder)
+    said: Mapping[str, Any] | None = None
+    if quantization is not None:
+        from shoal.models.quantized.schemes import plain_tensors  # noqa: PLC0415 - numpy, and few need it
+
+        tensors, said = plain_tensors(quantization, tensors), quantization.values
+    elif (entry := next((e for e in tensors.values() if e.dtype.startswith("F8")), None)) is not None:
+        raise BadWeights(
+            f"{entry.file}: tensor {entry.name[:80]!r} is {entry.dtype}, and the config says no scales of it",
+            check="check that config.json, with its quantization_config, is the one of these weights",
+        )
+    if is_nested(config):
+        return Checkpoint(folder, text_config(config), text_tensors(tensors), said)
+    return Checkpoint(folder, config, tensors, said)
+
+
+def _read_headers(folder: Path) -> dict[str, TensorEntry]:
+    """Every tensor of the safetensors files."""
     tensors: dict[str, TensorEntry] = {}
     for file, wanted in _files(folder):
         entries = read_safetensors_header(file)
@@ -84,9 +114,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             if entry.name in tensors:
                 raise BadWeights(f"{file}: tensor {entry.name[:80]!r} is in another file too")
             tensors[entry.name] = entry
-    if is_nested(config):
-        return Checkpoint(folder, text_config(config), text_tensors(tensors))
-    return Checkpoint(folder, config, tensors)
+    return tensors
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -95,13 +123,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UnknownModel, BadWeights, UnsupportedModel: there is none: what the folder is instead.
         BadWeights: it is not a JSON object, or has no ``model_type``.
-        UnsupportedModel: it is quantised.
+        UnsupportedModel: it is quantised in a way that is not read.
     """
-    config = _read_whole_config(folder)
+    config, _ = _read_configs(folder)
     return text_config(config) if is_nested(config) else config
 
 
-def _read_whole_config(folder: Path) -> dict[str, Any]:
+def _read_configs(folder: Path) -> tuple[dict[str, Any], SchemeSettings | None]:
+    """The config without what it says of its weights' quantisation, and that."""
     path = folder / "config.json"
     if not path.is_file():
         raise no_model(folder)
@@ -109,11 +138,6 @@ def _read_whole_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config.get("model_type"), str):
         raise BadWeights(
             f"{path}: it has no model_type", check="check that this is a language model's config.json"
-        )
-    if config.get("quantization_config") is not None:
-        raise UnsupportedModel(
-            f"{folder}: its weights are quantised (quantization_config), which is not supported yet",
-            check="take the unquantised version of the model, or a GGUF file, which is converted",
         )
     mlx = config.get("quantization")
     if isinstance(mlx, dict) and "bits" in mlx:
@@ -127,7 +151,26 @@ def _read_whole_config(folder: Path) -> dict[str, Any]:
             f"{path}: {name[:80]} is {str(value)[:40]}",
             check="check that the model comes from a source you trust",
         )
-    return config
+    return _without_quantization(folder, config)
+
+
+def _without_quantization(
+    folder: Path, config: dict[str, Any]
+) -> tuple[dict[str, Any], SchemeSettings | None]:
+    """The config of the plain model. What it leaves out may stand in the text part of a nested one."""
+    plain = {name: value for name, value in config.items() if name not in QUANTIZATION}
+    values = [config[name] for name in QUANTIZATION if config.get(name) is not None]
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        text = cast("dict[str, Any]", text)
+        plain["text_config"] = {name: value for name, value in text.items() if name not in QUANTIZATION}
+        values += [text[name] for name in QUANTIZATION if text.get(name) is not None]
+    if not values:
+        return plain, None
+    from shoal.models.quantized.schemes import read_settings  # noqa: PLC0415 - numpy, and few need it
+
+    kind = text.get("model_type") if isinstance(text, dict) else None
+    return plain, read_settings(folder, values[0], str(kind or config["model_type"]))
 
 
 def _absurd(config: dict[str, Any]) -> tuple[str, float] | None:

@@ -1,8 +1,9 @@
 """A model's digest: what makes two copies the same model.
 
 It covers the config, without what only records who wrote it, and every tensor's name, dtype, shape and bytes
-as they lie in the file. How the tensors are spread over files does not matter. So a GGUF file is another
-model than the safetensors that it was made of, or that are made of it; split in parts it is the same.
+as they lie in the file, codes and scales of published quantisations among them. How the tensors are spread
+over files does not matter. So a GGUF file is another model than the safetensors that it was made of, or that
+are made of it; split in parts it is the same.
 """
 
 from __future__ import annotations
@@ -32,17 +33,20 @@ def compute_digest(checkpoint: Checkpoint, progress: Progress = silent) -> Diges
     Raises:
         BadWeights: a file cannot be read, or became shorter while it was; an element is NaN or infinite.
     """
-    total = sum(entry.size for entry in checkpoint.tensors.values())
+    stored = checkpoint.stored
+    total = sum(entry.size for entry in stored)
     done = 0
     tensors: list[list[Any]] = []
     buffer = bytearray(CHUNK)
     # In the order of the bytes on the disk; the manifest is sorted by name.
-    for entry in sorted(checkpoint.tensors.values(), key=lambda e: (e.file, e.begin)):
+    for entry in sorted(stored, key=lambda e: (e.file, e.begin)):
         changed = [entry.heads, entry.less] if entry.heads or entry.less else []
         tensors.append([entry.name, entry.dtype, list(entry.shape), _hash_tensor(entry, buffer), *changed])
         done += entry.size
         progress("Hashing", done, total)
     config = {key: value for key, value in checkpoint.config.items() if key not in VOLATILE}
+    if checkpoint.quantization is not None:
+        config["quantization_config"] = checkpoint.quantization
     try:
         manifest = json.dumps(
             {"config": config, "tensors": sorted(tensors)},

@@ -15,8 +15,12 @@ EXPONENT: dict[str, tuple[type[np.unsignedinteger], int]] = {
     "F32": (np.uint32, 0x7F80_0000),
     "F16": (np.uint16, 0x7C00),
     "BF16": (np.uint16, 0x7F80),
+    "F8_E4M3": (np.uint8, 0x7F),
+    "F8_E5M2": (np.uint8, 0x7C),
+    "F8_E8M0": (np.uint8, 0xFF),
 }
-"""The bits of a floating-point number that are all set in NaN and infinity, and in no other (IEEE 754)."""
+"""The bits of a floating-point number that are all set in NaN and infinity, and in no other (IEEE 754; of
+8 bits OCP's, of which the first and the last have no infinity)."""
 SCALES: dict[str, tuple[int, tuple[int, ...]]] = {
     "Q4_0": (18, (0,)),
     "Q4_1": (20, (0, 2)),

@@ -34,9 +34,13 @@ ITEM_SIZE = {
     "I8": 1,
     "U8": 1,
     "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
 }
 """Bytes of one element of each dtype that we accept."""
 FLOATING = ("F64", "F32", "F16", "BF16")
+"""Those that weights are in as they are; floats of 8 bits mean something by their scales alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,11 @@ class TensorEntry:
     def is_plain(self) -> bool:
         """Whether the bytes are the elements, one after another, as they are in a safetensors file."""
         return self.dtype in ITEM_SIZE and not self.heads and not self.less
+
+    @property
+    def stored(self) -> tuple[TensorEntry, ...]:
+        """The tensors of the files that make it up; most are one themselves."""
+        return (self,)
 
 
 def read_safetensors_header(file: Path) -> list[TensorEntry]:

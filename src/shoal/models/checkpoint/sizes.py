@@ -40,5 +40,7 @@ def _block_bytes(checkpoint: Checkpoint, n_blocks: int, format: Format) -> list[
 
 
 def _held_bytes(entry: TensorEntry, format: Format) -> int:
-    is_weight = entry.dtype in FLOATING or entry.dtype not in ITEM_SIZE  # the latter: blocks of a GGUF file
+    is_weight = (
+        entry.dtype in FLOATING or entry.dtype not in ITEM_SIZE
+    )  # the latter: blocks of a GGUF file, and quantised
     return math.ceil(math.prod(entry.shape) * WEIGHT_BYTES[format]) if is_weight else entry.size

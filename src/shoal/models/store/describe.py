@@ -49,7 +49,7 @@ def describe(folder: Path, name: str, source: str, progress: Progress) -> LocalM
     digest = compute_digest(checkpoint, progress)
     sizes: Counter[str] = Counter()
     for entry in checkpoint.tensors.values():
-        sizes[entry.dtype] += entry.size
+        sizes[entry.dtype] += entry.size  # of a quantised one all its tensors'
     return LocalModel(
         name=name,
         path=folder,

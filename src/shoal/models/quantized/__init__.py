@@ -1,0 +1,1 @@
+"""Weights that were quantised when they were published, read where they lie."""
