@@ -10,7 +10,14 @@ import pytest
 
 from shoal.errors import ShoalError, StepFailed
 from shoal.executor.arrays import Floats
-from shoal.executor.batcher import Batcher, ForwardOutput, Job, JobSlice
+from shoal.executor.batcher import (
+    LONGEST_REST_S,
+    REST_SLICE_S,
+    Batcher,
+    ForwardOutput,
+    Job,
+    JobSlice,
+)
 from shoal.executor.schedule import (
     ALONE_ROWS,
     DECODE_ROWS,
@@ -298,3 +305,89 @@ def test_pace_learns_the_two_bounds_of_the_roofline() -> None:
     assert times.fixed == pytest.approx(0.040)
     assert times.per_row == pytest.approx(0.005)
     assert times.ridge == pytest.approx(8)
+
+
+# ---- a node that takes only a share of the time ----
+
+
+class Timed:
+    """A batcher whose forwards take 10 ms of a pretended time, in which sleeping is the only other thing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.bench = Bench()
+        forward = self.bench.batcher._forward
+
+        def ten_ms(batch: Sequence[JobSlice]) -> list[ForwardOutput]:
+            self.now += 0.010
+            return forward(batch)
+
+        self.bench.batcher._forward = ten_ms
+        monkeypatch.setattr("shoal.executor.batcher.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("shoal.executor.batcher.time.sleep", self._sleep)
+
+    def _sleep(self, seconds: float) -> None:
+        assert 0 < seconds <= REST_SLICE_S
+        self.now += seconds
+
+    def decode(self, steps: int) -> None:
+        """Steps of one session, each asked for as soon as the one before is done."""
+        for _ in range(steps):
+            self.bench.submit("a")
+            self.bench.thread.run_all()
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.25])
+def test_forwards_take_their_share_of_the_time(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    timed = Timed(monkeypatch)
+    timed.bench.batcher.share = share
+    timed.decode(21)
+    assert len(timed.bench.forwards) == 21
+    assert timed.bench.batcher.busy_s == pytest.approx(0.210)
+    assert (timed.now - 100.0 - 0.010) * share == pytest.approx(0.200)
+
+
+def test_a_session_that_is_away_for_longer_than_the_rest_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timed = Timed(monkeypatch)
+    timed.bench.batcher.share = 0.25
+    for _ in range(10):
+        timed.decode(1)
+        timed.now += 0.030
+    assert timed.now - 100.0 == pytest.approx(10 * 0.040)
+
+
+def test_while_it_rests_the_thread_does_what_else_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Timed(monkeypatch)
+    bench = timed.bench
+    bench.batcher.share = 0.1
+    timed.decode(1)
+    bench.submit("a")
+    opened: list[float] = []
+    bench.thread.post(lambda: opened.append(timed.now))
+    began = timed.now
+    bench.thread.run_all()
+    assert opened == [pytest.approx(began + REST_SLICE_S)]
+    assert len(bench.forwards) == 2
+
+
+def test_a_share_that_rises_ends_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Timed(monkeypatch)
+    bench = timed.bench
+    bench.batcher.share = 0.01
+    timed.decode(1)
+    bench.submit("a")
+    bench.thread.run_one()
+    bench.batcher.share = 1.0
+    began = timed.now
+    bench.thread.run_all()
+    assert len(bench.forwards) == 2
+    assert timed.now - began == pytest.approx(0.010)
+
+
+def test_no_step_waits_for_longer_than_a_bound_after_a_long_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Timed(monkeypatch)
+    timed.bench.batcher.share = 1e-6
+    timed.decode(2)
+    assert timed.now - 100.0 == pytest.approx(0.020 + LONGEST_REST_S)

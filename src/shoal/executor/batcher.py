@@ -20,6 +20,11 @@ from shoal.executor.arrays import Floats, empty, join
 from shoal.executor.schedule import LATE_S, ForwardTimes, Rhythms, choose_batch
 from shoal.executor.thread import ComputeThread
 
+LONGEST_REST_S = 2.0
+"""After one forward, however long that took: a step's sender does not wait for ever."""
+REST_SLICE_S = 0.02
+"""Sessions are opened on the same thread, and wait no longer than this while it rests."""
+
 log = logging.getLogger(__name__)
 
 
@@ -84,6 +89,13 @@ class Batcher(Generic[_JobT]):
         self._after: list[Callable[[], None]] = []
         self._turning = False
         self._times = ForwardTimes()
+        self._ran = (0.0, 0.0)  # when the last forward ended, and the seconds that it took
+        self.share = 1.0
+        """Share of the time that forwards may take, above 0: the thread rests for the remainder. So a node
+        takes less of whatever device it computes on, of all its threads, needs no right of the system's for
+        it, and computes the same bits."""
+        self.busy_s = 0.0
+        """Seconds that forwards took in all."""
 
     def submit(self, job: _JobT) -> None:
         """Have a step run. Steps of one session run in the order in which they come."""
@@ -117,6 +129,9 @@ class Batcher(Generic[_JobT]):
 
     def _turn(self) -> None:
         """One forward with what is ready."""
+        if self._rests():
+            self._thread.post(self._turn)  # behind whatever else the thread is asked for
+            return
         with self._news:
             self._release()
             self._await_others()
@@ -135,6 +150,15 @@ class Batcher(Generic[_JobT]):
             self._turning = bool(self._queues or self._ended)
             if self._turning:
                 self._thread.post(self._turn)
+
+    def _rests(self) -> bool:
+        """Whether forwards have had their share for now; then a part of the rest is over on return."""
+        ended, took = self._ran
+        left = ended + min(took * (1 / self.share - 1), LONGEST_REST_S) - time.perf_counter()
+        if left <= 0:
+            return False
+        time.sleep(min(left, REST_SLICE_S))
+        return True
 
     def _release(self) -> None:
         for release in self._ended:
@@ -176,7 +200,10 @@ class Batcher(Generic[_JobT]):
             # A defect of ours, or a shortage of the machine's, ends these steps and never the node.
             log.exception("a forward failed")
             outcomes = [StepFailed(f"the forward failed: {type(error).__name__}: {error}")] * len(batch)
-        seconds = time.perf_counter() - began
+        ended = time.perf_counter()
+        seconds = ended - began
+        self._ran = (ended, seconds)
+        self.busy_s += seconds
         self._times.note(sum(len(piece.hidden) for piece in batch), seconds)
         for piece, outcome in zip(batch, outcomes, strict=True):
             piece.job.compute_s += seconds

@@ -78,6 +78,20 @@ class Engine:
         """Sessions that are open."""
         return len(self._sessions)
 
+    @property
+    def share(self) -> float:
+        """Share of the time that forwards may take, in (0, 1]."""
+        return self._batcher.share
+
+    @share.setter
+    def share(self, share: float) -> None:
+        self._batcher.share = share
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that forwards took in all."""
+        return self._batcher.busy_s
+
     async def open(self, session: SessionId, span: Span | None = None) -> None:
         """Take a session in, for the whole span or a ``span`` inside of it. It has no KV yet.
 

@@ -28,6 +28,8 @@ class Device:
     """What its maker calls it; empty for the CPU."""
     memory: Callable[[], DeviceMemory]
     """Its memory as of now."""
+    uuid: str = ""
+    """The id that its driver knows it by; empty where it has none."""
 
     @property
     def is_cpu(self) -> bool:

@@ -28,7 +28,8 @@ def find_accelerators() -> Iterator[Device]:
             memory = partial(_memory, name, index)
             try:
                 memory()
-                yield Device(f"{name}:{index}", kind.get_device_name(index), memory)
+                uuid = str(torch.cuda.get_device_properties(index).uuid) if kind is torch.cuda else ""
+                yield Device(f"{name}:{index}", kind.get_device_name(index), memory, uuid)
             except RuntimeError as error:
                 log.warning("%s:%d cannot be used: %s", name, index, error)
     if torch.backends.mps.is_available():

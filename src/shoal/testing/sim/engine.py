@@ -104,6 +104,20 @@ class SimEngine(Engine):
         self._violations = violations
         self._caches: dict[SessionId, _Cache] = {}
         self._free_at = 0.0
+        self._share = 1.0
+        self._busy_s = 0.0
+
+    @property
+    def share(self) -> float:
+        return self._share
+
+    @share.setter
+    def share(self, share: float) -> None:
+        self._share = share
+
+    @property
+    def busy_s(self) -> float:
+        return self._busy_s
 
     @property
     def width(self) -> int:
@@ -151,8 +165,10 @@ class SimEngine(Engine):
         if cache is None:
             raise UnknownSession("this session is not open here")
         step = _Step(session, cache, position, bytes(payload), rows, wanted, trio.current_time(), done)
-        self._free_at = max(step.asked, self._free_at) + step.compute_s
-        self._agenda.after(self._free_at - step.asked, partial(self._run, step))
+        done_at = max(step.asked, self._free_at) + step.compute_s
+        self._free_at = done_at + step.compute_s * (1 / self._share - 1)
+        self._busy_s += step.compute_s
+        self._agenda.after(done_at - step.asked, partial(self._run, step))
 
     def after(self, function: Callable[[], None]) -> None:
         function()
