@@ -56,6 +56,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "pin": ("one,two", ("one", "two")),
         "device": ("cuda:1", "cuda:1"),
         "kernels": ("torch", "torch"),
+        "yield_to_owner": ("pause", "pause"),
         "log_level": ("debug", "debug"),
         "log_format": ("json", "json"),
         "announce_s": ("2.5", 2.5),

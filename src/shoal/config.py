@@ -21,7 +21,7 @@ from typing import Any, Literal, cast, get_args, get_type_hints
 import platformdirs
 
 from shoal.errors import UsageError
-from shoal.types import Codec, Format, Kernels
+from shoal.types import Codec, Format, Kernels, YieldMode
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_SWARM = "home"
@@ -181,6 +181,16 @@ class Settings:
         default=1,
         metadata=_about(
             "Processes that share the computation of the node's blocks, for example one per GPU or NUMA node."
+        ),
+    )
+    yield_to_owner: YieldMode = field(
+        default="off",
+        metadata=_about(
+            "What the node does while its machine is used for something else: off, share or pause. Something "
+            "else is a quarter of the CPU or of the node's GPU taken by other programs, or a battery in use. "
+            "With share the node computes in a quarter of the time. With pause it takes no new sessions, "
+            "those that others can take go on there, and the rest go on as with share. 20 seconds after the "
+            "last sign of use it is as before."
         ),
     )
     max_sessions: int = field(
@@ -439,6 +449,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "kv": ("auto", "int8"),
     "wire": ("auto", *get_args(Codec)),
     "kernels": get_args(Kernels),
+    "yield_to_owner": get_args(YieldMode),
     "objective": ("latency", "throughput", "cost"),
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("text", "json"),

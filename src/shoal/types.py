@@ -33,6 +33,9 @@ Kv = Literal["auto", "int8"]
 Kernels = Literal["auto", "torch"]
 """What computes models of Llama's shape on the CPU: our C kernels where they are built, or torch."""
 
+YieldMode = Literal["off", "share", "pause"]
+"""What a node does while its machine is used for something else: nothing, compute less, or pause."""
+
 CarrierName = Literal["direct", "libp2p-stream", "relayed", "memory"]
 """How a channel reaches its peer."""
 

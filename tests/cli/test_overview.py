@@ -71,6 +71,27 @@ def test_what_a_peer_computes_on_is_shown_if_it_says_so() -> None:
     assert "A Card 24 GiB" in shown(view)
 
 
+def test_a_peer_that_gives_way_to_its_owner_shows_its_share() -> None:
+    view = seen(announced("a", 0, 10), announced("b", 10, 30, share=0.25), announced("c", 10, 30, share=0.0))
+    assert [peer.share for peer in view.peers] == [1.0, 0.25, 0.0]
+    lines = shown(view).splitlines()
+    assert [word for line in lines for word in ("share", "100%", "25%", "paused") if word in line] == [
+        "share",
+        "100%",
+        "25%",
+        "paused",
+    ]
+    assert "share" not in shown(seen(announced("a", 0, 10)))
+
+
+def test_joules_of_a_token_are_shown_where_a_peer_tells_them() -> None:
+    view = seen(announced("a", 0, 10, token_joules=0.41666), announced("b", 10, 30))
+    assert [peer.token_joules for peer in view.peers] == [0.41666, None]
+    assert "J/token" in shown(view)
+    assert " 0.417 " in shown(view)
+    assert "J/token" not in shown(seen(announced("b", 10, 30)))
+
+
 def test_a_peer_that_serves_nothing_is_shown_too() -> None:
     view = seen(Announcement("d", 1, 100.0, 130.0, (), (), None))
     assert "no node serves a model; start one with: shoal up" in shown(view)

@@ -59,6 +59,12 @@ def test_a_node_that_leaves_lets_nobody_in_and_says_when_to_come_back() -> None:
     assert caught.value.retry_after_s == 60.0
 
 
+def test_a_node_that_has_paused_lets_nobody_in_and_says_why() -> None:
+    with pytest.raises(Busy, match="has paused: its machine is in use") as caught:
+        check_open(FITTING, Service(ME, SERVICE.digest, SERVICE.span, "bf16", paused=True))
+    assert caught.value.retry_after_s == 30.0
+
+
 def test_a_change_of_route_may_not_make_a_hop_its_own_neighbour_either() -> None:
     check_neighbours(Reroute(SESSION, 0, "before", NextHop("after")), ME)
     with pytest.raises(NotAllowed):

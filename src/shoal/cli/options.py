@@ -45,6 +45,9 @@ MemoryOption = Annotated[str | None, flag("memory", metavar="SIZE")]
 DeviceOption = Annotated[str | None, flag("device")]
 KernelsOption = Annotated[str | None, flag("kernels")]
 ThreadsOption = Annotated[int | None, flag("threads")]
+YieldOption = Annotated[
+    str | None, flag("yield_to_owner", "--yield", "--yield-to-owner", metavar="off|share|pause")
+]
 ParallelOption = Annotated[int | None, flag("parallel")]
 FormatOption = Annotated[str | None, flag("format")]
 NodeFormatOption = Annotated[str | None, flag("format", "--format", whole=True)]

@@ -36,6 +36,8 @@ from shoal.wire.messages import NextHop, Open, Refused, Reroute, Step, shorten
 DIAL_NEXT_S = 5.0
 LEAVING_RETRY_S = 60.0
 """When to come back to a node that is leaving: by then it has gone, or somebody has started it again."""
+PAUSED_RETRY_S = 30.0
+"""The same for a node that has paused: at the earliest its machine is left alone by then."""
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ class Service:
     format: Format
     draining: bool = False
     """Whether it lets nobody in any more."""
+    paused: bool = False
+    """Whether it lets nobody in for now."""
 
 
 def check_neighbours(message: Open | Reroute, peer: PeerId) -> None:
@@ -74,12 +78,14 @@ def check_open(message: Open, service: Service) -> None:
     """Refuse a session that this node does not serve.
 
     Raises:
-        Busy: the node is leaving.
+        Busy: the node is leaving, or has paused.
         DigestMismatch: it serves another model.
         NotAllowed: it computes in another format, serves other blocks, or would be its own neighbour.
     """
     if service.draining:
         raise Busy("this node is leaving", retry_after_s=LEAVING_RETRY_S)
+    if service.paused:
+        raise Busy("this node has paused: its machine is in use", retry_after_s=PAUSED_RETRY_S)
     check_neighbours(message, service.peer)
     if message.digest != service.digest:
         raise DigestMismatch(

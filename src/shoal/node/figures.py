@@ -50,6 +50,13 @@ def _serving(node: Node) -> Iterable[Reading]:
     yield Reading("shoal_tasks", "Tasks of the event loop.", tasks)
     yield Reading("shoal_unfinished_bytes", "Of messages that have begun to come.", pool.inbound.held)
     yield Reading("shoal_channels", "Channels to other peers.", len(pool.all()))
+    share = "Share of the time in which steps are computed: less while the machine is in use."
+    yield Reading("shoal_share", share, node.watch.share)
+    if node.watch.energy.joules:
+        joules = "Energy that the steps computed here have taken, in joules."
+        yield Reading("shoal_energy_joules", joules, node.watch.energy.joules, kind="counter")
+        token = "Energy of a token through the span, in joules, over the last tokens."
+        yield Reading("shoal_token_joules", token, node.watch.energy.token_joules)
     for way, count in (("in", pool.received), ("out", pool.sent)):
         yield Reading("shoal_bytes", "Bytes over channels.", count, {"way": way}, "counter")
 

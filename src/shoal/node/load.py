@@ -29,6 +29,8 @@ class LoadMeter:
         """Steps as this hop saw them."""
         self.steps = 0
         """Steps that were computed."""
+        self.tokens = 0
+        """Tokens that they added to caches."""
         self.step_ms = 0.0
         """Smoothed time of a decode step through the span; while no session is open, that of one alone."""
         self.wait_ms = 0.0
@@ -49,6 +51,7 @@ class LoadMeter:
             announced: whether it ran on the span that new sessions go to: what others are told is of that.
         """
         self.steps += 1
+        self.tokens += step.tokens
         self.metrics.step(step.tokens, result.compute_us, result.waiting_us)
         here = HopTrace(self._peer, str(span), result.compute_us / 1e3, result.waiting_us / 1e3)
         self.trace.step(hop_step(time.time(), step.session, step.number, step.position, step.tokens, here))

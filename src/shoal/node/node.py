@@ -21,6 +21,8 @@ from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.net.network import Network
 from shoal.node.formats import pick_format
+from shoal.node.owner.machine import MachineSensors, machine_of
+from shoal.node.owner.watch import OwnerWatch, Turned
 from shoal.node.server import SpanServer
 from shoal.node.speed import Speed, measure_speed
 from shoal.swarm.announcement import Served
@@ -116,6 +118,7 @@ class Node:
         member: Member,
         settings: Settings,
         device: Device,
+        watch: OwnerWatch,
     ) -> None:
         self.model = model
         self.loaded = loaded
@@ -124,6 +127,8 @@ class Node:
         self.settings = settings
         self.device = device
         """Where its span is computed."""
+        self.watch = watch
+        """What it makes of what else its machine is used for."""
         self._device_memory = device.memory().total
         self.fits = 0
         """Blocks that it has memory to load beside those that it serves; 0: it does not move."""
@@ -140,7 +145,7 @@ class Node:
 
     def served(self) -> Served:
         """What the node announces, as of now."""
-        shape = self.model.shape
+        shape, share = self.model.shape, self.server.share
         return Served(
             shape.name,
             shape.digest,
@@ -152,16 +157,19 @@ class Node:
             self.span.end,
             self.engine.format,
             self.engine.tokens,
-            0 if self.server.draining else self.server.tokens_free,
+            self.server.tokens_free if self.server.admits else 0,
             self.engine.sessions,
-            self.server.load.step_ms,
+            # After each forward it rests: a session that is alone here finds the next one so much later.
+            self.server.load.step_ms / share,
             wait_ms=self.server.load.wait_ms,
-            speed=self.loaded.speed.blocks_s,
+            speed=self.loaded.speed.blocks_s * share,
             fits=self.fits,
             next_start=self.going.start if self.going else 0,
             next_end=self.going.end if self.going else 0,
             device=self.device.title[:64],
             device_memory=self._device_memory,
+            share=self.watch.share,
+            token_joules=round(self.watch.energy.token_joules, 6),
         )
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:
@@ -215,8 +223,15 @@ async def start_node(
     span: Span,
     settings: Settings,
     report: StatusReport = lambda _: None,
+    *,
+    machine: MachineSensors | None = None,
+    turned: Turned | None = None,
 ) -> AsyncGenerator[Node]:
     """Load ``span`` and serve it in a swarm whose ``member`` is running, until the block ends.
+
+    Args:
+        machine: what the node gives way to its owner by; by default the machine that this runs on.
+        turned: told when it begins to, or has come back; by default that is logged.
 
     Raises:
         UsageError: the device that the settings name is not here, or the span goes beyond the model.
@@ -239,7 +254,9 @@ async def start_node(
         max_sessions=settings.max_sessions,
         wire=settings.wire,
     )
-    node = Node(model, loaded, server, member, settings, device)
+    machine = machine or await trio.to_thread.run_sync(machine_of, device, settings.parallel)
+    watch = OwnerWatch(server, member, model.shape, settings.yield_to_owner, machine, turned)
+    node = Node(model, loaded, server, member, settings, device, watch)
     # A span over several processes is never moved, so there is no other runner to watch.
     watching = loaded.engine.runner.watched()
     del loaded  # a node that moves must not keep in memory what it came with
@@ -248,6 +265,7 @@ async def start_node(
             await nursery.start(server.run)
             member.served = node.served
             await member.announce()
+            nursery.start_soon(watch.run)
             try:
                 yield node
             finally:

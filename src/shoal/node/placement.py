@@ -90,8 +90,8 @@ async def _stay(node: Node) -> None:
 
 
 async def _choose(node: Node, others: list[ServingPeer]) -> Move | None:
-    if not node.fits or node.server.draining:
-        return None
+    if not node.fits or not node.server.admits or node.server.share < 1:
+        return None  # its owner wants the machine: no time to load another span
     here = ServingPeer(node.span, node.loaded.speed.blocks_s, node.fits)
     choose = partial(choose_move, others, here, node.model.shape.n_blocks)
     # Pure, so it may run on a thread: it weighs all spans against all nodes, and channels must not wait.
@@ -119,7 +119,7 @@ async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
 def _others(
     model: LocalModel, format: Format, member: Member, *, before: PeerId | None = None
 ) -> list[ServingPeer]:
-    """Who else serves the model, where it is or is going to be.
+    """Who else serves the model, where it is or is going to be; not who has paused.
 
     Args:
         before: of the peers that are going, only those with a smaller peer id are taken to get there.
@@ -128,7 +128,7 @@ def _others(
     found = [
         (a.peer, a.served)
         for a in member.directory.serving(model.digest, member.now(), format)
-        if a.served and a.peer != member.network.peer
+        if a.served and a.served.share and a.peer != member.network.peer
     ]
     known = sorted(served.speed for _, served in found if served.speed)
     # A node that does not say how fast it is is taken for a usual one, the median.

@@ -20,11 +20,13 @@ from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.node.admission import Admission, Service
 from shoal.node.handlers import Handlers
+from shoal.node.hop import Hop
 from shoal.node.load import LoadMeter
+from shoal.node.owner.handover import HeldSession
 from shoal.node.rerouting import NOT_YOURS, Rerouting
 from shoal.node.sessions import Opening, Sessions
 from shoal.node.speed import Speed
-from shoal.types import Codec, Digest, SessionId, Span
+from shoal.types import Codec, Digest, PeerId, SessionId, Span
 from shoal.wire.messages import Close, Failed, Located, Message, Open, Opened, Refused, Rerouted, Step
 
 
@@ -47,6 +49,8 @@ class SpanServer:
         self.engine = engine
         self.draining = False
         """Set to refuse new sessions while those there are come to their end."""
+        self.paused = False
+        """Set to refuse new sessions for a while."""
         self._speed = speed
         self._peer = network.peer
         self.load = LoadMeter(self._peer, speed.step_s)
@@ -74,6 +78,22 @@ class SpanServer:
         return len(self._sessions)
 
     @property
+    def admits(self) -> bool:
+        """Whether it takes new sessions."""
+        return not (self.draining or self.paused)
+
+    @property
+    def share(self) -> float:
+        """Share of the time in which it computes, in (0, 1]."""
+        return self.engine.share
+
+    @share.setter
+    def share(self, share: float) -> None:
+        # Where the node has moved, sessions are still open on the span that it has left.
+        for engine in {self.engine, *(hop.engine for hop in self._sessions)}:
+            engine.share = share
+
+    @property
     def tokens_free(self) -> int:
         """Tokens of KV that a newcomer would be let have: those of sessions that nobody uses among them."""
         return self._sessions.offered(self.engine)
@@ -92,8 +112,17 @@ class SpanServer:
 
     def take_over(self, engine: Engine, span: Span, speed: Speed) -> None:
         """Open sessions on another span from now on. Those that are open stay where they are."""
+        engine.share = self.engine.share
         self.engine, self.span, self._speed = engine, span, speed
         self.load.reset(speed.step_s)
+
+    def held(self) -> list[HeldSession]:
+        """The open sessions, as others would have to take them."""
+        return [_held(hop) for hop in self._sessions]
+
+    def hand_over(self, session: SessionId, why: str) -> None:
+        """End a session here, so that its client goes on with it elsewhere."""
+        self._sessions.hand_over(session, why)
 
     async def wait_unused(self, engine: Engine) -> None:
         """Wait until no session is open on ``engine``."""
@@ -108,7 +137,7 @@ class SpanServer:
             self._nursery.start_soon(task)
 
     async def _open(self, channel: Channel, message: Open, payload: bytes) -> None:
-        service = Service(self._peer, self.digest, self.span, self.engine.format, self.draining)
+        service = Service(self._peer, self.digest, self.span, self.engine.format, self.draining, self.paused)
         opening = self._admission.begin(channel, message, service, self.engine)
         if opening is not None:
             # Dialling the next hop takes a while: other sessions of this channel must not wait.
@@ -144,6 +173,17 @@ class SpanServer:
     def _measured(self, engine: Engine, span: Span, step: Step, result: StepOutput) -> None:
         """Note what a step took; on the engine's thread."""
         self.load.note_step(span, step, result, announced=engine is self.engine)
+
+
+def _held(hop: Hop) -> HeldSession:
+    opened = hop.opened
+    beside = (opened.previous, opened.next.peer if opened.next else None)
+    return HeldSession(
+        hop.session,
+        Span(opened.start, opened.end),
+        opened.tokens,
+        frozenset(PeerId(peer) for peer in beside if peer),
+    )
 
 
 async def _ignore(channel: Channel, message: Message, payload: bytes) -> None:

@@ -192,18 +192,25 @@ class Sessions:
             ]
         return held
 
+    def hand_over(self, session: SessionId, why: str) -> None:
+        """End a session here, so that its client goes on with it elsewhere."""
+        hop = self._hops.get(session)
+        if hop is not None:
+            self._turn_away(hop, f"the session has ended here: {why}")
+
+    def _turn_away(self, hop: Hop, why: str) -> None:
+        log.info("%s", why, extra=about(hop.client.peer, hop.session))
+        error: ShoalError = Busy(why, check="send the request again")
+        hop.fail(None, error)
+        hop.end()
+        # Now, and not when its task has ended: whoever pushed it out needs the room at once.
+        self.forget(hop)
+
     def _push_out(self, session: SessionId, what: str) -> None:
         """End a session, so that its room is free at once."""
-        error: ShoalError = Busy(
-            f"the session has ended: others here want {what}", check="send the request again"
-        )
         hop, opening = self._hops.get(session), self._opening.pop(session, None)
         if hop is not None:
-            log.info("ended a session: others want %s", what, extra=about(hop.client.peer, session))
-            hop.fail(None, error)
-            hop.end()
-            # Now, and not when its task has ended: whoever pushed it out needs the room at once.
-            self.forget(hop)
+            self._turn_away(hop, f"the session has ended: others here want {what}")
         elif opening is not None:
             # Its task tells the client: the answer to an Open is a refusal, not the failure of a session.
             opening.pushed_out = True

@@ -63,6 +63,10 @@ class Served(Struct, frozen=True, array_like=True):
     """What it computes on: an accelerator as its maker calls it, or ``cpu``; empty when it does not say."""
     device_memory: Annotated[int, Meta(ge=0, le=1 << 50)] = 0
     """Bytes of memory that this has in all."""
+    share: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    """Share of the time in which it computes: less while its machine is in use; 0 while it has paused."""
+    token_joules: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    """Energy that a token takes at the node; 0 when it does not know."""
 
     @property
     def going(self) -> Span | None:

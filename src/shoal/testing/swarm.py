@@ -16,6 +16,7 @@ from shoal.config import Settings
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.node.node import Node, start_node
+from shoal.node.owner.machine import MachineSensors
 from shoal.swarm.clock import Clock
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
@@ -40,15 +41,23 @@ class MemorySwarm:
         """A node is gone without a word."""
         self.world.kill(self.networks[index].peer)
 
-    async def add_node(self, span: Span, model: LocalModel | None = None, **options: Any) -> Node:
-        """One more node, of this model or another version of it."""
+    async def add_node(
+        self,
+        span: Span,
+        model: LocalModel | None = None,
+        machine: MachineSensors | None = None,
+        **options: Any,
+    ) -> Node:
+        """One more node, of this model or another version of it, on this machine or a pretended one."""
         network = self.world.network()
         member = await self._member(network)
         started: list[Node] = []
 
         async def live(*, task_status: trio.TaskStatus[None]) -> None:
             settings = _settings(self.settings.paths.data, **options)
-            async with start_node(network, member, model or self.model, span, settings) as node:
+            async with start_node(
+                network, member, model or self.model, span, settings, machine=machine
+            ) as node:
                 started.append(node)
                 task_status.started()
                 await trio.sleep_forever()

@@ -39,7 +39,8 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
     """Serve until a signal asks to stop; returns the exit code: 130 after Ctrl-C, otherwise 0.
 
     With ``as_json``, each turn of the node's life is one line on stdout: ``listening``, ``serving``,
-    ``leaving``, ``ended``; ``moved`` where it took another span; and ``gateway``, if there is one beside.
+    ``leaving``, ``ended``; ``moved`` where it took another span; ``yielding`` where it gave way to its
+    machine's owner, or came back; and ``gateway``, if there is one beside.
 
     Raises:
         ShoalError: it cannot serve; nothing was announced.
@@ -65,7 +66,15 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             chosen = span or pick_span(model, format, memory_budget(settings, device), member)
             held = replace(settings, format=format, device=device.name)  # the span was chosen for both
             node = await stack.enter_async_context(
-                start_node(network, member, model, chosen, held, lambda text: report(text, 0, 0))
+                start_node(
+                    network,
+                    member,
+                    model,
+                    chosen,
+                    held,
+                    lambda text: report(text, 0, 0),
+                    turned=lambda watch: tell("yielding", as_json, share=watch.share, what=str(watch)),
+                )
             )
         figures = await stack.enter_async_context(_figures(settings, node))
         steady()

@@ -21,6 +21,7 @@ SENTENCES = {
     "listening": "listening as {peer}",
     "serving": "serving blocks {start}:{end} of {model} in {format}; {ended_by} ends it",
     "moved": "now serving blocks {start}:{end}: {why}",
+    "yielding": "{what}",
     "gateway": "web page and API: {url}",
     "leaving": "leaving once {sessions} open sessions have ended; {ended_by} again ends at once",
     "ended": "ended",

@@ -45,6 +45,10 @@ class PeerView:
     """What it computes on, as it says; empty when it does not."""
     device_memory: int
     """Bytes of memory that this has."""
+    share: float
+    """Share of the time in which it computes; 0 while it has paused."""
+    token_joules: float | None
+    """Energy that a token takes there, as it says; ``None`` where it does not."""
     sessions: int
     tokens_free: int
     tokens_per_s: float | None
@@ -124,6 +128,8 @@ def _peer(a: Announcement, held: PeerConnection | None, rtt_s: float | None, now
         format=served.format if served else "",
         device=served.device if served else "",
         device_memory=served.device_memory if served else 0,
+        share=served.share if served else 1.0,
+        token_joules=(served.token_joules or None) if served else None,
         sessions=served.sessions if served else 0,
         tokens_free=served.tokens_free if served else 0,
         tokens_per_s=round(1000 / served.step_ms, 1) if served and served.step_ms else None,
@@ -189,7 +195,11 @@ def peers_table(peers: Sequence[PeerView], *, ids: bool = False) -> Table:
     rows = Table(box=None, pad_edge=False)
     for heading in ("peer", "model", "blocks", "format", "device", "path"):
         rows.add_column(heading, overflow="fold")
-    for heading in ("rtt", "tok/s", "sessions", "free tokens"):
+    energy = any(peer.token_joules for peer in peers)
+    share = any(peer.share < 1 for peer in peers)
+    # Few peers say the first and the second is for some hours: without them, the rest has more room.
+    optional = (*(["share"] if share else []), *(["J/token"] if energy else []))
+    for heading in ("rtt", "tok/s", *optional, "sessions", "free tokens"):
         rows.add_column(heading, justify="right")
     if ids:
         rows.add_column("id", overflow="fold")
@@ -203,6 +213,8 @@ def peers_table(peers: Sequence[PeerView], *, ids: bool = False) -> Table:
             peer.path or "-",
             "-" if peer.rtt_ms is None else f"{peer.rtt_ms:.1f} ms",
             "-" if peer.tokens_per_s is None else f"{peer.tokens_per_s:.1f}",
+            *([f"{peer.share:.0%}" if peer.share else "paused"] if share else []),
+            *([f"{peer.token_joules:.3g}" if peer.token_joules else "-"] if energy else []),
             str(peer.sessions),
             str(peer.tokens_free),
             *([peer.peer] if ids else []),

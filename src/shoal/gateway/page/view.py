@@ -81,6 +81,8 @@ def _peer(a: Announcement, me: bool, path: str | None, rtt_s: float | None, left
         "format": served.format,
         "device": served.device,
         "device_memory": served.device_memory,
+        "share": served.share,
+        "token_joules": served.token_joules or None,
         "tokens": served.tokens,
         "tokens_free": served.tokens_free,
         "sessions": served.sessions,

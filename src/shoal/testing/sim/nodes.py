@@ -20,11 +20,13 @@ from shoal.models.store.store import ModelStore
 from shoal.models.text.codec import TextCodec
 from shoal.net.network import Network
 from shoal.node.node import LoadedSpan, Node
+from shoal.node.owner.watch import OwnerWatch
 from shoal.node.server import SpanServer
 from shoal.node.speed import Speed
 from shoal.routing.placement import choose_span
 from shoal.routing.throughput import ServingPeer
 from shoal.swarm.member import Member
+from shoal.testing.machine import PretendMachine
 from shoal.testing.sim import model
 from shoal.testing.sim.engine import LoopThread, SimEnds, SimEngine
 from shoal.testing.sim.peers import SPAN, Peer, SimPeers
@@ -98,7 +100,10 @@ class SimSwarm:
         server = SpanServer(
             peer.network, engine, digest=model.DIGEST, span=span, speed=loaded.speed, max_sessions=64
         )
-        node = SimNode(peer, engine, server, Node(MODEL, loaded, server, member, self.settings, MACHINE))
+        watch = OwnerWatch(server, member, MODEL.shape, "off", PretendMachine(trio.current_time))
+        node = SimNode(
+            peer, engine, server, Node(MODEL, loaded, server, member, self.settings, MACHINE, watch)
+        )
         await peer.life.start(server.run)
         await self.peers.announce(peer, node.node.served)
         self.nodes.append(node)

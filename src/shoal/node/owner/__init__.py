@@ -1,0 +1,1 @@
+"""A node and the owner of its machine: when it gives way, and the energy that it takes."""

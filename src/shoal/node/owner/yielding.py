@@ -1,0 +1,72 @@
+"""Whether a node gives way to what else its machine is used for. Pure: readings and the time in, a state out.
+
+Two thresholds and two waits keep it from going back and forth: what makes a node give way is more than what
+keeps it there, and it comes back only after the machine has been left alone for a while.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+BUSY = 0.25
+"""Share of the CPU, or of the node's GPU, that other programs take when the node gives way."""
+QUIET = 0.12
+"""The share below which they count as quiet again."""
+BUSY_S = 4.0
+"""How long the machine must have been busy: to open a window is no reason."""
+QUIET_S = 20.0
+"""How long it must have been quiet before the node comes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class OtherUse:
+    """What a machine is used for beside the node."""
+
+    cpu: float
+    """Share of all cores' time that other programs take, 0 to 1."""
+    gpu: float | None = None
+    """The same of the node's GPU; ``None`` where that is not known, or the node computes on the CPU."""
+    on_battery: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class YieldState:
+    """Whether a node gives way."""
+
+    why: str = ""
+    """What else the machine is used for; empty while the node has it to itself."""
+    since: float = 0.0
+    """When this began."""
+    turned: float | None = None
+    """Since when the readings say the opposite; ``None`` while they do not."""
+
+    @property
+    def yielding(self) -> bool:
+        return bool(self.why)
+
+
+def decide(state: YieldState, use: OtherUse, now: float) -> YieldState:
+    """The state after a look at the machine.
+
+    Args:
+        now: seconds, by any clock that only runs forwards.
+    """
+    why = _cause(use, QUIET if state.yielding else BUSY)
+    if bool(why) == state.yielding:
+        # The first cause is kept: figures that change are no news.
+        return replace(state, turned=None)
+    turned = now if state.turned is None else state.turned
+    if now - turned < (BUSY_S if why else QUIET_S):
+        return replace(state, turned=turned)
+    return YieldState(why, now)
+
+
+def _cause(use: OtherUse, least: float) -> str:
+    """What counts as use of at least ``least``; empty where nothing does."""
+    if use.on_battery:
+        return "it runs on battery"
+    if use.cpu >= least:
+        return f"other programs take {use.cpu:.0%} of the CPU"
+    if use.gpu is not None and use.gpu >= least:
+        return f"other programs take {use.gpu:.0%} of the GPU"
+    return ""
