@@ -45,6 +45,8 @@ function peer(i: number, start: number, end: number, more: Partial<Peer> = {}): 
     format: 'int8',
     device: 'cpu',
     device_memory: 32 * 2 ** 30,
+    share: i === 1 ? 0 : i === 2 ? 0.25 : 1,
+    token_joules: i % 2 ? null : 0.4 + i * 0.13,
     tokens: 65536,
     tokens_free: 65536 - 800 * i,
     sessions: i % 3,

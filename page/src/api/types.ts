@@ -19,6 +19,10 @@ export interface Peer {
   /** What it computes on, and the bytes of memory that this has; empty where it does not say. */
   device: string
   device_memory: number
+  /** Share of the time in which it computes: less while its machine is in use, 0 while it has paused. */
+  share: number
+  /** Energy that a token takes there, where it says. */
+  token_joules: number | null
   /** Tokens that its KV memory holds, and how many of them are free. */
   tokens: number
   tokens_free: number

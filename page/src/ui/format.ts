@@ -24,6 +24,11 @@ export function perSecond(value: number | null): string {
   return `${value.toFixed(value < 10 ? 1 : 0)} tok/s`
 }
 
+/** Energy of a token with the digits that mean something: `0.42 J/token`, `1.2 J/token`, `15 J/token`. */
+export function joules(value: number): string {
+  return `${value < 10 ? Number(value.toPrecision(2)) : Math.round(value)} J/token`
+}
+
 export function count(value: number): string {
   return value.toLocaleString('en-GB')
 }
