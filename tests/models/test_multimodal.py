@@ -24,7 +24,7 @@ from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.seam.model import cache_argument
 from shoal.models.store.config_only import glance
 from shoal.models.store.store import ModelStore
-from shoal.testing.checkpoints import BASE, FAMILIES, VOCAB
+from shoal.testing.checkpoints import BASE, FAMILIES, VOCAB, write_test_tokenizer
 from shoal.types import Span
 
 PROMPT = list(range(5, 27))
@@ -115,6 +115,7 @@ def write_nested(folder: Path, kind: str) -> Path:
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder)
+    write_test_tokenizer(folder)  # without one transformers is asked, in a process that has to import it
     return folder
 
 
@@ -188,6 +189,7 @@ def test_what_is_not_of_the_language_part_is_not_read_and_makes_no_other_model(
         config = json.loads((folder / "config.json").read_text())
         config["vision_config"]["hidden_act"] = "relu"
         (other / "config.json").write_text(json.dumps(config))
+        write_test_tokenizer(other)
         return store.resolve(str(other)).digest
 
     assert changed("tower", "vision_tower") == model.digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -97,10 +98,12 @@ async def memory_swarm(
 
     Args:
         home: where settings and the model's record are kept.
+        checkpoint: a folder, which is described once for all swarms: what a new home is to know of it is kept
+            beside it.
         options: fields of :class:`shoal.config.Settings`.
     """
     settings = _settings(home, **options)
-    model = await trio.to_thread.run_sync(ModelStore(settings.paths.models).resolve, str(checkpoint))
+    model = await trio.to_thread.run_sync(_resolve, settings.paths.models, checkpoint)
     with one_error():
         async with trio.open_nursery() as nursery:
             swarm = MemorySwarm(World(), settings, model, nursery)
@@ -109,6 +112,17 @@ async def memory_swarm(
             swarm.client = await swarm.add_client(**options)
             yield swarm
             nursery.cancel_scope.cancel()
+
+
+def _resolve(models: Path, checkpoint: Path) -> LocalModel:
+    # To describe a model starts two processes for its tokenizer and its template: longer than all else here.
+    known, fresh = checkpoint.with_name(f"{checkpoint.name}.known"), not models.exists()
+    if fresh and known.is_dir():
+        shutil.copytree(known, models)
+    model = ModelStore(models).resolve(str(checkpoint))
+    if fresh and not known.is_dir():
+        shutil.copytree(models, known)
+    return model
 
 
 def _settings(home: Path, **options: Any) -> Settings:
