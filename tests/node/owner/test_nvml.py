@@ -106,7 +106,11 @@ def test_a_gpu_that_the_driver_does_not_know_is_none() -> None:
 
 
 def test_torch_s_id_of_a_gpu_is_the_driver_s_without_its_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: Library([]))
+    def a_library(name: str) -> Library:
+        assert "nv" in name
+        return Library([])
+
+    monkeypatch.setattr(ctypes, "CDLL", a_library)
     assert find_gpu("1-2-3") is not None
 
 
