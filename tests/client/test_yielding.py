@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import trio
 
 from shoal.client.sampling import Sampler, Sampling
 from shoal.errors import Busy
+from shoal.node.figures import pages
 from shoal.node.owner import watch, yielding
 from shoal.node.owner.watch import LOWERED_SHARE
 from shoal.testing.machine import PretendMachine
@@ -64,6 +67,15 @@ def announced(swarm, node):
     return next(a.served for a in swarm.client.member.alive() if a.peer == peer)
 
 
+def shown(node):
+    return pages(node)["/metrics"].render().decode()
+
+
+def figure(node, name):
+    """What a node's metrics say."""
+    return float(re.search(rf"^{name} (\S+)$", shown(node), re.MULTILINE)[1])
+
+
 async def test_sessions_go_on_elsewhere_with_the_same_tokens_and_it_comes_back(home, checkpoint, whole):
     async with memory_swarm(home, checkpoint, [THIRDS[0], THIRDS[2]]) as swarm:
         machine = pretended()
@@ -77,6 +89,7 @@ async def test_sessions_go_on_elsewhere_with_the_same_tokens_and_it_comes_back(h
             await becomes(lambda: owned.server.sessions == 0, SOON_S)
             said = announced(swarm, owned)
             assert (said.share, said.tokens_free) == (0.0, 0)
+            assert figure(owned, "shoal_share") == 0.0
             await chosen.until(16)
             assert [(r.way, r.lost) for r in session.reroutes] == [("resend", (owned.member.network.peer,))]
             assert spare.server.sessions == 1
@@ -87,6 +100,7 @@ async def test_sessions_go_on_elsewhere_with_the_same_tokens_and_it_comes_back(h
             machine.cpu_by_others = 0.0
             await becomes(lambda: announced(swarm, owned).share == 1.0, SOON_S)
             assert announced(swarm, owned).tokens_free == owned.engine.tokens
+            assert figure(owned, "shoal_share") == 1.0
             await chosen.until(COUNT)
             assert chosen.tokens == whole.greedy(PROMPT, COUNT)
 
@@ -157,7 +171,8 @@ async def test_with_share_it_computes_less_and_keeps_its_sessions(home, checkpoi
             await becomes(lambda: announced(swarm, owned).share == LOWERED_SHARE, SOON_S)
             await trio.sleep(SOON_S / 2)
             said, load = announced(swarm, owned), owned.server.load
-            assert said.step_ms == pytest.approx(load.step_ms / LOWERED_SHARE)
+            assert said.step_ms == load.step_ms
+            assert said.wait_ms >= load.step_ms * (1 / LOWERED_SHARE - 1)
             assert said.speed == pytest.approx(owned.loaded.speed.blocks_s * LOWERED_SHARE)
             assert said.tokens_free > 0
             assert owned.server.sessions == 1
@@ -186,3 +201,21 @@ async def test_joules_of_a_token_are_announced_where_the_machine_tells_them(home
             await Chosen(session).until(COUNT)
         await becomes(lambda: announced(swarm, owned).token_joules > 0, 30)
         assert all(announced(swarm, node).token_joules == 0 for node in swarm.nodes[:2])
+        assert figure(owned, "shoal_energy_joules_total") > figure(owned, "shoal_token_joules") > 0
+        assert "joules" not in shown(swarm.nodes[0])
+
+
+class SilentMachine:
+    """One that tells nothing."""
+
+    def read(self):
+        return None
+
+
+@pytest.mark.parametrize("mode", ["off", "share"])
+async def test_a_machine_that_tells_nothing_is_served_from_all_the_same(home, checkpoint, caplog, mode):
+    async with memory_swarm(home, checkpoint, []) as swarm:
+        node = await swarm.add_node(THIRDS[1], machine=SilentMachine(), yield_to_owner=mode)
+        await trio.sleep(SOON_S)
+        assert node.served().share == 1.0
+    assert ("--yield changes nothing" in caplog.text) is (mode == "share")

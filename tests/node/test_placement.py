@@ -168,3 +168,27 @@ async def test_a_node_that_cannot_load_the_span_it_wanted_says_that_it_stays(hom
         await heard(None)
         assert swarm.nodes[0].span == LEFT
         nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_has_paused_serves_nobody_so_another_takes_its_blocks(home, checkpoint):
+    async with memory_swarm(home, checkpoint, [LEFT, LEFT, RIGHT]) as swarm, trio.open_nursery() as nursery:
+        mover, paused = swarm.nodes[0], swarm.nodes[2]
+        paused.server.paused = True
+        await paused.member.announce()
+        await a_move(nursery, mover)
+        assert mover.span == RIGHT
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_gives_way_to_its_owner_does_not_load_another_span(home, checkpoint):
+    async with memory_swarm(home, checkpoint, [LEFT, LEFT]) as swarm, trio.open_nursery() as nursery:
+        node = swarm.nodes[0]
+        node.server.share = 0.25
+        nursery.start_soon(lambda: keep_place(node, lambda _: None, **SOON))
+        await trio.sleep(3)
+        assert node.span == LEFT
+        node.server.share = 1.0
+        with trio.fail_after(20):
+            while node.span == LEFT:  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.1)
+        nursery.cancel_scope.cancel()

@@ -146,6 +146,8 @@ class Node:
     def served(self) -> Served:
         """What the node announces, as of now."""
         shape, share = self.model.shape, self.server.share
+        # After each forward it rests so long, which a session that is alone here waits for, too.
+        rest_ms = self.server.load.step_ms * (1 / share - 1)
         return Served(
             shape.name,
             shape.digest,
@@ -159,9 +161,8 @@ class Node:
             self.engine.tokens,
             self.server.tokens_free if self.server.admits else 0,
             self.engine.sessions,
-            # After each forward it rests: a session that is alone here finds the next one so much later.
-            self.server.load.step_ms / share,
-            wait_ms=self.server.load.wait_ms,
+            self.server.load.step_ms,
+            wait_ms=max(self.server.load.wait_ms, rest_ms),
             speed=self.loaded.speed.blocks_s * share,
             fits=self.fits,
             next_start=self.going.start if self.going else 0,

@@ -16,7 +16,14 @@ import pytest
 
 from shoal.executor.device.device import Device, DeviceMemory, cpu
 from shoal.node.owner import machine as machine_module
-from shoal.node.owner.machine import Joules, MachineReading, ThisMachine, machine_of, use_between
+from shoal.node.owner.machine import (
+    Joules,
+    MachineReading,
+    MachineSensors,
+    ThisMachine,
+    machine_of,
+    use_between,
+)
 from shoal.node.owner.rapl import Rapl
 
 BEFORE = MachineReading(at=10.0, cores=4, busy_s=1000.0, own_s=300.0)
@@ -53,16 +60,16 @@ def burn(seconds: float) -> subprocess.Popen[bytes]:
 
 def test_what_the_node_and_its_children_compute_is_its_own_also_when_they_have_ended(tmp_path: Path) -> None:
     here = ThisMachine(Rapl(tmp_path))
-    before = here.read()
+    before = a_reading(here)
     began = time.process_time()
     while time.process_time() < began + 0.2:
         pass
     child = burn(0.4)
-    while child.poll() is None and here.read().own_s < before.own_s + 0.5:
+    while child.poll() is None and a_reading(here).own_s < before.own_s + 0.5:
         time.sleep(0.02)
-    running = here.read()
+    running = a_reading(here)
     child.wait()
-    after = here.read()
+    after = a_reading(here)
     assert before.own_s + 0.5 <= running.own_s <= after.own_s
     assert after.own_s - before.own_s >= 0.6
     assert after.busy_s - before.busy_s >= 0.5
@@ -83,14 +90,31 @@ def test_on_battery_is_a_battery_in_use_and_not_one_of_which_nobody_knows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, battery: Any, expected: bool
 ) -> None:
     monkeypatch.setattr(psutil, "sensors_battery", lambda: battery, raising=False)
-    assert ThisMachine(Rapl(tmp_path)).read().on_battery is expected
+    assert a_reading(ThisMachine(Rapl(tmp_path))).on_battery is expected
 
 
 def test_a_system_without_such_a_sensor_has_no_battery(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delattr(psutil, "sensors_battery", raising=False)
-    assert ThisMachine(Rapl(tmp_path)).read().on_battery is False
+    assert a_reading(ThisMachine(Rapl(tmp_path))).on_battery is False
+
+
+@pytest.mark.parametrize("error", [PermissionError("/proc/stat"), psutil.AccessDenied(1)])
+def test_a_system_that_keeps_its_load_to_itself_is_not_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    def refused() -> None:
+        raise error
+
+    monkeypatch.setattr(psutil, "cpu_times", refused)
+    assert ThisMachine(Rapl(tmp_path)).read() is None
+
+
+def a_reading(machine: MachineSensors) -> MachineReading:
+    reading = machine.read()
+    assert reading is not None
+    return reading
 
 
 class PretendGpu:
@@ -120,7 +144,7 @@ def counting(folder: Path) -> Callable[[], Rapl]:
 
 def test_a_gpu_is_asked_who_else_uses_it_and_what_it_takes(tmp_path: Path) -> None:
     gpu = PretendGpu(40.0)
-    reading = ThisMachine(Rapl(tmp_path), gpu).read()
+    reading = a_reading(ThisMachine(Rapl(tmp_path), gpu))
     assert reading.gpu == 0.75
     assert psutil.Process().pid in gpu.asked[0]
     assert reading.joules == Joules(0.0, 40.0)
@@ -135,7 +159,7 @@ def test_energy_is_said_only_where_what_the_node_computes_on_tells_it(
 
     def joules(name: str, uuid: str = "", parallel: int = 1) -> Joules | None:
         device = cpu() if name == "cpu" else Device(name, "A GPU", lambda: DeviceMemory(1, 1), uuid)
-        return machine_of(device, parallel).read().joules
+        return a_reading(machine_of(device, parallel)).joules
 
     assert joules("cpu") == Joules(0.0, 0.0)
     assert joules("cuda:0", "told") == Joules(0.0, 3.0)

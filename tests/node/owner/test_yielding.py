@@ -75,6 +75,14 @@ def test_what_would_not_make_it_give_way_keeps_it_there_until_it_is_less_than_ha
     assert not after(QUIET_S, OtherUse(QUIET - 0.01), state, now)[0].yielding
 
 
+def test_why_it_gives_way_is_what_holds_now() -> None:
+    state, now = after(60, BUSY_CPU, YieldState())
+    state, now = after(LOOK_S, OtherUse(0.0, on_battery=True), state, now)
+    assert (state.why, state.since) == ("it runs on battery", BUSY_S)
+    state, _ = after(QUIET_S - LOOK_S, IDLE, state, now)
+    assert state.why == "it runs on battery"
+
+
 def test_use_that_goes_up_and_down_around_the_threshold_makes_it_turn_once() -> None:
     state, turns = YieldState(), 0
     for look in range(500):

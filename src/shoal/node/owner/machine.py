@@ -6,6 +6,7 @@ the difference. (:mod:`shoal.testing.machine` pretends a machine.)
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -18,6 +19,8 @@ from shoal.executor.device.device import Device
 from shoal.node.owner.nvml import Gpu, find_gpu
 from shoal.node.owner.rapl import Rapl
 from shoal.node.owner.yielding import OtherUse
+
+log = logging.getLogger(__name__)
 
 BUSY_TIMES = ("user", "nice", "system", "irq", "softirq")
 """Fields of psutil's CPU times in which programs run: not those in which cores idle, wait for a disk, or are
@@ -66,8 +69,8 @@ class UnknownGpu:
 class MachineSensors(Protocol):
     """The machine that a node runs on."""
 
-    def read(self) -> MachineReading:
-        """Look at it. Takes milliseconds, so not for the event loop."""
+    def read(self) -> MachineReading | None:
+        """Look at it; ``None`` where it does not tell. Takes milliseconds, so not for the event loop."""
         ...
 
 
@@ -84,9 +87,12 @@ class ThisMachine:
         self._gpu = gpu
         self._process = psutil.Process()
 
-    def read(self) -> MachineReading:
-        times = psutil.cpu_times()
-        family = self._family()
+    def read(self) -> MachineReading | None:
+        try:
+            times, family = psutil.cpu_times(), self._family()
+        except (OSError, psutil.Error) as error:  # some systems keep it from those who are not root
+            log.info("how much this machine is used cannot be read: %s", error)
+            return None
         return MachineReading(
             at=time.monotonic(),
             cores=psutil.cpu_count() or 1,

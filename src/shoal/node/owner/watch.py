@@ -73,17 +73,21 @@ class OwnerWatch:
     async def run(self) -> None:
         """Look at the machine until cancelled; for nothing but its energy only where it tells that."""
         before, counted = await self._read(), self._counts()
-        if self.mode == "off" and before.joules is None:
+        if before is None or (self.mode == "off" and before.joules is None):
+            if self.mode != "off":
+                log.warning("this machine does not tell how much others use it: --yield changes nothing")
             return
         while True:
             await trio.sleep(LOOK_EVERY_S)
             after, counts = await self._read(), self._counts()
+            if after is None:
+                continue
             self.energy.note(before, after, max(0.0, counts[0] - counted[0]), counts[1] - counted[1])
             if self.mode != "off":
                 await self._look(before, after)
             before, counted = after, counts
 
-    async def _read(self) -> MachineReading:
+    async def _read(self) -> MachineReading | None:
         return await trio.to_thread.run_sync(self._machine.read)
 
     def _counts(self) -> tuple[float, int]:

@@ -53,8 +53,7 @@ def decide(state: YieldState, use: OtherUse, now: float) -> YieldState:
     """
     why = _cause(use, QUIET if state.yielding else BUSY)
     if bool(why) == state.yielding:
-        # The first cause is kept: figures that change are no news.
-        return replace(state, turned=None)
+        return replace(state, why=why, turned=None)
     turned = now if state.turned is None else state.turned
     if now - turned < (BUSY_S if why else QUIET_S):
         return replace(state, turned=turned)
