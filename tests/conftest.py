@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from filelock import FileLock
+
+if TYPE_CHECKING:
+    from shoal.models.store.local_model import LocalModel
 
 # Read when torch is imported, here and in every process that a test starts. A thread of OpenMP that waits for
 # the next product looks for it for milliseconds, which is right where it has a core to itself; beside other
@@ -16,3 +24,26 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # the same, as nohup does
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LocalModel]:
+    """A family's checkpoint, in several shards, as the store knows it. It is nobody's to change.
+
+    Written and described once in a run: describing it starts two processes.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # the workers' common folder
+
+    def find(family: str) -> LocalModel:
+        from shoal.models.store.store import ModelStore
+        from shoal.testing.checkpoints import write_checkpoint
+
+        folder = root / "families" / family
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                write_checkpoint(folder.with_suffix(".part"), family, shard="300KB").rename(folder)
+            return ModelStore(root / "families/store").resolve(str(folder))
+
+    return find

@@ -35,8 +35,7 @@ from shoal.executor.weights.llama_blocks import expected_names
 from shoal.models.build.load import load_span_module
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
-from shoal.models.store.store import ModelStore
-from shoal.testing.checkpoints import BLOCKS, write_checkpoint
+from shoal.testing.checkpoints import BLOCKS
 from shoal.types import Format, Kernels, Kv, SessionId, Span
 
 needs_c = pytest.mark.skipif(c_kernels.library() is None, reason="the C kernels are not built")
@@ -59,19 +58,9 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """Tiny checkpoints by family, written once."""
-    folder = tmp_path_factory.mktemp("families")
-    store = ModelStore(folder / "store")
-    written: dict[str, LocalModel] = {}
-
-    def find(family: str) -> LocalModel:
-        if family not in written:
-            write_checkpoint(folder / family, family)
-            written[family] = store.resolve(str(folder / family))
-        return written[family]
-
-    return find
+def models(families: Models) -> Models:
+    """Tiny checkpoints by family."""
+    return families
 
 
 def fused(

@@ -32,15 +32,8 @@ Local = Callable[[str], LocalModel]
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Local:
-    root = tmp_path_factory.mktemp("packed")
-    store = ModelStore(root / "store")
-
-    def resolve(family: str) -> LocalModel:
-        folder = root / family
-        return store.resolve(str(folder if folder.exists() else write_checkpoint(folder, family)))
-
-    return resolve
+def local(families: Local) -> Local:
+    return families
 
 
 def team() -> ThreadTeam | None:

@@ -22,8 +22,6 @@ from shoal.executor.thread import ComputeThread
 from shoal.models.build.load import load_span_module
 from shoal.models.build.span import SpanModule
 from shoal.models.store.local_model import LocalModel
-from shoal.models.store.store import ModelStore
-from shoal.testing.checkpoints import write_checkpoint
 from shoal.types import SessionId, Span
 
 SPAN = Span(1, 5)
@@ -43,15 +41,8 @@ class Both:
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Local:
-    root = tmp_path_factory.mktemp("parallel")
-    store = ModelStore(root / "store")
-
-    def resolve(family: str) -> LocalModel:
-        folder = root / family
-        return store.resolve(str(folder if folder.exists() else write_checkpoint(folder, family)))
-
-    return resolve
+def local(families: Local) -> Local:
+    return families
 
 
 @pytest.fixture(scope="class", params=["llama", "qwen3", "mixtral"])

@@ -56,14 +56,22 @@ def logits(model: LocalModel, format: Format, cache: Path) -> np.ndarray:
     return np.concatenate(outs)
 
 
+@pytest.fixture(scope="module", params=["llama", "llama_untied", "gemma3", "phi3"])
+def published(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[LocalModel, LocalModel]:
+    """A model out of a GGUF file, and its float32 copy."""
+    folder = tmp_path_factory.mktemp(request.param)
+    write_family(folder / "m.gguf", folder / "hf", request.param)
+    model = ModelStore(folder / "store").resolve(str(folder / "m.gguf"))
+    return model, dequantised(model, folder / "copy")
+
+
 @pytest.mark.parametrize("format", ["fp32", "bf16", "int8", "int4"])
-@pytest.mark.parametrize("family", ["llama", "llama_untied", "gemma3", "phi3"])
 def test_a_gguf_file_read_in_place_gives_the_bits_of_its_float32_copy(
-    family: str, format: Format, tmp_path: Path
+    published: tuple[LocalModel, LocalModel], format: Format, tmp_path: Path
 ) -> None:
-    write_family(tmp_path / "m.gguf", tmp_path / "hf", family)
-    model = ModelStore(tmp_path / "store").resolve(str(tmp_path / "m.gguf"))
-    copy = dequantised(model, tmp_path / "copy")
+    model, copy = published
     assert model.dtype == "Q4_1"
     assert model.digest != copy.digest
     found = logits(model, format, tmp_path / "cache")

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from shoal.models.seam.model import cache_argument
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
-from shoal.testing.checkpoints import write_checkpoint
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
@@ -44,24 +43,15 @@ class Whole:
 
 
 @pytest.fixture(scope="session")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a family's checkpoint, in several shards."""
-    root = tmp_path_factory.mktemp("checkpoints")
-
-    def folder(family: str) -> Path:
-        path = root / family
-        return path if path.exists() else write_checkpoint(path, family, shard="300KB")
-
-    return folder
+def local(families: Callable[[str], LocalModel]) -> Callable[[str], LocalModel]:
+    """A family's checkpoint as the store knows it."""
+    return families
 
 
 @pytest.fixture(scope="session")
-def local(
-    folder_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], LocalModel]:
-    """A family's checkpoint as the store knows it."""
-    store = ModelStore(tmp_path_factory.mktemp("store"))
-    return lambda family: store.resolve(str(folder_of(family)))
+def folder_of(families: Callable[[str], LocalModel]) -> Callable[[str], Path]:
+    """The folder of a family's checkpoint, in several shards."""
+    return lambda family: families(family).path
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ from shoal.executor.load import load_ends_runner, load_runner
 from shoal.models.build.skeleton import read_model_config
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
-from shoal.models.store.store import ModelStore
 from shoal.planning.costs import model_cost
-from shoal.testing.checkpoints import FAMILIES, write_checkpoint
+from shoal.testing.checkpoints import FAMILIES
 from shoal.types import Format, Span
 
 WHOLE = Span(0, 6)
@@ -23,15 +22,8 @@ Local = Callable[[str], LocalModel]
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Local:
-    root = tmp_path_factory.mktemp("costs")
-    store = ModelStore(root / "store")
-
-    def resolve(family: str) -> LocalModel:
-        folder = root / family
-        return store.resolve(str(folder if folder.exists() else write_checkpoint(folder, family)))
-
-    return resolve
+def local(families: Local) -> Local:
+    return families
 
 
 @pytest.mark.skipif(c_kernels.library() is None, reason="the kernels are not built")

@@ -39,10 +39,9 @@ WHOLE = Span(0, BLOCKS)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
+def model(families: Callable[[str], LocalModel]) -> LocalModel:
     """Gemma 3: sliding windows, two ropes, norms everywhere."""
-    folder = tmp_path_factory.mktemp("gemma3")
-    return ModelStore(folder / "store").resolve(str(write_checkpoint(folder / "gemma3", "gemma3")))
+    return families("gemma3")
 
 
 def rows(n: int, seed: int = 0) -> Floats:
