@@ -1,6 +1,7 @@
 """One of two processes that build spans of many families together; rank 0 compares with one process.
 
-Run as ``python split_family.py RANK STORE FOLDER FAMILY…``; a JSON line for each family comes from rank 0.
+Run as ``python split_family.py RANK STORE FOLDER FAMILY…``, with a folder of checkpoints and a store of them;
+a JSON line for each family comes from rank 0.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main() -> None:
     torch.set_num_threads(1)
     deadline = timedelta(seconds=60)
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2, timeout=deadline)
-    models = ModelStore(folder / f"store{rank}")
+    models = ModelStore(folder / "store")
     for family in sys.argv[4:]:
         said = compare(models.resolve(str(folder / family)), rank)
         if not rank:

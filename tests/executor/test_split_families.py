@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 from shoal import config
 from shoal.models.seam.split import plan_of
-from shoal.testing.checkpoints import FAMILIES, write_checkpoint
+from shoal.models.store.local_model import LocalModel
+from shoal.testing.checkpoints import FAMILIES
 
 pytestmark = [pytest.mark.models, pytest.mark.swarm]
 NEAR = 1e-5
@@ -28,14 +30,15 @@ PARTLY = ("deepseek_v3", "jamba", "qwen2_moe", "phimoe")
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("split")
-    for family in FAMILIES:
-        write_checkpoint(folder / family, family)
+def found(
+    families: Callable[[str], LocalModel], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    (folder,) = {families(family).path.parent for family in FAMILIES}
+    ranks = tmp_path_factory.mktemp("split") / "ranks"
     program = Path(__file__).with_name("split_family.py")
     both = [
         subprocess.Popen(
-            [sys.executable, str(program), str(rank), str(folder / "ranks"), str(folder), *FAMILIES],
+            [sys.executable, str(program), str(rank), str(ranks), str(folder), *FAMILIES],
             env=config.child_environ(),
             stdout=subprocess.PIPE,
             text=True,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import httpx
 import pytest
 import torch
 import trio
+from anyio.from_thread import start_blocking_portal
 
 from shoal.gateway.app import Gateway, Options, open_gateway
 from shoal.gateway.serve import serve
@@ -87,3 +88,20 @@ async def served(home, checkpoint, spans=THIRDS, host="127.0.0.1", ready=True, *
 async def gateway(tmp_path, checkpoint):
     async with served(tmp_path, checkpoint) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory, checkpoint):
+    """A gateway in a thread of its own."""
+    with (
+        start_blocking_portal("trio") as portal,
+        portal.wrap_async_context_manager(served(tmp_path_factory.mktemp("standing"), checkpoint)) as found,
+    ):
+        yield found
+
+
+@pytest.fixture
+async def shared(standing):
+    """A gateway for all tests of a file that change nothing of it, and read what it answers alone."""
+    async with httpx.AsyncClient(base_url=standing.url, timeout=30, verify=False) as http:
+        yield replace(standing, http=http)

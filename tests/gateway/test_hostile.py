@@ -87,11 +87,11 @@ async def honest(gateway):
     ],
     ids=lambda fields: json.dumps(fields)[:60],
 )
-async def test_a_value_that_cannot_be_is_a_400_that_names_it(gateway, fields):
-    answer = await gateway.chat(**fields)
+async def test_a_value_that_cannot_be_is_a_400_that_names_it(shared, fields):
+    answer = await shared.chat(**fields)
     assert answer.status_code == 400, answer.text
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-    assert await honest(gateway)
+    assert await honest(shared)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ async def test_a_value_that_cannot_be_is_a_400_that_names_it(gateway, fields):
     ids=["empty", "array", "text", "cut", "bytes", "nan", "deep", "surrogate", "long number"],
 )
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"])
-async def test_a_body_that_is_none_is_a_400(gateway, raw, path):
-    answer = await gateway.http.post(path, content=raw.replace(b"MODEL", gateway.model.encode()))
+async def test_a_body_that_is_none_is_a_400(shared, raw, path):
+    answer = await shared.http.post(path, content=raw.replace(b"MODEL", shared.model.encode()))
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["message"]
 
@@ -132,8 +132,8 @@ async def test_a_body_that_is_none_is_a_400(gateway, raw, path):
     ],
     ids=str,
 )
-async def test_a_prompt_that_cannot_be_is_a_400(gateway, fields):
-    assert (await gateway.post("/v1/completions", **fields)).status_code == 400
+async def test_a_prompt_that_cannot_be_is_a_400(shared, fields):
+    assert (await shared.post("/v1/completions", **fields)).status_code == 400
 
 
 async def test_a_prompt_beyond_the_context_is_refused_and_never_cut(gateway):
