@@ -78,3 +78,22 @@ def test_an_interrupt_ends_the_download(
     left = set(psutil.Process().children(recursive=True)) - before
     _, alive = psutil.wait_procs(left, timeout=30)
     assert not alive
+
+
+def test_a_folder_that_pip_removes_while_bytes_are_counted_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("kept", "gone"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(bytes(7))
+    scandir = os.scandir
+
+    def late(path: str) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "gone":
+            Path(path, "file").unlink()
+            Path(path).rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert wheel._bytes_in(tmp_path) == 7
+    assert not (tmp_path / "gone").exists()

@@ -156,11 +156,12 @@ def _watch(pip: subprocess.Popen[bytes], scratch: Path, told: Callable[[int], No
 
 
 def _bytes_in(folder: Path) -> int:
-    """Bytes of the files below ``folder``, some of which may go while they are counted."""
+    """Bytes of the files below ``folder``. Files and folders may go while they are counted."""
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
+    for inside, _, files in os.walk(folder):
+        for file in files:
+            with suppress(OSError):
+                total += Path(inside, file).lstat().st_size
     return total
 
 
