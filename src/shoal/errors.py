@@ -20,6 +20,7 @@ ShoalError
 │   ├── UnknownSession     a hop does not know the session, or it belongs to another
 │   ├── PositionGap        a step that begins beyond what the hop has cached
 │   ├── CannotRollBack     the cache cannot return to that position; replay
+│   ├── Superseded         a step that was given up before its turn came
 │   └── StepFailed         the span's forward failed (NaN, internal fault)
 ├── ProtocolError
 │   ├── LocalProtocolError   we broke the protocol: a defect of ours
@@ -167,6 +168,10 @@ class PositionGap(SessionError):
 
 class CannotRollBack(SessionError):
     code = "cannot_roll_back"
+
+
+class Superseded(SessionError):
+    code = "superseded"
 
 
 class StepFailed(SessionError):

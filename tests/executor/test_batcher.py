@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from shoal.errors import ShoalError, StepFailed
+from shoal.errors import ShoalError, StepFailed, Superseded
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import (
     LONGEST_REST_S,
@@ -79,7 +79,14 @@ class Bench:
             return [self.fail] * len(batch)
         return [piece.hidden + 1 for piece in batch]
 
-    def submit(self, session: object, rows: int = 1, wanted: int | None = None, name: object = None) -> Job:
+    def submit(
+        self,
+        session: object,
+        rows: int = 1,
+        wanted: int | None = None,
+        name: object = None,
+        supersedes: Sequence[Job] = (),
+    ) -> Job:
         """Ask for a step whose rows are numbered."""
         name = session if name is None else name
 
@@ -92,7 +99,7 @@ class Bench:
 
         hidden = np.arange(rows, dtype=np.float32)[:, None]
         step = Job(session, rows, rows if wanted is None else wanted, lambda: hidden, finish, failed)
-        self.batcher.submit(step)
+        self.batcher.submit(step, lambda waiting: waiting in supersedes)
         return step
 
 
@@ -122,6 +129,46 @@ def test_what_is_to_be_done_after_the_results_is_done_after_all_of_them_and_once
     bench.submit(3)
     bench.thread.run_one()
     assert bench.told == [3, 3, 3, 4]
+
+
+def test_what_is_superseded_before_its_turn_fails_without_a_forward() -> None:
+    bench = Bench()
+    bench.submit("other")
+    kept = bench.submit("a", name="kept")
+    useless = [bench.submit("a", name=name) for name in ("useless", "useless too")]
+    bench.submit("a", name="last", supersedes=useless)
+    bench.thread.run_all()
+    assert bench.forwards == [[("other", 1), ("a", 1)], [("a", 1)]]
+    assert isinstance(bench.results["useless"], Superseded)
+    assert isinstance(bench.results["useless too"], Superseded)
+    assert not isinstance(bench.results["kept"], ShoalError)
+    assert not isinstance(bench.results["last"], ShoalError)
+    assert kept.done == 1
+
+
+def test_what_is_in_a_forward_already_is_not_superseded() -> None:
+    bench = Bench()
+    first = bench.submit("a", name="first")
+    forward = bench._forward
+
+    def amid(batch: Sequence[JobSlice]) -> list[ForwardOutput]:
+        if not bench.forwards:
+            bench.submit("a", name="second", supersedes=[first])
+        return forward(batch)
+
+    bench.batcher._forward = amid
+    bench.thread.run_all()
+    assert not isinstance(bench.results["first"], ShoalError)
+    assert not isinstance(bench.results["second"], ShoalError)
+
+
+def test_a_session_that_has_ended_hears_nothing_of_what_was_superseded() -> None:
+    bench = Bench()
+    first = bench.submit("a", name="first")
+    bench.submit("a", name="second", supersedes=[first])
+    bench.batcher.end("a", lambda: None)
+    bench.thread.run_all()
+    assert not bench.results
 
 
 def test_a_prefill_alone_takes_all_that_a_forward_holds() -> None:

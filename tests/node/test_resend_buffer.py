@@ -19,65 +19,74 @@ def fill(kept, pieces):
 
 
 def test_it_gives_back_what_was_sent_piece_by_piece():
-    kept = ResendBuffer(ResendBudget())
+    kept = ResendBuffer(ResendBudget(), merge=False)
     fill(kept, [3, 1, 1])
-    entries = kept.below(5, merge=False)
+    entries = kept.below(5)
     assert [(e.position, e.tokens, e.payload[:1]) for e in entries] == [
         (0, 3, b"\0"),
         (3, 1, b"\1"),
         (4, 1, b"\2"),
     ]
-    assert kept.below(0, merge=False) == []
+    assert kept.below(0) == []
 
 
 def test_single_rows_are_put_together_where_that_changes_no_bits():
-    kept = ResendBuffer(ResendBudget())
-    fill(kept, [3] + [1] * 10)
-    assert [e.tokens for e in kept.below(13, merge=True)] == [3, 8, 2]
-    assert kept.below(13, merge=True)[2].payload == bytes([9]) * 8 + bytes([10]) * 8
+    kept = ResendBuffer(ResendBudget(), merge=True)
+    fill(kept, [9] + [1] * 10)
+    assert [e.tokens for e in kept.below(19)] == [9, 8, 2]
+    assert kept.below(19)[2].payload == bytes([9]) * 8 + bytes([10]) * 8
+
+
+def test_a_roll_back_into_a_step_of_few_rows_leaves_no_gap_where_rows_stand_alone():
+    kept = ResendBuffer(ResendBudget(), merge=True)
+    kept.add(a_step(0, 4), "float32", b"".join(bytes([row]) * 8 for row in range(4)))
+    kept.add(a_step(2, 2), "float32", bytes([7]) * 16)
+    entries = kept.below(4)
+    assert [(e.position, e.tokens) for e in entries] == [(0, 4)]
+    assert entries[0].payload == b"\0" * 8 + b"\1" * 8 + bytes([7]) * 16
 
 
 def test_a_piece_of_a_longer_sequence_is_sent_again_as_one():
-    kept = ResendBuffer(ResendBudget())
+    kept = ResendBuffer(ResendBudget(), merge=True)
     kept.add(
         Step(b"s" * 16, 1, 0, 3, 1, hidden_states("float32", 3, 2), sequence_length=9), "float32", bytes(24)
     )
     for position in (3, 4):
         kept.add(a_step(position), "float32", bytes(8))
-    assert [(e.tokens, e.sequence_length) for e in kept.below(5, merge=True)] == [(3, 9), (2, 0)]
+    assert [(e.tokens, e.sequence_length) for e in kept.below(5)] == [(3, 9), (2, 0)]
 
 
 def test_after_a_roll_back_only_what_holds_is_kept():
     room = ResendBudget()
-    kept = ResendBuffer(room)
+    kept = ResendBuffer(room, merge=False)
     fill(kept, [3, 1, 1])
     kept.add(a_step(3), "float32", b"new-----")
-    assert [e.payload[:3] for e in kept.below(4, merge=False)] == [b"\0\0\0", b"new"]
+    assert [e.payload[:3] for e in kept.below(4)] == [b"\0\0\0", b"new"]
     assert room.taken == 32
 
 
 def test_a_roll_back_into_a_piece_leaves_a_gap_until_the_session_begins_again():
-    kept = ResendBuffer(ResendBudget())
+    kept = ResendBuffer(ResendBudget(), merge=False)
     fill(kept, [4])
     kept.add(a_step(2), "float32", b"--------")
-    assert kept.below(3, merge=False) is None
+    assert kept.below(3) is None
     kept.add(a_step(0, 2), "float32", b"-" * 16)
-    assert [e.tokens for e in kept.below(2, merge=False)] == [2]
+    assert [e.tokens for e in kept.below(2)] == [2]
 
 
 def test_a_position_that_was_never_reached_is_not_made_up():
-    kept = ResendBuffer(ResendBudget())
+    kept = ResendBuffer(ResendBudget(), merge=False)
     fill(kept, [4])
-    assert kept.below(9, merge=False) is None
+    assert kept.below(9) is None
 
 
 def test_beyond_the_bound_the_session_with_most_is_kept_no_longer():
     room = ResendBudget(limit=40)
-    first, second = ResendBuffer(room), ResendBuffer(room)
+    first, second = ResendBuffer(room, merge=False), ResendBuffer(room, merge=False)
     fill(first, [3])
     fill(second, [1, 3])
-    assert first.below(3, merge=False)
-    assert second.below(4, merge=False) is None
+    assert first.below(3)
+    assert second.below(4) is None
     assert room.taken == 24
     first.clear()
     assert room.taken == 0
@@ -85,15 +94,15 @@ def test_beyond_the_bound_the_session_with_most_is_kept_no_longer():
 
 def test_who_keeps_much_has_nobody_else_given_up():
     room = ResendBudget(limit=80)
-    large, small, late = ResendBuffer(room), ResendBuffer(room), ResendBuffer(room)
+    large, small, late = (ResendBuffer(room, merge=False) for _ in range(3))
     fill(large, [6])
     fill(small, [2])
     assert room.taken == 64
     fill(late, [3])  # 24 bytes: beyond the bound
-    assert large.below(6, merge=False) is None
-    assert [len(kept.below(n, merge=False)) for kept, n in ((small, 2), (late, 3))] == [1, 1]
+    assert large.below(6) is None
+    assert [len(kept.below(n)) for kept, n in ((small, 2), (late, 3))] == [1, 1]
     large.add(a_step(6), "float32", bytes(8))  # it has a gap: kept again when it begins again
     assert room.taken == 40
     fill(large, [4])
-    assert large.below(4, merge=False)
+    assert large.below(4)
     assert room.taken == 72

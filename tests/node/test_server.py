@@ -246,7 +246,7 @@ async def test_steps_wait_at_a_hop_while_the_way_onward_is_full(tmp_path, checkp
         monkeypatch.setattr(Channel, "wait_room", lambda _: room.wait())
         done = swarm.nodes[0].server.load.steps
         me.channel.send_now(a_step(), payload())
-        me.channel.send_now(a_step(number=2), payload())
+        me.channel.send_now(a_step(number=2, position=2), payload())
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert swarm.nodes[0].server.load.steps == done
         room.set()

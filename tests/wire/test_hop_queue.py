@@ -50,6 +50,22 @@ def test_without_room_steps_are_held_and_those_behind_them_too_in_their_order() 
     assert enter(queue, a_step(3, number=4))
 
 
+def test_what_is_held_is_dropped_when_a_later_step_goes_back_to_before_it() -> None:
+    queue = a_queue(100)
+    assert enter(queue, a_step(0, 5))
+    for number, position in enumerate((5, 6, 7), 2):
+        enter(queue, a_step(position, number=number), room=False)
+    again = a_step(6, 2, number=5)
+    assert not enter(queue, again, room=True)
+    assert (queue.steps, queue.held, queue.computing) == (3, 2, True)
+    assert [queue.next_held()[0].number for _ in range(2)] == [2, 5]
+    for step in (a_step(0, 5), a_step(5), again):
+        queue.done(step)
+    assert (queue.steps, queue.computing) == (0, False)
+    enter(queue, a_step(0, 100))  # nothing of what was dropped counts against the bound
+    enter(queue, a_step(0, 100))
+
+
 def test_what_is_held_is_not_being_computed() -> None:
     queue, step = a_queue(), a_step(0)
     enter(queue, step, room=False)
@@ -135,7 +151,8 @@ def test_it_knows_how_long_a_step_was_awaited() -> None:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Whatever comes, runs and waits: steps run in the order in which they came, each of them once."""
+    """Whatever comes, runs and waits: steps run in the order in which they came, each of them once, but for
+    those that were held when a later step went back to before them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,6 +169,8 @@ class AnyOrder(RuleBasedStateMachine):
             self.queue.accept(step)
         except (Busy, PositionGap):
             return
+        while self.came and self.came[-1].position >= position:
+            self.came.pop()
         self.came.append(step)
         if self.queue.put(step, b"", 0.0, room=room):
             self._run(step)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from shoal.errors import ShoalError, StepFailed
+from shoal.errors import ShoalError, StepFailed, Superseded
 from shoal.executor.arrays import Floats, empty, join
 from shoal.executor.schedule import LATE_S, ForwardTimes, Rhythms, choose_batch
 from shoal.executor.thread import ComputeThread
@@ -85,6 +85,8 @@ class Batcher(Generic[_JobT]):
         self._queues: OrderedDict[Hashable, deque[_JobT]] = OrderedDict()
         """Steps that wait, by session, of which only the first may run. Those served last come last."""
         self._rhythms = Rhythms()
+        self._running: Sequence[_JobT] = ()  # what is in the forward under way, or about to be
+        self._superseded: list[_JobT] = []
         self._ended: list[Callable[[], None]] = []
         self._after: list[Callable[[], None]] = []
         self._turning = False
@@ -97,10 +99,18 @@ class Batcher(Generic[_JobT]):
         self.busy_s = 0.0
         """Seconds that forwards took in all."""
 
-    def submit(self, job: _JobT) -> None:
-        """Have a step run. Steps of one session run in the order in which they come."""
+    def submit(self, job: _JobT, supersedes: Callable[[_JobT], bool] = lambda _: False) -> None:
+        """Have a step run. Steps of one session run in the order in which they come.
+
+        Args:
+            supersedes: whether a step of the session that still waits has become useless with this one; it
+                fails with ``Superseded``, without a forward.
+        """
         with self._news:
-            self._queues.setdefault(job.session, deque()).append(job)
+            waiting = self._queues.setdefault(job.session, deque())
+            while waiting and waiting[-1] not in self._running and supersedes(waiting[-1]):
+                self._superseded.append(waiting.pop())
+            waiting.append(job)
             self._rhythms.came(job.session, job.asked)
             self._wake()
 
@@ -108,6 +118,7 @@ class Batcher(Generic[_JobT]):
         """Drop what a session has waiting. ``release`` runs on the thread, before the next forward begins."""
         with self._news:
             self._queues.pop(session, None)
+            self._superseded = [job for job in self._superseded if job.session != session]
             self._rhythms.forget(session)
             self._ended.append(release)
             self._wake()
@@ -140,12 +151,17 @@ class Batcher(Generic[_JobT]):
             ready = [queue[0] for queue in self._queues.values()]
             others = self._rhythms.any_decodes(time.perf_counter(), self._queues)
             chosen = choose_batch(ready, self._times, others, sliced=self._sliced)
+            self._running = [job for job, _ in chosen]
+            superseded, self._superseded = self._superseded, []
+        for job in superseded:
+            job.failed(Superseded("a later step goes back to before this one"))
         # Not under the lock: whoever submits a step must not wait for the decoding of others.
         batch = self._prepared(chosen)
         if batch:
             self._run(batch)
         self._finish()
         with self._news:
+            self._running = ()
             # What was submitted during the forward has posted no turn: it is found here, under its lock.
             self._turning = bool(self._queues or self._ended)
             if self._turning:

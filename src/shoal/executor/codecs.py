@@ -70,6 +70,19 @@ def decode(payload: Payload, codec: Codec, rows: int, width: int) -> Floats:
     return hidden
 
 
+def split_rows(payload: bytes, codec: Codec, rows: int, width: int) -> list[bytes]:
+    """Each of ``rows`` encoded rows by itself: what :func:`encode` makes of that row alone."""
+    if codec != "int8":
+        size = len(payload) // rows
+        return [payload[row * size : (row + 1) * size] for row in range(rows)]
+    scales = 4 * -(-width // INT8_BLOCK)
+    return [
+        payload[row * scales : (row + 1) * scales]
+        + payload[rows * scales + row * width : rows * scales + (row + 1) * width]
+        for row in range(rows)
+    ]
+
+
 def _encode_with_numpy(array: Floats, codec: Codec) -> bytes:
     if codec == "float32":
         _expect(bool(np.isfinite(array).all()))

@@ -133,7 +133,8 @@ class Engine:
         done: StepCallback,
         sequence_length: int = 0,
     ) -> None:
-        """Ask for a step and do not wait. Steps of one session run in the order asked.
+        """Ask for a step and do not wait. Steps of one session run in the order asked, but for those that
+        still wait and begin at ``position`` or beyond: this one supersedes them.
 
         What it takes the session to must have been reserved (:meth:`grow`).
 
@@ -146,7 +147,8 @@ class Engine:
             done: told at once what became of it, on the thread that computes, so that it leaves without a
                 turn of the event loop; never told of a session that is closed. Errors, of which the same step
                 may be sent again, are CannotRollBack: the KV cannot return to ``position``, and StepFailed:
-                the forward failed, or what came out is not finite.
+                the forward failed, or what came out is not finite. Superseded is no fault: nobody waits for
+                the step any more.
             sequence_length: tokens of the sequence that the step is a piece of; 0: it ends with the step.
 
         Raises:
@@ -173,7 +175,8 @@ class Engine:
                 state=state,
                 position=position,
                 sequence_length=sequence_length,
-            )
+            ),
+            lambda waiting: waiting.position >= position,
         )
 
     def after(self, function: Callable[[], None]) -> None:

@@ -18,7 +18,7 @@ from functools import partial
 import msgspec
 import trio
 
-from shoal.errors import Busy, ChannelClosed, ShoalError, UnknownSession
+from shoal.errors import Busy, ChannelClosed, ShoalError, Superseded, UnknownSession
 from shoal.executor.engine import Engine, StepOutput
 from shoal.net.channel import Channel
 from shoal.node.resend_buffer import ResendBudget, ResendBuffer
@@ -62,7 +62,7 @@ class Hop:
         self._loop = trio.lowlevel.current_trio_token()
         self.held = 0
         """Tokens of KV that are reserved."""
-        self._kept = ResendBuffer(self.room)
+        self._kept = ResendBuffer(self.room, merge=self.engine.capabilities.batch)
         self._order = threading.Lock()  # what is sent again goes before what is computed meanwhile
         self._cut = False  # the client knows that the way onward is gone
         self._stalled = trio.Event()  # the way onward was full when a step came
@@ -135,7 +135,7 @@ class Hop:
             self._cut = False
             if message.resend is None or onward is None:
                 return True
-            kept = self._kept.below(message.resend, merge=self.engine.capabilities.batch)
+            kept = self._kept.below(message.resend)
             for entry in kept or ():
                 step = entry.refill(self.session, self.engine.width, message.fills - 1)
                 onward.send_now(step, entry.payload)
@@ -200,6 +200,8 @@ class Hop:
         """
         # First of all: whatever becomes of the result, the step no longer waits.
         self.queue.done(step)
+        if isinstance(result, Superseded):
+            return  # by a step that is here: the client has given this one up
         with suppress(trio.RunFinishedError):  # the node has ended
             if isinstance(result, ShoalError):
                 self._loop.run_sync_soon(self._failed, step, result)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from shoal.executor.codecs import split_rows
 from shoal.executor.runner import MERGED_ROWS
 from shoal.types import Codec, SessionId
 from shoal.wire.messages import Step
@@ -65,10 +66,17 @@ class ResendBudget:
 
 
 class ResendBuffer:
-    """One session's part of a :class:`ResendBudget`: what was sent for positions 0 up to its length."""
+    """One session's part of a :class:`ResendBudget`: what was sent for positions 0 up to its length.
 
-    def __init__(self, room: ResendBudget) -> None:
+    Args:
+        merge: whether up to ``MERGED_ROWS`` rows give the same bits in one step as in a step each. They are
+            then kept by themselves, so that a session may go back into the middle of a step, and are sent
+            again together.
+    """
+
+    def __init__(self, room: ResendBudget, *, merge: bool) -> None:
         self._room = room
+        self._merge = merge
         self._size = 0  # bytes
         self._entries: list[Entry] = []
         self._whole = True  # nothing is missing from position 0 on
@@ -86,14 +94,10 @@ class ResendBuffer:
                 self._whole = True
             if self._whole and self._find_room(len(payload)):
                 self._take(len(payload))
-                self._entries.append(Entry(step.position, step.tokens, codec, payload, step.sequence_length))
+                self._entries += self._divided(step, codec, payload)
 
-    def below(self, position: int, *, merge: bool) -> list[Entry] | None:
-        """What was sent for the positions below ``position``; ``None`` when some of it is missing.
-
-        Args:
-            merge: put single rows together, for kernels whose rows do not depend on each other.
-        """
+    def below(self, position: int) -> list[Entry] | None:
+        """What was sent for the positions below ``position``; ``None`` when some of it is missing."""
         if position == 0:
             return []
         with self._room.lock:
@@ -101,12 +105,18 @@ class ResendBuffer:
         # A piece that goes beyond is not cut: in other pieces, the cache would hold other bits.
         if not kept or kept[-1].end != position:
             return None
-        return list(_merged(kept)) if merge else kept
+        return list(_merged(kept)) if self._merge else kept
 
     def clear(self) -> None:
         """Give the room back; what comes after is not kept until the session begins again."""
         with self._room.lock:
             self._give_up()
+
+    def _divided(self, step: Step, codec: Codec, payload: bytes) -> list[Entry]:
+        if not self._merge or step.sequence_length or not 1 < step.tokens <= MERGED_ROWS:
+            return [Entry(step.position, step.tokens, codec, payload, step.sequence_length)]
+        rows = split_rows(payload, codec, step.tokens, step.hidden.width)
+        return [Entry(step.position + row, 1, codec, alone) for row, alone in enumerate(rows)]
 
     def _find_room(self, size: int) -> bool:
         """Whether so many bytes more may be kept, if need be in the place of sessions with more."""

@@ -7,6 +7,9 @@ A step goes through four calls::
     done     it has run, or failed
     sent     what came out is on its way
 
+A step from an earlier position takes the session back, so what waits from there on has become useless: the
+client has given it up. What is held is dropped here, what waits for its forward by the engine.
+
 Two threads share a queue: the event loop accepts and puts, the thread that computes is done and has sent.
 Nothing is locked, because each number has one writer; whoever subtracts one thread's number from another's
 may see a step as waiting that has just gone, and never the reverse.
@@ -60,6 +63,7 @@ class HopQueue:
         self._limit = opened.tokens
         self._came = _Tally()  # written by the event loop
         self._gone = _Tally()  # written by the thread that computes
+        self._dropped = _Tally()  # written by the event loop
         self._held: deque[tuple[Step, bytes]] = deque()
         self.since = now
         """When the last step came; before the first, when the session was opened."""
@@ -73,7 +77,7 @@ class HopQueue:
     @property
     def steps(self) -> int:
         """Steps that are here whose client is owed an answer."""
-        return self._came.steps - self._gone.steps
+        return self._came.steps - self._gone.steps - self._dropped.steps
 
     @property
     def held(self) -> int:
@@ -83,7 +87,11 @@ class HopQueue:
     @property
     def computing(self) -> bool:
         """Whether a step is with the engine. For what is held, somebody does not read."""
-        return self.steps + self._came.fills - self._gone.fills > self.held
+        return self.steps + self._came.fills - self._gone.fills - self._dropped.fills > self.held
+
+    @property
+    def _fill_tokens(self) -> int:
+        return self._came.fill_tokens - self._gone.fill_tokens - self._dropped.fill_tokens
 
     def accept(self, step: Step) -> None:
         """Let a step in, or say why not.
@@ -97,15 +105,15 @@ class HopQueue:
         if step.hops_left is None:
             if self.steps >= MAX_STEPS:
                 raise Busy(f"{MAX_STEPS} steps of this session are waiting already")
-            waiting = self._came.tokens - self._gone.tokens
+            waiting = self._came.tokens - self._gone.tokens - self._dropped.tokens
             if waiting + step.tokens > MAX_LENGTHS * self._limit:
                 raise Busy(f"{waiting} tokens of this session are waiting already")
-        elif self._came.fill_tokens - self._gone.fill_tokens + step.tokens > self._limit:
+        elif self._fill_tokens + step.tokens > self._limit:
             raise Busy("more is sent again than this session has room for")
         self._rules.accept(step)
 
     def put(self, step: Step, payload: bytes, now: float, *, room: bool) -> bool:
-        """Take in a step that was accepted.
+        """Take in a step that was accepted, and drop what is held and superseded by it.
 
         Args:
             room: whether what comes out has room on the way onward.
@@ -116,6 +124,9 @@ class HopQueue:
         self.pause_s, self.since = now - self.since, now
         self._came.add(step)
         self.last_taken = max(self.last_taken, step.number)
+        # Positions ascend, but where the session went back: what is superseded is at the end.
+        while self._held and self._held[-1][0].position >= step.position:
+            self._dropped.add(self._held.pop()[0])
         if room and not self._held:
             return True
         self._held.append((step, payload))

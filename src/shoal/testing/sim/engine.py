@@ -5,7 +5,8 @@ Pages are the product's own. What an engine is asked for that no engine may be a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -13,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import trio
 
-from shoal.errors import Busy, StepFailed, UnknownSession
+from shoal.errors import Busy, StepFailed, Superseded, UnknownSession
 from shoal.executor.arrays import Floats
 from shoal.executor.codecs import decode
 from shoal.executor.ends import EndsEngine
@@ -26,9 +27,15 @@ from shoal.testing.sim import model
 from shoal.testing.sim.agenda import Agenda
 from shoal.types import Codec, SessionId, Span
 
-STEP_S = 0.2
-ROW_S = 0.002
-"""A step through a span takes so long, and so much more for each of its rows."""
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What a step through a span takes, in seconds: so long, and so much more for each of its rows."""
+
+    step_s: float = 0.2
+    row_s: float = 0.002
+
+
 KV_TOKENS = 4096
 
 _ResultT = TypeVar("_ResultT")
@@ -88,22 +95,23 @@ class _Step:
     asked: float
     done: StepCallback
 
-    @property
-    def compute_s(self) -> float:
-        return STEP_S + ROW_S * self.rows
-
 
 class SimEngine(Engine):
     """A node's span of the simulated model, one step after another."""
 
-    def __init__(self, span: Span, agenda: Agenda, violations: list[str]) -> None:
+    def __init__(
+        self, span: Span, agenda: Agenda, violations: list[str], cost: StepCost | None = None
+    ) -> None:
         self.pool = PagePool(KV_TOKENS // PAGE)
         self.format = "fp32"
         self._span = span
         self._agenda = agenda
         self._violations = violations
         self._caches: dict[SessionId, _Cache] = {}
-        self._free_at = 0.0
+        self._cost = cost or StepCost()
+        self._waiting: deque[_Step] = deque()
+        self._busy = False
+        self.forwards = 0
         self._share = 1.0
         self._busy_s = 0.0
 
@@ -165,16 +173,36 @@ class SimEngine(Engine):
         if cache is None:
             raise UnknownSession("this session is not open here")
         step = _Step(session, cache, position, bytes(payload), rows, wanted, trio.current_time(), done)
-        done_at = max(step.asked, self._free_at) + step.compute_s
-        self._free_at = done_at + step.compute_s * (1 / self._share - 1)
-        self._busy_s += step.compute_s
-        self._agenda.after(done_at - step.asked, partial(self._run, step))
+        for waiting in [s for s in self._waiting if s.session == session and s.position >= position]:
+            self._waiting.remove(waiting)
+            waiting.done(Superseded("a later step goes back to before this one"))
+        self._waiting.append(step)
+        self._begin()
 
     def after(self, function: Callable[[], None]) -> None:
         function()
 
-    def _run(self, step: _Step) -> None:
+    def _begin(self) -> None:
+        """Start with the next step, unless one is under way."""
+        if self._waiting and not self._busy:
+            self._busy = True
+            step = self._waiting.popleft()
+            compute_s = self._cost.step_s + self._cost.row_s * step.rows
+            self._busy_s += compute_s
+            waited_s = trio.current_time() - step.asked
+            self._agenda.after(compute_s, partial(self._end, step, compute_s, waited_s))
+
+    def _end(self, step: _Step, compute_s: float, waited_s: float) -> None:
+        self._run(step, compute_s, waited_s)
+        self._agenda.after(compute_s * (1 / self._share - 1), self._rested)
+
+    def _rested(self) -> None:
+        self._busy = False
+        self._begin()
+
+    def _run(self, step: _Step, compute_s: float, waited_s: float) -> None:
         cache = step.cache
+        self.forwards += 1
         if self._caches.get(step.session) is not cache:
             return
         hidden = model.unpack(step.payload)
@@ -185,20 +213,24 @@ class SimEngine(Engine):
             step.done(StepFailed("the engine was asked for a step that cannot be"))
             return
         out = cache.run(hidden, step.position)
-        waiting_s = max(0.0, trio.current_time() - step.asked - step.compute_s)
         payload = model.pack(out[step.rows - step.wanted :])
-        step.done(StepOutput(payload, round(step.compute_s * 1e6), round(waiting_s * 1e6)))
+        step.done(StepOutput(payload, round(compute_s * 1e6), round(waited_s * 1e6)))
 
 
 class SimEnds(EndsEngine):
-    """The client's ends: the embedding, and a head that is certain of its token."""
+    """The client's ends: the embedding, and a head that is certain of its token.
+
+    Args:
+        script: as :func:`model.script` makes it; what it does not know, the model chooses.
+    """
 
     sliced = True
     tensor_bytes = 0
     rope_scaling = RopeScaling()
 
-    def __init__(self) -> None:
+    def __init__(self, script: Mapping[int, int]) -> None:
         self.ends = self
+        self._script = script
 
     def embed(self, token_ids: Sequence[int], position: int) -> Floats:
         rows = [model.embed(token, position + index) for index, token in enumerate(token_ids)]
@@ -224,7 +256,8 @@ class SimEnds(EndsEngine):
         function()
 
     def _logits(self, hidden: Floats) -> Floats:
-        tokens = [model.choose(row) for row in model.unpack(hidden.tobytes())]
+        rows = model.unpack(hidden.tobytes())
+        tokens = [self._script.get(row, model.choose(row)) for row in rows]
         logits = np.zeros((len(tokens), model.VOCAB), np.float32)
         logits[range(len(tokens)), tokens] = 1.0
         return logits

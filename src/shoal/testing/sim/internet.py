@@ -59,6 +59,8 @@ class Internet(World):
     loss: float = 0.0
     """The share of gossiped messages that gets lost on each link."""
     agenda: Agenda = field(default_factory=Agenda)
+    way_s: float | None = None
+    """One way between any two; by default as far as they are on the map."""
 
     def __post_init__(self) -> None:
         self.connected: dict[PeerId, dict[PeerId, None]] = defaultdict(dict)
@@ -90,6 +92,8 @@ class Internet(World):
 
     def latency_s(self, a: PeerId, b: PeerId) -> float:
         """One way from ``a`` to ``b``."""
+        if self.way_s is not None:
+            return self.way_s
         known = self._latencies.get((a, b))
         if known is None:
             way = math.dist(self._places[a], self._places[b])

@@ -7,6 +7,7 @@ on all positions before it, as with attention. Hidden states are 48 bits, as two
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from struct import Struct
@@ -62,14 +63,36 @@ def unpack(payload: bytes | bytearray) -> list[int]:
     return [int(low) | int(high) << 24 for low, high in _ROW.iter_unpack(payload)]
 
 
+class History:
+    """The states of all blocks after some tokens."""
+
+    def __init__(self) -> None:
+        self._states = [0] * N_BLOCKS
+        self._length = 0
+
+    def append(self, token: int) -> int:
+        """What the last block gives for one token more."""
+        hidden = embed(token, self._length)
+        for block in range(N_BLOCKS):
+            hidden = self._states[block] = run_block(block, self._states[block], hidden, self._length)
+        self._length += 1
+        return hidden
+
+
 def greedy(prompt: Sequence[int], count: int) -> list[int]:
     """The ``count`` tokens that follow ``prompt``: what every route must give."""
-    states = [0] * N_BLOCKS
-    tokens = list(prompt)
+    history, tokens = History(), list(prompt)
     for position in range(len(prompt) + count - 1):
-        hidden = embed(tokens[position], position)
-        for block in range(N_BLOCKS):
-            hidden = states[block] = run_block(block, states[block], hidden, position)
+        hidden = history.append(tokens[position])
         if position >= len(prompt) - 1:
             tokens.append(choose(hidden))
     return tokens[len(prompt) :]
+
+
+def script(text: Sequence[int]) -> dict[int, int]:
+    """What to choose to have said ``text``: for what the last block gives at a position, the next token.
+
+    Whatever is computed wrongly is not in it, and gives another token.
+    """
+    history = History()
+    return {history.append(token): following for token, following in itertools.pairwise(text)}

@@ -28,7 +28,7 @@ from shoal.routing.throughput import ServingPeer
 from shoal.swarm.member import Member
 from shoal.testing.machine import PretendMachine
 from shoal.testing.sim import model
-from shoal.testing.sim.engine import LoopThread, SimEnds, SimEngine
+from shoal.testing.sim.engine import LoopThread, SimEnds, SimEngine, StepCost
 from shoal.testing.sim.peers import SPAN, Peer, SimPeers
 from shoal.types import Format
 
@@ -62,6 +62,8 @@ class SimClient(Swarm):
         self.rings.finder._random = chance  # pyright: ignore[reportPrivateUsage]
         self._thread.close()
         self._thread = LoopThread()
+        self.script: dict[int, int] = {}
+        """What the model says instead of what it would (:func:`model.script`)."""
 
     async def resolve(self, model: str) -> LocalModel:
         await trio.lowlevel.checkpoint()
@@ -71,7 +73,7 @@ class SimClient(Swarm):
         return None
 
     async def _load_ends(self, local: LocalModel, format: Format) -> EndsEngine:
-        return SimEnds()
+        return SimEnds(self.script)
 
 
 MODEL = model.MODEL
@@ -86,6 +88,7 @@ class SimSwarm:
     peers: SimPeers
     settings: Settings = field(default_factory=lambda: config.load({}, {"SHOAL_HOME": "/nonexistent"}))
     nodes: list[SimNode] = field(default_factory=list[SimNode])
+    cost: StepCost = field(default_factory=StepCost)
     violations: list[str] = field(default_factory=list[str])
     """What an engine was asked for that cannot be."""
 
@@ -95,7 +98,7 @@ class SimSwarm:
         member = peer.member
         spans = [a.served.span for a in member.directory.serving(model.DIGEST, member.now()) if a.served]
         span = choose_span([ServingPeer(other, 1.0) for other in spans], model.N_BLOCKS, SPAN)
-        engine = SimEngine(span, self.peers.internet.agenda, self.violations)
+        engine = SimEngine(span, self.peers.internet.agenda, self.violations, self.cost)
         loaded = LoadedSpan(span, engine, LoopThread(), speed=Speed(0.0, 0.0))
         server = SpanServer(
             peer.network, engine, digest=model.DIGEST, span=span, speed=loaded.speed, max_sessions=64
