@@ -206,6 +206,12 @@ class Settings:
             "Longest piece of a prompt sent as one step, in tokens; 0 chooses it so that every hop is busy."
         ),
     )
+    speculate: Literal["auto", "off"] = field(
+        default="auto",
+        metadata=_about(
+            "Guess tokens ahead where that is faster: auto or off. The tokens are the same either way."
+        ),
+    )
     objective: Literal["latency", "throughput", "cost"] = field(
         default="latency",
         metadata=_about(

@@ -11,6 +11,8 @@ import trio
 from shoal.client.sampling import Constraint, Sampler, Sampling
 from shoal.client.scores import TokenScore
 from shoal.client.session import Session
+from shoal.client.speculation.drafters import NgramDrafter
+from shoal.client.speculation.speculation import Speculation
 from shoal.client.stop_filter import StopFilter
 from shoal.client.timing import Timing
 from shoal.models.text.detokenizer import Detokenizer
@@ -42,6 +44,7 @@ async def generate(
     end_tokens: frozenset[int] = frozenset(),
     constraint: Constraint | None = None,
     timing: Timing | None = None,
+    speculate: bool = True,
 ) -> AsyncGenerator[Delta]:
     """Stream the continuation of ``prompt`` in ``session``, until an end token, a stop string or the limit.
 
@@ -50,6 +53,7 @@ async def generate(
     Args:
         detokenizer: makes the deltas' text; ``None`` for a model that has no tokenizer.
         constraint: the grammar that the answer keeps to; it ends the answer where nothing may follow.
+        speculate: guess tokens ahead where that is faster; the tokens are the same either way.
 
     Raises:
         PromptTooLong, UsageError: before anything was sent.
@@ -64,16 +68,29 @@ async def generate(
         session.roll_back(timing.reused)
     # Never empty: the last token of a prompt is not reused, as its logits choose the first of the answer.
     advanced = await session.advance(prompt[timing.reused :], sampler, more=max_tokens > 1)
-    for count in range(1, max_tokens + 1):
-        token = advanced.token
-        timing.note(trio.current_time(), advanced.times)
-        ended = token in end_tokens
-        shown = text.push("" if ended or detokenizer is None else detokenizer.push(token))
-        finished = ended or text.stopped or sampler.complete
-        if finished or count == max_tokens:
-            # After a stop string nothing is shown, not even characters that the detokenizer still holds back.
-            shown += text.finish("" if text.stopped or detokenizer is None else detokenizer.finish())
-            yield Delta(shown, (token,), "stop" if finished else "length", sampler.score)
-            return
-        yield Delta(shown, (token,), None, sampler.score)
-        advanced = await session.advance([token], sampler, more=count + 1 < max_tokens)
+    timing.speculation.off = _why_off(session, speculate)
+    text_ids = [*prompt, advanced.token]
+    speculation = Speculation(session, sampler, NgramDrafter(), timing.speculation, end_tokens, text_ids)
+    try:
+        for count in range(1, max_tokens + 1):
+            token = advanced.token
+            timing.note(trio.current_time(), advanced.times)
+            ended = token in end_tokens
+            shown = text.push("" if ended or detokenizer is None else detokenizer.push(token))
+            finished = ended or text.stopped or advanced.complete
+            if finished or count == max_tokens:
+                # After a stop string nothing is shown, not even what the detokenizer still holds back.
+                shown += text.finish("" if text.stopped or detokenizer is None else detokenizer.finish())
+                yield Delta(shown, (token,), "stop" if finished else "length", advanced.score)
+                return
+            yield Delta(shown, (token,), None, advanced.score)
+            advanced = await speculation.advance(token, max_tokens - count)
+    finally:
+        speculation.close()
+
+
+def _why_off(session: Session, wanted: bool) -> str:
+    """Why no tokens are guessed ahead; empty where they may be."""
+    if not wanted:
+        return "turned off"
+    return "" if session.takes_back else "a hop cannot take tokens back"

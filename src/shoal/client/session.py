@@ -8,8 +8,8 @@ way is sent again from its position: whoever waits for it sees a pause and no mo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -21,11 +21,13 @@ from shoal.client.ring.recovery import Recovery, RouteChange, recoverable
 from shoal.client.ring.results import Returned
 from shoal.client.ring.ring import IN_FLIGHT, Ring
 from shoal.client.sampling import Sampler
+from shoal.client.scores import TokenScore
 from shoal.client.transcript import Piece, Transcript, join_singles
 from shoal.errors import CannotRollBack, PromptTooLong, ShoalError, UsageError
 from shoal.executor.arrays import Floats, join
 from shoal.executor.codecs import decode, encode
 from shoal.executor.ends import EndsEngine
+from shoal.executor.runner import MERGED_ROWS
 from shoal.executor.thread import ComputeThread
 from shoal.types import Codec, ModelShape
 from shoal.wire.messages import HopTime
@@ -42,14 +44,24 @@ class NextToken:
     """The token that follows what was appended."""
 
     token: int
-    times: tuple[HopTime, ...]
-    """Where the step's time went, by hop."""
+    returned: Returned | None
+    """The step that gave it; ``None`` for all but the first token of one that gave several."""
+    score: TokenScore | None
+    """How likely the token was, if that was asked for."""
+    complete: bool
+    """Whether its grammar allows nothing after it."""
+
+    @property
+    def times(self) -> tuple[HopTime, ...]:
+        """Where the step's time went, by hop."""
+        return self.returned.times if self.returned else ()
 
 
 class Session:
     """A sequence of tokens whose KV lives on the hops of a route.
 
-    ``step`` is for whoever wants logits; ``advance`` is what generation is made of. One task at a time.
+    ``step`` is for whoever wants logits; ``advance`` is what generation is made of. With ``send_ahead`` and
+    ``verify`` tokens go round the ring before they are known for certain. One task at a time.
     """
 
     def __init__(
@@ -83,6 +95,26 @@ class Session:
     def room(self) -> int:
         """Tokens that may still be added."""
         return self.ring.rules.tokens - self._transcript.length
+
+    @property
+    def ahead(self) -> tuple[int, ...]:
+        """Tokens that are on their way and no part of the session yet."""
+        return self._transcript.ahead
+
+    @property
+    def in_flight(self) -> int:
+        """Steps on their way."""
+        return self.ring.rules.in_flight
+
+    @property
+    def step_rows(self) -> int:
+        """Tokens of a step up to which each gives the same bits as in a step of its own."""
+        return MERGED_ROWS if self._ends.ends.sliced else 1
+
+    @property
+    def takes_back(self) -> bool:
+        """Whether tokens that were sent can be taken back at no more cost than that of sending others."""
+        return self.ring.rolls_back and not self._ends.ends.rope_scaling
 
     def reusable(self, prompt: Sequence[int]) -> int:
         """How many tokens of ``prompt`` are held as the prompt alone would have them; not its last one."""
@@ -134,7 +166,65 @@ class Session:
             raise
         if following is not None:
             self._transcript.sent_ahead(self._embedded.token_ids)
-        return NextToken(self._embedded.token_ids[0], returned.times)
+        token = self._embedded.token_ids[0]
+        return NextToken(token, returned, sampler.score, sampler.complete)
+
+    async def send_ahead(self, token_ids: Sequence[int]) -> None:
+        """Send tokens in one step, after those that are on their way: for :meth:`verify`.
+
+        Args:
+            token_ids: at most ``step_rows``.
+
+        Raises:
+            ShoalError: the tokens do not fit, or the session is lost, which :meth:`advance` mends. Nothing is
+                on its way any more.
+        """
+        length = self._transcript.length
+        try:
+            codec, payload = await self._embed(list(token_ids), length + len(self.ahead))
+            await self.ring.send(payload, codec, len(token_ids), len(token_ids))
+        except BaseException:
+            self._take_back(length)
+            raise
+        self._transcript.sent_ahead(token_ids)
+
+    async def verify(self, sampler: Sampler, ends: Container[int]) -> list[NextToken]:
+        """The tokens that the oldest step on its way gives: as many as were sent as they were chosen.
+
+        The first token that was sent ahead must be right. It becomes part of the session, and with it those
+        of the step that are. If the last one that is chosen was sent too, the steps behind go on; otherwise
+        all that was sent after it is taken back.
+
+        Args:
+            ends: tokens after which none is chosen.
+
+        Raises:
+            NoCoverage: a hop is lost, and nobody took its place in time.
+            ShoalError: a step failed; the session is as long as it was before, and nothing is on its way.
+        """
+        before, ahead = self._transcript.length, self.ahead
+        try:
+            returned = await self.ring.receive()
+        except ShoalError as error:
+            # The certain token alone, as if nothing had been guessed.
+            self._take_back(before)
+            returned = (await self._persist(error, [Piece([ahead[0]])], 1))[-1]
+            ahead = ahead[:1]
+        except BaseException:
+            self._take_back(before)
+            raise
+        self._heard = trio.current_time()
+        self._recovery.relieve(self.ring, cached=before, remaining=self.room)
+        try:
+            chosen = await self._head(returned, partial(self._choose_all, sampler, ahead, before, ends))
+        except BaseException:
+            self._take_back(before)
+            raise
+        count = len(chosen)
+        self._transcript.confirm(Piece(list(ahead[:count])))
+        if count < returned.rows or ahead[count : count + 1] != (chosen[-1].token,):
+            self.roll_back(before + count)
+        return [replace(chosen[0], returned=returned), *chosen[1:]]
 
     def roll_back(self, position: int) -> None:
         """Forget every token from ``position`` on.
@@ -305,6 +395,27 @@ class Session:
 
     def _encoded(self, piece: list[int], position: int, codec: Codec) -> bytes:
         return encode(self._ends.ends.embed(piece, position), codec)
+
+    def _choose_all(
+        self, sampler: Sampler, ahead: Sequence[int], before: int, ends: Container[int], logits: Floats
+    ) -> list[NextToken]:
+        """What follows each token of a step, as long as the next token of it is what was chosen."""
+        known = self.token_ids[:before]
+        chosen: list[NextToken] = []
+        for row, token in enumerate(ahead[: len(logits)]):
+            if chosen and chosen[-1].token != token:
+                break
+            known.append(token)
+            try:
+                following = sampler.choose(logits[row], known)
+            except ShoalError:
+                if not chosen:
+                    raise
+                break  # it is raised when this token's turn has come, which may be never
+            chosen.append(NextToken(following, None, sampler.score, sampler.complete))
+            if following in ends or sampler.complete:
+                break
+        return chosen
 
     def _choose(self, sampler: Sampler, following: Issued | None, logits: Floats) -> _Embedded:
         """The next token, embedded: sent at once, from the thread that runs this, if it has a step."""

@@ -125,6 +125,7 @@ class Swarm:
         stop: Sequence[str] = (),
         format: Format | None = None,
         otherwise: float = 0.0,
+        speculate: bool | None = None,
         **sampling: Any,
     ) -> Answer:
         """An answer to ``prompt`` (text or token ids as they are) or ``messages`` (by the chat template).
@@ -138,6 +139,8 @@ class Swarm:
                 With a temperature, or ``temperature=None`` for the model's own, what is left out or ``None``
                 is as the model's makers recommend.
             otherwise: the temperature for ``None`` where they recommend none.
+            speculate: guess tokens ahead where that is faster (:mod:`shoal.client.speculation`); the tokens
+                are the same either way. By default as set.
 
         Raises:
             UsageError: at once, for an option that cannot be.
@@ -179,6 +182,7 @@ class Swarm:
                     stop=stop,
                     end_tokens=local.end_tokens,
                     timing=answer.timing,
+                    speculate=self.settings.speculate == "auto" if speculate is None else speculate,
                 )
                 async for delta in deltas:
                     if len(answer.reroutes) < len(session.reroutes):

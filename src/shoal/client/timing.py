@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from shoal.client.speculation.counts import SpeculationCounts
 from shoal.wire.messages import HopTime
 
 
@@ -20,6 +21,8 @@ class Timing:
     """Tokens of the prompt whose KV the session had already."""
     hops: dict[int, list[HopTime]] = field(default_factory=dict)
     """Decode steps by hop; the prefill is not among them."""
+    speculation: SpeculationCounts = field(default_factory=SpeculationCounts)
+    """What was guessed ahead."""
 
     @property
     def ttft_s(self) -> float:

@@ -8,7 +8,8 @@ The tokens of a session are in three parts::
 
 ``held`` is ``length`` but while a session is replayed. What was sent ahead becomes part of the session when
 the caller appends the same tokens; all that is beyond a position may be taken back (:meth:`Transcript.cut`).
-One chosen token is sent ahead today; a draft would be several, of which the first few are confirmed.
+The token that was chosen last is sent ahead, and behind it what is guessed: of that the first few are
+confirmed.
 
 Tokens are kept in the pieces in which they were sent: sent again in the same pieces they give the same bits.
 """

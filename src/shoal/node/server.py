@@ -149,7 +149,8 @@ class SpanServer:
             return
         try:
             with suppress(ChannelClosed):  # the client is gone
-                await channel.send(Opened(message.session, self.tokens_free, self._admission.codec(hop)))
+                codec, rolls_back = self._admission.codec(hop), hop.engine.capabilities.roll_back
+                await channel.send(Opened(message.session, self.tokens_free, codec, rolls_back))
                 await hop.run()
         finally:
             # However it ends, its KV is free for others.

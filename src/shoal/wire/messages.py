@@ -104,6 +104,8 @@ class Opened(_Message, frozen=True, tag="opened"):
     """Tokens of KV that a newcomer would be let have here."""
     codec: Codec = "float32"
     """What the way onward from here asks for. The client chooses for the whole session."""
+    rolls_back: bool = False
+    """Whether the session's cache can return to any earlier position without being built again."""
 
 
 class Refused(_Message, frozen=True, tag="refused"):

@@ -70,6 +70,8 @@ class Issued:
     position: int
     tokens: int
     wanted: int
+    alone: bool = True
+    """Whether it finds no other step of the session at the hops, neither in flight nor given up."""
 
 
 class ClientSession:
@@ -82,6 +84,7 @@ class ClientSession:
         """Tokens cached once every step in flight has run."""
         self._limit = in_flight
         self._next = 1
+        self._gave_up = False  # whether hops may still be busy with what was given up last
         self._flying: OrderedDict[int, Issued] = OrderedDict()
 
     @property
@@ -107,7 +110,9 @@ class ClientSession:
             )
         if len(self._flying) >= self._limit:
             raise LocalProtocolError(f"{self._limit} steps are in flight already")
-        step = Issued(self._next, self.length, tokens, wanted)
+        alone = not self._flying and not self._gave_up
+        step = Issued(self._next, self.length, tokens, wanted, alone)
+        self._gave_up = False
         self._next += 1
         self._flying[step.number] = step
         self.length += tokens
@@ -128,6 +133,7 @@ class ClientSession:
         self.length = position
         for number in [n for n, s in self._flying.items() if s.position + s.tokens > position]:
             del self._flying[number]
+            self._gave_up = True
 
     def returned(self, step: Step) -> Issued | None:
         """Match a result with the step that it answers; ``None`` when that step was given up.

@@ -85,6 +85,8 @@ class RingHop:
         self.open = False
         self.codec: Codec = "float32"
         """What its way onward asks for."""
+        self.rolls_back = False
+        """Whether its cache can return to any earlier position, as it says."""
         self.pace = HopPace(hop.promised_s, STEPS if hop.proven else NEWCOMER_STEPS)
         self.lost: str | None = None
         """Why the hop is no longer to be counted on."""
@@ -123,6 +125,7 @@ class RingHop:
             raise HopRefused(self.peer, error, PeerId(onward) if onward and reply.gone == onward else None)
         if isinstance(reply, Opened):
             self.codec = reply.codec
+            self.rolls_back = reply.rolls_back
         self.open = True
 
     async def ask(self, message: HopRequest, timeout_s: float) -> HopReply:

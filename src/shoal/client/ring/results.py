@@ -22,6 +22,10 @@ class Returned:
     rows: int
     position: int
     times: tuple[HopTime, ...]
+    took_s: float
+    """From when it was sent until it was back."""
+    alone: bool
+    """As of :class:`Issued`."""
 
 
 class Results:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -66,6 +65,7 @@ class Ring:
         self._codec: Codec | None = codec
         self._step_timeout_s = step_timeout_s
         self._results = Results()
+        self._clock = trio.lowlevel.current_clock()  # asked from any thread
         self._giving_up = threading.Lock()  # a step that is given up is not sent after it
         self._times = RingTimes(self._places, self.session, trace, shape.hidden_size, IN_FLIGHT)
         self.losses = Losses(
@@ -92,6 +92,11 @@ class Ring:
     def lost(self) -> list[int]:
         """Which hops are gone."""
         return self.losses.indices
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether every hop's cache can return to any earlier position."""
+        return all(hop.rolls_back for hop in self._places.hops)
 
     @property
     def slow(self) -> list[tuple[int, HopPace, StepTimes]]:
@@ -180,7 +185,7 @@ class Ring:
         """
         channel, step = self._first(), self._made(issued, codec)
         # Before the sending: the result may be back before this thread gets to its next line.
-        self._times.sent(issued, time.perf_counter())
+        self._times.sent(issued, self._clock.current_time())
         # The loop cannot give the step up between the look and the sending.
         with self._giving_up, suppress(ChannelClosed):
             if self.rules.flies(issued) and channel.gather(step, payload):
@@ -200,7 +205,7 @@ class Ring:
             ShoalError: the session is lost.
         """
         issued = self.issue(tokens, wanted)
-        self._times.sent(issued, time.perf_counter())
+        self._times.sent(issued, self._clock.current_time())
         await self._send(self._made(issued, codec, sequence_length), payload)
 
     async def _send(self, step: Step, payload: bytes) -> None:
@@ -304,10 +309,20 @@ class Ring:
             self.losses.blame.hold_against(range(len(self._places.hops)), error.message, always=True)
             return
         if issued is not None:
-            self._results.add(Returned(payload, hidden.codec, hidden.rows, issued.position, message.times))
+            took_s = self._times.returned(issued, message.times, self._clock.current_time())
+            self._results.add(
+                Returned(
+                    payload=payload,
+                    codec=hidden.codec,
+                    rows=hidden.rows,
+                    position=issued.position,
+                    times=message.times,
+                    took_s=took_s,
+                    alone=issued.alone,
+                )
+            )
             # A result has been through every hop, so each of them has shown that it works.
             self.reputation.answered(hop.peer for hop in self._places.hops)
-            self._times.returned(issued, message.times, time.perf_counter())
 
     def _failed(self, index: int, message: Failed) -> None:
         if message.gone is not None or not message.number:  # steps that fill caches have the number 0

@@ -39,19 +39,20 @@ class RingTimes:
         """A step has been sent, from any thread."""
         self._sent_at[step.number % len(self._sent_at)] = now
 
-    def returned(self, step: Issued, times: Sequence[HopTime], now: float) -> None:
-        """A step has come back: trace it, and note how fast the hops decode.
+    def returned(self, step: Issued, times: Sequence[HopTime], now: float) -> float:
+        """A step has come back: trace it, and note how fast the hops decode. Returns how long it took.
 
         Args:
             times: what the hops say of it.
         """
         took_s = now - self._sent_at[step.number % len(self._sent_at)]
-        if step.tokens == 1:
+        if step.tokens == 1 and step.alone:  # else it waited for others of its own session
             self._note_pace(times, took_s)
         hops = traced(self._places.route, times)
         self._trace.step(
             ring_step(time.time(), self._session, step.number, step.position, step.tokens, took_s, hops)
         )
+        return took_s
 
     def expected_s(self, step: Issued | None) -> float | None:
         """How long a step should take; ``None`` where nobody has measured any, or there is no step."""
