@@ -8,9 +8,10 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from shoal.cli.ask import AnswerRequest, answer_fields, ask, route_table, say_speed, user
+from shoal.cli.ask import AnswerRequest, answer_fields, ask, route_table, say_speed, speculation_line, user
 from shoal.client.answer import Answer, RouteStage
 from shoal.client.generate import Delta
+from shoal.client.speculation.counts import SpeculationCounts
 from shoal.client.swarm import Swarm
 from shoal.errors import ChannelClosed
 from shoal.types import PeerId, Span
@@ -97,3 +98,18 @@ async def test_the_fields_of_an_answer(capsys: pytest.CaptureFixture[str]) -> No
     assert "10:30" in captured.get()
     say_speed(fields)
     assert "3 tokens at 1.0 tok/s over 2 hops" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        (SpeculationCounts(off="turned off"), "nothing was guessed ahead: turned off"),
+        (SpeculationCounts(), "nothing was guessed ahead: it would not have been faster"),
+        (
+            SpeculationCounts(steps=3, guessed=20, accepted=15, gain=2.3),
+            "20 tokens guessed ahead in 3 steps, 75% right: 2.3 × as fast meanwhile",
+        ),
+    ],
+)
+def test_a_trace_ends_with_what_was_guessed_ahead(counts: SpeculationCounts, said: str) -> None:
+    assert speculation_line(counts.shown()).strip() == said

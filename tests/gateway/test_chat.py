@@ -117,6 +117,19 @@ async def test_several_choices_are_numbered_and_seeded(gateway):
     assert streamed == texts
 
 
+async def test_a_request_may_have_nothing_guessed_ahead_and_is_told_what_was(gateway):
+    asked = {"max_tokens": 6, "temperature": 0}
+    plain = (await gateway.chat(**asked, speculate=False)).json()
+    ahead = (await gateway.chat(**asked, speculate=True)).json()
+    assert plain["choices"] == ahead["choices"]
+    assert plain["shoal"]["speculation"]["off"] == "turned off"
+    assert ahead["shoal"]["speculation"]["off"] == ""
+    assert (await gateway.chat(**asked, speculate="perhaps")).status_code == 400
+    text = (await gateway.http.get("/metrics")).text
+    assert "shoal_spec_decode_num_draft_tokens_total{" in text
+    assert "shoal_spec_decode_num_accepted_tokens_total{" in text
+
+
 async def test_a_stop_string_ends_the_answer_and_is_not_shown(gateway, reference):
     text = reference.chat("the sea is", 12)[1]
     cut = text[4:6]

@@ -88,6 +88,17 @@ export interface Reroute {
 
 export type RequestState = 'running' | 'done' | 'failed' | 'cancelled'
 
+/** Tokens that were guessed ahead, once the answer is complete; empty before. */
+export interface Speculation {
+  steps?: number
+  guessed?: number
+  accepted?: number
+  /** Why nothing could be guessed. */
+  off?: string
+  /** How much faster tokens came while guesses were sent. */
+  gain?: number
+}
+
 export interface Request {
   id: string
   model: string
@@ -101,6 +112,7 @@ export interface Request {
   route: Hop[]
   hops: HopTimes[]
   reroutes: Reroute[]
+  speculation: Speculation
 }
 
 /** A token has passed: lights the line. */

@@ -116,6 +116,7 @@ def answer_fields(answer: Answer, question: AnswerRequest) -> dict[str, Any]:
             for stage, (compute_ms, waiting_ms) in stages
         ],
         "reroutes": list(answer.reroutes),
+        "speculation": answer.timing.speculation.shown(),
     }
 
 
@@ -126,6 +127,20 @@ def say_trace(trace: dict[str, Any] | None) -> None:
     if trace is not None:
         for line in (*step_lines(trace["steps"]), *map(reroute_line, trace["reroutes"])):
             say(line)
+        say(speculation_line(trace["speculation"]))
+
+
+def speculation_line(counts: dict[str, Any]) -> str:
+    """What was guessed ahead, and what it brought."""
+    if counts["off"]:
+        return f"  nothing was guessed ahead: {counts['off']}"
+    if not counts["guessed"]:
+        return "  nothing was guessed ahead: it would not have been faster"
+    share = counts["accepted"] / counts["guessed"]
+    return (
+        f"  {many(counts['guessed'], 'token')} guessed ahead in {many(counts['steps'], 'step')}, "
+        f"{share:.0%} right: {counts['gain']:.1f} × as fast meanwhile"
+    )
 
 
 def say_speed(fields: dict[str, Any]) -> None:

@@ -34,6 +34,8 @@ class Answers:
     grammars: Grammars
     records: Records
     metrics: GatewayMetrics
+    speculate: bool
+    """Whether tokens are guessed ahead where a request does not say."""
 
     async def give(
         self, asked: GenerationRequest, caller: Caller, record: Record, take: OnDelta, take_scores: OnScores
@@ -97,6 +99,7 @@ class Answers:
             end_tokens=model.local.end_tokens,
             constraint=constraint,
             timing=timing,
+            speculate=self.speculate if asked.speculate is None else asked.speculate,
         )
         metrics, before, reroutes = self.metrics, trio.current_time(), len(session.reroutes)
         between = metrics.between.labels(model.id)
@@ -119,4 +122,6 @@ class Answers:
                     record.measured(timing)
                     metrics.cached_tokens.labels(model.id).inc(timing.reused)
                     metrics.ended.labels(model.id, delta.finish_reason).inc()
+                    metrics.guessed.labels(model.id).inc(timing.speculation.guessed)
+                    metrics.accepted.labels(model.id).inc(timing.speculation.accepted)
                 await take(choice, delta)

@@ -78,7 +78,8 @@ class Gateway:
         self.feed = Feed(swarm, options.swarm, self.records, options.health)
         self._page = StaticPage()
         self._live = Live(self.feed, options.invite, options.model)
-        answers = Answers(self.prefixes, self.grammars, self.records, self.metrics)
+        speculate = swarm.settings.speculate == "auto"
+        answers = Answers(self.prefixes, self.grammars, self.records, self.metrics, speculate)
         self.desk = Desk(answers, self.limits, self.usage)
         self.ready = False
         """Whether the default model's ends are here."""

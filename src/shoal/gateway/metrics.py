@@ -46,6 +46,8 @@ class GatewayMetrics:
             "prefix_cache_hits", "Tokens of prompts that were not computed again", labels
         )
         self.generation_tokens = self._counter("generation_tokens", "Tokens of answers", labels)
+        self.guessed = self._counter("spec_decode_num_draft_tokens", "Tokens that were guessed ahead", labels)
+        self.accepted = self._counter("spec_decode_num_accepted_tokens", "Those that were right", labels)
         self.ended = self._counter(
             "request_success", "Choices that came to their end", (*labels, "finished_reason")
         )

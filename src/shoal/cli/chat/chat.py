@@ -17,6 +17,7 @@ from shoal.errors import UsageError
 
 if TYPE_CHECKING:
     from shoal.client.swarm import Swarm as Connected
+    from shoal.metrics.trace import Trace
 
 MAX_STDIN = 64 << 20
 """Characters read from stdin; a longer prompt fits no model, and is refused rather than cut."""
@@ -88,11 +89,14 @@ def run(
     stop: StopOption = None,
     seed: SeedOption = None,
     raw: RawOption = False,
+    speculate: options.SpeculateOption = None,
     trace: Annotated[bool, typer.Option("--trace", help="Print per-hop timings afterwards.")] = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Answer one prompt. Streams the answer to stdout."""
-    settings = options.settings(swarm=swarm, public=public, model=model, format=format, device=device)
+    settings = options.settings(
+        swarm=swarm, public=public, model=model, format=format, device=device, speculate=speculate
+    )
     text = whole_prompt(prompt, sys.stdin)
     question = AnswerRequest(
         settings.model,
@@ -114,7 +118,7 @@ def run(
     async def once(opened: Connected) -> dict[str, Any]:
         fields = answer_fields(await ask(opened, question, stream=not as_json), question)
         traced = opened.rings.trace
-        return fields | ({"trace": {"steps": traced.steps, "reroutes": traced.reroutes}} if trace else {})
+        return fields | ({"trace": _trace(traced, fields)} if trace else {})
 
     fields = in_swarm(settings, once)
     if as_json:
@@ -140,10 +144,13 @@ def chat(
     max_tokens: MaxTokensOption = 512,
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
+    speculate: options.SpeculateOption = None,
     system: Annotated[str, typer.Option(help="System message.", show_default=False)] = "",
 ) -> None:
     """Chat with a model. /help lists the commands you can type."""
-    settings = options.settings(swarm=swarm, public=public, model=model, format=format, device=device)
+    settings = options.settings(
+        swarm=swarm, public=public, model=model, format=format, device=device, speculate=speculate
+    )
     sampling = {"temperature": temperature, "seed": seed}
     wanted = settings.asked_format
     asking = AnswerRequest(
@@ -166,6 +173,10 @@ def chat(
         await Talk(opened, conversation, asking, forgiving=typed).run(lines)
 
     in_swarm(settings, talk)
+
+
+def _trace(traced: Trace, fields: dict[str, Any]) -> dict[str, Any]:
+    return {"steps": traced.steps, "reroutes": traced.reroutes, "speculation": fields["speculation"]}
 
 
 def whole_prompt(argument: str | None, stdin: TextIO) -> str:

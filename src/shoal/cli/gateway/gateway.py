@@ -33,6 +33,7 @@ def gateway(
     public: options.PublicOption = None,
     model: options.ModelOption = None,
     device: options.DeviceOption = None,
+    speculate: options.SpeculateOption = None,
     bootstrap: options.BootstrapOption = None,
     with_stdin: options.EndWithStdinOption = False,
     as_json: options.JsonOption = False,
@@ -48,6 +49,7 @@ def gateway(
         public=public,
         model=model,
         device=device,
+        speculate=speculate,
         bootstrap=bootstrap,
     )
     import trio

@@ -63,6 +63,7 @@ async def chat_request(body: ChatRequest, model: Servable, grammars: Grammars) -
         why=found.why,
         turns=True,
         salt=body.cache_salt,
+        speculate=body.speculate,
     )
 
 

@@ -49,6 +49,7 @@ async def _one(body: CompletionRequest, model: Servable, prompt: str | list[int]
         stop=tuple(body.stop),
         echo=body.echo,
         salt=body.cache_salt,
+        speculate=body.speculate,
     )
 
 

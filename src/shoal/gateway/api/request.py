@@ -46,6 +46,8 @@ class GenerationRequest:
     turns: bool = False
     """Whether it is a conversation: its next turn will begin with the same tokens."""
     salt: str = ""
+    speculate: bool | None = None
+    """Whether tokens are guessed ahead; ``None`` as the gateway is set."""
 
     @property
     def need(self) -> int:

@@ -54,6 +54,7 @@ async def responses_request(body: ResponsesRequest, model: Servable, grammars: G
         why=found.why,
         turns=True,
         salt=body.cache_salt,
+        speculate=body.speculate,
     )
 
 

@@ -38,6 +38,8 @@ class Record:
     route: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     hops: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     reroutes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    speculation: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What was guessed ahead (:class:`shoal.client.speculation.counts.SpeculationCounts`)."""
 
     def follow(self, session: Session) -> None:
         """Note which way the session goes now."""
@@ -54,6 +56,7 @@ class Record:
         """Take what one choice's timing says; its single steps are not kept."""
         self.cached_tokens += timing.reused
         self.tokens_per_s = round(timing.tokens_per_s, 2) or None
+        self.speculation = timing.speculation.shown()
         steps = max((len(times) for times in timing.hops.values()), default=0)
         if not steps:
             return
@@ -83,13 +86,14 @@ class Record:
             "route": self.route,
             "hops": self.hops,
             "reroutes": self.reroutes,
+            "speculation": self.speculation,
         }
 
     def told(self) -> dict[str, Any]:
         """What our own page gets with an answer; other clients ignore it."""
         shown = self.shown()
         return {"request": self.id} | {
-            name: shown[name] for name in ("route", "tokens_per_s", "ttft_ms", "reroutes")
+            name: shown[name] for name in ("route", "tokens_per_s", "ttft_ms", "reroutes", "speculation")
         }
 
 

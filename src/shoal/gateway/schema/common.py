@@ -147,6 +147,8 @@ class Choosing(Body):
     top_k: int | None = Field(None, ge=-1, le=1 << 24)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=REPETITION[0], le=REPETITION[1])
+    speculate: bool | None = None
+    """Whether tokens are guessed ahead; by default as the gateway is set. The answer is the same."""
 
     def sampling(self, top_logprobs: int | None, defaults: SamplingDefaults) -> Sampling:
         """The client's wishes as the sampler takes them; the model's own where it has none, then OpenAI's."""
