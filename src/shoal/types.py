@@ -18,11 +18,21 @@ SessionId = NewType("SessionId", bytes)
 DType = Literal["float32", "bfloat16", "float16"]
 """What torch loads a checkpoint's tensors in."""
 
-Format = Literal["fp32", "bf16", "int8", "int4"]
-"""How a node holds the weights of its linear layers. A route has one format."""
+Format = Literal["fp32", "published", "bf16", "int8", "int4"]
+"""How a node holds the weights of its linear layers, the most exact first. A route has one format.
 
-WEIGHT_BYTES: dict[Format, float] = {"fp32": 4, "bf16": 2, "int8": 1, "int4": 0.5 + 4 / 32}
-"""Bytes of a weight; int4 has a float32 scale for each 32. int8's, one for each row, is not in it."""
+``published`` keeps a quantised model's integers, scales and minima as they are in its files.
+"""
+
+WEIGHT_BYTES: dict[Format, float] = {
+    "fp32": 4,
+    "published": 0.5 + 4 / 32,
+    "bf16": 2,
+    "int8": 1,
+    "int4": 0.5 + 4 / 32,
+}
+"""Bytes of a weight; int4 has a float32 scale for each 32. int8's, one for each row, is not in it. As
+published a weight takes what its type needs: this is Q4_1's, where the files are not at hand."""
 
 Codec = Literal["float32", "bfloat16", "int8"]
 """How hidden states are encoded for one hop. In memory they are float32 everywhere."""

@@ -67,8 +67,8 @@ def test_each_format_is_near_float32(
 
 
 def test_int4_needs_whole_groups_and_is_int8_without() -> None:
-    assert pack(values(4, 64), "int4").format == "int4"
-    assert pack(values(4, 50), "int4").format == "int8"
+    assert pack(values(4, 64), "int4").layout == "grouped4"
+    assert pack(values(4, 50), "int4").layout == "int8"
 
 
 @pytest.mark.parametrize(

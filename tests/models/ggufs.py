@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from shoal.models.build.loader import read_tensor
 from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.finite import SCALES
 from shoal.testing.checkpoints import BASE, BLOCKS, write_checkpoint
 
 
@@ -113,12 +115,20 @@ IN_PAIRS = ("llama", "smollm3", "granite")
 
 
 def write_family(
-    path: Path, scratch: Path, family: str, *, quantised: bool = True, split: int = 0, **changes: Any
+    path: Path,
+    scratch: Path,
+    family: str,
+    *,
+    quantised: bool = True,
+    types: Mapping[str, str] = {},
+    split: int = 0,
+    **changes: Any,
 ) -> dict[str, torch.Tensor]:
     """Write a model of ``family`` with its tokenizer, matrices of blocks in Q4_1, the embedding in Q8_0.
 
     Args:
         scratch: where the Hugging Face folder that it is made of goes.
+        types: by the last name of a linear layer, or ``""`` for all others of the blocks, other types.
         split: tensors in one file, if there are to be several.
         changes: fields of the config to set.
 
@@ -143,18 +153,33 @@ def write_family(
             meant[name] = torch.from_numpy((array + np.float32(1)) - np.float32(1))
             continue
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
-        ordered = array
-        if heads and arch in IN_PAIRS:
-            ordered = in_pairs(array, config[heads])
+        paired = config[heads] if heads and arch in IN_PAIRS else 0
         if quantised and array.ndim == 2:
-            how = Q4_1 if "layers" in name else gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(stored, gguf.quantize(ordered, how), raw_dtype=how)
-            array = gguf.dequantize(gguf.quantize(array, how), how)
+            named = types.get(name.split(".")[-2], types.get("", "Q4_1")) if "layers" in name else "Q8_0"
+            how = gguf.GGMLQuantizationType[named]
+            packed = quantise(array, how)
+            writer.add_tensor(stored, in_pairs(packed, paired) if paired else packed, raw_dtype=how)
+            array = gguf.dequantize(packed, how)
         else:
-            writer.add_tensor(stored, ordered)
+            writer.add_tensor(stored, in_pairs(array, paired) if paired else array)
         meant[name] = torch.from_numpy(np.array(array))
     close(writer)
     return meant
+
+
+def quantise(array: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """A matrix in a type, ``[rows, bytes]``; random integers in those that the gguf package cannot write."""
+    try:
+        return gguf.quantize(array, kind)
+    except NotImplementedError:
+        elements, size = gguf.GGML_QUANT_SIZES[kind]
+        spread = 1.0
+        blocks = np.random.default_rng(len(array)).integers(0, 256, (array.size // elements, size), np.uint8)
+        for scale in (1.0, 0.02):  # the second as large as trained weights are
+            for at in SCALES[kind.name][1]:
+                blocks[:, at : at + 2] = np.frombuffer(np.float16(scale / spread).tobytes(), np.uint8)
+            spread = float(gguf.dequantize(blocks, kind).std())
+        return blocks.reshape(len(array), -1)
 
 
 def in_pairs(rows: np.ndarray, heads: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 from shoal.errors import BadWeights
 from shoal.models.checkpoint.grouped import Bits, GroupedWeights, fits_groups, join_groups
 from shoal.models.checkpoint.headers import TensorEntry
-from shoal.models.gguf.groups import LAYOUTS, has_groups, read_groups
+from shoal.models.gguf.groups import LAYOUTS, gguf_grouping, read_groups
 
 ROWS, COLS = 8, 512
 
@@ -50,9 +50,11 @@ def test_each_type_has_the_values_that_the_library_reads(kind: str, heads: int, 
     if heads:  # rows 0, 2 and 1, 3 of each head of four turn together
         expected = expected[[0, 2, 1, 3, 4, 6, 5, 7]]
     entry = entry_of(kind, raw, tmp_path, heads)
-    assert has_groups(entry)
-    found = read_groups(entry)
+    found, grouping = read_groups(entry), gguf_grouping(entry)
     assert np.array_equal(found.floats(), expected)
+    assert grouping is not None
+    assert (grouping.bits, grouping.group) == (found.bits, found.group)
+    assert grouping.minima == (found.minima is not None)
     assert np.isfinite(expected).all()
     assert len(np.unique(found.values)) > 3
     if found.bits == 4:
@@ -71,10 +73,10 @@ def test_a_minimum_that_drowns_the_scale_hides_no_integer(tmp_path: Path) -> Non
 
 def test_what_is_no_matrix_of_whole_groups_is_not_read_so(tmp_path: Path) -> None:
     entry = entry_of("Q8_0", random_blocks("Q8_0"), tmp_path)
-    assert not has_groups(replace(entry, shape=(ROWS * COLS,)))
-    assert not has_groups(replace(entry, less=1.0))
-    assert not has_groups(replace(entry, dtype="F16"))
-    assert not has_groups(replace(entry, dtype="IQ2_XXS"))
+    assert not gguf_grouping(replace(entry, shape=(ROWS * COLS,)))
+    assert not gguf_grouping(replace(entry, less=1.0))
+    assert not gguf_grouping(replace(entry, dtype="F16"))
+    assert not gguf_grouping(replace(entry, dtype="IQ2_XXS"))
 
 
 def test_groups_that_the_kernels_take() -> None:

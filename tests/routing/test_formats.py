@@ -15,6 +15,25 @@ def test_a_machine_with_kernels_takes_int8_whatever_the_checkpoint_is_in(stored:
     assert choose_format("auto", stored, kernels=True).format == "int8"
 
 
+@pytest.mark.parametrize("where", [{"kernels": True}, {"kernels": False, "accelerator": True}], ids=str)
+def test_a_quantised_model_stays_as_it_was_published(where: dict[str, bool]) -> None:
+    chosen = choose_format("auto", "Q4_1", published=True, **where)
+    assert (chosen.format, "(Q4_1)" in chosen.why) == ("published", True)
+    assert choose_format("published", "Q4_1", published=True, **where).format == "published"
+    served: list[tuple[Format, Span]] = [("int8", Span(0, 6))]
+    assert choose_format("auto", "Q4_1", published=True, served=served, **where).format == "int8"
+
+
+def test_where_nothing_computes_with_its_integers_it_does_not() -> None:
+    assert choose_format("auto", "Q4_1", kernels=False, published=True).format == "fp32"
+    assert choose_format("auto", "Q4_1", kernels=True, parallel=2, published=True).format == "fp32"
+
+
+def test_a_model_without_integers_is_bf16_where_it_should_be_as_published() -> None:
+    chosen = choose_format("published", "F32", kernels=True)
+    assert (chosen.format, "not published as integers" in chosen.why) == ("bf16", True)
+
+
 @pytest.mark.parametrize(
     ("stored", "format"), [("F32", "fp32"), ("F64", "fp32"), ("BF16", "bf16"), ("F16", "bf16")]
 )
@@ -40,7 +59,7 @@ def test_several_processes_take_what_they_can_hold(stored: str, format: Format) 
 
 @pytest.mark.parametrize("kernels", [True, False])
 def test_the_swarm_goes_before_the_machine(kernels: bool) -> None:
-    for format in ("fp32", "bf16", "int8", "int4"):
+    for format in ("fp32", "published", "bf16", "int8", "int4"):
         chosen = choose_format("auto", "F32", kernels=kernels, served=[(format, Span(0, 10))])
         assert chosen.format == format
         assert "swarm" in chosen.why

@@ -15,7 +15,7 @@ from importlib import resources
 import numpy as np
 import trio
 
-from shoal.bench.models import measured_model
+from shoal.bench.models import held_formats, measured_model
 from shoal.bench.one import OneProcess, load_one
 from shoal.bench.results import BenchReport, Measurement, describe_machine
 from shoal.config import Settings
@@ -52,6 +52,7 @@ WAYS = (
     Variant("fp32+wire-int8", "fp32", wire="int8"),
     Variant("bf16", "bf16"),
     Variant("bf16+kv-int8", "bf16", kv="int8"),
+    Variant("published", "published"),
     Variant("int8", "int8"),
     Variant("int4", "int4"),
     Variant("int8+kv-int8+wire-int8", "int8", kv="int8", wire="int8"),
@@ -77,6 +78,7 @@ async def measure_accuracy(settings: Settings, formats: Sequence[Format], progre
     """
     settings, model = await trio.to_thread.run_sync(measured_model, settings, progress)
     windows = _windows(model)
+    formats = held_formats(model, formats)
     ways = [way for way in WAYS if way is EXACT or way.format in formats]
     found: dict[str, float] = {}
     for place, way in enumerate(ways):

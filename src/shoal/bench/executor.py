@@ -8,7 +8,7 @@ from functools import partial
 
 import trio
 
-from shoal.bench.models import measured_model
+from shoal.bench.models import held_formats, measured_model
 from shoal.bench.one import DEPTH, STEPS, OneProcess, load_one
 from shoal.bench.results import BenchReport, Contender, Expected, compared, in_turns
 from shoal.bench.roof import Roof, find_roof
@@ -32,6 +32,7 @@ async def measure_executor(
         ShoalError: the model cannot be had, or not be held in one of the formats.
     """
     settings, model = await trio.to_thread.run_sync(measured_model, settings, progress)
+    formats = held_formats(model, formats)
     with torch_thread() as thread:
         roof = await find_roof(thread, settings, model, formats, progress)
         contenders: list[Contender] = []

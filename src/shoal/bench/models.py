@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from shoal.config import Settings
+from shoal.executor.load import holds_published
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.progress import Progress
+from shoal.types import Format
 
 RANDOM = "random-1.1b"
 SEED = 0
@@ -73,6 +76,12 @@ def measured_model(settings: Settings, progress: Progress) -> tuple[Settings, Lo
             write_random(folder, Shape())
         settings = replace(settings, model=str(folder))
     return settings, ModelStore(settings.paths.models).resolve(settings.model, progress)
+
+
+def held_formats(model: LocalModel, formats: Sequence[Format]) -> Sequence[Format]:
+    """Those of ``formats`` that a model can be held in; ``published`` is for one of integers."""
+    kept = holds_published(model)
+    return [format for format in formats if kept or format != "published"]
 
 
 def bench_folder(settings: Settings) -> Path:

@@ -15,6 +15,7 @@ from shoal.executor.device.find import find_device
 from shoal.executor.thread import ComputeThread
 from shoal.models.build.skeleton import read_model_config
 from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.sizes import weight_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.planning.costs import model_cost
 from shoal.planning.measure import measure_accelerator, measure_machine
@@ -79,7 +80,8 @@ async def find_roof(
     def find() -> Roof:
         machine = measure_machine(settings.threads)
         config = read_model_config(open_checkpoint(model.path))
-        return Roof(machine, {format: model_cost(config, format, settings.kv) for format in formats})
+        costs = {f: model_cost(config, f, settings.kv, weight_bytes(model, f)) for f in formats}
+        return Roof(machine, costs)
 
     return await thread.run(find)
 

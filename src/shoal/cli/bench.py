@@ -29,7 +29,9 @@ BenchModelOption = Annotated[
 ]
 BenchFormatOption = Annotated[
     str | None,
-    typer.Option("--format", help="Measure this format only: fp32, bf16, int8 or int4.", show_default=False),
+    typer.Option(
+        "--format", help="Measure this format only: fp32, published, bf16, int8 or int4.", show_default=False
+    ),
 ]
 BenchThreadsOption = Annotated[
     int | None,

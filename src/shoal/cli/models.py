@@ -76,7 +76,9 @@ def model_fields(model: LocalModel) -> dict[str, Any]:
 
     The format is the one in which this machine would hold it, if nobody in the swarm served it yet.
     """
-    chosen = choose_format("auto", model.dtype, kernels=kernels_built())
+    from shoal.executor.load import holds_published
+
+    chosen = choose_format("auto", model.dtype, kernels=kernels_built(), published=holds_published(model))
     return {
         "name": model.name,
         "path": str(model.path),

@@ -5,6 +5,7 @@ The modules stand on torch and transformers, which take seconds to import: that 
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from shoal.executor.cores import usable_cores
@@ -14,12 +15,16 @@ from shoal.executor.fused import FusedRunner
 from shoal.executor.kernels.c_kernels import ThreadTeam, library
 from shoal.executor.runner import Runner
 from shoal.executor.shape import LlamaShape, llama_shape
-from shoal.executor.weights.llama_blocks import expected_names, read_layers
+from shoal.executor.weights.llama_blocks import expected_names, prefix_of, read_layers
 from shoal.executor.weights.tensors import is_readable
 from shoal.executor.weights.weight_cache import WeightCache
 from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shoal.models.checkpoint.headers import ITEM_SIZE
+from shoal.models.checkpoint.published import grouping_of, is_mostly_grouped
 from shoal.models.store.local_model import LocalModel
 from shoal.types import Format, Kernels, Kv, Span
+
+log = logging.getLogger(__name__)
 
 
 def fused_shape(checkpoint: Checkpoint, span: Span, format: Format) -> LlamaShape | None:
@@ -37,6 +42,19 @@ def span_shape(checkpoint: Checkpoint, span: Span) -> LlamaShape | None:
         return None
     whole = all(expected_names(shape, checkpoint, block) for block in range(span.start, span.end))
     return shape if whole and all(map(is_readable, checkpoint.tensors.values())) else None
+
+
+def holds_published(model: LocalModel) -> bool:
+    """Whether most weights of a model were published as integers that its blocks can be run with.
+
+    Raises:
+        BadWeights, UnsupportedModel: see ``open_checkpoint``.
+    """
+    if model.dtype in ITEM_SIZE:
+        return False
+    checkpoint = open_checkpoint(model.path)
+    shape = span_shape(checkpoint, Span(0, model.shape.n_blocks))
+    return shape is not None and is_mostly_grouped(checkpoint.tensors.values())
 
 
 def load_runner(
@@ -79,6 +97,8 @@ def load_runner(
 
         return load_modules(model, span, format, kv=kv, threads=threads, device=device, kernels=kernels)
     weight_cache = WeightCache(cache, model.digest, format)
+    if format == "published":
+        _tell_rounded(checkpoint, span)
     layers = read_layers(checkpoint, shape, span, format, weight_cache)
     if by_torch:
         import torch  # noqa: PLC0415
@@ -88,6 +108,15 @@ def load_runner(
         torch.set_num_threads(threads or usable_cores())
         return load_device_runner(layers, shape, span, format, kv=kv, device=torch.device(device))
     return FusedRunner(shape, span, list(layers), ThreadTeam(threads or usable_cores()), kv)
+
+
+def _tell_rounded(checkpoint: Checkpoint, span: Span) -> None:
+    """Say which types of the blocks' matrices are not held as published."""
+    prefixes = tuple(prefix_of(block) for block in range(span.start, span.end))
+    matrices = [e for e in checkpoint.tensors.values() if e.name.startswith(prefixes) and len(e.shape) == 2]
+    types = sorted({entry.dtype for entry in matrices if grouping_of(entry) is None} - {"BF16"})
+    if types:
+        log.warning("blocks %s: matrices in %s are rounded to bf16", span, ", ".join(types))
 
 
 def load_ends_runner(

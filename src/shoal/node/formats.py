@@ -5,6 +5,7 @@ from __future__ import annotations
 from shoal.config import Settings
 from shoal.executor.device.device import Device
 from shoal.executor.kernels.built import kernels_built
+from shoal.executor.load import holds_published
 from shoal.models.store.local_model import LocalModel
 from shoal.routing.formats import FormatChoice, choose_format
 from shoal.swarm.member import Member
@@ -19,6 +20,7 @@ def pick_format(model: LocalModel, settings: Settings, member: Member, device: D
         model.dtype,
         kernels=device.is_cpu and kernels_built(),
         accelerator=not device.is_cpu,
+        published=settings.format in ("auto", "published") and holds_published(model),
         parallel=settings.parallel,
         served=[
             (a.served.format, a.served.span) for a in serving if a.served and a.peer != member.network.peer

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -46,11 +47,16 @@ def _no_experts(
 register_experts(METHOD, _no_experts)
 
 
-def model_cost(config: PretrainedConfig, format: Format, kv: Kv = "auto") -> SpanCost:
+def model_cost(
+    config: PretrainedConfig, format: Format, kv: Kv = "auto", weight_bytes: float = 0.0
+) -> SpanCost:
     """The cost of a whole model: its blocks and its head.
 
     On the kernels, where the model has their shape, with KV in pages; else as its own modules, in which KV
     and the head are float32.
+
+    Args:
+        weight_bytes: bytes of a weight, where the model's files say it; 0: what the format says.
 
     Raises:
         UnsupportedModel: the config makes no model that can be served in spans.
@@ -62,6 +68,7 @@ def model_cost(config: PretrainedConfig, format: Format, kv: Kv = "auto") -> Spa
         _block_cost(block, layer, config, format=format, kv=kv, fused=fused)
         for block, layer in zip(blocks, layers, strict=True)
     ]
+    costs = [replace(cost, weight_bytes=weight_bytes) for cost in costs]
     return SpanCost(tuple(costs), int(config.hidden_size), _head_cost(model, format, fused))
 
 

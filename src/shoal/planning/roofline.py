@@ -97,16 +97,18 @@ class PartCost:
     """Bytes of a session's recurrent state, which does not grow."""
     resident: int = 0
     """Bytes that are held, and that no step reads: an embedding."""
+    weight_bytes: float = 0.0
+    """Bytes of a weight; 0: what the format says."""
 
     @property
     def expert_bytes(self) -> float:
         """Of one expert."""
-        return _matrix_bytes(self.expert_weights, self.expert_outputs, self.format)
+        return self._matrix_bytes(self.expert_weights, self.expert_outputs)
 
     @property
     def dense_bytes(self) -> float:
         """Of what every step reads."""
-        return _matrix_bytes(self.weights, self.outputs, self.format) + FLOAT * self.other
+        return self._matrix_bytes(self.weights, self.outputs) + FLOAT * self.other
 
     @property
     def bytes(self) -> float:
@@ -139,12 +141,12 @@ class PartCost:
         """Operations of attention."""
         return rows * self.attention * self._seen(context + (rows / sessions + 1) / 2)
 
+    def _matrix_bytes(self, weights: int, outputs: int) -> float:
+        a_weight = self.weight_bytes or WEIGHT_BYTES[self.format]
+        return a_weight * weights + (FLOAT * outputs if self.format == "int8" else 0)
+
     def _seen(self, tokens: float) -> float:
         return min(tokens, self.window) if self.window else tokens
-
-
-def _matrix_bytes(weights: int, outputs: int, format: Format) -> float:
-    return WEIGHT_BYTES[format] * weights + (FLOAT * outputs if format == "int8" else 0)
 
 
 @dataclass(frozen=True, slots=True)

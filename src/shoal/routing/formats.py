@@ -30,6 +30,7 @@ def choose_format(
     *,
     kernels: bool,
     accelerator: bool = False,
+    published: bool = False,
     parallel: int = 1,
     served: Iterable[tuple[Format, Span]] = (),
 ) -> FormatChoice:
@@ -39,18 +40,29 @@ def choose_format(
         stored: the dtype of most of the checkpoint's bytes, as safetensors names it, for example ``BF16``.
         kernels: whether our C kernels are built on this machine.
         accelerator: whether the node computes on one, which takes every format.
+        published: whether the model was published as integers that a node can compute with.
         parallel: how many processes compute the node's span together.
         served: what peers serve of the model now, and in which format.
     """
+    if asked == "published" and not published:
+        return FormatChoice("bf16", "its weights were not published as integers that can be kept")
     if asked != "auto":
         return FormatChoice(asked, "it was asked for")
     possible = PARALLEL if parallel > 1 else get_args(Format)
     if (common := most_served(served, possible)) is not None:
         return FormatChoice(common, "the swarm serves the model in it")
-    if kernels and parallel == 1:
-        return FormatChoice("int8", "the kernels are built here, and run it fastest for what it loses")
-    if accelerator and parallel == 1:
-        return FormatChoice("int8", "nodes on CPUs, which it shares routes with, run it fastest")
+    if parallel == 1 and (kernels or accelerator):
+        if published:
+            return FormatChoice("published", f"its weights were published as integers ({stored})")
+        built = "the kernels are built here, and run it fastest for what it loses"
+        return FormatChoice(
+            "int8", built if kernels else "nodes on CPUs, which it shares routes with, run it fastest"
+        )
+    return _choose_exact(stored, parallel)
+
+
+def _choose_exact(stored: str, parallel: int) -> FormatChoice:
+    """Where nothing computes with integers."""
     reason = "several processes share the span" if parallel > 1 else "the kernels are not built here"
     if stored in ("BF16", "F16"):
         return FormatChoice("bf16", f"{reason}, and the checkpoint has 16 bits for a weight")

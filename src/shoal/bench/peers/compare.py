@@ -32,6 +32,7 @@ from shoal.config import Settings
 from shoal.errors import ShoalError, UnsupportedModel, UsageError, as_shoal_error
 from shoal.executor.thread import ComputeThread
 from shoal.local.processes import split
+from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
 from shoal.progress import Progress
@@ -99,13 +100,24 @@ async def measure_peers(settings: Settings, asked: PeersBench, progress: Progres
     results: list[Measurement] = []
     notes: list[str] = []
     for format in asked.formats:
-        file = await llama.quantize(bf16, format)
+        file = _own_file(model) if format == "published" else await llama.quantize(bf16, format)
         with TemporaryDirectory(prefix="shoal-bench-") as folder:
             field = Field(settings, model, asked, format, Path(folder), roof, progress, prompts, token_ids)
             results += await _one_format(field, llama, file, notes)
     title = f"{model.name} beside llama.cpp and language-pipes"
     found = compared(results, _pairs(asked))
     return BenchReport(title, roof.described(settings.threads), tuple(found), notes=tuple(notes))
+
+
+def _own_file(model: LocalModel) -> Path:
+    """The GGUF file that a model was published in; of several the first, which names the others."""
+    file = open_checkpoint(model.path).files[0]
+    if file.suffix != ".gguf":
+        raise UsageError(
+            f"{model.name} was not published as a GGUF file, which is what llama.cpp reads",
+            check="choose another format, or give a GGUF file as --model",
+        )
+    return file
 
 
 def _tokenized(model: LocalModel, prompts: Sequence[str]) -> list[list[int]]:

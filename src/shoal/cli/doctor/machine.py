@@ -112,9 +112,11 @@ def format(settings: Settings) -> Finding:
     if settings.format != "auto":
         return Finding("format", "ok", f"{settings.format}, as set")
     if not find_device(settings.device).device.is_cpu:
-        return Finding("format", "ok", "int8 for a node that is the first, on an accelerator as on CPUs")
+        text = "as published or int8 for a node that is the first, on an accelerator as on CPUs"
+        return Finding("format", "ok", text)
     if kernels_built():
-        return Finding("format", "ok", "int8 for a node that is the first: the C kernels are built")
+        text = "as published or int8 for a node that is the first: the C kernels are built"
+        return Finding("format", "ok", text)
     text = "bf16 or fp32, as the checkpoint is stored: the C kernels are not built, and all is slower"
     return Finding("format", "note", text, "make setup, once a C compiler is installed")
 

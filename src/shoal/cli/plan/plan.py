@@ -102,6 +102,8 @@ class PlanResult:
 def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -> PlanInput:
     from shoal.errors import PromptTooLong
     from shoal.executor.kernels.built import kernels_built
+    from shoal.executor.load import holds_published
+    from shoal.models.checkpoint.sizes import weight_bytes
     from shoal.models.store.config_only import glance
     from shoal.models.store.store import ModelStore
     from shoal.planning.costs import model_cost
@@ -115,8 +117,11 @@ def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -
             f"{seen.name} was made for sessions of {seen.context} tokens, not {context}",
             check="lower --context",
         )
-    format = choose_format(settings.format, seen.stored, kernels=kernels_built()).format
-    cost = model_cost(seen.config, format, settings.kv)
+    published = seen.model is not None and holds_published(seen.model)
+    stored = seen.stored if seen.model is None else seen.model.dtype
+    format = choose_format(settings.format, stored, kernels=kernels_built(), published=published).format
+    held = 0.0 if seen.model is None else weight_bytes(seen.model, format)
+    cost = model_cost(seen.config, format, settings.kv, held)
     codec = settings.wire if settings.wire != "auto" else ("float32" if format == "fp32" else "bfloat16")
     row = encoded_bytes(1, cost.hidden_size, codec)
     return PlanInput(seen.name, format, cost, Workload(sessions, context or min(CONTEXT, seen.context), row))

@@ -60,7 +60,7 @@ def load_device_ends(shape: LlamaShape, weights: EndsWeights, device: torch.devi
     Raises:
         OutOfResources: it has no room for it.
     """
-    products = find_products(device) if weights.head.format == "int8" else Products()
+    products = Products() if weights.head.scales is None else find_products(device)
     try:
         return DeviceEnds(shape, weights, device, products)
     except RuntimeError as error:

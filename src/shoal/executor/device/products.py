@@ -17,8 +17,8 @@ import torch
 from torch.nn import functional
 
 from shoal.executor.arrays import Array
-from shoal.executor.kernels.c_kernels import GROUP, Matrix, pack
-from shoal.executor.kernels.torch_kernels import INT32_MAX, tensor_of, widen
+from shoal.executor.kernels.c_kernels import Matrix, pack
+from shoal.executor.kernels.torch_kernels import INT32_MAX, split_nibbles, tensor_of, widen
 from shoal.types import Format
 
 FEW_ROWS = 16
@@ -28,8 +28,13 @@ CLOSE = 0.02
 TRIAL_ROWS, TRIAL_COLS = 64, 512
 LARGEST_INT = 127 * 256 + 127
 """What two 8-bit integers hold, the upper one times 256."""
+BITS = {"grouped4": 4, "grouped8": 8}
+
+PACKED_GROUPS = (32, 64, 128, 256)
+"""Weights that may share a scale in torch's products of 4-bit weights."""
 
 PackedProduct = Callable[[torch.Tensor], torch.Tensor]
+PackInt4 = Callable[["GroupedMatrix"], PackedProduct]
 
 
 class DeviceMatrix(Protocol):
@@ -56,7 +61,7 @@ class Products:
     """``_weight_int8pack_mm``: for few rows."""
     integers: bool = False
     """``_int_mm``: for many rows."""
-    int4_weights: Callable[[torch.Tensor, torch.Tensor], PackedProduct] | None = None
+    int4_weights: PackInt4 | None = None
     """Packs 4-bit weights for ``_weight_int4pack_mm`` or the CPU's own."""
 
 
@@ -68,15 +73,14 @@ def compute_dtype(format: Format) -> torch.dtype:
 def place_matrix(matrix: Matrix, device: torch.device, products: Products) -> DeviceMatrix:
     """Bring a matrix to ``device``."""
     bias = None if matrix.bias is None else _placed(matrix.bias, device)
-    if matrix.format == "int8" and matrix.scales is not None:
-        weights, scales = _placed(matrix.weights, device), _placed(matrix.scales, device)
-        return Int8Matrix(weights, scales, bias, products)
-    if matrix.format == "int4" and matrix.scales is not None:
-        weights, scales = _placed(matrix.weights, device), _placed(matrix.scales, device)
-        return _place_int4(weights, scales, bias, products)
-    if matrix.format in ("fp32", "bf16"):
+    if matrix.scales is None:
         return WideMatrix(_placed(matrix.weights, device), bias)
-    return WideMatrix(widen(matrix, slice(None)).to(device, torch.bfloat16), bias)
+    weights, scales = _placed(matrix.weights, device), _placed(matrix.scales, device)
+    if matrix.layout == "int8":
+        return Int8Matrix(weights, scales, bias, products)
+    minima = None if matrix.minima is None else _placed(matrix.minima, device)
+    grouped = GroupedMatrix(weights, scales, minima, bias, bits=BITS[matrix.layout], zero=matrix.zero)
+    return _place_packed(grouped, bias, products)
 
 
 class WideMatrix:
@@ -133,32 +137,57 @@ class Int8Matrix:
         return sums.float() * (self._scales * (largest / limit))
 
 
-class Int4Matrix:
-    """Weights as nibbles, ``[rows, cols / 2]``, widened for each product."""
+class GroupedMatrix:
+    """Weights in groups, widened for each product; see :class:`Matrix`."""
 
-    def __init__(self, weights: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.rows, self.cols = len(weights), 2 * weights.shape[1]
+    def __init__(
+        self,
+        weights: torch.Tensor,
+        scales: torch.Tensor,
+        minima: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        *,
+        bits: int,
+        zero: int,
+    ) -> None:
+        self.rows, self.cols = len(weights), weights.shape[1] * 8 // bits
         self.device = weights.device
-        self.bytes = _bytes(weights, scales, bias)
+        self.bytes = _bytes(weights, scales, minima, bias)
+        self.bits = bits
+        self.scales = scales
         self._weights = weights
-        self._scales = scales
+        self._minima = minima
         self._bias = bias
+        self._zero = zero
+
+    @property
+    def group(self) -> int:
+        """Weights of a row that share a scale."""
+        return self.cols // self.scales.shape[1]
+
+    def integers(self) -> torch.Tensor:
+        """The weights before they are scaled, ``[rows, cols]``."""
+        return split_nibbles(self._weights) if self.bits == 4 else self._weights
+
+    def minima_at(self, value: int) -> torch.Tensor:
+        """What the integer ``value`` means in each group, float32 ``[rows, cols / group]``."""
+        found = self.scales.float() * (value - self._zero)
+        return found if self._minima is None else found + self._minima.float()
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        values = (nibbles(self._weights).bfloat16() - 8).view(self.rows, -1, GROUP)
-        wide = (values * self._scales.unsqueeze(2)).bfloat16().view(self.rows, -1)
-        return _plus(functional.linear(x.bfloat16(), wide), self._bias)
+        values = self.integers().view(self.rows, -1, self.group).float()
+        wide = torch.addcmul(self.minima_at(0).unsqueeze(2), values, self.scales.float().unsqueeze(2))
+        return _plus(functional.linear(x.bfloat16(), wide.bfloat16().view(self.rows, -1)), self._bias)
 
 
 class PackedInt4Matrix:
     """Weights as a device's own product of 4-bit weights wants them."""
 
-    def __init__(self, product: PackedProduct, wide: Int4Matrix, bias: torch.Tensor | None) -> None:
-        """``wide`` is the same in our own layout, of which only the size is kept."""
-        self.rows, self.cols, self.device = wide.rows, wide.cols, wide.device
-        self.bytes = (
-            wide.bytes
-        )  # packing keeps it; scales and minima of 16 bits take what a float32 scale does
+    def __init__(self, product: PackedProduct, grouped: GroupedMatrix, bias: torch.Tensor | None) -> None:
+        """``grouped`` is the same in our own layout, of which only the size is kept."""
+        self.rows, self.cols, self.device = grouped.rows, grouped.cols, grouped.device
+        scales = 4 * grouped.scales.numel()  # 16 bits each for scale and minimum
+        self.bytes = grouped.rows * grouped.cols // 2 + scales + _bytes(bias)
         self._product = product
         self._bias = bias
 
@@ -171,43 +200,33 @@ def weights_of(matrix: DeviceMatrix) -> torch.Tensor:
     return matrix.multiply(torch.eye(matrix.cols, device=matrix.device)).float().T
 
 
-def _place_int4(
-    weights: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, products: Products
-) -> DeviceMatrix:
-    wide = Int4Matrix(weights, scales, bias)
-    if products.int4_weights is None:
-        return wide
+def _place_packed(grouped: GroupedMatrix, bias: torch.Tensor | None, products: Products) -> DeviceMatrix:
+    if products.int4_weights is None or grouped.bits != 4 or grouped.group not in PACKED_GROUPS:
+        return grouped
     try:
-        product = products.int4_weights(nibbles(weights), scales)
+        product = products.int4_weights(grouped)
     except (RuntimeError, NotImplementedError):  # not every shape fits a device's tiles
-        return wide
-    return PackedInt4Matrix(product, wide, bias)
+        return grouped
+    return PackedInt4Matrix(product, grouped, bias)
 
 
-def nibbles(weights: torch.Tensor) -> torch.Tensor:
-    """4-bit weights one by one, uint8 ``[rows, cols]`` from 0 to 15; see ``pack_int4`` in native/linear.c."""
-    halves = weights.view(len(weights), -1, GROUP // 2)
-    return torch.cat((halves & 15, halves >> 4), 2).view(len(weights), -1)
+def _pack_for_cpu(grouped: GroupedMatrix) -> PackedProduct:
+    packed = torch._convert_weight_to_int4pack_for_cpu(grouped.integers().to(torch.int32), 1)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    group, both = grouped.group, _scales_and_minima(grouped)
+    return lambda x: torch._weight_int4pack_mm_for_cpu(x, packed, group, both)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
-def _pack_for_cpu(values: torch.Tensor, scales: torch.Tensor) -> PackedProduct:
-    packed = torch._convert_weight_to_int4pack_for_cpu(values.to(torch.int32), 1)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-    both = _scales_and_minima(scales)
-    return lambda x: torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, both)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-
-
-def _pack_for_tiles(values: torch.Tensor, scales: torch.Tensor) -> PackedProduct:
+def _pack_for_tiles(grouped: GroupedMatrix) -> PackedProduct:
     """As CUDA has it: two weights in a byte, the first above, in tiles of 128 columns."""
+    values = grouped.integers()
     packed = torch._convert_weight_to_int4pack(values[:, ::2] << 4 | values[:, 1::2], 8)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-    both = _scales_and_minima(scales)
-    return lambda x: torch._weight_int4pack_mm(x, packed, GROUP, both)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    group, both = grouped.group, _scales_and_minima(grouped)
+    return lambda x: torch._weight_int4pack_mm(x, packed, group, both)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
-def _scales_and_minima(scales: torch.Tensor) -> torch.Tensor:
-    """bfloat16 ``[cols / 32, rows, 2]``; the minima, which lie in the middle of the 16 values, are 0."""
-    both = torch.zeros((*scales.T.shape, 2), dtype=torch.bfloat16, device=scales.device)
-    both[..., 0] = scales.T
-    return both
+def _scales_and_minima(grouped: GroupedMatrix) -> torch.Tensor:
+    """bfloat16 ``[cols / group, rows, 2]``; the minima are what 8, in the middle of the 16 values, means."""
+    return torch.stack((grouped.scales.float().T, grouped.minima_at(8).T), 2).bfloat16().contiguous()
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Our C kernels, seen from Python: matrices in the formats of :data:`Format`, and a team of threads.
+"""Our C kernels, seen from Python: matrices in their layouts, and a team of threads.
 
 The libraries are compiled when Shoal is installed (``hatch_build.py``), one for each level of the CPU; the
 best that this machine can run is loaded on first use. Where there is none (no compiler at install time),
@@ -12,6 +12,7 @@ import functools
 import logging
 from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -24,7 +25,11 @@ from shoal.types import Format
 
 GROUP = 32
 """Weights of int4 that share a scale."""
-NUMBER: dict[Format, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
+INT4_ZERO = 8
+"""The integer that means 0 in int4."""
+Layout = Literal["fp32", "bf16", "int8", "grouped4", "grouped8"]
+"""How one matrix is held. int4 is grouped4; a published model's matrices may each be held in another way."""
+NUMBER: dict[Layout, int] = {"fp32": 0, "bf16": 1, "int8": 2, "grouped4": 3, "grouped8": 4}
 
 log = logging.getLogger(__name__)
 
@@ -65,24 +70,37 @@ def _address(array: Array | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """The weights of a linear layer, ``[rows, cols]``, in one of the formats; in memory or a file's pages."""
+    """The weights of a linear layer, ``[rows, cols]``, in one of the layouts; in memory or a file's pages.
 
-    format: Format
+    In groups a weight is ``scale * (integer - zero) + minimum``.
+    """
+
+    layout: Layout
     rows: int
     """What goes out."""
     cols: int
     """What comes in."""
     weights: Array
-    """fp32: float32, bf16: uint16, int8: int8, each ``[rows, cols]``; int4: uint8 ``[rows, cols / 2]``."""
-    scales: Floats | None
-    """int8: float32 ``[rows]``; int4: float32 ``[rows, cols / 32]``."""
+    """fp32: float32, bf16: uint16, int8 and grouped8: int8, each ``[rows, cols]``; grouped4: uint8
+    ``[rows, cols / 2]``, see :func:`join_nibbles`."""
+    scales: Array | None
+    """int8: float32 ``[rows]``; in groups: float32 or float16 ``[rows, cols / group]``."""
     bias: Floats | None = None
     """float32 ``[rows]``."""
+    minima: Array | None = None
+    """As the scales; ``None``: they are all 0."""
+    zero: int = 0
+
+    @property
+    def group(self) -> int:
+        """Weights of a row that share a scale; 0 where the layout has no groups."""
+        grouped = self.scales is not None and self.scales.ndim == 2
+        return self.cols // self.scales.shape[1] if grouped and self.scales is not None else 0
 
     @property
     def bytes(self) -> int:
         """What it takes in memory."""
-        held = (self.weights, self.scales, self.bias)
+        held = (self.weights, self.scales, self.bias, self.minima)
         return sum(array.nbytes for array in held if array is not None)
 
     def struct(self) -> LinearStruct:
@@ -90,11 +108,14 @@ class Matrix:
         return LinearStruct(
             self.rows,
             self.cols,
-            NUMBER[self.format],
-            0,
+            NUMBER[self.layout],
+            self.group,
             _address(self.weights),
             _address(self.scales),
             _address(self.bias),
+            _address(self.minima),
+            self.zero,
+            self.scales is not None and self.scales.dtype == np.float16,
         )
 
 
@@ -106,6 +127,9 @@ def fits(format: Format, cols: int) -> bool:
 def pack(weights: Array, format: Format, bias: Array | None = None) -> Matrix:
     """``weights`` ``[rows, cols]`` of any floating dtype in ``format``; int8 where ``format`` does not fit.
 
+    What was published with a fraction is bf16 in ``published``; integers come in through
+    :func:`shoal.executor.kernels.groups.pack_groups`.
+
     int8 is symmetric with a scale for each row; int4 has one for each 32 weights of a row, from the weight of
     the largest magnitude, as GGUF's Q4_0.
 
@@ -113,17 +137,17 @@ def pack(weights: Array, format: Format, bias: Array | None = None) -> Matrix:
         weights: uint16 are the bits of bfloat16.
     """
     rows, cols = weights.shape
-    bias = None if bias is None else _aligned(widen(bias))
+    bias = None if bias is None else aligned(widen(bias))
     if format == "fp32":
-        return Matrix(format, rows, cols, _aligned(widen(weights)), None, bias)
-    if format == "bf16":
-        return Matrix(format, rows, cols, _aligned(narrow(weights)), None, bias)
+        return Matrix(format, rows, cols, aligned(widen(weights)), None, bias)
+    if format in ("bf16", "published"):
+        return Matrix("bf16", rows, cols, aligned(narrow(weights)), None, bias)
     if format == "int4" and fits(format, cols):
-        return Matrix(format, rows, cols, *_pack_int4(weights), bias)
+        return Matrix("grouped4", rows, cols, *_pack_int4(weights), bias, zero=INT4_ZERO)
     return Matrix("int8", rows, cols, *_pack_int8(weights), bias)
 
 
-def _aligned(array: Array) -> Array:
+def aligned(array: Array) -> Array:
     """The same numbers side by side and aligned; the array itself when they are so already."""
     if array.flags.c_contiguous and address(array) % ALIGNMENT == 0:
         return array
@@ -164,9 +188,17 @@ def _pack_int4(weights: Array) -> tuple[Array, Floats]:
             top = np.take_along_axis(groups, np.abs(groups).argmax(2, keepdims=True), 2)
             scales[part] = (top / np.float32(-8))[..., 0]
             values = np.minimum(np.rint(groups * _quotient(-8.0, top)) + 8, 15).astype(np.uint8)
-            half = GROUP // 2
-            packed[part] = (values[..., :half] | values[..., half:] << 4).reshape(len(wide), -1)
+            packed[part] = join_nibbles(values.reshape(len(wide), cols))
     return packed, scales
+
+
+def join_nibbles(values: Array) -> Array:
+    """Integers from 0 to 15, uint8 ``[rows, cols]``, two in a byte: ``[rows, cols / 2]``.
+
+    Of each 32 weights the first 16 are the lower halves of 16 bytes, the others the upper ones.
+    """
+    halves = values.reshape(len(values), -1, 2, GROUP // 2)
+    return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(values), -1)
 
 
 def _quotient(above: float, below: Floats) -> Floats:

@@ -13,10 +13,13 @@ class LinearStruct(Structure):
         ("rows", c_int32),
         ("cols", c_int32),
         ("format", c_int32),
-        ("unused", c_int32),
+        ("group", c_int32),
         ("weights", c_void_p),
         ("scales", c_void_p),
         ("bias", c_void_p),
+        ("minima", c_void_p),
+        ("zero", c_int32),
+        ("halves", c_int32),
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from shoal.executor.arrays import Array
-from shoal.executor.kernels.c_kernels import GROUP, Matrix, ThreadTeam, pack
+from shoal.executor.kernels.c_kernels import GROUP, Layout, Matrix, ThreadTeam, pack
 from shoal.types import Format
 
 ROWS_AT_ONCE = 512
@@ -40,11 +40,11 @@ def apply(team: ThreadTeam | None, matrix: Matrix, x: torch.Tensor) -> torch.Ten
 
 
 def linear(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
-    """What :meth:`ThreadTeam.linear` gives; in int8 bit for bit, in the other formats but for rounding."""
-    if matrix.format == "fp32":
+    """What :meth:`ThreadTeam.linear` gives; in int8 bit for bit, in the other layouts but for rounding."""
+    if matrix.layout == "fp32":
         return functional.linear(x, tensor_of(matrix.weights), _bias(matrix))
     out = torch.empty((len(x), matrix.rows))
-    quantised, x_scales = quantise(x, matrix.format, matrix.cols) if matrix.format == "int8" else (x, None)
+    quantised, x_scales = quantise(x, matrix.layout, matrix.cols) if matrix.layout == "int8" else (x, None)
     for at in range(0, matrix.rows, ROWS_AT_ONCE):
         part = slice(at, min(at + ROWS_AT_ONCE, matrix.rows))
         if x_scales is None:
@@ -57,36 +57,45 @@ def linear(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
     return out if bias is None else out + bias
 
 
-def quantise(x: torch.Tensor, format: Format, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
+def quantise(x: torch.Tensor, layout: Layout, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row of ``x`` ``[n, cols]`` as int32 and a float32 scale ``[n, 1]``, as native/linear.c."""
-    limit = torch.tensor(float(activation_limit(format, cols)))  # a plain number would be divided otherwise
+    limit = torch.tensor(float(activation_limit(layout, cols)))  # a plain number would be divided otherwise
     largest = x.abs().amax(1, keepdim=True)
     zero = torch.zeros(())
     to_int = torch.where(largest > 0, limit / largest, zero)
     return (x * to_int).round().to(torch.int32), torch.where(largest > 0, largest / limit, zero)
 
 
-def activation_limit(format: Format, cols: int) -> int:
+def activation_limit(layout: Layout, cols: int) -> int:
     """The largest integer that x may become, so that the products of a sum fit into 32 bits."""
-    weight, terms = (127, cols) if format == "int8" else (8, GROUP)
+    weight, terms = (127, cols) if layout == "int8" else (128, GROUP)
     return min(INT32_MAX // (weight * terms), 32767)
 
 
 def widen(matrix: Matrix, rows: slice) -> torch.Tensor:
     """Rows of the weights as float32 ``[n, cols]``."""
     weights = tensor_of(matrix.weights[rows])
-    if matrix.format == "int8":
+    if matrix.layout == "int8":
         return weights.float() * _scales(matrix)[rows, None]
-    if matrix.format == "int4":
-        halves = weights.view(len(weights), -1, GROUP // 2)
-        values = torch.cat((halves & 15, halves >> 4), 2).float() - 8
-        return (values * _scales(matrix)[rows, :, None]).view(len(weights), matrix.cols)
+    if matrix.layout in ("grouped4", "grouped8"):
+        values = split_nibbles(weights) if matrix.layout == "grouped4" else weights
+        groups = values.view(len(weights), -1, matrix.group).float() - matrix.zero
+        groups *= _scales(matrix)[rows, :, None].float()
+        if matrix.minima is not None:
+            groups += tensor_of(matrix.minima)[rows, :, None].float()
+        return groups.view(len(weights), matrix.cols)
     return weights.float()
+
+
+def split_nibbles(weights: torch.Tensor) -> torch.Tensor:
+    """4-bit weights one by one, uint8 ``[rows, cols]`` from 0 to 15, of what ``join_nibbles`` made."""
+    halves = weights.view(len(weights), -1, GROUP // 2)
+    return torch.cat((halves & 15, halves >> 4), 2).view(len(weights), -1)
 
 
 def _scales(matrix: Matrix) -> torch.Tensor:
     if matrix.scales is None:
-        raise ValueError(f"a matrix in {matrix.format} without scales")
+        raise ValueError(f"a matrix in {matrix.layout} without scales")
     return tensor_of(matrix.scales)
 
 

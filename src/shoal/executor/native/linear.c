@@ -1,11 +1,11 @@
-/* Four formats, three kernels.
+/* Five formats, four kernels.
  *
  * Float weights with few rows of x: dot products along the weights' rows, at the speed of memory. Float weights
  * with more rows: x is transposed into panels of LANES rows, weights are widened to float once per block that
  * stays in the cache, and the inner loop is LANES × TILE fused multiply-adds. Integer weights: x is quantised
  * per row, and 16-bit products are summed exactly in 32 bits, so a row's result does not depend on the other
- * rows, on the number of threads, or on the machine. */
-#include "linear.h"
+ * rows, on the number of threads, or on the machine. Weights in groups: see grouped.c. */
+#include "job.h"
 #include "simd.h"
 #include <math.h>
 #include <stddef.h>
@@ -16,26 +16,6 @@
 #define AHEAD 256       /* columns fetched ahead of their use: one block */
 #define DEPTH_STRIDE (DEPTH + 16)
 #define INT_DEPTH 2048  /* columns of x that a group of rows keeps in the first cache */
-#define INT_CHUNK 64
-
-typedef struct {
-    const linear_t *layer;
-    const scratch_t *scratch;
-    const float *x;
-    float *out;
-    int64_t stride;
-    int m, how;
-    float factor;
-} job_t;
-
-static inline int least(int a, int b) { return a < b ? a : b; }
-
-static inline void put(const job_t *job, int i, int r, float value) {
-    const float *bias = job->layer->bias;
-    float *to = job->out + i * job->stride + r;
-    value = (bias ? value + bias[r] : value) * job->factor;
-    *to = job->how == ADD ? *to + value : value;
-}
 
 /* ---- few rows of x, float weights ---- */
 
@@ -222,7 +202,7 @@ static void float_chunk(void *context, int chunk, int thread) {
 
 /* The largest integer that x may become: products with 127 must add up within 32 bits over all columns. */
 int32_t activation_limit(int32_t format, int32_t cols) {
-    const int64_t weight = format == INT8 ? 127 : 8, terms = format == INT8 ? cols : GROUP;
+    const int64_t weight = format == INT8 ? 127 : 128, terms = format == INT8 ? cols : GROUP;
     const int64_t limit = INT32_MAX / (weight * terms);
     return (int32_t)(limit < 32767 ? limit : 32767);
 }
@@ -255,6 +235,7 @@ static void quantise_row(void *context, int i, int thread) {
     }
 #endif
     for (; k < cols; k++) q[k] = (int16_t)lrintf(x[k] * to_int);
+    if (is_grouped(job->layer->format)) sum_units(job, i);
 }
 
 #define STEP (2 * LANES) /* columns of one madd */
@@ -322,38 +303,6 @@ static void int8_chunk(void *context, int chunk, int thread) {
                 (float)sums[j * m + i] * (job->layer->scales[from + j] * job->scratch->row_scales[i]));
 }
 
-INLINE void int4_tile(const job_t *job, const uint8_t *w, const float *scales, int r, int row, int i, int m) {
-    const int64_t cols = job->layer->cols, groups = cols / GROUP;
-    vf acc[4];
-    UNROLL for (int t = 0; t < m; t++) acc[t] = splat(0);
-    for (int64_t g = 0; g < groups; g++) {
-        vs values[NIBBLE_PARTS];
-        load_nibbles(w + r * (cols / 2) + g * (GROUP / 2), values);
-        const vf scale = splat(scales[r * groups + g]);
-        UNROLL for (int t = 0; t < m; t++) {
-            const int16_t *q = job->scratch->quantised + (i + t) * quantised_stride(cols) + g * GROUP;
-            vi part = {0};
-            UNROLL for (int k = 0; k < NIBBLE_PARTS; k++) part = madd(part, values[k], load_i16(q + k * STEP));
-            acc[t] = fma_lanes(__builtin_convertvector(part, vf), scale, acc[t]);
-        }
-    }
-    UNROLL for (int t = 0; t < m; t++) put(job, i + t, row + r, sum_lanes(acc[t]) * job->scratch->row_scales[i + t]);
-}
-
-static void int4_chunk(void *context, int chunk, int thread) {
-    const job_t *job = context;
-    (void)thread;
-    const int from = chunk * INT_CHUNK, rows = least(INT_CHUNK, job->layer->rows - from), m = job->m;
-    const int64_t cols = job->layer->cols;
-    const uint8_t *w = (const uint8_t *)job->layer->weights + from * (cols / 2);
-    const float *scales = job->layer->scales + from * (cols / GROUP);
-    for (int r = 0; r < rows; r++) {
-        int i = 0;
-        for (; i + 4 <= m; i += 4) int4_tile(job, w, scales, r, from, i, 4);
-        for (; i < m; i++) int4_tile(job, w, scales, r, from, i, 1);
-    }
-}
-
 static void put_row(void *context, int i, int thread) {
     const job_t *job = context;
     (void)thread;
@@ -370,10 +319,10 @@ int64_t scratch_tile_floats(int m) {
 void linear(pool_t *pool, const linear_t *layer, const scratch_t *scratch, const float *x, int m, float *out,
             int64_t stride, int how, float factor) {
     job_t job = {layer, scratch, x, out, stride, m, how, factor};
-    if (layer->format == INT8 || layer->format == INT4) {
+    if (layer->format == INT8 || is_grouped(layer->format)) {
         pool_run(pool, quantise_row, &job, m);
         const int chunks = (layer->rows + INT_CHUNK - 1) / INT_CHUNK;
-        pool_run(pool, layer->format == INT8 ? int8_chunk : int4_chunk, &job, chunks);
+        pool_run(pool, layer->format == INT8 ? int8_chunk : grouped_chunk, &job, chunks);
         return;
     }
     if (scratch->product && layer->format == BF16 && m >= PRODUCT_ROWS) {

@@ -1,19 +1,22 @@
-/* A linear layer: out[m][rows] = x[m][cols] · w[rows][cols]ᵀ + bias, with the weights in one of four formats. */
+/* A linear layer: out[m][rows] = x[m][cols] · w[rows][cols]ᵀ + bias, with the weights in one of five formats. */
 #pragma once
 #include "pool.h"
 #include <stdint.h>
 
-enum { FP32, BF16, INT8, INT4 };
+enum { FP32, BF16, INT8, GROUPED4, GROUPED8 };
 #define PRODUCT_ROWS 32
-#define GROUP 32 /* int4: weights that share a scale */
+#define GROUP 32 /* what pack_int4 gives one scale, and the most that a kernel does (grouped.c) */
 
 typedef struct {
     int32_t rows, cols; /* what goes out, what comes in */
     int32_t format;
-    int32_t unused;
+    int32_t group;       /* grouped: weights that share a scale; 16, or a multiple of 32 */
     const void *weights; /* [rows][cols]: float, bfloat16, int8, or nibbles (see pack_int4) */
-    const float *scales; /* int8: [rows]; int4: [rows][cols / GROUP] */
+    const float *scales; /* int8: [rows]; grouped: [rows][cols / group], float16 if `halves` */
     const float *bias;   /* [rows] or NULL */
+    const void *minima;  /* grouped: as the scales, or NULL: a weight is scale · (integer - zero) + minimum */
+    int32_t zero;
+    int32_t halves;
 } linear_t;
 
 /* Another library's matrix product, out[m][rows] = x[m][cols] · wᵀ without bias, where that is faster: CPUs that
@@ -28,6 +31,7 @@ typedef struct {
     float *panels;     /* x, transposed in groups of LANES rows */
     int16_t *quantised; /* x as integers, rows quantised_stride apart */
     float *row_scales; /* one per row of x */
+    float *unit_sums;  /* grouped: of x's integers (see sum_units), rows unit_sums_stride apart */
     float *tiles;      /* per thread */
     int64_t tile_floats; /* of one thread */
     product_fn product; /* for bf16 with PRODUCT_ROWS rows of x or more; or NULL */
@@ -38,6 +42,8 @@ int64_t scratch_tile_floats(int m);
 /* Elements from one quantised row to the next: never a whole number of memory pages, or rows that are read side
  * by side would take each other's place in the first cache. */
 static inline int64_t quantised_stride(int64_t cols) { return cols + 64; }
+/* A vector is read from every eighth unit on. */
+static inline int64_t unit_sums_stride(int64_t cols) { return cols / 16 + 8; }
 /* out[i * stride + r] = (or +=) the result times `factor`. x is [m][cols], contiguous. */
 void linear(pool_t *pool, const linear_t *layer, const scratch_t *scratch, const float *x, int m, float *out,
             int64_t stride, int how, float factor);

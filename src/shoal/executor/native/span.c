@@ -31,7 +31,7 @@ void team_free(team_t *team) {
     void *all[] = {team->scratch.panels, team->scratch.quantised, team->scratch.row_scales,
                    team->scratch.tiles,  team->normed,            team->qkv,
                    team->attended,       team->gated,             team->cosines,
-                   team->attention,         team->scratch.products};
+                   team->attention,         team->scratch.products, team->scratch.unit_sums};
     for (unsigned i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(team);
 }
@@ -54,6 +54,7 @@ static int grow_scratch(team_t *team, int m, int64_t rows, int64_t cols) {
     return grow(&scratch->panels, &team->sizes[0], padded * cols * 4) |
            grow(&scratch->quantised, &team->sizes[1], padded * quantised_stride(cols) * 2) |
            grow(&scratch->row_scales, &team->sizes[2], padded * 4) |
+           grow(&scratch->unit_sums, &team->sizes[11], padded * unit_sums_stride(cols) * 4) |
            grow(&scratch->tiles, &team->sizes[3], threads * scratch->tile_floats * 4) |
            grow(&scratch->products, &team->sizes[10], scratch->product ? m * rows * 4 : 0);
 }

@@ -12,10 +12,8 @@ from shoal.executor.shape import LlamaShape
 from shoal.executor.weights.tensors import Tensors
 from shoal.executor.weights.weight_cache import WeightCache
 from shoal.models.checkpoint.checkpoint import Checkpoint
+from shoal.models.checkpoint.published import GATE_UP, QKV
 from shoal.types import Format, Span
-
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 
 
 def prefix_of(block: int) -> str:

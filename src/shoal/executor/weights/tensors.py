@@ -15,9 +15,12 @@ import numpy.typing as npt
 from shoal.errors import BadWeights
 from shoal.executor.arrays import Array, Floats, empty, widen
 from shoal.executor.kernels.c_kernels import Matrix, pack
+from shoal.executor.kernels.groups import pack_groups
 from shoal.models.checkpoint.checkpoint import Checkpoint
 from shoal.models.checkpoint.floats import StoredMatrix, map_rows, read_float32
+from shoal.models.checkpoint.grouped import join_groups
 from shoal.models.checkpoint.headers import ITEM_SIZE, TensorEntry
+from shoal.models.checkpoint.published import joined_grouping, read_grouped
 from shoal.types import Format
 
 DTYPES: dict[str, npt.DTypeLike] = {
@@ -83,7 +86,10 @@ class Tensors:
         biases = [self.entry(f"{name}.bias") for name in names if f"{name}.bias" in self]
         if biases and (any(len(b.shape) != 1 for b in biases) or _rows(biases) != rows):
             raise self._wrong(biases[0], (rows,))
-        return pack(_read(weights, (rows, cols)), format, _read(biases, (rows,)) if biases else None)
+        bias = _read(biases, (rows,)) if biases else None
+        if format == "published" and joined_grouping(weights) is not None:
+            return pack_groups(join_groups([read_grouped(entry) for entry in weights]), bias)
+        return pack(_read(weights, (rows, cols)), format, bias)
 
     def mapped(self, name: str) -> Array | StoredMatrix:
         """A matrix that stays pages of its file: only the rows that are used come into memory."""

@@ -1,7 +1,8 @@
 """Packed weights on disk, so that a node's second start need not quantise again.
 
 One safetensors file for each block, under the model's digest and the format. Only int8 and int4 are kept:
-bf16 is read from the checkpoint as fast. The files are mapped, so nodes on one machine share their pages.
+bf16 and published integers are read from the model's files as fast. The cache's are mapped, so nodes on one
+machine share their pages.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from safetensors.numpy import save_file
 
 from shoal.errors import BadWeights
 from shoal.executor.arrays import Array
-from shoal.executor.kernels.c_kernels import Matrix
+from shoal.executor.kernels.c_kernels import GROUP, INT4_ZERO, Matrix
 from shoal.models.checkpoint.headers import read_safetensors_header
 from shoal.types import Digest, Format
 
-VERSION = "1"
+VERSION = "2"
 """Of the packing: another version's files are not read."""
 
 STORED = {"I8": np.int8, "U8": np.uint8, "F32": np.float32}
@@ -75,22 +76,23 @@ def _read(file: Path) -> Matrices | None:
 
 
 def _matrix(name: str, said: Mapping[str, str], tensors: Mapping[str, Array]) -> Matrix:
-    format = said[f"{name}.format"]
-    if format not in ("int8", "int4"):
-        raise ValueError(f"{name} is in {format!r}")
+    layout = said[f"{name}.layout"]
+    if layout not in ("int8", "grouped4"):
+        raise ValueError(f"{name} is in {layout!r}")
     weights, scales = tensors[f"{name}.weights"], tensors[f"{name}.scales"]
     rows = weights.shape[0]
-    cols = weights.shape[1] * (2 if format == "int4" else 1)
-    if scales.size != (rows * cols // 32 if format == "int4" else rows):
-        raise ValueError(f"{name} has {scales.size} scales")
-    return Matrix(format, rows, cols, weights, scales, tensors.get(f"{name}.bias"))
+    cols = weights.shape[1] * (2 if layout == "grouped4" else 1)
+    if scales.shape != ((rows, cols // GROUP) if layout == "grouped4" else (rows,)):
+        raise ValueError(f"{name} has scales {scales.shape}")
+    zero = INT4_ZERO if layout == "grouped4" else 0
+    return Matrix(layout, rows, cols, weights, scales, tensors.get(f"{name}.bias"), zero=zero)
 
 
 def _write(file: Path, matrices: Matrices) -> None:
     tensors: dict[str, Array] = {}
     said = {"version": VERSION, "matrices": " ".join(matrices)}
     for name, matrix in matrices.items():
-        said[f"{name}.format"] = matrix.format
+        said[f"{name}.layout"] = matrix.layout
         tensors[f"{name}.weights"] = matrix.weights
         if matrix.scales is not None:
             tensors[f"{name}.scales"] = matrix.scales

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+_Floats = NDArray[np.float32]
 Bits = Literal[4, 8]
 
 SMALLEST_GROUP = 16
@@ -25,6 +25,34 @@ def fits_groups(cols: int, group: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Grouping:
+    """How a matrix is held in groups, as far as its size goes."""
+
+    bits: Bits
+    group: int
+    """Weights of a row that share a scale."""
+    minima: bool
+    """Whether there are minima beside the scales."""
+    halves: bool
+    """Whether both are exact in 16 bits."""
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of a weight, with its share of the scale and the minimum."""
+        return self.bits / 8 + (1 + self.minima) * (2 if self.halves else 4) / self.group
+
+
+def join_groupings(parts: Sequence[Grouping]) -> Grouping:
+    """How :func:`join_groups` puts matrices of these groupings together, if their zeros are the same."""
+    return Grouping(
+        max(part.bits for part in parts),
+        math.gcd(*(part.group for part in parts)),
+        any(part.minima for part in parts),
+        all(part.halves for part in parts),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class GroupedWeights:
     """A matrix ``[rows, cols]`` whose weights are ``scale * (value - zero) + minimum``, in float32.
 
@@ -34,9 +62,9 @@ class GroupedWeights:
 
     values: NDArray[np.int8]
     """``[rows, cols]``; of 4 bits 0 to 15."""
-    scales: Floats
+    scales: _Floats
     """``[rows, cols / group]``."""
-    minima: Floats | None
+    minima: _Floats | None
     """As the scales; ``None``: they are all 0."""
     bits: Bits
     zero: int = 0
@@ -59,7 +87,7 @@ class GroupedWeights:
         """Weights of a row that share a scale."""
         return self.values.shape[1] // self.scales.shape[1]
 
-    def floats(self) -> Floats:
+    def floats(self) -> _Floats:
         """What the weights are, float32 ``[rows, cols]``."""
         rows, cols = self.values.shape
         found = (self.values.astype(np.float32) - np.float32(self.zero)).reshape(rows, -1, self.group)
@@ -101,7 +129,7 @@ def _with_zero(part: GroupedWeights, zero: int, bits: Bits) -> GroupedWeights:
     return replace(part, minima=lower if part.minima is None else part.minima + lower, zero=0)
 
 
-def _join_minima(parts: Sequence[GroupedWeights], group: int) -> Floats | None:
+def _join_minima(parts: Sequence[GroupedWeights], group: int) -> _Floats | None:
     if all(part.minima is None for part in parts):
         return None
     found = [np.zeros_like(part.scales) if part.minima is None else part.minima for part in parts]

@@ -9,6 +9,7 @@ from collections import defaultdict
 from shoal.errors import UnsupportedModel
 from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.checkpoint.headers import FLOATING, ITEM_SIZE, TensorEntry
+from shoal.models.checkpoint.published import GATE_UP, QKV, joined_grouping
 from shoal.models.store.local_model import LocalModel
 from shoal.types import WEIGHT_BYTES, Format
 
@@ -26,11 +27,18 @@ def block_bytes(model: LocalModel, format: Format) -> list[int]:
     return _block_bytes(open_checkpoint(model.path), model.shape.n_blocks, format)
 
 
+def weight_bytes(model: LocalModel, format: Format) -> float:
+    """Bytes of a weight of the blocks when held in ``format``, on average. Raises as ``block_bytes``."""
+    if format != "published":
+        return WEIGHT_BYTES[format]
+    return sum(block_bytes(model, format)) / sum(block_bytes(model, "int8"))
+
+
 def _block_bytes(checkpoint: Checkpoint, n_blocks: int, format: Format) -> list[int]:
     lists: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
     for entry in checkpoint.tensors.values():
         if (found := NUMBERED.match(entry.name)) is not None:
-            lists[found["list"]][int(found["index"])] += _held_bytes(entry, format)
+            lists[found["list"]][int(found["index"])] += _held_bytes(checkpoint, entry, format)
     # Blocks beyond the last are for training or speculation (DeepSeek-V3's multi-token prediction).
     whole = [sizes for sizes in lists.values() if all(i in sizes for i in range(n_blocks))]
     if not whole:
@@ -39,8 +47,23 @@ def _block_bytes(checkpoint: Checkpoint, n_blocks: int, format: Format) -> list[
     return [largest[i] for i in range(n_blocks)]
 
 
-def _held_bytes(entry: TensorEntry, format: Format) -> int:
-    is_weight = (
-        entry.dtype in FLOATING or entry.dtype not in ITEM_SIZE
-    )  # the latter: blocks of a GGUF file, and quantised
+def _published_bytes(checkpoint: Checkpoint, entry: TensorEntry) -> int:
+    """As integers, in a grouping that also fits the matrices which are held with it; else bfloat16."""
+    beside = [entry]
+    for layers in (QKV, GATE_UP):
+        for layer in layers:
+            before, found, after = entry.name.partition(layer)
+            if found:
+                names = [f"{before}{other}{after}" for other in layers]
+                beside = [checkpoint.tensors[name] for name in names if name in checkpoint.tensors]
+    grouping = joined_grouping(beside)
+    a_weight = WEIGHT_BYTES["bf16"] if grouping is None else grouping.weight_bytes
+    return math.ceil(math.prod(entry.shape) * a_weight)
+
+
+def _held_bytes(checkpoint: Checkpoint, entry: TensorEntry, format: Format) -> int:
+    # The latter: blocks of a GGUF file, and quantised.
+    is_weight = entry.dtype in FLOATING or entry.dtype not in ITEM_SIZE
+    if is_weight and format == "published":
+        return _published_bytes(checkpoint, entry)
     return math.ceil(math.prod(entry.shape) * WEIGHT_BYTES[format]) if is_weight else entry.size

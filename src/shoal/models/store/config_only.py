@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shoal.models.build.skeleton import read_model_config
@@ -10,6 +10,7 @@ from shoal.models.checkpoint.checkpoint import Checkpoint, read_config
 from shoal.models.seam.config import PretrainedConfig
 from shoal.models.store.catalogue import close_names, find_entry
 from shoal.models.store.describe import context_of
+from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 
 STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -26,6 +27,8 @@ class Glance:
     """The dtype of the weights, as safetensors names it; float32 where the config does not say."""
     context: int
     """The longest session, in tokens, that the model was made for."""
+    model: LocalModel | None = None
+    """The model, if it is here."""
 
 
 def glance(store: ModelStore, name: str) -> Glance:
@@ -47,7 +50,7 @@ def glance(store: ModelStore, name: str) -> Glance:
 
             return _of_folder(name, fetch_config(name, close_names(name, names)))
     model = store.show(name)
-    return _of_folder(model.name, model.path)
+    return replace(_of_folder(model.name, model.path), model=model)
 
 
 def _of_folder(name: str, folder: Path) -> Glance:
