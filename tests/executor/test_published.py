@@ -120,7 +120,7 @@ MODELS: tuple[dict[str, str], ...] = (
 )
 
 
-def published(folder: Path, types: dict[str, str], family: str = "llama_untied") -> LocalModel:
+def resolved(folder: Path, types: dict[str, str], family: str = "llama_untied") -> LocalModel:
     write_family(folder / "m.gguf", folder / "hf", family, types=types, **WIDE)
     return ModelStore(folder / "store").resolve(str(folder / "m.gguf"))
 
@@ -134,7 +134,7 @@ def apart(found: np.ndarray, expected: np.ndarray) -> float:
 def test_logits_of_published_integers_are_those_of_the_values_that_they_mean(
     types: dict[str, str], kernels: Kernels, tmp_path: Path
 ) -> None:
-    model = published(tmp_path, types)
+    model = resolved(tmp_path, types)
     exact = logits(model, "fp32", tmp_path / "cache")
     assert apart(logits(model, "published", tmp_path / "cache", kernels), exact) < 1e-2
     assert not (tmp_path / "cache" / "packed").exists(), "no second copy on the disk"
@@ -143,7 +143,7 @@ def test_logits_of_published_integers_are_those_of_the_values_that_they_mean(
 @built
 def test_the_kernels_round_activations_alone_and_to_16_bits(tmp_path: Path) -> None:
     """What is left is mostly the cache of keys and values, in bfloat16 as with any format."""
-    model = published(tmp_path, {})
+    model = resolved(tmp_path, {})
     exact = logits(dequantised(model, tmp_path / "copy"), "fp32", tmp_path / "cache")
     found = apart(logits(model, "published", tmp_path / "cache"), exact)
     assert found < apart(logits(model, "bf16", tmp_path / "cache"), exact)
@@ -155,7 +155,7 @@ def test_the_kernels_round_activations_alone_and_to_16_bits(tmp_path: Path) -> N
     "types", [{"": "Q8_0"}, {"": "Q5_0", "down_proj": "Q5_1"}], ids=lambda types: "+".join(types.values())
 )
 def test_greedy_tokens_of_8_bits_are_those_of_float32(types: dict[str, str], tmp_path: Path) -> None:
-    model = published(tmp_path, types)
+    model = resolved(tmp_path, types)
     exact = Spans(model, "fp32", tmp_path / "cache").greedy(32)
     assert Spans(model, "published", tmp_path / "cache").greedy(32) == exact
     assert len(set(exact)) > 3
@@ -170,7 +170,7 @@ def test_every_type_is_in_one_of_these_models() -> None:
 def test_what_blocks_take_in_memory_is_known_from_the_headers(
     types: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = published(tmp_path, types)
+    model = resolved(tmp_path, types)
     runner = load_runner(model, Span(0, 6), "published", kv="auto", threads=1, cache=tmp_path)
     assert sum(block_bytes(model, "published")) == pytest.approx(runner.tensor_bytes, rel=0.01)
     assert weight_bytes(model, "published") < weight_bytes(model, "bf16")
@@ -205,6 +205,6 @@ def test_a_model_is_kept_as_published_where_its_integers_can_be_computed_with(tm
         ("half", {"": "F16", "down_proj": "Q4_0"}, "llama", False),
     ):
         (tmp_path / name).mkdir()
-        assert holds_published(published(tmp_path / name, types, family)) == kept, name
+        assert holds_published(resolved(tmp_path / name, types, family)) == kept, name
     plain = write_checkpoint(tmp_path / "plain")
     assert not holds_published(ModelStore(tmp_path / "store").resolve(str(plain)))
