@@ -27,9 +27,9 @@ GROUP = 32
 """Weights of int4 that share a scale."""
 INT4_ZERO = 8
 """The integer that means 0 in int4."""
-Layout = Literal["fp32", "bf16", "int8", "grouped4", "grouped8"]
+MatrixLayout = Literal["fp32", "bf16", "int8", "grouped4", "grouped8"]
 """How one matrix is held. int4 is grouped4; a published model's matrices may each be held in another way."""
-NUMBER: dict[Layout, int] = {"fp32": 0, "bf16": 1, "int8": 2, "grouped4": 3, "grouped8": 4}
+NUMBER: dict[MatrixLayout, int] = {"fp32": 0, "bf16": 1, "int8": 2, "grouped4": 3, "grouped8": 4}
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Matrix:
     In groups a weight is ``scale * (integer - zero) + minimum``.
     """
 
-    layout: Layout
+    layout: MatrixLayout
     rows: int
     """What goes out."""
     cols: int

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from shoal.executor.arrays import Array
-from shoal.executor.kernels.c_kernels import GROUP, Layout, Matrix, ThreadTeam, pack
+from shoal.executor.kernels.c_kernels import GROUP, Matrix, MatrixLayout, ThreadTeam, pack
 from shoal.types import Format
 
 ROWS_AT_ONCE = 512
@@ -57,7 +57,7 @@ def linear(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
     return out if bias is None else out + bias
 
 
-def quantise(x: torch.Tensor, layout: Layout, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
+def quantise(x: torch.Tensor, layout: MatrixLayout, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row of ``x`` ``[n, cols]`` as int32 and a float32 scale ``[n, 1]``, as native/linear.c."""
     limit = torch.tensor(float(activation_limit(layout, cols)))  # a plain number would be divided otherwise
     largest = x.abs().amax(1, keepdim=True)
@@ -66,7 +66,7 @@ def quantise(x: torch.Tensor, layout: Layout, cols: int) -> tuple[torch.Tensor, 
     return (x * to_int).round().to(torch.int32), torch.where(largest > 0, largest / limit, zero)
 
 
-def activation_limit(layout: Layout, cols: int) -> int:
+def activation_limit(layout: MatrixLayout, cols: int) -> int:
     """The largest integer that x may become, so that the products of a sum fit into 32 bits."""
     weight, terms = (127, cols) if layout == "int8" else (128, GROUP)
     return min(INT32_MAX // (weight * terms), 32767)
