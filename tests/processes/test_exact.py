@@ -23,6 +23,7 @@ from shoal.models.seam.model import cache_argument
 from shoal.models.store.store import ModelStore
 from shoal.progress import silent
 from shoal.testing.checkpoints import write_checkpoint
+from tests.models.published import PUBLISHED, publish
 
 from .conftest import processes
 
@@ -82,6 +83,19 @@ def test_three_hops_equal_the_whole_model(home, tmp_path, family):
     checkpoint = write_checkpoint(tmp_path / family, family)
     with processes(home, str(checkpoint), 6) as swarm:
         check(swarm, Whole(checkpoint))
+
+
+def test_three_hops_equal_what_a_quantised_checkpoint_means(home, tmp_path):
+    """But for the last bits: its plain tensors begin elsewhere in the file."""
+    published, plain = publish(tmp_path, PUBLISHED["gptq4-act"])
+    whole = Whole(plain)
+    with (
+        processes(home, str(published), 6) as swarm,
+        swarm.connect() as connected,
+        connected.session(swarm.model, tokens=96) as session,
+    ):
+        for tokens in (PROMPT, [3], [4, 5, 6]):
+            np.testing.assert_allclose(session.step(tokens), whole.step(tokens), rtol=1e-4, atol=1e-5)
 
 
 def test_the_demo_equals_transformers_stays_up_and_takes_its_nodes_along(home, tmp_path):
