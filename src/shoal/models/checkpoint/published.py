@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from shoal.models.checkpoint.grouped import GroupedWeights, Grouping, join_groupings
 from shoal.models.checkpoint.headers import ITEM_SIZE, TensorEntry
 from shoal.models.quantized.entry import QuantizedEntry
+from shoal.models.quantized.groups import quantized_grouping, read_quantized_groups
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
@@ -19,8 +20,10 @@ GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 
 def grouping_of(entry: TensorEntry) -> Grouping | None:
     """How :func:`read_grouped` gives a tensor; ``None`` where it does not."""
-    if entry.dtype in ITEM_SIZE or isinstance(entry, QuantizedEntry):
+    if entry.dtype in ITEM_SIZE:
         return None
+    if isinstance(entry, QuantizedEntry):
+        return quantized_grouping(entry)
     from shoal.models.gguf.groups import gguf_grouping  # noqa: PLC0415 - the gguf package, which few need
 
     return gguf_grouping(entry)
@@ -32,6 +35,8 @@ def read_grouped(entry: TensorEntry) -> GroupedWeights:
     Raises:
         BadWeights: its file cannot be read, or became shorter.
     """
+    if isinstance(entry, QuantizedEntry):
+        return read_quantized_groups(entry)
     from shoal.models.gguf.groups import read_groups  # noqa: PLC0415 - the gguf package, which few need
 
     return read_groups(entry)

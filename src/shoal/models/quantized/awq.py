@@ -36,7 +36,9 @@ class AwqLayout:
     """How AWQ stores a matrix."""
 
     rows: int
+    group: int
     bits: int = 4
+    has_zeros: bool = True
 
     def open(self, parts: StoredArrays) -> RowReader:
         words, scales = parts["qweight"], parts["scales"]
@@ -78,7 +80,8 @@ def awq_entries(settings: SchemeSettings, tensors: Mapping[str, TensorEntry]) ->
                 raise missing(settings.folder, module + part, name)
             parts[part] = tensors[module + part]
         shape = _check(parts, settings.group_size())
-        yield quantized_entry(f"{module}weight", "AWQ4", shape, parts, AwqLayout(shape[0]))
+        layout = AwqLayout(shape[0], shape[1] // parts["scales"].shape[0])
+        yield quantized_entry(f"{module}weight", "AWQ4", shape, parts, layout)
 
 
 def _check(parts: Mapping[str, TensorEntry], group: int) -> tuple[int, int]:

@@ -51,6 +51,11 @@ class TableLayout:
     """Scales that share one of their own; 0: they are float32."""
     nested_offset: float = 0.0
     bits: int | None = None
+    has_zeros: bool = False
+
+    @property
+    def group(self) -> int:
+        return self.block
 
     def open(self, parts: StoredArrays) -> RowReader:
         raw, table = parts["weight"].reshape(-1), parts["quant_map"]

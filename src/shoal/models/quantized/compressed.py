@@ -56,6 +56,11 @@ class PackedLayout:
 
     bits: int
     grid: ScaleGrid
+    has_zeros: bool
+
+    @property
+    def group(self) -> int:
+        return self.grid.block[1]
 
     def open(self, parts: StoredArrays) -> RowReader:
         words = parts["codes"]
@@ -118,7 +123,7 @@ def _packed(
         zeros, (down, across) = parts["zeros"], grid.shape
         if zeros.dtype != "I32" or zeros.shape != (-(-down * scheme.bits // 32), across):
             raise bad(zeros, f"is {zeros.dtype} {list(zeros.shape)}, and the scales are {[down, across]}")
-    layout = PackedLayout(scheme.bits, grid)
+    layout = PackedLayout(scheme.bits, grid, "zeros" in parts)
     return quantized_entry(f"{module}.weight", f"INT{scheme.bits}", (rows, cols), parts, layout)
 
 
@@ -135,7 +140,7 @@ def _naive(
         zeros, scales = parts["zeros"], parts["scales"]
         if floats or zeros.dtype != "I8" or zeros.shape != scales.shape:
             raise bad(zeros, f"is {zeros.dtype} {list(zeros.shape)}, and the scales are {list(scales.shape)}")
-    layout = ScaledLayout(grid, codes.dtype if floats else "")
+    layout = ScaledLayout(grid, codes.dtype if floats else "", has_zeros="zeros" in parts)
     return quantized_entry(name, "FP8" if floats else "INT8", codes.shape, parts, layout)
 
 

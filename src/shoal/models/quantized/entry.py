@@ -37,12 +37,22 @@ class QuantizedRows:
 RowReader = Callable[[RowIndex], QuantizedRows]
 
 
-class Layout(Protocol):
+class MatrixLayout(Protocol):
     """How a scheme stores a matrix ``[rows, cols]``."""
 
     @property
     def bits(self) -> int | None:
         """Of a code; ``None`` where codes stand for numbers that are not evenly spaced."""
+        ...
+
+    @property
+    def group(self) -> int:
+        """Weights of a row that share a scale, where no order of the columns is stored."""
+        ...
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether groups have zeros of their own."""
         ...
 
     def open(self, parts: StoredArrays) -> RowReader:
@@ -63,7 +73,7 @@ class QuantizedEntry(TensorEntry):
 
     parts: Mapping[str, TensorEntry]
     """The stored tensors, by what the scheme calls them."""
-    layout: Layout
+    layout: MatrixLayout
     turned: bool = False
     """Whether the matrix is stored with its two last dimensions exchanged."""
 
@@ -83,7 +93,7 @@ def quantized_entry(
     dtype: str,
     shape: tuple[int, ...],
     parts: Mapping[str, TensorEntry],
-    layout: Layout,
+    layout: MatrixLayout,
     *,
     turned: bool = False,
 ) -> QuantizedEntry:

@@ -8,7 +8,7 @@ weight ``[rows, cols]`` as int32 ``[cols * bits / 32, rows]``, ``scales`` are ``
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,9 @@ class GptqLayout:
     group: int
     rows: int
     cols: int
-    one_less: bool
+    one_less: bool = False
     """Whether zeros are stored less 1, as the first version of the format has them."""
+    has_zeros: bool = True
 
     def open(self, parts: StoredArrays) -> RowReader:
         words, scales = parts["qweight"], parts["scales"]
@@ -103,15 +104,15 @@ def gptq_entries(settings: SchemeSettings, tensors: Mapping[str, TensorEntry]) -
             parts[part] = tensors[module + part]
         if module + "g_idx" in tensors:
             parts["g_idx"] = tensors[module + "g_idx"]
-        layout = _layout(parts, bits, group, varied, version == "gptq")
+        layout = _layout(parts, bits, group, varied=varied)
+        layout = replace(layout, one_less=version == "gptq", has_zeros=not settings.flag("sym"))
         turned = settings.turns(module)
         shape = (layout.cols, layout.rows) if turned else (layout.rows, layout.cols)
         yield quantized_entry(f"{module}weight", f"GPTQ{layout.bits}", shape, parts, layout, turned=turned)
 
 
-def _layout(
-    parts: Mapping[str, TensorEntry], bits: int, group: int, varied: bool, one_less: bool
-) -> GptqLayout:
+def _layout(parts: Mapping[str, TensorEntry], bits: int, group: int, *, varied: bool) -> GptqLayout:
+    """The layout that the shapes and the settings make, or the shapes alone where modules' settings vary."""
     codes, scales, zeros, order = parts["qweight"], parts["scales"], parts["qzeros"], parts.get("g_idx")
     if codes.dtype != "I32" or len(codes.shape) != 2 or not all(codes.shape):
         raise bad(codes, f"is {codes.dtype} {list(codes.shape)}, and should be I32 with two dimensions")
@@ -146,4 +147,4 @@ def _layout(
         )
     if order is not None and (order.dtype not in ("I32", "I64") or order.shape != (cols,)):
         raise bad(order, f"is {order.dtype} {list(order.shape)}, and there are {cols} columns")
-    return GptqLayout(bits, group, rows, cols, one_less)
+    return GptqLayout(bits, group, rows, cols)

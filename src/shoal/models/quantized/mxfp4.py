@@ -35,6 +35,8 @@ class Mxfp4Layout:
 
     groups: int
     bits: int | None = None
+    group: int = GROUP
+    has_zeros: bool = False
 
     def open(self, parts: StoredArrays) -> RowReader:
         blocks = parts["blocks"].reshape(-1, self.groups * GROUP // 2)

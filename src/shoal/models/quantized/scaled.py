@@ -59,10 +59,15 @@ class ScaledLayout:
     """What codes are if they are no integers: ``F8_E4M3`` or ``F8_E5M2``."""
     divisor: float = 1.0
     """Of the scales."""
+    has_zeros: bool = False
 
     @property
     def bits(self) -> int | None:
         return None if self.floats else 8
+
+    @property
+    def group(self) -> int:
+        return self.grid.block[1]
 
     def open(self, parts: StoredArrays) -> RowReader:
         codes = parts["codes"].reshape(-1, self.grid.cols)
