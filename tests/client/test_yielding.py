@@ -14,6 +14,7 @@ from shoal.node.owner import watch, yielding
 from shoal.node.owner.watch import LOWERED_SHARE
 from shoal.testing.machine import PretendMachine
 from shoal.testing.swarm import memory_swarm
+from shoal.types import Span
 
 from .conftest import PROMPT, THIRDS
 
@@ -103,6 +104,27 @@ async def test_sessions_go_on_elsewhere_with_the_same_tokens_and_it_comes_back(h
             assert figure(owned, "shoal_share") == 1.0
             await chosen.until(COUNT)
             assert chosen.tokens == whole.greedy(PROMPT, COUNT)
+
+
+async def test_all_its_hops_may_pause_and_one_peer_takes_their_blocks_together(home, checkpoint, whole):
+    async with memory_swarm(home, checkpoint, [Span(0, 6)]) as swarm:
+        machine = pretended()
+        spans = (Span(0, 3), Span(3, 6))
+        owned = [await swarm.add_node(span, machine=machine, yield_to_owner="pause") for span in spans]
+        peers = [node.member.network.peer for node in owned]
+        client = await swarm.add_client(pin=tuple(peers))
+        async with client.session(str(checkpoint), tokens=64) as session:
+            chosen = Chosen(session)
+            await chosen.until(8)
+            assert [hop.address.peer for hop in session.ring.route] == peers
+            machine.cpu_by_others = 0.9
+            with trio.fail_after(3 * SOON_S):
+                while any(node.server.sessions for node in owned):
+                    await trio.sleep(0.2)
+                    await chosen.until(len(chosen.tokens) + 1)
+            await chosen.until(COUNT + 12)
+            assert [hop.address.peer for hop in session.ring.route] == [swarm.networks[0].peer]
+            assert chosen.tokens == whole.greedy(PROMPT, len(chosen.tokens))
 
 
 async def test_a_step_that_is_under_way_at_that_moment_is_not_lost(home, checkpoint, whole):

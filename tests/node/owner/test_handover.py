@@ -36,9 +36,10 @@ def test_it_stays_where_those_who_do_have_no_room_or_have_paused_too() -> None:
     assert takable([held("a")], [other("x", 0, 8, free=0)], BLOCKS) == []
 
 
-def test_it_does_not_go_to_a_peer_that_has_it_already() -> None:
-    assert takable([held("a", beside="x y")], [other("x", 0, 8)], BLOCKS) == []
-    assert takable([held("a", beside="x y")], [other("x", 0, 8), other("z", 0, 8)], BLOCKS) == [b"a"]
+def test_a_hop_beside_this_one_takes_it_with_its_own_blocks_in_one_span_or_not_at_all() -> None:
+    assert takable([held("a", beside="x y")], [other("x", 0, 8)], BLOCKS) == [b"a"]
+    assert takable([held("a", beside="x y")], [other("x", 0, 4), other("z", 4, 8)], BLOCKS) == []
+    assert takable([held("a", beside="x y")], [other("x", 0, 8, free=99)], BLOCKS) == []
 
 
 def test_of_many_sessions_as_many_go_as_there_is_room_for() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from shoal.errors import Busy, NoCoverage
 from shoal.routing.prices import Candidate
@@ -20,7 +21,7 @@ class HeldSession:
     tokens: int
     """KV that it reserves."""
     neighbours: frozenset[PeerId]
-    """The hops beside this one: a session is at a peer once."""
+    """The hops beside this one."""
 
 
 def takable(
@@ -34,13 +35,29 @@ def takable(
     left = {candidate.peer: candidate for candidate in candidates}
     found: list[SessionId] = []
     for held in sessions:
-        try:
-            stages = choose_route(
-                list(left.values()), n_blocks, held.tokens, span=held.span, avoid=held.neighbours
-            )
-        except (NoCoverage, Busy):
-            continue
-        found.append(held.session)
-        for peer in {stage.peer for stage in stages}:
+        takers = _takers(held, left, n_blocks)
+        if takers:
+            found.append(held.session)
+        for peer in takers:
             left[peer] = replace(left[peer], tokens_free=left[peer].tokens_free - held.tokens)
     return found
+
+
+def _takers(held: HeldSession, candidates: Mapping[PeerId, Candidate], n_blocks: int) -> set[PeerId]:
+    """Who would take a session between them; nobody where not all of its blocks find somebody."""
+    try:
+        stages = choose_route(
+            list(candidates.values()), n_blocks, held.tokens, span=held.span, avoid=held.neighbours
+        )
+        return {stage.peer for stage in stages}
+    except (NoCoverage, Busy):
+        # A session is at a peer once: a hop beside this one takes it only with its own blocks, in one span.
+        beside = [candidates[peer] for peer in held.neighbours if peer in candidates]
+        whole = (
+            c.peer
+            for c in beside
+            if c.span.start <= held.span.start
+            and held.span.end <= c.span.end
+            and c.tokens_free >= held.tokens
+        )
+        return set(islice(whole, 1))
