@@ -75,8 +75,7 @@ def served(tmp_path_factory):
     """One swarm and one gateway for all the clients."""
     home = tmp_path_factory.mktemp("home")
     checkpoint = write_checkpoint(home / "fish", "llama", max_position_embeddings=4096)
-    # By torch itself and not by the model's own modules: as exact, but what many ask goes into one forward.
-    with processes(home, str(checkpoint), BLOCKS, kernels="torch") as swarm:
+    with processes(home, str(checkpoint), BLOCKS) as swarm:
         membership.save(home / "swarms", swarm.local.membership)
         command = [sys.executable, "-m", "shoal.cli", "gateway", "--gateway-port", "0", "--json"]
         command += ["--model", str(checkpoint), "--swarm", swarm.local.membership.name]
