@@ -207,7 +207,7 @@ def test_costs_are_told_by_the_steps_themselves() -> None:
     assert seen.step_s == pytest.approx(0.040)
     assert seen.slowest_s == pytest.approx(0.020)
     assert seen.row_s == pytest.approx(0.004)
-    assert seen.waiting_s == pytest.approx(0.003), "what it waited for itself does not count"
+    assert seen.waiting_s == pytest.approx(0.003, rel=0.01), "what it waited for itself does not count"
     assert seen.own_s == pytest.approx(0.002, rel=0.1)
     assert 0.13 < seen.ways_s < 0.21
 

@@ -87,7 +87,7 @@ def tokens_per_s(seen: Snapshot, plan: WindowPlan) -> float:
     crowd = 1 + seen.waiting_s / seen.step_s if seen.step_s else 1.0
     beside = min(plan.window, seen.rows - 1)
     own = seen.own_s + LOOP_S + plan.window * seen.draft_s
-    first = seen.ways_s + crowd * (seen.step_s + beside * seen.row_s) + own
+    first = seen.ways_s + seen.step_s + seen.waiting_s + crowd * beside * seen.row_s + own
     if plan.depth == 1:
         return (1 - right ** (beside + 1)) / (1 - right) / first
     share = seen.slowest_s / seen.step_s if seen.step_s else 0.0
