@@ -52,6 +52,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "format": ("bf16", "bf16"),
         "kv": ("int8", "int8"),
         "wire": ("bfloat16", "bfloat16"),
+        "speculate": ("off", "off"),
         "objective": ("throughput", "throughput"),
         "pin": ("one,two", ("one", "two")),
         "device": ("cuda:1", "cuda:1"),

@@ -457,6 +457,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "wire": ("auto", *get_args(Codec)),
     "kernels": get_args(Kernels),
     "yield_to_owner": get_args(YieldMode),
+    "speculate": ("auto", "off"),
     "objective": ("latency", "throughput", "cost"),
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("text", "json"),
