@@ -254,6 +254,23 @@ async def test_steps_wait_at_a_hop_while_the_way_onward_is_full(tmp_path, checkp
         await me.send(Close(MINE))
 
 
+async def test_a_step_that_is_held_may_be_superseded_by_one_that_finds_room(
+    tmp_path, checkpoint, monkeypatch
+):
+    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
+        await me.ask(an_open(swarm))
+        full, room = [True], trio.Event()
+        monkeypatch.setattr(Channel, "full", property(lambda _: full[0]))
+        monkeypatch.setattr(Channel, "wait_room", lambda _: room.wait())
+        me.channel.send_now(a_step(), payload())
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        full[0] = False
+        assert (await me.ask(a_step(number=2), payload()))[0].number == 2
+        room.set()
+        assert (await me.ask(a_step(number=3), payload()))[0].number == 3
+        await me.send(Close(MINE))
+
+
 async def test_a_node_that_drains_takes_nothing_new_and_lets_the_rest_end(tmp_path, checkpoint):
     async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)]) as swarm, peer(swarm) as me:
         node = swarm.nodes[0]

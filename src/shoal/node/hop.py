@@ -110,7 +110,9 @@ class Hop:
             while True:
                 while self.queue.held:
                     await self._onward.wait_room()
-                    self._submit(*self.queue.next_held())
+                    # What was held may have been superseded meanwhile, by a step that found room.
+                    if self.queue.held:
+                        self._submit(*self.queue.next_held())
                 # No await since nothing was found held: a step that comes now finds the new event.
                 self._stalled = trio.Event()
                 await self._stalled.wait()
