@@ -70,7 +70,7 @@ def code_like(count: int) -> list[int]:
 FAST = StepCost(0.01, 0.002)
 
 
-def in_turn(way_s: float, cost: StepCost, text: Sequence[int], known: int, **options) -> tuple[Timed, Timed]:
+def in_turn(way_s: float, cost: StepCost, text: Sequence[int], known: int) -> tuple[Timed, Timed]:
     """The rest of ``text`` after so many tokens, without guesses and with them."""
 
     async def main():
