@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ from shoal.types import Format
 FORMATS: tuple[Format, ...] = ("fp32", "bf16", "int8", "int4")
 SHAPES = [(1, 1), (37, 50), (64, 96), (130, 544), (70, 2592)]
 """Rows and columns: neither need be a multiple of what the kernels take at once."""
-NATIVE = Path(c_kernels.__file__).parents[1] / "native"
 
 built = pytest.mark.skipif(c_kernels.library() is None, reason="the C kernels are not built")
 
@@ -160,35 +158,6 @@ def test_int8_is_a_sum_of_integers_scaled_once(
     assert torch.equal(
         run(matrix, x), sums.float() * (torch_kernels.tensor_of(matrix.scales) * (largest / limit)) + bias
     )
-
-
-def level(name: str) -> ctypes.CDLL:
-    return c_kernels._declare(ctypes.CDLL(str(NATIVE / f"kernels-{name}.so")))
-
-
-@built
-def test_every_level_of_the_cpu_gives_the_same_bits_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
-    best = level("v1").cpu_level()
-    names = [
-        name
-        for name in ("v1", "v3", "v4")
-        if int(name[1]) <= best and (NATIVE / f"kernels-{name}.so").exists()
-    ]
-    results: list[list[torch.Tensor]] = []
-    for name in names:
-        library = level(name)
-        monkeypatch.setattr(c_kernels, "library", lambda library=library: library)
-        team = ThreadTeam(2)
-        results.append(
-            [
-                torch_kernels.apply(
-                    team, pack(values(*shape), "int8", values(1, shape[0], 2)[0]), values(9, shape[1], 1)
-                )
-                for shape in SHAPES
-            ]
-        )
-    for name, result in zip(names, results, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True)), name
 
 
 @built

@@ -32,7 +32,7 @@ INLINE void dot_tile(const job_t *job, int r, int apart, int n, int first, int m
     const int64_t cols = job->layer->cols;
     const void *w = job->layer->weights;
     const float *x = job->x + first * cols;
-    v16 acc[4][3];
+    v16 acc[4][8];
     UNROLL for (int j = 0; j < n; j++) UNROLL for (int i = 0; i < m; i++) acc[j][i] = zero16();
     int64_t k = 0;
     for (; k + 16 <= cols; k += 16) {
@@ -54,6 +54,10 @@ INLINE void dot_rows(const job_t *job, int from, int to, int n, int bf16) {
     const int apart = (to - from) / n;
     for (int r = from; r < from + apart; r++) {
         int i = 0;
+#if LANES == 16 /* twice the registers: fewer passes over the weights */
+        for (; n == 2 && i + 8 <= job->m; i += 8) dot_tile(job, r, apart, n, i, 8, bf16);
+        for (; n == 2 && i + 4 <= job->m; i += 4) dot_tile(job, r, apart, n, i, 4, bf16);
+#endif
         for (; i + 3 <= job->m; i += 3) dot_tile(job, r, apart, n, i, 3, bf16);
         if (i + 2 <= job->m) dot_tile(job, r, apart, n, i, 2, bf16), i += 2;
         if (i < job->m) dot_tile(job, r, apart, n, i, 1, bf16);
@@ -215,11 +219,7 @@ static void quantise_row(void *context, int i, int thread) {
     int16_t *q = job->scratch->quantised + i * quantised_stride(cols);
     vf most = splat(0);
     int64_t k = 0;
-    for (; k + LANES <= cols; k += LANES) {
-        vf v = load(x + k), up = (vf)((vi)v & 0x7fffffff);
-        vi more = up > most;
-        most = (vf)(((vi)up & more) | ((vi)most & ~more));
-    }
+    for (; k + LANES <= cols; k += LANES) most = larger((vf)((vi)load(x + k) & 0x7fffffff), most);
     float top = 0;
     for (int l = 0; l < LANES; l++) top = most[l] > top ? most[l] : top;
     for (; k < cols; k++) top = fabsf(x[k]) > top ? fabsf(x[k]) : top;
@@ -245,7 +245,7 @@ static void quantise_row(void *context, int i, int thread) {
 INLINE void int8_tile(const int8_t *w, int64_t apart, const int16_t *q, int64_t cols, int depth, int32_t *sums,
                       int sums_stride, int n, int m, int broken) {
     const int64_t stride = quantised_stride(cols);
-    vi acc[4][4];
+    vi acc[4][8];
     UNROLL for (int j = 0; j < n; j++) UNROLL for (int i = 0; i < m; i++) acc[j][i] = (vi){0};
     int k = 0;
     for (; k + STEP <= depth; k += STEP) {
@@ -292,6 +292,10 @@ static void int8_chunk(void *context, int chunk, int thread) {
         const int16_t *q = job->scratch->quantised + k;
         const int64_t stride = quantised_stride(cols);
         int i = 0;
+#if LANES == 16
+        for (; i + 8 <= m; i += 8) int8_rows(w + k, rows, q + i * stride, cols, depth, sums + i, m, 2, 8);
+        for (; i + 4 <= m; i += 4) int8_rows(w + k, rows, q + i * stride, cols, depth, sums + i, m, 4, 4);
+#endif
         for (; i + 4 <= m; i += 4) int8_rows(w + k, rows, q + i * stride, cols, depth, sums + i, m, 2, 4);
         if (i + 3 == m) int8_rows(w + k, rows, q + i * stride, cols, depth, sums + i, m, 2, 3);
         if (i + 2 == m) int8_rows(w + k, rows, q + i * stride, cols, depth, sums + i, m, 2, 2);

@@ -1,6 +1,7 @@
 /* Vectors of the machine's own width, by the compiler's vector extension: the same source for every CPU.
  *
- * The build compiles everything once per instruction set (see build.py); LANES is the only difference.
+ * The build compiles everything once per instruction set (see build.py); LANES is the only difference, and can be set: both
+ * widths compile for any CPU.
  * Sums are written so that their order does not depend on LANES, so the same numbers come out everywhere. */
 #pragma once
 #include <stdint.h>
@@ -9,10 +10,12 @@
 #include <immintrin.h>
 #endif
 
+#ifndef LANES
 #if defined(__AVX512F__)
 #define LANES 16
 #else
 #define LANES 8
+#endif
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -164,33 +167,15 @@ INLINE vs load_i8_as_i16(const int8_t *p) {
 #endif
 }
 INLINE int32_t sum_i32(vi a) {
-    int32_t s = 0;
-    UNROLL for (int i = 0; i < LANES; i++) s += a[i];
-    return s;
-}
-
-/* A group of 32 four-bit weights: weight k lies in the low half of byte k, weight 16 + k in the high half, each
- * as its value + 8. */
 #if LANES == 16
-#define NIBBLE_PARTS 1
+    a += __builtin_shufflevector(a, a, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    a += __builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    a += __builtin_shufflevector(a, a, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    a += __builtin_shufflevector(a, a, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
 #else
-#define NIBBLE_PARTS 2
+    a += __builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3);
+    a += __builtin_shufflevector(a, a, 2, 3, 0, 1, 6, 7, 4, 5);
+    a += __builtin_shufflevector(a, a, 1, 0, 3, 2, 5, 4, 7, 6);
 #endif
-INLINE void load_nibbles(const uint8_t *p, vs to[NIBBLE_PARTS]) {
-#if defined(__AVX2__)
-    const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p)), eight = _mm256_set1_epi16(8);
-    const __m256i low = _mm256_sub_epi16(_mm256_and_si256(bytes, _mm256_set1_epi16(15)), eight);
-    const __m256i high = _mm256_sub_epi16(_mm256_srli_epi16(bytes, 4), eight);
-#if LANES == 16
-    to[0] = (vs)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-#else
-    to[0] = (vs)low;
-    to[1] = (vs)high;
-#endif
-#else
-    for (int k = 0; k < 16; k++) {
-        to[0][k] = (int16_t)((p[k] & 15) - 8);
-        to[1][k] = (int16_t)((p[k] >> 4) - 8);
-    }
-#endif
+    return a[0];
 }
