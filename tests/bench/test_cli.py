@@ -23,12 +23,14 @@ def test_every_benchmark_prints_json(shoal: Shoal) -> None:
 def test_the_executor_is_measured_in_a_format(shoal: Shoal, folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "out.html"
     options = ("--model", str(folder), "--rounds", "1", "--threads", "1", "--format", "int8")
+    options += ("--context", "600")
     ran = shoal("bench", "executor", *options, "--report", str(page), "--json")
     assert ran.code == 0, ran.out
     assert ran.data["machine"]["threads"] == 1
     names = [result["name"].removeprefix("executor/int8/") for result in ran.data["results"]]
-    assert names == ["decode/b1", "decode/b8", "decode/b32", "prefill/512"]
+    assert names == ["decode/b1", "decode/b8", "decode/b32", "prefill/512", "context/128", "context/600"]
     assert ran.data["results"][1]["vs"].keys() == {"b1"}
+    assert ran.data["results"][5]["vs"].keys() == {"128 tokens"}
     assert page.read_text().startswith("<!doctype html>")
 
 

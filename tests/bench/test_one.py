@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from shoal.bench.accuracy import TOKENS, WAYS, shipped_text, windows_of
 from shoal.bench.executor import torch_thread
-from shoal.bench.one import load_one
+from shoal.bench.one import OneProcess, load_one
 from shoal.config import Settings
+from shoal.executor.runner import KvState
 from shoal.models.store.local_model import LocalModel
 from shoal.types import Format
 
@@ -43,6 +44,24 @@ async def test_speeds_are_measured_again_and_again_without_holding_kv(
             assert await thread.run(partial(one.decode, 3)) > 0
             assert await thread.run(partial(one.prefill, 40)) > 0
         assert await thread.run(partial(one.ends_seconds, 2)) > 0
+
+
+async def test_a_long_context_is_computed_once_and_decoded_from_again(
+    settings: Settings, model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    fill = OneProcess._fill
+
+    def counted(one: OneProcess, state: KvState, tokens: int) -> None:
+        computed.append(tokens)
+        fill(one, state, tokens)
+
+    monkeypatch.setattr(OneProcess, "_fill", counted)
+    with torch_thread() as thread:
+        one = await load_one(thread, model, settings, "bf16", kv="auto", tokens=400)
+        for _ in range(3):
+            assert await thread.run(partial(one.decode_after, 300)) > 0
+    assert computed == [300]
 
 
 def test_the_text_is_long_enough_and_cut_into_whole_windows() -> None:

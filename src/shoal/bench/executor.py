@@ -1,4 +1,4 @@
-"""The executor alone: decoding 1, 8 and 32 sessions, and a prefill, in every format."""
+"""The executor alone: decoding 1, 8 and 32 sessions, a prefill, and a long context, in every format."""
 
 from __future__ import annotations
 
@@ -21,12 +21,17 @@ from shoal.types import Format
 
 BATCHES = (1, 8, 32)
 PREFILL = 512
+SHORT_CONTEXT = 128
+"""Tokens that one far into its context is compared with."""
 
 
 async def measure_executor(
-    settings: Settings, formats: Sequence[Format], rounds: int, progress: Progress
+    settings: Settings, formats: Sequence[Format], rounds: int, progress: Progress, context: int = 0
 ) -> BenchReport:
     """Measure ``formats`` of a model in turns.
+
+    Args:
+        context: also decode a session that has so many tokens cached, and one of 128; 0: neither.
 
     Raises:
         ShoalError: the model cannot be had, or not be held in one of the formats.
@@ -38,13 +43,14 @@ async def measure_executor(
         contenders: list[Contender] = []
         for format in formats:
             progress(f"loading {model.name} in {format}", 0, 0)
-            one = await load(thread, model, settings, format)
+            one = await load(thread, model, settings, format, context)
             contenders += contenders_of(thread, one, format, roof)
+            contenders += far_contenders(thread, one, format, roof, context)
         results = await in_turns(contenders, rounds, progress)
     return BenchReport(
         f"The executor with {model.name}",
         roof.described(settings.threads),
-        tuple(compared(results, ratios(formats))),
+        tuple(compared(results, ratios(formats, context))),
     )
 
 
@@ -58,9 +64,12 @@ def torch_thread() -> Generator[ComputeThread]:
         thread.close()
 
 
-async def load(thread: ComputeThread, model: LocalModel, settings: Settings, format: Format) -> OneProcess:
+async def load(
+    thread: ComputeThread, model: LocalModel, settings: Settings, format: Format, context: int
+) -> OneProcess:
     """The whole model with room for the largest measurement. Raises as ``load_one``."""
     tokens = max(BATCHES) * (DEPTH + STEPS + PAGE) + PREFILL
+    tokens += sum(far + STEPS + PAGE for far in contexts(context))
     return await load_one(thread, model, settings, format, kv=settings.kv, tokens=tokens)
 
 
@@ -78,15 +87,38 @@ def contenders_of(thread: ComputeThread, one: OneProcess, format: Format, roof: 
     return [*decoding, whole]
 
 
-def ratios(formats: Sequence[Format]) -> dict[str, dict[str, str]]:
-    """Batches against one session, and formats against bf16."""
+def contexts(longest: int) -> tuple[int, ...]:
+    """The contexts in which decoding is measured."""
+    return (SHORT_CONTEXT, longest) if longest else ()
+
+
+def far_contenders(
+    thread: ComputeThread, one: OneProcess, format: Format, roof: Roof, context: int
+) -> list[Contender]:
+    """One session far into its context, and one that has just begun."""
+    return [
+        Contender(
+            f"executor/{format}/context/{far}",
+            "tok/s",
+            partial(thread.run, partial(one.decode_after, far)),
+            roof.decode(format, 1, far + STEPS // 2),
+        )
+        for far in contexts(context)
+    ]
+
+
+def ratios(formats: Sequence[Format], context: int = 0) -> dict[str, dict[str, str]]:
+    """Batches against one session, a long context against a short one, and formats against bf16."""
     found: dict[str, dict[str, str]] = {}
     names = [f"decode/b{batch}" for batch in BATCHES] + [f"prefill/{PREFILL}"]
+    names += [f"context/{far}" for far in contexts(context)]
     for format in formats:
         for name in names:
             others = found.setdefault(f"executor/{format}/{name}", {})
             if name.startswith("decode") and name != "decode/b1":
                 others["b1"] = f"executor/{format}/decode/b1"
+            if name.startswith("context") and name != f"context/{SHORT_CONTEXT}":
+                others[f"{SHORT_CONTEXT} tokens"] = f"executor/{format}/context/{SHORT_CONTEXT}"
             if format != "bf16":
                 others["bf16"] = f"executor/bf16/{name}"
     return found

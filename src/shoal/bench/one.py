@@ -42,33 +42,50 @@ class OneProcess:
         self._runner = runner
         self._pool = pool
         self._vocab = vocab
+        self._far: dict[int, KvState] = {}
 
     def decode(self, sessions: int) -> float:
         """Tokens in a second over all of so many sessions, each decoding up to ``STEPS`` tokens greedily."""
         states = [self._open(DEPTH + STEPS) for _ in range(sessions)]
         try:
             prompts = [[(7 * i + j) % self._vocab for j in range(DEPTH)] for i in range(sessions)]
-            tokens = self._chosen(states, 0, prompts)
-            began = time.perf_counter()
-            steps = 0
-            while steps < STEPS and (steps < 2 or time.perf_counter() - began < LONGEST_S):
-                tokens = self._chosen(states, DEPTH + steps, [[token] for token in tokens])
-                steps += 1
-            return sessions * steps / (time.perf_counter() - began)
+            return self._decoded(states, DEPTH, self._chosen(states, 0, prompts))
         finally:
             self._close(states)
+
+    def decode_after(self, context: int) -> float:
+        """Tokens in a second of one session that has ``context`` tokens cached.
+
+        The first call for a ``context`` computes them, and takes long. Later ones go back to where it ended.
+        """
+        if context not in self._far:
+            self._far[context] = self._open(context + STEPS)
+            self._fill(self._far[context], context)
+        return self._decoded([self._far[context]], context, [1])
+
+    def _decoded(self, states: Sequence[KvState], position: int, tokens: list[int]) -> float:
+        """Tokens in a second over all of ``states``, whose next ones are ``tokens``."""
+        began = time.perf_counter()
+        steps = 0
+        while steps < STEPS and (steps < 2 or time.perf_counter() - began < LONGEST_S):
+            tokens = self._chosen(states, position + steps, [[token] for token in tokens])
+            steps += 1
+        return len(states) * steps / (time.perf_counter() - began)
 
     def prefill(self, tokens: int) -> float:
         """Tokens in a second of a prompt of so many, to its last token's logits."""
         state = self._open(tokens)
         try:
             began = time.perf_counter()
-            prompt = [(11 * i) % self._vocab for i in range(tokens)]
-            for at in range(0, tokens, PIECE):
-                self._chosen([state], at, [prompt[at : at + PIECE]])
+            self._fill(state, tokens)
             return tokens / (time.perf_counter() - began)
         finally:
             self._close([state])
+
+    def _fill(self, state: KvState, tokens: int) -> None:
+        prompt = [(11 * i) % self._vocab for i in range(tokens)]
+        for at in range(0, tokens, PIECE):
+            self._chosen([state], at, [prompt[at : at + PIECE]])
 
     def ends_seconds(self, sessions: int) -> float:
         """What the embedding and the head take for a step of so many sessions: the median of five."""

@@ -31,9 +31,8 @@ class Roof:
     machine: Machine
     costs: Mapping[Format, SpanCost]
 
-    def decode(self, format: Format, sessions: int) -> Expected:
-        """A step of so many sessions, as far on as they are while they are measured."""
-        context = DEPTH + STEPS // 2
+    def decode(self, format: Format, sessions: int, context: int = DEPTH + STEPS // 2) -> Expected:
+        """A step of so many sessions, by default as far on as they are while they are measured."""
         return Expected(step_time(self.machine, self.costs[format], sessions, context), sessions)
 
     def prefill(self, format: Format, tokens: int) -> Expected:

@@ -77,6 +77,15 @@ def device(
 def executor(
     model: BenchModelOption = None,
     format: BenchFormatOption = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Also decode a session after so many tokens, and one after 128.",
+            min=256,
+            max=131072,
+            show_default=False,
+        ),
+    ] = None,
     threads: BenchThreadsOption = None,
     rounds: RoundsOption = 5,
     report: ReportOption = None,
@@ -88,7 +97,8 @@ def executor(
     def measure(progress: Progress) -> Awaitable[BenchReport]:
         from shoal.bench.executor import measure_executor
 
-        return measure_executor(settings, _formats(settings, get_args(Format)), rounds, progress)
+        formats = _formats(settings, get_args(Format))
+        return measure_executor(settings, formats, rounds, progress, context or 0)
 
     _show(measure, report, as_json)
 
