@@ -79,7 +79,9 @@ async def find_roof(
     def find() -> Roof:
         machine = measure_machine(settings.threads)
         config = read_model_config(open_checkpoint(model.path))
-        costs = {f: model_cost(config, f, settings.kv, weight_bytes(model, f)) for f in formats}
+        costs: dict[Format, SpanCost] = {
+            f: model_cost(config, f, settings.kv, weight_bytes(model, f)) for f in formats
+        }
         return Roof(machine, costs)
 
     return await thread.run(find)

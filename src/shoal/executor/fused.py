@@ -10,15 +10,15 @@ import numpy as np
 from shoal.errors import OutOfResources, ShoalError
 from shoal.executor.arrays import address, join, split
 from shoal.executor.batcher import ForwardOutput
-from shoal.executor.kernels.c_kernels import NUMBER, ThreadTeam, library
+from shoal.executor.kernels.c_kernels import NUMBER, MatrixLayout, ThreadTeam, library
 from shoal.executor.kernels.structs import KvStruct, LayerStruct, LinearStruct, SequenceStruct, SpanStruct
 from shoal.executor.pages import PAGE, PagePool, pages_for
 from shoal.executor.runner import Capabilities, PagedRunner, SessionRows
 from shoal.executor.shape import LlamaShape
 from shoal.executor.weights.llama_blocks import LayerWeights
-from shoal.types import Format, Kv, Span
+from shoal.types import Kv, Span
 
-KV_FORMAT: dict[Kv, Format] = {"auto": "bf16", "int8": "int8"}
+KV_FORMAT: dict[Kv, MatrixLayout] = {"auto": "bf16", "int8": "int8"}
 
 
 class FusedRunner(PagedRunner):

@@ -107,7 +107,8 @@ def join_groups(parts: Sequence[GroupedWeights]) -> GroupedWeights:
     """
     if len(parts) == 1:
         return parts[0]
-    group, bits = math.gcd(*(part.group for part in parts)), max(part.bits for part in parts)
+    group = math.gcd(*(part.group for part in parts))
+    bits: Bits = 8 if any(part.bits == 8 for part in parts) else 4
     zero = parts[0].zero if all((part.zero, part.bits) == (parts[0].zero, bits) for part in parts) else 0
     moved = [_with_zero(part, zero, bits) for part in parts]
     return GroupedWeights(

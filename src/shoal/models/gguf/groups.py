@@ -47,7 +47,7 @@ def _q3_k(blocks: Bytes) -> Scales:
     packed = blocks[:, 96:108]
     low = np.concatenate((packed[:, :8] & 15, packed[:, :8] >> 4), 1)
     high = np.concatenate([(packed[:, 8:] >> shift) & 3 for shift in (0, 2, 4, 6)], 1)
-    return _half(blocks, 108) * _minus_32(low | high << 4), None
+    return _half(blocks, 108) * _minus_32((low | high << 4).astype(np.uint8)), None
 
 
 def _q4_k(blocks: Bytes) -> Scales:
@@ -63,7 +63,7 @@ def _iq4_xs(blocks: Bytes) -> Scales:
     whole = np.ascontiguousarray(blocks[:, 2:4]).view(np.uint16)
     high = (whole >> np.arange(0, 16, 2, dtype=np.uint16) & 3).astype(np.uint8)
     low = np.stack((blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4), 2).reshape(len(blocks), 8)
-    return _half(blocks, 0) * _minus_32(low | high << 4), None
+    return _half(blocks, 0) * _minus_32((low | high << 4).astype(np.uint8)), None
 
 
 def _mxfp4(blocks: Bytes) -> Scales:
