@@ -83,9 +83,11 @@ static __attribute__((noinline)) void gather_units(float *to, const linear_t *la
     }
 }
 
-/* Scales or minima of the units [unit, unit + n) of a row whose groups begin at `row`; n is at most WIDE. */
+/* Scales or minima of the units [unit, unit + n) of a row whose groups begin at `row`; n is at most WIDE. Behind them
+ * may stand those of the next row, which meet sums that are 0. */
 INLINE v8f load_units(const linear_t *layer, const void *from, int64_t row, int64_t unit, int n, int per) {
-    if (n == WIDE && per == 1) {
+    const int64_t groups = (int64_t)layer->rows * (layer->cols / layer->group);
+    if (per == 1 && row + unit + WIDE <= groups) {
         if (!layer->halves) return *(const v8f_any *)((const float *)from + row + unit);
 #if defined(__F16C__)
         return (v8f)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)from + row + unit)));
