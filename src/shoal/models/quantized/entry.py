@@ -37,7 +37,7 @@ class QuantizedRows:
 RowReader = Callable[[RowIndex], QuantizedRows]
 
 
-class MatrixLayout(Protocol):
+class PublishedLayout(Protocol):
     """How a scheme stores a matrix ``[rows, cols]``."""
 
     @property
@@ -73,7 +73,7 @@ class QuantizedEntry(TensorEntry):
 
     parts: Mapping[str, TensorEntry]
     """The stored tensors, by what the scheme calls them."""
-    layout: MatrixLayout
+    layout: PublishedLayout
     turned: bool = False
     """Whether the matrix is stored with its two last dimensions exchanged."""
 
@@ -93,7 +93,7 @@ def quantized_entry(
     dtype: str,
     shape: tuple[int, ...],
     parts: Mapping[str, TensorEntry],
-    layout: MatrixLayout,
+    layout: PublishedLayout,
     *,
     turned: bool = False,
 ) -> QuantizedEntry:
