@@ -132,7 +132,7 @@ async def _one_format(field: Field, llama: LlamaCpp, file: Path, notes: list[str
     async with AsyncExitStack() as stack:
         thread = stack.enter_context(torch_thread())
         field.progress(f"loading {field.model.name} in {format}", 0, 0)
-        one = await load(thread, field.model, field.settings, format)
+        one = await load(thread, field.model, field.settings, format, context=0)
         ring = await stack.enter_async_context(
             through(field.settings, field.model, format, asked.nodes, field.progress)
         )
