@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from .conftest import Served
 
-pytestmark = pytest.mark.swarm
+pytestmark = [pytest.mark.swarm, pytest.mark.alone]
 STREAMS = 200
 TOKENS = 8
 GROWS_AT_MOST = 1.1
