@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import trio
 
+from shoal.client.ring.suspects import FIRST_S
 from shoal.client.sampling import Sampler, Sampling
 from shoal.errors import ChannelClosed, NoCoverage, StepFailed
 from shoal.net.channel import Channel
@@ -354,6 +355,30 @@ async def test_losing_the_whole_network_is_an_error_and_no_endless_wait(home, ch
                 with trio.fail_after(5):
                     await session.step([1])
         await idle(swarm)
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+async def test_the_only_node_of_a_span_that_has_just_failed_is_waited_for(home, checkpoint, whole, failures):
+    """It may only have been busy: nobody must be told that the blocks are served by nobody."""
+    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
+        for number in range(failures):
+            swarm.client.rings.finder.suspect(swarm.networks[1].peer)
+            await trio.sleep(FIRST_S + 0.1 if number + 1 < failures else 0)
+        with trio.fail_after(5):
+            async with swarm.client.session(str(checkpoint), tokens=64) as session:
+                assert await decode(session, PROMPT, 4) == whole.greedy(PROMPT, 4)
+
+
+async def test_a_node_that_fails_again_and_again_is_not_waited_for(home, checkpoint):
+    async with memory_swarm(home, checkpoint, THIRDS, announce_s=60.0, expiry_s=180.0) as swarm:
+        finder, began = swarm.client.rings.finder, trio.current_time()
+        for _ in range(5):
+            finder.suspect(swarm.networks[1].peer)
+            await trio.sleep(FIRST_S + 0.1)
+        with pytest.raises(NoCoverage):
+            async with swarm.client.session(str(checkpoint), tokens=64):
+                pass
+        assert trio.current_time() - began < 5 * (FIRST_S + 0.1) + 0.5
 
 
 class Turns(trio.abc.Instrument):

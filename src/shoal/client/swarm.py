@@ -241,7 +241,8 @@ class Swarm:
         return self._codecs[local.digest]
 
     async def _opened(self, local: LocalModel, format: Format | None, tokens: int) -> tuple[Ring, EndsEngine]:
-        """A ring and the ends; asked for again where all refuse, and others are heard of.
+        """A ring and the ends; asked for again where all refuse and others are heard of, or where the only
+        ones that there are have just failed us.
 
         Raises what the first format did.
         """
@@ -251,6 +252,9 @@ class Swarm:
             formats: list[Format] = [format] if format else await finder.served_formats(local.shape)
             try:
                 return await self._opened_in_one(local, formats, tokens)
+            except NoCoverage:
+                if rounds == ROUNDS or not await finder.wait_forgiven(local.shape):
+                    raise
             except (Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError):
                 if rounds == ROUNDS or not await finder.hear_of_others(local.shape):
                     raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -38,6 +39,8 @@ HEAR_WITHIN_S = 6.0
 """How long a client that has just come waits to hear of nodes that serve what it wants."""
 HEAR_OF_OTHERS_S = 2.0
 """How long it waits to hear of others, when all whom it knows have refused."""
+FORGIVEN_WITHIN_S = 4.0
+"""How long it waits for peers that have just failed it, where there are no others."""
 
 _Choice = TypeVar("_Choice")
 
@@ -180,6 +183,31 @@ class RouteFinder:
             while self._serving(shape) <= known:
                 await self.member.wait_changed()
         return not self._serving(shape) <= known
+
+    async def wait_forgiven(self, shape: ModelShape) -> bool:
+        """Wait until a peer that has just failed us may be asked again, where others leave blocks uncovered.
+
+        A busy node that was silent for seconds is no less there. Of one that fails again and again nothing is
+        waited for, as it is avoided for longer each time.
+
+        Returns:
+            Whether one may be asked again.
+        """
+        if missing(self.member.directory, shape, self.member.now()):
+            return False
+        held = self._held_back(shape)
+        free_at = min((self._suspects.free_at(peer) for peer in held), default=math.inf)
+        if free_at > trio.current_time() + FORGIVEN_WITHIN_S:
+            return False
+        with trio.move_on_at(free_at):
+            while self._held_back(shape) >= held:
+                await self.member.wait_changed()
+        return True
+
+    def _held_back(self, shape: ModelShape) -> set[PeerId]:
+        """Who serves the model and is not asked even where there is no other."""
+        serving = self.member.directory.serving(shape.digest, self.member.now())
+        return self._suspected({PeerId(a.peer): a for a in serving}, CAUTIONS[-1])
 
     def _serving(self, shape: ModelShape) -> set[tuple[PeerId, Format]]:
         serving = self.member.directory.serving(shape.digest, self.member.now())

@@ -48,6 +48,11 @@ class Suspects:
         while len(self._held) > LIMIT:
             self._held.popitem(last=False)
 
+    def free_at(self, peer: PeerId) -> float:
+        """When the peer may be asked again though it says nothing; past for one that has not failed."""
+        suspicion = self._held.get(peer)
+        return suspicion.since + suspicion.hold_s if suspicion else 0.0
+
     def holds(self, peer: PeerId, sequence: int, now: float, caution: Caution) -> bool:
         """Whether the peer, whose newest announcement is ``sequence``, is still to be avoided."""
         suspicion = self._held.get(peer)
