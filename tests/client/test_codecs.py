@@ -8,6 +8,7 @@ import pytest
 from shoal.client.sampling import Sampler, Sampling
 from shoal.net.link_speed import ENOUGH
 from shoal.node.hop import Hop
+from shoal.routing.reputation import PROVEN
 from shoal.testing.swarm import memory_swarm
 
 from .conftest import PROMPT, THIRDS
@@ -74,6 +75,26 @@ async def test_over_a_fast_link_everything_travels_exact(home, checkpoint, taken
     ):
         await decoded(session, LONG, 5)
     assert {codec for _, codec, _ in taken} == {"float32"}
+
+
+async def test_hops_have_a_say_in_it_once_they_have_answered_and_none_where_everything_is_exact(
+    home, checkpoint, taken
+):
+    """A stranger's word must not round the numbers of everybody's answers."""
+    async with memory_swarm(home, checkpoint, THIRDS, format="bf16", wire="int8") as swarm:
+        client = await swarm.add_client(wire="auto")
+        for expected in ("float32", "int8"):
+            taken.clear()
+            async with client.session(str(checkpoint), tokens=64) as session:
+                await decoded(session, PROMPT, PROVEN)
+            assert {codec for _, codec, _ in taken} == {expected}
+    async with memory_swarm(home, checkpoint, THIRDS, format="fp32", wire="int8") as swarm:
+        client = await swarm.add_client(wire="auto")
+        for _ in range(2):
+            taken.clear()
+            async with client.session(str(checkpoint), tokens=64) as session:
+                await decoded(session, PROMPT, PROVEN)
+            assert {codec for _, codec, _ in taken} == {"float32"}
 
 
 async def learn_the_links(swarm, checkpoint):

@@ -47,6 +47,13 @@ def test_a_way_that_is_known_as_thin_takes_longer_and_one_that_is_known_as_fast_
     assert fast == unknown
 
 
+def test_no_way_of_ours_need_be_known():
+    times, hops, _ = ring(0.1)
+    expected = times.expected_s(ONE)
+    hops[0].channel = None
+    assert times.expected_s(ONE) == pytest.approx((expected or 0.0) - 0.01)
+
+
 def test_more_tokens_should_take_longer():
     times, _, _ = ring(0.1, 0.2)
     longer = times.expected_s(Issued(1, 0, 100, 1))

@@ -59,8 +59,11 @@ class Places:
 
     @property
     def codec(self) -> Codec:
-        """What the slowest way between the hops, and from the last one to us, asks for."""
-        return coarsest(hop.codec for hop in self.hops)
+        """What the slowest way between the hops, and from the last one to us, asks for.
+
+        Only those are heard who have answered before: a word of the others could round everybody's numbers.
+        """
+        return coarsest(hop.codec for hop in self.hops if hop.hop.proven)
 
     def place(self, channel: Channel) -> int | None:
         """Which hop is behind a channel; ``None`` for one that has lost its place and may not know yet.

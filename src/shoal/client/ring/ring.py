@@ -122,7 +122,9 @@ class Ring:
         """
         await self._places.enter(timeout_s)
         if self._codec is None:
-            self._codec = coarsest((self._places.codec, self._first_asks()))
+            # fp32 promises the bits of the whole model, whatever a hop asks for.
+            exact = self._format == "fp32"
+            self._codec = "float32" if exact else coarsest((self._places.codec, self._first_asks()))
 
     async def repair(self, replacements: Sequence[Replacement], position: int, timeout_s: float) -> int:
         """Put other hops in the place of lost ones; their caches are filled up to ``position``.

@@ -61,7 +61,7 @@ class RingTimes:
             return None
         ways = sum(hop.channel.rtt_s or 0.0 for hop in self._places.hops if hop.channel)
         rates = [hop.channel.bytes_s or WAY_BYTES_S for hop in self._places.hops if hop.channel]
-        sent_s = len(promised) * step.tokens * self._width * ROW_BYTES / min(WAY_BYTES_S, *rates)
+        sent_s = len(promised) * step.tokens * self._width * ROW_BYTES / min([WAY_BYTES_S, *rates])
         return ways + sent_s + sum(promised) * (1 + step.tokens / PREFILL)
 
     def _note_pace(self, times: Sequence[HopTime], took_s: float) -> None:
