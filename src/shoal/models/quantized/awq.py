@@ -21,7 +21,7 @@ from shoal.models.quantized.entry import (
     RowReader,
     StoredArrays,
     bad,
-    missing,
+    packed_modules,
     quantized_entry,
 )
 from shoal.models.quantized.settings import SchemeSettings
@@ -70,15 +70,7 @@ def awq_entries(settings: SchemeSettings, tensors: Mapping[str, TensorEntry]) ->
         raise settings.unsupported(f"in {settings.size('bits')} bits", "4 bits are read")
     if scaled := next((name for name in tensors if name.endswith(".act.scales")), None):
         raise settings.unsupported(f"with scaled activations ({scaled[:80]})", "those without are read")
-    for name, codes in tensors.items():
-        if not name.endswith(".qweight"):
-            continue
-        module = name.removesuffix("qweight")
-        parts = {"qweight": codes}
-        for part in ("scales", "qzeros"):
-            if module + part not in tensors:
-                raise missing(settings.folder, module + part, name)
-            parts[part] = tensors[module + part]
+    for module, parts in packed_modules(tensors, settings.folder):
         shape = _check(parts, settings.group_size())
         layout = AwqLayout(shape[0], shape[1] // parts["scales"].shape[0])
         yield quantized_entry(f"{module}weight", "AWQ4", shape, parts, layout)

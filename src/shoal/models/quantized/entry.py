@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -103,6 +103,26 @@ def quantized_entry(
     return QuantizedEntry(
         name, dtype, shape, codes.file, codes.begin, size, parts=parts, layout=layout, turned=turned
     )
+
+
+def packed_modules(
+    tensors: Mapping[str, TensorEntry], folder: Path
+) -> Iterator[tuple[str, dict[str, TensorEntry]]]:
+    """Each quantised module's name, with its dot, and its parts, as AutoGPTQ and AutoAWQ both name them.
+
+    Raises:
+        BadWeights: a part is missing.
+    """
+    for name, codes in tensors.items():
+        if not name.endswith(".qweight"):
+            continue
+        module = name.removesuffix("qweight")
+        parts = {"qweight": codes}
+        for part in ("scales", "qzeros"):
+            if module + part not in tensors:
+                raise missing(folder, module + part, name)
+            parts[part] = tensors[module + part]
+        yield module, parts
 
 
 def bad(entry: TensorEntry, what: str) -> BadWeights:

@@ -23,7 +23,7 @@ from shoal.models.quantized.entry import (
     RowReader,
     StoredArrays,
     bad,
-    missing,
+    packed_modules,
     quantized_entry,
 )
 from shoal.models.quantized.settings import SchemeSettings
@@ -93,15 +93,7 @@ def gptq_entries(settings: SchemeSettings, tensors: Mapping[str, TensorEntry]) -
     if bits not in BITS:
         raise settings.unsupported(f"in {bits} bits", "2, 3, 4 and 8 bits are read")
     varied = bool(settings.values.get("dynamic"))  # some modules have bits and groups of their own
-    for name, codes in tensors.items():
-        if not name.endswith(".qweight"):
-            continue
-        module = name.removesuffix("qweight")
-        parts = {"qweight": codes}
-        for part in ("scales", "qzeros"):
-            if module + part not in tensors:
-                raise missing(settings.folder, module + part, name)
-            parts[part] = tensors[module + part]
+    for module, parts in packed_modules(tensors, settings.folder):
         if module + "g_idx" in tensors:
             parts["g_idx"] = tensors[module + "g_idx"]
         layout = _layout(parts, bits, group, varied=varied)
