@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shoal.client.speculation.acceptance import Acceptance
@@ -170,6 +170,7 @@ def test_with_one_row_a_step_guesses_are_steps_of_their_own() -> None:
 @given(
     st.floats(0, 1), st.floats(0, 3), st.floats(0, 1), st.floats(0, 0.2), st.floats(0, 2), st.integers(1, 8)
 )
+@example(0.0, 0.0, 5e-324, 0.0, 1.0, 1)
 def test_whatever_was_measured_there_is_a_plan(right, ways_s, step_s, row_s, waiting_s, rows) -> None:
     seen = Snapshot(
         acceptance=right,

@@ -20,6 +20,8 @@ SUFFICIENT = 0.97
 LOOP_S = 0.0005
 """What a step costs beside, as it is not sent by the thread that chose its token."""
 SUREST = 0.98
+TICK_S = 1e-6
+"""Hops tell whole microseconds: a step that is told to take none is taken to have taken one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +86,14 @@ def tokens_per_s(seen: Snapshot, plan: WindowPlan) -> float:
     """What ``plan`` is expected to give."""
     right = min(seen.acceptance, SUREST)
     # Who waits for others now makes them wait with every row more.
-    crowd = 1 + seen.waiting_s / seen.step_s if seen.step_s else 1.0
+    step_s = max(seen.step_s, TICK_S)
+    crowd = 1 + seen.waiting_s / step_s
     beside = min(plan.window, seen.rows - 1)
     own = seen.own_s + LOOP_S + plan.window * seen.draft_s
     first = seen.ways_s + seen.step_s + seen.waiting_s + crowd * beside * seen.row_s + own
     if plan.depth == 1:
         return (1 - right ** (beside + 1)) / (1 - right) / first
-    share = seen.slowest_s / seen.step_s if seen.step_s else 0.0
+    share = seen.slowest_s / step_s
     work = crowd * (seen.slowest_s + (plan.window - 1) * share * seen.row_s)
     interval = max(work, own, first / plan.depth)
     whole = right**plan.window
