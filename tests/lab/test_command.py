@@ -30,7 +30,7 @@ def test_the_exit_code_says_whether_all_promises_were_kept(
     faults: tuple[Fault, ...],
 ) -> None:
     async def run_lab(*_: object) -> LabReport:
-        return LabReport("freeze", "fish", "fp32", 0, 2, (), faults, 1.0)
+        return LabReport("freeze", "fish", "fp32", 0, 2, 0, (), faults, 1.0)
 
     monkeypatch.setattr("shoal.testing.lab.lab.run_lab", run_lab)
     code = main.run(["freeze", "--json"], app)

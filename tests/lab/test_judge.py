@@ -142,7 +142,7 @@ def test_descriptors_that_pile_up_are_noticed() -> None:
 
 
 def report(played: RunRecord, *faults: Fault) -> dict[str, object]:
-    return LabReport("kill", "m", "fp32", 0, 6, tuple(results(0, played, REFERENCE)), faults, 1.0).fields()
+    return LabReport("kill", "m", "fp32", 0, 6, 0, tuple(results(0, played, REFERENCE)), faults, 1.0).fields()
 
 
 def test_a_report_counts_what_it_promises_to() -> None:

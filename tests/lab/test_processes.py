@@ -63,3 +63,11 @@ def test_hops_that_die_stand_still_or_are_slow_change_no_token_and_blocks_that_n
     assert len(still["events"]) == 2
     assert 0 < said["gap_s_median"] <= said["gap_s_max"]
     assert gone["error"] == "no_coverage"
+
+
+def test_nodes_that_come_and_go_beside_liars_change_no_token(tmp_path: Path, checkpoint: Path) -> None:
+    plan = PLAN | {"model": str(checkpoint), "replicas": 2} | PATIENT
+    code, said = lab(tmp_path, "churn", plan, "--minutes", "0.2", "--liars", "3")
+    assert (code, said["ok"], said["errors"]) == (0, True, []), said
+    assert said["same_tokens"] == said["runs"] > 0
+    assert said["sessions_at_liars"] > 0

@@ -69,13 +69,16 @@ def churn(
     seed: LabSeedOption = 0,
     minutes: Annotated[float, typer.Option(help="How long.", min=0.1, max=1440)] = 5.0,
     sessions: Annotated[int, typer.Option(help="Answers at once.", min=1, max=256)] = 4,
+    liars: Annotated[
+        int, typer.Option(help="Members beside the nodes that blame, stall and refuse.", min=0, max=64)
+    ] = 0,
     model: options.ModelOption = None,
     format: options.FormatOption = None,
     folder: Folder = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Every few seconds a node is killed, leaves, freezes or comes, while several sessions go on."""
-    _carry_out("churn", plan, seed, 0, model, format, folder, as_json, minutes, sessions)
+    _carry_out("churn", plan, seed, 0, model, format, folder, as_json, minutes, sessions, liars)
 
 
 def _carry_out(
@@ -89,12 +92,13 @@ def _carry_out(
     as_json: bool,
     minutes: float = 0.0,
     sessions: int = 1,
+    liars: int = 0,
 ) -> None:
     settings = options.settings(model=model, format=format)
     read_plan = read(plan) if plan else LabPlan()
     flags = {"model": model or read_plan.model, "format": settings.asked_format or read_plan.format}
     chosen = msgspec.structs.replace(read_plan, **flags)
-    order = LabOptions(kind, chosen, seed, runs, minutes, sessions, folder)
+    order = LabOptions(kind, chosen, seed, runs, minutes, sessions, liars, folder)
     with working(f"lab {kind}") as progress:
         # Torch takes seconds to import: what can be said without it has been said.
         from shoal.testing.lab.lab import run_lab  # noqa: PLC0415

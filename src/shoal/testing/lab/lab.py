@@ -23,6 +23,7 @@ from shoal.progress import Progress
 from shoal.testing.lab import report as reports
 from shoal.testing.lab.asking import LabRequest, TimedAnswer, ask, listen
 from shoal.testing.lab.judge import Fault, What, judge
+from shoal.testing.lab.liars import liars_beside
 from shoal.testing.lab.nodes import LabSwarm, lab_swarm
 from shoal.testing.lab.plan import Event, Kind, LabOptions, LabPlan, NodeGroup, Place, Run, places, runs_of
 from shoal.testing.lab.prompts import prompts_of
@@ -67,7 +68,8 @@ async def run_lab(settings: Settings, order: LabOptions, progress: Progress) -> 
     async with _up(settings, order, rooms, progress) as (lab, client):
         bench = _Bench(order, lab, client, questions, rooms, progress)
         await bench.take_references()
-        async with trio.open_nursery() as nursery:
+        async with liars_beside(lab, client, order.liars) as liars, trio.open_nursery() as nursery:
+            bench.watch = NodeMonitor(lab, client)
             nursery.start_soon(bench.watch.look_for_ghosts)
             await bench.play_all(_runs(order, bench))
             nursery.cancel_scope.cancel()
@@ -77,6 +79,7 @@ async def run_lab(settings: Settings, order: LabOptions, progress: Progress) -> 
             bench.format,
             order.seed,
             len(rooms),
+            sum(liar.heard["Open"] for liar in liars),
             tuple(bench.results),
             tuple(bench.faults),
             trio.current_time() - began,
@@ -190,7 +193,6 @@ class _Bench:
                 raise asked.error
             self._undisturbed.append(asked)
         self._note(None, await self.watch.idle(), "kv")
-        self.watch = NodeMonitor(self._lab, self._client)
 
     def check(self, runs: Sequence[Run]) -> None:
         """Refuse a plan's runs that cannot take place with this model's answers.

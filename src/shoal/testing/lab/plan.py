@@ -128,6 +128,8 @@ class LabOptions(Struct, frozen=True):
     runs: int
     minutes: float
     sessions: int
+    liars: int = 0
+    """Members beside the nodes that blame others, swallow steps, or refuse."""
     folder: Path | None = None
     """Where the nodes' homes and logs stay; they go with the lab if not given."""
 

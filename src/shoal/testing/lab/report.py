@@ -47,6 +47,8 @@ class LabReport:
     format: str
     seed: int
     nodes: int
+    sessions_at_liars: int
+    """Sessions that were opened at liars."""
     results: tuple[LabResult, ...]
     faults: tuple[Fault, ...]
     seconds: float
@@ -63,6 +65,7 @@ class LabReport:
             "format": self.format,
             "seed": self.seed,
             "nodes": self.nodes,
+            "sessions_at_liars": self.sessions_at_liars,
             "runs": len(self.results),
             "same_tokens": sum(result.same for result in self.results),
             "gap_s_median": round(median(self.gaps), 3) if self.gaps else None,
