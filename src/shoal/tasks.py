@@ -1,4 +1,4 @@
-"""What every nursery of ours needs."""
+"""What every nursery and every wait of ours needs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 import trio
+
+
+def seconds_left(until: float) -> float:
+    """Seconds until a moment on trio's clock; 0 once it is past, as no wait can be shorter."""
+    return max(0.0, until - trio.current_time())
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import trio
 
+from shoal.client.ring.hop import RouteHop
 from shoal.client.ring.ring import Ring
 from shoal.client.ring.rings import NEWCOMER_OPENS_S
 from shoal.errors import NoCoverage
@@ -88,3 +91,27 @@ async def test_who_is_slow_to_reach_has_more_time_with_each_that_had_too_little(
         monkeypatch.setattr(swarm.client.network, "open_pipe", slowly)
         async with swarm.client.session(str(checkpoint), tokens=64):
             assert len(asked) in (3, 4)
+
+
+@pytest.mark.parametrize("other", [Span(0, 6), Span(3, 6)])
+async def test_a_hop_that_was_lost_takes_its_own_place_again_only_where_there_is_no_route_without_it(
+    tmp_path, checkpoint, other
+):
+    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 3), other]) as swarm:
+        finder, shape = swarm.client.rings.finder, swarm.model.shape
+        addresses = {a.served.span: a.address for a in swarm.client.announcements() if a.served}
+        lost, kept = addresses[Span(0, 3)], addresses[other]
+        # A session is at a peer once: the peer that is kept cannot take the lost blocks too.
+        ring = SimpleNamespace(
+            route=[RouteHop(lost, Span(0, 3), 0.0, True), RouteHop(kept, Span(3, 6), 0.0, True)],
+            lost=[0],
+            format="fp32",
+            rules=SimpleNamespace(tokens=16),
+            span=Span(0, 6),
+        )
+        if other == Span(0, 6):
+            with pytest.raises(NoCoverage):
+                finder.replacements(ring, shape)
+        else:
+            (replacement,) = finder.replacements(ring, shape)
+            assert [hop.address.peer for hop in replacement.hops] == [lost.peer]

@@ -36,7 +36,9 @@ from shoal.wire.session import Issued
 _Made = TypeVar("_Made")
 
 RECOVERIES = 8
-"""Losses in a row, without a result between them, after which a session gives up."""
+"""Losses in a row, without a result between them, that a session takes however long they take; from then on
+it goes on for as long as a route may take to be found again, and pauses between them."""
+LOSSES_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +275,9 @@ class Session:
         """Run ``pieces``, which came to nothing once; the route is made whole before each new attempt."""
         before = self._transcript.length
         survived: list[RouteChange] = []
+        losses, until = 0, self._heard + self._recovery.resume_s
         try:
-            for _ in range(RECOVERIES):
+            while True:
                 await self._make_whole(error, survived)
                 try:
                     # First what the hops have lost, in the pieces in which it was sent, so that it gives the
@@ -287,7 +290,11 @@ class Session:
                 else:
                     self._note_survived(survived)
                     return returned
-            raise _plain(error)
+                losses += 1
+                if losses >= RECOVERIES:
+                    if trio.current_time() > until:
+                        raise _plain(error)
+                    await trio.sleep(LOSSES_PAUSE_S)
         except BaseException:
             # Of a replay that was not finished, nothing is known to be held: the session is empty then.
             self._take_back(0 if self._transcript.owed else before)

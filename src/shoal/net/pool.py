@@ -13,6 +13,7 @@ from shoal.net.dial_budget import DialBudget
 from shoal.net.handshake_backlog import network_of
 from shoal.net.network import Network, Pipe
 from shoal.net.receive_budget import ReceiveBudget
+from shoal.tasks import seconds_left
 from shoal.types import PeerAddress, PeerId
 
 CHANNELS_LIMIT = 1024
@@ -94,7 +95,7 @@ class ChannelPool:
             with trio.fail_at(until):
                 async with lock:
                     channel = self._live(address.peer) or await self._dial(address, deadline_s, asked_by)
-                    await channel.wait_ready(until - trio.current_time())
+                    await channel.wait_ready(seconds_left(until))
                     return channel
         except trio.TooSlowError:
             # The next who asks would find it, and wait for its hello in vain as well.

@@ -39,6 +39,8 @@ ALIKE = 2.0
 """Peers of which one is trusted less than this many times as much as the other are equally to blame."""
 BLAMELESS = 0.05
 """So much of a fault is forgotten."""
+NEWCOMER = GOOD / (GOOD + BAD)
+"""The trust in a peer of which nothing is known."""
 BELIEVED = 4.0
 """Where nobody is proven, a newcomer is believed to be this many times as fast as the usual one, not more."""
 SESSIONS = 4
@@ -88,6 +90,10 @@ class Reputation:
         record = self._records.get(peer) or _Record()
         good = GOOD + record.answers
         return good / (good + BAD + FAULT * record.faults_now(now))
+
+    def distrusted(self, peer: PeerId, now: float) -> bool:
+        """Whether a peer is trusted clearly less than one of which nothing is known."""
+        return self.trust(peer, now) < NEWCOMER / ALIKE
 
     def proven(self, peer: PeerId) -> bool:
         """Whether the peer has answered often enough for a picture of it."""

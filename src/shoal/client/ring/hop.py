@@ -10,6 +10,7 @@ from shoal.client.ring.hop_pace import NEWCOMER_STEPS, STEPS, HopPace
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError, from_code
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
+from shoal.tasks import seconds_left
 from shoal.types import Codec, PeerAddress, PeerId, Span
 from shoal.wire.messages import Locate, Located, Open, Opened, Refused, Reroute, Rerouted, shorten
 
@@ -110,7 +111,7 @@ class RingHop:
         try:
             # One deadline for both: what dialling took, the reply does not have.
             self.channel = await pool.get(self.hop.address, deadline_s=timeout_s)
-            reply = await self.ask(message, until - trio.current_time())
+            reply = await self.ask(message, seconds_left(until))
         except DeadlineExceeded:
             late = DeadlineExceeded(f"{self.peer} did not open the session in time")
             raise HopRefused(self.peer, late) from None

@@ -13,6 +13,7 @@ from shoal.client.ring.hop import HopLost, RingHop, RouteHop
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
+from shoal.tasks import seconds_left
 from shoal.types import Codec, Format, ModelShape, SessionId
 from shoal.wire.codec import coarsest
 from shoal.wire.messages import Close, Locate, Located, NextHop, Open, Reroute, Rerouted
@@ -104,7 +105,7 @@ class Places:
         until = trio.current_time() + timeout_s
         # The new hops first: an old one that is told of its new neighbour sends it steps at once.
         await self.enter(timeout_s)
-        left = until - trio.current_time()
+        left = seconds_left(until)
         await _together([partial(self._reroute, i, fills.get(i + 1), position, left) for i in kept])
         return fills.get(0, 0)
 

@@ -68,7 +68,7 @@ class Recovery:
     def __init__(self, rings: Rings, shape: ModelShape, resume_s: float) -> None:
         self.rings = rings
         self._shape = shape
-        self._resume_s = resume_s
+        self.resume_s = resume_s
 
     async def recover(
         self, ring: Ring, error: ShoalError, *, position: int, since: float, refill: Refill
@@ -86,7 +86,7 @@ class Recovery:
             NoCoverage: nobody took the lost hops' place in time; names their blocks.
             ShoalError: ``error`` itself when no other route would help, or what hindered the last attempt.
         """
-        until = max(since + self._resume_s, trio.current_time() + min(LEAST_S, self._resume_s))
+        until = max(since + self.resume_s, trio.current_time() + min(LEAST_S, self.resume_s))
         self._find_fault(ring, error)
         lost = {ring.route[index].address.peer: ring.route[index].span for index in ring.lost}
         way: RecoveryKind = "resend"
@@ -177,7 +177,7 @@ class Recovery:
         named = ", ".join(str(span) for span in missing)
         return NoCoverage(
             f"blocks {named} of {self._shape.name} are served by nobody any more, and no node came back in "
-            f"{self._resume_s:.0f} s: {error.message}",
+            f"{self.resume_s:.0f} s: {error.message}",
             missing=missing,
             check="see shoal status for who serves which blocks",
             next_command=f"shoal serve {self._shape.name} --span {missing[0]}",

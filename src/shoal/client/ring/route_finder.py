@@ -104,11 +104,22 @@ class RouteFinder:
         return self._hops(self._trusting(choose, shape, serving, avoid), candidates, serving)
 
     def replacements(self, ring: Ring, shape: ModelShape) -> list[Replacement]:
-        """Who can take the place of a ring's lost hops. Raises as :meth:`find`."""
+        """Who can take the place of a ring's lost hops. Raises as :meth:`find`.
+
+        A hop that was just lost, or a peer that is distrusted, takes no place while a whole new route can be
+        had without them: else two liars would go on taking turns in a gap that nobody else fits.
+        """
         candidates, serving = self._candidates(shape, ring.format)
         stages = [Stage(hop.address.peer, hop.span) for hop in ring.route]
         choose = partial(choose_repair, candidates, stages, ring.lost, ring.rules.tokens)
-        chosen = self._trusting(choose, shape, serving, set())
+        distrusted = {peer for peer in serving if self.reputation.distrusted(peer, trio.current_time())}
+        doubtful = distrusted | {stages[index].peer for index in ring.lost}
+        try:
+            chosen = self._trusting(choose, shape, serving, doubtful)
+        except (NoCoverage, Busy):
+            if self.possible(ring, shape, avoid=doubtful):
+                raise
+            chosen = self._trusting(choose, shape, serving, set())
         return [
             Replacement(first, last, tuple(self._hops(new, candidates, serving)))
             for first, last, new in chosen

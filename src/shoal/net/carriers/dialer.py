@@ -14,6 +14,7 @@ from shoal.net.carriers.direct import DirectCarrier
 from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.happy_eyeballs import first
 from shoal.net.network import Pipe
+from shoal.tasks import seconds_left
 from shoal.types import PeerAddress, PeerId
 
 DIRECT_SHARE = 0.4
@@ -53,7 +54,7 @@ class Dialer:
                     pass  # the libp2p stream is tried next, and says what is wrong if it fails too
             if trio.current_time() - start > CHEAP_S:
                 self._remember(address)
-        left = until - trio.current_time()
+        left = seconds_left(until)
         with trio.move_on_after(left):
             return await self._open_stream(address, left)
         raise ChannelClosed(f"{address.peer} did not answer within {deadline_s:.0f} s")

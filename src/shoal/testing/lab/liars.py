@@ -16,7 +16,7 @@ from shoal.testing.lab.nodes import LabSwarm
 from shoal.testing.liar import Liar, calls_next_gone, lying, opens, refuses
 
 KINDS = (calls_next_gone, opens, refuses)
-"""One who blames the next hop, one who swallows steps, one who has no room: in turn, as many as are asked for."""
+"""One blames the next hop, one swallows steps, one has no room: in turn, as many as are asked for."""
 HEARD_WITHIN_S = 15.0
 
 
