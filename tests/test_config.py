@@ -55,6 +55,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "speculate": ("off", "off"),
         "objective": ("throughput", "throughput"),
         "pin": ("one,two", ("one", "two")),
+        "private_ends": ("2:1", "2:1"),
         "device": ("cuda:1", "cuda:1"),
         "kernels": ("torch", "torch"),
         "yield_to_owner": ("pause", "pause"),
@@ -96,6 +97,8 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         ("log_level", "loud", "debug, info, warning, error"),
         ("log_format", "xml", "text, json"),
         ("max_sessions", 0, "between 1"),
+        ("private_ends", "2", "the first and the last"),
+        ("private_ends", "-1:2", "the first and the last"),
         ("expiry_s", 5, "three times"),
     ],
 )

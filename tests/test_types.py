@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.types import Span, gaps
+from shoal.types import PrivateEnds, Span, gaps
 
 spans = st.tuples(st.integers(0, 40), st.integers(1, 20)).map(lambda p: Span(p[0], p[0] + p[1]))
 
@@ -36,9 +36,23 @@ def test_what_is_no_span_is_refused(text: str) -> None:
         Span.parse(text)
 
 
-@given(st.lists(spans, max_size=12), st.integers(1, 40))
-def test_gaps_are_exactly_the_blocks_in_no_span(served: list[Span], n_blocks: int) -> None:
-    missing = gaps(served, n_blocks)
-    uncovered = [b for b in range(n_blocks) if not any(b in span for span in served)]
+@given(st.lists(spans, max_size=12), st.integers(1, 40), st.integers(0, 39))
+def test_gaps_are_exactly_the_blocks_in_no_span(served: list[Span], end: int, start: int) -> None:
+    missing = gaps(served, end, start)
+    uncovered = [b for b in range(start, end) if not any(b in span for span in served)]
     assert [b for span in missing for b in range(span.start, span.end)] == uncovered
     assert all(left.end < right.start for left, right in itertools.pairwise(missing))
+
+
+def test_private_ends_are_two_numbers_of_blocks_and_give_their_spans() -> None:
+    own = PrivateEnds.parse("2:1")
+    assert (own, str(own), bool(own)) == (PrivateEnds(2, 1), "2:1", True)
+    assert own.spans(6) == [Span(0, 2), Span(5, 6)]
+    assert PrivateEnds.parse("0:1").spans(6) == [Span(5, 6)]
+    assert not PrivateEnds.parse("0:0") and PrivateEnds().spans(6) == []
+
+
+@pytest.mark.parametrize("text", ["", "2", ":", "2:", ":2", "-1:2", "a:b", "1:2:3", "1.0:2"])
+def test_what_are_no_private_ends_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="FIRST:LAST"):
+        PrivateEnds.parse(text)

@@ -100,6 +100,7 @@ export function requests(name: string): Request[] {
   const base: Request = {
     id: 'chatcmpl-7f3a', model: MODEL, state: 'running', started: now - 4, prompt_tokens: 212, tokens: 131, ttft_ms: 84, tokens_per_s: 31.4, error: null, route,
     hops: [{ compute_ms: 5.2, network_ms: 0.7, waiting_ms: 0.3 }, { compute_ms: 6.1, network_ms: 4.1, waiting_ms: 2.8 }, { compute_ms: 5.6, network_ms: 1.8, waiting_ms: 0 }],
+    own: [],
     reroutes: [],
     speculation: {},
   }

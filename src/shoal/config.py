@@ -21,7 +21,7 @@ from typing import Any, Literal, cast, get_args, get_type_hints
 import platformdirs
 
 from shoal.errors import UsageError
-from shoal.types import Codec, Format, Kernels, YieldMode
+from shoal.types import Codec, Format, Kernels, Paths, PrivateEnds, YieldMode
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_SWARM = "home"
@@ -45,53 +45,6 @@ def parse_size(text: str) -> int:
     if not match:
         raise UsageError(f"{text!r} is not a size", check="write a number and a unit, for example 4GiB")
     return round(Fraction(match[1]) * _UNITS[(match[2] or "B").lower()])
-
-
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """Where Shoal keeps its files, by platformdirs, or all under ``SHOAL_HOME`` when that is set."""
-
-    config: Path
-    data: Path
-    cache: Path
-
-    @property
-    def home(self) -> Path | None:
-        """The one folder of everything, when ``SHOAL_HOME`` names it."""
-        return self.config if self.config == self.data == self.cache.parent else None
-
-    @property
-    def config_file(self) -> Path:
-        return self.config / "config.toml"
-
-    @property
-    def identity(self) -> Path:
-        """The ed25519 key of this machine's node, mode 0600."""
-        return self.data / "identity.key"
-
-    @property
-    def swarms(self) -> Path:
-        """One file per joined swarm, mode 0600: they hold the secrets."""
-        return self.data / "swarms"
-
-    @property
-    def models(self) -> Path:
-        return self.data / "models"
-
-    @property
-    def chat_history(self) -> Path:
-        """What was typed in conversations, mode 0600."""
-        return self.data / "chat-history.jsonl"
-
-    @property
-    def gateway(self) -> Path:
-        """API keys, as hashes, and what each has used: SQLite, mode 0600."""
-        return self.data / "gateway.db"
-
-    @property
-    def nodes(self) -> Path:
-        """One small file per node process that runs on this machine."""
-        return self.data / "nodes"
 
 
 def _about(text: str) -> dict[str, str]:
@@ -223,6 +176,14 @@ class Settings:
     pin: tuple[str, ...] = field(
         default=(), metadata=_about("Ids of peers that routes must use wherever they serve.")
     )
+    private_ends: str = field(
+        default="0:0",
+        metadata=_about(
+            "How many of the first and the last blocks the client runs itself, for example 2:2. Other peers "
+            "then get only what comes out of the first ones. That raises the cost of looking and is no "
+            "encryption: shoal privacy shows how much can be read."
+        ),
+    )
     announce_s: float = field(default=10.0, metadata=_about("Seconds between two announcements."))
     expiry_s: float = field(
         default=30.0, metadata=_about("Seconds after which a silent peer counts as gone.")
@@ -273,6 +234,11 @@ class Settings:
     def asked_format(self) -> Format | None:
         """The format that a client asks for; ``None`` takes what the swarm serves."""
         return None if self.format == "auto" else self.format
+
+    @property
+    def own_blocks(self) -> PrivateEnds:
+        """The blocks that a client runs itself."""
+        return PrivateEnds.parse(self.private_ends)
 
 
 def default_paths(environ: Mapping[str, str]) -> Paths:
@@ -473,6 +439,13 @@ def _check(settings: Settings) -> None:
         raise UsageError(
             f"device is {settings.device!r}", check="set it to auto, cpu, cuda, cuda:0, mps, xpu or xpu:0"
         )
+    try:
+        PrivateEnds.parse(settings.private_ends)
+    except ValueError as error:
+        raise UsageError(
+            f"private_ends is {settings.private_ends!r}",
+            check="set it to two numbers of blocks, the first and the last, for example 2:2",
+        ) from error
     for name, words in _WORDS.items():
         if getattr(settings, name) not in words:
             raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NewType
 
 PeerId = NewType("PeerId", str)
@@ -83,19 +84,51 @@ class Span:
         return cls(int(start), int(end))
 
 
-def gaps(spans: Iterable[Span], n_blocks: int) -> list[Span]:
-    """The spans of ``[0, n_blocks)`` that none of ``spans`` covers, in order."""
+@dataclass(frozen=True, slots=True)
+class PrivateEnds:
+    """How many blocks of a model its client runs itself, beside the embedding and the head."""
+
+    first: int = 0
+    last: int = 0
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self.first or self.last)
+
+    def __str__(self) -> str:
+        return f"{self.first}:{self.last}"
+
+    @classmethod
+    def parse(cls, text: str) -> PrivateEnds:
+        """Read ``"2:2"``.
+
+        Raises:
+            ValueError: the text is not ``FIRST:LAST``.
+        """
+        first, colon, last = text.partition(":")
+        if not colon or not first.strip().isdecimal() or not last.strip().isdecimal():
+            raise ValueError(f"private ends are written FIRST:LAST, for example 2:2, not {text!r}")
+        return cls(int(first), int(last))
+
+    def spans(self, n_blocks: int) -> list[Span]:
+        """The client's own blocks of a model of ``n_blocks``, which must be more than they are."""
+        found = [(0, self.first), (n_blocks - self.last, n_blocks)]
+        return [Span(start, end) for start, end in found if start < end]
+
+
+def gaps(spans: Iterable[Span], end: int, start: int = 0) -> list[Span]:
+    """The spans of blocks ``[start, end)`` that none of ``spans`` covers, in order."""
     missing: list[Span] = []
-    covered = 0
+    covered = start
     # Few of them differ, however many peers serve them; and tuples compare faster.
     for span in sorted(set(spans), key=lambda span: (span.start, span.end)):
-        if span.start > covered:
-            missing.append(Span(covered, min(span.start, n_blocks)))
-        covered = max(covered, span.end)
-        if covered >= n_blocks:
+        if covered >= end:
             break
-    if covered < n_blocks:
-        missing.append(Span(covered, n_blocks))
+        if span.start > covered:
+            missing.append(Span(covered, min(span.start, end)))
+        covered = max(covered, span.end)
+    if covered < end:
+        missing.append(Span(covered, end))
     return missing
 
 
@@ -130,3 +163,50 @@ class PeerAddress:
     """Addresses of its libp2p host (a relay's circuit address among them)."""
     direct: tuple[str, ...] = ()
     """Addresses of its direct carrier; empty when it offers none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where Shoal keeps its files, by platformdirs, or all under ``SHOAL_HOME`` when that is set."""
+
+    config: Path
+    data: Path
+    cache: Path
+
+    @property
+    def home(self) -> Path | None:
+        """The one folder of everything, when ``SHOAL_HOME`` names it."""
+        return self.config if self.config == self.data == self.cache.parent else None
+
+    @property
+    def config_file(self) -> Path:
+        return self.config / "config.toml"
+
+    @property
+    def identity(self) -> Path:
+        """The ed25519 key of this machine's node, mode 0600."""
+        return self.data / "identity.key"
+
+    @property
+    def swarms(self) -> Path:
+        """One file per joined swarm, mode 0600: they hold the secrets."""
+        return self.data / "swarms"
+
+    @property
+    def models(self) -> Path:
+        return self.data / "models"
+
+    @property
+    def chat_history(self) -> Path:
+        """What was typed in conversations, mode 0600."""
+        return self.data / "chat-history.jsonl"
+
+    @property
+    def gateway(self) -> Path:
+        """API keys, as hashes, and what each has used: SQLite, mode 0600."""
+        return self.data / "gateway.db"
+
+    @property
+    def nodes(self) -> Path:
+        """One small file per node process that runs on this machine."""
+        return self.data / "nodes"

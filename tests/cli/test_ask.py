@@ -8,8 +8,18 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from shoal.cli.ask import AnswerRequest, answer_fields, ask, route_table, say_speed, speculation_line, user
+from shoal.cli.ask import (
+    AnswerRequest,
+    answer_fields,
+    ask,
+    route_table,
+    say_speed,
+    say_trace,
+    speculation_line,
+    user,
+)
 from shoal.client.answer import Answer, RouteStage
+from shoal.client.ends import OwnSpan
 from shoal.client.generate import Delta
 from shoal.client.speculation.counts import SpeculationCounts
 from shoal.client.swarm import Swarm
@@ -98,6 +108,25 @@ async def test_the_fields_of_an_answer(capsys: pytest.CaptureFixture[str]) -> No
     assert "10:30" in captured.get()
     say_speed(fields)
     assert "3 tokens at 1.0 tok/s over 2 hops" in capsys.readouterr().err
+
+
+async def test_blocks_that_ran_here_are_told_with_what_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    question = AnswerRequest("fish", user("why?"))
+    fields = answer_fields(await asked(Stub("a", "b"), question, stream=False), question)
+    assert fields["own"] == []
+    fields["own"] = [
+        OwnSpan(Span(0, 2), 7_000_000, 1536, 1.25).shown(),
+        OwnSpan(Span(29, 30), 3_500_000, 768, 0.5).shown(),
+    ]
+    say_speed(fields)
+    said = capsys.readouterr().err
+    assert "blocks 0:2 and 29:30 ran here: 1.8 ms a token, 10.5 MB of weights, 2.3 kB of KV" in said
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(route_table(fields))
+    assert "this client" in captured.get() and "29:30" in captured.get()
+    say_trace({"steps": [], "reroutes": [], "own": fields["own"], "speculation": fields["speculation"]})
+    assert "blocks 29:30 here  compute 0.50" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

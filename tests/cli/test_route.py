@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from shoal import config
@@ -10,6 +12,7 @@ from shoal.cli.status.route import choice_view, covering, fields_of, line
 from shoal.errors import NoCoverage
 from shoal.routing.explain import Choice, explain_route
 from shoal.swarm.announcement import Announcement, Served
+from shoal.types import Span
 from tests.routing.test_explain import OFFERS
 
 
@@ -58,6 +61,13 @@ def test_a_program_gets_all_of_it(choice):
     assert printable(fields["without"][0]["why_none"])
 
 
+def test_blocks_that_the_client_keeps_are_no_part_of_the_route_and_are_told() -> None:
+    choice = explain_route(OFFERS, 30, 1, span=Span(2, 28))
+    assert line(choice) == "here 0:2 → Saury-a 2:15 → Whiting-b 15:28 → here 28:30"
+    assert fields_of("tiny", choice)["own"] == ["0:2", "28:30"]
+    assert "blocks 0:2 and 28:30, which run here" in text(choice)
+
+
 def announced(peer: str, start: int, end: int, format: str, digest: str = "a") -> Announcement:
     served = Served("tiny", "sha256:" + digest * 64, 30, 64, 128, 100, start, end, format, 1, 1, 0, 0.0)
     return Announcement(peer, 1, 0.0, 30.0, (), (), served)
@@ -73,3 +83,10 @@ def test_formats_and_versions_never_mix(tmp_path):
     assert [a.peer for a, _ in covering(alive, "tiny", settings)] == ["b"]
     with pytest.raises(NoCoverage, match="nobody serves other"):
         covering(alive, "other", settings)
+
+
+def test_the_format_is_that_of_the_blocks_that_others_are_to_run(tmp_path: Path) -> None:
+    alive = [announced("a", 2, 28, "fp32"), announced("b", 0, 20, "bf16"), announced("c", 0, 20, "bf16")]
+    for ends, peers in (("0:0", ["b", "c"]), ("2:2", ["a"])):
+        settings = config.load({"private_ends": ends}, {"SHOAL_HOME": str(tmp_path)})
+        assert [a.peer for a, _ in covering(alive, "tiny", settings)] == peers

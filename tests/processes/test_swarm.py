@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -71,6 +72,27 @@ def test_a_synchronous_session_gives_logits_and_rolls_back(swarm, checkpoint):
         again = session.step(PROMPT)
     assert np.array_equal(logits, reference)
     assert np.array_equal(again, reference)
+
+
+def opened_at(node):
+    """The blocks of each session that a node has traced, by the session."""
+    with urllib.request.urlopen(f"{node['figures']}/trace", timeout=5) as answer:
+        steps = json.load(answer)["node"]["steps"]
+    return {step["session"]: step["hops"][0]["span"] for step in steps}
+
+
+def test_the_blocks_that_a_client_keeps_are_opened_at_no_node(swarm, expected):
+    with swarm.connect(private_ends="1:1") as connected:
+        answer = connected.generate(swarm.model, PROMPT, max_tokens=16)
+        assert len(list(answer)) == len(cut(expected))
+        step = connected.swarm.rings.trace.steps[-1]
+    assert answer.answer.token_ids == cut(expected)
+    assert [opened_at(node)[step.session] for node in swarm.local.nodes] == ["1:2", "2:4", "4:5"]
+    assert [str(own.span) for own in answer.answer.own] == ["0:1", "5:6"]
+    with swarm.connect(private_ends="2:1") as connected, connected.session(swarm.model, tokens=64) as session:
+        assert int(session.step(PROMPT)[-1].argmax()) == expected[0]
+        step = connected.swarm.rings.trace.steps[-1]
+    assert [opened_at(node).get(step.session) for node in swarm.local.nodes] == [None, "2:4", "4:5"]
 
 
 def test_an_asyncio_caller_gets_the_same(swarm, expected):

@@ -92,8 +92,18 @@ def test_a_node_that_hears_only_of_the_last_blocks_follows_their_format() -> Non
 
 def test_formats_are_tried_by_what_has_answered_then_by_what_covers_then_by_peers_then_by_exactness() -> None:
     whole, part = Span(0, 6), Span(0, 3)
-    assert ranked([("fp32", whole, False), ("int8", part, True), ("int8", Span(3, 6), True)], 6)[0] == "int8"
-    assert ranked([("bf16", part, False), ("bf16", part, False), ("int8", whole, False)], 6)[0] == "int8"
-    assert ranked([("fp32", whole, False), ("int8", whole, False), ("int8", whole, False)], 6)[0] == "int8"
-    assert ranked([("int8", whole, False), ("bf16", whole, False)], 6) == ["bf16", "int8"]
-    assert ranked([], 6) == []
+    assert (
+        ranked([("fp32", whole, False), ("int8", part, True), ("int8", Span(3, 6), True)], whole)[0] == "int8"
+    )
+    assert ranked([("bf16", part, False), ("bf16", part, False), ("int8", whole, False)], whole)[0] == "int8"
+    assert (
+        ranked([("fp32", whole, False), ("int8", whole, False), ("int8", whole, False)], whole)[0] == "int8"
+    )
+    assert ranked([("int8", whole, False), ("bf16", whole, False)], whole) == ["bf16", "int8"]
+    assert ranked([], whole) == []
+
+
+def test_only_the_blocks_that_a_route_is_to_have_must_be_covered() -> None:
+    offered: list[tuple[Format, Span, bool]] = [("int8", Span(2, 4), True), *[("bf16", Span(0, 3), True)] * 2]
+    assert ranked(offered, Span(2, 4))[0] == "int8"
+    assert ranked(offered, Span(0, 6))[0] == "bf16"

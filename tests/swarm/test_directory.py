@@ -8,7 +8,7 @@ import pytest
 from shoal.errors import RemoteProtocolError
 from shoal.swarm.announcement import Announcement, Served
 from shoal.swarm.anti_entropy import EVERYONE
-from shoal.swarm.directory import Directory, coverage, missing
+from shoal.swarm.directory import Directory, coverage
 from shoal.types import Digest, Span
 
 NOW = 1_000_000.0
@@ -97,9 +97,12 @@ def test_a_newcomer_is_told_what_was_received():
     assert sorted(held(said("a"), said("b")).news(EVERYONE, {}, NOW)) == [b"raw of a", b"raw of b"]
 
 
-def test_coverage_counts_peers_by_block_and_gaps_are_named():
-    directory = held(said("a"), said("b", start=5, end=12))
-    shape = directory.models(NOW)[0]
+def test_coverage_counts_peers_by_block():
     assert coverage([Span(0, 10), Span(5, 12)], 30)[4:13] == [1, 2, 2, 2, 2, 2, 1, 1, 0]
-    assert missing(directory, shape, NOW) == [Span(12, 30)]
-    assert missing(directory, shape, NOW, "bf16") == [Span(0, 30)]
+
+
+def test_who_serves_in_another_format_is_left_out_where_one_is_asked_for():
+    directory = held(said("a"), said("b", start=5, end=12))
+    format = said("a").served.format
+    assert [a.peer for a in directory.serving(DIGEST, NOW, format)] == ["a", "b"]
+    assert list(directory.serving(DIGEST, NOW, "bf16")) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.config import Paths, Settings
+from shoal.config import Settings
 from shoal.errors import NotAllowed, NotRunning, UsageError
 from shoal.swarm import membership
 from shoal.swarm.invite import write_invite
@@ -18,6 +18,7 @@ from shoal.swarm.membership import (
     load_or_create,
     save,
 )
+from shoal.types import Paths
 
 PEER = "12D3KooWGbkv2Ev5EZaQuGWbvHpJnGMNPpgKPMKU1Y6DXA1rWvY5"
 ADDRESS = f"/ip4/192.168.1.20/tcp/4001/p2p/{PEER}"

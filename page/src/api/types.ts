@@ -99,6 +99,15 @@ export interface Speculation {
   gain?: number
 }
 
+/** Blocks that the gateway runs itself, with what a decode step takes it. */
+export interface OwnBlocks {
+  start: number
+  end: number
+  weight_bytes: number
+  kv_bytes_per_token: number
+  compute_ms: number
+}
+
 export interface Request {
   id: string
   model: string
@@ -111,6 +120,7 @@ export interface Request {
   error: string | null
   route: Hop[]
   hops: HopTimes[]
+  own: OwnBlocks[]
   reroutes: Reroute[]
   speculation: Speculation
 }

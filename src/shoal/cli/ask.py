@@ -115,6 +115,7 @@ def answer_fields(answer: Answer, question: AnswerRequest) -> dict[str, Any]:
             }
             for stage, (compute_ms, waiting_ms) in stages
         ],
+        "own": [own.shown() for own in answer.own],
         "reroutes": list(answer.reroutes),
         "speculation": answer.timing.speculation.shown(),
     }
@@ -127,6 +128,8 @@ def say_trace(trace: dict[str, Any] | None) -> None:
     if trace is not None:
         for line in (*step_lines(trace["steps"]), *map(reroute_line, trace["reroutes"])):
             say(line)
+        for own in trace["own"]:
+            say(f"  blocks {own['start']}:{own['end']} here  compute {own['compute_ms']:.2f}")
         say(speculation_line(trace["speculation"]))
 
 
@@ -148,6 +151,20 @@ def say_speed(fields: dict[str, Any]) -> None:
     tokens, hops = many(len(fields["token_ids"]), "token"), many(len(fields["route"]), "hop")
     speed = f"{tokens} at {fields['tokens_per_s']:.1f} tok/s over {hops}"
     say(f"{speed}, the first after {fields['ttft_s']:.2f} s")
+    if fields["own"]:
+        say(own_line(fields["own"]))
+
+
+def own_line(own: Sequence[dict[str, Any]]) -> str:
+    """What this machine computed beside the embedding and the head, and what that took."""
+    spans = " and ".join(f"{part['start']}:{part['end']}" for part in own)
+    weights = sum(part["weight_bytes"] for part in own) / 1e6
+    kv = sum(part["kv_bytes_per_token"] for part in own) / 1e3
+    took = sum(part["compute_ms"] for part in own)
+    return (
+        f"blocks {spans} ran here: {took:.1f} ms a token, {weights:.1f} MB of weights, "
+        f"{kv:.1f} kB of KV for each token"
+    )
 
 
 def say_way(answer: Answer) -> None:
@@ -155,6 +172,8 @@ def say_way(answer: Answer) -> None:
     stages = " → ".join(f"{name_of(stage.peer)} {stage.span}" for stage in answer.route)
     speed = f"{many(len(answer.token_ids), 'token')} at {answer.timing.tokens_per_s:.1f} tok/s"
     say(f"{speed} by {stages}" if stages else speed, dim=True)
+    if answer.own:
+        say(own_line([own.shown() for own in answer.own]), dim=True)
     for reroute in answer.reroutes:
         lost = ", ".join(name_of(peer) for peer in reroute.lost)
         say(f"went on without {lost} after {reroute.gap_s:.1f} s", dim=True)
@@ -178,4 +197,6 @@ def route_table(fields: dict[str, Any]) -> Table:
             f"{stage['compute_ms']:.2f} ms",
             f"{stage['waiting_ms']:.2f} ms",
         )
+    for own in fields["own"]:
+        rows.add_row(f"{own['start']}:{own['end']}", "this client", "", f"{own['compute_ms']:.2f} ms", "")
     return rows

@@ -53,6 +53,7 @@ FormatOption = Annotated[str | None, flag("format")]
 NodeFormatOption = Annotated[str | None, flag("format", "--format", whole=True)]
 KVOption = Annotated[str | None, flag("kv", "--kv")]
 WireOption = Annotated[str | None, flag("wire")]
+PrivateEndsOption = Annotated[str | None, flag("private_ends", metavar="FIRST:LAST")]
 SpeculateOption = Annotated[str | None, flag("speculate", metavar="auto|off")]
 BootstrapOption = Annotated[list[str] | None, flag("bootstrap", metavar="MULTIADDR")]
 EndWithStdinOption = Annotated[

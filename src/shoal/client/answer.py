@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+from shoal.client.ends import OwnSpan, SessionEnds
 from shoal.client.generate import Delta, FinishReason
 from shoal.client.ring.recovery import RouteChange
 from shoal.client.timing import Timing
@@ -36,6 +37,8 @@ class Answer:
         self.reroutes: tuple[RouteChange, ...] = ()
         """The losses that the answer has survived."""
         self.timing = Timing()
+        self.ends: SessionEnds | None = None
+        """What this machine computes of it, once it has begun."""
         self._stream = stream(self)
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
@@ -51,6 +54,11 @@ class Answer:
     async def aclose(self) -> None:
         """Stop, and free the session on every hop. Closing twice is no error."""
         await self._stream.aclose()
+
+    @property
+    def own(self) -> tuple[OwnSpan, ...]:
+        """The blocks that run on this machine, with what they cost here."""
+        return self.ends.own if self.ends else ()
 
     def hop_ms(self) -> list[tuple[float, float]]:
         """Per hop of the route: median milliseconds a decode step spent computing and waiting there."""

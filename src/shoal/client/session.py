@@ -1,4 +1,4 @@
-"""A session: tokens in, logits out. The ends are here, the blocks are round the ring.
+"""A session: tokens in, logits out. The ends are here (:mod:`shoal.client.ends`), the blocks round the ring.
 
 What has been sent, what is owed and what may be taken back, :mod:`shoal.client.transcript` knows. A session
 outlives its hops. When one is lost, :mod:`shoal.client.ring.recovery` finds a whole route, and the step under
@@ -8,13 +8,14 @@ way is sent again from its position: whoever waits for it sees a pause and no mo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Sequence
+from collections import deque
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import trio
 
+from shoal.client.ends import After, Embedded, SessionEnds
 from shoal.client.ring.hop import HopFailed
 from shoal.client.ring.prefill import piece_tokens
 from shoal.client.ring.recovery import Recovery, RouteChange, recoverable
@@ -25,15 +26,9 @@ from shoal.client.scores import TokenScore
 from shoal.client.transcript import Piece, Transcript, join_singles
 from shoal.errors import CannotRollBack, PromptTooLong, ShoalError, UsageError
 from shoal.executor.arrays import Floats, join
-from shoal.executor.codecs import decode, encode
-from shoal.executor.ends import EndsEngine
-from shoal.executor.runner import MERGED_ROWS
-from shoal.executor.thread import ComputeThread
 from shoal.types import Codec, ModelShape
 from shoal.wire.messages import HopTime
 from shoal.wire.session import Issued
-
-_Made = TypeVar("_Made")
 
 RECOVERIES = 8
 """Losses in a row, without a result between them, that a session takes however long they take; from then on
@@ -69,8 +64,7 @@ class Session:
     def __init__(
         self,
         ring: Ring,
-        ends: EndsEngine,
-        thread: ComputeThread,
+        ends: SessionEnds,
         *,
         shape: ModelShape,
         prefill_chunk: int,
@@ -78,11 +72,9 @@ class Session:
     ) -> None:
         self.ring = ring
         self.shape = shape
-        self._ends = ends
-        self._thread = thread
+        self.ends = ends
         self._chunk = prefill_chunk
-        self._transcript = Transcript(ends.ends.rope_scaling)
-        self._embedded: _Embedded | None = None
+        self._transcript = Transcript(ends.rope_scaling)
         self._recovery = recovery
         self._heard = 0.0  # when the last result came
         self.reroutes: list[RouteChange] = []
@@ -111,12 +103,12 @@ class Session:
     @property
     def step_rows(self) -> int:
         """Tokens of a step up to which each gives the same bits as in a step of its own."""
-        return MERGED_ROWS if self._ends.ends.sliced else 1
+        return self.ends.step_rows
 
     @property
     def takes_back(self) -> bool:
         """Whether tokens that were sent can be taken back at no more cost than that of sending others."""
-        return self.ring.rolls_back and not self._ends.ends.rope_scaling
+        return self.ring.rolls_back and self.ends.rolls_back and not self.ends.rope_scaling
 
     def reusable(self, prompt: Sequence[int]) -> int:
         """How many tokens of ``prompt`` are held as the prompt alone would have them; not its last one."""
@@ -145,7 +137,7 @@ class Session:
         """
         chunk = self._chunk if chunk is None else chunk
         returned = await self._append(token_ids, chunk, len(token_ids), sequence_length)
-        return join([await self._head(r, _as_they_are) for r in returned if r.rows])
+        return join([await self.ends.head(step, _as_they_are) for step in returned])
 
     async def advance(self, token_ids: Sequence[int], sampler: Sampler, *, more: bool = False) -> NextToken:
         """Append tokens, a prompt or one that was chosen, and choose the next. Raises as ``step``.
@@ -161,14 +153,13 @@ class Session:
         # Numbered here, as the rules belong to the loop; the thread that chooses the token sends the step.
         following = self.ring.issue(1, 1) if goes_on else None
         try:
-            self._embedded = await self._head(returned, partial(self._choose, sampler, following))
+            token = await self.ends.head(returned, partial(self._choose, sampler, following))
         except BaseException:
             # The step ahead may have been sent, or be about to be: a roll-back gives it up either way.
             self.roll_back(length)
             raise
         if following is not None:
-            self._transcript.sent_ahead(self._embedded.token_ids)
-        token = self._embedded.token_ids[0]
+            self._transcript.sent_ahead([token])
         return NextToken(token, returned, sampler.score, sampler.complete)
 
     async def send_ahead(self, token_ids: Sequence[int]) -> None:
@@ -183,7 +174,8 @@ class Session:
         """
         length = self._transcript.length
         try:
-            codec, payload = await self._embed(list(token_ids), length + len(self.ahead))
+            codec = self.ring.codec
+            payload = await self.ends.embed(token_ids, length + len(self.ahead), codec, 0)
             await self.ring.send(payload, codec, len(token_ids), len(token_ids))
         except BaseException:
             self._take_back(length)
@@ -207,6 +199,7 @@ class Session:
         before, ahead = self._transcript.length, self.ahead
         try:
             returned = await self.ring.receive()
+            returned = await self.ends.finish(returned, returned.rows)
         except ShoalError as error:
             # The certain token alone, as if nothing had been guessed.
             self._take_back(before)
@@ -218,7 +211,7 @@ class Session:
         self._heard = trio.current_time()
         self._recovery.relieve(self.ring, cached=before, remaining=self.room)
         try:
-            chosen = await self._head(returned, partial(self._choose_all, sampler, ahead, before, ends))
+            chosen = await self.ends.head(returned, partial(self._choose_all, sampler, ahead, before, ends))
         except BaseException:
             self._take_back(before)
             raise
@@ -235,17 +228,18 @@ class Session:
             LocalProtocolError: the session is not that long.
         """
         self._transcript.cut(position)
+        self.ends.roll_back(position)
         self.ring.roll_back(position)
 
     async def aclose(self) -> None:
-        """Free the KV on every hop."""
-        self._ends.close(self.ring.session)
+        """Free the KV here and on every hop."""
+        self.ends.close()
         await self._recovery.rings.close(self.ring)
 
     async def _append(
         self, token_ids: Sequence[int], chunk: int, wanted: int, sequence_length: int = 0
     ) -> list[Returned]:
-        """Send tokens round the ring; what comes back holds the last ``wanted`` rows."""
+        """Send tokens round the ring; returns the steps that hold the last ``wanted`` rows."""
         self._check(token_ids, chunk)
         transcript = self._transcript
         before = transcript.length
@@ -259,7 +253,8 @@ class Session:
             self.roll_back(before)
         if goes_on:
             chunk = len(token_ids)
-        chunk = chunk or piece_tokens(self.ring.format, len(token_ids), len(self.ring.route))
+        stages = len(self.ring.route) + len(self.ends.own)
+        chunk = chunk or piece_tokens(self.ring.format, len(token_ids), stages)
         pieces = transcript.divide(token_ids, chunk, sequence_length)
         self._heard = trio.current_time()
         try:
@@ -303,9 +298,11 @@ class Session:
     async def _make_whole(self, error: ShoalError, survived: list[RouteChange]) -> None:
         """Get rid of what caused ``error``; what the hops must be sent again is owed from then on."""
         transcript = self._transcript
-        if isinstance(error, HopFailed) and isinstance(error.error, CannotRollBack) and transcript.held:
-            # A hop's cache cannot go back (a sliding window, a state): it is built again from the
-            # tokens, in the same pieces, so that it holds the same bits. From the first on, every hop can.
+        if isinstance(_plain(error), CannotRollBack) and transcript.held:
+            # A cache cannot go back (a sliding window, a state): it is built again from the tokens, in the
+            # same pieces, so that it holds the same bits. From the first on, every cache can.
+            if not isinstance(error, HopFailed):
+                self.ends.lose()
             transcript.lose()
             self.ring.roll_back(0)
             return
@@ -318,9 +315,8 @@ class Session:
         survived.append(RouteChange(time.time(), trio.current_time() - began, lost, way))
         if self.ring is old:
             return
-        self._ends.close(old.session)
         transcript.lose()
-        if self._ends.ends.sliced:
+        if self.ends.merges:
             transcript.join_singles()
 
     def _note_survived(self, survived: Sequence[RouteChange]) -> None:
@@ -329,23 +325,40 @@ class Session:
             self._recovery.rings.survived(self.ring, reroute.at, reroute.gap_s, reroute.lost, reroute.way)
 
     async def _run(self, pieces: Sequence[Piece], wanted: int) -> list[Returned]:
-        """Send pieces ahead of their results, as many as may be in flight; wants the last rows back."""
+        """Send pieces ahead of their results, as many as may be in flight; returns those with wanted rows.
+
+        Args:
+            wanted: how many of the last rows.
+        """
         returned: list[Returned] = []
+        due: deque[int] = deque()  # of the steps on their way, how many rows of each are wanted
         left = sum(len(piece.token_ids) for piece in pieces)
         for piece in pieces:
             tokens = len(piece.token_ids)
             left -= tokens
             while self.ring.rules.in_flight >= IN_FLIGHT:
-                returned.append(await self.ring.receive())
+                returned += await self._receive(due)
+            due.append(min(max(wanted - left, 0), tokens))
             if not self._transcript.confirm(piece):
-                codec, payload = await self._embed(piece.token_ids, self._transcript.held)
-                rows = min(max(wanted - left, 0), tokens)
-                await self.ring.send(payload, codec, tokens, rows, piece.sequence_length)
-                self._transcript.sent(piece)
-        while len(returned) < len(pieces):
-            returned.append(await self.ring.receive())
+                await self._send(piece, due[-1])
+        while due:
+            returned += await self._receive(due)
         self._heard = trio.current_time()
         return returned
+
+    async def _send(self, piece: Piece, wanted: int) -> None:
+        token_ids, told = piece
+        tokens, position, codec = len(token_ids), self._transcript.held, self.ring.codec
+        payload = await self.ends.embed(token_ids, position, codec, told)
+        rows = self.ends.rows_back(position, tokens, wanted)
+        await self.ring.send(payload, codec, tokens, rows, told)
+        self._transcript.sent(piece)
+
+    async def _receive(self, due: deque[int]) -> list[Returned]:
+        """The oldest step on its way, if rows of it are wanted."""
+        wanted = due.popleft()
+        finished = await self.ends.finish(await self.ring.receive(), wanted)
+        return [finished] if wanted else []
 
     def _check(self, token_ids: Sequence[int], chunk: int) -> None:
         if chunk < 0:
@@ -366,24 +379,14 @@ class Session:
                 check="open the session with more tokens, or send fewer",
             )
 
-    async def _embed(self, token_ids: list[int], position: int) -> tuple[Codec, bytes]:
-        # Good for one use: once another token was appended, this is no longer the one to send.
-        ready, self._embedded = self._embedded, None
-        if ready is not None and (ready.token_ids, ready.position) == (token_ids, position):
-            return ready.codec, ready.payload
-        codec = self.ring.codec
-        return codec, await self._thread.run(lambda: self._encoded(token_ids, position, codec))
-
     async def _refill(self, ring: Ring, hops: int) -> None:
         """Send the first ``hops`` hops what the session's tokens are to them; nothing comes back."""
         held = self._transcript.held_pieces
         position = 0
-        for token_ids, sequence_length in join_singles(held) if self._ends.ends.sliced else held:
-            tokens = len(token_ids)
-            codec = ring.codec
-            make = partial(self._encoded, token_ids, position, codec)
-            await ring.fill(await self._thread.run(make), codec, position, tokens, hops, sequence_length)
-            position += tokens
+        for token_ids, told in join_singles(held) if self.ends.merges else held:
+            payload = await self.ends.embed(token_ids, position, ring.codec, told)
+            await ring.fill(payload, ring.codec, position, len(token_ids), hops, told)
+            position += len(token_ids)
 
     def _take_back(self, position: int) -> None:
         """Take the session back to ``position``, whatever became of the steps under way.
@@ -393,15 +396,8 @@ class Session:
         if self._transcript.owed:
             self._transcript.lose()
         self._transcript.cut(position)
+        self.ends.roll_back(position)
         self.ring.roll_back(min(self._transcript.held, self.ring.rules.length))
-
-    async def _head(self, returned: Returned, then: Callable[[Floats], _Made]) -> _Made:
-        """What ``then`` makes of the logits ``[rows, vocab]`` of what came back."""
-        hidden = partial(decode, returned.payload, returned.codec, returned.rows, self.shape.hidden_size)
-        return await self._ends.head(self.ring.session, returned.rows, hidden, then)
-
-    def _encoded(self, piece: list[int], position: int, codec: Codec) -> bytes:
-        return encode(self._ends.ends.embed(piece, position), codec)
 
     def _choose_all(
         self, sampler: Sampler, ahead: Sequence[int], before: int, ends: Container[int], logits: Floats
@@ -424,16 +420,22 @@ class Session:
                 break
         return chosen
 
-    def _choose(self, sampler: Sampler, following: Issued | None, logits: Floats) -> _Embedded:
-        """The next token, embedded: sent at once, from the thread that runs this, if it has a step."""
-        token_ids, position = [sampler.choose(logits[-1], self.token_ids)], self._transcript.length
-        codec = self.ring.codec
-        payload = self._encoded(token_ids, position, codec)
+    def _choose(self, sampler: Sampler, following: Issued | None, logits: Floats) -> int:
+        """The next token. If it has a step, that is sent from the thread that runs this, without waiting."""
+        token = sampler.choose(logits[-1], self.token_ids)
         if following is not None:
-            send = self.ring.launch(following, payload, codec)
-            if send is not None:
-                self._ends.after(send)
-        return _Embedded(token_ids, position, codec, payload)
+            codec = self.ring.codec
+            launch = partial(_launch, self.ring, following, codec)
+            self.ends.embed_then([token], following.position, codec, following.sequence_length, launch)
+        return token
+
+
+def _launch(ring: Ring, following: Issued, codec: Codec, made: Embedded, after: After) -> None:
+    """Send a step once its hidden states are made. The session may be on another ring by then."""
+    if isinstance(made, ShoalError):
+        ring.abandon(following, made)
+    elif (send := ring.launch(following, made, codec)) is not None:
+        after(send)
 
 
 def _plain(error: ShoalError) -> ShoalError:
@@ -443,13 +445,3 @@ def _plain(error: ShoalError) -> ShoalError:
 
 def _as_they_are(logits: Floats) -> Floats:
     return logits
-
-
-@dataclass(frozen=True, slots=True)
-class _Embedded:
-    """Tokens that will most likely be appended next, as hidden states: made while the thread was at it."""
-
-    token_ids: list[int]
-    position: int
-    codec: Codec
-    payload: bytes

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import trio
 
 from shoal.client.answer import Answer, RouteStage
+from shoal.client.ends import SessionEnds
 from shoal.client.generate import Delta, generate
+from shoal.client.load_ends import load_ends
 from shoal.client.recommended import sampling_for
 from shoal.client.ring.recovery import Recovery
 from shoal.client.ring.ring import Ring
@@ -29,19 +30,18 @@ from shoal.errors import (
     ShoalError,
     UsageError,
 )
-from shoal.executor.device.find import find_device
-from shoal.executor.ends import EndsEngine, EndsRunner
-from shoal.executor.load import load_ends_runner
+from shoal.executor.ends import EndsEngine
 from shoal.executor.thread import ComputeThread
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.models.text.codec import TextCodec
 from shoal.models.text.prompt import ChatPrompt, encode_prompt
 from shoal.net.network import Network
+from shoal.routing.route import routed_span
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import coverage
 from shoal.swarm.member import Member
-from shoal.types import Digest, Format, ModelShape, PeerId
+from shoal.types import Digest, Format, ModelShape, PeerId, Span
 
 DEFAULT_TOKENS = 1024
 ROUNDS = 4
@@ -64,6 +64,7 @@ class Swarm:
         self._codecs: dict[Digest, TextCodec] = {}
         self._loading = trio.Lock()
         self._thread = ComputeThread("shoal-ends")
+        self._own = settings.own_blocks
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move messages until cancelled."""
@@ -85,11 +86,11 @@ class Swarm:
                 before, then what most peers serve. Where it cannot be had, the next is tried.
 
         Raises:
-            UsageError: ``tokens`` is less than 1.
+            UsageError: ``tokens`` is less than 1, or ``private_ends`` leave no block to others.
             UnknownModel, BadWeights: the model's ends cannot be loaded here.
             PromptTooLong: the model's context is shorter.
             NoCoverage: blocks that nobody serves, now or, when a hop is lost, within ``resume_s``.
-            Busy: every route that was tried is full.
+            Busy: every route that was tried is full, or this machine, of which the blocks are that it runs.
             DigestMismatch: only another version of the model is served.
         """
         local = await self.resolve(model)
@@ -105,7 +106,6 @@ class Swarm:
         session = Session(
             ring,
             ends,
-            self._thread,
             shape=local.shape,
             prefill_chunk=self.settings.prefill_chunk,
             recovery=Recovery(self.rings, local.shape, self.settings.resume_s),
@@ -172,7 +172,7 @@ class Swarm:
                 )
             limit = min(max_tokens, room)
             async with self.session(model, tokens=len(token_ids) + limit, format=format) as session:
-                answer.route = _stages(session)
+                answer.route, answer.ends = _stages(session), session.ends
                 deltas = generate(
                     session,
                     token_ids,
@@ -240,58 +240,59 @@ class Swarm:
                 return None
         return self._codecs[local.digest]
 
-    async def _opened(self, local: LocalModel, format: Format | None, tokens: int) -> tuple[Ring, EndsEngine]:
+    def routed(self, shape: ModelShape) -> Span:
+        """The blocks of a model that others are to run.
+
+        Raises:
+            UsageError: ``private_ends`` leave none.
+        """
+        return routed_span(self._own, shape.n_blocks)
+
+    async def _opened(
+        self, local: LocalModel, format: Format | None, tokens: int
+    ) -> tuple[Ring, SessionEnds]:
         """A ring and the ends; asked for again where all refuse and others are heard of, or where the only
         ones that there are have just failed us.
 
         Raises what the first format did.
         """
-        finder, rounds = self.rings.finder, 0
+        finder, span, rounds = self.rings.finder, self.routed(local.shape), 0
         while True:
             rounds += 1
-            formats: list[Format] = [format] if format else await finder.served_formats(local.shape)
+            formats: list[Format] = [format] if format else await finder.served_formats(local.shape, span)
             try:
-                return await self._opened_in_one(local, formats, tokens)
+                return await self._opened_in_one(local, formats, tokens, span)
             except NoCoverage:
-                if rounds == ROUNDS or not await finder.wait_forgiven(local.shape):
+                if rounds == ROUNDS or not await finder.wait_forgiven(local.shape, span):
                     raise
             except (Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError):
                 if rounds == ROUNDS or not await finder.hear_of_others(local.shape):
                     raise
 
     async def _opened_in_one(
-        self, local: LocalModel, formats: Sequence[Format], tokens: int
-    ) -> tuple[Ring, EndsEngine]:
+        self, local: LocalModel, formats: Sequence[Format], tokens: int, span: Span
+    ) -> tuple[Ring, SessionEnds]:
         """A ring in the first format in which one can be had, and the ends. Raises what the first did."""
         refused: ShoalError | None = None
         for format in formats:
-            ends = await self._load_ends(local, format)
+            ends = SessionEnds(await self._load_ends(local, format), self._thread, local.shape.hidden_size)
             try:
-                return await self.rings.open(local.shape, format, tokens), ends
+                await ends.open(tokens)
+                return await self.rings.open(local.shape, format, tokens, span=span), ends
             except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError) as error:
+                ends.close()
                 refused = refused or error
+            except BaseException:
+                ends.close()
+                raise
         raise refused or NoCoverage(f"{local.shape.name} is served in no format")
 
     async def _load_ends(self, local: LocalModel, format: Format) -> EndsEngine:
         async with self._loading:
             key = (local.digest, format)
             if key not in self._ends:
-                load = partial(_load_ends_runner, local, format, self.settings)
-                self._ends[key] = EndsEngine(await self._thread.run(load), self._thread)
+                self._ends[key] = await load_ends(local, format, self.settings, self._thread)
             return self._ends[key]
-
-
-def _load_ends_runner(local: LocalModel, format: Format, settings: Settings) -> EndsRunner:
-    """The ends on the device that the settings name. Raises as ``find_device`` and ``load_ends_runner``."""
-    device = find_device(settings.device).device
-    return load_ends_runner(
-        local,
-        format,
-        threads=settings.threads,
-        cache=settings.paths.cache,
-        device=device.name,
-        kernels=settings.kernels,
-    )
 
 
 def _check_sampling(named: Mapping[str, Any]) -> None:

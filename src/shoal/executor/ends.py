@@ -13,6 +13,7 @@ import outcome
 from shoal.errors import PromptTooLong, UsageError
 from shoal.executor.arrays import Array, Floats, join, split, widen
 from shoal.executor.batcher import Batcher, ForwardOutput, Job, JobSlice
+from shoal.executor.engine import Engine
 from shoal.executor.kernels.c_kernels import Matrix, ThreadTeam
 from shoal.executor.shape import LlamaShape
 from shoal.executor.thread import ComputeThread, ThreadReply
@@ -138,10 +139,23 @@ def head_format(format: Format) -> Format:
 
 
 class EndsEngine:
-    """The head for many sessions: what is ready together runs together."""
+    """The ends for many sessions: what is ready together runs together.
 
-    def __init__(self, ends: EndsRunner, thread: ComputeThread) -> None:
+    Args:
+        first: the first blocks of the model, where the client runs them itself.
+        last: the last ones.
+    """
+
+    def __init__(
+        self,
+        ends: EndsRunner,
+        thread: ComputeThread,
+        first: Engine | None = None,
+        last: Engine | None = None,
+    ) -> None:
         self.ends = ends
+        self.first = first
+        self.last = last
         self._batcher = Batcher[Job](self._forward, thread, sliced=ends.sliced)
 
     async def head(

@@ -119,6 +119,7 @@ class Answers:
                     record.follow(session)
                 self.records.token(record)
                 if delta.finish_reason is not None:
+                    record.follow(session)
                     record.measured(timing)
                     metrics.cached_tokens.labels(model.id).inc(timing.reused)
                     metrics.ended.labels(model.id, delta.finish_reason).inc()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import trio
 
 from shoal.client.swarm import Swarm
-from shoal.errors import UnknownModel
+from shoal.errors import UnknownModel, UsageError
 from shoal.models.store.catalogue import close_names, find_entry
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
@@ -61,10 +61,14 @@ class Models:
         return [m for m in self._local.values() if member.directory.is_served(m.digest, member.now())]
 
     def missing(self, local: LocalModel) -> list[Span]:
-        """The blocks of the model that nobody serves."""
+        """The blocks of the model that this gateway needs others for, and nobody serves."""
         member = self._swarm.member
+        try:
+            routed = self._swarm.routed(local.shape)
+        except UsageError:  # of fewer blocks than the gateway keeps to itself: it cannot be answered with
+            return [Span(0, local.shape.n_blocks)]
         serving = member.directory.serving(local.digest, member.now())
-        return gaps((a.served.span for a in serving if a.served), local.shape.n_blocks)
+        return gaps((a.served.span for a in serving if a.served), routed.end, routed.start)
 
     async def find(self, name: str) -> Servable:
         """The model that a client names. Who serves it, if anyone, its sessions will say.

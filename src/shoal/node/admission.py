@@ -123,7 +123,7 @@ class Admission:
     """Opens sessions, or refuses them.
 
     Args:
-        measured: told of each step that a session computes, on the engine's thread.
+        measured: told of each step that a session computes, with its blocks, on the engine's thread.
         wire: the codec that sessions are asked to have; with ``auto`` by the way onward.
     """
 
@@ -156,16 +156,14 @@ class Admission:
             self._refuse(channel, message, error, engine)
             return None
 
-    async def open(
-        self, channel: Channel, message: Open, opening: Opening, engine: Engine, span: Span
-    ) -> Hop | None:
-        """Open a session on ``engine``, which has ``span``, and dial its next hop.
+    async def open(self, channel: Channel, message: Open, opening: Opening, engine: Engine) -> Hop | None:
+        """Open a session on ``engine``, and dial its next hop.
 
         Returns:
             The session, which its caller must run and forget; ``None`` where it was refused or closed.
         """
         try:
-            hop = await self._open(channel, message, opening, engine, span)
+            hop = await self._open(channel, message, opening, engine)
         except ShoalError as error:
             self._refuse(channel, message, error, engine)
             return None
@@ -189,22 +187,19 @@ class Admission:
         onward, engine = hop.next or hop.client, hop.engine
         return choose_codec(engine.format, onward.bytes_s, engine.width, self._load.step_ms / 1e3)
 
-    async def _open(
-        self, channel: Channel, message: Open, opening: Opening, engine: Engine, span: Span
-    ) -> Hop | None:
+    async def _open(self, channel: Channel, message: Open, opening: Opening, engine: Engine) -> Hop | None:
         try:
             with opening.scope:
-                return await self._make_hop(channel, message, opening.session, engine, span)
+                return await self._make_hop(channel, message, opening.session, engine)
         finally:
             self._sessions.began(opening)
         return None  # cancelled: the client has closed it, or others want its place
 
-    async def _make_hop(
-        self, channel: Channel, message: Open, session: SessionId, engine: Engine, span: Span
-    ) -> Hop:
+    async def _make_hop(self, channel: Channel, message: Open, session: SessionId, engine: Engine) -> Hop:
+        span = Span(message.start, message.end)
         self._sessions.use(engine)  # before anything is waited for: a node that moves closes what is unused
         try:
-            await engine.open(session, Span(message.start, message.end))
+            await engine.open(session, span)
         except BaseException:
             self._sessions.unuse(engine)
             raise

@@ -11,7 +11,7 @@ import trio
 
 from shoal.config import Settings
 from shoal.errors import OutOfResources, UsageError
-from shoal.executor.device.device import Device
+from shoal.executor.device.device import Device, memory_budget
 from shoal.executor.device.find import find_device
 from shoal.executor.engine import Engine
 from shoal.executor.load import load_runner
@@ -35,15 +35,6 @@ KV_SHARE = 0.25
 """Share of a node's memory kept for KV when it chooses how many blocks to take."""
 
 StatusReport = Callable[[str], None]
-
-
-def memory_budget(settings: Settings, device: Device) -> int:
-    """Bytes that a node may take of its device's memory: as set, else half of what is free now.
-
-    Where several processes share a span, each has a GPU of its own.
-    """
-    devices = 1 if device.is_cpu else settings.parallel
-    return settings.memory or device.memory().free // 2 * devices
 
 
 def blocks_that_fit(model: LocalModel, format: Format, memory: int) -> int:

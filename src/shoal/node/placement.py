@@ -17,8 +17,9 @@ from functools import partial
 import trio
 
 from shoal.errors import ShoalError
+from shoal.executor.device.device import memory_budget
 from shoal.models.store.local_model import LocalModel
-from shoal.node.node import Node, blocks_that_fit, load_served_span, memory_budget
+from shoal.node.node import Node, blocks_that_fit, load_served_span
 from shoal.routing.placement import Move, choose_move, choose_span
 from shoal.routing.throughput import ServingPeer
 from shoal.swarm.member import Member

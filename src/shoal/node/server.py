@@ -144,7 +144,7 @@ class SpanServer:
             self._spawn(partial(self._run_session, channel, message, opening))
 
     async def _run_session(self, channel: Channel, message: Open, opening: Opening) -> None:
-        hop = await self._admission.open(channel, message, opening, self.engine, self.span)
+        hop = await self._admission.open(channel, message, opening, self.engine)
         if hop is None:
             return
         try:

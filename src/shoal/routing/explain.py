@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from shoal.errors import Busy, NoCoverage
 from shoal.routing.prices import Candidate, Objective, price
 from shoal.routing.route import search
 from shoal.routing.shortest_path import PeerPath, Prices
-from shoal.types import PeerId, Span
+from shoal.types import PeerId, Span, gaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class Choice:
     """The way from the last stage to the client."""
     alternatives: tuple[Alternative, ...]
     """One for each stage, in its order."""
+    own: tuple[Span, ...] = ()
+    """Blocks that the client runs itself, and of which no cost is counted here."""
 
     @property
     def seconds(self) -> float:
@@ -67,6 +70,7 @@ def explain_route(
     n_blocks: int,
     tokens: int,
     *,
+    span: Span | None = None,
     objective: Objective = "latency",
     pinned: Collection[PeerId] = (),
 ) -> Choice:
@@ -74,21 +78,21 @@ def explain_route(
 
     Whatever the objective, it is told how long a step takes.
     """
-    path, counted = search(candidates, n_blocks, tokens, objective=objective, pinned=pinned)
+    find = partial(search, candidates, n_blocks, tokens, span=span, objective=objective, pinned=pinned)
+    path, counted = find()
     stages, back_s = _costs(path, counted)
     alternatives: list[Alternative] = []
     for stage in stages:
         try:
-            other, among = search(
-                candidates, n_blocks, tokens, avoid={stage.peer}, objective=objective, pinned=pinned
-            )
+            other, among = find(avoid={stage.peer})
         except (NoCoverage, Busy) as error:
             alternatives.append(Alternative(stage.peer, (), 0.0, error.message))
             continue
         costs, back = _costs(other, among)
         seconds = sum(cost.seconds for cost in costs) + back
         alternatives.append(Alternative(stage.peer, tuple((c.peer, c.span) for c in costs), seconds))
-    return Choice(objective, stages, back_s, tuple(alternatives))
+    own = gaps([span], n_blocks) if span else []
+    return Choice(objective, stages, back_s, tuple(alternatives), tuple(own))
 
 
 def _costs(path: PeerPath, counted: Sequence[Candidate]) -> tuple[tuple[StageCost, ...], float]:

@@ -74,11 +74,13 @@ def most_served(served: Iterable[tuple[Format, Span]], possible: Iterable[Format
 
     ``None`` when nothing is served in a ``possible`` one.
     """
-    return next(iter(ranked([(format, span, False) for format, span in served], 0, possible)), None)
+    return next(iter(ranked([(format, span, False) for format, span in served], None, possible)), None)
 
 
 def ranked(
-    served: Sequence[tuple[Format, Span, bool]], n_blocks: int, possible: Iterable[Format] = get_args(Format)
+    served: Sequence[tuple[Format, Span, bool]],
+    wanted: Span | None,
+    possible: Iterable[Format] = get_args(Format),
 ) -> list[Format]:
     """The formats in which a model is served, in the order in which a client tries them.
 
@@ -88,17 +90,17 @@ def ranked(
 
     Args:
         served: format and span of each peer, and whether it has answered before.
-        n_blocks: of the model; 0 where coverage does not matter.
+        wanted: the blocks that a route is to cover; ``None`` where coverage does not matter.
     """
 
     def worth(format: Format) -> tuple[bool, bool, int, int]:
         every = [span for one, span, _ in served if one == format]
         proven = [span for one, span, answered in served if one == format and answered]
-        return _covers(proven, n_blocks), _covers(every, n_blocks), len(every), covered(every)
+        return _covers(proven, wanted), _covers(every, wanted), len(every), covered(every)
 
     seen = {format for format, _, _ in served}
     return sorted((f for f in possible if f in seen), key=worth, reverse=True)
 
 
-def _covers(spans: Sequence[Span], n_blocks: int) -> bool:
-    return bool(spans) and n_blocks > 0 and not gaps(spans, n_blocks)
+def _covers(spans: Sequence[Span], wanted: Span | None) -> bool:
+    return wanted is not None and not gaps(spans, wanted.end, wanted.start)

@@ -8,10 +8,10 @@ from random import Random
 
 import numpy as np
 
-from shoal.errors import Busy, NoCoverage
+from shoal.errors import Busy, NoCoverage, UsageError
 from shoal.routing.prices import Candidate, Objective, price
 from shoal.routing.shortest_path import Allowed, PeerPath, cheapest
-from shoal.types import PeerId, Span, gaps
+from shoal.types import PeerId, PrivateEnds, Span, gaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,20 @@ class Stage:
 
     peer: PeerId
     span: Span
+
+
+def routed_span(own: PrivateEnds, n_blocks: int) -> Span:
+    """The blocks of a model that others are to run, where the client runs ``own`` itself.
+
+    Raises:
+        UsageError: none are left.
+    """
+    if own.first + own.last >= n_blocks:
+        raise UsageError(
+            f"private ends of {own} leave no block of the model's {n_blocks} to the swarm",
+            check=f"keep fewer than {n_blocks} blocks; a model that one machine runs needs no swarm",
+        )
+    return Span(own.first, n_blocks - own.last)
 
 
 def choose_route(
@@ -130,8 +144,7 @@ def no_route(
 
 def _uncovered(candidates: Sequence[Candidate], span: Span) -> list[Span]:
     """The parts of ``span`` that no candidate serves."""
-    found = gaps((c.span for c in candidates), span.end)
-    return [Span(max(gap.start, span.start), gap.end) for gap in found if gap.end > span.start]
+    return gaps((c.span for c in candidates), span.end, span.start)
 
 
 def _listed(spans: Sequence[Span]) -> str:

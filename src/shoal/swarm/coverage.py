@@ -57,7 +57,7 @@ def shape_of(served: Iterable[Served]) -> ModelShape:
 def in_one_format(served: Sequence[Served]) -> tuple[Format, list[Span]]:
     """The format in which a client that knows nobody would take a model, and the spans in it."""
     offered: list[tuple[Format, Span, bool]] = [(one.format, one.span, False) for one in served]
-    best = ranked(offered, served[0].n_blocks)[0]
+    best = ranked(offered, Span(0, served[0].n_blocks))[0]
     return best, [one.span for one in served if one.format == best]
 
 

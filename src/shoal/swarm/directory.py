@@ -18,7 +18,7 @@ from shoal.swarm.announcement import Announcement
 from shoal.swarm.anti_entropy import MAX_PEERS, DirectoryPart, key_of
 from shoal.swarm.coverage import runs, shape_of
 from shoal.swarm.eviction import peers_to_evict, stated_network
-from shoal.types import Digest, Format, ModelShape, PeerId, Span, gaps
+from shoal.types import Digest, Format, ModelShape, PeerId, Span
 
 USED_KEPT = 256
 """Peers that are remembered for having served us."""
@@ -377,9 +377,3 @@ class Directory:
 def coverage(spans: Iterable[Span], n_blocks: int) -> list[int]:
     """How many of ``spans`` have each block."""
     return [count for span, count in runs(spans, n_blocks) for _ in range(len(span))]
-
-
-def missing(directory: Directory, shape: ModelShape, now: float, format: Format | None = None) -> list[Span]:
-    """The blocks of the model that nobody serves."""
-    spans = [a.served.span for a in directory.serving(shape.digest, now, format) if a.served]
-    return gaps(spans, shape.n_blocks)

@@ -70,6 +70,8 @@ class Issued:
     position: int
     tokens: int
     wanted: int
+    sequence_length: int = 0
+    """As a step's."""
     alone: bool = True
     """Whether it finds no other step of the session at the hops, neither in flight nor given up."""
 
@@ -96,8 +98,11 @@ class ClientSession:
         """The step that has been in flight for longest."""
         return next(iter(self._flying.values()), None)
 
-    def issue(self, tokens: int, wanted: int) -> Issued:
+    def issue(self, tokens: int, wanted: int, sequence_length: int = 0) -> Issued:
         """Number the next step.
+
+        Args:
+            sequence_length: as a step's.
 
         Raises:
             LocalProtocolError: it does not fit the session, or too many are in flight.
@@ -111,7 +116,7 @@ class ClientSession:
         if len(self._flying) >= self._limit:
             raise LocalProtocolError(f"{self._limit} steps are in flight already")
         alone = not self._flying and not self._gave_up
-        step = Issued(self._next, self.length, tokens, wanted, alone)
+        step = Issued(self._next, self.length, tokens, wanted, sequence_length, alone)
         self._gave_up = False
         self._next += 1
         self._flying[step.number] = step

@@ -90,12 +90,19 @@ def run(
     seed: SeedOption = None,
     raw: RawOption = False,
     speculate: options.SpeculateOption = None,
+    private_ends: options.PrivateEndsOption = None,
     trace: Annotated[bool, typer.Option("--trace", help="Print per-hop timings afterwards.")] = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Answer one prompt. Streams the answer to stdout."""
     settings = options.settings(
-        swarm=swarm, public=public, model=model, format=format, device=device, speculate=speculate
+        swarm=swarm,
+        public=public,
+        model=model,
+        format=format,
+        device=device,
+        speculate=speculate,
+        private_ends=private_ends,
     )
     text = whole_prompt(prompt, sys.stdin)
     question = AnswerRequest(
@@ -145,11 +152,18 @@ def chat(
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
     speculate: options.SpeculateOption = None,
+    private_ends: options.PrivateEndsOption = None,
     system: Annotated[str, typer.Option(help="System message.", show_default=False)] = "",
 ) -> None:
     """Chat with a model. /help lists the commands you can type."""
     settings = options.settings(
-        swarm=swarm, public=public, model=model, format=format, device=device, speculate=speculate
+        swarm=swarm,
+        public=public,
+        model=model,
+        format=format,
+        device=device,
+        speculate=speculate,
+        private_ends=private_ends,
     )
     sampling = {"temperature": temperature, "seed": seed}
     wanted = settings.asked_format
@@ -176,7 +190,9 @@ def chat(
 
 
 def _trace(traced: Trace, fields: dict[str, Any]) -> dict[str, Any]:
-    return {"steps": traced.steps, "reroutes": traced.reroutes, "speculation": fields["speculation"]}
+    return {"steps": traced.steps, "reroutes": traced.reroutes} | {
+        name: fields[name] for name in ("own", "speculation")
+    }
 
 
 def whole_prompt(argument: str | None, stdin: TextIO) -> str:

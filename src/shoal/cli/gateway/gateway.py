@@ -34,6 +34,7 @@ def gateway(
     model: options.ModelOption = None,
     device: options.DeviceOption = None,
     speculate: options.SpeculateOption = None,
+    private_ends: options.PrivateEndsOption = None,
     bootstrap: options.BootstrapOption = None,
     with_stdin: options.EndWithStdinOption = False,
     as_json: options.JsonOption = False,
@@ -50,6 +51,7 @@ def gateway(
         model=model,
         device=device,
         speculate=speculate,
+        private_ends=private_ends,
         bootstrap=bootstrap,
     )
     import trio

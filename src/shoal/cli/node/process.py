@@ -55,9 +55,10 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
         with working(f"loading {settings.model}") as report:
             # Torch takes seconds to import; on a thread, so that others may dial us meanwhile.
             await trio.to_thread.run_sync(importlib.import_module, "shoal.node.node")
+            from shoal.executor.device.device import memory_budget
             from shoal.executor.device.find import find_device
             from shoal.node.formats import pick_format
-            from shoal.node.node import memory_budget, start_node
+            from shoal.node.node import start_node
             from shoal.node.placement import pick_span
 
             device = (await trio.to_thread.run_sync(find_device, settings.device)).device

@@ -15,6 +15,7 @@ from shoal.config import Settings
 from shoal.errors import NoCoverage
 from shoal.models.store.catalogue import full_name
 from shoal.routing.formats import ranked
+from shoal.routing.route import routed_span
 from shoal.swarm.names import name_of
 from shoal.types import Format, PeerId, Span, gaps
 
@@ -41,12 +42,14 @@ def route(
         bool, typer.Option("--why", help="Show the cost of each hop and the best alternatives.")
     ] = False,
     tokens: Annotated[int, typer.Option(help="Session length in tokens: prompt and answer.", min=1)] = TOKENS,
+    private_ends: options.PrivateEndsOption = None,
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Show the route that a session would take now. Measures latency to each peer first."""
-    settings, model = options.settings(swarm=swarm, public=public), full_name(model)
+    settings = options.settings(swarm=swarm, public=public, private_ends=private_ends)
+    model = full_name(model)
 
     async def go(opened: Onlooker) -> Choice:
         with working("measuring latency to each peer"):
@@ -64,10 +67,12 @@ async def _explained(swarm: Onlooker, model: str, tokens: int) -> Choice:
     await hear(swarm)
     rtts = await round_trips(swarm, swarm.announcements())
     serving = covering(swarm.announcements(), model, swarm.settings)
+    n_blocks = serving[0][1].n_blocks
     return explain_route(
         [candidate(PeerId(a.peer), served, rtts.get(PeerId(a.peer))) for a, served in serving],
-        serving[0][1].n_blocks,
+        n_blocks,
         tokens,
+        span=routed_span(swarm.settings.own_blocks, n_blocks),
         objective=swarm.settings.objective,
         pinned={PeerId(peer) for peer in swarm.settings.pin},
     )
@@ -82,7 +87,8 @@ def covering(alive: list[Announcement], model: str, settings: Settings) -> list[
     found = [(a, a.served) for a in alive if a.served and a.served.model == model]
     wanted = settings.asked_format
     served: list[tuple[Format, Span, bool]] = [(one.format, one.span, False) for _, one in found]
-    formats = [wanted] if wanted else ranked(served, found[0][1].n_blocks if found else 0)
+    routed = routed_span(settings.own_blocks, found[0][1].n_blocks) if found else None
+    formats = [wanted] if wanted else ranked(served, routed)
     # Two versions of a model never mix: of those that there are, the one that more peers serve.
     counts = Counter(served.digest for _, served in found)
     groups = [
@@ -92,7 +98,8 @@ def covering(alive: list[Announcement], model: str, settings: Settings) -> list[
     ]
     groups = [group for group in groups if group]
     for group in groups:
-        if not gaps((served.span for _, served in group), group[0][1].n_blocks):
+        routed = routed_span(settings.own_blocks, group[0][1].n_blocks)
+        if not gaps((served.span for _, served in group), routed.end, routed.start):
             return group
     if not groups:
         raise NoCoverage(
@@ -123,6 +130,7 @@ def fields_of(model: str, choice: Choice) -> dict[str, Any]:
             for stage in choice.stages
         ],
         "back_ms": _ms(choice.back_s),
+        "own": list(map(str, choice.own)),
         "without": [
             {
                 "peer": other.without,
@@ -141,7 +149,9 @@ def _ms(seconds: float) -> float:
 
 def line(choice: Choice) -> str:
     """The route alone, one hop after another."""
-    return " → ".join(_hop(stage.peer, stage.span) for stage in choice.stages)
+    hops = [(stage.span, _hop(stage.peer, stage.span)) for stage in choice.stages]
+    hops += [(span, f"here {span}") for span in choice.own]
+    return " → ".join(hop for _, hop in sorted(hops))
 
 
 def choice_view(choice: Choice) -> Group:
@@ -154,7 +164,10 @@ def choice_view(choice: Choice) -> Group:
         f"best for {choice.objective}: {hops} {'hop' if hops == 1 else 'hops'}, "
         f"a token in {1000 * choice.seconds:.1f} ms, {1 / choice.seconds:.1f} tok/s for one session"
     )
-    return Group(Text(head, style="bold"), Text(""), _stages(choice), Text(""), _without(choice))
+    own = (
+        [Text(f"beside it blocks {' and '.join(map(str, choice.own))}, which run here")] if choice.own else []
+    )
+    return Group(Text(head, style="bold"), *own, Text(""), _stages(choice), Text(""), _without(choice))
 
 
 def _stages(choice: Choice) -> Table:

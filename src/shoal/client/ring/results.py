@@ -21,6 +21,9 @@ class Returned:
     codec: Codec
     rows: int
     position: int
+    """Of the step's first token."""
+    sequence_length: int
+    """As the step's."""
     times: tuple[HopTime, ...]
     took_s: float
     """From when it was sent until it was back."""

@@ -22,7 +22,14 @@ from shoal.client.ring.places import Places, Replacement
 from shoal.client.ring.results import Results, Returned
 from shoal.client.ring.ring_times import RingTimes
 from shoal.client.ring.step_timeout import StepTimeout
-from shoal.errors import ChannelClosed, DeadlineExceeded, LocalProtocolError, RemoteProtocolError, from_code
+from shoal.errors import (
+    ChannelClosed,
+    DeadlineExceeded,
+    LocalProtocolError,
+    RemoteProtocolError,
+    ShoalError,
+    from_code,
+)
 from shoal.metrics.trace import Trace
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
@@ -65,6 +72,7 @@ class Ring:
         self._codec: Codec | None = codec
         self._step_timeout_s = step_timeout_s
         self._results = Results()
+        self._loop = trio.lowlevel.current_trio_token()
         self._clock = trio.lowlevel.current_clock()  # asked from any thread
         self._giving_up = threading.Lock()  # a step that is given up is not sent after it
         self._times = RingTimes(self._places, self.session, trace, shape.hidden_size, IN_FLIGHT)
@@ -166,8 +174,11 @@ class Ring:
             raise LocalProtocolError("a step before the session is open")
         return self._codec
 
-    def issue(self, tokens: int, wanted: int) -> Issued:
+    def issue(self, tokens: int, wanted: int, sequence_length: int = 0) -> Issued:
         """Number the next step, which :meth:`launch` sends.
+
+        Args:
+            sequence_length: as a step's.
 
         Raises:
             LocalProtocolError: it does not fit into the session.
@@ -175,7 +186,7 @@ class Ring:
         """
         if self._results.broken is not None:
             raise self._results.broken
-        return self.rules.issue(tokens, wanted)
+        return self.rules.issue(tokens, wanted, sequence_length)
 
     def launch(self, issued: Issued, payload: bytes, codec: Codec) -> Callable[[], None] | None:
         """Gather the hidden states of a step for sending, on any thread, unless it was given up meanwhile.
@@ -194,6 +205,14 @@ class Ring:
                 return channel.flush
         return None
 
+    def abandon(self, issued: Issued, error: ShoalError) -> None:
+        """A step cannot be sent, as what it was to carry could not be computed: who waits for it hears why.
+
+        From any thread. One that was given up meanwhile is waited for by nobody.
+        """
+        with suppress(trio.RunFinishedError):
+            self._loop.run_sync_soon(self._come_to_nothing, issued.number, error)
+
     async def send(
         self, payload: bytes, codec: Codec, tokens: int, wanted: int, sequence_length: int = 0
     ) -> None:
@@ -206,9 +225,9 @@ class Ring:
             LocalProtocolError: they do not fit into the session.
             ShoalError: the session is lost.
         """
-        issued = self.issue(tokens, wanted)
+        issued = self.issue(tokens, wanted, sequence_length)
         self._times.sent(issued, self._clock.current_time())
-        await self._send(self._made(issued, codec, sequence_length), payload)
+        await self._send(self._made(issued, codec), payload)
 
     async def _send(self, step: Step, payload: bytes) -> None:
         try:
@@ -217,7 +236,7 @@ class Ring:
             self.losses.lose(0, error.message)
             raise HopLost(self._places.hops[0].hop, error.message) from error
 
-    def _made(self, issued: Issued, codec: Codec, sequence_length: int = 0) -> Step:
+    def _made(self, issued: Issued, codec: Codec) -> Step:
         return Step(
             self.session,
             issued.number,
@@ -225,7 +244,7 @@ class Ring:
             issued.tokens,
             issued.wanted,
             hidden_states(codec, issued.tokens, self._shape.hidden_size),
-            sequence_length=sequence_length,
+            sequence_length=issued.sequence_length,
         )
 
     async def receive(self) -> Returned:
@@ -318,6 +337,7 @@ class Ring:
                     codec=hidden.codec,
                     rows=hidden.rows,
                     position=issued.position,
+                    sequence_length=issued.sequence_length,
                     times=message.times,
                     took_s=took_s,
                     alone=issued.alone,
@@ -330,8 +350,12 @@ class Ring:
         if message.gone is not None or not message.number:  # steps that fill caches have the number 0
             self.losses.told(index, message)
             return
+        hop = self._places.hops[index].hop
+        error = HopFailed(hop, from_code(message.code, f"{hop}: {message.message}"))
+        self._come_to_nothing(message.number, error)
+
+    def _come_to_nothing(self, number: int, error: ShoalError) -> None:
         with self._giving_up:
-            known = self.rules.failed(message.number)
+            known = self.rules.failed(number)
         if known:
-            hop = self._places.hops[index].hop
-            self._results.add(HopFailed(hop, from_code(message.code, f"{hop}: {message.message}")))
+            self._results.add(error)

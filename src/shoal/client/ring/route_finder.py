@@ -31,9 +31,8 @@ from shoal.routing.replace import ReplaceDecision, StepTimes, promised_s, worth_
 from shoal.routing.reputation import TRIALS, Reputation
 from shoal.routing.route import Stage, choose_route
 from shoal.swarm.announcement import Announcement, candidate
-from shoal.swarm.directory import missing
 from shoal.swarm.member import Member
-from shoal.types import Format, ModelShape, PeerId, Span
+from shoal.types import Format, ModelShape, PeerId, Span, gaps
 
 HEAR_WITHIN_S = 6.0
 """How long a client that has just come waits to hear of nodes that serve what it wants."""
@@ -157,22 +156,21 @@ class RouteFinder:
         with trio.move_on_after(timeout_s):
             await self.member.wait_changed()
 
-    async def served_formats(self, shape: ModelShape) -> list[Format]:
-        """The formats in which the model is served, in the order in which they are to be tried."""
-        await self._hear_of(shape)
-        serving = self.member.directory.serving(shape.digest, self.member.now())
+    async def served_formats(self, shape: ModelShape, span: Span) -> list[Format]:
+        """The formats in which blocks ``span`` are served, in the order in which they are to be tried."""
+        await self._hear_of(shape, span)
         proven = self.reputation.proven
         served: list[tuple[Format, Span, bool]] = [
-            (a.served.format, a.served.span, proven(PeerId(a.peer))) for a in serving if a.served
+            (a.served.format, a.served.span, proven(PeerId(a.peer))) for a in self._serving(shape) if a.served
         ]
         nobody: list[Format] = ["fp32"]
-        return ranked(served, shape.n_blocks) or nobody
+        return ranked(served, span) or nobody
 
-    async def _hear_of(self, shape: ModelShape) -> None:
-        """Wait, not long, until someone covers the model: a client that has just come knows few."""
+    async def _hear_of(self, shape: ModelShape, span: Span) -> None:
+        """Wait, not long, until someone covers the blocks: a client that has just come knows few."""
         with trio.move_on_after(HEAR_WITHIN_S):
             asked = False
-            while missing(self.member.directory, shape, self.member.now()):
+            while self._missing(shape, span):
                 if not asked:
                     asked = True
                     await self._ask_who_serves(shape)
@@ -186,16 +184,16 @@ class RouteFinder:
             Whether somebody was heard of. At once, and that nobody was, where somebody has answered us
             before: we know the swarm then, and it is full.
         """
-        known = self._serving(shape)
+        known = self._known(shape)
         if any(self.reputation.proven(peer) for peer, _ in known):
             return False
         with trio.move_on_after(HEAR_OF_OTHERS_S):
             await self._ask_who_serves(shape)
-            while self._serving(shape) <= known:
+            while self._known(shape) <= known:
                 await self.member.wait_changed()
-        return not self._serving(shape) <= known
+        return not self._known(shape) <= known
 
-    async def wait_forgiven(self, shape: ModelShape) -> bool:
+    async def wait_forgiven(self, shape: ModelShape, span: Span) -> bool:
         """Wait until a peer that has just failed us may be asked again, where others leave blocks uncovered.
 
         A busy node that was silent for seconds is no less there. Of one that fails again and again nothing is
@@ -204,7 +202,7 @@ class RouteFinder:
         Returns:
             Whether one may be asked again.
         """
-        if missing(self.member.directory, shape, self.member.now()):
+        if self._missing(shape, span):
             return False
         held = self._held_back(shape)
         free_at = min((self._suspects.free_at(peer) for peer in held), default=math.inf)
@@ -217,12 +215,17 @@ class RouteFinder:
 
     def _held_back(self, shape: ModelShape) -> set[PeerId]:
         """Who serves the model and is not asked even where there is no other."""
-        serving = self.member.directory.serving(shape.digest, self.member.now())
-        return self._suspected({PeerId(a.peer): a for a in serving}, CAUTIONS[-1])
+        return self._suspected({PeerId(a.peer): a for a in self._serving(shape)}, CAUTIONS[-1])
 
-    def _serving(self, shape: ModelShape) -> set[tuple[PeerId, Format]]:
-        serving = self.member.directory.serving(shape.digest, self.member.now())
-        return {(PeerId(a.peer), a.served.format) for a in serving if a.served}
+    def _known(self, shape: ModelShape) -> set[tuple[PeerId, Format]]:
+        return {(PeerId(a.peer), a.served.format) for a in self._serving(shape) if a.served}
+
+    def _missing(self, shape: ModelShape, span: Span) -> list[Span]:
+        spans = [a.served.span for a in self._serving(shape) if a.served]
+        return gaps(spans, span.end, span.start)
+
+    def _serving(self, shape: ModelShape, format: Format | None = None) -> list[Announcement]:
+        return list(self.member.directory.serving(shape.digest, self.member.now(), format))
 
     async def _ask_who_serves(self, shape: ModelShape) -> None:
         with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
@@ -232,9 +235,7 @@ class RouteFinder:
         self, shape: ModelShape, format: Format, *, trial: bool = False
     ) -> tuple[list[Candidate], dict[PeerId, Announcement]]:
         serving = {
-            PeerId(a.peer): a
-            for a in self.member.directory.serving(shape.digest, self.member.now(), format)
-            if a.peer != self.member.network.peer
+            PeerId(a.peer): a for a in self._serving(shape, format) if a.peer != self.member.network.peer
         }
         rtts = self._round_trips()
         offers = [candidate(peer, a.served, rtts.get(peer)) for peer, a in serving.items() if a.served]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from shoal.config import Settings
+
 CPU = "cpu"
 
 
@@ -47,6 +49,15 @@ class Device:
 def cpu() -> Device:
     """The CPU, whose memory is the machine's."""
     return Device(CPU, "", _machine_memory)
+
+
+def memory_budget(settings: Settings, device: Device) -> int:
+    """Bytes that a process may take of a device's memory: as set, else half of what is free now.
+
+    Where several processes share a span, each has a GPU of its own.
+    """
+    devices = 1 if device.is_cpu else settings.parallel
+    return settings.memory or device.memory().free // 2 * devices
 
 
 def _machine_memory() -> DeviceMemory:

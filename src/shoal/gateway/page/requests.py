@@ -37,6 +37,8 @@ class Record:
     error: str | None = None
     route: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     hops: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+    own: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The blocks that the gateway ran itself (:class:`shoal.client.ends.OwnSpan`)."""
     reroutes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     speculation: dict[str, Any] = field(default_factory=dict[str, Any])
     """What was guessed ahead (:class:`shoal.client.speculation.counts.SpeculationCounts`)."""
@@ -47,6 +49,7 @@ class Record:
             {"peer": hop.address.peer, "start": hop.span.start, "end": hop.span.end, "carrier": carrier}
             for hop, carrier in zip(session.ring.route, session.ring.carriers, strict=False)
         ]
+        self.own = [own.shown() for own in session.ends.own]
         self.reroutes = [
             {"at": r.at, "gap_s": round(r.gap_s, 3), "lost": list(r.lost), "way": r.way}
             for r in session.reroutes
@@ -85,6 +88,7 @@ class Record:
             "error": self.error,
             "route": self.route,
             "hops": self.hops,
+            "own": self.own,
             "reroutes": self.reroutes,
             "speculation": self.speculation,
         }
@@ -93,7 +97,8 @@ class Record:
         """What our own page gets with an answer; other clients ignore it."""
         shown = self.shown()
         return {"request": self.id} | {
-            name: shown[name] for name in ("route", "tokens_per_s", "ttft_ms", "reroutes", "speculation")
+            name: shown[name]
+            for name in ("route", "own", "tokens_per_s", "ttft_ms", "reroutes", "speculation")
         }
 
 

@@ -230,6 +230,7 @@ class SimEnds(EndsEngine):
 
     def __init__(self, script: Mapping[int, int]) -> None:
         self.ends = self
+        self.first = self.last = None
         self._script = script
 
     def embed(self, token_ids: Sequence[int], position: int) -> Floats:
