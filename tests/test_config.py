@@ -55,6 +55,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "speculate": ("off", "off"),
         "objective": ("throughput", "throughput"),
         "pin": ("one,two", ("one", "two")),
+        "only": ("one two", ("one", "two")),
         "private_ends": ("2:1", "2:1"),
         "device": ("cuda:1", "cuda:1"),
         "kernels": ("torch", "torch"),

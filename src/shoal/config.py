@@ -176,6 +176,13 @@ class Settings:
     pin: tuple[str, ...] = field(
         default=(), metadata=_about("Ids of peers that routes must use wherever they serve.")
     )
+    only: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "Id of a peer that routes may use, and no other; repeat the flag to give several. Where none of "
+            "them serves a block there is no route: unlike with pin, others are never asked for it."
+        ),
+    )
     private_ends: str = field(
         default="0:0",
         metadata=_about(

@@ -85,6 +85,16 @@ def test_formats_and_versions_never_mix(tmp_path):
         covering(alive, "other", settings)
 
 
+def test_of_the_peers_that_may_be_asked_alone_a_route_is_chosen(tmp_path: Path) -> None:
+    alive = [announced("a", 0, 30, "fp32"), announced("b", 0, 15, "bf16"), announced("c", 15, 30, "bf16")]
+    for only, peers in (((), ["b", "c"]), (("a", "c"), ["a"]), (("b",), ["b"])):
+        settings = config.load({"only": only}, {"SHOAL_HOME": str(tmp_path)})
+        assert [a.peer for a, _ in covering(alive, "tiny", settings)] == peers
+    settings = config.load({"only": "d"}, {"SHOAL_HOME": str(tmp_path)})
+    with pytest.raises(NoCoverage, match="nobody of those in only serves tiny"):
+        covering(alive, "tiny", settings)
+
+
 def test_the_format_is_that_of_the_blocks_that_others_are_to_run(tmp_path: Path) -> None:
     alive = [announced("a", 2, 28, "fp32"), announced("b", 0, 20, "bf16"), announced("c", 0, 20, "bf16")]
     for ends, peers in (("0:0", ["b", "c"]), ("2:2", ["a"])):

@@ -207,6 +207,35 @@ async def test_a_route_goes_through_pinned_peers(home, checkpoint):
                 assert [hop.address.peer for hop in session.ring.route][:2] == pinned
 
 
+async def test_a_session_never_leaves_the_peers_that_it_may_use_alone(home, checkpoint, whole):
+    async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS, Span(0, 6)]) as swarm:
+        ours = [network.peer for network in swarm.networks[:4]]
+        client = await swarm.add_client(only=tuple(ours), resume_s=1.0)
+        async with client.session(str(checkpoint), tokens=64) as session:
+            assert np.array_equal(await session.step(PROMPT), whole.step(PROMPT))
+            assert {hop.address.peer for hop in session.ring.route} <= set(ours)
+            swarm.world.kill(session.ring.route[0].address.peer)  # of its blocks the set has one more
+            assert np.array_equal(await session.step([9]), whole.step([9]))
+            assert {hop.address.peer for hop in session.ring.route} <= set(ours)
+            swarm.world.kill(session.ring.route[1].address.peer)  # of these it has none, and others have two
+            with pytest.raises(NoCoverage, match=r"blocks 2:3 .*of the 4 peers that only names"):
+                await session.step([8])
+
+
+@pytest.mark.parametrize(
+    ("only", "said"), [([0, 2], "blocks 2:3 .*of the 2 peers that only names"), ([], "0:6 .*of the one peer")]
+)
+async def test_blocks_that_none_of_the_peers_serves_that_may_be_used_are_named(
+    home, checkpoint, autojump_clock, only, said
+):
+    async with memory_swarm(home, checkpoint, [*THIRDS, Span(0, 6)]) as swarm:
+        names = [swarm.networks[index].peer for index in only] or ["nobody's id"]
+        client = await swarm.add_client(only=tuple(names))
+        with pytest.raises(NoCoverage, match=said):
+            async with client.session(str(checkpoint)):
+                pass
+
+
 async def test_for_the_least_cost_a_route_has_the_fewest_hops(home, checkpoint):
     async with memory_swarm(home, checkpoint, [*THIRDS, Span(0, 3), Span(3, 6)], objective="cost") as swarm:
         for _ in range(4):

@@ -62,12 +62,11 @@ class Models:
 
     def missing(self, local: LocalModel) -> list[Span]:
         """The blocks of the model that this gateway needs others for, and nobody serves."""
-        member = self._swarm.member
         try:
             routed = self._swarm.routed(local.shape)
         except UsageError:  # of fewer blocks than the gateway keeps to itself: it cannot be answered with
             return [Span(0, local.shape.n_blocks)]
-        serving = member.directory.serving(local.digest, member.now())
+        serving = self._swarm.rings.finder.serving(local.shape)
         return gaps((a.served.span for a in serving if a.served), routed.end, routed.start)
 
     async def find(self, name: str) -> Servable:

@@ -90,6 +90,7 @@ def run(
     seed: SeedOption = None,
     raw: RawOption = False,
     speculate: options.SpeculateOption = None,
+    only: options.OnlyOption = None,
     private_ends: options.PrivateEndsOption = None,
     trace: Annotated[bool, typer.Option("--trace", help="Print per-hop timings afterwards.")] = False,
     as_json: options.JsonOption = False,
@@ -102,6 +103,7 @@ def run(
         format=format,
         device=device,
         speculate=speculate,
+        only=only,
         private_ends=private_ends,
     )
     text = whole_prompt(prompt, sys.stdin)
@@ -152,6 +154,7 @@ def chat(
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
     speculate: options.SpeculateOption = None,
+    only: options.OnlyOption = None,
     private_ends: options.PrivateEndsOption = None,
     system: Annotated[str, typer.Option(help="System message.", show_default=False)] = "",
 ) -> None:
@@ -163,6 +166,7 @@ def chat(
         format=format,
         device=device,
         speculate=speculate,
+        only=only,
         private_ends=private_ends,
     )
     sampling = {"temperature": temperature, "seed": seed}

@@ -34,6 +34,7 @@ def gateway(
     model: options.ModelOption = None,
     device: options.DeviceOption = None,
     speculate: options.SpeculateOption = None,
+    only: options.OnlyOption = None,
     private_ends: options.PrivateEndsOption = None,
     bootstrap: options.BootstrapOption = None,
     with_stdin: options.EndWithStdinOption = False,
@@ -51,6 +52,7 @@ def gateway(
         model=model,
         device=device,
         speculate=speculate,
+        only=only,
         private_ends=private_ends,
         bootstrap=bootstrap,
     )

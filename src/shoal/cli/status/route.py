@@ -42,13 +42,14 @@ def route(
         bool, typer.Option("--why", help="Show the cost of each hop and the best alternatives.")
     ] = False,
     tokens: Annotated[int, typer.Option(help="Session length in tokens: prompt and answer.", min=1)] = TOKENS,
+    only: options.OnlyOption = None,
     private_ends: options.PrivateEndsOption = None,
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Show the route that a session would take now. Measures latency to each peer first."""
-    settings = options.settings(swarm=swarm, public=public, private_ends=private_ends)
+    settings = options.settings(swarm=swarm, public=public, only=only, private_ends=private_ends)
     model = full_name(model)
 
     async def go(opened: Onlooker) -> Choice:
@@ -85,6 +86,7 @@ def covering(alive: list[Announcement], model: str, settings: Settings) -> list[
         NoCoverage: nobody serves it.
     """
     found = [(a, a.served) for a in alive if a.served and a.served.model == model]
+    found = [(a, served) for a, served in found if not settings.only or a.peer in settings.only]
     wanted = settings.asked_format
     served: list[tuple[Format, Span, bool]] = [(one.format, one.span, False) for _, one in found]
     routed = routed_span(settings.own_blocks, found[0][1].n_blocks) if found else None
@@ -103,7 +105,8 @@ def covering(alive: list[Announcement], model: str, settings: Settings) -> list[
             return group
     if not groups:
         raise NoCoverage(
-            f"nobody serves {model}" + (f" in {wanted}" if wanted else ""),
+            f"nobody{' of those in only' if settings.only else ''} serves {model}"
+            + (f" in {wanted}" if wanted else ""),
             check="give the model's name as shoal status shows it",
             next_command=f"shoal serve {model}",
         )

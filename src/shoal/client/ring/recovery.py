@@ -175,9 +175,10 @@ class Recovery:
             return hindrance
         missing = hindrance.missing if isinstance(hindrance, NoCoverage) else tuple(lost.values())
         named = ", ".join(str(span) for span in missing)
+        among = self.rings.finder.among
         return NoCoverage(
-            f"blocks {named} of {self._shape.name} are served by nobody any more, and no node came back in "
-            f"{self.resume_s:.0f} s: {error.message}",
+            f"blocks {named} of {self._shape.name} are served by nobody any more{among}, and no node came "
+            f"back in {self.resume_s:.0f} s: {error.message}",
             missing=missing,
             check="see shoal status for who serves which blocks",
             next_command=f"shoal serve {self._shape.name} --span {missing[0]}",

@@ -60,6 +60,7 @@ class RouteFinder:
         self._round_trips = round_trips
         self._suspects = Suspects()
         self._random = Random()
+        self._only = frozenset(settings.only)
 
     def draw_trial(self) -> bool:
         """Whether a session is to try peers that have not proven themselves: by chance, one in a few."""
@@ -156,12 +157,18 @@ class RouteFinder:
         with trio.move_on_after(timeout_s):
             await self.member.wait_changed()
 
+    @property
+    def among(self) -> str:
+        """Of whom it is said that nobody serves something, where not all peers may be asked."""
+        peers = f"the {len(self._only)} peers" if len(self._only) > 1 else "the one peer"
+        return f", of {peers} that only names" if self._only else ""
+
     async def served_formats(self, shape: ModelShape, span: Span) -> list[Format]:
         """The formats in which blocks ``span`` are served, in the order in which they are to be tried."""
         await self._hear_of(shape, span)
         proven = self.reputation.proven
         served: list[tuple[Format, Span, bool]] = [
-            (a.served.format, a.served.span, proven(PeerId(a.peer))) for a in self._serving(shape) if a.served
+            (a.served.format, a.served.span, proven(PeerId(a.peer))) for a in self.serving(shape) if a.served
         ]
         nobody: list[Format] = ["fp32"]
         return ranked(served, span) or nobody
@@ -215,17 +222,19 @@ class RouteFinder:
 
     def _held_back(self, shape: ModelShape) -> set[PeerId]:
         """Who serves the model and is not asked even where there is no other."""
-        return self._suspected({PeerId(a.peer): a for a in self._serving(shape)}, CAUTIONS[-1])
+        return self._suspected({PeerId(a.peer): a for a in self.serving(shape)}, CAUTIONS[-1])
 
     def _known(self, shape: ModelShape) -> set[tuple[PeerId, Format]]:
-        return {(PeerId(a.peer), a.served.format) for a in self._serving(shape) if a.served}
+        return {(PeerId(a.peer), a.served.format) for a in self.serving(shape) if a.served}
 
     def _missing(self, shape: ModelShape, span: Span) -> list[Span]:
-        spans = [a.served.span for a in self._serving(shape) if a.served]
+        spans = [a.served.span for a in self.serving(shape) if a.served]
         return gaps(spans, span.end, span.start)
 
-    def _serving(self, shape: ModelShape, format: Format | None = None) -> list[Announcement]:
-        return list(self.member.directory.serving(shape.digest, self.member.now(), format))
+    def serving(self, shape: ModelShape, format: Format | None = None) -> list[Announcement]:
+        """Who serves a span of the model, in ``format`` when one is given, of the peers that may be asked."""
+        serving = self.member.directory.serving(shape.digest, self.member.now(), format)
+        return [a for a in serving if not self._only or a.peer in self._only]
 
     async def _ask_who_serves(self, shape: ModelShape) -> None:
         with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
@@ -235,7 +244,7 @@ class RouteFinder:
         self, shape: ModelShape, format: Format, *, trial: bool = False
     ) -> tuple[list[Candidate], dict[PeerId, Announcement]]:
         serving = {
-            PeerId(a.peer): a for a in self._serving(shape, format) if a.peer != self.member.network.peer
+            PeerId(a.peer): a for a in self.serving(shape, format) if a.peer != self.member.network.peer
         }
         rtts = self._round_trips()
         offers = [candidate(peer, a.served, rtts.get(peer)) for peer, a in serving.items() if a.served]
@@ -255,8 +264,12 @@ class RouteFinder:
         try:
             return choose(avoid=avoid | self._suspected(serving, CAUTIONS[-1]))
         except NoCoverage as error:
-            error.next_command = f"shoal serve {shape.name} --span {error.missing[0]}"
-            raise
+            raise NoCoverage(
+                error.message + self.among,
+                missing=error.missing,
+                check=error.check,
+                next_command=f"shoal serve {shape.name} --span {error.missing[0]}",
+            ) from None
 
     def _suspected(self, serving: dict[PeerId, Announcement], caution: Caution) -> set[PeerId]:
         now, held = trio.current_time(), self._suspects.holds
@@ -265,9 +278,16 @@ class RouteFinder:
     def _explain_absence(self, shape: ModelShape, format: Format, span: Span) -> None:
         now = self.member.now()
         others = [a.served for a in self.member.alive() if a.served and a.served.model == shape.name]
+        if self._only and not self.serving(shape):
+            raise NoCoverage(
+                f"blocks {span} of {shape.name} are served by nobody{self.among}",
+                missing=[span],
+                check="check the ids with shoal peers, and that these peers serve the model",
+                next_command="shoal peers",
+            )
         if any(served.digest == shape.digest for served in others):
             raise NoCoverage(
-                f"nobody serves {shape.name} in {format}",
+                f"nobody serves {shape.name} in {format}{self.among}",
                 missing=[span],
                 check="choose a format in which it is served; shoal status shows them",
             )
