@@ -1,10 +1,11 @@
-"""How an answer is parted into thoughts, text and calls, in the markup of each family of models."""
+"""How an answer is parted into reasoning, text and calls, in the markup of each family of models."""
 
 from __future__ import annotations
 
 import json
 from types import SimpleNamespace
 
+import jinja2
 import pytest
 
 from shoal.gateway.markup.dialects import (
@@ -15,20 +16,22 @@ from shoal.gateway.markup.dialects import (
     KIMI,
     LLAMA,
     MISTRAL,
-    THOUGHTS,
+    REASONING,
     UNKNOWN,
     Markup,
     markup_of,
 )
-from shoal.gateway.markup.reader import AnswerSyntax, ArgumentsDelta, CallStart, Thought
+from shoal.gateway.markup.events import ArgumentsDelta, CallStart, Reasoning
+from shoal.gateway.markup.reader import AnswerSyntax
+from shoal.gateway.markup.reasoning import reasoning_options
 
 FUNCTIONS = ("f", "get_weather")
 ONE = [("f", {"a": 1})]
 
 
-def read(text, dialect=HERMES, *, step=1, functions=FUNCTIONS, thought=THOUGHTS[0], thinking=False):
+def read(text, dialect=HERMES, *, step=1, functions=FUNCTIONS, thought=REASONING[0], reasoning=False):
     """The thought, the text and the calls of an answer that came in pieces of ``step`` letters."""
-    reader = AnswerSyntax(Markup(dialect, thought), functions, thinking=thinking).reader()
+    reader = AnswerSyntax(Markup(dialect, thought), functions, reasoning=reasoning).reader()
     said = [one for i in range(0, len(text), step) for one in reader.push(text[i : i + step])]
     said += reader.finish()
     names = [one.name for one in said if isinstance(one, CallStart)]
@@ -36,7 +39,7 @@ def read(text, dialect=HERMES, *, step=1, functions=FUNCTIONS, thought=THOUGHTS[
         "".join(one.text for one in said if isinstance(one, ArgumentsDelta) and one.index == i)
         for i in range(len(names))
     ]
-    thoughts = "".join(one.text for one in said if isinstance(one, Thought))
+    thoughts = "".join(one.text for one in said if isinstance(one, Reasoning))
     return (
         thoughts,
         "".join(one for one in said if isinstance(one, str)),
@@ -203,7 +206,7 @@ def test_arguments_are_streamed_as_they_come():
     ],
 )
 def test_a_thought_is_parted_from_the_answer(step, text, thinking, thought, answer):
-    assert read(text, step=step, thinking=thinking) == (thought, answer, [])
+    assert read(text, step=step, reasoning=thinking) == (thought, answer, [])
 
 
 def test_a_call_follows_a_thought():
@@ -217,21 +220,21 @@ def test_a_call_follows_a_thought():
 def test_the_channels_of_gpt_oss_are_no_text(step):
     text = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Yes<|return|>"
     for functions in (FUNCTIONS, None):
-        found = read(text, GPT_OSS, step=step, functions=functions, thought=THOUGHTS[3])
+        found = read(text, GPT_OSS, step=step, functions=functions, thought=REASONING[3])
         assert found == ("hm", "Yes", [])
 
 
 @pytest.mark.parametrize(
     ("template", "special", "dialect", "thought"),
     [
-        ("{{ tools }}<tool_call>", (), HERMES, THOUGHTS[0]),
-        ("[TOOL_CALLS] [THINK] [/THINK]", ("[TOOL_CALLS]", "[ARGS]", "[/THINK]"), MISTRAL, THOUGHTS[1]),
-        ('{"name": function name, "parameters": …}', ("<|python_tag|>",), LLAMA, THOUGHTS[0]),
-        ("<｜tool▁calls▁begin｜>", (), DEEPSEEK, THOUGHTS[0]),
-        ("<|tool_calls_section_begin|>", (), KIMI, THOUGHTS[0]),
-        ("<|tool_call|>", ("<|tool_call|>",), GRANITE, THOUGHTS[0]),
-        ("<|start|><|channel|>", ("<|channel|>", "<|message|>"), GPT_OSS, THOUGHTS[3]),
-        ("{{ messages }}", (), UNKNOWN, THOUGHTS[0]),
+        ("{{ tools }}<tool_call>", (), HERMES, REASONING[0]),
+        ("[TOOL_CALLS] [THINK] [/THINK]", ("[TOOL_CALLS]", "[ARGS]", "[/THINK]"), MISTRAL, REASONING[1]),
+        ('{"name": function name, "parameters": …}', ("<|python_tag|>",), LLAMA, REASONING[0]),
+        ("<｜tool▁calls▁begin｜>", (), DEEPSEEK, REASONING[0]),
+        ("<|tool_calls_section_begin|>", (), KIMI, REASONING[0]),
+        ("<|tool_call|>", ("<|tool_call|>",), GRANITE, REASONING[0]),
+        ("<|start|><|channel|>", ("<|channel|>", "<|message|>"), GPT_OSS, REASONING[3]),
+        ("{{ messages }}", (), UNKNOWN, REASONING[0]),
     ],
 )
 def test_the_template_and_the_tokenizer_tell_the_markup(template, special, dialect, thought):
@@ -239,5 +242,28 @@ def test_the_template_and_the_tokenizer_tell_the_markup(template, special, diale
     codec = SimpleNamespace(template=template, special_token=ids.get)
     found = markup_of(codec)
     assert found.dialect is dialect
-    assert found.thought == thought
+    assert found.reasoning == thought
     assert set(found.tokens) == set(special)
+
+
+def test_how_much_a_model_thinks_is_said_in_the_words_that_its_template_knows():
+    assert reasoning_options(None) == {}
+    qwen, gpt_oss, granite = (
+        jinja2.Template(text)
+        for text in (
+            "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}",
+            "Reasoning: {{ reasoning_effort | default('medium') }}",
+            "{% if thinking %}Think first.{% endif %}",
+        )
+    )
+    assert [one.render() for one in (qwen, gpt_oss, granite)] == ["", "Reasoning: medium", ""]
+    none, high = reasoning_options("none"), reasoning_options("high")
+    assert [one.render(none) for one in (qwen, granite)] == ["<think></think>", ""]
+    assert [one.render(high) for one in (qwen, gpt_oss, granite)] == ["", "Reasoning: high", "Think first."]
+
+
+def test_tokens_of_reasoning_are_counted():
+    reader = AnswerSyntax(Markup(HERMES)).reader()
+    for token in ("<think>", "I", " add", "</think>", "4"):
+        reader.push(token)
+    assert reader.reasoning_tokens == 3  # what opens it too, and not what closes it

@@ -15,14 +15,9 @@ from shoal.gateway.errors import body_of
 from shoal.gateway.grammar.fit import AnswerSchema, fit
 from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.markup.dialects import Markup
-from shoal.gateway.markup.reader import (
-    AnswerEvent,
-    AnswerReader,
-    AnswerSyntax,
-    ArgumentsDelta,
-    CallStart,
-    Thought,
-)
+from shoal.gateway.markup.events import AnswerEvent, ArgumentsDelta, CallStart, Reasoning
+from shoal.gateway.markup.reader import AnswerReader, AnswerSyntax
+from shoal.gateway.markup.reasoning import reasoning_options
 from shoal.gateway.markup.tools import Calling
 from shoal.gateway.models import Servable
 from shoal.gateway.page.requests import Record
@@ -42,9 +37,7 @@ async def chat_request(body: ChatRequest, model: Servable, grammars: Grammars) -
         ShoalError: the conversation cannot be rendered, is too long, or its schemas cannot be used.
     """
     calling = _calling(body)
-    options: dict[str, Any] = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        options.setdefault("reasoning_effort", body.reasoning_effort)
+    options = reasoning_options(body.reasoning_effort) | (body.chat_template_kwargs or {})
     prompt = await prompt_ids(
         model, conversation(model, [_for_template(m) for m in body.messages], calling, options)
     )
@@ -109,8 +102,7 @@ class _Choice:
 
     reader: AnswerReader
     begun: bool = False
-    thought: str = ""
-    thought_tokens: int = 0
+    reasoning: str = ""
     text: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     scores: list[TokenScore] = field(default_factory=list[TokenScore])
@@ -118,7 +110,6 @@ class _Choice:
 
     def push(self, delta: Delta) -> list[AnswerEvent]:
         said = self.reader.push(delta.text)
-        self.thought_tokens += self.reader.thinking
         return said + self.reader.finish() if delta.finish_reason is not None else said
 
     def add(self, said: AnswerEvent) -> dict[str, Any]:
@@ -131,8 +122,8 @@ class _Choice:
             case ArgumentsDelta(index, text):
                 self.calls[index]["function"]["arguments"] += text
                 return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
-            case Thought(text):
-                self.thought += text
+            case Reasoning(text):
+                self.reasoning += text
                 return {"reasoning_content": text}
             case text:
                 self.text += text
@@ -144,8 +135,8 @@ class _Choice:
             "content": None if self.calls and not self.text else self.text,
             "refusal": None,
         }
-        if self.thought:
-            made["reasoning_content"] = self.thought
+        if self.reasoning:
+            made["reasoning_content"] = self.reasoning
         return made | {"tool_calls": self.calls} if self.calls else made
 
 
@@ -234,8 +225,8 @@ class ChatForm:
         }
 
     def _usage(self) -> dict[str, Any]:
-        thought = sum(choice.thought_tokens for choice in self._choices)
-        return usage_of(self._record) | {"completion_tokens_details": {"reasoning_tokens": thought}}
+        reasoning = sum(choice.reader.reasoning_tokens for choice in self._choices)
+        return usage_of(self._record) | {"completion_tokens_details": {"reasoning_tokens": reasoning}}
 
     def _logprobs(self, scores: list[TokenScore]) -> dict[str, Any] | None:
         return chat_logprobs(self._model.codec, scores) if self._model.codec else None

@@ -36,7 +36,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     grammar: str | None = None
     syntax: AnswerSyntax | None = None
-    """How a conversation's answer is parted into thoughts, text and calls."""
+    """How a conversation's answer is parted into reasoning, text and calls."""
     relaxed: tuple[str, ...] = ()
     """Whose schemas were relaxed, since no answer can be held to the whole of them."""
     why: tuple[str, ...] = ()

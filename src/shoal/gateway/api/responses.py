@@ -15,7 +15,7 @@ from shoal.gateway.api.request import GenerationRequest, conversation, limited, 
 from shoal.gateway.errors import BadRequest, body_of
 from shoal.gateway.grammar.fit import AnswerSchema, fit
 from shoal.gateway.grammar.grammar import Grammars
-from shoal.gateway.markup.reader import AnswerEvent, ArgumentsDelta, CallStart, Thought
+from shoal.gateway.markup.events import AnswerEvent, ArgumentsDelta, CallStart, Reasoning
 from shoal.gateway.markup.tools import Calling
 from shoal.gateway.models import Servable
 from shoal.gateway.page.requests import Record
@@ -132,7 +132,6 @@ class ResponsesForm:
         self._created = int(time.time())
         self._output: list[dict[str, Any]] = []
         self._scores: list[TokenScore] = []
-        self._thought_tokens = 0
         self._number = 0
         self._status = "in_progress"
 
@@ -194,7 +193,6 @@ class ResponsesForm:
 
     def _said(self, delta: Delta) -> list[AnswerEvent]:
         said = self._reader.push(delta.text)
-        self._thought_tokens += self._reader.thinking
         return said + self._reader.finish() if delta.finish_reason is not None else said
 
     def _open(self) -> list[bytes]:
@@ -209,7 +207,7 @@ class ResponsesForm:
                 item = self._output[-1]
                 item["arguments"] += text
                 return [self._about("response.function_call_arguments.delta", delta=text)]
-            case Thought(text):
+            case Reasoning(text):
                 events = self._into("rs_", "reasoning", {"type": "reasoning_text", "text": ""}, summary=[])
                 self._output[-1]["content"][0]["text"] += text
                 return [*events, self._about("response.reasoning_text.delta", content_index=0, delta=text)]
@@ -280,6 +278,6 @@ class ResponsesForm:
             "input_tokens": record.prompt_tokens,
             "input_tokens_details": {"cached_tokens": record.cached_tokens},
             "output_tokens": record.tokens,
-            "output_tokens_details": {"reasoning_tokens": self._thought_tokens},
+            "output_tokens_details": {"reasoning_tokens": self._reader.reasoning_tokens},
             "total_tokens": record.prompt_tokens + record.tokens,
         }

@@ -28,7 +28,7 @@ LONGEST_PATTERN = 256
 LOOKED_AT = 8
 """Keywords that were left out, of which it is found out whether they are mistakes."""
 TAIL = 24
-"""Tokens of a prompt in which a thought may be opened."""
+"""Tokens of a prompt in which reasoning may be opened."""
 GrammarChecker = Callable[[str], str]
 
 
@@ -71,12 +71,12 @@ async def fit(
         UsageError: a grammar is needed, and the model's tokenizer tells no bytes.
     """
     markup = markup_of(model.codec)
-    thinking = _opens_thought(model, prompt, markup)
+    reasoning = _opens_reasoning(model, prompt, markup)
     if format is not None and (calling is None or not calling.must):
-        syntax = AnswerSyntax(markup, thinks=False, thinking=thinking)
+        syntax = AnswerSyntax(markup, reasons=False, reasoning=reasoning)
         refused = await grammars.checker(model)
         return await trio.to_thread.run_sync(_fit_format, format, syntax, refused, limiter=grammars.checking)
-    syntax = AnswerSyntax(markup, calling.names if calling else None, thinking=thinking)
+    syntax = AnswerSyntax(markup, calling.names if calling else None, reasoning=reasoning)
     if calling is None:
         return Fit(None, syntax)
     try:
@@ -88,16 +88,16 @@ async def fit(
     return await trio.to_thread.run_sync(_fit_calls, calling, syntax, refused, limiter=grammars.checking)
 
 
-def _opens_thought(model: Servable, prompt: Sequence[int], markup: Markup) -> bool:
+def _opens_reasoning(model: Servable, prompt: Sequence[int], markup: Markup) -> bool:
     if model.codec is None:
         return False
     tail = "".join(model.codec.token_text(token) for token in prompt[-TAIL:])
-    return tail.rstrip().endswith(markup.thought[0])
+    return tail.rstrip().endswith(markup.reasoning[0])
 
 
 def _fit_format(format: AnswerSchema, syntax: AnswerSyntax, refused: GrammarChecker) -> Fit:
     def grammar(schema: Mapping[str, Any]) -> str:
-        return answer_grammar(schema, syntax.markup, thinking=syntax.thinking)
+        return answer_grammar(schema, syntax.markup, reasoning=syntax.reasoning)
 
     why = refused(grammar(format.schema))
     if not why:
@@ -113,7 +113,7 @@ def _fit_format(format: AnswerSchema, syntax: AnswerSyntax, refused: GrammarChec
 
 def _fit_calls(calling: Calling, syntax: AnswerSyntax, refused: GrammarChecker) -> Fit:
     schemas = calling.schemas()
-    grammar, dialect = calls_grammar(calling, schemas, syntax.markup, thinking=syntax.thinking)
+    grammar, dialect = calls_grammar(calling, schemas, syntax.markup, reasoning=syntax.reasoning)
     syntax = replace(syntax, markup=replace(syntax.markup, dialect=dialect))
     if grammar is None or not refused(grammar):
         return Fit(grammar, syntax)
@@ -147,7 +147,7 @@ def _together(
     order = sorted(lengths, key=lambda place: -lengths[place])
     order = [place for place in order if not calling.functions[place].strict]
     while True:
-        grammar, _ = calls_grammar(calling, schemas, syntax.markup, thinking=syntax.thinking)
+        grammar, _ = calls_grammar(calling, schemas, syntax.markup, reasoning=syntax.reasoning)
         why = refused(grammar) if grammar is not None else ""
         if not why:
             return grammar

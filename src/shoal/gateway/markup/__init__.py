@@ -1,1 +1,1 @@
-"""How models write thoughts and calls, and how they are read from text."""
+"""How models write reasoning and calls, and how they are read from text."""

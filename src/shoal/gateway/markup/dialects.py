@@ -1,4 +1,4 @@
-"""How models write calls and thoughts: each family learned its own markup, which its chat template shows.
+"""How models write calls and reasoning: each family learned its own markup, which its chat template shows.
 
 Where a marker is a special token of the tokenizer, as ``[TOOL_CALLS]`` is of Mistral's, decoding leaves it
 out and no text of a grammar can be it: such markers are known here by their token too.
@@ -131,7 +131,7 @@ UNKNOWN = Dialect(
     bare=True,
 )
 """A template that says nothing of calls. The model may have learned any; it is told of Hermes's."""
-THOUGHTS = (
+REASONING = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
@@ -142,10 +142,10 @@ THOUGHTS = (
 
 @dataclass(frozen=True, slots=True)
 class Markup:
-    """How one model writes calls and thoughts."""
+    """How one model writes calls and reasoning."""
 
     dialect: Dialect = UNKNOWN
-    thought: tuple[str, str] = THOUGHTS[0]
+    reasoning: tuple[str, str] = REASONING[0]
     tokens: Mapping[str, int] = field(default_factory=dict[str, int])
     """The markers that are special tokens."""
 
@@ -162,13 +162,13 @@ def markup_of(codec: TextCodec | None) -> Markup:
     dialect = next(
         (d for d in KNOWN if any(word in template for word in d.mentioned or d.openings[:1])), UNKNOWN
     )
-    thought = next((pair for pair in THOUGHTS if _thinks(codec, *pair)), THOUGHTS[0])
-    words = (*dialect.markers, *dialect.silent, *thought)
+    reasoning = next((pair for pair in REASONING if _reasons(codec, *pair)), REASONING[0])
+    words = (*dialect.markers, *dialect.silent, *reasoning)
     tokens = {word: codec.special_token(word) for word in words}
-    return Markup(dialect, thought, {word: token for word, token in tokens.items() if token is not None})
+    return Markup(dialect, reasoning, {word: token for word, token in tokens.items() if token is not None})
 
 
-def _thinks(codec: TextCodec, opening: str, closing: str) -> bool:
+def _reasons(codec: TextCodec, opening: str, closing: str) -> bool:
     if opening.startswith("<|channel|>"):
         return "<|channel|>" in codec.template
     return closing in codec.template or codec.special_token(closing) is not None

@@ -1,4 +1,4 @@
-"""Reads an answer as it comes: thoughts, text and calls, in the markup that the model learned.
+"""Reads an answer as it comes: reasoning, text and calls, in the markup that the model learned.
 
 What may be markup is held back, and given out as text as soon as it cannot be any more.
 """
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from shoal.gateway.markup.dialects import NAME, Dialect, Markup
+from shoal.gateway.markup.events import AnswerEvent, ArgumentsDelta, CallStart, Reasoning
+from shoal.gateway.markup.reasoning import ReasoningReader, overlap
 
 MAX_HELD = 64 << 10
 """Characters of what may be a call that are held back until it is one."""
@@ -30,43 +32,16 @@ _KEYED_ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_
 
 
 @dataclass(frozen=True, slots=True)
-class Thought:
-    """The model thinks, before it answers."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallStart:
-    """The model has begun to call a function."""
-
-    index: int
-    id: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class ArgumentsDelta:
-    """More of the arguments, as JSON text."""
-
-    index: int
-    text: str
-
-
-AnswerEvent = str | Thought | CallStart | ArgumentsDelta
-
-
-@dataclass(frozen=True, slots=True)
 class AnswerSyntax:
     """How one request's answers are read."""
 
     markup: Markup
     functions: Collection[str] | None = None
     """Names that may be called; ``None`` where there are no tools, and nothing is a call."""
-    thinks: bool = True
-    """Whether the answer may begin with a thought; one that keeps to a format may not."""
-    thinking: bool = False
-    """Whether the prompt has opened a thought already."""
+    reasons: bool = True
+    """Whether the answer may begin with reasoning; one that keeps to a format may not."""
+    reasoning: bool = False
+    """Whether the prompt has opened the reasoning already."""
 
     def reader(self) -> AnswerReader:
         """For one answer."""
@@ -74,17 +49,14 @@ class AnswerSyntax:
 
 
 class AnswerReader:
-    """Parts an answer into thoughts, text and calls."""
+    """Parts an answer into reasoning, text and calls."""
 
     def __init__(self, syntax: AnswerSyntax) -> None:
-        thought = syntax.markup.thought if syntax.thinks or syntax.thinking else None
-        self._thoughts = ThoughtReader(thought, inside=syntax.thinking)
+        markers = syntax.markup.reasoning if syntax.reasons or syntax.reasoning else None
+        self._reasoning = ReasoningReader(markers, inside=syntax.reasoning)
         self._calls = CallReader(syntax.markup.dialect, syntax.functions)
-
-    @property
-    def thinking(self) -> bool:
-        """Whether what comes now is thought."""
-        return self._thoughts.inside
+        self.reasoning_tokens = 0
+        """How many tokens of the answer were reasoning, where each was pushed by itself."""
 
     @property
     def calls(self) -> int:
@@ -93,83 +65,16 @@ class AnswerReader:
 
     def push(self, text: str) -> list[AnswerEvent]:
         """What is certain now."""
-        thought, answer = self._thoughts.push(text)
-        said: list[AnswerEvent] = [Thought(thought)] if thought else []
+        reasoning, answer = self._reasoning.push(text)
+        self.reasoning_tokens += self._reasoning.inside
+        said: list[AnswerEvent] = [Reasoning(reasoning)] if reasoning else []
         return said + self._calls.push(answer)
 
     def finish(self) -> list[AnswerEvent]:
         """The rest, at the end of the answer."""
-        thought, answer = self._thoughts.finish()
-        said: list[AnswerEvent] = [Thought(thought)] if thought else []
+        reasoning, answer = self._reasoning.finish()
+        said: list[AnswerEvent] = [Reasoning(reasoning)] if reasoning else []
         return said + self._calls.push(answer) + self._calls.finish()
-
-
-class ThoughtReader:
-    """Parts the thought from the answer behind it. Blanks around the markers belong to neither.
-
-    Args:
-        markers: what opens and closes a thought; ``None`` for an answer without one.
-        inside: whether the answer begins within a thought.
-    """
-
-    def __init__(self, markers: tuple[str, str] | None, *, inside: bool) -> None:
-        self._opening, self._closing = markers or ("", "")
-        self.inside = inside
-        self._begun = inside or markers is None
-        """Whether it is known if there is a thought."""
-        self._after = False
-        """Whether the answer behind a thought is yet to begin."""
-        self._at_first = inside
-        """Whether the thought is yet to begin."""
-        self._held = ""
-
-    def push(self, text: str) -> tuple[str, str]:
-        """More of the thought, and more of the answer."""
-        self._held += text
-        if not self._begun and not self._begin():
-            return "", ""
-        thought = self._think() if self.inside else ""
-        return thought, "" if self.inside else self._answer()
-
-    def finish(self) -> tuple[str, str]:
-        """The rest of each."""
-        rest, self._held = self._held, ""
-        return (rest.rstrip(), "") if self.inside else ("", rest)
-
-    def _begin(self) -> bool:
-        """Find out whether a thought begins. False until that is known."""
-        text = self._held.lstrip()
-        if self._opening.startswith(text) and text != self._opening:
-            return False
-        self._begun = True
-        if text.startswith(self._opening):
-            self._held = text[len(self._opening) :]
-            self.inside = self._at_first = True
-        return True
-
-    def _think(self) -> str:
-        if self._at_first:
-            text = self._held.lstrip()
-            if self._opening.startswith(text):  # some open again what the template has opened
-                return ""
-            self._held = text.removeprefix(self._opening).lstrip()
-            self._at_first = not self._held
-        place = self._held.find(self._closing)
-        if place >= 0:
-            thought, self._held = self._held[:place].rstrip(), self._held[place + len(self._closing) :]
-            self.inside, self._after = False, True
-            return thought
-        held = self._held[: len(self._held) - overlap(self._held, (self._closing,))]
-        thought = held.rstrip()
-        self._held = self._held[len(thought) :]
-        return thought
-
-    def _answer(self) -> str:
-        text, self._held = self._held, ""
-        if self._after:
-            text = text.lstrip()
-            self._after = not text
-        return text
 
 
 class CallReader:
@@ -382,12 +287,6 @@ class Nesting:
                     self.closed = True
                     return place + 1
         return len(text)
-
-
-def overlap(text: str, markers: Collection[str]) -> int:
-    """How many characters at the end of ``text`` may begin one of ``markers``."""
-    most = min(len(text), max(map(len, markers), default=0))
-    return next((n for n in range(most, 0, -1) if any(m.startswith(text[-n:]) for m in markers)), 0)
 
 
 def _squeezed(text: str) -> str:

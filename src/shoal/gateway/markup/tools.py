@@ -107,14 +107,14 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def calls_grammar(
-    calling: Calling, schemas: Sequence[Mapping[str, Any]], markup: Markup, *, thinking: bool
+    calling: Calling, schemas: Sequence[Mapping[str, Any]], markup: Markup, *, reasoning: bool
 ) -> tuple[str | None, Dialect]:
     """What the answer may be: calls, or where none is demanded also text with calls at its end; and in which
     dialect it is to be read.
 
     Args:
         schemas: of each function's arguments.
-        thinking: whether the prompt has opened a thought, which comes before the calls.
+        reasoning: whether the prompt has opened reasoning, which comes before the calls.
 
     Returns: ``None`` for a dialect in which only demanded calls have a grammar.
     """
@@ -125,20 +125,20 @@ def calls_grammar(
             return None, dialect
         dialect = HERMES
     calls, rules, free = _WRITERS[dialect](names, markup, calling.several)
-    thought = _thought(markup, thinking)
-    before = "thought " if thinking and calling.must else "thought? " if thought else ""
+    begins = _reasoning(markup, reasoning)
+    before = "reasoning " if reasoning and calling.must else "reasoning? " if begins else ""
     start = calls if calling.must else free
-    rules = [f"start: {before}({start})", *(thought if before else []), *rules, _TEXT]
+    rules = [f"start: {before}({start})", *begins, *rules, _TEXT]
     rules += [f"args_{i}: {json_rule(schema)}" for i, schema in enumerate(schemas)]
     return "\n".join(rules), dialect
 
 
-def answer_grammar(schema: Mapping[str, Any], markup: Markup, *, thinking: bool) -> str:
-    """An answer in JSON, behind the thought that the prompt has opened."""
+def answer_grammar(schema: Mapping[str, Any], markup: Markup, *, reasoning: bool) -> str:
+    """An answer in JSON, behind the reasoning that the prompt has opened."""
     rules = [f"answer: {json_rule(schema)}"]
-    if not thinking:
+    if not reasoning:
         return "\n".join(["start: answer", *rules])
-    return "\n".join(["start: thought answer", *_thought(markup, thinking), _TEXT, *rules])
+    return "\n".join(["start: reasoning answer", *_reasoning(markup, reasoning), _TEXT, *rules])
 
 
 def _marker(markup: Markup, word: str) -> str:
@@ -151,15 +151,15 @@ def _regex(text: str) -> str:
     return re.escape(text).replace("/", "\\/")
 
 
-def _thought(markup: Markup, thinking: bool) -> list[str]:
-    """The rules of a thought before an answer; none where it is text like any other."""
-    opening, closing = markup.thought
+def _reasoning(markup: Markup, reasoning: bool) -> list[str]:
+    """The rules of reasoning before an answer; none where it is text like any other."""
+    opening, closing = markup.reasoning
     if closing in markup.tokens:
-        begin = "" if thinking or opening not in markup.tokens else f"{_marker(markup, opening)} "
-        return [f"thought: {begin}TEXT? {_marker(markup, closing)} BLANKS?", "BLANKS: /[ \\n]+/"]
-    if not thinking:
+        begin = "" if reasoning or opening not in markup.tokens else f"{_marker(markup, opening)} "
+        return [f"reasoning: {begin}TEXT? {_marker(markup, closing)} BLANKS?", "BLANKS: /[ \\n]+/"]
+    if not reasoning:
         return []
-    return [f"thought: thinks BLANKS?\nthinks[lazy]: /(.|\\n)*{_regex(closing)}/", "BLANKS: /[ \\n]+/"]
+    return [f"reasoning: thinks BLANKS?\nthinks[lazy]: /(.|\\n)*{_regex(closing)}/", "BLANKS: /[ \\n]+/"]
 
 
 Written = tuple[str, list[str], str]
