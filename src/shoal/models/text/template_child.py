@@ -413,6 +413,12 @@ def _marked_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+@functools.lru_cache(maxsize=1)
+def _compiled(environment: _Environment, source: str) -> jinja2.Template:
+    """The template, kept: compiling takes ten times as long as rendering, and a process has one."""
+    return environment.from_string(source)
+
+
 def _answer(environment: _Environment, request: dict[str, Any]) -> dict[str, Any]:
     """``text`` is the prompt. ``marked`` is what the second rendering came to where that is another, and
     ``spans`` says which of its characters are not the template's own."""
@@ -420,7 +426,7 @@ def _answer(environment: _Environment, request: dict[str, Any]) -> dict[str, Any
     own, given, messages = request["own"], request["given"], request["messages"]
     marks = Marks(json.dumps([request["template"], own], ensure_ascii=False))
     try:
-        template = environment.from_string(request["template"])
+        template = _compiled(environment, request["template"])
         text = template.render(**own, **given, messages=messages)
     except Exception as error:  # noqa: BLE001 - a template can raise anything; all of it is its answer
         return {"error": f"{type(error).__name__}: {error}"}
