@@ -11,7 +11,7 @@ PeerId = NewType("PeerId", str)
 """A libp2p peer id in its base58 form, derived from the peer's public key."""
 
 Digest = NewType("Digest", str)
-"""``sha256:<64 hex digits>`` of a model's manifest: its config and every tensor's hash."""
+"""``sha256:<64 hex digits>`` of a model's manifest: its config, its text files and every tensor's hash."""
 
 SessionId = NewType("SessionId", bytes)
 """16 random bytes chosen by the client. To know it is not enough: a hop also checks who asks."""

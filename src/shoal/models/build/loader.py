@@ -88,6 +88,8 @@ def _slices(checkpoint: Checkpoint, dtype: DType | None, stack: ExitStack) -> di
             slices[name] = _ConvertedSlice(entry)
             continue
         backend = "mmap" if entry.dtype == stored else "pread"
+        if not entry.file.exists():
+            continue  # of a model that comes from peers, what others serve need not be here
         if (entry.file, backend) not in opened:
             handle = safe_open(entry.file, framework="pt", backend=backend)
             opened[entry.file, backend] = stack.enter_context(handle)

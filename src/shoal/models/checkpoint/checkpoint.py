@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 from shoal.errors import BadWeights, UnsupportedModel
 from shoal.models.checkpoint.headers import MAX_TENSORS, TensorEntry, read_safetensors_header
 from shoal.models.checkpoint.json_file import SizeLimit, read_object
+from shoal.models.checkpoint.manifest import Manifest
 from shoal.models.checkpoint.multimodal import is_nested, text_config, text_tensors
+from shoal.models.checkpoint.parts import part_entries, read_pulled
 from shoal.models.store.lookalikes import no_model
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class Checkpoint:
     quantization: Mapping[str, Any] | None = None
     """The config's ``quantization_config``, which ``config`` leaves out: ``tensors`` are those of the plain
     model, of which some are made up of several in the files."""
+    manifest: Manifest | None = None
+    """Of a model that came from peers; parts of its tensors may not be here."""
 
     @property
     def stored(self) -> list[TensorEntry]:
@@ -77,11 +81,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         UnsupportedModel: the weights are pickled, or quantised in a way that is not read.
     """
     config, quantization = _read_configs(folder)
-    if _is_gguf(folder):
+    if (manifest := _pulled(folder)) is not None:
+        tensors = part_entries(folder, manifest)
+    elif _is_gguf(folder):
         from shoal.models.gguf.index import read_index  # noqa: PLC0415 - the gguf package, which few need
 
         return Checkpoint(folder, config, read_index(folder))
-    tensors = _read_headers(folder)
+    else:
+        tensors = _read_headers(folder)
     said: Mapping[str, Any] | None = None
     if quantization is not None:
         from shoal.models.quantized.schemes import plain_tensors  # noqa: PLC0415 - numpy, and few need it
@@ -93,8 +100,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             check="check that config.json, with its quantization_config, is the one of these weights",
         )
     if is_nested(config):
-        return Checkpoint(folder, text_config(config), text_tensors(tensors), said)
-    return Checkpoint(folder, config, tensors, said)
+        return Checkpoint(folder, text_config(config), text_tensors(tensors), said, manifest)
+    return Checkpoint(folder, config, tensors, said, manifest)
 
 
 def _read_headers(folder: Path) -> dict[str, TensorEntry]:
@@ -204,6 +211,12 @@ def _most(name: str) -> int:
     if not COUNTS.search(name):
         return 2**31 - 1
     return MAX_LAYERS if LAYERS.search(name) else MAX_TENSORS
+
+
+def _pulled(folder: Path) -> Manifest | None:
+    """The manifest of a model that came from peers, if there is nothing else. Raises as ``read_pulled``."""
+    others = (SINGLE, INDEX, "gguf.json")
+    return None if any((folder / name).is_file() for name in others) else read_pulled(folder)
 
 
 def _is_gguf(folder: Path) -> bool:

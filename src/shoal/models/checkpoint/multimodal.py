@@ -52,6 +52,15 @@ _LANGUAGE = re.compile(
 _HEAD = re.compile(r"^(?:language_model\.|model\.)?lm_head\.")
 
 
+_OF_LANGUAGE = frozenset(
+    {
+        *("model_type", "text_config", "tie_word_embeddings", "tie_embedding", "eos_token_id"),
+        *("tokenizer_class", "quantization_config", "compression_config"),
+    }
+)
+"""Fields of a nested config that are read where the language part alone is served."""
+
+
 def is_nested(config: Mapping[str, Any]) -> bool:
     """Whether ``config.json`` is of a model whose text part is served."""
     nested, text = SERVED.get(str(config.get("model_type"))), config.get("text_config")
@@ -69,6 +78,11 @@ def text_tensors(tensors: Mapping[str, _Tensor]) -> dict[str, _Tensor]:
         elif language is not None:
             found[f"model.{name[language.end() :]}"] = tensor
     return found
+
+
+def language_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what is said of towers alone: of a nested one, what the language part is made by."""
+    return {name: value for name, value in config.items() if not is_nested(config) or name in _OF_LANGUAGE}
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 
 from shoal.errors import UnsupportedModel
 from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.checkpoint.headers import FLOATING, ITEM_SIZE, TensorEntry
+from shoal.models.checkpoint.parts import NUMBERED
 from shoal.models.checkpoint.published import GATE_UP, QKV, joined_grouping
 from shoal.models.store.local_model import LocalModel
 from shoal.types import WEIGHT_BYTES, Format
-
-NUMBERED = re.compile(r"^(?P<list>.*?[^\d.])\.?(?P<index>\d+)\.")
-"""A tensor of a list's element: the list's name and the index, for example ``model.layers`` and ``12``."""
 
 
 def block_bytes(model: LocalModel, format: Format) -> list[int]:
@@ -34,17 +31,31 @@ def weight_bytes(model: LocalModel, format: Format) -> float:
     return sum(block_bytes(model, format)) / sum(block_bytes(model, "int8"))
 
 
-def _block_bytes(checkpoint: Checkpoint, n_blocks: int, format: Format) -> list[int]:
-    lists: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
-    for entry in checkpoint.tensors.values():
-        if (found := NUMBERED.match(entry.name)) is not None:
-            lists[found["list"]][int(found["index"])] += _held_bytes(checkpoint, entry, format)
+def block_tensors(checkpoint: Checkpoint, n_blocks: int) -> list[list[TensorEntry]]:
+    """The tensors of each block, in order.
+
+    Raises:
+        UnsupportedModel: the tensors' names do not tell the blocks.
+    """
+    lists: defaultdict[str, defaultdict[int, list[TensorEntry]]] = defaultdict(lambda: defaultdict(list))
+    for name, entry in checkpoint.tensors.items():
+        if (found := NUMBERED.match(name)) is not None:
+            lists[found["list"]][int(found["index"])].append(entry)
     # Blocks beyond the last are for training or speculation (DeepSeek-V3's multi-token prediction).
-    whole = [sizes for sizes in lists.values() if all(i in sizes for i in range(n_blocks))]
+    whole = [blocks for blocks in lists.values() if all(i in blocks for i in range(n_blocks))]
     if not whole:
         raise UnsupportedModel(f"{checkpoint.folder}: its tensors' names do not tell its {n_blocks} blocks")
-    largest = max(whole, key=lambda sizes: sum(sizes.values()))
+    largest = max(
+        whole, key=lambda blocks: sum(entry.size for entries in blocks.values() for entry in entries)
+    )
     return [largest[i] for i in range(n_blocks)]
+
+
+def _block_bytes(checkpoint: Checkpoint, n_blocks: int, format: Format) -> list[int]:
+    return [
+        sum(_held_bytes(checkpoint, entry, format) for entry in entries)
+        for entries in block_tensors(checkpoint, n_blocks)
+    ]
 
 
 def _published_bytes(checkpoint: Checkpoint, entry: TensorEntry) -> int:

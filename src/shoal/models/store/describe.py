@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.errors import BadWeights
 from shoal.models.build.rope_scaling import context_factor
 from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from shoal.models.checkpoint.digest import compute_digest
+from shoal.models.checkpoint.digest import HashedModel, hash_model
 from shoal.models.checkpoint.llama_config import DEFAULTS, LlamaConfig, read_llama_config
 from shoal.models.store.catalogue import find_entry
 from shoal.models.store.generation import read_generation_config, sampling_defaults, token_ids
@@ -35,7 +35,7 @@ UNLIMITED = 1 << 20
 """Tokens; for models without positions, whose configs name no limit."""
 
 
-def describe(folder: Path, name: str, source: str, progress: Progress) -> LocalModel:
+def describe(folder: Path, name: str, source: str, progress: Progress) -> tuple[LocalModel, HashedModel]:
     """Check a folder, hash it, and read what routing and clients need.
 
     Raises:
@@ -46,11 +46,12 @@ def describe(folder: Path, name: str, source: str, progress: Progress) -> LocalM
     vocab_size = _positive(checkpoint, config, "vocab_size")
     end_tokens = _end_tokens(checkpoint, config, vocab_size)
     sampling = _sampling(folder, source)
-    digest = compute_digest(checkpoint, progress)
+    hashed = hash_model(checkpoint, progress)
+    digest = hashed.manifest.digest
     sizes: Counter[str] = Counter()
     for entry in checkpoint.tensors.values():
         sizes[entry.dtype] += entry.size  # of a quantised one all its tensors'
-    return LocalModel(
+    model = LocalModel(
         name=name,
         path=folder,
         digest=digest,
@@ -68,6 +69,7 @@ def describe(folder: Path, name: str, source: str, progress: Progress) -> LocalM
         end_tokens=end_tokens,
         sampling=sampling,
     )
+    return model, hashed
 
 
 def read_any_config(checkpoint: Checkpoint) -> LlamaConfig | PretrainedConfig:

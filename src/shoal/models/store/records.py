@@ -8,29 +8,43 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-from shoal.models.checkpoint.digest import files_fingerprint
+from shoal.models.checkpoint.digest import HashedModel, files_fingerprint
+from shoal.models.checkpoint.parts import CHUNKS, MANIFEST
 from shoal.models.store.local_model import LocalModel, SamplingDefaults
 from shoal.types import Digest, ModelShape
 
 RECORD = "model.json"
 WEIGHTS = "weights"
 """The folder, beside the record, of weights that were converted here."""
-VERSION = 3
-"""Of the record's format. Models recorded in an older one are described anew when they are next used."""
+VERSION = 4
+"""Of the record's format. Models recorded in an older one are described anew when they are next used: up to
+the third the digest did not cover the text files, and nothing was known of chunks."""
 
 
-def write(folder: Path, model: LocalModel) -> None:
-    """Record a model in ``folder``, at once or not at all."""
+def write(folder: Path, model: LocalModel, hashed: HashedModel) -> None:
+    """Record a model in ``folder``, at once or not at all, with what peers are given of it."""
     folder.mkdir(parents=True, exist_ok=True)
+    if not (model.path / MANIFEST).is_file():
+        _replace(folder / CHUNKS, hashed.chunk_hashes)
+        _replace(folder / MANIFEST, hashed.manifest.raw)
     record = dataclasses.asdict(model) | {
         "version": VERSION,
         "path": WEIGHTS if model.path == folder / WEIGHTS else str(model.path),
         "end_tokens": sorted(model.end_tokens),
         "fingerprint": files_fingerprint(model.path),
     }
-    partial = folder / f".{RECORD}.{os.getpid()}"
-    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    partial.replace(folder / RECORD)
+    _replace(folder / RECORD, json.dumps(record, indent=1).encode())
+
+
+def shared_files(folder: Path, model: LocalModel) -> Path:
+    """Where the manifest of the model recorded in ``folder`` lies, and the hashes of its chunks."""
+    return model.path if (model.path / MANIFEST).is_file() else folder
+
+
+def _replace(file: Path, raw: bytes) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial.write_bytes(raw)
+    partial.replace(file)
 
 
 def read(folder: Path) -> LocalModel | None:

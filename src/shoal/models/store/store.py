@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import re
 import shutil
 from collections.abc import Generator
 from contextlib import closing, contextmanager
@@ -17,7 +18,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from shoal.errors import UnknownModel
-from shoal.models.checkpoint.digest import files_fingerprint
+from shoal.models.checkpoint.digest import HashedModel, files_fingerprint
+from shoal.models.checkpoint.parts import missing_parts, part_entries, read_pulled
 from shoal.models.store import records
 from shoal.models.store.catalogue import close_names, find_entry, full_name
 from shoal.models.store.disk import check_free, told_if_full
@@ -28,6 +30,10 @@ from shoal.models.store.sources.folder import FolderSource, origin_id
 from shoal.models.store.sources.hub import HubSource
 from shoal.models.store.sources.source import Offer, Source
 from shoal.progress import Progress, silent
+from shoal.types import Digest
+
+DIGEST = re.compile("sha256:[0-9a-f]{64}", re.ASCII)
+"""What a model may be named by wherever a name is taken."""
 
 
 class ModelStore:
@@ -57,13 +63,44 @@ class ModelStore:
         Raises:
             UnknownModel: it is not here; names the close ones and how to get it.
         """
-        if (model := self._find(name)) is not None:
+        if (model := self.find(name)) is not None:
             with told_if_full(self.root, name):
                 return self._fresh(model, silent)
         source, _ = self._meant(name)
         if source is not None and source.local:
             return self.pull(name)
         raise self._unknown(name, fetchable=find_entry(name) is not None)
+
+    def shared_files(self, model: LocalModel) -> Path:
+        """The folder with a model's manifest and the hashes of its chunks."""
+        return records.shared_files(self._folder(model.name), model)
+
+    def shared_folder(self, name: str, digest: Digest) -> tuple[str, Path]:
+        """Where the files of a model that comes from peers are to be, and what it is called here.
+
+        Args:
+            name: what it is called elsewhere; another model of that name here keeps it.
+        """
+        origin = f"peers:{digest}"
+        taken = {comparable_name(model.name): model for model in self.list()}
+        for candidate in itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2))):
+            other = taken.get(comparable_name(candidate))
+            if other is None or other.source == origin:
+                return candidate, self.root / folder_name(candidate) / records.WEIGHTS
+        raise AssertionError("numbers have no end")
+
+    def keep_shared(self, name: str, digest: Digest, progress: Progress = silent) -> LocalModel:
+        """Record a model that comes from peers, once its manifest, config and text files are here.
+
+        Raises:
+            BadWeights, UnsupportedModel: it is damaged, or one that we cannot run.
+            OutOfResources: the disk is full.
+        """
+        name, folder = self.shared_folder(name, digest)
+        with told_if_full(self.root, name), self._lock(name):
+            model, hashed = _describe(folder, name, f"peers:{digest}", progress)
+            records.write(folder.parent, model, hashed)
+            return model
 
     def resolve(self, name: str, progress: Progress = silent) -> LocalModel:
         """A model, fetched first if it is not here.
@@ -74,7 +111,7 @@ class ModelStore:
         Raises:
             UnknownModel, BadWeights, UnsupportedModel, OutOfResources: see :meth:`pull`.
         """
-        model = self._find(name)
+        model = self.find(name)
         if model is None:
             return self.pull(name, progress)
         with told_if_full(self.root, name):
@@ -96,7 +133,7 @@ class ModelStore:
     def _pull(self, name: str, progress: Progress) -> LocalModel:
         source, id = self._meant(name)
         if source is None or not source.local:
-            model = self._find(name)
+            model = self.find(name)
             if model is not None and (source is None or _is_whole(model)):
                 return self._fresh(model, progress)
         if source is None:
@@ -109,7 +146,7 @@ class ModelStore:
         Raises:
             UnknownModel: it can be none; names the close ones.
         """
-        if self._meant(name)[0] is None and self._find(name) is None:
+        if self._meant(name)[0] is None and self.find(name) is None:
             raise self._unknown(name, fetchable=False)
 
     def rm(self, name: str) -> LocalModel:
@@ -119,7 +156,7 @@ class ModelStore:
             UnknownModel: it is not here.
             OutOfResources: the disk is full.
         """
-        model = self._find(name)
+        model = self.find(name)
         if model is None:
             raise self._unknown(name, fetchable=False)
         with told_if_full(self.root, "a lock"), self._lock(model.name):
@@ -147,8 +184,8 @@ class ModelStore:
     def _keep(self, brought: Path, name: str, offer: Offer, partial: Path, progress: Progress) -> LocalModel:
         """Refer to a folder; make one of a GGUF file. Its name's lock is held."""
         if brought.is_dir():
-            model = _describe(brought, name, offer.origin, progress)
-            records.write(self._folder(name), model)
+            model, hashed = _describe(brought, name, offer.origin, progress)
+            records.write(self._folder(name), model, hashed)
             return model
         from shoal.models.store.convert_apart import GgufConverter  # noqa: PLC0415 - only needed here
 
@@ -161,8 +198,8 @@ class ModelStore:
                 converter.convert(partial / records.WEIGHTS, progress, take=ours)
         with told_if_full(self.root, name, lambda: needed):
             shutil.rmtree(partial / "scratch")
-            model = _describe(partial / records.WEIGHTS, name, offer.origin, progress)
-            records.write(partial, model)
+            model, hashed = _describe(partial / records.WEIGHTS, name, offer.origin, progress)
+            records.write(partial, model, hashed)
             before, final = self._folder(name), self.root / folder_name(name)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
@@ -183,8 +220,8 @@ class ModelStore:
             return model
         if (changed := _changed_file(model)) is not None:
             return self._fetch(*changed, progress)
-        model = _describe(model.path, model.name, model.source, progress)
-        records.write(self._folder(model.name), model)
+        model, hashed = _describe(model.path, model.name, model.source, progress)
+        records.write(self._folder(model.name), model, hashed)
         return model
 
     def _meant(self, name: str) -> tuple[Source | None, str]:
@@ -192,8 +229,13 @@ class ModelStore:
         found = ((source, source.identify(name)) for source in self.sources)
         return next(((source, id) for source, id in found if id is not None), (None, ""))
 
-    def _find(self, name: str) -> LocalModel | None:
-        """The model of that name, or that came from there. A bare name is a name before it is a path."""
+    def find(self, name: str) -> LocalModel | None:
+        """The model that is here by that name or digest, or that came from there, as it was last used.
+
+        A bare name is a name before it is a path.
+        """
+        if DIGEST.fullmatch(name):
+            return next((model for model in self.list() if model.digest == name), None)
         source, id = self._meant(name)
         models = self.list()
         if source is None or not source.local or not any(separator in name for separator in "/\\"):
@@ -269,7 +311,10 @@ class ModelStore:
 
 def _is_whole(model: LocalModel) -> bool:
     files = model.path.glob("*.gguf")
-    return (model.path / "config.json").is_file() and all(file.is_file() for file in files)
+    if not (model.path / "config.json").is_file() or not all(file.is_file() for file in files):
+        return False
+    manifest = read_pulled(model.path) if model.source.startswith("peers:") else None
+    return manifest is None or not missing_parts(part_entries(model.path, manifest).values())
 
 
 def _changed_file(model: LocalModel) -> tuple[Source, Offer] | None:
@@ -281,7 +326,7 @@ def _changed_file(model: LocalModel) -> tuple[Source, Offer] | None:
     return (source, offer) if offer.origin != model.source else None
 
 
-def _describe(folder: Path, name: str, source: str, progress: Progress) -> LocalModel:
+def _describe(folder: Path, name: str, source: str, progress: Progress) -> tuple[LocalModel, HashedModel]:
     from shoal.models.store.describe import describe  # noqa: PLC0415 - imports transformers
 
     progress("Reading the config", 0, 0)
