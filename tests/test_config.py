@@ -60,6 +60,8 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "device": ("cuda:1", "cuda:1"),
         "kernels": ("torch", "torch"),
         "yield_to_owner": ("pause", "pause"),
+        "share": ("off", "off"),
+        "share_rate": ("20MB", 20_000_000),
         "log_level": ("debug", "debug"),
         "log_format": ("json", "json"),
         "announce_s": ("2.5", 2.5),

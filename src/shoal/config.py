@@ -191,6 +191,18 @@ class Settings:
             "encryption: shoal privacy shows how much can be read."
         ),
     )
+    share: Literal["auto", "on", "off"] = field(
+        default="auto",
+        metadata=_about(
+            "Give the weights of the node's model to peers: auto, on or off. With auto, in private swarms."
+        ),
+    )
+    share_rate: int = field(
+        default=0,
+        metadata=_about(
+            "Most bytes a second of weights given away, for example 20MB; 0 sets no bound. Sessions go first."
+        ),
+    )
     announce_s: float = field(default=10.0, metadata=_about("Seconds between two announcements."))
     expiry_s: float = field(
         default=30.0, metadata=_about("Seconds after which a silent peer counts as gone.")
@@ -367,7 +379,7 @@ def _coerce(name: str, value: Any, source: str) -> Any:
     """The value in the option's type. Text is read; a number or a list must be of the right type already."""
     kind = _TYPES[name]
     try:
-        if name == "memory" and isinstance(value, str):
+        if name in ("memory", "share_rate") and isinstance(value, str):
             return parse_size(value)
         if kind == tuple[str, ...]:
             return _to_texts(value)
@@ -406,13 +418,10 @@ def _spell(kind: Any) -> str:
 
 
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?")
-_PORTS = (0, 65535)
 _BOUNDS: dict[str, tuple[float, float]] = {
-    "port": _PORTS,
-    "direct_port": _PORTS,
-    "metrics_port": _PORTS,
-    "gateway_port": _PORTS,
+    **dict.fromkeys(("port", "direct_port", "metrics_port", "gateway_port"), (0, 65535)),
     "memory": (0, 1 << 60),
+    "share_rate": (0, 1 << 50),
     "threads": (0, 4096),
     "parallel": (1, 64),
     "max_sessions": (1, 1 << 20),
@@ -431,6 +440,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "kernels": get_args(Kernels),
     "yield_to_owner": get_args(YieldMode),
     "speculate": ("auto", "off"),
+    "share": ("auto", "on", "off"),
     "objective": ("latency", "throughput", "cost"),
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("text", "json"),

@@ -35,11 +35,14 @@ from shoal.wire.framing import Assembler
 from shoal.wire.messages import (
     Close,
     Failed,
+    Fetch,
+    Fetched,
     Hello,
     HopTime,
     Locate,
     Message,
     NextHop,
+    NotFetched,
     Open,
     Opened,
     Ping,
@@ -223,6 +226,9 @@ HONEST: list[Message] = [
     Reroute(S, 1, "me", None, 12, 2),
     Locate(S),
     Close(S),
+    Fetch(7, "sha256:" + "a" * 64, "chunk", 3, 1),
+    Fetched(7, 0),
+    NotFetched(7, "busy", "later"),
     Ping(9),
 ]
 

@@ -50,7 +50,7 @@ def in_swarm(settings: Settings, use: Callable[[Swarm], Awaitable[_ResultT]]) ->
     """
     import trio
 
-    _check_name(settings, settings.model)
+    check_name(settings, settings.model)
 
     async def go() -> _ResultT:
         async with enter_swarm(settings) as swarm:
@@ -59,10 +59,20 @@ def in_swarm(settings: Settings, use: Callable[[Swarm], Awaitable[_ResultT]]) ->
     return trio.run(go)
 
 
-def _check_name(settings: Settings, model: str) -> None:
+def check_name(settings: Settings, model: str) -> None:
+    """Find out at once whether a name can be a model, unless the peers of a private swarm are to be asked.
+
+    Raises:
+        UnknownModel: it can be none.
+    """
+    from shoal.errors import UnknownModel
     from shoal.models.store.store import ModelStore
 
-    ModelStore(settings.paths.models).check(model)
+    try:
+        ModelStore(settings.paths.models).check(model)
+    except UnknownModel:
+        if settings.swarm == PUBLIC or settings.swarm not in membership.names(settings.paths.swarms):
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +106,7 @@ def looking(
     from shoal.swarm.join import join_swarm
 
     if model is not None:
-        _check_name(settings, model)
+        ModelStore(settings.paths.models).check(model)
 
     async def go() -> _ResultT:
         found = member_of(settings)

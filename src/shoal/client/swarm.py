@@ -37,7 +37,9 @@ from shoal.models.store.store import ModelStore
 from shoal.models.text.codec import TextCodec
 from shoal.models.text.prompt import ChatPrompt, encode_prompt
 from shoal.net.network import Network
+from shoal.progress import Progress, silent
 from shoal.routing.route import routed_span
+from shoal.sharing.peer_weights import PeerWeights
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import coverage
 from shoal.swarm.member import Member
@@ -59,6 +61,7 @@ class Swarm:
         self.member = member
         self.settings = settings
         self.store = store
+        self.weights = PeerWeights(member, settings, store)
         self.rings = Rings(network, member, settings)
         self._ends: dict[tuple[Digest, Format], EndsEngine] = {}
         self._codecs: dict[Digest, TextCodec] = {}
@@ -215,9 +218,14 @@ class Swarm:
         shapes = [a.served.n_blocks for a in serving if a.served]
         return coverage([a.served.span for a in serving if a.served], shapes[0]) if shapes else []
 
-    async def resolve(self, model: str) -> LocalModel:
-        """The model on this machine, fetched first if it is not here. Raises as ``ModelStore.resolve``."""
-        local = await trio.to_thread.run_sync(self.store.resolve, model, abandon_on_cancel=True)
+    async def resolve(self, model: str, progress: Progress = silent) -> LocalModel:
+        """The model on this machine, as far as a client needs it; what is not here is fetched first.
+
+        Raises:
+            As :meth:`PeerWeights.resolve` and :meth:`PeerWeights.fetch_ends`.
+        """
+        local = await self.weights.resolve(model, progress)
+        await self.weights.fetch_ends(local, progress)
         self.member.directory.know([local.shape])
         return local
 

@@ -164,6 +164,11 @@ class Channel:
             self._write()
 
     @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait to be sent."""
+        return self._outbox.queued_bytes
+
+    @property
     def full(self) -> bool:
         """Whether :meth:`send` waits."""
         return self._outbox.full and not self.closed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from functools import partial
 import trio
 
 from shoal.config import Settings
-from shoal.errors import OutOfResources, UsageError
+from shoal.errors import ModelError, OutOfResources, UsageError
 from shoal.executor.device.device import Device, memory_budget
 from shoal.executor.device.find import find_device
 from shoal.executor.engine import Engine
@@ -19,15 +20,23 @@ from shoal.executor.runner import Runner
 from shoal.executor.thread import ComputeThread
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 from shoal.net.network import Network
 from shoal.node.formats import pick_format
 from shoal.node.owner.machine import MachineSensors, machine_of
 from shoal.node.owner.watch import OwnerWatch, Turned
 from shoal.node.server import SpanServer
 from shoal.node.speed import Speed, measure_speed
+from shoal.sharing.peer_weights import PeerWeights
+from shoal.sharing.share_pace import SharePace
+from shoal.sharing.shared_model import SharedModel
+from shoal.sharing.weight_server import WeightServer, shares_weights
 from shoal.swarm.announcement import Served
 from shoal.swarm.member import Member
 from shoal.types import Format, Span
+from shoal.wire.messages import Fetch
+
+log = logging.getLogger(__name__)
 
 DRAIN_S = 30.0
 """How long a node that was asked to stop lets the sessions that it holds come to their end."""
@@ -110,6 +119,7 @@ class Node:
         settings: Settings,
         device: Device,
         watch: OwnerWatch,
+        weights: PeerWeights,
     ) -> None:
         self.model = model
         self.loaded = loaded
@@ -120,6 +130,8 @@ class Node:
         """Where its span is computed."""
         self.watch = watch
         """What it makes of what else its machine is used for."""
+        self.weights = weights
+        """Where it gets tensors that are not here."""
         self._device_memory = device.memory().total
         self.fits = 0
         """Blocks that it has memory to load beside those that it serves; 0: it does not move."""
@@ -207,6 +219,22 @@ async def load_served_span(
         raise
 
 
+def _weight_server(
+    server: SpanServer, store: ModelStore, model: LocalModel, settings: Settings
+) -> WeightServer:
+    """What answers who asks for the model's weights: with them, or that they are not shared."""
+    weights = WeightServer(
+        SharePace(settings.share_rate), steps_waiting=lambda: server.waiting, steps=lambda: server.load.steps
+    )
+    server.handlers.register(Fetch, weights.take)
+    if shares_weights(settings):
+        try:
+            weights.share(SharedModel.open(store, model))
+        except ModelError as error:  # it is served all the same
+            log.warning("the weights of %s are not shared: %s", model.name, error.message)
+    return weights
+
+
 @asynccontextmanager
 async def start_node(
     network: Network,
@@ -233,6 +261,9 @@ async def start_node(
     """
     check_blocks_exist(model, span)
     member.directory.know([model.shape])
+    store = ModelStore(settings.paths.models)
+    weights = PeerWeights(member, settings, store)
+    await weights.fetch_span(model, span, lambda label, done, total: report(label))
     report(f"loading blocks {span} of {model.shape.name}")
     device = (await trio.to_thread.run_sync(find_device, settings.device)).device
     format = pick_format(model, settings, member, device).format
@@ -248,13 +279,14 @@ async def start_node(
     )
     machine = machine or await trio.to_thread.run_sync(machine_of, device, settings.parallel)
     watch = OwnerWatch(server, member, model.shape, settings.yield_to_owner, machine, turned)
-    node = Node(model, loaded, server, member, settings, device, watch)
+    node = Node(model, loaded, server, member, settings, device, watch, weights)
     # A span over several processes is never moved, so there is no other runner to watch.
     watching = loaded.engine.runner.watched()
     del loaded  # a node that moves must not keep in memory what it came with
     try:
         async with watching, trio.open_nursery() as nursery:
             await nursery.start(server.run)
+            await nursery.start(_weight_server(server, store, model, settings).run)
             member.served = node.served
             await member.announce()
             nursery.start_soon(watch.run)

@@ -101,6 +101,7 @@ async def _choose(node: Node, others: list[ServingPeer]) -> Move | None:
 
 async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
     log.info("moving from blocks %s to %s: %s", node.span, move.span, move.why)
+    await node.weights.fetch_span(node.model, move.span)
     old = node.loaded
     # The old span serves on meanwhile: that is why there must be room for both.
     new = await load_served_span(

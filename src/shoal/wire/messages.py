@@ -1,7 +1,8 @@
 """Every message between two peers, typed and size-checked.
 
-A message is a msgpack header (one of the structs below, as a tagged array) and, for a step, the raw bytes of
-the tensors that it declares behind it. Arrays may grow at their end: a field added later has a default.
+A message is a msgpack header (one of the structs below, as a tagged array) and behind it, for a step, the raw
+bytes of the tensors that it declares; for a piece of a model, its bytes. Arrays may grow at their end: a
+field added later has a default.
 
 The life of a session, seen from a hop::
 
@@ -14,11 +15,16 @@ The life of a session, seen from a hop::
     client → Locate          how far has the session come here?
     client ← Located
     client → Close           free the KV (so does losing the client's channel)
+
+Weights go beside sessions, from who has them to who lacks them::
+
+    peer → Fetch             a piece of a model
+    peer ← Fetched | NotFetched
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -27,7 +33,7 @@ from shoal.errors import RemoteProtocolError
 from shoal.types import Codec, Format, PeerAddress, PeerId
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 """A channel between two versions closes at the hello: who does not know a message cannot pass it over."""
 AGENT = "shoal/0.1"
 """This program, as it names itself to others."""
@@ -40,6 +46,14 @@ MAX_TOKENS = 1 << 22
 MAX_BLOCKS = 1 << 14
 MAX_HOPS = 256
 
+MAX_PIECE = 1 << 20
+"""Bytes of one piece of a model: a chunk of those that are hashed by themselves."""
+MAX_ITEMS = 1 << 17
+"""Tensors and text files of a model."""
+
+FetchPart = Literal["offer", "manifest", "hashes", "chunk"]
+"""Which items the peer has, a bit for each, the first one the lowest of its byte; the manifest; the hashes of
+an item's chunks; a chunk."""
 SessionBytes = Annotated[bytes, Meta(min_length=16, max_length=16)]
 PeerText = Annotated[str, Meta(min_length=1, max_length=128)]
 Address = Annotated[str, Meta(max_length=512)]
@@ -212,6 +226,34 @@ class Close(_Message, frozen=True, tag="close"):
     session: SessionBytes
 
 
+class Fetch(_Message, frozen=True, tag="fetch"):
+    """Ask for a piece of a model: at most ``MAX_PIECE`` bytes."""
+
+    number: Number
+    """The answer has it too; who asks chooses it."""
+    digest: Annotated[str, Meta(min_length=1, max_length=128)]
+    part: FetchPart
+    item: Annotated[int, Meta(ge=0, le=MAX_ITEMS)] = 0
+    """By its place in the manifest; nothing to ``offer`` and ``manifest``."""
+    index: Annotated[int, Meta(ge=0, le=1 << 24)] = 0
+    """Which ``MAX_PIECE`` bytes of it."""
+
+
+class Fetched(_Message, frozen=True, tag="fetched"):
+    """The piece; its payload: the piece's bytes."""
+
+    number: Number
+    size: Annotated[int, Meta(ge=0, le=MAX_PIECE)]
+
+
+class NotFetched(_Message, frozen=True, tag="not_fetched"):
+    number: Number
+    code: Annotated[str, Meta(max_length=64)]
+    """The ``code`` of an error in :mod:`shoal.errors`: ``busy`` where asking again later helps."""
+    message: Text
+    retry_after_s: Annotated[float, Meta(ge=0, le=86400)] = 1.0
+
+
 class Ping(_Message, frozen=True, tag="ping"):
     nonce: Number
 
@@ -232,6 +274,9 @@ Message = (
     | Locate
     | Located
     | Close
+    | Fetch
+    | Fetched
+    | NotFetched
     | Ping
     | Pong
 )
@@ -271,11 +316,13 @@ def decode(header: bytes | bytearray | memoryview, payload_size: int) -> Message
 
 
 def payload_bytes(message: Message) -> int:
-    """Bytes of payload that ``message`` declares: 0 for everything but a step.
+    """Bytes of payload that ``message`` declares: 0 for everything but a step and a piece.
 
     Raises:
         RemoteProtocolError: as :func:`shoal.wire.payload.declared_bytes`.
     """
+    if isinstance(message, Fetched):
+        return message.size
     return declared_bytes(message.tensors) if isinstance(message, Step) else 0
 
 

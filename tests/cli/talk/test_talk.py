@@ -54,7 +54,7 @@ class Stub:
         finally:
             self.closed += 1
 
-    async def resolve(self, name: str) -> Any:
+    async def resolve(self, name: str, progress: object = None) -> Any:
         if name != SHAPE.name:
             raise UnknownModel(f"there is no model {name}", next_command="shoal models list")
         return SHAPE

@@ -181,8 +181,8 @@ def chat(
         from shoal.cli.chat.loop import Talk
         from shoal.cli.chat.reader import reader
 
-        with working(f"looking for {settings.model}"):
-            await opened.resolve(settings.model)  # a name that does not exist is told at once
+        with working(f"looking for {settings.model}") as report:
+            await opened.resolve(settings.model, report)  # a name that does not exist is told at once
         typed = sys.stdin.isatty()
         if typed:
             say(f"chatting with {settings.model}; /help lists the commands, Ctrl-D ends the chat")

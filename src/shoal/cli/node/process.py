@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shoal.cli.enter import member_of
+from shoal.cli.enter import check_name, member_of
 from shoal.cli.gateway.child import beside
 from shoal.cli.node.turns import tell
 from shoal.cli.node.twins import warn_of_twins
@@ -24,6 +24,7 @@ from shoal.errors import EXIT_INTERRUPTED, EXIT_OK
 from shoal.local.ending import how_to_end, stop_signals
 from shoal.models.store.store import ModelStore
 from shoal.net.identity import Identity
+from shoal.sharing.peer_weights import PeerWeights
 from shoal.swarm.join import join_swarm
 from shoal.swarm.local_nodes import RunningNode, node_file
 from shoal.tasks import one_error
@@ -46,7 +47,7 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
         ShoalError: it cannot serve; nothing was announced.
     """
     store = ModelStore(settings.paths.models)
-    store.check(settings.model)
+    check_name(settings, settings.model)
     swarm = member_of(settings, create=True)
     identity = Identity.load_or_create(settings.paths.identity)
     async with AsyncExitStack() as stack:
@@ -62,9 +63,11 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             from shoal.node.placement import pick_span
 
             device = (await trio.to_thread.run_sync(find_device, settings.device)).device
-            model = await trio.to_thread.run_sync(store.resolve, settings.model, report)
+            weights = PeerWeights(member, settings, store)
+            model = await weights.resolve(settings.model, report)
             format = pick_format(model, settings, member, device).format
             chosen = span or pick_span(model, format, memory_budget(settings, device), member)
+            await weights.fetch_span(model, chosen, report)
             held = replace(settings, format=format, device=device.name)  # the span was chosen for both
             node = await stack.enter_async_context(
                 start_node(

@@ -71,6 +71,11 @@ class ModelStore:
             return self.pull(name)
         raise self._unknown(name, fetchable=find_entry(name) is not None)
 
+    def is_here(self, name: str) -> bool:
+        """Whether a name means a model that is here, or can be referred to where it is on this machine."""
+        source, _ = self._meant(name)
+        return (source is not None and source.local) or self.find(name) is not None
+
     def shared_files(self, model: LocalModel) -> Path:
         """The folder with a model's manifest and the hashes of its chunks."""
         return records.shared_files(self._folder(model.name), model)
@@ -146,7 +151,7 @@ class ModelStore:
         Raises:
             UnknownModel: it can be none; names the close ones.
         """
-        if self._meant(name)[0] is None and self.find(name) is None:
+        if self._meant(name)[0] is None and self.find(name) is None and not DIGEST.fullmatch(name):
             raise self._unknown(name, fetchable=False)
 
     def rm(self, name: str) -> LocalModel:

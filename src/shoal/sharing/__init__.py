@@ -1,0 +1,1 @@
+"""Weights from peers: small pieces of a model, each checked by itself, from whoever has them."""

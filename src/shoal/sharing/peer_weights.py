@@ -1,0 +1,193 @@
+"""A swarm as a place that models come from: what is not here is fetched from peers before any hub is asked.
+
+By its name a model comes only from the peers of a private swarm, who all know its secret. By its digest it
+may come from anybody: nothing that comes can be another model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import trio
+from filelock import FileLock, Timeout
+
+from shoal.config import Settings
+from shoal.errors import UnknownModel
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.headers import TensorEntry
+from shoal.models.checkpoint.manifest import Manifest
+from shoal.models.checkpoint.parts import missing_parts, read_pulled
+from shoal.models.checkpoint.sizes import block_tensors
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import DIGEST, ModelStore
+from shoal.progress import Progress, silent
+from shoal.sharing.peer_fetcher import PeerFetcher
+from shoal.sharing.peer_finder import PeerFinder, served_as
+from shoal.sharing.pull import Pull, PullReport
+from shoal.sharing.pulled_folder import PulledFolder
+from shoal.sharing.wrong_peers import WrongPeers
+from shoal.swarm.member import Member
+from shoal.swarm.membership import PUBLIC
+from shoal.tasks import one_error
+from shoal.types import Digest, Span
+
+HEARD_WITHIN_S = 3.0
+"""How long a model's name is waited for before a hub is asked: those whom we know have said it by then."""
+LOCK_EVERY_S = 0.2
+
+TensorChoice = Callable[[list[list[TensorEntry]], list[TensorEntry]], Sequence[TensorEntry]]
+"""Of the tensors of each block, and of those outside of all blocks, the ones that are wanted."""
+
+
+class PeerWeights:
+    """Models from the peers of one swarm, put into a store."""
+
+    def __init__(self, member: Member, settings: Settings, store: ModelStore) -> None:
+        self._member = member
+        self._store = store
+        self._private = settings.swarm != PUBLIC
+        self._wrong = WrongPeers(store.root)
+        self.report: PullReport | None = None
+        """Of the last pull that there was something to fetch for."""
+
+    async def resolve(self, name: str, progress: Progress = silent) -> LocalModel:
+        """A model by its name, digest or path: as it is here, or from peers, or from where its name says.
+
+        From peers come the config and the text files; tensors when they are needed (:meth:`fetch_span`).
+
+        Raises:
+            As ``ModelStore.resolve``; NoCoverage: peers serve it, and none gives it.
+        """
+        here = partial(self._if_here, name, progress)
+        if (local := await trio.to_thread.run_sync(here, abandon_on_cancel=True)) is not None:
+            return local
+        digest = await self._digest_of(name, progress)
+        if digest is None:
+            resolve = partial(self._store.resolve, name, progress)
+            return await trio.to_thread.run_sync(resolve, abandon_on_cancel=True)
+        known = await trio.to_thread.run_sync(self._store.find, digest)
+        return known or await self._begin(digest, self._called(digest, name), progress)
+
+    def _if_here(self, name: str, progress: Progress) -> LocalModel | None:
+        return self._store.resolve(name, progress) if self._store.is_here(name) else None
+
+    async def fetch_span(self, model: LocalModel, span: Span, progress: Progress = silent) -> None:
+        """Fetch what is missing of a span's tensors, if the model comes from peers.
+
+        Raises:
+            NoCoverage: nobody who can be reached has them.
+            OutOfResources: the disk is full.
+        """
+        await self._fetch(
+            model, lambda blocks, _: [e for b in blocks[span.start : span.end] for e in b], progress
+        )
+
+    async def fetch_ends(self, model: LocalModel, progress: Progress = silent) -> None:
+        """Fetch what is missing of the embedding, the last norm and the head. As :meth:`fetch_span`."""
+        await self._fetch(model, lambda _, ends: ends, progress)
+
+    async def fetch_all(self, model: LocalModel, progress: Progress = silent) -> None:
+        """Fetch all that is missing. As :meth:`fetch_span`."""
+        await self._fetch(model, lambda blocks, ends: [*ends, *(e for b in blocks for e in b)], progress)
+
+    async def _digest_of(self, name: str, progress: Progress) -> Digest | None:
+        """The digest by which peers are asked for a model; ``None`` where they are not."""
+        if DIGEST.fullmatch(name):
+            return Digest(name)
+        if not self._private:
+            return None
+        progress(f"Asking peers for {name}", 0, 0)
+        return await served_as(self._member, name, HEARD_WITHIN_S)
+
+    def _called(self, digest: Digest, name: str) -> str:
+        """What to call a model that comes from peers: as they do who serve it."""
+        shapes = self._member.directory.models(self._member.now())
+        served = next((shape.name for shape in shapes if shape.digest == digest), None)
+        return served or (f"model-{digest[7:15]}" if name == digest else name)
+
+    async def _begin(self, digest: Digest, name: str, progress: Progress) -> LocalModel:
+        """Bring a model's manifest, config and text files."""
+        called, folder = self._store.shared_folder(name, digest)
+        async with self._pulling(digest, called, progress) as pull:
+            manifest = await pull.manifest(digest)
+            made = await trio.to_thread.run_sync(_make_folder, folder, manifest)
+            texts = [number for number, item in enumerate(manifest.items) if not item.is_tensor]
+            await pull.items(made, texts)
+            keep = partial(self._store.keep_shared, called, digest, progress)
+            return await trio.to_thread.run_sync(keep)
+
+    async def _fetch(self, model: LocalModel, choose: TensorChoice, progress: Progress) -> None:
+        if not model.source.startswith("peers:"):
+            return
+        missing = await trio.to_thread.run_sync(_missing_items, model, choose)
+        if missing:
+            async with self._pulling(model.digest, model.name, progress) as pull:
+                folder = await trio.to_thread.run_sync(_open_folder, model.path)
+                await pull.items(folder, missing)
+
+    @asynccontextmanager
+    async def _pulling(self, digest: Digest, name: str, progress: Progress) -> AsyncGenerator[Pull]:
+        """A pull, while no other process of this machine pulls the same model."""
+        fetcher = PeerFetcher(self._member.network, digest)
+        finder = PeerFinder(self._member, digest, self._wrong)
+        pull = Pull(fetcher, finder.find, blame=self._wrong.note, progress=progress, name=name)
+        self.report = pull.report
+        with one_error():
+            async with self._locked(digest), trio.open_nursery() as nursery:
+                await nursery.start(fetcher.run)
+                try:
+                    yield pull
+                finally:
+                    nursery.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def _locked(self, digest: Digest) -> AsyncGenerator[None]:
+        locks = self._store.root / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"{digest.removeprefix('sha256:')}.pull.lock", thread_local=False)
+        while True:
+            try:
+                lock.acquire(blocking=False)
+                break
+            except Timeout:
+                await trio.sleep(LOCK_EVERY_S)
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _make_folder(folder: Path, manifest: Manifest) -> PulledFolder:
+    made = PulledFolder(folder, manifest)
+    text = json.dumps(manifest.config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    return made
+
+
+def _open_folder(folder: Path) -> PulledFolder:
+    manifest = read_pulled(folder)
+    if manifest is None:
+        raise UnknownModel(
+            f"{folder}: the manifest of this model is gone",
+            check="remove the model and fetch it again",
+            next_command="shoal models list",
+        )
+    return PulledFolder(folder, manifest)
+
+
+def _missing_items(model: LocalModel, choose: TensorChoice) -> list[int]:
+    """The items of which something is missing here, by their places in the manifest."""
+    checkpoint = open_checkpoint(model.path)
+    if checkpoint.manifest is None:
+        return []
+    blocks = block_tensors(checkpoint, model.shape.n_blocks)
+    inside = {id(entry) for entries in blocks for entry in entries}
+    ends = [entry for entry in checkpoint.tensors.values() if id(entry) not in inside]
+    wanted = [stored for entry in choose(blocks, ends) for stored in entry.stored]
+    missing = missing_parts(wanted)
+    names = {entry.name for entry in wanted if entry.file in missing}
+    return [number for number, item in enumerate(checkpoint.manifest.items) if item.name in names]
