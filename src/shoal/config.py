@@ -192,16 +192,10 @@ class Settings:
         ),
     )
     share: Literal["auto", "on", "off"] = field(
-        default="auto",
-        metadata=_about(
-            "Give the weights of the node's model to peers: auto, on or off. With auto, in private swarms."
-        ),
+        default="auto", metadata=_about("Give weights to peers: auto (in private swarms), on or off.")
     )
     share_rate: int = field(
-        default=0,
-        metadata=_about(
-            "Most bytes a second of weights given away, for example 20MB; 0 sets no bound. Sessions go first."
-        ),
+        default=0, metadata=_about("Most bytes a second of weights given to peers; 0 sets no bound.")
     )
     announce_s: float = field(default=10.0, metadata=_about("Seconds between two announcements."))
     expiry_s: float = field(

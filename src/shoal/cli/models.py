@@ -28,9 +28,9 @@ Installed = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="List, fetch, remove and show models.", no_args_is_help=True)
+    group = typer.Typer(help="List, fetch, share, remove and show models.", no_args_is_help=True)
     group.command("list")(list_models)
-    for command in (pull, rm, show):
+    for command in (pull, rm, share, show):
         group.command()(command)
     app.add_typer(group, name="models")
 
@@ -49,11 +49,58 @@ def list_models(as_json: options.JsonOption = False) -> None:
     emit({"models": here + others}, as_json, lambda: models_table(here + others))
 
 
-def pull(model: options.ModelArgument, as_json: options.JsonOption = False) -> None:
-    """Fetch a model. A local folder or hub snapshot is used in place, not copied."""
-    with working(f"getting {model}") as report:
-        found = _store().pull(model, report)
-    emit(model_fields(found), as_json, lambda: f"{found.name}: {found.path}")
+def pull(
+    model: options.ModelArgument,
+    span: Annotated[
+        str | None,
+        typer.Option(metavar="START:END", help="From peers: only these blocks; if not given, all."),
+    ] = None,
+    swarm: Annotated[
+        str | None,
+        typer.Option(
+            help="Get it from the peers of this swarm. A sha256: digest always comes from peers.",
+            show_default=False,
+            autocompletion=names.swarms,
+        ),
+    ] = None,
+    public: options.PublicOption = None,
+    bootstrap: options.BootstrapOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Fetch a model, by its sha256: digest from peers. A local folder or hub snapshot is not copied."""
+    from shoal.cli.model_sharing import fetched_fields, fetched_line, pull_from_peers
+    from shoal.cli.node.node import span_of
+    from shoal.models.store.store import DIGEST
+
+    if span is None and swarm is None and not public and not DIGEST.fullmatch(model):
+        with working(f"getting {model}") as report:
+            found = _store().pull(model, report)
+        emit(model_fields(found), as_json, lambda: f"{found.name}: {found.path}")
+        return
+    settings = options.settings(swarm=swarm, public=public, bootstrap=bootstrap)
+    found, fetched = pull_from_peers(settings, model, span_of(span))
+    fields = model_fields(found) | {"fetched": fetched_fields(fetched)}
+    emit(fields, as_json, lambda: f"{found.name}: {found.path}\n{fetched_line(fetched)}")
+
+
+def share(
+    name: Installed,
+    swarm: options.SwarmOption = None,
+    public: options.PublicOption = None,
+    host: options.HostOption = None,
+    port: options.PortOption = None,
+    bootstrap: options.BootstrapOption = None,
+    with_stdin: options.EndWithStdinOption = False,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Give a model to the peers of a swarm without serving it. Runs until Ctrl-C."""
+    from shoal.cli.model_sharing import share_model
+    from shoal.local.ending import end_with_stdin
+
+    if with_stdin:
+        end_with_stdin()
+    settings = options.settings(swarm=swarm, public=public, host=host, port=port, bootstrap=bootstrap)
+    share_model(settings, name, as_json=as_json)
 
 
 def rm(name: Installed, as_json: options.JsonOption = False) -> None:

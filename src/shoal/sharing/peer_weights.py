@@ -51,8 +51,8 @@ class PeerWeights:
         self._store = store
         self._private = settings.swarm != PUBLIC
         self._wrong = WrongPeers(store.root)
-        self.report: PullReport | None = None
-        """Of the last pull that there was something to fetch for."""
+        self.report = PullReport()
+        """Of all that was fetched."""
 
     async def resolve(self, name: str, progress: Progress = silent) -> LocalModel:
         """A model by its name, digest or path: as it is here, or from peers, or from where its name says.
@@ -134,8 +134,14 @@ class PeerWeights:
         """A pull, while no other process of this machine pulls the same model."""
         fetcher = PeerFetcher(self._member.network, digest)
         finder = PeerFinder(self._member, digest, self._wrong)
-        pull = Pull(fetcher, finder.find, blame=self._wrong.note, progress=progress, name=name)
-        self.report = pull.report
+        pull = Pull(
+            fetcher,
+            finder.find,
+            blame=self._wrong.note,
+            progress=progress,
+            name=name,
+            report=self.report,
+        )
         with one_error():
             async with self._locked(digest), trio.open_nursery() as nursery:
                 await nursery.start(fetcher.run)

@@ -50,8 +50,8 @@ class PullReport:
     """Of them, those that have come and were right."""
     received: int = 0
     """Bytes of all pieces that came, also of those that another peer had sent before, or that were wrong."""
-    began: float = 0.0
-    ended: float = 0.0
+    took_s: float = 0.0
+    """How long pulls have run that had something to bring."""
     by_peer: dict[PeerId, int] = field(default_factory=dict[PeerId, int])
     """Bytes that were right, by who sent them."""
     wrong: set[PeerId] = field(default_factory=set[PeerId])
@@ -59,9 +59,8 @@ class PullReport:
 
     @property
     def bytes_s(self) -> float:
-        """Bytes a second, so far."""
-        took = self.ended - self.began
-        return self.done / took if took > 0 else 0.0
+        """Bytes a second, on average."""
+        return self.done / self.took_s if self.took_s else 0.0
 
 
 class Pull:
@@ -75,9 +74,11 @@ class Pull:
         blame: Callable[[PeerId], None],
         progress: Progress,
         name: str,
+        report: PullReport | None = None,
     ) -> None:
         """
         Args:
+            report: one to add to, of pulls before.
             blame: told of each peer that sends what is not the piece.
             name: the model's, for the progress and for errors.
         """
@@ -92,7 +93,7 @@ class Pull:
         self._writers = trio.CapacityLimiter(WRITERS)
         self._news = trio.Event()
         self._advanced = trio.current_time()
-        self.report = PullReport(began=trio.current_time(), ended=trio.current_time())
+        self.report = report or PullReport()
 
     async def manifest(self, digest: Digest) -> Manifest:
         """The manifest of a model, from the first peer that sends the one of that digest.
@@ -130,11 +131,13 @@ class Pull:
             if folder.has_hashes(number):
                 plan.listed(number)
         with told_if_full(folder.folder, self._name, lambda: total), one_error():
+            began = trio.current_time()
             try:
                 if not plan.done:
                     await self._bring(plan, folder)
                 await trio.to_thread.run_sync(folder.finish_empty, wanted)
             finally:
+                self.report.took_s += trio.current_time() - began
                 folder.close()
 
     async def _bring(self, plan: PullPlan, folder: PulledFolder) -> None:
@@ -219,9 +222,9 @@ class Pull:
             self._note_wrong(peer)
         elif plan.checked(ask.piece) and index != HASHES:
             self.report.done += len(data)
-            self.report.ended = self._advanced = trio.current_time()
+            self._advanced = trio.current_time()
             self.report.by_peer[peer] = self.report.by_peer.get(peer, 0) + len(data)
-            self._progress(f"Fetching {self._name} from peers", self.report.done, self.report.total)
+            self._progress(f"fetching {self._name} from peers", self.report.done, self.report.total)
 
     async def _whole_manifest(self, address: PeerAddress) -> bytes | None:
         raw = b""

@@ -14,8 +14,10 @@ from functools import partial
 import trio
 
 from shoal.config import Settings
-from shoal.errors import Busy, ChannelClosed, ShoalError, UnknownModel
+from shoal.errors import Busy, ChannelClosed, RemoteProtocolError, ShoalError, UnknownModel
 from shoal.net.channel import Channel
+from shoal.net.network import Network
+from shoal.net.pool import ChannelPool
 from shoal.sharing.share_pace import SharePace
 from shoal.sharing.shared_model import SharedModel
 from shoal.swarm.membership import PUBLIC
@@ -83,9 +85,10 @@ class WeightServer:
         """Take a ``Fetch`` in; it is answered later, or refused now.
 
         Raises:
-            RemoteProtocolError: the peer asks on although it does not read what it is told.
+            RemoteProtocolError: it is something else, or the peer asks on and does not read its answers.
         """
-        assert isinstance(message, Fetch)  # what it is registered for
+        if not isinstance(message, Fetch):
+            raise RemoteProtocolError(f"a {type(message).__name__} to who gives weights")
         waiting = self._peers.get(channel.peer)
         if self._nursery is None or (waiting is None and len(self._peers) >= MAX_PEERS):
             _refuse(channel, message, Busy("others are being given weights", retry_after_s=5.0))
@@ -151,6 +154,31 @@ class WeightServer:
                 if not wait_s:
                     return
             await trio.sleep(wait_s)
+
+
+async def serve_weights(
+    network: Network,
+    shared: SharedModel,
+    bytes_s: int,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Give the pieces of a model to whoever asks, as a peer that does nothing else, until cancelled.
+
+    Args:
+        bytes_s: bytes a second at most; 0 for no bound.
+    """
+    weights = WeightServer(SharePace(bytes_s))
+    weights.share(shared)
+    pool = ChannelPool(network, weights.take, _hung_up, known=lambda _: False)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(weights.run)
+        await nursery.start(partial(pool.run, accept=True))
+        task_status.started()
+
+
+def _hung_up(channel: Channel, reason: str) -> None:
+    """What it has asked for is not answered; nothing else is held for it."""
 
 
 def _refuse(channel: Channel, message: Fetch, error: ShoalError) -> None:

@@ -19,6 +19,8 @@ def tell(event: str, as_json: bool, **fields: Any) -> None:
 
 SENTENCES = {
     "listening": "listening as {peer}",
+    "fetched": "fetched {bytes:,} bytes of weights from peers, {bytes_s:,} a second",
+    "sharing": "sharing {model} ({digest}); {ended_by} ends it",
     "serving": "serving blocks {start}:{end} of {model} in {format}; {ended_by} ends it",
     "moved": "now serving blocks {start}:{end}: {why}",
     "yielding": "{what}",

@@ -1,0 +1,134 @@
+"""Models from peers and for peers: `shoal models pull sha256:…` and `shoal models share`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from shoal.cli.output import many
+from shoal.cli.progress import working
+from shoal.config import Settings
+
+if TYPE_CHECKING:
+    from shoal.cli.enter import Onlooker
+    from shoal.models.store.local_model import LocalModel
+    from shoal.sharing.pull import PullReport
+    from shoal.swarm.member import Member
+    from shoal.types import Digest, Span
+
+PROVIDE_EVERY_S = 600.0
+
+
+def fetched_fields(report: PullReport) -> dict[str, Any]:
+    """What a pull has brought, as ``--json`` shows it; bytes, and bytes a second."""
+    return {
+        "bytes": report.done,
+        "received": report.received,
+        "bytes_s": round(report.bytes_s),
+        "by_peer": dict(report.by_peer),
+        "wrong": sorted(report.wrong),
+    }
+
+
+def fetched_line(report: PullReport) -> str:
+    """What a pull has brought, for a reader."""
+    if not report.done:
+        return "all of it was here"
+    peers, rate = many(len(report.by_peer), "peer"), report.bytes_s / 1e6
+    line = f"fetched {report.done / 1e6:.1f} MB from {peers} at {rate:.1f} MB/s"
+    wrong = ", ".join(sorted(report.wrong))
+    return f"{line}; left out for sending wrong pieces: {wrong}" if wrong else line
+
+
+def pull_from_peers(settings: Settings, name: str, span: Span | None) -> tuple[LocalModel, PullReport]:
+    """Fetch a span of a model, or all of it, from the peers of a swarm.
+
+    Raises:
+        NoCoverage: nobody who can be reached has it.
+        UnknownModel: no peer serves a model of that name, and no hub has it.
+        UsageError: the model has no such span.
+        OutOfResources: the disk is full.
+    """
+    from shoal.cli.enter import looking
+
+    async def use(onlooker: Onlooker) -> tuple[LocalModel, PullReport]:
+        from shoal.models.store.store import ModelStore
+        from shoal.node.node import check_blocks_exist
+        from shoal.sharing.peer_weights import PeerWeights
+
+        weights = PeerWeights(onlooker.member, settings, ModelStore(settings.paths.models))
+        with working(f"getting {name}") as report:
+            model = await weights.resolve(name, report)
+            if span is None:
+                await weights.fetch_all(model, report)
+            else:
+                check_blocks_exist(model, span)
+                await weights.fetch_span(model, span, report)
+        return model, weights.report
+
+    return looking(settings, use)
+
+
+def share_model(settings: Settings, name: str, *, as_json: bool) -> None:
+    """Give a model of this machine to peers until a signal asks to stop.
+
+    Raises:
+        UnknownModel: it is not here.
+        NotAllowed, PortInUse: see ``join_swarm``.
+    """
+    import trio
+
+    from shoal.models.store.store import ModelStore
+
+    store = ModelStore(settings.paths.models)
+    with working(f"looking at {name}"):
+        model = store.show(name)
+    trio.run(_share, settings, store, model, as_json)
+
+
+async def _share(settings: Settings, store: Any, model: LocalModel, as_json: bool) -> None:
+    import trio
+
+    from shoal.cli.enter import member_of
+    from shoal.cli.node.process import whole
+    from shoal.cli.node.turns import tell
+    from shoal.local.ending import how_to_end, stop_signals
+    from shoal.net.identity import Identity
+    from shoal.sharing.shared_model import SharedModel
+    from shoal.sharing.weight_server import serve_weights
+    from shoal.swarm.join import join_swarm
+    from shoal.swarm.local_nodes import RunningNode, node_file
+
+    shared = await trio.to_thread.run_sync(SharedModel.open, store, model)
+    # An identity for the occasion: a node of this machine may run beside it, with the machine's own.
+    joining = join_swarm(settings, member_of(settings, create=True), Identity.ephemeral(), listen=True)
+    with trio.open_signal_receiver(*stop_signals()) as signals:
+        async with joining as (network, member), trio.open_nursery() as nursery:
+            await nursery.start(serve_weights, network, shared, settings.share_rate)
+            nursery.start_soon(_provide, member, model.digest)
+            addresses = whole(network.address)
+            here = RunningNode(os.getpid(), network.peer, settings.swarm, model.name, "", tuple(addresses))
+            with node_file(settings.paths.nodes, here):
+                tell(
+                    "sharing",
+                    as_json,
+                    model=model.name,
+                    digest=model.digest,
+                    peer=network.peer,
+                    addresses=addresses,
+                    ended_by=how_to_end(),
+                )
+                await anext(signals)
+            nursery.cancel_scope.cancel()
+    tell("ended", as_json)
+
+
+async def _provide(member: Member, digest: Digest) -> None:
+    """Tell the DHT who has the model, now and again."""
+    import trio
+
+    from shoal.swarm.member import manifest_key
+
+    while True:
+        await member.network.provide(manifest_key(digest))
+        await trio.sleep(PROVIDE_EVERY_S)

@@ -1,0 +1,122 @@
+"""One machine has the model, two have nothing, nor has the client: weights come from peers, not a hub."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trio
+from transformers import AutoModelForCausalLM
+
+from shoal import config
+from shoal.client.connect import open_swarm
+from shoal.config import Paths
+from shoal.local.processes import Process, address_of, ended_with_us, free_ports, on_this_machine, start
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.parts import missing_parts
+from shoal.models.store.store import ModelStore
+from shoal.swarm import membership
+from shoal.types import Span
+from tests.processes.test_swarm import cut
+
+pytestmark = pytest.mark.swarm
+PROMPT = list(range(5, 25))
+
+
+def home_of(folder: Path) -> Paths:
+    return Paths(folder, folder, folder / "cache")
+
+
+def here_of(folder: Path) -> set[str]:
+    """The tensors of a model that have come."""
+    tensors = open_checkpoint(folder).tensors
+    return {name for name, entry in tensors.items() if not missing_parts([entry])}
+
+
+@pytest.fixture
+def expected(checkpoint: Path) -> list[int]:
+    torch.set_num_threads(1)
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    out = model.generate(
+        torch.tensor([PROMPT]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    return out[0, len(PROMPT) :].tolist()
+
+
+@asynccontextmanager
+async def one_and_two(checkpoint: Path, folder: Path) -> AsyncGenerator[tuple[list[dict[str, Any]], Any]]:
+    """What three nodes said as they began to serve, of which the first alone has the model; their swarm."""
+    wanted = {"model": str(checkpoint), "threads": 1, "format": "fp32"}
+    settings = on_this_machine(config.load(wanted, {"SHOAL_HOME": str(folder)}), "home")
+    swarm = membership.create("home")
+    ports = free_ports("127.0.0.1", 3)
+    homes = [folder / f"home-{number}" for number in range(3)]
+    first = address_of(homes[0], "127.0.0.1", ports[0])
+    async with ended_with_us() as processes:
+        nodes: list[Process] = []
+        for number, (home, port) in enumerate(zip(homes, ports, strict=True)):
+            own = replace(
+                settings,
+                port=port,
+                paths=home_of(folder / f"models-{number}"),
+                model=str(checkpoint) if number == 0 else checkpoint.name,
+                bootstrap=(first,) if number else (),
+            )
+            node = await start(own, swarm, Span(2 * number, 2 * number + 2), home, processes)
+            nodes.append(node)
+            if number == 0:
+                served = [await node.event("serving")]
+        served += [await node.event("serving") for node in nodes[1:]]
+        yield served, replace(swarm, bootstrap=(first,))
+
+
+async def shoal(home: Path, *arguments: str) -> dict[str, Any]:
+    """A command of its own process, offline; what it printed."""
+    environ = config.child_environ(SHOAL_HOME=str(home), SHOAL_HOST="127.0.0.1", SHOAL_MDNS="0")
+    environ |= {"SHOAL_FORMAT": "fp32", "SHOAL_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "shoal.cli", *arguments, "--json"]
+    done = await trio.run_process(
+        command, env=environ, capture_stdout=True, capture_stderr=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+async def test_a_swarm_of_one_that_has_the_model_and_two_that_have_nothing_answers(
+    checkpoint: Path, tmp_path: Path, expected: list[int]
+) -> None:
+    async with one_and_two(checkpoint, tmp_path) as (served, swarm):
+        assert [(node["start"], node["end"]) for node in served] == [(0, 2), (2, 4), (4, 6)]
+        whole = open_checkpoint(checkpoint)
+        for number in (1, 2):
+            (model,) = ModelStore(tmp_path / f"models-{number}" / "models").list()
+            blocks = tuple(f"model.layers.{block}." for block in (2 * number, 2 * number + 1))
+            assert here_of(model.path) == {name for name in whole.tensors if name.startswith(blocks)}, (
+                "its span and no more"
+            )
+        empty = tmp_path / "client"
+        membership.save(empty / "swarms", swarm)
+        wanted = {"format": "fp32", "threads": 1, "host": "127.0.0.1", "mdns": False}
+        settings = config.load(wanted, {"SHOAL_HOME": str(empty)})
+        async with open_swarm(settings, swarm) as client:
+            answer = client.generate(checkpoint.name, PROMPT, max_tokens=8)
+            async for _ in answer:
+                pass
+        assert answer.token_ids == cut(expected)
+        (model,) = ModelStore(settings.paths.models).list()
+        assert not any(name.startswith("model.layers.") for name in here_of(model.path)), "the ends alone"
+        pulled = await shoal(empty, "models", "pull", model.digest, "--span", "1:3")
+        assert here_of(model.path) >= {
+            "model.layers.1.mlp.up_proj.weight",
+            "model.layers.2.mlp.up_proj.weight",
+        }
+        assert pulled["fetched"]["received"] < 1.02 * pulled["fetched"]["bytes"] + 4096
+        assert len(pulled["fetched"]["by_peer"]) >= 2
