@@ -46,6 +46,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "public": ("yes", True),
         "direct": ("off", False),
         "mdns": ("0", False),
+        "relay": ("off", False),
         "memory": ("4GiB", 4 << 30),
         "bootstrap": ("/a /b,/c", ("/a", "/b", "/c")),
         "gateway_origins": ("https://a.org", ("https://a.org",)),

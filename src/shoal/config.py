@@ -76,6 +76,10 @@ class Settings:
         default=True,
         metadata=_about("Offer and use the direct carrier. Without it every channel is a libp2p stream."),
     )
+    relay: bool = field(
+        default=True,
+        metadata=_about("Pass on traffic of peers behind routers: on or off. Only public nodes are asked."),
+    )
     mdns: bool = field(default=True, metadata=_about("Find peers on the local network."))
     bootstrap: tuple[str, ...] = field(
         default=(),

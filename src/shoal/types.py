@@ -50,6 +50,14 @@ YieldMode = Literal["off", "share", "pause"]
 CarrierName = Literal["direct", "libp2p-stream", "relayed", "memory"]
 """How a channel reaches its peer."""
 
+NatKind = Literal["none", "cone", "symmetric", "unknown"]
+"""How a router maps our port: not at all, to the same address whoever is dialled (endpoint-independent, RFC
+4787), or to another for each; ``unknown`` until two observers have told."""
+
+Way = Literal["lan", "public", "mapped", "reversed", "punched", "relayed", "none"]
+"""Which way leads to a peer: a network that both are on, its public address, an address that its router maps
+to it, a connection that it makes to us, one that both make at once, a relay, or none."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Span:

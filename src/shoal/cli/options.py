@@ -39,6 +39,7 @@ ModelOption = Annotated[
 HostOption = Annotated[str | None, flag("host")]
 PortOption = Annotated[int | None, flag("port")]
 DirectPortOption = Annotated[int | None, flag("direct_port")]
+RelayOption = Annotated[str | None, flag("relay", metavar="on|off")]
 GatewayHostOption = Annotated[str | None, flag("gateway_host")]
 GatewayPortOption = Annotated[int | None, flag("gateway_port")]
 MemoryOption = Annotated[str | None, flag("memory", metavar="SIZE")]

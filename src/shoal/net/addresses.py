@@ -12,6 +12,7 @@ from shoal.errors import UsageError
 from shoal.types import PeerId
 
 _UNREACHABLE = ("0.0.0.0", "::")
+_CIRCUIT = "/p2p-circuit"
 
 
 def expand(host: str, port: int) -> tuple[str, ...]:
@@ -61,12 +62,33 @@ def host_and_port(multiaddr: str, *, listening: bool = False) -> tuple[str, int]
     return (parts[2], port) if (0 if listening else 1) <= port < 65536 else None
 
 
+def is_private(host: str) -> bool:
+    """Whether an address belongs to one network only, this machine's own among them; a name does not."""
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return False
+
+
 def is_loopback(host: str) -> bool:
     """Whether only the machine itself is reached there."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name
         return host == "localhost"
+
+
+def circuit_address(relay: str, peer: PeerId) -> str:
+    """How a place at a relay is announced: the relay's direct carrier and its id."""
+    return f"{relay}/p2p/{peer}{_CIRCUIT}"
+
+
+def split_circuit(multiaddr: str) -> tuple[str, PeerId] | None:
+    """The relay's address and id of a circuit address; ``None`` for any other."""
+    relay, found, peer = multiaddr.removesuffix(_CIRCUIT).rpartition("/p2p/")
+    if not multiaddr.endswith(_CIRCUIT) or not found or host_and_port(relay) is None:
+        return None
+    return (relay, PeerId(peer)) if peer and "/" not in peer else None
 
 
 def split_bootstrap(multiaddr: str) -> tuple[str, PeerId]:

@@ -29,7 +29,7 @@ from shoal.net.link_speed import TIMED_BYTES, LinkSpeed
 from shoal.net.network import Pipe
 from shoal.net.outbox import CONTROL, Outbox, queue_of
 from shoal.net.receive_budget import ReceiveBudget
-from shoal.types import CarrierName, PeerId
+from shoal.types import CarrierName, PeerId, Way
 from shoal.wire.framing import Assembler, Payload
 from shoal.wire.messages import AGENT, PROTOCOL_VERSION, Hello, Message, Ping, Pong
 
@@ -79,6 +79,10 @@ class Channel:
     @property
     def carrier(self) -> CarrierName:
         return self._pipe.carrier
+
+    @property
+    def way(self) -> Way:
+        return self._pipe.way
 
     @property
     def host(self) -> str:

@@ -41,6 +41,8 @@ class LocalNetworks:
     networks: tuple[IPNetwork, ...] = ()
     loopback: bool = False
     """Whether the swarm is on this machine alone, or has been joined through it."""
+    interfaces: tuple[IPNetwork, ...] = ()
+    """The networks of our interfaces, of which ``networks`` may be the whole range."""
 
     def dialable(self, multiaddr: str) -> bool:
         """Whether an address that a peer announced may be dialled.
@@ -59,6 +61,11 @@ class LocalNetworks:
         if any(target in network for network in _TRANSLATED):
             return False
         return target.is_global or any(target in network for network in self.networks)
+
+    def on_interface(self, multiaddr: str) -> bool:
+        """Whether one of our interfaces is on the network of an address, or the address is loopback."""
+        target = _ip(multiaddr)
+        return target is not None and (target.is_loopback or any(target in n for n in self.interfaces))
 
     def fit(self, addresses: Iterable[str]) -> tuple[str, ...]:
         """Those of ``addresses`` that may be dialled, in their order."""
@@ -80,7 +87,9 @@ def around(addresses: Sequence[str], *, trusting: bool) -> LocalNetworks:
     ours = [ip for ip in map(_ip, addresses) if ip is not None]
     networks = [_network(ip, trusting=trusting) for ip in ours if not ip.is_loopback]
     return LocalNetworks(
-        tuple(network for network in networks if network is not None), any(ip.is_loopback for ip in ours)
+        tuple(network for network in networks if network is not None),
+        any(ip.is_loopback for ip in ours),
+        tuple(network for network in _interface_networks() if any(ip in network for ip in ours)),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from shoal.net.addresses import to_multiaddr
 from shoal.net.handshake_backlog import HandshakeBacklog
 
 FIRST_WITHIN_S = 5.0
@@ -111,3 +112,12 @@ def host_of(raw: trio.socket.SocketType) -> str:
         return str(raw.getpeername()[0])
     except OSError:
         return ""
+
+
+def multiaddr_of_peer(raw: trio.socket.SocketType) -> str:
+    """The multiaddr at the other end; empty if it is gone already."""
+    try:
+        host, port = raw.getpeername()[:2]
+    except OSError:
+        return ""
+    return to_multiaddr(host.removeprefix("::ffff:"), port)

@@ -16,12 +16,15 @@ _Result = TypeVar("_Result")
 
 
 async def first(
-    attempts: Sequence[Callable[[], Awaitable[_Result]]], discard: Callable[[_Result], Awaitable[None]]
+    attempts: Sequence[Callable[[], Awaitable[_Result]]],
+    discard: Callable[[_Result], Awaitable[None]],
+    alone_s: Sequence[float] = (),
 ) -> _Result:
     """What the first attempt to succeed gives; the others are cancelled.
 
     Args:
         discard: ends a second success, which came before its cancellation.
+        alone_s: how long each attempt is alone before the next begins, ``STAGGER_S`` for those beyond.
 
     Raises:
         NotAllowed: every attempt failed, one of them so.
@@ -46,10 +49,10 @@ async def first(
 
     try:
         async with trio.open_nursery() as nursery:
-            for way in attempts:
+            for number, way in enumerate(attempts):
                 failed = trio.Event()
                 nursery.start_soon(attempt, way, failed)
-                with trio.move_on_after(STAGGER_S):
+                with trio.move_on_after(alone_s[number] if number < len(alone_s) else STAGGER_S):
                     await failed.wait()
     except BaseException:
         for result in won:  # the caller was cancelled in the moment of success

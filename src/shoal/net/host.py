@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,11 +20,13 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from shoal.errors import DeadlineExceeded, PortInUse, ShoalError, UsageError
-from shoal.net.addresses import expand, split_bootstrap, to_multiaddr
+from shoal.net.addresses import expand, host_and_port, split_bootstrap, to_multiaddr
 from shoal.net.carriers import stream as streams
+from shoal.net.carriers.calls import Calls
 from shoal.net.carriers.dialer import Dialer
 from shoal.net.carriers.direct import DirectCarrier
 from shoal.net.carriers.direct_pipe import DirectPipe
+from shoal.net.carriers.relay import Relay
 from shoal.net.dialable import around
 from shoal.net.identity import Identity
 from shoal.net.libp2p.connections import Connections, ShoalHost, build_host
@@ -32,7 +34,17 @@ from shoal.net.libp2p.dialing import PeerDialer, carrier_of, path_of, remote_of
 from shoal.net.libp2p.gossip import Gossip
 from shoal.net.libp2p.providers import Providers
 from shoal.net.libp2p.tcp import GuardedTCP
-from shoal.net.network import PeerConnection, Pipe, RequestHandler, Validator
+from shoal.net.network import PeerConnection, Pipe, ReachView, RequestHandler, Validator
+from shoal.net.reach.openings import ExpectedStreams
+from shoal.net.reach.ports import hold_port
+from shoal.net.reach.reachability import (
+    ASKED_WITHIN_S,
+    REACH_PROTOCOL,
+    Reachability,
+    RelayOffer,
+    encode_offer,
+)
+from shoal.net.reach.ways import direct_targets, fit
 from shoal.tasks import one_error
 from shoal.types import PeerAddress, PeerId
 
@@ -61,6 +73,8 @@ class NetworkSettings:
     """Accept connections; without, this peer only dials."""
     direct: bool = True
     """Offer and use the direct carrier."""
+    relay: bool = True
+    """Be a relay for others, where this peer has a public address and a direct carrier."""
     mdns: bool = False
     """Find peers on the local network, and be found by them."""
 
@@ -130,7 +144,15 @@ class Libp2pNetwork:
         self._providers = providers
         self._peer_dialer = PeerDialer(host, connections, private=settings.secret is not None)
         self._direct = DirectCarrier(settings.identity, settings.secret)
-        self._dialer = Dialer(self._direct if settings.direct else None, self._open_stream)
+        self._calls = Calls(self._direct, self._accept_direct, lambda: self._transport.nearby)
+        self._dialer = Dialer(
+            self._direct if settings.direct else None,
+            self._calls if settings.direct else None,
+            self._open_stream,
+        )
+        self._reach: Reachability | None = None
+        self.relay = Relay(self._relays)
+        """What this peer is for others that are behind routers."""
         self._put, self._pipes = trio.open_memory_channel[Pipe](PIPES_WAITING)
         self._answers = trio.CapacityLimiter(ANSWERS_AT_ONCE)
         self._address = PeerAddress(self.peer)
@@ -148,20 +170,48 @@ class Libp2pNetwork:
             ports = [int(a.value_for_protocol("tcp") or 0) for a in self._host.get_transport_addrs()]
             libp2p, direct = expand(host, ports[0]), ()
             if self._settings.direct:
-                listen = partial(
-                    self._direct.listen, host, self._settings.direct_port, take=self._accept_direct
-                )
-                direct = expand(host, await nursery.start(listen))
+                guests = _Guests(self._accept_direct, self.relay, self._calls.expected)
+                listen = partial(self._direct.listen, host, self._settings.direct_port, guests=guests)
+                port = await nursery.start(listen)
+                self._direct.local = (host, port)
+                direct = expand(host, port)
             self._address = PeerAddress(self.peer, libp2p, direct)
             # Known only now: a port 0 has become a real one.
             self._transport.announced = libp2p
         # Whoever only dials is on these networks, too; the port does not matter.
         own = self._address.libp2p or expand(host, 1)
         self._transport.nearby = around(own, trusting=self._settings.secret is not None)
+        if self._settings.direct:
+            await self._be_reachable(nursery)
         if self._settings.mdns:
             from shoal.net.libp2p.lan import Lan  # noqa: PLC0415  brings zeroconf, which only this needs
 
             nursery.start_soon(Lan(self._settings.secret, self._address, self._found, host=host).run)
+
+    async def _be_reachable(self, nursery: trio.Nursery) -> None:
+        await nursery.start(self._calls.run)
+        if not self._settings.listen:
+            # Held, not listened on: only so can a peer behind a router be met.
+            held = await hold_port(self._settings.host)
+            nursery.start_soon(_hold, held)
+            self._direct.local = held.getsockname()[:2]
+            return
+        self._calls.sessions.own = frozenset(self._address.direct)
+        self._reach = Reachability(
+            self._address.direct,
+            self._calls.sessions,
+            partial(self.request, protocol=REACH_PROTOCOL, body=b"", deadline_s=ASKED_WITHIN_S),
+            lambda: [connection.peer for connection in self.connections()],
+            lambda: self._transport.nearby,
+        )
+        self.answer(REACH_PROTOCOL, self._offer_relay)
+        nursery.start_soon(self._reach.run)
+
+    def _relays(self) -> bool:
+        return self._settings.relay and self._reach is not None and self._reach.public
+
+    async def _offer_relay(self, peer: PeerId, question: bytes) -> bytes:
+        return encode_offer(RelayOffer(self._address.direct[:8], self._relays()))
 
     @property
     def peer(self) -> PeerId:
@@ -169,7 +219,21 @@ class Libp2pNetwork:
 
     @property
     def address(self) -> PeerAddress:
-        return self._address
+        if self._reach is None:
+            return self._address
+        return replace(self._address, direct=self._reach.addresses())
+
+    def reach(self) -> ReachView:
+        sessions = self._calls.sessions
+        return (
+            self._reach.view() if self._reach else ReachView(sessions.nat, False, sessions.believed or "", ())
+        )
+
+    async def wait_moved(self) -> None:
+        if self._reach is None:
+            await trio.sleep_forever()
+        else:
+            await self._reach.wait_changed()
 
     def sign(self, data: bytes) -> bytes:
         return self._settings.identity.sign(data)
@@ -189,17 +253,24 @@ class Libp2pNetwork:
         return peer
 
     async def approach(self, address: PeerAddress, *, deadline_s: float) -> None:
-        fit = self._transport.nearby.fit(address.libp2p)
-        await self._peer_dialer.connect(PeerAddress(address.peer, fit), deadline_s=deadline_s)
+        await self._peer_dialer.connect(self._fit(address), deadline_s=deadline_s)
 
     async def disconnect(self, peer: PeerId) -> None:
         with trio.move_on_after(CLOSED_WITHIN_S):
             await self._connections.close_peer(ID.from_base58(peer))
 
     async def open_pipe(self, address: PeerAddress, *, deadline_s: float) -> Pipe:
-        fit = self._transport.nearby.fit
-        reachable = PeerAddress(address.peer, fit(address.libp2p), fit(address.direct))
-        return await self._dialer.open(reachable, deadline_s)
+        targets = direct_targets(address, self._transport.nearby, self._router())
+        return await self._dialer.open(self._fit(address), targets, deadline_s)
+
+    def _fit(self, address: PeerAddress) -> PeerAddress:
+        """The address with those libp2p addresses alone that may be dialled."""
+        return replace(address, libp2p=fit(address, address.libp2p, self._transport.nearby, self._router()))
+
+    def _router(self) -> str | None:
+        """The public address that our own router speaks with."""
+        target = host_and_port(self._calls.sessions.believed or "")
+        return target[0] if target else None
 
     async def accept_pipes(self) -> AsyncIterator[Pipe]:
         async for pipe in self._pipes:
@@ -277,6 +348,34 @@ class Libp2pNetwork:
             await self.approach(address, deadline_s=PIPE_TAKEN_WITHIN_S)
         except ShoalError as error:
             log.debug("%s was seen on the local network: %s", address.peer, error.message)
+
+
+class _Guests:
+    """Implements :class:`shoal.net.carriers.direct.DirectGuests`."""
+
+    def __init__(
+        self, accept: Callable[[DirectPipe], Awaitable[None]], relay: Relay, expected: ExpectedStreams
+    ) -> None:
+        self._accept = accept
+        self._relay = relay
+        self._expected = expected
+
+    async def take_pipe(self, pipe: DirectPipe) -> None:
+        await self._accept(pipe)
+
+    async def take_control(self, pipe: DirectPipe, seen: str) -> None:
+        await self._relay.serve(pipe, seen)
+
+    async def take_token(self, token: bytes, stream: trio.SocketStream) -> None:
+        # First those whom we wait for ourselves; else it may be an end of a circuit.
+        if not self._expected.give(token, stream):
+            await self._relay.join(token, stream)
+
+
+async def _hold(held: trio.socket.SocketType) -> None:
+    """Keep a port until cancelled."""
+    with held:
+        await trio.sleep_forever()
 
 
 def _quiet() -> None:

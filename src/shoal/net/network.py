@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from shoal.types import CarrierName, PeerAddress, PeerId
+from shoal.types import CarrierName, NatKind, PeerAddress, PeerId, Way
 
 Validator = Callable[[PeerId, bytes], bool]
 """Judges one gossiped message by its author; what it refuses is neither delivered nor forwarded.
@@ -33,6 +33,11 @@ class Pipe(Protocol):
 
     @property
     def carrier(self) -> CarrierName: ...
+
+    @property
+    def way(self) -> Way:
+        """Which way leads to the other end."""
+        ...
 
     @property
     def host(self) -> str:
@@ -84,6 +89,18 @@ class PeerConnection:
     path: Literal["direct", "relayed"]
 
 
+@dataclass(frozen=True, slots=True)
+class ReachView:
+    """How this peer can be reached, for people."""
+
+    nat: NatKind
+    public: bool
+    seen: str
+    """The public address that observers agree on; empty when they do not, or there are too few."""
+    relays: tuple[PeerId, ...]
+    """At which it holds a place."""
+
+
 class Network(Protocol):
     """One peer's place in a swarm."""
 
@@ -95,6 +112,14 @@ class Network(Protocol):
     @property
     def address(self) -> PeerAddress:
         """Where others may reach us, fit to be announced (no unspecified hosts such as 0.0.0.0)."""
+        ...
+
+    def reach(self) -> ReachView:
+        """How others can reach us, as far as it is known."""
+        ...
+
+    async def wait_moved(self) -> None:
+        """Wait until ``address`` has changed."""
         ...
 
     def sign(self, data: bytes) -> bytes:

@@ -59,6 +59,7 @@ async def join_swarm(
         direct_port=settings.direct_port if listen else 0,
         listen=listen,
         direct=settings.direct,
+        relay=settings.relay,
         mdns=settings.mdns,
     )
     with one_error():

@@ -56,6 +56,8 @@ ANSWERS_PER_S = 16
 ANSWERS_AT_ONCE = 128
 SPEAK_SHARE = 1 / 8
 """Of the time between two words of a peer with nothing new to say: how often it may have something new."""
+MOVED_SHARE = 0.2
+"""Of the time between two words: how soon a member whose address has changed may say so."""
 NEWS_EVERY_S = 0.05
 """Who waits for news is woken once in this time at most, however much there is."""
 WARN_EVERY_S = 600.0
@@ -357,7 +359,11 @@ class Member:
                 await self.announce()
             # By chance a little sooner or later, so that members do not all speak at the same moment.
             every_s = gossip_rate.refresh_s(self._announce_s, len(self.directory))
-            await trio.sleep(every_s * self._random.uniform(0.9, 1.1))
+            every_s *= self._random.uniform(0.9, 1.1)
+            # Who speaks too often is not heard, so a new address waits a moment, too.
+            await trio.sleep(every_s * MOVED_SHARE)
+            with trio.move_on_after(every_s * (1 - MOVED_SHARE)):
+                await self.network.wait_moved()
 
     async def _provide_forever(self) -> None:
         while True:

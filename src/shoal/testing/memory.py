@@ -15,14 +15,15 @@ import trio
 
 from shoal.errors import ChannelClosed, DeadlineExceeded, UsageError
 from shoal.net.identity import Identity
-from shoal.net.network import PeerConnection, RequestHandler, Validator
-from shoal.types import CarrierName, PeerAddress, PeerId
+from shoal.net.network import PeerConnection, ReachView, RequestHandler, Validator
+from shoal.types import CarrierName, PeerAddress, PeerId, Way
 
 
 class MemoryPipe:
     """One end of a pipe; ``chunk`` bytes at most arrive at once, to exercise reassembly."""
 
     carrier: CarrierName = "memory"
+    way: Way = "lan"
     host = ""
     """Set to have the other end come from an address."""
 
@@ -125,6 +126,12 @@ class MemoryNetwork:
     @property
     def address(self) -> PeerAddress:
         return PeerAddress(self.peer, (f"/memory/{self.peer}",))
+
+    def reach(self) -> ReachView:
+        return ReachView("none", True, "", ())
+
+    async def wait_moved(self) -> None:
+        await trio.sleep_forever()
 
     def sign(self, data: bytes) -> bytes:
         return self._identity.sign(data)

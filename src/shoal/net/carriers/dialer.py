@@ -1,74 +1,138 @@
-"""Chooses the carrier by what works: direct addresses first, side by side, then a libp2p stream."""
+"""Chooses the way to a peer by what works: direct addresses, then a meeting or a circuit, then a libp2p
+stream.
+
+Ways are tried side by side: each begins when the one before has failed, or has been alone for a while, and
+what comes first is taken. A meeting is given longer, for a circuit comes about sooner and is slower for
+good.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import trio
 
 from shoal.errors import ChannelClosed, NotAllowed
-from shoal.net.addresses import host_and_port
+from shoal.net.carriers.calls import Calls
 from shoal.net.carriers.direct import DirectCarrier
 from shoal.net.carriers.direct_pipe import DirectPipe
-from shoal.net.happy_eyeballs import first
+from shoal.net.happy_eyeballs import STAGGER_S, first
 from shoal.net.network import Pipe
+from shoal.net.reach.ways import Target, relays_of
 from shoal.tasks import seconds_left
-from shoal.types import PeerAddress, PeerId
+from shoal.types import NatKind, PeerAddress, PeerId, Way
 
 DIRECT_SHARE = 0.4
 """Share of the deadline after which the libp2p stream is tried."""
+RELAYED_SHARE = 0.8
+"""The same where the peer has a place at a relay: it may take dials of several kinds, and a stream needs one
+of them to have worked before."""
 ADDRESSES_LIMIT = 8
+MEET_ALONE_S = 1.5
+"""How long a meeting is awaited before a circuit is begun as well: a few round trips through a relay."""
 CHEAP_S = 0.5
 """A failure that came sooner is not remembered: to try again costs nothing, and the peer may be back."""
-FORGET_FAILURE_S = 60.0
-FAILURES_KEPT = 1024
+REMEMBERED_S = 60.0
+PEERS_KEPT = 1024
 
 OpenStream = Callable[[PeerAddress, float], Awaitable[Pipe]]
+_Attempt = Callable[[], Awaitable[DirectPipe]]
+
+
+def plan_ways(
+    targets: Sequence[Target], *, called: bool, nat: NatKind, worked: Way | None
+) -> list[tuple[Target | Way, float]]:
+    """What is tried in which order, and how long each is alone before the next begins, in seconds. Pure.
+
+    Args:
+        called: the peer can be called over a relay.
+        nat: our own router.
+        worked: the way that led there lately.
+    """
+    plan: list[tuple[Target | Way, float]] = [(target, STAGGER_S) for target in targets[:ADDRESSES_LIMIT]]
+    if not called:
+        return plan
+    # At an address that its router gives it, most peers take only whom they dial themselves: so the meeting
+    # begins together with the dial.
+    plan = [(t, 0.0 if isinstance(t, Target) and t.way == "mapped" else s) for t, s in plan]
+    meet: tuple[Way, float] = ("reversed" if nat == "none" else "punched", MEET_ALONE_S)
+    if worked == "relayed":
+        meet = (meet[0], STAGGER_S)
+    if worked in ("reversed", "punched"):
+        plan.insert(0, meet)
+    # Behind a symmetric router a meeting finds only peers with an open door, and those are dialled.
+    elif nat != "symmetric":
+        plan.append(meet)
+    return [*plan, ("relayed", STAGGER_S)]
 
 
 class Dialer:
-    """Opens pipes, and remembers for a while to whom the direct carrier waited in vain."""
+    """Opens pipes, and remembers for a while what worked, and to whom we waited in vain."""
 
-    def __init__(self, direct: DirectCarrier | None, open_stream: OpenStream) -> None:
+    def __init__(self, direct: DirectCarrier | None, calls: Calls | None, open_stream: OpenStream) -> None:
         self._direct = direct
+        self._calls = calls
         self._open_stream = open_stream
         self._failed: OrderedDict[tuple[PeerId, tuple[str, ...]], float] = OrderedDict()
         """When we waited in vain for a peer at these addresses; at others it is tried again at once."""
+        self._worked: OrderedDict[PeerId, tuple[Way, float]] = OrderedDict()
 
-    async def open(self, address: PeerAddress, deadline_s: float) -> Pipe:
+    async def open(self, address: PeerAddress, targets: Sequence[Target], deadline_s: float) -> Pipe:
         """A pipe to the peer.
 
+        Args:
+            address: where the peer says that it is; of ``libp2p`` only what may be dialled.
+            targets: where its direct carrier is dialled.
+
         Raises:
-            ChannelClosed: neither carrier got through in time.
+            ChannelClosed: no way led there in time.
             NotAllowed: the peer refuses us.
         """
         start = trio.current_time()
         until = start + deadline_s
-        if self._direct is not None and address.direct and not self._failed_lately(address):
-            with trio.move_on_after(deadline_s * DIRECT_SHARE):
+        called = self._calls is not None and bool(relays_of(address))
+        if self._direct is not None and (called or targets) and not self._failed_lately(address):
+            with trio.move_on_after(deadline_s * (RELAYED_SHARE if called else DIRECT_SHARE)):
                 try:
-                    return await self._race(self._direct, address)
+                    return await self._race(self._direct, address, targets, called)
                 except (ChannelClosed, NotAllowed):
                     pass  # the libp2p stream is tried next, and says what is wrong if it fails too
-            if trio.current_time() - start > CHEAP_S:
-                self._remember(address)
+            if trio.current_time() - start > CHEAP_S and not called:
+                self._remember_failure(address)
         left = seconds_left(until)
         with trio.move_on_after(left):
             return await self._open_stream(address, left)
         raise ChannelClosed(f"{address.peer} did not answer within {deadline_s:.0f} s")
 
-    async def _race(self, direct: DirectCarrier, address: PeerAddress) -> DirectPipe:
-        targets = filter(None, map(host_and_port, address.direct[:ADDRESSES_LIMIT]))
-        attempts = [partial(direct.dial, host, port, address.peer) for host, port in targets]
-        return await first(attempts, DirectPipe.aclose)
+    async def _race(
+        self, direct: DirectCarrier, address: PeerAddress, targets: Sequence[Target], called: bool
+    ) -> DirectPipe:
+        worked, at = self._worked.get(address.peer, (None, 0.0))
+        if trio.current_time() - at > REMEMBERED_S:
+            worked = None
+        nat: NatKind = self._calls.sessions.nat if self._calls is not None else "unknown"
+        plan = plan_ways(targets, called=called, nat=nat, worked=worked)
+        attempts = [self._attempt(direct, address, wanted) for wanted, _ in plan]
+        pipe = await first(attempts, DirectPipe.aclose, [alone_s for _, alone_s in plan])
+        self._worked[address.peer] = (pipe.way, trio.current_time())
+        self._worked.move_to_end(address.peer)
+        while len(self._worked) > PEERS_KEPT:
+            self._worked.popitem(last=False)
+        return pipe
+
+    def _attempt(self, direct: DirectCarrier, address: PeerAddress, wanted: Target | Way) -> _Attempt:
+        if isinstance(wanted, Target):
+            return partial(direct.dial, wanted.host, wanted.port, address.peer, wanted.way)
+        assert self._calls is not None
+        return partial(self._calls.join if wanted == "relayed" else self._calls.meet, address)
 
     def _failed_lately(self, address: PeerAddress) -> bool:
-        failed = self._failed.get((address.peer, address.direct), -FORGET_FAILURE_S)
-        return trio.current_time() - failed < FORGET_FAILURE_S
+        failed = self._failed.get((address.peer, address.direct), -REMEMBERED_S)
+        return trio.current_time() - failed < REMEMBERED_S
 
-    def _remember(self, address: PeerAddress) -> None:
+    def _remember_failure(self, address: PeerAddress) -> None:
         self._failed[address.peer, address.direct] = trio.current_time()
-        while len(self._failed) > FAILURES_KEPT:
+        while len(self._failed) > PEERS_KEPT:
             self._failed.popitem(last=False)

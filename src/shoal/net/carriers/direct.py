@@ -1,14 +1,15 @@
 """The direct carrier: libp2p's Noise over a plain TCP stream, dialled and accepted.
 
 The handshake is libp2p's own (https://github.com/libp2p/specs/blob/master/noise/README.md) and binds the
-peer id. What follows it is :mod:`shoal.net.carriers.direct_pipe`.
+peer id. What follows it is :mod:`shoal.net.carriers.direct_pipe`. The port takes two more kinds of
+connection, told apart by their first bytes (:mod:`shoal.net.reach.openings`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
@@ -17,17 +18,36 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 
 from shoal.errors import ChannelClosed
+from shoal.net.addresses import is_private
 from shoal.net.carriers.direct_pipe import DirectPipe
-from shoal.net.handshakes import HANDSHAKE_WITHIN_S, Handshakes, Ticket
+from shoal.net.handshakes import HANDSHAKE_WITHIN_S, Handshakes, Ticket, host_of
 from shoal.net.identity import Identity
 from shoal.net.libp2p.private_network import SwarmNoise
-from shoal.net.libp2p.tcp import BoundedTcpStream, EarlyHangUp, accept_in_turn, listen_on, tuned
-from shoal.types import PeerId
+from shoal.net.libp2p.tcp import BoundedTcpStream, EarlyHangUp, accept_in_turn, listen_on
+from shoal.net.reach.openings import CONTROL, TOKEN, peek_opening, read_token
+from shoal.net.reach.ports import dial_from, share_port
+from shoal.types import PeerId, Way
 
 FIRST_MESSAGE = 2 + 32
 """Bytes of the shortest first message: its length, and an ephemeral key."""
 PIPES_LIMIT = 1280
 """Pipes that others hold open to us: more than the pool keeps, so that the pool says who must go."""
+
+
+class DirectGuests(Protocol):
+    """Who takes what comes to the direct carrier's port. Each returns when the connection has ended."""
+
+    async def take_pipe(self, pipe: DirectPipe) -> None:
+        """A pipe that a peer opens to us."""
+        ...
+
+    async def take_control(self, pipe: DirectPipe, seen: str) -> None:
+        """A control connection to us as a relay, of a peer that comes from ``seen``."""
+        ...
+
+    async def take_token(self, token: bytes, stream: trio.SocketStream) -> None:
+        """A connection of somebody who has shown nothing but ``token``; it is the taker's to close."""
+        ...
 
 
 class DirectCarrier:
@@ -38,69 +58,122 @@ class DirectCarrier:
         self._transport.secret = secret
         self._handshakes = Handshakes(FIRST_MESSAGE)
         self._accepted = 0
+        self.local: tuple[str, int] | None = None
+        """The host and port that we listen on, or hold, and can dial from."""
 
-    async def dial(self, host: str, port: int, peer: PeerId) -> DirectPipe:
+    async def dial(self, host: str, port: int, peer: PeerId, way: Way = "public") -> DirectPipe:
         """A pipe to ``peer``, who must be the one that answers there.
 
         Raises:
             ChannelClosed: nobody answers, or somebody else does, or he refuses the handshake.
         """
+        return await self._dialled(host, port, peer, way, b"", None)
+
+    async def dial_control(self, host: str, port: int, relay: PeerId) -> DirectPipe:
+        """A control connection to a relay, from our own port if that can be. Raises as :meth:`dial`."""
+        return await self._dialled(host, port, relay, "public", CONTROL, self.local)
+
+    async def _dialled(
+        self, host: str, port: int, peer: PeerId, way: Way, opening: bytes, local: tuple[str, int] | None
+    ) -> DirectPipe:
         try:
-            expected = ID.from_base58(peer)
-            stream = tuned(await trio.open_tcp_stream(host, port))
-        except (OSError, ValueError) as error:
+            stream = await dial_from(local, host, port)
+            if opening:
+                await stream.send_all(opening)
+        except (OSError, trio.BrokenResourceError) as error:
             raise ChannelClosed(f"nobody answers at {host}:{port} ({error})") from error
-        raw = RawConnection(BoundedTcpStream(stream), initiator=True)
         with trio.move_on_after(HANDSHAKE_WITHIN_S):
-            pipe = await _handshake(stream, self._transport.secure_outbound(raw, expected))
-            if pipe.peer == peer:
-                return pipe
-            await pipe.aclose()
-            raise ChannelClosed(f"somebody else answers at {host}:{port}")
+            try:
+                return await self.initiate(stream, peer, way)
+            except SomebodyElse as error:
+                raise ChannelClosed(f"somebody else answers at {host}:{port}") from error
         raise ChannelClosed(f"no handshake with {host}:{port} within {HANDSHAKE_WITHIN_S:.0f} s")
 
+    async def initiate(self, stream: trio.SocketStream, peer: PeerId, way: Way) -> DirectPipe:
+        """A pipe over a connection that there is, as the initiator of the handshake. It owns the connection.
+
+        Raises:
+            SomebodyElse: the other end is not ``peer``.
+            ChannelClosed: the other end refuses the handshake, or is gone.
+        """
+        try:
+            expected = ID.from_base58(peer)
+        except ValueError as error:
+            await trio.aclose_forcefully(stream)
+            raise ChannelClosed(f"{peer!r} is no peer id") from error
+        raw = RawConnection(BoundedTcpStream(stream), initiator=True)
+        pipe = await _handshake(stream, self._transport.secure_outbound(raw, expected), way)
+        if pipe.peer != peer:
+            await pipe.aclose()
+            raise SomebodyElse(f"somebody else than {peer} is at the other end")
+        return pipe
+
+    async def respond(self, stream: trio.SocketStream, peer: PeerId, way: Way) -> DirectPipe:
+        """As :meth:`initiate`, as the responder."""
+        raw = RawConnection(BoundedTcpStream(stream), initiator=False)
+        pipe = await _handshake(stream, self._transport.secure_inbound(raw), way)
+        if pipe.peer != peer:
+            await pipe.aclose()
+            raise SomebodyElse(f"somebody else than {peer} is at the other end")
+        return pipe
+
     async def listen(
-        self,
-        host: str,
-        port: int,
-        *,
-        task_status: trio.TaskStatus[int],
-        take: Callable[[DirectPipe], Awaitable[None]],
+        self, host: str, port: int, *, task_status: trio.TaskStatus[int], guests: DirectGuests
     ) -> None:
-        """Accept pipes until cancelled. Started with the port that it listens on.
+        """Accept connections until cancelled. Started with the port that it listens on.
 
         Raises:
             PortInUse: another program has the port.
         """
         listener = await listen_on(host, port)
+        share_port(listener.socket)
 
         async def accept(stream: trio.SocketStream, ticket: Ticket) -> None:
-            pipe = await self._accept(stream, ticket)
-            if pipe is None:
-                return
-            self._accepted += 1
-            try:
-                await take(pipe)
-                await pipe.closed.wait()
-            finally:
-                self._accepted -= 1
-                await pipe.aclose()
+            token, pipe, control = b"", None, False
+            # A stranger, or noise: nothing of ours is touched.
+            with self._handshakes.handshake(ticket), suppress(ChannelClosed):
+                opening = await peek_opening(stream)
+                control = opening == CONTROL
+                if opening == TOKEN:
+                    token = await read_token(stream)
+                elif control or self._accepted < PIPES_LIMIT:
+                    pipe = await self._accept(stream, control)
+            if token:
+                await guests.take_token(token, stream)
+            elif pipe is None:
+                await trio.aclose_forcefully(stream)
+            else:
+                await self._hand_over(pipe, control, guests)
 
         task_status.started(listener.socket.getsockname()[1])
         await accept_in_turn(listener, self._handshakes, accept)
 
-    async def _accept(self, stream: trio.SocketStream, ticket: Ticket) -> DirectPipe | None:
-        """The pipe, or none when there is no room or no handshake."""
-        with self._handshakes.handshake(ticket):
-            if self._accepted < PIPES_LIMIT:
-                raw = RawConnection(BoundedTcpStream(stream), initiator=False)
-                with suppress(ChannelClosed):  # a stranger, or noise: nothing of ours is touched
-                    return await _handshake(stream, self._transport.secure_inbound(raw))
-        await trio.aclose_forcefully(stream)
-        return None
+    async def _accept(self, stream: trio.SocketStream, control: bool) -> DirectPipe:
+        """Raises ChannelClosed: no handshake comes about."""
+        if control:
+            await stream.receive_some(len(CONTROL))  # has come: it was peeked at
+        raw = RawConnection(BoundedTcpStream(stream), initiator=False)
+        way = "lan" if is_private(host_of(stream.socket)) else "public"
+        return await _handshake(stream, self._transport.secure_inbound(raw), way)
+
+    async def _hand_over(self, pipe: DirectPipe, control: bool, guests: DirectGuests) -> None:
+        if control:
+            await guests.take_control(pipe, pipe.remote)
+            return
+        self._accepted += 1
+        try:
+            await guests.take_pipe(pipe)
+            await pipe.closed.wait()
+        finally:
+            self._accepted -= 1
+            await pipe.aclose()
 
 
-async def _handshake(stream: trio.SocketStream, handshake: Awaitable[Any]) -> DirectPipe:
+class SomebodyElse(ChannelClosed):
+    """The other end has another key than the peer that was meant."""
+
+
+async def _handshake(stream: trio.SocketStream, handshake: Awaitable[Any], way: Way) -> DirectPipe:
     try:
         session = await handshake
     except EarlyHangUp as error:
@@ -114,4 +187,4 @@ async def _handshake(stream: trio.SocketStream, handshake: Awaitable[Any]) -> Di
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
-    return DirectPipe(stream, session.conn.noise_state, PeerId(str(session.remote_peer)))
+    return DirectPipe(stream, session.conn.noise_state, PeerId(str(session.remote_peer)), way)

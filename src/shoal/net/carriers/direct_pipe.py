@@ -17,8 +17,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from shoal.errors import ChannelClosed, RemoteProtocolError
-from shoal.net.handshakes import host_of
-from shoal.types import CarrierName, PeerId
+from shoal.net.handshakes import host_of, multiaddr_of_peer
+from shoal.types import CarrierName, PeerId, Way
 
 MAX_PLAINTEXT = 65519
 BATCH = 1 << 18
@@ -56,11 +56,12 @@ class _Cipher:
 class DirectPipe:
     """A pipe of Noise records on a TCP stream."""
 
-    carrier: CarrierName = "direct"
-
-    def __init__(self, stream: trio.SocketStream, noise: Any, peer: PeerId) -> None:
+    def __init__(self, stream: trio.SocketStream, noise: Any, peer: PeerId, way: Way) -> None:
         self.peer = peer
-        self.host = host_of(stream.socket)
+        self.way: Way = way
+        self.carrier: CarrierName = "relayed" if way == "relayed" else "direct"
+        # The other end of a circuit is the relay, which says nothing of where the peer is.
+        self.host = "" if way == "relayed" else host_of(stream.socket)
         self.closed = trio.Event()
         self._stream = stream
         self._sealing = _Cipher(noise.noise_protocol.cipher_state_encrypt)
@@ -70,6 +71,11 @@ class DirectPipe:
         self._sending = trio.Lock()
         self._writing = threading.Lock()
         self._broken = False
+
+    @property
+    def remote(self) -> str:
+        """The multiaddr of the other end; empty if it is gone."""
+        return multiaddr_of_peer(self._stream.socket)
 
     def send_now(self, data: bytes) -> bool:
         """Seal one record and give it to the socket, if nothing is before it."""

@@ -19,8 +19,9 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.stream.exceptions import StreamEOF
 
 from shoal.errors import ChannelClosed, LocalProtocolError, RemoteProtocolError, ShoalError
+from shoal.net.addresses import is_private
 from shoal.net.network import RequestHandler
-from shoal.types import CarrierName, PeerId
+from shoal.types import CarrierName, PeerId, Way
 
 PIPE_PROTOCOL = "/shoal/pipe/1.0.0"
 MESSAGE_LIMIT = 1 << 20
@@ -47,6 +48,7 @@ class StreamPipe:
         muxed: Any = stream.muxed_conn
         remote = muxed.get_remote_address() if carrier == "libp2p-stream" else None
         self.host = remote[0] if remote else ""
+        self.way: Way = "relayed" if carrier == "relayed" else "lan" if is_private(self.host) else "public"
         self.closed = trio.Event()
         self._stream = stream
         self._sending = trio.Lock()

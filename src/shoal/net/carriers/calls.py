@@ -1,0 +1,193 @@
+"""Reaching a peer that holds a place at a relay, and being reached so: calls made, and calls answered.
+
+A call to ``meet`` has both dial each other (:mod:`.punch`); one to ``relay`` joins them in a circuit. Either
+way the caller is the initiator of the handshake, and what comes of it is a pipe like any other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import trio
+
+from shoal.errors import ChannelClosed
+from shoal.net.addresses import to_multiaddr
+from shoal.net.carriers.direct import DirectCarrier
+from shoal.net.carriers.direct_pipe import DirectPipe
+from shoal.net.carriers.punch import Meeting
+from shoal.net.dialable import LocalNetworks
+from shoal.net.handshakes import HANDSHAKE_WITHIN_S
+from shoal.net.happy_eyeballs import first
+from shoal.net.reach.control import Call
+from shoal.net.reach.nat import may_meet
+from shoal.net.reach.openings import ExpectedStreams, new_token, send_token
+from shoal.net.reach.ports import dial_from
+from shoal.net.reach.relay_session import RelayAddress, RelaySession
+from shoal.net.reach.sessions import RelaySessions
+from shoal.net.reach.ways import relays_of
+from shoal.types import NatKind, PeerAddress, PeerId, Way
+
+ANSWERED_AT_ONCE = 32
+"""Calls of others that are under way here; one more is refused."""
+CALLED_WITHIN_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Calls:
+    """The calls of one peer, over whichever relays.
+
+    Args:
+        take: takes a pipe that came of somebody's call to us.
+        nearby: the networks that we are on: where others may have us dial.
+    """
+
+    def __init__(
+        self,
+        carrier: DirectCarrier,
+        take: Callable[[DirectPipe], Awaitable[None]],
+        nearby: Callable[[], LocalNetworks],
+    ) -> None:
+        self.sessions = RelaySessions(carrier, self._called)
+        self.expected = ExpectedStreams()
+        self._carrier = carrier
+        self._take = take
+        self._nearby = nearby
+        self._answering = 0
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """CallAnswer calls until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(self.sessions.run)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def meet(self, address: PeerAddress) -> DirectPipe:
+        """A connection that the peer makes to us, or both at once.
+
+        Raises:
+            ChannelClosed: none of its relays brings us together, or the routers let nothing through.
+        """
+        attempts = [partial(self._meet_over, relay, address.peer) for relay in self._relays(address)]
+        return await first(attempts, DirectPipe.aclose)
+
+    async def join(self, address: PeerAddress) -> DirectPipe:
+        """A circuit over one of the peer's relays.
+
+        Raises:
+            ChannelClosed: none of them gives one.
+        """
+        attempts = [partial(self._join_over, relay, address.peer) for relay in self._relays(address)]
+        return await first(attempts, DirectPipe.aclose)
+
+    def _relays(self, address: PeerAddress) -> list[RelayAddress]:
+        nearby = self._nearby()
+        return [r for r in relays_of(address) if nearby.dialable(to_multiaddr(r.host, r.port))]
+
+    async def _meet_over(self, relay: RelayAddress, peer: PeerId) -> DirectPipe:
+        local = self._carrier.local
+        if local is None:
+            raise ChannelClosed("there is no port to be met at")
+        session, token = await self.sessions.get(relay), new_token()
+        nat = self.sessions.nat
+        # Before the call: the peer dials us as soon as it has heard of it.
+        with self.expected.expect(token) as arrivals:
+            with trio.move_on_after(CALLED_WITHIN_S):
+                answer = await session.call(peer, "meet", token, self._seen(), nat)
+                establish = partial(self._carrier.initiate, peer=peer, way=_way_met(nat))
+                meeting = Meeting(local, token, _bounded(establish), one_at_a_time=True)
+                return await meeting.meet(self._nearby().fit(answer.addresses), arrivals)
+        raise ChannelClosed(f"{peer} does not answer over the relay {relay.peer}")
+
+    async def _join_over(self, relay: RelayAddress, peer: PeerId) -> DirectPipe:
+        session, token = await self.sessions.get(relay), new_token()
+        with trio.move_on_after(CALLED_WITHIN_S):
+            await session.call(peer, "relay", token, (), self.sessions.nat)
+            stream = await _leg(relay, token)
+            return await self._carrier.initiate(stream, peer, "relayed")
+        raise ChannelClosed(f"{peer} does not answer over the relay {relay.peer}")
+
+    async def _called(self, session: RelaySession, call: Call) -> None:
+        """A call to us: it is answered at once, and what it asks for is done by a task of its own."""
+        if self._nursery is None or self._answering >= ANSWERED_AT_ONCE:
+            session.refuse(call.call, "too many calls are under way")
+        elif call.kind == "meet" and not (self._carrier.local and may_meet(call.nat, self.sessions.nat)):
+            session.refuse(call.call, "the routers between would let nothing through")
+        else:
+            self._answering += 1
+            self._nursery.start_soon(self._answer, session, call)
+
+    async def _answer(self, session: RelaySession, call: Call) -> None:
+        try:
+            pipe = await (self._met(session, call) if call.kind == "meet" else self._joined(session, call))
+        except (ChannelClosed, OSError) as error:
+            log.debug("a call of %s came to nothing: %s", call.peer, error)
+            return
+        finally:
+            self._answering -= 1
+        try:
+            await self._take(pipe)
+            await pipe.closed.wait()
+        finally:
+            await pipe.aclose()
+
+    async def _met(self, session: RelaySession, call: Call) -> DirectPipe:
+        local, peer = self._carrier.local, PeerId(call.peer)
+        if local is None:
+            raise ChannelClosed("there is no port to be met at")
+        establish = partial(self._carrier.respond, peer=peer, way=_way_met(call.nat))
+        meeting = Meeting(local, call.token, _bounded(establish), one_at_a_time=False)
+        with self.expected.expect(call.token) as arrivals:
+            session.answer(call.call, self._seen())
+            return await meeting.meet(self._nearby().fit(call.addresses), arrivals)
+
+    async def _joined(self, session: RelaySession, call: Call) -> DirectPipe:
+        session.answer(call.call, ())
+        with trio.move_on_after(CALLED_WITHIN_S):
+            stream = await _leg(session.address, call.token)
+            return await self._carrier.respond(stream, PeerId(call.peer), "relayed")
+        raise ChannelClosed(f"{call.peer} has not come to the relay")
+
+    def _seen(self) -> tuple[str, ...]:
+        """Where others may see us, beside where the relay of the call does."""
+        believed = self.sessions.believed
+        return (believed,) if believed else ()
+
+
+def _way_met(caller: NatKind) -> Way:
+    """What a connection is called that came of a meeting: one with no router before the caller is
+    reversed."""
+    return "reversed" if caller == "none" else "punched"
+
+
+def _bounded(
+    establish: Callable[[trio.SocketStream], Awaitable[DirectPipe]],
+) -> Callable[[trio.SocketStream], Awaitable[DirectPipe]]:
+    async def within(stream: trio.SocketStream) -> DirectPipe:
+        with trio.move_on_after(HANDSHAKE_WITHIN_S):
+            return await establish(stream)
+        raise ChannelClosed("no handshake in time")
+
+    return within
+
+
+async def _leg(relay: RelayAddress, token: bytes) -> trio.SocketStream:
+    """Our connection of a circuit.
+
+    Raises:
+        ChannelClosed: the relay does not answer.
+    """
+    try:
+        stream = await dial_from(None, relay.host, relay.port)
+    except OSError as error:
+        raise ChannelClosed(f"the relay {relay.peer} does not answer ({error})") from error
+    try:
+        await send_token(stream, token)
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return stream

@@ -1,0 +1,289 @@
+"""A relay: hands calls on to peers that hold a place here, and joins two connections into a circuit.
+
+It listens on the direct carrier's port and passes bytes on from one TCP connection to another. What they are
+it cannot know: Noise runs between the two ends. Whoever asks has shown its key, and in a private swarm that
+it has the secret; what each may have is bounded by :class:`shoal.net.reach.circuits.RelayLimits`.
+
+py-libp2p 0.8 has circuit relay v2. It joins streams inside of yamux inside of Noise, with another yamux and
+Noise within; keeps circuits by their source alone, so that a peer's second one ends with its first; looks at
+the time only when bytes come, so that a silent circuit never ends; and has no bound by network or on calls.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from shoal.errors import Busy, ChannelClosed, RemoteProtocolError, ShoalError
+from shoal.net.addresses import host_and_port
+from shoal.net.fair_rate import FairRate
+from shoal.net.handshake_backlog import network_of
+from shoal.net.network import Pipe
+from shoal.net.reach.circuits import Circuits, RelayLimits
+from shoal.net.reach.control import (
+    Call,
+    CallAnswer,
+    ControlLink,
+    ControlMessage,
+    RelayRefusal,
+    Reserve,
+    Reserved,
+    Welcome,
+)
+from shoal.types import PeerId
+
+READ = 1 << 18
+CLOSED_WITHIN_S = 2.0
+
+log = logging.getLogger(__name__)
+
+Stream = trio.abc.HalfCloseableStream
+
+
+@dataclass(eq=False)
+class _Session:
+    """A control connection of a peer to us."""
+
+    link: ControlLink
+    seen: str
+    network: str
+    calls: dict[int, tuple[_Session, int, float]] = field(
+        default_factory=dict[int, tuple["_Session", int, float]]
+    )
+    """Calls that were handed on to this peer: who made them, by which number of its own, until when."""
+
+
+class Relay:
+    """One peer's relay.
+
+    Args:
+        offered: whether places are given now: a peer behind a router of its own, or one whose user does not
+            want that, tells others only how it sees them.
+    """
+
+    def __init__(self, offered: Callable[[], bool], limits: RelayLimits | None = None) -> None:
+        self._offered = offered
+        self._limits = limits or RelayLimits()
+        self._sessions: set[_Session] = set()
+        self._reserved: dict[PeerId, _Session] = {}
+        self._circuits = Circuits(self._limits)
+        self._rate = FairRate(self._limits.calls_per_s, self._limits.calls_at_once)
+        self._first: dict[bytes, tuple[Stream, trio.Event]] = {}
+        """Of circuits of which one end has come: its connection, and what is set once it is taken or given
+        up."""
+        self._number = 0
+        self.relayed = 0
+        """Bytes that circuits have passed on."""
+
+    @property
+    def circuits(self) -> int:
+        """Circuits that are granted or joined now."""
+        return len(self._circuits)
+
+    @property
+    def reservations(self) -> int:
+        """Peers that hold a place."""
+        return len(self._reserved)
+
+    async def serve(self, pipe: Pipe, seen: str) -> None:
+        """Serve one control connection until it ends; then it is closed.
+
+        Args:
+            seen: the multiaddr that the peer comes from.
+        """
+        host = (host_and_port(seen) or ("", 0))[0]
+        session = _Session(ControlLink(pipe), seen, network_of(host))
+        try:
+            if self._has_room(session):
+                self._sessions.add(session)
+                await self._serve(session)
+        except (ChannelClosed, RemoteProtocolError) as error:
+            log.debug("%s at the relay: %s", pipe.peer, error.message)
+        finally:
+            self._drop(session)
+            with trio.move_on_after(CLOSED_WITHIN_S, shield=True):
+                await session.link.aclose()
+
+    async def _serve(self, session: _Session) -> None:
+        errors: list[ShoalError] = []
+        async with trio.open_nursery() as nursery:
+
+            async def pump() -> None:
+                try:
+                    await session.link.pump()
+                except ChannelClosed as error:
+                    errors.append(error)
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(pump)
+            try:
+                session.link.send(Welcome(session.seen, self._offered()))
+                async for message in session.link.messages():
+                    self._take(session, message)
+            except (ChannelClosed, RemoteProtocolError) as error:
+                errors.append(error)
+            nursery.cancel_scope.cancel()
+        for error in errors:
+            raise error
+
+    def _has_room(self, new: _Session) -> bool:
+        limits = self._limits
+        return (
+            len(self._sessions) < limits.sessions
+            and sum(s.network == new.network for s in self._sessions) < limits.sessions_per_network
+            and sum(s.link.peer == new.link.peer for s in self._sessions) < limits.sessions_per_peer
+        )
+
+    def _drop(self, session: _Session) -> None:
+        self._sessions.discard(session)
+        if self._reserved.get(session.link.peer) is session:
+            del self._reserved[session.link.peer]
+        for caller, number, _ in session.calls.values():
+            self._refuse(caller, number, "the peer has left")
+
+    def _take(self, session: _Session, message: ControlMessage) -> None:
+        """One message. Raises RemoteProtocolError: it is none that a peer sends a relay."""
+        match message:
+            case Reserve():
+                self._reserve(session)
+            case Call():
+                self._call(session, message)
+            case CallAnswer(call=call):
+                self._bring_back(session, call, CallAnswer(0, self._seen_at(session, message.addresses)))
+            case RelayRefusal(call=call):
+                self._bring_back(session, call, message)
+            case _:
+                raise RemoteProtocolError(f"a {type(message).__name__} is said by relays alone")
+
+    def _reserve(self, session: _Session) -> None:
+        peer = session.link.peer
+        if not self._offered():
+            session.link.send(RelayRefusal(0, "this peer is no relay"))
+        elif peer not in self._reserved and len(self._reserved) >= self._limits.reservations:
+            session.link.send(RelayRefusal(0, "all places are taken"))
+        else:
+            # The newest connection of a peer is the one that is alive.
+            self._reserved[peer] = session
+            session.link.send(Reserved())
+
+    def _call(self, session: _Session, call: Call) -> None:
+        target = self._reserved.get(PeerId(call.peer))
+        now = trio.current_time()
+        open_calls = Counter(one for s in self._sessions for one, _, until in s.calls.values() if until > now)
+        if not self._offered() or target is None:
+            session.link.send(RelayRefusal(call.call, "the peer holds no place here"))
+        elif target is session or target.link.peer == session.link.peer:
+            session.link.send(RelayRefusal(call.call, "a call to oneself"))
+        elif open_calls[session] >= self._limits.calls_open or not self._rate.take(session.link.peer, now):
+            session.link.send(RelayRefusal(call.call, "too many calls"))
+        else:
+            self._hand_on(session, target, call, now)
+
+    def _hand_on(self, session: _Session, target: _Session, call: Call, now: float) -> None:
+        caller = session.link.peer
+        try:
+            if call.kind == "relay":
+                self._circuits.grant(call.token, caller, target.link.peer, now)
+        except (Busy, ChannelClosed) as error:
+            session.link.send(RelayRefusal(call.call, error.message))
+            return
+        self._number += 1
+        for late in [n for n, (_, _, until) in target.calls.items() if until <= now]:
+            del target.calls[late]
+        target.calls[self._number] = (session, call.call, now + self._limits.join_s)
+        addresses = self._seen_at(session, call.addresses)
+        try:
+            target.link.send(Call(self._number, caller, call.kind, call.token, addresses, call.nat))
+        except ChannelClosed:
+            del target.calls[self._number]
+            self._circuits.end(call.token)
+            self._refuse(session, call.call, "the peer does not answer")
+
+    def _bring_back(self, session: _Session, number: int, said: CallAnswer | RelayRefusal) -> None:
+        found = session.calls.pop(number, None)
+        if found is None:
+            return  # too late, or to a call that nobody has made
+        caller, own, _ = found
+        if isinstance(said, RelayRefusal):
+            self._refuse(caller, own, said.why)
+            return
+        try:
+            caller.link.send(CallAnswer(own, said.addresses))
+        except ChannelClosed as error:
+            log.debug("an answer is lost: %s", error.message)
+
+    def _refuse(self, session: _Session, number: int, why: str) -> None:
+        try:
+            session.link.send(RelayRefusal(number, why))
+        except ChannelClosed as error:
+            log.debug("a refusal is lost: %s", error.message)
+
+    def _seen_at(self, session: _Session, said: tuple[str, ...]) -> tuple[str, ...]:
+        """Where a peer may be dialled: as we see it, and what it says of the same host.
+
+        Never at another host: whoever answers a call would have the caller knock there.
+        """
+        host = (host_and_port(session.seen) or ("", 0))[0]
+        same = [a for a in said if (target := host_and_port(a)) is not None and target[0] == host]
+        return tuple(dict.fromkeys((session.seen, *same)))[:4]
+
+    async def join(self, token: bytes, stream: Stream) -> None:
+        """Take one end of a circuit; returns when the circuit has ended, and the connection is closed."""
+        try:
+            if not self._circuits.granted(token, trio.current_time()):
+                return
+            first = self._first.pop(token, None)
+            if first is None:
+                await self._await_other(token, stream)
+            else:
+                await self._pass_on(token, first, stream)
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _await_other(self, token: bytes, stream: Stream) -> None:
+        done = trio.Event()
+        mine = self._first[token] = (stream, done)
+        with trio.move_on_after(self._limits.join_s):
+            await done.wait()
+        if self._first.get(token) is mine:
+            del self._first[token]
+            self._circuits.end(token)
+        else:
+            await done.wait()  # the other end's task passes on what comes here
+
+    async def _pass_on(self, token: bytes, first: tuple[Stream, trio.Event], second: Stream) -> None:
+        try:
+            if self._circuits.join(token, trio.current_time()):
+                await self._splice(first[0], second)
+        finally:
+            self._circuits.end(token)
+            first[1].set()
+
+    async def _splice(self, one: Stream, other: Stream) -> None:
+        """Pass bytes on both ways until both have ended, or the circuit's time or bytes are used up."""
+        limits = self._limits
+        ends_at = trio.current_time() + limits.circuit_s
+        left = limits.circuit_bytes
+        with trio.CancelScope(deadline=trio.current_time() + limits.idle_s) as circuit:
+
+            async def pass_on(source: Stream, sink: Stream) -> None:
+                nonlocal left
+                try:
+                    while data := await source.receive_some(READ):
+                        left -= len(data)
+                        self.relayed += len(data)
+                        circuit.deadline = min(ends_at, trio.current_time() + limits.idle_s)
+                        if left < 0:
+                            circuit.cancel()
+                        await sink.send_all(data)
+                    await sink.send_eof()
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    circuit.cancel()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pass_on, one, other)
+                nursery.start_soon(pass_on, other, one)

@@ -1,0 +1,83 @@
+"""What kind of router we are behind, and at which address others can see us: from what observers say. Pure.
+
+An observer is a peer that we have dialled from our direct carrier's port: it sees the address that the router
+gave that port. It may lie. So an address is believed when two observers on different networks have seen the
+same one, and no single peer can have us announce an address that is somebody else's.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from shoal.net.addresses import host_and_port
+from shoal.net.handshake_backlog import network_of
+from shoal.types import NatKind
+
+OBSERVERS_LIMIT = 16
+"""Observers that are remembered; of more, those heard last."""
+AGREEING = 2
+"""Observers, each on a network of its own, that make an address believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One observer's word."""
+
+    observer: str
+    """The host at which we dialled it."""
+    seen: str
+    """The multiaddr that it saw us come from."""
+
+
+def add_observation(held: Sequence[Observation], new: Observation) -> tuple[Observation, ...]:
+    """``held`` with ``new`` in place of what the same network said before, within the limit.
+
+    By network, so that one subscriber's many machines are one voice.
+    """
+    network = network_of(new.observer)
+    kept = [one for one in held if network_of(one.observer) != network]
+    return (*kept, new)[-OBSERVERS_LIMIT:]
+
+
+def believed_address(observations: Sequence[Observation]) -> str | None:
+    """The public address that enough observers agree on; of several, the one that most have seen."""
+    voices = Counter[str]()
+    for seen in {(network_of(one.observer), one.seen) for one in observations if _is_public(one.seen)}:
+        voices[seen[1]] += 1
+    best = voices.most_common(1)
+    return best[0][0] if best and best[0][1] >= AGREEING else None
+
+
+def nat_kind(observations: Sequence[Observation], own: Collection[str]) -> NatKind:
+    """What the observers' words make of the router.
+
+    Args:
+        own: the addresses of our own interfaces with the direct carrier's port, as multiaddrs. To be seen at
+            one of them is believed of anybody: we know that it is ours.
+    """
+    public = [one for one in observations if _is_public(one.seen)]
+    if any(one.seen in own for one in public):
+        return "none"
+    if believed_address(public) is not None:
+        return "cone"
+    return "symmetric" if len({network_of(one.observer) for one in public}) >= AGREEING else "unknown"
+
+
+def may_meet(ours: NatKind, theirs: NatKind) -> bool:
+    """Whether two peers that both dial each other at once may get through.
+
+    A symmetric router gives the dial another port than anybody was told, which only an open door takes.
+    """
+    behind = {"cone", "symmetric"}
+    return not ("symmetric" in (ours, theirs) and ours in behind and theirs in behind)
+
+
+def _is_public(multiaddr: str) -> bool:
+    target = host_and_port(multiaddr)
+    try:
+        return target is not None and ipaddress.ip_address(target[0]).is_global
+    except ValueError:
+        return False

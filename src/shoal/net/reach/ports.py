@@ -1,0 +1,64 @@
+"""Dialling from the port that we listen on, so that what a router maps is that port.
+
+A listener shares its port only after it is bound: a second listener, of another node, is still refused, while
+a socket that dials may be bound beside it.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import trio
+
+from shoal.net.libp2p.tcp import tuned
+
+
+def share_port(raw: trio.socket.SocketType) -> None:
+    """Let sockets that dial be bound to a listening socket's port. Where that is unknown nothing changes."""
+    if hasattr(socket, "SO_REUSEPORT"):
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+async def hold_port(host: str) -> trio.socket.SocketType:
+    """A socket that keeps a free port for one who does not listen, and dials from it. Its owner closes it."""
+    raw = _shared(host)
+    await raw.bind((host, 0))
+    return raw
+
+
+async def dial_from(local: tuple[str, int] | None, host: str, port: int) -> trio.SocketStream:
+    """A connection from the local address if there is one, and if the system lets us.
+
+    It does not while another connection between the same two addresses exists, or has just ended. A peer
+    behind a router then has another mapping, and that is all.
+
+    Raises:
+        OSError: nobody answers there.
+    """
+    if local is not None and (":" in local[0]) == (":" in host):
+        try:
+            return await dial_only_from(local, host, port)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EINVAL):
+                raise
+    return tuned(await trio.open_tcp_stream(host, port))
+
+
+async def dial_only_from(local: tuple[str, int], host: str, port: int) -> trio.SocketStream:
+    """As :func:`dial_from`, from that address or not at all."""
+    raw = _shared(local[0])
+    try:
+        await raw.bind(local)
+        await raw.connect((host, port))
+    except BaseException:
+        raw.close()
+        raise
+    return tuned(trio.SocketStream(raw))
+
+
+def _shared(host: str) -> trio.socket.SocketType:
+    raw = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    share_port(raw)
+    return raw

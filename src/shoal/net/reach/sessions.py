@@ -1,0 +1,107 @@
+"""Our control connections to relays, opened when one is wanted, and what they tell of how we are seen."""
+
+from __future__ import annotations
+
+import trio
+
+from shoal.errors import ChannelClosed
+from shoal.net.addresses import host_and_port
+from shoal.net.carriers.direct import DirectCarrier
+from shoal.net.reach.control import ControlLink
+from shoal.net.reach.nat import Observation, add_observation, believed_address, nat_kind
+from shoal.net.reach.relay_session import OnCall, RelayAddress, RelaySession
+from shoal.types import NatKind, PeerId
+
+SESSIONS_LIMIT = 32
+IDLE_S = 45.0
+"""A session that holds no place, and over which no call goes for so long, is closed."""
+DIALLED_WITHIN_S = 5.0
+
+
+class RelaySessions:
+    """One session for each relay. ``run`` must be running."""
+
+    def __init__(self, carrier: DirectCarrier, on_call: OnCall) -> None:
+        self.own: frozenset[str] = frozenset()
+        """The addresses of our interfaces with the direct carrier's port."""
+        self._carrier = carrier
+        self._on_call = on_call
+        self._sessions: dict[PeerId, RelaySession] = {}
+        self._dialling: dict[PeerId, trio.Lock] = {}
+        self._observations: tuple[Observation, ...] = ()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep sessions until cancelled; then they are closed."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            while True:
+                await trio.sleep(IDLE_S / 3)
+                for session in self.all():
+                    if not session.reserved and trio.current_time() - session.used_at > IDLE_S:
+                        session.close()
+
+    def all(self) -> list[RelaySession]:
+        """The sessions that there are."""
+        return list(self._sessions.values())
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        return self._observations
+
+    @property
+    def nat(self) -> NatKind:
+        """What kind of router we are behind, as far as it is known."""
+        return nat_kind(self._observations, self.own)
+
+    @property
+    def believed(self) -> str | None:
+        """The public address that our router gives us, once enough observers agree."""
+        return believed_address(self._observations)
+
+    async def get(self, address: RelayAddress) -> RelaySession:
+        """The session with a relay, which is opened if there is none.
+
+        Raises:
+            ChannelClosed: the relay does not answer.
+        """
+        lock = self._dialling.setdefault(address.peer, trio.Lock())
+        try:
+            async with lock:
+                session = self._sessions.get(address.peer)
+                if session is None or session.closed.is_set():
+                    session = await self._open(address)
+                session.used_at = trio.current_time()
+                return session
+        finally:
+            # Kept while others wait for it: with a new lock, two would dial at once.
+            if not lock.statistics().tasks_waiting and not lock.locked():
+                self._dialling.pop(address.peer, None)
+
+    async def _open(self, address: RelayAddress) -> RelaySession:
+        nursery = self._nursery
+        if nursery is None or len(self._sessions) >= SESSIONS_LIMIT:
+            raise ChannelClosed("no more relays are asked now")
+        with trio.move_on_after(DIALLED_WITHIN_S):
+            pipe = await self._carrier.dial_control(address.host, address.port, address.peer)
+            session = RelaySession(ControlLink(pipe), address, self._on_call)
+            nursery.start_soon(self._run, session)
+            await session.wait_welcome()
+            self._observe(session)
+            return session
+        raise ChannelClosed(f"the relay {address.peer} does not answer")
+
+    async def _run(self, session: RelaySession) -> None:
+        self._sessions[session.address.peer] = session
+        try:
+            await session.run()
+        finally:
+            if self._sessions.get(session.address.peer) is session:
+                del self._sessions[session.address.peer]
+
+    def _observe(self, session: RelaySession) -> None:
+        if host_and_port(session.seen) is not None:
+            self._observations = add_observation(
+                self._observations, Observation(session.address.host, session.seen)
+            )
