@@ -112,6 +112,15 @@ async def test_a_channel_over_a_relay_is_a_channel_like_any_other(monkeypatch: p
         nursery.cancel_scope.cancel()
 
 
+async def test_a_peer_is_met_again_and_again():
+    """A connection that has ended keeps its two addresses for a minute, so each has another at our end."""
+    async with behind_router() as (_, node, client):
+        for _ in range(4):
+            pipe = await client.open_pipe(unreachable(node), deadline_s=5)
+            assert pipe.way == "punched"
+            await pipe.aclose()
+
+
 async def test_what_led_to_a_peer_is_tried_first_the_next_time():
     async with behind_router() as (_, node, client):
         await (await client.open_pipe(unreachable(node), deadline_s=5)).aclose()

@@ -229,6 +229,19 @@ async def test_a_circuit_that_never_closes_ends_once_nothing_goes_over_it(autoju
         assert at.relay.circuits == 0
 
 
+async def test_a_circuit_of_which_one_end_has_ended_does_not_wait_long_for_the_other(
+    autojump_clock: MockClock,
+):
+    async with bench() as at:
+        a, b = await at.join(A), await at.join(B)
+        await b.reserve(1)
+        one, other = await at.circuit(a, B)
+        await one.aclose()
+        assert await other.receive_some(1) == b""
+        await trio.sleep(SMALL.ending_s + 1)
+        assert at.relay.circuits == 0
+
+
 async def test_a_circuit_has_so_much_time_and_so_many_bytes(autojump_clock: MockClock):
     limits = replace(SMALL, circuit_s=50, circuit_bytes=1000)
     async with bench(limits) as at:

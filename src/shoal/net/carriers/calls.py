@@ -7,7 +7,10 @@ way the caller is the initiator of the handshake, and what comes of it is a pipe
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+import math
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import trio
@@ -32,6 +35,10 @@ from shoal.types import NatKind, PeerAddress, PeerId, Way
 ANSWERED_AT_ONCE = 32
 """Calls of others that are under way here; one more is refused."""
 CALLED_WITHIN_S = 5.0
+OTHER_RELAY_S = 0.15
+"""How much longer than the first of a peer's relays the others are waited for."""
+SAME_PORT_AFTER_S = 150.0
+PEERS_KEPT = 1024
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +63,8 @@ class Calls:
         self._take = take
         self._nearby = nearby
         self._answering = 0
+        self._met_at: OrderedDict[PeerId, float] = OrderedDict()
+        """When we last dialled a peer in a meeting."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -72,8 +81,26 @@ class Calls:
         Raises:
             ChannelClosed: none of its relays brings us together, or the routers let nothing through.
         """
-        attempts = [partial(self._meet_over, relay, address.peer) for relay in self._relays(address)]
+        relays = self._relays(address)
+        await self._ask_all(relays)
+        if self.sessions.nat == "symmetric":
+            raise ChannelClosed("our router gives every connection another port")
+        attempts = [partial(self._meet_over, relay, address.peer) for relay in relays]
         return await first(attempts, DirectPipe.aclose)
+
+    async def _ask_all(self, relays: Sequence[RelayAddress]) -> None:
+        """Have sessions with a peer's relays, of which two together tell what our router does."""
+
+        async def ask(relay: RelayAddress, nursery: trio.Nursery) -> None:
+            with suppress(ChannelClosed):  # the call says it
+                await self.sessions.get(relay)
+                nursery.cancel_scope.deadline = min(
+                    nursery.cancel_scope.deadline, trio.current_time() + OTHER_RELAY_S
+                )
+
+        async with trio.open_nursery() as nursery:
+            for relay in relays:
+                nursery.start_soon(ask, relay, nursery)
 
     async def join(self, address: PeerAddress) -> DirectPipe:
         """A circuit over one of the peer's relays.
@@ -89,19 +116,35 @@ class Calls:
         return [r for r in relays_of(address) if nearby.dialable(to_multiaddr(r.host, r.port))]
 
     async def _meet_over(self, relay: RelayAddress, peer: PeerId) -> DirectPipe:
-        local = self._carrier.local
+        nat, token = self.sessions.nat, new_token()
+        # The peer's end is always the same. Routers keep a connection that has ended for minutes, and let no
+        # other of the same two ends through; so the second has another port at our end.
+        fresh = nat != "none" and trio.current_time() - self._met_at.get(peer, -math.inf) < SAME_PORT_AFTER_S
+        session = await (self.sessions.get_fresh(relay) if fresh else self.sessions.get(relay))
+        try:
+            return await self._meet_in(session, peer, nat, token, () if fresh else self._seen())
+        finally:
+            if fresh:  # the connection that came of it keeps the port
+                session.close()
+
+    async def _meet_in(
+        self, session: RelaySession, peer: PeerId, nat: NatKind, token: bytes, seen: tuple[str, ...]
+    ) -> DirectPipe:
+        local = session.local
         if local is None:
             raise ChannelClosed("there is no port to be met at")
-        session, token = await self.sessions.get(relay), new_token()
-        nat = self.sessions.nat
+        self._met_at[peer] = trio.current_time()
+        self._met_at.move_to_end(peer)
+        while len(self._met_at) > PEERS_KEPT:
+            self._met_at.popitem(last=False)
         # Before the call: the peer dials us as soon as it has heard of it.
         with self.expected.expect(token) as arrivals:
             with trio.move_on_after(CALLED_WITHIN_S):
-                answer = await session.call(peer, "meet", token, self._seen(), nat)
+                answer = await session.call(peer, "meet", token, seen, nat)
                 establish = partial(self._carrier.initiate, peer=peer, way=_way_met(nat))
                 meeting = Meeting(local, token, _bounded(establish), one_at_a_time=True)
                 return await meeting.meet(self._nearby().fit(answer.addresses), arrivals)
-        raise ChannelClosed(f"{peer} does not answer over the relay {relay.peer}")
+        raise ChannelClosed(f"{peer} does not answer over the relay {session.address.peer}")
 
     async def _join_over(self, relay: RelayAddress, peer: PeerId) -> DirectPipe:
         session, token = await self.sessions.get(relay), new_token()

@@ -69,9 +69,11 @@ class DirectCarrier:
         """
         return await self._dialled(host, port, peer, way, b"", None)
 
-    async def dial_control(self, host: str, port: int, relay: PeerId) -> DirectPipe:
-        """A control connection to a relay, from our own port if that can be. Raises as :meth:`dial`."""
-        return await self._dialled(host, port, relay, "public", CONTROL, self.local)
+    async def dial_control(
+        self, host: str, port: int, relay: PeerId, local: tuple[str, int] | None
+    ) -> DirectPipe:
+        """A control connection to a relay, from the local address if that can be. Raises as :meth:`dial`."""
+        return await self._dialled(host, port, relay, "public", CONTROL, local)
 
     async def _dialled(
         self, host: str, port: int, peer: PeerId, way: Way, opening: bytes, local: tuple[str, int] | None

@@ -77,6 +77,14 @@ class DirectPipe:
         """The multiaddr of the other end; empty if it is gone."""
         return multiaddr_of_peer(self._stream.socket)
 
+    @property
+    def local_port(self) -> int:
+        """The port of our end; 0 if it is gone."""
+        try:
+            return int(self._stream.socket.getsockname()[1])
+        except OSError:
+            return 0
+
     def send_now(self, data: bytes) -> bool:
         """Seal one record and give it to the socket, if nothing is before it."""
         # Read without a lock: the channel lets one writer at a time come here (see Pipe.send_now).

@@ -19,7 +19,7 @@ from shoal.errors import ChannelClosed
 from shoal.net.addresses import host_and_port
 from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.reach.openings import read_token, send_token
-from shoal.net.reach.ports import dial_only_from
+from shoal.net.reach.ports import TAKEN, dial_only_from, leave_no_trace
 
 MEET_WITHIN_S = 3.0
 DIAL_S = 1.0
@@ -50,6 +50,8 @@ class Meeting:
         self._token = token
         self._establish = establish
         self._turns = trio.CapacityLimiter(1 if one_at_a_time else ADDRESSES_LIMIT + 4)
+        self._taken = 0
+        """Addresses to which we have a connection already."""
         self._won: DirectPipe | None = None
         self._scope = trio.CancelScope()
 
@@ -71,8 +73,12 @@ class Meeting:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._accept, arrivals, nursery)
-                    for host, port in targets:
-                        nursery.start_soon(self._dial, host, port)
+                    async with trio.open_nursery() as dials:
+                        for host, port in targets:
+                            dials.start_soon(self._dial, host, port)
+                    # Of no use to wait: a connection between the same ports exists, so none can come either.
+                    if targets and self._taken == len(targets):
+                        self._scope.cancel()
         except BaseException:
             if self._won is not None:  # the caller was cancelled in the moment of success
                 await self._won.aclose()
@@ -92,7 +98,10 @@ class Meeting:
             try:
                 with trio.fail_after(DIAL_S):
                     stream = await dial_only_from(self._local, host, port)
-            except (OSError, trio.TooSlowError):
+            except (OSError, trio.TooSlowError) as error:
+                if isinstance(error, OSError) and error.errno in TAKEN:
+                    self._taken += 1
+                    return
                 await trio.sleep(AGAIN_S)
                 continue
             await self._greet(stream, True)
@@ -101,12 +110,13 @@ class Meeting:
     async def _greet(self, stream: trio.SocketStream, dialled: bool) -> None:
         """Show the token, see the peer's if it was not seen, and shake hands when it is our turn."""
         try:
+            leave_no_trace(stream.socket)
             await send_token(stream, self._token)
             if dialled and await read_token(stream) != self._token:
                 raise ChannelClosed("another connection than the one that was agreed on")
             async with self._turns:
                 pipe = await self._establish(stream)
-        except ChannelClosed:
+        except (ChannelClosed, OSError):
             await trio.aclose_forcefully(stream)
             return
         except BaseException:

@@ -267,19 +267,22 @@ class Relay:
         """Pass bytes on both ways until both have ended, or the circuit's time or bytes are used up."""
         limits = self._limits
         ends_at = trio.current_time() + limits.circuit_s
-        left = limits.circuit_bytes
+        left, idle_s = limits.circuit_bytes, limits.idle_s
         with trio.CancelScope(deadline=trio.current_time() + limits.idle_s) as circuit:
 
             async def pass_on(source: Stream, sink: Stream) -> None:
-                nonlocal left
+                nonlocal left, idle_s
                 try:
                     while data := await source.receive_some(READ):
                         left -= len(data)
                         self.relayed += len(data)
-                        circuit.deadline = min(ends_at, trio.current_time() + limits.idle_s)
+                        circuit.deadline = min(ends_at, trio.current_time() + idle_s)
                         if left < 0:
                             circuit.cancel()
                         await sink.send_all(data)
+                    # Whoever has ended its side may be gone: the other has a moment to end its own.
+                    idle_s = limits.ending_s
+                    circuit.deadline = min(circuit.deadline, trio.current_time() + idle_s)
                     await sink.send_eof()
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     circuit.cancel()

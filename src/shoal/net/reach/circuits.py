@@ -31,6 +31,8 @@ class RelayLimits:
     """Within which both have to come."""
     idle_s: float = 60.0
     """A circuit over which nothing goes ends: a channel pings each second."""
+    ending_s: float = 5.0
+    """The same once one end has ended its side."""
     circuit_s: float = 12 * 3600.0
     circuit_bytes: int = 64 << 30
     """Bytes both ways of one circuit."""

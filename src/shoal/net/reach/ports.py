@@ -8,10 +8,23 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 
 import trio
 
 from shoal.net.libp2p.tcp import tuned
+
+TAKEN = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EINVAL})
+"""What the system says when another connection between the same two addresses exists, or has just ended."""
+_ABORT = struct.pack("ii", 1, 0)
+
+
+def leave_no_trace(raw: trio.socket.SocketType) -> None:
+    """Let a connection end without the minute in which the system keeps its two addresses from another.
+
+    Both ends of a meeting are fixed, so the next between the same peers would have to wait.
+    """
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
 
 
 def share_port(raw: trio.socket.SocketType) -> None:
@@ -40,7 +53,7 @@ async def dial_from(local: tuple[str, int] | None, host: str, port: int) -> trio
         try:
             return await dial_only_from(local, host, port)
         except OSError as error:
-            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EINVAL):
+            if error.errno not in TAKEN:
                 raise
     return tuned(await trio.open_tcp_stream(host, port))
 

@@ -52,8 +52,12 @@ class _Pending:
 class RelaySession:
     """One relay, as long as ``run`` runs."""
 
-    def __init__(self, link: ControlLink, address: RelayAddress, on_call: OnCall) -> None:
+    def __init__(
+        self, link: ControlLink, address: RelayAddress, on_call: OnCall, local: tuple[str, int] | None = None
+    ) -> None:
         self.address = address
+        self.local = local
+        """The host and port that it was dialled from, and that ``seen`` tells of."""
         self.seen = ""
         """The multiaddr at which the relay sees us."""
         self.relays = False

@@ -9,6 +9,7 @@ from shoal.net.addresses import host_and_port
 from shoal.net.carriers.direct import DirectCarrier
 from shoal.net.reach.control import ControlLink
 from shoal.net.reach.nat import Observation, add_observation, believed_address, nat_kind
+from shoal.net.reach.ports import hold_port
 from shoal.net.reach.relay_session import OnCall, RelayAddress, RelaySession
 from shoal.types import NatKind, PeerId
 
@@ -26,7 +27,8 @@ class RelaySessions:
         """The addresses of our interfaces with the direct carrier's port."""
         self._carrier = carrier
         self._on_call = on_call
-        self._sessions: dict[PeerId, RelaySession] = {}
+        self._sessions: dict[tuple[PeerId, int], RelaySession] = {}
+        """By relay, and by the port that they come from, 0 for the direct carrier's."""
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._observations: tuple[Observation, ...] = ()
         self._nursery: trio.Nursery | None = None
@@ -69,9 +71,12 @@ class RelaySessions:
         lock = self._dialling.setdefault(address.peer, trio.Lock())
         try:
             async with lock:
-                session = self._sessions.get(address.peer)
+                session = self._sessions.get((address.peer, 0))
                 if session is None or session.closed.is_set():
-                    session = await self._open(address)
+                    session = await self._open(address, self._carrier.local, 0)
+                    if session.local is not None and host_and_port(session.seen) is not None:
+                        word = Observation(session.address.host, session.seen)
+                        self._observations = add_observation(self._observations, word)
                 session.used_at = trio.current_time()
                 return session
         finally:
@@ -79,29 +84,33 @@ class RelaySessions:
             if not lock.statistics().tasks_waiting and not lock.locked():
                 self._dialling.pop(address.peer, None)
 
-    async def _open(self, address: RelayAddress) -> RelaySession:
+    async def get_fresh(self, address: RelayAddress) -> RelaySession:
+        """Another session with a relay, from a port that no connection had before. Raises as :meth:`get`."""
+        if self._carrier.local is None:
+            raise ChannelClosed("there is no port to be met at")
+        # Held until the session has it.
+        with await hold_port(self._carrier.local[0]) as held:
+            local: tuple[str, int] = held.getsockname()[:2]
+            return await self._open(address, local, local[1])
+
+    async def _open(self, address: RelayAddress, local: tuple[str, int] | None, key: int) -> RelaySession:
         nursery = self._nursery
         if nursery is None or len(self._sessions) >= SESSIONS_LIMIT:
             raise ChannelClosed("no more relays are asked now")
         with trio.move_on_after(DIALLED_WITHIN_S):
-            pipe = await self._carrier.dial_control(address.host, address.port, address.peer)
-            session = RelaySession(ControlLink(pipe), address, self._on_call)
-            nursery.start_soon(self._run, session)
+            pipe = await self._carrier.dial_control(address.host, address.port, address.peer, local)
+            # The system may have given it another port, of which what the relay sees says nothing.
+            own = local if local is not None and pipe.local_port == local[1] else None
+            session = RelaySession(ControlLink(pipe), address, self._on_call, own)
+            nursery.start_soon(self._run, session, key)
             await session.wait_welcome()
-            self._observe(session)
             return session
         raise ChannelClosed(f"the relay {address.peer} does not answer")
 
-    async def _run(self, session: RelaySession) -> None:
-        self._sessions[session.address.peer] = session
+    async def _run(self, session: RelaySession, key: int) -> None:
+        self._sessions[session.address.peer, key] = session
         try:
             await session.run()
         finally:
-            if self._sessions.get(session.address.peer) is session:
-                del self._sessions[session.address.peer]
-
-    def _observe(self, session: RelaySession) -> None:
-        if host_and_port(session.seen) is not None:
-            self._observations = add_observation(
-                self._observations, Observation(session.address.host, session.seen)
-            )
+            if self._sessions.get((session.address.peer, key)) is session:
+                del self._sessions[session.address.peer, key]
