@@ -4,7 +4,8 @@
 #   make setup                    the first Python 3.11 to 3.14 found
 #   make setup PYTHON=/path/to/python3
 #
-#   scripts/setup.sh tests        and what only the tests need: a browser
+#   scripts/setup.sh tests        and what only the tests need: a browser, and as root, for the lab of networks
+#                                 that only root can make, nftables, conntrack and iproute2
 #
 # node and npm, for the page, pyright and the js-libp2p peer of the tests, come as a wheel into .venv.
 set -euo pipefail
@@ -92,4 +93,9 @@ else
     say "nothing to do"
 fi
 .venv/bin/python -m compileall -q src/shoal # quick where nothing changed
-if [ "${1:-}" = tests ] && ! has chromium && ! has google-chrome; then debian chromium; fi
+if [ "${1:-}" = tests ]; then
+    has chromium || has google-chrome || debian chromium
+    if [ "$(uname)" = Linux ] && [ "$(id -u)" = 0 ]; then
+        { has nft && has conntrack && has ip; } || debian nftables conntrack iproute2
+    fi
+fi

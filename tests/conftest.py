@@ -12,6 +12,7 @@ from filelock import FileLock
 
 if TYPE_CHECKING:
     from shoal.models.store.local_model import LocalModel
+    from shoal.testing.natlab.lab import NatLab
 
 # Read when torch is imported, here and in every process that a test starts. A thread of OpenMP that waits for
 # the next product looks for it for milliseconds, which is right where it has a core to itself; beside other
@@ -47,3 +48,23 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LocalM
             return ModelStore(root / "families/store").resolve(str(folder))
 
     return find
+
+
+@pytest.fixture(scope="session")
+def nat_lab() -> type[NatLab]:
+    """Makes labs of networks, each ``with nat_lab(parse_sites("cone,sym")) as lab``. Only root can.
+
+    Where it counts, the programs that root needs for it must be there.
+    """
+    from shoal.errors import NotAllowed, ShoalError
+    from shoal.testing.natlab.lab import NatLab
+    from shoal.testing.natlab.programs import check_programs
+
+    try:
+        check_programs()
+    except NotAllowed as error:
+        pytest.skip(error.message)
+    except ShoalError as error:
+        reason = f"{error.message}: scripts/setup.sh tests"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    return NatLab
