@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -227,7 +227,13 @@ class Process:
 
 
 async def start(
-    settings: Settings, swarm: Membership, span: Span, home: Path, processes: list[Process]
+    settings: Settings,
+    swarm: Membership,
+    span: Span,
+    home: Path,
+    processes: list[Process],
+    *,
+    inside: Sequence[str] = (),
 ) -> Process:
     """Start a node and add it to ``processes``.
 
@@ -235,13 +241,14 @@ async def start(
         settings: as :func:`on_this_machine` makes them, with ports and more if wanted.
         home: the node's own, and so its identity and packed weights; made if it is not there. The models are
             those of this machine.
+        inside: a command that becomes the one that follows it, as `nsenter` does, to run the node by.
     """
     make_home(home, settings.paths.models, swarm)
     log = home / "log"
     what = ["serve", settings.model, "--span", str(span), "--end-with-stdin", "--json"]
     with log.open("ab") as stderr:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "shoal.cli", *what],
+            [*inside, sys.executable, "-m", "shoal.cli", *what],
             stdin=subprocess.PIPE,  # when we end, however that is, so does the node
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -52,6 +52,11 @@ class LabHost:
     """What :meth:`popen` started."""
 
     @property
+    def is_public(self) -> bool:
+        """Whether others can dial it: it is behind no gateway."""
+        return self.addresses == self.public_addresses
+
+    @property
     def address(self) -> str:
         """Its own first address."""
         return self.addresses[0]
@@ -105,7 +110,7 @@ class LabHost:
         """Undo :meth:`unplug`."""
         gone = [address for address in self.addresses if ":" in address]  # these go with the link
         again = [f"addr replace {address}/128 dev {HOST}" for address in gone]
-        routes = default_routes(self.addresses, behind_gateway=self.addresses != self.public_addresses)
+        routes = default_routes(self.addresses, behind_gateway=not self.is_public)
         self.namespace.call(lambda: configure([f"link set {HOST} up", *again, *routes]))
 
 

@@ -1,0 +1,71 @@
+"""``python -m shoal.testing.natlab 25 cone,sym,cone``: does a swarm between these networks answer?"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import trio
+import typer
+
+from shoal import config
+from shoal.cli import main, options
+from shoal.cli.output import emit
+from shoal.cli.progress import working
+from shoal.errors import UsageError
+from shoal.testing.natlab.programs import check_programs
+from shoal.testing.natlab.sites import LinkQuality, Site, parse_sites
+
+app = typer.Typer(
+    name="natlab",
+    help="A swarm between networks of this machine's own: behind NATs, far apart, over thin links.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def natlab(
+    delay_ms: Annotated[float, typer.Argument(help="From any host to any other, one way.")],
+    networks: Annotated[
+        str,
+        typer.Argument(
+            help="Such as cone,sym*2,v6: a node on each host, but the last is the client's. "
+            "Kinds: public, v6, cone, full, sym, upnp; *2 for two hosts behind one gateway."
+        ),
+    ],
+    public: Annotated[int, typer.Option(help="Public nodes besides, which are in the invite.", min=0)] = 2,
+    rate: Annotated[float, typer.Option(help="Megabits a second of each link; 0 is no limit.")] = 0.0,
+    loss: Annotated[float, typer.Option(help="Part of packets that each link loses, 0 to 1.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 32,
+    seed: Annotated[int, typer.Option(help="The same one loses the same packets.")] = 0,
+    model: options.ModelOption = None,
+    folder: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Where the nodes' homes and logs are to stay.")
+    ] = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Make the networks, start nodes in them, ask one question and ping every node. Only root can."""
+    settings = options.settings()
+    link = LinkQuality(delay_ms / 2, rate, loss)
+    sites = [Site("public", (f"p{number}",), link) for number in range(1, public + 1)]
+    sites += parse_sites(networks, link)
+    if sum(len(site.hosts) for site in sites) < 2:
+        raise UsageError("a client alone has nobody to ask", check="add a network, or --public 1")
+    check_programs()
+    with working("natlab") as progress:
+        # Torch takes seconds to import: what can be said without it has been said.
+        from shoal.testing.natlab.trial import TrialOptions, run_trial, trial_table  # noqa: PLC0415
+
+        order = TrialOptions(sites, model, max_tokens, seed, folder)
+        report = trio.run(partial(run_trial, settings, order, progress))
+    emit(report.fields(), as_json, lambda: trial_table(report))
+    if not report.same:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    config.share_cores()
+    sys.exit(main.run(sys.argv[1:], app, "python -m shoal.testing.natlab"))
