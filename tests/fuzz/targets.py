@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import struct
 import tempfile
 from collections.abc import Callable
@@ -18,13 +19,18 @@ from shoal.errors import BadInvite, BadWeights, ModelError, RemoteProtocolError,
 from shoal.models.checkpoint import headers
 from shoal.models.checkpoint.checkpoint import INDEX, SINGLE, open_checkpoint
 from shoal.models.checkpoint.llama_config import read_llama_config
+from shoal.models.checkpoint.manifest import ManifestItem, digest_of, read_manifest, write_manifest
 from shoal.models.gguf import header as gguf
+from shoal.models.quantized.entry import QuantizedEntry
+from shoal.models.quantized.reader import read_quantized
 from shoal.models.store.generation import read_generation_config, sampling_defaults, token_ids
 from shoal.models.text.codec import TextCodec
 from shoal.models.text.tokenizer.decoders import harmless
 from shoal.models.text.tokenizer.files import CONFIG, TOKENIZER, read_files
 from shoal.models.untrusted.bounded_json import MAX_DEPTH, parse
 from shoal.net.identity import Identity, verify
+from shoal.net.reach import control
+from shoal.net.reach.reachability import RelayOffer, decode_offer, encode_offer
 from shoal.swarm import anti_entropy, membership
 from shoal.swarm import invite as invite_codes
 from shoal.swarm.announcement import Announcement, Served, seal, unseal
@@ -117,6 +123,34 @@ def config(data: bytes) -> None:
         token_ids(said.get("eos_token_id"), 300)
 
 
+def quantization(data: bytes) -> None:
+    """What a config says of how its weights are quantised, beside weights that are quantised so."""
+    folder = _folder("quantised")
+    (folder / "config.json").write_bytes(b'{"model_type": "llama", "quantization_config": ' + data + b"}")
+    method = next((name for name in QUANTISED if name.encode() in data), "gptq")
+    (folder / SINGLE).write_bytes(_weights(QUANTISED[method]))
+    with suppress(ModelError):
+        for entry in open_checkpoint(folder).tensors.values():
+            if isinstance(entry, QuantizedEntry):
+                assert read_quantized(entry).shape == entry.shape
+
+
+def manifest(data: bytes) -> None:
+    """A manifest that a peer sends: what is let in has the digest of these bytes."""
+    with suppress(ModelError):
+        found = read_manifest(data)
+        assert found.digest == digest_of(data)
+        assert all(item.size >= 0 for item in found.items)
+
+
+def relay(data: bytes) -> None:
+    """What is said to a relay and by one, and what a peer says of itself."""
+    with suppress(RemoteProtocolError):
+        control.decode_control(data)
+    with suppress(RemoteProtocolError):
+        decode_offer(data)
+
+
 def index(data: bytes) -> None:
     """Which tensor is in which file."""
     folder = _folder()
@@ -203,6 +237,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         directory,
         invite,
         config,
+        quantization,
+        manifest,
+        relay,
         index,
         safetensors,
         gguf_header,
@@ -259,10 +296,20 @@ def _gguf() -> bytes:
 
 
 def _safetensors() -> bytes:
-    tensors = {"a": ("F32", [2, 2], [0, 16]), "b": ("BF16", [4], [16, 24])}
-    listed = {n: {"dtype": d, "shape": s, "data_offsets": o} for n, (d, s, o) in tensors.items()}
-    raw = json.dumps(listed | {"__metadata__": {"format": "pt"}}).encode()
-    return struct.pack("<Q", len(raw)) + raw + bytes(24)
+    return _weights({"a": ("F32", [2, 2]), "b": ("BF16", [4])})
+
+
+def _weights(tensors: dict[str, tuple[str, list[int]]]) -> bytes:
+    """A file of these tensors, each ``(dtype, shape)``: zeros, but for the shape of a layer."""
+    listed: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    body = b""
+    for name, (dtype, shape) in tensors.items():
+        said = struct.pack("<2i", 64, 64) if name.endswith("weight_shape") else b""
+        begin = len(body)
+        body += said or bytes(math.prod(shape) * WIDTHS[dtype])
+        listed[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, len(body)]}
+    raw = json.dumps(listed).encode()
+    return struct.pack("<Q", len(raw)) + raw + body
 
 
 def _tokenizer() -> bytes:
@@ -281,6 +328,45 @@ def _tokenizer() -> bytes:
     return json.dumps(whole).encode()
 
 
+def _manifest() -> bytes:
+    text = ManifestItem("tokenizer.json", 3, "a" * 64)
+    tensor = ManifestItem("model.norm.weight", 16, "b" * 64, "F32", (4,))
+    return write_manifest(json.loads(HONEST_CONFIG), [text, tensor]).raw
+
+
+CONTROL = (
+    control.Welcome("/ip4/1.2.3.4/tcp/1", True),
+    control.Reserve(),
+    control.RelayRefusal(7, "full"),
+    control.Call(7, "me", "meet", b"t" * control.TOKEN_BYTES, ("/ip4/1.2.3.4/tcp/1",), "cone"),
+    control.CallAnswer(7, ("/ip4/1.2.3.4/tcp/1",)),
+)
+_encode = msgspec.msgpack.Encoder().encode
+
+LAYER = "model.layers.0.self_attn.q_proj."
+WIDTHS = {"F32": 4, "I32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1}
+QUANTISED: dict[str, dict[str, tuple[str, list[int]]]] = {
+    "gptq": {
+        LAYER + "qweight": ("I32", [8, 64]),
+        LAYER + "qzeros": ("I32", [2, 8]),
+        LAYER + "scales": ("F16", [2, 64]),
+        LAYER + "g_idx": ("I32", [64]),
+    },
+    "awq": {
+        LAYER + "qweight": ("I32", [64, 8]),
+        LAYER + "qzeros": ("I32", [2, 8]),
+        LAYER + "scales": ("F16", [2, 64]),
+    },
+    "fp8": {LAYER + "weight": ("F8_E4M3", [64, 64]), LAYER + "weight_scale_inv": ("F32", [2, 2])},
+    "compressed-tensors": {
+        LAYER + "weight_packed": ("I32", [64, 8]),
+        LAYER + "weight_scale": ("BF16", [64, 2]),
+        LAYER + "weight_shape": ("I32", [2]),
+    },
+}
+"""One layer of 64 to 64 in each scheme, in groups of 32."""
+
+
 SEEDS: dict[str, list[bytes]] = {
     "header": [encode(m) + (512 if m.__class__ is Step else 0).to_bytes(2, "big") for m in HONEST],
     "frames": [_framed(m) for m in HONEST],
@@ -288,6 +374,16 @@ SEEDS: dict[str, list[bytes]] = {
     "directory": [anti_entropy.encode(anti_entropy.DirectoryQuery(anti_entropy.EVERYONE, {b"k" * 8: 3}))],
     "invite": [b"shoal1-00", write_invite(membership.create("home")).encode()],
     "config": [HONEST_CONFIG],
+    "quantization": [
+        b'{"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": true, "sym": false}',
+        b'{"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": true}',
+        b'{"quant_method": "fp8", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}',
+        b'{"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"a": {'
+        b'"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": true, "strategy": '
+        b'"group", "group_size": 32}}}, "ignore": ["lm_head"]}',
+    ],
+    "manifest": [_manifest()],
+    "relay": [encode_offer(RelayOffer(("/ip4/1.2.3.4/tcp/1",), True)), *map(_encode, CONTROL)],
     "index": [
         b'{"metadata": {"total_size": 24}, "weight_map": {"a": "fuzz.safetensors", "b": "b.safetensors"}}'
     ],

@@ -91,6 +91,14 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ControlMessage).decode
 
 
+def decode_control(body: bytes) -> ControlMessage:
+    """Raises RemoteProtocolError: it is none."""
+    try:
+        return _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RemoteProtocolError(f"not a message to a relay: {error}") from error
+
+
 class ControlLink:
     """Messages over one pipe. ``pump`` must be running for anything to leave."""
 
@@ -160,10 +168,7 @@ class ControlLink:
             return None
         body = bytes(self._data[_LENGTH.size : end])
         del self._data[:end]
-        try:
-            return _decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise RemoteProtocolError(f"not a message to a relay: {error}") from error
+        return decode_control(body)
 
     async def aclose(self) -> None:
         """Close the connection."""
