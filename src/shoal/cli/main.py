@@ -54,6 +54,7 @@ class Commands(LazyGroup):
         "bench": Lazy("bench", "Measure this machine."),
         "plan": Lazy("plan.plan", "Estimate how fast given machines would run a model."),
         "route": Lazy("status.route", "Show the route that a session would take now."),
+        "privacy": Lazy("doctor.privacy", "Show what peers could read of a text."),
         "config": Lazy("configuration", "Show the options, or write a config.toml."),
         "service": Lazy("service", "Run `shoal up` as a systemd user service."),
         "completion": Lazy("shell.completion", "Install shell completion."),
