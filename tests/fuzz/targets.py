@@ -19,7 +19,8 @@ from shoal.errors import BadInvite, BadWeights, ModelError, RemoteProtocolError,
 from shoal.models.checkpoint import headers
 from shoal.models.checkpoint.checkpoint import INDEX, SINGLE, open_checkpoint
 from shoal.models.checkpoint.llama_config import read_llama_config
-from shoal.models.checkpoint.manifest import ManifestItem, digest_of, read_manifest, write_manifest
+from shoal.models.checkpoint.manifest import ManifestItem, read_manifest, write_manifest
+from shoal.models.checkpoint.parts import layout
 from shoal.models.gguf import header as gguf
 from shoal.models.quantized.entry import QuantizedEntry
 from shoal.models.quantized.reader import read_quantized
@@ -135,14 +136,6 @@ def quantization(data: bytes) -> None:
                 assert read_quantized(entry).shape == entry.shape
 
 
-def manifest(data: bytes) -> None:
-    """A manifest that a peer sends: what is let in has the digest of these bytes."""
-    with suppress(ModelError):
-        found = read_manifest(data)
-        assert found.digest == digest_of(data)
-        assert all(item.size >= 0 for item in found.items)
-
-
 def relay(data: bytes) -> None:
     """What is said to a relay and by one, and what a peer says of itself."""
     with suppress(RemoteProtocolError):
@@ -170,6 +163,13 @@ def safetensors(data: bytes) -> None:
     with suppress(BadWeights):
         found = headers.read_safetensors_header(file)
         assert sum(entry.size for entry in found) <= len(data)
+
+
+def manifest(data: bytes) -> None:
+    """What a peer says that a model is made of."""
+    with suppress(BadWeights):
+        found = read_manifest(data)
+        assert all("/" not in part.file and part.size < 1 << 62 for part in layout(found))
 
 
 def gguf_header(data: bytes) -> None:
@@ -238,10 +238,10 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         invite,
         config,
         quantization,
-        manifest,
         relay,
         index,
         safetensors,
+        manifest,
         gguf_header,
         bounded,
         decoder,
@@ -328,12 +328,6 @@ def _tokenizer() -> bytes:
     return json.dumps(whole).encode()
 
 
-def _manifest() -> bytes:
-    text = ManifestItem("tokenizer.json", 3, "a" * 64)
-    tensor = ManifestItem("model.norm.weight", 16, "b" * 64, "F32", (4,))
-    return write_manifest(json.loads(HONEST_CONFIG), [text, tensor]).raw
-
-
 CONTROL = (
     control.Welcome("/ip4/1.2.3.4/tcp/1", True),
     control.Reserve(),
@@ -382,12 +376,20 @@ SEEDS: dict[str, list[bytes]] = {
         b'"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": true, "strategy": '
         b'"group", "group_size": 32}}}, "ignore": ["lm_head"]}',
     ],
-    "manifest": [_manifest()],
     "relay": [encode_offer(RelayOffer(("/ip4/1.2.3.4/tcp/1",), True)), *map(_encode, CONTROL)],
     "index": [
         b'{"metadata": {"total_size": 24}, "weight_map": {"a": "fuzz.safetensors", "b": "b.safetensors"}}'
     ],
     "safetensors": [_safetensors()],
+    "manifest": [
+        write_manifest(
+            {"model_type": "llama"},
+            [
+                ManifestItem("tokenizer.json", 3, "ab" * 32),
+                ManifestItem("model.layers.3.w", 40, "cd" * 32, "Q4_1", (2, 32), 1, 1.0),
+            ],
+        ).raw
+    ],
     "gguf_header": [_gguf()],
     "bounded": [HONEST_CONFIG, b'["\\u00e9\\"{[", [1e9, -1, null]]'],
     "decoder": [

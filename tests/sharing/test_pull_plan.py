@@ -114,7 +114,7 @@ def test_chunks_are_asked_for_once_their_hashes_are_known() -> None:
     assert ask.piece == PieceKey(0, HASHES)
     assert plan.next_asks(0.1) == []
     answer(plan, ask, 0.2)
-    assert all(ask.piece.index != HASHES for ask in plan.next_asks(0.2))
+    assert all(ask.piece.chunk != HASHES for ask in plan.next_asks(0.2))
 
 
 def test_an_item_of_one_chunk_needs_no_list() -> None:

@@ -30,7 +30,7 @@ from shoal.node.speed import Speed, measure_speed
 from shoal.sharing.peer_weights import PeerWeights
 from shoal.sharing.share_pace import SharePace
 from shoal.sharing.shared_model import SharedModel
-from shoal.sharing.weight_server import WeightServer, shares_weights
+from shoal.sharing.weight_server import WeightServer, answer_address, shares_weights
 from shoal.swarm.announcement import Served
 from shoal.swarm.member import Member
 from shoal.types import Format, Span
@@ -220,7 +220,7 @@ async def load_served_span(
 
 
 def _weight_server(
-    server: SpanServer, store: ModelStore, model: LocalModel, settings: Settings
+    network: Network, server: SpanServer, store: ModelStore, model: LocalModel, settings: Settings
 ) -> WeightServer:
     """What answers who asks for the model's weights: with them, or that they are not shared."""
     weights = WeightServer(
@@ -230,6 +230,7 @@ def _weight_server(
     if shares_weights(settings):
         try:
             weights.share(SharedModel.open(store, model))
+            answer_address(network)
         except ModelError as error:  # it is served all the same
             log.warning("the weights of %s are not shared: %s", model.name, error.message)
     return weights
@@ -286,7 +287,7 @@ async def start_node(
     try:
         async with watching, trio.open_nursery() as nursery:
             await nursery.start(server.run)
-            await nursery.start(_weight_server(server, store, model, settings).run)
+            await nursery.start(_weight_server(network, server, store, model, settings).run)
             member.served = node.served
             await member.announce()
             nursery.start_soon(watch.run)

@@ -6,19 +6,24 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 
+import msgspec
 import trio
 
-from shoal.errors import ShoalError
+from shoal.errors import RemoteProtocolError, ShoalError
 from shoal.models.store.catalogue import full_name
 from shoal.models.store.folder_names import comparable_name
+from shoal.sharing.weight_server import ADDRESS_PROTOCOL
 from shoal.sharing.wrong_peers import WrongPeers
 from shoal.swarm.member import DIAL_WITHIN_S, Member, manifest_key
-from shoal.types import Digest, PeerAddress
+from shoal.types import Digest, PeerAddress, PeerId
+from shoal.wire.messages import NextHop
 
 ASK_DHT_EVERY_S = 15.0
-CONNECTED = 8
-"""Connected peers that serve nothing and are asked all the same: one may only share."""
+ASKED_AT_ONCE = 16
+ASKED_LIMIT = 1024
+"""Peers that are not asked again; past it, all are."""
 LOOK_EVERY_S = 0.2
 
 log = logging.getLogger(__name__)
@@ -31,21 +36,47 @@ class PeerFinder:
         self._member = member
         self._digest = digest
         self._wrong = wrong
+        self._begun = False
         self._asked_at = -math.inf
         self._provided: Sequence[PeerAddress] = ()
+        self._asked: set[PeerId] = set()
+        self._told: dict[PeerId, PeerAddress] = {}
+        """Where peers are that announce nothing, as they say themselves."""
 
     async def find(self) -> list[PeerAddress]:
         """Those who are known now, who serves the model first; not who has sent something wrong."""
         serving = self._serving()
-        # The DHT takes seconds: it is asked first only where nobody is known otherwise.
-        if not serving or trio.current_time() - self._asked_at > ASK_DHT_EVERY_S:
+        # To ask others takes seconds: that comes first only where nobody is known otherwise.
+        if not serving or self._begun:
             await self._ask_dht()
-        connected = [PeerAddress(c.peer) for c in self._member.network.connections()[:CONNECTED]]
-        found: dict[str, PeerAddress] = {}
-        for address in (*serving, *self._provided, *connected):
-            found.setdefault(address.peer, address)
+            await self._ask_addresses({a.peer for a in serving})
+        self._begun = True
+        found = {a.peer: a for a in (*serving, *self._told.values())}
         ours = self._member.network.peer
         return [a for a in found.values() if a.peer != ours and a.peer not in self._wrong]
+
+    async def _ask_addresses(self, known: set[str]) -> None:
+        """Ask peers that announce nothing where they can be reached, each once: who shares answers."""
+        connected = [c.peer for c in self._member.network.connections()]
+        others = dict.fromkeys([*(a.peer for a in self._provided), *connected])
+        asked = [peer for peer in others if peer not in known | self._asked][:ASKED_AT_ONCE]
+        self._asked |= set(asked)
+        if len(self._asked) > ASKED_LIMIT:
+            self._asked = set(asked)
+        provided = {a.peer: a for a in self._provided}
+
+        async def ask(peer: PeerId) -> None:
+            with suppress(ShoalError):
+                if peer in provided and peer not in connected:
+                    await self._member.network.approach(provided[peer], deadline_s=DIAL_WITHIN_S)
+                raw = await self._member.network.request(
+                    peer, ADDRESS_PROTOCOL, b"", deadline_s=DIAL_WITHIN_S
+                )
+                self._told[peer] = read_address(peer, raw)
+
+        async with trio.open_nursery() as nursery:
+            for peer in asked:
+                nursery.start_soon(ask, peer)
 
     def _serving(self) -> list[PeerAddress]:
         directory = self._member.directory
@@ -60,6 +91,21 @@ class PeerFinder:
             self._provided = await self._member.network.find_providers(key, deadline_s=DIAL_WITHIN_S)
         except ShoalError as error:
             log.debug("the DHT was not asked: %s", error.message)
+
+
+def read_address(peer: PeerId, raw: bytes) -> PeerAddress:
+    """Where a peer says that it can be reached.
+
+    Raises:
+        RemoteProtocolError: it says nothing of the kind, or speaks of another.
+    """
+    try:
+        hop = msgspec.msgpack.decode(raw, type=NextHop)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RemoteProtocolError(f"{peer} does not say where it is: {error}") from error
+    if hop.peer != peer:
+        raise RemoteProtocolError(f"{peer} says where {hop.peer} is")
+    return hop.address()
 
 
 async def served_as(member: Member, name: str, wait_s: float) -> Digest | None:

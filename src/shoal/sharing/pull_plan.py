@@ -43,7 +43,7 @@ class PieceKey(NamedTuple):
 
     item: int
     """Its place in the manifest."""
-    index: int
+    chunk: int
     """Which chunk of it; or :data:`HASHES`."""
 
 
@@ -155,7 +155,7 @@ class PullPlan:
             return
         took = now - max(asked, sender.last)
         sender.last, sender.failures = now, 0
-        if piece.index != HASHES:
+        if piece.chunk != HASHES:
             before = took if sender.piece_s is None else sender.piece_s
             sender.piece_s = before + PACE_WEIGHT * (took - before)
 
@@ -163,7 +163,7 @@ class PullPlan:
         """A piece is right, and here; whether it was not before."""
         if self._taken.pop(piece, None) is None:
             return False
-        if piece.index == HASHES:
+        if piece.chunk == HASHES:
             self.listed(piece.item)
             return True
         item = self._items[piece.item]
@@ -238,5 +238,5 @@ class PullPlan:
         askers.discard(peer)
         if not askers:
             del self._taken[piece]
-            if piece.index != HASHES and piece.item in self._items:
-                self._items[piece.item].unasked.appendleft(piece.index)
+            if piece.chunk != HASHES and piece.item in self._items:
+                self._items[piece.item].unasked.appendleft(piece.chunk)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+import msgspec
 import trio
 
 from shoal.config import Settings
@@ -22,7 +23,7 @@ from shoal.sharing.share_pace import SharePace
 from shoal.sharing.shared_model import SharedModel
 from shoal.swarm.membership import PUBLIC
 from shoal.types import Digest, PeerId
-from shoal.wire.messages import MAX_PIECE, Fetch, Fetched, Message, NotFetched, shorten
+from shoal.wire.messages import MAX_PIECE, Fetch, Fetched, Message, NextHop, NotFetched, shorten
 
 PER_PEER = 32
 """Pieces that one peer may have asked for and not got: twice what ours ask for at once."""
@@ -34,6 +35,7 @@ ANSWER_WITHIN_S = 15.0
 """Less than who asks waits: it hears that we are busy, and does not have to find out."""
 LOOK_EVERY_S = 0.01
 READERS = 2
+ADDRESS_PROTOCOL = "/shoal/weights-address/1"
 QUEUE = b"weights"
 """The queue of a channel that pieces wait in: sessions' messages have others, and all take turns."""
 
@@ -41,6 +43,15 @@ QUEUE = b"weights"
 def shares_weights(settings: Settings) -> bool:
     """Whether a node with these settings gives weights away."""
     return settings.share == "on" or (settings.share == "auto" and settings.swarm != PUBLIC)
+
+
+def answer_address(network: Network) -> None:
+    """Tell who asks where our direct carrier is: who shares and serves nothing announces no address."""
+
+    async def answer(peer: PeerId, question: bytes) -> bytes:
+        return msgspec.msgpack.encode(NextHop.of(network.address))
+
+    network.answer(ADDRESS_PROTOCOL, answer)
 
 
 class WeightServer:
@@ -168,6 +179,7 @@ async def serve_weights(
     Args:
         bytes_s: bytes a second at most; 0 for no bound.
     """
+    answer_address(network)
     weights = WeightServer(SharePace(bytes_s))
     weights.share(shared)
     pool = ChannelPool(network, weights.take, _hung_up, known=lambda _: False)

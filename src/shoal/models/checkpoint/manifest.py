@@ -202,18 +202,20 @@ def is_text_file(name: str) -> bool:
 
 def _tensor(value: object) -> ManifestItem:
     fields = cast("list[Any]", value) if isinstance(value, list) else []
-    name, dtype, shape, sha256, heads, less = (
-        fields if len(fields) == 6 else [*fields, 0, 0.0] if len(fields) == 4 else [None] * 6
-    )
-    # The last is what a safetensors file's header calls something else.
-    named = isinstance(name, str) and 0 < len(name) <= MAX_NAME and name != "__metadata__"
-    if not named or not isinstance(dtype, str):
+    if len(fields) not in (4, 6):
+        raise _bad(f"{str(fields)[:80]} is no tensor")
+    name, dtype, shape, sha256, heads, less = fields if len(fields) == 6 else [*fields, 0, 0.0]
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not isinstance(dtype, str):
+        raise _bad(f"{str(fields)[:80]} is no tensor")
+    if name == "__metadata__":  # something else in a safetensors file's header
         raise _bad(f"{str(fields)[:80]} is no tensor")
     dims = _sizes(shape)
     if dims is None:
         raise _bad(f"tensor {name[:80]!r} has an impossible shape")
     size = _tensor_bytes(name, dtype, dims)
-    if type(heads) is not int or heads < 0 or (heads and (not dims or dims[0] % (2 * heads))):
+    # A vector in blocks cannot be put in another order.
+    vector = len(dims) == 1 and dtype not in ITEM_SIZE
+    if type(heads) is not int or heads < 0 or (heads and (not dims or dims[0] % (2 * heads) or vector)):
         raise _bad(f"tensor {name[:80]!r} has rows of {str(heads)[:20]} heads")
     if less not in (0.0, 1.0) or isinstance(less, bool):
         raise _bad(f"tensor {name[:80]!r} is stored with {str(less)[:20]} added")
