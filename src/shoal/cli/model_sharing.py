@@ -19,17 +19,6 @@ if TYPE_CHECKING:
 PROVIDE_EVERY_S = 600.0
 
 
-def fetched_fields(report: PullReport) -> dict[str, Any]:
-    """What a pull has brought, as ``--json`` shows it; bytes, and bytes a second."""
-    return {
-        "bytes": report.done,
-        "received": report.received,
-        "bytes_s": round(report.bytes_s),
-        "by_peer": dict(report.by_peer),
-        "wrong": sorted(report.wrong),
-    }
-
-
 def fetched_line(report: PullReport) -> str:
     """What a pull has brought, for a reader."""
     if not report.done:

@@ -68,7 +68,7 @@ def pull(
     as_json: options.JsonOption = False,
 ) -> None:
     """Fetch a model, by its sha256: digest from peers. A local folder or hub snapshot is not copied."""
-    from shoal.cli.model_sharing import fetched_fields, fetched_line, pull_from_peers
+    from shoal.cli.model_sharing import fetched_line, pull_from_peers
     from shoal.cli.node.node import span_of
     from shoal.models.store.store import DIGEST
 
@@ -79,7 +79,7 @@ def pull(
         return
     settings = options.settings(swarm=swarm, public=public, bootstrap=bootstrap)
     found, fetched = pull_from_peers(settings, model, span_of(span))
-    fields = model_fields(found) | {"fetched": fetched_fields(fetched)}
+    fields = model_fields(found) | {"fetched": fetched.shown()}
     emit(fields, as_json, lambda: f"{found.name}: {found.path}\n{fetched_line(fetched)}")
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import trio
 
@@ -61,6 +62,16 @@ class PullReport:
     def bytes_s(self) -> float:
         """Bytes a second, on average."""
         return self.done / self.took_s if self.took_s else 0.0
+
+    def shown(self) -> dict[str, Any]:
+        """What was brought, as ``--json`` shows it."""
+        return {
+            "bytes": self.done,
+            "received": self.received,
+            "bytes_s": round(self.bytes_s),
+            "by_peer": dict(self.by_peer),
+            "wrong": sorted(self.wrong),
+        }
 
 
 class Pull:

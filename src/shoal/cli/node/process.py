@@ -16,7 +16,6 @@ import trio
 
 from shoal.cli.enter import check_name, member_of
 from shoal.cli.gateway.child import beside
-from shoal.cli.model_sharing import fetched_fields
 from shoal.cli.node.turns import tell
 from shoal.cli.node.twins import warn_of_twins
 from shoal.cli.progress import working
@@ -70,7 +69,7 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             chosen = span or pick_span(model, format, memory_budget(settings, device), member)
             await weights.fetch_span(model, chosen, report)
             if (fetched := weights.report).done:
-                tell("fetched", as_json, **fetched_fields(fetched))
+                tell("fetched", as_json, **fetched.shown())
             held = replace(settings, format=format, device=device.name)  # the span was chosen for both
             node = await stack.enter_async_context(
                 start_node(
