@@ -33,13 +33,16 @@ def references(checkpoint: Path, asked: list[Prompt]) -> dict[Prompt, list[float
     """How likely the whole model finds the tokens of its answer: no two answers are alike."""
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    ids = torch.tensor(asked)
+    whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False)
+    chosen = whole[:, ids.shape[1] :]
+    with torch.inference_mode():
+        scores = model(whole).logits[:, ids.shape[1] - 1 : -1].log_softmax(-1)
+    likely = scores.gather(2, chosen[:, :, None])[:, :, 0]
+    end = model.generation_config.eos_token_id
     found: dict[Prompt, list[float]] = {}
-    for prompt in asked:
-        whole = model.generate(torch.tensor([prompt]), max_new_tokens=TOKENS, do_sample=False)
-        with torch.inference_mode():
-            scores = model(whole).logits[0].log_softmax(-1)
-        chosen = whole[0, len(prompt) :]
-        found[prompt] = scores[len(prompt) - 1 : -1].gather(1, chosen[:, None])[:, 0].tolist()
+    for prompt, tokens, row in zip(asked, chosen.tolist(), likely.tolist(), strict=True):
+        found[prompt] = row[: tokens.index(end) + 1] if end in tokens else row
     return found
 
 
