@@ -137,6 +137,7 @@ class SessionEnds:
         self._ends.close(self._key)
         for engine in self._engines:
             engine.close(self._key)
+        self._sent = SentRows(self._width)  # an answer is kept for longer than its session
 
     def rows_back(self, position: int, tokens: int, wanted: int) -> int:
         """How many rows of a step are to come back, where the caller wants its last ``wanted``.
