@@ -39,6 +39,18 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
+def test_what_the_client_keeps_is_told_and_the_other_blocks_keep_their_numbers(
+    shoal: Shoal, llama: Path
+) -> None:
+    asked = ("plan", str(llama), "--machine", DESK, "--machine", DESK, "--format", "fp32")
+    plain, kept = (shoal(*asked, *more, "--json").data for more in ((), ("--private-ends", "2:1")))
+    assert (kept["blocks"], kept["bytes"]) == (plain["blocks"], plain["bytes"])
+    assert kept["own"]["spans"] == ["0:2", "5:6"] and plain["own"]["spans"] == []
+    assert kept["own"]["bytes"] > 0 and kept["own"]["step_s"] > 0
+    assert kept["stages"][0]["span"].startswith("2:") and kept["stages"][-1]["span"].endswith(":5")
+    assert "the client runs blocks 0:2 and 5:6 itself" in shoal(*asked, "--private-ends", "2:1").out
+
+
 def test_a_config_and_a_described_machine_are_enough(shoal: Shoal, llama: Path, measured: list[int]) -> None:
     asked = ("--machine", DESK, "--sessions", "4", "--format", "fp32")
     data = shoal("plan", str(llama), *asked, "--json").data

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.errors import OutOfResources
+from shoal.errors import OutOfResources, UsageError
 from shoal.planning import assign
 from shoal.planning.assign import place
 from shoal.planning.pipeline import Pipeline, PipelineStage, Workload
 from shoal.planning.plan import make_plan
 from shoal.planning.roofline import Machine, PartCost, SpanCost
-from shoal.types import Span
+from shoal.types import PrivateEnds, Span
 
 # A block takes a millisecond on FAST for few rows, and 1,000 bytes.
 BLOCK = PartCost(500, "bf16")
@@ -111,6 +111,21 @@ def test_ends_that_do_not_fit_the_clients_machine_are_named() -> None:
     cost = replace(model(1), head=PartCost(1 << 30, "bf16"))
     with pytest.raises(OutOfResources, match=r"the ends take 2\.00 GiB, and fast, .* lacks 2\.00 GiB"):
         make_plan([FAST], cost, ALONE, whole)
+
+
+def test_blocks_that_the_client_keeps_take_its_time_and_memory_and_are_placed_nowhere() -> None:
+    kept = model(6).keep(PrivateEnds(2, 1))
+    assert (len(kept.blocks), len(kept.own)) == (3, 3)
+    plan, alone = make_plan([SLOW, FAST], kept, ALONE, whole), make_plan([SLOW, FAST], model(3), ALONE, whole)
+    assert plan.stages == alone.stages
+    own_s = 3 * 1_000 / 5e5
+    assert 1 / plan.one.rate == pytest.approx(1 / alone.one.rate + own_s)
+    assert plan.prefill.first_token_s > alone.prefill.first_token_s
+    small = replace(SLOW, memory=2_999)
+    with pytest.raises(OutOfResources, match="which has the client, lacks"):
+        make_plan([small, FAST], kept, ALONE, whole)
+    with pytest.raises(UsageError, match="3:3 leave no block"):
+        model(6).keep(PrivateEnds(3, 3))
 
 
 def test_a_prompt_in_pieces_keeps_two_machines_at_work() -> None:

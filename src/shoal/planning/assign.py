@@ -39,6 +39,8 @@ def place(pipeline: Pipeline) -> tuple[PipelineStage, ...]:
     Raises:
         OutOfResources: the model does not fit; says how much memory is lacking.
     """
+    if pipeline.room(0) < 0:  # what the client runs is placed nowhere else
+        raise _lacking(pipeline, 0)
     shortest = _shortest(pipeline, math.inf)
     if pipeline.groups == 1 or pipeline.way_round(shortest) >= pipeline.groups * pipeline.busiest(shortest):
         return shortest
@@ -213,7 +215,7 @@ def _lacking(pipeline: Pipeline, reach: int) -> OutOfResources:
     n, load = len(pipeline.cost.blocks), pipeline.load
     if pipeline.room(0) < 0:
         first = pipeline.machines[0].name
-        ends = pipeline.cost.head.bytes if pipeline.cost.head else 0
+        ends = pipeline.machines[0].memory - pipeline.room(0)
         return OutOfResources(
             f"the ends take {ends / 2**30:.2f} GiB, and {first}, which has the client, lacks "
             f"{-pipeline.room(0) / 2**30:.2f} GiB of them",

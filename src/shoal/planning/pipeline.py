@@ -52,7 +52,8 @@ class Pipeline:
         """By machine, the seconds that the first 0, 1, … blocks take one group."""
         self.held = _running([b.bytes + load.sessions * b.kv_held(load.context) for b in cost.blocks])
         """Bytes of the first 0, 1, … blocks, with the KV of all sessions in them."""
-        self.head = step_time(machines[0], SpanCost((), cost.hidden_size, cost.head), self.batch, 0)
+        self.head = step_time(machines[0], cost.client, self.batch, load.context)
+        """What the client computes for one group: the head, and the blocks that it keeps to itself."""
         self._ways = [hop_time(machine, self.batch, load.row_bytes) for machine in machines]
         self.links = [self.batch * load.row_bytes / machine.link for machine in machines]
         """By machine, the seconds that one group's hidden states keep its link."""
@@ -92,7 +93,8 @@ class Pipeline:
 
     def room(self, machine: int) -> float:
         """Bytes for blocks and their KV."""
-        ends = self.cost.head.bytes if machine == 0 and self.cost.head else 0.0
+        client = self.cost.client
+        ends = client.bytes + self.load.sessions * client.kv_held(self.load.context) if machine == 0 else 0.0
         return self.machines[machine].memory - ends
 
     def way_round(self, stages: Sequence[PipelineStage]) -> float:

@@ -143,7 +143,7 @@ def _prefill(
             arrived = done[number]
             spent += [computing, way]
     back = _way(pipeline, stages, len(stages), 1)
-    head = step_time(pipeline.machines[0], SpanCost((), pipeline.cost.hidden_size, pipeline.cost.head), 1, 0)
+    head = step_time(pipeline.machines[0], pipeline.cost.client, tokens, 0, sessions=1)
     first = arrived + back.seconds + head.seconds
     return PrefillSpeed(tokens, tokens / first, first, together([*spent, back, head]).bound)
 

@@ -22,10 +22,11 @@ From about ``ceiling / bandwidth × bytes of a weight / 2`` rows on, the ridge, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from shoal.types import WEIGHT_BYTES, Format, Span
+from shoal.routing.route import routed_span
+from shoal.types import WEIGHT_BYTES, Format, PrivateEnds, Span
 
 Bound = Literal["memory", "compute", "network"]
 """What the most time goes to."""
@@ -157,6 +158,13 @@ class SpanCost:
     hidden_size: int
     head: PartCost | None = None
     """The head, where the machine runs it too. The embedding is a look-up, and costs nothing."""
+    own: tuple[PartCost, ...] = ()
+    """Blocks that are no part of these, as the client runs them itself, beside the head."""
+
+    @property
+    def client(self) -> SpanCost:
+        """What the client runs."""
+        return SpanCost(self.own, self.hidden_size, self.head)
 
     @property
     def bytes(self) -> float:
@@ -171,6 +179,16 @@ class SpanCost:
     def kv_held(self, tokens: int) -> float:
         """Bytes of a session of ``tokens`` tokens."""
         return sum(block.kv_held(tokens) for block in self.blocks)
+
+    def keep(self, own: PrivateEnds) -> SpanCost:
+        """The same, of which the client runs the first and the last blocks itself.
+
+        Raises:
+            UsageError: nothing is left to others.
+        """
+        routed = routed_span(own, len(self.blocks))
+        kept = self.blocks[: routed.start] + self.blocks[routed.end :]
+        return replace(self, blocks=self.blocks[routed.start : routed.end], own=kept)
 
     def part(self, span: Span) -> SpanCost:
         """Those blocks, without the head."""

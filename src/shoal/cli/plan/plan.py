@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shoal.planning.pipeline import Workload
     from shoal.planning.plan import DecodeSpeed, Plan
     from shoal.planning.roofline import Machine, SpanCost
-    from shoal.types import Format
+    from shoal.types import Format, PrivateEnds, Span
 
 CONTEXT = 2048
 """Tokens of a session where nobody says how many; fewer where the model ends before."""
@@ -59,6 +59,7 @@ def plan(
     ] = None,
     format: options.FormatOption = None,
     kv: options.KVOption = None,
+    private_ends: options.PrivateEndsOption = None,
     device: options.DeviceOption = None,
     threads: options.ThreadsOption = None,
     as_json: options.JsonOption = False,
@@ -69,7 +70,9 @@ def plan(
     """
     from shoal.cli.plan.machines import Described, parse_machine, read_machines
 
-    settings = options.settings(format=format, kv=kv, device=device, threads=threads)
+    settings = options.settings(
+        format=format, kv=kv, device=device, threads=threads, private_ends=private_ends
+    )
     described = [parse_machine(text) for text in machine or ()]
     described += read_machines(machines) if machines else []
     with working(f"reading the config of {model}") as report:
@@ -87,7 +90,9 @@ class PlanInput:
     name: str
     format: Format
     cost: SpanCost
+    """Of the blocks that are placed, and of what the client runs beside them."""
     load: Workload
+    own: PrivateEnds
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +126,11 @@ def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -
     stored = seen.stored if seen.model is None else seen.model.dtype
     format = choose_format(settings.format, stored, kernels=kernels_built(), published=published).format
     held = 0.0 if seen.model is None else weight_bytes(seen.model, format)
-    cost = model_cost(seen.config, format, settings.kv, held)
+    cost = model_cost(seen.config, format, settings.kv, held).keep(settings.own_blocks)
     codec = settings.wire if settings.wire != "auto" else ("float32" if format == "fp32" else "bfloat16")
     row = encoded_bytes(1, cost.hidden_size, codec)
-    return PlanInput(seen.name, format, cost, Workload(sessions, context or min(CONTEXT, seen.context), row))
+    load = Workload(sessions, context or min(CONTEXT, seen.context), row)
+    return PlanInput(seen.name, format, cost, load, settings.own_blocks)
 
 
 def _machines(
@@ -165,11 +171,12 @@ def _fields(found: PlanResult) -> dict[str, Any]:
     return {
         "model": drawn.name,
         "format": drawn.format,
-        "blocks": len(drawn.cost.blocks),
-        "bytes": round(drawn.cost.bytes),
+        "blocks": len(drawn.cost.blocks) + len(drawn.cost.own),
+        "bytes": round(drawn.cost.bytes + _own(found)["bytes"]),
         "sessions": drawn.load.sessions,
         "context": drawn.load.context,
         "machines": list(found.machines),
+        "own": _own(found),
         "stages": _stages(found),
         "one_session": _speed(found, plan.one),
         "all_sessions": _speed(found, plan.many),
@@ -183,6 +190,27 @@ def _fields(found: PlanResult) -> dict[str, Any]:
     }
 
 
+def _own(found: PlanResult) -> dict[str, Any]:
+    """What the client's own blocks take of its machine: for one session, and each of its tokens."""
+    from shoal.planning.roofline import SpanCost, step_time
+
+    drawn = found.drawn
+    part = SpanCost(drawn.cost.own, drawn.cost.hidden_size)
+    step_s = step_time(found.machines[0], part, 1, drawn.load.context).seconds if part.blocks else 0.0
+    return {
+        "spans": list(map(str, drawn.own.spans(len(drawn.cost.blocks) + len(drawn.cost.own)))),
+        "bytes": round(part.bytes),
+        "kv_bytes_per_token": round(part.kv_bytes),
+        "step_s": step_s,
+    }
+
+
+def _span(found: PlanResult, span: Span) -> str:
+    """Blocks as the model numbers them."""
+    first = found.drawn.own.first
+    return f"{span.start + first}:{span.end + first}"
+
+
 def _stages(found: PlanResult) -> list[dict[str, Any]]:
     from shoal.planning.roofline import step_time
 
@@ -193,7 +221,7 @@ def _stages(found: PlanResult) -> list[dict[str, Any]]:
         fields.append(
             {
                 "machine": machine.name,
-                "span": str(stage.span),
+                "span": _span(found, stage.span),
                 "bytes": round(part.bytes),
                 "kv_tokens": _whole(tokens),
                 "step_s": step.seconds,
@@ -222,10 +250,11 @@ def _shown(found: PlanResult) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    drawn, plan = found.drawn, found.plan
+    drawn, plan, own = found.drawn, found.plan, _own(found)
     head = (
-        f"{printable(drawn.name)} in {drawn.format}: {len(drawn.cost.blocks)} blocks, "
-        f"{_size(drawn.cost.bytes)}; for {drawn.load.sessions} sessions of {drawn.load.context} tokens"
+        f"{printable(drawn.name)} in {drawn.format}: {len(drawn.cost.blocks) + len(drawn.cost.own)} blocks, "
+        f"{_size(drawn.cost.bytes + own['bytes'])}; for {drawn.load.sessions} sessions of "
+        f"{drawn.load.context} tokens"
     )
     room = "any number of" if math.isinf(plan.capacity) else f"{int(plan.capacity):,}"
     lines = [
@@ -235,6 +264,11 @@ def _shown(found: PlanResult) -> RenderableType:
         f"{plan.prefill.bound}, first token after {_time(plan.prefill.first_token_s)}",
         f"room for        {room:>10} tokens of KV, over all sessions",
     ]
+    if own["spans"]:
+        lines.append(
+            f"the client runs blocks {' and '.join(own['spans'])} itself: {_time(own['step_s'])} a step, "
+            f"{_size(own['bytes'])} of weights, {own['kv_bytes_per_token'] / 1e3:.1f} kB of KV for each token"
+        )
     idle = len(found.machines) - len(plan.stages)
     if idle:
         lines.append(f"left over        {idle:9,} of {len(found.machines)} machines, which would not help")
