@@ -36,7 +36,6 @@ from shoal.net.libp2p.providers import Providers
 from shoal.net.libp2p.tcp import GuardedTCP
 from shoal.net.network import PeerConnection, Pipe, ReachView, RequestHandler, Validator
 from shoal.net.reach.openings import ExpectedStreams
-from shoal.net.reach.ports import hold_port
 from shoal.net.reach.reachability import (
     ASKED_WITHIN_S,
     REACH_PROTOCOL,
@@ -190,25 +189,28 @@ class Libp2pNetwork:
 
     async def _be_reachable(self, nursery: trio.Nursery) -> None:
         await nursery.start(self._calls.run)
+        own, host = self._address.direct, self._settings.host
         if not self._settings.listen:
-            # Held, not listened on: only so can a peer behind a router be met.
-            held = await hold_port(self._settings.host)
-            nursery.start_soon(_hold, held)
-            self._direct.local = held.getsockname()[:2]
-            return
-        self._calls.sessions.own = frozenset(self._address.direct)
+            # For those alone whom we ask to dial us: only so can a peer behind a symmetric router be reached.
+            guests = _Guests(DirectPipe.aclose, self.relay, self._calls.expected)
+            port = await nursery.start(partial(self._direct.listen, host, 0, guests=guests))
+            self._direct.local = (host, port)
+            own = expand(host, port)
+        self._calls.sessions.own = frozenset(own)
         self._reach = Reachability(
-            self._address.direct,
+            own,
             self._calls.sessions,
             partial(self.request, protocol=REACH_PROTOCOL, body=b"", deadline_s=ASKED_WITHIN_S),
             lambda: [connection.peer for connection in self.connections()],
             lambda: self._transport.nearby,
         )
-        self.answer(REACH_PROTOCOL, self._offer_relay)
-        nursery.start_soon(self._reach.run)
+        if self._settings.listen:
+            self.answer(REACH_PROTOCOL, self._offer_relay)
+            nursery.start_soon(self._reach.run)
 
     def _relays(self) -> bool:
-        return self._settings.relay and self._reach is not None and self._reach.public
+        settings, reach = self._settings, self._reach
+        return settings.listen and settings.relay and reach is not None and reach.public
 
     async def _offer_relay(self, peer: PeerId, question: bytes) -> bytes:
         return encode_offer(RelayOffer(self._address.direct[:8], self._relays()))
@@ -219,15 +221,17 @@ class Libp2pNetwork:
 
     @property
     def address(self) -> PeerAddress:
-        if self._reach is None:
+        if self._reach is None or not self._settings.listen:
             return self._address
         return replace(self._address, direct=self._reach.addresses())
 
     def reach(self) -> ReachView:
-        sessions = self._calls.sessions
-        return (
-            self._reach.view() if self._reach else ReachView(sessions.nat, False, sessions.believed or "", ())
-        )
+        return self._reach.view() if self._reach else ReachView("unknown", False, "", ())
+
+    async def observe(self) -> ReachView:
+        if self._reach is not None:
+            await self._reach.observe()
+        return self.reach()
 
     async def wait_moved(self) -> None:
         if self._reach is None:
@@ -370,12 +374,6 @@ class _Guests:
         # First those whom we wait for ourselves; else it may be an end of a circuit.
         if not self._expected.give(token, stream):
             await self._relay.join(token, stream)
-
-
-async def _hold(held: trio.socket.SocketType) -> None:
-    """Keep a port until cancelled."""
-    with held:
-        await trio.sleep_forever()
 
 
 def _quiet() -> None:

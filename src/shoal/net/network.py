@@ -118,6 +118,10 @@ class Network(Protocol):
         """How others can reach us, as far as it is known."""
         ...
 
+    async def observe(self) -> ReachView:
+        """Ask the peers that we are connected to how they see us."""
+        ...
+
     async def wait_moved(self) -> None:
         """Wait until ``address`` has changed."""
         ...

@@ -130,6 +130,10 @@ class MemoryNetwork:
     def reach(self) -> ReachView:
         return ReachView("none", True, "", ())
 
+    async def observe(self) -> ReachView:
+        await trio.lowlevel.checkpoint()
+        return self.reach()
+
     async def wait_moved(self) -> None:
         await trio.sleep_forever()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 
 import pytest
 import trio
@@ -121,20 +120,29 @@ async def test_a_peer_is_met_again_and_again():
             await pipe.aclose()
 
 
-async def test_what_led_to_a_peer_is_tried_first_the_next_time():
-    async with behind_router() as (_, node, client):
-        await (await client.open_pipe(unreachable(node), deadline_s=5)).aclose()
-        start = trio.current_time()
-        pipe = await client.open_pipe(replace(unreachable(node), direct=node.address.direct), deadline_s=5)
-        assert trio.current_time() - start < 1
-        assert pipe.way == "punched"
-
-
 async def test_a_relay_cannot_be_used_to_reach_somebody_else():
     async with behind_router() as (_, node, client), opened() as other:
         impostor = PeerAddress(other.peer, (), unreachable(node).direct)
         with pytest.raises(ChannelClosed):
             await client.open_pipe(impostor, deadline_s=3)
+
+
+async def test_a_client_takes_only_connections_that_it_has_asked_for():
+    async with behind_router() as (_, node, client):
+        host, port = client._direct.local or ("", 0)  # pyright: ignore[reportPrivateUsage]
+        pipe = await node._direct.dial(host, port, client.peer)  # pyright: ignore[reportPrivateUsage]
+        assert await pipe.receive_some() == b""
+        await pipe.aclose()
+        assert client.address.direct == ()
+
+
+async def test_who_is_asked_tells_how_it_sees_us():
+    async with behind_router() as (relay, _, client):
+        await client.connect(bootstrap(relay), deadline_s=5)
+        seen = await client.observe()
+        assert (seen.nat, seen.relays) == ("unknown", ())  # loopback is no public address
+        (session,) = client._calls.sessions.all()  # pyright: ignore[reportPrivateUsage]
+        assert client._calls.sessions.own == {session.seen}  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_a_user_who_does_not_want_that_has_no_relay():

@@ -15,11 +15,12 @@ from functools import partial
 
 import trio
 
-from shoal.errors import ChannelClosed
+from shoal.errors import Busy, ChannelClosed
 from shoal.net.addresses import to_multiaddr
 from shoal.net.carriers.direct import DirectCarrier
 from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.carriers.punch import Meeting
+from shoal.net.dial_budget import DialBudget
 from shoal.net.dialable import LocalNetworks
 from shoal.net.handshakes import HANDSHAKE_WITHIN_S
 from shoal.net.happy_eyeballs import first
@@ -63,6 +64,7 @@ class Calls:
         self._take = take
         self._nearby = nearby
         self._answering = 0
+        self._budget = DialBudget()
         self._met_at: OrderedDict[PeerId, float] = OrderedDict()
         """When we last dialled a peer in a meeting."""
         self._nursery: trio.Nursery | None = None
@@ -156,6 +158,12 @@ class Calls:
 
     async def _called(self, session: RelaySession, call: Call) -> None:
         """A call to us: it is answered at once, and what it asks for is done by a task of its own."""
+        try:
+            # By relay, for it says who calls, and from where: without a bound it could have us knock all day.
+            self._budget.ask(session.address.peer, trio.current_time())
+        except Busy as error:
+            session.refuse(call.call, error.message)
+            return
         if self._nursery is None or self._answering >= ANSWERED_AT_ONCE:
             session.refuse(call.call, "too many calls are under way")
         elif call.kind == "meet" and not (self._carrier.local and may_meet(call.nat, self.sessions.nat)):

@@ -26,6 +26,7 @@ DIAL_S = 1.0
 """How long one dial waits: the system repeats its first packet after a second, we dial again at once."""
 AGAIN_S = 0.05
 """Between two dials: a router may have refused the first, which came before its own peer's."""
+ARRIVES_S = 0.3
 ADDRESSES_LIMIT = 4
 DIALS_LIMIT = 20
 """Dials of one address: what a peer that names a wrong one can cause there."""
@@ -52,6 +53,7 @@ class Meeting:
         self._turns = trio.CapacityLimiter(1 if one_at_a_time else ADDRESSES_LIMIT + 4)
         self._taken = 0
         """Addresses to which we have a connection already."""
+        self._greeted = False
         self._won: DirectPipe | None = None
         self._scope = trio.CancelScope()
 
@@ -76,9 +78,12 @@ class Meeting:
                     async with trio.open_nursery() as dials:
                         for host, port in targets:
                             dials.start_soon(self._dial, host, port)
-                    # Of no use to wait: a connection between the same ports exists, so none can come either.
+                    # A connection between the same ports exists. It may be the peer's, which was faster and
+                    # comes now; an older one lets none through, so there is nothing to wait for.
                     if targets and self._taken == len(targets):
-                        self._scope.cancel()
+                        await trio.sleep(ARRIVES_S)
+                        if not self._greeted:
+                            self._scope.cancel()
         except BaseException:
             if self._won is not None:  # the caller was cancelled in the moment of success
                 await self._won.aclose()
@@ -109,6 +114,7 @@ class Meeting:
 
     async def _greet(self, stream: trio.SocketStream, dialled: bool) -> None:
         """Show the token, see the peer's if it was not seen, and shake hands when it is our turn."""
+        self._greeted = True
         try:
             leave_no_trace(stream.socket)
             await send_token(stream, self._token)

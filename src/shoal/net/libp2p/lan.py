@@ -23,7 +23,7 @@ import trio
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from zeroconf import Error as ZeroconfError
-from zeroconf import InterfaceChoice, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
+from zeroconf import InterfaceChoice, IPVersion, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
 from shoal.net.libp2p.private_network import lan_key
 from shoal.types import PeerAddress, PeerId
@@ -81,10 +81,11 @@ class Lan:
 
     async def run(self) -> None:
         """Look and be seen until cancelled. A machine without multicast finds nobody, and that is all."""
-        where = InterfaceChoice.All if self._host == "0.0.0.0" else [self._host]
+        where = InterfaceChoice.All if self._host in ("0.0.0.0", "::") else [self._host]
+        version = IPVersion.V6Only if ":" in self._host else IPVersion.V4Only
         try:
-            zeroconf = await trio.to_thread.run_sync(partial(Zeroconf, interfaces=where))
-        except OSError as error:
+            zeroconf = await trio.to_thread.run_sync(partial(Zeroconf, interfaces=where, ip_version=version))
+        except (OSError, RuntimeError) as error:  # no interface, or none with such an address
             log.info("no multicast DNS on this machine: %s", error)
             return
         try:

@@ -80,10 +80,10 @@ def is_public(own: Sequence[str]) -> bool:
 
 
 class Reachability:
-    """One listening peer's. ``run`` must be running.
+    """One peer's. While ``run`` runs, it looks after its places; without, it can ask how it is seen.
 
     Args:
-        own: the addresses of the direct carrier's listener.
+        own: the addresses of the direct carrier's port.
         connected: the peers that we hold a connection to.
     """
 
@@ -134,12 +134,17 @@ class Reachability:
         while True:
             if not self.public:
                 await self._find_relays()
-                await self._hold_places()
+                await self._use_relays(PLACES)
             if self.addresses() != before:
                 before = self.addresses()
                 self._changed.set()
                 self._changed = trio.Event()
             await trio.sleep(LOOK_EVERY_S)
+
+    async def observe(self) -> None:
+        """Ask the peers that we are connected to how they see us."""
+        await self._find_relays()
+        await self._use_relays(0)
 
     async def _find_relays(self) -> None:
         """Ask every peer that we are connected to whether it is a relay."""
@@ -161,7 +166,8 @@ class Reachability:
         if offer.relays and public:
             _keep(self._known, peer, RelayAddress(peer, *public[0]))
 
-    async def _hold_places(self) -> None:
+    async def _use_relays(self, places: int) -> None:
+        """Have so many places, and hear how enough of them see us."""
         held = {s.address.peer for s in self._sessions.all() if s.reserved}
         now = trio.current_time()
         waiting = [
@@ -169,7 +175,7 @@ class Reachability:
             for peer, address in self._known.items()
             if peer not in held and now - self._failed.get(peer, -RESERVED_AGAIN_S) >= RESERVED_AGAIN_S
         ]
-        lacking = PLACES - len(held)
+        lacking = places - len(held)
         observers = OBSERVERS - len(self._sessions.observations)
         async with trio.open_nursery() as nursery:
             for number, address in enumerate(waiting[: max(lacking, observers, 0)]):

@@ -1,0 +1,65 @@
+"""Calls that others make to us: answered within bounds, whatever a relay says."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import trio
+
+from shoal.net.carriers.calls import Calls
+from shoal.net.carriers.direct import DirectCarrier
+from shoal.net.carriers.direct_pipe import DirectPipe
+from shoal.net.dial_budget import BURST
+from shoal.net.dialable import LocalNetworks
+from shoal.net.identity import Identity
+from shoal.net.reach.control import Call
+from shoal.net.reach.openings import new_token
+from shoal.net.reach.relay_session import RelayAddress
+from shoal.types import NatKind, PeerId
+
+VICTIM = "/ip4/10.9.9.9/tcp/1"
+"""Not on a network of ours, so that no test dials it."""
+
+
+class Session:
+    """A control connection to a relay that says what it likes."""
+
+    def __init__(self) -> None:
+        self.address = RelayAddress(PeerId("relay"), "1.1.1.1", 1)
+        self.refused: list[str] = []
+        self.answered: list[int] = []
+
+    def refuse(self, call: int, why: str) -> None:
+        self.refused.append(why)
+
+    def answer(self, call: int, addresses: tuple[str, ...]) -> None:
+        self.answered.append(call)
+
+
+async def called(times: int, nat: NatKind = "unknown") -> Session:
+    """A relay that hands on so many calls to meet, at once."""
+
+    async def take(pipe: DirectPipe) -> None: ...
+
+    session = Session()
+    calls = Calls(DirectCarrier(Identity.ephemeral(), None), take, LocalNetworks)
+    calls._carrier.local = ("127.0.0.1", 1)  # pyright: ignore[reportPrivateUsage]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(calls.run)
+        for number in range(times):
+            call = Call(number, Identity.ephemeral().peer, "meet", new_token(), (VICTIM,), nat)
+            await calls._called(cast("Any", session), call)  # pyright: ignore[reportPrivateUsage]
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    return session
+
+
+async def test_a_call_is_answered() -> None:
+    session = await called(1)
+    assert (session.answered, session.refused) == ([0], [])
+
+
+async def test_a_relay_cannot_have_us_knock_all_day(autojump_clock: trio.testing.MockClock) -> None:
+    session = await called(3 * BURST)
+    assert len(session.answered) <= BURST
+    assert len(session.refused) == 3 * BURST - len(session.answered)
