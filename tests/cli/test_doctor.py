@@ -16,7 +16,9 @@ from shoal.config import Settings, load
 from shoal.executor.device.device import Device, DeviceMemory
 from shoal.executor.device.find import choose_device
 from shoal.executor.device.signs import TorchBuild, why_none
+from shoal.net.network import ReachView
 from shoal.swarm.membership import create, save
+from shoal.types import NatKind
 from tests.cli.conftest import Shoal
 
 
@@ -173,6 +175,28 @@ def test_a_swarm_whose_addresses_are_silent(settings: Settings) -> None:
         save(settings.paths.swarms, create("home", [address]))
         assert network.swarms(settings).verdict == "ok"
     assert "no answer" in network.swarms(settings).detail
+
+
+@pytest.mark.parametrize(
+    ("nat", "verdict", "words"),
+    [
+        ("none", "ok", "public address"),
+        ("cone", "ok", "cone"),
+        ("symmetric", "note", "need a relay"),
+        ("unknown", "note", "fewer than two public peers"),
+    ],
+)
+def test_what_kind_of_router_is_between_and_what_helps(nat: NatKind, verdict: str, words: str) -> None:
+    found = network.router_finding(ReachView(nat, False, "/ip4/198.41.0.4/tcp/30001", ()))
+    assert (found.name, found.verdict) == ("router", verdict)
+    assert words in found.detail
+    assert bool(found.fix) == (verdict == "note")
+
+
+def test_without_peers_nobody_is_asked_about_the_router(settings: Settings) -> None:
+    assert network.router(settings).verdict == "ok"
+    save(settings.paths.swarms, create("home", []))
+    assert "no peer" in network.router(settings).detail
 
 
 def test_a_damaged_swarm_file_is_a_finding(settings: Settings) -> None:

@@ -42,7 +42,7 @@ async def test_a_peer_that_answers_has_a_round_trip_and_a_carrier() -> None:
     ours, theirs = world.network(), world.network()
     async with answering(theirs):
         pinged = await ping_one(ours, announcement(theirs.peer))
-    assert (pinged.peer, pinged.carrier, pinged.error) == (theirs.peer, "memory", "")
+    assert (pinged.peer, pinged.carrier, pinged.way, pinged.error) == (theirs.peer, "memory", "lan", "")
     assert pinged.rtt_ms is not None
     assert 0 <= pinged.rtt_ms < 1000
 
@@ -52,7 +52,7 @@ async def test_a_peer_that_cannot_be_reached_says_why() -> None:
     ours, theirs = world.network(), world.network()
     world.kill(theirs.peer)
     pinged = await ping_one(ours, announcement(theirs.peer))
-    assert (pinged.carrier, pinged.rtt_ms) == ("", None)
+    assert (pinged.carrier, pinged.way, pinged.rtt_ms) == ("", "none", None)
     assert "cannot be reached" in pinged.error
     assert pings_table([pinged]).row_count == 1
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from shoal.cli.status.overview import Overview, draw, overview, peers_table, status_page
+from shoal.cli.status.overview import Overview, PeerReach, draw, overview, peers_table, status_page
 from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement, Served
 from shoal.types import Format, PeerId
@@ -24,7 +24,14 @@ def announced(
 
 def seen(*announcements: Announcement) -> Overview:
     connections = [PeerConnection(PeerId("b"), "/ip4/10.0.0.2/tcp/2", "relayed")]
-    return overview("home", PeerId("me"), announcements, connections, {PeerId("b"): 0.0123}, now=110.0)
+    return overview(
+        "home",
+        PeerId("me"),
+        announcements,
+        connections,
+        {PeerId("b"): PeerReach("relayed", 0.0123)},
+        now=110.0,
+    )
 
 
 def shown(view: Overview) -> str:
@@ -57,11 +64,38 @@ def test_gaps_are_named() -> None:
     assert "missing 0:5, 10:20, 25:30" in shown(view)
 
 
-def test_the_path_the_round_trip_and_the_speed_of_a_peer() -> None:
+def test_the_way_the_round_trip_and_the_speed_of_a_peer() -> None:
     a, b = seen(announced("a", 0, 10), announced("b", 10, 30)).peers
-    assert (b.path, b.rtt_ms, b.address) == ("relayed", 12.3, "/ip4/10.0.0.2/tcp/2")
-    assert (a.path, a.rtt_ms, a.address) == ("", None, "/ip4/10.0.0.1/tcp/1")
+    assert (b.way, b.rtt_ms, b.address) == ("relayed", 12.3, "/ip4/10.0.0.2/tcp/2")
+    assert (a.way, a.rtt_ms, a.address) == ("", None, "/ip4/10.0.0.1/tcp/1")
     assert (a.tokens_per_s, a.sessions, a.tokens_free, a.expires_in_s) == (80.0, 2, 900, 20.0)
+
+
+def out_of_reach(*lost: str) -> Overview:
+    announcements = announced("a", 0, 10), announced("b", 10, 20), announced("c", 15, 30)
+    reached = {PeerId(peer): PeerReach("none" if peer in lost else "punched", None) for peer in "abc"}
+    return overview("home", PeerId("me"), announcements, [], reached, now=110.0)
+
+
+def test_only_what_can_be_reached_from_here_is_covered() -> None:
+    assert out_of_reach().models[0].complete
+    (model,) = out_of_reach("b").models
+    assert (model.complete, model.missing, model.out_of_reach) == (False, ["10:15"], ["10:15"])
+    assert model.runs == [(0, 10, 1), (10, 15, 0), (15, 30, 1)]
+    assert "missing 10:15 (out of reach from here: 10:15)" in shown(out_of_reach("b"))
+    assert [peer.way for peer in out_of_reach("b").peers] == ["punched", "none", "punched"]
+
+
+def test_a_model_of_which_nobody_can_be_reached_is_shown_with_nothing() -> None:
+    (model,) = out_of_reach("a", "b", "c").models
+    assert (model.complete, model.missing, model.out_of_reach) == (False, ["0:30"], ["0:30"])
+
+
+def test_a_gap_that_nobody_serves_is_not_called_out_of_reach() -> None:
+    announcements = announced("a", 0, 10), announced("b", 10, 20)
+    reached = {PeerId("b"): PeerReach("none", None)}
+    (model,) = overview("home", PeerId("me"), announcements, [], reached, now=110.0).models
+    assert (model.missing, model.out_of_reach) == (["10:30"], ["10:20"])
 
 
 def test_what_a_peer_computes_on_is_shown_if_it_says_so() -> None:

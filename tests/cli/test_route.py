@@ -12,8 +12,10 @@ from shoal.cli.status.route import choice_view, covering, fields_of, line
 from shoal.errors import NoCoverage
 from shoal.routing.explain import Choice, explain_route
 from shoal.swarm.announcement import Announcement, Served
-from shoal.types import Span
+from shoal.types import PeerId, Span, Way
 from tests.routing.test_explain import OFFERS
+
+WAYS: dict[PeerId, Way] = {OFFERS[0].peer: "punched"}
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def text(choice: Choice) -> str:
 
     console = Console(width=160)
     with console.capture() as captured:
-        console.print(choice_view(choice))
+        console.print(choice_view(choice, WAYS))
     return captured.get()
 
 
@@ -49,12 +51,14 @@ def test_what_was_not_measured_is_marked():
 
 
 def test_without_why_it_is_one_line(choice):
-    assert line(choice) == "Saury-a 0:15 → Whiting-b 15:30"
+    assert line(choice, {}) == "Saury-a 0:15 → Whiting-b 15:30"
+    assert line(choice, WAYS) == "Saury-a 0:15 (punched) → Whiting-b 15:30"
 
 
 def test_a_program_gets_all_of_it(choice):
-    fields = fields_of("tiny", choice)
+    fields = fields_of("tiny", choice, WAYS)
     assert [stage["span"] for stage in fields["stages"]] == ["0:15", "15:30"]
+    assert [stage["way"] for stage in fields["stages"]] == ["punched", ""]
     stages = sum(s["way_ms"] + s["waiting_ms"] + s["computing_ms"] for s in fields["stages"])
     assert fields["step_ms"] == pytest.approx(stages + fields["back_ms"], abs=0.01)
     assert fields["without"][0]["step_ms"] is None
@@ -63,7 +67,7 @@ def test_a_program_gets_all_of_it(choice):
 
 def test_blocks_that_the_client_keeps_are_no_part_of_the_route_and_are_told() -> None:
     choice = explain_route(OFFERS, 30, 1, span=Span(2, 28))
-    assert line(choice) == "here 0:2 → Saury-a 2:15 → Whiting-b 15:28 → here 28:30"
+    assert line(choice, {}) == "here 0:2 → Saury-a 2:15 → Whiting-b 15:28 → here 28:30"
     assert fields_of("tiny", choice)["own"] == ["0:2", "28:30"]
     assert "blocks 0:2 and 28:30, which run here" in text(choice)
 

@@ -11,8 +11,10 @@ import trio
 
 from shoal.cli.enter import Onlooker
 from shoal.cli.status import watch as watch_module
+from shoal.cli.status.observe import Pinged
 from shoal.cli.status.overview import Overview
 from shoal.cli.status.watch import Changes, watch, without_clocks
+from shoal.net.network import ReachView
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.clock import Clock
 from shoal.swarm.directory import Directory
@@ -31,7 +33,8 @@ class World:
         member = SimpleNamespace(
             alive=lambda: self.alive, wait_changed=self.wait, clock=clock, directory=Directory()
         )
-        network = SimpleNamespace(peer=PeerId("me"), connections=list, approach=self.approach, ping=self.ping)
+        reach = ReachView("cone", False, "", ())
+        network = SimpleNamespace(peer=PeerId("me"), connections=list, reach=lambda: reach)
         settings = SimpleNamespace(swarm="home")
         self.onlooker = Onlooker(cast("Any", settings), cast("Any", network), cast("Any", member))
 
@@ -43,23 +46,23 @@ class World:
     async def wait(self) -> None:
         await self.changed.wait()
 
-    async def approach(self, address: object, deadline_s: float) -> None:
-        pass
-
-    async def ping(self, peer: PeerId, deadline_s: float) -> float:
-        self.pinged.append(peer)
-        return 0.002
+    async def ping_one(self, network: object, announcement: Announcement) -> Pinged:
+        self.pinged.append(announcement.peer)
+        return Pinged(announcement.peer, "", "direct", "lan", 2.0)
 
 
-async def test_peers_come_are_measured_and_go(autojump_clock: trio.testing.MockClock) -> None:
+async def test_peers_come_are_measured_and_go(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world, views = World(), list[Overview]()
+    monkeypatch.setattr(watch_module.observe, "ping_one", world.ping_one)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch, world.onlooker, views.append)
         await trio.sleep(3)
         assert views[-1].peers == []
         world.say(announced("a", 0, 10), announced("b", 10, 30))
         await trio.sleep(3)
-        assert [(peer.peer, peer.rtt_ms) for peer in views[-1].peers] == [("a", 2.0), ("b", 2.0)]
+        assert [(p.peer, p.way, p.rtt_ms) for p in views[-1].peers] == [("a", "lan", 2.0), ("b", "lan", 2.0)]
         assert views[-1].models[0].complete
         world.alive = [announced("a", 0, 10)]  # b expired, without a word
         await trio.sleep(2)
@@ -76,7 +79,7 @@ async def test_a_peer_that_does_not_answer_is_not_asked_all_the_time(
         world.pinged.append("asked")
         return {}
 
-    monkeypatch.setattr(watch_module.observe, "round_trips", silent)
+    monkeypatch.setattr(watch_module.observe, "reach_all", silent)
     world.alive = [announced("a", 0, 10)]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch, world.onlooker, lambda view: None)

@@ -27,10 +27,14 @@ CHECKS: dict[str, Check] = {
     "mdns": network.multicast,
     "hub": network.hub,
     "swarms": network.swarms,
+    "router": network.router,
 }
 
 SLOW = frozenset({"transformers"})
 """Checks that import torch and transformers: seconds, and memory that a process keeps."""
+
+JOINING = frozenset({"router"})
+"""Checks that join the swarm for a moment: whoever is in it knows what they would find."""
 
 
 def run(name: str, settings: Settings) -> Finding:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+import trio
 
 from shoal.cli.doctor.finding import Finding
 from shoal.config import Settings
 from shoal.swarm import membership
 from shoal.swarm.local_nodes import running_nodes
 
+if TYPE_CHECKING:
+    from shoal.cli.enter import Onlooker
+    from shoal.net.network import ReachView
+
 DIAL_WITHIN_S = 2.0
+ASKED_WITHIN_S = 5.0
 
 
 def ports(settings: Settings) -> Finding:
@@ -81,6 +89,50 @@ def swarms(settings: Settings) -> Finding:
         fix = "start a node there, or ask a member for a new invite"
         return Finding("swarms", "note", f"{text}; no answer from the addresses of {', '.join(silent)}", fix)
     return Finding("swarms", "ok", text)
+
+
+def router(settings: Settings) -> Finding:
+    """What kind of router is between this machine and the peers of its swarm, and what that means."""
+    from shoal.cli.enter import looking
+
+    folder = settings.paths.swarms
+    if (
+        settings.swarm not in membership.names(folder)
+        or not membership.load(folder, settings.swarm).bootstrap
+    ):
+        return Finding("router", "ok", f"no peer of swarm {settings.swarm!r} to ask how it sees this machine")
+
+    async def ask(swarm: Onlooker) -> ReachView:
+        with trio.move_on_after(ASKED_WITHIN_S):
+            return await swarm.network.observe()
+        return swarm.network.reach()
+
+    return router_finding(looking(settings, ask))
+
+
+def router_finding(seen: ReachView) -> Finding:
+    """How a machine that is seen so can be reached, and what would make it better."""
+    if seen.public or seen.nat == "none":
+        return Finding("router", "ok", "none: this machine has a public address")
+    if seen.nat == "cone":
+        return Finding(
+            "router",
+            "ok",
+            f"maps every port alike (cone), as {seen.seen}: peers meet this machine through it",
+        )
+    if seen.nat == "symmetric":
+        return Finding(
+            "router",
+            "note",
+            "maps a port anew for every peer (symmetric): peers behind other routers need a relay",
+            "forward the direct port (--direct-port) to this machine, and start a public node as a relay",
+        )
+    return Finding(
+        "router",
+        "note",
+        "unknown: fewer than two public peers on different networks say how they see this machine",
+        "start a node with a public address, or forward a port: it is then a relay for the others",
+    )
 
 
 def answers(host: str, port: int) -> bool:

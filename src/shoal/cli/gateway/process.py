@@ -84,7 +84,7 @@ def _health(settings: Settings) -> list[dict[str, Any]]:
     does not ask for what only a node would need.
     """
     joined = settings.swarm in membership.names(settings.paths.swarms)
-    moot = checks.SLOW | ({"identity"} if joined else {"identity", "swarms"})
+    moot = checks.SLOW | checks.JOINING | ({"identity"} if joined else {"identity", "swarms"})
     found = [checks.run(name, settings) for name in checks.CHECKS if name not in moot]
     return [
         {

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import trio
 
-from shoal.cli.status.overview import Overview, overview
+from shoal.cli.status.overview import Overview, PeerReach, overview
 from shoal.errors import NotRunning, ShoalError, UsageError
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.names import is_meant, name_of
-from shoal.types import CarrierName, PeerId
+from shoal.types import CarrierName, PeerId, Way
 from shoal.wire.messages import Message
 
 if TYPE_CHECKING:
@@ -50,45 +49,39 @@ async def hear(swarm: Onlooker) -> Sequence[Announcement]:
 
 
 async def look(swarm: Onlooker) -> Overview:
-    """The swarm with the round trip to each peer that answers. Raises as :func:`hear`."""
+    """The swarm with the way to each peer, and the round trip over it. Raises as :func:`hear`."""
     alive = await hear(swarm)
-    return seen(swarm, await round_trips(swarm, alive))
+    return seen(swarm, await reach_all(swarm, alive))
 
 
-def seen(swarm: Onlooker, rtt_s: Mapping[PeerId, float]) -> Overview:
-    """The swarm as it is known now, with the round trips that were measured."""
+def seen(swarm: Onlooker, reached: Mapping[PeerId, PeerReach]) -> Overview:
+    """The swarm as it is known now, with the ways that were tried."""
     return overview(
         swarm.settings.swarm,
         swarm.network.peer,
         swarm.announcements(),
         swarm.network.connections(),
-        rtt_s,
+        reached,
         swarm.member.clock.wall(),
         known=swarm.member.directory.known,
         clocks=swarm.member.clock.doubts(),
+        nat=swarm.network.reach().nat,
     )
 
 
-async def round_trips(swarm: Onlooker, alive: Sequence[Announcement]) -> dict[PeerId, float]:
-    """Seconds to each of the first peers and back; those that do not answer are not among them."""
-    rtt_s: dict[PeerId, float] = {}
+async def reach_all(swarm: Onlooker, alive: Sequence[Announcement]) -> dict[PeerId, PeerReach]:
+    """How each of the first peers is reached: over a channel, as a session would."""
+    reached: dict[PeerId, PeerReach] = {}
 
-    async def measure(announcement: Announcement) -> None:
-        with suppress(ShoalError):  # a peer that does not answer has no round trip to show
-            await _connected(swarm.network, announcement)
-            peer = PeerId(announcement.peer)
-            rtt_s[peer] = await swarm.network.ping(peer, deadline_s=PING_WITHIN_S)
+    async def reach(announcement: Announcement) -> None:
+        pinged = await ping_one(swarm.network, announcement)
+        rtt_s = None if pinged.rtt_ms is None else pinged.rtt_ms / 1e3
+        reached[PeerId(announcement.peer)] = PeerReach(pinged.way if rtt_s is not None else "none", rtt_s)
 
     async with trio.open_nursery() as nursery:
         for announcement in alive[:MEASURED]:
-            nursery.start_soon(measure, announcement)
-    return rtt_s
-
-
-async def _connected(network: Network, announcement: Announcement) -> None:
-    if not any(connection.peer == announcement.peer for connection in network.connections()):
-        with suppress(ShoalError):  # the ping says it
-            await network.approach(announcement.address, deadline_s=PING_WITHIN_S)
+            nursery.start_soon(reach, announcement)
+    return reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +92,8 @@ class Pinged:
     name: str
     carrier: CarrierName | Literal[""]
     """How the channel to it was made; empty when none was."""
+    way: Way
+    """Which way leads there."""
     rtt_ms: float | None
     """The round trip of a ping over that channel."""
     error: str = ""
@@ -144,7 +139,7 @@ async def ping_one(network: Network, announcement: Announcement) -> Pinged:
     try:
         pipe = await network.open_pipe(announcement.address, deadline_s=PING_WITHIN_S)
     except ShoalError as error:
-        return said("", None, error.message)
+        return said("", "none", None, error.message)
     channel = Channel(pipe)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(channel.run, _ignore)
@@ -155,12 +150,12 @@ async def ping_one(network: Network, announcement: Announcement) -> Pinged:
                 while channel.rtt_s is None:  # noqa: ASYNC110  it tells nobody
                     await trio.sleep(LOOK_EVERY_S)
         except ShoalError as error:
-            return said(channel.carrier, None, error.message)
+            return said(channel.carrier, channel.way, None, error.message)
         finally:
             channel.close()
     if channel.rtt_s is None:
-        return said(channel.carrier, None, f"no answer within {PING_WITHIN_S:.0f} s")
-    return said(channel.carrier, round(channel.rtt_s * 1000, 3))
+        return said(channel.carrier, channel.way, None, f"no answer within {PING_WITHIN_S:.0f} s")
+    return said(channel.carrier, channel.way, round(channel.rtt_s * 1000, 3))
 
 
 async def _ignore(channel: Channel, message: Message, payload: bytes) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from shoal.cli.output import printable
 from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.coverage import in_one_format, in_order, most_relevant, runs
 from shoal.swarm.names import name_of
-from shoal.types import Digest, ModelShape, PeerId, gaps
+from shoal.types import Digest, ModelShape, NatKind, PeerId, Span, Way, gaps
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -27,14 +27,23 @@ GAPS_SHOWN = 32
 
 
 @dataclass(frozen=True, slots=True)
+class PeerReach:
+    """How a peer was reached from here."""
+
+    way: Way
+    rtt_s: float | None
+    """A round trip over that way; ``None`` where there is none, or no answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class PeerView:
     """One peer of the swarm as this machine sees it."""
 
     peer: str
     name: str
     """What it is called where people read."""
-    path: str
-    """``direct`` or ``relayed``; empty when we hold no connection to it."""
+    way: Way | Literal[""]
+    """Which way leads to it from here, ``none`` where it cannot be reached; empty when that was not tried."""
     address: str
     rtt_ms: float | None
     model: str
@@ -67,7 +76,9 @@ class ModelView:
     n_blocks: int
     complete: bool
     missing: list[str]
-    """The first gaps, as ``start:end``."""
+    """The first gaps, as ``start:end``: what nobody serves whom this machine reaches."""
+    out_of_reach: list[str]
+    """Those of them, or parts, that somebody serves whom this machine cannot reach."""
     runs: list[tuple[int, int, int]]
     """Blocks ``[start, end)`` and how many peers serve each of them, in order; the first of very many."""
 
@@ -86,6 +97,8 @@ class Overview:
     models_in_all: int = 0
     clocks: str = ""
     """That clocks differ, in a sentence; empty where none do."""
+    nat: NatKind = "unknown"
+    """What kind of router this machine is behind."""
 
 
 def overview(
@@ -93,33 +106,37 @@ def overview(
     ourselves: PeerId,
     announcements: Iterable[Announcement],
     connections: Sequence[PeerConnection],
-    rtt_s: Mapping[PeerId, float],
+    reached: Mapping[PeerId, PeerReach],
     now: float,
     *,
     known: Callable[[Digest], ModelShape | None] = lambda _: None,
     clocks: str = "",
+    nat: NatKind = "unknown",
 ) -> Overview:
     """Put what is known of the swarm together, peers in the order of their blocks.
 
     Args:
         announcements: of more than are shown, the first count.
+        reached: those that were tried. A peer that was not counts as one that can be reached.
         known: gives the shape of a model that is on this machine.
         clocks: what there is to say of clocks that differ.
     """
     alive = list(announcements)
     held = {connection.peer: connection for connection in connections}
     shown = in_order(alive[:PEERS_SHOWN])
-    peers = [_peer(a, held.get(PeerId(a.peer)), rtt_s.get(PeerId(a.peer)), now) for a in shown]
+    peers = [_peer(a, held.get(PeerId(a.peer)), reached.get(PeerId(a.peer)), now) for a in shown]
     in_all = len({a.served.digest for a in alive if a.served})
-    return Overview(swarm, ourselves, peers, _models(alive, known), len(alive), in_all, clocks)
+    lost = {peer for peer, found in reached.items() if found.way == "none"}
+    return Overview(swarm, ourselves, peers, _models(alive, known, lost), len(alive), in_all, clocks, nat)
 
 
-def _peer(a: Announcement, held: PeerConnection | None, rtt_s: float | None, now: float) -> PeerView:
+def _peer(a: Announcement, held: PeerConnection | None, found: PeerReach | None, now: float) -> PeerView:
     served = a.served
+    rtt_s = found.rtt_s if found else None
     return PeerView(
         peer=a.peer,
         name=name_of(a.peer),
-        path=held.path if held else "",
+        way=found.way if found else "",
         address=held.address if held else (a.libp2p[0] if a.libp2p else ""),
         rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 3),
         model=served.model if served else "",
@@ -137,15 +154,52 @@ def _peer(a: Announcement, held: PeerConnection | None, rtt_s: float | None, now
     )
 
 
-def _models(alive: Sequence[Announcement], known: Callable[[Digest], ModelShape | None]) -> list[ModelView]:
+def _models(
+    alive: Sequence[Announcement],
+    known: Callable[[Digest], ModelShape | None],
+    lost: Set[PeerId],
+) -> list[ModelView]:
+    in_reach = [a for a in alive if a.peer not in lost]
     views: list[ModelView] = []
-    for shape, served in most_relevant(alive, known, MODELS_SHOWN):
-        format, spans = in_one_format(served)
-        missing = [str(span) for span in gaps(spans, shape.n_blocks)]
+    for shape, everybody in most_relevant(alive, known, MODELS_SHOWN):
+        served = [
+            a.served for a in in_reach if a.served and (a.served.digest, a.served.n_blocks) == _of(shape)
+        ]
+        format, spans = in_one_format(served or everybody)
+        spans = spans if served else []
+        missing = gaps(spans, shape.n_blocks)
+        announced = gaps((one.span for one in everybody if one.format == format), shape.n_blocks)
+        lacking = [str(span) for gap in missing for span in _without(gap, announced)]
         strip = [(span.start, span.end, count) for span, count in runs(spans, shape.n_blocks)[:RUNS_SHOWN]]
-        whole, first = not missing, missing[:GAPS_SHOWN]
-        views.append(ModelView(shape.name, shape.digest, format, shape.n_blocks, whole, first, strip))
+        views.append(
+            ModelView(
+                shape.name,
+                shape.digest,
+                format,
+                shape.n_blocks,
+                not missing,
+                [str(span) for span in missing[:GAPS_SHOWN]],
+                lacking[:GAPS_SHOWN],
+                strip,
+            )
+        )
     return views
+
+
+def _of(shape: ModelShape) -> tuple[str, int]:
+    return shape.digest, shape.n_blocks
+
+
+def _without(gap: Span, others: Sequence[Span]) -> list[Span]:
+    """The parts of a gap that are in none of ``others``, which are in order."""
+    left: list[Span] = []
+    start = gap.start
+    for other in others:
+        if other.end > start and other.start < gap.end:
+            if other.start > start:
+                left.append(Span(start, other.start))
+            start = other.end
+    return [*left, Span(start, gap.end)] if start < gap.end else left
 
 
 def draw(strip: Sequence[tuple[int, int, int]]) -> str:
@@ -172,6 +226,8 @@ def status_page(view: Overview) -> Group:
         found = (
             ("complete", "green") if model.complete else (f"missing {', '.join(model.missing)}", "bold red")
         )
+        if model.out_of_reach:
+            found = (f"{found[0]} (out of reach from here: {', '.join(model.out_of_reach)})", found[1])
         name = printable(model.name)
         lines.append(
             Text.assemble(f"{name}  {model.n_blocks} blocks in {model.format}  ", strip, "  ", found)
@@ -193,7 +249,7 @@ def peers_table(peers: Sequence[PeerView], *, ids: bool = False) -> Table:
     from rich.text import Text
 
     rows = Table(box=None, pad_edge=False)
-    for heading in ("peer", "model", "blocks", "format", "device", "path"):
+    for heading in ("peer", "model", "blocks", "format", "device", "way"):
         rows.add_column(heading, overflow="fold")
     energy = any(peer.token_joules for peer in peers)
     share = any(peer.share < 1 for peer in peers)
@@ -210,7 +266,7 @@ def peers_table(peers: Sequence[PeerView], *, ids: bool = False) -> Table:
             f"{peer.start}:{peer.end}" if peer.end else "-",
             peer.format or "-",
             f"{peer.device} {peer.device_memory / 2**30:.0f} GiB" if peer.device else "-",
-            peer.path or "-",
+            peer.way or "-",
             "-" if peer.rtt_ms is None else f"{peer.rtt_ms:.1f} ms",
             "-" if peer.tokens_per_s is None else f"{peer.tokens_per_s:.1f}",
             *([f"{peer.share:.0%}" if peer.share else "paused"] if share else []),

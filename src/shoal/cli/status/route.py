@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,13 +18,14 @@ from shoal.models.store.catalogue import full_name
 from shoal.routing.formats import ranked
 from shoal.routing.route import routed_span
 from shoal.swarm.names import name_of
-from shoal.types import Format, PeerId, Span, gaps
+from shoal.types import Format, PeerId, Span, Way, gaps
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
     from shoal.cli.enter import Onlooker
+    from shoal.cli.status.overview import PeerReach
     from shoal.routing.explain import Choice
     from shoal.swarm.announcement import Announcement, Served
 
@@ -52,24 +54,31 @@ def route(
     settings = options.settings(swarm=swarm, public=public, only=only, private_ends=private_ends)
     model = full_name(model)
 
-    async def go(opened: Onlooker) -> Choice:
+    async def go(opened: Onlooker) -> tuple[Choice, Mapping[PeerId, PeerReach]]:
         with working("measuring latency to each peer"):
             return await _explained(opened, model, tokens)
 
-    found = looking(settings, go, model=model)
-    emit(fields_of(model, found), as_json, lambda: choice_view(found) if why else line(found))
+    found, reached = looking(settings, go, model=model)
+    ways: dict[PeerId, Way] = {peer: one.way for peer, one in reached.items()}
+    emit(
+        fields_of(model, found, ways), as_json, lambda: choice_view(found, ways) if why else line(found, ways)
+    )
 
 
-async def _explained(swarm: Onlooker, model: str, tokens: int) -> Choice:
-    from shoal.cli.status.observe import hear, round_trips
+async def _explained(swarm: Onlooker, model: str, tokens: int) -> tuple[Choice, Mapping[PeerId, PeerReach]]:
+    from shoal.cli.status.observe import hear, reach_all
     from shoal.routing.explain import explain_route
     from shoal.swarm.announcement import candidate
 
     await hear(swarm)
-    rtts = await round_trips(swarm, swarm.announcements())
-    serving = covering(swarm.announcements(), model, swarm.settings)
+    reached = await reach_all(swarm, swarm.announcements())
+    in_reach = [a for a in swarm.announcements() if _in_reach(reached.get(PeerId(a.peer)))]
+    if any(a.served and a.served.model == model for a in swarm.announcements() if a not in in_reach):
+        _check_reach(in_reach, model)
+    serving = covering(in_reach, model, swarm.settings)
+    rtts = {peer: one.rtt_s for peer, one in reached.items()}
     n_blocks = serving[0][1].n_blocks
-    return explain_route(
+    choice = explain_route(
         [candidate(PeerId(a.peer), served, rtts.get(PeerId(a.peer))) for a, served in serving],
         n_blocks,
         tokens,
@@ -77,6 +86,22 @@ async def _explained(swarm: Onlooker, model: str, tokens: int) -> Choice:
         objective=swarm.settings.objective,
         pinned={PeerId(peer) for peer in swarm.settings.pin},
     )
+    return choice, reached
+
+
+def _check_reach(in_reach: list[Announcement], model: str) -> None:
+    """Raises NoCoverage: of a model that is served, nobody who serves it can be reached from here."""
+    if not any(a.served and a.served.model == model for a in in_reach):
+        raise NoCoverage(
+            f"nobody who serves {model} can be reached from here",
+            check="see which way leads to whom with shoal peers, and what kind of router is between",
+            next_command="shoal doctor",
+        )
+
+
+def _in_reach(found: PeerReach | None) -> bool:
+    """Whether a route may use a peer: one that was not tried counts as one that answers."""
+    return found is None or found.way != "none"
 
 
 def covering(alive: list[Announcement], model: str, settings: Settings) -> list[tuple[Announcement, Served]]:
@@ -113,7 +138,7 @@ def covering(alive: list[Announcement], model: str, settings: Settings) -> list[
     return groups[0]
 
 
-def fields_of(model: str, choice: Choice) -> dict[str, Any]:
+def fields_of(model: str, choice: Choice, ways: Mapping[PeerId, Way]) -> dict[str, Any]:
     """The answer as ``--json`` shows it; times of one decode step in milliseconds."""
     return {
         "model": model,
@@ -123,6 +148,7 @@ def fields_of(model: str, choice: Choice) -> dict[str, Any]:
             {
                 "peer": stage.peer,
                 "span": str(stage.span),
+                "way": ways.get(stage.peer, ""),
                 "way_ms": _ms(stage.way_s),
                 "waiting_ms": _ms(stage.waiting_s),
                 "computing_ms": _ms(stage.computing_s),
@@ -150,14 +176,17 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
-def line(choice: Choice) -> str:
-    """The route alone, one hop after another."""
-    hops = [(stage.span, _hop(stage.peer, stage.span)) for stage in choice.stages]
+def line(choice: Choice, ways: Mapping[PeerId, Way]) -> str:
+    """The route alone, one hop after another, each with the way that leads to it from here."""
+    hops = [
+        (stage.span, _hop(stage.peer, stage.span) + (f" ({ways[stage.peer]})" if stage.peer in ways else ""))
+        for stage in choice.stages
+    ]
     hops += [(span, f"here {span}") for span in choice.own]
     return " → ".join(hop for _, hop in sorted(hops))
 
 
-def choice_view(choice: Choice) -> Group:
+def choice_view(choice: Choice, ways: Mapping[PeerId, Way]) -> Group:
     """What each hop costs, then what there would be without each."""
     from rich.console import Group
     from rich.text import Text
@@ -170,15 +199,15 @@ def choice_view(choice: Choice) -> Group:
     own = (
         [Text(f"beside it blocks {' and '.join(map(str, choice.own))}, which run here")] if choice.own else []
     )
-    return Group(Text(head, style="bold"), *own, Text(""), _stages(choice), Text(""), _without(choice))
+    return Group(Text(head, style="bold"), *own, Text(""), _stages(choice, ways), Text(""), _without(choice))
 
 
-def _stages(choice: Choice) -> Table:
+def _stages(choice: Choice, ways: Mapping[PeerId, Way]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     rows = Table(box=None, pad_edge=False)
-    for heading in ("hop", "blocks"):
+    for heading in ("hop", "blocks", "over"):
         rows.add_column(heading)
     for heading in ("way", "waiting", "computing", "sessions", "free tokens"):
         rows.add_column(heading, justify="right")
@@ -188,6 +217,7 @@ def _stages(choice: Choice) -> Table:
         rows.add_row(
             Text(_name(stage.peer)),
             str(stage.span),
+            ways.get(stage.peer, "-"),
             f"{1000 * stage.way_s:.2f} ms",
             f"{1000 * stage.waiting_s:.2f} ms",
             f"{guessed}{1000 * stage.computing_s:.2f} ms",
@@ -196,7 +226,7 @@ def _stages(choice: Choice) -> Table:
             _bar(stage.seconds / choice.seconds),
         )
     back = f"{1000 * choice.back_s:.2f} ms"
-    rows.add_row("back", "", back, "", "", "", "", _bar(choice.back_s / choice.seconds))
+    rows.add_row("back", "", "", back, "", "", "", "", _bar(choice.back_s / choice.seconds))
     return rows
 
 

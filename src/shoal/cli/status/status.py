@@ -73,7 +73,7 @@ def ping(
     public: options.PublicOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Measure latency to a peer, and show which carrier was used."""
+    """Measure latency to a peer, and show which way leads there over which carrier."""
     from shoal.cli.status import observe
 
     settings = options.settings(swarm=swarm, public=public)
@@ -116,14 +116,14 @@ def _watch(settings: Settings, as_json: bool) -> None:
 
 
 def pings_table(found: Sequence[Pinged]) -> Table:
-    """One line a peer: how far it is and over what, or why it did not answer."""
+    """One line a peer: which way leads there, how far it is and over what, or why it did not answer."""
     from rich.table import Table
     from rich.text import Text
 
     rows = Table(box=None, pad_edge=False)
-    for heading in ("peer", "carrier", "rtt"):
+    for heading in ("peer", "way", "carrier", "rtt"):
         rows.add_column(heading, overflow="fold")
     for pinged in found:
         trip = printable(pinged.error) if pinged.rtt_ms is None else f"{pinged.rtt_ms:.2f} ms"
-        rows.add_row(Text(printable(pinged.name)), pinged.carrier or "-", Text(trip))
+        rows.add_row(Text(printable(pinged.name)), pinged.way, pinged.carrier or "-", Text(trip))
     return rows

@@ -12,7 +12,7 @@ import trio
 
 from shoal.cli.output import emit
 from shoal.cli.status import observe
-from shoal.cli.status.overview import Overview, status_page
+from shoal.cli.status.overview import Overview, PeerReach, status_page
 
 if TYPE_CHECKING:
     from shoal.cli.enter import Onlooker
@@ -30,14 +30,14 @@ Show = Callable[[Overview], None]
 
 async def watch(swarm: Onlooker, show: Show) -> None:
     """Give ``show`` the swarm as it is known, again and again, until cancelled. A swarm may be empty."""
-    rtt_s: dict[PeerId, float] = {}
+    reached: dict[PeerId, PeerReach] = {}
 
     async def measure() -> None:
         while True:
             asked = swarm.announcements()
-            found = await observe.round_trips(swarm, asked)
-            rtt_s.clear()
-            rtt_s.update(found)
+            found = await observe.reach_all(swarm, asked)
+            reached.clear()
+            reached.update(found)
             known = {announcement.peer for announcement in asked}
             with trio.move_on_after(MEASURE_EVERY_S):
                 while known.issuperset(announcement.peer for announcement in swarm.announcements()):
@@ -47,7 +47,7 @@ async def watch(swarm: Onlooker, show: Show) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(measure)
         while True:
-            show(observe.seen(swarm, rtt_s))
+            show(observe.seen(swarm, reached))
             with trio.move_on_after(EVERY_S):
                 await swarm.member.wait_changed()
             await trio.sleep(LEAST_S)
