@@ -15,7 +15,15 @@ from trio.testing import MockClock, memory_stream_pair
 from shoal.errors import ChannelClosed
 from shoal.net.carriers.relay import Relay
 from shoal.net.reach.circuits import RelayLimits
-from shoal.net.reach.control import MESSAGE_LIMIT, WAITING_LIMIT, Call, ControlLink, RelayRefusal, Reserve
+from shoal.net.reach.control import (
+    MESSAGE_LIMIT,
+    WAITING_LIMIT,
+    Call,
+    ControlLink,
+    RelayRefusal,
+    Reserve,
+    Reserved,
+)
 from shoal.net.reach.openings import new_token
 from shoal.net.reach.relay_session import RelayAddress, RelaySession
 from shoal.testing.memory import MemoryPipe, pipe_pair
@@ -106,6 +114,25 @@ async def test_a_peer_that_is_no_relay_tells_where_others_are_seen_and_nothing_e
             await session.reserve(1)
         with pytest.raises(ChannelClosed):
             await session.call(B, "relay", new_token(), (), "unknown")
+
+
+async def test_a_place_at_a_relay_that_says_nothing_more_is_given_up_soon(autojump_clock: MockClock):
+    ours, theirs = pipe_pair(A, RELAY, depth=99)
+    link = ControlLink(theirs)
+
+    async def ignore(session: RelaySession, call: Call) -> None: ...
+
+    async with trio.open_nursery() as nursery:
+        session = RelaySession(ControlLink(ours), RelayAddress(RELAY, "1.1.1.1", 1), ignore)
+        nursery.start_soon(session.run)
+        nursery.start_soon(_pumped, link)
+        link.send(Reserved())
+        await trio.sleep(1)
+        assert session.reserved
+        await session.closed.wait()
+        assert trio.current_time() < 20
+        assert not session.reserved
+        await link.aclose()
 
 
 async def test_a_call_is_handed_on_with_who_calls_and_where_both_are_seen():

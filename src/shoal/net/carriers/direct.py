@@ -25,7 +25,7 @@ from shoal.net.identity import Identity
 from shoal.net.libp2p.private_network import SwarmNoise
 from shoal.net.libp2p.tcp import BoundedTcpStream, EarlyHangUp, accept_in_turn, listen_on
 from shoal.net.reach.openings import CONTROL, TOKEN, peek_opening, read_token
-from shoal.net.reach.ports import dial_from, share_port
+from shoal.net.reach.ports import dial_from, leave_no_trace, share_port
 from shoal.types import PeerId, Way
 
 FIRST_MESSAGE = 2 + 32
@@ -81,6 +81,7 @@ class DirectCarrier:
         try:
             stream = await dial_from(local, host, port)
             if opening:
+                leave_no_trace(stream.socket)  # or the next to this relay could not come from our port
                 await stream.send_all(opening)
         except (OSError, trio.BrokenResourceError) as error:
             raise ChannelClosed(f"nobody answers at {host}:{port} ({error})") from error

@@ -27,8 +27,10 @@ WAITING_LIMIT = 64
 SENT_WITHIN_S = 10.0
 SILENT_S = 60.0
 """How long a control connection may be silent. Whoever holds a place renews it much more often."""
-RENEW_S = 15.0
-"""How often a place is renewed; routers forget a mapping after some minutes without traffic."""
+RENEW_S = 5.0
+"""How often a place is renewed. The relay answers, so a router that has forgotten us is noticed soon."""
+UNANSWERED_S = 12.0
+"""How long a relay at which we hold a place may say nothing."""
 
 _LENGTH = struct.Struct(">H")
 

@@ -11,6 +11,7 @@ import trio
 from shoal.errors import ChannelClosed, RemoteProtocolError
 from shoal.net.reach.control import (
     RENEW_S,
+    UNANSWERED_S,
     Call,
     CallAnswer,
     CallKind,
@@ -66,6 +67,7 @@ class RelaySession:
         self.used_at = trio.current_time()
         """When the last call went over it."""
         self.closed = trio.Event()
+        self._heard = self.used_at
         self._link = link
         self._on_call = on_call
         self._welcomed = trio.Event()
@@ -158,6 +160,8 @@ class RelaySession:
     async def _renew(self) -> None:
         while True:
             await trio.sleep(RENEW_S)
+            if self.reserved and trio.current_time() - self._heard > UNANSWERED_S:
+                raise ChannelClosed(f"nothing heard for {UNANSWERED_S:.0f} s")
             if self.reserved:
                 self._link.send(Reserve())
 
@@ -166,6 +170,7 @@ class RelaySession:
             await self._take(message)
 
     async def _take(self, message: ControlMessage) -> None:
+        self._heard = trio.current_time()
         match message:
             case Welcome():
                 self.seen, self.relays = message.seen, message.relays
