@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from types import SimpleNamespace
 
 import jinja2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from shoal.gateway.markup.argument_types import typed, types_of
 from shoal.gateway.markup.dialects import (
     DEEPSEEK,
+    DEEPSEEK_R1,
+    GLM,
     GPT_OSS,
     GRANITE,
     HERMES,
     KIMI,
     LLAMA,
     MISTRAL,
+    PYTHONIC,
+    QWEN_CODER,
     REASONING,
     UNKNOWN,
     Markup,
@@ -25,15 +33,20 @@ from shoal.gateway.markup.events import ArgumentsDelta, CallStart, Reasoning
 from shoal.gateway.markup.reader import AnswerSyntax
 from shoal.gateway.markup.reasoning import reasoning_options
 
-FUNCTIONS = ("f", "get_weather")
+FIELDS = {"a": {"type": "integer"}, "s": {"type": "string"}, "n": {"type": ["string", "null"]}}
+FUNCTIONS = {"f": {"type": "object", "properties": FIELDS}, "get_weather": {}}
 ONE = [("f", {"a": 1})]
 
 
 def read(text, dialect=HERMES, *, step=1, functions=FUNCTIONS, thought=REASONING[0], reasoning=False):
     """The thought, the text and the calls of an answer that came in pieces of ``step`` letters."""
+    pieces = [text[i : i + step] for i in range(0, len(text), step)]
+    return merged(pieces, dialect, functions, thought, reasoning)
+
+
+def merged(pieces, dialect, functions=FUNCTIONS, thought=REASONING[0], reasoning=False):
     reader = AnswerSyntax(Markup(dialect, thought), functions, reasoning=reasoning).reader()
-    said = [one for i in range(0, len(text), step) for one in reader.push(text[i : i + step])]
-    said += reader.finish()
+    said = [one for piece in pieces for one in reader.push(piece)] + reader.finish()
     names = [one.name for one in said if isinstance(one, CallStart)]
     arguments = [
         "".join(one.text for one in said if isinstance(one, ArgumentsDelta) and one.index == i)
@@ -119,6 +132,40 @@ NATIVE = [
         ONE,
     ),
     (GPT_OSS, '<|start|>assistant to=functions.f<|channel|>commentary json<|message|>{"a": 1}<|call|>', ONE),
+    (
+        GPT_OSS,
+        "<|channel|>analysis<|message|><|end|><|start|>assistant<|channel|>commentary to=functions.f"
+        "<|message|><|call|>",
+        [("f", {})],
+    ),
+    (
+        QWEN_CODER,
+        '<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n<parameter=s>\n\nx <b> "\n\n'
+        "</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=get_weather>\n</function>\n"
+        "</tool_call>",
+        [("f", {"a": 1, "s": '\nx <b> "\n'}), ("get_weather", {})],
+    ),
+    (
+        QWEN_CODER,
+        "<function=f>\n<parameter=s>\n1\n</parameter>\n</function>\n</tool_call>",
+        [("f", {"s": "1"})],
+    ),
+    (QWEN_CODER, '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', ONE),
+    (
+        GLM,
+        "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n<arg_key>s</arg_key>\n"
+        "<arg_value>true</arg_value>\n<arg_key>n</arg_key><arg_value>None</arg_value>\n</tool_call>\n"
+        "<tool_call>get_weather\n</tool_call>",
+        [("f", {"a": 1, "s": "true", "n": None}), ("get_weather", {})],
+    ),
+    (
+        PYTHONIC,
+        "[f(a=-1, s='it\\'s [x], f(y)', b=[True, {\"k\": None}]), get_weather()]",
+        [("f", {"a": -1, "s": "it's [x], f(y)", "b": [True, {"k": None}]}), ("get_weather", {})],
+    ),
+    (PYTHONIC, "<|python_start|>[f(a=1)]<|python_end|>", ONE),
+    (PYTHONIC, '{"name": "f", "parameters": {"a": 1}}', ONE),
+    (PYTHONIC, "[f(a=g(1))]", [("f", {"arguments": "a=g(1)"})]),
     (UNKNOWN, '[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}]', ONE),
     (UNKNOWN, '{"name": "f", "arguments": {"a": 1}}', ONE),
 ]
@@ -129,6 +176,75 @@ def test_a_call_is_read_in_the_dialect_of_its_model(dialect, text, calls):
     assert calls_of(text, dialect) == ("", calls)
     if not dialect.bare:
         assert calls_of(f"Let me see.\n{text}", dialect) == ("Let me see.", calls)
+
+
+@settings(max_examples=300, deadline=None)
+@given(native=st.sampled_from(NATIVE), cuts=st.lists(st.integers(0, 400), max_size=40))
+def test_however_an_answer_is_cut_it_comes_to_the_same(native, cuts):
+    dialect, text, calls = native
+    places = [0, *sorted({cut for cut in cuts if cut < len(text)}), len(text)]
+    pieces = [text[a:b] for a, b in pairwise(places)]
+    _, said, found = merged(pieces, dialect)
+    assert (said, [(name, json.loads(arguments)) for name, arguments in found]) == ("", calls)
+
+
+@settings(max_examples=200, deadline=None)
+@given(value=st.text(max_size=30), step=st.integers(1, 40))
+def test_a_text_in_tags_is_any_text(value, step):
+    for dialect, text in (
+        (
+            QWEN_CODER,
+            f"<tool_call>\n<function=f>\n<parameter=s>\n{value}\n</parameter>\n</function>\n</tool_call>",
+        ),
+        (GLM, f"<tool_call>f\n<arg_key>s</arg_key>\n<arg_value>{value}</arg_value>\n</tool_call>"),
+    ):
+        _, said, ((_, arguments),) = read(text, dialect, step=step)
+        assert (said, json.loads(arguments)) == ("", {"s": value})
+
+
+def test_a_text_in_tags_is_streamed_as_it_comes():
+    reader = AnswerSyntax(Markup(QWEN_CODER), FUNCTIONS).reader()
+    reader.push("<tool_call>\n<function=f>\n<parameter=s>\n")
+    assert reader.push("one\n") == [ArgumentsDelta(0, "one")]
+    assert reader.push('"two"') == [ArgumentsDelta(0, '\\n\\"two\\"')]
+
+
+@pytest.mark.parametrize(
+    ("cut", "arguments"),
+    [
+        ("<parameter=s>\n/home", '{"s": "/home'),
+        ("<parameter=a>\n1", '{"a": '),
+        ("<parameter=a>\n1\n</parameter>\n", '{"a": 1}'),
+        ("", "{}"),
+    ],
+)
+def test_a_value_that_was_cut_off_is_no_value(cut, arguments):
+    _, _, ((_, found),) = read(f"<tool_call>\n<function=f>\n{cut}", QWEN_CODER)
+    assert found == arguments
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "string"}, "5", "5"),
+        ({"type": "integer"}, "5.0", 5),
+        ({"type": "number"}, " 5\n", 5),
+        ({"type": "boolean"}, "True", True),
+        ({"type": "array"}, '["a"]', ["a"]),
+        ({"type": "object"}, '{"a": NaN}', '{"a": NaN}'),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "null", None),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "5", "5"),
+        ({"$ref": "#/$defs/T"}, "5", "5"),
+        ({"enum": ["1", "2"]}, "1", "1"),
+        ({"const": 1}, "1", 1),
+        ({"type": "integer"}, "five", "five"),
+        ({}, "5", 5),
+        (None, "five", "five"),
+    ],
+)
+def test_a_schema_tells_what_type_a_value_in_tags_has(schema, text, value):
+    root = {"$defs": {"T": {"type": "string"}}}
+    assert typed(text, types_of(schema, root)) == value
 
 
 @pytest.mark.parametrize(
@@ -142,6 +258,11 @@ def test_a_call_is_read_in_the_dialect_of_its_model(dialect, text, calls):
         (MISTRAL, "[TOOL_CALLS] is how Mistral begins"),
         (MISTRAL, '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'),
         (LLAMA, "<|python_tag|>print(1)"),
+        (PYTHONIC, "[f, g]"),
+        (PYTHONIC, "[1, 2]"),
+        (PYTHONIC, "so: [f(a=1)]"),
+        (QWEN_CODER, "Write <function=name> for a call, or <tool_call>x</tool_call>"),
+        (HERMES, "<tool_call>x</tool_call>"),
         (LLAMA, '{"name": "Ada", "born": 1815}'),
         (LLAMA, '{"name": "f", "born": 1815}'),
         (LLAMA, '{"name": "g", "parameters": {}}'),
@@ -216,6 +337,22 @@ def test_a_call_follows_a_thought():
     assert read(text) == ("hm <tool_call>", "", [("f", '{"a": 1}')])
 
 
+def test_the_header_of_the_prompt_may_go_on_in_the_answer():
+    text = ' to=functions.f<|channel|>commentary <|constrain|>json<|message|>{"a": 1}<|call|>'
+    assert calls_of(text, GPT_OSS) == ("", ONE)
+    assert calls_of(" to be", GPT_OSS) == (" to be", [])
+
+
+@pytest.mark.parametrize("step", [1, 9, 1000])
+def test_gpt_oss_thinks_again_between_what_it_says_and_its_call(step):
+    text = (
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary<|message|>I look."
+        "<|end|><|start|>assistant<|channel|>analysis<|message|>so<|end|><|start|>assistant<|channel|>commentary"
+        ' to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>'
+    )
+    assert read(text, GPT_OSS, step=step) == ("hm\n\nso", "I look.", [("f", '{"a": 1}')])
+
+
 @pytest.mark.parametrize("step", [1, 9, 1000])
 def test_the_channels_of_gpt_oss_are_no_text(step):
     text = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Yes<|return|>"
@@ -235,6 +372,10 @@ def test_the_channels_of_gpt_oss_are_no_text(step):
         ("<|tool_call|>", ("<|tool_call|>",), GRANITE, REASONING[0]),
         ("<|start|><|channel|>", ("<|channel|>", "<|message|>"), GPT_OSS, REASONING[3]),
         ("{{ messages }}", (), UNKNOWN, REASONING[0]),
+        ("<tool_call><function=f>", (), QWEN_CODER, REASONING[0]),
+        ("<tool_call>f<arg_key>", (), GLM, REASONING[0]),
+        ("[func_name1(a=1)] <|python_tag|>", (), PYTHONIC, REASONING[0]),
+        ("<｜tool▁calls▁begin｜>```json", (), DEEPSEEK_R1, REASONING[0]),
     ],
 )
 def test_the_template_and_the_tokenizer_tell_the_markup(template, special, dialect, thought):

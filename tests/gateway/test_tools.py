@@ -11,7 +11,7 @@ import pytest
 
 from shoal.gateway.api import chat, responses
 from shoal.gateway.grammar import grammar as grammar_module
-from shoal.gateway.markup import tools
+from shoal.gateway.markup import writing
 from shoal.gateway.markup.tools import NOTHING, Calling, arguments_of
 from shoal.gateway.schema.common import Function
 
@@ -273,7 +273,7 @@ async def test_a_model_that_thinks_first_keeps_to_a_schema_afterwards(tmp_path, 
     folder = as_family(checkpoint, tmp_path / "thinker", "{% if add_generation_prompt %}<think>\n{% endif %}")
     format = {"type": "json_schema", "json_schema": {"schema": {"const": "4"}, "strict": True}}
     # A random model never closes its thought: it is let think two letters.
-    monkeypatch.setattr(tools, "_reasoning", lambda markup, reasoning: ['reasoning: "hm" "</think>"'])
+    monkeypatch.setattr(writing, "_reasoning", lambda markup, reasoning: ['reasoning: "hm" "</think>"'])
     async with served(tmp_path, folder) as gateway:
         answer = (await gateway.chat(response_format=format, max_tokens=99)).json()["choices"][0]
         message = answer["message"]

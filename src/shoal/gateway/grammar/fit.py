@@ -19,7 +19,8 @@ from shoal.gateway.grammar.grammar import Grammars, json_rule
 from shoal.gateway.grammar.relax import UNKNOWN, LeftOut, relax
 from shoal.gateway.markup.dialects import Markup, markup_of
 from shoal.gateway.markup.reader import AnswerSyntax
-from shoal.gateway.markup.tools import Calling, answer_grammar, calls_grammar
+from shoal.gateway.markup.tools import Calling
+from shoal.gateway.markup.writing import answer_grammar, calls_grammar
 from shoal.gateway.models import Servable
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -76,7 +77,7 @@ async def fit(
         syntax = AnswerSyntax(markup, reasons=False, reasoning=reasoning)
         refused = await grammars.checker(model)
         return await trio.to_thread.run_sync(_fit_format, format, syntax, refused, limiter=grammars.checking)
-    syntax = AnswerSyntax(markup, calling.names if calling else None, reasoning=reasoning)
+    syntax = AnswerSyntax(markup, calling.arguments if calling else None, reasoning=reasoning)
     if calling is None:
         return Fit(None, syntax)
     try:

@@ -10,12 +10,11 @@ import re
 import secrets
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from shoal.gateway.markup.arguments import KEYED, NAME, XML, Tags
 from shoal.models.text.codec import TextCodec
 from shoal.models.text.detokenizer import Detokenizer
-
-NAME = r"[A-Za-z0-9_.-]{1,64}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,12 @@ class Dialect:
     """What the arguments are called where a call is JSON."""
     mentioned: tuple[str, ...] = ()
     """What a chat template of this dialect says, if not the first opening."""
-    silent: tuple[str, ...] = ()
-    """Markup of the answer itself, which is no part of its text."""
+    together: str = ""
+    """What its template says too."""
+    tags: tuple[Tags, ...] = ()
+    """In which tags arguments may be, where they are no JSON."""
+    python: bool = False
+    """Whether calls are written as Python: ``[f(a=1)]``."""
     short_ids: bool = False
     """Whether its templates demand ids of nine letters and digits."""
 
@@ -56,8 +59,22 @@ class Dialect:
         return f"call_{secrets.token_hex(12)}"
 
 
-HERMES = Dialect("hermes", ("<tool_call>",), ("}", "]", ",", "</tool_call>"))
+HERMES = Dialect(
+    "hermes", ("<tool_call>",), ("}", "]", ",", "</function>", "</tool_call>"), tags=(XML, KEYED)
+)
 """Hermes, Qwen, SmolLM, and whoever is told how by our own instructions."""
+QWEN_CODER = Dialect(
+    "qwen_coder",
+    ("<tool_call>", "<function="),
+    ("}", "]", ",", "</function>", "</tool_call>"),
+    mentioned=("<function=",),
+    tags=(XML,),
+)
+"""``<tool_call><function=f><parameter=a>1</parameter></function></tool_call>``; some leave out the first."""
+GLM = Dialect(
+    "glm", ("<tool_call>",), ("}", "]", ",", "</tool_call>"), mentioned=("<arg_key>",), tags=(KEYED,)
+)
+"""``<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>``"""
 MISTRAL = Dialect(
     "mistral",
     ("[TOOL_CALLS]",),
@@ -77,6 +94,17 @@ LLAMA = Dialect(
     mentioned=("<|python_tag|>", 'function name, "parameters"'),
 )
 """Llama 3: ``{"name": …, "parameters": …}``, with or without its marker; several are parted by semicolons."""
+PYTHONIC = Dialect(
+    "pythonic",
+    ("<|python_start|>", "<|tool_call_start|>"),
+    ("}", ";", "]", ",", "<|python_end|>", "<|tool_call_end|>"),
+    begins_head=re.compile(r"\[?\s{0,8}[A-Za-z0-9_.-]{0,64}"),
+    bare=True,
+    arguments="parameters",
+    mentioned=("[func_name1(", "<|tool_call_start|>"),
+    python=True,
+)
+"""Llama 3.2 and 4 and LFM 2: ``[f(a=1), g()]``, with or without a marker."""
 DEEPSEEK = Dialect(
     "deepseek",
     ("<｜tool▁calls▁begin｜>",),
@@ -87,6 +115,8 @@ DEEPSEEK = Dialect(
     ),
     begins_head=re.compile(r"<[^>]{0,24}|<｜tool▁call▁begin｜>(?:[^{]{0,128})"),
 )
+DEEPSEEK_R1 = replace(DEEPSEEK, name="deepseek_r1", together="```json")
+"""Before 3.1: the arguments of a call are fenced."""
 KIMI = Dialect(
     "kimi",
     ("<|tool_calls_section_begin|>",),
@@ -102,33 +132,26 @@ GRANITE = Dialect("granite", ("<|tool_call|>",), ("}", "]", ",", "<|/tool_call|>
 """Granite 3 and Phi 4: ``<|tool_call|>[{"name": …, "arguments": …}]``."""
 GPT_OSS = Dialect(
     "gpt_oss",
-    ("<|channel|>commentary to=", "<|start|>assistant to="),
-    ("<|call|>", "<|end|>"),
+    (),
+    ("<|call|>", "<|end|>", "<|return|>"),
     ("<|channel|>", "<|constrain|>", "<|message|>", "<|start|>"),
-    head=re.compile(
-        rf"(?:functions\.)?({NAME})\s*(?:<\|channel\|>commentary\s*)?(?:<\|constrain\|>\s*)?(?:json)?"
-        r"<\|message\|>\s*(?=\{)"
-    ),
-    begins_head=re.compile(r"[^{]{0,160}"),
     mentioned=("<|channel|>",),
-    silent=(
-        "<|start|>assistant",
-        "<|channel|>final<|message|>",
-        "<|channel|>commentary<|message|>",
-        "<|end|>",
-        "<|return|>",
-    ),
 )
-"""gpt-oss parts its answer into channels, of which one thinks, one calls, and one is read by people."""
-KNOWN = (GPT_OSS, MISTRAL, DEEPSEEK, KIMI, GRANITE, HERMES, LLAMA)
+"""gpt-oss parts its answer into channels, of which one thinks, one calls, and one is read by people: see
+:mod:`shoal.gateway.markup.harmony`."""
+KNOWN = (
+    *(GPT_OSS, MISTRAL, DEEPSEEK_R1, DEEPSEEK, KIMI, GRANITE),
+    *(QWEN_CODER, GLM, HERMES, PYTHONIC, LLAMA),
+)
 UNKNOWN = Dialect(
     "unknown",
     ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<|tool_call|>"),
-    ("}", "]", ",", ";", "</tool_call>", "<|/tool_call|>"),
+    ("}", "]", ",", ";", "</function>", "</tool_call>", "<|/tool_call|>"),
     MISTRAL.inside,
     head=MISTRAL.head,
     begins_head=MISTRAL.begins_head,
     bare=True,
+    tags=(XML, KEYED),
 )
 """A template that says nothing of calls. The model may have learned any; it is told of Hermes's."""
 REASONING = (
@@ -159,13 +182,16 @@ def markup_of(codec: TextCodec | None) -> Markup:
     if codec is None:
         return Markup()
     template = codec.template
-    dialect = next(
-        (d for d in KNOWN if any(word in template for word in d.mentioned or d.openings[:1])), UNKNOWN
-    )
+    dialect = next((one for one in KNOWN if _taught(one, template)), UNKNOWN)
     reasoning = next((pair for pair in REASONING if _reasons(codec, *pair)), REASONING[0])
-    words = (*dialect.markers, *dialect.silent, *reasoning)
+    words = (*dialect.markers, *reasoning)
     tokens = {word: codec.special_token(word) for word in words}
     return Markup(dialect, reasoning, {word: token for word, token in tokens.items() if token is not None})
+
+
+def _taught(dialect: Dialect, template: str) -> bool:
+    words = dialect.mentioned or dialect.openings[:1]
+    return any(word in template for word in words) and dialect.together in template
 
 
 def _reasons(codec: TextCodec, opening: str, closing: str) -> bool:

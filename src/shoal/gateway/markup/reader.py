@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
-from shoal.gateway.markup.dialects import NAME, Dialect, Markup
+from shoal.gateway.markup.arguments import (
+    KEYED,
+    NAME,
+    ArgumentsReader,
+    JsonArguments,
+    Nesting,
+    PythonArguments,
+    TaggedArguments,
+)
+from shoal.gateway.markup.dialects import GPT_OSS, Dialect, Markup
 from shoal.gateway.markup.events import AnswerEvent, ArgumentsDelta, CallStart, Reasoning
+from shoal.gateway.markup.harmony import HarmonyReader
 from shoal.gateway.markup.reasoning import ReasoningReader, overlap
 
 MAX_HELD = 64 << 10
@@ -21,14 +31,9 @@ _JSON_HEAD = re.compile(
     r'\s*\[?\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?(?:"id"\s*:\s*"[^"]{0,64}"\s*,\s*)?'
     rf'"name"\s*:\s*"({NAME})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{{)'
 )
+_PYTHON_HEAD = re.compile(rf"\[?\s*({NAME})\(")
 _BLANKS = re.compile(r'"(?:[^"\\]|\\.)*"?|\s+')
 """Texts, which are kept, and the blanks between."""
-_XML_CALL = re.compile(rf"\s*<function=({NAME})>(.*?)(?:</function>\s*)?", re.DOTALL)
-_XML_ARGUMENT = re.compile(
-    r"<parameter=([^>]{1,64})>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|$)", re.DOTALL
-)
-_KEYED_CALL = re.compile(rf"\s*({NAME})\s*((?:<arg_key>.*)?)", re.DOTALL)
-_KEYED_ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +41,8 @@ class AnswerSyntax:
     """How one request's answers are read."""
 
     markup: Markup
-    functions: Collection[str] | None = None
-    """Names that may be called; ``None`` where there are no tools, and nothing is a call."""
+    functions: Mapping[str, Mapping[str, Any]] | None = None
+    """What may be called, and the schema of its arguments; ``None`` where nothing is a call."""
     reasons: bool = True
     """Whether the answer may begin with reasoning; one that keeps to a format may not."""
     reasoning: bool = False
@@ -45,33 +50,40 @@ class AnswerSyntax:
 
     def reader(self) -> AnswerReader:
         """For one answer."""
-        return AnswerReader(self)
+        return HarmonyReader(self.functions) if self.markup.dialect == GPT_OSS else MarkupReader(self)
 
 
-class AnswerReader:
+class AnswerReader(Protocol):
     """Parts an answer into reasoning, text and calls."""
+
+    reasoning_tokens: int
+    """How many tokens of the answer were reasoning, where each was pushed by itself."""
+
+    def push(self, text: str) -> list[AnswerEvent]:
+        """What is certain now."""
+        ...
+
+    def finish(self) -> list[AnswerEvent]:
+        """The rest, at the end of the answer."""
+        ...
+
+
+class MarkupReader:
+    """Reads an answer that begins with reasoning, if there is any, and has its calls in markers."""
 
     def __init__(self, syntax: AnswerSyntax) -> None:
         markers = syntax.markup.reasoning if syntax.reasons or syntax.reasoning else None
         self._reasoning = ReasoningReader(markers, inside=syntax.reasoning)
         self._calls = CallReader(syntax.markup.dialect, syntax.functions)
         self.reasoning_tokens = 0
-        """How many tokens of the answer were reasoning, where each was pushed by itself."""
-
-    @property
-    def calls(self) -> int:
-        """How many calls have begun."""
-        return self._calls.count
 
     def push(self, text: str) -> list[AnswerEvent]:
-        """What is certain now."""
         reasoning, answer = self._reasoning.push(text)
         self.reasoning_tokens += self._reasoning.inside
         said: list[AnswerEvent] = [Reasoning(reasoning)] if reasoning else []
         return said + self._calls.push(answer)
 
     def finish(self) -> list[AnswerEvent]:
-        """The rest, at the end of the answer."""
         reasoning, answer = self._reasoning.finish()
         said: list[AnswerEvent] = [Reasoning(reasoning)] if reasoning else []
         return said + self._calls.push(answer) + self._calls.finish()
@@ -81,15 +93,15 @@ class CallReader:
     """Reads text and calls from an answer as it comes.
 
     Args:
-        functions: the names that may be called; ``None`` where nothing is a call.
+        functions: what may be called, and the schema of its arguments; ``None`` where nothing is a call.
     """
 
-    def __init__(self, dialect: Dialect, functions: Collection[str] | None) -> None:
+    def __init__(self, dialect: Dialect, functions: Mapping[str, Mapping[str, Any]] | None) -> None:
         self.count = 0
         self._dialect = dialect
         self._functions = functions
         self._openings = dialect.openings if functions is not None else ()
-        self._heads = _bare_heads(functions) if dialect.bare and functions else ()
+        self._heads = _bare_heads(dialect, functions) if dialect.bare and functions else ()
         self._held = ""
         self._opening = ""
         """The marker before what may be a call, and the blanks around it."""
@@ -99,7 +111,7 @@ class CallReader:
         self._looked_at = 0
         """How much of what is held ``_value`` has seen."""
         self._state = self._begin if self._heads else self._text
-        self._nesting = Nesting()
+        self._reading: ArgumentsReader = JsonArguments()
 
     def push(self, text: str) -> list[AnswerEvent]:
         """What is certain now."""
@@ -114,6 +126,9 @@ class CallReader:
         said = self.push("")
         if self._state == self._call:
             said += self._whole(self._held) or [self._opening + self._held]
+        elif self._state == self._arguments:
+            rest = self._reading.finish()
+            said += [ArgumentsDelta(self.count - 1, rest)] if rest else []
         elif self._state != self._after and self._held:
             said.append(self._held)
         self._held = ""
@@ -133,7 +148,7 @@ class CallReader:
         return None
 
     def _text(self) -> list[AnswerEvent] | None:
-        markers = (*self._openings, *self._dialect.silent)
+        markers = self._openings
         found = [(place, -len(m), m) for m in markers if (place := self._held.find(m)) >= 0]
         if not found:
             text = self._held[: len(self._held) - overlap(self._held, markers)]
@@ -142,12 +157,10 @@ class CallReader:
             self._held = self._held[len(text) :]
             return [text] if text else None
         place, _, marker = min(found)
-        if any(len(m) > len(marker) and m.startswith(self._held[place:]) for m in markers):
-            return None  # it may be a longer one
-        text, self._held = self._held[:place], self._held[place + len(marker) :]
-        if marker in self._openings:
-            before, text = text, text.rstrip("\n")
-            self._enter_call(before[len(text) :] + marker, marked=True)
+        before, self._held = self._held[:place], self._held[place + len(marker) :]
+        text = before.rstrip("\n")
+        # `<function=` is how people write of it, too.
+        self._enter_call(before[len(text) :] + marker, marked=marker != "<function=")
         return [text] if text else []
 
     def _enter_call(self, opening: str, *, marked: bool) -> None:
@@ -160,10 +173,10 @@ class CallReader:
         body = self._held.lstrip()
         self._opening += self._held[: len(self._held) - len(body)]
         self._held = body
-        if (match := self._head(body)) is not None:
-            self._held = body[match.end() :]
-            self._state, self._nesting = self._arguments, Nesting()
-            return [self._begun(match[1])]
+        if (found := self._head(body)) is not None:
+            name, end, self._reading = found
+            self._held, self._state = body[end:], self._arguments
+            return [self._begun(name)]
         end = self._end(body)
         if end is None and len(body) < MAX_HELD:
             return None
@@ -177,11 +190,10 @@ class CallReader:
     def _arguments(self) -> list[AnswerEvent] | None:
         if not self._held:
             return None
-        end = self._nesting.end(self._held)
-        text, self._held = self._held[:end], self._held[end:]
-        if self._nesting.closed:
+        text, self._held = self._reading.push(self._held)
+        if self._reading.closed:
             self._state = self._after
-        return [ArgumentsDelta(self.count - 1, text)]
+        return [ArgumentsDelta(self.count - 1, text)] if text else []
 
     def _after(self) -> list[AnswerEvent] | None:
         """Behind a call: markup that closes it, another call, or text."""
@@ -189,7 +201,7 @@ class CallReader:
         while ending := next((e for e in self._dialect.endings if rest.startswith(e)), None):
             rest = rest[len(ending) :].lstrip()
         self._held = rest
-        markers = (*self._dialect.endings, *self._openings, *self._dialect.silent)
+        markers = (*self._dialect.endings, *self._openings)
         if not rest or any(marker.startswith(rest) for marker in markers):
             return None
         marker = self._dialect.inside[0] if self._dialect.head is not None else ""
@@ -197,22 +209,43 @@ class CallReader:
             self._enter_call("", marked=self._marked)
         elif marker and marker.startswith(rest):
             return None
+        elif self._dialect.python and self._begins_python(rest):
+            if "(" not in rest:
+                return None
+            self._enter_call("", marked=self._marked)
         else:
             self._state = self._text
         return []
 
     def _ending(self) -> str | None:
         """What closes the call that is being read, where its markup has such a thing."""
-        return "</tool_call>" if "<tool_call>" in self._opening else None
+        return "</tool_call>" if "<tool_call>" in self._opening or "<function=" in self._opening else None
 
-    def _head(self, body: str) -> re.Match[str] | None:
-        """The beginning of a call, up to its arguments."""
-        match = _JSON_HEAD.match(body) or (self._dialect.head.match(body) if self._dialect.head else None)
-        return match if match is not None and self._may_call(match[1]) else None
+    def _head(self, body: str) -> tuple[str, int, ArgumentsReader] | None:
+        """The beginning of a call: its function, where its arguments begin, and what reads them."""
+        functions = self._functions or {}
+        heads = (_JSON_HEAD, self._dialect.head) if self._dialect.head else (_JSON_HEAD,)
+        for head in heads:
+            if (match := head.match(body)) is not None and self._may_call(match[1]):
+                return match[1], match.end(), JsonArguments()
+        lead = "<function=" if self._opening.rstrip().endswith("<function=") else ""
+        for tags in self._dialect.tags:
+            match = tags.head.match(lead + body)
+            if match is not None and self._may_call(match[1], sure=tags is not KEYED):
+                reader = TaggedArguments(tags, functions.get(match[1], {}))
+                return match[1], match.end() - len(lead), reader
+        match = _PYTHON_HEAD.match(body) if self._dialect.python else None
+        if match is not None and self._may_call(match[1]):
+            return match[1], match.end(), PythonArguments()
+        return None
 
-    def _may_call(self, name: str) -> bool:
-        """Whether a call of ``name`` is one: behind a marker of the model's own it always is."""
-        return name in (self._functions or ()) or (self._marked and self._dialect.name != "unknown")
+    def _may_call(self, name: str, *, sure: bool = True) -> bool:
+        """Whether a call of ``name`` is one: behind a marker of the model's own it always is.
+
+        Args:
+            sure: whether what is there has the form of a call; else it may be any word.
+        """
+        return name in (self._functions or ()) or (sure and self._marked and self._dialect.name != "unknown")
 
     def _end(self, body: str) -> int | None:
         """Where what may be a call ends; ``None`` where it goes on, 0 where it cannot be one."""
@@ -228,26 +261,34 @@ class CallReader:
             return 0
         if ending in body:
             return body.index(ending)
-        return None if self._begins_tags(body) else 0
+        lead = "<function=" if self._opening.rstrip().endswith("<function=") else ""
+        return None if self._begins_tags(lead + body) else 0
+
+    def _begins_python(self, rest: str) -> bool:
+        """Whether what stands behind a call may become one more."""
+        return any(
+            f"{name}(".startswith(rest) or rest.startswith(f"{name}(") for name in self._functions or ()
+        )
 
     def _begins_tags(self, body: str) -> bool:
         """Whether a body may become a call in tags: ``<function=name>``, or a name and ``<arg_key>``."""
         xml, key = "<function=", "<arg_key>"
-        if xml.startswith(body) or body.startswith(xml):
+        if xml.startswith(body) or (body.startswith(xml) and ">" not in body):
             return True
         for name in self._functions or ():
             if name.startswith(body):
                 return True
             rest = body.removeprefix(name).lstrip()
-            if body.startswith(name) and (key.startswith(rest) or rest.startswith(key)):
+            if body.startswith(name) and any(
+                one.startswith(rest) or rest.startswith(one) for one in (key, "</tool_call>")
+            ):
                 return True
         return False
 
     def _whole(self, body: str) -> list[AnswerEvent]:
         """The calls that a body is, which was no call until its end; none where it is text."""
         said: list[AnswerEvent] = []
-        calls = _parsed(body) or (_tagged(body) if self._ending() else [])
-        for name, arguments in calls:
+        for name, arguments in _parsed(body):
             if not self._may_call(name):
                 return []
             said += [self._begun(name), ArgumentsDelta(self.count - 1, arguments)]
@@ -258,45 +299,15 @@ class CallReader:
         return CallStart(self.count - 1, self._dialect.new_id(), name)
 
 
-@dataclass(slots=True)
-class Nesting:
-    """Finds where a JSON object or list ends, as its text comes."""
-
-    depth: int = 0
-    in_text: bool = False
-    escaped: bool = False
-    closed: bool = False
-
-    def end(self, text: str) -> int:
-        """The place behind the last brace, or the length of ``text`` when it goes on."""
-        for place, letter in enumerate(text):
-            if self.in_text:
-                if self.escaped:
-                    self.escaped = False
-                elif letter == "\\":
-                    self.escaped = True
-                elif letter == '"':
-                    self.in_text = False
-            elif letter == '"':
-                self.in_text = True
-            elif letter in "{[":
-                self.depth += 1
-            elif letter in "}]":
-                self.depth -= 1
-                if self.depth == 0:
-                    self.closed = True
-                    return place + 1
-        return len(text)
-
-
 def _squeezed(text: str) -> str:
     """JSON without the blanks between its words."""
     return _BLANKS.sub(lambda match: match[0] if match[0][0] == '"' else "", text)
 
 
-def _bare_heads(functions: Collection[str]) -> tuple[str, ...]:
+def _bare_heads(dialect: Dialect, functions: Collection[str]) -> tuple[str, ...]:
     """How a call without a marker begins, without blanks."""
-    return tuple(
+    python = tuple(f"[{name}(" for name in functions) if dialect.python else ()
+    return python + tuple(
         f'{{{before}"name":"{name}","{word}":{{'
         for name in functions
         for word in ("arguments", "parameters")
@@ -312,15 +323,6 @@ def _parsed(body: str) -> list[tuple[str, str]]:
         return []
     found = [_one_call(one) for one in (cast(list[object], value) if isinstance(value, list) else [value])]
     return [call for call in found if call is not None] if all(found) else []
-
-
-def _tagged(body: str) -> list[tuple[str, str]]:
-    """The same of a call in tags, as Qwen's coder and GLM write it."""
-    if (match := _XML_CALL.fullmatch(body.strip())) is not None:
-        return [(match[1], _from_tags(_XML_ARGUMENT.findall(match[2])))]
-    if (match := _KEYED_CALL.fullmatch(body.strip())) is not None:
-        return [(match[1], _from_tags(_KEYED_ARGUMENT.findall(match[2])))]
-    return []
 
 
 def _one_call(value: object) -> tuple[str, str] | None:
@@ -341,15 +343,3 @@ def _one_call(value: object) -> tuple[str, str] | None:
     if arguments is None:
         arguments = {}
     return (name, json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
-
-
-def _from_tags(pairs: list[tuple[str, str]]) -> str:
-    """Arguments of which each value is JSON, or else a text."""
-    return json.dumps({name.strip(): _value(text) for name, text in pairs}, ensure_ascii=False)
-
-
-def _value(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
