@@ -32,11 +32,13 @@ def answerable(document, model):
         if "n" in fields:
             fields["n"] = {"type": "integer", "minimum": 1, "maximum": 2}
         # What JSON schema does not say of these: which of them go together.
-        for name in ("tools", "tool_choice", "response_format", "top_logprobs", "logprobs"):
+        for name in ("tools", "tool_choice", "response_format", "top_logprobs", "logprobs", "thinking"):
             fields.pop(name, None)
     said = {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}}
     message = {"type": "object", "properties": said, "required": list(said), "additionalProperties": False}
     document["components"]["schemas"]["RequestMessage"] = message
+    turn = {"role": {"const": "user"}, "content": {"type": "string", "minLength": 1}}
+    document["components"]["schemas"]["BlockMessage"] = message | {"properties": turn}
 
 
 async def test_no_request_that_the_document_describes_or_forbids_is_a_5xx(gateway, monkeypatch):

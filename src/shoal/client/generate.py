@@ -31,6 +31,8 @@ class Delta:
     """Set on the last delta: ``stop`` at an end token or stop string, ``length`` at ``max_tokens``."""
     score: TokenScore | None = None
     """How likely the token was, if ``Sampling.top_logprobs`` asks for it."""
+    stop_string: str | None = None
+    """The stop string that ended it, if one did."""
 
 
 async def generate(
@@ -77,11 +79,13 @@ async def generate(
             timing.note(trio.current_time(), advanced.times)
             ended = token in end_tokens
             shown = text.push("" if ended or detokenizer is None else detokenizer.push(token))
-            finished = ended or text.stopped or advanced.complete
+            stopped = text.stopped_by is not None
+            finished = ended or stopped or advanced.complete
             if finished or count == max_tokens:
                 # After a stop string nothing is shown, not even what the detokenizer still holds back.
-                shown += text.finish("" if text.stopped or detokenizer is None else detokenizer.finish())
-                yield Delta(shown, (token,), "stop" if finished else "length", advanced.score)
+                shown += text.finish("" if stopped or detokenizer is None else detokenizer.finish())
+                reason = "stop" if finished else "length"
+                yield Delta(shown, (token,), reason, advanced.score, text.stopped_by)
                 return
             yield Delta(shown, (token,), None, advanced.score)
             advanced = await speculation.advance(token, max_tokens - count)

@@ -11,17 +11,17 @@ class StopFilter:
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(s for s in stop if s)
         self._held = ""
-        self.stopped = False
+        self.stopped_by: str | None = None
+        """The stop string that occurred, and ended the output."""
 
     def push(self, text: str) -> str:
         """What may be shown now. Nothing follows a stop string, nor is the string itself shown."""
-        if self.stopped:
+        if self.stopped_by is not None:
             return ""
         self._held += text
-        found = [(place + len(s), place) for s in self._stop if (place := self._held.find(s)) >= 0]
+        found = [(place + len(s), place, s) for s in self._stop if (place := self._held.find(s)) >= 0]
         if found:
-            self.stopped = True
-            _, place = min(found)  # the one that was complete first
+            _, place, self.stopped_by = min(found)  # the one that was complete first
             shown, self._held = self._held[:place], ""
             return shown
         keep = max((_overlap(self._held, s) for s in self._stop), default=0)

@@ -25,10 +25,11 @@ from shoal.gateway.access.keys import KeyRing
 from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
-from shoal.gateway.api import chat, completions, responses, tokens
+from shoal.gateway.api import chat, completions, messages, responses, tokens
 from shoal.gateway.api.openapi import document
 from shoal.gateway.body import read_body
-from shoal.gateway.errors import MethodNotAllowed, NotFound, error_response
+from shoal.gateway.error_forms import error_response, speaks_anthropic
+from shoal.gateway.errors import MethodNotAllowed, NotFound
 from shoal.gateway.exchange import Desk, Exchange
 from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.metrics import GatewayMetrics, gauge
@@ -40,6 +41,7 @@ from shoal.gateway.page.static import StaticPage
 from shoal.gateway.prefixes import Prefixes
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
+from shoal.gateway.schema.messages import CountTokensRequest, MessagesRequest
 from shoal.gateway.schema.responses import ResponsesRequest
 from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
 from shoal.models.store.local_model import LocalModel
@@ -128,6 +130,8 @@ class Gateway:
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/completions", self._complete, methods=["POST"]),
                 Route("/v1/responses", self._respond, methods=["POST"]),
+                Route("/v1/messages", self._message, methods=["POST"]),
+                Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
                 Route("/tokenize", self._tokenize, methods=["POST"]),
                 Route("/detokenize", self._detokenize, methods=["POST"]),
             ],
@@ -157,6 +161,20 @@ class Gateway:
             self.desk, caller_of(request), [asked], form, prefix=responses.PREFIX, stream=body.stream
         )
 
+    async def _message(self, request: Request) -> Exchange:
+        extra = "ignore" if messages.takes_betas(request.headers) else None
+        body = await read_body(request, MessagesRequest, extra=extra)
+        asked = await messages.messages_request(body, await self.models.find(body.model), self.grammars)
+        form = partial(messages.MessagesForm, asked=asked, body=body)
+        return Exchange(
+            self.desk, caller_of(request), [asked], form, prefix=messages.PREFIX, stream=body.stream
+        )
+
+    async def _count_tokens(self, request: Request) -> Response:
+        extra = "ignore" if messages.takes_betas(request.headers) else None
+        body = await read_body(request, CountTokensRequest, extra=extra)
+        return JSONResponse(await messages.count_tokens(body, await self.models.find(body.model)))
+
     async def _tokenize(self, request: Request) -> Response:
         body = await read_body(request, TokenizeRequest)
         return JSONResponse(await tokens.tokenize(body, await self.models.find(body.model)))
@@ -166,12 +184,15 @@ class Gateway:
         return JSONResponse(await tokens.detokenize(body, await self.models.find(body.model)))
 
     async def _list_models(self, request: Request) -> Response:
-        data = [_model_card(local) for local in await self.models.listed()]
-        return JSONResponse({"object": "list", "data": data})
+        found = await self.models.listed()
+        if speaks_anthropic(request.scope):
+            return JSONResponse(messages.model_list(found))
+        return JSONResponse({"object": "list", "data": [_model_card(local) for local in found]})
 
     async def _show_model(self, request: Request) -> Response:
         found: Servable = await self.models.find(request.path_params["id"])
-        return JSONResponse(_model_card(found.local))
+        card = messages.model_card if speaks_anthropic(request.scope) else _model_card
+        return JSONResponse(card(found.local))
 
     async def _health(self, request: Request) -> Response:
         """200 when a model can be answered with, 503 while loading or with blocks that nobody serves."""
@@ -238,14 +259,15 @@ async def _refused(request: Request, error: Exception) -> Response:
     """What a route raised before its answer began."""
     if not isinstance(error, ShoalError):
         raise error
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:
     """What Starlette itself refuses, in the API's words."""
     path = request.scope["path"][:200]
     if not isinstance(error, HTTPException) or error.status_code != 405:
-        return error_response(NotFound(f"no route {path!r}", check="see GET /openapi.json for every route"))
+        unknown = NotFound(f"no route {path!r}", check="see GET /openapi.json for every route")
+        return error_response(unknown, request.scope)
     allow = (error.headers or {}).get("Allow", "")
     said = f"{request.method} is not for {path!r}: it takes {allow}"
-    return error_response(MethodNotAllowed(said, allow=allow))
+    return error_response(MethodNotAllowed(said, allow=allow), request.scope)

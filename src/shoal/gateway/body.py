@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeVar
 
 import trio
 from pydantic import BaseModel, ValidationError
+from pydantic.config import ExtraValues
 from starlette.requests import ClientDisconnect, Request
 
 from shoal.gateway.errors import BadRequest, BodyTooLarge, NotJson, RequestTimeout
@@ -23,8 +25,11 @@ JSON = ("application/json", "application/x-www-form-urlencoded")
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-async def read_body(request: Request, schema: type[Schema]) -> Schema:
+async def read_body(request: Request, schema: type[Schema], *, extra: ExtraValues | None = None) -> Schema:
     """The request's JSON body as ``schema``.
+
+    Args:
+        extra: what becomes of fields that the schema does not have; ``None`` as the schema says.
 
     Raises:
         BadRequest: it is not JSON, or not what the route takes.
@@ -34,10 +39,11 @@ async def read_body(request: Request, schema: type[Schema]) -> Schema:
     """
     _check_kind(request)
     raw = await _read(request)
+    check = partial(schema.model_validate_json, extra=extra)
     try:
         if len(raw) > ON_LOOP:
-            return await trio.to_thread.run_sync(schema.model_validate_json, raw)
-        return schema.model_validate_json(raw)
+            return await trio.to_thread.run_sync(check, raw)
+        return check(raw)
     except ValidationError as error:
         raise _bad(error) from error
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-from starlette.responses import JSONResponse
-
 from shoal.errors import (
     Busy,
     DeadlineExceeded,
@@ -131,11 +129,16 @@ def status_of(error: ShoalError) -> int:
     return _told(error).status
 
 
+def message_of(error: ShoalError) -> str:
+    """What happened, and what to check."""
+    return f"{error.message}; check {error.check}" if error.check else error.message
+
+
 def body_of(error: ShoalError) -> dict[str, Any]:
     """The error as OpenAI's clients read it; blocks that nobody serves are named beside."""
     told = _told(error)
     fields: dict[str, Any] = {
-        "message": f"{error.message}; check {error.check}" if error.check else error.message,
+        "message": message_of(error),
         "type": told.type,
         "param": error.param if isinstance(error, HttpError) else None,
         "code": told.code or error.code,
@@ -156,11 +159,6 @@ def headers_of(error: ShoalError) -> Mapping[str, str]:
     if status_of(error) == HTTPStatus.UNAUTHORIZED:
         return {"www-authenticate": "Bearer"}
     return {}
-
-
-def error_response(error: ShoalError) -> JSONResponse:
-    """The whole answer for an error that came before any byte of another."""
-    return JSONResponse(body_of(error), status_of(error), headers=headers_of(error))
 
 
 def _told(error: ShoalError) -> _Told:

@@ -20,7 +20,7 @@ from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
 from shoal.gateway.api.request import GenerationRequest
-from shoal.gateway.errors import error_response
+from shoal.gateway.error_forms import error_response
 from shoal.gateway.page.requests import Record
 from shoal.gateway.sse import EventStream, until_gone
 
@@ -100,6 +100,7 @@ class Exchange:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         record, records = self._record, self._desk.answers.records
         events = EventStream(send, self._headers)
+        self._desk.answers.metrics.requests.labels(scope["path"]).inc()
         try:
             await self._give(events)
             records.end(record, "done")
@@ -108,7 +109,7 @@ class Exchange:
             records.end(record, "failed", error.message)
             self._desk.answers.metrics.failed.labels(error.code).inc()
             if not events.started:
-                await error_response(error)(scope, receive, send)
+                await error_response(error, scope)(scope, receive, send)
                 return
             await events.write(*self._form.fail(error))
         except BaseException as error:

@@ -48,6 +48,9 @@ class GatewayMetrics:
         self.generation_tokens = self._counter("generation_tokens", "Tokens of answers", labels)
         self.guessed = self._counter("spec_decode_num_draft_tokens", "Tokens that were guessed ahead", labels)
         self.accepted = self._counter("spec_decode_num_accepted_tokens", "Those that were right", labels)
+        self.requests = self._counter(
+            "requests", "Requests for an answer, by the route that they took", ("path",)
+        )
         self.ended = self._counter(
             "request_success", "Choices that came to their end", (*labels, "finished_reason")
         )

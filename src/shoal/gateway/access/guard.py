@@ -24,7 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.errors import ShoalError
 from shoal.gateway.access.keys import LOCAL, Caller, KeyRing
-from shoal.gateway.errors import BadRequest, Forbidden, HttpError, NotFound, Unauthorized, error_response
+from shoal.gateway.error_forms import error_response, speaks_anthropic
+from shoal.gateway.errors import BadRequest, Forbidden, HttpError, NotFound, Unauthorized
 from shoal.gateway.unread import Incoming
 
 log = logging.getLogger(__name__)
@@ -89,11 +90,12 @@ class GuardMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = f"req_{secrets.token_hex(12)}"
         if scope["type"] != "http":
-            await error_response(NotFound("websockets are not spoken here"))(scope, receive, send)
+            await error_response(NotFound("websockets are not spoken here"), scope)(scope, receive, send)
             return
         scope["app"] = (
             self  # where there is an app, Starlette raises its 404 and 405: else they are plain text
         )
+        scope["request_id"] = request_id
         request, incoming = Request(scope), Incoming(receive)
         started = False
 
@@ -101,7 +103,7 @@ class GuardMiddleware:
             nonlocal started
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                self._label(headers, request.headers, request_id)
+                self._label(headers, request)
                 if not await incoming.drained() and scope["http_version"].startswith("1"):
                     headers["connection"] = "close"
                 started = True
@@ -113,13 +115,13 @@ class GuardMiddleware:
         except ShoalError as error:
             if started:
                 raise
-            await error_response(error)(scope, incoming, labelled)
+            await error_response(error, scope)(scope, incoming, labelled)
         except Exception:
             # The last stop: a defect that one request has met must not end the server, nor tell its insides.
             log.exception("%s: a defect", request_id)
             if started:
                 raise
-            await error_response(Defect(request_id))(scope, incoming, labelled)
+            await error_response(Defect(request_id), scope)(scope, incoming, labelled)
 
     def _admit(self, request: Request) -> Response | None:
         """Let the request pass, or answer it here (a CORS preflight).
@@ -177,11 +179,13 @@ class GuardMiddleware:
             )
         return LOCAL
 
-    def _label(self, headers: MutableHeaders, asked: Headers, request_id: str) -> None:
-        headers["x-request-id"] = request_id
+    def _label(self, headers: MutableHeaders, request: Request) -> None:
+        headers["x-request-id"] = request.scope["request_id"]
+        if speaks_anthropic(request.scope):
+            headers["request-id"] = request.scope["request_id"]
         headers.setdefault("cache-control", "no-store")
         headers["x-content-type-options"] = "nosniff"
-        origin = asked.get("origin")
+        origin = request.headers.get("origin")
         if origin is not None and origin in self._doors.origins:
             headers["access-control-allow-origin"] = origin
             headers["access-control-expose-headers"] = CORS_EXPOSED
@@ -227,7 +231,7 @@ def _is_name(pattern: re.Pattern[str], text: str) -> bool:
 def _unknown_key() -> Unauthorized:
     return Unauthorized(
         "the API key is missing or unknown",
-        check="send the header Authorization: Bearer KEY; shoal key create NAME makes a key",
+        check="send the header Authorization: Bearer KEY or x-api-key: KEY; shoal key create NAME makes one",
     )
 
 

@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
+from shoal.gateway.schema.messages import CountTokensRequest, MessagesRequest
 from shoal.gateway.schema.responses import ResponsesRequest
 from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
 
@@ -17,6 +18,8 @@ BODIES: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/chat/completions": (ChatRequest, "Continue a conversation"),
     "/v1/completions": (CompletionRequest, "Continue a text"),
     "/v1/responses": (ResponsesRequest, "Answer, statelessly"),
+    "/v1/messages": (MessagesRequest, "Continue a conversation, in Anthropic's words"),
+    "/v1/messages/count_tokens": (CountTokensRequest, "How long the prompt of a conversation is"),
     "/tokenize": (TokenizeRequest, "Token ids of a text or a conversation"),
     "/detokenize": (DetokenizeRequest, "The text of token ids"),
 }
@@ -30,7 +33,9 @@ PLAIN: dict[str, str] = {
 }
 _ANSWERS: dict[str, Any] = {
     "200": {"description": "The answer; events where stream is true"},
-    "default": {"description": "An error with message, type, param and code"},
+    "default": {
+        "description": "An error with message, type, param and code; in Anthropic's form below /v1/messages"
+    },
 }
 
 
@@ -47,7 +52,11 @@ def document() -> dict[str, Any]:
     paths["/v1/models/{id}"] = {"get": _operation("One of them") | {"parameters": [identifier]}}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Shoal", "version": "1", "description": "OpenAI's API before a swarm."},
+        "info": {
+            "title": "Shoal",
+            "version": "1",
+            "description": "OpenAI's and Anthropic's APIs before a swarm.",
+        },
         "security": [{"key": []}],
         "paths": paths,
         "components": {

@@ -87,6 +87,12 @@ NO_TEXT = {
 """What a part is called that is no text, by a word in its type: ``image_url``, ``input_image``, …"""
 
 
+def not_text(kind: str) -> PydanticCustomError:
+    """A part of a type that is no text."""
+    other = next((name for word, name in NO_TEXT.items() if word in kind), None)
+    return PydanticCustomError(NOT_TEXT, "{kind}", {"kind": other or f"a part of the type {kind[:32]!r}"})
+
+
 class TextPart(Body):
     """A piece of what somebody said; a refusal is one too."""
 
@@ -103,10 +109,7 @@ class TextPart(Body):
         if kind == "refusal":
             return part | {"text": part.get("refusal")}
         if isinstance(kind, str) and kind not in ("text", "input_text", "output_text"):
-            other = next((name for word, name in NO_TEXT.items() if word in kind), None)
-            raise PydanticCustomError(
-                NOT_TEXT, "{kind}", {"kind": other or f"a part of the type {kind[:32]!r}"}
-            )
+            raise not_text(kind)
         return part
 
 
@@ -225,7 +228,7 @@ class Function(Body):
     """A function that the model may call."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    description: str | None = Field(None, max_length=8192)
+    description: str | None = Field(None, max_length=1 << 16)
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 

@@ -37,6 +37,7 @@ _SAID: Mapping[str, str] = {
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}",
     "less_than_equal": "may be at most {le}",
+    "extra_forbidden": "is no field that is taken here",
     "none_required": "is not supported: leave it out",
 }
 """By pydantic's names of errors, whose own sentences speak of Python's types."""
