@@ -46,7 +46,7 @@ class Commands(LazyGroup):
         "status": Lazy("status.status", "Show what the swarm serves."),
         "peers": Lazy("status.status", "List the peers of the swarm."),
         "ping": Lazy("status.status", "Measure latency to a peer."),
-        "models": Lazy("models", "List, fetch, remove and show models."),
+        "models": Lazy("models", "List, fetch, share, remove and show models."),
         "key": Lazy("key", "Create, list and revoke API keys."),
         "identity": Lazy("identity", "Show or create this machine's identity."),
         "doctor": Lazy("doctor.doctor", "Check this machine's setup."),

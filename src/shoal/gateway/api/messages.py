@@ -304,7 +304,8 @@ class MessagesForm:
             return self._at_limit
         if delta.stop_string is not None:
             return "stop_sequence"
-        return "tool_use" if self._reader.calls else "end_turn"
+        called = any(block["type"] == "tool_use" for block in self._content)
+        return "tool_use" if called else "end_turn"
 
     def _delta(self, **fields: Any) -> bytes:
         return self._event("content_block_delta", index=len(self._content) - 1, delta=fields)

@@ -23,8 +23,10 @@ from shoal.node.node import LoadedSpan, Node
 from shoal.node.owner.watch import OwnerWatch
 from shoal.node.server import SpanServer
 from shoal.node.speed import Speed
+from shoal.progress import Progress, silent
 from shoal.routing.placement import choose_span
 from shoal.routing.throughput import ServingPeer
+from shoal.sharing.peer_weights import PeerWeights
 from shoal.swarm.member import Member
 from shoal.testing.machine import PretendMachine
 from shoal.testing.sim import model
@@ -65,7 +67,7 @@ class SimClient(Swarm):
         self.script: dict[int, int] = {}
         """What the model says instead of what it would (:func:`model.script`)."""
 
-    async def resolve(self, model: str) -> LocalModel:
+    async def resolve(self, model: str, progress: Progress = silent) -> LocalModel:
         await trio.lowlevel.checkpoint()
         return MODEL
 
@@ -104,9 +106,9 @@ class SimSwarm:
             peer.network, engine, digest=model.DIGEST, span=span, speed=loaded.speed, max_sessions=64
         )
         watch = OwnerWatch(server, member, MODEL.shape, "off", PretendMachine(trio.current_time))
-        node = SimNode(
-            peer, engine, server, Node(MODEL, loaded, server, member, self.settings, MACHINE, watch)
-        )
+        weights = PeerWeights(member, self.settings, ModelStore(Path()))
+        served = Node(MODEL, loaded, server, member, self.settings, MACHINE, watch, weights)
+        node = SimNode(peer, engine, server, served)
         await peer.life.start(server.run)
         await self.peers.announce(peer, node.node.served)
         self.nodes.append(node)
