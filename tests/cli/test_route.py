@@ -68,7 +68,7 @@ def test_a_program_gets_all_of_it(choice):
 def test_blocks_that_the_client_keeps_are_no_part_of_the_route_and_are_told() -> None:
     choice = explain_route(OFFERS, 30, 1, span=Span(2, 28))
     assert line(choice, {}) == "here 0:2 → Saury-a 2:15 → Whiting-b 15:28 → here 28:30"
-    assert fields_of("tiny", choice)["own"] == ["0:2", "28:30"]
+    assert fields_of("tiny", choice, {})["own"] == ["0:2", "28:30"]
     assert "blocks 0:2 and 28:30, which run here" in text(choice)
 
 

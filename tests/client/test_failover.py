@@ -199,7 +199,7 @@ async def test_a_session_goes_on_when_somebody_comes_back_within_its_wait(home, 
 
 
 async def test_a_session_that_gave_up_goes_on_when_it_is_asked_again(home, checkpoint, whole):
-    async with at_work(home, checkpoint, THIRDS, resume_s=0.3) as (swarm, session):
+    async with at_work(home, checkpoint, THIRDS, resume_s=1.0) as (swarm, session):
         assert np.array_equal(await session.step(PROMPT), whole.step(PROMPT))
         swarm.kill(1)
         with pytest.raises(NoCoverage):
