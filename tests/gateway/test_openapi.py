@@ -11,6 +11,7 @@ import trio
 from shoal.gateway.api.openapi import BODIES, PLAIN
 
 TOKENS = 4
+NOT_TOGETHER = "tools tool_choice response_format format top_logprobs logprobs thinking think".split()
 SETTINGS = hypothesis.settings(
     max_examples=10,
     deadline=None,
@@ -26,19 +27,20 @@ def answerable(document, model):
         fields = schema.get("properties", {})
         if "model" in fields:
             fields["model"] = {"const": model}
-        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict"):
             if name in fields:
                 fields[name] = {"type": "integer", "minimum": 1, "maximum": TOKENS}
         if "n" in fields:
             fields["n"] = {"type": "integer", "minimum": 1, "maximum": 2}
         # What JSON schema does not say of these: which of them go together.
-        for name in ("tools", "tool_choice", "response_format", "top_logprobs", "logprobs", "thinking"):
+        for name in NOT_TOGETHER:
             fields.pop(name, None)
     said = {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}}
     message = {"type": "object", "properties": said, "required": list(said), "additionalProperties": False}
     document["components"]["schemas"]["RequestMessage"] = message
     turn = {"role": {"const": "user"}, "content": {"type": "string", "minLength": 1}}
-    document["components"]["schemas"]["BlockMessage"] = message | {"properties": turn}
+    for name in ("BlockMessage", "OllamaMessage"):
+        document["components"]["schemas"][name] = message | {"properties": turn}
 
 
 async def test_no_request_that_the_document_describes_or_forbids_is_a_5xx(gateway, monkeypatch):

@@ -28,12 +28,13 @@ from shoal.gateway.answers import Answers
 from shoal.gateway.api import chat, completions, messages, responses, tokens
 from shoal.gateway.api.openapi import document
 from shoal.gateway.body import read_body
-from shoal.gateway.error_forms import error_response, speaks_anthropic
+from shoal.gateway.error_forms import OLLAMA_LACKING, error_response, speaks_anthropic
 from shoal.gateway.errors import MethodNotAllowed, NotFound
 from shoal.gateway.exchange import Desk, Exchange
 from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.metrics import GatewayMetrics, gauge
 from shoal.gateway.models import Models, Servable
+from shoal.gateway.ollama import OllamaRoutes
 from shoal.gateway.page.feed import Feed, Health
 from shoal.gateway.page.live import Invite, Live
 from shoal.gateway.page.requests import Records
@@ -122,6 +123,7 @@ class Gateway:
             routes=[
                 *self._page.routes(),
                 *self._live.routes(),
+                *OllamaRoutes(self.desk, self.models, self.grammars).routes(),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
                 Route("/openapi.json", self._document),
@@ -266,7 +268,8 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     """What Starlette itself refuses, in the API's words."""
     path = request.scope["path"][:200]
     if not isinstance(error, HTTPException) or error.status_code != 405:
-        unknown = NotFound(f"no route {path!r}", check="see GET /openapi.json for every route")
+        instead = OLLAMA_LACKING.get(path, "see GET /openapi.json for every route")
+        unknown = NotFound(f"no route {path!r}", check=instead)
         return error_response(unknown, request.scope)
     allow = (error.headers or {}).get("Allow", "")
     said = f"{request.method} is not for {path!r}: it takes {allow}"

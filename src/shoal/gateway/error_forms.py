@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -23,6 +25,17 @@ _ANTHROPIC_TYPES = {
     504: "timeout_error",
     OVERLOADED: "overloaded_error",
 }
+OLLAMA = frozenset({"/api/chat", "/api/generate", "/api/show", "/api/tags", "/api/ps", "/api/version"})
+OLLAMA_LACKING: Mapping[str, str] = {
+    "/api/pull": "run this on the gateway's machine: shoal models pull NAME",
+    "/api/delete": "run this on the gateway's machine: shoal models rm NAME",
+    "/api/push": "a node that serves a model shares it with others: shoal up --model NAME",
+    "/api/create": "choose a model that GET /api/tags lists",
+    "/api/copy": "choose a model that GET /api/tags lists",
+    "/api/embed": "use another server for embeddings",
+    "/api/embeddings": "use another server for embeddings",
+}
+"""Ollama's routes that are not here, and what to do instead."""
 
 
 def error_response(error: ShoalError, scope: Scope) -> JSONResponse:
@@ -32,6 +45,8 @@ def error_response(error: ShoalError, scope: Scope) -> JSONResponse:
             anthropic_error(error) | {"request_id": scope.get("request_id")},
             anthropic_status(error),
         )
+    elif _speaks_ollama(scope):
+        body, status = ollama_error(error), ollama_status(error)
     else:
         body, status = body_of(error), status_of(error)
     return JSONResponse(body, status, headers=headers_of(error))
@@ -55,3 +70,19 @@ def anthropic_error(error: ShoalError) -> dict[str, Any]:
 def anthropic_status(error: ShoalError) -> int:
     """The HTTP status that tells Anthropic's clients of ``error``."""
     return OVERLOADED if isinstance(error, Busy) else status_of(error)
+
+
+def _speaks_ollama(scope: Scope) -> bool:
+    """By the route alone: the page's own begin with ``/api`` too."""
+    path = scope.get("path", "")
+    return path in OLLAMA or path in OLLAMA_LACKING
+
+
+def ollama_error(error: ShoalError) -> dict[str, Any]:
+    """The error as Ollama's clients read it, also as the last line of a stream."""
+    return {"error": message_of(error)}
+
+
+def ollama_status(error: ShoalError) -> int:
+    """The HTTP status that tells Ollama's clients of ``error``."""
+    return HTTPStatus.SERVICE_UNAVAILABLE if isinstance(error, Busy) else status_of(error)

@@ -22,7 +22,7 @@ from shoal.gateway.answers import Answers
 from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.error_forms import error_response
 from shoal.gateway.page.requests import Record
-from shoal.gateway.sse import EventStream, until_gone
+from shoal.gateway.sse import EVENTS, EventStream, until_gone
 
 NAMED = 32
 """Tools that a header names."""
@@ -69,6 +69,7 @@ class Exchange:
     Args:
         asked: the prompts, whose choices are numbered through.
         form: makes, for the record of this request, what writes the answer down.
+        media_type: of what the form writes for a stream.
     """
 
     def __init__(
@@ -80,11 +81,13 @@ class Exchange:
         *,
         prefix: str,
         stream: bool,
+        media_type: str = EVENTS,
     ) -> None:
         self._desk = desk
         self._caller = caller
         self._asked = asked
         self._stream = stream
+        self._media_type = media_type
         self._record = desk.answers.records.begin(prefix, asked[0].model.id, caller.id)
         self._form = form(self._record)
         self._headers = _headers(asked)
@@ -99,7 +102,7 @@ class Exchange:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         record, records = self._record, self._desk.answers.records
-        events = EventStream(send, self._headers)
+        events = EventStream(send, self._headers, self._media_type)
         self._desk.answers.metrics.requests.labels(scope["path"]).inc()
         try:
             await self._give(events)

@@ -1,4 +1,4 @@
-"""Server-sent events: JSON as a stream of ``data:`` lines. Every send has a deadline."""
+"""JSON as a stream: as server-sent events, or one object a line. Every send has a deadline."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import msgspec
 import trio
 from starlette.types import Receive, Send
 
+EVENTS = "text/event-stream; charset=utf-8"
+LINES = "application/x-ndjson"
+"""The media types of both."""
 HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # or a proxy would keep tokens until its buffer is full
 ]
@@ -24,6 +26,11 @@ def event(data: Any, name: str | None = None) -> bytes:
     return head + msgspec.json.encode(data) + b"\n\n"
 
 
+def line(data: Any) -> bytes:
+    """One object on a line of its own."""
+    return msgspec.json.encode(data) + b"\n"
+
+
 async def until_gone(receive: Receive, scope: trio.CancelScope) -> None:
     """Give an answer up when the client disconnects; the request's body was read already."""
     while (await receive())["type"] != "http.disconnect":
@@ -34,9 +41,12 @@ async def until_gone(receive: Receive, scope: trio.CancelScope) -> None:
 class EventStream:
     """The body of one answer, started with its first event."""
 
-    def __init__(self, send: Send, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, send: Send, headers: Mapping[str, str] | None = None, media_type: str = EVENTS
+    ) -> None:
         self._send = send
-        self._headers = [*HEADERS, *((k.encode(), v.encode()) for k, v in (headers or {}).items())]
+        own = {"content-type": media_type, **(headers or {})}
+        self._headers = [*HEADERS, *((k.encode(), v.encode()) for k, v in own.items())]
         self.started = False
 
     async def write(self, *events: bytes) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from pydantic_core import from_json
 from starlette.datastructures import Headers
 
 from shoal.client.generate import Delta
@@ -18,6 +17,7 @@ from shoal.gateway.error_forms import anthropic_error
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.grammar.fit import AnswerSchema, fit
 from shoal.gateway.grammar.grammar import Grammars
+from shoal.gateway.markup.arguments import arguments_object
 from shoal.gateway.markup.events import AnswerEvent, ArgumentsDelta, CallStart, Reasoning
 from shoal.gateway.markup.reasoning import NO_EFFORT, reasoning_options
 from shoal.gateway.markup.tools import Calling
@@ -292,7 +292,7 @@ class MessagesForm:
         block = self._content[-1]
         events: list[bytes] = []
         if block["type"] == "tool_use":
-            block["input"], self._input = _input_of(self._input), ""
+            block["input"], self._input = arguments_object(self._input), ""
         elif block["type"] == "thinking":
             # Theirs proves that a thought is the model's own; ours names the answer, and is never asked for.
             block["signature"] = self._record.id
@@ -324,12 +324,3 @@ class MessagesForm:
             "output_tokens_details": {"thinking_tokens": self._reader.reasoning_tokens},
             "server_tool_use": None,
         }
-
-
-def _input_of(arguments: str) -> dict[str, Any]:
-    """A call's arguments as an object: of one that was cut off, what had come."""
-    try:
-        found: object = from_json(arguments, allow_partial=True)
-    except ValueError:
-        return {}
-    return cast(dict[str, Any], found) if isinstance(found, dict) else {}

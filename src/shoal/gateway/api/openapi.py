@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
 from shoal.gateway.schema.messages import CountTokensRequest, MessagesRequest
+from shoal.gateway.schema.ollama import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
 from shoal.gateway.schema.responses import ResponsesRequest
 from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
 
@@ -20,6 +21,9 @@ BODIES: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/responses": (ResponsesRequest, "Answer, statelessly"),
     "/v1/messages": (MessagesRequest, "Continue a conversation, in Anthropic's words"),
     "/v1/messages/count_tokens": (CountTokensRequest, "How long the prompt of a conversation is"),
+    "/api/chat": (OllamaChatRequest, "Continue a conversation, in Ollama's words"),
+    "/api/generate": (OllamaGenerateRequest, "Answer a prompt, in Ollama's words"),
+    "/api/show": (ShowRequest, "What is known of a model, in Ollama's words"),
     "/tokenize": (TokenizeRequest, "Token ids of a text or a conversation"),
     "/detokenize": (DetokenizeRequest, "The text of token ids"),
 }
@@ -27,6 +31,9 @@ PLAIN: dict[str, str] = {
     "/v1/models": "The models that can be answered with",
     "/health": "Whether a model can be answered with",
     "/metrics": "Figures for Prometheus",
+    "/api/tags": "The models, in Ollama's words",
+    "/api/ps": "Those that can answer now, in Ollama's words",
+    "/api/version": "The version of Ollama whose API this is",
     "/api/swarm": "The swarm as this machine knows it",
     "/api/requests": "The last requests",
     "/api/health": "What the doctor found",
@@ -34,7 +41,8 @@ PLAIN: dict[str, str] = {
 _ANSWERS: dict[str, Any] = {
     "200": {"description": "The answer; events where stream is true"},
     "default": {
-        "description": "An error with message, type, param and code; in Anthropic's form below /v1/messages"
+        "description": "An error with message, type, param and code; in Anthropic's form below /v1/messages, "
+        "in Ollama's for its routes"
     },
 }
 
@@ -55,7 +63,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "Shoal",
             "version": "1",
-            "description": "OpenAI's and Anthropic's APIs before a swarm.",
+            "description": "OpenAI's, Anthropic's and Ollama's APIs before a swarm.",
         },
         "security": [{"key": []}],
         "paths": paths,

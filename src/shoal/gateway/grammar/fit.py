@@ -108,7 +108,7 @@ def _fit_format(format: AnswerSchema, syntax: AnswerSyntax, refused: GrammarChec
     wrong = next((one for one in left_out[:LOOKED_AT] if format.strict or _is_wrong(one)), None)
     if wrong is not None:
         raise _cannot(wrong, format.param, "the answer's schema")
-    name = format.param.partition(".")[0] if format.param.startswith("response_format") else "text.format"
+    name = format.param.removesuffix(".schema").removesuffix(".json_schema")
     return Fit(grammar(found.schema), syntax, (name,), _reasons(name, left_out))
 
 

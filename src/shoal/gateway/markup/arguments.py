@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from pydantic_core import from_json
+
 from shoal.gateway.markup.argument_types import TEXT, typed, types_of
 from shoal.gateway.markup.reasoning import overlap
 
@@ -268,3 +270,12 @@ class Nesting:
 
 def _escaped(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def arguments_object(text: str) -> dict[str, Any]:
+    """A call's arguments as an object: of one that was cut off, what had come."""
+    try:
+        found: object = from_json(text, allow_partial=True)
+    except ValueError:
+        return {}
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}

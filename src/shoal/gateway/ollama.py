@@ -1,0 +1,89 @@
+"""``/api/…`` as Ollama has it, beside the routes of the page, which share the prefix."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import trio
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from shoal.gateway.access.guard import caller_of
+from shoal.gateway.api import ollama, ollama_models
+from shoal.gateway.api.ollama import OllamaForm, OllamaPiece, Wording
+from shoal.gateway.api.request import GenerationRequest
+from shoal.gateway.body import read_body
+from shoal.gateway.exchange import Desk, Exchange
+from shoal.gateway.grammar.grammar import Grammars
+from shoal.gateway.models import Models, Servable
+from shoal.gateway.schema.ollama import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest, ShowRequest
+from shoal.gateway.sse import LINES
+
+
+class OllamaRoutes:
+    """The routes of Ollama's API, before the same desk as all others."""
+
+    def __init__(self, desk: Desk, models: Models, grammars: Grammars) -> None:
+        self._desk = desk
+        self._models = models
+        self._grammars = grammars
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/api/chat", self._chat, methods=["POST"]),
+            Route("/api/generate", self._generate, methods=["POST"]),
+            Route("/api/show", self._show, methods=["POST"]),
+            Route("/api/tags", self._tags),
+            Route("/api/ps", self._running),
+            Route("/api/version", self._version),
+        ]
+
+    async def _chat(self, request: Request) -> Exchange | Response:
+        body = await read_body(request, OllamaChatRequest)
+        model = await self._find(body.model)
+        if not body.messages:
+            return JSONResponse(ollama.loaded(body, OllamaPiece.as_message))
+        asked = await ollama.ollama_chat_request(body, model, self._grammars)
+        return self._exchange(request, body, asked, OllamaPiece.as_message)
+
+    async def _generate(self, request: Request) -> Exchange | Response:
+        body = await read_body(request, OllamaGenerateRequest)
+        model = await self._find(body.model)
+        if not body.prompt:
+            return JSONResponse(ollama.loaded(body, OllamaPiece.as_response))
+        asked = await ollama.ollama_generate_request(body, model, self._grammars)
+        return self._exchange(request, body, asked, OllamaPiece.as_response)
+
+    def _exchange(
+        self, request: Request, body: OllamaRequest, asked: GenerationRequest, wording: Wording
+    ) -> Exchange:
+        form = partial(OllamaForm, asked=asked, name=body.model, wording=wording)
+        return Exchange(
+            self._desk,
+            caller_of(request),
+            [asked],
+            form,
+            prefix=ollama.PREFIX,
+            stream=body.stream,
+            media_type=LINES,
+        )
+
+    async def _show(self, request: Request) -> Response:
+        body = await read_body(request, ShowRequest)
+        model = await self._find(body.wanted)
+        return JSONResponse(await trio.to_thread.run_sync(ollama_models.show, model))
+
+    async def _tags(self, request: Request) -> Response:
+        found = await self._models.listed()
+        return JSONResponse(await trio.to_thread.run_sync(ollama_models.tags, found))
+
+    async def _running(self, request: Request) -> Response:
+        whole = [local for local in await self._models.listed() if not self._models.missing(local)]
+        return JSONResponse(await trio.to_thread.run_sync(ollama_models.running, whole))
+
+    async def _version(self, request: Request) -> Response:
+        return JSONResponse({"version": ollama_models.VERSION})
+
+    async def _find(self, name: str) -> Servable:
+        return await self._models.find(ollama_models.known_name(name))
