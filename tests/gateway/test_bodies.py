@@ -203,6 +203,19 @@ def test_a_fault_of_a_chat_is_a_sentence_about_its_field(body, where, told):
         ),
         (
             ResponsesRequest,
+            {"input": [{"type": "reasoning", "content": [{"type": "text", "text": "a"}]}]},
+            "input.0.content.0.type",
+            "AT must be 'reasoning_text'",
+        ),
+        (ResponsesRequest, {"input": "a", "reasoning": "low"}, "reasoning", "AT must be an object"),
+        (
+            ResponsesRequest,
+            {"input": "a", "previous_response_id": "resp_1"},
+            "previous_response_id",
+            "AT is not supported: leave it out",
+        ),
+        (
+            ResponsesRequest,
             {"input": "a", "tool_choice": {"type": "web_search"}},
             "tool_choice.type",
             "AT must be 'function'",

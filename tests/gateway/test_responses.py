@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import pytest
 import trio
 
+from shoal.client.generate import Delta
+from shoal.client.sampling import Sampling
+from shoal.gateway.api.responses import ResponsesForm, _messages
+from shoal.gateway.errors import BadRequest
+from shoal.gateway.markup.dialects import Markup
+from shoal.gateway.markup.reader import AnswerSyntax
+from shoal.gateway.page.requests import Record
+from shoal.gateway.schema.responses import ResponsesRequest
 from shoal.types import Span
 
 from .conftest import served, user
@@ -15,6 +25,158 @@ PATH = "/v1/responses"
 TOOL = {"type": "function", **WEATHER["function"]}
 CALL = {"type": "function_call", "call_id": "c1", "name": TOOL["name"], "arguments": '{"city": "Rome"}'}
 END = 2
+MADE = {"id", "object", "created_at", "completed_at", "status", "incomplete_details", "model", "output"}
+MADE |= {"error", "usage"}
+ASKED = {"previous_response_id", "instructions", "tools", "tool_choice", "truncation", "parallel_tool_calls"}
+ASKED |= {
+    "text",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "top_logprobs",
+    "temperature",
+    "reasoning",
+}
+ASKED |= {"max_output_tokens", "max_tool_calls", "store", "background", "service_tier", "metadata"}
+ASKED |= {"reasoning", "safety_identifier", "prompt_cache_key"}
+"""With ``MADE``, what the specification of Open Responses (2026-04-24) demands of each response."""
+DONE = {
+    "message": ["output_text.done", "content_part.done", "output_item.done"],
+    "reasoning": ["reasoning_text.done", "content_part.done", "output_item.done"],
+    "function_call": ["function_call_arguments.done", "output_item.done"],
+}
+BEGUN = {
+    "message": ["output_item.added", "content_part.added", "output_text.delta"],
+    "reasoning": ["output_item.added", "content_part.added", "reasoning_text.delta"],
+    "function_call": ["output_item.added", "function_call_arguments.delta"],
+}
+
+
+def asked_for(input="a", **fields):
+    return ResponsesRequest.model_validate({"model": "m", "input": input} | fields)
+
+
+def written(pieces, finish_reason="stop", functions=None, **fields):
+    """What comes of an answer in pieces: the events, and the whole."""
+    body = asked_for(**fields)
+    record = Record("resp_1", "m", "local", 0.0, 0.0, prompt_tokens=7, cached_tokens=3)
+    sampling = Sampling(presence_penalty=body.presence_penalty or 0.0)
+    model = SimpleNamespace(id="m", codec=None)
+    asked = SimpleNamespace(model=model, syntax=AnswerSyntax(Markup(), functions), sampling=sampling)
+    form = ResponsesForm(record, asked, body)
+    raw = []
+    for place, piece in enumerate(pieces):
+        last = place == len(pieces) - 1
+        raw += form.take(0, Delta(piece, (1,), finish_reason if last else None))
+    raw += form.close()
+    return [json.loads(one.split(b"data: ")[1]) for one in raw], form.whole()
+
+
+def test_every_response_has_every_field_that_open_responses_demands():
+    events, whole = written(["Hel", "lo"])
+    *running, finished = [event["response"] for event in events if "response" in event]
+    assert [one["status"] for one in running] == ["in_progress", "in_progress"]
+    for response in (*running, finished, whole):
+        assert response.keys() == MADE | ASKED | {"shoal"}
+    assert {(one["completed_at"], one["usage"]) for one in running} == {(None, None)}
+    assert finished == whole
+    assert whole["completed_at"] >= whole["created_at"]
+
+
+def test_an_answer_that_is_cut_off_is_never_completed():
+    events, whole = written(["Hel", "lo"], finish_reason="length")
+    assert events[-1]["type"] == "response.incomplete"
+    assert (whole["status"], whole["completed_at"]) == ("incomplete", None)
+
+
+def test_thoughts_text_and_calls_are_items_whose_events_come_in_order():
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+    events, whole = written(["<think>Hm", "m.</think>", "I look. ", *call], functions={"get_weather": {}})
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    kinds = [item["type"] for item in whole["output"]]
+    assert kinds == ["reasoning", "message", "function_call"]
+    said = [event["type"].removeprefix("response.") for event in events]
+    order = [name for place, name in enumerate(said) if not place or name != said[place - 1]]
+    items = [name for kind in kinds for name in (*BEGUN[kind], *DONE[kind])]
+    assert order == ["created", "in_progress", *items, "completed"]
+    done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert done == whole["output"]
+    for index, item in enumerate(whole["output"]):
+        assert {e["item_id"] for e in events if "item_id" in e and e["output_index"] == index} == {item["id"]}
+    assert whole["output"][0]["content"] == [{"type": "reasoning_text", "text": "Hmm."}]
+    assert json.loads(whole["output"][2]["arguments"]) == {"city": "Rome"}
+
+
+def test_what_was_asked_is_told_back():
+    asked = {
+        "instructions": "Be short.",
+        "max_output_tokens": 9,
+        "max_tool_calls": 3,
+        "metadata": {"a": "b"},
+        "presence_penalty": 0.5,
+        "prompt_cache_key": "k",
+        "reasoning": {"effort": "low", "summary": "auto"},
+        "safety_identifier": "u",
+        "tools": [TOOL],
+        "top_logprobs": 2,
+    }
+    _, whole = written(["a"], **asked)
+    assert asked["tools"] == [{k: v for k, v in tool.items() if v is not None} for tool in whole["tools"]]
+    del asked["tools"]
+    assert {name: whole[name] for name in asked} == asked
+
+
+def test_a_format_is_told_back_with_all_that_it_may_have():
+    format = {"type": "json_schema", "name": "p", "schema": {"type": "object"}}
+    _, whole = written(["{}"], text={"format": format})
+    assert whole["text"]["format"] == format | {"description": None, "strict": False}
+    assert written(["{}"], reasoning=None)[1]["text"]["format"] == {"type": "text"}
+
+
+def thought(text, **fields):
+    return {
+        "type": "reasoning",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": text}],
+    } | fields
+
+
+def test_what_the_model_thought_goes_back_to_its_template():
+    answer = {"type": "message", "role": "assistant", "content": "I look."}
+    result = {"type": "function_call_output", "call_id": "c1", "output": "sun"}
+    last = answer | {"content": "Sunny.", "phase": "final_answer"}
+    made = _messages(
+        asked_for([user("Rome?"), thought("Hm."), answer, CALL, result, thought("So."), last, user("And?")])
+    )
+    called = {"name": TOOL["name"], "arguments": {"city": "Rome"}}
+    assert made == [
+        user("Rome?"),
+        {
+            "role": "assistant",
+            "content": "I look.",
+            "reasoning_content": "Hm.",
+            "tool_calls": [{"id": "c1", "type": "function", "function": called}],
+        },
+        {"role": "tool", "tool_call_id": "c1", "content": "sun"},
+        {"role": "assistant", "content": "Sunny.", "reasoning_content": "So."},
+        user("And?"),
+    ]
+
+
+def test_a_call_may_follow_a_thought_alone_or_a_second_one():
+    (alone,) = _messages(asked_for([thought("Hm."), CALL]))
+    assert (alone["content"], alone["reasoning_content"]) == ("", "Hm.")
+    (twice,) = _messages(asked_for([thought("Hm."), CALL, thought("And."), CALL | {"call_id": "c2"}]))
+    assert (len(twice["tool_calls"]), twice["reasoning_content"]) == (2, "Hm.\n\nAnd.")
+
+
+def test_a_thought_that_nothing_came_of_or_without_its_text_is_left_out():
+    assert _messages(asked_for([user("a"), thought("Hm."), user("b")])) == [user("a"), user("b")]
+    hidden = thought("", content=None, encrypted_content="x", summary=[{"type": "summary_text", "text": "s"}])
+    answer = {"role": "assistant", "content": "b"}
+    assert _messages(asked_for([user("a"), hidden, answer])) == [user("a"), answer]
+    with pytest.raises(BadRequest, match="nothing that a model could answer"):
+        _messages(asked_for([thought("Hm.")]))
 
 
 async def responded(gateway, **fields):
@@ -46,13 +208,13 @@ async def test_one_function_can_be_demanded_by_name(gateway):
     assert refused.json()["error"]["param"] == "tool_choice"
 
 
-async def test_what_was_said_and_called_in_one_turn_is_one_message_for_the_template(gateway, monkeypatch):
+async def test_what_was_said_and_called_in_one_turn_is_one_message_beside_the_effort(gateway, monkeypatch):
     seen = []
     codec = (await gateway.gateway.models.find(gateway.model)).codec
     render = codec.prompt
 
     def watched(messages, **options):
-        seen.append(messages)
+        seen.append((messages, options))
         return render(messages, **options)
 
     monkeypatch.setattr(codec, "prompt", watched)
@@ -65,10 +227,11 @@ async def test_what_was_said_and_called_in_one_turn_is_one_message_for_the_templ
         {"type": "function_call_output", "call_id": "c1", "output": "sun"},
         {"type": "function_call_output", "call_id": "c2", "output": "rain"},
     ]
-    await responded(gateway, input=conversation)
-    (messages,) = seen
+    await responded(gateway, input=conversation, reasoning={"effort": "low"})
+    ((messages, options),) = seen
     (said,) = (message["content"] for message in messages if message["role"] == "assistant")
     assert said.index("I look.") < said.index("Rome") < said.index("Oslo")
+    assert (options["reasoning_effort"], options["enable_thinking"]) == ("low", True)
 
 
 async def test_tags_of_calls_in_an_answer_by_a_schema_are_text(gateway):

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from shoal.client.generate import Delta
+from shoal.client.sampling import Sampling
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.api.chat import ROLES, reader_of
@@ -16,6 +17,7 @@ from shoal.gateway.errors import BadRequest, body_of
 from shoal.gateway.grammar.fit import AnswerSchema, fit
 from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.markup.events import AnswerEvent, ArgumentsDelta, CallStart, Reasoning
+from shoal.gateway.markup.reasoning import reasoning_options
 from shoal.gateway.markup.tools import Calling
 from shoal.gateway.models import Servable
 from shoal.gateway.page.requests import Record
@@ -23,7 +25,6 @@ from shoal.gateway.schema.chat import CalledFunction, ToolCall
 from shoal.gateway.schema.common import text_of
 from shoal.gateway.schema.responses import (
     InputCall,
-    InputItem,
     InputMessage,
     InputReasoning,
     InputResult,
@@ -40,7 +41,8 @@ PREFIX = "resp_"
 async def responses_request(body: ResponsesRequest, model: Servable, grammars: Grammars) -> GenerationRequest:
     """What a request asks for. Raises as ``chat.chat_request``."""
     calling = _calling(body)
-    prompt = await prompt_ids(model, conversation(model, _messages(body), calling))
+    options = reasoning_options(body.reasoning.effort)
+    prompt = await prompt_ids(model, conversation(model, _messages(body), calling, options))
     limit = limited(model, prompt, body.max_output_tokens)
     found = await fit(grammars, model, prompt, calling, _format(body))
     return GenerationRequest(
@@ -96,14 +98,21 @@ def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
         found.append({"role": "system", "content": body.instructions})
     if isinstance(body.input, str):
         return [*found, {"role": "user", "content": body.input}]
+    thoughts: list[str] = []
     for item in body.input:
+        if isinstance(item, InputReasoning):
+            thoughts.append(item.text)
+            continue
         _add(found, item)
+        if found[-1]["role"] == "assistant":
+            _think(found[-1], thoughts)
+        thoughts = []
     if not found:
         raise BadRequest("input has nothing that a model could answer", param="input")
     return found
 
 
-def _add(found: list[dict[str, Any]], item: InputItem) -> None:
+def _add(found: list[dict[str, Any]], item: InputMessage | InputCall | InputResult) -> None:
     """What a model said and called in one turn are several items here, and one message for a template."""
     match item:
         case InputMessage():
@@ -116,8 +125,12 @@ def _add(found: list[dict[str, Any]], item: InputItem) -> None:
             found[-1].setdefault("tool_calls", []).append(call.for_template())
         case InputResult():
             found.append({"role": "tool", "tool_call_id": item.call_id, "content": text_of(item.output)})
-        case InputReasoning():
-            pass
+
+
+def _think(message: dict[str, Any], thoughts: list[str]) -> None:
+    """Give a message what was thought before it. A thought that nothing came of is left out."""
+    if texts := [text for text in (message.get("reasoning_content"), *thoughts) if text]:
+        message["reasoning_content"] = "\n\n".join(texts)
 
 
 class ResponsesForm:
@@ -130,6 +143,7 @@ class ResponsesForm:
         self._body = body
         self._reader = reader_of(asked)
         self._created = int(time.time())
+        self._completed: int | None = None
         self._output: list[dict[str, Any]] = []
         self._scores: list[TokenScore] = []
         self._number = 0
@@ -144,7 +158,10 @@ class ResponsesForm:
         if delta.finish_reason is not None:
             if all(item["type"] == "reasoning" for item in self._output):
                 events += self._write("")
-            self._status = "incomplete" if delta.finish_reason == "length" else "completed"
+            if delta.finish_reason == "length":
+                self._status = "incomplete"
+            else:
+                self._status, self._completed = "completed", int(time.time())
             events += self._close_item()
         return events
 
@@ -159,36 +176,20 @@ class ResponsesForm:
         return [self._event("error", code=told["code"], message=told["message"], param=None, error=told)]
 
     def whole(self) -> dict[str, Any]:
-        body, record = self._body, self._record
         cut = self._status == "incomplete"
         return {
-            "id": record.id,
+            "id": self._record.id,
             "object": "response",
             "created_at": self._created,
+            "completed_at": self._completed,
             "status": self._status,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "instructions": body.instructions,
-            "max_output_tokens": body.max_output_tokens,
             "model": self._model.id,
             "output": self._output,
-            "parallel_tool_calls": body.parallel_tool_calls,
-            "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
-            "store": False,
-            "temperature": self._sampling.temperature,
-            "text": {
-                "format": (body.text.format or PlainFormat()).model_dump(by_alias=True, exclude_none=True)
-            },
-            "tool_choice": body.tool_choice
-            if isinstance(body.tool_choice, str)
-            else body.tool_choice.model_dump(),
-            "tools": [tool.model_dump() for tool in body.tools],
-            "top_p": self._sampling.top_p,
-            "truncation": "disabled",
-            "metadata": body.metadata or {},
             "usage": None if self._status == "in_progress" else self._usage(),
-            "shoal": record.told(),
+            **_told_back(self._body, self._sampling),
+            "shoal": self._record.told(),
         }
 
     def _said(self, delta: Delta) -> list[AnswerEvent]:
@@ -281,3 +282,36 @@ class ResponsesForm:
             "output_tokens_details": {"reasoning_tokens": self._reader.reasoning_tokens},
             "total_tokens": record.prompt_tokens + record.tokens,
         }
+
+
+def _told_back(body: ResponsesRequest, sampling: Sampling) -> dict[str, Any]:
+    """The request as an answer repeats it, with what was taken where it did not say."""
+    choice = body.tool_choice
+    return {
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": body.max_tool_calls,
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "previous_response_id": None,
+        "reasoning": body.reasoning.model_dump(),
+        "store": False,
+        "background": False,
+        "service_tier": "default",
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "top_logprobs": body.top_logprobs or 0,
+        "text": {"format": _format_told(body.text.format or PlainFormat())},
+        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
+        "tools": [tool.model_dump() for tool in body.tools],
+        "truncation": "disabled",
+        "metadata": body.metadata or {},
+        "safety_identifier": body.safety_identifier,
+        "prompt_cache_key": body.prompt_cache_key,
+    }
+
+
+def _format_told(format: PlainFormat | SchemaFormat) -> dict[str, Any]:
+    told = format.model_dump(by_alias=True)
+    return told | {"strict": bool(format.strict)} if isinstance(format, SchemaFormat) else told

@@ -52,10 +52,20 @@ class InputResult(Body):
     output: Content
 
 
+class ReasoningText(Body):
+    type: Literal["reasoning_text"]
+    text: str
+
+
 class InputReasoning(Body):
-    """What other models thought; no prompt of ours takes it."""
+    """What the model thought earlier: a summary is not that, and what is encrypted only its maker reads."""
 
     type: Literal["reasoning"]
+    content: list[ReasoningText] | None = Field(None, max_length=MAX_MESSAGES)
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content or ())
 
 
 ITEMS = ("message", "function_call", "function_call_output", "reasoning")
@@ -111,6 +121,12 @@ class SchemaFormat(JsonSchema):
     type: Literal["json_schema"]
 
 
+class ReasoningConfig(Body):
+    effort: str | None = Field(None, max_length=16)
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    """Only told back: the thought itself is in the answer."""
+
+
 def _format(value: Any) -> str | None:
     if not isinstance(value, dict):
         return None
@@ -137,10 +153,15 @@ class ResponsesRequest(Choosing):
     tool_choice: ResponsesToolChoice = "auto"
     parallel_tool_calls: bool = True
     text: TextOptions = Field(default_factory=TextOptions)
+    reasoning: ReasoningConfig = Field(default_factory=ReasoningConfig)
     top_logprobs: TopLogprobs | None = None
     include: list[str] | None = Field(None, max_length=16)
     metadata: dict[str, str] | None = Field(None, max_length=16)
     cache_salt: str = Field("", max_length=256)
+    # Only told back. The calls that are counted are those of tools that a server runs, and ours runs none.
+    max_tool_calls: int | None = Field(None, ge=1)
+    safety_identifier: str | None = Field(None, max_length=64)
+    prompt_cache_key: str | None = Field(None, max_length=64)
     # Known, and refused where it would mean something: nothing is stored, nothing is cut.
     store: bool | None = None
     background: Literal[False] | None = None
@@ -149,7 +170,9 @@ class ResponsesRequest(Choosing):
     conversation: None = None
     prompt: None = None
 
-    @field_validator("stream", "tools", "tool_choice", "parallel_tool_calls", "text", mode="before")
+    @field_validator(
+        "stream", "tools", "tool_choice", "parallel_tool_calls", "text", "reasoning", mode="before"
+    )
     @classmethod
     def _null_is_the_default(cls, value: Any, info: Any) -> Any:
         field = cls.model_fields[info.field_name]
