@@ -204,6 +204,11 @@ async def test_what_is_wrong_is_named_in_anthropics_form(shared, fields, named):
     assert body["request_id"] == answer.headers["request-id"]
 
 
+async def test_the_ends_of_every_range_can_be_answered(shared):
+    for ends in ({"temperature": 0, "top_p": 0, "top_k": 0}, {"temperature": 1, "top_p": 1, "top_k": 1}):
+        assert (await post(shared, max_tokens=1, **ends)).status_code == 200
+
+
 async def test_a_beta_may_bring_fields_that_are_not_known(shared):
     management = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
     assert (await post(shared, context_management=management)).status_code == 400

@@ -78,6 +78,19 @@ async def test_an_answer_is_streamed_as_lines_unless_it_is_asked_for_whole(share
     assert whole.json()["done"] is True
 
 
+async def test_the_next_turn_finds_what_was_computed_for_the_last(shared):
+    async def hits():
+        text = (await shared.http.get("/metrics")).text
+        found = [line for line in text.splitlines() if line.startswith("shoal_prefix_cache_hits_total{")]
+        return float(found[0].split()[-1]) if found else 0.0
+
+    messages = [user("Tell me of the sea, of its ships and of those who sail them. ")]
+    said = (await chat(shared, messages=messages, stream=False)).json()["message"]
+    before = await hits()
+    await chat(shared, messages=[*messages, said, user("Go on.")], stream=False)
+    assert await hits() - before > 16
+
+
 async def test_a_prompt_alone_is_answered_as_a_conversation_of_it(shared):
     def use(client):
         messages = [{"role": "system", "content": "Be short."}, user("hello")]

@@ -11,7 +11,16 @@ import trio
 from shoal.gateway.api.openapi import BODIES, PLAIN
 
 TOKENS = 4
-NOT_TOGETHER = "tools tool_choice response_format format top_logprobs logprobs thinking think".split()
+NOT_TOGETHER = (
+    "tools",
+    "tool_choice",
+    "response_format",
+    "format",
+    "top_logprobs",
+    "logprobs",
+    "thinking",
+    "think",
+)
 SETTINGS = hypothesis.settings(
     max_examples=10,
     deadline=None,

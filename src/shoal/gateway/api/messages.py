@@ -23,7 +23,7 @@ from shoal.gateway.markup.reasoning import NO_EFFORT, reasoning_options
 from shoal.gateway.markup.tools import Calling
 from shoal.gateway.models import Servable
 from shoal.gateway.page.requests import Record
-from shoal.gateway.schema.common import Choosing, Function
+from shoal.gateway.schema.common import LEAST_TOP_P, Choosing, Function
 from shoal.gateway.schema.messages import (
     BlockMessage,
     CountTokensRequest,
@@ -71,12 +71,13 @@ async def messages_request(body: MessagesRequest, model: Servable, grammars: Gra
     prompt = await _prompt(body, model, calling)
     limit = limited(model, prompt, body.max_tokens)
     found = await fit(grammars, model, prompt, calling, _format(body))
-    choosing = Choosing.model_validate(body.model_dump(include={"temperature", "top_p", "top_k"}))
+    top_p = None if body.top_p is None else max(body.top_p, LEAST_TOP_P)
+    named = {"temperature": body.temperature, "top_p": top_p, "top_k": body.top_k}
     return GenerationRequest(
         model,
         tuple(prompt),
         limit,
-        choosing.sampling(None, model.local.sampling),
+        Choosing.model_validate(named).sampling(None, model.local.sampling),
         stop=tuple(body.stop_sequences),
         grammar=found.grammar,
         syntax=found.syntax,

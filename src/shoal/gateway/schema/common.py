@@ -27,6 +27,8 @@ from shoal.models.store.local_model import SamplingDefaults
 
 OPENAI_TEMPERATURE = 1.0
 """Where neither the client nor the model's makers name one."""
+LEAST_TOP_P = 1e-9
+"""Keeps the likeliest token alone, as 0 does where an API takes it."""
 MAX_CHOICES = 8
 MAX_STOPS = 16
 MAX_TOKENS = 1 << 20

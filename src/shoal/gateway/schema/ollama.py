@@ -15,6 +15,7 @@ from shoal.client.recommended import sampling_for
 from shoal.client.sampling import MAX_TOP_LOGPROBS, REPETITION, Sampling
 from shoal.gateway.schema.chat import MAX_MESSAGES, MAX_TOOLS
 from shoal.gateway.schema.common import (
+    LEAST_TOP_P,
     MAX_STOPS,
     MAX_TOKENS,
     NOT_TEXT,
@@ -33,8 +34,6 @@ from shoal.models.store.local_model import SamplingDefaults
 TO_THE_END = -2
 """``num_predict`` of an answer that may become as long as the context."""
 HOTTEST = 100.0
-LEAST_TOP_P = 1e-9
-"""Keeps the likeliest token alone, as 0 does at Ollama's."""
 
 
 def _whole(value: Any) -> Any:
@@ -140,7 +139,7 @@ class OllamaRequest(Body):
     stream: bool = True
     format: OllamaFormat | None = None
     think: Think | None = None
-    options: OllamaOptions = Field(default_factory=OllamaOptions)
+    options: OllamaOptions = Field(default_factory=lambda: OllamaOptions.model_validate({}))
     keep_alive: KeepAlive | None = None
     """Checked alone: models stay in memory for as long as their nodes serve them."""
     logprobs: bool = False
