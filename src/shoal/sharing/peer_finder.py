@@ -63,6 +63,7 @@ class PeerFinder:
         self._asked |= set(asked)
         if len(self._asked) > ASKED_LIMIT:
             self._asked = set(asked)
+            self._told.clear()  # else it grows as long as new peers come; those who share are asked again
         provided = {a.peer: a for a in self._provided}
 
         async def ask(peer: PeerId) -> None:
