@@ -9,6 +9,7 @@ import trio
 
 from shoal.errors import DigestMismatch, NoCoverage
 from shoal.models.store.store import ModelStore
+from shoal.sharing.peer_weights import PeerWeights
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import MemorySwarm, memory_swarm
 from shoal.types import Span
@@ -82,7 +83,8 @@ async def test_21_only_another_version_is_an_error_that_says_so(
     monkeypatch.setattr("shoal.client.ring.route_finder.HEAR_WITHIN_S", 0.5)
     one, two = versions
     async with memory_swarm(tmp_path / "home", one, [Span(0, 6)]) as swarm:
-        swarm.client.store = ModelStore(tmp_path / "models of another machine")
+        client, elsewhere = swarm.client, ModelStore(tmp_path / "models of another machine")
+        client.weights = PeerWeights(client.member, client.settings, elsewhere)
         with pytest.raises(DigestMismatch) as caught:
             await tokens(swarm, two)
         assert caught.value.next_command
