@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -133,7 +133,7 @@ def test_26_what_a_header_makes_of_its_tokenizer_is_made_elsewhere(
 ) -> None:
     file = attack(tmp_path / "x.gguf")
     began = time.monotonic()
-    with little_memory():
+    with little_memory(), suppress(BadWeights):  # what is too large to be given to peers is refused
         ModelStore(tmp_path / "models").pull(str(file))
     assert time.monotonic() - began < convert_apart.SILENT_S
 

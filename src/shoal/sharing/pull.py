@@ -104,6 +104,7 @@ class Pull:
         self._writers = trio.CapacityLimiter(WRITERS)
         self._news = trio.Event()
         self._advanced = trio.current_time()
+        self._unwritten: OSError | None = None
         self.report = report or PullReport()
 
     async def manifest(self, digest: Digest) -> Manifest:
@@ -152,9 +153,10 @@ class Pull:
                 folder.close()
 
     async def _bring(self, plan: PullPlan, folder: PulledFolder) -> None:
+        self._unwritten = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_for_peers, plan, folder.manifest, nursery)
-            while not plan.done:
+            while not plan.done and self._unwritten is None:
                 now = trio.current_time()
                 self._news = trio.Event()
                 for ask in plan.next_asks(now):
@@ -162,6 +164,8 @@ class Pull:
                 with trio.move_on_at(plan.wake_at(now)):
                     await self._news.wait()
             nursery.cancel_scope.cancel()
+        if self._unwritten is not None:
+            raise self._unwritten
 
     async def _look_for_peers(self, plan: PullPlan, manifest: Manifest, nursery: trio.Nursery) -> None:
         """Ask peers what they have, those that are found later too; ends the pull when nobody is left."""
@@ -210,7 +214,10 @@ class Pull:
         else:
             plan.came(peer, piece, trio.current_time())
             self.report.received += len(data)
-            await self._check(plan, folder, ask, data)
+            try:
+                await self._check(plan, folder, ask, data)
+            except OSError as error:  # pieces side by side meet the same full disk: it is told once
+                self._unwritten = self._unwritten or error
         self._news.set()
 
     async def _fetch_piece(self, folder: PulledFolder, ask: PieceAsk) -> bytes:

@@ -153,7 +153,7 @@ class ResponsesRequest(Choosing):
     tool_choice: ResponsesToolChoice = "auto"
     parallel_tool_calls: bool = True
     text: TextOptions = Field(default_factory=TextOptions)
-    reasoning: ReasoningConfig = Field(default_factory=ReasoningConfig)
+    reasoning: ReasoningConfig = Field(default_factory=lambda: ReasoningConfig.model_validate({}))
     top_logprobs: TopLogprobs | None = None
     include: list[str] | None = Field(None, max_length=16)
     metadata: dict[str, str] | None = Field(None, max_length=16)
