@@ -20,7 +20,7 @@ from shoal.errors import UnknownModel
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.checkpoint.headers import TensorEntry
 from shoal.models.checkpoint.manifest import Manifest
-from shoal.models.checkpoint.parts import missing_parts, read_pulled
+from shoal.models.checkpoint.parts import missing_parts, opening_items, read_pulled
 from shoal.models.checkpoint.sizes import block_tensors
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import DIGEST, ModelStore
@@ -115,8 +115,7 @@ class PeerWeights:
         async with self._pulling(digest, called, progress) as pull:
             manifest = await pull.manifest(digest)
             made = await trio.to_thread.run_sync(_make_folder, folder, manifest)
-            texts = [number for number, item in enumerate(manifest.items) if not item.is_tensor]
-            await pull.items(made, texts)
+            await pull.items(made, opening_items(manifest))
             keep = partial(self._store.keep_shared, called, digest, progress)
             return await trio.to_thread.run_sync(keep)
 

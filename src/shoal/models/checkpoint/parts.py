@@ -19,6 +19,10 @@ from shoal.models.checkpoint.manifest import MAX_MANIFEST, Manifest, ManifestIte
 
 NUMBERED = re.compile(r"^(?P<list>.*?[^\d.])\.?(?P<index>\d+)\.")
 """A tensor of a list's element: the list's name and the index, for example ``model.layers`` and ``12``."""
+READ_ON_OPENING = re.compile(r"\.quant_state\.bitsandbytes__\w+$|\.weight_format$")
+"""Tensors that say how others are to be read: without them a checkpoint cannot be opened."""
+MAX_READ_ON_OPENING = 1 << 14
+"""Bytes of one. Honest ones have up to 300."""
 MANIFEST = "shoal-manifest.json"
 CHUNKS = "shoal-chunks"
 """The sha256s of all chunks of all items, one after another; zeros where they are not known."""
@@ -28,7 +32,7 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True, slots=True)
 class ModelPart:
-    """Some tensors in one file: those of one block, or those outside of all blocks."""
+    """Some tensors in one file: those of one block, those outside of all blocks, or those read on opening."""
 
     file: str
     """Its name: safetensors, or the tensors' bytes alone where they are of a GGUF file's types."""
@@ -46,11 +50,18 @@ def layout(manifest: Manifest) -> list[ModelPart]:
     """How a model's tensors are spread over files: the same for everybody who has the manifest."""
     groups: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
     for number, item in enumerate(manifest.items):
-        if item.is_tensor:
+        if _is_read_on_opening(item):
+            groups[("", -1)].append(number)
+        elif item.is_tensor:
             found = NUMBERED.match(item.name)
             groups[(found["list"], int(found["index"])) if found else ("", 0)].append(number)
     plain = all(_is_plain(item) for item in manifest.items if item.is_tensor)
     return [_part(number, groups[key], manifest.items, plain) for number, key in enumerate(sorted(groups))]
+
+
+def opening_items(manifest: Manifest) -> list[int]:
+    """What of a model has to be here before it can be opened, by its place: text files, and some tensors."""
+    return [n for n, item in enumerate(manifest.items) if not item.is_tensor or _is_read_on_opening(item)]
 
 
 def read_pulled(folder: Path) -> Manifest | None:
@@ -84,6 +95,11 @@ def part_entries(folder: Path, manifest: Manifest) -> dict[str, TensorEntry]:
 def missing_parts(entries: Iterable[TensorEntry]) -> set[Path]:
     """The files of such tensors that are not here."""
     return {file for file in {entry.file for entry in entries} if not file.is_file()}
+
+
+def _is_read_on_opening(item: ManifestItem) -> bool:
+    small = item.size <= MAX_READ_ON_OPENING
+    return item.is_tensor and small and READ_ON_OPENING.search(item.name) is not None
 
 
 def _is_plain(item: ManifestItem) -> bool:
