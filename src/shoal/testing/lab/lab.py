@@ -69,7 +69,7 @@ async def run_lab(settings: Settings, order: LabOptions, progress: Progress) -> 
         bench = _Bench(order, lab, client, questions, rooms, progress)
         await bench.take_references()
         async with liars_beside(lab, client, order.liars) as liars, trio.open_nursery() as nursery:
-            bench.watch = NodeMonitor(lab, client)
+            bench.watch = NodeMonitor(lab, client, len(liars))
             nursery.start_soon(bench.watch.look_for_ghosts)
             await bench.play_all(_runs(order, bench))
             nursery.cancel_scope.cancel()
