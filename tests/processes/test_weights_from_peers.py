@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +80,22 @@ async def one_and_two(checkpoint: Path, folder: Path) -> AsyncGenerator[tuple[li
         yield served, replace(swarm, bootstrap=(first,))
 
 
+def offline(home: Path) -> dict[str, str]:
+    """The environment of a machine that reaches no hub."""
+    environ = config.child_environ(SHOAL_HOME=str(home), SHOAL_HOST="127.0.0.1", SHOAL_MDNS="0")
+    return environ | {"SHOAL_FORMAT": "fp32", "SHOAL_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
 async def shoal(home: Path, *arguments: str) -> dict[str, Any]:
     """A command of its own process, offline; what it printed."""
-    environ = config.child_environ(SHOAL_HOME=str(home), SHOAL_HOST="127.0.0.1", SHOAL_MDNS="0")
-    environ |= {"SHOAL_FORMAT": "fp32", "SHOAL_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "shoal.cli", *arguments, "--json"]
     done = await trio.run_process(
-        command, env=environ, capture_stdout=True, capture_stderr=True, check=False, stdin=subprocess.DEVNULL
+        command,
+        env=offline(home),
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr.decode()
     return json.loads(done.stdout)
@@ -120,3 +131,36 @@ async def test_a_swarm_of_one_that_has_the_model_and_two_that_have_nothing_answe
         }
         assert pulled["fetched"]["received"] < 1.02 * pulled["fetched"]["bytes"] + 4096
         assert len(pulled["fetched"]["by_peer"]) >= 2
+
+
+async def test_a_model_is_shared_by_a_machine_that_serves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    swarm, digest = membership.create("home"), ModelStore(tmp_path / "look").show(str(checkpoint)).digest
+    giver, taker = tmp_path / "giver", tmp_path / "taker"
+    membership.save(giver / "swarms", swarm)
+    command = [sys.executable, "-m", "shoal.cli", "models", "share", str(checkpoint), "--json"]
+    async with trio.open_nursery() as nursery:
+        start_it = partial(
+            trio.run_process, command, env=offline(giver), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        sharing = await nursery.start(start_it)
+        lines = said(sharing.stdout)
+        with trio.fail_after(60):
+            shared = await anext(lines)
+        assert (shared["event"], shared["digest"]) == ("sharing", digest)
+        membership.save(taker / "swarms", replace(swarm, bootstrap=tuple(shared["addresses"])))
+        pulled = await shoal(taker, "models", "pull", digest)
+        assert pulled["fetched"]["by_peer"] == {shared["peer"]: pulled["fetched"]["bytes"]}
+        (model,) = ModelStore(taker / "models").list()
+        assert here_of(model.path) == set(open_checkpoint(checkpoint).tensors)
+        sharing.send_signal(signal.SIGINT)
+        with trio.fail_after(20):
+            assert (await anext(lines))["event"] == "ended"
+
+
+async def said(stdout: trio.abc.ReceiveStream) -> AsyncGenerator[dict[str, Any]]:
+    """The objects that a process prints, one to a line."""
+    held = b""
+    async for data in stdout:
+        *lines, held = (held + data).split(b"\n")
+        for line in lines:
+            yield json.loads(line)

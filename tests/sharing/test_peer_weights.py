@@ -20,6 +20,7 @@ from shoal import config
 from shoal.errors import BadWeights
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.checkpoint.headers import TensorEntry
+from shoal.models.checkpoint.manifest import ManifestItem, write_manifest
 from shoal.models.checkpoint.parts import missing_parts
 from shoal.models.gguf.index import write_index
 from shoal.models.gguf.weights import block_size
@@ -27,6 +28,7 @@ from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.models.text.codec import TextCodec
 from shoal.sharing.peer_weights import PeerWeights
+from shoal.sharing.pulled_folder import PulledFolder
 from shoal.sharing.shared_model import SharedModel
 from shoal.sharing.weight_server import serve_weights
 from shoal.swarm.announcement import Served
@@ -222,3 +224,34 @@ async def test_a_span_comes_by_name_and_the_rest_later_as_it_is_in_the_file(
         await weights.fetch_all(model)
         assert stored_bytes(model.path) == whole
         assert weights.report.done == sum(len(kept[-1]) for kept in whole.values())
+
+
+async def test_two_who_pull_the_same_model_at_once_bring_it_once(tmp_path: Path) -> None:
+    async with giving(tmp_path, write_plain(tmp_path / "fish")) as g:
+        one, two = [await g.puller(tmp_path / "home") for _ in range(2)]
+        models: list[LocalModel] = []
+
+        async def pull(weights: PeerWeights) -> None:
+            model = await weights.resolve("fish")
+            await weights.fetch_all(model)
+            models.append(model)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pull, one)
+            nursery.start_soon(pull, two)
+        assert models[0].path == models[1].path
+        size = sum(len(kept[-1]) for kept in stored_bytes(models[0].path).values())
+        assert one.report.done + two.report.done == size
+
+
+async def test_a_name_under_which_another_model_was_begun_gets_a_number(tmp_path: Path) -> None:
+    async with giving(tmp_path, write_plain(tmp_path / "fish")) as g:
+        other = write_manifest({}, [ManifestItem("a", 4, "0" * 64, "F32", (1,))])
+        _, begun = ModelStore(tmp_path / "home/models").shared_folder("fish", other.digest)
+        PulledFolder(begun, other)
+        model = await (await g.puller(tmp_path / "home")).resolve("fish")
+        assert (model.name, model.digest) == ("fish-2", g.model.digest)
+        shared = open_checkpoint(model.path).manifest
+        assert shared is not None
+        with pytest.raises(BadWeights, match="another model is there"):
+            PulledFolder(begun, shared)

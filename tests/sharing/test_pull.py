@@ -14,13 +14,12 @@ import trio
 import trio.testing
 
 from shoal.errors import BadWeights, NoCoverage, OutOfResources
-from shoal.models.checkpoint.manifest import CHUNK, read_manifest, write_manifest
+from shoal.models.checkpoint.manifest import CHUNK, digest_of, read_manifest, write_manifest
 from shoal.net.channel import Channel
 from shoal.sharing import pull as pull_module
 from shoal.sharing.pulled_folder import PulledFolder
 from shoal.sharing.shared_model import SharedModel
 from shoal.testing.memory import World
-from shoal.types import Digest
 from shoal.wire.messages import Fetch, Fetched, NotFetched
 from tests.sharing.conftest import HeldModel
 from tests.sharing.peers import Puller, Sharer, add_sharer, puller
@@ -160,6 +159,15 @@ async def test_whoever_answers_otherwise_is_done_without(
         assert p.folder.missing(whole.items(BLOCK)) == {}
 
 
+async def test_a_peer_that_sends_no_manifest_holds_up_nobody_elses(
+    tmp_path: Path, whole: HeldModel, patient_clock: trio.testing.MockClock
+) -> None:
+    async with pulling(tmp_path, whole, [whole.shared] * 2) as p:
+        p.sharers[0].answer = silence
+        with trio.fail_after(5):
+            assert await p.puller.pull.manifest(whole.model.digest) == whole.manifest
+
+
 @pytest.mark.parametrize("answer", [silence, refusal])
 async def test_a_pull_from_nobody_has_an_end(
     answer: Callable[[Channel, Fetch], None],
@@ -254,9 +262,7 @@ async def test_a_manifest_of_that_digest_that_lies_is_refused(
     def lie(channel: Channel, message: Fetch) -> None:
         channel.send_now(Fetched(message.number, len(lying)), lying)
 
-    import hashlib
-
-    digest = Digest(f"sha256:{hashlib.sha256(lying).hexdigest()}")
+    digest = digest_of(lying)
     async with pulling(tmp_path, whole, [whole.shared]) as p:
         p.sharers[0].answer = lie
         with pytest.raises(BadWeights, match="version"):

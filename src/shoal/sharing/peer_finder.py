@@ -52,8 +52,8 @@ class PeerFinder:
             await self._ask_addresses({a.peer for a in serving})
         self._begun = True
         found = {a.peer: a for a in (*serving, *self._told.values())}
-        ours = self._member.network.peer
-        return [a for a in found.values() if a.peer != ours and a.peer not in self._wrong]
+        left_out = self._wrong.peers() | {self._member.network.peer}
+        return [a for a in found.values() if a.peer not in left_out]
 
     async def _ask_addresses(self, known: set[str]) -> None:
         """Ask peers that announce nothing where they can be reached, each once: who shares answers."""

@@ -22,6 +22,7 @@ from shoal.models.checkpoint.headers import TensorEntry
 from shoal.models.checkpoint.manifest import Manifest
 from shoal.models.checkpoint.parts import missing_parts, opening_items, read_pulled
 from shoal.models.checkpoint.sizes import block_tensors
+from shoal.models.store.disk import told_if_full
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import DIGEST, ModelStore
 from shoal.progress import Progress, silent
@@ -111,9 +112,12 @@ class PeerWeights:
 
     async def _begin(self, digest: Digest, name: str, progress: Progress) -> LocalModel:
         """Bring a model's manifest, config and text files."""
-        called, folder = self._store.shared_folder(name, digest)
-        async with self._pulling(digest, called, progress) as pull:
+        async with self._pulling(digest, name, progress) as pull:
+            # Another process may have begun it while this one waited for its turn.
+            if (known := await trio.to_thread.run_sync(self._store.find, digest)) is not None:
+                return known
             manifest = await pull.manifest(digest)
+            called, folder = await trio.to_thread.run_sync(self._store.shared_folder, name, digest)
             made = await trio.to_thread.run_sync(_make_folder, folder, manifest)
             await pull.items(made, opening_items(manifest))
             keep = partial(self._store.keep_shared, called, digest, progress)
@@ -141,8 +145,8 @@ class PeerWeights:
             name=name,
             report=self.report,
         )
-        with one_error():
-            async with self._locked(digest), trio.open_nursery() as nursery:
+        with told_if_full(self._store.root, name), one_error():
+            async with self._locked(digest, name, progress), trio.open_nursery() as nursery:
                 await nursery.start(fetcher.run)
                 try:
                     yield pull
@@ -150,7 +154,7 @@ class PeerWeights:
                     nursery.cancel_scope.cancel()
 
     @asynccontextmanager
-    async def _locked(self, digest: Digest) -> AsyncGenerator[None]:
+    async def _locked(self, digest: Digest, name: str, progress: Progress) -> AsyncGenerator[None]:
         locks = self._store.root / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(locks / f"{digest.removeprefix('sha256:')}.pull.lock", thread_local=False)
@@ -159,6 +163,7 @@ class PeerWeights:
                 lock.acquire(blocking=False)
                 break
             except Timeout:
+                progress(f"Waiting for another process of this machine that fetches {name}", 0, 0)
                 await trio.sleep(LOCK_EVERY_S)
         try:
             yield

@@ -33,6 +33,7 @@ NOBODY_FOR_S = 30.0
 """How long a pull waits where nobody has what it lacks."""
 STALLED_S = 120.0
 """How long it waits for those who say that they have what it lacks, and send nothing."""
+MANIFEST_WITHIN_S = 120.0
 PEERS = 16
 """Peers that are asked at a time."""
 WRITERS = 4
@@ -110,18 +111,40 @@ class Pull:
     async def manifest(self, digest: Digest) -> Manifest:
         """The manifest of a model, from the first peer that sends the one of that digest.
 
+        Peers are asked side by side, the next one a little later: one that is slow holds nobody up.
+
         Raises:
             NoCoverage: nobody has it.
             BadWeights: it is not well-formed, although the digest is its.
         """
-        until = trio.current_time() + NOBODY_FOR_S
-        while trio.current_time() < until:
-            for address in await self._find():
-                if self._may_ask(address.peer) and (raw := await self._whole_manifest(address)) is not None:
-                    if digest_of(raw) == digest:
-                        return read_manifest(raw)
-                    self._note_wrong(address.peer)
-            await trio.sleep(LOOK_EVERY_S)
+        found: list[bytes] = []
+        asked: set[PeerId] = set()
+        asking = trio.CapacityLimiter(PEERS)
+
+        async def ask(address: PeerAddress) -> None:
+            async with asking:
+                raw = await self._whole_manifest(address)
+            if raw is not None and digest_of(raw) == digest:
+                found.append(raw)
+                nursery.cancel_scope.cancel()
+            elif raw is not None:
+                self._note_wrong(address.peer)
+            asked.discard(address.peer)
+            self._news.set()
+
+        with one_error(), trio.move_on_after(MANIFEST_WITHIN_S):
+            async with trio.open_nursery() as nursery:
+                until = trio.current_time() + NOBODY_FOR_S
+                while asked or trio.current_time() < until:
+                    new = [a for a in await self._find() if a.peer not in asked and self._may_ask(a.peer)]
+                    if new and asking.available_tokens:
+                        asked.add(new[0].peer)
+                        nursery.start_soon(ask, new[0])
+                    self._news = trio.Event()
+                    with trio.move_on_after(LOOK_EVERY_S):
+                        await self._news.wait()
+        if found:
+            return read_manifest(found[0])
         raise self._nobody("nobody who can be reached gives its manifest")
 
     async def items(self, folder: PulledFolder, wanted: Iterable[int]) -> None:

@@ -15,8 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from shoal.errors import BadWeights
 from shoal.models.checkpoint.manifest import CHUNK, HASH, Manifest, ManifestItem
-from shoal.models.checkpoint.parts import CHUNKS, MANIFEST, ModelPart, layout
+from shoal.models.checkpoint.parts import CHUNKS, MANIFEST, ModelPart, layout, pulled_digest
 
 PARTIAL = ".partial"
 MAP = ".chunks"
@@ -29,6 +30,7 @@ class PulledFolder:
         """
         Raises:
             OSError: the folder cannot be written.
+            BadWeights: another model is there.
         """
         self.folder = folder
         self.manifest = manifest
@@ -45,6 +47,11 @@ class PulledFolder:
             fresh = folder / f".{MANIFEST}"
             fresh.write_bytes(manifest.raw)
             fresh.replace(folder / MANIFEST)
+        elif pulled_digest(folder) != manifest.digest:
+            raise BadWeights(
+                f"{folder}: another model is there",
+                check="wait for the other pull to end, and pull again: this model gets another name then",
+            )
         size = HASH * manifest.first_chunks[-1]
         self._hashes = bytearray(_read(folder / CHUNKS)[:size].ljust(size, b"\0"))
 

@@ -33,8 +33,9 @@ class WrongPeers:
         self._file = models / FILE
         self._clock = clock
 
-    def __contains__(self, peer: PeerId) -> bool:
-        return peer in self._read()
+    def peers(self) -> frozenset[PeerId]:
+        """All of them: other processes of this machine add to them."""
+        return frozenset(map(PeerId, self._read()))
 
     def note(self, peer: PeerId) -> None:
         """Remember that a peer has sent a wrong piece.

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from shoal.errors import BadWeights
 from shoal.models.checkpoint.headers import ITEM_SIZE, TensorEntry
-from shoal.models.checkpoint.manifest import MAX_MANIFEST, Manifest, ManifestItem, read_manifest
+from shoal.models.checkpoint.manifest import MAX_MANIFEST, Manifest, ManifestItem, digest_of, read_manifest
+from shoal.types import Digest
 
 NUMBERED = re.compile(r"^(?P<list>.*?[^\d.])\.?(?P<index>\d+)\.")
 """A tensor of a list's element: the list's name and the index, for example ``model.layers`` and ``12``."""
@@ -79,6 +80,12 @@ def read_pulled(folder: Path) -> Manifest | None:
     except OSError as error:
         raise BadWeights(f"{file}: it cannot be read ({error.strerror})", check="check the disk") from error
     return read_manifest(raw)
+
+
+def pulled_digest(folder: Path) -> Digest | None:
+    """Of which model a folder holds parts, well or not; ``None`` if it holds those of none."""
+    file = folder / MANIFEST
+    return digest_of(file.read_bytes()) if file.is_file() else None
 
 
 def part_entries(folder: Path, manifest: Manifest) -> dict[str, TensorEntry]:

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from shoal.errors import UnknownModel
 from shoal.models.checkpoint.digest import HashedModel, files_fingerprint
-from shoal.models.checkpoint.parts import missing_parts, part_entries, read_pulled
+from shoal.models.checkpoint.parts import missing_parts, part_entries, pulled_digest, read_pulled
 from shoal.models.store import records
 from shoal.models.store.catalogue import close_names, find_entry, full_name
 from shoal.models.store.disk import check_free, told_if_full
@@ -84,14 +84,15 @@ class ModelStore:
         """Where the files of a model that comes from peers are to be, and what it is called here.
 
         Args:
-            name: what it is called elsewhere; another model of that name here keeps it.
+            name: what it is called elsewhere; another model that has or begins to have it here keeps it.
         """
         origin = f"peers:{digest}"
         taken = {comparable_name(model.name): model for model in self.list()}
         for candidate in itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2))):
             other = taken.get(comparable_name(candidate))
-            if other is None or other.source == origin:
-                return candidate, self.root / folder_name(candidate) / records.WEIGHTS
+            folder = self.root / folder_name(candidate) / records.WEIGHTS
+            if (other is None or other.source == origin) and pulled_digest(folder) in (None, digest):
+                return candidate, folder
         raise AssertionError("numbers have no end")
 
     def keep_shared(self, name: str, digest: Digest, progress: Progress = silent) -> LocalModel:
