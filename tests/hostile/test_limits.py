@@ -173,11 +173,16 @@ async def test_steps_that_wait_are_bounded_in_tokens(attack: Attack) -> None:
         long = attack.step(tokens=512, rows=512, wanted=0)
         for number in range(2, 40):
             await peer.send(msgspec.structs.replace(long, number=number), rows(WIDTH, 512))
-        answers = [await peer.receive() for _ in range(2, 40)]
-        codes = {answer.code for answer, _ in answers if isinstance(answer, Failed)}
-        assert codes <= {"busy"}
-        assert any(isinstance(answer, Step) for answer, _ in answers)
-        assert any(isinstance(answer, Failed) for answer, _ in answers)
+        # A step that another at its position supersedes while it waits has no answer: how many come is not fixed.
+        refused, computed = set[str](), 0
+        while not (refused and computed):
+            answer, _ = await peer.receive(within_s=30)
+            if isinstance(answer, Failed):
+                refused.add(answer.code)
+            else:
+                assert isinstance(answer, Step)
+                computed += 1
+        assert refused == {"busy"}
 
 
 async def test_a_session_that_is_not_used_makes_room_for_others(
