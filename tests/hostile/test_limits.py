@@ -173,7 +173,7 @@ async def test_steps_that_wait_are_bounded_in_tokens(attack: Attack) -> None:
         long = attack.step(tokens=512, rows=512, wanted=0)
         for number in range(2, 40):
             await peer.send(msgspec.structs.replace(long, number=number), rows(WIDTH, 512))
-        # A step that another at its position supersedes while it waits has no answer: how many come is not fixed.
+        # A step that another at its position supersedes while it waits has no answer.
         refused, computed = set[str](), 0
         while not (refused and computed):
             answer, _ = await peer.receive(within_s=30)
