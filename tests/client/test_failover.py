@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import trio
 
+from shoal.client.ring.ring import Ring
 from shoal.client.ring.suspects import FIRST_S
 from shoal.client.sampling import Sampler, Sampling
 from shoal.errors import ChannelClosed, NoCoverage, StepFailed
@@ -151,6 +152,30 @@ async def test_a_cache_that_cannot_go_back_is_built_again(home, tmp_path, family
 
         assert await decode(session, PROMPT, 16, strike) == Whole(checkpoint).greedy(PROMPT, 16)
         assert session.reroutes
+
+
+async def test_a_replay_that_is_lost_on_its_way_begins_again(home, tmp_path, monkeypatch):
+    """All of it had been sent, and nothing of it was back: what comes of it later answers nothing new."""
+    checkpoint = write_checkpoint(tmp_path / "gemma3", "gemma3")
+    receive, struck = Ring.receive, []
+    async with at_work(home, checkpoint, [*THIRDS, *THIRDS, *THIRDS]) as (swarm, session):
+
+        async def receive_late(ring):
+            oldest = ring.rules.oldest
+            if oldest is not None and oldest.wanted == 0 and oldest.number > 1 and not struck:
+                struck.append(ring.route[1].address.peer)
+                swarm.kill(index_of(swarm, struck[0]))
+                ring.losses.lose(1, "it is gone")
+            return await receive(ring)
+
+        monkeypatch.setattr(Ring, "receive", receive_late)
+
+        def strike(token):
+            if token == 9:
+                swarm.kill(index_of(swarm, session.ring.route[1].address.peer))
+
+        assert await decode(session, PROMPT, 16, strike) == Whole(checkpoint).greedy(PROMPT, 16)
+        assert struck
 
 
 async def test_blocks_that_another_split_covers_are_found_too(home, checkpoint, whole):

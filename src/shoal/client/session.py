@@ -275,9 +275,7 @@ class Session:
             while True:
                 await self._make_whole(error, survived)
                 try:
-                    # First what the hops have lost, in the pieces in which it was sent, so that it gives the
-                    # same bits.
-                    await self._run(self._transcript.owed, 0)
+                    await self._replay()
                     returned = await self._run(pieces, wanted)
                 except ShoalError as again:
                     self._take_back(before)
@@ -293,6 +291,17 @@ class Session:
         except BaseException:
             # Of a replay that was not finished, nothing is known to be held: the session is empty then.
             self._take_back(0 if self._transcript.owed else before)
+            raise
+
+    async def _replay(self) -> None:
+        """Send the hops again what they have lost, in the pieces in which it was sent: so it gives the same bits.
+
+        If that comes to nothing, all of it is owed again, also what had been sent and was not back yet.
+        """
+        try:
+            await self._run(self._transcript.owed, 0)
+        except BaseException:
+            self._transcript.lose()
             raise
 
     async def _make_whole(self, error: ShoalError, survived: list[RouteChange]) -> None:
