@@ -294,7 +294,7 @@ class Session:
             raise
 
     async def _replay(self) -> None:
-        """Send the hops again what they have lost, in the pieces in which it was sent: so it gives the same bits.
+        """Send the hops again what they have lost, in the pieces in which it was sent: the bits are the same.
 
         If that comes to nothing, all of it is owed again, also what had been sent and was not back yet.
         """

@@ -1,65 +1,87 @@
 /* Weights in groups of a row, as they are published: a weight is scale · (integer - zero) + minimum, with a scale
- * and perhaps a minimum for each group. Integers have 4 bits (as pack_int4 lays them) or 8.
+ * and perhaps a minimum for each group. Integers have 4 bits or 8.
  *
- * A unit is what shares a scale here: 16 weights where groups are that small, else 32. x is quantised per row to 16
- * bits. Products with a unit's integers are summed exactly, in eight lanes, which are scaled and added as floats,
- * unit after unit. Always eight lanes, whatever the machine's width: the bits of a row depend neither on the rows
- * beside it, nor on the number of threads, nor on the machine. */
+ * Sixteen rows of weights lie interleaved in a tile (kernels/tiles.py), and each is one of sixteen lanes, whatever
+ * the machine's width: the products of a pair of columns are one instruction for all of them, nothing is added
+ * across lanes, and the scales of a group are one vector. A row of x is quantised to 16 bits. Of each 32 columns,
+ * or 16 where groups are that small, products are summed exactly, then scaled and added as floats, one after the
+ * other. So the bits of a row depend neither on the rows beside it, nor on the number of threads, nor on the
+ * machine. */
 #include "job.h"
 #include "simd.h"
 
-#define WIDE 8 /* lanes, and units whose scales are widened together */
+#define CHUNK 32  /* columns taken together: in the first half of them and the second */
+#define STEPS 8   /* pairs of columns in half a chunk */
+#define PAIRS 32  /* integers of one pair of columns in a tile */
+#define AHEAD 1024 /* bytes of weights fetched ahead of their use */
 
-typedef float v8f __attribute__((vector_size(32)));
-typedef int32_t v8i __attribute__((vector_size(32)));
-typedef int16_t v16s __attribute__((vector_size(32)));
-typedef float v8f_any __attribute__((vector_size(32), aligned(4), may_alias));
-typedef int16_t v16s_any __attribute__((vector_size(32), aligned(2), may_alias));
+/* Sixteen sums, and sixteen pairs of integers of 16 bits. */
+#if LANES == 16
+typedef struct { vi a; } i16x;
+typedef struct { vs a; } pairs;
+#define EACH(f) f(a)
+#else
+typedef struct { vi a, b; } i16x;
+typedef struct { vs a, b; } pairs;
+#define EACH(f) f(a) f(b)
+#endif
 
-INLINE v16s load16_i16(const int16_t *p) { return *(const v16s_any *)p; }
-INLINE v8f splat8(float x) { return (v8f){x, x, x, x, x, x, x, x}; }
-INLINE v8f fma8(v8f a, v8f b, v8f c) {
-#if defined(__FMA__)
-    return (v8f)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
-    for (int i = 0; i < 8; i++) a[i] = __builtin_fmaf(a[i], b[i], c[i]);
-    return a;
-#endif
+INLINE vi splat_i32(int32_t x) { return (vi){0} + x; }
+INLINE i16x all16(int32_t x) {
+    i16x to;
+#define PART(p) to.p = splat_i32(x);
+    EACH(PART)
+#undef PART
+    return to;
 }
-INLINE v8i madd8(v8i acc, v16s a, v16s b) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return (v8i)_mm256_dpwssd_epi32((__m256i)acc, (__m256i)a, (__m256i)b);
-#elif defined(__AVX2__)
-    return acc + (v8i)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#else
-    for (int i = 0; i < 8; i++) acc[i] += (int32_t)a[2 * i] * b[2 * i] + (int32_t)a[2 * i + 1] * b[2 * i + 1];
-    return acc;
-#endif
+INLINE i16x sum_both(i16x x, i16x y) {
+#define PART(p) x.p += y.p;
+    EACH(PART)
+#undef PART
+    return x;
 }
-INLINE float sum8(v8f s) {
-    s += __builtin_shufflevector(s, s, 4, 5, 6, 7, 0, 1, 2, 3);
-    s += __builtin_shufflevector(s, s, 2, 3, 0, 1, 6, 7, 4, 5);
-    s += __builtin_shufflevector(s, s, 1, 0, 3, 2, 5, 4, 7, 6);
-    return s[0];
+INLINE v16 to_floats(i16x x) {
+    v16 to;
+#if LANES == 16
+    to.v = __builtin_convertvector(x.a, vf);
+#else
+    to.a = __builtin_convertvector(x.a, vf);
+    to.b = __builtin_convertvector(x.b, vf);
+#endif
+    return to;
+}
+/* sum + weights · x for two columns; x is both of them in 32 bits. */
+INLINE i16x madd16(i16x sum, pairs weights, int32_t x) {
+    const vs both = (vs)splat_i32(x);
+#define PART(p) sum.p = madd(sum.p, weights.p, both);
+    EACH(PART)
+#undef PART
+    return sum;
+}
+INLINE int32_t pair_at(const int16_t *x) {
+    int32_t both;
+    memcpy(&both, x, sizeof both);
+    return both;
 }
 
-/* The 32 weights from byte `p` on, as integers: the first 16, and those behind them. */
-INLINE void load_weights(const uint8_t *p, int bits, v16s zero, v16s to[2]) {
-#if defined(__AVX2__)
-    if (bits == 8) {
-        to[0] = (v16s)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
-        to[1] = (v16s)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p + 16)));
-        return;
-    }
-    const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
-    to[0] = (v16s)_mm256_and_si256(bytes, _mm256_set1_epi16(15)) - zero;
-    to[1] = (v16s)_mm256_srli_epi16(bytes, 4) - zero;
-#else
-    for (int k = 0; k < 16; k++) {
-        to[0][k] = bits == 8 ? (int8_t)p[k] : (int16_t)((p[k] & 15) - zero[k]);
-        to[1][k] = bits == 8 ? (int8_t)p[k + 16] : (int16_t)((p[k] >> 4) - zero[k]);
-    }
+INLINE pairs load_bytes(const uint8_t *p) {
+    pairs to;
+    to.a = load_i8_as_i16((const int8_t *)p);
+#if LANES == 8
+    to.b = load_i8_as_i16((const int8_t *)p + 16);
 #endif
+    return to;
+}
+/* Two nibbles a byte: the lower ones, and the upper ones. */
+INLINE void load_nibbles(const uint8_t *p, pairs *low, pairs *high) {
+    pairs bytes;
+    bytes.a = load_u8_as_i16(p);
+#if LANES == 8
+    bytes.b = load_u8_as_i16(p + 16);
+#endif
+#define PART(q) low->q = bytes.q & 15, high->q = bytes.q >> 4;
+    EACH(PART)
+#undef PART
 }
 
 INLINE float from_f16(uint16_t h) { /* finite: a file with another scale was refused */
@@ -73,29 +95,20 @@ INLINE float from_f16(uint16_t h) { /* finite: a file with another scale was ref
     memcpy(&x, &bits, 4);
     return x;
 }
-
-/* What load_units gives where there is no whole vector of them. Not inlined: it would take most of the compiler's time. */
-static __attribute__((noinline)) void gather_units(float *to, const linear_t *layer, const void *from, int64_t row,
-                                                   int64_t unit, int n, int per) {
-    for (int i = 0; i < WIDE; i++) {
-        const int64_t at = row + (unit + i) / per;
-        to[i] = i >= n ? 0 : layer->halves ? from_f16(((const uint16_t *)from)[at]) : ((const float *)from)[at];
-    }
-}
-
-/* Scales or minima of the units [unit, unit + n) of a row whose groups begin at `row`; n is at most WIDE. Behind them
- * may stand those of the next row, which meet sums that are 0. */
-INLINE v8f load_units(const linear_t *layer, const void *from, int64_t row, int64_t unit, int n, int per) {
-    const int64_t groups = (int64_t)layer->rows * (layer->cols / layer->group);
-    if (per == 1 && row + unit + WIDE <= groups) {
-        if (!layer->halves) return *(const v8f_any *)((const float *)from + row + unit);
-#if defined(__F16C__)
-        return (v8f)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)from + row + unit)));
+/* Scales or minima of the tile's rows, for the group at `at`. */
+INLINE v16 load_group(const linear_t *layer, const void *from, int64_t at) {
+    if (!layer->halves) return load16((const float *)from + at * TILE);
+    const uint16_t *halves = (const uint16_t *)from + at * TILE;
+#if defined(__AVX512F__)
+    return (v16){(vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)halves))};
+#elif defined(__F16C__)
+    return (v16){(vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)halves)),
+                 (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(halves + 8)))};
+#else
+    float each[TILE];
+    for (int r = 0; r < TILE; r++) each[r] = from_f16(halves[r]);
+    return load16(each);
 #endif
-    }
-    float each[WIDE];
-    gather_units(each, layer, from, row, unit, n, per);
-    return *(const v8f_any *)each;
 }
 
 INLINE int unit_of(const linear_t *layer) { return layer->group == 16 ? 16 : 32; }
@@ -103,87 +116,103 @@ INLINE int unit_of(const linear_t *layer) { return layer->group == 16 ? 16 : 32;
 void sum_units(const job_t *job, int i) {
     const int64_t cols = job->layer->cols, unit = unit_of(job->layer);
     const int16_t *q = job->scratch->quantised + i * quantised_stride(cols);
-    float *sums = job->scratch->unit_sums + i * unit_sums_stride(cols);
-    const v16s ones = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    for (int64_t k = 0; k < cols; k += unit) {
-        v8i sum = {0};
-        for (int64_t t = 0; t < unit; t += 16) sum = madd8(sum, load16_i16(q + k + t), ones);
-        int32_t whole = 0;
-        UNROLL for (int l = 0; l < 8; l++) whole += sum[l];
-        *sums++ = (float)whole;
+    int32_t *sums = job->scratch->unit_sums + i * unit_sums_stride(cols);
+    for (int64_t k = 0; k < cols; k += unit, sums++) {
+        *sums = 0;
+        for (int64_t t = 0; t < unit; t++) *sums += q[k + t];
     }
-    memset(sums, 0, WIDE * sizeof *sums); /* what is read with the last of them */
 }
 
-/* Rows r, r + apart, … of the weights, n of them, with rows i … of x, m of them. */
-INLINE void grouped_tile(const job_t *job, int r, int apart, int n, int i, int m, int bits, int unit) {
+/* As put, for a tile: what is behind the last row is dropped. */
+INLINE void put_tile(const job_t *job, int i, int r, v16 values) {
+    if (r + TILE > job->layer->rows) {
+        float each[TILE];
+        store16(each, values);
+        for (int l = 0; r + l < job->layer->rows; l++) put(job, i, r + l, each[l]);
+        return;
+    }
+    float *to = job->out + i * job->stride + r;
+    if (job->layer->bias) values = plus16(values, load16(job->layer->bias + r));
+    values = times16(values, splat16(job->factor));
+    store16(to, job->how == ADD ? plus16(load16(to), values) : values);
+}
+
+/* One tile of weights with rows i … of x, m of them. */
+INLINE void grouped_tile(const job_t *job, int tile, int i, int m, int bits, int unit) {
     const linear_t *layer = job->layer;
-    const int64_t cols = layer->cols, stride = quantised_stride(cols), groups = cols / layer->group;
-    const int64_t units = cols / unit, bytes = cols * bits / 8;
-    const int per = layer->group / unit;
-    const int16_t zero = (int16_t)layer->zero, *q = job->scratch->quantised + i * stride;
-    const v16s zeros = {zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero};
-    v8f acc[4][4];
-    UNROLL for (int j = 0; j < n; j++) UNROLL for (int t = 0; t < m; t++) acc[j][t] = (v8f){0};
-    for (int64_t at = 0; at < units; at += WIDE) {
-        const int count = units - at < WIDE ? (int)(units - at) : WIDE;
-        float scales[4][WIDE];
-        UNROLL for (int j = 0; j < n; j++) {
-            const int64_t row = (int64_t)(r + j * apart) * groups;
-            *(v8f_any *)scales[j] = load_units(layer, layer->scales, row, at, count, per);
-            if (!layer->minima) continue;
-            const v8f minima = load_units(layer, layer->minima, row, at, count, per);
+    const int64_t cols = layer->cols, stride = quantised_stride(cols), sums_stride = unit_sums_stride(cols);
+    const int16_t *x = job->scratch->quantised + i * stride;
+    const int32_t *unit_sums = job->scratch->unit_sums + i * sums_stride;
+    const uint8_t *w = (const uint8_t *)layer->weights + (int64_t)tile * TILE * cols * bits / 8;
+    const int per = unit == 16 ? 1 : layer->group / unit; /* units of a group */
+    int64_t group = (int64_t)tile * (cols / layer->group);
+    v16 acc[8];
+    UNROLL for (int t = 0; t < m; t++) acc[t] = zero16();
+    for (int64_t k = 0, within = 0; k < cols; k += CHUNK, x += CHUNK, unit_sums += CHUNK / unit) {
+        i16x low[8], high[8];
+        UNROLL for (int t = 0; t < m; t++) {
+            low[t] = all16(-layer->zero * unit_sums[t * sums_stride]);
+            high[t] = all16(unit == 16 ? -layer->zero * unit_sums[t * sums_stride + 1] : 0);
+        }
+        UNROLL for (int s = 0; s < STEPS; s++, w += PAIRS) {
+            pairs first, second;
+            if (bits == 4) {
+                load_nibbles(w, &first, &second);
+            } else {
+                first = load_bytes(w);
+                second = load_bytes(w + STEPS * PAIRS);
+            }
+            if (s % 2 == 0) __builtin_prefetch(w + AHEAD);
             UNROLL for (int t = 0; t < m; t++) {
-                const float *sums = job->scratch->unit_sums + (i + t) * unit_sums_stride(cols) + at;
-                acc[j][t] = fma8(minima, *(const v8f_any *)sums, acc[j][t]);
+                low[t] = madd16(low[t], first, pair_at(x + t * stride + 2 * s));
+                high[t] = madd16(high[t], second, pair_at(x + t * stride + 2 * (s + STEPS)));
             }
         }
-        for (int k = 0; k < count; k += 32 / unit) {
-            const int64_t column = (at + k) * unit;
-            UNROLL for (int j = 0; j < n; j++) {
-                v16s values[2];
-                const uint8_t *w = (const uint8_t *)layer->weights + (int64_t)(r + j * apart) * bytes;
-                load_weights(w + column * bits / 8, bits, zeros, values);
-                UNROLL for (int t = 0; t < m; t++) {
-                    const int16_t *x = q + t * stride + column;
-                    v8i sum = madd8((v8i){0}, values[0], load16_i16(x));
-                    if (unit == 16) {
-                        acc[j][t] = fma8(__builtin_convertvector(sum, v8f), splat8(scales[j][k]), acc[j][t]);
-                        sum = (v8i){0};
-                    }
-                    sum = madd8(sum, values[1], load16_i16(x + 16));
-                    const float scale = scales[j][unit == 16 ? k + 1 : k];
-                    acc[j][t] = fma8(__builtin_convertvector(sum, v8f), splat8(scale), acc[j][t]);
-                }
+        if (bits == 8) w += STEPS * PAIRS;
+        for (int u = 0; u < CHUNK / unit; u++) {
+            const v16 scale = load_group(layer, layer->scales, group);
+            UNROLL for (int t = 0; t < m; t++) {
+                const i16x sum = unit == 32 ? sum_both(low[t], high[t]) : u ? high[t] : low[t];
+                acc[t] = fma16(to_floats(sum), scale, acc[t]);
+            }
+            if (layer->minima) {
+                const v16 minimum = load_group(layer, layer->minima, group);
+                UNROLL for (int t = 0; t < m; t++)
+                    acc[t] = fma16(minimum, splat16((float)unit_sums[t * sums_stride + u]), acc[t]);
+            }
+            if (++within == per) {
+                within = 0;
+                group++;
             }
         }
     }
-    UNROLL for (int j = 0; j < n; j++) UNROLL for (int t = 0; t < m; t++)
-        put(job, i + t, r + j * apart, sum8(acc[j][t]) * job->scratch->row_scales[i + t]);
+    UNROLL for (int t = 0; t < m; t++)
+        put_tile(job, i + t, tile * TILE, times16(acc[t], splat16(job->scratch->row_scales[i + t])));
 }
 
-/* Four rows of x take a row of weights together; one alone takes four rows of weights, as in dot_tile. Without
- * vectors of this width neither is worth the time of compiling it. */
+/* Rows of x take a tile together, as many as the registers hold. Without vectors of this width that is not worth
+ * the time of compiling it. */
 INLINE void grouped_rows(const job_t *job, int from, int to, int bits, int unit) {
-    int i = 0, apart = 0;
+    int i = 0;
+#if LANES == 16
+    for (; i + 8 <= job->m; i += 8)
+        for (int tile = from; tile < to; tile++) grouped_tile(job, tile, i, 8, bits, unit);
+#endif
 #if defined(__AVX2__)
     for (; i + 4 <= job->m; i += 4)
-        for (int r = from; r < to; r++) grouped_tile(job, r, 0, 1, i, 4, bits, unit);
-    apart = (to - from) / 4;
+        for (int tile = from; tile < to; tile++) grouped_tile(job, tile, i, 4, bits, unit);
+    for (; i + 2 <= job->m; i += 2)
+        for (int tile = from; tile < to; tile++) grouped_tile(job, tile, i, 2, bits, unit);
 #endif
-    for (; i < job->m; i++) {
-#if defined(__AVX2__)
-        for (int r = from; r < from + apart; r++) grouped_tile(job, r, apart, 4, i, 1, bits, unit);
-#endif
-        for (int r = from + 4 * apart; r < to; r++) grouped_tile(job, r, 0, 1, i, 1, bits, unit);
-    }
+    for (; i < job->m; i++)
+        for (int tile = from; tile < to; tile++) grouped_tile(job, tile, i, 1, bits, unit);
 }
 
 void grouped_chunk(void *context, int chunk, int thread) {
     const job_t *job = context;
     (void)thread;
-    const int from = chunk * INT_CHUNK, to = least(from + INT_CHUNK, job->layer->rows);
-    const int unit = unit_of(job->layer);
+    const int tiles = (job->layer->rows + TILE - 1) / TILE, from = chunk * (INT_CHUNK / TILE);
+    const int to = least(from + INT_CHUNK / TILE, tiles), unit = unit_of(job->layer);
     if (job->layer->format == GROUPED4) {
         if (unit == 16) grouped_rows(job, from, to, 4, 16);
         else grouped_rows(job, from, to, 4, 32);

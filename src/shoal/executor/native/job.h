@@ -2,7 +2,8 @@
 #pragma once
 #include "linear.h"
 
-#define INT_CHUNK 64 /* rows of integer weights in one chunk of work */
+#define INT_CHUNK 64 /* rows of integer weights in one chunk of work; whole tiles */
+#define TILE 16      /* rows of weights in groups that lie interleaved */
 
 typedef struct {
     const linear_t *layer;

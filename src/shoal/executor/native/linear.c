@@ -284,6 +284,7 @@ static void int8_chunk(void *context, int chunk, int thread) {
     const int64_t cols = job->layer->cols;
     const int from = chunk * INT_CHUNK, rows = least(INT_CHUNK, job->layer->rows - from), m = job->m;
     const int8_t *w = (const int8_t *)job->layer->weights + from * cols;
+    const float *scales = job->layer->scales;
     int32_t *sums = (int32_t *)(job->scratch->tiles + thread * job->scratch->tile_floats);
     memset(sums, 0, (size_t)rows * m * sizeof *sums);
     const int64_t deepest = m <= 2 ? cols : INT_DEPTH;
@@ -304,7 +305,7 @@ static void int8_chunk(void *context, int chunk, int thread) {
     for (int i = 0; i < m; i++)
         for (int j = 0; j < rows; j++)
             put(job, i, from + j,
-                (float)sums[j * m + i] * (job->layer->scales[from + j] * job->scratch->row_scales[i]));
+                (float)sums[j * m + i] * (scales[from + j] * job->scratch->row_scales[i]));
 }
 
 static void put_row(void *context, int i, int thread) {
@@ -367,11 +368,9 @@ void pack_int4(const float *w, int64_t rows, int64_t cols, uint8_t *q, float *sc
             if (fabsf(from[k]) > fabsf(top)) top = from[k];
         scales[g] = top / -8;
         const float to_int = top != 0 ? -8 / top : 0;
-        for (int k = 0; k < GROUP / 2; k++) {
-            long low = lrintf(from[k] * to_int) + 8, high = lrintf(from[k + GROUP / 2] * to_int) + 8;
-            low = low > 15 ? 15 : low;
-            high = high > 15 ? 15 : high;
-            q[g * (GROUP / 2) + k] = (uint8_t)(low | high << 4);
+        for (int k = 0; k < GROUP; k++) {
+            const long value = lrintf(from[k] * to_int) + 8;
+            q[g * GROUP + k] = (uint8_t)(value > 15 ? 15 : value);
         }
     }
 }

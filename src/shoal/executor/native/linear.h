@@ -11,8 +11,8 @@ typedef struct {
     int32_t rows, cols; /* what goes out, what comes in */
     int32_t format;
     int32_t group;       /* grouped: weights that share a scale; 16, or a multiple of 32 */
-    const void *weights; /* [rows][cols]: float, bfloat16, int8, or nibbles (see pack_int4) */
-    const float *scales; /* int8: [rows]; grouped: [rows][cols / group], float16 if `halves` */
+    const void *weights; /* [rows][cols]: float, bfloat16 or int8; grouped: tiles (kernels/tiles.py) */
+    const void *scales;  /* int8: float [rows]; grouped: [tiles][cols / group][TILE], float16 if `halves` */
     const float *bias;   /* [rows] or NULL */
     const void *minima;  /* grouped: as the scales, or NULL: a weight is scale · (integer - zero) + minimum */
     int32_t zero;
@@ -31,7 +31,7 @@ typedef struct {
     float *panels;     /* x, transposed in groups of LANES rows */
     int16_t *quantised; /* x as integers, rows quantised_stride apart */
     float *row_scales; /* one per row of x */
-    float *unit_sums;  /* grouped: of x's integers (see sum_units), rows unit_sums_stride apart */
+    int32_t *unit_sums; /* grouped: of x's integers (see sum_units), rows unit_sums_stride apart */
     float *tiles;      /* per thread */
     int64_t tile_floats; /* of one thread */
     product_fn product; /* for bf16 with PRODUCT_ROWS rows of x or more; or NULL */
@@ -42,13 +42,12 @@ int64_t scratch_tile_floats(int m);
 /* Elements from one quantised row to the next: never a whole number of memory pages, or rows that are read side
  * by side would take each other's place in the first cache. */
 static inline int64_t quantised_stride(int64_t cols) { return cols + 64; }
-/* A vector is read from every eighth unit on. */
-static inline int64_t unit_sums_stride(int64_t cols) { return cols / 16 + 8; }
+static inline int64_t unit_sums_stride(int64_t cols) { return cols / 16; }
 /* out[i * stride + r] = (or +=) the result times `factor`. x is [m][cols], contiguous. */
 void linear(pool_t *pool, const linear_t *layer, const scratch_t *scratch, const float *x, int m, float *out,
             int64_t stride, int how, float factor);
 
-/* The format's own packing. Rows of zeros get scale 0 and stay zeros. */
+/* The format's own packing. Rows of zeros get scale 0 and stay zeros. int4 comes one to a byte, from 0 to 15. */
 void pack_int8(const float *w, int64_t rows, int64_t cols, int8_t *q, float *scales);
 void pack_int4(const float *w, int64_t rows, int64_t cols, uint8_t *q, float *scales);
 int32_t activation_limit(int32_t format, int32_t cols);

@@ -8,6 +8,8 @@
 #include <string.h>
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 #ifndef LANES
@@ -31,6 +33,7 @@ typedef uint16_t vh __attribute__((vector_size(2 * LANES), aligned(2), may_alias
 typedef int16_t vs_any __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 typedef int16_t vs __attribute__((vector_size(4 * LANES)));
 typedef int8_t vb_any __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
+typedef uint8_t vub_any __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
 typedef int8_t vb_lanes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 INLINE vf load(const float *p) { return *(const vf_any *)p; }
@@ -151,6 +154,11 @@ INLINE vi madd(vi acc, vs a, vs b) {
     return acc + (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
     return acc + (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    union { vs v; __m128i parts[LANES / 4]; } x = {a}, y = {b};
+    union { __m128i parts[LANES / 4]; vi v; } sums;
+    UNROLL for (int i = 0; i < LANES / 4; i++) sums.parts[i] = _mm_madd_epi16(x.parts[i], y.parts[i]);
+    return acc + sums.v;
 #else
     for (int i = 0; i < LANES; i++) acc[i] += (int32_t)a[2 * i] * b[2 * i] + (int32_t)a[2 * i + 1] * b[2 * i + 1];
     return acc;
@@ -164,6 +172,15 @@ INLINE vs load_i8_as_i16(const int8_t *p) {
     return (vs)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
 #else
     return __builtin_convertvector(*(const vb_any *)p, vs);
+#endif
+}
+INLINE vs load_u8_as_i16(const uint8_t *p) {
+#if defined(__AVX512BW__)
+    return (vs)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__AVX2__)
+    return (vs)_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
+#else
+    return __builtin_convertvector(*(const vub_any *)p, vs);
 #endif
 }
 INLINE int32_t sum_i32(vi a) {
