@@ -30,9 +30,9 @@ WEIGHT_BYTES: dict[Format, float] = {
     "published": 0.5 + 4 / 32,
     "bf16": 2,
     "int8": 1,
-    "int4": 0.5 + 4 / 32,
+    "int4": 0.5 + 2 / 32,
 }
-"""Bytes of a weight; int4 has a float32 scale for each 32. int8's, one for each row, is not in it. As
+"""Bytes of a weight; int4 has a float16 scale for each 32. int8's, one for each row, is not in it. As
 published a weight takes what its type needs: this is Q4_1's, where the files are not at hand."""
 
 Codec = Literal["float32", "bfloat16", "int8"]

@@ -65,7 +65,7 @@ def test_no_weight_changes_when_it_is_packed(bits: Bits, group: int, minima: boo
 
 
 def test_scales_take_16_bits_where_that_loses_nothing() -> None:
-    fine = weights(4, 32)
+    fine = weights(4, 32, rows=80)
     assert fine.minima is not None
     coarse = GroupedWeights(
         fine.values, *(np.float32(np.float16(part)) for part in (fine.scales, fine.minima)), 4

@@ -69,8 +69,28 @@ def test_int4_needs_whole_groups_and_is_int8_without() -> None:
     assert pack(values(4, 50), "int4").layout == "int8"
 
 
+def test_int4_has_scales_of_16_bits_for_weights_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups from 1e-9, which become 0, to 1e4; with and without the C kernels."""
+    weights = values(48, 160).numpy() * np.logspace(-9, 4, 48, dtype=np.float32)[:, None]
+    packed = c_kernels.pack(weights, "int4")
+    assert packed.scales is not None
+    assert packed.scales.dtype == np.float16
+    found = torch_kernels.widen(packed, slice(None)).numpy()
+    largest = np.abs(weights.reshape(48, -1, 32)).max(2, keepdims=True)
+    error = np.abs((found - weights).reshape(48, -1, 32))
+    assert (error <= 0.125 * 1.01 * largest + 2**-22).all()
+    monkeypatch.setattr(c_kernels, "library", lambda: None)
+    alone = c_kernels.pack(weights, "int4")
+    assert alone.scales is not None
+    assert np.array_equal(alone.weights, packed.weights)
+    assert np.array_equal(alone.scales, packed.scales)
+    huge = pack(values(16, 64) * 1e7, "int4")
+    assert huge.scales is not None
+    assert huge.scales.dtype == np.float32
+
+
 @pytest.mark.parametrize(
-    ("format", "bytes_per_weight"), [("fp32", 4), ("bf16", 2), ("int8", 1), ("int4", 0.625)]
+    ("format", "bytes_per_weight"), [("fp32", 4), ("bf16", 2), ("int8", 1), ("int4", 0.5625)]
 )
 def test_a_matrix_takes_what_its_format_says(format: Format, bytes_per_weight: float) -> None:
     scales = 4 * 64 if format == "int8" else 0

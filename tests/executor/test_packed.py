@@ -136,7 +136,7 @@ def test_on_a_device_torch_computes_the_linear_layers_there(
     packed = load_packed(local(family), SPAN, format, team=None, products=find_products(device))
     expected = load_packed(local(family), SPAN, format, team=team())
     assert difference(outputs(packed), outputs(expected)) < 0.02
-    assert packed.tensor_bytes < 1.1 * expected.tensor_bytes
+    assert packed.tensor_bytes < 1.2 * expected.tensor_bytes  # torch's int4 has a minimum beside each scale
     layers = [m for m in packed.model.modules() if isinstance(m, PackedLinear)]
     assert layers
     assert all(layer.placed is not None and layer.matrix is None for layer in layers)

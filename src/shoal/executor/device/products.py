@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from shoal.executor.arrays import Array
 from shoal.executor.kernels.c_kernels import Matrix, pack
-from shoal.executor.kernels.torch_kernels import INT32_MAX, split_nibbles, tensor_of, widen
+from shoal.executor.kernels.torch_kernels import INT32_MAX, tensor_of, untile_groups, untile_weights, widen
 from shoal.types import Format
 
 FEW_ROWS = 16
@@ -75,12 +75,24 @@ def place_matrix(matrix: Matrix, device: torch.device, products: Products) -> De
     bias = None if matrix.bias is None else _placed(matrix.bias, device)
     if matrix.scales is None:
         return WideMatrix(_placed(matrix.weights, device), bias)
-    weights, scales = _placed(matrix.weights, device), _placed(matrix.scales, device)
+    weights = _placed(matrix.weights, device)
     if matrix.layout == "int8":
-        return Int8Matrix(weights, scales, bias, products)
-    minima = None if matrix.minima is None else _placed(matrix.minima, device)
-    grouped = GroupedMatrix(weights, scales, minima, bias, bits=BITS[matrix.layout], zero=matrix.zero)
+        return Int8Matrix(weights, _placed(matrix.scales, device), bias, products)
+    grouped = GroupedMatrix(
+        weights,
+        _untiled(matrix.scales, matrix.rows, device),
+        None if matrix.minima is None else _untiled(matrix.minima, matrix.rows, device),
+        bias,
+        cols=matrix.cols,
+        bits=BITS[matrix.layout],
+        zero=matrix.zero,
+    )
     return _place_packed(grouped, bias, products)
+
+
+def _untiled(tiles: Array, rows: int, device: torch.device) -> torch.Tensor:
+    """Scales or minima, ``[rows, cols / group]``."""
+    return untile_groups(tensor_of(tiles if tiles.flags.writeable else tiles.copy()))[:rows].to(device)
 
 
 class WideMatrix:
@@ -147,10 +159,12 @@ class GroupedMatrix:
         minima: torch.Tensor | None,
         bias: torch.Tensor | None,
         *,
+        cols: int,
         bits: int,
         zero: int,
     ) -> None:
-        self.rows, self.cols = len(weights), weights.shape[1] * 8 // bits
+        """``weights`` are tiles; scales and minima are ``[rows, cols / group]``."""
+        self.rows, self.cols = len(scales), cols
         self.device = weights.device
         self.bytes = _bytes(weights, scales, minima, bias)
         self.bits = bits
@@ -167,7 +181,7 @@ class GroupedMatrix:
 
     def integers(self) -> torch.Tensor:
         """The weights before they are scaled, ``[rows, cols]``."""
-        return split_nibbles(self._weights) if self.bits == 4 else self._weights
+        return untile_weights(self._weights, self.bits).narrow(0, 0, self.rows)
 
     def minima_at(self, value: int) -> torch.Tensor:
         """What the integer ``value`` means in each group, float32 ``[rows, cols / group]``."""

@@ -21,6 +21,7 @@ from shoal.executor.arrays import ALIGNMENT, Array, Floats, address, empty, narr
 from shoal.executor.kernels.built import BASIC, NATIVE, kernels_built
 from shoal.executor.kernels.onednn import product
 from shoal.executor.kernels.structs import PRODUCT, KvStruct, LinearStruct, SequenceStruct, SpanStruct
+from shoal.executor.kernels.tiles import TILE, tile_groups, tile_weights, tiles_of
 from shoal.types import Format
 
 GROUP = 32
@@ -47,7 +48,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.kv_layer_bytes.restype = c_int64
     library.activation_limit.argtypes = [c_int32, c_int32]
     library.pack_int8.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p]
-    library.pack_int4.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+    library.pack_int4.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p, c_void_p]
     library.encode_rows.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
     library.decode_rows.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
     return library
@@ -81,10 +82,10 @@ class Matrix:
     cols: int
     """What comes in."""
     weights: Array
-    """fp32: float32, bf16: uint16, int8 and grouped8: int8, each ``[rows, cols]``; grouped4: uint8
-    ``[rows, cols / 2]``, see :func:`join_nibbles`."""
+    """fp32: float32, bf16: uint16, int8: int8, each ``[rows, cols]``; in groups: uint8 tiles, see
+    :func:`shoal.executor.kernels.tiles.tile_weights`."""
     scales: Array | None
-    """int8: float32 ``[rows]``; in groups: float32 or float16 ``[rows, cols / group]``."""
+    """int8: float32 ``[rows]``; in groups: float32 or float16 ``[tiles, cols / group, 16]``."""
     bias: Floats | None = None
     """float32 ``[rows]``."""
     minima: Array | None = None
@@ -94,8 +95,7 @@ class Matrix:
     @property
     def group(self) -> int:
         """Weights of a row that share a scale; 0 where the layout has no groups."""
-        grouped = self.scales is not None and self.scales.ndim == 2
-        return self.cols // self.scales.shape[1] if grouped and self.scales is not None else 0
+        return 0 if self.scales is None or self.scales.ndim == 1 else self.cols // self.scales.shape[1]
 
     @property
     def bytes(self) -> int:
@@ -131,7 +131,7 @@ def pack(weights: Array, format: Format, bias: Array | None = None) -> Matrix:
     :func:`shoal.executor.kernels.groups.pack_groups`.
 
     int8 is symmetric with a scale for each row; int4 has one for each 32 weights of a row, from the weight of
-    the largest magnitude, as GGUF's Q4_0.
+    the largest magnitude, in 16 bits, as GGUF's Q4_0.
 
     Args:
         weights: uint16 are the bits of bfloat16.
@@ -157,7 +157,7 @@ def aligned(array: Array) -> Array:
 
 
 ROWS_AT_ONCE = 1024
-"""Rows widened to float32 at a time while packing: the peak stays near the packed size."""
+"""Rows widened to float32 at a time while packing, whole tiles: the peak stays near the packed size."""
 
 
 def _pack_int8(weights: Array) -> tuple[Array, Floats]:
@@ -175,30 +175,30 @@ def _pack_int8(weights: Array) -> tuple[Array, Floats]:
     return packed, scales
 
 
-def _pack_int4(weights: Array) -> tuple[Array, Floats]:
+def _pack_int4(weights: Array) -> tuple[Array, Array]:
     rows, cols = weights.shape
-    packed, scales = empty((rows, cols // 2), np.uint8), empty((rows, cols // GROUP))
-    for at in range(0, rows, ROWS_AT_ONCE):
-        wide = np.ascontiguousarray(widen(weights[at : at + ROWS_AT_ONCE]))
-        part = slice(at, at + len(wide))
+    parts = [slice(at, min(at + ROWS_AT_ONCE, rows)) for at in range(0, rows, ROWS_AT_ONCE)]
+    largest = max(float(np.abs(widen(weights[part])).max(initial=0)) for part in parts) / 8
+    # Where the largest scale is in float16's range, small groups lose less by it than by their 4 bits.
+    halves = 2.0**-14 <= largest <= float(np.finfo(np.float16).max)
+    tiles = empty((tiles_of(rows), cols // GROUP, TILE * GROUP // 2), np.uint8)
+    scales = empty((tiles_of(rows), cols // GROUP, TILE), np.float16 if halves else np.float32)
+    for part in parts:
+        wide = np.ascontiguousarray(widen(weights[part]))
+        values, factors = empty(wide.shape, np.uint8), empty((len(wide), cols // GROUP))
         if (native := library()) is not None:
-            native.pack_int4(address(wide), len(wide), cols, address(packed[part]), address(scales[part]))
+            native.pack_int4(address(wide), len(wide), cols, halves, address(values), address(factors))
         else:
             groups = wide.reshape(len(wide), -1, GROUP)
             top = np.take_along_axis(groups, np.abs(groups).argmax(2, keepdims=True), 2)
-            scales[part] = (top / np.float32(-8))[..., 0]
-            values = np.minimum(np.rint(groups * _quotient(-8.0, top)) + 8, 15).astype(np.uint8)
-            packed[part] = join_nibbles(values.reshape(len(wide), cols))
-    return packed, scales
-
-
-def join_nibbles(values: Array) -> Array:
-    """Integers from 0 to 15, uint8 ``[rows, cols]``, two in a byte: ``[rows, cols / 2]``.
-
-    Of each 32 weights the first 16 are the lower halves of 16 bytes, the others the upper ones.
-    """
-    halves = values.reshape(len(values), -1, 2, GROUP // 2)
-    return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(values), -1)
+            factor = top / np.float32(-8)
+            factor = factor.astype(np.float16).astype(np.float32) if halves else factor
+            factors[...] = factor[..., 0]
+            quantised = np.clip(np.rint(groups * _quotient(1.0, factor)) + 8, 0, 15)
+            values[...] = quantised.reshape(len(wide), cols)
+        whole = slice(part.start // TILE, tiles_of(part.stop))
+        tiles[whole], scales[whole] = tile_weights(values, 4), tile_groups(factors)
+    return tiles, scales
 
 
 def _quotient(above: float, below: Floats) -> Floats:

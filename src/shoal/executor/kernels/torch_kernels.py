@@ -7,10 +7,11 @@ from torch.nn import functional
 
 from shoal.executor.arrays import Array
 from shoal.executor.kernels.c_kernels import GROUP, Matrix, MatrixLayout, ThreadTeam, pack
+from shoal.executor.kernels.tiles import CHUNK, TILE, tiles_of
 from shoal.types import Format
 
 ROWS_AT_ONCE = 512
-"""Rows of weights widened at a time: bounds the memory of a forward."""
+"""Rows of weights widened at a time, whole tiles: bounds the memory of a forward."""
 INT32_MAX = 2**31 - 1
 
 
@@ -74,23 +75,40 @@ def activation_limit(layout: MatrixLayout, cols: int) -> int:
 
 def widen(matrix: Matrix, rows: slice) -> torch.Tensor:
     """Rows of the weights as float32 ``[n, cols]``."""
-    weights = tensor_of(matrix.weights[rows])
-    if matrix.layout == "int8":
-        return weights.float() * _scales(matrix)[rows, None]
     if matrix.layout in ("grouped4", "grouped8"):
-        values = split_nibbles(weights) if matrix.layout == "grouped4" else weights
-        groups = values.view(len(weights), -1, matrix.group).float() - matrix.zero
-        groups *= _scales(matrix)[rows, :, None].float()
-        if matrix.minima is not None:
-            groups += tensor_of(matrix.minima)[rows, :, None].float()
-        return groups.view(len(weights), matrix.cols)
-    return weights.float()
+        return _widen_groups(matrix, rows)
+    weights = tensor_of(matrix.weights[rows])
+    return weights.float() * _scales(matrix)[rows, None] if matrix.layout == "int8" else weights.float()
 
 
-def split_nibbles(weights: torch.Tensor) -> torch.Tensor:
-    """4-bit weights one by one, uint8 ``[rows, cols]`` from 0 to 15, of what ``join_nibbles`` made."""
-    halves = weights.view(len(weights), -1, GROUP // 2)
-    return torch.cat((halves & 15, halves >> 4), 2).view(len(weights), -1)
+def _widen_groups(matrix: Matrix, rows: slice) -> torch.Tensor:
+    first, end, _ = rows.indices(matrix.rows)
+    tiles = slice(first // TILE, tiles_of(end))
+    part = slice(first - tiles.start * TILE, end - tiles.start * TILE)
+    values = untile_weights(tensor_of(matrix.weights[tiles]), 4 if matrix.layout == "grouped4" else 8)[part]
+    groups = values.view(len(values), -1, matrix.group).float() - matrix.zero
+    groups *= untile_groups(_scales(matrix)[tiles])[part, :, None].float()
+    if matrix.minima is not None:
+        groups += untile_groups(tensor_of(matrix.minima)[tiles])[part, :, None].float()
+    return groups.view(len(values), matrix.cols)
+
+
+def untile_weights(tiles: torch.Tensor, bits: int) -> torch.Tensor:
+    """The integers ``[rows, cols]`` of what :func:`shoal.executor.kernels.tiles.tile_weights` made.
+
+    uint8 of 4 bits, int8 of 8; with those behind the last row.
+    """
+    shape = (*tiles.shape[:2], -1, CHUNK // 4, TILE, 2)
+    halves = tiles.view(shape)
+    if bits == 4:
+        halves = torch.cat((halves & 15, halves >> 4), 2)
+    values = halves.permute(0, 4, 1, 2, 3, 5).reshape(len(tiles) * TILE, -1)
+    return values if bits == 4 else values.view(torch.int8)
+
+
+def untile_groups(tiles: torch.Tensor) -> torch.Tensor:
+    """The same for scales or minima: ``[rows, groups]``."""
+    return tiles.transpose(1, 2).reshape(len(tiles) * TILE, -1)
 
 
 def _scales(matrix: Matrix) -> torch.Tensor:

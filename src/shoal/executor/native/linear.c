@@ -360,17 +360,27 @@ void pack_int8(const float *w, int64_t rows, int64_t cols, int8_t *q, float *sca
     }
 }
 
-void pack_int4(const float *w, int64_t rows, int64_t cols, uint8_t *q, float *scales) {
+/* To the nearest float16, ties to even; x is in its range. */
+static float round_to_half(float x) {
+    if (fabsf(x) < 0x1p-14f) return (x + 0.75f) - 0.75f; /* a multiple of 2⁻²⁴, as its smallest numbers are */
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    u = (u + 0xfff + ((u >> 13) & 1)) & ~(uint32_t)0x1fff;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+void pack_int4(const float *w, int64_t rows, int64_t cols, int32_t halves, uint8_t *q, float *scales) {
     for (int64_t g = 0; g < rows * cols / GROUP; g++) {
         const float *from = w + g * GROUP;
         float top = 0; /* the value of the largest magnitude, with its sign: it becomes -8 */
         for (int k = 0; k < GROUP; k++)
             if (fabsf(from[k]) > fabsf(top)) top = from[k];
-        scales[g] = top / -8;
-        const float to_int = top != 0 ? -8 / top : 0;
+        scales[g] = halves ? round_to_half(top / -8) : top / -8;
+        const float to_int = scales[g] != 0 ? 1 / scales[g] : 0;
         for (int k = 0; k < GROUP; k++) {
             const long value = lrintf(from[k] * to_int) + 8;
-            q[g * GROUP + k] = (uint8_t)(value > 15 ? 15 : value);
+            q[g * GROUP + k] = (uint8_t)(value > 15 ? 15 : value < 0 ? 0 : value);
         }
     }
 }

@@ -47,7 +47,8 @@ static inline int64_t unit_sums_stride(int64_t cols) { return cols / 16; }
 void linear(pool_t *pool, const linear_t *layer, const scratch_t *scratch, const float *x, int m, float *out,
             int64_t stride, int how, float factor);
 
-/* The format's own packing. Rows of zeros get scale 0 and stay zeros. int4 comes one to a byte, from 0 to 15. */
+/* The format's own packing. Rows of zeros get scale 0 and stay zeros. int4 comes one to a byte, from 0 to
+ * 15, with scales that are float16 where `halves`. */
 void pack_int8(const float *w, int64_t rows, int64_t cols, int8_t *q, float *scales);
-void pack_int4(const float *w, int64_t rows, int64_t cols, uint8_t *q, float *scales);
+void pack_int4(const float *w, int64_t rows, int64_t cols, int32_t halves, uint8_t *q, float *scales);
 int32_t activation_limit(int32_t format, int32_t cols);

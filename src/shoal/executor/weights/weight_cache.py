@@ -19,13 +19,14 @@ from safetensors.numpy import save_file
 from shoal.errors import BadWeights
 from shoal.executor.arrays import Array
 from shoal.executor.kernels.c_kernels import GROUP, INT4_ZERO, Matrix
+from shoal.executor.kernels.tiles import TILE, tiles_of
 from shoal.models.checkpoint.headers import read_safetensors_header
 from shoal.types import Digest, Format
 
-VERSION = "2"
+VERSION = "3"
 """Of the packing: another version's files are not read."""
 
-STORED = {"I8": np.int8, "U8": np.uint8, "F32": np.float32}
+STORED = {"I8": np.int8, "U8": np.uint8, "F16": np.float16, "F32": np.float32}
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +81,13 @@ def _matrix(name: str, said: Mapping[str, str], tensors: Mapping[str, Array]) ->
     if layout not in ("int8", "grouped4"):
         raise ValueError(f"{name} is in {layout!r}")
     weights, scales = tensors[f"{name}.weights"], tensors[f"{name}.scales"]
-    rows = weights.shape[0]
-    cols = weights.shape[1] * (2 if layout == "grouped4" else 1)
-    if scales.shape != ((rows, cols // GROUP) if layout == "grouped4" else (rows,)):
-        raise ValueError(f"{name} has scales {scales.shape}")
+    rows, cols = int(said[f"{name}.rows"]), int(said[f"{name}.cols"])
+    shapes = (rows, cols), (rows,)
+    if layout == "grouped4":
+        tiles, groups = tiles_of(rows), cols // GROUP
+        shapes = (tiles, groups, TILE * GROUP // 2), (tiles, groups, TILE)
+    if (weights.shape, scales.shape) != shapes:
+        raise ValueError(f"{name} has weights {weights.shape} and scales {scales.shape}")
     zero = INT4_ZERO if layout == "grouped4" else 0
     return Matrix(layout, rows, cols, weights, scales, tensors.get(f"{name}.bias"), zero=zero)
 
@@ -92,7 +96,8 @@ def _write(file: Path, matrices: Matrices) -> None:
     tensors: dict[str, Array] = {}
     said = {"version": VERSION, "matrices": " ".join(matrices)}
     for name, matrix in matrices.items():
-        said[f"{name}.layout"] = matrix.layout
+        said |= {f"{name}.layout": matrix.layout}
+        said |= {f"{name}.rows": str(matrix.rows), f"{name}.cols": str(matrix.cols)}
         tensors[f"{name}.weights"] = matrix.weights
         if matrix.scales is not None:
             tensors[f"{name}.scales"] = matrix.scales

@@ -1,0 +1,74 @@
+"""Sixteen rows of weights interleaved, as the kernels for weights in groups read them (``native/grouped.c``).
+
+A tile holds pairs of neighbouring columns: of sixteen rows that of columns 0 and 1, then of all of them that
+of columns 2 and 3, and so on, 32 columns after 32. With 4 bits two integers lie in a byte: one of the first
+16 columns in its lower half, and the one 16 columns further on in its upper one. Scales and minima are
+``[tiles, groups, 16]``. Behind the last row a tile is filled up with zeros, and scales of 0.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.executor.arrays import Array, empty
+
+TILE = 16
+"""Rows that lie interleaved."""
+CHUNK = 32
+"""Columns that lie side by side."""
+
+
+def tiles_of(rows: int) -> int:
+    """Tiles that hold so many rows."""
+    return -(-rows // TILE)
+
+
+def tile_weights(values: Array, bits: Literal[4, 8]) -> NDArray[np.uint8]:
+    """Integers ``[rows, cols]`` as tiles, uint8 ``[tiles, cols / 32, bytes of a chunk]``.
+
+    Args:
+        values: of one byte each; with 4 bits from 0 to 15. ``cols`` is a multiple of 32.
+    """
+    rows, cols = values.shape
+    tiles, chunks = tiles_of(rows), cols // CHUNK
+    # A pair of neighbours moves as one: half as many elements to put elsewhere.
+    pairs = np.ascontiguousarray(values).view(np.uint16).reshape(rows, chunks, 2, CHUNK // 4)
+    made = empty((tiles, chunks, TILE * CHUNK * bits // 8), np.uint8)
+    to = made.view(np.uint16).reshape(tiles, chunks, -1, CHUNK // 4, TILE)
+    for half in range(2):
+        turned = _in_tiles(pairs[:, :, half]).transpose(0, 2, 3, 1)
+        if bits == 8 or half == 0:
+            to[:, :, half] = turned
+        else:
+            to[:, :, 0] |= turned << 4
+    return made
+
+
+def tile_groups(scales: Array) -> Array:
+    """Scales or minima ``[rows, groups]`` as ``[tiles, groups, 16]``."""
+    made = empty((tiles_of(len(scales)), scales.shape[1], TILE), scales.dtype)
+    np.copyto(made, _in_tiles(scales).transpose(0, 2, 1))
+    return made
+
+
+def narrowest(scales: Array, minima: Array | None = None) -> tuple[Array, Array | None]:
+    """Scales and minima as float16 where that loses nothing of either, else as they are."""
+    if not all(_is_half(array) for array in (scales, minima) if array is not None):
+        return scales, minima
+    return scales.astype(np.float16), None if minima is None else minima.astype(np.float16)
+
+
+def _is_half(array: Array) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(array.astype(np.float16).astype(np.float32), array))
+
+
+def _in_tiles(rows: Array) -> Array:
+    """``[rows, …]`` as ``[tiles, 16, …]``, with zeros behind the last row."""
+    missing = -len(rows) % TILE
+    if missing:
+        rows = np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
+    return rows.reshape(-1, TILE, *rows.shape[1:])
