@@ -10,7 +10,7 @@ from shoal.bench.results import BenchReport
 from shoal.config import Settings
 from shoal.executor.device.device import Device, DeviceMemory
 from shoal.executor.device.find import choose_device
-from shoal.planning.roofline import Machine
+from shoal.planning.roofline import Machine, PartCost, SpanCost
 
 
 def machine(bandwidth: float) -> Machine:
@@ -39,3 +39,25 @@ async def test_bandwidth_and_ceilings_are_medians(monkeypatch: pytest.MonkeyPatc
 async def test_a_gpu_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     report = await measured(monkeypatch, machine(4e12))
     assert [(r.name, r.value) for r in report.results][2:] == [("gpu/read", 4000), ("gpu/gemm/fp32", 8000)]
+
+
+async def test_the_best_of_all_looks_is_what_shares_are_taken_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of those that come after a contender was made; and each format's memory is read in its own size."""
+    looks = iter([machine(1e9), machine(3e9), machine(2e9)])
+    sizes: list[int] = []
+
+    def read(size: int) -> float:
+        sizes.append(size)
+        return 1e9 * len(sizes)
+
+    monkeypatch.setattr(roof, "measure_machine", lambda threads: next(looks))
+    monkeypatch.setattr(roof, "read_bandwidth", read)
+    cost = SpanCost((PartCost(1000, "bf16"),), 0)
+    with torch_thread() as thread:
+        found = roof.Roof(thread, 1, {"bf16": cost})
+        decode = found.decode("bf16", 1)
+        for _ in range(3):
+            await found.look()
+    assert found.machine.bandwidth == 3e9
+    assert sizes == [2000] * 3
+    assert decode().estimate.seconds == pytest.approx(2000 / 3e9)

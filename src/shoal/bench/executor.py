@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -46,10 +46,10 @@ async def measure_executor(
             one = await load(thread, model, settings, format, context)
             contenders += contenders_of(thread, one, format, roof)
             contenders += far_contenders(thread, one, format, roof, context)
-        results = await in_turns(contenders, rounds, progress)
+        results = await in_turns(contenders, rounds, progress, roof.look)
     return BenchReport(
         f"The executor with {model.name}",
-        roof.described(settings.threads),
+        roof.described(),
         tuple(compared(results, ratios(formats, context))),
     )
 
@@ -76,7 +76,7 @@ async def load(
 def contenders_of(thread: ComputeThread, one: OneProcess, format: Format, roof: Roof) -> list[Contender]:
     """What is measured of one format; fp32 runs one session after another, so its batches say little."""
 
-    def timed(name: str, function: partial[float], expected: Expected) -> Contender:
+    def timed(name: str, function: partial[float], expected: Callable[[], Expected]) -> Contender:
         return Contender(f"executor/{format}/{name}", "tok/s", lambda: thread.run(function), expected)
 
     batches = BATCHES[:2] if format == "fp32" else BATCHES

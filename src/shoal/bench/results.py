@@ -42,7 +42,8 @@ class Contender:
     unit: str
     run: Callable[[], Awaitable[float]]
     """Measures once, for a second or so."""
-    expected: Expected | None = None
+    expected: Callable[[], Expected] | None = None
+    """What the roofline allows, asked once all rounds are over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,21 +176,32 @@ def compared(results: Iterable[Measurement], pairs: Mapping[str, Mapping[str, st
     ]
 
 
-async def in_turns(contenders: Sequence[Contender], rounds: int, progress: Progress) -> list[Measurement]:
+async def in_turns(
+    contenders: Sequence[Contender],
+    rounds: int,
+    progress: Progress,
+    look: Callable[[], Awaitable[None]] | None = None,
+) -> list[Measurement]:
     """Measure each contender once a round, in turns, so that what else the machine does falls on all alike.
 
     A first round warms up and is not counted, nor are turns that gave no number (NaN).
+
+    Args:
+        look: called once a round too: looks at the machine itself.
     """
     values: dict[Contender, list[float]] = {contender: [] for contender in contenders}
     total = (rounds + 1) * len(contenders)
     for turn in range(rounds + 1):
+        if look is not None and turn:
+            progress("measuring this machine", turn * len(contenders), total)
+            await look()
         for place, contender in enumerate(contenders):
             progress(f"measuring {contender.name}", turn * len(contenders) + place, total)
             value = await contender.run()
             if turn and not math.isnan(value):
                 values[contender].append(value)
     return [
-        of_rounds(contender.name, contender.unit, found, contender.expected)
+        of_rounds(contender.name, contender.unit, found, contender.expected and contender.expected())
         for contender, found in values.items()
         if found
     ]

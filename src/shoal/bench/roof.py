@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from shoal.bench.one import DEPTH, STEPS
 from shoal.bench.results import BenchReport, Expected, Measurement, describe_machine, of_rounds
 from shoal.config import Settings
+from shoal.errors import LocalProtocolError
 from shoal.executor.device.find import find_device
 from shoal.executor.thread import ComputeThread
 from shoal.models.build.skeleton import read_model_config
@@ -18,30 +19,72 @@ from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.checkpoint.sizes import weight_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.planning.costs import model_cost
-from shoal.planning.measure import measure_accelerator, measure_machine
+from shoal.planning.measure import BUFFER, measure_accelerator, measure_machine, read_bandwidth
 from shoal.planning.roofline import Machine, SpanCost, prefill_time, step_time
 from shoal.progress import Progress
 from shoal.types import Format
 
 
-@dataclass(frozen=True, slots=True)
 class Roof:
-    """A machine, and what a model costs on it in each format."""
+    """What a machine can do at best, and what a model costs on it in each format.
 
-    machine: Machine
-    costs: Mapping[Format, SpanCost]
+    The machine is looked at again in each round of a benchmark, and the best that was seen counts: what else
+    it does slows a look down as it slows the rest. Memory is read in as many bytes as a step reads, since a
+    small model stays in the caches.
 
-    def decode(self, format: Format, sessions: int, context: int = DEPTH + STEPS // 2) -> Expected:
+    Args:
+        thread: on which everything is measured.
+        costs: of the whole model, by format.
+    """
+
+    def __init__(self, thread: ComputeThread, threads: int, costs: Mapping[Format, SpanCost]) -> None:
+        self._thread = thread
+        self._threads = threads
+        self._costs = costs
+        self._machine: Machine | None = None
+        self._bandwidths = dict.fromkeys(costs, 0.0)
+
+    @property
+    def machine(self) -> Machine:
+        """The best so far."""
+        if self._machine is None:
+            raise LocalProtocolError("a roof that was not looked at")
+        return self._machine
+
+    async def look(self) -> None:
+        """Measure the machine once more. Raises ``OutOfResources``: too little memory is free."""
+        await self._thread.run(self._look)
+
+    def _look(self) -> None:
+        seen = measure_machine(self._threads)
+        self._machine = seen if self._machine is None else _better(self._machine, seen)
+        for format, cost in self._costs.items():
+            size = min(round(step_time(seen, cost, 1, DEPTH).bytes), BUFFER)
+            self._bandwidths[format] = max(self._bandwidths[format], read_bandwidth(size))
+
+    def decode(
+        self, format: Format, sessions: int, context: int = DEPTH + STEPS // 2
+    ) -> Callable[[], Expected]:
         """A step of so many sessions, by default as far on as they are while they are measured."""
-        return Expected(step_time(self.machine, self.costs[format], sessions, context), sessions)
+        return lambda: Expected(
+            step_time(self._for(format), self._costs[format], sessions, context), sessions
+        )
 
-    def prefill(self, format: Format, tokens: int) -> Expected:
+    def prefill(self, format: Format, tokens: int) -> Callable[[], Expected]:
         """A prompt."""
-        return Expected(prefill_time(self.machine, self.costs[format], tokens), tokens)
+        return lambda: Expected(prefill_time(self._for(format), self._costs[format], tokens), tokens)
 
-    def described(self, threads: int) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """The machine, as a report shows it."""
-        return {**describe_machine(threads), **_lines(self.machine)}
+        return {**describe_machine(self._threads), **_lines(self.machine)}
+
+    def _for(self, format: Format) -> Machine:
+        return replace(self.machine, bandwidth=self._bandwidths[format])
+
+
+def _better(a: Machine, b: Machine) -> Machine:
+    ops = {format: max(a.ops[format], b.ops[format]) for format in a.ops}
+    return replace(a, bandwidth=max(a.bandwidth, b.bandwidth), ops=ops)
 
 
 def _lines(machine: Machine) -> dict[str, Any]:
@@ -76,15 +119,13 @@ async def find_roof(
     """
     progress("measuring this machine", 0, 0)
 
-    def find() -> Roof:
-        machine = measure_machine(settings.threads)
+    def find_costs() -> dict[Format, SpanCost]:
         config = read_model_config(open_checkpoint(model.path))
-        costs: dict[Format, SpanCost] = {
-            f: model_cost(config, f, settings.kv, weight_bytes(model, f)) for f in formats
-        }
-        return Roof(machine, costs)
+        return {f: model_cost(config, f, settings.kv, weight_bytes(model, f)) for f in formats}
 
-    return await thread.run(find)
+    roof = Roof(thread, settings.threads, await thread.run(find_costs))
+    await roof.look()
+    return roof
 
 
 async def measure_device(

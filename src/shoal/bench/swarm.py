@@ -66,7 +66,7 @@ async def measure_swarm(settings: Settings, asked: SwarmBench, progress: Progres
         results += found
     title = f"{model.name} through {asked.nodes} node processes"
     note = f"The time of a step is that of {asked.formats[-1]}"
-    return BenchReport(title, roof.described(settings.threads), tuple(results), steps, notes=(note,))
+    return BenchReport(title, roof.described(), tuple(results), steps, notes=(note,))
 
 
 async def _one_format(

@@ -51,7 +51,7 @@ def measure_machine(threads: int, name: str = "this machine") -> Machine:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        bandwidth = _read_bandwidth()
+        bandwidth = read_bandwidth()
         ops: dict[Format, float] = {"fp32": _torch_ops(), **_kernel_ops(threads)}
     finally:
         torch.set_num_threads(before)
@@ -87,9 +87,10 @@ def measure_accelerator(device: Device) -> Machine:
     return Machine(device.title, free, bandwidth, {f: ops(f) for f in get_args(Format)}, LINK, RTT_S)
 
 
-def _read_bandwidth() -> float:
-    buffer = torch.ones(BUFFER // 4)  # of ones: pages of zeros might all be one page
-    return BUFFER / _least_s(buffer.sum)
+def read_bandwidth(size: int = BUFFER) -> float:
+    """Bytes read in a second, of ``size`` bytes that are read again and again."""
+    buffer = torch.ones(max(size // 4, 1))  # of ones: pages of zeros might all be one page
+    return buffer.nbytes / _least_s(buffer.sum)
 
 
 def _torch_ops() -> float:

@@ -95,18 +95,20 @@ async def measure_peers(settings: Settings, asked: PeersBench, progress: Progres
     bf16 = bench_folder(settings) / f"{model.digest.removeprefix('sha256:')[:16]}.gguf"
     progress("writing a GGUF file of the same weights", 0, 0)
     await trio.to_thread.run_sync(write_gguf, model, bf16)
-    with torch_thread() as thread:
-        roof = await find_roof(thread, settings, model, asked.formats, progress)
     results: list[Measurement] = []
     notes: list[str] = []
-    for format in asked.formats:
-        file = _own_file(model) if format == "published" else await llama.quantize(bf16, format)
-        with TemporaryDirectory(prefix="shoal-bench-") as folder:
-            field = Field(settings, model, asked, format, Path(folder), roof, progress, prompts, token_ids)
-            results += await _one_format(field, llama, file, notes)
+    with torch_thread() as thread:
+        roof = await find_roof(thread, settings, model, asked.formats, progress)
+        for format in asked.formats:
+            file = _own_file(model) if format == "published" else await llama.quantize(bf16, format)
+            with TemporaryDirectory(prefix="shoal-bench-") as folder:
+                field = Field(
+                    settings, model, asked, format, Path(folder), roof, progress, prompts, token_ids
+                )
+                results += await _one_format(field, llama, file, notes)
     title = f"{model.name} beside llama.cpp and language-pipes"
     found = compared(results, _pairs(asked))
-    return BenchReport(title, roof.described(settings.threads), tuple(found), notes=tuple(notes))
+    return BenchReport(title, roof.described(), tuple(found), notes=tuple(notes))
 
 
 def _own_file(model: LocalModel) -> Path:
@@ -143,17 +145,19 @@ async def _one_format(field: Field, llama: LlamaCpp, file: Path, notes: list[str
         ]
         if format == "bf16":
             contenders += await _language_pipes(field, stack, notes)
-        return await in_turns(contenders, asked.rounds, field.progress)
+        return await in_turns(contenders, asked.rounds, field.progress, field.roof.look)
 
 
-def _speed(name: str, run: Callable[[], Awaitable[float]], expected: Expected | None = None) -> Contender:
+def _speed(
+    name: str, run: Callable[[], Awaitable[float]], expected: Callable[[], Expected] | None = None
+) -> Contender:
     return Contender(name, "tok/s", run, expected)
 
 
 def _one_process(field: Field, thread: ComputeThread, one: OneProcess) -> list[Contender]:
     roof, format, many = field.roof, field.format, field.asked.sessions
 
-    def timed(name: str, function: partial[float], expected: Expected) -> Contender:
+    def timed(name: str, function: partial[float], expected: Callable[[], Expected]) -> Contender:
         return _speed(f"one/{format}/{name}", lambda: thread.run(function), expected)
 
     return [
