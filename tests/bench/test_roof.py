@@ -42,7 +42,7 @@ async def test_a_gpu_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_the_best_of_all_looks_is_what_shares_are_taken_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of those that come after a contender was made; and each format's memory is read in its own size."""
+    """Also of looks after a contender was made; each format's memory is read in its own size."""
     looks = iter([machine(1e9), machine(3e9), machine(2e9)])
     sizes: list[int] = []
 
