@@ -118,7 +118,8 @@ def _interface_networks() -> list[IPNetwork]:
 
 def _ip(multiaddr: str) -> IPAddress | None:
     found = host_and_port(multiaddr)
-    if found is None:
+    # What follows a % names an interface of whoever wrote it, and hides an address from comparison.
+    if found is None or "%" in found[0]:
         return None
     try:
         ip = ipaddress.ip_address(found[0])

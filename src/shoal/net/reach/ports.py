@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import trio
 
@@ -55,7 +57,8 @@ async def dial_from(local: tuple[str, int] | None, host: str, port: int) -> trio
         except OSError as error:
             if error.errno not in TAKEN:
                 raise
-    return tuned(await trio.open_tcp_stream(host, port))
+    with _no_host(host):
+        return tuned(await trio.open_tcp_stream(host, port))
 
 
 async def dial_only_from(local: tuple[str, int], host: str, port: int) -> trio.SocketStream:
@@ -63,11 +66,21 @@ async def dial_only_from(local: tuple[str, int], host: str, port: int) -> trio.S
     raw = _shared(local[0])
     try:
         await raw.bind(local)
-        await raw.connect((host, port))
+        with _no_host(host):
+            await raw.connect((host, port))
     except BaseException:
         raw.close()
         raise
     return tuned(trio.SocketStream(raw))
+
+
+@contextmanager
+def _no_host(host: str) -> Generator[None]:
+    """A host that cannot even be looked up is one where nobody answers, not an error of ours."""
+    try:
+        yield
+    except ValueError as error:  # an empty or an overlong part of a name
+        raise OSError(f"{host!r} is no host") from error
 
 
 def _shared(host: str) -> trio.socket.SocketType:
