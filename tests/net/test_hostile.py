@@ -277,6 +277,19 @@ async def test_a_protocol_name_that_is_no_text_ends_that_stream():
         assert 0 < await evil.ping(network.peer, deadline_s=3) < 2
 
 
+@pytest.mark.parametrize("said", [b"\x02\xff\n", b"\x13/multistream/1.0.0\n\x02\xff\n", b"\xff" * 20])
+async def test_a_protocol_name_that_is_no_text_is_no_answer(said: bytes):
+    async with networks(None, None) as (a, b):
+
+        async def babble(stream: Any) -> None:
+            await stream.write(said)
+
+        await b.connect(bootstrap(a), deadline_s=3)
+        a._connections.set_stream_handler(babble)
+        with pytest.raises(ChannelClosed, match="does not speak"):
+            await b.request(a.peer, "/test/1", b"", deadline_s=3)
+
+
 @pytest.mark.parametrize("length", [1 << 20 | 1, 0xFFFFFFFF])
 async def test_an_answer_too_long_is_its_authors_fault(length: int):
     async with networks(None, None) as (a, b):

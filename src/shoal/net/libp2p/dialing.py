@@ -67,7 +67,8 @@ class PeerDialer:
         self._connections.unblock_peer(wanted)  # it may have restarted; whoever asks has a deadline
         try:
             return await self._host.new_stream(wanted, [TProtocol(protocol)])
-        except (BaseLibp2pError, OSError, ExceptionGroup, trio.TooSlowError) as error:
+        except (BaseLibp2pError, OSError, ValueError, ExceptionGroup, trio.TooSlowError) as error:
+            # A ValueError: what it answered is no text, which the library does not expect.
             raise ChannelClosed(f"{peer} cannot be reached, or does not speak {protocol}") from error
 
     async def _dial(self, peer: ID, address: str) -> INetConn:
