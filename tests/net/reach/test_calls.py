@@ -36,8 +36,8 @@ class Session:
         self.answered.append(call)
 
 
-async def called(times: int, nat: NatKind = "unknown") -> Session:
-    """A relay that hands on so many calls to meet, at once."""
+async def called(times: int, nat: NatKind = "unknown", token: bytes = b"") -> Session:
+    """A relay that hands on so many calls to meet, at once, all with one token if it is given."""
 
     async def take(pipe: DirectPipe) -> None: ...
 
@@ -47,7 +47,7 @@ async def called(times: int, nat: NatKind = "unknown") -> Session:
     async with trio.open_nursery() as nursery:
         await nursery.start(calls.run)
         for number in range(times):
-            call = Call(number, Identity.ephemeral().peer, "meet", new_token(), (VICTIM,), nat)
+            call = Call(number, Identity.ephemeral().peer, "meet", token or new_token(), (VICTIM,), nat)
             await calls._called(cast("Any", session), call)  # pyright: ignore[reportPrivateUsage]
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
@@ -57,6 +57,11 @@ async def called(times: int, nat: NatKind = "unknown") -> Session:
 async def test_a_call_is_answered() -> None:
     session = await called(1)
     assert (session.answered, session.refused) == ([0], [])
+
+
+async def test_two_calls_with_one_token_are_one_call() -> None:
+    session = await called(2, "none", new_token())
+    assert len(session.answered) == 1
 
 
 async def test_a_relay_cannot_have_us_knock_all_day(autojump_clock: trio.testing.MockClock) -> None:

@@ -70,7 +70,13 @@ class ExpectedStreams:
 
     @contextmanager
     def expect(self, token: bytes) -> Generator[trio.MemoryReceiveChannel[trio.SocketStream]]:
-        """Streams that begin with this token while the block runs; what is not taken in time is closed."""
+        """Streams that begin with this token while the block runs; what is not taken in time is closed.
+
+        Raises:
+            ChannelClosed: it is waited for already: who chose it has used it twice.
+        """
+        if token in self._waiting:
+            raise ChannelClosed("a connection with this token is awaited already")
         put, taken = trio.open_memory_channel[trio.SocketStream](4)
         self._waiting[token] = put
         try:
