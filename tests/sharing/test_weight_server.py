@@ -12,13 +12,26 @@ import trio
 import trio.testing
 
 from shoal.config import Settings
+from shoal.errors import ChannelClosed
 from shoal.net.channel import Channel
+from shoal.net.outbox import CONTROL_LIMIT
 from shoal.net.pool import ChannelPool
 from shoal.sharing.share_pace import BESIDE_STEPS, STEPPING_S, SharePace
 from shoal.sharing.shared_model import SharedModel
 from shoal.sharing.weight_server import ANSWER_WITHIN_S, MAX_PEERS, PER_PEER, WeightServer, shares_weights
+from shoal.testing.byhand import framed
 from shoal.testing.memory import World
-from shoal.wire.messages import MAX_PIECE, Fetch, Fetched, FetchPart, Message, NotFetched
+from shoal.wire.messages import (
+    MAX_PIECE,
+    PROTOCOL_VERSION,
+    Fetch,
+    Fetched,
+    FetchPart,
+    Hello,
+    Message,
+    NotFetched,
+    encode,
+)
 from tests.sharing.conftest import HeldModel
 
 MIB = 1 << 20
@@ -154,6 +167,24 @@ async def test_so_many_peers_are_answered_at_a_time(whole: HeldModel) -> None:
         assert isinstance(refused, NotFetched)
         assert refused.code == "busy"
         assert refused.retry_after_s > 1
+
+
+async def test_who_asks_and_does_not_read_refusals_is_hung_up_on_and_others_are_served(
+    whole: HeldModel,
+) -> None:
+    async with serving(whole.shared, WeightServer(SharePace(0))) as s:
+        pipe = await s.world.network().open_pipe(s.network.address, deadline_s=1)
+        await pipe.send_all(framed(encode(Hello(PROTOCOL_VERSION))))
+        with pytest.raises(ChannelClosed), trio.fail_after(60):
+            for number in range(10 * CONTROL_LIMIT):
+                ask = Fetch(number, "sha256:" + "0" * 64, "manifest", 0, 0)
+                await pipe.send_all(framed(encode(ask)))
+                with trio.move_on_after(5):
+                    while s.server._peers:  # noqa: ASYNC110  # pyright: ignore[reportPrivateUsage]
+                        await trio.sleep(0.001)
+        other = await s.asker()
+        other.ask("manifest")
+        assert isinstance((await other.answer())[0], Fetched)
 
 
 async def test_nothing_goes_while_a_step_runs_and_whoever_waits_is_told(

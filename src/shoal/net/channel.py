@@ -140,10 +140,15 @@ class Channel:
         """Answer what the peer asked, without waiting: a peer that does not read its answers is hung up on.
 
         Raises:
-            ChannelClosed: the channel is closed; nothing was sent.
-            RemoteProtocolError: ``CONTROL_LIMIT`` messages are waiting already.
+            ChannelClosed: the channel is closed, or is from now on, as ``CONTROL_LIMIT`` messages are
+                waiting already; nothing was sent.
         """
-        self.send_now(message, queue=CONTROL)
+        try:
+            self.send_now(message, queue=CONTROL)
+        except RemoteProtocolError as error:
+            # Here, and not where the channel is read: many answers are given by tasks of their own.
+            self.close(error.message)
+            raise ChannelClosed(f"no channel to {self.peer}: {error.message}") from error
 
     def gather(self, message: Message, payload: Payload = b"") -> bool:
         """As :meth:`send_now`, but a short message waits for :meth:`flush`, so that several leave together.

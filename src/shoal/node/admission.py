@@ -17,7 +17,6 @@ from shoal.errors import (
     ChannelClosed,
     DigestMismatch,
     NotAllowed,
-    RemoteProtocolError,
     ShoalError,
     StepFailed,
 )
@@ -227,5 +226,5 @@ class Admission:
     def _refuse(self, channel: Channel, message: Open, error: ShoalError, engine: Engine) -> None:
         self._load.note_refusal(error)
         log.info("refused a session: %s", error.message, extra=about(channel.peer, message.session))
-        with suppress(ChannelClosed, RemoteProtocolError):  # the client is gone, or does not read
+        with suppress(ChannelClosed):  # the client is gone, or does not read
             channel.reply(refusal(message.session, error, self._sessions.offered(engine)))

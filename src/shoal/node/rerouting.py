@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
-from shoal.errors import Busy, ChannelClosed, NotAllowed, RemoteProtocolError, UnknownSession
+from shoal.errors import Busy, ChannelClosed, NotAllowed, UnknownSession
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.node.admission import check_neighbours, reach_next
@@ -84,7 +84,7 @@ class Rerouting:
                     kept = await self._changed(channel, message, hop)
             finally:
                 self._changing.remove(hop)
-        with suppress(ChannelClosed, RemoteProtocolError):  # the client is gone, or does not read
+        with suppress(ChannelClosed):  # the client is gone, or does not read
             channel.reply(Rerouted(message.session, kept))
 
     async def _changed(self, channel: Channel, message: Reroute, hop: Hop) -> bool:
