@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -28,6 +29,19 @@ def one_error() -> Generator[None]:
         if len({id(error) for error in errors}) != 1:
             raise
         raise errors[0] from errors[0].__cause__
+
+
+@contextmanager
+def ends_alone(log: logging.Logger, what: str) -> Generator[None]:
+    """Let an error that nobody foresaw end what one peer has caused, and not all else in the nursery.
+
+    For tasks that a peer can have us begin. What its words can lead to is told by the errors that they catch;
+    what comes here is a fault of ours, and is logged as one.
+    """
+    try:
+        yield
+    except Exception:
+        log.exception("%s failed", what)
 
 
 def _leaves(error: BaseException) -> Generator[BaseException]:

@@ -364,6 +364,26 @@ async def test_a_peer_that_never_reads_is_given_up(autojump_clock: MockClock):
         nursery.cancel_scope.cancel()
 
 
+async def test_an_error_of_ours_ends_the_channel_that_led_to_it_and_nothing_else(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+):
+    ours, theirs = pipe_pair(A, B)
+
+    async def fail(channel: Channel, message: Message, payload: bytes) -> None:
+        raise KeyError("unforeseen")
+
+    async with trio.open_nursery() as nursery:
+        channel = Channel(ours)
+        nursery.start_soon(channel.run, fail)
+        for number, message in enumerate((HELLO, Close(ONE))):
+            await theirs.send_all(Outgoing(number, message).next_fragment())
+        with trio.fail_after(5):
+            while await theirs.receive_some():
+                pass
+        assert channel.reason == "an error of ours"
+    assert "unforeseen" in caplog.text
+
+
 async def test_a_flood_of_pings_by_a_peer_that_never_reads_is_bounded(autojump_clock: MockClock):
     async with rogue() as peer:
         await peer.say(HELLO)

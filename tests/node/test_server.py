@@ -53,6 +53,21 @@ async def one_node(tmp_path, checkpoint, **options):
             assert (await session.step([1, 2, 3])).shape == (3, 300)
 
 
+async def test_an_error_that_a_client_leads_to_ends_its_request_alone(
+    tmp_path, checkpoint, monkeypatch, caplog
+):
+    async def fail(*_, **__):
+        raise UnicodeError("unforeseen")
+
+    async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
+        monkeypatch.setattr(swarm.nodes[0].server.channels, "get", fail)
+        await me.send(an_open(swarm, next=NextHop("12D3KooWnobody"), end=3))
+        with trio.fail_after(5):
+            while "unforeseen" not in caplog.text:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        monkeypatch.undo()
+
+
 async def test_a_session_is_opened_stepped_and_closed(tmp_path, checkpoint):
     async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
         opened, _ = await me.ask(an_open(swarm))

@@ -16,6 +16,7 @@ call. One lock orders them:
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections.abc import Awaitable, Callable
@@ -29,6 +30,7 @@ from shoal.net.link_speed import TIMED_BYTES, LinkSpeed
 from shoal.net.network import Pipe
 from shoal.net.outbox import CONTROL, Outbox, queue_of
 from shoal.net.receive_budget import ReceiveBudget
+from shoal.tasks import ends_alone
 from shoal.types import CarrierName, PeerId, Way
 from shoal.wire.framing import Assembler, Payload
 from shoal.wire.messages import AGENT, PROTOCOL_VERSION, Hello, Message, Ping, Pong
@@ -42,6 +44,8 @@ SENT_WITHIN_S = 20.0
 """How long the peer may take nothing of what is sent to it."""
 ENDED_WITHIN_S = 20.0
 """How long a message that has begun may make no progress."""
+
+log = logging.getLogger(__name__)
 
 Handler = Callable[["Channel", Message, bytes], Awaitable[None]]
 """Takes one message that the peer sent. It must return soon: the next one waits for it."""
@@ -240,10 +244,13 @@ class Channel:
                 await self._pipe.aclose()
 
     async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await task()
-        except (ChannelClosed, RemoteProtocolError) as error:
-            self.close(error.message)
+        with ends_alone(log, f"a channel of {self.peer}"):
+            try:
+                await task()
+            except (ChannelClosed, RemoteProtocolError) as error:
+                self.close(error.message)
+            return
+        self.close("an error of ours")
 
     def _note_use(self, message: Message) -> None:
         if not isinstance(message, Ping | Pong):

@@ -6,6 +6,7 @@ refusal. Neither touches anybody else's session.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -26,8 +27,11 @@ from shoal.node.owner.handover import HeldSession
 from shoal.node.rerouting import NOT_YOURS, Rerouting
 from shoal.node.sessions import Opening, Sessions
 from shoal.node.speed import Speed
+from shoal.tasks import ends_alone
 from shoal.types import Codec, Digest, PeerId, SessionId, Span
 from shoal.wire.messages import Close, Failed, Located, Message, Open, Opened, Refused, Rerouted, Step
+
+log = logging.getLogger(__name__)
 
 
 class SpanServer:
@@ -134,7 +138,7 @@ class SpanServer:
 
     def _spawn(self, task: Callable[[], Awaitable[None]]) -> None:
         if self._nursery is not None:
-            self._nursery.start_soon(task)
+            self._nursery.start_soon(_alone, task)
 
     async def _open(self, channel: Channel, message: Open, payload: bytes) -> None:
         service = Service(self._peer, self.digest, self.span, self.engine.format, self.draining, self.paused)
@@ -185,6 +189,11 @@ def _held(hop: Hop) -> HeldSession:
         opened.tokens,
         frozenset(PeerId(peer) for peer in beside if peer),
     )
+
+
+async def _alone(task: Callable[[], Awaitable[None]]) -> None:
+    with ends_alone(log, "what a client has asked for"):
+        await task()
 
 
 async def _ignore(channel: Channel, message: Message, payload: bytes) -> None:

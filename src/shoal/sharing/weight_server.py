@@ -6,6 +6,7 @@ on threads, two at a time.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from shoal.net.pool import ChannelPool
 from shoal.sharing.share_pace import SharePace
 from shoal.sharing.shared_model import SharedModel
 from shoal.swarm.membership import PUBLIC
+from shoal.tasks import ends_alone
 from shoal.types import Digest, PeerId
 from shoal.wire.messages import MAX_PIECE, Fetch, Fetched, Message, NextHop, NotFetched, shorten
 
@@ -38,6 +40,8 @@ READERS = 2
 ADDRESS_PROTOCOL = "/shoal/weights-address/1"
 QUEUE = b"weights"
 """The queue of a channel that pieces wait in: sessions' messages have others, and all take turns."""
+
+log = logging.getLogger(__name__)
 
 
 def shares_weights(settings: Settings) -> bool:
@@ -116,7 +120,7 @@ class WeightServer:
         try:
             while waiting:
                 channel, message = waiting[0]
-                with suppress(ChannelClosed):
+                with ends_alone(log, f"an answer to {peer}"), suppress(ChannelClosed):
                     await self._answer(channel, message)
                 waiting.popleft()  # only now: it counts until it is sent
         finally:

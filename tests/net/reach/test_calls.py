@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import pytest
 import trio
+import trio.testing
 
 from shoal.net.carriers.calls import Calls
 from shoal.net.carriers.direct import DirectCarrier
 from shoal.net.carriers.direct_pipe import DirectPipe
+from shoal.net.carriers.punch import Meeting
 from shoal.net.dial_budget import BURST
 from shoal.net.dialable import LocalNetworks
 from shoal.net.identity import Identity
@@ -62,6 +65,18 @@ async def test_a_call_is_answered() -> None:
 async def test_two_calls_with_one_token_are_one_call() -> None:
     session = await called(2, "none", new_token())
     assert len(session.answered) == 1
+
+
+async def test_a_call_that_nobody_foresaw_ends_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: object) -> None:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr(Meeting, "meet", fail)
+    session = await called(3)
+    assert sorted(session.answered) == [0, 1, 2]
+    assert sum(record.exc_info is not None for record in caplog.records) == 3
 
 
 async def test_a_relay_cannot_have_us_knock_all_day(autojump_clock: trio.testing.MockClock) -> None:

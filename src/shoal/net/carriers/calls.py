@@ -31,6 +31,7 @@ from shoal.net.reach.ports import dial_from
 from shoal.net.reach.relay_session import RelayAddress, RelaySession
 from shoal.net.reach.sessions import RelaySessions
 from shoal.net.reach.ways import relays_of
+from shoal.tasks import ends_alone
 from shoal.types import NatKind, PeerAddress, PeerId, Way
 
 ANSWERED_AT_ONCE = 32
@@ -170,7 +171,11 @@ class Calls:
             session.refuse(call.call, "the routers between would let nothing through")
         else:
             self._answering += 1
-            self._nursery.start_soon(self._answer, session, call)
+            self._nursery.start_soon(self._answer_alone, session, call)
+
+    async def _answer_alone(self, session: RelaySession, call: Call) -> None:
+        with ends_alone(log, f"a call of {call.peer} over {session.address.peer}"):
+            await self._answer(session, call)
 
     async def _answer(self, session: RelaySession, call: Call) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ from shoal.net.dialable import LocalNetworks
 from shoal.net.network import ReachView
 from shoal.net.reach.relay_session import RelayAddress
 from shoal.net.reach.sessions import RelaySessions
+from shoal.tasks import ends_alone
 from shoal.types import PeerId
 
 REACH_PROTOCOL = "/shoal/reach/1"
@@ -153,7 +155,7 @@ class Reachability:
             for peer in self._connected():
                 if peer not in self._known and now - self._asked.get(peer, -ASKED_AGAIN_S) >= ASKED_AGAIN_S:
                     _keep(self._asked, peer, now)
-                    nursery.start_soon(self._learn, peer)
+                    nursery.start_soon(self._alone, partial(self._learn, peer))
 
     async def _learn(self, peer: PeerId) -> None:
         try:
@@ -179,7 +181,11 @@ class Reachability:
         observers = OBSERVERS - len(self._sessions.observations)
         async with trio.open_nursery() as nursery:
             for number, address in enumerate(waiting[: max(lacking, observers, 0)]):
-                nursery.start_soon(self._use, address, number < lacking)
+                nursery.start_soon(self._alone, partial(self._use, address, number < lacking))
+
+    async def _alone(self, task: Callable[[], Awaitable[None]]) -> None:
+        with ends_alone(log, "the look for a relay"):
+            await task()
 
     async def _use(self, address: RelayAddress, reserve: bool) -> None:
         """Hear how a relay sees us, and hold a place there if that is wanted."""

@@ -22,6 +22,7 @@ from shoal.net.reach.control import (
     Reserved,
     Welcome,
 )
+from shoal.tasks import ends_alone
 from shoal.types import NatKind, PeerId
 
 WELCOME_WITHIN_S = 5.0
@@ -151,10 +152,11 @@ class RelaySession:
         self._link.send(RelayRefusal(call, why))
 
     async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await task()
-        except (ChannelClosed, RemoteProtocolError) as error:
-            log.debug("the relay %s: %s", self.address.peer, error.message)
+        with ends_alone(log, f"the session with the relay {self.address.peer}"):
+            try:
+                await task()
+            except (ChannelClosed, RemoteProtocolError) as error:
+                log.debug("the relay %s: %s", self.address.peer, error.message)
         self._scope.cancel()
 
     async def _renew(self) -> None:
