@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import trio
 from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb.rpc_pb2 import RPC, Message
 from libp2p.stream_muxer.yamux.yamux import FLAG_SYN, TYPE_DATA, TYPE_WINDOW_UPDATE, YAMUX_HEADER_FORMAT
@@ -24,7 +25,7 @@ from multiaddr import Multiaddr
 
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError
 from shoal.net import handshakes as handshakes_module
-from shoal.net.host import Libp2pNetwork
+from shoal.net.host import ANSWERS_AT_ONCE, Libp2pNetwork
 from shoal.net.identity import Identity
 from shoal.net.libp2p import connections as connections_module
 from shoal.net.libp2p import muxer as muxer_module
@@ -302,6 +303,25 @@ async def test_an_answer_too_long_is_its_authors_fault(length: int):
         await b.connect(bootstrap(a), deadline_s=3)
         with pytest.raises(RemoteProtocolError):
             await b.request(a.peer, "/long/1", b"", deadline_s=3)
+
+
+async def test_who_opens_streams_and_asks_nothing_holds_a_few_places_and_others_are_answered():
+    async with survivor() as network, opened() as evil, opened() as honest:
+        network.answer("/test/1", echo)
+        await evil.connect(bootstrap(network), deadline_s=3)
+        await honest.connect(bootstrap(network), deadline_s=3)
+        silent: list[Any] = []
+        for _ in range(2 * ANSWERS_AT_ONCE):
+            with suppress(BaseLibp2pError):  # one too many is reset at once
+                silent.append(
+                    await evil._host.new_stream(ID.from_base58(network.peer), [TProtocol("/test/1")])
+                )
+        assert await honest.request(network.peer, "/test/1", b"?", deadline_s=2) == b"?"
+        for stream in silent:
+            with suppress(Exception):
+                await stream.reset()
+        await trio.sleep(0.1)
+        assert await evil.request(network.peer, "/test/1", b"!", deadline_s=2) == b"!"
 
 
 async def test_an_answer_that_stops_halfway_is_an_error_in_time():

@@ -60,12 +60,15 @@ async def test_an_error_that_a_client_leads_to_ends_its_request_alone(
         raise UnicodeError("unforeseen")
 
     async with one_node(tmp_path, checkpoint) as swarm, peer(swarm) as me:
+        opened, _ = await me.ask(an_open(swarm))
+        assert isinstance(opened, Opened)
         monkeypatch.setattr(swarm.nodes[0].server.channels, "get", fail)
-        await me.send(an_open(swarm, next=NextHop("12D3KooWnobody"), end=3))
+        await me.send(Reroute(MINE, 0, None, NextHop("12D3KooWnobody")))
         with trio.fail_after(5):
             while "unforeseen" not in caplog.text:  # noqa: ASYNC110
                 await trio.sleep(0.01)
         monkeypatch.undo()
+        await me.send(Close(MINE))
 
 
 async def test_a_session_is_opened_stepped_and_closed(tmp_path, checkpoint):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -51,6 +52,9 @@ PIPES_WAITING = 64
 PIPE_TAKEN_WITHIN_S = 10.0
 """How long a new pipe waits to be accepted; then it is closed."""
 ANSWERS_AT_ONCE = 64
+"""Questions that are answered at a time."""
+ANSWERS_PER_PEER = 8
+"""The same of one peer, with those that it has not said yet and those that wait; one more is refused."""
 CLOSED_WITHIN_S = 3.0
 
 log = logging.getLogger(__name__)
@@ -154,6 +158,8 @@ class Libp2pNetwork:
         """What this peer is for others that are behind routers."""
         self._put, self._pipes = trio.open_memory_channel[Pipe](PIPES_WAITING)
         self._answers = trio.CapacityLimiter(ANSWERS_AT_ONCE)
+        self._asking = Counter[ID]()
+        """Streams on which a peer asks something, or may."""
         self._address = PeerAddress(self.peer)
 
     async def start(self, nursery: trio.Nursery) -> None:
@@ -307,8 +313,19 @@ class Libp2pNetwork:
 
     def answer(self, protocol: str, handler: RequestHandler) -> None:
         async def answer(stream: INetStream) -> None:
-            async with self._answers:
-                await streams.answer_on(stream, handler)
+            peer = stream.muxed_conn.peer_id
+            # Before anything is waited for: streams that say nothing would hold every place.
+            if self._asking[peer] >= ANSWERS_PER_PEER:
+                await streams.reset(stream)
+                return
+            self._asking[peer] += 1
+            try:
+                async with self._answers:
+                    await streams.answer_on(stream, handler)
+            finally:
+                self._asking[peer] -= 1
+                if not self._asking[peer]:
+                    del self._asking[peer]
 
         self._host.set_stream_handler(TProtocol(protocol), answer)
 
