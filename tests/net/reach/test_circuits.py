@@ -57,6 +57,27 @@ def test_a_relay_has_so_many_circuits_joined_ones_among_them():
     circuits.grant(token(9), A, B, now=0)
 
 
+def test_a_network_has_so_many_circuits_however_many_keys_it_makes():
+    circuits = Circuits(RelayLimits(circuits=9, circuits_per_network=2))
+    for number in range(2):
+        peers = PeerId(f"x{number}"), PeerId(f"y{number}")
+        circuits.grant(token(number), *peers, now=0, networks=frozenset({"1.1.1.0/24"}))
+    with pytest.raises(Busy, match="network"):
+        circuits.grant(token(3), A, B, now=0, networks=frozenset({"2.2.2.0/24", "1.1.1.0/24"}))
+    circuits.grant(token(3), A, B, now=0, networks=frozenset({"2.2.2.0/24"}))
+
+
+def test_a_grant_is_withdrawn_and_a_joined_circuit_is_not():
+    circuits = Circuits(LIMITS)
+    circuits.grant(token(1), A, B, now=0)
+    circuits.grant(token(2), A, B, now=0)
+    circuits.join(token(2), now=0)
+    circuits.withdraw(token(1))
+    circuits.withdraw(token(2))
+    assert not circuits.granted(token(1), now=0)
+    assert len(circuits) == 1
+
+
 def test_a_token_is_of_one_circuit():
     circuits = Circuits(LIMITS)
     circuits.grant(token(1), A, B, now=0)

@@ -184,6 +184,81 @@ async def test_the_called_may_refuse_and_the_caller_hears_why():
             await a.call(B, "meet", new_token(), (), "unknown")
 
 
+async def test_a_refused_call_leaves_no_circuit_behind():
+    async with bench() as at:
+        at.answers = lambda session, call: session.refuse(call.call, "not now")
+        a, b = await at.join(A), await at.join(B)
+        await b.reserve(1)
+        with pytest.raises(ChannelClosed, match="not now"):
+            await a.call(B, "relay", new_token(), (), "unknown")
+        assert at.relay.circuits == 0
+
+
+@pytest.mark.parametrize("leaves", [A, B])
+async def test_an_unanswered_call_leaves_no_circuit_behind_when_either_leaves(leaves: PeerId):
+    async with bench() as at:
+        at.answers = lambda session, call: None
+        sessions = {A: await at.join(A), B: await at.join(B)}
+        await sessions[B].reserve(1)
+        token = new_token()
+
+        async def call() -> None:
+            with suppress(ChannelClosed):
+                await sessions[A].call(B, "relay", token, (), "unknown")
+
+        at.nursery.start_soon(call)
+        await trio.testing.wait_all_tasks_blocked()
+        end, at_relay = memory_stream_pair()
+        at.nursery.start_soon(at.relay.join, token, at_relay)
+        await trio.testing.wait_all_tasks_blocked()
+        assert at.relay.circuits == 1
+        sessions[leaves].close()
+        with trio.fail_after(SMALL.join_s / 4):
+            assert await end.receive_some(1) == b""
+        assert at.relay.circuits == 0
+
+
+async def test_the_keys_of_one_network_share_its_circuits():
+    async with bench(
+        replace(SMALL, sessions=9, circuits=9, circuits_per_peer=9, circuits_per_network=2)
+    ) as at:
+        b = await at.join(B, AT_B)
+        await b.reserve(1)
+        for number in range(2):
+            caller = await at.join(PeerId(f"x{number}"), f"/ip4/198.41.0.{number}/tcp/1")
+            await caller.call(B, "relay", new_token(), (), "unknown")
+        crowd = await at.join(PeerId("x3"), "/ip4/198.41.0.9/tcp/1")
+        with pytest.raises(ChannelClosed, match="network"):
+            await crowd.call(B, "relay", new_token(), (), "unknown")
+
+
+async def test_a_crowd_of_callers_does_not_have_the_called_hung_up_on():
+    limits = replace(RelayLimits(), calls_open=99)
+    async with bench(limits) as at:
+        at.answers = lambda session, call: None
+        b = await at.join(B, AT_B)
+        await b.reserve(1)
+        crowd = [await at.join(PeerId(f"x{n}"), f"/ip4/19{n}.41.0.1/tcp/1") for n in range(5)]
+        refused: list[str] = []
+
+        async def call(caller: RelaySession) -> None:
+            try:
+                await caller.call(B, "meet", new_token(), (), "unknown")
+            except ChannelClosed as error:
+                refused.append(error.message)
+
+        for _ in range(24):
+            for caller in crowd:
+                at.nursery.start_soon(call, caller)
+        await trio.testing.wait_all_tasks_blocked()
+        assert b.reserved
+        assert not b.closed.is_set()
+        assert len(at.heard[B]) == limits.calls_waiting
+        assert len(refused) == 5 * 24 - limits.calls_waiting
+        for caller in crowd:
+            caller.close()
+
+
 async def test_a_call_ends_when_the_called_or_the_relay_leaves():
     async with bench() as at:
         at.answers = lambda session, call: session.close()

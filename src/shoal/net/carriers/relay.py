@@ -15,6 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import trio
 
@@ -44,6 +45,17 @@ log = logging.getLogger(__name__)
 Stream = trio.abc.HalfCloseableStream
 
 
+class _HandedOn(NamedTuple):
+    """A call that was handed on, and has no answer yet."""
+
+    caller: _Session
+    number: int
+    """By which the caller knows it."""
+    until: float
+    token: bytes
+    """Of the circuit that was granted for it; empty for a call to meet."""
+
+
 @dataclass(eq=False)
 class _Session:
     """A control connection of a peer to us."""
@@ -51,10 +63,13 @@ class _Session:
     link: ControlLink
     seen: str
     network: str
-    calls: dict[int, tuple[_Session, int, float]] = field(
-        default_factory=dict[int, tuple["_Session", int, float]]
-    )
-    """Calls that were handed on to this peer: who made them, by which number of its own, until when."""
+    calls: dict[int, _HandedOn] = field(default_factory=dict[int, _HandedOn])
+    """Calls that were handed on to this peer."""
+
+    def drop_late(self, now: float) -> None:
+        """Forget calls that were not answered in time."""
+        for late in [number for number, call in self.calls.items() if call.until <= now]:
+            del self.calls[late]
 
 
 class Relay:
@@ -142,8 +157,11 @@ class Relay:
         self._sessions.discard(session)
         if self._reserved.get(session.link.peer) is session:
             del self._reserved[session.link.peer]
-        for caller, number, _ in session.calls.values():
-            self._refuse(caller, number, "the peer has left")
+        for call in session.calls.values():
+            self._withdraw(call.token)
+            self._refuse(call.caller, call.number, "the peer has left")
+        for call in (call for s in self._sessions for call in s.calls.values() if call.caller is session):
+            self._withdraw(call.token)
 
     def _take(self, session: _Session, message: ControlMessage) -> None:
         """One message. Raises RemoteProtocolError: it is none that a peer sends a relay."""
@@ -173,48 +191,65 @@ class Relay:
     def _call(self, session: _Session, call: Call) -> None:
         target = self._reserved.get(PeerId(call.peer))
         now = trio.current_time()
-        open_calls = Counter(one for s in self._sessions for one, _, until in s.calls.values() if until > now)
+        open_calls = Counter(c.caller for s in self._sessions for c in s.calls.values() if c.until > now)
         if not self._offered() or target is None:
             session.link.send(RelayRefusal(call.call, "the peer holds no place here"))
         elif target is session or target.link.peer == session.link.peer:
             session.link.send(RelayRefusal(call.call, "a call to oneself"))
         elif open_calls[session] >= self._limits.calls_open or not self._rate.take(session.link.peer, now):
             session.link.send(RelayRefusal(call.call, "too many calls"))
+        elif not self._may_wait(session, target, now):
+            session.link.send(RelayRefusal(call.call, "the peer has too many calls to answer"))
         else:
             self._hand_on(session, target, call, now)
+
+    def _may_wait(self, session: _Session, target: _Session, now: float) -> bool:
+        """Whether one more call may wait for an answer of ``target``."""
+        target.drop_late(now)
+        nearby = sum(call.caller.network == session.network for call in target.calls.values())
+        limits = self._limits
+        return len(target.calls) < limits.calls_waiting and nearby < limits.calls_waiting_per_network
 
     def _hand_on(self, session: _Session, target: _Session, call: Call, now: float) -> None:
         caller = session.link.peer
         try:
             if call.kind == "relay":
-                self._circuits.grant(call.token, caller, target.link.peer, now)
+                networks = frozenset((session.network, target.network))
+                self._circuits.grant(call.token, caller, target.link.peer, now, networks)
         except (Busy, ChannelClosed) as error:
             session.link.send(RelayRefusal(call.call, error.message))
             return
         self._number += 1
-        for late in [n for n, (_, _, until) in target.calls.items() if until <= now]:
-            del target.calls[late]
-        target.calls[self._number] = (session, call.call, now + self._limits.join_s)
+        token = call.token if call.kind == "relay" else b""
+        target.calls[self._number] = _HandedOn(session, call.call, now + self._limits.join_s, token)
         addresses = self._seen_at(session, call.addresses)
         try:
             target.link.send(Call(self._number, caller, call.kind, call.token, addresses, call.nat))
         except ChannelClosed:
             del target.calls[self._number]
-            self._circuits.end(call.token)
+            self._withdraw(token)
             self._refuse(session, call.call, "the peer does not answer")
 
     def _bring_back(self, session: _Session, number: int, said: CallAnswer | RelayRefusal) -> None:
         found = session.calls.pop(number, None)
         if found is None:
             return  # too late, or to a call that nobody has made
-        caller, own, _ = found
         if isinstance(said, RelayRefusal):
-            self._refuse(caller, own, said.why)
+            self._withdraw(found.token)
+            self._refuse(found.caller, found.number, said.why)
             return
         try:
-            caller.link.send(CallAnswer(own, said.addresses))
+            found.caller.link.send(CallAnswer(found.number, said.addresses))
         except ChannelClosed as error:
             log.debug("an answer is lost: %s", error.message)
+
+    def _withdraw(self, token: bytes) -> None:
+        """Nobody comes any more with the token of a circuit; an end that has come already is hung up on."""
+        if token:
+            self._circuits.withdraw(token)
+            first = self._first.pop(token, None)
+            if first is not None:
+                first[1].set()
 
     def _refuse(self, session: _Session, number: int, why: str) -> None:
         try:

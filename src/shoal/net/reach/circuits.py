@@ -24,9 +24,15 @@ class RelayLimits:
     calls_at_once: int = 128
     calls_open: int = 16
     """Calls of one peer that have no answer yet."""
+    calls_waiting: int = 32
+    """The same to one peer: half of what may wait for it, so that no crowd makes it seem not to read."""
+    calls_waiting_per_network: int = 16
+    """Of them, those that come from one network."""
     circuits: int = 128
     circuits_per_peer: int = 16
     """Whether it called or was called."""
+    circuits_per_network: int = 32
+    """The same of all peers of one network: keys cost nothing."""
     join_s: float = 10.0
     """Within which both have to come."""
     idle_s: float = 60.0
@@ -45,6 +51,7 @@ class Circuit:
     token: bytes
     caller: PeerId
     called: PeerId
+    networks: frozenset[str]
     granted_at: float
 
 
@@ -60,11 +67,21 @@ class Circuits:
     def __len__(self) -> int:
         return len(self._granted) + len(self._joined)
 
-    def grant(self, token: bytes, caller: PeerId, called: PeerId, now: float) -> None:
+    def grant(
+        self,
+        token: bytes,
+        caller: PeerId,
+        called: PeerId,
+        now: float,
+        networks: frozenset[str] = frozenset(),
+    ) -> None:
         """Allow two peers to come with ``token``.
 
+        Args:
+            networks: of the two.
+
         Raises:
-            Busy: one of them has too many circuits, or the relay has.
+            Busy: one of them, or its network, has too many circuits, or the relay has.
             ChannelClosed: the token is another circuit's.
         """
         self._forget(now)
@@ -75,7 +92,10 @@ class Circuits:
         shares = Counter(peer for one in self._all() for peer in (one.caller, one.called))
         if max(shares[caller], shares[called]) >= self._limits.circuits_per_peer:
             raise Busy("this peer has too many circuits here", retry_after_s=self._limits.join_s)
-        self._granted[token] = Circuit(token, caller, called, now)
+        for network in networks:
+            if sum(network in one.networks for one in self._all()) >= self._limits.circuits_per_network:
+                raise Busy("this network has too many circuits here", retry_after_s=self._limits.join_s)
+        self._granted[token] = Circuit(token, caller, called, networks, now)
 
     def granted(self, token: bytes, now: float) -> bool:
         """Whether somebody who comes with ``token`` is awaited."""
@@ -89,6 +109,10 @@ class Circuits:
         if circuit is not None:
             self._joined[token] = circuit
         return circuit is not None
+
+    def withdraw(self, token: bytes) -> None:
+        """Await nobody with ``token`` any more; a circuit that is joined stays."""
+        self._granted.pop(token, None)
 
     def end(self, token: bytes) -> None:
         """Forget a circuit, joined or not."""
