@@ -18,9 +18,15 @@ PEERS_KEPT = 4096
 
 
 class DialBudget:
-    """What each peer may still ask for, as a bucket that fills with time. Pure."""
+    """What each peer may still ask for, as a bucket that fills with time. Pure.
 
-    def __init__(self) -> None:
+    Args:
+        burst: dials that a peer may ask for at once; ``BURST`` by default.
+        every_s: seconds until it may ask for one more.
+    """
+
+    def __init__(self, burst: int | None = None, every_s: float = EVERY_S) -> None:
+        self._burst, self._every_s = burst, every_s
         self._full_at: OrderedDict[PeerId, float] = OrderedDict()
 
     def ask(self, peer: PeerId, now: float) -> None:
@@ -29,11 +35,10 @@ class DialBudget:
         Raises:
             Busy: it has asked for too many; says when to come back.
         """
-        full_at = max(self._full_at.get(peer, now), now) + EVERY_S
-        if full_at - now > BURST * EVERY_S:
-            raise Busy(
-                "this peer asks for too many new connections", retry_after_s=full_at - now - BURST * EVERY_S
-            )
+        full_at = max(self._full_at.get(peer, now), now) + self._every_s
+        burst_s = (self._burst or BURST) * self._every_s
+        if full_at - now > burst_s:
+            raise Busy("this peer asks for too many new connections", retry_after_s=full_at - now - burst_s)
         self._full_at[peer] = full_at
         self._full_at.move_to_end(peer)
         while len(self._full_at) > PEERS_KEPT:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
 
-from shoal.net.carriers.calls import Calls
+from shoal.net.carriers.calls import CALLER_BURST, Calls
 from shoal.net.carriers.direct import DirectCarrier
 from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.carriers.punch import Meeting
@@ -39,8 +40,14 @@ class Session:
         self.answered.append(call)
 
 
-async def called(times: int, nat: NatKind = "unknown", token: bytes = b"") -> Session:
-    """A relay that hands on so many calls to meet, at once, all with one token if it is given."""
+async def called(
+    times: int, nat: NatKind = "unknown", token: bytes = b"", callers: Sequence[PeerId] = ()
+) -> Session:
+    """A relay that hands on so many calls to meet, at once, all with one token if it is given.
+
+    Args:
+        callers: who calls, one after the other; by default somebody else each time.
+    """
 
     async def take(pipe: DirectPipe) -> None: ...
 
@@ -50,7 +57,8 @@ async def called(times: int, nat: NatKind = "unknown", token: bytes = b"") -> Se
     async with trio.open_nursery() as nursery:
         await nursery.start(calls.run)
         for number in range(times):
-            call = Call(number, Identity.ephemeral().peer, "meet", token or new_token(), (VICTIM,), nat)
+            caller = callers[number] if callers else Identity.ephemeral().peer
+            call = Call(number, caller, "meet", token or new_token(), (VICTIM,), nat)
             await calls._called(cast("Any", session), call)  # pyright: ignore[reportPrivateUsage]
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
@@ -77,6 +85,13 @@ async def test_a_call_that_nobody_foresaw_ends_alone(
     session = await called(3)
     assert sorted(session.answered) == [0, 1, 2]
     assert sum(record.exc_info is not None for record in caplog.records) == 3
+
+
+async def test_one_caller_does_not_use_up_what_others_may_ask() -> None:
+    evil, honest = Identity.ephemeral().peer, Identity.ephemeral().peer
+    session = await called(3 * BURST, callers=[*[evil] * (3 * BURST - 1), honest])
+    assert 3 * BURST - 1 in session.answered
+    assert len(session.answered) <= CALLER_BURST + 1
 
 
 async def test_a_relay_cannot_have_us_knock_all_day(autojump_clock: trio.testing.MockClock) -> None:

@@ -20,8 +20,9 @@ from shoal.net.addresses import to_multiaddr
 from shoal.net.carriers.direct import DirectCarrier
 from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.carriers.punch import Meeting
-from shoal.net.dial_budget import DialBudget
+from shoal.net.dial_budget import BURST, EVERY_S, DialBudget
 from shoal.net.dialable import LocalNetworks
+from shoal.net.fair_rate import FairRate
 from shoal.net.handshakes import HANDSHAKE_WITHIN_S
 from shoal.net.happy_eyeballs import first
 from shoal.net.reach.control import Call
@@ -36,6 +37,10 @@ from shoal.types import NatKind, PeerAddress, PeerId, Way
 
 ANSWERED_AT_ONCE = 32
 """Calls of others that are under way here; one more is refused."""
+CALLER_BURST = 8
+"""Calls of one peer over one relay that are answered at once; then one every ``CALLER_EVERY_S``."""
+CALLER_EVERY_S = 4.0
+RELAYS_KEPT = 64
 CALLED_WITHIN_S = 5.0
 OTHER_RELAY_S = 0.15
 """How much longer than the first of a peer's relays the others are waited for."""
@@ -65,7 +70,9 @@ class Calls:
         self._take = take
         self._nearby = nearby
         self._answering = 0
-        self._budget = DialBudget()
+        self._budgets: OrderedDict[PeerId, FairRate] = OrderedDict()
+        """By relay, for it says who calls, and from where: without a bound it could have us knock all day."""
+        self._of_caller = DialBudget(CALLER_BURST, CALLER_EVERY_S)
         self._met_at: OrderedDict[PeerId, float] = OrderedDict()
         """When we last dialled a peer in a meeting."""
         self._nursery: trio.Nursery | None = None
@@ -160,8 +167,7 @@ class Calls:
     async def _called(self, session: RelaySession, call: Call) -> None:
         """A call to us: it is answered at once, and what it asks for is done by a task of its own."""
         try:
-            # By relay, for it says who calls, and from where: without a bound it could have us knock all day.
-            self._budget.ask(session.address.peer, trio.current_time())
+            self._ask_budget(session.address.peer, PeerId(call.peer))
         except Busy as error:
             session.refuse(call.call, error.message)
             return
@@ -172,6 +178,17 @@ class Calls:
         else:
             self._answering += 1
             self._nursery.start_soon(self._answer_alone, session, call)
+
+    def _ask_budget(self, relay: PeerId, caller: PeerId) -> None:
+        """Count a call. Raises Busy: there are too many of this caller, or over this relay."""
+        now = trio.current_time()
+        self._of_caller.ask(PeerId(f"{relay} {caller}"), now)
+        budget = self._budgets.setdefault(relay, FairRate(1 / EVERY_S, BURST))
+        self._budgets.move_to_end(relay)
+        while len(self._budgets) > RELAYS_KEPT:
+            self._budgets.popitem(last=False)
+        if not budget.take(caller, now):
+            raise Busy("this relay brings too many calls")
 
     async def _answer_alone(self, session: RelaySession, call: Call) -> None:
         with ends_alone(log, f"a call of {call.peer} over {session.address.peer}"):
