@@ -23,6 +23,7 @@ from shoal.net.reach.control import (
     RelayRefusal,
     Reserve,
     Reserved,
+    Welcome,
 )
 from shoal.net.reach.openings import new_token
 from shoal.net.reach.relay_session import RelayAddress, RelaySession
@@ -126,12 +127,39 @@ async def test_a_place_at_a_relay_that_says_nothing_more_is_given_up_soon(autoju
         session = RelaySession(ControlLink(ours), RelayAddress(RELAY, "1.1.1.1", 1), ignore)
         nursery.start_soon(session.run)
         nursery.start_soon(_pumped, link)
+        nursery.start_soon(session.reserve, 1)
+        await trio.testing.wait_all_tasks_blocked()
         link.send(Reserved())
         await trio.sleep(1)
         assert session.reserved
         await session.closed.wait()
         assert trio.current_time() < 20
         assert not session.reserved
+        await link.aclose()
+
+
+async def test_a_relay_where_no_place_was_asked_for_gives_none_and_brings_no_calls():
+    ours, theirs = pipe_pair(A, RELAY, depth=99)
+    link, heard = ControlLink(theirs), list[Call]()
+
+    async def hear(session: RelaySession, call: Call) -> None:
+        heard.append(call)
+
+    async with trio.open_nursery() as nursery:
+        session = RelaySession(ControlLink(ours), RelayAddress(RELAY, "1.1.1.1", 1), hear)
+        used_at = session.used_at
+        nursery.start_soon(session.run)
+        nursery.start_soon(_pumped, link)
+        link.send(Welcome(AT_A, True))
+        link.send(Reserved())
+        link.send(Call(7, B, "meet", new_token(), (AT_B,), "none"))
+        async for answer in link.messages():
+            assert isinstance(answer, RelayRefusal)
+            assert answer.call == 7
+            break
+        assert (heard, session.reserved, session.used_at) == ([], False, used_at)
+        session.close()
+        await session.closed.wait()
         await link.aclose()
 
 

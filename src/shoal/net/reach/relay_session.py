@@ -66,7 +66,7 @@ class RelaySession:
         """Whether it gives places and takes calls."""
         self.reserved = False
         self.used_at = trio.current_time()
-        """When the last call went over it."""
+        """When we last wanted something of it."""
         self.closed = trio.Event()
         self._heard = self.used_at
         self._link = link
@@ -88,6 +88,11 @@ class RelaySession:
             self._end()
             with trio.move_on_after(2, shield=True):
                 await self._link.aclose()
+
+    @property
+    def spare(self) -> bool:
+        """Whether nothing is lost if it ends: no place is held there, and no call of ours is under way."""
+        return not (self.reserved or self._reserving or self._calls)
 
     def close(self) -> None:
         """End it, from any task."""
@@ -112,9 +117,12 @@ class RelaySession:
             ChannelClosed: the relay gives none, or does not answer in time.
         """
         pending = self._reserving = _Pending(trio.Event())
-        self._link.send(Reserve())
-        with trio.move_on_after(deadline_s):
-            await pending.done.wait()
+        try:
+            self._link.send(Reserve())
+            with trio.move_on_after(deadline_s):
+                await pending.done.wait()
+        finally:
+            self._reserving = None
         if not self.reserved:
             raise ChannelClosed(
                 f"no place at the relay {self.address.peer}: {pending.why or 'it does not answer'}"
@@ -178,8 +186,10 @@ class RelaySession:
                 self.seen, self.relays = message.seen, message.relays
                 self._welcomed.set()
             case Reserved():
-                self.reserved = True
-                self._settle_reservation()
+                # Nobody makes us hold a place that we have not asked for, or have given up.
+                if self._reserving is not None:
+                    self.reserved = True
+                    self._settle_reservation()
             case RelayRefusal(call=0):
                 # A relay that has become none: whoever looks after our places finds another.
                 if self.reserved:
@@ -191,9 +201,10 @@ class RelaySession:
                     pending.answer = message if isinstance(message, CallAnswer) else None
                     pending.why = message.why if isinstance(message, RelayRefusal) else ""
                     pending.done.set()
-            case Call():
-                self.used_at = trio.current_time()
+            case Call() if self.reserved:
                 await self._on_call(self, message)
+            case Call():
+                self.refuse(message.call, "we hold no place with this relay")
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is nothing that a relay says")
 

@@ -95,7 +95,7 @@ class RelaySessions:
 
     async def _open(self, address: RelayAddress, local: tuple[str, int] | None, key: int) -> RelaySession:
         nursery = self._nursery
-        if nursery is None or len(self._sessions) >= SESSIONS_LIMIT:
+        if nursery is None or not self._make_room():
             raise ChannelClosed("no more relays are asked now")
         with trio.move_on_after(DIALLED_WITHIN_S):
             pipe = await self._carrier.dial_control(address.host, address.port, address.peer, local)
@@ -106,6 +106,17 @@ class RelaySessions:
             await session.wait_welcome()
             return session
         raise ChannelClosed(f"the relay {address.peer} does not answer")
+
+    def _make_room(self) -> bool:
+        """Whether there is room for one more session, if need be that of the one least lately used."""
+        if len(self._sessions) < SESSIONS_LIMIT:
+            return True
+        spare = [(session.used_at, key) for key, session in self._sessions.items() if session.spare]
+        if not spare:
+            return False
+        # Now, and not when it has ended: others may want a place meanwhile.
+        self._sessions.pop(min(spare)[1]).close()
+        return True
 
     async def _run(self, session: RelaySession, key: int) -> None:
         self._sessions[session.address.peer, key] = session

@@ -1,0 +1,78 @@
+"""Our sessions with relays: so many, and none that is of no use keeps another out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from shoal.errors import ChannelClosed
+from shoal.net.carriers.relay import Relay
+from shoal.net.reach.control import Call
+from shoal.net.reach.relay_session import RelayAddress, RelaySession
+from shoal.net.reach.sessions import SESSIONS_LIMIT, RelaySessions
+from shoal.testing.memory import MemoryPipe, pipe_pair
+from shoal.types import PeerId
+
+ME = PeerId("me")
+
+
+class Carrier:
+    """Dials relays that there are as many of as anybody wants."""
+
+    local = None
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+
+    async def dial_control(self, host: str, port: int, relay: PeerId, local: object) -> MemoryPipe:
+        ours, theirs = pipe_pair(ME, relay)
+        self._nursery.start_soon(Relay(lambda: True).serve, theirs, "/ip4/198.41.0.4/tcp/1")
+        return ours
+
+
+@asynccontextmanager
+async def sessions() -> AsyncGenerator[RelaySessions]:
+    async def ignore(session: RelaySession, call: Call) -> None: ...
+
+    async with trio.open_nursery() as nursery:
+        found = RelaySessions(cast("Any", Carrier(nursery)), ignore)
+        await nursery.start(found.run)
+        yield found
+        nursery.cancel_scope.cancel()
+
+
+def relay(number: int) -> RelayAddress:
+    return RelayAddress(PeerId(f"relay{number}"), "198.41.0.5", 1)
+
+
+async def test_a_full_table_gives_up_the_session_that_was_used_least_lately(
+    autojump_clock: MockClock,
+) -> None:
+    async with sessions() as ours:
+        held = await ours.get(relay(0))
+        await held.reserve(1)
+        for number in range(1, SESSIONS_LIMIT):
+            await trio.sleep(0.01)
+            await ours.get(relay(number))
+        again = await ours.get(relay(1))
+        newest = await ours.get(relay(99))
+        await trio.testing.wait_all_tasks_blocked()
+        peers = {session.address.peer for session in ours.all()}
+        assert len(peers) == SESSIONS_LIMIT
+        assert relay(2).peer not in peers
+        assert {s.address.peer for s in (held, again, newest)} <= peers
+        assert held.reserved
+
+
+async def test_places_that_are_held_are_not_given_up(autojump_clock: MockClock) -> None:
+    async with sessions() as ours:
+        for number in range(SESSIONS_LIMIT):
+            session = await ours.get(relay(number))
+            await session.reserve(1)
+        with pytest.raises(ChannelClosed, match="no more relays"):
+            await ours.get(relay(99))
