@@ -71,6 +71,28 @@ def interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"all": found})
 
 
+@pytest.mark.parametrize(
+    ("relay", "told", "met"),
+    [
+        ("1.1.1.1", ["8.8.8.8", "9.9.9.9", "8.8.8.8"], ["8.8.8.8", "8.8.8.8"]),
+        ("1.1.1.1", ["192.168.1.9"], []),
+        ("1.1.1.1", ["127.0.0.1"], []),
+        ("192.168.1.3", ["192.168.1.9", "192.168.1.10"], ["192.168.1.9"]),
+        ("192.168.1.3", ["127.0.0.1"], []),
+        ("192.168.1.3", ["8.8.8.8"], ["8.8.8.8"]),
+        ("127.0.0.1", ["127.0.0.1"], ["127.0.0.1"]),
+        ("127.0.0.1", ["192.168.1.9"], []),
+        ("relay.example", ["192.168.1.9", "8.8.8.8"], ["8.8.8.8"]),
+    ],
+)
+def test_a_relay_sends_us_to_one_host_and_to_private_ones_on_its_own_network_alone(
+    relay: str, told: list[str], met: list[str]
+) -> None:
+    nearby = around((*HOME, *LOOPBACK), trusting=True)
+    found = nearby.told_by(f"/ip4/{relay}/tcp/4001", [f"/ip4/{host}/tcp/1" for host in told])
+    assert found == tuple(f"/ip4/{host}/tcp/1" for host in met)
+
+
 @pytest.mark.parametrize("address", NOWHERE)
 @pytest.mark.parametrize("own", [LOOPBACK, HOME, CLOUD, OVERLAY, PUBLIC, ()])
 @pytest.mark.parametrize("trusting", [True, False])

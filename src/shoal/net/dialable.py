@@ -71,6 +71,26 @@ class LocalNetworks:
         """Those of ``addresses`` that may be dialled, in their order."""
         return tuple(address for address in addresses if self.dialable(address))
 
+    def told_by(self, teller: str, addresses: Iterable[str]) -> tuple[str, ...]:
+        """Where one who is at ``teller``, a multiaddr, may send us to meet a peer.
+
+        That is one host, whatever is named; and one of a private network only if ``teller`` is there too, for
+        else it cannot have seen anybody there.
+        """
+        at = _ip(teller)
+        found: list[str] = []
+        for address in self.fit(addresses):
+            target = _ip(address)
+            if target is None or (found and target != _ip(found[0])):
+                continue
+            both_here = at is not None and (
+                (at.is_loopback and target.is_loopback)
+                or any(at in network and target in network for network in self.networks)
+            )
+            if target.is_global or both_here:
+                found.append(address)
+        return tuple(found)
+
     def joined_through(self, multiaddr: str) -> LocalNetworks:
         """The same, once the user has named this address to join through."""
         target = _ip(multiaddr)

@@ -9,12 +9,13 @@ import pytest
 import trio
 import trio.testing
 
+from shoal.net.carriers import punch
 from shoal.net.carriers.calls import CALLER_BURST, Calls
 from shoal.net.carriers.direct import DirectCarrier
 from shoal.net.carriers.direct_pipe import DirectPipe
-from shoal.net.carriers.punch import Meeting
+from shoal.net.carriers.punch import DIALS_LIMIT, Meeting
 from shoal.net.dial_budget import BURST
-from shoal.net.dialable import LocalNetworks
+from shoal.net.dialable import LocalNetworks, around
 from shoal.net.identity import Identity
 from shoal.net.reach.control import Call
 from shoal.net.reach.openings import new_token
@@ -23,6 +24,7 @@ from shoal.types import NatKind, PeerId
 
 VICTIM = "/ip4/10.9.9.9/tcp/1"
 """Not on a network of ours, so that no test dials it."""
+HERE = tuple(f"/ip4/127.0.0.1/tcp/{port}" for port in (2, 3, 4, 5))
 
 
 class Session:
@@ -98,3 +100,29 @@ async def test_a_relay_cannot_have_us_knock_all_day(autojump_clock: trio.testing
     session = await called(3 * BURST)
     assert len(session.answered) <= BURST
     assert len(session.refused) == 3 * BURST - len(session.answered)
+
+
+@pytest.mark.parametrize(("relay", "dialled"), [("1.1.1.1", 0), ("127.0.0.1", DIALS_LIMIT)])
+async def test_a_relay_elsewhere_has_us_dial_nobody_here_and_one_here_within_bounds(
+    relay: str, dialled: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    dials: list[tuple[str, int]] = []
+
+    async def nobody(local: tuple[str, int], host: str, port: int) -> trio.SocketStream:
+        dials.append((host, port))
+        raise ConnectionRefusedError
+
+    async def take(pipe: DirectPipe) -> None: ...
+
+    monkeypatch.setattr(punch, "dial_only_from", nobody)
+    session = Session()
+    session.address = RelayAddress(PeerId("relay"), relay, 1)
+    calls = Calls(DirectCarrier(Identity.ephemeral(), None), take, lambda: around((HERE[0],), trusting=True))
+    calls._carrier.local = ("127.0.0.1", 1)  # pyright: ignore[reportPrivateUsage]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(calls.run)
+        call = Call(1, Identity.ephemeral().peer, "meet", new_token(), HERE, "none")
+        await calls._called(cast("Any", session), call)  # pyright: ignore[reportPrivateUsage]
+        await trio.sleep(10)
+        nursery.cancel_scope.cancel()
+    assert len(dials) == dialled

@@ -153,7 +153,7 @@ class Calls:
                 answer = await session.call(peer, "meet", token, seen, nat)
                 establish = partial(self._carrier.initiate, peer=peer, way=_way_met(nat))
                 meeting = Meeting(local, token, _bounded(establish), one_at_a_time=True)
-                return await meeting.meet(self._nearby().fit(answer.addresses), arrivals)
+                return await meeting.meet(self._where(session, answer.addresses), arrivals)
         raise ChannelClosed(f"{peer} does not answer over the relay {session.address.peer}")
 
     async def _join_over(self, relay: RelayAddress, peer: PeerId) -> DirectPipe:
@@ -216,7 +216,7 @@ class Calls:
         meeting = Meeting(local, call.token, _bounded(establish), one_at_a_time=False)
         with self.expected.expect(call.token) as arrivals:
             session.answer(call.call, self._seen())
-            return await meeting.meet(self._nearby().fit(call.addresses), arrivals)
+            return await meeting.meet(self._where(session, call.addresses), arrivals)
 
     async def _joined(self, session: RelaySession, call: Call) -> DirectPipe:
         session.answer(call.call, ())
@@ -224,6 +224,11 @@ class Calls:
             stream = await _leg(session.address, call.token)
             return await self._carrier.respond(stream, PeerId(call.peer), "relayed")
         raise ChannelClosed(f"{call.peer} has not come to the relay")
+
+    def _where(self, session: RelaySession, addresses: Sequence[str]) -> tuple[str, ...]:
+        """Where a peer is met, of what a relay says of that."""
+        relay = to_multiaddr(session.address.host, session.address.port)
+        return self._nearby().told_by(relay, addresses)
 
     def _seen(self) -> tuple[str, ...]:
         """Where others may see us, beside where the relay of the call does."""

@@ -29,7 +29,7 @@ AGAIN_S = 0.05
 ARRIVES_S = 0.3
 ADDRESSES_LIMIT = 4
 DIALS_LIMIT = 20
-"""Dials of one address: what a peer that names a wrong one can cause there."""
+"""Dials of one meeting, to all addresses: what who names a wrong one can cause there."""
 
 Establish = Callable[[trio.SocketStream], Awaitable[DirectPipe]]
 """The handshake over a connection, in our role. It owns the connection."""
@@ -51,6 +51,7 @@ class Meeting:
         self._token = token
         self._establish = establish
         self._turns = trio.CapacityLimiter(1 if one_at_a_time else ADDRESSES_LIMIT + 4)
+        self._dials_left = DIALS_LIMIT
         self._taken = 0
         """Addresses to which we have a connection already."""
         self._greeted = False
@@ -99,7 +100,8 @@ class Meeting:
             nursery.start_soon(self._greet, stream, False)
 
     async def _dial(self, host: str, port: int) -> None:
-        for _ in range(DIALS_LIMIT):
+        while self._dials_left:
+            self._dials_left -= 1
             try:
                 with trio.fail_after(DIAL_S):
                     stream = await dial_only_from(self._local, host, port)
