@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,31 @@ def test_what_came_whole_is_the_same_model(tmp_path: Path, whole: HeldModel) -> 
             other.file.read_bytes()[other.begin :][: other.size]
             == entry.file.read_bytes()[entry.begin : entry.begin + entry.size]
         )
+    assert not list(tmp_path.glob(f"*{PARTIAL}")) + list(tmp_path.glob(f"*{MAP}"))
+
+
+def test_a_last_chunk_that_two_peers_send_at_once_is_taken_from_both(
+    tmp_path: Path, whole: HeldModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, last = make(tmp_path, whole), whole.items("model.layers.1.up")[0]
+    items = sorted(folder.whole([last]))
+    count = sum(map(len, folder.missing(items).values()))
+    fill(folder, whole, items, count - 1)
+    ((number, (index,)),) = folder.missing(items).items()
+    data, sync = whole.shared.chunk(number, index), os.fsync
+    second: list[Future[bool]] = []
+    with ThreadPoolExecutor(1) as other:
+
+        def slow(descriptor: int) -> None:
+            second.append(other.submit(folder.put_chunk, number, index, data))
+            wait(second, 0.3)  # by now it stands where the first one is not yet in its place
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", slow)
+        assert folder.put_chunk(number, index, data)
+        assert [chunk.result(10) for chunk in second] == [True]
+    assert folder.put_chunk(number, index, data)
+    assert folder.missing(items) == {}
     assert not list(tmp_path.glob(f"*{PARTIAL}")) + list(tmp_path.glob(f"*{MAP}"))
 
 

@@ -72,8 +72,9 @@ class PulledFolder:
         found: dict[int, list[int]] = {}
         for number in wanted:
             part = self._parts[number]
-            if not (self.folder / part.file).exists():
-                found[number] = self._missing_of(part, number)
+            file = self._file(part)
+            if file is not None:
+                found[number] = self._missing_of(file, number)
         return {number: chunks for number, chunks in found.items() if chunks}
 
     def has_hashes(self, number: int) -> bool:
@@ -106,9 +107,10 @@ class PulledFolder:
         if item.chunks == 1:
             self.put_hashes(number, hashlib.sha256(data).digest())
         part = self._parts[number]
-        if (self.folder / part.file).exists():  # two peers have sent it
+        file = self._file(part)
+        if file is None:  # two peers have sent it
             return True
-        if self._file(part).put(number, index, data):
+        if file.put(number, index, data):
             with self._lock:
                 self._files.pop(part.file, None)
         return True
@@ -120,12 +122,11 @@ class PulledFolder:
             OSError: the disk is full.
         """
         for part in {self._parts[number].file: self._parts[number] for number in items}.values():
-            if not (self.folder / part.file).exists():
-                file = self._file(part)
-                if file.is_full:
-                    file.finish()
-                    with self._lock:
-                        self._files.pop(part.file, None)
+            file = self._file(part)
+            if file is not None and file.is_full:
+                file.finish()
+                with self._lock:
+                    self._files.pop(part.file, None)
 
     def close(self) -> None:
         """Close all files; what has come stays."""
@@ -143,8 +144,8 @@ class PulledFolder:
             return item.fits(found)
         return found == self._hashes_of(number)[HASH * index : HASH * (index + 1)]
 
-    def _missing_of(self, part: ModelPart, number: int) -> list[int]:
-        item, file = self.manifest.items[number], self._file(part)
+    def _missing_of(self, file: _PartFile, number: int) -> list[int]:
+        item = self.manifest.items[number]
         return [
             index
             for index in range(item.chunks)
@@ -161,9 +162,13 @@ class PulledFolder:
         first, end = self.manifest.first_chunks[number : number + 2]
         return bytes(self._hashes[HASH * first : HASH * end])
 
-    def _file(self, part: ModelPart) -> _PartFile:
+    def _file(self, part: ModelPart) -> _PartFile | None:
+        """A file that is not whole yet; ``None`` for one that is in its place."""
         with self._lock:
             if part.file not in self._files:
+                # Under the lock: a file is in its place before it is taken out of the table.
+                if (self.folder / part.file).exists():
+                    return None
                 self._files[part.file] = _PartFile(self.folder, part, self.manifest.items)
             return self._files[part.file]
 
@@ -194,6 +199,8 @@ class _PartFile:
                 fresh.truncate(part.size)
         self._stream: BinaryIO | None = None
 
+        self._finished = False
+
     @property
     def is_full(self) -> bool:
         return all(self._map)
@@ -212,6 +219,8 @@ class _PartFile:
     def put(self, number: int, index: int, data: bytes) -> bool:
         """Write a chunk, and then that it is there; whether the file is whole now, and in its place."""
         with self._lock:
+            if self._finished:  # the same chunk of another peer was the last
+                return True
             if self._stream is None:
                 self._stream = self._partial.open("r+b", buffering=0)
             self._stream.seek(self._begins[number] + index * CHUNK)
@@ -227,6 +236,8 @@ class _PartFile:
     def finish(self) -> None:
         """Put the file where it belongs: what is there after a loss of power is whole."""
         with self._lock:
+            if self._finished:
+                return
             if self._stream is None:
                 self._stream = self._partial.open("r+b", buffering=0)
             os.fsync(self._stream.fileno())
@@ -234,6 +245,7 @@ class _PartFile:
             self._stream = None
             self._partial.replace(self._path)
             self._map_path.unlink(missing_ok=True)
+            self._finished = True
 
     def close(self) -> None:
         with self._lock, suppress(OSError):
