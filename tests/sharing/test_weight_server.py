@@ -18,7 +18,14 @@ from shoal.net.outbox import CONTROL_LIMIT
 from shoal.net.pool import ChannelPool
 from shoal.sharing.share_pace import BESIDE_STEPS, STEPPING_S, SharePace
 from shoal.sharing.shared_model import SharedModel
-from shoal.sharing.weight_server import ANSWER_WITHIN_S, MAX_PEERS, PER_PEER, WeightServer, shares_weights
+from shoal.sharing.weight_server import (
+    ANSWER_WITHIN_S,
+    MAX_PEERS,
+    PER_NETWORK,
+    PER_PEER,
+    WeightServer,
+    shares_weights,
+)
 from shoal.testing.byhand import framed
 from shoal.testing.memory import World
 from shoal.wire.messages import (
@@ -68,13 +75,15 @@ class Serving:
         self.world, self.nursery, self.server, self.shared = world, nursery, server, shared
         self.network = world.network()
 
-    async def asker(self) -> Asker:
+    async def asker(self, host: str = "") -> Asker:
         came, incoming = trio.open_memory_channel[tuple[Message, bytes]](100)
 
         async def handle(channel: Channel, message: Message, payload: bytes) -> None:
             came.send_nowait((message, payload))
 
-        pool = ChannelPool(self.world.network(), handle, lambda channel, reason: None)
+        network = self.world.network()
+        network.host = host
+        pool = ChannelPool(network, handle, lambda channel, reason: None)
         await self.nursery.start(partial(pool.run, accept=False))
         channel = await pool.get(self.network.address, deadline_s=5)
         return Asker(channel, self.shared.model.digest, incoming)
@@ -185,6 +194,20 @@ async def test_who_asks_and_does_not_read_refusals_is_hung_up_on_and_others_are_
         other = await s.asker()
         other.ask("manifest")
         assert isinstance((await other.answer())[0], Fetched)
+
+
+async def test_the_keys_of_one_network_do_not_take_every_place(whole: HeldModel) -> None:
+    async with serving(whole.shared, WeightServer(SharePace(0), steps_waiting=lambda: 1)) as s:
+        crowd = [await s.asker(f"198.41.0.{number}") for number in range(PER_NETWORK + 1)]
+        for asker in crowd:
+            asker.ask("manifest")
+            await trio.sleep(0.005)
+        assert isinstance((await crowd[-1].answer())[0], NotFetched)
+        other = await s.asker("193.0.14.129")
+        other.ask("manifest")
+        await trio.sleep(0.05)
+        assert len(s.server._peers) == PER_NETWORK + 1  # pyright: ignore[reportPrivateUsage]
+        assert not other.answers
 
 
 async def test_nothing_goes_while_a_step_runs_and_whoever_waits_is_told(

@@ -18,6 +18,7 @@ import trio
 from shoal.config import Settings
 from shoal.errors import Busy, ChannelClosed, RemoteProtocolError, ShoalError, UnknownModel
 from shoal.net.channel import Channel
+from shoal.net.handshake_backlog import network_of
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.sharing.share_pace import SharePace
@@ -31,6 +32,8 @@ PER_PEER = 32
 """Pieces that one peer may have asked for and not got: twice what ours ask for at once."""
 MAX_PEERS = 32
 """Peers that are answered at a time."""
+PER_NETWORK = 16
+"""Of them, those that come from one network: keys cost nothing."""
 QUEUED_BYTES = 4 << 20
 """On a channel, past which the next piece waits: what is queued is memory, and a step may wait behind it."""
 ANSWER_WITHIN_S = 15.0
@@ -105,7 +108,7 @@ class WeightServer:
         if not isinstance(message, Fetch):
             raise RemoteProtocolError(f"a {type(message).__name__} to who gives weights")
         waiting = self._peers.get(channel.peer)
-        if self._nursery is None or (waiting is None and len(self._peers) >= MAX_PEERS):
+        if self._nursery is None or (waiting is None and not self._has_room(channel.host)):
             _refuse(channel, message, Busy("others are being given weights", retry_after_s=5.0))
             return
         if waiting is None:
@@ -115,6 +118,13 @@ class WeightServer:
             _refuse(channel, message, Busy(f"{PER_PEER} pieces are asked for and not sent yet"))
             return
         waiting.append((channel, message))
+
+    def _has_room(self, host: str) -> bool:
+        """Whether one more peer, from ``host``, is answered."""
+        network = network_of(host)
+        hosts = [waiting[0][0].host for waiting in self._peers.values()]
+        nearby = sum(network_of(other) == network for other in hosts) if host else 0
+        return len(hosts) < MAX_PEERS and nearby < PER_NETWORK
 
     async def _answer_all(self, peer: PeerId, waiting: deque[tuple[Channel, Fetch]]) -> None:
         try:
