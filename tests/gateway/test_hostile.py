@@ -6,18 +6,27 @@ import dataclasses
 import gc
 import json
 import socket
+import threading
+from functools import partial
 
 import httpx
 import pytest
 import trio
+import trio.testing
 
 from shoal.errors import BadWeights
 from shoal.gateway import body, serve
 from shoal.gateway import models as models_module
 from shoal.gateway.access.limits import RequestLimiter
+from shoal.gateway.errors import BadRequest
 from shoal.gateway.grammar import grammar as grammar_module
+from shoal.gateway.grammar.fit import _fit_calls
 from shoal.gateway.grammar.grammar import GrammarConstraint
+from shoal.gateway.markup.dialects import Markup
+from shoal.gateway.markup.reader import AnswerSyntax
+from shoal.gateway.markup.tools import Calling
 from shoal.gateway.models import Servable
+from shoal.gateway.schema.common import Function
 from shoal.models.text.codec import TextCodec
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.sim.model import MODEL
@@ -283,6 +292,36 @@ async def test_requests_beyond_the_limits_come_back_later(tmp_path, checkpoint):
         assert int(refused.headers["retry-after"]) >= 1
         assert isinstance(gateway.gateway.limits, RequestLimiter)
         assert await honest(gateway)
+
+
+async def test_schemas_far_beyond_what_a_grammar_takes_are_refused_before_anything_is_tried(gateway):
+    large = {"type": "object"} | {f"key{i}": i for i in range(100_000)}
+    answer = await gateway.chat(**shaped(large))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (
+        400,
+        "response_format.json_schema.schema",
+    )
+    calling = Calling((Function(name="f", parameters=large),))  # as of a model with room for it in its prompt
+    with pytest.raises(BadRequest, match="tools: schemas of"):
+        _fit_calls(calling, AnswerSyntax(Markup()), lambda _: "")
+    assert await honest(gateway)
+
+
+async def test_who_waits_too_long_for_schemas_of_others_may_come_back(gateway, monkeypatch):
+    monkeypatch.setattr(grammar_module, "CHECKED_WITHIN_S", 0.2)
+    done = threading.Event()
+    async with trio.open_nursery() as nursery:
+        for _ in range(grammar_module.CHECKED_AT_ONCE):
+            nursery.start_soon(gateway.gateway.grammars.checked, partial(done.wait, 20))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        try:
+            with trio.fail_after(10):
+                answer = await gateway.chat(**shaped({"type": "object"}))
+        finally:
+            done.set()
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) >= 1
+    assert (await gateway.chat(**shaped({"type": "object"}))).status_code == 200
 
 
 async def test_of_a_flood_of_schemas_nothing_is_kept(gateway):

@@ -6,16 +6,16 @@ instead, with the keyword's name.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
-
-import trio
 
 from shoal.errors import UsageError
 from shoal.gateway.errors import BadRequest
-from shoal.gateway.grammar.grammar import Grammars, json_rule
+from shoal.gateway.grammar.grammar import MAX_SCHEMAS, Grammars, json_rule
 from shoal.gateway.grammar.relax import UNKNOWN, LeftOut, relax
 from shoal.gateway.markup.dialects import Markup, markup_of
 from shoal.gateway.markup.reader import AnswerSyntax
@@ -68,7 +68,8 @@ async def fit(
     A format goes above calls that need not be.
 
     Raises:
-        BadRequest: a schema that is ``strict``, or wrong, cannot be enforced.
+        BadRequest: a schema that is ``strict``, or wrong, cannot be enforced; or schemas are too large.
+        LimitReached: too many others have theirs looked at.
         UsageError: a grammar is needed, and the model's tokenizer tells no bytes.
     """
     markup = markup_of(model.codec)
@@ -76,7 +77,7 @@ async def fit(
     if format is not None and (calling is None or not calling.must):
         syntax = AnswerSyntax(markup, reasons=False, reasoning=reasoning)
         refused = await grammars.checker(model)
-        return await trio.to_thread.run_sync(_fit_format, format, syntax, refused, limiter=grammars.checking)
+        return await grammars.checked(partial(_fit_format, format, syntax, refused))
     syntax = AnswerSyntax(markup, calling.arguments if calling else None, reasoning=reasoning)
     if calling is None:
         return Fit(None, syntax)
@@ -86,7 +87,7 @@ async def fit(
         if calling.must or any(function.strict for function in calling.functions):
             raise
         return Fit(None, syntax, tuple(f.name for f in calling.functions), (f"all tools: {error.message}",))
-    return await trio.to_thread.run_sync(_fit_calls, calling, syntax, refused, limiter=grammars.checking)
+    return await grammars.checked(partial(_fit_calls, calling, syntax, refused))
 
 
 def _opens_reasoning(model: Servable, prompt: Sequence[int], markup: Markup) -> bool:
@@ -100,6 +101,7 @@ def _fit_format(format: AnswerSchema, syntax: AnswerSyntax, refused: GrammarChec
     def grammar(schema: Mapping[str, Any]) -> str:
         return answer_grammar(schema, syntax.markup, reasoning=syntax.reasoning)
 
+    _check_size([format.schema], format.param)
     why = refused(grammar(format.schema))
     if not why:
         return Fit(grammar(format.schema), syntax)
@@ -114,6 +116,7 @@ def _fit_format(format: AnswerSchema, syntax: AnswerSyntax, refused: GrammarChec
 
 def _fit_calls(calling: Calling, syntax: AnswerSyntax, refused: GrammarChecker) -> Fit:
     schemas = calling.schemas()
+    _check_size(schemas, "tools")
     grammar, dialect = calls_grammar(calling, schemas, syntax.markup, reasoning=syntax.reasoning)
     syntax = replace(syntax, markup=replace(syntax.markup, dialect=dialect))
     if grammar is None or not refused(grammar):
@@ -162,6 +165,14 @@ def _together(
     if calling.must or any(function.strict for function in calling.functions):
         raise BadRequest(f"the tools' schemas together cannot be enforced: {why}", param="tools")
     return None
+
+
+def _check_size(schemas: Sequence[Mapping[str, Any]], param: str) -> None:
+    size = sum(len(json.dumps(schema)) for schema in schemas)
+    if size > MAX_SCHEMAS:
+        raise BadRequest(
+            f"{param}: schemas of {size} characters; at most {MAX_SCHEMAS} are taken", param=param
+        )
 
 
 def _alone(schema: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import trio
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from shoal.errors import UsageError
+from shoal.gateway.errors import LimitReached
 from shoal.gateway.grammar.relax import UNKNOWN
 from shoal.gateway.models import Servable
 from shoal.models.text.codec import TextCodec
@@ -28,10 +29,14 @@ from shoal.types import Digest
 
 MAX_GRAMMAR = 128 << 10
 """Characters of a grammar, its schemas written out."""
+MAX_SCHEMAS = 8 * MAX_GRAMMAR
+"""Characters of all schemas of a request: of more than these nothing is tried."""
 COMPILE_WITHIN_S = 5.0
 CHECK_WITHIN_S = 2.0
 """Of one processor, to find out what of one request's schemas can be kept to; the rest is left out."""
 CHECKED_AT_ONCE = 2
+CHECKED_WITHIN_S = 30.0
+"""How long a request waits until its schemas are looked at."""
 MASK_WITHIN_S = 2.0
 """An ordinary mask takes a twentieth of a millisecond."""
 LIMITS = LLParserLimits(
@@ -43,8 +48,13 @@ LIMITS = LLParserLimits(
     precompute_large_lexemes=False,
     verbose_errors=False,
 )
+RETRY_S = 2.0
+"""When one whose schemas were not looked at may come back."""
 COMPACT: Mapping[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to write a value: a small model that may write blanks writes them until it is cut off."""
+
+
+Found = TypeVar("Found")
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
@@ -59,8 +69,7 @@ class Grammars:
         self._tokenizers: dict[Digest, LLTokenizer] = {}
         self._building = trio.Lock()
         self._threads = ThreadPoolExecutor(2, "shoal-grammar")
-        self.checking = trio.CapacityLimiter(CHECKED_AT_ONCE)
-        """For the threads on which grammars are checked."""
+        self._checking = trio.CapacityLimiter(CHECKED_AT_ONCE)
 
     def close(self) -> None:
         """Let the threads end after what they are doing now."""
@@ -69,24 +78,35 @@ class Grammars:
     async def checker(self, model: Servable) -> Callable[[str], str]:
         """Tells, on one thread, why no answer of ``model`` can be held to a grammar; empty where it can.
 
-        After :data:`CHECK_WITHIN_S` of work it tells of every grammar that it was :data:`UNKNOWN`.
+        :data:`CHECK_WITHIN_S` after it was asked first it tells of every grammar that it was
+        :data:`UNKNOWN`; what its thread does between two questions counts too.
 
         Raises:
             UsageError: the model's tokenizer tells no bytes.
         """
         tokenizer = await self._tokenizer(model)
-        spent_s = 0.0
+        began: float | None = None
 
         def refusal(grammar: str) -> str:
-            nonlocal spent_s
-            if spent_s > CHECK_WITHIN_S:
-                return UNKNOWN
-            began = time.thread_time()  # of this thread: a busy machine relaxes nothing
-            told = _refusal(tokenizer, grammar)
-            spent_s += time.thread_time() - began
-            return told
+            nonlocal began
+            now = time.thread_time()  # of this thread: a busy machine relaxes nothing
+            began = now if began is None else began
+            return UNKNOWN if now - began > CHECK_WITHIN_S else _refusal(tokenizer, grammar)
 
         return refusal
+
+    async def checked(self, check: Callable[[], Found]) -> Found:
+        """What ``check`` finds out about grammars, on one of a few threads. Once begun it comes to its end.
+
+        Raises:
+            LimitReached: others are checked, and no turn came within :data:`CHECKED_WITHIN_S`.
+        """
+        with trio.move_on_after(CHECKED_WITHIN_S):
+            return await trio.to_thread.run_sync(check, limiter=self._checking)
+        raise LimitReached(
+            f"the schemas of others are looked at, and no turn came within {CHECKED_WITHIN_S:.0f} s",
+            retry_after_s=RETRY_S,
+        )
 
     async def constrain(self, model: Servable, grammar: str) -> GrammarConstraint:
         """A fresh constraint for one answer.

@@ -125,8 +125,8 @@ class _Fitting:
         why = self._try(more)
         if not why:
             return more
-        if len(found) == 1:
-            self.left_out.append(LeftOut(found[0].name, found[0].value, why))
+        if len(found) == 1 or why == UNKNOWN:  # of the halves no more would be found out
+            self.left_out += [LeftOut(keyword.name, keyword.value, why) for keyword in found]
             return kept
         middle = len(found) // 2
         return self.fit(found[middle:], self.fit(found[:middle], kept))
