@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import httpx
 import pytest
 import trio
@@ -9,6 +11,7 @@ import trio
 from shoal.gateway.access import guard, keys
 from shoal.gateway.access.keys import KeyLimits
 from shoal.gateway.access.usage import report
+from shoal.gateway.api import chat
 from shoal.gateway.page.static import FOLDER
 
 from .conftest import served, user
@@ -203,6 +206,46 @@ async def test_tokens_a_minute_are_paid_afterwards(tmp_path, checkpoint):
     async with served(tmp_path, checkpoint) as gateway:
         statuses = [(await gateway.chat(headers={"x-api-key": key})).status_code for _ in range(2)]
     assert statuses == [200, 429]
+
+
+async def test_who_is_beyond_a_limit_is_sent_away_before_anything_is_done_for_it(
+    tmp_path, checkpoint, monkeypatch
+):
+    key, _ = keys.create(tmp_path / DATABASE, "guest", KeyLimits(concurrency=1), admin=False)
+    began, may_go_on, prompts = trio.Event(), trio.Event(), []
+
+    async def slow(model, given, **_):
+        prompts.append(given)
+        began.set()
+        await may_go_on.wait()
+        return [1, 2, 3]
+
+    monkeypatch.setattr(chat, "prompt_ids", slow)
+    async with served(tmp_path, checkpoint) as gateway, trio.open_nursery() as nursery:
+        headers = {"x-api-key": key}
+        nursery.start_soon(partial(gateway.chat, headers=headers))
+        with trio.fail_after(10):
+            await began.wait()
+            assert (await gateway.chat(headers=headers)).status_code == 429
+            may_go_on.set()
+    assert len(prompts) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/tokenize", {"prompt": "a"}),
+        ("/detokenize", {"tokens": [5]}),
+        ("/v1/messages/count_tokens", {"messages": [user("a")]}),
+    ],
+)
+async def test_what_only_counts_or_turns_tokens_has_limits_too(tmp_path, checkpoint, path, fields):
+    limits = KeyLimits(requests_per_minute=1, tokens_per_minute=0, concurrency=0)
+    key, _ = keys.create(tmp_path / DATABASE, "guest", limits, admin=False)
+    async with served(tmp_path, checkpoint) as gateway:
+        sent = {"headers": {"x-api-key": key}, "json": {"model": gateway.model} | fields}
+        answers = [await gateway.http.post(path, **sent) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429], answers[0].text
 
 
 async def test_an_invite_is_shown_to_this_machine_and_administrators(tmp_path, checkpoint):

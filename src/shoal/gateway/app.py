@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,17 +27,18 @@ from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
 from shoal.gateway.api import chat, completions, messages, responses, tokens
 from shoal.gateway.api.openapi import document
+from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.body import read_body
 from shoal.gateway.error_forms import OLLAMA_LACKING, error_response, speaks_anthropic
 from shoal.gateway.errors import MethodNotAllowed, NotFound
-from shoal.gateway.exchange import Desk, Exchange
+from shoal.gateway.exchange import Desk, Exchange, Form
 from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.metrics import GatewayMetrics, gauge
 from shoal.gateway.models import Models, Servable
 from shoal.gateway.ollama import OllamaRoutes
 from shoal.gateway.page.feed import Feed, Health
 from shoal.gateway.page.live import Invite, Live
-from shoal.gateway.page.requests import Records
+from shoal.gateway.page.requests import Record, Records
 from shoal.gateway.page.static import StaticPage
 from shoal.gateway.prefixes import Prefixes
 from shoal.gateway.schema.chat import ChatRequest
@@ -143,47 +144,64 @@ class Gateway:
 
     async def _chat(self, request: Request) -> Exchange:
         body = await read_body(request, ChatRequest)
-        asked = await chat.chat_request(body, await self.models.find(body.model), self.grammars)
-        form = partial(chat.ChatForm, asked=asked, include_usage=body.include_usage)
-        return Exchange(self.desk, caller_of(request), [asked], form, prefix=chat.PREFIX, stream=body.stream)
+        model = await self.models.find(body.model)
+
+        async def ask() -> list[GenerationRequest]:
+            return [await chat.chat_request(body, model, self.grammars)]
+
+        def form(record: Record, asked: Sequence[GenerationRequest]) -> Form:
+            return chat.ChatForm(record, asked[0], include_usage=body.include_usage)
+
+        return Exchange(self.desk, caller_of(request), ask, form, prefix=chat.PREFIX, stream=body.stream)
 
     async def _complete(self, request: Request) -> Exchange:
         body = await read_body(request, CompletionRequest)
-        asked = await completions.completion_requests(body, await self.models.find(body.model))
-        form = partial(completions.CompletionForm, asked=asked, include_usage=body.include_usage)
+        ask = partial(completions.completion_requests, body, await self.models.find(body.model))
+        form = partial(completions.CompletionForm, include_usage=body.include_usage)
         return Exchange(
-            self.desk, caller_of(request), asked, form, prefix=completions.PREFIX, stream=body.stream
+            self.desk, caller_of(request), ask, form, prefix=completions.PREFIX, stream=body.stream
         )
 
     async def _respond(self, request: Request) -> Exchange:
         body = await read_body(request, ResponsesRequest)
-        asked = await responses.responses_request(body, await self.models.find(body.model), self.grammars)
-        form = partial(responses.ResponsesForm, asked=asked, body=body)
-        return Exchange(
-            self.desk, caller_of(request), [asked], form, prefix=responses.PREFIX, stream=body.stream
-        )
+        model = await self.models.find(body.model)
+
+        async def ask() -> list[GenerationRequest]:
+            return [await responses.responses_request(body, model, self.grammars)]
+
+        def form(record: Record, asked: Sequence[GenerationRequest]) -> Form:
+            return responses.ResponsesForm(record, asked[0], body)
+
+        return Exchange(self.desk, caller_of(request), ask, form, prefix=responses.PREFIX, stream=body.stream)
 
     async def _message(self, request: Request) -> Exchange:
         extra = "ignore" if messages.takes_betas(request.headers) else None
         body = await read_body(request, MessagesRequest, extra=extra)
-        asked = await messages.messages_request(body, await self.models.find(body.model), self.grammars)
-        form = partial(messages.MessagesForm, asked=asked, body=body)
-        return Exchange(
-            self.desk, caller_of(request), [asked], form, prefix=messages.PREFIX, stream=body.stream
-        )
+        model = await self.models.find(body.model)
+
+        async def ask() -> list[GenerationRequest]:
+            return [await messages.messages_request(body, model, self.grammars)]
+
+        def form(record: Record, asked: Sequence[GenerationRequest]) -> Form:
+            return messages.MessagesForm(record, asked[0], body)
+
+        return Exchange(self.desk, caller_of(request), ask, form, prefix=messages.PREFIX, stream=body.stream)
 
     async def _count_tokens(self, request: Request) -> Response:
         extra = "ignore" if messages.takes_betas(request.headers) else None
         body = await read_body(request, CountTokensRequest, extra=extra)
-        return JSONResponse(await messages.count_tokens(body, await self.models.find(body.model)))
+        with self.limits.admitted(caller_of(request)):
+            return JSONResponse(await messages.count_tokens(body, await self.models.find(body.model)))
 
     async def _tokenize(self, request: Request) -> Response:
         body = await read_body(request, TokenizeRequest)
-        return JSONResponse(await tokens.tokenize(body, await self.models.find(body.model)))
+        with self.limits.admitted(caller_of(request)):
+            return JSONResponse(await tokens.tokenize(body, await self.models.find(body.model)))
 
     async def _detokenize(self, request: Request) -> Response:
         body = await read_body(request, DetokenizeRequest)
-        return JSONResponse(await tokens.detokenize(body, await self.models.find(body.model)))
+        with self.limits.admitted(caller_of(request)):
+            return JSONResponse(await tokens.detokenize(body, await self.models.find(body.model)))
 
     async def _list_models(self, request: Request) -> Response:
         found = await self.models.listed()

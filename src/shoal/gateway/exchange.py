@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -63,12 +64,17 @@ class Desk:
     usage: Usage
 
 
+Ask = Callable[[], Awaitable[Sequence[GenerationRequest]]]
+"""Turns a body into prompts, whose choices are numbered through. Raises ShoalError where it cannot be."""
+
+
 class Exchange:
     """An ASGI response. A client that goes away takes its answer with it: every hop is free at once.
 
+    The caller is counted before its body is turned into prompts, which may take longer than an answer.
+
     Args:
-        asked: the prompts, whose choices are numbered through.
-        form: makes, for the record of this request, what writes the answer down.
+        form: makes, for the record of this request and what it asks for, what writes the answer down.
         media_type: of what the form writes for a stream.
     """
 
@@ -76,8 +82,8 @@ class Exchange:
         self,
         desk: Desk,
         caller: Caller,
-        asked: Sequence[GenerationRequest],
-        form: Callable[[Record], Form],
+        ask: Ask,
+        form: Callable[[Record, Sequence[GenerationRequest]], Form],
         *,
         prefix: str,
         stream: bool,
@@ -85,22 +91,57 @@ class Exchange:
     ) -> None:
         self._desk = desk
         self._caller = caller
-        self._asked = asked
+        self._ask = ask
+        self._form = form
+        self._prefix = prefix
         self._stream = stream
         self._media_type = media_type
-        self._record = desk.answers.records.begin(prefix, asked[0].model.id, caller.id)
-        self._form = form(self._record)
-        self._headers = _headers(asked)
-        for reason in (reason for one in asked for reason in one.why):
-            log.info("%s is relaxed: %s", self._record.id, reason)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(until_gone, receive, nursery.cancel_scope)
-            await self._answer(scope, receive, send)
+            with ExitStack() as admitted:
+                try:
+                    admitted.enter_context(self._desk.limits.admitted(self._caller))
+                    asked = await self._ask()
+                except ShoalError as error:
+                    await error_response(error, scope)(scope, receive, send)
+                else:
+                    await self._begun(asked).write(scope, receive, send)
             nursery.cancel_scope.cancel()
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _begun(self, asked: Sequence[GenerationRequest]) -> _Answer:
+        record = self._desk.answers.records.begin(self._prefix, asked[0].model.id, self._caller.id)
+        form = self._form(record, asked)
+        return _Answer(self._desk, self._caller, asked, record, form, self._stream, self._media_type)
+
+
+class _Answer:
+    """What an exchange comes to, once it is known what is asked for."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        caller: Caller,
+        asked: Sequence[GenerationRequest],
+        record: Record,
+        form: Form,
+        stream: bool,
+        media_type: str,
+    ) -> None:
+        self._desk = desk
+        self._caller = caller
+        self._asked = asked
+        self._record = record
+        self._form = form
+        self._stream = stream
+        self._media_type = media_type
+        self._headers = _headers(asked)
+        for reason in (reason for one in asked for reason in one.why):
+            log.info("%s is relaxed: %s", record.id, reason)
+
+    async def write(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """All of it, or what went wrong."""
         record, records = self._record, self._desk.answers.records
         events = EventStream(send, self._headers, self._media_type)
         self._desk.answers.metrics.requests.labels(scope["path"]).inc()
@@ -127,7 +168,7 @@ class Exchange:
             await JSONResponse(self._form.whole(), headers=self._headers)(scope, receive, send)
 
     async def _give(self, events: EventStream) -> None:
-        async with self._desk.limits.turn(self._caller):
+        async with self._desk.limits.turn():
             first = 0
             for asked in self._asked:
                 await self._desk.answers.give(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 
 import trio
 from starlette.requests import Request
@@ -14,9 +14,10 @@ from shoal.gateway.api import ollama, ollama_models
 from shoal.gateway.api.ollama import OllamaForm, OllamaPiece, Wording
 from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.body import read_body
-from shoal.gateway.exchange import Desk, Exchange
+from shoal.gateway.exchange import Ask, Desk, Exchange, Form
 from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.models import Models, Servable
+from shoal.gateway.page.requests import Record
 from shoal.gateway.schema.ollama import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest, ShowRequest
 from shoal.gateway.sse import LINES
 
@@ -44,25 +45,31 @@ class OllamaRoutes:
         model = await self._find(body.model)
         if not body.messages:
             return JSONResponse(ollama.loaded(body, OllamaPiece.as_message))
-        asked = await ollama.ollama_chat_request(body, model, self._grammars)
-        return self._exchange(request, body, asked, OllamaPiece.as_message)
+
+        async def ask() -> list[GenerationRequest]:
+            return [await ollama.ollama_chat_request(body, model, self._grammars)]
+
+        return self._exchange(request, body, ask, OllamaPiece.as_message)
 
     async def _generate(self, request: Request) -> Exchange | Response:
         body = await read_body(request, OllamaGenerateRequest)
         model = await self._find(body.model)
         if not body.prompt:
             return JSONResponse(ollama.loaded(body, OllamaPiece.as_response))
-        asked = await ollama.ollama_generate_request(body, model, self._grammars)
-        return self._exchange(request, body, asked, OllamaPiece.as_response)
 
-    def _exchange(
-        self, request: Request, body: OllamaRequest, asked: GenerationRequest, wording: Wording
-    ) -> Exchange:
-        form = partial(OllamaForm, asked=asked, name=body.model, wording=wording)
+        async def ask() -> list[GenerationRequest]:
+            return [await ollama.ollama_generate_request(body, model, self._grammars)]
+
+        return self._exchange(request, body, ask, OllamaPiece.as_response)
+
+    def _exchange(self, request: Request, body: OllamaRequest, ask: Ask, wording: Wording) -> Exchange:
+        def form(record: Record, asked: Sequence[GenerationRequest]) -> Form:
+            return OllamaForm(record, asked[0], body.model, wording)
+
         return Exchange(
             self._desk,
             caller_of(request),
-            [asked],
+            ask,
             form,
             prefix=ollama.PREFIX,
             stream=body.stream,

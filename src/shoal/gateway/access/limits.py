@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -15,7 +15,7 @@ from shoal.gateway.errors import LimitReached
 RUNNING = 64
 """Requests that are answered at once: as many sessions as a node holds by default."""
 WAITING = 256
-"""Requests that wait for their turn; one more is sent away."""
+"""Requests that wait for their turn, or are looked at; one more is sent away."""
 WAIT_S = 60.0
 """How long a request waits for its turn."""
 RETRY_S = 2.0
@@ -72,45 +72,44 @@ class RequestLimiter:
     queued: int = 0
     """Requests that wait for their turn."""
     _books: OrderedDict[str, _Book] = field(default_factory=OrderedDict[str, _Book])
+    _open: int = 0
+    """Requests that were admitted and are not over."""
     _turns: trio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
         self._turns = trio.Semaphore(self.running)
 
-    @asynccontextmanager
-    async def turn(self, caller: Caller) -> AsyncGenerator[None]:
-        """Wait for a turn, and hold it for the block.
+    @contextmanager
+    def admitted(self, caller: Caller) -> Generator[None]:
+        """Count a request of the caller's for as long as the block takes, before anything costly is done.
 
         Raises:
-            LimitReached: the caller is beyond its limits, or too many wait already, or too long.
+            LimitReached: the caller is beyond its limits, or too many requests are here already.
         """
         book = self._book(caller)
         self._check(caller, book)
+        if self._open >= self.running + self.waiting:
+            raise LimitReached(
+                f"{self.answering} requests are being answered and {self._open - self.answering} wait",
+                retry_after_s=RETRY_S,
+            )
         if book.requests is not None:
             book.requests.take(1, trio.current_time())
         book.open += 1
+        self._open += 1
         try:
-            await self._wait()
-            self.answering += 1
-            try:
-                yield
-            finally:
-                self.answering -= 1
-                self._turns.release()
+            yield
         finally:
             book.open -= 1
+            self._open -= 1
 
-    def charge(self, caller: Caller, tokens: int) -> None:
-        """So many tokens, of prompts and answers, were used."""
-        book = self._book(caller)
-        if book.tokens is not None:
-            book.tokens.take(tokens, trio.current_time())
+    @asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None]:
+        """Wait for a turn to be answered, and hold it for the block. Who waits was admitted before.
 
-    async def _wait(self) -> None:
-        if self._turns.value == 0 and self.queued >= self.waiting:
-            raise LimitReached(
-                f"{self.answering} requests are being answered and {self.queued} wait", retry_after_s=RETRY_S
-            )
+        Raises:
+            LimitReached: no turn came in time.
+        """
         self.queued += 1
         try:
             with trio.move_on_after(self.wait_s) as waiting:
@@ -119,6 +118,18 @@ class RequestLimiter:
             self.queued -= 1
         if waiting.cancelled_caught:
             raise LimitReached(f"no turn came within {self.wait_s:.0f} s", retry_after_s=RETRY_S)
+        self.answering += 1
+        try:
+            yield
+        finally:
+            self.answering -= 1
+            self._turns.release()
+
+    def charge(self, caller: Caller, tokens: int) -> None:
+        """So many tokens, of prompts and answers, were used."""
+        book = self._book(caller)
+        if book.tokens is not None:
+            book.tokens.take(tokens, trio.current_time())
 
     def _check(self, caller: Caller, book: _Book) -> None:
         now, limits = trio.current_time(), caller.limits
