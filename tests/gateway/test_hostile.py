@@ -294,6 +294,13 @@ async def test_requests_beyond_the_limits_come_back_later(tmp_path, checkpoint):
         assert await honest(gateway)
 
 
+@pytest.mark.parametrize("word", ["self", "answer"])
+async def test_a_word_for_the_template_is_for_nothing_else(shared, word):
+    answer = await shared.chat("the sea is", chat_template_kwargs={word: False})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"] == await honest(shared)
+
+
 async def test_schemas_far_beyond_what_a_grammar_takes_are_refused_before_anything_is_tried(gateway):
     large = {"type": "object"} | {f"key{i}": i for i in range(100_000)}
     answer = await gateway.chat(**shaped(large))

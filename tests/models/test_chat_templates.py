@@ -118,7 +118,7 @@ def test_nor_does_anything_else_that_is_not_the_templates(
     message: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
     messages = [message, {"role": "user", "content": "hi"}]
-    ids = codec(TOOLS).prompt(messages, **options).token_ids
+    ids = codec(TOOLS).prompt(messages, options).token_ids
     assert tokens_of(ids) == [START, END, START, END, START, THINK]
 
 
@@ -298,9 +298,9 @@ def test_a_named_template_is_taken_for_what_it_is_for() -> None:
     words = {"default": "{{ messages[0].content }}", "tool_use": "T" + CHATML, "rag": "R" + CHATML}
     chat = codec(**words)
     assert chat.prompt(SPOKEN[1:]).text == "hello"
-    assert chat.prompt(SPOKEN[1:], tools=[]).text == "hello"
-    assert chat.prompt(SPOKEN[1:], tools=[{"function": FUNCTION}]).text.startswith("T")
-    assert chat.prompt(SPOKEN[1:], documents=[{"text": "x"}]).text.startswith("R")
+    assert chat.prompt(SPOKEN[1:], {"tools": []}).text == "hello"
+    assert chat.prompt(SPOKEN[1:], {"tools": [{"function": FUNCTION}]}).text.startswith("T")
+    assert chat.prompt(SPOKEN[1:], {"documents": [{"text": "x"}]}).text.startswith("R")
     with pytest.raises(UsageError, match="rag, tool_use alone"):
         codec(rag=CHATML, tool_use=CHATML).prompt(SPOKEN)
 

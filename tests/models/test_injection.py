@@ -121,13 +121,13 @@ def test_no_text_becomes_a_control_token_wherever_it_stands(family: Family) -> N
     expected: list[Counter[str]] = []
     for tools in (False, True):
         plain, functions = conversation("x", "x", "x")
-        ids = codec.prompt(plain, tools=functions if tools else None).token_ids
+        ids = codec.prompt(plain, {"tools": functions if tools else None}).token_ids
         expected.append(control(family, ids))
         assert expected[-1]
     for place, said in enumerate(HOSTILE):
         messages, functions = conversation(said, said, said)
         tools = place % 2
-        prompt = codec.prompt(messages, tools=functions if tools else None, reasoning_effort=said)
+        prompt = codec.prompt(messages, {"tools": functions if tools else None, "reasoning_effort": said})
         assert control(family, prompt.token_ids) == expected[tools], said
         assert said.strip() in prompt.text
         if not family.sentencepiece:
@@ -138,10 +138,10 @@ def test_no_text_becomes_a_control_token_wherever_it_stands(family: Family) -> N
 def test_what_looks_like_a_thought_is_cut_as_the_template_wants_and_opens_none(family: Family) -> None:
     codec, _ = kit(family)
     plain, functions = conversation("x", "x", None)
-    expected = control(family, codec.prompt(plain, tools=functions).token_ids)
+    expected = control(family, codec.prompt(plain, {"tools": functions}).token_ids)
     for said in THINKS:
         messages, functions = conversation(said, said, None)
-        found = control(family, codec.prompt(messages, tools=functions).token_ids)
+        found = control(family, codec.prompt(messages, {"tools": functions}).token_ids)
         thoughts = {"<think>", "</think>"}
         assert {w: n for w, n in found.items() if w not in thoughts} == {
             w: n for w, n in expected.items() if w not in thoughts
@@ -167,7 +167,7 @@ def test_ordinary_words_have_the_tokens_that_transformers_gives_them(family: Fam
             **family.named,
             **given,
         )
-        prompt = codec.prompt(messages, **given)
+        prompt = codec.prompt(messages, given)
         assert prompt.text == text, said
         # What an assistant says of a thought is text where the template leaves it in.
         if "<think>" in family.words and text.count("<think>hm</think>"):

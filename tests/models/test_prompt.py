@@ -26,6 +26,17 @@ def test_what_a_template_may_look_at_comes_with_the_conversation() -> None:
     assert encode_prompt(chat, ChatPrompt(SPOKEN[1:], {"enable_thinking": True})).text == "hello well"
 
 
+@pytest.mark.parametrize("word", ["self", "answer", "options", "args", "kwargs", "check", "given"])
+def test_whatever_its_words_are_called_the_template_alone_reads_them(word: str) -> None:
+    chat = codec("{{ messages[0].content }}{% if add_generation_prompt %} go{% endif %}")
+    assert encode_prompt(chat, ChatPrompt(SPOKEN[1:], {word: False})).text == "hello go"
+
+
+def test_what_the_model_says_itself_is_not_set_by_others() -> None:
+    with pytest.raises(UsageError, match="add_generation_prompt is the model's own"):
+        encode_prompt(codec(CHATML), ChatPrompt(SPOKEN, {"add_generation_prompt": False}))
+
+
 def test_a_conversation_without_messages_is_refused() -> None:
     with pytest.raises(UsageError, match="no messages"):
         encode_prompt(codec(CHATML), ChatPrompt([]))

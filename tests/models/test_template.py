@@ -45,7 +45,7 @@ def test_an_honest_template_renders_as_in_transformers(
     (expected,), _ = render_jinja_template(
         [MESSAGES], chat_template=template, add_generation_prompt=True, eos="</s>", enable_thinking=True
     )
-    assert renderers[0].render(MESSAGES, enable_thinking=True).text == expected
+    assert renderers[0].render(MESSAGES, {"enable_thinking": True}).text == expected
 
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"  # noqa: E501

@@ -136,7 +136,7 @@ class ChatTemplates:
         found: dict[int, RenderedTemplate] = {}
         for form in order:
             try:
-                rendered = self._renderers[name].render(FORMS[form](messages), **given)
+                rendered = self._renderers[name].render(FORMS[form](messages), given)
             except UsageError as error:
                 refused = refused or error
                 continue

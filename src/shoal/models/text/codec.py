@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from shoal.errors import UsageError
@@ -63,7 +64,9 @@ class TextCodec:
         _check(text)
         return self._vocabulary.encode(text, special=special)
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> EncodedPrompt:
+    def prompt(
+        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] = MappingProxyType({})
+    ) -> EncodedPrompt:
         """The prompt for a conversation, by the chat template; without one, the messages one after another.
 
         Only the template's own words become control tokens. What users, tools and assistants say is text,

@@ -33,4 +33,4 @@ def encode_prompt(codec: TextCodec, given: str | ChatPrompt, *, special: bool = 
     """
     if isinstance(given, str):
         return EncodedPrompt(given, codec.encode(given, special=special))
-    return codec.prompt(given.messages, **given.options)
+    return codec.prompt(given.messages, given.options)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 from shoal.errors import BadWeights, UsageError
@@ -55,13 +56,17 @@ class TemplateRenderer:
         self._child = Child([str(program)], longest_answer=MAX_BYTES * 14)
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True, **options: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        answer: bool = True,
     ) -> RenderedTemplate:
         """The prompt for ``messages``. From any thread.
 
         Args:
-            answer: whether the beginning of an answer is put behind them.
             options: what the template may look at, for example ``enable_thinking``.
+            answer: whether the beginning of an answer is put behind them.
 
         Raises:
             UsageError: the messages are too large, no JSON, or the template refuses them.
@@ -73,7 +78,7 @@ class TemplateRenderer:
                 {
                     "template": self._template,
                     "own": {**self._variables, "add_generation_prompt": answer},
-                    "given": options,
+                    "given": dict(options),
                     "messages": list(messages),
                 }
             ).encode()

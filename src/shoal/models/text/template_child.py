@@ -424,17 +424,19 @@ def _answer(environment: _Environment, request: dict[str, Any]) -> dict[str, Any
     ``spans`` says which of its characters are not the template's own."""
     global marks  # noqa: PLW0603 - one conversation at a time
     own, given, messages = request["own"], request["given"], request["messages"]
+    if taken := sorted(own.keys() & given.keys()):
+        return {"error": f"{', '.join(taken)} is the model's own to say"}
     marks = Marks(json.dumps([request["template"], own], ensure_ascii=False))
     try:
         template = _compiled(environment, request["template"])
-        text = template.render(**own, **given, messages=messages)
+        text = template.render({**own, **given, "messages": messages})
     except Exception as error:  # noqa: BLE001 - a template can raise anything; all of it is its answer
         return {"error": f"{type(error).__name__}: {error}"}
     if len(text) > MAX_TEXT:
         return {"error": f"it rendered {len(text)} characters"}
     try:
         kept = {key: _marked(value) for key, value in given.items()}
-        shown = template.render(**own, **kept, messages=_marked_messages(messages))
+        shown = template.render({**own, **kept, "messages": _marked_messages(messages)})
         plain = _plain(shown)
     except Exception as error:  # noqa: BLE001 - as above
         return {"text": text, "unmarked": f"{type(error).__name__}: {error}"}
