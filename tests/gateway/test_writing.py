@@ -265,6 +265,27 @@ def test_where_a_call_may_be_made_text_may_be_said_and_a_call_that_begins_is_hel
             assert not accepts(grammar, text.replace("city", "town"), markers)
 
 
+@pytest.mark.parametrize("dialect", KNOWN, ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"properties": {"v": {"type": "string", "enum": None}}},
+        {"properties": {"v": {"type": "string", "enum": {"a": 1}}}},
+        {"properties": {"v": {"type": "string", "enum": 5}}},
+        {"properties": {"v": {"type": "string"}}, "required": [["a"]]},
+        {"properties": {"v": {"type": "string"}}, "required": [{}, 1, None, "v"]},
+        {"properties": {"v": {"type": [["string"]]}}, "required": {"v": 1}},
+        {"properties": {"v": {"const": ["a"]}, "w": 5}},
+    ],
+    ids=str,
+)
+def test_an_odd_schema_is_written_for_the_grammar_to_refuse(dialect, odd):
+    calling = Calling((Function(name="f", parameters={"type": "object"} | odd),), must=True)
+    markers = HARMONY if dialect is GPT_OSS else ()
+    grammar, _ = calls_grammar(calling, calling.schemas(), markup(dialect, markers), reasoning=False)
+    assert grammar is not None
+
+
 def test_an_answer_of_gpt_oss_that_keeps_to_a_schema_is_in_its_final_channel():
     grammar = answer_grammar({"const": 4}, markup(GPT_OSS, HARMONY), reasoning=False)
     assert accepts(grammar, "<|channel|>final<|message|>4", HARMONY)

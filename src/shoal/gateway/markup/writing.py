@@ -250,7 +250,9 @@ def _fields(schema: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
         return None
     found = cast("dict[str, Any]", properties)
     required: object = schema.get("required", [])
-    known = isinstance(required, list) and all(name in found for name in cast("list[Any]", required))
+    known = isinstance(required, list) and all(
+        isinstance(name, str) and name in found for name in cast("list[object]", required)
+    )
     others = schema.get("additionalProperties", False)
     if not known or others not in (False, True) or (others is True and not found):
         return None
@@ -328,8 +330,9 @@ class Tagging:
 
 def _words_of(field: Mapping[str, Any]) -> list[str]:
     """The texts of which a field is one; none where it may be any."""
-    values = [field["const"]] if "const" in field else field.get("enum", [])
-    return [value for value in values if isinstance(value, str)]
+    values: object = [field["const"]] if "const" in field else field.get("enum")
+    listed = cast("list[object]", values) if isinstance(values, list) else []
+    return [value for value in listed if isinstance(value, str)]
 
 
 def _python(tools: Sequence[Writable], markup: Markup, several: bool) -> Written:
