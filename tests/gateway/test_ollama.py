@@ -175,6 +175,13 @@ async def test_models_are_listed_shown_and_found_with_or_without_latest(shared):
     assert chosen.model == f"{shared.model}:latest"
 
 
+@pytest.mark.parametrize(("full", "empty"), [("model", "name"), ("name", "model")])
+async def test_of_two_names_one_may_be_empty_as_ollamas_own_client_sends_it(shared, full, empty):
+    answer = await shared.http.post("/api/show", json={full: shared.model, empty: "", "system": ""})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["details"]["family"] == "llama"
+
+
 async def test_the_version_is_one_that_clients_accept(shared):
     version = (await shared.http.get("/api/version")).json()["version"]
     assert tuple(map(int, version.split("."))) >= (0, 12, 11)
@@ -224,6 +231,7 @@ async def test_a_model_that_there_is_not_is_not_found(shared):
         ("/api/generate", {"prompt": "a", "suffix": "b"}, "suffix is not supported"),
         ("/api/generate", {"prompt": "word " * 3000}, "maximum context length"),
         ("/api/show", {"model": None}, "model is missing"),
+        ("/api/show", {"model": "", "name": ""}, "model is missing"),
     ],
 )
 async def test_what_is_wrong_is_named_in_ollamas_form(shared, path, fields, named):

@@ -248,10 +248,13 @@ UNSUPPORTED = {
 """What changes the prompt of ``/api/generate`` in ways that we do not have, and what to do instead."""
 
 
+ShownName = Annotated[str, StringConstraints(max_length=512)]
+
+
 class ShowRequest(Body):
-    model: ModelName | None = None
-    name: ModelName | None = None
-    """How older clients call it."""
+    model: ShownName | None = None
+    name: ShownName | None = None
+    """How older clients call it; newer ones send it empty."""
 
     @property
     def wanted(self) -> str:
