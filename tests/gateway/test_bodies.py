@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from shoal.gateway.api.chat import _for_template
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
+from shoal.gateway.schema.messages import MessagesRequest
+from shoal.gateway.schema.ollama import OllamaChatRequest
 from shoal.gateway.schema.responses import ResponsesRequest
 from shoal.gateway.schema.sentences import sentence
 from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
@@ -252,6 +254,53 @@ def test_what_is_no_json_is_called_so(raw):
     told, where = sentence(caught.value.errors()[0])
     assert told.startswith("the body is not JSON: ")
     assert where is None
+
+
+TOO_MUCH = {"type": "object", "properties": {"v": {"anyOf": [{"maximum": float("inf")}]}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "fields", "where"),
+    [
+        (
+            ChatRequest,
+            {
+                "messages": [user("a")],
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": TOO_MUCH}}],
+            },
+            "tools.0.function.parameters",
+        ),
+        (
+            ChatRequest,
+            {
+                "messages": [user("a")],
+                "response_format": {"type": "json_schema", "json_schema": {"schema": TOO_MUCH}},
+            },
+            "response_format.json_schema.schema",
+        ),
+        (
+            ResponsesRequest,
+            {"input": "a", "tools": [{"type": "function", "name": "f", "parameters": TOO_MUCH}]},
+            "tools.0.parameters",
+        ),
+        (
+            ResponsesRequest,
+            {"input": "a", "text": {"format": {"type": "json_schema", "schema": TOO_MUCH}}},
+            "text.format.schema",
+        ),
+        (
+            MessagesRequest,
+            {"messages": [user("a")], "max_tokens": 1, "tools": [{"name": "f", "input_schema": TOO_MUCH}]},
+            "tools.0.input_schema",
+        ),
+        (OllamaChatRequest, {"format": TOO_MUCH}, "format"),
+    ],
+)
+def test_a_number_that_no_answer_could_repeat_is_a_fault_of_its_field(schema, fields, where):
+    raw = json.dumps({"model": "m"} | fields).replace("Infinity", "1e999")
+    with pytest.raises(ValidationError) as caught:
+        schema.model_validate_json(raw)
+    assert sentence(caught.value.errors()[0]) == (f"{where} has a number that is not finite", where)
 
 
 async def test_over_http_the_field_is_the_errors_param(gateway):

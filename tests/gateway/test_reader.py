@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.gateway.markup.argument_types import typed, types_of
+from shoal.gateway.markup.arguments import arguments_object
 from shoal.gateway.markup.dialects import (
     DEEPSEEK,
     DEEPSEEK_R1,
@@ -385,6 +386,53 @@ def test_the_template_and_the_tokenizer_tell_the_markup(template, special, diale
     assert found.dialect is dialect
     assert found.reasoning == thought
     assert set(found.tokens) == set(special)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "text", "arguments"),
+    [
+        (HERMES, '<tool_call>{"arguments": {"a": "\\ud800"}, "name": "f"}</tool_call>', {"a": "\ufffd"}),
+        (
+            HERMES,
+            '<tool_call>{"arguments": {"\\udc00": "\\ud83d\\ude00"}, "name": "f"}</tool_call>',
+            {"\ufffd": "😀"},
+        ),
+        (
+            HERMES,
+            '<tool_call>f<arg_key>z</arg_key><arg_value>["\\ud800"]</arg_value></tool_call>',
+            {"z": ["\ufffd"]},
+        ),
+        (HERMES, "<tool_call>f<arg_key>n</arg_key><arg_value>1e999</arg_value></tool_call>", {"n": "1e999"}),
+        (PYTHONIC, "[f(a='\\ud800')]", {"a": "\ufffd"}),
+        (PYTHONIC, "[f(**{'\\ud800': 1})]", {"\ufffd": 1}),
+        (PYTHONIC, "[f(a=1e999)]", {"arguments": "a=1e999"}),
+    ],
+)
+def test_what_no_json_can_carry_is_replaced_before_it_is_given_out(dialect, text, arguments):
+    for step in (1, 10_000):
+        _, _, calls = read(text, dialect, step=step)
+        ((name, told),) = calls
+        assert (name, json.loads(told)) == ("f", arguments)
+        told.encode()
+
+
+def test_a_number_beyond_all_bounds_makes_no_call_that_would_have_to_be_written_again():
+    said, calls = calls_of('<tool_call>{"arguments": {"a": 1e999}, "name": "f"}</tool_call>', HERMES)
+    assert calls == []
+    assert "1e999" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"a": 1e999, "b": [-1e999, 2]}', {"a": None, "b": [None, 2]}),
+        (r'{"a": "\ud800", "b": "\ud83d\ude00", "c": 1}', {"a": "\ufffd", "b": "😀", "c": 1}),
+        (r'{"a": "\\ud800", "b": "\n\udfff\ud800"}', {"a": r"\ud800", "b": "\n\ufffd\ufffd"}),
+        ('{"a": 1, "b": "cut', {"a": 1}),
+    ],
+)
+def test_arguments_that_are_told_as_an_object_can_be_sent(text, found):
+    assert arguments_object(text) == found
 
 
 def test_how_much_a_model_thinks_is_said_in_the_words_that_its_template_knows():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from shoal.gateway.markup.argument_types import TEXT, typed, types_of
 from shoal.gateway.markup.reasoning import overlap
 
 NAME = r"[A-Za-z0-9_.-]{1,64}"
+_ESCAPES = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
+)
+"""What a backslash begins in JSON; ``half`` is one of the two escapes of a character without the other."""
 DEEPEST = 64
 """Brackets within each other in a call that is written in Python."""
 MAX_BETWEEN = 256
@@ -149,11 +154,7 @@ class TaggedArguments:
         value = value.removesuffix(self._tags.margin)
         if self._again:
             return ""
-        return (
-            _escaped(value) + '"'
-            if self._is_text
-            else json.dumps(typed(value, self._types), ensure_ascii=False)
-        )
+        return _escaped(value) + '"' if self._is_text else _written(typed(value, self._types), value)
 
     def _part(self) -> str | None:
         """What of a text is certain: not what may be the tag that ends it, nor the line's end before that."""
@@ -208,7 +209,7 @@ class PythonArguments:
             for one in call.keywords:
                 value = _literal(one.value, 0)
                 values |= {one.arg: value} if one.arg is not None else value
-            return json.dumps(values, ensure_ascii=False, allow_nan=False)
+            return as_json(values)
         except (SyntaxError, ValueError, RecursionError, MemoryError, AttributeError, TypeError):
             return json.dumps({"arguments": text}, ensure_ascii=False)
 
@@ -218,9 +219,7 @@ def _literal(node: ast.expr, depth: int) -> Any:
     if depth > DEEPEST:
         raise ValueError("too deep")
     match node:
-        case ast.Constant(str(value)):  # JSON's escapes come in pairs where Python's are one
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        case ast.Constant(value) if isinstance(value, int | float | None):
+        case ast.Constant(value) if isinstance(value, str | int | float | None):
             return value
         case ast.Name("true" | "false" | "null" as word):
             return {"true": True, "false": False, "null": None}[word]
@@ -272,10 +271,44 @@ def _escaped(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def arguments_object(text: str) -> dict[str, Any]:
-    """A call's arguments as an object: of one that was cut off, what had come."""
+def _written(value: object, text: str) -> str:
+    """A value as JSON; the text that it was read from, where JSON has no such numbers."""
     try:
-        found: object = from_json(text, allow_partial=True)
+        return as_json(value)
+    except ValueError:
+        return as_json(text)
+
+
+def as_json(value: object) -> str:
+    """A value as JSON that can be sent: halves of a character, which models write as escapes, are replaced.
+
+    Raises:
+        ValueError: it has a number that is not finite.
+    """
+    written = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    # Its escapes come in pairs where Python's are one.
+    return written.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def arguments_object(text: str) -> dict[str, Any]:
+    """A call's arguments as an object that can be sent: of one that was cut off, what had come.
+
+    Halves of a character are replaced, and numbers beyond all bounds are null, as in every event.
+    """
+    try:
+        found: object = from_json(_ESCAPES.sub(_whole_character, text), allow_partial=True)
     except ValueError:
         return {}
-    return cast(dict[str, Any], found) if isinstance(found, dict) else {}
+    return cast(dict[str, Any], _bounded(found)) if isinstance(found, dict) else {}
+
+
+def _whole_character(match: re.Match[str]) -> str:
+    return r"\ufffd" if match["half"] else match[0]
+
+
+def _bounded(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _bounded(inner) for name, inner in cast("dict[str, object]", value).items()}
+    return [_bounded(inner) for inner in cast("list[object]", value)] if isinstance(value, list) else value

@@ -19,6 +19,7 @@ from shoal.gateway.markup.arguments import (
     Nesting,
     PythonArguments,
     TaggedArguments,
+    as_json,
 )
 from shoal.gateway.markup.dialects import GPT_OSS, Dialect, Markup
 from shoal.gateway.markup.events import AnswerEvent, ArgumentsDelta, CallStart, Reasoning
@@ -342,4 +343,9 @@ def _one_call(value: object) -> tuple[str, str] | None:
             return None
     if arguments is None:
         arguments = {}
-    return (name, json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
+    if not isinstance(arguments, dict):
+        return None
+    try:
+        return name, as_json(cast(dict[str, Any], arguments))
+    except ValueError:  # a number that is not finite
+        return None

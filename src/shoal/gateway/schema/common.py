@@ -6,10 +6,12 @@ refused, so that nobody takes an answer for what it is not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -79,6 +81,22 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
+def _finite(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuses numbers such as 1e999, which JSON can say and no answer can repeat."""
+    inside: list[object] = [value]
+    while inside:
+        one = inside.pop()
+        if isinstance(one, dict):
+            inside += cast("dict[str, object]", one).values()
+        elif isinstance(one, list):
+            inside += cast("list[object]", one)
+        elif isinstance(one, float) and not math.isfinite(one):
+            raise misfit("", "has a number that is not finite")
+    return value
+
+
+AnyObject = Annotated[dict[str, Any], AfterValidator(_finite)]
+"""An object of which nothing is known but that it can be written as JSON again."""
 NO_TEXT = {
     "image": "an image",
     "audio": "audio",
@@ -209,7 +227,7 @@ class JsonSchema(Body):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, populate_by_name=True)
     name: str = Field("answer", max_length=64)
     description: str | None = None
-    body: dict[str, Any] = Field(default_factory=dict[str, Any], alias="schema")
+    body: AnyObject = Field(default_factory=dict[str, Any], alias="schema")
     strict: bool | None = None
 
 
@@ -231,7 +249,7 @@ class Function(Body):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     description: str | None = Field(None, max_length=1 << 16)
-    parameters: dict[str, Any] | None = None
+    parameters: AnyObject | None = None
     strict: bool | None = None
 
     @field_validator("parameters")

@@ -14,6 +14,7 @@ from shoal.gateway.schema.chat import MAX_MESSAGES, MAX_TOOLS
 from shoal.gateway.schema.common import (
     MAX_STOPS,
     NO_TEXT,
+    AnyObject,
     Body,
     Limit,
     ModelName,
@@ -47,7 +48,7 @@ class TextBlock(ExactBody):
     type: Literal["text"]
     text: str = Field(min_length=1)
     cache_control: CacheControl | None = None
-    citations: list[dict[str, Any]] | None = Field(None, max_length=1024)
+    citations: list[AnyObject] | None = Field(None, max_length=1024)
 
 
 class ToolUseBlock(ExactBody):
@@ -56,9 +57,9 @@ class ToolUseBlock(ExactBody):
     type: Literal["tool_use"]
     id: CallId
     name: CalledName
-    input: dict[str, Any]
+    input: AnyObject
     cache_control: CacheControl | None = None
-    caller: dict[str, Any] | None = None
+    caller: AnyObject | None = None
 
 
 class ThinkingBlock(ExactBody):
@@ -175,14 +176,14 @@ class ClientTool(ExactBody):
     type: Literal["custom"] | None = None
     name: CalledName
     description: str | None = Field(None, max_length=1 << 16)
-    input_schema: dict[str, Any]
+    input_schema: AnyObject
     strict: bool | None = None
     cache_control: CacheControl | None = None
     # Known, and without a meaning here: arguments are always streamed, and every tool is told of.
     eager_input_streaming: bool | None = None
     defer_loading: bool | None = None
     allowed_callers: list[str] | None = Field(None, max_length=16)
-    input_examples: list[dict[str, Any]] | None = Field(None, max_length=64)
+    input_examples: list[AnyObject] | None = Field(None, max_length=64)
 
     @field_validator("type", mode="before")
     @classmethod
@@ -229,7 +230,7 @@ class Thinking(ExactBody):
 class JsonOutput(ExactBody):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
     type: Literal["json_schema"]
-    body: dict[str, Any] = Field(alias="schema")
+    body: AnyObject = Field(alias="schema")
 
 
 class OutputConfig(ExactBody):

@@ -20,6 +20,7 @@ from shoal.gateway.schema.common import (
     MAX_TOKENS,
     NOT_TEXT,
     OPENAI_TEMPERATURE,
+    AnyObject,
     Body,
     Function,
     ModelName,
@@ -112,7 +113,7 @@ def _format(value: Any) -> str | None:
 
 
 OllamaFormat = Annotated[
-    Annotated[Literal["", "json"], tag("word")] | Annotated[dict[str, Any], tag("schema")],
+    Annotated[Literal["", "json"], tag("word")] | Annotated[AnyObject, tag("schema")],
     by(_format, "must be 'json', or a JSON schema"),
 ]
 
@@ -167,7 +168,7 @@ class OllamaRequest(Body):
 
 class CalledTool(Body):
     name: str = Field(max_length=64)
-    arguments: dict[str, Any] = Field(default_factory=dict[str, Any])
+    arguments: AnyObject = Field(default_factory=dict[str, Any])
 
 
 class OllamaCall(Body):
