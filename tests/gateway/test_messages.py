@@ -238,7 +238,13 @@ async def test_a_model_that_there_is_not_is_not_found(shared):
 
 async def test_a_failure_mid_stream_is_one_error_event(tmp_path, checkpoint):
     async with served(tmp_path, checkpoint, [Span(0, 3), Span(3, 6)]) as gateway:
-        asked = {"model": gateway.model, "max_tokens": 1000, "messages": [user("go on")], "stream": True}
+        asked = {
+            "model": gateway.model,
+            "max_tokens": 1000,
+            "temperature": 0,
+            "messages": [user("go on")],
+            "stream": True,
+        }
         text = ""
         with trio.fail_after(40):
             async with gateway.http.stream("POST", PATH, json=asked) as answer:
