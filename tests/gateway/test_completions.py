@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from .conftest import user
 from .test_chat import events
 
 PROMPT = [5, 9, 60, 61, 62, 70]
@@ -46,6 +47,22 @@ async def test_a_batch_is_answered_in_its_order(gateway, prompt):
     alone = [(await gateway.post("/v1/completions", prompt=one)).json() for one in prompt]
     assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2, 3]
     assert [c["text"] for c in whole["choices"]] == [a["choices"][0]["text"] for a in alone for _ in range(2)]
+
+
+@pytest.mark.parametrize("fields", [{"n": 3}, {"echo": True, "logprobs": 0}, {"echo": True, "n": 2}])
+async def test_what_an_answer_computed_itself_is_no_find_in_a_cache(gateway, fields):
+    usage = (await gateway.post("/v1/completions", prompt=[PROMPT, PROMPT], **fields)).json()["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 0
+    told = (await gateway.http.get("/metrics")).text.splitlines()
+    counts = [line.split()[-1] for line in told if "prefix_cache_hits_total{" in line]
+    assert counts == ["0.0"]
+
+
+async def test_several_choices_find_the_last_turn_once(gateway):
+    messages = [user("a conversation that is long enough to be worth keeping")]
+    for n in (1, 3):
+        usage = (await gateway.chat(messages=messages, n=n)).json()["usage"]
+    assert 0 < usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
 
 
 async def test_a_stream_says_the_same(gateway):

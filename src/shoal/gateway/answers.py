@@ -121,7 +121,10 @@ class Answers:
                 if delta.finish_reason is not None:
                     record.follow(session)
                     record.measured(timing)
-                    metrics.cached_tokens.labels(model.id).inc(timing.reused)
+                    # What the answer's own echo or first choice has computed was found in no cache.
+                    found = 0 if choice or asked.echo else timing.reused
+                    record.cached_tokens += found
+                    metrics.cached_tokens.labels(model.id).inc(found)
                     metrics.ended.labels(model.id, delta.finish_reason).inc()
                     metrics.guessed.labels(model.id).inc(timing.speculation.guessed)
                     metrics.accepted.labels(model.id).inc(timing.speculation.accepted)

@@ -57,7 +57,6 @@ class Record:
 
     def measured(self, timing: Timing) -> None:
         """Take what one choice's timing says; its single steps are not kept."""
-        self.cached_tokens += timing.reused
         self.tokens_per_s = round(timing.tokens_per_s, 2) or None
         self.speculation = timing.speculation.shown()
         steps = max((len(times) for times in timing.hops.values()), default=0)
