@@ -303,6 +303,42 @@ def test_a_number_that_no_answer_could_repeat_is_a_fault_of_its_field(schema, fi
     assert sentence(caught.value.errors()[0]) == (f"{where} has a number that is not finite", where)
 
 
+@pytest.mark.parametrize(
+    ("schema", "fields"),
+    [
+        (
+            ChatRequest,
+            lambda name: {
+                "messages": [user("a")],
+                "tools": [{"type": "function", "function": {"name": name}}],
+            },
+        ),
+        (
+            ChatRequest,
+            lambda name: {
+                "messages": [user("a"), said(content=None, tool_calls=[{"function": {"name": name}}])]
+            },
+        ),
+        (ResponsesRequest, lambda name: {"input": "a", "tools": [{"type": "function", "name": name}]}),
+        (ResponsesRequest, lambda name: {"input": [{"type": "function_call", "call_id": "c", "name": name}]}),
+        (
+            MessagesRequest,
+            lambda name: {
+                "messages": [user("a")],
+                "max_tokens": 1,
+                "tools": [{"name": name, "input_schema": {"type": "object"}}],
+                "tool_choice": {"type": "tool", "name": name},
+            },
+        ),
+        (OllamaChatRequest, lambda name: {"tools": [{"type": "function", "function": {"name": name}}]}),
+    ],
+)
+def test_a_name_may_be_as_long_as_anthropics_api_takes_it(schema, fields):
+    schema.model_validate({"model": "m"} | fields("a" * 128))
+    with pytest.raises(ValidationError, match=r"128"):
+        schema.model_validate({"model": "m"} | fields("a" * 129))
+
+
 async def test_over_http_the_field_is_the_errors_param(gateway):
     answer = await gateway.post("/v1/chat/completions", messages=[parts(TEXT, IMAGE)])
     error = answer.json()["error"]

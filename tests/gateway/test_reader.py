@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -420,6 +421,22 @@ def test_a_number_beyond_all_bounds_makes_no_call_that_would_have_to_be_written_
     said, calls = calls_of('<tool_call>{"arguments": {"a": 1e999}, "name": "f"}</tool_call>', HERMES)
     assert calls == []
     assert "1e999" in said
+
+
+LONG = "mcp__" + "a" * 123
+"""As long as a name may be."""
+
+
+@pytest.mark.parametrize(
+    ("dialect", "text"),
+    [(dialect, text.replace("get_weather", LONG)) for dialect, text, _ in NATIVE if "get_weather" in text]
+    + [(dialect, re.sub(r"\bf\b", LONG, text)) for dialect, text, calls in NATIVE if calls == ONE],
+)
+def test_a_long_name_is_read_like_any_other(dialect, text):
+    for step in (1, 3, 10_000):
+        _, said, calls = read(text, dialect, step=step, functions={LONG: FUNCTIONS["f"], "f": FUNCTIONS["f"]})
+        assert LONG in [name for name, _ in calls]
+        assert LONG not in said
 
 
 @pytest.mark.parametrize(

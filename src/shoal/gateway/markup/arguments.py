@@ -14,8 +14,9 @@ from pydantic_core import from_json
 
 from shoal.gateway.markup.argument_types import TEXT, typed, types_of
 from shoal.gateway.markup.reasoning import overlap
+from shoal.gateway.schema.common import LONGEST_NAME
 
-NAME = r"[A-Za-z0-9_.-]{1,64}"
+NAME = rf"[A-Za-z0-9_.-]{{1,{LONGEST_NAME}}}"
 _ESCAPES = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
 )

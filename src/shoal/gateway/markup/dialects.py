@@ -81,7 +81,7 @@ MISTRAL = Dialect(
     ("}", "]", ","),
     ("[ARGS]", "[CALL_ID]"),
     head=re.compile(rf"({NAME})(?:\[CALL_ID\]\w{{1,64}})?(?:\[ARGS\])?\s*(?=\{{)"),
-    begins_head=re.compile(r"[A-Za-z0-9_.-]{0,64}(?:\[[A-Z_]{0,7}\]?\w{0,64}){0,2}\s{0,8}"),
+    begins_head=re.compile(rf"(?:{NAME})?(?:\[[A-Z_]{{0,7}}\]?\w{{0,64}}){{0,2}}\s{{0,8}}"),
     short_ids=True,
 )
 """``[TOOL_CALLS][{"name": …, "arguments": …}]``, or ``[TOOL_CALLS]name[ARGS]{…}`` since 2025."""
@@ -98,7 +98,7 @@ PYTHONIC = Dialect(
     "pythonic",
     ("<|python_start|>", "<|tool_call_start|>"),
     ("}", ";", "]", ",", "<|python_end|>", "<|tool_call_end|>"),
-    begins_head=re.compile(r"\[?\s{0,8}[A-Za-z0-9_.-]{0,64}"),
+    begins_head=re.compile(rf"\[?\s{{0,8}}(?:{NAME})?"),
     bare=True,
     arguments="parameters",
     mentioned=("[func_name1(", "<|tool_call_start|>"),
@@ -113,7 +113,7 @@ DEEPSEEK = Dialect(
     head=re.compile(
         rf"<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?({NAME})(?:<｜tool▁sep｜>|\s*```json)\s*(?=\{{)"
     ),
-    begins_head=re.compile(r"<[^>]{0,24}|<｜tool▁call▁begin｜>(?:[^{]{0,128})"),
+    begins_head=re.compile(r"<[^>]{0,24}|<｜tool▁call▁begin｜>(?:[^{]{0,256})"),
 )
 DEEPSEEK_R1 = replace(DEEPSEEK, name="deepseek_r1", together="```json")
 """Before 3.1: the arguments of a call are fenced."""
@@ -123,10 +123,10 @@ KIMI = Dialect(
     ("<|tool_call_end|>", "<|tool_calls_section_end|>"),
     ("<|tool_call_begin|>", "<|tool_call_argument_begin|>"),
     head=re.compile(
-        r"<\|tool_call_begin\|>\s*(?:functions\.)?([A-Za-z0-9_.-]{1,64})(?::\d+)?\s*"
+        rf"<\|tool_call_begin\|>\s*(?:functions\.)?({NAME})(?::\d+)?\s*"
         r"<\|tool_call_argument_begin\|>\s*(?=\{)"
     ),
-    begins_head=re.compile(r"<[^>]{0,24}|<\|tool_call_begin\|>(?:[^{]{0,192})"),
+    begins_head=re.compile(r"<[^>]{0,24}|<\|tool_call_begin\|>(?:[^{]{0,256})"),
 )
 GRANITE = Dialect("granite", ("<|tool_call|>",), ("}", "]", ",", "<|/tool_call|>"))
 """Granite 3 and Phi 4: ``<|tool_call|>[{"name": …, "arguments": …}]``."""

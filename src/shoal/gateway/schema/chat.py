@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from shoal.gateway.schema.common import (
+    LONGEST_NAME,
     NOT_TEXT,
     Asking,
     Body,
@@ -56,7 +57,7 @@ TemplateValue = Annotated[
 
 
 class CalledFunction(Body):
-    name: str = Field(max_length=64)
+    name: str = Field(max_length=LONGEST_NAME)
     arguments: str = "{}"
 
     @field_validator("arguments", mode="before")

@@ -36,6 +36,8 @@ MAX_STOPS = 16
 MAX_TOKENS = 1 << 20
 """What ``max_tokens`` may say; what the model's context leaves is the limit then."""
 MAX_BIASED = 1024
+LONGEST_NAME = 128
+"""Characters of a function's name: what Anthropic's API takes; OpenAI's takes half."""
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
@@ -247,7 +249,7 @@ class TextFormat(Body):
 class Function(Body):
     """A function that the model may call."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    name: str = Field(pattern=rf"^[A-Za-z0-9_.-]{{1,{LONGEST_NAME}}}$")
     description: str | None = Field(None, max_length=1 << 16)
     parameters: AnyObject | None = None
     strict: bool | None = None

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, fiel
 
 from shoal.gateway.schema.chat import MAX_MESSAGES, MAX_TOOLS
 from shoal.gateway.schema.common import (
+    LONGEST_NAME,
     MAX_STOPS,
     NO_TEXT,
     AnyObject,
@@ -28,7 +29,7 @@ from shoal.gateway.schema.common import (
 MIN_THINKING = 1024
 """Tokens; the least that ``budget_tokens`` may say."""
 CallId = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,256}$")]
-CalledName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+CalledName = Annotated[str, StringConstraints(pattern=rf"^[a-zA-Z0-9_.-]{{1,{LONGEST_NAME}}}$")]
 
 
 class ExactBody(Body):
@@ -204,7 +205,7 @@ class ClientTool(ExactBody):
 
 class MessagesToolChoice(ExactBody):
     type: Literal["auto", "any", "tool", "none"]
-    name: str | None = Field(None, max_length=128)
+    name: str | None = Field(None, max_length=LONGEST_NAME)
     disable_parallel_tool_use: bool = False
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from shoal.client.sampling import MAX_TOP_LOGPROBS, REPETITION, Sampling
 from shoal.gateway.schema.chat import MAX_MESSAGES, MAX_TOOLS
 from shoal.gateway.schema.common import (
     LEAST_TOP_P,
+    LONGEST_NAME,
     MAX_STOPS,
     MAX_TOKENS,
     NOT_TEXT,
@@ -167,7 +168,7 @@ class OllamaRequest(Body):
 
 
 class CalledTool(Body):
-    name: str = Field(max_length=64)
+    name: str = Field(max_length=LONGEST_NAME)
     arguments: AnyObject = Field(default_factory=dict[str, Any])
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from shoal.gateway.schema.chat import MAX_MESSAGES, MAX_TOOLS
 from shoal.gateway.schema.common import (
+    LONGEST_NAME,
     Body,
     Choosing,
     Content,
@@ -40,7 +41,7 @@ class InputCall(Body):
 
     type: Literal["function_call"]
     call_id: str = Field(max_length=256)
-    name: str = Field(max_length=64)
+    name: str = Field(max_length=LONGEST_NAME)
     arguments: str = "{}"
 
 
