@@ -234,14 +234,6 @@ async def test_what_was_said_and_called_in_one_turn_is_one_message_beside_the_ef
     assert (options["reasoning_effort"], options["enable_thinking"]) == ("low", True)
 
 
-async def test_tags_of_calls_in_an_answer_by_a_schema_are_text(gateway):
-    """The grammar is that of the format: nothing in the answer is read as a call."""
-    format = {"type": "json_schema", "name": "p", "schema": {"const": "<tool_call> tags"}, "strict": True}
-    said = await responded(gateway, tools=[TOOL], text={"format": format}, max_output_tokens=60)
-    assert [item["type"] for item in said["output"]] == ["message"]
-    assert json.loads(said["output"][0]["content"][0]["text"]) == "<tool_call> tags"
-
-
 async def test_logprobs_come_with_the_text(gateway):
     said = await responded(gateway, include=["message.output_text.logprobs"], top_logprobs=2)
     scores = said["output"][0]["content"][0]["logprobs"]

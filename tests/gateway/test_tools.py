@@ -17,6 +17,7 @@ from shoal.gateway.schema.common import Function
 
 from .conftest import served, user
 from .test_chat import WEATHER, events
+from .test_writing import accepts
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 TEXT = {"type": "string"}
@@ -195,17 +196,22 @@ def as_family(checkpoint, folder, template, *special):
 
 
 def saying(monkeypatch, *pieces):
-    """Let every answer be these texts, and these tokens where they are numbers."""
+    """Let every answer be these texts, and these tokens where they are numbers. Returns the grammars to which
+    they would be held else."""
     rule = " ".join(json.dumps(piece) if isinstance(piece, str) else f"<[{piece}]>" for piece in pieces)
+    permitted = []
 
     def scripted(original):
         async def fit(*arguments):
-            return replace(await original(*arguments), grammar=f"start: {rule}")
+            found = await original(*arguments)
+            permitted.append(found.grammar)
+            return replace(found, grammar=f"start: {rule}")
 
         return fit
 
     for module in (chat, responses):
         monkeypatch.setattr(module, "fit", scripted(module.fit))
+    return permitted
 
 
 def token_of(folder, word):
@@ -278,6 +284,84 @@ async def test_a_model_that_thinks_first_keeps_to_a_schema_afterwards(tmp_path, 
         answer = (await gateway.chat(response_format=format, max_tokens=99)).json()["choices"][0]
         message = answer["message"]
         assert (message["reasoning_content"], message["content"]) == ("hm", '"4"')
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+async def test_with_tools_and_a_format_an_answer_calls_or_keeps_to_the_format(gateway, monkeypatch, path):
+    """Nothing in an answer that keeps to the format is read as a call, whatever its texts look like."""
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome", "days": 1}}\n</tool_call>'
+    format = {"schema": {"enum": ["no " + call, "other"]}, "name": "p", "strict": True}
+    if path == CHAT:
+        fields = {"messages": [user("a")], "response_format": {"type": "json_schema", "json_schema": format}}
+        tools = [WEATHER]
+    else:
+        fields = {"input": "a", "text": {"format": {"type": "json_schema"} | format}}
+        tools = [{"type": "function", **WEATHER["function"]}]
+    found = []
+    for said in (call, json.dumps("no " + call)):
+        with monkeypatch.context() as patch:
+            permitted = saying(patch, said)
+            limit = "max_tokens" if path == CHAT else "max_output_tokens"
+            answer = await gateway.post(path, tools=tools, **fields, **{limit: 200})
+        assert answer.status_code == 200, answer.text
+        (grammar,) = permitted
+        assert accepts(grammar, said), (said, grammar)
+        assert not accepts(grammar, "It is sunny.")
+        found.append(answer.json())
+    if path == CHAT:
+        called, kept = (one["choices"][0]["message"] for one in found)
+        assert called["tool_calls"][0]["function"]["arguments"] == '{"city": "Rome", "days": 1}'
+        assert ("tool_calls" in kept, json.loads(kept["content"])) == (False, "no " + call)
+    else:
+        called, kept = (one["output"][-1] for one in found)
+        assert called["arguments"] == '{"city": "Rome", "days": 1}'
+        assert json.loads(kept["content"][0]["text"]) == "no " + call
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES, "/v1/messages"])
+async def test_a_format_where_a_call_is_demanded_is_refused_everywhere(gateway, path):
+    schema, function = {"type": "object"}, WEATHER["function"]
+    fields, param = {
+        CHAT: (
+            {
+                "tools": [WEATHER],
+                "tool_choice": "required",
+                "response_format": {"type": "json_schema", "json_schema": {"schema": schema}},
+            },
+            "response_format",
+        ),
+        RESPONSES: (
+            {
+                "input": "a",
+                "tools": [{"type": "function", **function}],
+                "tool_choice": "required",
+                "text": {"format": {"type": "json_schema", "name": "p", "schema": schema}},
+            },
+            "text.format",
+        ),
+        "/v1/messages": (
+            {
+                "tools": [{"name": "get_weather", "input_schema": function["parameters"]}],
+                "tool_choice": {"type": "any"},
+                "output_config": {"format": {"type": "json_schema", "schema": schema}},
+            },
+            "output_config.format",
+        ),
+    }[path]
+    answer = await gateway.post(path, **{"messages": [user("a")]} | fields)
+    assert answer.status_code == 400, answer.text
+    assert f"{param} asks for JSON where tool_choice demands a call" in answer.text
+
+
+async def test_of_tools_and_a_format_each_is_relaxed_for_itself(gateway):
+    format = {"type": "json_schema", "json_schema": {"schema": ODD["propertyNames"]}}
+    odd = tool("odd", ODD["not"])
+    answer = await gateway.chat(tools=[WEATHER, odd], response_format=format, max_tokens=2)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-shoal-relaxed"] == "response_format, odd"
+    for fields in ({"tools": [tool("odd", ODD["not"], strict=True)]}, {"tools": [WEATHER]}):
+        format["json_schema"]["strict"] = "odd" not in str(fields)
+        assert (await gateway.chat(response_format=format, **fields)).status_code == 400, fields
 
 
 async def test_json_that_looks_like_a_call_is_text_without_tools(tmp_path, checkpoint, monkeypatch):

@@ -286,6 +286,42 @@ def test_an_odd_schema_is_written_for_the_grammar_to_refuse(dialect, odd):
     assert grammar is not None
 
 
+@pytest.mark.parametrize("dialect", KNOWN, ids=lambda dialect: dialect.name)
+def test_with_a_format_an_answer_is_a_call_or_keeps_to_it(dialect):
+    calling = Calling(TOOLS.functions)
+    markers = HARMONY if dialect is GPT_OSS else ()
+    marked = markup(dialect, markers)
+    grammar, _ = calls_grammar(calling, calling.schemas(), marked, reasoning=False, answer={"const": [4]})
+    before = "<|channel|>final<|message|>" if dialect is GPT_OSS else ""
+    assert accepts(grammar, f"{before}[4]", markers)
+    for wrong in ("[5]", "It is sunny.", "[4] and more", ""):
+        assert not accepts(grammar, before + wrong, markers)
+    calls = [text for known, used, text, _ in CASES if known is dialect and used == markers]
+    assert all(accepts(grammar, text, markers) for text in calls)
+    assert not any(accepts(grammar, text + "[4]", markers) for text in calls)
+
+
+@pytest.mark.parametrize("dialect", [one for one in KNOWN if one is not GPT_OSS], ids=lambda one: one.name)
+def test_what_keeps_to_a_format_has_no_calls_and_what_begins_with_one_has(dialect):
+    syntax = AnswerSyntax(markup(dialect), TOOLS.arguments, reasons=False, calls_first=True)
+    for known, used, text, _ in CASES:
+        if known is not dialect or used:
+            continue
+        for step in (1, 5, 1000):
+            for said, called in (
+                (text, True),
+                ("\n" + text, True),
+                (json.dumps(["a", text]), False),
+                (f'"{text}"', False),
+            ):
+                reader = syntax.reader()
+                found = [e for i in range(0, len(said), step) for e in reader.push(said[i : i + step])]
+                found += reader.finish()
+                assert any(isinstance(one, CallStart) for one in found) is called, said
+                if not called:
+                    assert "".join(found) == said
+
+
 def test_an_answer_of_gpt_oss_that_keeps_to_a_schema_is_in_its_final_channel():
     grammar = answer_grammar({"const": 4}, markup(GPT_OSS, HARMONY), reasoning=False)
     assert accepts(grammar, "<|channel|>final<|message|>4", HARMONY)

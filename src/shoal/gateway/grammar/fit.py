@@ -17,7 +17,7 @@ from shoal.errors import UsageError
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.grammar.grammar import MAX_SCHEMAS, Grammars, json_rule
 from shoal.gateway.grammar.relax import UNKNOWN, LeftOut, relax
-from shoal.gateway.markup.dialects import Markup, markup_of
+from shoal.gateway.markup.dialects import Dialect, Markup, markup_of
 from shoal.gateway.markup.reader import AnswerSyntax
 from shoal.gateway.markup.tools import Calling
 from shoal.gateway.markup.writing import answer_grammar, calls_grammar
@@ -42,6 +42,11 @@ class AnswerSchema:
     """Where in the request it is."""
     strict: bool = False
 
+    @property
+    def field(self) -> str:
+        """The field of the request that asks for it."""
+        return self.param.removesuffix(".schema").removesuffix(".json_schema")
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -54,6 +59,8 @@ class Fit:
     """What was relaxed: tools by their names, or the field of the format."""
     why: tuple[str, ...] = ()
     """The same, for the log: with each keyword that was left out."""
+    schema: Mapping[str, Any] | None = None
+    """What is left of the format."""
 
 
 async def fit(
@@ -65,19 +72,28 @@ async def fit(
 ) -> Fit:
     """What an answer to ``prompt`` is held to, and how it is read.
 
-    A format goes above calls that need not be.
+    With a format an answer that may call is a call, or keeps to the format.
 
     Raises:
-        BadRequest: a schema that is ``strict``, or wrong, cannot be enforced; or schemas are too large.
+        BadRequest: a schema that is ``strict``, or wrong, cannot be enforced; schemas are too large; or there
+            is a format where a call is demanded.
         LimitReached: too many others have theirs looked at.
         UsageError: a grammar is needed, and the model's tokenizer tells no bytes.
     """
     markup = markup_of(model.codec)
     reasoning = _opens_reasoning(model, prompt, markup)
-    if format is not None and (calling is None or not calling.must):
-        syntax = AnswerSyntax(markup, reasons=False, reasoning=reasoning)
+    if format is not None:
+        if calling is not None and calling.must:
+            raise BadRequest(
+                f"{format.field} asks for JSON where tool_choice demands a call: it cannot be both",
+                param=format.field,
+            )
+        functions = calling.arguments if calling else None
+        syntax = AnswerSyntax(markup, functions, reasons=False, reasoning=reasoning, calls_first=True)
         refused = await grammars.checker(model)
-        return await grammars.checked(partial(_fit_format, format, syntax, refused))
+        if calling is None:
+            return await grammars.checked(partial(_fit_format, format, syntax, refused))
+        return await grammars.checked(partial(_fit_calls, calling, syntax, refused, format))
     syntax = AnswerSyntax(markup, calling.arguments if calling else None, reasoning=reasoning)
     if calling is None:
         return Fit(None, syntax)
@@ -104,23 +120,26 @@ def _fit_format(format: AnswerSchema, syntax: AnswerSyntax, refused: GrammarChec
     _check_size([format.schema], format.param)
     why = refused(grammar(format.schema))
     if not why:
-        return Fit(grammar(format.schema), syntax)
+        return Fit(grammar(format.schema), syntax, schema=format.schema)
     found = relax(format.schema, lambda schema: refused(grammar(schema)), least={})
     left_out = found.left_out or (LeftOut("", None, why),)
     wrong = next((one for one in left_out[:LOOKED_AT] if format.strict or _is_wrong(one)), None)
     if wrong is not None:
         raise _cannot(wrong, format.param, "the answer's schema")
-    name = format.param.removesuffix(".schema").removesuffix(".json_schema")
-    return Fit(grammar(found.schema), syntax, (name,), _reasons(name, left_out))
+    return Fit(grammar(found.schema), syntax, (format.field,), _reasons(format.field, left_out), found.schema)
 
 
-def _fit_calls(calling: Calling, syntax: AnswerSyntax, refused: GrammarChecker) -> Fit:
+def _fit_calls(
+    calling: Calling, syntax: AnswerSyntax, refused: GrammarChecker, format: AnswerSchema | None = None
+) -> Fit:
     schemas = calling.schemas()
     _check_size(schemas, "tools")
-    grammar, dialect = calls_grammar(calling, schemas, syntax.markup, reasoning=syntax.reasoning)
+    held = _fit_format(format, syntax, refused) if format else Fit(None, syntax)
+    write = partial(calls_grammar, markup=syntax.markup, reasoning=syntax.reasoning, answer=held.schema)
+    grammar, dialect = write(calling, schemas)
     syntax = replace(syntax, markup=replace(syntax.markup, dialect=dialect))
     if grammar is None or not refused(grammar):
-        return Fit(grammar, syntax)
+        return replace(held, grammar=grammar, syntax=syntax)
     relaxed: dict[str, tuple[LeftOut, ...]] = {}
     for place, function in enumerate(calling.functions):
         why = refused(_alone(schemas[place]))
@@ -133,15 +152,19 @@ def _fit_calls(calling: Calling, syntax: AnswerSyntax, refused: GrammarChecker) 
                 left_out[0], calling.params.get(function.name, "tools"), f"function {function.name!r}"
             )
         schemas[place], relaxed[function.name] = found.schema, left_out
-    grammar = _together(calling, schemas, syntax, refused, relaxed)
+    grammar = _together(calling, schemas, write, refused, relaxed)
+    if grammar is None and format is not None:
+        raise BadRequest(
+            "the schemas of the tools and of the answer cannot be enforced together", param="tools"
+        )
     why = tuple(reason for name, left_out in relaxed.items() for reason in _reasons(name, left_out))
-    return Fit(grammar, syntax, tuple(relaxed), why)
+    return Fit(grammar, syntax, (*held.relaxed, *relaxed), (*held.why, *why))
 
 
 def _together(
     calling: Calling,
     schemas: list[dict[str, Any]],
-    syntax: AnswerSyntax,
+    write: Callable[[Calling, list[dict[str, Any]]], tuple[str | None, Dialect]],
     refused: GrammarChecker,
     relaxed: dict[str, tuple[LeftOut, ...]],
 ) -> str | None:
@@ -151,7 +174,7 @@ def _together(
     order = sorted(lengths, key=lambda place: -lengths[place])
     order = [place for place in order if not calling.functions[place].strict]
     while True:
-        grammar, _ = calls_grammar(calling, schemas, syntax.markup, reasoning=syntax.reasoning)
+        grammar, _ = write(calling, schemas)
         why = refused(grammar) if grammar is not None else ""
         if not why:
             return grammar

@@ -48,6 +48,8 @@ class AnswerSyntax:
     """Whether the answer may begin with reasoning; one that keeps to a format may not."""
     reasoning: bool = False
     """Whether the prompt has opened the reasoning already."""
+    calls_first: bool = False
+    """Whether what does not begin with a call has none, as an answer that else keeps to a format."""
 
     def reader(self) -> AnswerReader:
         """For one answer."""
@@ -75,7 +77,7 @@ class MarkupReader:
     def __init__(self, syntax: AnswerSyntax) -> None:
         markers = syntax.markup.reasoning if syntax.reasons or syntax.reasoning else None
         self._reasoning = ReasoningReader(markers, inside=syntax.reasoning)
-        self._calls = CallReader(syntax.markup.dialect, syntax.functions)
+        self._calls = CallReader(syntax.markup.dialect, syntax.functions, first=syntax.calls_first)
         self.reasoning_tokens = 0
 
     def push(self, text: str) -> list[AnswerEvent]:
@@ -95,9 +97,12 @@ class CallReader:
 
     Args:
         functions: what may be called, and the schema of its arguments; ``None`` where nothing is a call.
+        first: whether what does not begin with a call has none.
     """
 
-    def __init__(self, dialect: Dialect, functions: Mapping[str, Mapping[str, Any]] | None) -> None:
+    def __init__(
+        self, dialect: Dialect, functions: Mapping[str, Mapping[str, Any]] | None, *, first: bool = False
+    ) -> None:
         self.count = 0
         self._dialect = dialect
         self._functions = functions
@@ -111,7 +116,8 @@ class CallReader:
         self._value = Nesting()
         self._looked_at = 0
         """How much of what is held ``_value`` has seen."""
-        self._state = self._begin if self._heads else self._text
+        self._first = first and functions is not None
+        self._state = self._begin if self._heads or self._first else self._text
         self._reading: ArgumentsReader = JsonArguments()
 
     def push(self, text: str) -> list[AnswerEvent]:
@@ -139,11 +145,15 @@ class CallReader:
 
     def _begin(self) -> list[AnswerEvent] | None:
         """An answer's first letters, which may be a call without a marker."""
-        squeezed = _squeezed(self._held)
+        squeezed, body = _squeezed(self._held), self._held.lstrip()
+        if self._first and any(marker.startswith(body) and marker != body for marker in self._openings):
+            return None
         if not any(head.startswith(squeezed) for head in self._heads):
             if any(squeezed.startswith(head) for head in self._heads):
                 self._enter_call("", marked=False)
             else:
+                if self._first and not body.startswith(self._openings):
+                    self._openings = ()
                 self._state = self._text
             return []
         return None

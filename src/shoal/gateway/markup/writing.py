@@ -45,7 +45,12 @@ _TAGGED_NAME = re.compile(r"[^<>\s][^<>\n]{0,62}(?<!\s)|[^<>\s]")
 
 
 def calls_grammar(
-    calling: Calling, schemas: Sequence[Mapping[str, Any]], markup: Markup, *, reasoning: bool
+    calling: Calling,
+    schemas: Sequence[Mapping[str, Any]],
+    markup: Markup,
+    *,
+    reasoning: bool,
+    answer: Mapping[str, Any] | None = None,
 ) -> tuple[str | None, Dialect]:
     """What the answer may be: calls, or where none is demanded also text with calls at its end; and in which
     dialect it is to be read.
@@ -53,6 +58,7 @@ def calls_grammar(
     Args:
         schemas: of each function's arguments.
         reasoning: whether the prompt has opened reasoning, which comes before the calls.
+        answer: the schema that an answer without calls keeps to; ``None`` where that may be any text.
 
     Returns: ``None`` where only demanded calls have a grammar.
     """
@@ -62,11 +68,15 @@ def calls_grammar(
     ]
     dialect = markup.dialect
     calls, rules, free = _WRITERS[dialect.name](tools, markup, calling.several)
-    if not calling.must and not free:
+    if not calling.must and not free and answer is None:
         return None, dialect
     begins = _reasoning(markup, reasoning) if dialect != GPT_OSS else []
     before = "reasoning " if reasoning and calling.must else "reasoning? " if begins else ""
     start = calls if calling.must else free
+    if answer is not None:  # it begins as one that keeps to a format begins
+        before = "reasoning " if reasoning and begins else ""
+        start = f"{calls} | {_final(markup)}answer"
+        rules = [*rules, f"answer: {json_rule(answer)}"]
     rules = [f"start: {before}({start})", *begins, *rules, _TEXT]
     written = "\n".join(rules)
     used = {i for i in range(len(schemas)) if re.search(rf"\bargs_{i}\b", written)}
@@ -77,12 +87,18 @@ def calls_grammar(
 def answer_grammar(schema: Mapping[str, Any], markup: Markup, *, reasoning: bool) -> str:
     """An answer in JSON, behind the reasoning that the prompt has opened."""
     rules = [f"answer: {json_rule(schema)}"]
-    if markup.dialect == GPT_OSS and "<|channel|>" in markup.tokens:
-        final = _words(markup, "<|channel|>final<|message|>")
-        return "\n".join([f"start: analysis? {final} answer", _analysis(markup), _TEXT, *rules])
+    if final := _final(markup):
+        return "\n".join([f"start: {final}answer", _analysis(markup), _TEXT, *rules])
     if not reasoning:
         return "\n".join(["start: answer", *rules])
     return "\n".join(["start: reasoning answer", *_reasoning(markup, reasoning), _TEXT, *rules])
+
+
+def _final(markup: Markup) -> str:
+    """What stands before an answer by a schema, where its family puts it into a channel."""
+    if markup.dialect != GPT_OSS or "<|channel|>" not in markup.tokens:
+        return ""
+    return f"analysis? {_words(markup, '<|channel|>final<|message|>')} "
 
 
 def _marker(markup: Markup, word: str) -> str:

@@ -168,11 +168,6 @@ class ChatRequest(Asking):
         if forbidden := sorted(TEMPLATE_WORDS & (self.chat_template_kwargs or {}).keys()):
             raise misfit("chat_template_kwargs", f"may not set {', '.join(forbidden)}")
         self._check_tools()
-        wanted = self.response_format.type if self.response_format else "text"
-        if wanted != "text" and self.tools and self.tool_choice not in (None, "none", "auto"):
-            raise misfit(
-                "response_format", "asks for JSON where tool_choice demands a call: it cannot be both"
-            )
         return self
 
     def _check_tools(self) -> None:
