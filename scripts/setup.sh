@@ -4,8 +4,9 @@
 #   make setup                    the first Python 3.11 to 3.14 found
 #   make setup PYTHON=/path/to/python3
 #
-#   scripts/setup.sh tests        and what only the tests need: a browser, and as root, for the lab of networks
-#                                 that only root can make, nftables, conntrack and iproute2
+#   scripts/setup.sh tests        and what only the tests need: a browser; an emulator of ARM and its compiler; and
+#                                 as root, for the lab of networks that only root can make, nftables, conntrack
+#                                 and iproute2
 #
 # node and npm, for the page, pyright and the js-libp2p peer of the tests, come as a wheel into .venv.
 set -euo pipefail
@@ -97,5 +98,9 @@ if [ "${1:-}" = tests ]; then
     has chromium || has google-chrome || debian chromium
     if [ "$(uname)" = Linux ] && [ "$(id -u)" = 0 ]; then
         { has nft && has conntrack && has ip; } || debian nftables conntrack iproute2
+    fi
+    if [ "$(uname -sm)" = "Linux x86_64" ]; then
+        { has qemu-aarch64 && has aarch64-linux-gnu-gcc; } ||
+            debian qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
     fi
 fi

@@ -1,4 +1,5 @@
 #include "span.h"
+#include "angles.h"
 #include "elementwise.h"
 #include <math.h>
 #include <stdlib.h>
@@ -124,8 +125,10 @@ static void angle_row(void *context, int row, int thread) {
         float *to = step->team->cosines + ((int64_t)row * 2 + rope) * 2 * half;
         for (int d = 0; d < half; d++) {
             const float angle = (float)position * step->span->frequencies[rope][d];
-            to[d] = cosf(angle) * step->span->rope_scale[rope];
-            to[half + d] = sinf(angle) * step->span->rope_scale[rope];
+            float sine, cosine;
+            sine_cosine(angle, &sine, &cosine);
+            to[d] = cosine * step->span->rope_scale[rope];
+            to[half + d] = sine * step->span->rope_scale[rope];
         }
     }
 }
