@@ -7,6 +7,7 @@ places at two relays, whom it finds among the peers that it is connected to, and
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -37,6 +38,11 @@ ASKED_AGAIN_S = 30.0
 """When a peer that was no relay is asked again."""
 RESERVED_AGAIN_S = 5.0
 """When a relay that gave us no place is asked again: often, for it may be our own way out that was gone."""
+GIVEN_UP_AFTER = 5
+"""Failures in a row, after which a relay is forgotten; while we are connected to it, it is asked anew whether
+it is one."""
+DOUBLED = 2
+"""How often its rest doubles before."""
 KNOWN_LIMIT = 64
 
 log = logging.getLogger(__name__)
@@ -55,6 +61,8 @@ class RelayOffer(Struct, frozen=True, array_like=True):
 
 
 _Value = TypeVar("_Value")
+
+_NEVER = (-math.inf, 0)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(RelayOffer).decode
@@ -107,7 +115,8 @@ class Reachability:
         """Peers that are relays."""
         self._asked: OrderedDict[PeerId, float] = OrderedDict()
         """When peers were asked whether they are."""
-        self._failed: OrderedDict[PeerId, float] = OrderedDict()
+        self._failed: OrderedDict[PeerId, tuple[float, int]] = OrderedDict()
+        """When relays that we know last gave us no place, and how many times in a row."""
         self._changed = trio.Event()
 
     def addresses(self) -> tuple[str, ...]:
@@ -172,10 +181,11 @@ class Reachability:
         """Have so many places, and hear how enough of them see us."""
         held = {s.address.peer for s in self._sessions.all() if s.reserved}
         now = trio.current_time()
+        # Those first that failed longest ago, or never: else a few that are gone would be all that is tried.
         waiting = [
-            address
-            for peer, address in self._known.items()
-            if peer not in held and now - self._failed.get(peer, -RESERVED_AGAIN_S) >= RESERVED_AGAIN_S
+            self._known[peer]
+            for peer in sorted(self._known, key=lambda peer: self._failed.get(peer, _NEVER)[0])
+            if peer not in held and self._rested(peer, now)
         ]
         lacking = places - len(held)
         observers = OBSERVERS - len(self._sessions.observations)
@@ -187,6 +197,10 @@ class Reachability:
         with ends_alone(log, "the look for a relay"):
             await task()
 
+    def _rested(self, peer: PeerId, now: float) -> bool:
+        at, times = self._failed.get(peer, _NEVER)
+        return now - at >= RESERVED_AGAIN_S * 2 ** min(max(0, times - 1), DOUBLED)
+
     async def _use(self, address: RelayAddress, reserve: bool) -> None:
         """Hear how a relay sees us, and hold a place there if that is wanted."""
         try:
@@ -195,7 +209,18 @@ class Reachability:
                 await session.reserve(RESERVED_WITHIN_S)
         except ChannelClosed as error:
             log.debug("%s", error.message)
-            _keep(self._failed, address.peer, trio.current_time())
+            self._note_failure(address.peer)
+        else:
+            self._failed.pop(address.peer, None)
+
+    def _note_failure(self, peer: PeerId) -> None:
+        times = self._failed.get(peer, _NEVER)[1] + 1
+        if times < GIVEN_UP_AFTER:
+            _keep(self._failed, peer, (trio.current_time(), times))
+        else:
+            self._failed.pop(peer, None)
+            self._known.pop(peer, None)
+            _keep(self._asked, peer, trio.current_time())
 
 
 def _keep(table: OrderedDict[PeerId, _Value], peer: PeerId, value: _Value) -> None:
