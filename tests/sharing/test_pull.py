@@ -199,6 +199,56 @@ async def test_who_offers_all_and_gives_nothing_does_not_hold_a_pull_up_for_ever
             await p.puller.pull.items(p.folder, whole.items(BLOCK))
 
 
+@pytest.mark.parametrize("busy", [True, False], ids=["who is busy for a day", "who says nothing"])
+async def test_as_many_as_are_asked_who_offer_all_and_give_nothing_make_room_for_one_who_gives(
+    busy: bool, tmp_path: Path, whole: HeldModel, patient_clock: trio.testing.MockClock
+) -> None:
+    def tease(channel: Channel, message: Fetch) -> None:
+        if message.part == "offer":
+            offer = whole.shared.offer()
+            channel.send_now(Fetched(message.number, len(offer)), offer)
+        elif busy:
+            channel.reply(NotFetched(message.number, "busy", "later", 86400.0))
+
+    async with pulling(tmp_path, whole, [whole.shared] * (pull_module.PEERS + 1)) as p:
+        for sharer in p.sharers[:-1]:
+            sharer.answer = tease
+        with trio.fail_after(60):
+            await p.puller.pull.items(p.folder, whole.items("model.layers"))
+        assert p.folder.missing(whole.items("model.layers")) == {}
+
+
+async def test_as_many_as_are_asked_who_send_no_manifest_make_room_for_one_who_does(
+    tmp_path: Path, whole: HeldModel, patient_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pull_module, "PIECE_WITHIN_S", 100.0)
+    async with pulling(tmp_path, whole, [whole.shared] * (pull_module.PEERS + 1)) as p:
+        for sharer in p.sharers[:-1]:
+            sharer.answer = silence
+        with trio.fail_after(60):
+            assert await p.puller.pull.manifest(whole.model.digest) == whole.manifest
+
+
+async def test_endless_manifests_come_from_so_many_at_a_time(
+    tmp_path: Path, whole: HeldModel, patient_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sending: set[int] = set()
+
+    def creeping(channel: Channel, message: Fetch) -> None:
+        if message.index:
+            sending.add(id(channel))
+        else:
+            endless(channel, message)
+
+    async with pulling(tmp_path, whole, [whole.shared] * pull_module.PEERS) as p:
+        for sharer in p.sharers[:-1]:
+            sharer.answer = creeping
+        p.sharers[-1].answer = silence
+        with trio.move_on_after(pull_module.PIECE_WITHIN_S / 2):
+            await p.puller.pull.manifest(whole.model.digest)
+        assert len(sending) == pull_module.LONG_MANIFESTS
+
+
 async def test_a_pull_goes_on_with_what_had_come(tmp_path: Path, whole: HeldModel) -> None:
     """Cancelled, as a process is killed: nothing of ours runs after it."""
     wanted = [n for n, item in enumerate(whole.manifest.items) if item.is_tensor]

@@ -14,6 +14,7 @@ from shoal.sharing.pull_plan import (
     LATE_S,
     MAX_UNDER_WAY,
     MAX_WINDOW,
+    SILENT_S,
     PieceAsk,
     PieceKey,
     PullPlan,
@@ -148,6 +149,25 @@ def test_who_fails_rests_ever_longer_and_is_given_up_in_the_end() -> None:
             rests.append(plan.wake_at(now) - now)
             now = plan.wake_at(now)
     assert rests == [0.5, 1.0, 2.0, 4.0]
+
+
+def test_who_rests_long_or_sends_nothing_gives_its_place_to_another() -> None:
+    plan = plan_of(100)
+    for peer in (A, B, C):
+        plan.add_peer(peer, everything)
+    asked = plan.next_asks(0.0)
+    asks = {ask.peer: ask for ask in asked}
+    assert plan.spare_peer(0.0) is None
+    for ask in asked:
+        if ask.peer == B:
+            answer(plan, ask, 1.0)
+    plan.failed(C, asks[C].piece, 1.0, rest_s=86400.0)
+    assert plan.spare_peer(1.0) == (C, 86401.0)
+    plan.drop_peer(C)
+    assert plan.spare_peer(1.0) is None
+    assert plan.spare_peer(SILENT_S + 0.5) == (A, SILENT_S + 0.5)
+    plan.drop_peer(A)
+    assert plan.spare_peer(SILENT_S + 0.5) is None
 
 
 def test_a_late_piece_is_asked_of_one_other_and_counts_once() -> None:

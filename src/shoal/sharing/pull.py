@@ -7,6 +7,7 @@ long as it lasts, and where nobody is left it waits a while for one.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 
 import trio
 
-from shoal.errors import Busy, NoCoverage, RemoteProtocolError, ShoalError
+from shoal.errors import Busy, DeadlineExceeded, NoCoverage, RemoteProtocolError, ShoalError
 from shoal.models.checkpoint.manifest import MAX_MANIFEST, Manifest, digest_of, read_manifest
 from shoal.models.store.disk import check_free, told_if_full
 from shoal.progress import Progress
@@ -34,8 +35,15 @@ NOBODY_FOR_S = 30.0
 STALLED_S = 120.0
 """How long it waits for those who say that they have what it lacks, and send nothing."""
 MANIFEST_WITHIN_S = 120.0
+SLOW_MANIFEST_S = 10.0
+"""After which a peer that has sent less of a manifest than the others gives its place to one who waits."""
+LONG_MANIFESTS = 2
+"""Manifests of more than one piece that come at a time: until its end, nobody knows whether one is right."""
+LONG_WITHIN_S = 40.0
 PEERS = 16
 """Peers that are asked at a time."""
+REPLACED_FOR_S = 30.0
+"""How long a peer is not asked again whose place another one got."""
 WRITERS = 4
 
 FindPeers = Callable[[], Awaitable[Sequence[PeerAddress]]]
@@ -102,6 +110,7 @@ class Pull:
         self._addresses: dict[PeerId, PeerAddress] = {}
         self._refused: dict[PeerId, float] = {}
         """Peers that are not asked, and until when."""
+        self._long_manifests = trio.CapacityLimiter(LONG_MANIFESTS)
         self._writers = trio.CapacityLimiter(WRITERS)
         self._news = trio.Event()
         self._advanced = trio.current_time()
@@ -118,18 +127,21 @@ class Pull:
             BadWeights: it is not well-formed, although the digest is its.
         """
         found: list[bytes] = []
-        asked: set[PeerId] = set()
-        asking = trio.CapacityLimiter(PEERS)
+        asked: dict[PeerId, _ManifestAsk] = {}
+        times = Counter[PeerId]()
 
-        async def ask(address: PeerAddress) -> None:
-            async with asking:
-                raw = await self._whole_manifest(address)
+        async def ask(address: PeerAddress, of: _ManifestAsk) -> None:
+            raw = None
+            with of.scope:
+                raw = await self._whole_manifest(address, of)
+            if of.scope.cancelled_caught:
+                self._rest(address.peer, DeadlineExceeded("others were waiting"))
             if raw is not None and digest_of(raw) == digest:
                 found.append(raw)
                 nursery.cancel_scope.cancel()
             elif raw is not None:
                 self._note_wrong(address.peer)
-            asked.discard(address.peer)
+            del asked[address.peer]
             self._news.set()
 
         with one_error(), trio.move_on_after(MANIFEST_WITHIN_S):
@@ -137,9 +149,14 @@ class Pull:
                 until = trio.current_time() + NOBODY_FOR_S
                 while asked or trio.current_time() < until:
                     new = [a for a in await self._find() if a.peer not in asked and self._may_ask(a.peer)]
-                    if new and asking.available_tokens:
-                        asked.add(new[0].peer)
-                        nursery.start_soon(ask, new[0])
+                    if new and len(asked) < PEERS:
+                        # Those first that were asked least often: each has its turn.
+                        address = min(new, key=lambda address: times[address.peer])
+                        times[address.peer] += 1
+                        asked[address.peer] = _ManifestAsk(trio.current_time())
+                        nursery.start_soon(ask, address, asked[address.peer])
+                    elif new:
+                        _end_slowest(asked.values())
                     self._news = trio.Event()
                     with trio.move_on_after(LOOK_EVERY_S):
                         await self._news.wait()
@@ -197,7 +214,9 @@ class Pull:
         while True:
             for address in await self._find():
                 known = asked | set(plan.peers)
-                if len(known) < PEERS and address.peer not in known and self._may_ask(address.peer):
+                if address.peer in known or not self._may_ask(address.peer):
+                    continue
+                if len(known) < PEERS or self._make_room(plan):
                     asked.add(address.peer)
                     nursery.start_soon(self._ask_offer, plan, manifest, address, asked)
             await trio.sleep(LOOK_EVERY_S)
@@ -206,6 +225,17 @@ class Pull:
                 raise self._nobody(f"nobody who can be reached has {unheld} of its tensors")
             if idle_s > STALLED_S:
                 raise self._nobody(f"nothing has come for {STALLED_S:.0f} s")
+
+    def _make_room(self, plan: PullPlan) -> bool:
+        """Take the place of a peer that gives nothing, for one who waits; whether there was one."""
+        spare = plan.spare_peer(trio.current_time())
+        if spare is None:
+            return False
+        peer, rested_at = spare
+        plan.drop_peer(peer)
+        self._refused[peer] = max(rested_at, trio.current_time() + REPLACED_FOR_S)
+        self._news.set()
+        return True
 
     async def _ask_offer(
         self, plan: PullPlan, manifest: Manifest, address: PeerAddress, asked: set[PeerId]
@@ -267,16 +297,26 @@ class Pull:
             self.report.by_peer[peer] = self.report.by_peer.get(peer, 0) + len(data)
             self._progress(f"fetching {self._name} from peers", self.report.done, self.report.total)
 
-    async def _whole_manifest(self, address: PeerAddress) -> bytes | None:
-        raw = b""
+    async def _whole_manifest(self, address: PeerAddress, ask: _ManifestAsk) -> bytes | None:
+        """A manifest as a peer sends it; past its first piece, of so many peers at a time."""
         try:
-            for index in range(MAX_MANIFEST // MAX_PIECE):
-                piece = await self._source.fetch(address, "manifest", 0, index, deadline_s=PIECE_WITHIN_S)
-                raw += piece
-                if len(piece) < MAX_PIECE:
-                    return raw
-        except ShoalError as error:
-            self._rest(address.peer, error)
+            raw = await self._source.fetch(address, "manifest", 0, 0, deadline_s=PIECE_WITHIN_S)
+            ask.came = len(raw)
+            if len(raw) < MAX_PIECE:
+                return raw
+            async with self._long_manifests:
+                with trio.fail_after(LONG_WITHIN_S):
+                    for index in range(1, MAX_MANIFEST // MAX_PIECE):
+                        piece = await self._source.fetch(
+                            address, "manifest", 0, index, deadline_s=PIECE_WITHIN_S
+                        )
+                        raw += piece
+                        ask.came = len(raw)
+                        if len(piece) < MAX_PIECE:
+                            return raw
+        except (ShoalError, trio.TooSlowError) as error:
+            late = DeadlineExceeded(f"{address.peer} did not send its manifest in time")
+            self._rest(address.peer, error if isinstance(error, ShoalError) else late)
             return None
         self._note_wrong(address.peer)
         return None
@@ -305,6 +345,22 @@ class Pull:
             "what has come is kept",
             next_command="shoal status",
         )
+
+
+@dataclass(eq=False)
+class _ManifestAsk:
+    """A peer that is asked for a manifest."""
+
+    began: float
+    came: int = 0
+    """Bytes of it."""
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+def _end_slowest(asks: Iterable[_ManifestAsk]) -> None:
+    slow = [ask for ask in asks if trio.current_time() - ask.began > SLOW_MANIFEST_S]
+    if slow:
+        min(slow, key=lambda ask: ask.came).scope.cancel()
 
 
 def _has(bits: bytes, item: int) -> bool:

@@ -31,6 +31,9 @@ LATE_S = 2.0
 PACE_WEIGHT = 0.3
 """Of the newest piece in a peer's usual time."""
 FIRST_REST_S = 0.5
+LONG_REST_S = 5.0
+SILENT_S = 15.0
+"""A peer that rests for longer, or has sent nothing for so long, gives its place to one who waits for it."""
 FAILURES = 5
 """In a row, each of which doubles a peer's rest; then it is given up."""
 
@@ -62,6 +65,8 @@ class _Peer:
     """Since when."""
     piece_s: float | None = None
     last: float = -math.inf
+    waited_since: float = math.inf
+    """When it was first asked for something after it last sent something."""
     rest_until: float = -math.inf
     failures: int = 0
 
@@ -70,6 +75,10 @@ class _Peer:
         if self.piece_s is None:
             return FIRST_WINDOW
         return max(1, min(MAX_WINDOW, math.ceil(AHEAD_S / max(self.piece_s, 1e-6))))
+
+    def is_spare(self, now: float) -> bool:
+        """Whether another one may have its place."""
+        return self.rest_until - now > LONG_REST_S or now - self.waited_since > SILENT_S
 
     def has_room(self, now: float) -> bool:
         return now >= self.rest_until and len(self.under_way) < self.window
@@ -128,6 +137,12 @@ class PullPlan:
         """Ask a peer from now on for the items that it ``has``; one that is asked already stays as it is."""
         self._peers.setdefault(peer, _Peer(peer, has))
 
+    def spare_peer(self, now: float) -> tuple[PeerId, float] | None:
+        """Whose place another one may have, and when it has had its rest: who sent something longest ago."""
+        spare = [peer for peer in self._peers.values() if peer.is_spare(now)]
+        found = min(spare, key=lambda peer: peer.last, default=None)
+        return None if found is None else (found.id, max(now, found.rest_until))
+
     def drop_peer(self, peer: PeerId) -> None:
         """Ask a peer for nothing more."""
         gone = self._peers.pop(peer, None)
@@ -137,8 +152,8 @@ class PullPlan:
     def next_asks(self, now: float) -> list[PieceAsk]:
         """What to ask of whom at this moment; it counts as asked from then on."""
         asks: list[PieceAsk] = []
-        # The fastest first: what is left in the end goes to them.
-        for peer in sorted(self._peers.values(), key=lambda peer: peer.piece_s or 0.0):
+        # The fastest first: what is left in the end goes to them. Who has just failed comes last.
+        for peer in sorted(self._peers.values(), key=lambda peer: (peer.failures, peer.piece_s or 0.0)):
             while len(self._taken) < MAX_UNDER_WAY and peer.has_room(now):
                 piece = self._next_for(peer) or self._late_piece(peer, now)
                 if piece is None:
@@ -155,6 +170,7 @@ class PullPlan:
             return
         took = now - max(asked, sender.last)
         sender.last, sender.failures = now, 0
+        sender.waited_since = now if sender.under_way else math.inf
         if piece.chunk != HASHES:
             before = took if sender.piece_s is None else sender.piece_s
             sender.piece_s = before + PACE_WEIGHT * (took - before)
@@ -229,6 +245,7 @@ class PullPlan:
 
     def _take(self, peer: _Peer, piece: PieceKey, now: float) -> None:
         peer.under_way[piece] = now
+        peer.waited_since = min(peer.waited_since, now)
         self._taken.setdefault(piece, set()).add(peer.id)
 
     def _give_back(self, peer: PeerId, piece: PieceKey) -> None:
