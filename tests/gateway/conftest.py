@@ -68,9 +68,12 @@ def checkpoint(tmp_path_factory):
 
 
 @asynccontextmanager
-async def served(home, checkpoint, spans=THIRDS, host="127.0.0.1", ready=True, **options):
-    """A gateway before a swarm in memory."""
-    async with memory_swarm(home, checkpoint, spans) as swarm, trio.open_nursery() as nursery:
+async def served(home, checkpoint, spans=THIRDS, host="127.0.0.1", ready=True, nodes=None, **options):
+    """A gateway before a swarm in memory, whose ``nodes`` may have settings of their own."""
+    async with (
+        memory_swarm(home, checkpoint, spans, **(nodes or {})) as swarm,
+        trio.open_nursery() as nursery,
+    ):
         settings = {"model": str(checkpoint), "database": home / "gateway.db", "swarm": "home"}
         settings |= {"invite": lambda: ELSEWHERE, "health": list} | options
         async with open_gateway(swarm.client, Options(**settings)) as gateway:

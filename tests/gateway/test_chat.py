@@ -9,10 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoal.client.sampling import Sampling
+from shoal.gateway import prefixes
+from shoal.gateway.api import request
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.models.store.local_model import SamplingDefaults
 
-from .conftest import user
+from .conftest import served, user
 
 WEATHER = {
     "type": "function",
@@ -136,6 +138,25 @@ async def test_a_stop_string_ends_the_answer_and_is_not_shown(gateway, reference
     body = (await gateway.chat("the sea is", max_tokens=12, stop=cut)).json()
     assert body["choices"][0]["message"]["content"] == text[: text.index(cut)]
     assert body["choices"][0]["finish_reason"] == "stop"
+
+
+ENDLESS = {"max_tokens": None, "logit_bias": {"2": -100}}
+"""Without a limit, and without the token that would end it."""
+
+
+@pytest.mark.parametrize(("free", "least", "most"), [(65536, 80, 80), (300, 30, 40), (100, 30, 30)])
+async def test_an_answer_without_a_limit_is_as_long_as_the_nodes_have_plenty_for(
+    tmp_path, checkpoint, monkeypatch, free, least, most
+):
+    monkeypatch.setattr(request, "DEFAULT_TOKENS", 80)
+    monkeypatch.setattr(request, "LEAST_TOKENS", 30)
+    monkeypatch.setattr(prefixes, "TURN_TOKENS", 10)
+    async with served(tmp_path, checkpoint, nodes={"kv_tokens": free}) as gateway:
+        answer = (await gateway.chat(**ENDLESS)).json()
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert least <= answer["usage"]["completion_tokens"] <= most
+        named = await gateway.chat(**ENDLESS | {"max_tokens": 45})  # who names a limit is given it
+        assert named.json()["usage"]["completion_tokens"] == 45
 
 
 async def test_a_bias_forbids_a_token_and_demands_another(gateway):

@@ -54,7 +54,7 @@ class Answers:
         try:
             told = record.tokens
             try:
-                await self._choices(lease, asked, record, take, take_scores)
+                await self._choices(lease, asked.within(lease.tokens), record, take, take_scores)
             except UsageError:
                 raise
             except ShoalError:
@@ -63,7 +63,7 @@ class Answers:
                     raise
                 lease.close()
                 lease = await self.prefixes.fresh(asked, caller.id)
-                await self._choices(lease, asked, record, take, take_scores)
+                await self._choices(lease, asked.within(lease.tokens), record, take, take_scores)
         except BaseException:
             lease.close()
             raise

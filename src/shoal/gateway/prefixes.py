@@ -137,7 +137,7 @@ class Prefixes:
         """The kept session that holds most of the prompt, if it is not mostly about something else."""
         best, most = None, WORTH_IT - 1
         for lease in self._kept:
-            ours = lease.owner == owner and lease.tokens >= asked.need
+            ours = lease.owner == owner and lease.tokens >= asked.least_need
             shared = lease.session.reusable(asked.prompt) if ours else 0
             if shared > most and shared >= len(lease.session.token_ids) // 2:
                 best, most = lease, shared
@@ -166,11 +166,13 @@ class Prefixes:
             log.info("a session ended badly: %s", error.message)
 
     def _tokens(self, asked: GenerationRequest) -> int:
-        """What to reserve: room for a next turn too, as long as the hops have plenty and nobody waits."""
+        """What to reserve: room for a long answer where none is limited, and for a next turn too, as long as
+        the hops have plenty and nobody waits."""
         member = self._swarm.member
         serving = member.directory.serving(asked.model.local.digest, member.now())
         free = [a.served.tokens_free for a in serving if a.served]
-        roomy = asked.need + TURN_TOKENS
-        if asked.turns and free and min(free) > 4 * roomy and not self._line.locked():
-            return min(roomy, asked.model.shape.context)
-        return asked.need
+        more = TURN_TOKENS if asked.turns else 0
+        for roomy in (asked.need + more, asked.least_need + more):
+            if free and min(free) > 4 * roomy and not self._line.locked():
+                return min(roomy, asked.model.shape.context)
+        return asked.least_need

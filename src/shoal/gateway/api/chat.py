@@ -50,6 +50,7 @@ async def chat_request(body: ChatRequest, model: Servable, grammars: Grammars) -
         body.sampling(body.scores, model.local.sampling),
         choices=body.n,
         stop=tuple(body.stop),
+        open_ended=body.limit is None,
         grammar=found.grammar,
         syntax=found.syntax,
         relaxed=found.relaxed,

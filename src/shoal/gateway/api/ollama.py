@@ -83,6 +83,7 @@ async def _asked(
         limit,
         body.options.sampling(body.scores, model.local.sampling),
         stop=tuple(body.options.stop or ()),
+        open_ended=body.options.limit is None,
         grammar=found.grammar,
         syntax=found.syntax,
         relaxed=found.relaxed,

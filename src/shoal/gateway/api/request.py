@@ -19,8 +19,10 @@ from shoal.models.text.codec import TextCodec
 from shoal.models.text.detokenizer import Detokenizer
 from shoal.models.text.prompt import ChatPrompt, encode_prompt
 
-DEFAULT_TOKENS = 1024
-"""An answer's length where the client sets none: every hop reserves KV for all of it at once."""
+DEFAULT_TOKENS = 4096
+"""An answer's length where the client sets none."""
+LEAST_TOKENS = 1024
+"""The same where the hops have no plenty of room: each reserves KV for all of an answer at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class GenerationRequest:
     max_tokens: int
     """0 where the prompt alone is to be scored."""
     sampling: Sampling
+    open_ended: bool = False
+    """Whether the client has set no limit, so that the answer may be given less room."""
     choices: int = 1
     stop: tuple[str, ...] = ()
     grammar: str | None = None
@@ -53,6 +57,17 @@ class GenerationRequest:
     def need(self) -> int:
         """Tokens of KV that it takes."""
         return len(self.prompt) + max(self.max_tokens, 1)
+
+    @property
+    def least_need(self) -> int:
+        """Tokens of KV without which it is not answered."""
+        return min(self.need, len(self.prompt) + LEAST_TOKENS) if self.open_ended else self.need
+
+    def within(self, tokens: int) -> GenerationRequest:
+        """The same in a session with room for so many tokens, which are not fewer than its least."""
+        if self.need <= tokens:
+            return self
+        return replace(self, max_tokens=tokens - len(self.prompt))
 
     def detokenizer(self) -> Detokenizer | None:
         """For one answer; ``None`` for a model without a tokenizer."""

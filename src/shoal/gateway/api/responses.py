@@ -50,6 +50,7 @@ async def responses_request(body: ResponsesRequest, model: Servable, grammars: G
         tuple(prompt),
         limit,
         body.sampling(body.scores, model.local.sampling),
+        open_ended=body.max_output_tokens is None,
         grammar=found.grammar,
         syntax=found.syntax,
         relaxed=found.relaxed,
