@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from shoal.gateway.api.chat import _for_template
+from shoal.gateway.api.chat import for_template
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
 from shoal.gateway.schema.messages import MessagesRequest
@@ -59,7 +59,7 @@ TEXT = {"type": "text", "text": "a"}
 )
 def test_a_turn_is_taken_as_openai_takes_it(turn, text):
     (message,) = ChatRequest.model_validate(chat(turn)).messages
-    made = _for_template(message)
+    made = for_template(message)
     assert made["content"] == text
     assert made["role"] in ("system", "assistant", "tool")
 
@@ -77,7 +77,7 @@ def test_a_turn_is_taken_as_openai_takes_it(turn, text):
 )
 def test_a_call_reaches_the_template_however_it_was_written(turn):
     (message,) = ChatRequest.model_validate(chat(turn)).messages
-    (call,) = _for_template(message)["tool_calls"]
+    (call,) = for_template(message)["tool_calls"]
     assert call["function"] == {"name": "f", "arguments": {"a": 1}}
 
 
@@ -85,12 +85,12 @@ def test_a_call_reaches_the_template_however_it_was_written(turn):
 def test_no_arguments_are_an_empty_object(arguments):
     call = CALL | {"function": {"name": "f", "arguments": arguments}}
     (message,) = ChatRequest.model_validate(chat(said(tool_calls=[call]))).messages
-    assert _for_template(message)["tool_calls"][0]["function"]["arguments"] == {}
+    assert for_template(message)["tool_calls"][0]["function"]["arguments"] == {}
 
 
 def test_what_a_model_thought_is_given_back_to_its_template():
     (message,) = ChatRequest.model_validate(chat(said(content="a", reasoning_content="hm"))).messages
-    assert _for_template(message)["reasoning_content"] == "hm"
+    assert for_template(message)["reasoning_content"] == "hm"
 
 
 ALIEN = {"type": "weird"}

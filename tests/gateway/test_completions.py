@@ -77,6 +77,24 @@ async def test_a_stream_says_the_same(gateway):
         assert streamed == whole["logprobs"][name]
 
 
+async def test_a_conversation_is_tokenized_as_it_is_answered(gateway):
+    """With the calls, their results and the roles' other names: what a client budgets is what it sends."""
+    call = {
+        "id": "c1",
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": '{"city": "Rome"}'},
+    }
+    messages = [
+        {"role": "developer", "content": "Be short."},
+        user("Rome?"),
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "Hm."},
+        {"role": "tool", "content": "sun", "tool_call_id": "c1", "name": "get_weather"},
+    ]
+    count = (await gateway.post("/tokenize", messages=messages)).json()["count"]
+    answered = (await gateway.chat(messages=messages)).json()
+    assert count == answered["usage"]["prompt_tokens"]
+
+
 async def test_tokens_and_text_are_turned_into_each_other(gateway):
     tokens = (await gateway.post("/tokenize", prompt="hello world")).json()
     assert tokens["count"] == len(tokens["tokens"])

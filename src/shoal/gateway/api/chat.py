@@ -39,7 +39,7 @@ async def chat_request(body: ChatRequest, model: Servable, grammars: Grammars) -
     calling = _calling(body)
     options = reasoning_options(body.reasoning_effort) | (body.chat_template_kwargs or {})
     prompt = await prompt_ids(
-        model, conversation(model, [_for_template(m) for m in body.messages], calling, options)
+        model, conversation(model, [for_template(m) for m in body.messages], calling, options)
     )
     limit = limited(model, prompt, body.limit)
     found = await fit(grammars, model, prompt, calling, _format(body.response_format))
@@ -84,7 +84,8 @@ def _format(format: TextFormat | None) -> AnswerSchema | None:
     )
 
 
-def _for_template(message: RequestMessage) -> dict[str, Any]:
+def for_template(message: RequestMessage) -> dict[str, Any]:
+    """A message as chat templates read it."""
     made: dict[str, Any] = {"role": ROLES.get(message.role, message.role), "content": message.text}
     if message.name is not None:
         made["name"] = message.name

@@ -7,6 +7,7 @@ from typing import Any
 import trio
 
 from shoal.errors import UsageError
+from shoal.gateway.api.chat import for_template
 from shoal.gateway.api.request import conversation, prompt_ids
 from shoal.gateway.models import Servable
 from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
@@ -15,7 +16,7 @@ from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
 async def tokenize(body: TokenizeRequest, model: Servable) -> dict[str, Any]:
     """Token ids of a prompt or a conversation. Raises as :func:`prompt_ids`."""
     if body.messages is not None:
-        messages = [{"role": m.role, "content": m.text} for m in body.messages]
+        messages = [for_template(message) for message in body.messages]
         tokens = await prompt_ids(model, conversation(model, messages))
     else:
         tokens = await prompt_ids(model, body.prompt or "", special=body.add_special_tokens)
