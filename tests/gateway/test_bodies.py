@@ -212,6 +212,18 @@ def test_a_fault_of_a_chat_is_a_sentence_about_its_field(body, where, told):
         (ResponsesRequest, {"input": "a", "reasoning": "low"}, "reasoning", "AT must be an object"),
         (
             ResponsesRequest,
+            {"input": "a", "reasoning": {"effort": "banana"}},
+            "reasoning.effort",
+            "AT must be 'none', 'minimal', 'low', 'medium', 'high' or 'xhigh'",
+        ),
+        (
+            ChatRequest,
+            {"messages": [user("a")], "reasoning_effort": "banana"},
+            "reasoning_effort",
+            "AT must be 'none', 'minimal', 'low', 'medium', 'high' or 'xhigh'",
+        ),
+        (
+            ResponsesRequest,
             {"input": "a", "previous_response_id": "resp_1"},
             "previous_response_id",
             "AT is not supported: leave it out",

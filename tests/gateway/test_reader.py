@@ -463,6 +463,8 @@ def test_how_much_a_model_thinks_is_said_in_the_words_that_its_template_knows():
         )
     )
     assert [one.render() for one in (qwen, gpt_oss, granite)] == ["", "Reasoning: medium", ""]
+    beyond = [reasoning_options(effort) for effort in ("minimal", "xhigh", "max")]
+    assert [gpt_oss.render(one) for one in beyond] == ["Reasoning: low", "Reasoning: high", "Reasoning: high"]
     none, high = reasoning_options("none"), reasoning_options("high")
     assert [one.render(none) for one in (qwen, granite)] == ["<think></think>", ""]
     assert [one.render(high) for one in (qwen, gpt_oss, granite)] == ["", "Reasoning: high", "Think first."]

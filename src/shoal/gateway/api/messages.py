@@ -42,8 +42,6 @@ _Kind = TypeVar("_Kind", ToolResultBlock, ToolUseBlock, ThinkingBlock)
 PREFIX = "msg_"
 VERSION = "2023-06-01"
 _DATE = re.compile(r"20\d\d-[01]\d-[0-3]\d", re.ASCII)
-EFFORTS = {"xhigh": "high", "max": "high"}
-"""Efforts beyond what models learned."""
 DEFAULT_EFFORT = "medium"
 BILLING = "x-anthropic-billing-header:"
 """How Claude Code begins a system block that is meant for Anthropic's accounting. It differs from request to
@@ -94,8 +92,7 @@ async def count_tokens(body: CountTokensRequest, model: Servable) -> dict[str, A
 
 async def _prompt(body: CountTokensRequest, model: Servable, calling: Calling | None) -> list[int]:
     effort = body.output_config.effort if body.output_config else None
-    wanted = EFFORTS.get(effort or DEFAULT_EFFORT, effort or DEFAULT_EFFORT)
-    options = reasoning_options(wanted if body.thinks else NO_EFFORT)
+    options = reasoning_options((effort or DEFAULT_EFFORT) if body.thinks else NO_EFFORT)
     return await prompt_ids(model, conversation(model, _messages(body), calling, options))
 
 

@@ -37,8 +37,8 @@ from shoal.gateway.schema.ollama import (
 from shoal.gateway.sse import line
 
 PREFIX = "ollama-"
-EFFORTS = {True: "medium", False: NO_EFFORT, "max": "high"}
-"""What ``think`` says, in OpenAI's words, where it is not one of them."""
+EFFORT = "medium"
+"""What ``think: true`` says."""
 
 
 async def ollama_chat_request(
@@ -103,7 +103,8 @@ def _thinking(body: OllamaRequest, model: Servable) -> dict[str, Any]:
         return {}
     if body.think is not False and THINKING not in capabilities(model):
         raise BadRequest(f"{body.model[:200]!r} does not support thinking", param="think")
-    return reasoning_options(EFFORTS.get(body.think) or str(body.think))
+    words = {True: EFFORT, False: NO_EFFORT}
+    return reasoning_options(words[body.think] if isinstance(body.think, bool) else body.think)
 
 
 def _for_template(message: OllamaMessage) -> dict[str, Any]:

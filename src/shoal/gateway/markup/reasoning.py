@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 NO_EFFORT = "none"
+EFFORTS: Mapping[str, str] = {"minimal": "low", "xhigh": "high", "max": "high"}
+"""Efforts beyond what models learned, and the next that they did."""
 
 
 def reasoning_options(effort: str | None) -> dict[str, Any]:
@@ -15,12 +17,12 @@ def reasoning_options(effort: str | None) -> dict[str, Any]:
     ``enable_thinking``, Granite's and DeepSeek's at ``thinking``.
 
     Args:
-        effort: ``"none"``, ``"low"``, ``"high"``, … in OpenAI's words; ``None`` is the model's own way.
+        effort: ``"none"``, ``"low"``, ``"high"``, … in any API's words; ``None`` is the model's own way.
     """
     if effort is None:
         return {}
     wanted = effort != NO_EFFORT
-    return {"reasoning_effort": effort, "enable_thinking": wanted, "thinking": wanted}
+    return {"reasoning_effort": EFFORTS.get(effort, effort), "enable_thinking": wanted, "thinking": wanted}
 
 
 class ReasoningReader:

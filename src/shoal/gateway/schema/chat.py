@@ -16,6 +16,7 @@ from shoal.gateway.schema.common import (
     Content,
     Function,
     Limit,
+    ReasoningEffort,
     TextFormat,
     TopLogprobs,
     by,
@@ -152,7 +153,7 @@ class ChatRequest(Asking):
     tool_choice: ChatToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: TextFormat | None = None
-    reasoning_effort: str | None = Field(None, max_length=16)
+    reasoning_effort: ReasoningEffort | None = None
     chat_template_kwargs: dict[TemplateWord, TemplateValue] | None = Field(None, max_length=32)
     modalities: list[Literal["text"]] | None = None
     # Known, and not supported with any other value than none.

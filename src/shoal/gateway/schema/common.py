@@ -156,6 +156,10 @@ def by_shape(value: Any) -> str | None:
     return "<word>" if isinstance(value, str) else "<object>" if isinstance(value, dict) else None
 
 
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+"""How much a model is to think, in OpenAI's words."""
+
+
 class StreamOptions(Body):
     include_usage: bool | None = None
 

@@ -16,6 +16,7 @@ from shoal.gateway.schema.common import (
     JsonSchema,
     Limit,
     ModelName,
+    ReasoningEffort,
     TopLogprobs,
     by,
     by_shape,
@@ -123,7 +124,7 @@ class SchemaFormat(JsonSchema):
 
 
 class ReasoningConfig(Body):
-    effort: str | None = Field(None, max_length=16)
+    effort: ReasoningEffort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     """Only told back: the thought itself is in the answer."""
 
