@@ -212,6 +212,12 @@ def test_a_fault_of_a_chat_is_a_sentence_about_its_field(body, where, told):
         (ResponsesRequest, {"input": "a", "reasoning": "low"}, "reasoning", "AT must be an object"),
         (
             ResponsesRequest,
+            {"input": "a", "tools": [{"type": "function", "name": "f"}] * 2},
+            "tools",
+            "AT has two functions of one name",
+        ),
+        (
+            ResponsesRequest,
             {"input": "a", "reasoning": {"effort": "banana"}},
             "reasoning.effort",
             "AT must be 'none', 'minimal', 'low', 'medium', 'high' or 'xhigh'",

@@ -10,6 +10,8 @@ import trio
 
 from shoal.client.generate import Delta
 from shoal.client.sampling import Sampling
+from shoal.client.scores import TokenScore
+from shoal.errors import NoCoverage
 from shoal.gateway.api.responses import ResponsesForm, _messages
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.markup.dialects import Markup
@@ -56,15 +58,19 @@ def asked_for(input="a", **fields):
     return ResponsesRequest.model_validate({"model": "m", "input": input} | fields)
 
 
-def written(pieces, finish_reason="stop", functions=None, **fields):
-    """What comes of an answer in pieces: the events, and the whole."""
+def form_of(functions=None, codec=None, **fields):
+    """What writes an answer down."""
     body = asked_for(**fields)
     record = Record("resp_1", "m", "local", 0.0, 0.0, prompt_tokens=7, cached_tokens=3)
     sampling = Sampling(presence_penalty=body.presence_penalty or 0.0)
-    model = SimpleNamespace(id="m", codec=None)
+    model = SimpleNamespace(id="m", codec=codec)
     asked = SimpleNamespace(model=model, syntax=AnswerSyntax(Markup(), functions), sampling=sampling)
-    form = ResponsesForm(record, asked, body)
-    raw = []
+    return ResponsesForm(record, asked, body)
+
+
+def written(pieces, finish_reason="stop", functions=None, **fields):
+    """What comes of an answer in pieces: the events, and the whole."""
+    form, raw = form_of(functions, **fields), []
     for place, piece in enumerate(pieces):
         last = place == len(pieces) - 1
         raw += form.take(0, Delta(piece, (1,), finish_reason if last else None))
@@ -105,6 +111,33 @@ def test_thoughts_text_and_calls_are_items_whose_events_come_in_order():
         assert {e["item_id"] for e in events if "item_id" in e and e["output_index"] == index} == {item["id"]}
     assert whole["output"][0]["content"] == [{"type": "reasoning_text", "text": "Hmm."}]
     assert json.loads(whole["output"][2]["arguments"]) == {"city": "Rome"}
+
+
+def test_each_message_has_the_scores_of_its_own_tokens():
+    codec = SimpleNamespace(token_text=str, token_bytes=lambda token: b"")
+    form = form_of({"get_weather": {}}, codec)
+    call = '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>'
+    pieces = ["<think>", "Hm", "</think>", "I ", "look", call, "It is ", "sunny"]
+    for place, piece in enumerate(pieces):
+        reason = "stop" if place == len(pieces) - 1 else None
+        form.take(0, Delta(piece, (place,), reason, score=TokenScore(place, -1.0, ())))
+    messages = [item["content"][0] for item in form.whole()["output"] if item["type"] == "message"]
+    assert [message["text"] for message in messages] == ["I look", "It is sunny"]
+    scored = [[score["token"] for score in message["logprobs"]] for message in messages]
+    assert scored == [["3", "4"], ["6", "7"]]
+
+
+def test_a_failed_response_says_so_behind_the_error():
+    form = form_of()
+    raw = form.take(0, Delta("Hel", (1,), None)) + form.fail(NoCoverage("nobody serves blocks"))
+    *_, error, last = (json.loads(one.split(b"data: ")[1]) for one in raw)
+    assert (error["type"], error["code"], last["type"]) == ("error", "no_coverage", "response.failed")
+    response = last["response"]
+    assert (response["status"], response["usage"], response["completed_at"]) == ("failed", None, None)
+    assert response["error"]["code"] == "no_coverage"
+    assert response["error"]["message"] == error["message"]
+    assert [item["status"] for item in response["output"]] == ["incomplete"]
+    assert last["sequence_number"] == error["sequence_number"] + 1
 
 
 def test_what_was_asked_is_told_back():
@@ -251,6 +284,6 @@ async def test_a_failure_mid_stream_is_one_error_event(tmp_path, checkpoint):
                     if text.count("output_text.delta") < 5 <= (text + piece).count("output_text.delta"):
                         gateway.swarm.kill(1)
                     text += piece
-        *said, last = (json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: "))
-        assert (last["type"], last["code"]) == ("error", "no_coverage")
+        *said, told, last = (json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: "))
+        assert (told["type"], told["code"], last["type"]) == ("error", "no_coverage", "response.failed")
         assert "error" not in {event["type"] for event in said}

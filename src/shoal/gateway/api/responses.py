@@ -147,6 +147,8 @@ class ResponsesForm:
         self._completed: int | None = None
         self._output: list[dict[str, Any]] = []
         self._scores: list[TokenScore] = []
+        """Of the tokens of the item that is being written."""
+        self._error: dict[str, Any] | None = None
         self._number = 0
         self._status = "in_progress"
 
@@ -163,7 +165,7 @@ class ResponsesForm:
                 self._status = "incomplete"
             else:
                 self._status, self._completed = "completed", int(time.time())
-            events += self._close_item()
+            events += self._close_item(next_scores=0)
         return events
 
     def take_scores(self, choice: int, scores: list[TokenScore | None]) -> list[bytes]:
@@ -174,7 +176,12 @@ class ResponsesForm:
 
     def fail(self, error: ShoalError) -> list[bytes]:
         told = body_of(error)["error"]
-        return [self._event("error", code=told["code"], message=told["message"], param=None, error=told)]
+        said = self._event("error", code=told["code"], message=told["message"], param=None, error=told)
+        self._status = "failed"
+        self._error = {"code": told["code"], "message": told["message"]}
+        if self._output and self._output[-1]["status"] == "in_progress":
+            self._output[-1]["status"] = "incomplete"
+        return [said, self._event("response.failed", response=self.whole())]
 
     def whole(self) -> dict[str, Any]:
         cut = self._status == "incomplete"
@@ -184,11 +191,11 @@ class ResponsesForm:
             "created_at": self._created,
             "completed_at": self._completed,
             "status": self._status,
-            "error": None,
+            "error": self._error,
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "model": self._model.id,
             "output": self._output,
-            "usage": None if self._status == "in_progress" else self._usage(),
+            "usage": None if self._status in ("in_progress", "failed") else self._usage(),
             **_told_back(self._body, self._sampling),
             "shoal": self._record.told(),
         }
@@ -240,10 +247,17 @@ class ResponsesForm:
         index = len(self._output) - 1
         return [self._event("response.output_item.added", output_index=index, item=dict(item))]
 
-    def _close_item(self) -> list[bytes]:
+    def _close_item(self, *, next_scores: int = 1) -> list[bytes]:
+        """End the item that is being written.
+
+        Args:
+            next_scores: how many of the last scores are the next item's: of the token that has begun it.
+        """
         if not self._output:
             return []
         item = self._output[-1]
+        ours = len(self._scores) - next_scores if self._scores else 0
+        scores, self._scores = self._scores[:ours], self._scores[ours:]
         item["status"] = "incomplete" if self._status == "incomplete" else "completed"
         events: list[bytes] = []
         if item["type"] == "function_call":
@@ -258,8 +272,8 @@ class ResponsesForm:
             events.append(self._about("response.content_part.done", content_index=0, part=part))
         else:
             part = item["content"][0]
-            if self._model.codec is not None and self._scores:
-                part["logprobs"] = chat_logprobs(self._model.codec, self._scores)["content"]
+            if self._model.codec is not None and scores:
+                part["logprobs"] = chat_logprobs(self._model.codec, scores)["content"]
             done = {"text": part["text"], "logprobs": part["logprobs"]}
             events.append(self._about("response.output_text.done", content_index=0, **done))
             events.append(self._about("response.content_part.done", content_index=0, part=part))

@@ -180,6 +180,12 @@ class ResponsesRequest(Choosing):
         field = cls.model_fields[info.field_name]
         return field.get_default(call_default_factory=True) if value is None else value
 
+    @model_validator(mode="after")
+    def _names_each_tool_once(self) -> ResponsesRequest:
+        if len({tool.name for tool in self.tools}) < len(self.tools):
+            raise misfit("tools", "has two functions of one name")
+        return self
+
     @property
     def scores(self) -> int | None:
         """How many alternatives to score beside each token; ``None`` scores none."""
