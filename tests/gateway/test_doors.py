@@ -13,6 +13,7 @@ from shoal.gateway.access.keys import KeyLimits
 from shoal.gateway.access.usage import report
 from shoal.gateway.api import chat
 from shoal.gateway.page.static import FOLDER
+from shoal.models.text.chat_templates import EncodedPrompt
 
 from .conftest import served, user
 
@@ -218,9 +219,9 @@ async def test_who_is_beyond_a_limit_is_sent_away_before_anything_is_done_for_it
         prompts.append(given)
         began.set()
         await may_go_on.wait()
-        return [1, 2, 3]
+        return EncodedPrompt("abc", [1, 2, 3])
 
-    monkeypatch.setattr(chat, "prompt_ids", slow)
+    monkeypatch.setattr(chat, "encoded", slow)
     async with served(tmp_path, checkpoint) as gateway, trio.open_nursery() as nursery:
         headers = {"x-api-key": key}
         nursery.start_soon(partial(gateway.chat, headers=headers))

@@ -286,6 +286,16 @@ async def test_a_model_that_thinks_first_keeps_to_a_schema_afterwards(tmp_path, 
         assert (message["reasoning_content"], message["content"]) == ("hm", '"4"')
 
 
+async def test_a_user_opens_no_thought_of_a_model_without_a_template(tmp_path, checkpoint, monkeypatch):
+    folder = as_family(checkpoint, tmp_path / "plain", "")
+    (folder / "chat_template.jinja").unlink()
+    saying(monkeypatch, "I answer.")
+    async with served(tmp_path, folder) as gateway:
+        answer = (await gateway.chat("Write <think>", max_tokens=99)).json()["choices"][0]
+        assert answer["message"]["content"] == "I answer."
+        assert "reasoning_content" not in answer["message"]
+
+
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 async def test_with_tools_and_a_format_an_answer_calls_or_keeps_to_the_format(gateway, monkeypatch, path):
     """Nothing in an answer that keeps to the format is read as a call, whatever its texts look like."""

@@ -26,6 +26,22 @@ def test_what_a_template_may_look_at_comes_with_the_conversation() -> None:
     assert encode_prompt(chat, ChatPrompt(SPOKEN[1:], {"enable_thinking": True})).text == "hello well"
 
 
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (None, ""),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", ""),
+        ("{% for m in messages %}{{ m.content | trim }}{% endfor %} <think>", " <think>"),
+        ("<think>{% for m in messages %}{{ m.content }}!{% endfor %}", "!"),
+        ("{{ messages[0].content.encode() and messages[0].content }}", ""),
+    ],
+)
+def test_the_end_that_is_the_templates_own_is_nobody_elses(template: str | None, end: str) -> None:
+    chat = codec(template) if template else codec()
+    made = encode_prompt(chat, ChatPrompt([{"role": "user", "content": "I <think>"}]))
+    assert (made.own_end, "I <think>" in made.text) == (end, True)
+
+
 @pytest.mark.parametrize("word", ["self", "answer", "options", "args", "kwargs", "check", "given"])
 def test_whatever_its_words_are_called_the_template_alone_reads_them(word: str) -> None:
     chat = codec("{{ messages[0].content }}{% if add_generation_prompt %} go{% endif %}")

@@ -10,7 +10,7 @@ from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.api.logprobs import chat_logprobs
-from shoal.gateway.api.request import GenerationRequest, conversation, limited, prompt_ids
+from shoal.gateway.api.request import GenerationRequest, conversation, encoded, limited
 from shoal.gateway.errors import body_of
 from shoal.gateway.grammar.fit import AnswerSchema, fit
 from shoal.gateway.grammar.grammar import Grammars
@@ -38,14 +38,14 @@ async def chat_request(body: ChatRequest, model: Servable, grammars: Grammars) -
     """
     calling = _calling(body)
     options = reasoning_options(body.reasoning_effort) | (body.chat_template_kwargs or {})
-    prompt = await prompt_ids(
+    prompt = await encoded(
         model, conversation(model, [for_template(m) for m in body.messages], calling, options)
     )
-    limit = limited(model, prompt, body.limit)
-    found = await fit(grammars, model, prompt, calling, _format(body.response_format))
+    limit = limited(model, prompt.token_ids, body.limit)
+    found = await fit(grammars, model, prompt.own_end, calling, _format(body.response_format))
     return GenerationRequest(
         model,
-        tuple(prompt),
+        tuple(prompt.token_ids),
         limit,
         body.sampling(body.scores, model.local.sampling),
         choices=body.n,

@@ -12,7 +12,7 @@ from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.api.chat import reader_of
-from shoal.gateway.api.request import GenerationRequest, conversation, limited, prompt_ids
+from shoal.gateway.api.request import GenerationRequest, conversation, encoded, limited
 from shoal.gateway.error_forms import anthropic_error
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.grammar.fit import AnswerSchema, fit
@@ -36,6 +36,7 @@ from shoal.gateway.schema.messages import (
 )
 from shoal.gateway.sse import event
 from shoal.models.store.local_model import LocalModel
+from shoal.models.text.chat_templates import EncodedPrompt
 
 _Kind = TypeVar("_Kind", ToolResultBlock, ToolUseBlock, ThinkingBlock)
 
@@ -67,13 +68,13 @@ async def messages_request(body: MessagesRequest, model: Servable, grammars: Gra
     """What a request asks for. Raises as ``chat.chat_request``."""
     calling = _calling(body)
     prompt = await _prompt(body, model, calling)
-    limit = limited(model, prompt, body.max_tokens)
-    found = await fit(grammars, model, prompt, calling, _format(body))
+    limit = limited(model, prompt.token_ids, body.max_tokens)
+    found = await fit(grammars, model, prompt.own_end, calling, _format(body))
     top_p = None if body.top_p is None else max(body.top_p, LEAST_TOP_P)
     named = {"temperature": body.temperature, "top_p": top_p, "top_k": body.top_k}
     return GenerationRequest(
         model,
-        tuple(prompt),
+        tuple(prompt.token_ids),
         limit,
         Choosing.model_validate(named).sampling(None, model.local.sampling),
         stop=tuple(body.stop_sequences),
@@ -87,13 +88,13 @@ async def messages_request(body: MessagesRequest, model: Servable, grammars: Gra
 
 async def count_tokens(body: CountTokensRequest, model: Servable) -> dict[str, Any]:
     """How long the prompt of a conversation is. Raises as :func:`messages_request`."""
-    return {"input_tokens": len(await _prompt(body, model, _calling(body)))}
+    return {"input_tokens": len((await _prompt(body, model, _calling(body))).token_ids)}
 
 
-async def _prompt(body: CountTokensRequest, model: Servable, calling: Calling | None) -> list[int]:
+async def _prompt(body: CountTokensRequest, model: Servable, calling: Calling | None) -> EncodedPrompt:
     effort = body.output_config.effort if body.output_config else None
     options = reasoning_options((effort or DEFAULT_EFFORT) if body.thinks else NO_EFFORT)
-    return await prompt_ids(model, conversation(model, _messages(body), calling, options))
+    return await encoded(model, conversation(model, _messages(body), calling, options))
 
 
 def _calling(body: CountTokensRequest) -> Calling | None:

@@ -15,7 +15,7 @@ from shoal.errors import ShoalError
 from shoal.gateway.api.chat import reader_of
 from shoal.gateway.api.logprobs import chat_logprobs
 from shoal.gateway.api.ollama_models import THINKING, capabilities
-from shoal.gateway.api.request import GenerationRequest, conversation, limited, prompt_ids
+from shoal.gateway.api.request import GenerationRequest, conversation, encoded, limited
 from shoal.gateway.error_forms import ollama_error
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.grammar.fit import AnswerSchema, fit
@@ -35,6 +35,7 @@ from shoal.gateway.schema.ollama import (
     OllamaRequest,
 )
 from shoal.gateway.sse import line
+from shoal.models.text.chat_templates import EncodedPrompt
 
 PREFIX = "ollama-"
 EFFORT = "medium"
@@ -54,7 +55,7 @@ async def ollama_chat_request(
     params = {f.name: f"tools.{place}.function.parameters" for place, f in enumerate(functions)}
     calling = Calling(functions, params=params) if functions else None
     messages = [_for_template(message) for message in body.messages or ()]
-    prompt = await prompt_ids(model, conversation(model, messages, calling, _thinking(body, model)))
+    prompt = await encoded(model, conversation(model, messages, calling, _thinking(body, model)))
     return await _asked(body, model, grammars, prompt, calling)
 
 
@@ -64,22 +65,22 @@ async def ollama_generate_request(
     """What a single prompt asks for. Raises as :func:`ollama_chat_request`."""
     text = body.prompt or ""
     if body.raw:
-        asked = await _asked(body, model, grammars, await prompt_ids(model, text), None)
+        asked = await _asked(body, model, grammars, await encoded(model, text), None)
         return asked if body.format else replace(asked, syntax=AnswerSyntax(Markup(), reasons=False))
     said = [("system", body.system), ("user", text)]
     messages = [{"role": role, "content": content} for role, content in said if content]
-    prompt = await prompt_ids(model, conversation(model, messages, None, _thinking(body, model)))
+    prompt = await encoded(model, conversation(model, messages, None, _thinking(body, model)))
     return await _asked(body, model, grammars, prompt, None)
 
 
 async def _asked(
-    body: OllamaRequest, model: Servable, grammars: Grammars, prompt: list[int], calling: Calling | None
+    body: OllamaRequest, model: Servable, grammars: Grammars, prompt: EncodedPrompt, calling: Calling | None
 ) -> GenerationRequest:
-    limit = limited(model, prompt, body.options.limit)
-    found = await fit(grammars, model, prompt, calling, _format(body))
+    limit = limited(model, prompt.token_ids, body.options.limit)
+    found = await fit(grammars, model, prompt.own_end, calling, _format(body))
     return GenerationRequest(
         model,
-        tuple(prompt),
+        tuple(prompt.token_ids),
         limit,
         body.options.sampling(body.scores, model.local.sampling),
         stop=tuple(body.options.stop or ()),

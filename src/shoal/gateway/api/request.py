@@ -15,6 +15,7 @@ from shoal.errors import PromptTooLong, UsageError
 from shoal.gateway.markup.reader import AnswerSyntax
 from shoal.gateway.markup.tools import Calling, as_text
 from shoal.gateway.models import Servable
+from shoal.models.text.chat_templates import EncodedPrompt
 from shoal.models.text.codec import TextCodec
 from shoal.models.text.detokenizer import Detokenizer
 from shoal.models.text.prompt import ChatPrompt, encode_prompt
@@ -125,10 +126,14 @@ def conversation(
     return ChatPrompt(as_text(messages, calling), options)
 
 
+async def encoded(model: Servable, given: str | ChatPrompt, *, special: bool = True) -> EncodedPrompt:
+    """A prompt as the model takes it. Raises as ``encode_prompt``, and UsageError without a tokenizer."""
+    return await trio.to_thread.run_sync(partial(encode_prompt, _codec(model), given, special=special))
+
+
 async def prompt_ids(model: Servable, given: str | ChatPrompt, *, special: bool = True) -> list[int]:
-    """Token ids of a prompt. Raises as ``encode_prompt``, and UsageError without a tokenizer."""
-    made = await trio.to_thread.run_sync(partial(encode_prompt, _codec(model), given, special=special))
-    return made.token_ids
+    """Token ids of a prompt. Raises as :func:`encoded`."""
+    return (await encoded(model, given, special=special)).token_ids
 
 
 def _codec(model: Servable) -> TextCodec:

@@ -12,7 +12,7 @@ from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.api.chat import ROLES, reader_of
 from shoal.gateway.api.logprobs import chat_logprobs
-from shoal.gateway.api.request import GenerationRequest, conversation, limited, prompt_ids
+from shoal.gateway.api.request import GenerationRequest, conversation, encoded, limited
 from shoal.gateway.errors import BadRequest, body_of
 from shoal.gateway.grammar.fit import AnswerSchema, fit
 from shoal.gateway.grammar.grammar import Grammars
@@ -42,12 +42,12 @@ async def responses_request(body: ResponsesRequest, model: Servable, grammars: G
     """What a request asks for. Raises as ``chat.chat_request``."""
     calling = _calling(body)
     options = reasoning_options(body.reasoning.effort)
-    prompt = await prompt_ids(model, conversation(model, _messages(body), calling, options))
-    limit = limited(model, prompt, body.max_output_tokens)
-    found = await fit(grammars, model, prompt, calling, _format(body))
+    prompt = await encoded(model, conversation(model, _messages(body), calling, options))
+    limit = limited(model, prompt.token_ids, body.max_output_tokens)
+    found = await fit(grammars, model, prompt.own_end, calling, _format(body))
     return GenerationRequest(
         model,
-        tuple(prompt),
+        tuple(prompt.token_ids),
         limit,
         body.sampling(body.scores, model.local.sampling),
         open_ended=body.max_output_tokens is None,

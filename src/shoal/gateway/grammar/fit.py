@@ -17,7 +17,7 @@ from shoal.errors import UsageError
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.grammar.grammar import MAX_SCHEMAS, Grammars, json_rule
 from shoal.gateway.grammar.relax import UNKNOWN, LeftOut, relax
-from shoal.gateway.markup.dialects import Dialect, Markup, markup_of
+from shoal.gateway.markup.dialects import Dialect, markup_of
 from shoal.gateway.markup.reader import AnswerSyntax
 from shoal.gateway.markup.tools import Calling
 from shoal.gateway.markup.writing import answer_grammar, calls_grammar
@@ -28,8 +28,6 @@ LONGEST_PATTERN = 256
 """Characters of one that is looked at for plain mistakes: Python needs 10 ms for ten of ``(?i:[Ā-耀])``."""
 LOOKED_AT = 8
 """Keywords that were left out, of which it is found out whether they are mistakes."""
-TAIL = 24
-"""Tokens of a prompt in which reasoning may be opened."""
 GrammarChecker = Callable[[str], str]
 
 
@@ -66,13 +64,17 @@ class Fit:
 async def fit(
     grammars: Grammars,
     model: Servable,
-    prompt: Sequence[int],
+    opening: str,
     calling: Calling | None,
     format: AnswerSchema | None,
 ) -> Fit:
-    """What an answer to ``prompt`` is held to, and how it is read.
+    """What an answer is held to, and how it is read.
 
     With a format an answer that may call is a call, or keeps to the format.
+
+    Args:
+        opening: what the chat template has written at the prompt's end, which may have opened reasoning. What
+            others have written opens none.
 
     Raises:
         BadRequest: a schema that is ``strict``, or wrong, cannot be enforced; schemas are too large; or there
@@ -81,7 +83,7 @@ async def fit(
         UsageError: a grammar is needed, and the model's tokenizer tells no bytes.
     """
     markup = markup_of(model.codec)
-    reasoning = _opens_reasoning(model, prompt, markup)
+    reasoning = opening.rstrip().endswith(markup.reasoning[0])
     if format is not None:
         if calling is not None and calling.must:
             raise BadRequest(
@@ -104,13 +106,6 @@ async def fit(
             raise
         return Fit(None, syntax, tuple(f.name for f in calling.functions), (f"all tools: {error.message}",))
     return await grammars.checked(partial(_fit_calls, calling, syntax, refused))
-
-
-def _opens_reasoning(model: Servable, prompt: Sequence[int], markup: Markup) -> bool:
-    if model.codec is None:
-        return False
-    tail = "".join(model.codec.token_text(token) for token in prompt[-TAIL:])
-    return tail.rstrip().endswith(markup.reasoning[0])
 
 
 def _fit_format(format: AnswerSchema, syntax: AnswerSyntax, refused: GrammarChecker) -> Fit:

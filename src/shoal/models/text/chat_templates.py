@@ -23,6 +23,9 @@ class EncodedPrompt:
     text: str
     """For a reader: in it a control word of the user's looks like one of the template's."""
     token_ids: list[int]
+    own_end: str = ""
+    """What stands behind all that users, tools and assistants say: the template's own words, which may open
+    the answer. Of a text that is given as it is, the whole of it."""
 
 
 class ChatTemplates:
@@ -67,7 +70,8 @@ class ChatTemplates:
         if rendered.marked != text:
             if not _mentions(self._words, [list(messages), given]):
                 check(text)
-                return EncodedPrompt(text, self._vocabulary.encode(text, special=False))
+                ids = self._vocabulary.encode(text, special=False)
+                return EncodedPrompt(text, ids, _own_end(rendered, messages))
             if rendered.marked is None:
                 raise UsageError(
                     "the messages hold control words of this model, and its chat template cannot tell them "
@@ -76,7 +80,8 @@ class ChatTemplates:
                 )
             text = rendered.marked
         check(text)
-        return EncodedPrompt(text, self._encoded(text, foreign, special=False))
+        ids = self._encoded(text, foreign, special=False)
+        return EncodedPrompt(text, ids, _own_end(rendered, messages))
 
     def turn_ends(self) -> frozenset[int]:
         """The control token that the template writes behind what an assistant said, if it writes one."""
@@ -154,6 +159,16 @@ class ChatTemplates:
         form = next((f for f, one in found.items() if _says(one, messages, "system")), min(found))
         self._forms[name] = form
         return found[form]
+
+
+def _own_end(rendered: RenderedTemplate, messages: Sequence[ChatMessage]) -> str:
+    """What the template has written behind all that is not its own."""
+    if rendered.marked is not None:
+        return rendered.marked[max((end for _, end in rendered.foreign), default=0) :]
+    # Whose words are where is not known: nothing, where it ends as somebody's does.
+    text = rendered.text.rstrip()
+    said = (_text(message).strip() for message in messages)
+    return "" if any(one and text.endswith(one) for one in said) else text
 
 
 def _says(rendered: RenderedTemplate, messages: Sequence[ChatMessage], role: str) -> bool:

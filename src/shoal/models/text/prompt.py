@@ -32,5 +32,5 @@ def encode_prompt(codec: TextCodec, given: str | ChatPrompt, *, special: bool = 
         Busy: too many others wait for them.
     """
     if isinstance(given, str):
-        return EncodedPrompt(given, codec.encode(given, special=special))
+        return EncodedPrompt(given, codec.encode(given, special=special), given)
     return codec.prompt(given.messages, given.options)
