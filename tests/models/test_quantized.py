@@ -178,6 +178,7 @@ def text(**changes: object) -> Callable[[torch.Tensor], torch.Tensor]:
 NF4_STATE = "weight.quant_state.bitsandbytes__nf4"
 BROKEN: dict[str, tuple[str, Callable[..., object], dict[str, Any], type[ModelError], str]] = {
     "a scheme that is not read": ("gptq4", nothing, {"quant_method": "exl3"}, UnsupportedModel, "exl3"),
+    "a scheme that is a list": ("gptq4", nothing, {"quant_method": ["gptq"]}, UnsupportedModel, "gptq"),
     "no scheme": ("gptq4", nothing, {"quant_method": None}, UnsupportedModel, "None"),
     "bits that are not read": ("gptq4", nothing, {"bits": 5}, UnsupportedModel, "5 bits"),
     "bits that are none": ("gptq4", nothing, {"bits": "four"}, BadWeights, "bits of its quantization_config"),

@@ -48,12 +48,12 @@ def read_settings(folder: Path, values: object, model_type: str) -> SchemeSettin
     method = said.get("quant_method")
     if method is None and (said.get("load_in_4bit") or said.get("load_in_8bit")):
         method = "bitsandbytes"  # as its first versions were saved
-    if method not in SCHEMES:
+    if not isinstance(method, str) or method not in SCHEMES:
         raise UnsupportedModel(
             f"{folder}: its weights are quantised by {str(method)[:40]!r}, which is not read",
             check=f"take the unquantised model, a GGUF file, or one quantised by {', '.join(SCHEMES)}",
         )
-    return SchemeSettings(folder, str(method), said, model_type)
+    return SchemeSettings(folder, method, said, model_type)
 
 
 def plain_tensors(settings: SchemeSettings, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
