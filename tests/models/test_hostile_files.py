@@ -133,6 +133,14 @@ def test_an_index_cannot_point_outside_of_its_folder(escape: object, sharded: Pa
         open_checkpoint(sharded)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000 + ".safetensors", "\ud800.safetensors"])
+def test_an_index_that_names_what_no_file_can_be_called(name: str, sharded: Path) -> None:
+    edit_index(sharded, lambda index: index["weight_map"].update({"lm_head.weight": name}))
+    with pytest.raises(BadWeights, match=INDEX) as caught:
+        open_checkpoint(sharded)
+    assert len(str(caught.value).encode()) < 1000  # and it can be written as text
+
+
 @pytest.mark.parametrize("weight_map", [None, [], {}, "x"])
 def test_an_index_without_a_map(weight_map: object, sharded: Path) -> None:
     edit_index(sharded, lambda index: index.update(weight_map=weight_map))

@@ -246,8 +246,17 @@ def _files(folder: Path) -> list[tuple[Path, Set[str]]]:
             )
         by_file.setdefault(file, set()).add(name)
     for file in by_file:
-        if not (folder / file).is_file():
-            raise BadWeights(f"{folder / file} is missing", check="fetch the model again")
+        try:
+            is_there = (folder / file).is_file()
+        except OSError as error:  # as a name that is too long
+            raise BadWeights(
+                f"{index}: {file[:80]!r}, which it names, cannot be read ({error.strerror})",
+                check="check the folder's permissions, or fetch the model again",
+            ) from error
+        if not is_there:
+            raise BadWeights(
+                f"{index}: {file[:80]!r}, which it names, is missing", check="fetch the model again"
+            )
     return [(folder / file, by_file[file]) for file in sorted(by_file)]
 
 
