@@ -164,6 +164,9 @@ LIES_OF_THE_INDEX: dict[str, dict[str, Any]] = {
     "another folder": {"file": "../model.gguf"},
     "another kind of file": {"file": "config.json"},
     "a file that is not there": {"file": "other.gguf"},
+    "a file whose name has a zero": {"file": "a\0.gguf"},
+    "a file whose name is no text": {"file": "\ud800.gguf"},
+    "a file whose name is too long": {"file": "a" * 5000 + ".gguf"},
     "before the file": {"begin": -1},
     "behind the file": {"begin": 2**40},
     "heads that are cut": {"heads": 3},
@@ -186,6 +189,7 @@ def test_a_lie_of_the_index_is_named(lie: str, tmp_path: Path) -> None:
     with pytest.raises(BadWeights) as caught:
         open_checkpoint(tmp_path / "out")
     assert caught.value.check
+    assert len(str(caught.value).encode()) < 1000  # and it can be written as text
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"tensors": {}}', '{"tensors": {"a": 1}}', "{"])

@@ -52,7 +52,7 @@ def read_index(folder: Path) -> dict[str, TensorEntry]:
     for name, value in cast("dict[str, object]", tensors).items():
         entry = _entry(folder, name, value)
         if entry.file.name not in sizes:
-            sizes[entry.file.name] = _size(entry.file)
+            sizes[entry.file.name] = _size(folder, entry.file)
         if entry.begin + entry.size > sizes[entry.file.name]:
             raise BadWeights(
                 f"{entry.file}: it is truncated: it ends within tensor {name[:80]!r}",
@@ -99,14 +99,17 @@ def _whole_numbers(value: object) -> tuple[int, ...]:
     return sizes if len(sizes) == len(items) else ()
 
 
-def _size(file: Path) -> int:
+def _size(folder: Path, file: Path) -> int:
     try:
         return file.stat().st_size
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BadWeights(
             f"{file.resolve()} is gone: the model's weights are read from there",
             check="put the GGUF file back where it was, or fetch the model again",
         ) from error
+    except (OSError, ValueError) as error:  # a name may be too long, or none that a file can have
+        reason = error.strerror if isinstance(error, OSError) else "no file is called so"
+        raise _bad(folder, f"{file.name[:80]!r}, which it names, cannot be read ({reason})") from error
 
 
 def _bad(folder: Path, what: str) -> BadWeights:
