@@ -22,6 +22,7 @@ from shoal.models.checkpoint.llama_config import read_llama_config
 from shoal.models.checkpoint.manifest import ManifestItem, read_manifest, write_manifest
 from shoal.models.checkpoint.parts import layout
 from shoal.models.gguf import header as gguf
+from shoal.models.gguf import index as gguf_index
 from shoal.models.quantized.entry import QuantizedEntry
 from shoal.models.quantized.reader import read_quantized
 from shoal.models.store.generation import read_generation_config, sampling_defaults, token_ids
@@ -61,6 +62,7 @@ from shoal.wire.messages import (
 )
 
 NOW = 1_700_000_000.0
+SIZE_OF_GGUF = 104
 
 
 def header(data: bytes) -> None:
@@ -145,7 +147,7 @@ def relay(data: bytes) -> None:
 
 
 def index(data: bytes) -> None:
-    """Which tensor is in which file."""
+    """Which tensor is in which file, safetensors or GGUF."""
     folder = _folder()
     (folder / "config.json").write_bytes(HONEST_CONFIG)
     (folder / INDEX).write_bytes(data)
@@ -154,6 +156,12 @@ def index(data: bytes) -> None:
             open_checkpoint(folder)
     finally:
         (folder / INDEX).unlink()
+    of_gguf = _folder("gguf")
+    (of_gguf / gguf_index.INDEX).write_bytes(data)
+    (of_gguf / "fuzz.gguf").write_bytes(bytes(SIZE_OF_GGUF))
+    with suppress(BadWeights):
+        found = gguf_index.read_index(of_gguf).values()
+        assert all(entry.begin + entry.size <= SIZE_OF_GGUF for entry in found)
 
 
 def safetensors(data: bytes) -> None:
@@ -378,7 +386,9 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "relay": [encode_offer(RelayOffer(("/ip4/1.2.3.4/tcp/1",), True)), *map(_encode, CONTROL)],
     "index": [
-        b'{"metadata": {"total_size": 24}, "weight_map": {"a": "fuzz.safetensors", "b": "b.safetensors"}}'
+        b'{"metadata": {"total_size": 24}, "weight_map": {"a": "fuzz.safetensors", "b": "b.safetensors"}}',
+        b'{"tensors": {"a": {"type": "Q4_1", "shape": [4, 32], "file": "fuzz.gguf", "begin": 24, "heads": 2, '
+        b'"less": 1.0}}}',
     ],
     "safetensors": [_safetensors()],
     "manifest": [
