@@ -146,46 +146,50 @@ class Gateway:
         body = await read_body(request, ChatRequest)
         model = await self.models.find(body.model)
 
-        async def ask() -> list[GenerationRequest]:
+        async def prepare() -> list[GenerationRequest]:
             return [await chat.chat_request(body, model, self.grammars)]
 
         def form(record: Record, asked: Sequence[GenerationRequest]) -> Form:
             return chat.ChatForm(record, asked[0], include_usage=body.include_usage)
 
-        return Exchange(self.desk, caller_of(request), ask, form, prefix=chat.PREFIX, stream=body.stream)
+        return Exchange(self.desk, caller_of(request), prepare, form, prefix=chat.PREFIX, stream=body.stream)
 
     async def _complete(self, request: Request) -> Exchange:
         body = await read_body(request, CompletionRequest)
-        ask = partial(completions.completion_requests, body, await self.models.find(body.model))
+        prepare = partial(completions.completion_requests, body, await self.models.find(body.model))
         form = partial(completions.CompletionForm, include_usage=body.include_usage)
         return Exchange(
-            self.desk, caller_of(request), ask, form, prefix=completions.PREFIX, stream=body.stream
+            self.desk, caller_of(request), prepare, form, prefix=completions.PREFIX, stream=body.stream
         )
 
     async def _respond(self, request: Request) -> Exchange:
         body = await read_body(request, ResponsesRequest)
         model = await self.models.find(body.model)
 
-        async def ask() -> list[GenerationRequest]:
+        async def prepare() -> list[GenerationRequest]:
             return [await responses.responses_request(body, model, self.grammars)]
 
         def form(record: Record, asked: Sequence[GenerationRequest]) -> Form:
             return responses.ResponsesForm(record, asked[0], body)
 
-        return Exchange(self.desk, caller_of(request), ask, form, prefix=responses.PREFIX, stream=body.stream)
+        return Exchange(
+            self.desk, caller_of(request), prepare, form, prefix=responses.PREFIX, stream=body.stream
+        )
 
     async def _message(self, request: Request) -> Exchange:
         extra = "ignore" if messages.takes_betas(request.headers) else None
         body = await read_body(request, MessagesRequest, extra=extra)
         model = await self.models.find(body.model)
 
-        async def ask() -> list[GenerationRequest]:
+        async def prepare() -> list[GenerationRequest]:
             return [await messages.messages_request(body, model, self.grammars)]
 
         def form(record: Record, asked: Sequence[GenerationRequest]) -> Form:
             return messages.MessagesForm(record, asked[0], body)
 
-        return Exchange(self.desk, caller_of(request), ask, form, prefix=messages.PREFIX, stream=body.stream)
+        return Exchange(
+            self.desk, caller_of(request), prepare, form, prefix=messages.PREFIX, stream=body.stream
+        )
 
     async def _count_tokens(self, request: Request) -> Response:
         extra = "ignore" if messages.takes_betas(request.headers) else None

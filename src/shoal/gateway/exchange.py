@@ -64,7 +64,7 @@ class Desk:
     usage: Usage
 
 
-Ask = Callable[[], Awaitable[Sequence[GenerationRequest]]]
+Prepare = Callable[[], Awaitable[Sequence[GenerationRequest]]]
 """Turns a body into prompts, whose choices are numbered through. Raises ShoalError where it cannot be."""
 
 
@@ -82,7 +82,7 @@ class Exchange:
         self,
         desk: Desk,
         caller: Caller,
-        ask: Ask,
+        prepare: Prepare,
         form: Callable[[Record, Sequence[GenerationRequest]], Form],
         *,
         prefix: str,
@@ -91,7 +91,7 @@ class Exchange:
     ) -> None:
         self._desk = desk
         self._caller = caller
-        self._ask = ask
+        self._prepare = prepare
         self._form = form
         self._prefix = prefix
         self._stream = stream
@@ -103,7 +103,7 @@ class Exchange:
             with ExitStack() as admitted:
                 try:
                     admitted.enter_context(self._desk.limits.admitted(self._caller))
-                    asked = await self._ask()
+                    asked = await self._prepare()
                 except ShoalError as error:
                     await error_response(error, scope)(scope, receive, send)
                 else:

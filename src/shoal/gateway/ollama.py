@@ -14,7 +14,7 @@ from shoal.gateway.api import ollama, ollama_models
 from shoal.gateway.api.ollama import OllamaForm, OllamaPiece, Wording
 from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.body import read_body
-from shoal.gateway.exchange import Ask, Desk, Exchange, Form
+from shoal.gateway.exchange import Desk, Exchange, Form, Prepare
 from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.models import Models, Servable
 from shoal.gateway.page.requests import Record
@@ -46,10 +46,10 @@ class OllamaRoutes:
         if not body.messages:
             return JSONResponse(ollama.loaded(body, OllamaPiece.as_message))
 
-        async def ask() -> list[GenerationRequest]:
+        async def prepare() -> list[GenerationRequest]:
             return [await ollama.ollama_chat_request(body, model, self._grammars)]
 
-        return self._exchange(request, body, ask, OllamaPiece.as_message)
+        return self._exchange(request, body, prepare, OllamaPiece.as_message)
 
     async def _generate(self, request: Request) -> Exchange | Response:
         body = await read_body(request, OllamaGenerateRequest)
@@ -57,19 +57,21 @@ class OllamaRoutes:
         if not body.prompt:
             return JSONResponse(ollama.loaded(body, OllamaPiece.as_response))
 
-        async def ask() -> list[GenerationRequest]:
+        async def prepare() -> list[GenerationRequest]:
             return [await ollama.ollama_generate_request(body, model, self._grammars)]
 
-        return self._exchange(request, body, ask, OllamaPiece.as_response)
+        return self._exchange(request, body, prepare, OllamaPiece.as_response)
 
-    def _exchange(self, request: Request, body: OllamaRequest, ask: Ask, wording: Wording) -> Exchange:
+    def _exchange(
+        self, request: Request, body: OllamaRequest, prepare: Prepare, wording: Wording
+    ) -> Exchange:
         def form(record: Record, asked: Sequence[GenerationRequest]) -> Form:
             return OllamaForm(record, asked[0], body.model, wording)
 
         return Exchange(
             self._desk,
             caller_of(request),
-            ask,
+            prepare,
             form,
             prefix=ollama.PREFIX,
             stream=body.stream,
