@@ -286,6 +286,39 @@ async def test_a_model_that_thinks_first_keeps_to_a_schema_afterwards(tmp_path, 
         assert (message["reasoning_content"], message["content"]) == ("hm", '"4"')
 
 
+TURNS = (
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+    "{{ raise_exception('System message must be at the beginning') }}{% endif %}"
+    "{% if not loop.first and m.role == loop.previtem.role and m.role != 'tool' %}"
+    "{{ raise_exception('roles must take turns') }}{% endif %}"
+    "{{ m.role }}: {{ m.content }}\n{% endfor %}"
+)
+
+
+async def test_messages_of_one_role_are_joined_where_the_template_demands_turns(tmp_path, checkpoint):
+    folder = as_family(checkpoint, tmp_path / "turns", "")
+    (folder / "chat_template.jinja").write_text(TURNS)
+    said = [{"role": "developer", "content": "Be short."}, user("a"), user("b")]
+    one = [{"role": "system", "content": "Be brief.\n\nBe short."}, user("a\n\nb")]
+    async with served(tmp_path, folder) as gateway:
+        chatted = await gateway.chat(messages=[{"role": "system", "content": "Be brief."}, *said])
+        assert chatted.status_code == 200, chatted.text
+        told = await gateway.post(RESPONSES, instructions="Be brief.", input=said, max_output_tokens=8)
+        assert told.status_code == 200, told.text
+        expected = (await gateway.chat(messages=one)).json()
+        assert chatted.json()["choices"][0]["message"] == expected["choices"][0]["message"]
+        assert chatted.json()["usage"]["prompt_tokens"] == expected["usage"]["prompt_tokens"]
+        assert told.json()["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
+        refused = await gateway.chat(messages=[user("a"), {"role": "system", "content": "Late."}])
+        assert (refused.status_code, "beginning" in refused.text) == (400, True)
+
+
+async def test_and_are_left_apart_where_it_does_not(gateway):
+    apart = (await gateway.post("/tokenize", messages=[user("a"), user("b")])).json()["count"]
+    one = (await gateway.post("/tokenize", messages=[user("a\n\nb")])).json()["count"]
+    assert apart > one  # by the role of the second
+
+
 async def test_a_user_opens_no_thought_of_a_model_without_a_template(tmp_path, checkpoint, monkeypatch):
     folder = as_family(checkpoint, tmp_path / "plain", "")
     (folder / "chat_template.jinja").unlink()

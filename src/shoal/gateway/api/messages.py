@@ -12,7 +12,7 @@ from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.api.chat import reader_of
-from shoal.gateway.api.request import GenerationRequest, conversation, encoded, limited
+from shoal.gateway.api.request import GenerationRequest, conversation, encoded, joined, limited
 from shoal.gateway.error_forms import anthropic_error
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.grammar.fit import AnswerSchema, fit
@@ -130,13 +130,13 @@ def _messages(body: CountTokensRequest) -> list[dict[str, Any]]:
         found.append({"role": "system", "content": system})
     for message in body.messages:
         if message.role == "assistant":
-            _add(found, _said(message))
+            found.append(_said(message))
             continue
         for result in _of(message.blocks, ToolResultBlock):
             found.append({"role": "tool", "tool_call_id": result.tool_use_id, "content": result.text})
         if text := text_of_blocks(message.blocks):
-            _add(found, {"role": message.role, "content": text})
-    return found
+            found.append({"role": message.role, "content": text})
+    return joined(found)
 
 
 def _said(message: BlockMessage) -> dict[str, Any]:
@@ -149,19 +149,6 @@ def _said(message: BlockMessage) -> dict[str, Any]:
             for c in calls
         ]
     return made
-
-
-def _add(found: list[dict[str, Any]], message: dict[str, Any]) -> None:
-    """Messages of one role that follow each other are one."""
-    if not found or found[-1]["role"] != message["role"]:
-        found.append(message)
-        return
-    last = found[-1]
-    for name in ("content", "reasoning_content"):
-        if texts := [text for text in (last.get(name), message.get(name)) if text]:
-            last[name] = "\n\n".join(texts)
-    if calls := last.get("tool_calls", []) + message.get("tool_calls", []):
-        last["tool_calls"] = calls
 
 
 def _of(blocks: Iterable[MessageBlock], kind: type[_Kind]) -> list[_Kind]:

@@ -15,7 +15,7 @@ from shoal.errors import PromptTooLong, UsageError
 from shoal.gateway.markup.reader import AnswerSyntax
 from shoal.gateway.markup.tools import Calling, as_text
 from shoal.gateway.models import Servable
-from shoal.models.text.chat_templates import EncodedPrompt
+from shoal.models.text.chat_templates import ChatMessage, EncodedPrompt
 from shoal.models.text.codec import TextCodec
 from shoal.models.text.detokenizer import Detokenizer
 from shoal.models.text.prompt import ChatPrompt, encode_prompt
@@ -126,9 +126,39 @@ def conversation(
     return ChatPrompt(as_text(messages, calling), options)
 
 
+def joined(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """The conversation where roles take turns: messages of one role that follow each other are one."""
+    found: list[dict[str, Any]] = []
+    for message in messages:
+        last = found[-1] if found else {}
+        one = last.get("role") == message["role"] != "tool" and last.get("name") == message.get("name")
+        if not one:
+            found.append(dict(message))
+            continue
+        for name in ("content", "reasoning_content"):
+            if texts := [text for text in (last.get(name), message.get(name)) if text]:
+                last[name] = "\n\n".join(texts)
+        if calls := [*last.get("tool_calls", ()), *message.get("tool_calls", ())]:
+            last["tool_calls"] = calls
+    return found
+
+
 async def encoded(model: Servable, given: str | ChatPrompt, *, special: bool = True) -> EncodedPrompt:
-    """A prompt as the model takes it. Raises as ``encode_prompt``, and UsageError without a tokenizer."""
-    return await trio.to_thread.run_sync(partial(encode_prompt, _codec(model), given, special=special))
+    """A prompt as the model takes it. A conversation that its template refuses is tried again with the
+    messages of one role joined: some templates demand that roles take turns.
+
+    Raises as ``encode_prompt``, and UsageError without a tokenizer.
+    """
+    encode = partial(encode_prompt, _codec(model), special=special)
+    try:
+        return await trio.to_thread.run_sync(encode, given)
+    except UsageError:
+        if isinstance(given, str):
+            raise
+        fewer = joined(given.messages)
+        if len(fewer) == len(given.messages):
+            raise
+        return await trio.to_thread.run_sync(encode, ChatPrompt(fewer, given.options))
 
 
 async def prompt_ids(model: Servable, given: str | ChatPrompt, *, special: bool = True) -> list[int]:
