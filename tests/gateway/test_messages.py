@@ -246,7 +246,7 @@ async def test_a_failure_mid_stream_is_one_error_event(tmp_path, checkpoint):
             "stream": True,
         }
         text = ""
-        with trio.fail_after(40):
+        with trio.fail_after(90):
             async with gateway.http.stream("POST", PATH, json=asked) as answer:
                 async for piece in answer.aiter_text():
                     if text.count("text_delta") < 5 <= (text + piece).count("text_delta"):
