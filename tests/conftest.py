@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +26,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # the same, as nohup does
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_logs() -> Iterator[None]:
+    """A command that ran in this process has its log's handler on a stderr that ends with its test."""
+    before = logging.root.handlers[:]
+    levels = {logger: logger.level for logger in (logging.root, logging.getLogger("shoal"))}
+    yield
+    logging.root.handlers[:] = [handler for handler in logging.root.handlers if handler in before]
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
