@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Page, expect
 
 from .conftest import Looking, Shoal
 
@@ -197,34 +197,23 @@ def test_everything_is_reached_with_the_keyboard_alone(looking: Looking) -> None
 
 
 def test_what_peers_and_models_are_called_does_no_harm(looking: Looking, shoal: Shoal) -> None:
-    def poisoned(route: Route) -> None:
-        swarm = route.fetch(url=f"{shoal.gateway.url}api/swarm").json()
-        for peer in swarm["peers"]:
-            peer |= {"agent": HARM, "model": HARM, "format": HARM, "peer": peer["peer"][:-4] + HARM}
-        swarm |= {"swarm": HARM, "models": [model | {"id": HARM} for model in swarm["models"]]}
-        checks = [
-            {
-                "name": HARM,
-                "ok": False,
-                "severity": "error",
-                "message": HARM,
-                "check": HARM,
-                "next_command": HARM,
-            }
-        ]
-        told = {"swarm": swarm, "health": {"ok": False, "checks": checks}}
-        body = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in told.items())
-        route.fulfill(content_type="text/event-stream", body=body)
-
     page = looking.page
-    page.route("**/api/events", poisoned)
+    swarm = page.request.get(f"{shoal.gateway.url}api/swarm").json()
+    for peer in swarm["peers"]:
+        peer |= {"agent": HARM, "model": HARM, "format": HARM, "peer": peer["peer"][:-4] + HARM}
+    swarm |= {"swarm": HARM, "models": [model | {"id": HARM} for model in swarm["models"]]}
+    told = dict.fromkeys(("name", "message", "check", "next_command"), HARM)
+    health = {"ok": False, "checks": [told | {"ok": False, "severity": "error"}]}
+    events = {"swarm": swarm, "health": health}
+    body = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events.items())
+    page.route("**/api/events", lambda route: route.fulfill(content_type="text/event-stream", body=body))
     page.reload()
     for view in VIEWS:
         looking.view(view)
         page.wait_for_timeout(300)
         assert page.evaluate("typeof harmed") == "undefined"
         assert page.locator("main script, main img[onerror]").count() == 0
-    page.unroute("**/api/events")
+    page.unroute_all(behavior="wait")  # the page may just be asking again
 
 
 def test_what_an_answer_says_does_no_harm(looking: Looking) -> None:
