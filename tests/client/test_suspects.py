@@ -31,6 +31,17 @@ def test_each_failure_in_a_row_doubles_how_long():
     assert not suspects.holds(PEER, 6, 124.5, "words")
 
 
+def test_what_has_worked_since_is_no_failure_in_a_row():
+    """A machine that is restarted every minute, and answers in between, is not avoided for ever longer."""
+    suspects = Suspects()
+    for number, now in enumerate((100.0, 150.0, 200.0, 250.0, 300.0)):
+        suspects.add(PEER, 5, now, steps=100 * number)
+    assert suspects.holds(PEER, 5, 300.5, "silence")
+    assert not suspects.holds(PEER, 5, 301.5, "silence")
+    suspects.add(PEER, 5, 310.0, steps=404)
+    assert suspects.holds(PEER, 5, 311.5, "silence")
+
+
 def test_where_nobody_else_is_left_one_that_speaks_again_is_asked_before_its_time():
     """Machines that come back again and again are better than none; one that is silent is no machine."""
     suspects = Suspects()

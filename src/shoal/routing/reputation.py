@@ -51,6 +51,9 @@ LIMIT = 4096
 @dataclass(slots=True)
 class _Record:
     answers: int = 0
+    """Steps that count in its favour."""
+    steps: int = 0
+    """All of them."""
     faults: float = 0.0
     since: float = 0.0
     """When ``faults`` was right."""
@@ -75,6 +78,12 @@ class Reputation:
         for peer in peers:
             record = self._record(peer)
             record.answers = min(record.answers + 1, MOST_ANSWERS)
+            record.steps += 1
+
+    def steps(self, peer: PeerId) -> int:
+        """How many steps have ever come back through the peer."""
+        record = self._records.get(peer)
+        return record.steps if record else 0
 
     def paced(self, peer: PeerId, block_s: float) -> None:
         """A session is over in which a decode step took ``block_s`` for each block, waiting and computing."""

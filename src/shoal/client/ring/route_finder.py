@@ -150,7 +150,8 @@ class RouteFinder:
 
     def suspect(self, peer: PeerId) -> None:
         """Do not count on this peer until it says something new, and for a while longer each time."""
-        self._suspects.add(peer, self.member.directory.sequence(peer), trio.current_time())
+        sequence, steps = self.member.directory.sequence(peer), self.reputation.steps(peer)
+        self._suspects.add(peer, sequence, trio.current_time(), steps)
 
     async def wait_news(self, timeout_s: float) -> None:
         """Wait until an announcement says something new, not longer than ``timeout_s``."""

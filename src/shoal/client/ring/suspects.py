@@ -13,6 +13,8 @@ LONGEST_S = 60.0
 """Without a new word of its own, a suspect is asked again after this."""
 FORGET_S = 300.0
 """A failure so long ago no longer counts against a peer."""
+WORKS_AGAIN = 8
+"""Steps through a peer since its last failure, after which the next one is the first again."""
 LIMIT = 1024
 
 Caution = Literal["words", "time", "silence"]
@@ -26,6 +28,7 @@ class _Suspicion:
     sequence: int
     since: float
     failures: int
+    steps: int
 
     @property
     def hold_s(self) -> float:
@@ -38,13 +41,20 @@ class Suspects:
     def __init__(self) -> None:
         self._held: OrderedDict[PeerId, _Suspicion] = OrderedDict()
 
-    def add(self, peer: PeerId, sequence: int, now: float) -> None:
-        """The peer has failed; ``sequence`` is that of the newest announcement of it that was known then."""
+    def add(self, peer: PeerId, sequence: int, now: float, steps: int = 0) -> None:
+        """The peer has failed.
+
+        Args:
+            sequence: that of the newest announcement of it that is known.
+            steps: that have ever come back through it.
+        """
         before = self._held.pop(peer, None)
-        count = before.failures if before and now - before.since < FORGET_S else 0
+        if before and (now - before.since >= FORGET_S or steps - before.steps >= WORKS_AGAIN):
+            before = None
+        count = before.failures if before else 0
         if before and count and now - before.since < FIRST_S:
             count -= 1  # the same failure, seen by another session
-        self._held[peer] = _Suspicion(sequence, now, min(count + 1, 16))
+        self._held[peer] = _Suspicion(sequence, now, min(count + 1, 16), steps)
         while len(self._held) > LIMIT:
             self._held.popitem(last=False)
 
