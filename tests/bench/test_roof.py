@@ -46,7 +46,8 @@ async def test_the_best_of_all_looks_is_what_shares_are_taken_of(monkeypatch: py
     looks = iter([machine(1e9), machine(3e9), machine(2e9)])
     sizes: list[int] = []
 
-    def read(size: int) -> float:
+    def read(threads: int, size: int) -> float:
+        assert threads == 1
         sizes.append(size)
         return 1e9 * len(sizes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import get_args
 
 import psutil
@@ -41,6 +42,18 @@ def test_torch_keeps_its_threads() -> None:
     before = torch.get_num_threads()
     measure.measure_machine(1)
     assert torch.get_num_threads() == before
+
+
+def test_memory_is_read_by_as_many_threads_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), list[int]()
+
+    def timed(run: Callable[[], object]) -> float:
+        seen.append(torch.get_num_threads())
+        return 1.0
+
+    monkeypatch.setattr(measure, "_least_s", timed)
+    assert measure.read_bandwidth(before + 1, 4096) == 4096
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)
 
 
 def test_a_machine_without_memory_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ class Roof:
         self._machine = seen if self._machine is None else _better(self._machine, seen)
         for format, cost in self._costs.items():
             size = min(round(step_time(seen, cost, 1, DEPTH).bytes), BUFFER)
-            self._bandwidths[format] = max(self._bandwidths[format], read_bandwidth(size))
+            self._bandwidths[format] = max(self._bandwidths[format], read_bandwidth(self._threads, size))
 
     def decode(
         self, format: Format, sessions: int, context: int = DEPTH + STEPS // 2

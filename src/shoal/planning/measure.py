@@ -6,7 +6,8 @@ Both are the best of several runs: what else the machine does slows a run down, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import get_args
 
 import numpy as np
@@ -48,13 +49,9 @@ def measure_machine(threads: int, name: str = "this machine") -> Machine:
             check="close other programs that use memory",
             next_command="shoal doctor",
         )
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        bandwidth = read_bandwidth()
+    bandwidth = read_bandwidth(threads)
+    with _torch_threads(threads):
         ops: dict[Format, float] = {"fp32": _torch_ops(), **_kernel_ops(threads)}
-    finally:
-        torch.set_num_threads(before)
     return Machine(name, free, bandwidth, ops, LINK, RTT_S)
 
 
@@ -87,10 +84,21 @@ def measure_accelerator(device: Device) -> Machine:
     return Machine(device.title, free, bandwidth, {f: ops(f) for f in get_args(Format)}, LINK, RTT_S)
 
 
-def read_bandwidth(size: int = BUFFER) -> float:
-    """Bytes read in a second, of ``size`` bytes that are read again and again."""
+def read_bandwidth(threads: int, size: int = BUFFER) -> float:
+    """Bytes read in a second by so many threads, of ``size`` bytes that are read again and again."""
     buffer = torch.ones(max(size // 4, 1))  # of ones: pages of zeros might all be one page
-    return buffer.nbytes / _least_s(buffer.sum)
+    with _torch_threads(threads):
+        return buffer.nbytes / _least_s(buffer.sum)
+
+
+@contextmanager
+def _torch_threads(count: int) -> Generator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _torch_ops() -> float:

@@ -198,7 +198,6 @@ class _PartFile:
                 fresh.write(part.header)
                 fresh.truncate(part.size)
         self._stream: BinaryIO | None = None
-
         self._finished = False
 
     @property

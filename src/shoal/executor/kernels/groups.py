@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from shoal.executor.arrays import Array, widen
 from shoal.executor.kernels.c_kernels import Matrix, aligned
-from shoal.executor.kernels.tiles import narrowest, tile_groups, tile_weights
+from shoal.executor.kernels.tiles import tile_groups, tile_weights
 from shoal.models.checkpoint.grouped import GroupedWeights
 
 
 def pack_groups(weights: GroupedWeights, bias: Array | None = None) -> Matrix:
     """As grouped4 or grouped8, by their bits; scales and minima as float16 where that loses nothing."""
     rows, cols = weights.values.shape
-    scales, minima = narrowest(weights.scales, weights.minima)
+    scales, minima = _narrowest(weights.scales, weights.minima)
     return Matrix(
         "grouped4" if weights.bits == 4 else "grouped8",
         rows,
@@ -22,3 +24,15 @@ def pack_groups(weights: GroupedWeights, bias: Array | None = None) -> Matrix:
         None if minima is None else tile_groups(minima),
         weights.zero,
     )
+
+
+def _narrowest(scales: Array, minima: Array | None) -> tuple[Array, Array | None]:
+    """Scales and minima as float16 where that loses nothing of either, else as they are."""
+    if not all(_is_half(array) for array in (scales, minima) if array is not None):
+        return scales, minima
+    return scales.astype(np.float16), None if minima is None else minima.astype(np.float16)
+
+
+def _is_half(array: Array) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(array.astype(np.float16).astype(np.float32), array))

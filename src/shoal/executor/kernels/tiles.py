@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.executor.arrays import Array, empty
+from shoal.models.checkpoint.grouped import CHUNK
 
 TILE = 16
 """Rows that lie interleaved."""
-CHUNK = 32
-"""Columns that lie side by side."""
 
 
 def tiles_of(rows: int) -> int:
@@ -52,18 +51,6 @@ def tile_groups(scales: Array) -> Array:
     made = empty((tiles_of(len(scales)), scales.shape[1], TILE), scales.dtype)
     np.copyto(made, _in_tiles(scales).transpose(0, 2, 1))
     return made
-
-
-def narrowest(scales: Array, minima: Array | None = None) -> tuple[Array, Array | None]:
-    """Scales and minima as float16 where that loses nothing of either, else as they are."""
-    if not all(_is_half(array) for array in (scales, minima) if array is not None):
-        return scales, minima
-    return scales.astype(np.float16), None if minima is None else minima.astype(np.float16)
-
-
-def _is_half(array: Array) -> bool:
-    with np.errstate(over="ignore"):
-        return bool(np.array_equal(array.astype(np.float16).astype(np.float32), array))
 
 
 def _in_tiles(rows: Array) -> Array:

@@ -7,7 +7,8 @@ from torch.nn import functional
 
 from shoal.executor.arrays import Array
 from shoal.executor.kernels.c_kernels import GROUP, Matrix, MatrixLayout, ThreadTeam, pack
-from shoal.executor.kernels.tiles import CHUNK, TILE, tiles_of
+from shoal.executor.kernels.tiles import TILE, tiles_of
+from shoal.models.checkpoint.grouped import CHUNK
 from shoal.types import Format
 
 ROWS_AT_ONCE = 512

@@ -118,8 +118,9 @@ void sum_units(const job_t *job, int i) {
     const int16_t *q = job->scratch->quantised + i * quantised_stride(cols);
     int32_t *sums = job->scratch->unit_sums + i * unit_sums_stride(cols);
     for (int64_t k = 0; k < cols; k += unit, sums++) {
-        *sums = 0;
-        for (int64_t t = 0; t < unit; t++) *sums += q[k + t];
+        int32_t sum = 0;
+        for (int64_t t = 0; t < unit; t++) sum += q[k + t];
+        *sums = sum;
     }
 }
 

@@ -96,8 +96,8 @@ def _write(file: Path, matrices: Matrices) -> None:
     tensors: dict[str, Array] = {}
     said = {"version": VERSION, "matrices": " ".join(matrices)}
     for name, matrix in matrices.items():
-        said |= {f"{name}.layout": matrix.layout}
-        said |= {f"{name}.rows": str(matrix.rows), f"{name}.cols": str(matrix.cols)}
+        said[f"{name}.layout"] = matrix.layout
+        said[f"{name}.rows"], said[f"{name}.cols"] = str(matrix.rows), str(matrix.cols)
         tensors[f"{name}.weights"] = matrix.weights
         if matrix.scales is not None:
             tensors[f"{name}.scales"] = matrix.scales
