@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import trio
 
+from shoal.client.ring import suspects
 from shoal.client.ring.hop import RouteHop
 from shoal.client.ring.ring import Ring
 from shoal.client.ring.rings import NEWCOMER_OPENS_S
@@ -115,3 +116,19 @@ async def test_a_hop_that_was_lost_takes_its_own_place_again_only_where_there_is
         else:
             (replacement,) = finder.replacements(ring, shape)
             assert [hop.address.peer for hop in replacement.hops] == [lost.peer]
+
+
+async def test_one_that_was_silent_a_moment_ago_goes_before_one_that_is_distrusted(
+    tmp_path, checkpoint, monkeypatch
+):
+    monkeypatch.setattr(suspects, "FIRST_S", 0.05)
+    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)] * 2) as swarm:
+        finder, shape = swarm.client.rings.finder, swarm.model.shape
+        silent, liar = (PeerId(a.peer) for a in swarm.client.announcements() if a.served)
+        finder.reputation.failed(liar, trio.current_time())
+        finder.suspect(silent)
+        await trio.sleep(0.1)
+        (hop,) = finder.find(shape, "fp32", 16, set(), span=Span(0, 6))
+        assert hop.address.peer == silent
+        (hop,) = finder.find(shape, "fp32", 16, {silent}, span=Span(0, 6))
+        assert hop.address.peer == liar

@@ -258,7 +258,15 @@ class RouteFinder:
         serving: dict[PeerId, Announcement],
         avoid: set[PeerId],
     ) -> list[_Choice]:
-        """What ``choose`` makes of the peers that are not suspected; with less caution where it must."""
+        """What ``choose`` makes of the peers that are not suspected; with less caution where it must.
+
+        Who is distrusted comes after all others, also after who was silent a moment ago: a busy node that did
+        not answer in time is more likely to be back than a liar is to be honest.
+        """
+        distrusted = {peer for peer in serving if self.reputation.distrusted(peer, trio.current_time())}
+        for caution in CAUTIONS if distrusted else ():
+            with suppress(NoCoverage, Busy):
+                return choose(avoid=avoid | distrusted | self._suspected(serving, caution))
         for caution in CAUTIONS[:-1]:
             with suppress(NoCoverage):
                 return choose(avoid=avoid | self._suspected(serving, caution))
