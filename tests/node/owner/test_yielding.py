@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.node.owner.yielding import BUSY, BUSY_S, QUIET, QUIET_S, OtherUse, YieldState, decide
+from shoal.node.owner.yielding import BUSY, BUSY_S, QUIET, QUIET_S, SMOOTH_S, OtherUse, YieldState, decide
 
 LOOK_S = 2.0
+FADES_S = 3 * SMOOTH_S
+"""By when what was before counts no more."""
 IDLE, BUSY_CPU = OtherUse(0.02), OtherUse(0.9)
 
 
@@ -54,8 +56,16 @@ def test_it_comes_back_once_the_machine_has_been_quiet_for_a_while() -> None:
     state, now = after(60, BUSY_CPU, YieldState())
     state, now = after(QUIET_S - LOOK_S, IDLE, state, now)
     assert state.yielding
-    back, _ = after(LOOK_S, IDLE, state, now)
+    back, _ = after(LOOK_S + FADES_S, IDLE, state, now)
     assert not back.yielding
+
+
+def test_what_runs_for_a_moment_does_not_make_it_wait_anew() -> None:
+    state, now = after(60, BUSY_CPU, YieldState())
+    for _ in range(8):
+        state, now = after(LOOK_S, OtherUse(QUIET / 2), state, now)
+        state, now = after(0.0, OtherUse(1.3 * QUIET), state, now)
+    assert not state.yielding
 
 
 def test_a_pause_in_the_use_of_the_machine_does_not_bring_it_back() -> None:
@@ -72,12 +82,12 @@ def test_what_would_not_make_it_give_way_keeps_it_there_until_it_is_less_than_ha
     state, now = after(60, BUSY_CPU, state, now)
     state, now = after(600, OtherUse((BUSY + QUIET) / 2), state, now)
     assert state.yielding
-    assert not after(QUIET_S, OtherUse(QUIET - 0.01), state, now)[0].yielding
+    assert not after(QUIET_S + FADES_S, OtherUse(QUIET - 0.01), state, now)[0].yielding
 
 
 def test_why_it_gives_way_is_what_holds_now() -> None:
     state, now = after(60, BUSY_CPU, YieldState())
-    state, now = after(LOOK_S, OtherUse(0.0, on_battery=True), state, now)
+    state, now = after(FADES_S, OtherUse(0.0, on_battery=True), state, now)
     assert (state.why, state.since) == ("it runs on battery", BUSY_S)
     state, _ = after(QUIET_S - LOOK_S, IDLE, state, now)
     assert state.why == "it runs on battery"
