@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal import config
-from shoal.config import OPTIONS, Settings, default_paths, load, parse_size
+from shoal import config, option_values
+from shoal.config import OPTIONS, Settings, default_paths, load
 from shoal.errors import UsageError
+from shoal.option_values import parse_size
 
 
 def written(home: Path, text: str) -> dict[str, str]:
@@ -154,12 +155,12 @@ def test_without_shoal_home_the_platform_says_where() -> None:
     assert paths.config.name == paths.data.name == paths.cache.name == "shoal"
 
 
-@given(st.integers(0, 1 << 50), st.sampled_from(sorted(config._UNITS)))
+@given(st.integers(0, 1 << 50), st.sampled_from(sorted(option_values._UNITS)))
 def test_a_size_is_exact_in_every_unit(number: int, unit: str) -> None:
     assert (
         parse_size(f"{number}{unit.upper()}")
         == parse_size(f" {number} {unit} ")
-        == number * config._UNITS[unit]
+        == number * option_values._UNITS[unit]
     )
 
 

@@ -14,37 +14,17 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import platformdirs
 
 from shoal.errors import UsageError
+from shoal.option_values import read_value
 from shoal.types import Codec, Format, Kernels, Paths, PrivateEnds, YieldMode
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_SWARM = "home"
-
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?\s*$", re.IGNORECASE)
-_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of ``"4GiB"``, ``"500 MB"`` or ``"1048576"``.
-
-    Raises:
-        UsageError: the text is not a size.
-    """
-    match = _SIZE.match(text)
-    if not match:
-        raise UsageError(f"{text!r} is not a size", check="write a number and a unit, for example 4GiB")
-    return round(Fraction(match[1]) * _UNITS[(match[2] or "B").lower()])
 
 
 def _about(text: str) -> dict[str, str]:
@@ -338,17 +318,24 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     paths = default_paths(environ)
     values: dict[str, Any] = {}
     for name, value in _read_file(paths.config_file).items():
-        values[name] = _coerce(name, value, f"{paths.config_file}")
+        values[name] = _read(name, value, f"{paths.config_file}")
     for option in OPTIONS:
         variable = f"SHOAL_{option.upper()}"
         if variable in environ:
-            values[option] = _coerce(option, environ[variable], variable)
+            values[option] = _read(option, environ[variable], variable)
     for name, value in (flags or {}).items():
         if value is not None:
-            values[name] = _coerce(name, value, f"--{name.replace('_', '-')}")
+            values[name] = _read(name, value, f"--{name.replace('_', '-')}")
     settings = Settings(**values, paths=paths)
     _check(settings)
     return settings
+
+
+def _read(name: str, value: Any, source: str) -> Any:
+    try:
+        return read_value(value, _TYPES[name], size=name in _SIZES)
+    except ValueError as error:
+        raise UsageError(f"{source} has {value!r} for {name}, which needs {error}") from error
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -373,48 +360,8 @@ def _read_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def _coerce(name: str, value: Any, source: str) -> Any:
-    """The value in the option's type. Text is read; a number or a list must be of the right type already."""
-    kind = _TYPES[name]
-    try:
-        if name in ("memory", "share_rate") and isinstance(value, str):
-            return parse_size(value)
-        if kind == tuple[str, ...]:
-            return _to_texts(value)
-        if isinstance(value, str):
-            return _to_bool(value) if kind is bool else kind(value.strip())
-        # TOML's 1.0 is no port and its true no number of threads, though Python would take them.
-        if type(value) is kind or (kind is float and type(value) is int):
-            return kind(value)
-        raise TypeError
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{source} has {value!r} for {name}, which needs {_spell(kind)}") from error
-
-
-def _to_texts(value: Any) -> tuple[str, ...]:
-    items = value.replace(",", " ").split() if isinstance(value, str) else value
-    if not isinstance(items, (list, tuple)):
-        raise TypeError
-    texts = cast("list[Any] | tuple[Any, ...]", items)
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError
-    return tuple(texts)
-
-
-def _to_bool(value: str) -> bool:
-    text = value.strip().lower()
-    if text in ("1", "true", "yes", "on"):
-        return True
-    if text in ("0", "false", "no", "off", ""):
-        return False
-    raise ValueError(value)
-
-
-def _spell(kind: Any) -> str:
-    names: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    return names.get(kind, "a list of texts")
-
-
+_SIZES = ("memory", "share_rate")
+"""Options in bytes, which may be written with a unit."""
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?")
 _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("port", "direct_port", "metrics_port", "gateway_port"), (0, 65535)),

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from shoal.config import parse_size
 from shoal.errors import UsageError
+from shoal.option_values import parse_size
 from shoal.planning.roofline import LINK, RTT_S, Machine
 from shoal.types import Format
 
