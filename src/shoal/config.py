@@ -225,6 +225,13 @@ class Settings:
             "names are accepted as names of the gateway, too."
         ),
     )
+    store_days: int = field(
+        default=30,
+        metadata=_about(
+            "Days for which the gateway keeps what a key has stored: responses, files and batches. 0 keeps "
+            "nothing. Responses count from their last use."
+        ),
+    )
     paths: Paths = field(default_factory=lambda: default_paths(os.environ))
 
     @property
@@ -372,6 +379,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "max_sessions": (1, 1 << 20),
     "kv_tokens": (1, 1 << 40),
     "prefill_chunk": (0, 1 << 22),
+    "store_days": (0, 3650),
     "announce_s": (0.05, 120),
     "expiry_s": (0.1, 300),
     "step_timeout_s": (0.01, 86400),

@@ -230,8 +230,8 @@ def test_a_fault_of_a_chat_is_a_sentence_about_its_field(body, where, told):
         ),
         (
             ResponsesRequest,
-            {"input": "a", "previous_response_id": "resp_1"},
-            "previous_response_id",
+            {"input": "a", "conversation": "conv_1"},
+            "conversation",
             "AT is not supported: leave it out",
         ),
         (

@@ -42,7 +42,7 @@ def answerable(document, model):
         if "n" in fields:
             fields["n"] = {"type": "integer", "minimum": 1, "maximum": 2}
         # What JSON schema does not say of these: which of them go together.
-        for name in NOT_TOGETHER:
+        for name in (*NOT_TOGETHER, "previous_response_id"):
             fields.pop(name, None)
     said = {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}}
     message = {"type": "object", "properties": said, "required": list(said), "additionalProperties": False}

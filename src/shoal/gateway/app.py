@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from shoal.gateway.access.keys import KeyRing
 from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
-from shoal.gateway.api import chat, completions, messages, responses, tokens
+from shoal.gateway.api import chat, completions, messages, tokens
 from shoal.gateway.api.openapi import document
 from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.body import read_body
@@ -44,8 +44,10 @@ from shoal.gateway.prefixes import Prefixes
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
 from shoal.gateway.schema.messages import CountTokensRequest, MessagesRequest
-from shoal.gateway.schema.responses import ResponsesRequest
 from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
+from shoal.gateway.stored.expiry import SWEEP_EVERY_S, Keeping
+from shoal.gateway.stored.response_routes import ResponseRoutes
+from shoal.gateway.stored.responses import ResponseStore
 from shoal.models.store.local_model import LocalModel
 
 REFRESH_KEYS_S = 1.0
@@ -64,6 +66,8 @@ class Options:
     invite: Invite
     health: Health
     origins: tuple[str, ...] = ()
+    keeping: Keeping = field(default_factory=Keeping)
+    """How long responses are kept for their callers."""
 
 
 class Gateway:
@@ -74,6 +78,7 @@ class Gateway:
         self.models = Models(swarm, options.model)
         self.keys = KeyRing(options.database)
         self.usage = Usage(options.database)
+        self.responses = ResponseStore(options.database, options.keeping)
         self.limits = RequestLimiter()
         self.grammars = Grammars()
         self.prefixes = Prefixes(swarm)
@@ -99,6 +104,7 @@ class Gateway:
                 nursery.start_soon(self.usage.run)
                 nursery.start_soon(self.feed.run)
                 nursery.start_soon(self._refresh_keys)
+                nursery.start_soon(self._sweep)
                 nursery.start_soon(self._load)
                 task_status.started()
         finally:
@@ -116,6 +122,14 @@ class Gateway:
             except OutOfResources as error:  # the keys that were read last stay good
                 log.warning("the keys cannot be read: %s", error.message)
 
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                await trio.to_thread.run_sync(self.responses.sweep)
+            except OutOfResources as error:  # what has expired is given to nobody all the same
+                log.warning("what has expired cannot be deleted: %s", error.message)
+            await trio.sleep(SWEEP_EVERY_S)
+
     def _is_open(self, path: str) -> bool:
         return path in OPEN_PATHS or path in self._page
 
@@ -125,6 +139,7 @@ class Gateway:
                 *self._page.routes(),
                 *self._live.routes(),
                 *OllamaRoutes(self.desk, self.models, self.grammars).routes(),
+                *ResponseRoutes(self.desk, self.models, self.grammars, self.responses).routes(),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
                 Route("/openapi.json", self._document),
@@ -132,7 +147,6 @@ class Gateway:
                 Route("/v1/models/{id:path}", self._show_model),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/completions", self._complete, methods=["POST"]),
-                Route("/v1/responses", self._respond, methods=["POST"]),
                 Route("/v1/messages", self._message, methods=["POST"]),
                 Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
                 Route("/tokenize", self._tokenize, methods=["POST"]),
@@ -160,20 +174,6 @@ class Gateway:
         form = partial(completions.CompletionForm, include_usage=body.include_usage)
         return Exchange(
             self.desk, caller_of(request), prepare, form, prefix=completions.PREFIX, stream=body.stream
-        )
-
-    async def _respond(self, request: Request) -> Exchange:
-        body = await read_body(request, ResponsesRequest)
-        model = await self.models.find(body.model)
-
-        async def prepare() -> list[GenerationRequest]:
-            return [await responses.responses_request(body, model, self.grammars)]
-
-        def form(record: Record, asked: Sequence[GenerationRequest]) -> Form:
-            return responses.ResponsesForm(record, asked[0], body)
-
-        return Exchange(
-            self.desk, caller_of(request), prepare, form, prefix=responses.PREFIX, stream=body.stream
         )
 
     async def _message(self, request: Request) -> Exchange:

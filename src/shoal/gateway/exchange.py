@@ -64,6 +64,8 @@ class Desk:
     usage: Usage
 
 
+OnEnd = Callable[[], Awaitable[None]]
+"""Is called when an answer has come to its end well, before its last event is sent. Raises nothing."""
 Prepare = Callable[[], Awaitable[Sequence[GenerationRequest]]]
 """Turns a body into prompts, whose choices are numbered through. Raises ShoalError where it cannot be."""
 
@@ -76,6 +78,7 @@ class Exchange:
     Args:
         form: makes, for the record of this request and what it asks for, what writes the answer down.
         media_type: of what the form writes for a stream.
+        ended: what else is to be done with the whole answer.
     """
 
     def __init__(
@@ -88,8 +91,10 @@ class Exchange:
         prefix: str,
         stream: bool,
         media_type: str = EVENTS,
+        ended: OnEnd | None = None,
     ) -> None:
         self._desk = desk
+        self._ended = ended
         self._caller = caller
         self._prepare = prepare
         self._form = form
@@ -113,7 +118,9 @@ class Exchange:
     def _begun(self, asked: Sequence[GenerationRequest]) -> _Answer:
         record = self._desk.answers.records.begin(self._prefix, asked[0].model.id, self._caller.id)
         form = self._form(record, asked)
-        return _Answer(self._desk, self._caller, asked, record, form, self._stream, self._media_type)
+        return _Answer(
+            self._desk, self._caller, asked, record, form, self._stream, self._media_type, self._ended
+        )
 
 
 class _Answer:
@@ -128,8 +135,10 @@ class _Answer:
         form: Form,
         stream: bool,
         media_type: str,
+        ended: OnEnd | None,
     ) -> None:
         self._desk = desk
+        self._ended = ended
         self._caller = caller
         self._asked = asked
         self._record = record
@@ -179,6 +188,8 @@ class _Answer:
                     partial(self._take_scores, events, first, asked.choices),
                 )
                 first += asked.choices
+        if self._ended is not None:
+            await self._ended()
         if self._stream:
             await events.write(*self._form.close())
 

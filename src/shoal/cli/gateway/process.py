@@ -56,6 +56,7 @@ async def gateway_on(
     """
     from shoal.gateway.app import Options, open_gateway
     from shoal.gateway.serve import serve
+    from shoal.gateway.stored.expiry import Keeping
 
     if settings.gateway_host not in ("127.0.0.1", "::1", "localhost"):
         say("note: other machines can reach the gateway; they need an API key")
@@ -70,6 +71,7 @@ async def gateway_on(
         invite,
         partial(_health, settings),
         settings.gateway_origins,
+        Keeping(settings.store_days),
     )
     with one_error():
         async with open_gateway(swarm, wanted) as gateway, trio.open_nursery() as nursery:

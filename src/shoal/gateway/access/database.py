@@ -1,4 +1,4 @@
-"""The gateway's SQLite file: who may call, and how much each has used.
+"""The gateway's SQLite file: who may call, how much each has used, and what is kept for each.
 
 It has a write-ahead log, so that readers never wait.
 """
@@ -36,6 +36,17 @@ CREATE TABLE IF NOT EXISTS usage (
     completion_tokens INTEGER NOT NULL,
     PRIMARY KEY (day, caller, model)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS responses (
+    id TEXT PRIMARY KEY,
+    caller TEXT NOT NULL,
+    previous TEXT,
+    used REAL NOT NULL,
+    size INTEGER NOT NULL,
+    items BLOB NOT NULL,
+    response BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS responses_of ON responses (caller, used);
+CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used);
 """
 
 
@@ -51,6 +62,7 @@ def open_database(path: Path) -> Generator[sqlite3.Connection]:
         path.touch(mode=0o600)
         with closing(sqlite3.connect(path, timeout=WAIT_S)) as database:
             database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
             database.executescript(SCHEMA)
             with database:
                 yield database

@@ -35,7 +35,7 @@ FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 BROWSERS = ("origin", "sec-fetch-site", "sec-fetch-dest", "sec-fetch-user")
 """Headers that browsers send and no page can leave out. ``Sec-Fetch-Mode`` is not among them: fetch of Node
 sends it too."""
-CORS_METHODS = "GET, POST"
+CORS_METHODS = "GET, POST, DELETE"
 CORS_HEADERS = "authorization, content-type, x-api-key"
 """What a page may send where its preflight does not say what it is going to."""
 CORS_EXPOSED = "x-request-id, retry-after, x-shoal-relaxed"

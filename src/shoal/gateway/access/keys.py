@@ -18,6 +18,8 @@ from shoal.gateway.access.database import open_database
 
 PREFIX = "sk-shoal-"
 MAX_NAME = 64
+KEPT = ("responses",)
+"""Tables of what callers have stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,9 @@ def list_keys(path: Path) -> list[KeyRecord]:
 
 
 def revoke(path: Path, which: str) -> Caller:
-    """End a key, by its id or its name. A running gateway refuses it within a second or two.
+    """End a key, by its id or its name, and delete what is kept for it.
+
+    A running gateway refuses it within a second or two.
 
     Raises:
         UsageError: no good key has this id or name, or more than one has the name.
@@ -137,6 +141,8 @@ def revoke(path: Path, which: str) -> Caller:
         raise UsageError(f"{count} named {which!r}", check="give the key's id", next_command="shoal key list")
     with open_database(path) as database:
         database.execute("UPDATE keys SET revoked = ? WHERE id = ?", (time.time(), meant[0].id))
+        for table in KEPT:
+            database.execute(f"DELETE FROM {table} WHERE caller = ?", (meant[0].id,))
     return meant[0]
 
 

@@ -18,7 +18,7 @@ from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
 BODIES: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/chat/completions": (ChatRequest, "Continue a conversation"),
     "/v1/completions": (CompletionRequest, "Continue a text"),
-    "/v1/responses": (ResponsesRequest, "Answer, statelessly"),
+    "/v1/responses": (ResponsesRequest, "Answer, and go on from an answer that is stored"),
     "/v1/messages": (MessagesRequest, "Continue a conversation, in Anthropic's words"),
     "/v1/messages/count_tokens": (CountTokensRequest, "How long the prompt of a conversation is"),
     "/api/chat": (OllamaChatRequest, "Continue a conversation, in Ollama's words"),
@@ -37,6 +37,11 @@ PLAIN: dict[str, str] = {
     "/api/swarm": "The swarm as this machine knows it",
     "/api/requests": "The last requests",
     "/api/health": "What the doctor found",
+}
+BY_ID: dict[str, dict[str, str]] = {
+    "/v1/models/{id}": {"get": "One of them"},
+    "/v1/responses/{id}": {"get": "A stored response", "delete": "Delete a stored response"},
+    "/v1/responses/{id}/input_items": {"get": "What it was made from"},
 }
 _ANSWERS: dict[str, Any] = {
     "200": {"description": "The answer; events where stream is true"},
@@ -57,7 +62,8 @@ def document() -> dict[str, Any]:
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
         paths[path] = {"post": _operation(about) | {"requestBody": {"required": True, "content": content}}}
     identifier = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-    paths["/v1/models/{id}"] = {"get": _operation("One of them") | {"parameters": [identifier]}}
+    for path, methods in BY_ID.items():
+        paths[path] = {m: _operation(about) | {"parameters": [identifier]} for m, about in methods.items()}
     return {
         "openapi": "3.1.0",
         "info": {

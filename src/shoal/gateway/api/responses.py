@@ -1,9 +1,10 @@
-"""``POST /v1/responses``, statelessly: the same answers in the words of OpenAI's newer API."""
+"""``POST /v1/responses``: the same answers in the words of OpenAI's newer API."""
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from shoal.client.generate import Delta
@@ -13,6 +14,7 @@ from shoal.errors import ShoalError
 from shoal.gateway.api.chat import ROLES, reader_of
 from shoal.gateway.api.logprobs import chat_logprobs
 from shoal.gateway.api.request import GenerationRequest, conversation, encoded, limited
+from shoal.gateway.api.response_items import AnyItem, items_of
 from shoal.gateway.errors import BadRequest, body_of
 from shoal.gateway.grammar.fit import AnswerSchema, fit
 from shoal.gateway.grammar.grammar import Grammars
@@ -38,11 +40,13 @@ from shoal.gateway.sse import event
 PREFIX = "resp_"
 
 
-async def responses_request(body: ResponsesRequest, model: Servable, grammars: Grammars) -> GenerationRequest:
-    """What a request asks for. Raises as ``chat.chat_request``."""
+async def responses_request(
+    body: ResponsesRequest, model: Servable, grammars: Grammars, history: Sequence[AnyItem] = ()
+) -> GenerationRequest:
+    """What a request asks for, after what was said before it. Raises as ``chat.chat_request``."""
     calling = _calling(body)
     options = reasoning_options(body.reasoning.effort)
-    prompt = await encoded(model, conversation(model, _messages(body), calling, options))
+    prompt = await encoded(model, conversation(model, _messages(body, history), calling, options))
     limit = limited(model, prompt.token_ids, body.max_output_tokens)
     found = await fit(grammars, model, prompt.own_end, calling, _format(body))
     return GenerationRequest(
@@ -92,15 +96,13 @@ def _format(body: ResponsesRequest) -> AnswerSchema | None:
     return AnswerSchema({"type": "object"}, "text.format") if format.type == "json_object" else None
 
 
-def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
-    """The conversation as chat templates read it."""
+def _messages(body: ResponsesRequest, history: Sequence[AnyItem] = ()) -> list[dict[str, Any]]:
+    """The conversation as chat templates read it. Earlier instructions are not carried over."""
     found: list[dict[str, Any]] = []
     if body.instructions:
         found.append({"role": "system", "content": body.instructions})
-    if isinstance(body.input, str):
-        return [*found, {"role": "user", "content": body.input}]
     thoughts: list[str] = []
-    for item in body.input:
+    for item in (*history, *items_of(body.input)):
         if isinstance(item, InputReasoning):
             thoughts.append(item.text)
             continue
@@ -137,8 +139,12 @@ def _think(message: dict[str, Any], thoughts: list[str]) -> None:
 class ResponsesForm:
     """A response, as typed events or as one object."""
 
-    def __init__(self, record: Record, asked: GenerationRequest, body: ResponsesRequest) -> None:
+    def __init__(
+        self, record: Record, asked: GenerationRequest, body: ResponsesRequest, *, stored: bool = False
+    ) -> None:
         self._record = record
+        self.stored = stored
+        """Whether the response is kept, or will be when it is whole."""
         self._model = asked.model
         self._sampling = asked.sampling
         self._body = body
@@ -197,6 +203,7 @@ class ResponsesForm:
             "output": self._output,
             "usage": None if self._status in ("in_progress", "failed") else self._usage(),
             **_told_back(self._body, self._sampling),
+            "store": self.stored,
             "shoal": self._record.told(),
         }
 
@@ -307,9 +314,8 @@ def _told_back(body: ResponsesRequest, sampling: Sampling) -> dict[str, Any]:
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": body.max_tool_calls,
         "parallel_tool_calls": body.parallel_tool_calls,
-        "previous_response_id": None,
+        "previous_response_id": body.previous_response_id,
         "reasoning": body.reasoning.model_dump(),
-        "store": False,
         "background": False,
         "service_tier": "default",
         "temperature": sampling.temperature,

@@ -1,4 +1,4 @@
-"""The body of ``POST /v1/responses``, without any state kept: each request brings its whole conversation."""
+"""The body of ``POST /v1/responses``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from shoal.gateway.schema.common import (
 )
 
 
-class InputMessage(Body):
+class Item(Body):
+    """One of the things that a conversation is made of."""
+
+    id: str | None = Field(None, max_length=256)
+
+
+class InputMessage(Item):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: Content | None = None
@@ -37,7 +43,7 @@ class InputMessage(Body):
         return self
 
 
-class InputCall(Body):
+class InputCall(Item):
     """A call that the model made earlier."""
 
     type: Literal["function_call"]
@@ -46,7 +52,7 @@ class InputCall(Body):
     arguments: str = "{}"
 
 
-class InputResult(Body):
+class InputResult(Item):
     """What the called function gave."""
 
     type: Literal["function_call_output"]
@@ -59,7 +65,7 @@ class ReasoningText(Body):
     text: str
 
 
-class InputReasoning(Body):
+class InputReasoning(Item):
     """What the model thought earlier: a summary is not that, and what is encrypted only its maker reads."""
 
     type: Literal["reasoning"]
@@ -164,11 +170,12 @@ class ResponsesRequest(Choosing):
     max_tool_calls: int | None = Field(None, ge=1)
     safety_identifier: str | None = Field(None, max_length=64)
     prompt_cache_key: str | None = Field(None, max_length=64)
-    # Known, and refused where it would mean something: nothing is stored, nothing is cut.
     store: bool | None = None
+    """Whether the response is kept: unless this is false, as with OpenAI, or the gateway keeps nothing."""
+    previous_response_id: str | None = Field(None, min_length=1, max_length=64)
+    # Known, and refused where it would mean something: nothing runs unseen, nothing is cut.
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
-    previous_response_id: None = None
     conversation: None = None
     prompt: None = None
 

@@ -1,0 +1,177 @@
+"""Responses that were answered with ``store``, by key: bounded in number, bytes and days.
+
+Each row holds one turn: what it brought and what was answered. A conversation is the chain of turns that
+``previous`` leads through, and using it renews all of them. Every function here reads or writes the disk.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from shoal.errors import UsageError
+from shoal.gateway.access.database import open_database
+from shoal.gateway.errors import NotFound
+from shoal.gateway.stored.expiry import Keeping
+
+PER_KEY = 1024
+"""Responses that are kept for one key; those that were longest unused make room."""
+PER_KEY_BYTES = 64 << 20
+CONVERSATION_BYTES = 8 << 20
+"""Of all turns of one conversation: as much as a body that brought them itself may have."""
+
+
+class PreviousResponseNotFound(NotFound):
+    """A conversation cannot go on: one of its responses is not kept, or not for this key."""
+
+    code = "previous_response_not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """One turn."""
+
+    id: str
+    previous: str | None
+    """The response that it continues."""
+    items: list[dict[str, Any]]
+    """What this turn brought, as the API lists it."""
+    response: dict[str, Any]
+
+    @property
+    def output(self) -> list[dict[str, Any]]:
+        return self.response["output"]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A conversation's turns, the oldest first."""
+
+    turns: list[StoredResponse] = field(default_factory=list[StoredResponse])
+    broken_at: str | None = None
+    """The response before the first of them, which is no longer kept."""
+
+
+class ResponseStore:
+    """The responses in the gateway's database."""
+
+    def __init__(self, path: Path, keeping: Keeping) -> None:
+        self._path = path
+        self.keeping = keeping
+
+    def save(self, caller: str, turn: StoredResponse) -> bool:
+        """Keep a turn, or say that it is too large to be kept.
+
+        Raises:
+            OutOfResources: the database cannot be written.
+        """
+        items, response = msgspec.json.encode(turn.items), msgspec.json.encode(turn.response)
+        size = len(items) + len(response)
+        if size > PER_KEY_BYTES:
+            return False
+        with open_database(self._path) as database:
+            database.execute(
+                "INSERT INTO responses (id, caller, previous, used, size, items, response) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (turn.id, caller, turn.previous, self.keeping.clock(), size, items, response),
+            )
+            _make_room(database, caller)
+        return True
+
+    def find(self, caller: str, id: str) -> StoredResponse:
+        """The caller's response of this id.
+
+        Raises:
+            NotFound: there is none, or it is another key's: nobody is told which.
+        """
+        with open_database(self._path) as database:
+            found = self._read(database, caller, id)
+        if found is None:
+            raise NotFound(f"no response {id[:64]!r} is stored for this key", check=self._check())
+        return found
+
+    def chain(self, caller: str, id: str) -> Chain:
+        """The conversation that ends with this response, as far back as it is kept; all of it counts as used.
+
+        Raises:
+            UsageError: it is longer than one request may be.
+        """
+        turns: list[StoredResponse] = []
+        size, wanted = 0, cast("str | None", id)
+        with open_database(self._path) as database:
+            while wanted is not None and (turn := self._read(database, caller, wanted)) is not None:
+                size += len(msgspec.json.encode(turn.items)) + len(msgspec.json.encode(turn.output))
+                if size > CONVERSATION_BYTES:
+                    raise UsageError(
+                        f"the conversation before {id[:64]!r} has more than {CONVERSATION_BYTES} bytes",
+                        check="begin a new conversation, without previous_response_id",
+                    )
+                turns.append(turn)
+                wanted = turn.previous
+            now = self.keeping.clock()
+            database.executemany("UPDATE responses SET used = ? WHERE id = ?", [(now, t.id) for t in turns])
+        return Chain(turns[::-1], wanted)
+
+    def history(self, caller: str, id: str) -> list[dict[str, Any]]:
+        """Everything that was said up to this response, as items.
+
+        Raises:
+            PreviousResponseNotFound: not all of it is kept.
+            UsageError: as :meth:`chain`.
+        """
+        chain = self.chain(caller, id)
+        if chain.broken_at is not None:
+            raise PreviousResponseNotFound(
+                f"no response {chain.broken_at[:64]!r} is stored for this key, and the conversation needs it",
+                check=self._check(),
+                param="previous_response_id",
+            )
+        return [item for turn in chain.turns for item in (*turn.items, *turn.output)]
+
+    def delete(self, caller: str, id: str) -> None:
+        """Forget a response. Raises NotFound as :meth:`find`."""
+        self.find(caller, id)
+        with open_database(self._path) as database:
+            database.execute("DELETE FROM responses WHERE id = ? AND caller = ?", (id, caller))
+
+    def sweep(self) -> None:
+        """Forget what has expired."""
+        with open_database(self._path) as database:
+            database.execute("DELETE FROM responses WHERE used <= ?", (self._oldest(),))
+
+    def _read(self, database: sqlite3.Connection, caller: str, id: str) -> StoredResponse | None:
+        row = database.execute(
+            "SELECT previous, items, response FROM responses WHERE id = ? AND caller = ? AND used > ?",
+            (id, caller, self._oldest()),
+        ).fetchone()
+        if row is None:
+            return None
+        return StoredResponse(id, row[0], msgspec.json.decode(row[1]), msgspec.json.decode(row[2]))
+
+    def _oldest(self) -> float:
+        return self.keeping.clock() - self.keeping.longest_s
+
+    def _check(self) -> str:
+        if not self.keeping.on:
+            return "this gateway keeps no responses: its setting store_days is 0"
+        return (
+            "that it was made with this key and without store: false; a response is kept for "
+            f"{self.keeping.days} days after its last use, unless it is deleted or newer ones need its room"
+        )
+
+
+def _make_room(database: sqlite3.Connection, caller: str) -> None:
+    """Forget the caller's responses that were longest unused, until the rest is within bounds."""
+    rows = database.execute(
+        "SELECT rowid, size FROM responses WHERE caller = ? ORDER BY used DESC, rowid DESC", (caller,)
+    ).fetchall()
+    total, beyond = 0, list[tuple[int]]()
+    for place, (row, size) in enumerate(rows):
+        total += size
+        if place >= PER_KEY or total > PER_KEY_BYTES:
+            beyond.append((row,))
+    database.executemany("DELETE FROM responses WHERE rowid = ?", beyond)
