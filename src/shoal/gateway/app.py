@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from shoal.client.swarm import Swarm
 from shoal.errors import OutOfResources, ShoalError
 from shoal.gateway.access.guard import AccessRules, GuardMiddleware, caller_of, log
-from shoal.gateway.access.keys import KeyRing
+from shoal.gateway.access.keys import Caller, KeyRing
 from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
@@ -45,7 +45,13 @@ from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
 from shoal.gateway.schema.messages import CountTokensRequest, MessagesRequest
 from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
+from shoal.gateway.stored.batches.in_process import RouteAnswer, asking
+from shoal.gateway.stored.batches.routes import BatchRoutes
+from shoal.gateway.stored.batches.runner import BatchRunner
+from shoal.gateway.stored.batches.store import BatchStore
 from shoal.gateway.stored.expiry import SWEEP_EVERY_S, Keeping
+from shoal.gateway.stored.file_routes import FileRoutes
+from shoal.gateway.stored.files import FileStore
 from shoal.gateway.stored.response_routes import ResponseRoutes
 from shoal.gateway.stored.responses import ResponseStore
 from shoal.models.store.local_model import LocalModel
@@ -67,7 +73,7 @@ class Options:
     health: Health
     origins: tuple[str, ...] = ()
     keeping: Keeping = field(default_factory=Keeping)
-    """How long responses are kept for their callers."""
+    """How long responses, files and batches are kept for their callers."""
 
 
 class Gateway:
@@ -79,6 +85,8 @@ class Gateway:
         self.keys = KeyRing(options.database)
         self.usage = Usage(options.database)
         self.responses = ResponseStore(options.database, options.keeping)
+        self.files = FileStore(options.database, options.keeping)
+        self.batches = BatchStore(self.files)
         self.limits = RequestLimiter()
         self.grammars = Grammars()
         self.prefixes = Prefixes(swarm)
@@ -92,9 +100,12 @@ class Gateway:
         self.desk = Desk(answers, self.limits, self.usage)
         self.ready = False
         """Whether the default model's ends are here."""
-        self.app: ASGIApp = GuardMiddleware(
-            self._routes(), AccessRules(self._is_open, options.origins), self.keys
+        self.batch_runner = BatchRunner(
+            self.batches, self._ask, self.keys.caller, lambda: self.limits.awaited
         )
+        routes = self._routes()
+        self._ask_route = asking(routes)
+        self.app: ASGIApp = GuardMiddleware(routes, AccessRules(self._is_open, options.origins), self.keys)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep what the routes need alive until cancelled."""
@@ -105,10 +116,14 @@ class Gateway:
                 nursery.start_soon(self.feed.run)
                 nursery.start_soon(self._refresh_keys)
                 nursery.start_soon(self._sweep)
+                nursery.start_soon(self.batch_runner.run)
                 nursery.start_soon(self._load)
                 task_status.started()
         finally:
             self.grammars.close()
+
+    async def _ask(self, path: str, body: dict[str, Any], caller: Caller) -> RouteAnswer:
+        return await self._ask_route(path, body, caller)
 
     async def _load(self) -> None:
         await self.models.load()
@@ -125,7 +140,8 @@ class Gateway:
     async def _sweep(self) -> None:
         while True:
             try:
-                await trio.to_thread.run_sync(self.responses.sweep)
+                for store in (self.responses, self.files, self.batches):
+                    await trio.to_thread.run_sync(store.sweep)
             except OutOfResources as error:  # what has expired is given to nobody all the same
                 log.warning("what has expired cannot be deleted: %s", error.message)
             await trio.sleep(SWEEP_EVERY_S)
@@ -140,6 +156,8 @@ class Gateway:
                 *self._live.routes(),
                 *OllamaRoutes(self.desk, self.models, self.grammars).routes(),
                 *ResponseRoutes(self.desk, self.models, self.grammars, self.responses).routes(),
+                *FileRoutes(self.files, self.limits).routes(),
+                *BatchRoutes(self.batches, self.batch_runner).routes(),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
                 Route("/openapi.json", self._document),

@@ -89,8 +89,8 @@ class LimitReached(HttpError):
     code = "rate_limit_exceeded"
     status = 429
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, retry_after_s: float, check: str = "") -> None:
+        super().__init__(message, check=check)
         self.retry_after_s = retry_after_s
 
 

@@ -47,6 +47,37 @@ CREATE TABLE IF NOT EXISTS responses (
 );
 CREATE INDEX IF NOT EXISTS responses_of ON responses (caller, used);
 CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used);
+CREATE TABLE IF NOT EXISTS files (
+    id TEXT PRIMARY KEY,
+    caller TEXT NOT NULL,
+    name TEXT NOT NULL,
+    purpose TEXT NOT NULL,
+    created REAL NOT NULL,
+    expires REAL NOT NULL,
+    bytes INTEGER NOT NULL,
+    writing INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS files_of ON files (caller, created);
+CREATE TABLE IF NOT EXISTS file_lines (
+    file TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (file, number)
+);
+CREATE TRIGGER IF NOT EXISTS file_gone AFTER DELETE ON files BEGIN
+    DELETE FROM file_lines WHERE file = OLD.id;
+END;
+CREATE TABLE IF NOT EXISTS batches (
+    id TEXT PRIMARY KEY,
+    caller TEXT NOT NULL,
+    created REAL NOT NULL,
+    finished REAL,
+    holder TEXT NOT NULL,
+    held_until REAL NOT NULL,
+    record BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS batches_of ON batches (caller, created);
+CREATE INDEX IF NOT EXISTS batches_open ON batches (finished, created);
 """
 
 

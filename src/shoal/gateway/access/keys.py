@@ -18,7 +18,7 @@ from shoal.gateway.access.database import open_database
 
 PREFIX = "sk-shoal-"
 MAX_NAME = 64
-KEPT = ("responses",)
+KEPT = ("responses", "files", "batches")
 """Tables of what callers have stored."""
 
 
@@ -42,6 +42,8 @@ class Caller:
     limits: KeyLimits = KeyLimits()
     admin: bool = False
     """Whether invites to the swarm may be shown."""
+    background: bool = False
+    """Whether nobody waits for the answer: it has limits of its own, and gives way to all others."""
 
 
 LOCAL = Caller("local", "this machine", admin=True)
@@ -78,6 +80,12 @@ class KeyRing:
         with open_database(self._path) as database:
             rows = database.execute(f"SELECT hash, {_COLUMNS} FROM keys WHERE revoked IS NULL").fetchall()
         self._known = tuple((bytes(row[0]), _caller(row[1:])) for row in rows)
+
+    def caller(self, id: str) -> Caller | None:
+        """Who has this id now: the owner of a good key, or this machine where there is no key."""
+        if not self._known:
+            return LOCAL if id == LOCAL.id else None
+        return next((caller for _, caller in self._known if caller.id == id), None)
 
     def find(self, key: str) -> Caller | None:
         """Whose key this is. Every key is compared, whole, whichever it is."""

@@ -71,13 +71,18 @@ class RequestLimiter:
     """Requests that are answered now."""
     queued: int = 0
     """Requests that wait for their turn."""
-    _books: OrderedDict[str, _Book] = field(default_factory=OrderedDict[str, _Book])
+    _books: OrderedDict[tuple[str, bool], _Book] = field(default_factory=OrderedDict[tuple[str, bool], _Book])
     _open: int = 0
-    """Requests that were admitted and are not over."""
+    """Requests that were admitted and are not over; without those that nobody waits for."""
     _turns: trio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
         self._turns = trio.Semaphore(self.running)
+
+    @property
+    def awaited(self) -> int:
+        """Requests that somebody waits for: answered, or before their turn."""
+        return self._open
 
     @contextmanager
     def admitted(self, caller: Caller) -> Generator[None]:
@@ -88,7 +93,8 @@ class RequestLimiter:
         """
         book = self._book(caller)
         self._check(caller, book)
-        if self._open >= self.running + self.waiting:
+        awaited = not caller.background
+        if awaited and self._open >= self.running + self.waiting:
             raise LimitReached(
                 f"{self.answering} requests are being answered and {self._open - self.answering} wait",
                 retry_after_s=RETRY_S,
@@ -96,12 +102,12 @@ class RequestLimiter:
         if book.requests is not None:
             book.requests.take(1, trio.current_time())
         book.open += 1
-        self._open += 1
+        self._open += awaited
         try:
             yield
         finally:
             book.open -= 1
-            self._open -= 1
+            self._open -= awaited
 
     @asynccontextmanager
     async def turn(self) -> AsyncGenerator[None]:
@@ -144,12 +150,13 @@ class RequestLimiter:
                 )
 
     def _book(self, caller: Caller) -> _Book:
-        book = self._books.get(caller.id)
+        whose = (caller.id, caller.background)
+        book = self._books.get(whose)
         if book is None:
-            book = self._books[caller.id] = _fresh(caller, trio.current_time())
+            book = self._books[whose] = _fresh(caller, trio.current_time())
             for old in [name for name, b in self._books.items() if not b.open][: len(self._books) - CALLERS]:
                 del self._books[old]
-        self._books.move_to_end(caller.id)
+        self._books.move_to_end(whose)
         return book
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from shoal.gateway.schema.batches import BatchRequest
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
 from shoal.gateway.schema.messages import CountTokensRequest, MessagesRequest
@@ -21,6 +22,7 @@ BODIES: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/responses": (ResponsesRequest, "Answer, and go on from an answer that is stored"),
     "/v1/messages": (MessagesRequest, "Continue a conversation, in Anthropic's words"),
     "/v1/messages/count_tokens": (CountTokensRequest, "How long the prompt of a conversation is"),
+    "/v1/batches": (BatchRequest, "Answer many requests of one file, later"),
     "/api/chat": (OllamaChatRequest, "Continue a conversation, in Ollama's words"),
     "/api/generate": (OllamaGenerateRequest, "Answer a prompt, in Ollama's words"),
     "/api/show": (ShowRequest, "What is known of a model, in Ollama's words"),
@@ -29,6 +31,8 @@ BODIES: dict[str, tuple[type[BaseModel], str]] = {
 }
 PLAIN: dict[str, str] = {
     "/v1/models": "The models that can be answered with",
+    "/v1/files": "The files of the caller",
+    "/v1/batches": "The batches of the caller",
     "/health": "Whether a model can be answered with",
     "/metrics": "Figures for Prometheus",
     "/api/tags": "The models, in Ollama's words",
@@ -42,6 +46,17 @@ BY_ID: dict[str, dict[str, str]] = {
     "/v1/models/{id}": {"get": "One of them"},
     "/v1/responses/{id}": {"get": "A stored response", "delete": "Delete a stored response"},
     "/v1/responses/{id}/input_items": {"get": "What it was made from"},
+    "/v1/files/{id}": {"get": "A file", "delete": "Delete a file"},
+    "/v1/files/{id}/content": {"get": "What is in it"},
+    "/v1/batches/{id}": {"get": "How far a batch is"},
+    "/v1/batches/{id}/cancel": {"post": "End a batch"},
+}
+FORMS: dict[str, str] = {"/v1/files": "Upload a file of requests for a batch"}
+"""Routes that take a form with a file."""
+_FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"const": "batch"}},
 }
 _ANSWERS: dict[str, Any] = {
     "200": {"description": "The answer; events where stream is true"},
@@ -60,7 +75,12 @@ def document() -> dict[str, Any]:
     paths: dict[str, Any] = {path: {"get": _operation(about)} for path, about in PLAIN.items()}
     for path, (model, about) in BODIES.items():
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-        paths[path] = {"post": _operation(about) | {"requestBody": {"required": True, "content": content}}}
+        body = {"requestBody": {"required": True, "content": content}}
+        paths.setdefault(path, {})["post"] = _operation(about) | body
+    for path, about in FORMS.items():
+        content = {"multipart/form-data": {"schema": _FORM}}
+        body = {"requestBody": {"required": True, "content": content}}
+        paths.setdefault(path, {})["post"] = _operation(about) | body
     identifier = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
     for path, methods in BY_ID.items():
         paths[path] = {m: _operation(about) | {"parameters": [identifier]} for m, about in methods.items()}

@@ -46,14 +46,14 @@ class Page:
         }
 
 
-def requested_page(request: Request, *, most: int = MOST) -> Page:
+def requested_page(request: Request, *, most: int = MOST, default: int = DEFAULT) -> Page:
     """The page that a request's query names.
 
     Raises:
         BadRequest: a value that there is not.
     """
     query = request.query_params
-    limit, order = query.get("limit", str(DEFAULT)), query.get("order", "desc")
+    limit, order = query.get("limit", str(default)), query.get("order", "desc")
     if not (limit.isascii() and limit.isdecimal() and len(limit) < 7 and 1 <= int(limit) <= most):
         raise BadRequest(f"limit must be a whole number from 1 to {most}", param="limit")
     if order not in ("asc", "desc"):

@@ -1,0 +1,95 @@
+"""``/v1/batches``: as OpenAI's API has them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import trio
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from shoal.gateway.access.guard import caller_of
+from shoal.gateway.body import read_body
+from shoal.gateway.errors import Forbidden
+from shoal.gateway.schema.batches import BatchRequest
+from shoal.gateway.stored.batches.batch import WINDOW_S, StoredBatch
+from shoal.gateway.stored.batches.runner import BatchRunner
+from shoal.gateway.stored.batches.store import BatchStore
+from shoal.gateway.stored.files import new_file_id
+from shoal.gateway.stored.paging import requested_page
+
+PATH = "/v1/batches"
+
+
+class BatchRoutes:
+    """The routes of OpenAI's batches."""
+
+    def __init__(self, store: BatchStore, runner: BatchRunner) -> None:
+        self._store = store
+        self._runner = runner
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(PATH, self._create, methods=["POST"]),
+            Route(PATH, self._list, methods=["GET"]),
+            Route(f"{PATH}/{{id}}", self._show, methods=["GET"]),
+            Route(f"{PATH}/{{id}}/cancel", self._cancel, methods=["POST"]),
+        ]
+
+    async def _create(self, request: Request) -> Response:
+        body = await read_body(request, BatchRequest)
+        if not self._store.files.keeping.on:
+            raise Forbidden("this gateway keeps no batches", check="set store_days in its config.toml")
+        now = self._store.clock()
+        batch = StoredBatch(
+            id=f"batch_{secrets.token_hex(12)}",
+            endpoint=body.endpoint,
+            input_file=body.input_file_id,
+            output_file=new_file_id(),
+            error_file=new_file_id(),
+            created=now,
+            expires=now + WINDOW_S,
+            metadata=body.metadata,
+            output_kept_s=body.output_expires_after.seconds if body.output_expires_after else None,
+        )
+        await trio.to_thread.run_sync(self._store.add, caller_of(request).id, batch)
+        self._runner.look()
+        return JSONResponse(batch.shown(0, 0))
+
+    async def _list(self, request: Request) -> Response:
+        page = requested_page(request)
+        caller = caller_of(request).id
+
+        def shown() -> list[dict[str, Any]]:
+            return [batch.shown(*self._store.counts(batch)) for batch in self._store.list(caller)]
+
+        return JSONResponse(page.of(await trio.to_thread.run_sync(shown)))
+
+    async def _show(self, request: Request) -> Response:
+        return await self._told(partial(self._store.find, *_asked(request)))
+
+    async def _cancel(self, request: Request) -> Response:
+        now = self._store.clock()
+        caller, id = _asked(request)
+
+        def cancelled(batch: StoredBatch) -> StoredBatch:
+            return batch.cancelled(now)
+
+        answer = await self._told(partial(self._store.change, caller, id, cancelled))
+        self._runner.look()
+        return answer
+
+    async def _told(self, find: Callable[[], StoredBatch]) -> Response:
+        def shown() -> dict[str, Any]:
+            batch = find()
+            return batch.shown(*self._store.counts(batch))
+
+        return JSONResponse(await trio.to_thread.run_sync(shown))
+
+
+def _asked(request: Request) -> tuple[str, str]:
+    return caller_of(request).id, request.path_params["id"]

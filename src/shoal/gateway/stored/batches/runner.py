@@ -1,0 +1,287 @@
+"""Works on batches while the gateway runs: their lines one by one, where nobody else is waiting."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import trio
+
+from shoal.errors import OutOfResources
+from shoal.gateway.access.keys import Caller
+from shoal.gateway.errors import BadRequest, NotFound, body_of
+from shoal.gateway.stored.batches.batch import BatchError, StoredBatch
+from shoal.gateway.stored.batches.in_process import AskRoute, RouteAnswer
+from shoal.gateway.stored.batches.lines import BatchLine, answered, check_lines, not_answered, read_line
+from shoal.gateway.stored.batches.pace import AT_ONCE, may_begin, pause_s
+from shoal.gateway.stored.batches.store import OUTPUT_BYTES, BatchStore, HeldBatch
+
+LOOK_EVERY_S = 0.25
+"""Whether somebody waits, while there is a batch to work on."""
+HOLD_EVERY_S = 10.0
+LINE_WITHIN_S = 3600.0
+TRIES = 3
+"""Of a request whose nodes have failed; where the swarm is full or lacks blocks it is tried until the batch
+expires."""
+AGAIN = frozenset({429, 503})
+MAYBE_AGAIN = frozenset({502, 504})
+OK = 200
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Work:
+    """A batch in hand."""
+
+    held: HeldBatch
+    todo: deque[int]
+    written: int
+    running: dict[int, trio.CancelScope] = field(default_factory=dict[int, trio.CancelScope])
+    """The lines that are answered now."""
+    tries: dict[int, int] = field(default_factory=dict[int, int])
+    failures: int = 0
+    """In a row."""
+    not_before: float = 0.0
+
+    @property
+    def batch(self) -> StoredBatch:
+        return self.held.batch
+
+    def stop(self) -> None:
+        """Give up what is answered now."""
+        for scope in self.running.values():
+            scope.cancel()
+
+    def again(self, number: int, asked_s: float, now: float) -> None:
+        """Try a line again later, behind all others."""
+        self.tries[number] = self.tries.get(number, 0) + 1
+        self.failures += 1
+        self.not_before = now + pause_s(self.failures, asked_s)
+        self.todo.append(number)
+
+
+class BatchRunner:
+    """Makes each line's request of the gateway's own routes.
+
+    Args:
+        callers: who has an id now; ``None`` if nobody.
+        awaited: how many requests somebody waits for.
+    """
+
+    def __init__(
+        self,
+        store: BatchStore,
+        ask: AskRoute,
+        callers: Callable[[str], Caller | None],
+        awaited: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._ask = ask
+        self._callers = callers
+        self._awaited = awaited
+        self._name = secrets.token_hex(8)
+        self._works: dict[str, _Work] = {}
+        self._changed = trio.Event()
+        self._held_at = -HOLD_EVERY_S
+        self._began_at = 0.0
+
+    @property
+    def unfinished(self) -> int:
+        """Batches that this gateway works on."""
+        return len(self._works)
+
+    def look(self) -> None:
+        """Something was added or cancelled."""
+        self._held_at = -HOLD_EVERY_S
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        self._began_at = trio.current_time()
+        try:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    try:
+                        await self._step(nursery)
+                    except OutOfResources as error:  # a full disk must not end the gateway
+                        log.warning("batches wait: %s", error.message)
+                        self._held_at = trio.current_time()
+                    with trio.move_on_after(LOOK_EVERY_S if self._works else HOLD_EVERY_S):
+                        await self._changed.wait()
+                    self._changed = trio.Event()
+        finally:
+            with trio.CancelScope(shield=True):
+                try:
+                    await trio.to_thread.run_sync(self._store.release, self._name)
+                except OutOfResources as error:  # others wait until the hold is over
+                    log.warning("batches are not released: %s", error.message)
+
+    async def _step(self, nursery: trio.Nursery) -> None:
+        if trio.current_time() - self._held_at >= HOLD_EVERY_S:
+            self._held_at = trio.current_time()
+            await self._take(await trio.to_thread.run_sync(self._store.hold, self._name))
+        for work in list(self._works.values()):
+            await self._settle(work)
+        while (work := self._next()) is not None:
+            number = work.todo.popleft()
+            work.running[number] = scope = trio.CancelScope()
+            self._began_at = trio.current_time()
+            nursery.start_soon(self._run_line, work, number, scope)
+
+    async def _take(self, held: list[HeldBatch]) -> None:
+        """Take up what is new, and drop what others have, or what was deleted with its key."""
+        ids = {one.batch.id for one in held}
+        for id in [id for id in self._works if id not in ids]:
+            self._works.pop(id).stop()
+        for one in held:
+            work = self._works.get(one.batch.id)
+            if work is None:
+                await self._begin(one)
+            else:
+                work.held = one
+
+    async def _begin(self, held: HeldBatch) -> None:
+        """Read a batch's file, and leave out what was answered before this gateway started."""
+        batch = held.batch
+        files = self._store.files
+        check = partial(_check, files.lines, batch)
+        numbers, errors = await trio.to_thread.run_sync(check)
+        if errors:
+            await self._change(held, lambda b, now: b.to("failed", now, errors=tuple(errors)))
+            return
+        if batch.status == "validating":
+            held = await self._change(held, lambda b, now: b.to("in_progress", now, total=len(numbers)))
+        done = await trio.to_thread.run_sync(self._store.done, batch)
+        written = await trio.to_thread.run_sync(self._store.written, batch)
+        todo = deque(number for number in numbers if number not in done)
+        if not held.batch.ended:
+            self._works[batch.id] = _Work(held, todo, written)
+
+    async def _settle(self, work: _Work) -> None:
+        """End a batch that has come to its end."""
+        if work.batch.status == "cancelling":
+            work.stop()
+        if work.running:
+            return
+        if self._callers(work.held.caller) is None:
+            gone = BatchError(code="key_revoked", message="the key that made the batch is no longer good")
+            await self._end(work, lambda b, now: b.to("failed", now, errors=(gone,)))
+        elif work.batch.status == "cancelling":
+            await self._end(work, lambda b, now: b.to("cancelled", now))
+        elif not work.todo:
+            await self._end(work, lambda b, now: b.to("finalizing", now).to("completed", now))
+        elif self._store.clock() >= work.batch.expires:
+            await trio.to_thread.run_sync(self._expire, work)
+            await self._end(work, lambda b, now: b.to("expired", now))
+
+    def _expire(self, work: _Work) -> None:
+        """Say of every request that is left that it was not answered. Runs on a thread."""
+        left, said = set(work.todo), list[tuple[int, bytes]]()
+        for number, data in self._store.files.lines(work.batch.input_file):
+            if number in left:
+                line = read_line(data, work.batch.endpoint)
+                why = "the batch expired before this request was answered"
+                said.append((number, not_answered(line.custom_id, "batch_expired", why)))
+        self._store.put(work.batch, said, failed=True)
+
+    async def _end(self, work: _Work, change: Callable[[StoredBatch, float], StoredBatch]) -> None:
+        self._works.pop(work.batch.id, None)
+        await self._change(work.held, change)
+
+    async def _change(
+        self, held: HeldBatch, change: Callable[[StoredBatch, float], StoredBatch]
+    ) -> HeldBatch:
+        now = self._store.clock()
+
+        def changed(batch: StoredBatch) -> StoredBatch:
+            return change(batch, now)
+
+        try:
+            batch = await trio.to_thread.run_sync(self._store.change, held.caller, held.batch.id, changed)
+        except NotFound:  # it was deleted with its key
+            return replace(held, batch=held.batch.to("failed", now))
+        return replace(held, batch=batch)
+
+    def _next(self) -> _Work | None:
+        """The batch whose line is to begin now: of the key with the fewest that run, the oldest."""
+        running = sum(len(work.running) for work in self._works.values())
+        now = trio.current_time()
+        if not may_begin(self._awaited(), running, now - self._began_at):
+            return None
+        ready = [work for work in self._works.values() if self._is_ready(work, now)]
+        return min(ready, key=lambda w: (self._running_of(w.held.caller), w.batch.created), default=None)
+
+    def _is_ready(self, work: _Work, now: float) -> bool:
+        caller = self._callers(work.held.caller)
+        if caller is None or not work.todo or work.batch.status != "in_progress" or now < work.not_before:
+            return False
+        most = min(AT_ONCE, caller.limits.concurrency or AT_ONCE)
+        expired = self._store.clock() >= work.batch.expires
+        return not expired and self._running_of(work.held.caller) < most
+
+    def _running_of(self, caller: str) -> int:
+        return sum(len(work.running) for work in self._works.values() if work.held.caller == caller)
+
+    async def _run_line(self, work: _Work, number: int, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                await self._answer_line(work, number)
+        except OutOfResources as error:  # a full disk must not lose the line
+            log.warning("line %d of %s waits: %s", number, work.batch.id, error.message)
+            work.again(number, 0.0, trio.current_time())
+        finally:
+            del work.running[number]
+            self._changed.set()
+
+    async def _answer_line(self, work: _Work, number: int) -> None:
+        batch = work.batch
+        data = await trio.to_thread.run_sync(self._store.files.line, batch.input_file, number)
+        caller = self._callers(work.held.caller)
+        if caller is None:
+            return
+        if data is None:
+            work.todo.clear()
+            gone = BatchError(code="file_gone", message="the input file was deleted or has expired")
+            await self._end(work, lambda b, now: b.to("failed", now, errors=(gone,)))
+            return
+        line = read_line(data, batch.endpoint)
+        if work.written > OUTPUT_BYTES:
+            said = not_answered(
+                line.custom_id, "output_too_large", f"the batch has written {OUTPUT_BYTES} bytes already"
+            )
+            await self._put(work, number, said, failed=True)
+            return
+        answer = await self._asked(batch, line, caller)
+        maybe = answer.status in MAYBE_AGAIN and work.tries.get(number, 0) < TRIES - 1
+        if answer.status in AGAIN or maybe:
+            work.again(number, answer.retry_after_s, trio.current_time())
+            return
+        work.failures = 0
+        said = answered(line.custom_id, answer.status, answer.request_id, answer.body)
+        await self._put(work, number, said, failed=answer.status != OK)
+
+    async def _put(self, work: _Work, number: int, data: bytes, *, failed: bool) -> None:
+        put = partial(self._store.put, work.batch, [(number, data)], failed=failed)
+        await trio.to_thread.run_sync(put)
+        work.written += len(data)
+
+    async def _asked(self, batch: StoredBatch, line: BatchLine, caller: Caller) -> RouteAnswer:
+        body: dict[str, Any] = line.body
+        if body.get("stream"):
+            refused = BadRequest("stream must be false: a batch is answered into a file", param="stream")
+            return RouteAnswer(400, "", body_of(refused))
+        if batch.endpoint == "/v1/responses":
+            body = {"store": False} | body  # or a batch would push a key's conversations out
+        with trio.move_on_after(LINE_WITHIN_S):
+            return await self._ask(batch.endpoint, body, replace(caller, background=True))
+        return RouteAnswer(504, "", {"error": {"message": f"no answer within {LINE_WITHIN_S:.0f} s"}})
+
+
+def _check(lines: Callable[[str], Any], batch: StoredBatch) -> tuple[list[int], list[BatchError]]:
+    return check_lines(lines(batch.input_file), batch.endpoint)

@@ -1,0 +1,175 @@
+"""``/v1/files``: uploads for batches, and what batches have written."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing
+from functools import partial
+from typing import IO, Any
+
+import trio
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from shoal.gateway.access.guard import caller_of
+from shoal.gateway.access.limits import RETRY_S, RequestLimiter
+from shoal.gateway.errors import BadRequest, BodyTooLarge, Forbidden, LimitReached, NotJson, RequestTimeout
+from shoal.gateway.stored.files import MAX_FILE, MAX_LINE, FileStore
+from shoal.gateway.stored.paging import requested_page
+
+PATH = "/v1/files"
+UPLOADS = 8
+"""At once, of all callers. Each lies in a temporary file until it is stored."""
+UPLOAD_WITHIN_S = 300.0
+AROUND = 64 << 10
+"""Bytes that a form may have beside the file."""
+FIELDS = 8
+FIELD = 4096
+MAX_NAME = 256
+LIST_MOST = 10_000
+EXPIRES = range(3600, 2592001)
+"""Seconds, as with OpenAI: from an hour to 30 days."""
+
+
+class FileRoutes:
+    """The routes of OpenAI's files, for batches alone."""
+
+    def __init__(self, store: FileStore, limits: RequestLimiter) -> None:
+        self._store = store
+        self._limits = limits
+        self._uploads = 0
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(PATH, self._upload, methods=["POST"]),
+            Route(PATH, self._list, methods=["GET"]),
+            Route(f"{PATH}/{{id}}", self._show, methods=["GET"]),
+            Route(f"{PATH}/{{id}}", self._delete, methods=["DELETE"]),
+            Route(f"{PATH}/{{id}}/content", self._content, methods=["GET"]),
+        ]
+
+    async def _upload(self, request: Request) -> Response:
+        caller = caller_of(request)
+        if not self._store.keeping.on:
+            raise Forbidden("this gateway keeps no files", check="set store_days in its config.toml")
+        if self._uploads >= UPLOADS:
+            raise LimitReached(f"{UPLOADS} uploads are under way", retry_after_s=RETRY_S)
+        self._uploads += 1
+        try:
+            with self._limits.admitted(caller):
+                form = await _read_form(request)
+                try:
+                    file, seconds = _checked(form)
+                    name = (file.filename or "upload.jsonl")[:MAX_NAME]
+                    add = partial(self._store.add, caller.id, name, _lines(file.file), seconds)
+                    stored = await trio.to_thread.run_sync(add)
+                finally:
+                    await form.close()
+        finally:
+            self._uploads -= 1
+        return JSONResponse(stored.shown())
+
+    async def _list(self, request: Request) -> Response:
+        page = requested_page(request, most=LIST_MOST, default=LIST_MOST)
+        purpose = request.query_params.get("purpose")
+        found = await trio.to_thread.run_sync(self._store.list, caller_of(request).id)
+        return JSONResponse(page.of([f.shown() for f in found if purpose in (None, f.purpose)]))
+
+    async def _show(self, request: Request) -> Response:
+        found = await trio.to_thread.run_sync(self._store.find, *_asked(request))
+        return JSONResponse(found.shown())
+
+    async def _delete(self, request: Request) -> Response:
+        caller, id = _asked(request)
+        await trio.to_thread.run_sync(self._store.delete, caller, id)
+        return JSONResponse({"id": id, "object": "file", "deleted": True})
+
+    async def _content(self, request: Request) -> Response:
+        caller, id = _asked(request)
+        file = await trio.to_thread.run_sync(self._store.find, caller, id)
+        headers = {"content-length": str(file.bytes), "content-disposition": "attachment"}
+        return StreamingResponse(self._pieces(id), headers=headers, media_type="application/octet-stream")
+
+    async def _pieces(self, id: str) -> AsyncGenerator[bytes]:
+        after = 0
+        while piece := await trio.to_thread.run_sync(self._store.read, id, after):
+            yield b"".join(data for _, data in piece)
+            after = piece[-1][0]
+
+
+def _asked(request: Request) -> tuple[str, str]:
+    return caller_of(request).id, request.path_params["id"]
+
+
+async def _read_form(request: Request) -> FormData:
+    """The form that a request brings; its file lies on the disk.
+
+    Raises:
+        BadRequest, BodyTooLarge, NotJson, RequestTimeout: as for other bodies.
+    """
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+        raise NotJson(
+            f"a body of type {kind[:100]!r} cannot be read here", check="send the file as multipart/form-data"
+        )
+    with trio.move_on_after(UPLOAD_WITHIN_S):
+        async with aclosing(_bounded(request)) as stream:
+            parser = MultiPartParser(
+                request.headers, stream, max_files=1, max_fields=FIELDS, max_part_size=FIELD
+            )
+            try:
+                return await parser.parse()
+            except (MultiPartException, KeyError, UnicodeError, LookupError) as error:
+                said = error.message if isinstance(error, MultiPartException) else "it cannot be read"
+                raise BadRequest(f"the form cannot be read: {said[:200]}") from error
+            except ClientDisconnect as error:
+                raise BadRequest("the form was cut short") from error
+    raise RequestTimeout(f"the file did not come within {UPLOAD_WITHIN_S:.0f} s")
+
+
+async def _bounded(request: Request) -> AsyncGenerator[bytes]:
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > MAX_FILE + AROUND:
+            raise BodyTooLarge(f"a file of more than {MAX_FILE} bytes", param="file")
+        yield piece
+
+
+def _checked(form: FormData) -> tuple[UploadFile, int | None]:
+    """The file, and for how many seconds it is to be kept.
+
+    Raises:
+        BadRequest: a field is missing, or not what is taken here.
+    """
+    file, purpose = form.get("file"), form.get("purpose")
+    if not isinstance(file, UploadFile):
+        raise BadRequest("file is missing, or is no file", param="file")
+    if purpose != "batch":
+        raise BadRequest("purpose must be 'batch': files are kept for batches alone", param="purpose")
+    if not file.size:
+        raise BadRequest("file must not be empty", param="file")
+    return file, _seconds({name: value for name, value in form.items() if isinstance(value, str)})
+
+
+def _seconds(fields: Mapping[str, Any]) -> int | None:
+    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise BadRequest("expires_after.anchor must be 'created_at'", param="expires_after.anchor")
+    text = seconds or ""
+    if not (text.isascii() and text.isdecimal() and len(text) < 9 and int(text) in EXPIRES):
+        said = f"expires_after.seconds must be a whole number from {EXPIRES[0]} to {EXPIRES[-1]}"
+        raise BadRequest(said, param="expires_after.seconds")
+    return int(text)
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The file's lines with their ends; a line that is too long comes as far as shows that it is."""
+    file.seek(0)
+    while line := file.readline(MAX_LINE + 1):
+        yield line
