@@ -12,7 +12,7 @@ from tests.cli.conftest import Shoal, home, shoal
 
 __all__ = ["home", "shoal"]
 
-COMMANDS = ("device", "executor", "overhead", "swarm", "gateway", "peers", "accuracy")
+COMMANDS = ("device", "executor", "overhead", "swarm", "gateway", "peers", "accuracy", "compare")
 
 
 def test_every_benchmark_prints_json(shoal: Shoal) -> None:

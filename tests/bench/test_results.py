@@ -66,7 +66,9 @@ def test_a_result_says_its_ratio_to_what_was_measured_beside_it() -> None:
 
 def test_the_json_of_a_report_has_the_fields_that_programs_read() -> None:
     split = StepSplit(8, (HopSplit("0:2", 1.0, 0.25, 0.5),))
-    fast = Measurement("executor/int8/decode/b8", 16.00049, "tok/s", 15, 17, QUARTER, {"llama.cpp Q8_0": 2.1})
+    vs, against = {"llama.cpp Q8_0": 2.1}, {"llama.cpp Q8_0": "llama.cpp/Q8_0/decode/b8"}
+    rounds = (15.0, 16.00049, 17.0)
+    fast = Measurement("executor/int8/decode/b8", 16.00049, "tok/s", 15, 17, QUARTER, vs, against, rounds)
     report = BenchReport(
         "t", describe_machine(2), (fast, Measurement("accuracy/bf16", 21, "perplexity", 21, 21)), (split,)
     )
@@ -80,7 +82,9 @@ def test_the_json_of_a_report_has_the_fields_that_programs_read() -> None:
             "min": 15,
             "max": 17,
             "of_roofline": 0.5,
+            "rounds": [15, 16, 17],
             "vs": {"llama.cpp Q8_0": 2.1},
+            "against": {"llama.cpp Q8_0": "llama.cpp/Q8_0/decode/b8"},
         },
         {
             "name": "accuracy/bf16",
@@ -89,7 +93,9 @@ def test_the_json_of_a_report_has_the_fields_that_programs_read() -> None:
             "min": 21,
             "max": 21,
             "of_roofline": None,
+            "rounds": [],
             "vs": {},
+            "against": {},
         },
     ]
     assert shown["predictions"] == {"executor/int8/decode/b8": 32}

@@ -15,7 +15,7 @@ from importlib import resources
 import numpy as np
 import trio
 
-from shoal.bench.models import held_formats, measured_model
+from shoal.bench.models import described_model, held_formats, measured_model
 from shoal.bench.one import OneProcess, load_one
 from shoal.bench.results import BenchReport, Measurement, describe_machine
 from shoal.config import Settings
@@ -87,13 +87,23 @@ async def measure_accuracy(settings: Settings, formats: Sequence[Format], progre
         )
     results = [
         Measurement(
-            f"accuracy/{name}", value, "perplexity", value, value, vs={"fp32": value / found[EXACT.name]}
+            f"accuracy/{name}",
+            value,
+            "perplexity",
+            value,
+            value,
+            vs={"fp32": value / found[EXACT.name]},
+            rounds=(value,),
         )
         for name, value in found.items()
     ]
     note = f"{len(windows) * WINDOW} tokens of {TEXT} in windows of {WINDOW}; lower is better"
     return BenchReport(
-        f"Accuracy of {model.name}", describe_machine(settings.threads), tuple(results), notes=(note,)
+        f"Accuracy of {model.name}",
+        describe_machine(settings.threads),
+        tuple(results),
+        notes=(note,),
+        model=described_model(model),
     )
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import trio
 
-from shoal.bench.models import held_formats, measured_model
+from shoal.bench.models import described_model, held_formats, measured_model
 from shoal.bench.one import DEPTH, STEPS, OneProcess, load_one
 from shoal.bench.results import BenchReport, Contender, Expected, compared, in_turns
 from shoal.bench.roof import Roof, find_roof
@@ -51,6 +51,7 @@ async def measure_executor(
         f"The executor with {model.name}",
         roof.described(),
         tuple(compared(results, ratios(formats, context))),
+        model=described_model(model),
     )
 
 

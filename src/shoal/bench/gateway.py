@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import trio
 
 from shoal import config
-from shoal.bench.models import measured_model
+from shoal.bench.models import described_model, measured_model
 from shoal.bench.peers.programs import HOST, ask, free_port, running_program
 from shoal.bench.results import BenchReport, Contender, compared, describe_machine, in_turns
 from shoal.client.swarm import Swarm
@@ -67,7 +67,8 @@ async def measure_gateway(settings: Settings, asked: GatewayBench, progress: Pro
         if result.name.startswith("gateway")
     }
     title = f"{model.name} through {asked.nodes} node processes: the gateway beside the library"
-    return BenchReport(title, describe_machine(settings.threads), tuple(compared(results, pairs)))
+    machine = describe_machine(settings.threads)
+    return BenchReport(title, machine, tuple(compared(results, pairs)), model=described_model(model))
 
 
 @asynccontextmanager

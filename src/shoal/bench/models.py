@@ -84,6 +84,11 @@ def held_formats(model: LocalModel, formats: Sequence[Format]) -> Sequence[Forma
     return [format for format in formats if kept or format != "published"]
 
 
+def described_model(model: LocalModel) -> dict[str, str]:
+    """What a report says of the model that was measured."""
+    return {"name": model.name, "digest": model.digest}
+
+
 def bench_folder(settings: Settings) -> Path:
     """Where benchmarks keep what takes long to make."""
     folder = settings.paths.cache / "bench"

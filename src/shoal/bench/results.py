@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
@@ -15,6 +16,8 @@ from shoal import __version__
 from shoal.planning.roofline import Estimate
 from shoal.progress import Progress
 
+FILE_VERSION = 1
+"""Of what ``as_json`` of a report writes."""
 PARTS = ("compute", "network", "waiting")
 """What the time of a step is split into."""
 
@@ -58,7 +61,11 @@ class Measurement:
     expected: Expected | None = None
     """For speeds in tokens a second."""
     vs: Mapping[str, float] = field(default_factory=dict[str, float])
-    """``value`` divided by that of others measured in the same run, by their name."""
+    """``value`` divided by that of others measured in the same run, by their label."""
+    against: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The names of those others, by their label."""
+    rounds: tuple[float, ...] = ()
+    """What each round gave, in their order."""
 
     @property
     def predicted(self) -> float | None:
@@ -78,8 +85,10 @@ class Measurement:
             "unit": self.unit,
             "min": significant(self.min),
             "max": significant(self.max),
+            "rounds": [significant(value) for value in self.rounds],
             "of_roofline": None if self.of_roofline is None else significant(self.of_roofline),
-            "vs": {name: significant(ratio) for name, ratio in self.vs.items()},
+            "vs": {label: significant(ratio) for label, ratio in self.vs.items()},
+            "against": dict(self.against),
         }
 
 
@@ -116,10 +125,21 @@ class BenchReport:
     steps: tuple[StepSplit, ...] = ()
     notes: tuple[str, ...] = ()
     """Sentences a reader of the figures must know."""
+    bench: str = ""
+    """The command that measured: ``executor`` of ``shoal bench executor``."""
+    model: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What was measured: its ``name`` and ``digest``."""
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Of other programs that were measured."""
 
     def as_json(self) -> dict[str, Any]:
-        """What ``--json`` shows."""
+        """What ``--json`` shows, and ``--save`` keeps for ``shoal bench compare``."""
         shown: dict[str, Any] = {
+            "shoal_bench": FILE_VERSION,
+            "bench": self.bench,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "model": dict(self.model),
+            "versions": {"shoal": __version__, **self.versions},
             "machine": dict(self.machine),
             "results": [result.as_json() for result in self.results],
             "predictions": {r.name: significant(r.predicted) for r in self.results if r.predicted},
@@ -146,7 +166,7 @@ def significant(value: float, digits: int = 4) -> float:
 
 def of_rounds(name: str, unit: str, values: Sequence[float], expected: Expected | None = None) -> Measurement:
     """The result of a contender's rounds."""
-    return Measurement(name, median(values), unit, min(values), max(values), expected)
+    return Measurement(name, median(values), unit, min(values), max(values), expected, rounds=tuple(values))
 
 
 def compared(results: Iterable[Measurement], pairs: Mapping[str, Mapping[str, str]]) -> list[Measurement]:
@@ -158,22 +178,13 @@ def compared(results: Iterable[Measurement], pairs: Mapping[str, Mapping[str, st
     """
     found = list(results)
     values = {result.name: result.value for result in found}
-    return [
-        Measurement(
-            r.name,
-            r.value,
-            r.unit,
-            r.min,
-            r.max,
-            r.expected,
-            {
-                label: r.value / values[other]
-                for label, other in pairs.get(r.name, {}).items()
-                if values.get(other)
-            },
-        )
-        for r in found
-    ]
+    return [_divided(result, pairs.get(result.name, {}), values) for result in found]
+
+
+def _divided(result: Measurement, others: Mapping[str, str], values: Mapping[str, float]) -> Measurement:
+    against = {label: other for label, other in others.items() if values.get(other)}
+    vs = {label: result.value / values[other] for label, other in against.items()}
+    return replace(result, vs=vs, against=against)
 
 
 async def in_turns(

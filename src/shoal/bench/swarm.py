@@ -9,7 +9,7 @@ from functools import partial
 import trio
 
 from shoal.bench.executor import torch_thread
-from shoal.bench.models import measured_model
+from shoal.bench.models import described_model, measured_model
 from shoal.bench.one import DEPTH, STEPS, load_one
 from shoal.bench.results import (
     BenchReport,
@@ -66,7 +66,9 @@ async def measure_swarm(settings: Settings, asked: SwarmBench, progress: Progres
         results += found
     title = f"{model.name} through {asked.nodes} node processes"
     note = f"The time of a step is that of {asked.formats[-1]}"
-    return BenchReport(title, roof.described(), tuple(results), steps, notes=(note,))
+    return BenchReport(
+        title, roof.described(), tuple(results), steps, notes=(note,), model=described_model(model)
+    )
 
 
 async def _one_format(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from shoal.cli import options
-from shoal.cli.output import emit, say
+from shoal.cli.output import emit, say, to_json
 from shoal.cli.progress import working
 from shoal.config import Settings
+from shoal.errors import UsageError
 from shoal.progress import Progress
 from shoal.types import Format
 
@@ -43,6 +44,12 @@ ReportOption = Annotated[
     Path | None,
     typer.Option("--report", metavar="FILE", help="Write an HTML report with plots.", show_default=False),
 ]
+SaveOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--save", metavar="FILE", help="Keep the results, for shoal bench compare.", show_default=False
+    ),
+]
 
 PACKED: tuple[Format, ...] = ("bf16", "int8")
 """What is measured through nodes and beside other programs when no format is named."""
@@ -50,7 +57,7 @@ PACKED: tuple[Format, ...] = ("bf16", "int8")
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-    for command in (device, executor, overhead, swarm, gateway, peers, accuracy):
+    for command in (device, executor, overhead, swarm, gateway, peers, accuracy, compare):
         group.command()(command)
     app.add_typer(group, name="bench")
 
@@ -59,6 +66,7 @@ def device(
     threads: BenchThreadsOption = None,
     rounds: RoundsOption = 5,
     report: ReportOption = None,
+    save: SaveOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Measure memory bandwidth, and the speed of matrix products in each format."""
@@ -71,7 +79,7 @@ def device(
         with torch_thread() as thread:
             return await measure_device(thread, settings, rounds, progress)
 
-    _show(measure, report, as_json)
+    _show("device", measure, report, save, as_json)
 
 
 def executor(
@@ -89,6 +97,7 @@ def executor(
     threads: BenchThreadsOption = None,
     rounds: RoundsOption = 5,
     report: ReportOption = None,
+    save: SaveOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Decode 1, 8 and 32 sessions and prefill 512 tokens, in one process, in each format but fp32."""
@@ -100,7 +109,7 @@ def executor(
         formats = _formats(settings, tuple(f for f in get_args(Format) if f != "fp32"))
         return measure_executor(settings, formats, rounds, progress, context or 0)
 
-    _show(measure, report, as_json)
+    _show("executor", measure, report, save, as_json)
 
 
 def accuracy(
@@ -108,6 +117,7 @@ def accuracy(
     format: BenchFormatOption = None,
     threads: BenchThreadsOption = None,
     report: ReportOption = None,
+    save: SaveOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Compare the perplexity of an English text in every format, codec and kind of KV with float32."""
@@ -118,7 +128,7 @@ def accuracy(
 
         return measure_accuracy(settings, _formats(settings, get_args(Format)), progress)
 
-    _show(measure, report, as_json)
+    _show("accuracy", measure, report, save, as_json)
 
 
 def swarm(
@@ -132,6 +142,7 @@ def swarm(
     threads: BenchThreadsOption = None,
     rounds: RoundsOption = 5,
     report: ReportOption = None,
+    save: SaveOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Compare decoding through local nodes with one process, for more and more sessions."""
@@ -144,7 +155,7 @@ def swarm(
             settings, SwarmBench(_formats(settings, PACKED), nodes, sessions, rounds), progress
         )
 
-    _show(measure, report, as_json)
+    _show("swarm", measure, report, save, as_json)
 
 
 def gateway(
@@ -157,6 +168,7 @@ def gateway(
     threads: BenchThreadsOption = None,
     rounds: RoundsOption = 5,
     report: ReportOption = None,
+    save: SaveOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Compare chats over the gateway's HTTP API with the same chats through the library."""
@@ -167,7 +179,7 @@ def gateway(
 
         return measure_gateway(settings, GatewayBench(nodes, sessions, rounds), progress)
 
-    _show(measure, report, as_json)
+    _show("gateway", measure, report, save, as_json)
 
 
 def peers(
@@ -188,6 +200,7 @@ def peers(
         ),
     ] = None,
     report: ReportOption = None,
+    save: SaveOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Compare with llama.cpp and language-pipes, with the same weights, threads and number of nodes."""
@@ -199,7 +212,7 @@ def peers(
         asked = PeersBench(_formats(settings, PACKED), nodes, sessions, rounds, llama_cpp)
         return measure_peers(settings, asked, progress)
 
-    _show(measure, report, as_json)
+    _show("peers", measure, report, save, as_json)
 
 
 def overhead(
@@ -222,6 +235,20 @@ def overhead(
     emit(found, as_json, lambda: SENTENCE.format(**found))
 
 
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="A file that --save wrote, or --json printed.")],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="Another, of the same benchmark and machine.")],
+    as_json: options.JsonOption = False,
+) -> None:
+    """Compare two kept runs: each ratio of B to A with its spread, and whether it is a change or noise."""
+    from shoal.bench.kept.comparison import compare_runs
+    from shoal.bench.kept.document import read_document
+    from shoal.bench.kept.table import comparison_table
+
+    found = compare_runs(read_document(a), read_document(b))
+    emit(found.as_json(), as_json, lambda: comparison_table(found))
+
+
 def _settings(model: str | None, format: str | None, threads: int | None) -> Settings:
     """The settings of a benchmark: everything that is measured takes the same number of threads."""
     import psutil
@@ -234,20 +261,35 @@ def _formats(settings: Settings, otherwise: tuple[Format, ...]) -> tuple[Format,
     return otherwise if settings.format == "auto" else (settings.format,)
 
 
-def _show(measure: Callable[[Progress], Awaitable[BenchReport]], page: Path | None, as_json: bool) -> None:
-    """Run a benchmark; print what it found, and write it as a page if one was asked for."""
+def _show(
+    bench: str,
+    measure: Callable[[Progress], Awaitable[BenchReport]],
+    page: Path | None,
+    save: Path | None,
+    as_json: bool,
+) -> None:
+    """Run a benchmark; print what it found, and write the files that were asked for."""
     import trio
 
+    for file in (page, save):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UsageError(
+                f"{file} cannot be written: its folder is not there", check="make the folder first"
+            )
     with working("getting ready") as progress:
 
         async def run() -> BenchReport:
             return await measure(progress)
 
-        found = trio.run(run)
+        found = replace(trio.run(run), bench=bench)
     from shoal.bench.page import page as drawn
     from shoal.bench.table import table
 
+    shown = found.as_json()
     if page is not None:
         page.write_text(drawn(found), encoding="utf-8")
         say(f"the report is in {page}")
-    emit(found.as_json(), as_json, lambda: table(found))
+    if save is not None:
+        save.write_text(to_json(shown) + "\n", encoding="utf-8")
+        say(f"the results are in {save}: compare two such files with shoal bench compare")
+    emit(shown, as_json, lambda: table(found))

@@ -1,0 +1,1 @@
+"""Results in files: kept as they are measured, read again, and compared."""
