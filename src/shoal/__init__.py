@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shoal.client.answer import Answer
     from shoal.client.connect import Connection, connect
+    from shoal.client.embeddings import Embeddings
     from shoal.client.generate import Delta
     from shoal.client.sampling import Sampling
     from shoal.client.session import Session
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Answer", "Connection", "Delta", "Sampling", "Session", "ShoalError", "connect"]
+__all__ = ["Answer", "Connection", "Delta", "Embeddings", "Sampling", "Session", "ShoalError", "connect"]
 
 _HOMES = {
     "Answer": "shoal.client.answer",
     "Connection": "shoal.client.connect",
+    "Embeddings": "shoal.client.embeddings",
     "Delta": "shoal.client.generate",
     "Sampling": "shoal.client.sampling",
     "Session": "shoal.client.session",

@@ -87,6 +87,11 @@ class SessionEnds:
         return self._ends.ends.rope_scaling
 
     @property
+    def stateless(self) -> bool:
+        """Whether the model takes in a whole text at once, of which nothing is kept."""
+        return self._ends.ends.stateless
+
+    @property
     def merges(self) -> bool:
         """Whether up to ``MERGED_ROWS`` rows of a step have the bits that each has in a step of its own."""
         return self._ends.ends.sliced and all(engine.capabilities.batch for engine in self._engines)
@@ -257,6 +262,16 @@ class SessionEnds:
         """
         hidden = partial(decode, finished.payload, finished.codec, finished.rows, self._width)
         return await self._ends.head(self._key, finished.rows, hidden, then)
+
+    async def last_hidden(self, finished: Returned) -> Floats:
+        """The model's last hidden states ``[rows, width]``, after its last norm, of such rows.
+
+        Raises:
+            ShoalError: what is behind the blocks failed.
+        """
+        return await self._ends.last_hidden(
+            partial(decode, finished.payload, finished.codec, finished.rows, self._width)
+        )
 
     def roll_back(self, position: int) -> None:
         """The session goes on from ``position``."""

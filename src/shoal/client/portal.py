@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from anyio.from_thread import BlockingPortal
 
 from shoal.client.answer import Answer
+from shoal.client.embeddings import Embeddings, Texts
 from shoal.client.generate import Delta
 from shoal.client.sampling import Sampler
 from shoal.client.session import NextToken, Session
@@ -154,6 +155,11 @@ class SyncSwarm:
         )
 
 
+    def embed(self, model: str, texts: Texts, **options: Any) -> Embeddings:
+        """See :meth:`shoal.client.swarm.Swarm.embed`."""
+        return self.portal.call(partial(self.swarm.embed, model, texts, **options))
+
+
 class AsyncioSwarm:
     """A swarm for asyncio callers. Nothing here blocks their loop."""
 
@@ -181,6 +187,11 @@ class AsyncioSwarm:
     ) -> AsyncioAnswer:
         """See :meth:`shoal.client.swarm.Swarm.generate`."""
         return AsyncioAnswer(self.portal, self.swarm.generate(model, prompt, **options))
+
+
+    async def embed(self, model: str, texts: Texts, **options: Any) -> Embeddings:
+        """See :meth:`shoal.client.swarm.Swarm.embed`."""
+        return await _on(self.portal, partial(self.swarm.embed, model, texts, **options))
 
 
 async def _on(portal: BlockingPortal, call: Callable[[], Awaitable[_Result]]) -> _Result:

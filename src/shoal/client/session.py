@@ -139,6 +139,15 @@ class Session:
         returned = await self._append(token_ids, chunk, len(token_ids), sequence_length)
         return join([await self.ends.head(step, _as_they_are) for step in returned])
 
+    async def encode(self, token_ids: Sequence[int], wanted: int) -> Floats:
+        """The last hidden states ``[wanted, hidden_size]`` of a whole text's last tokens, after the last norm.
+
+        Whatever the session held before is forgotten. Raises as ``step``.
+        """
+        self.roll_back(0)
+        returned = await self._append(token_ids, self._chunk, wanted)
+        return join([await self.ends.last_hidden(step) for step in returned])
+
     async def advance(self, token_ids: Sequence[int], sampler: Sampler, *, more: bool = False) -> NextToken:
         """Append tokens, a prompt or one that was chosen, and choose the next. Raises as ``step``.
 
@@ -254,6 +263,8 @@ class Session:
         if goes_on:
             chunk = len(token_ids)
         stages = len(self.ring.route) + len(self.ends.own)
+        if self.ends.stateless:
+            chunk = len(token_ids)  # each of its tokens sees all others
         chunk = chunk or piece_tokens(self.ring.format, len(token_ids), stages)
         pieces = transcript.divide(token_ids, chunk, sequence_length)
         self._heard = trio.current_time()

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import trio
 
 from shoal.client.answer import Answer, RouteStage
+from shoal.client.embeddings import (
+    Embeddings,
+    OpenSession,
+    Texts,
+    check_dimensions,
+    embed_tokens,
+    listed,
+    text_tokens,
+)
 from shoal.client.ends import SessionEnds
 from shoal.client.generate import Delta, generate
 from shoal.client.load_ends import load_ends
@@ -32,6 +42,7 @@ from shoal.errors import (
 )
 from shoal.executor.ends import EndsEngine
 from shoal.executor.thread import ComputeThread
+from shoal.models.embedding.settings import EmbeddingSettings, check_generates, embedding_settings
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.models.text.codec import TextCodec
@@ -65,6 +76,7 @@ class Swarm:
         self.rings = Rings(network, member, settings)
         self._ends: dict[tuple[Digest, Format], EndsEngine] = {}
         self._codecs: dict[Digest, TextCodec] = {}
+        self._embeddings: dict[Digest, EmbeddingSettings] = {}
         self._loading = trio.Lock()
         self._thread = ComputeThread("shoal-ends")
         self._own = settings.own_blocks
@@ -158,6 +170,7 @@ class Swarm:
 
         async def stream(answer: Answer) -> AsyncGenerator[Delta]:
             local = await self.resolve(model)
+            await trio.to_thread.run_sync(check_generates, local)
             codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
             if codec is None or not (prompt is None or isinstance(prompt, str)):
                 token_ids = [int(token) for token in prompt or ()]
@@ -193,6 +206,49 @@ class Swarm:
                     yield delta
 
         return Answer(shown, stream)
+
+    async def embed(
+        self,
+        model: str,
+        texts: Texts,
+        *,
+        dimensions: int | None = None,
+        truncate: bool = False,
+        format: Format | None = None,
+    ) -> Embeddings:
+        """The embedding of each text: for encoders, and for decoders that were made for it.
+
+        Args:
+            texts: a text, or its token ids as they are, or a list of either.
+            dimensions: keep this many of each vector, for models that were trained for it.
+            truncate: cut texts that are too long, instead of refusing them.
+            format: as :meth:`session` has it.
+
+        Raises:
+            UsageError: the model gives no embeddings, or ``texts`` or ``dimensions`` cannot be.
+            PromptTooLong: a text is too long.
+            BadWeights: the model's files do not say how its embeddings are made, or it has no tokenizer.
+            ShoalError: see :meth:`session`.
+        """
+        local = await self.resolve(model)
+        settings = await self.embedding(local)
+        check_dimensions(local, dimensions)
+        wanted = listed(texts)
+        codec = await self.codec(local, needed=isinstance(wanted[0], str))
+        tokens = partial(text_tokens, local, codec, settings, wanted, truncate=truncate)
+        ids = await trio.to_thread.run_sync(tokens)
+        vectors = await embed_tokens(self.opener(model, format), ids, settings, dimensions)
+        return Embeddings(vectors, tuple(map(len, ids)))
+
+    def opener(self, model: str, format: Format | None = None) -> OpenSession:
+        """What opens sessions with a model, for :func:`shoal.client.embeddings.embed_tokens`."""
+        return lambda tokens: self.session(model, tokens=tokens, format=format)
+
+    async def embedding(self, local: LocalModel) -> EmbeddingSettings:
+        """How a model's embeddings are made. Raises as ``embedding_settings``."""
+        if local.digest not in self._embeddings:
+            self._embeddings[local.digest] = await trio.to_thread.run_sync(embedding_settings, local)
+        return self._embeddings[local.digest]
 
     async def prepare(self, model: str, format: Format) -> None:
         """Load what an answer needs here, the tokenizer and the ends, before somebody waits for it.

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import outcome
 
-from shoal.errors import PromptTooLong, UsageError
+from shoal.errors import PromptTooLong, ShoalError, UsageError
 from shoal.executor.arrays import Array, Floats, join, split, widen
 from shoal.executor.batcher import Batcher, ForwardOutput, Job, JobSlice
 from shoal.executor.engine import Engine
@@ -39,6 +39,9 @@ class EndsRunner(Protocol):
     sliced: bool
     """As a runner's: whether many rows may go through the head in slices."""
 
+    stateless: bool
+    """As a runner's: whether the model takes in a whole text at once. It then has no head."""
+
     rope_scaling: RopeScaling
     """How the blocks' rotary frequencies follow from a sequence's length."""
 
@@ -53,6 +56,10 @@ class EndsRunner(Protocol):
 
     def heads(self, batch: Sequence[Floats]) -> list[ForwardOutput]:
         """Logits, float32 ``[n, vocab]``, of what the last block gave each of several sessions."""
+        ...
+
+    def last_hidden(self, hidden: Floats) -> ForwardOutput:
+        """The model's last hidden states ``[n, width]``, after its last norm, of what the last block gave."""
         ...
 
 
@@ -84,6 +91,7 @@ class FusedEnds:
     """The ends of a model of Llama's shape, on the kernels."""
 
     sliced = True
+    stateless = False
     rope_scaling = RopeScaling()
     """Frequencies that change are not of the shape."""
 
@@ -96,8 +104,11 @@ class FusedEnds:
     def embed(self, token_ids: Sequence[int], position: int) -> Floats:
         return self._weights.embedding.rows(token_ids, position)
 
+    def last_hidden(self, hidden: Floats) -> Floats:
+        return self._team.rms_norm(hidden, self._weights.norm, self._shape.epsilon)
+
     def heads(self, batch: Sequence[Floats]) -> list[ForwardOutput]:
-        normed = self._team.rms_norm(join(batch), self._weights.norm, self._shape.epsilon)
+        normed = self.last_hidden(join(batch))
         logits = self._team.linear(self._weights.head, normed)
         if self._shape.logits != 1.0:
             # In place: the logits of many sessions are large, and nobody else has them.
@@ -156,7 +167,25 @@ class EndsEngine:
         self.ends = ends
         self.first = first
         self.last = last
+        self._thread = thread
         self._batcher = Batcher[Job](self._forward, thread, sliced=ends.sliced)
+
+    async def last_hidden(self, hidden: Callable[[], Floats]) -> Floats:
+        """The last hidden states of what the last block gave, each ``[rows, width]``: no head is computed.
+
+        ``hidden`` runs on the thread that computes.
+
+        Raises:
+            ShoalError: what it raises, or what is behind the blocks failed.
+        """
+
+        def run() -> Floats:
+            found = self.ends.last_hidden(hidden())
+            if isinstance(found, ShoalError):
+                raise found
+            return found
+
+        return await self._thread.run(run)
 
     async def head(
         self,

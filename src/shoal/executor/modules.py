@@ -6,7 +6,7 @@ what runs a model on our kernels imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
@@ -42,6 +42,7 @@ class Modules(Protocol):
     dtype: torch.dtype
     device: torch.device
     tensor_bytes: int
+    stateless: bool
 
     @property
     def rolls_back(self) -> bool: ...
@@ -58,7 +59,9 @@ class ModuleRunner:
 
     def __init__(self, module: Modules, *, exact: bool) -> None:
         self.module = module
-        self.capabilities = Capabilities(batch=False, roll_back=module.rolls_back, exact=exact)
+        self.capabilities = Capabilities(
+            batch=False, roll_back=module.rolls_back, exact=exact, stateless=module.stateless
+        )
         self.span = module.span
         self.width = module.width
         self.tensor_bytes = module.tensor_bytes
@@ -106,6 +109,7 @@ class ModuleEnds:
     def __init__(self, ends: EndsModule) -> None:
         self._ends = ends
         self.tensor_bytes = ends.tensor_bytes
+        self.stateless = ends.stateless
         self.rope_scaling = ends.rope_scaling
 
     def embed(self, token_ids: Sequence[int], position: int) -> Floats:
@@ -114,9 +118,17 @@ class ModuleEnds:
     def heads(self, batch: Sequence[Floats]) -> list[ForwardOutput]:
         return [self._head(hidden) for hidden in batch]
 
+    def last_hidden(self, hidden: Floats) -> ForwardOutput:
+        return self._behind_blocks(self._ends.last_hidden, hidden)
+
     def _head(self, hidden: Floats) -> ForwardOutput:
+        return self._behind_blocks(self._ends.head, hidden)
+
+    def _behind_blocks(
+        self, compute: Callable[[torch.Tensor], torch.Tensor], hidden: Floats
+    ) -> ForwardOutput:
         try:
-            return _array(self._ends.head(_tensor(hidden, self._ends.dtype)))
+            return _array(compute(_tensor(hidden, self._ends.dtype)))
         except ShoalError as error:
             return error
         except RuntimeError as error:

@@ -53,6 +53,8 @@ class Capabilities:
     """A session's KV can return to any earlier position; else a step from there may be ``CannotRollBack``."""
     exact: bool
     """What comes out has the bits that the model's own modules give in float32."""
+    stateless: bool = False
+    """A step is a whole input, from position 0: nothing is kept for the next one, which may be another."""
 
 
 MERGED_ROWS = 8

@@ -43,7 +43,8 @@ def _step_s(runner: Runner, pool: PagePool, sessions: int) -> float:
     try:
         for step in range(STEPS):
             began = time.perf_counter()
-            runner.forward([SessionRows(state, step, hidden) for state in states])
+            position = 0 if runner.capabilities.stateless else step
+            runner.forward([SessionRows(state, position, hidden) for state in states])
             took.append(time.perf_counter() - began)
             if sum(took) > LONGEST_S:
                 break

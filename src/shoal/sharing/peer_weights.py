@@ -20,6 +20,7 @@ from shoal.errors import UnknownModel
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.checkpoint.headers import TensorEntry
 from shoal.models.checkpoint.manifest import Manifest
+from shoal.models.checkpoint.encoders import is_position_bias
 from shoal.models.checkpoint.parts import missing_parts, opening_items, read_pulled
 from shoal.models.checkpoint.sizes import block_tensors
 from shoal.models.store.disk import told_if_full
@@ -84,7 +85,12 @@ class PeerWeights:
             OutOfResources: the disk is full.
         """
         await self._fetch(
-            model, lambda blocks, _: [e for b in blocks[span.start : span.end] for e in b], progress
+            model,
+            lambda blocks, ends: [
+                *(entry for block in blocks[span.start : span.end] for entry in block),
+                *(entry for entry in ends if is_position_bias(entry.name)),
+            ],
+            progress,
         )
 
     async def fetch_ends(self, model: LocalModel, progress: Progress = silent) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from shoal.errors import ShoalError
 from shoal.executor.arrays import Floats, join, split
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.device.products import Products, find_products, place_matrix
@@ -22,6 +23,7 @@ class DeviceEnds:
     """The embedding, and the head on a device."""
 
     sliced = True
+    stateless = False
     rope_scaling = RopeScaling()
     """Frequencies that change are not of the shape."""
 
@@ -39,19 +41,29 @@ class DeviceEnds:
         return self._embedding.rows(token_ids, position)
 
     def heads(self, batch: Sequence[Floats]) -> list[ForwardOutput]:
+        logits = self._run(self._logits, join(batch))
+        if isinstance(logits, ShoalError):
+            return [logits] * len(batch)
+        return [*split(logits, [len(hidden) for hidden in batch])]
+
+    def last_hidden(self, hidden: Floats) -> ForwardOutput:
+        return self._run(lambda rows: received(self._normed(rows)), hidden)
+
+    @torch.inference_mode()
+    def _run(self, compute: Callable[[Floats], Floats], rows: Floats) -> ForwardOutput:
         try:
-            logits = self._compute(join(batch))
+            return compute(rows)
         except RuntimeError as error:
             if (busy := shortage(error, str(self._device))) is None:
                 raise
-            return [busy] * len(batch)
-        return [*split(logits, [len(hidden) for hidden in batch])]
+            return busy
 
-    @torch.inference_mode()
-    def _compute(self, rows: Floats) -> Floats:
+    def _logits(self, rows: Floats) -> Floats:
+        return received(self._head.multiply(self._normed(rows)).float() / self._shape.logits)
+
+    def _normed(self, rows: Floats) -> torch.Tensor:
         hidden = send(torch.from_numpy(np.ascontiguousarray(rows)), self._device)
-        normed = functional.rms_norm(hidden, self._norm.shape, self._norm, self._shape.epsilon)
-        return received(self._head.multiply(normed).float() / self._shape.logits)
+        return functional.rms_norm(hidden, self._norm.shape, self._norm, self._shape.epsilon)
 
 
 def load_device_ends(shape: LlamaShape, weights: EndsWeights, device: torch.device) -> DeviceEnds:

@@ -64,6 +64,7 @@ class ParallelSpan:
 
     def __init__(self, team: RankTeam, module: SpanModule) -> None:
         self.span = module.span
+        self.stateless = module.stateless
         self.width = module.width
         self.dtype = module.dtype
         self.device = module.device

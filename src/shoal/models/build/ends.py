@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from shoal.errors import PromptTooLong, StepFailed, UsageError
 from shoal.models.build.blocks import Blocks
@@ -18,6 +19,9 @@ from shoal.models.seam.model import PreTrainedModel, accepted_inputs
 
 class EndsModule:
     """The embedding and the head, sharing a tied matrix. For one thread at a time."""
+
+    stateless = False
+    """As the blocks': see :class:`~shoal.models.build.span.SpanModule`."""
 
     def __init__(
         self,
@@ -60,12 +64,7 @@ class EndsModule:
                 f"position {position + len(token_ids)} is beyond the model's context of {self.context} tokens"
             )
         positions = torch.arange(position, position + len(token_ids), device=self.device)
-        offered = {
-            "input_ids": torch.tensor([token_ids], device=self.device),
-            "position_ids": positions[None],
-            "cache_position": positions,
-            "use_cache": False,
-        }
+        offered = self._inputs(torch.tensor([token_ids], device=self.device), positions)
         for door in self.doors:
             door.substitute = None
         try:
@@ -73,6 +72,15 @@ class EndsModule:
         except Reached as reached:
             return reached.hidden
         raise StepFailed("the forward did not come to the first block")
+
+    def _inputs(self, token_ids: torch.Tensor, positions: torch.Tensor) -> dict[str, object]:
+        """What the model's forward is given, as far as it takes it."""
+        return {
+            "input_ids": token_ids,
+            "position_ids": positions[None],
+            "cache_position": positions,
+            "use_cache": False,
+        }
 
     @torch.inference_mode()
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -84,13 +92,26 @@ class EndsModule:
         Raises:
             StepFailed: ``hidden`` has another shape or dtype.
         """
+        return cast(torch.Tensor, self._behind_blocks(self.model, hidden).logits)
+
+    @torch.inference_mode()
+    def last_hidden(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The model's last hidden states ``[1, n, width]``, after its last norm, of what the last block gave.
+
+        Raises:
+            StepFailed: ``hidden`` has another shape or dtype.
+        """
+        return cast(torch.Tensor, self._behind_blocks(self.model.base_model, hidden).last_hidden_state)
+
+    def _behind_blocks(self, model: nn.Module, hidden: torch.Tensor) -> Any:
         check_hidden(hidden, self.width, self.dtype)
         for door in self.doors:
             door.substitute = hidden.to(self.device)
         # What enters at the bottom does not matter: the doors give what the last block gave.
         bottom = torch.zeros((1, hidden.shape[1]), dtype=torch.long, device=self.device)
+        options = {} if self.stateless else {"use_cache": False}
         try:
-            return cast(torch.Tensor, self.model(input_ids=bottom, use_cache=False).logits)
+            return model(input_ids=bottom, **options)
         finally:
             for door in self.doors:
                 door.substitute = None

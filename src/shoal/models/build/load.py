@@ -6,9 +6,10 @@ import torch
 
 from shoal.errors import UsageError
 from shoal.models.build.ends import EndsModule
+from shoal.models.build.encoder import EncoderEnds, EncoderSpan
 from shoal.models.build.loader import TORCH_DTYPE
-from shoal.models.build.self_check import check_blocks, check_embed, check_head
-from shoal.models.build.skeleton import load_hollow, read_model_config
+from shoal.models.build.self_check import check_blocks, check_embed, check_encoder, check_head
+from shoal.models.build.skeleton import encodes, load_hollow, read_model_config
 from shoal.models.build.span import SpanModule
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.seam.loading import QuantizationConfigMixin
@@ -67,20 +68,21 @@ def build_span_module(
         )
     hollow, blocks = load_hollow(checkpoint, config, dtype, span, packing, split)
     hollow.to(device)  # pyright: ignore[reportArgumentType]
-    return SpanModule(
+    kind = EncoderSpan if encodes(config) else SpanModule
+    return kind(
         hollow,
         blocks,
         span,
         config,
         dtype=TORCH_DTYPE[dtype],
         device=torch.device(device),
-        self_check=check_blocks,
+        self_check=check_encoder if encodes(config) else check_blocks,
         kv_as=kv_as,
     )
 
 
 def load_ends_module(model: LocalModel, dtype: DType = "float32", device: str = "cpu") -> EndsModule:
-    """Build the embedding and the head of a model, reading only their tensors.
+    """Build the embedding and the head of a model, reading only their tensors. An encoder has no head.
 
     Raises:
         As :func:`load_span_module`.
@@ -89,7 +91,8 @@ def load_ends_module(model: LocalModel, dtype: DType = "float32", device: str = 
     config = read_model_config(checkpoint)
     hollow, blocks = load_hollow(checkpoint, config, dtype, None)
     hollow.to(device)  # pyright: ignore[reportArgumentType]
-    ends = EndsModule(
+    kind = EncoderEnds if encodes(config) else EndsModule
+    ends = kind(
         hollow,
         blocks,
         config,

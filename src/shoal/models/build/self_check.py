@@ -55,7 +55,37 @@ def check_blocks(module: SpanModule) -> KvCost:
     cache, calls = _recorded(module, one, fill=0.0)
     _, others = _recorded(module, other, fill=1.0)
     alone, _ = _recorded(module, one, fill=0.0)
-    expected = len(module.blocks.modules)
+    _check_chain(module, calls, others)
+    # `alone` goes on at once; on `cache` another session has run since.
+    with _missing_is_refusal(name):
+        undisturbed = module.forward(one[:, ROWS:], alone, ROWS)
+    cost, decoded = _measured(module, cache, one, name)
+    if not torch.equal(decoded, undisturbed):
+        raise _refusal(name, "a session's state is kept outside of its cache")
+    return cost
+
+
+def check_encoder(module: SpanModule) -> KvCost:
+    """Run a few tokens through a span of an encoder just built. It has no cache that could cost anything.
+
+    Raises:
+        UnsupportedModel: the blocks do not stand alone.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, ROWS, module.width)
+    one, other = (torch.randn(shape, generator=generator).to(module.dtype) for _ in range(2))
+    _, calls = _recorded(module, one, fill=0.0)
+    _, others = _recorded(module, other, fill=1.0)
+    _, again = _recorded(module, one, fill=0.0)
+    _check_chain(module, calls, others)
+    if not _alike(calls[-1].output, again[-1].output):
+        raise _refusal(type(module.model).__name__, "a text's state is kept for the next one")
+    return KvCost(())
+
+
+def _check_chain(module: SpanModule, calls: list[_Call], others: list[_Call]) -> None:
+    """Each block is given what the one before gave, and beside it the same for all hidden states."""
+    name, expected = type(module.model).__name__, len(module.blocks.modules)
     if len(calls) != expected or len(others) != expected:
         raise _refusal(name, f"{len(calls)} of {expected} blocks were run")
     for before, after in itertools.pairwise(calls):
@@ -64,13 +94,6 @@ def check_blocks(module: SpanModule) -> KvCost:
     for a, b in zip(calls, others, strict=True):
         if not _alike(a.others, b.others):
             raise _refusal(name, "its blocks look at more than hidden states, position and cache")
-    # `alone` goes on at once; on `cache` another session has run since.
-    with _missing_is_refusal(name):
-        undisturbed = module.forward(one[:, ROWS:], alone, ROWS)
-    cost, decoded = _measured(module, cache, one, name)
-    if not torch.equal(decoded, undisturbed):
-        raise _refusal(name, "a session's state is kept outside of its cache")
-    return cost
 
 
 def check_embed(ends: EndsModule) -> None:
@@ -89,7 +112,7 @@ def check_embed(ends: EndsModule) -> None:
         raise _refusal(name, f"its blocks receive {list(first.shape)} for two tokens")
     if not _alike(arguments, ends.doors[0].arguments):
         raise _refusal(name, "its blocks look at the tokens beside the hidden states")
-    if not ends.knows_position and not torch.equal(first[:, 0], first[:, 1]):
+    if not ends.stateless and not ends.knows_position and not torch.equal(first[:, 0], first[:, 1]):
         raise _refusal(name, "its embedding depends on the position, which it does not accept")
 
 
@@ -97,8 +120,9 @@ def check_head(ends: EndsModule) -> None:
     """Find out how the model's blocks answer, and that the head takes what they give.
 
     Raises:
-        UnsupportedModel: no logits of the right shape come out.
+        UnsupportedModel: no logits, or of an encoder no hidden states, of the right shape come out.
     """
+    behind, width = (ends.last_hidden, ends.width) if ends.stateless else (ends.head, ends.vocab_size)
     name = type(ends.model).__name__
     hidden = torch.zeros((1, 1, ends.width), dtype=ends.dtype)
     failed: Exception | None = None
@@ -106,13 +130,13 @@ def check_head(ends: EndsModule) -> None:
         for door in ends.doors:
             door.as_tuple = as_tuple
         try:
-            logits = ends.head(hidden)
+            found = behind(hidden)
         except REFUSED as error:
             failed = error
             continue
-        if tuple(logits.shape) == (1, 1, ends.vocab_size):
+        if tuple(found.shape) == (1, 1, width):
             return
-    raise _refusal(name, "its head gives no logits for hidden states") from failed
+    raise _refusal(name, f"what is behind its blocks gives no {width} numbers for hidden states") from failed
 
 
 def _recorded(module: SpanModule, hidden: torch.Tensor, fill: float) -> tuple[Cache, list[_Call]]:

@@ -20,9 +20,10 @@ from shoal.models.build.loader import REFUSED, first_line, load_weights
 from shoal.models.build.placeholders import Door, Passthrough
 from shoal.models.build.tensor_split import check_split
 from shoal.models.checkpoint.checkpoint import Checkpoint, plain_config
+from shoal.models.checkpoint.encoders import ENCODERS, POSITION_BIAS
 from shoal.models.seam.config import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from shoal.models.seam.loading import QuantizationConfigMixin, prepared_class, set_ties, ties
-from shoal.models.seam.model import PreTrainedModel, causal_lm_class, check_takes_cache
+from shoal.models.seam.model import PreTrainedModel, causal_lm_class, check_takes_cache, headless_class
 from shoal.models.seam.split import keep_plan, settle
 from shoal.models.seam.versions import check_version
 from shoal.types import DType, Span
@@ -55,12 +56,29 @@ def read_model_config(checkpoint: Checkpoint) -> PretrainedConfig:
         ) from error
 
 
+def encodes(config: PretrainedConfig) -> bool:
+    """Whether a config is of an encoder; ``is_encoder`` says the same of a file."""
+    return config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
+
+
+def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The class of which spans are made: a causal LM's, or an encoder's without any head.
+
+    Raises:
+        UnsupportedModel: see :func:`causal_class`.
+    """
+    found = headless_class(config) if encodes(config) else None
+    return found or causal_class(config)
+
+
 def causal_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """The class that ``AutoModelForCausalLM`` would take.
 
     Raises:
         UnsupportedModel: this is no causal LM, or its config is nested (images, sound, encoder and decoder).
     """
+    if encodes(config):
+        raise UnsupportedModel(f"a {config.model_type} model is an encoder: it gives vectors and no text")
     if config.get_text_config(decoder=True) is not config or config.is_encoder_decoder:
         raise UnsupportedModel(
             f"a {config.model_type} model does more than text (its config is nested), which is not supported",
@@ -87,7 +105,7 @@ def load_hollow(
 
     Raises:
         UsageError: the model cannot be split so.
-        UnsupportedModel: see :func:`causal_class` and :func:`find_blocks`.
+        UnsupportedModel: see :func:`model_class` and :func:`find_blocks`.
         BadWeights: tensors that the part needs are missing or have another shape.
     """
     if split > 1:
@@ -97,7 +115,10 @@ def load_hollow(
     doors: list[Door] = []
 
     def hollow(model: PreTrainedModel) -> None:
-        check_takes_cache(model)
+        if encodes(config):
+            _drop_pooler(model)
+        else:
+            check_takes_cache(model)
         blocks = find_blocks(model, n_blocks)
         kept = nn.ModuleList()
         if keep is None:
@@ -112,7 +133,7 @@ def load_hollow(
             keep_plan(model, _name_of(model, kept))
         located.append(blocks)
 
-    cls = prepared_class(causal_class(config), hollow)
+    cls = prepared_class(model_class(config), hollow)
     model = load_weights(cls, checkpoint, config, dtype, packing, split)
     if split > 1:
         settle(model)
@@ -127,8 +148,14 @@ def _take_out_weights(blocks: Blocks) -> None:
     on_the_way = {*blocks.path, blocks.modules}
     for owner in blocks.path:
         for name, child in list(owner.named_children()):
-            if child not in on_the_way and child.state_dict():
+            if child not in on_the_way and name != POSITION_BIAS and child.state_dict():
                 setattr(owner, name, Passthrough())
+
+
+def _drop_pooler(model: PreTrainedModel) -> None:
+    """Take out the layer behind an encoder's blocks that only its classifiers use; many files lack it."""
+    if getattr(model, "pooler", None) is not None:
+        setattr(model, "pooler", None)  # noqa: B010
 
 
 def _name_of(model: PreTrainedModel, wanted: nn.Module) -> str:

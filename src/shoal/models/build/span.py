@@ -32,6 +32,9 @@ PARTS = 4
 class SpanModule:
     """Blocks ``[start, end)`` of a model. For one thread at a time."""
 
+    stateless = False
+    """Whether a forward is of a whole input, and keeps nothing for the next one."""
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -175,7 +178,7 @@ class SpanModule:
             block._forward_pre_hooks_with_kwargs.clear()  # pyright: ignore[reportPrivateUsage]
             block._forward_hooks.clear()  # pyright: ignore[reportPrivateUsage]
         blocks.replace(kept, span.start)
-        module = SpanModule(
+        module = type(self)(
             model,
             blocks,
             span,
@@ -193,13 +196,7 @@ class SpanModule:
         for rope in self._ropes:
             rope.ahead = sequence_length if sequence_length > position + n else 0
         positions = torch.arange(position, position + n, device=self.device)
-        offered: dict[str, object] = {
-            "inputs_embeds": hidden,
-            "position_ids": positions[None],
-            "cache_position": positions,
-            "use_cache": True,
-            **dict.fromkeys(CACHE_NAMES, cache.states),
-        }
+        offered = self._inputs(hidden, cache, positions)
         self._entering = hidden
         try:
             self.model.base_model(**{name: offered[name] for name in self._accepts & offered.keys()})
@@ -208,6 +205,16 @@ class SpanModule:
         finally:
             self._entering = None
         raise StepFailed("the forward did not pass through the span's blocks")
+
+    def _inputs(self, hidden: torch.Tensor, cache: Cache, positions: torch.Tensor) -> dict[str, object]:
+        """What the model's forward is given, as far as it takes it."""
+        return {
+            "inputs_embeds": hidden,
+            "position_ids": positions[None],
+            "cache_position": positions,
+            "use_cache": True,
+            **dict.fromkeys(CACHE_NAMES, cache.states),
+        }
 
     def _enter(
         self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

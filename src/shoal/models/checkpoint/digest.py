@@ -20,8 +20,10 @@ from shoal.models.checkpoint.headers import TensorEntry
 from shoal.models.checkpoint.json_file import read_object
 from shoal.models.checkpoint.manifest import (
     CHUNK,
+    EMBEDDING_FILES,
     HASH,
     MAX_TEXT,
+    POOLING,
     TEMPLATES,
     TEXT_FILES,
     TOKENIZER,
@@ -93,10 +95,14 @@ def files_fingerprint(folder: Path) -> str:
     names = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors", ".gguf")]
     # Parts are added to a model that comes from peers, and each is what its manifest says.
     names = [p for p in names if not p.name.startswith("part-")] + [
-        folder / name for name in _text_files(folder) if not name.endswith(".json")
+        folder / name for name in _text_files(folder) if "/" in name or not name.endswith(".json")
     ]
     # In the hub's cache files are links; one that leads nowhere any more is a change, too.
-    stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in names if p.exists()]
+    stats = [
+        (p.relative_to(folder).as_posix(), p.stat().st_size, p.stat().st_mtime_ns)
+        for p in names
+        if p.exists()
+    ]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
@@ -123,7 +129,8 @@ def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text_files(folder: Path) -> list[str]:
     """The text files of a folder that belong to its model, by their names in it."""
-    found = [name for name in TEXT_FILES if (folder / name).is_file()]
+    found = [name for name in TEXT_FILES + EMBEDDING_FILES if (folder / name).is_file()]
+    found += [path.relative_to(folder).as_posix() for path in folder.glob(POOLING)]
     if TOKENIZER not in found:
         others = [*VOCABULARY_FILES, *(path.name for path in folder.glob("*.tiktoken"))]
         found += [name for name in others if (folder / name).is_file()]

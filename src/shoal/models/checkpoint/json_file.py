@@ -27,13 +27,21 @@ def read_object(path: Path, limit: SizeLimit) -> dict[str, Any]:
     Raises:
         BadWeights: it cannot be read, is too large or nested too deep, or is no JSON object.
     """
+    value = read_value(path, limit)
+    if not isinstance(value, dict):
+        raise BadWeights(f"{path}: not a JSON object", check="fetch the file again")
+    return cast(dict[str, Any], value)
+
+
+def read_value(path: Path, limit: SizeLimit) -> object:
+    """Any JSON of a model's folder. Raises as :func:`read_object`."""
     try:
         if path.stat().st_size > limit.size:
             raise BadWeights(
                 f"{path}: larger than the {limit.size >> 20} MiB that we read",
                 check="check that the model comes from a source you trust",
             )
-        value = parse(path.read_bytes(), values=limit.values)
+        return parse(path.read_bytes(), values=limit.values)
     except OSError as error:
         raise BadWeights(
             f"{path}: it cannot be read ({error.strerror})", check="check the file's permissions"
@@ -44,6 +52,3 @@ def read_object(path: Path, limit: SizeLimit) -> dict[str, Any]:
             f"{path} is {what}" if what else f"{path}: not valid JSON ({error})",
             check=check or "fetch the file again",
         ) from error
-    if not isinstance(value, dict):
-        raise BadWeights(f"{path}: not a JSON object", check="fetch the file again")
-    return cast(dict[str, Any], value)

@@ -59,9 +59,15 @@ VOCABULARY_FILES = (
     "vocab.txt",
 )
 """What a tokenizer is made of where there is no ``tokenizer.json``; where there is one they do not count."""
+MODULES = "modules.json"
+EMBEDDING_FILES = (MODULES, "sentence_bert_config.json")
+"""What sentence-transformers writes beside a model that gives embeddings."""
+POOLING = "[0-9]_Pooling/config.json"
+"""The same, of how its last hidden states become one vector; the pattern of a path."""
 TEMPLATES = "additional_chat_templates"
 _TEXT_FILE = re.compile(
-    rf"{'|'.join(map(re.escape, TEXT_FILES + VOCABULARY_FILES))}|[\w-][\w.-]{{0,63}}\.tiktoken"
+    rf"{'|'.join(map(re.escape, TEXT_FILES + VOCABULARY_FILES + EMBEDDING_FILES))}"
+    rf"|{POOLING.replace('.', '[.]')}|[\w-][\w.-]{{0,63}}\.tiktoken"
     rf"|{TEMPLATES}/[\w-][\w.-]{{0,63}}\.jinja",
     re.ASCII,
 )

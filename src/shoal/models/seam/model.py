@@ -1,6 +1,7 @@
 """The class of a model for its config, and the arguments of its forward.
 
-Relied on: ``MODEL_FOR_CAUSAL_LM_MAPPING`` gives the class; without weights it builds itself, on the meta
+Relied on: ``MODEL_FOR_CAUSAL_LM_MAPPING`` gives the class, ``MODEL_MAPPING`` that of a model without a head,
+whose ``pooler``, if it has one, may be ``None``; without weights it builds itself, on the meta
 device too. ``base_model`` is the model without its head: its forward runs ``config.num_hidden_layers`` of the
 blocks in its list, one after another, each through its ``__call__``, and takes token ids or embeddings,
 positions and the cache by the names below.
@@ -18,7 +19,7 @@ from shoal.models.seam.config import PretrainedConfig
 from shoal.models.seam.contract import changed, expect_members, relied_on
 
 with relied_on("classes of models"):
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedModel
 
     expect_members(PreTrainedModel, "base_model", "get_input_embeddings", "get_output_embeddings")
 
@@ -29,6 +30,7 @@ __all__ = [
     "cache_argument",
     "causal_lm_class",
     "check_takes_cache",
+    "headless_class",
 ]
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
@@ -42,6 +44,14 @@ def causal_lm_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     found = cast(object, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+    return cast(type[PreTrainedModel], found[0] if isinstance(found, tuple) else found)
+
+
+def headless_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
+    """The class that ``AutoModel`` would take, if there is one."""
+    if type(config) not in MODEL_MAPPING:
+        return None
+    found = cast(object, MODEL_MAPPING[type(config)])
     return cast(type[PreTrainedModel], found[0] if isinstance(found, tuple) else found)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.errors import BadWeights
 from shoal.models.build.rope_scaling import context_factor
 from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shoal.models.checkpoint.encoders import OFFSET_POSITIONS
 from shoal.models.checkpoint.digest import HashedModel, hash_model
 from shoal.models.checkpoint.llama_config import DEFAULTS, LlamaConfig, read_llama_config
 from shoal.models.store.catalogue import find_entry
@@ -76,16 +77,16 @@ def read_any_config(checkpoint: Checkpoint) -> LlamaConfig | PretrainedConfig:
     """A checkpoint's config, by transformers only where it is not of Llama's shape.
 
     Raises:
-        BadWeights, UnsupportedModel: see ``read_model_config`` and ``causal_class``.
+        BadWeights, UnsupportedModel: see ``read_model_config`` and ``model_class``.
     """
     # What ends an answer is read apart, and more kindly.
     known = read_llama_config(dict(checkpoint.config) | {"eos_token_id": None})
     if known is not None:
         return known
-    from shoal.models.build.skeleton import causal_class, read_model_config  # noqa: PLC0415 - imports transformers
+    from shoal.models.build.skeleton import model_class, read_model_config  # noqa: PLC0415 - imports transformers
 
     config = read_model_config(checkpoint)
-    causal_class(config)
+    model_class(config)
     return config
 
 
@@ -103,8 +104,17 @@ def context_of(config: LlamaConfig | PretrainedConfig) -> int:
     for field in CONTEXT:
         value: object = getattr(config, field, None)
         if isinstance(value, int) and value > 0:
-            return min(int(value * context_factor(config)), 2**31 - 1)
+            value -= _before_first_position(config)
+            return max(1, min(int(value * context_factor(config)), 2**31 - 1))
     return UNLIMITED
+
+
+def _before_first_position(config: LlamaConfig | PretrainedConfig) -> int:
+    """Positions in a model's table that come before that of the first token."""
+    if getattr(config, "model_type", "") not in OFFSET_POSITIONS:
+        return 0
+    padding: object = getattr(config, "pad_token_id", None)
+    return 1 + (padding if isinstance(padding, int) else 0)
 
 
 def _end_tokens(

@@ -33,6 +33,7 @@ from huggingface_hub.utils import build_hf_headers, filter_repo_objects
 from huggingface_hub.utils import tqdm as hub_bar
 
 from shoal.errors import UnknownModel
+from shoal.models.checkpoint.manifest import MODULES, POOLING
 from shoal.models.gguf.names import shard_names
 from shoal.models.store.disk import check_free, told_if_full
 from shoal.models.store.sources.download import Download, remove_partials
@@ -56,7 +57,7 @@ def fetch_snapshot(repo: str, progress: Progress, close: Iterable[str] = ()) -> 
     told = _Told(progress)
     with _explained(repo, close, told.total):
         _fetch_large(repo, WANTED, UNWANTED, told)
-        return Path(
+        folder = Path(
             snapshot_download(
                 repo,
                 allow_patterns=list(WANTED),
@@ -64,6 +65,9 @@ def fetch_snapshot(repo: str, progress: Progress, close: Iterable[str] = ()) -> 
                 tqdm_class=_bar(told),
             )
         )
+        if (folder / MODULES).is_file():  # a model for embeddings, which says in another folder how
+            snapshot_download(repo, allow_patterns=[POOLING], tqdm_class=_bar(told))
+        return folder
 
 
 def gguf_models(repo: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""How a model's last hidden states become the embedding of a text."""
