@@ -15,13 +15,20 @@ from transformers.models.auto.configuration_auto import AutoConfig as AutoConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING as MODEL_FOR_CAUSAL_LM_MAPPING,
 )
+from transformers.models.auto.modeling_auto import MODEL_MAPPING as MODEL_MAPPING
+from transformers.models.auto.modeling_auto import AutoModel as AutoModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM as AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import AutoModelForMaskedLM as AutoModelForMaskedLM
 from transformers.models.auto.tokenization_auto import AutoTokenizer as AutoTokenizer
 from transformers.models.bamba.configuration_bamba import BambaConfig as BambaConfig
+from transformers.models.bert.configuration_bert import BertConfig as BertConfig
 from transformers.models.bloom.configuration_bloom import BloomConfig as BloomConfig
+from transformers.models.camembert.configuration_camembert import CamembertConfig as CamembertConfig
 from transformers.models.cohere.configuration_cohere import CohereConfig as CohereConfig
 from transformers.models.cohere2.configuration_cohere2 import Cohere2Config as Cohere2Config
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config as DeepseekV3Config
+from transformers.models.distilbert.configuration_distilbert import DistilBertConfig as DistilBertConfig
+from transformers.models.electra.configuration_electra import ElectraConfig as ElectraConfig
 from transformers.models.ernie4_5_moe.configuration_ernie4_5_moe import (
     Ernie4_5_MoeConfig as Ernie4_5_MoeConfig,
 )
@@ -48,6 +55,8 @@ from transformers.models.mamba.configuration_mamba import MambaConfig as MambaCo
 from transformers.models.mamba2.configuration_mamba2 import Mamba2Config as Mamba2Config
 from transformers.models.mistral.configuration_mistral import MistralConfig as MistralConfig
 from transformers.models.mixtral.configuration_mixtral import MixtralConfig as MixtralConfig
+from transformers.models.modernbert.configuration_modernbert import ModernBertConfig as ModernBertConfig
+from transformers.models.mpnet.configuration_mpnet import MPNetConfig as MPNetConfig
 from transformers.models.mpt.configuration_mpt import MptConfig as MptConfig
 from transformers.models.nanochat.configuration_nanochat import NanoChatConfig as NanoChatConfig
 from transformers.models.nemotron.configuration_nemotron import NemotronConfig as NemotronConfig
@@ -66,9 +75,11 @@ from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextCon
 from transformers.models.recurrent_gemma.configuration_recurrent_gemma import (
     RecurrentGemmaConfig as RecurrentGemmaConfig,
 )
+from transformers.models.roberta.configuration_roberta import RobertaConfig as RobertaConfig
 from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config as SmolLM3Config
 from transformers.models.stablelm.configuration_stablelm import StableLmConfig as StableLmConfig
 from transformers.models.starcoder2.configuration_starcoder2 import Starcoder2Config as Starcoder2Config
+from transformers.models.xlm_roberta.configuration_xlm_roberta import XLMRobertaConfig as XLMRobertaConfig
 from transformers.models.zamba2.configuration_zamba2 import Zamba2Config as Zamba2Config
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase as PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast as PreTrainedTokenizerFast

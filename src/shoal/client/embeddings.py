@@ -15,7 +15,7 @@ import numpy as np
 import trio
 
 from shoal.client.session import Session
-from shoal.errors import BadWeights, Busy, PromptTooLong, UsageError
+from shoal.errors import BadWeights, Busy, NoCoverage, PromptTooLong, UsageError
 from shoal.executor.arrays import Floats
 from shoal.models.embedding.pooling import Vector, pool, tokens_needed, unit
 from shoal.models.embedding.settings import EmbeddingSettings
@@ -112,9 +112,7 @@ def _ids(
     return ids
 
 
-def _encoded(
-    local: LocalModel, codec: TextCodec | None, settings: EmbeddingSettings, text: str
-) -> list[int]:
+def _encoded(local: LocalModel, codec: TextCodec | None, settings: EmbeddingSettings, text: str) -> list[int]:
     if codec is None:
         raise BadWeights(f"{local.name} has no tokenizer", check="give token ids instead of texts")
     return codec.encode(text.lower() if settings.lower_case else text)
@@ -162,10 +160,13 @@ async def embed_tokens(
     found: list[Vector | None] = [None] * len(texts)
     longest, left = max(map(len, texts)), iter(range(len(texts)))
     work = _Work(open_session, texts, settings, dimensions, follow, found, left)
-    with one_error():
-        async with trio.open_nursery() as nursery:
-            for number in range(min(SESSIONS, len(texts))):
-                nursery.start_soon(work.run, longest, number > 0)
+    # Only when one is open, others: of several that were opened at once, each might find half a route.
+    async with open_session(longest) as session:
+        with one_error():
+            async with trio.open_nursery() as nursery:
+                for _ in range(min(SESSIONS, len(texts)) - 1):
+                    nursery.start_soon(work.help, longest)
+                await work.run(session)
     return np.stack([vector for vector in found if vector is not None])
 
 
@@ -182,20 +183,22 @@ class _Work:
     left: Iterator[int]
     """The numbers of the texts that nobody has taken yet."""
 
-    async def run(self, longest: int, spare: bool) -> None:
-        """Embed texts until none is left; a ``spare`` session that is not let in leaves them to others."""
+    async def help(self, longest: int) -> None:
+        """The same over one more session; where none is to be had, the texts are left to the others."""
         async with AsyncExitStack() as stack:
             try:
                 session = await stack.enter_async_context(self.open_session(longest))
-            except Busy:
-                if spare:
-                    return
-                raise
-            for number in self.left:
-                ids = self.texts[number]
-                hidden = await session.encode(ids, tokens_needed(self.settings.pooling, len(ids)))
-                self.found[number] = self._vector(hidden)
-                self.follow(session)
+            except (Busy, NoCoverage):
+                return
+            await self.run(session)
+
+    async def run(self, session: Session) -> None:
+        """Embed texts until none is left."""
+        for number in self.left:
+            ids = self.texts[number]
+            hidden = await session.encode(ids, tokens_needed(self.settings.pooling, len(ids)))
+            self.found[number] = self._vector(hidden)
+            self.follow(session)
 
     def _vector(self, hidden: Floats) -> Vector:
         vector = pool(hidden, self.settings.pooling)[: self.dimensions]

@@ -154,7 +154,6 @@ class SyncSwarm:
             self.portal, self.portal.call(partial(self.swarm.generate, model, prompt, **options))
         )
 
-
     def embed(self, model: str, texts: Texts, **options: Any) -> Embeddings:
         """See :meth:`shoal.client.swarm.Swarm.embed`."""
         return self.portal.call(partial(self.swarm.embed, model, texts, **options))
@@ -187,7 +186,6 @@ class AsyncioSwarm:
     ) -> AsyncioAnswer:
         """See :meth:`shoal.client.swarm.Swarm.generate`."""
         return AsyncioAnswer(self.portal, self.swarm.generate(model, prompt, **options))
-
 
     async def embed(self, model: str, texts: Texts, **options: Any) -> Embeddings:
         """See :meth:`shoal.client.swarm.Swarm.embed`."""

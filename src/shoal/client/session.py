@@ -140,7 +140,7 @@ class Session:
         return join([await self.ends.head(step, _as_they_are) for step in returned])
 
     async def encode(self, token_ids: Sequence[int], wanted: int) -> Floats:
-        """The last hidden states ``[wanted, hidden_size]`` of a whole text's last tokens, after the last norm.
+        """The last hidden states ``[wanted, hidden_size]`` of a whole text's last tokens, after the norm.
 
         Whatever the session held before is forgotten. Raises as ``step``.
         """

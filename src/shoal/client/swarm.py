@@ -234,7 +234,7 @@ class Swarm:
         settings = await self.embedding(local)
         check_dimensions(local, dimensions)
         wanted = listed(texts)
-        codec = await self.codec(local, needed=isinstance(wanted[0], str))
+        codec = await self.codec(local, needed=True) if isinstance(wanted[0], str) else None
         tokens = partial(text_tokens, local, codec, settings, wanted, truncate=truncate)
         ids = await trio.to_thread.run_sync(tokens)
         vectors = await embed_tokens(self.opener(model, format), ids, settings, dimensions)

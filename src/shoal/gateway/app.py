@@ -25,10 +25,11 @@ from shoal.gateway.access.keys import Caller, KeyRing
 from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
-from shoal.gateway.api import chat, completions, messages, tokens
+from shoal.gateway.api import chat, completions, embeddings, messages, tokens
 from shoal.gateway.api.openapi import document
 from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.body import read_body
+from shoal.gateway.embedding import EmbeddingExchange
 from shoal.gateway.error_forms import OLLAMA_LACKING, error_response, speaks_anthropic
 from shoal.gateway.errors import MethodNotAllowed, NotFound
 from shoal.gateway.exchange import Desk, Exchange, Form
@@ -43,6 +44,7 @@ from shoal.gateway.page.static import StaticPage
 from shoal.gateway.prefixes import Prefixes
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
+from shoal.gateway.schema.embeddings import EmbeddingsRequest
 from shoal.gateway.schema.messages import CountTokensRequest, MessagesRequest
 from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
 from shoal.gateway.stored.batches.in_process import RouteAnswer, asking
@@ -154,7 +156,7 @@ class Gateway:
             routes=[
                 *self._page.routes(),
                 *self._live.routes(),
-                *OllamaRoutes(self.desk, self.models, self.grammars).routes(),
+                *OllamaRoutes(self.desk, self.models, self.grammars, self.swarm).routes(),
                 *ResponseRoutes(self.desk, self.models, self.grammars, self.responses).routes(),
                 *FileRoutes(self.files, self.limits).routes(),
                 *BatchRoutes(self.batches, self.batch_runner).routes(),
@@ -165,6 +167,7 @@ class Gateway:
                 Route("/v1/models/{id:path}", self._show_model),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/completions", self._complete, methods=["POST"]),
+                Route("/v1/embeddings", self._embed, methods=["POST"]),
                 Route("/v1/messages", self._message, methods=["POST"]),
                 Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
                 Route("/tokenize", self._tokenize, methods=["POST"]),
@@ -193,6 +196,13 @@ class Gateway:
         return Exchange(
             self.desk, caller_of(request), prepare, form, prefix=completions.PREFIX, stream=body.stream
         )
+
+    async def _embed(self, request: Request) -> EmbeddingExchange:
+        body = await read_body(request, EmbeddingsRequest)
+        prepare = partial(embeddings.openai_request, body, self.swarm, await self.models.find(body.model))
+        write = partial(embeddings.openai_answer, body.encoding_format)
+        caller = caller_of(request)
+        return EmbeddingExchange(self.desk, self.swarm, caller, prepare, write, prefix=embeddings.PREFIX)
 
     async def _message(self, request: Request) -> Exchange:
         extra = "ignore" if messages.takes_betas(request.headers) else None

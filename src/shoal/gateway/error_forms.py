@@ -25,15 +25,18 @@ _ANTHROPIC_TYPES = {
     504: "timeout_error",
     OVERLOADED: "overloaded_error",
 }
-OLLAMA = frozenset({"/api/chat", "/api/generate", "/api/show", "/api/tags", "/api/ps", "/api/version"})
+OLLAMA = frozenset(
+    {
+        *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings"),
+        *("/api/show", "/api/tags", "/api/ps", "/api/version"),
+    }
+)
 OLLAMA_LACKING: Mapping[str, str] = {
     "/api/pull": "run this on the gateway's machine: shoal models pull NAME",
     "/api/delete": "run this on the gateway's machine: shoal models rm NAME",
     "/api/push": "a node that serves a model shares it with others: shoal up --model NAME",
     "/api/create": "choose a model that GET /api/tags lists",
     "/api/copy": "choose a model that GET /api/tags lists",
-    "/api/embed": "use another server for embeddings",
-    "/api/embeddings": "use another server for embeddings",
 }
 """Ollama's routes that are not here, and what to do instead."""
 

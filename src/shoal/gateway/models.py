@@ -11,10 +11,11 @@ import trio
 
 from shoal.client.swarm import Swarm
 from shoal.errors import UnknownModel, UsageError
+from shoal.models.embedding.settings import encodes_only
 from shoal.models.store.catalogue import close_names, find_entry
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
-from shoal.types import ModelShape, Span, gaps
+from shoal.types import Digest, ModelShape, Span, gaps
 
 LOOK_AGAIN_S = 5.0
 """How long what lies on this disk is believed."""
@@ -26,6 +27,8 @@ class Servable:
 
     local: LocalModel
     codec: TextCodec | None
+    generates: bool = True
+    """Whether it can be asked for text; an encoder gives embeddings alone."""
 
     @property
     def id(self) -> str:
@@ -43,6 +46,7 @@ class Models:
         self._swarm = swarm
         self._default = default
         self._local: dict[str, LocalModel] = {}
+        self._encoders: dict[Digest, bool] = {}
         self._looked = -LOOK_AGAIN_S
         self._looking = trio.Lock()
 
@@ -74,13 +78,16 @@ class Models:
 
         Raises:
             UnknownModel: none of that name has its ends here; tells which there are.
+        BadWeights: its config cannot be read any more.
         """
         await self._look()
         entry = find_entry(name)
         local = self._local.get(name) or (self._local.get(entry.name) if entry else None)
         if local is None:
             raise await self._unknown(name)
-        return Servable(local, await self._swarm.codec(local))
+        if local.digest not in self._encoders:
+            self._encoders[local.digest] = await trio.to_thread.run_sync(encodes_only, local)
+        return Servable(local, await self._swarm.codec(local), not self._encoders[local.digest])
 
     async def _unknown(self, name: str) -> UnknownModel:
         if any(shape.name == name for shape in self._swarm.models()):

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from shoal.client.swarm import Swarm
 from shoal.gateway.access.guard import caller_of
-from shoal.gateway.api import ollama, ollama_models
+from shoal.gateway.api import embeddings, ollama, ollama_models
 from shoal.gateway.api.ollama import OllamaForm, OllamaPiece, Wording
 from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.body import read_body
+from shoal.gateway.embedding import EmbeddingExchange
 from shoal.gateway.exchange import Desk, Exchange, Form, Prepare
 from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.models import Models, Servable
 from shoal.gateway.page.requests import Record
+from shoal.gateway.schema.embeddings import EmbedRequest, OneEmbeddingRequest
 from shoal.gateway.schema.ollama import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest, ShowRequest
 from shoal.gateway.sse import LINES
 
@@ -25,15 +29,18 @@ from shoal.gateway.sse import LINES
 class OllamaRoutes:
     """The routes of Ollama's API, before the same desk as all others."""
 
-    def __init__(self, desk: Desk, models: Models, grammars: Grammars) -> None:
+    def __init__(self, desk: Desk, models: Models, grammars: Grammars, swarm: Swarm) -> None:
         self._desk = desk
         self._models = models
         self._grammars = grammars
+        self._swarm = swarm
 
     def routes(self) -> list[Route]:
         return [
             Route("/api/chat", self._chat, methods=["POST"]),
             Route("/api/generate", self._generate, methods=["POST"]),
+            Route("/api/embed", self._embed, methods=["POST"]),
+            Route("/api/embeddings", self._embed_one, methods=["POST"]),
             Route("/api/show", self._show, methods=["POST"]),
             Route("/api/tags", self._tags),
             Route("/api/ps", self._running),
@@ -61,6 +68,23 @@ class OllamaRoutes:
             return [await ollama.ollama_generate_request(body, model, self._grammars)]
 
         return self._exchange(request, body, prepare, OllamaPiece.as_response)
+
+    async def _embed(self, request: Request) -> EmbeddingExchange | Response:
+        return await self._embedding(request, await read_body(request, EmbedRequest))
+
+    async def _embed_one(self, request: Request) -> EmbeddingExchange | Response:
+        return await self._embedding(request, await read_body(request, OneEmbeddingRequest))
+
+    async def _embedding(
+        self, request: Request, body: EmbedRequest | OneEmbeddingRequest
+    ) -> EmbeddingExchange | Response:
+        model = await self._find(body.model)
+        if (empty := embeddings.nothing(body)) is not None:
+            return JSONResponse(empty)
+        prepare = partial(embeddings.ollama_request, body, self._swarm, model)
+        write = partial(embeddings.ollama_answer, body)
+        caller, prefix = caller_of(request), embeddings.OLLAMA_PREFIX
+        return EmbeddingExchange(self._desk, self._swarm, caller, prepare, write, prefix=prefix)
 
     def _exchange(
         self, request: Request, body: OllamaRequest, prepare: Prepare, wording: Wording

@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 from shoal.config import Settings
 from shoal.errors import UnknownModel
 from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.encoders import is_position_bias
 from shoal.models.checkpoint.headers import TensorEntry
 from shoal.models.checkpoint.manifest import Manifest
-from shoal.models.checkpoint.encoders import is_position_bias
 from shoal.models.checkpoint.parts import missing_parts, opening_items, read_pulled
 from shoal.models.checkpoint.sizes import block_tensors
 from shoal.models.store.disk import told_if_full

@@ -22,7 +22,7 @@ _BASE: dict[str, Any] = {
     "max_position_embeddings": 130,
     "pad_token_id": 0,
 }
-_OFFSET = _BASE | {"type_vocab_size": 1, "pad_token_id": 1}
+_OFFSET = _BASE | {"type_vocab_size": 1}
 
 ENCODER_FAMILIES: dict[str, Callable[[], Any]] = {
     "bert": lambda: t.BertConfig(**_BASE),
@@ -46,7 +46,7 @@ ENCODER_FAMILIES: dict[str, Callable[[], Any]] = {
 
 
 def write_encoder(folder: Path, family: str = "bert", *, whole: bool = False) -> Path:
-    """Write a random encoder into ``folder``, in float32, whose tokenizer puts ``<s>`` and ``</s>`` round a text.
+    """Write a random encoder, in float32; its tokenizer puts ``<s>`` and ``</s>`` round each text.
 
     Args:
         whole: with the head that it was trained with, as many are published; its tensors have other names.

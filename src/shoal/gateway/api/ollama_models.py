@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from shoal.errors import BadWeights, UsageError
 from shoal.gateway.models import Servable
 from shoal.models.checkpoint.checkpoint import CONFIG
 from shoal.models.checkpoint.json_file import read_object
+from shoal.models.embedding.settings import embedding_settings
 from shoal.models.store.local_model import LocalModel
 
 VERSION = "0.12.11"
@@ -18,6 +20,7 @@ UNKNOWN_TIME = "1970-01-01T00:00:00Z"
 """When a model came into the world is not known, and the epoch says so."""
 NEVER = "9999-12-31T23:59:59Z"
 THINKING = "thinking"
+EMBEDDING = "embedding"
 _THINKS = ("thinking", "<think>", "reasoning_effort")
 """What a chat template speaks of that can be asked for reasoning."""
 _PARAMETERS = {"repetition_penalty": "repeat_penalty"}
@@ -34,6 +37,15 @@ def capabilities(model: Servable) -> list[str]:
         return ["completion"]
     thinks = any(word in model.codec.template for word in _THINKS)
     return ["completion", "tools", THINKING] if thinks else ["completion", "tools"]
+
+
+def all_capabilities(model: Servable) -> list[str]:
+    """The same, and whether it gives embeddings. Blocks. Raises as :func:`family`."""
+    try:
+        embedding_settings(model.local)
+    except (UsageError, BadWeights):  # it gives none, or in a way that is not supported
+        return capabilities(model)
+    return ([*capabilities(model)] if model.generates else []) + [EMBEDDING]
 
 
 def tags(models: Sequence[LocalModel]) -> dict[str, Any]:
@@ -63,7 +75,7 @@ def show(model: Servable) -> dict[str, Any]:
             f"{kind}.embedding_length": local.shape.hidden_size,
             f"{kind}.vocab_size": local.shape.vocab_size,
         },
-        "capabilities": capabilities(model),
+        "capabilities": all_capabilities(model),
         "modified_at": UNKNOWN_TIME,
     }
 

@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from shoal.gateway.schema.batches import BatchRequest
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
+from shoal.gateway.schema.embeddings import EmbeddingsRequest, EmbedRequest, OneEmbeddingRequest
 from shoal.gateway.schema.messages import CountTokensRequest, MessagesRequest
 from shoal.gateway.schema.ollama import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
 from shoal.gateway.schema.responses import ResponsesRequest
@@ -23,8 +24,11 @@ BODIES: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/messages": (MessagesRequest, "Continue a conversation, in Anthropic's words"),
     "/v1/messages/count_tokens": (CountTokensRequest, "How long the prompt of a conversation is"),
     "/v1/batches": (BatchRequest, "Answer many requests of one file, later"),
+    "/v1/embeddings": (EmbeddingsRequest, "A vector for each text"),
     "/api/chat": (OllamaChatRequest, "Continue a conversation, in Ollama's words"),
     "/api/generate": (OllamaGenerateRequest, "Answer a prompt, in Ollama's words"),
+    "/api/embed": (EmbedRequest, "A vector of length 1 for each text, in Ollama's words"),
+    "/api/embeddings": (OneEmbeddingRequest, "A vector for one text, in the older words of Ollama"),
     "/api/show": (ShowRequest, "What is known of a model, in Ollama's words"),
     "/tokenize": (TokenizeRequest, "Token ids of a text or a conversation"),
     "/detokenize": (DetokenizeRequest, "The text of token ids"),

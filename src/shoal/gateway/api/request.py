@@ -12,6 +12,7 @@ import trio
 
 from shoal.client.sampling import Sampling
 from shoal.errors import PromptTooLong, UsageError
+from shoal.gateway.errors import BadRequest
 from shoal.gateway.markup.reader import AnswerSyntax
 from shoal.gateway.markup.tools import Calling, as_text
 from shoal.gateway.models import Servable
@@ -91,9 +92,16 @@ def limited(model: Servable, prompt: Sequence[int], wanted: int | None) -> int:
     """How long the answer may become.
 
     Raises:
+        BadRequest: the model is an encoder.
         UsageError: an empty prompt, or token ids that the model does not have.
         PromptTooLong: nothing is left for an answer. A prompt is never cut.
     """
+    if not model.generates:
+        raise BadRequest(
+            f"{model.id} is an encoder: it gives embeddings and generates no text",
+            check="send it to /v1/embeddings, or choose another model",
+            param="model",
+        )
     if not prompt:
         raise UsageError("the prompt is empty")
     if max(prompt) >= model.shape.vocab_size:

@@ -16,7 +16,8 @@ PromptText = Annotated[str, Field(min_length=1)]
 Batch = Field(min_length=1, max_length=MAX_PROMPTS)
 
 
-def _kind(value: Any) -> str | None:
+def kind_of_prompt(value: Any) -> str | None:
+    """Which of the four a prompt is, by its first item."""
     if isinstance(value, str):
         return "<text>"
     if not isinstance(value, list):
@@ -30,7 +31,7 @@ CompletionPrompt = Annotated[
     | Annotated[PromptIds, tag("ids")]
     | Annotated[list[PromptText], Batch, tag("texts")]
     | Annotated[list[PromptIds], Batch, tag("id lists")],
-    by(_kind, "must be a string, a list of token ids, or a list of either"),
+    by(kind_of_prompt, "must be a string, a list of token ids, or a list of either"),
 ]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from shoal.errors import UsageError
-from shoal.models.build.ends import EndsModule
 from shoal.models.build.encoder import EncoderEnds, EncoderSpan
+from shoal.models.build.ends import EndsModule
 from shoal.models.build.loader import TORCH_DTYPE
 from shoal.models.build.self_check import check_blocks, check_embed, check_encoder, check_head
 from shoal.models.build.skeleton import encodes, load_hollow, read_model_config

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from shoal.errors import BadWeights
 from shoal.models.build.rope_scaling import context_factor
 from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from shoal.models.checkpoint.encoders import OFFSET_POSITIONS
 from shoal.models.checkpoint.digest import HashedModel, hash_model
+from shoal.models.checkpoint.encoders import OFFSET_POSITIONS
 from shoal.models.checkpoint.llama_config import DEFAULTS, LlamaConfig, read_llama_config
 from shoal.models.store.catalogue import find_entry
 from shoal.models.store.generation import read_generation_config, sampling_defaults, token_ids
