@@ -255,7 +255,6 @@ async def test_what_says_nothing_and_what_is_not_known_is_ignored(shared):
     [
         ("GET", "/api/chat", 405, "it takes POST"),
         ("POST", "/api/pull", 404, "shoal models pull"),
-        ("POST", "/api/embed", 404, "embeddings"),
         ("DELETE", "/api/delete", 404, "shoal models rm"),
     ],
 )

@@ -80,6 +80,9 @@ def test_weights_that_are_no_numbers_are_refused_by_the_tensors_name(
         "chat_template.jinja",
         "additional_chat_templates/tool_use.jinja",
         "generation_config.json",
+        "modules.json",
+        "sentence_bert_config.json",
+        "1_Pooling/config.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ],
@@ -139,3 +142,8 @@ def test_the_fingerprint_sees_changes_without_reading(folder: Path) -> None:
     with_template = files_fingerprint(folder)
     (folder / "chat_template.jinja").write_text("another")
     assert files_fingerprint(folder) != with_template
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text("{}")
+    with_pooling = files_fingerprint(folder)
+    (folder / "1_Pooling/config.json").write_text('{"pooling_mode": "cls"}')
+    assert files_fingerprint(folder) != with_pooling

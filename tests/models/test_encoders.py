@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel
 
 from shoal.errors import BadWeights, StepFailed, UnsupportedModel, UsageError
+from shoal.executor.modules import ModuleRunner
 from shoal.models.build.load import load_ends_module, load_span_module
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.sizes import block_tensors
 from shoal.models.embedding.pooling import pool, unit
 from shoal.models.embedding.settings import check_generates, embedding_settings
 from shoal.models.store.describe import describe
 from shoal.models.store.local_model import LocalModel
+from shoal.node.speed import measure_speed
+from shoal.sharing.peer_weights import span_tensors
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.encoders import ENCODER_FAMILIES, write_encoder, write_pooling
 from shoal.types import Digest, ModelShape, Span
@@ -81,6 +87,8 @@ def test_a_text_is_taken_whole_and_leaves_nothing_for_the_next(tmp_path):
     assert torch.equal(module.forward(ends.embed(IDS, 0), cache, 0), alone)
     with pytest.raises(StepFailed, match="whole text"):
         module.forward(ends.embed(IDS, 0), cache, len(IDS))
+    with pytest.raises(StepFailed, match="131 tokens: the model takes 130"):
+        module.forward(torch.zeros(1, 131, 64), cache, 0)
     with pytest.raises(UnsupportedModel, match="vectors and no text"):
         ends.head(alone)
 
@@ -162,3 +170,23 @@ def test_each_way_of_pooling():
     assert made["mean_sqrt_len"] == pytest.approx([6 / 3**0.5, 9 / 3**0.5])
     assert unit(hidden[1]).tolist() == pytest.approx([2 / 13**0.5, 3 / 13**0.5])
     assert unit(hidden[0] * 0).tolist() == [0, 0]
+
+
+def test_the_speed_of_a_span_is_measured_with_texts_from_their_beginning(tmp_path):
+    module = load_span_module(local(write_encoder(tmp_path / "bert")), Span(0, 6))
+    runner, seen = ModuleRunner(module, exact=True), []
+    forward = runner.forward
+    runner.forward = lambda batch: seen.extend(forward(batch)) or seen
+    speed = measure_speed(runner, runner.make_pool(1024))
+    assert speed.step_s > 0
+    assert {type(out) for out in seen} == {np.ndarray}
+
+
+def test_a_node_that_gets_its_weights_from_peers_asks_for_the_bias_of_positions_too(tmp_path):
+    checkpoint = open_checkpoint(write_encoder(tmp_path / "mpnet", "mpnet"))
+    blocks = block_tensors(checkpoint, 6)
+    inside = {entry.name for block in blocks for entry in block}
+    ends = [entry for name, entry in checkpoint.tensors.items() if name not in inside]
+    names = {entry.name for entry in span_tensors(Span(2, 3), blocks, ends)}
+    assert "encoder.relative_attention_bias.weight" in names
+    assert {name.split(".")[2] for name in names} == {"2", "weight"}

@@ -90,7 +90,8 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         folder = self.server.folder / "ggufs" if "org/ggufs" in path else self.server.folder
         path = path.replace("org/ggufs", "org/tiny")
-        names = sorted(p.name for p in folder.iterdir() if p.is_file())
+        paths = [*folder.glob("*"), *folder.glob("[!g]*/*")]
+        names = sorted(p.relative_to(folder).as_posix() for p in paths if p.is_file())
         if path.startswith("/api/models/org/tiny"):
             siblings = [{"rfilename": n, "size": (folder / n).stat().st_size} for n in names]
             tree = [
@@ -99,11 +100,10 @@ class Handler(BaseHTTPRequestHandler):
             info = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
             info |= {"downloads": 0, "likes": 0}
             self._send(200, json.dumps(tree if "/tree/" in path else info).encode(), body)
-        elif (
-            path.startswith((f"/org/tiny/resolve/{COMMIT}/", "/org/tiny/resolve/main/"))
-            and path.rsplit("/", 1)[1] in names
-        ):
-            data = (folder / path.rsplit("/", 1)[1]).read_bytes()
+        elif (wanted := re.fullmatch(rf"/org/tiny/resolve/(?:{COMMIT}|main)/(.+)", path)) and wanted[
+            1
+        ] in names:
+            data = (folder / wanted[1]).read_bytes()
             etag = hashlib.sha1(data).hexdigest()
             self._send(200, data, body, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'})
         elif "org/gated" in path:
@@ -127,6 +127,10 @@ def hub(tmp_path: Path) -> Generator[Hub]:
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     (folder / "modeling_evil.py").write_text("raise SystemExit")
     (folder / "consolidated.safetensors").write_bytes(b"the same again")
+    (folder / "modules.json").write_text("[]")
+    for inner in ("1_Pooling", "onnx"):
+        (folder / inner).mkdir()
+        (folder / inner / "config.json").write_text("{}")
     (folder / "ggufs").mkdir()
     write_family(folder / "ggufs" / "big.gguf", tmp_path / "big", "llama", split=20)
     write_family(folder / "ggufs" / "small.gguf", tmp_path / "small", "qwen3")
@@ -156,7 +160,8 @@ def test_a_hub_model_is_fetched_kept_in_hf_home_and_found_offline(hub: Hub, tmp_
     assert int(str(found["told"])) > 1
     assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= set(found["files"])  # type: ignore[call-overload]
     assert "Bearer hf_secret" in hub.tokens
-    for never in ("pytorch_model.bin", "modeling_evil.py", "consolidated.safetensors"):
+    assert (Path(str(found["path"])) / "1_Pooling/config.json").is_file()
+    for never in ("pytorch_model.bin", "modeling_evil.py", "consolidated.safetensors", "onnx/config.json"):
         assert not any(path.endswith(never) for path in hub.asked)
     asked = len(hub.asked)
     again = pull(tmp_path, "org/tiny", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")

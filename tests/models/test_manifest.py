@@ -78,6 +78,7 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "a path upwards": lambda m: m["files"].insert(0, ["../tokenizer.json", 1, HASH]),
     "an absolute path": lambda m: m["files"].insert(0, ["/etc/passwd", 1, HASH]),
     "a template elsewhere": lambda m: m["files"].insert(0, ["additional_chat_templates/../x.jinja", 1, HASH]),
+    "a pooling elsewhere": lambda m: m["files"].insert(0, ["../1_Pooling/config.json", 1, HASH]),
     "a program": lambda m: m["files"].insert(0, ["modeling.py", 1, HASH]),
     "a text file without an end": lambda m: m.update(files=[["tokenizer.json", 1 << 40, HASH]]),
     "a negative size": lambda m: m.update(files=[["tokenizer.json", -1, HASH]]),

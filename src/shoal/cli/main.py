@@ -43,6 +43,7 @@ class Commands(LazyGroup):
         "join": Lazy("swarms", "Join a swarm with an invite."),
         "run": Lazy("chat.chat", "Answer one prompt."),
         "chat": Lazy("chat.chat", "Chat with a model."),
+        "embed": Lazy("embed", "Turn texts into vectors."),
         "status": Lazy("status.status", "Show what the swarm serves."),
         "peers": Lazy("status.status", "List the peers of the swarm."),
         "ping": Lazy("status.status", "Measure latency to a peer."),

@@ -84,14 +84,7 @@ class PeerWeights:
             NoCoverage: nobody who can be reached has them.
             OutOfResources: the disk is full.
         """
-        await self._fetch(
-            model,
-            lambda blocks, ends: [
-                *(entry for block in blocks[span.start : span.end] for entry in block),
-                *(entry for entry in ends if is_position_bias(entry.name)),
-            ],
-            progress,
-        )
+        await self._fetch(model, partial(span_tensors, span), progress)
 
     async def fetch_ends(self, model: LocalModel, progress: Progress = silent) -> None:
         """Fetch what is missing of the embedding, the last norm and the head. As :meth:`fetch_span`."""
@@ -175,6 +168,14 @@ class PeerWeights:
             yield
         finally:
             lock.release()
+
+
+def span_tensors(
+    span: Span, blocks: Sequence[Sequence[TensorEntry]], ends: Sequence[TensorEntry]
+) -> list[TensorEntry]:
+    """What a node needs that serves a span: its blocks' tensors, and what else they are computed with."""
+    own = [entry for block in blocks[span.start : span.end] for entry in block]
+    return own + [entry for entry in ends if is_position_bias(entry.name)]
 
 
 def _make_folder(folder: Path, manifest: Manifest) -> PulledFolder:

@@ -32,12 +32,15 @@ class EncoderSpan(SpanModule):
             position: 0.
 
         Raises:
-            StepFailed: these are not the first tokens of a text, or ``hidden`` has another shape or dtype.
+            StepFailed: these are not the first tokens of a text, or more than the model was made for, or
+                ``hidden`` has another shape or dtype.
             RuntimeError: torch's own faults, out of memory among them.
         """
         check_hidden(hidden, self.width, self.dtype)
         if position:
             raise StepFailed(f"an encoder takes a whole text in one step, and none from position {position}")
+        if hidden.shape[1] > self._longest:  # what the tokens see of each other takes their number squared
+            raise StepFailed(f"a text of {hidden.shape[1]} tokens: the model takes {self._longest}")
         out = self._run(hidden.to(self.device), cache, 0, hidden.shape[1])
         cache.length = hidden.shape[1]
         return out
@@ -54,6 +57,10 @@ class EncoderSpan(SpanModule):
     def rolls_back(self) -> bool:
         """There is nothing that could not be forgotten."""
         return True
+
+    @property
+    def _longest(self) -> int:
+        return int(self._config.max_position_embeddings)
 
     def _inputs(self, hidden: torch.Tensor, cache: Cache, positions: torch.Tensor) -> dict[str, object]:
         return {"inputs_embeds": hidden}

@@ -1,0 +1,144 @@
+"""`shoal embed`: vectors of texts, from a model that the swarm serves."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from shoal.cli import options
+from shoal.cli.chat.chat import MAX_STDIN
+from shoal.cli.enter import in_swarm
+from shoal.cli.output import emit, many, say, to_json
+from shoal.cli.progress import working
+from shoal.errors import OutOfResources, UsageError
+
+if TYPE_CHECKING:
+    from shoal.client.embeddings import Embeddings
+    from shoal.client.swarm import Swarm as Connected
+
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(help="Write the vectors to this .npy file, not to stdout.", show_default=False),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(embed)
+
+
+def embed(
+    model: options.ModelArgument,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="The texts; if not given, each line of stdin is one."),
+    ] = None,
+    swarm: options.SwarmOption = None,
+    public: options.PublicOption = None,
+    format: options.FormatOption = None,
+    device: options.DeviceOption = None,
+    dimensions: Annotated[
+        int | None,
+        typer.Option(help="Keep this many numbers of each vector.", min=1, show_default=False),
+    ] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut texts that are too long, instead of refusing them.")
+    ] = False,
+    output: OutputOption = None,
+    only: options.OnlyOption = None,
+    private_ends: options.PrivateEndsOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Turn texts into vectors. Prints one JSON list a line."""
+    settings = options.settings(
+        swarm=swarm,
+        public=public,
+        model=model,
+        format=format,
+        device=device,
+        only=only,
+        private_ends=private_ends,
+    )
+    wanted = list(texts) if texts else lines_of(sys.stdin)
+    check_output(output)
+    began = time.monotonic()
+
+    async def once(opened: Connected) -> Embeddings:
+        with working(f"asking {settings.model}"):
+            return await opened.embed(
+                settings.model,
+                wanted,
+                dimensions=dimensions,
+                truncate=truncate,
+                format=settings.asked_format,
+            )
+
+    found = in_swarm(settings, once)
+    show(settings.model, found, output, as_json)
+    count, width = found.vectors.shape
+    took = f"{many(sum(found.tokens), 'token')} in {time.monotonic() - began:.2f} s"
+    say(f"{many(count, 'vector')} of {many(width, 'number')}, {took}")
+
+
+def lines_of(stdin: TextIO) -> list[str]:
+    """Each line of stdin that is not empty.
+
+    Raises:
+        UsageError: there are none, or stdin is a terminal, is no text, or has no end in sight.
+    """
+    next_command = 'shoal embed MODEL "Some text" "Another text"'
+    if stdin.isatty():
+        raise UsageError("there is no text", next_command=next_command)
+    try:
+        piped = stdin.read(MAX_STDIN + 1)
+    except UnicodeDecodeError as error:
+        raise UsageError("stdin is not UTF-8 text", check="check the file that is piped in") from error
+    if len(piped) > MAX_STDIN:
+        raise UsageError(f"stdin is longer than {MAX_STDIN >> 20} Mi characters")
+    found = [line for line in piped.split("\n") if line.strip()]
+    if not found:
+        raise UsageError("there is no text", next_command=next_command)
+    return found
+
+
+def check_output(output: Path | None) -> None:
+    """Find out before anything is asked whether a file can be written.
+
+    Raises:
+        UsageError: its folder is not there, or its name does not end in ``.npy``.
+    """
+    if output is not None and (output.suffix != ".npy" or not output.absolute().parent.is_dir()):
+        raise UsageError(
+            f"{output} cannot be written: its name must end in .npy, and its folder must be there",
+            next_command="shoal embed MODEL TEXT --output vectors.npy",
+        )
+
+
+def show(model: str, found: Embeddings, output: Path | None, as_json: bool) -> None:
+    """Write the vectors to stdout, or to a file.
+
+    Raises:
+        OutOfResources: the file cannot be written.
+    """
+    fields: dict[str, Any] = {
+        "model": model,
+        "dimensions": found.vectors.shape[1],
+        "tokens": list(found.tokens),
+    }
+    if output is None:
+        vectors = found.vectors.tolist()
+        emit(fields | {"embeddings": vectors}, as_json, lambda: "\n".join(map(to_json, vectors)))
+        return
+    import numpy as np
+
+    try:
+        np.save(output, found.vectors)
+    except OSError as error:
+        raise OutOfResources(
+            f"{output} cannot be written ({error.strerror})", check="check the disk and its permissions"
+        ) from error
+    if as_json:
+        emit(fields | {"output": output}, as_json, lambda: "")
