@@ -5,10 +5,15 @@ from __future__ import annotations
 from contextlib import suppress
 
 import hypothesis
+import pytest
 import schemathesis
 import trio
 
 from shoal.gateway.api.openapi import BODIES, PLAIN
+from shoal.testing.checkpoints import write_checkpoint
+from shoal.testing.encoders import write_pooling
+
+from .conftest import served
 
 TOKENS = 4
 NOT_TOGETHER = (
@@ -50,6 +55,15 @@ def answerable(document, model):
     turn = {"role": {"const": "user"}, "content": {"type": "string", "minLength": 1}}
     for name in ("BlockMessage", "OllamaMessage"):
         document["components"]["schemas"][name] = message | {"properties": turn}
+
+
+@pytest.fixture
+async def gateway(tmp_path):
+    """Before a model that generates text and gives embeddings."""
+    folder = write_checkpoint(tmp_path / "tiny", max_position_embeddings=2048)
+    write_pooling(folder, "lasttoken")
+    async with served(tmp_path / "home", folder) as found:
+        yield found
 
 
 async def test_no_request_that_the_document_describes_or_forbids_is_a_5xx(gateway, monkeypatch):
