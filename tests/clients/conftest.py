@@ -17,6 +17,7 @@ import pytest
 
 from shoal.swarm import membership
 from shoal.testing.checkpoints import write_checkpoint
+from shoal.testing.encoders import write_pooling
 from tests.packages import installed, npm_ci
 from tests.processes.conftest import Processes, processes
 
@@ -75,6 +76,7 @@ def served(tmp_path_factory):
     """One swarm and one gateway for all the clients."""
     home = tmp_path_factory.mktemp("home")
     checkpoint = write_checkpoint(home / "fish", "llama", max_position_embeddings=4096)
+    write_pooling(checkpoint, "lasttoken", normalize=True)  # it gives embeddings, too
     with processes(home, str(checkpoint), BLOCKS) as swarm:
         membership.save(home / "swarms", swarm.local.membership)
         command = [sys.executable, "-m", "shoal.cli", "gateway", "--gateway-port", "0", "--json"]

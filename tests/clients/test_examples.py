@@ -86,6 +86,20 @@ def test_openai_responses(served: Served, python: Path, tmp_path: Path) -> None:
     assert out == f"{whole}\n{whole}\n"
 
 
+def test_openai_embeds_and_the_command_line_gives_the_same(
+    served: Served, python: Path, tmp_path: Path
+) -> None:
+    out = served.run(tmp_path, [python, EXAMPLES / "openai_embeddings.py", served.model])
+    *lines, said = out.splitlines()
+    assert said.endswith(" tokens, 64 numbers each")
+    texts = ["How do fish swim together?", *(line.split(" ", 1)[1] for line in lines)]
+    command = [sys.executable, "-m", "shoal.cli", "embed", str(served.checkpoint), *texts]
+    vectors = [json.loads(line) for line in served.run(tmp_path, command).splitlines()]
+    likeness = [sum(a * b for a, b in zip(vectors[0], other, strict=True)) for other in vectors[1:]]
+    assert [float(line.split()[0]) for line in lines] == pytest.approx(likeness, abs=2e-6)
+    assert likeness == sorted(likeness, reverse=True)
+
+
 def test_openai_in_javascript(served: Served, node_folder: Path, tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / "openai_node.mjs", node_folder / "openai_node.mjs")
     out = served.run(tmp_path, [node(), node_folder / "openai_node.mjs"])

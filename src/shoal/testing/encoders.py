@@ -22,7 +22,7 @@ _BASE: dict[str, Any] = {
     "max_position_embeddings": 130,
     "pad_token_id": 0,
 }
-_OFFSET = _BASE | {"type_vocab_size": 1}
+_OFFSET: dict[str, Any] = _BASE | {"type_vocab_size": 1}
 
 ENCODER_FAMILIES: dict[str, Callable[[], Any]] = {
     "bert": lambda: t.BertConfig(**_BASE),

@@ -134,7 +134,7 @@ def _pooling(folder: Path, path: str) -> Pooling:
         raise _unsupported(folder, f"it has its Pooling in {path[:40]!r}, which is not there")
     fields = read_object(folder / name, CONFIG)
     mode = fields.get("pooling_mode")
-    found = {pooling for flag, pooling in FLAGS.items() if fields.get(flag) is True}
+    found: set[Pooling] = {pooling for flag, pooling in FLAGS.items() if fields.get(flag) is True}
     if isinstance(mode, str) and mode in POOLINGS:
         found.add(POOLINGS[mode])
     if len(found) != 1:
