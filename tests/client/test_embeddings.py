@@ -113,20 +113,21 @@ async def test_a_hop_that_is_lost_amid_the_texts_changes_nothing(tmp_path, kind,
     texts = [f"hello number {n} of the sea" for n in range(12)]
     async with memory_swarm(tmp_path, folder, [*THIRDS, Span(2, 3)]) as swarm:
         undisturbed = await swarm.client.embed(str(folder), texts)
-        routes = []
+        seen, killed = [], []
 
         def kill(session):
-            # After the first texts: of the two nodes of block 2, the one that the session has just used.
-            peer = session.ring.route[1].address.peer
-            routes.append([hop.address.peer for hop in session.ring.route])
-            if len(routes) == 2:
+            # Of the two nodes of block 2 the one that this session uses, which takes its next text at once.
+            seen.append(session)
+            if len(seen) == 2:
+                peer = session.ring.route[1].address.peer
                 swarm.kill(next(i for i, network in enumerate(swarm.networks) if network.peer == peer))
+                killed.append(peer)
 
         local = await swarm.client.resolve(str(folder))
         settings = await swarm.client.embedding(local)
         ids, opener = await ids_of(swarm, texts), swarm.client.opener(str(folder))
         vectors = await embed_tokens(opener, ids, settings, follow=kill)
-    assert routes[0][1] != routes[-1][1]
+    assert seen[1].reroutes[0].lost == tuple(killed)
     assert np.array_equal(vectors, undisturbed.vectors)
 
 
