@@ -18,7 +18,7 @@ export UV="$PWD/.venv/bin/uv" UV_COMPILE_BYTECODE=0 # it is thrown away
 
 prepare() { # NAME RESOLUTION
     local folder=$scratch/$1
-    "$UV" pip compile --quiet pyproject.toml --extra dev --no-emit-package torch --resolution "$2" --upgrade \
+    "$UV" pip compile --quiet pyproject.toml --extra dev --extra graph --no-emit-package torch --resolution "$2" --upgrade \
         --python .venv/bin/python --generate-hashes --no-emit-index-url --no-header --no-annotate \
         -o "$folder.txt" >/dev/null &&
         .venv/bin/python -m venv "$folder" &&

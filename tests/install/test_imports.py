@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src/shoal"
 VENDORED = SOURCE / "net/vendored"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-DECLARED = {canonicalize_name(Requirement(asked).name) for asked in PROJECT["project"]["dependencies"]}
+EXTRAS = PROJECT["project"]["optional-dependencies"]["graph"]
+DECLARED = {
+    canonicalize_name(Requirement(asked).name) for asked in [*PROJECT["project"]["dependencies"], *EXTRAS]
+}
 IN_THE_WHEEL = {
     Requirement(PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["libp2p"]).name
 }

@@ -48,8 +48,12 @@ ASKED_FOR = [
     (PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["libp2p"], ["libp2p"]),
     *((requirement, ["build"]) for requirement in PROJECT["build-system"]["requires"]),
     *(
-        (requirement, ["runtime", "build", "development"])
+        (requirement, ["runtime", "build", "graph", "development"])
         for requirement in PROJECT["project"]["optional-dependencies"]["dev"]
+    ),
+    *(
+        (requirement, ["runtime", "build", "graph"])
+        for requirement in PROJECT["project"]["optional-dependencies"]["graph"]
     ),
     *((requirement, ["fuzz"]) for requirement in PROJECT["project"]["optional-dependencies"]["fuzz"]),
 ]
@@ -106,7 +110,7 @@ def test_without_an_accelerator_nothing_of_cuda_is_installed() -> None:
     assert list(pins(ROOT / "locks/torch-cpu.txt")) == ["torch"]
     for lock in LOCKS:
         if lock.stem != "torch":
-            assert not [name for name in pins(lock) if name.startswith(("nvidia-", "cuda-", "triton"))]
+            assert not [n for n in pins(lock) if n == "triton" or n.startswith(("nvidia-", "cuda-"))]
 
 
 def test_no_package_is_locked_in_two_versions() -> None:
