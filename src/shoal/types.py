@@ -16,6 +16,41 @@ Digest = NewType("Digest", str)
 SessionId = NewType("SessionId", bytes)
 """16 random bytes chosen by the client. To know it is not enough: a hop also checks who asks."""
 
+ModelKind = Literal["language", "graph"]
+"""A language model, of which the blocks keep a session's KV; or a graph, of which the segments keep
+nothing."""
+
+ArrayType = Literal[
+    "float32",
+    "float64",
+    "float16",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool",
+]
+"""Elements of a graph's tensors, as numpy names them."""
+
+ARRAY_BYTES: dict[ArrayType, int] = {
+    "float32": 4,
+    "float64": 8,
+    "float16": 2,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "bool": 1,
+}
+
 DType = Literal["float32", "bfloat16", "float16"]
 """What torch loads a checkpoint's tensors in."""
 
@@ -160,6 +195,8 @@ class ModelShape:
     context: int
     """The longest session, in tokens, that the model was made for."""
     vocab_size: int
+    kind: ModelKind = "language"
+    """Of a graph the blocks are its segments; it has neither hidden states nor a vocabulary, and says 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from shoal.errors import RemoteProtocolError
 from shoal.routing.prices import Candidate
-from shoal.types import Digest, Format, ModelShape, PeerAddress, PeerId, Span
+from shoal.types import Digest, Format, ModelKind, ModelShape, PeerAddress, PeerId, Span
 
 MAX_ANNOUNCEMENT = 4 << 10
 """Bytes; a usual one is 500."""
@@ -67,6 +67,8 @@ class Served(Struct, frozen=True, array_like=True):
     """Share of the time in which it computes: less while its machine is in use; 0 while it has paused."""
     token_joules: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     """Energy that a token takes at the node; 0 when it does not know."""
+    kind: ModelKind = "language"
+    """Of a graph the blocks are its segments, and tokens the requests that it takes at a time."""
 
     @property
     def going(self) -> Span | None:
@@ -80,7 +82,13 @@ class Served(Struct, frozen=True, array_like=True):
     @property
     def shape(self) -> ModelShape:
         return ModelShape(
-            self.model, Digest(self.digest), self.n_blocks, self.hidden_size, self.context, self.vocab_size
+            self.model,
+            Digest(self.digest),
+            self.n_blocks,
+            self.hidden_size,
+            self.context,
+            self.vocab_size,
+            self.kind,
         )
 
 

@@ -118,8 +118,8 @@ class Directory:
         return (
             served is not None
             and known is not None
-            and (served.n_blocks, served.hidden_size, served.vocab_size)
-            != (known.n_blocks, known.hidden_size, known.vocab_size)
+            and (served.n_blocks, served.hidden_size, served.vocab_size, served.kind)
+            != (known.n_blocks, known.hidden_size, known.vocab_size, known.kind)
         )
 
     def may_speak(self, peer: PeerId, now: float, every_s: float) -> bool:

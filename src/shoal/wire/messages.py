@@ -1,8 +1,8 @@
 """Every message between two peers, typed and size-checked.
 
-A message is a msgpack header (one of the structs below, as a tagged array) and behind it, for a step, the raw
-bytes of the tensors that it declares; for a piece of a model, its bytes. Arrays may grow at their end: a
-field added later has a default.
+A message is a msgpack header (one of the structs below, as a tagged array) and behind it, for a step or a
+graph's request, the raw bytes of the tensors that it declares; for a piece of a model, its bytes. Arrays may
+grow at their end: a field added later has a default.
 
 The life of a session, seen from a hop::
 
@@ -15,6 +15,14 @@ The life of a session, seen from a hop::
     client → Locate          how far has the session come here?
     client ← Located
     client → Close           free the KV (so does losing the client's channel)
+
+A graph's segments keep nothing, so a session on them is asked again and again, and each time answered::
+
+    client → Open            may I ask for these segments?
+    client ← Opened | Refused
+    client → Infer           the tensors that they take
+    client ← Inferred | Failed
+    client → Close
 
 Weights go beside sessions, from who has them to who lacks them::
 
@@ -31,9 +39,10 @@ from msgspec import Meta, Struct
 
 from shoal.errors import RemoteProtocolError
 from shoal.types import Codec, Format, PeerAddress, PeerId
+from shoal.wire.arrays import MAX_ARRAYS, ArraySpec, array_bytes
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 """A channel between two versions closes at the hello: who does not know a message cannot pass it over."""
 AGENT = "shoal/0.1"
 """This program, as it names itself to others."""
@@ -226,6 +235,30 @@ class Close(_Message, frozen=True, tag="close"):
     session: SessionBytes
 
 
+Arrays = Annotated[tuple[ArraySpec, ...], Meta(max_length=MAX_ARRAYS)]
+
+
+class Infer(_Message, frozen=True, tag="infer"):
+    """Ask for what a session's segments make of some tensors; its payload: those. Asking again gives the
+    same."""
+
+    session: SessionBytes
+    number: Number
+    """The answer has it too; who asks chooses it."""
+    arrays: Arrays
+    """All that the segments take, in the order of their manifest."""
+
+
+class Inferred(_Message, frozen=True, tag="inferred"):
+    """What the segments give; its payload: the tensors."""
+
+    session: SessionBytes
+    number: Number
+    arrays: Arrays
+    compute_us: Microseconds = 0
+    waiting_us: Microseconds = 0
+
+
 class Fetch(_Message, frozen=True, tag="fetch"):
     """Ask for a piece of a model: at most ``MAX_PIECE`` bytes."""
 
@@ -274,6 +307,8 @@ Message = (
     | Locate
     | Located
     | Close
+    | Infer
+    | Inferred
     | Fetch
     | Fetched
     | NotFetched
@@ -316,13 +351,15 @@ def decode(header: bytes | bytearray | memoryview, payload_size: int) -> Message
 
 
 def payload_bytes(message: Message) -> int:
-    """Bytes of payload that ``message`` declares: 0 for everything but a step and a piece.
+    """Bytes of payload that ``message`` declares: 0 for everything but tensors and a piece.
 
     Raises:
         RemoteProtocolError: as :func:`shoal.wire.payload.declared_bytes`.
     """
     if isinstance(message, Fetched):
         return message.size
+    if isinstance(message, Infer | Inferred):
+        return array_bytes(message.arrays)
     return declared_bytes(message.tensors) if isinstance(message, Step) else 0
 
 

@@ -1,0 +1,79 @@
+"""The process that computes segments. Run as a module.
+
+The runtime is C++, what it computes is a stranger's, and how much memory that takes depends on tensors that
+other strangers send. What goes wrong with it goes wrong here, and the node lives on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+import msgspec
+
+from shoal.errors import ShoalError
+from shoal.executor.graph.frames import (
+    LoadSegments,
+    SegmentsDone,
+    SegmentsFault,
+    SegmentsRequest,
+    read_frame,
+    write_frame,
+)
+from shoal.models.untrusted.limits import first_to_go, limit_memory
+from shoal.types import Span
+
+if TYPE_CHECKING:
+    from shoal.executor.graph.segments import LoadedSegments
+
+
+def main() -> None:
+    first_to_go()
+    requests = cast("BinaryIO", sys.stdin.buffer)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # libraries print, and what they print is no answer
+    worker = _Worker()
+    while (frame := read_frame(requests)) is not None:
+        header, payload = frame
+        asked = msgspec.msgpack.decode(header, type=SegmentsRequest)
+        reply, made = worker.answer(asked, payload)
+        del payload
+        write_frame(answers, reply, made)
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self._loaded: LoadedSegments | None = None
+
+    def answer(
+        self, asked: SegmentsRequest, payload: bytearray
+    ) -> tuple[SegmentsDone | SegmentsFault, bytes]:
+        from shoal.executor.graph.arrays import pack_arrays, unpack_arrays  # noqa: PLC0415 - after the limits
+
+        try:
+            if isinstance(asked, LoadSegments):
+                self._load(asked)
+                return SegmentsDone(), b""
+            if self._loaded is None:
+                return SegmentsFault("no span is loaded"), b""
+            made = self._loaded.run(Span(asked.start, asked.end), unpack_arrays(asked.arrays, payload))
+            specs, packed = pack_arrays(made)
+            return SegmentsDone(specs), packed
+        except ShoalError as error:
+            return SegmentsFault(error.message), b""
+        except MemoryError:
+            return SegmentsFault("it needs more memory than this node gives to it"), b""
+        except Exception as error:  # noqa: BLE001 - of the runtime's own types, by what strangers send
+            return SegmentsFault((str(error).splitlines() or [type(error).__name__])[0][:400]), b""
+
+    def _load(self, asked: LoadSegments) -> None:
+        limit_memory(asked.memory, "DATA")
+        from shoal.executor.graph.segments import LoadedSegments  # noqa: PLC0415 - it counts against the limit
+
+        self._loaded = LoadedSegments(Path(asked.folder), Span(asked.start, asked.end))
+
+
+if __name__ == "__main__":
+    main()

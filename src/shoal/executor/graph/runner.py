@@ -1,0 +1,166 @@
+"""A span of a graph, run in a process that is started when it is needed, and again after it was lost."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from contextlib import suppress
+from typing import BinaryIO, cast
+
+import msgspec
+
+from shoal import config
+from shoal.errors import BadWeights, StepFailed
+from shoal.executor.graph.frames import (
+    LoadSegments,
+    RunSegments,
+    SegmentsDone,
+    SegmentsReply,
+    SegmentsRequest,
+    read_frame,
+    write_frame,
+)
+from shoal.models.graph.graph_store import LocalGraph
+from shoal.types import Span
+from shoal.wire.arrays import ArraySpec
+
+PROGRAM = "shoal.executor.graph.child"
+LOADS_WITHIN_S = 120.0
+LOADED_BYTES_S = 20e6
+"""How much of the weights is loaded in a second at least."""
+TICK_S = 0.1
+BASE_MEMORY = 256 << 20
+"""Bytes that the process takes before it has loaded anything: Python, numpy and the runtime."""
+
+
+class GraphRunner:
+    """Computes a span's segments, one request at a time; from one thread. Close it afterwards.
+
+    Args:
+        memory: bytes that the process may take beside :data:`BASE_MEMORY`: weights, tensors, and what the
+            runtime keeps of both.
+        within_s: the longest that a request may be computed.
+    """
+
+    def __init__(self, graph: LocalGraph, span: Span, *, memory: int, within_s: float) -> None:
+        self.graph = graph
+        self.span = span
+        self._memory = memory
+        self._within_s = within_s
+        self._process: _Process | None = None
+        self._ending: weakref.finalize[..., GraphRunner] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process as it is now, if there is one."""
+        return self._process.process.pid if self._process else None
+
+    def load(self) -> None:
+        """Start the process and load the span, unless that is done.
+
+        Raises:
+            BadWeights: the files are damaged, or do not fit into the memory.
+        """
+        if self._process is not None and self._process.process.poll() is None:
+            return
+        self.close()
+        self._process = process = _Process()
+        self._ending = weakref.finalize(self, process.end)
+        size = self.graph.weight_bytes(self.span)
+        asked = LoadSegments(
+            str(self.graph.folder), self.span.start, self.span.end, self._memory + BASE_MEMORY
+        )
+        reply = process.exchange(asked, b"", LOADS_WITHIN_S + size / LOADED_BYTES_S)
+        if reply is None or not isinstance(reply[0], SegmentsDone):
+            self.close()
+            why = reply[0].message if reply is not None else "its process ended"  # type: ignore[union-attr]
+            raise BadWeights(
+                f"segments {self.span} of {self.graph.name} cannot be loaded: {why}",
+                check=f"check that {size >> 20} MiB of weights fit into --memory; remove the imported graph, "
+                "and import it again",
+            )
+
+    def run(
+        self, span: Span, arrays: tuple[ArraySpec, ...], payload: bytes
+    ) -> tuple[tuple[ArraySpec, ...], bytes]:
+        """What segments ``span`` give: what is declared, and the payload.
+
+        Raises:
+            StepFailed: the graph cannot use these tensors, or takes too much time or memory for them.
+            BadWeights: as :meth:`load`.
+        """
+        self.load()
+        assert self._process is not None
+        reply = self._process.exchange(RunSegments(span.start, span.end, arrays), payload, self._within_s)
+        if reply is None:
+            late = self._process.late
+            self.close()
+            raise StepFailed(
+                f"segments {span} took longer than {self._within_s:.0f} s"
+                if late
+                else f"the process that computed segments {span} crashed, or filled its memory"
+            )
+        header, made = reply
+        if not isinstance(header, SegmentsDone):
+            raise StepFailed(f"segments {span}: {header.message}")
+        return header.arrays, bytes(made)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process = None
+        if self._ending is not None:
+            self._ending()
+
+
+class _Process:
+    """The process, and the thread that ends it when an answer is due and has not come."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-m", PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=config.bare_environ(),
+            start_new_session=True,  # a Ctrl-C is for us, and not for what runs there
+        )
+        self.late = False
+        self._due = math.inf
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, name="shoal-graph-child", daemon=True).start()
+
+    def exchange(
+        self, asked: SegmentsRequest, payload: bytes, within_s: float
+    ) -> tuple[SegmentsReply, bytearray] | None:
+        """The answer; ``None`` where the process was lost."""
+        self._due = time.monotonic() + within_s
+        try:
+            write_frame(cast("BinaryIO", self.process.stdin), asked, payload)
+            frame = read_frame(cast("BinaryIO", self.process.stdout))
+            if frame is None:
+                return None
+            return msgspec.msgpack.decode(frame[0], type=SegmentsReply), frame[1]
+        except (OSError, ValueError, msgspec.DecodeError):  # it died meanwhile, or writes nonsense
+            return None
+        finally:
+            self._due = math.inf
+
+    def end(self) -> None:
+        self._over.set()
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(OSError, ValueError):  # what it did not read is lost with it
+                    pipe.close()
+
+    def _watch(self) -> None:
+        while not self._over.wait(TICK_S):
+            if time.monotonic() > self._due:
+                self.late = True
+                self.process.kill()
+                return

@@ -1,0 +1,154 @@
+"""The graphs on this machine: each imported once, and kept by what its file was and by how it is computed.
+
+What was imported lies in a folder: the manifest, the optimised graph without its weights, and those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from filelock import FileLock
+
+from shoal.errors import BadWeights, UnknownModel
+from shoal.models.graph.importer import check_runtime, import_apart
+from shoal.models.graph.manifest import MAX_GRAPH_MANIFEST, GraphManifest, graph_digest, read_graph_manifest
+from shoal.models.store.disk import check_free, told_if_full
+from shoal.types import Digest, ModelShape, Span
+
+SUFFIX = ".onnx"
+MANIFEST_NAME = "manifest.json"
+SOURCE = "source.json"
+IMPORT_VERSION = 1
+"""Of how graphs are imported: one that an older way has imported is imported anew."""
+
+
+@dataclass(frozen=True)
+class LocalGraph:
+    """An imported graph."""
+
+    name: str
+    folder: Path
+    raw: bytes
+    """The manifest as it is hashed."""
+
+    @cached_property
+    def manifest(self) -> GraphManifest:
+        return read_graph_manifest(self.raw)
+
+    @cached_property
+    def digest(self) -> Digest:
+        return graph_digest(self.raw)
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        return self.manifest.shape(self.name, self.digest)
+
+    def weight_bytes(self, span: Span) -> int:
+        """Bytes of the weights that a span's segments load."""
+        return sum(segment.weight_bytes for segment in self.manifest.segments[span.start : span.end])
+
+
+def names_graph(name: str) -> bool:
+    """Whether a name means a graph's file."""
+    return name.lower().endswith(SUFFIX)
+
+
+class GraphStore:
+    """Graphs under ``root``. Processes may share it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def list(self) -> list[LocalGraph]:
+        """Every graph that was imported here, as it was then."""
+        return sorted(self._read_all(), key=lambda graph: graph.name.casefold())
+
+    def find(self, name: str) -> LocalGraph | None:
+        """The graph that was imported here by that name or digest; of several by one name, the newest."""
+        found = [graph for graph in self._read_all() if name in (graph.digest, graph.name)]
+        return max(found, key=lambda graph: (graph.folder / SOURCE).stat().st_mtime, default=None)
+
+    def resolve(self, file: str, threads: int = 1) -> LocalGraph:
+        """The graph of a file, imported if that was not done before.
+
+        Args:
+            threads: that will compute each segment. Another number is another graph: bits may differ.
+
+        Raises:
+            UnknownModel: there is no such file.
+            BadWeights, UnsupportedModel, IncompatibleLibrary: as :func:`import_apart`.
+            OutOfResources: the disk is full.
+        """
+        path = Path(file).expanduser().absolute()
+        if not path.is_file():
+            raise UnknownModel(f"there is no file {path}", check="check the path of the graph")
+        check_runtime()
+        key = _key(path, threads)
+        folder = self.root / key
+        with told_if_full(self.root, path.name):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / f".{key}.lock"):
+                found = _read(folder)
+                if found is None:
+                    self._import(path, folder, threads)
+                    found = _read(folder)
+        if found is None:
+            raise BadWeights(f"{folder}: what was imported cannot be read", check="check the disk for errors")
+        return found
+
+    def _import(self, file: Path, folder: Path, threads: int) -> None:
+        check_free(self.root, file.name, 2 * file.stat().st_size)
+        partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            import_apart(file, partial, threads)
+            said = {"name": file.stem, "file": str(file)}
+            (partial / SOURCE).write_text(json.dumps(said))
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _read_all(self) -> Iterator[LocalGraph]:
+        for folder in sorted(self.root.iterdir()) if self.root.is_dir() else []:
+            if not folder.name.startswith(".") and (graph := _read(folder)) is not None:
+                yield graph
+
+
+def _read(folder: Path) -> LocalGraph | None:
+    """The graph in a folder; ``None`` where there is none, or not a whole one."""
+    try:
+        raw = (folder / MANIFEST_NAME).read_bytes()
+        name = json.loads((folder / SOURCE).read_bytes())["name"]
+        if len(raw) > MAX_GRAPH_MANIFEST or not isinstance(name, str):
+            return None
+        graph = LocalGraph(name, folder, raw)
+        _ = graph.manifest
+    except (OSError, ValueError, KeyError, TypeError, BadWeights):
+        return None
+    return graph
+
+
+def _key(file: Path, threads: int) -> str:
+    """Changes when the file does, by its size and time of change and those of what lies beside it, or when
+    what imports it does."""
+    beside = [path for path in sorted(file.parent.iterdir()) if path.name.startswith(file.stem)]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in beside if path.is_file()]
+    said = [IMPORT_VERSION, _runtime_version(), threads, str(file), stats]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
+
+
+def _runtime_version() -> str:
+    try:
+        return version("onnxruntime")
+    except PackageNotFoundError:
+        return ""

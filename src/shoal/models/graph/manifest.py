@@ -1,0 +1,164 @@
+"""What makes a graph that graph: the hash of its manifest is its digest.
+
+The bits that come out depend on the runtime's version and on its number of threads, so both are in it. A
+client needs nothing but the manifest: which values each segment takes and gives is written there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from shoal.errors import BadWeights
+from shoal.types import ArrayType, Digest, ModelShape, Span
+
+GRAPH_VERSION = 1
+MAX_SEGMENTS = 64
+MAX_CROSSING = 64
+"""Values that a span takes or gives at a time: all of them travel in one message."""
+MAX_GRAPH_MANIFEST = 16 << 20
+"""Bytes; a graph of 1,000 weights has 150 kB."""
+MAX_RANK = 8
+
+Name = Annotated[str, Meta(min_length=1, max_length=1024)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Dimension = Annotated[int, Meta(ge=-1, le=1 << 31)]
+Index = Annotated[int, Meta(ge=0, lt=1 << 16)]
+Indices = Annotated[tuple[Index, ...], Meta(max_length=MAX_CROSSING)]
+
+
+class GraphValue(Struct, frozen=True, array_like=True):
+    """A tensor that goes into the graph, comes out of it, or crosses from one segment into another."""
+
+    name: Name
+    dtype: ArrayType
+    shape: Annotated[tuple[Dimension, ...], Meta(max_length=MAX_RANK)] | None
+    """With -1 for a size that each request may choose; ``None`` where not even the rank is known."""
+
+
+class GraphWeight(Struct, frozen=True, array_like=True):
+    """A constant tensor, which is stored by itself."""
+
+    name: Name
+    dtype: ArrayType
+    shape: tuple[Annotated[int, Meta(ge=0, le=1 << 40)], ...]
+    sha256: Sha256
+
+
+class GraphSegment(Struct, frozen=True, array_like=True):
+    """Nodes ``[first, end)`` of the graph's order: what a language model's block is to it."""
+
+    first: Annotated[int, Meta(ge=0, le=1 << 20)]
+    end: Annotated[int, Meta(ge=1, le=1 << 20)]
+    cost: Annotated[int, Meta(ge=0)]
+    """An estimate of its arithmetic, in operations."""
+    weight_bytes: Annotated[int, Meta(ge=0, le=1 << 40)]
+    takes: Indices
+    """The values from before that its nodes use, by their places in ``values``."""
+    gives: Indices
+    """The values that it makes and others use, or that the graph gives."""
+
+
+class GraphManifest(Struct, frozen=True):
+    """All that decides what a graph computes, and how it is cut."""
+
+    version: Literal[1]
+    kind: Literal["graph"]
+    runtime: Annotated[str, Meta(max_length=64)]
+    """What computes it, with its version, for example ``onnxruntime 1.32.0``."""
+    threads: Annotated[int, Meta(ge=1, le=1024)]
+    """How many threads compute a segment."""
+    structure: Sha256
+    """Of the optimised graph without its weights."""
+    weights: Annotated[tuple[GraphWeight, ...], Meta(max_length=1 << 17)]
+    values: Annotated[tuple[GraphValue, ...], Meta(min_length=1, max_length=1 << 13)]
+    inputs: Indices
+    outputs: Annotated[tuple[Index, ...], Meta(min_length=1, max_length=MAX_CROSSING)]
+    segments: Annotated[tuple[GraphSegment, ...], Meta(min_length=1, max_length=MAX_SEGMENTS)]
+
+    def takes(self, span: Span) -> list[int]:
+        """The values that a span takes, by their places in ``values``."""
+        made: set[int] = set()
+        found: dict[int, None] = {}
+        for segment in self.segments[span.start : span.end]:
+            found.update(dict.fromkeys(value for value in segment.takes if value not in made))
+            made.update(segment.gives)
+        return list(found)
+
+    def gives(self, span: Span) -> list[int]:
+        """The values that a span makes and that are used after it, or come out of the graph."""
+        wanted = {value for segment in self.segments[span.end :] for value in segment.takes}
+        wanted.update(self.outputs)
+        made = (value for segment in self.segments[span.start : span.end] for value in segment.gives)
+        return [value for value in made if value in wanted]
+
+    def shape(self, name: str, digest: Digest) -> ModelShape:
+        """The graph as routing sees it."""
+        return ModelShape(name, digest, len(self.segments), 1, 1, 1, "graph")
+
+
+_read = msgspec.json.Decoder(GraphManifest)
+
+
+def write_graph_manifest(manifest: GraphManifest) -> bytes:
+    """The manifest as it is hashed, stored and sent."""
+    return msgspec.json.encode(manifest)
+
+
+def graph_digest(raw: bytes) -> Digest:
+    """The digest of the graph that has this manifest."""
+    return Digest(f"sha256:{hashlib.sha256(raw).hexdigest()}")
+
+
+def read_graph_manifest(raw: bytes) -> GraphManifest:
+    """Read a manifest that a stranger wrote.
+
+    Raises:
+        BadWeights: it is none, is too large, or says what cannot be.
+    """
+    if len(raw) > MAX_GRAPH_MANIFEST:
+        raise _bad(f"it has {len(raw)} bytes, and {MAX_GRAPH_MANIFEST} are read")
+    try:
+        manifest = _read.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _bad(str(error)[:200]) from error
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: GraphManifest) -> None:
+    """Every value is there before it is taken, is made once, and what goes at a time fits into one
+    message."""
+    count = len(manifest.values)
+    there = set(manifest.inputs)
+    at = 0
+    for segment in manifest.segments:
+        if segment.first != at or segment.end <= segment.first:
+            raise _bad(f"its segments do not follow one another at node {at}")
+        at = segment.end
+        if not there.issuperset(segment.takes) or there.intersection(segment.gives):
+            raise _bad("a segment takes what is not there, or makes what is")
+        if len(set(segment.gives)) < len(segment.gives):
+            raise _bad("a segment makes a value twice")
+        there.update(segment.gives)
+    if max(there, default=0) >= count or not there.issuperset(manifest.outputs):
+        raise _bad("it names a value that it does not describe, or that nobody makes")
+    names = [value.name for value in manifest.values]
+    if len(set(names)) < len(names):
+        raise _bad("two of its values have one name")
+    made = dict.fromkeys(manifest.inputs, 0)
+    used = dict.fromkeys(manifest.outputs, len(manifest.segments))
+    for index, segment in enumerate(manifest.segments):
+        made.update(dict.fromkeys(segment.gives, index + 1))
+        used.update({value: max(index, used.get(value, 0)) for value in segment.takes})
+    for boundary in range(len(manifest.segments) + 1):
+        crossing = sum(made[value] <= boundary <= until for value, until in used.items())
+        if crossing > MAX_CROSSING:
+            raise _bad(f"{crossing} values cross where {MAX_CROSSING} may")
+
+
+def _bad(what: str) -> BadWeights:
+    return BadWeights(f"a graph's manifest: {what}", check="use a graph from peers that you trust")
