@@ -242,6 +242,11 @@ class Paths:
         return self.data / "models"
 
     @property
+    def graphs(self) -> Path:
+        """Graphs that were imported here."""
+        return self.data / "graphs"
+
+    @property
     def chat_history(self) -> Path:
         """What was typed in conversations, mode 0600."""
         return self.data / "chat-history.jsonl"

@@ -69,7 +69,7 @@ async def open_swarm(settings: Settings, member_of: Membership) -> AsyncGenerato
             trio.open_nursery() as nursery,
         ):
             swarm = Swarm(network, member, settings, store)
-            await nursery.start(swarm.run)
+            await nursery.start(swarm.move_messages)
             try:
                 yield swarm
             finally:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
+import numpy.typing as npt
 from anyio.from_thread import BlockingPortal
 
 from shoal.client.answer import Answer
@@ -19,6 +20,7 @@ from shoal.client.sampling import Sampler
 from shoal.client.session import NextToken, Session
 from shoal.client.swarm import Swarm
 from shoal.executor.arrays import Floats
+from shoal.executor.graph.arrays import Array
 from shoal.swarm.announcement import Announcement
 from shoal.types import Format, ModelShape
 
@@ -148,6 +150,10 @@ class SyncSwarm:
         with self.portal.wrap_async_context_manager(opening) as session:
             yield SyncSession(self.portal, session)
 
+    def run(self, graph: str, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+        """See :meth:`shoal.client.swarm.Swarm.run`."""
+        return self.portal.call(self.swarm.run, graph, inputs)
+
     def generate(self, model: str, prompt: str | Sequence[int] | None = None, **options: Any) -> SyncAnswer:
         """See :meth:`shoal.client.swarm.Swarm.generate`."""
         return SyncAnswer(
@@ -180,6 +186,10 @@ class AsyncioSwarm:
         """See :meth:`shoal.client.swarm.Swarm.session`."""
         opening = self.swarm.session(model, tokens=tokens, format=format)
         return AsyncioSession(self.portal, self.portal.wrap_async_context_manager(opening))
+
+    async def run(self, graph: str, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+        """See :meth:`shoal.client.swarm.Swarm.run`."""
+        return await _on(self.portal, partial(self.swarm.run, graph, inputs))
 
     def generate(
         self, model: str, prompt: str | Sequence[int] | None = None, **options: Any

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import numpy.typing as npt
 import trio
 
 from shoal.client.answer import Answer, RouteStage
@@ -21,6 +22,7 @@ from shoal.client.embeddings import (
 )
 from shoal.client.ends import SessionEnds
 from shoal.client.generate import Delta, generate
+from shoal.client.graph.graph_client import GraphClient
 from shoal.client.load_ends import load_ends
 from shoal.client.recommended import sampling_for
 from shoal.client.ring.recovery import Recovery
@@ -41,8 +43,10 @@ from shoal.errors import (
     UsageError,
 )
 from shoal.executor.ends import EndsEngine
+from shoal.executor.graph.arrays import Array
 from shoal.executor.thread import ComputeThread
 from shoal.models.embedding.settings import EmbeddingSettings, check_generates, embedding_settings
+from shoal.models.graph.graph_store import GraphStore
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.models.text.codec import TextCodec
@@ -74,6 +78,7 @@ class Swarm:
         self.store = store
         self.weights = PeerWeights(member, settings, store)
         self.rings = Rings(network, member, settings)
+        self.graphs = GraphClient(network, member, settings, GraphStore(settings.paths.graphs))
         self._ends: dict[tuple[Digest, Format], EndsEngine] = {}
         self._codecs: dict[Digest, TextCodec] = {}
         self._embeddings: dict[Digest, EmbeddingSettings] = {}
@@ -81,12 +86,29 @@ class Swarm:
         self._thread = ComputeThread("shoal-ends")
         self._own = settings.own_blocks
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Move messages until cancelled."""
+    async def move_messages(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take part in the swarm until cancelled."""
         try:
-            await self.rings.run(task_status=task_status)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.rings.run)
+                await nursery.start(self.graphs.run)
+                task_status.started()
         finally:
             self._thread.close()
+
+    async def run(self, graph: str, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+        """What a graph makes of its inputs.
+
+        The same bits as the graph uncut on one machine of the same kind, whoever computes it.
+
+        Args:
+            graph: an ``.onnx`` file, or the name or digest of a graph that is served.
+            inputs: an array, or lists of numbers, for each input.
+
+        Raises:
+            As :meth:`GraphClient.resolve` and :meth:`GraphClient.infer`.
+        """
+        return (await self.graphs.infer(await self.graphs.resolve(graph), inputs)).outputs
 
     @asynccontextmanager
     async def session(

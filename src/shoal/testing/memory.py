@@ -35,6 +35,8 @@ class MemoryPipe:
         bytes_s: float = math.inf,
     ) -> None:
         self.peer = peer
+        self.mute = False
+        """Set to lose what this end sends."""
         self._bytes_s = bytes_s
         self._send = send
         self._receive = receive
@@ -42,6 +44,8 @@ class MemoryPipe:
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if math.isfinite(self._bytes_s):
             await trio.sleep(len(data) / self._bytes_s)
+        if self.mute:
+            return
         try:
             await self._send.send(bytes(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -97,6 +101,11 @@ class World:
         if b not in self.peers or a not in self.peers or frozenset((a, b)) in self.cut:
             raise ChannelClosed(f"{b} cannot be reached")
         return self.peers[b]
+
+    def freeze(self, peer: PeerId) -> None:
+        """Nothing that the peer sends arrives any more, and nobody is told."""
+        for pipe in self.peers[peer].pipes:
+            pipe.mute = True
 
     def kill(self, peer: PeerId) -> None:
         """The peer is gone without a word; its pipes break."""

@@ -55,7 +55,7 @@ class MemorySwarm:
         started: list[Node] = []
 
         async def live(*, task_status: trio.TaskStatus[None]) -> None:
-            settings = _settings(self.settings.paths.data, **options)
+            settings = memory_settings(self.settings.paths.data, **options)
             async with start_node(
                 network, member, model or self.model, span, settings, machine=machine
             ) as node:
@@ -71,23 +71,30 @@ class MemorySwarm:
     async def add_client(self, **options: Any) -> Swarm:
         """One more client."""
         network = self.world.network()
-        settings = _settings(self.settings.paths.data, **options)
+        settings = memory_settings(self.settings.paths.data, **options)
         swarm = Swarm(network, await self._member(network), settings, ModelStore(settings.paths.models))
-        await self.nursery.start(swarm.run)
+        await self.nursery.start(swarm.move_messages)
         return swarm
 
     async def _member(self, network: MemoryNetwork) -> Member:
-        first = next(iter(self.world.peers))
-        bootstrap = [f"/memory/{first}/p2p/{first}"] if first != network.peer else []
-        member = Member(
-            network,
-            announce_s=self.settings.announce_s,
-            expiry_s=self.settings.expiry_s,
-            bootstrap=bootstrap,
-            clock=Clock(trio.current_time, trio.current_time),
-        )
-        await self.nursery.start(member.run)
-        return member
+        return await memory_member(self.world, network, self.settings, self.nursery)
+
+
+async def memory_member(
+    world: World, network: MemoryNetwork, settings: Settings, nursery: trio.Nursery
+) -> Member:
+    """A peer's membership, running in ``nursery``; it joins through the first peer of the world."""
+    first = next(iter(world.peers))
+    bootstrap = [f"/memory/{first}/p2p/{first}"] if first != network.peer else []
+    member = Member(
+        network,
+        announce_s=settings.announce_s,
+        expiry_s=settings.expiry_s,
+        bootstrap=bootstrap,
+        clock=Clock(trio.current_time, trio.current_time),
+    )
+    await nursery.start(member.run)
+    return member
 
 
 @asynccontextmanager
@@ -102,7 +109,7 @@ async def memory_swarm(
             beside it.
         options: fields of :class:`shoal.config.Settings`.
     """
-    settings = _settings(home, **options)
+    settings = memory_settings(home, **options)
     model = await trio.to_thread.run_sync(_resolve, settings.paths.models, checkpoint)
     with one_error():
         async with trio.open_nursery() as nursery:
@@ -125,6 +132,6 @@ def _resolve(models: Path, checkpoint: Path) -> LocalModel:
     return model
 
 
-def _settings(home: Path, **options: Any) -> Settings:
+def memory_settings(home: Path, **options: Any) -> Settings:
     # What a whole model gives bit for bit, unless a test is about another format.
     return config.load({"threads": 1, "format": "fp32"} | options, {"SHOAL_HOME": str(home)})

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from contextlib import suppress
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 import msgspec
 
@@ -37,6 +37,27 @@ BASE_MEMORY = 256 << 20
 """Bytes that the process takes before it has loaded anything: Python, numpy and the runtime."""
 
 
+class SegmentRunner(Protocol):
+    """Computes a span's segments, one request at a time; from one thread."""
+
+    @property
+    def span(self) -> Span: ...
+
+    def load(self) -> None:
+        """Load the span, unless that is done. Raises BadWeights: it cannot be loaded."""
+        ...
+
+    def run(
+        self, span: Span, arrays: tuple[ArraySpec, ...], payload: bytes
+    ) -> tuple[tuple[ArraySpec, ...], bytes]:
+        """What segments ``span`` give. Raises StepFailed, BadWeights: as :meth:`GraphRunner.run`."""
+        ...
+
+    def close(self) -> None:
+        """Compute nothing any more; from any thread."""
+        ...
+
+
 class GraphRunner:
     """Computes a span's segments, one request at a time; from one thread. Close it afterwards.
 
@@ -48,11 +69,16 @@ class GraphRunner:
 
     def __init__(self, graph: LocalGraph, span: Span, *, memory: int, within_s: float) -> None:
         self.graph = graph
-        self.span = span
+        self._span = span
         self._memory = memory
         self._within_s = within_s
         self._process: _Process | None = None
+        self._closed = False
         self._ending: weakref.finalize[..., GraphRunner] | None = None
+
+    @property
+    def span(self) -> Span:
+        return self._span
 
     @property
     def pid(self) -> int | None:
@@ -67,19 +93,21 @@ class GraphRunner:
         """
         if self._process is not None and self._process.process.poll() is None:
             return
-        self.close()
+        if self._closed:
+            raise StepFailed("this node has ended")
+        self._end()
         self._process = process = _Process()
         self._ending = weakref.finalize(self, process.end)
-        size = self.graph.weight_bytes(self.span)
+        size = self.graph.weight_bytes(self._span)
         asked = LoadSegments(
-            str(self.graph.folder), self.span.start, self.span.end, self._memory + BASE_MEMORY
+            str(self.graph.folder), self._span.start, self._span.end, self._memory + BASE_MEMORY
         )
         reply = process.exchange(asked, b"", LOADS_WITHIN_S + size / LOADED_BYTES_S)
         if reply is None or not isinstance(reply[0], SegmentsDone):
-            self.close()
+            self._end()
             why = reply[0].message if reply is not None else "its process ended"  # type: ignore[union-attr]
             raise BadWeights(
-                f"segments {self.span} of {self.graph.name} cannot be loaded: {why}",
+                f"segments {self._span} of {self.graph.name} cannot be loaded: {why}",
                 check=f"check that {size >> 20} MiB of weights fit into --memory; remove the imported graph, "
                 "and import it again",
             )
@@ -98,7 +126,7 @@ class GraphRunner:
         reply = self._process.exchange(RunSegments(span.start, span.end, arrays), payload, self._within_s)
         if reply is None:
             late = self._process.late
-            self.close()
+            self._end()
             raise StepFailed(
                 f"segments {span} took longer than {self._within_s:.0f} s"
                 if late
@@ -110,7 +138,11 @@ class GraphRunner:
         return header.arrays, bytes(made)
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, from any thread; what it computes now fails, and nothing is computed any more."""
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
         self._process = None
         if self._ending is not None:
             self._ending()

@@ -7,6 +7,7 @@ client needs nothing but the manifest: which values each segment takes and gives
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -98,6 +99,23 @@ class GraphManifest(Struct, frozen=True):
     def shape(self, name: str, digest: Digest) -> ModelShape:
         """The graph as routing sees it."""
         return ModelShape(name, digest, len(self.segments), 1, 1, 1, "graph")
+
+
+def misfit(value: GraphValue, dtype: str, shape: Sequence[int]) -> str | None:
+    """Why a tensor cannot be that value of a graph; ``None`` if it can."""
+    if dtype != value.dtype:
+        return f"{value.name[:80]!r} is of {value.dtype}, not of {dtype}"
+    wanted = value.shape
+    if wanted is None or (
+        len(wanted) == len(shape) and all(w in (-1, s) for w, s in zip(wanted, shape, strict=True))
+    ):
+        return None
+    return f"{value.name[:80]!r} has the shape {sizes_text(wanted)}, not {sizes_text(shape)}"
+
+
+def sizes_text(shape: Sequence[int]) -> str:
+    """A shape for people, for example ``any×3×224×224``."""
+    return "×".join("any" if size < 0 else str(size) for size in shape) or "of a single number"
 
 
 _read = msgspec.json.Decoder(GraphManifest)

@@ -1,0 +1,1 @@
+"""A client of graphs: tensors in, tensors out, over whoever serves their segments."""

@@ -1,0 +1,362 @@
+"""Graphs over a swarm: the client carries tensors from hop to hop, and asks another where one is lost.
+
+Nothing is kept at a hop, so a retry is the same question to somebody else, and gives the same bits. What the
+hops before have made is here: only the lost hop's segments are computed again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy.typing as npt
+import trio
+
+from shoal.client.graph.graph_hop import GraphHop, SegmentsAnswer
+from shoal.client.graph.inputs import graph_inputs
+from shoal.client.graph.known_graph import KnownGraph, digest_served, of_local
+from shoal.client.ring.hop import RouteHop
+from shoal.client.ring.route_finder import HEAR_WITHIN_S, RouteFinder
+from shoal.config import Settings
+from shoal.errors import (
+    BadWeights,
+    Busy,
+    ChannelClosed,
+    DeadlineExceeded,
+    NoCoverage,
+    RemoteProtocolError,
+    ShoalError,
+    StepFailed,
+    UnknownModel,
+    UnknownSession,
+    UsageError,
+    from_code,
+)
+from shoal.executor.graph.arrays import Array, pack_arrays
+from shoal.models.graph.graph_store import GraphStore, names_graph
+from shoal.models.graph.manifest import MAX_GRAPH_MANIFEST, graph_digest, read_graph_manifest
+from shoal.net.channel import Channel
+from shoal.net.network import Network
+from shoal.net.pool import ChannelPool
+from shoal.swarm.member import Member
+from shoal.types import CarrierName, Digest, PeerAddress, PeerId, SessionId, Span
+from shoal.wire.messages import (
+    MAX_PAYLOAD,
+    MAX_PIECE,
+    Failed,
+    Fetch,
+    Fetched,
+    Inferred,
+    Message,
+    NotFetched,
+    Opened,
+    Refused,
+)
+
+KEPT_GRAPHS = 64
+"""Manifests that are kept in memory."""
+IDLE_S = 60.0
+"""A session that has asked for nothing for so long is closed."""
+FAILURES = 2
+"""Peers that may fail to compute a request before it is the request that is to blame."""
+AGAIN_S = 0.25
+"""How long to wait before those who were busy, or gone, are asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphStage:
+    """A hop that a request went through, and what it took there."""
+
+    peer: PeerId
+    span: Span
+    carrier: CarrierName
+    compute_ms: float
+    waiting_ms: float
+
+
+@dataclass(slots=True)
+class GraphAnswer:
+    """What a graph gave."""
+
+    outputs: dict[str, Array]
+    route: list[GraphStage] = field(default_factory=list[GraphStage])
+    lost: list[PeerId] = field(default_factory=list[PeerId])
+    """The peers that failed on the way."""
+
+
+@dataclass(slots=True)
+class _Search:
+    """Who has just failed at one place of a route, and until when others are looked for."""
+
+    until: float
+    avoid: set[PeerId] = field(default_factory=set[PeerId])
+    failures: int = 0
+    last: ShoalError | None = None
+
+
+class GraphClient:
+    """The graphs of one client. ``run`` must be running."""
+
+    def __init__(self, network: Network, member: Member, settings: Settings, store: GraphStore) -> None:
+        self.store = store
+        self._member = member
+        self._settings = settings
+        self._graphs: OrderedDict[str, KnownGraph] = OrderedDict()
+        self._hops: dict[tuple[Digest, PeerId, Span], GraphHop] = {}
+        self._sessions: dict[SessionId, GraphHop] = {}
+        self._opening: dict[tuple[Digest, PeerId, Span], trio.Lock] = {}
+        self._numbers = itertools.count(1)
+        self._pieces: dict[int, trio.MemorySendChannel[bytes | ShoalError]] = {}
+        self._pool = ChannelPool(network, self._handle, self._lost_channel, held=self._holds)
+        self._finder = RouteFinder(
+            member, settings, lambda: {channel.peer: channel.rtt_s for channel in self._pool.all()}
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Move messages until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tidy)
+            await self._pool.run(accept=False, task_status=task_status)
+
+    async def resolve(self, name: str) -> KnownGraph:
+        """A graph by its file, or by its name or digest as it was imported here or is served.
+
+        Raises:
+            UnknownModel: there is no such file, and nobody serves a graph of that name, or several do.
+            BadWeights, UnsupportedModel, IncompatibleLibrary, OutOfResources: the file cannot be imported.
+            BadWeights, ChannelClosed: nobody who serves it gives its manifest.
+        """
+        if names_graph(name):
+            local = await trio.to_thread.run_sync(self.store.resolve, name, self._settings.threads or 1)
+            return self._know(of_local(local))
+        if name in self._graphs:
+            self._graphs.move_to_end(name)
+            return self._graphs[name]
+        if (found := await trio.to_thread.run_sync(self.store.find, name)) is not None:
+            return self._know(of_local(found))
+        digest = await self._hear_of(name)
+        if digest is None:
+            raise UnknownModel(
+                f"no graph is known as {name!r}: none was imported here by that name, and nobody serves one",
+                check="name its .onnx file, or check shoal status for what is served",
+                next_command="shoal status",
+            )
+        return self._know(await self._fetch(digest))
+
+    async def infer(self, graph: KnownGraph, inputs: Mapping[str, npt.ArrayLike]) -> GraphAnswer:
+        """What a graph makes of its inputs, by the cheapest route.
+
+        Raises:
+            UsageError: the inputs are not what the graph takes.
+            NoCoverage: segments that nobody serves, now or, where a hop is lost, within ``resume_s``.
+            Busy: everybody who serves some segments is busy.
+            StepFailed: the graph cannot compute this.
+        """
+        there = graph_inputs(graph.manifest, inputs)
+        count = len(graph.manifest.segments)
+        answer, at, route = GraphAnswer({}), 0, list[RouteHop]()
+        await self._finder.served_formats(graph.shape, Span(0, count))
+        search = self._search()
+        while at < count:
+            if not route:
+                route = await self._route(graph, Span(at, count), search)
+            hop, *route = route
+            try:
+                asked, given = await self._ask(graph, hop, there)
+            except ShoalError as error:
+                self._note(hop, error, search, answer)
+                route = []
+                continue
+            self._finder.reputation.answered([hop.address.peer])
+            self._member.directory.used(hop.address.peer)
+            there.update(given.arrays)
+            answer.route.append(
+                GraphStage(
+                    hop.address.peer, hop.span, asked.channel.carrier, given.compute_ms, given.waiting_ms
+                )
+            )
+            at, search = hop.span.end, self._search()
+        names = {graph.manifest.values[value].name: value for value in graph.manifest.outputs}
+        answer.outputs = {name: there[value].copy() for name, value in names.items()}
+        return answer
+
+    def _search(self) -> _Search:
+        return _Search(trio.current_time() + self._settings.resume_s)
+
+    def _know(self, graph: KnownGraph) -> KnownGraph:
+        self._member.directory.know([graph.shape])
+        self._graphs[graph.digest] = graph
+        self._graphs.move_to_end(graph.digest)
+        if len(self._graphs) > KEPT_GRAPHS:
+            self._graphs.popitem(last=False)
+        return graph
+
+    async def _hear_of(self, name: str) -> Digest | None:
+        """The graph that is served by a name or digest; who has just come waits to hear of it, not long."""
+        with trio.move_on_after(HEAR_WITHIN_S):
+            while (digest := digest_served(name, self._member.alive())) is None:
+                await self._member.wait_changed()
+            return digest
+        return None
+
+    async def _route(self, graph: KnownGraph, span: Span, search: _Search) -> list[RouteHop]:
+        """A route over the segments that are left; waits a while where those who have them were lost.
+
+        Raises NoCoverage, Busy, DigestMismatch: as :meth:`RouteFinder.find`, or what the last hop said.
+        """
+        while True:
+            try:
+                return self._finder.find(graph.shape, "fp32", 1, search.avoid, span=span)
+            except (NoCoverage, Busy) as error:
+                if isinstance(search.last, StepFailed):  # to wait would not change the request
+                    raise search.last from None
+                if search.last is None or trio.current_time() >= search.until:
+                    raise search.last if isinstance(search.last, Busy) else error from None
+            await self._finder.wait_news(AGAIN_S)
+            search.avoid.clear()
+
+    async def _ask(
+        self, graph: KnownGraph, hop: RouteHop, there: Mapping[int, Array]
+    ) -> tuple[GraphHop, SegmentsAnswer]:
+        arrays, payload = pack_arrays({value: there[value] for value in graph.manifest.takes(hop.span)})
+        if len(payload) > MAX_PAYLOAD:
+            raise UsageError(
+                f"segments {hop.span} take {len(payload)} bytes, and {MAX_PAYLOAD} go in one message",
+                check="send less at a time, for example fewer images",
+            )
+        for attempt in range(2):
+            opened = await self._session(graph, hop)
+            try:
+                return opened, await opened.ask(arrays, payload, self._settings.step_timeout_s)
+            except UnknownSession:  # its place was given to others while it was idle
+                self._forget(opened)
+                if attempt:
+                    raise
+        raise AssertionError("two attempts either return or raise")
+
+    def _note(self, hop: RouteHop, error: ShoalError, search: _Search, answer: GraphAnswer) -> None:
+        """Learn from a hop that gave nothing.
+
+        Raises ``error`` where no other hop would do better.
+        """
+        peer = hop.address.peer
+        if isinstance(error, UsageError):
+            raise error
+        search.avoid.add(peer)
+        search.last = error
+        if isinstance(error, StepFailed):
+            search.failures += 1
+            if search.failures >= FAILURES:
+                raise error
+        elif isinstance(error, RemoteProtocolError):
+            self._finder.reputation.failed(peer, trio.current_time())
+        elif not isinstance(error, Busy):
+            self._finder.suspect(peer)
+        if not isinstance(error, Busy):
+            answer.lost.append(peer)
+
+    async def _session(self, graph: KnownGraph, hop: RouteHop) -> GraphHop:
+        """A session with a hop: the one there is, or a new one. Raises as :meth:`GraphHop.open`."""
+        key = (graph.digest, hop.address.peer, hop.span)
+        async with self._opening.setdefault(key, trio.Lock()):
+            found = self._hops.get(key)
+            if found is not None and found.lost is None and not found.channel.closed:
+                return found
+            timeout_s = self._settings.open_timeout_s
+            channel = await self._pool.get(hop.address, deadline_s=timeout_s)
+            opened = GraphHop(channel, graph.digest, graph.manifest, hop.span)
+            self._sessions[opened.session] = opened
+            try:
+                await opened.open(timeout_s)
+            except BaseException:
+                self._forget(opened)
+                raise
+            self._hops[key] = opened
+            return opened
+
+    def _forget(self, hop: GraphHop) -> None:
+        self._sessions.pop(hop.session, None)
+        for key in [key for key, found in self._hops.items() if found is hop]:
+            del self._hops[key]
+        hop.close()
+
+    async def _fetch(self, digest: Digest) -> KnownGraph:
+        """A graph's manifest from whoever serves it; it is what it says by its hash."""
+        serving = [a for a in self._member.directory.serving(digest, self._member.now()) if a.served]
+        last: ShoalError | None = None
+        for announcement in serving:
+            try:
+                raw = await self._fetch_manifest(announcement.address, digest)
+                if graph_digest(raw) != digest:
+                    raise RemoteProtocolError(f"{announcement.peer} gave the manifest of another graph")
+                manifest = read_graph_manifest(raw)
+            except ShoalError as error:
+                last = error
+                continue
+            name = announcement.served.model if announcement.served else digest
+            return KnownGraph(manifest, manifest.shape(name, digest))
+        raise last or ChannelClosed("who served the graph is gone")
+
+    async def _fetch_manifest(self, address: PeerAddress, digest: Digest) -> bytes:
+        timeout_s = self._settings.open_timeout_s
+        channel = await self._pool.get(address, deadline_s=timeout_s)
+        pieces: list[bytes] = []
+        while not pieces or len(pieces[-1]) == MAX_PIECE:
+            if len(pieces) * MAX_PIECE > MAX_GRAPH_MANIFEST:
+                raise BadWeights("a graph's manifest: it is too long")
+            number = next(self._numbers)
+            send, receive = trio.open_memory_channel[bytes | ShoalError](1)
+            self._pieces[number] = send
+            try:
+                await channel.send(Fetch(number, digest, "manifest", 0, len(pieces)))
+                with trio.move_on_after(timeout_s) as waiting:
+                    piece = await receive.receive()
+            finally:
+                del self._pieces[number]
+            if waiting.cancelled_caught:
+                raise DeadlineExceeded(f"{address.peer} has not given the graph's manifest in time")
+            if isinstance(piece, ShoalError):
+                if pieces and not isinstance(piece, Busy):
+                    break  # the last piece was a whole one
+                raise piece
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    async def _handle(self, channel: Channel, message: Message, payload: bytes) -> None:
+        match message:
+            case Opened() | Refused() | Inferred() | Failed():
+                hop = self._sessions.get(SessionId(message.session))
+                if hop is not None and hop.channel is channel:  # else it was closed a moment ago
+                    hop.deliver(message, payload)
+            case Fetched():
+                self._give(message.number, payload)
+            case NotFetched():
+                self._give(message.number, from_code(message.code, f"{channel.peer}: {message.message}"))
+            case _:
+                raise RemoteProtocolError(f"a {type(message).__name__} to a client of graphs")
+
+    def _give(self, number: int, piece: bytes | ShoalError) -> None:
+        waiting = self._pieces.get(number)
+        if waiting is not None and not waiting.statistics().current_buffer_used:
+            waiting.send_nowait(piece)
+
+    def _holds(self, channel: Channel) -> bool:
+        return any(hop.channel is channel for hop in self._sessions.values())
+
+    def _lost_channel(self, channel: Channel, reason: str) -> None:
+        gone: Sequence[GraphHop] = [hop for hop in self._sessions.values() if hop.channel is channel]
+        for hop in gone:
+            hop.lose(ChannelClosed(f"{channel.peer} is gone: {reason}"))
+            self._forget(hop)
+
+    async def _tidy(self) -> None:
+        while True:
+            await trio.sleep(IDLE_S / 4)
+            now = trio.current_time()
+            for hop in list(self._hops.values()):
+                if hop.lost is not None or (not hop.busy and now - hop.used > IDLE_S):
+                    self._forget(hop)
+            for key in [key for key, lock in self._opening.items() if not lock.locked()]:
+                del self._opening[key]

@@ -1,0 +1,49 @@
+"""A graph as its client knows it: by its manifest, from a file of this machine or from who serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from shoal.errors import UnknownModel
+from shoal.models.graph.graph_store import LocalGraph
+from shoal.models.graph.manifest import GraphManifest
+from shoal.swarm.announcement import Announcement
+from shoal.types import Digest, ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class KnownGraph:
+    """All that is needed to ask a swarm for what a graph computes."""
+
+    manifest: GraphManifest
+    shape: ModelShape
+
+    @property
+    def name(self) -> str:
+        return self.shape.name
+
+    @property
+    def digest(self) -> Digest:
+        return self.shape.digest
+
+
+def of_local(graph: LocalGraph) -> KnownGraph:
+    """A graph that was imported here."""
+    return KnownGraph(graph.manifest, graph.shape)
+
+
+def digest_served(name: str, announcements: Iterable[Announcement]) -> Digest | None:
+    """The graph that peers serve by this name or digest; ``None`` where nobody does.
+
+    Raises:
+        UnknownModel: several are called so.
+    """
+    served = [a.served for a in announcements if a.served and a.served.kind == "graph"]
+    found = sorted({one.digest for one in served if name in (one.model, one.digest)})
+    if len(found) > 1:
+        raise UnknownModel(
+            f"{len(found)} graphs are called {name!r} here: {', '.join(found)[:300]}",
+            check="name the one that you mean by its digest, or by its file",
+        )
+    return Digest(found[0]) if found else None

@@ -1,0 +1,1 @@
+"""A node that serves segments of a graph: requests in, what they give out, and nothing kept between them."""

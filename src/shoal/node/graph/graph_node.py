@@ -1,0 +1,174 @@
+"""A graph node's life: load a span of segments, join, announce, serve; when asked to stop, drain and end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import trio
+
+from shoal.config import Settings
+from shoal.errors import OutOfResources, UsageError
+from shoal.executor.device.device import cpu, memory_budget
+from shoal.executor.graph.runner import GraphRunner, SegmentRunner
+from shoal.executor.thread import ComputeThread
+from shoal.models.graph.graph_store import LocalGraph
+from shoal.net.network import Network
+from shoal.node.graph.graph_server import GraphServer
+from shoal.node.graph.graph_sessions import MAX_REQUESTS
+from shoal.routing.placement import choose_span
+from shoal.routing.throughput import ServingPeer
+from shoal.swarm.announcement import Served
+from shoal.swarm.member import Member
+from shoal.types import Format, Span
+
+DRAIN_S = 30.0
+"""How long a node that was asked to stop lets the requests that it has come to their end."""
+TENSOR_SHARE = 0.5
+"""Share of a node's memory kept for what crosses its segments when it chooses how many to take."""
+SEGMENT_FORMAT: Format = "fp32"
+"""What a graph's node announces: its tensors are of the types that the graph says."""
+
+
+class MakeRunner(Protocol):
+    """Makes what computes a span's segments; the arguments are those of :class:`GraphRunner`."""
+
+    def __call__(self, graph: LocalGraph, span: Span, *, memory: int, within_s: float) -> SegmentRunner: ...
+
+
+def segments_that_fit(graph: LocalGraph, memory: int) -> int:
+    """How many segments of a graph fit into ``memory`` bytes, with room left for tensors.
+
+    Raises:
+        OutOfResources: not one does.
+    """
+    room = int(memory * (1 - TENSOR_SHARE))
+    largest = max(segment.weight_bytes for segment in graph.manifest.segments)
+    count = len(graph.manifest.segments)
+    fits = min(count, room // largest) if largest else count
+    if fits < 1:
+        raise OutOfResources(
+            f"one segment of {graph.name} has {largest >> 20} MiB of weights, and a node of "
+            f"{memory >> 20} MiB has room for {room >> 20} MiB",
+            check="free memory, or allow more",
+            next_command="shoal serve GRAPH.onnx --memory SIZE",
+        )
+    return fits
+
+
+def pick_segments(graph: LocalGraph, memory: int, member: Member) -> Span:
+    """The span of a graph that the swarm lacks most and that fits. Raises as :func:`segments_that_fit`."""
+    member.directory.know([graph.shape])
+    serving = member.directory.serving(graph.digest, member.now())
+    placed = [
+        ServingPeer(a.served.span, a.served.speed or 1.0, 0)
+        for a in serving
+        if a.served and a.peer != member.network.peer
+    ]
+    return choose_span(placed, len(graph.manifest.segments), segments_that_fit(graph, memory))
+
+
+class GraphNode:
+    """One span of a graph being served. Made by :func:`start_graph_node`."""
+
+    def __init__(self, graph: LocalGraph, server: GraphServer, member: Member, memory: int) -> None:
+        self.model = graph
+        self.server = server
+        self.member = member
+        self.format = SEGMENT_FORMAT
+        self._memory = memory
+
+    @property
+    def span(self) -> Span:
+        return self.server.span
+
+    def served(self) -> Served:
+        """What the node announces, as of now."""
+        shape, server = self.model.shape, self.server
+        step_ms = server.step_ms
+        return Served(
+            shape.name,
+            shape.digest,
+            shape.n_blocks,
+            shape.hidden_size,
+            shape.context,
+            shape.vocab_size,
+            self.span.start,
+            self.span.end,
+            self.format,
+            MAX_REQUESTS,
+            server.requests_free,
+            server.sessions,
+            step_ms,
+            wait_ms=server.wait_ms,
+            speed=1000 * len(self.span) / step_ms if step_ms else 0.0,
+            device="cpu",
+            device_memory=self._memory,
+            kind="graph",
+        )
+
+    async def drain(self, timeout_s: float = DRAIN_S) -> bool:
+        """Take no new sessions, tell the swarm, and answer what is here.
+
+        Returns:
+            Whether all of it was answered within ``timeout_s``.
+        """
+        self.server.draining = True
+        with trio.move_on_after(5.0):
+            await self.member.leave()
+        with trio.move_on_after(timeout_s):
+            await self.server.wait_idle()
+            return True
+        return False
+
+
+@asynccontextmanager
+async def start_graph_node(
+    network: Network,
+    member: Member,
+    graph: LocalGraph,
+    span: Span | None,
+    settings: Settings,
+    *,
+    make_runner: MakeRunner = GraphRunner,
+) -> AsyncGenerator[GraphNode]:
+    """Load ``span``, or what the swarm lacks most, and serve it until the block ends.
+
+    Args:
+        make_runner: makes what computes the segments; by default a process of its own.
+
+    Raises:
+        UsageError: the span goes beyond the graph.
+        OutOfResources: it does not fit.
+        BadWeights: it cannot be loaded.
+    """
+    memory = memory_budget(settings, cpu())
+    chosen = span or pick_segments(graph, memory, member)
+    if chosen.end > len(graph.manifest.segments):
+        raise UsageError(
+            f"{graph.name} has {len(graph.manifest.segments)} segments: "
+            f"0:{len(graph.manifest.segments)}, not {chosen}",
+            next_command=f"shoal models show {graph.name}",
+        )
+    member.directory.know([graph.shape])
+    thread = ComputeThread("shoal-segments")
+    runner = make_runner(graph, chosen, memory=memory, within_s=settings.step_timeout_s)
+    try:
+        await thread.run(runner.load)
+        server = GraphServer(network, graph, runner, thread, max_sessions=settings.max_sessions)
+        node = GraphNode(graph, server, member, cpu().memory().total)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.run)
+            member.served = node.served
+            await member.announce()
+            try:
+                yield node
+            finally:
+                if member.served is not None:
+                    with trio.move_on_after(2.0, shield=True):
+                        await member.leave()
+                nursery.cancel_scope.cancel()
+    finally:
+        runner.close()
+        thread.close()

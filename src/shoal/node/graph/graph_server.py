@@ -1,0 +1,234 @@
+"""Takes messages from every channel: opens sessions on segments, answers requests, gives the graph's
+manifest.
+
+A request is computed alone, one after another: strangers' tensors are never put into one batch, which would
+change their bits. A peer that breaks the protocol loses its channel, and nobody else is affected.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+
+import trio
+
+from shoal.errors import ChannelClosed, ModelError, NotAllowed, ShoalError, StepFailed, UnknownSession
+from shoal.executor.graph.runner import SegmentRunner
+from shoal.executor.thread import ComputeThread
+from shoal.metrics.logs import about
+from shoal.metrics.meters import Metrics
+from shoal.models.graph.graph_store import LocalGraph
+from shoal.models.graph.manifest import misfit
+from shoal.net.channel import Channel
+from shoal.net.network import Network
+from shoal.net.pool import ChannelPool
+from shoal.node.admission import Service, check_open, refusal
+from shoal.node.graph.graph_sessions import GraphSession, GraphSessions
+from shoal.node.handlers import Handlers
+from shoal.tasks import ends_alone
+from shoal.types import SessionId, Span
+from shoal.wire.arrays import ArraySpec
+from shoal.wire.messages import (
+    MAX_PAYLOAD,
+    MAX_PIECE,
+    Close,
+    Failed,
+    Fetch,
+    Fetched,
+    Infer,
+    Inferred,
+    NotFetched,
+    Open,
+    Opened,
+    shorten,
+)
+
+NEWEST = 0.2
+"""Share of the newest request in the time that is announced."""
+MANIFEST_QUEUE = b"manifest"
+QUEUED_BYTES = 8 << 20
+"""Bytes waiting for a peer, past which it is given no more of a manifest: it asks and does not read."""
+
+log = logging.getLogger(__name__)
+
+
+class GraphServer:
+    """Serves one span of one graph. ``run`` must be running."""
+
+    def __init__(
+        self,
+        network: Network,
+        graph: LocalGraph,
+        runner: SegmentRunner,
+        thread: ComputeThread,
+        *,
+        max_sessions: int,
+    ) -> None:
+        self.graph = graph
+        self.runner = runner
+        self.metrics = Metrics()
+        self.draining = False
+        """Set to refuse new sessions while requests come to their end."""
+        self.step_ms = 0.0
+        """Smoothed time of a request through the whole span."""
+        self.wait_ms = 0.0
+        """Smoothed time that a request waits for its turn."""
+        self._peer = network.peer
+        self._thread = thread
+        self._open_sessions = GraphSessions(max_sessions)
+        self._idle = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self.handlers = Handlers()
+        mine = self._open_sessions
+        self.channels = ChannelPool(
+            network, self.handlers.handle, self._lost, known=mine.knows, held=mine.holds
+        )
+        self.handlers.register(Open, self._open)
+        self.handlers.register(Infer, self._infer)
+        self.handlers.register(Close, self._close)
+        self.handlers.register(Fetch, self._fetch)
+
+    @property
+    def span(self) -> Span:
+        return self.runner.span
+
+    @property
+    def sessions(self) -> int:
+        return len(self._open_sessions)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are here and have not been answered."""
+        return self._open_sessions.requests
+
+    @property
+    def requests_free(self) -> int:
+        """Requests that are still taken."""
+        return 0 if self.draining else self._open_sessions.free
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(partial(self.channels.run, accept=True))
+            task_status.started()
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is here."""
+        while self.waiting:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    async def _open(self, channel: Channel, message: Open, payload: bytes) -> None:
+        service = Service(self._peer, self.graph.digest, self.span, "fp32", self.draining)
+        session = SessionId(message.session)
+        try:
+            check_open(message, service)
+            if message.previous is not None or message.next is not None:
+                raise NotAllowed("a graph's hop answers its client, and has no neighbours")
+            span = Span(message.start, message.end)
+            _, gone = self._open_sessions.open(session, channel, span, trio.current_time())
+        except ShoalError as error:
+            self.metrics.refusals.labels(error.code).inc()
+            with suppress(ChannelClosed):
+                channel.reply(refusal(message.session, error, self.requests_free))
+            return
+        if gone is not None:
+            over = UnknownSession("others want its place")
+            with suppress(ChannelClosed):
+                gone.channel.reply(Failed(gone.session, None, 0, over.code, over.message))
+        with suppress(ChannelClosed):
+            channel.reply(Opened(message.session, self.requests_free))
+
+    async def _infer(self, channel: Channel, message: Infer, payload: bytes) -> None:
+        session = self._open_sessions.get(SessionId(message.session), channel)
+        try:
+            if session is None:
+                raise UnknownSession("the session is not open here, or belongs to another")
+            self._check(session.span, message.arrays)
+            self._open_sessions.begin(session, len(payload), trio.current_time())
+        except ShoalError as error:
+            self._fail(channel, message, error)
+            return
+        if self._nursery is not None:
+            self._nursery.start_soon(self._answer, session, message, payload)
+
+    async def _answer(self, session: GraphSession, message: Infer, payload: bytes) -> None:
+        try:
+            with ends_alone(log, "a request for segments"), suppress(ChannelClosed):
+                await self._compute(session, message, payload)
+        finally:
+            self._open_sessions.end(session, len(payload), trio.current_time())
+            if not self.waiting:
+                self._idle.set()
+
+    async def _compute(self, session: GraphSession, message: Infer, payload: bytes) -> None:
+        came = time.perf_counter()
+        began = came
+
+        def compute() -> tuple[tuple[ArraySpec, ...], bytes]:
+            nonlocal began
+            began = time.perf_counter()
+            if session.channel.closed:
+                raise ChannelClosed("who asked is gone")
+            return self.runner.run(session.span, message.arrays, payload)
+
+        try:
+            arrays, made = await self._thread.run(compute)
+            if len(made) > MAX_PAYLOAD:
+                raise StepFailed(f"segments {session.span} give {len(made)} bytes; {MAX_PAYLOAD} are sent")
+        except (StepFailed, ModelError) as error:
+            self._fail(session.channel, message, error)
+            return
+        compute_us, waiting_us = round(1e6 * (time.perf_counter() - began)), round(1e6 * (began - came))
+        self._note(session.span, compute_us, waiting_us)
+        answer = Inferred(message.session, message.number, arrays, compute_us, waiting_us)
+        await session.channel.send(answer, made)
+
+    def _check(self, span: Span, arrays: Sequence[ArraySpec]) -> None:
+        """Raises StepFailed: these are not the tensors that the segments take."""
+        manifest = self.graph.manifest
+        wanted = manifest.takes(span)
+        if [array.value for array in arrays] != wanted:
+            raise StepFailed(f"segments {span} take the values {wanted}, in this order")
+        for array in arrays:
+            if (why := misfit(manifest.values[array.value], array.dtype, array.shape)) is not None:
+                raise StepFailed(why)
+
+    def _note(self, span: Span, compute_us: int, waiting_us: int) -> None:
+        """Count a request, and what the time of one through all segments is expected to be."""
+        self.metrics.step(1, compute_us, waiting_us)
+        whole_ms = compute_us / 1e3 * len(self.span) / len(span)
+        old = self.step_ms or whole_ms
+        self.step_ms = old + NEWEST * (whole_ms - old)
+        self.wait_ms += NEWEST * (waiting_us / 1e3 - self.wait_ms)
+
+    def _fail(self, channel: Channel, message: Infer, error: ShoalError) -> None:
+        self.metrics.failures.labels(error.code).inc()
+        log.info("a request failed: %s", error.message, extra=about(channel.peer, message.session))
+        with suppress(ChannelClosed):
+            channel.reply(Failed(message.session, message.number, 0, error.code, shorten(error.message)))
+
+    async def _close(self, channel: Channel, message: Close, payload: bytes) -> None:
+        self._open_sessions.close(SessionId(message.session), channel)
+
+    async def _fetch(self, channel: Channel, message: Fetch, payload: bytes) -> None:
+        """Give a piece of the manifest, of which a client knows all that it must know."""
+        begin = message.index * MAX_PIECE
+        piece = self.graph.raw[begin : begin + MAX_PIECE]
+        if message.digest != self.graph.digest or message.part != "manifest" or not piece:
+            why = "only the manifest of the graph that is served here is given"
+            with suppress(ChannelClosed):
+                channel.reply(NotFetched(message.number, "unknown_model", why))
+        elif channel.queued_bytes > QUEUED_BYTES:
+            with suppress(ChannelClosed):
+                channel.reply(NotFetched(message.number, "busy", "what was sent before is not read yet"))
+        else:
+            with suppress(ChannelClosed):
+                channel.send_now(Fetched(message.number, len(piece)), piece, MANIFEST_QUEUE)
+
+    def _lost(self, channel: Channel, reason: str) -> None:
+        self._open_sessions.lost(channel)

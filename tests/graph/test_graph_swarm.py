@@ -1,0 +1,235 @@
+"""Graphs over a swarm in memory: the same bits as uncut, whoever computes them and whoever is lost."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+
+from shoal.client.graph.graph_client import GraphAnswer
+from shoal.client.graph.inputs import graph_inputs
+from shoal.errors import NoCoverage, OutOfResources, StepFailed, UnknownModel, UsageError
+from shoal.node.graph.graph_node import pick_segments
+from shoal.testing.graph_swarm import GraphSwarm, equal_spans, graph_swarm
+from shoal.testing.graphs import GRAPHS, Arrays, inputs_of
+from shoal.types import Span
+
+from .conftest import Imported, same, whole
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+async def test_a_graph_in_two_three_and_five_parts_gives_the_bits_of_the_whole(
+    kind: str, imported: Imported, tmp_path: Path
+) -> None:
+    graph, inputs = imported(kind), inputs_of(kind)
+    expected = whole(graph, inputs)
+    count = len(graph.manifest.segments)
+    async with graph_swarm(tmp_path, graph, equal_spans(count, 5)) as swarm:
+        known = await swarm.client.graphs.resolve(graph.digest)
+        five = await swarm.client.graphs.infer(known, inputs)
+        assert same(five.outputs, expected)
+        assert [stage.span for stage in five.route] == equal_spans(count, 5)
+    async with graph_swarm(tmp_path, graph, equal_spans(count, 2)) as swarm:
+        assert same(await swarm.client.run(graph.digest, inputs), expected)
+
+
+async def test_a_node_of_all_segments_is_asked_for_those_that_are_wanted(
+    imported: Imported, tmp_path: Path
+) -> None:
+    """The route goes through nodes whose spans overlap: each computes its part of it."""
+    graph, inputs = imported("cnn"), inputs_of("cnn")
+    async with graph_swarm(tmp_path, graph, [Span(0, 4), Span(3, 5), Span(4, 7)]) as swarm:
+        assert same(await swarm.client.run(graph.digest, inputs), whole(graph, inputs))
+
+
+async def test_a_client_that_has_no_file_gets_the_manifest_from_who_serves_the_graph(
+    imported: Imported, tmp_path: Path
+) -> None:
+    graph, inputs = imported("mlp"), inputs_of("mlp")
+    async with graph_swarm(tmp_path, graph, equal_spans(8, 3)) as swarm:
+        stranger = await swarm.add_client(tmp_path / "elsewhere")
+        assert stranger.graphs.store.list() == []
+        for name in ("mlp", graph.digest):
+            assert same(await stranger.run(name, inputs), whole(graph, inputs))
+
+
+async def test_two_graphs_of_one_name_are_told_apart_by_their_digests(
+    imported: Imported, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    graph, other = imported("mlp"), replace(imported("cnn"), name="mlp")
+    async with graph_swarm(tmp_path, graph, [Span(0, 8)]) as swarm:
+        await swarm.add_node(None, other)
+        stranger = await swarm.add_client(tmp_path / "elsewhere")
+        with pytest.raises(UnknownModel, match="2 graphs are called 'mlp'"):
+            await stranger.run("mlp", inputs_of("mlp"))
+        assert same(await stranger.run(graph.digest, inputs_of("mlp")), whole(graph, inputs_of("mlp")))
+
+
+@pytest.mark.parametrize("silent", [False, True])
+async def test_a_node_that_is_lost_in_the_midst_of_a_request_is_replaced(
+    silent: bool, imported: Imported, tmp_path: Path
+) -> None:
+    """Whether its channels end, or it says nothing any more."""
+    graph, inputs = imported("cnn"), inputs_of("cnn")
+    spans = equal_spans(len(graph.manifest.segments), 3)
+    async with graph_swarm(tmp_path, graph, [*spans, spans[1]]) as swarm:
+        known = await swarm.client.graphs.resolve(graph.digest)
+        await heard_of(swarm, 4)
+        held = HeldNodes(swarm, [1, 3])
+        answers: list[GraphAnswer] = []
+
+        async def ask() -> None:
+            answers.append(await swarm.client.graphs.infer(known, inputs))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            asked = await held.asked()
+            if silent:
+                swarm.world.freeze(swarm.networks[asked].peer)
+            else:
+                swarm.kill(asked)
+            held.release()
+        (answer,) = answers
+        assert same(answer.outputs, whole(graph, inputs))
+        assert answer.lost == [swarm.networks[asked].peer]
+        assert [stage.span for stage in answer.route] == spans
+        assert swarm.networks[asked].peer not in [stage.peer for stage in answer.route]
+
+
+class HeldNodes:
+    """Nodes that compute nothing until they are released."""
+
+    def __init__(self, swarm: GraphSwarm, indices: list[int]) -> None:
+        self._first = trio.Event()
+        self._asked: list[int] = []
+        self._loop = trio.lowlevel.current_trio_token()
+        self._release = threading.Event()
+        for index in indices:
+            runner = swarm.nodes[index].server.runner
+            runner.run = partial(self._run, index, runner.run)  # type: ignore[method-assign]
+
+    def _run(self, index: int, run: Any, *arguments: Any) -> Any:
+        self._asked.append(index)
+        self._loop.run_sync_soon(self._first.set)
+        assert self._release.wait(30)
+        return run(*arguments)
+
+    async def asked(self) -> int:
+        """The first that has a request."""
+        with trio.fail_after(20):
+            await self._first.wait()
+        return self._asked[0]
+
+    def release(self) -> None:
+        self._release.set()
+
+
+async def heard_of(swarm: GraphSwarm, nodes: int) -> None:
+    with trio.fail_after(10):
+        while len(swarm.client.announcements()) < nodes:
+            await swarm.client.member.wait_changed()
+
+
+async def test_segments_that_nobody_serves_are_named(imported: Imported, tmp_path: Path) -> None:
+    graph, inputs = imported("cnn"), inputs_of("cnn")
+    async with graph_swarm(tmp_path, graph, equal_spans(6, 2), resume_s=0.3) as swarm:
+        with pytest.raises(NoCoverage) as raised:
+            with trio.fail_after(20):
+                await swarm.client.run(graph.digest, inputs)
+        assert raised.value.missing == (Span(6, len(graph.manifest.segments)),)
+
+
+async def test_when_a_node_joins_in_time_a_request_goes_on(imported: Imported, tmp_path: Path) -> None:
+    graph, inputs = imported("mlp"), inputs_of("mlp")
+    async with graph_swarm(tmp_path, graph, equal_spans(8, 2)) as swarm:
+        assert same(await swarm.client.run(graph.digest, inputs), whole(graph, inputs))
+        swarm.kill(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(swarm.add_node, Span(4, 8))
+            assert same(await swarm.client.run(graph.digest, inputs), whole(graph, inputs))
+
+
+async def test_a_node_chooses_the_segments_that_are_lacking(imported: Imported, tmp_path: Path) -> None:
+    graph = imported("mlp")
+    weights = graph.weight_bytes(Span(0, 1))
+    async with graph_swarm(tmp_path, graph, [Span(0, 4)]) as swarm:
+        assert pick_segments(graph, 8 * weights, swarm.client.member) == Span(4, 8)
+        with pytest.raises(OutOfResources, match="one segment of mlp"):
+            pick_segments(graph, weights, swarm.client.member)
+
+
+async def test_what_the_graph_cannot_compute_is_told_and_harms_nobody(
+    imported: Imported, tmp_path: Path
+) -> None:
+    graph, inputs = imported("transformer"), inputs_of("transformer")
+    count = len(graph.manifest.segments)
+    async with graph_swarm(tmp_path, graph, equal_spans(count, 2)) as swarm:
+        with pytest.raises(StepFailed, match="out of data bounds"):
+            await swarm.client.run(graph.digest, {"token_ids": np.array([[99]])})
+        assert same(await swarm.client.run(graph.digest, inputs), whole(graph, inputs))
+
+
+async def test_many_requests_at_once_are_each_computed_alone(imported: Imported, tmp_path: Path) -> None:
+    graph = imported("mlp")
+    many = [inputs_of("mlp", seed) for seed in range(12)]
+    found: dict[int, Arrays] = {}
+    async with graph_swarm(tmp_path, graph, equal_spans(8, 2)) as swarm:
+        other = await swarm.add_client()
+
+        async def ask(seed: int) -> None:
+            client = swarm.client if seed % 2 else other
+            found[seed] = await client.run(graph.digest, many[seed])
+
+        async with trio.open_nursery() as nursery:
+            for seed in range(len(many)):
+                nursery.start_soon(ask, seed)
+        assert swarm.nodes[0].server.waiting == 0
+    assert all(same(found[seed], whole(graph, inputs)) for seed, inputs in enumerate(many))
+
+
+async def test_a_graph_node_announces_what_it_serves(imported: Imported, tmp_path: Path) -> None:
+    graph = imported("mlp")
+    async with graph_swarm(tmp_path, graph, equal_spans(8, 2)) as swarm:
+        await swarm.client.run(graph.digest, inputs_of("mlp"))
+        (shape,) = swarm.client.models()
+        assert (shape.kind, shape.name, shape.n_blocks) == ("graph", "mlp", 8)
+        assert swarm.client.coverage(graph.digest) == [1] * 8
+        served = swarm.nodes[0].served()
+        assert served.step_ms > 0 and served.speed > 0
+        assert await swarm.nodes[0].drain(5)
+        assert swarm.nodes[0].served().tokens_free == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"features": np.zeros((3, 32))}, "the input 'offset' is missing"),
+        ({"features": 0, "offset": 0, "more": 0}, "no input named 'more'"),
+        ({"features": np.zeros((3, 31)), "offset": np.zeros((3, 32))}, "has the shape any×32, not 3×31"),
+        ({"features": [[1], [1, 2]], "offset": 0}, "is no array"),
+        ({"features": [["a"] * 32], "offset": 0}, "cannot become that"),
+        ({"features": np.zeros((3, 32), complex), "offset": 0}, "cannot become that"),
+    ],
+)
+def test_inputs_that_the_graph_does_not_take_are_refused(
+    given: dict[str, Any], why: str, imported: Imported
+) -> None:
+    with pytest.raises(UsageError, match=why):
+        graph_inputs(imported("mlp").manifest, given)
+
+
+def test_inputs_become_what_the_graph_takes(imported: Imported) -> None:
+    manifest = imported("mlp").manifest
+    made = graph_inputs(manifest, {"features": [[1] * 32], "offset": np.ones((1, 32))})
+    assert {array.dtype.name for array in made.values()} == {"float32"}
+    ids = imported("transformer").manifest
+    assert graph_inputs(ids, {"token_ids": np.array([[1, 2]], np.uint8)})[ids.inputs[0]].dtype == np.int64
+    with pytest.raises(UsageError, match="cannot become"):
+        graph_inputs(ids, {"token_ids": np.array([[1.5]])})

@@ -1,0 +1,129 @@
+"""The process that computes segments: it may be slow, take all memory, or die, and the node lives on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from shoal.errors import BadWeights, RemoteProtocolError, StepFailed
+from shoal.executor.graph.arrays import Array, pack_arrays, unpack_arrays
+from shoal.executor.graph.runner import GraphRunner
+from shoal.models.graph.graph_store import GraphStore, LocalGraph
+from shoal.models.graph.optimised import WEIGHTS_FILE
+from shoal.testing.graphs import GraphWriter, floats, inputs_of
+from shoal.types import Span
+from shoal.wire.arrays import ArraySpec
+
+from .conftest import Imported, same, whole
+
+
+def asked(runner: GraphRunner, graph: LocalGraph, inputs: dict[str, Array]) -> dict[str, Array]:
+    """All segments, over the process."""
+    manifest = graph.manifest
+    given = {value: inputs[manifest.values[value].name] for value in manifest.inputs}
+    made = unpack_arrays(*runner.run(runner.span, *pack_arrays(given)))
+    return {manifest.values[value].name: made[value] for value in manifest.outputs}
+
+
+@pytest.fixture(scope="module")
+def runner(imported: Imported) -> Iterator[GraphRunner]:
+    graph = imported("mlp")
+    found = GraphRunner(graph, Span(0, 8), memory=512 << 20, within_s=60)
+    yield found
+    found.close()
+
+
+def test_segments_in_a_process_give_the_bits_of_the_whole(runner: GraphRunner, imported: Imported) -> None:
+    graph, inputs = imported("mlp"), inputs_of("mlp")
+    assert same(asked(runner, graph, inputs), whole(graph, inputs))
+
+
+def test_what_the_graph_cannot_use_fails_alone(runner: GraphRunner, imported: Imported) -> None:
+    graph, inputs = imported("mlp"), inputs_of("mlp")
+    with pytest.raises(StepFailed, match="segments 0:8"):
+        asked(runner, graph, inputs | {"offset": np.zeros((5, 32), np.float32)})
+    before = runner.pid
+    assert same(asked(runner, graph, inputs), whole(graph, inputs))
+    assert runner.pid == before
+
+
+def test_a_process_that_dies_is_started_again(runner: GraphRunner, imported: Imported) -> None:
+    graph, inputs = imported("mlp"), inputs_of("mlp")
+    runner.load()
+    before = runner.pid
+    assert before is not None
+    os.kill(before, signal.SIGKILL)
+    os.waitid(os.P_PID, before, os.WEXITED | os.WNOWAIT)
+    assert same(asked(runner, graph, inputs), whole(graph, inputs))
+    assert runner.pid != before
+
+
+@pytest.fixture(scope="module")
+def greedy(tmp_path_factory: pytest.TempPathFactory) -> LocalGraph:
+    """A graph that makes a matrix of the size that its input names, and multiplies it with itself."""
+    folder = tmp_path_factory.mktemp("greedy")
+    at = GraphWriter()
+    sides = at.add("Concat", "side", "side", axis=0)
+    matrix = at.add("Expand", at.constant(np.ones((1, 1), np.float32)), sides)
+    at.add("ReduceSum", at.add("MatMul", matrix, matrix), output="total", keepdims=0)
+    side = helper.make_tensor_value_info("side", TensorProto.INT64, [1])
+    file = at.write(folder / "greedy.onnx", [side], [floats("total")])
+    return GraphStore(folder / "store").resolve(str(file))
+
+
+def test_a_request_may_take_neither_all_memory_nor_all_time(greedy: LocalGraph) -> None:
+    span = Span(0, len(greedy.manifest.segments))
+    runner = GraphRunner(greedy, span, memory=1 << 30, within_s=1.0)
+    try:
+        assert asked(runner, greedy, {"side": np.array([8])})["total"] == 8**3
+        with pytest.raises(StepFailed, match=r"alloc|memory"):
+            asked(runner, greedy, {"side": np.array([1 << 17])})
+        with pytest.raises(StepFailed, match="took longer than 1 s"):
+            asked(runner, greedy, {"side": np.array([5000])})
+        assert asked(runner, greedy, {"side": np.array([8])})["total"] == 8**3
+    finally:
+        runner.close()
+    with pytest.raises(StepFailed, match="has ended"):
+        asked(runner, greedy, {"side": np.array([8])})
+
+
+def test_weights_that_are_not_what_the_manifest_says_are_not_loaded(
+    imported: Imported, tmp_path: Path
+) -> None:
+    graph = imported("mlp")
+    copy = LocalGraph("mlp", tmp_path / "copy", graph.raw)
+    copy.folder.mkdir()
+    for file in graph.folder.iterdir():
+        (copy.folder / file.name).write_bytes(file.read_bytes())
+    weights = bytearray((copy.folder / WEIGHTS_FILE).read_bytes())
+    weights[-5] ^= 1
+    (copy.folder / WEIGHTS_FILE).write_bytes(weights)
+    runner = GraphRunner(copy, Span(0, 8), memory=512 << 20, within_s=10)
+    with pytest.raises(BadWeights, match="is not what the manifest says"):
+        runner.load()
+
+
+def test_arrays_are_packed_and_unpacked_bit_for_bit() -> None:
+    arrays: dict[int, Array] = {
+        3: np.arange(6, dtype=np.float16).reshape(2, 3).T,
+        1: np.array(7, np.int64),
+        2: np.array([True, False]),
+        5: np.zeros((0, 4), np.uint8),
+    }
+    specs, payload = pack_arrays(arrays)
+    found = unpack_arrays(specs, payload)
+    assert list(found) == [3, 1, 2, 5]
+    assert all(np.array_equal(found[key], array) for key, array in arrays.items())
+    with pytest.raises(RemoteProtocolError, match="bytes of tensors"):
+        unpack_arrays(specs, payload[:-1])
+
+
+def test_a_truth_that_is_neither_0_nor_1_becomes_one() -> None:
+    (found,) = unpack_arrays([ArraySpec(0, "bool", (3,))], b"\x00\x07\x01").values()
+    assert found.tobytes() == b"\x00\x01\x01"
