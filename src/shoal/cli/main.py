@@ -44,6 +44,7 @@ class Commands(LazyGroup):
         "run": Lazy("chat.chat", "Answer one prompt."),
         "chat": Lazy("chat.chat", "Chat with a model."),
         "embed": Lazy("embed", "Turn texts into vectors."),
+        "infer": Lazy("graph.infer", "Run a graph: arrays in, arrays out."),
         "status": Lazy("status.status", "Show what the swarm serves."),
         "peers": Lazy("status.status", "List the peers of the swarm."),
         "ping": Lazy("status.status", "Measure latency to a peer."),

@@ -26,7 +26,7 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A catalogue name, folder, GGUF file or Hugging Face id.",
+        help="A catalogue name, folder, GGUF file or Hugging Face id; to serve, an .onnx file too.",
         autocompletion=names.models,
     ),
 ]

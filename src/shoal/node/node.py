@@ -143,6 +143,10 @@ class Node:
         return self.loaded.span
 
     @property
+    def format(self) -> Format:
+        return self.engine.format
+
+    @property
     def engine(self) -> Engine:
         return self.loaded.engine
 

@@ -59,7 +59,9 @@ def serve(
     model: options.ModelArgument,
     span: Annotated[
         str | None,
-        typer.Option(metavar="START:END", help="Blocks to serve; if not given, those the swarm needs most."),
+        typer.Option(
+            metavar="START:END|auto", help="Blocks to serve; if not given, those the swarm needs most."
+        ),
     ] = None,
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
@@ -81,7 +83,9 @@ def serve(
     with_stdin: options.EndWithStdinOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Serve a span of MODEL. Ctrl-C or SIGTERM ends it once open sessions have ended."""
+    """Serve a span of MODEL. Ctrl-C or SIGTERM ends it once open sessions have ended.
+
+    Of an .onnx graph the blocks are its segments."""
     if with_stdin:
         end_with_stdin()
     settings = options.settings(
@@ -111,8 +115,14 @@ def _serve(settings: Settings, span: Span | None, as_json: bool, *, gateway: boo
     import trio
 
     from shoal.cli.node.process import serve as live
+    from shoal.models.graph.graph_store import names_graph
 
-    code = trio.run(partial(live, settings, span, gateway=gateway, as_json=as_json))
+    if names_graph(settings.model) and not gateway:
+        from shoal.cli.graph.serve import serve_graph
+
+        code = trio.run(partial(serve_graph, settings, span, as_json=as_json))
+    else:
+        code = trio.run(partial(live, settings, span, gateway=gateway, as_json=as_json))
     if code:
         raise typer.Exit(code)
 
@@ -124,6 +134,6 @@ def span_of(text: str | None) -> Span | None:
         UsageError: it is no span.
     """
     try:
-        return Span.parse(text) if text else None
+        return Span.parse(text) if text and text != "auto" else None
     except ValueError as error:
         raise UsageError(f"--span: {error}") from error

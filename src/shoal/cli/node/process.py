@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -28,12 +28,47 @@ from shoal.sharing.peer_weights import PeerWeights
 from shoal.swarm.join import join_swarm
 from shoal.swarm.local_nodes import RunningNode, node_file
 from shoal.tasks import one_error
-from shoal.types import PeerAddress, Span
+from shoal.types import Format, PeerAddress, Span
 
 if TYPE_CHECKING:
     from shoal.net.network import Network
+    from shoal.node.endpoint import EndpointPages
     from shoal.node.node import Node
     from shoal.routing.placement import Move
+
+
+class ServingNode(Protocol):
+    """A node of a language model or of a graph, as far as its process is concerned with it."""
+
+    @property
+    def model(self) -> Named: ...
+
+    @property
+    def span(self) -> Span: ...
+
+    @property
+    def format(self) -> Format: ...
+
+    @property
+    def server(self) -> Sessioned: ...
+
+    async def drain(self, timeout_s: float = ...) -> bool:
+        """Let nobody in any more, and wait until what is open has ended; whether it has."""
+        ...
+
+
+class Named(Protocol):
+    """A model with a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Sessioned(Protocol):
+    """What holds sessions."""
+
+    @property
+    def sessions(self) -> int: ...
 
 
 async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json: bool) -> int:
@@ -58,6 +93,7 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             await trio.to_thread.run_sync(importlib.import_module, "shoal.node.node")
             from shoal.executor.device.device import memory_budget
             from shoal.executor.device.find import find_device
+            from shoal.node.figures import pages
             from shoal.node.formats import pick_format
             from shoal.node.node import start_node
             from shoal.node.placement import pick_span
@@ -82,11 +118,11 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
                     turned=lambda watch: tell("yielding", as_json, share=watch.share, what=str(watch)),
                 )
             )
-        figures = await stack.enter_async_context(_figures(settings, node))
+        figures = await stack.enter_async_context(figures_of(settings, pages(node)))
         steady()
         if span is None:
             await stack.enter_async_context(_moving(node, as_json))
-        return await _until_asked(settings, network, node, figures, gateway, as_json)
+        return await until_asked(settings, network, node, figures, gateway=gateway, as_json=as_json)
 
 
 @asynccontextmanager
@@ -105,21 +141,20 @@ async def _moving(node: Node, as_json: bool) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def _figures(settings: Settings, node: Node) -> AsyncGenerator[str]:
+async def figures_of(settings: Settings, shown: EndpointPages) -> AsyncGenerator[str]:
     """Show the node's figures and traces while the block runs; gives the URL, empty when they are not wanted.
 
     Raises:
         PortInUse: a port was asked for and is taken.
     """
     from shoal.node.endpoint import show
-    from shoal.node.figures import pages
 
     if settings.metrics_host == "none":
         yield ""
         return
     with one_error():
         async with trio.open_nursery() as nursery:
-            yield await nursery.start(show, pages(node), settings.metrics_host, settings.metrics_port)
+            yield await nursery.start(show, shown, settings.metrics_host, settings.metrics_port)
             nursery.cancel_scope.cancel()
 
 
@@ -135,9 +170,16 @@ def steady() -> None:
     sys.setswitchinterval(0.0005)
 
 
-async def _until_asked(
-    settings: Settings, network: Network, node: Node, figures: str, gateway: bool, as_json: bool
+async def until_asked(
+    settings: Settings,
+    network: Network,
+    node: ServingNode,
+    figures: str,
+    *,
+    gateway: bool = False,
+    as_json: bool,
 ) -> int:
+    """Serve until a signal asks to stop, then let what is open come to its end; returns the exit code."""
     addresses = whole(network.address)
     here = RunningNode(
         os.getpid(), network.peer, settings.swarm, node.model.name, str(node.span), tuple(addresses), figures
@@ -153,7 +195,7 @@ async def _until_asked(
             model=node.model.name,
             start=node.span.start,
             end=node.span.end,
-            format=node.engine.format,
+            format=node.format,
             ended_by=how_to_end(),
             addresses=addresses,
             pid=here.pid,
@@ -173,7 +215,7 @@ async def _until_asked(
     return EXIT_INTERRUPTED if asked == signal.SIGINT else EXIT_OK
 
 
-async def _drain(node: Node, signals: AsyncIterator[int]) -> bool:
+async def _drain(node: ServingNode, signals: AsyncIterator[int]) -> bool:
     """Let open sessions end; a second signal, or too long a wait, ends them at once."""
     drained = False
     async with trio.open_nursery() as nursery:

@@ -120,6 +120,10 @@ class GraphClient:
             nursery.start_soon(self._tidy)
             await self._pool.run(accept=False, task_status=task_status)
 
+    def asking(self) -> set[PeerId]:
+        """The peers that have been asked something and have not answered."""
+        return {hop.peer for hop in self._sessions.values() if hop.busy}
+
     async def resolve(self, name: str) -> KnownGraph:
         """A graph by its file, or by its name or digest as it was imported here or is served.
 
@@ -311,12 +315,13 @@ class GraphClient:
             self._pieces[number] = send
             try:
                 await channel.send(Fetch(number, digest, "manifest", 0, len(pieces)))
-                with trio.move_on_after(timeout_s) as waiting:
+                with trio.fail_after(timeout_s):
                     piece = await receive.receive()
+            except trio.TooSlowError:
+                late = f"{address.peer} has not given the graph's manifest in time"
+                raise DeadlineExceeded(late) from None
             finally:
                 del self._pieces[number]
-            if waiting.cancelled_caught:
-                raise DeadlineExceeded(f"{address.peer} has not given the graph's manifest in time")
             if isinstance(piece, ShoalError):
                 if pieces and not isinstance(piece, Busy):
                     break  # the last piece was a whole one

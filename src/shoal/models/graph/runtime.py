@@ -64,5 +64,7 @@ def _options(level: Any, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
+    # Each segment would have an arena of its own, which keeps what its largest request took.
+    options.enable_cpu_mem_arena = False
     options.log_severity_level = 4  # what is wrong is raised
     return options

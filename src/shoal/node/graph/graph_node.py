@@ -76,12 +76,15 @@ class GraphNode:
         self.model = graph
         self.server = server
         self.member = member
-        self.format = SEGMENT_FORMAT
         self._memory = memory
 
     @property
     def span(self) -> Span:
         return self.server.span
+
+    @property
+    def format(self) -> Format:
+        return SEGMENT_FORMAT
 
     def served(self) -> Served:
         """What the node announces, as of now."""
@@ -96,7 +99,7 @@ class GraphNode:
             shape.vocab_size,
             self.span.start,
             self.span.end,
-            self.format,
+            SEGMENT_FORMAT,
             MAX_REQUESTS,
             server.requests_free,
             server.sessions,

@@ -1,0 +1,1 @@
+"""`shoal infer`, and `shoal serve` of a graph."""

@@ -1,0 +1,138 @@
+"""`shoal infer`: run any graph that the swarm serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shoal.cli import options
+from shoal.cli.output import emit, many, printable, say
+from shoal.swarm.names import name_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from shoal.client.graph.graph_client import GraphAnswer
+    from shoal.client.graph.known_graph import KnownGraph
+    from shoal.config import Settings
+
+FIRST_SHOWN = 6
+"""Numbers of an output that a reader is shown."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(infer)
+
+
+def infer(
+    graph: Annotated[
+        str,
+        typer.Argument(
+            metavar="GRAPH", help="An .onnx file, or the name or digest of a graph that is served."
+        ),
+    ],
+    inputs: Annotated[
+        list[str],
+        typer.Option(
+            "--input",
+            metavar="NAME=FILE",
+            help="An input, from a .npy, .npz or .json file; repeat the option for more. Without NAME= a "
+            ".npz or .json file gives several by their names.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the outputs to a .npz file, or a single one to a .npy file."
+        ),
+    ] = None,
+    swarm: options.SwarmOption = None,
+    public: options.PublicOption = None,
+    threads: options.ThreadsOption = None,
+    only: options.OnlyOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Run a graph: arrays in, arrays out."""
+    from shoal.cli.graph.files import check_output, read_inputs, write_outputs
+
+    settings = options.settings(swarm=swarm, public=public, threads=threads, only=only)
+    if output is not None:
+        check_output(output)
+    known, answer = run_graph(settings, graph, read_inputs(inputs))
+    if output is not None:
+        write_outputs(output, answer.outputs)
+    fields = infer_fields(known, answer, with_data=output is None)
+    emit(fields, as_json, lambda: outputs_table(fields))
+    for peer in answer.lost:
+        say(f"went on without {name_of(peer)}")
+    hops = many(len(answer.route), "hop")
+    say(f"{sum(stage.compute_ms for stage in answer.route):.1f} ms of computing over {hops}", dim=True)
+
+
+def run_graph(settings: Settings, graph: str, inputs: dict[str, Any]) -> tuple[KnownGraph, GraphAnswer]:
+    """Join the swarm and ask. Raises as :meth:`shoal.client.swarm.Swarm.run`."""
+    import trio
+
+    from shoal.cli.enter import enter_swarm
+    from shoal.cli.progress import working
+
+    async def go() -> tuple[KnownGraph, GraphAnswer]:
+        async with enter_swarm(settings) as swarm:
+            with working(f"reading {graph}"):
+                known = await swarm.graphs.resolve(graph)
+            with working(f"asking {known.name}"):
+                return known, await swarm.graphs.infer(known, inputs)
+
+    return trio.run(go)
+
+
+def infer_fields(known: KnownGraph, answer: GraphAnswer, *, with_data: bool) -> dict[str, Any]:
+    """What a graph gave as ``--json`` shows it; with all numbers unless they were written to a file."""
+    return {
+        "graph": known.name,
+        "digest": known.digest,
+        "outputs": {
+            name: {"dtype": array.dtype.name, "shape": list(array.shape)}
+            | ({"data": array.tolist()} if with_data else {})
+            | {"first": array.ravel()[:FIRST_SHOWN].tolist()}
+            for name, array in answer.outputs.items()
+        },
+        "route": [
+            {
+                "peer": stage.peer,
+                "name": name_of(stage.peer),
+                "start": stage.span.start,
+                "end": stage.span.end,
+                "carrier": stage.carrier,
+                "compute_ms": round(stage.compute_ms, 3),
+                "waiting_ms": round(stage.waiting_ms, 3),
+            }
+            for stage in answer.route
+        ],
+        "lost": list(answer.lost),
+    }
+
+
+def outputs_table(fields: dict[str, Any]) -> Table:
+    """One line an output: its shape, its type and its first numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table(box=None, pad_edge=False)
+    for heading in ("output", "type", "shape", "values"):
+        rows.add_column(heading, overflow="fold")
+    for name, output in fields["outputs"].items():
+        shape, first = output["shape"], output["first"]
+        numbers = " ".join(f"{n:.6g}" if isinstance(n, float) else str(n) for n in first)
+        count = 1
+        for size in shape:
+            count *= size
+        rows.add_row(
+            Text(printable(name)),
+            output["dtype"],
+            "×".join(map(str, shape)) or "-",
+            numbers + (" …" if count > len(first) else ""),
+        )
+    return rows

@@ -1,0 +1,45 @@
+"""The life of a process that serves a graph: import it, enter the swarm, serve segments, leave when asked
+to."""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import AsyncExitStack
+
+import trio
+
+from shoal.cli.enter import member_of
+from shoal.cli.node.process import figures_of, until_asked, whole
+from shoal.cli.node.turns import tell
+from shoal.cli.progress import working
+from shoal.config import Settings
+from shoal.net.identity import Identity
+from shoal.swarm.join import join_swarm
+from shoal.types import Span
+
+
+async def serve_graph(settings: Settings, span: Span | None, *, as_json: bool) -> int:
+    """Serve until a signal asks to stop; returns the exit code. Turns are told as by
+    :func:`shoal.cli.node.process.serve`.
+
+    Raises:
+        ShoalError: it cannot serve; nothing was announced.
+    """
+    from shoal.models.graph.graph_store import GraphStore
+
+    store = GraphStore(settings.paths.graphs)
+    swarm = member_of(settings, create=True)
+    identity = Identity.load_or_create(settings.paths.identity)
+    async with AsyncExitStack() as stack:
+        with working(f"reading {settings.model}"):
+            graph = await trio.to_thread.run_sync(store.resolve, settings.model, settings.threads or 1)
+        network, member = await stack.enter_async_context(join_swarm(settings, swarm, identity, listen=True))
+        tell("listening", as_json, peer=network.peer, addresses=whole(network.address))
+        with working(f"loading {graph.name}"):
+            await trio.to_thread.run_sync(importlib.import_module, "shoal.node.graph.graph_node")
+            from shoal.node.graph.graph_figures import graph_pages
+            from shoal.node.graph.graph_node import start_graph_node
+
+            node = await stack.enter_async_context(start_graph_node(network, member, graph, span, settings))
+        figures = await stack.enter_async_context(figures_of(settings, graph_pages(node)))
+        return await until_asked(settings, network, node, figures, as_json=as_json)
