@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.types import PrivateEnds, Span, gaps
+from shoal.types import Exactness, Numerics, PrivateEnds, Span, gaps
 
 spans = st.tuples(st.integers(0, 40), st.integers(1, 20)).map(lambda p: Span(p[0], p[0] + p[1]))
 
@@ -42,6 +43,27 @@ def test_gaps_are_exactly_the_blocks_in_no_span(served: list[Span], end: int, st
     uncovered = [b for b in range(start, end) if not any(b in span for span in served)]
     assert [b for span in missing for b in range(span.start, span.end)] == uncovered
     assert all(left.end < right.start for left, right in itertools.pairwise(missing))
+
+
+@pytest.mark.parametrize("bits", get_args(Exactness))
+def test_numerics_read_back_as_they_are_written_and_admit_their_own(bits: Exactness) -> None:
+    numerics = Numerics("int8", "auto", bits)
+    assert Numerics.parse(str(numerics)) == numerics
+    assert numerics.admits(str(numerics)) and numerics.loose.admits(str(numerics))
+    assert numerics.exact == (bits == "rows")
+
+
+@pytest.mark.parametrize("text", ["", "n1", "n2/int8/auto/rows", "n1/int9/auto/rows", "n1/int8/auto/rows/"])
+def test_what_are_no_numerics_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="FORMAT/KV/BITS"):
+        Numerics.parse(text)
+
+
+def test_other_versions_formats_kinds_of_kv_and_bits_are_other_numerics() -> None:
+    ours = Numerics("int8", "auto", "rows")
+    others = ["n2/int8/auto/rows", "n1/int4/auto/rows", "n1/int8/int8/rows", "n1/int8/auto/torch", ""]
+    assert not any(ours.admits(other) for other in others)
+    assert [other for other in others if ours.loose.admits(other)] == ["n1/int8/auto/torch"]
 
 
 def test_private_ends_are_two_numbers_of_blocks_and_give_their_spans() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NewType
+from typing import Literal, NewType, get_args
 
 PeerId = NewType("PeerId", str)
 """A libp2p peer id in its base58 form, derived from the peer's public key."""
@@ -75,6 +75,17 @@ Codec = Literal["float32", "bfloat16", "int8"]
 
 Kv = Literal["auto", "int8"]
 """How keys and values are kept: as the span computes them, or as 8-bit integers."""
+
+Exactness = Literal["rows", "batch", "modules", "torch", "ranks", "any"]
+"""On what the bits of a span's results depend, beside what goes in.
+
+- ``rows``: on nothing. Our kernels with integer weights: a row has its bits on every machine, in any company.
+- ``batch``: on how many rows run together. Our kernels with float weights; else the same on every machine.
+- ``modules``: on the machine and its torch as well. A family's own modules.
+- ``torch``: the same, Llama's shape by torch on an accelerator or the CPU.
+- ``ranks``: on the number of processes that add up their parts, too.
+- ``any``: of a session alone: its hops need not be alike in this.
+"""
 
 Kernels = Literal["auto", "torch"]
 """What computes models of Llama's shape on the CPU: our C kernels where they are built, or torch."""
@@ -157,6 +168,55 @@ class PrivateEnds:
         """The client's own blocks of a model of ``n_blocks``, which must be more than they are."""
         found = [(0, self.first), (n_blocks - self.last, n_blocks)]
         return [Span(start, end) for start, end in found if start < end]
+
+
+NUMERICS_VERSION = "n1"
+"""Of the order of sums, the tables and the roundings of our kernels: one more where any bit changes."""
+NUMERICS_PATTERN = r"^n[0-9]{1,4}/[a-z0-9]{1,16}/[a-z0-9]{1,16}/[a-z]{1,16}$"
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """How a span is computed, as far as bits depend on it. Hops of one session have the same."""
+
+    format: Format
+    kv: Kv
+    bits: Exactness
+    version: str = NUMERICS_VERSION
+
+    def __str__(self) -> str:
+        return f"{self.version}/{self.format}/{self.kv}/{self.bits}"
+
+    @classmethod
+    def parse(cls, text: str) -> Numerics:
+        """Read ``"n1/int8/auto/rows"``.
+
+        Raises:
+            ValueError: it is no numerics that we know.
+        """
+        version, *rest = text.split("/")
+        for format in get_args(Format):
+            for kv in get_args(Kv):
+                for bits in get_args(Exactness):
+                    if version == NUMERICS_VERSION and rest == [format, kv, bits]:
+                        return cls(format, kv, bits)
+        raise ValueError(f"numerics are written {NUMERICS_VERSION}/FORMAT/KV/BITS, not {text!r}")
+
+    @property
+    def loose(self) -> Numerics:
+        """The same without a promise of bits: for sessions over hops that compute by different means."""
+        return replace(self, bits="any")
+
+    @property
+    def exact(self) -> bool:
+        """Whether every machine gives the same bits, for each row by itself: so that they can be compared."""
+        return self.bits == "rows"
+
+    def admits(self, computed: str) -> bool:
+        """Whether who computes by the numerics ``computed`` may take part in a session of these."""
+        if self.bits == "any":
+            return computed.rpartition("/")[0] == str(self).rpartition("/")[0]
+        return computed == str(self)
 
 
 def gaps(spans: Iterable[Span], end: int, start: int = 0) -> list[Span]:

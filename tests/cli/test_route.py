@@ -73,7 +73,9 @@ def test_blocks_that_the_client_keeps_are_no_part_of_the_route_and_are_told() ->
 
 
 def announced(peer: str, start: int, end: int, format: str, digest: str = "a") -> Announcement:
-    served = Served("tiny", "sha256:" + digest * 64, 30, 64, 128, 100, start, end, format, 1, 1, 0, 0.0)
+    sizes = (30, 64, 128, 100, start, end)
+    numerics = f"n1/{format}/auto/modules"
+    served = Served("tiny", "sha256:" + digest * 64, *sizes, format, 1, 1, 0, 0.0, numerics=numerics)
     return Announcement(peer, 1, 0.0, 30.0, (), (), served)
 
 

@@ -15,11 +15,12 @@ from shoal.client.ring.rings import NEWCOMER_OPENS_S
 from shoal.errors import NoCoverage
 from shoal.executor.codecs import decode, encode
 from shoal.testing.swarm import memory_swarm
-from shoal.types import PeerId, Span
+from shoal.types import Numerics, PeerId, Span
 
 from .conftest import THIRDS
 
 ROWS = 3
+FP32 = Numerics("fp32", "auto", "modules")
 
 
 async def through(ring: Ring, hidden: np.ndarray) -> np.ndarray:
@@ -33,8 +34,8 @@ async def test_rings_over_the_parts_of_a_model_together_give_what_the_whole_give
     async with memory_swarm(tmp_path / "home", checkpoint, THIRDS) as swarm:
         rings, shape = swarm.client.rings, swarm.model.shape
         hidden = np.random.default_rng(0).standard_normal((ROWS, shape.hidden_size), np.float32)
-        whole = await rings.open(shape, "fp32", 16)
-        parts = [await rings.open(shape, "fp32", 16, span=Span(*ends)) for ends in ((0, 1), (1, 5), (5, 6))]
+        whole = await rings.open(shape, FP32, 16)
+        parts = [await rings.open(shape, FP32, 16, span=Span(*ends)) for ends in ((0, 1), (1, 5), (5, 6))]
         assert whole.span == Span(0, 6)
         assert [hop.span for hop in parts[1].route] == [Span(1, 2), Span(2, 3), Span(3, 5)]
         expected, found = await through(whole, hidden), hidden
@@ -49,7 +50,7 @@ async def test_a_lost_hop_of_such_a_ring_is_replaced_for_its_own_blocks(tmp_path
     async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 3), Span(0, 3), Span(3, 6)]) as swarm:
         rings, shape = swarm.client.rings, swarm.model.shape
         hidden = np.random.default_rng(0).standard_normal((ROWS, shape.hidden_size), np.float32)
-        ring = await rings.open(shape, "fp32", 16, span=Span(1, 5))
+        ring = await rings.open(shape, FP32, 16, span=Span(1, 5))
         expected = await through(ring, hidden)
         dead = ring.route[0].address.peer
         swarm.world.kill(dead)
@@ -70,9 +71,9 @@ async def test_a_lost_hop_of_such_a_ring_is_replaced_for_its_own_blocks(tmp_path
 async def test_only_the_blocks_that_the_hops_are_to_run_need_somebody(tmp_path, checkpoint):
     async with memory_swarm(tmp_path / "home", checkpoint, [Span(1, 5)]) as swarm:
         rings, shape = swarm.client.rings, swarm.model.shape
-        await rings.close(await rings.open(shape, "fp32", 16, span=Span(1, 5)))
+        await rings.close(await rings.open(shape, FP32, 16, span=Span(1, 5)))
         with pytest.raises(NoCoverage) as caught:
-            await rings.open(shape, "fp32", 16)
+            await rings.open(shape, FP32, 16)
         assert caught.value.missing == (Span(0, 1), Span(5, 6))
 
 
@@ -106,7 +107,7 @@ async def test_a_hop_that_was_lost_takes_its_own_place_again_only_where_there_is
         ring = SimpleNamespace(
             route=[RouteHop(lost, Span(0, 3), 0.0, True), RouteHop(kept, Span(3, 6), 0.0, True)],
             lost=[0],
-            format="fp32",
+            numerics=FP32,
             rules=SimpleNamespace(tokens=16),
             span=Span(0, 6),
         )

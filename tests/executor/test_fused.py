@@ -413,6 +413,41 @@ def test_a_runner_says_what_it_can_do(
     assert runner.capabilities == said
 
 
+@pytest.mark.parametrize(
+    ("kernels", "family", "format", "bits"),
+    [
+        pytest.param("auto", "llama", "int8", "rows", marks=needs_c),
+        pytest.param("auto", "llama", "int4", "rows", marks=needs_c),
+        pytest.param("auto", "llama", "bf16", "batch", marks=needs_c),
+        pytest.param("auto", "llama", "published", "batch", marks=needs_c),  # floats, which bf16 rounds
+        ("auto", "llama", "fp32", "modules"),
+        ("auto", "gpt2", "int8", "modules"),
+        ("torch", "llama", "int8", "torch"),
+        ("torch", "gpt2", "int8", "torch"),
+    ],
+)
+def test_a_runner_says_on_what_its_bits_depend(
+    models: Models, tmp_path: Path, kernels: Kernels, family: str, format: Format, bits: str
+) -> None:
+    model, span = models(family), Span(0, 2)
+    runner = load_runner(model, span, format, kv="auto", threads=1, cache=tmp_path, kernels=kernels)
+    assert runner.bits == bits
+
+
+@needs_c
+@pytest.mark.parametrize(("format", "alike"), [("int8", True), ("bf16", False)])
+def test_only_where_rows_stand_alone_has_a_prefill_the_same_bits_in_other_pieces(
+    models: Models, tmp_path: Path, format: Format, alike: bool
+) -> None:
+    """bf16 adds up in another order beyond 8 rows. What is sent again to fill a cache has 8 rows at most."""
+    runner = fused(models("llama"), tmp_path, format)
+    given = rows(24, seed=3)
+    at_once, merged, alone = (run(runner, opened(runner), given, cut) for cut in ((24,), (8,) * 3, (1,) * 24))
+    assert np.array_equal(merged, alone)
+    assert np.array_equal(at_once, alone) == alike
+    assert (runner.bits == "rows") == alike
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_what_it_says_of_going_back_is_so(models: Models, tmp_path: Path, family: str) -> None:
     runner = load_runner(models(family), Span(0, 2), "fp32", kv="auto", threads=1, cache=tmp_path)

@@ -263,7 +263,18 @@ SLOW = frozenset({"tokenizer"})
 S = b"s" * 16
 HONEST: list[Message] = [
     Hello(3, "shoal/0.1"),
-    Open(S, "sha256:" + "a" * 64, "fp32", 0, 6, 32, 0, "me", NextHop("you", ("/ip4/1.2.3.4/tcp/1",))),
+    Open(
+        S,
+        "sha256:" + "a" * 64,
+        "fp32",
+        0,
+        6,
+        32,
+        0,
+        "me",
+        NextHop("you", ("/ip4/1.2.3.4/tcp/1",)),
+        "n1/int8/auto/rows",
+    ),
     Opened(S, 7),
     Refused(S, "busy", "no room", 2.5, 3),
     msgspec.structs.replace(a_step(64, S), times=(HopTime(0, 1, 2),)),

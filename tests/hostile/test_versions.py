@@ -77,6 +77,29 @@ async def test_21_a_node_of_another_version_takes_no_lost_hops_place(
         assert answer.token_ids == Reference(one).greedy(len(answer.token_ids))
 
 
+async def test_21_halves_with_other_kinds_of_kv_make_no_whole_and_say_so(
+    tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    async with memory_swarm(tmp_path / "home", versions[0], [Span(0, 3)], resume_s=1) as swarm:
+        await swarm.add_node(Span(3, 6), kv="int8")
+        with pytest.raises(NoCoverage) as caught:
+            await tokens(swarm, versions[0])
+        assert caught.value.missing == (Span(3, 6),)
+
+
+async def test_21_nodes_that_compute_by_other_means_answer_together_without_a_promise_of_bits(
+    tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    async with memory_swarm(tmp_path / "home", versions[0], [Span(0, 3)]) as swarm:
+        await swarm.add_node(Span(3, 6), kernels="torch")
+        async with swarm.client.session(str(versions[0]), tokens=16) as session:
+            assert str(session.ring.numerics) == "n1/fp32/auto/any"
+        assert len(await tokens(swarm, versions[0])) == 6
+        await swarm.add_node(Span(3, 6))
+        async with swarm.client.session(str(versions[0]), tokens=16) as session:
+            assert str(session.ring.numerics) == "n1/fp32/auto/modules"
+
+
 async def test_21_only_another_version_is_an_error_that_says_so(
     tmp_path: Path, versions: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

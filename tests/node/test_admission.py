@@ -21,13 +21,14 @@ from shoal.node.load import LoadMeter
 from shoal.node.sessions import Opening, Sessions
 from shoal.testing.sim.agenda import Agenda
 from shoal.testing.sim.engine import SimEngine
-from shoal.types import Digest, PeerId, SessionId, Span
+from shoal.types import Digest, Numerics, PeerId, SessionId, Span
 from shoal.wire.messages import NextHop, Open, Refused, Reroute
 
 ME = PeerId("me")
 SESSION = SessionId(b"s" * 16)
-SERVICE = Service(ME, Digest("sha256:model"), Span(2, 8), "bf16")
-FITTING = Open(SESSION, "sha256:model", "bf16", 2, 8, 100, 0, None, None)
+OURS = Numerics("bf16", "auto", "batch")
+SERVICE = Service(ME, Digest("sha256:model"), Span(2, 8), OURS)
+FITTING = Open(SESSION, "sha256:model", "bf16", 2, 8, 100, 0, None, None, "n1/bf16/auto/batch")
 
 
 def test_a_session_that_fits_is_let_in_also_in_a_part_of_the_span() -> None:
@@ -40,6 +41,14 @@ def test_a_session_that_fits_is_let_in_also_in_a_part_of_the_span() -> None:
     [
         ({"digest": "sha256:other"}, DigestMismatch, "another model"),
         ({"format": "int8"}, NotAllowed, "computes in bf16, not int8"),
+        (
+            {"numerics": "n1/bf16/int8/batch"},
+            NotAllowed,
+            "by the numerics n1/bf16/auto/batch, not n1/bf16/int8",
+        ),
+        ({"numerics": "n1/bf16/auto/torch"}, NotAllowed, "a session has one"),
+        ({"numerics": "n2/bf16/auto/batch"}, NotAllowed, "not n2/bf16/auto/batch"),
+        ({"numerics": "n1/bf16/int8/any"}, NotAllowed, "not n1/bf16/int8/any"),
         ({"start": 1}, NotAllowed, "1:8 is not inside"),
         ({"end": 9}, NotAllowed, "2:9 is not inside"),
         ({"previous": ME}, NotAllowed, "its own neighbour"),
@@ -53,15 +62,19 @@ def test_what_does_not_fit_is_refused_and_told_why(
         check_open(msgspec.structs.replace(FITTING, **changes), SERVICE)
 
 
+def test_a_session_that_promises_no_bits_is_open_to_every_means_of_computing() -> None:
+    check_open(msgspec.structs.replace(FITTING, numerics="n1/bf16/auto/any"), SERVICE)
+
+
 def test_a_node_that_leaves_lets_nobody_in_and_says_when_to_come_back() -> None:
     with pytest.raises(Busy, match="leaving") as caught:
-        check_open(FITTING, Service(ME, SERVICE.digest, SERVICE.span, "bf16", draining=True))
+        check_open(FITTING, Service(ME, SERVICE.digest, SERVICE.span, OURS, draining=True))
     assert caught.value.retry_after_s == 60.0
 
 
 def test_a_node_that_has_paused_lets_nobody_in_and_says_why() -> None:
     with pytest.raises(Busy, match="has paused: its machine is in use") as caught:
-        check_open(FITTING, Service(ME, SERVICE.digest, SERVICE.span, "bf16", paused=True))
+        check_open(FITTING, Service(ME, SERVICE.digest, SERVICE.span, OURS, paused=True))
     assert caught.value.retry_after_s == 30.0
 
 
@@ -104,8 +117,8 @@ async def test_a_session_given_up_at_the_moment_when_it_opens_holds_nothing(push
     engine, client, unused = Engine(Span(2, 8), Agenda(), []), Client(), list[object]()
     sessions = Sessions(4, unused=unused.append)
     admission = Admission(sessions, None, LoadMeter(ME, 0.0), lambda *_: None, "auto")  # type: ignore[arg-type]
-    service = Service(ME, SERVICE.digest, SERVICE.span, engine.format)
-    asked = msgspec.structs.replace(FITTING, format=engine.format)
+    service = Service(ME, SERVICE.digest, SERVICE.span, engine.numerics)
+    asked = msgspec.structs.replace(FITTING, format=engine.format, numerics=str(engine.numerics))
     opening = admission.begin(client, asked, service, engine)  # type: ignore[arg-type]
     assert opening is not None
     given_up.append(opening)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.routing.formats import choose_format, ranked
-from shoal.types import Format, Span
+from shoal.routing.formats import choose_format, ranked, ranked_numerics
+from shoal.types import Format, Numerics, Span
 
 STORED = ["F32", "BF16", "F16", "F64", "U8"]
 
@@ -107,3 +107,22 @@ def test_only_the_blocks_that_a_route_is_to_have_must_be_covered() -> None:
     offered: list[tuple[Format, Span, bool]] = [("int8", Span(2, 4), True), *[("bf16", Span(0, 3), True)] * 2]
     assert ranked(offered, Span(2, 4))[0] == "int8"
     assert ranked(offered, Span(0, 6))[0] == "bf16"
+
+
+ROWS, TORCH = Numerics("int8", "auto", "rows"), Numerics("int8", "auto", "torch")
+OTHER_KV, FP32 = Numerics("int8", "int8", "rows"), Numerics("fp32", "auto", "modules")
+WHOLE, HALF = Span(0, 6), Span(0, 3)
+
+
+def test_numerics_that_cover_come_first_and_a_mix_of_them_last() -> None:
+    served = [(ROWS, HALF, False), (ROWS, HALF, False), (TORCH, WHOLE, False), (FP32, HALF, False)]
+    assert ranked_numerics(served, WHOLE) == [TORCH, ROWS, ROWS.loose, FP32]
+    assert ranked_numerics(served, WHOLE, "fp32") == [FP32]
+
+
+def test_other_kinds_of_kv_are_in_no_mix() -> None:
+    assert ranked_numerics([(ROWS, HALF, True), (OTHER_KV, WHOLE, False)], WHOLE) == [OTHER_KV, ROWS]
+
+
+def test_of_two_that_cover_alike_bits_that_can_be_checked_come_first() -> None:
+    assert ranked_numerics([(TORCH, WHOLE, False), (ROWS, WHOLE, False)], WHOLE)[0] == ROWS

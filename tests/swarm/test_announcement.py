@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from shoal.errors import RemoteProtocolError
 from shoal.net.identity import Identity, verify
-from shoal.swarm.announcement import CLOCK_SKEW_S, MAX_ANNOUNCEMENT, Announcement, Served, seal, unseal
+from shoal.swarm.announcement import (
+    CLOCK_SKEW_S,
+    MAX_ANNOUNCEMENT,
+    Announcement,
+    Served,
+    numerics_of,
+    seal,
+    unseal,
+)
+from shoal.types import Numerics
 
 NOW = 1_000_000.0
 ALICE, MALLORY = Identity.ephemeral(), Identity.ephemeral()
@@ -34,6 +43,25 @@ def test_what_was_sealed_is_unsealed():
 
 def test_a_usual_one_is_small():
     assert len(seal(announcement(), ALICE.sign)) < 500
+
+
+def test_one_from_before_numerics_had_a_name_is_read_and_no_route_goes_over_it():
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(served(numerics="n1/fp32/auto/modules")))
+    old = msgspec.convert(fields[:-1], Served)
+    assert (old.numerics, numerics_of(old)) == ("", None)
+    assert not Numerics("fp32", "auto", "any").admits(old.numerics)
+
+
+@pytest.mark.parametrize(
+    "numerics", ["n1/int8", "n1/int8/auto/rows/more", "N1/int8/auto/rows", "n1//auto/rows"]
+)
+def test_nonsense_for_numerics_is_refused(numerics):
+    with pytest.raises(RemoteProtocolError, match="not an announcement"):
+        unseal(seal(announcement(served=served(numerics=numerics)), ALICE.sign), NOW, verify)
+
+
+def test_numerics_of_a_later_version_are_not_taken_for_ours():
+    assert numerics_of(served(numerics="n2/fp32/auto/modules")) is None
 
 
 def test_one_signed_by_another_is_refused():

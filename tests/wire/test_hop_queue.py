@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from shoal.errors import Busy, PositionGap
+from shoal.testing.byhand import NUMERICS
 from shoal.wire.hop_queue import MAX_STEPS, HopQueue
 from shoal.wire.messages import Open, Step
 from shoal.wire.payload import hidden_states
@@ -19,7 +20,7 @@ WIDTH = 8
 
 
 def a_queue(tokens: int = 100, now: float = 0.0) -> HopQueue:
-    return HopQueue(Open(SESSION, "sha256:", "fp32", 0, 1, tokens, 0, None, None), WIDTH, now)
+    return HopQueue(Open(SESSION, "sha256:", "fp32", 0, 1, tokens, 0, None, None, NUMERICS), WIDTH, now)
 
 
 def a_step(position: int = 0, tokens: int = 1, number: int = 1, **changes: object) -> Step:

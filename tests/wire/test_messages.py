@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import RemoteProtocolError
+from shoal.testing.byhand import NUMERICS
 from shoal.wire.messages import (
     MAX_HEADER,
     Close,
@@ -42,7 +43,18 @@ def a_step(**changes: Any) -> Step:
 
 
 def an_open(**changes: object) -> Open:
-    first = Open(SESSION, "sha256:ab", "fp32", 0, 10, 100, 0, None, NextHop("peer", ("/ip4/1.2.3.4/tcp/1",)))
+    first = Open(
+        SESSION,
+        "sha256:ab",
+        "fp32",
+        0,
+        10,
+        100,
+        0,
+        None,
+        NextHop("peer", ("/ip4/1.2.3.4/tcp/1",)),
+        NUMERICS,
+    )
     return msgspec.structs.replace(first, **changes)
 
 

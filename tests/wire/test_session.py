@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
+from shoal.testing.byhand import NUMERICS
 from shoal.wire.messages import Located, Open, Step
 from shoal.wire.payload import hidden_states
 from shoal.wire.session import ClientSession, HopSession, Stuck, where_stuck
@@ -18,7 +19,7 @@ SESSION = bytes(16)
 
 
 def a_hop(tokens: int = 100) -> HopSession:
-    return HopSession(Open(SESSION, "sha256:", "fp32", 0, 1, tokens, 0, None, None), width=8)
+    return HopSession(Open(SESSION, "sha256:", "fp32", 0, 1, tokens, 0, None, None, NUMERICS), width=8)
 
 
 def a_step(position: int, tokens: int = 1, **changes: Any) -> Step:

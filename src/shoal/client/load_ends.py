@@ -63,7 +63,7 @@ def _load(local: LocalModel, format: Format, settings: Settings, thread: Compute
     }
     tokens = _kv_tokens(list(runners.values()), settings, budget, device) if runners else 0
     engines = {
-        start: Engine(runner, runner.make_pool(tokens), thread, format=format)
+        start: Engine(runner, runner.make_pool(tokens), thread, format=format, kv=settings.kv)
         for start, runner in runners.items()
     }
     first = engines.get(0) if own.first else None

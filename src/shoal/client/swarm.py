@@ -58,7 +58,7 @@ from shoal.sharing.peer_weights import PeerWeights
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import coverage
 from shoal.swarm.member import Member
-from shoal.types import Digest, Format, ModelShape, PeerId, Span
+from shoal.types import Digest, Format, ModelShape, Numerics, PeerId, Span
 
 DEFAULT_TOKENS = 1024
 ROUNDS = 4
@@ -345,9 +345,9 @@ class Swarm:
         finder, span, rounds = self.rings.finder, self.routed(local.shape), 0
         while True:
             rounds += 1
-            formats: list[Format] = [format] if format else await finder.served_formats(local.shape, span)
+            ways = await finder.served_numerics(local.shape, span, format)
             try:
-                return await self._opened_in_one(local, formats, tokens, span)
+                return await self._opened_in_one(local, ways, tokens, span)
             except NoCoverage:
                 if rounds == ROUNDS or not await finder.wait_forgiven(local.shape, span):
                     raise
@@ -356,15 +356,16 @@ class Swarm:
                     raise
 
     async def _opened_in_one(
-        self, local: LocalModel, formats: Sequence[Format], tokens: int, span: Span
+        self, local: LocalModel, ways: Sequence[Numerics], tokens: int, span: Span
     ) -> tuple[Ring, SessionEnds]:
-        """A ring in the first format in which one can be had, and the ends. Raises what the first did."""
+        """A ring by the first numerics by which one can be had, and the ends. Raises what the first did."""
         refused: ShoalError | None = None
-        for format in formats:
-            ends = SessionEnds(await self._load_ends(local, format), self._thread, local.shape.hidden_size)
+        for numerics in ways:
+            engine = await self._load_ends(local, numerics.format)
+            ends = SessionEnds(engine, self._thread, local.shape.hidden_size)
             try:
                 await ends.open(tokens)
-                return await self.rings.open(local.shape, format, tokens, span=span), ends
+                return await self.rings.open(local.shape, numerics, tokens, span=span), ends
             except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError) as error:
                 ends.close()
                 refused = refused or error

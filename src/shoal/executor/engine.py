@@ -14,7 +14,7 @@ from shoal.executor.codecs import decode, encode
 from shoal.executor.pages import PagePool
 from shoal.executor.runner import Capabilities, KvState, Runner, SessionRows
 from shoal.executor.thread import ComputeThread
-from shoal.types import Codec, Format, SessionId, Span
+from shoal.types import Codec, Format, Kv, Numerics, SessionId, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,13 @@ class Engine:
     visible to another.
     """
 
-    def __init__(self, runner: Runner, pool: PagePool, thread: ComputeThread, *, format: Format) -> None:
+    def __init__(
+        self, runner: Runner, pool: PagePool, thread: ComputeThread, *, format: Format, kv: Kv = "auto"
+    ) -> None:
         self.runner = runner
         self.pool = pool
         self.format: Format = format
+        self._kv: Kv = kv
         self._thread = thread
         self._batcher = Batcher[_Step](self._forward, thread, sliced=runner.capabilities.batch)
         self._sessions: dict[SessionId, KvState] = {}
@@ -57,6 +60,11 @@ class Engine:
     def width(self) -> int:
         """Elements of one token's hidden states."""
         return self.runner.width
+
+    @property
+    def numerics(self) -> Numerics:
+        """By what its results have the bits that they have."""
+        return Numerics(self.format, self._kv, self.runner.bits)
 
     @property
     def capabilities(self) -> Capabilities:

@@ -16,7 +16,7 @@ from shoal.executor.pages import PAGE, PagePool, pages_for
 from shoal.executor.runner import Capabilities, PagedRunner, SessionRows
 from shoal.executor.shape import LlamaShape
 from shoal.executor.weights.llama_blocks import LayerWeights
-from shoal.types import Kv, Span
+from shoal.types import Exactness, Kv, Span
 
 KV_FORMAT: dict[Kv, MatrixLayout] = {"auto": "bf16", "int8": "int8"}
 
@@ -36,6 +36,9 @@ class FusedRunner(PagedRunner):
     ) -> None:
         self.span = span
         self.width = shape.hidden
+        layouts = {matrix.layout for weights in layers for matrix in weights.matrices.values()}
+        # Products with float weights add up in another order where more than 8 rows run together.
+        self.bits: Exactness = "batch" if layouts & {"fp32", "bf16"} else "rows"
         self._team = team
         self._held = layers  # the kernels read these by address
         self._ropes = shape.ropes

@@ -28,7 +28,7 @@ from shoal.models.build.ends import EndsModule
 from shoal.models.build.kv import Cache
 from shoal.models.build.load import load_ends_module
 from shoal.models.store.local_model import LocalModel
-from shoal.types import Format, Kernels, Kv, Span
+from shoal.types import Exactness, Format, Kernels, Kv, Span
 
 KV_PROBE = 1024
 """Tokens over which a model's own cache is measured: windows and states grow less than by the token."""
@@ -57,8 +57,9 @@ class Modules(Protocol):
 class ModuleRunner:
     """A span of the model's own modules."""
 
-    def __init__(self, module: Modules, *, exact: bool) -> None:
+    def __init__(self, module: Modules, *, exact: bool, bits: Exactness = "modules") -> None:
         self.module = module
+        self.bits: Exactness = bits
         self.capabilities = Capabilities(
             batch=False, roll_back=module.rolls_back, exact=exact, stateless=module.stateless
         )
@@ -160,7 +161,8 @@ def load_modules(
         module = load_packed(model, span, format, team=team, kv=kv, device=device, products=products)
     except RuntimeError as error:
         raise too_small(error, torch.device(device), f"blocks {span} in {format}") from error
-    return ModuleRunner(module, exact=format == "fp32" and device == CPU)
+    exact = format == "fp32" and device == CPU
+    return ModuleRunner(module, exact=exact, bits="torch" if by_torch else "modules")
 
 
 def load_module_ends(model: LocalModel, device: str = CPU) -> ModuleEnds:

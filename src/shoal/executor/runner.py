@@ -12,7 +12,7 @@ from shoal.errors import PositionGap, ShoalError, UsageError
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.pages import PagePool, Pages
-from shoal.types import Span
+from shoal.types import Exactness, Span
 
 if TYPE_CHECKING:
     from shoal.models.build.kv import Cache  # stands on torch, which a span on the kernels does without
@@ -66,6 +66,8 @@ class Runner(Protocol):
     """A span that runs rows of several sessions in one forward. For one thread at a time."""
 
     capabilities: Capabilities
+    bits: Exactness
+    """On what the bits depend of what comes out."""
     span: Span
     width: int
     tensor_bytes: int

@@ -28,7 +28,7 @@ from shoal.node.hop import Hop
 from shoal.node.load import LoadMeter
 from shoal.node.resend_buffer import ResendBudget
 from shoal.node.sessions import Opening, Sessions
-from shoal.types import Codec, Digest, Format, PeerId, SessionId, Span
+from shoal.types import Codec, Digest, Numerics, PeerId, SessionId, Span
 from shoal.wire.codec import choose_codec
 from shoal.wire.messages import NextHop, Open, Refused, Reroute, Step, shorten
 
@@ -56,7 +56,7 @@ class Service:
     peer: PeerId
     digest: Digest
     span: Span
-    format: Format
+    numerics: Numerics
     draining: bool = False
     """Whether it lets nobody in any more."""
     paused: bool = False
@@ -79,7 +79,8 @@ def check_open(message: Open, service: Service) -> None:
     Raises:
         Busy: the node is leaving, or has paused.
         DigestMismatch: it serves another model.
-        NotAllowed: it computes in another format, serves other blocks, or would be its own neighbour.
+        NotAllowed: it computes in another format or by other numerics, serves other blocks, or would be its
+            own neighbour.
     """
     if service.draining:
         raise Busy("this node is leaving", retry_after_s=LEAVING_RETRY_S)
@@ -91,11 +92,30 @@ def check_open(message: Open, service: Service) -> None:
             f"this node serves {service.digest[:23]}…, not {message.digest[:23]}…: "
             "another model, or another version of it"
         )
-    if message.format != service.format:
-        raise NotAllowed(f"this node computes in {service.format}, not {message.format}")
+    if message.format != service.numerics.format:
+        raise NotAllowed(f"this node computes in {service.numerics.format}, not {message.format}")
+    check_numerics(message.numerics, service.numerics)
     if message.start < service.span.start or message.end > service.span.end:
         raise NotAllowed(
             f"this node serves blocks {service.span}, {message.start}:{message.end} is not inside of them"
+        )
+
+
+def check_numerics(asked: str, ours: Numerics) -> None:
+    """Refuse a session of other numerics: its hops would give other bits for the same rows.
+
+    Raises:
+        NotAllowed: it is one.
+    """
+    try:
+        fits = Numerics.parse(asked).admits(str(ours))
+    except ValueError:
+        fits = False  # of a later version than ours, or nonsense
+    if not fits:
+        raise NotAllowed(
+            f"this node computes by the numerics {ours}, not {asked}: a session has one",
+            check="compare the numerics of the nodes in shoal peers --json: version, format, KV and bits",
+            next_command="shoal peers --json",
         )
 
 

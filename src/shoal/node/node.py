@@ -178,6 +178,7 @@ class Node:
             device_memory=self._device_memory,
             share=self.watch.share,
             token_joules=round(self.watch.energy.token_joules, 6),
+            numerics=str(self.engine.numerics),
         )
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:
@@ -216,7 +217,7 @@ async def load_served_span(
         runner = await thread.run(load)
         pool = await thread.run(partial(runner.make_pool, kv_capacity(runner, settings, memory)))
         speed = await thread.run(partial(measure_speed, runner, pool))
-        engine = Engine(runner, pool, thread, format=format)
+        engine = Engine(runner, pool, thread, format=format, kv=settings.kv)
         return LoadedSpan(span, engine, thread, speed)
     except BaseException:
         thread.close()

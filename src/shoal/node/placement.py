@@ -23,7 +23,7 @@ from shoal.node.node import Node, blocks_that_fit, load_served_span
 from shoal.routing.placement import Move, choose_move, choose_span
 from shoal.routing.throughput import ServingPeer
 from shoal.swarm.member import Member
-from shoal.types import Format, PeerId, Span
+from shoal.types import Format, Kv, Numerics, PeerId, Span
 
 LOOK_EVERY_S = 60.0
 """How often a node asks itself whether to move, by chance half or one and a half of it."""
@@ -35,10 +35,10 @@ REST_S = 600.0
 log = logging.getLogger(__name__)
 
 
-def pick_span(model: LocalModel, format: Format, memory: int, member: Member) -> Span:
+def pick_span(model: LocalModel, format: Format, memory: int, member: Member, kv: Kv = "auto") -> Span:
     """The span of ``model`` that the swarm lacks most and that fits. Raises as ``blocks_that_fit``."""
     fits = blocks_that_fit(model, format, memory)
-    return choose_span(_others(model, format, member), model.shape.n_blocks, fits)
+    return choose_span(_others(model, format, kv, member), model.shape.n_blocks, fits)
 
 
 async def keep_place(
@@ -58,7 +58,7 @@ async def keep_place(
     while True:
         node.fits = _fits(node)
         await trio.sleep(look_every_s * chance.uniform(0.5, 1.5))
-        move = await _choose(node, _others(node.model, node.engine.format, node.member))
+        move = await _choose(node, _others(node.model, node.engine.format, node.settings.kv, node.member))
         if move is None:
             continue
         try:
@@ -76,7 +76,9 @@ async def _claim(node: Node, move: Move, settle_s: float) -> bool:
     node.going = move.span
     await node.member.announce()
     await trio.sleep(settle_s)
-    first = _others(node.model, node.engine.format, node.member, before=node.member.network.peer)
+    first = _others(
+        node.model, node.engine.format, node.settings.kv, node.member, before=node.member.network.peer
+    )
     again = await _choose(node, first)
     if again is not None and again.span == move.span:
         return True
@@ -119,18 +121,19 @@ async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
 
 
 def _others(
-    model: LocalModel, format: Format, member: Member, *, before: PeerId | None = None
+    model: LocalModel, format: Format, kv: Kv, member: Member, *, before: PeerId | None = None
 ) -> list[ServingPeer]:
     """Who else serves the model, where it is or is going to be; not who has paused.
 
     Args:
         before: of the peers that are going, only those with a smaller peer id are taken to get there.
     """
+    loose = Numerics(format, kv, "any")  # with others no session is shared
     member.directory.know([model.shape])  # who says another number of blocks for this digest lies
     found = [
         (a.peer, a.served)
         for a in member.directory.serving(model.digest, member.now(), format)
-        if a.served and a.served.share and a.peer != member.network.peer
+        if a.served and a.served.share and a.peer != member.network.peer and loose.admits(a.served.numerics)
     ]
     known = sorted(served.speed for _, served in found if served.speed)
     # A node that does not say how fast it is is taken for a usual one, the median.

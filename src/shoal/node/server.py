@@ -141,7 +141,9 @@ class SpanServer:
             self._nursery.start_soon(_alone, task)
 
     async def _open(self, channel: Channel, message: Open, payload: bytes) -> None:
-        service = Service(self._peer, self.digest, self.span, self.engine.format, self.draining, self.paused)
+        service = Service(
+            self._peer, self.digest, self.span, self.engine.numerics, self.draining, self.paused
+        )
         opening = self._admission.begin(channel, message, service, self.engine)
         if opening is not None:
             # Dialling the next hop takes a while: other sessions of this channel must not wait.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from shoal.types import Format, Span, covered, gaps
+from shoal.types import Exactness, Format, Numerics, Span, covered, gaps
 
 PARALLEL: tuple[Format, ...] = ("fp32", "bf16")
 """What a span over several processes can be held in."""
@@ -100,6 +100,38 @@ def ranked(
 
     seen = {format for format, _, _ in served}
     return sorted((f for f in possible if f in seen), key=worth, reverse=True)
+
+
+def ranked_numerics(
+    served: Sequence[tuple[Numerics, Span, bool]], wanted: Span, format: Format | None = None
+) -> list[Numerics]:
+    """By what a model is served, in the order in which a client tries it.
+
+    The formats come as :func:`ranked` has them, and in each its numerics, those that cover ``wanted`` first.
+    Where there are several of one version, format and kind of KV, sessions over all of them come last.
+
+    Args:
+        served: numerics and span of each peer, and whether it has answered before.
+        format: where no other is wanted.
+    """
+    formats = ranked([(n.format, span, proven) for n, span, proven in served], wanted)
+    found: list[Numerics] = []
+    for one in formats if format is None else [format]:
+        inside = [entry for entry in served if entry[0].format == one]
+        # Of two that cover alike, the one whose bits mean more.
+        names = sorted(
+            {numerics for numerics, _, _ in inside}, key=lambda n: get_args(Exactness).index(n.bits)
+        )
+        found += sorted(names, key=lambda n: _worth([e for e in inside if e[0] == n], wanted), reverse=True)
+        loose = [numerics.loose for numerics in names]
+        found += [n for n in dict.fromkeys(loose) if loose.count(n) > 1]
+    return found
+
+
+def _worth(served: Sequence[tuple[Numerics, Span, bool]], wanted: Span) -> tuple[bool, bool, int, int]:
+    every = [span for _, span, _ in served]
+    proven = [span for _, span, answered in served if answered]
+    return _covers(proven, wanted), _covers(every, wanted), len(every), covered(every)
 
 
 def _covers(spans: Sequence[Span], wanted: Span | None) -> bool:

@@ -16,7 +16,17 @@ from msgspec import Meta, Struct
 
 from shoal.errors import RemoteProtocolError
 from shoal.routing.prices import Candidate
-from shoal.types import Digest, Format, ModelKind, ModelShape, PeerAddress, PeerId, Span
+from shoal.types import (
+    NUMERICS_PATTERN,
+    Digest,
+    Format,
+    ModelKind,
+    ModelShape,
+    Numerics,
+    PeerAddress,
+    PeerId,
+    Span,
+)
 
 MAX_ANNOUNCEMENT = 4 << 10
 """Bytes; a usual one is 500."""
@@ -69,6 +79,9 @@ class Served(Struct, frozen=True, array_like=True):
     """Energy that a token takes at the node; 0 when it does not know."""
     kind: ModelKind = "language"
     """Of a graph the blocks are its segments, and tokens the requests that it takes at a time."""
+    numerics: Annotated[str, Meta(pattern=f"{NUMERICS_PATTERN}|^$", max_length=64)] = ""
+    """By which it computes, as :class:`shoal.types.Numerics` is written; empty in announcements of nodes from
+    before there was a word for it, over which no route goes."""
 
     @property
     def going(self) -> Span | None:
@@ -206,6 +219,14 @@ def candidate(peer: PeerId, served: Served, rtt_s: float | None) -> Candidate:
         sessions=served.sessions,
         tokens=served.tokens,
     )
+
+
+def numerics_of(served: Served) -> Numerics | None:
+    """By what a node computes; ``None`` where it does not say, or only a later version of ours would know."""
+    try:
+        return Numerics.parse(served.numerics)
+    except ValueError:
+        return None
 
 
 def _check_lifetime(announcement: Announcement) -> None:

@@ -21,6 +21,9 @@ from shoal.wire.payload import hidden_states
 MINE, THEIRS = b"m" * 16, b"t" * 16
 """Ids of sessions."""
 
+NUMERICS = "n1/fp32/auto/modules"
+"""By which the nodes of tests compute, where nothing else is said."""
+
 Heard = tuple[Message, bytes]
 
 
@@ -67,7 +70,9 @@ async def by_hand(network: Network, address: PeerAddress) -> AsyncGenerator[ByHa
 
 def an_open(digest: Digest, blocks: int, /, session: bytes = MINE, **changes: Any) -> Open:
     """A request for a session of 32 tokens over so many blocks, with ``changes``."""
-    return msgspec.structs.replace(Open(session, digest, "fp32", 0, blocks, 32, 0, None, None), **changes)
+    return msgspec.structs.replace(
+        Open(session, digest, "fp32", 0, blocks, 32, 0, None, None, NUMERICS), **changes
+    )
 
 
 def a_step(

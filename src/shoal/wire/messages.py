@@ -38,7 +38,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import RemoteProtocolError
-from shoal.types import Codec, Format, PeerAddress, PeerId
+from shoal.types import NUMERICS_PATTERN, Codec, Format, PeerAddress, PeerId
 from shoal.wire.arrays import MAX_ARRAYS, ArraySpec, array_bytes
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
 
@@ -119,6 +119,8 @@ class Open(_Message, frozen=True, tag="open"):
     """Who sends the steps; ``None`` when it is the client itself."""
     next: NextHop | None
     """Who gets the results; ``None`` when it is the client itself."""
+    numerics: Annotated[str, Meta(pattern=NUMERICS_PATTERN, max_length=64)]
+    """By which every hop computes the session, as :class:`shoal.types.Numerics` is written."""
 
 
 class Opened(_Message, frozen=True, tag="opened"):

@@ -102,7 +102,7 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             weights = PeerWeights(member, settings, store)
             model = await weights.resolve(settings.model, report)
             format = pick_format(model, settings, member, device).format
-            chosen = span or pick_span(model, format, memory_budget(settings, device), member)
+            chosen = span or pick_span(model, format, memory_budget(settings, device), member, settings.kv)
             await weights.fetch_span(model, chosen, report)
             if (fetched := weights.report).done:
                 tell("fetched", as_json, **fetched.shown())

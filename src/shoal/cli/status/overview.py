@@ -50,6 +50,8 @@ class PeerView:
     start: int
     end: int
     format: str
+    numerics: str
+    """By what it computes; empty where it does not say."""
     device: str
     """What it computes on, as it says; empty when it does not."""
     device_memory: int
@@ -143,6 +145,7 @@ def _peer(a: Announcement, held: PeerConnection | None, found: PeerReach | None,
         start=served.start if served else 0,
         end=served.end if served else 0,
         format=served.format if served else "",
+        numerics=served.numerics if served else "",
         device=served.device if served else "",
         device_memory=served.device_memory if served else 0,
         share=served.share if served else 1.0,

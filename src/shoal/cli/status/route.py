@@ -15,10 +15,11 @@ from shoal.cli.progress import working
 from shoal.config import Settings
 from shoal.errors import NoCoverage
 from shoal.models.store.catalogue import full_name
-from shoal.routing.formats import ranked
+from shoal.routing.formats import ranked_numerics
 from shoal.routing.route import routed_span
+from shoal.swarm.announcement import numerics_of
 from shoal.swarm.names import name_of
-from shoal.types import Format, PeerId, Span, Way, gaps
+from shoal.types import PeerId, Span, Way, gaps
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -105,7 +106,7 @@ def _in_reach(found: PeerReach | None) -> bool:
 
 
 def covering(alive: list[Announcement], model: str, settings: Settings) -> list[tuple[Announcement, Served]]:
-    """Who serves the model, in the format asked for or, of those that cover it, the one of most peers.
+    """Who serves the model by one numerics: of the format asked for or, where more cover it, of most peers.
 
     Raises:
         NoCoverage: nobody serves it.
@@ -113,15 +114,15 @@ def covering(alive: list[Announcement], model: str, settings: Settings) -> list[
     found = [(a, a.served) for a in alive if a.served and a.served.model == model]
     found = [(a, served) for a, served in found if not settings.only or a.peer in settings.only]
     wanted = settings.asked_format
-    served: list[tuple[Format, Span, bool]] = [(one.format, one.span, False) for _, one in found]
-    routed = routed_span(settings.own_blocks, found[0][1].n_blocks) if found else None
-    formats = [wanted] if wanted else ranked(served, routed)
+    routed = routed_span(settings.own_blocks, found[0][1].n_blocks) if found else Span(0, 1)
+    offers = [(numerics_of(one), one.span) for _, one in found]
+    ways = ranked_numerics([(n, span, False) for n, span in offers if n is not None], routed, wanted)
     # Two versions of a model never mix: of those that there are, the one that more peers serve.
     counts = Counter(served.digest for _, served in found)
     groups = [
-        [(a, served) for a, served in found if (served.digest, served.format) == (digest, format)]
+        [(a, s) for a, s in found if s.digest == digest and numerics.admits(s.numerics)]
         for digest, _ in counts.most_common()
-        for format in formats
+        for numerics in ways
     ]
     groups = [group for group in groups if group]
     for group in groups:

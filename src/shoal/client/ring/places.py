@@ -14,7 +14,7 @@ from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, S
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.tasks import seconds_left
-from shoal.types import Codec, Format, ModelShape, SessionId
+from shoal.types import Codec, ModelShape, Numerics, SessionId
 from shoal.wire.codec import coarsest
 from shoal.wire.messages import Close, Locate, Located, NextHop, Open, Reroute, Rerouted
 
@@ -42,13 +42,13 @@ class Places:
         route: Sequence[RouteHop],
         pool: ChannelPool,
         *,
-        format: Format,
+        numerics: Numerics,
         tokens: int,
     ) -> None:
         self._session = session
         self._shape = shape
         self._pool = pool
-        self._format: Format = format
+        self._numerics = numerics
         self._tokens = tokens
         self._former: list[Channel] = []
         self.hops = [RingHop(hop) for hop in route]
@@ -147,13 +147,14 @@ class Places:
         message = Open(
             self._session,
             self._shape.digest,
-            self._format,
+            self._numerics.format,
             span.start,
             span.end,
             self._tokens,
             index,
             self._before(index),
             self._after(index),
+            str(self._numerics),
         )
         await self.hops[index].enter(self._pool, message, timeout_s)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import trio
@@ -152,14 +153,7 @@ class Recovery:
         while True:
             left = until - trio.current_time()
             try:
-                return await self.rings.open(
-                    self._shape,
-                    ring.format,
-                    ring.rules.tokens,
-                    span=ring.span,
-                    timeout_s=min(OPEN_WITHIN_S, max(left, 0.1)),
-                    codec=ring.codec,
-                )
+                return await self._opened_again(ring, min(OPEN_WITHIN_S, max(left, 0.1)))
             # What time may heal: a node may come back, or have room again. Anything else is raised.
             except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded) as hindrance:
                 left = until - trio.current_time()
@@ -168,6 +162,26 @@ class Recovery:
             # An announcement ends the pause: with it a route may be whole again.
             await self.rings.finder.wait_news(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    async def _opened_again(self, ring: Ring, timeout_s: float) -> Ring:
+        """A ring by the same numerics; where nobody is left who has them, by those that promise no bits.
+
+        It is another session, and so its receipts say by what it was computed.
+        """
+        again = partial(
+            self.rings.open,
+            self._shape,
+            tokens=ring.rules.tokens,
+            span=ring.span,
+            timeout_s=timeout_s,
+            codec=ring.codec,
+        )
+        try:
+            return await again(numerics=ring.numerics)
+        except NoCoverage:
+            if ring.numerics.bits == "any":
+                raise
+            return await again(numerics=ring.numerics.loose)
 
     def _told(self, hindrance: ShoalError, error: ShoalError, lost: dict[PeerId, Span]) -> ShoalError:
         """One clear error, that names the blocks."""

@@ -35,7 +35,7 @@ from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.routing.replace import StepTimes
 from shoal.routing.reputation import Reputation
-from shoal.types import CarrierName, Codec, Format, ModelShape, PeerId, SessionId, Span
+from shoal.types import CarrierName, Codec, Format, ModelShape, Numerics, PeerId, SessionId, Span
 from shoal.wire.codec import choose_codec, coarsest
 from shoal.wire.messages import Failed, Located, Message, Opened, Refused, Rerouted, Step
 from shoal.wire.payload import hidden_states
@@ -55,7 +55,7 @@ class Ring:
         shape: ModelShape,
         route: Sequence[RouteHop],
         *,
-        format: Format,
+        numerics: Numerics,
         codec: Codec | None,
         tokens: int,
         step_timeout_s: float,
@@ -66,9 +66,10 @@ class Ring:
         self.reputation = reputation
         self.session = SessionId(os.urandom(16))
         self.rules = ClientSession(tokens, IN_FLIGHT)
-        self._places = Places(self.session, shape, route, pool, format=format, tokens=tokens)
+        self._places = Places(self.session, shape, route, pool, numerics=numerics, tokens=tokens)
         self._shape = shape
-        self._format: Format = format
+        self.numerics = numerics
+        """By which every hop computes."""
         self._codec: Codec | None = codec
         self._step_timeout_s = step_timeout_s
         self._results = Results()
@@ -120,7 +121,7 @@ class Ring:
     @property
     def format(self) -> Format:
         """How every hop holds its weights."""
-        return self._format
+        return self.numerics.format
 
     async def open(self, timeout_s: float) -> None:
         """Open the session, on every hop at once, where it is not open.
@@ -131,7 +132,7 @@ class Ring:
         await self._places.enter(timeout_s)
         if self._codec is None:
             # fp32 promises the bits of the whole model, whatever a hop asks for.
-            exact = self._format == "fp32"
+            exact = self.format == "fp32"
             self._codec = "float32" if exact else coarsest((self._places.codec, self._first_asks()))
 
     async def repair(self, replacements: Sequence[Replacement], position: int, timeout_s: float) -> int:
@@ -315,7 +316,7 @@ class Ring:
     def _first_asks(self) -> Codec:
         """What the way to the first hop asks for."""
         step_s = max(hop.hop.promised_s for hop in self._places.hops)
-        return choose_codec(self._format, self._first().bytes_s, self._shape.hidden_size, step_s)
+        return choose_codec(self.format, self._first().bytes_s, self._shape.hidden_size, step_s)
 
     def _returned(self, hop: int, message: Step, payload: bytes) -> None:
         if hop != len(self._places.hops) - 1:

@@ -19,7 +19,7 @@ from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.routing.reputation import REFUSAL
 from shoal.swarm.member import Member
-from shoal.types import Codec, Format, ModelShape, PeerId, SessionId, Span
+from shoal.types import Codec, ModelShape, Numerics, PeerId, SessionId, Span
 from shoal.wire.messages import Failed, Located, Message, Opened, Refused, Rerouted, Step
 
 OPEN_ATTEMPTS = 64
@@ -85,7 +85,7 @@ class Rings:
     async def open(
         self,
         shape: ModelShape,
-        format: Format,
+        numerics: Numerics,
         tokens: int,
         *,
         span: Span | None = None,
@@ -113,14 +113,14 @@ class Rings:
             if search.refused is not None and trio.current_time() >= until:
                 break
             try:
-                route = self.finder.find(shape, format, tokens, search.avoid, span=span, trial=search.trial)
+                route = self.finder.find(shape, numerics, tokens, search.avoid, span=span, trial=search.trial)
             except (NoCoverage, Busy) as error:
                 if search.ask_doubtful_again():
                     continue
                 raise search.refused or error from None
             has_s = self._opens_within_s(search, route, timeout_s) if search.hurried else timeout_s
             try:
-                return await self._open(shape, format, tokens, route, has_s, codec)
+                return await self._open(shape, numerics, tokens, route, has_s, codec)
             except HopRefused as error:
                 await self._note_refusal(search, route, error, hurried=has_s < timeout_s)
         raise search.refused or NoCoverage("no route was found")
@@ -190,7 +190,7 @@ class Rings:
     async def _open(
         self,
         shape: ModelShape,
-        format: Format,
+        numerics: Numerics,
         tokens: int,
         route: Sequence[RouteHop],
         timeout_s: float,
@@ -201,7 +201,7 @@ class Rings:
             self._pool,
             shape,
             route,
-            format=format,
+            numerics=numerics,
             codec=codec or (None if wire == "auto" else wire),
             tokens=tokens,
             step_timeout_s=self._settings.step_timeout_s,

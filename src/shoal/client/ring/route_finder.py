@@ -24,15 +24,15 @@ from shoal.errors import (
     NoCoverage,
     RemoteProtocolError,
 )
-from shoal.routing.formats import ranked
+from shoal.routing.formats import ranked_numerics
 from shoal.routing.prices import Candidate
 from shoal.routing.repair import choose_repair
 from shoal.routing.replace import ReplaceDecision, StepTimes, promised_s, worth_replacing
 from shoal.routing.reputation import TRIALS, Reputation
 from shoal.routing.route import Stage, choose_route
-from shoal.swarm.announcement import Announcement, candidate
+from shoal.swarm.announcement import Announcement, candidate, numerics_of
 from shoal.swarm.member import Member
-from shoal.types import Format, ModelShape, PeerId, Span, gaps
+from shoal.types import Format, ModelShape, Numerics, PeerId, Span, gaps
 
 HEAR_WITHIN_S = 6.0
 """How long a client that has just come waits to hear of nodes that serve what it wants."""
@@ -69,7 +69,7 @@ class RouteFinder:
     def find(
         self,
         shape: ModelShape,
-        format: Format,
+        numerics: Numerics,
         tokens: int,
         avoid: set[PeerId],
         *,
@@ -88,9 +88,9 @@ class RouteFinder:
             Busy: every route is full.
             DigestMismatch: only another version of the model is served.
         """
-        candidates, serving = self._candidates(shape, format, trial=trial)
+        candidates, serving = self._candidates(shape, numerics, trial=trial)
         if not serving:
-            self._explain_absence(shape, format, span)
+            self._explain_absence(shape, numerics, span)
         choose = partial(
             choose_route,
             candidates,
@@ -109,7 +109,7 @@ class RouteFinder:
         A hop that was just lost, or a peer that is distrusted, takes no place while a whole new route can be
         had without them: else two liars would go on taking turns in a gap that nobody else fits.
         """
-        candidates, serving = self._candidates(shape, ring.format)
+        candidates, serving = self._candidates(shape, ring.numerics)
         stages = [Stage(hop.address.peer, hop.span) for hop in ring.route]
         choose = partial(choose_repair, candidates, stages, ring.lost, ring.rules.tokens)
         distrusted = {peer for peer in serving if self.reputation.distrusted(peer, trio.current_time())}
@@ -129,7 +129,7 @@ class RouteFinder:
         self, ring: Ring, shape: ModelShape, index: int, seen: StepTimes, *, cached: int, remaining: int
     ) -> ReplaceDecision:
         """Whether a hop that has become slow should be replaced. Arguments: those of ``worth_replacing``."""
-        candidates, serving = self._candidates(shape, ring.format)
+        candidates, serving = self._candidates(shape, ring.numerics)
         return worth_replacing(
             candidates,
             [Stage(hop.address.peer, hop.span) for hop in ring.route],
@@ -144,7 +144,7 @@ class RouteFinder:
     def possible(self, ring: Ring, shape: ModelShape, *, avoid: set[PeerId]) -> bool:
         """Whether there is a route like a ring's without these peers."""
         try:
-            return bool(self.find(shape, ring.format, ring.rules.tokens, avoid, span=ring.span))
+            return bool(self.find(shape, ring.numerics, ring.rules.tokens, avoid, span=ring.span))
         except (NoCoverage, Busy, DigestMismatch):
             return False
 
@@ -164,15 +164,23 @@ class RouteFinder:
         peers = f"the {len(self._only)} peers" if len(self._only) > 1 else "the one peer"
         return f", of {peers} that only names" if self._only else ""
 
-    async def served_formats(self, shape: ModelShape, span: Span) -> list[Format]:
-        """The formats in which blocks ``span`` are served, in the order in which they are to be tried."""
+    async def served_numerics(
+        self, shape: ModelShape, span: Span, format: Format | None = None
+    ) -> list[Numerics]:
+        """By what blocks ``span`` are served, in ``format`` where one is given, in the order to be tried.
+
+        Where hops that promise other bits, or none, could only together cover the blocks, or be faster, they
+        come last of their format.
+        """
         await self._hear_of(shape, span)
         proven = self.reputation.proven
-        served: list[tuple[Format, Span, bool]] = [
-            (a.served.format, a.served.span, proven(PeerId(a.peer))) for a in self.serving(shape) if a.served
+        served = [
+            (numerics, a.served.span, proven(PeerId(a.peer)))
+            for a in self.serving(shape)
+            if a.served and (numerics := numerics_of(a.served)) is not None
         ]
-        nobody: list[Format] = ["fp32"]
-        return ranked(served, span) or nobody
+        nobody = Numerics(format or "fp32", "auto", "any")
+        return ranked_numerics(served, span, format) or [nobody]
 
     async def _hear_of(self, shape: ModelShape, span: Span) -> None:
         """Wait, not long, until someone covers the blocks: a client that has just come knows few."""
@@ -242,10 +250,12 @@ class RouteFinder:
             await self.member.find(shape.digest)
 
     def _candidates(
-        self, shape: ModelShape, format: Format, *, trial: bool = False
+        self, shape: ModelShape, numerics: Numerics, *, trial: bool = False
     ) -> tuple[list[Candidate], dict[PeerId, Announcement]]:
         serving = {
-            PeerId(a.peer): a for a in self.serving(shape, format) if a.peer != self.member.network.peer
+            PeerId(a.peer): a
+            for a in self.serving(shape, numerics.format)
+            if a.peer != self.member.network.peer and a.served and numerics.admits(a.served.numerics)
         }
         rtts = self._round_trips()
         offers = [candidate(peer, a.served, rtts.get(peer)) for peer, a in serving.items() if a.served]
@@ -284,7 +294,7 @@ class RouteFinder:
         now, held = trio.current_time(), self._suspects.holds
         return {peer for peer, a in serving.items() if held(peer, a.sequence, now, caution)}
 
-    def _explain_absence(self, shape: ModelShape, format: Format, span: Span) -> None:
+    def _explain_absence(self, shape: ModelShape, numerics: Numerics, span: Span) -> None:
         now = self.member.now()
         others = [a.served for a in self.member.alive() if a.served and a.served.model == shape.name]
         if self._only and not self.serving(shape):
@@ -294,9 +304,19 @@ class RouteFinder:
                 check="check the ids with shoal peers, and that these peers serve the model",
                 next_command="shoal peers",
             )
-        if any(served.digest == shape.digest for served in others):
+        same = [served for served in others if served.digest == shape.digest]
+        if any(served.format == numerics.format for served in same):
+            served_by = sorted({served.numerics or "numerics that they do not name" for served in same})
             raise NoCoverage(
-                f"nobody serves {shape.name} in {format}{self.among}",
+                f"nobody serves {shape.name} by the numerics {numerics}{self.among}, but by "
+                f"{', '.join(served_by)}: these never share a session",
+                missing=[span],
+                check="start the nodes in the same version of Shoal, with the same --format and --kv",
+                next_command="shoal peers --json",
+            )
+        if same:
+            raise NoCoverage(
+                f"nobody serves {shape.name} in {numerics.format}{self.among}",
                 missing=[span],
                 check="choose a format in which it is served; shoal status shows them",
             )

@@ -23,13 +23,14 @@ from shoal.executor.pages import PagePool, pages_for
 from shoal.executor.runner import Capabilities, PagedRunner, SessionRows
 from shoal.executor.shape import LlamaShape
 from shoal.executor.weights.llama_blocks import LayerWeights
-from shoal.types import Format, Kv, Span
+from shoal.types import Exactness, Format, Kv, Span
 
 
 class DeviceRunner(PagedRunner):
     """Blocks ``[start, end)`` of a model of Llama's shape on a device, and every session's KV in them."""
 
     capabilities = Capabilities(batch=True, roll_back=True, exact=False)
+    bits: Exactness = "torch"
 
     def __init__(
         self,

@@ -228,7 +228,7 @@ class ParallelRunner(ModuleRunner):
     """A span over several processes as a runner."""
 
     def __init__(self, module: ParallelSpan) -> None:
-        super().__init__(module, exact=False)  # sums of parts are added up in another order
+        super().__init__(module, exact=False, bits="ranks")  # sums of parts are added up in another order
         self._parallel = module
 
     @asynccontextmanager

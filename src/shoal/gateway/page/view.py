@@ -79,6 +79,7 @@ def _peer(a: Announcement, me: bool, path: str | None, rtt_s: float | None, left
         "end": served.end,
         "n_blocks": served.n_blocks,
         "format": served.format,
+        "numerics": served.numerics or None,
         "device": served.device,
         "device_memory": served.device_memory,
         "share": served.share,

@@ -117,9 +117,12 @@ class OwnerWatch:
         serving = self._member.directory.serving(
             self._shape.digest, self._member.now(), self._server.engine.format
         )
+        loose = self._server.engine.numerics.loose
         ourselves = self._member.network.peer
         return [
-            candidate(PeerId(a.peer), a.served, None) for a in serving if a.served and a.peer != ourselves
+            candidate(PeerId(a.peer), a.served, None)
+            for a in serving
+            if a.served and a.peer != ourselves and loose.admits(a.served.numerics)
         ]
 
 

@@ -25,7 +25,7 @@ from shoal.executor.thread import ComputeThread
 from shoal.models.build.rope_scaling import RopeScaling
 from shoal.testing.sim import model
 from shoal.testing.sim.agenda import Agenda
-from shoal.types import Codec, SessionId, Span
+from shoal.types import Codec, Numerics, SessionId, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,10 @@ class SimEngine(Engine):
     @property
     def width(self) -> int:
         return model.WIDTH
+
+    @property
+    def numerics(self) -> Numerics:
+        return Numerics("fp32", "auto", "modules")
 
     @property
     def capabilities(self) -> Capabilities:

@@ -57,7 +57,9 @@ def a_served(span: Span) -> Served:
     """What a node of the simulated model announces that has nothing to do."""
     shape = model.SHAPE
     sizes = (shape.n_blocks, shape.hidden_size, shape.context, shape.vocab_size, span.start, span.end)
-    return Served(shape.name, shape.digest, *sizes, "fp32", 65536, 65536, 0, 8.0)
+    return Served(
+        shape.name, shape.digest, *sizes, "fp32", 65536, 65536, 0, 8.0, numerics="n1/fp32/auto/modules"
+    )
 
 
 @dataclass(eq=False)
