@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from shoal.client.ends import OwnSpan, SessionEnds
 from shoal.client.generate import Delta, FinishReason
+from shoal.client.receipts.pull import AnswerReceipts
 from shoal.client.ring.recovery import RouteChange
 from shoal.client.timing import Timing
 from shoal.types import CarrierName, PeerId, Span
@@ -39,6 +40,8 @@ class Answer:
         self.timing = Timing()
         self.ends: SessionEnds | None = None
         """What this machine computes of it, once it has begun."""
+        self.receipts: AnswerReceipts | None = None
+        """What the hops have signed of it, where that was asked for and the answer is complete."""
         self._stream = stream(self)
 
     async def __aiter__(self) -> AsyncIterator[Delta]:

@@ -223,6 +223,22 @@ class SessionEnds:
             made = error
         done(made, first.after)
 
+    async def sent(
+        self, token_ids: Sequence[int], position: int, codec: Codec, sequence_length: int
+    ) -> bytes | None:
+        """What the first hop was sent for tokens there, encoded, without computing any block again.
+
+        ``None`` where blocks are here, and what they made was not kept.
+        """
+
+        def look() -> bytes | None:
+            if self._ends.first is None:
+                return encode(self._ends.ends.embed(token_ids, position), codec)
+            rows = self._sent.find(token_ids, position, sequence_length)
+            return None if rows is None else encode(rows, codec)
+
+        return await self._thread.run(look)
+
     async def finish(self, returned: Returned, wanted: int) -> Returned:
         """What a step brought back, with the last ``wanted`` of its rows as the last block of all gives them.
 

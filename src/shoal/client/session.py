@@ -26,6 +26,7 @@ from shoal.client.scores import TokenScore
 from shoal.client.transcript import Piece, Transcript, join_singles
 from shoal.errors import CannotRollBack, PromptTooLong, ShoalError, UsageError
 from shoal.executor.arrays import Floats, join
+from shoal.trust.rows import row_hashes
 from shoal.types import Codec, ModelShape
 from shoal.wire.messages import HopTime
 from shoal.wire.session import Issued
@@ -239,6 +240,21 @@ class Session:
         self._transcript.cut(position)
         self.ends.roll_back(position)
         self.ring.roll_back(position)
+
+    async def sent_hashes(self) -> bytes:
+        """The hashes of the rows that the first hop has been sent, one for each token that the hops hold.
+
+        Computed again from the tokens; empty where blocks of this machine made the rows and forgot them.
+        """
+        found, position = list[bytes](), 0
+        for token_ids, told in self._transcript.held_pieces:
+            payload = await self.ends.sent(token_ids, position, self.ring.codec, told)
+            if payload is None:
+                return b""
+            count = len(token_ids)
+            found.append(row_hashes(payload, self.ring.codec, count, self.shape.hidden_size))
+            position += count
+        return b"".join(found)
 
     async def aclose(self) -> None:
         """Free the KV here and on every hop."""

@@ -24,6 +24,7 @@ from shoal.client.ends import SessionEnds
 from shoal.client.generate import Delta, generate
 from shoal.client.graph.graph_client import GraphClient
 from shoal.client.load_ends import load_ends
+from shoal.client.receipts.pull import pull_receipts
 from shoal.client.recommended import sampling_for
 from shoal.client.ring.recovery import Recovery
 from shoal.client.ring.ring import Ring
@@ -163,6 +164,7 @@ class Swarm:
         format: Format | None = None,
         otherwise: float = 0.0,
         speculate: bool | None = None,
+        receipts: bool = False,
         **sampling: Any,
     ) -> Answer:
         """An answer to ``prompt`` (text or token ids as they are) or ``messages`` (by the chat template).
@@ -178,6 +180,8 @@ class Swarm:
             otherwise: the temperature for ``None`` where they recommend none.
             speculate: guess tokens ahead where that is faster (:mod:`shoal.client.speculation`); the tokens
                 are the same either way. By default as set.
+            receipts: have the hops sign what they have done, once the answer is complete, and check it
+                (``Answer.receipts``). A hop that does not loses reputation; the answer stays as it is.
 
         Raises:
             UsageError: at once, for an option that cannot be.
@@ -209,13 +213,14 @@ class Swarm:
                     check="shorten the prompt: it is never cut for you",
                 )
             limit = min(max_tokens, room)
+            chosen = sampling_for(local.sampling, sampling, otherwise)
             async with self.session(model, tokens=len(token_ids) + limit, format=format) as session:
                 answer.route, answer.ends = _stages(session), session.ends
                 deltas = generate(
                     session,
                     token_ids,
                     codec.detokenizer() if codec else None,
-                    sampling=sampling_for(local.sampling, sampling, otherwise),
+                    sampling=chosen,
                     max_tokens=limit,
                     stop=stop,
                     end_tokens=local.end_tokens,
@@ -226,6 +231,9 @@ class Swarm:
                     if len(answer.reroutes) < len(session.reroutes):
                         answer.reroutes, answer.route = tuple(session.reroutes), _stages(session)
                     yield delta
+                if receipts:
+                    whole = [*token_ids, *answer.token_ids]
+                    answer.receipts = await pull_receipts(session, whole, len(token_ids), chosen)
 
         return Answer(shown, stream)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from shoal.errors import Busy, ShoalError, UnknownSession
 from shoal.executor.arrays import Floats
@@ -15,6 +16,8 @@ from shoal.executor.pages import PagePool
 from shoal.executor.runner import Capabilities, KvState, Runner, SessionRows
 from shoal.executor.thread import ComputeThread
 from shoal.types import Codec, Format, Kv, Numerics, SessionId, Span
+
+_ResultT = TypeVar("_ResultT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +193,10 @@ class Engine:
     def after(self, function: Callable[[], None]) -> None:
         """Have ``function`` run once all that ran together are done. To be called when one of them is."""
         self._batcher.after(function)
+
+    async def settled(self, look: Callable[[], _ResultT]) -> _ResultT:
+        """What ``look`` returns, on the thread that computes, when all that it has computed is done with."""
+        return await self._thread.run(look)
 
     def _state(self, session: SessionId) -> KvState:
         state = self._sessions.get(session)

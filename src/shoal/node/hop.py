@@ -9,6 +9,7 @@ another in its place (``Reroute``): what was sent so far has been kept, and is s
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from shoal.errors import Busy, ChannelClosed, ShoalError, Superseded, UnknownSes
 from shoal.executor.engine import Engine, StepOutput
 from shoal.net.channel import Channel
 from shoal.node.resend_buffer import ResendBudget, ResendBuffer
+from shoal.trust.signing import Signing, WorkLog
 from shoal.types import PeerId, SessionId
 from shoal.wire.hop_queue import HopQueue
 from shoal.wire.messages import Failed, HopTime, Located, Open, Reroute, Step, shorten
@@ -66,6 +68,10 @@ class Hop:
         self._order = threading.Lock()  # what is sent again goes before what is computed meanwhile
         self._cut = False  # the client knows that the way onward is gone
         self._stalled = trio.Event()  # the way onward was full when a step came
+        self.opening = os.urandom(16)
+        """In all receipts of this session."""
+        self.signing = Signing()
+        self._work = WorkLog()
 
     @property
     def session(self) -> SessionId:
@@ -182,7 +188,7 @@ class Hop:
     def _submit(self, step: Step, payload: bytes) -> None:
         hidden = step.hidden
         rows = step.tokens if self.next is not None else step.wanted
-        done = partial(self._done, step, rows)
+        done = partial(self._done, step, payload, rows)
         self.engine.submit(
             self.session,
             step.position,
@@ -195,7 +201,7 @@ class Hop:
             step.sequence_length,
         )
 
-    def _done(self, step: Step, rows: int, result: StepOutput | ShoalError) -> None:
+    def _done(self, step: Step, payload: bytes, rows: int, result: StepOutput | ShoalError) -> None:
         """Send the result on its way. On the engine's thread, so that nothing stands between.
 
         The event loop hears of failures alone: to wake it for each step would cost as much as the sending.
@@ -207,10 +213,12 @@ class Hop:
         with suppress(trio.RunFinishedError):  # the node has ended
             if isinstance(result, ShoalError):
                 self._loop.run_sync_soon(self._failed, step, result)
-            elif (lost := self._send(step, rows, result)) is not None:
-                self._loop.run_sync_soon(self.lost_next, *lost)
             else:
-                self.engine.after(partial(self.measured, step, result))
+                lost = self._send(step, rows, result)
+                # Once the results of all that ran together are on their way: nobody waits for hashes.
+                self.engine.after(partial(self._finish, step, payload, rows, result))
+                if lost is not None:
+                    self._loop.run_sync_soon(self.lost_next, *lost)
 
     def _send(self, step: Step, rows: int, result: StepOutput) -> tuple[Channel, str] | None:
         """Send on what came out. Returns the channel that turned out to be gone, and why."""
@@ -239,6 +247,24 @@ class Hop:
             except ChannelClosed as error:
                 return way, error.message
         return None
+
+    def _finish(self, step: Step, payload: bytes, rows: int, result: StepOutput) -> None:
+        """Note what the step was and what became of it."""
+        self.measured(step, result)
+        # What only fills a cache is not sent on: where bits may differ from the first time, it says nothing.
+        shown = rows if step.hops_left != 0 or self.engine.numerics.exact else 0
+        hidden = step.hidden
+        self._work.note(
+            step.position, hidden.codec, hidden.rows, hidden.width, payload, shown, result.payload
+        )
+
+    async def worked(self, tokens: int) -> WorkLog:
+        """What the first ``tokens`` positions were given and what became of them, once all steps are noted.
+
+        Raises:
+            NotAllowed: see :meth:`WorkLog.copy`.
+        """
+        return await self.engine.settled(partial(self._work.copy, tokens))
 
     def _failed(self, step: Step, error: ShoalError) -> None:
         self.queue.forget(step.position)

@@ -24,12 +24,24 @@ from shoal.node.handlers import Handlers
 from shoal.node.hop import Hop
 from shoal.node.load import LoadMeter
 from shoal.node.owner.handover import HeldSession
+from shoal.node.receipts import ReceiptDesk
 from shoal.node.rerouting import NOT_YOURS, Rerouting
 from shoal.node.sessions import Opening, Sessions
 from shoal.node.speed import Speed
 from shoal.tasks import ends_alone
 from shoal.types import Codec, Digest, PeerId, SessionId, Span
-from shoal.wire.messages import Close, Failed, Located, Message, Open, Opened, Refused, Rerouted, Step
+from shoal.wire.messages import (
+    Close,
+    Failed,
+    Located,
+    Message,
+    Open,
+    Opened,
+    Receipts,
+    Refused,
+    Rerouted,
+    Step,
+)
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +78,7 @@ class SpanServer:
         )
         self._admission = Admission(mine, self.channels, self.load, self._measured, wire)
         self._rerouting = Rerouting(mine, self.channels, self.load, self._peer, self._spawn)
+        self._receipts = ReceiptDesk(mine, network.sign, self._spawn)
         self._nursery: trio.Nursery | None = None
         self._register()
 
@@ -73,8 +86,9 @@ class SpanServer:
         self.handlers.register(Step, self._step)
         self.handlers.register(Open, self._open)
         self._rerouting.register(self.handlers)
+        self._receipts.register(self.handlers)
         self.handlers.register(Close, self._close)
-        for answer in (Failed, Opened, Refused, Rerouted, Located):
+        for answer in (Failed, Opened, Refused, Rerouted, Located, Receipts):
             self.handlers.register(answer, _ignore)
 
     @property
@@ -156,7 +170,8 @@ class SpanServer:
         try:
             with suppress(ChannelClosed):  # the client is gone
                 codec, rolls_back = self._admission.codec(hop), hop.engine.capabilities.roll_back
-                await channel.send(Opened(message.session, self.tokens_free, codec, rolls_back))
+                opened = Opened(message.session, self.tokens_free, codec, rolls_back, hop.opening)
+                await channel.send(opened)
                 await hop.run()
         finally:
             # However it ends, its KV is free for others.

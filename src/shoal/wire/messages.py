@@ -14,6 +14,8 @@ The life of a session, seen from a hop::
     client ← Rerouted
     client → Locate          how far has the session come here?
     client ← Located
+    client → GetReceipts     sign what you have done
+    client ← Receipts
     client → Close           free the KV (so does losing the client's channel)
 
 A graph's segments keep nothing, so a session on them is asked again and again, and each time answered::
@@ -54,6 +56,9 @@ MAX_PAYLOAD = 256 << 20
 MAX_TOKENS = 1 << 22
 MAX_BLOCKS = 1 << 14
 MAX_HOPS = 256
+
+MAX_WINDOWS = 128
+"""Receipts of one message: 18 KB."""
 
 MAX_PIECE = 1 << 20
 """Bytes of one piece of a model: a chunk of those that are hashed by themselves."""
@@ -131,6 +136,8 @@ class Opened(_Message, frozen=True, tag="opened"):
     """What the way onward from here asks for. The client chooses for the whole session."""
     rolls_back: bool = False
     """Whether the session's cache can return to any earlier position without being built again."""
+    opening: SessionBytes = bytes(16)
+    """In all receipts of this session: new with each that the hop opens."""
 
 
 class Refused(_Message, frozen=True, tag="refused"):
@@ -233,6 +240,34 @@ class Located(_Message, frozen=True, tag="located"):
     """The number of the last step whose result was sent on."""
 
 
+class GetReceipts(_Message, frozen=True, tag="get_receipts"):
+    """Ask a hop to sign what it has done for the first ``tokens`` positions of a session."""
+
+    session: SessionBytes
+    nonce: SessionBytes
+    """New with each question. The receipts of one question may be asked for in parts, with the same one."""
+    tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+    first: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] = 0
+    """The window from which on they are wanted; as many come as a message may have."""
+
+
+class SignedWindow(Struct, frozen=True, array_like=True, gc=False):
+    """A receipt without what it has in common with others: :mod:`shoal.trust.receipt`."""
+
+    sent: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
+    came: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    went: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+class Receipts(_Message, frozen=True, tag="receipts"):
+    session: SessionBytes
+    first: Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+    windows: Annotated[tuple[SignedWindow, ...], Meta(max_length=MAX_WINDOWS)]
+    refused: Text = ""
+    """Why there are none."""
+
+
 class Close(_Message, frozen=True, tag="close"):
     session: SessionBytes
 
@@ -308,6 +343,8 @@ Message = (
     | Rerouted
     | Locate
     | Located
+    | GetReceipts
+    | Receipts
     | Close
     | Infer
     | Inferred

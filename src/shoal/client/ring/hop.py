@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from shoal.client.ring.hop_pace import NEWCOMER_STEPS, STEPS, HopPace
-from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError, from_code
+from shoal.errors import (
+    ChannelClosed,
+    DeadlineExceeded,
+    NotAllowed,
+    RemoteProtocolError,
+    ShoalError,
+    from_code,
+)
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.tasks import seconds_left
+from shoal.trust.rows import windows
 from shoal.types import Codec, PeerAddress, PeerId, Span
-from shoal.wire.messages import Locate, Located, Open, Opened, Refused, Reroute, Rerouted, shorten
+from shoal.wire.messages import (
+    GetReceipts,
+    Locate,
+    Located,
+    Open,
+    Opened,
+    Receipts,
+    Refused,
+    Reroute,
+    Rerouted,
+    SignedWindow,
+    shorten,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +89,13 @@ class HopFailed(ShoalError):
         self.error = error
 
 
-HopRequest = Open | Reroute | Locate
-HopReply = Opened | Refused | Rerouted | Located
+HopRequest = Open | Reroute | Locate | GetReceipts
+HopReply = Opened | Refused | Rerouted | Located | Receipts
 _FITS: dict[type[HopRequest], tuple[type[HopReply], ...]] = {
     Open: (Opened, Refused),
     Reroute: (Rerouted,),
     Locate: (Located,),
+    GetReceipts: (Receipts,),
 }
 
 
@@ -88,6 +110,8 @@ class RingHop:
         """What its way onward asks for."""
         self.rolls_back = False
         """Whether its cache can return to any earlier position, as it says."""
+        self.opening = bytes(16)
+        """What it says that all its receipts of this session will have."""
         self.pace = HopPace(hop.promised_s, STEPS if hop.proven else NEWCOMER_STEPS)
         self.lost: str | None = None
         """Why the hop is no longer to be counted on."""
@@ -127,6 +151,7 @@ class RingHop:
         if isinstance(reply, Opened):
             self.codec = reply.codec
             self.rolls_back = reply.rolls_back
+            self.opening = reply.opening
         self.open = True
 
     async def ask(self, message: HopRequest, timeout_s: float) -> HopReply:
@@ -152,6 +177,28 @@ class RingHop:
         if self.lost is not None:
             raise HopLost(self.hop, self.lost)
         raise DeadlineExceeded(f"{self.peer} did not reply within {timeout_s:.1f} s")
+
+    async def receipts(self, question: GetReceipts, timeout_s: float) -> list[SignedWindow]:
+        """The receipts that it signs, all of them.
+
+        Raises:
+            HopLost: the hop is gone.
+            DeadlineExceeded: it did not reply in time.
+            NotAllowed: it gives none; says why.
+            RemoteProtocolError: it gives other windows than those that were asked for.
+        """
+        found: list[SignedWindow] = []
+        count, until = windows(question.tokens), trio.current_time() + timeout_s
+        while len(found) < count:
+            asked = msgspec.structs.replace(question, first=len(found))
+            reply = await self.ask(asked, seconds_left(until))
+            if not isinstance(reply, Receipts) or reply.refused:
+                why = reply.refused if isinstance(reply, Receipts) else "it answers with something else"
+                raise NotAllowed(why)
+            if reply.first != asked.first or not 0 < len(reply.windows) <= count - len(found):
+                raise RemoteProtocolError(f"{len(reply.windows)} receipts from window {reply.first} on")
+            found += reply.windows
+        return found
 
     def replied(self, message: HopReply) -> None:
         """Take a reply in.

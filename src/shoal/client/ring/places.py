@@ -16,7 +16,17 @@ from shoal.net.pool import ChannelPool
 from shoal.tasks import seconds_left
 from shoal.types import Codec, ModelShape, Numerics, SessionId
 from shoal.wire.codec import coarsest
-from shoal.wire.messages import Close, Locate, Located, NextHop, Open, Reroute, Rerouted
+from shoal.wire.messages import (
+    Close,
+    GetReceipts,
+    Locate,
+    Located,
+    NextHop,
+    Open,
+    Reroute,
+    Rerouted,
+    SignedWindow,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +138,22 @@ class Places:
         """
         reply = await self.hops[index].ask(Locate(self._session), timeout_s)
         return reply if isinstance(reply, Located) else None
+
+    async def receipts(
+        self, nonce: bytes, tokens: int, timeout_s: float
+    ) -> list[list[SignedWindow] | ShoalError]:
+        """What each hop signs for the first ``tokens`` positions, all asked at once, or why it does not."""
+        found: list[list[SignedWindow] | ShoalError] = [ChannelClosed("it was not asked")] * len(self.hops)
+
+        async def ask(index: int) -> None:
+            try:
+                question = GetReceipts(self._session, nonce, tokens)
+                found[index] = await self.hops[index].receipts(question, timeout_s)
+            except ShoalError as error:
+                found[index] = error
+
+        await _together([partial(ask, index) for index in range(len(self.hops))])
+        return found
 
     async def leave(self) -> None:
         """Tell every hop to free its KV, all at once: one that takes nothing must not keep others waiting.

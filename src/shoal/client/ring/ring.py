@@ -35,9 +35,20 @@ from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.routing.replace import StepTimes
 from shoal.routing.reputation import Reputation
+from shoal.trust.rows import RowLog, row_hashes
 from shoal.types import CarrierName, Codec, Format, ModelShape, Numerics, PeerId, SessionId, Span
 from shoal.wire.codec import choose_codec, coarsest
-from shoal.wire.messages import Failed, Located, Message, Opened, Refused, Rerouted, Step
+from shoal.wire.messages import (
+    Failed,
+    Located,
+    Message,
+    Opened,
+    Receipts,
+    Refused,
+    Rerouted,
+    SignedWindow,
+    Step,
+)
 from shoal.wire.payload import hidden_states
 from shoal.wire.session import ClientSession, Issued
 
@@ -77,6 +88,8 @@ class Ring:
         self._clock = trio.lowlevel.current_clock()  # asked from any thread
         self._giving_up = threading.Lock()  # a step that is given up is not sent after it
         self._times = RingTimes(self._places, self.session, trace, shape.hidden_size, IN_FLIGHT)
+        self.received = RowLog()
+        """Hashes of the rows that the last hop has given us."""
         self.losses = Losses(
             self._places, self.rules, self._results, reputation, lambda peers: replaceable(self, peers)
         )
@@ -274,6 +287,14 @@ class Ring:
         await self.losses.give_up()
         raise results.broken or DeadlineExceeded(f"no result within {self._step_timeout_s:.0f} s")
 
+    async def receipts(
+        self, nonce: bytes, tokens: int, timeout_s: float
+    ) -> list[tuple[RouteHop, bytes, list[SignedWindow] | ShoalError]]:
+        """What each hop signs for the first ``tokens`` positions, or why it does not, and its opening."""
+        signed = await self._places.receipts(nonce, tokens, timeout_s)
+        hops = self._places.hops
+        return [(hop.hop, hop.opening, given) for hop, given in zip(hops, signed, strict=True)]
+
     def roll_back(self, position: int) -> None:
         """Go on from ``position``: with the next step, every hop forgets what it computed beyond it."""
         with self._giving_up:
@@ -294,7 +315,7 @@ class Ring:
         if hop is None:
             return
         match message:
-            case Opened() | Refused() | Rerouted() | Located():
+            case Opened() | Refused() | Rerouted() | Located() | Receipts():
                 self._places.hops[hop].replied(message)
             case Step():
                 self._returned(hop, message, payload)
@@ -344,6 +365,8 @@ class Ring:
                     alone=issued.alone,
                 )
             )
+            hashes = row_hashes(payload, hidden.codec, hidden.rows, hidden.width)
+            self.received.note(issued.position, issued.tokens, hashes)
             # A result has been through every hop, so each of them has shown that it works.
             self.reputation.answered(hop.peer for hop in self._places.hops)
 

@@ -20,7 +20,7 @@ from shoal.net.pool import ChannelPool
 from shoal.routing.reputation import REFUSAL
 from shoal.swarm.member import Member
 from shoal.types import Codec, ModelShape, Numerics, PeerId, SessionId, Span
-from shoal.wire.messages import Failed, Located, Message, Opened, Refused, Rerouted, Step
+from shoal.wire.messages import Failed, Located, Message, Opened, Receipts, Refused, Rerouted, Step
 
 OPEN_ATTEMPTS = 64
 """Routes that are tried for one session."""
@@ -230,7 +230,7 @@ class Rings:
 
     async def _handle(self, channel: Channel, message: Message, payload: bytes) -> None:
         match message:
-            case Opened() | Refused() | Rerouted() | Located() | Step() | Failed():
+            case Opened() | Refused() | Rerouted() | Located() | Receipts() | Step() | Failed():
                 ring = self._rings.get(SessionId(message.session))
                 if ring is not None:  # else it was closed a moment ago
                     ring.deliver(channel, message, payload)

@@ -186,6 +186,10 @@ class SimEngine(Engine):
     def after(self, function: Callable[[], None]) -> None:
         function()
 
+    async def settled(self, look: Callable[[], _ResultT]) -> _ResultT:
+        await trio.lowlevel.checkpoint()
+        return look()
+
     def _begin(self) -> None:
         """Start with the next step, unless one is under way."""
         if self._waiting and not self._busy:

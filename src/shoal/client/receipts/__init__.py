@@ -1,0 +1,1 @@
+"""Receipts of an answer: asked for and checked by its client, and computed again by anybody."""

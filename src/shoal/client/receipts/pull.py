@@ -1,0 +1,130 @@
+"""Asks the hops of a session for their receipts, checks them, and remembers who gave none or bad ones.
+
+This is done beside an answer and never changes it: whoever gives no receipts in time loses reputation alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from shoal.client.sampling import Sampling
+from shoal.client.session import Session
+from shoal.errors import ChannelClosed, ShoalError, UsageError
+from shoal.net.identity import verify
+from shoal.routing.reputation import REFUSAL, SHARED_FAULT, WHOLE_FAULT
+from shoal.trust.answer import (
+    Fault,
+    HopReceipts,
+    KeptAnswer,
+    KeptWindow,
+    check_answer,
+    uncompared,
+)
+from shoal.trust.rows import HASH
+from shoal.types import PeerId
+from shoal.wire.messages import SignedWindow
+
+PULL_WITHIN_S = 5.0
+"""What all hops have to sign and send their receipts, beside what each answer takes them."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerReceipts:
+    """The receipts of an answer, and what they show."""
+
+    kept: KeptAnswer
+    faults: tuple[Fault, ...]
+    """What is wrong with them; empty where all hold."""
+    uncompared: int
+    """Windows that two neighbours could not be compared in."""
+
+
+async def pull_receipts(
+    session: Session,
+    token_ids: Sequence[int],
+    prompt_tokens: int,
+    sampling: Sampling | None,
+    timeout_s: float = PULL_WITHIN_S,
+) -> AnswerReceipts:
+    """What the hops sign of the answer that a session holds, checked.
+
+    Args:
+        token_ids: the prompt's and the answer's.
+        prompt_tokens: how many of them are the prompt's.
+        sampling: how the answer's were chosen; ``None`` where that is not to be checked.
+
+    Raises:
+        UsageError: the session holds something else.
+    """
+    ring, tokens = session.ring, min(len(session.token_ids), len(token_ids))
+    if not tokens or session.token_ids[:tokens] != list(token_ids[:tokens]):
+        raise UsageError(
+            "the session does not hold this answer any more",
+            check="ask for the receipts before the session goes on",
+        )
+    nonce, shape = os.urandom(16), session.shape
+    given = await ring.receipts(nonce, tokens, timeout_s)
+    hops = tuple(
+        HopReceipts(
+            peer=hop.address.peer,
+            start=hop.span.start,
+            end=hop.span.end,
+            opening=opening,
+            receipts=() if isinstance(signed, ShoalError) else _kept(signed),
+            missing=signed.message[:1024] if isinstance(signed, ShoalError) else "",
+        )
+        for hop, opening, signed in given
+    )
+    kept = KeptAnswer(
+        model=shape.name,
+        digest=shape.digest,
+        n_blocks=shape.n_blocks,
+        width=shape.hidden_size,
+        numerics=str(ring.numerics),
+        codec=ring.codec,
+        session=ring.session,
+        nonce=nonce,
+        token_ids=tuple(token_ids),
+        prompt_tokens=prompt_tokens,
+        tokens=tokens,
+        sampling=_sampled(sampling),
+        sent=(await session.sent_hashes())[: tokens * HASH],
+        hops=hops,
+    )
+    received = ring.received.copy(tokens)
+    faults = await trio.to_thread.run_sync(check_answer, kept, verify, received)
+    gone = {i for i, (_, _, signed) in enumerate(given) if isinstance(signed, ChannelClosed)}
+    _remember(session, kept, faults, gone)
+    return AnswerReceipts(kept, tuple(faults), uncompared(kept))
+
+
+def _kept(signed: Sequence[SignedWindow]) -> tuple[KeptWindow, ...]:
+    return tuple(KeptWindow(one.sent, one.came, one.went, one.signature) for one in signed)
+
+
+def _sampled(sampling: Sampling | None) -> dict[str, Any] | None:
+    if sampling is None or (sampling.temperature and sampling.seed is None):
+        return None  # by chance, which cannot be had again
+    fields = dataclasses.asdict(sampling) | {"top_logprobs": None}
+    return fields | {"logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()}}
+
+
+def _remember(session: Session, kept: KeptAnswer, faults: Sequence[Fault], gone: set[int]) -> None:
+    reputation, now = session.ring.reputation, trio.current_time()
+    for fault in faults:
+        log.warning("receipts: %s", fault.what)
+        share = WHOLE_FAULT if len(fault.hops) == 1 else SHARED_FAULT
+        if fault.kind == "missing":
+            share = REFUSAL
+        for index in fault.hops:
+            if index not in gone:  # the loss of a hop is held against it where it is noticed
+                reputation.failed(PeerId(kept.hops[index].peer), now, share)

@@ -1,0 +1,103 @@
+"""What a client asks when it wants to know for certain what this hop has done: receipts, signed.
+
+Only the channel that opened a session may ask. Hashes were noted as steps were computed; trees and signatures
+are made here, on a thread of their own, so that no step waits for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+
+import trio
+
+from shoal.errors import Busy, ChannelClosed, ShoalError, UnknownSession
+from shoal.net.channel import Channel
+from shoal.node.handlers import Handlers
+from shoal.node.hop import Hop
+from shoal.node.rerouting import NOT_YOURS
+from shoal.node.sessions import Sessions
+from shoal.trust.receipt import Sign, Work, sign_windows
+from shoal.types import SessionId
+from shoal.wire.messages import MAX_WINDOWS, GetReceipts, Receipts, SignedWindow, shorten
+
+SIGNERS = 1
+"""Threads that sign, for all sessions: receipts take no more of a machine than one core."""
+SIGN_WITHIN_S = 20.0
+"""The longest that a question waits for the steps before it, and for its turn."""
+
+
+class ReceiptDesk:
+    """Handles ``GetReceipts``.
+
+    Args:
+        sign: with this node's key.
+        spawn: runs what takes long in a task of its own.
+    """
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        sign: Sign,
+        spawn: Callable[[Callable[[], Awaitable[None]]], None],
+    ) -> None:
+        self._sessions = sessions
+        self._sign = sign
+        self._spawn = spawn
+        self._limiter = trio.CapacityLimiter(SIGNERS)
+
+    def register(self, handlers: Handlers) -> None:
+        """Have the messages given here."""
+        handlers.register(GetReceipts, self._get)
+
+    async def _get(self, channel: Channel, message: GetReceipts, payload: bytes) -> None:
+        hop = self._sessions.get(SessionId(message.session))
+        if hop is None or hop.client is not channel:
+            self._refuse(channel, message, UnknownSession(NOT_YOURS))
+            return
+        try:
+            news = hop.signing.begin(message.nonce)
+        except ShoalError as error:
+            self._refuse(channel, message, error)
+            return
+        if news:
+            self._spawn(partial(self._answer, channel, message, hop))
+        else:
+            self._reply(channel, message, hop)
+
+    async def _answer(self, channel: Channel, message: GetReceipts, hop: Hop) -> None:
+        try:
+            with trio.fail_after(SIGN_WITHIN_S):
+                hop.signing.signed(message.nonce, await self._sign_windows(message, hop))
+        except ShoalError as error:
+            self._refuse(channel, message, error)
+        except trio.TooSlowError:
+            self._refuse(channel, message, Busy("this node is too busy to sign receipts"))
+        else:
+            self._reply(channel, message, hop)
+
+    async def _sign_windows(self, message: GetReceipts, hop: Hop) -> list[SignedWindow]:
+        opened, log = hop.opened, await hop.worked(message.tokens)
+        work = Work(
+            session=message.session,
+            nonce=message.nonce,
+            opening=hop.opening,
+            hop=opened.hop,
+            start=opened.start,
+            end=opened.end,
+            digest=opened.digest,
+            numerics=opened.numerics,
+            codec=log.codec,
+        )
+        make = partial(sign_windows, work, message.tokens, log.came, log.went, self._sign)
+        return await trio.to_thread.run_sync(make, limiter=self._limiter)
+
+    def _reply(self, channel: Channel, message: GetReceipts, hop: Hop) -> None:
+        windows = hop.signing.since(message.first, MAX_WINDOWS)
+        with suppress(ChannelClosed):  # the client is gone, or does not read
+            channel.reply(Receipts(message.session, message.first, windows))
+
+    def _refuse(self, channel: Channel, message: GetReceipts, error: ShoalError) -> None:
+        with suppress(ChannelClosed):
+            channel.reply(Receipts(message.session, message.first, (), shorten(error.message)))

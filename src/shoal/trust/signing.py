@@ -1,0 +1,97 @@
+"""What a hop keeps of one session for its receipts, and which questions for them it answers.
+
+Receipts are signed when the session's client asks, each window once for each question.
+
+Who asks again with a nonce gets what was signed for it or nothing: whoever could have two versions signed
+could pass an honest hop off as a liar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shoal.errors import NotAllowed
+from shoal.trust.rows import RowLog, row_hashes
+from shoal.types import Codec
+from shoal.wire.messages import SignedWindow
+
+MAX_QUESTIONS = 64
+"""Of one session; each costs a signature for every 32 tokens, some 60 µs."""
+
+
+class Signing:
+    """What was asked of one session, and the answer to the last question."""
+
+    def __init__(self) -> None:
+        self._nonces: set[bytes] = set()
+        self._last = b""
+        self._signed: Sequence[SignedWindow] | None = None
+
+    def begin(self, nonce: bytes) -> bool:
+        """Take a question in. Returns whether there is something to be signed for it.
+
+        Raises:
+            NotAllowed: it was asked before, and another one since, or is being answered; or too much was.
+        """
+        if nonce == self._last and self._signed is not None:
+            return False
+        if nonce in self._nonces:
+            raise NotAllowed("receipts for this nonce were signed before", check="ask with a new nonce")
+        if len(self._nonces) >= MAX_QUESTIONS:
+            raise NotAllowed(f"receipts of this session were asked for {MAX_QUESTIONS} times")
+        self._nonces.add(nonce)
+        self._last, self._signed = nonce, None
+        return True
+
+    def signed(self, nonce: bytes, windows: Sequence[SignedWindow]) -> None:
+        """What was signed for a question."""
+        if nonce == self._last:
+            self._signed = windows
+
+    def since(self, first: int, most: int) -> tuple[SignedWindow, ...]:
+        """A part of the answer to the last question."""
+        return tuple((self._signed or ())[first : first + most])
+
+
+class WorkLog:
+    """What a hop was given in a session and what it made of it. Only touched by the thread that computes."""
+
+    def __init__(self) -> None:
+        self.came, self.went = RowLog(), RowLog()
+        self.codec: Codec = "float32"
+        self._mixed = False
+
+    def note(
+        self,
+        position: int,
+        codec: Codec,
+        rows: int,
+        width: int,
+        payload: bytes,
+        shown: int,
+        out: bytes,
+    ) -> None:
+        """A step has been computed.
+
+        Args:
+            rows: that came in ``payload``, from ``position`` on.
+            shown: the last of them, of which there is something in ``out``.
+        """
+        self._mixed = position > 0 and (self._mixed or codec != self.codec)
+        self.codec = codec
+        self.came.note(position, rows, row_hashes(payload, codec, rows, width))
+        self.went.note(position, rows, row_hashes(out, codec, shown, width) if shown else b"")
+
+    def copy(self, tokens: int) -> WorkLog:
+        """The first ``tokens`` positions.
+
+        Raises:
+            NotAllowed: there are fewer; or not all came in one codec, so that no receipt could say in which.
+        """
+        if tokens > len(self.came):
+            raise NotAllowed(f"receipts for {tokens} tokens, of which {len(self.came)} have been computed")
+        if self._mixed:
+            raise NotAllowed("the session's rows came in several codecs: there are no receipts for that")
+        copied = WorkLog()
+        copied.came, copied.went, copied.codec = self.came.copy(tokens), self.went.copy(tokens), self.codec
+        return copied
