@@ -1,4 +1,4 @@
-"""Receipts of real sessions: all hold, also after losses and roll-backs; and who gives none or bad ones pays."""
+"""Receipts of real sessions hold, also after losses and roll-backs; and who gives none or bad ones pays."""
 
 from __future__ import annotations
 
@@ -163,17 +163,19 @@ async def test_a_hop_that_is_silent_when_asked_loses_reputation_and_not_the_answ
     home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ReceiptDesk, "_reply", lambda *_: None)
-    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
-        async with swarm.client.session(str(checkpoint), tokens=128) as session:
-            await session.step(PROMPT)
-            peers = [hop.address.peer for hop in session.ring.route]
-            before = [trust(swarm, peer) for peer in peers]
-            with trio.fail_after(5):
-                found = await pull_receipts(session, PROMPT, len(PROMPT), Sampling(), timeout_s=0.2)
-            assert [fault.kind for fault in found.faults] == ["missing"] * 3
-            assert "did not reply within" in found.kept.hops[0].missing
-            assert all(trust(swarm, peer) < b for peer, b in zip(peers, before, strict=True))
-            await session.step([7])  # and goes on
+    async with (
+        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        swarm.client.session(str(checkpoint), tokens=128) as session,
+    ):
+        await session.step(PROMPT)
+        peers = [hop.address.peer for hop in session.ring.route]
+        before = [trust(swarm, peer) for peer in peers]
+        with trio.fail_after(5):
+            found = await pull_receipts(session, PROMPT, len(PROMPT), Sampling(), timeout_s=0.2)
+        assert [fault.kind for fault in found.faults] == ["missing"] * 3
+        assert "did not reply within" in found.kept.hops[0].missing
+        assert all(trust(swarm, peer) < b for peer, b in zip(peers, before, strict=True))
+        await session.step([7])  # and goes on
 
 
 async def test_a_hop_that_signs_other_rows_than_it_computed_is_at_odds_with_the_next(

@@ -129,7 +129,7 @@ async def test_one_that_was_silent_a_moment_ago_goes_before_one_that_is_distrust
         finder.reputation.failed(liar, trio.current_time())
         finder.suspect(silent)
         await trio.sleep(0.1)
-        (hop,) = finder.find(shape, "fp32", 16, set(), span=Span(0, 6))
+        (hop,) = finder.find(shape, FP32, 16, set(), span=Span(0, 6))
         assert hop.address.peer == silent
-        (hop,) = finder.find(shape, "fp32", 16, {silent}, span=Span(0, 6))
+        (hop,) = finder.find(shape, FP32, 16, {silent}, span=Span(0, 6))
         assert hop.address.peer == liar
