@@ -16,6 +16,8 @@ from typing import Any
 import msgspec
 
 from shoal.errors import BadInvite, BadWeights, ModelError, RemoteProtocolError, UsageError
+from shoal.gateway.api.inference import read_infer
+from shoal.gateway.errors import BadRequest, BodyTooLarge
 from shoal.models.checkpoint import headers
 from shoal.models.checkpoint.checkpoint import INDEX, SINGLE, open_checkpoint
 from shoal.models.checkpoint.llama_config import read_llama_config
@@ -23,6 +25,15 @@ from shoal.models.checkpoint.manifest import ManifestItem, read_manifest, write_
 from shoal.models.checkpoint.parts import layout
 from shoal.models.gguf import header as gguf
 from shoal.models.gguf import index as gguf_index
+from shoal.models.graph.manifest import (
+    MAX_CROSSING,
+    GraphManifest,
+    GraphSegment,
+    GraphValue,
+    GraphWeight,
+    read_graph_manifest,
+    write_graph_manifest,
+)
 from shoal.models.quantized.entry import QuantizedEntry
 from shoal.models.quantized.reader import read_quantized
 from shoal.models.store.generation import read_generation_config, sampling_defaults, token_ids
@@ -39,6 +50,8 @@ from shoal.swarm.announcement import Announcement, Served, seal, unseal
 from shoal.swarm.failure import suspicion
 from shoal.swarm.invite import read_invite, write_invite
 from shoal.testing.byhand import a_step, framed, rows
+from shoal.types import Span
+from shoal.wire.arrays import ArraySpec
 from shoal.wire.framing import Assembler
 from shoal.wire.messages import (
     Close,
@@ -47,6 +60,8 @@ from shoal.wire.messages import (
     Fetched,
     Hello,
     HopTime,
+    Infer,
+    Inferred,
     Locate,
     Message,
     NextHop,
@@ -59,6 +74,7 @@ from shoal.wire.messages import (
     Step,
     decode,
     encode,
+    payload_bytes,
 )
 
 NOW = 1_700_000_000.0
@@ -180,6 +196,22 @@ def manifest(data: bytes) -> None:
         assert all("/" not in part.file and part.size < 1 << 62 for part in layout(found))
 
 
+def graph_manifest(data: bytes) -> None:
+    """A graph's manifest; what is let in gives every span its values."""
+    with suppress(BadWeights):
+        read = read_graph_manifest(data)
+        for end in range(1, len(read.segments) + 1):
+            assert len(read.takes(Span(0, end))) <= MAX_CROSSING
+            assert len(read.gives(Span(end - 1, end))) <= MAX_CROSSING
+
+
+def inference(data: bytes) -> None:
+    """A body of the open inference protocol: how much of it is JSON, and the rest."""
+    with suppress(BadRequest, BodyTooLarge):
+        _, tensors = read_infer(data[2:], int.from_bytes(data[:2], "big"))
+        assert sum(array.nbytes for array in tensors.values()) <= 8 * len(data)
+
+
 def gguf_header(data: bytes) -> None:
     """A header of a GGUF file."""
     file = _folder() / "fuzz.gguf"
@@ -250,6 +282,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         index,
         safetensors,
         manifest,
+        graph_manifest,
+        inference,
         gguf_header,
         bounded,
         decoder,
@@ -282,6 +316,8 @@ HONEST: list[Message] = [
     Reroute(S, 1, "me", None, 12, 2),
     Locate(S),
     Close(S),
+    Infer(S, 4, (ArraySpec(2, "float32", (1, 3)), ArraySpec(5, "bool", ()))),
+    Inferred(S, 4, (ArraySpec(9, "int64", (0, 2)),), 12, 3),
     Fetch(7, "sha256:" + "a" * 64, "chunk", 3, 1),
     Fetched(7, 0),
     NotFetched(7, "busy", "later"),
@@ -299,7 +335,7 @@ HONEST_CONFIG = (
 
 
 def _framed(message: Message) -> bytes:
-    return framed(encode(message), rows(64) if message.__class__ is Step else b"")
+    return framed(encode(message), rows(64) if message.__class__ is Step else bytes(payload_bytes(message)))
 
 
 def _string(text: str) -> bytes:
@@ -312,6 +348,27 @@ def _gguf() -> bytes:
     tensor = _string("x") + struct.pack("<IQIQ", 1, 8, 0, 0)
     head = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + pair + listed + tensor
     return head + bytes(-len(head) % 32) + bytes(32)
+
+
+def _graph() -> bytes:
+    weight = GraphWeight("w", "float32", (4, 4), "ab" * 32)
+    values = tuple(
+        GraphValue(name, "float32", shape) for name, shape in [("x", (-1, 4)), ("h", None), ("y", ())]
+    )
+    segments = (GraphSegment(0, 2, 10, 64, (0,), (1,)), GraphSegment(2, 3, 5, 0, (0, 1), (2,)))
+    manifest = GraphManifest(
+        1, "graph", "onnxruntime 1", 1, "cd" * 32, (weight,), values, (0,), (2,), segments
+    )
+    return write_graph_manifest(manifest)
+
+
+def _inference() -> bytes:
+    body = (
+        b'{"id": "a", "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [[0.5, 1]]},'
+        b'{"name": "b", "datatype": "BOOL", "shape": [2], "parameters": {"binary_data_size": 2}}],'
+        b'"outputs": [{"name": "y", "parameters": {"binary_data": true}}]}'
+    )
+    return len(body).to_bytes(2, "big") + body + bytes(2)
 
 
 def _safetensors() -> bytes:
@@ -381,7 +438,7 @@ QUANTISED: dict[str, dict[str, tuple[str, list[int]]]] = {
 
 
 SEEDS: dict[str, list[bytes]] = {
-    "header": [encode(m) + (512 if m.__class__ is Step else 0).to_bytes(2, "big") for m in HONEST],
+    "header": [encode(m) + payload_bytes(m).to_bytes(2, "big") for m in HONEST],
     "frames": [_framed(m) for m in HONEST],
     "announcement": [seal(_SAID, _IDENTITY.sign)],
     "directory": [anti_entropy.encode(anti_entropy.DirectoryQuery(anti_entropy.EVERYONE, {b"k" * 8: 3}))],
@@ -411,6 +468,8 @@ SEEDS: dict[str, list[bytes]] = {
             ],
         ).raw
     ],
+    "graph_manifest": [_graph()],
+    "inference": [_inference()],
     "gguf_header": [_gguf()],
     "bounded": [HONEST_CONFIG, b'["\\u00e9\\"{[", [1e9, -1, null]]'],
     "decoder": [

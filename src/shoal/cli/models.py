@@ -18,6 +18,7 @@ from shoal.routing.formats import choose_format
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from shoal.models.graph.graph_store import GraphStore, LocalGraph
     from shoal.models.store.local_model import LocalModel
     from shoal.models.store.store import ModelStore
 
@@ -40,6 +41,7 @@ def list_models(as_json: options.JsonOption = False) -> None:
     from shoal.models.store.catalogue import CATALOGUE
 
     here = [{**model_fields(model), "here": True} for model in _store().list()]
+    here += [{**graph_fields(graph), "here": True} for graph in _graphs().list()]
     names = {fields["name"] for fields in here}
     others = [
         {"name": entry.name, "here": False, "about": entry.about, "download": entry.download}
@@ -105,14 +107,15 @@ def share(
 
 def rm(name: Installed, as_json: options.JsonOption = False) -> None:
     """Remove a model. A folder used in place is not deleted."""
-    removed = _store().rm(name)
+    removed = _graphs().rm(name) or _store().rm(name)
     emit({"removed": removed.name}, as_json, lambda: f"removed {removed.name}")
 
 
 def show(name: Installed, as_json: options.JsonOption = False) -> None:
     """Show one model: its folder, digest and shape, and the format that this machine would choose."""
     with working(f"looking at {name}"):
-        fields = model_fields(_store().show(name))
+        graph = _graphs().find(name)
+        fields = model_fields(_store().show(name)) if graph is None else graph_fields(graph)
     emit(
         fields, as_json, lambda: "\n".join(f"{key}: {printable(str(value))}" for key, value in fields.items())
     )
@@ -146,6 +149,30 @@ def model_fields(model: LocalModel) -> dict[str, Any]:
     }
 
 
+def graph_fields(graph: LocalGraph) -> dict[str, Any]:
+    """An imported graph as ``--json`` shows it."""
+    from shoal.models.graph.manifest import sizes_text
+
+    manifest = graph.manifest
+
+    def described(places: Sequence[int]) -> list[str]:
+        values = [manifest.values[place] for place in places]
+        return [f"{value.name} {value.dtype} {sizes_text(value.shape or ())}" for value in values]
+
+    return {
+        "name": graph.name,
+        "kind": "graph",
+        "path": str(graph.folder),
+        "digest": graph.digest,
+        "segments": len(manifest.segments),
+        "size": sum(weight.size for weight in manifest.weights),
+        "inputs": described(manifest.inputs),
+        "outputs": described(manifest.outputs),
+        "runtime": manifest.runtime,
+        "threads": manifest.threads,
+    }
+
+
 def models_table(models: Sequence[dict[str, Any]]) -> Table:
     """One line a model; those that are not here say how to get them."""
     from rich.table import Table
@@ -160,8 +187,8 @@ def models_table(models: Sequence[dict[str, Any]]) -> Table:
         cells = ["-", "-", f"{fields.get('download', 0) / 1e6:.0f} MB", f"shoal models pull {fields['name']}"]
         if fields["here"]:
             cells = [
-                str(fields["blocks"]),
-                str(fields["context"]),
+                str(fields.get("blocks", fields.get("segments"))),
+                str(fields.get("context", "-")),
                 f"{fields['size'] / 1e6:.0f} MB",
                 fields["path"],
             ]
@@ -173,3 +200,9 @@ def _store() -> ModelStore:
     from shoal.models.store.store import ModelStore
 
     return ModelStore(options.settings().paths.models)
+
+
+def _graphs() -> GraphStore:
+    from shoal.models.graph.graph_store import GraphStore
+
+    return GraphStore(options.settings().paths.graphs)

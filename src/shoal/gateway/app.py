@@ -34,6 +34,7 @@ from shoal.gateway.error_forms import OLLAMA_LACKING, error_response, speaks_ant
 from shoal.gateway.errors import MethodNotAllowed, NotFound
 from shoal.gateway.exchange import Desk, Exchange, Form
 from shoal.gateway.grammar.grammar import Grammars
+from shoal.gateway.inference import LIVE, READY, InferenceRoutes
 from shoal.gateway.metrics import GatewayMetrics, gauge
 from shoal.gateway.models import Models, Servable
 from shoal.gateway.ollama import OllamaRoutes
@@ -59,7 +60,7 @@ from shoal.gateway.stored.responses import ResponseStore
 from shoal.models.store.local_model import LocalModel
 
 REFRESH_KEYS_S = 1.0
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", LIVE, READY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,7 @@ class Gateway:
                 *ResponseRoutes(self.desk, self.models, self.grammars, self.responses).routes(),
                 *FileRoutes(self.files, self.limits).routes(),
                 *BatchRoutes(self.batches, self.batch_runner).routes(),
+                *InferenceRoutes(self.desk, self.swarm.graphs).routes(),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
                 Route("/openapi.json", self._document),

@@ -38,7 +38,7 @@ async def read_body(request: Request, schema: type[Schema], *, extra: ExtraValue
         RequestTimeout: it did not come in time.
     """
     _check_kind(request)
-    raw = await _read(request)
+    raw = await read_raw(request)
     check = partial(schema.model_validate_json, extra=extra)
     try:
         if len(raw) > ON_LOOP:
@@ -73,18 +73,23 @@ def _check_kind(request: Request) -> None:
         )
 
 
-async def _read(request: Request) -> bytes:
+async def read_raw(request: Request, most: int = MAX_BODY) -> bytes:
+    """The request's body as it is.
+
+    Raises:
+        BadRequest, BodyTooLarge, RequestTimeout: as :func:`read_body`.
+    """
     declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared[:20]) > MAX_BODY:
-        raise BodyTooLarge(f"a body of {declared[:20]} bytes; at most {MAX_BODY} are taken")
+    if not declared.isdecimal() or int(declared[:20]) > most:
+        raise BodyTooLarge(f"a body of {declared[:20]} bytes; at most {most} are taken")
     pieces: list[bytes] = []
     size = 0
     with trio.move_on_after(BODY_WITHIN_S) as waiting:
         try:
             async for piece in request.stream():
                 size += len(piece)
-                if size > MAX_BODY:
-                    raise BodyTooLarge(f"a body of more than {MAX_BODY} bytes")
+                if size > most:
+                    raise BodyTooLarge(f"a body of more than {most} bytes")
                 pieces.append(piece)
         except ClientDisconnect as error:
             raise BadRequest("the body was cut short") from error

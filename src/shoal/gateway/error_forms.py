@@ -50,9 +50,17 @@ def error_response(error: ShoalError, scope: Scope) -> JSONResponse:
         )
     elif _speaks_ollama(scope):
         body, status = ollama_error(error), ollama_status(error)
+    elif speaks_v2(scope):
+        body, status = {"error": message_of(error)}, status_of(error)
     else:
         body, status = body_of(error), status_of(error)
     return JSONResponse(body, status, headers=headers_of(error))
+
+
+def speaks_v2(scope: Scope) -> bool:
+    """Whether the caller reads the words of the open inference protocol."""
+    path = scope.get("path", "")
+    return path == "/v2" or path.startswith("/v2/")
 
 
 def speaks_anthropic(scope: Scope) -> bool:

@@ -90,7 +90,13 @@ class Models:
         return Servable(local, await self._swarm.codec(local), not self._encoders[local.digest])
 
     async def _unknown(self, name: str) -> UnknownModel:
-        if any(shape.name == name for shape in self._swarm.models()):
+        kinds = [shape.kind for shape in self._swarm.models() if shape.name == name]
+        if "graph" in kinds:
+            return UnknownModel(
+                f"{name} is a graph, and no language model",
+                check=f"ask for it by the open inference protocol: POST /v2/models/{name}/infer",
+            )
+        if kinds:
             return UnknownModel(
                 f"{name} is served, but its ends are not on the gateway's machine",
                 check=f"run this on the gateway's machine: shoal models pull {name}",

@@ -96,6 +96,13 @@ class PeerWeights:
 
     async def _digest_of(self, name: str, progress: Progress) -> Digest | None:
         """The digest by which peers are asked for a model; ``None`` where they are not."""
+        graphs = [s for s in self._member.directory.models(self._member.now()) if s.kind == "graph"]
+        if any(name in (shape.digest, shape.name) for shape in graphs):
+            raise UnknownModel(
+                f"{name} is a graph, and no language model",
+                check="give it arrays: shoal infer",
+                next_command=f"shoal infer {name} --input NAME=FILE",
+            )
         if DIGEST.fullmatch(name):
             return Digest(name)
         if not self._private:

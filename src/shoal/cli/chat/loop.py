@@ -25,6 +25,7 @@ from shoal.tasks import one_error
 if TYPE_CHECKING:
     from shoal.client.answer import Answer
     from shoal.client.swarm import Swarm
+    from shoal.types import ModelShape
 
 MODELS_WITHIN_S = 3.0
 MODELS_SHOWN = 32
@@ -120,14 +121,18 @@ class Talk:
             say(f"now {printable(local.name)}, in the same conversation")
             return
         with trio.move_on_after(MODELS_WITHIN_S):
-            while not self.swarm.models():
+            while not self._language_models():
                 await self.swarm.member.wait_changed()
-        for shape in self.swarm.models()[:MODELS_SHOWN]:
+        for shape in self._language_models()[:MODELS_SHOWN]:
             gap = "" if all(self.swarm.coverage(shape.digest)) else ", with gaps"
             here = "*" if shape.name == self.conversation.model else " "
             say(f"{here} {printable(shape.name)}  {shape.n_blocks} blocks{gap}")
-        if not self.swarm.models():
+        if not self._language_models():
             say("no node serves a model now")
+
+    def _language_models(self) -> list[ModelShape]:
+        """What can be talked with: no graphs."""
+        return [shape for shape in self.swarm.models() if shape.kind == "language"]
 
     def _system(self, text: str) -> None:
         if text:

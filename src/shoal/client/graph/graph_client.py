@@ -41,7 +41,7 @@ from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.swarm.member import Member
-from shoal.types import CarrierName, Digest, PeerAddress, PeerId, SessionId, Span
+from shoal.types import CarrierName, Digest, PeerAddress, PeerId, SessionId, Span, gaps
 from shoal.wire.messages import (
     MAX_PAYLOAD,
     MAX_PIECE,
@@ -140,14 +140,35 @@ class GraphClient:
             return self._graphs[name]
         if (found := await trio.to_thread.run_sync(self.store.find, name)) is not None:
             return self._know(of_local(found))
-        digest = await self._hear_of(name)
+        with trio.move_on_after(HEAR_WITHIN_S):  # who has just come hears of what is served in a moment
+            while digest_served(name, self._member.alive()) is None:
+                await self._member.wait_changed()
+        return await self.find_served(name)
+
+    async def find_served(self, name: str) -> KnownGraph:
+        """A graph that is served now, by its name or digest; a name is never taken for a path.
+
+        Raises:
+            UnknownModel: nobody serves a graph of that name, or there are several.
+            BadWeights, ChannelClosed: nobody who serves it gives its manifest.
+        """
+        digest = digest_served(name, self._member.alive())
         if digest is None:
             raise UnknownModel(
-                f"no graph is known as {name!r}: none was imported here by that name, and nobody serves one",
+                f"no graph is known as {name[:200]!r}: nobody serves one of that name",
                 check="name its .onnx file, or check shoal status for what is served",
                 next_command="shoal status",
             )
-        return self._know(await self._fetch(digest))
+        if digest in self._graphs:
+            self._graphs.move_to_end(digest)
+            return self._graphs[digest]
+        local = await trio.to_thread.run_sync(self.store.find, digest)
+        return self._know(of_local(local) if local is not None else await self._fetch(digest))
+
+    def covered(self, graph: KnownGraph) -> bool:
+        """Whether every segment of a graph is served."""
+        serving = self._finder.serving(graph.shape)
+        return not gaps((a.served.span for a in serving if a.served), graph.shape.n_blocks)
 
     async def infer(self, graph: KnownGraph, inputs: Mapping[str, npt.ArrayLike]) -> GraphAnswer:
         """What a graph makes of its inputs, by the cheapest route.
@@ -196,14 +217,6 @@ class GraphClient:
         if len(self._graphs) > KEPT_GRAPHS:
             self._graphs.popitem(last=False)
         return graph
-
-    async def _hear_of(self, name: str) -> Digest | None:
-        """The graph that is served by a name or digest; who has just come waits to hear of it, not long."""
-        with trio.move_on_after(HEAR_WITHIN_S):
-            while (digest := digest_served(name, self._member.alive())) is None:
-                await self._member.wait_changed()
-            return digest
-        return None
 
     async def _route(self, graph: KnownGraph, span: Span, search: _Search) -> list[RouteHop]:
         """A route over the segments that are left; waits a while where those who have them were lost.

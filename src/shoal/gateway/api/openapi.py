@@ -42,6 +42,9 @@ PLAIN: dict[str, str] = {
     "/api/tags": "The models, in Ollama's words",
     "/api/ps": "Those that can answer now, in Ollama's words",
     "/api/version": "The version of Ollama whose API this is",
+    "/v2": "What of the open inference protocol is spoken here",
+    "/v2/health/live": "Whether the gateway runs",
+    "/v2/health/ready": "Whether graphs can be asked for",
     "/api/swarm": "The swarm as this machine knows it",
     "/api/requests": "The last requests",
     "/api/health": "What the doctor found",
@@ -54,6 +57,8 @@ BY_ID: dict[str, dict[str, str]] = {
     "/v1/files/{id}/content": {"get": "What is in it"},
     "/v1/batches/{id}": {"get": "How far a batch is"},
     "/v1/batches/{id}/cancel": {"post": "End a batch"},
+    "/v2/models/{id}": {"get": "The inputs and outputs of a graph, in the open inference protocol"},
+    "/v2/models/{id}/ready": {"get": "Whether every segment of a graph is served"},
 }
 FORMS: dict[str, str] = {"/v1/files": "Upload a file of requests for a batch"}
 """Routes that take a form with a file."""
@@ -66,7 +71,7 @@ _ANSWERS: dict[str, Any] = {
     "200": {"description": "The answer; events where stream is true"},
     "default": {
         "description": "An error with message, type, param and code; in Anthropic's form below /v1/messages, "
-        "in Ollama's for its routes"
+        "in Ollama's for its routes, in the open inference protocol's below /v2"
     },
 }
 
@@ -88,6 +93,9 @@ def document() -> dict[str, Any]:
     identifier = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
     for path, methods in BY_ID.items():
         paths[path] = {m: _operation(about) | {"parameters": [identifier]} for m, about in methods.items()}
+    tensors = {"application/json": {"schema": {"type": "object", "required": ["inputs"]}}}
+    asked = {"parameters": [identifier], "requestBody": {"required": True, "content": tensors}}
+    paths["/v2/models/{id}/infer"] = {"post": _operation("Run a graph") | asked}
     return {
         "openapi": "3.1.0",
         "info": {

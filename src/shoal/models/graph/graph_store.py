@@ -76,6 +76,13 @@ class GraphStore:
         found = [graph for graph in self._read_all() if name in (graph.digest, graph.name)]
         return max(found, key=lambda graph: (graph.folder / SOURCE).stat().st_mtime, default=None)
 
+    def rm(self, name: str) -> LocalGraph | None:
+        """Remove an imported graph, by its name or digest; its file stays. ``None`` where there is none."""
+        graph = self.find(name)
+        if graph is not None:
+            shutil.rmtree(graph.folder, ignore_errors=True)
+        return graph
+
     def resolve(self, file: str, threads: int = 1) -> LocalGraph:
         """The graph of a file, imported if that was not done before.
 

@@ -7,6 +7,7 @@ client needs nothing but the manifest: which values each segment takes and gives
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import BadWeights
-from shoal.types import ArrayType, Digest, ModelShape, Span
+from shoal.types import ARRAY_BYTES, ArrayType, Digest, ModelShape, Span
 
 GRAPH_VERSION = 1
 MAX_SEGMENTS = 64
@@ -47,6 +48,11 @@ class GraphWeight(Struct, frozen=True, array_like=True):
     dtype: ArrayType
     shape: tuple[Annotated[int, Meta(ge=0, le=1 << 40)], ...]
     sha256: Sha256
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * ARRAY_BYTES[self.dtype]
 
 
 class GraphSegment(Struct, frozen=True, array_like=True):

@@ -1,0 +1,188 @@
+"""``/v2/…``: graphs by the open inference protocol, which KServe's and Triton's clients speak."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from functools import partial
+
+import trio
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from shoal.client.graph.graph_client import GraphAnswer, GraphClient
+from shoal.errors import ShoalError, UnknownModel
+from shoal.gateway.access.guard import caller_of
+from shoal.gateway.access.keys import Caller
+from shoal.gateway.api.inference import (
+    MAX_BINARY,
+    MODEL_VERSION,
+    InferRequest,
+    metadata,
+    read_infer,
+    write_infer,
+)
+from shoal.gateway.body import read_raw
+from shoal.gateway.error_forms import error_response
+from shoal.gateway.errors import BadRequest
+from shoal.gateway.exchange import Desk
+from shoal.gateway.page.requests import Record, RequestStatus
+from shoal.gateway.sse import until_gone
+
+LIVE = "/v2/health/live"
+READY = "/v2/health/ready"
+HEADER_SIZE = "inference-header-content-length"
+"""Bytes of JSON that a body begins with, where tensors follow."""
+PREFIX = "infer-"
+ROUTE = "/v2/models/NAME/infer"
+"""How requests are counted: callers make up names."""
+
+log = logging.getLogger(__name__)
+
+
+class InferenceRoutes:
+    """The routes of the protocol, before the same desk as all others."""
+
+    def __init__(self, desk: Desk, graphs: GraphClient) -> None:
+        self._desk = desk
+        self._graphs = graphs
+
+    def routes(self) -> list[Route]:
+        found = [Route("/v2", self._server), Route(LIVE, self._health), Route(READY, self._health)]
+        for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+            found += [
+                Route(model, self._metadata),
+                Route(f"{model}/ready", self._ready),
+                Route(f"{model}/infer", self._infer, methods=["POST"]),
+            ]
+        return found
+
+    async def _server(self, request: Request) -> Response:
+        import shoal  # noqa: PLC0415 - the face of the library, which imports us
+
+        return JSONResponse(
+            {"name": "shoal", "version": shoal.__version__, "extensions": ["binary_tensor_data"]}
+        )
+
+    async def _health(self, request: Request) -> Response:
+        return Response()
+
+    async def _metadata(self, request: Request) -> Response:
+        _check_version(request)
+        graph = await self._graphs.find_served(request.path_params["name"])
+        return JSONResponse(metadata(graph))
+
+    async def _ready(self, request: Request) -> Response:
+        """200 when every segment of the graph is served, else 503."""
+        _check_version(request)
+        graph = await self._graphs.find_served(request.path_params["name"])
+        return Response(status_code=200 if self._graphs.covered(graph) else 503)
+
+    async def _infer(self, request: Request) -> InferExchange:
+        _check_version(request)
+        body = await read_raw(request, MAX_BINARY)
+        size = request.headers.get(HEADER_SIZE)
+        if size is not None and not (size.isascii() and size.isdecimal() and len(size) < 12):
+            raise BadRequest(f"{HEADER_SIZE} is {size[:40]!r}, which is no number of bytes")
+        return InferExchange(
+            self._desk,
+            self._graphs,
+            caller_of(request),
+            request.path_params["name"],
+            body,
+            None if size is None else int(size),
+        )
+
+
+class InferExchange:
+    """One request and its answer. A client that goes away takes it with it."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        graphs: GraphClient,
+        caller: Caller,
+        name: str,
+        body: bytes,
+        header_size: int | None,
+    ) -> None:
+        self._desk = desk
+        self._graphs = graphs
+        self._caller = caller
+        self._name = name
+        self._body = body
+        self._header_size = header_size
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(until_gone, receive, nursery.cancel_scope)
+            await (await self._response(scope))(scope, receive, send)
+            nursery.cancel_scope.cancel()
+
+    async def _response(self, scope: Scope) -> Response:
+        with ExitStack() as admitted:
+            try:
+                admitted.enter_context(self._desk.limits.admitted(self._caller))
+                graph = await self._graphs.find_served(self._name)
+                # Numbers in JSON take long to read.
+                read = partial(read_infer, self._body, self._header_size)
+                asked, tensors = await trio.to_thread.run_sync(read)
+            except ShoalError as error:
+                return error_response(error, scope)
+            record = self._desk.answers.records.begin(PREFIX, graph.name, self._caller.id)
+            self._desk.answers.metrics.requests.labels(ROUTE).inc()
+            try:
+                async with self._desk.limits.turn():
+                    answer = await self._graphs.infer(graph, tensors)
+                response = await trio.to_thread.run_sync(_written, graph.name, asked, answer)
+            except ShoalError as error:
+                log.info("%s failed: %s", record.id, error.message)
+                self._desk.answers.metrics.failed.labels(error.code).inc()
+                self._end(record, "failed", error.message)
+                return error_response(error, scope)
+            except BaseException as error:
+                gone = isinstance(error, trio.Cancelled)
+                self._end(record, "cancelled" if gone else "failed", None if gone else "a defect of Shoal")
+                raise
+            _follow(record, answer)
+            self._end(record, "done")
+            return response
+
+    def _end(self, record: Record, state: RequestStatus, error: str | None = None) -> None:
+        desk = self._desk
+        desk.answers.records.end(record, state, error)
+        desk.usage.count(self._caller.id, record.model, 0, 0)
+        desk.answers.metrics.whole.labels(record.model).observe(trio.current_time() - record.arrived)
+
+
+def _written(name: str, asked: InferRequest, answer: GraphAnswer) -> Response:
+    body, header_size = write_infer(name, asked, answer.outputs)
+    if header_size is None:
+        return Response(body, media_type="application/json")
+    headers = {HEADER_SIZE: str(header_size)}
+    return Response(body, media_type="application/octet-stream", headers=headers)
+
+
+def _follow(record: Record, answer: GraphAnswer) -> None:
+    """Note which way a request has gone, and what it took at each hop."""
+    record.route = [
+        {"peer": s.peer, "start": s.span.start, "end": s.span.end, "carrier": s.carrier} for s in answer.route
+    ]
+    between_ms = (trio.current_time() - record.arrived) * 1e3
+    between_ms -= sum(stage.compute_ms + stage.waiting_ms for stage in answer.route)
+    record.hops = [
+        {
+            "compute_ms": round(stage.compute_ms, 3),
+            "network_ms": round(max(0.0, between_ms) / len(answer.route), 3),
+            "waiting_ms": round(stage.waiting_ms, 3),
+        }
+        for stage in answer.route
+    ]
+
+
+def _check_version(request: Request) -> None:
+    version = request.path_params.get("version", MODEL_VERSION)
+    if version != MODEL_VERSION:
+        raise UnknownModel(f"a graph has the version {MODEL_VERSION} alone, not {version[:40]!r}")
