@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from shoal.models.graph.graph_store import GraphStore, LocalGraph
 from shoal.models.graph.optimised import STRUCTURE, WEIGHTS_FILE
 from shoal.models.graph.runtime import run, session
-from shoal.testing.graphs import GRAPHS, Arrays
+from shoal.testing.graphs import GRAPHS, NamedArrays
 
 Imported = Callable[[str], LocalGraph]
 
@@ -34,7 +34,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
     return get
 
 
-def whole(graph: LocalGraph, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+def whole(graph: LocalGraph, inputs: NamedArrays) -> dict[str, np.ndarray[Any, Any]]:
     """What the uncut graph gives, as it was optimised: one session of the runtime, in this process."""
     model = ModelProto.FromString((graph.folder / STRUCTURE).read_bytes())
     weights = load_file(graph.folder / WEIGHTS_FILE)
@@ -44,7 +44,7 @@ def whole(graph: LocalGraph, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
     return dict(zip(names, given, strict=True))
 
 
-def as_the_author_runs_it(file: Path, inputs: Arrays) -> list[np.ndarray[Any, Any]]:
+def as_the_author_runs_it(file: Path, inputs: NamedArrays) -> list[np.ndarray[Any, Any]]:
     """What the file gives without us."""
     import onnxruntime
 

@@ -14,7 +14,7 @@ import trio
 
 from shoal.errors import Busy, ChannelClosed, NotAllowed
 from shoal.executor.graph.arrays import pack_arrays, unpack_arrays
-from shoal.models.graph.manifest import graph_digest
+from shoal.models.graph.manifest import GRAPH_NUMERICS, graph_digest
 from shoal.net.channel import Channel
 from shoal.node.graph import graph_sessions
 from shoal.node.graph.graph_sessions import IDLE_S, MAX_REQUESTS, PER_SESSION, GraphSessions
@@ -55,7 +55,10 @@ def peer(swarm: GraphSwarm):
 
 
 def an_open(swarm: GraphSwarm, session: bytes = MINE, **changes: object):
-    return byhand.an_open(swarm.graph.digest, 8, session=session, tokens=1, **changes)
+    numerics = str(GRAPH_NUMERICS)
+    return byhand.an_open(
+        swarm.graph.digest, 8, session=session, tokens=1, **{"numerics": numerics} | changes
+    )
 
 
 def an_infer(swarm: GraphSwarm, number: int = 1, session: bytes = MINE) -> tuple[Infer, bytes]:
@@ -84,6 +87,7 @@ async def test_a_session_is_asked_again_and_again(imported: Imported, tmp_path: 
         ({"digest": "sha256:" + "0" * 64}, "digest_mismatch"),
         ({"start": 3, "end": 9}, "not_allowed"),
         ({"format": "int8"}, "not_allowed"),
+        ({"numerics": "n1/int8/auto/rows"}, "not_allowed"),
         ({"previous": "12D3KooWsomebody"}, "not_allowed"),
         ({"next": NextHop("12D3KooWsomebody")}, "not_allowed"),
     ],

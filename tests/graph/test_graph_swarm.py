@@ -16,7 +16,7 @@ from shoal.client.graph.inputs import graph_inputs
 from shoal.errors import NoCoverage, OutOfResources, StepFailed, UnknownModel, UsageError
 from shoal.node.graph.graph_node import pick_segments
 from shoal.testing.graph_swarm import GraphSwarm, equal_spans, graph_swarm
-from shoal.testing.graphs import GRAPHS, Arrays, inputs_of
+from shoal.testing.graphs import GRAPHS, NamedArrays, inputs_of
 from shoal.types import Span
 
 from .conftest import Imported, same, whole
@@ -179,7 +179,7 @@ async def test_what_the_graph_cannot_compute_is_told_and_harms_nobody(
 async def test_many_requests_at_once_are_each_computed_alone(imported: Imported, tmp_path: Path) -> None:
     graph = imported("mlp")
     many = [inputs_of("mlp", seed) for seed in range(12)]
-    found: dict[int, Arrays] = {}
+    found: dict[int, NamedArrays] = {}
     async with graph_swarm(tmp_path, graph, equal_spans(8, 2)) as swarm:
         other = await swarm.add_client()
 

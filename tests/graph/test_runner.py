@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from shoal.errors import BadWeights, RemoteProtocolError, StepFailed
-from shoal.executor.graph.arrays import Array, pack_arrays, unpack_arrays
+from shoal.executor.arrays import Array
+from shoal.executor.graph.arrays import pack_arrays, unpack_arrays
 from shoal.executor.graph.runner import GraphRunner
 from shoal.models.graph.graph_store import GraphStore, LocalGraph
 from shoal.models.graph.optimised import WEIGHTS_FILE

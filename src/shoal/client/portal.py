@@ -19,8 +19,7 @@ from shoal.client.generate import Delta
 from shoal.client.sampling import Sampler
 from shoal.client.session import NextToken, Session
 from shoal.client.swarm import Swarm
-from shoal.executor.arrays import Floats
-from shoal.executor.graph.arrays import Array
+from shoal.executor.arrays import Array, Floats
 from shoal.swarm.announcement import Announcement
 from shoal.types import Format, ModelShape
 

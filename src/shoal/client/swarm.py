@@ -43,8 +43,8 @@ from shoal.errors import (
     ShoalError,
     UsageError,
 )
+from shoal.executor.arrays import Array
 from shoal.executor.ends import EndsEngine
-from shoal.executor.graph.arrays import Array
 from shoal.executor.thread import ComputeThread
 from shoal.models.embedding.settings import EmbeddingSettings, check_generates, embedding_settings
 from shoal.models.graph.graph_store import GraphStore

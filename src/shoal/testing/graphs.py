@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-Arrays = dict[str, np.ndarray[Any, Any]]
+NamedArrays = dict[str, np.ndarray[Any, Any]]
 OPSET = 17
 
 
@@ -119,7 +119,7 @@ def _normalised(at: GraphWriter, x: str, width: int) -> str:
     return at.add("LayerNormalization", x, at.weight(width), at.weight(width), axis=-1)
 
 
-def inputs_of(kind: str, seed: int = 0) -> Arrays:
+def inputs_of(kind: str, seed: int = 0) -> NamedArrays:
     """What to give to one of :data:`GRAPHS`."""
     random = np.random.default_rng(seed)
     if kind == "transformer":

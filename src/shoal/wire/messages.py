@@ -272,7 +272,7 @@ class Close(_Message, frozen=True, tag="close"):
     session: SessionBytes
 
 
-Arrays = Annotated[tuple[ArraySpec, ...], Meta(max_length=MAX_ARRAYS)]
+GraphArrays = Annotated[tuple[ArraySpec, ...], Meta(max_length=MAX_ARRAYS)]
 
 
 class Infer(_Message, frozen=True, tag="infer"):
@@ -282,7 +282,7 @@ class Infer(_Message, frozen=True, tag="infer"):
     session: SessionBytes
     number: Number
     """The answer has it too; who asks chooses it."""
-    arrays: Arrays
+    arrays: GraphArrays
     """All that the segments take, in the order of their manifest."""
 
 
@@ -291,7 +291,7 @@ class Inferred(_Message, frozen=True, tag="inferred"):
 
     session: SessionBytes
     number: Number
-    arrays: Arrays
+    arrays: GraphArrays
     compute_us: Microseconds = 0
     waiting_us: Microseconds = 0
 

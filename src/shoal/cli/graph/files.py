@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.errors import UsageError
-from shoal.executor.graph.arrays import Array
+from shoal.executor.arrays import Array
 
 MAX_FILE = 1 << 30
 """Bytes of one file."""
@@ -49,7 +49,7 @@ def write_outputs(file: Path, outputs: Mapping[str, Array]) -> None:
         raise _unwritable(file, len(outputs))
 
 
-def check_output(file: Path) -> None:
+def check_output_file(file: Path) -> None:
     """Find out before anything is computed whether outputs can be written there. Raises UsageError."""
     if file.suffix not in (".npz", ".npy"):
         raise _unwritable(file, 1)

@@ -55,11 +55,11 @@ def infer(
     as_json: options.JsonOption = False,
 ) -> None:
     """Run a graph: arrays in, arrays out."""
-    from shoal.cli.graph.files import check_output, read_inputs, write_outputs
+    from shoal.cli.graph.files import check_output_file, read_inputs, write_outputs
 
     settings = options.settings(swarm=swarm, public=public, threads=threads, only=only)
     if output is not None:
-        check_output(output)
+        check_output_file(output)
     known, answer = run_graph(settings, graph, read_inputs(inputs))
     if output is not None:
         write_outputs(output, answer.outputs)

@@ -34,9 +34,15 @@ from shoal.errors import (
     UsageError,
     from_code,
 )
-from shoal.executor.graph.arrays import Array, pack_arrays
+from shoal.executor.arrays import Array
+from shoal.executor.graph.arrays import pack_arrays
 from shoal.models.graph.graph_store import GraphStore, names_graph
-from shoal.models.graph.manifest import MAX_GRAPH_MANIFEST, graph_digest, read_graph_manifest
+from shoal.models.graph.manifest import (
+    GRAPH_NUMERICS,
+    MAX_GRAPH_MANIFEST,
+    graph_digest,
+    read_graph_manifest,
+)
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
@@ -182,7 +188,7 @@ class GraphClient:
         there = graph_inputs(graph.manifest, inputs)
         count = len(graph.manifest.segments)
         answer, at, route = GraphAnswer({}), 0, list[RouteHop]()
-        await self._finder.served_formats(graph.shape, Span(0, count))
+        await self._finder.served_numerics(graph.shape, Span(0, count))
         search = self._search()
         while at < count:
             if not route:
@@ -225,7 +231,7 @@ class GraphClient:
         """
         while True:
             try:
-                return self._finder.find(graph.shape, "fp32", 1, search.avoid, span=span)
+                return self._finder.find(graph.shape, GRAPH_NUMERICS, 1, search.avoid, span=span)
             except (NoCoverage, Busy) as error:
                 if isinstance(search.last, StepFailed):  # to wait would not change the request
                     raise search.last from None

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import trio
 
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError, from_code
-from shoal.executor.graph.arrays import Array, unpack_arrays
-from shoal.models.graph.manifest import GraphManifest, misfit
+from shoal.executor.arrays import Array
+from shoal.executor.graph.arrays import unpack_arrays
+from shoal.models.graph.manifest import GRAPH_NUMERICS, GraphManifest, misfit
 from shoal.net.channel import Channel
 from shoal.tasks import seconds_left
 from shoal.types import Digest, PeerId, SessionId, Span
@@ -70,7 +71,19 @@ class GraphHop:
         Raises:
             ShoalError: what the peer answered instead; it is gone, or did not answer in time.
         """
-        asked = Open(self.session, self._digest, "fp32", self.span.start, self.span.end, 1, 0, None, None)
+        numerics, span = GRAPH_NUMERICS, self.span
+        asked = Open(
+            self.session,
+            self._digest,
+            numerics.format,
+            span.start,
+            span.end,
+            tokens=1,
+            hop=0,
+            previous=None,
+            next=None,
+            numerics=str(numerics),
+        )
         await self.channel.send(asked)
         await self._wait(lambda: self._opened, trio.current_time() + within_s)
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.errors import UsageError
-from shoal.executor.graph.arrays import Array
+from shoal.executor.arrays import Array
 from shoal.models.graph.manifest import GraphManifest, GraphValue, misfit, sizes_text
 
 

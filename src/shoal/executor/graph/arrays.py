@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from shoal.errors import RemoteProtocolError
+from shoal.executor.arrays import Array
 from shoal.types import ArrayType
 from shoal.wire.arrays import ArraySpec, array_bytes
-
-Array = np.ndarray[Any, Any]
 
 
 def pack_arrays(arrays: Mapping[int, Array]) -> tuple[tuple[ArraySpec, ...], bytes]:

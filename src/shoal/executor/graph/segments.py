@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from safetensors import safe_open
 
 from shoal.errors import BadWeights
-from shoal.executor.graph.arrays import Array
+from shoal.executor.arrays import Array
 from shoal.models.graph.graph_store import MANIFEST_NAME
 from shoal.models.graph.manifest import GraphManifest, GraphWeight, read_graph_manifest
 from shoal.models.graph.optimised import STRUCTURE, WEIGHT_TYPES, WEIGHTS_FILE

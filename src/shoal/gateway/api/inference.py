@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from shoal.client.graph.known_graph import KnownGraph
-from shoal.executor.graph.arrays import Array
+from shoal.executor.arrays import Array
 from shoal.gateway.errors import BadRequest, BodyTooLarge
 from shoal.types import ArrayType
 

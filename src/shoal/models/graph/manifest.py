@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import BadWeights
-from shoal.types import ARRAY_BYTES, ArrayType, Digest, ModelShape, Span
+from shoal.types import ARRAY_BYTES, ArrayType, Digest, ModelShape, Numerics, Span
 
 GRAPH_VERSION = 1
 MAX_SEGMENTS = 64
@@ -25,29 +25,32 @@ MAX_GRAPH_MANIFEST = 16 << 20
 """Bytes; a graph of 1,000 weights has 150 kB."""
 MAX_RANK = 8
 
-Name = Annotated[str, Meta(min_length=1, max_length=1024)]
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Dimension = Annotated[int, Meta(ge=-1, le=1 << 31)]
-Index = Annotated[int, Meta(ge=0, lt=1 << 16)]
-Indices = Annotated[tuple[Index, ...], Meta(max_length=MAX_CROSSING)]
+GRAPH_NUMERICS = Numerics("fp32", "auto", "any")
+"""What nodes of graphs announce: how a graph is computed its manifest says, but for the kind of CPU."""
+
+_Name = Annotated[str, Meta(min_length=1, max_length=1024)]
+_Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+_Dimension = Annotated[int, Meta(ge=-1, le=1 << 31)]
+_Place = Annotated[int, Meta(ge=0, lt=1 << 16)]
+_Places = Annotated[tuple[_Place, ...], Meta(max_length=MAX_CROSSING)]
 
 
 class GraphValue(Struct, frozen=True, array_like=True):
     """A tensor that goes into the graph, comes out of it, or crosses from one segment into another."""
 
-    name: Name
+    name: _Name
     dtype: ArrayType
-    shape: Annotated[tuple[Dimension, ...], Meta(max_length=MAX_RANK)] | None
+    shape: Annotated[tuple[_Dimension, ...], Meta(max_length=MAX_RANK)] | None
     """With -1 for a size that each request may choose; ``None`` where not even the rank is known."""
 
 
 class GraphWeight(Struct, frozen=True, array_like=True):
     """A constant tensor, which is stored by itself."""
 
-    name: Name
+    name: _Name
     dtype: ArrayType
     shape: tuple[Annotated[int, Meta(ge=0, le=1 << 40)], ...]
-    sha256: Sha256
+    sha256: _Sha256
 
     @property
     def size(self) -> int:
@@ -63,9 +66,9 @@ class GraphSegment(Struct, frozen=True, array_like=True):
     cost: Annotated[int, Meta(ge=0)]
     """An estimate of its arithmetic, in operations."""
     weight_bytes: Annotated[int, Meta(ge=0, le=1 << 40)]
-    takes: Indices
+    takes: _Places
     """The values from before that its nodes use, by their places in ``values``."""
-    gives: Indices
+    gives: _Places
     """The values that it makes and others use, or that the graph gives."""
 
 
@@ -78,12 +81,12 @@ class GraphManifest(Struct, frozen=True):
     """What computes it, with its version, for example ``onnxruntime 1.32.0``."""
     threads: Annotated[int, Meta(ge=1, le=1024)]
     """How many threads compute a segment."""
-    structure: Sha256
+    structure: _Sha256
     """Of the optimised graph without its weights."""
     weights: Annotated[tuple[GraphWeight, ...], Meta(max_length=1 << 17)]
     values: Annotated[tuple[GraphValue, ...], Meta(min_length=1, max_length=1 << 13)]
-    inputs: Indices
-    outputs: Annotated[tuple[Index, ...], Meta(min_length=1, max_length=MAX_CROSSING)]
+    inputs: _Places
+    outputs: Annotated[tuple[_Place, ...], Meta(min_length=1, max_length=MAX_CROSSING)]
     segments: Annotated[tuple[GraphSegment, ...], Meta(min_length=1, max_length=MAX_SEGMENTS)]
 
     def takes(self, span: Span) -> list[int]:

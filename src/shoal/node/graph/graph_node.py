@@ -14,6 +14,7 @@ from shoal.executor.device.device import cpu, memory_budget
 from shoal.executor.graph.runner import GraphRunner, SegmentRunner
 from shoal.executor.thread import ComputeThread
 from shoal.models.graph.graph_store import LocalGraph
+from shoal.models.graph.manifest import GRAPH_NUMERICS
 from shoal.net.network import Network
 from shoal.node.graph.graph_server import GraphServer
 from shoal.node.graph.graph_sessions import MAX_REQUESTS
@@ -27,8 +28,6 @@ DRAIN_S = 30.0
 """How long a node that was asked to stop lets the requests that it has come to their end."""
 TENSOR_SHARE = 0.5
 """Share of a node's memory kept for what crosses its segments when it chooses how many to take."""
-SEGMENT_FORMAT: Format = "fp32"
-"""What a graph's node announces: its tensors are of the types that the graph says."""
 
 
 class MakeRunner(Protocol):
@@ -84,7 +83,7 @@ class GraphNode:
 
     @property
     def format(self) -> Format:
-        return SEGMENT_FORMAT
+        return GRAPH_NUMERICS.format
 
     def served(self) -> Served:
         """What the node announces, as of now."""
@@ -99,7 +98,7 @@ class GraphNode:
             shape.vocab_size,
             self.span.start,
             self.span.end,
-            SEGMENT_FORMAT,
+            GRAPH_NUMERICS.format,
             MAX_REQUESTS,
             server.requests_free,
             server.sessions,
@@ -109,6 +108,7 @@ class GraphNode:
             device="cpu",
             device_memory=self._memory,
             kind="graph",
+            numerics=str(GRAPH_NUMERICS),
         )
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:

@@ -21,7 +21,7 @@ from shoal.executor.thread import ComputeThread
 from shoal.metrics.logs import about
 from shoal.metrics.meters import Metrics
 from shoal.models.graph.graph_store import LocalGraph
-from shoal.models.graph.manifest import misfit
+from shoal.models.graph.manifest import GRAPH_NUMERICS, misfit
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
@@ -123,7 +123,7 @@ class GraphServer:
             await self._idle.wait()
 
     async def _open(self, channel: Channel, message: Open, payload: bytes) -> None:
-        service = Service(self._peer, self.graph.digest, self.span, "fp32", self.draining)
+        service = Service(self._peer, self.graph.digest, self.span, GRAPH_NUMERICS, self.draining)
         session = SessionId(message.session)
         try:
             check_open(message, service)
