@@ -39,7 +39,9 @@ def test_the_executor_is_measured_in_a_format(shoal: Shoal, folder: Path, tmp_pa
     [
         (("executor", "--format", "int3"), "format is 'int3'"),
         (("peers", "--format", "fp32"), "llama.cpp is not compared in fp32"),
-        (("peers", "--llama-cpp", "/nowhere"), "has no llama-bench"),
+        (("peers", "--llama-cpp", "/nowhere"), "has no libllama"),
+        (("peers", "--contexts", "1,2"), "contexts is '1,2'"),
+        (("executor", "--device", "cuda:9"), "no device cuda:9"),
         (("accuracy", "--model", "no-such-model"), "no model is known"),
         (("swarm", "--rounds", "0"), "rounds"),
     ],

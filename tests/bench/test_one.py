@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from shoal.bench.accuracy import TOKENS, WAYS, shipped_text, windows_of
 from shoal.bench.executor import torch_thread
 from shoal.bench.one import OneProcess, load_one
 from shoal.config import Settings
+from shoal.errors import LocalProtocolError
 from shoal.executor.runner import KvState
 from shoal.models.store.local_model import LocalModel
 from shoal.types import Format
@@ -52,15 +54,18 @@ async def test_a_long_context_is_computed_once_and_decoded_from_again(
     computed: list[int] = []
     fill = OneProcess._fill
 
-    def counted(one: OneProcess, state: KvState, tokens: int) -> None:
+    def counted(one: OneProcess, state: KvState, tokens: int, *more: Any) -> None:
         computed.append(tokens)
-        fill(one, state, tokens)
+        fill(one, state, tokens, *more)
 
     monkeypatch.setattr(OneProcess, "_fill", counted)
     with torch_thread() as thread:
         one = await load_one(thread, model, settings, "bf16", kv="auto", tokens=400)
+        await thread.run(partial(one.fill, 300, lambda *_: None))
         for _ in range(3):
             assert await thread.run(partial(one.decode_after, 300)) > 0
+        with pytest.raises(LocalProtocolError, match="no session with 301 tokens"):
+            await thread.run(partial(one.decode_after, 301))
     assert computed == [300]
 
 

@@ -8,14 +8,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import trio
-import trio.lowlevel
 
 from shoal.bench.peers.language_pipes import model_layer_bytes, node_config
-from shoal.bench.peers.llama_cpp import NEEDED, LlamaCpp, find_llama_cpp
 from shoal.bench.peers.programs import ask, ask_together, free_port, output_of, running_program
-from shoal.config import Settings
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError
 from shoal.models.store.local_model import LocalModel
 from shoal.types import Span
 from tests.bench.conftest import SMALL
@@ -35,10 +31,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-
-
-def silent(label: str, done: int, total: int) -> None:
-    pass
 
 
 def chunk(**delta: str) -> str:
@@ -78,40 +70,6 @@ async def test_a_program_that_ends_early_says_why(tmp_path: Path) -> None:
             pass
     with pytest.raises(ShoalError, match="no such model"):
         await output_of(command, {})
-
-
-async def test_a_folder_without_llama_cpp_is_refused(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="has no llama-bench"):
-        await find_llama_cpp(tmp_path, settings, silent)
-
-
-def stand_in(folder: Path, name: str, code: str) -> None:
-    (folder / name).write_text(f"#!{sys.executable}\n{code}\n")
-    (folder / name).chmod(0o755)
-
-
-async def test_speeds_are_read_from_what_llama_cpp_prints(settings: Settings, tmp_path: Path) -> None:
-    for name in NEEDED:
-        stand_in(tmp_path, name, "")
-    llama = await find_llama_cpp(tmp_path, settings, silent)
-    assert llama.threads == 1
-    stand_in(tmp_path, "llama-bench", "import sys; print('[{\"avg_ts\": %d}]' % (len(sys.argv)))")
-    lines = "print('noise'); print('{\"pl\": 8, \"speed_tg\": 80.5}')"
-    stand_in(tmp_path, "llama-batched-bench", lines)
-    stand_in(tmp_path, "llama-quantize", "import sys; open(sys.argv[3], 'w').write(sys.argv[4])")
-    model = tmp_path / "model.gguf"
-    alone = await llama.speed(model, generate=8)
-    assert await llama.speed(model, generate=8, rpc="127.0.0.1:1") == alone + 4
-    assert await llama.batched(model, 8, 16, 16) == 80.5
-    assert await llama.quantize(model, "bf16") == model
-    assert (await llama.quantize(model, "int8")).read_text() == "Q8_0"
-
-
-async def test_rpc_needs_a_build_with_it(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no RPC server") as caught:
-        async with LlamaCpp(tmp_path, 2).rpc(3, tmp_path):
-            await trio.lowlevel.checkpoint()
-    assert "GGML_RPC" in caught.value.check
 
 
 def test_a_node_of_language_pipes_is_given_the_room_of_its_layers(model: LocalModel) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.bench.test_llama_cpp import fake
 from tests.cli.conftest import Shoal, home, shoal
 
-__all__ = ["home", "shoal"]
+__all__ = ["fake", "home", "shoal"]
 
 pytestmark = pytest.mark.swarm
 OPTIONS = ("--nodes", "1", "--sessions", "2", "--rounds", "1", "--threads", "1", "--format", "bf16", "--json")
@@ -34,3 +36,29 @@ def test_the_gateway_is_measured_beside_the_library(shoal: Shoal, folder: Path) 
         assert found[f"gateway/chat/{sessions}"]["vs"].keys() == {"library"}
     assert all(result["value"] > 0 for result in found.values())
     assert psutil.Process(os.getpid()).children() == []
+
+
+def test_a_comparison_that_was_stopped_goes_on_where_it_was(
+    shoal: Shoal, home: Path, folder: Path, fake: Path, tmp_path: Path
+) -> None:
+    """A stand-in for llama.cpp ends the first run once the speeds are measured."""
+    library = shutil.copytree(fake, tmp_path / "llama")
+    options = (*OPTIONS[:-2], "int4", "--llama-cpp", str(library), "--contexts", "16,64", "--json")
+    command = ("bench", "peers", "--model", str(folder), *options)
+    (library / "stop").touch()
+    ran = shoal(*command)
+    assert ran.code != 0 and "cannot be rolled back" in ran.out
+    assert "pip install language-pipes" in ran.err
+    (library / "stop").unlink()
+    ran = shoal(*command)
+    assert ran.code == 0, ran.err
+    assert "1 parts of it are measured" in ran.err and "starting 1 nodes" not in ran.err
+    found = {result["name"]: result for result in ran.data["results"]}
+    assert found["one/int4/decode/b1"]["vs"].keys() == {"llama.cpp Q4_0", "llama.cpp Q4_K_M"}
+    assert found["one/int4/context/64"]["vs"].keys() == {"llama.cpp Q4_0", "llama.cpp Q4_K_M", "16 tokens"}
+    for sessions in ("b1", "b2"):
+        assert found[f"swarm/int4/decode/{sessions}"]["vs"].keys() == {"one process", "llama.cpp RPC Q4_0"}
+    assert any("language-pipes is not measured" in note for note in ran.data["notes"])
+    assert ran.data["bench"] == "peers" and "llama.cpp" in ran.data["versions"]
+    assert psutil.Process(os.getpid()).children() == []
+    assert not list((home / "cache" / "bench" / "runs").glob("*.json"))

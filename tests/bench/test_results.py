@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from shoal.bench.peers.compare import forgiving
+from shoal.bench.peers.measure import forgiving
 from shoal.bench.results import (
     BenchReport,
     Contender,

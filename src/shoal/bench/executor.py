@@ -43,7 +43,9 @@ async def measure_executor(
         contenders: list[Contender] = []
         for format in formats:
             progress(f"loading {model.name} in {format}", 0, 0)
-            one = await load(thread, model, settings, format, context)
+            one = await load(thread, model, settings, format, contexts(context))
+            for far in contexts(context):
+                await thread.run(partial(one.fill, far, progress))
             contenders += contenders_of(thread, one, format, roof)
             contenders += far_contenders(thread, one, format, roof, context)
         results = await in_turns(contenders, rounds, progress, roof.look)
@@ -66,11 +68,11 @@ def torch_thread() -> Generator[ComputeThread]:
 
 
 async def load(
-    thread: ComputeThread, model: LocalModel, settings: Settings, format: Format, context: int
+    thread: ComputeThread, model: LocalModel, settings: Settings, format: Format, contexts: Sequence[int]
 ) -> OneProcess:
     """The whole model with room for the largest measurement. Raises as ``load_one``."""
     tokens = max(BATCHES) * (DEPTH + STEPS + PAGE) + PREFILL
-    tokens += sum(far + STEPS + PAGE for far in contexts(context))
+    tokens += sum(far + STEPS + PAGE for far in contexts)
     return await load_one(thread, model, settings, format, kv=settings.kv, tokens=tokens)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -13,16 +14,18 @@ import numpy as np
 from shoal.client.sampling import likeliest
 from shoal.client.scores import log_softmax
 from shoal.config import Settings
-from shoal.errors import ShoalError
+from shoal.errors import LocalProtocolError, ShoalError
 from shoal.executor.arrays import Floats, join
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.codecs import decode, encode
+from shoal.executor.device.find import find_device
 from shoal.executor.ends import EndsRunner
 from shoal.executor.load import load_ends_runner, load_runner
 from shoal.executor.pages import PagePool
 from shoal.executor.runner import KvState, Runner, SessionRows
 from shoal.executor.thread import ComputeThread
 from shoal.models.store.local_model import LocalModel
+from shoal.progress import Progress
 from shoal.types import Codec, Format, Kv, Span
 
 PIECE = 512
@@ -53,14 +56,21 @@ class OneProcess:
         finally:
             self._close(states)
 
-    def decode_after(self, context: int) -> float:
-        """Tokens in a second of one session that has ``context`` tokens cached.
+    def fill(self, context: int, progress: Progress) -> None:
+        """Make a session with so many tokens cached, for :meth:`decode_after`."""
+        if context not in self._far:
+            state = self._open(context + STEPS)
+            self._fill(state, context, partial(progress, f"computing {context} tokens of context"))
+            self._far[context] = state
 
-        The first call for a ``context`` computes them, and takes long. Later ones go back to where it ended.
+    def decode_after(self, context: int) -> float:
+        """Tokens in a second of one session that has ``context`` tokens cached: it goes back to there.
+
+        Raises:
+            LocalProtocolError: :meth:`fill` made no session of that length.
         """
         if context not in self._far:
-            self._far[context] = self._open(context + STEPS)
-            self._fill(self._far[context], context)
+            raise LocalProtocolError(f"no session with {context} tokens")
         return self._decoded([self._far[context]], context, [1])
 
     def _decoded(self, states: Sequence[KvState], position: int, tokens: list[int]) -> float:
@@ -82,9 +92,11 @@ class OneProcess:
         finally:
             self._close([state])
 
-    def _fill(self, state: KvState, tokens: int) -> None:
+    def _fill(self, state: KvState, tokens: int, tell: Callable[[int, int], None] | None = None) -> None:
         prompt = [(11 * i) % self._vocab for i in range(tokens)]
         for at in range(0, tokens, PIECE):
+            if tell is not None:
+                tell(at, tokens)
             self._chosen([state], at, [prompt[at : at + PIECE]])
 
     def ends_seconds(self, sessions: int) -> float:
@@ -157,15 +169,16 @@ def _all(outcomes: Sequence[ForwardOutput]) -> list[Floats]:
 async def load_one(
     thread: ComputeThread, model: LocalModel, settings: Settings, format: Format, *, kv: Kv, tokens: int
 ) -> OneProcess:
-    """Load a model in ``format`` on ``thread``, with KV for ``tokens`` tokens.
+    """Load a model in ``format`` on ``thread``, onto ``settings.device``, with KV for ``tokens`` tokens.
 
     Raises:
-        ShoalError: it cannot be loaded.
+        ShoalError: it cannot be loaded, or that device is not here.
     """
 
     def load() -> OneProcess:
         span = Span(0, model.shape.n_blocks)
         options: dict[str, Any] = {"threads": settings.threads, "cache": settings.paths.cache}
+        options["device"] = find_device(settings.device).device.name
         runner = load_runner(model, span, format, kv=kv, **options)
         ends = load_ends_runner(model, format, **options)
         return OneProcess(ends, runner, runner.make_pool(tokens), model.shape.vocab_size)

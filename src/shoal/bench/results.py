@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from statistics import median
@@ -47,6 +47,17 @@ class Contender:
     """Measures once, for a second or so."""
     expected: Callable[[], Expected] | None = None
     """What the roofline allows, asked once all rounds are over."""
+    most_rounds: int | None = None
+    """How many rounds it takes part in, where it takes so long that a few must do; beside the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Rounds that an earlier start has measured, and what keeps the next."""
+
+    kept: Sequence[Mapping[str, float]]
+    """What each gave, by the name of the contender."""
+    keep: Callable[[Mapping[str, float]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +203,7 @@ async def in_turns(
     rounds: int,
     progress: Progress,
     look: Callable[[], Awaitable[None]] | None = None,
+    earlier: Rounds | None = None,
 ) -> list[Measurement]:
     """Measure each contender once a round, in turns, so that what else the machine does falls on all alike.
 
@@ -199,23 +211,39 @@ async def in_turns(
 
     Args:
         look: called once a round too: looks at the machine itself.
+        earlier: rounds that need not be measured again, and what is called with each new one.
     """
-    values: dict[Contender, list[float]] = {contender: [] for contender in contenders}
-    total = (rounds + 1) * len(contenders)
-    for turn in range(rounds + 1):
+    found: list[Mapping[str, float]] = list(earlier.kept[:rounds]) if earlier else []
+    left = rounds - len(found)
+    total = (left + 1) * len(contenders)
+    for turn in range(left + 1 if left else 0):
         if look is not None and turn:
             progress("measuring this machine", turn * len(contenders), total)
             await look()
+        values: dict[str, float] = {}
         for place, contender in enumerate(contenders):
-            progress(f"measuring {contender.name}", turn * len(contenders) + place, total)
+            if contender.most_rounds is not None and len(found) >= contender.most_rounds:
+                continue
+            when = f"round {len(found) + 1} of {rounds}" if turn else "warming up"
+            progress(f"measuring {contender.name}, {when}", turn * len(contenders) + place, total)
             value = await contender.run()
-            if turn and not math.isnan(value):
-                values[contender].append(value)
-    return [
-        of_rounds(contender.name, contender.unit, found, contender.expected and contender.expected())
-        for contender, found in values.items()
-        if found
-    ]
+            if not math.isnan(value):
+                values[contender.name] = value
+        if turn:
+            found.append(values)
+            if earlier is not None:
+                earlier.keep(values)
+    return list(_results_of(contenders, found))
+
+
+def _results_of(
+    contenders: Sequence[Contender], rounds: Sequence[Mapping[str, float]]
+) -> Iterator[Measurement]:
+    for contender in contenders:
+        values = [found[contender.name] for found in rounds if contender.name in found]
+        if values:
+            expected = contender.expected and contender.expected()
+            yield of_rounds(contender.name, contender.unit, values, expected)
 
 
 def describe_machine(threads: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from shoal.bench.one import DEPTH, STEPS
 from shoal.bench.results import BenchReport, Expected, Measurement, describe_machine, of_rounds
 from shoal.config import Settings
 from shoal.errors import LocalProtocolError
+from shoal.executor.device.device import Device, cpu
 from shoal.executor.device.find import find_device
 from shoal.executor.thread import ComputeThread
 from shoal.models.build.skeleton import read_model_config
@@ -35,10 +36,18 @@ class Roof:
     Args:
         thread: on which everything is measured.
         costs: of the whole model, by format.
+        device: where the model is, the CPU if not said.
     """
 
-    def __init__(self, thread: ComputeThread, threads: int, costs: Mapping[Format, SpanCost]) -> None:
+    def __init__(
+        self,
+        thread: ComputeThread,
+        threads: int,
+        costs: Mapping[Format, SpanCost],
+        device: Device | None = None,
+    ) -> None:
         self._thread = thread
+        self._device = device or cpu()
         self._threads = threads
         self._costs = costs
         self._machine: Machine | None = None
@@ -56,11 +65,13 @@ class Roof:
         await self._thread.run(self._look)
 
     def _look(self) -> None:
-        seen = measure_machine(self._threads)
+        on_cpu = self._device.is_cpu
+        seen = measure_machine(self._threads) if on_cpu else measure_accelerator(self._device)
         self._machine = seen if self._machine is None else _better(self._machine, seen)
         for format, cost in self._costs.items():
             size = min(round(step_time(seen, cost, 1, DEPTH).bytes), BUFFER)
-            self._bandwidths[format] = max(self._bandwidths[format], read_bandwidth(self._threads, size))
+            read = read_bandwidth(self._threads, size) if on_cpu else seen.bandwidth
+            self._bandwidths[format] = max(self._bandwidths[format], read)
 
     def decode(
         self, format: Format, sessions: int, context: int = DEPTH + STEPS // 2
@@ -76,7 +87,8 @@ class Roof:
 
     def described(self) -> dict[str, Any]:
         """The machine, as a report shows it."""
-        return {**describe_machine(self._threads), **_lines(self.machine)}
+        machine = {**describe_machine(self._threads), "device": str(self._device)}
+        return machine | _lines(self.machine)
 
     def _for(self, format: Format) -> Machine:
         return replace(self.machine, bandwidth=self._bandwidths[format])
@@ -115,7 +127,7 @@ async def find_roof(
     """Measure this machine on ``thread``, and cost a model in each format.
 
     Raises:
-        ShoalError: too little memory is free, or the model cannot be served in spans.
+        ShoalError: too little memory is free, the model cannot be served in spans, or the device is not here.
     """
     progress("measuring this machine", 0, 0)
 
@@ -123,7 +135,8 @@ async def find_roof(
         config = read_model_config(open_checkpoint(model.path))
         return {f: model_cost(config, f, settings.kv, weight_bytes(model, f)) for f in formats}
 
-    roof = Roof(thread, settings.threads, await thread.run(find_costs))
+    device = (await thread.run(partial(find_device, settings.device))).device
+    roof = Roof(thread, settings.threads, await thread.run(find_costs), device)
     await roof.look()
     return roof
 

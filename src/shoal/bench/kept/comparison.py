@@ -21,8 +21,8 @@ from shoal.errors import UsageError
 
 ONE_IN = 100
 """Of results that did not change, how many may be called a change."""
-SAME = ("cpu", "cores", "threads", "memory_bytes")
-"""What must be equal of two machines, as ``describe_machine`` names it."""
+SAME = ("cpu", "cores", "threads", "memory_bytes", "device")
+"""What must be equal of two machines, as their reports name it."""
 MEMORY_TOLERANCE = 0.02
 """A part of the memory that a system takes for itself, more or less from start to start."""
 DRIFT = 0.1

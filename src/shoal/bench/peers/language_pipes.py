@@ -53,6 +53,29 @@ class LanguagePipes:
         return await ask_together(self.port, CHAT, bodies, unseen=1)  # the last is computed, and not sent
 
 
+def pipes_folder(settings: Settings) -> Path:
+    """Where its virtual environment is, or would be."""
+    return bench_folder(settings) / "language-pipes"
+
+
+def has_pipes(settings: Settings) -> bool:
+    """Whether it is installed there."""
+    return (pipes_folder(settings) / "bin" / "language-pipes").exists()
+
+
+def pipes_command(settings: Settings) -> str:
+    """What a person would type to install it."""
+    folder = pipes_folder(settings)
+    return f"python -m venv {folder} && {folder}/bin/pip install {REQUIREMENT}"
+
+
+async def fetch_pipes(settings: Settings, progress: Progress) -> None:
+    """Install it if it is not there. Raises ``ShoalError``: it cannot be installed."""
+    if not has_pipes(settings):
+        progress("installing language-pipes", 0, 0)
+        await make_venv(pipes_folder(settings), REQUIREMENT, {})
+
+
 def _body(text: str, tokens: int) -> dict[str, Any]:
     return {
         "model": MODEL,
@@ -74,16 +97,14 @@ async def language_pipes(
 
     Raises:
         UnsupportedModel: the model's weights lie in a GGUF file, which it does not read.
-        ShoalError: it cannot be installed, or a node did not come up.
+        ShoalError: a node did not come up.
     """
     if any(entry.file.suffix == ".gguf" for entry in open_checkpoint(model.path).tensors.values()):
         raise UnsupportedModel(
             f"{model.name} is a GGUF file, which language-pipes does not read",
             next_command="shoal bench peers --model random-1.1b",
         )
-    venv = bench_folder(settings) / "language-pipes"
-    progress("installing language-pipes, once", 0, 0)
-    await make_venv(venv, REQUIREMENT, {})
+    venv = pipes_folder(settings)
     progress(f"starting {len(spans)} nodes of language-pipes", 0, 0)
     models = folder / "models"
     (models / MODEL).mkdir(parents=True)
