@@ -29,7 +29,7 @@ DRIFT = 0.1
 """How much faster or slower a machine itself may have been before a reader is told."""
 LESS_IS_BETTER = ("s", "perplexity")
 """Units."""
-Verdict = Literal["better", "worse", "noise", "too few rounds"]
+ChangeKind = Literal["better", "worse", "noise", "too few rounds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Change:
     """Of B to A, with the interval in which it lies."""
     low: float
     high: float
-    verdict: Verdict
+    verdict: ChangeKind
 
     def as_json(self) -> dict[str, Any]:
         """The fields that ``--json`` shows, with four significant digits."""
@@ -137,7 +137,7 @@ def change_of(
     ratios = sorted(after / before for before in a for after in b)
     cut = _left_out(len(a), len(b))
     low, high = (ratios[cut], ratios[-1 - cut]) if cut is not None else (ratios[0], ratios[-1])
-    verdict: Verdict = "noise"
+    verdict: ChangeKind = "noise"
     if cut is None:
         verdict = "too few rounds"
     elif not low <= 1 <= high:

@@ -54,7 +54,7 @@ ERRORS = 4
 """The level of a message that tells of an error."""
 
 
-class Refused(Exception):
+class LibraryRefusal(Exception):
     """What was asked for cannot be done; its text says why."""
 
 
@@ -97,7 +97,7 @@ class QuantizeParams(ctypes.Structure):
     )
 
 
-class Batch(ctypes.Structure):
+class LlamaBatch(ctypes.Structure):
     """``llama_batch``."""
 
     _fields_ = (
@@ -134,8 +134,8 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_get_memory": (c_void_p, (c_void_p,)),
     "llama_memory_clear": (None, (c_void_p, c_bool)),
     "llama_memory_seq_rm": (c_bool, (c_void_p, c_int32, c_int32, c_int32)),
-    "llama_batch_init": (Batch, (c_int32, c_int32, c_int32)),
-    "llama_decode": (c_int32, (c_void_p, Batch)),
+    "llama_batch_init": (LlamaBatch, (c_int32, c_int32, c_int32)),
+    "llama_decode": (c_int32, (c_void_p, LlamaBatch)),
     "llama_get_logits_ith": (POINTER(c_float), (c_void_p, c_int32)),
     "ggml_backend_load_all_from_path": (None, (c_char_p,)),
     "ggml_backend_dev_count": (c_size_t, ()),
@@ -162,13 +162,13 @@ class Library:
         try:
             self._loaded = ctypes.CDLL(str(file))
         except OSError as error:
-            raise Refused(f"{file.name} cannot be loaded: {error}") from error
+            raise LibraryRefusal(f"{file.name} cannot be loaded: {error}") from error
         self.last_error = ""
         self._listening = LOG(self._hear)  # for as long as the library may call it
         for name, (gives, takes) in SIGNATURES.items():
             function = getattr(self._loaded, name, None)
             if function is None:
-                raise Refused(f"{file.name} has no {name}: it is too old, or too new")
+                raise LibraryRefusal(f"{file.name} has no {name}: it is too old, or too new")
             function.restype, function.argtypes = gives, takes
         self.call("llama_log_set", self._listening, None)
         # Backends may be libraries of their own, one for each kind of CPU: the best is taken.
@@ -176,9 +176,9 @@ class Library:
         self.call("llama_backend_init")
         asked = self.call("llama_context_default_params")
         if (asked.n_ctx, asked.n_batch, asked.n_ubatch, asked.n_seq_max) != DEFAULTS:
-            raise Refused(f"{file.name} has parameters in another order than is known here")
+            raise LibraryRefusal(f"{file.name} has parameters in another order than is known here")
         if self.call("llama_model_default_params").n_gpu_layers not in GPU_LAYERS:
-            raise Refused(f"{file.name} has a model's parameters in another order than is known here")
+            raise LibraryRefusal(f"{file.name} has a model's parameters in another order than is known here")
 
     def call(self, name: str, *arguments: object) -> Any:
         """Call one of ``SIGNATURES``."""
@@ -204,7 +204,7 @@ def library_in(folder: Path) -> Path:
     for pattern in ("libllama.so", "libllama.dylib", "libllama.*so*", "libllama.*dylib"):
         if found := sorted(folder.glob(pattern)):
             return found[0]
-    raise Refused(f"{folder} has no libllama")
+    raise LibraryRefusal(f"{folder} has no libllama")
 
 
 class Model:
@@ -217,14 +217,14 @@ class Model:
         if request["gpu"]:
             devices = library.devices((GPU, IGPU))
             if not devices:
-                raise Refused("this build of llama.cpp finds no GPU")
+                raise LibraryRefusal("this build of llama.cpp finds no GPU")
         params = library.call("llama_model_default_params")
         chosen = (c_void_p * (len(devices) + 1))(*devices, None)
         params.devices = ctypes.addressof(chosen)
         params.n_gpu_layers = ALL_LAYERS if devices else 0
         self._model = library.call("llama_model_load_from_file", str(request["file"]).encode(), params)
         if not self._model:
-            raise Refused(f"the model cannot be loaded: {library.last_error}")
+            raise LibraryRefusal(f"the model cannot be loaded: {library.last_error}")
         vocab = library.call("llama_model_get_vocab", self._model)
         self._vocab = library.call("llama_vocab_n_tokens", vocab)
         self._batch = library.call("llama_batch_init", ROWS, 0, 1)
@@ -256,11 +256,11 @@ class Model:
     def decode_after(self, tokens: int, steps: int, longest_s: float) -> float:
         """Tokens in a second of one session that has so many cached."""
         if tokens not in self._filled:
-            raise Refused(f"no session has {tokens} tokens")
+            raise LibraryRefusal(f"no session has {tokens} tokens")
         context = self._filled[tokens]
         memory = self._library.call("llama_get_memory", context)
         if not self._library.call("llama_memory_seq_rm", memory, 0, tokens, -1):
-            raise Refused("its cache cannot be rolled back")
+            raise LibraryRefusal("its cache cannot be rolled back")
         return self._timed(context, tokens, [1], steps, longest_s)
 
     def prefill(self, tokens: int) -> float:
@@ -287,12 +287,12 @@ class Model:
         """The devices of RPC servers."""
         found = self._library.rpc("ggml_backend_rpc_add_server")
         if not found:
-            raise Refused("this build of llama.cpp has no RPC")
+            raise LibraryRefusal("this build of llama.cpp has no RPC")
         devices: list[int] = []
         for address in addresses:
             server = ADD_SERVER(found)(address.encode())
             if not server:
-                raise Refused(f"{address} is no RPC server: {self._library.last_error}")
+                raise LibraryRefusal(f"{address} is no RPC server: {self._library.last_error}")
             self._library.call("ggml_backend_register", server)
             count = self._library.call("ggml_backend_reg_dev_count", server)
             devices += [self._library.call("ggml_backend_reg_dev_get", server, n) for n in range(count)]
@@ -314,10 +314,14 @@ class Model:
         params.n_ctx, params.n_seq_max = sessions * (tokens + MORE), sessions
         context = self._library.call("llama_init_from_model", self._model, params)
         if not context:
-            raise Refused(f"no room for {sessions} sessions of {tokens} tokens: {self._library.last_error}")
+            raise LibraryRefusal(
+                f"no room for {sessions} sessions of {tokens} tokens: {self._library.last_error}"
+            )
         has = [self._library.call(name, context) for name in ("llama_n_ctx", "llama_n_seq_max")]
         if has[0] < params.n_ctx or has[1] != sessions:
-            raise Refused("it does not take its parameters: they are in another order than is known here")
+            raise LibraryRefusal(
+                "it does not take its parameters: they are in another order than is known here"
+            )
         self._library.call("llama_set_n_threads", context, self._threads, self._threads)
         return context
 
@@ -345,7 +349,7 @@ class Model:
             batch.n_seq_id[place], batch.logits[place] = 1, asked
             batch.seq_id[place][0] = session
         if code := self._library.call("llama_decode", context, batch):
-            raise Refused(f"llama_decode gave {code}: {self._library.last_error}")
+            raise LibraryRefusal(f"llama_decode gave {code}: {self._library.last_error}")
         found: list[int] = []
         for place, row in enumerate(rows):
             if row[3]:
@@ -359,19 +363,19 @@ def quantize(library: Library, request: dict[str, Any]) -> None:
     kind = request["type"]
     params = library.call("llama_model_quantize_default_params")
     if not params.quantize_output_tensor or params.pure or params.only_copy:
-        raise Refused("parameters to quantize are in another order than is known here")
+        raise LibraryRefusal("parameters to quantize are in another order than is known here")
     params.nthread, params.ftype = int(request["threads"]), FILE_TYPES[kind]
     params.pure = not kind.endswith("_M")  # a mixture is that of several types
     files = [str(request[name]).encode() for name in ("file", "into")]
     if library.call("llama_model_quantize", *files, ctypes.byref(params)):
-        raise Refused(f"{kind} cannot be written: {library.last_error}")
+        raise LibraryRefusal(f"{kind} cannot be written: {library.last_error}")
 
 
 def serve(library: Library, address: str, threads: int) -> None:
     """Be an RPC server with this machine's CPU; does not return."""
     found = library.rpc("ggml_backend_rpc_start_server")
     if not found:
-        raise Refused("this build of llama.cpp has no RPC")
+        raise LibraryRefusal("this build of llama.cpp has no RPC")
     devices = library.devices((CPU,))[:1]
     START_SERVER(found)(address.encode(), None, threads, len(devices), (c_void_p * len(devices))(*devices))
 
@@ -400,12 +404,12 @@ class Driver:
             self._model = Model(self._library, request)
             return self._model.described
         if self._model is None:
-            raise Refused("no model is loaded")
+            raise LibraryRefusal("no model is loaded")
         if what == "fill":
             return self._model.fill(**request, tell=self._tell)
         if what in ("decode", "decode_after", "prefill", "requests"):
             return getattr(self._model, what)(**request)
-        raise Refused(f"{what} is not known here")
+        raise LibraryRefusal(f"{what} is not known here")
 
 
 def main() -> None:
@@ -416,7 +420,7 @@ def main() -> None:
     if sys.argv[2:3] == ["serve"]:
         try:
             serve(Library(folder), sys.argv[3], int(sys.argv[4]))
-        except Refused as why:
+        except LibraryRefusal as why:
             sys.exit(str(why))
         return
 
@@ -430,7 +434,7 @@ def main() -> None:
             if driver is None:
                 driver = Driver(Library(folder), lambda done, total: say(f"+{done} {total}"))
             said: dict[str, Any] = {"ok": driver.answer(json.loads(line))}
-        except Refused as why:
+        except LibraryRefusal as why:
             said = {"error": str(why)}
         say(json.dumps(said))
 
