@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shoal.bench.peers.language_pipes import model_layer_bytes, node_config
+from shoal.bench.peers.measure import busy
 from shoal.bench.peers.programs import ask, ask_together, free_port, output_of, running_program
 from shoal.errors import ShoalError
 from shoal.models.store.local_model import LocalModel
@@ -70,6 +71,11 @@ async def test_a_program_that_ends_early_says_why(tmp_path: Path) -> None:
             pass
     with pytest.raises(ShoalError, match="no such model"):
         await output_of(command, {})
+
+
+def test_a_machine_that_others_use_is_told_of() -> None:
+    assert busy(0.4, 2) == []
+    assert "load 3.0 on 2 cores" in busy(3.0, 2)[0]
 
 
 def test_a_node_of_language_pipes_is_given_the_room_of_its_layers(model: LocalModel) -> None:

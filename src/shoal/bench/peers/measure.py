@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psutil
 import trio
 
 from shoal.bench.executor import PREFILL, load, torch_thread
@@ -53,6 +54,8 @@ PIPES_ROUNDS = 2
 """Rounds in which language-pipes takes part: one takes it longer than all the others together."""
 WORDS = 60
 """Words of a request's prompt. With 64 tokens, two whole chunks, language-pipes never answers."""
+BUSY = 0.5
+"""The load of each core from which on other programs disturb."""
 CONTEXTS = (128, 1024, 4096, 8192)
 """Tokens that one session has cached while it decodes."""
 
@@ -123,7 +126,8 @@ async def measure_peers(
     others = await find_others(
         settings, asked.llama_cpp, gpu=device != CPU, fetch=asked.fetch, progress=progress
     )
-    for line in others.missing:
+    known = (*busy(psutil.getloadavg()[0], psutil.cpu_count() or 1), *others.missing)
+    for line in known:
         tell(line)
     settings, model = await trio.to_thread.run_sync(measured_model, settings, progress)
     prompts = tuple(" ".join(f"w{7 * i + j}" for j in range(WORDS)) for i in range(asked.sessions))
@@ -146,12 +150,25 @@ async def measure_peers(
         f"{model.name} beside llama.cpp and language-pipes",
         roof.described(),
         tuple(compared(results, _pairs(asked))),
-        notes=(*others.missing, *dict.fromkeys(notes)),
+        notes=(*known, *dict.fromkeys(notes)),
         model=described_model(model),
         versions=others.versions,
     )
     journal.end()
     return report
+
+
+def busy(load: float, cores: int) -> list[str]:
+    """A sentence on other work of the machine, if there is so much that figures would mislead.
+
+    Args:
+        load: programs that wanted to run in the last minute, on average.
+    """
+    if load < BUSY * cores:
+        return []
+    said = f"other programs use this machine (load {load:.1f} on {cores} cores)"
+    why = "llama.cpp's threads wait for each other by spinning, so it looks many times slower than it is"
+    return [f"{said}: {why}; measure again when they are over"]
 
 
 def numbered(progress: Progress, part: str) -> Progress:
