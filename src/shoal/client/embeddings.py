@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -167,6 +167,8 @@ async def embed_tokens(
                 for _ in range(min(SESSIONS, len(texts)) - 1):
                     nursery.start_soon(work.help, longest)
                 await work.run(session)
+                for opening in work.opening:
+                    opening.cancel()  # nothing is left for whoever is not open yet
     return np.stack([vector for vector in found if vector is not None])
 
 
@@ -182,15 +184,21 @@ class _Work:
     found: list[Vector | None]
     left: Iterator[int]
     """The numbers of the texts that nobody has taken yet."""
+    opening: set[trio.CancelScope] = field(default_factory=set[trio.CancelScope])
+    """Of the sessions that are being opened."""
 
     async def help(self, longest: int) -> None:
         """The same over one more session; where none is to be had, the texts are left to the others."""
         async with AsyncExitStack() as stack:
-            try:
-                session = await stack.enter_async_context(self.open_session(longest))
-            except (Busy, NoCoverage):
-                return
-            await self.run(session)
+            with trio.CancelScope() as opening:
+                self.opening.add(opening)
+                try:
+                    session = await stack.enter_async_context(self.open_session(longest))
+                except (Busy, NoCoverage):
+                    return
+                finally:
+                    self.opening.discard(opening)
+                await self.run(session)
 
     async def run(self, session: Session) -> None:
         """Embed texts until none is left."""

@@ -36,8 +36,9 @@ ENCODER_FAMILIES: dict[str, Callable[[], Any]] = {
         max_position_embeddings=130,
     ),
     "electra": lambda: t.ElectraConfig(**_BASE, embedding_size=32),
-    # Windows of 16 tokens, a full one in every third block.
-    "modernbert": lambda: t.ModernBertConfig(**_BASE, local_attention=16, global_attn_every_n_layers=3),
+    "modernbert": lambda: t.ModernBertConfig(
+        **_BASE, local_attention=16, layer_types=["full_attention", *["sliding_attention"] * 2] * 2
+    ),
     "mpnet": lambda: t.MPNetConfig(**_OFFSET),
     "roberta": lambda: t.RobertaConfig(**_OFFSET),
     "xlm-roberta": lambda: t.XLMRobertaConfig(**_OFFSET),
