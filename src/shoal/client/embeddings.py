@@ -15,7 +15,7 @@ import numpy as np
 import trio
 
 from shoal.client.session import Session
-from shoal.errors import BadWeights, Busy, NoCoverage, PromptTooLong, UsageError
+from shoal.errors import BadWeights, PromptTooLong, ShoalError, UsageError
 from shoal.executor.arrays import Floats
 from shoal.models.embedding.pooling import Vector, pool, tokens_needed, unit
 from shoal.models.embedding.settings import EmbeddingSettings
@@ -194,8 +194,8 @@ class _Work:
                 self.opening.add(opening)
                 try:
                     session = await stack.enter_async_context(self.open_session(longest))
-                except (Busy, NoCoverage):
-                    return
+                except ShoalError:
+                    return  # if more is wrong than that there is no room, the first session says so
                 finally:
                     self.opening.discard(opening)
                 await self.run(session)
