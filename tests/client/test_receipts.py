@@ -1,4 +1,4 @@
-"""Receipts of real sessions hold, also after losses and roll-backs; and who gives none or bad ones pays."""
+"""Receipts of real sessions: all hold, also after losses and roll-backs; who gives bad ones or none pays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shoal.net.identity import verify
 from shoal.node.hop import Hop
 from shoal.node.receipts import ReceiptDesk
 from shoal.testing.swarm import MemorySwarm, memory_swarm
-from shoal.trust.answer import check_answer, read_answer
+from shoal.trust.answer import check_answer, read_kept_answer
 from shoal.trust.rows import HASH, windows
 from shoal.types import Format, PeerId
 
@@ -81,7 +81,7 @@ async def test_every_hop_signs_what_it_has_done_and_all_of_it_fits(
         assert len(kept.sent) == kept.tokens * HASH
         assert [len(hop.receipts) for hop in kept.hops] == [windows(kept.tokens)] * 3
         assert [hop.span for hop in kept.hops] == THIRDS
-        again = read_answer(kept.encoded(), "answer.json")
+        again = read_kept_answer(kept.encoded(), "answer.json")
         assert again == kept
         assert check_answer(again, verify) == []
 
@@ -132,10 +132,10 @@ async def test_a_session_that_went_back_and_on_has_receipts_of_what_it_is_now(
         swarm.client.session(str(checkpoint), tokens=128) as session,
     ):
         await session.step(PROMPT)
-        first = await pull_receipts(session, PROMPT, len(PROMPT), None)
+        first = await pull_receipts(session, PROMPT, [], None)
         session.roll_back(10)
         await session.step([60, 61, 62])
-        second = await pull_receipts(session, [*PROMPT[:10], 60, 61, 62], 10, None)
+        second = await pull_receipts(session, PROMPT[:10], [60, 61, 62], None)
         assert first.faults == second.faults == ()
         assert first.kept.hops[0].receipts[0].came != second.kept.hops[0].receipts[0].came
         assert second.kept.tokens == 13
@@ -171,7 +171,7 @@ async def test_a_hop_that_is_silent_when_asked_loses_reputation_and_not_the_answ
         peers = [hop.address.peer for hop in session.ring.route]
         before = [trust(swarm, peer) for peer in peers]
         with trio.fail_after(5):
-            found = await pull_receipts(session, PROMPT, len(PROMPT), Sampling(), timeout_s=0.2)
+            found = await pull_receipts(session, PROMPT, [], Sampling(), timeout_s=0.2)
         assert [fault.kind for fault in found.faults] == ["missing"] * 3
         assert "did not reply within" in found.kept.hops[0].missing
         assert all(trust(swarm, peer) < b for peer, b in zip(peers, before, strict=True))

@@ -50,6 +50,16 @@ from shoal.swarm.announcement import Announcement, Served, seal, unseal
 from shoal.swarm.failure import suspicion
 from shoal.swarm.invite import read_invite, write_invite
 from shoal.testing.byhand import a_step, framed, rows
+from shoal.trust.answer import (
+    HopReceipts,
+    KeptAnswer,
+    KeptWindow,
+    check_answer,
+    find_contradiction,
+    read_kept_answer,
+)
+from shoal.trust.receipt import sign_windows
+from shoal.trust.rows import RowLog
 from shoal.types import Span
 from shoal.wire.arrays import ArraySpec
 from shoal.wire.framing import Assembler
@@ -58,6 +68,7 @@ from shoal.wire.messages import (
     Failed,
     Fetch,
     Fetched,
+    GetReceipts,
     Hello,
     HopTime,
     Infer,
@@ -69,8 +80,10 @@ from shoal.wire.messages import (
     Open,
     Opened,
     Ping,
+    Receipts,
     Refused,
     Reroute,
+    SignedWindow,
     Step,
     decode,
     encode,
@@ -268,6 +281,15 @@ def tokenizer(data: bytes) -> None:
         codec.all_bytes()
 
 
+def receipts(data: bytes) -> None:
+    """An answer with receipts, as somebody hands it on."""
+    with suppress(UsageError):
+        answer = read_kept_answer(data, "answer.json")
+        if len(answer.hops) * answer.tokens < 1 << 16:
+            check_answer(answer, verify)
+            assert find_contradiction(answer, answer, verify) is None
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
@@ -289,6 +311,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         decoder,
         beside,
         tokenizer,
+        receipts,
     )
 }
 SLOW = frozenset({"tokenizer"})
@@ -315,6 +338,8 @@ HONEST: list[Message] = [
     Failed(S, 3, 0, "step_failed", "NaN"),
     Reroute(S, 1, "me", None, 12, 2),
     Locate(S),
+    GetReceipts(S, b"n" * 16, 40),
+    Receipts(S, 0, (SignedWindow(7, b"i" * 32, b"o" * 32, b"s" * 64),)),
     Close(S),
     Infer(S, 4, (ArraySpec(2, "float32", (1, 3)), ArraySpec(5, "bool", ()))),
     Inferred(S, 4, (ArraySpec(9, "int64", (0, 2)),), 12, 3),
@@ -437,6 +462,27 @@ QUANTISED: dict[str, dict[str, tuple[str, list[int]]]] = {
 """One layer of 64 to 64 in each scheme, in groups of 32."""
 
 
+def _receipts() -> bytes:
+    empty = KeptAnswer(
+        model="fish",
+        digest="sha256:" + "a" * 64,
+        n_blocks=6,
+        width=64,
+        numerics="n1/int8/auto/rows",
+        codec="float32",
+        session=S,
+        nonce=S,
+        token_ids=(5, 6, 7),
+        prompt_tokens=2,
+        tokens=2,
+        hops=(HopReceipts(_IDENTITY.peer, 0, 6, S, ()),),
+    )
+    (one,) = sign_windows(empty.work(0), 2, RowLog(b"i" * 64), RowLog(b"o" * 64), _IDENTITY.sign)
+    kept = KeptWindow(one.sent, one.came, one.went, one.signature)
+    hop = msgspec.structs.replace(empty.hops[0], receipts=(kept,))
+    return msgspec.structs.replace(empty, hops=(hop,)).encoded()
+
+
 SEEDS: dict[str, list[bytes]] = {
     "header": [encode(m) + payload_bytes(m).to_bytes(2, "big") for m in HONEST],
     "frames": [_framed(m) for m in HONEST],
@@ -470,6 +516,7 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "graph_manifest": [_graph()],
     "inference": [_inference()],
+    "receipts": [_receipts()],
     "gguf_header": [_gguf()],
     "bounded": [HONEST_CONFIG, b'["\\u00e9\\"{[", [1e9, -1, null]]'],
     "decoder": [

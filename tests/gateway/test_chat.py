@@ -13,8 +13,10 @@ from shoal.gateway import prefixes
 from shoal.gateway.api import request
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.models.store.local_model import SamplingDefaults
+from shoal.net.identity import verify
+from shoal.trust.answer import check_answer, read_kept_answer
 
-from .conftest import served, user
+from .conftest import THIRDS, served, user
 
 WEATHER = {
     "type": "function",
@@ -130,6 +132,26 @@ async def test_a_request_may_have_nothing_guessed_ahead_and_is_told_what_was(gat
     text = (await gateway.http.get("/metrics")).text
     assert "shoal_spec_decode_num_draft_tokens_total{" in text
     assert "shoal_spec_decode_num_accepted_tokens_total{" in text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_receipts_come_with_the_answer_where_they_are_asked_for_and_once(gateway, stream):
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    response = await gateway.chat(receipts=True, **options)
+    said = events(response.text)[0] if stream else [response.json()]
+    told = [one["shoal"] for one in said if "shoal" in one]
+    assert [one for one in told if "receipts" in one] == told[-1:]
+    assert told[-1]["receipt_faults"] == []
+    kept = read_kept_answer(json.dumps({"shoal": told[-1]}).encode(), "response")
+    assert check_answer(kept, verify) == []
+    assert len(kept.token_ids) - kept.prompt_tokens == 8
+    assert [hop.span for hop in kept.hops] == THIRDS
+    assert "receipts" not in (await gateway.chat()).json()["shoal"]
+
+
+async def test_receipts_are_of_one_choice(gateway):
+    response = await gateway.chat(receipts=True, n=2)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "receipts")
 
 
 async def test_a_stop_string_ends_the_answer_and_is_not_shown(gateway, reference):

@@ -20,8 +20,10 @@ from transformers import AutoModelForCausalLM
 import shoal
 from shoal import config
 from shoal.errors import NoCoverage, NotAllowed
+from shoal.net.identity import verify
 from shoal.swarm import membership
 from shoal.swarm.invite import write_invite
+from shoal.trust.answer import check_answer, read_kept_answer
 
 pytestmark = pytest.mark.swarm
 PROMPT = list(range(5, 25))
@@ -213,6 +215,16 @@ def test_the_command_line_shows_and_asks_the_swarm(swarm, expected):
     assert len(shown["peers"]) == 3
     ping = run(swarm, "ping", "--swarm", "demo", "--json")
     assert {peer["carrier"] for peer in json.loads(ping.stdout)["peers"]} == {"direct"}
+
+
+def test_an_answer_of_the_command_line_is_kept_with_its_receipts(swarm, tmp_path):
+    file = tmp_path / "answer.json"
+    options = ("--swarm", "demo", "--max-tokens", "8", "--receipts", str(file))
+    asked = run(swarm, "run", swarm.model, "hello", *options)
+    assert asked.returncode == 0, asked.stderr
+    assert "3 of 3 hops have signed the answer" in asked.stderr
+    kept = read_kept_answer(file.read_bytes(), "answer.json")
+    assert check_answer(kept, verify) == []
 
 
 def test_settings_reach_the_nodes(swarm):

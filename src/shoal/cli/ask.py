@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.cli.chat.screen import PlainScreen, Screen
 from shoal.cli.output import many, say
 from shoal.cli.progress import working
+from shoal.errors import UsageError
 from shoal.swarm.names import name_of
 from shoal.types import Format
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from shoal.client.answer import Answer
+    from shoal.client.receipts.pull import AnswerReceipts
     from shoal.client.swarm import Swarm
 
 
@@ -33,6 +36,8 @@ class AnswerRequest:
     format: Format | None = None
     sampling: dict[str, Any] = field(default_factory=dict[str, Any])
     """Fields of :class:`shoal.client.sampling.Sampling`; with ``None`` as the model's makers recommend."""
+    receipts: bool = False
+    """Whether the hops are to sign what they have done."""
     temperature: float = 0.0
     """Where neither ``sampling`` nor the model's makers name one."""
 
@@ -76,6 +81,7 @@ def put(swarm: Swarm, question: AnswerRequest) -> Answer:
         stop=question.stop,
         format=question.format,
         otherwise=question.temperature,
+        receipts=question.receipts,
         **question.sampling,
     )
 
@@ -119,6 +125,22 @@ def answer_fields(answer: Answer, question: AnswerRequest) -> dict[str, Any]:
         "reroutes": list(answer.reroutes),
         "speculation": answer.timing.speculation.shown(),
     }
+
+
+def keep_receipts(receipts: AnswerReceipts, file: Path) -> None:
+    """Write an answer's receipts to a file, and say on stderr what they show.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    try:
+        file.write_bytes(receipts.kept.encoded())
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}", check="check the folder, and the disk") from error
+    for fault in receipts.faults:
+        say(f"receipts: {fault.what}")
+    signed = sum(bool(hop.receipts) for hop in receipts.kept.hops)
+    say(f"{signed} of {many(len(receipts.kept.hops), 'hop')} have signed the answer: shoal verify {file}")
 
 
 def say_trace(trace: dict[str, Any] | None) -> None:

@@ -27,6 +27,7 @@ from shoal.executor.engine import Engine, StepOutput
 from shoal.executor.runner import MERGED_ROWS
 from shoal.executor.thread import ComputeThread, ThreadReply
 from shoal.models.build.rope_scaling import RopeScaling
+from shoal.trust.rows import row_hashes
 from shoal.types import Codec, SessionId, Span
 
 _Made = TypeVar("_Made")
@@ -223,19 +224,25 @@ class SessionEnds:
             made = error
         done(made, first.after)
 
-    async def sent(
-        self, token_ids: Sequence[int], position: int, codec: Codec, sequence_length: int
-    ) -> bytes | None:
-        """What the first hop was sent for tokens there, encoded, without computing any block again.
+    async def sent_hashes(self, pieces: Sequence[tuple[Sequence[int], int]], codec: Codec) -> bytes:
+        """The hashes of the rows that the first hop was sent for a session's tokens, from the first on.
 
-        ``None`` where blocks are here, and what they made was not kept.
+        No block is computed again: empty where blocks are here, and what they made was not kept.
+
+        Args:
+            pieces: tokens with the sequence length that the hops were told with them.
         """
 
-        def look() -> bytes | None:
-            if self._ends.first is None:
-                return encode(self._ends.ends.embed(token_ids, position), codec)
-            rows = self._sent.find(token_ids, position, sequence_length)
-            return None if rows is None else encode(rows, codec)
+        def look() -> bytes:
+            found, position = list[bytes](), 0
+            for token_ids, told in pieces:
+                rows = self._sent.find(token_ids, position, told) if self._ends.first else None
+                if rows is None and self._ends.first:
+                    return b""
+                rows = self._ends.ends.embed(token_ids, position) if rows is None else rows
+                found.append(row_hashes(encode(rows, codec), codec, len(rows), self._width))
+                position += len(token_ids)
+            return b"".join(found)
 
         return await self._thread.run(look)
 

@@ -26,7 +26,6 @@ from shoal.client.scores import TokenScore
 from shoal.client.transcript import Piece, Transcript, join_singles
 from shoal.errors import CannotRollBack, PromptTooLong, ShoalError, UsageError
 from shoal.executor.arrays import Floats, join
-from shoal.trust.rows import row_hashes
 from shoal.types import Codec, ModelShape
 from shoal.wire.messages import HopTime
 from shoal.wire.session import Issued
@@ -246,15 +245,7 @@ class Session:
 
         Computed again from the tokens; empty where blocks of this machine made the rows and forgot them.
         """
-        found, position = list[bytes](), 0
-        for token_ids, told in self._transcript.held_pieces:
-            payload = await self.ends.sent(token_ids, position, self.ring.codec, told)
-            if payload is None:
-                return b""
-            count = len(token_ids)
-            found.append(row_hashes(payload, self.ring.codec, count, self.shape.hidden_size))
-            position += count
-        return b"".join(found)
+        return await self.ends.sent_hashes(self._transcript.held_pieces, self.ring.codec)
 
     async def aclose(self) -> None:
         """Free the KV here and on every hop."""

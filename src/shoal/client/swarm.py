@@ -180,8 +180,7 @@ class Swarm:
             otherwise: the temperature for ``None`` where they recommend none.
             speculate: guess tokens ahead where that is faster (:mod:`shoal.client.speculation`); the tokens
                 are the same either way. By default as set.
-            receipts: have the hops sign what they have done, once the answer is complete, and check it
-                (``Answer.receipts``). A hop that does not loses reputation; the answer stays as it is.
+            receipts: have the hops sign the complete answer (:mod:`shoal.client.receipts.pull`).
 
         Raises:
             UsageError: at once, for an option that cannot be.
@@ -232,8 +231,7 @@ class Swarm:
                         answer.reroutes, answer.route = tuple(session.reroutes), _stages(session)
                     yield delta
                 if receipts:
-                    whole = [*token_ids, *answer.token_ids]
-                    answer.receipts = await pull_receipts(session, whole, len(token_ids), chosen)
+                    answer.receipts = await pull_receipts(session, token_ids, answer.token_ids, chosen)
 
         return Answer(shown, stream)
 

@@ -10,6 +10,7 @@ import trio
 
 from shoal.client.generate import Delta, generate
 from shoal.client.prompt_scores import score_prompt
+from shoal.client.receipts.pull import pull_receipts
 from shoal.client.scores import TokenScore
 from shoal.client.session import Session
 from shoal.client.timing import Timing
@@ -101,6 +102,7 @@ class Answers:
             timing=timing,
             speculate=self.speculate if asked.speculate is None else asked.speculate,
         )
+        said = list[int]()
         metrics, before, reroutes = self.metrics, trio.current_time(), len(session.reroutes)
         between = metrics.between.labels(model.id)
         tokens = metrics.generation_tokens.labels(model.id)
@@ -118,6 +120,7 @@ class Answers:
                     reroutes = len(session.reroutes)
                     record.follow(session)
                 self.records.token(record)
+                said += delta.token_ids
                 if delta.finish_reason is not None:
                     record.follow(session)
                     record.measured(timing)
@@ -128,4 +131,8 @@ class Answers:
                     metrics.ended.labels(model.id, delta.finish_reason).inc()
                     metrics.guessed.labels(model.id).inc(timing.speculation.guessed)
                     metrics.accepted.labels(model.id).inc(timing.speculation.accepted)
+                    if asked.receipts:  # before the end is told: they come with it
+                        chosen = None if constraint else asked.seeded(choice)
+                        found = await pull_receipts(session, asked.prompt, said, chosen)
+                        record.signed(found)
                 await take(choice, delta)

@@ -114,7 +114,7 @@ class KeptAnswer(Struct, frozen=True, kw_only=True):
 _kept = msgspec.json.Decoder(KeptAnswer)
 
 
-def read_answer(data: bytes, name: str) -> KeptAnswer:
+def read_kept_answer(data: bytes, name: str) -> KeptAnswer:
     """Read a kept answer, or the one that the response of a gateway carries.
 
     Raises:
@@ -157,21 +157,23 @@ def signed_windows(hop: HopReceipts) -> list[SignedWindow]:
     return [SignedWindow(one.sent, one.came, one.went, one.signature) for one in hop.receipts]
 
 
-FaultKind = Literal["missing", "cut", "signature", "route", "sent", "received", "links"]
+ReceiptFaultKind = Literal["missing", "cut", "signature", "route", "sent", "received", "links"]
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class ReceiptFault:
     """Something that the receipts of an answer show to be wrong, or do not show."""
 
-    kind: FaultKind
+    kind: ReceiptFaultKind
     hops: tuple[int, ...]
     """Whom it may be the fault of, by their place: one, or two who contradict each other."""
     window: int | None
     what: str
 
 
-def check_answer(answer: KeptAnswer, verify: VerifySignature, received: RowLog | None = None) -> list[Fault]:
+def check_answer(
+    answer: KeptAnswer, verify: VerifySignature, received: RowLog | None = None
+) -> list[ReceiptFault]:
     """What is wrong with the receipts of an answer; empty where all of them hold.
 
     Args:
@@ -213,65 +215,71 @@ def _named(answer: KeptAnswer, index: int) -> str:
     return f"hop {index} ({hop.peer}, blocks {hop.span})"
 
 
-def _check_route(answer: KeptAnswer) -> list[Fault]:
+def _check_route(answer: KeptAnswer) -> list[ReceiptFault]:
     return [
-        Fault("route", (index, index + 1), None, f"{_named(answer, index + 1)} does not go on where "
+        ReceiptFault("route", (index, index + 1), None, f"{_named(answer, index + 1)} does not go on where "
               f"{_named(answer, index)} ends")
         for index, (hop, onward) in enumerate(zip(answer.hops, answer.hops[1:], strict=False))
         if hop.end != onward.start
     ]  # fmt: skip
 
 
-def _check_hop(answer: KeptAnswer, index: int, hop: HopReceipts, verify: VerifySignature) -> Fault | None:
+def _check_hop(
+    answer: KeptAnswer, index: int, hop: HopReceipts, verify: VerifySignature
+) -> ReceiptFault | None:
     who, expected = _named(answer, index), windows(answer.tokens)
     if not hop.receipts:
         why = f": {hop.missing}" if hop.missing else ""
-        return Fault("missing", (index,), None, f"{who} gave no receipts{why}")
+        return ReceiptFault("missing", (index,), None, f"{who} gave no receipts{why}")
     if len(hop.receipts) != expected:
         what = f"{who} has {len(hop.receipts)} receipts for {answer.tokens} tokens, not {expected}"
-        return Fault("cut", (index,), min(len(hop.receipts), expected), what)
+        return ReceiptFault("cut", (index,), min(len(hop.receipts), expected), what)
     bad = first_unsigned(PeerId(hop.peer), answer.receipts(index), signed_windows(hop), verify)
     if bad is None:
         return None
     what = f"receipt {bad} of {who} is not one that it has signed: it, or what stands before it, was changed"
-    return Fault("signature", (index,), bad, what)
+    return ReceiptFault("signature", (index,), bad, what)
 
 
-def _check_sent(answer: KeptAnswer, receipts: Sequence[Receipt]) -> list[Fault]:
+def _check_sent(answer: KeptAnswer, receipts: Sequence[Receipt]) -> list[ReceiptFault]:
     own = RowLog(answer.sent)
     for receipt in receipts:
         if own.window(receipt.window)[1] != receipt.came:
             what = f"{_named(answer, 0)} says that it was given other rows than the client sent"
-            return [Fault("sent", (0,), receipt.window, f"{what}, {_tokens(receipt.window, answer)}")]
+            return [ReceiptFault("sent", (0,), receipt.window, f"{what}, {_tokens(receipt.window, answer)}")]
     return []
 
 
-def _check_link(answer: KeptAnswer, index: int, sound: Mapping[int, Sequence[Receipt]]) -> list[Fault]:
+def _check_link(answer: KeptAnswer, index: int, sound: Mapping[int, Sequence[Receipt]]) -> list[ReceiptFault]:
     exact = Numerics.parse(answer.numerics).exact
     for one, onward in zip(sound[index], sound[index + 1], strict=True):
         whole = one.sent == _all(answer, one.window)
         if exact and not whole:
             what = f"{_named(answer, index)} leaves out rows that it must have computed"
-            return [Fault("links", (index,), one.window, f"{what}, {_tokens(one.window, answer)}")]
+            return [ReceiptFault("links", (index,), one.window, f"{what}, {_tokens(one.window, answer)}")]
         if whole and one.went != onward.came:
             what = (
                 f"{_named(answer, index)} says that it sent other rows than {_named(answer, index + 1)} says "
                 f"that it was given, {_tokens(one.window, answer)}"
             )
-            return [Fault("links", (index, index + 1), one.window, what)]
+            return [ReceiptFault("links", (index, index + 1), one.window, what)]
     return []
 
 
 def _check_received(
     answer: KeptAnswer, index: int, receipts: Sequence[Receipt], received: RowLog
-) -> list[Fault]:
+) -> list[ReceiptFault]:
     for receipt in receipts:
         held, ours = received.window(receipt.window, receipt.sent)
         # Of a hop that has taken another's place, we have rows that it never computed, and the reverse.
         both = held == receipt.sent
         if both and ours != receipt.went:
             what = f"{_named(answer, index)} says that it sent other rows than the client was given"
-            return [Fault("received", (index,), receipt.window, f"{what}, {_tokens(receipt.window, answer)}")]
+            return [
+                ReceiptFault(
+                    "received", (index,), receipt.window, f"{what}, {_tokens(receipt.window, answer)}"
+                )
+            ]
     return []
 
 

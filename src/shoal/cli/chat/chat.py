@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from shoal.cli import options
-from shoal.cli.ask import AnswerRequest, answer_fields, ask, say_speed, say_trace, user
+from shoal.cli.ask import AnswerRequest, answer_fields, ask, keep_receipts, say_speed, say_trace, user
 from shoal.cli.enter import in_swarm
 from shoal.cli.output import emit, say
 from shoal.cli.progress import working
@@ -63,6 +64,14 @@ StopOption = Annotated[
 SeedOption = Annotated[
     int | None, typer.Option(help="The same seed gives the same answer.", show_default=False)
 ]
+ReceiptsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write the answer there with what its hops have signed of it, for shoal verify.",
+        show_default=False,
+    ),
+]
 RawOption = Annotated[bool, typer.Option("--raw", help="Send the prompt without the chat template.")]
 
 
@@ -93,6 +102,7 @@ def run(
     only: options.OnlyOption = None,
     private_ends: options.PrivateEndsOption = None,
     trace: Annotated[bool, typer.Option("--trace", help="Print per-hop timings afterwards.")] = False,
+    receipts: ReceiptsOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Answer one prompt. Streams the answer to stdout."""
@@ -122,10 +132,14 @@ def run(
             "repetition_penalty": repetition_penalty,
             "seed": seed,
         },
+        receipts=receipts is not None,
     )
 
     async def once(opened: Connected) -> dict[str, Any]:
-        fields = answer_fields(await ask(opened, question, stream=not as_json), question)
+        answer = await ask(opened, question, stream=not as_json)
+        fields = answer_fields(answer, question)
+        if receipts is not None and answer.receipts is not None:
+            keep_receipts(answer.receipts, receipts)
         traced = opened.rings.trace
         return fields | ({"trace": _trace(traced, fields)} if trace else {})
 

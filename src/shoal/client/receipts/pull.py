@@ -20,10 +20,10 @@ from shoal.errors import ChannelClosed, ShoalError, UsageError
 from shoal.net.identity import verify
 from shoal.routing.reputation import REFUSAL, SHARED_FAULT, WHOLE_FAULT
 from shoal.trust.answer import (
-    Fault,
     HopReceipts,
     KeptAnswer,
     KeptWindow,
+    ReceiptFault,
     check_answer,
     uncompared,
 )
@@ -42,7 +42,7 @@ class AnswerReceipts:
     """The receipts of an answer, and what they show."""
 
     kept: KeptAnswer
-    faults: tuple[Fault, ...]
+    faults: tuple[ReceiptFault, ...]
     """What is wrong with them; empty where all hold."""
     uncompared: int
     """Windows that two neighbours could not be compared in."""
@@ -50,23 +50,23 @@ class AnswerReceipts:
 
 async def pull_receipts(
     session: Session,
-    token_ids: Sequence[int],
-    prompt_tokens: int,
+    prompt: Sequence[int],
+    said: Sequence[int],
     sampling: Sampling | None,
     timeout_s: float = PULL_WITHIN_S,
 ) -> AnswerReceipts:
     """What the hops sign of the answer that a session holds, checked.
 
     Args:
-        token_ids: the prompt's and the answer's.
-        prompt_tokens: how many of them are the prompt's.
+        said: the answer's tokens.
         sampling: how the answer's were chosen; ``None`` where that is not to be checked.
 
     Raises:
         UsageError: the session holds something else.
     """
+    token_ids = [*prompt, *said]
     ring, tokens = session.ring, min(len(session.token_ids), len(token_ids))
-    if not tokens or session.token_ids[:tokens] != list(token_ids[:tokens]):
+    if not tokens or session.token_ids[:tokens] != token_ids[:tokens]:
         raise UsageError(
             "the session does not hold this answer any more",
             check="ask for the receipts before the session goes on",
@@ -94,7 +94,7 @@ async def pull_receipts(
         session=ring.session,
         nonce=nonce,
         token_ids=tuple(token_ids),
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=len(prompt),
         tokens=tokens,
         sampling=_sampled(sampling),
         sent=(await session.sent_hashes())[: tokens * HASH],
@@ -118,7 +118,7 @@ def _sampled(sampling: Sampling | None) -> dict[str, Any] | None:
     return fields | {"logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()}}
 
 
-def _remember(session: Session, kept: KeptAnswer, faults: Sequence[Fault], gone: set[int]) -> None:
+def _remember(session: Session, kept: KeptAnswer, faults: Sequence[ReceiptFault], gone: set[int]) -> None:
     reputation, now = session.ring.reputation, trio.current_time()
     for fault in faults:
         log.warning("receipts: %s", fault.what)

@@ -58,6 +58,7 @@ async def chat_request(body: ChatRequest, model: Servable, grammars: Grammars) -
         turns=True,
         salt=body.cache_salt,
         speculate=body.speculate,
+        receipts=bool(body.receipts),
     )
 
 
@@ -179,7 +180,7 @@ class ChatForm:
     def close(self) -> list[bytes]:
         if not self._include_usage:
             return [DONE]
-        return [event(self._head([]) | {"usage": self._usage(), "shoal": self._record.told()}), DONE]
+        return [event(self._head([]) | {"usage": self._usage(), "shoal": self._record.told(last=True)}), DONE]
 
     def fail(self, error: ShoalError) -> list[bytes]:
         return [event(body_of(error))]
@@ -202,7 +203,7 @@ class ChatForm:
             "choices": choices,
             "usage": self._usage(),
             "system_fingerprint": system_fingerprint(self._model),
-            "shoal": self._record.told(),
+            "shoal": self._record.told(last=True),
         }
 
     def _chunk(self, choice: int, fields: dict[str, Any]) -> bytes:
@@ -213,7 +214,7 @@ class ChatForm:
         ends = whole["finish_reason"] is not None and choice == len(self._choices) - 1
         if self._first or (ends and not self._include_usage):
             self._first = False
-            head["shoal"] = self._record.told()
+            head["shoal"] = self._record.told(last=ends and not self._include_usage)
         return event(head)
 
     def _head(self, choices: list[dict[str, Any]]) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class GenerationRequest:
     turns: bool = False
     """Whether it is a conversation: its next turn will begin with the same tokens."""
     salt: str = ""
+    receipts: bool = False
+    """Whether the hops are to sign what they have done."""
     speculate: bool | None = None
     """Whether tokens are guessed ahead; ``None`` as the gateway is set."""
 

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 import trio
 
+from shoal.client.receipts.pull import AnswerReceipts
 from shoal.client.session import Session
 from shoal.client.timing import Timing
 
@@ -40,8 +42,15 @@ class Record:
     own: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """The blocks that the gateway ran itself (:class:`shoal.client.ends.OwnSpan`)."""
     reroutes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    receipts: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What its hops have signed, where that was asked for, until the next request."""
     speculation: dict[str, Any] = field(default_factory=dict[str, Any])
     """What was guessed ahead (:class:`shoal.client.speculation.counts.SpeculationCounts`)."""
+
+    def signed(self, receipts: AnswerReceipts) -> None:
+        """Take what its hops have signed."""
+        faults = [fault.what for fault in receipts.faults]
+        self.receipts = {"receipts": msgspec.to_builtins(receipts.kept), "receipt_faults": faults}
 
     def follow(self, session: Session) -> None:
         """Note which way the session goes now."""
@@ -92,13 +101,21 @@ class Record:
             "speculation": self.speculation,
         }
 
-    def told(self) -> dict[str, Any]:
-        """What our own page gets with an answer; other clients ignore it."""
+    def told(self, *, last: bool = False) -> dict[str, Any]:
+        """What our own page gets with an answer; other clients ignore it.
+
+        Args:
+            last: it is told no more: with what the hops have signed, where that was asked for.
+        """
         shown = self.shown()
-        return {"request": self.id} | {
-            name: shown[name]
-            for name in ("route", "own", "tokens_per_s", "ttft_ms", "reroutes", "speculation")
-        }
+        return (
+            {"request": self.id}
+            | (self.receipts if last else {})
+            | {
+                name: shown[name]
+                for name in ("route", "own", "tokens_per_s", "ttft_ms", "reroutes", "speculation")
+            }
+        )
 
 
 class Records:
@@ -111,6 +128,9 @@ class Records:
 
     def begin(self, prefix: str, model: str, caller: str) -> Record:
         """A request has come; its id is ours, whatever the client called it."""
+        for earlier in self._records:
+            if earlier.state != "running":
+                earlier.receipts = {}  # whoever wanted them has them
         record = Record(f"{prefix}{secrets.token_hex(12)}", model, caller, trio.current_time(), time.time())
         self._records.appendleft(record)
         self.on_change()

@@ -156,6 +156,8 @@ class ChatRequest(Asking):
     reasoning_effort: ReasoningEffort | None = None
     chat_template_kwargs: dict[TemplateWord, TemplateValue] | None = Field(None, max_length=32)
     modalities: list[Literal["text"]] | None = None
+    receipts: bool | None = None
+    """Have the hops sign what they have done, and send that with the answer (``shoal.receipts``)."""
     # Known, and not supported with any other value than none.
     audio: None = None
     functions: None = None
@@ -166,6 +168,8 @@ class ChatRequest(Asking):
     def _fits_together(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise misfit("top_logprobs", "needs logprobs: true")
+        if self.receipts and self.n > 1:
+            raise misfit("receipts", "are of one choice: leave out n")
         if forbidden := sorted(TEMPLATE_WORDS & (self.chat_template_kwargs or {}).keys()):
             raise misfit("chat_template_kwargs", f"may not set {', '.join(forbidden)}")
         self._check_tools()

@@ -86,6 +86,30 @@ def hash_model(checkpoint: Checkpoint, progress: Progress = silent) -> HashedMod
     return HashedModel(manifest, b"".join(hashed[item] for item in manifest.items))
 
 
+def changed_items(checkpoint: Checkpoint, manifest: Manifest, progress: Progress = silent) -> list[str]:
+    """The tensors and text files of a folder that are not what its model's manifest says, by name.
+
+    Reads every byte, also of a model that came from peers. What is not here at all is not named.
+
+    Raises:
+        BadWeights: a file cannot be read, or became shorter while it was; an element is NaN or infinite.
+    """
+    known = {item.name: item for item in manifest.items}
+    found = [
+        name
+        for name in _text_files(checkpoint.folder)
+        if _hash_text(checkpoint.folder, name)[0] != known.get(name)
+    ]
+    total, done = sum(entry.size for entry in checkpoint.stored), 0
+    buffer = bytearray(CHUNK)
+    for entry in sorted(checkpoint.stored, key=lambda e: (e.file, e.begin)):
+        if entry.file.is_file() and _tensor_item(entry, _hash_tensor(entry, buffer)) != known.get(entry.name):
+            found.append(entry.name)
+        done += entry.size
+        progress("Checking the weights", done, total)
+    return found
+
+
 def files_fingerprint(folder: Path) -> str:
     """Changes when a file of a model's folder does, by size and time of change; costs no reading.
 

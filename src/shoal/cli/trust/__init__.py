@@ -1,0 +1,1 @@
+"""`shoal verify`: what can be known of an answer that others have computed."""
