@@ -133,3 +133,17 @@ export function invite(): Invite {
   const code = 'shoal1-' + 'k7qm2x9fwd3htpav6nze8r0c15bjgyw4sm0'.repeat(7)
   return { command: `shoal join ${code} && shoal up`, code, qr_svg: `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 29 29">${cells}</svg>`, here_only: false }
 }
+
+/** What programs need, as the gateway tells it; one is enough to see how it looks. */
+export function apps(): object[] {
+  return [
+    {
+      id: 'aider',
+      title: 'Aider',
+      first: 'python -m pip install aider-install && aider-install',
+      text: 'export OPENAI_API_BASE=http://127.0.0.1:4480/v1\nexport OPENAI_API_KEY=none\naider --model openai/m',
+      launch: 'shoal launch aider',
+      note: '',
+    },
+  ]
+}

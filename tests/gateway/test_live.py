@@ -7,6 +7,7 @@ import json
 import trio
 
 from shoal.gateway.page import feed
+from shoal.gateway.page.apps import APPS, KEY_HINT, GatewayAddress
 from shoal.types import Span
 
 from .conftest import served, user
@@ -112,3 +113,12 @@ async def test_links_go_to_those_whom_we_reach_and_along_the_routes_of_answers(g
         gateway.swarm.kill(2)
         while (ours, peers[2]) in links:
             links = {(link["a"], link["b"]) for link in (await told(lines, "swarm"))["links"]}
+
+
+async def test_the_page_is_told_what_programs_need_as_the_command_line_does_it(gateway):
+    query = {"origin": "https://swarm.example.org", "model": "m", "keyed": "true"}
+    told = (await gateway.http.get("/api/apps", params=query)).json()
+    place = GatewayAddress("https://swarm.example.org", "m", KEY_HINT)
+    assert [(one["id"], one["text"]) for one in told] == [(app.name, app.lines(place)) for app in APPS]
+    for wrong in ({}, {"origin": "x"}, {"origin": "x" * 2000, "model": "m"}):
+        assert (await gateway.http.get("/api/apps", params=wrong)).status_code == 400

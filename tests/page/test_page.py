@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from shoal.gateway.page.apps import APPS
+
 from .conftest import Looking, Shoal
 
 pytestmark = pytest.mark.swarm
@@ -148,6 +150,13 @@ def test_the_lines_for_apps_name_this_gateway(looking: Looking, shoal: Shoal) ->
         lines = page.get_by_label(f"the lines for {app}", exact=True)
         expect(lines).to_contain_text(f"{shoal.gateway.url}v1")
         expect(lines).to_contain_text("SmolLM2-135M-Instruct")
+    for app in APPS:
+        lines = page.get_by_label(f"the lines for {app.title}", exact=True)
+        expect(lines).to_contain_text(shoal.gateway.url.removesuffix("/"), timeout=WITHIN_MS)
+        expect(lines).to_contain_text("SmolLM2-135M-Instruct")
+        expect(page.get_by_label(f"the command for {app.title}", exact=True)).to_have_text(
+            f"shoal launch {app.name}"
+        )
 
 
 def test_health_shows_what_the_doctor_found(looking: Looking) -> None:

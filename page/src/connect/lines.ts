@@ -8,6 +8,18 @@ export interface Lines {
   text: string
 }
 
+/** A program that the gateway knows how to set up: `shoal launch` does the same, from the same source. */
+export interface AppLines extends Lines {
+  /** The command that does all of it. */
+  launch: string
+  note: string
+}
+
+/** Where the gateway tells what programs need. */
+export function appsPath(origin: string, model: string, keyed: boolean): string {
+  return `api/apps?${new URLSearchParams({ origin, model, keyed: String(keyed) })}`
+}
+
 /** Shown where a key goes: the key itself is never put on the screen. */
 export const KEY_HINT = 'YOUR_SHOAL_KEY'
 /** Clients insist on some key; a gateway without keys takes any. */

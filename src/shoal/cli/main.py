@@ -39,6 +39,7 @@ class Commands(LazyGroup):
         "up": Lazy("node.node", "Join the swarm and serve the blocks it needs most."),
         "serve": Lazy("node.node", "Serve a span of MODEL."),
         "gateway": Lazy("gateway.gateway", "Serve OpenAI's API and a web page for a swarm."),
+        "launch": Lazy("launch.launch", "Start another program with what it needs to use the gateway."),
         "invite": Lazy("swarms", "Print an invite to the swarm."),
         "join": Lazy("swarms", "Join a swarm with an invite."),
         "run": Lazy("chat.chat", "Answer one prompt."),

@@ -16,12 +16,14 @@ from starlette.types import Receive, Scope, Send
 
 from shoal.config import DEFAULT_MODEL, DEFAULT_SWARM
 from shoal.gateway.access.guard import caller_of
-from shoal.gateway.errors import Forbidden, LimitReached
+from shoal.gateway.errors import BadRequest, Forbidden, LimitReached
+from shoal.gateway.page.apps import APPS, KEY_HINT, NO_KEY, GatewayAddress
 from shoal.gateway.page.feed import Feed
 from shoal.swarm.invite import write_invite
 from shoal.swarm.join import here_only
 from shoal.swarm.membership import Membership
 
+MOST_CHARACTERS = 1024
 Invite = Callable[[], Membership]
 """Gives, on a thread, what another machine needs to come in. Raises ``UsageError`` where nobody may."""
 
@@ -41,6 +43,7 @@ class Live:
             Route("/api/requests", self._requests),
             Route("/api/health", self._health),
             Route("/api/invite", self._show_invite),
+            Route("/api/apps", self._apps),
         ]
 
     async def _events(self, request: Request) -> Listening:
@@ -56,6 +59,28 @@ class Live:
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse(self._feed.health_now())
+
+    async def _apps(self, request: Request) -> Response:
+        """What programs need to use the gateway at the address that the page was found at."""
+        query = request.query_params
+        origin, model = query.get("origin", ""), query.get("model", "")
+        if not (0 < len(origin) <= MOST_CHARACTERS and 0 < len(model) <= MOST_CHARACTERS):
+            check = f"send origin and model, of at most {MOST_CHARACTERS} characters"
+            raise BadRequest("origin or model is missing, or too long", check=check)
+        place = GatewayAddress(origin, model, KEY_HINT if query.get("keyed") == "true" else NO_KEY)
+        return JSONResponse(
+            [
+                {
+                    "id": app.name,
+                    "title": app.title,
+                    "first": app.install,
+                    "text": app.lines(place),
+                    "launch": f"shoal launch {app.name}",
+                    "note": app.note,
+                }
+                for app in APPS
+            ]
+        )
 
     async def _show_invite(self, request: Request) -> Response:
         """Who has the code is a member of the swarm: only an administrator's key gets it."""

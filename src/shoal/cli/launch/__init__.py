@@ -1,0 +1,1 @@
+"""`shoal launch`: other programs, set up for this machine's gateway."""
