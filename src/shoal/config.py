@@ -218,6 +218,13 @@ class Settings:
     gateway_port: int = field(
         default=4480, metadata=_about("TCP port for the API and the web page; 0 picks a free one.")
     )
+    ollama_port: int = field(
+        default=0,
+        metadata=_about(
+            "TCP port at which the gateway answers too, for programs that look for Ollama at its own: 11434; "
+            "0 is none."
+        ),
+    )
     gateway_origins: tuple[str, ...] = field(
         default=(),
         metadata=_about(
@@ -371,7 +378,7 @@ _SIZES = ("memory", "share_rate")
 """Options in bytes, which may be written with a unit."""
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?")
 _BOUNDS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("port", "direct_port", "metrics_port", "gateway_port"), (0, 65535)),
+    **dict.fromkeys(("port", "direct_port", "metrics_port", "gateway_port", "ollama_port"), (0, 65535)),
     "memory": (0, 1 << 60),
     "share_rate": (0, 1 << 50),
     "threads": (0, 4096),

@@ -10,10 +10,11 @@ import pytest
 import trio
 
 from shoal.client.generate import Delta
-from shoal.errors import Busy
+from shoal.errors import Busy, UnknownModel
 from shoal.gateway.access.keys import KeyLimits, create
 from shoal.gateway.api.ollama import OllamaForm, OllamaPiece, _for_template, _thinking
 from shoal.gateway.api.ollama_models import capabilities
+from shoal.gateway.api.ollama_pull import name_to_pull
 from shoal.gateway.error_forms import ollama_status
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.markup.dialects import Markup
@@ -254,7 +255,7 @@ async def test_what_says_nothing_and_what_is_not_known_is_ignored(shared):
     ("method", "path", "status", "named"),
     [
         ("GET", "/api/chat", 405, "it takes POST"),
-        ("POST", "/api/pull", 404, "shoal models pull"),
+        ("GET", "/api/pull", 405, "it takes POST"),
         ("DELETE", "/api/delete", 404, "shoal models rm"),
     ],
 )
@@ -413,3 +414,85 @@ async def test_a_call_that_is_cut_off_keeps_what_had_come():
     _, whole = written([*call], "length", {"get_weather": {}})
     (call,) = whole["message"]["tool_calls"]
     assert (whole["done_reason"], call["function"]["arguments"]) == ("length", {"city": "Rome"})
+
+
+async def pulled(gateway, use, monkeypatch):
+    """What Ollama's client gets while the swarm resolves a model as ``use`` does."""
+    monkeypatch.setattr("shoal.gateway.api.ollama_pull.LINE_EVERY_S", 0.01)
+    asked = []
+
+    async def resolve(name, progress):
+        asked.append(name)
+        await use(progress)
+
+    monkeypatch.setattr(gateway.gateway.swarm, "resolve", resolve)
+    return asked
+
+
+async def test_a_pull_tells_how_far_it_is(gateway, monkeypatch):
+    async def use(progress):
+        await trio.sleep(0.05)
+        for done in (10, 20):
+            progress("pulling model.safetensors", done, 20)
+            await trio.sleep(0.05)
+
+    asked = await pulled(gateway, use, monkeypatch)
+    lines = await ask(gateway, lambda client: list(client.pull("hf.co/owner/name:latest", stream=True)))
+    told = [(one.status, one.completed, one.total) for one in lines]
+    assert told == [
+        ("pulling manifest", None, None),
+        ("pulling model.safetensors", 10, 20),
+        ("pulling model.safetensors", 20, 20),
+        ("success", None, None),
+    ]
+    assert (await ask(gateway, lambda client: client.pull("smollm2"))).status == "success"
+    assert asked == ["owner/name", "smollm2"]
+
+
+async def test_a_model_that_is_here_is_pulled_at_once(gateway):
+    name = gateway.model
+    assert (await ask(gateway, lambda client: list(client.pull(name, stream=True))))[-1].status == "success"
+
+
+async def test_a_pull_that_fails_says_so_in_either_form(gateway, monkeypatch):
+    async def use(progress):
+        await trio.sleep(0.03)
+        raise UnknownModel("the hub has no owner/name")
+
+    await pulled(gateway, use, monkeypatch)
+    for stream in (True, False):
+        with pytest.raises(ollama.ResponseError, match="the hub has no owner/name"):
+            await ask(gateway, lambda client, stream=stream: list(client.pull("owner/name", stream=stream)))
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../x", "no-such-model", "owner/name:q4", "~/x", "a/../../b"]
+)
+async def test_a_name_that_is_pulled_never_becomes_a_path(shared, name):
+    answer = await shared.http.post("/api/pull", json={"model": name})
+    assert (answer.status_code, "can be pulled" in answer.json()["error"]) == (404, True)
+
+
+def test_what_a_peer_calls_its_model_never_becomes_a_path_either(tmp_path):
+    assert name_to_pull("theirs", ["theirs"]) == "theirs"
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UnknownModel):
+        name_to_pull(str(tmp_path), [str(tmp_path)])
+
+
+async def test_a_folder_here_that_is_called_like_a_model_of_the_hub_is_not_taken(
+    shared, tmp_path, monkeypatch
+):
+    (tmp_path / "owner/name").mkdir(parents=True)
+    (tmp_path / "owner/name/config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert (await shared.http.post("/api/pull", json={"model": "owner/name"})).status_code == 404
+
+
+async def test_only_an_administrator_may_pull(gateway):
+    path = gateway.gateway.keys._path
+    guest, _ = create(path, "guest", KeyLimits(), admin=False)
+    gateway.gateway.keys.refresh()
+    headers = {"authorization": f"Bearer {guest}"}
+    answer = await gateway.http.post("/api/pull", json={"model": "smollm2"}, headers=headers)
+    assert (answer.status_code, "--admin" in answer.json()["error"]) == (403, True)

@@ -41,6 +41,7 @@ def answerable(document, model):
         fields = schema.get("properties", {})
         if "model" in fields:
             fields["model"] = {"const": model}
+            fields.pop("name", None)  # or a pull might look for it elsewhere
         for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict"):
             if name in fields:
                 fields[name] = {"type": "integer", "minimum": 1, "maximum": TOKENS}

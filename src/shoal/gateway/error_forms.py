@@ -28,11 +28,10 @@ _ANTHROPIC_TYPES = {
 OLLAMA = frozenset(
     {
         *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings"),
-        *("/api/show", "/api/tags", "/api/ps", "/api/version"),
+        *("/api/pull", "/api/show", "/api/tags", "/api/ps", "/api/version"),
     }
 )
 OLLAMA_LACKING: Mapping[str, str] = {
-    "/api/pull": "run this on the gateway's machine: shoal models pull NAME",
     "/api/delete": "run this on the gateway's machine: shoal models rm NAME",
     "/api/push": "a node that serves a model shares it with others: shoal up --model NAME",
     "/api/create": "choose a model that GET /api/tags lists",

@@ -1,6 +1,7 @@
 """The models that can be answered with: served by the swarm, and with their ends on this machine.
 
-A name that a client sends is only compared with those; it never becomes a path or a download.
+A name that a client sends is only compared with those and never becomes a path. It becomes a download where an
+administrator pulls it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from shoal.models.embedding.settings import encodes_only
 from shoal.models.store.catalogue import close_names, find_entry
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
+from shoal.progress import Progress
 from shoal.types import Digest, ModelShape, Span, gaps
 
 LOOK_AGAIN_S = 5.0
@@ -72,6 +74,15 @@ class Models:
             return [Span(0, local.shape.n_blocks)]
         serving = self._swarm.rings.finder.serving(local.shape)
         return gaps((a.served.span for a in serving if a.served), routed.end, routed.start)
+
+    def served_names(self) -> list[str]:
+        """What the swarm serves, whether its ends are here or not."""
+        return [shape.name for shape in self._swarm.models()]
+
+    async def pull(self, name: str, progress: Progress) -> None:
+        """Have what this gateway needs of a model here. Raises as ``Swarm.resolve``."""
+        await self._swarm.resolve(name, progress)
+        self._looked = -LOOK_AGAIN_S
 
     async def find(self, name: str) -> Servable:
         """The model that a client names. Who serves it, if anyone, its sessions will say.

@@ -12,18 +12,31 @@ from starlette.routing import Route
 
 from shoal.client.swarm import Swarm
 from shoal.gateway.access.guard import caller_of
+from shoal.gateway.access.limits import RETRY_S
 from shoal.gateway.api import embeddings, ollama, ollama_models
 from shoal.gateway.api.ollama import OllamaForm, OllamaPiece, Wording
+from shoal.gateway.api.ollama_pull import PullAnswer, name_to_pull
 from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.body import read_body
 from shoal.gateway.embedding import EmbeddingExchange
+from shoal.gateway.errors import Forbidden, LimitReached
 from shoal.gateway.exchange import Desk, Exchange, Form, Prepare
 from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.models import Models, Servable
 from shoal.gateway.page.requests import Record
 from shoal.gateway.schema.embeddings import EmbedRequest, OneEmbeddingRequest
-from shoal.gateway.schema.ollama import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest, ShowRequest
+from shoal.gateway.schema.ollama import (
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaRequest,
+    PullRequest,
+    ShowRequest,
+)
 from shoal.gateway.sse import LINES
+from shoal.progress import Progress
+
+PULLS = 2
+"""Models that are fetched at once."""
 
 
 class OllamaRoutes:
@@ -34,6 +47,7 @@ class OllamaRoutes:
         self._models = models
         self._grammars = grammars
         self._swarm = swarm
+        self._pulls = 0
 
     def routes(self) -> list[Route]:
         return [
@@ -45,6 +59,7 @@ class OllamaRoutes:
             Route("/api/tags", self._tags),
             Route("/api/ps", self._running),
             Route("/api/version", self._version),
+            Route("/api/pull", self._pull, methods=["POST"]),
         ]
 
     async def _chat(self, request: Request) -> Exchange | Response:
@@ -117,6 +132,25 @@ class OllamaRoutes:
 
     async def _version(self, request: Request) -> Response:
         return JSONResponse({"version": ollama_models.VERSION})
+
+    async def _pull(self, request: Request) -> PullAnswer:
+        """Fetches onto this machine's disk: only an administrator's key may."""
+        body = await read_body(request, PullRequest)
+        if not caller_of(request).admin:
+            check = "use a key made with: shoal key create NAME --admin"
+            raise Forbidden("this key may not pull models", check=check)
+        name = name_to_pull(ollama_models.known_name(body.wanted), self._models.served_names())
+        if self._pulls >= PULLS:
+            raise LimitReached(f"{PULLS} models are being pulled", retry_after_s=RETRY_S)
+
+        async def pull(progress: Progress) -> None:
+            self._pulls += 1
+            try:
+                await self._models.pull(name, progress)
+            finally:
+                self._pulls -= 1
+
+        return PullAnswer(pull, stream=body.stream)
 
     async def _find(self, name: str) -> Servable:
         return await self._models.find(ollama_models.known_name(name))

@@ -85,7 +85,7 @@ async def _page(stack: AsyncExitStack, booted: Booted, settings: Settings) -> st
         return await stack.enter_async_context(gateway_on(booted.swarm, settings, inside=ours))
     except PortInUse as error:
         say(f"note: {error.message}")
-        other = replace(settings, gateway_port=0)
+        other = replace(settings, gateway_port=0, ollama_port=0)
         return await stack.enter_async_context(gateway_on(booted.swarm, other, inside=ours))
 
 

@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
 def gateway(
     gateway_host: options.GatewayHostOption = None,
     gateway_port: options.GatewayPortOption = None,
+    ollama_port: options.OllamaPortOption = None,
     gateway_origins: Origin = None,
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
@@ -46,6 +47,7 @@ def gateway(
     settings = options.settings(
         gateway_host=gateway_host,
         gateway_port=gateway_port,
+        ollama_port=ollama_port,
         gateway_origins=gateway_origins,
         swarm=swarm,
         public=public,

@@ -75,6 +75,8 @@ async def gateway_on(
     )
     with one_error():
         async with open_gateway(swarm, wanted) as gateway, trio.open_nursery() as nursery:
+            if settings.ollama_port:
+                await nursery.start(serve, gateway.app, settings.gateway_host, settings.ollama_port)
             yield await nursery.start(serve, gateway.app, settings.gateway_host, settings.gateway_port)
             nursery.cancel_scope.cancel()
 

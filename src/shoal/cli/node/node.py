@@ -34,6 +34,7 @@ def up(
     gateway: Annotated[bool, typer.Option(help="Serve the API and the web page too.")] = True,
     gateway_host: options.GatewayHostOption = None,
     gateway_port: options.GatewayPortOption = None,
+    ollama_port: options.OllamaPortOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Join the swarm and serve the blocks it needs most. Runs until Ctrl-C."""
@@ -51,6 +52,7 @@ def up(
         kv=kv,
         gateway_host=gateway_host,
         gateway_port=gateway_port,
+        ollama_port=ollama_port,
     )
     _serve(settings, None, as_json, gateway=gateway)
 

@@ -13,7 +13,7 @@ from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
 from shoal.gateway.schema.embeddings import EmbeddingsRequest, EmbedRequest, OneEmbeddingRequest
 from shoal.gateway.schema.messages import CountTokensRequest, MessagesRequest
-from shoal.gateway.schema.ollama import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
+from shoal.gateway.schema.ollama import OllamaChatRequest, OllamaGenerateRequest, PullRequest, ShowRequest
 from shoal.gateway.schema.responses import ResponsesRequest
 from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
 
@@ -30,6 +30,7 @@ BODIES: dict[str, tuple[type[BaseModel], str]] = {
     "/api/embed": (EmbedRequest, "A vector of length 1 for each text, in Ollama's words"),
     "/api/embeddings": (OneEmbeddingRequest, "A vector for one text, in the older words of Ollama"),
     "/api/show": (ShowRequest, "What is known of a model, in Ollama's words"),
+    "/api/pull": (PullRequest, "Fetch a model onto the gateway's machine, in Ollama's words"),
     "/tokenize": (TokenizeRequest, "Token ids of a text or a conversation"),
     "/detokenize": (DetokenizeRequest, "The text of token ids"),
 }

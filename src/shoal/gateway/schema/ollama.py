@@ -253,7 +253,9 @@ UNSUPPORTED = {
 ShownName = Annotated[str, StringConstraints(max_length=512)]
 
 
-class ShowRequest(Body):
+class NamedModel(Body):
+    """A body that names a model in either of two ways."""
+
     model: ShownName | None = None
     name: ShownName | None = None
     """How older clients call it; newer ones send it empty."""
@@ -263,7 +265,22 @@ class ShowRequest(Body):
         return self.model or self.name or ""
 
     @model_validator(mode="after")
-    def _names_one(self) -> ShowRequest:
+    def _names_one(self) -> NamedModel:
         if not self.wanted:
             raise misfit("model", "is missing")
         return self
+
+
+class ShowRequest(NamedModel):
+    """What is known of which model."""
+
+
+class PullRequest(NamedModel):
+    """Which model to fetch. ``insecure`` is ignored: what comes is checked by its hashes."""
+
+    stream: bool = True
+
+    @field_validator("stream", mode="before")
+    @classmethod
+    def _null_is_true(cls, value: Any) -> Any:
+        return True if value is None else value
