@@ -1,7 +1,7 @@
 """The models that can be answered with: served by the swarm, and with their ends on this machine.
 
-A name that a client sends is only compared with those and never becomes a path. It becomes a download where an
-administrator pulls it.
+A name that a client sends is only compared with those and never becomes a path. It becomes a download where
+an administrator pulls it.
 """
 
 from __future__ import annotations
