@@ -150,6 +150,14 @@ class Settings:
             "Guess tokens ahead where that is faster: auto or off. The tokens are the same either way."
         ),
     )
+    draft: str = field(
+        default="",
+        metadata=_about(
+            "Small model that guesses tokens ahead on the client's machine. It must have the tokenizer of "
+            "the model that answers. It is loaded when it would make an answer faster, and freed when unused "
+            "for five minutes."
+        ),
+    )
     objective: Literal["latency", "throughput", "cost"] = field(
         default="latency",
         metadata=_about(

@@ -10,7 +10,7 @@ import trio
 
 from shoal.client.ends import SentRows
 from shoal.client.sampling import Sampler, Sampling
-from shoal.client.speculation import gain, speculation
+from shoal.client.speculation import gain, sources, speculation
 from shoal.client.speculation.controller import WindowPlan
 from shoal.errors import Busy, NoCoverage, OutOfResources, StepFailed, UsageError
 from shoal.executor.engine import Engine
@@ -173,7 +173,7 @@ async def test_a_prompt_goes_in_pieces_and_a_hop_may_die_between_them(home, chec
 
 @pytest.mark.parametrize("plan", [WindowPlan(7, 1), WindowPlan(3, 4)])
 async def test_tokens_that_are_guessed_ahead_change_nothing(home, checkpoint, monkeypatch, plan):
-    monkeypatch.setattr(speculation, "choose_plan", lambda _: plan)
+    monkeypatch.setattr(sources, "choose_plan", lambda _: plan)
     monkeypatch.setattr(speculation, "LEAST_LIKELY", 0.0)
     monkeypatch.setattr(gain, "TRIAL", 1 << 30)
     guessed = accepted = 0

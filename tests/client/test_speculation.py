@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import trio
 
-from shoal.client.speculation import gain, speculation
+from shoal.client.speculation import gain, sources, speculation
 from shoal.client.speculation.controller import WindowPlan
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
@@ -29,7 +29,7 @@ def eager(monkeypatch):
     """Guesses are sent wherever there are any, whether they pay or not: on one machine they mostly do not."""
 
     def begin(plan):
-        monkeypatch.setattr(speculation, "choose_plan", lambda _: plan)
+        monkeypatch.setattr(sources, "choose_plan", lambda _: plan)
         monkeypatch.setattr(speculation, "LEAST_LIKELY", 0.0)
         monkeypatch.setattr(gain, "TRIAL", 1 << 30)
 

@@ -12,7 +12,7 @@ import trio
 
 from shoal.client import generate
 from shoal.client.answer import Answer
-from shoal.client.speculation import gain, speculation
+from shoal.client.speculation import gain, sources, speculation
 from shoal.client.speculation.controller import WindowPlan
 from shoal.client.speculation.drafters import Guess
 from shoal.testing.sim import model
@@ -105,8 +105,6 @@ def test_random_text_takes_no_longer(way_s: float) -> None:
 class Useless:
     """Is always sure, and never right."""
 
-    draft_s = 0.0
-
     def learn(self, token_ids: Sequence[int]) -> None:
         pass
 
@@ -125,8 +123,6 @@ def test_a_useless_drafter_is_switched_off(way_s: float, monkeypatch: pytest.Mon
 
 class Mostly:
     """Knows the text, and is right about it in so many of a hundred cases."""
-
-    draft_s = 0.0
 
     def __init__(self, text: Sequence[int], right: float) -> None:
         self._text = text
@@ -179,7 +175,7 @@ def test_eight_sessions_at_once_are_no_slower_together() -> None:
 
 
 def test_hops_drop_what_was_given_up_before_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speculation, "choose_plan", lambda _: WindowPlan(1, 12))
+    monkeypatch.setattr(sources, "choose_plan", lambda _: WindowPlan(1, 12))
     monkeypatch.setattr(speculation, "LEAST_LIKELY", 0.0)
     monkeypatch.setattr(gain, "TRIAL", 1 << 30)
     monkeypatch.setattr(generate, "NgramDrafter", Useless)

@@ -97,6 +97,12 @@ export interface Speculation {
   off?: string
   /** How much faster tokens came while guesses were sent. */
   gain?: number
+  /** The same tokens by what guessed them: `ngram`, `draft`. */
+  sources?: Record<string, { guessed: number; accepted: number }>
+  /** The draft model, if one is set. */
+  draft?: string
+  /** Why it does not guess, where it cannot. */
+  draft_off?: string
 }
 
 /** Blocks that the gateway runs itself, with what a decode step takes it. */

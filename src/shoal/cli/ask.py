@@ -153,6 +153,8 @@ def say_trace(trace: dict[str, Any] | None) -> None:
         for own in trace["own"]:
             say(f"  blocks {own['start']}:{own['end']} here  compute {own['compute_ms']:.2f}")
         say(speculation_line(trace["speculation"]))
+        if trace["speculation"]["draft_off"]:
+            say(f"  no guesses by {trace['speculation']['draft']}: {trace['speculation']['draft_off']}")
 
 
 def speculation_line(counts: dict[str, Any]) -> str:
@@ -162,8 +164,10 @@ def speculation_line(counts: dict[str, Any]) -> str:
     if not counts["guessed"]:
         return "  nothing was guessed ahead: it would not have been faster"
     share = counts["accepted"] / counts["guessed"]
+    draft = counts["sources"].get("draft", {"guessed": 0})["guessed"]
+    by_draft = f"{draft} by {counts['draft']}, " if draft else ""
     return (
-        f"  {many(counts['guessed'], 'token')} guessed ahead in {many(counts['steps'], 'step')}, "
+        f"  {many(counts['guessed'], 'token')} guessed ahead in {many(counts['steps'], 'step')}, {by_draft}"
         f"{share:.0%} right: {counts['gain']:.1f} × as fast meanwhile"
     )
 

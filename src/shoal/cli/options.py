@@ -58,6 +58,7 @@ WireOption = Annotated[str | None, flag("wire")]
 OnlyOption = Annotated[list[str] | None, flag("only", metavar="PEER")]
 PrivateEndsOption = Annotated[str | None, flag("private_ends", metavar="FIRST:LAST")]
 SpeculateOption = Annotated[str | None, flag("speculate", metavar="auto|off")]
+DraftOption = Annotated[str | None, flag("draft", metavar="MODEL", autocompletion=names.models)]
 BootstrapOption = Annotated[list[str] | None, flag("bootstrap", metavar="MULTIADDR")]
 EndWithStdinOption = Annotated[
     bool,

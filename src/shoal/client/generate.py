@@ -11,6 +11,7 @@ import trio
 from shoal.client.sampling import Constraint, Sampler, Sampling
 from shoal.client.scores import TokenScore
 from shoal.client.session import Session
+from shoal.client.speculation.draft_holder import DraftHolder
 from shoal.client.speculation.drafters import NgramDrafter
 from shoal.client.speculation.speculation import Speculation
 from shoal.client.stop_filter import StopFilter
@@ -47,6 +48,7 @@ async def generate(
     constraint: Constraint | None = None,
     timing: Timing | None = None,
     speculate: bool = True,
+    draft: DraftHolder | None = None,
 ) -> AsyncGenerator[Delta]:
     """Stream the continuation of ``prompt`` in ``session``, until an end token, a stop string or the limit.
 
@@ -56,6 +58,7 @@ async def generate(
         detokenizer: makes the deltas' text; ``None`` for a model that has no tokenizer.
         constraint: the grammar that the answer keeps to; it ends the answer where nothing may follow.
         speculate: guess tokens ahead where that is faster; the tokens are the same either way.
+        draft: has the draft model that guesses too; it must fit the session's model.
 
     Raises:
         PromptTooLong, UsageError: before anything was sent.
@@ -72,7 +75,14 @@ async def generate(
     advanced = await session.advance(prompt[timing.reused :], sampler, more=max_tokens > 1)
     timing.speculation.off = _why_off(session, speculate)
     text_ids = [*prompt, advanced.token]
-    speculation = Speculation(session, sampler, NgramDrafter(), timing.speculation, end_tokens, text_ids)
+    model = None
+    if draft is not None and not timing.speculation.off:
+        timing.speculation.draft = draft.name
+        most, vocab = len(prompt) + max_tokens, session.shape.vocab_size
+        model = draft.drafter(sampler, prompt=len(prompt), tokens=most, vocab=vocab)
+    speculation = Speculation(
+        session, sampler, NgramDrafter(), model, timing.speculation, end_tokens, text_ids
+    )
     try:
         for count in range(1, max_tokens + 1):
             token = advanced.token

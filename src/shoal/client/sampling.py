@@ -234,7 +234,10 @@ class Sampler:
             UsageError: a bias for a token outside of the vocabulary, or a grammar that cannot be followed.
             StepFailed: the logits are not numbers.
         """
-        token = self._chosen(self._adjusted(logits), token_ids)
+        adjusted = self._adjusted(logits, self._said)
+        if self._constraint is not None:
+            adjusted = np.where(self._constraint.allowed(len(logits)), adjusted, np.float32(-np.inf))
+        token = self._chosen(adjusted, token_ids)
         if self._sampling.top_logprobs is not None:
             self.score = score(logits, token, self._sampling.top_logprobs)
         self._said[token] += 1
@@ -242,8 +245,25 @@ class Sampler:
             self._constraint.accept(token)
         return token
 
-    def _adjusted(self, logits: Floats) -> Floats:
-        """The logits with bias, penalties and grammar, in that order; the same array when there is none."""
+    def foresee(self, logits: Floats, token_ids: Sequence[int], prompt: int) -> int:
+        """What would be chosen by these logits, perhaps another model's: drawn as it will be, so that models
+        which mostly agree mostly say the same.
+
+        Nothing is kept of it, and no grammar is asked, as one follows certain tokens alone. From any thread.
+
+        Args:
+            prompt: how many of ``token_ids`` are the prompt.
+
+        Raises:
+            As :meth:`choose`.
+        """
+        penalties = self._sampling.presence_penalty or self._sampling.frequency_penalty
+        return self._chosen(
+            self._adjusted(logits, Counter(token_ids[prompt:] if penalties else ())), token_ids
+        )
+
+    def _adjusted(self, logits: Floats, said: Counter[int]) -> Floats:
+        """The logits with bias and penalties, in that order; the same array when there is none."""
         sampling = self._sampling
         if sampling.logit_bias:
             if max(sampling.logit_bias) >= len(logits):
@@ -252,12 +272,10 @@ class Sampler:
                 )
             logits = logits.copy()
             logits[list(sampling.logit_bias)] += np.array(list(sampling.logit_bias.values()), np.float32)
-        if self._said and (sampling.presence_penalty or sampling.frequency_penalty):
+        if said and (sampling.presence_penalty or sampling.frequency_penalty):
             logits = logits.copy()
-            often = np.array(list(self._said.values()), np.float32)
-            logits[list(self._said)] -= sampling.presence_penalty + sampling.frequency_penalty * often
-        if self._constraint is not None:
-            logits = np.where(self._constraint.allowed(len(logits)), logits, np.float32(-np.inf))
+            often = np.array(list(said.values()), np.float32)
+            logits[list(said)] -= sampling.presence_penalty + sampling.frequency_penalty * often
         return logits
 
     def _chosen(self, logits: Floats, token_ids: Sequence[int]) -> int:

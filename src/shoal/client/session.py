@@ -101,6 +101,11 @@ class Session:
         return self.ring.rules.in_flight
 
     @property
+    def answered(self) -> bool:
+        """Whether the oldest step on its way is back, or has come to nothing: nobody need wait for it."""
+        return self.ring.answered
+
+    @property
     def step_rows(self) -> int:
         """Tokens of a step up to which each gives the same bits as in a step of its own."""
         return self.ends.step_rows

@@ -31,6 +31,7 @@ from shoal.client.ring.ring import Ring
 from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
 from shoal.client.session import Session
+from shoal.client.speculation.draft_holder import DraftHolder
 from shoal.config import Settings
 from shoal.errors import (
     BadWeights,
@@ -86,6 +87,8 @@ class Swarm:
         self._loading = trio.Lock()
         self._thread = ComputeThread("shoal-ends")
         self._own = settings.own_blocks
+        self.draft = DraftHolder(settings, self._resolve_draft, self.codec) if settings.draft else None
+        """The draft model that guesses for answers, if one is set."""
 
     async def move_messages(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part in the swarm until cancelled."""
@@ -93,6 +96,8 @@ class Swarm:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.rings.run)
                 await nursery.start(self.graphs.run)
+                if self.draft is not None:
+                    nursery.start_soon(self.draft.run)
                 task_status.started()
         finally:
             self._thread.close()
@@ -165,6 +170,7 @@ class Swarm:
         otherwise: float = 0.0,
         speculate: bool | None = None,
         receipts: bool = False,
+        draft: bool = True,
         **sampling: Any,
     ) -> Answer:
         """An answer to ``prompt`` (text or token ids as they are) or ``messages`` (by the chat template).
@@ -181,6 +187,7 @@ class Swarm:
             speculate: guess tokens ahead where that is faster (:mod:`shoal.client.speculation`); the tokens
                 are the same either way. By default as set.
             receipts: have the hops sign the complete answer (:mod:`shoal.client.receipts.pull`).
+            draft: let the draft model guess too, if one is set.
 
         Raises:
             UsageError: at once, for an option that cannot be.
@@ -213,6 +220,10 @@ class Swarm:
                 )
             limit = min(max_tokens, room)
             chosen = sampling_for(local.sampling, sampling, otherwise)
+            guessing = self.settings.speculate == "auto" if speculate is None else speculate
+            drafting = self.draft if guessing and draft else None
+            if drafting is not None:
+                await drafting.check(local)
             async with self.session(model, tokens=len(token_ids) + limit, format=format) as session:
                 answer.route, answer.ends = _stages(session), session.ends
                 deltas = generate(
@@ -224,7 +235,8 @@ class Swarm:
                     stop=stop,
                     end_tokens=local.end_tokens,
                     timing=answer.timing,
-                    speculate=self.settings.speculate == "auto" if speculate is None else speculate,
+                    speculate=guessing,
+                    draft=drafting,
                 )
                 async for delta in deltas:
                     if len(answer.reroutes) < len(session.reroutes):
@@ -311,6 +323,11 @@ class Swarm:
         local = await self.weights.resolve(model, progress)
         await self.weights.fetch_ends(local, progress)
         self.member.directory.know([local.shape])
+        return local
+
+    async def _resolve_draft(self, name: str) -> LocalModel:
+        local = await self.weights.resolve(name)
+        await self.weights.fetch_all(local)
         return local
 
     def round_trips(self) -> dict[PeerId, float | None]:

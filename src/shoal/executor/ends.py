@@ -203,14 +203,23 @@ class EndsEngine:
         """
         reply = ThreadReply[_ResultT]()
 
-        def finish(job: Job, logits: Floats) -> None:
+        def finish(logits: Floats) -> None:
             # Once all have what they wanted and it has been sent: who waits would take the interpreter.
             self.after(partial(reply.give, outcome.capture(then, logits)))
 
-        self._batcher.submit(
-            Job(session, rows, rows, hidden, finish, lambda error: reply.give(outcome.Error(error)))
-        )
+        self.head_then(session, rows, hidden, finish, lambda error: reply.give(outcome.Error(error)))
         return await reply.wait()
+
+    def head_then(
+        self,
+        session: Hashable,
+        rows: int,
+        hidden: Callable[[], Floats],
+        then: Callable[[Floats], None],
+        failed: Callable[[ShoalError], None],
+    ) -> None:
+        """The same for a caller who does not wait: one of both is called, on the thread that computes."""
+        self._batcher.submit(Job(session, rows, rows, hidden, lambda _, logits: then(logits), failed))
 
     def close(self, session: Hashable) -> None:
         """Forget a session: nobody waits for its next step."""

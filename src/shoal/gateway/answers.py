@@ -13,6 +13,7 @@ from shoal.client.prompt_scores import score_prompt
 from shoal.client.receipts.pull import pull_receipts
 from shoal.client.scores import TokenScore
 from shoal.client.session import Session
+from shoal.client.speculation.draft_holder import DraftHolder
 from shoal.client.timing import Timing
 from shoal.errors import ShoalError, UsageError
 from shoal.gateway.access.keys import Caller
@@ -37,6 +38,8 @@ class Answers:
     metrics: GatewayMetrics
     speculate: bool
     """Whether tokens are guessed ahead where a request does not say."""
+    draft: DraftHolder | None
+    """Has the draft model, if one is set; models that it cannot guess for are answered without it."""
 
     async def give(
         self, asked: GenerationRequest, caller: Caller, record: Record, take: OnDelta, take_scores: OnScores
@@ -90,6 +93,10 @@ class Answers:
         model = asked.model
         timing = Timing()
         constraint = await self.grammars.constrain(model, asked.grammar) if asked.grammar else None
+        guessing = self.speculate if asked.speculate is None else asked.speculate
+        draft = self.draft if guessing and asked.draft else None
+        if draft is not None and (why := await draft.why_unfit(model.local)):
+            timing.speculation.draft, timing.speculation.draft_off, draft = draft.name, why, None
         deltas = generate(
             session,
             asked.prompt,
@@ -100,7 +107,8 @@ class Answers:
             end_tokens=model.local.end_tokens,
             constraint=constraint,
             timing=timing,
-            speculate=self.speculate if asked.speculate is None else asked.speculate,
+            speculate=guessing,
+            draft=draft,
         )
         said = list[int]()
         metrics, before, reroutes = self.metrics, trio.current_time(), len(session.reroutes)
@@ -129,8 +137,7 @@ class Answers:
                     record.cached_tokens += found
                     metrics.cached_tokens.labels(model.id).inc(found)
                     metrics.ended.labels(model.id, delta.finish_reason).inc()
-                    metrics.guessed.labels(model.id).inc(timing.speculation.guessed)
-                    metrics.accepted.labels(model.id).inc(timing.speculation.accepted)
+                    metrics.note_speculation(model.id, timing.speculation)
                     if asked.receipts:  # before the end is told: they come with it
                         chosen = None if constraint else asked.seeded(choice)
                         found = await pull_receipts(session, asked.prompt, said, chosen)

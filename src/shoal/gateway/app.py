@@ -99,7 +99,9 @@ class Gateway:
         self._page = StaticPage()
         self._live = Live(self.feed, options.invite, options.model)
         speculate = swarm.settings.speculate == "auto"
-        answers = Answers(self.prefixes, self.grammars, self.records, self.metrics, speculate)
+        answers = Answers(
+            self.prefixes, self.grammars, self.records, self.metrics, speculate, draft=swarm.draft
+        )
         self.desk = Desk(answers, self.limits, self.usage)
         self.ready = False
         """Whether the default model's ends are here."""
@@ -129,7 +131,9 @@ class Gateway:
         return await self._ask_route(path, body, caller)
 
     async def _load(self) -> None:
-        await self.models.load()
+        local = await self.models.load()
+        if self.swarm.draft is not None:
+            await self.swarm.draft.check(local)
         self.ready = True
 
     async def _refresh_keys(self) -> None:

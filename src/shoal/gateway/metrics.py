@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from shoal.client.speculation.counts import SpeculationCounts
+
 _TTFT = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BETWEEN = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
 _WHOLE = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -46,8 +48,11 @@ class GatewayMetrics:
             "prefix_cache_hits", "Tokens of prompts that were not computed again", labels
         )
         self.generation_tokens = self._counter("generation_tokens", "Tokens of answers", labels)
-        self.guessed = self._counter("spec_decode_num_draft_tokens", "Tokens that were guessed ahead", labels)
-        self.accepted = self._counter("spec_decode_num_accepted_tokens", "Those that were right", labels)
+        sources = (*labels, "source")
+        self._guessed = self._counter(
+            "spec_decode_num_draft_tokens", "Tokens that were guessed ahead, by what guessed", sources
+        )
+        self._accepted = self._counter("spec_decode_num_accepted_tokens", "Those that were right", sources)
         self.requests = self._counter(
             "requests", "Requests for an answer, by the route that they took", ("path",)
         )
@@ -56,6 +61,12 @@ class GatewayMetrics:
         )
         self.failed = self._counter("request_failure", "Requests that ended in an error", ("code",))
         self.reroutes = self._counter("reroutes", "Times that an answer went on over another route", labels)
+
+    def note_speculation(self, model: str, counts: SpeculationCounts) -> None:
+        """What was guessed ahead in one choice."""
+        for source, found in counts.sources.items():
+            self._guessed.labels(model, source).inc(found.guessed)
+            self._accepted.labels(model, source).inc(found.accepted)
 
     def text(self) -> bytes:
         """In the text format that Prometheus reads."""

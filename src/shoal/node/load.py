@@ -52,7 +52,7 @@ class LoadMeter:
         """
         self.steps += 1
         self.tokens += step.tokens
-        self.metrics.step(step.tokens, result.compute_us, result.waiting_us)
+        self.metrics.step(step.tokens, step.wanted, result.compute_us, result.waiting_us)
         here = HopTrace(self._peer, str(span), result.compute_us / 1e3, result.waiting_us / 1e3)
         self.trace.step(hop_step(time.time(), step.session, step.number, step.position, step.tokens, here))
         if step.tokens == 1 and announced:

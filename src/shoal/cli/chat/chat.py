@@ -99,6 +99,7 @@ def run(
     seed: SeedOption = None,
     raw: RawOption = False,
     speculate: options.SpeculateOption = None,
+    draft: options.DraftOption = None,
     only: options.OnlyOption = None,
     private_ends: options.PrivateEndsOption = None,
     trace: Annotated[bool, typer.Option("--trace", help="Print per-hop timings afterwards.")] = False,
@@ -113,6 +114,7 @@ def run(
         format=format,
         device=device,
         speculate=speculate,
+        draft=draft,
         only=only,
         private_ends=private_ends,
     )
@@ -168,6 +170,7 @@ def chat(
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
     speculate: options.SpeculateOption = None,
+    draft: options.DraftOption = None,
     only: options.OnlyOption = None,
     private_ends: options.PrivateEndsOption = None,
     system: Annotated[str, typer.Option(help="System message.", show_default=False)] = "",
@@ -180,6 +183,7 @@ def chat(
         format=format,
         device=device,
         speculate=speculate,
+        draft=draft,
         only=only,
         private_ends=private_ends,
     )

@@ -121,6 +121,11 @@ class Ring:
         return all(hop.rolls_back for hop in self._places.hops)
 
     @property
+    def answered(self) -> bool:
+        """Whether :meth:`receive` would not wait."""
+        return bool(self._results) or self._results.broken is not None
+
+    @property
     def slow(self) -> list[tuple[int, HopPace, StepTimes]]:
         """Which hops have taken much longer than they promised, for long."""
         paces = [(index, hop.pace, hop.pace.slow) for index, hop in enumerate(self._places.hops)]

@@ -25,13 +25,12 @@ class Guess(NamedTuple):
     token: int
     source: str
     """What it was guessed by: guesses of one source are about equally often right."""
+    draft_s: float = 0.0
+    """Seconds that a guess of its source takes; 0 where it is nearly free."""
 
 
 class Drafter(Protocol):
     """Guesses what follows the tokens that it was told of. For one answer."""
-
-    draft_s: float
-    """Seconds that a guess takes; 0 for one that is nearly free."""
 
     def learn(self, token_ids: Sequence[int]) -> None:
         """These follow, for certain."""
@@ -42,6 +41,29 @@ class Drafter(Protocol):
         ...
 
 
+class SlowDrafter(Drafter, Protocol):
+    """One whose guesses take time: it is used where they are worth it."""
+
+    source: str
+    draft_s: float
+    """What a guess takes, or may take as long as none was made."""
+    why_off: str
+    """Why it cannot guess; empty where it can."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can guess now."""
+        ...
+
+    def prepare(self) -> None:
+        """Get ready, and do not wait for it. To be called as often as one likes."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds. Closing twice is no error."""
+        ...
+
+
 class NgramDrafter:
     """Looks for the last tokens in the prompt and the answer, and guesses what followed them there.
 
@@ -49,8 +71,6 @@ class NgramDrafter:
     as code, extracts and corrections do. Where a word was changed, and no longer stands anywhere before what
     follows it, it goes on from the place that it followed.
     """
-
-    draft_s = 0.0
 
     def __init__(self) -> None:
         self._tokens = np.empty(1024, np.int64)

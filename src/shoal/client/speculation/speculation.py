@@ -18,11 +18,12 @@ from shoal.client.ring.results import Returned
 from shoal.client.sampling import Sampler
 from shoal.client.session import NextToken, Session
 from shoal.client.speculation.acceptance import Acceptance
-from shoal.client.speculation.controller import OFF, WindowPlan, choose_plan
+from shoal.client.speculation.controller import OFF
 from shoal.client.speculation.costs import StepCosts
 from shoal.client.speculation.counts import SpeculationCounts
-from shoal.client.speculation.drafters import Drafter, Guess
+from shoal.client.speculation.drafters import Drafter, Guess, SlowDrafter
 from shoal.client.speculation.gain import Gain
+from shoal.client.speculation.sources import Plans, Sources
 from shoal.errors import ShoalError
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Speculation:
     """Continues one answer in ``session``, whose prompt has been computed.
 
     Args:
+        model: what guesses beside the n-grams, if anything does; closed with this.
         counts: told of all that is guessed. Nothing is where it says why not.
         ends: tokens that end the answer.
         text: the prompt and the first token of the answer.
@@ -46,27 +48,28 @@ class Speculation:
         self,
         session: Session,
         sampler: Sampler,
-        drafter: Drafter,
+        ngrams: Drafter,
+        model: SlowDrafter | None,
         counts: SpeculationCounts,
         ends: Container[int],
         text: Sequence[int],
     ) -> None:
         self._session = session
         self._sampler = sampler
-        self._drafter = drafter
         self._ends = ends
         self._counts = counts
         self._acceptance = Acceptance()
         self._costs = StepCosts()
+        self._plans = Plans(self._acceptance, self._costs, session.step_rows)
+        self._sources = Sources(ngrams, model, self._plans)
         self._gain = Gain()
         self._verified: deque[NextToken] = deque()
         self._guesses: deque[Guess] = deque()  # of what is on its way beyond the certain token, in order
         self._plan = OFF
-        self._plans: dict[float, WindowPlan] = {}  # by acceptance, as long as costs are about the same
         self._steps = 0
         self._last = trio.current_time()
         if not counts.off:
-            drafter.learn(text)
+            self._sources.learn(text)
 
     async def advance(self, token: int, left: int) -> NextToken:
         """The token that follows ``token``, which is the last one that was given out.
@@ -81,17 +84,21 @@ class Speculation:
             return await self._session.advance([token], self._sampler, more=left > 1)
         if self._verified:
             return self._verified.popleft()
-        likely = () if self._guesses else await self._drafter.guess((), 1)
+        likely: Sequence[Guess] = ()
+        if not self._guesses:
+            likely = await self._sources.candidates(resting=self._gain.resting)
         if self._guesses or self._pays(likely, left):
             tokens = await self._ahead(token, left)
         else:
             tokens = [await self._plainly(token, left, likely)]
-        self._drafter.learn([token.token for token in tokens])
+        self._sources.learn([token.token for token in tokens])
+        self._counts.draft_off = self._sources.why_off
         self._verified.extend(tokens[1:])
         return tokens[0]
 
     def close(self) -> None:
         """Take back the guesses that are on their way."""
+        self._sources.close()
         if self._guesses:
             self._session.roll_back(len(self._session.token_ids))
 
@@ -99,18 +106,8 @@ class Speculation:
         """Whether to begin to send guesses."""
         self._plan = OFF
         if left > 1 and self._costs.known and not self._gain.resting and self._session.takes_back:
-            self._choose_plan(likely)
+            self._plan = self._sources.best(likely)
         return self._plan.window > 0
-
-    def _choose_plan(self, likely: Sequence[Guess]) -> None:
-        """By what would be guessed next, if anything."""
-        if not likely:
-            return
-        acceptance = round(self._acceptance.likely(likely[0].source), 2)
-        if acceptance not in self._plans:
-            seen = self._costs.snapshot(acceptance, self._drafter.draft_s, self._session.step_rows)
-            self._plans[acceptance] = choose_plan(seen)
-        self._plan = self._plans[acceptance]
 
     async def _plainly(self, token: int, left: int, likely: Sequence[Guess]) -> NextToken:
         """One token, without guesses; what would have been guessed is compared with it."""
@@ -126,8 +123,8 @@ class Speculation:
 
     async def _ahead(self, token: int, left: int) -> list[NextToken]:
         """What the oldest step gives, once as many are under way as the plan says."""
-        if self._guesses:
-            self._choose_plan(await self._drafter.guess(self._session.ahead[1:], 1))
+        if self._guesses and (likely := await self._sources.guess(self._session.ahead[1:], 1)):
+            self._plan = self._sources.best(likely)
         await self._send(token, left)
         if not self._session.ahead:  # the session is lost, and is mended on the way
             self._guesses.clear()
@@ -144,7 +141,7 @@ class Speculation:
         self._costs.note_step(returned.rows, returned.took_s, returned.times, alone=returned.alone)
         self._steps += 1
         if self._steps % PLANNED == 0:
-            self._plans.clear()
+            self._plans.forget()
 
     def _since_last(self) -> float:
         """Seconds since the last token came; what was verified with it took none."""
@@ -159,10 +156,10 @@ class Speculation:
             certain = [] if ahead else [token]
             # Of the last token nothing is wanted that follows it.
             most = min(left - 1 - len(self._guesses), session.room - len(ahead) - len(certain))
-            if session.in_flight >= self._plan.depth and not certain:
+            if not certain and (session.in_flight >= self._plan.depth or session.answered):
                 return
             most = min(most, self._plan.window, session.step_rows - len(certain))
-            guesses = self._likely(await self._drafter.guess(ahead[1:], most))
+            guesses = self._likely(await self._sources.guess(ahead[1:], most))
             if not certain and not guesses:
                 return
             try:
@@ -172,7 +169,8 @@ class Speculation:
                 return
             self._guesses.extend(guesses)
             self._counts.steps += bool(guesses)
-            self._counts.guessed += len(guesses)
+            for guess in guesses:
+                self._counts.note_sent(guess.source)
 
     def _likely(self, guesses: Sequence[Guess]) -> list[Guess]:
         """Those that are likely enough, with all before them that nothing is known of yet."""
@@ -194,6 +192,7 @@ class Speculation:
                 break
             guess = self._guesses.popleft()
             self._acceptance.note(guess.source, guess.token == token.token)
-            self._counts.accepted += guess.token == token.token
+            if guess.token == token.token:
+                self._counts.note_right(guess.source)
         if not self._session.ahead:
             self._guesses.clear()

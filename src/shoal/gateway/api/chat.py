@@ -59,6 +59,7 @@ async def chat_request(body: ChatRequest, model: Servable, grammars: Grammars) -
         salt=body.cache_salt,
         speculate=body.speculate,
         receipts=bool(body.receipts),
+        draft=body.draft,
     )
 
 

@@ -50,6 +50,7 @@ async def _one(body: CompletionRequest, model: Servable, prompt: str | list[int]
         echo=body.echo,
         salt=body.cache_salt,
         speculate=body.speculate,
+        draft=body.draft,
     )
 
 

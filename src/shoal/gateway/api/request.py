@@ -56,6 +56,8 @@ class GenerationRequest:
     """Whether the hops are to sign what they have done."""
     speculate: bool | None = None
     """Whether tokens are guessed ahead; ``None`` as the gateway is set."""
+    draft: bool = True
+    """Whether the gateway's draft model guesses too."""
 
     @property
     def need(self) -> int:

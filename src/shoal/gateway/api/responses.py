@@ -62,6 +62,7 @@ async def responses_request(
         turns=True,
         salt=body.cache_salt,
         speculate=body.speculate,
+        draft=body.draft,
     )
 
 

@@ -178,6 +178,8 @@ class Choosing(Body):
     repetition_penalty: float | None = Field(None, ge=REPETITION[0], le=REPETITION[1])
     speculate: bool | None = None
     """Whether tokens are guessed ahead; by default as the gateway is set. The answer is the same."""
+    draft: bool = True
+    """Whether the gateway's draft model guesses too, if it has one."""
 
     def sampling(self, top_logprobs: int | None, defaults: SamplingDefaults) -> Sampling:
         """The client's wishes as the sampler takes them; the model's own where it has none, then OpenAI's."""

@@ -103,6 +103,10 @@ class TextCodec:
         size = max(self._vocabulary.all().values(), default=-1) + 1
         return [self.token_bytes(token) for token in range(size)]
 
+    def pieces(self) -> dict[int, str]:
+        """Every token as its vocabulary writes it."""
+        return {number: piece for piece, number in self._vocabulary.all().items()}
+
     @property
     def special_ids(self) -> frozenset[int]:
         """The tokens that :meth:`decode` leaves out."""
