@@ -21,7 +21,7 @@ from shoal.cli.ask import (
 from shoal.client.answer import Answer, RouteStage
 from shoal.client.ends import OwnSpan
 from shoal.client.generate import Delta
-from shoal.client.speculation.counts import SpeculationCounts
+from shoal.client.speculation.counts import SourceCounts, SpeculationCounts
 from shoal.client.swarm import Swarm
 from shoal.errors import ChannelClosed
 from shoal.types import PeerId, Span
@@ -137,6 +137,17 @@ async def test_blocks_that_ran_here_are_told_with_what_they_cost(capsys: pytest.
         (
             SpeculationCounts(steps=3, guessed=20, accepted=15, gain=2.3),
             "20 tokens guessed ahead in 3 steps, 75% right: 2.3 × as fast meanwhile",
+        ),
+        (
+            SpeculationCounts(
+                steps=3,
+                guessed=20,
+                accepted=15,
+                gain=2.3,
+                sources={"draft": SourceCounts(8, 6)},
+                draft="small",
+            ),
+            "20 tokens guessed ahead in 3 steps, 8 by small, 75% right: 2.3 × as fast meanwhile",
         ),
     ],
 )

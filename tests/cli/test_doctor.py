@@ -18,6 +18,7 @@ from shoal.executor.device.find import choose_device
 from shoal.executor.device.signs import TorchBuild, why_none
 from shoal.net.network import ReachView
 from shoal.swarm.membership import create, save
+from shoal.testing.checkpoints import write_checkpoint
 from shoal.types import NatKind
 from tests.cli.conftest import Shoal
 
@@ -72,6 +73,15 @@ def test_too_little_memory(settings: Settings, monkeypatch: pytest.MonkeyPatch) 
     assert machine.device(replace(settings, memory=1 << 60, device="cpu")).verdict == "fail"
     monkeypatch.setattr(machine, "LEAST_MEMORY", 1 << 60)
     assert machine.memory(settings).verdict == "fail"
+
+
+def test_a_draft_model_and_the_memory_that_it_takes(settings: Settings, tmp_path: Path) -> None:
+    assert machine.draft(settings).detail.startswith("none is set")
+    missing = machine.draft(replace(settings, draft="SmolLM2-135M-Instruct"))
+    assert (missing.verdict, missing.fix) == ("note", "shoal models pull SmolLM2-135M-Instruct")
+    here = replace(settings, draft=str(write_checkpoint(tmp_path / "small", "llama")), device="cpu")
+    assert "while it is used" in machine.draft(here).detail
+    assert machine.draft(replace(here, memory=1000)).verdict == "fail"
 
 
 def test_which_device_and_why(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,16 @@ def test_what_the_client_keeps_is_told_and_the_other_blocks_keep_their_numbers(
     assert "the client runs blocks 0:2 and 5:6 itself" in shoal(*asked, "--private-ends", "2:1").out
 
 
+def test_what_a_draft_model_takes_of_the_client_is_told_and_not_placed_on(shoal: Shoal, llama: Path) -> None:
+    asked = ("plan", str(llama), "--machine", DESK, "--format", "fp32", "--json")
+    plain, drafted = (shoal(*asked, *more).data for more in ((), ("--draft", str(llama))))
+    assert plain["draft_bytes"] == 0 < drafted["draft_bytes"]
+    assert plain["machines"][0]["memory"] - drafted["machines"][0]["memory"] == drafted["draft_bytes"]
+    small = shoal("plan", str(llama), "--machine", "memory=1KiB", "--draft", str(llama))
+    assert small.code == 6
+    assert "choose a smaller draft model" in small.err
+
+
 def test_a_config_and_a_described_machine_are_enough(shoal: Shoal, llama: Path, measured: list[int]) -> None:
     asked = ("--machine", DESK, "--sessions", "4", "--format", "fp32")
     data = shoal("plan", str(llama), *asked, "--json").data

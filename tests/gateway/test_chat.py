@@ -154,6 +154,23 @@ async def test_receipts_are_of_one_choice(gateway):
     assert (response.status_code, response.json()["error"]["param"]) == (400, "receipts")
 
 
+async def test_a_request_may_go_without_the_draft_model_and_a_model_that_it_does_not_fit_does(
+    tmp_path, checkpoint
+):
+    async with served(tmp_path / "home", checkpoint, nodes={"draft": str(checkpoint)}) as gateway:
+        with_draft = (await gateway.chat()).json()
+        without = (await gateway.chat(draft=False)).json()
+        assert with_draft["choices"] == without["choices"]
+        assert with_draft["shoal"]["speculation"]["draft"] == str(checkpoint)
+        assert without["shoal"]["speculation"]["draft"] == ""
+        assert (await gateway.chat(draft="another")).status_code == 400
+        draft = gateway.swarm.client.draft
+        draft._unfit = dict.fromkeys(draft._unfit, "it has other tokens")
+        unfit = (await gateway.chat()).json()
+        assert unfit["choices"] == without["choices"]
+        assert "it has other tokens" in unfit["shoal"]["speculation"]["draft_off"]
+
+
 async def test_a_stop_string_ends_the_answer_and_is_not_shown(gateway, reference):
     text = reference.chat("the sea is", 12)[1]
     cut = text[4:6]

@@ -151,6 +151,89 @@ def test_a_drafter_that_is_right_in_four_of_five_cases_makes_it_three_times_as_f
     assert plain.seconds > 3 * ahead.seconds
 
 
+class Pretended:
+    """A draft model: right in so many of a hundred cases, and each guess takes its time."""
+
+    name = "pretended"
+    source = "draft"
+    why_off = ""
+    ready = True
+
+    def __init__(self, text: Sequence[int], right: float, draft_s: float) -> None:
+        self.draft_s = draft_s
+        self._text = text
+        self._right = right
+        self.guesses = 0
+
+    async def check(self, model) -> None:
+        pass
+
+    def drafter(self, sampler, *, prompt: int, tokens: int, vocab: int) -> Pretended:
+        self._drafter = Mostly(self._text, self._right)
+        return self
+
+    def learn(self, token_ids: Sequence[int]) -> None:
+        self._drafter.learn(token_ids)
+
+    async def guess(self, ahead: Sequence[int], count: int) -> list[Guess]:
+        found = await self._drafter.guess(ahead, count)
+        await trio.sleep(self.draft_s * len(found))
+        self.guesses += len(found)
+        return [Guess(guess.token, self.source, self.draft_s) for guess in found]
+
+    def prepare(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def with_draft(
+    way_s: float, text: Sequence[int], known: int, right: float, draft_s: float
+) -> tuple[Timed, Timed, Pretended]:
+    """The rest of ``text`` without guesses and with a draft model."""
+    draft = Pretended(text, right, draft_s)
+
+    async def main():
+        async with a_ring(way_s, FAST, text) as (_, client):
+            client.draft = draft
+            prompt, count = text[:known], len(text) - known
+            return [await ask(client, prompt, count, speculate=wanted) for wanted in (False, True)]
+
+    plain, ahead = simulate(1, main)
+    assert plain.token_ids == ahead.token_ids == list(text[known:])
+    return plain, ahead, draft
+
+
+def prose(count: int) -> list[int]:
+    chance = random.Random(9)
+    return [1 + chance.randrange(400) for _ in range(count)]
+
+
+def test_a_draft_model_that_takes_its_time_still_makes_it_three_times_as_fast() -> None:
+    plain, ahead, _ = with_draft(0.05, prose(350), 50, right=0.8, draft_s=0.005)
+    assert plain.seconds > 3 * ahead.seconds
+    counts = ahead.speculation.sources["draft"]
+    assert counts.accepted > 120
+
+
+@pytest.mark.parametrize(("way_s", "draft_s"), [(0.0, 0.005), (0.05, 0.02), (0.05, 0.2)])
+def test_a_draft_model_that_is_never_right_or_slow_costs_next_to_nothing(
+    way_s: float, draft_s: float
+) -> None:
+    plain, ahead, draft = with_draft(way_s, prose(250), 50, right=0.02, draft_s=draft_s)
+    assert plain.seconds >= 0.97 * ahead.seconds
+    assert draft.guesses < 0.5 * len(plain.token_ids)
+
+
+def test_n_grams_guess_where_a_text_repeats_itself_and_the_draft_model_elsewhere() -> None:
+    text = prose(100) + code_like(200)
+    _, ahead, _ = with_draft(0.05, text, 50, right=0.8, draft_s=0.02)
+    sources = ahead.speculation.sources
+    assert sources["draft"].guessed > 50
+    assert sources["ngram"].accepted > 50
+
+
 def test_eight_sessions_at_once_are_no_slower_together() -> None:
     text = code_like(250)
 

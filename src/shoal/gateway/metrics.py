@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from shoal.client.speculation.counts import SpeculationCounts
+from shoal.client.speculation.counts import SourceCounts, SpeculationCounts
 
 _TTFT = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BETWEEN = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
@@ -64,7 +64,8 @@ class GatewayMetrics:
 
     def note_speculation(self, model: str, counts: SpeculationCounts) -> None:
         """What was guessed ahead in one choice."""
-        for source, found in counts.sources.items():
+        for source in ("ngram", "draft"):
+            found = counts.sources.get(source, SourceCounts())
             self._guessed.labels(model, source).inc(found.guessed)
             self._accepted.labels(model, source).inc(found.accepted)
 

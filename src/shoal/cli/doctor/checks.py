@@ -22,6 +22,7 @@ CHECKS: dict[str, Check] = {
     "identity": machine.identity,
     "model": machine.model,
     "format": machine.format,
+    "draft": machine.draft,
     "clock": machine.clock,
     "ports": network.ports,
     "mdns": network.multicast,

@@ -121,6 +121,27 @@ def format(settings: Settings) -> Finding:
     return Finding("format", "note", text, "make setup, once a C compiler is installed")
 
 
+def draft(settings: Settings) -> Finding:
+    """Whether the draft model is here, what memory it takes, and whether a client may take that."""
+    if not settings.draft:
+        return Finding("draft", "ok", "none is set: tokens are guessed from the text alone")
+    from shoal.client.speculation.draft_model import draft_bytes, draft_format
+    from shoal.executor.device.device import memory_budget
+    from shoal.models.store.store import ModelStore
+
+    store = ModelStore(settings.paths.models)
+    if not store.is_here(settings.draft):
+        text = f"{settings.draft} is not on this machine yet; it is fetched when first needed"
+        return Finding("draft", "note", text, f"shoal models pull {settings.draft}")
+    local, chosen = store.resolve(settings.draft), find_device(settings.device).device
+    format = draft_format(local, settings.device)
+    needed, budget = draft_bytes(local, format), memory_budget(settings, chosen)
+    text = f"{local.name} takes {_gib(needed)} in {format} while it is used, of {_gib(budget)} on {chosen}"
+    if needed >= budget:
+        return Finding("draft", "fail", text, "choose a smaller draft model, or set memory to more")
+    return Finding("draft", "ok", text)
+
+
 def clock(settings: Settings) -> Finding:
     # Announcements carry times, and peers refuse those that are 30 s ahead. A clock that was never set is
     # behind the files that were installed by it.

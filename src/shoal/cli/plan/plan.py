@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +60,7 @@ def plan(
     format: options.FormatOption = None,
     kv: options.KVOption = None,
     private_ends: options.PrivateEndsOption = None,
+    draft: options.DraftOption = None,
     device: options.DeviceOption = None,
     threads: options.ThreadsOption = None,
     as_json: options.JsonOption = False,
@@ -71,15 +72,17 @@ def plan(
     from shoal.cli.plan.machines import Described, parse_machine, read_machines
 
     settings = options.settings(
-        format=format, kv=kv, device=device, threads=threads, private_ends=private_ends
+        format=format, kv=kv, device=device, threads=threads, private_ends=private_ends, draft=draft
     )
     described = [parse_machine(text) for text in machine or ()]
     described += read_machines(machines) if machines else []
     with working(f"reading the config of {model}") as report:
         drawn = _drawn(settings, model, sessions, context)
+        drafting = _draft_bytes(settings)
         known = _machines(settings, described or [Described()], count, report)
+        known = [replace(known[0], memory=_left(known[0].memory, drafting, settings.draft)), *known[1:]]
         report("placing the blocks", 0, 0)
-        found = _found(drawn, known)
+        found = replace(_found(drawn, known), draft_bytes=drafting)
     emit(_fields(found), as_json, lambda: _shown(found))
 
 
@@ -102,6 +105,8 @@ class PlanResult:
     drawn: PlanInput
     machines: Sequence[Machine]
     plan: Plan
+    draft_bytes: int = 0
+    """What a draft model takes of the first machine, beside what is placed there."""
 
 
 def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -> PlanInput:
@@ -133,11 +138,36 @@ def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -
     return PlanInput(seen.name, format, cost, load, settings.own_blocks)
 
 
+def _draft_bytes(settings: Settings) -> int:
+    """Of the weights of the draft model that the client may load; 0 without one."""
+    if not settings.draft:
+        return 0
+    from shoal.client.speculation.draft_model import draft_bytes, draft_format
+    from shoal.models.store.store import ModelStore
+
+    local = ModelStore(settings.paths.models).resolve(settings.draft)
+    return draft_bytes(local, draft_format(local, settings.device))
+
+
+def _left(memory: int, taken: int, name: str) -> int:
+    """What a draft model leaves of the first machine's memory.
+
+    Raises:
+        OutOfResources: nothing.
+    """
+    from shoal.errors import OutOfResources
+
+    if taken >= memory:
+        raise OutOfResources(
+            f"the draft model {name} takes {_size(taken)}, and the first machine has {_size(memory)}",
+            check="choose a smaller draft model, or give the first machine more memory",
+        )
+    return memory - taken
+
+
 def _machines(
     settings: Settings, described: Sequence[Described], count: int, report: Progress
 ) -> list[Machine]:
-    from dataclasses import replace
-
     from shoal.cli.plan.machines import completed
     from shoal.executor.cores import usable_cores
     from shoal.executor.device.find import find_device
@@ -177,6 +207,7 @@ def _fields(found: PlanResult) -> dict[str, Any]:
         "context": drawn.load.context,
         "machines": list(found.machines),
         "own": _own(found),
+        "draft_bytes": found.draft_bytes,
         "stages": _stages(found),
         "one_session": _speed(found, plan.one),
         "all_sessions": _speed(found, plan.many),
@@ -264,6 +295,10 @@ def _shown(found: PlanResult) -> RenderableType:
         f"{plan.prefill.bound}, first token after {_time(plan.prefill.first_token_s)}",
         f"room for        {room:>10} tokens of KV, over all sessions",
     ]
+    if found.draft_bytes:
+        lines.append(
+            f"the draft model takes {_size(found.draft_bytes)} of the first machine while it is used"
+        )
     if own["spans"]:
         lines.append(
             f"the client runs blocks {' and '.join(own['spans'])} itself: {_time(own['step_s'])} a step, "

@@ -25,17 +25,17 @@ class Plans:
 
     def __init__(self, acceptance: Acceptance, costs: StepCosts, rows: int) -> None:
         self.costs = costs
-        self._acceptance = acceptance
+        self.acceptance = acceptance
         self._rows = rows
         self._known: dict[tuple[float, bool], tuple[WindowPlan, float]] = {}
 
     def plan(self, guess: Guess) -> WindowPlan:
         """What to send ahead, where ``guess`` comes first."""
-        return self._found(self._acceptance.likely(guess.source), guess.draft_s)[0]
+        return self._found(self.acceptance.likely(guess.source), guess.draft_s)[0]
 
     def speed(self, guess: Guess) -> float:
         """Tokens a second that come by it."""
-        return self._found(self._acceptance.likely(guess.source), guess.draft_s)[1]
+        return self._found(self.acceptance.likely(guess.source), guess.draft_s)[1]
 
     def hopeful(self, draft_s: float) -> bool:
         """Whether a drafter that takes so long may be worth a trial."""
@@ -70,6 +70,14 @@ class Sources:
     def why_off(self) -> str:
         """Why the draft model cannot guess, if it cannot."""
         return self._model.why_off if self._model else ""
+
+    async def compare(self, token_ids: Sequence[int]) -> None:
+        """See what n-grams would have guessed, where the draft model did; :meth:`learn` comes after."""
+        if self._model is None:
+            return
+        for number, token in enumerate(token_ids):
+            for guess in await self._ngrams.guess(token_ids[:number], 1):
+                self._plans.acceptance.note(guess.source, guess.token == token)
 
     def learn(self, token_ids: Sequence[int]) -> None:
         """As :meth:`Drafter.learn`."""

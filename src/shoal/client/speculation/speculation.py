@@ -87,12 +87,16 @@ class Speculation:
         likely: Sequence[Guess] = ()
         if not self._guesses:
             likely = await self._sources.candidates(resting=self._gain.resting)
+        drafted = bool(self._guesses) and self._guesses[0].draft_s > 0
         if self._guesses or self._pays(likely, left):
             tokens = await self._ahead(token, left)
         else:
             tokens = [await self._plainly(token, left, likely)]
-        self._sources.learn([token.token for token in tokens])
-        self._counts.draft_off = self._sources.why_off
+        token_ids = [token.token for token in tokens]
+        if drafted:
+            await self._sources.compare(token_ids)
+        self._sources.learn(token_ids)
+        self._counts.draft_off = self._sources.why_off or self._counts.draft_off
         self._verified.extend(tokens[1:])
         return tokens[0]
 
