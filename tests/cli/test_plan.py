@@ -12,7 +12,7 @@ from shoal.executor.device import find
 from shoal.executor.device.device import Device, DeviceMemory
 from shoal.planning import measure as measure_module
 from shoal.planning.roofline import Machine
-from shoal.testing.checkpoints import FAMILIES
+from shoal.testing.checkpoints import FAMILIES, write_checkpoint
 from shoal.types import Format
 from tests.cli.conftest import Shoal
 
@@ -51,14 +51,17 @@ def test_what_the_client_keeps_is_told_and_the_other_blocks_keep_their_numbers(
     assert "the client runs blocks 0:2 and 5:6 itself" in shoal(*asked, "--private-ends", "2:1").out
 
 
-def test_what_a_draft_model_takes_of_the_client_is_told_and_not_placed_on(shoal: Shoal, llama: Path) -> None:
+def test_what_a_draft_model_takes_of_the_client_is_told_and_not_placed_on(
+    shoal: Shoal, llama: Path, tmp_path: Path
+) -> None:
+    small = str(write_checkpoint(tmp_path / "small", "llama", num_hidden_layers=1))
     asked = ("plan", str(llama), "--machine", DESK, "--format", "fp32", "--json")
-    plain, drafted = (shoal(*asked, *more).data for more in ((), ("--draft", str(llama))))
+    plain, drafted = (shoal(*asked, *more).data for more in ((), ("--draft", small)))
     assert plain["draft_bytes"] == 0 < drafted["draft_bytes"]
     assert plain["machines"][0]["memory"] - drafted["machines"][0]["memory"] == drafted["draft_bytes"]
-    small = shoal("plan", str(llama), "--machine", "memory=1KiB", "--draft", str(llama))
-    assert small.code == 6
-    assert "choose a smaller draft model" in small.err
+    tiny = shoal("plan", str(llama), "--machine", DESK.replace("16GiB", "1KB"), "--draft", small)
+    assert tiny.code == 6
+    assert "choose a smaller draft model" in tiny.err
 
 
 def test_a_config_and_a_described_machine_are_enough(shoal: Shoal, llama: Path, measured: list[int]) -> None:

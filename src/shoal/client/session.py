@@ -277,7 +277,7 @@ class Session:
         stages = len(self.ring.route) + len(self.ends.own)
         if self.ends.stateless:
             chunk = len(token_ids)  # each of its tokens sees all others
-        chunk = chunk or piece_tokens(self.ring.format, len(token_ids), stages)
+        chunk = chunk or piece_tokens(self.ring.format, len(token_ids), stages, thin=self.ring.thin)
         pieces = transcript.divide(token_ids, chunk, sequence_length)
         self._heard = trio.current_time()
         try:

@@ -19,6 +19,7 @@ from shoal.client.ring.hop import HopFailed, HopLost, RouteHop
 from shoal.client.ring.hop_pace import HopPace
 from shoal.client.ring.losses import Losses
 from shoal.client.ring.places import Places, Replacement
+from shoal.client.ring.prefill import is_thin
 from shoal.client.ring.results import Results, Returned
 from shoal.client.ring.ring_times import RingTimes
 from shoal.client.ring.step_timeout import StepTimeout
@@ -49,7 +50,7 @@ from shoal.wire.messages import (
     SignedWindow,
     Step,
 )
-from shoal.wire.payload import hidden_states
+from shoal.wire.payload import encoded_bytes, hidden_states
 from shoal.wire.session import ClientSession, Issued
 
 IN_FLIGHT = 32
@@ -82,6 +83,8 @@ class Ring:
         self.numerics = numerics
         """By which every hop computes."""
         self._codec: Codec | None = codec
+        self.thin = False
+        """Whether a prompt waits for links more than for hops, as far as was known when it was opened."""
         self._step_timeout_s = step_timeout_s
         self._results = Results()
         self._loop = trio.lowlevel.current_trio_token()
@@ -148,10 +151,13 @@ class Ring:
             HopRefused: a hop cannot be reached, has no room, or serves something else; names the hop.
         """
         await self._places.enter(timeout_s)
+        asked = coarsest((self._places.codec, self._first_asks()))
         if self._codec is None:
             # fp32 promises the bits of the whole model, whatever a hop asks for.
             exact = self.format == "fp32"
-            self._codec = "float32" if exact else coarsest((self._places.codec, self._first_asks()))
+            self._codec = "float32" if exact else asked
+        row_bytes = encoded_bytes(1, self._shape.hidden_size, self._codec)
+        self.thin = asked != "float32" or is_thin(row_bytes, self._first().bytes_s, self._slowest_s)
 
     async def repair(self, replacements: Sequence[Replacement], position: int, timeout_s: float) -> int:
         """Put other hops in the place of lost ones; their caches are filled up to ``position``.
@@ -341,8 +347,12 @@ class Ring:
 
     def _first_asks(self) -> Codec:
         """What the way to the first hop asks for."""
-        step_s = max(hop.hop.promised_s for hop in self._places.hops)
-        return choose_codec(self.format, self._first().bytes_s, self._shape.hidden_size, step_s)
+        return choose_codec(self.format, self._first().bytes_s, self._shape.hidden_size, self._slowest_s)
+
+    @property
+    def _slowest_s(self) -> float:
+        """What a decode step takes at the slowest hop, as promised."""
+        return max(hop.hop.promised_s for hop in self._places.hops)
 
     def _returned(self, hop: int, message: Step, payload: bytes) -> None:
         if hop != len(self._places.hops) - 1:
