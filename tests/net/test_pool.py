@@ -15,10 +15,11 @@ from shoal.errors import ChannelClosed
 from shoal.net import pool as pool_module
 from shoal.net.channel import HELLO_WITHIN_S, Channel
 from shoal.net.identity import Identity
+from shoal.net.moving.resume import message_bytes
 from shoal.net.pool import PER_PEER_LIMIT, ChannelPool
 from shoal.testing.memory import MemoryNetwork, MemoryPipe, World
 from shoal.types import PeerAddress
-from shoal.wire.messages import Close, Message
+from shoal.wire.messages import PROTOCOL_VERSION, Close, Hello, Message
 
 SESSION = b"s" * 16
 
@@ -187,6 +188,7 @@ async def test_one_peer_holds_only_so_many_channels_open(autojump_clock: MockClo
         ]
         await trio.sleep(0.1)
         assert len(node.pool.all()) == PER_PEER_LIMIT
+        await pipes[0].send_all(message_bytes(Hello(PROTOCOL_VERSION)))
         assert await pipes[0].receive_some() != b""
         assert [await pipe.receive_some() for pipe in pipes[PER_PEER_LIMIT:]] == [b""] * 5
         async with trio.open_nursery() as nursery:
@@ -270,7 +272,7 @@ async def test_a_peer_that_dies_ends_its_channels(autojump_clock: MockClock):
     async with peers(True, False, world=world) as (node, client):
         channel = await client.pool.get(node.network.address, deadline_s=5)
         world.kill(node.network.peer)
-        await trio.sleep(0.1)
+        await trio.sleep(0.2)  # it has looked for another way
         assert channel.closed
         assert client.pool.all() == []
         assert len(client.ended) == 1

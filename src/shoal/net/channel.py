@@ -2,7 +2,8 @@
 
 A short message leaves at once, from the thread that has it, when nothing is before it; all others wait in the
 :class:`~shoal.net.outbox.Outbox`, and the pump sends them fragment by fragment. A channel that hears nothing
-for ``DEAD_AFTER_S`` is closed, so that a frozen peer or a half-open connection is noticed.
+for ``DEAD_AFTER_S`` is closed, so that a frozen peer or a half-open connection is noticed. It can :meth:`move
+<Channel.move>` to another pipe meanwhile, without a message lost: :mod:`shoal.net.moving` finds the pipes.
 
 Threads: everything runs on trio's loop, except ``send_now``, ``gather`` and ``flush``, which any thread may
 call. One lock orders them:
@@ -27,18 +28,23 @@ import trio
 
 from shoal.errors import ChannelClosed, RemoteProtocolError
 from shoal.net.link_speed import TIMED_BYTES, LinkSpeed
+from shoal.net.moving.moving_pipe import MovingPipe
+from shoal.net.moving.resume import REVIVED, Revive, message_bytes, open_accepted
 from shoal.net.network import Pipe
 from shoal.net.outbox import CONTROL, Outbox, queue_of
 from shoal.net.receive_budget import ReceiveBudget
 from shoal.tasks import ends_alone
 from shoal.types import CarrierName, PeerId, Way
 from shoal.wire.framing import Assembler, Payload
-from shoal.wire.messages import AGENT, PROTOCOL_VERSION, Hello, Message, Ping, Pong
+from shoal.wire.messages import AGENT, PROTOCOL_VERSION, Goodbye, Hello, Message, Ping, Pong, Resumed
 
 PING_EVERY_S = 1.0
 """So that a session hears of a silent hop after three pings (``client.ring.losses.SUSPECT_S``)."""
 DEAD_AFTER_S = 7.0
 """Longer than a session bears a silent hop: with the channel, all sessions over it end."""
+LATE_S = 1.5
+"""How long nothing may be heard until another pipe is looked for: a ping has gone unanswered."""
+GOODBYE_WITHIN_S = 0.25
 HELLO_WITHIN_S = 5.0
 SENT_WITHIN_S = 20.0
 """How long the peer may take nothing of what is sent to it."""
@@ -52,10 +58,29 @@ Handler = Callable[["Channel", Message, bytes], Awaitable[None]]
 
 
 class Channel:
-    """Messages to and from ``peer``. ``run`` must be running for anything to move."""
+    """Messages to and from ``peer``. ``run`` must be running for anything to move.
 
-    def __init__(self, pipe: Pipe, inbound: ReceiveBudget | None = None) -> None:
-        self._pipe = pipe
+    Args:
+        name: by which the peer names it when it is to go on over another pipe; empty: it never does.
+        revive: of a pipe that was accepted: takes it for another channel, if that is what the peer wants.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipe,
+        inbound: ReceiveBudget | None = None,
+        name: bytes = b"",
+        revive: Revive | None = None,
+    ) -> None:
+        self._pipe = MovingPipe(pipe, moves=bool(name))
+        self.name = name
+        self.peers_name = b""
+        """The peer's own name of it; empty until it has told one, and where it cannot move."""
+        self.moves = 0
+        """How often it has gone on over another pipe."""
+        self._revive = revive
+        self._nursery: trio.Nursery | None = None
+        self._opening = trio.CancelScope()  # the wait for the first message of an accepted pipe
         self._inbound = inbound or ReceiveBudget()
         self._stalled: float | None = None  # since when what the peer has begun has not grown
         self._loop = trio.lowlevel.current_trio_token()
@@ -71,8 +96,6 @@ class Channel:
         self._reason = "the channel was closed"
         self._heard = trio.current_time()
         self._used = self._heard  # when the last message that is no ping came or went
-        self.received = 0
-        """Bytes that came over the pipe."""
         self.sent = 0
         """Bytes that were given to the pipe."""
 
@@ -92,6 +115,26 @@ class Channel:
     def host(self) -> str:
         """The address that the peer comes from; empty where the carrier has none."""
         return self._pipe.host
+
+    @property
+    def received(self) -> int:
+        """Bytes that came over the pipe."""
+        return self._pipe.received
+
+    @property
+    def away(self) -> bool:
+        """Whether its pipe has ended, and it waits for another one."""
+        return self._pipe.away
+
+    @property
+    def troubled(self) -> bool:
+        """Whether another pipe is needed: this one has ended, or nothing comes over it any more."""
+        return self._pipe.away or self.silent_s > LATE_S
+
+    @property
+    def can_move(self) -> bool:
+        """Whether it may go on over another pipe now."""
+        return self._pipe.can_move and self._pipe.tail_whole and not self.closed
 
     @property
     def closed(self) -> bool:
@@ -223,25 +266,79 @@ class Channel:
             # Whoever waits for one of these looks next at whether the channel is closed.
             self._ready.set()
             self._room.set()
+            self._pipe.trouble.set()
+            self._opening.cancel()
+
+    async def wait_trouble(self) -> None:
+        """Wait until the channel is :attr:`troubled`, or has closed."""
+        if not self.troubled and not self.closed:
+            self._pipe.trouble = trio.Event()
+        await self._pipe.trouble.wait()
+
+    def move(self, pipe: Pipe, answer: Resumed, ahead: bytes) -> bool:
+        """Go on over another pipe, as :meth:`MovingPipe.move`; whether it does. The old one is closed."""
+        return self._go_on(lambda: self._pipe.move(pipe, answer, ahead))
+
+    def take_over(self, pipe: Pipe, heard: int) -> bool:
+        """The same, as :meth:`MovingPipe.take_over`."""
+        return self._go_on(lambda: self._pipe.take_over(pipe, heard))
+
+    def _go_on(self, replace: Callable[[], Pipe | None]) -> bool:
+        if self._nursery is None or not self.can_move or (old := replace()) is None:
+            return False
+        self._nursery.start_soon(old.aclose)
+        self._speed = LinkSpeed()
+        self._heard = trio.current_time()
+        self.moves += 1
+        self._work.set()
+        return True
 
     async def run(self, handle: Handler) -> None:
         """Move messages until the channel closes, for whatever reason; then the pipe is closed too.
 
         A peer that breaks the protocol closes its own channel and nothing else.
         """
+        if self._revive is not None and not await self._opens(self._revive):
+            return
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 await self._guard(self._greet)  # before all else: tasks of a nursery begin in any order
                 for task in (self._pump, self._watch, partial(self._receive, handle)):
                     nursery.start_soon(self._guard, task)
                 await self._closed.wait()
                 nursery.cancel_scope.cancel()
         finally:
+            self._nursery = None
             self.close()
             self._inbound.note(self, 0)
             # Also when cancelled: the socket goes back, soon even if the peer does not read.
             with trio.move_on_after(2, shield=True):
-                await self._pipe.aclose()
+                await self._hang_up()
+
+    async def _opens(self, revive: Revive) -> bool:
+        """Read the first message of an accepted pipe; whether a channel begins with it."""
+        why, taken = "an error of ours", False
+        pipe = self._pipe.inner
+        try:
+            with ends_alone(log, f"a pipe of {self.peer}"), self._opening:
+                why, opening = await open_accepted(pipe, revive, HELLO_WITHIN_S)
+                self._pipe.put_back(opening)
+                taken = why in ("", REVIVED)
+        finally:
+            if why:
+                self.close(why)
+            if not taken:
+                with trio.move_on_after(2, shield=True):
+                    await pipe.aclose()
+        return not why
+
+    async def _hang_up(self) -> None:
+        """Close the pipe. A peer that would look for another one hears before that there is no need."""
+        if self._pipe.can_move and not self._pipe.away:
+            with trio.move_on_after(GOODBYE_WITHIN_S), suppress(ChannelClosed):
+                await self._pipe.inner.send_all(message_bytes(Goodbye()))
+        await self._pipe.aclose()
 
     async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
         with ends_alone(log, f"a channel of {self.peer}"):
@@ -313,7 +410,7 @@ class Channel:
             return fragment
 
     async def _greet(self) -> None:
-        self.send_now(Hello(PROTOCOL_VERSION, AGENT))
+        self.send_now(Hello(PROTOCOL_VERSION, AGENT, self.name))
 
     async def _pump(self) -> None:
         while True:
@@ -332,7 +429,6 @@ class Channel:
         assembler, held = Assembler(), 0
         while data := await self._pipe.receive_some():
             self._heard = trio.current_time()
-            self.received += len(data)
             for message, payload in assembler.feed(data):
                 await self._take(handle, message, payload)
             if assembler.held != held:
@@ -347,12 +443,19 @@ class Channel:
                 raise RemoteProtocolError(
                     f"the peer speaks version {message.version} of the protocol, we speak {PROTOCOL_VERSION}"
                 )
+            self.peers_name = message.channel if self.name and len(message.channel) == len(self.name) else b""
+            self._pipe.settle(can_move=bool(self.peers_name))
             self._ready.set()
         elif not self._ready.is_set():
             raise RemoteProtocolError(f"a {type(message).__name__} before the peer's hello")
         elif isinstance(message, Ping):
-            self.send_now(Pong(message.nonce))
+            self.send_now(Pong(message.nonce, self.received if self.peers_name else 0))
+        elif isinstance(message, Goodbye):
+            self._pipe.settle(can_move=False)
+            self.close("the peer hung up")
         elif isinstance(message, Pong):
+            if self.peers_name:
+                self._pipe.acknowledge(message.received)
             self._speed.pong(message.nonce, self._heard)
         else:
             self._used = self._heard
@@ -366,11 +469,19 @@ class Channel:
         while True:
             asked, nonce = trio.current_time(), secrets.randbits(62)
             self._speed.pinged(nonce, asked)
-            self.send_now(Ping(nonce))
-            await trio.sleep(PING_EVERY_S)
+            if not self.away:
+                self.send_now(Ping(nonce))
+            await trio.sleep(PING_EVERY_S / 2)
+            self._look_for_trouble(trio.current_time() - asked - PING_EVERY_S / 2)
+            await trio.sleep(PING_EVERY_S / 2)
             late = trio.current_time() - asked - PING_EVERY_S  # our own loop's fault, not the peer's
             silent = self.silent_s - late
+            self._look_for_trouble(late)
             if silent > DEAD_AFTER_S:
                 raise ChannelClosed(f"nothing heard for {silent:.0f} s")
             if self._stalled is not None and trio.current_time() - self._stalled > ENDED_WITHIN_S:
                 raise RemoteProtocolError(f"a message was begun and did not go on for {ENDED_WITHIN_S:.0f} s")
+
+    def _look_for_trouble(self, late: float) -> None:
+        if self.silent_s - late > LATE_S:
+            self._pipe.trouble.set()

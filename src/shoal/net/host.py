@@ -273,6 +273,10 @@ class Libp2pNetwork:
         targets = direct_targets(address, self._transport.nearby, self._router())
         return await self._dialer.open(self._fit(address), targets, deadline_s)
 
+    async def open_direct(self, address: PeerAddress, *, deadline_s: float) -> Pipe:
+        targets = direct_targets(address, self._transport.nearby, self._router())
+        return await self._dialer.open_direct(address, targets, deadline_s)
+
     def _fit(self, address: PeerAddress) -> PeerAddress:
         """The address with those libp2p addresses alone that may be dialled."""
         return replace(address, libp2p=fit(address, address.libp2p, self._transport.nearby, self._router()))

@@ -162,6 +162,15 @@ class Network(Protocol):
         """
         ...
 
+    async def open_direct(self, address: PeerAddress, *, deadline_s: float) -> Pipe:
+        """Reach a peer without anybody in the middle, and not over libp2p.
+
+        Raises:
+            ChannelClosed: no such way led there in time.
+            NotAllowed: the peer refuses us.
+        """
+        ...
+
     def accept_pipes(self) -> AsyncIterator[Pipe]:
         """Pipes that other peers open to us, over either carrier."""
         ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -11,10 +13,13 @@ from shoal.errors import ChannelClosed
 from shoal.net.channel import Channel, Handler
 from shoal.net.dial_budget import DialBudget
 from shoal.net.handshake_backlog import network_of
+from shoal.net.moving.mover import Mover, Where
+from shoal.net.moving.resume import REVIVED
 from shoal.net.network import Network, Pipe
 from shoal.net.receive_budget import ReceiveBudget
-from shoal.tasks import seconds_left
+from shoal.tasks import ends_alone, seconds_left
 from shoal.types import PeerAddress, PeerId
+from shoal.wire.messages import Resume
 
 CHANNELS_LIMIT = 1024
 """Channels of a process. Past it, one that no session needs makes room for one that another peer opens."""
@@ -24,6 +29,10 @@ PER_PEER_LIMIT = 8
 """Channels that one peer may open to us; one more is closed at once."""
 IDLE_S = 120.0
 """A channel that we have dialled, and over which nothing but pings goes for so long, is closed."""
+NAME_BYTES = 16
+"""Of a channel's name, by which it goes on over another pipe."""
+
+log = logging.getLogger(__name__)
 
 
 class ChannelPool:
@@ -34,6 +43,7 @@ class ChannelPool:
         closed: told of every channel that has ended, whoever opened it.
         known: whether a peer takes part in what we do, so that it may send long messages.
         held: whether a channel is needed although nothing goes over it now.
+        where: where a peer says now that it is; by default what it was dialled at.
     """
 
     def __init__(
@@ -43,6 +53,7 @@ class ChannelPool:
         closed: Callable[[Channel, str], None],
         known: Callable[[PeerId], bool] = lambda _: True,
         held: Callable[[Channel], bool] = lambda _: False,
+        where: Where = lambda _: None,
     ) -> None:
         self._known = known
         self._held = held
@@ -55,6 +66,7 @@ class ChannelPool:
         self._channels: dict[PeerId, list[Channel]] = defaultdict(list)
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._nursery: trio.Nursery | None = None
+        self._mover = Mover(network, where)
         self._received = self._sent = 0  # over channels that have ended
 
     async def run(
@@ -121,8 +133,13 @@ class ChannelPool:
         """Bytes that went over them."""
         return self._sent + sum(channel.sent for channel in self.all())
 
+    @property
+    def moved(self) -> int:
+        """Times that a channel of ours has gone on over another pipe."""
+        return self._mover.moved
+
     def _live(self, peer: PeerId) -> Channel | None:
-        return next((c for c in self._channels.get(peer, ()) if not c.closed), None)
+        return next((c for c in self._channels.get(peer, ()) if not (c.closed or c.away)), None)
 
     async def _dial(self, address: PeerAddress, deadline_s: float, asked_by: PeerId | None) -> Channel:
         nursery = self._nursery
@@ -138,7 +155,20 @@ class ChannelPool:
             raise ChannelClosed("this peer has ended")
         channel = self._start(nursery, pipe)
         self._dialled.add(channel)
+        nursery.start_soon(self._look_after, channel, address)
         return channel
+
+    async def _look_after(self, channel: Channel, address: PeerAddress) -> None:
+        with ends_alone(log, f"the look for another way to {channel.peer}"):
+            await self._mover.look_after(channel, address)
+            return
+        channel.close("an error of ours")
+
+    def _revive(self, pipe: Pipe, wanted: Resume) -> bool:
+        """Whether a pipe that a peer opens is for a channel that it has dialled before."""
+        known = (c for c in self._channels.get(pipe.peer, ()) if c.name == wanted.channel)
+        channel = next((c for c in known if c not in self._dialled), None)
+        return channel is not None and channel.take_over(pipe, wanted.received)
 
     async def _tidy(self) -> None:
         while True:
@@ -151,7 +181,7 @@ class ChannelPool:
 
     def _take_in(self, nursery: trio.Nursery, pipe: Pipe) -> None:
         if len(self._channels.get(pipe.peer, ())) < PER_PEER_LIMIT and self._make_room(pipe.host):
-            self._start(nursery, pipe)
+            self._start(nursery, pipe, accepted=True)
         else:
             nursery.start_soon(pipe.aclose)  # which may take a while, and others wait to be accepted
 
@@ -172,8 +202,9 @@ class ChannelPool:
         least.close("others need its place, and no session does")
         return True
 
-    def _start(self, nursery: trio.Nursery, pipe: Pipe) -> Channel:
-        channel = Channel(pipe, self.inbound)
+    def _start(self, nursery: trio.Nursery, pipe: Pipe, *, accepted: bool = False) -> Channel:
+        name, revive = secrets.token_bytes(NAME_BYTES), self._revive if accepted else None
+        channel = Channel(pipe, self.inbound, name, revive)
         self._channels[channel.peer].append(channel)
         nursery.start_soon(self._run, channel)
         return channel
@@ -189,4 +220,5 @@ class ChannelPool:
             if not self._channels[channel.peer]:
                 del self._channels[channel.peer]
             # Last: whoever hears of it, and looks for another channel, must not find this one.
-            self._on_closed(channel, channel.reason)
+            if channel.reason != REVIVED:
+                self._on_closed(channel, channel.reason)

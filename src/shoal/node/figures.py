@@ -50,6 +50,8 @@ def _serving(node: Node) -> Iterable[Reading]:
     yield Reading("shoal_tasks", "Tasks of the event loop.", tasks)
     yield Reading("shoal_unfinished_bytes", "Of messages that have begun to come.", pool.inbound.held)
     yield Reading("shoal_channels", "Channels to other peers.", len(pool.all()))
+    moves = "Channels that went on over another pipe: a better way, or one in place of a way that was lost."
+    yield Reading("shoal_channel_moves", moves, pool.moved, kind="counter")
     share = "Share of the time in which steps are computed: less while the machine is in use."
     yield Reading("shoal_share", share, node.watch.share)
     if node.watch.energy.joules:

@@ -282,6 +282,7 @@ async def start_node(
         speed=loaded.speed,
         max_sessions=settings.max_sessions,
         wire=settings.wire,
+        where=member.directory.address_of,
     )
     machine = machine or await trio.to_thread.run_sync(machine_of, device, settings.parallel)
     watch = OwnerWatch(server, member, model.shape, settings.yield_to_owner, machine, turned)

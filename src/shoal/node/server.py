@@ -17,6 +17,7 @@ import trio
 from shoal.errors import ChannelClosed, UnknownSession
 from shoal.executor.engine import Engine, StepOutput
 from shoal.net.channel import Channel
+from shoal.net.moving.mover import Where
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.node.admission import Admission, Service
@@ -59,6 +60,7 @@ class SpanServer:
         speed: Speed,
         max_sessions: int,
         wire: Codec | Literal["auto"] = "auto",
+        where: Where = lambda _: None,
     ) -> None:
         self.digest = digest
         self.span = span
@@ -74,7 +76,7 @@ class SpanServer:
         self.handlers = Handlers()
         """What handles which kind of message; whatever else a node serves registers here."""
         self.channels = ChannelPool(
-            network, self.handlers.handle, mine.lost, known=mine.knows, held=mine.holds
+            network, self.handlers.handle, mine.lost, known=mine.knows, held=mine.holds, where=where
         )
         self._admission = Admission(mine, self.channels, self.load, self._measured, wire)
         self._rerouting = Rerouting(mine, self.channels, self.load, self._peer, self._spawn)

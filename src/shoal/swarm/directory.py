@@ -18,7 +18,7 @@ from shoal.swarm.announcement import Announcement
 from shoal.swarm.anti_entropy import MAX_PEERS, DirectoryPart, key_of
 from shoal.swarm.coverage import runs, shape_of
 from shoal.swarm.eviction import peers_to_evict, stated_network
-from shoal.types import Digest, Format, ModelShape, PeerId, Span
+from shoal.types import Digest, Format, ModelShape, PeerAddress, PeerId, Span
 
 USED_KEPT = 256
 """Peers that are remembered for having served us."""
@@ -223,6 +223,11 @@ class Directory:
         """What a peer said last, if it is there."""
         entry = self._entries.get(peer)
         return entry.announcement if entry else None
+
+    def address_of(self, peer: PeerId) -> PeerAddress | None:
+        """Where a peer says that it is; ``None`` if nothing is known of it."""
+        found = self.get(peer)
+        return None if found is None else found.address
 
     def peers(self) -> frozenset[PeerId]:
         """Everybody whose announcement is here."""

@@ -26,6 +26,8 @@ class MemoryPipe:
     way: Way = "lan"
     host = ""
     """Set to have the other end come from an address."""
+    lost = False
+    """Set to have everything lost that is sent."""
 
     def __init__(
         self,
@@ -35,8 +37,6 @@ class MemoryPipe:
         bytes_s: float = math.inf,
     ) -> None:
         self.peer = peer
-        self.mute = False
-        """Set to lose what this end sends."""
         self._bytes_s = bytes_s
         self._send = send
         self._receive = receive
@@ -44,9 +44,10 @@ class MemoryPipe:
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if math.isfinite(self._bytes_s):
             await trio.sleep(len(data) / self._bytes_s)
-        if self.mute:
-            return
         try:
+            if self.lost:
+                await trio.lowlevel.checkpoint()
+                return
             await self._send.send(bytes(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ChannelClosed("the pipe is gone") from error
@@ -88,6 +89,8 @@ class World:
     providers: dict[bytes, set[PeerId]] = field(default_factory=lambda: defaultdict(set))
     cut: set[frozenset[PeerId]] = field(default_factory=set)
     """Pairs that cannot reach each other."""
+    relayed: set[frozenset[PeerId]] = field(default_factory=set)
+    """Pairs between which pipes go over a relay."""
     bytes_s: float = math.inf
     """How fast the pipes are that are opened from now on."""
 
@@ -105,7 +108,16 @@ class World:
     def freeze(self, peer: PeerId) -> None:
         """Nothing that the peer sends arrives any more, and nobody is told."""
         for pipe in self.peers[peer].pipes:
-            pipe.mute = True
+            pipe.lost = True
+
+    def break_pipes(self, a: PeerId, b: PeerId, *, silently: bool = False) -> None:
+        """The pipes between two peers end, or carry nothing any more, and both peers live."""
+        for network, other in ((self.peers[a], b), (self.peers[b], a)):
+            for pipe in [pipe for pipe in network.pipes if pipe.peer == other]:
+                pipe.lost = True
+                if not silently:
+                    pipe._send.close()  # pyright: ignore[reportPrivateUsage]
+                    network.pipes.remove(pipe)
 
     def kill(self, peer: PeerId) -> None:
         """The peer is gone without a word; its pipes break."""
@@ -169,11 +181,19 @@ class MemoryNetwork:
             other = self._world.reach(self.peer, address.peer)
             mine, theirs = pipe_pair(self.peer, address.peer, bytes_s=self._world.bytes_s)
             mine.host, theirs.host = other.host, self.host
+            if frozenset((self.peer, other.peer)) in self._world.relayed:
+                mine.way = theirs.way = "relayed"
             self.pipes.append(mine)
             other.pipes.append(theirs)
             await other._inbox.send(theirs)
             return mine
         raise ChannelClosed(f"{address.peer} did not answer in time")
+
+    async def open_direct(self, address: PeerAddress, *, deadline_s: float) -> MemoryPipe:
+        if frozenset((self.peer, address.peer)) in self._world.relayed:
+            await trio.lowlevel.checkpoint()
+            raise ChannelClosed(f"{address.peer} is reached over a relay alone")
+        return await self.open_pipe(address, deadline_s=deadline_s)
 
     async def accept_pipes(self) -> AsyncGenerator[MemoryPipe]:
         async for pipe in self._accept:

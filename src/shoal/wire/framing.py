@@ -18,6 +18,9 @@ FRAGMENT = 65_510
 MAX_PARTIAL = 64
 """Messages that one peer may have begun and not ended."""
 
+FIRST_LIMIT = 1024
+"""Most bytes of a pipe's first message."""
+
 _FRAGMENT = Struct(">IIB")
 FRAGMENT_HEADER = _FRAGMENT.size
 _LENGTHS = Struct(">II")
@@ -102,6 +105,23 @@ def _whole(view: memoryview) -> Received:
         raise RemoteProtocolError(f"a message that declares {header} + {payload} bytes in {len(view)}")
     end = _LENGTHS.size + header
     return decode(view[_LENGTHS.size : end], payload), bytes(view[end:])
+
+
+def first_message(data: bytes) -> tuple[Message, int] | None:
+    """The message that a pipe begins with and its size there; ``None`` until all of it has come.
+
+    Raises:
+        RemoteProtocolError: it is none, or not in one fragment.
+    """
+    if len(data) < _FRAGMENT.size:
+        return None
+    _, length, more = _FRAGMENT.unpack_from(data)
+    if length > FIRST_LIMIT or more:
+        raise RemoteProtocolError(f"a pipe that begins with a fragment of {length} bytes with flag {more}")
+    end = _FRAGMENT.size + length
+    if len(data) < end:
+        return None
+    return _whole(memoryview(data)[_FRAGMENT.size : end])[0], end
 
 
 class Assembler:

@@ -88,6 +88,8 @@ class Hello(_Message, frozen=True, tag="hello"):
 
     version: Annotated[int, Meta(ge=0, le=1 << 16)]
     agent: Annotated[str, Meta(max_length=128)] = ""
+    channel: Annotated[bytes, Meta(max_length=16)] = b""
+    """How this end names the channel, so that it can go on over another pipe; empty where it cannot."""
 
 
 class NextHop(Struct, frozen=True, array_like=True, gc=False):
@@ -330,6 +332,27 @@ class Ping(_Message, frozen=True, tag="ping"):
 
 class Pong(_Message, frozen=True, tag="pong"):
     nonce: Number
+    received: Number = 0
+    """Bytes of the channel that have come so far."""
+
+
+class Resume(_Message, frozen=True, tag="resume"):
+    """The first message over a pipe that is to take the place of a channel's own."""
+
+    channel: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    """The other end's name of it."""
+    received: Number
+
+
+class Resumed(_Message, frozen=True, tag="resumed"):
+    """The answer; who knows no such channel hangs up. Behind it go the channel's bytes from ``begins`` on."""
+
+    received: Number
+    begins: Number
+
+
+class Goodbye(_Message, frozen=True, tag="goodbye"):
+    """The last message: the channel ends, and is not to go on over another pipe."""
 
 
 Message = (
@@ -353,6 +376,9 @@ Message = (
     | NotFetched
     | Ping
     | Pong
+    | Resume
+    | Resumed
+    | Goodbye
 )
 
 _encoder = msgspec.msgpack.Encoder()

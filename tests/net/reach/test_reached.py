@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -13,9 +14,10 @@ from shoal.errors import ChannelClosed
 from shoal.net.channel import Channel
 from shoal.net.host import Libp2pNetwork
 from shoal.net.network import Pipe
+from shoal.net.pool import ChannelPool
 from shoal.net.reach.openings import TOKEN, new_token
 from shoal.types import PeerAddress
-from shoal.wire.messages import Message
+from shoal.wire.messages import Close, Message
 from tests.net.conftest import SECRET, back_to_baseline, bootstrap, opened, port_of
 from tests.net.test_pipes import accepted, exactly
 
@@ -108,6 +110,40 @@ async def test_a_channel_over_a_relay_is_a_channel_like_any_other(monkeypatch: p
         await mine.wait_ready(5)
         await theirs.wait_ready(5)
         assert mine.way == "relayed"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_channel_over_a_relay_goes_on_directly_and_over_the_relay_again(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """With real sockets and Noise: while messages go, the routers let us through, and then no more."""
+    taken: list[Message] = []
+
+    async def take(channel: Channel, message: Message, payload: bytes) -> None:
+        taken.append(message)
+
+    async with behind_router() as (_, node, client), trio.open_nursery() as nursery:
+        pools = [ChannelPool(network, take, lambda *_: None) for network in (node, client)]
+        await nursery.start(partial(pools[0].run, accept=True))
+        await nursery.start(partial(pools[1].run, accept=False))
+        with monkeypatch.context() as closed:
+            closed.setattr(client._calls, "meet", _refused)  # pyright: ignore[reportPrivateUsage]
+            channel = await pools[1].get(unreachable(node), deadline_s=5)
+            assert channel.way == "relayed"
+        sent: list[Message] = []
+        for number in range(200):
+            if number == 150:
+                assert channel.way == "punched"
+                monkeypatch.setattr(client._calls, "meet", _refused)  # pyright: ignore[reportPrivateUsage]
+                await channel._pipe.inner.aclose()  # pyright: ignore[reportPrivateUsage]
+            sent.append(Close(number.to_bytes(16, "big")))
+            channel.send_now(sent[-1])
+            await trio.sleep(0.01)
+        with trio.fail_after(5):
+            while len(taken) < len(sent):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert taken == sent
+        assert (channel.way, channel.moves) == ("relayed", 2)
         nursery.cancel_scope.cancel()
 
 

@@ -74,7 +74,9 @@ class Rings:
         self.metrics = Metrics()
         self.trace = Trace()
         """Steps round whole rings, and the losses that sessions survived."""
-        self._pool = ChannelPool(network, self._handle, self._lost, held=self._holds)
+        self._pool = ChannelPool(
+            network, self._handle, self._lost, held=self._holds, where=member.directory.address_of
+        )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move messages, and watch the hops, until cancelled."""

@@ -42,7 +42,7 @@ _Attempt = Callable[[], Awaitable[DirectPipe]]
 
 
 def plan_ways(
-    targets: Sequence[Target], *, called: bool, nat: NatKind, worked: Way | None
+    targets: Sequence[Target], *, called: bool, nat: NatKind, worked: Way | None, relay: bool = True
 ) -> list[tuple[Target | Way, float]]:
     """What is tried in which order, and how long each is alone before the next begins, in seconds. Pure.
 
@@ -50,6 +50,7 @@ def plan_ways(
         called: the peer can be called over a relay.
         nat: our own router.
         worked: the way that led there lately.
+        relay: whether a circuit is wanted, too.
     """
     plan: list[tuple[Target | Way, float]] = [(target, STAGGER_S) for target in targets[:ADDRESSES_LIMIT]]
     if not called:
@@ -65,7 +66,7 @@ def plan_ways(
     # Behind a symmetric router a meeting finds only peers with an open door, and those are dialled.
     elif nat != "symmetric":
         plan.append(meet)
-    return [*plan, ("relayed", STAGGER_S)]
+    return [*plan, ("relayed", STAGGER_S)] if relay else plan
 
 
 class Dialer:
@@ -106,14 +107,30 @@ class Dialer:
             return await self._open_stream(address, left)
         raise ChannelClosed(f"{address.peer} did not answer within {deadline_s:.0f} s")
 
+    async def open_direct(
+        self, address: PeerAddress, targets: Sequence[Target], deadline_s: float
+    ) -> DirectPipe:
+        """A pipe with nobody in the middle. Raises as :meth:`open`."""
+        called = self._calls is not None and bool(relays_of(address))
+        with trio.move_on_after(deadline_s):
+            if self._direct is not None:
+                return await self._race(self._direct, address, targets, called, relay=False)
+        raise ChannelClosed(f"{address.peer} is reached by no direct way within {deadline_s:.0f} s")
+
     async def _race(
-        self, direct: DirectCarrier, address: PeerAddress, targets: Sequence[Target], called: bool
+        self,
+        direct: DirectCarrier,
+        address: PeerAddress,
+        targets: Sequence[Target],
+        called: bool,
+        *,
+        relay: bool = True,
     ) -> DirectPipe:
         worked, at = self._worked.get(address.peer, (None, 0.0))
         if trio.current_time() - at > REMEMBERED_S:
             worked = None
         nat: NatKind = self._calls.sessions.nat if self._calls is not None else "unknown"
-        plan = plan_ways(targets, called=called, nat=nat, worked=worked)
+        plan = plan_ways(targets, called=called, nat=nat, worked=worked, relay=relay)
         attempts = [self._attempt(direct, address, wanted) for wanted, _ in plan]
         pipe = await first(attempts, DirectPipe.aclose, [alone_s for _, alone_s in plan])
         self._worked[address.peer] = (pipe.way, trio.current_time())

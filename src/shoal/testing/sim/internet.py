@@ -258,6 +258,9 @@ class SimNetwork(MemoryNetwork):
                 return mine
         raise ChannelClosed(f"{address.peer} did not answer in time")
 
+    async def open_direct(self, address: PeerAddress, *, deadline_s: float) -> SimPipe:
+        return await self.open_pipe(address, deadline_s=deadline_s)
+
     async def take_pipe(self, pipe: SimPipe) -> None:
         """A pipe that another peer has opened to this one."""
         await self._inbox.send(pipe)
