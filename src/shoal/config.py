@@ -60,6 +60,10 @@ class Settings:
         default=True,
         metadata=_about("Pass on traffic of peers behind routers: on or off. Only public nodes are asked."),
     )
+    port_map: bool = field(
+        default=True,
+        metadata=_about("Ask the router for a public port, by NAT-PMP or UPnP: on or off."),
+    )
     mdns: bool = field(default=True, metadata=_about("Find peers on the local network."))
     bootstrap: tuple[str, ...] = field(
         default=(),

@@ -35,6 +35,7 @@ from shoal.net.libp2p.dialing import PeerDialer, carrier_of, path_of, remote_of
 from shoal.net.libp2p.gossip import Gossip
 from shoal.net.libp2p.providers import Providers
 from shoal.net.libp2p.tcp import GuardedTCP
+from shoal.net.mapping.port_mapper import NatPmp, PortMapper, Upnp
 from shoal.net.network import PeerConnection, Pipe, ReachView, RequestHandler, Validator
 from shoal.net.reach.openings import ExpectedStreams
 from shoal.net.reach.reachability import (
@@ -45,7 +46,7 @@ from shoal.net.reach.reachability import (
     encode_offer,
 )
 from shoal.net.reach.ways import direct_targets, fit
-from shoal.tasks import one_error
+from shoal.tasks import ends_alone, one_error
 from shoal.types import PeerAddress, PeerId
 
 PIPES_WAITING = 64
@@ -78,6 +79,8 @@ class NetworkSettings:
     """Offer and use the direct carrier."""
     relay: bool = True
     """Be a relay for others, where this peer has a public address and a direct carrier."""
+    port_map: bool = False
+    """Ask the router for a public port that leads to the direct carrier's."""
     mdns: bool = False
     """Find peers on the local network, and be found by them."""
 
@@ -213,6 +216,13 @@ class Libp2pNetwork:
         if self._settings.listen:
             self.answer(REACH_PROTOCOL, self._offer_relay)
             nursery.start_soon(self._reach.run)
+            if self._settings.port_map and not self._reach.public and ":" not in host and self._direct.local:
+                self._reach.mapper = PortMapper(self._direct.local[1], [NatPmp(), Upnp()])
+                nursery.start_soon(self._map_port, self._reach.mapper)
+
+    async def _map_port(self, mapper: PortMapper) -> None:
+        with ends_alone(log, "the look for a port of the router"):
+            await mapper.run()
 
     def _relays(self) -> bool:
         settings, reach = self._settings, self._reach

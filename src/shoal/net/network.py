@@ -99,6 +99,8 @@ class ReachView:
     """The public address that observers agree on; empty when they do not, or there are too few."""
     relays: tuple[PeerId, ...]
     """At which it holds a place."""
+    mapped: str = ""
+    """The public address that its router leads to it, because it was asked to."""
 
 
 class Network(Protocol):

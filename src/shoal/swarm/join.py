@@ -60,6 +60,7 @@ async def join_swarm(
         listen=listen,
         direct=settings.direct,
         relay=settings.relay,
+        port_map=settings.port_map,
         mdns=settings.mdns,
     )
     with one_error():

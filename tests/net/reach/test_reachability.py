@@ -12,6 +12,8 @@ from trio.testing import MockClock
 
 from shoal.errors import ChannelClosed
 from shoal.net.dialable import LocalNetworks
+from shoal.net.mapping.port_mapper import MappedPort, PortMapper
+from shoal.net.reach.nat import Observation
 from shoal.net.reach.reachability import (
     GIVEN_UP_AFTER,
     PLACES,
@@ -39,7 +41,7 @@ class Sessions:
 
     nat: NatKind = "unknown"
     believed = None
-    observations = (1, 2, 3)
+    observations = tuple(Observation(f"8.8.{n}.8", "") for n in range(3))
 
     def __init__(self) -> None:
         self.living: set[PeerId] = set()
@@ -97,3 +99,19 @@ async def test_a_relay_that_fails_rests_ever_longer_and_is_forgotten(autojump_cl
         sessions.living = {relay(0)}
         await trio.sleep(60)
         assert [session.address.peer for session in sessions.held] == [relay(0)]
+
+
+async def test_a_mapped_port_is_announced_once_somebody_outside_has_seen_us_there() -> None:
+    """A router that lies would have us announce a stranger's address."""
+    sessions = Sessions()
+    sessions.observations = (Observation("8.8.8.8", "/ip4/20.0.1.1/tcp/31000"),)
+    own = ["/ip4/192.168.1.2/tcp/1"]
+    reach = Reachability(own, cast("Any", sessions), cast("Any", None), lambda: [], LocalNetworks)
+    reach.mapper = PortMapper(1, [])
+    assert reach.addresses() == tuple(own)
+    reach.mapper.mapped = MappedPort("20.0.1.1", 9000)
+    assert reach.addresses() == (*own, "/ip4/20.0.1.1/tcp/9000")
+    assert reach.view().mapped == "/ip4/20.0.1.1/tcp/9000"
+    reach.mapper.mapped = MappedPort("20.0.2.2", 9000)
+    assert reach.addresses() == tuple(own)
+    assert reach.view().mapped == ""

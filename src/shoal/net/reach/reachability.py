@@ -20,6 +20,7 @@ from msgspec import Meta, Struct
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError
 from shoal.net.addresses import circuit_address, host_and_port, is_loopback, is_private, to_multiaddr
 from shoal.net.dialable import LocalNetworks
+from shoal.net.mapping.port_mapper import PortMapper
 from shoal.net.network import ReachView
 from shoal.net.reach.relay_session import RelayAddress
 from shoal.net.reach.sessions import RelaySessions
@@ -118,12 +119,26 @@ class Reachability:
         self._failed: OrderedDict[PeerId, tuple[float, int]] = OrderedDict()
         """When relays that we know last gave us no place, and how many times in a row."""
         self._changed = trio.Event()
+        self.mapper: PortMapper | None = None
+        """What asks our router for a public port, if anybody does."""
+
+    @property
+    def mapped(self) -> str | None:
+        """The address that our router leads to us, once a peer outside has seen us come from its host.
+
+        A router that lies, or one behind another, would have us announce somebody else's.
+        """
+        mapped = self.mapper.mapped if self.mapper else None
+        seen = {(host_and_port(one.seen) or ("", 0))[0] for one in self._sessions.observations}
+        return mapped.multiaddr if mapped and mapped.host in seen else None
 
     def addresses(self) -> tuple[str, ...]:
         """The direct addresses to announce: our interfaces', what our router gives us, and our places."""
         found = list(self.own)
         if self._sessions.nat == "cone" and self._sessions.believed:
             found.append(self._sessions.believed)
+        if self.mapped:
+            found.append(self.mapped)
         for session in self._sessions.all():
             if session.reserved:
                 relay = to_multiaddr(session.address.host, session.address.port)
@@ -133,7 +148,9 @@ class Reachability:
     def view(self) -> ReachView:
         """How this peer can be reached now."""
         relays = tuple(s.address.peer for s in self._sessions.all() if s.reserved)
-        return ReachView(self._sessions.nat, self.public, self._sessions.believed or "", relays)
+        return ReachView(
+            self._sessions.nat, self.public, self._sessions.believed or "", relays, self.mapped or ""
+        )
 
     async def wait_changed(self) -> None:
         """Wait until there is something else to announce."""

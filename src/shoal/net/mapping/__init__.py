@@ -1,0 +1,1 @@
+"""A port of the router that leads to ours, asked for by NAT-PMP or UPnP."""
