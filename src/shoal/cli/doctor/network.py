@@ -125,7 +125,8 @@ def router_finding(seen: ReachView) -> Finding:
             "router",
             "note",
             "maps a port anew for every peer (symmetric): peers behind other routers need a relay",
-            "forward the direct port (--direct-port) to this machine, and start a public node as a relay",
+            "switch on UPnP or NAT-PMP in the router, forward the direct port (--direct-port) to this machine, "
+            "or start a public node as a relay",
         )
     return Finding(
         "router",
