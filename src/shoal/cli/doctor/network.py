@@ -125,8 +125,7 @@ def router_finding(seen: ReachView) -> Finding:
             "router",
             "note",
             "maps a port anew for every peer (symmetric): peers behind other routers need a relay",
-            "switch on UPnP or NAT-PMP in the router, forward the direct port (--direct-port) to this machine, "
-            "or start a public node as a relay",
+            "switch on UPnP in the router, or forward the direct port (--direct-port); else start a public node",
         )
     return Finding(
         "router",
