@@ -125,7 +125,7 @@ def router_finding(seen: ReachView) -> Finding:
             "router",
             "note",
             "maps a port anew for every peer (symmetric): peers behind other routers need a relay",
-            "switch on UPnP in the router, or forward the direct port (--direct-port); else start a public node",
+            "switch on UPnP in the router, or forward the direct port (--direct-port), or start a public one",
         )
     return Finding(
         "router",
