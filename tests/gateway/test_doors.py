@@ -38,7 +38,7 @@ def paths(gateway):
 def open_paths():
     """The page's own files, and whether the gateway is well."""
     files = (file.relative_to(FOLDER).as_posix() for file in FOLDER.rglob("*") if file.is_file())
-    return {"/", "/health", *(f"/{file}" for file in files)}
+    return {"/", "/health", "/v2/health/live", "/v2/health/ready", *(f"/{file}" for file in files)}
 
 
 async def test_with_a_key_nothing_but_the_page_and_health_is_open(tmp_path, checkpoint, key):

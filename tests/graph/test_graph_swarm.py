@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import trio
 
+from shoal.cli.status.overview import overview
 from shoal.client.graph.graph_client import GraphAnswer
 from shoal.client.graph.inputs import graph_inputs
 from shoal.errors import NoCoverage, OutOfResources, StepFailed, UnknownModel, UsageError
+from shoal.gateway.models import Models
+from shoal.gateway.page.view import swarm_view
 from shoal.node.graph.graph_node import pick_segments
 from shoal.testing.graph_swarm import GraphSwarm, equal_spans, graph_swarm
 from shoal.testing.graphs import GRAPHS, NamedArrays, inputs_of
@@ -233,3 +236,30 @@ def test_inputs_become_what_the_graph_takes(imported: Imported) -> None:
     assert graph_inputs(ids, {"token_ids": np.array([[1, 2]], np.uint8)})[ids.inputs[0]].dtype == np.int64
     with pytest.raises(UsageError, match="cannot become"):
         graph_inputs(ids, {"token_ids": np.array([[1.5]])})
+
+
+async def test_status_and_the_page_show_a_graph_as_they_show_a_model(
+    imported: Imported, tmp_path: Path
+) -> None:
+    graph = imported("mlp")
+    async with graph_swarm(tmp_path, graph, [Span(0, 3), Span(3, 6)]) as swarm:
+        await heard_of(swarm, 2)
+        member = swarm.client.member
+        view = overview("home", member.network.peer, member.alive(), [], {}, now=member.now())
+        (model,) = view.models
+        assert (model.name, model.n_blocks, model.missing) == ("mlp", 8, ["6:8"])
+        assert [(peer.start, peer.end) for peer in view.peers] == [(0, 3), (3, 6)]
+        page = swarm_view(
+            "home", member.network.peer, member.directory, [], {}, [], now=member.now(), wall=0.0
+        )
+        assert page["models"][0]["missing"] == ["6:8"]
+
+
+async def test_who_asks_a_graph_for_tokens_is_told_what_it_is(imported: Imported, tmp_path: Path) -> None:
+    async with graph_swarm(tmp_path, imported("mlp"), [Span(0, 8)]) as swarm:
+        await heard_of(swarm, 1)
+        with pytest.raises(UnknownModel, match="mlp is a graph, and no language model"):
+            async for _ in swarm.client.generate("mlp", "hello"):
+                pass
+        with pytest.raises(UnknownModel, match="mlp is a graph"):
+            await Models(swarm.client, "fish").find("mlp")

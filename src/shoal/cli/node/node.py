@@ -121,7 +121,13 @@ def _serve(settings: Settings, span: Span | None, as_json: bool, *, gateway: boo
     from shoal.cli.node.process import serve as live
     from shoal.models.graph.graph_store import names_graph
 
-    if names_graph(settings.model) and not gateway:
+    if names_graph(settings.model):
+        if gateway:
+            raise UsageError(
+                f"shoal up serves language models, and {settings.model} is a graph",
+                check="serve it beside a gateway of its own: shoal gateway",
+                next_command=f"shoal serve {settings.model}",
+            )
         from shoal.cli.graph.serve import serve_graph
 
         code = trio.run(partial(serve_graph, settings, span, as_json=as_json))

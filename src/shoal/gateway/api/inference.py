@@ -39,7 +39,7 @@ DATATYPES: dict[ArrayType, str] = {
     "float32": "FP32",
     "float64": "FP64",
 }
-DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
+DTYPES: dict[str, ArrayType] = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 
 Parameters = dict[str, Any]
 TensorName = Annotated[str, Meta(min_length=1, max_length=1024)]
