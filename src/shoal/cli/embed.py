@@ -63,7 +63,7 @@ def embed(
         private_ends=private_ends,
     )
     wanted = list(texts) if texts else lines_of(sys.stdin)
-    check_output(output)
+    check_vector_file(output)
     began = time.monotonic()
 
     async def once(opened: Connected) -> Embeddings:
@@ -104,7 +104,7 @@ def lines_of(stdin: TextIO) -> list[str]:
     return found
 
 
-def check_output(output: Path | None) -> None:
+def check_vector_file(output: Path | None) -> None:
     """Find out before anything is asked whether a file can be written.
 
     Raises:

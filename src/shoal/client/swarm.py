@@ -204,13 +204,7 @@ class Swarm:
             local = await self.resolve(model)
             await trio.to_thread.run_sync(check_generates, local)
             codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
-            if codec is None or not (prompt is None or isinstance(prompt, str)):
-                token_ids = [int(token) for token in prompt or ()]
-            else:
-                given = answer.prompt if messages is None else ChatPrompt(messages)
-                made = await trio.to_thread.run_sync(encode_prompt, codec, given)
-                answer.prompt, token_ids = made.text, made.token_ids
-            answer.prompt_token_ids = token_ids
+            token_ids = await _encode_into(answer, codec, prompt, messages)
             room = local.shape.context - len(token_ids)
             if room < 1:
                 raise PromptTooLong(
@@ -403,6 +397,20 @@ class Swarm:
             if key not in self._ends:
                 self._ends[key] = await load_ends(local, format, self.settings, self._thread)
             return self._ends[key]
+
+
+async def _encode_into(
+    answer: Answer, codec: TextCodec | None, prompt: str | Sequence[int] | None, messages: Messages | None
+) -> list[int]:
+    """Token ids of what was asked, which the answer is told of, too."""
+    if codec is None or not (prompt is None or isinstance(prompt, str)):
+        token_ids = [int(token) for token in prompt or ()]
+    else:
+        given = answer.prompt if messages is None else ChatPrompt(messages)
+        made = await trio.to_thread.run_sync(encode_prompt, codec, given)
+        answer.prompt, token_ids = made.text, made.token_ids
+    answer.prompt_token_ids = token_ids
+    return token_ids
 
 
 def _check_sampling(named: Mapping[str, Any]) -> None:

@@ -27,13 +27,13 @@ def read_object(path: Path, limit: SizeLimit) -> dict[str, Any]:
     Raises:
         BadWeights: it cannot be read, is too large or nested too deep, or is no JSON object.
     """
-    value = read_value(path, limit)
+    value = read_json(path, limit)
     if not isinstance(value, dict):
         raise BadWeights(f"{path}: not a JSON object", check="fetch the file again")
     return cast(dict[str, Any], value)
 
 
-def read_value(path: Path, limit: SizeLimit) -> object:
+def read_json(path: Path, limit: SizeLimit) -> object:
     """Any JSON of a model's folder. Raises as :func:`read_object`."""
     try:
         if path.stat().st_size > limit.size:

@@ -14,7 +14,7 @@ from typing import Any, cast
 from shoal.errors import BadWeights, UsageError
 from shoal.models.checkpoint.checkpoint import CONFIG
 from shoal.models.checkpoint.encoders import is_encoder
-from shoal.models.checkpoint.json_file import read_object, read_value
+from shoal.models.checkpoint.json_file import read_object, read_json
 from shoal.models.checkpoint.manifest import MODULES, is_text_file
 from shoal.models.embedding.pooling import Pooling
 from shoal.models.store.local_model import LocalModel
@@ -108,7 +108,7 @@ def _limits(local: LocalModel) -> Mapping[str, Any]:
 
 def _modules(folder: Path) -> tuple[Pooling, bool]:
     """The pooling, and whether vectors are brought to length 1."""
-    listed = read_value(folder / MODULES, CONFIG)
+    listed = read_json(folder / MODULES, CONFIG)
     modules = cast("list[object]", listed) if isinstance(listed, list) else []
     pooling: Pooling | None = None
     normalized = False
