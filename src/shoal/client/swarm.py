@@ -195,9 +195,7 @@ class Swarm:
         """
         if (prompt is None) == (messages is None):
             raise UsageError("give either a prompt or messages")
-        if max_tokens < 1:
-            raise UsageError(f"max_tokens must be 1 or more, not {max_tokens}")
-        _check_sampling(sampling)
+        _check_options(max_tokens, sampling)
         shown = prompt if isinstance(prompt, str) else ""
 
         async def stream(answer: Answer) -> AsyncGenerator[Delta]:
@@ -413,8 +411,10 @@ async def _encode_into(
     return token_ids
 
 
-def _check_sampling(named: Mapping[str, Any]) -> None:
+def _check_options(max_tokens: int, named: Mapping[str, Any]) -> None:
     """Raises UsageError for an option that cannot be."""
+    if max_tokens < 1:
+        raise UsageError(f"max_tokens must be 1 or more, not {max_tokens}")
     try:
         Sampling(**{name: value for name, value in named.items() if value is not None})
     except TypeError as error:
