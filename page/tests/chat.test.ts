@@ -3,8 +3,10 @@ import { test } from 'node:test'
 import { GatewayError } from '../src/api/errors.ts'
 import type { Model } from '../src/api/types.ts'
 import { readChunk } from '../src/chat/chunks.ts'
-import { bounded, restored, titleOf, type Conversation } from '../src/chat/keep.ts'
+import { forked, has, MOST_WAYS, switched } from '../src/chat/branches.ts'
+import { bounded, DEFAULTS, restored, titleOf, type Conversation, type Message } from '../src/chat/keep.ts'
 import { choose } from '../src/chat/models.ts'
+import { exported, imported, merged } from '../src/chat/transfer.ts'
 
 const talk = (id: string, updated: number, text = 'x', messages = 2): Conversation => ({
   id,
@@ -67,4 +69,61 @@ test('a question goes to the wanted model, else to one that is whole', () => {
   assert.equal(choose(models, 'torn')?.id, 'torn')
   assert.equal(choose(models, 'gone')?.id, 'whole')
   assert.equal(choose([], 'gone'), null)
+})
+
+const said = (messages: Message[]): string[] => messages.map(({ content }) => content)
+const line = (...words: string[]): Message[] =>
+  words.map((content, i) => ({ role: i % 2 ? 'assistant' : 'user', content }))
+
+test('an edited question goes another way, and both ways are kept to their ends', () => {
+  const first = line('a', 'b', 'c', 'd')
+  const second = [...forked(first, 2, { role: 'user', content: 'C' }), { role: 'assistant' as const, content: 'D' }]
+  assert.deepEqual(said(second), ['a', 'b', 'C', 'D'])
+  const back = switched(second, 2, 0)
+  assert.deepEqual(said(back), ['a', 'b', 'c', 'd'])
+  assert.deepEqual(said(switched(back, 2, 1)), ['a', 'b', 'C', 'D'])
+  assert.equal(switched(back, 2, 0), back)
+  assert.equal(switched(back, 1, 1), back)
+})
+
+test('a way may fork again, and comes back with the way of it that was shown', () => {
+  const inner = forked(line('a', 'b'), 1, { role: 'assistant', content: 'B' })
+  const outer = forked(inner, 0, { role: 'user', content: 'A' })
+  const back = switched(outer, 0, 0)
+  assert.deepEqual(said(back), ['a', 'B'])
+  assert.deepEqual(said(switched(back, 1, 0)), ['a', 'b'])
+  assert.deepEqual(restored(JSON.stringify([{ ...talk('x', 1), messages: back }]))[0]?.messages.map((m) => m.content), ['a', 'B'])
+})
+
+test('only so many ways are kept, the newest', () => {
+  let messages = line('0')
+  for (let i = 1; i < 50; i++) messages = forked(messages, 0, { role: 'user', content: `${i}` })
+  const fork = messages[0]?.fork
+  assert.equal(fork?.ways.length, MOST_WAYS)
+  assert.deepEqual([fork?.at, fork?.ways.at(-1)], [MOST_WAYS - 1, []])
+  assert.deepEqual(said(switched(messages, 0, 0)), ['30'])
+})
+
+test('a search finds words in titles and in every way', () => {
+  const messages = forked(line('Where do Cod live?', 'In the sea.'), 0, { role: 'user', content: 'Where do eels live?' })
+  const one = { ...talk('x', 1), title: 'Fish', messages }
+  for (const words of ['fish', 'COD sea', 'eels', '', ' fish  eels ']) assert.ok(has(one, words), words)
+  assert.ok(!has(one, 'fish whale'))
+})
+
+test('what was exported is imported, and what is damaged or something else is refused whole', () => {
+  const all = [{ ...talk('a', 1), settings: { ...DEFAULTS, system: 'Be short.' } }, talk('b', 2)]
+  assert.deepEqual(imported(exported(all)), all)
+  for (const bad of ['', '[]', 'null', '{"kind":"shoal.conversations"}']) assert.throws(() => imported(bad), Error)
+  const odd = JSON.parse(exported(all))
+  for (const wrong of [{ role: 'user', content: 'x', fork: { at: 3, ways: [] } }, { role: 'user' },
+    { role: 'assistant', content: 'x', answered: { route: 1, reroutes: [] } }]) {
+    odd.conversations[1].messages = [wrong]
+    assert.throws(() => imported(JSON.stringify(odd)), /damaged/)
+  }
+})
+
+test('of two conversations with one id the one that was changed last stays', () => {
+  const all = merged([talk('a', 1, 'old'), talk('b', 5)], [talk('a', 2, 'new'), talk('b', 4, 'old'), talk('c', 1)])
+  assert.deepEqual(all.map(({ id, messages }) => `${id}${messages[0]?.content}`), ['anew', 'bx', 'cx'])
 })

@@ -31,6 +31,15 @@ def ask(page: Page, question: str, *, longest: int = 24) -> None:
     page.keyboard.press("Enter")
 
 
+def clean(page: Page) -> None:
+    """What is shown now keeps nobody out, on a telephone and on a large screen."""
+    for width in (390, 1920):
+        page.set_viewport_size({"width": width, "height": 820})
+        found = page.evaluate(f"{AXE.read_text()}; axe.run(document)")
+        assert found["violations"] == [], json.dumps(found["violations"], indent=1)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def answered(page: Page) -> None:
     expect(page.get_by_role("button", name="Regenerate")).to_be_visible(timeout=WITHIN_MS)
 
@@ -96,6 +105,95 @@ def test_a_conversation_is_still_there_after_a_reload(looking: Looking) -> None:
     page.get_by_role("button", name="Conversations").click()
     page.get_by_role("button", name="Forget: Say hello.").click()
     expect(page.get_by_text("None yet.")).to_be_visible()
+
+
+def test_a_question_is_edited_and_both_ways_of_the_conversation_stay(looking: Looking) -> None:
+    page = looking.page
+    ask(page, "Name one fish.", longest=8)
+    answered(page)
+    first = page.locator(".prose").inner_text()
+    page.get_by_role("button", name="Edit the question").focus()
+    page.keyboard.press("Enter")
+    field = page.get_by_label("The question, edited")
+    expect(field).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Edit the question")).to_be_focused()
+    page.keyboard.press("Enter")
+    field.fill("Name one whale.")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("You").get_by_text("Name one whale.")).to_be_visible()
+    answered(page)
+    versions = page.get_by_role("group", name="Versions of this question")
+    expect(versions).to_contain_text("2 of 2")
+    versions.get_by_role("button", name="The question before").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("You").get_by_text("Name one fish.")).to_be_visible()
+    assert page.locator(".prose").inner_text() == first
+    page.get_by_role("button", name="Regenerate").click()
+    answers = page.get_by_role("group", name="Versions of this answer")
+    expect(answers).to_contain_text("2 of 2", timeout=WITHIN_MS)
+    page.reload()
+    page.get_by_role("button", name="Conversations").click()
+    page.get_by_role("button", name=re.compile("^Name one fish.")).click()
+    expect(page.get_by_role("group", name=re.compile("Versions"))).to_have_count(2)
+    clean(page)
+    looking.shot("branches")
+
+
+def test_a_conversation_has_its_own_instructions_and_sampling(looking: Looking) -> None:
+    page, bodies = looking.page, []
+    page.on("request", lambda r: bodies.append(r.post_data_json) if "completions" in r.url else None)
+    page.get_by_role("button", name="How to answer").click()
+    page.get_by_label("Instructions").fill("Answer in one word.")
+    page.get_by_label("Top p").fill("0.5")
+    clean(page)
+    looking.shot("settings")
+    page.keyboard.press("Escape")
+    ask(page, "Hello?", longest=4)
+    answered(page)
+    page.get_by_role("button", name="New conversation").click()
+    ask(page, "And now?", longest=5)
+    answered(page)
+    assert [body.get("top_p") for body in bodies] == [0.5, None]
+    assert [body["messages"][0]["role"] for body in bodies] == ["system", "user"]
+    assert [body["max_tokens"] for body in bodies] == [4, 5]
+    page.get_by_role("button", name="Conversations").click()
+    page.get_by_role("button", name=re.compile("^Hello")).click()
+    page.get_by_role("button", name="How to answer").click()
+    expect(page.get_by_label("Instructions")).to_have_value("Answer in one word.")
+    expect(page.get_by_label("Longest answer")).to_have_value("4")
+
+
+def test_conversations_are_searched_exported_and_imported(looking: Looking, tmp_path: Path) -> None:
+    page = looking.page
+    for question in ("Tell me of cod.", "Tell me of eels."):
+        page.get_by_role("button", name="New conversation").click(force=True)
+        ask(page, question, longest=3)
+        answered(page)
+    page.get_by_role("button", name="Conversations").click()
+    page.get_by_label("Search the conversations").fill("EELS tell")
+    listed = page.locator("#history li")
+    expect(listed).to_have_count(1)
+    expect(listed).to_contain_text("eels")
+    page.get_by_label("Search the conversations").fill("whale")
+    expect(page.get_by_text("None has all of these words.")).to_be_visible()
+    page.get_by_label("Search the conversations").fill("")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export all").click()
+    file = tmp_path / "conversations.json"
+    download.value.save_as(file)
+    assert len(json.loads(file.read_text())["conversations"]) == 2
+    for question in ("cod", "eels"):
+        page.get_by_role("button", name=f"Forget: Tell me of {question}.").click()
+    (tmp_path / "odd.json").write_text('{"kind": "other"}')
+    chooser = page.get_by_label("Import", exact=True)
+    chooser.set_input_files(tmp_path / "odd.json")
+    expect(page.get_by_text("This file holds no conversations of Shoal")).to_be_visible()
+    chooser.set_input_files(file)
+    expect(page.get_by_text("2 conversations were imported.")).to_be_visible()
+    expect(listed).to_have_count(2)
+    clean(page)
+    looking.shot("conversations")
 
 
 def test_the_swarm_is_drawn_and_its_table_sorts(looking: Looking, shoal: Shoal) -> None:
@@ -166,7 +264,7 @@ def test_health_shows_what_the_doctor_found(looking: Looking) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)]
+    ("scheme", "width"), [("light", 1280), ("dark", 1920), ("light", 390), ("dark", 390)]
 )
 def test_nobody_is_kept_out_by_contrast_names_or_width(
     browser: Browser, shoal: Shoal, scheme: str, width: int

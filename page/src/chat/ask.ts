@@ -10,6 +10,7 @@ export interface Question {
   messages: { role: string; content: string }[]
   max_tokens?: number
   temperature?: number
+  top_p?: number
 }
 
 /** A swarm that re-routes or prefills a long prompt may be silent for a while; a gateway that died is not for ever. */

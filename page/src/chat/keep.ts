@@ -20,7 +20,30 @@ export interface Message {
   stopped?: boolean
   /** It reached the longest answer that was asked for. */
   cut?: boolean
+  /** Other ways that the conversation went from here. */
+  fork?: Fork
 }
+
+/** The ways that a conversation went from one message on, of which one is shown. */
+export interface Fork {
+  /** Which of them is shown. */
+  at: number
+  /** Each from its first message to its end; the shown one is empty here: it stands in the conversation. */
+  ways: Message[][]
+}
+
+/** How a conversation is answered. */
+export interface Settings {
+  /** 0 leaves it to the gateway. */
+  maxTokens: number
+  /** null leaves it to the gateway, as for the next one. */
+  temperature: number | null
+  topP: number | null
+  /** What the model is told before everything else. */
+  system: string
+}
+
+export const DEFAULTS: Settings = { maxTokens: 0, temperature: null, topP: null, system: '' }
 
 export interface Conversation {
   id: string
@@ -29,6 +52,8 @@ export interface Conversation {
   /** Milliseconds since 1970. */
   updated: number
   messages: Message[]
+  /** Older ones have none: then nothing was set. */
+  settings?: Settings
 }
 
 export const MOST = 50
@@ -72,18 +97,49 @@ export function restored(text: string | null): Conversation[] {
 }
 
 function isConversation(value: unknown): value is Conversation {
-  const { id, title, model, updated, messages } = (value ?? {}) as Record<string, unknown>
+  const { id, title, model, updated, messages, settings } = (value ?? {}) as Record<string, unknown>
   return (
     [id, title, model].every((text) => typeof text === 'string') &&
     typeof updated === 'number' &&
-    Array.isArray(messages) &&
-    messages.every(isMessage)
+    Number.isFinite(updated) &&
+    isMessages(messages, 0) &&
+    (settings === undefined || isSettings(settings))
   )
 }
 
-function isMessage(value: unknown): value is Message {
-  const { role, content } = (value ?? {}) as Record<string, unknown>
-  return (role === 'user' || role === 'assistant') && typeof content === 'string'
+function isSettings(value: unknown): value is Settings {
+  const { maxTokens, temperature, topP, system } = (value ?? {}) as Record<string, unknown>
+  const isNumber = (one: unknown): boolean => one === null || (typeof one === 'number' && Number.isFinite(one))
+  return typeof maxTokens === 'number' && isNumber(temperature) && isNumber(topP) && typeof system === 'string'
+}
+
+/** A file may hold anything; forks within forks end here. */
+const DEEPEST = 64
+
+function isMessages(value: unknown, depth: number): value is Message[] {
+  return depth < DEEPEST && Array.isArray(value) && value.every((one) => isMessage(one, depth))
+}
+
+function isMessage(value: unknown, depth: number): value is Message {
+  const { role, content, fork, answered } = (value ?? {}) as Record<string, unknown>
+  if (!(role === 'user' || role === 'assistant') || typeof content !== 'string') return false
+  return (answered === undefined || isAnswered(answered)) && (fork === undefined || isFork(fork, depth))
+}
+
+function isAnswered(value: unknown): value is Answered {
+  const { route, reroutes } = (value ?? {}) as Record<string, unknown>
+  const isHop = (hop: unknown): boolean => typeof (hop as Hop | null)?.peer === 'string'
+  return Array.isArray(route) && route.every(isHop) && Array.isArray(reroutes)
+}
+
+function isFork(value: unknown, depth: number): value is Fork {
+  const { at, ways } = (value ?? {}) as Record<string, unknown>
+  return (
+    Array.isArray(ways) &&
+    ways.every((way, i) => isMessages(way, depth + 1) && (way.length > 0 || i === at)) &&
+    Number.isInteger(at) &&
+    ways[at as number]?.length === 0
+  )
 }
 
 /** The first words of the first question. */

@@ -4,17 +4,12 @@ import type { Hop, Swarm } from '../api/types.ts'
 import { live } from '../state/live.svelte.ts'
 import { ask, type Question } from './ask.ts'
 import type { Piece } from './chunks.ts'
-import { bounded, restored, titleOf, type Answered, type Conversation, type Message } from './keep.ts'
+import { forked, switched } from './branches.ts'
+import { bounded, DEFAULTS, restored, titleOf, type Answered, type Conversation, type Message, type Settings } from './keep.ts'
+import { merged } from './transfer.ts'
 
 const STORED = 'shoal.conversations'
 const SAVE_EVERY_MS = 1000
-
-export interface Settings {
-  /** 0 leaves it to the gateway. */
-  maxTokens: number
-  /** null leaves it to the gateway. */
-  temperature: number | null
-}
 
 class Talk {
   conversations = $state<Conversation[]>(restored(localStorage.getItem(STORED)))
@@ -23,8 +18,11 @@ class Talk {
   answeringId = $state<string | null>(null)
   /** Goes up with each token of it: what lights the line. */
   tokens = $state(0)
-  settings = $state<Settings>({ maxTokens: 0, temperature: null })
+  /** Of the conversation that is begun next. */
+  #next = $state<Settings>({ ...DEFAULTS })
   open = $derived(this.conversations.find(({ id }) => id === this.openId) ?? null)
+  /** How the open conversation is answered, or the next one. */
+  settings = $derived<Settings>(this.open?.settings ?? this.#next)
   /** The browser has no room for conversations, or was told to keep none. */
   unsaved = $state(false)
 
@@ -33,6 +31,21 @@ class Talk {
 
   start(): void {
     this.openId = null
+    this.#next = { ...DEFAULTS }
+  }
+
+  /** Changes how the open conversation is answered from now on, or the next one. */
+  set(change: Partial<Settings>): void {
+    if (this.open) {
+      this.open.settings = { ...this.settings, ...change }
+      this.#save()
+    } else this.#next = { ...this.#next, ...change }
+  }
+
+  /** Takes in conversations of a file. */
+  take(others: Conversation[]): void {
+    this.conversations = merged(this.conversations, others)
+    this.#save()
   }
 
   stop(): void {
@@ -50,25 +63,54 @@ class Talk {
     if (this.answeringId !== null) return
     if (!this.open) {
       const id = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`
-      this.conversations.unshift({ id, title: titleOf(text), model, updated: Date.now(), messages: [] })
+      this.conversations.unshift({ id, title: titleOf(text), model, updated: Date.now(), messages: [], settings: { ...this.#next } })
       this.openId = id
     }
     this.open?.messages.push({ role: 'user', content: text })
     await this.#answer(model)
   }
 
-  /** The last answer once more, or the one that failed. */
+  /** The last answer once more, or the one that failed; an answer that was given is kept beside the new one. */
   async again(model: string): Promise<void> {
     if (this.answeringId !== null || !this.open) return
-    if (this.open.messages.at(-1)?.role === 'assistant') this.open.messages.pop()
+    const { messages } = this.open
+    const last = messages.at(-1)
+    if (last?.role !== 'assistant') return this.#answer(model)
+    if (last.content && !last.error) await this.#answer(model, messages.length - 1)
+    else {
+      const { fork } = last
+      messages.pop()
+      await this.#answer(model)
+      const answer = this.open?.messages.at(-1)
+      if (fork && answer?.role === 'assistant') answer.fork = fork
+    }
+  }
+
+  /** Asks otherwise than before: the conversation goes another way from there, and the old one is kept. */
+  async edit(at: number, text: string, model: string): Promise<void> {
+    if (this.answeringId !== null || this.open?.messages[at]?.role !== 'user') return
+    this.open.messages = forked(this.open.messages, at, { role: 'user', content: text })
     await this.#answer(model)
   }
 
-  async #answer(model: string): Promise<void> {
+  /** Shows another way that the conversation went from a message on. */
+  show(at: number, way: number): void {
+    if (!this.open || this.answeringId === this.openId) return
+    this.open.messages = switched(this.open.messages, at, way)
+    this.#save()
+  }
+
+  /** Answers what was asked; beside an answer that is there, or behind all others. */
+  async #answer(model: string, beside: number | null = null): Promise<void> {
     const conversation = this.open
     if (!conversation) return
-    const messages = conversation.messages.map(({ role, content }) => ({ role, content }))
-    conversation.messages.push({ role: 'assistant', content: '' })
+    const asked = beside === null ? conversation.messages : conversation.messages.slice(0, beside)
+    const messages = asked.map(({ role, content }) => ({ role: role as string, content }))
+    const { system } = this.settings
+    if (system.trim()) messages.unshift({ role: 'system', content: system })
+    const empty: Message = { role: 'assistant', content: '' }
+    if (beside === null) conversation.messages.push(empty)
+    else conversation.messages = forked(conversation.messages, beside, empty)
     conversation.model = model
     const message = conversation.messages.at(-1) as Message // as the state holds it, not the literal above
     const abort = new AbortController()
@@ -97,12 +139,13 @@ class Talk {
   }
 
   #question(model: string, messages: Question['messages']): Question {
-    const { maxTokens, temperature } = this.settings
+    const { maxTokens, temperature, topP } = this.settings
     return {
       model,
       messages,
       ...(maxTokens > 0 && { max_tokens: maxTokens }),
       ...(temperature !== null && { temperature }),
+      ...(topP !== null && { top_p: topP }),
     }
   }
 

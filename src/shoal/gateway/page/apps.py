@@ -115,6 +115,7 @@ def _open_webui(place: GatewayAddress) -> Setup:
     environ = {
         "OPENAI_API_BASE_URL": place.base,
         "OPENAI_API_KEY": place.key,
+        "DEFAULT_MODELS": place.model,
         "ENABLE_OLLAMA_API": "false",
     }
     return Setup(environ, ("serve",))
