@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import platformdirs
 
 from shoal.errors import UsageError
-from shoal.option_values import read_value
+from shoal.option_values import option_value
 from shoal.types import Codec, Format, Kernels, Paths, PrivateEnds, YieldMode
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
@@ -359,7 +359,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
 
 def _read(name: str, value: Any, source: str) -> Any:
     try:
-        return read_value(value, _TYPES[name], size=name in _SIZES)
+        return option_value(value, _TYPES[name], size=name in _SIZES)
     except ValueError as error:
         raise UsageError(f"{source} has {value!r} for {name}, which needs {error}") from error
 

@@ -29,7 +29,7 @@ def parse_size(text: str) -> int:
     return round(Fraction(match[1]) * _UNITS[(match[2] or "B").lower()])
 
 
-def read_value(value: Any, kind: Any, *, size: bool = False) -> Any:
+def option_value(value: Any, kind: Any, *, size: bool = False) -> Any:
     """The value in the option's type. Text is read; a number or a list must be of the right type already.
 
     Args:
