@@ -3,6 +3,7 @@ import { test } from 'node:test'
 import { GatewayError } from '../src/api/errors.ts'
 import type { Model } from '../src/api/types.ts'
 import { readChunk } from '../src/chat/chunks.ts'
+import { MOST_BYTES, readText, withFiles } from '../src/chat/attach.ts'
 import { forked, has, MOST_WAYS, switched } from '../src/chat/branches.ts'
 import { bounded, DEFAULTS, restored, titleOf, type Conversation, type Message } from '../src/chat/keep.ts'
 import { choose } from '../src/chat/models.ts'
@@ -126,4 +127,14 @@ test('what was exported is imported, and what is damaged or something else is re
 test('of two conversations with one id the one that was changed last stays', () => {
   const all = merged([talk('a', 1, 'old'), talk('b', 5)], [talk('a', 2, 'new'), talk('b', 4, 'old'), talk('c', 1)])
   assert.deepEqual(all.map(({ id, messages }) => `${id}${messages[0]?.content}`), ['anew', 'bx', 'cx'])
+})
+
+test('a file goes into the question as text that ends where it should', () => {
+  const bytes = (text: string): Uint8Array => new TextEncoder().encode(text)
+  const file = readText('a`\n.md', bytes('one\n````\ntwo\n'))
+  assert.equal(withFiles('Read.', [file]), 'Read.\n\na__.md:\n`````\none\n````\ntwo\n`````')
+  assert.equal(withFiles('', [readText('b', bytes('x'))]), 'b:\n```\nx\n```')
+  for (const bad of [new Uint8Array([255, 254]), bytes('a\0b'), bytes(' \n'), new Uint8Array(MOST_BYTES + 1).fill(97)]) {
+    assert.throws(() => readText('c.bin', bad), /c\.bin/)
+  }
 })

@@ -164,6 +164,30 @@ def test_a_conversation_has_its_own_instructions_and_sampling(looking: Looking) 
     expect(page.get_by_label("Longest answer")).to_have_value("4")
 
 
+def test_text_files_go_with_a_question(looking: Looking, tmp_path: Path) -> None:
+    page, bodies = looking.page, []
+    page.on("request", lambda r: bodies.append(r.post_data_json) if "completions" in r.url else None)
+    (tmp_path / "notes.txt").write_text("The fish is a cod.")
+    (tmp_path / "more.txt").write_text("Never mind.")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
+    chooser = page.get_by_label("Attach text files", exact=True)
+    chooser.set_input_files(tmp_path / "picture.png")
+    expect(page.get_by_text("picture.png is no text in UTF-8")).to_be_visible()
+    chooser.set_input_files([tmp_path / "notes.txt", tmp_path / "more.txt"])
+    attached = page.get_by_role("list", name="Attached files").get_by_role("listitem")
+    expect(attached).to_have_text(["notes.txt", "more.txt"])
+    page.get_by_role("button", name="Remove more.txt").focus()
+    page.keyboard.press("Enter")
+    expect(attached).to_have_count(1)
+    clean(page)
+    looking.shot("attached")
+    ask(page, "Which fish?", longest=4)
+    answered(page)
+    (question,) = bodies[0]["messages"]
+    assert question["content"] == "Which fish?\n\nnotes.txt:\n```\nThe fish is a cod.\n```"
+    expect(attached).to_have_count(0)
+
+
 def test_conversations_are_searched_exported_and_imported(looking: Looking, tmp_path: Path) -> None:
     page = looking.page
     for question in ("Tell me of cod.", "Tell me of eels."):
