@@ -19,6 +19,7 @@ from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.trust.answer import KeptAnswer, read_kept_answer
 from shoal.types import Span
+from tests.trust.test_receipts import HONEST, contradicted
 
 from .conftest import Shoal
 
@@ -183,6 +184,15 @@ def test_bits_that_depend_on_the_company_are_not_computed_again(shoal: Shoal, ma
     ran = shoal("verify", str(made / "bf16.json"), "--json")
     assert (ran.code, ran.data["valid"], ran.data["replayed"]) == (0, True, None)
     assert "n1/bf16/auto/batch" in ran.data["said"][-1]
+
+
+def test_two_receipts_that_contradict_each_other_are_proof_for_anybody(shoal: Shoal, tmp_path: Path) -> None:
+    honest, lie = tmp_path / "honest.json", tmp_path / "lie.json"
+    honest.write_bytes(HONEST.encoded())
+    lie.write_bytes(contradicted().encoded())
+    ran = shoal("verify", "--evidence", str(honest), str(lie), "--json")
+    assert (ran.code, ran.data["peer"], ran.data["window"]) == (1, HONEST.hops[1].peer, 1)
+    assert "proof that it lied" in ran.data["said"][0]
 
 
 def test_two_answers_that_prove_nothing_say_so(shoal: Shoal, made: Path) -> None:

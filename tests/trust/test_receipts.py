@@ -189,6 +189,11 @@ def changed(log: RowLog, position: int) -> RowLog:
     return RowLog(b"".join(other))
 
 
+def contradicted() -> KeptAnswer:
+    """The honest answer's question, to which the hop in the middle has signed something else."""
+    return an_answer(links=[(LINKS[0], LINKS[1]), (LINKS[1], changed(LINKS[2], 40)), (LINKS[2], LINKS[3])])
+
+
 def test_two_neighbours_of_which_one_lies_are_both_named_and_nobody_else() -> None:
     lie = changed(LINKS[2], 40)
     answer = an_answer(links=[(LINKS[0], LINKS[1]), (LINKS[1], lie), (LINKS[2], LINKS[3])])
@@ -213,8 +218,7 @@ def test_rows_that_an_exact_hop_leaves_out_are_held_against_it() -> None:
 
 
 def test_a_hop_that_signs_one_question_twice_has_proven_its_lie() -> None:
-    lie = an_answer(links=[(LINKS[0], LINKS[1]), (LINKS[1], changed(LINKS[2], 40)), (LINKS[2], LINKS[3])])
-    proof = find_contradiction(HONEST, lie, verify)
+    proof = find_contradiction(HONEST, contradicted(), verify)
     assert proof is not None
     assert (proof.peer, proof.one.window) == (PEERS[1].peer, 1)
 
