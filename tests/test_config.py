@@ -48,6 +48,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "direct": ("off", False),
         "mdns": ("0", False),
         "relay": ("off", False),
+        "port_map": ("off", False),
         "memory": ("4GiB", 4 << 30),
         "bootstrap": ("/a /b,/c", ("/a", "/b", "/c")),
         "gateway_origins": ("https://a.org", ("https://a.org",)),

@@ -91,14 +91,14 @@ async def test_where_nobody_speaks_it_that_is_said() -> None:
     | st.builds(bytes.__add__, st.sampled_from([b"\0\x80\0\0", b"\0\x82\0\0"]), st.binary())
 )
 def test_whatever_a_router_answers_is_read_or_refused(answer: bytes) -> None:
-    for read in (natpmp.read_address, lambda answer: natpmp.read_port(answer, 4002)):
+    for read in (natpmp.read_external_address, lambda answer: natpmp.read_port(answer, 4002)):
         with suppress(ChannelClosed):
             read(answer)
 
 
 def test_a_refusal_is_told_in_words() -> None:
     with pytest.raises(ChannelClosed, match="switched off"):
-        natpmp.read_address(b"\0\x80\0\x02" + bytes(8))
+        natpmp.read_external_address(b"\0\x80\0\x02" + bytes(8))
 
 
 # --- UPnP ------------------------------------------------------------------------------------------------
@@ -120,10 +120,10 @@ def ordered(table: Table, action: str, arguments: dict[str, str], name: str = ""
     said, given_ = gateway_upnp._read_order(body)  # pyright: ignore[reportPrivateUsage]
     try:
         inside = "".join(f"<{k}>{v}</{k}>" for k, v in orders.carry_out(said, given_, US).items())
-        return upnp.read_answer(200, gateway_upnp._envelope(inside), name)  # pyright: ignore[reportPrivateUsage]
+        return upnp.read_result(200, gateway_upnp._envelope(inside), name)  # pyright: ignore[reportPrivateUsage]
     except gateway_upnp.SoapFault as fault:
         text = gateway_upnp._envelope(gateway_upnp._fault(fault))  # pyright: ignore[reportPrivateUsage]
-        return upnp.read_answer(500, text, name)
+        return upnp.read_result(500, text, name)
 
 
 def test_the_labs_gateway_understands_each_order() -> None:
@@ -162,7 +162,7 @@ def test_a_device_sends_us_to_no_other_host(location: str) -> None:
 def test_whatever_a_device_says_is_read_or_refused(text: str, status: int) -> None:
     for read in (
         lambda: upnp.read_description(text, "192.168.7.1", 80),
-        lambda: upnp.read_answer(status, text, "NewExternalIPAddress"),
+        lambda: upnp.read_result(status, text, "NewExternalIPAddress"),
         lambda: upnp.read_location(text.encode("utf-8", "replace"), "192.168.7.1"),
     ):
         with suppress(ChannelClosed):

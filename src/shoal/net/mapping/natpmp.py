@@ -42,7 +42,7 @@ def ask_port(port: int, wanted: int, lease_s: int) -> bytes:
     return struct.pack(">BBHHHI", 0, _MAP_TCP, 0, port, wanted, lease_s)
 
 
-def read_address(answer: bytes) -> str:
+def read_external_address(answer: bytes) -> str:
     """Raises ChannelClosed: it is no such answer, or a refusal."""
     _check(answer, _ADDRESS, 12)
     return str(ipaddress.IPv4Address(answer[8:12]))

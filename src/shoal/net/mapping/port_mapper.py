@@ -116,7 +116,7 @@ class NatPmp:
         self._port = port
 
     async def map(self, port: int, wanted: int) -> MappedPort:
-        host = natpmp.read_address(await self._ask(natpmp.ask_address()))
+        host = natpmp.read_external_address(await self._ask(natpmp.ask_address()))
         granted = natpmp.read_port(await self._ask(natpmp.ask_port(port, wanted, LEASE_S)), port)
         return MappedPort(host, granted.port)
 
@@ -200,7 +200,7 @@ class Upnp:
         status, text, _ = await _http(
             host, port, h11.Request(method="GET", target=path, headers=[("Host", host)])
         )
-        upnp.read_answer(status, text)
+        upnp.read_result(status, text)
         return upnp.read_description(text, host, port)
 
     async def _order(
@@ -217,7 +217,7 @@ class Upnp:
         ]
         request = h11.Request(method="POST", target=service.path, headers=headers)
         status, text, ours = await _http(service.host, service.port, request, body)
-        return upnp.read_answer(status, text, name), ours
+        return upnp.read_result(status, text, name), ours
 
 
 def _address(text: str) -> str:

@@ -107,7 +107,7 @@ def delete_port(public: int) -> dict[str, str]:
     return {"NewRemoteHost": "", "NewExternalPort": str(public), "NewProtocol": "TCP"}
 
 
-def read_answer(status: int, text: str, name: str = "") -> str:
+def read_result(status: int, text: str, name: str = "") -> str:
     """What the answer to an order says of ``name``.
 
     Raises:
