@@ -227,7 +227,7 @@ def peers(
 ) -> None:
     """Compare with llama.cpp and language-pipes, with the same weights, threads and number of nodes.
 
-    Half an hour at most. Started again after it was stopped, it goes on where it was.
+    Started again after it was stopped, it goes on where it was.
     """
     settings = _settings(model, format, threads, device)
     tokens = _contexts(contexts)
