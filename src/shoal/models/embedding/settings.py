@@ -14,7 +14,7 @@ from typing import Any, cast
 from shoal.errors import BadWeights, UsageError
 from shoal.models.checkpoint.checkpoint import CONFIG
 from shoal.models.checkpoint.encoders import is_encoder
-from shoal.models.checkpoint.json_file import read_object, read_json
+from shoal.models.checkpoint.json_file import read_json, read_object
 from shoal.models.checkpoint.manifest import MODULES, is_text_file
 from shoal.models.embedding.pooling import Pooling
 from shoal.models.store.local_model import LocalModel
