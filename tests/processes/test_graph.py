@@ -86,7 +86,7 @@ def test_the_command_gives_the_bits_of_the_whole(processes: GraphProcesses, tmp_
     ran = subprocess.run(
         command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
-    assert ran.returncode == 0, ran.stderr
+    assert ran.returncode == 0, ran.stdout + ran.stderr
     said = json.loads(ran.stdout)
     assert [(stage["start"], stage["end"]) for stage in said["route"]] == [(0, 3), (3, 6), (6, 8)]
     (graph,) = GraphStore(home / "graphs").list()

@@ -28,7 +28,6 @@ from shoal.net.pool import ChannelPool
 from shoal.node.admission import Service, check_open, refusal
 from shoal.node.graph.graph_sessions import GraphSession, GraphSessions
 from shoal.node.handlers import Handlers
-from shoal.tasks import ends_alone
 from shoal.types import SessionId, Span
 from shoal.wire.arrays import ArraySpec
 from shoal.wire.messages import (
@@ -158,8 +157,14 @@ class GraphServer:
 
     async def _answer(self, session: GraphSession, message: Infer, payload: bytes) -> None:
         try:
-            with ends_alone(log, "a request for segments"), suppress(ChannelClosed):
+            with suppress(ChannelClosed):
                 await self._compute(session, message, payload)
+        except Exception:
+            # A defect of ours that one stranger's request has met must not end everybody else's.
+            log.exception(
+                "a request could not be answered", extra=about(session.channel.peer, message.session)
+            )
+            self._fail(session.channel, message, StepFailed("a defect in this node; its log says more"))
         finally:
             self._open_sessions.end(session, len(payload), trio.current_time())
             if not self.waiting:
