@@ -140,7 +140,9 @@ async def test_a_draft_that_cannot_be_loaded_is_said_and_answers_go_on_without_i
             while not (await asked(swarm, checkpoint, PROMPTS[0])).timing.speculation.draft_off:
                 pass
         answer = await asked(swarm, checkpoint, PROMPTS[0], count=100)
-        assert "broken" in answer.timing.speculation.draft_off
+        assert (
+            "1 tensors are missing, model.layers.0.mlp.up_proj.weight" in answer.timing.speculation.draft_off
+        )
         assert len(answer.token_ids) == 100
         assert swarm.client.draft.loaded is None
 

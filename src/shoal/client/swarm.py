@@ -87,7 +87,8 @@ class Swarm:
         self._loading = trio.Lock()
         self._thread = ComputeThread("shoal-ends")
         self._own = settings.own_blocks
-        self.draft = DraftHolder(settings, self._resolve_draft, self.codec) if settings.draft else None
+        holder = partial(DraftHolder, settings, self._resolve_draft, self.codec, self._loading)
+        self.draft = holder() if settings.draft else None
         """The draft model that guesses for answers, if one is set."""
 
     async def move_messages(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

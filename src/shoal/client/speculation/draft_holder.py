@@ -12,7 +12,7 @@ from shoal.client.sampling import Sampler
 from shoal.client.speculation.draft_model import DraftModel, draft_bytes, draft_format, load_draft
 from shoal.client.speculation.model_drafter import ModelDrafter
 from shoal.config import Settings
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import LocalProtocolError, ShoalError, UsageError
 from shoal.executor.thread import ComputeThread
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
@@ -21,6 +21,8 @@ from shoal.types import Digest
 
 UNUSED_S = 300.0
 """After so long without an answer that uses it, its memory is freed."""
+TRY_AGAIN_S = 60.0
+"""How long a model that could not be loaded is not tried again."""
 LOOK_EVERY_S = 5.0
 USUAL_BYTES_S = 8e9
 """Bytes of weights that a machine reads in a second: by this it is guessed what a token takes, until that is
@@ -37,6 +39,7 @@ class DraftHolder:
 
     Args:
         codec: gives a model's tokenizer, ``None`` where it has none.
+        loading: held while anything is loaded: transformers loads one model at a time in a process.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class DraftHolder:
         settings: Settings,
         resolve: Resolve,
         codec: Callable[[LocalModel], Awaitable[TextCodec | None]],
+        loading: trio.Lock,
     ) -> None:
         self.name = settings.draft
         self.expected_s = 0.0
@@ -53,7 +57,10 @@ class DraftHolder:
         self._local: LocalModel | None = None
         self._unfit: dict[Digest, str] = {}  # by the model that it is to guess for: why it cannot
         self._looking = trio.Lock()
-        self._loading = trio.Lock()
+        self._loading = loading
+        self._loaded: trio.Event | None = None  # set when loading, which is under way, is over
+        self._error: ShoalError | None = None  # why it came to nothing
+        self._failed_at = 0.0
         self._model: DraftModel | None = None
         self._users = 0
         self._used_at = 0.0
@@ -116,10 +123,18 @@ class DraftHolder:
         """As :meth:`DraftLender.borrow`."""
         self._users += 1
         try:
-            async with self._loading:
-                if self._model is None:
-                    self._model = await self._load()
-                return self._model
+            if self._nursery is None:
+                raise LocalProtocolError("a draft model before its holder runs")
+            failed = self._error is not None and trio.current_time() - self._failed_at < TRY_AGAIN_S
+            if self._model is None and self._loaded is None and not failed:
+                # By itself: an answer that ends meanwhile must not leave a half of it behind.
+                self._loaded = trio.Event()
+                self._nursery.start_soon(self._load, self._loaded)
+            if self._model is None and self._loaded is not None:
+                await self._loaded.wait()
+            if self._model is None:
+                raise self._error or LocalProtocolError("a draft model that was freed while it was borrowed")
+            return self._model
         except BaseException:
             self.give_back()
             raise
@@ -129,20 +144,25 @@ class DraftHolder:
         self._users -= 1
         self._used_at = trio.current_time()
 
-    async def _load(self) -> DraftModel:
+    async def _load(self, loaded: trio.Event) -> None:
         local, thread = self._local, ComputeThread("shoal-draft")
-        if local is None:
-            raise UsageError("a draft model that was not looked for")
         try:
-            model = await thread.run(partial(load_draft, local, self._settings, thread))
+            if local is None:
+                raise LocalProtocolError("a draft model that was not looked for")
+            async with self._loading:
+                model = await thread.run(partial(load_draft, local, self._settings, thread))
             await model.measure()
         except BaseException as error:
             thread.close()
-            if isinstance(error, ShoalError):
-                log.warning("answers go without the draft model: %s", error.message)
-            raise
-        self.expected_s = model.token_s
-        return model
+            if not isinstance(error, ShoalError):
+                raise
+            log.warning("answers go without the draft model: %s", error.message)
+            self._error, self._failed_at = error, trio.current_time()
+        else:
+            self.expected_s, self._model, self._used_at = model.token_s, model, trio.current_time()
+        finally:
+            self._loaded = None
+            loaded.set()
 
     def _free(self) -> None:
         if self._model is not None:

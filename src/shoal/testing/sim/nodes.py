@@ -133,7 +133,7 @@ class SimSwarm:
         peer = await self.peers.enter()
         client = SimClient(peer.network, peer.member, self.settings, Random(self.peers.chance.random()))
         try:
-            await peer.life.start(client.run)
+            await peer.life.start(client.move_messages)
             yield client
         finally:
             self.peers.kill(peer, silent=False)
