@@ -201,7 +201,7 @@ class Swarm:
 
         async def stream(answer: Answer) -> AsyncGenerator[Delta]:
             local = await self.resolve(model)
-            await trio.to_thread.run_sync(check_generates, local)
+            await self._check_generates(local)
             codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
             token_ids = await _encode_into(answer, codec, prompt, messages)
             room = local.shape.context - len(token_ids)
@@ -317,6 +317,10 @@ class Swarm:
         await self.weights.fetch_ends(local, progress)
         self.member.directory.know([local.shape])
         return local
+
+    async def _check_generates(self, local: LocalModel) -> None:
+        """Raises UsageError for a model that was not made to say more."""
+        await trio.to_thread.run_sync(check_generates, local)
 
     async def _resolve_draft(self, name: str) -> LocalModel:
         local = await self.weights.resolve(name)

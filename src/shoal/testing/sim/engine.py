@@ -133,7 +133,7 @@ class SimEngine(Engine):
 
     @property
     def numerics(self) -> Numerics:
-        return Numerics("fp32", "auto", "modules")
+        return Numerics(self.format, "auto", "modules")
 
     @property
     def capabilities(self) -> Capabilities:
@@ -233,6 +233,7 @@ class SimEnds(EndsEngine):
     """
 
     sliced = True
+    stateless = False
     tensor_bytes = 0
     rope_scaling = RopeScaling()
 

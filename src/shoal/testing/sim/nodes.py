@@ -74,6 +74,9 @@ class SimClient(Swarm):
     async def codec(self, local: LocalModel, *, needed: bool = False) -> TextCodec | None:
         return None
 
+    async def _check_generates(self, local: LocalModel) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def _load_ends(self, local: LocalModel, format: Format) -> EndsEngine:
         return SimEnds(self.script)
 
