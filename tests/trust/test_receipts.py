@@ -209,6 +209,15 @@ def test_the_last_hop_that_denies_what_it_sent_is_alone_to_blame() -> None:
     assert kinds(HONEST, changed(LINKS[3], 69)) == [("received", (2,), 2)]
 
 
+def test_the_last_hop_that_leaves_out_what_the_client_was_given_is_alone_to_blame() -> None:
+    links = [(LINKS[0], LINKS[1]), (LINKS[1], LINKS[2]), (LINKS[2], RowLog(bytes(HASH * TOKENS)))]
+    silent = an_answer(links=links)
+    assert kinds(silent, LINKS[3]) == [("received", (2,), 0)]
+    replaced = RowLog(b"".join(LINKS[3].leaf(n) for n in range(TOKENS)))
+    replaced.forget(TOKENS)
+    assert kinds(silent, replaced) == []
+
+
 def test_rows_that_an_exact_hop_leaves_out_are_held_against_it() -> None:
     holes = RowLog(b"".join(EMPTY if n == 5 else LINKS[2].leaf(n) for n in range(TOKENS)))
     links = [(LINKS[0], LINKS[1]), (LINKS[1], holes), (LINKS[2], LINKS[3])]

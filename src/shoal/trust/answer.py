@@ -177,7 +177,7 @@ def check_answer(
     """What is wrong with the receipts of an answer; empty where all of them hold.
 
     Args:
-        received: what the client was given of the last hop, where it is the client who checks.
+        received: what the client was given by the last hop, where it is the client who checks.
     """
     faults = _check_route(answer)
     sound: dict[int, list[Receipt]] = {}
@@ -270,16 +270,13 @@ def _check_received(
     answer: KeptAnswer, index: int, receipts: Sequence[Receipt], received: RowLog
 ) -> list[ReceiptFault]:
     for receipt in receipts:
+        given, _ = received.window(receipt.window)
         held, ours = received.window(receipt.window, receipt.sent)
-        # Of a hop that has taken another's place, we have rows that it never computed, and the reverse.
-        both = held == receipt.sent
-        if both and ours != receipt.went:
+        # Of rows that are in the receipt and not here, nothing is known; those that are here it must have.
+        if given & ~receipt.sent or (held == receipt.sent and ours != receipt.went):
             what = f"{_named(answer, index)} says that it sent other rows than the client was given"
-            return [
-                ReceiptFault(
-                    "received", (index,), receipt.window, f"{what}, {_tokens(receipt.window, answer)}"
-                )
-            ]
+            what = f"{what}, {_tokens(receipt.window, answer)}"
+            return [ReceiptFault("received", (index,), receipt.window, what)]
     return []
 
 

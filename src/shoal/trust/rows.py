@@ -72,6 +72,11 @@ class RowLog:
         leaves += bytes(((position + tokens) * HASH) - len(leaves) - len(hashes))
         leaves += hashes
 
+    def forget(self, position: int) -> None:
+        """Of what is before ``position`` there are no rows any more."""
+        end = min(position * HASH, len(self._leaves))
+        self._leaves[:end] = bytes(end)
+
     def copy(self, tokens: int) -> RowLog:
         """The first ``tokens`` positions, as they are now."""
         return RowLog(self._leaves[: tokens * HASH])

@@ -177,6 +177,8 @@ class Ring:
             self.rules.roll_back(position)
         # After the roll-back: whatever old hops still send answers steps that were given up, and is dropped.
         self._results.begin_again()
+        if any(replacement.last == len(self.route) - 1 for replacement in replacements):
+            self.received.forget(position)  # the new last hop cannot sign for what the lost one has sent
         return await self._places.replace(replacements, position, timeout_s)
 
     async def fill(
