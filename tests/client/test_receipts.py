@@ -11,7 +11,7 @@ import trio
 from shoal.client.answer import Answer
 from shoal.client.receipts.pull import AnswerReceipts, pull_receipts
 from shoal.client.sampling import Sampling
-from shoal.client.speculation import gain, speculation
+from shoal.client.speculation import gain, sources, speculation
 from shoal.client.speculation.controller import WindowPlan
 from shoal.net.identity import verify
 from shoal.node.hop import Hop
@@ -35,7 +35,7 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guesses are sent wherever there are any, whether they pay or not."""
-    monkeypatch.setattr(speculation, "choose_plan", lambda _: WindowPlan(3, 4))
+    monkeypatch.setattr(sources, "choose_plan", lambda _: WindowPlan(3, 4))
     monkeypatch.setattr(speculation, "LEAST_LIKELY", 0.0)
     monkeypatch.setattr(gain, "TRIAL", 1 << 30)
 

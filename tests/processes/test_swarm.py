@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 import shoal
 from shoal import config
+from shoal.cli.ask import keep_receipts
 from shoal.errors import NoCoverage, NotAllowed
 from shoal.net.identity import verify
 from shoal.swarm import membership
@@ -217,13 +218,15 @@ def test_the_command_line_shows_and_asks_the_swarm(swarm, expected):
     assert {peer["carrier"] for peer in json.loads(ping.stdout)["peers"]} == {"direct"}
 
 
-def test_an_answer_of_the_command_line_is_kept_with_its_receipts(swarm, tmp_path):
-    file = tmp_path / "answer.json"
-    options = ("--swarm", "demo", "--max-tokens", "8", "--receipts", str(file))
-    asked = run(swarm, "run", swarm.model, "hello", *options)
-    assert asked.returncode == 0, asked.stderr
-    assert "3 of 3 hops have signed the answer" in asked.stderr
-    kept = read_kept_answer(file.read_bytes(), "answer.json")
+def test_an_answer_is_kept_with_the_receipts_of_its_hops(swarm, expected, tmp_path):
+    with swarm.connect() as connected:
+        answer = connected.generate(swarm.model, PROMPT, max_tokens=16, receipts=True)
+        list(answer)
+    receipts = answer.answer.receipts
+    assert (receipts.faults, receipts.kept.token_ids) == ((), (*PROMPT, *cut(expected)))
+    keep_receipts(receipts, tmp_path / "answer.json")
+    kept = read_kept_answer((tmp_path / "answer.json").read_bytes(), "answer.json")
+    assert len(kept.hops) == 3
     assert check_answer(kept, verify) == []
 
 
