@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from shoal.errors import ShoalError, StepFailed, Superseded
 from shoal.executor.arrays import Floats, empty, join
-from shoal.executor.schedule import LATE_S, ForwardTimes, Rhythms, choose_batch
+from shoal.executor.schedule import LATE_S, ForwardTimes, Rhythm, Rhythms, choose_batch
 from shoal.executor.thread import ComputeThread
 
 LONGEST_REST_S = 2.0
@@ -98,6 +98,28 @@ class Batcher(Generic[_JobT]):
         it, and computes the same bits."""
         self.busy_s = 0.0
         """Seconds that forwards took in all."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits, and the thread has nothing of it to do."""
+        return not self._turning
+
+    @property
+    def wait_s(self) -> float:
+        """For so long a forward waits for sessions that are nearly here; 0 before the first one."""
+        return min(self._times.fixed, LATE_S)
+
+    def note_run(self, sessions: Sequence[Hashable], asked: float, began: float, ended: float) -> None:
+        """Single rows of these sessions have run together, without having been submitted."""
+        self._note(len(sessions), began, ended)
+        with self._news:
+            for session in sessions:
+                self._rhythms.came(session, asked)
+                self._rhythms.left(session, 1, ended)
+
+    def rhythm(self, session: Hashable) -> Rhythm:
+        """When a session's last step was done, and how long it is usually away."""
+        return self._rhythms.of(session)
 
     def submit(self, job: _JobT, supersedes: Callable[[_JobT], bool] = lambda _: False) -> None:
         """Have a step run. Steps of one session run in the order in which they come.
@@ -188,7 +210,7 @@ class Batcher(Generic[_JobT]):
         """
         if not self._queues:
             return
-        until = time.perf_counter() + min(self._times.fixed, LATE_S)
+        until = time.perf_counter() + self.wait_s
         while (now := time.perf_counter()) < until:
             if not self._rhythms.any_due(now, until, self._queues):
                 return
@@ -216,17 +238,21 @@ class Batcher(Generic[_JobT]):
             # A defect of ours, or a shortage of the machine's, ends these steps and never the node.
             log.exception("a forward failed")
             outcomes = [StepFailed(f"the forward failed: {type(error).__name__}: {error}")] * len(batch)
-        ended = time.perf_counter()
-        seconds = ended - began
-        self._ran = (ended, seconds)
-        self.busy_s += seconds
-        self._times.note(sum(len(piece.hidden) for piece in batch), seconds)
+        seconds = self._note(sum(len(piece.hidden) for piece in batch), began, time.perf_counter())
         for piece, outcome in zip(batch, outcomes, strict=True):
             piece.job.compute_s += seconds
             if isinstance(outcome, ShoalError):
                 self._leave(piece.job, outcome)
             else:
                 self._advance(piece.job, outcome)
+
+    def _note(self, rows: int, began: float, ended: float) -> float:
+        """A forward is over; how long it took."""
+        seconds = ended - began
+        self._ran = (ended, seconds)
+        self.busy_s += seconds
+        self._times.note(rows, seconds)
+        return seconds
 
     def _advance(self, job: _JobT, out: Floats) -> None:
         unwanted = job.rows - job.wanted - job.done

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from shoal.errors import Busy, ShoalError, UnknownSession
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import Batcher, ForwardOutput, Job, JobSlice
 from shoal.executor.codecs import decode, encode
-from shoal.executor.pages import PagePool
+from shoal.executor.kernels.decode_steps import RanTimes
+from shoal.executor.pages import PAGE, PagePool
 from shoal.executor.runner import Capabilities, KvState, Runner, SessionRows
 from shoal.executor.thread import ComputeThread
 from shoal.types import Codec, Format, Kv, Numerics, SessionId, Span
 
 _ResultT = TypeVar("_ResultT")
+
+AT_ONCE_S = 0.01
+"""A decode step that takes no longer runs where it has come, on the event loop: others wait for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,8 @@ class Engine:
         self._thread = thread
         self._batcher = Batcher[_Step](self._forward, thread, sliced=runner.capabilities.batch)
         self._sessions: dict[SessionId, KvState] = {}
+        self.decode_steps = runner.decode_steps()
+        """What runs decode steps from bytes to bytes, where the runner can."""
 
     @property
     def width(self) -> int:
@@ -189,6 +196,58 @@ class Engine:
             ),
             lambda waiting: waiting.position >= position,
         )
+
+    def borrow(self) -> bool:
+        """Take the place of the thread that computes, if nothing waits for it or is under way.
+
+        Returns:
+            Whether the caller may use ``decode_steps`` now, and must :meth:`give_back` soon.
+        """
+        # A rest is the thread's to take. Where forwards take long, the loop must not wait for them.
+        if self.share < 1 or not 0 < self._batcher.wait_s <= AT_ONCE_S or not self._thread.borrow():
+            return False
+        if self._batcher.idle:
+            return True
+        self._thread.give_back()
+        return False
+
+    def give_back(self) -> None:
+        """Let the thread that computes go on."""
+        self._thread.give_back()
+
+    @property
+    def wait_s(self) -> float:
+        """For so long a forward waits for sessions that are nearly here."""
+        return self._batcher.wait_s
+
+    def note_decoded(self, sessions: Sequence[SessionId], times: RanTimes) -> None:
+        """A token of each of these sessions has run together, in the place of the thread that computes."""
+        self._batcher.note_run(sessions, times.asked, times.began, times.ended)
+        for session in sessions:
+            if (state := self._sessions.get(session)) is not None:
+                state.length += 1
+
+    def prepare(self, seat: int, session: SessionId, cached: int, **how: Any) -> None:
+        """Let a session's next step run by ``decode_steps``, if the KV is as far as ``cached`` tokens and has
+        a page for one more; else not. In the place of the thread that computes, or on it.
+
+        Args:
+            how: as of :meth:`DecodeSteps.prepare`.
+        """
+        state, decode_steps = self._sessions.get(session), self.decode_steps
+        if state is None or decode_steps is None:
+            return
+        if state.length == cached:
+            with suppress(Busy):  # what is not reserved yet is, before the step runs the ordinary way
+                state.pages.resize(cached + 1)
+        if state.length != cached or PAGE * len(state.pages.numbers) <= cached:
+            decode_steps.hold(seat)
+            return
+        rhythm = self._batcher.rhythm(session)
+        decode_steps.note_rhythm(seat, rhythm.left, rhythm.away)
+        first, used = self.runner.span.start, state.span
+        blocks = range(used.start - first, used.end - first)
+        decode_steps.prepare(seat, length=cached, pages=state.pages, blocks=blocks, **how)
 
     def after(self, function: Callable[[], None]) -> None:
         """Have ``function`` run once all that ran together are done. To be called when one of them is."""

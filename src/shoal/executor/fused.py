@@ -11,6 +11,7 @@ from shoal.errors import OutOfResources, ShoalError
 from shoal.executor.arrays import address, join, split
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.kernels.c_kernels import NUMBER, MatrixLayout, ThreadTeam, library
+from shoal.executor.kernels.decode_steps import DecodeSteps
 from shoal.executor.kernels.structs import KvStruct, LayerStruct, LinearStruct, SequenceStruct, SpanStruct
 from shoal.executor.pages import PAGE, PagePool, pages_for
 from shoal.executor.runner import Capabilities, PagedRunner, SessionRows
@@ -74,6 +75,9 @@ class FusedRunner(PagedRunner):
         self._struct.kv.arena = address(self.pool.arena)
         self._struct.kv.page_bytes = self.pool.page_bytes
         return self.pool
+
+    def decode_steps(self) -> DecodeSteps | None:
+        return None if self.pool is None else DecodeSteps(self._team, self._struct, self.width)
 
     def _run(self, span: Span, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         hidden = np.ascontiguousarray(join([rows.hidden for rows in batch]))  # in place where it can be

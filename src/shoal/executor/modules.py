@@ -76,6 +76,9 @@ class ModuleRunner:
         """Raises ``UsageError`` when ``span`` is not inside of this one."""
         return KvState(span, pages, cache=self.module.part(span).new_cache())
 
+    def decode_steps(self) -> None:
+        return None
+
     def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         return [self._step(rows) for rows in batch]
 

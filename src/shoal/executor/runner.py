@@ -15,6 +15,7 @@ from shoal.executor.pages import PagePool, Pages
 from shoal.types import Exactness, Span
 
 if TYPE_CHECKING:
+    from shoal.executor.kernels.decode_steps import DecodeSteps
     from shoal.models.build.kv import Cache  # stands on torch, which a span on the kernels does without
 
 
@@ -83,6 +84,10 @@ class Runner(Protocol):
         """An empty state for a session that uses ``span`` of these blocks."""
         ...
 
+    def decode_steps(self) -> DecodeSteps | None:
+        """What runs decode steps from bytes to bytes, once there is a pool; ``None`` where nothing does."""
+        ...
+
     def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         """Run rows of different sessions. A state longer than its rows' position is rolled back to it."""
         ...
@@ -122,6 +127,9 @@ class PagedRunner(ABC):
                 for i, outcome in zip(ready, done, strict=True):
                     outcomes[i] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
+
+    def decode_steps(self) -> DecodeSteps | None:
+        return None
 
     def watched(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()  # nobody else computes

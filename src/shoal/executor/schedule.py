@@ -93,6 +93,10 @@ class Rhythms:
         if rows <= DECODE_ROWS:
             self._rhythms.setdefault(session, Rhythm(0.0)).left = now
 
+    def of(self, session: Hashable) -> Rhythm:
+        """A session's rhythm; one that is never due where none is known."""
+        return self._rhythms.get(session) or Rhythm(0.0)
+
     def forget(self, session: Hashable) -> None:
         """The session is over."""
         self._rhythms.pop(session, None)

@@ -58,6 +58,7 @@ class ComputeThread:
     """Runs functions one at a time, in the order asked, on its own thread."""
 
     def __init__(self, name: str = "torch") -> None:
+        self._at_work = threading.Lock()  # held while a function runs
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -66,6 +67,18 @@ class ComputeThread:
     def post(self, function: Callable[[], None]) -> None:
         """Have ``function`` run in its turn, and do not wait. It must not raise."""
         self._jobs.put(function)
+
+    def borrow(self) -> bool:
+        """Keep the thread from its work, if it has none now: what it alone may touch is then the caller's.
+
+        Returns:
+            Whether that came about. Then the caller must :meth:`give_back`, and soon.
+        """
+        return self._jobs.empty() and self._at_work.acquire(blocking=False)
+
+    def give_back(self) -> None:
+        """Let the thread go on."""
+        self._at_work.release()
 
     async def run(self, function: Callable[[], _ResultT]) -> _ResultT:
         """What ``function`` returns or raises.
@@ -87,7 +100,8 @@ class ComputeThread:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job()
+            with self._at_work:
+                job()
         atexit.unregister(self._end)
 
 

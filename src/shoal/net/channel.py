@@ -17,10 +17,11 @@ call. One lock orders them:
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -51,10 +52,13 @@ SENT_WITHIN_S = 20.0
 ENDED_WITHIN_S = 20.0
 """How long a message that has begun may make no progress."""
 
+_NUMBERS = itertools.count(1)
 log = logging.getLogger(__name__)
 
 Handler = Callable[["Channel", Message, bytes], Awaitable[None]]
 """Takes one message that the peer sent. It must return soon: the next one waits for it."""
+AtOnce = Callable[["Channel", bytes], bool]
+"""Handles bytes that begin with a message, as they are. Returns whether it did; if not, nothing happened."""
 
 
 class Channel:
@@ -81,6 +85,7 @@ class Channel:
         self._revive = revive
         self._nursery: trio.Nursery | None = None
         self._opening = trio.CancelScope()  # the wait for the first message of an accepted pipe
+        self.number = next(_NUMBERS)  # of this process's channels
         self._inbound = inbound or ReceiveBudget()
         self._stalled: float | None = None  # since when what the peer has begun has not grown
         self._loop = trio.lowlevel.current_trio_token()
@@ -161,16 +166,12 @@ class Channel:
         return self._speed.bytes_s
 
     async def send(self, message: Message, payload: Payload = b"") -> None:
-        """Send, behind earlier messages of the session. Waits while the outbox is full, not for the arrival.
-
-        Raises:
-            ChannelClosed: the channel is closed; nothing was sent.
-        """
+        """As :meth:`send_now`, but waits while the outbox is full; not for the arrival."""
         await self.wait_room()
         self.send_now(message, payload)
 
     def send_now(self, message: Message, payload: Payload = b"", queue: bytes | None = None) -> None:
-        """As :meth:`send`, from any thread and without waiting: its caller keeps within a bound of his own.
+        """Send, behind earlier messages of the session, from any thread: its caller keeps within a bound.
 
         Args:
             queue: as of :meth:`Outbox.gather`.
@@ -203,9 +204,6 @@ class Channel:
         Returns:
             Whether the caller is to see to the flush, and soon: the message is the first of those gathered.
             A message that is sent meanwhile takes those gathered along, ahead of it.
-
-        Raises:
-            ChannelClosed: the channel is closed; nothing was sent.
         """
         if len(payload) >= TIMED_BYTES:
             self.send_now(message, payload)  # others would wait for it, and it gains nothing
@@ -213,6 +211,18 @@ class Channel:
         self._note_use(message)
         with self._lock:
             return self._take_in(message, payload) == 1
+
+    def next_number(self) -> int:
+        """Set the number of a message aside, for :meth:`send_fragments`."""
+        return self._outbox.next_number()
+
+    def send_fragments(self, fragments: Sequence[tuple[bytes, bytes]]) -> None:
+        """As :meth:`send_now`, of short messages that are whole fragments already, each with its session."""
+        self._used = self._clock.current_time()
+        with self._lock:
+            self._check_open()
+            self._outbox.gather_fragments(fragments)
+            self._write()
 
     def flush(self) -> None:
         """Send what is gathered, from any thread. On a channel that has closed meanwhile it is lost."""
@@ -293,10 +303,10 @@ class Channel:
         self._work.set()
         return True
 
-    async def run(self, handle: Handler) -> None:
+    async def run(self, handle: Handler, at_once: AtOnce | None = None) -> None:
         """Move messages until the channel closes, for whatever reason; then the pipe is closed too.
 
-        A peer that breaks the protocol closes its own channel and nothing else.
+        A peer that breaks the protocol closes its own channel and nothing else. ``at_once`` is asked first.
         """
         if self._revive is not None and not await self._opens(self._revive):
             return
@@ -304,7 +314,7 @@ class Channel:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await self._guard(self._greet)  # before all else: tasks of a nursery begin in any order
-                for task in (self._pump, self._watch, partial(self._receive, handle)):
+                for task in (self._pump, self._watch, partial(self._receive, handle, at_once)):
                     nursery.start_soon(self._guard, task)
                 await self._closed.wait()
                 nursery.cancel_scope.cancel()
@@ -354,14 +364,17 @@ class Channel:
             # Not under the lock: threads that note their use at once note the same time.
             self._used = self._clock.current_time()
 
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ChannelClosed(f"no channel to {self.peer}: {self._reason}")
+
     def _take_in(self, message: Message, payload: Payload, queue: bytes | None = None) -> int:
         """Gather a message, and a ping behind one that the link is timed by; under the lock.
 
         Returns:
             How many are gathered.
         """
-        if self.closed:
-            raise ChannelClosed(f"no channel to {self.peer}: {self._reason}")
+        self._check_open()
         gathered = self._outbox.gather(message, payload, queue)
         if self._speed.may_time(len(payload)):
             nonce, before = secrets.randbits(62), self._outbox.queued_bytes
@@ -388,15 +401,12 @@ class Channel:
         # What could not leave keeps its place: behind what is queued, ahead of what is gathered next.
         self._outbox.queue_gathered()
         if not self._pumping and (self._outbox.queued or self._pipe.unsent):
-            self._on_loop(self._wake_pump)
+            self._on_loop(lambda: self._work.set())  # noqa: PLW0108  it is another event by then
 
     def _on_loop(self, function: Callable[[], None]) -> None:
         """Have the loop call a function, from any thread."""
         with suppress(trio.RunFinishedError):  # the loop has ended, and the channel with it
             self._loop.run_sync_soon(function)
-
-    def _wake_pump(self) -> None:
-        self._work.set()
 
     def _next_fragment(self) -> bytes | None:
         """What the pump is to write next; ``None`` when there is nothing, and threads may write again."""
@@ -425,10 +435,13 @@ class Channel:
                 if sending.cancelled_caught:
                     raise ChannelClosed(f"the peer has not read for {SENT_WITHIN_S:.0f} s")
 
-    async def _receive(self, handle: Handler) -> None:
+    async def _receive(self, handle: Handler, at_once: AtOnce | None) -> None:
         assembler, held = Assembler(), 0
         while data := await self._pipe.receive_some():
             self._heard = trio.current_time()
+            if at_once is not None and assembler.idle and self.ready and at_once(self, data):
+                self._used = self._heard
+                continue
             for message, payload in assembler.feed(data):
                 await self._take(handle, message, payload)
             if assembler.held != held:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 
 from shoal.errors import RemoteProtocolError
 from shoal.wire.framing import FRAGMENT, FRAGMENT_HEADER, MAX_PARTIAL, Outgoing, Payload
@@ -68,8 +69,16 @@ class Outbox:
         if queue == CONTROL and len(self._queues.get(CONTROL, ())) >= CONTROL_LIMIT:
             raise RemoteProtocolError("the peer asks and does not read")
         # Numbers begin again after four billion; by then no fragment of their first message is on its way.
-        self._gathered.append((queue, Outgoing(next(self._numbers) & 0xFFFFFFFF, message, payload)))
+        self._gathered.append((queue, Outgoing(self.next_number(), message, payload)))
         return len(self._gathered)
+
+    def next_number(self) -> int:
+        """Set the number of a message aside, for one that is made elsewhere."""
+        return next(self._numbers) & 0xFFFFFFFF
+
+    def gather_fragments(self, fragments: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take in messages of sessions that are whole fragments already, with numbers that were set aside."""
+        self._gathered += [(queue, Outgoing.of_fragment(fragment)) for queue, fragment in fragments]
 
     def record(self) -> bytes:
         """What may be sent before all else: the first gathered messages, as many as one record takes.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import trio
 
 from shoal.errors import ChannelClosed
-from shoal.net.channel import Channel, Handler
+from shoal.net.channel import AtOnce, Channel, Handler
 from shoal.net.dial_budget import DialBudget
 from shoal.net.handshake_backlog import network_of
 from shoal.net.moving.mover import Mover, Where
@@ -44,6 +44,7 @@ class ChannelPool:
         known: whether a peer takes part in what we do, so that it may send long messages.
         held: whether a channel is needed although nothing goes over it now.
         where: where a peer says now that it is; by default what it was dialled at.
+        at_once: as of :meth:`Channel.run`, for every channel.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class ChannelPool:
         known: Callable[[PeerId], bool] = lambda _: True,
         held: Callable[[Channel], bool] = lambda _: False,
         where: Where = lambda _: None,
+        at_once: AtOnce | None = None,
     ) -> None:
         self._known = known
         self._held = held
@@ -62,6 +64,7 @@ class ChannelPool:
         self._dial_budget = DialBudget()
         self._network = network
         self._handle = handle
+        self._at_once = at_once
         self._on_closed = closed
         self._channels: dict[PeerId, list[Channel]] = defaultdict(list)
         self._dialling: dict[PeerId, trio.Lock] = {}
@@ -211,7 +214,7 @@ class ChannelPool:
 
     async def _run(self, channel: Channel) -> None:
         try:
-            await channel.run(self._handle)
+            await channel.run(self._handle, self._at_once)
         finally:
             self._received += channel.received
             self._sent += channel.sent

@@ -3,6 +3,9 @@
 A step is given to the engine by the task that received it, and sent on by the engine's own thread: between a
 hop's socket and the next one's lie two changes of thread and no turn of the event loop.
 
+A decode step in the ordinary form of a session that goes on does not even come here, but is run where it came
+(:mod:`shoal.node.decoding.at_once`), and counted here afterwards.
+
 A session outlives its neighbours. When the way to the next hop is gone, the client is told, and may put
 another in its place (``Reroute``): what was sent so far has been kept, and is sent again.
 """
@@ -19,14 +22,23 @@ from functools import partial
 import msgspec
 import trio
 
-from shoal.errors import Busy, ChannelClosed, ShoalError, Superseded, UnknownSession
+from shoal.errors import (
+    Busy,
+    ChannelClosed,
+    LocalProtocolError,
+    ShoalError,
+    Superseded,
+    UnknownSession,
+)
 from shoal.executor.engine import Engine, StepOutput
+from shoal.executor.kernels.decode_steps import RanStep, RanTimes
+from shoal.executor.pages import PAGE
 from shoal.net.channel import Channel
 from shoal.node.resend_buffer import ResendBudget, ResendBuffer
 from shoal.trust.signing import Signing, WorkLog
 from shoal.types import PeerId, SessionId
 from shoal.wire.hop_queue import HopQueue
-from shoal.wire.messages import Failed, HopTime, Located, Open, Reroute, Step, shorten
+from shoal.wire.messages import Failed, HopTime, Located, Open, Reroute, Step, decode, shorten
 from shoal.wire.payload import hidden_states
 
 IDLE_S = 900.0
@@ -72,6 +84,9 @@ class Hop:
         """In all receipts of this session."""
         self.signing = Signing()
         self._work = WorkLog()
+        steps = self.engine.decode_steps
+        self._seat = None if steps is None else steps.take_seat(self.session)
+        self._came_over = 0  # the number of the channel that the last step came over
 
     @property
     def session(self) -> SessionId:
@@ -87,8 +102,10 @@ class Hop:
         """Who may send this session's steps."""
         return PeerId(self.opened.previous) if self.opened.previous else self.client.peer
 
-    def take(self, step: Step, payload: bytes) -> None:
-        """Hand a step to the engine, or tell the client why not."""
+    def take(self, step: Step, payload: bytes, channel: Channel) -> None:
+        """Hand a step that came over ``channel`` to the engine, or tell the client why not."""
+        self._hold()
+        self._came_over = channel.number
         try:
             self.queue.accept(step)
         except ShoalError as error:
@@ -104,7 +121,7 @@ class Hop:
             return
         now = trio.current_time()
         self.scope.deadline = now + IDLE_S
-        if self.queue.put(step, payload, now, room=not self._onward.full):
+        if self.queue.put(step, payload, now, room=not self.onward.full):
             self._submit(step, payload)
         else:
             self._stalled.set()
@@ -115,7 +132,7 @@ class Hop:
         with self.scope:
             while True:
                 while self.queue.held:
-                    await self._onward.wait_room()
+                    await self.onward.wait_room()
                     # What was held may have been superseded meanwhile, by a step that found room.
                     if self.queue.held:
                         self._submit(*self.queue.next_held())
@@ -136,6 +153,8 @@ class Hop:
             ChannelClosed: the next hop is gone again.
         """
         with self._order:
+            self._hold()
+            self._came_over = 0  # who has sent the steps may do so no longer
             self.opened = msgspec.structs.replace(
                 self.opened, hop=message.hop, previous=message.previous, next=message.next
             )
@@ -157,6 +176,7 @@ class Hop:
         if self._cut or self.next is not way:
             return
         self._cut = True
+        self._hold()
         gone = ChannelClosed(f"the way to the next hop {way.peer} is gone: {reason}")
         self.fail(None, gone, gone=way.peer)
 
@@ -168,6 +188,37 @@ class Hop:
         """The session is over: what it kept goes."""
         with self._order:
             self._kept.clear()
+            if self._seat is not None and self.engine.decode_steps is not None:
+                self.engine.decode_steps.leave_seat(self._seat)
+            self._seat = None
+
+    def ran(self, ran: RanStep, times: RanTimes) -> None:
+        """A step has run where it came, and is on its way: what :meth:`take` and the engine would have done.
+
+        On the event loop, in the place of the thread that computes.
+        """
+        step = decode(ran.header, len(ran.payload))
+        if not isinstance(step, Step):
+            raise LocalProtocolError(f"a {type(step).__name__} has run")
+        self.queue.accept(step)
+        now = trio.current_time()
+        self.scope.deadline = now + IDLE_S
+        self.queue.put(step, b"", now, room=True)
+        self.queue.done(step)
+        self.queue.sent(step)
+        if self.next is not None:
+            self._kept.add(step, ran.codec, ran.payload)
+        self.measured(step, StepOutput(ran.payload, times.compute_us, times.waiting_us))
+        self._work.note(step.position, ran.codec, 1, step.hidden.width, ran.came, 1, ran.payload)
+
+    def prepare(self) -> None:
+        """Let the next step run where it comes, if it can. As :meth:`ran`, after it."""
+        length = self.queue.length
+        # Not where others would have to go for it: that is for a step that has come to ask.
+        if length < self.opened.tokens and self.engine.tokens_free >= PAGE:
+            self.grow(self, length + 1)
+        with self._order:
+            self._prepare()
 
     def fail(self, number: int | None, error: ShoalError, gone: PeerId | None = None) -> None:
         """Tell the client; when it is gone too, its channel's end has freed this session already."""
@@ -181,8 +232,30 @@ class Hop:
         """Stop, as the client wishes."""
         self.scope.cancel()
 
+    def _hold(self) -> None:
+        """The next step comes in the ordinary way."""
+        if self._seat is not None and self.engine.decode_steps is not None:
+            self.engine.decode_steps.hold(self._seat)
+
+    def _prepare(self) -> None:
+        """As :meth:`prepare`, on the thread that computes or in its place; under the lock of the order."""
+        self._hold()
+        way = self.onward
+        if self._seat is None or not self._came_over or self._cut or not self.queue.idle or way.full:
+            return
+        self.engine.prepare(
+            self._seat,
+            self.session,
+            self.queue.length,
+            channel=self._came_over,
+            limit=self.opened.tokens,
+            hop=self.opened.hop,
+            number=way.next_number(),
+        )
+
     @property
-    def _onward(self) -> Channel:
+    def onward(self) -> Channel:
+        """Where results go."""
         return self.next or self.client
 
     def _submit(self, step: Step, payload: bytes) -> None:
@@ -208,6 +281,8 @@ class Hop:
         """
         # First of all: whatever becomes of the result, the step no longer waits.
         self.queue.done(step)
+        # What was prepared for after the step before is out of date, if this one came at that moment.
+        self._hold()
         if isinstance(result, Superseded):
             return  # by a step that is here: the client has given this one up
         with suppress(trio.RunFinishedError):  # the node has ended
@@ -239,7 +314,7 @@ class Hop:
                 times=(*step.times, time),
                 hops_left=left,
             )
-            way = self._onward
+            way = self.onward
             try:
                 # With the results of others that ran beside it: the next hop is woken once.
                 if way.gather(onward, result.payload):
@@ -249,7 +324,7 @@ class Hop:
         return None
 
     def _finish(self, step: Step, payload: bytes, rows: int, result: StepOutput) -> None:
-        """Note what the step was and what became of it."""
+        """Note what the step was and what became of it, and prepare for the next."""
         self.measured(step, result)
         # What only fills a cache is not sent on: where bits may differ from the first time, it says nothing.
         shown = rows if step.hops_left != 0 or self.engine.numerics.exact else 0
@@ -257,6 +332,9 @@ class Hop:
         self._work.note(
             step.position, hidden.codec, hidden.rows, hidden.width, payload, shown, result.payload
         )
+        if step.tokens == 1:
+            with self._order:
+                self._prepare()
 
     async def worked(self, tokens: int) -> WorkLog:
         """What the first ``tokens`` positions were given and what became of them, once all steps are noted.

@@ -21,6 +21,7 @@ from shoal.net.moving.mover import Where
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.node.admission import Admission, Service
+from shoal.node.decoding.at_once import run_at_once
 from shoal.node.handlers import Handlers
 from shoal.node.hop import Hop
 from shoal.node.load import LoadMeter
@@ -76,7 +77,13 @@ class SpanServer:
         self.handlers = Handlers()
         """What handles which kind of message; whatever else a node serves registers here."""
         self.channels = ChannelPool(
-            network, self.handlers.handle, mine.lost, known=mine.knows, held=mine.holds, where=where
+            network,
+            self.handlers.handle,
+            mine.lost,
+            known=mine.knows,
+            held=mine.holds,
+            where=where,
+            at_once=self._at_once,
         )
         self._admission = Admission(mine, self.channels, self.load, self._measured, wire)
         self._rerouting = Rerouting(mine, self.channels, self.load, self._peer, self._spawn)
@@ -185,7 +192,10 @@ class SpanServer:
             error = UnknownSession(NOT_YOURS)
             channel.reply(Failed(message.session, message.number, 0, error.code, error.message))
         else:
-            hop.take(message, payload)
+            hop.take(message, payload, channel)
+
+    def _at_once(self, channel: Channel, data: bytes) -> bool:
+        return run_at_once(self._sessions, self.engine, channel, data)
 
     async def _close(self, channel: Channel, message: Close, payload: bytes) -> None:
         self._sessions.close(channel, SessionId(message.session))

@@ -40,6 +40,15 @@ class Outgoing:
         self._body = memoryview(b"".join((_LENGTHS.pack(len(header), len(payload)), header, payload)))
         self._offset = 0
 
+    @classmethod
+    def of_fragment(cls, fragment: bytes) -> Outgoing:
+        """A message that is one whole fragment already."""
+        outgoing = cls.__new__(cls)
+        outgoing._number, _, _ = _FRAGMENT.unpack_from(fragment)
+        outgoing._body = memoryview(fragment)[_FRAGMENT.size :]
+        outgoing._offset = 0
+        return outgoing
+
     def __len__(self) -> int:
         """Bytes that are still to be sent, without fragment headers."""
         return len(self._body) - self._offset
@@ -136,6 +145,11 @@ class Assembler:
         self._partial: dict[int, _Partial] = {}
         self._held = 0
         self._limit = limit
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing has begun: the next byte is the first of a message's first fragment."""
+        return not self._buffer and not self._partial
 
     @property
     def held(self) -> int:

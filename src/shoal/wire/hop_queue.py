@@ -85,6 +85,16 @@ class HopQueue:
         return len(self._held)
 
     @property
+    def idle(self) -> bool:
+        """Whether no step waits or runs: the cache is as long as :attr:`length` says."""
+        return not self._held and not self.computing
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache once every accepted step has run."""
+        return self._rules.length
+
+    @property
     def computing(self) -> bool:
         """Whether a step is with the engine. For what is held, somebody does not read."""
         return self.steps + self._came.fills - self._gone.fills - self._dropped.fills > self.held

@@ -220,7 +220,8 @@ class ThreadTeam:
             raise OutOfResources(
                 "the C kernels are not built", next_command="pip install --force-reinstall shoal"
             )
-        self._library = native
+        self.library = native
+        """The kernels for this CPU."""
         self._team = native.team_new(threads)
         if not self._team:
             raise OutOfResources("no memory for the kernels' threads")
@@ -230,7 +231,12 @@ class ThreadTeam:
 
     def __del__(self) -> None:
         if getattr(self, "_team", None):
-            self._library.team_free(self._team)
+            self.library.team_free(self._team)
+
+    @property
+    def handle(self) -> int:
+        """What the kernels know it by."""
+        return self._team
 
     def linear(self, matrix: Matrix, x: Floats) -> Floats:
         """``x @ weights.T + bias``: float32 ``[n, cols]`` gives ``[n, rows]``.
@@ -245,7 +251,7 @@ class ThreadTeam:
         if len(x):
             struct = matrix.struct()
             self._check(
-                self._library.apply_linear(self._team, byref(struct), address(x), len(x), address(out))
+                self.library.apply_linear(self._team, byref(struct), address(x), len(x), address(out))
             )
         return out
 
@@ -262,7 +268,7 @@ class ThreadTeam:
             OutOfResources: memory is short; ``hidden`` is as it was.
         """
         self._check(
-            self._library.span_step(
+            self.library.span_step(
                 self._team,
                 byref(span),
                 layers.start,
@@ -277,7 +283,7 @@ class ThreadTeam:
         """Root mean square norm of each row of ``x``, float32 ``[n, width]`` (Zhang and Sennrich, 2019)."""
         x = np.ascontiguousarray(x)
         out = empty(x.shape)
-        self._library.rms_norm(address(x), *x.shape, address(weight), epsilon, address(out))
+        self.library.rms_norm(address(x), *x.shape, address(weight), epsilon, address(out))
         return out
 
     def _check(self, failed: int) -> None:

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_uint8,
+    c_uint32,
+    c_void_p,
+)
 
 
 class LinearStruct(Structure):
@@ -90,3 +101,83 @@ class SpanStruct(Structure):
 
 PRODUCT = ctypes.CFUNCTYPE(c_int, POINTER(LinearStruct), c_void_p, c_int, c_void_p)
 """``product_fn`` of native/linear.h."""
+
+
+MOST_STEPS = 16
+"""As in native/decode_hop.h."""
+
+
+class SeatStruct(Structure):
+    """``seat_t`` of native/decode_hop.h."""
+
+    _fields_ = (
+        ("session", c_uint8 * 16),
+        ("channel", c_int64),
+        ("length", c_int64),
+        ("limit", c_int64),
+        ("pages", c_void_p),
+        ("left", c_double),
+        ("away", c_double),
+        ("number", c_uint32),
+        ("ready", c_int32),
+        ("start", c_int32),
+        ("end", c_int32),
+        ("hop", c_int32),
+        ("unused", c_int32),
+    )
+
+
+class RanStruct(Structure):
+    """``ran_t`` of native/decode_hop.h."""
+
+    _fields_ = (
+        ("seat", c_int32),
+        ("codec", c_int32),
+        ("header_at", c_int32),
+        ("header", c_int32),
+        ("out_at", c_int32),
+        ("out", c_int32),
+        ("payload", c_int32),
+        ("unused", c_int32),
+    )
+
+
+class DecodeHopStruct(Structure):
+    """``decode_hop_t`` of native/decode_hop.h."""
+
+    _fields_ = (
+        ("team", c_void_p),
+        ("span", POINTER(SpanStruct)),
+        ("seats", POINTER(SeatStruct)),
+        ("n_seats", c_int64),
+        ("hidden", c_void_p),
+        ("out", c_void_p),
+        ("out_bytes", c_int64),
+        ("most_payload", c_int64),
+        ("wait_s", c_double),
+        ("asked", c_double),
+        ("began", c_double),
+        ("ended", c_double),
+        ("compute_us", c_int64),
+        ("waiting_us", c_int64),
+        ("ran", RanStruct * MOST_STEPS),
+    )
+
+
+class StepInStruct(Structure):
+    """``step_in_t`` of native/decode_hop.h."""
+
+    _fields_ = (
+        ("message", c_void_p),
+        ("payload", c_void_p),
+        ("bytes", c_int64),
+        ("header", c_int64),
+        ("times", c_int64),
+        ("entries_end", c_int64),
+        ("n_times", c_int64),
+        ("number", c_int64),
+        ("position", c_int64),
+        ("width", c_int64),
+        ("payload_bytes", c_int64),
+        ("codec", c_int32),
+    )

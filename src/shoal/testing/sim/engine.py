@@ -143,6 +143,11 @@ class SimEngine(Engine):
     def sessions(self) -> int:
         return len(self._caches)
 
+    @property
+    def decode_steps(self) -> None:
+        """Nothing here runs from bytes to bytes."""
+        return None
+
     async def open(self, session: SessionId, span: Span | None = None) -> None:
         await trio.lowlevel.checkpoint()  # whoever is cancelled here has taken nothing
         span = span or self._span

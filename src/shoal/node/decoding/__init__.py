@@ -1,0 +1,1 @@
+"""Decode steps that take a shorter way than the others."""
