@@ -2,8 +2,8 @@
 
 Between a hop's socket and the next one's then lies one call of the kernels
 (:mod:`shoal.executor.kernels.decode_steps`). What the ordinary way does besides, :class:`shoal.node.hop.Hop`
-and all that it tells, is done once the results are on their way. Whatever is not of that form goes the ordinary
-way from its first byte.
+and all that it tells, is done once the results are on their way. Whatever is not of that form goes the
+ordinary way from its first byte.
 """
 
 from __future__ import annotations
