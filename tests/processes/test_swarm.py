@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM
 
 import shoal
 from shoal import config
-from shoal.cli.ask import keep_receipts
 from shoal.errors import NoCoverage, NotAllowed
 from shoal.net.identity import verify
 from shoal.swarm import membership
@@ -224,7 +223,9 @@ def test_an_answer_is_kept_with_the_receipts_of_its_hops(swarm, expected, tmp_pa
         list(answer)
     receipts = answer.answer.receipts
     assert (receipts.faults, receipts.kept.token_ids) == ((), (*PROMPT, *cut(expected)))
-    keep_receipts(receipts, tmp_path / "answer.json")
+    asked = ("--swarm", "demo", "--max-tokens", "8", "--receipts", str(tmp_path / "answer.json"))
+    ran = run(swarm, "run", swarm.model, "hello", *asked, stdin=subprocess.DEVNULL)
+    assert (ran.returncode, "3 of 3 hops have signed the answer" in ran.stderr) == (0, True), ran.stderr
     kept = read_kept_answer((tmp_path / "answer.json").read_bytes(), "answer.json")
     assert len(kept.hops) == 3
     assert check_answer(kept, verify) == []
