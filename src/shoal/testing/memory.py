@@ -91,6 +91,8 @@ class World:
     """Pairs that cannot reach each other."""
     relayed: set[frozenset[PeerId]] = field(default_factory=set)
     """Pairs between which pipes go over a relay."""
+    frozen: set[PeerId] = field(default_factory=set[PeerId])
+    """Peers of which nothing arrives."""
     bytes_s: float = math.inf
     """How fast the pipes are that are opened from now on."""
 
@@ -107,6 +109,7 @@ class World:
 
     def freeze(self, peer: PeerId) -> None:
         """Nothing that the peer sends arrives any more, and nobody is told."""
+        self.frozen.add(peer)
         for pipe in self.peers[peer].pipes:
             pipe.lost = True
 
@@ -183,6 +186,7 @@ class MemoryNetwork:
             mine.host, theirs.host = other.host, self.host
             if frozenset((self.peer, other.peer)) in self._world.relayed:
                 mine.way = theirs.way = "relayed"
+            mine.lost, theirs.lost = self.peer in self._world.frozen, address.peer in self._world.frozen
             self.pipes.append(mine)
             other.pipes.append(theirs)
             await other._inbox.send(theirs)
