@@ -86,7 +86,8 @@ class Hop:
         self._work = WorkLog()
         steps = self.engine.decode_steps
         self._seat = None if steps is None else steps.take_seat(self.session)
-        self._came_over = 0  # the number of the channel that the last step came over
+        self.came_over = 0
+        """The number of the channel that the last step came over."""
 
     @property
     def session(self) -> SessionId:
@@ -102,10 +103,9 @@ class Hop:
         """Who may send this session's steps."""
         return PeerId(self.opened.previous) if self.opened.previous else self.client.peer
 
-    def take(self, step: Step, payload: bytes, channel: Channel) -> None:
-        """Hand a step that came over ``channel`` to the engine, or tell the client why not."""
+    def take(self, step: Step, payload: bytes) -> None:
+        """Hand a step to the engine, or tell the client why not."""
         self._hold()
-        self._came_over = channel.number
         try:
             self.queue.accept(step)
         except ShoalError as error:
@@ -154,7 +154,7 @@ class Hop:
         """
         with self._order:
             self._hold()
-            self._came_over = 0  # who has sent the steps may do so no longer
+            self.came_over = 0  # who has sent the steps may do so no longer
             self.opened = msgspec.structs.replace(
                 self.opened, hop=message.hop, previous=message.previous, next=message.next
             )
@@ -241,13 +241,13 @@ class Hop:
         """As :meth:`prepare`, on the thread that computes or in its place; under the lock of the order."""
         self._hold()
         way = self.onward
-        if self._seat is None or not self._came_over or self._cut or not self.queue.idle or way.full:
+        if self._seat is None or not self.came_over or self._cut or not self.queue.idle or way.full:
             return
         self.engine.prepare(
             self._seat,
             self.session,
             self.queue.length,
-            channel=self._came_over,
+            channel=self.came_over,
             limit=self.opened.tokens,
             hop=self.opened.hop,
             number=way.next_number(),

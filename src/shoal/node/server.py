@@ -192,7 +192,8 @@ class SpanServer:
             error = UnknownSession(NOT_YOURS)
             channel.reply(Failed(message.session, message.number, 0, error.code, error.message))
         else:
-            hop.take(message, payload, channel)
+            hop.came_over = channel.number
+            hop.take(message, payload)
 
     def _at_once(self, channel: Channel, data: bytes) -> bool:
         return run_at_once(self._sessions, self.engine, channel, data)
