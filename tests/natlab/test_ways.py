@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
 from shoal import config
@@ -22,6 +23,7 @@ from shoal.testing.natlab.nodes import NatSwarm, nat_swarm
 from shoal.testing.natlab.sites import LinkQuality, parse_sites
 from shoal.types import Span
 
+pytestmark = [pytest.mark.swarm, pytest.mark.alone]
 ASKER = Path(__file__).with_name("asker.py")
 TOKENS = 150
 HALVES = Span(0, 3), Span(3, 6)
