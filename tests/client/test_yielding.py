@@ -30,6 +30,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(watch, "SETTLE_S", 1.0)
     monkeypatch.setattr(yielding, "BUSY_S", 0.5)
     monkeypatch.setattr(yielding, "QUIET_S", 2.0)
+    monkeypatch.setattr(yielding, "SMOOTH_S", 0.1)
 
 
 @pytest.fixture

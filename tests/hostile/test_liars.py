@@ -158,7 +158,7 @@ async def test_a_more_exact_format_that_one_peer_announces_takes_nobody(tmp_path
 
 
 async def test_a_format_whose_peers_all_refuse_gives_way_to_the_next_within_one_request(tmp_path, checkpoint):
-    crowd = [(lies.refuses, WHOLE, {"format": "fp32"})] * 4
+    crowd = [(lies.refuses, WHOLE, {"format": "fp32", "numerics": "n1/fp32/auto/modules"})] * 4
     async with (
         memory_swarm(tmp_path / "home", checkpoint, HALVES, format="bf16") as swarm,
         liars(swarm, *crowd) as lying_ones,

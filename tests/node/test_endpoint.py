@@ -129,7 +129,10 @@ async def test_a_node_shows_what_it_serves_and_what_passed(tmp_path: Path) -> No
     runner = next(
         s for f in text_string_to_metric_families(text) for s in f.samples if s.name == "shoal_runner"
     )
-    assert runner.labels == {"format": "fp32", "batch": "no", "roll_back": "yes", "exact": "yes"}
+    assert runner.labels == {
+        **{"format": "fp32", "batch": "no", "roll_back": "yes"},
+        **{"exact": "yes", "stateless": "no"},
+    }
     assert samples["shoal_kv_tokens", "used"] == 16  # what its steps have needed, not what it may grow to
     assert samples["shoal_steps_total", "decode"] == 1
     assert samples["shoal_bytes_total", "in"] > 4 * 64 * 4

@@ -58,7 +58,9 @@ class Commands(LazyGroup):
         "plan": Lazy("plan.plan", "Estimate how fast given machines would run a model."),
         "route": Lazy("status.route", "Show the route that a session would take now."),
         "privacy": Lazy("doctor.privacy", "Show what peers could read of a text."),
-        "verify": Lazy("trust.verify", "Check the receipts of an answer, and compute it again."),
+        "verify": Lazy(
+            "trust.verify", "Check who has signed an answer, and whether it is what the model gives."
+        ),
         "config": Lazy("configuration", "Show the options, or write a config.toml."),
         "service": Lazy("service", "Run `shoal up` as a systemd user service."),
         "completion": Lazy("shell.completion", "Install shell completion."),

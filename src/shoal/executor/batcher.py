@@ -192,7 +192,8 @@ class Batcher(Generic[_JobT]):
     def _rests(self) -> bool:
         """Whether forwards have had their share for now; then a part of the rest is over on return."""
         ended, took = self._ran
-        left = ended + min(took * (1 / self.share - 1), LONGEST_REST_S) - time.perf_counter()
+        rest = min(took * (1 / self.share - 1), LONGEST_REST_S)
+        left = min(ended + rest - time.perf_counter(), rest)
         if left <= 0:
             return False
         time.sleep(min(left, REST_SLICE_S))

@@ -38,7 +38,7 @@ async def read_body(request: Request, schema: type[Schema], *, extra: ExtraValue
         RequestTimeout: it did not come in time.
     """
     _check_kind(request)
-    raw = await read_raw(request)
+    raw = await read_raw(request, MAX_BODY)
     check = partial(schema.model_validate_json, extra=extra)
     try:
         if len(raw) > ON_LOOP:
@@ -73,8 +73,8 @@ def _check_kind(request: Request) -> None:
         )
 
 
-async def read_raw(request: Request, most: int = MAX_BODY) -> bytes:
-    """The request's body as it is.
+async def read_raw(request: Request, most: int) -> bytes:
+    """The request's body as it is, of ``most`` bytes at most.
 
     Raises:
         BadRequest, BodyTooLarge, RequestTimeout: as :func:`read_body`.

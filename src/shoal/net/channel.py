@@ -294,7 +294,9 @@ class Channel:
         return self._go_on(lambda: self._pipe.take_over(pipe, heard))
 
     def _go_on(self, replace: Callable[[], Pipe | None]) -> bool:
-        if self._nursery is None or not self.can_move or (old := replace()) is None:
+        # What the other end has by its own word decides, not what its last pong said.
+        may = self._nursery is not None and self._pipe.can_move and not self.closed
+        if not may or (old := replace()) is None:
             return False
         self._nursery.start_soon(old.aclose)
         self._speed = LinkSpeed()

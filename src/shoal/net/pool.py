@@ -69,7 +69,7 @@ class ChannelPool:
         self._channels: dict[PeerId, list[Channel]] = defaultdict(list)
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._nursery: trio.Nursery | None = None
-        self._mover = Mover(network, where)
+        self._mover = Mover(network, where, held)
         self._received = self._sent = 0  # over channels that have ended
 
     async def run(

@@ -5,6 +5,7 @@ Against the gateway of the NAT lab, in memory; tests/natlab asks the same gatewa
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -124,6 +125,15 @@ def ordered(table: Table, action: str, arguments: dict[str, str], name: str = ""
     except gateway_upnp.SoapFault as fault:
         text = gateway_upnp._envelope(gateway_upnp._fault(fault))  # pyright: ignore[reportPrivateUsage]
         return upnp.read_result(500, text, name)
+
+
+def test_an_answer_of_blanks_is_refused_at_once() -> None:
+    blanks = "<NewExternalIPAddress>" + " " * 65_000
+    began = time.process_time()
+    with pytest.raises(ChannelClosed, match="does not tell its NewExternalIPAddress"):
+        upnp.read_result(200, blanks, "NewExternalIPAddress")
+    assert time.process_time() - began < 1  # a pattern that can match in many ways takes minutes
+    assert upnp.read_result(200, "<Name> a </Name>", "Name") == "a"
 
 
 def test_the_labs_gateway_understands_each_order() -> None:

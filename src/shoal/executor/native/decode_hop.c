@@ -130,9 +130,16 @@ int64_t write_decode_step(const step_in_t *step, uint32_t number, int32_t hop, i
     return at - to;
 }
 
+/* The clock of Python's perf_counter, which on macOS stands still while the machine sleeps. */
+#ifdef __APPLE__
+#define PERF_CLOCK CLOCK_UPTIME_RAW
+#else
+#define PERF_CLOCK CLOCK_MONOTONIC
+#endif
+
 static double seconds(void) {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(PERF_CLOCK, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 

@@ -101,7 +101,7 @@ class PortMapper:
                 log.debug("the router maps no port: %s", error.message)
                 continue
             if is_private(mapped.host) or not 0 < mapped.port < 65_536:
-                log.debug("the router's own address %s is no public one", mapped.host)
+                log.debug("the router gave %s:%d, which nobody can reach", mapped.host, mapped.port)
                 continue
             self.mapped, self._by = mapped, protocol
             return
@@ -116,7 +116,7 @@ class NatPmp:
         self._port = port
 
     async def map(self, port: int, wanted: int) -> MappedPort:
-        host = natpmp.read_external_address(await self._ask(natpmp.ask_address()))
+        host = _public(natpmp.read_external_address(await self._ask(natpmp.ask_address())))
         granted = natpmp.read_port(await self._ask(natpmp.ask_port(port, wanted, LEASE_S)), port)
         return MappedPort(host, granted.port)
 
@@ -124,7 +124,10 @@ class NatPmp:
         natpmp.read_port(await self._ask(natpmp.ask_port(port, 0, 0)), port)
 
     async def _ask(self, question: bytes) -> bytes:
-        gateway = self._gateway or await trio.to_thread.run_sync(gateway_of)
+        try:
+            gateway = self._gateway or await trio.to_thread.run_sync(gateway_of)
+        except (OSError, ValueError) as error:
+            raise ChannelClosed(f"this machine does not tell its router ({error})") from error
         if gateway is None:
             raise ChannelClosed("no router is known")
         with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as asking:
@@ -150,13 +153,14 @@ class Upnp:
     async def map(self, port: int, wanted: int) -> MappedPort:
         try:
             service = self._service or await self._find()
-            host, ours = await self._order(service, "GetExternalIPAddress", {}, "NewExternalIPAddress")
+            text, ours = await self._order(service, "GetExternalIPAddress", {}, "NewExternalIPAddress")
+            host = _public(_address(text))
             public = await self._add(service, ours, port, wanted)
-        except BaseException:
+        except ChannelClosed:
             self._service = None  # it may have another address, or be another router
             raise
         self._service = service
-        return MappedPort(_address(host), public)
+        return MappedPort(host, public)
 
     async def unmap(self, port: int, public: int) -> None:
         if self._service is not None:
@@ -218,6 +222,13 @@ class Upnp:
         request = h11.Request(method="POST", target=service.path, headers=headers)
         status, text, ours = await _http(service.host, service.port, request, body)
         return upnp.read_result(status, text, name), ours
+
+
+def _public(host: str) -> str:
+    """The router's own address, before a port is asked for: behind another router nothing comes of one."""
+    if is_private(host):
+        raise ChannelClosed(f"the router's own address {host} is no public one")
+    return host
 
 
 def _address(text: str) -> str:

@@ -117,10 +117,11 @@ def read_result(status: int, text: str, name: str = "") -> str:
     if status != 200:
         number = _ERROR.search(text)
         raise UpnpFault(int(number[1]) if number else 0)
-    found = re.search(rf"<{name}>\s*([^<]{{0,128}}?)\s*</{name}>", text) if name else None
+    # One way to match only: an answer that makes the search try many would hold up the whole node.
+    found = re.search(rf"<{name}>([^<]{{0,128}})</{name}>", text) if name else None
     if name and found is None:
         raise ChannelClosed(f"the router does not tell its {name}")
-    return found[1] if found else ""
+    return found[1].strip() if found else ""
 
 
 def _at(url: str, host: str, base: str = "") -> tuple[str, int, str]:

@@ -20,6 +20,8 @@ FOUND_WITHIN_S = 5.0
 """For a better one."""
 AGAIN_S = 0.5
 """Between two rescues of a channel that is silent and not ended."""
+RECENT_S = 10.0
+"""A channel that was used so lately is needed."""
 LOOK_EVERY_S = 2.0
 """How often it is seen whether something has changed at either end."""
 
@@ -34,11 +36,13 @@ class Mover:
 
     Args:
         where: asked before each dial, as peers move.
+        needed: whether a session needs a channel although nothing goes over it now.
     """
 
-    def __init__(self, network: Network, where: Where) -> None:
+    def __init__(self, network: Network, where: Where, needed: Callable[[Channel], bool]) -> None:
         self._network = network
         self._where = where
+        self._needed = needed
         self.moved = 0
         """Channels that went on over another pipe."""
 
@@ -53,7 +57,11 @@ class Mover:
             if channel.troubled:
                 await self._rescue(channel, schedule, address)
             elif could_be_better(channel) and self._rest_s(channel, schedule, address) <= 0:
-                await self._improve(channel, schedule, address)
+                # A way that is lost meanwhile is more urgent than a better one.
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_until_trouble, channel, nursery.cancel_scope)
+                    await self._improve(channel, schedule, address)
+                    nursery.cancel_scope.cancel()
 
     def _rest_s(self, channel: Channel, schedule: MoveSchedule, address: PeerAddress) -> float:
         """Seconds until there is something to look at."""
@@ -68,6 +76,9 @@ class Mover:
 
     async def _rescue(self, channel: Channel, schedule: MoveSchedule, address: PeerAddress) -> None:
         ended = channel.away
+        if ended and channel.idle_s > RECENT_S and not self._needed(channel):
+            channel.close("its connection ended, and nothing needs it")
+            return
         if ended and not schedule.may_rescue(trio.current_time()):
             channel.close("its connection breaks again and again")
             return
@@ -98,7 +109,8 @@ class Mover:
         """Have the channel go on over a pipe, which is closed if it does not."""
         moved = False
         try:
-            if channel.can_move:
+            # For a better way nothing is risked; in place of a lost one there is nothing to lose.
+            if channel.can_move or channel.away:
                 answer, ahead = await ask_to_resume(pipe, channel.peers_name, channel.received)
                 moved = channel.move(pipe, answer, ahead)
                 if not moved:  # the peer has left the old pipe by now
@@ -109,6 +121,11 @@ class Mover:
                     await pipe.aclose()
         self.moved += moved
         return moved
+
+
+async def _until_trouble(channel: Channel, look: trio.CancelScope) -> None:
+    await channel.wait_trouble()
+    look.cancel()
 
 
 def could_be_better(channel: Channel) -> bool:
