@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -12,6 +13,7 @@ from shoal.client.ends import SentRows
 from shoal.client.sampling import Sampler, Sampling
 from shoal.client.speculation import gain, sources, speculation
 from shoal.client.speculation.controller import WindowPlan
+from shoal.client.speculation.drafters import NgramDrafter
 from shoal.errors import Busy, NoCoverage, OutOfResources, StepFailed, UsageError
 from shoal.executor.engine import Engine
 from shoal.testing.checkpoints import write_checkpoint
@@ -176,6 +178,14 @@ async def test_tokens_that_are_guessed_ahead_change_nothing(home, checkpoint, mo
     monkeypatch.setattr(sources, "choose_plan", lambda _: plan)
     monkeypatch.setattr(speculation, "LEAST_LIKELY", 0.0)
     monkeypatch.setattr(gain, "TRIAL", 1 << 30)
+    guess, calls = NgramDrafter.guess, itertools.count()
+
+    async def sometimes_wrong(self, ahead, count):
+        made = await guess(self, ahead, count)
+        wrong = next(calls) % 4 == 3
+        return [one._replace(token=(one.token + 1) % 32) if wrong else one for one in made]
+
+    monkeypatch.setattr(NgramDrafter, "guess", sometimes_wrong)
     guessed = accepted = 0
     async with private(home, checkpoint, "2:2", [WHOLE], format="int8", wire="float32") as (swarm, client):
         for number in range(4):
