@@ -293,10 +293,8 @@ class Channel:
         """The same, as :meth:`MovingPipe.take_over`."""
         return self._go_on(lambda: self._pipe.take_over(pipe, heard))
 
-    def _go_on(self, replace: Callable[[], Pipe | None]) -> bool:
-        # What the other end has by its own word decides, not what its last pong said.
-        may = self._nursery is not None and self._pipe.can_move and not self.closed
-        if not may or (old := replace()) is None:
+    def _go_on(self, replace: Callable[[], Pipe | None]) -> bool:  # what the other end says to have decides
+        if self._nursery is None or self.closed or not self._pipe.can_move or (old := replace()) is None:
             return False
         self._nursery.start_soon(old.aclose)
         self._speed = LinkSpeed()

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from shoal.errors import ChannelClosed
 from shoal.net.channel import DEAD_AFTER_S, LATE_S, PING_EVERY_S, Channel
-from shoal.net.moving.moving_pipe import AWAY_S
+from shoal.net.moving.moving_pipe import AWAY_S, TAIL_HELD_S, MovingPipe
 from shoal.net.moving.resume import message_bytes
 from shoal.net.moving.schedule import RESCUES, SOON_S
 from shoal.testing.memory import World
@@ -143,7 +143,7 @@ async def test_a_silent_peer_is_dialled_until_the_channel_is_dead_and_no_longer(
         assert made.mine.closed
         assert made.theirs.closed
         dials = made.client.dials
-        assert 3 < dials < 20
+        assert 3 < dials <= RESCUES + 1
         await trio.sleep(30)
         assert made.client.dials == dials
 
@@ -217,3 +217,32 @@ async def test_who_has_acknowledged_what_was_never_sent_is_hung_up_on(autojump_c
         while await pipe.receive_some():
             pass
         assert "of the" in node.ended[0]
+
+
+async def test_for_who_never_says_to_have_anything_nothing_is_kept_for_long(
+    autojump_clock: MockClock,
+) -> None:
+    world = World()
+    there = world.network()
+    pipe = MovingPipe(await world.network().open_pipe(there.address, deadline_s=5), moves=True)
+    pipe.settle(can_move=True)
+    await pipe.send_all(b"a step")
+    for _ in range(int(TAIL_HELD_S) + 2):
+        assert pipe.can_move
+        pipe.acknowledge(0)
+        await trio.sleep(1)
+    pipe.acknowledge(0)
+    assert not pipe.can_move
+    pipe.acknowledge(0)
+
+
+async def test_who_says_to_have_more_as_it_comes_may_take_its_time(autojump_clock: MockClock) -> None:
+    world = World()
+    there = world.network()
+    pipe = MovingPipe(await world.network().open_pipe(there.address, deadline_s=5), moves=True)
+    pipe.settle(can_move=True)
+    await pipe.send_all(bytes(100))
+    for received in range(100):
+        pipe.acknowledge(received)
+        await trio.sleep(1)
+    assert pipe.can_move

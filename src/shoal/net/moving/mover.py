@@ -79,8 +79,11 @@ class Mover:
         if ended and channel.idle_s > RECENT_S and not self._needed(channel):
             channel.close("its connection ended, and nothing needs it")
             return
-        if ended and not schedule.may_rescue(trio.current_time()):
-            channel.close("its connection breaks again and again")
+        if not schedule.may_rescue(trio.current_time()):
+            if ended:
+                channel.close("its connection breaks again and again")
+            else:  # it is dead soon, or speaks again
+                await trio.sleep(AGAIN_S)
             return
         with trio.move_on_after(RESCUED_WITHIN_S):
             try:

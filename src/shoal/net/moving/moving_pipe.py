@@ -21,6 +21,8 @@ from shoal.net.network import Pipe
 from shoal.types import CarrierName, PeerId, Way
 from shoal.wire.messages import Resumed
 
+TAIL_HELD_S = 20.0
+"""What a peer has not said to have for so long, though it says something, is not kept for another pipe."""
 AWAY_S = 4.0
 """How long another pipe is waited for when one has ended."""
 
@@ -37,6 +39,7 @@ class MovingPipe:
         self._moves = moves
         self._lock = threading.Lock()
         self._tail = SentTail()
+        self._advanced: float | None = None  # when the peer last had more, or nothing was kept
         self._resend = deque[bytes]()
         """What goes over a new pipe before all else."""
         self._skip = 0
@@ -90,8 +93,15 @@ class MovingPipe:
 
     def acknowledge(self, received: int) -> None:
         """The peer has so many bytes. Raises RemoteProtocolError: more than it was sent."""
+        now = trio.current_time()
         with self._lock:
+            before = self._tail.acknowledged
             self._tail.acknowledge(received)
+            if self._tail.acknowledged > before or self._tail.empty or self._advanced is None:
+                self._advanced = now
+            given_up = now - self._advanced > TAIL_HELD_S
+        if given_up:
+            self.settle(can_move=False)
 
     def put_back(self, data: bytes) -> None:
         """Give this out before what comes next."""

@@ -11,8 +11,8 @@ from collections import deque
 from shoal.errors import RemoteProtocolError
 
 TAIL_LIMIT = 4 << 20
-"""Bytes that are kept. Pongs tell several times a second what has come; only a wide and far link holds more,
-and over that a channel does not move until there is less."""
+"""Bytes that are kept. Pongs tell every second, and behind long messages, what has come; only a wide and far
+link holds more, and over that a channel does not move until there is less."""
 
 
 class SentTail:
@@ -26,6 +26,11 @@ class SentTail:
         """The position up to which the peer has everything."""
         self.sent = 0
         """The position of the next byte."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is kept."""
+        return not self._pieces
 
     @property
     def whole(self) -> bool:
