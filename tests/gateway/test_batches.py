@@ -17,7 +17,7 @@ from shoal.gateway.stored import files as files_module
 from shoal.gateway.stored.batches import runner as runner_module
 from shoal.gateway.stored.batches import store as store_module
 from shoal.gateway.stored.batches.batch import WINDOW_S, StoredBatch
-from shoal.gateway.stored.batches.in_process import RouteAnswer
+from shoal.gateway.stored.batches.in_process import RouteAnswer, asking
 from shoal.gateway.stored.batches.lines import LineFault, check_lines, read_line
 from shoal.gateway.stored.batches.pace import AT_ONCE, PATIENCE_S, may_begin, pause_s
 from shoal.gateway.stored.batches.runner import BatchRunner
@@ -176,6 +176,61 @@ async def test_each_line_is_answered_and_written_in_the_order_of_the_file(store)
     assert [one["custom_id"] for one in good] == sorted(one["custom_id"] for one in good)
     assert [one["response"]["status_code"] for one in bad] == [400]
     assert {one["response"]["body"]["said"] for one in (*good, *bad)} == set(range(9))
+
+
+async def test_a_defect_that_a_line_has_met_is_the_lines_own_error(store, caplog, monkeypatch):
+    batch = batch_of(store, [line("broken", n=0), line("good", n=1), line("unread", n=2)])
+    read = runner_module.read_line
+
+    def read_or_not(data, endpoint):
+        if b"unread" in data:  # as of one that is nested deeper than this thread's stack has room
+            raise LineFault("invalid_json_line", "the line is not JSON")
+        return read(data, endpoint)
+
+    monkeypatch.setattr(runner_module, "read_line", read_or_not)
+
+    async def ask(path, body, caller):
+        if body["n"] == 0:
+            raise RuntimeError("a defect")
+        return RouteAnswer(200, "req_1", {})
+
+    async with running(store, ask):
+        done = await ended(store, batch)
+    assert (done.status, store.counts(done)) == ("completed", (1, 2))
+    told = {one["custom_id"]: one["error"]["code"] for one in said(store, done.error_file)}
+    assert told == {"broken": "internal_error", "unread": "internal_error"}
+    assert caplog.text.count("a defect") >= 2
+
+
+async def test_a_defect_that_a_batch_has_met_ends_that_batch_alone(store, caplog, monkeypatch):
+    broken = batch_of(store, [line("a", n=1)])
+    good = batch_of(store, [line("b", n=2)])
+    known = store.done
+
+    def done_or_not(batch):
+        if batch.id == broken.id:
+            raise RuntimeError("a defect")
+        return known(batch)
+
+    monkeypatch.setattr(store, "done", done_or_not)
+    async with running(store, Routes()):
+        failed = await ended(store, broken)
+        assert (await ended(store, good)).status == "completed"
+    assert (failed.status, [error.code for error in failed.errors]) == ("failed", ["internal_error"])
+    assert f"{broken.id}: a defect" in caplog.text
+
+
+async def test_what_cannot_be_asked_or_read_is_a_defect_of_one_request(caplog):
+    async def says_nothing(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for body in ({}, {"deep": deep}):
+        answer = await asking(says_nothing)(CHAT, body, LOCAL)
+        assert (answer.status, answer.body["error"]["code"]) == (500, "internal_error")
+    assert caplog.text.count("a defect") == 2
 
 
 async def test_another_gateway_goes_on_where_one_has_ended(store, days):

@@ -56,15 +56,15 @@ def asking(app: ASGIApp) -> AskRoute:
             "caller": caller,
             "request_id": request_id,
         }
-        conversation = _Conversation(msgspec.json.encode(body))
         try:
+            conversation = _Conversation(msgspec.json.encode(body))
             await app(scope, conversation.receive, conversation.send)
+            return conversation.answer(request_id)
         except Exception:
             # As for callers on a socket: a defect that one request has met must not end the others.
             log.exception("%s: a defect", request_id)
             defect = Defect(request_id)
             return RouteAnswer(status_of(defect), request_id, body_of(defect))
-        return conversation.answer(request_id)
 
     return ask
 

@@ -20,6 +20,10 @@ class BatchLine(msgspec.Struct, frozen=True):
     body: dict[str, Any]
 
 
+class _Named(msgspec.Struct):
+    custom_id: str | None = None
+
+
 class LineFault(Exception):
     """A line that is no request; says which field is wrong."""
 
@@ -56,6 +60,14 @@ def read_line(data: bytes, endpoint: str) -> BatchLine:
     return BatchLine(custom_id, cast("dict[str, Any]", body))
 
 
+def custom_id_of(data: bytes) -> str | None:
+    """By what name a line asks to be answered, also where it can no longer be read; ``None`` without one."""
+    try:
+        return msgspec.json.decode(data, type=_Named).custom_id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def is_blank(data: bytes) -> bool:
     return not data.strip()
 
@@ -90,12 +102,12 @@ def answered(custom_id: str, status: int, request_id: str, body: Any) -> bytes:
     return _line(custom_id, response, None)
 
 
-def not_answered(custom_id: str, code: str, message: str) -> bytes:
+def not_answered(custom_id: str | None, code: str, message: str) -> bytes:
     """A line of an error file for a request that was never answered."""
     return _line(custom_id, None, {"code": code, "message": message})
 
 
-def _line(custom_id: str, response: Any, error: Any) -> bytes:
+def _line(custom_id: str | None, response: Any, error: Any) -> bytes:
     line = {
         "id": f"batch_req_{secrets.token_hex(12)}",
         "custom_id": custom_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,14 @@ from shoal.gateway.access.keys import Caller
 from shoal.gateway.errors import BadRequest, NotFound, body_of
 from shoal.gateway.stored.batches.batch import BatchError, StoredBatch
 from shoal.gateway.stored.batches.in_process import AskRoute, RouteAnswer
-from shoal.gateway.stored.batches.lines import BatchLine, answered, check_lines, not_answered, read_line
+from shoal.gateway.stored.batches.lines import (
+    BatchLine,
+    answered,
+    check_lines,
+    custom_id_of,
+    not_answered,
+    read_line,
+)
 from shoal.gateway.stored.batches.pace import AT_ONCE, may_begin, pause_s
 from shoal.gateway.stored.batches.store import OUTPUT_BYTES, BatchStore, HeldBatch
 
@@ -112,6 +119,9 @@ class BatchRunner:
                     except OutOfResources as error:  # a full disk must not end the gateway
                         log.warning("batches wait: %s", error.message)
                         self._held_at = trio.current_time()
+                    except Exception:  # nor must a defect that batches have met
+                        log.exception("batches wait: a defect")
+                        self._held_at = trio.current_time()
                     with trio.move_on_after(LOOK_EVERY_S if self._works else HOLD_EVERY_S):
                         await self._changed.wait()
                     self._changed = trio.Event()
@@ -127,7 +137,7 @@ class BatchRunner:
             self._held_at = trio.current_time()
             await self._take(await trio.to_thread.run_sync(self._store.hold, self._name))
         for work in list(self._works.values()):
-            await self._settle(work)
+            await self._guarded(work.held, partial(self._settle, work))
         while (work := self._next()) is not None:
             number = work.todo.popleft()
             work.running[number] = scope = trio.CancelScope()
@@ -142,9 +152,23 @@ class BatchRunner:
         for one in held:
             work = self._works.get(one.batch.id)
             if work is None:
-                await self._begin(one)
+                await self._guarded(one, partial(self._begin, one))
             else:
                 work.held = one
+
+    async def _guarded(self, held: HeldBatch, do: Callable[[], Awaitable[None]]) -> None:
+        """Let an error that nobody foresaw end this batch alone, and say so in it."""
+        try:
+            await do()
+        except OutOfResources:
+            raise
+        except Exception:
+            log.exception("%s: a defect", held.batch.id)
+            work = self._works.pop(held.batch.id, None)
+            if work is not None:
+                work.stop()
+            defect = BatchError(code="internal_error", message="a defect of Shoal; the gateway's log has it")
+            await self._change(held, lambda b, now: b.to("failed", now, errors=(defect,)))
 
     async def _begin(self, held: HeldBatch) -> None:
         """Read a batch's file, and leave out what was answered before this gateway started."""
@@ -185,9 +209,8 @@ class BatchRunner:
         left, said = set(work.todo), list[tuple[int, bytes]]()
         for number, data in self._store.files.lines(work.batch.input_file):
             if number in left:
-                line = read_line(data, work.batch.endpoint)
                 why = "the batch expired before this request was answered"
-                said.append((number, not_answered(line.custom_id, "batch_expired", why)))
+                said.append((number, not_answered(custom_id_of(data), "batch_expired", why)))
         self._store.put(work.batch, said, failed=True)
 
     async def _end(self, work: _Work, change: Callable[[StoredBatch, float], StoredBatch]) -> None:
@@ -231,13 +254,29 @@ class BatchRunner:
     async def _run_line(self, work: _Work, number: int, scope: trio.CancelScope) -> None:
         try:
             with scope:
-                await self._answer_line(work, number)
+                await self._answer_or_fail(work, number)
         except OutOfResources as error:  # a full disk must not lose the line
             log.warning("line %d of %s waits: %s", number, work.batch.id, error.message)
+            work.again(number, 0.0, trio.current_time())
+        except Exception:  # nor must a defect, before its word of it is kept
+            log.exception("line %d of %s waits: a defect", number, work.batch.id)
             work.again(number, 0.0, trio.current_time())
         finally:
             del work.running[number]
             self._changed.set()
+
+    async def _answer_or_fail(self, work: _Work, number: int) -> None:
+        """Let an error that nobody foresaw be the line's own, and not the end of all else."""
+        try:
+            await self._answer_line(work, number)
+        except OutOfResources:
+            raise
+        except Exception:
+            log.exception("line %d of %s: a defect", number, work.batch.id)
+            data = await trio.to_thread.run_sync(self._store.files.line, work.batch.input_file, number)
+            why = "a defect of Shoal; the gateway's log has it"
+            said = not_answered(custom_id_of(data or b""), "internal_error", why)
+            await self._put(work, number, said, failed=True)
 
     async def _answer_line(self, work: _Work, number: int) -> None:
         batch = work.batch
