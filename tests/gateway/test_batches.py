@@ -315,6 +315,37 @@ async def test_a_batch_without_its_file_or_its_key_fails_and_says_why(store, tmp
     assert [error.code for error in done.errors] == ["key_revoked"]
 
 
+async def test_a_batch_whose_file_goes_ends_once_its_running_lines_are_done(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner_module, "AT_ONCE", 2)
+    batch = batch_of(store, [line(f"r{n}", n=n) for n in range(4)])
+    slow = trio.Event()
+
+    async def ask(path, body, caller):
+        if body["n"] == 0:
+            await slow.wait()
+        elif body["n"] == 1:
+            await trio.to_thread.run_sync(store.files.delete, "local", batch.input_file)
+        return RouteAnswer(200, "req_1", {})
+
+    async with running(store, ask) as runner:
+        await until(lambda: [work for work in runner._works.values() if work.fault])
+        assert not store.find("local", batch.id).ended
+        slow.set()
+        done = await ended(store, batch)
+    assert (done.status, [error.code for error in done.errors]) == ("failed", ["file_gone"])
+    assert [one["custom_id"] for one in said(store, done.output_file)] == ["r0", "r1"]
+    shown = store.files.find("local", done.output_file)
+    assert shown.bytes == sum(len(data) for _, data in store.files.lines(done.output_file))
+
+
+def test_nothing_is_written_for_a_batch_that_has_ended(store, tmp_path):
+    batch = batch_of(store, [line("a", n=1)])
+    store.change("local", batch.id, lambda b: b.cancelled(store.clock()))
+    store.put(batch, [(1, b"late")], failed=False)
+    store.put(batch, [(1, b"late")], failed=True)
+    assert rows(tmp_path, "file_lines") == 1  # the one of its input
+
+
 async def test_a_batch_of_a_key_that_is_revoked_is_deleted_with_all_it_has_written(store, tmp_path):
     path = tmp_path / "gateway.db"
     _, key = create(path, "ada", KeyLimits(), admin=False)

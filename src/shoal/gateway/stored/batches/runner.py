@@ -52,6 +52,8 @@ class _Work:
     running: dict[int, trio.CancelScope] = field(default_factory=dict[int, trio.CancelScope])
     """The lines that are answered now."""
     tries: dict[int, int] = field(default_factory=dict[int, int])
+    fault: BatchError | None = None
+    """Why the rest of it cannot be answered; it ends once what is answered now is."""
     failures: int = 0
     """In a row."""
     not_before: float = 0.0
@@ -198,6 +200,8 @@ class BatchRunner:
             await self._end(work, lambda b, now: b.to("failed", now, errors=(gone,)))
         elif work.batch.status == "cancelling":
             await self._end(work, lambda b, now: b.to("cancelled", now))
+        elif (fault := work.fault) is not None:
+            await self._end(work, lambda b, now: b.to("failed", now, errors=(fault,)))
         elif not work.todo:
             await self._end(work, lambda b, now: b.to("finalizing", now).to("completed", now))
         elif self._store.clock() >= work.batch.expires:
@@ -286,8 +290,8 @@ class BatchRunner:
             return
         if data is None:
             work.todo.clear()
-            gone = BatchError(code="file_gone", message="the input file was deleted or has expired")
-            await self._end(work, lambda b, now: b.to("failed", now, errors=(gone,)))
+            gone = "the input file was deleted or has expired"
+            work.fault = BatchError(code="file_gone", message=gone)
             return
         line = read_line(data, batch.endpoint)
         if work.written > OUTPUT_BYTES:

@@ -134,11 +134,13 @@ class BatchStore:
         return size
 
     def put(self, batch: StoredBatch, lines: Iterable[tuple[int, bytes]], *, failed: bool) -> None:
-        """What came of lines, by their numbers."""
+        """What came of lines, by their numbers; of a batch that has ended nothing is written any more."""
         with open_database(self._path) as database:
             database.execute("BEGIN IMMEDIATE")
-            known = database.execute("SELECT 1 FROM batches WHERE id = ?", (batch.id,)).fetchone()
-            if known:  # its key may have been revoked meanwhile
+            writing = database.execute(
+                "SELECT 1 FROM batches WHERE id = ? AND finished IS NULL", (batch.id,)
+            ).fetchone()
+            if writing:  # its key may have been revoked meanwhile, or another gateway have ended it
                 for number, data in lines:
                     put_line(database, batch.error_file if failed else batch.output_file, number, data)
 
