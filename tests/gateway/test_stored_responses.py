@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 
 import openai
 import pytest
@@ -127,6 +128,20 @@ def test_a_key_has_room_for_so_many_bytes(store, days, monkeypatch, tmp_path):
     monkeypatch.setattr(responses, "CONVERSATION_BYTES", 200)
     with pytest.raises(UsageError, match="more than 200 bytes"):
         store.history("key_a", "r3")
+
+
+def test_a_conversation_is_bounded_by_all_that_is_stored_of_it(store, monkeypatch):
+    tools = {"tools": [{"type": "function", "name": "f" * 500}]}
+    for id, previous in (("r1", None), ("r2", "r1")):
+        one = turn(id, previous)
+        store.save("key_a", replace(one, response=one.response | tools))
+    assert [one.output for one in store.chain("key_a", "r2").turns] == [
+        [{"id": f"out_{id}", "type": "message"}] for id in ("r1", "r2")
+    ]
+    monkeypatch.setattr(responses, "CONVERSATION_BYTES", 1000)
+    assert len(store.history("key_a", "r1")) == 2
+    with pytest.raises(UsageError, match="more than 1000 bytes"):
+        store.history("key_a", "r2")
 
 
 def test_a_revoked_key_leaves_nothing_behind(store, tmp_path):

@@ -22,7 +22,7 @@ PER_KEY = 1024
 """Responses that are kept for one key; those that were longest unused make room."""
 PER_KEY_BYTES = 64 << 20
 CONVERSATION_BYTES = 8 << 20
-"""Of all turns of one conversation: as much as a body that brought them itself may have."""
+"""Of all turns of one conversation as they are stored: as much as a body may have."""
 
 
 class PreviousResponseNotFound(NotFound):
@@ -42,16 +42,21 @@ class StoredResponse:
     """What this turn brought, as the API lists it."""
     response: dict[str, Any]
 
-    @property
-    def output(self) -> list[dict[str, Any]]:
-        return self.response["output"]
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a conversation needs of one of its turns."""
+
+    id: str
+    items: list[dict[str, Any]]
+    output: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
     """A conversation's turns, the oldest first."""
 
-    turns: list[StoredResponse] = field(default_factory=list[StoredResponse])
+    turns: list[Turn] = field(default_factory=list[Turn])
     broken_at: str | None = None
     """The response before the first of them, which is no longer kept."""
 
@@ -100,18 +105,19 @@ class ResponseStore:
         Raises:
             UsageError: it is longer than one request may be.
         """
-        turns: list[StoredResponse] = []
+        turns: list[Turn] = []
         size, wanted = 0, cast("str | None", id)
         with open_database(self._path) as database:
-            while wanted is not None and (turn := self._read(database, caller, wanted)) is not None:
-                size += len(msgspec.json.encode(turn.items)) + len(msgspec.json.encode(turn.output))
-                if size > CONVERSATION_BYTES:
+            while wanted is not None and (found := self._turn(database, caller, wanted)) is not None:
+                row, previous, stored = found
+                size += stored
+                if size > CONVERSATION_BYTES:  # before any of it is read
                     raise UsageError(
                         f"the conversation before {id[:64]!r} has more than {CONVERSATION_BYTES} bytes",
                         check="begin a new conversation, without previous_response_id",
                     )
-                turns.append(turn)
-                wanted = turn.previous
+                turns.append(_read_turn(database, row, wanted))
+                wanted = previous
             now = self.keeping.clock()
             database.executemany("UPDATE responses SET used = ? WHERE id = ?", [(now, t.id) for t in turns])
         return Chain(turns[::-1], wanted)
@@ -152,6 +158,13 @@ class ResponseStore:
             return None
         return StoredResponse(id, row[0], msgspec.json.decode(row[1]), msgspec.json.decode(row[2]))
 
+    def _turn(self, database: sqlite3.Connection, caller: str, id: str) -> tuple[int, str | None, int] | None:
+        """Where a turn lies, the response before it, and its bytes."""
+        return database.execute(
+            "SELECT rowid, previous, size FROM responses WHERE id = ? AND caller = ? AND used > ?",
+            (id, caller, self._oldest()),
+        ).fetchone()
+
     def _oldest(self) -> float:
         return self.keeping.clock() - self.keeping.longest_s
 
@@ -162,6 +175,17 @@ class ResponseStore:
             "that it was made with this key and without store: false; a response is kept for "
             f"{self.keeping.days} days after its last use, unless it is deleted or newer ones need its room"
         )
+
+
+class _Answered(msgspec.Struct):
+    output: list[dict[str, Any]]
+
+
+def _read_turn(database: sqlite3.Connection, row: int, id: str) -> Turn:
+    items, response = database.execute(
+        "SELECT items, response FROM responses WHERE rowid = ?", (row,)
+    ).fetchone()
+    return Turn(id, msgspec.json.decode(items), msgspec.json.decode(response, type=_Answered).output)
 
 
 def _make_room(database: sqlite3.Connection, caller: str) -> None:
