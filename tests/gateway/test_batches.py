@@ -23,6 +23,7 @@ from shoal.gateway.stored.batches.pace import AT_ONCE, PATIENCE_S, may_begin, pa
 from shoal.gateway.stored.batches.runner import BatchRunner
 from shoal.gateway.stored.batches.store import HOLD_S, BatchStore
 from shoal.gateway.stored.expiry import Keeping
+from shoal.gateway.stored.file_routes import FileRoutes
 from shoal.gateway.stored.files import FileStore, new_file_id
 
 from .conftest import served, user
@@ -97,6 +98,22 @@ def test_requests_that_nobody_waits_for_have_limits_of_their_own():
     trio.run(go)
 
 
+def test_what_is_stored_or_read_is_counted_but_keeps_no_batch_waiting():
+    async def go():
+        limits = RequestLimiter(running=1, waiting=0)
+        key = Caller("key_a", "a", KeyLimits(concurrency=1))
+        with limits.admitted(key, awaited=False):
+            assert limits.awaited == 0
+            for other in (key, LOCAL):
+                with pytest.raises(LimitReached), limits.admitted(other):
+                    pass
+        with limits.admitted(key):
+            assert limits.awaited == 1
+        assert limits.awaited == 0
+
+    trio.run(go)
+
+
 @pytest.fixture
 def days():
     return Days()
@@ -162,6 +179,18 @@ async def ended(store, batch, caller="local"):
 
 def said(store, file):
     return [json.loads(data) for _, data in store.files.lines(file)]
+
+
+def test_lines_are_read_in_pieces_of_so_many_bytes(store, monkeypatch):
+    monkeypatch.setattr(files_module, "PIECE", 10)
+    lines = [b"1234", b"5678", b"90", b"x" * 50, b"y" * 10, b"z"]
+    file = store.files.add("local", "x", lines, None)
+    assert [number for number, _ in store.files.read(file.id, 0)] == [1, 2, 3]
+    assert [number for number, _ in store.files.read(file.id, 3)] == [4]
+    assert [number for number, _ in store.files.read(file.id, 4)] == [5]
+    assert store.files.read(file.id, 6) == []
+    assert [data for _, data in store.files.lines(file.id)] == lines
+    assert store.files.line(file.id, 4) == b"x" * 50
 
 
 async def test_each_line_is_answered_and_written_in_the_order_of_the_file(store):
@@ -593,6 +622,62 @@ async def test_an_upload_is_bounded(gateway, monkeypatch):
     answer = await gateway.http.post("/v1/files", **upload)
     assert (answer.status_code, answer.json()["error"]["param"]) == (413, "file")
     assert (await gateway.http.get("/v1/files")).json()["data"] == []
+
+
+async def test_an_upload_is_one_of_so_many_of_its_caller_and_of_all(tmp_path, monkeypatch):
+    routes = FileRoutes(FileStore(tmp_path / "gateway.db", Keeping(30)), RequestLimiter())
+    monkeypatch.setattr("shoal.gateway.stored.file_routes.UPLOADS", 3)
+    with routes._under_way("a"), routes._under_way("a"):
+        with pytest.raises(LimitReached, match="2 uploads of this key"), routes._under_way("a"):
+            pass
+        with (
+            routes._under_way("b"),
+            pytest.raises(LimitReached, match="0 uploads of this key are under way, and 3 of all"),
+            routes._under_way("c"),
+        ):
+            pass
+    with routes._under_way("a"):
+        assert routes._uploads == {"a": 1}
+
+
+async def test_what_is_stored_is_read_within_the_limits_of_its_key(gateway, monkeypatch):
+    path = gateway.gateway.keys._path
+    key, _ = create(path, "ada", KeyLimits(concurrency=1), admin=False)
+    gateway.gateway.keys.refresh()
+    ada = {"authorization": f"Bearer {key}"}
+    upload = {"data": {"purpose": "batch"}, "files": {"file": ("a", line("a"))}}
+    file = (await gateway.http.post("/v1/files", headers=ada, **upload)).json()["id"]
+    asked = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+    ways = [
+        ("GET", "files"),
+        ("GET", f"files/{file}"),
+        ("GET", f"files/{file}/content"),
+        ("POST", "batches"),
+        ("GET", "batches"),
+        ("GET", "batches/b"),
+        ("POST", "batches/b/cancel"),
+        ("GET", "responses/r"),
+        ("GET", "responses/r/input_items"),
+        ("DELETE", "responses/r"),
+        ("DELETE", f"files/{file}"),
+    ]
+    with gateway.gateway.limits.admitted(gateway.gateway.keys.find(key)):
+        for method, where in ways:
+            answer = await gateway.http.request(method, f"/v1/{where}", headers=ada, json=asked)
+            assert (where, answer.status_code) == (where, 429)
+    assert (await gateway.http.get(f"/v1/files/{file}/content", headers=ada)).content == line("a")
+
+
+async def test_only_the_batches_of_the_page_are_counted(gateway, monkeypatch):
+    for _ in range(3):
+        batch_of(gateway.gateway.batches, [line("a")])
+    counts, counted = gateway.gateway.batches.counts, []
+    monkeypatch.setattr(
+        gateway.gateway.batches, "counts", lambda batch: (counted.append(batch.id), counts(batch))[1]
+    )
+    page = (await gateway.http.get("/v1/batches?limit=1")).json()
+    assert ([one["id"] for one in page["data"]], page["has_more"]) == (counted, True)
+    assert len(counted) == 1
 
 
 async def test_a_gateway_that_keeps_nothing_takes_no_uploads(tmp_path, checkpoint):

@@ -164,7 +164,7 @@ class Gateway:
                 *OllamaRoutes(self.desk, self.models, self.grammars, self.swarm).routes(),
                 *ResponseRoutes(self.desk, self.models, self.grammars, self.responses).routes(),
                 *FileRoutes(self.files, self.limits).routes(),
-                *BatchRoutes(self.batches, self.batch_runner).routes(),
+                *BatchRoutes(self.batches, self.batch_runner, self.limits).routes(),
                 *InferenceRoutes(self.desk, self.swarm.graphs).routes(),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),

@@ -74,6 +74,8 @@ class RequestLimiter:
     _books: OrderedDict[tuple[str, bool], _Book] = field(default_factory=OrderedDict[tuple[str, bool], _Book])
     _open: int = 0
     """Requests that were admitted and are not over; without those that nobody waits for."""
+    _awaited: int = 0
+    """Those of them that the swarm is to answer."""
     _turns: trio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,19 +84,22 @@ class RequestLimiter:
     @property
     def awaited(self) -> int:
         """Requests that somebody waits for: answered, or before their turn."""
-        return self._open
+        return self._awaited
 
     @contextmanager
-    def admitted(self, caller: Caller) -> Generator[None]:
+    def admitted(self, caller: Caller, *, awaited: bool = True) -> Generator[None]:
         """Count a request of the caller's for as long as the block takes, before anything costly is done.
+
+        Args:
+            awaited: whether the swarm is to answer it; what is only stored or read keeps no batch waiting.
 
         Raises:
             LimitReached: the caller is beyond its limits, or too many requests are here already.
         """
         book = self._book(caller)
         self._check(caller, book)
-        awaited = not caller.background
-        if awaited and self._open >= self.running + self.waiting:
+        present = not caller.background
+        if present and self._open >= self.running + self.waiting:
             raise LimitReached(
                 f"{self.answering} requests are being answered and {self._open - self.answering} wait",
                 retry_after_s=RETRY_S,
@@ -102,12 +107,14 @@ class RequestLimiter:
         if book.requests is not None:
             book.requests.take(1, trio.current_time())
         book.open += 1
-        self._open += awaited
+        self._open += present
+        self._awaited += present and awaited
         try:
             yield
         finally:
             book.open -= 1
-            self._open -= awaited
+            self._open -= present
+            self._awaited -= present and awaited
 
     @asynccontextmanager
     async def turn(self) -> AsyncGenerator[None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import IO, Any
 
@@ -17,12 +18,15 @@ from starlette.routing import Route
 from shoal.gateway.access.guard import caller_of
 from shoal.gateway.access.limits import RETRY_S, RequestLimiter
 from shoal.gateway.errors import BadRequest, BodyTooLarge, Forbidden, LimitReached, NotJson, RequestTimeout
+from shoal.gateway.stored.counted import CountedRoute
 from shoal.gateway.stored.files import MAX_FILE, MAX_LINE, FileStore
 from shoal.gateway.stored.paging import requested_page
 
 PATH = "/v1/files"
 UPLOADS = 8
 """At once, of all callers. Each lies in a temporary file until it is stored."""
+UPLOADS_EACH = 2
+"""Of one caller, so that it leaves room for others."""
 UPLOAD_WITHIN_S = 300.0
 AROUND = 64 << 10
 """Bytes that a form may have beside the file."""
@@ -40,37 +44,48 @@ class FileRoutes:
     def __init__(self, store: FileStore, limits: RequestLimiter) -> None:
         self._store = store
         self._limits = limits
-        self._uploads = 0
+        self._uploads = Counter[str]()
 
     def routes(self) -> list[Route]:
+        counted = partial(CountedRoute, self._limits)
         return [
             Route(PATH, self._upload, methods=["POST"]),
-            Route(PATH, self._list, methods=["GET"]),
-            Route(f"{PATH}/{{id}}", self._show, methods=["GET"]),
-            Route(f"{PATH}/{{id}}", self._delete, methods=["DELETE"]),
-            Route(f"{PATH}/{{id}}/content", self._content, methods=["GET"]),
+            Route(PATH, counted(self._list), methods=["GET"]),
+            Route(f"{PATH}/{{id}}", counted(self._show), methods=["GET"]),
+            Route(f"{PATH}/{{id}}", counted(self._delete), methods=["DELETE"]),
+            Route(f"{PATH}/{{id}}/content", counted(self._content), methods=["GET"]),
         ]
 
     async def _upload(self, request: Request) -> Response:
         caller = caller_of(request)
         if not self._store.keeping.on:
             raise Forbidden("this gateway keeps no files", check="set store_days in its config.toml")
-        if self._uploads >= UPLOADS:
-            raise LimitReached(f"{UPLOADS} uploads are under way", retry_after_s=RETRY_S)
-        self._uploads += 1
-        try:
-            with self._limits.admitted(caller):
-                form = await _read_form(request)
-                try:
-                    file, seconds = _checked(form)
-                    name = (file.filename or "upload.jsonl")[:MAX_NAME]
-                    add = partial(self._store.add, caller.id, name, _lines(file.file), seconds)
-                    stored = await trio.to_thread.run_sync(add)
-                finally:
-                    await form.close()
-        finally:
-            self._uploads -= 1
+        with self._limits.admitted(caller, awaited=False), self._under_way(caller.id):
+            form = await _read_form(request)
+            try:
+                file, seconds = _checked(form)
+                name = (file.filename or "upload.jsonl")[:MAX_NAME]
+                add = partial(self._store.add, caller.id, name, _lines(file.file), seconds)
+                stored = await trio.to_thread.run_sync(add)
+            finally:
+                await form.close()
         return JSONResponse(stored.shown())
+
+    @contextmanager
+    def _under_way(self, caller: str) -> Generator[None]:
+        """Count an upload. Raises LimitReached: there are too many, of this caller or of all."""
+        if self._uploads[caller] >= UPLOADS_EACH or self._uploads.total() >= UPLOADS:
+            raise LimitReached(
+                f"{self._uploads[caller]} uploads of this key are under way, and {self._uploads.total()} of "
+                f"all; {UPLOADS_EACH} and {UPLOADS} are the most",
+                retry_after_s=RETRY_S,
+            )
+        self._uploads[caller] += 1
+        try:
+            yield
+        finally:
+            self._uploads[caller] -= 1
+            self._uploads += Counter[str]()  # forgets whoever has none
 
     async def _list(self, request: Request) -> Response:
         page = requested_page(request, most=LIST_MOST, default=LIST_MOST)

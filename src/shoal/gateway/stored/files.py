@@ -9,6 +9,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +27,9 @@ PER_KEY = 128
 PER_KEY_BYTES = 256 << 20
 """Of all of them; a batch that runs may write beyond it, within a bound of its own."""
 FULL_RETRY_S = 3600.0
-PIECE = 256
-"""Lines that are read at once to be sent."""
+PIECE = 256 << 10
+"""Bytes of lines that are read at once; a line that is longer comes alone."""
+PIECE_LINES = 256
 
 Purpose = Literal["batch", "batch_output"]
 
@@ -134,12 +136,21 @@ class FileStore:
         with open_database(self.path) as database:
             database.execute("DELETE FROM files WHERE id = ? AND caller = ?", (id, caller))
 
-    def read(self, id: str, after: int, most: int = PIECE) -> list[tuple[int, bytes]]:
-        """Lines by their numbers, those behind line ``after``; none at the file's end."""
+    def read(self, id: str, after: int, most: int = PIECE_LINES) -> list[tuple[int, bytes]]:
+        """Lines by their numbers, those behind line ``after``, one piece; none at the file's end."""
         with open_database(self.path) as database:
-            return database.execute(
-                "SELECT number, data FROM file_lines WHERE file = ? AND number > ? ORDER BY number LIMIT ?",
+            sizes = database.execute(
+                "SELECT number, length(data) FROM file_lines WHERE file = ? AND number > ? "
+                "ORDER BY number LIMIT ?",
                 (id, after, most),
+            ).fetchall()
+            ends = accumulate(size for _, size in sizes)
+            fit = [number for (number, _), end in zip(sizes, ends, strict=True) if end <= PIECE]
+            last = fit[-1] if fit else sizes[0][0] if sizes else after
+            return database.execute(
+                "SELECT number, data FROM file_lines WHERE file = ? AND number > ? AND number <= ? "
+                "ORDER BY number",
+                (id, after, last),
             ).fetchall()
 
     def line(self, id: str, number: int) -> bytes | None:

@@ -26,6 +26,7 @@ from shoal.gateway.models import Models
 from shoal.gateway.page.requests import Record
 from shoal.gateway.schema.chat import MAX_MESSAGES
 from shoal.gateway.schema.responses import ResponsesRequest
+from shoal.gateway.stored.counted import CountedRoute
 from shoal.gateway.stored.paging import Page, requested_page
 from shoal.gateway.stored.responses import ResponseStore, StoredResponse
 
@@ -43,11 +44,12 @@ class ResponseRoutes:
         self._store = store
 
     def routes(self) -> list[Route]:
+        counted = partial(CountedRoute, self._desk.limits)
         return [
             Route(PATH, self._respond, methods=["POST"]),
-            Route(f"{PATH}/{{id}}", self._show, methods=["GET"]),
-            Route(f"{PATH}/{{id}}", self._delete, methods=["DELETE"]),
-            Route(f"{PATH}/{{id}}/input_items", self._list_items, methods=["GET"]),
+            Route(f"{PATH}/{{id}}", counted(self._show), methods=["GET"]),
+            Route(f"{PATH}/{{id}}", counted(self._delete), methods=["DELETE"]),
+            Route(f"{PATH}/{{id}}/input_items", counted(self._list_items), methods=["GET"]),
         ]
 
     async def _respond(self, request: Request) -> Exchange:

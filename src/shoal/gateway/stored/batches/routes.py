@@ -13,12 +13,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from shoal.gateway.access.guard import caller_of
+from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.body import read_body
 from shoal.gateway.errors import Forbidden
 from shoal.gateway.schema.batches import BatchRequest
 from shoal.gateway.stored.batches.batch import WINDOW_S, StoredBatch
 from shoal.gateway.stored.batches.runner import BatchRunner
 from shoal.gateway.stored.batches.store import BatchStore
+from shoal.gateway.stored.counted import CountedRoute
 from shoal.gateway.stored.files import new_file_id
 from shoal.gateway.stored.paging import requested_page
 
@@ -28,16 +30,18 @@ PATH = "/v1/batches"
 class BatchRoutes:
     """The routes of OpenAI's batches."""
 
-    def __init__(self, store: BatchStore, runner: BatchRunner) -> None:
+    def __init__(self, store: BatchStore, runner: BatchRunner, limits: RequestLimiter) -> None:
         self._store = store
+        self._limits = limits
         self._runner = runner
 
     def routes(self) -> list[Route]:
+        counted = partial(CountedRoute, self._limits)
         return [
-            Route(PATH, self._create, methods=["POST"]),
-            Route(PATH, self._list, methods=["GET"]),
-            Route(f"{PATH}/{{id}}", self._show, methods=["GET"]),
-            Route(f"{PATH}/{{id}}/cancel", self._cancel, methods=["POST"]),
+            Route(PATH, counted(self._create), methods=["POST"]),
+            Route(PATH, counted(self._list), methods=["GET"]),
+            Route(f"{PATH}/{{id}}", counted(self._show), methods=["GET"]),
+            Route(f"{PATH}/{{id}}/cancel", counted(self._cancel), methods=["POST"]),
         ]
 
     async def _create(self, request: Request) -> Response:
@@ -64,10 +68,14 @@ class BatchRoutes:
         page = requested_page(request)
         caller = caller_of(request).id
 
-        def shown() -> list[dict[str, Any]]:
-            return [batch.shown(*self._store.counts(batch)) for batch in self._store.list(caller)]
+        def shown() -> dict[str, Any]:
+            batches = {batch.id: batch for batch in self._store.list(caller)}
+            found = page.of([{"id": id} for id in batches])
+            listed = [batches[one["id"]] for one in found["data"]]
+            # Only these are counted: that takes a look at all of their lines.
+            return found | {"data": [batch.shown(*self._store.counts(batch)) for batch in listed]}
 
-        return JSONResponse(page.of(await trio.to_thread.run_sync(shown)))
+        return JSONResponse(await trio.to_thread.run_sync(shown))
 
     async def _show(self, request: Request) -> Response:
         return await self._told(partial(self._store.find, *_asked(request)))
