@@ -304,6 +304,23 @@ async def test_nothing_begins_while_somebody_waits(store):
     assert routes.asked == [1]
 
 
+async def test_keys_take_turns_where_one_line_runs_at_a_time(store, days, monkeypatch):
+    monkeypatch.setattr(runner_module, "may_begin", lambda awaited, running, since_s: not running)
+    order = []
+    first = batch_of(store, [line(f"r{n}", n="a") for n in range(3)], "a")
+    days.at += 1
+    second = batch_of(store, [line(f"r{n}", n="b") for n in range(3)], "b")
+
+    async def ask(path, body, caller):
+        order.append(body["n"])
+        return RouteAnswer(200, "req_1", {})
+
+    async with running(store, ask):
+        await ended(store, first, "a")
+        await ended(store, second, "b")
+    assert order == ["a", "b", "a", "b", "a", "b"]
+
+
 async def test_a_full_swarm_is_asked_again_and_a_node_that_fails_only_so_often(store, monkeypatch):
     monkeypatch.setattr(runner_module, "pause_s", lambda failures, asked_s: 0.0)
     batch = batch_of(store, [line("a", n=1)])

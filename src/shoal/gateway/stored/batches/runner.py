@@ -99,6 +99,8 @@ class BatchRunner:
         self._changed = trio.Event()
         self._held_at = -HOLD_EVERY_S
         self._began_at = 0.0
+        self._turns: dict[str, int] = {}
+        """When each caller's last line began, counted in lines of all."""
 
     @property
     def unfinished(self) -> int:
@@ -144,6 +146,7 @@ class BatchRunner:
             number = work.todo.popleft()
             work.running[number] = scope = trio.CancelScope()
             self._began_at = trio.current_time()
+            self._turns[work.held.caller] = 1 + max(self._turns.values(), default=0)
             nursery.start_soon(self._run_line, work, number, scope)
 
     async def _take(self, held: list[HeldBatch]) -> None:
@@ -151,6 +154,8 @@ class BatchRunner:
         ids = {one.batch.id for one in held}
         for id in [id for id in self._works if id not in ids]:
             self._works.pop(id).stop()
+        callers = {one.caller for one in held}
+        self._turns = {caller: turn for caller, turn in self._turns.items() if caller in callers}
         for one in held:
             work = self._works.get(one.batch.id)
             if work is None:
@@ -236,13 +241,18 @@ class BatchRunner:
         return replace(held, batch=batch)
 
     def _next(self) -> _Work | None:
-        """The batch whose line is to begin now: of the key with the fewest that run, the oldest."""
+        """The batch whose line is to begin now: of the key with the fewest that run the oldest, and of those
+        keys the one whose last line began first."""
         running = sum(len(work.running) for work in self._works.values())
         now = trio.current_time()
         if not may_begin(self._awaited(), running, now - self._began_at):
             return None
         ready = [work for work in self._works.values() if self._is_ready(work, now)]
-        return min(ready, key=lambda w: (self._running_of(w.held.caller), w.batch.created), default=None)
+        return min(ready, key=self._order, default=None)
+
+    def _order(self, work: _Work) -> tuple[int, int, float]:
+        caller = work.held.caller
+        return self._running_of(caller), self._turns.get(caller, 0), work.batch.created
 
     def _is_ready(self, work: _Work, now: float) -> bool:
         caller = self._callers(work.held.caller)
