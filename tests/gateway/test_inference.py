@@ -11,10 +11,14 @@ import pytest
 import trio
 import tritonclient.http as triton
 from anyio.from_thread import start_blocking_portal
+from starlette.datastructures import Headers
 from tritonclient.utils import InferenceServerException
 
-from shoal.gateway.access.keys import KeyLimits, create, revoke
+from shoal.gateway.access.keys import Caller, KeyLimits, create, revoke
+from shoal.gateway.api.inference import MAX_BINARY
 from shoal.gateway.app import Options, open_gateway
+from shoal.gateway.errors import LimitReached
+from shoal.gateway.inference import InferenceRoutes, LargeBodies
 from shoal.gateway.serve import serve
 from shoal.models.graph.graph_store import GraphStore
 from shoal.testing.graph_swarm import equal_spans, graph_swarm
@@ -163,6 +167,44 @@ async def test_a_header_that_lies_about_the_json_is_refused(standing):
             assert (answer.status_code, why in answer.json()["error"]) == (400, True), answer.text
         answer = await http.post("/v2/models/mlp/infer", content=b'{"inputs":[]}..', headers={HEADER: "13"})
         assert "2 bytes follow that no input takes" in answer.json()["error"]
+
+
+async def test_no_body_is_read_of_a_caller_beyond_its_limits(standing, monkeypatch):
+    _, gateway, _, _ = standing
+    ada = Caller("key_ada", "ada", KeyLimits(concurrency=1))
+    (infer,) = (r for r in InferenceRoutes(gateway.desk, None).routes() if r.path.endswith("{name}/infer"))
+    sent, asked = [], []
+
+    async def receive():
+        asked.append("body")
+        return {"type": "http.request", "body": b"{", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    def scope(size):
+        headers = [(b"content-length", size)] if size else []
+        return {"type": "http", "method": "POST", "headers": headers, "caller": ada} | {
+            "path": "/v2/models/mlp/infer",
+            "query_string": b"",
+            "path_params": {"name": "mlp"},
+        }
+
+    with gateway.limits.admitted(ada), pytest.raises(LimitReached, match="1 requests at once"):
+        await infer.app(scope(b"1"), receive, send)
+    assert asked == []
+
+
+def test_only_so_many_large_bodies_are_held(monkeypatch):
+    monkeypatch.setattr("shoal.gateway.inference.LARGE_AT_ONCE", 2)
+    bodies, small = LargeBodies(), Headers({"content-length": "9"})
+    large = Headers({"content-length": str(MAX_BINARY)})
+    with bodies.held(large), bodies.held(Headers()), bodies.held(small):
+        for headers in (large, Headers()):
+            with pytest.raises(LimitReached, match="2 bodies"), bodies.held(headers):
+                pass
+    with bodies.held(large), bodies.held(large):
+        pass
 
 
 async def test_requests_are_counted_and_shown_by_hop(standing):

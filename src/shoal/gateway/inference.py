@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
 
 import trio
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -16,8 +18,10 @@ from shoal.client.graph.graph_client import GraphAnswer, GraphClient
 from shoal.errors import ShoalError, UnknownModel
 from shoal.gateway.access.guard import caller_of
 from shoal.gateway.access.keys import Caller
+from shoal.gateway.access.limits import RETRY_S
 from shoal.gateway.api.inference import (
     MAX_BINARY,
+    MAX_TENSOR_JSON,
     MODEL_VERSION,
     InferRequest,
     metadata,
@@ -26,7 +30,7 @@ from shoal.gateway.api.inference import (
 )
 from shoal.gateway.body import read_raw
 from shoal.gateway.error_forms import error_response
-from shoal.gateway.errors import BadRequest
+from shoal.gateway.errors import BadRequest, LimitReached
 from shoal.gateway.exchange import Desk
 from shoal.gateway.page.requests import Record, RequestStatus
 from shoal.gateway.sse import until_gone
@@ -39,7 +43,33 @@ PREFIX = "infer-"
 ROUTE = "/v2/models/NAME/infer"
 """How requests are counted: callers make up names."""
 
+LARGE = MAX_TENSOR_JSON
+"""Bytes of a body. Of larger ones, and of those that do not say their size, only so many are held at once."""
+LARGE_AT_ONCE = 8
+
 log = logging.getLogger(__name__)
+
+
+class LargeBodies:
+    """Counts the large bodies that are held, of all callers."""
+
+    def __init__(self) -> None:
+        self._held = 0
+
+    @contextmanager
+    def held(self, headers: Headers) -> Generator[None]:
+        """Hold a body for the block. Raises LimitReached: too many large ones are held."""
+        size = headers.get("content-length", "")
+        large = not (size.isascii() and size.isdecimal() and len(size) < 12 and int(size) <= LARGE)
+        if large and self._held >= LARGE_AT_ONCE:
+            raise LimitReached(
+                f"{self._held} bodies of more than {LARGE} bytes are being answered", retry_after_s=RETRY_S
+            )
+        self._held += large
+        try:
+            yield
+        finally:
+            self._held -= large
 
 
 class InferenceRoutes:
@@ -48,6 +78,7 @@ class InferenceRoutes:
     def __init__(self, desk: Desk, graphs: GraphClient) -> None:
         self._desk = desk
         self._graphs = graphs
+        self._bodies = LargeBodies()
 
     def routes(self) -> list[Route]:
         found = [Route("/v2", self._server), Route(LIVE, self._health), Route(READY, self._health)]
@@ -82,16 +113,15 @@ class InferenceRoutes:
 
     async def _infer(self, request: Request) -> InferExchange:
         _check_version(request)
-        body = await read_raw(request, MAX_BINARY)
         size = request.headers.get(HEADER_SIZE)
         if size is not None and not (size.isascii() and size.isdecimal() and len(size) < 12):
             raise BadRequest(f"{HEADER_SIZE} is {size[:40]!r}, which is no number of bytes")
         return InferExchange(
             self._desk,
             self._graphs,
+            self._bodies,
             caller_of(request),
             request.path_params["name"],
-            body,
             None if size is None else int(size),
         )
 
@@ -103,52 +133,54 @@ class InferExchange:
         self,
         desk: Desk,
         graphs: GraphClient,
+        bodies: LargeBodies,
         caller: Caller,
         name: str,
-        body: bytes,
         header_size: int | None,
     ) -> None:
         self._desk = desk
         self._graphs = graphs
+        self._bodies = bodies
         self._caller = caller
         self._name = name
-        self._body = body
         self._header_size = header_size
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(until_gone, receive, nursery.cancel_scope)
-            await (await self._response(scope))(scope, receive, send)
-            nursery.cancel_scope.cancel()
+        request = Request(scope, receive)
+        # Nobody's body is read before it is known that it may be answered.
+        with self._desk.limits.admitted(self._caller), self._bodies.held(request.headers):
+            body = await read_raw(request, MAX_BINARY)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(until_gone, receive, nursery.cancel_scope)
+                await (await self._response(scope, body))(scope, receive, send)
+                nursery.cancel_scope.cancel()
 
-    async def _response(self, scope: Scope) -> Response:
-        with ExitStack() as admitted:
-            try:
-                admitted.enter_context(self._desk.limits.admitted(self._caller))
-                graph = await self._graphs.find_served(self._name)
-                # Numbers in JSON take long to read.
-                read = partial(read_infer, self._body, self._header_size)
-                asked, tensors = await trio.to_thread.run_sync(read)
-            except ShoalError as error:
-                return error_response(error, scope)
-            record = self._desk.answers.records.begin(PREFIX, graph.name, self._caller.id)
-            self._desk.answers.metrics.requests.labels(ROUTE).inc()
-            try:
-                async with self._desk.limits.turn():
-                    answer = await self._graphs.infer(graph, tensors)
-                response = await trio.to_thread.run_sync(_written, graph.name, asked, answer)
-            except ShoalError as error:
-                log.info("%s failed: %s", record.id, error.message)
-                self._desk.answers.metrics.failed.labels(error.code).inc()
-                self._end(record, "failed", error.message)
-                return error_response(error, scope)
-            except BaseException as error:
-                gone = isinstance(error, trio.Cancelled)
-                self._end(record, "cancelled" if gone else "failed", None if gone else "a defect of Shoal")
-                raise
-            _follow(record, answer)
-            self._end(record, "done")
-            return response
+    async def _response(self, scope: Scope, body: bytes) -> Response:
+        try:
+            graph = await self._graphs.find_served(self._name)
+            # Numbers in JSON take long to read.
+            read = partial(read_infer, body, self._header_size)
+            asked, tensors = await trio.to_thread.run_sync(read)
+        except ShoalError as error:
+            return error_response(error, scope)
+        record = self._desk.answers.records.begin(PREFIX, graph.name, self._caller.id)
+        self._desk.answers.metrics.requests.labels(ROUTE).inc()
+        try:
+            async with self._desk.limits.turn():
+                answer = await self._graphs.infer(graph, tensors)
+            response = await trio.to_thread.run_sync(_written, graph.name, asked, answer)
+        except ShoalError as error:
+            log.info("%s failed: %s", record.id, error.message)
+            self._desk.answers.metrics.failed.labels(error.code).inc()
+            self._end(record, "failed", error.message)
+            return error_response(error, scope)
+        except BaseException as error:
+            gone = isinstance(error, trio.Cancelled)
+            self._end(record, "cancelled" if gone else "failed", None if gone else "a defect of Shoal")
+            raise
+        _follow(record, answer)
+        self._end(record, "done")
+        return response
 
     def _end(self, record: Record, state: RequestStatus, error: str | None = None) -> None:
         desk = self._desk
