@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.errors import UsageError
+from shoal.cli.launch.config_file import write
+from shoal.errors import OutOfResources, UsageError
 from shoal.gateway.page.apps import APPS, GatewayAddress
 from tests.cli.conftest import Shoal
 
@@ -172,6 +174,8 @@ def test_print_shows_what_would_be_done_and_does_nothing(
         (["launch", "emacs"], "'emacs' is not among the programs"),
         (["launch", "aider"], "aider is not installed"),
         (["launch", "aider", "--url", "example.org"], "is no address"),
+        (["launch", "aider", "--url", "http://["], "is no address"),
+        (["launch", "aider", "--url", "http://example.org:99999"], "is no address"),
     ],
 )
 def test_what_cannot_be_done_says_what_to_do(
@@ -224,6 +228,22 @@ def test_a_file_is_written_after_asking_and_never_over_another(
     assert (path.read_text(), path.with_name("config.yaml.old1").read_text()) == (text, "mine")
 
 
+def test_a_file_that_cannot_be_written_leaves_the_old_one_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("mine")
+
+    def full(self: Path, text: str, encoding: str) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OutOfResources, match="no space left; the old file is there again"):
+            write(path, "new")
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("config.yaml", "mine")]
+
+
 @pytest.mark.parametrize(("said", "written"), [("y\n", True), ("n\n", False)])
 def test_somebody_at_a_terminal_is_asked(
     shoal: Shoal,
@@ -239,8 +259,9 @@ def test_somebody_at_a_terminal_is_asked(
             return True
 
     monkeypatch.setattr("sys.stdin", Terminal(said))
-    ran = shoal("launch", "continue", "--url", gateway)
+    ran = shoal("launch", "continue", "--url", gateway, "--key", "sk-shoal-secret")
     assert (tmp_path / "user/.continue/config.yaml").exists() == written
+    assert ("YOUR_SHOAL_KEY" in ran.err, "sk-shoal-secret" in ran.err + ran.out) == (True, False)
     assert (ran.code == 0) == written
     assert ("nothing was written" in ran.err) == (not written)
 

@@ -31,11 +31,11 @@ def write(path: Path, text: str) -> Path | None:
     """Write the file for its owner alone; one that was there is kept beside it, and returned.
 
     Raises:
-        OutOfResources: it cannot be written.
+        OutOfResources: it cannot be written; what was there is as it was.
     """
+    kept = None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        kept = None
         if path.exists():
             kept = _free(path)
             path.rename(kept)
@@ -43,10 +43,21 @@ def write(path: Path, text: str) -> Path | None:
         path.write_text(text, "utf-8")
     except OSError as error:
         raise OutOfResources(
-            f"{path}: {error.strerror}",
+            f"{path}: {error.strerror}{_put_back(path, kept)}",
             check="check that there is free disk space and that the folder is yours",
         ) from error
     return kept
+
+
+def _put_back(path: Path, kept: Path | None) -> str:
+    """Undo what was done to the old file, or say where it is."""
+    if kept is None or not kept.exists():
+        return ""
+    try:
+        kept.replace(path)
+    except OSError as error:
+        return f"; the old file is {kept}, as it could not be put back: {error.strerror}"
+    return "; the old file is there again"
 
 
 def _free(path: Path) -> Path:

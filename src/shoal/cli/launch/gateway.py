@@ -23,14 +23,22 @@ def url_of(settings: Settings, given: str | None) -> str:
         UsageError: what was given is no http address.
     """
     if given is not None:
-        parts = urlsplit(given)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_url(given):
             raise UsageError(f"{given!r} is no address", check="write it as http://127.0.0.1:4480")
         return given.rstrip("/").removesuffix("/v1")
     host = settings.gateway_host
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.gateway_port}"
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:  # brackets that hold no address, or a port that can be none
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
 
 
 def models_at(url: str, key: str | None) -> list[str]:

@@ -90,7 +90,8 @@ def launch(
         )
     chosen = choose_model(models_at(where, key), model, settings.model)
     setup = app.setup(GatewayAddress(where, chosen, key or NO_KEY))
-    if setup.config is not None and not _configure(setup.config, yes=yes, replace=replace):
+    shown = app.lines(GatewayAddress(where, chosen, KEY_HINT if key else NO_KEY))
+    if setup.config is not None and not _configure(setup.config, shown, yes=yes, replace=replace):
         raise typer.Exit(1)
     if app.note:
         say(f"note: {app.note}")
@@ -123,8 +124,11 @@ def _table(found: list[dict[str, Any]]) -> Table:
     return rows
 
 
-def _configure(file: ConfigFile, *, yes: bool, replace: bool) -> bool:
+def _configure(file: ConfigFile, shown: str, *, yes: bool, replace: bool) -> bool:
     """See to it that the program's file says what it should; whether it does now.
+
+    Args:
+        shown: its text without the key, for who is asked.
 
     Raises:
         UsageError: somebody must be asked, and nobody is there.
@@ -141,7 +145,7 @@ def _configure(file: ConfigFile, *, yes: bool, replace: bool) -> bool:
     if not agreed:
         question = f"{path} is there and says something else; replace it, and keep the old one?"
         flag = "--replace" if there else "--yes"
-        if not _agrees(question if there else f"write {path}?", file.text, flag):
+        if not _agrees(question if there else f"write {path}?", shown, flag):
             say("nothing was written")
             return False
     kept = write(path, file.text)
