@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -627,6 +628,26 @@ FILE = {"file": ("a.jsonl", b"x\n")}
 async def test_a_form_that_is_no_upload_is_refused_by_its_field(shared, given, status, param):
     answer = await shared.http.post("/v1/files", **given)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+
+
+async def test_an_upload_may_have_a_name_that_is_no_text(gateway):
+    form = (
+        b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a+2AA-.jsonl"\r\n\r\nx\r\n--x--\r\n'
+    )
+    kind = "multipart/form-data; boundary=x; charset=utf-7"
+    answer = await gateway.http.post("/v1/files", content=form, headers={"content-type": kind})
+    assert (answer.status_code, answer.json().get("filename")) == (200, "a?.jsonl")
+
+
+async def test_a_full_disk_refuses_an_upload(gateway, monkeypatch):
+    async def full(self, data):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("starlette.datastructures.UploadFile.write", full)
+    answer = await gateway.http.post("/v1/files", data={"purpose": "batch"}, files=FILE)
+    assert answer.status_code == 503
+    assert "no space left; check that there is room" in answer.json()["error"]["message"]
 
 
 async def test_an_upload_is_bounded(gateway, monkeypatch):

@@ -141,6 +141,11 @@ def tensor(**fields):
         ({"inputs": [tensor(data=[[1], [1, 2]])]}, "holds no array"),
         ({"inputs": [tensor(shape=[-1])]}, "not a request of the protocol"),
         ({"inputs": [tensor(shape=[1 << 31] * 8)]}, "its shape takes"),
+        ({"inputs": [tensor(shape=[0] + [1 << 31] * 7, data=[])]}, "has a shape that no array has"),
+        (
+            {"inputs": [tensor(shape=[0] + [1 << 31] * 7, parameters={"binary_data_size": 0})]},
+            "has a shape that no array has",
+        ),
         ({"inputs": [tensor(), tensor()]}, "comes twice"),
         ({"inputs": [tensor(datatype="INT8", data=[300] * 32)]}, "numbers that INT8 does not hold"),
         ({"inputs": [tensor(parameters={"binary_data_size": 99})]}, "says binary_data_size 99"),

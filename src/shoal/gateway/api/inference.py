@@ -201,7 +201,7 @@ def _from_binary(tensor: InferInput, raw: memoryview) -> Array:
         raise BadRequest(f"the input {tensor.name[:80]!r} has {len(raw)} bytes, and its shape takes {wanted}")
     flat = np.frombuffer(raw, np.uint8)
     array: Array = flat != 0 if dtype == "bool" else flat.copy().view(dtype)
-    return array.reshape(tensor.shape)
+    return _shaped(tensor, array)
 
 
 def _from_json(tensor: InferInput) -> Array:
@@ -222,4 +222,13 @@ def _from_json(tensor: InferInput) -> Array:
     array = found.astype(dtype)
     if found.dtype.kind in "iu" and np.dtype(dtype).kind in "iu" and not np.array_equal(array, found):
         raise BadRequest(f"the input {tensor.name[:80]!r} has numbers that {tensor.datatype} does not hold")
-    return array.reshape(tensor.shape)
+    return _shaped(tensor, array)
+
+
+def _shaped(tensor: InferInput, flat: Array) -> Array:
+    try:
+        return flat.reshape(tensor.shape)
+    except ValueError as error:  # of no elements, and still too large to be counted
+        raise BadRequest(
+            f"the input {tensor.name[:80]!r} has a shape that no array has: {str(error)[:100]}"
+        ) from error

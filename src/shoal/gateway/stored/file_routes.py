@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from shoal.errors import OutOfResources
 from shoal.gateway.access.guard import caller_of
 from shoal.gateway.access.limits import RETRY_S, RequestLimiter
 from shoal.gateway.errors import BadRequest, BodyTooLarge, Forbidden, LimitReached, NotJson, RequestTimeout
@@ -64,7 +65,7 @@ class FileRoutes:
             form = await _read_form(request)
             try:
                 file, seconds = _checked(form)
-                name = (file.filename or "upload.jsonl")[:MAX_NAME]
+                name = _named(file)
                 add = partial(self._store.add, caller.id, name, _lines(file.file), seconds)
                 stored = await trio.to_thread.run_sync(add)
             finally:
@@ -142,6 +143,11 @@ async def _read_form(request: Request) -> FormData:
                 raise BadRequest(f"the form cannot be read: {said[:200]}") from error
             except ClientDisconnect as error:
                 raise BadRequest("the form was cut short") from error
+            except OSError as error:
+                raise OutOfResources(
+                    f"the file cannot be kept while it comes: {error.strerror}",
+                    check="that there is room in the folder for temporary files of the gateway's machine",
+                ) from error
     raise RequestTimeout(f"the file did not come within {UPLOAD_WITHIN_S:.0f} s")
 
 
@@ -168,6 +174,12 @@ def _checked(form: FormData) -> tuple[UploadFile, int | None]:
     if not file.size:
         raise BadRequest("file must not be empty", param="file")
     return file, _seconds({name: value for name, value in form.items() if isinstance(value, str)})
+
+
+def _named(file: UploadFile) -> str:
+    """What the file is called: names may hold bytes that are no text."""
+    name = (file.filename or "upload.jsonl")[:MAX_NAME]
+    return name.encode("utf-8", "replace").decode()
 
 
 def _seconds(fields: Mapping[str, Any]) -> int | None:
