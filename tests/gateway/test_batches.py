@@ -516,9 +516,9 @@ async def test_a_batch_outlives_its_gateway(tmp_path, checkpoint):
     async with served(tmp_path, checkpoint) as gateway:
 
         def begin(client, base):
-            lines = [
-                line(f"r{n}", "/v1/responses", input="hello", max_output_tokens=3, **base) for n in range(3)
-            ]
+            asked = {"input": "hello", "max_output_tokens": 3} | base
+            lines = [line(f"r{n}", "/v1/responses", **asked) for n in range(2)]
+            lines.append(line("r2", "/v1/responses", store=None, **asked))
             upload = client.files.create(file=jsonl(*lines), purpose="batch")
             return client.batches.create(
                 input_file_id=upload.id, endpoint="/v1/responses", completion_window="24h"

@@ -65,8 +65,12 @@ def test_a_conversation_is_the_chain_of_its_turns(store):
 
 def test_what_another_key_has_stored_is_as_if_it_were_not_there(store):
     store.save("key_a", turn("r1"))
-    for refused in (store.find, store.delete, store.history):
-        with pytest.raises(NotFound, match="no response 'r1' is stored for this key"):
+    for refused, error in (
+        (store.find, NotFound),
+        (store.delete, NotFound),
+        (store.history, PreviousResponseNotFound),
+    ):
+        with pytest.raises(error, match="no response 'r1' is stored for this key"):
             refused("key_b", "r1")
     assert store.find("key_a", "r1").response["id"] == "r1"
 
@@ -193,12 +197,15 @@ async def test_openais_client_goes_on_from_what_is_stored(gateway):
         oldest = list(client.responses.input_items.list(second.id, order="asc", limit=1))
         client.responses.delete(first.id)
         gone = []
-        for call in (
-            lambda: client.responses.retrieve(first.id),
-            lambda: client.responses.create(input="And?", previous_response_id=second.id, **asked),
-            lambda: client.responses.retrieve(whole.id),
+        for call, error in (
+            (lambda: client.responses.retrieve(first.id), openai.NotFoundError),
+            (
+                lambda: client.responses.create(input="And?", previous_response_id=second.id, **asked),
+                openai.BadRequestError,
+            ),
+            (lambda: client.responses.retrieve(whole.id), openai.NotFoundError),
         ):
-            with pytest.raises(openai.NotFoundError) as caught:
+            with pytest.raises(error) as caught:
                 call()
             gone.append(caught.value)
         return first, second, whole, kept, newest, oldest, gone
@@ -258,7 +265,7 @@ async def test_another_keys_responses_are_404(gateway):
         assert answer.status_code == 404
         assert "secret" not in answer.text
     stolen = await gateway.http.post("/v1/responses", json=asked | {"previous_response_id": id}, headers=bob)
-    assert stolen.status_code == 404
+    assert stolen.status_code == 400
     assert (await gateway.http.get(f"/v1/responses/{id}")).status_code == 401
     assert (await gateway.http.get(f"/v1/responses/{id}", headers=ada)).status_code == 200
 
@@ -286,7 +293,7 @@ async def test_a_gateway_that_keeps_nothing_says_so(tmp_path, checkpoint):
         said = (await gateway.http.post("/v1/responses", json=asked)).json()
         assert said["store"] is False
         answer = await gateway.http.post("/v1/responses", json=asked | {"previous_response_id": said["id"]})
-        assert answer.status_code == 404
+        assert answer.status_code == 400
         assert "store_days is 0" in answer.json()["error"]["message"]
         assert rows(tmp_path) == 0
 

@@ -15,7 +15,7 @@ import msgspec
 
 from shoal.errors import UsageError
 from shoal.gateway.access.database import open_database
-from shoal.gateway.errors import NotFound
+from shoal.gateway.errors import BadRequest, NotFound
 from shoal.gateway.stored.expiry import Keeping
 
 PER_KEY = 1024
@@ -25,8 +25,11 @@ CONVERSATION_BYTES = 8 << 20
 """Of all turns of one conversation as they are stored: as much as a body may have."""
 
 
-class PreviousResponseNotFound(NotFound):
-    """A conversation cannot go on: one of its responses is not kept, or not for this key."""
+class PreviousResponseNotFound(BadRequest):
+    """A conversation cannot go on: one of its responses is not kept, or not for this key.
+
+    The route is there and the field is wrong, so it is a 400, as OpenAI has it.
+    """
 
     code = "previous_response_not_found"
 

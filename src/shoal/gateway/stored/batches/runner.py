@@ -330,7 +330,8 @@ class BatchRunner:
             refused = BadRequest("stream must be false: a batch is answered into a file", param="stream")
             return RouteAnswer(400, "", body_of(refused))
         if batch.endpoint == "/v1/responses":
-            body = {"store": False} | body  # or a batch would push a key's conversations out
+            store = body.get("store")
+            body = body | {"store": False if store is None else store}  # or it pushes conversations out
         with trio.move_on_after(LINE_WITHIN_S):
             return await self._ask(batch.endpoint, body, replace(caller, background=True))
         return RouteAnswer(504, "", {"error": {"message": f"no answer within {LINE_WITHIN_S:.0f} s"}})
