@@ -1,1 +1,1 @@
-"""Batches: many requests in one file, answered while nobody else is."""
+"""Batches: many requests in one file, answered behind everybody who waits."""
