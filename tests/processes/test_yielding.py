@@ -69,9 +69,7 @@ async def peers_shown(local, home):
     return {peer["peer"]: peer for peer in json.loads(shown.stdout)["peers"]}
 
 
-async def test_sessions_go_on_elsewhere_while_the_machine_is_busy_and_the_nodes_come_back(
-    tmp_path, checkpoint
-):
+async def test_sessions_go_on_elsewhere_while_the_machine_is_busy(tmp_path, checkpoint):
     whole = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     expected = whole.generate(
         torch.tensor([PROMPT]), max_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
@@ -109,6 +107,3 @@ async def test_sessions_go_on_elsewhere_while_the_machine_is_busy_and_the_nodes_
                 assert [shown[peer]["share"] for peer in owned] == [0.0, 0.0]
             await decode(TOKENS)
         assert found == expected[0, len(PROMPT) :].tolist()
-        # It has no session any more, and is one thing less that goes on beside the two.
-        psutil.Process(local.nodes[0]["pid"]).terminate()
-        await become(swarm, owned, 1.0, within_s=QUIET_S + 100)
