@@ -3,7 +3,7 @@ import { test } from 'node:test'
 import { GatewayError } from '../src/api/errors.ts'
 import type { Model } from '../src/api/types.ts'
 import { readChunk } from '../src/chat/chunks.ts'
-import { MOST_BYTES, readText, withFiles } from '../src/chat/attach.ts'
+import { checkRoom, MOST_BYTES, MOST_FILES, readText, withFiles } from '../src/chat/attach.ts'
 import { forked, has, MOST_WAYS, switched } from '../src/chat/branches.ts'
 import { bounded, DEFAULTS, restored, titleOf, type Conversation, type Message } from '../src/chat/keep.ts'
 import { choose } from '../src/chat/models.ts'
@@ -39,13 +39,27 @@ test('a failure midway is an error with the words of the gateway', () => {
 
 test('the newest conversations are kept, as many as there is room for', () => {
   const all = [talk('old', 1), talk('new', 3), talk('middle', 2)]
-  assert.deepEqual(ids(bounded(all)), ['new', 'middle', 'old'])
-  assert.deepEqual(ids(bounded(all, 2)), ['new', 'middle'])
-  assert.deepEqual(ids(bounded([talk('big', 2, 'x'.repeat(500)), talk('new', 3)], 50, 600)), ['new'])
+  assert.deepEqual(ids(bounded(all).kept), ['new', 'middle', 'old'])
+  assert.deepEqual(ids(bounded(all, 2).kept), ['new', 'middle'])
+  assert.equal(bounded(all, 2).cut, 0)
+})
+
+test('one that is too large is left out, what is behind it is not, and somebody is told', () => {
+  const { kept, cut } = bounded([talk('big', 2, 'x'.repeat(500)), talk('old', 1), talk('new', 3)], 50, 600)
+  assert.deepEqual([ids(kept), cut], [['new', 'old'], 1])
+})
+
+test('a large one leaves room to others, and loses the ways that are not shown before its messages', () => {
+  const { kept } = bounded([talk('large', 2, 'x'.repeat(100), 40), talk('old', 1)], 50, 2000)
+  assert.deepEqual(ids(kept), ['large', 'old'])
+  const messages = forked(line('a', 'x'.repeat(900)), 0, { role: 'user', content: 'b' })
+  const forks = bounded([{ ...talk('forks', 1), messages }], 50, 600)
+  assert.deepEqual([forks.kept[0]?.messages, forks.cut], [[{ role: 'user', content: 'b' }], 1])
+  assert.deepEqual(bounded([talk('huge', 2, 'x'.repeat(5000)), talk('old', 1)], 50, 2000), { kept: [talk('old', 1)], cut: 1 })
 })
 
 test('a newest one that alone is too long loses its beginning, question and answer together', () => {
-  const [kept] = bounded([talk('long', 1, 'x'.repeat(100), 40)], 50, 2000)
+  const [kept] = bounded([talk('long', 1, 'x'.repeat(100), 40)], 50, 2000).kept
   assert.ok(kept && kept.messages.length > 0 && kept.messages.length < 40)
   assert.equal(kept.messages[0]?.role, 'user')
   assert.ok(JSON.stringify(kept).length <= 2000)
@@ -105,6 +119,15 @@ test('only so many ways are kept, the newest', () => {
   assert.deepEqual(said(switched(messages, 0, 0)), ['30'])
 })
 
+test('the way on the screen is never the one that makes room', () => {
+  let messages = line('0')
+  for (let i = 1; i < MOST_WAYS; i++) messages = forked(messages, 0, { role: 'user', content: `${i}` })
+  messages = forked(switched(messages, 0, 0), 0, { role: 'user', content: 'new' })
+  assert.equal(messages[0]?.fork?.ways.length, MOST_WAYS)
+  assert.deepEqual(said(switched(messages, 0, 0)), ['0'])
+  assert.deepEqual(said(switched(messages, 0, 1)), ['2'])
+})
+
 test('a search finds words in titles and in every way', () => {
   const messages = forked(line('Where do Cod live?', 'In the sea.'), 0, { role: 'user', content: 'Where do eels live?' })
   const one = { ...talk('x', 1), title: 'Fish', messages }
@@ -117,11 +140,21 @@ test('what was exported is imported, and what is damaged or something else is re
   assert.deepEqual(imported(exported(all)), all)
   for (const bad of ['', '[]', 'null', '{"kind":"shoal.conversations"}']) assert.throws(() => imported(bad), Error)
   const odd = JSON.parse(exported(all))
+  const answered = { route: [], reroutes: [], tokens: 1, tokensPerSecond: null, ttftMs: 2 }
   for (const wrong of [{ role: 'user', content: 'x', fork: { at: 3, ways: [] } }, { role: 'user' },
-    { role: 'assistant', content: 'x', answered: { route: 1, reroutes: [] } }]) {
+    ...[
+      { route: 1 },
+      { route: [{ peer: 'p', start: 0 }] },
+      { reroutes: [{ lost: 'p', gap_s: 1 }] },
+      { reroutes: [{ lost: ['p'] }] },
+      { tokensPerSecond: undefined },
+      { ttftMs: 'soon' },
+    ].map((bad) => ({ role: 'assistant', content: 'x', answered: { ...answered, ...bad } }))]) {
     odd.conversations[1].messages = [wrong]
     assert.throws(() => imported(JSON.stringify(odd)), /damaged/)
   }
+  odd.conversations[1].messages = [{ role: 'assistant', content: 'x', answered }]
+  assert.equal(imported(JSON.stringify(odd)).length, 2)
 })
 
 test('of two conversations with one id the one that was changed last stays', () => {
@@ -137,4 +170,8 @@ test('a file goes into the question as text that ends where it should', () => {
   for (const bad of [new Uint8Array([255, 254]), bytes('a\0b'), bytes(' \n'), new Uint8Array(MOST_BYTES + 1).fill(97)]) {
     assert.throws(() => readText('c.bin', bad), /c\.bin/)
   }
+  const half = { name: 'h', text: '', bytes: MOST_BYTES / 2 }
+  checkRoom([half], 'h', MOST_BYTES / 2)
+  assert.throws(() => checkRoom([half], 'big', MOST_BYTES / 2 + 1), /big is too large/)
+  assert.throws(() => checkRoom(Array(MOST_FILES).fill({ ...half, bytes: 1 }), 'one', 1), /At most 8 files/)
 })

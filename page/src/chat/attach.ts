@@ -3,15 +3,23 @@
 export interface Attachment {
   name: string
   text: string
+  bytes: number
 }
 
 export const MOST_FILES = 8
-/** Bytes of one file: more than most models' contexts hold. */
-export const MOST_BYTES = 1_000_000
+/** Bytes of all files of a question: more than most models' contexts hold, and a part of what a browser keeps. */
+export const MOST_BYTES = 500_000
+
+/** Whether one more file has room, before it is read. Throws an Error with a sentence for the reader. */
+export function checkRoom(files: Attachment[], name: string, bytes: number): void {
+  if (files.length >= MOST_FILES) throw new Error(`At most ${MOST_FILES} files go with a question.`)
+  const whole = files.reduce((sum, file) => sum + file.bytes, bytes)
+  if (whole > MOST_BYTES) throw new Error(`${name} is too large: all files of a question have at most 500 KB.`)
+}
 
 /** A file as text. Throws an Error with a sentence for the reader. */
 export function readText(name: string, bytes: Uint8Array): Attachment {
-  if (bytes.length > MOST_BYTES) throw new Error(`${name} is larger than 1 MB.`)
+  checkRoom([], name, bytes.length)
   let text: string
   try {
     text = new TextDecoder('utf-8', { fatal: true }).decode(bytes)
@@ -20,7 +28,7 @@ export function readText(name: string, bytes: Uint8Array): Attachment {
   }
   if (text.includes('\0')) throw new Error(`${name} is no text: only text can be attached.`)
   if (!text.trim()) throw new Error(`${name} is empty.`)
-  return { name: name.replace(/[`\r\n]/g, '_'), text }
+  return { name: name.replace(/[`\r\n]/g, '_'), text, bytes: bytes.length }
 }
 
 /** The question with its files behind it, each within a fence that none of its own lines ends. */

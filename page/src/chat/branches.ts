@@ -1,6 +1,6 @@
 /** Conversations that go more than one way: a question that was edited, an answer that was asked for again. Pure. */
 
-import type { Conversation, Message } from './keep.ts'
+import { alone, type Conversation, type Message } from './keep.ts'
 
 /** Ways from one message on that are kept; one more takes the place of the oldest that is not shown. */
 export const MOST_WAYS = 20
@@ -10,15 +10,11 @@ export function forked(messages: Message[], at: number, instead: Message): Messa
   const before = messages[at]
   if (!before) return [...messages, instead]
   const ways = before.fork ? [...before.fork.ways] : [[]]
-  ways[before.fork?.at ?? 0] = [alone(before), ...messages.slice(at + 1)]
-  if (ways.length >= MOST_WAYS) ways.shift()
+  const shown = before.fork?.at ?? 0
+  ways[shown] = [alone(before), ...messages.slice(at + 1)]
+  if (ways.length >= MOST_WAYS) ways.splice(shown === 0 ? 1 : 0, 1)
   ways.push([])
   return [...messages.slice(0, at), { ...instead, fork: { at: ways.length - 1, ways } }]
-}
-
-/** A message without the ways beside it. */
-function alone({ fork: _, ...message }: Message): Message {
-  return message
 }
 
 /** Show another way from a message on. */

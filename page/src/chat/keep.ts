@@ -60,27 +60,56 @@ export const MOST = 50
 /** Browsers give a page about 5 million characters. */
 export const MOST_CHARACTERS = 2_000_000
 
-/** The newest, as many as are kept. The newest one is cut at its beginning if it alone is too long. */
-export function bounded(all: Conversation[], most = MOST, characters = MOST_CHARACTERS): Conversation[] {
+export interface Kept {
+  kept: Conversation[]
+  /** Conversations that are too large to be kept whole: of some a part is left out, of others all. */
+  cut: number
+}
+
+/**
+ * The newest, as many as are kept and have room.
+ *
+ * One that has no room loses the ways that are not shown. If that is not enough, the newest loses its beginning, and
+ * leaves half of the room to others; an older one is left out, and smaller ones behind it are not.
+ */
+export function bounded(all: Conversation[], most = MOST, characters = MOST_CHARACTERS): Kept {
   const kept: Conversation[] = []
   let room = characters
-  for (const conversation of [...all].sort((a, b) => b.updated - a.updated).slice(0, most)) {
-    const size = JSON.stringify(conversation).length
-    if (size > room) {
-      if (kept.length === 0) kept.push(shortened(conversation, room))
-      break
+  let cut = 0
+  for (const [place, whole] of [...all].sort((a, b) => b.updated - a.updated).slice(0, most).entries()) {
+    let one = whole
+    if (size(one) > room) {
+      cut++
+      one = { ...whole, messages: whole.messages.map(alone) }
+      if (size(one) > room) {
+        if (place > 0) continue
+        one = shortened(one, room / 2)
+        if (one.messages.length === 0) continue
+      }
     }
-    room -= size
-    kept.push(conversation)
+    room -= size(one)
+    kept.push(one)
   }
-  return kept
+  return { kept, cut }
+}
+
+function size(value: unknown): number {
+  return JSON.stringify(value).length
+}
+
+/** A message without the ways beside it. */
+export function alone({ fork: _, ...message }: Message): Message {
+  return message
 }
 
 function shortened(conversation: Conversation, characters: number): Conversation {
+  const sizes = conversation.messages.map((message) => size(message) + 1)
+  let left = size({ ...conversation, messages: [] }) + sizes.reduce((sum, one) => sum + one, 0)
   let first = 0
-  const size = (from: number): number =>
-    JSON.stringify({ ...conversation, messages: conversation.messages.slice(from) }).length
-  while (first < conversation.messages.length && size(first) > characters) first += 2
+  while (first < sizes.length && left > characters) {
+    left -= (sizes[first] ?? 0) + (sizes[first + 1] ?? 0)
+    first += 2
+  }
   return { ...conversation, messages: conversation.messages.slice(first) }
 }
 
@@ -127,9 +156,24 @@ function isMessage(value: unknown, depth: number): value is Message {
 }
 
 function isAnswered(value: unknown): value is Answered {
-  const { route, reroutes } = (value ?? {}) as Record<string, unknown>
-  const isHop = (hop: unknown): boolean => typeof (hop as Hop | null)?.peer === 'string'
-  return Array.isArray(route) && route.every(isHop) && Array.isArray(reroutes)
+  const { route, reroutes, tokens, tokensPerSecond, ttftMs } = (value ?? {}) as Record<string, unknown>
+  return (
+    Array.isArray(route) &&
+    route.every(isHop) &&
+    Array.isArray(reroutes) &&
+    reroutes.every(isReroute) &&
+    [tokens, tokensPerSecond, ttftMs].every((one) => one === null || typeof one === 'number')
+  )
+}
+
+function isHop(value: unknown): value is Hop {
+  const { peer, start, end } = (value ?? {}) as Record<string, unknown>
+  return typeof peer === 'string' && typeof start === 'number' && typeof end === 'number'
+}
+
+function isReroute(value: unknown): value is Reroute {
+  const { lost, gap_s } = (value ?? {}) as Record<string, unknown>
+  return Array.isArray(lost) && lost.every((peer) => typeof peer === 'string') && typeof gap_s === 'number'
 }
 
 function isFork(value: unknown, depth: number): value is Fork {

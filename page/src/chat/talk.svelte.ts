@@ -25,6 +25,8 @@ class Talk {
   settings = $derived<Settings>(this.open?.settings ?? this.#next)
   /** The browser has no room for conversations, or was told to keep none. */
   unsaved = $state(false)
+  /** Conversations that are too large to be kept whole. */
+  cut = $state(0)
 
   #abort: AbortController | null = null
   #savedAt = 0
@@ -163,7 +165,9 @@ class Talk {
     if (Date.now() - this.#savedAt < every) return
     this.#savedAt = Date.now()
     try {
-      localStorage.setItem(STORED, JSON.stringify(bounded($state.snapshot(this.conversations))))
+      const { kept, cut } = bounded($state.snapshot(this.conversations))
+      this.cut = cut
+      localStorage.setItem(STORED, JSON.stringify(kept))
       this.unsaved = false
     } catch {
       this.unsaved = true // shown in the list: the conversation goes on without being kept
