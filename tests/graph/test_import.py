@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import AttributeProto, ModelProto, TensorProto, helper
 
 from shoal.errors import BadWeights, IncompatibleLibrary, UnknownModel, UnsupportedModel
 from shoal.models.graph import importer, proto
@@ -16,6 +17,7 @@ from shoal.models.graph.graph_store import GraphStore
 from shoal.models.graph.importer import import_apart
 from shoal.models.graph.manifest import graph_digest, read_graph_manifest, write_graph_manifest
 from shoal.models.graph.proto import read_graph
+from shoal.models.untrusted.child import Child
 from shoal.testing.graphs import GRAPHS, GraphWriter, floats, inputs_of, write_mlp
 from shoal.types import Span
 
@@ -118,6 +120,69 @@ def test_a_custom_operator_in_a_branch_is_refused_too(tmp_path: Path) -> None:
     inner = helper.make_graph([helper.make_node("Evil", [], ["z"], domain="evil")], "b", [], [floats("z", 4)])
     model.graph.node[0].attribute.append(helper.make_attribute("body", inner))
     assert "evil::Evil" in refused(model, tmp_path)
+
+
+def with_sparse_constant(**more: str) -> ModelProto:
+    """Of the runtime's own reading: its values may be in another file."""
+    model = small()
+    constant = helper.make_node("Constant", [], ["sparse"], name="c")
+    value = constant.attribute.add(name="sparse_value", type=AttributeProto.SPARSE_TENSOR).sparse_tensor
+    value.dims.append(4)
+    value.values.CopyFrom(external("secret", **more))
+    value.indices.CopyFrom(helper.make_tensor("i", TensorProto.INT64, [4], [0, 1, 2, 3]))
+    model.graph.node.insert(0, constant)
+    return model
+
+
+def test_sparse_tensors_are_refused_wherever_they_are(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(16))
+    why = "node 'c' has a sparse tensor, 'sparse_value' of Constant"
+    model = with_sparse_constant()
+    assert why in refused(model, tmp_path)
+    model.graph.node[0].attribute[0].type = AttributeProto.UNDEFINED
+    assert why in refused(model, tmp_path)
+    branch = helper.make_graph([with_sparse_constant().graph.node[0]], "b", [], [floats("sparse", 4)])
+    model = small()
+    model.graph.node[0].attribute.append(helper.make_attribute("body", branch))
+    assert why in refused(model, tmp_path)
+    model = small()
+    model.graph.node[0].attribute.add(name="many", type=AttributeProto.SPARSE_TENSORS)
+    assert "has a sparse tensor, 'many' of Relu" in refused(model, tmp_path)
+    model = small()
+    body = [with_sparse_constant().graph.node[0]]
+    model.functions.append(helper.make_function("", "F", [], ["sparse"], body, []))
+    assert "functions of its own" in refused(model, tmp_path)
+
+
+def test_a_constant_of_a_type_that_is_not_said_is_confined_too(tmp_path: Path) -> None:
+    model = small()
+    constant = helper.make_node("Constant", [], ["c"])
+    constant.attribute.add(name="value").t.CopyFrom(external("../secret"))
+    model.graph.node.insert(0, constant)
+    assert "outside of the graph's folder" in refused(model, tmp_path)
+
+
+def test_the_process_that_imports_works_in_an_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, list[Path]]] = []
+
+    class Watched(Child):
+        def __init__(self, *arguments: Any, folder: Path | None = None, **options: Any) -> None:
+            assert folder is not None
+            self._at = folder
+            super().__init__(*arguments, folder=folder, **options)
+
+        def ask(self, *arguments: Any) -> bytes:
+            seen.append((self._at.is_dir(), list(self._at.iterdir())))
+            return super().ask(*arguments)
+
+    monkeypatch.setattr(importer, "Child", Watched)
+    monkeypatch.setattr(importer, "PROGRAM", "nothing")
+    file = write_mlp(tmp_path / "mlp.onnx", layers=1)
+    with pytest.raises(BadWeights, match="cannot be imported"):
+        import_apart(file, tmp_path, 1)
+    assert seen == [(True, [])]
 
 
 def test_what_draws_by_chance_is_refused(tmp_path: Path) -> None:

@@ -252,3 +252,13 @@ def test_a_panic_outside_of_it_is_told_as_any_error_and_nothing_else_is_caught(t
     for other in (KeyboardInterrupt, SystemExit, ValueError):
         with pytest.raises(other), panics.as_errors(tmp_path):
             raise other
+
+
+def test_a_process_works_in_the_folder_that_it_is_given(tmp_path: Path) -> None:
+    asked = child.Child(
+        ["-c", "import os; input(); print(os.getcwd())"], longest_answer=4096, folder=tmp_path
+    )
+    try:
+        assert asked.ask(b"", 60) == f"{tmp_path.resolve()}\n".encode()
+    finally:
+        asked.close()

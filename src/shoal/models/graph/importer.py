@@ -6,6 +6,7 @@ import errno
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 
@@ -49,17 +50,10 @@ def import_apart(file: Path, folder: Path, threads: int, *, within_s: float = SI
     """
     check_runtime()
     size = file.stat().st_size
-    child = Child(["-m", PROGRAM], longest_answer=LONGEST_REPLY, starts_within_s=STARTS_WITHIN_S)
-    asked = ImportRequest(str(file.absolute()), str(folder.absolute()), threads)
-    try:
-        line = child.ask(msgspec.json.encode(asked), within_s + size / BYTES_S)
-        reply: ImportReply = msgspec.json.decode(line, type=ImportReply)
-    except Ended as error:
-        raise _failed(file, str(error)) from error
-    except msgspec.DecodeError as error:
-        raise _failed(file, "its process answers nonsense") from error
-    finally:
-        child.close()
+    asked = msgspec.json.encode(ImportRequest(str(file.absolute()), str(folder.absolute()), threads))
+    # The runtime takes the folder that it works in for the graph's: there is nothing in it to be read.
+    with TemporaryDirectory(prefix="shoal-import-") as empty:
+        reply = _asked(file, asked, Path(empty), within_s + size / BYTES_S)
     if isinstance(reply, ImportFault):
         if reply.kind == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
@@ -67,6 +61,21 @@ def import_apart(file: Path, folder: Path, threads: int, *, within_s: float = SI
         if kind is None:
             raise _failed(file, reply.message)
         raise kind(reply.message, check=reply.check, next_command=reply.next_command)
+
+
+def _asked(file: Path, request: bytes, empty: Path, within_s: float) -> ImportReply:
+    """What a new process answers, which works in an empty folder."""
+    child = Child(
+        ["-m", PROGRAM], longest_answer=LONGEST_REPLY, starts_within_s=STARTS_WITHIN_S, folder=empty
+    )
+    try:
+        return msgspec.json.decode(child.ask(request, within_s), type=ImportReply)
+    except Ended as error:
+        raise _failed(file, str(error)) from error
+    except msgspec.DecodeError as error:
+        raise _failed(file, "its process answers nonsense") from error
+    finally:
+        child.close()
 
 
 def _failed(file: Path, why: str) -> BadWeights:

@@ -27,6 +27,7 @@ DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
+SPARSE = frozenset({AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS})
 ELEMENT_BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
     TensorProto.DOUBLE: 64,
@@ -111,7 +112,7 @@ def graphs_of(graph: GraphProto) -> Iterator[tuple[GraphProto, int]]:
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     """The branches, or the body, of a node of control flow."""
     for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
+        if attribute.HasField("g"):  # whatever type it says that it has
             yield attribute.g
         yield from attribute.graphs
 
@@ -136,7 +137,7 @@ def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
         yield from inner.initializer
         for node in inner.node:
             for attribute in node.attribute:
-                if attribute.type == AttributeProto.TENSOR:
+                if attribute.HasField("t"):
                     yield attribute.t
                 yield from attribute.tensors
 
@@ -156,6 +157,17 @@ def _check_node(node: NodeProto, file: Path) -> None:
             f"{file}: {named} is a custom operator, {node.domain[:80]}::{node.op_type[:80]}",
             check="export it with standard operators: others would need code of their makers",
         )
+    for attribute in node.attribute:
+        # The runtime would read their values itself, also out of other files.
+        if (
+            attribute.type in SPARSE
+            or attribute.HasField("sparse_tensor")
+            or len(attribute.sparse_tensors) > 0
+        ):
+            raise UnsupportedModel(
+                f"{file}: {named} has a sparse tensor, {attribute.name[:80]!r} of {node.op_type[:80]}",
+                check="export it with dense ones",
+            )
     if node.op_type in RANDOM:
         raise UnsupportedModel(
             f"{file}: {named} draws by chance ({node.op_type}), so no two runs give the same",

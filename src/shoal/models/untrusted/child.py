@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from shoal import config
 from shoal.errors import Busy
@@ -34,14 +35,23 @@ class Ended(Exception):
 class Child:
     """One process, started when it is first asked, and again after it was lost. From any thread."""
 
-    def __init__(self, command: Sequence[str], *, longest_answer: int, starts_within_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        longest_answer: int,
+        starts_within_s: float = 0.0,
+        folder: Path | None = None,
+    ) -> None:
         """
         Args:
             command: what follows the interpreter: a file, or ``-m`` and a module.
             longest_answer: bytes.
             starts_within_s: how much longer a request may take when the process has to start for it.
+            folder: that it works in; by default ours.
         """
         self._command = command
+        self._folder = folder
         self._longest_answer = longest_answer
         self._starts_within_s = starts_within_s
         self._running: _Running | None = None
@@ -84,7 +94,7 @@ class Child:
     def _exchange(self, request: bytes, within_s: float, progress: Callable[[bytes], None] | None) -> bytes:
         if self._running is None or self._running.process.poll() is not None:
             self._end()
-            self._running = running = _Running(self._command)
+            self._running = running = _Running(self._command, self._folder)
             self._ending = weakref.finalize(self, running.end)  # also when this process ends
             within_s += self._starts_within_s
         running = self._running
@@ -116,7 +126,7 @@ class Child:
 class _Running:
     """A process, and the thread that ends it when an answer is due and has not come."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], folder: Path | None) -> None:
         self.process = subprocess.Popen(
             # -I: no environment, no user packages, nothing from the working folder.
             [sys.executable, "-I", *command],
@@ -124,6 +134,7 @@ class _Running:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=config.bare_environ(),
+            cwd=folder,
             start_new_session=True,  # a Ctrl-C is for us, and not for what runs there
         )
         self.late = False
