@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -16,8 +17,15 @@ from shoal.errors import Busy, ChannelClosed, NotAllowed
 from shoal.executor.graph.arrays import pack_arrays, unpack_arrays
 from shoal.models.graph.manifest import GRAPH_NUMERICS, graph_digest
 from shoal.net.channel import Channel
-from shoal.node.graph import graph_sessions
-from shoal.node.graph.graph_sessions import IDLE_S, MAX_REQUESTS, PER_SESSION, GraphSessions
+from shoal.node.fair_share import QUIET_S
+from shoal.node.graph import graph_server, graph_sessions
+from shoal.node.graph.graph_sessions import (
+    MAX_REQUESTS,
+    NETWORK_SHARE,
+    PEER_SHARE,
+    PER_SESSION,
+    GraphSessions,
+)
 from shoal.testing import byhand
 from shoal.testing.byhand import MINE, THEIRS, by_hand
 from shoal.testing.graph_swarm import GraphSwarm, graph_swarm
@@ -183,28 +191,76 @@ async def test_who_leaves_in_the_midst_of_a_request_takes_it_along(
                 await trio.sleep(0.01)
 
 
-def a_channel() -> Channel:
-    """Only compared with others here."""
-    return cast(Channel, object())
+async def test_who_does_not_read_its_answers_loses_its_channel_and_its_places(
+    imported: Imported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_server, "READ_WITHIN_S", 0.2)
+    monkeypatch.setattr(graph_server, "READ_BYTES_S", 1e9)
+    async with one_node(imported, tmp_path) as swarm, peer(swarm) as me:
+        await me.ask(an_open(swarm))
+        (pipe,) = [pipe for pipe in swarm.networks[0].pipes if pipe.peer == me.peer]
+        pipe._bytes_s = 1e4  # pyright: ignore[reportPrivateUsage]
+        manifest = swarm.graph.manifest
+        rows = np.zeros((4096, 32), np.float32)  # more than one fragment comes back
+        specs, payload = pack_arrays(dict.fromkeys(manifest.inputs, rows))
+        for number in range(PER_SESSION):
+            await me.send(Infer(MINE, number, specs), payload)
+        with trio.fail_after(5):
+            while not swarm.nodes[0].server.waiting:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            while swarm.nodes[0].server.waiting or swarm.nodes[0].server.sessions:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        monkeypatch.undo()  # who is asked next may be slow for a moment
+
+
+def a_channel(peer: str = "me", host: str = "10.0.0.1") -> Channel:
+    """Only who is at its other end matters here."""
+    return cast(Channel, SimpleNamespace(peer=peer, host=host))
+
+
+def an_id(number: int) -> SessionId:
+    return SessionId(number.to_bytes(16, "big"))
 
 
 def test_one_session_has_few_requests_and_all_together_have_a_bound() -> None:
-    sessions, channel = GraphSessions(1000), a_channel()
-    first, _ = sessions.open(SessionId(MINE), channel, Span(0, 1), 0)
+    sessions = GraphSessions(1000)
+    first, _ = sessions.open(SessionId(MINE), a_channel(), Span(0, 1), 0)
     for _ in range(PER_SESSION):
         sessions.begin(first, 10, 0)
     with pytest.raises(Busy, match="too many requests"):
         sessions.begin(first, 10, 0)
     for number in range(MAX_REQUESTS // PER_SESSION - 1):
-        more, _ = sessions.open(SessionId(bytes([number]) * 16), channel, Span(0, 1), 0)
+        channel = a_channel(str(number), f"10.0.{number}.1")
+        more, _ = sessions.open(an_id(number), channel, Span(0, 1), 0)
         for _ in range(PER_SESSION):
             sessions.begin(more, 10, 0)
-    late, _ = sessions.open(SessionId(THEIRS), channel, Span(0, 1), 0)
+    late, _ = sessions.open(SessionId(THEIRS), a_channel("late", "10.1.0.1"), Span(0, 1), 0)
     assert sessions.free == 0
     with pytest.raises(Busy):
         sessions.begin(late, 10, 0)
     sessions.end(first, 10, 0)
     sessions.begin(late, 10, 0)
+
+
+def fill(sessions: GraphSessions, channel: Channel, first: int) -> int:
+    """How many requests are taken of one who opens session after session, and closes them again."""
+    for number in range(MAX_REQUESTS):
+        session, _ = sessions.open(an_id(first + number), channel, Span(0, 1), 0)
+        try:
+            sessions.begin(session, 10, 0)
+        except Busy:
+            return number
+        sessions.close(session.session, channel)
+    return MAX_REQUESTS
+
+
+def test_one_peer_and_one_network_leave_requests_to_others() -> None:
+    sessions = GraphSessions(1000)
+    assert fill(sessions, a_channel("hog"), 0) == MAX_REQUESTS * PEER_SHARE
+    left = MAX_REQUESTS * (NETWORK_SHARE - PEER_SHARE)
+    assert fill(sessions, a_channel("its neighbour", "10.0.0.2"), 100) == left
+    assert fill(sessions, a_channel("another neighbour", "10.0.0.3"), 200) == 0
+    assert fill(sessions, a_channel("somebody", "10.7.0.1"), 300) == MAX_REQUESTS * (1 - NETWORK_SHARE)
 
 
 def test_requests_that_are_too_large_together_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,17 +274,51 @@ def test_requests_that_are_too_large_together_wait(monkeypatch: pytest.MonkeyPat
     assert (sessions.requests, sessions.request_bytes) == (0, 0)
 
 
+def test_answers_that_are_not_read_take_the_room_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_sessions, "MAX_REQUEST_BYTES", 100)
+    sessions, channel = GraphSessions(10), a_channel()
+    session, _ = sessions.open(SessionId(MINE), channel, Span(0, 1), 0)
+    sessions.begin(session, 1, 0)
+    sessions.begin(session, 1, 0)
+    sessions.answered(session, 1, 40)
+    assert sessions.owed(channel) == 41
+    with pytest.raises(Busy, match="too large together"):
+        sessions.answered(session, 1, 40)
+    other, _ = sessions.open(SessionId(THEIRS), a_channel("other", "10.9.0.1"), Span(0, 1), 0)
+    with pytest.raises(Busy, match="too large together"):
+        sessions.begin(other, 60, 0)
+    sessions.end(session, 40, 0)
+    sessions.begin(other, 60, 0)
+    sessions.end(session, 1, 0)
+    sessions.end(other, 60, 0)
+    assert (sessions.requests, sessions.request_bytes) == (0, 0)
+
+
 def test_an_idle_session_gives_its_place_and_a_busy_one_keeps_it() -> None:
     sessions = GraphSessions(2)
     opened = partial(sessions.open, channel=a_channel(), span=Span(0, 1))
     busy, _ = opened(SessionId(b"b" * 16), now=0)
     idle, _ = opened(SessionId(b"i" * 16), now=1)
-    sessions.begin(busy, 1, 1)
+    for session in (busy, idle):
+        sessions.begin(session, 1, 1)
+    sessions.end(idle, 1, 1)
     with pytest.raises(Busy, match="all 2 sessions"):
-        opened(SessionId(MINE), now=IDLE_S)
-    _, gone = opened(SessionId(MINE), now=IDLE_S + 1)
-    assert gone is idle
+        opened(SessionId(MINE), now=1 + QUIET_S)
+    _, gone = opened(SessionId(MINE), now=2 + QUIET_S)
+    assert gone == [idle]
     with pytest.raises(NotAllowed):
         opened(SessionId(MINE), now=99)
     with pytest.raises(Busy):
-        opened(SessionId(THEIRS), now=IDLE_S + 2)
+        opened(SessionId(THEIRS), now=2 + QUIET_S)
+
+
+def test_who_has_all_places_and_works_lets_a_newcomer_in() -> None:
+    sessions = GraphSessions(4)
+    for number in range(4):
+        session, _ = sessions.open(an_id(number), a_channel("hog"), Span(0, 1), 0)
+        sessions.begin(session, 1, 0)
+    with pytest.raises(Busy, match="all 4 sessions"):
+        sessions.open(an_id(9), a_channel("hog"), Span(0, 1), 0)
+    _, gone = sessions.open(SessionId(MINE), a_channel("newcomer", "10.9.0.1"), Span(0, 1), 0)
+    assert [lost.channel.peer for lost in gone] == ["hog"]
+    assert sessions.requests == 4  # what was begun is held until it is over

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from onnx import TensorProto, helper
 from shoal.errors import BadWeights, RemoteProtocolError, StepFailed
 from shoal.executor.arrays import Array
 from shoal.executor.graph.arrays import pack_arrays, unpack_arrays
+from shoal.executor.graph.child import SegmentWorker
+from shoal.executor.graph.frames import LONGEST_PAYLOAD, RunSegments, SegmentsFault
 from shoal.executor.graph.runner import GraphRunner
+from shoal.executor.graph.segments import LoadedSegments
 from shoal.models.graph.graph_store import GraphStore, LocalGraph
 from shoal.models.graph.optimised import WEIGHTS_FILE
 from shoal.testing.graphs import GraphWriter, floats, inputs_of
@@ -92,6 +96,18 @@ def test_a_request_may_take_neither_all_memory_nor_all_time(greedy: LocalGraph) 
         runner.close()
     with pytest.raises(StepFailed, match="has ended"):
         asked(runner, greedy, {"side": np.array([8])})
+
+
+def test_an_answer_that_is_not_sent_is_refused_before_it_is_copied() -> None:
+    class Large:
+        def run(self, span: Span, taken: object) -> dict[int, Array]:
+            return {0: np.broadcast_to(np.float32(0), (LONGEST_PAYLOAD // 4 + 1,))}  # of no memory
+
+    worker = SegmentWorker(cast(LoadedSegments, Large()))
+    reply, made = worker.answer(RunSegments(0, 1, ()), bytearray())
+    assert isinstance(reply, SegmentsFault)
+    assert f"they give {LONGEST_PAYLOAD + 4} bytes" in reply.message
+    assert made == b""
 
 
 def test_weights_that_are_not_what_the_manifest_says_are_not_loaded(

@@ -239,19 +239,15 @@ class Channel:
         """Whether :meth:`send` waits."""
         return self._outbox.full and not self.closed
 
-    async def wait_room(self) -> None:
-        """Wait until the channel is not full."""
-        while self.full:
+    async def wait_room(self, session: bytes | None = None) -> None:
+        """Wait until the channel is not full; of a session, until none of its messages waits to be sent."""
+        while self.full or (session is not None and self._outbox.waits(session) and not self.closed):
             # One event for all who wait: to make another would leave those before with one that nobody sets.
             self._room = trio.Event() if self._room.is_set() else self._room
             await self._room.wait()
 
     async def wait_ready(self, deadline_s: float) -> None:
-        """Wait until the peer has said hello.
-
-        Raises:
-            ChannelClosed: it hung up, speaks another version, or said nothing in time.
-        """
+        """Wait until the peer has said hello. Raises ChannelClosed: it hung up, or said nothing in time."""
         with trio.move_on_after(deadline_s):
             await self._ready.wait()
         if self.closed or not self._ready.is_set():

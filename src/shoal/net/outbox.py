@@ -55,6 +55,10 @@ class Outbox:
         """Whether anything is queued."""
         return bool(self._queues)
 
+    def waits(self, queue: bytes) -> bool:
+        """Whether anything is in a queue."""
+        return queue in self._queues
+
     def gather(self, message: Message, payload: Payload = b"", queue: bytes | None = None) -> int:
         """Take a message in; returns how many are gathered now.
 

@@ -15,6 +15,7 @@ import msgspec
 
 from shoal.errors import ShoalError
 from shoal.executor.graph.frames import (
+    LONGEST_PAYLOAD,
     LoadSegments,
     SegmentsDone,
     SegmentsFault,
@@ -34,7 +35,7 @@ def main() -> None:
     requests = cast("BinaryIO", sys.stdin.buffer)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # libraries print, and what they print is no answer
-    worker = _Worker()
+    worker = SegmentWorker()
     while (frame := read_frame(requests)) is not None:
         header, payload = frame
         asked = msgspec.msgpack.decode(header, type=SegmentsRequest)
@@ -43,13 +44,20 @@ def main() -> None:
         write_frame(answers, reply, made)
 
 
-class _Worker:
-    def __init__(self) -> None:
-        self._loaded: LoadedSegments | None = None
+class SegmentWorker:
+    """Answers requests, one after another.
+
+    Args:
+        loaded: by default nothing, until it is asked to load.
+    """
+
+    def __init__(self, loaded: LoadedSegments | None = None) -> None:
+        self._loaded = loaded
 
     def answer(
         self, asked: SegmentsRequest, payload: bytearray
     ) -> tuple[SegmentsDone | SegmentsFault, bytes]:
+        """What to say to a request, and the payload."""
         from shoal.executor.graph.arrays import pack_arrays, unpack_arrays  # noqa: PLC0415 - after the limits
 
         try:
@@ -59,6 +67,8 @@ class _Worker:
             if self._loaded is None:
                 return SegmentsFault("no span is loaded"), b""
             made = self._loaded.run(Span(asked.start, asked.end), unpack_arrays(asked.arrays, payload))
+            if (size := sum(array.nbytes for array in made.values())) > LONGEST_PAYLOAD:
+                return SegmentsFault(f"they give {size} bytes; {LONGEST_PAYLOAD} are sent"), b""
             specs, packed = pack_arrays(made)
             return SegmentsDone(specs), packed
         except ShoalError as error:

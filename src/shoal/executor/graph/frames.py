@@ -11,10 +11,12 @@ from typing import BinaryIO
 import msgspec
 
 from shoal.wire.arrays import ArraySpec
+from shoal.wire.messages import MAX_PAYLOAD
 
 LENGTHS = Format("<IQ")
 LONGEST_HEADER = 1 << 16
-LONGEST_PAYLOAD = 1 << 30
+LONGEST_PAYLOAD = MAX_PAYLOAD
+"""What goes in one message between peers goes in one frame."""
 
 
 class LoadSegments(msgspec.Struct, tag="load"):

@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from shoal.errors import ChannelClosed, ModelError, NotAllowed, ShoalError, StepFailed, UnknownSession
+from shoal.errors import Busy, ChannelClosed, ModelError, NotAllowed, ShoalError, StepFailed, UnknownSession
 from shoal.executor.graph.runner import SegmentRunner
 from shoal.executor.thread import ComputeThread
 from shoal.metrics.logs import about
@@ -47,6 +47,9 @@ from shoal.wire.messages import (
 
 NEWEST = 0.2
 """Share of the newest request in the time that is announced."""
+READ_WITHIN_S = 20.0
+"""How long a peer may take to read an answer, beside what the size of all that it waits for asks for."""
+READ_BYTES_S = 1e6
 MANIFEST_QUEUE = b"manifest"
 QUEUED_BYTES = 8 << 20
 """Bytes waiting for a peer, past which it is given no more of a manifest: it asks and does not read."""
@@ -135,10 +138,10 @@ class GraphServer:
             with suppress(ChannelClosed):
                 channel.reply(refusal(message.session, error, self.requests_free))
             return
-        if gone is not None:
+        for lost in gone:
             over = UnknownSession("others want its place")
             with suppress(ChannelClosed):
-                gone.channel.reply(Failed(gone.session, None, 0, over.code, over.message))
+                lost.channel.reply(Failed(lost.session, None, 0, over.code, over.message))
         with suppress(ChannelClosed):
             channel.reply(Opened(message.session, self.requests_free))
 
@@ -156,9 +159,16 @@ class GraphServer:
             self._nursery.start_soon(self._answer, session, message, payload)
 
     async def _answer(self, session: GraphSession, message: Infer, payload: bytes) -> None:
+        held = len(payload)
         try:
             with suppress(ChannelClosed):
-                await self._compute(session, message, payload)
+                answer, made = await self._compute(session, message, payload)
+                del payload
+                self._open_sessions.answered(session, held, len(made))
+                held = len(made)
+                await self._send(session, answer, made)
+        except (StepFailed, ModelError, Busy) as error:
+            self._fail(session.channel, message, error)
         except Exception:
             # A defect of ours that one stranger's request has met must not end everybody else's.
             log.exception(
@@ -166,32 +176,39 @@ class GraphServer:
             )
             self._fail(session.channel, message, StepFailed("a defect in this node; its log says more"))
         finally:
-            self._open_sessions.end(session, len(payload), trio.current_time())
+            self._open_sessions.end(session, held, trio.current_time())
             if not self.waiting:
                 self._idle.set()
 
-    async def _compute(self, session: GraphSession, message: Infer, payload: bytes) -> None:
+    async def _compute(self, session: GraphSession, message: Infer, payload: bytes) -> tuple[Inferred, bytes]:
+        """Raises ChannelClosed: nobody wants it any more. StepFailed, ModelError: it cannot be computed."""
         came = time.perf_counter()
         began = came
 
         def compute() -> tuple[tuple[ArraySpec, ...], bytes]:
             nonlocal began
             began = time.perf_counter()
-            if session.channel.closed:
+            if self._open_sessions.get(session.session, session.channel) is not session:
                 raise ChannelClosed("who asked is gone")
             return self.runner.run(session.span, message.arrays, payload)
 
-        try:
-            arrays, made = await self._thread.run(compute)
-            if len(made) > MAX_PAYLOAD:
-                raise StepFailed(f"segments {session.span} give {len(made)} bytes; {MAX_PAYLOAD} are sent")
-        except (StepFailed, ModelError) as error:
-            self._fail(session.channel, message, error)
-            return
+        arrays, made = await self._thread.run(compute)
+        if len(made) > MAX_PAYLOAD:
+            raise StepFailed(f"segments {session.span} give {len(made)} bytes; {MAX_PAYLOAD} are sent")
         compute_us, waiting_us = round(1e6 * (time.perf_counter() - began)), round(1e6 * (began - came))
         self._note(session.span, compute_us, waiting_us)
-        answer = Inferred(message.session, message.number, arrays, compute_us, waiting_us)
-        await session.channel.send(answer, made)
+        return Inferred(message.session, message.number, arrays, compute_us, waiting_us), made
+
+    async def _send(self, session: GraphSession, answer: Inferred, made: bytes) -> None:
+        """Send an answer, and see to it that it leaves: a peer that is too slow to read loses its channel."""
+        channel = session.channel
+        with trio.move_on_after(READ_WITHIN_S + self._open_sessions.owed(channel) / READ_BYTES_S) as sending:
+            async with session.turn:
+                await channel.send(answer, made)
+                await channel.wait_room(session.session)
+        if sending.cancelled_caught:
+            log.info("answers are not read in time", extra=about(channel.peer, answer.session))
+            channel.close("the answers to its requests are not read in time")
 
     def _check(self, span: Span, arrays: Sequence[ArraySpec]) -> None:
         """Raises StepFailed: these are not the tensors that the segments take."""
