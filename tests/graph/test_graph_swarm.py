@@ -12,9 +12,9 @@ import pytest
 import trio
 
 from shoal.cli.status.overview import overview
-from shoal.client.graph.graph_client import GraphAnswer
+from shoal.client.graph.graph_client import FAILURES, GraphAnswer
 from shoal.client.graph.inputs import graph_inputs
-from shoal.errors import NoCoverage, OutOfResources, StepFailed, UnknownModel, UsageError
+from shoal.errors import Busy, NoCoverage, OutOfResources, StepFailed, UnknownModel, UsageError
 from shoal.gateway.models import Models
 from shoal.gateway.page.view import swarm_view
 from shoal.node.graph.graph_node import pick_segments
@@ -176,6 +176,73 @@ async def test_what_the_graph_cannot_compute_is_told_and_harms_nobody(
     async with graph_swarm(tmp_path, graph, equal_spans(count, 2)) as swarm:
         with pytest.raises(StepFailed, match="out of data bounds"):
             await swarm.client.run(graph.digest, {"token_ids": np.array([[99]])})
+        assert same(await swarm.client.run(graph.digest, inputs), whole(graph, inputs))
+
+
+def cannot_compute(*_: object) -> Any:
+    raise StepFailed("it cannot be computed")
+
+
+async def test_peers_who_only_say_that_they_failed_do_not_fail_a_request(
+    imported: Imported, tmp_path: Path
+) -> None:
+    graph, inputs = imported("mlp"), inputs_of("mlp")
+    async with graph_swarm(tmp_path, graph, [Span(0, 8)] * 4) as swarm:
+        *liars, honest = (network.peer for network in swarm.networks)
+        for node in swarm.nodes[:3]:
+            node.server.runner.run = cannot_compute  # type: ignore[method-assign]
+        await heard_of(swarm, 4)
+        graphs = swarm.client.graphs
+        reputation = graphs._finder.reputation  # pyright: ignore[reportPrivateUsage]
+        reputation.failed(honest, trio.current_time(), 0.3)  # all others are asked before it
+        known = await graphs.resolve(graph.digest)
+        first = await graphs.infer(known, inputs)
+        assert same(first.outputs, whole(graph, inputs))
+        assert (set(first.lost), len(first.lost)) == (set(liars), 3)
+        now = trio.current_time()
+        assert max(reputation.trust(liar, now) for liar in liars) < reputation.trust(honest, now) / 2
+
+
+async def test_a_request_that_all_fail_is_to_blame_itself(imported: Imported, tmp_path: Path) -> None:
+    """All of them are asked, as nobody is known; one who has proven itself is believed."""
+    graph, inputs = imported("mlp"), inputs_of("mlp")
+    async with graph_swarm(tmp_path, graph, [Span(0, 8)] * 4) as swarm:
+        await heard_of(swarm, 4)
+        asked: list[int] = []
+        for index, node in enumerate(swarm.nodes):
+            node.server.runner.run = partial(noted, asked, index)  # type: ignore[method-assign]
+        with trio.fail_after(5), pytest.raises(StepFailed, match="cannot be computed"):
+            await swarm.client.run(graph.digest, inputs)
+        assert sorted(asked) == [0, 1, 2, 3]
+        reputation = swarm.client.graphs._finder.reputation  # pyright: ignore[reportPrivateUsage]
+        for _ in range(100):
+            reputation.answered(network.peer for network in swarm.networks)
+        with trio.fail_after(5), pytest.raises(StepFailed, match="cannot be computed"):
+            await swarm.client.run(graph.digest, inputs)
+        assert len(asked) == 4 + FAILURES
+
+
+def noted(asked: list[int], index: int, *arguments: object) -> Any:
+    asked.append(index)
+    return cannot_compute(*arguments)
+
+
+async def test_a_busy_peer_is_waited_for_where_others_cannot_compute(
+    imported: Imported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, inputs = imported("mlp"), inputs_of("mlp")
+    async with graph_swarm(tmp_path, graph, [Span(0, 8)] * 2) as swarm:
+        await heard_of(swarm, 2)
+        swarm.nodes[0].server.runner.run = cannot_compute  # type: ignore[method-assign]
+        sessions = swarm.nodes[1].server._open_sessions  # pyright: ignore[reportPrivateUsage]
+        begin, times = sessions.begin, iter(range(2))
+
+        def busy_twice(*arguments: Any) -> None:
+            if next(times, None) is not None:
+                raise Busy("too many requests wait here")
+            begin(*arguments)
+
+        monkeypatch.setattr(sessions, "begin", busy_twice)
         assert same(await swarm.client.run(graph.digest, inputs), whole(graph, inputs))
 
 

@@ -46,6 +46,7 @@ from shoal.models.graph.manifest import (
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
+from shoal.routing.reputation import REFUSAL
 from shoal.swarm.member import Member
 from shoal.types import CarrierName, Digest, PeerAddress, PeerId, SessionId, Span, gaps
 from shoal.wire.messages import (
@@ -66,7 +67,7 @@ KEPT_GRAPHS = 64
 IDLE_S = 60.0
 """A session that has asked for nothing for so long is closed."""
 FAILURES = 2
-"""Peers that may fail to compute a request before it is the request that is to blame."""
+"""Peers that have to fail, one who has proven itself among them, before the request is to blame."""
 AGAIN_S = 0.25
 """How long to wait before those who were busy, or gone, are asked again."""
 
@@ -98,7 +99,10 @@ class _Search:
 
     until: float
     avoid: set[PeerId] = field(default_factory=set[PeerId])
-    failures: int = 0
+    failed: dict[PeerId, Span] = field(default_factory=dict[PeerId, Span])
+    """Who could not compute which segments of the request, and is not asked for it again."""
+    failure: StepFailed | None = None
+    """What the last of them said."""
     last: ShoalError | None = None
 
 
@@ -201,6 +205,7 @@ class GraphClient:
                 route = []
                 continue
             self._finder.reputation.answered([hop.address.peer])
+            self._blame(search, hop.span)
             self._member.directory.used(hop.address.peer)
             there.update(given.arrays)
             answer.route.append(
@@ -225,18 +230,23 @@ class GraphClient:
         return graph
 
     async def _route(self, graph: KnownGraph, span: Span, search: _Search) -> list[RouteHop]:
-        """A route over the segments that are left; waits a while where those who have them were lost.
+        """A route over the segments that are left; waits a while where those who have them were lost or busy.
 
-        Raises NoCoverage, Busy, DigestMismatch: as :meth:`RouteFinder.find`, or what the last hop said.
+        Raises:
+            NoCoverage, Busy, DigestMismatch: as :meth:`RouteFinder.find`, or what the last hop said.
+            StepFailed: all who serve some segments were asked, and cannot compute this.
         """
         while True:
+            avoid = search.avoid | search.failed.keys()
             try:
-                return self._finder.find(graph.shape, GRAPH_NUMERICS, 1, search.avoid, span=span)
+                return self._finder.find(graph.shape, GRAPH_NUMERICS, 1, avoid, span=span)
             except (NoCoverage, Busy) as error:
-                if isinstance(search.last, StepFailed):  # to wait would not change the request
-                    raise search.last from None
+                others = bool(search.avoid) or isinstance(error, Busy)
+                if search.failure is not None and not others:  # to wait would not change the request
+                    raise search.failure from None
                 if search.last is None or trio.current_time() >= search.until:
-                    raise search.last if isinstance(search.last, Busy) else error from None
+                    last = search.last if isinstance(search.last, Busy) else error
+                    raise search.failure or last from None
             await self._finder.wait_news(AGAIN_S)
             search.avoid.clear()
 
@@ -267,18 +277,39 @@ class GraphClient:
         peer = hop.address.peer
         if isinstance(error, UsageError):
             raise error
-        search.avoid.add(peer)
         search.last = error
         if isinstance(error, StepFailed):
-            search.failures += 1
-            if search.failures >= FAILURES:
-                raise error
-        elif isinstance(error, RemoteProtocolError):
+            self._note_failure(hop, error, search)
+        else:
+            search.avoid.add(peer)
+        if isinstance(error, RemoteProtocolError):
             self._finder.reputation.failed(peer, trio.current_time())
-        elif not isinstance(error, Busy):
+        elif not isinstance(error, Busy | StepFailed):
             self._finder.suspect(peer)
         if not isinstance(error, Busy):
             answer.lost.append(peer)
+
+    def _blame(self, search: _Search, computed: Span) -> None:
+        """Hold a fault against those who could not compute what somebody else just has."""
+        for peer, span in search.failed.items():
+            if span.end <= computed.end:  # all of a search begin at one segment
+                self._finder.reputation.failed(peer, trio.current_time())
+
+    def _note_failure(self, hop: RouteHop, error: StepFailed, search: _Search) -> None:
+        """Hold it against a peer that it could not compute a request, a little: the request may be to blame.
+
+        Raises ``error`` where one of those who failed is to be believed, or others were looked for for long.
+        """
+        now, reputation = trio.current_time(), self._finder.reputation
+        reputation.failed(hop.address.peer, now, REFUSAL)
+        search.failed[hop.address.peer], search.failure = hop.span, error
+        if len(search.failed) < FAILURES:
+            return
+        believed = any(
+            reputation.proven(one) and not reputation.distrusted(one, now) for one in search.failed
+        )
+        if believed or now >= search.until:
+            raise error
 
     async def _session(self, graph: KnownGraph, hop: RouteHop) -> GraphHop:
         """A session with a hop: the one there is, or a new one. Raises as :meth:`GraphHop.open`."""
