@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -16,8 +18,15 @@ from shoal.errors import BadWeights, RemoteProtocolError, StepFailed
 from shoal.executor.arrays import Array
 from shoal.executor.graph.arrays import pack_arrays, unpack_arrays
 from shoal.executor.graph.child import SegmentWorker
-from shoal.executor.graph.frames import LONGEST_PAYLOAD, RunSegments, SegmentsFault
-from shoal.executor.graph.runner import GraphRunner
+from shoal.executor.graph.frames import (
+    LONGEST_PAYLOAD,
+    LoadSegments,
+    RunSegments,
+    SegmentsFault,
+    read_frame,
+    write_frame,
+)
+from shoal.executor.graph.runner import PROGRAM, GraphRunner
 from shoal.executor.graph.segments import LoadedSegments
 from shoal.models.graph.graph_store import GraphStore, LocalGraph
 from shoal.models.graph.optimised import WEIGHTS_FILE
@@ -96,6 +105,22 @@ def test_a_request_may_take_neither_all_memory_nor_all_time(greedy: LocalGraph) 
         runner.close()
     with pytest.raises(StepFailed, match="has ended"):
         asked(runner, greedy, {"side": np.array([8])})
+
+
+def test_a_node_that_is_gone_leaves_no_process_that_computes(greedy: LocalGraph) -> None:
+    span = Span(0, len(greedy.manifest.segments))
+    command = [sys.executable, "-I", "-m", PROGRAM]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        write_frame(process.stdin, LoadSegments(str(greedy.folder), span.start, span.end, 2 << 30))
+        assert read_frame(process.stdout) is not None
+        (side,) = greedy.manifest.takes(span)
+        arrays, payload = pack_arrays({side: np.array([5000])})
+        write_frame(process.stdin, RunSegments(span.start, span.end, arrays), payload)
+        process.stdin.close()
+        # Had it computed to the end, it would have answered and ended well.
+        assert process.wait(60) == 1
+        assert process.stdout.read() == b""
 
 
 def test_an_answer_that_is_not_sent_is_refused_before_it_is_copied() -> None:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import msgspec
 
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, StepFailed
 from shoal.executor.graph.frames import (
     LONGEST_PAYLOAD,
     LoadSegments,
+    RunSegments,
     SegmentsDone,
     SegmentsFault,
     SegmentsRequest,
@@ -32,16 +35,26 @@ if TYPE_CHECKING:
 
 def main() -> None:
     first_to_go()
-    requests = cast("BinaryIO", sys.stdin.buffer)
+    requests: SimpleQueue[tuple[bytes, bytearray]] = SimpleQueue()
+    threading.Thread(target=_read, args=(requests,), daemon=True).start()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # libraries print, and what they print is no answer
     worker = SegmentWorker()
-    while (frame := read_frame(requests)) is not None:
-        header, payload = frame
+    while True:
+        header, payload = requests.get()
         asked = msgspec.msgpack.decode(header, type=SegmentsRequest)
         reply, made = worker.answer(asked, payload)
         del payload
         write_frame(answers, reply, made)
+        del made
+
+
+def _read(requests: SimpleQueue[tuple[bytes, bytearray]]) -> None:
+    """Take requests, and end this process at once when the node is gone: nobody wants what is computed."""
+    while (frame := read_frame(cast("BinaryIO", sys.stdin.buffer))) is not None:
+        requests.put(frame)  # one at a time: the node sends the next when it has the answer
+        del frame
+    os._exit(1)
 
 
 class SegmentWorker:
@@ -58,25 +71,28 @@ class SegmentWorker:
         self, asked: SegmentsRequest, payload: bytearray
     ) -> tuple[SegmentsDone | SegmentsFault, bytes]:
         """What to say to a request, and the payload."""
-        from shoal.executor.graph.arrays import pack_arrays, unpack_arrays  # noqa: PLC0415 - after the limits
-
         try:
             if isinstance(asked, LoadSegments):
                 self._load(asked)
                 return SegmentsDone(), b""
-            if self._loaded is None:
-                return SegmentsFault("no span is loaded"), b""
-            made = self._loaded.run(Span(asked.start, asked.end), unpack_arrays(asked.arrays, payload))
-            if (size := sum(array.nbytes for array in made.values())) > LONGEST_PAYLOAD:
-                return SegmentsFault(f"they give {size} bytes; {LONGEST_PAYLOAD} are sent"), b""
-            specs, packed = pack_arrays(made)
-            return SegmentsDone(specs), packed
+            return self._run(asked, payload)
         except ShoalError as error:
             return SegmentsFault(error.message), b""
         except MemoryError:
             return SegmentsFault("it needs more memory than this node gives to it"), b""
         except Exception as error:  # noqa: BLE001 - of the runtime's own types, by what strangers send
             return SegmentsFault((str(error).splitlines() or [type(error).__name__])[0][:400]), b""
+
+    def _run(self, asked: RunSegments, payload: bytearray) -> tuple[SegmentsDone, bytes]:
+        from shoal.executor.graph.arrays import pack_arrays, unpack_arrays  # noqa: PLC0415 - after the limits
+
+        if self._loaded is None:
+            raise StepFailed("no span is loaded")
+        made = self._loaded.run(Span(asked.start, asked.end), unpack_arrays(asked.arrays, payload))
+        if (size := sum(array.nbytes for array in made.values())) > LONGEST_PAYLOAD:
+            raise StepFailed(f"they give {size} bytes; {LONGEST_PAYLOAD} are sent")
+        specs, packed = pack_arrays(made)
+        return SegmentsDone(specs), packed
 
     def _load(self, asked: LoadSegments) -> None:
         limit_memory(asked.memory, "DATA")
