@@ -16,6 +16,7 @@ from shoal.models.graph import importer, proto
 from shoal.models.graph.graph_store import GraphStore
 from shoal.models.graph.importer import import_apart
 from shoal.models.graph.manifest import graph_digest, read_graph_manifest, write_graph_manifest
+from shoal.models.graph.optimised import import_graph
 from shoal.models.graph.proto import read_graph
 from shoal.models.untrusted.child import Child
 from shoal.testing.graphs import GRAPHS, GraphWriter, floats, inputs_of, write_mlp
@@ -72,6 +73,17 @@ def test_a_branch_takes_what_it_captures_from_around_it(imported: Imported) -> N
     manifest = imported("branching").manifest
     features = next(value for value in manifest.inputs)
     assert sum(features in segment.takes for segment in manifest.segments) == 2
+
+
+def test_a_value_of_any_rank_is_told_from_a_single_number(imported: Imported, tmp_path: Path) -> None:
+    manifest = imported("reshaped").manifest
+    crossing = {value for segment in manifest.segments for value in segment.gives}
+    assert {manifest.values[value].shape for value in crossing} == {None}
+    assert len(manifest.segments) > 4
+    at = GraphWriter()
+    at.add("ReduceSum", "x", output="total", keepdims=0)
+    manifest = import_graph(at.write(tmp_path / "sum.onnx", [floats("x", 4)], [floats("total")]), tmp_path, 1, silent)
+    assert [value.shape for value in manifest.values] == [(4,), ()]
 
 
 def test_importing_again_gives_the_same_digest_and_more_threads_another(tmp_path: Path) -> None:

@@ -115,6 +115,18 @@ def write_branching(file: Path, *, width: int = 16) -> Path:
     return at.write(file, [floats("features", "n", width)], [floats("scores", "n", width)])
 
 
+def write_reshaped(file: Path, *, layers: int = 8, width: int = 16) -> Path:
+    """Each request chooses a shape: of what comes after it not even the number of sizes is known before."""
+    at = GraphWriter(4)
+    x = at.add("Reshape", at.add("MatMul", "features", at.weight(width, width)), "sizes")
+    for _ in range(layers):
+        x = at.add("Tanh", at.add("MatMul", x, at.weight(width, width)))
+    at.add("Identity", x, output="scores")
+    sizes = helper.make_tensor_value_info("sizes", TensorProto.INT64, ["rank"])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, None)
+    return at.write(file, [floats("features", "n", width), sizes], [scores])
+
+
 def _normalised(at: GraphWriter, x: str, width: int) -> str:
     return at.add("LayerNormalization", x, at.weight(width), at.weight(width), axis=-1)
 
@@ -128,8 +140,10 @@ def inputs_of(kind: str, seed: int = 0) -> NamedArrays:
         "cnn": {"images": (2, 3, 16, 16)},
         "mlp": {"features": (3, 32), "offset": (3, 32)},
         "branching": {"features": (2, 16)},
+        "reshaped": {"features": (6, 16)},
     }
-    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes[kind].items()}
+    made = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes[kind].items()}
+    return made | ({"sizes": np.array([2, 3, 16])} if kind == "reshaped" else {})
 
 
 GRAPHS: dict[str, Callable[[Path], Path]] = {
@@ -137,5 +151,6 @@ GRAPHS: dict[str, Callable[[Path], Path]] = {
     "mlp": write_mlp,
     "transformer": write_transformer,
     "branching": write_branching,
+    "reshaped": write_reshaped,
 }
 """The honest ones by name."""

@@ -108,7 +108,16 @@ def value_types(model: ModelProto, file: Path) -> dict[str, ValueType]:
         found = outputs_of(session(asked.SerializeToString(), 1))
     except Exception as error:  # as above
         raise _runtime_refuses(file, error) from error
-    types = {name: ValueType(ELEMENTS.get(kind), _sizes(shape)) for name, kind, shape in found}
+    # The runtime gives no sizes for a single number, and for what may have any number of sizes.
+    numbers = {
+        value.name
+        for value in [*model.graph.value_info, *model.graph.output]
+        if value.type.tensor_type.HasField("shape") and not value.type.tensor_type.shape.dim
+    }
+    types = {
+        name: ValueType(ELEMENTS.get(kind), _sizes(shape) if shape or name in numbers else None)
+        for name, kind, shape in found
+    }
     for value in model.graph.input:
         tensor = value.type.tensor_type
         dims: list[int | str | None] = [
