@@ -12,7 +12,7 @@ import pytest
 from onnx import AttributeProto, ModelProto, TensorProto, helper
 
 from shoal.errors import BadWeights, IncompatibleLibrary, UnknownModel, UnsupportedModel
-from shoal.models.graph import importer, proto
+from shoal.models.graph import graph_store, importer, proto
 from shoal.models.graph.graph_store import GraphStore
 from shoal.models.graph.importer import import_apart
 from shoal.models.graph.manifest import graph_digest, read_graph_manifest, write_graph_manifest
@@ -107,6 +107,24 @@ def test_what_was_imported_is_not_imported_again_until_the_file_changes(
     write_mlp(file, layers=3)
     with pytest.raises(BadWeights, match="cannot be imported"):
         store.resolve(str(file))
+
+
+def test_what_an_import_that_was_killed_has_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_mlp(tmp_path / "mlp.onnx", layers=1)
+    store = GraphStore(tmp_path / "store")
+    monkeypatch.setattr(graph_store, "import_apart", lambda *_: None)  # it writes nothing
+    with pytest.raises(BadWeights, match="cannot be read"):
+        store.resolve(str(file))
+    (folder,) = store.root.glob("[!.]*")
+    left, others = (store.root / f".partial-{key}-1" for key in (folder.name, "0" * 32))
+    for partial in (left, others):
+        partial.mkdir()
+    with pytest.raises(BadWeights, match="cannot be read"):
+        store.resolve(str(file))
+    assert not left.exists()
+    assert others.exists()
 
 
 def test_a_file_that_is_not_there_and_a_missing_extra_are_told(

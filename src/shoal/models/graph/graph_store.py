@@ -113,8 +113,11 @@ class GraphStore:
 
     def _import(self, file: Path, folder: Path, threads: int) -> None:
         check_free(self.root, file.name, 2 * file.stat().st_size)
+        for left in self.root.glob(
+            f".partial-{folder.name}-*"
+        ):  # of imports that were killed: this has the lock
+            shutil.rmtree(left, ignore_errors=True)
         partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
             import_apart(file, partial, threads)
