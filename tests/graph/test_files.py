@@ -57,12 +57,13 @@ def test_what_cannot_be_read_is_told(
 
 def test_outputs_are_written_as_they_are(tmp_path: Path) -> None:
     outputs = {"a": np.arange(3), "b": np.ones((2, 2), np.float16)}
+    outputs |= {"file": np.zeros(1), "allow_pickle": np.array(2)}
     write_outputs(tmp_path / "out.npz", outputs)
     with np.load(tmp_path / "out.npz") as read:
         assert all(np.array_equal(read[name], array) for name, array in outputs.items())
     write_outputs(tmp_path / "out.npy", {"a": outputs["a"]})
     assert np.array_equal(np.load(tmp_path / "out.npy"), outputs["a"])
-    with pytest.raises(UsageError, match="2 outputs do not fit"):
+    with pytest.raises(UsageError, match="4 outputs do not fit"):
         write_outputs(tmp_path / "out.npy", outputs)
     with pytest.raises(UsageError, match=r"neither \.npz nor \.npy"):
         check_output_file(tmp_path / "out.txt")

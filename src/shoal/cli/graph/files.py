@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +44,11 @@ def write_outputs(file: Path, outputs: Mapping[str, Array]) -> None:
         OSError: it cannot be written.
     """
     if file.suffix == ".npz":
-        np.savez(file, allow_pickle=False, **outputs)
+        # Not np.savez, to which an output of the name "file" would be an argument of its own.
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in outputs.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                    np.save(cast("BinaryIO", stream), array, allow_pickle=False)
     elif file.suffix == ".npy" and len(outputs) == 1:
         np.save(file, next(iter(outputs.values())), allow_pickle=False)
     else:
