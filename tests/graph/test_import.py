@@ -82,7 +82,9 @@ def test_a_value_of_any_rank_is_told_from_a_single_number(imported: Imported, tm
     assert len(manifest.segments) > 4
     at = GraphWriter()
     at.add("ReduceSum", "x", output="total", keepdims=0)
-    manifest = import_graph(at.write(tmp_path / "sum.onnx", [floats("x", 4)], [floats("total")]), tmp_path, 1, silent)
+    manifest = import_graph(
+        at.write(tmp_path / "sum.onnx", [floats("x", 4)], [floats("total")]), tmp_path, 1, silent
+    )
     assert [value.shape for value in manifest.values] == [(4,), ()]
 
 
@@ -217,6 +219,26 @@ def test_the_process_that_imports_works_in_an_empty_folder(
 
 def test_what_draws_by_chance_is_refused(tmp_path: Path) -> None:
     assert "draws by chance (RandomNormalLike)" in refused(small("RandomNormalLike"), tmp_path)
+    for kind in ("Sampling", "BitmaskDropout"):
+        assert f"draws by chance ({kind})" in refused(small(kind, "com.microsoft"), tmp_path)
+
+
+def with_dropout(training: bool | None) -> ModelProto:
+    """A graph that drops values at random when it is trained, which a constant, or an input, says."""
+    at = GraphWriter()
+    given = "train" if training is None else at.constant(np.array(training))
+    at.add("Dropout", "x", "", given, output="y")
+    train = helper.make_tensor_value_info("train", TensorProto.BOOL, [])
+    return at.model([floats("x", 4), *([train] if training is None else [])], [floats("y", 4)])
+
+
+def test_dropout_is_refused_where_it_may_train(tmp_path: Path) -> None:
+    for training in (True, None):
+        assert "draws by chance (Dropout)" in refused(with_dropout(training), tmp_path)
+    file = tmp_path / "graph.onnx"
+    for model in (with_dropout(False), small("Dropout")):
+        file.write_bytes(model.SerializeToString())
+        assert read_graph(file, silent).graph.node[0].op_type == "Dropout"
 
 
 def test_cycles_and_values_from_nowhere_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ other bits each time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
@@ -25,7 +25,18 @@ MAX_NESTED = 16
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Whose operators the runtime brings along."""
 RANDOM = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+    {
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Multinomial",
+        "Bernoulli",
+        "Sampling",
+        "BiasDropout",
+        "BitmaskDropout",
+        "BitmaskBiasDropout",
+    }
 )
 SPARSE = frozenset({AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS})
 ELEMENT_BITS: dict[int, int] = {
@@ -85,7 +96,7 @@ def check_graph(model: ModelProto, file: Path) -> None:
         )
     if model.training_info:
         raise UnsupportedModel(f"{file}: it has a training graph", check="export it for inference")
-    count = 0
+    count, off = 0, set(_falses(model.graph))
     for graph, depth in graphs_of(model.graph):
         count += len(graph.node)
         if count > MAX_NODES:
@@ -95,7 +106,7 @@ def check_graph(model: ModelProto, file: Path) -> None:
         if graph.sparse_initializer:
             raise UnsupportedModel(f"{file}: it has sparse weights", check="export it with dense ones")
         for node in graph.node:
-            _check_node(node, file)
+            _check_node(node, off, file)
     _check_order(model.graph, file)
 
 
@@ -150,7 +161,23 @@ def too_large(file: Path, size: int) -> BadWeights:
     )
 
 
-def _check_node(node: NodeProto, file: Path) -> None:
+def _falses(graph: GraphProto) -> Iterator[str]:
+    """The constants of a graph that say no, and no input: nothing is trained by what they say."""
+    yield ""
+    for inner, _ in graphs_of(graph):
+        constants = [(weight.name, weight) for weight in inner.initializer]
+        for node in inner.node:
+            if node.op_type == "Constant" and node.output:
+                constants += [(node.output[0], a.t) for a in node.attribute if a.name == "value"]
+        yield from (name for name, tensor in constants if _says_no(tensor))
+
+
+def _says_no(tensor: TensorProto) -> bool:
+    held = tensor.raw_data == b"\0" or list(tensor.int32_data) == [0]
+    return tensor.data_type == TensorProto.BOOL and held
+
+
+def _check_node(node: NodeProto, off: Set[str], file: Path) -> None:
     named = f"node {node.name[:80]!r}" if node.name else "a node"
     if node.domain not in DOMAINS:
         raise UnsupportedModel(
@@ -168,7 +195,8 @@ def _check_node(node: NodeProto, file: Path) -> None:
                 f"{file}: {named} has a sparse tensor, {attribute.name[:80]!r} of {node.op_type[:80]}",
                 check="export it with dense ones",
             )
-    if node.op_type in RANDOM:
+    trains = node.op_type == "Dropout" and any(name not in off for name in node.input[2:3])
+    if node.op_type in RANDOM or trains:
         raise UnsupportedModel(
             f"{file}: {named} draws by chance ({node.op_type}), so no two runs give the same",
             check="export it for inference, or make what is drawn an input",
