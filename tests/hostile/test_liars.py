@@ -98,6 +98,7 @@ async def let_them_lie(client, checkpoint, reference, lying_ones, *, first_s=4.0
         lies.passes_on(wanted=1),
         lies.passes_on(tokens=1),
         lies.passes_on(number=-1),
+        lies.recodes("bfloat16"),
     ],
 )
 async def test_a_first_hop_that_lies_is_out_after_two_sessions(swarm, checkpoint, reference, does):

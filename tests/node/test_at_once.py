@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 import trio
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from shoal.client.sampling import Sampler, Sampling
 from shoal.executor import engine as engine_module
+from shoal.executor.codecs import encode
 from shoal.executor.kernels.c_kernels import library
 from shoal.node import server as server_module
 from shoal.testing import byhand
@@ -132,19 +134,41 @@ async def twins(home, checkpoint, **options):
 
 async def test_steps_that_go_on_run_where_they_come(tmp_path, checkpoint, at_once):
     async with twins(tmp_path / "home", checkpoint) as both:
-        for position in range(TOKENS):
-            codec = CODECS[position % 3]
-            step = decode_step(MINE, 1 + position, position, codec)
+        # From its beginning, a session may go on in another codec.
+        places = [(codec, position) for codec in CODECS for position in range(TOKENS // 2)]
+        for number, (codec, position) in enumerate(places, 1):
+            step = decode_step(MINE, number, position, codec)
             [(result, payload)] = await both.tell((step, row(codec, 0.1 * position)))
             assert result == step
             assert len(payload) == encoded_bytes(1, WIDTH, codec)
         # The first, before anybody knew how long a forward takes, and where the KV goes on in a new page.
-        assert at_once[both.swarm.nodes[0].engine] >= TOKENS - 4
+        count = len(places)
+        assert at_once[both.swarm.nodes[0].engine] >= count - 4 * len(CODECS)
         assert at_once[both.swarm.nodes[1].engine] == 0
-        assert both.figures() == [(TOKENS, TOKENS)] * 2
+        assert both.figures() == [(count, count)] * 2
         text = both.swarm.nodes[0].server.load.metrics.text().decode()
-        assert f'shoal_steps_total{{phase="decode"}} {TOKENS}.0' in text
-        assert len(both.swarm.nodes[0].server.load.trace.steps) == TOKENS
+        assert f'shoal_steps_total{{phase="decode"}} {count}.0' in text
+        assert len(both.swarm.nodes[0].server.load.trace.steps) == count
+
+
+@pytest.mark.parametrize("codec", CODECS)
+async def test_a_step_in_another_codec_is_refused_and_the_session_goes_on(
+    tmp_path, checkpoint, at_once, codec
+):
+    other = CODECS[CODECS.index(codec) - 1]
+    async with twins(tmp_path / "home", checkpoint) as both:
+        for position in range(4):
+            await both.tell((decode_step(MINE, 1 + position, position, codec), row(codec, 0.5)))
+        before = dict(at_once)
+        [(failed, _)] = await both.tell((decode_step(MINE, 5, 4, other), row(other, 0.5)))
+        assert isinstance(failed, Failed)
+        assert (failed.code, failed.number) == ("remote_protocol", 5)
+        assert f"a step in {other}" in failed.message
+        assert at_once == before
+        for number, position in ((6, 4), (7, 5)):
+            [(result, _)] = await both.tell((decode_step(MINE, number, position, codec), row(codec, 0.5)))
+            assert isinstance(result, Step)
+        assert at_once[both.swarm.nodes[0].engine] > before[both.swarm.nodes[0].engine]
 
 
 async def test_steps_of_several_sessions_come_and_go_in_one_record(tmp_path, checkpoint, at_once):
@@ -210,8 +234,8 @@ async def test_an_answer_is_the_same_when_a_hop_dies_within_it(tmp_path, checkpo
 values = st.sampled_from([0.25, -3.0, 1e30, float("inf")])
 operations = st.one_of(
     st.tuples(st.just("on"), st.sampled_from([MINE, THEIRS]), st.sampled_from(CODECS), values),
-    st.tuples(st.just("on"), st.sampled_from([MINE, THEIRS]), st.sampled_from(CODECS), st.just(0.25)),
-    st.tuples(st.just("both"), st.sampled_from(CODECS), values),
+    st.tuples(st.just("on"), st.sampled_from([MINE, THEIRS]), st.none(), st.just(0.25)),
+    st.tuples(st.just("both"), st.none(), values),
     st.tuples(st.just("back"), st.sampled_from([MINE, THEIRS]), st.integers(0, 9)),
     st.tuples(st.just("gap"), st.sampled_from([MINE, THEIRS]), st.integers(1, 9)),
     st.tuples(st.just("many"), st.sampled_from([MINE, THEIRS]), st.integers(2, 17)),
@@ -225,14 +249,16 @@ operations = st.one_of(
 )
 
 
-def messages(operation, number, lengths):
-    """What an operation sends, when the sessions are as long as ``lengths`` says."""
+def messages(operation, number, lengths, usual):
+    """What an operation sends when the sessions are as long as ``lengths`` says; ``usual`` is their codec."""
     kind, session = operation[0], operation[1]
     at = lengths.get(session, 0)
 
-    def step(rows=1, position=at, session=session, codec="float32", value=0.25, width=WIDTH, **changes):
+    def step(rows=1, position=at, session=session, codec=None, value=0.25, width=WIDTH, **changes):
+        codec = codec or usual
         made = Step(session, number, position, rows, 1, hidden_states(codec, rows, width))
-        payload = row(codec, value, width) if rows == 1 else struct.pack("<f", value) * (rows * width)
+        many = np.full((rows, width), value, np.float32)
+        payload = row(codec, value, width) if rows == 1 else encode(many, codec)
         return msgspec.structs.replace(made, **changes), payload
 
     if kind == "both":
@@ -260,15 +286,15 @@ def messages(operation, number, lengths):
     phases=[Phase.generate],  # each example is two nodes: to find a shorter one would take long
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(st.lists(operations, min_size=30, max_size=60))
-def test_both_ways_say_the_same_to_any_history(tmp_path, checkpoint, history):
+@given(st.sampled_from(CODECS), st.lists(operations, min_size=30, max_size=60))
+def test_both_ways_say_the_same_to_any_history(tmp_path, checkpoint, usual, history):
     async def run():
         async with twins(tmp_path / "home", checkpoint) as both:
             lengths = {MINE: 0, THEIRS: 0}
             for number, operation in enumerate(
-                [("on", MINE, "int8", 0.25), ("on", THEIRS, "int8", 0.25), *history]
+                [("on", MINE, usual, 0.25), ("on", THEIRS, usual, 0.25), *history]
             ):
-                await both.tell(*messages(operation, number + 1, lengths))
+                await both.tell(*messages(operation, number + 1, lengths, usual))
                 for hop in both.swarm.nodes[0].server._sessions:
                     lengths[hop.session] = hop.queue.length
             assert both.figures()[0] == both.figures()[1]

@@ -56,6 +56,22 @@ def test_a_step_of_another_shape_is_refused(changes):
         a_hop().accept(a_step(0, 1, **changes))
 
 
+def test_a_step_in_another_codec_is_refused_but_where_the_session_begins_again():
+    hop, other = a_hop(), hidden_states("bfloat16", 1, 8)
+    hop.accept(a_step(0, 5))
+    with pytest.raises(
+        RemoteProtocolError, match="a step in bfloat16 in a session whose rows came in float32"
+    ):
+        hop.accept(a_step(5, tensors=other))
+    hop.accept(a_step(5))
+    with pytest.raises(RemoteProtocolError):
+        hop.accept(a_step(2, tensors=other))
+    assert hop.length == 6
+    hop.accept(a_step(0, tensors=other))
+    hop.accept(a_step(1, tensors=other))
+    assert hop.length == 2
+
+
 def test_a_step_beyond_the_reservation_is_refused():
     with pytest.raises(RemoteProtocolError, match="in a session of 100"):
         a_hop(100).accept(a_step(0, 101))

@@ -240,8 +240,10 @@ class Hop:
     def _prepare(self) -> None:
         """As :meth:`prepare`, on the thread that computes or in its place; under the lock of the order."""
         self._hold()
-        way = self.onward
-        if self._seat is None or not self.came_over or self._cut or not self.queue.idle or way.full:
+        way, codec = self.onward, self.queue.codec
+        if self._seat is None or codec is None:
+            return
+        if not self.came_over or self._cut or not self.queue.idle or way.full:
             return
         self.engine.prepare(
             self._seat,
@@ -249,6 +251,7 @@ class Hop:
             self.queue.length,
             channel=self.came_over,
             limit=self.opened.tokens,
+            codec=codec,
             hop=self.opened.hop,
             number=way.next_number(),
         )

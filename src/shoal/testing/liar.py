@@ -17,6 +17,7 @@ from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.swarm.announcement import Served
 from shoal.swarm.member import Member
+from shoal.types import Codec
 from shoal.wire.messages import (
     Failed,
     Locate,
@@ -29,7 +30,7 @@ from shoal.wire.messages import (
     Rerouted,
     Step,
 )
-from shoal.wire.payload import hidden_states
+from shoal.wire.payload import declared_bytes, hidden_states
 
 ROOM = 1 << 20
 MUCH = 1 << 40
@@ -188,6 +189,19 @@ async def hangs_up_on_hops(liar: Liar, channel: Channel, message: Message, paylo
     await opens(liar, channel, message, payload)
     if isinstance(message, Step) and liar.sessions[message.session][0] is not channel:
         channel.close("I do not speak with you")
+
+
+def recodes(codec: Codec) -> Behaviour:
+    """Sends zeros on for each step, as if it had run it, in another codec than the session's."""
+
+    async def does(liar: Liar, channel: Channel, message: Message, payload: bytes) -> None:
+        await opens(liar, channel, message, payload)
+        if isinstance(message, Step) and liar.sessions[message.session][1].next is not None:
+            hidden = hidden_states(codec, message.hidden.rows, message.hidden.width)
+            way = await liar.onward(message.session)
+            await way.send(msgspec.structs.replace(message, tensors=hidden), bytes(declared_bytes(hidden)))
+
+    return does
 
 
 def passes_on(**changes: int) -> Behaviour:

@@ -21,6 +21,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from shoal.errors import Busy
+from shoal.types import Codec
 from shoal.wire.messages import Open, Step
 from shoal.wire.session import HopSession
 
@@ -93,6 +94,11 @@ class HopQueue:
     def length(self) -> int:
         """Tokens in the cache once every accepted step has run."""
         return self._rules.length
+
+    @property
+    def codec(self) -> Codec | None:
+        """In which the session's steps come; ``None`` before the first."""
+        return self._rules.codec
 
     @property
     def computing(self) -> bool:

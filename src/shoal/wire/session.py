@@ -10,6 +10,9 @@ below the length       roll the cache back to ``position``, then run it
 above the length       refuse with ``PositionGap``: something was lost
 =====================  =====================================================
 
+All of a session's rows come in one codec: a receipt names one. So a hop that recodes a step is at odds with
+the next one at once, and not when receipts are asked for.
+
 So a step may be sent again, several may be in flight, and a client goes back by sending from an earlier
 position. Results carry the step's number: what answers a step that was given up is dropped.
 """
@@ -21,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
+from shoal.types import Codec
 from shoal.wire.messages import Located, Open, Step
 
 
@@ -32,6 +36,8 @@ class HopSession:
         self.width = width
         self.length = 0
         """Tokens in the cache once every accepted step has run."""
+        self.codec: Codec | None = None
+        """In which the cache's first row came, and all others must; ``None`` before it."""
 
     def accept(self, step: Step) -> None:
         """Take a step in; the cache's length is counted at once, so that steps may queue.
@@ -55,6 +61,10 @@ class HopSession:
             )
         if step.position > self.length:
             raise PositionGap(f"a step from position {step.position} with {self.length} tokens cached")
+        codec = step.hidden.codec
+        if step.position and codec != self.codec:
+            raise RemoteProtocolError(f"a step in {codec} in a session whose rows came in {self.codec}")
+        self.codec = codec
         self.length = step.position + step.tokens
 
     def forget(self, length: int) -> None:

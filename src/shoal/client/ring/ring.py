@@ -363,6 +363,8 @@ class Ring:
             hidden = message.hidden
             if hidden.width != self._shape.hidden_size:
                 raise RemoteProtocolError(f"a result of width {hidden.width}")
+            if hidden.codec != self._codec:
+                raise RemoteProtocolError(f"a result in {hidden.codec} in a session of {self._codec}")
             issued = self.rules.returned(message)
         except RemoteProtocolError as error:
             # Each hop passes on what it was given, so any of them may have written this.

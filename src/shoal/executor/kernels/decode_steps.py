@@ -115,6 +115,7 @@ class DecodeSteps:
         limit: int,
         pages: Pages,
         blocks: range,
+        codec: Codec,
         hop: int,
         number: int,
     ) -> None:
@@ -125,6 +126,7 @@ class DecodeSteps:
             limit: tokens that it may grow to; with what it has pages for, no further than these.
             pages: its KV, which must stay as it is until the step has run or is held.
             blocks: that it uses, counted from the span's first.
+            codec: in which the session's steps come; a step in another is left alone.
             hop: its place in the route.
             number: of the message that goes on, on its pipe.
         """
@@ -133,6 +135,7 @@ class DecodeSteps:
         entry.limit = min(limit, PAGE * len(pages.numbers))
         entry.pages, _ = pages.numbers.buffer_info()
         entry.start, entry.end = blocks.start, blocks.stop
+        entry.codec = NUMBER[codec]
         entry.ready = 1
 
     def note_rhythm(self, seat: int, left: float, away: float) -> None:

@@ -123,7 +123,7 @@ class SeatStruct(Structure):
         ("start", c_int32),
         ("end", c_int32),
         ("hop", c_int32),
-        ("unused", c_int32),
+        ("codec", c_int32),
     )
 
 

@@ -157,8 +157,8 @@ static int may_run(const decode_hop_t *hop, int64_t channel, const step_in_t *st
         if (hop->ran[i].seat == found) return 0;
     const seat_t *first = count ? &hop->seats[hop->ran[0].seat] : seat;
     return seat->ready && seat->channel == channel && step->width == hop->span->hidden &&
-           step->position == seat->length && seat->length < seat->limit && step->payload_bytes <= hop->most_payload &&
-           seat->from == first->from && seat->to == first->to;
+           step->position == seat->length && seat->length < seat->limit && step->codec == seat->codec &&
+           step->payload_bytes <= hop->most_payload && seat->from == first->from && seat->to == first->to;
 }
 
 /* The steps in `data`; their hidden states are decoded. Returns their number, 0 if something else is there. */
