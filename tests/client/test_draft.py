@@ -11,7 +11,7 @@ import pytest
 import trio
 from safetensors.numpy import load_file, save_file
 
-from shoal.client.speculation import draft_holder, gain, model_drafter, sources, speculation
+from shoal.client.speculation import draft_holder, draft_model, gain, model_drafter, sources, speculation
 from shoal.client.speculation.controller import WindowPlan
 from shoal.errors import UsageError
 from shoal.testing.checkpoints import write_checkpoint
@@ -145,6 +145,29 @@ async def test_a_draft_that_cannot_be_loaded_is_said_and_answers_go_on_without_i
         )
         assert len(answer.token_ids) == 100
         assert swarm.client.draft.loaded is None
+
+
+@pytest.mark.parametrize("where", ["load", "open", "guess"])
+async def test_whatever_a_draft_fails_with_is_said_and_answers_go_on_without_it(
+    home, checkpoint, eager, monkeypatch, where
+):
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    async with memory_swarm(home, checkpoint, THIRDS, format="int8", draft=str(checkpoint)) as swarm:
+        plain = (await asked(swarm, checkpoint, PROMPTS[0], speculate=False)).token_ids
+        if where == "load":
+            monkeypatch.setattr(draft_holder, "load_draft", fail)
+        else:
+            await loaded(swarm, checkpoint)
+            monkeypatch.setattr(draft_model.DraftModel, where, fail)
+        off = ""
+        with trio.fail_after(60):
+            while not off:
+                answer = await asked(swarm, checkpoint, PROMPTS[0])
+                off = answer.timing.speculation.draft_off
+                assert answer.token_ids == plain
+        assert off == "the draft model failed: RuntimeError: out of memory"
 
 
 async def test_it_is_freed_when_unused_and_loaded_again(home, checkpoint, eager, monkeypatch):

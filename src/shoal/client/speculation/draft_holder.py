@@ -10,7 +10,7 @@ import trio
 
 from shoal.client.sampling import Sampler
 from shoal.client.speculation.draft_model import DraftModel, draft_bytes, draft_format, load_draft
-from shoal.client.speculation.model_drafter import ModelDrafter
+from shoal.client.speculation.model_drafter import ModelDrafter, draft_error
 from shoal.config import Settings
 from shoal.errors import LocalProtocolError, ShoalError, UsageError
 from shoal.executor.thread import ComputeThread
@@ -152,12 +152,13 @@ class DraftHolder:
             async with self._loading:
                 model = await thread.run(partial(load_draft, local, self._settings, thread))
             await model.measure()
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001  a model's own code: no reason to end the client
             thread.close()
-            if not isinstance(error, ShoalError):
-                raise
-            log.warning("answers go without the draft model: %s", error.message)
-            self._error, self._failed_at = error, trio.current_time()
+            self._error, self._failed_at = draft_error(error), trio.current_time()
+            log.warning("answers go without the draft model: %s", self._error.message)
+        except BaseException:
+            thread.close()
+            raise
         else:
             self.expected_s, self._model, self._used_at = model.token_s, model, trio.current_time()
         finally:

@@ -17,7 +17,7 @@ import trio
 from shoal.client.sampling import Sampler
 from shoal.client.speculation.draft_model import DraftModel
 from shoal.client.speculation.drafters import Guess
-from shoal.errors import LocalProtocolError, ShoalError
+from shoal.errors import LocalProtocolError, ShoalError, StepFailed
 from shoal.executor.arrays import Floats
 from shoal.types import SessionId
 
@@ -136,7 +136,7 @@ class ModelDrafter:
                     await self._model.guess(self._session, self._same, piece, 0, _no_choice, [])
                     self._held += piece
                     self._compare()
-        except ShoalError as error:
+        except Exception as error:  # noqa: BLE001  as in _say
             self._give_up(error)
         finally:
             self._catching_up = None
@@ -180,7 +180,7 @@ class ModelDrafter:
         self._cut(position)
         try:
             await model.guess(self._session, position, new, count - len(known), choose, found)
-        except ShoalError as error:
+        except Exception as error:  # noqa: BLE001  a model's own code: no reason to end the answer
             self._give_up(error)
             return
         finally:
@@ -208,10 +208,18 @@ class ModelDrafter:
     def _note(self, took_s: float, count: int) -> None:
         self.draft_s = (1 - SMOOTH) * self.draft_s + SMOOTH * took_s / count
 
-    def _give_up(self, error: ShoalError) -> None:
+    def _give_up(self, error: Exception) -> None:
         """It is of no more use for this answer, which goes on without."""
-        log.info("no more guesses by the draft model: %s", error.message)
-        self.why_off = error.message
+        self.why_off = draft_error(error).message
+        log.info("no more guesses by the draft model: %s", self.why_off)
+
+
+def draft_error(error: Exception) -> ShoalError:
+    """Why the draft model is off. What is no error of ours is logged whole: it may be a mistake there."""
+    if isinstance(error, ShoalError):
+        return error
+    log.warning("the draft model failed", exc_info=error)
+    return StepFailed(f"the draft model failed: {type(error).__name__}: {error}")
 
 
 def _no_choice(logits: Floats, guessed: Sequence[int]) -> int:
