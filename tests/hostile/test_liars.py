@@ -158,6 +158,14 @@ async def test_a_more_exact_format_that_one_peer_announces_takes_nobody(tmp_path
         assert lying_ones[0].heard["Open"] == 0
 
 
+async def test_many_that_announce_no_bits_take_nobody_where_hops_are_alike(swarm, checkpoint):
+    crowd = [(lies.opens, WHOLE, {"numerics": "n1/fp32/auto/any"})] * 4
+    async with liars(swarm, *crowd) as lying_ones:
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+            assert str(session.ring.numerics) == "n1/fp32/auto/modules"
+        assert sum(liar.heard["Open"] for liar in lying_ones) == 0
+
+
 async def test_a_format_whose_peers_all_refuse_gives_way_to_the_next_within_one_request(tmp_path, checkpoint):
     crowd = [(lies.refuses, WHOLE, {"format": "fp32", "numerics": "n1/fp32/auto/modules"})] * 4
     async with (
@@ -184,6 +192,19 @@ async def test_a_client_that_has_only_heard_of_a_liar_waits_for_others(tmp_path,
 
         nursery.start_soon(come_when_it_has_refused)
         await answered(swarm.client, checkpoint, reference, 5.0)
+
+
+async def test_one_whose_numerics_nobody_knows_keeps_no_client_from_hearing_of_others(
+    tmp_path, checkpoint, reference
+):
+    async with (
+        memory_swarm(tmp_path / "home", checkpoint, [FIRST]) as swarm,
+        liars(swarm, (lies.opens, WHOLE, {"numerics": "n2/fp32/auto/modules"})) as (liar,),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(swarm.add_node, SECOND)
+        await answered(swarm.client, checkpoint, reference, 6.0)
+        assert liar.heard["Open"] == 0
 
 
 async def test_a_client_that_only_a_liar_answers_is_told_so_within_seconds(tmp_path, checkpoint):

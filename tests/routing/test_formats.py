@@ -124,5 +124,10 @@ def test_other_kinds_of_kv_are_in_no_mix() -> None:
     assert ranked_numerics([(ROWS, HALF, True), (OTHER_KV, WHOLE, False)], WHOLE) == [OTHER_KV, ROWS]
 
 
+def test_of_two_that_cover_alike_the_kv_as_computed_comes_first_whoever_is_heard_of_first() -> None:
+    one, other = (ROWS, HALF, False), (OTHER_KV, Span(3, 6), False)
+    assert ranked_numerics([one, other], WHOLE) == ranked_numerics([other, one], WHOLE) == [ROWS, OTHER_KV]
+
+
 def test_of_two_that_cover_alike_bits_that_can_be_checked_come_first() -> None:
     assert ranked_numerics([(TORCH, WHOLE, False), (ROWS, WHOLE, False)], WHOLE)[0] == ROWS

@@ -64,6 +64,11 @@ def test_numerics_of_a_later_version_are_not_taken_for_ours():
     assert numerics_of(served(numerics="n2/fp32/auto/modules")) is None
 
 
+def test_to_promise_no_bits_is_for_sessions_and_graphs_and_not_for_nodes_of_language_models():
+    assert numerics_of(served(numerics="n1/fp32/auto/any")) is None
+    assert numerics_of(served(numerics="n1/fp32/auto/any", kind="graph")) == Numerics("fp32", "auto", "any")
+
+
 def test_one_signed_by_another_is_refused():
     with pytest.raises(RemoteProtocolError, match="has not signed"):
         unseal(seal(announcement(), MALLORY.sign), NOW, verify)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from shoal.types import Exactness, Format, Numerics, Span, covered, gaps
+from shoal.types import Exactness, Format, Kv, Numerics, Span, covered, gaps
 
 PARALLEL: tuple[Format, ...] = ("fp32", "bf16")
 """What a span over several processes can be held in."""
@@ -118,9 +118,10 @@ def ranked_numerics(
     found: list[Numerics] = []
     for one in formats if format is None else [format]:
         inside = [entry for entry in served if entry[0].format == one]
-        # Of two that cover alike, the one whose bits mean more.
+        # Of two that cover alike, the one whose bits mean more, then the one whose KV is as computed.
         names = sorted(
-            {numerics for numerics, _, _ in inside}, key=lambda n: get_args(Exactness).index(n.bits)
+            {numerics for numerics, _, _ in inside},
+            key=lambda n: (get_args(Exactness).index(n.bits), get_args(Kv).index(n.kv)),
         )
         found += sorted(names, key=lambda n: _worth([e for e in inside if e[0] == n], wanted), reverse=True)
         loose = [numerics.loose for numerics in names]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -222,9 +223,20 @@ def candidate(peer: PeerId, served: Served, rtt_s: float | None) -> Candidate:
 
 
 def numerics_of(served: Served) -> Numerics | None:
-    """By what a node computes; ``None`` where it does not say, or only a later version of ours would know."""
+    """By what a node computes; ``None`` where it does not say, or only a later version of ours would know.
+
+    Nor is ``any`` what a node computes a language model by: it is of sessions alone. Who announces it would
+    have clients do without exactness that there is.
+    """
+    numerics = _parsed(served.numerics)
+    loose = numerics is not None and numerics.bits == "any" and served.kind == "language"
+    return None if loose else numerics
+
+
+@lru_cache(maxsize=256)  # a client asks this of all whom it hears of, each time that it hears of one
+def _parsed(numerics: str) -> Numerics | None:
     try:
-        return Numerics.parse(served.numerics)
+        return Numerics.parse(numerics)
     except ValueError:
         return None
 
