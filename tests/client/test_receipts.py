@@ -100,6 +100,25 @@ async def test_after_a_loss_all_receipts_hold(
         assert bool(found.uncompared) == (uncompared and place < 2)
 
 
+async def test_a_hop_whose_own_bits_are_exact_claims_none_of_a_lost_one_in_a_session_that_promises_none(
+    home: Path, checkpoint: Path
+) -> None:
+    async with memory_swarm(home, checkpoint, [THIRDS[0], THIRDS[2]], format="int8") as swarm:
+        await swarm.add_node(THIRDS[1], format="int8", kernels="torch")
+        answer = swarm.client.generate(str(checkpoint), PROMPT, max_tokens=COUNT, receipts=True)
+        async for _ in answer:
+            if len(answer.token_ids) == 20 and len(swarm.nodes) == 3:
+                await swarm.add_node(THIRDS[1], format="int8")
+                swarm.kill(2)
+        found = answer.receipts
+        assert found is not None
+        assert [change.way for change in answer.reroutes] == ["resend"]
+        assert found.kept.numerics == "n1/int8/auto/any"
+        assert found.kept.hops[1].peer == swarm.networks[3].peer
+        assert found.faults == ()
+        assert found.uncompared
+
+
 async def test_eight_sessions_that_guess_ahead_and_lose_a_hop_have_whole_chains(
     home: Path, checkpoint: Path, eager: None
 ) -> None:

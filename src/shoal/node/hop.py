@@ -36,7 +36,7 @@ from shoal.executor.pages import PAGE
 from shoal.net.channel import Channel
 from shoal.node.resend_buffer import ResendBudget, ResendBuffer
 from shoal.trust.signing import Signing, WorkLog
-from shoal.types import PeerId, SessionId
+from shoal.types import Numerics, PeerId, SessionId
 from shoal.wire.hop_queue import HopQueue
 from shoal.wire.messages import Failed, HopTime, Located, Open, Reroute, Step, decode, shorten
 from shoal.wire.payload import hidden_states
@@ -83,6 +83,8 @@ class Hop:
         self.opening = os.urandom(16)
         """In all receipts of this session."""
         self.signing = Signing()
+        # Of the session, not of the engine: hops of one without a promise of bits give others than ours.
+        self._exact = Numerics.parse(self.opened.numerics).exact
         self._work = WorkLog()
         steps = self.engine.decode_steps
         self._seat = None if steps is None else steps.take_seat(self.session)
@@ -330,7 +332,7 @@ class Hop:
         """Note what the step was and what became of it, and prepare for the next."""
         self.measured(step, result)
         # What only fills a cache is not sent on: where bits may differ from the first time, it says nothing.
-        shown = rows if step.hops_left != 0 or self.engine.numerics.exact else 0
+        shown = rows if step.hops_left != 0 or self._exact else 0
         hidden = step.hidden
         self._work.note(
             step.position, hidden.codec, hidden.rows, hidden.width, payload, shown, result.payload
