@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,16 @@ from shoal.client.receipts.pull import AnswerReceipts, pull_receipts
 from shoal.client.sampling import Sampling
 from shoal.client.speculation import gain, sources, speculation
 from shoal.client.speculation.controller import WindowPlan
+from shoal.executor.engine import StepOutput
 from shoal.net.identity import verify
 from shoal.node.hop import Hop
 from shoal.node.receipts import ReceiptDesk
+from shoal.routing.reputation import Reputation
 from shoal.testing.swarm import MemorySwarm, memory_swarm
 from shoal.trust.answer import check_answer, read_kept_answer
 from shoal.trust.rows import HASH, windows
 from shoal.types import Format, PeerId
+from shoal.wire.messages import Step
 
 from .conftest import THIRDS
 
@@ -169,6 +173,40 @@ async def test_private_ends_are_no_part_of_the_receipts_and_their_rows_are_known
         assert found.faults == ()
         assert found.kept.sent
         assert (found.kept.hops[0].start, found.kept.hops[-1].end) == (1, 5)
+
+
+async def test_where_a_liar_was_lost_nobody_who_is_there_pays_for_its_rows(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with memory_swarm(home, checkpoint, THIRDS, format="int8") as swarm:
+        liar, honest, blamed = swarm.nodes[1].engine, Hop._send, list[PeerId]()  # pyright: ignore[reportPrivateUsage]
+        liar.decode_steps = None
+
+        def send(self: Hop, step: Step, rows: int, result: StepOutput) -> object:
+            if self.engine is liar:
+                result = replace(result, payload=bytes(len(result.payload)))
+            return honest(self, step, rows, result)
+
+        def failed(_: Reputation, peer: PeerId, now: float, share: float = 1.0) -> None:
+            blamed.append(peer)
+
+        monkeypatch.setattr(Hop, "_send", send)
+        answer = swarm.client.generate(str(checkpoint), PROMPT, max_tokens=COUNT, receipts=True)
+        async for _ in answer:
+            if len(answer.token_ids) == 20 and len(swarm.nodes) == 3:
+                await swarm.add_node(THIRDS[1], format="int8")
+                swarm.kill(1)
+                monkeypatch.setattr(Reputation, "failed", failed)
+        found = answer.receipts
+        assert found is not None
+        assert [change.way for change in answer.reroutes] == ["resend"]
+        assert [(fault.kind, fault.hops, fault.window) for fault in found.faults] == [("links", (), 0)]
+        entered = [hop.entered for hop in found.kept.hops]
+        assert entered[1] >= len(PROMPT) + 19
+        assert (entered[0], entered[2]) == (0, 0)
+        assert not {PeerId(hop.peer) for hop in found.kept.hops} & set(blamed)
+        again = read_kept_answer(found.kept.encoded(), "answer.json")
+        assert check_answer(again, verify) == list(found.faults)
 
 
 # ---- hops that give none, or bad ones ----

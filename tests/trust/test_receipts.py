@@ -200,6 +200,26 @@ def test_two_neighbours_of_which_one_lies_are_both_named_and_nobody_else() -> No
     assert kinds(answer, LINKS[3]) == [("links", (1, 2), 1)]
 
 
+@pytest.mark.parametrize(
+    ("entered", "expected"),
+    [
+        (0, [("links", (1, 2), 0)]),
+        (20, [("links", (), 0), ("links", (1, 2), 1)]),
+        (32, [("links", (), 0), ("links", (1, 2), 1)]),
+        (33, [("links", (), 0)]),
+    ],
+)
+def test_what_came_from_a_lost_hop_is_held_against_nobody_who_is_there(
+    entered: int, expected: list[Any]
+) -> None:
+    came = changed(changed(LINKS[2], 5), 40)
+    answer = an_answer(links=[(LINKS[0], LINKS[1]), (LINKS[1], LINKS[2]), (came, LINKS[3])])
+    replaced = with_hop(answer, 1, entered=entered)
+    assert kinds(replaced, LINKS[3]) == expected
+    assert ("a hop that was lost" in faults(replaced)[0].what) == bool(entered)
+    assert kinds(with_hop(HONEST, 1, entered=entered), LINKS[3]) == []
+
+
 def test_the_first_hop_that_denies_what_it_was_sent_is_alone_to_blame() -> None:
     answer = an_answer(links=[(changed(LINKS[0], 3), LINKS[1]), (LINKS[1], LINKS[2]), (LINKS[2], LINKS[3])])
     assert kinds(answer, LINKS[3]) == [("sent", (0,), 0)]

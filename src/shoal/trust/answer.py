@@ -56,6 +56,8 @@ class HopReceipts(Struct, frozen=True):
     """Empty where it gave none."""
     missing: Annotated[str, Meta(max_length=1024)] = ""
     """Why it gave none."""
+    entered: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] = 0
+    """Positions of which the next hop has what it was given from another, whose place this one took."""
 
     @property
     def span(self) -> Span:
@@ -166,7 +168,8 @@ class ReceiptFault:
 
     kind: ReceiptFaultKind
     hops: tuple[int, ...]
-    """Whom it may be the fault of, by their place: one, or two who contradict each other."""
+    """Whom it may be the fault of, by their place: one, or two who contradict each other; none where it may
+    as well be that of a hop that was lost."""
     window: int | None
     what: str
 
@@ -252,18 +255,33 @@ def _check_sent(answer: KeptAnswer, receipts: Sequence[Receipt]) -> list[Receipt
 
 def _check_link(answer: KeptAnswer, index: int, sound: Mapping[int, Sequence[Receipt]]) -> list[ReceiptFault]:
     exact = Numerics.parse(answer.numerics).exact
+    before: list[ReceiptFault] = []  # the first one of what a lost hop may have sent
     for one, onward in zip(sound[index], sound[index + 1], strict=True):
         whole = one.sent == _all(answer, one.window)
         if exact and not whole:
             what = f"{_named(answer, index)} leaves out rows that it must have computed"
-            return [ReceiptFault("links", (index,), one.window, f"{what}, {_tokens(one.window, answer)}")]
-        if whole and one.went != onward.came:
-            what = (
-                f"{_named(answer, index)} says that it sent other rows than {_named(answer, index + 1)} says "
-                f"that it was given, {_tokens(one.window, answer)}"
-            )
-            return [ReceiptFault("links", (index, index + 1), one.window, what)]
-    return []
+            what = f"{what}, {_tokens(one.window, answer)}"
+            return [*before, ReceiptFault("links", (index,), one.window, what)]
+        if not whole or one.went == onward.came:
+            continue
+        if one.window * WINDOW < answer.hops[index].entered:
+            before = before or [_lost_hops_fault(answer, index, one.window)]
+            continue
+        what = (
+            f"{_named(answer, index)} says that it sent other rows than {_named(answer, index + 1)} says "
+            f"that it was given, {_tokens(one.window, answer)}"
+        )
+        return [*before, ReceiptFault("links", (index, index + 1), one.window, what)]
+    return before
+
+
+def _lost_hops_fault(answer: KeptAnswer, index: int, window: int) -> ReceiptFault:
+    what = (
+        f"{_named(answer, index + 1)} says that it was given other rows than {_named(answer, index)} has "
+        f"computed, {_tokens(window, answer)}, but from a hop that was lost, whose place that one took: the "
+        "lost one lied, or one of these two does"
+    )
+    return ReceiptFault("links", (), window, what)
 
 
 def _check_received(

@@ -75,14 +75,15 @@ async def pull_receipts(
     given = await ring.receipts(nonce, tokens, timeout_s)
     hops = tuple(
         HopReceipts(
-            peer=hop.address.peer,
-            start=hop.span.start,
-            end=hop.span.end,
-            opening=opening,
+            peer=hop.peer,
+            start=hop.hop.span.start,
+            end=hop.hop.span.end,
+            opening=hop.opening,
+            entered=min(hop.entered, tokens),
             receipts=() if isinstance(signed, ShoalError) else _kept(signed),
             missing=signed.message[:1024] if isinstance(signed, ShoalError) else "",
         )
-        for hop, opening, signed in given
+        for hop, signed in given
     )
     kept = KeptAnswer(
         model=shape.name,
@@ -102,7 +103,7 @@ async def pull_receipts(
     )
     received = ring.received.copy(tokens)
     faults = await trio.to_thread.run_sync(check_answer, kept, verify, received)
-    gone = {i for i, (_, _, signed) in enumerate(given) if isinstance(signed, ChannelClosed)}
+    gone = {i for i, (_, signed) in enumerate(given) if isinstance(signed, ChannelClosed)}
     _remember(session, kept, faults, gone)
     return AnswerReceipts(kept, tuple(faults), uncompared(kept))
 

@@ -161,6 +161,8 @@ def _compare(answer: KeptAnswer, index: int, came: RowLog, went: RowLog) -> Diff
         at = f"at tokens {number * WINDOW} to {min((number + 1) * WINDOW, answer.tokens) - 1}"
         if came.window(number)[1] != one.came:
             what = f"{who} has signed that it was given other rows than these tokens give, {at}"
+            if index and number * WINDOW < answer.hops[index - 1].entered:
+                what += f", by a hop that was lost, whose place hop {index - 1} took"
             return Difference(index, number, None, what)
         if went.window(number, one.sent)[1] != one.went:
             what = f"{who} has signed other rows than its blocks of this model give, {at}"

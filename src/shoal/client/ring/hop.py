@@ -112,6 +112,8 @@ class RingHop:
         """Whether its cache can return to any earlier position, as it says."""
         self.opening = bytes(16)
         """What it says that all its receipts of this session will have."""
+        self.entered = 0
+        """Positions of which the next hop has what it was given from another, whose place this one took."""
         self.pace = HopPace(hop.promised_s, STEPS if hop.proven else NEWCOMER_STEPS)
         self.lost: str | None = None
         """Why the hop is no longer to be counted on."""

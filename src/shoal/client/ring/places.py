@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -110,6 +110,8 @@ class Places:
             ChannelClosed: what a new hop needs was not kept.
         """
         fills = self._put_in_place(replacements)
+        self.go_back(position)
+        self._note_entered(fills, position)
         # Before the new ones are open, who need not be told of their neighbours a second time.
         kept = [index for index, hop in enumerate(self.hops) if hop.open]
         until = trio.current_time() + timeout_s
@@ -118,6 +120,11 @@ class Places:
         left = seconds_left(until)
         await _together([partial(self._reroute, i, fills.get(i + 1), position, left) for i in kept])
         return fills.get(0, 0)
+
+    def go_back(self, position: int) -> None:
+        """What comes from ``position`` on comes anew, from who is in its place now."""
+        for hop in self.hops:
+            hop.entered = min(hop.entered, position)
 
     async def locate(self, timeout_s: float) -> list[Located | None]:
         """How far the session has come at each hop; ``None`` of one that does not say."""
@@ -211,6 +218,13 @@ class Places:
             shift += len(new.hops) - (last + 1 - first)
         self.hops = hops
         return fills
+
+    def _note_entered(self, fills: Mapping[int, int], position: int) -> None:
+        """Arguments: what :meth:`_put_in_place` returned, and up to where the new hops are sent again."""
+        for first, count in fills.items():
+            self.hops[first + count - 1].entered = position
+            if first:
+                self.hops[first - 1].entered = 0  # it sends all of it again itself
 
     def _dismiss(self, hop: RingHop) -> None:
         if hop.channel is not None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import trio
 
-from shoal.client.ring.hop import HopFailed, HopLost, RouteHop
+from shoal.client.ring.hop import HopFailed, HopLost, RingHop, RouteHop
 from shoal.client.ring.hop_pace import HopPace
 from shoal.client.ring.losses import Losses
 from shoal.client.ring.places import Places, Replacement
@@ -302,16 +302,16 @@ class Ring:
 
     async def receipts(
         self, nonce: bytes, tokens: int, timeout_s: float
-    ) -> list[tuple[RouteHop, bytes, list[SignedWindow] | ShoalError]]:
-        """What each hop signs for the first ``tokens`` positions, or why it does not, and its opening."""
+    ) -> list[tuple[RingHop, list[SignedWindow] | ShoalError]]:
+        """What each hop signs for the first ``tokens`` positions, or why it does not."""
         signed = await self._places.receipts(nonce, tokens, timeout_s)
-        hops = self._places.hops
-        return [(hop.hop, hop.opening, given) for hop, given in zip(hops, signed, strict=True)]
+        return list(zip(self._places.hops, signed, strict=True))
 
     def roll_back(self, position: int) -> None:
         """Go on from ``position``: with the next step, every hop forgets what it computed beyond it."""
         with self._giving_up:
             self.rules.roll_back(position)
+        self._places.go_back(position)
         self._results.cut(position)
 
     def end(self) -> None:
