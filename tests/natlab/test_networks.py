@@ -284,8 +284,8 @@ def test_a_host_without_its_interface_is_told_so_and_reaches_everybody_again_wit
             sender.sendto(b"hello", (address, 7009))
         assert caught.value.errno == errno.ENETUNREACH
         host.plug_in()
-        sender.sendto(b"hello", (address, 7009))
-        assert comes(receiver)
+        # A datagram may be lost while its neighbours find the host again.
+        assert any(sender.sendto(b"hello", (address, 7009)) and comes(receiver) for _ in range(5))
 
 
 def test_hosts_are_as_far_apart_as_their_links_together(nat_lab: type[NatLab]) -> None:
