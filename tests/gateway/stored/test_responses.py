@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import replace
 
 import openai
@@ -14,30 +13,13 @@ from shoal.gateway.api.response_items import items_of, listed, parsed
 from shoal.gateway.errors import NotFound
 from shoal.gateway.schema.responses import ResponsesRequest
 from shoal.gateway.stored import responses
-from shoal.gateway.stored.expiry import DAY_S, Keeping
+from shoal.gateway.stored.expiry import Keeping
 from shoal.gateway.stored.responses import PreviousResponseNotFound, ResponseStore, StoredResponse
 
-from .conftest import served, user
-from .test_openai import ask
-from .test_responses import CALL, TOOL, thought
-
-
-class Days:
-    """A clock that stands until a test moves it."""
-
-    def __init__(self):
-        self.at = 1e9
-
-    def __call__(self):
-        return self.at
-
-    def passes(self, days):
-        self.at += days * DAY_S
-
-
-@pytest.fixture
-def days():
-    return Days()
+from ..conftest import served, user
+from ..test_openai import ask
+from ..test_responses import CALL, TOOL, thought
+from .stored import rows
 
 
 @pytest.fixture
@@ -98,13 +80,6 @@ def test_use_renews_all_of_a_conversation_and_what_is_unused_expires(store, days
     assert rows(tmp_path) == 3
     store.sweep()
     assert rows(tmp_path) == 2
-
-
-def rows(folder, table="responses"):
-    database = sqlite3.connect(folder / "gateway.db")
-    (count,) = database.execute(f"SELECT count(*) FROM {table}").fetchone()
-    database.close()
-    return count
 
 
 def test_a_key_has_room_for_so_many_and_the_longest_unused_goes_first(store, days, monkeypatch):
