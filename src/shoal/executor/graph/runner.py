@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import subprocess
-import sys
-import threading
-import time
 import weakref
-from contextlib import suppress
 from typing import BinaryIO, Protocol, cast
 
 import msgspec
 
-from shoal import config
 from shoal.errors import BadWeights, StepFailed
 from shoal.executor.graph.frames import (
     LoadSegments,
@@ -25,6 +18,7 @@ from shoal.executor.graph.frames import (
     write_frame,
 )
 from shoal.models.graph.graph_store import LocalGraph
+from shoal.models.untrusted.watched import WatchedProcess
 from shoal.types import Span
 from shoal.wire.arrays import ArraySpec
 
@@ -32,7 +26,6 @@ PROGRAM = "shoal.executor.graph.child"
 LOADS_WITHIN_S = 120.0
 LOADED_BYTES_S = 20e6
 """How much of the weights is loaded in a second at least."""
-TICK_S = 0.1
 BASE_MEMORY = 256 << 20
 """Bytes that the process takes before it has loaded anything: Python, numpy and the runtime."""
 
@@ -96,7 +89,7 @@ class GraphRunner:
         if self._closed:
             raise StepFailed("this node has ended")
         self._end()
-        self._process = process = _Process()
+        self._process = process = _Process(["-m", PROGRAM])
         self._ending = weakref.finalize(self, process.end)
         size = self.graph.weight_bytes(self._span)
         asked = LoadSegments(
@@ -148,51 +141,17 @@ class GraphRunner:
             self._ending()
 
 
-class _Process:
-    """The process, and the thread that ends it when an answer is due and has not come."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-I", "-m", PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=config.bare_environ(),
-            start_new_session=True,  # a Ctrl-C is for us, and not for what runs there
-        )
-        self.late = False
-        self._due = math.inf
-        self._over = threading.Event()
-        threading.Thread(target=self._watch, name="shoal-graph-child", daemon=True).start()
+class _Process(WatchedProcess):
+    """A process that answers in frames."""
 
     def exchange(
         self, asked: SegmentsRequest, payload: bytes, within_s: float
     ) -> tuple[SegmentsReply, bytearray] | None:
         """The answer; ``None`` where the process was lost."""
-        self._due = time.monotonic() + within_s
-        try:
-            write_frame(cast("BinaryIO", self.process.stdin), asked, payload)
-            frame = read_frame(cast("BinaryIO", self.process.stdout))
-            if frame is None:
+        with self.answers_within(within_s):
+            try:
+                write_frame(cast("BinaryIO", self.stdin), asked, payload)
+                frame = read_frame(cast("BinaryIO", self.stdout))
+                return frame and (msgspec.msgpack.decode(frame[0], type=SegmentsReply), frame[1])
+            except (OSError, ValueError, msgspec.DecodeError):  # it died meanwhile, or writes nonsense
                 return None
-            return msgspec.msgpack.decode(frame[0], type=SegmentsReply), frame[1]
-        except (OSError, ValueError, msgspec.DecodeError):  # it died meanwhile, or writes nonsense
-            return None
-        finally:
-            self._due = math.inf
-
-    def end(self) -> None:
-        self._over.set()
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with suppress(OSError, ValueError):  # what it did not read is lost with it
-                    pipe.close()
-
-    def _watch(self) -> None:
-        while not self._over.wait(TICK_S):
-            if time.monotonic() > self._due:
-                self.late = True
-                self.process.kill()
-                return

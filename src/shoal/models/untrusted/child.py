@@ -6,24 +6,16 @@ error, and the next starts another.
 
 from __future__ import annotations
 
-import math
-import subprocess
-import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from shoal import config
 from shoal.errors import Busy
+from shoal.models.untrusted.watched import WatchedProcess
 
 WAITING = 24
 """Callers of one process at a time. Each holds a thread, of which trio has 40 for everything."""
-TICK_S = 0.25
-"""How often a process that has to answer is looked at. A timer for each request would cost ten times as much
-as the request."""
 PROGRESS = b"+"
 """What a line begins with that is no answer yet, and tells how far the process has come."""
 
@@ -123,59 +115,20 @@ class Child:
             self._ending()
 
 
-class _Running:
-    """A process, and the thread that ends it when an answer is due and has not come."""
-
-    def __init__(self, command: Sequence[str], folder: Path | None) -> None:
-        self.process = subprocess.Popen(
-            # -I: no environment, no user packages, nothing from the working folder.
-            [sys.executable, "-I", *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=config.bare_environ(),
-            cwd=folder,
-            start_new_session=True,  # a Ctrl-C is for us, and not for what runs there
-        )
-        self.late = False
-        self._due = math.inf
-        self._over = threading.Event()
-        threading.Thread(target=self._watch, name="shoal-child", daemon=True).start()
+class _Running(WatchedProcess):
+    """A process that answers in lines."""
 
     def exchange(self, request: bytes, within_s: float, longest: int) -> bytes:
         """What the process answers, up to the end of the line; less where it was ended."""
-        assert self.process.stdin is not None
-        self._due = time.monotonic() + within_s
-        try:
-            self.process.stdin.write(request + b"\n")
-            self.process.stdin.flush()
-            return self.next_line(within_s, longest)
-        except OSError:  # it died while we wrote
-            return b""
-        finally:
-            self._due = math.inf
+        with self.answers_within(within_s):
+            try:
+                self.stdin.write(request + b"\n")
+                self.stdin.flush()
+            except OSError:  # it died while we wrote
+                return b""
+        return self.next_line(within_s, longest)
 
     def next_line(self, within_s: float, longest: int) -> bytes:
         """The next line that comes; less where the process was ended."""
-        assert self.process.stdout is not None
-        self._due = time.monotonic() + within_s
-        try:
-            return self.process.stdout.readline(longest)
-        finally:
-            self._due = math.inf
-
-    def end(self) -> None:
-        self._over.set()
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with suppress(OSError, ValueError):  # what it did not read is lost with it
-                    pipe.close()
-
-    def _watch(self) -> None:
-        while not self._over.wait(TICK_S):
-            if time.monotonic() > self._due:
-                self.late = True
-                self.process.kill()
-                return
+        with self.answers_within(within_s):
+            return self.stdout.readline(longest)
