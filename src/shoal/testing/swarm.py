@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import trio
 
@@ -24,17 +24,20 @@ from shoal.tasks import one_error
 from shoal.testing.memory import MemoryNetwork, World
 from shoal.types import Span
 
+NodeT = TypeVar("NodeT")
+Start = Callable[[MemoryNetwork, Member, Settings], AbstractAsyncContextManager[NodeT]]
+"""Starts a node for as long as the block."""
+
 
 @dataclass
-class MemorySwarm:
+class MemoryPeers(Generic[NodeT]):
     """Nodes and one client in one :class:`World`."""
 
     world: World
     settings: Settings
-    model: LocalModel
     nursery: trio.Nursery
-    nodes: list[Node] = field(default_factory=list[Node])
-    networks: list[MemoryNetwork] = field(default_factory=list[MemoryNetwork])
+    nodes: list[NodeT] = field(init=False, default_factory=list[NodeT])
+    networks: list[MemoryNetwork] = field(init=False, default_factory=list[MemoryNetwork])
     """Each node's place in the world, in the same order."""
     client: Swarm = field(init=False)
 
@@ -42,23 +45,22 @@ class MemorySwarm:
         """A node is gone without a word."""
         self.world.kill(self.networks[index].peer)
 
-    async def add_node(
-        self,
-        span: Span,
-        model: LocalModel | None = None,
-        machine: MachineSensors | None = None,
-        **options: Any,
-    ) -> Node:
-        """One more node, of this model or another version of it, on this machine or a pretended one."""
+    async def add_client(self, home: Path | None = None, **options: Any) -> Swarm:
+        """One more client, with a home of its own if one is given."""
+        network = self.world.network()
+        settings = memory_settings(home or self.settings.paths.data, **options)
+        swarm = Swarm(network, await self._member(network), settings, ModelStore(settings.paths.models))
+        await self.nursery.start(swarm.move_messages)
+        return swarm
+
+    async def _add(self, start: Start[NodeT], options: Mapping[str, Any]) -> NodeT:
         network = self.world.network()
         member = await self._member(network)
-        started: list[Node] = []
+        started: list[NodeT] = []
 
         async def live(*, task_status: trio.TaskStatus[None]) -> None:
             settings = memory_settings(self.settings.paths.data, **options)
-            async with start_node(
-                network, member, model or self.model, span, settings, machine=machine
-            ) as node:
+            async with start(network, member, settings) as node:
                 started.append(node)
                 task_status.started()
                 await trio.sleep_forever()
@@ -68,33 +70,41 @@ class MemorySwarm:
         self.networks.append(network)
         return started[0]
 
-    async def add_client(self, **options: Any) -> Swarm:
-        """One more client."""
-        network = self.world.network()
-        settings = memory_settings(self.settings.paths.data, **options)
-        swarm = Swarm(network, await self._member(network), settings, ModelStore(settings.paths.models))
-        await self.nursery.start(swarm.move_messages)
-        return swarm
-
     async def _member(self, network: MemoryNetwork) -> Member:
-        return await memory_member(self.world, network, self.settings, self.nursery)
+        """A running membership; it joins through the first peer of the world."""
+        first = next(iter(self.world.peers))
+        member = Member(
+            network,
+            announce_s=self.settings.announce_s,
+            expiry_s=self.settings.expiry_s,
+            bootstrap=[f"/memory/{first}/p2p/{first}"] if first != network.peer else [],
+            clock=Clock(trio.current_time, trio.current_time),
+        )
+        await self.nursery.start(member.run)
+        return member
 
 
-async def memory_member(
-    world: World, network: MemoryNetwork, settings: Settings, nursery: trio.Nursery
-) -> Member:
-    """A peer's membership, running in ``nursery``; it joins through the first peer of the world."""
-    first = next(iter(world.peers))
-    bootstrap = [f"/memory/{first}/p2p/{first}"] if first != network.peer else []
-    member = Member(
-        network,
-        announce_s=settings.announce_s,
-        expiry_s=settings.expiry_s,
-        bootstrap=bootstrap,
-        clock=Clock(trio.current_time, trio.current_time),
-    )
-    await nursery.start(member.run)
-    return member
+@dataclass
+class MemorySwarm(MemoryPeers[Node]):
+    """Nodes of one model and one client."""
+
+    model: LocalModel
+
+    async def add_node(
+        self,
+        span: Span,
+        model: LocalModel | None = None,
+        machine: MachineSensors | None = None,
+        **options: Any,
+    ) -> Node:
+        """One more node, of this model or another version of it, on this machine or a pretended one."""
+
+        def start(
+            network: MemoryNetwork, member: Member, settings: Settings
+        ) -> AbstractAsyncContextManager[Node]:
+            return start_node(network, member, model or self.model, span, settings, machine=machine)
+
+        return await self._add(start, options)
 
 
 @asynccontextmanager
@@ -113,7 +123,7 @@ async def memory_swarm(
     model = await trio.to_thread.run_sync(_resolve, settings.paths.models, checkpoint)
     with one_error():
         async with trio.open_nursery() as nursery:
-            swarm = MemorySwarm(World(), settings, model, nursery)
+            swarm = MemorySwarm(World(), settings, nursery, model)
             for span in spans:
                 await swarm.add_node(span, **options)
             swarm.client = await swarm.add_client(**options)
