@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
@@ -26,8 +25,6 @@ from shoal.gateway.sse import until_gone
 
 Write = Callable[[EmbeddingRequest, Record, Made], dict[str, Any]]
 """Writes the vectors down; on a thread."""
-
-log = logging.getLogger(__name__)
 
 
 class EmbeddingExchange:
@@ -67,30 +64,12 @@ class EmbeddingExchange:
             nursery.cancel_scope.cancel()
 
     async def _answer(self, path: str, asked: EmbeddingRequest) -> JSONResponse:
-        answers = self._desk.answers
-        record = answers.records.begin(self._prefix, asked.model.id, self._caller.id)
-        answers.metrics.requests.labels(path).inc()
-        try:
+        record = self._desk.answers.records.begin(self._prefix, asked.model.id, self._caller.id)
+        with self._desk.recorded(record, self._caller, path):
             vectors = await self._embed(asked, record)
             # On a thread: a thousand vectors are a million numbers to write.
             made = Made(vectors, trio.current_time() - record.arrived)
-            response = await trio.to_thread.run_sync(self._response, asked, record, made)
-            answers.records.end(record, "done")
-            return response
-        except ShoalError as error:
-            log.info("%s failed: %s", record.id, error.message)
-            answers.records.end(record, "failed", error.message)
-            answers.metrics.failed.labels(error.code).inc()
-            raise
-        except BaseException as error:
-            gone = isinstance(error, trio.Cancelled)
-            why = None if gone else "a defect of Shoal"
-            answers.records.end(record, "cancelled" if gone else "failed", why)
-            raise
-        finally:
-            self._desk.usage.count(self._caller.id, record.model, record.prompt_tokens, 0)
-            self._desk.limits.charge(self._caller, record.prompt_tokens)
-            answers.metrics.whole.labels(record.model).observe(trio.current_time() - record.arrived)
+            return await trio.to_thread.run_sync(self._response, asked, record, made)
 
     def _response(self, asked: EmbeddingRequest, record: Record, made: Made) -> JSONResponse:
         return JSONResponse(self._write(asked, record, made))

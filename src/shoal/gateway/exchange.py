@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -62,6 +62,33 @@ class Desk:
     answers: Answers
     limits: RequestLimiter
     usage: Usage
+
+    @contextmanager
+    def recorded(self, record: Record, caller: Caller, route: str) -> Generator[None]:
+        """Answer a request in the block: it is counted, and its record ends as the block does.
+
+        Args:
+            route: by which its metrics know it.
+        """
+        answers = self.answers
+        answers.metrics.requests.labels(route).inc()
+        try:
+            yield
+            answers.records.end(record, "done")
+        except ShoalError as error:
+            log.info("%s failed: %s", record.id, error.message)
+            answers.records.end(record, "failed", error.message)
+            answers.metrics.failed.labels(error.code).inc()
+            raise
+        except BaseException as error:
+            gone = isinstance(error, trio.Cancelled)
+            why = None if gone else "a defect of Shoal"
+            answers.records.end(record, "cancelled" if gone else "failed", why)
+            raise
+        finally:
+            self.usage.count(caller.id, record.model, record.prompt_tokens, record.tokens)
+            self.limits.charge(caller, record.prompt_tokens + record.tokens)
+            answers.metrics.whole.labels(record.model).observe(trio.current_time() - record.arrived)
 
 
 OnEnd = Callable[[], Awaitable[None]]
@@ -151,26 +178,15 @@ class _Answer:
 
     async def write(self, scope: Scope, receive: Receive, send: Send) -> None:
         """All of it, or what went wrong."""
-        record, records = self._record, self._desk.answers.records
         events = EventStream(send, self._headers, self._media_type)
-        self._desk.answers.metrics.requests.labels(scope["path"]).inc()
         try:
-            await self._give(events)
-            records.end(record, "done")
+            with self._desk.recorded(self._record, self._caller, scope["path"]):
+                await self._give(events)
         except ShoalError as error:
-            log.info("%s failed: %s", record.id, error.message)
-            records.end(record, "failed", error.message)
-            self._desk.answers.metrics.failed.labels(error.code).inc()
             if not events.started:
                 await error_response(error, scope)(scope, receive, send)
                 return
             await events.write(*self._form.fail(error))
-        except BaseException as error:
-            gone = isinstance(error, trio.Cancelled)
-            records.end(record, "cancelled" if gone else "failed", None if gone else "a defect of Shoal")
-            raise
-        finally:
-            self._account()
         if self._stream:
             await events.end()
         else:
@@ -205,12 +221,6 @@ class _Answer:
             made = self._form.take_scores(first + choice, scores)
             if self._stream:
                 await events.write(*made)
-
-    def _account(self) -> None:
-        record, desk = self._record, self._desk
-        desk.usage.count(self._caller.id, record.model, record.prompt_tokens, record.tokens)
-        desk.limits.charge(self._caller, record.prompt_tokens + record.tokens)
-        desk.answers.metrics.whole.labels(record.model).observe(trio.current_time() - record.arrived)
 
 
 def _headers(asked: Sequence[GenerationRequest]) -> dict[str, str]:

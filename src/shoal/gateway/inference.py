@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
@@ -32,7 +31,7 @@ from shoal.gateway.body import read_raw
 from shoal.gateway.error_forms import error_response
 from shoal.gateway.errors import BadRequest, LimitReached
 from shoal.gateway.exchange import Desk
-from shoal.gateway.page.requests import Record, RequestStatus
+from shoal.gateway.page.requests import Record
 from shoal.gateway.sse import until_gone
 
 LIVE = "/v2/health/live"
@@ -46,8 +45,6 @@ ROUTE = "/v2/models/NAME/infer"
 LARGE = MAX_TENSOR_JSON
 """Bytes of a body. Of larger ones, and of those that do not say their size, only so many are held at once."""
 LARGE_AT_ONCE = 8
-
-log = logging.getLogger(__name__)
 
 
 class LargeBodies:
@@ -161,32 +158,15 @@ class InferExchange:
             # Numbers in JSON take long to read.
             read = partial(read_infer, body, self._header_size)
             asked, tensors = await trio.to_thread.run_sync(read)
+            record = self._desk.answers.records.begin(PREFIX, graph.name, self._caller.id)
+            with self._desk.recorded(record, self._caller, ROUTE):
+                async with self._desk.limits.turn():
+                    answer = await self._graphs.infer(graph, tensors)
+                response = await trio.to_thread.run_sync(_written, graph.name, asked, answer)
+                _follow(record, answer)
+                return response
         except ShoalError as error:
             return error_response(error, scope)
-        record = self._desk.answers.records.begin(PREFIX, graph.name, self._caller.id)
-        self._desk.answers.metrics.requests.labels(ROUTE).inc()
-        try:
-            async with self._desk.limits.turn():
-                answer = await self._graphs.infer(graph, tensors)
-            response = await trio.to_thread.run_sync(_written, graph.name, asked, answer)
-        except ShoalError as error:
-            log.info("%s failed: %s", record.id, error.message)
-            self._desk.answers.metrics.failed.labels(error.code).inc()
-            self._end(record, "failed", error.message)
-            return error_response(error, scope)
-        except BaseException as error:
-            gone = isinstance(error, trio.Cancelled)
-            self._end(record, "cancelled" if gone else "failed", None if gone else "a defect of Shoal")
-            raise
-        _follow(record, answer)
-        self._end(record, "done")
-        return response
-
-    def _end(self, record: Record, state: RequestStatus, error: str | None = None) -> None:
-        desk = self._desk
-        desk.answers.records.end(record, state, error)
-        desk.usage.count(self._caller.id, record.model, 0, 0)
-        desk.answers.metrics.whole.labels(record.model).observe(trio.current_time() - record.arrived)
 
 
 def _written(name: str, asked: InferRequest, answer: GraphAnswer) -> Response:
