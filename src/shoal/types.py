@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NewType, get_args
+from typing import Literal, NewType, cast, get_args
 
 PeerId = NewType("PeerId", str)
 """A libp2p peer id in its base58 form, derived from the peer's public key."""
@@ -194,13 +194,16 @@ class Numerics:
         Raises:
             ValueError: it is no numerics that we know.
         """
-        version, *rest = text.split("/")
-        for format in get_args(Format):
-            for kv in get_args(Kv):
-                for bits in get_args(Exactness):
-                    if version == NUMERICS_VERSION and rest == [format, kv, bits]:
-                        return cls(format, kv, bits)
-        raise ValueError(f"numerics are written {NUMERICS_VERSION}/FORMAT/KV/BITS, not {text!r}")
+        match text.split("/"):
+            case [version, format, kv, bits] if (
+                version == NUMERICS_VERSION
+                and format in get_args(Format)
+                and kv in get_args(Kv)
+                and bits in get_args(Exactness)
+            ):
+                return cls(cast("Format", format), cast("Kv", kv), cast("Exactness", bits))
+            case _:
+                raise ValueError(f"numerics are written {NUMERICS_VERSION}/FORMAT/KV/BITS, not {text!r}")
 
     @property
     def loose(self) -> Numerics:
@@ -212,11 +215,13 @@ class Numerics:
         """Whether every machine gives the same bits, for each row by itself: so that they can be compared."""
         return self.bits == "rows"
 
-    def admits(self, computed: str) -> bool:
-        """Whether who computes by the numerics ``computed`` may take part in a session of these."""
-        if self.bits == "any":
-            return computed.rpartition("/")[0] == str(self).rpartition("/")[0]
-        return computed == str(self)
+    def admits(self, computed: Numerics | None) -> bool:
+        """Whether who computes by the numerics ``computed`` may take part in a session of these.
+
+        Args:
+            computed: ``None`` of who names none that we know.
+        """
+        return computed == self or (self.bits == "any" and computed is not None and computed.loose == self)
 
 
 def gaps(spans: Iterable[Span], end: int, start: int = 0) -> list[Span]:

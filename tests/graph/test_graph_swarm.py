@@ -18,6 +18,7 @@ from shoal.errors import Busy, NoCoverage, OutOfResources, StepFailed, UnknownMo
 from shoal.gateway.models import Models
 from shoal.gateway.page.view import swarm_view
 from shoal.node.graph.graph_node import pick_segments
+from shoal.swarm.membership import PUBLIC
 from shoal.testing.graph_swarm import GraphSwarm, equal_spans, graph_swarm
 from shoal.testing.graphs import GRAPHS, NamedArrays, inputs_of
 from shoal.types import Span
@@ -330,3 +331,13 @@ async def test_who_asks_a_graph_for_tokens_is_told_what_it_is(imported: Imported
                 pass
         with pytest.raises(UnknownModel, match="mlp is a graph"):
             await Models(swarm.client, "fish").find("mlp")
+
+
+async def test_in_a_public_swarm_no_stranger_says_that_a_name_is_a_graphs(
+    imported: Imported, tmp_path: Path
+) -> None:
+    async with graph_swarm(tmp_path, imported("mlp"), [Span(0, 8)], swarm=PUBLIC) as swarm:
+        await heard_of(swarm, 1)
+        with pytest.raises(UnknownModel) as caught:
+            await swarm.client.weights.resolve("mlp")
+        assert "graph" not in caught.value.message

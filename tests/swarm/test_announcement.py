@@ -49,7 +49,7 @@ def test_one_from_before_numerics_had_a_name_is_read_and_no_route_goes_over_it()
     fields = msgspec.msgpack.decode(msgspec.msgpack.encode(served(numerics="n1/fp32/auto/modules")))
     old = msgspec.convert(fields[:-1], Served)
     assert (old.numerics, numerics_of(old)) == ("", None)
-    assert not Numerics("fp32", "auto", "any").admits(old.numerics)
+    assert not Numerics("fp32", "auto", "any").admits(numerics_of(old))
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def check_numerics(asked: str, ours: Numerics) -> None:
         NotAllowed: it is one.
     """
     try:
-        fits = Numerics.parse(asked).admits(str(ours))
+        fits = Numerics.parse(asked).admits(ours)
     except ValueError:
         fits = False  # of a later version than ours, or nonsense
     if not fits:

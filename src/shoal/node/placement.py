@@ -22,6 +22,7 @@ from shoal.models.store.local_model import LocalModel
 from shoal.node.node import Node, blocks_that_fit, load_served_span
 from shoal.routing.placement import Move, choose_move, choose_span
 from shoal.routing.throughput import ServingPeer
+from shoal.swarm.announcement import numerics_of
 from shoal.swarm.member import Member
 from shoal.types import Format, Kv, Numerics, PeerId, Span
 
@@ -133,7 +134,10 @@ def _others(
     found = [
         (a.peer, a.served)
         for a in member.directory.serving(model.digest, member.now(), format)
-        if a.served and a.served.share and a.peer != member.network.peer and loose.admits(a.served.numerics)
+        if a.served
+        and a.served.share
+        and a.peer != member.network.peer
+        and loose.admits(numerics_of(a.served))
     ]
     known = sorted(served.speed for _, served in found if served.speed)
     # A node that does not say how fast it is is taken for a usual one, the median.

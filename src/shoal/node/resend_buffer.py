@@ -145,7 +145,7 @@ def _merged(entries: list[Entry]) -> Iterator[Entry]:
     run: list[Entry] = []
     for entry in entries:
         single = entry.tokens == 1 and entry.codec != "int8" and not entry.sequence_length
-        if run and (not single or len(run) == MERGED_ROWS or entry.codec != run[0].codec):
+        if run and (not single or len(run) == MERGED_ROWS):
             yield _joined(run)
             run = []
         if single:

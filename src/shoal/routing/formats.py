@@ -92,14 +92,12 @@ def ranked(
         served: format and span of each peer, and whether it has answered before.
         wanted: the blocks that a route is to cover; ``None`` where coverage does not matter.
     """
-
-    def worth(format: Format) -> tuple[bool, bool, int, int]:
-        every = [span for one, span, _ in served if one == format]
-        proven = [span for one, span, answered in served if one == format and answered]
-        return _covers(proven, wanted), _covers(every, wanted), len(every), covered(every)
-
     seen = {format for format, _, _ in served}
-    return sorted((f for f in possible if f in seen), key=worth, reverse=True)
+    return sorted(
+        (f for f in possible if f in seen),
+        key=lambda format: _worth([entry for entry in served if entry[0] == format], wanted),
+        reverse=True,
+    )
 
 
 def ranked_numerics(
@@ -129,7 +127,7 @@ def ranked_numerics(
     return found
 
 
-def _worth(served: Sequence[tuple[Numerics, Span, bool]], wanted: Span) -> tuple[bool, bool, int, int]:
+def _worth(served: Sequence[tuple[object, Span, bool]], wanted: Span | None) -> tuple[bool, bool, int, int]:
     every = [span for _, span, _ in served]
     proven = [span for _, span, answered in served if answered]
     return _covers(proven, wanted), _covers(every, wanted), len(every), covered(every)

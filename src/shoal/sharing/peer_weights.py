@@ -96,19 +96,24 @@ class PeerWeights:
 
     async def _digest_of(self, name: str, progress: Progress) -> Digest | None:
         """The digest by which peers are asked for a model; ``None`` where they are not."""
-        graphs = [s for s in self._member.directory.models(self._member.now()) if s.kind == "graph"]
-        if any(name in (shape.digest, shape.name) for shape in graphs):
+        if DIGEST.fullmatch(name):
+            self._refuse_graph(name)
+            return Digest(name)
+        if not self._private:
+            return None  # nor is it believed of a name what it is
+        self._refuse_graph(name)
+        progress(f"Asking peers for {name}", 0, 0)
+        return await served_as(self._member, name, HEARD_WITHIN_S)
+
+    def _refuse_graph(self, name: str) -> None:
+        """Raises UnknownModel: all who serve something by this name or digest say that it is a graph."""
+        shapes = self._member.directory.models(self._member.now())
+        if {shape.kind for shape in shapes if name in (shape.digest, shape.name)} == {"graph"}:
             raise UnknownModel(
                 f"{name} is a graph, and no language model",
                 check="give it arrays: shoal infer",
                 next_command=f"shoal infer {name} --input NAME=FILE",
             )
-        if DIGEST.fullmatch(name):
-            return Digest(name)
-        if not self._private:
-            return None
-        progress(f"Asking peers for {name}", 0, 0)
-        return await served_as(self._member, name, HEARD_WITHIN_S)
 
     def _called(self, digest: Digest, name: str) -> str:
         """What to call a model that comes from peers: as they do who serve it."""

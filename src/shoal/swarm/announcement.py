@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -228,17 +227,11 @@ def numerics_of(served: Served) -> Numerics | None:
     Nor is ``any`` what a node computes a language model by: it is of sessions alone. Who announces it would
     have clients do without exactness that there is.
     """
-    numerics = _parsed(served.numerics)
-    loose = numerics is not None and numerics.bits == "any" and served.kind == "language"
-    return None if loose else numerics
-
-
-@lru_cache(maxsize=256)  # a client asks this of all whom it hears of, each time that it hears of one
-def _parsed(numerics: str) -> Numerics | None:
     try:
-        return Numerics.parse(numerics)
+        numerics = Numerics.parse(served.numerics)
     except ValueError:
         return None
+    return None if numerics.bits == "any" and served.kind == "language" else numerics
 
 
 def _check_lifetime(announcement: Announcement) -> None:

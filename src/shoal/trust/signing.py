@@ -59,7 +59,6 @@ class WorkLog:
     def __init__(self) -> None:
         self.came, self.went = RowLog(), RowLog()
         self.codec: Codec = "float32"
-        self._mixed = False
 
     def note(
         self,
@@ -77,7 +76,6 @@ class WorkLog:
             rows: that came in ``payload``, from ``position`` on.
             shown: the last of them, of which there is something in ``out``.
         """
-        self._mixed = position > 0 and (self._mixed or codec != self.codec)
         self.codec = codec
         self.came.note(position, rows, row_hashes(payload, codec, rows, width))
         self.went.note(position, rows, row_hashes(out, codec, shown, width) if shown else b"")
@@ -86,12 +84,10 @@ class WorkLog:
         """The first ``tokens`` positions.
 
         Raises:
-            NotAllowed: there are fewer; or not all came in one codec, so that no receipt could say in which.
+            NotAllowed: there are fewer.
         """
         if tokens > len(self.came):
             raise NotAllowed(f"receipts for {tokens} tokens, of which {len(self.came)} have been computed")
-        if self._mixed:
-            raise NotAllowed("the session's rows came in several codecs: there are no receipts for that")
         copied = WorkLog()
         copied.came, copied.went, copied.codec = self.came.copy(tokens), self.went.copy(tokens), self.codec
         return copied

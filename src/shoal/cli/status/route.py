@@ -120,7 +120,7 @@ def covering(alive: list[Announcement], model: str, settings: Settings) -> list[
     # Two versions of a model never mix: of those that there are, the one that more peers serve.
     counts = Counter(served.digest for _, served in found)
     groups = [
-        [(a, s) for a, s in found if s.digest == digest and numerics.admits(s.numerics)]
+        [(a, s) for a, s in found if s.digest == digest and numerics.admits(numerics_of(s))]
         for digest, _ in counts.most_common()
         for numerics in ways
     ]

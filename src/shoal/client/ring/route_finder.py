@@ -256,7 +256,7 @@ class RouteFinder:
         serving = {
             PeerId(a.peer): a
             for a in self.serving(shape, numerics.format)
-            if a.peer != self.member.network.peer and a.served and numerics.admits(a.served.numerics)
+            if a.peer != self.member.network.peer and a.served and numerics.admits(numerics_of(a.served))
         }
         rtts = self._round_trips()
         offers = [candidate(peer, a.served, rtts.get(peer)) for peer, a in serving.items() if a.served]

@@ -18,7 +18,7 @@ from shoal.node.owner.machine import MachineReading, MachineSensors, use_between
 from shoal.node.owner.yielding import YieldState, decide
 from shoal.node.server import SpanServer
 from shoal.routing.prices import Candidate
-from shoal.swarm.announcement import candidate
+from shoal.swarm.announcement import candidate, numerics_of
 from shoal.swarm.member import Member
 from shoal.types import ModelShape, PeerId, YieldMode
 
@@ -122,7 +122,7 @@ class OwnerWatch:
         return [
             candidate(PeerId(a.peer), a.served, None)
             for a in serving
-            if a.served and a.peer != ourselves and loose.admits(a.served.numerics)
+            if a.served and a.peer != ourselves and loose.admits(numerics_of(a.served))
         ]
 
 
