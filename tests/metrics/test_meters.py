@@ -15,9 +15,9 @@ def read(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], floa
 
 def test_events_are_counted_where_they_happen() -> None:
     metrics = Metrics()
-    metrics.step(1, 1, 5_000, 1_000)
-    metrics.step(40, 1, 90_000, 0)
-    metrics.step(5, 5, 8_000, 0)
+    metrics.step("decode", 1, 5_000, 1_000)
+    metrics.step("prefill", 40, 90_000, 0)
+    metrics.step("verify", 5, 8_000, 0)
     metrics.refusals.labels("busy").inc()
     seen = read(metrics)
     assert seen["shoal_steps_total", (("phase", "decode"),)] == 1
@@ -58,7 +58,7 @@ def test_a_peers_text_cannot_write_lines_of_its_own() -> None:
 
 def test_two_nodes_in_one_process_count_apart() -> None:
     one, other = Metrics(), Metrics()
-    one.step(1, 1, 1, 1)
+    one.step("decode", 1, 1, 1)
     assert ("shoal_steps_total", (("phase", "decode"),)) not in read(other)
 
 

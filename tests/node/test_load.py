@@ -6,7 +6,7 @@ import pytest
 
 from shoal.errors import StepFailed
 from shoal.executor.engine import StepOutput
-from shoal.node.load import LoadMeter
+from shoal.node.load import LoadMeter, phase_of
 from shoal.testing.byhand import a_step
 from shoal.types import PeerId, Span
 
@@ -32,6 +32,23 @@ def test_decode_steps_move_what_it_says_and_prefills_do_not() -> None:
     load.note_step(SPAN, a_step(8, tokens=2), took(500.0), announced=True)
     assert load.step_ms == pytest.approx(3.0)
     assert load.steps == 2
+
+
+@pytest.mark.parametrize(
+    ("tokens", "wanted", "phase"),
+    [
+        (1, 1, "decode"),
+        (1, 0, "decode"),
+        (5, 5, "verify"),
+        (8, 8, "verify"),
+        (5, 1, "prefill"),
+        (9, 9, "prefill"),
+    ],
+)
+def test_a_step_of_several_tokens_that_are_all_wanted_back_verifies_guesses(
+    tokens: int, wanted: int, phase: str
+) -> None:
+    assert phase_of(a_step(8, tokens=tokens, wanted=wanted)) == phase
 
 
 def test_a_span_whose_speed_nobody_measured_begins_with_its_first_step() -> None:

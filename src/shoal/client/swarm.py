@@ -47,7 +47,7 @@ from shoal.errors import (
 from shoal.executor.arrays import Array
 from shoal.executor.ends import EndsEngine
 from shoal.executor.thread import ComputeThread
-from shoal.models.embedding.settings import EmbeddingSettings, check_generates, embedding_settings
+from shoal.models.embedding.settings import EmbeddingSettings, embedding_settings, encodes_only, no_text_of
 from shoal.models.graph.graph_store import GraphStore
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
@@ -84,6 +84,7 @@ class Swarm:
         self._ends: dict[tuple[Digest, Format], EndsEngine] = {}
         self._codecs: dict[Digest, TextCodec] = {}
         self._embeddings: dict[Digest, EmbeddingSettings] = {}
+        self._encoders: dict[Digest, bool] = {}
         self._loading = trio.Lock()
         self._thread = ComputeThread("shoal-ends")
         self._own = settings.own_blocks
@@ -201,7 +202,8 @@ class Swarm:
 
         async def stream(answer: Answer) -> AsyncGenerator[Delta]:
             local = await self.resolve(model)
-            await self._check_generates(local)
+            if await self.encodes_only(local):
+                raise no_text_of(local)
             codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
             token_ids = await _encode_into(answer, codec, prompt, messages)
             room = local.shape.context - len(token_ids)
@@ -318,9 +320,11 @@ class Swarm:
         self.member.directory.know([local.shape])
         return local
 
-    async def _check_generates(self, local: LocalModel) -> None:
-        """Raises UsageError for a model that was not made to say more."""
-        await trio.to_thread.run_sync(check_generates, local)
+    async def encodes_only(self, local: LocalModel) -> bool:
+        """Whether a model gives embeddings and no text. Raises BadWeights: its config cannot be read."""
+        if local.digest not in self._encoders:
+            self._encoders[local.digest] = await trio.to_thread.run_sync(encodes_only, local)
+        return self._encoders[local.digest]
 
     async def _resolve_draft(self, name: str) -> LocalModel:
         local = await self.weights.resolve(name)

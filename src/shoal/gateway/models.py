@@ -12,12 +12,11 @@ import trio
 
 from shoal.client.swarm import Swarm
 from shoal.errors import UnknownModel, UsageError
-from shoal.models.embedding.settings import encodes_only
 from shoal.models.store.catalogue import close_names, find_entry
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
 from shoal.progress import Progress
-from shoal.types import Digest, ModelShape, Span, gaps
+from shoal.types import ModelShape, Span, gaps
 
 LOOK_AGAIN_S = 5.0
 """How long what lies on this disk is believed."""
@@ -48,7 +47,6 @@ class Models:
         self._swarm = swarm
         self._default = default
         self._local: dict[str, LocalModel] = {}
-        self._encoders: dict[Digest, bool] = {}
         self._looked = -LOOK_AGAIN_S
         self._looking = trio.Lock()
 
@@ -96,9 +94,8 @@ class Models:
         local = self._local.get(name) or (self._local.get(entry.name) if entry else None)
         if local is None:
             raise await self._unknown(name)
-        if local.digest not in self._encoders:
-            self._encoders[local.digest] = await trio.to_thread.run_sync(encodes_only, local)
-        return Servable(local, await self._swarm.codec(local), not self._encoders[local.digest])
+        generates = not await self._swarm.encodes_only(local)
+        return Servable(local, await self._swarm.codec(local), generates)
 
     async def _unknown(self, name: str) -> UnknownModel:
         kinds = [shape.kind for shape in self._swarm.models() if shape.name == name]

@@ -17,8 +17,8 @@ from prometheus_client.registry import Collector
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STEP_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
-VERIFIED_TOKENS = 8
-"""Most tokens of a step that carries guesses: more rows would not have the bits that each has alone."""
+Phase = Literal["prefill", "decode", "verify", "infer"]
+"""What a step is for: a prompt, one token, tokens that were guessed, or a graph's arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,8 @@ class Metrics:
         )
         ProcessCollector(namespace="shoal", registry=self._registry)
 
-    def step(self, tokens: int, wanted: int, compute_us: int, waiting_us: int) -> None:
-        """Count one step that was computed here.
-
-        A decode step adds one token; one of a few tokens, all of which are wanted back, verifies guesses;
-        any other is a prefill.
-        """
-        verifies = wanted == tokens <= VERIFIED_TOKENS
-        phase = "decode" if tokens == 1 else "verify" if verifies else "prefill"
+    def step(self, phase: Phase, tokens: int, compute_us: int, waiting_us: int) -> None:
+        """Count one step that was computed here."""
         self.steps.labels(phase).inc()
         self.tokens.labels(phase).inc(tokens)
         self._seconds.labels(phase, "compute").observe(compute_us / 1e6)

@@ -10,7 +10,8 @@ import time
 
 from shoal.errors import ShoalError
 from shoal.executor.engine import StepOutput
-from shoal.metrics.meters import Metrics
+from shoal.executor.runner import MERGED_ROWS
+from shoal.metrics.meters import Metrics, Phase
 from shoal.metrics.trace import HopTrace, Trace, hop_step
 from shoal.types import PeerId, Span
 from shoal.wire.messages import Step
@@ -52,7 +53,7 @@ class LoadMeter:
         """
         self.steps += 1
         self.tokens += step.tokens
-        self.metrics.step(step.tokens, step.wanted, result.compute_us, result.waiting_us)
+        self.metrics.step(phase_of(step), step.tokens, result.compute_us, result.waiting_us)
         here = HopTrace(self._peer, str(span), result.compute_us / 1e3, result.waiting_us / 1e3)
         self.trace.step(hop_step(time.time(), step.session, step.number, step.position, step.tokens, here))
         if step.tokens == 1 and announced:
@@ -74,3 +75,10 @@ class LoadMeter:
         old = self.step_ms or step_ms
         self.step_ms = old + STEP_WEIGHT * (step_ms - old)
         self.wait_ms += STEP_WEIGHT * (wait_ms - self.wait_ms)
+
+
+def phase_of(step: Step) -> Phase:
+    """One token is decoded; a few that are all wanted back verify guesses; any others are a prompt's."""
+    if step.tokens == 1:
+        return "decode"
+    return "verify" if step.wanted == step.tokens <= MERGED_ROWS else "prefill"

@@ -60,18 +60,13 @@ def encodes_only(local: LocalModel) -> bool:
     return is_encoder(read_object(local.path / "config.json", CONFIG))
 
 
-def check_generates(local: LocalModel) -> None:
-    """Refuse to ask an encoder for text.
-
-    Raises:
-        UsageError: the model is one.
-    """
-    if encodes_only(local):
-        raise UsageError(
-            f"{local.name} is an encoder: it gives embeddings and generates no text",
-            check="ask it for embeddings, or choose another model",
-            next_command=f"shoal embed {local.name} 'Some text'",
-        )
+def no_text_of(local: LocalModel) -> UsageError:
+    """What is told of an encoder that is asked for text."""
+    return UsageError(
+        f"{local.name} is an encoder: it gives embeddings and generates no text",
+        check="ask it for embeddings, or choose another model",
+        next_command=f"shoal embed {local.name} 'Some text'",
+    )
 
 
 def embedding_settings(local: LocalModel) -> EmbeddingSettings:

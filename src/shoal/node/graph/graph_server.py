@@ -222,7 +222,7 @@ class GraphServer:
 
     def _note(self, span: Span, compute_us: int, waiting_us: int) -> None:
         """Count a request, and what the time of one through all segments is expected to be."""
-        self.metrics.step(1, 1, compute_us, waiting_us)
+        self.metrics.step("infer", 1, compute_us, waiting_us)
         whole_ms = compute_us / 1e3 * len(self.span) / len(span)
         old = self.step_ms or whole_ms
         self.step_ms = old + NEWEST * (whole_ms - old)

@@ -74,8 +74,9 @@ class SimClient(Swarm):
     async def codec(self, local: LocalModel, *, needed: bool = False) -> TextCodec | None:
         return None
 
-    async def _check_generates(self, local: LocalModel) -> None:
+    async def encodes_only(self, local: LocalModel) -> bool:
         await trio.lowlevel.checkpoint()
+        return False
 
     async def _load_ends(self, local: LocalModel, format: Format) -> EndsEngine:
         return SimEnds(self.script)
