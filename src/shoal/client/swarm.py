@@ -206,14 +206,7 @@ class Swarm:
                 raise no_text_of(local)
             codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
             token_ids = await _encode_into(answer, codec, prompt, messages)
-            room = local.shape.context - len(token_ids)
-            if room < 1:
-                raise PromptTooLong(
-                    f"the prompt has {len(token_ids)} tokens, and {local.shape.name} takes "
-                    f"{local.shape.context} with the answer",
-                    check="shorten the prompt: it is never cut for you",
-                )
-            limit = min(max_tokens, room)
+            limit = min(max_tokens, _room(local.shape, len(token_ids)))
             chosen = sampling_for(local.sampling, sampling, otherwise)
             guessing = self.settings.speculate == "auto" if speculate is None else speculate
             drafting = self.draft if guessing and draft else None
@@ -418,6 +411,17 @@ async def _encode_into(
         answer.prompt, token_ids = made.text, made.token_ids
     answer.prompt_token_ids = token_ids
     return token_ids
+
+
+def _room(shape: ModelShape, prompt_tokens: int) -> int:
+    """Tokens that an answer may have. Raises PromptTooLong: none."""
+    room = shape.context - prompt_tokens
+    if room < 1:
+        raise PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens, and {shape.name} takes {shape.context} with the answer",
+            check="shorten the prompt: it is never cut for you",
+        )
+    return room
 
 
 def _check_options(max_tokens: int, named: Mapping[str, Any]) -> None:
