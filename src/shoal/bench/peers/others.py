@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from shoal.bench.peers.language_pipes import REQUIREMENT, fetch_pipes, has_pipes
 from shoal.bench.peers.llama_cpp import (
     NPM_VERSION,
     RPC_REQUIREMENT,
+    LlamaCpp,
     LlamaLibrary,
     Packages,
     fetch_llama_cpp,
@@ -27,6 +29,8 @@ class Others:
     """What was found."""
 
     llama: LlamaLibrary | None
+    on_gpu: bool
+    """Whether llama.cpp computes on a GPU."""
     rpc: LlamaLibrary | None
     """A build of llama.cpp that has RPC."""
     pipes: bool
@@ -34,6 +38,17 @@ class Others:
     missing: tuple[str, ...]
     """A line for each that is not measured: why, and how to get it."""
     versions: Mapping[str, str]
+
+    def loaded(self, file: Path) -> AbstractAsyncContextManager[LlamaCpp]:
+        """llama.cpp with the model of ``file``, until the block ends.
+
+        Raises:
+            UsageError: llama.cpp is not here.
+            ShoalError: as :meth:`LlamaLibrary.loaded`.
+        """
+        if self.llama is None:
+            raise UsageError("llama.cpp is not here", next_command="shoal bench peers --fetch")
+        return self.llama.loaded(file, gpu=self.on_gpu)
 
 
 async def find_others(
@@ -43,7 +58,7 @@ async def find_others(
 
     Args:
         folder: of llama.cpp's library; ``None`` looks where it is fetched to.
-        gpu: whether llama.cpp should compute on a GPU.
+        gpu: whether llama.cpp should compute on a GPU, where its build finds one.
         fetch: bring what is not there.
 
     Raises:
@@ -59,10 +74,11 @@ async def find_others(
     missing: list[str] = []
     versions: dict[str, str] = {}
     llama = await _library(settings, folder, packages, missing)
+    on_gpu = gpu and llama is not None and bool(llama.gpus)
     if llama is not None:
         versions["llama.cpp"] = f"of {llama.folder}" if folder else f"npm {NPM_VERSION}"
         versions["llama.cpp's CPU code"] = " ".join(llama.system.split())
-        if gpu and not llama.gpus:
+        if gpu and not on_gpu:
             missing.append(f"llama.cpp computes on the CPU: its build in {llama.folder} finds no GPU")
     rpc = await _rpc_library(settings, llama, packages, missing)
     if rpc is not None and rpc is not llama:
@@ -79,7 +95,7 @@ async def find_others(
             check="fetch it yourself, or with --fetch",
             next_command="shoal bench peers --fetch",
         )
-    return Others(llama, rpc, pipes, tuple(missing), versions)
+    return Others(llama=llama, on_gpu=on_gpu, rpc=rpc, pipes=pipes, missing=tuple(missing), versions=versions)
 
 
 async def _library(
