@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal.bench.peers.language_pipes import fetch_pipes, has_pipes, pipes_folder
 from shoal.bench.peers.llama_cpp import LlamaLibrary, llama_packages, look_at
 from shoal.bench.peers.others import find_others
 from shoal.config import Settings
@@ -41,6 +43,13 @@ def file(tmp_path: Path) -> Path:
     found = tmp_path / "model.gguf"
     found.write_text("weights")
     return found
+
+
+def installed(packages: Path, name: str, version: str) -> None:
+    """What pip leaves of a package among those of a folder."""
+    about = packages / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
+    about.parent.mkdir(parents=True)
+    about.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
 async def test_all_speeds_come_from_forwards_that_the_library_takes(fake: Path, file: Path) -> None:
@@ -154,11 +163,21 @@ async def test_what_was_fetched_is_found_where_the_commands_put_it(
     name = packages.npm[-1].rpartition("@")[0]
     bins = packages.folder / "npm" / "node_modules" / name / "bins" / "linux-x64"
     shutil.copytree(without_rpc, bins)
+    (bins.parent.parent / "package.json").write_text(json.dumps({"name": name, "version": "3.9.9"}))
     shutil.copytree(fake, packages.folder / "rpc" / "llama_cpp_py_sync")
+    installed(packages.folder / "rpc", "llama-cpp-py-sync", "0.1")
+    pipes = pipes_folder(settings)
+    (pipes / "bin").mkdir(parents=True)
+    (pipes / "bin" / "language-pipes").touch()
+    installed(pipes / "lib" / "python3.11" / "site-packages", "language-pipes", "2.0")
     found = await find_others(settings, None, gpu=False, fetch=False, progress=silent)
     assert found.llama is not None and found.llama.folder == bins
     assert found.rpc is not None and found.rpc.folder == packages.rpc_library
-    assert found.versions["llama.cpp"].startswith("npm ")
+    assert {name: said for name, said in found.versions.items() if "CPU" not in name} == {
+        "llama.cpp": f"{name} 3.9.9",
+        "llama.cpp over RPC": "llama-cpp-py-sync 0.1",
+        "language-pipes": "language-pipes 2.0",
+    }
     (packages.rpc_library or bins).joinpath("libllama.so").write_text("for another system")
     found = await find_others(settings, None, gpu=False, fetch=False, progress=silent)
     assert found.rpc is None and "cannot be loaded" in found.missing[0]
@@ -188,3 +207,27 @@ async def test_fetching_runs_npm_and_pip(
         "llama-cpp-py-sync",
         "language-pipes",
     ]
+
+
+async def test_language_pipes_is_fetched_again_for_another_version_unless_the_user_installed_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    async def output_of(command: list[object], *args: object) -> str:
+        if command[-1] == "language-pipes==9":
+            made.append("language-pipes==9")
+        return ""
+
+    monkeypatch.setattr("shoal.bench.peers.programs.output_of", output_of)
+    monkeypatch.setattr("shoal.bench.peers.language_pipes.REQUIREMENT", "language-pipes==9")
+    program = pipes_folder(settings) / "bin" / "language-pipes"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    assert has_pipes(settings)
+    await fetch_pipes(settings, silent)  # nothing says that it was fetched
+    assert made == []
+    (pipes_folder(settings) / "installed").write_text("language-pipes==1")
+    for _ in range(2):
+        await fetch_pipes(settings, silent)
+    assert made == ["language-pipes==9"]

@@ -19,6 +19,8 @@ from shoal.bench.peers.programs import (
     ask,
     ask_together,
     free_port,
+    installed_version,
+    is_made,
     make_venv,
     running_program,
 )
@@ -63,6 +65,12 @@ def has_pipes(settings: Settings) -> bool:
     return (pipes_folder(settings) / "bin" / "language-pipes").exists()
 
 
+def pipes_version(settings: Settings) -> str:
+    """Which one is installed there."""
+    found = sorted(pipes_folder(settings).glob("lib/python*/site-packages"))
+    return installed_version(found[0] if found else pipes_folder(settings), REQUIREMENT)
+
+
 def pipes_command(settings: Settings) -> str:
     """What a person would type to install it."""
     folder = pipes_folder(settings)
@@ -70,8 +78,12 @@ def pipes_command(settings: Settings) -> str:
 
 
 async def fetch_pipes(settings: Settings, progress: Progress) -> None:
-    """Install it if it is not there. Raises ``ShoalError``: it cannot be installed."""
-    if not has_pipes(settings):
+    """Install the version that is measured, unless the user installed one himself.
+
+    Raises:
+        ShoalError: it cannot be installed.
+    """
+    if not has_pipes(settings) or is_made(pipes_folder(settings)):
         progress("installing language-pipes", 0, 0)
         await make_venv(pipes_folder(settings), REQUIREMENT, {})
 

@@ -22,7 +22,14 @@ import trio
 from shoal.bench.models import bench_folder
 from shoal.bench.one import DEPTH, LONGEST_S, STEPS
 from shoal.bench.peers import llama_child
-from shoal.bench.peers.programs import HOST, INSTALL_WITHIN_S, free_port, output_of, running_program
+from shoal.bench.peers.programs import (
+    HOST,
+    INSTALL_WITHIN_S,
+    free_port,
+    installed_version,
+    output_of,
+    running_program,
+)
 from shoal.config import Settings
 from shoal.errors import ShoalError, UsageError
 from shoal.models.untrusted.child import Child, Ended
@@ -219,14 +226,27 @@ class Packages:
     @property
     def library(self) -> Path | None:
         """The folder of the library, where npm has brought one."""
-        name = self._npm_package.partition("@node-llama-cpp/")[2].partition("@")[0]
-        found = self.folder / "npm" / "node_modules" / "@node-llama-cpp" / name / "bins"
-        return next((file.parent for file in sorted(found.glob("*/libllama.*"))), None)
+        return next((file.parent for file in sorted(self._npm_folder.glob("bins/*/libllama.*"))), None)
+
+    @property
+    def library_version(self) -> str:
+        """Which one npm has brought."""
+        about = json.loads((self._npm_folder / "package.json").read_bytes())
+        return f"{about['name']} {about['version']}"
 
     @property
     def rpc_library(self) -> Path | None:
         """The folder of the library with RPC, where pip has brought one."""
         return next((file.parent for file in sorted((self.folder / "rpc").glob("*/libllama.*"))), None)
+
+    @property
+    def rpc_version(self) -> str:
+        """Which one pip has brought."""
+        return installed_version(self.folder / "rpc", RPC_REQUIREMENT)
+
+    @property
+    def _npm_folder(self) -> Path:
+        return self.folder / "npm" / "node_modules" / self._npm_package.rpartition("@")[0]
 
     @property
     def _npm_package(self) -> str:

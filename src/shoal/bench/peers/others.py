@@ -8,10 +8,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.bench.peers.language_pipes import REQUIREMENT, fetch_pipes, has_pipes, pipes_command
+from shoal.bench.peers.language_pipes import fetch_pipes, has_pipes, pipes_command, pipes_version
 from shoal.bench.peers.llama_cpp import (
-    NPM_VERSION,
-    RPC_REQUIREMENT,
     LlamaCpp,
     LlamaLibrary,
     Packages,
@@ -76,17 +74,19 @@ async def find_others(
     llama = await _library(settings, folder, packages, missing)
     on_gpu = gpu and llama is not None and bool(llama.gpus)
     if llama is not None:
-        versions["llama.cpp"] = f"of {llama.folder}" if folder else f"npm {NPM_VERSION}"
+        versions["llama.cpp"] = f"of {llama.folder}" if folder else packages.library_version
         versions["llama.cpp's CPU code"] = " ".join(llama.system.split())
         if gpu and not on_gpu:
             missing.append(f"llama.cpp computes on the CPU: its build in {llama.folder} finds no GPU")
     rpc = await _rpc_library(settings, llama, packages, missing)
     if rpc is not None and rpc is not llama:
-        versions["llama.cpp over RPC"] = RPC_REQUIREMENT
-        missing.append(f"llama.cpp over RPC is {RPC_REQUIREMENT}, whose code for the CPU is for AVX2 at most")
+        versions["llama.cpp over RPC"] = packages.rpc_version
+        missing.append(
+            f"llama.cpp over RPC is {packages.rpc_version}, whose code for the CPU is for AVX2 at most"
+        )
     pipes = has_pipes(settings)
     if pipes:
-        versions["language-pipes"] = REQUIREMENT
+        versions["language-pipes"] = pipes_version(settings)
     else:
         missing.append(f"language-pipes is not measured, it is not here: {pipes_command(settings)}")
     if llama is None and not pipes:

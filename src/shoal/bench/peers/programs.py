@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ ANSWER_WITHIN_S = 300.0
 """The longest that one measurement of another program may take."""
 INSTALL_WITHIN_S = 3600.0
 HOST = "127.0.0.1"
+INSTALLED = "installed"
+"""The file of a virtual environment that says what it was made for."""
 
 
 def free_port() -> int:
@@ -119,19 +122,35 @@ def _last(said: bytes) -> str:
     return said.decode(errors="replace").strip()[-400:] or "it said nothing"
 
 
+def is_made(folder: Path) -> bool:
+    """Whether :func:`make_venv` made what is in a folder."""
+    return (folder / INSTALLED).exists()
+
+
 async def make_venv(folder: Path, requirement: str, environ: Mapping[str, str]) -> None:
     """A virtual environment with ``requirement``, and nothing of ours, if it is not there.
 
     Raises:
         ShoalError: it cannot be installed.
     """
-    done = folder / "installed"
+    done = folder / INSTALLED
     if done.exists() and done.read_text() == requirement:
         return
     await output_of([sys.executable, "-m", "venv", "--clear", folder], {}, INSTALL_WITHIN_S)
     pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", requirement]
     await output_of(pip, environ, INSTALL_WITHIN_S)
     done.write_text(requirement)
+
+
+def installed_version(packages: Path, requirement: str) -> str:
+    """Name and version of the package that was installed for ``requirement``.
+
+    Args:
+        packages: a folder of installed packages.
+    """
+    name = requirement.partition("==")[0]
+    found = next(iter(distributions(name=name, path=[str(packages)])), None)
+    return f"{name} of unknown version" if found is None else f"{name} {found.version}"
 
 
 @dataclass(frozen=True, slots=True)
