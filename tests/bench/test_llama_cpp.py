@@ -188,7 +188,7 @@ async def test_fetching_runs_npm_and_pip(
 ) -> None:
     ran: list[list[str]] = []
 
-    async def output_of(command: list[str], environ: object, within_s: float) -> str:
+    async def output_of(command: list[str], within_s: float) -> str:
         ran.append([str(word) for word in command])
         return ""
 
@@ -214,7 +214,7 @@ async def test_language_pipes_is_fetched_again_for_another_version_unless_the_us
 ) -> None:
     made: list[str] = []
 
-    async def output_of(command: list[object], *args: object) -> str:
+    async def output_of(command: list[object], within_s: float) -> str:
         if command[-1] == "language-pipes==9":
             made.append("language-pipes==9")
         return ""

@@ -70,7 +70,7 @@ async def test_a_program_that_ends_early_says_why(tmp_path: Path) -> None:
         async with running_program(command, {}, free_port(), tmp_path / "server.log"):
             pass
     with pytest.raises(ShoalError, match="no such model"):
-        await output_of(command, {})
+        await output_of(command)
 
 
 def test_a_machine_that_others_use_is_told_of() -> None:

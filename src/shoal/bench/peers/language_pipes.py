@@ -85,7 +85,7 @@ async def fetch_pipes(settings: Settings, progress: Progress) -> None:
     """
     if not has_pipes(settings) or is_made(pipes_folder(settings)):
         progress("installing language-pipes", 0, 0)
-        await make_venv(pipes_folder(settings), REQUIREMENT, {})
+        await make_venv(pipes_folder(settings), REQUIREMENT)
 
 
 def _body(text: str, tokens: int) -> dict[str, Any]:

