@@ -45,7 +45,7 @@ PLAIN: dict[str, str] = {
     "/api/version": "The version of Ollama whose API this is",
     "/v2": "What of the open inference protocol is spoken here",
     "/v2/health/live": "Whether the gateway runs",
-    "/v2/health/ready": "Whether graphs can be asked for",
+    "/v2/health/ready": "Whether the gateway runs; each graph has a route of its own",
     "/api/swarm": "The swarm as this machine knows it",
     "/api/requests": "The last requests",
     "/api/health": "What the doctor found",
