@@ -49,12 +49,13 @@ def test_what_another_key_has_stored_is_as_if_it_were_not_there(store):
     store.save("key_a", turn("r1"))
     for refused, error in (
         (store.find, NotFound),
+        (store.made_from, NotFound),
         (store.delete, NotFound),
         (store.history, PreviousResponseNotFound),
     ):
         with pytest.raises(error, match="no response 'r1' is stored for this key"):
             refused("key_b", "r1")
-    assert store.find("key_a", "r1").response["id"] == "r1"
+    assert store.find("key_a", "r1")["id"] == "r1"
 
 
 def test_a_conversation_that_has_lost_a_turn_cannot_go_on_but_can_be_read(store):
@@ -65,6 +66,7 @@ def test_a_conversation_that_has_lost_a_turn_cannot_go_on_but_can_be_read(store)
         store.history("key_a", "r3")
     assert caught.value.param == "previous_response_id"
     assert [one.id for one in store.chain("key_a", "r3").turns] == ["r2", "r3"]
+    assert ids(store.made_from("key_a", "r3")) == ["msg_r2", "out_r2", "msg_r3"]
 
 
 def test_use_renews_all_of_a_conversation_and_what_is_unused_expires(store, days, tmp_path):
@@ -93,7 +95,7 @@ def test_a_key_has_room_for_so_many_and_the_longest_unused_goes_first(store, day
     store.save("key_a", turn("r4"))
     with pytest.raises(NotFound):
         store.find("key_a", "r2")
-    assert [store.find("key_a", id).id for id in ("r1", "r3", "r4")] == ["r1", "r3", "r4"]
+    assert [store.find("key_a", id)["id"] for id in ("r1", "r3", "r4")] == ["r1", "r3", "r4"]
     assert store.find("key_b", "theirs")
 
 

@@ -27,7 +27,7 @@ from shoal.gateway.page.requests import Record
 from shoal.gateway.schema.chat import MAX_MESSAGES
 from shoal.gateway.schema.responses import ResponsesRequest
 from shoal.gateway.stored.counted import CountedRoute
-from shoal.gateway.stored.paging import Page, requested_page
+from shoal.gateway.stored.paging import requested_page
 from shoal.gateway.stored.responses import ResponseStore, StoredResponse
 
 PATH = "/v1/responses"
@@ -104,8 +104,7 @@ class ResponseRoutes:
             raise BadRequest(
                 "a stored response is not streamed again", check="leave out stream", param="stream"
             )
-        found = await trio.to_thread.run_sync(self._store.find, *_asked(request))
-        return JSONResponse(found.response)
+        return JSONResponse(await trio.to_thread.run_sync(self._store.find, *_asked(request)))
 
     async def _delete(self, request: Request) -> Response:
         caller, id = _asked(request)
@@ -114,15 +113,8 @@ class ResponseRoutes:
 
     async def _list_items(self, request: Request) -> Response:
         page = requested_page(request)
-        caller, id = _asked(request)
-        await trio.to_thread.run_sync(self._store.find, caller, id)
-        return JSONResponse(await trio.to_thread.run_sync(partial(self._items, caller, id, page)))
-
-    def _items(self, caller: str, id: str, page: Page) -> dict[str, Any]:
-        """What the response was made from: as OpenAI has it, the turns before it too."""
-        *before, last = self._store.chain(caller, id).turns
-        items = [item for turn in before for item in (*turn.items, *turn.output)]
-        return page.of([*items, *last.items])
+        items = await trio.to_thread.run_sync(self._store.made_from, *_asked(request))
+        return JSONResponse(page.of(items))
 
 
 def _asked(request: Request) -> tuple[str, str]:

@@ -90,17 +90,20 @@ class ResponseStore:
             _make_room(database, caller)
         return True
 
-    def find(self, caller: str, id: str) -> StoredResponse:
+    def find(self, caller: str, id: str) -> dict[str, Any]:
         """The caller's response of this id.
 
         Raises:
             NotFound: there is none, or it is another key's: nobody is told which.
         """
         with open_database(self._path) as database:
-            found = self._read(database, caller, id)
-        if found is None:
-            raise NotFound(f"no response {id[:64]!r} is stored for this key", check=self._check())
-        return found
+            row = database.execute(
+                "SELECT response FROM responses WHERE id = ? AND caller = ? AND used > ?",
+                (id, caller, self._oldest()),
+            ).fetchone()
+        if row is None:
+            raise self._not_found(id)
+        return msgspec.json.decode(row[0])
 
     def chain(self, caller: str, id: str) -> Chain:
         """The conversation that ends with this response, as far back as it is kept; all of it counts as used.
@@ -141,25 +144,32 @@ class ResponseStore:
             )
         return [item for turn in chain.turns for item in (*turn.items, *turn.output)]
 
+    def made_from(self, caller: str, id: str) -> list[dict[str, Any]]:
+        """What the response was made from, as items: as OpenAI has it, the turns before it too.
+
+        Raises:
+            NotFound: as :meth:`find`.
+            UsageError: as :meth:`chain`.
+        """
+        turns = self.chain(caller, id).turns
+        if not turns:
+            raise self._not_found(id)
+        *before, last = turns
+        return [*(item for turn in before for item in (*turn.items, *turn.output)), *last.items]
+
     def delete(self, caller: str, id: str) -> None:
         """Forget a response. Raises NotFound as :meth:`find`."""
-        self.find(caller, id)
         with open_database(self._path) as database:
-            database.execute("DELETE FROM responses WHERE id = ? AND caller = ?", (id, caller))
+            deleted = database.execute(
+                "DELETE FROM responses WHERE id = ? AND caller = ? AND used > ?", (id, caller, self._oldest())
+            )
+        if not deleted.rowcount:
+            raise self._not_found(id)
 
     def sweep(self) -> None:
         """Forget what has expired."""
         with open_database(self._path) as database:
             database.execute("DELETE FROM responses WHERE used <= ?", (self._oldest(),))
-
-    def _read(self, database: sqlite3.Connection, caller: str, id: str) -> StoredResponse | None:
-        row = database.execute(
-            "SELECT previous, items, response FROM responses WHERE id = ? AND caller = ? AND used > ?",
-            (id, caller, self._oldest()),
-        ).fetchone()
-        if row is None:
-            return None
-        return StoredResponse(id, row[0], msgspec.json.decode(row[1]), msgspec.json.decode(row[2]))
 
     def _turn(self, database: sqlite3.Connection, caller: str, id: str) -> tuple[int, str | None, int] | None:
         """Where a turn lies, the response before it, and its bytes."""
@@ -170,6 +180,9 @@ class ResponseStore:
 
     def _oldest(self) -> float:
         return self.keeping.clock() - self.keeping.longest_s
+
+    def _not_found(self, id: str) -> NotFound:
+        return NotFound(f"no response {id[:64]!r} is stored for this key", check=self._check())
 
     def _check(self) -> str:
         if not self.keeping.on:
