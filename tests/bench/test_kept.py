@@ -155,4 +155,4 @@ def test_a_file_that_cannot_be_read_or_written_is_an_error_before_anything_runs(
     ran = shoal("bench", "compare", str(tmp_path / "none.json"), str(tmp_path / "none.json"), "--json")
     assert ran.code != 0 and "cannot be read" in ran.out
     ran = shoal("bench", "device", "--save", str(tmp_path / "no" / "x.json"), "--json")
-    assert ran.code != 0 and "its folder is not there" in ran.out
+    assert ran.code != 0 and "there is no folder" in ran.out

@@ -35,7 +35,7 @@ def test_imported_graphs_are_listed_shown_and_removed(shoal: Shoal, home: Path, 
         (["serve", "nothing.onnx"], "there is no file"),
         (["up", "--model", "graph.onnx"], "shoal up serves language models"),
         (["infer", "graph.onnx", "--input", "x=nothing.npy"], "there is no file"),
-        (["infer", "graph.onnx", "--input", "x=x.npy", "--output", "out.txt"], "neither .npz nor .npy"),
+        (["infer", "graph.onnx", "--input", "x=x.npy", "--output", "out.txt"], "must end in .npz or .npy"),
         (["infer", "graph.onnx"], "--input"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shoal.cli.graph.files import check_output_file, read_inputs, write_outputs
+from shoal.cli.graph.files import read_inputs, write_outputs
 from shoal.errors import UsageError
 
 
@@ -65,7 +65,3 @@ def test_outputs_are_written_as_they_are(tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "out.npy"), outputs["a"])
     with pytest.raises(UsageError, match="4 outputs do not fit"):
         write_outputs(tmp_path / "out.npy", outputs)
-    with pytest.raises(UsageError, match=r"neither \.npz nor \.npy"):
-        check_output_file(tmp_path / "out.txt")
-    with pytest.raises(UsageError, match="there is no folder"):
-        check_output_file(tmp_path / "nowhere/out.npz")

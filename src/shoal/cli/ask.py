@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from shoal.cli.chat.screen import PlainScreen, Screen
 from shoal.cli.output import many, say
 from shoal.cli.progress import working
-from shoal.errors import UsageError
 from shoal.swarm.names import name_of
 from shoal.types import Format
 
@@ -131,12 +130,9 @@ def keep_receipts(receipts: AnswerReceipts, file: Path) -> None:
     """Write an answer's receipts to a file, and say on stderr what they show.
 
     Raises:
-        UsageError: the file cannot be written.
+        OSError: the file cannot be written.
     """
-    try:
-        file.write_bytes(receipts.kept.encoded())
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}", check="check the folder, and the disk") from error
+    file.write_bytes(receipts.kept.encoded())
     for fault in receipts.faults:
         say(f"receipts: {fault.what}")
     signed = sum(bool(hop.receipts) for hop in receipts.kept.hops)

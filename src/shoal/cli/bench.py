@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from shoal.cli import options
-from shoal.cli.output import emit, say, to_json
+from shoal.cli.output import check_output, emit, say, to_json
 from shoal.cli.progress import working
 from shoal.config import Settings
 from shoal.errors import UsageError
@@ -316,10 +316,7 @@ def _show(
     import trio
 
     for file in (page, save):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UsageError(
-                f"{file} cannot be written: its folder is not there", check="make the folder first"
-            )
+        check_output(file)
     with working("getting ready") as progress:
 
         async def run() -> BenchReport:

@@ -12,9 +12,9 @@ import typer
 from shoal.cli import options
 from shoal.cli.chat.chat import MAX_STDIN
 from shoal.cli.enter import in_swarm
-from shoal.cli.output import emit, many, say, to_json
+from shoal.cli.output import check_output, emit, many, say, to_json
 from shoal.cli.progress import working
-from shoal.errors import OutOfResources, UsageError
+from shoal.errors import UsageError
 
 if TYPE_CHECKING:
     from shoal.client.embeddings import Embeddings
@@ -63,7 +63,7 @@ def embed(
         private_ends=private_ends,
     )
     wanted = list(texts) if texts else lines_of(sys.stdin)
-    check_vector_file(output)
+    check_output(output, ".npy")
     began = time.monotonic()
 
     async def once(opened: Connected) -> Embeddings:
@@ -104,25 +104,8 @@ def lines_of(stdin: TextIO) -> list[str]:
     return found
 
 
-def check_vector_file(output: Path | None) -> None:
-    """Find out before anything is asked whether a file can be written.
-
-    Raises:
-        UsageError: its folder is not there, or its name does not end in ``.npy``.
-    """
-    if output is not None and (output.suffix != ".npy" or not output.absolute().parent.is_dir()):
-        raise UsageError(
-            f"{output} cannot be written: its name must end in .npy, and its folder must be there",
-            next_command="shoal embed MODEL TEXT --output vectors.npy",
-        )
-
-
 def show(model: str, found: Embeddings, output: Path | None, as_json: bool) -> None:
-    """Write the vectors to stdout, or to a file.
-
-    Raises:
-        OutOfResources: the file cannot be written.
-    """
+    """Write the vectors to stdout, or to a file. Raises ``OSError``: it cannot be written."""
     fields: dict[str, Any] = {
         "model": model,
         "dimensions": found.vectors.shape[1],
@@ -134,11 +117,6 @@ def show(model: str, found: Embeddings, output: Path | None, as_json: bool) -> N
         return
     import numpy as np
 
-    try:
-        np.save(output, found.vectors)
-    except OSError as error:
-        raise OutOfResources(
-            f"{output} cannot be written ({error.strerror})", check="check the disk and its permissions"
-        ) from error
+    np.save(output, found.vectors)
     if as_json:
         emit(fields | {"output": output}, as_json, lambda: "")

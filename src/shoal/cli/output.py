@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shoal.errors import Busy, NoCoverage, ShoalError
+from shoal.errors import Busy, NoCoverage, ShoalError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,6 +48,31 @@ def emit(data: object, as_json: bool, render: Callable[[], RenderableType]) -> N
     with console.capture() as captured:
         console.print(shown)
     sys.stdout.writelines(line.rstrip() + "\n" for line in captured.get().splitlines())
+
+
+def check_output(file: Path | None, *suffixes: str) -> None:
+    """Find out before anything is asked whether a file can be written; without one, nothing is checked.
+
+    Args:
+        suffixes: those that its name may end in; any if none is given.
+
+    Raises:
+        UsageError: its name ends otherwise, its folder is not there, or it may not be written.
+    """
+    if file is None:
+        return
+    folder = file.absolute().parent
+    if suffixes and file.suffix not in suffixes:
+        raise UsageError(f"{file} cannot be written: its name must end in {' or '.join(suffixes)}")
+    if not folder.is_dir():
+        raise UsageError(
+            f"{file} cannot be written: there is no folder {folder}", check="make the folder first"
+        )
+    if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        raise UsageError(
+            f"{file} cannot be written: it is a folder, or you have no permission to write it",
+            check="choose another file",
+        )
 
 
 def to_json(data: object) -> str:

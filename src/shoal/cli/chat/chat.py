@@ -11,7 +11,7 @@ import typer
 from shoal.cli import options
 from shoal.cli.ask import AnswerRequest, answer_fields, ask, keep_receipts, say_speed, say_trace, user
 from shoal.cli.enter import in_swarm
-from shoal.cli.output import emit, say
+from shoal.cli.output import check_output, emit, say
 from shoal.cli.progress import working
 from shoal.cli.shell import names
 from shoal.errors import UsageError
@@ -118,6 +118,7 @@ def run(
         only=only,
         private_ends=private_ends,
     )
+    check_output(receipts)
     text = whole_prompt(prompt, sys.stdin)
     question = AnswerRequest(
         settings.model,

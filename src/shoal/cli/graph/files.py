@@ -14,6 +14,8 @@ import numpy.typing as npt
 from shoal.errors import UsageError
 from shoal.executor.arrays import Array
 
+OUTPUTS = (".npz", ".npy")
+"""What names of files of outputs end in."""
 MAX_FILE = 1 << 30
 """Bytes of one file."""
 
@@ -40,7 +42,7 @@ def write_outputs(file: Path, outputs: Mapping[str, Array]) -> None:
     """Write the outputs as ``.npz``, or the only one as ``.npy``.
 
     Raises:
-        UsageError: the file is of another kind, or there are several outputs for an ``.npy``.
+        UsageError: there are several outputs, or none, for an ``.npy``.
         OSError: it cannot be written.
     """
     if file.suffix == ".npz":
@@ -49,23 +51,13 @@ def write_outputs(file: Path, outputs: Mapping[str, Array]) -> None:
             for name, array in outputs.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
                     np.save(cast("BinaryIO", stream), array, allow_pickle=False)
-    elif file.suffix == ".npy" and len(outputs) == 1:
+    elif len(outputs) == 1:
         np.save(file, next(iter(outputs.values())), allow_pickle=False)
     else:
-        raise _unwritable(file, len(outputs))
-
-
-def check_output_file(file: Path) -> None:
-    """Find out before anything is computed whether outputs can be written there. Raises UsageError."""
-    if file.suffix not in (".npz", ".npy"):
-        raise _unwritable(file, 1)
-    if not file.absolute().parent.is_dir():
-        raise UsageError(f"--output: there is no folder {file.absolute().parent}")
-
-
-def _unwritable(file: Path, outputs: int) -> UsageError:
-    why = f"{outputs} outputs do not fit into one .npy" if outputs > 1 else "it is neither .npz nor .npy"
-    return UsageError(f"--output: {file}: {why}", check="name a file that ends in .npz")
+        raise UsageError(
+            f"--output: {file}: {len(outputs)} outputs do not fit into one .npy",
+            check="name a file that ends in .npz",
+        )
 
 
 def _read(file: Path, name: str) -> dict[str, npt.ArrayLike]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shoal.cli import options
-from shoal.cli.output import emit, many, printable, say
+from shoal.cli.output import check_output, emit, many, printable, say
 from shoal.swarm.names import name_of
 
 if TYPE_CHECKING:
@@ -55,11 +55,10 @@ def infer(
     as_json: options.JsonOption = False,
 ) -> None:
     """Run a graph: arrays in, arrays out."""
-    from shoal.cli.graph.files import check_output_file, read_inputs, write_outputs
+    from shoal.cli.graph.files import OUTPUTS, read_inputs, write_outputs
 
     settings = options.settings(swarm=swarm, public=public, threads=threads, only=only)
-    if output is not None:
-        check_output_file(output)
+    check_output(output, *OUTPUTS)
     known, answer = run_graph(settings, graph, read_inputs(inputs))
     if output is not None:
         write_outputs(output, answer.outputs)
