@@ -1,6 +1,7 @@
 """A port of the router: what is said to it, what it may say, and for how long there is one.
 
-Against the gateway of the NAT lab, in memory; tests/natlab asks the same gateway over its network.
+Against the gateway of the NAT lab, in memory; test_upnp.py asks it over loopback, and tests/natlab over the
+lab's network.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Table:
 # --- NAT-PMP ---------------------------------------------------------------------------------------------
 
 
-async def answer_natpmp(table: Table, *, task_status: trio.TaskStatus[int]) -> None:
+async def answer_natpmp(table: Table, public: str = PUBLIC, *, task_status: trio.TaskStatus[int]) -> None:
     """The lab's gateway, on a port of loopback. Of each two datagrams it loses one."""
     with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as listening:
         await listening.bind(("127.0.0.1", 0))
@@ -65,7 +66,7 @@ async def answer_natpmp(table: Table, *, task_status: trio.TaskStatus[int]) -> N
         while True:
             await listening.recvfrom(64)
             request, sender = await listening.recvfrom(64)
-            answer = gateway_natpmp.answer_natpmp(request, US, PUBLIC, 1, table)  # pyright: ignore
+            answer = gateway_natpmp.answer_natpmp(request, US, public, 1, table)  # pyright: ignore
             await listening.sendto(answer or b"", sender)
 
 
@@ -80,6 +81,17 @@ async def test_a_port_is_asked_for_renewed_and_given_back_by_nat_pmp() -> None:
         await router.unmap(4002, 4003)
         assert len(table.held) == 1
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("private", ["10.0.0.1", "0.0.0.0"])
+async def test_behind_another_router_no_port_is_asked_for(private: str) -> None:
+    table = Table()
+    async with trio.open_nursery() as nursery:
+        router = NatPmp("127.0.0.1", await nursery.start(answer_natpmp, table, private))
+        with pytest.raises(ChannelClosed, match="is no public one"):
+            await router.map(4002, 4002)
+        nursery.cancel_scope.cancel()
+    assert table.held == []
 
 
 async def test_where_nobody_speaks_it_that_is_said() -> None:
@@ -231,16 +243,39 @@ async def test_a_router_that_forgets_is_asked_again(autojump_clock: MockClock) -
         await trio.sleep(RENEW_S)
         assert mapper.mapped is None
         router.gives = MappedPort(PUBLIC, 9001)
-        await trio.sleep(AGAIN_S)
+        await trio.sleep(RENEW_S)
         assert mapper.mapped == MappedPort(PUBLIC, 9001)
+        assert router.asked == [4002, 9000, 9000]
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize(
-    "lie", [MappedPort("10.0.0.1", 9000), MappedPort("0.0.0.0", 9000), MappedPort(PUBLIC, 0)]
-)
-async def test_what_cannot_be_public_is_no_mapping(autojump_clock: MockClock, lie: MappedPort) -> None:
-    mapper = PortMapper(4002, [Router(lie)])
+@pytest.mark.parametrize(("silent_s", "returned"), [(LEASE_S - 2 * RENEW_S, [9000]), (LEASE_S, [])])
+async def test_what_may_still_be_mapped_is_given_back(
+    autojump_clock: MockClock, silent_s: float, returned: list[int]
+) -> None:
+    """A port that was ours so long ago may be another host's by now."""
+    router = Router(MappedPort(PUBLIC, 9000))
+    mapper = PortMapper(4002, [router])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mapper.run)
+        await trio.sleep(1)
+        router.gives = None
+        await trio.sleep(silent_s)
+        assert mapper.mapped is None
+        nursery.cancel_scope.cancel()
+    assert router.returned == returned
+
+
+async def test_a_router_that_gives_nothing_is_asked_seldom(autojump_clock: MockClock) -> None:
+    router = Router(None)
+    with trio.move_on_after(2 * AGAIN_S + 1):
+        await PortMapper(4002, [router]).run()
+    assert (router.asked, router.returned) == ([4002] * 3, [])
+
+
+@pytest.mark.parametrize("port", [0, 65_536])
+async def test_what_is_no_port_is_no_mapping(autojump_clock: MockClock, port: int) -> None:
+    mapper = PortMapper(4002, [Router(MappedPort(PUBLIC, port))])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(mapper.run)
         await trio.sleep(2 * AGAIN_S)

@@ -29,7 +29,7 @@ LEASE_S = 1200
 RENEW_S = 60.0
 """Often, for a router that was switched off and on has forgotten it."""
 AGAIN_S = 300.0
-"""When a router that gave nothing is asked again."""
+"""When a router that gave nothing, or whose lease is over, is asked again."""
 RETURNED_WITHIN_S = 1.5
 PORTS_TRIED = 3
 
@@ -55,13 +55,21 @@ class PortProtocol(Protocol):
         """Have a public port, ``wanted`` if that is free; asked again it renews it.
 
         Raises:
-            ChannelClosed: the router does not do that.
+            ChannelClosed: the router does not do that, or has no public address itself.
         """
         ...
 
     async def unmap(self, port: int, public: int) -> None:
         """Give it back. Raises as :meth:`map`."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    """A port that a router may still lead to ours."""
+
+    public: int
+    until: float
 
 
 class PortMapper:
@@ -75,6 +83,8 @@ class PortMapper:
         self._port = port
         self._protocols = protocols
         self._by: PortProtocol | None = None
+        self._leases: dict[PortProtocol, _Lease] = {}
+        """Each the last that a protocol has given, until it is over: also where a renewal had no answer."""
         self.mapped: MappedPort | None = None
         """What the router gave us, if it did."""
 
@@ -83,29 +93,39 @@ class PortMapper:
         try:
             while True:
                 await self._ask()
-                await trio.sleep(RENEW_S if self.mapped else AGAIN_S)
+                await trio.sleep(RENEW_S if self._held() else AGAIN_S)
         finally:
-            if self.mapped and self._by:
-                with trio.move_on_after(RETURNED_WITHIN_S, shield=True):
-                    try:
-                        await self._by.unmap(self._port, self.mapped.port)
-                    except ChannelClosed as error:
-                        log.debug("the router keeps port %d for a while: %s", self.mapped.port, error.message)
+            with trio.move_on_after(RETURNED_WITHIN_S, shield=True):
+                await self._give_back()
 
     async def _ask(self) -> None:
-        wanted = self.mapped.port if self.mapped else self._port
+        held = self._held()
         for protocol in [self._by] if self._by else self._protocols:
+            wanted = held[protocol].public if protocol in held else self._port
             try:
                 mapped = await protocol.map(self._port, wanted)
             except ChannelClosed as error:
                 log.debug("the router maps no port: %s", error.message)
                 continue
-            if is_private(mapped.host) or not 0 < mapped.port < 65_536:
+            if not 0 < mapped.port < 65_536:
                 log.debug("the router gave %s:%d, which nobody can reach", mapped.host, mapped.port)
                 continue
             self.mapped, self._by = mapped, protocol
+            self._leases[protocol] = _Lease(mapped.port, trio.current_time() + LEASE_S)
             return
         self.mapped = self._by = None
+
+    def _held(self) -> dict[PortProtocol, _Lease]:
+        """What a router may lead to us now."""
+        now = trio.current_time()
+        return {protocol: lease for protocol, lease in self._leases.items() if now < lease.until}
+
+    async def _give_back(self) -> None:
+        for protocol, lease in self._held().items():
+            try:
+                await protocol.unmap(self._port, lease.public)
+            except ChannelClosed as error:
+                log.debug("the router keeps port %d for a while: %s", lease.public, error.message)
 
 
 class NatPmp:
@@ -163,8 +183,8 @@ class Upnp:
         return MappedPort(host, public)
 
     async def unmap(self, port: int, public: int) -> None:
-        if self._service is not None:
-            await self._order(self._service, "DeletePortMapping", upnp.delete_port(public))
+        service = self._service or await self._find()
+        await self._order(service, "DeletePortMapping", upnp.delete_port(public))
 
     async def _add(self, service: upnp.UpnpService, ours: str, port: int, wanted: int) -> int:
         ports, lease_s = [wanted, *random.sample(range(20_000, 60_000), PORTS_TRIED - 1)], LEASE_S
