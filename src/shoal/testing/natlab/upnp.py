@@ -170,7 +170,9 @@ def _number(arguments: Mapping[str, str], name: str, most: int) -> int:
     return int(text)
 
 
-def serve_http(orders: GatewayOrders) -> ThreadingTCPServer:
+def serve_http(
+    orders: GatewayOrders, address: tuple[str, int] = (LAN_ADDRESS, HTTP_PORT)
+) -> ThreadingTCPServer:
     """A server of the description and of orders, listening already."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -205,7 +207,7 @@ def serve_http(orders: GatewayOrders) -> ThreadingTCPServer:
             """Nobody reads a log of it."""
 
     # http.server's own would ask for the name of its address, and here nobody answers.
-    return ThreadingTCPServer((LAN_ADDRESS, HTTP_PORT), Handler)
+    return ThreadingTCPServer(address, Handler)
 
 
 def _read_order(body: bytes) -> tuple[str, dict[str, str]]:
