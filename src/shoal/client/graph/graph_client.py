@@ -6,7 +6,6 @@ hops before have made is here: only the lost hop's segments are computed again.
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +16,13 @@ import trio
 from shoal.client.graph.graph_hop import GraphHop, SegmentsAnswer
 from shoal.client.graph.inputs import graph_inputs
 from shoal.client.graph.known_graph import KnownGraph, digest_served, of_local
+from shoal.client.graph.served_manifest import fetch_graph
 from shoal.client.ring.hop import RouteHop
 from shoal.client.ring.route_finder import HEAR_WITHIN_S, RouteFinder
 from shoal.config import Settings
 from shoal.errors import (
-    BadWeights,
     Busy,
     ChannelClosed,
-    DeadlineExceeded,
     NoCoverage,
     RemoteProtocolError,
     ShoalError,
@@ -32,35 +30,20 @@ from shoal.errors import (
     UnknownModel,
     UnknownSession,
     UsageError,
-    from_code,
 )
 from shoal.executor.arrays import Array
 from shoal.executor.graph.arrays import pack_arrays
 from shoal.models.graph.graph_store import GraphStore, names_graph
-from shoal.models.graph.manifest import (
-    GRAPH_NUMERICS,
-    MAX_GRAPH_MANIFEST,
-    graph_digest,
-    read_graph_manifest,
-)
+from shoal.models.graph.manifest import GRAPH_NUMERICS
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.routing.reputation import REFUSAL
+from shoal.sharing.peer_fetcher import PeerFetcher
 from shoal.swarm.member import Member
-from shoal.types import CarrierName, Digest, PeerAddress, PeerId, SessionId, Span, gaps
-from shoal.wire.messages import (
-    MAX_PAYLOAD,
-    MAX_PIECE,
-    Failed,
-    Fetch,
-    Fetched,
-    Inferred,
-    Message,
-    NotFetched,
-    Opened,
-    Refused,
-)
+from shoal.tasks import one_error
+from shoal.types import CarrierName, Digest, PeerId, SessionId, Span, gaps
+from shoal.wire.messages import MAX_PAYLOAD, Failed, Inferred, Message, Opened, Refused
 
 KEPT_GRAPHS = 64
 """Manifests that are kept in memory."""
@@ -117,8 +100,6 @@ class GraphClient:
         self._hops: dict[tuple[Digest, PeerId, Span], GraphHop] = {}
         self._sessions: dict[SessionId, GraphHop] = {}
         self._opening: dict[tuple[Digest, PeerId, Span], trio.Lock] = {}
-        self._numbers = itertools.count(1)
-        self._pieces: dict[int, trio.MemorySendChannel[bytes | ShoalError]] = {}
         self._pool = ChannelPool(network, self._handle, self._lost_channel, held=self._holds)
         self._finder = RouteFinder(
             member, settings, lambda: {channel.peer: channel.rtt_s for channel in self._pool.all()}
@@ -337,47 +318,15 @@ class GraphClient:
         hop.close()
 
     async def _fetch(self, digest: Digest) -> KnownGraph:
-        """A graph's manifest from whoever serves it; it is what it says by its hash."""
+        """A graph from whoever serves it, over channels that end with this. Raises as :func:`fetch_graph`."""
         serving = [a for a in self._member.directory.serving(digest, self._member.now()) if a.served]
-        last: ShoalError | None = None
-        for announcement in serving:
-            try:
-                raw = await self._fetch_manifest(announcement.address, digest)
-                if graph_digest(raw) != digest:
-                    raise RemoteProtocolError(f"{announcement.peer} gave the manifest of another graph")
-                manifest = read_graph_manifest(raw)
-            except ShoalError as error:
-                last = error
-                continue
-            name = announcement.served.model if announcement.served else digest
-            return KnownGraph(manifest, manifest.shape(name, digest))
-        raise last or ChannelClosed("who served the graph is gone")
-
-    async def _fetch_manifest(self, address: PeerAddress, digest: Digest) -> bytes:
-        timeout_s = self._settings.open_timeout_s
-        channel = await self._pool.get(address, deadline_s=timeout_s)
-        pieces: list[bytes] = []
-        while not pieces or len(pieces[-1]) == MAX_PIECE:
-            if len(pieces) * MAX_PIECE > MAX_GRAPH_MANIFEST:
-                raise BadWeights("a graph's manifest: it is too long")
-            number = next(self._numbers)
-            send, receive = trio.open_memory_channel[bytes | ShoalError](1)
-            self._pieces[number] = send
-            try:
-                await channel.send(Fetch(number, digest, "manifest", 0, len(pieces)))
-                with trio.fail_after(timeout_s):
-                    piece = await receive.receive()
-            except trio.TooSlowError:
-                late = f"{address.peer} has not given the graph's manifest in time"
-                raise DeadlineExceeded(late) from None
-            finally:
-                del self._pieces[number]
-            if isinstance(piece, ShoalError):
-                if pieces and not isinstance(piece, Busy):
-                    break  # the last piece was a whole one
-                raise piece
-            pieces.append(piece)
-        return b"".join(pieces)
+        fetcher = PeerFetcher(self._member.network, digest)
+        with one_error():
+            async with trio.open_nursery() as nursery:
+                await nursery.start(fetcher.run)
+                graph = await fetch_graph(fetcher, digest, serving, self._settings.open_timeout_s)
+                nursery.cancel_scope.cancel()
+        return graph
 
     async def _handle(self, channel: Channel, message: Message, payload: bytes) -> None:
         match message:
@@ -385,17 +334,8 @@ class GraphClient:
                 hop = self._sessions.get(SessionId(message.session))
                 if hop is not None and hop.channel is channel:  # else it was closed a moment ago
                     hop.deliver(message, payload)
-            case Fetched():
-                self._give(message.number, payload)
-            case NotFetched():
-                self._give(message.number, from_code(message.code, f"{channel.peer}: {message.message}"))
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} to a client of graphs")
-
-    def _give(self, number: int, piece: bytes | ShoalError) -> None:
-        waiting = self._pieces.get(number)
-        if waiting is not None and not waiting.statistics().current_buffer_used:
-            waiting.send_nowait(piece)
 
     def _holds(self, channel: Channel) -> bool:
         return any(hop.channel is channel for hop in self._sessions.values())
