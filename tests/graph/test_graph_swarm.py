@@ -21,7 +21,7 @@ from shoal.node.graph.graph_node import pick_segments
 from shoal.swarm.membership import PUBLIC
 from shoal.testing.graph_swarm import GraphSwarm, equal_spans, graph_swarm
 from shoal.testing.graphs import GRAPHS, NamedArrays, inputs_of
-from shoal.types import Span
+from shoal.types import PeerAddress, Span
 
 from .conftest import Imported, same, whole
 
@@ -133,6 +133,32 @@ class HeldNodes:
 
     def release(self) -> None:
         self._release.set()
+
+
+async def test_a_node_that_has_moved_is_followed_to_where_it_says_that_it_is(
+    imported: Imported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, inputs = imported("mlp"), inputs_of("mlp")
+    async with graph_swarm(tmp_path, graph, [Span(0, 8)]) as swarm:
+        assert same(await swarm.client.run(graph.digest, inputs), whole(graph, inputs))
+        (node,), client = swarm.networks, swarm.client.member.network
+        moved = PeerAddress(node.peer, ("/memory/elsewhere",))
+        monkeypatch.setattr(type(node), "address", moved)
+        await swarm.nodes[0].member.announce()
+        dialled, dial = trio.Event(), client.open_pipe
+
+        async def open_pipe(address: PeerAddress, *, deadline_s: float) -> Any:
+            assert address == moved
+            dialled.set()
+            return await dial(address, deadline_s=deadline_s)
+
+        monkeypatch.setattr(client, "open_pipe", open_pipe)
+        with trio.fail_after(20):
+            while swarm.client.member.directory.address_of(node.peer) != moved:
+                await swarm.client.member.wait_changed()
+            swarm.world.break_pipes(client.peer, node.peer)
+            await dialled.wait()
+        assert same(await swarm.client.run(graph.digest, inputs), whole(graph, inputs))
 
 
 async def heard_of(swarm: GraphSwarm, nodes: int) -> None:

@@ -100,7 +100,9 @@ class GraphClient:
         self._hops: dict[tuple[Digest, PeerId, Span], GraphHop] = {}
         self._sessions: dict[SessionId, GraphHop] = {}
         self._opening: dict[tuple[Digest, PeerId, Span], trio.Lock] = {}
-        self._pool = ChannelPool(network, self._handle, self._lost_channel, held=self._holds)
+        self._pool = ChannelPool(
+            network, self._handle, self._lost_channel, held=self._holds, where=member.directory.address_of
+        )
         self._finder = RouteFinder(
             member, settings, lambda: {channel.peer: channel.rtt_s for channel in self._pool.all()}
         )
