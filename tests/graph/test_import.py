@@ -15,7 +15,13 @@ from shoal.errors import BadWeights, IncompatibleLibrary, UnknownModel, Unsuppor
 from shoal.models.graph import graph_store, importer, proto
 from shoal.models.graph.graph_store import GraphStore
 from shoal.models.graph.importer import import_apart
-from shoal.models.graph.manifest import graph_digest, read_graph_manifest, write_graph_manifest
+from shoal.models.graph.manifest import (
+    MANIFEST_FILE,
+    GraphManifest,
+    graph_digest,
+    read_graph_manifest,
+    write_graph_manifest,
+)
 from shoal.models.graph.optimised import import_graph
 from shoal.models.graph.proto import read_graph
 from shoal.models.untrusted.child import Child
@@ -96,6 +102,26 @@ def test_importing_again_gives_the_same_digest_and_more_threads_another(tmp_path
     assert two.resolve(str(file), threads=2).digest != first.digest
     assert one.find("mlp") == one.find(first.digest) == first
     assert [graph.name for graph in one.list()] == ["mlp"]
+
+
+def test_of_the_manifests_here_only_that_of_the_wanted_graph_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, decoded = GraphStore(tmp_path / "store"), list[bytes]()
+
+    def read(raw: bytes) -> GraphManifest:
+        decoded.append(raw)
+        return read_graph_manifest(raw)
+
+    made = [store.resolve(str(write_mlp(tmp_path / f"{name}.onnx", layers=1))) for name in ("one", "two")]
+    (made[1].folder / MANIFEST_FILE).write_bytes(broken := made[1].raw[:-1])
+    monkeypatch.setattr(graph_store, "read_graph_manifest", read)
+    assert store.find("one") == store.find(made[0].digest) == made[0]
+    assert decoded == [made[0].raw] * 2
+    assert store.find("two") is None  # it is not whole
+    assert decoded[2:] == [broken]
+    assert store.list() == made[:1]
+    assert store.resolve(str(tmp_path / "two.onnx")) == made[1]
 
 
 def test_what_was_imported_is_not_imported_again_until_the_file_changes(

@@ -15,8 +15,7 @@ from safetensors import safe_open
 
 from shoal.errors import BadWeights
 from shoal.executor.arrays import Array
-from shoal.models.graph.graph_store import MANIFEST_NAME
-from shoal.models.graph.manifest import GraphManifest, GraphWeight, read_graph_manifest
+from shoal.models.graph.manifest import MANIFEST_FILE, GraphManifest, GraphWeight, read_graph_manifest
 from shoal.models.graph.optimised import STRUCTURE, WEIGHT_TYPES, WEIGHTS_FILE
 from shoal.models.graph.proto import uses
 from shoal.models.graph.runtime import RUNTIME, run, session
@@ -33,7 +32,7 @@ class LoadedSegments:
         Raises:
             BadWeights: the files are not what the manifest says, or are for another version of the runtime.
         """
-        self.manifest = read_graph_manifest((folder / MANIFEST_NAME).read_bytes())
+        self.manifest = read_graph_manifest((folder / MANIFEST_FILE).read_bytes())
         if self.manifest.runtime != RUNTIME:
             raise BadWeights(f"it was imported for {self.manifest.runtime}, and this is {RUNTIME}")
         structure = (folder / STRUCTURE).read_bytes()

@@ -19,12 +19,17 @@ from filelock import FileLock
 
 from shoal.errors import BadWeights, UnknownModel
 from shoal.models.graph.importer import check_runtime, import_apart
-from shoal.models.graph.manifest import MAX_GRAPH_MANIFEST, GraphManifest, graph_digest, read_graph_manifest
+from shoal.models.graph.manifest import (
+    MANIFEST_FILE,
+    MAX_GRAPH_MANIFEST,
+    GraphManifest,
+    graph_digest,
+    read_graph_manifest,
+)
 from shoal.models.store.disk import check_free, told_if_full
 from shoal.types import Digest, ModelShape, Span
 
 SUFFIX = ".onnx"
-MANIFEST_NAME = "manifest.json"
 SOURCE = "source.json"
 IMPORT_VERSION = 1
 """Of how graphs are imported: one that an older way has imported is imported anew."""
@@ -69,11 +74,12 @@ class GraphStore:
 
     def list(self) -> list[LocalGraph]:
         """Every graph that was imported here, as it was then."""
-        return sorted(self._read_all(), key=lambda graph: graph.name.casefold())
+        return sorted(filter(_is_whole, self._read_all()), key=lambda graph: graph.name.casefold())
 
     def find(self, name: str) -> LocalGraph | None:
         """The graph that was imported here by that name or digest; of several by one name, the newest."""
-        found = [graph for graph in self._read_all() if name in (graph.digest, graph.name)]
+        named = (graph for graph in self._read_all() if name in (graph.name, graph.digest))
+        found = [graph for graph in named if _is_whole(graph)]  # decoding is what takes long
         return max(found, key=lambda graph: (graph.folder / SOURCE).stat().st_mtime, default=None)
 
     def rm(self, name: str) -> LocalGraph | None:
@@ -104,10 +110,10 @@ class GraphStore:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / f".{key}.lock"):
                 found = _read(folder)
-                if found is None:
+                if found is None or not _is_whole(found):
                     self._import(path, folder, threads)
                     found = _read(folder)
-        if found is None:
+        if found is None or not _is_whole(found):
             raise BadWeights(f"{folder}: what was imported cannot be read", check="check the disk for errors")
         return found
 
@@ -135,17 +141,24 @@ class GraphStore:
 
 
 def _read(folder: Path) -> LocalGraph | None:
-    """The graph in a folder; ``None`` where there is none, or not a whole one."""
+    """The graph in a folder, its manifest not decoded yet; ``None`` where there is none."""
     try:
-        raw = (folder / MANIFEST_NAME).read_bytes()
+        raw = (folder / MANIFEST_FILE).read_bytes()
         name = json.loads((folder / SOURCE).read_bytes())["name"]
         if len(raw) > MAX_GRAPH_MANIFEST or not isinstance(name, str):
             return None
-        graph = LocalGraph(name, folder, raw)
-        _ = graph.manifest
-    except (OSError, ValueError, KeyError, TypeError, BadWeights):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return graph
+    return LocalGraph(name, folder, raw)
+
+
+def _is_whole(graph: LocalGraph) -> bool:
+    """Whether its manifest can be decoded."""
+    try:
+        _ = graph.manifest
+    except BadWeights:
+        return False
+    return True
 
 
 def _key(file: Path, threads: int) -> str:

@@ -16,7 +16,7 @@ import msgspec
 
 from shoal.errors import ShoalError
 from shoal.models.graph.import_messages import ImportedReply, ImportFault, ImportReply, ImportRequest
-from shoal.models.graph.manifest import read_graph_manifest, write_graph_manifest
+from shoal.models.graph.manifest import MANIFEST_FILE, read_graph_manifest, write_graph_manifest
 from shoal.models.store.disk import is_full
 from shoal.models.untrusted.limits import first_to_go, limit_memory
 
@@ -27,7 +27,6 @@ COPIES = 8
 packed."""
 LONGEST_S = 1800
 """Who asks has a shorter deadline and kills us; this is for when they were killed."""
-MANIFEST_FILE = "manifest.json"
 
 
 def main() -> None:

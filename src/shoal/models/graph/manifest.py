@@ -21,6 +21,7 @@ GRAPH_VERSION = 1
 MAX_SEGMENTS = 64
 MAX_CROSSING = 64
 """Values that a span takes or gives at a time: all of them travel in one message."""
+MANIFEST_FILE = "manifest.json"
 MAX_GRAPH_MANIFEST = 16 << 20
 """Bytes; a graph of 1,000 weights has 150 kB."""
 MAX_RANK = 8
