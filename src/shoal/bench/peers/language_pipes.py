@@ -19,9 +19,9 @@ from shoal.bench.peers.programs import (
     ask,
     ask_together,
     free_port,
-    installed_version,
     is_made,
     make_venv,
+    package_version,
     running_program,
 )
 from shoal.config import Settings
@@ -68,7 +68,7 @@ def has_pipes(settings: Settings) -> bool:
 def pipes_version(settings: Settings) -> str:
     """Which one is installed there."""
     found = sorted(pipes_folder(settings).glob("lib/python*/site-packages"))
-    return installed_version(found[0] if found else pipes_folder(settings), REQUIREMENT)
+    return package_version(found[0] if found else pipes_folder(settings), REQUIREMENT)
 
 
 def pipes_command(settings: Settings) -> str:

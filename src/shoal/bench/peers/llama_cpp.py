@@ -26,8 +26,8 @@ from shoal.bench.peers.programs import (
     HOST,
     INSTALL_WITHIN_S,
     free_port,
-    installed_version,
     output_of,
+    package_version,
     running_program,
 )
 from shoal.config import Settings
@@ -242,7 +242,7 @@ class Packages:
     @property
     def rpc_version(self) -> str:
         """Which one pip has brought."""
-        return installed_version(self.folder / "rpc", RPC_REQUIREMENT)
+        return package_version(self.folder / "rpc", RPC_REQUIREMENT)
 
     @property
     def _npm_folder(self) -> Path:

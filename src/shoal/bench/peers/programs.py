@@ -140,7 +140,7 @@ async def make_venv(folder: Path, requirement: str) -> None:
     done.write_text(requirement)
 
 
-def installed_version(packages: Path, requirement: str) -> str:
+def package_version(packages: Path, requirement: str) -> str:
     """Name and version of the package that was installed for ``requirement``.
 
     Args:
