@@ -53,6 +53,15 @@ def test_each_text_is_a_line(
     assert np.load(file).tolist() == vectors
 
 
+def test_a_text_that_is_too_long_is_refused_or_cut(folder: str, shoal: Shoal) -> None:
+    long = "the sea " * 300
+    ran = shoal("embed", folder, long)
+    assert (ran.code, "maximum context length is 130 tokens" in ran.err) == (1, True)
+    ran = shoal("embed", folder, long, "--truncate", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.data["tokens"] == [130]
+
+
 def test_what_cannot_be_is_refused_before_anything_is_asked(
     shoal: Shoal, folder: str, tmp_path: Path
 ) -> None:

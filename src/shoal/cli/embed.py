@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from shoal.cli import options
-from shoal.cli.chat.chat import MAX_STDIN
+from shoal.cli.chat.chat import read_piped
 from shoal.cli.enter import in_swarm
 from shoal.cli.output import check_output, emit, many, say, to_json
 from shoal.cli.progress import working
@@ -87,20 +87,11 @@ def lines_of(stdin: TextIO) -> list[str]:
     """Each line of stdin that is not empty.
 
     Raises:
-        UsageError: there are none, or stdin is a terminal, is no text, or has no end in sight.
+        UsageError: there are none, or as :func:`shoal.cli.chat.chat.read_piped`.
     """
-    next_command = 'shoal embed MODEL "Some text" "Another text"'
-    if stdin.isatty():
-        raise UsageError("there is no text", next_command=next_command)
-    try:
-        piped = stdin.read(MAX_STDIN + 1)
-    except UnicodeDecodeError as error:
-        raise UsageError("stdin is not UTF-8 text", check="check the file that is piped in") from error
-    if len(piped) > MAX_STDIN:
-        raise UsageError(f"stdin is longer than {MAX_STDIN >> 20} Mi characters")
-    found = [line for line in piped.split("\n") if line.strip()]
+    found = [line for line in read_piped(stdin).split("\n") if line.strip()]
     if not found:
-        raise UsageError("there is no text", next_command=next_command)
+        raise UsageError("there is no text", next_command='shoal embed MODEL "Some text" "Another text"')
     return found
 
 

@@ -222,17 +222,26 @@ def whole_prompt(argument: str | None, stdin: TextIO) -> str:
     """The prompt: the argument, then what comes on stdin unless that is a terminal, a blank line between.
 
     Raises:
-        UsageError: there is neither, or stdin is no text or has no end in sight.
+        UsageError: there is neither, or as :func:`read_piped`.
     """
-    piped = ""
-    if not stdin.isatty():
-        try:
-            piped = stdin.read(MAX_STDIN + 1)
-        except UnicodeDecodeError as error:
-            raise UsageError("stdin is not UTF-8 text", check="check the file that is piped in") from error
-        if len(piped) > MAX_STDIN:
-            raise UsageError(f"stdin is longer than {MAX_STDIN >> 20} Mi characters")
-    parts = [part for part in (argument or "", piped.removesuffix("\n")) if part]
+    parts = [part for part in (argument or "", read_piped(stdin).removesuffix("\n")) if part]
     if not parts:
         raise UsageError("there is no prompt", next_command='shoal run MODEL "Why is the sky blue?"')
     return "\n\n".join(parts)
+
+
+def read_piped(stdin: TextIO) -> str:
+    """What is piped in; nothing where stdin is a terminal.
+
+    Raises:
+        UsageError: it is no text, or has no end in sight.
+    """
+    if stdin.isatty():
+        return ""
+    try:
+        piped = stdin.read(MAX_STDIN + 1)
+    except UnicodeDecodeError as error:
+        raise UsageError("stdin is not UTF-8 text", check="check the file that is piped in") from error
+    if len(piped) > MAX_STDIN:
+        raise UsageError(f"stdin is longer than {MAX_STDIN >> 20} Mi characters")
+    return piped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +63,7 @@ def infer(
     known, answer = run_graph(settings, graph, read_inputs(inputs))
     if output is not None:
         write_outputs(output, answer.outputs)
-    fields = infer_fields(known, answer, with_data=output is None)
+    fields = infer_fields(known, answer, with_data=as_json and output is None)
     emit(fields, as_json, lambda: outputs_table(fields))
     for peer in answer.lost:
         say(f"went on without {name_of(peer)}")
@@ -125,13 +126,10 @@ def outputs_table(fields: dict[str, Any]) -> Table:
     for name, output in fields["outputs"].items():
         shape, first = output["shape"], output["first"]
         numbers = " ".join(f"{n:.6g}" if isinstance(n, float) else str(n) for n in first)
-        count = 1
-        for size in shape:
-            count *= size
         rows.add_row(
             Text(printable(name)),
             output["dtype"],
             "×".join(map(str, shape)) or "-",
-            numbers + (" …" if count > len(first) else ""),
+            numbers + (" …" if math.prod(shape) > len(first) else ""),
         )
     return rows
