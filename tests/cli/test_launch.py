@@ -140,6 +140,7 @@ def test_a_key_is_passed_on_and_never_shown(
         ran = shoal("launch", name, "--url", gateway, "--key", "sk-shoal-secret")
         assert ran.code == 7
         assert "sk-shoal-secret" not in ran.err + ran.out
+        assert "YOUR_SHOAL_KEY" in ran.err
     assert programs.environ("claude")["ANTHROPIC_AUTH_TOKEN"] == "sk-shoal-secret"
     assert "sk-shoal-secret" in programs.environ("opencode")["OPENCODE_CONFIG_CONTENT"]
 

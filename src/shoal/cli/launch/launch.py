@@ -19,10 +19,7 @@ from shoal.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from shoal.gateway.page.apps import App, ConfigFile, Setup
-
-SECRET = ("KEY", "TOKEN", "CONFIG_CONTENT")
-"""Variables of these names are not shown: they hold the key."""
+    from shoal.gateway.page.apps import App, ConfigFile, GatewayAddress, Setup
 
 Name = Annotated[
     str | None,
@@ -90,15 +87,15 @@ def launch(
         )
     chosen = choose_model(models_at(where, key), model, settings.model)
     setup = app.setup(GatewayAddress(where, chosen, key or NO_KEY))
-    shown = app.lines(GatewayAddress(where, chosen, KEY_HINT if key else NO_KEY))
-    if setup.config is not None and not _configure(setup.config, shown, yes=yes, replace=replace):
+    shown = GatewayAddress(where, chosen, KEY_HINT if key else NO_KEY)
+    if setup.config is not None and not _configure(setup.config, app.lines(shown), yes=yes, replace=replace):
         raise typer.Exit(1)
     if app.note:
         say(f"note: {app.note}")
     if path is None:
         say(f"{app.program} is not installed, so nothing is started: {app.install}")
         return
-    _say_setup(app, setup, chosen)
+    _say_setup(app, shown)
     raise typer.Exit(_start(path, [*setup.arguments, *(arguments or [])], setup))
 
 
@@ -162,11 +159,11 @@ def _agrees(question: str, text: str, flag: str) -> bool:
     return typer.confirm(question, err=True)
 
 
-def _say_setup(app: App, setup: Setup, model: str) -> None:
-    for name, value in setup.environ.items():
-        hidden = any(word in name for word in SECRET) and value not in ("", "none")
-        say(f"{name}={'…' if hidden else value}", dim=True)
-    say(f"starting {app.title} with {model}")
+def _say_setup(app: App, shown: GatewayAddress) -> None:
+    """What the program is started with; ``shown`` has no key."""
+    for name, value in app.setup(shown).environ.items():
+        say(f"{name}={value}", dim=True)
+    say(f"starting {app.title} with {shown.model}")
 
 
 def _start(path: str, arguments: list[str], setup: Setup) -> int:
