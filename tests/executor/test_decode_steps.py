@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import byref
+from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_int64, c_uint32, c_void_p
 
 import msgspec
 import pytest
@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from shoal.errors import RemoteProtocolError
 from shoal.executor.codecs import NUMBER
 from shoal.executor.kernels.c_kernels import library
-from shoal.executor.kernels.decode_steps import declare
-from shoal.executor.kernels.structs import StepInStruct
 from shoal.wire.framing import Assembler, Outgoing
 from shoal.wire.messages import HopTime, Ping, Step, encode
 from shoal.wire.payload import declared_bytes, hidden_states
@@ -22,6 +20,36 @@ from shoal.wire.payload import declared_bytes, hidden_states
 pytestmark = pytest.mark.skipif(library() is None, reason="the C kernels are not built")
 FRAGMENT_HEADER, LENGTHS = 9, 8
 CODECS = ("float32", "bfloat16", "int8")
+
+
+class StepInStruct(Structure):
+    """``step_in_t`` of native/decode_hop.h."""
+
+    _fields_ = (
+        ("message", c_void_p),
+        ("payload", c_void_p),
+        ("bytes", c_int64),
+        ("header", c_int64),
+        ("times", c_int64),
+        ("entries_end", c_int64),
+        ("n_times", c_int64),
+        ("number", c_int64),
+        ("position", c_int64),
+        ("width", c_int64),
+        ("payload_bytes", c_int64),
+        ("codec", c_int32),
+    )
+
+
+def native() -> ctypes.CDLL:
+    """The kernels, with the two functions of native/decode_hop.h that only the compiled hop calls."""
+    declared = library()
+    declared.read_decode_step.argtypes = [c_char_p, c_int64, POINTER(StepInStruct)]
+    step = POINTER(StepInStruct)
+    declared.write_decode_step.argtypes = [step, c_uint32, c_int32, c_int64, c_int64, c_void_p]
+    declared.write_decode_step.restype = c_int64
+    return declared
+
 
 edges = [0, 1, 0x7F, 0x80, 0xFF, 0x100, 0xFFFF, 0x10000, 0xFFFFFFFF, 0x100000000]
 numbers = st.one_of(st.sampled_from([*edges, (1 << 63) - 1]), st.integers(0, (1 << 63) - 1))
@@ -64,8 +92,8 @@ def ordinary(step: Step, payload: bytes) -> bool:
 
 def read(message: bytes) -> StepInStruct | None:
     """What the compiled hop reads of a message without its fragment's header."""
-    native, step = declare(library()), StepInStruct()
-    return step if native.read_decode_step(message, len(message), byref(step)) else None
+    step = StepInStruct()
+    return step if native().read_decode_step(message, len(message), byref(step)) else None
 
 
 def by_the_rules(message: bytes):
@@ -113,8 +141,8 @@ def test_it_goes_on_as_the_rules_would_write_it(sent, hop, compute_us, waiting_u
     found = read(message)
     if found is None:
         return
-    native, out = declare(library()), ctypes.create_string_buffer(found.header + 64)
-    size = native.write_decode_step(byref(found), number, hop, compute_us, waiting_us, out)
+    out = ctypes.create_string_buffer(found.header + 64)
+    size = native().write_decode_step(byref(found), number, hop, compute_us, waiting_us, out)
     onward = msgspec.structs.replace(step, times=(*step.times, HopTime(hop, compute_us, waiting_us)))
     assert out.raw[:size] + payload == Outgoing(number, onward, payload).whole()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +51,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.pack_int4.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p, c_void_p]
     library.encode_rows.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
     library.decode_rows.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
+    library.decode_steps.argtypes = [c_void_p, c_int64, c_char_p, c_int64]
+    library.decode_steps.restype = c_int
     return library
 
 

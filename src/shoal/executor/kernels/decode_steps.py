@@ -8,7 +8,7 @@ session that goes on where its cache ends is left alone, and goes the ordinary w
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, addressof, c_char_p, c_int, c_int64, c_uint32, pointer
+from ctypes import addressof, pointer
 from dataclasses import dataclass
 
 from shoal.executor.arrays import address, empty
@@ -19,7 +19,6 @@ from shoal.executor.kernels.structs import (
     DecodeHopStruct,
     SeatStruct,
     SpanStruct,
-    StepInStruct,
 )
 from shoal.executor.pages import PAGE, Pages
 from shoal.types import Codec, SessionId
@@ -77,7 +76,7 @@ class DecodeSteps:
         self._seats = (SeatStruct * SEATS)()
         self._free = list(range(SEATS - 1, -1, -1))
         self._taken: dict[int, SessionId] = {}
-        self._run = declare(team.library).decode_steps
+        self._run = team.library.decode_steps
         self._struct = DecodeHopStruct(
             team=team.handle,
             span=pointer(span),
@@ -184,20 +183,3 @@ class DecodeSteps:
             waiting_us=struct.waiting_us,
         )
         return steps, times
-
-
-def declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Tell ctypes of the functions of native/decode_hop.h."""
-    library.decode_steps.argtypes = [ctypes.c_void_p, c_int64, c_char_p, c_int64]
-    library.read_decode_step.argtypes = [c_char_p, c_int64, POINTER(StepInStruct)]
-    library.write_decode_step.argtypes = [
-        POINTER(StepInStruct),
-        c_uint32,
-        ctypes.c_int32,
-        c_int64,
-        c_int64,
-        ctypes.c_void_p,
-    ]
-    library.write_decode_step.restype = c_int64
-    library.decode_steps.restype = c_int
-    return library

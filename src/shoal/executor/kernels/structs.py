@@ -162,22 +162,3 @@ class DecodeHopStruct(Structure):
         ("waiting_us", c_int64),
         ("ran", RanStruct * MOST_STEPS),
     )
-
-
-class StepInStruct(Structure):
-    """``step_in_t`` of native/decode_hop.h."""
-
-    _fields_ = (
-        ("message", c_void_p),
-        ("payload", c_void_p),
-        ("bytes", c_int64),
-        ("header", c_int64),
-        ("times", c_int64),
-        ("entries_end", c_int64),
-        ("n_times", c_int64),
-        ("number", c_int64),
-        ("position", c_int64),
-        ("width", c_int64),
-        ("payload_bytes", c_int64),
-        ("codec", c_int32),
-    )
