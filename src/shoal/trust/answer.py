@@ -185,11 +185,11 @@ def check_answer(
     faults = _check_route(answer)
     sound: dict[int, list[Receipt]] = {}
     for index, hop in enumerate(answer.hops):
-        fault = _check_hop(answer, index, hop, verify)
-        if fault is None:
-            sound[index] = answer.receipts(index)
+        found = _check_hop(answer, index, hop, verify)
+        if isinstance(found, ReceiptFault):
+            faults.append(found)
         else:
-            faults.append(fault)
+            sound[index] = found
     if answer.sent and 0 in sound:
         faults += _check_sent(answer, sound[0])
     for index in range(len(answer.hops) - 1):
@@ -229,7 +229,8 @@ def _check_route(answer: KeptAnswer) -> list[ReceiptFault]:
 
 def _check_hop(
     answer: KeptAnswer, index: int, hop: HopReceipts, verify: VerifySignature
-) -> ReceiptFault | None:
+) -> list[Receipt] | ReceiptFault:
+    """The receipts of a hop, if it has signed all of them."""
     who, expected = _named(answer, index), windows(answer.tokens)
     if not hop.receipts:
         why = f": {hop.missing}" if hop.missing else ""
@@ -237,9 +238,10 @@ def _check_hop(
     if len(hop.receipts) != expected:
         what = f"{who} has {len(hop.receipts)} receipts for {answer.tokens} tokens, not {expected}"
         return ReceiptFault("cut", (index,), min(len(hop.receipts), expected), what)
-    bad = first_unsigned(PeerId(hop.peer), answer.receipts(index), signed_windows(hop), verify)
+    receipts = answer.receipts(index)
+    bad = first_unsigned(PeerId(hop.peer), receipts, signed_windows(hop), verify)
     if bad is None:
-        return None
+        return receipts
     what = f"receipt {bad} of {who} is not one that it has signed: it, or what stands before it, was changed"
     return ReceiptFault("signature", (index,), bad, what)
 
