@@ -28,6 +28,9 @@ ASKER = Path(__file__).with_name("asker.py")
 TOKENS = 150
 HALVES = Span(0, 3), Span(3, 6)
 TOLD_WITHIN_S = 60.0
+BETTER_WITHIN_S = 12.0
+DROPPED_S = 20.0
+"""The longest that an answer may stand still when a way is lost, on a busy machine too."""
 
 
 class Asking:
@@ -58,13 +61,12 @@ class Asking:
         self.token_ids += token_ids
         return True
 
-    async def until(self, way: str, peer: str, within_s: float) -> float:
-        """Wait for this way to a peer; returns how long that took."""
+    async def until(self, way: str, peer: str, within_s: float) -> None:
+        """Wait for this way to a peer."""
         began = time.monotonic()
         while self.ways.get(peer, ("", 0))[0] != way:
             assert await self.token(), f"the answer ended, and the ways are {self.ways}"
             assert time.monotonic() - began < within_s, self.ways
-        return time.monotonic() - began
 
 
 @asynccontextmanager
@@ -107,7 +109,7 @@ async def tried(nat_lab: type[NatLab], folder: Path) -> dict[str, Any]:
             async with asking(swarm, "d", model) as answer:
                 await answer.until("relayed", swarm.peers["c"], TOLD_WITHIN_S)
                 lab.heal()
-                seen["better_s"] = await answer.until("punched", swarm.peers["c"], 12)
+                await answer.until("punched", swarm.peers["c"], BETTER_WITHIN_S)
                 for _ in range(10):
                     await answer.token()
                 answer.forget()
@@ -129,3 +131,4 @@ def test_better_ways_are_taken_and_lost_ones_replaced_in_mid_answer(
     assert seen["token_ids"] == seen["expected"]
     assert seen["ways"] == {"a": "public", "b": "public", "c": "relayed", "e": "mapped"}
     assert seen["moves"] >= 2
+    assert seen["dropped_s"] < DROPPED_S
