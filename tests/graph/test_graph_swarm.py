@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import trio
+from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.cli.status.overview import overview
 from shoal.client.graph.graph_client import FAILURES, GraphAnswer
@@ -17,6 +18,7 @@ from shoal.client.graph.inputs import graph_inputs
 from shoal.errors import Busy, NoCoverage, OutOfResources, StepFailed, UnknownModel, UsageError
 from shoal.gateway.models import Models
 from shoal.gateway.page.view import swarm_view
+from shoal.node.graph.graph_figures import graph_pages
 from shoal.node.graph.graph_node import pick_segments
 from shoal.swarm.membership import PUBLIC
 from shoal.testing.graph_swarm import GraphSwarm, equal_spans, graph_swarm
@@ -300,6 +302,12 @@ async def test_a_graph_node_announces_what_it_serves(imported: Imported, tmp_pat
         assert swarm.client.coverage(graph.digest) == [1] * 8
         served = swarm.nodes[0].served()
         assert served.step_ms > 0 and served.speed > 0
+        text = graph_pages(swarm.nodes[0])["/metrics"].render().decode()
+        shown = {s.name: s for family in text_string_to_metric_families(text) for s in family.samples}
+        assert shown["shoal_span_blocks"].labels == {"model": "mlp", "start": "0", "end": "4"}
+        assert (shown["shoal_span_blocks"].value, shown["shoal_sessions"].value) == (4, 1)
+        assert (shown["shoal_channels"].value, shown["shoal_channel_moves_total"].value) == (1, 0)
+        assert shown["shoal_bytes_total"].value > 0
         assert await swarm.nodes[0].drain(5)
         assert swarm.nodes[0].served().tokens_free == 0
 

@@ -1,4 +1,5 @@
-"""Who is let in: what an ``Open`` must say, and what happens until its session is open or refused.
+"""Who is let in: what an ``Open`` must say, and what happens until its session is open or refused. And how a
+node that leaves lets nobody in any more.
 
 Room is shared out by :mod:`shoal.node.fair_share`.
 """
@@ -10,7 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
+
+import trio
 
 from shoal.errors import (
     Busy,
@@ -28,11 +31,15 @@ from shoal.node.hop import Hop
 from shoal.node.load import LoadMeter
 from shoal.node.resend_buffer import ResendBudget
 from shoal.node.sessions import Opening, Sessions
+from shoal.swarm.member import Member
 from shoal.types import Codec, Digest, Numerics, PeerId, SessionId, Span
 from shoal.wire.codec import choose_codec
 from shoal.wire.messages import NextHop, Open, Refused, Reroute, Step, shorten
 
 DIAL_NEXT_S = 5.0
+DRAIN_S = 30.0
+"""How long a node that was asked to stop lets the sessions or requests that it has come to their end."""
+GOODBYE_WITHIN_S = 5.0
 LEAVING_RETRY_S = 60.0
 """When to come back to a node that is leaving: by then it has gone, or somebody has started it again."""
 PAUSED_RETRY_S = 30.0
@@ -61,6 +68,31 @@ class Service:
     """Whether it lets nobody in any more."""
     paused: bool = False
     """Whether it lets nobody in for now."""
+
+
+class DrainableServer(Protocol):
+    """What serves at a node, as far as it is asked to stop."""
+
+    draining: bool
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing that it was asked for is here."""
+        ...
+
+
+async def drain(server: DrainableServer, member: Member, timeout_s: float) -> bool:
+    """Take no new sessions, tell the swarm, and let what is here come to its end.
+
+    Returns:
+        Whether all of it did within ``timeout_s``.
+    """
+    server.draining = True
+    with trio.move_on_after(GOODBYE_WITHIN_S):
+        await member.leave()
+    with trio.move_on_after(timeout_s):
+        await server.wait_idle()
+        return True
+    return False
 
 
 def check_neighbours(message: Open | Reroute, peer: PeerId) -> None:

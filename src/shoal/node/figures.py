@@ -12,6 +12,7 @@ import trio
 
 from shoal.metrics.meters import MEDIA_TYPE, Reading
 from shoal.metrics.trace import Trace
+from shoal.net.pool import ChannelPool
 from shoal.node.endpoint import EndpointPage
 from shoal.swarm.directory import coverage
 
@@ -34,7 +35,7 @@ def pages(node: Node, traces: Mapping[str, Trace] = MappingProxyType({})) -> dic
 
 
 def _serving(node: Node) -> Iterable[Reading]:
-    engine, pool = node.engine, node.server.channels
+    engine = node.engine
     span = {"model": node.model.shape.name, "start": str(node.span.start), "end": str(node.span.end)}
     yield Reading("shoal_span_blocks", "Blocks that are served here.", len(node.span), span)
     can = {name: "yes" if value else "no" for name, value in asdict(engine.capabilities).items()}
@@ -48,10 +49,7 @@ def _serving(node: Node) -> Iterable[Reading]:
     yield Reading("shoal_kv_pages", "Pages of KV that hold something.", engine.pool.taken)
     tasks = trio.lowlevel.current_statistics().tasks_living
     yield Reading("shoal_tasks", "Tasks of the event loop.", tasks)
-    yield Reading("shoal_unfinished_bytes", "Of messages that have begun to come.", pool.inbound.held)
-    yield Reading("shoal_channels", "Channels to other peers.", len(pool.all()))
-    moves = "Channels that went on over another pipe: a better way, or one in place of a way that was lost."
-    yield Reading("shoal_channel_moves", moves, pool.moved, kind="counter")
+    yield from channel_readings(node.server.channels)
     share = "Share of the time in which steps are computed: less while the machine is in use."
     yield Reading("shoal_share", share, node.watch.share)
     if node.watch.energy.joules:
@@ -59,6 +57,14 @@ def _serving(node: Node) -> Iterable[Reading]:
         yield Reading("shoal_energy_joules", joules, node.watch.energy.joules, kind="counter")
         token = "Energy of a token through the span, in joules, over the last tokens."
         yield Reading("shoal_token_joules", token, node.watch.energy.token_joules)
+
+
+def channel_readings(pool: ChannelPool) -> Iterable[Reading]:
+    """Of the channels of any node."""
+    yield Reading("shoal_unfinished_bytes", "Of messages that have begun to come.", pool.inbound.held)
+    yield Reading("shoal_channels", "Channels to other peers.", len(pool.all()))
+    moves = "Channels that went on over another pipe: a better way, or one in place of a way that was lost."
+    yield Reading("shoal_channel_moves", moves, pool.moved, kind="counter")
     for way, count in (("in", pool.received), ("out", pool.sent)):
         yield Reading("shoal_bytes", "Bytes over channels.", count, {"way": way}, "counter")
 

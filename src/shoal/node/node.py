@@ -22,6 +22,7 @@ from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.net.network import Network
+from shoal.node.admission import DRAIN_S, drain
 from shoal.node.formats import pick_format
 from shoal.node.owner.machine import MachineSensors, machine_of
 from shoal.node.owner.watch import OwnerWatch, Turned
@@ -38,8 +39,6 @@ from shoal.wire.messages import Fetch
 
 log = logging.getLogger(__name__)
 
-DRAIN_S = 30.0
-"""How long a node that was asked to stop lets the sessions that it holds come to their end."""
 KV_SHARE = 0.25
 """Share of a node's memory kept for KV when it chooses how many blocks to take."""
 
@@ -187,13 +186,7 @@ class Node:
         Returns:
             Whether all of them did within ``timeout_s``.
         """
-        self.server.draining = True
-        with trio.move_on_after(5.0):
-            await self.member.leave()
-        with trio.move_on_after(timeout_s):
-            await self.server.wait_idle()
-            return True
-        return False
+        return await drain(self.server, self.member, timeout_s)
 
 
 async def load_served_span(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from shoal.metrics.meters import MEDIA_TYPE, Reading
 from shoal.node.endpoint import EndpointPage
+from shoal.node.figures import channel_readings
 from shoal.node.graph.graph_node import GraphNode
 
 
@@ -17,12 +18,9 @@ def graph_pages(node: GraphNode) -> dict[str, EndpointPage]:
 
 
 def _readings(node: GraphNode) -> Iterable[Reading]:
-    server, pool = node.server, node.server.channels
+    server = node.server
     span = {"model": node.model.name, "start": str(node.span.start), "end": str(node.span.end)}
     yield Reading("shoal_span_blocks", "Segments that are served here.", len(node.span), span)
     yield Reading("shoal_sessions", "Sessions that are open here.", server.sessions)
     yield Reading("shoal_queue_steps", "Requests that wait here or are being computed.", server.waiting)
-    yield Reading("shoal_unfinished_bytes", "Of messages that have begun to come.", pool.inbound.held)
-    yield Reading("shoal_channels", "Channels to other peers.", len(pool.all()))
-    for way, count in (("in", pool.received), ("out", pool.sent)):
-        yield Reading("shoal_bytes", "Bytes over channels.", count, {"way": way}, "counter")
+    yield from channel_readings(server.channels)

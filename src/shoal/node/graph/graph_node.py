@@ -16,6 +16,7 @@ from shoal.executor.thread import ComputeThread
 from shoal.models.graph.graph_store import LocalGraph
 from shoal.models.graph.manifest import GRAPH_NUMERICS
 from shoal.net.network import Network
+from shoal.node.admission import DRAIN_S, drain
 from shoal.node.graph.graph_server import GraphServer
 from shoal.node.graph.graph_sessions import MAX_REQUESTS
 from shoal.routing.placement import choose_span
@@ -24,8 +25,6 @@ from shoal.swarm.announcement import Served
 from shoal.swarm.member import Member
 from shoal.types import Format, Span
 
-DRAIN_S = 30.0
-"""How long a node that was asked to stop lets the requests that it has come to their end."""
 TENSOR_SHARE = 0.5
 """Share of a node's memory kept for what crosses its segments when it chooses how many to take."""
 
@@ -117,13 +116,7 @@ class GraphNode:
         Returns:
             Whether all of it was answered within ``timeout_s``.
         """
-        self.server.draining = True
-        with trio.move_on_after(5.0):
-            await self.member.leave()
-        with trio.move_on_after(timeout_s):
-            await self.server.wait_idle()
-            return True
-        return False
+        return await drain(self.server, self.member, timeout_s)
 
 
 @asynccontextmanager
