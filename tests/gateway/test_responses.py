@@ -179,7 +179,8 @@ def test_what_the_model_thought_goes_back_to_its_template():
     result = {"type": "function_call_output", "call_id": "c1", "output": "sun"}
     last = answer | {"content": "Sunny.", "phase": "final_answer"}
     made = _messages(
-        asked_for([user("Rome?"), thought("Hm."), answer, CALL, result, thought("So."), last, user("And?")])
+        asked_for([user("Rome?"), thought("Hm."), answer, CALL, result, thought("So."), last, user("And?")]),
+        [],
     )
     called = {"name": TOOL["name"], "arguments": {"city": "Rome"}}
     assert made == [
@@ -197,19 +198,19 @@ def test_what_the_model_thought_goes_back_to_its_template():
 
 
 def test_a_call_may_follow_a_thought_alone_or_a_second_one():
-    (alone,) = _messages(asked_for([thought("Hm."), CALL]))
+    (alone,) = _messages(asked_for([thought("Hm."), CALL]), [])
     assert (alone["content"], alone["reasoning_content"]) == ("", "Hm.")
-    (twice,) = _messages(asked_for([thought("Hm."), CALL, thought("And."), CALL | {"call_id": "c2"}]))
+    (twice,) = _messages(asked_for([thought("Hm."), CALL, thought("And."), CALL | {"call_id": "c2"}]), [])
     assert (len(twice["tool_calls"]), twice["reasoning_content"]) == (2, "Hm.\n\nAnd.")
 
 
 def test_a_thought_that_nothing_came_of_or_without_its_text_is_left_out():
-    assert _messages(asked_for([user("a"), thought("Hm."), user("b")])) == [user("a"), user("b")]
+    assert _messages(asked_for([user("a"), thought("Hm."), user("b")]), []) == [user("a"), user("b")]
     hidden = thought("", content=None, encrypted_content="x", summary=[{"type": "summary_text", "text": "s"}])
     answer = {"role": "assistant", "content": "b"}
-    assert _messages(asked_for([user("a"), hidden, answer])) == [user("a"), answer]
+    assert _messages(asked_for([user("a"), hidden, answer]), []) == [user("a"), answer]
     with pytest.raises(BadRequest, match="nothing that a model could answer"):
-        _messages(asked_for([thought("Hm.")]))
+        _messages(asked_for([thought("Hm.")]), [])
 
 
 async def responded(gateway, **fields):

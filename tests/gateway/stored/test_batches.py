@@ -43,19 +43,25 @@ async def test_openais_client_uploads_creates_and_reads_a_batch(gateway):
             expires_after={"anchor": "created_at", "seconds": 3600},
         )
         made = client.batches.create(
-            input_file_id=upload.id, endpoint=CHAT, completion_window="24h", metadata={"a": "b"}
+            input_file_id=upload.id,
+            endpoint=CHAT,
+            completion_window="24h",
+            metadata={"a": "b"},
+            output_expires_after={"anchor": "created_at", "seconds": 7200},
         )
         done = finished(client, made.id)
+        kept = client.files.retrieve(done.output_file_id)
         output = client.files.content(done.output_file_id).text
         errors = client.files.content(done.error_file_id).text
         whole = client.chat.completions.create(**good)
         listed = [batch.id for batch in client.batches.list(limit=1)]
         names = {file.id: file.purpose for file in client.files.list()}
         again = client.files.content(upload.id).content
-        return upload, made, done, output, errors, whole, listed, names, again
+        return upload, made, done, output, errors, whole, listed, names, again, kept
 
-    upload, made, done, output, errors, whole, listed, names, again = await ask(gateway, use)
+    upload, made, done, output, errors, whole, listed, names, again, kept = await ask(gateway, use)
     assert (upload.purpose, upload.expires_at - upload.created_at) == ("batch", 3600)
+    assert kept.expires_at - kept.created_at == 7200
     assert (made.status, done.status, done.metadata) == ("validating", "completed", {"a": "b"})
     counts = done.request_counts
     assert (counts.total, counts.completed, counts.failed) == (3, 1, 2)

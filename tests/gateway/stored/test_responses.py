@@ -12,7 +12,7 @@ from shoal.gateway.access.keys import KeyLimits, create, revoke
 from shoal.gateway.api.response_items import items_of, listed, parsed
 from shoal.gateway.errors import NotFound
 from shoal.gateway.schema.responses import ResponsesRequest
-from shoal.gateway.stored import responses
+from shoal.gateway.stored import response_routes, responses
 from shoal.gateway.stored.expiry import Keeping
 from shoal.gateway.stored.responses import PreviousResponseNotFound, ResponseStore, StoredResponse
 
@@ -245,6 +245,25 @@ async def test_another_keys_responses_are_404(gateway):
     assert stolen.status_code == 400
     assert (await gateway.http.get(f"/v1/responses/{id}")).status_code == 401
     assert (await gateway.http.get(f"/v1/responses/{id}", headers=ada)).status_code == 200
+
+
+async def test_a_stored_response_is_not_streamed_again(shared):
+    asked = {"model": shared.model, "input": "a", "max_output_tokens": 2}
+    id = (await shared.http.post("/v1/responses", json=asked)).json()["id"]
+    answer = await shared.http.get(f"/v1/responses/{id}?stream=true")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stream")
+
+
+async def test_a_conversation_of_too_many_items_cannot_go_on(shared, monkeypatch):
+    monkeypatch.setattr(response_routes, "MAX_MESSAGES", 2)
+    asked = {"model": shared.model, "input": "a", "max_output_tokens": 2}
+    first = (await shared.http.post("/v1/responses", json=asked)).json()["id"]
+    second = await shared.http.post("/v1/responses", json=asked | {"previous_response_id": first})
+    assert second.status_code == 200
+    third = {"previous_response_id": second.json()["id"]}
+    answer = await shared.http.post("/v1/responses", json=asked | third)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "previous_response_id")
+    assert "more than 2 items" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

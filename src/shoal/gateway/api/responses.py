@@ -97,7 +97,7 @@ def _format(body: ResponsesRequest) -> AnswerSchema | None:
     return AnswerSchema({"type": "object"}, "text.format") if format.type == "json_object" else None
 
 
-def _messages(body: ResponsesRequest, history: Sequence[AnyItem] = ()) -> list[dict[str, Any]]:
+def _messages(body: ResponsesRequest, history: Sequence[AnyItem]) -> list[dict[str, Any]]:
     """The conversation as chat templates read it. Earlier instructions are not carried over."""
     found: list[dict[str, Any]] = []
     if body.instructions:

@@ -13,9 +13,13 @@ MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
 
+EXPIRES = range(3600, 2592001)
+"""Seconds, as with OpenAI: from an hour to 30 days."""
+
+
 class OutputExpiry(Body):
     anchor: Literal["created_at"]
-    seconds: int = Field(ge=3600, le=2592000)
+    seconds: int = Field(ge=EXPIRES.start, lt=EXPIRES.stop)
 
 
 class BatchRequest(Body):

@@ -28,3 +28,8 @@ class CountedRoute:
         with self._limits.admitted(caller_of(request), awaited=False):
             response = await self._answer(request)
             await response(scope, receive, send)
+
+
+def caller_and_id(request: Request) -> tuple[str, str]:
+    """Whose thing a request is about, and which one its path names."""
+    return caller_of(request).id, request.path_params["id"]

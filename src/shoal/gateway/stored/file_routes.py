@@ -19,7 +19,8 @@ from shoal.errors import OutOfResources
 from shoal.gateway.access.guard import caller_of
 from shoal.gateway.access.limits import RETRY_S, RequestLimiter
 from shoal.gateway.errors import BadRequest, BodyTooLarge, Forbidden, LimitReached, NotJson, RequestTimeout
-from shoal.gateway.stored.counted import CountedRoute
+from shoal.gateway.schema.batches import EXPIRES
+from shoal.gateway.stored.counted import CountedRoute, caller_and_id
 from shoal.gateway.stored.files import MAX_FILE, MAX_LINE, FileStore
 from shoal.gateway.stored.paging import requested_page
 
@@ -35,8 +36,6 @@ FIELDS = 8
 FIELD = 4096
 MAX_NAME = 256
 LIST_MOST = 10_000
-EXPIRES = range(3600, 2592001)
-"""Seconds, as with OpenAI: from an hour to 30 days."""
 
 
 class FileRoutes:
@@ -95,16 +94,16 @@ class FileRoutes:
         return JSONResponse(page.of([f.shown() for f in found if purpose in (None, f.purpose)]))
 
     async def _show(self, request: Request) -> Response:
-        found = await trio.to_thread.run_sync(self._store.find, *_asked(request))
+        found = await trio.to_thread.run_sync(self._store.find, *caller_and_id(request))
         return JSONResponse(found.shown())
 
     async def _delete(self, request: Request) -> Response:
-        caller, id = _asked(request)
+        caller, id = caller_and_id(request)
         await trio.to_thread.run_sync(self._store.delete, caller, id)
         return JSONResponse({"id": id, "object": "file", "deleted": True})
 
     async def _content(self, request: Request) -> Response:
-        caller, id = _asked(request)
+        caller, id = caller_and_id(request)
         file = await trio.to_thread.run_sync(self._store.find, caller, id)
         headers = {"content-length": str(file.bytes), "content-disposition": "attachment"}
         return StreamingResponse(self._pieces(id), headers=headers, media_type="application/octet-stream")
@@ -114,10 +113,6 @@ class FileRoutes:
         while piece := await trio.to_thread.run_sync(self._store.read, id, after):
             yield b"".join(data for _, data in piece)
             after = piece[-1][0]
-
-
-def _asked(request: Request) -> tuple[str, str]:
-    return caller_of(request).id, request.path_params["id"]
 
 
 async def _read_form(request: Request) -> FormData:

@@ -26,7 +26,7 @@ from shoal.gateway.models import Models
 from shoal.gateway.page.requests import Record
 from shoal.gateway.schema.chat import MAX_MESSAGES
 from shoal.gateway.schema.responses import ResponsesRequest
-from shoal.gateway.stored.counted import CountedRoute
+from shoal.gateway.stored.counted import CountedRoute, caller_and_id
 from shoal.gateway.stored.paging import requested_page
 from shoal.gateway.stored.responses import ResponseStore, StoredResponse
 
@@ -104,18 +104,14 @@ class ResponseRoutes:
             raise BadRequest(
                 "a stored response is not streamed again", check="leave out stream", param="stream"
             )
-        return JSONResponse(await trio.to_thread.run_sync(self._store.find, *_asked(request)))
+        return JSONResponse(await trio.to_thread.run_sync(self._store.find, *caller_and_id(request)))
 
     async def _delete(self, request: Request) -> Response:
-        caller, id = _asked(request)
+        caller, id = caller_and_id(request)
         await trio.to_thread.run_sync(self._store.delete, caller, id)
         return JSONResponse({"id": id, "object": "response", "deleted": True})
 
     async def _list_items(self, request: Request) -> Response:
         page = requested_page(request)
-        items = await trio.to_thread.run_sync(self._store.made_from, *_asked(request))
+        items = await trio.to_thread.run_sync(self._store.made_from, *caller_and_id(request))
         return JSONResponse(page.of(items))
-
-
-def _asked(request: Request) -> tuple[str, str]:
-    return caller_of(request).id, request.path_params["id"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from shoal.errors import UnsupportedModel
@@ -34,18 +34,7 @@ LEAST_WEIGHT = 1 << 10
 STRUCTURE = "graph.onnx"
 WEIGHTS_FILE = "weights.safetensors"
 WEIGHT_TYPES: dict[int, ArrayType] = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.DOUBLE: "float64",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.INT8: "int8",
-    TensorProto.INT16: "int16",
-    TensorProto.INT32: "int32",
-    TensorProto.INT64: "int64",
-    TensorProto.UINT8: "uint8",
-    TensorProto.UINT16: "uint16",
-    TensorProto.UINT32: "uint32",
-    TensorProto.UINT64: "uint64",
-    TensorProto.BOOL: "bool",
+    helper.np_dtype_to_tensor_dtype(np.dtype(dtype)): dtype for dtype in ARRAY_BYTES
 }
 PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul", "MatMulInteger")
 CONVOLUTIONS = ("Conv", "FusedConv", "ConvInteger", "QLinearConv")

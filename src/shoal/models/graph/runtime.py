@@ -11,25 +11,13 @@ from typing import Any
 
 import onnxruntime as ort
 
-from shoal.types import ArrayType
+from shoal.types import ARRAY_BYTES, ArrayType
 
 RUNTIME = f"onnxruntime {ort.__version__}"
 """Part of a graph's identity: another version may add up in another order."""
 PROVIDERS = ["CPUExecutionProvider"]
-ELEMENTS: dict[str, ArrayType] = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(int8)": "int8",
-    "tensor(int16)": "int16",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(uint8)": "uint8",
-    "tensor(uint16)": "uint16",
-    "tensor(uint32)": "uint32",
-    "tensor(uint64)": "uint64",
-    "tensor(bool)": "bool",
-}
+_CALLED = {"float32": "float", "float64": "double"}  # others as numpy calls them
+ELEMENTS: dict[str, ArrayType] = {f"tensor({_CALLED.get(dtype, dtype)})": dtype for dtype in ARRAY_BYTES}
 """The types that travel, by the runtime's names."""
 
 

@@ -20,7 +20,7 @@ from shoal.gateway.schema.batches import BatchRequest
 from shoal.gateway.stored.batches.batch import WINDOW_S, StoredBatch
 from shoal.gateway.stored.batches.runner import BatchRunner
 from shoal.gateway.stored.batches.store import BatchStore
-from shoal.gateway.stored.counted import CountedRoute
+from shoal.gateway.stored.counted import CountedRoute, caller_and_id
 from shoal.gateway.stored.files import new_file_id
 from shoal.gateway.stored.paging import requested_page
 
@@ -78,11 +78,11 @@ class BatchRoutes:
         return JSONResponse(await trio.to_thread.run_sync(shown))
 
     async def _show(self, request: Request) -> Response:
-        return await self._told(partial(self._store.find, *_asked(request)))
+        return await self._told(partial(self._store.find, *caller_and_id(request)))
 
     async def _cancel(self, request: Request) -> Response:
         now = self._store.clock()
-        caller, id = _asked(request)
+        caller, id = caller_and_id(request)
 
         def cancelled(batch: StoredBatch) -> StoredBatch:
             return batch.cancelled(now)
@@ -97,7 +97,3 @@ class BatchRoutes:
             return batch.shown(*self._store.counts(batch))
 
         return JSONResponse(await trio.to_thread.run_sync(shown))
-
-
-def _asked(request: Request) -> tuple[str, str]:
-    return caller_of(request).id, request.path_params["id"]
