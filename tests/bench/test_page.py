@@ -89,3 +89,9 @@ def test_a_terminal_shows_spread_prediction_and_ratios() -> None:
     Console(file=said, width=200).print(table(report()))
     for words in ("15 tok/s", "13.5 – 16.5", "75%", "20", "1.50 × a <peer> & co", "so it is"):
         assert words in said.getvalue()
+
+
+def test_in_a_narrow_terminal_names_are_whole_and_figures_wrap() -> None:
+    said = io.StringIO()
+    Console(file=said, width=80).print(table(report()))
+    assert "executor/int8/decode/b8" in said.getvalue() and "…" not in said.getvalue()

@@ -11,7 +11,7 @@ from shoal.bench.results import BenchReport, Measurement
 def table(report: BenchReport) -> RenderableType:
     """Results with spread, part of the roofline, prediction and ratios; then what must be known of them."""
     shown = Table(title=report.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    shown.add_column("measured")
+    shown.add_column("measured", no_wrap=True)  # a name that is cut tells nothing; figures may wrap
     for name in ("median", "spread", "predicted", "of roofline"):
         shown.add_column(name, justify="right")
     shown.add_column("against")

@@ -16,7 +16,7 @@ def comparison_table(found: Comparison) -> RenderableType:
     shown = Table(
         title=f"shoal bench {found.bench}: B against A", title_justify="left", box=None, pad_edge=False
     )
-    shown.add_column("measured")
+    shown.add_column("measured", no_wrap=True)  # a name that is cut tells nothing; figures may wrap
     for name in ("A", "B", "B : A", "between"):
         shown.add_column(name, justify="right")
     shown.add_column("change")
