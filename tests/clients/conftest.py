@@ -67,7 +67,7 @@ class Served:
             timeout=RUN_WITHIN_S,
             check=False,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
         return done.stdout
 
 
@@ -110,6 +110,12 @@ def python() -> Path:
     return python_with("clients-python", "requirements.txt")
 
 
+@pytest.fixture(scope="session")
+def frameworks() -> Path:
+    """A Python with the frameworks of requirements-frameworks.txt."""
+    return python_with("clients-frameworks", "requirements-frameworks.txt")
+
+
 def python_with(name: str, requirements: str) -> Path:
     """A Python of its own with what the file names."""
 
@@ -129,5 +135,5 @@ def python_with(name: str, requirements: str) -> Path:
 
 @pytest.fixture(scope="session")
 def node_folder() -> Path:
-    """A folder with OpenAI's JavaScript client."""
+    """A folder with the JavaScript clients of package.json."""
     return installed("clients-node", HERE, ["package.json", "package-lock.json"], npm_ci)

@@ -100,9 +100,12 @@ def test_openai_embeds_and_the_command_line_gives_the_same(
     assert likeness == sorted(likeness, reverse=True)
 
 
-def test_openai_in_javascript(served: Served, node_folder: Path, tmp_path: Path) -> None:
-    shutil.copy(EXAMPLES / "openai_node.mjs", node_folder / "openai_node.mjs")
-    out = served.run(tmp_path, [node(), node_folder / "openai_node.mjs"])
+@pytest.mark.parametrize(
+    "name", ["openai_node.mjs", "anthropic_node.mjs", "ollama_node.mjs", "vercel_ai.mjs"]
+)
+def test_javascript(name: str, served: Served, node_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / name, node_folder / name)
+    out = served.run(tmp_path, [node(), node_folder / name])
     whole = answered(served, SHOAL)
     assert out == f"{whole}\n{whole}\n"
 
@@ -120,6 +123,18 @@ def test_langchain(served: Served, python: Path, tmp_path: Path) -> None:
     out = example(served, python, tmp_path, "langchain_chat.py")
     assert answered(served, ("system", "Be brief."), SHOAL) in out
     assert answered(served, ("user", "What is the sea?")) in out
+
+
+def test_llamaindex(served: Served, frameworks: Path, tmp_path: Path) -> None:
+    out = example(served, frameworks, tmp_path, "llamaindex_chat.py")
+    assert answered(served, ("system", "Be brief."), SHOAL) in out
+    assert answered(served, ("user", "What is the sea?")) in out
+
+
+def test_an_agent_calls_a_function_and_ends(served: Served, frameworks: Path, tmp_path: Path) -> None:
+    turns, *answer = example(served, frameworks, tmp_path, "agents_sdk.py").splitlines()
+    assert turns == "turns: tool_call_item, tool_call_output_item, message_output_item"
+    assert any(answer)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")

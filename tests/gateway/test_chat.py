@@ -69,7 +69,8 @@ async def test_the_answer_is_the_whole_models_own(gateway, reference):
     answered = await gateway.chat("the sea is", max_tokens=12)
     tokens, text = reference.chat("the sea is", 12)
     body = answered.json()
-    assert body["choices"][0]["message"] == {"role": "assistant", "content": text, "refusal": None}
+    said = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+    assert body["choices"][0]["message"] == said
     assert body["object"] == "chat.completion"
     assert body["usage"]["prompt_tokens"] == tokens
     assert body["usage"]["completion_tokens"] <= 12

@@ -138,6 +138,7 @@ class _Choice:
             "role": "assistant",
             "content": None if self.calls and not self.text else self.text,
             "refusal": None,
+            "annotations": [],
         }
         if self.reasoning:
             made["reasoning_content"] = self.reasoning

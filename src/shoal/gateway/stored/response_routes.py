@@ -19,7 +19,7 @@ from shoal.gateway.api import responses
 from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.api.response_items import AnyItem, items_of, listed, parsed
 from shoal.gateway.body import read_body
-from shoal.gateway.errors import BadRequest
+from shoal.gateway.errors import BadRequest, NotFound
 from shoal.gateway.exchange import Desk, Exchange, Form
 from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.models import Models
@@ -47,6 +47,7 @@ class ResponseRoutes:
         counted = partial(CountedRoute, self._desk.limits)
         return [
             Route(PATH, self._respond, methods=["POST"]),
+            Route(f"{PATH}/compact", counted(self._compact), methods=["POST"]),
             Route(f"{PATH}/{{id}}", counted(self._show), methods=["GET"]),
             Route(f"{PATH}/{{id}}", counted(self._delete), methods=["DELETE"]),
             Route(f"{PATH}/{{id}}/input_items", counted(self._list_items), methods=["GET"]),
@@ -98,6 +99,12 @@ class ResponseRoutes:
         ) as error:  # a full disk must not end answers, and the answer says that it is not kept
             log.warning("a response is not stored: %s", error.message)
             return False
+
+    async def _compact(self, request: Request) -> Response:
+        raise NotFound(
+            f"no route {request.scope['path']!r}: conversations are not compacted here",
+            check="begin a new response with what you want to keep of it",
+        )
 
     async def _show(self, request: Request) -> Response:
         if request.query_params.get("stream") == "true":
