@@ -9,7 +9,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import { readFile } from 'node:fs/promises'
 import { extname, join, normalize } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { ANSWER, apps, scene, health, invite, requests } from './scenes.ts'
+import { ANSWER, apps, scene, health, history, invite, requests, used } from './scenes.ts'
 
 const ROOT = join(import.meta.dirname, '../../src/shoal/gateway/page/built')
 const TYPES: Record<string, string> = {
@@ -98,6 +98,8 @@ const server = createServer((request, response) => {
     listeners.add(response)
     response.on('close', () => listeners.delete(response))
   } else if (pathname === '/api/invite') json(response, 200, invite())
+  else if (pathname === '/api/history') json(response, 200, history(current))
+  else if (pathname === '/api/usage') json(response, 200, used())
   else if (pathname === '/api/apps') json(response, 200, apps())
   else if (pathname === '/v1/chat/completions') void answer(request, response)
   else void page(pathname, response)

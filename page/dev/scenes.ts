@@ -1,6 +1,6 @@
 /** Swarms to look at: whole, with a gap, many, empty, and one whose peers mean harm. */
 
-import type { Health, Invite, Model, Peer, Request, Swarm } from '../src/api/types.ts'
+import type { Health, History, Invite, Model, Peer, Request, Swarm, UsedByKey } from '../src/api/types.ts'
 
 const MODEL = 'SmolLM2-135M-Instruct'
 const DIGEST = 'sha256:9c1f0e4b7d2a58c3e6f1'
@@ -146,4 +146,27 @@ export function apps(): object[] {
       note: '',
     },
   ]
+}
+
+/** A day with an afternoon of answers, a node that was gone for an hour, and a gateway that was down at noon. */
+export function history(name: string): History {
+  const now = Math.floor(Date.now() / 60_000)
+  const moments = Array.from({ length: 1440 }, (_, index) => ({
+    minute: now - 1439 + index,
+    peers: index > 900 && index < 960 ? 2 : 3,
+    covered: index > 900 && index < 960 ? 0.67 : 1,
+    tokens: Math.max(0, Math.round(1800 * Math.sin((index - 500) / 300))),
+  }))
+  return { model: scene(name).models[0]?.id ?? 'SmolLM2-135M-Instruct', moments: moments.filter((_, index) => index < 700 || index > 740) }
+}
+
+/** Nine keys, of which some are used on working days alone. */
+export function used(): UsedByKey {
+  const days = Array.from({ length: 30 }, (_, index) => new Date(Date.now() - (29 - index) * 86_400_000).toISOString().slice(0, 10))
+  const keys = Array.from({ length: 9 }, (_, key) => ({
+    key: `key_${key}`,
+    name: ['this machine', 'Ada', 'notebook', 'aider', 'Bob', 'search', 'phone', 'nightly', 'guest'][key] ?? '',
+    tokens: days.map((_, day) => (day % 7 < 5 ? Math.round(20_000 / (key + 1) ** 1.3 * (1 + Math.sin(day + key))) : 0)),
+  }))
+  return { days, keys }
 }

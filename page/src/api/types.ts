@@ -154,6 +154,30 @@ export interface Health {
   checks: Check[]
 }
 
+/** A minute of the swarm, as the gateway saw it. */
+export interface Moment {
+  /** Since 1970. */
+  minute: number
+  peers: number
+  /** Share of the gateway's own model that is served, 0 to 1. */
+  covered: number
+  /** Tokens of answers within this minute. */
+  tokens: number
+}
+
+export interface History {
+  model: string
+  /** Of the last day, the oldest first; minutes in which the gateway did not run are missing. */
+  moments: Moment[]
+}
+
+export interface UsedByKey {
+  /** By UTC, for example `2030-01-31`, the oldest first. */
+  days: string[]
+  /** Those who used the most first; tokens read and written on each of the days. */
+  keys: { key: string; name: string; tokens: number[] }[]
+}
+
 export interface Invite {
   command: string
   code: string

@@ -39,6 +39,7 @@ from shoal.gateway.metrics import GatewayMetrics, gauge
 from shoal.gateway.models import Models, Servable
 from shoal.gateway.ollama import OllamaRoutes
 from shoal.gateway.page.feed import Feed, Health
+from shoal.gateway.page.history import History, Sight
 from shoal.gateway.page.live import Invite, Live
 from shoal.gateway.page.requests import Record, Records
 from shoal.gateway.page.static import StaticPage
@@ -97,7 +98,10 @@ class Gateway:
         self.metrics = GatewayMetrics(self._now)
         self.feed = Feed(swarm, options.swarm, self.records, options.health)
         self._page = StaticPage()
-        self._live = Live(self.feed, options.invite, options.model)
+        self.history = History(options.database, self._sight)
+        self._live = Live(
+            self.feed, options.invite, options.model, history=self.history, usage=self.usage, keys=self.keys
+        )
         speculate = swarm.settings.speculate == "auto"
         answers = Answers(
             self.prefixes, self.grammars, self.records, self.metrics, speculate, draft=swarm.draft
@@ -119,6 +123,7 @@ class Gateway:
                 await nursery.start(self.prefixes.run)
                 nursery.start_soon(self.usage.run)
                 nursery.start_soon(self.feed.run)
+                nursery.start_soon(self.history.run)
                 nursery.start_soon(self._refresh_keys)
                 nursery.start_soon(self._sweep)
                 nursery.start_soon(self.batch_runner.run)
@@ -268,6 +273,11 @@ class Gateway:
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _sight(self) -> Sight | None:
+        covered = self.models.covered()
+        peers = len(self.swarm.member.directory)
+        return None if covered is None else Sight(peers, covered, self.records.tokens)
 
     def _now(self) -> Iterable[Metric]:
         yield gauge("num_requests_running", "Requests that are answered", [((), self.limits.answering)])

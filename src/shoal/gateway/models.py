@@ -49,10 +49,12 @@ class Models:
         self._local: dict[str, LocalModel] = {}
         self._looked = -LOOK_AGAIN_S
         self._looking = trio.Lock()
+        self._default_model: LocalModel | None = None
 
     async def load(self) -> LocalModel:
         """Have the ends of the default model here, fetched if need be. Raises as ``ModelStore.resolve``."""
-        return await self._swarm.resolve(self._default)
+        self._default_model = await self._swarm.resolve(self._default)
+        return self._default_model
 
     async def listed(self) -> list[LocalModel]:
         """Every model of which the swarm serves some span and whose ends are here, by name."""
@@ -63,6 +65,14 @@ class Models:
         """The same, as this disk was when somebody looked last."""
         member = self._swarm.member
         return [m for m in self._local.values() if member.directory.is_served(m.digest, member.now())]
+
+    def covered(self) -> float | None:
+        """Share of the default model's blocks that are served, or run here; ``None`` before it is loaded."""
+        local = self._default_model
+        if local is None:
+            return None
+        missing = sum(len(span) for span in self.missing(local))
+        return 1 - missing / local.shape.n_blocks
 
     def missing(self, local: LocalModel) -> list[Span]:
         """The blocks of the model that this gateway needs others for, and nobody serves."""

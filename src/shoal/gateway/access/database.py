@@ -1,4 +1,5 @@
-"""The gateway's SQLite file: who may call, how much each has used, and what is kept for each.
+"""The gateway's SQLite file: who may call, how much each has used, what is kept for each,
+and a day of the swarm.
 
 It has a write-ahead log, so that readers never wait.
 """
@@ -36,6 +37,12 @@ CREATE TABLE IF NOT EXISTS usage (
     completion_tokens INTEGER NOT NULL,
     PRIMARY KEY (day, caller, model)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS history (
+    minute INTEGER PRIMARY KEY,
+    peers INTEGER NOT NULL,
+    covered REAL NOT NULL,
+    tokens INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS responses (
     id TEXT PRIMARY KEY,
     caller TEXT NOT NULL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from shoal.errors import OutOfResources
 from shoal.gateway.access.database import open_database
 
 WRITE_EVERY_S = 2.0
+SHOWN_DAYS = 30
+SHOWN_KEYS = 100
+"""Of those who used the most, what is shown by day."""
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,21 @@ class Usage:
         used.prompt_tokens += prompt_tokens
         used.completion_tokens += completion_tokens
 
+    def by_key(self, days: Sequence[str], caller: str | None) -> dict[str, list[int]]:
+        """Tokens read and written on each day, of those who used the most first; to be called on a thread.
+
+        Args:
+            days: in order.
+            caller: of this caller alone; of :data:`SHOWN_KEYS` if ``None``.
+        """
+        place = {day: number for number, day in enumerate(days)}
+        found: defaultdict[str, list[int]] = defaultdict(lambda: [0] * len(days))
+        for account, used in report(self._path, since=days[0], caller=caller):
+            if account.day in place:  # a day may have begun since
+                found[account.caller][place[account.day]] += used.prompt_tokens + used.completion_tokens
+        most = sorted(found.items(), key=lambda item: -sum(item[1]))
+        return dict(most[:SHOWN_KEYS])
+
     async def run(self) -> None:
         """Write until cancelled, and once more then."""
         try:
@@ -74,14 +93,31 @@ class Usage:
                 later.completion_tokens += used.completion_tokens
 
 
-def report(path: Path) -> list[tuple[Account, Used]]:
-    """Everything that was written, the newest day first."""
+def usage_days(now: float) -> list[str]:
+    """The last :data:`SHOWN_DAYS` days by UTC, the oldest first.
+
+    Args:
+        now: seconds since 1970.
+    """
+    return [
+        time.strftime("%Y-%m-%d", time.gmtime(now - back * 86_400)) for back in reversed(range(SHOWN_DAYS))
+    ]
+
+
+def report(path: Path, *, since: str = "", caller: str | None = None) -> list[tuple[Account, Used]]:
+    """What was written, the newest day first.
+
+    Args:
+        since: from this day on, by UTC; from the beginning if empty.
+        caller: of this caller alone; of all if ``None``.
+    """
     if not path.exists():
         return []
     with open_database(path) as database:
         rows = database.execute(
             "SELECT day, caller, model, requests, prompt_tokens, completion_tokens FROM usage "
-            "ORDER BY day DESC, caller, model"
+            "WHERE day >= ? AND (? IS NULL OR caller = ?) ORDER BY day DESC, caller, model",
+            (since, caller, caller),
         ).fetchall()
     return [(Account(*row[:3]), Used(*row[3:])) for row in rows]
 

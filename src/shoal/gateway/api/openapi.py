@@ -49,6 +49,8 @@ PLAIN: dict[str, str] = {
     "/api/swarm": "The swarm as this machine knows it",
     "/api/requests": "The last requests",
     "/api/health": "What the doctor found",
+    "/api/history": "The last day of the swarm, a moment a minute",
+    "/api/usage": "Tokens by key and day: of every key for an administrator's, of its own for another",
 }
 BY_ID: dict[str, dict[str, str]] = {
     "/v1/models/{id}": {"get": "One of them"},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import shlex
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import segno
@@ -16,9 +18,12 @@ from starlette.types import Receive, Scope, Send
 
 from shoal.config import DEFAULT_MODEL, DEFAULT_SWARM
 from shoal.gateway.access.guard import caller_of
+from shoal.gateway.access.keys import LOCAL, KeyRing
+from shoal.gateway.access.usage import Usage, usage_days
 from shoal.gateway.errors import BadRequest, Forbidden, LimitReached
 from shoal.gateway.page.apps import APPS, KEY_HINT, NO_KEY, GatewayAddress
 from shoal.gateway.page.feed import Feed
+from shoal.gateway.page.history import History
 from shoal.swarm.invite import write_invite
 from shoal.swarm.join import here_only
 from shoal.swarm.membership import Membership
@@ -31,10 +36,15 @@ Invite = Callable[[], Membership]
 class Live:
     """The routes of the page's data."""
 
-    def __init__(self, feed: Feed, invite: Invite, model: str) -> None:
+    def __init__(
+        self, feed: Feed, invite: Invite, model: str, *, history: History, usage: Usage, keys: KeyRing
+    ) -> None:
         self._feed = feed
         self._invite = invite
         self._model = model
+        self._day = history
+        self._used = usage
+        self._keys = keys
 
     def routes(self) -> list[Route]:
         return [
@@ -42,6 +52,8 @@ class Live:
             Route("/api/swarm", self._swarm),
             Route("/api/requests", self._requests),
             Route("/api/health", self._health),
+            Route("/api/history", self._history),
+            Route("/api/usage", self._usage),
             Route("/api/invite", self._show_invite),
             Route("/api/apps", self._apps),
         ]
@@ -59,6 +71,24 @@ class Live:
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse(self._feed.health_now())
+
+    async def _history(self, request: Request) -> Response:
+        """The last day: a moment a minute, while this gateway ran."""
+        moments = await trio.to_thread.run_sync(self._day.shown)
+        return JSONResponse({"model": self._model, "moments": [moment._asdict() for moment in moments]})
+
+    async def _usage(self, request: Request) -> Response:
+        """What was used by day: of every key for an administrator's, of his own for everybody else."""
+        caller = caller_of(request)
+        whose = None if caller.admin else caller.id
+        days = usage_days(time.time())
+        found = await trio.to_thread.run_sync(partial(self._used.by_key, days, whose))
+        keys = [{"key": id, "name": self._name(id), "tokens": tokens} for id, tokens in found.items()]
+        return JSONResponse({"days": days, "keys": keys})
+
+    def _name(self, id: str) -> str:
+        caller = LOCAL if id == LOCAL.id else self._keys.caller(id)
+        return caller.name if caller else id  # a revoked key's name is not known any more
 
     async def _apps(self, request: Request) -> Response:
         """What programs need to use the gateway at the address that the page was found at."""

@@ -125,6 +125,8 @@ class Records:
         self._records: deque[Record] = deque(maxlen=KEPT)
         self.on_change: Callable[[], None] = lambda: None
         self.on_token: Callable[[Record], None] = lambda record: None
+        self.tokens = 0
+        """Of all answers so far."""
 
     def begin(self, prefix: str, model: str, caller: str) -> Record:
         """A request has come; its id is ours, whatever the client called it."""
@@ -139,6 +141,7 @@ class Records:
     def token(self, record: Record) -> None:
         """One more token of its answer has come."""
         record.tokens += 1
+        self.tokens += 1
         if record.ttft_s is None:
             record.ttft_s = trio.current_time() - record.arrived
         self.on_token(record)
