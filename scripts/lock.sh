@@ -40,8 +40,9 @@ compile runtime pyproject.toml --no-emit-package torch
 {
     project 't["build-system"]["requires"]' | compile build - --constraints locks/runtime.txt
     compile graph pyproject.toml --extra graph --no-emit-package torch $(beside runtime build)
-    compile development pyproject.toml --extra dev --no-emit-package torch $(beside runtime build graph)
-    compile fuzz pyproject.toml --extra fuzz --no-emit-package torch $(beside runtime build graph development)
+    compile attest pyproject.toml --extra attest --no-emit-package torch $(beside runtime build graph)
+    compile development pyproject.toml --extra dev --no-emit-package torch $(beside runtime build graph attest)
+    compile fuzz pyproject.toml --extra fuzz --no-emit-package torch $(beside runtime build graph attest development)
     # Without pyproject.toml's word on what torch needs, so with CUDA where PyPI's build has it.
     project '[d for d in t["project"]["dependencies"] if d.startswith("torch")]' |
         compile torch - --no-config $(beside runtime)
