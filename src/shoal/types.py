@@ -93,6 +93,10 @@ Kernels = Literal["auto", "torch"]
 YieldMode = Literal["off", "share", "pause"]
 """What a node does while its machine is used for something else: nothing, compute less, or pause."""
 
+TeeKind = Literal["tdx", "sgx", "snp", "nitro"]
+"""Hardware that keeps what runs on it from the machine's owner, and signs what it is: Intel TDX and SGX, AMD
+SEV-SNP, AWS Nitro enclaves."""
+
 CarrierName = Literal["direct", "libp2p-stream", "relayed", "memory"]
 """How a channel reaches its peer."""
 

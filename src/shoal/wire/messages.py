@@ -30,6 +30,11 @@ Weights go beside sessions, from who has them to who lacks them::
 
     peer → Fetch             a piece of a model
     peer ← Fetched | NotFetched
+
+So does what shows on which machine a peer runs::
+
+    peer → Attest            show what you run on
+    peer ← Attested
 """
 
 from __future__ import annotations
@@ -44,7 +49,7 @@ from shoal.types import NUMERICS_PATTERN, Codec, Format, PeerAddress, PeerId
 from shoal.wire.arrays import MAX_ARRAYS, ArraySpec, array_bytes
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 """A channel between two versions closes at the hello: who does not know a message cannot pass it over."""
 AGENT = "shoal/0.1"
 """This program, as it names itself to others."""
@@ -64,6 +69,11 @@ MAX_PIECE = 1 << 20
 """Bytes of one piece of a model: a chunk of those that are hashed by themselves."""
 MAX_ITEMS = 1 << 17
 """Tensors and text files of a model."""
+
+MAX_EVIDENCE = 128 << 10
+"""Bytes of what shows a peer's machine; Intel's has 25,000."""
+NONCE_BYTES = 32
+"""Of a question for it."""
 
 FetchPart = Literal["offer", "manifest", "hashes", "chunk"]
 """Which items the peer has, a bit for each, the first one the lowest of its byte; the manifest; the hashes of
@@ -326,6 +336,24 @@ class NotFetched(_Message, frozen=True, tag="not_fetched"):
     retry_after_s: Annotated[float, Meta(ge=0, le=86400)] = 1.0
 
 
+class Attest(_Message, frozen=True, tag="attest"):
+    """Ask a peer to show what it runs on: :mod:`shoal.trust.attestation`."""
+
+    number: Number
+    """The answer has it too; who asks chooses it."""
+    nonce: Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
+    """New with each question."""
+
+
+class Attested(_Message, frozen=True, tag="attested"):
+    """What shows it; its payload: that evidence."""
+
+    number: Number
+    size: Annotated[int, Meta(ge=0, le=MAX_EVIDENCE)] = 0
+    refused: Text = ""
+    """Why there is none."""
+
+
 class Ping(_Message, frozen=True, tag="ping"):
     nonce: Number
 
@@ -374,6 +402,8 @@ Message = (
     | Fetch
     | Fetched
     | NotFetched
+    | Attest
+    | Attested
     | Ping
     | Pong
     | Resume
@@ -416,12 +446,12 @@ def decode(header: bytes | bytearray | memoryview, payload_size: int) -> Message
 
 
 def payload_bytes(message: Message) -> int:
-    """Bytes of payload that ``message`` declares: 0 for everything but tensors and a piece.
+    """Bytes of payload that ``message`` declares: 0 for everything but tensors, a piece and evidence.
 
     Raises:
         RemoteProtocolError: as :func:`shoal.wire.payload.declared_bytes`.
     """
-    if isinstance(message, Fetched):
+    if isinstance(message, Fetched | Attested):
         return message.size
     if isinstance(message, Infer | Inferred):
         return array_bytes(message.arrays)

@@ -1,0 +1,1 @@
+"""Hardware that there is not: roots, chains and quotes of our own, and what gives them to a node."""
