@@ -68,6 +68,9 @@ async def test_each_end_knows_who_the_other_is(kind: str):
     async with networks(None, None) as (a, b):
         mine = await b.open_pipe(only(a.address, kind), deadline_s=5)
         theirs = await accepted(a)
+        # Of every carrier the same key, by which an attested machine is known.
+        assert (mine.noise_key, theirs.noise_key) == (a.noise_key, b.noise_key)
+        assert len(a.noise_key) == 32
         assert (mine.peer, theirs.peer) == (a.peer, b.peer)
 
 

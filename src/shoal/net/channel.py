@@ -117,13 +117,17 @@ class Channel:
         return self._pipe.way
 
     @property
+    def noise_key(self) -> bytes:
+        """The peer's static key of the handshake: the same as long as the channel lasts."""
+        return self._pipe.noise_key
+
+    @property
     def host(self) -> str:
         """The address that the peer comes from; empty where the carrier has none."""
         return self._pipe.host
 
     @property
-    def received(self) -> int:
-        """Bytes that came over the pipe."""
+    def received(self) -> int:  # bytes that came over the pipe
         return self._pipe.received
 
     @property

@@ -12,6 +12,8 @@ from typing import Any
 
 import trio
 from libp2p.abc import INetStream
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.host.ping import ID as PING_PROTOCOL
 from libp2p.host.ping import handle_ping
@@ -99,7 +101,8 @@ async def open_network(settings: NetworkSettings) -> AsyncGenerator[Libp2pNetwor
 
 
 async def _start(stack: AsyncExitStack, settings: NetworkSettings) -> Libp2pNetwork:
-    host, connections, transport = build_host(settings.identity, settings.secret)
+    noise = create_noise_key_pair()
+    host, connections, transport = build_host(settings.identity, settings.secret, noise)
     listen = [Multiaddr(to_multiaddr(settings.host, settings.port))] if settings.listen else []
     await stack.enter_async_context(host.run(listen))
     if settings.listen and not connections.listeners:
@@ -115,7 +118,7 @@ async def _start(stack: AsyncExitStack, settings: NetworkSettings) -> Libp2pNetw
     await gossip.wait_until_ready()
     nursery = await stack.enter_async_context(trio.open_nursery())
     stack.push_async_callback(_close, host, connections, nursery)
-    network = Libp2pNetwork(settings, host, connections, transport, gossip, providers)
+    network = Libp2pNetwork(settings, host, connections, transport, gossip, providers, noise)
     await network.start(nursery)
     return network
 
@@ -141,15 +144,17 @@ class Libp2pNetwork:
         transport: GuardedTCP,
         gossip: Gossip,
         providers: Providers,
+        noise: KeyPair,
     ) -> None:
         self._settings = settings
+        self.noise_key = noise.public_key.to_bytes()
         self._host = host
         self._connections = connections
         self._transport = transport
         self._gossip = gossip
         self._providers = providers
         self._peer_dialer = PeerDialer(host, connections, private=settings.secret is not None)
-        self._direct = DirectCarrier(settings.identity, settings.secret)
+        self._direct = DirectCarrier(settings.identity, settings.secret, noise)
         self._calls = Calls(self._direct, self._accept_direct, lambda: self._transport.nearby)
         self._dialer = Dialer(
             self._direct if settings.direct else None,

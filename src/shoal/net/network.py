@@ -44,6 +44,11 @@ class Pipe(Protocol):
         """The address that the other end comes from; empty where the carrier has none."""
         ...
 
+    @property
+    def noise_key(self) -> bytes:
+        """The other end's static key of the handshake, 32 bytes: who has it is there."""
+        ...
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send every byte, in order.
 
@@ -109,6 +114,11 @@ class Network(Protocol):
     @property
     def peer(self) -> PeerId:
         """Our own identity."""
+        ...
+
+    @property
+    def noise_key(self) -> bytes:
+        """Our static key of all handshakes, 32 bytes: new with each process, and never written down."""
         ...
 
     @property

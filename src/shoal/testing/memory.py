@@ -6,6 +6,7 @@ Time is trio's clock, so a test that runs under ``trio.testing.MockClock`` decid
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -26,6 +27,8 @@ class MemoryPipe:
     way: Way = "lan"
     host = ""
     """Set to have the other end come from an address."""
+    noise_key = b""
+    """The other end's."""
     lost = False
     """Set to have everything lost that is sent."""
 
@@ -142,6 +145,7 @@ class MemoryNetwork:
         self.pipes: list[MemoryPipe] = []
         self.host = ""
         """Where others see this peer come from."""
+        self.noise_key = os.urandom(32)
 
     @property
     def peer(self) -> PeerId:
@@ -184,6 +188,7 @@ class MemoryNetwork:
             other = self._world.reach(self.peer, address.peer)
             mine, theirs = pipe_pair(self.peer, address.peer, bytes_s=self._world.bytes_s)
             mine.host, theirs.host = other.host, self.host
+            mine.noise_key, theirs.noise_key = other.noise_key, self.noise_key
             if frozenset((self.peer, other.peer)) in self._world.relayed:
                 mine.way = theirs.way = "relayed"
             mine.lost, theirs.lost = self.peer in self._world.frozen, address.peer in self._world.frozen

@@ -132,6 +132,18 @@ async def test_where_there_is_no_other_way_both_ends_close_soon(autojump_clock: 
         assert made.node.pool.all() == []
 
 
+async def test_a_channel_does_not_go_on_with_another_process_that_has_the_peers_identity(
+    autojump_clock: MockClock,
+) -> None:
+    world = World()
+    async with session(world) as made:
+        made.node.network.noise_key = bytes(32)
+        world.break_pipes(*pair(made))
+        await trio.sleep(AWAY_S + 1)
+        assert made.mine.closed
+        assert made.mine.moves == 0
+
+
 async def test_a_silent_peer_is_dialled_until_the_channel_is_dead_and_no_longer(
     autojump_clock: MockClock,
 ) -> None:

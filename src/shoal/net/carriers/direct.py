@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
@@ -51,10 +52,15 @@ class DirectGuests(Protocol):
 
 
 class DirectCarrier:
-    """Dials and accepts direct pipes for one identity in one swarm."""
+    """Dials and accepts direct pipes for one identity in one swarm.
 
-    def __init__(self, identity: Identity, secret: bytes | None) -> None:
-        self._transport = SwarmNoise(create_new_key_pair(identity.seed), create_noise_key_pair().private_key)
+    Args:
+        noise: our static key of the handshakes; by default a new one.
+    """
+
+    def __init__(self, identity: Identity, secret: bytes | None, noise: KeyPair | None = None) -> None:
+        noise_key = (noise or create_noise_key_pair()).private_key
+        self._transport = SwarmNoise(create_new_key_pair(identity.seed), noise_key)
         self._transport.secret = secret
         self._handshakes = Handshakes(FIRST_MESSAGE)
         self._accepted = 0
@@ -190,4 +196,5 @@ async def _handshake(stream: trio.SocketStream, handshake: Awaitable[Any], way: 
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
-    return DirectPipe(stream, session.conn.noise_state, PeerId(str(session.remote_peer)), way)
+    key = session.remote_permanent_pubkey.to_bytes()
+    return DirectPipe(stream, session.conn.noise_state, PeerId(str(session.remote_peer)), way, key)

@@ -56,8 +56,11 @@ class _Cipher:
 class DirectPipe:
     """A pipe of Noise records on a TCP stream."""
 
-    def __init__(self, stream: trio.SocketStream, noise: Any, peer: PeerId, way: Way) -> None:
+    def __init__(
+        self, stream: trio.SocketStream, noise: Any, peer: PeerId, way: Way, key: bytes = b""
+    ) -> None:
         self.peer = peer
+        self.noise_key = key
         self.way: Way = way
         self.carrier: CarrierName = "relayed" if way == "relayed" else "direct"
         # The other end of a circuit is the relay, which says nothing of where the peer is.

@@ -48,6 +48,7 @@ class StreamPipe:
         muxed: Any = stream.muxed_conn
         remote = muxed.get_remote_address() if carrier == "libp2p-stream" else None
         self.host = remote[0] if remote else ""
+        self.noise_key: bytes = muxed.secured_conn.get_remote_public_key().to_bytes()
         self.way: Way = "relayed" if carrier == "relayed" else "lan" if is_private(self.host) else "public"
         self.closed = trio.Event()
         self._stream = stream

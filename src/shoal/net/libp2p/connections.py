@@ -13,7 +13,7 @@ from typing import Any, cast
 import trio
 from libp2p.abc import IMuxedConn, INetStream, IRawConnection
 from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.crypto.keys import KeyPair
 from libp2p.host.basic_host import BasicHost
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.exceptions import SwarmException
@@ -101,12 +101,18 @@ class ShoalHost(BasicHost):
                 await net_stream.reset()
 
 
-def build_host(identity: Identity, secret: bytes | None) -> tuple[ShoalHost, Connections, GuardedTCP]:
-    """A host that is not running yet, its connections and its transport."""
+def build_host(
+    identity: Identity, secret: bytes | None, noise: KeyPair
+) -> tuple[ShoalHost, Connections, GuardedTCP]:
+    """A host that is not running yet, its connections and its transport.
+
+    Args:
+        noise: our static key of the handshakes.
+    """
     keys = create_new_key_pair(identity.seed)
     store = BoundedPeerStore(keys)
     # Noise alone: the library's defaults would accept plaintext too.
-    security = {NOISE: NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)}
+    security = {NOISE: NoiseTransport(keys, noise_privkey=noise.private_key)}
     if secret is None:
         upgrader = TransportUpgrader(security, {})
     else:

@@ -73,6 +73,10 @@ class MovingPipe:
         return self._pipe.host
 
     @property
+    def noise_key(self) -> bytes:
+        return self._pipe.noise_key
+
+    @property
     def away(self) -> bool:
         """Whether the last pipe has ended and there is no other."""
         return bool(self._away)
@@ -124,7 +128,7 @@ class MovingPipe:
         """
         with self._lock:
             rest = self._tail.after(answer.received)
-            if rest is None or answer.begins > self.received:
+            if rest is None or answer.begins > self.received or not self._same_end(pipe):
                 return None
             return self._replace(pipe, rest, skip=self.received - answer.begins, ahead=ahead)
 
@@ -138,10 +142,14 @@ class MovingPipe:
             # It may have told of more since, over the old pipe.
             begins = max(heard, self._tail.acknowledged)
             rest = self._tail.after(begins)
-            if rest is None:
+            if rest is None or not self._same_end(pipe):
                 return None
             answer = message_bytes(Resumed(self.received, begins))
             return self._replace(pipe, [answer, *rest], skip=0, ahead=b"")
+
+    def _same_end(self, pipe: Pipe) -> bool:
+        """Whether it ends where this one did: in the same process, whoever else has the peer's identity."""
+        return pipe.noise_key == self._pipe.noise_key
 
     def _replace(self, pipe: Pipe, first: list[bytes], *, skip: int, ahead: bytes) -> Pipe:
         old, self._pipe = self._pipe, pipe

@@ -348,6 +348,7 @@ class SimPipe(MemoryPipe):
     def __init__(self, world: Internet, own: SimNetwork, other: SimNetwork) -> None:
         send, receive = trio.open_memory_channel[bytes](float("inf"))
         super().__init__(other.peer, send, receive)
+        self.noise_key = other.noise_key
         self._world = world
         self._own = own
         self._other_end: SimPipe | None = None
