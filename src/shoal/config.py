@@ -179,6 +179,32 @@ class Settings:
             "them serves a block there is no route: unlike with pin, others are never asked for it."
         ),
     )
+    attest: bool = field(
+        default=False,
+        metadata=_about(
+            "Show whoever asks what this machine is, by quotes of its hardware: TDX, SGX, SEV-SNP or Nitro."
+        ),
+    )
+    pccs: str = field(
+        default="https://api.trustedservices.intel.com",
+        metadata=_about(
+            "Where a node with attest gets what Intel says of its machine. Intel's own service, or a cache."
+        ),
+    )
+    attested_only: bool = field(
+        default=False,
+        metadata=_about(
+            "Use peers alone that show to run on confidential hardware, with software that the list of "
+            "measurements has. Nobody else gets hidden states."
+        ),
+    )
+    measurements: str = field(
+        default="",
+        metadata=_about(
+            "File with the software that attested-only allows. By default measurements.toml beside "
+            "config.toml. docs/attestation.md says how it is written."
+        ),
+    )
     private_ends: str = field(
         default="0:0",
         metadata=_about(
@@ -257,6 +283,12 @@ class Settings:
     def asked_format(self) -> Format | None:
         """The format that a client asks for; ``None`` takes what the swarm serves."""
         return None if self.format == "auto" else self.format
+
+    @property
+    def measurements_file(self) -> Path:
+        """The list of what ``attested_only`` allows."""
+        named = Path(self.measurements).expanduser() if self.measurements else None
+        return named or self.paths.config / "measurements.toml"
 
     @property
     def own_blocks(self) -> PrivateEnds:

@@ -142,10 +142,15 @@ class SyncSwarm:
 
     @contextmanager
     def session(
-        self, model: str, *, tokens: int | None = None, format: Format | None = None
+        self,
+        model: str,
+        *,
+        tokens: int | None = None,
+        format: Format | None = None,
+        attested: bool | None = None,
     ) -> Generator[SyncSession]:
         """See :meth:`shoal.client.swarm.Swarm.session`."""
-        opening = self.swarm.session(model, tokens=tokens, format=format)
+        opening = self.swarm.session(model, tokens=tokens, format=format, attested=attested)
         with self.portal.wrap_async_context_manager(opening) as session:
             yield SyncSession(self.portal, session)
 
@@ -180,10 +185,15 @@ class AsyncioSwarm:
         return await _call_on(self.portal, self.swarm.models)
 
     def session(
-        self, model: str, *, tokens: int | None = None, format: Format | None = None
+        self,
+        model: str,
+        *,
+        tokens: int | None = None,
+        format: Format | None = None,
+        attested: bool | None = None,
     ) -> AsyncioSession:
         """See :meth:`shoal.client.swarm.Swarm.session`."""
-        opening = self.swarm.session(model, tokens=tokens, format=format)
+        opening = self.swarm.session(model, tokens=tokens, format=format, attested=attested)
         return AsyncioSession(self.portal, self.portal.wrap_async_context_manager(opening))
 
     async def run(self, graph: str, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:

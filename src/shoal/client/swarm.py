@@ -80,6 +80,8 @@ class Swarm:
         self.store = store
         self.weights = PeerWeights(member, settings, store)
         self.rings = Rings(network, member, settings)
+        if settings.attested_only:
+            self.rings.finder_for(attested=True)  # so that a list that is not there is told at once
         self.graphs = GraphClient(network, member, settings, GraphStore(settings.paths.graphs))
         self._ends: dict[tuple[Digest, Format], EndsEngine] = {}
         self._codecs: dict[Digest, TextCodec] = {}
@@ -120,7 +122,12 @@ class Swarm:
 
     @asynccontextmanager
     async def session(
-        self, model: str, *, tokens: int | None = None, format: Format | None = None
+        self,
+        model: str,
+        *,
+        tokens: int | None = None,
+        format: Format | None = None,
+        attested: bool | None = None,
     ) -> AsyncGenerator[Session]:
         """A session over the cheapest route; closed on the way out.
 
@@ -129,9 +136,12 @@ class Swarm:
             model: a name that ``shoal models show`` knows, a folder or a GGUF file.
             format: how every hop holds its weights; by default one that covers the model: what has answered
                 before, then what most peers serve. Where it cannot be had, the next is tried.
+            attested: over those peers alone that show to run on a machine, and with software, that are on the
+                list of measurements; by default as set.
 
         Raises:
-            UsageError: ``tokens`` is less than 1, or ``private_ends`` leave no block to others.
+            UsageError: peers are to show what they run on, and there is no list; ``tokens`` is less than
+                1, or ``private_ends`` leave no block to others.
             UnknownModel, BadWeights: the model's ends cannot be loaded here.
             PromptTooLong: the model's context is shorter.
             NoCoverage: blocks that nobody serves, now or, when a hop is lost, within ``resume_s``.
@@ -147,13 +157,14 @@ class Swarm:
                 f"{tokens} tokens are more than the {local.shape.context} of {local.shape.name}",
                 check="ask for fewer tokens, or shorten the prompt",
             )
-        ring, ends = await self._opened(local, format, tokens)
+        attested = self.settings.attested_only if attested is None else attested
+        ring, ends = await self._opened(local, format, tokens, attested=attested)
         session = Session(
             ring,
             ends,
             shape=local.shape,
             prefill_chunk=self.settings.prefill_chunk,
-            recovery=Recovery(self.rings, local.shape, self.settings.resume_s),
+            recovery=Recovery(self.rings, local.shape, self.settings.resume_s, attested=attested),
         )
         try:
             yield session
@@ -173,6 +184,7 @@ class Swarm:
         speculate: bool | None = None,
         receipts: bool = False,
         draft: bool = True,
+        attested: bool | None = None,
         **sampling: Any,
     ) -> Answer:
         """An answer to ``prompt`` (text or token ids as they are) or ``messages`` (by the chat template).
@@ -190,6 +202,7 @@ class Swarm:
                 are the same either way. By default as set.
             receipts: have the hops sign the complete answer (:mod:`shoal.client.receipts.pull`).
             draft: let the draft model guess too, if one is set.
+            attested: as :meth:`session` has it.
 
         Raises:
             UsageError: at once, for an option that cannot be.
@@ -212,7 +225,8 @@ class Swarm:
             drafting = self.draft if guessing and draft else None
             if drafting is not None:
                 await drafting.check(local)
-            async with self.session(model, tokens=len(token_ids) + limit, format=format) as session:
+            room = len(token_ids) + limit
+            async with self.session(model, tokens=room, format=format, attested=attested) as session:
                 answer.route, answer.ends = _stages(session), session.ends
                 deltas = generate(
                     session,
@@ -243,6 +257,7 @@ class Swarm:
         dimensions: int | None = None,
         truncate: bool = False,
         format: Format | None = None,
+        attested: bool | None = None,
     ) -> Embeddings:
         """The embedding of each text: for encoders, and for decoders that were made for it.
 
@@ -250,7 +265,7 @@ class Swarm:
             texts: a text, or its token ids as they are, or a list of either.
             dimensions: keep this many of each vector, for models that were trained for it.
             truncate: cut texts that are too long, instead of refusing them.
-            format: as :meth:`session` has it.
+            format, attested: as :meth:`session` has it.
 
         Raises:
             UsageError: the model gives no embeddings, or ``texts`` or ``dimensions`` cannot be.
@@ -265,12 +280,12 @@ class Swarm:
         codec = await self.codec(local, needed=True) if isinstance(wanted[0], str) else None
         tokens = partial(text_tokens, local, codec, settings, wanted, truncate=truncate)
         ids = await trio.to_thread.run_sync(tokens)
-        vectors = await embed_tokens(self.opener(model, format), ids, settings, dimensions)
+        vectors = await embed_tokens(self.opener(model, format, attested), ids, settings, dimensions)
         return Embeddings(vectors, tuple(map(len, ids)))
 
-    def opener(self, model: str, format: Format | None = None) -> OpenSession:
+    def opener(self, model: str, format: Format | None = None, attested: bool | None = None) -> OpenSession:
         """What opens sessions with a model, for :func:`shoal.client.embeddings.embed_tokens`."""
-        return lambda tokens: self.session(model, tokens=tokens, format=format)
+        return lambda tokens: self.session(model, tokens=tokens, format=format, attested=attested)
 
     async def embedding(self, local: LocalModel) -> EmbeddingSettings:
         """How a model's embeddings are made. Raises as ``embedding_settings``."""
@@ -352,19 +367,19 @@ class Swarm:
         return routed_span(self._own, shape.n_blocks)
 
     async def _opened(
-        self, local: LocalModel, format: Format | None, tokens: int
+        self, local: LocalModel, format: Format | None, tokens: int, *, attested: bool
     ) -> tuple[Ring, SessionEnds]:
         """A ring and the ends; asked for again where all refuse and others are heard of, or where the only
         ones that there are have just failed us.
 
         Raises what the first format did.
         """
-        finder, span, rounds = self.rings.finder, self.routed(local.shape), 0
+        finder, span, rounds = self.rings.finder_for(attested=attested), self.routed(local.shape), 0
         while True:
             rounds += 1
             ways = await finder.served_numerics(local.shape, span, format)
             try:
-                return await self._opened_in_one(local, ways, tokens, span)
+                return await self._opened_in_one(local, ways, tokens, span, attested=attested)
             except NoCoverage:
                 if rounds == ROUNDS or not await finder.wait_forgiven(local.shape, span):
                     raise
@@ -373,7 +388,7 @@ class Swarm:
                     raise
 
     async def _opened_in_one(
-        self, local: LocalModel, ways: Sequence[Numerics], tokens: int, span: Span
+        self, local: LocalModel, ways: Sequence[Numerics], tokens: int, span: Span, *, attested: bool
     ) -> tuple[Ring, SessionEnds]:
         """A ring by the first numerics by which one can be had, and the ends. Raises what the first did."""
         refused: ShoalError | None = None
@@ -382,7 +397,8 @@ class Swarm:
             ends = SessionEnds(engine, self._thread, local.shape.hidden_size)
             try:
                 await ends.open(tokens)
-                return await self.rings.open(local.shape, numerics, tokens, span=span), ends
+                opening = self.rings.open(local.shape, numerics, tokens, span=span, attested=attested)
+                return await opening, ends
             except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError) as error:
                 ends.close()
                 refused = refused or error

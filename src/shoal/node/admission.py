@@ -162,10 +162,13 @@ async def reach_next(channels: ChannelPool, onward: NextHop, client: PeerId) -> 
     """A channel to the hop that a client wants this one to send to.
 
     Raises:
-        NextHopUnreachable: it cannot be reached, or may not be.
+        NextHopUnreachable: it cannot be reached, or may not be, or another machine has its identity.
     """
     try:
-        return await channels.get(onward.address(), deadline_s=DIAL_NEXT_S, asked_by=client)
+        channel = await channels.get(onward.address(), deadline_s=DIAL_NEXT_S, asked_by=client)
+        if onward.noise_key and channel.noise_key != onward.noise_key:
+            raise NotAllowed(f"the channel to {onward.peer} does not end in the machine that it has shown")
+        return channel
     except (ChannelClosed, NotAllowed) as error:
         raise NextHopUnreachable(onward.peer, error) from error
 

@@ -105,6 +105,11 @@ class Hop:
         """Who may send this session's steps."""
         return PeerId(self.opened.previous) if self.opened.previous else self.client.peer
 
+    def takes_from(self, channel: Channel) -> bool:
+        """Whether this session's steps may come over ``channel``."""
+        key = self.opened.previous_key
+        return channel.peer == self.sender and (not key or channel.noise_key == key)
+
     def take(self, step: Step, payload: bytes) -> None:
         """Hand a step to the engine, or tell the client why not."""
         self._hold()
@@ -158,7 +163,11 @@ class Hop:
             self._hold()
             self.came_over = 0  # who has sent the steps may do so no longer
             self.opened = msgspec.structs.replace(
-                self.opened, hop=message.hop, previous=message.previous, next=message.next
+                self.opened,
+                hop=message.hop,
+                previous=message.previous,
+                next=message.next,
+                previous_key=message.previous_key,
             )
             self.next = onward
             self._cut = False

@@ -23,6 +23,7 @@ from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.net.network import Network
 from shoal.node.admission import DRAIN_S, drain
+from shoal.node.attestation.start import Attesting, attestation_desk, start_attesting
 from shoal.node.formats import pick_format
 from shoal.node.owner.machine import MachineSensors, machine_of
 from shoal.node.owner.watch import OwnerWatch, Turned
@@ -34,7 +35,7 @@ from shoal.sharing.shared_model import SharedModel
 from shoal.sharing.weight_server import WeightServer, answer_address, shares_weights
 from shoal.swarm.announcement import Served
 from shoal.swarm.member import Member
-from shoal.types import Format, Span
+from shoal.types import Format, Span, TeeKind
 from shoal.wire.messages import Fetch
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,10 @@ class Node:
         device: Device,
         watch: OwnerWatch,
         weights: PeerWeights,
+        attests: TeeKind | None = None,
     ) -> None:
+        self.attests: TeeKind | None = attests
+        """The hardware that it shows to run on."""
         self.model = model
         self.loaded = loaded
         self.server = server
@@ -178,6 +182,7 @@ class Node:
             share=self.watch.share,
             token_joules=round(self.watch.energy.token_joules, 6),
             numerics=str(self.engine.numerics),
+            attests=self.attests or "",
         )
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:
@@ -245,20 +250,24 @@ async def start_node(
     *,
     machine: MachineSensors | None = None,
     turned: Turned | None = None,
+    attesting: Attesting | None = None,
 ) -> AsyncGenerator[Node]:
     """Load ``span`` and serve it in a swarm whose ``member`` is running, until the block ends.
 
     Args:
         machine: what the node gives way to its owner by; by default the machine that this runs on.
         turned: told when it begins to, or has come back; by default that is logged.
+        attesting: what shows which machine this is, where the settings want that; by default its hardware.
 
     Raises:
         UsageError: the device that the settings name is not here, or the span goes beyond the model.
         OutOfResources: it does not fit.
         BadWeights, UnsupportedModel: it cannot be loaded.
         StepFailed: a process that computes the span with us is lost.
+        QuoteFailed: the machine's hardware is to show itself, and does not.
     """
     check_blocks_exist(model, span)
+    attesting = attesting or await start_attesting(settings)
     member.directory.know([model.shape])
     store = ModelStore(settings.paths.models)
     weights = PeerWeights(member, settings, store)
@@ -279,7 +288,8 @@ async def start_node(
     )
     machine = machine or await trio.to_thread.run_sync(machine_of, device, settings.parallel)
     watch = OwnerWatch(server, member, model.shape, settings.yield_to_owner, machine, turned)
-    node = Node(model, loaded, server, member, settings, device, watch, weights)
+    desk = attestation_desk(attesting, network, server)
+    node = Node(model, loaded, server, member, settings, device, watch, weights, attesting.kind)
     # A span over several processes is never moved, so there is no other runner to watch.
     watching = loaded.engine.runner.watched()
     del loaded  # a node that moves must not keep in memory what it came with
@@ -287,6 +297,7 @@ async def start_node(
         async with watching, trio.open_nursery() as nursery:
             await nursery.start(server.run)
             await nursery.start(_weight_server(network, server, store, model, settings).run)
+            await nursery.start(desk.run)
             member.served = node.served
             await member.announce()
             nursery.start_soon(watch.run)

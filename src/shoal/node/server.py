@@ -188,7 +188,7 @@ class SpanServer:
 
     async def _step(self, channel: Channel, message: Step, payload: bytes) -> None:
         hop = self._sessions.get(SessionId(message.session))
-        if hop is None or channel.peer != hop.sender:
+        if hop is None or not hop.takes_from(channel):
             error = UnknownSession(NOT_YOURS)
             channel.reply(Failed(message.session, message.number, 0, error.code, error.message))
         else:

@@ -82,6 +82,9 @@ class Served(Struct, frozen=True, array_like=True):
     numerics: Annotated[str, Meta(pattern=f"{NUMERICS_PATTERN}|^$", max_length=64)] = ""
     """By which it computes, as :class:`shoal.types.Numerics` is written; empty in announcements of nodes from
     before there was a word for it, over which no route goes."""
+    attests: Annotated[str, Meta(pattern="^[a-z0-9]{0,16}$")] = ""
+    """The hardware that it can show to run on, as :data:`shoal.types.TeeKind` has it; empty where none. It is
+    its word: who wants to know asks it for evidence."""
 
     @property
     def going(self) -> Span | None:

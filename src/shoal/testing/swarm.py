@@ -16,6 +16,7 @@ from shoal.client.swarm import Swarm
 from shoal.config import Settings
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
+from shoal.node.attestation.start import Attesting
 from shoal.node.node import Node, start_node
 from shoal.node.owner.machine import MachineSensors
 from shoal.swarm.clock import Clock
@@ -95,14 +96,17 @@ class MemorySwarm(MemoryPeers[Node]):
         span: Span,
         model: LocalModel | None = None,
         machine: MachineSensors | None = None,
+        attesting: Attesting | None = None,
         **options: Any,
     ) -> Node:
-        """One more node, of this model or another version of it, on this machine or a pretended one."""
+        """One more node, of this model or another version of it, on this machine or a pretended one, which
+        shows what it is or does not."""
 
         def start(
             network: MemoryNetwork, member: Member, settings: Settings
         ) -> AbstractAsyncContextManager[Node]:
-            return start_node(network, member, model or self.model, span, settings, machine=machine)
+            served = model or self.model
+            return start_node(network, member, served, span, settings, machine=machine, attesting=attesting)
 
         return await self._add(start, options)
 

@@ -82,6 +82,8 @@ SessionBytes = Annotated[bytes, Meta(min_length=16, max_length=16)]
 PeerText = Annotated[str, Meta(min_length=1, max_length=128)]
 Address = Annotated[str, Meta(max_length=512)]
 Text = Annotated[str, Meta(max_length=1024)]
+NoiseKey = Annotated[bytes, Meta(max_length=32)]
+"""A static key of the handshake, which a hop has shown to be its own machine's."""
 Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 Block = Annotated[int, Meta(ge=0, le=MAX_BLOCKS)]
 Microseconds = Annotated[int, Meta(ge=0, le=1 << 42)]
@@ -108,10 +110,12 @@ class NextHop(Struct, frozen=True, array_like=True, gc=False):
     peer: PeerText
     libp2p: Annotated[tuple[Address, ...], Meta(max_length=16)] = ()
     direct: Annotated[tuple[Address, ...], Meta(max_length=16)] = ()
+    noise_key: NoiseKey = b""
+    """The key that the channel to it must have at its other end; empty where any will do."""
 
     @classmethod
-    def of(cls, address: PeerAddress) -> NextHop:
-        return cls(address.peer, address.libp2p[:16], address.direct[:16])
+    def of(cls, address: PeerAddress, noise_key: bytes = b"") -> NextHop:
+        return cls(address.peer, address.libp2p[:16], address.direct[:16], noise_key)
 
     def address(self) -> PeerAddress:
         return PeerAddress(PeerId(self.peer), self.libp2p, self.direct)
@@ -138,6 +142,8 @@ class Open(_Message, frozen=True, tag="open"):
     """Who gets the results; ``None`` when it is the client itself."""
     numerics: Annotated[str, Meta(pattern=NUMERICS_PATTERN, max_length=64)]
     """By which every hop computes the session, as :class:`shoal.types.Numerics` is written."""
+    previous_key: NoiseKey = b""
+    """As ``next.noise_key``, of the channel over which steps come; empty where they come from the client."""
 
 
 class Opened(_Message, frozen=True, tag="opened"):
@@ -230,6 +236,7 @@ class Reroute(_Message, frozen=True, tag="reroute"):
     """Send the next hop again what it must have cached below this position; ``None``: it has it."""
     fills: Annotated[int, Meta(ge=1, le=MAX_HOPS)] = 1
     """Hops in a row, from the next one on, whose caches are to be filled."""
+    previous_key: NoiseKey = b""
 
 
 class Rerouted(_Message, frozen=True, tag="rerouted"):

@@ -167,11 +167,13 @@ class GraphClient:
         """What a graph makes of its inputs, by the cheapest route.
 
         Raises:
-            UsageError: the inputs are not what the graph takes.
+            UsageError: the inputs are not what the graph takes, or only attested peers may be used.
             NoCoverage: segments that nobody serves, now or, where a hop is lost, within ``resume_s``.
             Busy: everybody who serves some segments is busy.
             StepFailed: the graph cannot compute this.
         """
+        if self._settings.attested_only:
+            raise no_attested_graphs()
         there = graph_inputs(graph.manifest, inputs)
         count = len(graph.manifest.segments)
         answer, at, route = GraphAnswer({}), 0, list[RouteHop]()
@@ -357,3 +359,11 @@ class GraphClient:
                     self._forget(hop)
             for key in [key for key, lock in self._opening.items() if not lock.locked()]:
                 del self._opening[key]
+
+
+def no_attested_graphs() -> UsageError:
+    """Nodes of graphs do not show what they run on."""
+    return UsageError(
+        "attested-only: nodes of graphs do not show what they run on",
+        check="run the graph without it, or ask a language model",
+    )

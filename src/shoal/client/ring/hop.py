@@ -46,6 +46,8 @@ class RouteHop:
     """Time of a decode step there when it was chosen, waiting and computing; 0 if nobody had measured one."""
     proven: bool = True
     """Whether it has answered before."""
+    noise_key: bytes = b""
+    """The key that the channel to it must have at its other end; empty where any will do."""
 
     def __str__(self) -> str:
         return f"the hop {self.address.peer} (blocks {self.span})"
@@ -136,7 +138,10 @@ class RingHop:
         until = trio.current_time() + timeout_s
         try:
             # One deadline for both: what dialling took, the reply does not have.
-            self.channel = await pool.get(self.hop.address, deadline_s=timeout_s)
+            channel = await pool.get(self.hop.address, deadline_s=timeout_s)
+            if self.hop.noise_key and channel.noise_key != self.hop.noise_key:
+                raise NotAllowed(f"the channel to {self.peer} does not end in the machine that it has shown")
+            self.channel = channel
             reply = await self.ask(message, seconds_left(until))
         except DeadlineExceeded:
             late = DeadlineExceeded(f"{self.peer} did not open the session in time")

@@ -188,12 +188,21 @@ class Places:
             self._before(index),
             self._after(index),
             str(self._numerics),
+            self._key_before(index),
         )
         await self.hops[index].enter(self._pool, message, timeout_s)
 
     async def _reroute(self, index: int, fills: int | None, position: int, timeout_s: float) -> None:
         resend = None if fills is None else position
-        message = Reroute(self._session, index, self._before(index), self._after(index), resend, fills or 1)
+        message = Reroute(
+            self._session,
+            index,
+            self._before(index),
+            self._after(index),
+            resend,
+            fills or 1,
+            self._key_before(index),
+        )
         reply = await self.hops[index].ask(message, timeout_s)
         if isinstance(reply, Rerouted) and not reply.kept:
             raise ChannelClosed(f"{self.hops[index].hop} has not kept what the next one needs")
@@ -202,7 +211,13 @@ class Places:
         return self.hops[index - 1].peer if index else None
 
     def _after(self, index: int) -> NextHop | None:
-        return NextHop.of(self.hops[index + 1].hop.address) if index + 1 < len(self.hops) else None
+        if index + 1 == len(self.hops):
+            return None
+        hop = self.hops[index + 1].hop
+        return NextHop.of(hop.address, hop.noise_key)
+
+    def _key_before(self, index: int) -> bytes:
+        return self.hops[index - 1].hop.noise_key if index else b""
 
     def _put_in_place(self, replacements: Sequence[Replacement]) -> dict[int, int]:
         """The new route. Returns how many hops are new from each index on at which new ones begin."""

@@ -64,10 +64,13 @@ class Recovery:
 
     Args:
         resume_s: seconds, counted from the last result, in which a route must be found again.
+        attested: whether only peers may be used that show what they run on.
     """
 
-    def __init__(self, rings: Rings, shape: ModelShape, resume_s: float) -> None:
+    def __init__(self, rings: Rings, shape: ModelShape, resume_s: float, *, attested: bool = False) -> None:
         self.rings = rings
+        self._attested = attested
+        self._finder = rings.finder_for(attested=attested)
         self._shape = shape
         self.resume_s = resume_s
 
@@ -110,9 +113,7 @@ class Recovery:
             remaining: tokens that are still to come, at the most.
         """
         for index, pace, seen in ring.slow:
-            verdict = self.rings.finder.weigh(
-                ring, self._shape, index, seen, cached=cached, remaining=remaining
-            )
+            verdict = self._finder.weigh(ring, self._shape, index, seen, cached=cached, remaining=remaining)
             slow = f"a step takes it {1e3 * seen.step_s:.0f} ms, {1e3 * seen.promised_s:.0f} were promised"
             log.info("%s is slow: %s; %s", ring.route[index], slow, verdict.why)
             if verdict.repair is None:
@@ -128,17 +129,17 @@ class Recovery:
             blameless = isinstance(error.error, PositionGap | UnknownSession)
             # One that was sent what cannot be is no more to blame than who sent it: see Blame.failed.
             its_own = not blameless and not isinstance(error.error, RemoteProtocolError)
-            if its_own and not self.rings.finder.possible(ring, self._shape, avoid={error.peer}):
+            if its_own and not self._finder.possible(ring, self._shape, avoid={error.peer}):
                 raise error.error
             ring.losses.blame.failed(error, blameless=blameless)
         for index in ring.lost:
             if not ring.losses.contested(index):
-                self.rings.finder.suspect(ring.route[index].address.peer)
+                self._finder.suspect(ring.route[index].address.peer)
 
     async def _resent(self, ring: Ring, position: int, refill: Refill) -> bool:
         """Whether others could take the lost hops' places."""
         try:
-            replacements = self.rings.finder.replacements(ring, self._shape)
+            replacements = self._finder.replacements(ring, self._shape)
             fills = await ring.repair(replacements, position, REPAIR_WITHIN_S)
             if fills:
                 await refill(ring, fills)
@@ -160,7 +161,7 @@ class Recovery:
                 if left <= 0:
                     raise self._told(hindrance, error, lost) from error
             # An announcement ends the pause: with it a route may be whole again.
-            await self.rings.finder.wait_news(min(pause, left))
+            await self._finder.wait_news(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     async def _opened_again(self, ring: Ring, timeout_s: float) -> Ring:
@@ -175,6 +176,7 @@ class Recovery:
             span=ring.span,
             timeout_s=timeout_s,
             codec=ring.codec,
+            attested=self._attested,
         )
         try:
             return await again(numerics=ring.numerics)
@@ -189,7 +191,7 @@ class Recovery:
             return hindrance
         missing = hindrance.missing if isinstance(hindrance, NoCoverage) else tuple(lost.values())
         named = ", ".join(str(span) for span in missing)
-        among = self.rings.finder.among
+        among = self._finder.among
         return NoCoverage(
             f"blocks {named} of {self._shape.name} are served by nobody any more{among}, and no node came "
             f"back in {self.resume_s:.0f} s: {error.message}",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
 
+from shoal.client.attestation.asking import AttestationQuestions
+from shoal.client.attestation.attested import RENEW_S, AttestedPeers, no_measurements
 from shoal.client.ring.hop import HopRefused, RouteHop
 from shoal.client.ring.ring import Ring
 from shoal.client.ring.route_finder import RouteFinder
@@ -19,8 +22,11 @@ from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.routing.reputation import REFUSAL
 from shoal.swarm.member import Member
+from shoal.tasks import ends_alone
+from shoal.trust.attestation.measurements import Measurements, read_measurements
+from shoal.trust.attestation.verify import MAKERS, Roots
 from shoal.types import Codec, ModelShape, Numerics, PeerId, SessionId, Span
-from shoal.wire.messages import Failed, Located, Message, Opened, Receipts, Refused, Rerouted, Step
+from shoal.wire.messages import Attested, Failed, Located, Message, Opened, Receipts, Refused, Rerouted, Step
 
 OPEN_ATTEMPTS = 64
 """Routes that are tried for one session."""
@@ -37,6 +43,9 @@ REACH_WITHIN_S = 1.5
 """How long a hop that another calls gone has to show that it is not."""
 CLOSE_WITHIN_S = 2.0
 WATCH_EVERY_S = 0.5
+ATTEST_EVERY_S = 15.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -77,11 +86,41 @@ class Rings:
         self._pool = ChannelPool(
             network, self._handle, self._lost, held=self._holds, where=member.directory.address_of
         )
+        self.attested: AttestedPeers | None = None
+        """Who has shown what it runs on; none where there is no list of what may."""
+        self._attested_finder: RouteFinder | None = None
+
+    def attest_by(self, allowed: Measurements, roots: Roots = MAKERS) -> RouteFinder:
+        """From now on peers can be asked what they run on, which must be on the list.
+
+        Returns:
+            What finds routes over those that have shown it.
+        """
+        questions = AttestationQuestions(allowed, self.member.clock.wall, roots)
+        self.attested = AttestedPeers(self._pool, questions)
+        self._attested_finder = self.finder.among_attested(self.attested)
+        return self._attested_finder
+
+    def finder_for(self, *, attested: bool) -> RouteFinder:
+        """What finds routes over all peers, or over those alone that have shown what they run on.
+
+        Raises:
+            UsageError: there is no list of what may run, or it cannot be read.
+        """
+        if not attested:
+            return self.finder
+        if self._attested_finder is None:
+            path = self._settings.measurements_file
+            if not path.exists():
+                raise no_measurements(path)
+            return self.attest_by(read_measurements(path))
+        return self._attested_finder
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move messages, and watch the hops, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
+            nursery.start_soon(self._watch_attested)
             await self._pool.run(accept=False, task_status=task_status)
 
     async def open(
@@ -93,6 +132,7 @@ class Rings:
         span: Span | None = None,
         timeout_s: float | None = None,
         codec: Codec | None = None,
+        attested: bool = False,
     ) -> Ring:
         """A ring over the cheapest route that takes us.
 
@@ -101,12 +141,16 @@ class Rings:
             span: the blocks that the ring is to run; by default all of the model.
             timeout_s: for every hop to open the session; by default as set.
             codec: of a session that goes on; by default what is set, or what the links ask for.
+            attested: over nobody who has not shown what it runs on.
 
         Raises:
             NoCoverage: blocks that nobody serves.
             Busy: every route that was tried is full.
             DigestMismatch: only another version of the model is served.
         """
+        finder = self.finder_for(attested=attested)
+        if attested and self.attested is not None:
+            await self.attested.refresh(finder.serving(shape))
         timeout_s = timeout_s or self._settings.open_timeout_s
         span = span or Span(0, shape.n_blocks)
         search = _Search(trial=self.finder.draw_trial())
@@ -115,14 +159,14 @@ class Rings:
             if search.refused is not None and trio.current_time() >= until:
                 break
             try:
-                route = self.finder.find(shape, numerics, tokens, search.avoid, span=span, trial=search.trial)
+                route = finder.find(shape, numerics, tokens, search.avoid, span=span, trial=search.trial)
             except (NoCoverage, Busy) as error:
                 if search.ask_doubtful_again():
                     continue
                 raise search.refused or error from None
             has_s = self._opens_within_s(search, route, timeout_s) if search.hurried else timeout_s
             try:
-                return await self._open(shape, numerics, tokens, route, has_s, codec)
+                return await self._open(shape, numerics, tokens, route, has_s, codec, finder)
             except HopRefused as error:
                 await self._note_refusal(search, route, error, hurried=has_s < timeout_s)
         raise search.refused or NoCoverage("no route was found")
@@ -197,6 +241,7 @@ class Rings:
         route: Sequence[RouteHop],
         timeout_s: float,
         codec: Codec | None,
+        finder: RouteFinder,
     ) -> Ring:
         wire = self._settings.wire
         ring = Ring(
@@ -209,7 +254,7 @@ class Rings:
             step_timeout_s=self._settings.step_timeout_s,
             trace=self.trace,
             reputation=self.finder.reputation,
-            replaceable=lambda ring, peers: self.finder.possible(ring, shape, avoid=peers),
+            replaceable=lambda ring, peers: finder.possible(ring, shape, avoid=peers),
         )
         # Before it is opened: the replies come through here, by the session.
         self._rings[ring.session] = ring
@@ -230,8 +275,28 @@ class Rings:
                 for ring in list(self._rings.values()):
                     ring.losses.watch()
 
+    async def _watch_attested(self) -> None:
+        """Ask the hops of open sessions again what they run on; who does not show it any more is lost."""
+        while True:
+            await trio.sleep(ATTEST_EVERY_S)
+            attested = self.attested
+            hops = [hop for ring in self._rings.values() for hop in ring.route if hop.noise_key]
+            if attested is None or not hops:
+                continue
+            peers = {hop.address.peer for hop in hops}
+            known = [a for a in self.member.alive() if a.peer in peers]
+            with ends_alone(log, "asking hops what they run on"):
+                await attested.refresh(known, RENEW_S)
+            for ring in list(self._rings.values()):
+                for index, hop in enumerate(ring.route):
+                    shown = attested.of(hop.address.peer)
+                    if hop.noise_key and (shown is None or shown.binding.noise_key != hop.noise_key):
+                        ring.losses.lose(index, "it does not show any more what it runs on")
+
     async def _handle(self, channel: Channel, message: Message, payload: bytes) -> None:
         match message:
+            case Attested() if self.attested is not None:
+                self.attested.questions.answered(channel, message, payload)
             case Opened() | Refused() | Rerouted() | Located() | Receipts() | Step() | Failed():
                 ring = self._rings.get(SessionId(message.session))
                 if ring is not None:  # else it was closed a moment ago

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import TypeVar
 
 import trio
 
+from shoal.client.attestation.attested import AttestedPeers
 from shoal.client.ring.hop import RouteHop
 from shoal.client.ring.places import Replacement
 from shoal.client.ring.ring import Ring
@@ -61,6 +63,13 @@ class RouteFinder:
         self._suspects = Suspects()
         self._random = Random()
         self._only = frozenset(settings.only)
+        self._attested: AttestedPeers | None = None
+
+    def among_attested(self, attested: AttestedPeers) -> RouteFinder:
+        """The same, with the same memory, of peers alone that have shown what they run on."""
+        found = copy.copy(self)
+        found._attested = attested
+        return found
 
     def draw_trial(self) -> bool:
         """Whether a session is to try peers that have not proven themselves: by chance, one in a few."""
@@ -162,7 +171,8 @@ class RouteFinder:
     def among(self) -> str:
         """Of whom it is said that nobody serves something, where not all peers may be asked."""
         peers = f"the {len(self._only)} peers" if len(self._only) > 1 else "the one peer"
-        return f", of {peers} that only names" if self._only else ""
+        only = f", of {peers} that only names" if self._only else ""
+        return f"{only}, by a machine that is on the list of measurements" if self._attested else only
 
     async def served_numerics(
         self, shape: ModelShape, span: Span, format: Format | None = None
@@ -244,7 +254,13 @@ class RouteFinder:
     def serving(self, shape: ModelShape, format: Format | None = None) -> list[Announcement]:
         """Who serves a span of the model, in ``format`` when one is given, of the peers that may be asked."""
         serving = self.member.directory.serving(shape.digest, self.member.now(), format)
-        return [a for a in serving if not self._only or a.peer in self._only]
+        return [
+            a
+            for a in serving
+            if (not self._only or a.peer in self._only)
+            # Whether it shows what it should is looked at when it has been asked: see _candidates.
+            and (self._attested is None or (a.served is not None and a.served.attests))
+        ]
 
     async def _ask_who_serves(self, shape: ModelShape) -> None:
         with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
@@ -257,6 +273,7 @@ class RouteFinder:
             PeerId(a.peer): a
             for a in self.serving(shape, numerics.format)
             if a.peer != self.member.network.peer and a.served and numerics.admits(numerics_of(a.served))
+            if self._attested is None or self._attested.verified(a) is not None
         }
         rtts = self._round_trips()
         offers = [candidate(peer, a.served, rtts.get(peer)) for peer, a in serving.items() if a.served]
@@ -297,6 +314,8 @@ class RouteFinder:
 
     def _explain_absence(self, shape: ModelShape, numerics: Numerics, span: Span) -> None:
         now = self.member.now()
+        if self._attested is not None:
+            self._explain_unattested(self._attested, shape, span)
         others = [a.served for a in self.member.alive() if a.served and a.served.model == shape.name]
         if self._only and not self.serving(shape):
             raise NoCoverage(
@@ -336,6 +355,19 @@ class RouteFinder:
             next_command=f"shoal serve {shape.name}",
         )
 
+    def _explain_unattested(self, attested: AttestedPeers, shape: ModelShape, span: Span) -> None:
+        """Raises NoCoverage: somebody serves the model, and nobody has shown what the list wants."""
+        serving = self.member.directory.serving(shape.digest, self.member.now())
+        if why := attested.why_not(serving):
+            raise NoCoverage(
+                f"blocks {span} of {shape.name} are served by nobody who shows a machine that is on the list "
+                f"of measurements: {why}",
+                missing=[span],
+                check="start nodes with --attest on confidential machines, and compare what they show with "
+                "the list",
+                next_command="shoal peers --attested-only",
+            )
+
     def _hops(
         self,
         stages: Sequence[Stage],
@@ -349,6 +381,11 @@ class RouteFinder:
                 stage.span,
                 promised_s(known[stage.peer], stage.span),
                 self.reputation.proven(stage.peer),
+                self._key_of(stage.peer),
             )
             for stage in stages
         ]
+
+    def _key_of(self, peer: PeerId) -> bytes:
+        shown = None if self._attested is None else self._attested.of(peer)
+        return b"" if shown is None else shown.binding.noise_key

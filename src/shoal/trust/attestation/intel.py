@@ -42,7 +42,7 @@ def verify_intel(kind: TeeKind, quote: bytes, collateral: bytes, now: float, roo
         AttestationRefused: it does not hold.
         UsageError: the library is not here.
     """
-    library = _library()
+    library = intel_library()
     try:
         material = library.QuoteCollateralV3.from_json(collateral.decode("utf-8"))
         expires = _expires(json.loads(collateral))
@@ -130,7 +130,8 @@ def _reason(text: str) -> RefusalReason:
     return "signature"
 
 
-def _library() -> Any:
+def intel_library() -> Any:
+    """dcap-qvl. Raises UsageError: it is not here."""
     try:
         import dcap_qvl  # noqa: PLC0415  an extra, which only this needs
     except ImportError as error:
