@@ -18,7 +18,7 @@ import trio
 
 from shoal.client.ring import rings, route_finder
 from shoal.client.sampling import Sampler, Sampling
-from shoal.errors import NoCoverage, NotAllowed, ShoalError, UsageError
+from shoal.errors import NoCoverage, NotAllowed, UsageError
 from shoal.node.attestation.answering import NOT_ATTESTING
 from shoal.node.attestation.start import Attesting
 from shoal.testing.swarm import MemorySwarm, memory_swarm

@@ -117,6 +117,7 @@ def answer_fields(answer: Answer, question: AnswerRequest) -> dict[str, Any]:
                 "carrier": stage.carrier,
                 "compute_ms": round(compute_ms, 3),
                 "waiting_ms": round(waiting_ms, 3),
+                **({"attested": stage.attested} if stage.attested else {}),
             }
             for stage, (compute_ms, waiting_ms) in stages
         ],

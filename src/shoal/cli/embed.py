@@ -50,6 +50,8 @@ def embed(
     output: OutputOption = None,
     only: options.OnlyOption = None,
     private_ends: options.PrivateEndsOption = None,
+    attested_only: options.AttestedOnlyOption = None,
+    measurements: options.MeasurementsOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Turn texts into vectors. Prints one JSON list a line."""
@@ -61,6 +63,8 @@ def embed(
         device=device,
         only=only,
         private_ends=private_ends,
+        attested_only=attested_only,
+        measurements=measurements,
     )
     wanted = list(texts) if texts else lines_of(sys.stdin)
     check_output(output, ".npy")

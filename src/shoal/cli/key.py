@@ -33,13 +33,19 @@ def create(
     admin: Annotated[
         bool, typer.Option("--admin", help="Allow this key to show invites to the swarm.")
     ] = False,
+    attested_only: Annotated[
+        bool,
+        typer.Option("--attested-only", help="Answer this key by peers alone that show what they run on."),
+    ] = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Create a key and print it once. From then on the gateway requires a key."""
     from shoal.gateway.access import keys
 
     limits = keys.KeyLimits(requests, tokens, concurrency)
-    key, caller = keys.create(options.settings().paths.gateway, name, limits, admin=admin)
+    key, caller = keys.create(
+        options.settings().paths.gateway, name, limits, admin=admin, attested_only=attested_only
+    )
     emit({"key": key, "id": caller.id, "name": name}, as_json, lambda: key)
     if not as_json:
         say("save it now: only its hash is stored, so it cannot be shown again")
@@ -54,6 +60,7 @@ def show(as_json: options.JsonOption = False) -> None:
             "id": record.caller.id,
             "name": record.caller.name,
             "admin": record.caller.admin,
+            "attested_only": record.caller.attested_only,
             "created": record.created,
             "revoked": record.revoked,
             "requests_per_minute": record.caller.limits.requests_per_minute,

@@ -20,6 +20,8 @@ class RouteStage:
     peer: PeerId
     span: Span
     carrier: CarrierName
+    attested: str = ""
+    """What it has shown to run on, in few words; empty where only what it computes was wanted."""
 
 
 class Answer:

@@ -454,6 +454,6 @@ def _stages(session: Session) -> tuple[RouteStage, ...]:
     """The route that a session takes now."""
     ring = session.ring
     return tuple(
-        RouteStage(hop.address.peer, hop.span, carrier)
+        RouteStage(hop.address.peer, hop.span, carrier, hop.attested)
         for hop, carrier in zip(ring.route, ring.carriers, strict=True)
     )

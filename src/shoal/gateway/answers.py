@@ -54,7 +54,7 @@ class Answers:
         """
         record.prompt_tokens += len(asked.prompt)
         self.metrics.prompt_tokens.labels(asked.model.id).inc(len(asked.prompt))
-        lease = await self.prefixes.lease(asked, caller.id)
+        lease = await self.prefixes.lease(asked, caller)
         try:
             told = record.tokens
             try:
@@ -66,7 +66,7 @@ class Answers:
                 if not lease.used or record.tokens > told:
                     raise
                 lease.close()
-                lease = await self.prefixes.fresh(asked, caller.id)
+                lease = await self.prefixes.fresh(asked, caller)
                 await self._choices(lease, asked.within(lease.tokens), record, take, take_scores)
         except BaseException:
             lease.close()

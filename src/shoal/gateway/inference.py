@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from shoal.client.graph.graph_client import GraphAnswer, GraphClient
+from shoal.client.graph.graph_client import GraphAnswer, GraphClient, no_attested_graphs
 from shoal.errors import ShoalError, UnknownModel
 from shoal.gateway.access.guard import caller_of
 from shoal.gateway.access.keys import Caller
@@ -154,6 +154,8 @@ class InferExchange:
 
     async def _response(self, scope: Scope, body: bytes) -> Response:
         try:
+            if self._caller.attested_only:
+                raise no_attested_graphs()
             graph = await self._graphs.find_served(self._name)
             # Numbers in JSON take long to read.
             read = partial(read_infer, body, self._header_size)

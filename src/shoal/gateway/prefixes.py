@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
 from shoal.client.session import Session
 from shoal.client.swarm import Swarm
 from shoal.errors import Busy, ShoalError
+from shoal.gateway.access.keys import Caller
 from shoal.gateway.api.request import GenerationRequest
 from shoal.types import Digest
 
@@ -91,34 +93,35 @@ class Prefixes:
                 for lease in [k for k in self._kept if trio.current_time() - k.kept_at > KEPT_S]:
                     self._give_up(lease)
 
-    async def lease(self, asked: GenerationRequest, caller: str) -> Lease:
+    async def lease(self, asked: GenerationRequest, caller: Caller) -> Lease:
         """A session with room for the prompt and the answer: one that holds much of the prompt, or a new one.
 
         Raises:
             Busy: no route has room, also not after a while.
             ShoalError: as ``Swarm.session``.
         """
-        owner = Owner(caller, asked.salt, asked.model.local.digest)
+        owner = Owner(caller.id, asked.salt, asked.model.local.digest)
         if asked.turns and (found := self._fitting(owner, asked)) is not None:
             self._kept.remove(found)
             found.used = True
             return found
         return await self.fresh(asked, caller)
 
-    async def fresh(self, asked: GenerationRequest, caller: str) -> Lease:
+    async def fresh(self, asked: GenerationRequest, caller: Caller) -> Lease:
         """A new session. Raises as :meth:`lease`."""
-        owner = Owner(caller, asked.salt, asked.model.local.digest)
+        owner = Owner(caller.id, asked.salt, asked.model.local.digest)
+        attested = caller.attested_only
         busy = Busy("too many requests wait for room on the hops", retry_after_s=BUSY_S / 2)
         if not self._line.locked():
             try:
-                return await self._open(owner, asked)
+                return await self._open(owner, asked, attested)
             except Busy as error:
                 busy = error
         with trio.move_on_after(BUSY_S):
             async with self._line:
                 while True:
                     try:
-                        return await self._open(owner, asked)
+                        return await self._open(owner, asked, attested)
                     except Busy as error:
                         busy = error
                     while self._kept:
@@ -147,16 +150,17 @@ class Prefixes:
         self._kept.remove(lease)
         lease.close()
 
-    async def _open(self, owner: Owner, asked: GenerationRequest) -> Lease:
+    async def _open(self, owner: Owner, asked: GenerationRequest, attested: bool) -> Lease:
         assert self._nursery is not None, "run must be running"
-        return await self._nursery.start(self._hold, owner, asked.model.id, self._tokens(asked))
+        hold = partial(self._hold, owner, asked.model.id, self._tokens(asked), attested)
+        return await self._nursery.start(hold)
 
     async def _hold(
-        self, owner: Owner, model: str, tokens: int, *, task_status: trio.TaskStatus[Lease]
+        self, owner: Owner, model: str, tokens: int, attested: bool, *, task_status: trio.TaskStatus[Lease]
     ) -> None:
         lease = None
         try:
-            async with self._swarm.session(model, tokens=tokens) as session:
+            async with self._swarm.session(model, tokens=tokens, attested=attested or None) as session:
                 lease = Lease(owner, session)
                 task_status.started(lease)
                 await lease.wait_over()

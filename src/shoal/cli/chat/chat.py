@@ -102,6 +102,8 @@ def run(
     draft: options.DraftOption = None,
     only: options.OnlyOption = None,
     private_ends: options.PrivateEndsOption = None,
+    attested_only: options.AttestedOnlyOption = None,
+    measurements: options.MeasurementsOption = None,
     trace: Annotated[bool, typer.Option("--trace", help="Print per-hop timings afterwards.")] = False,
     receipts: ReceiptsOption = None,
     as_json: options.JsonOption = False,
@@ -117,6 +119,8 @@ def run(
         draft=draft,
         only=only,
         private_ends=private_ends,
+        attested_only=attested_only,
+        measurements=measurements,
     )
     check_output(receipts)
     text = whole_prompt(prompt, sys.stdin)
@@ -174,6 +178,8 @@ def chat(
     draft: options.DraftOption = None,
     only: options.OnlyOption = None,
     private_ends: options.PrivateEndsOption = None,
+    attested_only: options.AttestedOnlyOption = None,
+    measurements: options.MeasurementsOption = None,
     system: Annotated[str, typer.Option(help="System message.", show_default=False)] = "",
 ) -> None:
     """Chat with a model. /help lists the commands you can type."""
@@ -187,6 +193,8 @@ def chat(
         draft=draft,
         only=only,
         private_ends=private_ends,
+        attested_only=attested_only,
+        measurements=measurements,
     )
     sampling = {"temperature": temperature, "seed": seed}
     wanted = settings.asked_format

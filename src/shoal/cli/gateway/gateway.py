@@ -38,6 +38,8 @@ def gateway(
     draft: options.DraftOption = None,
     only: options.OnlyOption = None,
     private_ends: options.PrivateEndsOption = None,
+    attested_only: options.AttestedOnlyOption = None,
+    measurements: options.MeasurementsOption = None,
     bootstrap: options.BootstrapOption = None,
     with_stdin: options.EndWithStdinOption = False,
     as_json: options.JsonOption = False,
@@ -58,6 +60,8 @@ def gateway(
         draft=draft,
         only=only,
         private_ends=private_ends,
+        attested_only=attested_only,
+        measurements=measurements,
         bootstrap=bootstrap,
     )
     import trio

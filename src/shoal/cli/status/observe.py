@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import trio
 
-from shoal.cli.status.overview import Overview, PeerReach, overview
+from shoal.cli.status.machines import ask_machines
+from shoal.cli.status.overview import Overview, PeerReach, ShownMachine, overview
 from shoal.errors import NotRunning, ShoalError, UsageError
 from shoal.net.channel import Channel
 from shoal.net.network import Network
@@ -48,14 +49,26 @@ async def hear(swarm: Onlooker) -> Sequence[Announcement]:
     return alive
 
 
-async def look(swarm: Onlooker) -> Overview:
-    """The swarm with the way to each peer, and the round trip over it. Raises as :func:`hear`."""
+async def look(swarm: Onlooker, *, attested: bool = False) -> Overview:
+    """The swarm with the way to each peer, and the round trip over it.
+
+    Args:
+        attested: ask the peers what they run on, too.
+
+    Raises:
+        NotRunning, UsageError: as :func:`hear` and :func:`shoal.cli.status.machines.ask_machines`.
+    """
     alive = await hear(swarm)
-    return seen(swarm, await reach_all(swarm, alive))
+    machines = await ask_machines(swarm, alive) if attested else None
+    return seen(swarm, await reach_all(swarm, alive), machines)
 
 
-def seen(swarm: Onlooker, reached: Mapping[PeerId, PeerReach]) -> Overview:
-    """The swarm as it is known now, with the ways that were tried."""
+def seen(
+    swarm: Onlooker,
+    reached: Mapping[PeerId, PeerReach],
+    machines: Mapping[PeerId, ShownMachine] | None = None,
+) -> Overview:
+    """The swarm as it is known now, with the ways that were tried, and what peers have shown."""
     return overview(
         swarm.settings.swarm,
         swarm.network.peer,
@@ -66,6 +79,7 @@ def seen(swarm: Onlooker, reached: Mapping[PeerId, PeerReach]) -> Overview:
         known=swarm.member.directory.known,
         clocks=swarm.member.clock.doubts(),
         nat=swarm.network.reach().nat,
+        machines=machines,
     )
 
 

@@ -65,6 +65,21 @@ class PeerView:
     tokens_per_s: float | None
     """Decode steps of one session through its span alone, as it measured them."""
     expires_in_s: float
+    attests: str = ""
+    """The hardware that it says to show; empty where it shows none."""
+    attested: str = ""
+    """What it has shown, or why that is not believed; empty where it was not asked."""
+    measurements: dict[str, str] = field(default_factory=dict[str, str])
+    """What its hardware has signed of its software, by the maker's names; empty where that does not hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownMachine:
+    """What a peer has shown to run on."""
+
+    told: str
+    """That, or why it is not believed, in few words."""
+    measurements: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +129,7 @@ def overview(
     known: Callable[[Digest], ModelShape | None] = lambda _: None,
     clocks: str = "",
     nat: NatKind = "unknown",
+    machines: Mapping[PeerId, ShownMachine] | None = None,
 ) -> Overview:
     """Put what is known of the swarm together, peers in the order of their blocks.
 
@@ -122,17 +138,28 @@ def overview(
         reached: those that were tried. A peer that was not counts as one that can be reached.
         known: gives the shape of a model that is on this machine.
         clocks: what there is to say of clocks that differ.
+        machines: what peers have shown, of those that were asked.
     """
     alive = list(announcements)
     held = {connection.peer: connection for connection in connections}
     shown = in_order(alive[:PEERS_SHOWN])
-    peers = [_peer(a, held.get(PeerId(a.peer)), reached.get(PeerId(a.peer)), now) for a in shown]
+    asked = machines or {}
+    peers = [
+        _peer(a, held.get(PeerId(a.peer)), reached.get(PeerId(a.peer)), asked.get(PeerId(a.peer)), now)
+        for a in shown
+    ]
     in_all = len({a.served.digest for a in alive if a.served})
     lost = {peer for peer, found in reached.items() if found.way == "none"}
     return Overview(swarm, ourselves, peers, _models(alive, known, lost), len(alive), in_all, clocks, nat)
 
 
-def _peer(a: Announcement, held: PeerConnection | None, found: PeerReach | None, now: float) -> PeerView:
+def _peer(
+    a: Announcement,
+    held: PeerConnection | None,
+    found: PeerReach | None,
+    machine: ShownMachine | None,
+    now: float,
+) -> PeerView:
     served = a.served
     rtt_s = found.rtt_s if found else None
     return PeerView(
@@ -154,6 +181,9 @@ def _peer(a: Announcement, held: PeerConnection | None, found: PeerReach | None,
         tokens_free=served.tokens_free if served else 0,
         tokens_per_s=round(1000 / served.step_ms, 1) if served and served.step_ms else None,
         expires_in_s=round(min(max(0.0, a.expires - now), a.expires - a.issued), 1),
+        attests=served.attests if served else "",
+        attested=machine.told if machine else "",
+        measurements=dict(machine.measurements) if machine else {},
     )
 
 
@@ -256,12 +286,13 @@ def peers_table(peers: Sequence[PeerView], *, ids: bool = False) -> Table:
         rows.add_column(heading, overflow="fold")
     energy = any(peer.token_joules for peer in peers)
     share = any(peer.share < 1 for peer in peers)
+    asked = any(peer.attested for peer in peers)
     # Few peers say the first and the second is for some hours: without them, the rest has more room.
     optional = (*(["share"] if share else []), *(["J/token"] if energy else []))
     for heading in ("rtt", "tok/s", *optional, "sessions", "free tokens"):
         rows.add_column(heading, justify="right")
-    if ids:
-        rows.add_column("id", overflow="fold")
+    for heading in (*(["attested"] if asked else []), *(["id"] if ids else [])):
+        rows.add_column(heading, overflow="fold")
     for peer in peers:
         cells = (
             peer.name,
@@ -276,6 +307,7 @@ def peers_table(peers: Sequence[PeerView], *, ids: bool = False) -> Table:
             *([f"{peer.token_joules:.3g}" if peer.token_joules else "-"] if energy else []),
             str(peer.sessions),
             str(peer.tokens_free),
+            *([peer.attested or "shows nothing"] if asked else []),
             *([peer.peer] if ids else []),
         )
         rows.add_row(*(Text(printable(cell)) for cell in cells))

@@ -57,10 +57,15 @@ def status(
 def peers(
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
+    attested: Annotated[
+        bool, typer.Option("--attested", help="Ask the peers what they run on, and verify it.")
+    ] = False,
+    measurements: options.MeasurementsOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """List the peers of the swarm, with the path to each."""
-    view = _look(options.settings(swarm=swarm, public=public))
+    settings = options.settings(swarm=swarm, public=public, measurements=measurements)
+    view = _look(settings, attested=attested)
     found = {"swarm": view.swarm, "peer": view.peer, "peers": view.peers}
     emit(found, as_json, lambda: peers_table(view.peers, ids=True))
 
@@ -95,12 +100,12 @@ def _trace(settings: Settings, as_json: bool) -> None:
     emit({"nodes": found}, as_json, lambda: trace_page(found))
 
 
-def _look(settings: Settings) -> Overview:
+def _look(settings: Settings, *, attested: bool = False) -> Overview:
     from shoal.cli.status import observe
 
     async def go(opened: Onlooker) -> Overview:
         with working("measuring latency to each peer"):
-            return await observe.look(opened)
+            return await observe.look(opened, attested=attested)
 
     return looking(settings, go)
 

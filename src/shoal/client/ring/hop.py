@@ -48,6 +48,8 @@ class RouteHop:
     """Whether it has answered before."""
     noise_key: bytes = b""
     """The key that the channel to it must have at its other end; empty where any will do."""
+    attested: str = ""
+    """What it has shown to run on, in few words; empty where it was not asked."""
 
     def __str__(self) -> str:
         return f"the hop {self.address.peer} (blocks {self.span})"

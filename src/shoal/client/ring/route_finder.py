@@ -365,7 +365,7 @@ class RouteFinder:
                 missing=[span],
                 check="start nodes with --attest on confidential machines, and compare what they show with "
                 "the list",
-                next_command="shoal peers --attested-only",
+                next_command="shoal peers --attested",
             )
 
     def _hops(
@@ -381,11 +381,12 @@ class RouteFinder:
                 stage.span,
                 promised_s(known[stage.peer], stage.span),
                 self.reputation.proven(stage.peer),
-                self._key_of(stage.peer),
+                *self._shown_of(stage.peer),
             )
             for stage in stages
         ]
 
-    def _key_of(self, peer: PeerId) -> bytes:
+    def _shown_of(self, peer: PeerId) -> tuple[bytes, str]:
+        """The key that the channel to a peer must have, and what the peer has shown."""
         shown = None if self._attested is None else self._attested.of(peer)
-        return b"" if shown is None else shown.binding.noise_key
+        return (b"", "") if shown is None else (shown.binding.noise_key, shown.shown)

@@ -26,7 +26,8 @@ CREATE TABLE IF NOT EXISTS keys (
     revoked REAL,
     requests_per_minute INTEGER NOT NULL,
     tokens_per_minute INTEGER NOT NULL,
-    concurrency INTEGER NOT NULL
+    concurrency INTEGER NOT NULL,
+    attested_only INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE IF NOT EXISTS usage (
     day TEXT NOT NULL,
@@ -102,9 +103,17 @@ def open_database(path: Path) -> Generator[sqlite3.Connection]:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
             database.executescript(SCHEMA)
+            _add_columns(database)
             with database:
                 yield database
     except (OSError, sqlite3.Error) as error:
         raise OutOfResources(
             f"{path}: {error}", check="check that there is free disk space and that the file is yours"
         ) from error
+
+
+def _add_columns(database: sqlite3.Connection) -> None:
+    """What tables of earlier versions lack."""
+    columns = {row[1] for row in database.execute("PRAGMA table_info(keys)")}
+    if "attested_only" not in columns:
+        database.execute("ALTER TABLE keys ADD COLUMN attested_only INTEGER NOT NULL DEFAULT 0")

@@ -42,6 +42,8 @@ class Caller:
     limits: KeyLimits = KeyLimits()
     admin: bool = False
     """Whether invites to the swarm may be shown."""
+    attested_only: bool = False
+    """Whether it is answered by peers alone that show what they run on."""
     background: bool = False
     """Whether nobody waits for the answer: it has limits of its own, and gives way to all others."""
 
@@ -97,7 +99,9 @@ class KeyRing:
         return found
 
 
-def create(path: Path, name: str, limits: KeyLimits, *, admin: bool) -> tuple[str, Caller]:
+def create(
+    path: Path, name: str, limits: KeyLimits, *, admin: bool, attested_only: bool = False
+) -> tuple[str, Caller]:
     """A new key and whose it is. The key itself is not kept and cannot be shown again.
 
     Raises:
@@ -108,10 +112,10 @@ def create(path: Path, name: str, limits: KeyLimits, *, admin: bool) -> tuple[st
     if min(limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency) < 0:
         raise UsageError("a limit is a whole number, or 0 for none")
     key = PREFIX + secrets.token_urlsafe(32)
-    caller = Caller(f"key_{secrets.token_hex(4)}", name, limits, admin)
+    caller = Caller(f"key_{secrets.token_hex(4)}", name, limits, admin, attested_only)
     with open_database(path) as database:
         database.execute(
-            f"INSERT INTO keys (hash, created, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO keys (hash, created, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 _hash(key),
                 time.time(),
@@ -121,6 +125,7 @@ def create(path: Path, name: str, limits: KeyLimits, *, admin: bool) -> tuple[st
                 limits.requests_per_minute,
                 limits.tokens_per_minute,
                 limits.concurrency,
+                attested_only,
             ),
         )
     return key, caller
@@ -154,11 +159,11 @@ def revoke(path: Path, which: str) -> Caller:
     return meant[0]
 
 
-_COLUMNS = "id, name, admin, requests_per_minute, tokens_per_minute, concurrency"
+_COLUMNS = "id, name, admin, requests_per_minute, tokens_per_minute, concurrency, attested_only"
 
 
-def _caller(row: tuple[str, str, int, int, int, int] | sqlite3.Row) -> Caller:
-    return Caller(row[0], row[1], KeyLimits(row[3], row[4], row[5]), bool(row[2]))
+def _caller(row: tuple[str, str, int, int, int, int, int] | sqlite3.Row) -> Caller:
+    return Caller(row[0], row[1], KeyLimits(row[3], row[4], row[5]), bool(row[2]), bool(row[6]))
 
 
 def _hash(key: str) -> bytes:

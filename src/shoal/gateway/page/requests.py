@@ -56,6 +56,7 @@ class Record:
         """Note which way the session goes now."""
         self.route = [
             {"peer": hop.address.peer, "start": hop.span.start, "end": hop.span.end, "carrier": carrier}
+            | ({"attested": hop.attested} if hop.attested else {})
             for hop, carrier in zip(session.ring.route, session.ring.carriers, strict=False)
         ]
         self.own = [own.shown() for own in session.ends.own]

@@ -48,13 +48,15 @@ maker, or is of a machine that the operator does not want."""
 class AttestationRefused(NotAllowed):
     """What a peer presents does not show what it should."""
 
-    def __init__(self, reason: RefusalReason, message: str) -> None:
+    def __init__(self, reason: RefusalReason, message: str, claims: Claims | None = None) -> None:
         super().__init__(
             message,
-            check="compare what the node says with your list of measurements",
-            next_command="shoal peers --measurements FILE",
+            check="compare what the node shows with your list of measurements",
+            next_command="shoal peers --attested --json",
         )
         self.reason: RefusalReason = reason
+        self.claims = claims
+        """What the hardware has signed, where only the list does not have it."""
 
 
 class Binding(Struct, frozen=True, array_like=True):

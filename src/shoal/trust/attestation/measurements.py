@@ -139,13 +139,14 @@ class Measurements(Struct, frozen=True, forbid_unknown_fields=True):
         met = [entry for entry in entries if entry.measured().items() <= claims.measurements.items()]
         if not met:
             shown = ", ".join(f"{name} {value[:16]}…" for name, value in claims.measurements.items())
-            raise AttestationRefused(
-                "measurement", f"its software is not on the list: {claims.kind}, {shown}"
-            )
+            told = f"its software is not on the list: {claims.kind}, {shown}"
+            raise AttestationRefused("measurement", told, claims)
         found = next((entry for entry in met if entry.accepts(claims)), None)
         if found is None:
             raise AttestationRefused(
-                "outdated", f"its machine is out of date for {met[0].name!r} on the list: {claims.tcb}"
+                "outdated",
+                f"its machine is out of date for {met[0].name!r} on the list: {claims.tcb}",
+                claims,
             )
         return found.name
 
@@ -185,5 +186,5 @@ def _unreadable(path: Path, why: str) -> UsageError:
     return UsageError(
         f"{path} is no list of measurements: {why}",
         check="write it as docs/trust.md says: what [[tdx]], [[sgx]], [[snp]] and [[nitro]] must have",
-        next_command="shoal peers --measurements FILE",
+        next_command="shoal peers --attested --json",
     )
