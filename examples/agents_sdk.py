@@ -1,4 +1,4 @@
-"""OpenAI's Agents SDK: pip install openai-agents. The agent calls a function, reads its result, and answers."""
+"""OpenAI's Agents SDK: pip install openai-agents. The agent calls a function, then answers."""
 
 from agents import (
     Agent,
