@@ -21,7 +21,7 @@ import platformdirs
 
 from shoal.errors import UsageError
 from shoal.option_values import option_value
-from shoal.types import Codec, Format, Kernels, Paths, PrivateEnds, YieldMode
+from shoal.types import Codec, Format, Kernels, Paths, PrivateEnds, ProtectionLevel, YieldMode
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_SWARM = "home"
@@ -213,6 +213,18 @@ class Settings:
             "encryption: shoal privacy shows how much can be read."
         ),
     )
+    protect: Literal["auto"] | ProtectionLevel = field(
+        default="auto",
+        metadata=_about(
+            "How answers are protected from nodes that compute something else: auto, fast or audited. With "
+            "fast nobody checks anything. With audited all nodes of a route sign each answer, and by chance "
+            "one of them is computed again. With auto it is audited in the public swarm, else fast."
+        ),
+    )
+    audit_budget: float = field(
+        default=0.05,
+        metadata=_about("Share of the compute of audited answers that audits may take, for example 0.05."),
+    )
     share: Literal["auto", "on", "off"] = field(
         default="auto", metadata=_about("Give weights to peers: auto (in private swarms), on or off.")
     )
@@ -289,6 +301,13 @@ class Settings:
         """The list of what ``attested_only`` allows."""
         named = Path(self.measurements).expanduser() if self.measurements else None
         return named or self.paths.config / "measurements.toml"
+
+    @property
+    def protection(self) -> ProtectionLevel:
+        """How answers are protected where nobody says."""
+        if self.protect == "auto":
+            return "audited" if self.public and self.swarm == "public" else "fast"
+        return self.protect
 
     @property
     def own_blocks(self) -> PrivateEnds:
@@ -430,6 +449,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "max_sessions": (1, 1 << 20),
     "kv_tokens": (1, 1 << 40),
     "prefill_chunk": (0, 1 << 22),
+    "audit_budget": (0, 3),
     "store_days": (0, 3650),
     "announce_s": (0.05, 120),
     "expiry_s": (0.1, 300),
@@ -444,6 +464,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "kernels": get_args(Kernels),
     "yield_to_owner": get_args(YieldMode),
     "speculate": ("auto", "off"),
+    "protect": ("auto", *get_args(ProtectionLevel)),
     "share": ("auto", "on", "off"),
     "objective": ("latency", "throughput", "cost"),
     "log_level": ("debug", "info", "warning", "error"),

@@ -90,6 +90,9 @@ Exactness = Literal["rows", "batch", "modules", "torch", "ranks", "any"]
 Kernels = Literal["auto", "torch"]
 """What computes models of Llama's shape on the CPU: our C kernels where they are built, or torch."""
 
+ProtectionLevel = Literal["fast", "audited"]
+"""How well an answer is protected from hops that compute something else (:mod:`shoal.client.audits`)."""
+
 YieldMode = Literal["off", "share", "pause"]
 """What a node does while its machine is used for something else: nothing, compute less, or pause."""
 
@@ -324,6 +327,11 @@ class Paths:
     def gateway(self) -> Path:
         """API keys, as hashes, and what each has used: SQLite, mode 0600."""
         return self.data / "gateway.db"
+
+    @property
+    def audits(self) -> Path:
+        """What audits of answers have cost and found (:mod:`shoal.trust.audit_record`)."""
+        return self.data / "audits.json"
 
     @property
     def nodes(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+from shoal.client.audits.protection import FAST, Protection
 from shoal.client.ends import OwnSpan, SessionEnds
 from shoal.client.generate import Delta, FinishReason
 from shoal.client.receipts.pull import AnswerReceipts
@@ -44,6 +45,8 @@ class Answer:
         """What this machine computes of it, once it has begun."""
         self.receipts: AnswerReceipts | None = None
         """What the hops have signed of it, where that was asked for and the answer is complete."""
+        self.protection: Protection = FAST
+        """What came of its protection, once it is complete."""
         self._stream = stream(self)
 
     async def __aiter__(self) -> AsyncIterator[Delta]:

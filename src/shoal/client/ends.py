@@ -21,7 +21,7 @@ import outcome
 from shoal.client.ring.results import Returned
 from shoal.errors import Busy, ShoalError
 from shoal.executor.arrays import Floats, empty
-from shoal.executor.codecs import decode, encode
+from shoal.executor.codecs import decode, encode, split_rows
 from shoal.executor.ends import EndsEngine
 from shoal.executor.engine import Engine, StepOutput
 from shoal.executor.runner import MERGED_ROWS
@@ -234,17 +234,30 @@ class SessionEnds:
         """
 
         def look() -> bytes:
-            found, position = list[bytes](), 0
-            for token_ids, told in pieces:
-                rows = self._sent.find(token_ids, position, told) if self._ends.first else None
-                if rows is None and self._ends.first:
-                    return b""
-                rows = self._ends.ends.embed(token_ids, position) if rows is None else rows
-                found.append(row_hashes(encode(rows, codec), codec, len(rows), self._width))
-                position += len(token_ids)
-            return b"".join(found)
+            found = self._sent_again(pieces)
+            return b"".join(row_hashes(encode(r, codec), codec, len(r), self._width) for r in found)
 
         return await self._thread.run(look)
+
+    async def sent_rows(self, pieces: Sequence[tuple[Sequence[int], int]], codec: Codec) -> list[bytes]:
+        """The rows themselves, each as if it had been sent alone. As :meth:`sent_hashes`."""
+
+        def look() -> list[bytes]:
+            found = self._sent_again(pieces)
+            return [row for r in found for row in split_rows(encode(r, codec), codec, len(r), self._width)]
+
+        return await self._thread.run(look)
+
+    def _sent_again(self, pieces: Sequence[tuple[Sequence[int], int]]) -> list[Floats]:
+        """What each of these pieces was to the first hop; nothing where that was not kept."""
+        found, position = list[Floats](), 0
+        for token_ids, told in pieces:
+            rows = self._sent.find(token_ids, position, told) if self._ends.first else None
+            if rows is None and self._ends.first:
+                return []
+            found.append(self._ends.ends.embed(token_ids, position) if rows is None else rows)
+            position += len(token_ids)
+        return found
 
     async def finish(self, returned: Returned, wanted: int) -> Returned:
         """What a step brought back, with the last ``wanted`` of its rows as the last block of all gives them.

@@ -252,6 +252,10 @@ class Session:
         """
         return await self.ends.sent_hashes(self._transcript.held_pieces, self.ring.codec)
 
+    async def sent_rows(self, tokens: int) -> list[bytes]:
+        """The rows themselves of the first ``tokens`` tokens, each by itself. As :meth:`sent_hashes`."""
+        return (await self.ends.sent_rows(self._transcript.held_pieces, self.ring.codec))[:tokens]
+
     async def aclose(self) -> None:
         """Free the KV here and on every hop."""
         self.ends.close()

@@ -11,6 +11,9 @@ import numpy.typing as npt
 import trio
 
 from shoal.client.answer import Answer, RouteStage
+from shoal.client.audits.auditors import OtherIdentity
+from shoal.client.audits.audits import Audits
+from shoal.client.audits.protection import FAST, Protection
 from shoal.client.embeddings import (
     Embeddings,
     OpenSession,
@@ -24,7 +27,7 @@ from shoal.client.ends import SessionEnds
 from shoal.client.generate import Delta, generate
 from shoal.client.graph.graph_client import GraphClient
 from shoal.client.load_ends import load_ends
-from shoal.client.receipts.pull import pull_receipts
+from shoal.client.receipts.pull import AnswerReceipts, pull_receipts
 from shoal.client.recommended import sampling_for
 from shoal.client.ring.recovery import Recovery
 from shoal.client.ring.ring import Ring
@@ -60,7 +63,7 @@ from shoal.sharing.peer_weights import PeerWeights
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import coverage
 from shoal.swarm.member import Member
-from shoal.types import Digest, Format, ModelShape, Numerics, PeerId, Span
+from shoal.types import Digest, Format, ModelShape, Numerics, PeerId, ProtectionLevel, Span
 
 DEFAULT_TOKENS = 1024
 ROUNDS = 4
@@ -71,9 +74,20 @@ Messages = Sequence[dict[str, str]]
 
 
 class Swarm:
-    """For trio callers; :func:`shoal.connect` wraps it for all others. Made by :func:`open_swarm`."""
+    """For trio callers; :func:`shoal.connect` wraps it for all others. Made by :func:`open_swarm`.
 
-    def __init__(self, network: Network, member: Member, settings: Settings, store: ModelStore) -> None:
+    Args:
+        identity: under which peers are asked to audit others; without one, only this machine audits.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        member: Member,
+        settings: Settings,
+        store: ModelStore,
+        identity: OtherIdentity | None = None,
+    ) -> None:
         self.network = network
         self.member = member
         self.settings = settings
@@ -82,6 +96,7 @@ class Swarm:
         self.rings = Rings(network, member, settings)
         if settings.attested_only:
             self.rings.finder_for(attested=True)  # so that a list that is not there is told at once
+        self.audits = Audits(self.rings, settings, store, identity)
         self.graphs = GraphClient(network, member, settings, GraphStore(settings.paths.graphs))
         self._ends: dict[tuple[Digest, Format], EndsEngine] = {}
         self._codecs: dict[Digest, TextCodec] = {}
@@ -98,6 +113,7 @@ class Swarm:
         """Take part in the swarm until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
+                await self.audits.remember()
                 await nursery.start(self.rings.run)
                 await nursery.start(self.graphs.run)
                 if self.draft is not None:
@@ -183,6 +199,7 @@ class Swarm:
         otherwise: float = 0.0,
         speculate: bool | None = None,
         receipts: bool = False,
+        protect: ProtectionLevel | None = None,
         draft: bool = True,
         attested: bool | None = None,
         **sampling: Any,
@@ -201,6 +218,8 @@ class Swarm:
             speculate: guess tokens ahead where that is faster (:mod:`shoal.client.speculation`); the tokens
                 are the same either way. By default as set.
             receipts: have the hops sign the complete answer (:mod:`shoal.client.receipts.pull`).
+            protect: from hops that compute something else (:mod:`shoal.client.audits`), by default as set;
+                ``answer.protection`` says what came of it.
             draft: let the draft model guess too, if one is set.
             attested: as :meth:`session` has it.
 
@@ -244,10 +263,24 @@ class Swarm:
                     if len(answer.reroutes) < len(session.reroutes):
                         answer.reroutes, answer.route = tuple(session.reroutes), _stages(session)
                     yield delta
-                if receipts:
+                level = protect or self.settings.protection
+                if receipts or level != "fast":
                     answer.receipts = await pull_receipts(session, token_ids, answer.token_ids, chosen)
+                    answer.protection = await self.protected(
+                        session, answer.receipts, level, answer.timing.reused
+                    )
 
         return Answer(shown, stream)
+
+    async def protected(
+        self, session: Session, receipts: AnswerReceipts, level: ProtectionLevel, reused: int
+    ) -> Protection:
+        """What the protection of an answer comes to that a session still holds.
+
+        Args:
+            reused: of its tokens, how many were not computed for it.
+        """
+        return FAST if level == "fast" else await self.audits.check(session, receipts, reused)
 
     async def embed(
         self,

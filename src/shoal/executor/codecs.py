@@ -18,6 +18,7 @@ have, :func:`shoal.wire.payload.encoded_bytes` says; the wire has checked it bef
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -81,6 +82,14 @@ def split_rows(payload: bytes, codec: Codec, rows: int, width: int) -> list[byte
         + payload[rows * scales + row * width : rows * scales + (row + 1) * width]
         for row in range(rows)
     ]
+
+
+def join_rows(rows: Sequence[bytes], codec: Codec, width: int) -> bytes:
+    """The opposite of :func:`split_rows`."""
+    if codec != "int8":
+        return b"".join(rows)
+    scales = 4 * -(-width // INT8_BLOCK)
+    return b"".join(row[:scales] for row in rows) + b"".join(row[scales:] for row in rows)
 
 
 def _encode_with_numpy(array: Floats, codec: Codec) -> bytes:

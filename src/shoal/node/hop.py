@@ -358,6 +358,10 @@ class Hop:
         """
         return await self.engine.settled(partial(self._work.copy, tokens))
 
+    def sent_rows(self, first: int, count: int) -> list[bytes] | None:
+        """Rows that were sent to the next hop; ``None`` where they were not kept. From any thread."""
+        return self._kept.rows(first, count, self.engine.width)
+
     def _failed(self, step: Step, error: ShoalError) -> None:
         self.queue.forget(step.position)
         self.fail(step.number, error)

@@ -107,6 +107,20 @@ class ResendBuffer:
             return None
         return list(_merged(kept)) if self._merge else kept
 
+    def rows(self, first: int, count: int, width: int) -> list[bytes] | None:
+        """What was sent for ``count`` positions from ``first`` on, each row as if it had been sent alone.
+
+        ``None`` when some of it is missing.
+        """
+        last = first + count
+        with self._room.lock:
+            within = [e for e in self._entries if e.end > first and e.position < last] if self._whole else []
+        found: list[bytes] = []
+        for entry in within:
+            alone = split_rows(entry.payload, entry.codec, entry.tokens, width)
+            found += alone[max(first - entry.position, 0) : last - entry.position]
+        return found if len(found) == count else None
+
     def clear(self) -> None:
         """Give the room back; what comes after is not kept until the session begins again."""
         with self._room.lock:

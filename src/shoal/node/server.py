@@ -21,6 +21,7 @@ from shoal.net.moving.mover import Where
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.node.admission import Admission, Service
+from shoal.node.audits.reveal import RevealDesk
 from shoal.node.decoding.at_once import run_at_once
 from shoal.node.handlers import Handlers
 from shoal.node.hop import Hop
@@ -42,6 +43,7 @@ from shoal.wire.messages import (
     Receipts,
     Refused,
     Rerouted,
+    Revealed,
     Step,
 )
 
@@ -88,6 +90,7 @@ class SpanServer:
         self._admission = Admission(mine, self.channels, self.load, self._measured, wire)
         self._rerouting = Rerouting(mine, self.channels, self.load, self._peer, self._spawn)
         self._receipts = ReceiptDesk(mine, network.sign, self._spawn)
+        self._reveals = RevealDesk(mine, self._spawn)
         self._nursery: trio.Nursery | None = None
         self._register()
 
@@ -96,8 +99,9 @@ class SpanServer:
         self.handlers.register(Open, self._open)
         self._rerouting.register(self.handlers)
         self._receipts.register(self.handlers)
+        self._reveals.register(self.handlers)
         self.handlers.register(Close, self._close)
-        for answer in (Failed, Opened, Refused, Rerouted, Located, Receipts):
+        for answer in (Failed, Opened, Refused, Rerouted, Located, Receipts, Revealed):
             self.handlers.register(answer, _ignore)
 
     @property

@@ -43,6 +43,10 @@ NEWCOMER = GOOD / (GOOD + BAD)
 """The trust in a peer of which nothing is known."""
 BELIEVED = 4.0
 """Where nobody is proven, a newcomer is believed to be this many times as fast as the usual one, not more."""
+LIE = 256.0
+"""Faults that a peer has for rows that it did not compute, as two auditors found."""
+LIE_HALF_LIFE_S = 86400.0
+"""Of that, half is forgiven in this time: whoever has a name for honesty is avoided for some three days."""
 SESSIONS = 4
 """The last sessions whose pace counts."""
 LIMIT = 4096
@@ -57,11 +61,22 @@ class _Record:
     faults: float = 0.0
     since: float = 0.0
     """When ``faults`` was right."""
+    lied_at: float | None = None
+    """When it last computed something else than it should have."""
     block_s: deque[float] = field(default_factory=lambda: deque(maxlen=SESSIONS))
     """Time of a step through one block, by session."""
 
-    def faults_now(self, now: float) -> float:
+    def passing_faults(self, now: float) -> float:
         return self.faults * 0.5 ** (max(0.0, now - self.since) / HALF_LIFE_S)
+
+    def faults_now(self, now: float) -> float:
+        lies = 0.0 if self.lied_at is None else LIE * lie_left(now - self.lied_at)
+        return self.passing_faults(now) + lies
+
+
+def lie_left(age_s: float) -> float:
+    """What is left of a lie after so long; one from the future, by a clock that was set back, is new."""
+    return 0.5 ** (max(0.0, age_s) / LIE_HALF_LIFE_S)
 
 
 class Reputation:
@@ -92,7 +107,12 @@ class Reputation:
     def failed(self, peer: PeerId, now: float, share: float = WHOLE_FAULT) -> None:
         """Hold a fault against a peer, or a share of one."""
         record = self._record(peer)
-        record.faults, record.since = record.faults_now(now) + share, now
+        record.faults, record.since = record.passing_faults(now) + share, now
+
+    def lied(self, peer: PeerId, at: float) -> None:
+        """A peer computed something else than it should have, as was shown at the time ``at``."""
+        record = self._record(peer)
+        record.lied_at = at if record.lied_at is None else max(record.lied_at, at)
 
     def trust(self, peer: PeerId, now: float) -> float:
         """The share of steps that the peer is expected to do well, in (0, 1)."""
@@ -152,6 +172,10 @@ class Reputation:
         record = self._records.setdefault(peer, _Record())
         self._records.move_to_end(peer)
         if len(self._records) > LIMIT:
-            others = (one for one, seen in self._records.items() if seen.answers < PROVEN and one != peer)
+            others = (
+                one
+                for one, seen in self._records.items()
+                if seen.answers < PROVEN and seen.lied_at is None and one != peer
+            )
             del self._records[next(others, next(iter(self._records)))]
         return record

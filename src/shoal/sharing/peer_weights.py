@@ -190,6 +190,11 @@ def span_tensors(
     return own + [entry for entry in ends if is_position_bias(entry.name)]
 
 
+def has_span(model: LocalModel, span: Span) -> bool:
+    """Whether all tensors of a span are on this machine. Raises BadWeights: the model cannot be read."""
+    return not _missing_items(model, partial(span_tensors, span))
+
+
 def _make_folder(folder: Path, manifest: Manifest) -> PulledFolder:
     made = PulledFolder(folder, manifest)
     text = json.dumps(manifest.config, indent=2, ensure_ascii=False) + "\n"

@@ -49,6 +49,33 @@ async def join_swarm(
             check=PUBLIC_NOTICE,
             next_command="the same command with --public",
         )
+    with one_error():
+        async with (
+            enter_network(settings, membership, identity, listen=listen) as network,
+            trio.open_nursery() as nursery,
+        ):
+            member = Member(
+                network,
+                announce_s=settings.announce_s,
+                expiry_s=settings.expiry_s,
+                bootstrap=(*_here(settings, membership), *membership.bootstrap, *settings.bootstrap),
+            )
+            await nursery.start(member.run)
+            try:
+                yield network, member
+            finally:
+                nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def enter_network(
+    settings: Settings, membership: Membership, identity: Identity, *, listen: bool
+) -> AsyncGenerator[Network]:
+    """A place in a swarm's network until the block ends, without being a member: peers can be dialled.
+
+    Raises:
+        PortInUse: a port was asked for and is taken.
+    """
     from shoal.net.host import NetworkSettings, open_network  # noqa: PLC0415  libp2p takes a second to import
 
     network_settings = NetworkSettings(
@@ -63,19 +90,8 @@ async def join_swarm(
         port_map=settings.port_map,
         mdns=settings.mdns,
     )
-    with one_error():
-        async with open_network(network_settings) as network, trio.open_nursery() as nursery:
-            member = Member(
-                network,
-                announce_s=settings.announce_s,
-                expiry_s=settings.expiry_s,
-                bootstrap=(*_here(settings, membership), *membership.bootstrap, *settings.bootstrap),
-            )
-            await nursery.start(member.run)
-            try:
-                yield network, member
-            finally:
-                nursery.cancel_scope.cancel()
+    async with open_network(network_settings) as network:
+        yield network
 
 
 def reachable(settings: Settings, membership: Membership) -> Membership:

@@ -50,9 +50,18 @@ class MemoryPeers(Generic[NodeT]):
         """One more client, with a home of its own if one is given."""
         network = self.world.network()
         settings = memory_settings(home or self.settings.paths.data, **options)
-        swarm = Swarm(network, await self._member(network), settings, ModelStore(settings.paths.models))
+        store = ModelStore(settings.paths.models)
+        swarm = Swarm(network, await self._member(network), settings, store, self._another_identity)
         await self.nursery.start(swarm.move_messages)
         return swarm
+
+    @asynccontextmanager
+    async def _another_identity(self) -> AsyncGenerator[MemoryNetwork]:
+        network = self.world.network()
+        try:
+            yield network
+        finally:
+            self.world.kill(network.peer)
 
     async def _add(self, start: Start[NodeT], options: Mapping[str, Any]) -> NodeT:
         network = self.world.network()

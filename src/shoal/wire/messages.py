@@ -16,6 +16,8 @@ The life of a session, seen from a hop::
     client ← Located
     client → GetReceipts     sign what you have done
     client ← Receipts
+    client → Reveal          show rows that you have sent on
+    client ← Revealed
     client → Close           free the KV (so does losing the client's channel)
 
 A graph's segments keep nothing, so a session on them is asked again and again, and each time answered::
@@ -64,6 +66,8 @@ MAX_HOPS = 256
 
 MAX_WINDOWS = 128
 """Receipts of one message: 18 KB."""
+MAX_REVEALED = 1 << 20
+"""Bytes of rows in one message, but for a single row that is longer."""
 
 MAX_PIECE = 1 << 20
 """Bytes of one piece of a model: a chunk of those that are hashed by themselves."""
@@ -287,6 +291,29 @@ class Receipts(_Message, frozen=True, tag="receipts"):
     """Why there are none."""
 
 
+class Reveal(_Message, frozen=True, tag="reveal"):
+    """Ask a hop for the rows that it has sent on, one for each position: as many come as a message may have.
+
+    Whoever has its receipts can tell whether these are the rows.
+    """
+
+    session: SessionBytes
+    first: Count
+    tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+
+
+class Revealed(_Message, frozen=True, tag="revealed"):
+    """Its payload: the rows, each as if it had been sent alone, one after another."""
+
+    session: SessionBytes
+    first: Count
+    rows: Count
+    size: Annotated[int, Meta(ge=0, le=MAX_PAYLOAD)]
+    """Bytes of all rows."""
+    refused: Text = ""
+    """Why there are none."""
+
+
 class Close(_Message, frozen=True, tag="close"):
     session: SessionBytes
 
@@ -403,6 +430,8 @@ Message = (
     | Located
     | GetReceipts
     | Receipts
+    | Reveal
+    | Revealed
     | Close
     | Infer
     | Inferred
@@ -453,12 +482,12 @@ def decode(header: bytes | bytearray | memoryview, payload_size: int) -> Message
 
 
 def payload_bytes(message: Message) -> int:
-    """Bytes of payload that ``message`` declares: 0 for everything but tensors, a piece and evidence.
+    """Bytes of payload that ``message`` declares: 0 for everything but tensors, rows, a piece and evidence.
 
     Raises:
         RemoteProtocolError: as :func:`shoal.wire.payload.declared_bytes`.
     """
-    if isinstance(message, Fetched | Attested):
+    if isinstance(message, Fetched | Revealed | Attested):
         return message.size
     if isinstance(message, Infer | Inferred):
         return array_bytes(message.arrays)

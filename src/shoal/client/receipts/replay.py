@@ -19,7 +19,7 @@ from shoal.errors import NotAllowed, ShoalError, StepFailed, UsageError
 from shoal.executor.arrays import Floats
 from shoal.executor.codecs import decode, encode
 from shoal.executor.load import load_ends_runner, load_runner
-from shoal.executor.runner import SessionRows
+from shoal.executor.runner import Runner, SessionRows
 from shoal.models.store.local_model import LocalModel
 from shoal.progress import Progress, silent
 from shoal.trust.answer import KeptAnswer
@@ -94,7 +94,7 @@ def replay(
     for index, hop in enumerate(answer.hops):
         progress(f"Computing blocks {hop.span}", index, len(answer.hops))
         rows, came = _as_sent(answer, rows)
-        out = _through(model, hop.span, numerics, settings, rows)
+        out = through(load_exact(model, hop.span, numerics, settings), hop.span, rows)
         rows, went = _as_sent(answer, out)
         if (wrong := _compare(answer, index, came, went)) is not None:
             return ReplayResult(0, 0, wrong)
@@ -116,7 +116,13 @@ def _as_sent(answer: KeptAnswer, rows: Floats) -> tuple[Floats, RowLog]:
     return np.concatenate(arrived), log
 
 
-def _through(model: LocalModel, span: Span, numerics: Numerics, settings: Settings, rows: Floats) -> Floats:
+def load_exact(model: LocalModel, span: Span, numerics: Numerics, settings: Settings) -> Runner:
+    """Blocks of a model, to compute with the bits that every machine has.
+
+    Raises:
+        NotAllowed: this machine has others.
+        ShoalError: the weights cannot be loaded.
+    """
     runner = load_runner(
         model,
         span,
@@ -131,6 +137,11 @@ def _through(model: LocalModel, span: Span, numerics: Numerics, settings: Settin
             check="build the C kernels, and compute on the CPU",
             next_command="shoal doctor",
         )
+    return runner
+
+
+def through(runner: Runner, span: Span, rows: Floats) -> Floats:
+    """What blocks make of the rows of one session, from its first position on. Raises ShoalError."""
     state = runner.open(span, runner.make_pool(len(rows)).promise(len(rows)))
     outs: list[Floats] = []
     for a in range(0, len(rows), ROWS):

@@ -31,6 +31,8 @@ from shoal.wire.messages import (
     Refused,
     Reroute,
     Rerouted,
+    Reveal,
+    Revealed,
     SignedWindow,
     shorten,
 )
@@ -93,13 +95,14 @@ class HopFailed(ShoalError):
         self.error = error
 
 
-HopRequest = Open | Reroute | Locate | GetReceipts
-HopReply = Opened | Refused | Rerouted | Located | Receipts
+HopRequest = Open | Reroute | Locate | GetReceipts | Reveal
+HopReply = Opened | Refused | Rerouted | Located | Receipts | Revealed
 _FITS: dict[type[HopRequest], tuple[type[HopReply], ...]] = {
     Open: (Opened, Refused),
     Reroute: (Rerouted,),
     Locate: (Located,),
     GetReceipts: (Receipts,),
+    Reveal: (Revealed,),
 }
 
 
@@ -125,6 +128,7 @@ class RingHop:
         """Whether that is another hop's word against its own, so that it may be asked again."""
         self.asked: HopRequest | None = None
         self._reply: HopReply | None = None
+        self._payload = b""
         self._replied = trio.Event()
 
     @property
@@ -209,7 +213,34 @@ class RingHop:
             found += reply.windows
         return found
 
-    def replied(self, message: HopReply) -> None:
+    async def sent_rows(self, session: bytes, tokens: int, row_bytes: int, timeout_s: float) -> list[bytes]:
+        """The rows that it says it has sent on for the first ``tokens`` positions, each by itself.
+
+        Raises:
+            HopLost: the hop is gone.
+            DeadlineExceeded: it did not reply in time.
+            NotAllowed: it shows none; says why.
+            RemoteProtocolError: it shows other positions than those that were asked for, or rows of another
+                size.
+        """
+        found: list[bytes] = []
+        until = trio.current_time() + timeout_s
+        while len(found) < tokens:
+            asked = Reveal(session, len(found), tokens - len(found))
+            reply = await self.ask(asked, seconds_left(until))
+            if not isinstance(reply, Revealed) or reply.refused:
+                why = reply.refused if isinstance(reply, Revealed) else "it answers with something else"
+                raise NotAllowed(why)
+            fits = reply.size == reply.rows * row_bytes and 0 < reply.rows <= asked.tokens
+            if reply.first != asked.first or not fits:
+                raise RemoteProtocolError(
+                    f"{reply.rows} rows of {reply.size} bytes from position {reply.first} on"
+                )
+            payload, self._payload = self._payload, b""
+            found += [payload[at : at + row_bytes] for at in range(0, len(payload), row_bytes)]
+        return found
+
+    def replied(self, message: HopReply, payload: bytes = b"") -> None:
         """Take a reply in.
 
         Raises:
@@ -221,7 +252,7 @@ class RingHop:
             raise RemoteProtocolError(
                 f"a {type(message).__name__} to a question of the kind {type(self.asked).__name__}"
             )
-        self._reply = message
+        self._reply, self._payload = message, payload
         self._replied.set()
 
     def lose(self, reason: str, *, contested: bool = False) -> None:

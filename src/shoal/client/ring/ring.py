@@ -47,6 +47,7 @@ from shoal.wire.messages import (
     Receipts,
     Refused,
     Rerouted,
+    Revealed,
     SignedWindow,
     Step,
 )
@@ -307,6 +308,11 @@ class Ring:
         signed = await self._places.receipts(nonce, tokens, timeout_s)
         return list(zip(self._places.hops, signed, strict=True))
 
+    async def sent_rows(self, index: int, tokens: int, timeout_s: float) -> list[bytes]:
+        """The rows that a hop says it has sent on. Raises as :meth:`RingHop.sent_rows`."""
+        row_bytes = encoded_bytes(1, self._shape.hidden_size, self.codec)
+        return await self._places.hops[index].sent_rows(self.session, tokens, row_bytes, timeout_s)
+
     def roll_back(self, position: int) -> None:
         """Go on from ``position``: with the next step, every hop forgets what it computed beyond it."""
         with self._giving_up:
@@ -328,8 +334,8 @@ class Ring:
         if hop is None:
             return
         match message:
-            case Opened() | Refused() | Rerouted() | Located() | Receipts():
-                self._places.hops[hop].replied(message)
+            case Opened() | Refused() | Rerouted() | Located() | Receipts() | Revealed():
+                self._places.hops[hop].replied(message, payload)
             case Step():
                 self._returned(hop, message, payload)
             case Failed():

@@ -26,7 +26,18 @@ from shoal.tasks import ends_alone
 from shoal.trust.attestation.measurements import Measurements, read_measurements
 from shoal.trust.attestation.verify import MAKERS, Roots
 from shoal.types import Codec, ModelShape, Numerics, PeerId, SessionId, Span
-from shoal.wire.messages import Attested, Failed, Located, Message, Opened, Receipts, Refused, Rerouted, Step
+from shoal.wire.messages import (
+    Attested,
+    Failed,
+    Located,
+    Message,
+    Opened,
+    Receipts,
+    Refused,
+    Rerouted,
+    Revealed,
+    Step,
+)
 
 OPEN_ATTEMPTS = 64
 """Routes that are tried for one session."""
@@ -166,7 +177,7 @@ class Rings:
                 raise search.refused or error from None
             has_s = self._opens_within_s(search, route, timeout_s) if search.hurried else timeout_s
             try:
-                return await self._open(shape, numerics, tokens, route, has_s, codec, finder)
+                return await self.open_over(route, shape, numerics, tokens, has_s, codec, finder)
             except HopRefused as error:
                 await self._note_refusal(search, route, error, hurried=has_s < timeout_s)
         raise search.refused or NoCoverage("no route was found")
@@ -233,16 +244,25 @@ class Rings:
         """Seconds to each peer that we have a channel to; ``None`` where it is not measured yet."""
         return {channel.peer: channel.rtt_s for channel in self._pool.all()}
 
-    async def _open(
+    async def open_over(
         self,
+        route: Sequence[RouteHop],
         shape: ModelShape,
         numerics: Numerics,
         tokens: int,
-        route: Sequence[RouteHop],
         timeout_s: float,
         codec: Codec | None,
-        finder: RouteFinder,
+        finder: RouteFinder | None = None,
     ) -> Ring:
+        """A ring over this route and no other.
+
+        Args:
+            finder: tells whether a lost hop can be replaced; by default whoever finds routes over all peers.
+
+        Raises:
+            HopRefused: a hop does not take part.
+        """
+        finder = finder or self.finder
         wire = self._settings.wire
         ring = Ring(
             self._pool,
@@ -297,7 +317,7 @@ class Rings:
         match message:
             case Attested() if self.attested is not None:
                 self.attested.questions.answered(channel, message, payload)
-            case Opened() | Refused() | Rerouted() | Located() | Receipts() | Step() | Failed():
+            case Opened() | Refused() | Rerouted() | Located() | Receipts() | Revealed() | Step() | Failed():
                 ring = self._rings.get(SessionId(message.session))
                 if ring is not None:  # else it was closed a moment ago
                     ring.deliver(channel, message, payload)

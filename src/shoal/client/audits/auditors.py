@@ -1,0 +1,206 @@
+"""Who computes a hop's blocks again: this machine, where it has the weights, or another peer.
+
+A peer is asked as any hop is: a session over the span, whose prompt are the rows that the hop was given. By
+an identity that is used for this alone it cannot tell from whom it has them, nor what they are of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from shoal.client.receipts.replay import ROWS, load_exact, through
+from shoal.client.ring.hop import RouteHop
+from shoal.client.ring.rings import Rings
+from shoal.config import Settings
+from shoal.errors import DeadlineExceeded, NotAllowed, ShoalError
+from shoal.executor.arrays import join
+from shoal.executor.codecs import decode, encode, join_rows
+from shoal.executor.runner import Runner
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.digest import changed_items
+from shoal.models.checkpoint.manifest import read_manifest
+from shoal.models.checkpoint.parts import MANIFEST
+from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
+from shoal.net.network import Network
+from shoal.sharing.peer_weights import has_span
+from shoal.swarm.member import Member
+from shoal.tasks import one_error
+from shoal.trust.rows import RowLog, row_hashes
+from shoal.types import Codec, ModelShape, Numerics, Span
+
+OPEN_WITHIN_S = 5.0
+AUDIT_WITHIN_S = 60.0
+"""What a peer has for all rows of an audit."""
+IN_FLIGHT = 4
+"""Steps of an audit that are on their way at once."""
+HERE = "this machine"
+
+OtherIdentity = Callable[[], AbstractAsyncContextManager[Network]]
+"""A place in the same swarm under an identity that nobody knows, for as long as the block."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditJob:
+    """What is to be computed again."""
+
+    shape: ModelShape
+    numerics: Numerics
+    codec: Codec
+    span: Span
+    rows: Sequence[bytes]
+    """What the hop was given, each row by itself."""
+
+    def pieces(self) -> Iterator[tuple[int, int, bytes]]:
+        """Where each piece begins, its rows, and these as they travel."""
+        for first in range(0, len(self.rows), ROWS):
+            part = self.rows[first : first + ROWS]
+            yield first, len(part), join_rows(part, self.codec, self.shape.hidden_size)
+
+
+class Auditor(Protocol):
+    """Computes a hop's blocks again."""
+
+    @property
+    def name(self) -> str:
+        """A peer's id, or this machine."""
+        ...
+
+    async def compute(self, job: AuditJob) -> RowLog:
+        """The hashes of what comes out.
+
+        Raises:
+            ShoalError: nothing does.
+        """
+        ...
+
+
+class OwnAuditor:
+    """This machine. The blocks that it computed last stay in memory: the next audit may need them again."""
+
+    def __init__(self, settings: Settings, store: ModelStore) -> None:
+        self._settings = settings
+        self._store = store
+        self._limiter = trio.CapacityLimiter(1)  # a runner is for one thread at a time
+        self._held: tuple[tuple[str, Span, Numerics], Runner] | None = None
+
+    def __call__(self, *, checked: bool = False) -> Auditor:
+        """As an auditor.
+
+        Args:
+            checked: read the blocks anew, once every weight has been compared with the model's manifest.
+        """
+        return _Here(self, checked)
+
+    async def can(self, job: AuditJob) -> bool:
+        """Whether the blocks are here."""
+        return await trio.to_thread.run_sync(self._can, job)
+
+    async def compute(self, job: AuditJob, *, checked: bool) -> RowLog:
+        """As :meth:`Auditor.compute`."""
+        return await trio.to_thread.run_sync(self._compute, job, checked, limiter=self._limiter)
+
+    def _can(self, job: AuditJob) -> bool:
+        model = self._store.find(job.shape.digest)
+        return model is not None and has_span(model, job.span)
+
+    def _compute(self, job: AuditJob, checked: bool) -> RowLog:
+        runner = self._runner(job, checked)
+        width, log = job.shape.hidden_size, RowLog()
+        rows = [decode(payload, job.codec, count, width) for _, count, payload in job.pieces()]
+        out = through(runner, job.span, join(rows))
+        for first in range(0, len(out), ROWS):
+            part = out[first : first + ROWS]
+            log.note(first, len(part), row_hashes(encode(part, job.codec), job.codec, len(part), width))
+        return log
+
+    def _runner(self, job: AuditJob, checked: bool) -> Runner:
+        key = (job.shape.digest, job.span, job.numerics)
+        if self._held is not None and self._held[0] == key and not checked:
+            return self._held[1]
+        self._held = None  # before the next one is loaded: there may not be room for both
+        model = self._store.find(job.shape.digest)
+        if model is None:
+            raise NotAllowed(f"{job.shape.name} is not on this machine")
+        if checked:
+            self._check_weights(model)
+        runner = load_exact(model, job.span, job.numerics, self._settings)
+        self._held = (key, runner)
+        return runner
+
+    def _check_weights(self, model: LocalModel) -> None:
+        manifest = read_manifest((self._store.shared_files(model) / MANIFEST).read_bytes())
+        if changed := changed_items(open_checkpoint(model.path), manifest):
+            raise NotAllowed(
+                f"{changed[0]} of {model.name} on this machine is not what it was: audits here mean nothing",
+                check="remove the model and fetch it again",
+                next_command=f"shoal verify ANSWER.json, or shoal models rm {model.name}",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    auditor: OwnAuditor
+    checked: bool
+
+    @property
+    def name(self) -> str:
+        return f"{HERE}, its weights checked" if self.checked else HERE
+
+    async def compute(self, job: AuditJob) -> RowLog:
+        return await self.auditor.compute(job, checked=self.checked)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAuditor:
+    """Another peer, or several that have the blocks between them."""
+
+    route: Sequence[RouteHop]
+    member: Member
+    settings: Settings
+    identity: OtherIdentity
+
+    @property
+    def name(self) -> str:
+        return " and ".join(hop.address.peer for hop in self.route)
+
+    async def compute(self, job: AuditJob) -> RowLog:
+        """As :meth:`Auditor.compute`, within ``AUDIT_WITHIN_S``."""
+        with one_error():
+            async with self.identity() as network, trio.open_nursery() as nursery:
+                rings = Rings(network, self.member, self.settings)
+                await nursery.start(rings.run)
+                log = RowLog()
+                with trio.move_on_after(AUDIT_WITHIN_S):
+                    log = await self._ask(rings, job)
+                nursery.cancel_scope.cancel()
+        if len(log) != len(job.rows):
+            raise DeadlineExceeded(f"{self.name} has not computed all rows of an audit in time")
+        return log
+
+    async def _ask(self, rings: Rings, job: AuditJob) -> RowLog:
+        tokens = len(job.rows)
+        ring = await rings.open_over(self.route, job.shape, job.numerics, tokens, OPEN_WITHIN_S, job.codec)
+        try:
+            for _, count, payload in job.pieces():
+                if ring.rules.in_flight >= IN_FLIGHT:
+                    await ring.receive()
+                await ring.send(payload, job.codec, count, count)
+            while ring.rules.in_flight:
+                await ring.receive()
+            return ring.received.copy(tokens)
+        finally:
+            await rings.close(ring)
+
+
+async def computed(auditor: Auditor, job: AuditJob) -> RowLog | ShoalError:
+    """What an auditor gives, or why it gives nothing."""
+    try:
+        return await auditor.compute(job)
+    except ShoalError as error:
+        return error

@@ -1,0 +1,314 @@
+"""Audits of one client's answers: drawn, computed, judged, remembered.
+
+Rows are asked for while the session is open, and what follows is done before the caller goes on: an answer
+says what it came to. No audit changes an answer's tokens or fails it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from random import SystemRandom
+
+import trio
+from blake3 import blake3
+
+from shoal.client.audits.audit_book import AuditBook
+from shoal.client.audits.auditors import (
+    AuditJob,
+    Auditor,
+    OtherIdentity,
+    OwnAuditor,
+    PeerAuditor,
+    computed,
+)
+from shoal.client.audits.protection import AuditResult, Protection
+from shoal.client.receipts.pull import AnswerReceipts
+from shoal.client.ring.rings import Rings
+from shoal.client.session import Session
+from shoal.config import Settings
+from shoal.errors import Busy, DigestMismatch, NoCoverage, ShoalError
+from shoal.models.store.store import ModelStore
+from shoal.net.addresses import host_and_port
+from shoal.routing.reputation import REFUSAL, SHARED_FAULT
+from shoal.trust.answer import KeptAnswer
+from shoal.trust.audit import (
+    AuditTarget,
+    Chance,
+    Judgement,
+    Opinion,
+    Verdict,
+    auditable,
+    differing_window,
+    is_whole,
+    judge,
+    misfit_window,
+    next_target,
+    settled,
+)
+from shoal.trust.audit_record import AuditRecord, Conviction
+from shoal.trust.rows import WINDOW, RowLog
+from shoal.types import Numerics, PeerAddress, PeerId
+from shoal.wire.payload import encoded_bytes
+
+REVEAL_WITHIN_S = 5.0
+"""What a hop has to show the rows that it sent."""
+MOST_ASKED = 6
+"""Auditors that are asked for one audit, those that give nothing among them."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """What the record of audits came to with one more answer."""
+
+    target: AuditTarget | None
+    share: float
+
+
+class Audits:
+    """See the module.
+
+    Args:
+        identity: for asking peers; without one, only this machine audits.
+    """
+
+    def __init__(
+        self,
+        rings: Rings,
+        settings: Settings,
+        store: ModelStore,
+        identity: OtherIdentity | None,
+    ) -> None:
+        self._rings = rings
+        self._settings = settings
+        self._identity = identity
+        self.chance: Chance = SystemRandom().random
+        """Draws what is audited."""
+        self._book = AuditBook(settings.paths.audits)
+        self.own = OwnAuditor(settings, store)
+
+    async def remember(self) -> None:
+        """Hold against peers what earlier audits on this machine have shown."""
+        try:
+            record = await trio.to_thread.run_sync(self._book.read)
+        except ShoalError as error:
+            log.warning("what earlier audits have found is not known: %s", error.message)
+            return
+        now = trio.current_time()
+        for peer, age_s in record.ages(time.time()):
+            self._rings.finder.reputation.lied(peer, now - age_s)
+
+    async def check(self, session: Session, receipts: AnswerReceipts, reused: int = 0) -> Protection:
+        """Audit what is due of an answer that a session still holds.
+
+        Args:
+            reused: of its tokens, how many were not computed for it.
+        """
+        kept, faults = receipts.kept, receipts.faults
+        bad = {hop for fault in faults for hop in fault.hops}
+        signed = tuple(h.peer for i, h in enumerate(kept.hops) if h.receipts and i not in bad)
+        found = Protection(
+            "audited",
+            "fast",
+            signed,
+            budget=self._settings.audit_budget,
+            faults=tuple(fault.what for fault in faults),
+        )
+        numerics = Numerics.parse(kept.numerics)
+        if not numerics.exact:
+            why = (
+                f"audits need bits that every machine has, and by {numerics} there are none: ask for int8 or "
+                "int4 of nodes that compute on the CPU"
+            )
+            return replace(found, faults=(*found.faults, why))
+        try:
+            audits, share = await self._audit_all(session, receipts, reused)
+        except ShoalError as error:
+            return replace(found, faults=(*found.faults, f"no audit was possible: {error.message}"))
+        whole = is_whole(kept, faults) and all(audit.verdict == "same" for audit in audits)
+        return replace(found, level="audited" if whole else "fast", audits=audits, share=share)
+
+    async def _audit_all(
+        self, session: Session, receipts: AnswerReceipts, reused: int
+    ) -> tuple[tuple[AuditResult, ...], float]:
+        kept, audits = receipts.kept, list[AuditResult]()
+        hops = auditable(kept, receipts.faults)
+        rows, share = max(0, kept.tokens - reused), 0.0
+        while True:
+            drawn = await self._draw(kept, hops, rows)
+            rows, share = 0, drawn.share  # this answer has counted
+            if drawn.target is None:
+                return tuple(audits), share
+            audits.append(await self._audit(session, kept, drawn.target))
+            del hops[drawn.target.hop]
+
+    async def _draw(self, kept: KeptAnswer, hops: dict[int, int], rows: int) -> _Drawn:
+        blocks = sum(hop.end - hop.start for hop in kept.hops)
+        row_bytes = encoded_bytes(1, kept.width, kept.codec)
+
+        def change(record: AuditRecord) -> tuple[AuditRecord, _Drawn]:
+            account = record.account
+            if not account.earned:
+                account = account.draw(self.chance)
+            account = account.answered(rows, blocks)
+            target = next_target(account, kept, hops, self._settings.audit_budget, row_bytes)
+            if target is not None:
+                account = account.pay(target.cost).draw(self.chance)
+            return record.with_account(account), _Drawn(target, account.share)
+
+        return await trio.to_thread.run_sync(self._book.change, change)
+
+    async def _audit(self, session: Session, kept: KeptAnswer, target: AuditTarget) -> AuditResult:
+        """One hop, computed again until it is clear what that shows."""
+        rows = await self._rows(session, kept, target)
+        if isinstance(rows, str):
+            return _result(kept, target, "open", (), rows)
+        numerics = Numerics.parse(kept.numerics)
+        job = AuditJob(session.shape, numerics, kept.codec, target.span, rows)
+        opinions, asked = await self._opinions(session, kept, target, job)
+        judgement = judge(opinions)
+        by = tuple(opinion.by for opinion in opinions)
+        await self._remember(kept, target, judgement)
+        return _result(kept, target, judgement.verdict, by, _what(kept, target, judgement, opinions, asked))
+
+    async def _rows(self, session: Session, kept: KeptAnswer, target: AuditTarget) -> list[bytes] | str:
+        """What a hop was given, as its receipts say; or why that is not to be had."""
+        if target.hop == 0:
+            rows = await session.sent_rows(target.tokens)
+        else:
+            before = kept.hops[target.hop - 1]
+            try:
+                rows = await session.ring.sent_rows(target.hop - 1, target.tokens, REVEAL_WITHIN_S)
+            except ShoalError as error:
+                self._hold_against(before.peer, SHARED_FAULT)
+                return f"{before.peer} does not show what it sent on, so nothing is shown: {error.message}"
+        given = RowLog(b"".join(blake3(row).digest() for row in rows))
+        if (window := misfit_window(kept, target, given)) is None:
+            return rows
+        if target.hop:
+            self._hold_against(kept.hops[target.hop - 1].peer, SHARED_FAULT)
+        who = kept.hops[target.hop - 1].peer if target.hop else "this client"
+        return f"{who} shows other rows than were signed for, in window {window}, so nothing is shown"
+
+    async def _opinions(
+        self, session: Session, kept: KeptAnswer, target: AuditTarget, job: AuditJob
+    ) -> tuple[list[Opinion], list[str]]:
+        """What auditors found, and why others found nothing."""
+        opinions, silent = list[Opinion](), list[str]()
+        tried = {PeerId(kept.hops[target.hop].peer)}
+        own = await self.own.can(job)
+        here = own
+        for _ in range(MOST_ASKED):
+            auditor: Auditor | None = self.own() if here else self._peer(session, job, tried)
+            here = False
+            if auditor is None and own and opinions:
+                auditor, own = self.own(checked=True), False
+            if auditor is None:
+                break
+            if isinstance(auditor, PeerAuditor):
+                tried |= {hop.address.peer for hop in auditor.route}
+            done = await computed(auditor, job)
+            if isinstance(done, ShoalError):
+                silent.append(f"{auditor.name} has not audited: {done.message}")
+                for hop in auditor.route if isinstance(auditor, PeerAuditor) else ():
+                    self._hold_against(hop.address.peer, REFUSAL)
+                continue
+            window = differing_window(kept, target, done)
+            root = b""
+            if window is not None:
+                root = done.window(window, kept.hops[target.hop].receipts[window].sent)[1]
+            if opinions:
+                await self._pay(target.cost)
+            opinions.append(Opinion(auditor.name, window, root))
+            if settled(opinions):
+                break
+        return opinions, silent
+
+    def _peer(self, session: Session, job: AuditJob, tried: set[PeerId]) -> PeerAuditor | None:
+        """Others who have the blocks: the least like those who were asked to compute, where there are any."""
+        if self._identity is None:
+            return None
+        finder, shape = self._rings.finder, job.shape
+        ring = {hop.address.peer for hop in session.ring.route}
+        hosts = _hosts(hop.address for hop in session.ring.route)
+        now = trio.current_time()
+        serving = finder.serving(shape, job.numerics.format)
+        doubtful = {PeerId(a.peer) for a in serving if finder.reputation.distrusted(PeerId(a.peer), now)}
+        beside = {PeerId(a.peer) for a in serving if _hosts([a.address]) & hosts}
+        for avoid in (tried | doubtful | ring | beside, tried | doubtful | ring, tried | doubtful):
+            try:
+                route = finder.find(shape, job.numerics, len(job.rows), avoid, span=job.span)
+            except (NoCoverage, Busy, DigestMismatch):
+                continue
+            if not {hop.address.peer for hop in route} & (tried | doubtful):
+                return PeerAuditor(route, self._rings.member, self._settings, self._identity)
+        return None
+
+    async def _pay(self, cost: int) -> None:
+        def change(record: AuditRecord) -> tuple[AuditRecord, None]:
+            return record.with_account(record.account.pay(cost)), None
+
+        await trio.to_thread.run_sync(self._book.change, change)
+
+    async def _remember(self, kept: KeptAnswer, target: AuditTarget, judgement: Judgement) -> None:
+        """Hold against a hop what two auditors found; against an auditor that two others contradict, half of
+        a fault: three who are one could say so of an honest one."""
+        for name in judgement.alone:
+            for peer in name.split(" and "):
+                self._hold_against(peer, SHARED_FAULT)
+        if judgement.verdict != "cheat":
+            return
+        peer = PeerId(kept.hops[target.hop].peer)
+        log.warning("audit: %s computes something else than its blocks %s", peer, target.span)
+        self._rings.finder.reputation.lied(peer, trio.current_time())
+        found = Conviction(peer, time.time(), kept.digest, target.span.start, target.span.end)
+
+        def change(record: AuditRecord) -> tuple[AuditRecord, None]:
+            return record.convict(found), None
+
+        await trio.to_thread.run_sync(self._book.change, change)
+
+    def _hold_against(self, peer: str, share: float) -> None:
+        self._rings.finder.reputation.failed(PeerId(peer), trio.current_time(), share)
+
+
+def _hosts(addresses: Iterable[PeerAddress]) -> set[str]:
+    """The hosts at which peers say that they are: who shares one may be one operator."""
+    found = (host_and_port(text) for address in addresses for text in (*address.libp2p, *address.direct))
+    return {host[0] for host in found if host is not None}
+
+
+def _result(
+    kept: KeptAnswer, target: AuditTarget, verdict: Verdict, by: tuple[str, ...], what: str
+) -> AuditResult:
+    peer = kept.hops[target.hop].peer
+    return AuditResult(target.hop, peer, target.span, target.tokens, verdict, by, what)
+
+
+def _what(
+    kept: KeptAnswer,
+    target: AuditTarget,
+    judgement: Judgement,
+    opinions: Sequence[Opinion],
+    silent: Sequence[str],
+) -> str:
+    """An audit in a sentence."""
+    who = f"hop {target.hop} ({kept.hops[target.hop].peer}, blocks {target.span})"
+    by = " and ".join(opinion.by for opinion in opinions)
+    if judgement.verdict == "same":
+        return f"{who} was computed again by {by}: {target.tokens} tokens to the bit"
+    if judgement.verdict == "cheat":
+        window = next(o.window for o in opinions if o.window is not None and o.by not in judgement.alone)
+        last = min((window + 1) * WINDOW, kept.tokens) - 1
+        return (
+            f"{who} has signed other rows than its blocks of this model give, at tokens {window * WINDOW} to "
+            f"{last}, as {by} found: ask again, it is avoided from now on"
+        )
+    if opinions:
+        return f"{who} gives other rows than {by}, and nobody else could confirm either: nobody is blamed"
+    why = silent[0] if silent else "nobody else serves these blocks, and they are not on this machine"
+    return f"{who} could not be audited: {why}"

@@ -1,0 +1,92 @@
+"""How well an answer is protected from hops that compute something else: what was asked for, and what came.
+
+``fast``: nobody checks anything. ``audited``: all hops sign the answer, the signatures are checked, and by
+chance, within a budget, a hop is computed again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from shoal.trust.audit import Verdict
+from shoal.types import ProtectionLevel, Span
+
+
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """What came of computing one hop again."""
+
+    hop: int
+    peer: str
+    span: Span
+    tokens: int
+    """Rows that were computed again, from the first on."""
+    verdict: Verdict
+    by: tuple[str, ...]
+    """The auditors: peers, or this machine."""
+    what: str
+    """In a sentence."""
+
+    def shown(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "hop": self.hop,
+            "peer": self.peer,
+            "start": self.span.start,
+            "end": self.span.end,
+            "tokens": self.tokens,
+            "verdict": self.verdict,
+            "by": list(self.by),
+            "what": self.what,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """What an answer's protection came to."""
+
+    asked: ProtectionLevel
+    level: ProtectionLevel
+    """What it has: less than was asked for where that could not be had, or where something was found."""
+    signed: tuple[str, ...] = ()
+    """The peers whose receipts hold."""
+    audits: tuple[AuditResult, ...] = ()
+    """Empty for most answers, as the budget allows few."""
+    share: float = 0.0
+    """Of the compute of all answers so far, what audits took."""
+    budget: float = 0.0
+    faults: tuple[str, ...] = field(default=())
+    """What was found, or why it has less than was asked for, in sentences."""
+
+    @property
+    def cheats(self) -> tuple[AuditResult, ...]:
+        """The audits that found a hop out."""
+        return tuple(audit for audit in self.audits if audit.verdict == "cheat")
+
+    def shown(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "asked": self.asked,
+            "level": self.level,
+            "signed_by": list(self.signed),
+            "audits": [audit.shown() for audit in self.audits],
+            "audit_share": round(self.share, 4),
+            "audit_budget": self.budget,
+            "faults": list(self.faults),
+        }
+
+    @property
+    def said(self) -> list[str]:
+        """For people."""
+        if self.asked == "fast":
+            return []
+        hops = "1 hop" if len(self.signed) == 1 else f"{len(self.signed)} hops"
+        spent = f"audits took {self.share:.1%} of the compute so far, of {self.budget:.1%} allowed"
+        drawn = "" if self.audits else ", none was drawn for an audit this time"
+        head = f"protection: {self.level}; signed by {hops}{drawn}; {spent}"
+        return [head, *(audit.what for audit in self.audits), *self.faults]
+
+
+FAST = Protection("fast", "fast")
+"""Of an answer for which nothing else was asked."""
