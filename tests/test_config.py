@@ -58,6 +58,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "speculate": ("off", "off"),
         "draft": ("SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct"),
         "objective": ("throughput", "throughput"),
+        "protect": ("audited", "audited"),
         "pin": ("one,two", ("one", "two")),
         "only": ("one two", ("one", "two")),
         "private_ends": ("2:1", "2:1"),

@@ -21,7 +21,16 @@ import platformdirs
 
 from shoal.errors import UsageError
 from shoal.option_values import option_value
-from shoal.types import Codec, Format, Kernels, Paths, PrivateEnds, ProtectionLevel, YieldMode
+from shoal.types import (
+    PROTECTION_LEVELS,
+    Codec,
+    Format,
+    Kernels,
+    Paths,
+    PrivateEnds,
+    ProtectionLevel,
+    YieldMode,
+)
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_SWARM = "home"
@@ -449,7 +458,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "max_sessions": (1, 1 << 20),
     "kv_tokens": (1, 1 << 40),
     "prefill_chunk": (0, 1 << 22),
-    "audit_budget": (0, 3),
+    "audit_budget": (0, 16),
     "store_days": (0, 3650),
     "announce_s": (0.05, 120),
     "expiry_s": (0.1, 300),
@@ -464,7 +473,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "kernels": get_args(Kernels),
     "yield_to_owner": get_args(YieldMode),
     "speculate": ("auto", "off"),
-    "protect": ("auto", *get_args(ProtectionLevel)),
+    "protect": ("auto", *PROTECTION_LEVELS),
     "share": ("auto", "on", "off"),
     "objective": ("latency", "throughput", "cost"),
     "log_level": ("debug", "info", "warning", "error"),

@@ -92,6 +92,17 @@ Kernels = Literal["auto", "torch"]
 
 ProtectionLevel = Literal["fast", "audited"]
 """How well an answer is protected from hops that compute something else (:mod:`shoal.client.audits`)."""
+PROTECTION_LEVELS: tuple[ProtectionLevel, ...] = get_args(ProtectionLevel)
+"""All that there are, the weakest first."""
+
+
+def protection_level(name: str | None) -> ProtectionLevel | None:
+    """The level of this name, if there is one."""
+    for level in PROTECTION_LEVELS:
+        if name == level:
+            return level
+    return None
+
 
 YieldMode = Literal["off", "share", "pause"]
 """What a node does while its machine is used for something else: nothing, compute less, or pause."""

@@ -124,6 +124,7 @@ def answer_fields(answer: Answer, question: AnswerRequest) -> dict[str, Any]:
         "own": [own.shown() for own in answer.own],
         "reroutes": list(answer.reroutes),
         "speculation": answer.timing.speculation.shown(),
+        "protection": answer.protection.shown() | {"said": answer.protection.said},
     }
 
 
@@ -178,6 +179,12 @@ def say_speed(fields: dict[str, Any]) -> None:
         say(own_line(fields["own"]))
 
 
+def say_protection(fields: dict[str, Any]) -> None:
+    """What came of the answer's protection, on stderr."""
+    for line in fields["said"]:
+        say(line)
+
+
 def own_line(own: Sequence[dict[str, Any]]) -> str:
     """What this machine computed beside the embedding and the head, and what that took."""
     spans = " and ".join(f"{part['start']}:{part['end']}" for part in own)
@@ -197,6 +204,8 @@ def say_way(answer: Answer) -> None:
     say(f"{speed} by {stages}" if stages else speed, dim=True)
     if answer.own:
         say(own_line([own.shown() for own in answer.own]), dim=True)
+    for line in answer.protection.said:
+        say(line, dim=True)
     for reroute in answer.reroutes:
         lost = ", ".join(name_of(peer) for peer in reroute.lost)
         say(f"went on without {lost} after {reroute.gap_s:.1f} s", dim=True)

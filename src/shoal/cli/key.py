@@ -37,15 +37,21 @@ def create(
         bool,
         typer.Option("--attested-only", help="Answer this key by peers alone that show what they run on."),
     ] = False,
+    protect: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fast|audited", help="Protection of its answers; as the gateway has it if not given."
+        ),
+    ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Create a key and print it once. From then on the gateway requires a key."""
     from shoal.gateway.access import keys
 
     limits = keys.KeyLimits(requests, tokens, concurrency)
-    key, caller = keys.create(
-        options.settings().paths.gateway, name, limits, admin=admin, attested_only=attested_only
-    )
+    level = options.asked_protection(protect)
+    path = options.settings().paths.gateway
+    key, caller = keys.create(path, name, limits, admin=admin, attested_only=attested_only, protect=level)
     emit({"key": key, "id": caller.id, "name": name}, as_json, lambda: key)
     if not as_json:
         say("save it now: only its hash is stored, so it cannot be shown again")
@@ -66,10 +72,15 @@ def show(as_json: options.JsonOption = False) -> None:
             "requests_per_minute": record.caller.limits.requests_per_minute,
             "tokens_per_minute": record.caller.limits.tokens_per_minute,
             "concurrency": record.caller.limits.concurrency,
+            "protect": record.caller.protect,
         }
         for record in keys.list_keys(options.settings().paths.gateway)
     ]
-    shown = [key | {"created": _day(key["created"]), "revoked": _day(key["revoked"])} for key in found]
+    shown = [
+        key
+        | {"created": _day(key["created"]), "revoked": _day(key["revoked"]), "protect": key["protect"] or ""}
+        for key in found
+    ]
     emit({"keys": found}, as_json, lambda: _table(shown) if shown else "no keys: shoal key create NAME")
 
 

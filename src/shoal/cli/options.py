@@ -10,6 +10,8 @@ import typer
 from shoal import config
 from shoal.cli.shell import names
 from shoal.config import Settings
+from shoal.errors import UsageError
+from shoal.types import PROTECTION_LEVELS, ProtectionLevel, protection_level
 
 
 def flag(name: str, *spellings: str, whole: bool = False, **more: Any) -> Any:
@@ -62,6 +64,8 @@ AttestedOnlyOption = Annotated[bool | None, flag("attested_only", "--attested-on
 MeasurementsOption = Annotated[str | None, flag("measurements", metavar="FILE")]
 PrivateEndsOption = Annotated[str | None, flag("private_ends", metavar="FIRST:LAST")]
 SpeculateOption = Annotated[str | None, flag("speculate", metavar="auto|off")]
+ProtectOption = Annotated[str | None, flag("protect", metavar="auto|fast|audited")]
+AuditBudgetOption = Annotated[float | None, flag("audit_budget", metavar="SHARE")]
 DraftOption = Annotated[str | None, flag("draft", metavar="MODEL", autocompletion=names.models)]
 BootstrapOption = Annotated[list[str] | None, flag("bootstrap", metavar="MULTIADDR")]
 EndWithStdinOption = Annotated[
@@ -96,6 +100,19 @@ def settings(**flags: Any) -> Settings:
     found = config.load({**_for_every_command, **given})
     log_to_stderr(found.log_level, found.log_format)
     return found
+
+
+def asked_protection(name: str | None) -> ProtectionLevel | None:
+    """A level of protection by its name; ``None`` where none is named.
+
+    Raises:
+        UsageError: there is none by that name.
+    """
+    level = protection_level(name)
+    if name is not None and level is None:
+        levels = ", ".join(PROTECTION_LEVELS)
+        raise UsageError(f"there is no protection {name!r}", check=f"name one of: {levels}")
+    return level
 
 
 def debugging() -> bool:

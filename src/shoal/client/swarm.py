@@ -13,7 +13,6 @@ import trio
 from shoal.client.answer import Answer, RouteStage
 from shoal.client.audits.auditors import OtherIdentity
 from shoal.client.audits.audits import Audits
-from shoal.client.audits.protection import FAST, Protection
 from shoal.client.embeddings import (
     Embeddings,
     OpenSession,
@@ -27,7 +26,7 @@ from shoal.client.ends import SessionEnds
 from shoal.client.generate import Delta, generate
 from shoal.client.graph.graph_client import GraphClient
 from shoal.client.load_ends import load_ends
-from shoal.client.receipts.pull import AnswerReceipts, pull_receipts
+from shoal.client.receipts.pull import pull_receipts
 from shoal.client.recommended import sampling_for
 from shoal.client.ring.recovery import Recovery
 from shoal.client.ring.ring import Ring
@@ -263,24 +262,26 @@ class Swarm:
                     if len(answer.reroutes) < len(session.reroutes):
                         answer.reroutes, answer.route = tuple(session.reroutes), _stages(session)
                     yield delta
-                level = protect or self.settings.protection
-                if receipts or level != "fast":
-                    answer.receipts = await pull_receipts(session, token_ids, answer.token_ids, chosen)
-                    answer.protection = await self.protected(
-                        session, answer.receipts, level, answer.timing.reused
-                    )
+                await self._protect(answer, session, chosen, protect, receipts=receipts)
 
         return Answer(shown, stream)
 
-    async def protected(
-        self, session: Session, receipts: AnswerReceipts, level: ProtectionLevel, reused: int
-    ) -> Protection:
-        """What the protection of an answer comes to that a session still holds.
-
-        Args:
-            reused: of its tokens, how many were not computed for it.
-        """
-        return FAST if level == "fast" else await self.audits.check(session, receipts, reused)
+    async def _protect(
+        self,
+        answer: Answer,
+        session: Session,
+        chosen: Sampling,
+        level: ProtectionLevel | None,
+        *,
+        receipts: bool,
+    ) -> None:
+        """Have the hops sign a complete answer, and audit what is due of it, as was asked for."""
+        prompt, said = answer.prompt_token_ids, answer.token_ids
+        answer.receipts, answer.protection = await self.audits.protect(
+            session, prompt, said, chosen, level or self.settings.protection, answer.timing.reused
+        )
+        if receipts and answer.receipts is None:
+            answer.receipts = await pull_receipts(session, prompt, said, chosen)
 
     async def embed(
         self,

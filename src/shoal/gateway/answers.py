@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
+from shoal.client.audits.audits import Audits
 from shoal.client.generate import Delta, generate
 from shoal.client.prompt_scores import score_prompt
 from shoal.client.receipts.pull import pull_receipts
+from shoal.client.sampling import Sampling
 from shoal.client.scores import TokenScore
 from shoal.client.session import Session
 from shoal.client.speculation.draft_holder import DraftHolder
@@ -22,6 +24,7 @@ from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.metrics import GatewayMetrics
 from shoal.gateway.page.requests import Record, Records
 from shoal.gateway.prefixes import Lease, Prefixes
+from shoal.types import ProtectionLevel
 
 OnDelta = Callable[[int, Delta], Awaitable[None]]
 """Is given each delta, with the number of its choice."""
@@ -38,6 +41,9 @@ class Answers:
     metrics: GatewayMetrics
     speculate: bool
     """Whether tokens are guessed ahead where a request does not say."""
+    audits: Audits
+    protection: ProtectionLevel
+    """Of answers for which neither the request nor the key names one."""
     draft: DraftHolder | None
     """Has the draft model, if one is set; models that it cannot guess for are answered without it."""
 
@@ -52,6 +58,7 @@ class Answers:
         Raises:
             ShoalError: before any delta, or amid them.
         """
+        asked = replace(asked, protect=asked.protect or caller.protect or self.protection)
         record.prompt_tokens += len(asked.prompt)
         self.metrics.prompt_tokens.labels(asked.model.id).inc(len(asked.prompt))
         lease = await self.prefixes.lease(asked, caller)
@@ -71,7 +78,7 @@ class Answers:
         except BaseException:
             lease.close()
             raise
-        if asked.turns:
+        if asked.turns and not record.protection.cheats:
             self.prefixes.keep(lease)
         else:
             lease.close()
@@ -138,8 +145,23 @@ class Answers:
                     metrics.cached_tokens.labels(model.id).inc(found)
                     metrics.ended.labels(model.id, delta.finish_reason).inc()
                     metrics.note_speculation(model.id, timing.speculation)
-                    if asked.receipts:  # before the end is told: they come with it
-                        chosen = None if constraint else asked.seeded(choice)
-                        found = await pull_receipts(session, asked.prompt, said, chosen)
-                        record.signed(found)
+                    # Before the end is told: it comes with that.
+                    chosen = None if constraint else asked.seeded(choice)
+                    await self._protect(session, asked, said, chosen, 0 if choice else timing.reused, record)
                 await take(choice, delta)
+
+    async def _protect(
+        self,
+        session: Session,
+        asked: GenerationRequest,
+        said: Sequence[int],
+        chosen: Sampling | None,
+        reused: int,
+        record: Record,
+    ) -> None:
+        """Have the hops sign a choice, and audit what is due of it, as the request asks for."""
+        level = asked.protect or self.protection
+        receipts, protection = await self.audits.protect(session, asked.prompt, said, chosen, level, reused)
+        record.protected(protection)
+        if asked.receipts:
+            record.signed(receipts or await pull_receipts(session, asked.prompt, said, chosen))

@@ -104,7 +104,14 @@ class Gateway:
         )
         speculate = swarm.settings.speculate == "auto"
         answers = Answers(
-            self.prefixes, self.grammars, self.records, self.metrics, speculate, draft=swarm.draft
+            self.prefixes,
+            self.grammars,
+            self.records,
+            self.metrics,
+            speculate,
+            audits=swarm.audits,
+            protection=swarm.settings.protection,
+            draft=swarm.draft,
         )
         self.desk = Desk(answers, self.limits, self.usage)
         self.ready = False

@@ -32,15 +32,15 @@ BUDGET = 0.05
 Chance = Callable[[], float]
 """A number in [0, 1) that nobody else can foresee."""
 Share = Annotated[float, Meta(ge=0, lt=1)]
-Work = Annotated[float, Meta(ge=0, le=1e18)]
+RowBlocks = Annotated[float, Meta(ge=0, le=1e18)]
 
 
 class AuditAccount(Struct, frozen=True):
     """What was computed, what of it was spent on audits, and what is due next. All in rows through blocks."""
 
-    earned: Work = 0.0
+    earned: RowBlocks = 0.0
     """By answers whose hops could be audited."""
-    spent: Work = 0.0
+    spent: RowBlocks = 0.0
     hop: Share = 0.0
     window: Share = 0.0
     """Where among an answer's hops and windows the next audit is."""
@@ -123,7 +123,8 @@ def next_target(
     window = int(account.window * min(hops[hop], most))
     tokens = min((window + 1) * WINDOW, answer.tokens)
     target = AuditTarget(hop, window, answer.hops[hop].span, tokens)
-    return target if account.spent + target.cost <= budget * account.earned else None
+    # Twice: for whoever must confirm what is found.
+    return target if account.spent + 2 * target.cost <= budget * account.earned else None
 
 
 def misfit_window(answer: KeptAnswer, target: AuditTarget, given: RowLog) -> int | None:
@@ -158,7 +159,7 @@ class Opinion:
         return self.window is None
 
 
-Verdict = Literal["same", "cheat", "open"]
+AuditVerdict = Literal["same", "cheat", "open"]
 """The hop computed what it should have; or something else, as two auditors found to the bit; or neither is
 shown."""
 
@@ -167,7 +168,7 @@ shown."""
 class Judgement:
     """What follows from opinions."""
 
-    verdict: Verdict
+    verdict: AuditVerdict
     alone: tuple[str, ...] = ()
     """Auditors whose opinion no other has, where two others agree."""
 

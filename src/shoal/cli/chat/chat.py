@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from shoal.cli import options
-from shoal.cli.ask import AnswerRequest, answer_fields, ask, keep_receipts, say_speed, say_trace, user
+from shoal.cli.ask import (
+    AnswerRequest,
+    answer_fields,
+    ask,
+    keep_receipts,
+    say_protection,
+    say_speed,
+    say_trace,
+    user,
+)
 from shoal.cli.enter import in_swarm
 from shoal.cli.output import check_output, emit, say
 from shoal.cli.progress import working
 from shoal.cli.shell import names
-from shoal.errors import UsageError
+from shoal.errors import EXIT_FAILURE, UsageError
 
 if TYPE_CHECKING:
     from shoal.client.swarm import Swarm as Connected
@@ -100,6 +109,8 @@ def run(
     raw: RawOption = False,
     speculate: options.SpeculateOption = None,
     draft: options.DraftOption = None,
+    protect: options.ProtectOption = None,
+    audit_budget: options.AuditBudgetOption = None,
     only: options.OnlyOption = None,
     private_ends: options.PrivateEndsOption = None,
     attested_only: options.AttestedOnlyOption = None,
@@ -108,7 +119,10 @@ def run(
     receipts: ReceiptsOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Answer one prompt. Streams the answer to stdout."""
+    """Answer one prompt. Streams the answer to stdout.
+
+    Exit code 1 if an audit finds that a hop has computed something else.
+    """
     settings = options.settings(
         swarm=swarm,
         public=public,
@@ -117,6 +131,8 @@ def run(
         device=device,
         speculate=speculate,
         draft=draft,
+        protect=protect,
+        audit_budget=audit_budget,
         only=only,
         private_ends=private_ends,
         attested_only=attested_only,
@@ -151,11 +167,19 @@ def run(
         return fields | ({"trace": _trace(traced, fields)} if trace else {})
 
     fields = in_swarm(settings, once)
+    _say_how(fields, as_json=as_json)
+    if any(audit["verdict"] == "cheat" for audit in fields["protection"]["audits"]):
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _say_how(fields: dict[str, Any], *, as_json: bool) -> None:
+    """How an answer came about: all of it as JSON, or beside the answer."""
     if as_json:
         emit(fields, as_json, lambda: "")
-    else:
-        say_trace(fields.get("trace"))
-        say_speed(fields)
+        return
+    say_trace(fields.get("trace"))
+    say_speed(fields)
+    say_protection(fields["protection"])
 
 
 def chat(
@@ -176,6 +200,8 @@ def chat(
     seed: SeedOption = None,
     speculate: options.SpeculateOption = None,
     draft: options.DraftOption = None,
+    protect: options.ProtectOption = None,
+    audit_budget: options.AuditBudgetOption = None,
     only: options.OnlyOption = None,
     private_ends: options.PrivateEndsOption = None,
     attested_only: options.AttestedOnlyOption = None,
@@ -191,6 +217,8 @@ def chat(
         device=device,
         speculate=speculate,
         draft=draft,
+        protect=protect,
+        audit_budget=audit_budget,
         only=only,
         private_ends=private_ends,
         attested_only=attested_only,

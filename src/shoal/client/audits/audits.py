@@ -24,9 +24,10 @@ from shoal.client.audits.auditors import (
     PeerAuditor,
     computed,
 )
-from shoal.client.audits.protection import AuditResult, Protection
-from shoal.client.receipts.pull import AnswerReceipts
+from shoal.client.audits.protection import FAST, AuditResult, Protection
+from shoal.client.receipts.pull import AnswerReceipts, pull_receipts
 from shoal.client.ring.rings import Rings
+from shoal.client.sampling import Sampling
 from shoal.client.session import Session
 from shoal.config import Settings
 from shoal.errors import Busy, DigestMismatch, NoCoverage, ShoalError
@@ -36,10 +37,10 @@ from shoal.routing.reputation import REFUSAL, SHARED_FAULT
 from shoal.trust.answer import KeptAnswer
 from shoal.trust.audit import (
     AuditTarget,
+    AuditVerdict,
     Chance,
     Judgement,
     Opinion,
-    Verdict,
     auditable,
     differing_window,
     is_whole,
@@ -50,7 +51,7 @@ from shoal.trust.audit import (
 )
 from shoal.trust.audit_record import AuditRecord, Conviction
 from shoal.trust.rows import WINDOW, RowLog
-from shoal.types import Numerics, PeerAddress, PeerId
+from shoal.types import Numerics, PeerAddress, PeerId, ProtectionLevel
 from shoal.wire.payload import encoded_bytes
 
 REVEAL_WITHIN_S = 5.0
@@ -101,6 +102,31 @@ class Audits:
         now = trio.current_time()
         for peer, age_s in record.ages(time.time()):
             self._rings.finder.reputation.lied(peer, now - age_s)
+
+    async def protect(
+        self,
+        session: Session,
+        prompt: Sequence[int],
+        said: Sequence[int],
+        sampling: Sampling | None,
+        level: ProtectionLevel,
+        reused: int,
+    ) -> tuple[AnswerReceipts | None, Protection]:
+        """Have an answer signed that a session still holds, and audit what is due of it. Never raises for it.
+
+        Args:
+            said: the answer's tokens.
+            sampling: as of :func:`pull_receipts`.
+            reused: of the prompt's tokens, how many were not computed for it.
+        """
+        if level == "fast":
+            return None, FAST
+        try:
+            receipts = await pull_receipts(session, prompt, said, sampling)
+        except ShoalError as error:
+            why = f"no receipts were to be had: {error.message}"
+            return None, Protection("audited", "fast", budget=self._settings.audit_budget, faults=(why,))
+        return receipts, await self.check(session, receipts, reused)
 
     async def check(self, session: Session, receipts: AnswerReceipts, reused: int = 0) -> Protection:
         """Audit what is due of an answer that a session still holds.
@@ -283,7 +309,7 @@ def _hosts(addresses: Iterable[PeerAddress]) -> set[str]:
 
 
 def _result(
-    kept: KeptAnswer, target: AuditTarget, verdict: Verdict, by: tuple[str, ...], what: str
+    kept: KeptAnswer, target: AuditTarget, verdict: AuditVerdict, by: tuple[str, ...], what: str
 ) -> AuditResult:
     peer = kept.hops[target.hop].peer
     return AuditResult(target.hop, peer, target.span, target.tokens, verdict, by, what)

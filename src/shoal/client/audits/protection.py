@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal.trust.audit import Verdict
+from shoal.trust.audit import AuditVerdict
 from shoal.types import ProtectionLevel, Span
 
 
@@ -22,7 +22,7 @@ class AuditResult:
     span: Span
     tokens: int
     """Rows that were computed again, from the first on."""
-    verdict: Verdict
+    verdict: AuditVerdict
     by: tuple[str, ...]
     """The auditors: peers, or this machine."""
     what: str

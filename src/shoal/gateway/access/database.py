@@ -29,6 +29,10 @@ CREATE TABLE IF NOT EXISTS keys (
     concurrency INTEGER NOT NULL,
     attested_only INTEGER NOT NULL DEFAULT 0
 );
+CREATE TABLE IF NOT EXISTS key_protection (
+    id TEXT PRIMARY KEY,
+    protect TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS usage (
     day TEXT NOT NULL,
     caller TEXT NOT NULL,

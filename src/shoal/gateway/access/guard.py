@@ -14,7 +14,7 @@ import re
 import secrets
 import socket
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -27,6 +27,7 @@ from shoal.gateway.access.keys import LOCAL, Caller, KeyRing
 from shoal.gateway.error_forms import error_response, speaks_anthropic
 from shoal.gateway.errors import BadRequest, Forbidden, HttpError, NotFound, Unauthorized
 from shoal.gateway.unread import Incoming
+from shoal.types import PROTECTION_LEVELS, protection_level
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ CORS_HEADERS = "authorization, content-type, x-api-key"
 """What a page may send where its preflight does not say what it is going to."""
 CORS_EXPOSED = "x-request-id, retry-after, x-shoal-relaxed"
 """What a page may read of an answer, beside what every page may."""
+PROTECT = "x-shoal-protect"
+"""By which a request says how its answer is protected, whatever its route."""
 PREFLIGHT_S = "600"
 MAX_PORT = 65535
 MAX_PREFLIGHT = 2048
@@ -127,7 +130,7 @@ class GuardMiddleware:
         """Let the request pass, or answer it here (a CORS preflight).
 
         Raises:
-            BadRequest: a host or an origin that can be none.
+            BadRequest: a host or an origin that can be none, or a protection that there is not.
             Forbidden: a browser, or a caller without a key, by a host name or origin that is not ours.
             Unauthorized: no key where one is needed, or a wrong one.
         """
@@ -143,7 +146,7 @@ class GuardMiddleware:
         if origin in self._doors.origins and "access-control-request-method" in headers:
             return _preflight(headers)
         if not is_open:
-            request.scope["caller"] = caller or self._without_key(request)
+            request.scope["caller"] = _protected(caller or self._without_key(request), headers)
         return None
 
     def _check_way(self, headers: Headers, browser: bool) -> None:
@@ -205,6 +208,25 @@ class Defect(HttpError):
 def caller_of(request: Request) -> Caller:
     """On whose behalf the request is; the guard has seen to it that there is somebody."""
     return request.scope["caller"]
+
+
+def _protected(caller: Caller, headers: Headers) -> Caller:
+    """The caller with the protection that the request asks for, where its body does not.
+
+    Raises:
+        BadRequest: there is none by that name.
+    """
+    wanted = headers.get(PROTECT)
+    if wanted is None:
+        return caller
+    level = protection_level(wanted)
+    if level is None:
+        raise BadRequest(
+            f"the header {PROTECT} is {wanted[:100]!r}",
+            check=f"send one of: {', '.join(PROTECTION_LEVELS)}",
+            param=PROTECT,
+        )
+    return replace(caller, protect=level)
 
 
 def _check_names(headers: Headers) -> None:

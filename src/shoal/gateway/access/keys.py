@@ -15,6 +15,7 @@ from pathlib import Path
 
 from shoal.errors import UsageError
 from shoal.gateway.access.database import open_database
+from shoal.types import ProtectionLevel, protection_level
 
 PREFIX = "sk-shoal-"
 MAX_NAME = 64
@@ -44,6 +45,8 @@ class Caller:
     """Whether invites to the swarm may be shown."""
     attested_only: bool = False
     """Whether it is answered by peers alone that show what they run on."""
+    protect: ProtectionLevel | None = None
+    """How the caller's answers are protected where a request does not say; ``None`` as the gateway is set."""
     background: bool = False
     """Whether nobody waits for the answer: it has limits of its own, and gives way to all others."""
 
@@ -80,7 +83,7 @@ class KeyRing:
             self._known = ()
             return
         with open_database(self._path) as database:
-            rows = database.execute(f"SELECT hash, {_COLUMNS} FROM keys WHERE revoked IS NULL").fetchall()
+            rows = database.execute(f"SELECT hash, {_READ} FROM keys WHERE revoked IS NULL").fetchall()
         self._known = tuple((bytes(row[0]), _caller(row[1:])) for row in rows)
 
     def caller(self, id: str) -> Caller | None:
@@ -100,7 +103,13 @@ class KeyRing:
 
 
 def create(
-    path: Path, name: str, limits: KeyLimits, *, admin: bool, attested_only: bool = False
+    path: Path,
+    name: str,
+    limits: KeyLimits,
+    *,
+    admin: bool,
+    attested_only: bool = False,
+    protect: ProtectionLevel | None = None,
 ) -> tuple[str, Caller]:
     """A new key and whose it is. The key itself is not kept and cannot be shown again.
 
@@ -112,7 +121,7 @@ def create(
     if min(limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency) < 0:
         raise UsageError("a limit is a whole number, or 0 for none")
     key = PREFIX + secrets.token_urlsafe(32)
-    caller = Caller(f"key_{secrets.token_hex(4)}", name, limits, admin, attested_only)
+    caller = Caller(f"key_{secrets.token_hex(4)}", name, limits, admin, attested_only, protect)
     with open_database(path) as database:
         database.execute(
             f"INSERT INTO keys (hash, created, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -128,6 +137,8 @@ def create(
                 attested_only,
             ),
         )
+        if protect is not None:
+            database.execute("INSERT INTO key_protection VALUES (?, ?)", (caller.id, protect))
     return key, caller
 
 
@@ -136,7 +147,7 @@ def list_keys(path: Path) -> list[KeyRecord]:
     if not path.exists():
         return []
     with open_database(path) as database:
-        rows = database.execute(f"SELECT created, revoked, {_COLUMNS} FROM keys ORDER BY created").fetchall()
+        rows = database.execute(f"SELECT created, revoked, {_READ} FROM keys ORDER BY created").fetchall()
     return [KeyRecord(_caller(row[2:]), row[0], row[1]) for row in rows]
 
 
@@ -160,10 +171,12 @@ def revoke(path: Path, which: str) -> Caller:
 
 
 _COLUMNS = "id, name, admin, requests_per_minute, tokens_per_minute, concurrency, attested_only"
+_READ = f"{_COLUMNS}, (SELECT protect FROM key_protection WHERE key_protection.id = keys.id)"
 
 
-def _caller(row: tuple[str, str, int, int, int, int, int] | sqlite3.Row) -> Caller:
-    return Caller(row[0], row[1], KeyLimits(row[3], row[4], row[5]), bool(row[2]), bool(row[6]))
+def _caller(row: tuple[str, str, int, int, int, int, int, str | None] | sqlite3.Row) -> Caller:
+    limits = KeyLimits(row[3], row[4], row[5])
+    return Caller(row[0], row[1], limits, bool(row[2]), bool(row[6]), protection_level(row[7]))
 
 
 def _hash(key: str) -> bytes:

@@ -60,6 +60,7 @@ async def chat_request(body: ChatRequest, model: Servable, grammars: Grammars) -
         speculate=body.speculate,
         receipts=bool(body.receipts),
         draft=body.draft,
+        protect=body.protect,
     )
 
 

@@ -51,6 +51,7 @@ async def _one(body: CompletionRequest, model: Servable, prompt: str | list[int]
         salt=body.cache_salt,
         speculate=body.speculate,
         draft=body.draft,
+        protect=body.protect,
     )
 
 

@@ -20,6 +20,7 @@ from shoal.models.text.chat_templates import ChatMessage, EncodedPrompt
 from shoal.models.text.codec import TextCodec
 from shoal.models.text.detokenizer import Detokenizer
 from shoal.models.text.prompt import ChatPrompt, encode_prompt
+from shoal.types import ProtectionLevel
 
 DEFAULT_TOKENS = 4096
 """An answer's length where the client sets none."""
@@ -54,6 +55,8 @@ class GenerationRequest:
     salt: str = ""
     receipts: bool = False
     """Whether the hops are to sign what they have done."""
+    protect: ProtectionLevel | None = None
+    """From hops that compute something else; ``None`` as its caller or the gateway has it."""
     speculate: bool | None = None
     """Whether tokens are guessed ahead; ``None`` as the gateway is set."""
     draft: bool = True

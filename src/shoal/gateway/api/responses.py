@@ -63,6 +63,7 @@ async def responses_request(
         salt=body.cache_salt,
         speculate=body.speculate,
         draft=body.draft,
+        protect=body.protect,
     )
 
 

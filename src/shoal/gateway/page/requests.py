@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 import trio
 
+from shoal.client.audits.protection import FAST, Protection
 from shoal.client.receipts.pull import AnswerReceipts
 from shoal.client.session import Session
 from shoal.client.timing import Timing
@@ -44,6 +45,8 @@ class Record:
     reroutes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     receipts: dict[str, Any] = field(default_factory=dict[str, Any])
     """What its hops have signed, where that was asked for, until the next request."""
+    protection: Protection = FAST
+    """What came of the protection of its answer; of several choices, of the worst."""
     speculation: dict[str, Any] = field(default_factory=dict[str, Any])
     """What was guessed ahead (:class:`shoal.client.speculation.counts.SpeculationCounts`)."""
 
@@ -51,6 +54,11 @@ class Record:
         """Take what its hops have signed."""
         faults = [fault.what for fault in receipts.faults]
         self.receipts = {"receipts": msgspec.to_builtins(receipts.kept), "receipt_faults": faults}
+
+    def protected(self, protection: Protection) -> None:
+        """Take what came of the protection of a choice."""
+        if not self.protection.cheats:
+            self.protection = protection
 
     def follow(self, session: Session) -> None:
         """Note which way the session goes now."""
@@ -100,6 +108,7 @@ class Record:
             "own": self.own,
             "reroutes": self.reroutes,
             "speculation": self.speculation,
+            "protection": self.protection.shown(),
         }
 
     def told(self, *, last: bool = False) -> dict[str, Any]:
@@ -114,7 +123,15 @@ class Record:
             | (self.receipts if last else {})
             | {
                 name: shown[name]
-                for name in ("route", "own", "tokens_per_s", "ttft_ms", "reroutes", "speculation")
+                for name in (
+                    "route",
+                    "own",
+                    "tokens_per_s",
+                    "ttft_ms",
+                    "reroutes",
+                    "speculation",
+                    "protection",
+                )
             }
         )
 

@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 from shoal.client.recommended import sampling_for
 from shoal.client.sampling import MAX_BIAS, MAX_PENALTY, MAX_TOP_LOGPROBS, REPETITION, Sampling
 from shoal.models.store.local_model import SamplingDefaults
+from shoal.types import ProtectionLevel
 
 OPENAI_TEMPERATURE = 1.0
 """Where neither the client nor the model's makers name one."""
@@ -180,6 +181,9 @@ class Choosing(Body):
     """Whether tokens are guessed ahead; by default as the gateway is set. The answer is the same."""
     draft: bool = True
     """Whether the gateway's draft model guesses too, if it has one."""
+    protect: ProtectionLevel | None = None
+    """How the answer is protected from nodes that compute something else: ``fast`` or ``audited``. By default
+    as the header ``X-Shoal-Protect``, the key or the gateway has it."""
 
     def sampling(self, top_logprobs: int | None, defaults: SamplingDefaults) -> Sampling:
         """The client's wishes as the sampler takes them; the model's own where it has none, then OpenAI's."""
