@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,25 @@ import pytest
 import trio
 
 from shoal.client.answer import Answer
+from shoal.client.audits.auditors import HERE, OwnAuditor, PeerAuditor
+from shoal.client.swarm import Swarm
 from shoal.node import node
+from shoal.node.admission import Admission
+from shoal.node.audits.reveal import RevealDesk
+from shoal.node.hop import Hop
+from shoal.swarm.audit_book import AuditBook
 from shoal.testing.cheats import CHEATS, cheating
 from shoal.testing.swarm import MemorySwarm, memory_swarm
+from shoal.trust.audit import BUDGET
 from shoal.types import PeerId, Span
+from shoal.wire.messages import MAX_REVEALED, Open, Reveal, Revealed
 
 SPANS = [Span(0, 2), Span(2, 4), Span(4, 6)]
 PROMPT = [5, 9, 2, 31, 8, 77, 3] * 6
 COUNT = 24
-CHEAT = 1
-"""The place of the hop that cheats."""
-WHOLE = 3.0
-"""A budget with which every hop of every answer is audited."""
+MIDDLE = SPANS[1]
+WHOLE = 6.0
+"""A budget with which every hop of every answer is audited, however often."""
 
 
 @pytest.fixture
@@ -30,41 +37,299 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client has no blocks, so others must audit."""
+
+    async def can(*_: Any) -> bool:
+        return False
+
+    monkeypatch.setattr(OwnAuditor, "can", can)
+
+
 @asynccontextmanager
-async def swarm_with(
-    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, cheat: str, *more: Span, **options: Any
-) -> AsyncGenerator[MemorySwarm]:
-    """Three hops of which the second one cheats, and others beside them."""
-    async with memory_swarm(home, checkpoint, [SPANS[0], SPANS[2]], format="int8", **options) as swarm:
-        with monkeypatch.context() as patch:
-            patch.setattr(node, "load_runner", cheating(cheat))
-            await swarm.add_node(SPANS[CHEAT], format="int8")
-        for span in more:
-            await swarm.add_node(span, format="int8")
-        swarm.client.audits.chance = lambda: 0.999  # whole answers
-        yield swarm
+async def asking(
+    home: Path, checkpoint: Path, spans: list[Span], *, cheats: dict[int, str] | None = None, over: int = 1
+) -> AsyncGenerator[tuple[MemorySwarm, Swarm]]:
+    """Nodes, of which some cheat, and a client that audits whole answers.
+
+    Args:
+        cheats: by the place of their node.
+        over: the node that computes the middle, as long as it may.
+    """
+    async with memory_swarm(home, checkpoint, [], format="int8") as swarm:
+        for place, span in enumerate(spans):
+            with pytest.MonkeyPatch.context() as patch:
+                if cheats and place in cheats:
+                    patch.setattr(node, "load_runner", cheating(cheats[place]))
+                await swarm.add_node(span, format="int8")
+        client = await swarm.add_client(audit_budget=WHOLE, pin=(swarm.networks[over].peer,))
+        client.audits.chance = lambda: 0.999  # the last hop and window that there are
+        yield swarm, client
 
 
 async def answered(
-    swarm: MemorySwarm, folder: Path, prompt: list[int] = PROMPT, *, only: list[PeerId] | None = None
+    client: Swarm,
+    folder: Path,
+    prompt: list[int] = PROMPT,
+    *,
+    during: Callable[[Answer], None] = lambda _: None,
 ) -> Answer:
-    answer = swarm.client.generate(str(folder), prompt, max_tokens=COUNT, protect="audited")
+    answer = client.generate(str(folder), prompt, max_tokens=COUNT, protect="audited")
     async for _ in answer:
-        pass
+        during(answer)
     return answer
 
 
+def distrusted(client: Swarm, peer: str) -> bool:
+    return client.rings.finder.reputation.distrusted(PeerId(peer), trio.current_time())
+
+
+def suspected(client: Swarm, swarm: MemorySwarm) -> list[int]:
+    """The places of nodes that the client distrusts."""
+    return [place for place, network in enumerate(swarm.networks) if distrusted(client, network.peer)]
+
+
+# ---- cheats ----
+
+
 @pytest.mark.parametrize("cheat", CHEATS)
-async def test_a_cheat_is_named_by_who_has_the_weights(
-    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, cheat: str
-) -> None:
-    async with swarm_with(home, checkpoint, monkeypatch, cheat, audit_budget=WHOLE) as swarm:
-        liar = swarm.networks[2].peer
+async def test_a_cheat_is_named_by_who_has_the_weights(home: Path, checkpoint: Path, cheat: str) -> None:
+    async with asking(home, checkpoint, SPANS, cheats={1: cheat}) as (swarm, client):
         if cheat == "replay":
-            await answered(swarm, checkpoint, [1, 2, 3] * 14)
-        answer = await answered(swarm, checkpoint)
-        found = answer.protection
-        print(found.said)
-        assert {audit.peer for audit in found.cheats} == {liar}
+            await answered(client, checkpoint, [1, 2, 3] * 14)
+        found = (await answered(client, checkpoint)).protection
+        (audit,) = found.cheats
+        assert (audit.hop, audit.peer, audit.span) == (1, swarm.networks[1].peer, MIDDLE)
+        assert audit.by == (HERE, f"{HERE}, its weights checked")
+        assert "other rows than its blocks of this model give, at tokens" in audit.what
+        assert {one.verdict for one in found.audits if one is not audit} <= {"same"}
         assert found.level == "fast"
-        assert swarm.client.rings.finder.reputation.distrusted(liar, trio.current_time())
+        assert suspected(client, swarm) == [1]
+
+
+@pytest.mark.parametrize("cheat", ["fine-tune", "skipped-block"])
+async def test_a_cheat_is_named_by_two_other_peers_under_identities_that_nobody_knows(
+    home: Path, checkpoint: Path, no_weights: None, monkeypatch: pytest.MonkeyPatch, cheat: str
+) -> None:
+    clients: dict[PeerId, set[bool]] = {}
+    begin = Admission.begin
+
+    def noted(self: Admission, channel: Any, message: Open, *rest: Any) -> Any:
+        clients.setdefault(channel.peer, set()).add(message.previous is None and message.next is None)
+        return begin(self, channel, message, *rest)
+
+    monkeypatch.setattr(Admission, "begin", noted)
+    spans = [*SPANS, MIDDLE, Span(0, 6)]
+    async with asking(home, checkpoint, spans, cheats={1: cheat}) as (swarm, client):
+        found = (await answered(client, checkpoint)).protection
+        (audit,) = found.cheats
+        assert audit.peer == swarm.networks[1].peer
+        assert set(audit.by) == {swarm.networks[3].peer, swarm.networks[4].peer}
+        assert suspected(client, swarm) == [1]
+        assert len(clients) > 2
+        del clients[client.network.peer]  # all the others have asked one hop, once
+        assert all(alone == {True} for alone in clients.values())
+
+
+async def test_a_cheat_is_avoided_from_then_on_by_all_clients_of_the_machine_and_its_nodes(
+    home: Path, checkpoint: Path
+) -> None:
+    async with asking(home, checkpoint, [*SPANS, MIDDLE], cheats={1: "noise"}) as (swarm, client):
+        liar = swarm.networks[1].peer
+        assert (await answered(client, checkpoint)).protection.cheats
+        for one in (client, await swarm.add_client(audit_budget=WHOLE)):
+            again = await answered(one, checkpoint)
+            assert liar not in [stage.peer for stage in again.route]
+            assert again.protection.level == "audited"
+        book = AuditBook(client.settings.paths.audits)
+        (conviction,) = book.read().convictions
+        assert book.liars(conviction.at + 60) == {liar}
+        assert book.liars(conviction.at - 1e6) == {liar}  # a clock that was set back
+        assert book.liars(conviction.at + 10 * 86400) == set()
+        elsewhere = await swarm.add_client(home.with_name("elsewhere"))
+        assert not distrusted(elsewhere, liar)  # nobody was told
+
+
+# ---- honest ones ----
+
+
+@pytest.mark.parametrize("lost", [None, 0, 1, 2])
+async def test_honest_hops_are_never_accused_also_after_losses(
+    home: Path, checkpoint: Path, lost: int | None
+) -> None:
+    async with asking(home, checkpoint, [*SPANS, *SPANS]) as (swarm, client):
+
+        def during(answer: Answer) -> None:
+            if lost is not None and len(answer.token_ids) == 12:
+                gone = answer.route[lost].peer
+                swarm.kill(next(i for i, n in enumerate(swarm.networks) if n.peer == gone))
+
+        answer = await answered(client, checkpoint, during=during)
+        found = answer.protection
+        assert len(answer.reroutes) == (lost is not None)
+        assert [audit.verdict for audit in found.audits] == ["same"] * 3
+        assert (found.level, found.faults) == ("audited", ())
+        assert len(found.signed) == 3
+        assert all(audit.tokens >= len(PROMPT) + COUNT - 1 for audit in found.audits)
+        assert suspected(client, swarm) == []
+
+
+async def test_honest_hops_are_never_accused_after_a_session_went_back(home: Path, checkpoint: Path) -> None:
+    async with (
+        asking(home, checkpoint, SPANS) as (swarm, client),
+        client.session(str(checkpoint), tokens=256) as session,
+    ):
+        await session.step(PROMPT * 2)
+        for said in ([60, 61, 62], [7, 7], list(range(40))):
+            session.roll_back(33)
+            await session.step(said)
+            prompt = (PROMPT * 2)[:33]
+            _, found = await client.audits.protect(session, prompt, said, None, "audited", 0)
+            assert ([audit.verdict for audit in found.audits], found.faults) == (["same"] * 3, ())
+        assert suspected(client, swarm) == []
+
+
+async def test_most_answers_are_not_audited_and_what_audits_cost_stays_within_the_budget(
+    home: Path, checkpoint: Path
+) -> None:
+    async with asking(home, checkpoint, SPANS) as (_, client):
+        frugal = await client_of(client, audit_budget=BUDGET)
+        audited = 0
+        for number in range(12):
+            answer = frugal.generate(str(checkpoint), [number + 3] * 40, max_tokens=2, protect="audited")
+            async for _ in answer:
+                pass
+            audited += len(answer.protection.audits)
+            assert answer.protection.level == "audited"
+            assert answer.protection.share <= BUDGET
+        assert 0 < audited < 6
+
+
+async def client_of(client: Swarm, **options: Any) -> Swarm:
+    """The same client with other settings."""
+    import dataclasses
+
+    client.audits._settings = dataclasses.replace(client.settings, **options)
+    client.audits.chance = lambda: 0.0
+    return client
+
+
+# ---- auditors that lie, and hops that do not show what they sent ----
+
+
+async def test_an_auditor_that_accuses_falsely_is_alone_with_it(
+    home: Path, checkpoint: Path, no_weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = [*SPANS, MIDDLE, MIDDLE, MIDDLE]
+    async with asking(home, checkpoint, spans, cheats={3: "noise"}) as (swarm, client):
+        order = iter([3, 4, 5])
+        asked_in(monkeypatch, client, swarm, order)
+        found = (await answered(client, checkpoint)).protection
+        audit = next(one for one in found.audits if one.hop == 1)
+        assert audit.verdict == "same"
+        assert audit.by == tuple(swarm.networks[place].peer for place in (3, 4, 5))
+        assert suspected(client, swarm) == [3]  # for some minutes, as any newcomer that fails
+        assert AuditBook(client.settings.paths.audits).read().convictions == ()
+
+
+async def test_one_auditors_word_alone_names_nobody(
+    home: Path, checkpoint: Path, no_weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asking(home, checkpoint, [*SPANS, MIDDLE], cheats={3: "noise"}) as (swarm, client):
+        asked_in(monkeypatch, client, swarm, iter([3]))
+        found = (await answered(client, checkpoint)).protection
+        audit = next(one for one in found.audits if one.hop == 1)
+        assert (audit.verdict, found.level) == ("open", "fast")
+        assert "nobody is blamed" in audit.what
+        assert suspected(client, swarm) == []
+
+
+def asked_in(monkeypatch: pytest.MonkeyPatch, client: Swarm, swarm: MemorySwarm, order: Any) -> None:
+    """Have the middle audited by these nodes, and nothing else."""
+
+    def peer(session: Any, job: Any, tried: set[PeerId]) -> PeerAuditor | None:
+        place = next(order, None) if job.span == MIDDLE else None
+        if place is None:
+            return None
+        finder, shape = client.rings.finder, job.shape
+        others = {n.peer for i, n in enumerate(swarm.networks) if i != place}
+        route = finder.find(shape, job.numerics, len(job.rows), others, span=job.span)
+        return PeerAuditor(route, client.member, client.settings, client.audits._identity)
+
+    monkeypatch.setattr(client.audits, "_peer", peer)
+
+
+async def refuses(self: RevealDesk, channel: Any, message: Reveal, payload: bytes) -> None:
+    channel.reply(Revealed(message.session, message.first, 0, 0, "I would rather not"))
+
+
+async def shows_others(self: RevealDesk, channel: Any, message: Reveal, payload: bytes) -> None:
+    size = message.tokens * 64 * 2
+    channel.reply(Revealed(message.session, message.first, message.tokens, size), bytes(size))
+
+
+async def shows_more(self: RevealDesk, channel: Any, message: Reveal, payload: bytes) -> None:
+    size = (message.tokens + 1) * 64 * 2
+    channel.reply(Revealed(message.session, message.first, message.tokens + 1, size), bytes(size))
+
+
+async def floods(self: RevealDesk, channel: Any, message: Reveal, payload: bytes) -> None:
+    for _ in range(8):
+        await channel.send(Revealed(message.session, message.first, 0, MAX_REVEALED), bytes(MAX_REVEALED))
+
+
+async def says_nothing(self: RevealDesk, channel: Any, message: Reveal, payload: bytes) -> None:
+    pass
+
+
+@pytest.mark.parametrize("how", [refuses, shows_others, shows_more, floods, says_nothing])
+async def test_what_a_hop_does_not_show_counts_against_it_and_proves_nothing(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, how: Any
+) -> None:
+    monkeypatch.setattr(RevealDesk, "_reveal", how)
+    monkeypatch.setattr("shoal.client.audits.audits.REVEAL_WITHIN_S", 0.3)
+    async with asking(home, checkpoint, SPANS) as (swarm, client):
+        answer = await answered(client, checkpoint)
+        found = answer.protection
+        assert len(answer.token_ids) == COUNT
+        assert {audit.hop: audit.verdict for audit in found.audits} == {0: "same", 1: "open", 2: "open"}
+        assert all("nothing is shown" in audit.what for audit in found.audits if audit.hop)
+        assert (found.cheats, found.level) == ((), "fast")
+        assert suspected(client, swarm) == []
+        faults = client.rings.finder.reputation._records
+        assert [faults[n.peer].faults > 0 for n in swarm.networks] == [True, True, False]
+
+
+async def test_rows_that_are_not_kept_any_more_cannot_be_shown(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hop, "sent_rows", lambda *_: None)
+    async with asking(home, checkpoint, SPANS) as (swarm, client):
+        found = (await answered(client, checkpoint)).protection
+        assert [audit.what for audit in found.audits if "not kept here any more" in audit.what]
+        assert suspected(client, swarm) == []
+
+
+# ---- what cannot be audited ----
+
+
+async def test_where_bits_are_not_the_same_everywhere_nothing_is_audited_and_the_answer_says_so(
+    home: Path, checkpoint: Path
+) -> None:
+    async with memory_swarm(home, checkpoint, SPANS, audit_budget=WHOLE) as swarm:
+        found = (await answered(swarm.client, checkpoint)).protection
+        assert (found.asked, found.level, found.audits) == ("audited", "fast", ())
+        assert "n1/fp32/auto/modules" in found.faults[0]
+        assert len(found.signed) == 3
+
+
+async def test_a_record_that_cannot_be_read_is_told_and_the_answer_stays(
+    home: Path, checkpoint: Path
+) -> None:
+    async with asking(home, checkpoint, SPANS) as (_, client):
+        client.settings.paths.audits.write_text("{]")
+        answer = await answered(client, checkpoint)
+        assert len(answer.token_ids) == COUNT
+        assert answer.protection.level == "fast"
+        assert "is no record of audits" in answer.protection.faults[0]

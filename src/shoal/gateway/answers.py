@@ -78,7 +78,7 @@ class Answers:
         except BaseException:
             lease.close()
             raise
-        if asked.turns and not record.protection.cheats:
+        if asked.turns and not record.found_out:
             self.prefixes.keep(lease)
         else:
             lease.close()

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from functools import partial
 
 import trio
@@ -23,6 +24,7 @@ from shoal.node.node import Node, blocks_that_fit, load_served_span
 from shoal.routing.placement import Move, choose_move, choose_span
 from shoal.routing.throughput import ServingPeer
 from shoal.swarm.announcement import numerics_of
+from shoal.swarm.audit_book import AuditBook
 from shoal.swarm.member import Member
 from shoal.types import Format, Kv, Numerics, PeerId, Span
 
@@ -36,10 +38,21 @@ REST_S = 600.0
 log = logging.getLogger(__name__)
 
 
-def pick_span(model: LocalModel, format: Format, memory: int, member: Member, kv: Kv = "auto") -> Span:
-    """The span of ``model`` that the swarm lacks most and that fits. Raises as ``blocks_that_fit``."""
+def pick_span(
+    model: LocalModel,
+    format: Format,
+    memory: int,
+    member: Member,
+    kv: Kv = "auto",
+    liars: Collection[PeerId] = (),
+) -> Span:
+    """The span of ``model`` that the swarm lacks most and that fits. Raises as ``blocks_that_fit``.
+
+    Args:
+        liars: who was found to compute something else.
+    """
     fits = blocks_that_fit(model, format, memory)
-    return choose_span(_others(model, format, kv, member), model.shape.n_blocks, fits)
+    return choose_span(_others(model, format, kv, member, liars=liars), model.shape.n_blocks, fits)
 
 
 async def keep_place(
@@ -59,7 +72,7 @@ async def keep_place(
     while True:
         node.fits = _fits(node)
         await trio.sleep(look_every_s * chance.uniform(0.5, 1.5))
-        move = await _choose(node, _others(node.model, node.engine.format, node.settings.kv, node.member))
+        move = await _choose(node, await _others_of(node))
         if move is None:
             continue
         try:
@@ -77,9 +90,7 @@ async def _claim(node: Node, move: Move, settle_s: float) -> bool:
     node.going = move.span
     await node.member.announce()
     await trio.sleep(settle_s)
-    first = _others(
-        node.model, node.engine.format, node.settings.kv, node.member, before=node.member.network.peer
-    )
+    first = await _others_of(node, before=node.member.network.peer)
     again = await _choose(node, first)
     if again is not None and again.span == move.span:
         return True
@@ -121,12 +132,26 @@ async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
         old.thread.close()
 
 
+async def _others_of(node: Node, before: PeerId | None = None) -> list[ServingPeer]:
+    """As :func:`_others`, of whom this machine's clients have not found out."""
+    liars = await trio.to_thread.run_sync(AuditBook(node.settings.paths.audits).liars, time.time())
+    kv, member = node.settings.kv, node.member
+    return _others(node.model, node.engine.format, kv, member, before=before, liars=liars)
+
+
 def _others(
-    model: LocalModel, format: Format, kv: Kv, member: Member, *, before: PeerId | None = None
+    model: LocalModel,
+    format: Format,
+    kv: Kv,
+    member: Member,
+    *,
+    before: PeerId | None = None,
+    liars: Collection[PeerId] = (),
 ) -> list[ServingPeer]:
     """Who else serves the model, where it is or is going to be; not who has paused.
 
     Args:
+        liars: who was found to compute something else: what they serve is as if nobody did.
         before: of the peers that are going, only those with a smaller peer id are taken to get there.
     """
     loose = Numerics(format, kv, "any")  # with others no session is shared
@@ -137,6 +162,7 @@ def _others(
         if a.served
         and a.served.share
         and a.peer != member.network.peer
+        and a.peer not in liars
         and loose.admits(numerics_of(a.served))
     ]
     known = sorted(served.speed for _, served in found if served.speed)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shoal.executor.codecs import split_rows
+from shoal.executor.codecs import join_rows, split_rows
 from shoal.executor.runner import MERGED_ROWS
 from shoal.types import Codec, SessionId
 from shoal.wire.messages import Step
@@ -30,6 +30,8 @@ class Entry:
     payload: bytes
     sequence_length: int = 0
     """As the step's."""
+    cut: bool = False
+    """Whether it is the beginning of what was sent at once: not to be sent again, as it gave other bits."""
 
     @property
     def end(self) -> int:
@@ -87,8 +89,9 @@ class ResendBuffer:
             while self._entries and self._entries[-1].end > step.position:
                 entry = self._entries.pop()
                 self._take(-len(entry.payload))
-                if entry.position < step.position:
-                    self._whole = False  # it went back into the middle of a piece
+                if entry.position < step.position:  # it went back into the middle of a piece
+                    self._keep_beginning(entry, step.position - entry.position, step.hidden.width)
+                    break
             # The session begins again, so nothing before this can be missing.
             if step.position == 0:
                 self._whole = True
@@ -103,7 +106,7 @@ class ResendBuffer:
         with self._room.lock:
             kept = [entry for entry in self._entries if entry.position < position] if self._whole else []
         # A piece that goes beyond is not cut: in other pieces, the cache would hold other bits.
-        if not kept or kept[-1].end != position:
+        if not kept or kept[-1].end != position or any(entry.cut for entry in kept):
             return None
         return list(_merged(kept)) if self._merge else kept
 
@@ -125,6 +128,13 @@ class ResendBuffer:
         """Give the room back; what comes after is not kept until the session begins again."""
         with self._room.lock:
             self._give_up()
+
+    def _keep_beginning(self, entry: Entry, tokens: int, width: int) -> None:
+        """Of a piece, keep what the session still holds: to be shown."""
+        rows = split_rows(entry.payload, entry.codec, entry.tokens, width)[:tokens]
+        payload = join_rows(rows, entry.codec, width)
+        self._take(len(payload))
+        self._entries.append(Entry(entry.position, tokens, entry.codec, payload, cut=True))
 
     def _divided(self, step: Step, codec: Codec, payload: bytes) -> list[Entry]:
         if not self._merge or step.sequence_length or not 1 < step.tokens <= MERGED_ROWS:

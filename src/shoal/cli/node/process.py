@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
@@ -97,12 +98,15 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             from shoal.node.formats import pick_format
             from shoal.node.node import start_node
             from shoal.node.placement import pick_span
+            from shoal.swarm.audit_book import AuditBook
 
             device = (await trio.to_thread.run_sync(find_device, settings.device)).device
             weights = PeerWeights(member, settings, store)
             model = await weights.resolve(settings.model, report)
             format = pick_format(model, settings, member, device).format
-            chosen = span or pick_span(model, format, memory_budget(settings, device), member, settings.kv)
+            liars = AuditBook(settings.paths.audits).liars(time.time())
+            memory = memory_budget(settings, device)
+            chosen = span or pick_span(model, format, memory, member, settings.kv, liars)
             await weights.fetch_span(model, chosen, report)
             if (fetched := weights.report).done:
                 tell("fetched", as_json, **fetched.shown())

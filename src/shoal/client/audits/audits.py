@@ -15,7 +15,6 @@ from random import SystemRandom
 import trio
 from blake3 import blake3
 
-from shoal.client.audits.audit_book import AuditBook
 from shoal.client.audits.auditors import (
     AuditJob,
     Auditor,
@@ -34,6 +33,7 @@ from shoal.errors import Busy, DigestMismatch, NoCoverage, ShoalError
 from shoal.models.store.store import ModelStore
 from shoal.net.addresses import host_and_port
 from shoal.routing.reputation import REFUSAL, SHARED_FAULT
+from shoal.swarm.audit_book import AuditBook
 from shoal.trust.answer import KeptAnswer
 from shoal.trust.audit import (
     AuditTarget,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 import trio
 
-from shoal.client.audits.protection import FAST, Protection
+from shoal.client.audits.protection import Protection
 from shoal.client.receipts.pull import AnswerReceipts
 from shoal.client.session import Session
 from shoal.client.timing import Timing
@@ -45,8 +45,9 @@ class Record:
     reroutes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     receipts: dict[str, Any] = field(default_factory=dict[str, Any])
     """What its hops have signed, where that was asked for, until the next request."""
-    protection: Protection = FAST
-    """What came of the protection of its answer; of several choices, of the worst."""
+    protection: Protection | None = None
+    """What came of the protection of its answer, once that is complete; of several choices, where one was
+    found out, of that."""
     speculation: dict[str, Any] = field(default_factory=dict[str, Any])
     """What was guessed ahead (:class:`shoal.client.speculation.counts.SpeculationCounts`)."""
 
@@ -57,8 +58,13 @@ class Record:
 
     def protected(self, protection: Protection) -> None:
         """Take what came of the protection of a choice."""
-        if not self.protection.cheats:
+        if not self.found_out:
             self.protection = protection
+
+    @property
+    def found_out(self) -> bool:
+        """Whether an audit has shown that a hop computed something else."""
+        return self.protection is not None and bool(self.protection.cheats)
 
     def follow(self, session: Session) -> None:
         """Note which way the session goes now."""
@@ -108,7 +114,7 @@ class Record:
             "own": self.own,
             "reroutes": self.reroutes,
             "speculation": self.speculation,
-            "protection": self.protection.shown(),
+            "protection": self.protection.shown() if self.protection else None,
         }
 
     def told(self, *, last: bool = False) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,16 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from shoal.errors import Busy, OutOfResources
+from shoal.errors import Busy, OutOfResources, ShoalError
+from shoal.routing.reputation import lie_left
 from shoal.trust.audit_record import MAX_RECORD, AuditRecord, read_record
+from shoal.types import PeerId
 
 LOCK_WITHIN_S = 5.0
+FORGIVEN = 1 / 8
+"""So little left of a lie keeps nobody out any more: some three days after it."""
+
+log = logging.getLogger(__name__)
 
 _Found = TypeVar("_Found")
 
@@ -37,6 +44,15 @@ class AuditBook:
             return AuditRecord()
         except OSError as error:
             raise self._unusable(error) from error
+
+    def liars(self, now: float) -> frozenset[PeerId]:
+        """Who was found out not long before ``now``. Nobody where that cannot be read, which is logged."""
+        try:
+            ages = self.read().ages(now)
+        except ShoalError as error:
+            log.warning("what audits have found is not known: %s", error.message)
+            return frozenset()
+        return frozenset(peer for peer, age_s in ages if lie_left(age_s) > FORGIVEN)
 
     def change(self, change: Callable[[AuditRecord], tuple[AuditRecord, _Found]]) -> _Found:
         """Write what ``change`` makes of the record, while nobody else does; returns what it found.

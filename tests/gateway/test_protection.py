@@ -1,0 +1,84 @@
+"""The dial of protection over HTTP: by the body, a header or a key; and what an answer says of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.gateway.access import keys
+from shoal.gateway.access.keys import KeyLimits
+from shoal.node import node
+from shoal.testing.cheats import cheating
+from shoal.types import Span
+
+from .conftest import served
+from .test_chat import events
+
+HALVES = [Span(0, 3), Span(3, 6)]
+OPTIONS = {"format": "int8", "audit_budget": 6.0}
+
+
+@pytest.fixture
+async def audited(tmp_path, checkpoint):
+    async with served(tmp_path / "home", checkpoint, HALVES, nodes=OPTIONS) as gateway:
+        yield gateway
+
+
+def protection(response):
+    assert response.status_code == 200, response.text
+    return response.json()["shoal"]["protection"]
+
+
+async def test_a_request_says_how_its_answer_is_protected_and_the_answer_what_came_of_it(audited):
+    plain = protection(await audited.chat())
+    assert (plain["asked"], plain["level"], plain["audits"]) == ("fast", "fast", [])
+    found = protection(await audited.chat(protect="audited"))
+    assert (found["asked"], found["level"], found["faults"]) == ("audited", "audited", [])
+    assert found["signed_by"] == [network.peer for network in audited.swarm.networks]
+    assert {audit["verdict"] for audit in found["audits"]} == {"same"}
+    assert {audit["peer"] for audit in found["audits"]} == set(found["signed_by"])
+    assert 0 < found["audit_share"] <= found["audit_budget"] == 6.0
+    shown = (await audited.chat(protect="perhaps")).json()["error"]
+    assert (shown["param"], "audited" in shown["message"]) == ("protect", True)
+
+
+async def test_a_header_says_it_on_every_route_and_the_body_comes_before_it(audited):
+    header = {"X-Shoal-Protect": "audited"}
+    messages = [{"role": "user", "content": "hello"}]
+    wanted = {"messages": messages, "headers": header}
+    assert protection(await audited.post("/v1/chat/completions", **wanted))["level"] == "audited"
+    assert protection(await audited.post("/v1/chat/completions", **wanted, protect="fast"))["level"] == "fast"
+    assert protection(await audited.post("/v1/completions", header, prompt="a"))["level"] == "audited"
+    refused = await audited.post("/v1/completions", {"X-Shoal-Protect": "none"}, prompt="a")
+    assert refused.status_code == 400
+    assert "fast, audited" in refused.text
+
+
+async def test_a_keys_answers_are_protected_as_it_says(audited):
+    path = audited.swarm.client.settings.paths.gateway
+    key, caller = keys.create(path, "careful", KeyLimits(), admin=False, protect="audited")
+    other, _ = keys.create(path, "quick", KeyLimits(), admin=False)
+    assert [record.caller.protect for record in keys.list_keys(path)] == ["audited", None]
+    audited.gateway.keys.refresh()
+    assert audited.gateway.keys.find(key) == caller
+    for token, level in ((key, "audited"), (other, "fast")):
+        said = await audited.post("/v1/completions", {"Authorization": f"Bearer {token}"}, prompt="a")
+        assert protection(said)["level"] == level
+
+
+async def test_a_stream_says_it_at_its_end_and_the_page_shows_it(audited):
+    response = await audited.chat(protect="audited", stream=True)
+    told = [one["shoal"] for one in events(response.text)[0] if "shoal" in one]
+    assert told[-1]["protection"]["level"] == "audited"
+    assert not any(one["protection"] for one in told[:-1])
+    (record, *_) = audited.gateway.records
+    assert record.shown()["protection"] == told[-1]["protection"]
+
+
+async def test_a_session_of_a_hop_that_was_found_out_is_not_kept(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr(node, "load_runner", cheating("noise"))
+    async with served(tmp_path / "home", checkpoint, HALVES, nodes=OPTIONS) as gateway:
+        monkeypatch.undo()
+        found = protection(await gateway.chat(protect="audited", n=2))
+        assert found["level"] == "fast"
+        assert {audit["verdict"] for audit in found["audits"]} == {"cheat"}
+        assert gateway.gateway.prefixes.kept == 0
