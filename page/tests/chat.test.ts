@@ -149,6 +149,7 @@ test('what was exported is imported, and what is damaged or something else is re
       { reroutes: [{ lost: ['p'] }] },
       { tokensPerSecond: undefined },
       { ttftMs: 'soon' },
+      { protection: { asked: 'audited' } },
     ].map((bad) => ({ role: 'assistant', content: 'x', answered: { ...answered, ...bad } }))]) {
     odd.conversations[1].messages = [wrong]
     assert.throws(() => imported(JSON.stringify(odd)), /damaged/)

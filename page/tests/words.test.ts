@@ -5,6 +5,7 @@ import { requests } from '../dev/scenes.ts'
 import { linesFor, shell } from '../src/connect/lines.ts'
 import { bound, parts, total } from '../src/requests/times.ts'
 import { ago, blocks, list, many, ms, perSecond, spanText } from '../src/ui/format.ts'
+import { badge, isProtection } from '../src/ui/protection.ts'
 import { Colours, N_COLOURS, fullName, nameOf } from '../src/ui/names.ts'
 
 test('spans are said with both ends served', () => {
@@ -17,6 +18,18 @@ test('times have the digits that mean something', () => {
   const said = [0, 40, 200, 7300, 200_000].map((seconds) => ago(0, seconds))
   assert.deepEqual(said, ['just now', '40 s ago', '3 min ago', '2 h ago', '2 d ago'])
   assert.equal(ago(10, 0), 'just now') // a gateway whose clock is ahead
+})
+
+test('a badge says what protection an answer has, and who checked what', () => {
+  const fine = { asked: 'audited', level: 'audited', signed_by: ['a', 'b'], audits: [], faults: [] }
+  assert.deepEqual([badge(null), badge({ ...fine, asked: 'fast' })], [null, null])
+  assert.deepEqual([badge(fine)?.word, badge(fine)?.tone, badge(fine)?.lines[0]], ['audited', 'good', 'Signed by 2 peers'])
+  const found = { peer: 'a', verdict: 'cheat' as const, by: ['b'], what: 'it has signed other rows' }
+  const false_ = badge({ ...fine, level: 'fast', audits: [found] })
+  assert.deepEqual([false_?.word, false_?.tone, false_?.lines[1]], ['false', 'bad', found.what])
+  const less = badge({ ...fine, level: 'fast', faults: ['why'] })
+  assert.deepEqual([less?.word, less?.tone, less?.lines[1]], ['not audited', 'soft', 'why'])
+  assert.ok(isProtection(fine) && !isProtection(null) && !isProtection({ ...fine, audits: [null] }))
 })
 
 test('words are counted and joined', () => {

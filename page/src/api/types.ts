@@ -105,6 +105,24 @@ export interface Speculation {
   draft_off?: string
 }
 
+/** One hop of an answer that was computed again. */
+export interface Audit {
+  peer: string
+  verdict: 'same' | 'cheat' | 'open'
+  by: string[]
+  /** In a sentence. */
+  what: string
+}
+
+/** How well an answer is protected from peers that compute something else. */
+export interface Protection {
+  asked: string
+  level: string
+  signed_by: string[]
+  audits: Audit[]
+  faults: string[]
+}
+
 /** Blocks that the gateway runs itself, with what a decode step takes it. */
 export interface OwnBlocks {
   start: number
@@ -129,6 +147,7 @@ export interface Request {
   own: OwnBlocks[]
   reroutes: Reroute[]
   speculation: Speculation
+  protection?: Protection | null
 }
 
 /** A token has passed: lights the line. */
@@ -193,4 +212,5 @@ export interface AnswerFacts {
   tokens_per_s: number | null
   ttft_ms: number | null
   reroutes: Reroute[]
+  protection?: Protection | null
 }

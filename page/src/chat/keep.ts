@@ -1,6 +1,7 @@
 /** Conversations, and how many of them are kept. Pure. */
 
-import type { Hop, Reroute } from '../api/types.ts'
+import type { Hop, Protection, Reroute } from '../api/types.ts'
+import { isProtection } from '../ui/protection.ts'
 
 export interface Answered {
   route: Hop[]
@@ -8,6 +9,7 @@ export interface Answered {
   tokensPerSecond: number | null
   ttftMs: number | null
   reroutes: Reroute[]
+  protection?: Protection | null
 }
 
 export interface Message {
@@ -156,12 +158,13 @@ function isMessage(value: unknown, depth: number): value is Message {
 }
 
 function isAnswered(value: unknown): value is Answered {
-  const { route, reroutes, tokens, tokensPerSecond, ttftMs } = (value ?? {}) as Record<string, unknown>
+  const { route, reroutes, tokens, tokensPerSecond, ttftMs, protection } = (value ?? {}) as Record<string, unknown>
   return (
     Array.isArray(route) &&
     route.every(isHop) &&
     Array.isArray(reroutes) &&
     reroutes.every(isReroute) &&
+    (protection === undefined || protection === null || isProtection(protection)) &&
     [tokens, tokensPerSecond, ttftMs].every((one) => one === null || typeof one === 'number')
   )
 }

@@ -182,6 +182,7 @@ function answered({ facts, tokens }: Piece, before: Answered | undefined): Answe
     tokensPerSecond: facts?.tokens_per_s ?? before?.tokensPerSecond ?? null,
     ttftMs: facts?.ttft_ms ?? before?.ttftMs ?? null,
     reroutes: facts?.reroutes ?? before?.reroutes ?? [],
+    protection: facts?.protection ?? before?.protection ?? null,
   }
 }
 
