@@ -70,8 +70,8 @@ async def test_a_stream_says_it_at_its_end_and_the_page_shows_it(audited):
     told = [one["shoal"] for one in events(response.text)[0] if "shoal" in one]
     assert told[-1]["protection"]["level"] == "audited"
     assert not any(one["protection"] for one in told[:-1])
-    (record, *_) = audited.gateway.records
-    assert record.shown()["protection"] == told[-1]["protection"]
+    (record, *_) = audited.gateway.records.shown()
+    assert record["protection"] == told[-1]["protection"]
 
 
 async def test_a_session_of_a_hop_that_was_found_out_is_not_kept(tmp_path, checkpoint, monkeypatch):

@@ -1,6 +1,6 @@
 """Hops that compute something else than they should, and sign for it: what audits have to find.
 
-``python -m shoal.testing.cheats CHEAT ARGUMENTS…`` is the ``shoal`` command with nodes that do so.
+``python -m shoal.testing.cheats CHEAT python -m shoal.cli …`` is what follows, with nodes that do so.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ def main() -> None:
     """See the module."""
     from shoal.cli.main import main as shoal  # noqa: PLC0415
 
-    name = sys.argv.pop(1)
+    name = sys.argv[1]
+    sys.argv[1:] = sys.argv[sys.argv.index("shoal.cli") + 1 :]
     setattr(node, "load_runner", cheating(name))  # noqa: B010  it is imported there
     shoal()
 
