@@ -27,11 +27,8 @@ CREATE TABLE IF NOT EXISTS keys (
     requests_per_minute INTEGER NOT NULL,
     tokens_per_minute INTEGER NOT NULL,
     concurrency INTEGER NOT NULL,
-    attested_only INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE IF NOT EXISTS key_protection (
-    id TEXT PRIMARY KEY,
-    protect TEXT NOT NULL
+    attested_only INTEGER NOT NULL DEFAULT 0,
+    protect TEXT
 );
 CREATE TABLE IF NOT EXISTS usage (
     day TEXT NOT NULL,
@@ -119,5 +116,6 @@ def open_database(path: Path) -> Generator[sqlite3.Connection]:
 def _add_columns(database: sqlite3.Connection) -> None:
     """What tables of earlier versions lack."""
     columns = {row[1] for row in database.execute("PRAGMA table_info(keys)")}
-    if "attested_only" not in columns:
-        database.execute("ALTER TABLE keys ADD COLUMN attested_only INTEGER NOT NULL DEFAULT 0")
+    for name, kind in (("attested_only", "INTEGER NOT NULL DEFAULT 0"), ("protect", "TEXT")):
+        if name not in columns:
+            database.execute(f"ALTER TABLE keys ADD COLUMN {name} {kind}")

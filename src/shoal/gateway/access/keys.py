@@ -83,7 +83,7 @@ class KeyRing:
             self._known = ()
             return
         with open_database(self._path) as database:
-            rows = database.execute(f"SELECT hash, {_READ} FROM keys WHERE revoked IS NULL").fetchall()
+            rows = database.execute(f"SELECT hash, {_COLUMNS} FROM keys WHERE revoked IS NULL").fetchall()
         self._known = tuple((bytes(row[0]), _caller(row[1:])) for row in rows)
 
     def caller(self, id: str) -> Caller | None:
@@ -124,7 +124,7 @@ def create(
     caller = Caller(f"key_{secrets.token_hex(4)}", name, limits, admin, attested_only, protect)
     with open_database(path) as database:
         database.execute(
-            f"INSERT INTO keys (hash, created, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO keys (hash, created, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 _hash(key),
                 time.time(),
@@ -135,10 +135,9 @@ def create(
                 limits.tokens_per_minute,
                 limits.concurrency,
                 attested_only,
+                protect,
             ),
         )
-        if protect is not None:
-            database.execute("INSERT INTO key_protection VALUES (?, ?)", (caller.id, protect))
     return key, caller
 
 
@@ -147,7 +146,7 @@ def list_keys(path: Path) -> list[KeyRecord]:
     if not path.exists():
         return []
     with open_database(path) as database:
-        rows = database.execute(f"SELECT created, revoked, {_READ} FROM keys ORDER BY created").fetchall()
+        rows = database.execute(f"SELECT created, revoked, {_COLUMNS} FROM keys ORDER BY created").fetchall()
     return [KeyRecord(_caller(row[2:]), row[0], row[1]) for row in rows]
 
 
@@ -170,8 +169,7 @@ def revoke(path: Path, which: str) -> Caller:
     return meant[0]
 
 
-_COLUMNS = "id, name, admin, requests_per_minute, tokens_per_minute, concurrency, attested_only"
-_READ = f"{_COLUMNS}, (SELECT protect FROM key_protection WHERE key_protection.id = keys.id)"
+_COLUMNS = "id, name, admin, requests_per_minute, tokens_per_minute, concurrency, attested_only, protect"
 
 
 def _caller(row: tuple[str, str, int, int, int, int, int, str | None] | sqlite3.Row) -> Caller:
