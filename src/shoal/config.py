@@ -55,7 +55,8 @@ class Settings:
         default=DEFAULT_MODEL, metadata=_about("The model to serve, or to chat with, when none is named.")
     )
     host: str = field(
-        default="0.0.0.0", metadata=_about("Interface to listen on; 127.0.0.1 keeps a swarm on this machine.")
+        default="*",
+        metadata=_about("Interface to listen on, * for all in IPv4 and IPv6; 127.0.0.1: this machine alone."),
     )
     port: int = field(default=0, metadata=_about("TCP port of the libp2p host; 0 picks a free one."))
     direct_port: int = field(

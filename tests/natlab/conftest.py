@@ -20,7 +20,13 @@ ALLOWED_S = 3.0
 def lab(nat_lab: type[NatLab]) -> Iterator[NatLab]:
     sites = [Site("public", (name,)) for name in ("p", "q")]
     sites += [Site("cone", ("a",)), Site("cone", ("b",)), Site("cone", ("h1", "h2"))]
-    sites += [Site("sym", ("s",)), Site("full", ("f",)), Site("upnp", ("u",)), Site("v6", ("v",))]
+    sites += [
+        Site("sym", ("s",)),
+        Site("full", ("f",)),
+        Site("upnp", ("u",)),
+        Site("v6", ("v",)),
+        Site("dual", ("d",)),
+    ]
     with nat_lab(sites) as made:
         yield made
 

@@ -126,6 +126,24 @@ def test_a_host_with_ipv6_alone_reaches_public_ones_by_it_and_nobody_by_ipv4(lab
             four.sendto(b"hello", (p.address, 7003))
 
 
+def test_behind_a_dual_gateway_a_host_is_seen_at_its_own_ipv6_address_and_lets_in_only_answers(
+    lab: NatLab,
+) -> None:
+    d, v = lab.host("d"), lab.host("v")
+    assert not d.is_public
+    own = next(address for address in d.addresses if ":" in address)
+    with udp(d, family=socket.AF_INET6) as inside, udp(v, family=socket.AF_INET6) as outside:
+        outside.sendto(b"hello", (own, inside.getsockname()[1]))
+        assert not comes(inside, WAIT_S)
+        seen = seen_from(inside, outside, (v.address, outside.getsockname()[1]))
+        assert seen == (own, inside.getsockname()[1])
+        outside.sendto(b"hello", seen)
+        assert comes(inside)
+    with udp(d) as sender, udp(lab.host("p")) as observer:
+        seen = seen_from(sender, observer, (lab.host("p").address, observer.getsockname()[1]))
+    assert seen[0] == d.public_address
+
+
 def natpmp(host: LabHost, request: bytes) -> bytes:
     with udp(host) as asking:
         asking.sendto(request, ("192.168.7.1", 5351))
@@ -272,12 +290,12 @@ def test_a_site_goes_offline_without_a_word_and_comes_back_by_itself(lab: NatLab
             assert comes(receiver)
 
 
-@pytest.mark.parametrize("name", ["a", "q", "v"])
+@pytest.mark.parametrize("name", ["a", "q", "v", "d"])
 def test_a_host_without_its_interface_is_told_so_and_reaches_everybody_again_with_it(
     lab: NatLab, name: str
 ) -> None:
-    host, family = lab.host(name), socket.AF_INET6 if name == "v" else socket.AF_INET
-    address = next(a for a in lab.host("p").addresses if (":" in a) == (name == "v"))
+    host, family = lab.host(name), socket.AF_INET6 if name in "vd" else socket.AF_INET
+    address = next(a for a in lab.host("p").addresses if (":" in a) == (name in "vd"))
     with udp(lab.host("p"), 7009, family) as receiver, udp(host, family=family) as sender:
         host.unplug()
         with pytest.raises(OSError, match="unreachable") as caught:

@@ -93,6 +93,11 @@ def test_a_relay_sends_us_to_one_host_and_to_private_ones_on_its_own_network_alo
     assert found == tuple(f"/ip4/{host}/tcp/1" for host in met)
 
 
+def test_a_relay_names_one_host_of_each_ip_version() -> None:
+    told = ["/ip6/2a10:20::1/tcp/1", "/ip4/8.8.8.8/tcp/1", "/ip6/2a10:20::2/tcp/1", "/ip4/8.8.4.4/tcp/1"]
+    assert around(HOME, trusting=True).told_by("/ip4/20.0.1.1/tcp/1", told) == tuple(told[:2])
+
+
 @pytest.mark.parametrize("address", NOWHERE)
 @pytest.mark.parametrize("own", [LOOPBACK, HOME, CLOUD, OVERLAY, PUBLIC, ()])
 @pytest.mark.parametrize("trusting", [True, False])

@@ -5,28 +5,57 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from collections.abc import Iterable, Sequence
 
 import psutil
 
 from shoal.errors import UsageError
 from shoal.types import PeerId
 
+IPVersion = int
+"""4 or 6."""
+EVERYWHERE = "*"
+"""Every interface, in IPv4 and in IPv6."""
+ADDRESSES_LIMIT = 8
 _UNREACHABLE = ("0.0.0.0", "::")
 _CIRCUIT = "/p2p-circuit"
 
 
+def listening_hosts(host: str) -> tuple[str, ...]:
+    """What a listener on ``host`` binds: for ``EVERYWHERE`` one host of each IP version that is here."""
+    if host != EVERYWHERE:
+        return (host,)
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return ("0.0.0.0",)
+    return ("0.0.0.0", "::")
+
+
 def expand(host: str, port: int) -> tuple[str, ...]:
-    """The multiaddrs under which a listener on ``host`` can be reached.
+    """The multiaddrs under which a listener on ``host`` can be reached, as :func:`announced`."""
+    return announced([(one, port) for one in listening_hosts(host)])
+
+
+def announced(listening: Sequence[tuple[str, int]], limit: int = ADDRESSES_LIMIT) -> tuple[str, ...]:
+    """The multiaddrs under which listeners, by host and port, can be reached: public ones first, IPv6 first.
 
     A listener on every interface is announced with the address of each; with loopback only where there is
     no other.
     """
-    if host not in _UNREACHABLE:
-        return (to_multiaddr(host, port),)
-    found = sorted(_interfaces(6 if ":" in host else 4), key=lambda a: (a.is_private, str(a)))
-    outward = [a for a in found if not a.is_loopback and not a.is_link_local]
-    chosen = outward or [a for a in found if a.is_loopback]
-    return tuple(to_multiaddr(str(address), port) for address in chosen[:8])
+    given = [to_multiaddr(host, port) for host, port in listening if host not in _UNREACHABLE]
+    everywhere = [(host, port) for host, port in listening if host in _UNREACHABLE]
+    found = [(address, port) for host, port in everywhere for address in _interfaces(6 if ":" in host else 4)]
+    found.sort(key=lambda one: (one[0].is_private, one[0].version == 4, str(one[0])))
+    outward = [one for one in found if not one[0].is_loopback and not one[0].is_link_local]
+    chosen = outward or [one for one in found if one[0].is_loopback]
+    if len(chosen) > limit:  # many addresses of one version leave half of the room to the other
+        many = [one for one in chosen if one[0].version == 6], [one for one in chosen if one[0].version == 4]
+        room = [max(limit // 2, limit - len(other)) for other in reversed(many)]
+        few = {one for those, size in zip(many, room, strict=True) for one in those[:size]}
+        chosen = [one for one in chosen if one in few]
+    return tuple(given + [to_multiaddr(str(address), port) for address, port in chosen])
 
 
 def _interfaces(version: int) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:
@@ -60,6 +89,20 @@ def host_and_port(multiaddr: str, *, listening: bool = False) -> tuple[str, int]
         return None
     port = int(parts[4])
     return (parts[2], port) if (0 if listening else 1) <= port < 65536 else None
+
+
+def version_of(multiaddr: str) -> IPVersion | None:
+    """4 or 6, of an address whose host is one and no name."""
+    target = host_and_port(multiaddr)
+    try:
+        return None if target is None else ipaddress.ip_address(target[0]).version
+    except ValueError:
+        return None
+
+
+def versions_of(multiaddrs: Iterable[str]) -> frozenset[IPVersion]:
+    """The IP versions of several addresses."""
+    return frozenset(version for a in multiaddrs if (version := version_of(a)))
 
 
 def is_private(host: str) -> bool:

@@ -74,20 +74,22 @@ class LocalNetworks:
     def told_by(self, teller: str, addresses: Iterable[str]) -> tuple[str, ...]:
         """Where one who is at ``teller``, a multiaddr, may send us to meet a peer.
 
-        That is one host, whatever is named; and one of a private network only if ``teller`` is there too, for
-        else it cannot have seen anybody there.
+        That is one host of each IP version, whatever is named; and one of a private network only if
+        ``teller`` is there too, for else it cannot have seen anybody there.
         """
         at = _ip(teller)
         found: list[str] = []
+        host: dict[int, IPAddress] = {}
         for address in self.fit(addresses):
             target = _ip(address)
-            if target is None or (found and target != _ip(found[0])):
+            if target is None or host.get(target.version, target) != target:
                 continue
             both_here = at is not None and (
                 (at.is_loopback and target.is_loopback)
                 or any(at in network and target in network for network in self.networks)
             )
             if target.is_global or both_here:
+                host[target.version] = target
                 found.append(address)
         return tuple(found)
 

@@ -35,7 +35,7 @@ class Ticket:
 
 
 class Handshakes:
-    """Those of one listener. ``run`` must be running.
+    """Those of the listeners of one port. ``run`` must be running.
 
     Args:
         first_message: bytes of the shortest first message. A connection that has not sent so many is silent.
@@ -59,7 +59,8 @@ class Handshakes:
                 if begins is None:
                     break
                 begins.turn.set()
-            self._wanted = trio.Event()
+            # One event for all who wait: each listener of a host runs this.
+            self._wanted = trio.Event() if self._wanted.is_set() else self._wanted
             wait_s = self._backlog.next_s(trio.current_time())
             with trio.move_on_after(math.inf if wait_s is None else wait_s):
                 await self._wanted.wait()

@@ -23,7 +23,16 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from shoal.errors import DeadlineExceeded, PortInUse, ShoalError, UsageError
-from shoal.net.addresses import expand, host_and_port, split_bootstrap, to_multiaddr
+from shoal.net.addresses import (
+    ADDRESSES_LIMIT,
+    EVERYWHERE,
+    announced,
+    expand,
+    host_and_port,
+    listening_hosts,
+    split_bootstrap,
+    to_multiaddr,
+)
 from shoal.net.carriers import stream as streams
 from shoal.net.carriers.calls import Calls
 from shoal.net.carriers.dialer import Dialer
@@ -40,6 +49,7 @@ from shoal.net.libp2p.tcp import GuardedTCP
 from shoal.net.mapping.port_mapper import NatPmp, PortMapper, Upnp
 from shoal.net.network import PeerConnection, Pipe, ReachView, RequestHandler, Validator
 from shoal.net.reach.openings import ExpectedStreams
+from shoal.net.reach.ports import end_for
 from shoal.net.reach.reachability import (
     ASKED_WITHIN_S,
     REACH_PROTOCOL,
@@ -59,6 +69,8 @@ ANSWERS_AT_ONCE = 64
 ANSWERS_PER_PEER = 8
 """The same of one peer, with those that it has not said yet and those that wait; one more is refused."""
 CLOSED_WITHIN_S = 3.0
+OWN_LIMIT = 64
+"""Addresses of ours that we know when somebody sees us there; fewer are announced."""
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +82,7 @@ class NetworkSettings:
     identity: Identity
     secret: bytes | None
     """The swarm's secret; ``None`` for the public swarm."""
-    host: str = "0.0.0.0"
+    host: str = EVERYWHERE
     port: int = 0
     """TCP port of the libp2p host; 0 takes a free one."""
     direct_port: int = 0
@@ -103,9 +115,9 @@ async def open_network(settings: NetworkSettings) -> AsyncGenerator[Libp2pNetwor
 async def _start(stack: AsyncExitStack, settings: NetworkSettings) -> Libp2pNetwork:
     noise = create_noise_key_pair()
     host, connections, transport = build_host(settings.identity, settings.secret, noise)
-    listen = [Multiaddr(to_multiaddr(settings.host, settings.port))] if settings.listen else []
-    await stack.enter_async_context(host.run(listen))
-    if settings.listen and not connections.listeners:
+    hosts = listening_hosts(settings.host) if settings.listen else ()
+    await stack.enter_async_context(host.run([Multiaddr(to_multiaddr(at, settings.port)) for at in hosts]))
+    if len(connections.listeners) < len(hosts):
         raise PortInUse(
             f"port {settings.port} on {settings.host} cannot be listened on",
             check="find out which program uses it, or choose another port; 0 picks a free one",
@@ -155,7 +167,9 @@ class Libp2pNetwork:
         self._providers = providers
         self._peer_dialer = PeerDialer(host, connections, private=settings.secret is not None)
         self._direct = DirectCarrier(settings.identity, settings.secret, noise)
-        self._calls = Calls(self._direct, self._accept_direct, lambda: self._transport.nearby)
+        # Who comes of a call was let in because we dialled as well.
+        self._calls = Calls(self._direct, self._accept, lambda: self._transport.nearby)
+        connections.on_accepted = self._note_arrival
         self._dialer = Dialer(
             self._direct if settings.direct else None,
             self._calls if settings.direct else None,
@@ -180,14 +194,14 @@ class Libp2pNetwork:
         self._host.set_stream_handler(PING_PROTOCOL, handle_ping)
         host = self._settings.host
         if self._settings.listen:
-            ports = [int(a.value_for_protocol("tcp") or 0) for a in self._host.get_transport_addrs()]
-            libp2p, direct = expand(host, ports[0]), ()
+            listening = [t for a in self._host.get_transport_addrs() if (t := host_and_port(str(a)))]
+            libp2p, direct = announced(listening), ()
             if self._settings.direct:
                 guests = _Guests(self._accept_direct, self.relay, self._calls.expected)
-                listen = partial(self._direct.listen, host, self._settings.direct_port, guests=guests)
-                port = await nursery.start(listen)
-                self._direct.local = (host, port)
-                direct = expand(host, port)
+                hosts, port = listening_hosts(host), self._settings.direct_port
+                direct = announced(
+                    await nursery.start(partial(self._direct.listen, hosts, port, guests=guests))
+                )
             self._address = PeerAddress(self.peer, libp2p, direct)
             # Known only now: a port 0 has become a real one.
             self._transport.announced = libp2p
@@ -203,16 +217,14 @@ class Libp2pNetwork:
 
     async def _be_reachable(self, nursery: trio.Nursery) -> None:
         await nursery.start(self._calls.run)
-        own, host = self._address.direct, self._settings.host
         if not self._settings.listen:
             # For those alone whom we ask to dial us: only so can a peer behind a symmetric router be reached.
             guests = _Guests(DirectPipe.aclose, self.relay, self._calls.expected)
-            port = await nursery.start(partial(self._direct.listen, host, 0, guests=guests))
-            self._direct.local = (host, port)
-            own = expand(host, port)
-        self._calls.sessions.own = frozenset(own)
+            hosts = listening_hosts(self._settings.host)
+            await nursery.start(partial(self._direct.listen, hosts, 0, guests=guests))
+        self._calls.sessions.own = frozenset(announced(self._direct.ends, OWN_LIMIT))
         self._reach = Reachability(
-            own,
+            self._address.direct or announced(self._direct.ends),
             self._calls.sessions,
             partial(self.request, protocol=REACH_PROTOCOL, body=b"", deadline_s=ASKED_WITHIN_S),
             lambda: [connection.peer for connection in self.connections()],
@@ -221,8 +233,9 @@ class Libp2pNetwork:
         if self._settings.listen:
             self.answer(REACH_PROTOCOL, self._offer_relay)
             nursery.start_soon(self._reach.run)
-            if self._settings.port_map and not self._reach.public and ":" not in host and self._direct.local:
-                self._reach.mapper = PortMapper(self._direct.local[1], [NatPmp(), Upnp()])
+            four = end_for(self._direct.ends, "0.0.0.0")
+            if self._settings.port_map and four and 4 not in self._calls.sessions.open:
+                self._reach.mapper = PortMapper(four[1], [NatPmp(), Upnp()])
                 nursery.start_soon(self._map_port, self._reach.mapper)
 
     async def _map_port(self, mapper: PortMapper) -> None:
@@ -234,7 +247,8 @@ class Libp2pNetwork:
         return settings.listen and settings.relay and reach is not None and reach.public
 
     async def _offer_relay(self, peer: PeerId, question: bytes) -> bytes:
-        return encode_offer(RelayOffer(self._address.direct[:8], self._relays()))
+        direct = self._reach.open_addresses() if self._reach else ()
+        return encode_offer(RelayOffer(direct[:ADDRESSES_LIMIT], self._relays()))
 
     @property
     def peer(self) -> PeerId:
@@ -363,7 +377,12 @@ class Libp2pNetwork:
         return [PeerConnection(PeerId(str(p)), remote_of(c), path_of(c)) for p, c in latest.items()]
 
     async def _accept_direct(self, pipe: DirectPipe) -> None:
+        self._note_arrival(pipe.host)
         await self._accept(pipe)
+
+    def _note_arrival(self, host: str) -> None:
+        if self._reach is not None:
+            self._reach.note_arrival(host)
 
     async def _accept_stream(self, stream: INetStream) -> None:
         pipe = streams.StreamPipe(stream, carrier_of(stream))

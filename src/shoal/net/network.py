@@ -106,6 +106,8 @@ class ReachView:
     """At which it holds a place."""
     mapped: str = ""
     """The public address that its router leads to it, because it was asked to."""
+    six: Literal["open", "closed", "none"] = "none"
+    """Whether it has a public IPv6 address, and anybody can dial it there, as far as is known."""
 
 
 class Network(Protocol):

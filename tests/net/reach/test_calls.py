@@ -55,7 +55,8 @@ async def called(
 
     session = Session()
     calls = Calls(DirectCarrier(Identity.ephemeral(), None), take, LocalNetworks)
-    calls._carrier.local = ("127.0.0.1", 1)  # pyright: ignore[reportPrivateUsage]
+    calls._carrier.ends = (("127.0.0.1", 1),)  # pyright: ignore[reportPrivateUsage]
+    calls.sessions.own = frozenset(("/ip4/127.0.0.1/tcp/1",))
     async with trio.open_nursery() as nursery:
         await nursery.start(calls.run)
         for number in range(times):
@@ -118,7 +119,8 @@ async def test_a_relay_elsewhere_has_us_dial_nobody_here_and_one_here_within_bou
     session = Session()
     session.address = RelayAddress(PeerId("relay"), relay, 1)
     calls = Calls(DirectCarrier(Identity.ephemeral(), None), take, lambda: around((HERE[0],), trusting=True))
-    calls._carrier.local = ("127.0.0.1", 1)  # pyright: ignore[reportPrivateUsage]
+    calls._carrier.ends = (("127.0.0.1", 1),)  # pyright: ignore[reportPrivateUsage]
+    calls.sessions.own = frozenset(("/ip4/127.0.0.1/tcp/1",))
     async with trio.open_nursery() as nursery:
         await nursery.start(calls.run)
         call = Call(1, Identity.ephemeral().peer, "meet", new_token(), HERE, "none")

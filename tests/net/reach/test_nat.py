@@ -10,6 +10,8 @@ from shoal.net.reach.nat import (
     Observation,
     add_observation,
     believed_address,
+    best_kind,
+    is_confirmed,
     may_meet,
     nat_kind,
 )
@@ -37,6 +39,22 @@ def test_one_observer_alone_is_not_believed_and_tells_nothing_of_the_router():
     assert believed_address(seen((ONE, HOME))) is None
     assert nat_kind(seen((ONE, HOME)), ()) == "unknown"
     assert nat_kind((), ()) == "unknown"
+
+
+def test_of_two_ip_versions_the_better_one_counts():
+    assert best_kind(["symmetric", "cone"]) == "cone"
+    assert best_kind(["unknown", "symmetric"]) == "unknown"
+    assert best_kind([]) == "symmetric"
+
+
+def test_what_a_router_says_of_itself_is_borne_out_by_all_who_can_and_at_most_two():
+    assert not is_confirmed("198.41.0.4", ())
+    assert is_confirmed("198.41.0.4", seen((ONE, HOME)))
+    assert not is_confirmed("198.41.0.4", seen((ONE, HOME), (TWO, ELSEWHERE)))
+    assert not is_confirmed("198.41.0.4", seen((ONE, HOME), (NEAR_ONE, HOME), (TWO, ELSEWHERE)))
+    assert is_confirmed("198.41.0.4", seen((ONE, HOME), (TWO, ELSEWHERE), (THREE, OTHER_PORT)))
+    # How we are seen by IPv6 says nothing of it.
+    assert is_confirmed("198.41.0.4", seen((ONE, HOME), ("2a10:20::1", "/ip6/2a10:21::1/tcp/1")))
 
 
 def test_two_machines_of_one_network_are_one_observer():

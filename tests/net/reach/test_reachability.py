@@ -7,10 +7,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+import pytest
 import trio
 from trio.testing import MockClock
 
 from shoal.errors import ChannelClosed
+from shoal.net.addresses import split_circuit, version_of
 from shoal.net.dialable import LocalNetworks
 from shoal.net.mapping.port_mapper import MappedPort, PortMapper
 from shoal.net.reach.nat import Observation
@@ -20,6 +22,7 @@ from shoal.net.reach.reachability import (
     Reachability,
     RelayOffer,
     encode_offer,
+    open_versions,
 )
 from shoal.net.reach.relay_session import RelayAddress
 from shoal.types import NatKind, PeerId
@@ -41,7 +44,8 @@ class Sessions:
 
     nat: NatKind = "unknown"
     believed = None
-    observations = tuple(Observation(f"8.8.{n}.8", "") for n in range(3))
+    observations = tuple(Observation(f"8.8.{n}.8", "/ip4/20.0.1.1/tcp/1") for n in range(3))
+    open = frozenset[int]()
 
     def __init__(self) -> None:
         self.living: set[PeerId] = set()
@@ -50,6 +54,12 @@ class Sessions:
 
     def all(self) -> list[Session]:
         return self.held
+
+    def nat_in(self, version: int) -> NatKind:
+        return self.nat
+
+    def seen_in(self, version: int) -> list[Observation]:
+        return [one for one in self.observations if version_of(one.seen) == version]
 
     async def get(self, address: RelayAddress) -> Session:
         self.dialled[address.peer] += 1
@@ -101,17 +111,90 @@ async def test_a_relay_that_fails_rests_ever_longer_and_is_forgotten(autojump_cl
         assert [session.address.peer for session in sessions.held] == [relay(0)]
 
 
-async def test_a_mapped_port_is_announced_once_somebody_outside_has_seen_us_there() -> None:
+def at(*own: str, sessions: Sessions | None = None) -> Reachability:
+    """A peer with these addresses of its own."""
+    given = cast("Any", sessions or Sessions())
+    return Reachability(own, given, cast("Any", None), lambda: [], LocalNetworks)
+
+
+HOME = "/ip4/192.168.1.2/tcp/1"
+SERVER = "/ip4/20.0.9.9/tcp/1"
+SIX = "/ip6/2a10:20::1/tcp/1"
+
+
+@pytest.mark.parametrize(
+    ("own", "versions"),
+    [
+        ([SERVER], {4}),
+        ([SIX, SERVER], {4, 6}),  # nothing keeps strangers out in IPv4, so in IPv6 neither
+        ([HOME], set()),
+        ([SIX, HOME], set()),  # most homes have a firewall before their IPv6
+        ([SIX], set()),
+        (["/ip4/127.0.0.1/tcp/1"], {4, 6}),
+        (["/ip6/::1/tcp/1"], {4, 6}),
+    ],
+)
+def test_an_ipv6_address_alone_does_not_make_a_peer_public(own: list[str], versions: set[int]) -> None:
+    assert open_versions(own) == versions
+
+
+def test_in_ipv6_a_peer_is_public_once_somebody_from_elsewhere_has_come_in() -> None:
+    reach = at(SIX, HOME)
+    for host in ("20.0.1.1", "fd00::2", "::1", ""):
+        reach.note_arrival(host)
+        assert not reach.public
+        assert reach.view().six == "closed"
+    reach.note_arrival("2a10:21::7")
+    assert reach.public
+    assert reach.view().six == "open"
+    assert reach.open_addresses() == (SIX,)
+    private = at("/ip6/fd00::1/tcp/1", HOME)
+    private.note_arrival("2a10:21::7")
+    assert not private.public
+    assert private.view().six == "none"
+
+
+async def test_a_peer_that_is_public_in_one_ip_version_has_places_only_where_the_other_is(
+    autojump_clock: MockClock,
+) -> None:
+    """So that IPv6-only peers reach it; relays of its own version would be of no use."""
+    offers = {relay(0): ("/ip4/8.8.8.8/tcp/1",), relay(1): ("/ip6/2a10:20::2/tcp/1", "/ip4/8.8.4.4/tcp/1")}
+
+    async def offer(peer: PeerId) -> bytes:
+        return encode_offer(RelayOffer(offers[peer], True))
+
+    sessions = Sessions()
+    sessions.living = set(offers)
+    reach = Reachability([SERVER], cast("Any", sessions), offer, lambda: list(offers), LocalNetworks)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reach.run)
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    # It has no IPv6 itself, so it goes there by IPv4 and says where others find the relay by IPv6.
+    assert [(s.address.peer, s.address.host) for s in sessions.held] == [(relay(1), "8.8.4.4")]
+    circuits = [a for a in reach.addresses() if a.endswith("p2p-circuit")]
+    assert [split_circuit(a) for a in circuits] == [
+        ("/ip4/8.8.4.4/tcp/1", relay(1)),
+        ("/ip6/2a10:20::2/tcp/1", relay(1)),
+    ]
+
+
+async def test_a_mapped_port_is_announced_once_peers_outside_bear_out_its_address() -> None:
     """A router that lies would have us announce a stranger's address."""
     sessions = Sessions()
     sessions.observations = (Observation("8.8.8.8", "/ip4/20.0.1.1/tcp/31000"),)
-    own = ["/ip4/192.168.1.2/tcp/1"]
-    reach = Reachability(own, cast("Any", sessions), cast("Any", None), lambda: [], LocalNetworks)
+    reach = at(HOME, sessions=sessions)
     reach.mapper = PortMapper(1, [])
-    assert reach.addresses() == tuple(own)
+    assert reach.addresses() == (HOME,)
+    # Where only one has spoken, it and the router are two.
     reach.mapper.mapped = MappedPort("20.0.1.1", 9000)
-    assert reach.addresses() == (*own, "/ip4/20.0.1.1/tcp/9000")
+    assert reach.addresses() == (HOME, "/ip4/20.0.1.1/tcp/9000")
     assert reach.view().mapped == "/ip4/20.0.1.1/tcp/9000"
     reach.mapper.mapped = MappedPort("20.0.2.2", 9000)
-    assert reach.addresses() == tuple(own)
+    assert reach.addresses() == (HOME,)
     assert reach.view().mapped == ""
+    # One of several who sides with the router may be in league with it.
+    sessions.observations += (Observation("9.9.9.9", "/ip4/20.0.2.2/tcp/31000"),)
+    assert reach.addresses() == (HOME,)
+    sessions.observations += (Observation("1.1.1.1", "/ip4/20.0.2.2/tcp/40000"),)
+    assert reach.addresses() == (HOME, "/ip4/20.0.2.2/tcp/9000")

@@ -30,7 +30,7 @@ async def behind_router(secret: bytes | None = None) -> AsyncGenerator[tuple[Lib
     async with AsyncExitStack() as stack:
         relay = await stack.enter_async_context(opened(secret))
         node = await stack.enter_async_context(opened(secret))
-        node._reach.public = False  # pyright: ignore  on loopback nobody is behind a router
+        node._calls.sessions.open = frozenset()  # pyright: ignore  on loopback nobody is behind a router
         await node.connect(bootstrap(relay), deadline_s=5)
         client = await stack.enter_async_context(opened(secret, listen=False))
         with trio.fail_after(5):
@@ -165,7 +165,7 @@ async def test_a_relay_cannot_be_used_to_reach_somebody_else():
 
 async def test_a_client_takes_only_connections_that_it_has_asked_for():
     async with behind_router() as (_, node, client):
-        host, port = client._direct.local or ("", 0)  # pyright: ignore[reportPrivateUsage]
+        host, port = client._direct.ends[0]  # pyright: ignore[reportPrivateUsage]
         pipe = await node._direct.dial(host, port, client.peer)  # pyright: ignore[reportPrivateUsage]
         assert await pipe.receive_some() == b""
         await pipe.aclose()
@@ -183,7 +183,7 @@ async def test_who_is_asked_tells_how_it_sees_us():
 
 async def test_a_user_who_does_not_want_that_has_no_relay():
     async with opened(relay=False) as node, opened() as other:
-        other._reach.public = False  # pyright: ignore
+        other._calls.sessions.open = frozenset()  # pyright: ignore
         await other.connect(bootstrap(node), deadline_s=5)
         await trio.sleep(2.5)
         assert other.reach().relays == ()
@@ -192,7 +192,7 @@ async def test_a_user_who_does_not_want_that_has_no_relay():
 
 async def test_a_place_is_lost_with_its_relay_and_another_is_found():
     async with opened() as node:
-        node._reach.public = False  # pyright: ignore
+        node._calls.sessions.open = frozenset()  # pyright: ignore
         async with opened() as first, opened() as second:
             await node.connect(bootstrap(first), deadline_s=5)
             with trio.fail_after(5):

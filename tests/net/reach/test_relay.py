@@ -192,6 +192,23 @@ async def test_neither_side_can_have_the_other_dial_another_host():
         assert at.heard[B][0].addresses == (AT_A, other_port)
 
 
+async def test_a_peer_with_both_ip_versions_is_met_in_either_and_keeps_its_place_over_either():
+    six_a, six_b = "/ip6/2a10:20::a/tcp/30001", "/ip6/2a10:20::b/tcp/30002"
+    async with bench() as at:
+        caller, _ = await at.join(A, AT_A), await at.join(A, six_a)
+        called, by_six = await at.join(B, AT_B), await at.join(B, six_b)
+        await called.reserve(1)
+        await by_six.reserve(1)
+        answer = await caller.call(B, "meet", new_token(), (), "cone")
+        assert set(answer.addresses) == {AT_B, six_b}
+        assert set(at.heard[B][-1].addresses) == {AT_A, six_a}
+        by_six.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert at.relay.reservations == 1
+        answer = await caller.call(B, "meet", new_token(), (), "cone")
+        assert answer.addresses == (AT_B,)
+
+
 async def test_only_who_holds_a_place_can_be_called_and_never_oneself():
     async with bench() as at:
         a, b = await at.join(A), await at.join(B)

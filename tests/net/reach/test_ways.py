@@ -108,6 +108,12 @@ def test_a_meeting_begins_together_with_a_mapped_address_and_is_alone_before_a_c
     assert plan[1] == ("punched", MEET_ALONE_S)
 
 
+def test_a_meeting_begins_together_with_an_ipv6_address_that_may_be_behind_a_firewall():
+    six = Target("2a10:20::1", 4, "public")
+    assert plan_ways([six], called=True, nat="cone", worked=None)[0] == (six, 0.0)
+    assert plan_ways([six], called=False, nat="cone", worked=None)[0][1] > 0
+
+
 def test_behind_a_symmetric_router_no_meeting_is_tried():
     assert order(ROUTED, nat="symmetric") == [ROUTED, "relayed"]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -11,6 +13,7 @@ import trio
 
 from shoal.cli.doctor.finding import Finding
 from shoal.config import Settings
+from shoal.net.addresses import listening_hosts
 from shoal.swarm import membership
 from shoal.swarm.local_nodes import running_nodes
 
@@ -26,11 +29,13 @@ def ports(settings: Settings) -> Finding:
     wanted = [port for port in (settings.port, settings.direct_port) if port]
     if not wanted:
         return Finding("ports", "ok", "free ports are picked")
-    for port in wanted:
-        with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+    for host, port in itertools.product(listening_hosts(settings.host), wanted):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if probe.family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:
-                probe.bind((settings.host, port))
+                probe.bind((host, port))
             except OSError as error:
                 if running_nodes(settings.paths.nodes):
                     return Finding("ports", "note", f"{port} is in use, and a node runs here", "shoal status")
@@ -112,13 +117,21 @@ def router(settings: Settings) -> Finding:
 
 def router_finding(seen: ReachView) -> Finding:
     """How a machine that is seen so can be reached, and what would make it better."""
+    found = _router_finding(seen)
+    by_six = {"open": "; peers come in by IPv6", "closed": "; no peer has come in by IPv6 yet", "none": ""}
+    return replace(found, detail=found.detail + by_six[seen.six])
+
+
+def _router_finding(seen: ReachView) -> Finding:
     if seen.public or seen.nat == "none":
         return Finding("router", "ok", "none: this machine has a public address")
     if seen.nat == "cone":
         return Finding(
             "router",
             "ok",
-            f"maps every port alike (cone), as {seen.seen}: peers meet this machine through it",
+            f"maps every port alike (cone), as {seen.seen}: peers meet this machine through it"
+            if seen.seen
+            else "a firewall that lets in whom this machine dials: peers meet it through that",
         )
     if seen.nat == "symmetric":
         return Finding(

@@ -16,7 +16,7 @@ from functools import partial
 import trio
 
 from shoal.errors import Busy, ChannelClosed
-from shoal.net.addresses import to_multiaddr
+from shoal.net.addresses import to_multiaddr, versions_of
 from shoal.net.carriers.direct import DirectCarrier
 from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.carriers.punch import Meeting
@@ -93,10 +93,17 @@ class Calls:
         """
         relays = self._relays(address)
         await self._ask_all(relays)
-        if self.sessions.nat == "symmetric":
+        if self.nat_to(address) == "symmetric":
             raise ChannelClosed("our router gives every connection another port")
-        attempts = [partial(self._meet_over, relay, address.peer) for relay in relays]
+        # Over one session with each: the relay tells how it sees us in both IP versions.
+        reached = {relay.peer: relay for relay in reversed(relays) if self.sessions.has(relay)}
+        attempts = [partial(self._meet_over, relay, address) for relay in reversed(reached.values())]
         return await first(attempts, DirectPipe.aclose)
+
+    def nat_to(self, address: PeerAddress) -> NatKind:
+        """Our router's kind, as it matters to a peer: in the IP versions that both have."""
+        versions = versions_of(address.direct)
+        return self.sessions.nat_among(versions) if versions else self.sessions.nat
 
     async def _ask_all(self, relays: Sequence[RelayAddress]) -> None:
         """Have sessions with a peer's relays, of which two together tell what our router does."""
@@ -125,8 +132,8 @@ class Calls:
         nearby = self._nearby()
         return [r for r in relays_of(address) if nearby.dialable(to_multiaddr(r.host, r.port))]
 
-    async def _meet_over(self, relay: RelayAddress, peer: PeerId) -> DirectPipe:
-        nat, token = self.sessions.nat, new_token()
+    async def _meet_over(self, relay: RelayAddress, address: PeerAddress) -> DirectPipe:
+        peer, nat, token = address.peer, self.nat_to(address), new_token()
         # The peer's end is always the same. Routers keep a connection that has ended for minutes, and let no
         # other of the same two ends through; so the second has another port at our end.
         fresh = nat != "none" and trio.current_time() - self._met_at.get(peer, -math.inf) < SAME_PORT_AFTER_S
@@ -140,9 +147,9 @@ class Calls:
     async def _meet_in(
         self, session: RelaySession, peer: PeerId, nat: NatKind, token: bytes, seen: tuple[str, ...]
     ) -> DirectPipe:
-        local = session.local
-        if local is None:
+        if session.local is None:
             raise ChannelClosed("there is no port to be met at")
+        ends = (session.local, *self._carrier.ends)
         self._met_at[peer] = trio.current_time()
         self._met_at.move_to_end(peer)
         while len(self._met_at) > PEERS_KEPT:
@@ -152,7 +159,7 @@ class Calls:
             with trio.move_on_after(CALLED_WITHIN_S):
                 answer = await session.call(peer, "meet", token, seen, nat)
                 establish = partial(self._carrier.initiate, peer=peer, way=_way_met(nat))
-                meeting = Meeting(local, token, _bounded(establish), one_at_a_time=True)
+                meeting = Meeting(ends, token, _bounded(establish), one_at_a_time=True)
                 return await meeting.meet(self._where(session, answer.addresses), arrivals)
         raise ChannelClosed(f"{peer} does not answer over the relay {session.address.peer}")
 
@@ -173,11 +180,15 @@ class Calls:
             return
         if self._nursery is None or self._answering >= ANSWERED_AT_ONCE:
             session.refuse(call.call, "too many calls are under way")
-        elif call.kind == "meet" and not (self._carrier.local and may_meet(call.nat, self.sessions.nat)):
+        elif call.kind == "meet" and not self._may_meet(call):
             session.refuse(call.call, "the routers between would let nothing through")
         else:
             self._answering += 1
             self._nursery.start_soon(self._answer_alone, session, call)
+
+    def _may_meet(self, call: Call) -> bool:
+        ours = self.sessions.nat_among(versions_of(call.addresses))
+        return bool(self._carrier.ends) and may_meet(call.nat, ours)
 
     def _ask_budget(self, relay: PeerId, caller: PeerId) -> None:
         """Count a call. Raises Busy: there are too many of this caller, or over this relay."""
@@ -209,11 +220,8 @@ class Calls:
             await pipe.aclose()
 
     async def _met(self, session: RelaySession, call: Call) -> DirectPipe:
-        local, peer = self._carrier.local, PeerId(call.peer)
-        if local is None:
-            raise ChannelClosed("there is no port to be met at")
-        establish = partial(self._carrier.respond, peer=peer, way=_way_met(call.nat))
-        meeting = Meeting(local, call.token, _bounded(establish), one_at_a_time=False)
+        establish = partial(self._carrier.respond, peer=PeerId(call.peer), way=_way_met(call.nat))
+        meeting = Meeting(self._carrier.ends, call.token, _bounded(establish), one_at_a_time=False)
         with self.expected.expect(call.token) as arrivals:
             session.answer(call.call, self._seen())
             return await meeting.meet(self._where(session, call.addresses), arrivals)

@@ -48,16 +48,17 @@ def plan_ways(
 
     Args:
         called: the peer can be called over a relay.
-        nat: our own router.
+        nat: our own router, towards this peer.
         worked: the way that led there lately.
         relay: whether a circuit is wanted, too.
     """
     plan: list[tuple[Target | Way, float]] = [(target, STAGGER_S) for target in targets[:ADDRESSES_LIMIT]]
     if not called:
         return plan
-    # At an address that its router gives it, most peers take only whom they dial themselves: so the meeting
-    # begins together with the dial.
-    plan = [(t, 0.0 if isinstance(t, Target) and t.way == "mapped" else s) for t, s in plan]
+    # At an address that its router gives it, and in IPv6 behind a firewall, most peers take only whom they
+    # dial themselves: so the meeting begins together with the dial.
+    shut = {target for target in targets if target.way == "mapped" or ":" in target.host}
+    plan = [(wanted, 0.0 if wanted in shut else alone_s) for wanted, alone_s in plan]
     meet: tuple[Way, float] = ("reversed" if nat == "none" else "punched", MEET_ALONE_S)
     if worked == "relayed":
         meet = (meet[0], STAGGER_S)
@@ -129,7 +130,7 @@ class Dialer:
         worked, at = self._worked.get(address.peer, (None, 0.0))
         if trio.current_time() - at > REMEMBERED_S:
             worked = None
-        nat: NatKind = self._calls.sessions.nat if self._calls is not None else "unknown"
+        nat: NatKind = self._calls.nat_to(address) if self._calls is not None else "unknown"
         plan = plan_ways(targets, called=called, nat=nat, worked=worked, relay=relay)
         attempts = [self._attempt(direct, address, wanted) for wanted, _ in plan]
         pipe = await first(attempts, DirectPipe.aclose, [alone_s for _, alone_s in plan])

@@ -7,7 +7,7 @@ connection, told apart by their first bytes (:mod:`shoal.net.reach.openings`).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.handshakes import HANDSHAKE_WITHIN_S, Handshakes, Ticket, host_of
 from shoal.net.identity import Identity
 from shoal.net.libp2p.private_network import SwarmNoise
-from shoal.net.libp2p.tcp import BoundedTcpStream, EarlyHangUp, accept_in_turn, listen_on
+from shoal.net.libp2p.tcp import BoundedTcpStream, EarlyHangUp, accept_in_turn, listen_on_all
 from shoal.net.reach.openings import CONTROL, TOKEN, peek_opening, read_token
 from shoal.net.reach.ports import dial_from, leave_no_trace, share_port
 from shoal.types import PeerId, Way
@@ -64,8 +64,8 @@ class DirectCarrier:
         self._transport.secret = secret
         self._handshakes = Handshakes(FIRST_MESSAGE)
         self._accepted = 0
-        self.local: tuple[str, int] | None = None
-        """The host and port that we listen on, or hold, and can dial from."""
+        self.ends: tuple[tuple[str, int], ...] = ()
+        """The hosts and ports that we listen on, or hold, and can dial from: one of each IP version."""
 
     async def dial(self, host: str, port: int, peer: PeerId, way: Way = "public") -> DirectPipe:
         """A pipe to ``peer``, who must be the one that answers there.
@@ -127,15 +127,21 @@ class DirectCarrier:
         return pipe
 
     async def listen(
-        self, host: str, port: int, *, task_status: trio.TaskStatus[int], guests: DirectGuests
+        self,
+        hosts: Sequence[str],
+        port: int,
+        *,
+        task_status: trio.TaskStatus[tuple[tuple[str, int], ...]],
+        guests: DirectGuests,
     ) -> None:
-        """Accept connections until cancelled. Started with the port that it listens on.
+        """Accept connections until cancelled. Started with the hosts and the port that it listens on.
 
         Raises:
             PortInUse: another program has the port.
         """
-        listener = await listen_on(host, port)
-        share_port(listener.socket)
+        listeners = await listen_on_all(hosts, port)
+        for listener in listeners:
+            share_port(listener.socket)
 
         async def accept(stream: trio.SocketStream, ticket: Ticket) -> None:
             token, pipe, control = b"", None, False
@@ -154,8 +160,10 @@ class DirectCarrier:
             else:
                 await self._hand_over(pipe, control, guests)
 
-        task_status.started(listener.socket.getsockname()[1])
-        await accept_in_turn(listener, self._handshakes, accept)
+        found = int(listeners[0].socket.getsockname()[1])
+        self.ends = tuple((host, found) for host in hosts)
+        task_status.started(self.ends)
+        await accept_in_turn(listeners, self._handshakes, accept)
 
     async def _accept(self, stream: trio.SocketStream, control: bool) -> DirectPipe:
         """Raises ChannelClosed: no handshake comes about."""

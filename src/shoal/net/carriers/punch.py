@@ -19,7 +19,7 @@ from shoal.errors import ChannelClosed
 from shoal.net.addresses import host_and_port
 from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.reach.openings import read_token, send_token
-from shoal.net.reach.ports import TAKEN, dial_only_from, leave_no_trace
+from shoal.net.reach.ports import TAKEN, dial_only_from, end_for, leave_no_trace
 
 MEET_WITHIN_S = 3.0
 DIAL_S = 1.0
@@ -39,15 +39,15 @@ class Meeting:
     """One attempt to meet a peer.
 
     Args:
-        local: where we dial from: the address that we listen on.
+        ends: where we dial from: the addresses that we listen on, one of each IP version.
         establish: the handshake.
         one_at_a_time: as the initiator; so that both ends keep the same one of two connections.
     """
 
     def __init__(
-        self, local: tuple[str, int], token: bytes, establish: Establish, *, one_at_a_time: bool
+        self, ends: Sequence[tuple[str, int]], token: bytes, establish: Establish, *, one_at_a_time: bool
     ) -> None:
-        self._local = local
+        self._ends = ends
         self._token = token
         self._establish = establish
         self._turns = trio.CapacityLimiter(1 if one_at_a_time else ADDRESSES_LIMIT + 4)
@@ -70,15 +70,19 @@ class Meeting:
         Raises:
             ChannelClosed: none came about in time.
         """
-        targets = [t for a in addresses[:ADDRESSES_LIMIT] if (t := host_and_port(a)) is not None]
+        targets = [
+            (*target, end)
+            for address in addresses[:ADDRESSES_LIMIT]
+            if (target := host_and_port(address)) and (end := end_for(self._ends, target[0]))
+        ]
         self._scope.deadline = trio.current_time() + MEET_WITHIN_S
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._accept, arrivals, nursery)
                     async with trio.open_nursery() as dials:
-                        for host, port in targets:
-                            dials.start_soon(self._dial, host, port)
+                        for host, port, end in targets:
+                            dials.start_soon(self._dial, host, port, end)
                     # A connection between the same ports exists. It may be the peer's, which was faster and
                     # comes now; an older one lets none through, so there is nothing to wait for.
                     if targets and self._taken == len(targets):
@@ -99,12 +103,12 @@ class Meeting:
         async for stream in arrivals:
             nursery.start_soon(self._greet, stream, False)
 
-    async def _dial(self, host: str, port: int) -> None:
+    async def _dial(self, host: str, port: int, end: tuple[str, int]) -> None:
         while self._dials_left:
             self._dials_left -= 1
             try:
                 with trio.fail_after(DIAL_S):
-                    stream = await dial_only_from(self._local, host, port)
+                    stream = await dial_only_from(end, host, port)
             except (OSError, trio.TooSlowError) as error:
                 if isinstance(error, OSError) and error.errno in TAKEN:
                     self._taken += 1

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import trio
 
 from shoal.errors import Busy, ChannelClosed, RemoteProtocolError, ShoalError
-from shoal.net.addresses import host_and_port
+from shoal.net.addresses import host_and_port, version_of
 from shoal.net.fair_rate import FairRate
 from shoal.net.handshake_backlog import network_of
 from shoal.net.network import Pipe
@@ -65,6 +65,7 @@ class _Session:
     network: str
     calls: dict[int, _HandedOn] = field(default_factory=dict[int, _HandedOn])
     """Calls that were handed on to this peer."""
+    holds_place: bool = False
 
     def drop_late(self, now: float) -> None:
         """Forget calls that were not answered in time."""
@@ -157,6 +158,9 @@ class Relay:
         self._sessions.discard(session)
         if self._reserved.get(session.link.peer) is session:
             del self._reserved[session.link.peer]
+            others = (s for s in self._sessions if s.link.peer == session.link.peer and s.holds_place)
+            for other in others:  # the peer's place is its, over whichever connection
+                self._reserved[session.link.peer] = other
         for call in session.calls.values():
             self._withdraw(call.token)
             self._refuse(call.caller, call.number, "the peer has left")
@@ -186,6 +190,7 @@ class Relay:
         else:
             # The newest connection of a peer is the one that is alive.
             self._reserved[peer] = session
+            session.holds_place = True
             session.link.send(Reserved())
 
     def _call(self, session: _Session, call: Call) -> None:
@@ -258,13 +263,16 @@ class Relay:
             log.debug("a refusal is lost: %s", error.message)
 
     def _seen_at(self, session: _Session, said: tuple[str, ...]) -> tuple[str, ...]:
-        """Where a peer may be dialled: as we see it, and what it says of the same host.
+        """Where a peer may be dialled: as we see it, in either IP version, and what it says of the same host.
 
         Never at another host: whoever answers a call would have the caller knock there.
         """
-        host = (host_and_port(session.seen) or ("", 0))[0]
-        same = [a for a in said if (target := host_and_port(a)) is not None and target[0] == host]
-        return tuple(dict.fromkeys((session.seen, *same)))[:4]
+        peer, version = session.link.peer, version_of(session.seen)
+        others = [s.seen for s in self._sessions if s.link.peer == peer and version_of(s.seen) != version]
+        seen = (session.seen, *others[-1:])
+        hosts = {target[0] for a in seen if (target := host_and_port(a)) is not None}
+        same = [a for a in said if (target := host_and_port(a)) is not None and target[0] in hosts]
+        return tuple(dict.fromkeys((*seen, *same)))[:4]
 
     async def join(self, token: bytes, stream: Stream) -> None:
         """Take one end of a circuit; returns when the circuit has ended, and the connection is closed."""

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from zeroconf import Error as ZeroconfError
 from zeroconf import InterfaceChoice, IPVersion, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
+from shoal.net.addresses import EVERYWHERE, version_of
 from shoal.net.libp2p.private_network import lan_key
 from shoal.types import PeerAddress, PeerId
 
@@ -81,8 +82,9 @@ class Lan:
 
     async def run(self) -> None:
         """Look and be seen until cancelled. A machine without multicast finds nobody, and that is all."""
-        where = InterfaceChoice.All if self._host in ("0.0.0.0", "::") else [self._host]
-        version = IPVersion.V6Only if ":" in self._host else IPVersion.V4Only
+        where = InterfaceChoice.All if self._host in (EVERYWHERE, "0.0.0.0", "::") else [self._host]
+        versions = {version_of(address) for address in self._address.libp2p}
+        version = IPVersion.V6Only if ":" in self._host or versions == {6} else IPVersion.V4Only
         try:
             zeroconf = await trio.to_thread.run_sync(partial(Zeroconf, interfaces=where, ip_version=version))
         except (OSError, RuntimeError) as error:  # no interface, or none with such an address

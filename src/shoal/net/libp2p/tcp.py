@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import trio
@@ -31,6 +31,8 @@ from shoal.net.handshakes import Handshakes, Ticket
 
 BACKLOG = 256
 READ = 1 << 16
+PORTS_TRIED = 4
+"""Free ports of one host that may be taken on another before it is an error."""
 OUT_OF_DESCRIPTORS_S = 0.1
 """How long accepting pauses when this process has no descriptor left."""
 
@@ -56,8 +58,31 @@ async def listen_on(host: str, port: int) -> trio.SocketListener:
     return listener
 
 
+async def listen_on_all(hosts: Sequence[str], port: int) -> list[trio.SocketListener]:
+    """Listeners on the same port of several hosts; 0 takes one that is free on all of them.
+
+    Raises:
+        PortInUse: as :func:`listen_on`.
+    """
+    for _ in range(0 if port else PORTS_TRIED - 1):
+        with suppress(PortInUse):
+            return await _listen_on_all(hosts, port)
+    return await _listen_on_all(hosts, port)
+
+
+async def _listen_on_all(hosts: Sequence[str], port: int) -> list[trio.SocketListener]:
+    with ExitStack() as opened:
+        listeners: list[trio.SocketListener] = []
+        for host in hosts:
+            found = int(listeners[0].socket.getsockname()[1]) if listeners else port
+            listeners.append(await listen_on(host, found))
+            opened.callback(listeners[-1].socket.close)
+        opened.pop_all()
+    return listeners
+
+
 async def accept_in_turn(
-    listener: trio.SocketListener,
+    listeners: Sequence[trio.SocketListener],
     handshakes: Handshakes,
     take: Callable[[trio.SocketStream, Ticket], Awaitable[None]],
 ) -> None:
@@ -72,7 +97,8 @@ async def accept_in_turn(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(handshakes.run)
-        await accept_forever(listener, in_turn)
+        for listener in listeners:
+            nursery.start_soon(accept_forever, listener, in_turn)
 
 
 async def accept_forever(listener: trio.SocketListener, take: StreamHandler) -> None:
@@ -209,7 +235,7 @@ class Listener(IListener):
     async def _run(self, listener: trio.SocketListener) -> None:
         try:
             with self._scope:
-                await accept_in_turn(listener, self._handshakes, self._take)
+                await accept_in_turn([listener], self._handshakes, self._take)
         finally:
             self._done.set()
 

@@ -66,6 +66,23 @@ def nat_kind(observations: Sequence[Observation], own: Collection[str]) -> NatKi
     return "symmetric" if len({network_of(one.observer) for one in public}) >= AGREEING else "unknown"
 
 
+def best_kind(kinds: Collection[NatKind]) -> NatKind:
+    """Of the kinds that two peers may use, the one with which others come about most easily."""
+    order: tuple[NatKind, ...] = ("none", "cone", "unknown", "symmetric")
+    return next((kind for kind in order if kind in kinds), "symmetric")
+
+
+def is_confirmed(host: str, observations: Sequence[Observation]) -> bool:
+    """Whether observers bear out what our router says of its own public address.
+
+    Two of them who agree, as with any address; where only one has spoken, the router and that one are two.
+    """
+    same_version = [one for one in observations if (":" in _host(one.seen)) == (":" in host)]
+    words = {(network_of(one.observer), _host(one.seen)) for one in same_version if _is_public(one.seen)}
+    agreeing = sum(seen == host for _, seen in words)
+    return agreeing >= min(AGREEING, max(1, len({network for network, _ in words})))
+
+
 def may_meet(ours: NatKind, theirs: NatKind) -> bool:
     """Whether two peers that both dial each other at once may get through.
 
@@ -81,3 +98,7 @@ def _is_public(multiaddr: str) -> bool:
         return target is not None and ipaddress.ip_address(target[0]).is_global
     except ValueError:
         return False
+
+
+def _host(multiaddr: str) -> str:
+    return (host_and_port(multiaddr) or ("", 0))[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -19,6 +19,11 @@ from shoal.net.libp2p.tcp import tuned
 TAKEN = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EINVAL})
 """What the system says when another connection between the same two addresses exists, or has just ended."""
 _ABORT = struct.pack("ii", 1, 0)
+
+
+def end_for(ends: Sequence[tuple[str, int]], host: str) -> tuple[str, int] | None:
+    """That of our ends, by host and port, from which ``host`` can be dialled; ``None`` if there is none."""
+    return next((end for end in ends if (":" in end[0]) == (":" in host)), None)
 
 
 def leave_no_trace(raw: trio.socket.SocketType) -> None:

@@ -1,7 +1,12 @@
 """How others reach this peer: what it announces of itself, and the places at relays that it holds for that.
 
-A peer with a public address needs nothing of this and is a relay for others. One behind a router holds
-places at two relays, whom it finds among the peers that it is connected to, and renews them.
+A peer with public addresses in IPv4 and IPv6 needs nothing of this, and is a relay for others. Every other
+one holds places at two relays, whom it finds among the peers that it is connected to, and renews them: one
+behind a router at any; one that is public in one of the two at relays that have the other, so that peers that
+have only that reach it.
+
+A public IPv6 address says less than an IPv4 one: most homes have some, and a firewall before them. So where a
+machine has no public IPv4 address as well, its IPv6 address counts only once a peer has come in there.
 """
 
 from __future__ import annotations
@@ -18,10 +23,20 @@ import trio
 from msgspec import Meta, Struct
 
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError
-from shoal.net.addresses import circuit_address, host_and_port, is_loopback, is_private, to_multiaddr
+from shoal.net.addresses import (
+    IPVersion,
+    circuit_address,
+    host_and_port,
+    is_loopback,
+    is_private,
+    to_multiaddr,
+    version_of,
+    versions_of,
+)
 from shoal.net.dialable import LocalNetworks
 from shoal.net.mapping.port_mapper import PortMapper
 from shoal.net.network import ReachView
+from shoal.net.reach.nat import is_confirmed
 from shoal.net.reach.relay_session import RelayAddress
 from shoal.net.reach.sessions import RelaySessions
 from shoal.tasks import ends_alone
@@ -45,6 +60,8 @@ it is one."""
 DOUBLED = 2
 """How often its rest doubles before."""
 KNOWN_LIMIT = 64
+SIX: frozenset[IPVersion] = frozenset((6,))
+BOTH: frozenset[IPVersion] = SIX | {4}
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +78,7 @@ class RelayOffer(Struct, frozen=True, array_like=True):
     relays: bool
 
 
+_Item = TypeVar("_Item")
 _Value = TypeVar("_Value")
 
 _NEVER = (-math.inf, 0)
@@ -90,6 +108,14 @@ def is_public(own: Sequence[str]) -> bool:
     return bool(hosts) and (any(not is_private(h) for h in hosts) or all(map(is_loopback, hosts)))
 
 
+def open_versions(own: Sequence[str]) -> frozenset[IPVersion]:
+    """In which IP versions everybody can dial a peer with these addresses of its own, as far as they tell."""
+    if all(is_loopback((host_and_port(a) or ("", 0))[0]) for a in own):
+        return BOTH if own else frozenset()
+    public = versions_of(a for a in own if is_public([a]))
+    return public if 4 in public else frozenset()
+
+
 class Reachability:
     """One peer's. While ``run`` runs, it looks after its places; without, it can ask how it is seen.
 
@@ -107,49 +133,71 @@ class Reachability:
         nearby: Callable[[], LocalNetworks],
     ) -> None:
         self.own = tuple(own)
-        self.public = is_public(own)
+        self._has_six = 6 in versions_of(a for a in own if is_public([a]))
         self._sessions = sessions
+        sessions.open = open_versions(own)
         self._ask = ask
         self._connected = connected
         self._nearby = nearby
-        self._known: OrderedDict[PeerId, RelayAddress] = OrderedDict()
-        """Peers that are relays."""
+        self._known: OrderedDict[PeerId, tuple[RelayAddress, ...]] = OrderedDict()
+        """Peers that are relays, with an address of each IP version that they have."""
         self._asked: OrderedDict[PeerId, float] = OrderedDict()
         """When peers were asked whether they are."""
-        self._failed: OrderedDict[PeerId, tuple[float, int]] = OrderedDict()
-        """When relays that we know last gave us no place, and how many times in a row."""
+        self._failed: OrderedDict[RelayAddress, tuple[float, int]] = OrderedDict()
+        """Where relays that we know last gave us no place, and how many times in a row."""
         self._changed = trio.Event()
         self.mapper: PortMapper | None = None
         """What asks our router for a public port, if anybody does."""
 
     @property
+    def public(self) -> bool:
+        """Whether everybody who has the right IP version can dial us."""
+        return bool(self._sessions.open)
+
+    def note_arrival(self, host: str) -> None:
+        """A peer at this address has dialled us: in IPv6 no firewall keeps strangers out."""
+        address = to_multiaddr(host, 1)
+        from_outside = is_public([address]) and not self._nearby().on_interface(address)
+        if version_of(address) == 6 and from_outside and self._has_six:
+            self._sessions.open |= SIX
+
+    @property
     def mapped(self) -> str | None:
-        """The address that our router leads to us, once a peer outside has seen us come from its host.
+        """The address that our router leads to us, once peers outside bear out that we come from its host.
 
         A router that lies, or one behind another, would have us announce somebody else's.
         """
         mapped = self.mapper.mapped if self.mapper else None
-        seen = {(host_and_port(one.seen) or ("", 0))[0] for one in self._sessions.observations}
-        return mapped.multiaddr if mapped and mapped.host in seen else None
+        return mapped.multiaddr if mapped and is_confirmed(mapped.host, self._sessions.observations) else None
 
     def addresses(self) -> tuple[str, ...]:
         """The direct addresses to announce: our interfaces', what our router gives us, and our places."""
         found = list(self.own)
-        if self._sessions.nat == "cone" and self._sessions.believed:
+        if self._sessions.nat_in(4) == "cone" and self._sessions.believed:
             found.append(self._sessions.believed)
         if self.mapped:
             found.append(self.mapped)
         for session in self._sessions.all():
             if session.reserved:
-                relay = to_multiaddr(session.address.host, session.address.port)
-                found.append(circuit_address(relay, session.address.peer))
+                # At all of the relay's addresses: who calls us may have another IP version than we.
+                for relay in (session.address, *self._known.get(session.address.peer, ())):
+                    found.append(circuit_address(to_multiaddr(relay.host, relay.port), relay.peer))
         return tuple(dict.fromkeys(found))
+
+    def open_addresses(self) -> tuple[str, ...]:
+        """Those of our interfaces' addresses at which everybody can dial us."""
+        return tuple(a for a in self.own if version_of(a) in self._sessions.open)
 
     def view(self) -> ReachView:
         """How this peer can be reached now."""
-        relays = tuple(s.address.peer for s in self._sessions.all() if s.reserved)
+        relays = tuple(dict.fromkeys(s.address.peer for s in self._sessions.all() if s.reserved))
         return ReachView(
-            self._sessions.nat, self.public, self._sessions.believed or "", relays, self.mapped or ""
+            self._sessions.nat,
+            self.public,
+            self._sessions.believed or "",
+            relays,
+            self.mapped or "",
+            "none" if not self._has_six else "open" if 6 in self._sessions.open else "closed",
         )
 
     async def wait_changed(self) -> None:
@@ -160,9 +208,9 @@ class Reachability:
         """Look after our places until cancelled."""
         before = self.addresses()
         while True:
-            if not self.public:
+            if self._sessions.open != BOTH:
                 await self._find_relays()
-                await self._use_relays(PLACES)
+                await self._use_relays(PLACES, 0 if self.public else OBSERVERS)
             if self.addresses() != before:
                 before = self.addresses()
                 self._changed.set()
@@ -172,7 +220,7 @@ class Reachability:
     async def observe(self) -> None:
         """Ask the peers that we are connected to how they see us."""
         await self._find_relays()
-        await self._use_relays(0)
+        await self._use_relays(0, OBSERVERS)
 
     async def _find_relays(self) -> None:
         """Ask every peer that we are connected to whether it is a relay."""
@@ -190,32 +238,52 @@ class Reachability:
         except (ChannelClosed, DeadlineExceeded, RemoteProtocolError, trio.TooSlowError) as error:
             log.debug("%s does not say whether it is a relay: %r", peer, error)
             return
-        public = [t for a in self._nearby().fit(offer.direct) if is_public([a]) and (t := host_and_port(a))]
+        public = {
+            version: RelayAddress(peer, *target)
+            for a in reversed(self._nearby().fit(offer.direct))
+            if is_public([a]) and (version := version_of(a)) and (target := host_and_port(a))
+        }
         if offer.relays and public:
-            _keep(self._known, peer, RelayAddress(peer, *public[0]))
+            _keep(self._known, peer, tuple(public.values()))
 
-    async def _use_relays(self, places: int) -> None:
-        """Have so many places, and hear how enough of them see us."""
-        held = {s.address.peer for s in self._sessions.all() if s.reserved}
+    async def _use_relays(self, places: int, observers: int) -> None:
+        """Have so many places, and hear how so many observers see us in each IP version."""
+        ours = versions_of(self.own)
+        held = {(s.address.peer, _version(s.address)) for s in self._sessions.all() if s.reserved}
+        lacking = places - len({peer for peer, _ in held})
+        unheard = {version: observers - len(self._sessions.seen_in(version)) for version in BOTH}
         now = trio.current_time()
-        # Those first that failed longest ago, or never: else a few that are gone would be all that is tried.
-        waiting = [
-            self._known[peer]
-            for peer in sorted(self._known, key=lambda peer: self._failed.get(peer, _NEVER)[0])
-            if peer not in held and self._rested(peer, now)
-        ]
-        lacking = places - len(held)
-        observers = OBSERVERS - len(self._sessions.observations)
+        waiting = {
+            peer: [a for a in known if _version(a) in ours and self._rested(a, now)]
+            for peer, known in self._known.items()
+            if self._is_useful(known) or not places
+        }
         async with trio.open_nursery() as nursery:
-            for number, address in enumerate(waiting[: max(lacking, observers, 0)]):
-                nursery.start_soon(self._alone, partial(self._use, address, number < lacking))
+            # Those first that failed longest ago, or never: else a few that are gone would be all that is
+            # tried.
+            for peer in sorted(waiting, key=lambda peer: self._last_failed(waiting[peer])):
+                addresses = [a for a in waiting[peer] if (peer, _version(a)) not in held]
+                holds_some = any((peer, version) in held for version in BOTH)
+                reserve = bool(addresses) and (holds_some or lacking > 0) and places > 0
+                lacking -= reserve and not holds_some
+                for address in addresses:
+                    unheard[_version(address)] -= 1
+                    if reserve or unheard[_version(address)] >= 0:
+                        nursery.start_soon(self._alone, partial(self._use, address, reserve))
+
+    def _is_useful(self, known: Sequence[RelayAddress]) -> bool:
+        """Whether a place at a relay makes us reachable for anybody who does not reach us without."""
+        return any(_version(address) not in self._sessions.open for address in known)
 
     async def _alone(self, task: Callable[[], Awaitable[None]]) -> None:
         with ends_alone(log, "the look for a relay"):
             await task()
 
-    def _rested(self, peer: PeerId, now: float) -> bool:
-        at, times = self._failed.get(peer, _NEVER)
+    def _last_failed(self, addresses: Sequence[RelayAddress]) -> float:
+        return max((self._failed.get(address, _NEVER)[0] for address in addresses), default=math.inf)
+
+    def _rested(self, address: RelayAddress, now: float) -> bool:
+        at, times = self._failed.get(address, _NEVER)
         return now - at >= RESERVED_AGAIN_S * 2 ** min(max(0, times - 1), DOUBLED)
 
     async def _use(self, address: RelayAddress, reserve: bool) -> None:
@@ -226,22 +294,31 @@ class Reachability:
                 await session.reserve(RESERVED_WITHIN_S)
         except ChannelClosed as error:
             log.debug("%s", error.message)
-            self._note_failure(address.peer)
+            self._note_failure(address)
         else:
-            self._failed.pop(address.peer, None)
+            self._failed.pop(address, None)
 
-    def _note_failure(self, peer: PeerId) -> None:
-        times = self._failed.get(peer, _NEVER)[1] + 1
-        if times < GIVEN_UP_AFTER:
-            _keep(self._failed, peer, (trio.current_time(), times))
+    def _note_failure(self, address: RelayAddress) -> None:
+        times = self._failed.get(address, _NEVER)[1] + 1
+        reached = any(session.address.peer == address.peer for session in self._sessions.all())
+        if times < GIVEN_UP_AFTER or reached:
+            _keep(self._failed, address, (trio.current_time(), times))
+            return
+        self._failed.pop(address, None)
+        left = tuple(known for known in self._known.get(address.peer, ()) if known != address)
+        if left:
+            self._known[address.peer] = left
         else:
-            self._failed.pop(peer, None)
-            self._known.pop(peer, None)
-            _keep(self._asked, peer, trio.current_time())
+            self._known.pop(address.peer, None)
+            _keep(self._asked, address.peer, trio.current_time())
 
 
-def _keep(table: OrderedDict[PeerId, _Value], peer: PeerId, value: _Value) -> None:
-    """Note something of a peer, and forget what was noted first where that is too much."""
+def _version(address: RelayAddress) -> IPVersion:
+    return 6 if ":" in address.host else 4
+
+
+def _keep(table: OrderedDict[_Item, _Value], peer: _Item, value: _Value) -> None:
+    """Note something of a peer or of a relay, and forget what was noted first where that is too much."""
     table[peer] = value
     table.move_to_end(peer)
     while len(table) > KNOWN_LIMIT:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import NamedTuple
+
 import trio
 
 from shoal.errors import ChannelClosed
-from shoal.net.addresses import host_and_port
+from shoal.net.addresses import IPVersion, host_and_port, to_multiaddr, version_of, versions_of
 from shoal.net.carriers.direct import DirectCarrier
 from shoal.net.reach.control import ControlLink
-from shoal.net.reach.nat import Observation, add_observation, believed_address, nat_kind
-from shoal.net.reach.ports import hold_port
+from shoal.net.reach.nat import Observation, add_observation, believed_address, best_kind, nat_kind
+from shoal.net.reach.ports import end_for, hold_port
 from shoal.net.reach.relay_session import OnCall, RelayAddress, RelaySession
 from shoal.types import NatKind, PeerId
 
@@ -19,17 +22,32 @@ IDLE_S = 45.0
 DIALLED_WITHIN_S = 5.0
 
 
+class _Key(NamedTuple):
+    """One session."""
+
+    relay: PeerId
+    version: IPVersion | None
+    """By which the relay is dialled: one with an address of each has a session over each."""
+    port: int
+    """That it comes from, 0 for the direct carrier's."""
+
+
+def _key(address: RelayAddress, port: int = 0) -> _Key:
+    return _Key(address.peer, version_of(to_multiaddr(address.host, address.port)), port)
+
+
 class RelaySessions:
-    """One session for each relay. ``run`` must be running."""
+    """One session for each relay and IP version. ``run`` must be running."""
 
     def __init__(self, carrier: DirectCarrier, on_call: OnCall) -> None:
         self.own: frozenset[str] = frozenset()
         """The addresses of our interfaces with the direct carrier's port."""
+        self.open = frozenset[IPVersion]()
+        """The IP versions in which everybody can dial us, as far as we know."""
         self._carrier = carrier
         self._on_call = on_call
-        self._sessions: dict[tuple[PeerId, int], RelaySession] = {}
-        """By relay, and by the port that they come from, 0 for the direct carrier's."""
-        self._dialling: dict[PeerId, trio.Lock] = {}
+        self._sessions: dict[_Key, RelaySession] = {}
+        self._dialling: dict[_Key, trio.Lock] = {}
         self._observations: tuple[Observation, ...] = ()
         self._nursery: trio.Nursery | None = None
 
@@ -54,13 +72,34 @@ class RelaySessions:
 
     @property
     def nat(self) -> NatKind:
-        """What kind of router we are behind, as far as it is known."""
-        return nat_kind(self._observations, self.own)
+        """What kind of router we are behind, as far as it is known: in IPv4, if there is that."""
+        return self.nat_in(6 if versions_of(self.own) == {6} else 4)
+
+    def nat_in(self, version: IPVersion) -> NatKind:
+        """The same in one IP version."""
+        kind = nat_kind(self.seen_in(version), self.own)
+        # What changes no address and yet keeps strangers out lets in whom we dial, as a cone does.
+        return "cone" if kind == "none" and version not in self.open else kind
+
+    def nat_among(self, versions: Collection[IPVersion]) -> NatKind:
+        """The same for a peer that has these: "symmetric", as nobody is met, where we have none of them."""
+        ours = versions_of(self.own) & frozenset(versions)
+        known = [version for version in ours if self.seen_in(version)]
+        return best_kind([self.nat_in(version) for version in known or ours])
+
+    def seen_in(self, version: IPVersion) -> list[Observation]:
+        """What observers said of our address in one IP version."""
+        return [one for one in self._observations if version_of(one.seen) == version]
 
     @property
     def believed(self) -> str | None:
-        """The public address that our router gives us, once enough observers agree."""
-        return believed_address(self._observations)
+        """The public IPv4 address that our router gives us, once enough observers agree."""
+        return believed_address(self.seen_in(4))
+
+    def has(self, address: RelayAddress) -> bool:
+        """Whether there is a session with a relay at this address."""
+        session = self._sessions.get(_key(address))
+        return session is not None and not session.closed.is_set()
 
     async def get(self, address: RelayAddress) -> RelaySession:
         """The session with a relay, which is opened if there is none.
@@ -68,12 +107,13 @@ class RelaySessions:
         Raises:
             ChannelClosed: the relay does not answer.
         """
-        lock = self._dialling.setdefault(address.peer, trio.Lock())
+        key = _key(address)
+        lock = self._dialling.setdefault(key, trio.Lock())
         try:
             async with lock:
-                session = self._sessions.get((address.peer, 0))
+                session = self._sessions.get(key)
                 if session is None or session.closed.is_set():
-                    session = await self._open(address, self._carrier.local, 0)
+                    session = await self._open(address, end_for(self._carrier.ends, address.host), key)
                     if session.local is not None and host_and_port(session.seen) is not None:
                         word = Observation(session.address.host, session.seen)
                         self._observations = add_observation(self._observations, word)
@@ -82,18 +122,19 @@ class RelaySessions:
         finally:
             # Kept while others wait for it: with a new lock, two would dial at once.
             if not lock.statistics().tasks_waiting and not lock.locked():
-                self._dialling.pop(address.peer, None)
+                self._dialling.pop(key, None)
 
     async def get_fresh(self, address: RelayAddress) -> RelaySession:
         """Another session with a relay, from a port that no connection had before. Raises as :meth:`get`."""
-        if self._carrier.local is None:
+        end = end_for(self._carrier.ends, address.host)
+        if end is None:
             raise ChannelClosed("there is no port to be met at")
         # Held until the session has it.
-        with await hold_port(self._carrier.local[0]) as held:
+        with await hold_port(end[0]) as held:
             local: tuple[str, int] = held.getsockname()[:2]
-            return await self._open(address, local, local[1])
+            return await self._open(address, local, _key(address, local[1]))
 
-    async def _open(self, address: RelayAddress, local: tuple[str, int] | None, key: int) -> RelaySession:
+    async def _open(self, address: RelayAddress, local: tuple[str, int] | None, key: _Key) -> RelaySession:
         nursery = self._nursery
         if nursery is None or not self._make_room():
             raise ChannelClosed("no more relays are asked now")
@@ -118,10 +159,10 @@ class RelaySessions:
         self._sessions.pop(min(spare)[1]).close()
         return True
 
-    async def _run(self, session: RelaySession, key: int) -> None:
-        self._sessions[session.address.peer, key] = session
+    async def _run(self, session: RelaySession, key: _Key) -> None:
+        self._sessions[key] = session
         try:
             await session.run()
         finally:
-            if self._sessions.get((session.address.peer, key)) is session:
-                del self._sessions[session.address.peer, key]
+            if self._sessions.get(key) is session:
+                del self._sessions[key]

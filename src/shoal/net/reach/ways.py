@@ -17,7 +17,7 @@ from shoal.net.reach.relay_session import RelayAddress
 from shoal.types import PeerAddress, Way
 
 RELAYS_LIMIT = 4
-"""Places of one peer that are looked at; it holds two."""
+"""Addresses of relays that are looked at of one peer: it holds places at two, which have one or two each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def router_host(direct: Sequence[str]) -> str | None:
 
 
 def relays_of(address: PeerAddress) -> list[RelayAddress]:
-    """The relays at which a peer holds a place."""
+    """The relays at which a peer holds a place, each once for every address that it has."""
     found: list[RelayAddress] = []
     for multiaddr in address.direct:
         circuit = split_circuit(multiaddr)

@@ -43,6 +43,19 @@ table ip gateway {{
   }}
 }}
 """
+_SIX = """
+table ip6 gateway {
+  chain for_the_gateway {
+    type filter hook input priority filter
+    iifname "wan0" meta l4proto { tcp, udp } ct state { new, invalid } drop
+  }
+  chain for_hosts {
+    type filter hook forward priority filter
+    ct state invalid drop
+    iifname "wan0" ct state new drop
+  }
+}
+"""
 _LEARN = """oifname "wan0" ct state new meta l4proto { tcp, udp } \
 update @mapped { meta l4proto . th sport : ip saddr . th sport }"""
 
@@ -53,9 +66,10 @@ def firewall(kind: SiteKind) -> str:
     Linux keeps a connection's port where it is free, for all destinations alike: that is the cone. A full
     cone forwards to what it has sent from.
     """
-    return _RULES.format(
+    rules = _RULES.format(
         masquerade="fully-random" if kind == "sym" else "", learn=_LEARN if kind == "full" else ""
     )
+    return rules + (_SIX if kind == "dual" else "")
 
 
 def set_up_firewall(kind: SiteKind) -> None:
@@ -66,6 +80,8 @@ def set_up_firewall(kind: SiteKind) -> None:
     """
     kernel = Path("/proc/sys/net")
     (kernel / "ipv4/ip_forward").write_text("1")
+    if kind == "dual":
+        (kernel / "ipv6/conf/all/forwarding").write_text("1")
     run_program(["nft", "-f", "-"], firewall(kind))
     # What belongs to no known connection starts none: after a gateway forgot it, a connection is dead. The
     # file is there once a rule has asked for the tracking of connections.
@@ -78,4 +94,5 @@ def set_up_firewall(kind: SiteKind) -> None:
 def drop_mappings(gateway: Namespace) -> None:
     """Let a gateway forget all connections and forwarded ports, as when it is switched off and on."""
     run_program(gateway.command(["nft", "flush", "map", *MAPPED]))
-    run_program(gateway.command(["conntrack", "--flush"]))
+    for family in ("ipv4", "ipv6"):
+        run_program(gateway.command(["conntrack", "--flush", "--family", family]))

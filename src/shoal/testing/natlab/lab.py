@@ -32,7 +32,7 @@ from shoal.testing.natlab.router import (
     Wires,
 )
 from shoal.testing.natlab.sites import MAX_SITES, Site
-from shoal.testing.natlab.wiring import HOST, WiredSite, configure, default_routes, wire
+from shoal.testing.natlab.wiring import HOST, WiredSite, configure, default_routes, own_addresses, wire
 
 ROUTER_ENDS_WITHIN_S = 10.0
 RUN_WITHIN_S = 60.0
@@ -109,7 +109,7 @@ class LabHost:
     def plug_in(self) -> None:
         """Undo :meth:`unplug`."""
         gone = [address for address in self.addresses if ":" in address]  # these go with the link
-        again = [f"addr replace {address}/128 dev {HOST}" for address in gone]
+        again = own_addresses(gone, behind_gateway=not self.is_public)
         routes = default_routes(self.addresses, behind_gateway=not self.is_public)
         self.namespace.call(lambda: configure([f"link set {HOST} up", *again, *routes]))
 

@@ -23,9 +23,10 @@ from shoal.local.processes import (
     make_home,
     start,
 )
+from shoal.net.addresses import EVERYWHERE
 from shoal.net.identity import Identity
 from shoal.swarm import membership
-from shoal.testing.natlab.lab import LabHost, NatLab
+from shoal.testing.natlab.lab import NatLab
 from shoal.types import PeerId, Span
 
 PORT, DIRECT_PORT = 4001, 4002
@@ -64,7 +65,7 @@ class NatSwarm:
         ports = (
             {"port": PORT, "direct_port": DIRECT_PORT} if host.is_public else {"port": 0, "direct_port": 0}
         )
-        own = replace(self._settings, host=_listening(host), bootstrap=self._membership.bootstrap, **ports)
+        own = replace(self._settings, host=EVERYWHERE, bootstrap=self._membership.bootstrap, **ports)
         home = self._folder / name
         inside = host.command([])
         process = await start(own, self._membership, span, home, self._processes, inside=inside)
@@ -88,7 +89,7 @@ class NatSwarm:
         """How `shoal` is run on a host as a client with a home of its own: command and environment."""
         home = self._folder / f"{name}-client"
         make_home(home, self._settings.paths.models, self._membership)
-        own = replace(self._settings, host=_listening(self.lab.host(name)), port=0, direct_port=0)
+        own = replace(self._settings, host=EVERYWHERE, port=0, direct_port=0)
         environ = config.child_environ(**config.to_environ(own), SHOAL_HOME=str(home))
         return self.lab.host(name).command(SHOAL), environ
 
@@ -115,11 +116,6 @@ async def run_json(command: list[str], environ: Mapping[str, str]) -> dict[str, 
     if error := said.get("error"):
         raise from_code(error["code"], error["message"])
     return said
-
-
-def _listening(host: LabHost) -> str:
-    """Where a program on the host listens: on all interfaces, in the family that it has."""
-    return "0.0.0.0" if any("." in address for address in host.addresses) else "::"
 
 
 @asynccontextmanager

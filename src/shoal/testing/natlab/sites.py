@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from shoal.errors import UsageError
 
-SiteKind = Literal["public", "v6", "cone", "full", "sym", "upnp"]
+SiteKind = Literal["public", "v6", "cone", "full", "sym", "upnp", "dual"]
 """How a site is joined to the internet.
 
 ``public``: one host with an IPv4 and an IPv6 address of its own. ``v6``: one with an IPv6 address alone. All
@@ -18,6 +18,7 @@ others: hosts with private IPv4 addresses behind a gateway that translates them.
 port for all destinations, and only who was sent something may answer (endpoint-independent mapping, address
 and port dependent filtering, RFC 4787). ``full``: the same mapping, and whoever sends to it gets in. ``sym``:
 another random port for each destination. ``upnp``: a cone whose hosts can ask for ports, by UPnP and NAT-PMP.
+``dual``: a cone whose hosts have public IPv6 addresses as well, and a firewall that lets in only answers.
 """
 MAX_SITES = 64
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -52,7 +53,7 @@ class WayFound:
     network: str
     span: str
     way: str
-    """By which carrier; empty if it does not."""
+    """Empty if it does not."""
     rtt_ms: float | None
     error: str
 
@@ -141,7 +142,7 @@ async def _up(
     settings: Settings, order: TrialOptions, blocks: int, folder: Path
 ) -> AsyncGenerator[tuple[NatSwarm, dict[str, Span], str]]:
     *names, client = (name for site in order.sites for name in site.hosts)
-    spans = dict(zip(names, split(blocks, len(names)), strict=True))
+    spans = dict(zip(names, itertools.cycle(split(blocks, min(blocks, len(names)))), strict=False))
     with NatLab(order.sites, seed=order.seed) as lab:
         async with nat_swarm(lab, settings, folder, spans) as swarm:
             yield swarm, spans, client
@@ -158,12 +159,12 @@ def _found(
     pinged: dict[str, Any], swarm: NatSwarm, spans: dict[str, Span], sites: Sequence[Site]
 ) -> list[WayFound]:
     heard = {one["peer"]: one for one in pinged["peers"]}
-    unheard = {"carrier": "", "rtt_ms": None, "error": "not heard of"}
+    unheard = {"way": "", "rtt_ms": None, "error": "not heard of"}
     networks = {name: site.kind for site in sites for name in site.hosts}
     found: list[WayFound] = []
     for name, span in spans.items():
         one = heard.get(swarm.peers[name], unheard)
-        found.append(WayFound(name, networks[name], str(span), one["carrier"], one["rtt_ms"], one["error"]))
+        found.append(WayFound(name, networks[name], str(span), one["way"], one["rtt_ms"], one["error"]))
     return found
 
 

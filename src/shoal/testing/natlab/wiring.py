@@ -29,6 +29,7 @@ class WiredSite:
     """A site that has been set up."""
 
     site: Site
+    number: int
     gateway: Namespace | None
     hosts: tuple[Namespace, ...]
     device: int
@@ -42,12 +43,16 @@ class WiredSite:
 
     @property
     def packed_addresses(self) -> list[bytes]:
-        """The public addresses as they are in packets."""
-        return [ipaddress.ip_address(address).packed for address in self.public_addresses]
+        """The addresses that lead to the site, as they are in packets."""
+        own = [a for index in range(len(self.hosts)) for a in self.host_addresses(index) if ":" in a]
+        known = dict.fromkeys([*self.public_addresses, *own])
+        return [ipaddress.ip_address(address).packed for address in known]
 
     def host_addresses(self, index: int) -> tuple[str, ...]:
         """The addresses of a host's own interface."""
-        return self.public_addresses if self.gateway is None else (f"192.168.7.{index + 2}",)
+        if self.gateway is None:
+            return self.public_addresses
+        return _behind_gateway(self.site, self.number, index)
 
 
 def wire(site: Site, number: int, undo: ExitStack) -> WiredSite:
@@ -65,16 +70,29 @@ def wire(site: Site, number: int, undo: ExitStack) -> WiredSite:
     hosts = tuple(_namespace(undo) for _ in site.hosts)
     gateway = _namespace(undo) if site.has_gateway else None
     outside, name = (hosts[0], HOST) if gateway is None else (gateway, WAN)
-    addresses = {"public": (four, six), "v6": (six,)}.get(site.kind, (four,))
+    addresses = {"public": (four, six), "dual": (four, six), "v6": (six,)}.get(site.kind, (four,))
     device = outside.call(lambda: _tun(name))
     undo.callback(os.close, device)
     outside.call(lambda: configure(_join_internet(name, addresses)))
     if gateway is not None:
         gateway.call(lambda: configure(_join_hosts(hosts)))
+        if site.kind == "dual":
+            gateway.call(lambda: configure([f"addr add {lan_prefix(number)}1/64 dev {LAN} nodad"]))
         gateway.call(lambda: set_up_firewall(site.kind))
         for index, host in enumerate(hosts):
-            host.call(lambda index=index: configure(_join_gateway(f"192.168.7.{index + 2}")))
-    return WiredSite(site, gateway, hosts, device, addresses)
+            own = _behind_gateway(site, number, index)
+            host.call(lambda own=own: configure(_join_gateway(own)))
+    return WiredSite(site, number, gateway, hosts, device, addresses)
+
+
+def lan_prefix(number: int) -> str:
+    """What the IPv6 addresses behind the gateway of a site begin with."""
+    return f"2a10:21:{number + 1:x}::"
+
+
+def _behind_gateway(site: Site, number: int, index: int) -> tuple[str, ...]:
+    four, six = f"192.168.7.{index + 2}", f"{lan_prefix(number)}{index + 2:x}"
+    return (four, six) if site.kind == "dual" else (four,)
 
 
 def _namespace(undo: ExitStack) -> Namespace:
@@ -106,19 +124,34 @@ def _join_hosts(hosts: Sequence[Namespace]) -> list[str]:
     return [*commands, f"link set {LAN} up"]
 
 
-def _join_gateway(address: str) -> list[str]:
+def _join_gateway(addresses: Sequence[str]) -> list[str]:
     return [
         "link set lo up",
-        f"addr add {address}/24 dev {HOST}",
         f"link set {HOST} up",
-        *default_routes([address], behind_gateway=True),
+        *own_addresses(addresses, behind_gateway=True),
+        *default_routes(addresses, behind_gateway=True),
+    ]
+
+
+def own_addresses(addresses: Sequence[str], *, behind_gateway: bool) -> list[str]:
+    """What ``ip`` is told so that a host's interface has these addresses. It may have had them before."""
+    sizes = {True: (64, 24), False: (128, 32)}[behind_gateway]
+    # Nobody else has them: to ask would take a second.
+    return [
+        f"addr replace {address}/{sizes[0]} dev {HOST} nodad"
+        if ":" in address
+        else f"addr replace {address}/{sizes[1]} dev {HOST}"
+        for address in addresses
     ]
 
 
 def default_routes(addresses: Sequence[str], *, behind_gateway: bool) -> list[str]:
     """What ``ip`` is told so that a host with these addresses sends everything to the internet."""
-    way = f"via {LAN_ADDRESS}" if behind_gateway else f"dev {HOST}"
-    return [f"route add {family} {way}" for family in _families(addresses)]
+    if not behind_gateway:
+        return [f"route add {family} dev {HOST}" for family in _families(addresses)]
+    gateways = [f"{a.rpartition(':')[0]}:1" if ":" in a else LAN_ADDRESS for a in addresses]
+    ways = zip(_families(addresses), gateways, strict=True)
+    return [f"route add {family} via {gateway} dev {HOST}" for family, gateway in ways]
 
 
 def _families(addresses: Sequence[str]) -> list[str]:
