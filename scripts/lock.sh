@@ -55,9 +55,11 @@ elif grep -q "^torch==$torch+cpu" locks/torch-cpu.txt; then
 else
     stop "PyTorch's index of CPU builds cannot be reached, and locks/torch-cpu.txt is not of torch $torch"
 fi
-for requirements in tests/clients/*.in; do
+for requirements in tests/clients/*.in tests/graph/*.in; do
     say "${requirements%.in}.txt"
+    deps=()
+    [ "${requirements#tests/graph/}" = "$requirements" ] || deps=(--no-deps) # of those wheels only a file is used
     UV_CUSTOM_COMPILE_COMMAND="make lock" "$uv" pip compile --quiet --no-config --universal --python-version 3.11 \
-        --generate-hashes --no-emit-index-url --no-annotate "${upgrade[@]}" "$requirements" \
+        --generate-hashes --no-emit-index-url --no-annotate "${upgrade[@]}" "${deps[@]}" "$requirements" \
         -o "${requirements%.in}.txt" >/dev/null
 done

@@ -19,7 +19,7 @@ def test_imported_graphs_are_listed_shown_and_removed(shoal: Shoal, home: Path, 
     file = write_mlp(tmp_path / "mlp.onnx", layers=2)
     GraphStore(config.load({}).paths.graphs).resolve(str(file))
     (listed,) = [model for model in shoal("models", "list", "--json").data["models"] if model["here"]]
-    assert (listed["name"], listed["kind"], listed["segments"]) == ("mlp", "graph", 3)
+    assert (listed["name"], listed["kind"], listed["segments"]) == ("mlp", "graph", 5)
     assert "mlp" in shoal("models", "list").out
     shown = shoal("models", "show", "mlp", "--json").data
     assert shown["inputs"] == ["features float32 any×32", "offset float32 any×32"]

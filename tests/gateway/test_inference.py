@@ -21,9 +21,9 @@ from shoal.gateway.errors import LimitReached
 from shoal.gateway.inference import InferenceRoutes, LargeBodies
 from shoal.gateway.serve import serve
 from shoal.models.graph.graph_store import GraphStore
+from shoal.testing.graph_bits import same, whole
 from shoal.testing.graph_swarm import equal_spans, graph_swarm
 from shoal.testing.graphs import inputs_of, write_mlp
-from tests.graph.conftest import same, whole
 
 from .conftest import ELSEWHERE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.models.graph.cut import CutNode, choose_cuts, cut_segments
+from shoal.models.graph.cut import FEWEST, CutNode, choose_cuts, cut_segments
 from shoal.models.graph.manifest import MAX_CROSSING
 
 Chain = list[CutNode]
@@ -51,6 +51,15 @@ def test_a_residual_block_is_left_whole() -> None:
         nodes.append(CutNode(1, (f"z{block}", x), (f"x{block + 1}",)))
     cuts = choose_cuts(nodes, ["x0"], ["x4"], sizes(nodes), most=4)
     assert cuts == [3, 6, 9]
+
+
+def test_a_graph_whose_cost_is_in_one_node_is_cut_at_thin_places_all_the_same() -> None:
+    nodes = chain(*[1.0] * 8, 1e9, *[1.0] * 8)
+    assert len(choose_cuts(nodes, ["v0"], ["v17"], sizes(nodes))) == FEWEST - 1
+    thin = sizes(nodes) | {"v3": 1, "v6": 1, "v9": 1, "v12": 1}
+    assert choose_cuts(nodes, ["v0"], ["v17"], thin) == [3, 6, 9, 12]
+    assert len(choose_cuts(nodes, ["v0"], ["v17"], thin, most=2)) == 1
+    assert choose_cuts(chain(1, 1), ["v0"], ["v2"], {"v1": 4}) == [1]
 
 
 def test_nothing_is_cut_where_what_crosses_cannot_travel() -> None:

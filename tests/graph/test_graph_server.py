@@ -28,6 +28,7 @@ from shoal.node.graph.graph_sessions import (
 )
 from shoal.testing import byhand
 from shoal.testing.byhand import MINE, THEIRS, by_hand
+from shoal.testing.graph_bits import same, whole
 from shoal.testing.graph_swarm import GraphSwarm, graph_swarm
 from shoal.testing.graphs import inputs_of
 from shoal.types import SessionId, Span
@@ -45,7 +46,7 @@ from shoal.wire.messages import (
     Step,
 )
 
-from .conftest import Imported, same, whole
+from .conftest import Imported
 
 
 @asynccontextmanager

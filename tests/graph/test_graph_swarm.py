@@ -21,11 +21,12 @@ from shoal.gateway.page.view import swarm_view
 from shoal.node.graph.graph_figures import graph_pages
 from shoal.node.graph.graph_node import pick_segments
 from shoal.swarm.membership import PUBLIC
+from shoal.testing.graph_bits import same, whole
 from shoal.testing.graph_swarm import GraphSwarm, equal_spans, graph_swarm
 from shoal.testing.graphs import GRAPHS, NamedArrays, inputs_of
 from shoal.types import PeerAddress, Span
 
-from .conftest import Imported, same, whole
+from .conftest import Imported
 
 
 @pytest.mark.parametrize("kind", GRAPHS)

@@ -25,10 +25,11 @@ from shoal.models.graph.manifest import (
 from shoal.models.graph.optimised import import_graph
 from shoal.models.graph.proto import read_graph
 from shoal.models.untrusted.child import Child
+from shoal.testing.graph_bits import whole
 from shoal.testing.graphs import GRAPHS, GraphWriter, floats, inputs_of, write_mlp
 from shoal.types import Span
 
-from .conftest import Imported, as_the_author_runs_it, whole
+from .conftest import Imported, as_the_author_runs_it
 
 
 def silent(size: int) -> None:

@@ -30,11 +30,12 @@ from shoal.executor.graph.runner import PROGRAM, GraphRunner
 from shoal.executor.graph.segments import LoadedSegments
 from shoal.models.graph.graph_store import GraphStore, LocalGraph
 from shoal.models.graph.optimised import WEIGHTS_FILE
+from shoal.testing.graph_bits import same, whole
 from shoal.testing.graphs import GraphWriter, floats, inputs_of
 from shoal.types import Span
 from shoal.wire.arrays import ArraySpec
 
-from .conftest import Imported, same, whole
+from .conftest import Imported
 
 
 def asked(runner: GraphRunner, graph: LocalGraph, inputs: dict[str, Array]) -> dict[str, Array]:

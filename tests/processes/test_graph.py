@@ -26,9 +26,9 @@ from shoal.models.graph.graph_store import GraphStore
 from shoal.swarm import membership
 from shoal.swarm.invite import write_invite
 from shoal.swarm.membership import Membership
+from shoal.testing.graph_bits import same, whole
 from shoal.testing.graphs import inputs_of, write_mlp
 from shoal.types import Span
-from tests.graph.conftest import same, whole
 
 pytestmark = pytest.mark.swarm
 SPANS = [Span(0, 3), Span(3, 6), Span(6, 8), Span(3, 6)]

@@ -16,7 +16,7 @@ from shoal.errors import StepFailed
 from shoal.executor.graph.arrays import pack_arrays, unpack_arrays
 from shoal.executor.graph.segments import LoadedSegments
 from shoal.models.graph.graph_store import LocalGraph
-from shoal.node.graph.graph_node import GraphNode, start_graph_node
+from shoal.node.graph.graph_node import GraphNode, MakeRunner, start_graph_node
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
 from shoal.testing.memory import MemoryNetwork, World
@@ -58,6 +58,7 @@ class GraphSwarm(MemoryPeers[GraphNode]):
     """Nodes of one graph and a client."""
 
     graph: LocalGraph
+    make_runner: MakeRunner = InProcessRunner
 
     async def add_node(self, span: Span | None, graph: LocalGraph | None = None, **options: Any) -> GraphNode:
         """One more node; without a span it chooses one."""
@@ -66,23 +67,29 @@ class GraphSwarm(MemoryPeers[GraphNode]):
             network: MemoryNetwork, member: Member, settings: Settings
         ) -> AbstractAsyncContextManager[GraphNode]:
             served = graph or self.graph
-            return start_graph_node(network, member, served, span, settings, make_runner=InProcessRunner)
+            return start_graph_node(network, member, served, span, settings, make_runner=self.make_runner)
 
         return await self._add(start, options)
 
 
 @asynccontextmanager
 async def graph_swarm(
-    home: Path, graph: LocalGraph, spans: Sequence[Span], **options: Any
+    home: Path,
+    graph: LocalGraph,
+    spans: Sequence[Span],
+    *,
+    make_runner: MakeRunner = InProcessRunner,
+    **options: Any,
 ) -> AsyncGenerator[GraphSwarm]:
     """Serve a graph in ``spans``, with a client whose home is that of the nodes.
 
     Args:
+        make_runner: makes what computes a node's segments; by default this process does.
         options: fields of :class:`shoal.config.Settings`.
     """
     with one_error():
         async with trio.open_nursery() as nursery:
-            swarm = GraphSwarm(World(), memory_settings(home, **options), nursery, graph)
+            swarm = GraphSwarm(World(), memory_settings(home, **options), nursery, graph, make_runner)
             for span in spans:
                 await swarm.add_node(span, **options)
             swarm.client = await swarm.add_client(**options)

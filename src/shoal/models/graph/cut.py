@@ -15,6 +15,9 @@ from shoal.models.graph.manifest import MAX_CROSSING, MAX_SEGMENTS
 
 CLOSEST = 0.5
 """Of an equal share of the cost: two cuts that are closer are one, the thinner of the two."""
+FEWEST = 5
+"""Segments that a graph is cut into where it can be, however its cost is spread: else one of which a node or
+two cost nearly all could not be shared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ def choose_cuts(
             weights[other], before[other], nearest * share
         ):
             best[nearest] = position
-    return _apart(sorted(best.values()), before, weights, CLOSEST * share)
+    return _filled(_apart(sorted(best.values()), before, weights, CLOSEST * share), weights, most)
 
 
 def _rank(weight: int | None, cost: float, ideal: float) -> tuple[int, float]:
@@ -112,6 +115,22 @@ def _apart(
         else:
             kept.append(cut)
     return kept
+
+
+def _filled(cuts: list[int], weights: Sequence[int | None], most: int) -> list[int]:
+    """The cuts, and where those are few, more of them at the thinnest places, apart by numbers of nodes."""
+    fewest, end = min(FEWEST, most), len(weights) - 1
+    apart = max(1, end // (2 * FEWEST))
+    if len(cuts) + 1 >= fewest:
+        return cuts
+    found = [0, *cuts, end]
+    places = ((weight, place) for place, weight in enumerate(weights) if weight is not None)
+    for _, place in sorted(places):
+        if all(abs(place - other) >= apart for other in found):
+            found.append(place)
+        if len(found) - 1 >= fewest:
+            break
+    return sorted(found)[1:-1]
 
 
 @dataclass(frozen=True, slots=True)
