@@ -10,12 +10,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy.typing as npt
 from anyio.from_thread import BlockingPortal
 
 from shoal.client.answer import Answer
 from shoal.client.embeddings import Embeddings, Texts
 from shoal.client.generate import Delta
+from shoal.client.graph.input_files import GraphInput
 from shoal.client.sampling import Sampler
 from shoal.client.session import NextToken, Session
 from shoal.client.swarm import Swarm
@@ -154,9 +154,9 @@ class SyncSwarm:
         with self.portal.wrap_async_context_manager(opening) as session:
             yield SyncSession(self.portal, session)
 
-    def run(self, graph: str, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+    def run(self, graph: str, inputs: Mapping[str, GraphInput], **options: Any) -> dict[str, Array]:
         """See :meth:`shoal.client.swarm.Swarm.run`."""
-        return self.portal.call(self.swarm.run, graph, inputs)
+        return self.portal.call(partial(self.swarm.run, graph, inputs, **options))
 
     def generate(self, model: str, prompt: str | Sequence[int] | None = None, **options: Any) -> SyncAnswer:
         """See :meth:`shoal.client.swarm.Swarm.generate`."""
@@ -196,9 +196,9 @@ class AsyncioSwarm:
         opening = self.swarm.session(model, tokens=tokens, format=format, attested=attested)
         return AsyncioSession(self.portal, self.portal.wrap_async_context_manager(opening))
 
-    async def run(self, graph: str, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+    async def run(self, graph: str, inputs: Mapping[str, GraphInput], **options: Any) -> dict[str, Array]:
         """See :meth:`shoal.client.swarm.Swarm.run`."""
-        return await _on(self.portal, partial(self.swarm.run, graph, inputs))
+        return await _on(self.portal, partial(self.swarm.run, graph, inputs, **options))
 
     def generate(
         self, model: str, prompt: str | Sequence[int] | None = None, **options: Any

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-import numpy.typing as npt
 import trio
 
 from shoal.client.answer import Answer, RouteStage
@@ -25,6 +24,7 @@ from shoal.client.embeddings import (
 from shoal.client.ends import SessionEnds
 from shoal.client.generate import Delta, generate
 from shoal.client.graph.graph_client import GraphClient
+from shoal.client.graph.input_files import GraphInput
 from shoal.client.load_ends import load_ends
 from shoal.client.receipts.pull import pull_receipts
 from shoal.client.recommended import sampling_for
@@ -121,19 +121,24 @@ class Swarm:
         finally:
             self._thread.close()
 
-    async def run(self, graph: str, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+    async def run(
+        self, graph: str, inputs: Mapping[str, GraphInput], *, preprocess: str = ""
+    ) -> dict[str, Array]:
         """What a graph makes of its inputs.
 
         The same bits as the graph uncut on one machine of the same kind, whoever computes it.
 
         Args:
             graph: an ``.onnx`` file, or the name or digest of a graph that is served.
-            inputs: an array, or lists of numbers, for each input.
+            inputs: an array, lists of numbers, or the :class:`~pathlib.Path` of a file for each input: of an
+                array, a picture or a sound.
+            preprocess: how pictures and sounds become arrays, where the graph's author and its inputs do not
+                say it, for example ``"size=224x224,mean=0.5,std=0.5"``.
 
         Raises:
             As :meth:`GraphClient.resolve` and :meth:`GraphClient.infer`.
         """
-        return (await self.graphs.infer(await self.graphs.resolve(graph), inputs)).outputs
+        return (await self.graphs.infer(await self.graphs.resolve(graph), inputs, preprocess)).outputs
 
     @asynccontextmanager
     async def session(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,24 +10,24 @@ from typing import BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
+from shoal.client.graph.input_files import GraphInput, by_graph, check_there, named_array, read_arrays
 from shoal.errors import UsageError
 from shoal.executor.arrays import Array
 
 OUTPUTS = (".npz", ".npy")
 """What names of files of outputs end in."""
-MAX_FILE = 1 << 30
-"""Bytes of one file."""
 
 
-def read_inputs(given: Sequence[str]) -> dict[str, npt.ArrayLike]:
+def read_inputs(given: Sequence[str]) -> dict[str, GraphInput]:
     """The arrays of ``NAME=FILE``, or of ``FILE`` with several by their names.
 
-    A file is ``.npy``, ``.npz`` or ``.json``: lists of numbers, or an object of such lists by name.
+    A file is ``.npy``, ``.npz`` or ``.json``: lists of numbers, or an object of such lists by name. Pictures
+    and sounds are read when the graph is known.
 
     Raises:
         UsageError: a file cannot be read, or is of another kind.
     """
-    found: dict[str, npt.ArrayLike] = {}
+    found: dict[str, GraphInput] = {}
     for text in given:
         name, equals, file = text.partition("=")
         for key, array in _read(Path(file if equals else text), name if equals else "").items():
@@ -60,27 +59,15 @@ def write_outputs(file: Path, outputs: Mapping[str, Array]) -> None:
         )
 
 
-def _read(file: Path, name: str) -> dict[str, npt.ArrayLike]:
-    try:
-        if file.stat().st_size > MAX_FILE:
-            raise UsageError(f"--input: {file} has more than {MAX_FILE >> 20} MiB")
-        match file.suffix.lower():
-            case ".npy":
-                return {_named(name, file): np.load(file, allow_pickle=False)}
-            case ".npz":
-                with np.load(file, allow_pickle=False) as arrays:
-                    return _several(dict(arrays), name, file)
-            case ".json":
-                read = json.loads(file.read_bytes())
-                return _several(read, name, file) if isinstance(read, dict) else {_named(name, file): read}
-            case _:
-                raise UsageError(
-                    f"--input: {file} is of a kind that is not read", check="give .npy, .npz or .json"
-                )
-    except FileNotFoundError as error:
-        raise UsageError(f"--input: there is no file {file}") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"--input: {file} cannot be read: {error}") from error
+def _read(file: Path, name: str) -> dict[str, GraphInput]:
+    if by_graph(file):
+        check_there(file)
+        return {_named(name, file): file}
+    read = read_arrays(file)
+    if not isinstance(read, dict):
+        return {_named(name, file): read}
+    arrays: dict[str, npt.ArrayLike] = read
+    return {name: named_array(arrays, name, file)} if name else dict(arrays)
 
 
 def _named(name: str, file: Path) -> str:
@@ -89,14 +76,3 @@ def _named(name: str, file: Path) -> str:
             f"--input: {file} holds one array; which input is it?", check=f"write --input NAME={file}"
         )
     return name
-
-
-def _several(arrays: dict[str, npt.ArrayLike], name: str, file: Path) -> dict[str, npt.ArrayLike]:
-    """All of a file's arrays by their names, or the only one under another name."""
-    if not name:
-        return arrays
-    if name in arrays:
-        return {name: arrays[name]}
-    if len(arrays) == 1:
-        return {name: next(iter(arrays.values()))}
-    raise UsageError(f"--input: {file} has no array named {name!r}, but {', '.join(arrays)[:200]}")

@@ -13,9 +13,12 @@ from shoal.cli.output import check_output, emit, many, printable, say
 from shoal.swarm.names import name_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.table import Table
 
     from shoal.client.graph.graph_client import GraphAnswer
+    from shoal.client.graph.input_files import GraphInput
     from shoal.client.graph.known_graph import KnownGraph
     from shoal.config import Settings
 
@@ -39,10 +42,19 @@ def infer(
         typer.Option(
             "--input",
             metavar="NAME=FILE",
-            help="An input, from a .npy, .npz or .json file; repeat the option for more. Without NAME= a "
-            ".npz or .json file gives several by their names.",
+            help="An input, from a .npy, .npz, .json, .png, .jpg or .wav file; repeat the option for more. "
+            "Without NAME= a .npz or .json file gives several by their names.",
         ),
     ],
+    preprocess: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME=VALUE,…",
+            help="How pictures and sounds become arrays, where the graph does not say it itself: shortest, "
+            "size, resample, channels, scale, mean, std, layout, rate. For example size=224x224,scale=1/255,"
+            "mean=0.485:0.456:0.406,std=0.229:0.224:0.225",
+        ),
+    ] = "",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -57,10 +69,12 @@ def infer(
 ) -> None:
     """Run a graph: arrays in, arrays out."""
     from shoal.cli.graph.files import OUTPUTS, read_inputs, write_outputs
+    from shoal.models.graph.preprocess import Preprocess
 
     settings = options.settings(swarm=swarm, public=public, threads=threads, only=only)
     check_output(output, *OUTPUTS)
-    known, answer = run_graph(settings, graph, read_inputs(inputs))
+    Preprocess.parse(preprocess)
+    known, answer = run_graph(settings, graph, read_inputs(inputs), preprocess)
     if output is not None:
         write_outputs(output, answer.outputs)
     fields = infer_fields(known, answer, with_data=as_json and output is None)
@@ -71,7 +85,9 @@ def infer(
     say(f"{sum(stage.compute_ms for stage in answer.route):.1f} ms of computing over {hops}", dim=True)
 
 
-def run_graph(settings: Settings, graph: str, inputs: dict[str, Any]) -> tuple[KnownGraph, GraphAnswer]:
+def run_graph(
+    settings: Settings, graph: str, inputs: Mapping[str, GraphInput], preprocess: str = ""
+) -> tuple[KnownGraph, GraphAnswer]:
     """Join the swarm and ask. Raises as :meth:`shoal.client.swarm.Swarm.run`."""
     import trio
 
@@ -83,7 +99,7 @@ def run_graph(settings: Settings, graph: str, inputs: dict[str, Any]) -> tuple[K
             with working(f"reading {graph}"):
                 known = await swarm.graphs.resolve(graph)
             with working(f"asking {known.name}"):
-                return known, await swarm.graphs.infer(known, inputs)
+                return known, await swarm.graphs.infer(known, inputs, preprocess)
 
     return trio.run(go)
 

@@ -10,10 +10,10 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy.typing as npt
 import trio
 
 from shoal.client.graph.graph_hop import GraphHop, SegmentsAnswer
+from shoal.client.graph.input_files import GraphInput, read_given
 from shoal.client.graph.inputs import graph_inputs
 from shoal.client.graph.known_graph import KnownGraph, digest_served, of_local
 from shoal.client.graph.served_manifest import fetch_graph
@@ -163,18 +163,26 @@ class GraphClient:
         serving = self._finder.serving(graph.shape)
         return not gaps((a.served.span for a in serving if a.served), graph.shape.n_blocks)
 
-    async def infer(self, graph: KnownGraph, inputs: Mapping[str, npt.ArrayLike]) -> GraphAnswer:
+    async def infer(
+        self, graph: KnownGraph, inputs: Mapping[str, GraphInput], preprocess: str = ""
+    ) -> GraphAnswer:
         """What a graph makes of its inputs, by the cheapest route.
 
+        Args:
+            preprocess: as :func:`shoal.client.graph.input_files.read_given` takes it.
+
         Raises:
-            UsageError: the inputs are not what the graph takes, or only attested peers may be used.
+            UsageError: the inputs are not what the graph takes, ``preprocess`` is not understood, or only
+                attested peers may be used.
+            IncompatibleLibrary: pictures need Pillow.
             NoCoverage: segments that nobody serves, now or, where a hop is lost, within ``resume_s``.
             Busy: everybody who serves some segments is busy.
             StepFailed: the graph cannot compute this.
         """
         if self._settings.attested_only:
             raise no_attested_graphs()
-        there = graph_inputs(graph.manifest, inputs)
+        given = await trio.to_thread.run_sync(read_given, graph.manifest, inputs, preprocess)
+        there = graph_inputs(graph.manifest, given)
         count = len(graph.manifest.segments)
         answer, at, route = GraphAnswer({}), 0, list[RouteHop]()
         await self._finder.served_numerics(graph.shape, Span(0, count))
@@ -184,7 +192,7 @@ class GraphClient:
                 route = await self._route(graph, Span(at, count), search)
             hop, *route = route
             try:
-                asked, given = await self._ask(graph, hop, there)
+                asked, answered = await self._ask(graph, hop, there)
             except ShoalError as error:
                 self._note(hop, error, search, answer)
                 route = []
@@ -192,10 +200,14 @@ class GraphClient:
             self._finder.reputation.answered([hop.address.peer])
             self._blame(search, hop.span)
             self._member.directory.used(hop.address.peer)
-            there.update(given.arrays)
+            there.update(answered.arrays)
             answer.route.append(
                 GraphStage(
-                    hop.address.peer, hop.span, asked.channel.carrier, given.compute_ms, given.waiting_ms
+                    hop.address.peer,
+                    hop.span,
+                    asked.channel.carrier,
+                    answered.compute_ms,
+                    answered.waiting_ms,
                 )
             )
             at, search = hop.span.end, self._search()

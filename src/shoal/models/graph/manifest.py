@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import BadWeights
+from shoal.models.graph.preprocess import MAX_TEXT
 from shoal.types import ARRAY_BYTES, ArrayType, Digest, ModelShape, Numerics, Span
 
 GRAPH_VERSION = 1
@@ -73,7 +74,7 @@ class GraphSegment(Struct, frozen=True, array_like=True):
     """The values that it makes and others use, or that the graph gives."""
 
 
-class GraphManifest(Struct, frozen=True):
+class GraphManifest(Struct, frozen=True, omit_defaults=True):
     """All that decides what a graph computes, and how it is cut."""
 
     version: Literal[1]
@@ -89,6 +90,8 @@ class GraphManifest(Struct, frozen=True):
     inputs: _Places
     outputs: Annotated[tuple[_Place, ...], Meta(min_length=1, max_length=MAX_CROSSING)]
     segments: Annotated[tuple[GraphSegment, ...], Meta(min_length=1, max_length=MAX_SEGMENTS)]
+    preprocess: Annotated[str, Meta(max_length=MAX_TEXT)] = ""
+    """How pictures become its inputs, as its author says it: :class:`Preprocess`, written."""
 
     def takes(self, span: Span) -> list[int]:
         """The values that a span takes, by their places in ``values``."""

@@ -15,6 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from safetensors.numpy import save_file
 
 from shoal.errors import UnsupportedModel
+from shoal.models.graph.author import authors_preprocess
 from shoal.models.graph.cut import CutNode, CutSegment, choose_cuts, cut_segments
 from shoal.models.graph.manifest import (
     GRAPH_VERSION,
@@ -79,7 +80,8 @@ def import_graph(file: Path, folder: Path, threads: int, sized: Callable[[int], 
     for index, node in enumerate(optimised.graph.node):
         node.name = f"n{index}"
     types = value_types(optimised, file)
-    return _write(optimised, types, folder, file, threads)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return _write(optimised, types, folder, file, threads, authors_preprocess(metadata, file))
 
 
 def value_types(model: ModelProto, file: Path) -> dict[str, ValueType]:
@@ -136,7 +138,12 @@ def node_cost(node: NodeProto, types: Mapping[str, ValueType], weights: Mapping[
 
 
 def _write(
-    model: ModelProto, types: Mapping[str, ValueType], folder: Path, file: Path, threads: int
+    model: ModelProto,
+    types: Mapping[str, ValueType],
+    folder: Path,
+    file: Path,
+    threads: int,
+    preprocess: str,
 ) -> GraphManifest:
     graph = model.graph
     inputs = [value.name for value in graph.input]
@@ -171,6 +178,7 @@ def _write(
         inputs=tuple(place[name] for name in inputs),
         outputs=tuple(place[name] for name in outputs),
         segments=tuple(_segment(segment, graph, stored, place) for segment in segments),
+        preprocess=preprocess,
     )
 
 

@@ -1,0 +1,140 @@
+"""Pictures as the numbers that a graph takes."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shoal.errors import IncompatibleLibrary, UsageError
+from shoal.executor.arrays import Array
+from shoal.models.graph.manifest import GraphValue, sizes_text
+from shoal.models.graph.preprocess import Layout, Preprocess
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PICTURES = (".png", ".jpg", ".jpeg")
+FORMATS = ("PNG", "JPEG")
+MAX_PIXELS = 100_000_000
+SEVERAL = (1, 3)
+"""How many channels a picture's input has."""
+
+
+def picture_array(file: Path, how: Preprocess, value: GraphValue) -> Array:
+    """A picture as one of a graph's inputs: with a first size of 1 where that has four.
+
+    Raises:
+        UsageError: it cannot be read, or ``how`` does not say enough, or what the input does not take.
+        IncompatibleLibrary: Pillow is not installed.
+    """
+    sides = _Sides.of(value, how.layout)
+    picture = _opened(file)
+    count = sides.channels or (1 if how.channels == "gray" else 3)
+    picture = _resized(picture.convert("L" if count == 1 else "RGB"), how, sides)
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, count)
+    if how.channels == "bgr":
+        pixels = pixels[..., ::-1]
+    numbers = _scaled(pixels, how, value)
+    if sides.layout == "channels-first":
+        numbers = numbers.transpose(2, 0, 1)
+    return np.ascontiguousarray(numbers[None] if sides.batch else numbers)
+
+
+class _Sides:
+    """Where an input has its channels, and how large it wants pictures to be."""
+
+    def __init__(self, layout: Layout, channels: int | None, size: tuple[int, int], *, batch: bool) -> None:
+        self.layout = layout
+        self.channels = channels
+        self.size = size
+        """Height and width; -1 where any will do."""
+        self.batch = batch
+
+    @classmethod
+    def of(cls, value: GraphValue, layout: Layout | None) -> _Sides:
+        shape = value.shape if value.shape is not None else (-1,) * 4
+        if len(shape) not in (3, 4):
+            raise UsageError(
+                f"the input {value.name[:80]!r} takes no picture: it is {sizes_text(shape)}",
+                check="give it an array, as .npy, .npz or .json",
+            )
+        first, last = shape[-3], shape[-1]
+        if layout is None:
+            if (first in SEVERAL) == (last in SEVERAL):
+                raise UsageError(
+                    f"the input {value.name[:80]!r} is {sizes_text(shape)}, and where are its channels?",
+                    check="say --preprocess layout=channels-first, or channels-last",
+                )
+            layout = "channels-first" if first in SEVERAL else "channels-last"
+        channels, height, width = shape[-3:] if layout == "channels-first" else (last, *shape[-3:-1])
+        return cls(layout, channels if channels > 0 else None, (height, width), batch=len(shape) == 4)
+
+
+def _opened(file: Path) -> Image:
+    if find_spec("PIL") is None:
+        raise IncompatibleLibrary(
+            "pictures need Pillow, which is not installed",
+            check="install the extra: pip install 'shoal[graph]'",
+            next_command="shoal version",
+        )
+    from PIL import Image, ImageOps  # noqa: PLC0415 - of an extra
+
+    try:
+        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as opened:
+            warnings.simplefilter("ignore")  # our own bound is below
+            if opened.width * opened.height > MAX_PIXELS:
+                raise UsageError(
+                    f"{file} has {opened.width}×{opened.height} pixels", check="make it smaller first"
+                )
+            return ImageOps.exif_transpose(opened)
+    except Image.DecompressionBombError as error:
+        raise UsageError(f"{file} has too many pixels", check="make it smaller first") from error
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNGs
+        raise UsageError(f"{file} cannot be read as a picture: {error}", check="give .png or .jpg") from error
+
+
+def _resized(picture: Image, how: Preprocess, sides: _Sides) -> Image:
+    from PIL import Image  # noqa: PLC0415 - of an extra
+
+    resampling = Image.Resampling[(how.resample or "bilinear").upper()]
+    wanted = how.size or (sides.size if min(sides.size) > 0 else None)
+    if how.shortest:
+        ratio = how.shortest / min(picture.size)
+        width, height = (max(how.shortest, round(side * ratio)) for side in picture.size)
+        if width * height > MAX_PIXELS:
+            raise UsageError(f"scaled to {how.shortest} the picture has {width}×{height} pixels")
+        picture = picture.resize((width, height), resampling)
+        if wanted is None:
+            return picture
+        left, top = round((width - wanted[1]) / 2), round((height - wanted[0]) / 2)
+        return picture.crop((left, top, left + wanted[1], top + wanted[0]))
+    if wanted is None or wanted == (picture.height, picture.width):
+        return picture
+    return picture.resize((wanted[1], wanted[0]), resampling)
+
+
+def _scaled(pixels: Array, how: Preprocess, value: GraphValue) -> Array:
+    whole = np.dtype(value.dtype).kind in "iu"
+    scale = how.scale if how.scale is not None else 1.0 if whole else 1 / 255
+    mean, std = (_each(numbers, pixels.shape[-1]) for numbers in (how.mean, how.std))
+    if whole and scale == 1.0 and mean is None and std is None:
+        return pixels.astype(value.dtype)
+    numbers = pixels * np.float64(scale)  # in float32, 255 / 255 would not be 1
+    numbers = numbers if mean is None else numbers - mean
+    numbers = numbers if std is None else numbers / std
+    return numbers.astype(np.float32)
+
+
+def _each(numbers: tuple[float, ...] | None, channels: int) -> Array | None:
+    if numbers is None:
+        return None
+    if len(numbers) not in (1, channels):
+        raise UsageError(
+            f"preprocessing has {len(numbers)} numbers for {channels} channels",
+            check="give one number, or one for each channel in their order",
+        )
+    return np.array(numbers, np.float64)
