@@ -69,7 +69,10 @@ def nat_kind(observations: Sequence[Observation], own: Collection[str]) -> NatKi
 def best_kind(kinds: Collection[NatKind]) -> NatKind:
     """Of the kinds that two peers may use, the one with which others come about most easily."""
     order: tuple[NatKind, ...] = ("none", "cone", "unknown", "symmetric")
-    return next((kind for kind in order if kind in kinds), "symmetric")
+    for kind in order:
+        if kind in kinds:
+            return kind
+    return "symmetric"
 
 
 def is_confirmed(host: str, observations: Sequence[Observation]) -> bool:

@@ -73,7 +73,7 @@ class RelaySessions:
     @property
     def nat(self) -> NatKind:
         """What kind of router we are behind, as far as it is known: in IPv4, if there is that."""
-        return self.nat_in(6 if versions_of(self.own) == {6} else 4)
+        return self.nat_in(6 if versions_of(self.own) == frozenset({6}) else 4)
 
     def nat_in(self, version: IPVersion) -> NatKind:
         """The same in one IP version."""
