@@ -7,22 +7,19 @@ A value comes from the first of: a flag, ``SHOAL_<NAME>`` in the environment, ``
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-import re
 import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import platformdirs
 
 from shoal.errors import UsageError
-from shoal.option_values import option_value
+from shoal.option_values import WORDS, check_options, option_value
 from shoal.types import (
-    PROTECTION_LEVELS,
     Codec,
     Format,
     Kernels,
@@ -414,7 +411,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
         if value is not None:
             values[name] = _read(name, value, f"--{name.replace('_', '-')}")
     settings = Settings(**values, paths=paths)
-    _check(settings)
+    check_options({name: getattr(settings, name) for name in OPTIONS})
     return settings
 
 
@@ -449,68 +446,9 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 _SIZES = ("memory", "share_rate")
 """Options in bytes, which may be written with a unit."""
-_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?")
-_BOUNDS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("port", "direct_port", "metrics_port", "gateway_port", "ollama_port"), (0, 65535)),
-    "memory": (0, 1 << 60),
-    "share_rate": (0, 1 << 50),
-    "threads": (0, 4096),
-    "parallel": (1, 64),
-    "max_sessions": (1, 1 << 20),
-    "kv_tokens": (1, 1 << 40),
-    "prefill_chunk": (0, 1 << 22),
-    "audit_budget": (0, 16),
-    "store_days": (0, 3650),
-    "announce_s": (0.05, 120),
-    "expiry_s": (0.1, 300),
-    "step_timeout_s": (0.01, 86400),
-    "resume_s": (0.1, 86400),
-    "open_timeout_s": (0.01, 86400),
-}
-_WORDS: dict[str, tuple[str, ...]] = {
-    "format": ("auto", *get_args(Format)),
-    "kv": ("auto", "int8"),
-    "wire": ("auto", *get_args(Codec)),
-    "kernels": get_args(Kernels),
-    "yield_to_owner": get_args(YieldMode),
-    "speculate": ("auto", "off"),
-    "protect": ("auto", *PROTECTION_LEVELS),
-    "share": ("auto", "on", "off"),
-    "objective": ("latency", "throughput", "cost"),
-    "log_level": ("debug", "info", "warning", "error"),
-    "log_format": ("text", "json"),
-}
-
-
-def _check(settings: Settings) -> None:
-    for name, (least, most) in _BOUNDS.items():
-        value = getattr(settings, name)
-        if not (math.isfinite(value) and least <= value <= most):
-            raise UsageError(f"{name} is {value}", check=f"set it between {least} and {most}")
-    if not _DEVICE.fullmatch(settings.device):
-        raise UsageError(
-            f"device is {settings.device!r}", check="set it to auto, cpu, cuda, cuda:0, mps, xpu or xpu:0"
-        )
-    try:
-        PrivateEnds.parse(settings.private_ends)
-    except ValueError as error:
-        raise UsageError(
-            f"private_ends is {settings.private_ends!r}",
-            check="set it to two numbers of blocks, the first and the last, for example 2:2",
-        ) from error
-    for name, words in _WORDS.items():
-        if getattr(settings, name) not in words:
-            raise UsageError(
-                f"{name} is {getattr(settings, name)!r}", check=f"set it to one of: {', '.join(words)}"
-            )
-    if settings.expiry_s <= settings.announce_s:
-        raise UsageError(
-            f"expiry_s ({settings.expiry_s}) is not above announce_s ({settings.announce_s})",
-            check="set expiry_s to about three times announce_s, or peers expire between announcements",
-        )
-
-
-_TYPES: dict[str, Any] = get_type_hints(Settings) | dict.fromkeys(_WORDS, str)  # which word, `_check` sees to
+_TYPES: dict[str, Any] = get_type_hints(Settings) | dict.fromkeys(
+    WORDS, str
+)  # which word, `check_options` sees to
 OPTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "paths")
 """Every option's name, as ``config.toml`` spells it."""
 ABOUT: Mapping[str, str] = {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from shoal.errors import UsageError
+from shoal.types import PROTECTION_LEVELS, Codec, Format, Kernels, PrivateEnds, YieldMode
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?\s*$", re.IGNORECASE)
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
@@ -77,3 +80,72 @@ def _to_bool(value: str) -> bool:
 def _spell(kind: Any) -> str:
     names: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     return names.get(kind, "a list of texts")
+
+
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?")
+BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("port", "direct_port", "metrics_port", "gateway_port", "ollama_port"), (0, 65535)),
+    "memory": (0, 1 << 60),
+    "share_rate": (0, 1 << 50),
+    "threads": (0, 4096),
+    "parallel": (1, 64),
+    "max_sessions": (1, 1 << 20),
+    "kv_tokens": (1, 1 << 40),
+    "prefill_chunk": (0, 1 << 22),
+    "audit_budget": (0, 16),
+    "store_days": (0, 3650),
+    "announce_s": (0.05, 120),
+    "expiry_s": (0.1, 300),
+    "step_timeout_s": (0.01, 86400),
+    "resume_s": (0.1, 86400),
+    "open_timeout_s": (0.01, 86400),
+}
+"""The least and the most that an option may be."""
+WORDS: dict[str, tuple[str, ...]] = {
+    "format": ("auto", *get_args(Format)),
+    "kv": ("auto", "int8"),
+    "wire": ("auto", *get_args(Codec)),
+    "kernels": get_args(Kernels),
+    "yield_to_owner": get_args(YieldMode),
+    "speculate": ("auto", "off"),
+    "protect": ("auto", *PROTECTION_LEVELS),
+    "share": ("auto", "on", "off"),
+    "objective": ("latency", "throughput", "cost"),
+    "log_level": ("debug", "info", "warning", "error"),
+    "log_format": ("text", "json"),
+}
+"""The words of which an option is one."""
+
+
+def check_options(values: Mapping[str, Any]) -> None:
+    """See whether every option has a value that it can have.
+
+    Args:
+        values: of every option, by its name, in its type.
+
+    Raises:
+        UsageError: one has not; says which and what it can have.
+    """
+    for name, (least, most) in BOUNDS.items():
+        value = values[name]
+        if not (math.isfinite(value) and least <= value <= most):
+            raise UsageError(f"{name} is {value}", check=f"set it between {least} and {most}")
+    if not _DEVICE.fullmatch(values["device"]):
+        raise UsageError(
+            f"device is {values['device']!r}", check="set it to auto, cpu, cuda, cuda:0, mps, xpu or xpu:0"
+        )
+    try:
+        PrivateEnds.parse(values["private_ends"])
+    except ValueError as error:
+        raise UsageError(
+            f"private_ends is {values['private_ends']!r}",
+            check="set it to two numbers of blocks, the first and the last, for example 2:2",
+        ) from error
+    for name, words in WORDS.items():
+        if values[name] not in words:
+            raise UsageError(f"{name} is {values[name]!r}", check=f"set it to one of: {', '.join(words)}")
+    if values["expiry_s"] <= values["announce_s"]:
+        raise UsageError(
+            f"expiry_s ({values['expiry_s']}) is not above announce_s ({values['announce_s']})",
+            check="set expiry_s to about three times announce_s, or peers expire between announcements",
+        )

@@ -10,7 +10,7 @@ import trio
 from shoal.gateway.access import usage
 from shoal.gateway.access.keys import KeyLimits, create
 from shoal.gateway.access.usage import Account, Usage, Used, usage_days
-from shoal.gateway.page.history import KEPT_MINUTES, MINUTE_S, History, Moment, Sight
+from shoal.gateway.page.history import KEPT_MINUTES, MINUTE_S, Moment, Sight, SwarmHistory
 
 from .conftest import served
 
@@ -22,8 +22,8 @@ class Watched:
         self.minute = 1000
         self.seen: Sight | None = Sight(3, 1.0, 0)
 
-    def history(self, path) -> History:
-        return History(path, lambda: self.seen, lambda: self.minute * MINUTE_S + 0.5)
+    def history(self, path) -> SwarmHistory:
+        return SwarmHistory(path, lambda: self.seen, lambda: self.minute * MINUTE_S + 0.5)
 
 
 async def test_a_moment_has_the_tokens_of_its_minute_and_outlives_a_restart(tmp_path):

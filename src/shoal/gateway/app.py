@@ -39,7 +39,7 @@ from shoal.gateway.metrics import GatewayMetrics, gauge
 from shoal.gateway.models import Models, Servable
 from shoal.gateway.ollama import OllamaRoutes
 from shoal.gateway.page.feed import Feed, Health
-from shoal.gateway.page.history import History, Sight
+from shoal.gateway.page.history import Sight, SwarmHistory
 from shoal.gateway.page.live import Invite, Live
 from shoal.gateway.page.requests import Record, Records
 from shoal.gateway.page.static import StaticPage
@@ -98,7 +98,7 @@ class Gateway:
         self.metrics = GatewayMetrics(self._now)
         self.feed = Feed(swarm, options.swarm, self.records, options.health)
         self._page = StaticPage()
-        self.history = History(options.database, self._sight)
+        self.history = SwarmHistory(options.database, self._sight)
         self._live = Live(
             self.feed, options.invite, options.model, history=self.history, usage=self.usage, keys=self.keys
         )

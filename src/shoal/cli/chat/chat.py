@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -158,28 +159,35 @@ def run(
         receipts=receipts is not None,
     )
 
-    async def once(opened: Connected) -> dict[str, Any]:
-        answer = await ask(opened, question, stream=not as_json)
-        fields = answer_fields(answer, question)
-        if receipts is not None and answer.receipts is not None:
-            keep_receipts(answer.receipts, receipts)
-        traced = opened.rings.trace
-        return fields | ({"trace": _trace(traced, fields)} if trace else {})
+    once = partial(_answer, question=question, receipts=receipts, traced=trace, stream=not as_json)
+    _say_how(in_swarm(settings, once), as_json=as_json)
 
-    fields = in_swarm(settings, once)
-    _say_how(fields, as_json=as_json)
-    if any(audit["verdict"] == "cheat" for audit in fields["protection"]["audits"]):
-        raise typer.Exit(EXIT_FAILURE)
+
+async def _answer(
+    opened: Connected, question: AnswerRequest, receipts: Path | None, *, traced: bool, stream: bool
+) -> dict[str, Any]:
+    """The answer to the one prompt, and what is told of it."""
+    answer = await ask(opened, question, stream=stream)
+    fields = answer_fields(answer, question)
+    if receipts is not None and answer.receipts is not None:
+        keep_receipts(answer.receipts, receipts)
+    return fields | ({"trace": _trace(opened.rings.trace, fields)} if traced else {})
 
 
 def _say_how(fields: dict[str, Any], *, as_json: bool) -> None:
-    """How an answer came about: all of it as JSON, or beside the answer."""
+    """How an answer came about: all of it as JSON, or beside the answer.
+
+    Raises:
+        typer.Exit: an audit found that a hop has computed something else.
+    """
     if as_json:
         emit(fields, as_json, lambda: "")
-        return
-    say_trace(fields.get("trace"))
-    say_speed(fields)
-    say_protection(fields["protection"])
+    else:
+        say_trace(fields.get("trace"))
+        say_speed(fields)
+        say_protection(fields["protection"])
+    if any(audit["verdict"] == "cheat" for audit in fields["protection"]["audits"]):
+        raise typer.Exit(EXIT_FAILURE)
 
 
 def chat(

@@ -41,7 +41,7 @@ class Moment(NamedTuple):
     """Tokens of answers within this minute."""
 
 
-class History:
+class SwarmHistory:
     """Looks once a minute and keeps a day of it, through restarts."""
 
     def __init__(

@@ -23,7 +23,7 @@ from shoal.gateway.access.usage import Usage, usage_days
 from shoal.gateway.errors import BadRequest, Forbidden, LimitReached
 from shoal.gateway.page.apps import APPS, KEY_HINT, NO_KEY, GatewayAddress
 from shoal.gateway.page.feed import Feed
-from shoal.gateway.page.history import History
+from shoal.gateway.page.history import SwarmHistory
 from shoal.swarm.invite import write_invite
 from shoal.swarm.join import here_only
 from shoal.swarm.membership import Membership
@@ -37,7 +37,7 @@ class Live:
     """The routes of the page's data."""
 
     def __init__(
-        self, feed: Feed, invite: Invite, model: str, *, history: History, usage: Usage, keys: KeyRing
+        self, feed: Feed, invite: Invite, model: str, *, history: SwarmHistory, usage: Usage, keys: KeyRing
     ) -> None:
         self._feed = feed
         self._invite = invite
