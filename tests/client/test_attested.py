@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -15,10 +16,13 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+import trio.testing
 
+from shoal.client.attestation import attested
+from shoal.client.attestation.asking import AttestationQuestions
 from shoal.client.ring import rings, route_finder
 from shoal.client.sampling import Sampler, Sampling
-from shoal.errors import NoCoverage, NotAllowed, UsageError
+from shoal.errors import NoCoverage, NotAllowed, RemoteProtocolError, ShoalError, UsageError
 from shoal.node.attestation.answering import NOT_ATTESTING
 from shoal.node.attestation.start import Attesting
 from shoal.testing.swarm import MemorySwarm, memory_swarm
@@ -27,7 +31,7 @@ from shoal.testing.tee.source import attesting_on
 from shoal.trust.attestation.measurements import Measurements
 from shoal.trust.attestation.verify import Roots
 from shoal.types import PeerId, Span
-from shoal.wire.messages import NextHop, Open
+from shoal.wire.messages import Attest, Attested, NextHop, Open
 
 from .conftest import PROMPT, THIRDS
 
@@ -70,9 +74,9 @@ async def test_an_answer_comes_over_peers_that_have_shown_what_they_run_on(
     shown = [attesting_on(chip()) for _ in THIRDS]
     async with swarm_of(tmp_path, checkpoint, *shown) as swarm:
         answer = swarm.client.generate(str(checkpoint), PROMPT, max_tokens=4, attested=True)
-        attested = [delta async for delta in answer]
+        strict = [delta async for delta in answer]
         plain = [delta async for delta in swarm.client.generate(str(checkpoint), PROMPT, max_tokens=4)]
-        assert attested[-1].token_ids == plain[-1].token_ids
+        assert strict[-1].token_ids == plain[-1].token_ids
         known = swarm.client.rings.attested
         assert known is not None
         found = [known.of(peer) for peer in peers_of(swarm)]
@@ -96,7 +100,7 @@ async def test_who_shows_nothing_or_something_else_takes_no_part_and_the_error_s
         assert "shows nothing" in said
         assert "its certificates do not end in a root of AMD" in said
         assert "its machine may be debugged" in said
-        assert "--attested-only" in caught.value.next_command
+        assert "--attested" in caught.value.next_command
         async with swarm.client.session(str(checkpoint), tokens=16) as session:  # whoever does not mind
             assert len(session.ring.route) == 3
 
@@ -122,6 +126,32 @@ async def test_a_route_takes_the_attested_replica_although_others_are_there(
         for _ in range(5):
             async with swarm.client.session(str(checkpoint), tokens=16, attested=True) as session:
                 assert [hop.address.peer for hop in session.ring.route] == [swarm.networks[1].peer]
+
+
+async def test_nobody_is_waited_for_who_is_not_needed_and_nobody_for_ever(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+
+    def silent(data: bytes) -> bytes:
+        released.wait(10)
+        return chip().report(data)
+
+    monkeypatch.setattr(attested, "ALL_WITHIN_S", 0.3)
+    shown = [attesting_on(chip(), silent), attesting_on(chip())]
+    async with swarm_of(tmp_path, checkpoint, *shown, spans=[Span(0, 6)] * 2) as swarm:
+        await hear(swarm)
+        async with swarm.client.session(str(checkpoint), tokens=16, attested=True) as session:
+            assert session.ring.route[0].address.peer == swarm.networks[1].peer
+        swarm.kill(1)
+        with pytest.raises(ShoalError) as caught:
+            async with swarm.client.session(str(checkpoint), tokens=16, attested=True):
+                pass
+        assert "did not answer in time" in caught.value.message or "reached" in caught.value.message
+        known = swarm.client.rings.attested
+        assert known is not None
+        assert known.of(swarm.networks[0].peer) is None
+        released.set()
 
 
 async def test_when_the_attested_hop_is_lost_the_session_goes_on_over_another_attested_one_alone(
@@ -231,3 +261,54 @@ async def test_without_a_list_it_is_said_what_to_write(tmp_path: Path, checkpoin
                 pass
         with pytest.raises(UsageError, match=r"measurements\.toml is not there"):
             await swarm.add_client(attested_only=True)
+
+
+class Asked:
+    """A channel to a peer that is asked and answers when the test does."""
+
+    def __init__(self) -> None:
+        self.peer, self.noise_key = PeerId("a peer"), os.urandom(32)
+        self.questions = list[Attest]()
+
+    async def send(self, message: Attest) -> None:
+        await trio.lowlevel.checkpoint()
+        self.questions.append(message)
+
+
+async def test_evidence_that_was_not_asked_for_is_a_breach_of_the_protocol() -> None:
+    questions = AttestationQuestions(ALLOWED, time.time)
+    asked: Any = Asked()
+    other: Any = Asked()
+    served: Any = SimpleNamespace(digest="sha256:" + "0" * 64, numerics="n1/int8/auto/rows")
+    with pytest.raises(RemoteProtocolError, match="nobody asked for"):
+        questions.answered(asked, Attested(1), b"")
+    failed = list[str]()
+
+    async def ask() -> None:
+        try:
+            await questions.ask(asked, served)
+        except ShoalError as error:
+            failed.append(error.message)
+
+    for payload, why in ((b"", "shows nothing"), (b"nonsense", "no evidence")):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            number = asked.questions[-1].number
+            with pytest.raises(RemoteProtocolError, match="another peer"):
+                questions.answered(other, Attested(number), b"")
+            questions.answered(asked, Attested(number, len(payload)), payload)
+        assert why in failed[-1]
+        questions.answered(asked, Attested(number, len(payload)), payload)  # once more, and too late
+    assert len({question.nonce for question in asked.questions}) == 2
+
+
+async def test_a_node_that_is_sent_evidence_hangs_up(tmp_path: Path, checkpoint: Path) -> None:
+    async with memory_swarm(tmp_path, checkpoint, [Span(0, 6)]) as swarm:
+        channel = await swarm.client.rings._pool.get(swarm.networks[0].address, deadline_s=2)  # pyright: ignore[reportPrivateUsage]
+        await channel.send(Attested(1))
+        with trio.fail_after(5):
+            while not channel.closed:  # noqa: ASYNC110  it tells nobody
+                await trio.sleep(0.01)
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+            await session.advance(PROMPT, GREEDY)

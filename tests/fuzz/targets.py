@@ -9,6 +9,7 @@ import struct
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ from shoal.swarm.announcement import Announcement, Served, seal, unseal
 from shoal.swarm.failure import suspicion
 from shoal.swarm.invite import read_invite, write_invite
 from shoal.testing.byhand import a_step, framed, rows
+from shoal.testing.tee.intel import FakeMachine
+from shoal.testing.tee.nitro import FakeEnclave
+from shoal.testing.tee.snp import FakeChip
 from shoal.trust.answer import (
     HopReceipts,
     KeptAnswer,
@@ -58,12 +62,16 @@ from shoal.trust.answer import (
     find_contradiction,
     read_kept_answer,
 )
+from shoal.trust.attestation.evidence import AttestationRefused, Binding, read_evidence
+from shoal.trust.attestation.verify import verify_quote
 from shoal.trust.receipt import sign_windows
 from shoal.trust.rows import RowLog
 from shoal.types import Span
 from shoal.wire.arrays import ArraySpec
 from shoal.wire.framing import Assembler
 from shoal.wire.messages import (
+    Attest,
+    Attested,
     Close,
     Failed,
     Fetch,
@@ -281,6 +289,12 @@ def tokenizer(data: bytes) -> None:
         codec.all_bytes()
 
 
+def evidence(data: bytes) -> None:
+    """What a peer shows to run on."""
+    with suppress(RemoteProtocolError, AttestationRefused):
+        verify_quote(read_evidence(data), NOW)
+
+
 def receipts(data: bytes) -> None:
     """An answer with receipts, as somebody hands it on."""
     with suppress(UsageError):
@@ -311,6 +325,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         decoder,
         beside,
         tokenizer,
+        evidence,
         receipts,
     )
 }
@@ -346,6 +361,8 @@ HONEST: list[Message] = [
     Fetch(7, "sha256:" + "a" * 64, "chunk", 3, 1),
     Fetched(7, 0),
     NotFetched(7, "busy", "later"),
+    Attest(8, b"n" * 32),
+    Attested(8, 0, "no hardware"),
     Ping(9),
 ]
 
@@ -462,6 +479,16 @@ QUANTISED: dict[str, dict[str, tuple[str, list[int]]]] = {
 """One layer of 64 to 64 in each scheme, in groups of 32."""
 
 
+def _evidence() -> list[bytes]:
+    binding = Binding("a peer", bytes(32), "sha256:" + "0" * 64, "n1/int8/auto/rows", bytes(32))
+    made = datetime.fromtimestamp(NOW, UTC) - timedelta(days=1)
+    machines = (FakeMachine(made, "tdx"), FakeMachine(made, "sgx"), FakeChip(made))
+    return [
+        *(machine.evidence(binding).encoded() for machine in machines),
+        FakeEnclave(made).evidence(binding, NOW).encoded(),
+    ]
+
+
 def _receipts() -> bytes:
     empty = KeptAnswer(
         model="fish",
@@ -516,6 +543,7 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "graph_manifest": [_graph()],
     "inference": [_inference()],
+    "evidence": _evidence(),
     "receipts": [_receipts()],
     "gguf_header": [_gguf()],
     "bounded": [HONEST_CONFIG, b'["\\u00e9\\"{[", [1e9, -1, null]]'],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from shoal.errors import RemoteProtocolError
+from shoal.errors import RemoteProtocolError, UsageError
 from shoal.testing.tee.intel import FakeMachine, IntelKind, allowed_machine, allowed_sgx
 from shoal.testing.tee.nitro import FakeEnclave, allowed_enclave
 from shoal.testing.tee.snp import FakeChip, allowed_chip
@@ -47,9 +48,9 @@ def enclave_of(**made: Any) -> FakeEnclave:
     return FakeEnclave(BEGINS, **made)
 
 
-def tdx(binding: Binding, debug: bool = False, **made: Any) -> tuple[Evidence, Roots]:
+def tdx(binding: Binding, debug: bool = False, migrates: bool = False, **made: Any) -> tuple[Evidence, Roots]:
     machine = machine_of("tdx", **made)
-    return machine.evidence(binding, debug=debug), Roots(intel=machine.root)
+    return machine.evidence(binding, debug=debug, migrates=migrates), Roots(intel=machine.root)
 
 
 def sgx(binding: Binding, debug: bool = False, **made: Any) -> tuple[Evidence, Roots]:
@@ -127,6 +128,7 @@ def test_without_a_key_of_the_channel_nothing_is_believed() -> None:
         (partial(tdx, status="Revoked"), "revoked"),
         (partial(tdx, revoked=True), "revoked"),
         (partial(tdx, debug=True), "debug"),
+        (partial(tdx, migrates=True), "debug"),
         (partial(tdx, crl_lives=3 * DAY), "expired"),
         (partial(tdx, lives=3 * DAY), "expired"),
         (partial(sgx, status="OutOfDate"), "outdated"),
@@ -253,6 +255,15 @@ def test_nonsense_is_refused(make: Any) -> None:
 def test_a_quote_of_one_kind_is_not_taken_for_another() -> None:
     evidence, roots = tdx(ASKED)
     assert refused((msgspec.structs.replace(evidence, kind="sgx"), roots)) == "unreadable"
+
+
+def test_without_the_library_for_intel_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tdx(ASKED)
+    monkeypatch.setitem(sys.modules, "dcap_qvl", None)
+    with pytest.raises(UsageError) as caught:
+        verified(made)
+    assert caught.value.next_command == "pip install 'shoal[attest]'"
+    assert verified(snp(ASKED)).entry == "a test"  # all others are verified as before
 
 
 def test_evidence_that_cannot_be_read_is_a_breach_of_the_protocol() -> None:

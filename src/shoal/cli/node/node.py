@@ -132,6 +132,12 @@ def _serve(settings: Settings, span: Span | None, as_json: bool, *, gateway: boo
                 check="serve it beside a gateway of its own: shoal gateway",
                 next_command=f"shoal serve {settings.model}",
             )
+        if settings.attest:
+            raise UsageError(
+                "--attest: nodes of graphs do not show what they run on",
+                check="serve the graph without it, or a language model",
+                next_command=f"shoal serve {settings.model}",
+            )
         from shoal.cli.graph.serve import serve_graph
 
         code = trio.run(partial(serve_graph, settings, span, as_json=as_json))

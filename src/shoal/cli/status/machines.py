@@ -9,7 +9,7 @@ import trio
 
 from shoal.cli.status.overview import ShownMachine
 from shoal.client.attestation.asking import AttestationQuestions
-from shoal.errors import ShoalError, UsageError, as_shoal_error
+from shoal.errors import ShoalError, as_shoal_error
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.swarm.announcement import Announcement, Served
@@ -34,7 +34,7 @@ async def ask_machines(
     """What each of the first peers that say to show a machine does show; verified, also without a list.
 
     Raises:
-        UsageError: there is a list of measurements and it cannot be read, or a library is not here.
+        UsageError: there is a list of measurements, and it cannot be read.
     """
     path = swarm.settings.measurements_file
     named = bool(swarm.settings.measurements) or path.exists()
@@ -56,7 +56,7 @@ async def ask_machines(
 async def ask_machine(
     network: Network, announcement: Announcement, served: Served, questions: AttestationQuestions
 ) -> ShownMachine:
-    """What one peer shows. Raises UsageError: a library that verifies it is not here."""
+    """What one peer shows."""
 
     async def take(channel: Channel, message: Message, payload: bytes) -> None:
         if isinstance(message, Attested):
@@ -73,13 +73,13 @@ async def ask_machine(
                 channel.close()
     except (ShoalError, BaseExceptionGroup) as error:
         return _unbelieved(error)
-    return ShownMachine(verified.shown, verified.claims.measurements)
+    return ShownMachine(verified.shown, verified.claims.measurements, on_list=True)
 
 
 def _unbelieved(group: BaseException) -> ShownMachine:
-    """Why a peer's machine is not believed. Raises UsageError: it is not the peer's fault."""
+    """Why a peer's machine is not believed."""
     error = as_shoal_error(group)
-    if error is None or isinstance(error, UsageError):
-        raise error or group
+    if error is None:
+        raise group
     claims = error.claims if isinstance(error, AttestationRefused) else None
     return ShownMachine(f"refused: {error.message}", claims.measurements if claims else {})

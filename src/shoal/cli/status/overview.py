@@ -80,6 +80,8 @@ class ShownMachine:
     told: str
     """That, or why it is not believed, in few words."""
     measurements: Mapping[str, str]
+    on_list: bool = False
+    """Whether all of it holds, and the list has it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,12 +47,21 @@ def route(
     tokens: Annotated[int, typer.Option(help="Session length in tokens: prompt and answer.", min=1)] = TOKENS,
     only: options.OnlyOption = None,
     private_ends: options.PrivateEndsOption = None,
+    attested_only: options.AttestedOnlyOption = None,
+    measurements: options.MeasurementsOption = None,
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Show the route that a session would take now. Measures latency to each peer first."""
-    settings = options.settings(swarm=swarm, public=public, only=only, private_ends=private_ends)
+    settings = options.settings(
+        swarm=swarm,
+        public=public,
+        only=only,
+        private_ends=private_ends,
+        attested_only=attested_only,
+        measurements=measurements,
+    )
     model = full_name(model)
 
     async def go(opened: Onlooker) -> tuple[Choice, Mapping[PeerId, PeerReach]]:
@@ -76,6 +85,8 @@ async def _explained(swarm: Onlooker, model: str, tokens: int) -> tuple[Choice, 
     in_reach = [a for a in swarm.announcements() if _in_reach(reached.get(PeerId(a.peer)))]
     if any(a.served and a.served.model == model for a in swarm.announcements() if a not in in_reach):
         _check_reach(in_reach, model)
+    if swarm.settings.attested_only:
+        in_reach = await _attested(swarm, in_reach, model)
     serving = covering(in_reach, model, swarm.settings)
     rtts = {peer: one.rtt_s for peer, one in reached.items()}
     n_blocks = serving[0][1].n_blocks
@@ -88,6 +99,26 @@ async def _explained(swarm: Onlooker, model: str, tokens: int) -> tuple[Choice, 
         pinned={PeerId(peer) for peer in swarm.settings.pin},
     )
     return choice, reached
+
+
+async def _attested(swarm: Onlooker, in_reach: list[Announcement], model: str) -> list[Announcement]:
+    """Those that have shown a machine that is on the list.
+
+    Raises:
+        NoCoverage: nobody who serves the model has.
+    """
+    from shoal.cli.status.machines import ask_machines
+
+    machines = await ask_machines(swarm, in_reach)
+    on_list = {peer for peer, machine in machines.items() if machine.on_list}
+    found = [a for a in in_reach if a.peer in on_list]
+    if not any(a.served and a.served.model == model for a in found):
+        raise NoCoverage(
+            f"nobody who serves {model} shows a machine that is on the list of measurements",
+            check="see what each peer shows",
+            next_command="shoal peers --attested",
+        )
+    return found
 
 
 def _check_reach(in_reach: list[Announcement], model: str) -> None:

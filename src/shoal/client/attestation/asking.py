@@ -17,7 +17,7 @@ from shoal.trust.attestation.measurements import Measurements
 from shoal.trust.attestation.verify import MAKERS, Roots, Verified, verify_evidence
 from shoal.wire.messages import NONCE_BYTES, Attest, Attested
 
-ANSWERED_WITHIN_S = 30.0
+ANSWERED_WITHIN_S = 15.0
 """Hardware takes up to a second for a quote, and others may wait for theirs."""
 VERIFIERS = 1
 """Threads that verify; one quote takes some milliseconds."""

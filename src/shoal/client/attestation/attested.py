@@ -31,6 +31,10 @@ RETRY_S = 20.0
 """How long who has shown nothing is not asked again."""
 AT_ONCE = 8
 """Peers that are asked at a time."""
+ASKED_AT_MOST = 64
+"""Peers that are asked for one session; anybody can announce more."""
+ALL_WITHIN_S = 20.0
+"""How long one session waits for their answers."""
 MOST = 256
 """Peers that are remembered; the ones that were asked first are forgotten."""
 DIAL_WITHIN_S = 5.0
@@ -64,32 +68,39 @@ class AttestedPeers:
         self._asked: dict[PeerId, _Asked] = {}
         self._limiter = trio.CapacityLimiter(AT_ONCE)
 
-    async def refresh(self, announcements: Iterable[Announcement], older_than_s: float = FRESH_S) -> None:
+    async def refresh(
+        self,
+        announcements: Iterable[Announcement],
+        older_than_s: float = FRESH_S,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Ask those of whom nothing is known, or nothing new, what they run on. Refusals are remembered.
 
         Args:
             older_than_s: whom to ask again.
-
-        Raises:
-            UsageError: a library that is needed to verify it is not here.
+            enough: asked after each answer whether the others need not be waited for.
         """
         now = trio.current_time()
         showing = [a for a in announcements if a.served and a.served.attests]
-        due = [a for a in showing if self._due(a, now, older_than_s)]
-        broken: list[UsageError] = []
-        async with trio.open_nursery() as nursery:
+        due = [a for a in showing if self._due(a, now, older_than_s)][:ASKED_AT_MOST]
+        if enough() or not due:
+            return
+        silent = {PeerId(a.peer) for a in due}
+        with trio.move_on_after(ALL_WITHIN_S) as waiting:
+            async with trio.open_nursery() as nursery:
 
-            async def ask(announcement: Announcement) -> None:
-                try:
+                async def ask(announcement: Announcement) -> None:
                     async with self._limiter:
                         await self._ask(announcement)
-                except UsageError as error:
-                    broken.append(error)
+                    silent.discard(PeerId(announcement.peer))
+                    if enough():
+                        nursery.cancel_scope.cancel()
 
-            for announcement in due[:MOST]:
-                nursery.start_soon(ask, announcement)
-        if broken:
-            raise broken[0]
+                for announcement in due:
+                    nursery.start_soon(ask, announcement)
+        if waiting.cancelled_caught:
+            for peer in silent:  # or each session would wait for them again
+                self._note(peer, _Asked(trio.current_time(), None, "it did not answer in time"))
 
     def verified(self, announcement: Announcement) -> Verified | None:
         """What a peer has shown, as long as it counts, for what it serves now."""
@@ -132,8 +143,6 @@ class AttestedPeers:
         try:
             channel = await self._pool.get(announcement.address, deadline_s=DIAL_WITHIN_S)
             self._note(peer, _Asked(began, await self.questions.ask(channel, served)))
-        except UsageError:
-            raise
         except ShoalError as error:
             log.info("%s has not shown what it runs on: %s", peer, error.message)
             # Who could not be asked just now may be in a moment; until then counts what it has shown.

@@ -21,11 +21,12 @@ from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.routing.reputation import REFUSAL
+from shoal.swarm.announcement import Announcement
 from shoal.swarm.member import Member
 from shoal.tasks import ends_alone
 from shoal.trust.attestation.measurements import Measurements, read_measurements
 from shoal.trust.attestation.verify import MAKERS, Roots
-from shoal.types import Codec, ModelShape, Numerics, PeerId, SessionId, Span
+from shoal.types import Codec, ModelShape, Numerics, PeerId, SessionId, Span, gaps
 from shoal.wire.messages import (
     Attested,
     Failed,
@@ -161,7 +162,7 @@ class Rings:
         """
         finder = self.finder_for(attested=attested)
         if attested and self.attested is not None:
-            await self.attested.refresh(finder.serving(shape))
+            await self._have_shown(self.attested, finder.serving(shape), span or Span(0, shape.n_blocks))
         timeout_s = timeout_s or self._settings.open_timeout_s
         span = span or Span(0, shape.n_blocks)
         search = _Search(trial=self.finder.draw_trial())
@@ -181,6 +182,15 @@ class Rings:
             except HopRefused as error:
                 await self._note_refusal(search, route, error, hurried=has_s < timeout_s)
         raise search.refused or NoCoverage("no route was found")
+
+    async def _have_shown(self, attested: AttestedPeers, serving: Sequence[Announcement], span: Span) -> None:
+        """Have peers show what they run on, as many as cover the blocks, or all."""
+
+        def covered() -> bool:
+            shown = [a.served.span for a in serving if a.served and attested.verified(a) is not None]
+            return not gaps(shown, span.end, span.start)
+
+        await attested.refresh(serving, enough=covered)
 
     async def _note_refusal(
         self, search: _Search, route: Sequence[RouteHop], error: HopRefused, *, hurried: bool

@@ -25,7 +25,7 @@ from shoal.wire.messages import Attest, Attested, shorten
 WAITING = 16
 """Questions that wait or are being answered."""
 PER_PEER = 2
-ANSWER_WITHIN_S = 30.0
+ANSWER_WITHIN_S = 15.0
 NOT_ATTESTING = "this node was not started with --attest"
 
 log = logging.getLogger(__name__)

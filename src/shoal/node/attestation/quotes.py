@@ -178,5 +178,5 @@ def find_quotes() -> QuoteSource:
         "--attest: this machine has no hardware that gives quotes",
         check="run the node in a confidential virtual machine (TDX, SEV-SNP), an enclave of SGX under "
         "Gramine, or a Nitro enclave, as docs/attestation.md says",
-        next_command="shoal serve MODEL, without --attest",
+        next_command="shoal serve MODEL",
     )

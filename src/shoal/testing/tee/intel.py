@@ -76,11 +76,22 @@ class FakeMachine:
             _qe_identity(kind, begins, begins + lives),
         )
 
-    def quote(self, report_data: bytes, *, debug: bool = False, swapped: FakeMachine | None = None) -> bytes:
+    def quote(
+        self,
+        report_data: bytes,
+        *,
+        debug: bool = False,
+        migrates: bool = False,
+        swapped: FakeMachine | None = None,
+    ) -> bytes:
         """A quote that this machine has signed; with the certificates of ``swapped``."""
         tdx = self.kind == "tdx"
         header = struct.pack("<HHIHH16s20s", 4 if tdx else 3, 2, 0x81 if tdx else 0, 0, 0, _VENDOR, b"")
-        body = _td_report(report_data, debug=debug) if tdx else _enclave_report(report_data, debug=debug)
+        body = (
+            _td_report(report_data, debug=debug, migrates=migrates)
+            if tdx
+            else _enclave_report(report_data, debug=debug)
+        )
         public = self._key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)[1:]
         authenticated = bytes(range(32))
         bound = hashlib.sha256(public + authenticated).digest().ljust(64, b"\0")
@@ -100,10 +111,15 @@ class FakeMachine:
         return header + body + struct.pack("<I", len(signed)) + signed
 
     def evidence(
-        self, binding: Binding, *, debug: bool = False, swapped: FakeMachine | None = None
+        self,
+        binding: Binding,
+        *,
+        debug: bool = False,
+        migrates: bool = False,
+        swapped: FakeMachine | None = None,
     ) -> Evidence:
         """What a node on it presents."""
-        quote = self.quote(binding.report_data, debug=debug, swapped=swapped)
+        quote = self.quote(binding.report_data, debug=debug, migrates=migrates, swapped=swapped)
         return Evidence(self.kind, binding, quote, self.collateral)
 
 
@@ -123,14 +139,14 @@ def allowed_sgx() -> SgxEntry:
     return SgxEntry(name="a test", mr_enclave=MR_ENCLAVE)
 
 
-def _td_report(report_data: bytes, *, debug: bool) -> bytes:
+def _td_report(report_data: bytes, *, debug: bool, migrates: bool) -> bytes:
     measured = b"".join(bytes.fromhex(MEASURED[name]) for name in ("rt_mr0", "rt_mr1", "rt_mr2"))
     # Versions of the TDX module; its measurements; attributes; the machine's measurements; ours.
     return (
         bytes(SVNS)
         + bytes(48 + 48 + 8)
         + (b"\x01" if debug else b"\0")
-        + b"\0\0\x10\0\0\0\0"
+        + (b"\0\0\x30\0\0\0\0" if migrates else b"\0\0\x10\0\0\0\0")
         + bytes.fromhex("e702060000000000")
         + bytes.fromhex(MEASURED["mr_td"])
         + bytes(3 * 48)

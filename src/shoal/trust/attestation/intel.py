@@ -16,8 +16,7 @@ from shoal.errors import UsageError
 from shoal.trust.attestation.evidence import AttestationRefused, Claims, RefusalReason
 from shoal.types import TeeKind
 
-TDX_DEBUG = 1
-"""Bits 0 to 7 of a TD's attributes put it under debug; Intel names the first one so."""
+TDX_MIGRATES = 1 << 29
 SGX_DEBUG = 0x02
 SGX_INITIALISED = 0x01
 
@@ -93,9 +92,12 @@ _MEASURED = {"tdx": ("mr_td", "rt_mr0", "rt_mr1", "rt_mr2", "rt_mr3"), "sgx": ("
 
 def _check_debug(kind: TeeKind, report: dict[str, Any]) -> None:
     attributes = bytes.fromhex(report["td_attributes" if kind == "tdx" else "attributes"])
+    # Of a TD each of the first eight bits puts it under debug, or is reserved for that.
     debug = attributes[0] if kind == "tdx" else attributes[0] & SGX_DEBUG
     if debug:
         raise AttestationRefused("debug", "its machine is under debug: whoever owns it can read all of it")
+    if kind == "tdx" and int.from_bytes(attributes, "little") & TDX_MIGRATES:
+        raise AttestationRefused("debug", "its machine may be moved by another that nothing is known of")
     if kind == "sgx" and not attributes[0] & SGX_INITIALISED:
         raise AttestationRefused("unreadable", "its enclave was never initialised")
 
