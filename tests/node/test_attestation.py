@@ -21,11 +21,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from shoal import config
 from shoal.errors import UsageError
-from shoal.node.attestation import quotes
+from shoal.node.attestation import find, quotes
 from shoal.node.attestation.answering import PER_PEER, WAITING, AttestationDesk
 from shoal.node.attestation.collateral import FRESH_S, CollateralSource, fetch_amd, read_table, vcek_path
+from shoal.node.attestation.find import find_quotes
 from shoal.node.attestation.nsm import NsmQuotes
-from shoal.node.attestation.quotes import GramineQuotes, Quote, QuoteFailed, TsmQuotes, find_quotes
+from shoal.node.attestation.quotes import GramineQuotes, Quote, QuoteFailed, TsmQuotes
 from shoal.node.attestation.start import start_attesting, try_quotes
 from shoal.testing.tee.snp import FakeChip
 from shoal.testing.tee.source import FakeQuotes, FakeTsm, FixedCollateral
@@ -125,8 +126,8 @@ def test_which_hardware_there_is_is_found_by_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("TSM", "GRAMINE", "NSM"):
-        monkeypatch.setattr(quotes, name, tmp_path / name)
-    monkeypatch.setattr(quotes, "OLD_DEVICES", (tmp_path / "old",))
+        monkeypatch.setattr(find, name, tmp_path / name)
+    monkeypatch.setattr(find, "OLD_DEVICES", (tmp_path / "old",))
     with pytest.raises(UsageError, match="no hardware that gives quotes"):
         find_quotes()
     (tmp_path / "old").touch()

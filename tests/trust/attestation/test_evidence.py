@@ -128,7 +128,7 @@ def test_without_a_key_of_the_channel_nothing_is_believed() -> None:
         (partial(tdx, status="Revoked"), "revoked"),
         (partial(tdx, revoked=True), "revoked"),
         (partial(tdx, debug=True), "debug"),
-        (partial(tdx, migrates=True), "debug"),
+        (partial(tdx, migrates=True), "signature"),
         (partial(tdx, crl_lives=3 * DAY), "expired"),
         (partial(tdx, lives=3 * DAY), "expired"),
         (partial(sgx, status="OutOfDate"), "outdated"),

@@ -7,7 +7,7 @@ again takes part in no route from then on, and the sessions over it go on elsewh
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,8 @@ import trio
 
 from shoal.client.attestation.asking import AttestationQuestions
 from shoal.errors import ShoalError, UsageError
-from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
-from shoal.swarm.announcement import Announcement, Served
+from shoal.swarm.announcement import Announcement
 from shoal.swarm.names import name_of
 from shoal.trust.attestation.evidence import AttestationRefused
 from shoal.trust.attestation.verify import Verified
@@ -40,7 +39,6 @@ MOST = 256
 DIAL_WITHIN_S = 5.0
 
 log = logging.getLogger(__name__)
-Ask = Callable[[Channel, Served], Awaitable[Verified]]
 
 
 @dataclass(frozen=True, slots=True)

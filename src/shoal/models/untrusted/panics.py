@@ -9,6 +9,11 @@ from pathlib import Path
 from shoal.errors import BadWeights
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust has met what it had not thought of."""
+    return type(error).__module__ == "pyo3_runtime"
+
+
 @contextmanager
 def as_errors(of: Path) -> Generator[None]:
     """What runs inside may panic over what a model's files say.
@@ -19,7 +24,7 @@ def as_errors(of: Path) -> Generator[None]:
     try:
         yield
     except BaseException as error:
-        if type(error).__module__ != "pyo3_runtime":
+        if not is_panic(error):
             raise
         raise BadWeights(
             f"{of}: a library fails on its tokenizer ({str(error)[:200]})",

@@ -35,7 +35,7 @@ _CERTIFICATES = {
 }
 _ENTRY = 24
 
-Download = Callable[[str], bytes]
+ServiceRequest = Callable[[str], bytes]
 """Fetches an address; raises OSError."""
 
 
@@ -51,7 +51,7 @@ class CollateralSource:
     def __init__(
         self,
         pccs: str,
-        download: Download | None = None,
+        download: ServiceRequest | None = None,
         intel: Callable[[str, bytes], bytes] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -98,7 +98,7 @@ def fetch_intel(pccs: str, quote: bytes) -> bytes:
     return asyncio.run(fetch()).to_json().encode()
 
 
-def fetch_amd(quote: Quote, download: Download) -> SnpCollateral:
+def fetch_amd(quote: Quote, download: ServiceRequest) -> SnpCollateral:
     """AMD's certificates for a report: those that came with it, else those of AMD's service.
 
     Raises:
@@ -139,7 +139,7 @@ def vcek_path(product: str, report: SnpReport) -> str:
     return f"{product}/{chip.hex()}?{query}"
 
 
-def _from_service(report: SnpReport, download: Download) -> tuple[str, Mapping[str, bytes]]:
+def _from_service(report: SnpReport, download: ServiceRequest) -> tuple[str, Mapping[str, bytes]]:
     """The product and the certificates of a chip. What product it is of, its report does not always say."""
     refused: OSError = OSError("AMD's service knows no such chip")
     for product in PRODUCTS:

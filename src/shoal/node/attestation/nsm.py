@@ -30,14 +30,14 @@ class _Message(ctypes.Structure):
 IOCTL = 3 << 30 | ctypes.sizeof(_Message) << 16 | 0x0A << 8
 """``_IOWR(0x0A, 0, struct nsm_message)``."""
 
-Exchange = Callable[[bytes], bytes]
+NsmExchange = Callable[[bytes], bytes]
 """Asks the module; raises OSError."""
 
 
 class NsmQuotes:
     """Documents of the enclave that we run in."""
 
-    def __init__(self, device: Path, exchange: Exchange | None = None) -> None:
+    def __init__(self, device: Path, exchange: NsmExchange | None = None) -> None:
         self._device = device
         self._exchange = exchange or self._ask
 

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError
 from shoal.types import TeeKind
 
 TSM = Path("/sys/kernel/config/tsm/report")
 GRAMINE = Path("/dev/attestation")
-NSM = Path("/dev/nsm")
-OLD_DEVICES = (Path("/dev/tdx_guest"), Path("/dev/sev-guest"), Path("/dev/tdx-guest"))
 QUOTE_LIMIT = 64 << 10
 PROVIDERS: dict[str, TeeKind] = {"tdx_guest": "tdx", "sev_guest": "snp"}
 """What configfs-tsm calls them."""
@@ -151,32 +149,3 @@ class GramineQuotes:
                 f"Gramine gives no quote: {error.strerror or error}",
                 check='set sgx.remote_attestation = "dcap" in the manifest',
             ) from error
-
-
-def find_quotes() -> QuoteSource:
-    """What gives quotes on this machine.
-
-    Raises:
-        UsageError: nothing does.
-    """
-    from shoal.node.attestation.nsm import NsmQuotes  # noqa: PLC0415  only on Linux is there such a device
-
-    if (GRAMINE / "quote").exists():
-        return GramineQuotes()
-    if NSM.exists():
-        return NsmQuotes(NSM)
-    if TSM.is_dir():
-        return TsmQuotes()
-    old = next((path for path in OLD_DEVICES if path.exists()), None)
-    if old is not None:
-        raise UsageError(
-            f"{old} is there, and {TSM} is not: the kernel of this guest is too old, or lacks the module",
-            check="use Linux 6.7 or later, and mount configfs",
-            next_command="modprobe tsm && mount -t configfs none /sys/kernel/config",
-        )
-    raise UsageError(
-        "--attest: this machine has no hardware that gives quotes",
-        check="run the node in a confidential virtual machine (TDX, SEV-SNP), an enclave of SGX under "
-        "Gramine, or a Nitro enclave, as docs/attestation.md says",
-        next_command="shoal serve MODEL",
-    )

@@ -11,7 +11,8 @@ from shoal.config import Settings
 from shoal.net.network import Network
 from shoal.node.attestation.answering import AttestationDesk
 from shoal.node.attestation.collateral import CollateralSource
-from shoal.node.attestation.quotes import QuoteSource, find_quotes
+from shoal.node.attestation.find import find_quotes
+from shoal.node.attestation.quotes import QuoteSource
 from shoal.node.server import SpanServer
 from shoal.trust.attestation.evidence import Binding
 from shoal.types import TeeKind

@@ -12,7 +12,7 @@ from shoal.node.attestation.start import Attesting
 from shoal.testing.tee.snp import FakeChip
 from shoal.types import TeeKind
 
-Sign = Callable[[bytes], bytes]
+HardwareSign = Callable[[bytes], bytes]
 """Signs 64 bytes, as hardware does; raises OSError or QuoteFailed."""
 
 
@@ -21,7 +21,7 @@ class FakeQuotes:
     """A :class:`shoal.node.attestation.quotes.QuoteSource`. ``asked`` counts."""
 
     kind: TeeKind
-    sign: Sign
+    sign: HardwareSign
     asked: int = 0
 
     def quote(self, report_data: bytes) -> Quote:
@@ -40,7 +40,7 @@ class FixedCollateral(CollateralSource):
         return self._data
 
 
-def attesting_on(chip: FakeChip, sign: Sign | None = None) -> Attesting:
+def attesting_on(chip: FakeChip, sign: HardwareSign | None = None) -> Attesting:
     """What a node on a chip shows, or says to."""
     quotes = FakeQuotes("snp", sign or chip.report)
     return Attesting(quotes, FixedCollateral(chip.collateral.encoded()), "snp")
@@ -51,7 +51,7 @@ class FakeTsm:
     """A kernel's configfs-tsm: an entry's quote is of what was written last, each writing counts."""
 
     provider: str
-    sign: Sign
+    sign: HardwareSign
     auxiliary: bytes = b""
     entries: list[FakeTsmEntry] = field(default_factory=list["FakeTsmEntry"])
     """Those that are open."""

@@ -16,7 +16,6 @@ from shoal.errors import UsageError
 from shoal.trust.attestation.evidence import AttestationRefused, Claims, RefusalReason
 from shoal.types import TeeKind
 
-TDX_MIGRATES = 1 << 29
 SGX_DEBUG = 0x02
 SGX_INITIALISED = 0x01
 
@@ -96,8 +95,6 @@ def _check_debug(kind: TeeKind, report: dict[str, Any]) -> None:
     debug = attributes[0] if kind == "tdx" else attributes[0] & SGX_DEBUG
     if debug:
         raise AttestationRefused("debug", "its machine is under debug: whoever owns it can read all of it")
-    if kind == "tdx" and int.from_bytes(attributes, "little") & TDX_MIGRATES:
-        raise AttestationRefused("debug", "its machine may be moved by another that nothing is known of")
     if kind == "sgx" and not attributes[0] & SGX_INITIALISED:
         raise AttestationRefused("unreadable", "its enclave was never initialised")
 

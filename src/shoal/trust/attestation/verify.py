@@ -6,6 +6,8 @@ import hmac
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from shoal.errors import ShoalError
+from shoal.models.untrusted.panics import is_panic
 from shoal.trust.attestation.evidence import (
     AttestationRefused,
     Binding,
@@ -72,6 +74,20 @@ def verify_evidence(
 
 def verify_quote(evidence: Evidence, now: float, roots: Roots = MAKERS) -> Claims:
     """What the hardware has signed, whoever it was signed for. Raises as :func:`verify_evidence`."""
+    try:
+        return _verified(evidence, now, roots)
+    except ShoalError:
+        raise
+    except BaseException as error:
+        # What libraries raise over strangers' certificates is not listed anywhere, and parts of them are read
+        # only when they are looked at; those in Rust may panic, which is no Exception.
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        told = f"its evidence cannot be read: {str(error)[:200]}"
+        raise AttestationRefused("unreadable", told) from error
+
+
+def _verified(evidence: Evidence, now: float, roots: Roots) -> Claims:
     match evidence.kind:
         case "snp":
             return verify_snp(evidence.quote, evidence.collateral, now, roots.amd)
