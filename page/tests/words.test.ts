@@ -29,6 +29,9 @@ test('a badge says what protection an answer has, and who checked what', () => {
   assert.deepEqual([false_?.word, false_?.tone, false_?.lines[1]], ['false', 'bad', found.what])
   const less = badge({ ...fine, level: 'fast', faults: ['why'] })
   assert.deepEqual([less?.word, less?.tone, less?.lines[1]], ['not audited', 'soft', 'why'])
+  const shown = { ...fine, asked: 'fast', level: 'attested', attested: [{ peer: 'a', shown: 'snp: ours' }] }
+  assert.deepEqual(badge(shown), { word: 'attested', tone: 'good', lines: ['snp: ours'] })
+  assert.ok(isProtection(shown) && !isProtection({ ...shown, attested: [null] }))
   assert.ok(isProtection(fine) && !isProtection(null) && !isProtection({ ...fine, audits: [null] }))
 })
 

@@ -223,9 +223,10 @@ class Settings:
     protect: Literal["auto"] | ProtectionLevel = field(
         default="auto",
         metadata=_about(
-            "How answers are protected from nodes that compute something else: auto, fast or audited. With "
-            "fast nobody checks anything. With audited all nodes of a route sign each answer, and by chance "
-            "one of them is computed again. With auto it is audited in the public swarm, else fast."
+            "How answers are protected from nodes that compute something else: auto, fast, audited or "
+            "attested. With fast nobody checks anything. With audited all nodes of a route sign each answer, "
+            "and by chance one of them is computed again. With attested it is as attested-only says. With "
+            "auto it is audited in the public swarm, else fast."
         ),
     )
     audit_budget: float = field(
@@ -312,9 +313,16 @@ class Settings:
     @property
     def protection(self) -> ProtectionLevel:
         """How answers are protected where nobody says."""
+        if self.protect == "auto" and self.attested_only:
+            return "attested"
         if self.protect == "auto":
             return "audited" if self.public and self.swarm == "public" else "fast"
         return self.protect
+
+    @property
+    def attested(self) -> bool:
+        """Whether only peers are used that show what they run on, where nobody says."""
+        return self.attested_only or self.protection == "attested"
 
     @property
     def own_blocks(self) -> PrivateEnds:

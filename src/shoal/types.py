@@ -90,8 +90,9 @@ Exactness = Literal["rows", "batch", "modules", "torch", "ranks", "any"]
 Kernels = Literal["auto", "torch"]
 """What computes models of Llama's shape on the CPU: our C kernels where they are built, or torch."""
 
-ProtectionLevel = Literal["fast", "audited"]
-"""How well an answer is protected from hops that compute something else (:mod:`shoal.client.audits`)."""
+ProtectionLevel = Literal["fast", "audited", "attested"]
+"""How well an answer is protected from hops that compute something else (:mod:`shoal.client.audits`,
+:mod:`shoal.client.attestation`)."""
 PROTECTION_LEVELS: tuple[ProtectionLevel, ...] = get_args(ProtectionLevel)
 """All that there are, the weakest first."""
 

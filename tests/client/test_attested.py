@@ -76,6 +76,16 @@ async def test_an_answer_comes_over_peers_that_have_shown_what_they_run_on(
         answer = swarm.client.generate(str(checkpoint), PROMPT, max_tokens=4, attested=True)
         strict = [delta async for delta in answer]
         plain = [delta async for delta in swarm.client.generate(str(checkpoint), PROMPT, max_tokens=4)]
+        for level, attested_too in (("attested", None), ("audited", True), ("fast", True)):
+            answer = swarm.client.generate(
+                str(checkpoint), PROMPT, max_tokens=4, protect=level, attested=attested_too
+            )
+            assert [delta async for delta in answer]
+            assert (answer.protection.asked, answer.protection.level) == (level, "attested")
+            assert dict(answer.protection.attested).keys() == peers_of(swarm)
+            assert not answer.protection.audits  # which would show rows to somebody else
+            (said,) = answer.protection.said
+            assert said.startswith("protection: attested; snp: a test")
         assert strict[-1].token_ids == plain[-1].token_ids
         known = swarm.client.rings.attested
         assert known is not None

@@ -45,6 +45,14 @@ async def test_a_key_for_attested_peers_alone_is_answered_by_those(tmp_path, che
         (hop,) = gateway.gateway.records.shown()[0]["route"]
         assert hop["peer"] == node.member.network.peer
         assert hop["attested"].startswith("snp: a test")
+        assert gateway.gateway.records.shown()[0]["protection"]["level"] == "attested"
+
+        chats = {"plain": plain, "dialled": plain | {"x-shoal-protect": "attested"}}
+        for name, headers in (*chats.items(), *chats.items()):  # no session of one way is kept for the other
+            answered = await gateway.chat(headers=headers)
+            assert answered.status_code == 200
+            (hop,) = gateway.gateway.records.shown()[0]["route"]
+            assert ("attested" in hop) is (name == "dialled")
         infer = await gateway.http.post("/v2/models/any/infer", headers=strict, json={"inputs": []})
         assert "graphs" in infer.text
 

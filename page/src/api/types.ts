@@ -121,6 +121,8 @@ export interface Protection {
   signed_by: string[]
   audits: Audit[]
   faults: string[]
+  /** What peers have shown to run on. */
+  attested?: { peer: string; shown: string }[]
 }
 
 /** Blocks that the gateway runs itself, with what a decode step takes it. */

@@ -12,8 +12,13 @@ export interface Badge {
 
 /** Nothing of an answer that nobody was to check. */
 export function badge(protection: Protection | null | undefined): Badge | null {
-  if (!protection || protection.asked === 'fast') return null
-  const { asked, level, signed_by, audits, faults } = protection
+  if (!protection) return null
+  const { asked, level, signed_by, audits, faults, attested } = protection
+  if (attested?.length) {
+    const shown = [...new Set(attested.map(({ shown }) => shown)), ...faults]
+    return { word: level, tone: faults.length ? 'soft' : 'good', lines: shown }
+  }
+  if (asked === 'fast') return null
   const lines = [`Signed by ${many(signed_by.length, 'peer')}`, ...audits.map(({ what }) => what), ...faults]
   if (!audits.length && level === asked) lines.push('None of them was drawn to be computed again this time')
   if (audits.some(({ verdict }) => verdict === 'cheat')) return { word: 'false', tone: 'bad', lines }
@@ -22,7 +27,7 @@ export function badge(protection: Protection | null | undefined): Badge | null {
 
 /** For what was kept or came in a file, which may hold anything. */
 export function isProtection(value: unknown): value is Protection {
-  const { asked, level, signed_by, audits, faults } = (value ?? {}) as Record<string, unknown>
+  const { asked, level, signed_by, audits, faults, attested } = (value ?? {}) as Record<string, unknown>
   const words = (list: unknown): boolean => Array.isArray(list) && list.every((one) => typeof one === 'string')
   return (
     typeof asked === 'string' &&
@@ -30,6 +35,7 @@ export function isProtection(value: unknown): value is Protection {
     words(signed_by) &&
     words(faults) &&
     Array.isArray(audits) &&
-    words(audits.flatMap((one) => [one?.what, one?.verdict]))
+    words(audits.flatMap((one) => [one?.what, one?.verdict])) &&
+    (attested === undefined || (Array.isArray(attested) && words(attested.map((one) => one?.shown))))
   )
 }

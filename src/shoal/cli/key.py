@@ -40,7 +40,8 @@ def create(
     protect: Annotated[
         str | None,
         typer.Option(
-            metavar="fast|audited", help="Protection of its answers; as the gateway has it if not given."
+            metavar="fast|audited|attested",
+            help="Protection of its answers; as the gateway has it if not given.",
         ),
     ] = None,
     as_json: options.JsonOption = False,

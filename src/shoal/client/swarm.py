@@ -93,7 +93,7 @@ class Swarm:
         self.store = store
         self.weights = PeerWeights(member, settings, store)
         self.rings = Rings(network, member, settings)
-        if settings.attested_only:
+        if settings.attested:
             self.rings.finder_for(attested=True)  # so that a list that is not there is told at once
         self.audits = Audits(self.rings, settings, store, identity)
         self.graphs = GraphClient(network, member, settings, GraphStore(settings.paths.graphs))
@@ -177,7 +177,7 @@ class Swarm:
                 f"{tokens} tokens are more than the {local.shape.context} of {local.shape.name}",
                 check="ask for fewer tokens, or shorten the prompt",
             )
-        attested = self.settings.attested_only if attested is None else attested
+        attested = self.settings.attested if attested is None else attested
         ring, ends = await self._opened(local, format, tokens, attested=attested)
         session = Session(
             ring,
@@ -248,8 +248,8 @@ class Swarm:
             drafting = self.draft if guessing and draft else None
             if drafting is not None:
                 await drafting.check(local)
-            room = len(token_ids) + limit
-            async with self.session(model, tokens=room, format=format, attested=attested) as session:
+            room, strict = len(token_ids) + limit, True if protect == "attested" else attested
+            async with self.session(model, tokens=room, format=format, attested=strict) as session:
                 answer.route, answer.ends = _stages(session), session.ends
                 deltas = generate(
                     session,

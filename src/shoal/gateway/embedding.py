@@ -86,6 +86,6 @@ class EmbeddingExchange:
         async with self._desk.limits.turn():
             record.prompt_tokens = asked.tokens
             metrics.prompt_tokens.labels(model).inc(asked.tokens)
-            opener = self._swarm.opener(model, attested=self._caller.attested_only or None)
+            opener = self._swarm.opener(model, attested=self._caller.attested or None)
             run = partial(embed_tokens, opener, asked.texts, asked.settings, asked.dimensions, follow=follow)
             return await run()

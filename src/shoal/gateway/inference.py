@@ -154,7 +154,7 @@ class InferExchange:
 
     async def _response(self, scope: Scope, body: bytes) -> Response:
         try:
-            if self._caller.attested_only:
+            if self._caller.attested:
                 raise no_attested_graphs()
             graph = await self._graphs.find_served(self._name)
             # Numbers in JSON take long to read.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from functools import partial
 
 import trio
 
@@ -43,6 +42,8 @@ class Owner:
     caller: str
     salt: str
     model: Digest
+    attested: bool
+    """Whether only peers take part that show what they run on."""
 
 
 @dataclass(eq=False)
@@ -100,7 +101,7 @@ class Prefixes:
             Busy: no route has room, also not after a while.
             ShoalError: as ``Swarm.session``.
         """
-        owner = Owner(caller.id, asked.salt, asked.model.local.digest)
+        owner = _owner(asked, caller)
         if asked.turns and (found := self._fitting(owner, asked)) is not None:
             self._kept.remove(found)
             found.used = True
@@ -109,19 +110,18 @@ class Prefixes:
 
     async def fresh(self, asked: GenerationRequest, caller: Caller) -> Lease:
         """A new session. Raises as :meth:`lease`."""
-        owner = Owner(caller.id, asked.salt, asked.model.local.digest)
-        attested = caller.attested_only
+        owner = _owner(asked, caller)
         busy = Busy("too many requests wait for room on the hops", retry_after_s=BUSY_S / 2)
         if not self._line.locked():
             try:
-                return await self._open(owner, asked, attested)
+                return await self._open(owner, asked)
             except Busy as error:
                 busy = error
         with trio.move_on_after(BUSY_S):
             async with self._line:
                 while True:
                     try:
-                        return await self._open(owner, asked, attested)
+                        return await self._open(owner, asked)
                     except Busy as error:
                         busy = error
                     while self._kept:
@@ -150,17 +150,16 @@ class Prefixes:
         self._kept.remove(lease)
         lease.close()
 
-    async def _open(self, owner: Owner, asked: GenerationRequest, attested: bool) -> Lease:
+    async def _open(self, owner: Owner, asked: GenerationRequest) -> Lease:
         assert self._nursery is not None, "run must be running"
-        hold = partial(self._hold, owner, asked.model.id, self._tokens(asked), attested)
-        return await self._nursery.start(hold)
+        return await self._nursery.start(self._hold, owner, asked.model.id, self._tokens(asked))
 
     async def _hold(
-        self, owner: Owner, model: str, tokens: int, attested: bool, *, task_status: trio.TaskStatus[Lease]
+        self, owner: Owner, model: str, tokens: int, *, task_status: trio.TaskStatus[Lease]
     ) -> None:
         lease = None
         try:
-            async with self._swarm.session(model, tokens=tokens, attested=attested or None) as session:
+            async with self._swarm.session(model, tokens=tokens, attested=owner.attested or None) as session:
                 lease = Lease(owner, session)
                 task_status.started(lease)
                 await lease.wait_over()
@@ -180,3 +179,8 @@ class Prefixes:
             if free and min(free) > 4 * roomy and not self._line.locked():
                 return min(roomy, asked.model.shape.context)
         return asked.least_need
+
+
+def _owner(asked: GenerationRequest, caller: Caller) -> Owner:
+    attested = caller.attested_only or asked.protect == "attested"
+    return Owner(caller.id, asked.salt, asked.model.local.digest, attested)

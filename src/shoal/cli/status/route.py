@@ -85,7 +85,7 @@ async def _explained(swarm: Onlooker, model: str, tokens: int) -> tuple[Choice, 
     in_reach = [a for a in swarm.announcements() if _in_reach(reached.get(PeerId(a.peer)))]
     if any(a.served and a.served.model == model for a in swarm.announcements() if a not in in_reach):
         _check_reach(in_reach, model)
-    if swarm.settings.attested_only:
+    if swarm.settings.attested:
         in_reach = await _attested(swarm, in_reach, model)
     serving = covering(in_reach, model, swarm.settings)
     rtts = {peer: one.rtt_s for peer, one in reached.items()}

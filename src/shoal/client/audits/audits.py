@@ -23,7 +23,7 @@ from shoal.client.audits.auditors import (
     PeerAuditor,
     computed,
 )
-from shoal.client.audits.protection import FAST, AuditResult, Protection
+from shoal.client.audits.protection import FAST, AuditResult, Protection, attested_protection
 from shoal.client.receipts.pull import AnswerReceipts, pull_receipts
 from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
@@ -119,6 +119,10 @@ class Audits:
             sampling: as of :func:`pull_receipts`.
             reused: of the prompt's tokens, how many were not computed for it.
         """
+        route = session.ring.route
+        if level == "attested" or any(hop.noise_key for hop in route):
+            # An audit would show rows to peers that have not shown what they run on.
+            return None, attested_protection(level, route)
         if level == "fast":
             return None, FAST
         try:

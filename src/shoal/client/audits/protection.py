@@ -1,14 +1,17 @@
 """How well an answer is protected from hops that compute something else: what was asked for, and what came.
 
 ``fast``: nobody checks anything. ``audited``: all hops sign the answer, the signatures are checked, and by
-chance, within a budget, a hop is computed again.
+chance, within a budget, a hop is computed again. ``attested``: only hops take part that have shown on which
+machine and with which software they run (:mod:`shoal.client.attestation`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from shoal.client.ring.hop import RouteHop
 from shoal.trust.audit import AuditVerdict
 from shoal.types import ProtectionLevel, Span
 
@@ -58,6 +61,8 @@ class Protection:
     budget: float = 0.0
     faults: tuple[str, ...] = field(default=())
     """What was found, or why it has less than was asked for, in sentences."""
+    attested: tuple[tuple[str, str], ...] = ()
+    """The peers that have shown what they run on, each with that."""
 
     @property
     def cheats(self) -> tuple[AuditResult, ...]:
@@ -74,13 +79,17 @@ class Protection:
             "audit_share": round(self.share, 4),
             "audit_budget": self.budget,
             "faults": list(self.faults),
+            "attested": [{"peer": peer, "shown": shown} for peer, shown in self.attested],
         }
 
     @property
     def said(self) -> list[str]:
         """For people."""
-        if self.asked == "fast":
+        if self.asked == self.level == "fast":
             return []
+        if self.asked == "attested" or self.attested:
+            machines = sorted({shown for _, shown in self.attested})
+            return [f"protection: {self.level}; {'; '.join(machines)}", *self.faults]
         hops = "1 hop" if len(self.signed) == 1 else f"{len(self.signed)} hops"
         spent = f"audits took {self.share:.1%} of the compute so far, of {self.budget:.1%} allowed"
         drawn = "" if self.audits else ", none was drawn for an audit this time"
@@ -90,3 +99,11 @@ class Protection:
 
 FAST = Protection("fast", "fast")
 """Of an answer for which nothing else was asked."""
+
+
+def attested_protection(asked: ProtectionLevel, route: Sequence[RouteHop]) -> Protection:
+    """That of an answer for which all hops of ``route`` were to show what they run on."""
+    shown = tuple((hop.address.peer, hop.attested) for hop in route if hop.attested)
+    silent = [str(hop) for hop in route if not hop.attested]
+    faults = tuple(f"{hop} has not shown what it runs on" for hop in silent)
+    return Protection(asked, "fast" if silent else "attested", attested=shown, faults=faults)

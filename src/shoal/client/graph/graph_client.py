@@ -179,7 +179,7 @@ class GraphClient:
             Busy: everybody who serves some segments is busy.
             StepFailed: the graph cannot compute this.
         """
-        if self._settings.attested_only:
+        if self._settings.attested:
             raise no_attested_graphs()
         given = await trio.to_thread.run_sync(read_given, graph.manifest, inputs, preprocess)
         there = graph_inputs(graph.manifest, given)

@@ -50,6 +50,11 @@ class Caller:
     background: bool = False
     """Whether nobody waits for the answer: it has limits of its own, and gives way to all others."""
 
+    @property
+    def attested(self) -> bool:
+        """Whether what has no protection of its own is answered by attested peers alone."""
+        return self.attested_only or self.protect == "attested"
+
 
 LOCAL = Caller("local", "this machine", admin=True)
 """Who calls from this machine while there are no keys."""
