@@ -51,6 +51,22 @@ def test_what_the_client_keeps_is_told_and_the_other_blocks_keep_their_numbers(
     assert "the client runs blocks 0:2 and 5:6 itself" in shoal(*asked, "--private-ends", "2:1").out
 
 
+def test_what_a_level_of_protection_costs_is_told_before(shoal: Shoal, llama: Path) -> None:
+    asked = ("plan", str(llama), "--machine", DESK, "--context", "128")
+    plain = shoal(*asked, "--format", "int8", "--json").data
+    assert (plain["protection"]["level"], plain["protection"]["budget"]) == ("fast", 0.0)
+    audited = (*asked, "--protect", "audited", "--audit-budget", "0.1")
+    cost = shoal(*audited, "--format", "int8", "--json").data["protection"]
+    hops = len(plain["stages"])
+    assert cost["answers_per_audit"] == pytest.approx(0.5 / (0.1 * hops))
+    assert cost["shown_bytes"] == 64 * 64 * 2
+    said = shoal(*audited, "--format", "int8").out
+    assert "audits take up to 10.0% of the compute" in said and "hops sign each answer" in said
+    assert "nothing can be audited: in bf16" in shoal(*audited, "--format", "bf16").out
+    refused = shoal(*asked, "--protect", "attested")
+    assert refused.code == 2 and "auto, fast, audited" in refused.err
+
+
 def test_what_a_draft_model_takes_of_the_client_is_told_and_not_placed_on(
     shoal: Shoal, llama: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shoal.config import Settings
     from shoal.planning.pipeline import Workload
     from shoal.planning.plan import DecodeSpeed, Plan
+    from shoal.planning.protection import ProtectionCost
     from shoal.planning.roofline import Machine, SpanCost
     from shoal.types import Format, PrivateEnds, Span
 
@@ -61,6 +62,8 @@ def plan(
     kv: options.KVOption = None,
     private_ends: options.PrivateEndsOption = None,
     draft: options.DraftOption = None,
+    protect: options.ProtectOption = None,
+    audit_budget: options.AuditBudgetOption = None,
     device: options.DeviceOption = None,
     threads: options.ThreadsOption = None,
     as_json: options.JsonOption = False,
@@ -72,7 +75,14 @@ def plan(
     from shoal.cli.plan.machines import Described, parse_machine, read_machines
 
     settings = options.settings(
-        format=format, kv=kv, device=device, threads=threads, private_ends=private_ends, draft=draft
+        format=format,
+        kv=kv,
+        device=device,
+        threads=threads,
+        private_ends=private_ends,
+        draft=draft,
+        protect=protect,
+        audit_budget=audit_budget,
     )
     described = [parse_machine(text) for text in machine or ()]
     described += read_machines(machines) if machines else []
@@ -83,6 +93,7 @@ def plan(
         known = [replace(known[0], memory=_left(known[0].memory, drafting, settings.draft)), *known[1:]]
         report("placing the blocks", 0, 0)
         found = replace(_found(drawn, known), draft_bytes=drafting)
+        found = replace(found, protection=_protection(settings, found))
     emit(_fields(found), as_json, lambda: _shown(found))
 
 
@@ -107,6 +118,8 @@ class PlanResult:
     plan: Plan
     draft_bytes: int = 0
     """What a draft model takes of the first machine, beside what is placed there."""
+    protection: ProtectionCost | None = None
+    """What the level of protection costs."""
 
 
 def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -> PlanInput:
@@ -136,6 +149,20 @@ def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -
     row = encoded_bytes(1, cost.hidden_size, codec)
     load = Workload(sessions, context or min(CONTEXT, seen.context), row)
     return PlanInput(seen.name, format, cost, load, settings.own_blocks)
+
+
+def _protection(settings: Settings, found: PlanResult) -> ProtectionCost:
+    from shoal.planning.protection import protection_cost
+
+    load = found.drawn.load
+    return protection_cost(
+        settings.protection,
+        found.drawn.format,
+        budget=settings.audit_budget,
+        hops=len(found.plan.stages),
+        tokens=load.context,
+        row_bytes=load.row_bytes,
+    )
 
 
 def _draft_bytes(settings: Settings) -> int:
@@ -218,6 +245,7 @@ def _fields(found: PlanResult) -> dict[str, Any]:
             "bound": plan.prefill.bound,
         },
         "kv_tokens": _whole(plan.capacity),
+        "protection": found.protection,
     }
 
 
@@ -304,11 +332,27 @@ def _shown(found: PlanResult) -> RenderableType:
             f"the client runs blocks {' and '.join(own['spans'])} itself: {_time(own['step_s'])} a step, "
             f"{_size(own['bytes'])} of weights, {own['kv_bytes_per_token'] / 1e3:.1f} kB of KV for each token"
         )
+    lines += _protection_lines(found.protection)
     idle = len(found.machines) - len(plan.stages)
     if idle:
         lines.append(f"left over        {idle:9,} of {len(found.machines)} machines, which would not help")
     lines += ["", "This is the most that memory, arithmetic and links allow; nobody reaches all of it."]
     return Group(Text(f"{head}\n"), _machine_table(found), Text("\n" + "\n".join(lines)))
+
+
+def _protection_lines(cost: ProtectionCost | None) -> list[str]:
+    """What the level of protection costs, where it is not the one that costs nothing."""
+    if cost is None or cost.level == "fast":
+        return []
+    lines = [f"{cost.level}: hops sign each answer, {cost.receipt_bytes:.0f} B a token of it"]
+    if cost.why_none:
+        return [*lines, f"nothing can be audited: {cost.why_none}"]
+    if cost.answers_per_audit:
+        lines.append(
+            f"audits take up to {cost.budget:.1%} of the compute: about every {cost.answers_per_audit:.1f} "
+            f"answers one hop is computed again, from {_size(cost.shown_bytes)} of rows"
+        )
+    return lines
 
 
 def _why(found: PlanResult, speed: DecodeSpeed) -> str:

@@ -20,11 +20,13 @@ from shoal.config import Settings
 from shoal.errors import DeadlineExceeded, NotAllowed, ShoalError
 from shoal.executor.arrays import join
 from shoal.executor.codecs import decode, encode, join_rows
+from shoal.executor.device.device import cpu, memory_budget
 from shoal.executor.runner import Runner
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.checkpoint.digest import changed_items
 from shoal.models.checkpoint.manifest import read_manifest
 from shoal.models.checkpoint.parts import MANIFEST
+from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.net.network import Network
@@ -35,7 +37,7 @@ from shoal.trust.rows import RowLog, row_hashes
 from shoal.types import Codec, ModelShape, Numerics, Span
 
 OPEN_WITHIN_S = 5.0
-AUDIT_WITHIN_S = 60.0
+AUDIT_WITHIN_S = 30.0
 """What a peer has for all rows of an audit."""
 IN_FLIGHT = 4
 """Steps of an audit that are on their way at once."""
@@ -98,7 +100,7 @@ class OwnAuditor:
         return _Here(self, checked)
 
     async def can(self, job: AuditJob) -> bool:
-        """Whether the blocks are here."""
+        """Whether the blocks are here, and there is memory for them."""
         return await trio.to_thread.run_sync(self._can, job)
 
     async def compute(self, job: AuditJob, *, checked: bool) -> RowLog:
@@ -107,7 +109,10 @@ class OwnAuditor:
 
     def _can(self, job: AuditJob) -> bool:
         model = self._store.find(job.shape.digest)
-        return model is not None and has_span(model, job.span)
+        if model is None or not has_span(model, job.span):
+            return False
+        needed = sum(block_bytes(model, job.numerics.format)[job.span.start : job.span.end])
+        return needed <= memory_budget(self._settings, cpu())
 
     def _compute(self, job: AuditJob, checked: bool) -> RowLog:
         runner = self._runner(job, checked)

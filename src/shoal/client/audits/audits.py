@@ -56,6 +56,8 @@ from shoal.wire.payload import encoded_bytes
 
 REVEAL_WITHIN_S = 5.0
 """What a hop has to show the rows that it sent."""
+AUDITORS_WITHIN_S = 60.0
+"""How long auditors are asked for one audit, one after another."""
 MOST_ASKED = 6
 """Auditors that are asked for one audit, those that give nothing among them."""
 
@@ -230,9 +232,11 @@ class Audits:
         """What auditors found, and why others found nothing."""
         opinions, silent = list[Opinion](), list[str]()
         tried = {PeerId(kept.hops[target.hop].peer)}
-        own = await self.own.can(job)
+        own, until = await self.own.can(job), trio.current_time() + AUDITORS_WITHIN_S
         here = own
         for _ in range(MOST_ASKED):
+            if trio.current_time() > until:
+                break
             auditor: Auditor | None = self.own() if here else self._peer(session, job, tried)
             here = False
             if auditor is None and own and opinions:

@@ -1,0 +1,52 @@
+"""What a level of protection costs, before anything runs. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoal.trust.audit import MAX_AUDIT_BYTES
+from shoal.trust.rows import WINDOW
+from shoal.types import Format, ProtectionLevel
+
+RECEIPT_BYTES = 140
+"""Of a message, for a hop's receipt of one window."""
+EXACT: tuple[Format, ...] = ("int8", "int4", "published")
+"""The formats whose bits are the same on every machine, on the C kernels and where no weight is rounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectionCost:
+    """Of one session of a route."""
+
+    level: ProtectionLevel
+    budget: float
+    """Share of the compute of answers that audits may take."""
+    receipt_bytes: float
+    """For each token, of all hops together, when the answer is complete."""
+    answers_per_audit: float
+    """After so many answers of this length one hop is computed again, in the mean; 0: never."""
+    shown_bytes: float
+    """What the hop before shows for one audit, and an auditor that is a peer is sent, in the mean."""
+    why_none: str
+    """Why nothing could be audited; empty where it could."""
+
+
+def protection_cost(
+    level: ProtectionLevel, format: Format, *, budget: float, hops: int, tokens: int, row_bytes: float
+) -> ProtectionCost:
+    """What protecting sessions of ``tokens`` tokens over ``hops`` hops costs.
+
+    Args:
+        row_bytes: of one token's hidden states, as they travel.
+    """
+    if level == "fast":
+        return ProtectionCost(level, 0.0, 0.0, 0.0, 0.0, "")
+    receipts = RECEIPT_BYTES * hops / WINDOW
+    if format not in EXACT:
+        why = f"in {format} bits depend on the machine or on what runs beside; they do not in int8 and int4"
+        return ProtectionCost(level, budget, receipts, 0.0, 0.0, why)
+    # A window is drawn evenly, and computed again from the first token on: half of the session in the mean.
+    most = max(WINDOW, min(tokens, int(MAX_AUDIT_BYTES / row_bytes)))
+    rows = most / 2
+    every = rows / (budget * tokens * hops) if budget else 0.0
+    return ProtectionCost(level, budget, receipts, every, rows * row_bytes, "")
