@@ -83,13 +83,12 @@ class Auditor(Protocol):
 
 
 class OwnAuditor:
-    """This machine. The blocks that it computed last stay in memory: the next audit may need them again."""
+    """This machine. Blocks are in memory for an audit and no longer: packed, they are soon read again."""
 
     def __init__(self, settings: Settings, store: ModelStore) -> None:
         self._settings = settings
         self._store = store
         self._limiter = trio.CapacityLimiter(1)  # a runner is for one thread at a time
-        self._held: tuple[tuple[str, Span, Numerics], Runner] | None = None
 
     def __call__(self, *, checked: bool = False) -> Auditor:
         """As an auditor.
@@ -125,18 +124,12 @@ class OwnAuditor:
         return log
 
     def _runner(self, job: AuditJob, checked: bool) -> Runner:
-        key = (job.shape.digest, job.span, job.numerics)
-        if self._held is not None and self._held[0] == key and not checked:
-            return self._held[1]
-        self._held = None  # before the next one is loaded: there may not be room for both
         model = self._store.find(job.shape.digest)
         if model is None:
             raise NotAllowed(f"{job.shape.name} is not on this machine")
         if checked:
             self._check_weights(model)
-        runner = load_exact(model, job.span, job.numerics, self._settings)
-        self._held = (key, runner)
-        return runner
+        return load_exact(model, job.span, job.numerics, self._settings)
 
     def _check_weights(self, model: LocalModel) -> None:
         manifest = read_manifest((self._store.shared_files(model) / MANIFEST).read_bytes())

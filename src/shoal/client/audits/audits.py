@@ -264,8 +264,8 @@ class Audits:
 
     def _peer(self, session: Session, job: AuditJob, tried: set[PeerId]) -> PeerAuditor | None:
         """Others who have the blocks: the least like those who were asked to compute, where there are any."""
-        if self._identity is None:
-            return None
+        if self._identity is None or any(hop.attested for hop in session.ring.route):
+            return None  # what none but attested peers may see, no other is shown
         finder, shape = self._rings.finder, job.shape
         ring = {hop.address.peer for hop in session.ring.route}
         hosts = _hosts(hop.address for hop in session.ring.route)
