@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import trio
 
 from shoal.client.answer import Answer
-from shoal.client.audits.auditors import HERE, OwnAuditor, PeerAuditor
+from shoal.client.audits.auditors import HERE, AuditJob, OwnAuditor, PeerAuditor
+from shoal.client.audits.audits import _hosts
 from shoal.client.swarm import Swarm
 from shoal.node import node
 from shoal.node.admission import Admission
@@ -21,7 +23,7 @@ from shoal.swarm.audit_book import AuditBook
 from shoal.testing.cheats import CHEATS, cheating
 from shoal.testing.swarm import MemorySwarm, memory_swarm
 from shoal.trust.audit import BUDGET
-from shoal.types import PeerId, Span
+from shoal.types import Format, PeerAddress, PeerId, Span
 from shoal.wire.messages import MAX_REVEALED, Open, Reveal, Revealed
 
 SPANS = [Span(0, 2), Span(2, 4), Span(4, 6)]
@@ -49,7 +51,13 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def asking(
-    home: Path, checkpoint: Path, spans: list[Span], *, cheats: dict[int, str] | None = None, over: int = 1
+    home: Path,
+    checkpoint: Path,
+    spans: list[Span],
+    *,
+    cheats: dict[int, str] | None = None,
+    over: int = 1,
+    format: Format = "int8",
 ) -> AsyncGenerator[tuple[MemorySwarm, Swarm]]:
     """Nodes, of which some cheat, and a client that audits whole answers.
 
@@ -57,12 +65,12 @@ async def asking(
         cheats: by the place of their node.
         over: the node that computes the middle, as long as it may.
     """
-    async with memory_swarm(home, checkpoint, [], format="int8") as swarm:
+    async with memory_swarm(home, checkpoint, [], format=format) as swarm:
         for place, span in enumerate(spans):
             with pytest.MonkeyPatch.context() as patch:
                 if cheats and place in cheats:
                     patch.setattr(node, "load_runner", cheating(cheats[place]))
-                await swarm.add_node(span, format="int8")
+                await swarm.add_node(span, format=format)
         client = await swarm.add_client(audit_budget=WHOLE, pin=(swarm.networks[over].peer,))
         client.audits.chance = lambda: 0.999  # the last hop and window that there are
         yield swarm, client
@@ -208,8 +216,6 @@ async def test_most_answers_are_not_audited_and_what_audits_cost_stays_within_th
 
 async def client_of(client: Swarm, **options: Any) -> Swarm:
     """The same client with other settings."""
-    import dataclasses
-
     client.audits._settings = dataclasses.replace(client.settings, **options)
     client.audits.chance = lambda: 0.0
     return client
@@ -311,17 +317,47 @@ async def test_rows_that_are_not_kept_any_more_cannot_be_shown(
         assert suspected(client, swarm) == []
 
 
+async def test_rows_that_attested_peers_alone_may_see_are_shown_to_no_auditor(
+    home: Path, checkpoint: Path
+) -> None:
+    async with asking(home, checkpoint, [*SPANS, MIDDLE]) as (_, client):
+        async with client.session(str(checkpoint), tokens=64) as session:
+            await session.step([5, 6, 7])
+            job = AuditJob(session.shape, session.ring.numerics, session.ring.codec, MIDDLE, [b""])
+            middle = {session.ring.route[1].address.peer}
+            assert client.audits._peer(session, job, middle) is not None
+            hops = session.ring._places.hops
+            hops[0].hop = dataclasses.replace(hops[0].hop, attested="tdx")
+            assert client.audits._peer(session, job, middle) is None
+
+
+def test_peers_at_one_address_are_taken_for_one_operator() -> None:
+    one = PeerAddress(PeerId("a"), ("/ip4/192.0.2.7/tcp/1",), ("/ip4/198.51.100.1/tcp/2",))
+    other = PeerAddress(PeerId("b"), ("/ip4/192.0.2.7/tcp/9", "/p2p-circuit"))
+    assert _hosts([one]) == {"192.0.2.7", "198.51.100.1"}
+    assert _hosts([other]) & _hosts([one]) == {"192.0.2.7"}
+    assert _hosts([PeerAddress(PeerId("c"), ("/memory/c",))]) == set()
+
+
 # ---- what cannot be audited ----
 
 
-async def test_where_bits_are_not_the_same_everywhere_nothing_is_audited_and_the_answer_says_so(
-    home: Path, checkpoint: Path
+@pytest.mark.parametrize(
+    ("cheat", "least", "most"), [(None, 0.0, 0.02), ("noise", 5e-4, 0.02), ("skipped-block", 0.02, 2.0)]
+)
+async def test_where_bits_are_not_the_same_everywhere_it_is_told_how_far_a_hop_is_from_others_and_no_more(
+    home: Path, checkpoint: Path, cheat: str | None, least: float, most: float
 ) -> None:
-    async with memory_swarm(home, checkpoint, SPANS, audit_budget=WHOLE) as swarm:
-        found = (await answered(swarm.client, checkpoint)).protection
-        assert (found.asked, found.level, found.audits) == ("audited", "fast", ())
-        assert "n1/fp32/auto/modules" in found.faults[0]
+    cheats = {1: cheat} if cheat else None
+    async with asking(home, checkpoint, SPANS, cheats=cheats, format="bf16") as (swarm, client):
+        found = (await answered(client, checkpoint)).protection
+        assert (found.asked, found.level, found.cheats) == ("audited", "fast", ())
+        assert "n1/bf16/auto/batch" in found.faults[0]
         assert len(found.signed) == 3
+        apart = {audit.hop: audit.residual for audit in found.audits}
+        assert sorted(apart) == [0, 1]  # what the last one sent is not kept
+        assert apart[1] is not None and least <= apart[1] <= most, apart
+        assert suspected(client, swarm) == []
 
 
 async def test_a_record_that_cannot_be_read_is_told_and_the_answer_stays(

@@ -43,7 +43,7 @@ def protection_cost(
         return ProtectionCost(level, 0.0, 0.0, 0.0, 0.0, "")
     receipts = RECEIPT_BYTES * hops / WINDOW
     if format not in EXACT:
-        why = f"in {format} bits depend on the machine or on what runs beside; they do not in int8 and int4"
+        why = f"in {format} bits depend on the machine or on what runs beside; not in int8 and int4"
         return ProtectionCost(level, budget, receipts, 0.0, 0.0, why)
     # A window is drawn evenly, and computed again from the first token on: half of the session in the mean.
     most = max(WINDOW, min(tokens, int(MAX_AUDIT_BYTES / row_bytes)))

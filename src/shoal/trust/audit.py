@@ -85,8 +85,20 @@ def auditable(answer: KeptAnswer, faults: Sequence[ReceiptFault]) -> dict[int, i
     Of a hop without receipts that hold, nothing follows from what it should have computed; nor from rows that
     the hop before it has not signed for.
     """
-    if not Numerics.parse(answer.numerics).exact:
-        return {}
+    return _sound(answer, faults) if Numerics.parse(answer.numerics).exact else {}
+
+
+def measurable(answer: KeptAnswer, faults: Sequence[ReceiptFault]) -> dict[int, int]:
+    """The hops of which can be told how far they are from what others compute, where bits are no promise.
+
+    They must show what they sent on; the last one sent it to the client, which does not keep it.
+    """
+    found = _sound(answer, faults)
+    found.pop(len(answer.hops) - 1, None)
+    return found
+
+
+def _sound(answer: KeptAnswer, faults: Sequence[ReceiptFault]) -> dict[int, int]:
     bad = {hop for fault in faults for hop in fault.hops}
     found: dict[int, int] = {}
     for index, hop in enumerate(answer.hops):

@@ -13,13 +13,14 @@ from typing import Protocol
 
 import trio
 
-from shoal.client.receipts.replay import ROWS, load_exact, through
+from shoal.client.receipts.replay import ROWS, load_blocks, through
 from shoal.client.ring.hop import RouteHop
+from shoal.client.ring.results import Returned
 from shoal.client.ring.rings import Rings
 from shoal.config import Settings
 from shoal.errors import DeadlineExceeded, NotAllowed, ShoalError
 from shoal.executor.arrays import join
-from shoal.executor.codecs import decode, encode, join_rows
+from shoal.executor.codecs import decode, encode, join_rows, split_rows
 from shoal.executor.device.device import cpu, memory_budget
 from shoal.executor.runner import Runner
 from shoal.models.checkpoint.checkpoint import open_checkpoint
@@ -33,7 +34,6 @@ from shoal.net.network import Network
 from shoal.sharing.peer_weights import has_span
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
-from shoal.trust.rows import RowLog, row_hashes
 from shoal.types import Codec, ModelShape, Numerics, Span
 
 OPEN_WITHIN_S = 5.0
@@ -73,8 +73,8 @@ class Auditor(Protocol):
         """A peer's id, or this machine."""
         ...
 
-    async def compute(self, job: AuditJob) -> RowLog:
-        """The hashes of what comes out.
+    async def compute(self, job: AuditJob) -> list[bytes]:
+        """What comes out, each row by itself.
 
         Raises:
             ShoalError: nothing does.
@@ -102,7 +102,7 @@ class OwnAuditor:
         """Whether the blocks are here, and there is memory for them."""
         return await trio.to_thread.run_sync(self._can, job)
 
-    async def compute(self, job: AuditJob, *, checked: bool) -> RowLog:
+    async def compute(self, job: AuditJob, *, checked: bool) -> list[bytes]:
         """As :meth:`Auditor.compute`."""
         return await trio.to_thread.run_sync(self._compute, job, checked, limiter=self._limiter)
 
@@ -113,15 +113,15 @@ class OwnAuditor:
         needed = sum(block_bytes(model, job.numerics.format)[job.span.start : job.span.end])
         return needed <= memory_budget(self._settings, cpu())
 
-    def _compute(self, job: AuditJob, checked: bool) -> RowLog:
+    def _compute(self, job: AuditJob, checked: bool) -> list[bytes]:
         runner = self._runner(job, checked)
-        width, log = job.shape.hidden_size, RowLog()
+        width, found = job.shape.hidden_size, list[bytes]()
         rows = [decode(payload, job.codec, count, width) for _, count, payload in job.pieces()]
         out = through(runner, job.span, join(rows))
         for first in range(0, len(out), ROWS):
             part = out[first : first + ROWS]
-            log.note(first, len(part), row_hashes(encode(part, job.codec), job.codec, len(part), width))
-        return log
+            found += split_rows(encode(part, job.codec), job.codec, len(part), width)
+        return found
 
     def _runner(self, job: AuditJob, checked: bool) -> Runner:
         model = self._store.find(job.shape.digest)
@@ -129,7 +129,7 @@ class OwnAuditor:
             raise NotAllowed(f"{job.shape.name} is not on this machine")
         if checked:
             self._check_weights(model)
-        return load_exact(model, job.span, job.numerics, self._settings)
+        return load_blocks(model, job.span, job.numerics, self._settings)
 
     def _check_weights(self, model: LocalModel) -> None:
         manifest = read_manifest((self._store.shared_files(model) / MANIFEST).read_bytes())
@@ -150,7 +150,7 @@ class _Here:
     def name(self) -> str:
         return f"{HERE}, its weights checked" if self.checked else HERE
 
-    async def compute(self, job: AuditJob) -> RowLog:
+    async def compute(self, job: AuditJob) -> list[bytes]:
         return await self.auditor.compute(job, checked=self.checked)
 
 
@@ -167,36 +167,40 @@ class PeerAuditor:
     def name(self) -> str:
         return " and ".join(hop.address.peer for hop in self.route)
 
-    async def compute(self, job: AuditJob) -> RowLog:
+    async def compute(self, job: AuditJob) -> list[bytes]:
         """As :meth:`Auditor.compute`, within ``AUDIT_WITHIN_S``."""
         with one_error():
             async with self.identity() as network, trio.open_nursery() as nursery:
                 rings = Rings(network, self.member, self.settings)
                 await nursery.start(rings.run)
-                log = RowLog()
+                found = list[bytes]()
                 with trio.move_on_after(AUDIT_WITHIN_S):
-                    log = await self._ask(rings, job)
+                    found = await self._ask(rings, job)
                 nursery.cancel_scope.cancel()
-        if len(log) != len(job.rows):
+        if len(found) != len(job.rows):
             raise DeadlineExceeded(f"{self.name} has not computed all rows of an audit in time")
-        return log
+        return found
 
-    async def _ask(self, rings: Rings, job: AuditJob) -> RowLog:
-        tokens = len(job.rows)
+    async def _ask(self, rings: Rings, job: AuditJob) -> list[bytes]:
+        tokens, found = len(job.rows), list[bytes]()
         ring = await rings.open_over(self.route, job.shape, job.numerics, tokens, OPEN_WITHIN_S, job.codec)
         try:
             for _, count, payload in job.pieces():
                 if ring.rules.in_flight >= IN_FLIGHT:
-                    await ring.receive()
+                    found += _rows(await ring.receive(), job)
                 await ring.send(payload, job.codec, count, count)
             while ring.rules.in_flight:
-                await ring.receive()
-            return ring.received.copy(tokens)
+                found += _rows(await ring.receive(), job)
+            return found
         finally:
             await rings.close(ring)
 
 
-async def computed(auditor: Auditor, job: AuditJob) -> RowLog | ShoalError:
+def _rows(returned: Returned, job: AuditJob) -> list[bytes]:
+    return split_rows(returned.payload, returned.codec, returned.rows, job.shape.hidden_size)
+
+
+async def computed(auditor: Auditor, job: AuditJob) -> list[bytes] | ShoalError:
     """What an auditor gives, or why it gives nothing."""
     try:
         return await auditor.compute(job)

@@ -24,6 +24,7 @@ from shoal.client.audits.auditors import (
     computed,
 )
 from shoal.client.audits.protection import FAST, AuditResult, Protection, attested_protection
+from shoal.client.audits.residual import residual_norm
 from shoal.client.receipts.pull import AnswerReceipts, pull_receipts
 from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
@@ -45,6 +46,7 @@ from shoal.trust.audit import (
     differing_window,
     is_whole,
     judge,
+    measurable,
     misfit_window,
     next_target,
     settled,
@@ -153,22 +155,23 @@ class Audits:
         numerics = Numerics.parse(kept.numerics)
         if not numerics.exact:
             why = (
-                f"audits need bits that every machine has, and by {numerics} there are none: ask for int8 or "
-                "int4 of nodes that compute on the CPU"
+                f"by {numerics} bits are not the same everywhere, so an audit tells how far a hop is from "
+                "others and shows nothing: ask for int8 or int4 of nodes that compute on the CPU"
             )
-            return replace(found, faults=(*found.faults, why))
+            found = replace(found, faults=(*found.faults, why))
         try:
             audits, share = await self._audit_all(session, receipts, reused)
         except ShoalError as error:
             return replace(found, faults=(*found.faults, f"no audit was possible: {error.message}"))
-        whole = is_whole(kept, faults) and all(audit.verdict == "same" for audit in audits)
+        whole = numerics.exact and is_whole(kept, faults) and all(audit.verdict == "same" for audit in audits)
         return replace(found, level="audited" if whole else "fast", audits=audits, share=share)
 
     async def _audit_all(
         self, session: Session, receipts: AnswerReceipts, reused: int
     ) -> tuple[tuple[AuditResult, ...], float]:
         kept, audits = receipts.kept, list[AuditResult]()
-        hops = auditable(kept, receipts.faults)
+        exact = Numerics.parse(kept.numerics).exact
+        hops = auditable(kept, receipts.faults) if exact else measurable(kept, receipts.faults)
         rows, share = max(0, kept.tokens - reused), 0.0
         while True:
             drawn = await self._draw(kept, hops, rows)
@@ -201,6 +204,8 @@ class Audits:
             return _result(kept, target, "open", (), rows)
         numerics = Numerics.parse(kept.numerics)
         job = AuditJob(session.shape, numerics, kept.codec, target.span, rows)
+        if not numerics.exact:
+            return await self._measure(session, kept, target, job)
         opinions, asked = await self._opinions(session, kept, target, job)
         judgement = judge(opinions)
         by = tuple(opinion.by for opinion in opinions)
@@ -212,19 +217,44 @@ class Audits:
         if target.hop == 0:
             rows = await session.sent_rows(target.tokens)
         else:
-            before = kept.hops[target.hop - 1]
-            try:
-                rows = await session.ring.sent_rows(target.hop - 1, target.tokens, REVEAL_WITHIN_S)
-            except ShoalError as error:
-                self._hold_against(before.peer, SHARED_FAULT)
-                return f"{before.peer} does not show what it sent on, so nothing is shown: {error.message}"
-        given = RowLog(b"".join(blake3(row).digest() for row in rows))
-        if (window := misfit_window(kept, target, given)) is None:
+            rows = await self._shown(session, kept, target.hop - 1, target.tokens)
+        if isinstance(rows, str) or (window := misfit_window(kept, target, row_log(rows))) is None:
             return rows
         if target.hop:
             self._hold_against(kept.hops[target.hop - 1].peer, SHARED_FAULT)
         who = kept.hops[target.hop - 1].peer if target.hop else "this client"
         return f"{who} shows other rows than were signed for, in window {window}, so nothing is shown"
+
+    async def _shown(self, session: Session, kept: KeptAnswer, hop: int, tokens: int) -> list[bytes] | str:
+        """The rows that a hop says it sent on, or why it shows none."""
+        try:
+            return await session.ring.sent_rows(hop, tokens, REVEAL_WITHIN_S)
+        except ShoalError as error:
+            peer = kept.hops[hop].peer
+            self._hold_against(peer, SHARED_FAULT)
+            return f"{peer} does not show what it sent on, so nothing is shown: {error.message}"
+
+    async def _measure(
+        self, session: Session, kept: KeptAnswer, target: AuditTarget, job: AuditJob
+    ) -> AuditResult:
+        """How far a hop is from an auditor, where bits are no promise. Nobody is judged by it."""
+        theirs = await self._shown(session, kept, target.hop, target.tokens)
+        if isinstance(theirs, str):
+            return _result(kept, target, "open", (), theirs)
+        who = f"hop {target.hop} ({kept.hops[target.hop].peer}, blocks {target.span})"
+        if differing_window(kept, target, row_log(theirs)) is not None:
+            self._hold_against(kept.hops[target.hop].peer, SHARED_FAULT)
+            return _result(kept, target, "open", (), f"{who} shows other rows than it has signed for")
+        tried = {PeerId(kept.hops[target.hop].peer)}
+        auditor = self.own() if await self.own.can(job) else self._peer(session, job, tried)
+        ours = None if auditor is None else await computed(auditor, job)
+        if auditor is None or ours is None or isinstance(ours, ShoalError):
+            why = f": {ours.message}" if isinstance(ours, ShoalError) else ""
+            return _result(kept, target, "open", (), f"{who} could not be audited{why}")
+        width = kept.width
+        apart = await trio.to_thread.run_sync(residual_norm, ours, theirs, kept.codec, width)
+        what = f"{who} differs from {auditor.name} by {apart:.1e} of the norm of its rows at most"
+        return replace(_result(kept, target, "open", (auditor.name,), what), residual=apart)
 
     async def _opinions(
         self, session: Session, kept: KeptAnswer, target: AuditTarget, job: AuditJob
@@ -251,10 +281,10 @@ class Audits:
                 for hop in auditor.route if isinstance(auditor, PeerAuditor) else ():
                     self._hold_against(hop.address.peer, REFUSAL)
                 continue
-            window = differing_window(kept, target, done)
-            root = b""
+            made = row_log(done)
+            window, root = differing_window(kept, target, made), b""
             if window is not None:
-                root = done.window(window, kept.hops[target.hop].receipts[window].sent)[1]
+                root = made.window(window, kept.hops[target.hop].receipts[window].sent)[1]
             if opinions:
                 await self._pay(target.cost)
             opinions.append(Opinion(auditor.name, window, root))
@@ -308,6 +338,11 @@ class Audits:
 
     def _hold_against(self, peer: str, share: float) -> None:
         self._rings.finder.reputation.failed(PeerId(peer), trio.current_time(), share)
+
+
+def row_log(rows: Sequence[bytes]) -> RowLog:
+    """The hashes of rows, each by itself, from the first position on."""
+    return RowLog(b"".join(blake3(row).digest() for row in rows))
 
 
 def _hosts(addresses: Iterable[PeerAddress]) -> set[str]:

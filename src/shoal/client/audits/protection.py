@@ -30,6 +30,8 @@ class AuditResult:
     """The auditors: peers, or this machine."""
     what: str
     """In a sentence."""
+    residual: float | None = None
+    """Where bits are no promise: how far its rows are from an auditor's, relative to their norm."""
 
     def shown(self) -> dict[str, Any]:
         """For JSON."""
@@ -42,6 +44,7 @@ class AuditResult:
             "verdict": self.verdict,
             "by": list(self.by),
             "what": self.what,
+            "residual": self.residual,
         }
 
 

@@ -94,7 +94,7 @@ def replay(
     for index, hop in enumerate(answer.hops):
         progress(f"Computing blocks {hop.span}", index, len(answer.hops))
         rows, came = _as_sent(answer, rows)
-        out = through(load_exact(model, hop.span, numerics, settings), hop.span, rows)
+        out = through(load_blocks(model, hop.span, numerics, settings), hop.span, rows)
         rows, went = _as_sent(answer, out)
         if (wrong := _compare(answer, index, came, went)) is not None:
             return ReplayResult(0, 0, wrong)
@@ -116,11 +116,11 @@ def _as_sent(answer: KeptAnswer, rows: Floats) -> tuple[Floats, RowLog]:
     return np.concatenate(arrived), log
 
 
-def load_exact(model: LocalModel, span: Span, numerics: Numerics, settings: Settings) -> Runner:
-    """Blocks of a model, to compute with the bits that every machine has.
+def load_blocks(model: LocalModel, span: Span, numerics: Numerics, settings: Settings) -> Runner:
+    """Blocks of a model, to compute by some numerics.
 
     Raises:
-        NotAllowed: this machine has others.
+        NotAllowed: they promise the bits that every machine has, and this one has others.
         ShoalError: the weights cannot be loaded.
     """
     runner = load_runner(
@@ -131,7 +131,7 @@ def load_exact(model: LocalModel, span: Span, numerics: Numerics, settings: Sett
         threads=settings.threads,
         cache=settings.paths.cache,
     )
-    if runner.bits != "rows":
+    if numerics.exact and runner.bits != "rows":
         raise NotAllowed(
             "this machine does not compute these blocks with our kernels, so it gives other bits",
             check="build the C kernels, and compute on the CPU",
