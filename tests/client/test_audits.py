@@ -320,15 +320,17 @@ async def test_rows_that_are_not_kept_any_more_cannot_be_shown(
 async def test_rows_that_attested_peers_alone_may_see_are_shown_to_no_auditor(
     home: Path, checkpoint: Path
 ) -> None:
-    async with asking(home, checkpoint, [*SPANS, MIDDLE]) as (_, client):
-        async with client.session(str(checkpoint), tokens=64) as session:
-            await session.step([5, 6, 7])
-            job = AuditJob(session.shape, session.ring.numerics, session.ring.codec, MIDDLE, [b""])
-            middle = {session.ring.route[1].address.peer}
-            assert client.audits._peer(session, job, middle) is not None
-            hops = session.ring._places.hops
-            hops[0].hop = dataclasses.replace(hops[0].hop, attested="tdx")
-            assert client.audits._peer(session, job, middle) is None
+    async with (
+        asking(home, checkpoint, [*SPANS, MIDDLE]) as (_, client),
+        client.session(str(checkpoint), tokens=64) as session,
+    ):
+        await session.step([5, 6, 7])
+        job = AuditJob(session.shape, session.ring.numerics, session.ring.codec, MIDDLE, [b""])
+        middle = {session.ring.route[1].address.peer}
+        assert client.audits._peer(session, job, middle) is not None
+        hops = session.ring._places.hops
+        hops[0].hop = dataclasses.replace(hops[0].hop, attested="tdx")
+        assert client.audits._peer(session, job, middle) is None
 
 
 def test_peers_at_one_address_are_taken_for_one_operator() -> None:
