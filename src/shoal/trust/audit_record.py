@@ -57,6 +57,10 @@ class AuditRecord(Struct, frozen=True):
         others = [one for one in self.convictions if one.peer != found.peer]
         return replace(self, convictions=(*others, found)[-MAX_CONVICTIONS:])
 
+    def pardon(self, peer: str) -> AuditRecord:
+        """Without what was found of a peer."""
+        return replace(self, convictions=tuple(one for one in self.convictions if one.peer != peer))
+
     def ages(self, now: float) -> Iterable[tuple[PeerId, float]]:
         """Who was found out, and how long ago."""
         pairs = ((PeerId(one.peer), max(0.0, now - one.at)) for one in self.convictions)
