@@ -30,6 +30,7 @@ class StepInStruct(Structure):
         ("payload", c_void_p),
         ("bytes", c_int64),
         ("header", c_int64),
+        ("tensors", c_int64),
         ("times", c_int64),
         ("entries_end", c_int64),
         ("n_times", c_int64),
@@ -42,12 +43,14 @@ class StepInStruct(Structure):
 
 
 def native() -> ctypes.CDLL:
-    """The kernels, with the two functions of native/decode_hop.h that only the compiled hop calls."""
+    """The kernels, with the functions of native/decode_hop.h that only they call."""
     declared = library()
     declared.read_decode_step.argtypes = [c_char_p, c_int64, POINTER(StepInStruct)]
     step = POINTER(StepInStruct)
     declared.write_decode_step.argtypes = [step, c_uint32, c_int32, c_int64, c_int64, c_void_p]
     declared.write_decode_step.restype = c_int64
+    declared.write_next_step.argtypes = [step, c_uint32, c_void_p]
+    declared.write_next_step.restype = c_int64
     return declared
 
 
@@ -145,6 +148,18 @@ def test_it_goes_on_as_the_rules_would_write_it(sent, hop, compute_us, waiting_u
     size = native().write_decode_step(byref(found), number, hop, compute_us, waiting_us, out)
     onward = msgspec.structs.replace(step, times=(*step.times, HopTime(hop, compute_us, waiting_us)))
     assert out.raw[:size] + payload == Outgoing(number, onward, payload).whole()
+
+
+@given(steps(), st.integers(0, (1 << 32) - 1))
+def test_what_follows_a_result_is_written_as_the_rules_would_write_it(sent, number):
+    result, payload = sent
+    found = read(whole(result, payload))
+    if found is None or result.number == (1 << 63) - 1:
+        return
+    out = ctypes.create_string_buffer(found.header + 64)
+    size = native().write_next_step(byref(found), number, out)
+    following = Step(result.session, result.number + 1, result.position + 1, 1, 1, result.tensors)
+    assert out.raw[:size] + payload == Outgoing(number, following, payload).whole()
 
 
 @given(steps(), st.data())

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from shoal.client.sampling import Sampler, Sampling
-from shoal.executor import engine as engine_module
+from shoal.executor import batcher as batcher_module
 from shoal.executor.codecs import encode
 from shoal.executor.kernels.c_kernels import library
 from shoal.node import server as server_module
@@ -55,7 +55,7 @@ def at_once(monkeypatch):
         return done
 
     monkeypatch.setattr(server_module, "run_at_once", counting)
-    monkeypatch.setattr(engine_module, "AT_ONCE_S", math.inf)  # on a busy machine forwards may take long
+    monkeypatch.setattr(batcher_module, "AT_ONCE_S", math.inf)  # on a busy machine forwards may take long
     return counted
 
 

@@ -24,6 +24,7 @@ from shoal.executor.arrays import Floats, empty
 from shoal.executor.codecs import decode, encode, split_rows
 from shoal.executor.ends import EndsEngine
 from shoal.executor.engine import Engine, StepOutput
+from shoal.executor.kernels.decode_steps import AwaitedResult
 from shoal.executor.runner import MERGED_ROWS
 from shoal.executor.thread import ComputeThread, ThreadReply
 from shoal.models.build.rope_scaling import RopeScaling
@@ -276,18 +277,18 @@ class SessionEnds:
 
         last.submit(
             self._key,
-            returned.position,
+            returned.step.position,
             returned.payload,
             returned.codec,
             returned.rows,
             wanted,
             "float32",
             done,
-            returned.sequence_length,
+            returned.step.sequence_length,
         )
         out = await reply.wait()
         self._note(last, returned.rows, out)
-        self._held = returned.position + returned.rows
+        self._held = returned.step.position + returned.rows
         return replace(returned, payload=out.payload, codec="float32", rows=wanted)
 
     async def head(self, finished: Returned, then: Callable[[Floats], _Made]) -> _Made:
@@ -298,6 +299,15 @@ class SessionEnds:
         """
         hidden = partial(decode, finished.payload, finished.codec, finished.rows, self._width)
         return await self._ends.head(self._key, finished.rows, hidden, then)
+
+    def prepare(self, ring: SessionId, result: AwaitedResult | None) -> None:
+        """Let a result of the session, ``ring`` to its hops, be answered where it comes, if it can be."""
+        if result is not None and not self._engines:
+            self._ends.prepare(self._key, ring, result)
+
+    def hold(self) -> None:
+        """The next result goes the ordinary way."""
+        self._ends.hold(self._key)
 
     async def last_hidden(self, finished: Returned) -> Floats:
         """The model's last hidden states ``[rows, width]``, after its last norm, of such rows.

@@ -78,6 +78,12 @@ class Sampling:
     top_logprobs: int | None = None
     """Score every token, beside this many of the likeliest; ``None`` scores none."""
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether anything is to be done with the logits before the choice, or to be known of them after."""
+        penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
+        return bool(penalties or self.logit_bias) or self.top_logprobs is not None
+
     def __post_init__(self) -> None:
         bounds = (
             (0 <= self.temperature <= 100, "temperature", "between 0 and 100"),
@@ -216,12 +222,22 @@ class Sampler:
         self.score: TokenScore | None = None
         """How likely the last chosen token was to the model, if that was asked for."""
         self._greedy = sampling.temperature < COLDEST
+        self._plain = self._greedy and constraint is None and not sampling.adjusts
         self._seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
 
     @property
     def complete(self) -> bool:
         """Whether what was chosen ends the answer, because its grammar allows nothing more."""
         return self._constraint is not None and self._constraint.complete
+
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token is always chosen, and nothing more is to be known of it."""
+        return self._plain
+
+    def note(self, token: int) -> None:
+        """The likeliest token was taken."""
+        self._said[token] += 1
 
     def choose(self, logits: Floats, token_ids: Sequence[int]) -> int:
         """The next token.

@@ -77,6 +77,7 @@ class Session:
         self._transcript = Transcript(ends.rope_scaling)
         self._recovery = recovery
         self._heard = 0.0  # when the last result came
+        self._plain = False  # whether what follows a result is the likeliest token and nothing else
         self.reroutes: list[RouteChange] = []
         """The losses that the session has survived."""
 
@@ -160,7 +161,11 @@ class Session:
             more: the chosen token will most likely be appended next. It is on its way round the ring before
                 this returns; whatever else is done with the session instead takes it back.
         """
-        returned = (await self._append(token_ids, self._chunk, 1))[-1]
+        returned = (await self._append(token_ids, self._chunk, 1, plain=more and sampler.plain))[-1]
+        if returned.token is not None:
+            sampler.note(returned.token)
+            self._transcript.sent_ahead([returned.token])
+            return NextToken(returned.token, returned, None, False)
         length = self._transcript.length
         self._recovery.relieve(self.ring, cached=length, remaining=self.room)
         goes_on = more and self.room and not self.ring.lost and not self._transcript.outdated(length + 1)
@@ -262,10 +267,11 @@ class Session:
         await self._recovery.rings.close(self.ring)
 
     async def _append(
-        self, token_ids: Sequence[int], chunk: int, wanted: int, sequence_length: int = 0
+        self, token_ids: Sequence[int], chunk: int, wanted: int, sequence_length: int = 0, plain: bool = False
     ) -> list[Returned]:
         """Send tokens round the ring; returns the steps that hold the last ``wanted`` rows."""
         self._check(token_ids, chunk)
+        self._plain = plain
         transcript = self._transcript
         before = transcript.length
         sequence_length = max(sequence_length, before + len(token_ids))
@@ -393,7 +399,13 @@ class Session:
     async def _receive(self, due: deque[int]) -> list[Returned]:
         """The oldest step on its way, if rows of it are wanted."""
         wanted = due.popleft()
-        finished = await self.ends.finish(await self.ring.receive(), wanted)
+        if self._plain and not due:
+            self.ends.prepare(self.ring.session, self.ring.awaited)
+        try:
+            returned = await self.ring.receive()
+        finally:
+            self.ends.hold()
+        finished = await self.ends.finish(returned, wanted)
         return [finished] if wanted else []
 
     def _check(self, token_ids: Sequence[int], chunk: int) -> None:

@@ -451,6 +451,7 @@ class Swarm:
             key = (local.digest, format)
             if key not in self._ends:
                 self._ends[key] = await load_ends(local, format, self.settings, self._thread)
+                self.rings.ends.append(self._ends[key])
             return self._ends[key]
 
 

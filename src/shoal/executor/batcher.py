@@ -22,6 +22,8 @@ from shoal.executor.thread import ComputeThread
 
 LONGEST_REST_S = 2.0
 """After one forward, however long that took: a step's sender does not wait for ever."""
+AT_ONCE_S = 0.01
+"""A decode step that takes no longer runs where it has come, on the event loop: others wait for so long."""
 REST_SLICE_S = 0.02
 """Sessions are opened on the same thread, and wait no longer than this while it rests."""
 
@@ -108,6 +110,24 @@ class Batcher(Generic[_JobT]):
     def wait_s(self) -> float:
         """For so long a forward waits for sessions that are nearly here; 0 before the first one."""
         return min(self._times.fixed, LATE_S)
+
+    def borrow(self) -> bool:
+        """Take the place of the thread that computes, if nothing waits for it or is under way.
+
+        Returns:
+            Whether the caller may run quick forwards now, and must :meth:`give_back` soon.
+        """
+        # A rest is the thread's to take. Where forwards take long, the loop must not wait for them.
+        if self.share < 1 or not 0 < self.wait_s <= AT_ONCE_S or not self._thread.borrow():
+            return False
+        if not self._turning:
+            return True
+        self._thread.give_back()
+        return False
+
+    def give_back(self) -> None:
+        """Let the thread that computes go on."""
+        self._thread.give_back()
 
     def note_run(self, sessions: Sequence[Hashable], asked: float, began: float, ended: float) -> None:
         """Single rows of these sessions have run together, without having been submitted."""

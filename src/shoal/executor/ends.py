@@ -11,10 +11,12 @@ import numpy as np
 import outcome
 
 from shoal.errors import PromptTooLong, ShoalError, UsageError
-from shoal.executor.arrays import Array, Floats, join, split, widen
+from shoal.executor.arrays import Array, Floats, address, empty, join, split, widen
 from shoal.executor.batcher import Batcher, ForwardOutput, Job, JobSlice
 from shoal.executor.engine import Engine
 from shoal.executor.kernels.c_kernels import Matrix, ThreadTeam
+from shoal.executor.kernels.decode_steps import AwaitedResult, DecodeSteps, RanTimes
+from shoal.executor.kernels.structs import MOST_STEPS, EndsStruct
 from shoal.executor.shape import LlamaShape
 from shoal.executor.thread import ComputeThread, ThreadReply
 from shoal.executor.weights.tensors import Tensors
@@ -22,7 +24,7 @@ from shoal.executor.weights.weight_cache import WeightCache
 from shoal.models.build.rope_scaling import RopeScaling
 from shoal.models.checkpoint.checkpoint import Checkpoint
 from shoal.models.checkpoint.floats import StoredMatrix
-from shoal.types import Format
+from shoal.types import Format, SessionId
 
 _ResultT = TypeVar("_ResultT")
 
@@ -62,6 +64,10 @@ class EndsRunner(Protocol):
         """The model's last hidden states ``[n, width]``, after its last norm, of what the last block gave."""
         ...
 
+    def decode_steps(self) -> DecodeSteps | None:
+        """What answers decode steps from bytes to bytes; ``None`` where nothing can."""
+        ...
+
 
 class FusedEmbedding:
     """The embedding of a model of Llama's shape. It stays in the checkpoint's file."""
@@ -85,6 +91,15 @@ class FusedEmbedding:
             )
         rows = widen(self._weights[np.asarray(token_ids)])
         return rows * np.float32(self._factor) if self._factor != 1.0 else rows
+
+    def describe(self, ends: EndsStruct) -> bool:
+        """Tell the kernels where the embedding is; whether it is so that they can read it."""
+        weights = self._weights
+        if not isinstance(weights, np.ndarray) or not weights.flags.c_contiguous or not weights.flags.aligned:
+            return False
+        ends.embedding, ends.factor = address(weights), self._factor
+        ends.bfloat16 = weights.dtype == np.uint16
+        return weights.dtype in (np.uint16, np.float32) and len(weights) == ends.head.rows
 
 
 class FusedEnds:
@@ -114,6 +129,21 @@ class FusedEnds:
             # In place: the logits of many sessions are large, and nobody else has them.
             logits /= np.float32(self._shape.logits)
         return [*split(logits, [len(hidden) for hidden in batch])]
+
+    def decode_steps(self) -> DecodeSteps | None:
+        shape, head, norm = self._shape, self._weights.head, self._weights.norm
+        normed, scores = empty((MOST_STEPS, head.cols)), empty((MOST_STEPS, head.rows))
+        ends = EndsStruct(
+            head=head.struct(),
+            norm=address(norm),
+            epsilon=shape.epsilon,
+            logits=shape.logits,
+            normed=address(normed),
+            scores=address(scores),
+        )
+        if not self._weights.embedding.describe(ends):
+            return None
+        return DecodeSteps(self._team, ends, head.cols, (self._weights, normed, scores))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +199,58 @@ class EndsEngine:
         self.last = last
         self._thread = thread
         self._batcher = Batcher[Job](self._forward, thread, sliced=ends.sliced)
+        self.decode_steps = ends.decode_steps()
+        """What answers decode steps from bytes to bytes, where the ends can."""
+        self._seats: dict[Hashable, tuple[SessionId, int]] = {}
+        self._sitting: dict[SessionId, Hashable] = {}
+
+    @property
+    def wait_s(self) -> float:
+        """For so long a head waits for sessions that are nearly here."""
+        return self._batcher.wait_s
+
+    def borrow(self) -> bool:
+        """As :meth:`Batcher.borrow`, to use ``decode_steps``."""
+        return self._batcher.borrow()
+
+    def give_back(self) -> None:
+        """Let the thread that computes go on."""
+        self._batcher.give_back()
+
+    def prepare(self, session: Hashable, ring: SessionId, result: AwaitedResult) -> None:
+        """Let the next result of a session be answered by ``decode_steps``, where there is a seat for it.
+
+        Args:
+            ring: by what the session is known to its hops.
+        """
+        if (steps := self.decode_steps) is None:
+            return
+        if session in self._seats and self._seats[session][0] != ring:
+            self._leave(session)
+        if session not in self._seats:
+            if (free := steps.take_seat(ring)) is None:
+                return
+            self._seats[session], self._sitting[ring] = (ring, free), session
+        _, seat = self._seats[session]
+        rhythm = self._batcher.rhythm(session)
+        steps.note_rhythm(seat, rhythm.left, rhythm.away)
+        steps.prepare_result(seat, result)
+
+    def hold(self, session: Hashable) -> None:
+        """A session's next result goes the ordinary way."""
+        if self.decode_steps is not None and session in self._seats:
+            self.decode_steps.hold(self._seats[session][1])
+
+    def note_answered(self, rings: Sequence[SessionId], times: RanTimes) -> None:
+        """Results of these sessions were answered together, in the place of the thread that computes."""
+        sessions = [self._sitting[ring] for ring in rings]
+        self._batcher.note_run(sessions, times.asked, times.began, times.ended)
+
+    def _leave(self, session: Hashable) -> None:
+        ring, seat = self._seats.pop(session)
+        del self._sitting[ring]
+        if self.decode_steps is not None:
+            self.decode_steps.leave_seat(seat)
 
     async def last_hidden(self, hidden: Callable[[], Floats]) -> Floats:
         """The last hidden states of what the last block gave, each ``[rows, width]``: no head is computed.
@@ -223,6 +305,8 @@ class EndsEngine:
 
     def close(self, session: Hashable) -> None:
         """Forget a session: nobody waits for its next step."""
+        if session in self._seats:
+            self._leave(session)
         self._batcher.end(session, lambda: None)
 
     def after(self, function: Callable[[], None]) -> None:

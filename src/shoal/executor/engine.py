@@ -21,9 +21,6 @@ from shoal.types import Codec, Format, Kv, Numerics, SessionId, Span
 
 _ResultT = TypeVar("_ResultT")
 
-AT_ONCE_S = 0.01
-"""A decode step that takes no longer runs where it has come, on the event loop: others wait for so long."""
-
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
@@ -198,22 +195,12 @@ class Engine:
         )
 
     def borrow(self) -> bool:
-        """Take the place of the thread that computes, if nothing waits for it or is under way.
-
-        Returns:
-            Whether the caller may use ``decode_steps`` now, and must :meth:`give_back` soon.
-        """
-        # A rest is the thread's to take. Where forwards take long, the loop must not wait for them.
-        if self.share < 1 or not 0 < self._batcher.wait_s <= AT_ONCE_S or not self._thread.borrow():
-            return False
-        if self._batcher.idle:
-            return True
-        self._thread.give_back()
-        return False
+        """As :meth:`Batcher.borrow`, to use ``decode_steps``."""
+        return self._batcher.borrow()
 
     def give_back(self) -> None:
         """Let the thread that computes go on."""
-        self._thread.give_back()
+        self._batcher.give_back()
 
     @property
     def wait_s(self) -> float:

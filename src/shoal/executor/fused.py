@@ -77,7 +77,7 @@ class FusedRunner(PagedRunner):
         return self.pool
 
     def decode_steps(self) -> DecodeSteps | None:
-        return None if self.pool is None else DecodeSteps(self._team, self._struct, self.width)
+        return None if self.pool is None else DecodeSteps(self._team, self._struct, self.width, self)
 
     def _run(self, span: Span, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         hidden = np.ascontiguousarray(join([rows.hidden for rows in batch]))  # in place where it can be

@@ -122,6 +122,9 @@ class ModuleEnds:
     def heads(self, batch: Sequence[Floats]) -> list[ForwardOutput]:
         return [self._head(hidden) for hidden in batch]
 
+    def decode_steps(self) -> None:
+        return None
+
     def last_hidden(self, hidden: Floats) -> ForwardOutput:
         return self._behind_blocks(self._ends.last_hidden, hidden)
 

@@ -108,6 +108,11 @@ class ClientSession:
         """The step that has been in flight for longest."""
         return next(iter(self._flying.values()), None)
 
+    @property
+    def only(self) -> Issued | None:
+        """The step in flight, if there is one and no other."""
+        return self.oldest if len(self._flying) == 1 else None
+
     def issue(self, tokens: int, wanted: int, sequence_length: int = 0) -> Issued:
         """Number the next step.
 

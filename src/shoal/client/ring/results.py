@@ -10,6 +10,7 @@ import trio
 from shoal.errors import ShoalError
 from shoal.types import Codec
 from shoal.wire.messages import HopTime
+from shoal.wire.session import Issued
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +21,13 @@ class Returned:
     """``rows`` rows of hidden states in ``codec``."""
     codec: Codec
     rows: int
-    position: int
-    """Of the step's first token."""
-    sequence_length: int
-    """As the step's."""
+    step: Issued
+    """Which it answers."""
     times: tuple[HopTime, ...]
     took_s: float
     """From when it was sent until it was back."""
-    alone: bool
-    """As of :class:`Issued`."""
+    token: int | None = None
+    """Which follows, where it was chosen and its step was sent when this came."""
 
 
 class Results:
@@ -68,7 +67,9 @@ class Results:
 
     def cut(self, position: int) -> None:
         """Forget what came for steps from ``position`` on, and every failure."""
-        self._arrived = deque(r for r in self._arrived if isinstance(r, Returned) and r.position < position)
+        self._arrived = deque(
+            r for r in self._arrived if isinstance(r, Returned) and r.step.position < position
+        )
 
     def wake(self) -> None:
         """Have whoever waits look again."""

@@ -31,6 +31,7 @@ from shoal.errors import (
     ShoalError,
     from_code,
 )
+from shoal.executor.kernels.decode_steps import AwaitedResult, RanStep
 from shoal.metrics.trace import Trace
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
@@ -50,6 +51,7 @@ from shoal.wire.messages import (
     Revealed,
     SignedWindow,
     Step,
+    decode,
 )
 from shoal.wire.payload import encoded_bytes, hidden_states
 from shoal.wire.session import ClientSession, Issued
@@ -130,6 +132,17 @@ class Ring:
         return bool(self._results) or self._results.broken is not None
 
     @property
+    def awaited(self) -> AwaitedResult | None:
+        """The next result, if nothing is to be done with it but to send what follows."""
+        step, first, last = self.rules.only, self._places.hops[0].channel, self._places.hops[-1].channel
+        if step is None or (step.tokens, step.wanted, step.sequence_length) != (1, 1, 0):
+            return None
+        if first is None or last is None or first.full or self.answered or self.slow:
+            return None
+        limit = self.rules.tokens - 1
+        return AwaitedResult(step.number, step.position, limit, last.number, self.codec, first.next_number())
+
+    @property
     def slow(self) -> list[tuple[int, HopPace, StepTimes]]:
         """Which hops have taken much longer than they promised, for long."""
         paces = [(index, hop.pace, hop.pace.slow) for index, hop in enumerate(self._places.hops)]
@@ -158,7 +171,7 @@ class Ring:
             exact = self.format == "fp32"
             self._codec = "float32" if exact else asked
         row_bytes = encoded_bytes(1, self._shape.hidden_size, self._codec)
-        self.thin = asked != "float32" or is_thin(row_bytes, self._first().bytes_s, self._slowest_s)
+        self.thin = asked != "float32" or is_thin(row_bytes, self.first.bytes_s, self._slowest_s)
 
     async def repair(self, replacements: Sequence[Replacement], position: int, timeout_s: float) -> int:
         """Put other hops in the place of lost ones; their caches are filled up to ``position``.
@@ -224,7 +237,7 @@ class Ring:
 
         A channel that has gone is no error here: :meth:`receive` tells that the session is lost.
         """
-        channel, step = self._first(), self._made(issued, codec)
+        channel, step = self.first, self._made(issued, codec)
         # Before the sending: the result may be back before this thread gets to its next line.
         self._times.sent(issued, self._clock.current_time())
         # The loop cannot give the step up between the look and the sending.
@@ -259,7 +272,7 @@ class Ring:
 
     async def _send(self, step: Step, payload: bytes) -> None:
         try:
-            await self._first().send(step, payload)
+            await self.first.send(step, payload)
         except ChannelClosed as error:
             self.losses.lose(0, error.message)
             raise HopLost(self._places.hops[0].hop, error.message) from error
@@ -337,32 +350,45 @@ class Ring:
             case Opened() | Refused() | Rerouted() | Located() | Receipts() | Revealed():
                 self._places.hops[hop].replied(message, payload)
             case Step():
-                self._returned(hop, message, payload)
+                self._returned(hop, message, payload, self._clock.current_time())
             case Failed():
                 self._failed(hop, message)
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} from a hop")
 
-    def uses(self, channel: Channel) -> bool:
-        """Whether a hop is reached over ``channel``."""
-        return any(hop.channel is channel for hop in self._places.hops)
+    def went_on(self, step: RanStep, came: float, sent: float) -> None:
+        """A result was answered where it came (:mod:`shoal.client.ring.at_once`): the step that follows is on
+        its way. The times are trio's."""
+        message = decode(step.header, len(step.came))
+        if not isinstance(message, Step):
+            raise LocalProtocolError(f"a {type(message).__name__} was answered")
+        self._returned(len(self._places.hops) - 1, message, step.came, came, step.token)
+        self._times.sent(self.rules.issue(1, 1), sent)
 
-    def _first(self) -> Channel:
+    @property
+    def first(self) -> Channel:
+        """The channel to the first hop."""
         first = self._places.hops[0].channel
         if first is None:
             raise LocalProtocolError("a step before the session is open")
         return first
 
+    def uses(self, channel: Channel) -> bool:
+        """Whether a hop is reached over ``channel``."""
+        return any(hop.channel is channel for hop in self._places.hops)
+
     def _first_asks(self) -> Codec:
         """What the way to the first hop asks for."""
-        return choose_codec(self.format, self._first().bytes_s, self._shape.hidden_size, self._slowest_s)
+        return choose_codec(self.format, self.first.bytes_s, self._shape.hidden_size, self._slowest_s)
 
     @property
     def _slowest_s(self) -> float:
         """What a decode step takes at the slowest hop, as promised."""
         return max(hop.hop.promised_s for hop in self._places.hops)
 
-    def _returned(self, hop: int, message: Step, payload: bytes) -> None:
+    def _returned(
+        self, hop: int, message: Step, payload: bytes, came: float, token: int | None = None
+    ) -> None:
         if hop != len(self._places.hops) - 1:
             raise RemoteProtocolError("a result from a hop that is not the last")
         try:
@@ -377,18 +403,9 @@ class Ring:
             self.losses.blame.hold_against(range(len(self._places.hops)), error.message, always=True)
             return
         if issued is not None:
-            took_s = self._times.returned(issued, message.times, self._clock.current_time())
+            took_s = self._times.returned(issued, message.times, came)
             self._results.add(
-                Returned(
-                    payload=payload,
-                    codec=hidden.codec,
-                    rows=hidden.rows,
-                    position=issued.position,
-                    sequence_length=issued.sequence_length,
-                    times=message.times,
-                    took_s=took_s,
-                    alone=issued.alone,
-                )
+                Returned(payload, hidden.codec, hidden.rows, issued, message.times, took_s, token)
             )
             hashes = row_hashes(payload, hidden.codec, hidden.rows, hidden.width)
             self.received.note(issued.position, issued.tokens, hashes)

@@ -10,11 +10,13 @@ import trio
 
 from shoal.client.attestation.asking import AttestationQuestions
 from shoal.client.attestation.attested import RENEW_S, AttestedPeers, no_measurements
+from shoal.client.ring.at_once import answer_at_once
 from shoal.client.ring.hop import HopRefused, RouteHop
 from shoal.client.ring.ring import Ring
 from shoal.client.ring.route_finder import RouteFinder
 from shoal.config import Settings
 from shoal.errors import Busy, ChannelClosed, DeadlineExceeded, NoCoverage, RemoteProtocolError, ShoalError
+from shoal.executor.ends import EndsEngine
 from shoal.metrics.meters import Metrics
 from shoal.metrics.trace import RerouteTrace, Trace, short_session
 from shoal.net.channel import Channel
@@ -96,8 +98,15 @@ class Rings:
         self.trace = Trace()
         """Steps round whole rings, and the losses that sessions survived."""
         self._pool = ChannelPool(
-            network, self._handle, self._lost, held=self._holds, where=member.directory.address_of
+            network,
+            self._handle,
+            self._lost,
+            held=self._holds,
+            where=member.directory.address_of,
+            at_once=self._at_once,
         )
+        self.ends: list[EndsEngine] = []
+        """What may answer results where they come."""
         self.attested: AttestedPeers | None = None
         """Who has shown what it runs on; none where there is no list of what may."""
         self._attested_finder: RouteFinder | None = None
@@ -322,6 +331,9 @@ class Rings:
                     shown = attested.of(hop.address.peer)
                     if hop.noise_key and (shown is None or shown.binding.noise_key != hop.noise_key):
                         ring.losses.lose(index, "it does not show any more what it runs on")
+
+    def _at_once(self, channel: Channel, data: bytes) -> bool:
+        return any(answer_at_once(self._rings, ends, channel, data) for ends in self.ends)
 
     async def _handle(self, channel: Channel, message: Message, payload: bytes) -> None:
         match message:

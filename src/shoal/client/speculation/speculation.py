@@ -142,7 +142,7 @@ class Speculation:
         return tokens
 
     def _note_step(self, returned: Returned) -> None:
-        self._costs.note_step(returned.rows, returned.took_s, returned.times, alone=returned.alone)
+        self._costs.note_step(returned.rows, returned.took_s, returned.times, alone=returned.step.alone)
         self._steps += 1
         if self._steps % PLANNED == 0:
             self._plans.forget()

@@ -46,6 +46,9 @@ class DeviceEnds:
             return [logits] * len(batch)
         return [*split(logits, [len(hidden) for hidden in batch])]
 
+    def decode_steps(self) -> None:
+        return None
+
     def last_hidden(self, hidden: Floats) -> ForwardOutput:
         return self._run(lambda rows: received(self._normed(rows)), hidden)
 

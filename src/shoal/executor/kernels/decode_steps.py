@@ -1,4 +1,7 @@
-"""Decode steps at a hop from bytes to bytes, in one call of the kernels (native/decode_hop.h).
+"""Decode steps from bytes to bytes, in one call of the kernels (native/decode_hop.h).
+
+At a hop they go through its blocks and on; at a client they come back, and the step of the likeliest token
+goes round next (native/decode_ends.h).
 
 A session has a *seat* while it is open. Its next step may run here once the seat is *ready*: then the bytes
 that a peer has sent are read, computed and written again without Python between. What is not one token of a
@@ -17,6 +20,7 @@ from shoal.executor.kernels.c_kernels import ThreadTeam
 from shoal.executor.kernels.structs import (
     MOST_STEPS,
     DecodeHopStruct,
+    EndsStruct,
     SeatStruct,
     SpanStruct,
 )
@@ -45,6 +49,8 @@ class RanStep:
     payload: bytes
     """Those that go on."""
     codec: Codec
+    token: int
+    """Which was chosen at a client, and goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +66,36 @@ class RanTimes:
     """And the rest of their time here."""
 
 
+@dataclass(frozen=True, slots=True)
+class AwaitedResult:
+    """The one result that a client waits for, and what the step after it needs."""
+
+    step: int
+    """The number of the step that it answers."""
+    position: int
+    """Of that step."""
+    limit: int
+    """Tokens that the session may have before it has no room for another step."""
+    channel: int
+    """The number of the channel that it comes over."""
+    codec: Codec
+    message: int
+    """The number that the message of the next step has on its pipe."""
+
+
 class DecodeSteps:
-    """Runs the decode steps of one span. For one thread at a time, which no other uses the team beside.
+    """Runs the decode steps of one span, or of a model's ends. For one thread at a time, which no other uses
+    the team beside.
 
     Args:
         team: the threads that compute.
-        span: the blocks, with their KV's memory.
+        through: the blocks, with their KV's memory; or the ends.
         width: elements of a token's hidden states.
+        held: has what ``through`` points to.
     """
 
-    def __init__(self, team: ThreadTeam, span: SpanStruct, width: int) -> None:
-        self._team, self._span = team, span  # the kernels read these by address
+    def __init__(self, team: ThreadTeam, through: SpanStruct | EndsStruct, width: int, held: object) -> None:
+        self._team, self._through, self._held = team, through, held  # the kernels read these by address
         self._hidden = empty((MOST_STEPS, width))
         self._out = ctypes.create_string_buffer(MOST_BYTES)
         self._seats = (SeatStruct * SEATS)()
@@ -79,8 +104,9 @@ class DecodeSteps:
         self._run = team.library.decode_steps
         self._struct = DecodeHopStruct(
             team=team.handle,
-            span=pointer(span),
+            **{"span" if isinstance(through, SpanStruct) else "ends": pointer(through)},
             seats=self._seats,
+            width=width,
             hidden=address(self._hidden),
             out=addressof(self._out),
             out_bytes=MOST_BYTES,
@@ -137,6 +163,14 @@ class DecodeSteps:
         entry.codec = NUMBER[codec]
         entry.ready = 1
 
+    def prepare_result(self, seat: int, result: AwaitedResult) -> None:
+        """The same at a client: let the result be answered here."""
+        entry = self._seats[seat]
+        entry.channel, entry.length, entry.limit = result.channel, result.position, result.limit
+        entry.awaited, entry.number = result.step, result.message
+        entry.codec = NUMBER[result.codec]
+        entry.ready = 1
+
     def note_rhythm(self, seat: int, left: float, away: float) -> None:
         """When the session's last step was done, and how long it is usually away; 0 if that is not known."""
         self._seats[seat].left, self._seats[seat].away = left, away
@@ -173,6 +207,7 @@ class DecodeSteps:
                     data[ran.header_at + ran.header : ran.header_at + ran.header + ran.payload],
                     message[-ran.payload :],
                     _CODECS[ran.codec],
+                    ran.token,
                 )
             )
         times = RanTimes(

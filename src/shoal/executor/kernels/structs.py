@@ -114,6 +114,7 @@ class SeatStruct(Structure):
         ("session", c_uint8 * 16),
         ("channel", c_int64),
         ("length", c_int64),
+        ("awaited", c_int64),
         ("limit", c_int64),
         ("pages", c_void_p),
         ("left", c_double),
@@ -138,7 +139,23 @@ class RanStruct(Structure):
         ("out_at", c_int32),
         ("out", c_int32),
         ("payload", c_int32),
-        ("unused", c_int32),
+        ("token", c_int32),
+    )
+
+
+class EndsStruct(Structure):
+    """``ends_t`` of native/decode_ends.h."""
+
+    _fields_ = (
+        ("head", LinearStruct),
+        ("norm", c_void_p),
+        ("embedding", c_void_p),
+        ("bfloat16", c_int32),
+        ("epsilon", c_float),
+        ("logits", c_float),
+        ("factor", c_float),
+        ("normed", c_void_p),
+        ("scores", c_void_p),
     )
 
 
@@ -148,8 +165,10 @@ class DecodeHopStruct(Structure):
     _fields_ = (
         ("team", c_void_p),
         ("span", POINTER(SpanStruct)),
+        ("ends", POINTER(EndsStruct)),
         ("seats", POINTER(SeatStruct)),
         ("n_seats", c_int64),
+        ("width", c_int64),
         ("hidden", c_void_p),
         ("out", c_void_p),
         ("out_bytes", c_int64),

@@ -7,6 +7,7 @@
 #define FRAGMENT 65510
 #define FRAGMENT_HEADER 9
 #define LENGTHS 8
+#define SESSION_END 24            /* of a step's header, with the session in it */
 #define MOST_TIMES 14             /* with one more, their list still has a length of one byte */
 #define MAX_HOPS 256
 #define MAX_MICROSECONDS (1ll << 42)
@@ -96,6 +97,7 @@ int read_decode_step(const uint8_t *message, int64_t size, step_in_t *step) {
     if (!take(&reader, "\x9a\xa4" "step" "\xc4\x10", 8) || reader.end - reader.at < 16) return 0;
     reader.at += 16; /* the session */
     if (!take_number(&reader, &step->number) || !take_number(&reader, &step->position)) return 0;
+    step->tensors = reader.at - message;
     /* one token, wanted back; one tensor */
     if (!take(&reader, "\x01\x01\x91\x93\xa6" "hidden", 11) || !take_codec(&reader, &step->codec)) return 0;
     if (!take(&reader, "\x92\x01", 2) || !take_number(&reader, &step->width)) return 0;
@@ -105,6 +107,19 @@ int read_decode_step(const uint8_t *message, int64_t size, step_in_t *step) {
     /* to the end of the ring; a sequence that ends with it */
     if (!take(&reader, "\xc0\x00", 2) || reader.at != reader.end) return 0;
     return step->width > 0 && step->width <= FRAGMENT && row_bytes(step->width, step->codec) == step->payload_bytes;
+}
+
+/* The headers around what lies between `message` and `at`. Returns how many bytes there are of both. */
+static int64_t close_message(const step_in_t *step, uint32_t number, uint8_t *message, uint8_t *at) {
+    uint8_t *to = message - FRAGMENT_HEADER;
+    *at++ = 0xc0; /* to the end of the ring */
+    *at++ = 0x00; /* a sequence that ends with it */
+    put_big32(message, (uint32_t)(at - message - LENGTHS));
+    put_big32(message + 4, (uint32_t)step->payload_bytes);
+    put_big32(to, number);
+    put_big32(to + 4, (uint32_t)(at - message + step->payload_bytes));
+    to[8] = 0;
+    return at - to;
 }
 
 int64_t write_decode_step(const step_in_t *step, uint32_t number, int32_t hop, int64_t compute_us,
@@ -120,14 +135,19 @@ int64_t write_decode_step(const step_in_t *step, uint32_t number, int32_t hop, i
     at = put_number(at, (uint64_t)hop);
     at = put_number(at, (uint64_t)compute_us);
     at = put_number(at, (uint64_t)waiting_us);
-    *at++ = 0xc0;
-    *at++ = 0x00;
-    put_big32(message, (uint32_t)(at - message - LENGTHS));
-    put_big32(message + 4, (uint32_t)step->payload_bytes);
-    put_big32(to, number);
-    put_big32(to + 4, (uint32_t)(at - message + step->payload_bytes));
-    to[8] = 0;
-    return at - to;
+    return close_message(step, number, message, at);
+}
+
+int64_t write_next_step(const step_in_t *result, uint32_t number, uint8_t *to) {
+    uint8_t *message = to + FRAGMENT_HEADER, *at = message + LENGTHS;
+    const int64_t same = result->times - result->tensors;
+    memcpy(at, result->message + LENGTHS, SESSION_END);
+    at = put_number(at + SESSION_END, (uint64_t)result->number + 1);
+    at = put_number(at, (uint64_t)result->position + 1);
+    memcpy(at, result->message + result->tensors, (size_t)same);
+    at += same;
+    *at++ = 0x90; /* no times yet */
+    return close_message(result, number, message, at);
 }
 
 /* The clock of Python's perf_counter, which on macOS stands still while the machine sleeps. */
@@ -156,8 +176,8 @@ static int may_run(const decode_hop_t *hop, int64_t channel, const step_in_t *st
     for (int i = 0; i < count; i++)
         if (hop->ran[i].seat == found) return 0;
     const seat_t *first = count ? &hop->seats[hop->ran[0].seat] : seat;
-    return seat->ready && seat->channel == channel && step->width == hop->span->hidden &&
-           step->position == seat->length && seat->length < seat->limit && step->codec == seat->codec &&
+    return seat->ready && seat->channel == channel && step->width == hop->width &&
+           (!seat->awaited || step->number == seat->awaited) && step->position == seat->length && seat->length < seat->limit && step->codec == seat->codec &&
            step->payload_bytes <= hop->most_payload && seat->from == first->from && seat->to == first->to;
 }
 
@@ -173,7 +193,7 @@ static int read_steps(decode_hop_t *hop, int64_t channel, const uint8_t *data, i
         step_in_t *step = &steps[count];
         const int seat = find_seat(hop, message + LENGTHS + 8);
         if (!may_run(hop, channel, step, seat, count)) return 0;
-        const int64_t width = hop->span->hidden;
+        const int64_t width = hop->width;
         if (!decode_rows(step->payload, 1, width, step->codec, hop->hidden + count * width)) return 0;
         hop->ran[count] = (ran_t){.seat = seat, .codec = step->codec, .header_at = (int32_t)(message + LENGTHS - data),
                                   .header = (int32_t)step->header, .payload = (int32_t)step->payload_bytes};
@@ -199,7 +219,7 @@ static int64_t microseconds(double s) { return s > 0 ? (int64_t)(s * 1e6 + 0.5) 
 
 /* What goes on of each step. Returns 0 where a number is not finite, or there is no room. */
 static int write_steps(decode_hop_t *hop, const step_in_t *steps, int count) {
-    const int64_t width = hop->span->hidden;
+    const int64_t width = hop->width;
     hop->compute_us = microseconds(hop->ended - hop->began);
     hop->waiting_us = microseconds(seconds() - hop->asked - (hop->ended - hop->began));
     int64_t at = 0;
@@ -208,7 +228,9 @@ static int write_steps(decode_hop_t *hop, const step_in_t *steps, int count) {
         const seat_t *seat = &hop->seats[ran->seat];
         if (at + steps[i].bytes + 64 > hop->out_bytes) return 0;
         ran->out_at = (int32_t)at;
-        at += write_decode_step(&steps[i], seat->number, seat->hop, hop->compute_us, hop->waiting_us, hop->out + at);
+        at += hop->ends ? write_next_step(&steps[i], seat->number, hop->out + at)
+                        : write_decode_step(&steps[i], seat->number, seat->hop, hop->compute_us, hop->waiting_us,
+                                            hop->out + at);
         if (!encode_rows(hop->hidden + i * width, 1, width, ran->codec, hop->out + at)) return 0;
         at += ran->payload;
         ran->out = (int32_t)(at - ran->out_at);
@@ -217,19 +239,30 @@ static int write_steps(decode_hop_t *hop, const step_in_t *steps, int count) {
     return count;
 }
 
-int decode_steps(decode_hop_t *hop, int64_t channel, const uint8_t *data, int64_t size) {
-    step_in_t steps[MOST_STEPS];
+static int through_span(decode_hop_t *hop, int count) {
     sequence_t sequences[MOST_STEPS];
-    hop->asked = seconds();
-    const int count = read_steps(hop, channel, data, size, steps);
-    if (!count || others_due(hop, count)) return 0;
     for (int i = 0; i < count; i++) {
         const seat_t *seat = &hop->seats[hop->ran[i].seat];
         sequences[i] = (sequence_t){i, 1, (int32_t)seat->length, 0, seat->pages};
     }
     const seat_t *first = &hop->seats[hop->ran[0].seat];
+    return !span_step(hop->team, hop->span, first->from, first->to, sequences, count, hop->hidden);
+}
+
+static int through_ends(decode_hop_t *hop, int count) {
+    int32_t tokens[MOST_STEPS];
+    if (!choose_likeliest(hop->team, hop->ends, hop->hidden, count, tokens)) return 0;
+    for (int i = 0; i < count; i++) hop->ran[i].token = tokens[i];
+    return 1;
+}
+
+int decode_steps(decode_hop_t *hop, int64_t channel, const uint8_t *data, int64_t size) {
+    step_in_t steps[MOST_STEPS];
+    hop->asked = seconds();
+    const int count = read_steps(hop, channel, data, size, steps);
+    if (!count || others_due(hop, count)) return 0;
     hop->began = seconds();
-    if (span_step(hop->team, hop->span, first->from, first->to, sequences, count, hop->hidden)) return 0;
+    if (!(hop->ends ? through_ends(hop, count) : through_span(hop, count))) return 0;
     hop->ended = seconds();
     return write_steps(hop, steps, count);
 }

@@ -244,7 +244,7 @@ class SimEnds(EndsEngine):
 
     def __init__(self, script: Mapping[int, int]) -> None:
         self.ends = self
-        self.first = self.last = None
+        self.first = self.last = self.decode_steps = None
         self._script = script
 
     def embed(self, token_ids: Sequence[int], position: int) -> Floats:
