@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from shoal.metrics.trace import REROUTES_KEPT, STEPS_KEPT, HopTrace, RerouteTrace, Trace, hop_step, ring_step
@@ -28,7 +30,7 @@ def test_a_node_knows_of_its_own_hop_alone() -> None:
 def test_only_the_newest_are_kept() -> None:
     trace = Trace()
     for number in range(STEPS_KEPT + 5):
-        trace.step(hop_step(1.0, bytes(16), number, 0, 1, HOPS[0]))
+        trace.step(partial(hop_step, 1.0, bytes(16), number, 0, 1, HOPS[0]))
         trace.reroute(RerouteTrace(float(number), "00", 0.5, ("a",), "resend"))
     assert [step.number for step in trace.steps] == list(range(5, STEPS_KEPT + 5))
     assert len(trace.reroutes) == REROUTES_KEPT

@@ -9,7 +9,7 @@ its own hop alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 STEPS_KEPT = 256
@@ -66,12 +66,12 @@ class Trace:
     """The newest steps and re-routes of one node or client. Any thread may add to it."""
 
     def __init__(self) -> None:
-        self._steps = deque[StepTrace](maxlen=STEPS_KEPT)
+        self._steps = deque[Callable[[], StepTrace]](maxlen=STEPS_KEPT)
         self._reroutes = deque[RerouteTrace](maxlen=REROUTES_KEPT)
 
-    def step(self, step: StepTrace) -> None:
-        """Keep a step; the oldest makes room."""
-        self._steps.append(step)
+    def step(self, make: Callable[[], StepTrace]) -> None:
+        """Keep a step, which is made when somebody looks at it; the oldest makes room."""
+        self._steps.append(make)
 
     def reroute(self, reroute: RerouteTrace) -> None:
         """Keep a re-route; the oldest makes room."""
@@ -80,7 +80,7 @@ class Trace:
     @property
     def steps(self) -> list[StepTrace]:
         """The steps that are kept, oldest first."""
-        return list(self._steps.copy())
+        return [make() for make in self._steps.copy()]
 
     @property
     def reroutes(self) -> list[RerouteTrace]:

@@ -7,12 +7,13 @@ reader sees the old one or the new one.
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from shoal.errors import ShoalError
 from shoal.executor.engine import StepOutput
 from shoal.executor.runner import MERGED_ROWS
 from shoal.metrics.meters import Metrics, Phase
-from shoal.metrics.trace import HopTrace, Trace, hop_step
+from shoal.metrics.trace import HopTrace, StepTrace, Trace, hop_step
 from shoal.types import PeerId, Span
 from shoal.wire.messages import Step
 
@@ -54,8 +55,9 @@ class LoadMeter:
         self.steps += 1
         self.tokens += step.tokens
         self.metrics.step(phase_of(step), step.tokens, result.compute_us, result.waiting_us)
-        here = HopTrace(self._peer, str(span), result.compute_us / 1e3, result.waiting_us / 1e3)
-        self.trace.step(hop_step(time.time(), step.session, step.number, step.position, step.tokens, here))
+        self.trace.step(
+            partial(self._traced, time.time(), span, step, result.compute_us / 1e3, result.waiting_us / 1e3)
+        )
         if step.tokens == 1 and announced:
             self._smooth(result.compute_us / 1e3, result.waiting_us / 1e3)
 
@@ -70,6 +72,10 @@ class LoadMeter:
     def note_reroute(self, *, resent: bool) -> None:
         """Count a loss beside this hop that a session survived."""
         self.metrics.reroutes.labels("resend" if resent else "neighbour").inc()
+
+    def _traced(self, at: float, span: Span, step: Step, compute_ms: float, waiting_ms: float) -> StepTrace:
+        here = HopTrace(self._peer, str(span), compute_ms, waiting_ms)
+        return hop_step(at, step.session, step.number, step.position, step.tokens, here)
 
     def _smooth(self, step_ms: float, wait_ms: float) -> None:
         old = self.step_ms or step_ms

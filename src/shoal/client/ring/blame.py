@@ -58,6 +58,11 @@ class Blame:
         if index + 1 < len(hops) and hops[index + 1].peer == gone:
             self._accused.append((hops[index].peer, hops[index + 1].peer, reason))
 
+    @property
+    def accuses(self) -> bool:
+        """Whether anybody is said to be gone and was not asked yet."""
+        return bool(self._accused)
+
     async def hear_out(self) -> None:
         """Ask those who are said to be gone. One that answers is at odds with who said so."""
         while self._accused:

@@ -298,18 +298,24 @@ class Ring:
             HopLost: a hop is gone, or has let the step's time pass.
             HopFailed: a hop could not run the step.
         """
-        results = self._results
-        timeout = StepTimeout(self._times.expected_s(self.rules.oldest), trio.current_time())
-        with trio.move_on_after(self._step_timeout_s):
-            while not results:
-                await self.losses.blame.hear_out()
-                if results.broken is not None:
-                    raise results.broken
-                # News, and the loop begins again with it; no news by then, and the step is looked for.
-                with trio.move_on_at(timeout.look_at):
-                    await results.news.wait()
-                    continue
+        results, now = self._results, trio.current_time()
+        timeout, until = (
+            StepTimeout(self._times.expected_s(self.rules.oldest), now),
+            now + self._step_timeout_s,
+        )
+        while not results and trio.current_time() < until:
+            if self.losses.blame.accuses:
+                with trio.move_on_at(until):
+                    await self.losses.blame.hear_out()
+            if results.broken is not None:
+                raise results.broken
+            # News, and the loop begins again with it; no news by then, and the step is looked for.
+            with trio.move_on_at(min(timeout.look_at, until)):
+                await results.news.wait()
+                continue
+            with trio.move_on_at(until):
                 await self.losses.look(timeout)
+        if results:
             return results.take()
         await self.losses.give_up()
         raise results.broken or DeadlineExceeded(f"no result within {self._step_timeout_s:.0f} s")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from shoal.client.ring.hop import RouteHop
 from shoal.client.ring.places import Places
-from shoal.metrics.trace import HopTrace, Trace, ring_step
+from shoal.metrics.trace import HopTrace, StepTrace, Trace, ring_step
 from shoal.routing.prices import HOP_S
 from shoal.routing.replace import PREFILL
 from shoal.types import SessionId
@@ -48,9 +49,8 @@ class RingTimes:
         took_s = now - self._sent_at[step.number % len(self._sent_at)]
         if step.tokens == 1 and step.alone:  # else it waited for others of its own session
             self._note_pace(times, took_s)
-        hops = traced(self._places.route, times)
         self._trace.step(
-            ring_step(time.time(), self._session, step.number, step.position, step.tokens, took_s, hops)
+            partial(_traced, time.time(), self._session, step, took_s, self._places.route, times)
         )
         return took_s
 
@@ -78,10 +78,18 @@ class RingTimes:
             hop.pace.note(told_s + unexplained)
 
 
-def traced(route: Sequence[RouteHop], times: Sequence[HopTime]) -> list[HopTrace]:
-    """What each hop says of a step, with who it is."""
+def _traced(
+    at: float,
+    session: SessionId,
+    step: Issued,
+    took_s: float,
+    route: Sequence[RouteHop],
+    times: Sequence[HopTime],
+) -> StepTrace:
+    """A step with what each hop says of it, and who that is."""
     known = [(route[time.hop], time) for time in times if time.hop < len(route)]
-    return [
+    hops = [
         HopTrace(hop.address.peer, str(hop.span), time.compute_us / 1e3, time.waiting_us / 1e3)
         for hop, time in known
     ]
+    return ring_step(at, session, step.number, step.position, step.tokens, took_s, hops)
