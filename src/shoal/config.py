@@ -81,11 +81,11 @@ class Settings:
     format: Format | Literal["auto"] = field(
         default="auto",
         metadata=_about(
-            "Format of the weights: auto, fp32, published, bf16, int8 or int4. All nodes of a route have the "
-            "same. With auto a node takes the format in which the swarm already serves the model; if nobody "
-            "serves it yet, and the C kernels are built, published for a quantised model, int8 for others; "
-            "else bf16 for a checkpoint in 16 bits, else fp32. With auto a client takes the format that most "
-            "peers serve. fp32 is for exact comparison."
+            "Format of the weights: auto, fp32, published, bf16, int8, w8a8 or int4. All nodes of a route "
+            "have the same. With auto a node takes the format in which the swarm already serves the model; "
+            "if nobody serves it yet, and the C kernels are built, published for a quantised model, int8 for "
+            "others; else bf16 for a checkpoint in 16 bits, else fp32. With auto a client takes the format "
+            "that most peers serve. fp32 is for exact comparison."
         ),
     )
     kv: Literal["auto", "int8"] = field(

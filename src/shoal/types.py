@@ -54,10 +54,11 @@ ARRAY_BYTES: dict[ArrayType, int] = {
 DType = Literal["float32", "bfloat16", "float16"]
 """What torch loads a checkpoint's tensors in."""
 
-Format = Literal["fp32", "published", "bf16", "int8", "int4"]
+Format = Literal["fp32", "published", "bf16", "int8", "w8a8", "int4"]
 """How a node holds the weights of its linear layers, the most exact first. A route has one format.
 
-``published`` keeps a quantised model's integers, scales and minima as they are in its files.
+``published`` keeps a quantised model's integers, scales and minima as they are in its files. ``w8a8`` has the
+weights of ``int8``, and rounds what they are multiplied with to 8 bits, too.
 """
 
 WEIGHT_BYTES: dict[Format, float] = {
@@ -65,10 +66,11 @@ WEIGHT_BYTES: dict[Format, float] = {
     "published": 0.5 + 4 / 32,
     "bf16": 2,
     "int8": 1,
+    "w8a8": 1,
     "int4": 0.5 + 2 / 32,
 }
-"""Bytes of a weight; int4 has a float16 scale for each 32. int8's, one for each row, is not in it. As
-published a weight takes what its type needs: this is Q4_1's, where the files are not at hand."""
+"""Bytes of a weight; int4 has a float16 scale for each 32. Those of int8 and w8a8, one for each row, are not
+in it. As published a weight takes what its type needs: this is Q4_1's, where the files are not at hand."""
 
 Codec = Literal["float32", "bfloat16", "int8"]
 """How hidden states are encoded for one hop. In memory they are float32 everywhere."""

@@ -92,7 +92,7 @@ def test_a_config_and_a_described_machine_are_enough(shoal: Shoal, llama: Path, 
         "link": 125e6,
         "rtt_s": 0.02,
     }
-    assert data["machines"][0]["ops"] == dict.fromkeys(("fp32", "published", "bf16", "int8", "int4"), 200e9)
+    assert data["machines"][0]["ops"] == dict.fromkeys(get_args(Format), 200e9)
     assert [stage["span"] for stage in data["stages"]] == ["0:6"]
     assert data["one_session"]["bound"] == "memory"
     assert data["one_session"]["tok_s"] == pytest.approx(30e9 / one_step(data), rel=0.01)
@@ -150,7 +150,7 @@ def test_machines_stand_in_a_file_too(shoal: Shoal, llama: Path, tmp_path: Path)
     machines = shoal("plan", str(llama), "--machines", str(file), "--json").data["machines"]
     assert [machine["name"] for machine in machines] == ["a 1", "a 2", "machine 2"]
     assert [machine["bandwidth"] for machine in machines] == [1e9, 1e9, 1e9]
-    assert machines[0]["ops"] == {"fp32": 1e12, "published": 1e12, "bf16": 1e12, "int8": 1e12, "int4": 2e12}
+    assert machines[0]["ops"] == dict.fromkeys(get_args(Format), 1e12) | {"int4": 2e12}
     assert (machines[2]["ops"]["int4"], machines[2]["link"], machines[2]["rtt_s"]) == (5e11, 12.5e6, 1.0)
 
 

@@ -85,7 +85,7 @@ async def test_logits_are_those_of_the_whole_model_to_the_last_bit(home, checkpo
             assert np.array_equal(await session.step([token]), expected)
 
 
-@pytest.mark.parametrize("format", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("format", ["fp32", "bf16", "int8", "w8a8", "int4"])
 async def test_tokens_are_those_without_private_ends_in_every_format(home, checkpoint, format):
     async with private(home, checkpoint, "2:1", [WHOLE], format=format) as (swarm, client):
         ordinary = await answered(swarm.client, checkpoint, PROMPT, max_tokens=16)

@@ -1,5 +1,6 @@
 /* Runs a small span in every format on numbers that it makes itself, and prints a hash of what comes out, first
- * with one thread, then with two: the same on every machine. For test_machines.py. */
+ * with one thread and only what its library's level has, then with two and all that the CPU has: the same on every
+ * machine. For test_machines.py. */
 #include "span.h"
 #include <inttypes.h>
 #include <stdio.h>
@@ -47,11 +48,12 @@ static const kind_t KINDS[] = {
     {"4 bits in small groups", GROUPED4, 16, 1, 0, 1},
     {"8 bits in small groups", GROUPED8, 16, 1, 0, 1},
     {"8 bits", GROUPED8, 32, 0, 0, 0},
+    {"w8a8", W8A8, 0, 0, 0, 0},
 };
 
 static linear_t layer_of(const kind_t *kind, int rows, int cols) {
     linear_t layer = {.rows = rows, .cols = cols, .format = kind->format, .group = kind->group, .zero = kind->zero};
-    const int64_t weights = (int64_t)(rows + TILE - 1) / TILE * TILE * cols;
+    const int64_t tiles = (rows + TILE - 1) / TILE, weights = tiles * TILE * cols;
     if (kind->format == FP32) layer.weights = numbers(weights, 0, 0.2f);
     if (kind->format == BF16) {
         uint16_t *made = bytes(weights * 2);
@@ -64,6 +66,14 @@ static linear_t layer_of(const kind_t *kind, int rows, int cols) {
         layer.weights = made;
     }
     if (kind->format == INT8) layer.weights = bytes(weights), layer.scales = numbers(rows, 0.001f, 0.0005f);
+    if (kind->format == W8A8) {
+        const int64_t padded = (cols + 63) / 64 * 64;
+        int8_t *made = bytes(tiles * TILE * padded); /* [tiles][padded / 4][TILE][4], zeros behind the last column */
+        for (int64_t i = 0; i < tiles * TILE * padded; i++)
+            if (i / (TILE * 4) % (padded / 4) * 4 + i % 4 >= cols) made[i] = 0;
+        layer.weights = made;
+        layer.scales = numbers(tiles * TILE, 0.001f, 0.0005f);
+    }
     if (!kind->group) return layer;
     const int64_t groups = weights / kind->group;
     layer.weights = bytes(weights);
@@ -109,6 +119,7 @@ static uint64_t digest(const kind_t *kind, int kv_format, int threads) {
         {{0, 1, 39, 0, first}, {1, 25, 7, 0, second}},
     };
     team_t *team = team_new(threads);
+    if (team && threads == 1) team_limit(team, 0);
     uint64_t found = 14695981039346656037u;
     for (unsigned i = 0; i < sizeof steps / sizeof *steps; i++) {
         const int sessions = steps[i][1].rows ? 2 : 1, rows = steps[i][0].rows + steps[i][1].rows;

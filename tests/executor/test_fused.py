@@ -153,7 +153,9 @@ def test_each_family_gives_what_its_modules_give(
 
 @needs_c
 @pytest.mark.parametrize("family", SHAPED)
-@pytest.mark.parametrize(("format", "bound"), [("bf16", 0.01), ("int8", 0.01), ("int4", 0.03)])
+@pytest.mark.parametrize(
+    ("format", "bound"), [("bf16", 0.01), ("int8", 0.01), ("w8a8", 0.02), ("int4", 0.03)]
+)
 def test_torch_gives_what_the_c_kernels_give(
     models: Models, tmp_path: Path, family: str, format: Format, bound: float
 ) -> None:
@@ -204,7 +206,7 @@ def test_parts_of_a_span_add_up_to_it(models: Models, tmp_path: Path, kernels: K
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("format", ["int8", "w8a8", "int4"])
 @pytest.mark.parametrize("kv", ["auto", "int8"])
 def test_a_row_is_the_same_in_any_company(
     models: Models, tmp_path: Path, kernels: Kernels, family: str, format: Format, kv: Kv
@@ -417,6 +419,7 @@ def test_a_runner_says_what_it_can_do(
     ("kernels", "family", "format", "bits"),
     [
         pytest.param("auto", "llama", "int8", "rows", marks=needs_c),
+        pytest.param("auto", "llama", "w8a8", "rows", marks=needs_c),
         pytest.param("auto", "llama", "int4", "rows", marks=needs_c),
         pytest.param("auto", "llama", "bf16", "batch", marks=needs_c),
         pytest.param("auto", "llama", "published", "batch", marks=needs_c),  # floats, which bf16 rounds

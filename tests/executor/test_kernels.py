@@ -14,7 +14,7 @@ from shoal.executor.kernels import c_kernels, torch_kernels
 from shoal.executor.kernels.c_kernels import Matrix, ThreadTeam
 from shoal.types import Format
 
-FORMATS: tuple[Format, ...] = ("fp32", "bf16", "int8", "int4")
+FORMATS: tuple[Format, ...] = ("fp32", "bf16", "int8", "w8a8", "int4")
 SHAPES = [(1, 1), (37, 50), (64, 96), (130, 544), (70, 2592)]
 """Rows and columns: neither need be a multiple of what the kernels take at once."""
 
@@ -46,7 +46,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Matrix, torch.Tensor], torc
 
 
 @pytest.mark.parametrize(
-    ("format", "bound"), [("fp32", 2e-6), ("bf16", 3e-3), ("int8", 1.2e-2), ("int4", 0.11)]
+    ("format", "bound"), [("fp32", 2e-6), ("bf16", 3e-3), ("int8", 1.2e-2), ("w8a8", 2.2e-2), ("int4", 0.11)]
 )
 @pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
 @pytest.mark.parametrize("batch", [1, 7, 40])
@@ -90,11 +90,11 @@ def test_int4_has_scales_of_16_bits_for_weights_of_any_size(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("format", "bytes_per_weight"), [("fp32", 4), ("bf16", 2), ("int8", 1), ("int4", 0.5625)]
+    ("format", "bytes_per_weight"), [("fp32", 4), ("bf16", 2), ("int8", 1), ("w8a8", 1), ("int4", 0.5625)]
 )
 def test_a_matrix_takes_what_its_format_says(format: Format, bytes_per_weight: float) -> None:
-    scales = 4 * 64 if format == "int8" else 0
-    assert pack(values(64, 96), format).bytes == 64 * 96 * bytes_per_weight + scales
+    scales = 4 * 64 if format in ("int8", "w8a8") else 0
+    assert pack(values(64, 128), format).bytes == 64 * 128 * bytes_per_weight + scales
 
 
 def test_an_outlier_column_costs_nothing(run: Callable[[Matrix, torch.Tensor], torch.Tensor]) -> None:
@@ -145,7 +145,7 @@ def test_zeros_stay_zeros(run: Callable[[Matrix, torch.Tensor], torch.Tensor], f
 
 
 @built
-@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("format", ["int8", "w8a8", "int4"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_row_is_the_same_beside_any_others(format: Format, shape: tuple[int, int]) -> None:
     matrix = pack(values(*shape), format, values(1, shape[0], 2)[0])
@@ -161,27 +161,50 @@ def test_a_row_is_the_same_beside_any_others(format: Format, shape: tuple[int, i
         assert torch.equal(torch_kernels.apply(team, matrix, loud)[4], alone[4])
 
 
+@pytest.mark.parametrize("format", ["int8", "w8a8"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_int8_is_a_sum_of_integers_scaled_once(
-    run: Callable[[Matrix, torch.Tensor], torch.Tensor], shape: tuple[int, int]
+def test_int8_and_w8a8_are_sums_of_integers_scaled_once(
+    run: Callable[[Matrix, torch.Tensor], torch.Tensor], shape: tuple[int, int], format: Format
 ) -> None:
     """Written out: what any machine must give, bit for bit."""
     rows, cols = shape
     bias, x = values(1, rows, 2)[0], values(9, cols, 1)
-    matrix = pack(values(rows, cols), "int8", bias)
-    limit = torch.tensor(float(min(32767, (2**31 - 1) // (127 * cols))))
+    matrix = pack(values(rows, cols), format, bias)
+    weights, scales = torch_kernels.integers_of(matrix, slice(None)), matrix.scales
+    most = 127 if format == "w8a8" else 32767
+    limit = torch.tensor(float(min(most, (2**31 - 1) // (127 * cols))))
     largest = x.abs().amax(1, keepdim=True)
     integers = (x * (limit / largest)).round().long()
-    sums = integers @ torch_kernels.tensor_of(matrix.weights).long().T
-    assert matrix.scales is not None
+    sums = integers @ weights.long().T
+    assert scales is not None
     assert sums.abs().max() < 2**31
-    assert torch.equal(
-        run(matrix, x), sums.float() * (torch_kernels.tensor_of(matrix.scales) * (largest / limit)) + bias
-    )
+    by_row = torch_kernels.tensor_of(scales).reshape(-1)[:rows]
+    assert torch.equal(run(matrix, x), sums.float() * (by_row * (largest / limit)) + bias)
 
 
 @built
-@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("format", ["int8", "w8a8"])
+def test_a_row_is_the_same_with_and_without_what_a_cpu_has_beyond_its_level(format: Format) -> None:
+    """AMX and products of bytes, where this CPU has them; columns in one and in several blocks of AMX's."""
+    plain, all_of_it = ThreadTeam(2), ThreadTeam(2)
+    assert plain.limit(0) == 0
+    for rows, cols in [*SHAPES, (300, 1100)]:
+        matrix, x = pack(values(rows, cols), format, values(1, rows, 2)[0]), values(40, cols, 1)
+        for batch in (1, 9, 16, 40):
+            expected = torch_kernels.apply(plain, matrix, x[:batch])
+            assert torch.equal(torch_kernels.apply(all_of_it, matrix, x[:batch]), expected)
+
+
+@pytest.mark.parametrize("format", ["int8", "w8a8"])
+def test_a_row_of_next_to_nothing_is_zeros(
+    run: Callable[[Matrix, torch.Tensor], torch.Tensor], format: Format
+) -> None:
+    """So small that its scale has no reciprocal in float32."""
+    assert not run(pack(values(20, 64), format), values(3, 64, 1) * 1e-42).any()
+
+
+@built
+@pytest.mark.parametrize("format", ["int8", "w8a8", "int4"])
 def test_packing_is_the_same_without_the_kernels(format: Format, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = values(40, 96)
     weights[3] = 0

@@ -52,7 +52,7 @@ def imported(folder: Path, store: Path, format: str) -> list[str]:
 
 
 @pytest.mark.skipif(c_kernels.library() is None, reason="the C kernels are not built")
-@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("format", ["int8", "w8a8", "int4"])
 def test_a_model_on_the_kernels_needs_neither(format: str, tmp_path: Path) -> None:
     assert imported(write_checkpoint(tmp_path / "llama"), tmp_path / "store", format) == []
 

@@ -20,7 +20,7 @@ from tests.executor.attending import KV_FORMATS, LONGEST, Attention, Step
 
 pytestmark = pytest.mark.skipif(not kernels_built(), reason="the C kernels are not built")
 
-FORMATS: tuple[Format, ...] = ("fp32", "bf16", "int8", "int4")
+FORMATS: tuple[Format, ...] = ("fp32", "bf16", "int8", "w8a8", "int4")
 SHAPES = [(37, 50), (64, 96), (130, 544), (70, 2592)]
 """Rows and columns of weights."""
 BATCHES = (1, 2, 4, 9, 35)

@@ -28,6 +28,7 @@ int4 cd33448d67d7c128 e0516fcac5fd1eb1
 4 bits in small groups e36c42443dcf8ead b0fdc580252f8bbf
 8 bits in small groups b27174c6fe36ebe4 288be256824add9b
 8 bits 0f5115edef9a9035 cd06ff48c6d8a334
+w8a8 39ae453355282816 bccb1407cd8613ba
 """
 """Of each layout of weights the hash with keys and values in bf16, and in int8.
 

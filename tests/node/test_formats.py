@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("llama"), "llama")
 
 
-@pytest.mark.parametrize("format", ["fp32", "bf16", "int4"])
+@pytest.mark.parametrize("format", ["fp32", "bf16", "w8a8", "int4"])
 async def test_a_node_takes_the_format_that_the_swarm_serves(tmp_path, checkpoint, format: Format):
     async with memory_swarm(tmp_path / "home", checkpoint, [LEFT], format=format) as swarm:
         node = await swarm.add_node(RIGHT, format="auto")

@@ -27,7 +27,7 @@ def local(families: Local) -> Local:
 
 
 @pytest.mark.skipif(c_kernels.library() is None, reason="the kernels are not built")
-@pytest.mark.parametrize("format", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("format", ["fp32", "bf16", "int8", "w8a8", "int4"])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "mixtral", "qwen3_next"])
 def test_weights_and_kv_are_those_of_the_loaded_span(
     family: str, format: Format, local: Local, tmp_path: Path

@@ -24,8 +24,9 @@ def one(part: PartCost) -> SpanCost:
 
 
 def test_a_weight_takes_what_its_format_takes() -> None:
-    held = {f: PartCost(3200, f, outputs=10, other=5).bytes for f in ("fp32", "bf16", "int8", "int4")}
-    assert held == {"fp32": 12_820, "bf16": 6_420, "int8": 3_200 + 40 + 20, "int4": 1_600 + 200 + 20}
+    held = {f: PartCost(3200, f, outputs=10, other=5).bytes for f in ("fp32", "bf16", "int8", "w8a8", "int4")}
+    by_row = 3_200 + 40 + 20
+    assert held == {"fp32": 12_820, "bf16": 6_420, "int8": by_row, "w8a8": by_row, "int4": 1_600 + 200 + 20}
 
 
 def test_a_single_row_reads_every_weight_once_and_is_bound_by_memory() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from shoal.routing.formats import choose_format, ranked, ranked_numerics
@@ -59,7 +61,7 @@ def test_several_processes_take_what_they_can_hold(stored: str, format: Format) 
 
 @pytest.mark.parametrize("kernels", [True, False])
 def test_the_swarm_goes_before_the_machine(kernels: bool) -> None:
-    for format in ("fp32", "published", "bf16", "int8", "int4"):
+    for format in get_args(Format):
         chosen = choose_format("auto", "F32", kernels=kernels, served=[(format, Span(0, 10))])
         assert chosen.format == format
         assert "swarm" in chosen.why

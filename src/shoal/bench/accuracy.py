@@ -54,6 +54,7 @@ WAYS = (
     Variant("bf16+kv-int8", "bf16", kv="int8"),
     Variant("published", "published"),
     Variant("int8", "int8"),
+    Variant("w8a8", "w8a8"),
     Variant("int4", "int4"),
     Variant("int8+kv-int8+wire-int8", "int8", kv="int8", wire="int8"),
 )

@@ -158,7 +158,7 @@ class EndsWeights:
 def read_ends(
     checkpoint: Checkpoint, shape: LlamaShape, format: Format, *, context: int, weight_cache: WeightCache
 ) -> EndsWeights:
-    """Map the embedding, and read and pack the head; int4's head is int8, where most of its error would be.
+    """Map the embedding, and read and pack the head; in int4 and w8a8, whose error is most there, it is int8.
 
     Raises:
         BadWeights: a tensor is missing or has another shape.
@@ -176,7 +176,7 @@ def read_ends(
 
 def head_format(format: Format) -> Format:
     """What the head is held in, in a route of ``format``."""
-    return "int8" if format == "int4" else format
+    return "int8" if format in ("int4", "w8a8") else format
 
 
 class EndsEngine:

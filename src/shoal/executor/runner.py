@@ -49,7 +49,7 @@ class Capabilities:
 
     batch: bool
     """Rows of several sessions run in one forward, and a prefill in slices: what comes out of a row is the
-    same whatever runs beside it, in int8 and int4 on the C kernels to the last bit."""
+    same whatever runs beside it, in int8, w8a8 and int4 on the C kernels to the last bit."""
     roll_back: bool
     """A session's KV can return to any earlier position; else a step from there may be ``CannotRollBack``."""
     exact: bool

@@ -73,7 +73,7 @@ class PartCost:
     format: Format
     """What these matrices are held in, and the experts'."""
     outputs: int = 0
-    """Rows of these matrices, each of which has a scale in int8."""
+    """Rows of these matrices, each of which has a scale in int8 and w8a8."""
     other: int = 0
     """Weights that stay float32: norms, biases, routers."""
     experts: int = 0
@@ -144,7 +144,7 @@ class PartCost:
 
     def _matrix_bytes(self, weights: int, outputs: int) -> float:
         a_weight = self.weight_bytes or WEIGHT_BYTES[self.format]
-        return a_weight * weights + (FLOAT * outputs if self.format == "int8" else 0)
+        return a_weight * weights + (FLOAT * outputs if self.format in ("int8", "w8a8") else 0)
 
     def _seen(self, tokens: float) -> float:
         return min(tokens, self.window) if self.window else tokens

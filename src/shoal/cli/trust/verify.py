@@ -45,8 +45,8 @@ def verify(
     """Check who has signed an answer, and whether it is what the model gives.
 
     Needs no swarm. Signatures and links between hops are checked without weights. Where this machine has the
-    model, and bits are the same on every machine (int8 and int4 of Llama-like models on the CPU), all blocks
-    are computed again. Exit code 1 if anything differs.
+    model, and bits are the same on every machine (int8, w8a8 and int4 of Llama-like models on the CPU), all
+    blocks are computed again. Exit code 1 if anything differs.
     """
     if evidence != (other is not None):
         raise UsageError("--evidence needs two answers", next_command="shoal verify --evidence A.json B.json")

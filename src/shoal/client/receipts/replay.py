@@ -65,7 +65,7 @@ def check_replayable(answer: KeptAnswer, model: LocalModel) -> None:
         raise NotAllowed(
             f"bits by the numerics {numerics} depend on the machine, or on what ran beside the answer: it "
             "cannot be computed again to the bit",
-            check="ask again of nodes that run a Llama-like model in int8 or int4 on the CPU",
+            check="ask again of nodes that run a Llama-like model in int8, w8a8 or int4 on the CPU",
         )
     if model.digest != answer.digest:
         raise UsageError(f"{model.name} is {model.digest}, and the answer is by {answer.digest}")

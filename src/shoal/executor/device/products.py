@@ -18,7 +18,15 @@ from torch.nn import functional
 
 from shoal.executor.arrays import Array
 from shoal.executor.kernels.c_kernels import Matrix, pack
-from shoal.executor.kernels.torch_kernels import INT32_MAX, tensor_of, untile_groups, untile_weights, widen
+from shoal.executor.kernels.torch_kernels import (
+    INT32_MAX,
+    quantise,
+    tensor_of,
+    untile_groups,
+    untile_quads,
+    untile_weights,
+    widen,
+)
 from shoal.types import Format
 
 FEW_ROWS = 16
@@ -76,6 +84,10 @@ def place_matrix(matrix: Matrix, device: torch.device, products: Products) -> De
     if matrix.scales is None:
         return WideMatrix(_placed(matrix.weights, device), bias)
     weights = _placed(matrix.weights, device)
+    if matrix.layout == "w8a8":
+        rows = untile_quads(weights)[: matrix.rows, : matrix.cols].contiguous()
+        scales = _placed(matrix.scales, device).reshape(-1)[: matrix.rows]
+        return W8A8Matrix(rows, scales, bias, products)
     if matrix.layout == "int8":
         return Int8Matrix(weights, _placed(matrix.scales, device), bias, products)
     grouped = GroupedMatrix(
@@ -147,6 +159,29 @@ class Int8Matrix:
         sums = torch._int_mm(low.to(torch.int8), turned)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         sums = sums + (torch._int_mm(high.to(torch.int8), turned) << 8)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         return sums.float() * (self._scales * (largest / limit))
+
+
+class W8A8Matrix:
+    """Weights int8 ``[rows, cols]`` with a scale for each row, for rows that are rounded to 8 bits too."""
+
+    def __init__(
+        self, weights: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, products: Products
+    ) -> None:
+        self.rows, self.cols = weights.shape
+        self.device = weights.device
+        self.bytes = _bytes(weights, scales, bias)
+        self._weights = weights
+        self._scales = scales
+        self._bias = bias
+        self._integers = products.integers and self.rows % 8 == 0 and self.cols % 8 == 0  # as CUDA asks
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        whole, x_scales = quantise(x.float(), "w8a8", self.cols)
+        if len(x) > FEW_ROWS and self._integers:
+            sums = torch._int_mm(whole.to(torch.int8), self._weights.T).float()  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        else:
+            sums = (whole.bfloat16() @ self._weights.bfloat16().T).float()  # bfloat16 holds 8 bits exactly
+        return _plus(sums * (self._scales * x_scales), self._bias)
 
 
 class GroupedMatrix:

@@ -21,16 +21,23 @@ from shoal.executor.arrays import ALIGNMENT, Array, Floats, address, empty, narr
 from shoal.executor.kernels.built import BASIC, NATIVE, kernels_built
 from shoal.executor.kernels.onednn import product
 from shoal.executor.kernels.structs import PRODUCT, KvStruct, LinearStruct, SequenceStruct, SpanStruct
-from shoal.executor.kernels.tiles import TILE, tile_groups, tile_weights, tiles_of
+from shoal.executor.kernels.tiles import QUAD, TILE, quads_of, tile_groups, tile_quads, tile_weights, tiles_of
 from shoal.types import Format
 
 GROUP = 32
 """Weights of int4 that share a scale."""
 INT4_ZERO = 8
 """The integer that means 0 in int4."""
-MatrixLayout = Literal["fp32", "bf16", "int8", "grouped4", "grouped8"]
+MatrixLayout = Literal["fp32", "bf16", "int8", "grouped4", "grouped8", "w8a8"]
 """How one matrix is held. int4 is grouped4; a published model's matrices may each be held in another way."""
-NUMBER: dict[MatrixLayout, int] = {"fp32": 0, "bf16": 1, "int8": 2, "grouped4": 3, "grouped8": 4}
+NUMBER: dict[MatrixLayout, int] = {
+    "fp32": 0,
+    "bf16": 1,
+    "int8": 2,
+    "grouped4": 3,
+    "grouped8": 4,
+    "w8a8": 5,
+}
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +48,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.team_free.argtypes = [c_void_p]
     library.team_set_product.argtypes = [c_void_p, PRODUCT]
     library.team_threads.argtypes = [c_void_p]
+    library.team_limit.argtypes = [c_void_p, c_int32]
+    library.team_limit.restype = c_int32
     library.span_step.argtypes = [c_void_p, POINTER(SpanStruct), c_int, c_int, c_void_p, c_int, c_void_p]
     library.apply_linear.argtypes = [c_void_p, POINTER(LinearStruct), c_void_p, c_int, c_void_p]
     library.rms_norm.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p]
@@ -84,10 +93,11 @@ class Matrix:
     cols: int
     """What comes in."""
     weights: Array
-    """fp32: float32, bf16: uint16, int8: int8, each ``[rows, cols]``; in groups: uint8 tiles, see
-    :func:`shoal.executor.kernels.tiles.tile_weights`."""
+    """fp32: float32, bf16: uint16, int8: int8, each ``[rows, cols]``; in groups: uint8 tiles, w8a8: int8
+    tiles, see :mod:`shoal.executor.kernels.tiles`."""
     scales: Array | None
-    """int8: float32 ``[rows]``; in groups: float32 or float16 ``[tiles, cols / group, 16]``."""
+    """int8: float32 ``[rows]``; w8a8: float32 ``[tiles, 16]``; in groups: float32 or float16
+    ``[tiles, cols / group, 16]``."""
     bias: Floats | None = None
     """float32 ``[rows]``."""
     minima: Array | None = None
@@ -97,7 +107,7 @@ class Matrix:
     @property
     def group(self) -> int:
         """Weights of a row that share a scale; 0 where the layout has no groups."""
-        return 0 if self.scales is None or self.scales.ndim == 1 else self.cols // self.scales.shape[1]
+        return 0 if self.scales is None or self.scales.ndim < 3 else self.cols // self.scales.shape[1]
 
     @property
     def bytes(self) -> int:
@@ -132,8 +142,8 @@ def pack(weights: Array, format: Format, bias: Array | None = None) -> Matrix:
     What was published with a fraction is bf16 in ``published``; integers come in through
     :func:`shoal.executor.kernels.groups.pack_groups`.
 
-    int8 is symmetric with a scale for each row; int4 has one for each 32 weights of a row, from the weight of
-    the largest magnitude, in 16 bits, as GGUF's Q4_0.
+    int8 is symmetric with a scale for each row, and so is w8a8, which differs in what its weights meet; int4
+    has one for each 32 weights of a row, from the weight of the largest magnitude, in 16 bits, as Q4_0.
 
     Args:
         weights: uint16 are the bits of bfloat16.
@@ -146,6 +156,8 @@ def pack(weights: Array, format: Format, bias: Array | None = None) -> Matrix:
         return Matrix("bf16", rows, cols, aligned(narrow(weights)), None, bias)
     if format == "int4" and fits(format, cols):
         return Matrix("grouped4", rows, cols, *_pack_int4(weights), bias, zero=INT4_ZERO)
+    if format == "w8a8":
+        return Matrix(format, rows, cols, *_pack_w8a8(weights), bias)
     return Matrix("int8", rows, cols, *_pack_int8(weights), bias)
 
 
@@ -175,6 +187,17 @@ def _pack_int8(weights: Array) -> tuple[Array, Floats]:
             scales[part] = largest / np.float32(127)
             packed[part] = np.rint(wide * _quotient(127.0, largest)[:, None])
     return packed, scales
+
+
+def _pack_w8a8(weights: Array) -> tuple[Array, Floats]:
+    rows, cols = weights.shape
+    tiles = empty((tiles_of(rows), quads_of(cols), TILE, QUAD), np.int8)
+    scales = np.zeros((len(tiles), TILE), np.float32)
+    for at in range(0, rows, ROWS_AT_ONCE):
+        packed, factors = _pack_int8(weights[at : at + ROWS_AT_ONCE])
+        tiles[at // TILE : tiles_of(at + len(packed))] = tile_quads(packed)
+        scales.reshape(-1)[at : at + len(packed)] = factors
+    return tiles, aligned(scales)
 
 
 def _pack_int4(weights: Array) -> tuple[Array, Array]:
@@ -240,10 +263,17 @@ class ThreadTeam:
         """What the kernels know it by."""
         return self._team
 
+    def limit(self, extras: int) -> int:
+        """Use only those instructions beyond the CPU's level that are among ``extras`` (native/cpu.h).
+
+        Returns those that are left. It changes how fast the kernels are, and no bit.
+        """
+        return int(self.library.team_limit(self._team, extras))
+
     def linear(self, matrix: Matrix, x: Floats) -> Floats:
         """``x @ weights.T + bias``: float32 ``[n, cols]`` gives ``[n, rows]``.
 
-        In int8 and int4 a row's result does not depend on the rows beside it, bit for bit.
+        In int8, w8a8 and int4 a row's result does not depend on the rows beside it, bit for bit.
 
         Raises:
             OutOfResources: memory is short.

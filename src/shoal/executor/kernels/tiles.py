@@ -1,9 +1,13 @@
-"""Sixteen rows of weights interleaved, as the kernels for weights in groups read them (``native/grouped.c``).
+"""Sixteen rows of weights interleaved, as the kernels read them (``native/grouped.c``, ``native/w8a8.c``).
 
-A tile holds pairs of neighbouring columns: of sixteen rows that of columns 0 and 1, then of all of them that
-of columns 2 and 3, and so on, 32 columns after 32. With 4 bits two integers lie in a byte: one of the first
-16 columns in its lower half, and the one 16 columns further on in its upper one. Scales and minima are
-``[tiles, groups, 16]``. Behind the last row a tile is filled up with zeros, and scales of 0.
+Of weights in groups a tile holds pairs of neighbouring columns: of sixteen rows that of columns 0 and 1,
+then of all of them that of columns 2 and 3, and so on, 32 columns after 32. With 4 bits two integers lie in
+a byte: one of the first 16 columns in its lower half, and the one 16 columns further on in its upper one.
+Scales and minima are ``[tiles, groups, 16]``. Behind the last row a tile is filled up with zeros, and
+scales of 0.
+
+Of w8a8 a tile holds quads of neighbouring columns: of sixteen rows that of columns 0 to 3, then of all of
+them that of columns 4 to 7, and so on.
 """
 
 from __future__ import annotations
@@ -18,6 +22,10 @@ from shoal.models.checkpoint.grouped import CHUNK
 
 TILE = 16
 """Rows that lie interleaved."""
+QUAD = 4
+"""Columns of a row that lie side by side in w8a8."""
+STEP = 64
+"""Columns of w8a8 come in multiples of so many, as AMX takes them; behind the last are zeros."""
 
 
 def tiles_of(rows: int) -> int:
@@ -43,6 +51,23 @@ def tile_weights(values: Array, bits: Literal[4, 8]) -> NDArray[np.uint8]:
             to[:, :, half] = turned
         else:
             to[:, :, 0] |= turned << 4
+    return made
+
+
+def quads_of(cols: int) -> int:
+    """Quads of columns in a tile of w8a8."""
+    return -(-cols // STEP) * STEP // QUAD
+
+
+def tile_quads(values: Array) -> NDArray[np.int8]:
+    """Integers of 8 bits ``[rows, cols]`` as tiles ``[tiles, quads, 16, 4]``."""
+    rows, cols = values.shape
+    whole = np.zeros((tiles_of(rows) * TILE, quads_of(cols) * QUAD), np.int8)
+    whole[:rows, :cols] = values
+    # A quad moves as one.
+    turned = whole.view(np.uint32).reshape(-1, TILE, quads_of(cols)).transpose(0, 2, 1)
+    made = empty((tiles_of(rows), quads_of(cols), TILE, QUAD), np.int8)
+    made.view(np.uint32)[..., 0] = turned
     return made
 
 

@@ -7,13 +7,15 @@ from torch.nn import functional
 
 from shoal.executor.arrays import Array
 from shoal.executor.kernels.c_kernels import GROUP, Matrix, MatrixLayout, ThreadTeam, pack
-from shoal.executor.kernels.tiles import TILE, tiles_of
+from shoal.executor.kernels.tiles import QUAD, TILE, tiles_of
 from shoal.models.checkpoint.grouped import CHUNK
 from shoal.types import Format
 
 ROWS_AT_ONCE = 512
 """Rows of weights widened at a time, whole tiles: bounds the memory of a forward."""
 INT32_MAX = 2**31 - 1
+BY_ROW: tuple[MatrixLayout, ...] = ("int8", "w8a8")
+"""Layouts in which a row of weights has one scale, and sums are exact over all of its columns."""
 
 
 def array_of(tensor: torch.Tensor) -> Array:
@@ -42,44 +44,57 @@ def apply(team: ThreadTeam | None, matrix: Matrix, x: torch.Tensor) -> torch.Ten
 
 
 def linear(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
-    """What :meth:`ThreadTeam.linear` gives; in int8 bit for bit, in the other layouts but for rounding."""
+    """What :meth:`ThreadTeam.linear` gives; in int8 and w8a8 bit for bit, in others but for rounding."""
     if matrix.layout == "fp32":
         return functional.linear(x, tensor_of(matrix.weights), _bias(matrix))
     out = torch.empty((len(x), matrix.rows))
-    quantised, x_scales = quantise(x, matrix.layout, matrix.cols) if matrix.layout == "int8" else (x, None)
+    quantised, x_scales = quantise(x, matrix.layout, matrix.cols) if matrix.layout in BY_ROW else (x, None)
     for at in range(0, matrix.rows, ROWS_AT_ONCE):
         part = slice(at, min(at + ROWS_AT_ONCE, matrix.rows))
         if x_scales is None:
             out[:, part] = x @ widen(matrix, part).T
         else:
             # Sums of products of integers are below 2³¹: float64 holds them exactly, in any order.
-            sums = quantised.double() @ tensor_of(matrix.weights[part]).double().T
-            out[:, part] = sums.float() * (_scales(matrix)[part] * x_scales)
+            sums = quantised.double() @ integers_of(matrix, part).double().T
+            out[:, part] = sums.float() * (_row_scales(matrix)[part] * x_scales)
     bias = _bias(matrix)
     return out if bias is None else out + bias
 
 
 def quantise(x: torch.Tensor, layout: MatrixLayout, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row of ``x`` ``[n, cols]`` as int32 and a float32 scale ``[n, 1]``, as native/linear.c."""
-    limit = torch.tensor(float(activation_limit(layout, cols)))  # a plain number would be divided otherwise
+    """Each row of ``x`` ``[n, cols]`` as int32 and a float32 scale ``[n, 1]``, as native/quantise.c."""
+    # A plain number would be divided otherwise.
+    limit = torch.tensor(float(activation_limit(layout, cols)), device=x.device)
     largest = x.abs().amax(1, keepdim=True)
-    zero = torch.zeros(())
-    to_int = torch.where(largest > 0, limit / largest, zero)
-    return (x * to_int).round().to(torch.int32), torch.where(largest > 0, largest / limit, zero)
+    factor = limit / largest
+    some = factor.isfinite()  # a row of nothing, or of next to nothing, is zeros
+    to_int = factor.where(some, 0)
+    return (x * to_int).round().to(torch.int32), (largest / limit).where(some, 0)
 
 
 def activation_limit(layout: MatrixLayout, cols: int) -> int:
     """The largest integer that x may become, so that the products of a sum fit into 32 bits."""
-    weight, terms = (127, cols) if layout == "int8" else (128, GROUP)
-    return min(INT32_MAX // (weight * terms), 32767)
+    weight, terms = (127, cols) if layout in BY_ROW else (128, GROUP)
+    return min(INT32_MAX // (weight * terms), 127 if layout == "w8a8" else 32767)
+
+
+def integers_of(matrix: Matrix, rows: slice) -> torch.Tensor:
+    """Rows of the weights of int8 or w8a8 before they are scaled, int8 ``[n, cols]``."""
+    if matrix.layout == "int8":
+        return tensor_of(matrix.weights[rows])
+    first, end, _ = rows.indices(matrix.rows)
+    tiles = slice(first // TILE, tiles_of(end))
+    start = tiles.start * TILE
+    return untile_quads(tensor_of(matrix.weights[tiles]))[first - start : end - start, : matrix.cols]
 
 
 def widen(matrix: Matrix, rows: slice) -> torch.Tensor:
     """Rows of the weights as float32 ``[n, cols]``."""
     if matrix.layout in ("grouped4", "grouped8"):
         return _widen_groups(matrix, rows)
-    weights = tensor_of(matrix.weights[rows])
-    return weights.float() * _scales(matrix)[rows, None] if matrix.layout == "int8" else weights.float()
+    if matrix.layout in BY_ROW:
+        return integers_of(matrix, rows).float() * _row_scales(matrix)[rows, None]
+    return tensor_of(matrix.weights[rows]).float()
 
 
 def _widen_groups(matrix: Matrix, rows: slice) -> torch.Tensor:
@@ -107,6 +122,11 @@ def untile_weights(tiles: torch.Tensor, bits: int) -> torch.Tensor:
     return values if bits == 4 else values.view(torch.int8)
 
 
+def untile_quads(tiles: torch.Tensor) -> torch.Tensor:
+    """What :func:`shoal.executor.kernels.tiles.tile_quads` made, ``[rows, cols]`` with the zeros behind."""
+    return tiles.transpose(1, 2).reshape(len(tiles) * TILE, tiles.shape[1] * QUAD)
+
+
 def untile_groups(tiles: torch.Tensor) -> torch.Tensor:
     """The same for scales or minima: ``[rows, groups]``."""
     return tiles.transpose(1, 2).reshape(len(tiles) * TILE, -1)
@@ -116,6 +136,11 @@ def _scales(matrix: Matrix) -> torch.Tensor:
     if matrix.scales is None:
         raise ValueError(f"a matrix in {matrix.layout} without scales")
     return tensor_of(matrix.scales)
+
+
+def _row_scales(matrix: Matrix) -> torch.Tensor:
+    """``[rows]``, of int8 or w8a8."""
+    return _scales(matrix).reshape(-1)[: matrix.rows]
 
 
 def _bias(matrix: Matrix) -> torch.Tensor | None:

@@ -7,49 +7,13 @@
  * or 16 where groups are that small, products are summed exactly, then scaled and added as floats, one after the
  * other. So the bits of a row depend neither on the rows beside it, nor on the number of threads, nor on the
  * machine. */
-#include "job.h"
-#include "simd.h"
+#include "lanes.h"
 
 #define CHUNK 32  /* columns taken together: in the first half of them and the second */
 #define STEPS 8   /* pairs of columns in half a chunk */
 #define PAIRS 32  /* integers of one pair of columns in a tile */
 #define AHEAD 1024 /* bytes of weights fetched ahead of their use */
 
-/* Sixteen sums, and sixteen pairs of integers of 16 bits. */
-#if LANES == 16
-typedef struct { vi a; } i16x;
-typedef struct { vs a; } pairs;
-#define EACH(f) f(a)
-#else
-typedef struct { vi a, b; } i16x;
-typedef struct { vs a, b; } pairs;
-#define EACH(f) f(a) f(b)
-#endif
-
-INLINE vi splat_i32(int32_t x) { return (vi){0} + x; }
-INLINE i16x all16(int32_t x) {
-    i16x to;
-#define PART(p) to.p = splat_i32(x);
-    EACH(PART)
-#undef PART
-    return to;
-}
-INLINE i16x sum_both(i16x x, i16x y) {
-#define PART(p) x.p += y.p;
-    EACH(PART)
-#undef PART
-    return x;
-}
-INLINE v16 to_floats(i16x x) {
-    v16 to;
-#if LANES == 16
-    to.v = __builtin_convertvector(x.a, vf);
-#else
-    to.a = __builtin_convertvector(x.a, vf);
-    to.b = __builtin_convertvector(x.b, vf);
-#endif
-    return to;
-}
 /* sum + weights · x for two columns; x is both of them in 32 bits. */
 INLINE i16x madd16(i16x sum, pairs weights, int32_t x) {
     const vs both = (vs)splat_i32(x);
@@ -122,20 +86,6 @@ void sum_units(const job_t *job, int i) {
         for (int64_t t = 0; t < unit; t++) sum += q[k + t];
         *sums = sum;
     }
-}
-
-/* As put, for a tile: what is behind the last row is dropped. */
-INLINE void put_tile(const job_t *job, int i, int r, v16 values) {
-    if (r + TILE > job->layer->rows) {
-        float each[TILE];
-        store16(each, values);
-        for (int l = 0; r + l < job->layer->rows; l++) put(job, i, r + l, each[l]);
-        return;
-    }
-    float *to = job->out + i * job->stride + r;
-    if (job->layer->bias) values = plus16(values, load16(job->layer->bias + r));
-    values = times16(values, splat16(job->factor));
-    store16(to, job->how == ADD ? plus16(load16(to), values) : values);
 }
 
 /* One tile of weights with rows i … of x, m of them. */

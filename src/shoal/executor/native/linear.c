@@ -1,10 +1,10 @@
-/* Five formats, four kernels.
+/* Six formats, five kernels.
  *
  * Float weights with few rows of x: dot products along the weights' rows, at the speed of memory. Float weights
  * with more rows: x is transposed into panels of LANES rows, weights are widened to float once per block that
  * stays in the cache, and the inner loop is LANES × TILE fused multiply-adds. Integer weights: x is quantised
  * per row, and 16-bit products are summed exactly in 32 bits, so a row's result does not depend on the other
- * rows, on the number of threads, or on the machine. Weights in groups: see grouped.c. */
+ * rows, on the number of threads, or on the machine. Weights in groups: see grouped.c; x in 8 bits: w8a8.c. */
 #include "job.h"
 #include "simd.h"
 #include <math.h>
@@ -204,40 +204,6 @@ static void float_chunk(void *context, int chunk, int thread) {
 
 /* ---- integer weights ---- */
 
-/* The largest integer that x may become: products with 127 must add up within 32 bits over all columns. */
-int32_t activation_limit(int32_t format, int32_t cols) {
-    const int64_t weight = format == INT8 ? 127 : 128, terms = format == INT8 ? cols : GROUP;
-    const int64_t limit = INT32_MAX / (weight * terms);
-    return (int32_t)(limit < 32767 ? limit : 32767);
-}
-
-static void quantise_row(void *context, int i, int thread) {
-    const job_t *job = context;
-    (void)thread;
-    const int64_t cols = job->layer->cols;
-    const float *x = job->x + i * cols;
-    int16_t *q = job->scratch->quantised + i * quantised_stride(cols);
-    vf most = splat(0);
-    int64_t k = 0;
-    for (; k + LANES <= cols; k += LANES) most = larger((vf)((vi)load(x + k) & 0x7fffffff), most);
-    float top = 0;
-    for (int l = 0; l < LANES; l++) top = most[l] > top ? most[l] : top;
-    for (; k < cols; k++) top = fabsf(x[k]) > top ? fabsf(x[k]) : top;
-    const float limit = (float)activation_limit(job->layer->format, job->layer->cols);
-    const float to_int = top > 0 ? limit / top : 0;
-    job->scratch->row_scales[i] = top > 0 ? top / limit : 0;
-    k = 0;
-#if defined(__AVX2__)
-    for (; k + 16 <= cols; k += 16) {
-        __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + k), _mm256_set1_ps(to_int)));
-        __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + k + 8), _mm256_set1_ps(to_int)));
-        _mm256_storeu_si256((__m256i *)(q + k), _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8));
-    }
-#endif
-    for (; k < cols; k++) q[k] = (int16_t)lrintf(x[k] * to_int);
-    if (is_grouped(job->layer->format)) sum_units(job, i);
-}
-
 #define STEP (2 * LANES) /* columns of one madd */
 
 /* Rows of weights `apart` rows apart, as in dot_tile, n of them, with m rows of x. Where a row is taken in pieces
@@ -257,7 +223,7 @@ INLINE void int8_tile(const int8_t *w, int64_t apart, const int16_t *q, int64_t 
         UNROLL for (int i = 0; i < m; i++) {
             vs x = load_i16(q + i * stride + k);
             KEEP(x);
-            UNROLL for (int j = 0; j < n; j++) acc[j][i] = madd(acc[j][i], wide[j], x);
+            UNROLL for (int j = 0; j < n; j++) acc[j][i] = madd_any(acc[j][i], wide[j], x);
         }
     }
     UNROLL for (int j = 0; j < n; j++) UNROLL for (int i = 0; i < m; i++) {
@@ -317,17 +283,30 @@ static void put_row(void *context, int i, int thread) {
 
 int64_t scratch_tile_floats(int m) {
     const int64_t padded = (int64_t)panels_of(m) * LANES;
-    const int64_t floats = CHUNK * DEPTH_STRIDE + CHUNK * padded, ints = INT_CHUNK * (int64_t)m;
-    return (floats > ints ? floats : ints) + 64; /* threads' tiles on lines of their own */
+    int64_t most = CHUNK * DEPTH_STRIDE + CHUNK * padded;
+    if (INT_CHUNK * (int64_t)m > most) most = INT_CHUNK * (int64_t)m;
+    if (amx_floats(m) > most) most = amx_floats(m);
+    return most + 64; /* threads' tiles on lines of their own */
 }
 
-void linear(pool_t *pool, const linear_t *layer, const scratch_t *scratch, const float *x, int m, float *out,
-            int64_t stride, int how, float factor) {
-    job_t job = {layer, scratch, x, out, stride, m, how, factor};
-    if (layer->format == INT8 || is_grouped(layer->format)) {
-        pool_run(pool, quantise_row, &job, m);
-        const int chunks = (layer->rows + INT_CHUNK - 1) / INT_CHUNK;
-        pool_run(pool, layer->format == INT8 ? int8_chunk : grouped_chunk, &job, chunks);
+static void integer_linear(pool_t *pool, job_t *job) {
+    const linear_t *layer = job->layer;
+    const int by_tiles = uses_tiles(job->scratch, layer->format, job->m);
+    if (by_tiles) job->chunk_rows = amx_rows(layer->format, layer->rows, pool_threads(pool));
+    pool_run(pool, quantise_row, job, job->m);
+    const int rows = by_tiles ? job->chunk_rows : INT_CHUNK, chunks = (layer->rows + rows - 1) / rows;
+    pool_run(pool, by_tiles ? amx_chunk
+                   : layer->format == INT8 ? int8_chunk
+                   : layer->format == W8A8 ? bytes_chunk
+                   : grouped_chunk,
+             job, chunks);
+}
+
+void linear(pool_t *pool, const linear_t *layer, const scratch_t *scratch, const float *x, int64_t x_stride, int m,
+            float *out, int64_t stride, int how, float factor) {
+    job_t job = {layer, scratch, x, x_stride, out, stride, m, how, factor, 0, (m + TILE - 1) / TILE * TILE};
+    if (takes_strides(layer->format)) {
+        integer_linear(pool, &job);
         return;
     }
     if (scratch->product && layer->format == BF16 && m >= PRODUCT_ROWS) {
@@ -346,41 +325,4 @@ void linear(pool_t *pool, const linear_t *layer, const scratch_t *scratch, const
     }
     pool_run(pool, pack_panel, &job, panels_of(m));
     pool_run(pool, float_chunk, &job, chunks);
-}
-
-/* ---- packing ---- */
-
-void pack_int8(const float *w, int64_t rows, int64_t cols, int8_t *q, float *scales) {
-    for (int64_t r = 0; r < rows; r++) {
-        float top = 0;
-        for (int64_t k = 0; k < cols; k++) top = fabsf(w[r * cols + k]) > top ? fabsf(w[r * cols + k]) : top;
-        scales[r] = top / 127;
-        const float to_int = top > 0 ? 127 / top : 0;
-        for (int64_t k = 0; k < cols; k++) q[r * cols + k] = (int8_t)lrintf(w[r * cols + k] * to_int);
-    }
-}
-
-/* To the nearest float16, ties to even; x is in its range. */
-static float round_to_half(float x) {
-    if (fabsf(x) < 0x1p-14f) return (x + 0.75f) - 0.75f; /* a multiple of 2⁻²⁴, as its smallest numbers are */
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    u = (u + 0xfff + ((u >> 13) & 1)) & ~(uint32_t)0x1fff;
-    memcpy(&x, &u, 4);
-    return x;
-}
-
-void pack_int4(const float *w, int64_t rows, int64_t cols, int32_t halves, uint8_t *q, float *scales) {
-    for (int64_t g = 0; g < rows * cols / GROUP; g++) {
-        const float *from = w + g * GROUP;
-        float top = 0; /* the value of the largest magnitude, with its sign: it becomes -8 */
-        for (int k = 0; k < GROUP; k++)
-            if (fabsf(from[k]) > fabsf(top)) top = from[k];
-        scales[g] = halves ? round_to_half(top / -8) : top / -8;
-        const float to_int = scales[g] != 0 ? 1 / scales[g] : 0;
-        for (int k = 0; k < GROUP; k++) {
-            const long value = lrintf(from[k] * to_int) + 8;
-            q[g * GROUP + k] = (uint8_t)(value > 15 ? 15 : value < 0 ? 0 : value);
-        }
-    }
 }

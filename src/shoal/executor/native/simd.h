@@ -4,12 +4,15 @@
  * widths compile for any CPU.
  * Sums are written so that their order does not depend on LANES, so the same numbers come out everywhere. */
 #pragma once
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #elif defined(__SSE2__)
 #include <emmintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #ifndef LANES
@@ -35,6 +38,7 @@ typedef int16_t vs __attribute__((vector_size(4 * LANES)));
 typedef int8_t vb_any __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
 typedef uint8_t vub_any __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
 typedef int8_t vb_lanes __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef int16_t vh_lanes __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 INLINE vf load(const float *p) { return *(const vf_any *)p; }
 INLINE void store(float *p, vf v) { *(vf_any *)p = v; }
@@ -52,6 +56,10 @@ INLINE vf fma_lanes(vf a, vf b, vf c) {
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__)
     return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    union { vf v; float32x4_t parts[LANES / 4]; } x = {a}, y = {b}, to = {c};
+    UNROLL for (int i = 0; i < LANES / 4; i++) to.parts[i] = vfmaq_f32(to.parts[i], x.parts[i], y.parts[i]);
+    return to.v;
 #else
     for (int i = 0; i < LANES; i++) a[i] = __builtin_fmaf(a[i], b[i], c[i]);
     return a;
@@ -90,6 +98,39 @@ INLINE vf load_i8(const int8_t *p) {
     return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 #else
     return __builtin_convertvector(*(const vb_lanes *)p, vf);
+#endif
+}
+
+/* To the nearest integer, ties to even. */
+INLINE vi round_lanes(vf x) {
+#if defined(__AVX512F__)
+    return (vi)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+    return (vi)_mm256_cvtps_epi32((__m256)x);
+#elif defined(__aarch64__)
+    union { vf v; float32x4_t parts[LANES / 4]; } from = {x};
+    union { int32x4_t parts[LANES / 4]; vi v; } to;
+    UNROLL for (int i = 0; i < LANES / 4; i++) to.parts[i] = vcvtnq_s32_f32(from.parts[i]);
+    return to.v;
+#else
+    vi to;
+    for (int i = 0; i < LANES; i++) to[i] = (int32_t)lrintf(x[i]);
+    return to;
+#endif
+}
+/* The lower bits of each lane. */
+INLINE void store_i16(int16_t *p, vi x) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)x));
+#else
+    *(vh_lanes *)p = __builtin_convertvector(x, vh_lanes);
+#endif
+}
+INLINE void store_i8(int8_t *p, vi x) {
+#if defined(__AVX512F__)
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)x));
+#else
+    *(vb_lanes *)p = __builtin_convertvector(x, vb_lanes);
 #endif
 }
 
@@ -159,9 +200,30 @@ INLINE vi madd(vi acc, vs a, vs b) {
     union { __m128i parts[LANES / 4]; vi v; } sums;
     UNROLL for (int i = 0; i < LANES / 4; i++) sums.parts[i] = _mm_madd_epi16(x.parts[i], y.parts[i]);
     return acc + sums.v;
+#elif defined(__aarch64__)
+    union { vs v; int16x8_t parts[LANES / 4]; } x = {a}, y = {b};
+    union { vi v; int32x4_t parts[LANES / 4]; } to = {acc};
+    UNROLL for (int i = 0; i < LANES / 4; i++) {
+        const int32x4_t low = vmull_s16(vget_low_s16(x.parts[i]), vget_low_s16(y.parts[i]));
+        to.parts[i] = vaddq_s32(to.parts[i], vpaddq_s32(low, vmull_high_s16(x.parts[i], y.parts[i])));
+    }
+    return to.v;
 #else
     for (int i = 0; i < LANES; i++) acc[i] += (int32_t)a[2 * i] * b[2 * i] + (int32_t)a[2 * i + 1] * b[2 * i + 1];
     return acc;
+#endif
+}
+/* The same where only the sum of all lanes counts: any lane may take any product. */
+INLINE vi madd_any(vi acc, vs a, vs b) {
+#if defined(__aarch64__)
+    union { vs v; int16x8_t parts[LANES / 4]; } x = {a}, y = {b};
+    union { vi v; int32x4_t parts[LANES / 4]; } to = {acc};
+    UNROLL for (int i = 0; i < LANES / 4; i++)
+        to.parts[i] = vmlal_s16(to.parts[i], vget_low_s16(x.parts[i]), vget_low_s16(y.parts[i]));
+    UNROLL for (int i = 0; i < LANES / 4; i++) to.parts[i] = vmlal_high_s16(to.parts[i], x.parts[i], y.parts[i]);
+    return to.v;
+#else
+    return madd(acc, a, b);
 #endif
 }
 INLINE vs load_i16(const int16_t *p) { return *(const vs_any *)p; }

@@ -1,5 +1,6 @@
 #include "span.h"
 #include "angles.h"
+#include "cpu.h"
 #include "elementwise.h"
 #include <math.h>
 #include <stdlib.h>
@@ -19,8 +20,11 @@ team_t *team_new(int threads) {
         free(team);
         return 0;
     }
+    team->scratch.extras = cpu_extras();
     return team;
 }
+
+int32_t team_limit(team_t *team, int32_t extras) { return team->scratch.extras &= extras; }
 
 void team_set_product(team_t *team, product_fn product) { team->scratch.product = product; }
 
@@ -53,9 +57,9 @@ static int grow_scratch(team_t *team, int m, int64_t rows, int64_t cols) {
     const int64_t threads = pool_threads(team->pool), padded = m + 16;
     scratch->tile_floats = (scratch_tile_floats(m) + 15) & ~(int64_t)15;
     return grow(&scratch->panels, &team->sizes[0], padded * cols * 4) |
-           grow(&scratch->quantised, &team->sizes[1], padded * quantised_stride(cols) * 2) |
+           grow(&scratch->quantised, &team->sizes[1], quantised_bytes(m, cols)) |
            grow(&scratch->row_scales, &team->sizes[2], padded * 4) |
-           grow(&scratch->unit_sums, &team->sizes[11], padded * unit_sums_stride(cols) * 4) |
+           grow(&scratch->unit_sums, &team->sizes[11], padded * (unit_sums_stride(cols) + 1) * 4) |
            grow(&scratch->tiles, &team->sizes[3], threads * scratch->tile_floats * 4) |
            grow(&scratch->products, &team->sizes[10], scratch->product ? m * rows * 4 : 0);
 }
@@ -154,7 +158,7 @@ static void place_row(void *context, int row, int thread) {
            key + (int64_t)kv_heads * dims);
 }
 
-/* gated[row][ffn] = act(gate) · up, from [row][gate, up], in place: rows move together */
+/* gated[row][ffn] = act(gate) · up, from [row][gate, up], in place */
 static void gate_row(void *context, int row, int thread) {
     const step_t *step = context;
     (void)thread;
@@ -173,20 +177,22 @@ static void gate_row(void *context, int row, int thread) {
     }
 }
 
+/* Rows move together, for who takes no strides. */
 static void join_rows(float *gated, int rows, int64_t ffn) {
     for (int row = 1; row < rows; row++)
         memmove(gated + row * ffn, gated + 2 * row * ffn, (size_t)ffn * sizeof *gated);
 }
 
-/* What a block adds: straight onto hidden, or by way of a norm. */
-static void add_linear(const step_t *step, const linear_t *layer, const float *after, const float *x, int rows) {
+/* What a block adds: straight onto hidden, or by way of a norm. Rows of x are `stride` apart, as linear has it. */
+static void add_linear(const step_t *step, const linear_t *layer, const float *after, const float *x, int64_t stride,
+                       int rows) {
     team_t *team = step->team;
     const int64_t hidden = step->span->hidden;
     if (!after) {
-        linear(team->pool, layer, &team->scratch, x, rows, step->hidden, hidden, ADD, step->span->residual);
+        linear(team->pool, layer, &team->scratch, x, stride, rows, step->hidden, hidden, ADD, step->span->residual);
         return;
     }
-    linear(team->pool, layer, &team->scratch, x, rows, team->normed, hidden, SET, 1);
+    linear(team->pool, layer, &team->scratch, x, stride, rows, team->normed, hidden, SET, 1);
     step_t norm = *step;
     norm.weight = after;
     pool_run(team->pool, add_normed_row, &norm, rows);
@@ -198,18 +204,20 @@ static void run_layer(step_t *step, int rows, int count) {
     team_t *team = step->team;
     step->weight = layer->attention_norm;
     pool_run(team->pool, norm_row, step, rows);
-    linear(team->pool, &layer->qkv, &team->scratch, team->normed, rows, team->qkv, step->qkv_width, SET, 1);
+    linear(team->pool, &layer->qkv, &team->scratch, team->normed, span->hidden, rows, team->qkv, step->qkv_width, SET,
+           1);
     pool_run(team->pool, place_row, step, rows);
     attend(team->pool, &span->kv, step->index, layer->window, step->sequences, count, team->qkv, step->qkv_width,
            team->attended, team->attention);
-    add_linear(step, &layer->out, layer->after_attention, team->attended, rows);
+    add_linear(step, &layer->out, layer->after_attention, team->attended, layer->out.cols, rows);
     step->weight = layer->mlp_norm;
     pool_run(team->pool, norm_row, step, rows);
-    linear(team->pool, &layer->gate_up, &team->scratch, team->normed, rows, team->gated, 2 * (int64_t)span->ffn,
-           SET, 1);
+    linear(team->pool, &layer->gate_up, &team->scratch, team->normed, span->hidden, rows, team->gated,
+           2 * (int64_t)span->ffn, SET, 1);
     pool_run(team->pool, gate_row, step, rows);
-    join_rows(team->gated, rows, span->ffn);
-    add_linear(step, &layer->down, layer->after_mlp, team->gated, rows);
+    const int apart = takes_strides(layer->down.format);
+    if (!apart) join_rows(team->gated, rows, span->ffn);
+    add_linear(step, &layer->down, layer->after_mlp, team->gated, apart ? 2 * (int64_t)span->ffn : span->ffn, rows);
 }
 
 int span_step(team_t *team, const span_t *span, int from, int to, const sequence_t *sequences, int count,
@@ -244,29 +252,7 @@ int span_step(team_t *team, const span_t *span, int from, int to, const sequence
 int apply_linear(team_t *team, const linear_t *layer, const float *x, int m, float *out) {
     if (grow_scratch(team, m, layer->rows, layer->cols)) return -1;
     pool_begin(team->pool);
-    linear(team->pool, layer, &team->scratch, x, m, out, layer->rows, SET, 1);
+    linear(team->pool, layer, &team->scratch, x, layer->cols, m, out, layer->rows, SET, 1);
     pool_end(team->pool);
     return 0;
-}
-
-int cpu_level(void) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vnni"))
-        return 4;
-    return 3;
-#else
-    return 1;
-#endif
-}
-
-int cpu_multiplies_bf16(void) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512bf16") != 0;
-#else
-    return 0;
-#endif
 }

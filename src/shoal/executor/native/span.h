@@ -30,6 +30,8 @@ void team_free(team_t *team);
 /* Give large products of bf16 to another library; NULL takes that back. */
 void team_set_product(team_t *team, product_fn product);
 int team_threads(const team_t *team);
+/* Leave only those of the CPU's extras (cpu.h); which are left. For comparison: the bits stay the same. */
+int32_t team_limit(team_t *team, int32_t extras);
 
 /* Run layers [from, to) on hidden[rows][span->hidden], in place. Returns 0, or -1 when memory is short. */
 int span_step(team_t *team, const span_t *span, int from, int to, const sequence_t *sequences, int count,
@@ -38,7 +40,3 @@ int span_step(team_t *team, const span_t *span, int from, int to, const sequence
 int apply_linear(team_t *team, const linear_t *layer, const float *x, int m, float *out);
 /* out = norm(x) · weight over rows of `cols`; out may be x. */
 void rms_norm(const float *x, int64_t rows, int64_t cols, const float *weight, float epsilon, float *out);
-/* What this CPU can run: 3 for AVX2 and FMA, 4 for AVX-512 with VNNI, else 1. */
-int cpu_level(void);
-/* Whether it multiplies bfloat16 in hardware. */
-int cpu_multiplies_bf16(void);

@@ -1,8 +1,8 @@
 """Packed weights on disk, so that a node's second start need not quantise again.
 
-One safetensors file for each block, under the model's digest and the format. Only int8 and int4 are kept:
-bf16 and published integers are read from the model's files as fast. The cache's are mapped, so nodes on one
-machine share their pages.
+One safetensors file for each block, under the model's digest and the format. Only int8, w8a8 and int4 are
+kept: bf16 and published integers are read from the model's files as fast. The cache's are mapped, so nodes on
+one machine share their pages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from shoal.errors import BadWeights
 from shoal.executor.arrays import Array
 from shoal.executor.kernels.c_kernels import GROUP, INT4_ZERO, Matrix
-from shoal.executor.kernels.tiles import TILE, tiles_of
+from shoal.executor.kernels.tiles import QUAD, TILE, quads_of, tiles_of
 from shoal.models.checkpoint.headers import read_safetensors_header
 from shoal.types import Digest, Format
 
@@ -38,7 +38,7 @@ class WeightCache:
 
     def __init__(self, cache: Path, digest: Digest, format: Format) -> None:
         self._folder = cache / "packed" / f"{digest.removeprefix('sha256:')[:32]}-{format}"
-        self._keeps = format in ("int8", "int4")
+        self._keeps = format in ("int8", "w8a8", "int4")
 
     def fetch(self, block: str, make: Callable[[], Matrices]) -> Matrices:
         """The packed matrices of ``block``: from disk, or made and put there.
@@ -78,7 +78,7 @@ def _read(file: Path) -> Matrices | None:
 
 def _matrix(name: str, said: Mapping[str, str], tensors: Mapping[str, Array]) -> Matrix:
     layout = said[f"{name}.layout"]
-    if layout not in ("int8", "grouped4"):
+    if layout not in ("int8", "w8a8", "grouped4"):
         raise ValueError(f"{name} is in {layout!r}")
     weights, scales = tensors[f"{name}.weights"], tensors[f"{name}.scales"]
     rows, cols = int(said[f"{name}.rows"]), int(said[f"{name}.cols"])
@@ -86,6 +86,8 @@ def _matrix(name: str, said: Mapping[str, str], tensors: Mapping[str, Array]) ->
     if layout == "grouped4":
         tiles, groups = tiles_of(rows), cols // GROUP
         shapes = (tiles, groups, TILE * GROUP // 2), (tiles, groups, TILE)
+    if layout == "w8a8":
+        shapes = (tiles_of(rows), quads_of(cols), TILE, QUAD), (tiles_of(rows), TILE)
     if (weights.shape, scales.shape) != shapes:
         raise ValueError(f"{name} has weights {weights.shape} and scales {scales.shape}")
     zero = INT4_ZERO if layout == "grouped4" else 0
