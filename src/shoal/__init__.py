@@ -20,12 +20,23 @@ if TYPE_CHECKING:
     from shoal.client.embeddings import Embeddings
     from shoal.client.generate import Delta
     from shoal.client.sampling import Sampling
+    from shoal.client.seq2seq.transcribe import Transcription
     from shoal.client.session import Session
     from shoal.errors import ShoalError
 
     __version__: str
 
-__all__ = ["Answer", "Connection", "Delta", "Embeddings", "Sampling", "Session", "ShoalError", "connect"]
+__all__ = [
+    "Answer",
+    "Connection",
+    "Delta",
+    "Embeddings",
+    "Sampling",
+    "Session",
+    "ShoalError",
+    "Transcription",
+    "connect",
+]
 
 _HOMES = {
     "Answer": "shoal.client.answer",
@@ -35,6 +46,7 @@ _HOMES = {
     "Sampling": "shoal.client.sampling",
     "Session": "shoal.client.session",
     "ShoalError": "shoal.errors",
+    "Transcription": "shoal.client.seq2seq.transcribe",
     "connect": "shoal.client.connect",
 }
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import struct
 import tempfile
+import wave
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -16,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from shoal.client.seq2seq.sound import read_wav
 from shoal.errors import BadInvite, BadWeights, ModelError, RemoteProtocolError, UsageError
 from shoal.gateway.api.inference import read_infer
 from shoal.gateway.errors import BadRequest, BodyTooLarge
@@ -306,6 +309,14 @@ def receipts(data: bytes) -> None:
             assert find_contradiction(answer, answer, verify) is None
 
 
+def recording(data: bytes) -> None:
+    """A WAV file: its samples are numbers between -1 and 1, and no more than its bytes."""
+    with suppress(UsageError):
+        found = read_wav(data)
+        assert 0 < len(found.samples) <= len(data)
+        assert float(abs(found.samples).max()) <= 1
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
@@ -329,6 +340,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         tokenizer,
         evidence,
         receipts,
+        recording,
     )
 }
 SLOW = frozenset({"tokenizer"})
@@ -378,6 +390,14 @@ HONEST_CONFIG = (
     b'{"model_type": "llama", "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 6, "rope_scaling":'
     b'{"rope_type": "linear", "factor": 2.0}, "eos_token_id": [2, 3], "temperature": 0.6, "do_sample": true}'
 )
+
+
+def _recording(width: int, channels: int) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as opened:
+        opened.setparams((channels, width, 16000, 0, "NONE", "not compressed"))
+        opened.writeframes(bytes(range(24 * channels)))
+    return file.getvalue()
 
 
 def _framed(message: Message) -> bytes:
@@ -515,6 +535,7 @@ def _receipts() -> bytes:
 
 
 SEEDS: dict[str, list[bytes]] = {
+    "recording": [_recording(1, 1), _recording(2, 2), _recording(3, 1), _recording(4, 8)],
     "header": [encode(m) + payload_bytes(m).to_bytes(2, "big") for m in HONEST],
     "frames": [_framed(m) for m in HONEST],
     "announcement": [seal(_SAID, _IDENTITY.sign)],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import T5Config
+from transformers import BartConfig
 
 from shoal.errors import BadWeights, ModelError, UnknownModel, UnsupportedModel, UsageError
 from shoal.models.build.load import load_ends_module, load_span_module
@@ -203,9 +203,9 @@ def test_an_absurd_count_is_refused_wherever_it_stands(name: str, edited: Edit) 
             open_checkpoint(edited(**changes))
 
 
-def test_an_encoder_and_decoder_is_refused(store: ModelStore, tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "t5")
-    T5Config(num_layers=6, d_model=64).save_pretrained(folder)
+def test_an_encoder_and_decoder_of_another_family_is_refused(store: ModelStore, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "bart")
+    BartConfig(encoder_layers=6, d_model=64).save_pretrained(folder)
     with pytest.raises(UnsupportedModel):
         store.pull(str(folder))
 

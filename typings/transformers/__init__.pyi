@@ -19,6 +19,8 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING as MODEL_MAPPIN
 from transformers.models.auto.modeling_auto import AutoModel as AutoModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM as AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import AutoModelForMaskedLM as AutoModelForMaskedLM
+from transformers.models.auto.modeling_auto import AutoModelForSeq2SeqLM as AutoModelForSeq2SeqLM
+from transformers.models.auto.modeling_auto import AutoModelForSpeechSeq2Seq as AutoModelForSpeechSeq2Seq
 from transformers.models.auto.tokenization_auto import AutoTokenizer as AutoTokenizer
 from transformers.models.bamba.configuration_bamba import BambaConfig as BambaConfig
 from transformers.models.bert.configuration_bert import BertConfig as BertConfig
@@ -58,6 +60,7 @@ from transformers.models.mixtral.configuration_mixtral import MixtralConfig as M
 from transformers.models.modernbert.configuration_modernbert import ModernBertConfig as ModernBertConfig
 from transformers.models.mpnet.configuration_mpnet import MPNetConfig as MPNetConfig
 from transformers.models.mpt.configuration_mpt import MptConfig as MptConfig
+from transformers.models.mt5.configuration_mt5 import MT5Config as MT5Config
 from transformers.models.nanochat.configuration_nanochat import NanoChatConfig as NanoChatConfig
 from transformers.models.nemotron.configuration_nemotron import NemotronConfig as NemotronConfig
 from transformers.models.olmo.configuration_olmo import OlmoConfig as OlmoConfig
@@ -79,6 +82,8 @@ from transformers.models.roberta.configuration_roberta import RobertaConfig as R
 from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config as SmolLM3Config
 from transformers.models.stablelm.configuration_stablelm import StableLmConfig as StableLmConfig
 from transformers.models.starcoder2.configuration_starcoder2 import Starcoder2Config as Starcoder2Config
+from transformers.models.t5.configuration_t5 import T5Config as T5Config
+from transformers.models.whisper.configuration_whisper import WhisperConfig as WhisperConfig
 from transformers.models.xlm_roberta.configuration_xlm_roberta import XLMRobertaConfig as XLMRobertaConfig
 from transformers.models.zamba2.configuration_zamba2 import Zamba2Config as Zamba2Config
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase as PreTrainedTokenizerBase

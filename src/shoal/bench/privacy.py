@@ -30,6 +30,7 @@ from shoal.executor.codecs import decode, encode
 from shoal.executor.ends import EndsRunner
 from shoal.executor.load import load_ends_runner, load_runner
 from shoal.executor.runner import KvState, Runner, SessionRows
+from shoal.models.checkpoint.checkpoint import read_encoder_decoder
 from shoal.models.embedding.settings import encodes_only
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
@@ -174,13 +175,13 @@ def measure_privacy(
     """Attack texts of the shipped book at each depth, with what is learnt from others of its texts.
 
     Raises:
-        UnsupportedModel: the model has no block to spare, or too small a context, or is an encoder.
+        UnsupportedModel: the model has no block to spare, or too small a context, or has an encoder.
         BadWeights: it has no tokenizer, or cannot be loaded.
     """
     began = time.monotonic()
-    if encodes_only(model):
+    if encodes_only(model) or read_encoder_decoder(model.path) is not None:
         raise UnsupportedModel(
-            f"{model.name} is an encoder, and this attack is made for models that read word by word",
+            f"{model.name} has an encoder, and this attack is made for models that read word by word",
             check="assume that peers can read the texts: hidden states are no encryption",
         )
     depths = [depth for depth in DEPTHS if depth < model.shape.n_blocks]

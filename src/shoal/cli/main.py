@@ -45,6 +45,7 @@ class Commands(LazyGroup):
         "run": Lazy("chat.chat", "Answer one prompt."),
         "chat": Lazy("chat.chat", "Chat with a model."),
         "embed": Lazy("embed", "Turn texts into vectors."),
+        "transcribe": Lazy("audio.transcribe", "Write down what is said in a recording."),
         "infer": Lazy("graph.infer", "Run a graph: arrays in, arrays out."),
         "status": Lazy("status.status", "Show what the swarm serves."),
         "peers": Lazy("status.status", "List the peers of the swarm."),

@@ -10,6 +10,7 @@ from shoal.client.ends import OwnSpan, SessionEnds
 from shoal.client.generate import Delta, FinishReason
 from shoal.client.receipts.pull import AnswerReceipts
 from shoal.client.ring.recovery import RouteChange
+from shoal.client.session import Session
 from shoal.client.timing import Timing
 from shoal.types import CarrierName, PeerId, Span
 
@@ -77,6 +78,15 @@ class Answer:
                 (_median([t.compute_us for t in times]) / 1e3, _median([t.waiting_us for t in times]) / 1e3)
             )
         return found
+
+
+def route_stages(session: Session) -> tuple[RouteStage, ...]:
+    """The route that a session takes now."""
+    ring = session.ring
+    return tuple(
+        RouteStage(hop.address.peer, hop.span, carrier, hop.attested)
+        for hop, carrier in zip(ring.route, ring.carriers, strict=True)
+    )
 
 
 def _median(values: list[int]) -> float:

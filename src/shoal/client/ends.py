@@ -44,6 +44,16 @@ FIRST_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """Rows that a session begins with, where no tokens have them: what an encoder heard, or gave."""
+
+    rows: Floats
+    """``[n, width]``"""
+    token: int
+    """Stands for each of them among the session's tokens; a decoder begins with it."""
+
+
+@dataclass(frozen=True, slots=True)
 class OwnSpan:
     """Blocks that the client runs itself."""
 
@@ -72,9 +82,13 @@ class SessionEnds:
     Args:
         thread: on which all of it is computed.
         width: elements of a token's hidden states.
+        given: what the session begins with, if that is not made of tokens.
     """
 
-    def __init__(self, ends: EndsEngine, thread: ComputeThread, width: int) -> None:
+    def __init__(
+        self, ends: EndsEngine, thread: ComputeThread, width: int, given: Given | None = None
+    ) -> None:
+        self._given = given
         self._ends = ends
         self._thread = thread
         self._width = width
@@ -92,6 +106,11 @@ class SessionEnds:
     def stateless(self) -> bool:
         """Whether the model takes in a whole text at once, of which nothing is kept."""
         return self._ends.ends.stateless
+
+    @property
+    def given(self) -> tuple[int, ...]:
+        """The tokens that stand for what the session begins with."""
+        return () if self._given is None else (self._given.token,) * len(self._given.rows)
 
     @property
     def merges(self) -> bool:
@@ -191,7 +210,7 @@ class SessionEnds:
         """The same on the thread that computes, for a caller who does not wait. ``done`` runs there, too."""
         first, kept = self._ends.first, self._sent.find(token_ids, position, sequence_length)
         try:
-            rows = self._ends.ends.embed(token_ids, position) if kept is None else kept
+            rows = self._embedded(token_ids, position) if kept is None else kept
             if first is not None and kept is None:
                 sent = partial(self._through_first, first, token_ids, position, codec, sequence_length, done)
                 self._sent.cut(position)
@@ -256,7 +275,7 @@ class SessionEnds:
             rows = self._sent.find(token_ids, position, told) if self._ends.first else None
             if rows is None and self._ends.first:
                 return []
-            found.append(self._ends.ends.embed(token_ids, position) if rows is None else rows)
+            found.append(self._embedded(token_ids, position) if rows is None else rows)
             position += len(token_ids)
         return found
 
@@ -331,6 +350,13 @@ class SessionEnds:
     @property
     def _engines(self) -> list[Engine]:
         return [engine for engine in (self._ends.first, self._ends.last) if engine is not None]
+
+    def _embedded(self, token_ids: Sequence[int], position: int) -> Floats:
+        """What the first block receives. What was given is one piece; tokens are counted from its end."""
+        given = 0 if self._given is None else len(self._given.rows)
+        if self._given is not None and position < given:
+            return self._given.rows[position : position + len(token_ids)]
+        return self._ends.ends.embed(token_ids, position - given)
 
     def _note(self, engine: Engine, rows: int, out: StepOutput) -> None:
         if rows == 1:

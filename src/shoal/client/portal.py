@@ -17,6 +17,9 @@ from shoal.client.embeddings import Embeddings, Texts
 from shoal.client.generate import Delta
 from shoal.client.graph.input_files import GraphInput
 from shoal.client.sampling import Sampler
+from shoal.client.seq2seq.sides import EncoderInput
+from shoal.client.seq2seq.sound import Sound
+from shoal.client.seq2seq.transcribe import Transcription
 from shoal.client.session import NextToken, Session
 from shoal.client.swarm import Swarm
 from shoal.executor.arrays import Array, Floats
@@ -148,9 +151,10 @@ class SyncSwarm:
         tokens: int | None = None,
         format: Format | None = None,
         attested: bool | None = None,
+        source: EncoderInput | None = None,
     ) -> Generator[SyncSession]:
         """See :meth:`shoal.client.swarm.Swarm.session`."""
-        opening = self.swarm.session(model, tokens=tokens, format=format, attested=attested)
+        opening = self.swarm.session(model, tokens=tokens, format=format, attested=attested, source=source)
         with self.portal.wrap_async_context_manager(opening) as session:
             yield SyncSession(self.portal, session)
 
@@ -167,6 +171,10 @@ class SyncSwarm:
     def embed(self, model: str, texts: Texts, **options: Any) -> Embeddings:
         """See :meth:`shoal.client.swarm.Swarm.embed`."""
         return self.portal.call(partial(self.swarm.embed, model, texts, **options))
+
+    def transcribe(self, model: str, recording: bytes | Sound, **options: Any) -> Transcription:
+        """See :meth:`shoal.client.swarm.Swarm.transcribe`."""
+        return self.portal.call(partial(self.swarm.transcribe, model, recording, **options))
 
 
 class AsyncioSwarm:
@@ -191,9 +199,10 @@ class AsyncioSwarm:
         tokens: int | None = None,
         format: Format | None = None,
         attested: bool | None = None,
+        source: EncoderInput | None = None,
     ) -> AsyncioSession:
         """See :meth:`shoal.client.swarm.Swarm.session`."""
-        opening = self.swarm.session(model, tokens=tokens, format=format, attested=attested)
+        opening = self.swarm.session(model, tokens=tokens, format=format, attested=attested, source=source)
         return AsyncioSession(self.portal, self.portal.wrap_async_context_manager(opening))
 
     async def run(self, graph: str, inputs: Mapping[str, GraphInput], **options: Any) -> dict[str, Array]:
@@ -209,6 +218,10 @@ class AsyncioSwarm:
     async def embed(self, model: str, texts: Texts, **options: Any) -> Embeddings:
         """See :meth:`shoal.client.swarm.Swarm.embed`."""
         return await _on(self.portal, partial(self.swarm.embed, model, texts, **options))
+
+    async def transcribe(self, model: str, recording: bytes | Sound, **options: Any) -> Transcription:
+        """See :meth:`shoal.client.swarm.Swarm.transcribe`."""
+        return await _on(self.portal, partial(self.swarm.transcribe, model, recording, **options))
 
 
 async def _on(portal: BlockingPortal, call: Callable[[], Awaitable[_Result]]) -> _Result:

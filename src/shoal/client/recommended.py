@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shoal.client.sampling import Sampling
+from shoal.errors import UsageError
 from shoal.models.store.local_model import SamplingDefaults
 
 
@@ -31,3 +32,13 @@ def sampling_for(defaults: SamplingDefaults, named: Mapping[str, Any], otherwise
     }
     own.setdefault("temperature", otherwise)
     return Sampling(**(own | chosen))
+
+
+def check_options(max_tokens: int, named: Mapping[str, Any]) -> None:
+    """Raises UsageError for an option that cannot be."""
+    if max_tokens < 1:
+        raise UsageError(f"max_tokens must be 1 or more, not {max_tokens}")
+    try:
+        Sampling(**{name: value for name, value in named.items() if value is not None})
+    except TypeError as error:
+        raise UsageError(f"an unknown option: {error}") from error

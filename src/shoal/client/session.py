@@ -74,7 +74,7 @@ class Session:
         self.shape = shape
         self.ends = ends
         self._chunk = prefill_chunk
-        self._transcript = Transcript(ends.rope_scaling)
+        self._transcript = Transcript(ends.rope_scaling, len(ends.given))
         self._recovery = recovery
         self._heard = 0.0  # when the last result came
         self._plain = False  # whether what follows a result is the likeliest token and nothing else
@@ -85,6 +85,11 @@ class Session:
     def token_ids(self) -> list[int]:
         """The tokens whose KV the hops hold, in order."""
         return self._transcript.token_ids
+
+    def prompt_of(self, prompt: Sequence[int]) -> Sequence[int]:
+        """What to begin with: the prompt or, where an encoder has read it, what it gave and a first token."""
+        given = self.ends.given
+        return (*given, given[0]) if given else prompt
 
     @property
     def room(self) -> int:

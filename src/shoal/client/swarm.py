@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any
 
 import trio
 
-from shoal.client.answer import Answer, RouteStage
+from shoal.client.answer import Answer, route_stages
 from shoal.client.audits.auditors import OtherIdentity
 from shoal.client.audits.audits import Audits
 from shoal.client.embeddings import (
@@ -21,34 +21,31 @@ from shoal.client.embeddings import (
     listed,
     text_tokens,
 )
-from shoal.client.ends import SessionEnds
 from shoal.client.generate import Delta, generate
 from shoal.client.graph.graph_client import GraphClient
 from shoal.client.graph.input_files import GraphInput
 from shoal.client.load_ends import load_ends
 from shoal.client.receipts.pull import pull_receipts
-from shoal.client.recommended import sampling_for
-from shoal.client.ring.recovery import Recovery
-from shoal.client.ring.ring import Ring
+from shoal.client.recommended import check_options, sampling_for
+from shoal.client.ring.opener import SessionOpener
 from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
+from shoal.client.seq2seq.sides import EncoderInput, OpenSide, Side, encode_source, hears_only
+from shoal.client.seq2seq.sound import Sound, read_wav
+from shoal.client.seq2seq.transcribe import Transcription, open_transcriber
 from shoal.client.session import Session
 from shoal.client.speculation.draft_holder import DraftHolder
 from shoal.config import Settings
 from shoal.errors import (
     BadWeights,
-    Busy,
-    ChannelClosed,
-    DeadlineExceeded,
-    NoCoverage,
     PromptTooLong,
-    RemoteProtocolError,
-    ShoalError,
     UsageError,
 )
 from shoal.executor.arrays import Array
 from shoal.executor.ends import EndsEngine
 from shoal.executor.thread import ComputeThread
+from shoal.models.checkpoint.checkpoint import read_encoder_decoder
+from shoal.models.checkpoint.encoder_decoders import EncoderDecoder
 from shoal.models.embedding.settings import EmbeddingSettings, embedding_settings, encodes_only, no_text_of
 from shoal.models.graph.graph_store import GraphStore
 from shoal.models.store.local_model import LocalModel
@@ -62,13 +59,9 @@ from shoal.sharing.peer_weights import PeerWeights
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import coverage
 from shoal.swarm.member import Member
-from shoal.types import Digest, Format, ModelShape, Numerics, PeerId, ProtectionLevel, Span
+from shoal.types import Digest, Format, ModelShape, PeerId, ProtectionLevel, Span
 
 DEFAULT_TOKENS = 1024
-ROUNDS = 4
-"""How often a session is asked for, each time of those who were heard of since all others refused: identities
-cost a liar little, so there could always be one more."""
-
 Messages = Sequence[dict[str, str]]
 
 
@@ -101,6 +94,7 @@ class Swarm:
         self._codecs: dict[Digest, TextCodec] = {}
         self._embeddings: dict[Digest, EmbeddingSettings] = {}
         self._encoders: dict[Digest, bool] = {}
+        self._both: dict[Digest, EncoderDecoder | None] = {}
         self._loading = trio.Lock()
         self._thread = ComputeThread("shoal-ends")
         self._own = settings.own_blocks
@@ -148,10 +142,13 @@ class Swarm:
         tokens: int | None = None,
         format: Format | None = None,
         attested: bool | None = None,
+        source: EncoderInput | None = None,
     ) -> AsyncGenerator[Session]:
         """A session over the cheapest route; closed on the way out.
 
         Args:
+            source: what the encoder reads or hears, of a model that has one before a decoder. The session is
+                over the decoder then, and begins with what :meth:`Session.prompt_of` says.
             tokens: what every hop reserves KV for; by default 1,024, or the model's context if that is less.
             model: a name that ``shoal models show`` knows, a folder or a GGUF file.
             format: how every hop holds its weights; by default one that covers the model: what has answered
@@ -161,7 +158,8 @@ class Swarm:
 
         Raises:
             UsageError: peers are to show what they run on, and there is no list; ``tokens`` is less than
-                1, or ``private_ends`` leave no block to others.
+                1, or ``private_ends`` leave no block to others; or the model takes no such ``source``, or
+                needs one.
             UnknownModel, BadWeights: the model's ends cannot be loaded here.
             PromptTooLong: the model's context is shorter.
             NoCoverage: blocks that nobody serves, now or, when a hop is lost, within ``resume_s``.
@@ -178,18 +176,31 @@ class Swarm:
                 check="ask for fewer tokens, or shorten the prompt",
             )
         attested = self.settings.attested if attested is None else attested
-        ring, ends = await self._opened(local, format, tokens, attested=attested)
-        session = Session(
-            ring,
-            ends,
-            shape=local.shape,
-            prefill_chunk=self.settings.prefill_chunk,
-            recovery=Recovery(self.rings, local.shape, self.settings.resume_s, attested=attested),
-        )
-        try:
+        open_side = partial(self._over, local, format, attested)
+        side = await self._side(local, source, open_side)
+        async with open_side(side, tokens) as session:
             yield session
-        finally:
-            await session.aclose()
+
+    def _over(
+        self, local: LocalModel, format: Format | None, attested: bool, side: Side, tokens: int
+    ) -> AbstractAsyncContextManager[Session]:
+        opener = SessionOpener(self.rings, self.settings, self._thread, self._load_ends)
+        return opener.over(local, format, side, tokens, attested=attested)
+
+    async def _side(self, local: LocalModel, source: EncoderInput | None, open_side: OpenSide) -> Side:
+        """Which blocks a session goes over; an encoder before them has taken its source by then."""
+        both = await self.encoder_decoder(local)
+        if both is None and source is None:
+            return Side(self.routed(local.shape))
+        if both is None or source is None:
+            has = "has no encoder" if both is None else "has an encoder"
+            raise UsageError(f"{local.name} {has} before a decoder", check="give a source to those that do")
+        if self._own.spans(local.shape.n_blocks):
+            raise UsageError(
+                f"{local.name} has an encoder and a decoder, of which no blocks can be kept to oneself",
+                check="leave private_ends out",
+            )
+        return await encode_source(local, both, source, open_side)
 
     def generate(
         self,
@@ -233,13 +244,16 @@ class Swarm:
         """
         if (prompt is None) == (messages is None):
             raise UsageError("give either a prompt or messages")
-        _check_options(max_tokens, sampling)
+        check_options(max_tokens, sampling)
         shown = prompt if isinstance(prompt, str) else ""
 
         async def stream(answer: Answer) -> AsyncGenerator[Delta]:
             local = await self.resolve(model)
             if await self.encodes_only(local):
                 raise no_text_of(local)
+            both = await self.encoder_decoder(local)
+            if both is not None and both.input == "audio":
+                raise hears_only(local)
             codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
             token_ids = await _encode_into(answer, codec, prompt, messages)
             limit = min(max_tokens, _room(local.shape, len(token_ids)))
@@ -248,12 +262,14 @@ class Swarm:
             drafting = self.draft if guessing and draft else None
             if drafting is not None:
                 await drafting.check(local)
+            source = None if both is None else token_ids
             room, strict = len(token_ids) + limit, True if protect == "attested" else attested
-            async with self.session(model, tokens=room, format=format, attested=strict) as session:
-                answer.route, answer.ends = _stages(session), session.ends
+            opening = self.session(model, tokens=room, format=format, attested=strict, source=source)
+            async with opening as session:
+                answer.route, answer.ends = route_stages(session), session.ends
                 deltas = generate(
                     session,
-                    token_ids,
+                    session.prompt_of(token_ids),
                     codec.detokenizer() if codec else None,
                     sampling=chosen,
                     max_tokens=limit,
@@ -265,7 +281,7 @@ class Swarm:
                 )
                 async for delta in deltas:
                     if len(answer.reroutes) < len(session.reroutes):
-                        answer.reroutes, answer.route = tuple(session.reroutes), _stages(session)
+                        answer.reroutes, answer.route = tuple(session.reroutes), route_stages(session)
                     yield delta
                 await self._protect(answer, session, chosen, protect, receipts=receipts)
 
@@ -281,7 +297,7 @@ class Swarm:
         receipts: bool,
     ) -> None:
         """Have the hops sign a complete answer, and audit what is due of it, as was asked for."""
-        prompt, said = answer.prompt_token_ids, answer.token_ids
+        prompt, said = session.prompt_of(answer.prompt_token_ids), answer.token_ids
         answer.receipts, answer.protection = await self.audits.protect(
             session, prompt, said, chosen, level or self.settings.protection, answer.timing.reused
         )
@@ -321,6 +337,26 @@ class Swarm:
         ids = await trio.to_thread.run_sync(tokens)
         vectors = await embed_tokens(self.opener(model, format, attested), ids, settings, dimensions)
         return Embeddings(vectors, tuple(map(len, ids)))
+
+    async def transcribe(
+        self, model: str, recording: bytes | Sound, *, format: Format | None = None, **options: Any
+    ) -> Transcription:
+        """What is said in a recording, for models of speech such as Whisper. 30 s are heard at a time.
+
+        Args:
+            recording: a WAV file, or the sound of one.
+            options: ``language`` (by default the model hears which it is), ``task`` (``translate`` writes
+                English), ``follow`` and ``heard`` as of a ``Transcriber``, and fields of
+                :class:`shoal.client.sampling.Sampling`.
+
+        Raises:
+            UsageError: the model hears nothing, the recording cannot be read, or an option cannot be.
+            BadWeights: the model's files do not say how it is asked, or it has no tokenizer.
+            ShoalError: see :meth:`session`.
+        """
+        transcriber = await open_transcriber(self, model, format=format, **options)
+        read = partial(read_wav, recording) if isinstance(recording, bytes) else lambda: recording
+        return await transcriber.write(await trio.to_thread.run_sync(read))
 
     def opener(self, model: str, format: Format | None = None, attested: bool | None = None) -> OpenSession:
         """What opens sessions with a model, for :func:`shoal.client.embeddings.embed_tokens`."""
@@ -373,6 +409,13 @@ class Swarm:
             self._encoders[local.digest] = await trio.to_thread.run_sync(encodes_only, local)
         return self._encoders[local.digest]
 
+    async def encoder_decoder(self, local: LocalModel) -> EncoderDecoder | None:
+        """The sides of a model with an encoder and a decoder; ``None`` for all others. Raises as above."""
+        if local.digest not in self._both:
+            read = partial(read_encoder_decoder, local.path)
+            self._both[local.digest] = await trio.to_thread.run_sync(read)
+        return self._both[local.digest]
+
     async def _resolve_draft(self, name: str) -> LocalModel:
         local = await self.weights.resolve(name)
         await self.weights.fetch_all(local)
@@ -404,47 +447,6 @@ class Swarm:
             UsageError: ``private_ends`` leave none.
         """
         return routed_span(self._own, shape.n_blocks)
-
-    async def _opened(
-        self, local: LocalModel, format: Format | None, tokens: int, *, attested: bool
-    ) -> tuple[Ring, SessionEnds]:
-        """A ring and the ends; asked for again where all refuse and others are heard of, or where the only
-        ones that there are have just failed us.
-
-        Raises what the first format did.
-        """
-        finder, span, rounds = self.rings.finder_for(attested=attested), self.routed(local.shape), 0
-        while True:
-            rounds += 1
-            ways = await finder.served_numerics(local.shape, span, format)
-            try:
-                return await self._opened_in_one(local, ways, tokens, span, attested=attested)
-            except NoCoverage:
-                if rounds == ROUNDS or not await finder.wait_forgiven(local.shape, span):
-                    raise
-            except (Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError):
-                if rounds == ROUNDS or not await finder.hear_of_others(local.shape):
-                    raise
-
-    async def _opened_in_one(
-        self, local: LocalModel, ways: Sequence[Numerics], tokens: int, span: Span, *, attested: bool
-    ) -> tuple[Ring, SessionEnds]:
-        """A ring by the first numerics by which one can be had, and the ends. Raises what the first did."""
-        refused: ShoalError | None = None
-        for numerics in ways:
-            engine = await self._load_ends(local, numerics.format)
-            ends = SessionEnds(engine, self._thread, local.shape.hidden_size)
-            try:
-                await ends.open(tokens)
-                opening = self.rings.open(local.shape, numerics, tokens, span=span, attested=attested)
-                return await opening, ends
-            except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError) as error:
-                ends.close()
-                refused = refused or error
-            except BaseException:
-                ends.close()
-                raise
-        raise refused or NoCoverage(f"{local.shape.name} is served in no format")
 
     async def _load_ends(self, local: LocalModel, format: Format) -> EndsEngine:
         async with self._loading:
@@ -478,22 +480,3 @@ def _room(shape: ModelShape, prompt_tokens: int) -> int:
             check="shorten the prompt: it is never cut for you",
         )
     return room
-
-
-def _check_options(max_tokens: int, named: Mapping[str, Any]) -> None:
-    """Raises UsageError for an option that cannot be."""
-    if max_tokens < 1:
-        raise UsageError(f"max_tokens must be 1 or more, not {max_tokens}")
-    try:
-        Sampling(**{name: value for name, value in named.items() if value is not None})
-    except TypeError as error:
-        raise UsageError(f"an unknown option: {error}") from error
-
-
-def _stages(session: Session) -> tuple[RouteStage, ...]:
-    """The route that a session takes now."""
-    ring = session.ring
-    return tuple(
-        RouteStage(hop.address.peer, hop.span, carrier, hop.attested)
-        for hop, carrier in zip(ring.route, ring.carriers, strict=True)
-    )

@@ -37,10 +37,12 @@ class Transcript:
 
     Args:
         scaling: how the model's rotary frequencies follow from a sequence's length.
+        given: how many tokens only stand for what an encoder gave: they are the first, and one piece.
     """
 
-    def __init__(self, scaling: RopeScaling) -> None:
+    def __init__(self, scaling: RopeScaling, given: int = 0) -> None:
         self._scaling = scaling
+        self._given = given
         self._pieces: list[Piece] = []
         self._ahead: list[int] = []
         self.token_ids: list[int] = []
@@ -75,7 +77,10 @@ class Transcript:
             sequence_length: tokens of the text that they are a part of.
         """
         told = sequence_length if self._scaling else 0
-        return [Piece(list(token_ids[i : i + size]), told) for i in range(0, len(token_ids), size)]
+        given = 0 if self.length else self._given
+        first = [Piece(list(token_ids[:given]), told)] if given else []
+        rest = token_ids[given:]
+        return first + [Piece(list(rest[i : i + size]), told) for i in range(0, len(rest), size)]
 
     def sent(self, piece: Piece) -> None:
         """A piece has been sent: the first that is owed, or, where none is, one that the session grows by."""
@@ -103,8 +108,10 @@ class Transcript:
         """Forget every token from ``position`` on, and all that was sent ahead.
 
         Raises:
-            LocalProtocolError: the session is not that long.
+            LocalProtocolError: the session is not that long, or that is amid what an encoder gave.
         """
+        if 0 < position < self._given:
+            raise LocalProtocolError(f"no roll-back to {position} of {self._given} rows of an encoder")
         if not 0 <= position <= self.length:
             raise LocalProtocolError(f"no roll-back to {position} in a session of {self.length} tokens")
         del self.token_ids[position:]

@@ -47,6 +47,11 @@ class EndsRunner(Protocol):
     rope_scaling: RopeScaling
     """How the blocks' rotary frequencies follow from a sequence's length."""
 
+    @property
+    def encoder(self) -> SourceRunner | None:
+        """The encoder's ends, of a model that has one before its decoder: all else here is the decoder's."""
+        ...
+
     def embed(self, token_ids: Sequence[int], position: int) -> Floats:
         """What the first block receives, ``[n, width]``, for tokens ``[position, position + n)``.
 
@@ -66,6 +71,19 @@ class EndsRunner(Protocol):
 
     def decode_steps(self) -> DecodeSteps | None:
         """What answers decode steps from bytes to bytes; ``None`` where nothing can."""
+        ...
+
+
+class SourceRunner(EndsRunner, Protocol):
+    """What is before and behind the blocks of an encoder. For one thread at a time."""
+
+    def hear(self, features: Floats) -> Floats:
+        """What the first block receives, ``[n, width]``, for log-mel features ``[bins, frames]``.
+
+        Raises:
+            UsageError: they have another shape.
+            UnsupportedModel: the encoder reads text.
+        """
         ...
 
 
@@ -109,6 +127,7 @@ class FusedEnds:
     stateless = False
     rope_scaling = RopeScaling()
     """Frequencies that change are not of the shape."""
+    encoder = None
 
     def __init__(self, shape: LlamaShape, weights: EndsWeights, team: ThreadTeam) -> None:
         self._shape = shape
@@ -199,6 +218,8 @@ class EndsEngine:
         self.last = last
         self._thread = thread
         self._batcher = Batcher[Job](self._forward, thread, sliced=ends.sliced)
+        self.encoder = None if ends.encoder is None else EndsEngine(ends.encoder, thread)
+        """Those of the encoder before a decoder."""
         self.decode_steps = ends.decode_steps()
         """What answers decode steps from bytes to bytes, where the ends can."""
         self._seats: dict[Hashable, tuple[SessionId, int]] = {}

@@ -27,6 +27,7 @@ from shoal.executor.runner import Capabilities, KvState, SessionRows
 from shoal.models.build.ends import EndsModule
 from shoal.models.build.kv import Cache
 from shoal.models.build.load import load_ends_module
+from shoal.models.build.seq2seq.ends import AudioSource, TargetEnds, TextSource
 from shoal.models.store.local_model import LocalModel
 from shoal.types import Exactness, Format, Kernels, Kv, Span
 
@@ -43,6 +44,7 @@ class Modules(Protocol):
     device: torch.device
     tensor_bytes: int
     stateless: bool
+    boundary: int
 
     @property
     def rolls_back(self) -> bool: ...
@@ -61,7 +63,11 @@ class ModuleRunner:
         self.module = module
         self.bits: Exactness = bits
         self.capabilities = Capabilities(
-            batch=False, roll_back=module.rolls_back, exact=exact, stateless=module.stateless
+            batch=False,
+            roll_back=module.rolls_back,
+            exact=exact,
+            stateless=module.stateless,
+            boundary=module.boundary,
         )
         self.span = module.span
         self.width = module.width
@@ -115,6 +121,8 @@ class ModuleEnds:
         self.tensor_bytes = ends.tensor_bytes
         self.stateless = ends.stateless
         self.rope_scaling = ends.rope_scaling
+        source = ends.source if isinstance(ends, TargetEnds) else None
+        self.encoder = None if source is None else ModuleSource(source)
 
     def embed(self, token_ids: Sequence[int], position: int) -> Floats:
         return _array(self._ends.embed(token_ids, position))
@@ -142,6 +150,17 @@ class ModuleEnds:
             if (busy := shortage(error, str(self._ends.device))) is None:
                 raise
             return busy
+
+
+class ModuleSource(ModuleEnds):
+    """What is before and behind the blocks of an encoder that has a decoder behind it."""
+
+    def __init__(self, ends: TextSource | AudioSource) -> None:
+        super().__init__(ends)
+        self._source = ends
+
+    def hear(self, features: Floats) -> Floats:
+        return _array(self._source.hear(torch.from_numpy(features)[None]))
 
 
 def load_modules(

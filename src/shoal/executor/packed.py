@@ -20,7 +20,9 @@ from shoal.executor.kernels.c_kernels import Matrix, ThreadTeam
 from shoal.executor.kernels.heap import release_heap
 from shoal.executor.kernels.torch_kernels import apply, array_of, pack_tensor, widen
 from shoal.models.build.load import load_span_module
+from shoal.models.build.seq2seq.spans import JoinedSpan
 from shoal.models.build.span import SpanModule
+from shoal.models.checkpoint.encoder_decoders import KEPT_FLOAT
 from shoal.models.seam.config import PretrainedConfig
 from shoal.models.seam.experts import EXPERT_WEIGHTS, are_experts, choose_experts, register_experts
 from shoal.models.seam.layers import is_linear, is_turned
@@ -297,7 +299,7 @@ def is_packable(path: str, module: nn.Module) -> bool:
     if not is_linear(module):
         return False
     sizes = cast(nn.Parameter, module.weight).shape
-    return min(sizes) >= SMALL and path.rpartition(".")[2] not in KEPT
+    return min(sizes) >= SMALL and path.rpartition(".")[2] not in KEPT and not path.endswith(KEPT_FLOAT)
 
 
 def load_packed(
@@ -309,7 +311,7 @@ def load_packed(
     kv: Kv = "auto",
     device: str = "cpu",
     products: Products | None = None,
-) -> SpanModule:
+) -> SpanModule | JoinedSpan:
     """Build ``span`` of a model with its linear layers in ``format`` and all else in float32.
 
     On another device than the CPU bf16 is torch's own, for all weights.

@@ -56,6 +56,9 @@ class Capabilities:
     """What comes out has the bits that the model's own modules give in float32."""
     stateless: bool = False
     """A step is a whole input, from position 0: nothing is kept for the next one, which may be another."""
+    boundary: int = 0
+    """The first block of a decoder that has an encoder before it; 0: there is none. A session is over blocks
+    of one of them, and over the decoder's it begins with what the encoder gave, in a step from position 0."""
 
 
 MERGED_ROWS = 8

@@ -60,7 +60,8 @@ class Answers:
         """
         asked = replace(asked, protect=asked.protect or caller.protect or self.protection)
         record.prompt_tokens += len(asked.prompt)
-        self.metrics.prompt_tokens.labels(asked.model.id).inc(len(asked.prompt))
+        model = asked.model
+        self.metrics.prompt_tokens.labels(model.id).inc(len(asked.prompt))
         lease = await self.prefixes.lease(asked, caller)
         try:
             told = record.tokens
@@ -78,7 +79,7 @@ class Answers:
         except BaseException:
             lease.close()
             raise
-        if asked.turns and not record.found_out:
+        if asked.turns and not record.found_out and model.both is None:  # an encoder reads each prompt anew
             self.prefixes.keep(lease)
         else:
             lease.close()
@@ -99,6 +100,7 @@ class Answers:
     ) -> None:
         model = asked.model
         timing = Timing()
+        prompt = session.prompt_of(asked.prompt)
         constraint = await self.grammars.constrain(model, asked.grammar) if asked.grammar else None
         guessing = self.speculate if asked.speculate is None else asked.speculate
         draft = self.draft if guessing and asked.draft else None
@@ -106,7 +108,7 @@ class Answers:
             timing.speculation.draft, timing.speculation.draft_off, draft = draft.name, why, None
         deltas = generate(
             session,
-            asked.prompt,
+            prompt,
             asked.detokenizer(),
             sampling=asked.seeded(choice),
             max_tokens=asked.max_tokens,
@@ -160,8 +162,8 @@ class Answers:
         record: Record,
     ) -> None:
         """Have the hops sign a choice, and audit what is due of it, as the request asks for."""
-        level = asked.protect or self.protection
-        receipts, protection = await self.audits.protect(session, asked.prompt, said, chosen, level, reused)
+        level, prompt = asked.protect or self.protection, session.prompt_of(asked.prompt)
+        receipts, protection = await self.audits.protect(session, prompt, said, chosen, level, reused)
         record.protected(protection)
         if asked.receipts:
-            record.signed(receipts or await pull_receipts(session, asked.prompt, said, chosen))
+            record.signed(receipts or await pull_receipts(session, prompt, said, chosen))

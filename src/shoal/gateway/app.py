@@ -28,6 +28,7 @@ from shoal.gateway.answers import Answers
 from shoal.gateway.api import chat, completions, embeddings, messages, tokens
 from shoal.gateway.api.openapi import document
 from shoal.gateway.api.request import GenerationRequest
+from shoal.gateway.audio.routes import AudioRoutes
 from shoal.gateway.body import read_body
 from shoal.gateway.embedding import EmbeddingExchange
 from shoal.gateway.error_forms import OLLAMA_LACKING, error_response, speaks_anthropic
@@ -177,6 +178,7 @@ class Gateway:
                 *ResponseRoutes(self.desk, self.models, self.grammars, self.responses).routes(),
                 *FileRoutes(self.files, self.limits).routes(),
                 *BatchRoutes(self.batches, self.batch_runner, self.limits).routes(),
+                *AudioRoutes(self.desk, self.models, self.swarm).routes(),
                 *InferenceRoutes(self.desk, self.swarm.graphs).routes(),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),

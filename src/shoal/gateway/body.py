@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 from pydantic import BaseModel, ValidationError
 from pydantic.config import ExtraValues
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from shoal.errors import OutOfResources
 from shoal.gateway.errors import BadRequest, BodyTooLarge, NotJson, RequestTimeout
 from shoal.gateway.schema.sentences import sentence
 
@@ -17,6 +22,12 @@ MAX_BODY = 8 << 20
 """Bytes; as much as the chat template takes."""
 BODY_WITHIN_S = 20.0
 """For the whole body to come, however slowly it is sent."""
+FORM_WITHIN_S = 300.0
+"""The same for a form with a file."""
+FIELDS = 12
+"""That a form may have beside its file."""
+FIELD = 4096
+"""Bytes of one."""
 ON_LOOP = 256 << 10
 """Bytes; a larger body is parsed on a thread."""
 
@@ -96,6 +107,55 @@ async def read_raw(request: Request, most: int) -> bytes:
     if waiting.cancelled_caught:
         raise RequestTimeout(f"the body did not come within {BODY_WITHIN_S:.0f} s")
     return b"".join(pieces)
+
+
+async def read_form(request: Request, most: int) -> FormData:
+    """The form of ``most`` bytes at most that a request brings; its file lies on the disk until it is closed.
+
+    Raises:
+        BadRequest, BodyTooLarge, NotJson, RequestTimeout: as for other bodies.
+        OutOfResources: there is no room for the file.
+    """
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+        raise NotJson(
+            f"a body of type {kind[:100]!r} cannot be read here", check="send the file as multipart/form-data"
+        )
+    with trio.move_on_after(FORM_WITHIN_S):
+        async with aclosing(_bounded(request, most)) as stream:
+            parser = MultiPartParser(
+                request.headers, stream, max_files=1, max_fields=FIELDS, max_part_size=FIELD
+            )
+            try:
+                return await parser.parse()
+            except (MultiPartException, KeyError, UnicodeError, LookupError) as error:
+                said = error.message if isinstance(error, MultiPartException) else "it cannot be read"
+                raise BadRequest(f"the form cannot be read: {said[:200]}") from error
+            except ClientDisconnect as error:
+                raise BadRequest("the form was cut short") from error
+            except OSError as error:
+                raise OutOfResources(
+                    f"the file cannot be kept while it comes: {error.strerror}",
+                    check="that there is room in the folder for temporary files of the gateway's machine",
+                ) from error
+    raise RequestTimeout(f"the file did not come within {FORM_WITHIN_S:.0f} s")
+
+
+async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes]:
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > most:
+            raise BodyTooLarge(f"a form of more than {most} bytes", param="file")
+        yield piece
+
+
+def checked(schema: type[Schema], fields: Mapping[str, Any]) -> Schema:
+    """The fields of a form as ``schema``. Raises BadRequest: they are not what the route takes."""
+    try:
+        return schema.model_validate(fields)
+    except ValidationError as error:
+        raise _bad(error) from error
 
 
 def _bad(error: ValidationError) -> BadRequest:

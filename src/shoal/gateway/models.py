@@ -12,6 +12,7 @@ import trio
 
 from shoal.client.swarm import Swarm
 from shoal.errors import UnknownModel, UsageError
+from shoal.models.checkpoint.encoder_decoders import EncoderDecoder
 from shoal.models.store.catalogue import close_names, find_entry
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
@@ -30,6 +31,13 @@ class Servable:
     codec: TextCodec | None
     generates: bool = True
     """Whether it can be asked for text; an encoder gives embeddings alone."""
+    both: EncoderDecoder | None = None
+    """Its sides, if it has an encoder before a decoder."""
+
+    @property
+    def hears(self) -> bool:
+        """Whether it takes sound, and no text."""
+        return self.both is not None and self.both.input == "audio"
 
     @property
     def id(self) -> str:
@@ -105,7 +113,8 @@ class Models:
         if local is None:
             raise await self._unknown(name)
         generates = not await self._swarm.encodes_only(local)
-        return Servable(local, await self._swarm.codec(local), generates)
+        both = await self._swarm.encoder_decoder(local)
+        return Servable(local, await self._swarm.codec(local), generates, both)
 
     async def _unknown(self, name: str) -> UnknownModel:
         kinds = [shape.kind for shape in self._swarm.models() if shape.name == name]

@@ -152,14 +152,18 @@ class Prefixes:
 
     async def _open(self, owner: Owner, asked: GenerationRequest) -> Lease:
         assert self._nursery is not None, "run must be running"
-        return await self._nursery.start(self._hold, owner, asked.model.id, self._tokens(asked))
+        return await self._nursery.start(self._hold, owner, asked, self._tokens(asked))
 
     async def _hold(
-        self, owner: Owner, model: str, tokens: int, *, task_status: trio.TaskStatus[Lease]
+        self, owner: Owner, asked: GenerationRequest, tokens: int, *, task_status: trio.TaskStatus[Lease]
     ) -> None:
         lease = None
+        source = None if asked.model.both is None else asked.prompt
         try:
-            async with self._swarm.session(model, tokens=tokens, attested=owner.attested or None) as session:
+            opening = self._swarm.session(
+                asked.model.id, tokens=tokens, attested=owner.attested or None, source=source
+            )
+            async with opening as session:
                 lease = Lease(owner, session)
                 task_status.started(lease)
                 await lease.wait_over()

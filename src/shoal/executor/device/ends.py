@@ -24,6 +24,7 @@ class DeviceEnds:
 
     sliced = True
     stateless = False
+    encoder = None
     rope_scaling = RopeScaling()
     """Frequencies that change are not of the shape."""
 

@@ -62,6 +62,8 @@ class ParallelSpan:
     which sums are added up. Every method that computes raises ``StepFailed`` once a process is lost.
     """
 
+    boundary = 0
+
     def __init__(self, team: RankTeam, module: SpanModule) -> None:
         self.span = module.span
         self.stateless = module.stateless

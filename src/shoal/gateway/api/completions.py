@@ -38,6 +38,8 @@ async def _one(body: CompletionRequest, model: Servable, prompt: str | list[int]
     limit = limited(
         model, ids, body.max_tokens if body.max_tokens is not None else 16
     )  # OpenAI's default here
+    if body.echo and model.both is not None:
+        raise BadRequest(f"{model.id} does not continue a prompt: its answer stands by itself", param="echo")
     if body.echo and body.logprobs is not None and len(ids) > MAX_SCORED:
         raise BadRequest(f"echo with logprobs takes prompts of up to {MAX_SCORED} tokens", param="echo")
     return GenerationRequest(

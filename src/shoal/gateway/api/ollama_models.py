@@ -33,6 +33,8 @@ def known_name(name: str) -> str:
 
 def capabilities(model: Servable) -> list[str]:
     """What can be asked of a model. Every model with a tokenizer can be told of tools."""
+    if model.hears:
+        return []  # Ollama's API has no place for recordings
     if model.codec is None:
         return ["completion"]
     thinks = any(word in model.codec.template for word in _THINKS)

@@ -63,13 +63,31 @@ BY_ID: dict[str, dict[str, str]] = {
     "/v2/models/{id}": {"get": "The inputs and outputs of a graph, in the open inference protocol"},
     "/v2/models/{id}/ready": {"get": "Whether every segment of a graph is served"},
 }
-FORMS: dict[str, str] = {"/v1/files": "Upload a file of requests for a batch"}
-"""Routes that take a form with a file."""
-_FORM: dict[str, Any] = {
+_FILE: dict[str, Any] = {"type": "string", "format": "binary"}
+_RECORDING: dict[str, Any] = {
     "type": "object",
-    "required": ["file", "purpose"],
-    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"const": "batch"}},
+    "required": ["file", "model"],
+    "properties": {
+        "file": _FILE,
+        "model": {"type": "string"},
+        "language": {"type": "string"},
+        "response_format": {"enum": ["json", "text", "verbose_json"]},
+        "temperature": {"type": "number"},
+    },
 }
+FORMS: dict[str, tuple[dict[str, Any], str]] = {
+    "/v1/files": (
+        {
+            "type": "object",
+            "required": ["file", "purpose"],
+            "properties": {"file": _FILE, "purpose": {"const": "batch"}},
+        },
+        "Upload a file of requests for a batch",
+    ),
+    "/v1/audio/transcriptions": (_RECORDING, "Write down what is said in a WAV file"),
+    "/v1/audio/translations": (_RECORDING, "The same in English"),
+}
+"""Routes that take a form with a file."""
 _ANSWERS: dict[str, Any] = {
     "200": {"description": "The answer; events where stream is true"},
     "default": {
@@ -89,8 +107,8 @@ def document() -> dict[str, Any]:
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
         body = {"requestBody": {"required": True, "content": content}}
         paths.setdefault(path, {})["post"] = _operation(about) | body
-    for path, about in FORMS.items():
-        content = {"multipart/form-data": {"schema": _FORM}}
+    for path, (form, about) in FORMS.items():
+        content = {"multipart/form-data": {"schema": form}}
         body = {"requestBody": {"required": True, "content": content}}
         paths.setdefault(path, {})["post"] = _operation(about) | body
     identifier = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}

@@ -99,10 +99,16 @@ def limited(model: Servable, prompt: Sequence[int], wanted: int | None) -> int:
     """How long the answer may become.
 
     Raises:
-        BadRequest: the model is an encoder.
+        BadRequest: the model is an encoder, or hears and reads nothing.
         UsageError: an empty prompt, or token ids that the model does not have.
         PromptTooLong: nothing is left for an answer. A prompt is never cut.
     """
+    if model.hears:
+        raise BadRequest(
+            f"{model.id} writes down what it hears, and answers no text",
+            check="send a recording to /v1/audio/transcriptions, or choose another model",
+            param="model",
+        )
     if not model.generates:
         raise BadRequest(
             f"{model.id} is an encoder: it gives embeddings and generates no text",

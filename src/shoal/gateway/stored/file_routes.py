@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import IO, Any
 
 import trio
 from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from shoal.errors import OutOfResources
 from shoal.gateway.access.guard import caller_of
 from shoal.gateway.access.limits import RETRY_S, RequestLimiter
-from shoal.gateway.errors import BadRequest, BodyTooLarge, Forbidden, LimitReached, NotJson, RequestTimeout
+from shoal.gateway.body import read_form
+from shoal.gateway.errors import BadRequest, Forbidden, LimitReached
 from shoal.gateway.schema.batches import EXPIRES
 from shoal.gateway.stored.counted import CountedRoute, caller_and_id
 from shoal.gateway.stored.files import MAX_FILE, MAX_LINE, FileStore
@@ -29,11 +28,8 @@ UPLOADS = 8
 """At once, of all callers. Each lies in a temporary file until it is stored."""
 UPLOADS_EACH = 2
 """Of one caller, so that it leaves room for others."""
-UPLOAD_WITHIN_S = 300.0
 AROUND = 64 << 10
 """Bytes that a form may have beside the file."""
-FIELDS = 8
-FIELD = 4096
 MAX_NAME = 256
 LIST_MOST = 10_000
 
@@ -61,7 +57,7 @@ class FileRoutes:
         if not self._store.keeping.on:
             raise Forbidden("this gateway keeps no files", check="set store_days in its config.toml")
         with self._limits.admitted(caller, awaited=False), self._under_way(caller.id):
-            form = await _read_form(request)
+            form = await read_form(request, MAX_FILE + AROUND)
             try:
                 file, seconds = _checked(form)
                 name = _named(file)
@@ -113,46 +109,6 @@ class FileRoutes:
         while piece := await trio.to_thread.run_sync(self._store.read, id, after):
             yield b"".join(data for _, data in piece)
             after = piece[-1][0]
-
-
-async def _read_form(request: Request) -> FormData:
-    """The form that a request brings; its file lies on the disk.
-
-    Raises:
-        BadRequest, BodyTooLarge, NotJson, RequestTimeout: as for other bodies.
-    """
-    kind = request.headers.get("content-type", "")
-    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
-        raise NotJson(
-            f"a body of type {kind[:100]!r} cannot be read here", check="send the file as multipart/form-data"
-        )
-    with trio.move_on_after(UPLOAD_WITHIN_S):
-        async with aclosing(_bounded(request)) as stream:
-            parser = MultiPartParser(
-                request.headers, stream, max_files=1, max_fields=FIELDS, max_part_size=FIELD
-            )
-            try:
-                return await parser.parse()
-            except (MultiPartException, KeyError, UnicodeError, LookupError) as error:
-                said = error.message if isinstance(error, MultiPartException) else "it cannot be read"
-                raise BadRequest(f"the form cannot be read: {said[:200]}") from error
-            except ClientDisconnect as error:
-                raise BadRequest("the form was cut short") from error
-            except OSError as error:
-                raise OutOfResources(
-                    f"the file cannot be kept while it comes: {error.strerror}",
-                    check="that there is room in the folder for temporary files of the gateway's machine",
-                ) from error
-    raise RequestTimeout(f"the file did not come within {UPLOAD_WITHIN_S:.0f} s")
-
-
-async def _bounded(request: Request) -> AsyncGenerator[bytes]:
-    size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > MAX_FILE + AROUND:
-            raise BodyTooLarge(f"a file of more than {MAX_FILE} bytes", param="file")
-        yield piece
 
 
 def _checked(form: FormData) -> tuple[UploadFile, int | None]:

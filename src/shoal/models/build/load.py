@@ -9,9 +9,12 @@ from shoal.models.build.encoder import EncoderEnds, EncoderSpan
 from shoal.models.build.ends import EndsModule
 from shoal.models.build.loader import TORCH_DTYPE
 from shoal.models.build.self_check import check_blocks, check_embed, check_encoder, check_head
+from shoal.models.build.seq2seq.load import load_both_ends, load_joined
+from shoal.models.build.seq2seq.spans import JoinedSpan
 from shoal.models.build.skeleton import encodes, load_hollow, read_model_config
 from shoal.models.build.span import SpanModule
 from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.encoder_decoders import encoder_decoder
 from shoal.models.seam.loading import QuantizationConfigMixin
 from shoal.models.store.local_model import LocalModel
 from shoal.types import DType, Kv, Span
@@ -24,7 +27,7 @@ def load_span_module(
     device: str = "cpu",
     packing: QuantizationConfigMixin | None = None,
     kv_as: Kv = "auto",
-) -> SpanModule:
+) -> SpanModule | JoinedSpan:
     """Build ``span`` of a model, reading only its own tensors, and prove that it stands alone.
 
     Args:
@@ -36,6 +39,8 @@ def load_span_module(
         BadWeights: tensors are missing, damaged or of another shape.
         UnsupportedModel: the model is not one whose blocks can be served apart.
     """
+    if encoder_decoder(open_checkpoint(model.path).config) is not None:
+        return load_joined(model, span, dtype, device, packing, kv_as)
     module = build_span_module(model, span, dtype, device, packing, kv_as)
     module.prove()
     return module
@@ -61,6 +66,11 @@ def build_span_module(
     """
     checkpoint = open_checkpoint(model.path)
     config = read_model_config(checkpoint)
+    if encoder_decoder(checkpoint.config) is not None:
+        raise UsageError(
+            f"{model.name} has an encoder and a decoder, which are not split over processes",
+            check="serve it without --parallel",
+        )
     if span.end > int(config.num_hidden_layers):
         raise UsageError(
             f"span {span} goes beyond the {config.num_hidden_layers} blocks of {model.name}",
@@ -84,10 +94,14 @@ def build_span_module(
 def load_ends_module(model: LocalModel, dtype: DType = "float32", device: str = "cpu") -> EndsModule:
     """Build the embedding and the head of a model, reading only their tensors. An encoder has no head.
 
+    Of a model with an encoder and a decoder these are the decoder's, which have the encoder's beside them.
+
     Raises:
         As :func:`load_span_module`.
     """
     checkpoint = open_checkpoint(model.path)
+    if encoder_decoder(checkpoint.config) is not None:
+        return load_both_ends(model, dtype, device)
     config = read_model_config(checkpoint)
     hollow, blocks = load_hollow(checkpoint, config, dtype, None)
     hollow.to(device)  # pyright: ignore[reportArgumentType]

@@ -33,24 +33,25 @@ class Door(nn.Module):
     """In place of a block, in a model without any: the wire begins and ends here.
 
     Open, it lets ``substitute`` through instead of what came; closed, it stops the forward with
-    :class:`Reached`. ``as_tuple`` is how the model's own blocks answer.
+    :class:`Reached`. ``beside`` is how the model's own blocks answer: with how many values beside hidden
+    states; 0: with these alone, in no tuple.
     """
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.substitute: torch.Tensor | None = None
-        self.as_tuple = False
+        self.beside = 0
         self.arguments: tuple[object, ...] = ()
         """What came beside the hidden states, the last time; for the self-check."""
         for name, value in vars(block).items():
             if not name.startswith("_") and name != "training":  # the loop may ask a block what it is
                 setattr(self, name, value)
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor, None]:
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor | None, ...]:
         hidden, self.arguments = split_hidden(args, kwargs)
         if self.substitute is None:
             raise Reached(hidden)
-        return (self.substitute, None) if self.as_tuple else self.substitute
+        return (self.substitute, *[None] * self.beside) if self.beside else self.substitute
 
 
 def split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple[object, ...]]:

@@ -28,6 +28,8 @@ from shoal.models.seam.cache import CacheLayerMixin
 
 ROWS = 2
 """Tokens of the probe's prefill; one more is decoded."""
+MOST_BESIDE = 2
+"""Values that a block's answer may have beside hidden states."""
 
 
 @dataclass(slots=True)
@@ -58,10 +60,10 @@ def check_blocks(module: SpanModule) -> KvCost:
     _check_chain(module, calls, others)
     # `alone` goes on at once; on `cache` another session has run since.
     with _missing_is_refusal(name):
-        undisturbed = module.forward(one[:, ROWS:], alone, ROWS)
+        undisturbed = module.forward(one[:, ROWS:], alone, alone.length)
     cost, decoded = _measured(module, cache, one, name)
     if not torch.equal(decoded, undisturbed):
-        raise _refusal(name, "a session's state is kept outside of its cache")
+        raise refusal(name, "a session's state is kept outside of its cache")
     return cost
 
 
@@ -79,7 +81,7 @@ def check_encoder(module: SpanModule) -> KvCost:
     _, again = _recorded(module, one, fill=0.0)
     _check_chain(module, calls, others)
     if not _alike(calls[-1].output, again[-1].output):
-        raise _refusal(type(module.model).__name__, "a text's state is kept for the next one")
+        raise refusal(type(module.model).__name__, "a text's state is kept for the next one")
     return KvCost(())
 
 
@@ -87,13 +89,13 @@ def _check_chain(module: SpanModule, calls: list[_Call], others: list[_Call]) ->
     """Each block is given what the one before gave, and beside it the same for all hidden states."""
     name, expected = type(module.model).__name__, len(module.blocks.modules)
     if len(calls) != expected or len(others) != expected:
-        raise _refusal(name, f"{len(calls)} of {expected} blocks were run")
+        raise refusal(name, f"{len(calls)} of {expected} blocks were run")
     for before, after in itertools.pairwise(calls):
         if before.output is None or not torch.equal(before.output, after.hidden):
-            raise _refusal(name, "something happens to the hidden states between its blocks")
+            raise refusal(name, "something happens to the hidden states between its blocks")
     for a, b in zip(calls, others, strict=True):
         if not _alike(a.others, b.others):
-            raise _refusal(name, "its blocks look at more than hidden states, position and cache")
+            raise refusal(name, "its blocks look at more than hidden states, position and cache")
 
 
 def check_embed(ends: EndsModule) -> None:
@@ -109,11 +111,11 @@ def check_embed(ends: EndsModule) -> None:
         arguments = ends.doors[0].arguments
         ends.embed([last, last], 0)
     if tuple(first.shape) != (1, 2, ends.width):
-        raise _refusal(name, f"its blocks receive {list(first.shape)} for two tokens")
+        raise refusal(name, f"its blocks receive {list(first.shape)} for two tokens")
     if not _alike(arguments, ends.doors[0].arguments):
-        raise _refusal(name, "its blocks look at the tokens beside the hidden states")
+        raise refusal(name, "its blocks look at the tokens beside the hidden states")
     if not ends.stateless and not ends.knows_position and not torch.equal(first[:, 0], first[:, 1]):
-        raise _refusal(name, "its embedding depends on the position, which it does not accept")
+        raise refusal(name, "its embedding depends on the position, which it does not accept")
 
 
 def check_head(ends: EndsModule) -> None:
@@ -126,9 +128,9 @@ def check_head(ends: EndsModule) -> None:
     name = type(ends.model).__name__
     hidden = torch.zeros((1, 1, ends.width), dtype=ends.dtype)
     failed: Exception | None = None
-    for as_tuple in (False, True):
+    for beside in range(MOST_BESIDE + 1):
         for door in ends.doors:
-            door.as_tuple = as_tuple
+            door.beside = beside
         try:
             found = behind(hidden)
         except REFUSED as error:
@@ -136,7 +138,7 @@ def check_head(ends: EndsModule) -> None:
             continue
         if tuple(found.shape) == (1, 1, width):
             return
-    raise _refusal(name, f"what is behind its blocks gives no {width} numbers for hidden states") from failed
+    raise refusal(name, f"what is behind its blocks gives no {width} numbers for hidden states") from failed
 
 
 def _recorded(module: SpanModule, hidden: torch.Tensor, fill: float) -> tuple[Cache, list[_Call]]:
@@ -152,12 +154,12 @@ def _recorded(module: SpanModule, hidden: torch.Tensor, fill: float) -> tuple[Ca
     hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in module.blocks.modules]
     hooks += [block.register_forward_hook(after, prepend=True) for block in module.blocks.modules]
     standins = [m for m in module.model.modules() if isinstance(m, Passthrough)]
-    cache = module.new_cache()
+    cache = module.probe_cache()
     try:
         for standin in standins:
             standin.fill = fill
         with _missing_is_refusal(type(module.model).__name__):
-            module.forward(hidden[:, :ROWS], cache, 0)
+            module.forward(hidden[:, :ROWS], cache, cache.length)
     finally:
         for hook in hooks:
             hook.remove()
@@ -173,11 +175,11 @@ def _measured(
     layers = own_layers(cache.states, module.span)
     before = [cache_layer_bytes(layer) for layer in layers]
     with _missing_is_refusal(name):
-        decoded = module.forward(hidden[:, ROWS:], cache, ROWS)
+        decoded = module.forward(hidden[:, ROWS:], cache, cache.length)
     costs: list[LayerCost] = []
     for layer, held in zip(layers, before, strict=True):
         if isinstance(layer, CacheLayerMixin) and layer.get_seq_length() != ROWS + 1:
-            raise _refusal(name, "a block's cache does not grow with what is run")
+            raise refusal(name, "a block's cache does not grow with what is run")
         per_token = cache_layer_bytes(layer) - held
         window = int(getattr(layer, "sliding_window", None) or 0)
         costs.append(LayerCost(max(0, held - ROWS * per_token), per_token, window))
@@ -202,10 +204,10 @@ def _missing_is_refusal(name: str) -> Generator[None]:
     try:
         yield
     except REFUSED as error:
-        raise _refusal(name, f"it fails without its other parts ({first_line(error)})") from error
+        raise refusal(name, f"it fails without its other parts ({first_line(error)})") from error
 
 
-def _refusal(name: str, what: str) -> UnsupportedModel:
+def refusal(name: str, what: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"{name} cannot be split into spans: {what}", check="run it whole, with transformers, on one machine"
     )

@@ -20,6 +20,7 @@ from shoal.models.build.loader import REFUSED, first_line, load_weights
 from shoal.models.build.placeholders import Door, Passthrough
 from shoal.models.build.tensor_split import check_split
 from shoal.models.checkpoint.checkpoint import Checkpoint, plain_config
+from shoal.models.checkpoint.encoder_decoders import ENCODER_DECODERS
 from shoal.models.checkpoint.encoders import ENCODERS, POSITION_BIAS
 from shoal.models.seam.config import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from shoal.models.seam.loading import QuantizationConfigMixin, prepared_class, set_ties, ties
@@ -75,11 +76,17 @@ def causal_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """The class that ``AutoModelForCausalLM`` would take.
 
     Raises:
-        UnsupportedModel: this is no causal LM, or its config is nested (images, sound, encoder and decoder).
+        UnsupportedModel: this is no causal LM, has an encoder before a decoder, or its config is nested
+            (images, sound).
     """
     if encodes(config):
         raise UnsupportedModel(f"a {config.model_type} model is an encoder: it gives vectors and no text")
-    if config.get_text_config(decoder=True) is not config or config.is_encoder_decoder:
+    if config.is_encoder_decoder:
+        raise UnsupportedModel(
+            f"a {config.model_type} model has an encoder and a decoder, and is no causal language model",
+            check=f"take another model, or serve and use it, if it is one of {', '.join(ENCODER_DECODERS)}",
+        )
+    if config.get_text_config(decoder=True) is not config:
         raise UnsupportedModel(
             f"a {config.model_type} model does more than text (its config is nested), which is not supported",
             check="use the text part of the model, if it is published by itself",
@@ -128,7 +135,7 @@ def load_hollow(
                 kept.add_module(str(index), blocks.modules[index])  # as the checkpoint calls it
             _take_out_weights(blocks)
         setattr(blocks.path[-1], blocks.name, kept)
-        _keep_ties(model)
+        keep_ties(model)
         if split > 1:
             keep_plan(model, _name_of(model, kept))
         located.append(blocks)
@@ -162,7 +169,7 @@ def _name_of(model: PreTrainedModel, wanted: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is wanted)
 
 
-def _keep_ties(model: PreTrainedModel) -> None:
+def keep_ties(model: PreTrainedModel) -> None:
     """Forget the ties of what was taken out.
 
     Raises:

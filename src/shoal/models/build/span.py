@@ -34,6 +34,8 @@ class SpanModule:
 
     stateless = False
     """Whether a forward is of a whole input, and keeps nothing for the next one."""
+    boundary = 0
+    """As :class:`shoal.executor.runner.Capabilities` has it."""
 
     def __init__(
         self,
@@ -120,6 +122,10 @@ class SpanModule:
     def new_cache(self) -> Cache:
         """An empty cache for one session."""
         return Cache(kv.new_states(self._config, self.span, self._kv_as))
+
+    def probe_cache(self) -> Cache:
+        """A cache as the first token of a session finds it, for the self-check."""
+        return self.new_cache()
 
     def crop(self, cache: Cache, length: int) -> None:
         """Forget the tokens from position ``length`` on. Forgetting all of them is always possible.

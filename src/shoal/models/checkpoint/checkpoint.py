@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 from shoal.errors import BadWeights, UnsupportedModel
+from shoal.models.checkpoint.encoder_decoders import EncoderDecoder, encoder_decoder
 from shoal.models.checkpoint.headers import MAX_TENSORS, TensorEntry, read_safetensors_header
 from shoal.models.checkpoint.json_file import SizeLimit, read_object
 from shoal.models.checkpoint.manifest import Manifest
@@ -134,6 +135,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     config, _ = _read_configs(folder)
     return text_config(config) if is_nested(config) else config
+
+
+def read_encoder_decoder(folder: Path) -> EncoderDecoder | None:
+    """The sides of a folder's model; ``None`` if it has not both. Raises as :func:`read_config`."""
+    return encoder_decoder(read_config(folder))
 
 
 def _read_configs(folder: Path) -> tuple[dict[str, Any], SchemeSettings | None]:

@@ -20,8 +20,11 @@ from shoal.types import Digest
 
 NUMBERED = re.compile(r"^(?P<list>.*?[^\d.])\.?(?P<index>\d+)\.")
 """A tensor of a list's element: the list's name and the index, for example ``model.layers`` and ``12``."""
-READ_ON_OPENING = re.compile(r"\.quant_state\.bitsandbytes__\w+$|\.weight_format$")
-"""Tensors that say how others are to be read: without them a checkpoint cannot be opened."""
+READ_ON_OPENING = re.compile(
+    r"\.quant_state\.bitsandbytes__\w+$|\.weight_format$|(^|\.)relative_attention_bias\.weight$"
+)
+"""Tensors that say how others are to be read, without which a checkpoint cannot be opened, and tables that
+every block is computed with, wherever they stand."""
 MAX_READ_ON_OPENING = 1 << 14
 """Bytes of one. Honest ones have up to 300."""
 MANIFEST = "shoal-manifest.json"

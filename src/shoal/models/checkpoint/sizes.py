@@ -7,6 +7,7 @@ from collections import defaultdict
 
 from shoal.errors import UnsupportedModel
 from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shoal.models.checkpoint.encoder_decoders import KEPT_FLOAT, encoder_decoder
 from shoal.models.checkpoint.headers import FLOATING, ITEM_SIZE, TensorEntry
 from shoal.models.checkpoint.parts import NUMBERED
 from shoal.models.checkpoint.published import GATE_UP, QKV, joined_grouping
@@ -37,8 +38,19 @@ def block_tensors(checkpoint: Checkpoint, n_blocks: int) -> list[list[TensorEntr
     Raises:
         UnsupportedModel: the tensors' names do not tell the blocks.
     """
+    both = encoder_decoder(checkpoint.config)
+    if both is not None:
+        sides = [(".encoder.", both.encoder_blocks), (".decoder.", both.decoder_blocks)]
+        return [block for side, count in sides for block in _largest_list(checkpoint, count, within=side)]
+    return _largest_list(checkpoint, n_blocks)
+
+
+def _largest_list(checkpoint: Checkpoint, n_blocks: int, *, within: str = "") -> list[list[TensorEntry]]:
+    """The tensors of each block of the largest list of so many."""
     lists: defaultdict[str, defaultdict[int, list[TensorEntry]]] = defaultdict(lambda: defaultdict(list))
     for name, entry in checkpoint.tensors.items():
+        if within not in f".{name}":
+            continue
         if (found := NUMBERED.match(name)) is not None:
             lists[found["list"]][int(found["index"])].append(entry)
     # Blocks beyond the last are for training or speculation (DeepSeek-V3's multi-token prediction).
@@ -75,6 +87,8 @@ def _published_bytes(checkpoint: Checkpoint, entry: TensorEntry) -> int:
 def _held_bytes(checkpoint: Checkpoint, entry: TensorEntry, format: Format) -> int:
     # The latter: blocks of a GGUF file, and quantised.
     is_weight = entry.dtype in FLOATING or entry.dtype not in ITEM_SIZE
+    if entry.name.endswith(f"{KEPT_FLOAT}.weight"):
+        format = "fp32"
     if is_weight and format == "published":
         return _published_bytes(checkpoint, entry)
     return math.ceil(math.prod(entry.shape) * WEIGHT_BYTES[format]) if is_weight else entry.size

@@ -11,6 +11,7 @@ from shoal.errors import BadWeights
 from shoal.models.build.rope_scaling import context_factor
 from shoal.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.checkpoint.digest import HashedModel, hash_model
+from shoal.models.checkpoint.encoder_decoders import encoder_decoder
 from shoal.models.checkpoint.encoders import OFFSET_POSITIONS
 from shoal.models.checkpoint.llama_config import DEFAULTS, LlamaConfig, read_llama_config
 from shoal.models.store.catalogue import find_entry
@@ -44,6 +45,7 @@ def describe(folder: Path, name: str, source: str, progress: Progress) -> tuple[
     """
     checkpoint = open_checkpoint(folder)
     config = read_any_config(checkpoint)
+    both = encoder_decoder(checkpoint.config)
     vocab_size = _positive(checkpoint, config, "vocab_size")
     end_tokens = _end_tokens(checkpoint, config, vocab_size)
     sampling = _sampling(folder, source)
@@ -59,9 +61,9 @@ def describe(folder: Path, name: str, source: str, progress: Progress) -> tuple[
         shape=ModelShape(
             name=name,
             digest=digest,
-            n_blocks=_positive(checkpoint, config, "num_hidden_layers"),
+            n_blocks=both.n_blocks if both else _positive(checkpoint, config, "num_hidden_layers"),
             hidden_size=_positive(checkpoint, config, "hidden_size"),
-            context=context_of(config),
+            context=both.context if both else context_of(config),
             vocab_size=vocab_size,
         ),
         size=sizes.total(),
@@ -86,7 +88,8 @@ def read_any_config(checkpoint: Checkpoint) -> LlamaConfig | PretrainedConfig:
     from shoal.models.build.skeleton import model_class, read_model_config  # noqa: PLC0415 - imports transformers
 
     config = read_model_config(checkpoint)
-    model_class(config)
+    if encoder_decoder(checkpoint.config) is None:
+        model_class(config)
     return config
 
 

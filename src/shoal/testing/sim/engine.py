@@ -239,6 +239,7 @@ class SimEnds(EndsEngine):
 
     sliced = True
     stateless = False
+    encoder = None
     tensor_bytes = 0
     rope_scaling = RopeScaling()
 

@@ -78,6 +78,9 @@ class SimClient(Swarm):
         await trio.lowlevel.checkpoint()
         return False
 
+    async def encoder_decoder(self, local: LocalModel) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def _load_ends(self, local: LocalModel, format: Format) -> EndsEngine:
         return SimEnds(self.script)
 

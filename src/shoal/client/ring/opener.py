@@ -1,0 +1,100 @@
+"""Opens sessions: a ring over a side of a model and the client's part, by the first numerics to be had."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from shoal.client.ends import SessionEnds
+from shoal.client.ring.recovery import Recovery
+from shoal.client.ring.ring import Ring
+from shoal.client.ring.rings import Rings
+from shoal.client.seq2seq.sides import Side
+from shoal.client.session import Session
+from shoal.config import Settings
+from shoal.errors import Busy, ChannelClosed, DeadlineExceeded, NoCoverage, RemoteProtocolError, ShoalError
+from shoal.executor.ends import EndsEngine
+from shoal.executor.thread import ComputeThread
+from shoal.models.store.local_model import LocalModel
+from shoal.types import Format, Numerics
+
+ROUNDS = 4
+"""How often a session is asked for, each time of those who were heard of since all others refused: identities
+cost a liar little, so there could always be one more."""
+
+LoadEnds = Callable[[LocalModel, Format], Awaitable[EndsEngine]]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpener:
+    """What a client opens sessions with."""
+
+    rings: Rings
+    settings: Settings
+    thread: ComputeThread
+    """On which the client's part is computed."""
+    load_ends: LoadEnds
+
+    @asynccontextmanager
+    async def over(
+        self, local: LocalModel, format: Format | None, side: Side, tokens: int, *, attested: bool
+    ) -> AsyncGenerator[Session]:
+        """A session over a side of a model; closed on the way out.
+
+        Raises:
+            As :meth:`shoal.client.swarm.Swarm.session`.
+        """
+        ring, ends = await self._opened(local, format, tokens, side, attested=attested)
+        session = Session(
+            ring,
+            ends,
+            shape=local.shape,
+            prefill_chunk=self.settings.prefill_chunk,
+            recovery=Recovery(self.rings, local.shape, self.settings.resume_s, attested=attested),
+        )
+        try:
+            yield session
+        finally:
+            await session.aclose()
+
+    async def _opened(
+        self, local: LocalModel, format: Format | None, tokens: int, side: Side, *, attested: bool
+    ) -> tuple[Ring, SessionEnds]:
+        """A ring and the ends; asked for again where all refuse and others are heard of, or where the only
+        ones that there are have just failed us.
+
+        Raises what the first format did.
+        """
+        finder, span, rounds = self.rings.finder_for(attested=attested), side.span, 0
+        while True:
+            rounds += 1
+            ways = await finder.served_numerics(local.shape, span, format)
+            try:
+                return await self._opened_in_one(local, ways, tokens, side, attested=attested)
+            except NoCoverage:
+                if rounds == ROUNDS or not await finder.wait_forgiven(local.shape, span):
+                    raise
+            except (Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError):
+                if rounds == ROUNDS or not await finder.hear_of_others(local.shape):
+                    raise
+
+    async def _opened_in_one(
+        self, local: LocalModel, ways: Sequence[Numerics], tokens: int, side: Side, *, attested: bool
+    ) -> tuple[Ring, SessionEnds]:
+        """A ring by the first numerics by which one can be had, and the ends. Raises what the first did."""
+        refused: ShoalError | None = None
+        for numerics in ways:
+            engine = await self.load_ends(local, numerics.format)
+            ends = await side.ends(engine, self.thread, local.shape.hidden_size)
+            try:
+                await ends.open(tokens)
+                opening = self.rings.open(local.shape, numerics, tokens, span=side.span, attested=attested)
+                return await opening, ends
+            except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError) as error:
+                ends.close()
+                refused = refused or error
+            except BaseException:
+                ends.close()
+                raise
+        raise refused or NoCoverage(f"{local.shape.name} is served in no format")
