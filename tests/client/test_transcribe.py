@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from shoal.client.seq2seq.sound import RATE, Sound, read_wav
+from shoal.client.seq2seq.sound import RATE, Sound, read_recording
 from shoal.client.seq2seq.speech import Suppression, speech_settings
 from shoal.errors import BadWeights, UsageError
 from shoal.models.checkpoint.checkpoint import read_encoder_decoder
@@ -167,7 +167,7 @@ def test_a_model_of_one_language_needs_none(tmp_path):
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
 def test_every_width_of_samples_is_read(width):
     made = sound(0.5)
-    found = read_wav(wav(made, width, channels=2))
+    found = read_recording(wav(made, width, channels=2))
     assert found.rate == RATE
     np.testing.assert_allclose(found.samples, made.samples, atol=2.0 ** (2 - 8 * width) + 1e-6)
 
@@ -196,7 +196,7 @@ def test_other_rates_become_the_models_without_a_seam(rate):
 )
 def test_what_is_no_recording_is_refused(data, why):
     with pytest.raises(UsageError, match=why) as refused:
-        read_wav(data)
+        read_recording(data)
     assert "ffmpeg" in str(refused.value.next_command)
 
 

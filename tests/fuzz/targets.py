@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from shoal.client.seq2seq.sound import read_wav
+from shoal.client.seq2seq.sound import read_recording
 from shoal.errors import BadInvite, BadWeights, ModelError, RemoteProtocolError, UsageError
 from shoal.gateway.api.inference import read_infer
 from shoal.gateway.errors import BadRequest, BodyTooLarge
@@ -312,7 +312,7 @@ def receipts(data: bytes) -> None:
 def recording(data: bytes) -> None:
     """A WAV file: its samples are numbers between -1 and 1, and no more than its bytes."""
     with suppress(UsageError):
-        found = read_wav(data)
+        found = read_recording(data)
         assert 0 < len(found.samples) <= len(data)
         assert float(abs(found.samples).max()) <= 1
 

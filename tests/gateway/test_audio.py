@@ -9,7 +9,7 @@ import openai
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from shoal.client.seq2seq.sound import read_wav
+from shoal.client.seq2seq.sound import read_recording
 from shoal.gateway.audio import routes
 from shoal.testing.seq2seq import write_speech_to_text, write_text_to_text
 from shoal.types import Span
@@ -74,7 +74,7 @@ def test_openais_client_gets_what_transformers_writes_down(hearing, whisper):
     answer = post(hearing, file=wav(made), language="en").json()
     assert [(stage["start"], stage["end"]) for stage in answer["shoal"]["route"]] == [(4, 6), (6, 8)]
     codec = hearing.swarm.client._codecs[hearing.swarm.model.digest]
-    rounded = read_wav(wav(made))  # to 16 bits: what the gateway hears, transformers is to hear, too
+    rounded = read_recording(wav(made))  # to 16 bits: what the gateway hears, transformers is to hear, too
     assert found.text == codec.decode(expected(whisper, rounded.samples, 2)).strip()
 
 

@@ -31,7 +31,7 @@ from shoal.client.ring.opener import SessionOpener
 from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
 from shoal.client.seq2seq.sides import EncoderInput, OpenSide, Side, encode_source, hears_only
-from shoal.client.seq2seq.sound import Sound, read_wav
+from shoal.client.seq2seq.sound import Sound, read_recording
 from shoal.client.seq2seq.transcribe import Transcription, open_transcriber
 from shoal.client.session import Session
 from shoal.client.speculation.draft_holder import DraftHolder
@@ -355,7 +355,7 @@ class Swarm:
             ShoalError: see :meth:`session`.
         """
         transcriber = await open_transcriber(self, model, format=format, **options)
-        read = partial(read_wav, recording) if isinstance(recording, bytes) else lambda: recording
+        read = partial(read_recording, recording) if isinstance(recording, bytes) else lambda: recording
         return await transcriber.write(await trio.to_thread.run_sync(read))
 
     def opener(self, model: str, format: Format | None = None, attested: bool | None = None) -> OpenSession:

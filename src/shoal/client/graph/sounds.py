@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shoal.client.seq2seq.sound import wav_samples
 from shoal.errors import UsageError
 from shoal.executor.arrays import Array
 from shoal.models.graph.manifest import GraphValue, sizes_text
@@ -58,15 +59,4 @@ def read_wav(file: Path) -> tuple[Array, int]:
             check=f"convert it first: ffmpeg -i {file.name} -c:a pcm_s16le converted.wav",
         ) from error
     whole = raw[: len(raw) // (channels * width) * channels * width]
-    return _samples(whole, width).reshape(-1, channels).mean(1, dtype=np.float32), rate
-
-
-def _samples(raw: bytes, width: int) -> Array:
-    """Numbers of -1 to 1; WAV files have bytes without a sign, and all else with one."""
-    if width == 1:
-        return (np.frombuffer(raw, np.uint8).astype(np.float32) - 128) / 128
-    if width == 3:
-        padded = np.zeros((len(raw) // 3, 4), np.uint8)
-        padded[:, 1:] = np.frombuffer(raw, np.uint8).reshape(-1, 3)
-        return padded.view("<i4")[:, 0].astype(np.float32) / np.float32(1 << 31)
-    return np.frombuffer(raw, f"<i{width}").astype(np.float32) / np.float32(1 << (8 * width - 1))
+    return wav_samples(whole, width).reshape(-1, channels).mean(1, dtype=np.float32), rate

@@ -56,7 +56,7 @@ class Sound:
         return _resampled(around, (seconds + 2 * MARGIN_S) * RATE)[MARGIN_S * RATE :][:kept]
 
 
-def read_wav(data: bytes) -> Sound:
+def read_recording(data: bytes) -> Sound:
     """A WAV file's sound; of several channels, their mean.
 
     Raises:
@@ -75,11 +75,11 @@ def read_wav(data: bytes) -> Sound:
     raw = raw[: len(raw) - len(raw) % (channels * width)]
     if not raw:
         raise _unread("it is silent: there are no samples in it")
-    return Sound(_integers(raw, width).reshape(-1, channels).mean(1, dtype=np.float32), rate)
+    return Sound(wav_samples(raw, width).reshape(-1, channels).mean(1, dtype=np.float32), rate)
 
 
-def _integers(raw: bytes, width: int) -> Samples:
-    """Samples between -1 and 1. Bytes are counted from the middle, as WAV has them."""
+def wav_samples(raw: bytes, width: int) -> Samples:
+    """Integers of so many bytes as samples of -1 to 1; WAV files have single bytes without a sign."""
     if width == 1:
         return np.frombuffer(raw, np.uint8).astype(np.float32) * np.float32(1 / 128) - np.float32(1)
     if width == 3:

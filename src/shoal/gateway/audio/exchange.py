@@ -11,7 +11,7 @@ import trio
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from shoal.client.seq2seq.sound import Sound, read_wav
+from shoal.client.seq2seq.sound import Sound, read_recording
 from shoal.client.seq2seq.speech import Task
 from shoal.client.seq2seq.transcribe import Segment, Transcriber, Transcription, open_transcriber
 from shoal.client.session import Session
@@ -70,7 +70,7 @@ class AudioExchange:
 
     async def _answer(self, path: str) -> Response:
         asked = self._recording
-        sound = await trio.to_thread.run_sync(read_wav, asked.data)
+        sound = await trio.to_thread.run_sync(read_recording, asked.data)
         transcriber = await open_transcriber(
             self._swarm,
             asked.model.id,
