@@ -249,11 +249,7 @@ class Swarm:
 
         async def stream(answer: Answer) -> AsyncGenerator[Delta]:
             local = await self.resolve(model)
-            if await self.encodes_only(local):
-                raise no_text_of(local)
-            both = await self.encoder_decoder(local)
-            if both is not None and both.input == "audio":
-                raise hears_only(local)
+            reads = await self._reads_first(local)
             codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
             token_ids = await _encode_into(answer, codec, prompt, messages)
             limit = min(max_tokens, _room(local.shape, len(token_ids)))
@@ -262,7 +258,7 @@ class Swarm:
             drafting = self.draft if guessing and draft else None
             if drafting is not None:
                 await drafting.check(local)
-            source = None if both is None else token_ids
+            source = token_ids if reads else None
             room, strict = len(token_ids) + limit, True if protect == "attested" else attested
             opening = self.session(model, tokens=room, format=format, attested=strict, source=source)
             async with opening as session:
@@ -286,6 +282,15 @@ class Swarm:
                 await self._protect(answer, session, chosen, protect, receipts=receipts)
 
         return Answer(shown, stream)
+
+    async def _reads_first(self, local: LocalModel) -> bool:
+        """Whether an encoder reads a prompt before a decoder answers. Raises UsageError: nothing answers."""
+        if await self.encodes_only(local):
+            raise no_text_of(local)
+        both = await self.encoder_decoder(local)
+        if both is not None and both.input == "audio":
+            raise hears_only(local)
+        return both is not None
 
     async def _protect(
         self,
