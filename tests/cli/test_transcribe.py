@@ -48,15 +48,14 @@ def test_each_window_is_a_line(whisper: str, shoal: Shoal, tmp_path: Path) -> No
     found = shoal("transcribe", str(file), "--model", whisper, "--language", "en", "--json").data
     assert [(s["start"], s["end"]) for s in found["segments"]] == [(0.0, 2.0), (2.0, 3.0)]
     assert found["text"] == " ".join(ran.out.split("\n")).strip()
-
-
-def test_what_is_no_recording_is_refused(whisper: str, shoal: Shoal, tmp_path: Path) -> None:
-    ran = shoal("transcribe", str(tmp_path / "none.wav"), "--model", whisper)
-    assert (ran.code, "No such file" in ran.err) == (2, True)
-    other = tmp_path / "song.mp3"
-    other.write_bytes(b"ID3 and so on")
-    ran = shoal("transcribe", str(other), "--model", whisper)
+    file.write_bytes(b"ID3 and so on")
+    ran = shoal("transcribe", str(file), "--model", whisper)
     assert (ran.code, "ffmpeg" in ran.err) == (2, True)
+
+
+def test_a_recording_that_is_not_there_is_refused_before_anything_is_asked(shoal: Shoal) -> None:
+    ran = shoal("transcribe", "none.wav", "--model", "whisper")
+    assert (ran.code, "No such file" in ran.err) == (2, True)
 
 
 async def test_shoal_run_answers_with_a_model_that_reads_and_writes(
