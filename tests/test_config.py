@@ -51,6 +51,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "port_map": ("off", False),
         "attest": ("on", True),
         "attested_only": ("yes", True),
+        "fast": ("1", True),
         "memory": ("4GiB", 4 << 30),
         "bootstrap": ("/a /b,/c", ("/a", "/b", "/c")),
         "gateway_origins": ("https://a.org", ("https://a.org",)),

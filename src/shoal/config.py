@@ -126,6 +126,13 @@ class Settings:
     threads: int = field(
         default=0, metadata=_about("Compute threads of the node; 0 uses one per physical core.")
     )
+    fast: bool = field(
+        default=False,
+        metadata=_about(
+            "Of graphs: each node optimises its part by itself. That is faster, and the bits then depend on "
+            "how the graph is cut. Nodes and clients with it and without it never share a request."
+        ),
+    )
     parallel: int = field(
         default=1,
         metadata=_about(

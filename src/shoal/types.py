@@ -78,7 +78,7 @@ Codec = Literal["float32", "bfloat16", "int8"]
 Kv = Literal["auto", "int8"]
 """How keys and values are kept: as the span computes them, or as 8-bit integers."""
 
-Exactness = Literal["rows", "batch", "modules", "torch", "ranks", "any"]
+Exactness = Literal["rows", "batch", "modules", "torch", "ranks", "fast", "any"]
 """On what the bits of a span's results depend, beside what goes in.
 
 - ``rows``: on nothing. Our kernels with integer weights: a row has its bits on every machine, in any company.
@@ -86,6 +86,7 @@ Exactness = Literal["rows", "batch", "modules", "torch", "ranks", "any"]
 - ``modules``: on the machine and its torch as well. A family's own modules.
 - ``torch``: the same, Llama's shape by torch on an accelerator or the CPU.
 - ``ranks``: on the number of processes that add up their parts, too.
+- ``fast``: on how a graph is cut, too: each part is optimised by itself. Never mixed with any other.
 - ``any``: of a session alone: its hops need not be alike in this.
 """
 
@@ -228,8 +229,9 @@ class Numerics:
 
     @property
     def loose(self) -> Numerics:
-        """The same without a promise of bits: for sessions over hops that compute by different means."""
-        return replace(self, bits="any")
+        """The same without a promise of bits: for sessions over hops that compute by different means. What is
+        fast stays that: it shares no session with others."""
+        return self if self.bits == "fast" else replace(self, bits="any")
 
     @property
     def exact(self) -> bool:

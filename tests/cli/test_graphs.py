@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from shoal import config
+from shoal.cli.graph.infer import FAST
+from shoal.client.graph.input_files import read_given
+from shoal.client.swarm import Swarm
 from shoal.errors import EXIT_FAILURE, EXIT_USAGE
 from shoal.models.graph.graph_store import GraphStore
-from shoal.testing.graphs import write_mlp
+from shoal.testing.graph_bits import whole
+from shoal.testing.graph_swarm import equal_spans, graph_swarm
+from shoal.testing.graphs import write_cnn, write_mlp
 
 from .conftest import Shoal
 
@@ -36,7 +44,10 @@ def test_imported_graphs_are_listed_shown_and_removed(shoal: Shoal, home: Path, 
         (["up", "--model", "graph.onnx"], "shoal up serves language models"),
         (["infer", "graph.onnx", "--input", "x=nothing.npy"], "there is no file"),
         (["infer", "graph.onnx", "--input", "x=x.npy", "--output", "out.txt"], "must end in .npz or .npy"),
+        (["infer", "graph.onnx", "--input", "x=nothing.png"], "there is no file"),
+        (["infer", "graph.onnx", "--input", "x=x.npy", "--preprocess", "no=1"], "preprocessing has no 'no'"),
         (["infer", "graph.onnx"], "--input"),
+        (["serve", "SmolLM2-135M-Instruct", "--fast"], "--fast is for graphs"),
     ],
 )
 def test_what_cannot_be_is_said_at_once(
@@ -47,3 +58,32 @@ def test_what_cannot_be_is_said_at_once(
     ran = shoal(*argv)
     assert ran.code in (EXIT_USAGE, EXIT_FAILURE)
     assert why in ran.err
+
+
+def test_a_picture_is_asked_about(
+    shoal: Shoal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    """Over a swarm in memory, which is there when the command enters one."""
+    file = write_cnn(tmp_path / "cnn.onnx")
+    Image.effect_noise((20, 12), 80).convert("RGB").save(tmp_path / "cat.png")
+    graph = GraphStore(config.load({}).paths.graphs).resolve(str(file))
+    fast: list[bool] = []
+
+    @asynccontextmanager
+    async def enter(settings: config.Settings) -> AsyncGenerator[Swarm]:
+        fast.append(settings.fast)
+        spans = equal_spans(len(graph.manifest.segments), 2)
+        async with graph_swarm(home, graph, spans, fast=settings.fast) as swarm:
+            yield swarm.client
+
+    monkeypatch.setattr("shoal.cli.enter.enter_swarm", enter)
+    how = "mean=0.5,std=0.5,resample=nearest"
+    argv = ["infer", str(file), "--input", f"images={tmp_path}/cat.png", "--preprocess", how, "--json"]
+    said = shoal(*argv).data
+    given = read_given(graph.manifest, {"images": tmp_path / "cat.png"}, how)
+    expected = whole(graph, {"images": np.asarray(given["images"])})["probabilities"]
+    assert np.array_equal(np.array(said["outputs"]["probabilities"]["data"], np.float32), expected)
+    ran = shoal(*argv[:-1], "--fast")
+    assert ran.code == 0
+    assert FAST in ran.err
+    assert fast == [False, True]

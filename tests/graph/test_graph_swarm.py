@@ -18,6 +18,7 @@ from shoal.client.graph.inputs import graph_inputs
 from shoal.errors import Busy, NoCoverage, OutOfResources, StepFailed, UnknownModel, UsageError
 from shoal.gateway.models import Models
 from shoal.gateway.page.view import swarm_view
+from shoal.models.graph.manifest import graph_numerics
 from shoal.node.graph.graph_figures import graph_pages
 from shoal.node.graph.graph_node import pick_segments
 from shoal.swarm.membership import PUBLIC
@@ -376,3 +377,50 @@ async def test_in_a_public_swarm_no_stranger_says_that_a_name_is_a_graphs(
         with pytest.raises(UnknownModel) as caught:
             await swarm.client.weights.resolve("mlp")
         assert "graph" not in caught.value.message
+
+
+def close(one: NamedArrays, other: NamedArrays) -> bool:
+    return one.keys() == other.keys() and all(
+        np.allclose(array, other[name], rtol=1e-3, atol=1e-5) for name, array in one.items()
+    )
+
+
+@pytest.mark.parametrize("kind", ["cnn", "transformer", "branching"])
+async def test_fast_nodes_give_nearly_the_same_and_share_no_request_with_others(
+    kind: str, imported: Imported, tmp_path: Path
+) -> None:
+    graph, inputs = imported(kind), inputs_of(kind)
+    count = len(graph.manifest.segments)
+    async with graph_swarm(tmp_path, graph, [Span(0, count)]) as swarm:
+        await swarm.add_node(Span(0, 3), fast=True)
+        await swarm.add_node(Span(1, count), fast=True)
+        exact, fast = [network.peer for network in swarm.networks][:1], swarm.networks[1:]
+        assert [node.served().numerics for node in swarm.nodes] == [
+            "n1/fp32/auto/any",
+            *["n1/fp32/auto/fast"] * 2,
+        ]
+        hasty = await swarm.add_client(fast=True)
+        await heard_of(swarm, 3)
+        known = await hasty.graphs.resolve(graph.digest)
+        made = await hasty.graphs.infer(known, inputs)
+        assert close(made.outputs, whole(graph, inputs))
+        assert [stage.peer for stage in made.route] == [network.peer for network in fast]
+        exactly = await swarm.client.graphs.infer(known, inputs)
+        assert same(exactly.outputs, whole(graph, inputs))
+        assert [stage.peer for stage in exactly.route] == exact
+
+
+async def test_where_only_fast_nodes_serve_an_exact_request_is_told_so(
+    imported: Imported, tmp_path: Path
+) -> None:
+    graph = imported("mlp")
+    async with graph_swarm(tmp_path, graph, [Span(0, 8)], fast=True) as swarm:
+        other = await swarm.add_client(fast=False)
+        known = await other.graphs.resolve(graph.digest)
+        with pytest.raises(NoCoverage, match="n1/fp32/auto/fast: these never share") as raised:
+            await other.graphs.infer(known, inputs_of("mlp"))
+        assert "--fast" in raised.value.check
+        assert not other.graphs.covered(known)
+        assert swarm.client.graphs.covered(known)
+        lacking = pick_segments(graph, 1 << 30, swarm.client.member, graph_numerics(fast=False))
+        assert lacking == Span(0, 8)

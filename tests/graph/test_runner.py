@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from shoal.client.graph.inputs import graph_inputs
 from shoal.errors import BadWeights, RemoteProtocolError, StepFailed
 from shoal.executor.arrays import Array
 from shoal.executor.graph.arrays import pack_arrays, unpack_arrays
@@ -27,7 +28,7 @@ from shoal.executor.graph.frames import (
     write_frame,
 )
 from shoal.executor.graph.runner import PROGRAM, GraphRunner
-from shoal.executor.graph.segments import LoadedSegments
+from shoal.executor.graph.segments import KEPT_SPANS, FastSegments, LoadedSegments, load_segments
 from shoal.models.graph.graph_store import GraphStore, LocalGraph
 from shoal.models.graph.optimised import WEIGHTS_FILE
 from shoal.testing.graph_bits import same, whole
@@ -170,3 +171,30 @@ def test_arrays_are_packed_and_unpacked_bit_for_bit() -> None:
 def test_a_truth_that_is_neither_0_nor_1_becomes_one() -> None:
     (found,) = unpack_arrays([ArraySpec(0, "bool", (3,))], b"\x00\x07\x01").values()
     assert found.tobytes() == b"\x00\x01\x01"
+
+
+def test_a_fast_span_keeps_few_parts_of_itself_beside_its_own(imported: Imported) -> None:
+    graph, inputs = imported("mlp"), inputs_of("mlp")
+    fast = load_segments(graph.folder, Span(0, 8), fast=True)
+    assert isinstance(fast, FastSegments)
+    manifest = graph.manifest
+    there = graph_inputs(manifest, inputs)
+    for end in range(1, 8):
+        made = fast.run(Span(0, end), there)
+        rest = fast.run(Span(end, 8), there | made)
+        assert rest.keys() == set(manifest.outputs)
+        assert len(fast._sessions) == KEPT_SPANS  # pyright: ignore[reportPrivateUsage]
+        assert Span(0, 8) in fast._sessions  # pyright: ignore[reportPrivateUsage]
+
+
+def test_the_process_computes_a_fast_span(imported: Imported) -> None:
+    graph, inputs = imported("cnn"), inputs_of("cnn")
+    count = len(graph.manifest.segments)
+    runner = GraphRunner(graph, Span(0, count), memory=512 << 20, within_s=60, fast=True)
+    try:
+        given = pack_arrays(graph_inputs(graph.manifest, inputs))
+        made = unpack_arrays(*runner.run(Span(0, count), *given))
+    finally:
+        runner.close()
+    (probabilities,) = made.values()
+    assert np.allclose(probabilities, whole(graph, inputs)["probabilities"], rtol=1e-4)

@@ -53,6 +53,7 @@ ThreadsOption = Annotated[int | None, flag("threads")]
 YieldOption = Annotated[
     str | None, flag("yield_to_owner", "--yield", "--yield-to-owner", metavar="off|share|pause")
 ]
+FastOption = Annotated[bool | None, flag("fast", "--fast", whole=True)]
 ParallelOption = Annotated[int | None, flag("parallel")]
 FormatOption = Annotated[str | None, flag("format")]
 NodeFormatOption = Annotated[str | None, flag("format", "--format", whole=True)]

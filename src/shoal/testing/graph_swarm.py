@@ -14,7 +14,7 @@ import trio
 from shoal.config import Settings
 from shoal.errors import StepFailed
 from shoal.executor.graph.arrays import pack_arrays, unpack_arrays
-from shoal.executor.graph.segments import LoadedSegments
+from shoal.executor.graph.segments import SpanSegments, load_segments
 from shoal.models.graph.graph_store import LocalGraph
 from shoal.node.graph.graph_node import GraphNode, MakeRunner, start_graph_node
 from shoal.swarm.member import Member
@@ -28,17 +28,20 @@ from shoal.wire.arrays import ArraySpec
 class InProcessRunner:
     """Computes segments in this process, where starting one for each node would take a second."""
 
-    def __init__(self, graph: LocalGraph, span: Span, *, memory: int, within_s: float) -> None:
+    def __init__(
+        self, graph: LocalGraph, span: Span, *, memory: int, within_s: float, fast: bool = False
+    ) -> None:
         self.graph = graph
         self._span = span
-        self._loaded: LoadedSegments | None = None
+        self._fast = fast
+        self._loaded: SpanSegments | None = None
 
     @property
     def span(self) -> Span:
         return self._span
 
     def load(self) -> None:
-        self._loaded = self._loaded or LoadedSegments(self.graph.folder, self._span)
+        self._loaded = self._loaded or load_segments(self.graph.folder, self._span, fast=self._fast)
 
     def run(
         self, span: Span, arrays: tuple[ArraySpec, ...], payload: bytes

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shoal.client.graph.known_graph import KnownGraph
     from shoal.config import Settings
 
+FAST = "each part was optimised by itself: the bits are not those of the whole graph"
 FIRST_SHOWN = 6
 """Numbers of an output that a reader is shown."""
 
@@ -64,6 +65,7 @@ def infer(
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
     threads: options.ThreadsOption = None,
+    fast: options.FastOption = None,
     only: options.OnlyOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -71,7 +73,7 @@ def infer(
     from shoal.cli.graph.files import OUTPUTS, read_inputs, write_outputs
     from shoal.models.graph.preprocess import Preprocess
 
-    settings = options.settings(swarm=swarm, public=public, threads=threads, only=only)
+    settings = options.settings(swarm=swarm, public=public, threads=threads, fast=fast, only=only)
     check_output(output, *OUTPUTS)
     Preprocess.parse(preprocess)
     known, answer = run_graph(settings, graph, read_inputs(inputs), preprocess)
@@ -79,6 +81,8 @@ def infer(
         write_outputs(output, answer.outputs)
     fields = infer_fields(known, answer, with_data=as_json and output is None)
     emit(fields, as_json, lambda: outputs_table(fields))
+    if settings.fast:
+        say(FAST, dim=True)
     for peer in answer.lost:
         say(f"went on without {name_of(peer)}")
     hops = many(len(answer.route), "hop")

@@ -11,6 +11,7 @@ import trio
 from shoal.cli.enter import member_of
 from shoal.cli.node.process import figures_of, until_asked, whole
 from shoal.cli.node.turns import tell
+from shoal.cli.output import say
 from shoal.cli.progress import working
 from shoal.config import Settings
 from shoal.net.identity import Identity
@@ -35,6 +36,11 @@ async def serve_graph(settings: Settings, span: Span | None, *, as_json: bool) -
             graph = await trio.to_thread.run_sync(store.resolve, settings.model, settings.threads or 1)
         network, member = await stack.enter_async_context(join_swarm(settings, swarm, identity, listen=True))
         tell("listening", as_json, peer=network.peer, addresses=whole(network.address))
+        if settings.fast:
+            say(
+                f"--fast: {graph.name} is optimised here by itself, so its bits are not those of the whole",
+                dim=True,
+            )
         with working(f"loading {graph.name}"):
             await trio.to_thread.run_sync(importlib.import_module, "shoal.node.graph.graph_node")
             from shoal.node.graph.graph_figures import graph_pages

@@ -73,6 +73,7 @@ def serve(
     device: options.DeviceOption = None,
     kernels: options.KernelsOption = None,
     threads: options.ThreadsOption = None,
+    fast: options.FastOption = None,
     parallel: options.ParallelOption = None,
     yield_to_owner: options.YieldOption = None,
     host: options.HostOption = None,
@@ -102,6 +103,7 @@ def serve(
         device=device,
         kernels=kernels,
         threads=threads,
+        fast=fast,
         parallel=parallel,
         yield_to_owner=yield_to_owner,
         host=host,
@@ -116,6 +118,13 @@ def serve(
         bootstrap=bootstrap,
         mdns=mdns,
     )
+    from shoal.models.graph.graph_store import names_graph
+
+    if fast and not names_graph(settings.model):
+        raise UsageError(
+            f"--fast is for graphs, and {settings.model} is none",
+            check="leave it out; --format says how exact a language model is",
+        )
     _serve(settings, span_of(span), as_json)
 
 

@@ -34,12 +34,13 @@ from shoal.errors import (
 from shoal.executor.arrays import Array
 from shoal.executor.graph.arrays import pack_arrays
 from shoal.models.graph.graph_store import GraphStore, names_graph
-from shoal.models.graph.manifest import GRAPH_NUMERICS
+from shoal.models.graph.manifest import graph_numerics
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.routing.reputation import REFUSAL
 from shoal.sharing.peer_fetcher import PeerFetcher
+from shoal.swarm.announcement import numerics_of
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
 from shoal.types import CarrierName, Digest, PeerId, SessionId, Span, gaps
@@ -51,6 +52,8 @@ IDLE_S = 60.0
 """A session that has asked for nothing for so long is closed."""
 FAILURES = 2
 """Peers that have to fail, one who has proven itself among them, before the request is to blame."""
+HEAR_OF_OURS_S = 2.0
+"""How long a client waits to hear of nodes that compute as it asks, where others cover the graph."""
 AGAIN_S = 0.25
 """How long to wait before those who were busy, or gone, are asked again."""
 
@@ -96,6 +99,7 @@ class GraphClient:
         self.store = store
         self._member = member
         self._settings = settings
+        self._numerics = graph_numerics(fast=settings.fast)
         self._graphs: OrderedDict[str, KnownGraph] = OrderedDict()
         self._hops: dict[tuple[Digest, PeerId, Span], GraphHop] = {}
         self._sessions: dict[SessionId, GraphHop] = {}
@@ -159,9 +163,10 @@ class GraphClient:
         return self._know(of_local(local) if local is not None else await self._fetch(digest))
 
     def covered(self, graph: KnownGraph) -> bool:
-        """Whether every segment of a graph is served."""
-        serving = self._finder.serving(graph.shape)
-        return not gaps((a.served.span for a in serving if a.served), graph.shape.n_blocks)
+        """Whether every segment of a graph is served, as this client asks for it."""
+        serving = [a.served for a in self._finder.serving(graph.shape) if a.served]
+        ours = (served.span for served in serving if self._numerics.admits(numerics_of(served)))
+        return not gaps(ours, graph.shape.n_blocks)
 
     async def infer(
         self, graph: KnownGraph, inputs: Mapping[str, GraphInput], preprocess: str = ""
@@ -185,7 +190,7 @@ class GraphClient:
         there = graph_inputs(graph.manifest, given)
         count = len(graph.manifest.segments)
         answer, at, route = GraphAnswer({}), 0, list[RouteHop]()
-        await self._finder.served_numerics(graph.shape, Span(0, count))
+        await self._hear_of(graph)
         search = self._search()
         while at < count:
             if not route:
@@ -215,6 +220,16 @@ class GraphClient:
         answer.outputs = {name: there[value].copy() for name, value in names.items()}
         return answer
 
+    async def _hear_of(self, graph: KnownGraph) -> None:
+        """Wait, not long, until someone covers the graph: a client that has just come knows few."""
+        await self._finder.served_numerics(graph.shape, Span(0, graph.shape.n_blocks))
+        serving = self._finder.serving(graph.shape)
+        if gaps((a.served.span for a in serving if a.served), graph.shape.n_blocks):
+            return
+        with trio.move_on_after(HEAR_OF_OURS_S):
+            while not self.covered(graph):
+                await self._member.wait_changed()
+
     def _search(self) -> _Search:
         return _Search(trio.current_time() + self._settings.resume_s)
 
@@ -236,7 +251,7 @@ class GraphClient:
         while True:
             avoid = search.avoid | search.failed.keys()
             try:
-                return self._finder.find(graph.shape, GRAPH_NUMERICS, 1, avoid, span=span)
+                return self._finder.find(graph.shape, self._numerics, 1, avoid, span=span)
             except (NoCoverage, Busy) as error:
                 others = bool(search.avoid) or isinstance(error, Busy)
                 if search.failure is not None and not others:  # to wait would not change the request
@@ -317,7 +332,7 @@ class GraphClient:
                 return found
             timeout_s = self._settings.open_timeout_s
             channel = await self._pool.get(hop.address, deadline_s=timeout_s)
-            opened = GraphHop(channel, graph.digest, graph.manifest, hop.span)
+            opened = GraphHop(channel, graph.digest, graph.manifest, hop.span, self._numerics)
             self._sessions[opened.session] = opened
             try:
                 await opened.open(timeout_s)

@@ -13,10 +13,10 @@ import trio
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError, from_code
 from shoal.executor.arrays import Array
 from shoal.executor.graph.arrays import unpack_arrays
-from shoal.models.graph.manifest import GRAPH_NUMERICS, GraphManifest, misfit
+from shoal.models.graph.manifest import GraphManifest, misfit
 from shoal.net.channel import Channel
 from shoal.tasks import seconds_left
-from shoal.types import Digest, PeerId, SessionId, Span
+from shoal.types import Digest, Numerics, PeerId, SessionId, Span
 from shoal.wire.arrays import ArraySpec
 from shoal.wire.messages import Close, Failed, Infer, Inferred, Message, Open, Opened, Refused
 
@@ -41,7 +41,9 @@ class SegmentsAnswer:
 class GraphHop:
     """A session with one peer. Messages for it come by :meth:`deliver`."""
 
-    def __init__(self, channel: Channel, digest: Digest, manifest: GraphManifest, span: Span) -> None:
+    def __init__(
+        self, channel: Channel, digest: Digest, manifest: GraphManifest, span: Span, numerics: Numerics
+    ) -> None:
         self.session = SessionId(secrets.token_bytes(16))
         self.channel = channel
         self.span = span
@@ -49,6 +51,7 @@ class GraphHop:
         """When it was last asked something."""
         self.lost: ShoalError | None = None
         """Why it is over."""
+        self._numerics = numerics
         self._digest = digest
         self._manifest = manifest
         self._numbers = itertools.count(1)
@@ -72,7 +75,7 @@ class GraphHop:
         Raises:
             ShoalError: what the peer answered instead; it is gone, or did not answer in time.
         """
-        numerics, span = GRAPH_NUMERICS, self.span
+        numerics, span = self._numerics, self.span
         asked = Open(
             self.session,
             self._digest,

@@ -326,12 +326,15 @@ class RouteFinder:
             )
         same = [served for served in others if served.digest == shape.digest]
         if any(served.format == numerics.format for served in same):
+            check = "start the nodes in the same version of Shoal, with the same --format and --kv"
+            if shape.kind == "graph":
+                check = "ask with --fast where the nodes serve with it, and without it where they do not"
             served_by = sorted({served.numerics or "numerics that they do not name" for served in same})
             raise NoCoverage(
                 f"nobody serves {shape.name} by the numerics {numerics}{self.among}, but by "
                 f"{', '.join(served_by)}: these never share a session",
                 missing=[span],
-                check="start the nodes in the same version of Shoal, with the same --format and --kv",
+                check=check,
                 next_command="shoal peers --json",
             )
         if same:

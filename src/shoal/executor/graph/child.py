@@ -30,7 +30,7 @@ from shoal.models.untrusted.limits import first_to_go, limit_memory
 from shoal.types import Span
 
 if TYPE_CHECKING:
-    from shoal.executor.graph.segments import LoadedSegments
+    from shoal.executor.graph.segments import SpanSegments
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ class SegmentWorker:
         loaded: by default nothing, until it is asked to load.
     """
 
-    def __init__(self, loaded: LoadedSegments | None = None) -> None:
+    def __init__(self, loaded: SpanSegments | None = None) -> None:
         self._loaded = loaded
 
     def answer(
@@ -96,9 +96,9 @@ class SegmentWorker:
 
     def _load(self, asked: LoadSegments) -> None:
         limit_memory(asked.memory, "DATA")
-        from shoal.executor.graph.segments import LoadedSegments  # noqa: PLC0415 - it counts against the limit
+        from shoal.executor.graph.segments import load_segments  # noqa: PLC0415 - it counts against the limit
 
-        self._loaded = LoadedSegments(Path(asked.folder), Span(asked.start, asked.end))
+        self._loaded = load_segments(Path(asked.folder), Span(asked.start, asked.end), fast=asked.fast)
 
 
 if __name__ == "__main__":

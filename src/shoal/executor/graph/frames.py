@@ -27,6 +27,8 @@ class LoadSegments(msgspec.Struct, tag="load"):
     end: int
     memory: int
     """Bytes that the process may take in all."""
+    fast: bool = False
+    """Whether to optimise the span by itself."""
 
 
 class RunSegments(msgspec.Struct, tag="run"):

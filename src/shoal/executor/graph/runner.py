@@ -58,11 +58,15 @@ class GraphRunner:
         memory: bytes that the process may take beside :data:`BASE_MEMORY`: weights, tensors, and what the
             runtime keeps of both.
         within_s: the longest that a request may be computed.
+        fast: optimise the span by itself: its bits are others then.
     """
 
-    def __init__(self, graph: LocalGraph, span: Span, *, memory: int, within_s: float) -> None:
+    def __init__(
+        self, graph: LocalGraph, span: Span, *, memory: int, within_s: float, fast: bool = False
+    ) -> None:
         self.graph = graph
         self._span = span
+        self._fast = fast
         self._memory = memory
         self._within_s = within_s
         self._process: _Process | None = None
@@ -93,7 +97,7 @@ class GraphRunner:
         self._ending = weakref.finalize(self, process.end)
         size = self.graph.weight_bytes(self._span)
         asked = LoadSegments(
-            str(self.graph.folder), self._span.start, self._span.end, self._memory + BASE_MEMORY
+            str(self.graph.folder), self._span.start, self._span.end, self._memory + BASE_MEMORY, self._fast
         )
         reply = process.exchange(asked, b"", LOADS_WITHIN_S + size / LOADED_BYTES_S)
         if reply is None or not isinstance(reply[0], SegmentsDone):

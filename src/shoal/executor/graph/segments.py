@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -18,38 +18,55 @@ from shoal.executor.arrays import Array
 from shoal.models.graph.manifest import MANIFEST_FILE, GraphManifest, GraphWeight, read_graph_manifest
 from shoal.models.graph.optimised import STRUCTURE, WEIGHT_TYPES, WEIGHTS_FILE
 from shoal.models.graph.proto import uses
-from shoal.models.graph.runtime import RUNTIME, run, session
+from shoal.models.graph.runtime import RUNTIME, fast_session, run, session
 from shoal.types import Span
 
 ELEMENT_TYPES = {dtype: kind for kind, dtype in WEIGHT_TYPES.items()}
 
 
-class LoadedSegments:
-    """A span of a graph, ready to run: a session of the runtime for each segment."""
+KEPT_SPANS = 3
+"""Of a fast node, its own span among them: each has weights of its own. Clients ask for parts of a span where
+others serve the rest."""
 
-    def __init__(self, folder: Path, span: Span) -> None:
-        """
-        Raises:
-            BadWeights: the files are not what the manifest says, or are for another version of the runtime.
-        """
-        self.manifest = read_graph_manifest((folder / MANIFEST_FILE).read_bytes())
-        if self.manifest.runtime != RUNTIME:
-            raise BadWeights(f"it was imported for {self.manifest.runtime}, and this is {RUNTIME}")
-        structure = (folder / STRUCTURE).read_bytes()
-        if hashlib.sha256(structure).hexdigest() != self.manifest.structure:
-            raise BadWeights(f"{folder / STRUCTURE}: it is not what the manifest says")
-        model = ModelProto.FromString(structure)
-        weights = _Weights(folder / WEIGHTS_FILE, self.manifest)
-        self._sessions = {
-            index: _session(model, self.manifest, index, weights) for index in range(span.start, span.end)
-        }
+
+class SpanSegments(Protocol):
+    """A span of a graph, ready to run."""
 
     def run(self, span: Span, taken: Mapping[int, Array]) -> dict[int, Array]:
-        """What some of the loaded segments give, by the values' places in the manifest.
+        """What some of its segments give, by the values' places in the manifest.
 
         Raises:
             Exception: whatever the runtime says, for tensors that the graph cannot use.
         """
+        ...
+
+
+def load_segments(folder: Path, span: Span, *, fast: bool = False) -> SpanSegments:
+    """Load a span of an imported graph.
+
+    Args:
+        fast: optimise it by itself: its bits are no others' then.
+
+    Raises:
+        BadWeights: the files are not what the manifest says, or are for another version of the runtime.
+    """
+    return FastSegments(folder, span) if fast else LoadedSegments(folder, span)
+
+
+class LoadedSegments:
+    """A session of the runtime for each segment, run as it was optimised once."""
+
+    def __init__(self, folder: Path, span: Span) -> None:
+        """Raises BadWeights: as :func:`load_segments`."""
+        imported = _ImportedGraph(folder)
+        self.manifest = imported.manifest
+        self._sessions = {
+            index: session(imported.part(Span(index, index + 1)), self.manifest.threads)
+            for index in range(span.start, span.end)
+        }
+
+    def run(self, span: Span, taken: Mapping[int, Array]) -> dict[int, Array]:
+        """See :class:`SpanSegments`."""
         names = [value.name for value in self.manifest.values]
         there = dict(taken)
         for index in range(span.start, span.end):
@@ -59,6 +76,70 @@ class LoadedSegments:
                 given = run(self._sessions[index], [names[value] for value in segment.gives], inputs)
                 there.update(zip(segment.gives, given, strict=True))
         return {value: np.asarray(there[value]) for value in self.manifest.gives(span)}
+
+
+class FastSegments:
+    """One session of the runtime for all that is asked for at a time, optimised by itself."""
+
+    def __init__(self, folder: Path, span: Span) -> None:
+        """Raises BadWeights: as :func:`load_segments`."""
+        self._imported = _ImportedGraph(folder)
+        self.manifest = self._imported.manifest
+        self._own = span
+        self._sessions: dict[Span, ort.InferenceSession] = {}
+        self._session(span)
+
+    def run(self, span: Span, taken: Mapping[int, Array]) -> dict[int, Array]:
+        """See :class:`SpanSegments`."""
+        gives = self.manifest.gives(span)
+        if not gives:
+            return {}
+        names = [value.name for value in self.manifest.values]
+        inputs: dict[str, Any] = {names[value]: taken[value] for value in self.manifest.takes(span)}
+        given = run(self._session(span), [names[value] for value in gives], inputs)
+        return {value: np.asarray(array) for value, array in zip(gives, given, strict=True)}
+
+    def _session(self, span: Span) -> ort.InferenceSession:
+        """That of a span; the one that was asked for longest ago makes room, but never the node's own."""
+        found = self._sessions.pop(span, None)
+        if found is None:
+            if len(self._sessions) == KEPT_SPANS:
+                del self._sessions[next(other for other in self._sessions if other != self._own)]
+            found = fast_session(self._imported.part(span), self.manifest.threads)
+        self._sessions[span] = found
+        return found
+
+
+class _ImportedGraph:
+    """The files of an imported graph, of which parts are made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest = read_graph_manifest((folder / MANIFEST_FILE).read_bytes())
+        if self.manifest.runtime != RUNTIME:
+            raise BadWeights(f"it was imported for {self.manifest.runtime}, and this is {RUNTIME}")
+        structure = (folder / STRUCTURE).read_bytes()
+        if hashlib.sha256(structure).hexdigest() != self.manifest.structure:
+            raise BadWeights(f"{folder / STRUCTURE}: it is not what the manifest says")
+        self._model = ModelProto.FromString(structure)
+        self._inline = {weight.name: weight for weight in self._model.graph.initializer}
+        self._weights = _Weights(folder / WEIGHTS_FILE, self.manifest)
+
+    def part(self, span: Span) -> bytes:
+        """The segments of a span as a graph of their own."""
+        segments = self.manifest.segments
+        nodes = self._model.graph.node[segments[span.start].first : segments[span.end - 1].end]
+        used = dict.fromkeys(name for node in nodes for name in uses(node))
+        found = ((self._inline.get(name) or self._weights.get(name)) for name in used)
+        constants = [weight for weight in found if weight is not None]
+        values = [self.manifest.values[value] for value in self.manifest.takes(span)]
+        # Types alone: how large what crosses is, each request says.
+        inputs = [helper.make_tensor_value_info(v.name, ELEMENT_TYPES[v.dtype], None) for v in values]
+        outputs = [ValueInfoProto(name=self.manifest.values[v].name) for v in self.manifest.gives(span)]
+        graph = helper.make_graph(nodes, f"segments {span}", inputs, outputs, constants)
+        made = helper.make_model(
+            graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version
+        )
+        return made.SerializeToString()
 
 
 class _Weights:
@@ -81,20 +162,3 @@ class _Weights:
 def _is(array: Array, known: GraphWeight) -> bool:
     same = array.dtype.name == known.dtype and array.shape == known.shape
     return same and hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() == known.sha256
-
-
-def _session(
-    model: ModelProto, manifest: GraphManifest, index: int, weights: _Weights
-) -> ort.InferenceSession:
-    segment = manifest.segments[index]
-    nodes = model.graph.node[segment.first : segment.end]
-    used = dict.fromkeys(name for node in nodes for name in uses(node))
-    inline = {weight.name: weight for weight in model.graph.initializer}
-    constants = [weight for name in used if (weight := inline.get(name) or weights.get(name)) is not None]
-    values = [manifest.values[value] for value in segment.takes]
-    # Types alone: how large what crosses is, each request says.
-    inputs = [helper.make_tensor_value_info(v.name, ELEMENT_TYPES[v.dtype], None) for v in values]
-    outputs = [ValueInfoProto(name=manifest.values[value].name) for value in segment.gives]
-    graph = helper.make_graph(nodes, f"segment{index}", inputs, outputs, constants)
-    part = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    return session(part.SerializeToString(), manifest.threads)

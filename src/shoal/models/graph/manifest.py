@@ -29,12 +29,19 @@ MAX_RANK = 8
 
 GRAPH_NUMERICS = Numerics("fp32", "auto", "any")
 """What nodes of graphs announce: how a graph is computed its manifest says, but for the kind of CPU."""
+FAST_NUMERICS = Numerics("fp32", "auto", "fast")
+"""The same of those who optimise their part of it by itself: other bits, for each cut others."""
 
 _Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 _Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 _Dimension = Annotated[int, Meta(ge=-1, le=1 << 31)]
 _Place = Annotated[int, Meta(ge=0, lt=1 << 16)]
 _Places = Annotated[tuple[_Place, ...], Meta(max_length=MAX_CROSSING)]
+
+
+def graph_numerics(*, fast: bool) -> Numerics:
+    """How the hops of a request compute: all of them like this."""
+    return FAST_NUMERICS if fast else GRAPH_NUMERICS
 
 
 class GraphValue(Struct, frozen=True, array_like=True):

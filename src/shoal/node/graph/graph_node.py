@@ -14,16 +14,16 @@ from shoal.executor.device.device import cpu, memory_budget
 from shoal.executor.graph.runner import GraphRunner, SegmentRunner
 from shoal.executor.thread import ComputeThread
 from shoal.models.graph.graph_store import LocalGraph
-from shoal.models.graph.manifest import GRAPH_NUMERICS
+from shoal.models.graph.manifest import GRAPH_NUMERICS, graph_numerics
 from shoal.net.network import Network
 from shoal.node.admission import DRAIN_S, drain
 from shoal.node.graph.graph_server import GraphServer
 from shoal.node.graph.graph_sessions import MAX_REQUESTS
 from shoal.routing.placement import choose_span
 from shoal.routing.throughput import ServingPeer
-from shoal.swarm.announcement import Served
+from shoal.swarm.announcement import Served, numerics_of
 from shoal.swarm.member import Member
-from shoal.types import Format, Span
+from shoal.types import Format, Numerics, Span
 
 TENSOR_SHARE = 0.5
 """Share of a node's memory kept for what crosses its segments when it chooses how many to take."""
@@ -32,7 +32,9 @@ TENSOR_SHARE = 0.5
 class MakeRunner(Protocol):
     """Makes what computes a span's segments; the arguments are those of :class:`GraphRunner`."""
 
-    def __call__(self, graph: LocalGraph, span: Span, *, memory: int, within_s: float) -> SegmentRunner: ...
+    def __call__(
+        self, graph: LocalGraph, span: Span, *, memory: int, within_s: float, fast: bool = False
+    ) -> SegmentRunner: ...
 
 
 def segments_that_fit(graph: LocalGraph, memory: int) -> int:
@@ -55,14 +57,20 @@ def segments_that_fit(graph: LocalGraph, memory: int) -> int:
     return fits
 
 
-def pick_segments(graph: LocalGraph, memory: int, member: Member) -> Span:
-    """The span of a graph that the swarm lacks most and that fits. Raises as :func:`segments_that_fit`."""
+def pick_segments(
+    graph: LocalGraph, memory: int, member: Member, numerics: Numerics = GRAPH_NUMERICS
+) -> Span:
+    """The span of a graph that the swarm lacks most by these numerics, and that fits.
+
+    Raises:
+        OutOfResources: as :func:`segments_that_fit`.
+    """
     member.directory.know([graph.shape])
     serving = member.directory.serving(graph.digest, member.now())
     placed = [
         ServingPeer(a.served.span, a.served.speed or 1.0, 0)
         for a in serving
-        if a.served and a.peer != member.network.peer
+        if a.served and a.peer != member.network.peer and numerics.admits(numerics_of(a.served))
     ]
     return choose_span(placed, len(graph.manifest.segments), segments_that_fit(graph, memory))
 
@@ -82,7 +90,7 @@ class GraphNode:
 
     @property
     def format(self) -> Format:
-        return GRAPH_NUMERICS.format
+        return self.server.numerics.format
 
     def served(self) -> Served:
         """What the node announces, as of now."""
@@ -97,7 +105,7 @@ class GraphNode:
             shape.vocab_size,
             self.span.start,
             self.span.end,
-            GRAPH_NUMERICS.format,
+            self.format,
             MAX_REQUESTS,
             server.requests_free,
             server.sessions,
@@ -107,7 +115,7 @@ class GraphNode:
             device="cpu",
             device_memory=self._memory,
             kind="graph",
-            numerics=str(GRAPH_NUMERICS),
+            numerics=str(server.numerics),
         )
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:
@@ -140,7 +148,8 @@ async def start_graph_node(
         BadWeights: it cannot be loaded.
     """
     memory = memory_budget(settings, cpu())
-    chosen = span or pick_segments(graph, memory, member)
+    numerics = graph_numerics(fast=settings.fast)
+    chosen = span or pick_segments(graph, memory, member, numerics)
     if chosen.end > len(graph.manifest.segments):
         raise UsageError(
             f"{graph.name} has {len(graph.manifest.segments)} segments: "
@@ -149,10 +158,10 @@ async def start_graph_node(
         )
     member.directory.know([graph.shape])
     thread = ComputeThread("shoal-segments")
-    runner = make_runner(graph, chosen, memory=memory, within_s=settings.step_timeout_s)
+    runner = make_runner(graph, chosen, memory=memory, within_s=settings.step_timeout_s, fast=settings.fast)
     try:
         await thread.run(runner.load)
-        server = GraphServer(network, graph, runner, thread, max_sessions=settings.max_sessions)
+        server = GraphServer(network, graph, runner, thread, numerics, max_sessions=settings.max_sessions)
         node = GraphNode(graph, server, member, cpu().memory().total)
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)

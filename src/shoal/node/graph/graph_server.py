@@ -28,7 +28,7 @@ from shoal.net.pool import ChannelPool
 from shoal.node.admission import Service, check_open, refusal
 from shoal.node.graph.graph_sessions import GraphSession, GraphSessions
 from shoal.node.handlers import Handlers
-from shoal.types import SessionId, Span
+from shoal.types import Numerics, SessionId, Span
 from shoal.wire.arrays import ArraySpec
 from shoal.wire.messages import (
     MAX_PAYLOAD,
@@ -66,11 +66,13 @@ class GraphServer:
         graph: LocalGraph,
         runner: SegmentRunner,
         thread: ComputeThread,
+        numerics: Numerics = GRAPH_NUMERICS,
         *,
         max_sessions: int,
     ) -> None:
         self.graph = graph
         self.runner = runner
+        self.numerics = numerics
         self.metrics = Metrics()
         self.draining = False
         """Set to refuse new sessions while requests come to their end."""
@@ -125,7 +127,7 @@ class GraphServer:
             await self._idle.wait()
 
     async def _open(self, channel: Channel, message: Open, payload: bytes) -> None:
-        service = Service(self._peer, self.graph.digest, self.span, GRAPH_NUMERICS, self.draining)
+        service = Service(self._peer, self.graph.digest, self.span, self.numerics, self.draining)
         session = SessionId(message.session)
         try:
             check_open(message, service)
