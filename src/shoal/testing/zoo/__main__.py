@@ -18,6 +18,7 @@ from shoal.cli.progress import working
 from shoal.errors import UsageError
 from shoal.models.graph.graph_store import GraphStore
 from shoal.testing.zoo.cutting import ZOO, CutGraph, cut_graph, write_graph
+from shoal.testing.zoo.processes import KilledGraph, kill_a_hop
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -29,6 +30,9 @@ def zoo(
     folder: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Where graphs and imports stay for the next time.")
     ] = None,
+    processes: Annotated[
+        bool, typer.Option("--processes", help="Over three node processes instead, one of which is killed.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a graph.")] = False,
 ) -> None:
     """Cut graphs into parts on nodes of their own; exit code 1 where one has other bits than the whole."""
@@ -42,6 +46,9 @@ def zoo(
     with TemporaryDirectory(prefix="shoal-zoo-") as scratch:
         home = folder or Path(scratch)
         home.mkdir(parents=True, exist_ok=True)
+        if processes:
+            killed = [_kill(name, home) for name in chosen]
+            raise typer.Exit(not all(graph.same for graph in killed))
         found = [_cut(name, home, numbers, as_json=as_json) for name in chosen]
     if not as_json:
         Console().print(_table(found, numbers))
@@ -59,6 +66,17 @@ def _cut(name: str, home: Path, parts: list[int], *, as_json: bool) -> CutGraph:
     if as_json:
         print(msgspec.json.encode(cut).decode(), flush=True)  # noqa: T201 - what the command is for
     return cut
+
+
+def _kill(name: str, home: Path) -> KilledGraph:
+    with working(f"writing {name}"):
+        file, inputs = write_graph(name, home)
+    with working(f"importing {name}"):
+        graph = GraphStore(home / "graphs").resolve(str(file))
+    with working(f"asking {name}"):
+        killed = trio.run(kill_a_hop, name, graph, file, inputs, home)
+    print(msgspec.json.encode(killed).decode(), flush=True)  # noqa: T201 - as above
+    return killed
 
 
 def _table(found: list[CutGraph], parts: list[int]) -> Table:
