@@ -18,7 +18,7 @@ from typing import Any, Literal, get_type_hints
 import platformdirs
 
 from shoal.errors import UsageError
-from shoal.option_values import WORDS, check_options, option_value
+from shoal.option_values import WORDS, check_values, option_value
 from shoal.types import (
     Codec,
     Format,
@@ -426,7 +426,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
         if value is not None:
             values[name] = _read(name, value, f"--{name.replace('_', '-')}")
     settings = Settings(**values, paths=paths)
-    check_options({name: getattr(settings, name) for name in OPTIONS})
+    check_values({name: getattr(settings, name) for name in OPTIONS})
     return settings
 
 
@@ -463,7 +463,7 @@ _SIZES = ("memory", "share_rate")
 """Options in bytes, which may be written with a unit."""
 _TYPES: dict[str, Any] = get_type_hints(Settings) | dict.fromkeys(
     WORDS, str
-)  # which word, `check_options` sees to
+)  # which word, `check_values` sees to
 OPTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "paths")
 """Every option's name, as ``config.toml`` spells it."""
 ABOUT: Mapping[str, str] = {

@@ -117,7 +117,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 """The words of which an option is one."""
 
 
-def check_options(values: Mapping[str, Any]) -> None:
+def check_values(values: Mapping[str, Any]) -> None:
     """See whether every option has a value that it can have.
 
     Args:
