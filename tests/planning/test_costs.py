@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,13 @@ def local(families: Local) -> Local:
 
 
 @pytest.mark.skipif(c_kernels.library() is None, reason="the kernels are not built")
-@pytest.mark.parametrize("format", ["fp32", "bf16", "int8", "w8a8", "int4"])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "mixtral", "qwen3_next"])
+@pytest.mark.parametrize(
+    ("family", "format"),
+    [
+        *product(["llama", "gemma3", "gpt2", "mixtral", "qwen3_next"], ["fp32", "bf16", "int8", "int4"]),
+        ("llama", "w8a8"),  # of which columns come in multiples of 64: the others' are too few for that
+    ],
+)
 def test_weights_and_kv_are_those_of_the_loaded_span(
     family: str, format: Format, local: Local, tmp_path: Path
 ) -> None:

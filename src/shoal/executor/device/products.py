@@ -83,11 +83,11 @@ def place_matrix(matrix: Matrix, device: torch.device, products: Products) -> De
     bias = None if matrix.bias is None else _placed(matrix.bias, device)
     if matrix.scales is None:
         return WideMatrix(_placed(matrix.weights, device), bias)
-    weights = _placed(matrix.weights, device)
     if matrix.layout == "w8a8":
-        rows = untile_quads(weights)[: matrix.rows, : matrix.cols].contiguous()
-        scales = _placed(matrix.scales, device).reshape(-1)[: matrix.rows]
-        return W8A8Matrix(rows, scales, bias, products)
+        rows = untile_quads(_placed(matrix.weights, torch.device("cpu")))[: matrix.rows, : matrix.cols]
+        scales = _placed(matrix.scales.reshape(-1)[: matrix.rows], device)
+        return W8A8Matrix(rows.contiguous().to(device), scales, bias, products)
+    weights = _placed(matrix.weights, device)
     if matrix.layout == "int8":
         return Int8Matrix(weights, _placed(matrix.scales, device), bias, products)
     grouped = GroupedMatrix(
