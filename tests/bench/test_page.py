@@ -9,11 +9,11 @@ import xml.etree.ElementTree as ET
 import pytest
 from rich.console import Console
 
-from shoal.bench.page import page
-from shoal.bench.plots import against_sessions, curves, points_of
+from shoal.bench.report.page import page
+from shoal.bench.report.plots import against_sessions, curves, points_of
+from shoal.bench.report.svg import Scale, above, nice_step, short
+from shoal.bench.report.table import table
 from shoal.bench.results import BenchReport, Expected, HopSplit, Measurement, StepSplit, describe_machine
-from shoal.bench.svg import Scale, above, nice_step, short
-from shoal.bench.table import table
 from shoal.planning.roofline import Estimate
 
 MACHINE = {**describe_machine(2), "bandwidth_bytes_s": 30e9, "ops_per_s": {"fp32": 165e9, "int8": 240e9}}

@@ -27,6 +27,23 @@ def test_the_swarm_is_measured_beside_one_process(shoal: Shoal, folder: Path) ->
     assert psutil.Process(os.getpid()).children() == []
 
 
+def test_the_start_of_a_node_is_measured_and_what_is_kept_can_be_compared(
+    shoal: Shoal, folder: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept.json"
+    options = ("--rounds", "1", "--threads", "1", "--format", "int8", "--save", str(kept), "--json")
+    ran = shoal("bench", "start", "--model", str(folder), *options)
+    assert ran.code == 0, ran.err
+    found = {result["name"]: result for result in ran.data["results"]}
+    assert list(found) == ["start/help", "start/int8/first", "start/int8/again", "start/int8/memory"]
+    assert all(result["value"] > 0 for result in found.values())
+    assert found["start/int8/again"]["vs"].keys() == {"first"}
+    assert 20 < found["start/int8/memory"]["value"] < 2000
+    assert psutil.Process(os.getpid()).children() == []
+    changes = shoal("bench", "compare", str(kept), str(kept), "--json").data["changes"]
+    assert {change["name"] for change in changes} >= {*found, "start/int8/again : first"}
+
+
 def test_the_gateway_is_measured_beside_the_library(shoal: Shoal, folder: Path) -> None:
     ran = shoal("bench", "gateway", "--model", str(folder), *OPTIONS)
     assert ran.code == 0, ran.err

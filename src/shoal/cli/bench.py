@@ -31,7 +31,9 @@ BenchModelOption = Annotated[
 BenchFormatOption = Annotated[
     str | None,
     typer.Option(
-        "--format", help="Measure this format only: fp32, published, bf16, int8 or int4.", show_default=False
+        "--format",
+        help="Measure this format only: fp32, published, bf16, int8, w8a8 or int4.",
+        show_default=False,
     ),
 ]
 BenchThreadsOption = Annotated[
@@ -60,7 +62,7 @@ LEAST_CONTEXT, MOST_CONTEXT = 16, 131072
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-    for command in (device, executor, overhead, swarm, gateway, peers, accuracy, compare):
+    for command in (device, executor, start, overhead, swarm, gateway, peers, accuracy, compare):
         group.command()(command)
     app.add_typer(group, name="bench")
 
@@ -115,6 +117,27 @@ def executor(
         return measure_executor(settings, formats, rounds, progress, context or 0)
 
     _show("executor", measure, report, save, as_json)
+
+
+def start(
+    model: BenchModelOption = None,
+    format: BenchFormatOption = None,
+    threads: BenchThreadsOption = None,
+    rounds: RoundsOption = 5,
+    device: options.DeviceOption = None,
+    report: ReportOption = None,
+    save: SaveOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Measure how long a node takes until it serves, and its memory then, in int8 or in one format."""
+    settings = _settings(model, format, threads, device)
+
+    def measure(progress: Progress) -> Awaitable[BenchReport]:
+        from shoal.bench.start import measure_start
+
+        return measure_start(settings, _formats(settings, ("int8",)), rounds, progress)
+
+    _show("start", measure, report, save, as_json)
 
 
 def accuracy(
@@ -323,8 +346,8 @@ def _show(
             return await measure(progress)
 
         found = replace(trio.run(run), bench=bench)
-    from shoal.bench.page import page as drawn
-    from shoal.bench.table import table
+    from shoal.bench.report.page import page as drawn
+    from shoal.bench.report.table import table
 
     shown = found.as_json()
     if page is not None:

@@ -27,7 +27,7 @@ MEMORY_TOLERANCE = 0.02
 """A part of the memory that a system takes for itself, more or less from start to start."""
 DRIFT = 0.1
 """How much faster or slower a machine itself may have been before a reader is told."""
-LESS_IS_BETTER = ("s", "perplexity")
+LESS_IS_BETTER = ("s", "MB", "perplexity")
 """Units."""
 ChangeKind = Literal["better", "worse", "noise", "too few rounds"]
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from shoal.bench.plots import against_sessions, curves, points_of, roofline, roofline_series, step_split
+from shoal.bench.report.plots import (
+    against_sessions,
+    curves,
+    points_of,
+    roofline,
+    roofline_series,
+    step_split,
+)
+from shoal.bench.report.svg import colour, short
 from shoal.bench.results import PARTS, BenchReport, Measurement
-from shoal.bench.svg import colour, short
 
 STYLE = """
 :root { color-scheme: light dark; --bg:#f5f7f8; --card:#fff; --ink:#16242c; --soft:#5b6b75; --grid:#e3e9ec;

@@ -6,8 +6,20 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from shoal.bench.report.svg import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Drawing,
+    Scale,
+    above,
+    colour,
+    short,
+)
 from shoal.bench.results import PARTS, Measurement, StepSplit
-from shoal.bench.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Drawing, Scale, above, colour, short
 
 DECODE = re.compile(r"^(?P<series>.+)/decode/b(?P<sessions>\d+)$")
 """Names of decoding speeds, and the sessions that decode at once."""
