@@ -69,7 +69,7 @@ class Settings:
     )
     port_map: bool = field(
         default=True,
-        metadata=_about("Ask the router for a public port, by NAT-PMP or UPnP: on or off."),
+        metadata=_about("Ask the router for a public port, by NAT-PMP, UPnP or PCP: on or off."),
     )
     mdns: bool = field(default=True, metadata=_about("Find peers on the local network."))
     bootstrap: tuple[str, ...] = field(

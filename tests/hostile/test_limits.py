@@ -13,6 +13,7 @@ from shoal.net import channel as channel_module
 from shoal.net import dial_budget as budget_module
 from shoal.net import receive_budget as inbound_module
 from shoal.net.dial_budget import BURST, EVERY_S, PEERS_KEPT, DialBudget
+from shoal.net.moving import liveness
 from shoal.net.network import Pipe
 from shoal.net.receive_budget import STRANGER_LIMIT, ReceiveBudget
 from shoal.node import fair_share as room_module
@@ -89,7 +90,7 @@ async def test_a_payload_that_never_comes_is_not_waited_for(
     attack: Attack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(channel_module, "ENDED_WITHIN_S", 0.3)
-    monkeypatch.setattr(channel_module, "PING_EVERY_S", 0.1)
+    monkeypatch.setattr(liveness, "PING_EVERY_S", 0.1)
     network = attack.swarm.world.network()
     pipe = await network.open_pipe(attack.swarm.networks[0].address, deadline_s=1)
     await pipe.send_all(HELLO + begun(2, 60_000, 200_000))

@@ -30,6 +30,7 @@ from shoal.net import handshakes as handshakes_module
 from shoal.net import pool as pool_module
 from shoal.net.host import NetworkSettings, open_network
 from shoal.net.identity import Identity
+from shoal.net.moving import liveness
 from shoal.net.network import Network
 from shoal.node.node import Node, start_node
 from shoal.swarm import membership
@@ -138,7 +139,7 @@ async def test_14_partial_frames_and_a_payload_that_never_comes_cost_their_sende
     victim: RealSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(channel_module, "ENDED_WITHIN_S", 0.3)
-    monkeypatch.setattr(channel_module, "PING_EVERY_S", 0.1)
+    monkeypatch.setattr(liveness, "PING_EVERY_S", 0.1)
     async with victim.member() as evil, by_hand(evil, victim.network.address) as peer:
         await peer.channel._pipe.send_all(begun(99, 50_000, 400_000))
         with trio.fail_after(5):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ TOKENS = 150
 HALVES = Span(0, 3), Span(3, 6)
 TOLD_WITHIN_S = 60.0
 BETTER_WITHIN_S = 12.0
+OFFLINE_S = 9.0
+"""Longer than a channel lives without a word."""
 DROPPED_S = 20.0
 """The longest that an answer may stand still when a way is lost, on a busy machine too."""
 
@@ -60,6 +63,13 @@ class Asking:
         self.at = at
         self.token_ids += token_ids
         return True
+
+    async def longest_of(self, count: int) -> float:
+        """The longest wait for one of the next tokens, in seconds."""
+        self.forget()
+        for _ in range(count):
+            await self.token()
+        return self.longest_s
 
     async def until(self, way: str, peer: str, within_s: float) -> None:
         """Wait for this way to a peer."""
@@ -112,16 +122,31 @@ async def tried(nat_lab: type[NatLab], folder: Path) -> dict[str, Any]:
                 await answer.until("punched", swarm.peers["c"], BETTER_WITHIN_S)
                 for _ in range(10):
                     await answer.token()
-                answer.forget()
                 lab.drop_mappings("d")
-                for _ in range(10):
-                    await answer.token()
-                seen["dropped_s"] = answer.longest_s
+                seen["dropped_s"] = await answer.longest_of(10)
                 while await answer.token():
                     pass
                 seen["token_ids"] = answer.token_ids
                 seen["moves"] = answer.ways[swarm.peers["c"]][1]
+            async with asking(swarm, "f", model) as answer:
+                await answer.until("relayed", swarm.peers["c"], TOLD_WITHIN_S)
+                relay = await carrying(swarm, answer, "f")
+                swarm.nodes[relay].signal(signal.SIGKILL)
+                seen["relay_killed_s"] = await answer.longest_of(10)
+                lab.offline("f", OFFLINE_S)
+                seen["offline_s"] = await answer.longest_of(10)
+                while await answer.token():
+                    pass
+                seen["after_losses"] = answer.token_ids
     return seen
+
+
+async def carrying(swarm: NatSwarm, answer: Asking, client: str) -> str:
+    """The public host over which most of an answer goes, a relay's part and a hop's together."""
+    before = {name: swarm.lab.carried(name, client) for name in "ab"}
+    for _ in range(5):
+        await answer.token()
+    return max("ab", key=lambda name: swarm.lab.carried(name, client) - before[name])
 
 
 def test_better_ways_are_taken_and_lost_ones_replaced_in_mid_answer(
@@ -132,3 +157,6 @@ def test_better_ways_are_taken_and_lost_ones_replaced_in_mid_answer(
     assert seen["ways"] == {"a": "public", "b": "public", "c": "relayed", "e": "mapped"}
     assert seen["moves"] >= 2
     assert seen["dropped_s"] < DROPPED_S
+    assert seen["after_losses"] == seen["expected"]
+    assert seen["relay_killed_s"] < DROPPED_S
+    assert OFFLINE_S / 2 < seen["offline_s"] < OFFLINE_S + DROPPED_S

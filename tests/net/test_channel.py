@@ -15,8 +15,9 @@ from trio.testing import MockClock
 
 from shoal.errors import ChannelClosed
 from shoal.net import outbox
-from shoal.net.channel import DEAD_AFTER_S, HELLO_WITHIN_S, PING_EVERY_S, SENT_WITHIN_S, Channel
+from shoal.net.channel import HELLO_WITHIN_S, SENT_WITHIN_S, Channel
 from shoal.net.link_speed import ENOUGH
+from shoal.net.moving.liveness import DEAD_AFTER_S, PING_EVERY_S
 from shoal.net.outbox import CONTROL_LIMIT, RECORD
 from shoal.testing.memory import MemoryPipe, pipe_pair
 from shoal.types import PeerId

@@ -2,8 +2,9 @@
 
 A short message leaves at once, from the thread that has it, when nothing is before it; all others wait in the
 :class:`~shoal.net.outbox.Outbox`, and the pump sends them fragment by fragment. A channel that hears nothing
-for ``DEAD_AFTER_S`` is closed, so that a frozen peer or a half-open connection is noticed. It can :meth:`move
-<Channel.move>` to another pipe meanwhile, without a message lost: :mod:`shoal.net.moving` finds the pipes.
+for long is closed (:mod:`shoal.net.moving.liveness`), so that a frozen peer or a half-open connection is
+noticed. It can :meth:`move <Channel.move>` to another pipe meanwhile, without a message lost:
+:mod:`shoal.net.moving` finds the pipes.
 
 Threads: everything runs on trio's loop, except ``send_now``, ``gather`` and ``flush``, which any thread may
 call. One lock orders them:
@@ -29,6 +30,7 @@ import trio
 
 from shoal.errors import ChannelClosed, RemoteProtocolError
 from shoal.net.link_speed import TIMED_BYTES, LinkSpeed
+from shoal.net.moving.liveness import Liveness
 from shoal.net.moving.moving_pipe import MovingPipe
 from shoal.net.moving.resume import REVIVED, Revive, message_bytes, open_accepted
 from shoal.net.network import Pipe
@@ -39,12 +41,6 @@ from shoal.types import CarrierName, PeerId, Way
 from shoal.wire.framing import Assembler, Payload
 from shoal.wire.messages import AGENT, PROTOCOL_VERSION, Goodbye, Hello, Message, Ping, Pong, Resumed
 
-PING_EVERY_S = 1.0
-"""So that a session hears of a silent hop after three pings (``client.ring.losses.SUSPECT_S``)."""
-DEAD_AFTER_S = 7.0
-"""Longer than a session bears a silent hop: with the channel, all sessions over it end."""
-LATE_S = 1.5
-"""How long nothing may be heard until another pipe is looked for: a ping has gone unanswered."""
 GOODBYE_WITHIN_S = 0.25
 HELLO_WITHIN_S = 5.0
 SENT_WITHIN_S = 20.0
@@ -99,8 +95,7 @@ class Channel:
         self._closed = trio.Event()
         self._ready = trio.Event()
         self._reason = "the channel was closed"
-        self._heard = trio.current_time()
-        self._used = self._heard  # when the last message that is no ping came or went
+        self._liveness = Liveness(trio.current_time())
         self.sent = 0
         """Bytes that were given to the pipe."""
 
@@ -138,7 +133,7 @@ class Channel:
     @property
     def troubled(self) -> bool:
         """Whether another pipe is needed: this one has ended, or nothing comes over it any more."""
-        return self._pipe.away or self.silent_s > LATE_S
+        return self._pipe.away or self._liveness.is_late(self._clock.current_time())
 
     @property
     def can_move(self) -> bool:
@@ -152,12 +147,12 @@ class Channel:
     @property
     def silent_s(self) -> float:
         """How long nothing has been heard of the peer, in seconds; it is pinged every ``PING_EVERY_S``."""
-        return self._clock.current_time() - self._heard
+        return self._liveness.silent_s(self._clock.current_time())
 
     @property
     def idle_s(self) -> float:
         """How long nothing but pings has come or gone, in seconds."""
-        return self._clock.current_time() - self._used
+        return self._liveness.idle_s(self._clock.current_time())
 
     @property
     def rtt_s(self) -> float | None:
@@ -222,7 +217,7 @@ class Channel:
 
     def send_fragments(self, fragments: Sequence[tuple[bytes, bytes]]) -> None:
         """As :meth:`send_now`, of short messages that are whole fragments already, each with its session."""
-        self._used = self._clock.current_time()
+        self._liveness.used = self._clock.current_time()
         with self._lock:
             self._check_open()
             self._outbox.gather_fragments(fragments)
@@ -298,7 +293,7 @@ class Channel:
             return False
         self._nursery.start_soon(old.aclose)
         self._speed = LinkSpeed()
-        self._heard = trio.current_time()
+        self._liveness.heard = trio.current_time()
         self.moves += 1
         self._work.set()
         return True
@@ -362,7 +357,7 @@ class Channel:
     def _note_use(self, message: Message) -> None:
         if not isinstance(message, Ping | Pong):
             # Not under the lock: threads that note their use at once note the same time.
-            self._used = self._clock.current_time()
+            self._liveness.used = self._clock.current_time()
 
     def _check_open(self) -> None:
         if self.closed:
@@ -438,16 +433,16 @@ class Channel:
     async def _receive(self, handle: Handler, at_once: AtOnce | None) -> None:
         assembler, held = Assembler(), 0
         while data := await self._pipe.receive_some():
-            self._heard = trio.current_time()
+            self._liveness.heard = trio.current_time()
             if at_once is not None and assembler.idle and self.ready and at_once(self, data):
-                self._used = self._heard
+                self._liveness.used = self._liveness.heard
                 continue
             for message, payload in assembler.feed(data):
                 await self._take(handle, message, payload)
             if assembler.held != held:
                 held = assembler.held
                 self._inbound.note(self, held)
-                self._stalled = self._heard if held else None
+                self._stalled = self._liveness.heard if held else None
         self.close("the peer hung up")
 
     async def _take(self, handle: Handler, message: Message, payload: bytes) -> None:
@@ -469,9 +464,9 @@ class Channel:
         elif isinstance(message, Pong):
             if self.peers_name:
                 self._pipe.acknowledge(message.received)
-            self._speed.pong(message.nonce, self._heard)
+            self._speed.pong(message.nonce, self._liveness.heard)
         else:
-            self._used = self._heard
+            self._liveness.used = self._liveness.heard
             await handle(self, message, payload)
 
     async def _watch(self) -> None:
@@ -484,17 +479,14 @@ class Channel:
             self._speed.pinged(nonce, asked)
             if not self.away:
                 self.send_now(Ping(nonce))
-            await trio.sleep(PING_EVERY_S / 2)
-            self._look_for_trouble(trio.current_time() - asked - PING_EVERY_S / 2)
-            await trio.sleep(PING_EVERY_S / 2)
-            late = trio.current_time() - asked - PING_EVERY_S  # our own loop's fault, not the peer's
-            silent = self.silent_s - late
-            self._look_for_trouble(late)
-            if silent > DEAD_AFTER_S:
-                raise ChannelClosed(f"nothing heard for {silent:.0f} s")
+            every_s = self._liveness.ping_every_s(asked)
+            for look in (1, 2):
+                await trio.sleep(every_s / 2)
+                now = trio.current_time()
+                held_up_s = now - asked - look * every_s / 2  # our own loop's fault, not the peer's
+                if self._liveness.is_late(now, held_up_s):
+                    self._pipe.trouble.set()
+                if self._liveness.is_dead(now, held_up_s):
+                    raise ChannelClosed(f"nothing heard for {self.silent_s:.0f} s")
             if self._stalled is not None and trio.current_time() - self._stalled > ENDED_WITHIN_S:
                 raise RemoteProtocolError(f"a message was begun and did not go on for {ENDED_WITHIN_S:.0f} s")
-
-    def _look_for_trouble(self, late: float) -> None:
-        if self.silent_s - late > LATE_S:
-            self._pipe.trouble.set()

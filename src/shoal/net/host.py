@@ -46,7 +46,7 @@ from shoal.net.libp2p.dialing import PeerDialer, carrier_of, path_of, remote_of
 from shoal.net.libp2p.gossip import Gossip
 from shoal.net.libp2p.providers import Providers
 from shoal.net.libp2p.tcp import GuardedTCP
-from shoal.net.mapping.port_mapper import NatPmp, PortMapper, Upnp
+from shoal.net.mapping.port_mapper import NatPmp, Pcp, PortMapper, Upnp
 from shoal.net.network import PeerConnection, Pipe, ReachView, RequestHandler, Validator
 from shoal.net.reach.openings import ExpectedStreams
 from shoal.net.reach.ports import end_for
@@ -235,7 +235,7 @@ class Libp2pNetwork:
             nursery.start_soon(self._reach.run)
             four = end_for(self._direct.ends, "0.0.0.0")
             if self._settings.port_map and four and 4 not in self._calls.sessions.open:
-                self._reach.mapper = PortMapper(four[1], [NatPmp(), Upnp()])
+                self._reach.mapper = PortMapper(four[1], [NatPmp(), Upnp(), Pcp()])
                 nursery.start_soon(self._map_port, self._reach.mapper)
 
     async def _map_port(self, mapper: PortMapper) -> None:
@@ -262,6 +262,9 @@ class Libp2pNetwork:
 
     def reach(self) -> ReachView:
         return self._reach.view() if self._reach else ReachView("unknown", False, "", ())
+
+    def doubt_ways(self) -> None:
+        self._calls.sessions.doubt()
 
     async def observe(self) -> ReachView:
         if self._reach is not None:

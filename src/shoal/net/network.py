@@ -132,6 +132,10 @@ class Network(Protocol):
         """How others can reach us, as far as it is known."""
         ...
 
+    def doubt_ways(self) -> None:
+        """A peer does not answer: look whether those over whom others call us, and we them, still do."""
+        ...
+
     async def observe(self) -> ReachView:
         """Ask the peers that we are connected to how they see us."""
         ...

@@ -210,7 +210,13 @@ class ChannelPool:
         channel = Channel(pipe, self.inbound, name, revive)
         self._channels[channel.peer].append(channel)
         nursery.start_soon(self._run, channel)
+        if accepted:
+            nursery.start_soon(self._watch, channel)
         return channel
+
+    async def _watch(self, channel: Channel) -> None:
+        with ends_alone(log, f"the watch over a channel of {channel.peer}"):
+            await self._mover.watch(channel)
 
     async def _run(self, channel: Channel) -> None:
         try:

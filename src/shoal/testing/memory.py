@@ -158,6 +158,9 @@ class MemoryNetwork:
     def reach(self) -> ReachView:
         return ReachView("none", True, "", ())
 
+    def doubt_ways(self) -> None:
+        """Nobody is behind a relay here."""
+
     async def observe(self) -> ReachView:
         await trio.lowlevel.checkpoint()
         return self.reach()

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from shoal.errors import ChannelClosed
-from shoal.net.mapping import natpmp, upnp
+from shoal.net.mapping import natpmp, pcp, upnp
 from shoal.net.mapping.gateway import read_routes
-from shoal.net.mapping.port_mapper import AGAIN_S, LEASE_S, RENEW_S, MappedPort, NatPmp, PortMapper
-from shoal.testing.natlab import natpmp as gateway_natpmp
-from shoal.testing.natlab import upnp as gateway_upnp
-from shoal.testing.natlab.port_table import PortMapping
+from shoal.net.mapping.port_mapper import AGAIN_S, LEASE_S, RENEW_S, MappedPort, NatPmp, Pcp, PortMapper
+from shoal.testing.natlab.gateway import natpmp as gateway_natpmp
+from shoal.testing.natlab.gateway import pcp as gateway_pcp
+from shoal.testing.natlab.gateway import upnp as gateway_upnp
+from shoal.testing.natlab.gateway.port_table import PortMapping
 
 PUBLIC, US = "20.0.1.1", "192.168.7.2"
 
@@ -83,6 +84,63 @@ async def test_a_port_is_asked_for_renewed_and_given_back_by_nat_pmp() -> None:
         nursery.cancel_scope.cancel()
 
 
+# --- PCP -------------------------------------------------------------------------------------------------
+
+
+async def answer_pcp(table: Table, public: str = PUBLIC, *, task_status: trio.TaskStatus[int]) -> None:
+    """The lab's gateway, which loses one of each two datagrams."""
+    with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as listening:
+        await listening.bind(("127.0.0.1", 0))
+        task_status.started(listening.getsockname()[1])
+        while True:
+            await listening.recvfrom(99)
+            request, sender = await listening.recvfrom(99)
+            answer = gateway_pcp.answer_pcp(request, "127.0.0.1", public, 1, table)  # pyright: ignore
+            await listening.sendto(answer or b"", sender)
+
+
+async def test_a_port_is_asked_for_renewed_and_given_back_by_pcp() -> None:
+    table = Table(PortMapping("tcp", 4002, "192.168.7.9", 4002, 60))
+    async with trio.open_nursery() as nursery:
+        router = Pcp("127.0.0.1", await nursery.start(answer_pcp, table))
+        mapped = await router.map(4002, 4002)
+        assert mapped == MappedPort(PUBLIC, 4003)
+        assert await router.map(4002, 4003) == mapped
+        assert [(m.port, m.lease_s) for m in table.held[1:]] == [(4002, LEASE_S)]
+        await router.unmap(4002, 4003)
+        assert len(table.held) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_port_of_a_router_behind_another_is_given_back_at_once_by_pcp() -> None:
+    table = Table()
+    async with trio.open_nursery() as nursery:
+        router = Pcp("127.0.0.1", await nursery.start(answer_pcp, table, "100.64.0.9"))
+        with pytest.raises(ChannelClosed, match="is no public one"):
+            await router.map(4002, 4002)
+        nursery.cancel_scope.cancel()
+    assert table.held == []
+
+
+def test_a_refusal_and_an_answer_to_somebody_else_are_told_by_pcp() -> None:
+    nonce, other = b"n" * 12, b"o" * 12
+    table = Table()
+
+    def answered(request: bytes, host: str = "192.168.7.2") -> bytes:
+        return gateway_pcp.answer_pcp(request, host, PUBLIC, 1, table) or b""  # pyright: ignore
+
+    request = pcp.ask_mapping("192.168.7.2", nonce, 4002, 4002, 60)
+    assert pcp.read_mapping(answered(request), nonce, 4002) == pcp.PcpMapping(PUBLIC, 4002, 60)
+    with pytest.raises(ChannelClosed, match="another port"):
+        pcp.read_mapping(answered(request), other, 4002)
+    with pytest.raises(ChannelClosed, match="another address"):
+        pcp.read_mapping(answered(request, "192.168.7.3"), nonce, 4002)
+    # What a router that knows only NAT-PMP answers.
+    old = gateway_natpmp.answer_natpmp(request, US, PUBLIC, 1, table) or b""  # pyright: ignore
+    with pytest.raises(ChannelClosed, match="another version"):
+        pcp.read_mapping(old, nonce, 4002)
+
+
 @pytest.mark.parametrize("private", ["10.0.0.1", "0.0.0.0"])
 async def test_behind_another_router_no_port_is_asked_for(private: str) -> None:
     table = Table()
@@ -101,10 +159,14 @@ async def test_where_nobody_speaks_it_that_is_said() -> None:
 
 @given(
     st.binary(max_size=20)
-    | st.builds(bytes.__add__, st.sampled_from([b"\0\x80\0\0", b"\0\x82\0\0"]), st.binary())
+    | st.builds(bytes.__add__, st.sampled_from([b"\0\x80\0\0", b"\0\x82\0\0", b"\2\x81\0\0"]), st.binary())
 )
 def test_whatever_a_router_answers_is_read_or_refused(answer: bytes) -> None:
-    for read in (natpmp.read_external_address, lambda answer: natpmp.read_port(answer, 4002)):
+    for read in (
+        natpmp.read_external_address,
+        lambda answer: natpmp.read_port(answer, 4002),
+        lambda answer: pcp.read_mapping(answer, b"n" * 12, 4002),
+    ):
         with suppress(ChannelClosed):
             read(answer)
 

@@ -14,8 +14,8 @@ import trio
 from shoal.errors import ChannelClosed
 from shoal.net.mapping import upnp
 from shoal.net.mapping.port_mapper import LEASE_S, PORTS_TRIED, MappedPort, Upnp
-from shoal.testing.natlab import upnp as gateway_upnp
-from shoal.testing.natlab.port_table import PortMapping
+from shoal.testing.natlab.gateway import upnp as gateway_upnp
+from shoal.testing.natlab.gateway.port_table import PortMapping
 
 PUBLIC, US, PORT = "20.0.1.1", "127.0.0.1", 4002
 

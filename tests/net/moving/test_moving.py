@@ -10,7 +10,8 @@ import trio
 from trio.testing import MockClock
 
 from shoal.errors import ChannelClosed
-from shoal.net.channel import DEAD_AFTER_S, LATE_S, PING_EVERY_S, Channel
+from shoal.net.channel import Channel
+from shoal.net.moving.liveness import DEAD_AFTER_S, LATE_S, PING_EVERY_S
 from shoal.net.moving.moving_pipe import AWAY_S, TAIL_HELD_S, MovingPipe
 from shoal.net.moving.resume import message_bytes
 from shoal.net.moving.schedule import RESCUES, SOON_S
@@ -101,6 +102,22 @@ async def test_a_pipe_that_is_gone_is_replaced_and_nothing_is_lost(
             assert (made.mine.moves, made.theirs.moves) == (times, times)
             assert made.arrived()
         assert made.client.ended == made.node.ended == []
+
+
+async def test_when_a_peer_falls_silent_both_ends_look_whether_their_relays_answer(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end that was dialled cannot dial; but it can see to it that it can be called."""
+    doubted: list[str] = []
+    world = World()
+    async with session(world) as made:
+        for name, peer in (("client", made.client), ("node", made.node)):
+            monkeypatch.setattr(peer.network, "doubt_ways", lambda name=name: doubted.append(name))
+        await trio.sleep(5)
+        assert doubted == []
+        world.break_pipes(*pair(made), silently=True)
+        await trio.sleep(LATE_S + PING_EVERY_S / 2 + 0.3)
+        assert set(doubted) == {"client", "node"}
 
 
 async def test_long_messages_under_way_arrive_whole(autojump_clock: MockClock) -> None:

@@ -115,7 +115,8 @@ async def test_a_relay_elsewhere_has_us_dial_nobody_here_and_one_here_within_bou
 
     async def take(pipe: DirectPipe) -> None: ...
 
-    monkeypatch.setattr(punch, "dial_only_from", nobody)
+    for dial in ("dial_only_from", "dial_from"):
+        monkeypatch.setattr(punch, dial, nobody)
     session = Session()
     session.address = RelayAddress(PeerId("relay"), relay, 1)
     calls = Calls(DirectCarrier(Identity.ephemeral(), None), take, lambda: around((HERE[0],), trusting=True))

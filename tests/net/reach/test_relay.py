@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
@@ -19,6 +20,7 @@ from shoal.net.reach.control import (
     MESSAGE_LIMIT,
     WAITING_LIMIT,
     Call,
+    CallAnswer,
     ControlLink,
     RelayRefusal,
     Reserve,
@@ -26,7 +28,7 @@ from shoal.net.reach.control import (
     Welcome,
 )
 from shoal.net.reach.openings import new_token
-from shoal.net.reach.relay_session import RelayAddress, RelaySession
+from shoal.net.reach.relay_session import DOUBTED_S, HEARD_LATELY_S, RelayAddress, RelaySession
 from shoal.testing.memory import MemoryPipe, pipe_pair
 from shoal.types import PeerId
 
@@ -136,6 +138,66 @@ async def test_a_place_at_a_relay_that_says_nothing_more_is_given_up_soon(autoju
         assert trio.current_time() < 20
         assert not session.reserved
         await link.aclose()
+
+
+async def test_a_place_that_is_doubted_is_given_up_unless_the_relay_answers(autojump_clock: MockClock):
+    async with bench() as at:
+        answering = await at.join(A)
+        await answering.reserve(1)
+        spare = await at.join(B, AT_B)
+        await trio.sleep(HEARD_LATELY_S + 0.1)
+        for session in (answering, spare):
+            session.doubt()
+        await trio.sleep(DOUBTED_S + 0.1)
+        assert answering.reserved
+        assert spare.closed.is_set()  # nobody needs it
+
+        mute = pipe_pair(A, RELAY, depth=99)
+        link = ControlLink(mute[1])
+
+        async def ignore(session: RelaySession, call: Call) -> None: ...
+
+        silent = RelaySession(ControlLink(mute[0]), RelayAddress(RELAY, "1.1.1.1", 1), ignore)
+        at.nursery.start_soon(silent.run)
+        at.nursery.start_soon(_pumped, link)
+        at.nursery.start_soon(silent.reserve, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        link.send(Reserved())
+        await trio.sleep(HEARD_LATELY_S + 0.1)
+        silent.doubt()
+        began = trio.current_time()
+        await silent.closed.wait()
+        assert trio.current_time() - began <= DOUBTED_S + 0.1
+        await link.aclose()
+
+
+async def test_a_call_that_the_called_did_not_hear_reaches_it_over_its_next_connection(
+    autojump_clock: MockClock,
+):
+    """Its router has forgotten the one over which it holds its place, and neither end knows."""
+    async with bench() as at:
+        caller = await at.join(A)
+        deaf = at.raw(B, AT_B)
+        await deaf.send_all(_message(Reserve()))
+        await trio.testing.wait_all_tasks_blocked()
+        answers: list[CallAnswer] = []
+
+        async def call() -> None:
+            answers.append(await caller.call(B, "meet", new_token(), (), "cone"))
+
+        at.nursery.start_soon(call)
+        await trio.sleep(1)
+        assert answers == []
+        again = await at.join(B, AT_B)
+        await again.reserve(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [answer.addresses for answer in answers] == [(AT_B,)]
+        await deaf.aclose()
+
+
+def _message(message: Reserve) -> bytes:
+    body = msgspec.msgpack.encode(message)
+    return len(body).to_bytes(2, "big") + body
 
 
 async def test_a_relay_where_no_place_was_asked_for_gives_none_and_brings_no_calls():

@@ -25,6 +25,7 @@ class Carrier:
     """Dials relays that there are as many of as anybody wants."""
 
     ends = ()
+    peer = ME
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery

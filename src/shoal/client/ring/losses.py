@@ -71,7 +71,7 @@ class Losses:
 
         With the first go those that were silent nearly as long: frozen together, they are found together.
         """
-        # Between steps a silent hop holds nobody up; its channel ends by itself (``channel.DEAD_AFTER_S``).
+        # Between steps a silent hop holds nobody up; its channel ends by itself (``liveness.DEAD_AFTER_S``).
         hops = self._places.hops if self._rules.in_flight else []
         silent = [hop.channel.silent_s if hop.channel and hop.open else 0.0 for hop in hops]
         if max(silent, default=0.0) > SUSPECT_S:

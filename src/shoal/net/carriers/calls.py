@@ -147,9 +147,9 @@ class Calls:
     async def _meet_in(
         self, session: RelaySession, peer: PeerId, nat: NatKind, token: bytes, seen: tuple[str, ...]
     ) -> DirectPipe:
-        if session.local is None:
+        if session.local is None and nat != "none":
             raise ChannelClosed("there is no port to be met at")
-        ends = (session.local, *self._carrier.ends)
+        ends = (*((session.local,) if session.local else ()), *self._carrier.ends)
         self._met_at[peer] = trio.current_time()
         self._met_at.move_to_end(peer)
         while len(self._met_at) > PEERS_KEPT:
@@ -221,7 +221,13 @@ class Calls:
 
     async def _met(self, session: RelaySession, call: Call) -> DirectPipe:
         establish = partial(self._carrier.respond, peer=PeerId(call.peer), way=_way_met(call.nat))
-        meeting = Meeting(self._carrier.ends, call.token, _bounded(establish), one_at_a_time=False)
+        meeting = Meeting(
+            self._carrier.ends,
+            call.token,
+            _bounded(establish),
+            one_at_a_time=False,
+            open_door=call.nat == "none",
+        )
         with self.expected.expect(call.token) as arrivals:
             session.answer(call.call, self._seen())
             return await meeting.meet(self._where(session, call.addresses), arrivals)
@@ -241,7 +247,7 @@ class Calls:
     def _seen(self) -> tuple[str, ...]:
         """Where others may see us, beside where the relay of the call does."""
         believed = self.sessions.believed
-        return (believed,) if believed else ()
+        return ((believed,) if believed else ()) + self.sessions.open_addresses
 
 
 def _way_met(caller: NatKind) -> Way:

@@ -59,6 +59,7 @@ class DirectCarrier:
     """
 
     def __init__(self, identity: Identity, secret: bytes | None, noise: KeyPair | None = None) -> None:
+        self.peer = identity.peer
         noise_key = (noise or create_noise_key_pair()).private_key
         self._transport = SwarmNoise(create_new_key_pair(identity.seed), noise_key)
         self._transport.secret = secret

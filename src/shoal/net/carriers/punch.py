@@ -19,7 +19,7 @@ from shoal.errors import ChannelClosed
 from shoal.net.addresses import host_and_port
 from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.reach.openings import read_token, send_token
-from shoal.net.reach.ports import TAKEN, dial_only_from, end_for, leave_no_trace
+from shoal.net.reach.ports import NO_ROUTE, TAKEN, dial_from, dial_only_from, end_for, leave_no_trace
 
 MEET_WITHIN_S = 3.0
 DIAL_S = 1.0
@@ -42,11 +42,20 @@ class Meeting:
         ends: where we dial from: the addresses that we listen on, one of each IP version.
         establish: the handshake.
         one_at_a_time: as the initiator; so that both ends keep the same one of two connections.
+        open_door: the peer lets everybody in, so that it may be dialled from any port: where we hold a place
+            with it, a connection between the same ports exists already.
     """
 
     def __init__(
-        self, ends: Sequence[tuple[str, int]], token: bytes, establish: Establish, *, one_at_a_time: bool
+        self,
+        ends: Sequence[tuple[str, int]],
+        token: bytes,
+        establish: Establish,
+        *,
+        one_at_a_time: bool,
+        open_door: bool = False,
     ) -> None:
+        self._open_door = open_door
         self._ends = ends
         self._token = token
         self._establish = establish
@@ -108,10 +117,12 @@ class Meeting:
             self._dials_left -= 1
             try:
                 with trio.fail_after(DIAL_S):
-                    stream = await dial_only_from(end, host, port)
+                    stream = await (dial_from if self._open_door else dial_only_from)(end, host, port)
             except (OSError, trio.TooSlowError) as error:
                 if isinstance(error, OSError) and error.errno in TAKEN:
                     self._taken += 1
+                    return
+                if isinstance(error, OSError) and error.errno in NO_ROUTE:
                     return
                 await trio.sleep(AGAIN_S)
                 continue

@@ -52,8 +52,13 @@ class _HandedOn(NamedTuple):
     number: int
     """By which the caller knows it."""
     until: float
-    token: bytes
-    """Of the circuit that was granted for it; empty for a call to meet."""
+    said: Call
+    """As it was handed on."""
+
+    @property
+    def token(self) -> bytes:
+        """Of the circuit that was granted for it; empty for a call to meet."""
+        return self.said.token if self.said.kind == "relay" else b""
 
 
 @dataclass(eq=False)
@@ -161,7 +166,10 @@ class Relay:
             others = (s for s in self._sessions if s.link.peer == session.link.peer and s.holds_place)
             for other in others:  # the peer's place is its, over whichever connection
                 self._reserved[session.link.peer] = other
-        for call in session.calls.values():
+        elsewhere = [s.calls for s in self._sessions if s.link.peer == session.link.peer]
+        for number, call in session.calls.items():
+            if any(number in calls for calls in elsewhere):
+                continue  # it was handed on again
             self._withdraw(call.token)
             self._refuse(call.caller, call.number, "the peer has left")
         for call in (call for s in self._sessions for call in s.calls.values() if call.caller is session):
@@ -190,8 +198,20 @@ class Relay:
         else:
             # The newest connection of a peer is the one that is alive.
             self._reserved[peer] = session
-            session.holds_place = True
             session.link.send(Reserved())
+            if not session.holds_place:
+                session.holds_place = True
+                self._hand_on_again(session)
+
+    def _hand_on_again(self, session: _Session) -> None:
+        """Calls that wait for a peer's answer, over the connection that it has just made: its router may have
+        forgotten the one before."""
+        now = trio.current_time()
+        others = [s for s in self._sessions if s.link.peer == session.link.peer and s is not session]
+        for number, call in [item for other in others for item in other.calls.items()]:
+            if call.until > now and number not in session.calls:
+                session.calls[number] = call  # the first answer counts
+                session.link.send(call.said)
 
     def _call(self, session: _Session, call: Call) -> None:
         target = self._reserved.get(PeerId(call.peer))
@@ -225,14 +245,14 @@ class Relay:
             session.link.send(RelayRefusal(call.call, error.message))
             return
         self._number += 1
-        token = call.token if call.kind == "relay" else b""
-        target.calls[self._number] = _HandedOn(session, call.call, now + self._limits.join_s, token)
         addresses = self._seen_at(session, call.addresses)
+        said = Call(self._number, caller, call.kind, call.token, addresses, call.nat)
+        handed = target.calls[said.call] = _HandedOn(session, call.call, now + self._limits.join_s, said)
         try:
-            target.link.send(Call(self._number, caller, call.kind, call.token, addresses, call.nat))
+            target.link.send(said)
         except ChannelClosed:
-            del target.calls[self._number]
-            self._withdraw(token)
+            del target.calls[said.call]
+            self._withdraw(handed.token)
             self._refuse(session, call.call, "the peer does not answer")
 
     def _bring_back(self, session: _Session, number: int, said: CallAnswer | RelayRefusal) -> None:

@@ -1,1 +1,1 @@
-"""A port of the router that leads to ours, asked for by NAT-PMP or UPnP."""
+"""A port of the router that leads to ours, asked for by NAT-PMP, UPnP or PCP."""

@@ -1,8 +1,8 @@
 """Has the router lead a public port to ours, for as long as we run.
 
-NAT-PMP is asked first, for it is one datagram, then UPnP. What the router says is believed as far as it can
-be: it is asked by its address on our own network, its public address has to be one, and nobody announces that
-before a peer outside has seen us there (:class:`shoal.net.reach.reachability.Reachability`).
+NAT-PMP is asked first, for it is two datagrams, then UPnP, then PCP. What the router says is believed as far
+as it can be: it is asked by its address on our own network, its public address has to be one, and nobody
+announces that before peers outside bear it out (:class:`shoal.net.reach.reachability.Reachability`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import ipaddress
 import logging
 import random
+import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,10 +20,12 @@ import trio
 
 from shoal.errors import ChannelClosed
 from shoal.net.addresses import is_private, to_multiaddr
-from shoal.net.mapping import natpmp, upnp
+from shoal.net.mapping import natpmp, pcp, upnp
 from shoal.net.mapping.gateway import gateway_of
 
 ANSWERED_WITHIN_S = 2.0
+ANSWER_LIMIT = 1100
+"""Bytes of a datagram (RFC 6887, section 7)."""
 TRIES = 3
 """Datagrams, each of which waits twice as long as the one before, from a quarter of a second on."""
 LEASE_S = 1200
@@ -128,22 +132,17 @@ class PortMapper:
                 log.debug("the router keeps port %d for a while: %s", lease.public, error.message)
 
 
-class NatPmp:
-    """Implements :class:`PortProtocol` over UDP, with the router of this machine's own network."""
+class _Datagrams:
+    """Questions to the router of this machine's own network, each one datagram, as its answer is."""
+
+    _name: str
 
     def __init__(self, gateway: str | None = None, port: int = natpmp.PORT) -> None:
         self._gateway = gateway
         self._port = port
 
-    async def map(self, port: int, wanted: int) -> MappedPort:
-        host = _public(natpmp.read_external_address(await self._ask(natpmp.ask_address())))
-        granted = natpmp.read_port(await self._ask(natpmp.ask_port(port, wanted, LEASE_S)), port)
-        return MappedPort(host, granted.port)
-
-    async def unmap(self, port: int, public: int) -> None:
-        natpmp.read_port(await self._ask(natpmp.ask_port(port, 0, 0)), port)
-
-    async def _ask(self, question: bytes) -> bytes:
+    async def _ask(self, question: Callable[[str], bytes]) -> bytes:
+        """The answer to what ``question`` makes of our own address."""
         try:
             gateway = self._gateway or await trio.to_thread.run_sync(gateway_of)
         except (OSError, ValueError) as error:
@@ -154,13 +153,52 @@ class NatPmp:
             try:
                 # Connected: whoever else sends something is not heard.
                 await asking.connect((gateway, self._port))
+                words = question(asking.getsockname()[0])
                 for number in range(TRIES):
-                    await asking.send(question)
+                    await asking.send(words)
                     with trio.move_on_after(0.25 * 2**number):
-                        return await asking.recv(64)
+                        return await asking.recv(ANSWER_LIMIT)
             except OSError as error:
-                raise ChannelClosed(f"the router does not speak NAT-PMP ({error})") from error
-        raise ChannelClosed("the router does not answer to NAT-PMP")
+                raise ChannelClosed(f"the router does not speak {self._name} ({error})") from error
+        raise ChannelClosed(f"the router does not answer to {self._name}")
+
+
+class NatPmp(_Datagrams):
+    """Implements :class:`PortProtocol` over UDP, with the router of this machine's own network."""
+
+    _name = "NAT-PMP"
+
+    async def map(self, port: int, wanted: int) -> MappedPort:
+        host = _public(natpmp.read_external_address(await self._ask(lambda _: natpmp.ask_address())))
+        answer = await self._ask(lambda _: natpmp.ask_port(port, wanted, LEASE_S))
+        return MappedPort(host, natpmp.read_port(answer, port).port)
+
+    async def unmap(self, port: int, public: int) -> None:
+        natpmp.read_port(await self._ask(lambda _: natpmp.ask_port(port, 0, 0)), port)
+
+
+class Pcp(_Datagrams):
+    """The same by PCP, which some routers speak alone, those of providers who share addresses among them."""
+
+    _name = "PCP"
+
+    def __init__(self, gateway: str | None = None, port: int = natpmp.PORT) -> None:
+        super().__init__(gateway, port)
+        self._nonce = secrets.token_bytes(pcp.NONCE_BYTES)
+
+    async def map(self, port: int, wanted: int) -> MappedPort:
+        granted = await self._order(port, wanted, LEASE_S)
+        if is_private(granted.host):
+            # It tells its address only with a port, which nobody could reach.
+            await self._order(port, granted.port, 0)
+        return MappedPort(_public(granted.host), granted.port)
+
+    async def unmap(self, port: int, public: int) -> None:
+        await self._order(port, public, 0)
+
+    async def _order(self, port: int, wanted: int, lease_s: int) -> pcp.PcpMapping:
+        answer = await self._ask(lambda own: pcp.ask_mapping(own, self._nonce, port, wanted, lease_s))
+        return pcp.read_mapping(answer, self._nonce, port)
 
 
 class Upnp:

@@ -85,6 +85,7 @@ class Mover:
             else:  # it is dead soon, or speaks again
                 await trio.sleep(AGAIN_S)
             return
+        self._network.doubt_ways()
         with trio.move_on_after(RESCUED_WITHIN_S):
             try:
                 pipe = await self._network.open_pipe(self._address(address), deadline_s=RESCUED_WITHIN_S)
@@ -96,6 +97,14 @@ class Mover:
         if ended and channel.away:
             channel.close("the connection ended, and there is no other way to the peer")
         elif channel.troubled:
+            await trio.sleep(AGAIN_S)
+
+    async def watch(self, channel: Channel) -> None:
+        """See to it that whoever has dialled a channel can call us when its pipe is lost, until it closes."""
+        while not channel.closed:
+            await channel.wait_trouble()
+            if not channel.closed and channel.troubled:
+                self._network.doubt_ways()
             await trio.sleep(AGAIN_S)
 
     async def _improve(self, channel: Channel, schedule: MoveSchedule, address: PeerAddress) -> None:

@@ -18,6 +18,8 @@ from shoal.net.libp2p.tcp import tuned
 
 TAKEN = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EINVAL})
 """What the system says when another connection between the same two addresses exists, or has just ended."""
+NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EAFNOSUPPORT})
+"""What it says where this machine has not the IP version of an address."""
 _ABORT = struct.pack("ii", 1, 0)
 
 

@@ -215,7 +215,9 @@ class Reachability:
                 before = self.addresses()
                 self._changed.set()
                 self._changed = trio.Event()
-            await trio.sleep(LOOK_EVERY_S)
+            with trio.move_on_after(LOOK_EVERY_S):
+                self._sessions.lost = trio.Event()
+                await self._sessions.lost.wait()
 
     async def observe(self) -> None:
         """Ask the peers that we are connected to how they see us."""

@@ -26,6 +26,10 @@ from shoal.tasks import ends_alone
 from shoal.types import NatKind, PeerId
 
 WELCOME_WITHIN_S = 5.0
+HEARD_LATELY_S = 0.5
+"""A relay that has spoken so lately is not doubted."""
+DOUBTED_S = 0.5
+"""How long one that is doubted may take to answer."""
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +80,7 @@ class RelaySession:
         self._calls: dict[int, _Pending] = {}
         self._number = 0
         self._scope = trio.CancelScope()
+        self._doubted = trio.Event()
 
     async def run(self) -> None:
         """Hear the relay until the connection ends, for whatever reason."""
@@ -167,13 +172,32 @@ class RelaySession:
                 log.debug("the relay %s: %s", self.address.peer, error.message)
         self._scope.cancel()
 
+    def doubt(self) -> None:
+        """Look whether it still answers, as some peer does not: our router may have forgotten everybody.
+
+        Where nobody else needs the session it is given up at once: to open another is soon done.
+        """
+        if trio.current_time() - self._heard < HEARD_LATELY_S:
+            return
+        if self.reserved:
+            self._doubted.set()
+        else:
+            self.close()
+
     async def _renew(self) -> None:
         while True:
-            await trio.sleep(RENEW_S)
-            if self.reserved and trio.current_time() - self._heard > UNANSWERED_S:
+            with trio.move_on_after(RENEW_S):
+                await self._doubted.wait()
+            doubted, self._doubted = self._doubted.is_set(), trio.Event()
+            asked = trio.current_time()
+            if self.reserved and asked - self._heard > UNANSWERED_S:
                 raise ChannelClosed(f"nothing heard for {UNANSWERED_S:.0f} s")
             if self.reserved:
                 self._link.send(Reserve())
+            if self.reserved and doubted:
+                await trio.sleep(DOUBTED_S)
+                if self._heard < asked:
+                    raise ChannelClosed("it does not answer any more")
 
     async def _hear(self) -> None:
         async for message in self._link.messages():

@@ -8,7 +8,14 @@ from typing import NamedTuple
 import trio
 
 from shoal.errors import ChannelClosed
-from shoal.net.addresses import IPVersion, host_and_port, to_multiaddr, version_of, versions_of
+from shoal.net.addresses import (
+    IPVersion,
+    host_and_port,
+    is_private,
+    to_multiaddr,
+    version_of,
+    versions_of,
+)
 from shoal.net.carriers.direct import DirectCarrier
 from shoal.net.reach.control import ControlLink
 from shoal.net.reach.nat import Observation, add_observation, believed_address, best_kind, nat_kind
@@ -17,6 +24,7 @@ from shoal.net.reach.relay_session import OnCall, RelayAddress, RelaySession
 from shoal.types import NatKind, PeerId
 
 SESSIONS_LIMIT = 32
+OPEN_LIMIT = 4
 IDLE_S = 45.0
 """A session that holds no place, and over which no call goes for so long, is closed."""
 DIALLED_WITHIN_S = 5.0
@@ -49,6 +57,8 @@ class RelaySessions:
         self._sessions: dict[_Key, RelaySession] = {}
         self._dialling: dict[_Key, trio.Lock] = {}
         self._observations: tuple[Observation, ...] = ()
+        self.lost = trio.Event()
+        """Set when a place at a relay is lost."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -66,6 +76,11 @@ class RelaySessions:
         """The sessions that there are."""
         return list(self._sessions.values())
 
+    def doubt(self) -> None:
+        """Look whether the relays still answer, as some peer does not."""
+        for session in self.all():
+            session.doubt()
+
     @property
     def observations(self) -> tuple[Observation, ...]:
         return self._observations
@@ -77,9 +92,17 @@ class RelaySessions:
 
     def nat_in(self, version: IPVersion) -> NatKind:
         """The same in one IP version."""
+        if any(version_of(address) == version for address in self.open_addresses):
+            return "none"
         kind = nat_kind(self.seen_in(version), self.own)
         # What changes no address and yet keeps strangers out lets in whom we dial, as a cone does.
         return "cone" if kind == "none" and version not in self.open else kind
+
+    @property
+    def open_addresses(self) -> tuple[str, ...]:
+        """Public addresses of our interfaces at which everybody can dial us, a few of them."""
+        public = [a for a in sorted(self.own) if not is_private((host_and_port(a) or ("", 0))[0])]
+        return tuple(a for a in public if version_of(a) in self.open)[:OPEN_LIMIT]
 
     def nat_among(self, versions: Collection[IPVersion]) -> NatKind:
         """The same for a peer that has these: "symmetric", as nobody is met, where we have none of them."""
@@ -113,7 +136,10 @@ class RelaySessions:
             async with lock:
                 session = self._sessions.get(key)
                 if session is None or session.closed.is_set():
-                    session = await self._open(address, end_for(self._carrier.ends, address.host), key)
+                    # To our own relay, for those who hold a place there, no port can dial itself.
+                    ours = address.peer == self._carrier.peer
+                    end = None if ours else end_for(self._carrier.ends, address.host)
+                    session = await self._open(address, end, key)
                     if session.local is not None and host_and_port(session.seen) is not None:
                         word = Observation(session.address.host, session.seen)
                         self._observations = add_observation(self._observations, word)
@@ -166,3 +192,4 @@ class RelaySessions:
         finally:
             if self._sessions.get(key) is session:
                 del self._sessions[key]
+            self.lost.set()

@@ -19,7 +19,7 @@ from typing import Any, Self
 import msgspec
 
 from shoal.errors import ShoalError, UsageError
-from shoal.testing.natlab.firewall import drop_mappings
+from shoal.testing.natlab.gateway.firewall import drop_mappings
 from shoal.testing.natlab.namespaces import Namespace, end_processes
 from shoal.testing.natlab.programs import check_programs
 from shoal.testing.natlab.router import (
@@ -36,6 +36,7 @@ from shoal.testing.natlab.wiring import HOST, WiredSite, configure, default_rout
 
 ROUTER_ENDS_WITHIN_S = 10.0
 RUN_WITHIN_S = 60.0
+PORT_MAPPER = "shoal.testing.natlab.gateway.port_mapper"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,10 @@ class NatLab:
     def host(self, name: str) -> LabHost:
         return self._hosts[name]
 
+    def has_gateway(self, name: str) -> bool:
+        """Whether a host is behind one."""
+        return self._wired[self._site_of[name]].gateway is not None
+
     def shape(self, name: str, **changes: float) -> None:
         """Change ``delay_ms``, ``rate_mbit`` or ``loss`` of a host's site's link; what is not given stays."""
         number = self._site_of[name]
@@ -259,8 +264,8 @@ class NatLab:
         """Start what answers UPnP and NAT-PMP, and wait for it. It ends with its namespace."""
         for wired in self._wired:
             if wired.site.kind == "upnp" and wired.gateway is not None:
-                module = [sys.executable, "-m", "shoal.testing.natlab.port_mapper", wired.public_addresses[0]]
-                started = subprocess.Popen(wired.gateway.command(module), stdout=subprocess.PIPE)
+                command = [sys.executable, "-m", PORT_MAPPER, wired.public_addresses[0]]
+                started = subprocess.Popen(wired.gateway.command(command), stdout=subprocess.PIPE)
                 self._port_mappers.append(started)
         for started in self._port_mappers:
             if started.stdout is None or not started.stdout.readline():

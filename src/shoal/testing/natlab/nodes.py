@@ -44,6 +44,8 @@ class NatSwarm:
         """The processes that were started last, by their host."""
         self.peers: dict[str, PeerId] = {}
         """By their host, the peers of all hosts, whether a node runs there or not."""
+        self.figures: dict[str, str] = {}
+        """By host, where a node that has served shows its figures: ``http://127.0.0.1:PORT`` there."""
         self._settings = settings
         self._folder = folder
         self._processes = processes
@@ -81,7 +83,7 @@ class NatSwarm:
         """
         for name in names:
             with trio.move_on_after(START_WITHIN_S) as scope:
-                await self.nodes[name].event("serving")
+                self.figures[name] = (await self.nodes[name].event("serving"))["figures"]
             if scope.cancelled_caught:
                 raise DeadlineExceeded(f"the node on host {name} did not serve within {START_WITHIN_S:.0f} s")
 

@@ -17,7 +17,8 @@ SiteKind = Literal["public", "v6", "cone", "full", "sym", "upnp", "dual"]
 others: hosts with private IPv4 addresses behind a gateway that translates them. ``cone``: the same public
 port for all destinations, and only who was sent something may answer (endpoint-independent mapping, address
 and port dependent filtering, RFC 4787). ``full``: the same mapping, and whoever sends to it gets in. ``sym``:
-another random port for each destination. ``upnp``: a cone whose hosts can ask for ports, by UPnP and NAT-PMP.
+another random port for each destination. ``upnp``: a cone whose hosts can ask for ports, by UPnP, NAT-PMP
+and PCP.
 ``dual``: a cone whose hosts have public IPv6 addresses as well, and a firewall that lets in only answers.
 """
 MAX_SITES = 64

@@ -98,7 +98,7 @@ async def run_trial(settings: Settings, order: TrialOptions, progress: Progress)
     with one_error(), TemporaryDirectory(prefix="shoal-natlab-") as temporary:
         folder = order.folder or Path(temporary)
         progress("preparing the model", 0, 0)
-        settings = await trio.to_thread.run_sync(_prepared, settings, order, folder)
+        settings = await trio.to_thread.run_sync(prepared, settings, order, folder)
         blocks = ModelStore(settings.paths.models).resolve(settings.model).shape.n_blocks
         question = [
             "run",
@@ -120,7 +120,7 @@ async def run_trial(settings: Settings, order: TrialOptions, progress: Progress)
         return TrialReport(ways, expected, answer, error, trio.current_time() - began)
 
 
-def _prepared(settings: Settings, order: TrialOptions, folder: Path) -> Settings:
+def prepared(settings: Settings, order: TrialOptions, folder: Path) -> Settings:
     """The settings of all nodes and clients. Those of this machine's swarms are none of theirs."""
     model = order.model
     if model is None:

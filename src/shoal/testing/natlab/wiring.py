@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from shoal.testing.natlab.firewall import LAN, LAN_ADDRESS, WAN, set_up_firewall
+from shoal.testing.natlab.gateway.firewall import LAN, LAN_ADDRESS, WAN, set_up_firewall
 from shoal.testing.natlab.namespaces import Namespace
 from shoal.testing.natlab.programs import run_program
 from shoal.testing.natlab.sites import Site

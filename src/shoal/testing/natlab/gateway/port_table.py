@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from shoal.testing.natlab.firewall import MAPPED
+from shoal.testing.natlab.gateway.firewall import MAPPED
 from shoal.testing.natlab.programs import run_program
 
 LONGEST_LEASE_S = 604_800

@@ -1,4 +1,4 @@
-"""The process in a gateway that forwards ports for its hosts, by UPnP and NAT-PMP."""
+"""The process in a gateway that forwards ports for its hosts, by UPnP, NAT-PMP and PCP."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 import threading
 import time
 
-from shoal.testing.natlab import natpmp, upnp
-from shoal.testing.natlab.firewall import LAN_ADDRESS
-from shoal.testing.natlab.port_table import PortTable
+from shoal.testing.natlab.gateway import natpmp, pcp, upnp
+from shoal.testing.natlab.gateway.firewall import LAN_ADDRESS
+from shoal.testing.natlab.gateway.port_table import PortTable
 
 DATAGRAM = 2048
 
@@ -48,7 +48,8 @@ def _answer_requests(listening: socket.socket, public: str, table: PortTable) ->
     while True:
         request, sender = listening.recvfrom(DATAGRAM)
         up_s = int(time.monotonic() - began)
-        answer = natpmp.answer_natpmp(request, sender[0], public, up_s, table)
+        respond = pcp.answer_pcp if request[:1] == bytes([pcp.VERSION]) else natpmp.answer_natpmp
+        answer = respond(request, sender[0], public, up_s, table)
         if answer is not None:
             listening.sendto(answer, sender)
 

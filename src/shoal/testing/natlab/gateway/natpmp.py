@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 
-from shoal.testing.natlab.port_table import LONGEST_LEASE_S, PortMapping, PortTable, TransportName
+from shoal.testing.natlab.gateway.port_table import LONGEST_LEASE_S, PortMapping, PortTable, TransportName
 
 PORT = 5351
 _VERSION = 0
@@ -36,13 +36,13 @@ def answer_natpmp(request: bytes, host: str, public: str, up_s: int, table: Port
     if len(request) < 12:
         return None
     port, wanted, lease_s = struct.unpack_from(">4xHHI", request)
-    public_port, lease_s = _map(_PROTOCOLS[opcode], port, wanted or port, host, lease_s, table)
+    public_port, lease_s = map_port(_PROTOCOLS[opcode], port, wanted or port, host, lease_s, table)
     result = _SUCCESS if public_port or not lease_s else _NO_RESOURCES
     given = (port, public_port, lease_s if public_port else 0)
     return struct.pack(">BBHIHHI", _VERSION, _ANSWER + opcode, result, up_s, *given)
 
 
-def _map(
+def map_port(
     protocol: TransportName, port: int, wanted: int, host: str, lease_s: int, table: PortTable
 ) -> tuple[int, int]:
     """Make, renew or end a mapping; its public port, 0 when there is none, and its lease."""

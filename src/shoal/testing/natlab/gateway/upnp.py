@@ -13,8 +13,8 @@ from socketserver import ThreadingTCPServer
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from shoal.testing.natlab.firewall import LAN_ADDRESS
-from shoal.testing.natlab.port_table import LONGEST_LEASE_S, PortMapping, PortTable, TransportName
+from shoal.testing.natlab.gateway.firewall import LAN_ADDRESS
+from shoal.testing.natlab.gateway.port_table import LONGEST_LEASE_S, PortMapping, PortTable, TransportName
 
 SSDP_GROUP, SSDP_PORT = "239.255.255.250", 1900
 HTTP_PORT = 5000
