@@ -34,7 +34,7 @@ def sampling_for(defaults: SamplingDefaults, named: Mapping[str, Any], otherwise
     return Sampling(**(own | chosen))
 
 
-def check_options(max_tokens: int, named: Mapping[str, Any]) -> None:
+def check_answer_options(max_tokens: int, named: Mapping[str, Any]) -> None:
     """Raises UsageError for an option that cannot be."""
     if max_tokens < 1:
         raise UsageError(f"max_tokens must be 1 or more, not {max_tokens}")

@@ -26,7 +26,7 @@ from shoal.client.graph.graph_client import GraphClient
 from shoal.client.graph.input_files import GraphInput
 from shoal.client.load_ends import load_ends
 from shoal.client.receipts.pull import pull_receipts
-from shoal.client.recommended import check_options, sampling_for
+from shoal.client.recommended import check_answer_options, sampling_for
 from shoal.client.ring.opener import SessionOpener
 from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
@@ -244,7 +244,7 @@ class Swarm:
         """
         if (prompt is None) == (messages is None):
             raise UsageError("give either a prompt or messages")
-        check_options(max_tokens, sampling)
+        check_answer_options(max_tokens, sampling)
         shown = prompt if isinstance(prompt, str) else ""
 
         async def stream(answer: Answer) -> AsyncGenerator[Delta]:

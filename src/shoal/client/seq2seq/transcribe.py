@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import trio
 
 from shoal.client.generate import generate
-from shoal.client.recommended import check_options, sampling_for
+from shoal.client.recommended import check_answer_options, sampling_for
 from shoal.client.sampling import Sampler, Sampling
 from shoal.client.seq2seq.sides import EncoderInput
 from shoal.client.seq2seq.sound import RATE, Sound
@@ -157,7 +157,7 @@ async def open_transcriber(
         UsageError: the model hears nothing, or does not know the language.
         BadWeights: its files do not say how it is asked, or it has no tokenizer.
     """
-    check_options(1, sampling)
+    check_answer_options(1, sampling)
     if task not in ("transcribe", "translate"):
         raise UsageError(f"the task is transcribe or translate, not {task!r:.40}")
     local = await swarm.resolve(model)
