@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from shoal import config
-from shoal.cli.graph.infer import FAST
+from shoal.cli.graph.infer import FAST_NOTE
 from shoal.client.graph.input_files import read_given
 from shoal.client.swarm import Swarm
 from shoal.errors import EXIT_FAILURE, EXIT_USAGE
@@ -85,5 +85,5 @@ def test_a_picture_is_asked_about(
     assert np.array_equal(np.array(said["outputs"]["probabilities"]["data"], np.float32), expected)
     ran = shoal(*argv[:-1], "--fast")
     assert ran.code == 0
-    assert FAST in ran.err
+    assert FAST_NOTE in ran.err
     assert fast == [False, True]

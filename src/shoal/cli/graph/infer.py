@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shoal.client.graph.known_graph import KnownGraph
     from shoal.config import Settings
 
-FAST = "each part was optimised by itself: the bits are not those of the whole graph"
+FAST_NOTE = "each part was optimised by itself: the bits are not those of the whole graph"
 FIRST_SHOWN = 6
 """Numbers of an output that a reader is shown."""
 
@@ -82,7 +82,7 @@ def infer(
     fields = infer_fields(known, answer, with_data=as_json and output is None)
     emit(fields, as_json, lambda: outputs_table(fields))
     if settings.fast:
-        say(FAST, dim=True)
+        say(FAST_NOTE, dim=True)
     for peer in answer.lost:
         say(f"went on without {name_of(peer)}")
     hops = many(len(answer.route), "hop")
