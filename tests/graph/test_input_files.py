@@ -157,6 +157,12 @@ def test_a_picture_that_unpacks_to_too_much_is_refused_unread(
     with pytest.raises(UsageError, match="6×4 pixels"):
         read(picture, (1, 3, 4, 6))
     monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
+    monkeypatch.setattr(pictures, "MAX_MADE", 24)
+    assert read(picture, (1, 3, -1, -1)).shape == (1, 3, 4, 6)
+    with pytest.raises(UsageError, match="would be given 5×5 pixels, and 24 are the most"):
+        read(picture, (1, 3, -1, -1), author="size=5")
+    with pytest.raises(UsageError, match="would be given 8×5 pixels"):
+        read(picture, (1, 3, -1, -1), "shortest=5")
     with pytest.raises(UsageError, match="scaled to 16 the picture has 24×16 pixels"):
         read(picture, (1, 3, -1, -1), "shortest=16")
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 PICTURES = (".png", ".jpg", ".jpeg")
 FORMATS = ("PNG", "JPEG")
 MAX_PIXELS = 100_000_000
+"""Of a picture that is opened, or scaled before it is cut."""
+MAX_MADE = 20_000_000
+"""Pixels of what a graph is given: in three colours and float32 nearly what goes in one message. Who serves
+the graph may be who says its size."""
 SEVERAL = (1, 3)
 """How many channels a picture's input has."""
 
@@ -34,7 +38,11 @@ def picture_array(file: Path, how: Preprocess, value: GraphValue) -> Array:
     sides = _Sides.of(value, how.layout)
     picture = _opened(file)
     count = sides.channels or (1 if how.channels == "gray" else 3)
-    picture = _resized(picture.convert("L" if count == 1 else "RGB"), how, sides)
+    wanted = how.size or (sides.size if min(sides.size) > 0 else None)
+    if wanted is not None:
+        _check_pixels(*wanted)
+    picture = _resized(picture.convert("L" if count == 1 else "RGB"), how, wanted)
+    _check_pixels(picture.height, picture.width)
     pixels = np.asarray(picture).reshape(picture.height, picture.width, count)
     if how.channels == "bgr":
         pixels = pixels[..., ::-1]
@@ -97,11 +105,18 @@ def _opened(file: Path) -> Image:
         raise UsageError(f"{file} cannot be read as a picture: {error}", check="give .png or .jpg") from error
 
 
-def _resized(picture: Image, how: Preprocess, sides: _Sides) -> Image:
+def _check_pixels(height: int, width: int) -> None:
+    if height * width > MAX_MADE:
+        raise UsageError(
+            f"the graph would be given {width}×{height} pixels, and {MAX_MADE} are the most",
+            check="say a smaller one: --preprocess size=HEIGHTxWIDTH",
+        )
+
+
+def _resized(picture: Image, how: Preprocess, wanted: tuple[int, int] | None) -> Image:
     from PIL import Image  # noqa: PLC0415 - of an extra
 
     resampling = Image.Resampling[(how.resample or "bilinear").upper()]
-    wanted = how.size or (sides.size if min(sides.size) > 0 else None)
     if how.shortest:
         ratio = how.shortest / min(picture.size)
         width, height = (max(how.shortest, round(side * ratio)) for side in picture.size)
