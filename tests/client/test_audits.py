@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
 
 from shoal.client.answer import Answer
+from shoal.client.audits import auditors
 from shoal.client.audits.auditors import HERE, AuditJob, OwnAuditor, PeerAuditor
 from shoal.client.audits.audits import _hosts
 from shoal.client.swarm import Swarm
@@ -249,6 +251,19 @@ async def test_one_auditors_word_alone_names_nobody(
         assert (audit.verdict, found.level) == ("open", "fast")
         assert "nobody is blamed" in audit.what
         assert suspected(client, swarm) == []
+
+
+async def test_a_machine_with_damaged_weights_of_its_own_blames_nobody(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = auditors.through
+    monkeypatch.setattr(auditors, "through", lambda *asked: honest(*asked) * np.float32(1.01))
+    monkeypatch.setattr(auditors, "changed_items", lambda *_: ["model.layers.2.mlp.down_proj.weight"])
+    async with asking(home, checkpoint, SPANS) as (swarm, client):
+        found = (await answered(client, checkpoint)).protection
+        assert [audit.verdict for audit in found.audits] == ["open"] * 3
+        assert all("nobody is blamed" in audit.what for audit in found.audits)
+        assert (found.level, suspected(client, swarm)) == ("fast", [])
 
 
 def asked_in(monkeypatch: pytest.MonkeyPatch, client: Swarm, swarm: MemorySwarm, order: Any) -> None:

@@ -132,7 +132,10 @@ class OwnAuditor:
         return load_blocks(model, job.span, job.numerics, self._settings)
 
     def _check_weights(self, model: LocalModel) -> None:
-        manifest = read_manifest((self._store.shared_files(model) / MANIFEST).read_bytes())
+        try:
+            manifest = read_manifest((self._store.shared_files(model) / MANIFEST).read_bytes())
+        except OSError as error:
+            raise NotAllowed(f"the manifest of {model.name} cannot be read: {error.strerror}") from error
         if changed := changed_items(open_checkpoint(model.path), manifest):
             raise NotAllowed(
                 f"{changed[0]} of {model.name} on this machine is not what it was: audits here mean nothing",
