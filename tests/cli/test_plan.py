@@ -63,7 +63,10 @@ def test_what_a_level_of_protection_costs_is_told_before(shoal: Shoal, llama: Pa
     said = shoal(*audited, "--format", "int8").out
     assert "audits take up to 10.0% of the compute" in said and "hops sign each answer" in said
     assert "nothing can be audited: in bf16" in shoal(*audited, "--format", "bf16").out
-    refused = shoal(*asked, "--protect", "attested")
+    attested = (*asked, "--format", "int8", "--protect", "attested")
+    assert shoal(*attested, "--json").data["protection"]["receipt_bytes"] == 0.0
+    assert "nothing is computed again" in shoal(*attested).out
+    refused = shoal(*asked, "--protect", "proved")
     assert refused.code == 2 and "auto, fast, audited" in refused.err
 
 

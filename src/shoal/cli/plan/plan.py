@@ -344,6 +344,8 @@ def _protection_lines(cost: ProtectionCost | None) -> list[str]:
     """What the level of protection costs, where it is not the one that costs nothing."""
     if cost is None or cost.level == "fast":
         return []
+    if cost.level == "attested":
+        return ["attested: only nodes that show their hardware take part; nothing is computed again"]
     lines = [f"{cost.level}: hops sign each answer, {cost.receipt_bytes:.0f} B a token of it"]
     if cost.why_none:
         return [*lines, f"nothing can be audited: {cost.why_none}"]
