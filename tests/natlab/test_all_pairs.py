@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import pytest
+
 from shoal.testing.natlab.lab import NatLab
 from shoal.testing.natlab.sites import LinkQuality, parse_sites
 from shoal.testing.natlab.ways import measure_ways, ways_table
+
+pytestmark = [pytest.mark.swarm, pytest.mark.alone]
 
 
 def test_every_kind_of_network_reaches_every_other(nat_lab: type[NatLab]) -> None:

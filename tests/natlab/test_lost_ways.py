@@ -21,6 +21,7 @@ from shoal.testing.natlab.sites import LinkQuality, parse_sites
 from shoal.types import PeerAddress, PeerId
 from shoal.wire.messages import Close, Message
 
+pytestmark = [pytest.mark.swarm, pytest.mark.alone]
 EVERY_S = 0.05
 OFFLINE_S = 2.5
 """Less than a channel lives without a word; answers outlive more (``test_ways.py``)."""

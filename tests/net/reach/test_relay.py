@@ -188,6 +188,9 @@ async def test_a_call_that_the_called_did_not_hear_reaches_it_over_its_next_conn
         at.nursery.start_soon(call)
         await trio.sleep(1)
         assert answers == []
+        caller.doubt()  # some other peer does not answer: that must not end the call
+        await trio.testing.wait_all_tasks_blocked()
+        assert not caller.closed.is_set()
         again = await at.join(B, AT_B)
         await again.reserve(1)
         await trio.testing.wait_all_tasks_blocked()

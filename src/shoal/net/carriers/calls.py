@@ -164,12 +164,24 @@ class Calls:
         raise ChannelClosed(f"{peer} does not answer over the relay {session.address.peer}")
 
     async def _join_over(self, relay: RelayAddress, peer: PeerId) -> DirectPipe:
-        session, token = await self.sessions.get(relay), new_token()
         with trio.move_on_after(CALLED_WITHIN_S):
-            await session.call(peer, "relay", token, (), self.sessions.nat)
+            token = await self._call_to_join(relay, peer)
             stream = await _leg(relay, token)
             return await self._carrier.initiate(stream, peer, "relayed")
         raise ChannelClosed(f"{peer} does not answer over the relay {relay.peer}")
+
+    async def _call_to_join(self, relay: RelayAddress, peer: PeerId) -> bytes:
+        """The token of the circuit that the relay and the peer agree to."""
+        session, token = await self.sessions.get(relay), new_token()
+        try:
+            await session.call(peer, "relay", token, (), self.sessions.nat)
+        except ChannelClosed:
+            if not session.closed.is_set():
+                raise
+            # It was one that our router had forgotten, and nobody had noticed.
+            session, token = await self.sessions.get(relay), new_token()
+            await session.call(peer, "relay", token, (), self.sessions.nat)
+        return token
 
     async def _called(self, session: RelaySession, call: Call) -> None:
         """A call to us: it is answered at once, and what it asks for is done by a task of its own."""

@@ -31,6 +31,8 @@ from shoal.types import PeerId, Way
 
 FIRST_MESSAGE = 2 + 32
 """Bytes of the shortest first message: its length, and an ephemeral key."""
+DIALLED_AGAIN_S = 0.4
+"""When a dial from our own port is begun anew: sooner than the system sends its first packet again."""
 PIPES_LIMIT = 1280
 """Pipes that others hold open to us: more than the pool keeps, so that the pool says who must go."""
 
@@ -86,7 +88,7 @@ class DirectCarrier:
         self, host: str, port: int, peer: PeerId, way: Way, opening: bytes, local: tuple[str, int] | None
     ) -> DirectPipe:
         try:
-            stream = await dial_from(local, host, port)
+            stream = await dial_from(local, host, port, DIALLED_AGAIN_S)
             if opening:
                 leave_no_trace(stream.socket)  # or the next to this relay could not come from our port
                 await stream.send_all(opening)

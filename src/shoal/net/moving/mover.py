@@ -103,7 +103,8 @@ class Mover:
         """See to it that whoever has dialled a channel can call us when its pipe is lost, until it closes."""
         while not channel.closed:
             await channel.wait_trouble()
-            if not channel.closed and channel.troubled:
+            needed = channel.idle_s <= RECENT_S or self._needed(channel)
+            if not channel.closed and channel.troubled and needed:
                 self._network.doubt_ways()
             await trio.sleep(AGAIN_S)
 

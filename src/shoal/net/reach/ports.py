@@ -7,6 +7,7 @@ a socket that dials may be bound beside it.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import struct
 from collections.abc import Generator, Sequence
@@ -49,17 +50,25 @@ async def hold_port(host: str) -> trio.socket.SocketType:
     return raw
 
 
-async def dial_from(local: tuple[str, int] | None, host: str, port: int) -> trio.SocketStream:
+async def dial_from(
+    local: tuple[str, int] | None, host: str, port: int, again_s: float = math.inf
+) -> trio.SocketStream:
     """A connection from the local address if there is one, and if the system lets us.
 
     It does not while another connection between the same two addresses exists, or has just ended. A peer
     behind a router then has another mapping, and that is all.
+
+    Args:
+        again_s: when the dial is begun anew. Where our router has forgotten a connection, the other end
+            still has one between the same two addresses, which the first dial makes it give up.
 
     Raises:
         OSError: nobody answers there.
     """
     if local is not None and (":" in local[0]) == (":" in host):
         try:
+            with trio.move_on_after(again_s):
+                return await dial_only_from(local, host, port)
             return await dial_only_from(local, host, port)
         except OSError as error:
             if error.errno not in TAKEN:

@@ -28,6 +28,8 @@ from shoal.types import NatKind, PeerId
 WELCOME_WITHIN_S = 5.0
 HEARD_LATELY_S = 0.5
 """A relay that has spoken so lately is not doubted."""
+CALL_TAKES_S = 1.5
+"""Nor one over which a call of ours was made so lately."""
 DOUBTED_S = 0.5
 """How long one that is doubted may take to answer."""
 
@@ -177,7 +179,9 @@ class RelaySession:
 
         Where nobody else needs the session it is given up at once: to open another is soon done.
         """
-        if trio.current_time() - self._heard < HEARD_LATELY_S:
+        # A call takes a while, and what others do must not end it.
+        lately_s = CALL_TAKES_S if self._calls else HEARD_LATELY_S
+        if trio.current_time() - max(self._heard, self.used_at if self._calls else 0.0) < lately_s:
             return
         if self.reserved:
             self._doubted.set()

@@ -44,7 +44,8 @@ EXPIRY_S, ANNOUNCE_S = 15.0, 4.0
 DEED_EVERY_S = (3.0, 8.0)
 HARMED_FOR_S = (5.0, 15.0)
 IDLE_WITHIN_S = 20.0
-ANSWERED_WITHIN_S = 120.0
+ANSWERED_WITHIN_S = 240.0
+"""Longer than a client bears to have no route (``churn_client.RESUME_S``), on a busy machine too."""
 SPANS = 2
 """Into so many spans the model is cut; each has every second node."""
 
