@@ -23,7 +23,14 @@ from shoal import config
 from shoal.errors import UsageError
 from shoal.node.attestation import find, quotes
 from shoal.node.attestation.answering import PER_PEER, WAITING, AttestationDesk
-from shoal.node.attestation.collateral import FRESH_S, CollateralSource, fetch_amd, read_table, vcek_path
+from shoal.node.attestation.collateral import (
+    FRESH_S,
+    RETRY_S,
+    CollateralSource,
+    fetch_amd,
+    read_table,
+    vcek_path,
+)
 from shoal.node.attestation.find import find_quotes
 from shoal.node.attestation.nsm import NsmQuotes
 from shoal.node.attestation.quotes import GramineQuotes, Quote, QuoteFailed, TsmQuotes
@@ -201,6 +208,25 @@ def test_what_goes_beside_quotes_is_fetched_every_few_hours() -> None:
         assert source.beside(Quote("tdx", b"a quote")) == b"what Intel says"
         assert len(fetched) == count
     assert source.beside(Quote("nitro", b"brings its own")) == b""
+
+
+def test_what_goes_beside_quotes_is_kept_where_it_cannot_be_fetched_again() -> None:
+    answers = [b"old", None, b"new"]
+    now = [0.0]
+
+    def intel(pccs: str, quote: bytes) -> bytes:
+        found = answers.pop(0)
+        if found is None:
+            raise OSError("no route to host")
+        return found
+
+    source = CollateralSource("", intel=intel, clock=lambda: now[0])
+    quote = Quote("tdx", b"a quote")
+    later = FRESH_S + 1
+    for at, said in ((0.0, b"old"), (later, b"old"), (later + 1, b"old"), (later + RETRY_S, b"new")):
+        now[0] = at
+        assert source.beside(quote) == said
+    assert answers == []
 
 
 def test_where_the_maker_cannot_be_reached_the_node_says_so() -> None:

@@ -7,6 +7,7 @@ It is fetched again every few hours.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import urllib.request
 import uuid
@@ -24,6 +25,8 @@ from shoal.trust.attestation.snp import CHIP_OID, SnpCollateral, SnpReport, read
 
 FRESH_S = 4 * 3600.0
 """How long it is not fetched again; lists of revoked certificates hold for weeks."""
+RETRY_S = 600.0
+"""After how long it is tried again where that has failed."""
 FETCH_WITHIN_S = 15.0
 FETCH_LIMIT = 1 << 20
 AMD_SERVICE = "https://kdsintf.amd.com/vcek/v1"
@@ -34,6 +37,8 @@ _CERTIFICATES = {
     uuid.UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae"): "ark",
 }
 _ENTRY = 24
+
+log = logging.getLogger(__name__)
 
 ServiceRequest = Callable[[str], bytes]
 """Fetches an address; raises OSError."""
@@ -60,7 +65,7 @@ class CollateralSource:
         self._intel = intel or fetch_intel
         self._clock = clock
         self._kept = b""
-        self._fetched_at = 0.0
+        self._again_at = 0.0
 
     def beside(self, quote: Quote) -> bytes:
         """What ``quote`` is verified with.
@@ -70,15 +75,19 @@ class CollateralSource:
         """
         if quote.kind == "nitro":
             return b""  # the document brings its certificates
-        if not self._kept or self._clock() - self._fetched_at > FRESH_S:
+        now = self._clock()
+        if not self._kept or now >= self._again_at:
             try:
-                self._kept = self._fetched(quote)
+                self._kept, self._again_at = self._fetched(quote), now + FRESH_S
             except (OSError, ValueError, RuntimeError, ShoalError) as error:
-                raise QuoteFailed(
-                    f"what the maker says of this machine cannot be had: {error}",
-                    check="check that this machine reaches the maker's service; for Intel, or a cache: pccs",
-                ) from error
-            self._fetched_at = self._clock()
+                if not self._kept:
+                    raise QuoteFailed(
+                        f"what the maker says of this machine cannot be had: {error}",
+                        check="check that this machine reaches the maker's service; for Intel, see pccs",
+                    ) from error
+                # What there is holds for weeks, and says until when to whoever verifies with it.
+                log.warning("what the maker says of this machine cannot be had again: %s", error)
+                self._again_at = now + RETRY_S
         return self._kept
 
     def _fetched(self, quote: Quote) -> bytes:
