@@ -63,8 +63,8 @@ def linear(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
 
 def quantise(x: torch.Tensor, layout: MatrixLayout, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row of ``x`` ``[n, cols]`` as int32 and a float32 scale ``[n, 1]``, as native/quantise.c."""
-    # A plain number would be divided otherwise.
-    limit = torch.tensor(float(activation_limit(layout, cols)), device=x.device)
+    # A plain number would be divided otherwise; and one that is copied to a device is waited for.
+    limit = torch.full((), float(activation_limit(layout, cols)), device=x.device)
     largest = x.abs().amax(1, keepdim=True)
     factor = limit / largest
     some = factor.isfinite()  # a row of nothing, or of next to nothing, is zeros
