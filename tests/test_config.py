@@ -99,7 +99,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         ("bootstrap", 5, "a list of texts"),
         ("memory", "lots", "number and a unit"),
         ("memory", "-1GiB", "number and a unit"),
-        ("format", "int3", "auto, fp32, published, bf16, int8, int4"),
+        ("format", "int3", "auto, fp32, published, bf16, int8, w8a8, int4"),
         ("kv", "fp32", "auto, int8"),
         ("wire", "float16", "auto, float32, bfloat16, int8"),
         ("device", "gpu", "cuda:0"),
