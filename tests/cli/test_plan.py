@@ -13,6 +13,7 @@ from shoal.executor.device.device import Device, DeviceMemory
 from shoal.planning import measure as measure_module
 from shoal.planning.roofline import Machine
 from shoal.testing.checkpoints import FAMILIES, write_checkpoint
+from shoal.testing.graphs import write_mlp
 from shoal.types import Format
 from tests.cli.conftest import Shoal
 
@@ -246,3 +247,20 @@ def test_a_quantised_or_nested_config_is_refused(shoal: Shoal, llama: Path) -> N
     ran = shoal("plan", str(llama), "--machine", DESK)
     assert ran.code == 1
     assert "quantised" in ran.err
+
+
+def test_the_segments_of_a_graph_are_placed_over_the_machines(shoal: Shoal, tmp_path: Path) -> None:
+    file = write_mlp(tmp_path / "mlp.onnx")
+    desk = DESK.replace("16GiB", "40KiB")
+    asked = ("plan", str(file), "--machine", desk, "--machine", desk.replace("desk", "old"))
+    data = shoal(*asked, "--sessions", "1", "--json").data
+    assert (data["kind"], data["segments"], data["bytes"]) == ("graph", 8, 8 * 32 * 32 * 4)
+    assert {stage["machine"] for stage in data["stages"]} == {"desk", "old"}
+    assert data["request_s"] == pytest.approx(
+        sum(stage["computing_s"] + stage["ways_s"] for stage in data["stages"])
+    )
+    assert "the cut costs more than it saves" in data["warning"]
+    shown = shoal("plan", "mlp", "--machine", DESK).out  # as it was imported, by its name
+    assert "mlp: 8 segments" in shown and "8 requests" in shown
+    lacking = shoal("plan", str(file), "--machine", desk)
+    assert (lacking.code, "find no room" in lacking.err) == (6, True)

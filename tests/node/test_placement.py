@@ -11,15 +11,16 @@ import trio
 from msgspec import structs
 
 from shoal.errors import OutOfResources
-from shoal.node.placement import keep_place, pick_span
+from shoal.node.placing.placement import keep_place, pick_span
 from shoal.node.speed import Speed
 from shoal.swarm.announcement import Announcement
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
-from shoal.types import Span
+from shoal.types import Numerics, Span
 from tests.client.conftest import PROMPT, Whole
 
 LEFT, RIGHT = Span(0, 3), Span(3, 6)
+FP32 = Numerics("fp32", "auto", "any")
 SOON = {"look_every_s": 0.1, "settle_s": 0.3, "rest_s": 60.0}
 
 
@@ -122,9 +123,9 @@ async def test_a_joining_node_takes_the_weakest_blocks(home, checkpoint):
     async with memory_swarm(home, checkpoint, [LEFT, LEFT, RIGHT]) as swarm:
         member = swarm.client.member
         per_block = swarm.nodes[0].engine.runner.tensor_bytes // 3
-        assert pick_span(swarm.model, "fp32", round(3.1 * per_block / 0.75), member) == RIGHT
+        assert pick_span(swarm.model, FP32, round(3.1 * per_block / 0.75), member) == RIGHT
         with pytest.raises(OutOfResources):
-            pick_span(swarm.model, "fp32", 1, member)
+            pick_span(swarm.model, FP32, 1, member)
 
 
 async def test_a_node_measures_how_many_blocks_it_computes_in_a_second(home, checkpoint, monkeypatch):
@@ -145,16 +146,16 @@ async def test_who_lies_about_how_many_blocks_there_are_places_nobody(home, chec
             lie = structs.replace(served, n_blocks=16384, start=start, end=end, next_end=9)
             word = Announcement(liar, number, wall, wall + 30, ("/memory/liar",), (), lie, "")
             member.directory.take(word, b"", member.now(), wall)
-            assert pick_span(swarm.model, "fp32", 1 << 30, member) == Span(0, 6)
+            assert pick_span(swarm.model, FP32, 1 << 30, member) == Span(0, 6)
             per_block = swarm.nodes[0].engine.runner.tensor_bytes // 3
-            assert pick_span(swarm.model, "fp32", round(3.1 * per_block / 0.75), member) == RIGHT
+            assert pick_span(swarm.model, FP32, round(3.1 * per_block / 0.75), member) == RIGHT
 
 
 async def test_a_node_that_cannot_load_the_span_it_wanted_says_that_it_stays(home, checkpoint, monkeypatch):
     async def full(*_):
         raise OutOfResources("the disk is full")
 
-    monkeypatch.setattr("shoal.node.placement.load_served_span", full)
+    monkeypatch.setattr("shoal.node.placing.placement.load_served_span", full)
     async with memory_swarm(home, checkpoint, [LEFT, LEFT]) as swarm, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: keep_place(swarm.nodes[0], pytest.fail, **SOON))
         peer = swarm.networks[0].peer

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from shoal.errors import OutOfResources, UsageError
 from shoal.planning import assign
 from shoal.planning.assign import place
-from shoal.planning.pipeline import Pipeline, PipelineStage, Workload
+from shoal.planning.layout import PipelineStage
+from shoal.planning.pipeline import Pipeline, Workload
 from shoal.planning.plan import make_plan
 from shoal.planning.roofline import Machine, PartCost, SpanCost
 from shoal.types import PrivateEnds, Span
@@ -202,8 +203,8 @@ def test_no_other_placement_is_faster(
 def test_too_many_different_machines_are_tried_in_a_few_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     different = [replace(FAST, name=str(i), bandwidth=1e6 / i, memory=1_500) for i in range(1, 8)]
     exact = make_plan(different, model(3), CROWD, whole)
-    monkeypatch.setattr(assign, "MOST_WORK", 0)
-    monkeypatch.setattr(assign, "_by_counts", None)
+    monkeypatch.setattr(assign, "MOST_SETS", 0)
+    monkeypatch.setattr(assign, "_by_sets", None)
     tried = make_plan(different, model(3), CROWD, whole)
     assert {stage.machine for stage in tried.stages} == {0, 1, 2}
     assert tried.many.rate == pytest.approx(exact.many.rate)

@@ -1,229 +1,279 @@
-"""Which blocks go to which machine. Pure: a pipeline in, its stages out.
+"""Which blocks go to which machine. Pure: a layout in, its stages out; arrays of numpy.
 
-Spans are contiguous, and each machine has at most one. A dynamic programme goes over how many machines of
-each kind are used and how many blocks they cover: machines that are alike need no telling apart, so many of
-them are quick. That is exact. Where too many differ, it goes over the machines in a few orders.
+Stages are stretches of blocks, and each machine has at most one. A dynamic programme goes over (set of
+machines, place): the least that it costs to cover the first blocks, up to that place, with those machines
+in any order. The cost is the sum over the stages, or the slowest of them. Machines that are alike need no
+telling apart, so a set is how many of each kind are in it. That is exact.
+
+Where there are too many sets, the programme goes over the machines in some orders, in which each may be left
+out. The best of these also bounds the exact search: what cannot become better is not looked at.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
 
-from shoal.errors import OutOfResources
-from shoal.planning.pipeline import Pipeline, PipelineStage
+import numpy as np
+import numpy.typing as npt
+
+from shoal.planning.layout import Layout, PipelineStage, StretchTable
+from shoal.routing.shortest_path import FloatArray, IndexArray
 from shoal.types import Span
 
-MOST_WORK = 1_000_000
-"""Spans tried at most in one run of the programme for an exact answer."""
+MOST_WORK = 1_000_000_000
+"""Stretches of blocks, over all sets and kinds of machines and all runs, that an exact answer may look at. 12
+machines that all differ and 64 blocks need a tenth of it in a run, and there are ten runs."""
+MOST_SETS = 1 << 16
+"""Sets of machines, of each of which a row is kept."""
+ORDERS = 30
+"""In which machines are tried, where these are few."""
+FEW = 64
+"""Kinds of machines, up to which all of these orders are tried."""
 HALVINGS = 6
 """Of the interval in which the best limit of the busiest machine lies."""
 SLACK = 1 + 1e-9
 """Sums of floats in another order differ."""
 
-AssignState = tuple[int, ...]
-Edges = list[tuple[AssignState, list[tuple[int | None, AssignState]]]]
-"""Each state, those after it behind it, with the machines that may take the next blocks (``None``: no one
-does) and the state after that."""
+TIE = 1e-10
+"""Of ways that are as long as each other, the one on which machines are busy for less is taken."""
+
+Stages = tuple[PipelineStage, ...]
+LayoutT = TypeVar("LayoutT", bound=Layout)
 
 
-def place(pipeline: Pipeline) -> tuple[PipelineStage, ...]:
+def place_best(layouts: Sequence[LayoutT]) -> tuple[LayoutT, Stages]:
+    """Of layouts that differ in their groups the one with the shortest round, and its stages.
+
+    Where an exact answer for each would take too long, only the best of them gets one. Raises as
+    :func:`place`.
+    """
+    each = MOST_WORK / len(layouts)
+    # Of rounds that are as long as each other the first is taken: it has the largest batches.
+    found = [(layout, place(layout, each)) for layout in layouts]
+    best, stages = min(found, key=lambda one: one[0].round_s(one[1]))
+    return best, stages if is_exact(best, each) else place(best)
+
+
+def place(layout: Layout, work: float = MOST_WORK) -> Stages:
     """The stages of the shortest round.
 
     A round is the larger of two times, so the way round is made as short as it can be while no machine is
     busy for longer than a limit; and the limit is searched for by halving.
 
+    Args:
+        work: as :data:`MOST_WORK`.
+
     Raises:
-        OutOfResources: the model does not fit; says how much memory is lacking.
+        OutOfResources: the blocks do not fit; says how much is lacking.
     """
-    if pipeline.room(0) < 0:  # what the client runs is placed nowhere else
-        raise _lacking(pipeline, 0)
-    shortest = _shortest(pipeline, math.inf)
-    if pipeline.groups == 1 or pipeline.way_round(shortest) >= pipeline.groups * pipeline.busiest(shortest):
+    each = _each_run(layout, work)
+    shortest = shortest_way(layout, work=each)
+    if layout.groups == 1 or layout.way_round(shortest) >= layout.groups * layout.busiest(shortest):
         return shortest
-    evenest = _shortest(pipeline, _least_limit(pipeline) * SLACK)
-    found = min((shortest, evenest), key=pipeline.round_s)
-    low, high = pipeline.busiest(evenest), pipeline.round_s(found) / pipeline.groups
+    evenest = least_busy(layout, work=each)
+    found = min((shortest, evenest), key=layout.round_s)
+    low, high = layout.busiest(evenest), layout.round_s(found) / layout.groups
     for _ in range(HALVINGS):
         if high <= low * SLACK:
             break
         limit = (low + high) / 2
-        stages = _shortest(pipeline, limit)
-        found = min((found, stages), key=pipeline.round_s)
-        if pipeline.way_round(stages) > pipeline.groups * limit:
+        stages = shortest_way(layout, limit, work=each)
+        found = min((found, stages), key=layout.round_s)
+        if layout.way_round(stages) > layout.groups * limit:
             low = limit
         else:
             high = limit
     return found
 
 
-def _shortest(pipeline: Pipeline, limit: float) -> tuple[PipelineStage, ...]:
-    """The shortest way round on which no machine is busy for more than ``limit`` seconds."""
-    tables = [_Table(pipeline, graph, limit) for graph in _graphs(pipeline)]
-    best = min(tables, key=lambda table: table.cost)
-    if best.cost == math.inf:
-        raise _lacking(pipeline, max(table.reach for table in tables))
-    return best.stages()
+def shortest_way(layout: Layout, limit: float = math.inf, *, work: float = MOST_WORK) -> Stages:
+    """The least sum over the stages, where no machine is busy for more than ``limit`` seconds.
+
+    Raises:
+        OutOfResources: the blocks do not fit, or not within that limit.
+    """
+    tables = [np.where(busy <= limit * SLACK, spent + TIE * busy, np.inf) for spent, busy in _both(layout)]
+    return _searched(layout, _Search(tables, slowest=False), work)
 
 
-def _least_limit(pipeline: Pipeline) -> float:
-    """How long the busiest machine is busy at the least."""
-    return min(_Table(pipeline, graph, math.inf, slowest=True).cost for graph in _graphs(pipeline))
+def least_busy(layout: Layout, *, work: float = MOST_WORK) -> Stages:
+    """The stages of which the slowest is as quick as it can be. Raises as :func:`shortest_way`."""
+    tables = [np.where(np.isfinite(spent), busy, np.inf) for spent, busy in _both(layout)]
+    return _searched(layout, _Search(tables, slowest=True), work)
 
 
-@dataclass(slots=True)
-class _Table:
-    """The least cost of covering the first ``b`` blocks, for every state and ``b``."""
-
-    pipeline: Pipeline
-    edges: Edges
-    limit: float
-    slowest: bool = False
-    """The cost is that of the busiest machine, not the sum."""
-    cost: float = math.inf
-    reach: int = 0
-    """The most blocks that can be covered."""
-    _came: dict[tuple[AssignState, int], tuple[AssignState, int, int | None]] = field(
-        default_factory=dict[tuple[AssignState, int], tuple[AssignState, int, "int | None"]]
-    )
-    _end: AssignState = ()
-
-    def __post_init__(self) -> None:
-        n = len(self.pipeline.cost.blocks)
-        start = self.edges[0][0]
-        costs: dict[AssignState, list[float]] = {state: [math.inf] * (n + 1) for state, _ in self.edges}
-        costs[start][0] = 0.0
-        for state, following in self.edges:
-            here = costs[state]
-            self.reach = max(
-                self.reach, max((b for b, cost in enumerate(here) if cost < math.inf), default=0)
-            )
-            if here[n] < self.cost:
-                self.cost, self._end = here[n], state
-            for machine, after in following:
-                if machine is None:
-                    self._skip(here, costs[after], state, after)
-                else:
-                    self._extend(here, costs[after], state, after, machine)
-
-    def stages(self) -> tuple[PipelineStage, ...]:
-        """The stages of the best cover."""
-        found: list[PipelineStage] = []
-        at = (self._end, len(self.pipeline.cost.blocks))
-        while at in self._came:
-            state, begin, machine = self._came[at]
-            if machine is not None:
-                found.append(PipelineStage(machine, Span(begin, at[1])))
-            at = (state, begin)
-        return tuple(reversed(found))
-
-    def _skip(self, here: list[float], there: list[float], state: AssignState, after: AssignState) -> None:
-        for blocks, cost in enumerate(here):
-            if cost < there[blocks]:
-                there[blocks] = cost
-                self._came[after, blocks] = (state, blocks, None)
-
-    def _extend(
-        self, here: list[float], there: list[float], state: AssignState, after: AssignState, machine: int
-    ) -> None:
-        pipeline, n = self.pipeline, len(here) - 1
-        computing, room = pipeline.computing[machine], pipeline.room(machine)
-        own = 0.0 if machine else pipeline.head.seconds
-        for begin, cost in enumerate(here[:n]):
-            if cost == math.inf:
-                continue
-            fits = bisect_right(pipeline.held, pipeline.held[begin] + room) - 1
-            for end in range(begin + 1, fits + 1):
-                spent = computing[end] - computing[begin]
-                link = pipeline.links[machine] if machine or end < n else 0.0
-                busy = max(spent + own, link)
-                if spent + own > self.limit:
-                    break
-                if link > self.limit:
-                    continue
-                total = (
-                    max(cost, busy) if self.slowest else cost + spent + pipeline.way_s(machine, begin, end)
-                )
-                if total < there[end]:
-                    there[end] = total
-                    self._came[after, end] = (state, begin, machine)
+def is_exact(layout: Layout, work: float = MOST_WORK) -> bool:
+    """Whether the answer of :func:`place` is the best there is."""
+    return run_work(layout) <= _each_run(layout, work)
 
 
-def _graphs(pipeline: Pipeline) -> list[Edges]:
-    """One graph that is exact where that is cheap enough, else one for each order that is tried."""
-    kinds = _kinds(pipeline)
-    n = len(pipeline.cost.blocks)
-    orders = _orders(pipeline)
-    states = math.prod(min(len(kind), n) + 1 for kind in kinds)
-    spans = n * (n + 1) // 2
-    if states * len(kinds) * spans <= max(MOST_WORK, len(orders) * len(pipeline.machines) * spans):
-        return [_by_counts(kinds, n)]
-    return [_by_order(order) for order in orders]
+def run_work(layout: Layout) -> float:
+    """What an exact run looks at, at the most; infinite where there are too many sets of machines."""
+    n = layout.n_blocks
+    sets = math.prod(min(len(kind), n) + 1 for kind in layout.kinds)
+    return sets * len(layout.kinds) * n * (n + 1) / 2 if sets <= MOST_SETS else math.inf
 
 
-def _kinds(pipeline: Pipeline) -> list[list[int]]:
-    """Machines that are alike but for their names, together; the client's is a kind of its own."""
-    kinds: list[list[int]] = [[0]]
-    for number, machine in enumerate(pipeline.machines[1:], 1):
-        for kind in kinds[1:]:
-            other = pipeline.machines[kind[0]]
-            if _figures(pipeline, kind[0]) == _figures(pipeline, number) and machine.memory == other.memory:
-                kind.append(number)
-                break
-        else:
-            kinds.append([number])
-    return kinds
+def _each_run(layout: Layout, work: float) -> float:
+    return work / (1 if layout.groups == 1 else 2 + HALVINGS)
 
 
-def _figures(pipeline: Pipeline, number: int) -> tuple[float, ...]:
-    machine = pipeline.machines[number]
-    return machine.bandwidth, machine.link, machine.rtt_s, pipeline.computing[number][-1]
+def _both(layout: Layout) -> Iterator[tuple[StretchTable, StretchTable]]:
+    return zip(layout.spent, layout.busy, strict=True)
 
 
-def _by_counts(kinds: Sequence[Sequence[int]], n_blocks: int) -> Edges:
-    used = itertools.product(*(range(min(len(kind), n_blocks) + 1) for kind in kinds))
-
-    def following(state: AssignState) -> Iterator[tuple[int, AssignState]]:
-        for number, kind in enumerate(kinds):
-            if state[number] < min(len(kind), n_blocks):
-                yield kind[state[number]], (*state[:number], state[number] + 1, *state[number + 1 :])
-
-    return [(state, list(following(state))) for state in used]
-
-
-def _by_order(order: Sequence[int]) -> Edges:
-    edges: Edges = [((i,), [(machine, (i + 1,)), (None, (i + 1,))]) for i, machine in enumerate(order)]
-    return [*edges, ((len(order),), [])]
+def _searched(layout: Layout, search: _Search, work: float) -> Stages:
+    tried = [_by_order(search, order) for order in _orders(layout)]
+    found = min(tried, key=lambda cover: cover.cost)
+    if run_work(layout) <= work:
+        exact = _by_sets(search, [min(len(kind), layout.n_blocks) for kind in layout.kinds], found.cost)
+        found = min((found, exact), key=lambda cover: cover.cost)
+        tried.append(exact)
+    if math.isinf(found.cost):
+        raise layout.lacking(max(cover.reach for cover in tried))
+    left = [list(kind) for kind in layout.kinds]
+    return tuple(PipelineStage(left[kind].pop(0), Span(begin, end)) for kind, begin, end in found.parts)
 
 
-def _orders(pipeline: Pipeline) -> list[list[int]]:
-    """As given; the fastest first; the nearest first; the largest first."""
-    machines = range(len(pipeline.machines))
-    return [
-        list(machines),
-        sorted(machines, key=lambda i: pipeline.computing[i][-1]),
-        sorted(machines, key=lambda i: (pipeline.way_s(i, 1, 1), pipeline.computing[i][-1])),
-        sorted(machines, key=lambda i: -pipeline.room(i)),
-    ]
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What a stretch costs, by kind of machine, and how these costs add up."""
+
+    tables: Sequence[StretchTable]
+    slowest: bool
+    """The cost of all stages is that of the dearest, not the sum."""
+
+    @property
+    def n_blocks(self) -> int:
+        return len(self.tables[0]) - 1
+
+    def add(self, cost: FloatArray, stretch: FloatArray) -> FloatArray:
+        return np.maximum(cost, stretch) if self.slowest else cost + stretch
+
+    def rest(self) -> FloatArray:
+        """By place, the least that the blocks from there on cost if every machine could be taken again."""
+        n = self.n_blocks
+        least = np.minimum.reduce(list(self.tables))
+        rest = np.full(n + 1, np.inf)
+        rest[n] = 0.0
+        for begin in range(n - 1, -1, -1):
+            rest[begin] = self.add(least[begin, begin + 1 :], rest[begin + 1 :]).min()
+        return rest
 
 
-def _lacking(pipeline: Pipeline, reach: int) -> OutOfResources:
-    """What to say when only the first ``reach`` blocks find room."""
-    n, load = len(pipeline.cost.blocks), pipeline.load
-    if pipeline.room(0) < 0:
-        first = pipeline.machines[0].name
-        ends = pipeline.machines[0].memory - pipeline.room(0)
-        return OutOfResources(
-            f"the ends take {ends / 2**30:.2f} GiB, and {first}, which has the client, lacks "
-            f"{-pipeline.room(0) / 2**30:.2f} GiB of them",
-            check="give the machine with the most memory first, or a smaller --format",
-        )
-    missing = pipeline.held[n] - pipeline.held[reach]
-    return OutOfResources(
-        f"{missing / 2**30:.2f} GiB of memory are lacking: with KV for {load.sessions} × {load.context} "
-        f"tokens, blocks {reach}:{n} of {n} find no room",
-        check="add machines or memory, use a smaller --format or --kv int8, or lower --sessions or --context",
-    )
+@dataclass(frozen=True, slots=True)
+class _Cover:
+    """The blocks at machines: kind, first block and end of each stage."""
+
+    cost: float
+    parts: tuple[tuple[int, int, int], ...]
+    reach: int
+    """The most blocks that could be covered."""
+
+
+def _by_order(search: _Search, order: Sequence[int]) -> _Cover:
+    """The best cover by kinds of machines in this order, each of which may be left out."""
+    n = search.n_blocks
+    cost = np.full(n + 1, np.inf)
+    cost[0] = 0.0
+    came: list[IndexArray] = []
+    every = np.arange(n + 1)
+    for kind in order:
+        total = search.add(cost[:, None], search.tables[kind])
+        begin = total.argmin(axis=0)
+        reached = total[begin, every]
+        better = reached < cost
+        came.append(np.where(better, begin, -1))
+        cost = np.where(better, reached, cost)
+    parts: list[tuple[int, int, int]] = []
+    end = n
+    for kind, begins in zip(reversed(order), reversed(came), strict=True) if np.isfinite(cost[n]) else ():
+        if begins[end] >= 0:
+            parts.append((kind, int(begins[end]), end))
+            end = int(begins[end])
+    return _Cover(float(cost[n]), tuple(reversed(parts)), int(np.flatnonzero(np.isfinite(cost))[-1]))
+
+
+def _by_sets(search: _Search, most: Sequence[int], bound: float) -> _Cover:
+    """The best cover there is, if it is better than ``bound``.
+
+    Args:
+        most: machines of each kind.
+    """
+    n = search.n_blocks
+    strides = np.concatenate([[1], np.cumprod(np.array(most) + 1)])
+    cost = np.full((strides[-1], n + 1), np.inf)
+    cost[0, 0] = 0.0
+    kinds = np.full(cost.shape, -1, np.int32)
+    begins = np.zeros(cost.shape, np.int32)
+    rest = search.rest()
+    layer = np.zeros(1, np.intp)  # the sets of 0, 1, 2, … machines, one after another
+    best, reach = (bound, -1), 0
+    while len(layer):
+        here = cost[layer]
+        reach = max([reach, *np.flatnonzero(np.isfinite(here).any(axis=0)).tolist()])
+        last = int(here[:, n].argmin())
+        if here[last, n] < best[0]:
+            best = (float(here[last, n]), int(layer[last]))
+        here[search.add(here, rest) * SLACK >= best[0]] = np.inf
+        alive = np.isfinite(here[:, :n]).any(axis=1)
+        here, layer = here[alive], layer[alive]
+        after: list[IndexArray] = []
+        for kind, table in enumerate(search.tables):
+            free = layer // strides[kind] % (most[kind] + 1) < most[kind]
+            there = layer[free] + strides[kind]
+            if len(there):
+                after.append(there)
+                _extend(search, table, here[free], (cost, kinds, begins), there, kind)
+        layer = np.unique(np.concatenate(after)) if after else np.zeros(0, np.intp)
+    if best[1] < 0:
+        return _Cover(math.inf, (), reach)
+    parts: list[tuple[int, int, int]] = []
+    at, end = best[1], n
+    while end:
+        kind, begin = int(kinds[at, end]), int(begins[at, end])
+        parts.append((kind, begin, end))
+        at, end = at - int(strides[kind]), begin
+    return _Cover(best[0], tuple(reversed(parts)), n)
+
+
+def _extend(
+    search: _Search,
+    table: StretchTable,
+    here: FloatArray,
+    kept: tuple[FloatArray, npt.NDArray[np.int32], npt.NDArray[np.int32]],
+    there: IndexArray,
+    kind: int,
+) -> None:
+    """Add one machine of a kind to some sets: each of the sets that come of it keeps what is better."""
+    cost, kinds, begins = (array[there] for array in kept)
+    for begin in np.flatnonzero(np.isfinite(here[:, :-1]).any(axis=0)):
+        total = search.add(here[:, begin, None], table[begin, begin + 1 :])
+        better = total < cost[:, begin + 1 :]
+        if better.any():
+            np.copyto(cost[:, begin + 1 :], total, where=better)
+            np.copyto(kinds[:, begin + 1 :], kind, where=better)
+            np.copyto(begins[:, begin + 1 :], begin, where=better)
+    for array, new in zip(kept, (cost, kinds, begins), strict=True):
+        array[there] = new
+
+
+def _orders(layout: Layout) -> Iterator[list[int]]:
+    """Kinds, each as often as it has machines: as given; the fastest first, the nearest first, those first
+    that hold the most; and some by chance, the same ones each time."""
+    n = layout.n_blocks
+    every = [kind for kind, members in enumerate(layout.kinds) for _ in range(min(len(members), n))]
+    holds = [int(np.isfinite(table).sum()) for table in layout.spent]
+    whole = [float(np.nanmin(np.diagonal(table, 1))) for table in layout.spent]
+    busy = [float(np.nanmin(np.diagonal(table, 1))) for table in layout.busy]
+    yield every
+    yield sorted(every, key=lambda kind: busy[kind])
+    yield sorted(every, key=lambda kind: whole[kind])
+    yield sorted(every, key=lambda kind: -holds[kind])
+    rng = Random(0)
+    for _ in range(ORDERS - 4 if len(layout.kinds) <= FEW else 0):
+        yield rng.sample(every, len(every))

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from shoal.planning.assign import SLACK, place
-from shoal.planning.pipeline import Pipeline, PipelineStage, Workload
+from shoal.planning.assign import SLACK, place_best
+from shoal.planning.layout import PipelineStage
+from shoal.planning.pipeline import Pipeline, Workload
 from shoal.planning.roofline import Bound, Estimate, Machine, SpanCost, hop_time, step_time, together
 
 MOST_GROUPS = 64
@@ -73,11 +74,10 @@ def make_plan(
         OutOfResources: the model does not fit; says how much memory is lacking.
     """
     pipelines = [
-        Pipeline(machines, cost, load, groups) for groups in _group_counts(load.sessions, len(machines))
+        Pipeline(machines, cost, load, groups) for groups in group_counts(load.sessions, len(machines))
     ]
-    placed = [(pipeline, place(pipeline)) for pipeline in pipelines]
-    # Of rounds that are as long as each other the first is taken: it has the largest batches.
-    pipeline, stages = min(placed, key=lambda found: found[0].round_s(found[1]))
+    pipelines[0].check_ends()
+    pipeline, stages = place_best(pipelines)
     return Plan(
         stages,
         one=_speed(Pipeline(machines, cost, replace(load, sessions=1), 1), stages),
@@ -87,7 +87,7 @@ def make_plan(
     )
 
 
-def _group_counts(sessions: int, machines: int) -> list[int]:
+def group_counts(sessions: int, machines: int) -> list[int]:
     """Powers of two, and as many as there are machines; more than twice that only share the waiting."""
     most = min(sessions, 2 * machines, MOST_GROUPS)
     counts = {1 << power for power in range(most.bit_length())} | {machines, machines + 1, most}
@@ -113,7 +113,7 @@ def _speed(pipeline: Pipeline, stages: Sequence[PipelineStage]) -> DecodeSpeed:
 
 
 def _bound_of_way(pipeline: Pipeline, stages: Sequence[PipelineStage]) -> Bound:
-    ways = sum(pipeline.way_s(stage.machine, stage.span.start, stage.span.end) for stage in stages)
+    ways = sum(map(pipeline.way_s, stages))
     computing = [_computing(pipeline, stage) for stage in stages]
     return together([pipeline.head, Estimate(ways, "network"), *computing]).bound
 

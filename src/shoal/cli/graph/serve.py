@@ -45,7 +45,11 @@ async def serve_graph(settings: Settings, span: Span | None, *, as_json: bool) -
             await trio.to_thread.run_sync(importlib.import_module, "shoal.node.graph.graph_node")
             from shoal.node.graph.graph_figures import graph_pages
             from shoal.node.graph.graph_node import start_graph_node
+            from shoal.planning.graph_layout import graph_cost, thick_ends
 
             node = await stack.enter_async_context(start_graph_node(network, member, graph, span, settings))
+            cost = await trio.to_thread.run_sync(graph_cost, graph.manifest)
+        if thick := thick_ends(cost, [node.span]):
+            say(f"warning: {thick}. A node with room for the whole graph is faster: see shoal plan")
         figures = await stack.enter_async_context(figures_of(settings, graph_pages(node)))
         return await until_asked(settings, network, node, figures, as_json=as_json)

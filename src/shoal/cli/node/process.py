@@ -29,13 +29,13 @@ from shoal.sharing.peer_weights import PeerWeights
 from shoal.swarm.join import join_swarm
 from shoal.swarm.local_nodes import RunningNode, node_file
 from shoal.tasks import one_error
-from shoal.types import Format, PeerAddress, Span
+from shoal.types import Format, Numerics, PeerAddress, Span
 
 if TYPE_CHECKING:
     from shoal.net.network import Network
     from shoal.node.endpoint import EndpointPages
     from shoal.node.node import Node
-    from shoal.routing.placement import Move
+    from shoal.planning.placement import Move
 
 
 class ServingNode(Protocol):
@@ -97,7 +97,7 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             from shoal.node.figures import pages
             from shoal.node.formats import pick_format
             from shoal.node.node import start_node
-            from shoal.node.placement import pick_span
+            from shoal.node.placing.placement import pick_span
             from shoal.swarm.audit_book import AuditBook
 
             device = (await trio.to_thread.run_sync(find_device, settings.device)).device
@@ -105,8 +105,8 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             model = await weights.resolve(settings.model, report)
             format = pick_format(model, settings, member, device).format
             liars = AuditBook(settings.paths.audits).liars(time.time())
-            memory = memory_budget(settings, device)
-            chosen = span or pick_span(model, format, memory, member, settings.kv, liars)
+            memory, loose = memory_budget(settings, device), Numerics(format, settings.kv, "any")
+            chosen = span or pick_span(model, loose, memory, member, liars)
             await weights.fetch_span(model, chosen, report)
             if (fetched := weights.report).done:
                 tell("fetched", as_json, **fetched.shown())
@@ -132,7 +132,7 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
 @asynccontextmanager
 async def _moving(node: Node, as_json: bool) -> AsyncGenerator[None]:
     """While the block runs, move the node to where the swarm needs it more."""
-    from shoal.node.placement import keep_place
+    from shoal.node.placing.placement import keep_place
 
     def moved(move: Move) -> None:
         tell("moved", as_json, start=move.span.start, end=move.span.end, why=move.why)

@@ -12,6 +12,7 @@ import typer
 
 from shoal.cli import options
 from shoal.cli.output import emit, printable
+from shoal.cli.plan.figures import in_bytes, in_time
 from shoal.cli.progress import working
 from shoal.progress import Progress
 
@@ -54,7 +55,9 @@ def plan(
     count: Annotated[
         int, typer.Option(help="Multiply the number of every machine by this.", min=1, max=1000)
     ] = 1,
-    sessions: Annotated[int, typer.Option(help="Concurrent sessions.", min=1, max=100_000)] = 8,
+    sessions: Annotated[
+        int, typer.Option(help="Concurrent sessions; 1: for the shortest way.", min=1, max=100_000)
+    ] = 8,
     context: Annotated[
         int | None, typer.Option(help="Tokens per session; 2048 if not given.", min=1, show_default=False)
     ] = None,
@@ -71,7 +74,9 @@ def plan(
     """Estimate how fast given machines would run a model, what limits them, and which blocks to place where.
 
     Values missing from a machine are measured on this one. No weights are needed: a model's config is enough.
+    Of a graph the blocks are its segments, and sessions the requests that are under way at a time.
     """
+    from shoal.cli.plan.graph import find_graph, graph_plan_fields, graph_plan_shown, placed_graph
     from shoal.cli.plan.machines import Described, parse_machine, read_machines
 
     settings = options.settings(
@@ -86,6 +91,12 @@ def plan(
     )
     described = [parse_machine(text) for text in machine or ()]
     described += read_machines(machines) if machines else []
+    if (graph := find_graph(settings, model)) is not None:
+        with working(f"placing the segments of {graph.name}") as report:
+            known = _machines(settings, described or [Described()], count, report)
+            found_graph = placed_graph(graph, known, sessions)
+        emit(graph_plan_fields(found_graph), as_json, lambda: graph_plan_shown(found_graph))
+        return
     with working(f"reading the config of {model}") as report:
         drawn = _drawn(settings, model, sessions, context)
         drafting = _draft_bytes(settings)
@@ -186,7 +197,7 @@ def _left(memory: int, taken: int, name: str) -> int:
 
     if taken >= memory:
         raise OutOfResources(
-            f"the draft model {name} takes {_size(taken)}, and the first machine has {_size(memory)}",
+            f"the draft model {name} takes {in_bytes(taken)}, and the first machine has {in_bytes(memory)}",
             check="choose a smaller draft model, or give the first machine more memory",
         )
     return memory - taken
@@ -312,7 +323,7 @@ def _shown(found: PlanResult) -> RenderableType:
     drawn, plan, own = found.drawn, found.plan, _own(found)
     head = (
         f"{printable(drawn.name)} in {drawn.format}: {len(drawn.cost.blocks) + len(drawn.cost.own)} blocks, "
-        f"{_size(drawn.cost.bytes + own['bytes'])}; for {drawn.load.sessions} sessions of "
+        f"{in_bytes(drawn.cost.bytes + own['bytes'])}; for {drawn.load.sessions} sessions of "
         f"{drawn.load.context} tokens"
     )
     room = "any number of" if math.isinf(plan.capacity) else f"{int(plan.capacity):,}"
@@ -320,17 +331,17 @@ def _shown(found: PlanResult) -> RenderableType:
         f"1 session       {plan.one.rate:10,.1f} tok/s   {_why(found, plan.one)}",
         f"{f'{plan.many.sessions} sessions':15} {plan.many.rate:10,.1f} tok/s   {_why(found, plan.many)}",
         f"{f'prompt of {plan.prefill.tokens}':15} {plan.prefill.rate:10,.1f} tok/s   bound by "
-        f"{plan.prefill.bound}, first token after {_time(plan.prefill.first_token_s)}",
+        f"{plan.prefill.bound}, first token after {in_time(plan.prefill.first_token_s)}",
         f"room for        {room:>10} tokens of KV, over all sessions",
     ]
     if found.draft_bytes:
         lines.append(
-            f"the draft model takes {_size(found.draft_bytes)} of the first machine while it is used"
+            f"the draft model takes {in_bytes(found.draft_bytes)} of the first machine while it is used"
         )
     if own["spans"]:
         lines.append(
-            f"the client runs blocks {' and '.join(own['spans'])} itself: {_time(own['step_s'])} a step, "
-            f"{_size(own['bytes'])} of weights, {own['kv_bytes_per_token'] / 1e3:.1f} kB of KV for each token"
+            f"the client runs blocks {' and '.join(own['spans'])} itself: {in_time(own['step_s'])} a step, "
+            f"{in_bytes(own['bytes'])} of weights, {own['kv_bytes_per_token'] / 1e3:.1f} kB of KV a token"
         )
     lines += _protection_lines(found.protection)
     idle = len(found.machines) - len(plan.stages)
@@ -377,22 +388,14 @@ def _machine_table(found: PlanResult) -> Table:
         machine, tokens = found.machines[stage.machine], fields["kv_tokens"]
         figures = [
             fields["span"],
-            _size(fields["bytes"]),
+            in_bytes(fields["bytes"]),
             "any" if tokens is None else f"{tokens:,}",
-            _time(fields["step_s"]),
-            _size(machine.memory),
+            in_time(fields["step_s"]),
+            in_bytes(machine.memory),
             f"{machine.bandwidth / 1e9:.3g} GB/s",
             f"{machine.ceiling(found.drawn.format) / 1e9:.4g} G/s",
             f"{machine.link * 8 / 1e6:.4g} Mb/s",
-            _time(machine.rtt_s),
+            in_time(machine.rtt_s),
         ]
         rows.add_row(Text(printable(machine.name)), *figures)
     return rows
-
-
-def _time(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms" if seconds < 0.9995 else f"{seconds:,.1f} s"
-
-
-def _size(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -100,6 +100,12 @@ class GraphManifest(Struct, frozen=True, omit_defaults=True):
     preprocess: Annotated[str, Meta(max_length=MAX_TEXT)] = ""
     """How pictures become its inputs, as its author says it: :class:`Preprocess`, written."""
 
+    @property
+    def work(self) -> list[float]:
+        """Of each segment, in shares of a usual one; never nothing at all."""
+        costs = [max(1, segment.cost) for segment in self.segments]
+        return [cost * len(costs) / sum(costs) for cost in costs]
+
     def takes(self, span: Span) -> list[int]:
         """The values that a span takes, by their places in ``values``."""
         made: set[int] = set()

@@ -9,7 +9,7 @@ from typing import Protocol
 import trio
 
 from shoal.config import Settings
-from shoal.errors import OutOfResources, UsageError
+from shoal.errors import UsageError
 from shoal.executor.device.device import cpu, memory_budget
 from shoal.executor.graph.runner import GraphRunner, SegmentRunner
 from shoal.executor.thread import ComputeThread
@@ -19,14 +19,11 @@ from shoal.net.network import Network
 from shoal.node.admission import DRAIN_S, drain
 from shoal.node.graph.graph_server import GraphServer
 from shoal.node.graph.graph_sessions import MAX_REQUESTS
-from shoal.routing.placement import choose_span
-from shoal.routing.throughput import ServingPeer
-from shoal.swarm.announcement import Served, numerics_of
+from shoal.node.placing.choice import PlacedModel, choose_place
+from shoal.planning.graph_layout import TENSOR_SHARE
+from shoal.swarm.announcement import Served
 from shoal.swarm.member import Member
 from shoal.types import Format, Numerics, Span
-
-TENSOR_SHARE = 0.5
-"""Share of a node's memory kept for what crosses its segments when it chooses how many to take."""
 
 
 class MakeRunner(Protocol):
@@ -37,42 +34,18 @@ class MakeRunner(Protocol):
     ) -> SegmentRunner: ...
 
 
-def segments_that_fit(graph: LocalGraph, memory: int) -> int:
-    """How many segments of a graph fit into ``memory`` bytes, with room left for tensors.
-
-    Raises:
-        OutOfResources: not one does.
-    """
-    room = int(memory * (1 - TENSOR_SHARE))
-    largest = max(segment.weight_bytes for segment in graph.manifest.segments)
-    count = len(graph.manifest.segments)
-    fits = min(count, room // largest) if largest else count
-    if fits < 1:
-        raise OutOfResources(
-            f"one segment of {graph.name} has {largest >> 20} MiB of weights, and a node of "
-            f"{memory >> 20} MiB has room for {room >> 20} MiB",
-            check="free memory, or allow more",
-            next_command="shoal serve GRAPH.onnx --memory SIZE",
-        )
-    return fits
-
-
 def pick_segments(
     graph: LocalGraph, memory: int, member: Member, numerics: Numerics = GRAPH_NUMERICS
 ) -> Span:
     """The span of a graph that the swarm lacks most by these numerics, and that fits.
 
     Raises:
-        OutOfResources: as :func:`segments_that_fit`.
+        OutOfResources: as :func:`choose_place`.
     """
-    member.directory.know([graph.shape])
-    serving = member.directory.serving(graph.digest, member.now())
-    placed = [
-        ServingPeer(a.served.span, a.served.speed or 1.0, 0)
-        for a in serving
-        if a.served and a.peer != member.network.peer and numerics.admits(numerics_of(a.served))
-    ]
-    return choose_span(placed, len(graph.manifest.segments), segments_that_fit(graph, memory))
+    manifest = graph.manifest
+    sizes = [segment.weight_bytes for segment in manifest.segments]
+    placed = PlacedModel(graph.shape, numerics, sizes, manifest.work)
+    return choose_place(placed, int(memory * (1 - TENSOR_SHARE)), member)
 
 
 class GraphNode:
@@ -111,7 +84,9 @@ class GraphNode:
             server.sessions,
             step_ms,
             wait_ms=server.wait_ms,
-            speed=1000 * len(self.span) / step_ms if step_ms else 0.0,
+            speed=1000 * sum(self.model.manifest.work[self.span.start : self.span.end]) / step_ms
+            if step_ms
+            else 0.0,
             device="cpu",
             device_memory=self._memory,
             kind="graph",

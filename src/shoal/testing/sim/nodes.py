@@ -23,9 +23,9 @@ from shoal.node.node import LoadedSpan, Node
 from shoal.node.owner.watch import OwnerWatch
 from shoal.node.server import SpanServer
 from shoal.node.speed import Speed
+from shoal.planning.placement import choose_span
+from shoal.planning.throughput import ServingPeer
 from shoal.progress import Progress, silent
-from shoal.routing.placement import choose_span
-from shoal.routing.throughput import ServingPeer
 from shoal.sharing.peer_weights import PeerWeights
 from shoal.swarm.member import Member
 from shoal.testing.machine import PretendMachine

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.routing.throughput import ServingPeer, throughput
+from shoal.planning.throughput import ServingPeer, throughput
 from shoal.types import Span
 
 

@@ -19,14 +19,15 @@ import trio
 
 from shoal.errors import ShoalError
 from shoal.executor.device.device import memory_budget
+from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
-from shoal.node.node import Node, blocks_that_fit, load_served_span
-from shoal.routing.placement import Move, choose_move, choose_span
-from shoal.routing.throughput import ServingPeer
-from shoal.swarm.announcement import numerics_of
+from shoal.node.node import KV_SHARE, Node, blocks_that_fit, load_served_span
+from shoal.node.placing.choice import PlacedModel, choose_place, serving_peers
+from shoal.planning.placement import Move, choose_move
+from shoal.planning.throughput import ServingPeer
 from shoal.swarm.audit_book import AuditBook
 from shoal.swarm.member import Member
-from shoal.types import Format, Kv, Numerics, PeerId, Span
+from shoal.types import Numerics, PeerId, Span
 
 LOOK_EVERY_S = 60.0
 """How often a node asks itself whether to move, by chance half or one and a half of it."""
@@ -39,20 +40,15 @@ log = logging.getLogger(__name__)
 
 
 def pick_span(
-    model: LocalModel,
-    format: Format,
-    memory: int,
-    member: Member,
-    kv: Kv = "auto",
-    liars: Collection[PeerId] = (),
+    model: LocalModel, numerics: Numerics, memory: int, member: Member, liars: Collection[PeerId] = ()
 ) -> Span:
-    """The span of ``model`` that the swarm lacks most and that fits. Raises as ``blocks_that_fit``.
+    """The span of ``model`` that the swarm lacks most and that fits. Raises as :func:`choose_place`.
 
     Args:
         liars: who was found to compute something else.
     """
-    fits = blocks_that_fit(model, format, memory)
-    return choose_span(_others(model, format, kv, member, liars=liars), model.shape.n_blocks, fits)
+    placed = PlacedModel(model.shape, numerics, block_bytes(model, numerics.format))
+    return choose_place(placed, int(memory * (1 - KV_SHARE)), member, liars)
 
 
 async def keep_place(
@@ -72,7 +68,7 @@ async def keep_place(
     while True:
         node.fits = _fits(node)
         await trio.sleep(look_every_s * chance.uniform(0.5, 1.5))
-        move = await _choose(node, await _others_of(node))
+        move = await _choose(node, await _others(node))
         if move is None:
             continue
         try:
@@ -90,8 +86,7 @@ async def _claim(node: Node, move: Move, settle_s: float) -> bool:
     node.going = move.span
     await node.member.announce()
     await trio.sleep(settle_s)
-    first = await _others_of(node, before=node.member.network.peer)
-    again = await _choose(node, first)
+    again = await _choose(node, await _others(node, before=node.member.network.peer))
     if again is not None and again.span == move.span:
         return True
     await _stay(node)
@@ -132,48 +127,12 @@ async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
         old.thread.close()
 
 
-async def _others_of(node: Node, before: PeerId | None = None) -> list[ServingPeer]:
-    """As :func:`_others`, of whom this machine's clients have not found out."""
+async def _others(node: Node, *, before: PeerId | None = None) -> list[ServingPeer]:
+    """Who else serves the model, of whom this machine's clients have not found out."""
     liars = await trio.to_thread.run_sync(AuditBook(node.settings.paths.audits).liars, time.time())
-    kv, member = node.settings.kv, node.member
-    return _others(node.model, node.engine.format, kv, member, before=before, liars=liars)
-
-
-def _others(
-    model: LocalModel,
-    format: Format,
-    kv: Kv,
-    member: Member,
-    *,
-    before: PeerId | None = None,
-    liars: Collection[PeerId] = (),
-) -> list[ServingPeer]:
-    """Who else serves the model, where it is or is going to be; not who has paused.
-
-    Args:
-        liars: who was found to compute something else: what they serve is as if nobody did.
-        before: of the peers that are going, only those with a smaller peer id are taken to get there.
-    """
-    loose = Numerics(format, kv, "any")  # with others no session is shared
-    member.directory.know([model.shape])  # who says another number of blocks for this digest lies
-    found = [
-        (a.peer, a.served)
-        for a in member.directory.serving(model.digest, member.now(), format)
-        if a.served
-        and a.served.share
-        and a.peer != member.network.peer
-        and a.peer not in liars
-        and loose.admits(numerics_of(a.served))
-    ]
-    known = sorted(served.speed for _, served in found if served.speed)
-    # A node that does not say how fast it is is taken for a usual one, the median.
-    usual = known[len(known) // 2] if known else 1.0
-    return [
-        ServingPeer(
-            s.going if s.going and (before is None or peer < before) else s.span, s.speed or usual, s.fits
-        )
-        for peer, s in found
-    ]
+    # Those of other exactness, too: a route that promises none may go over all of them.
+    model = PlacedModel(node.model.shape, node.engine.numerics.loose, ())
+    return serving_peers(model, node.member, before=before, liars=liars)
 
 
 def _room(node: Node) -> int:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.routing.placement import GAIN, choose_move, choose_span
-from shoal.routing.throughput import ServingPeer, throughput
+from shoal.planning.placement import GAIN, choose_move, choose_span
+from shoal.planning.throughput import ServingPeer, throughput
 from shoal.types import Span
-from tests.routing.rivals import Box, parallax, petals
+from tests.planning.rivals import Box, parallax, petals
 
 
 def served(coverage: list[int]) -> list[ServingPeer]:

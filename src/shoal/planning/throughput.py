@@ -4,13 +4,15 @@ A peer computes ``speed`` blocks in a second, and divides them as it likes over 
 route may give it any part of its span. A token needs every block once. So the most tokens in a second is the
 most ``T`` for which there are ``x[p, b] ≥ 0`` with
 
-    sum over p of x[p, b] = T          for every block b
-    sum over b of x[p, b] ≤ speed[p]   for every peer p, with x[p, b] = 0 outside of its span
+    sum over p of x[p, b] = T × work[b]   for every block b
+    sum over b of x[p, b] ≤ speed[p]      for every peer p, with x[p, b] = 0 outside of its span
 
 That is a flow from peers to blocks, and by max-flow min-cut (Hall's condition) it is bound by the worst set
 of blocks, all the peers of which together have too little:
 
-    T = min over sets B of blocks of  speed of the peers that serve some block of B / number of blocks in B
+    T = min over sets B of blocks of  speed of the peers that serve some block of B / work of the blocks in B
+
+``work`` is that of a block in shares of a usual one: 1 for those of most language models.
 
 The worst set is found exactly: for a given T by a dynamic programme over its blocks from left to right, for
 spans are contiguous; and T by Dinkelbach's method (1967). Links and memory for KV bound a swarm too; they are
@@ -45,9 +47,9 @@ class ServingPeer:
     """Blocks that it would serve elsewhere, if it moved; 0: it stays."""
 
 
-def throughput(placed: Sequence[ServingPeer], n_blocks: int) -> float:
+def throughput(placed: Sequence[ServingPeer], n_blocks: int, work: Rates | None = None) -> float:
     """Tokens in a second that these peers carry through the model; 0 while a block is served by nobody."""
-    return float(least_ratio(crowds(placed, n_blocks), np.ones((1, n_blocks), np.bool_))[0])
+    return float(least_ratio(crowds(placed, n_blocks), np.ones((1, n_blocks), np.bool_), work=work)[0])
 
 
 def crowds(placed: Sequence[ServingPeer], n_blocks: int) -> Rates:
@@ -60,31 +62,37 @@ def crowds(placed: Sequence[ServingPeer], n_blocks: int) -> Rates:
     return np.cumsum(serving[::-1], axis=0)[::-1]
 
 
-def least_ratio(crowd: Rates, among: npt.NDArray[np.bool_], more: float = 0.0) -> Rates:
-    """For each row of ``among``, the least (speed + ``more``) for each block of any set of the row's blocks.
+def least_ratio(
+    crowd: Rates, among: npt.NDArray[np.bool_], more: float = 0.0, *, work: Rates | None = None
+) -> Rates:
+    """For each row of ``among``, the least (speed + ``more``) for the work of any set of the row's blocks.
 
     Args:
         crowd: as :func:`crowds` makes it.
         among: ``[k, n_blocks]``.
+        work: of each block; by default 1.
 
     Returns:
         ``[k]``; infinite for a row without blocks.
     """
-    ratio = np.where(among, crowd[0] + more, np.inf).min(axis=1)
+    work = np.ones(among.shape[1]) if work is None else work
+    ratio = np.where(among, (crowd[0] + more) / work, np.inf).min(axis=1)
     rows = np.flatnonzero(np.isfinite(ratio))
     while len(rows):
-        lacking, count = _worst_set(crowd, among[rows], ratio[rows], more)
+        lacking, count = _worst_set(crowd, among[rows], ratio[rows], more, work)
         worse = lacking > SLACK * (ratio[rows] + more)
         rows, lacking, count = rows[worse], lacking[worse], count[worse]
         ratio[rows] -= lacking / count
     return np.maximum(ratio, 0.0)
 
 
-def _worst_set(crowd: Rates, among: npt.NDArray[np.bool_], ratio: Rates, more: float) -> tuple[Rates, Rates]:
-    """By row, how much speed the set that lacks most lacks to reach ``ratio``, and its number of blocks.
+def _worst_set(
+    crowd: Rates, among: npt.NDArray[np.bool_], ratio: Rates, more: float, work: Rates
+) -> tuple[Rates, Rates]:
+    """By row, how much speed the set that lacks most lacks to reach ``ratio``, and the work of its blocks.
 
     ``lacks[:, j]`` is that of the set whose last block is ``j - 1``, and the first that of the empty one. A
-    block adds ``ratio`` to a set, less the peers that serve it and not the block before it in the set.
+    block adds ``ratio`` × its work to a set, less the peers that serve it and not the block before it there.
     """
     rows, n_blocks = among.shape
     every = np.arange(rows)
@@ -94,7 +102,7 @@ def _worst_set(crowd: Rates, among: npt.NDArray[np.bool_], ratio: Rates, more: f
     for block in range(n_blocks):
         before = lacks[:, : block + 1] - crowd[: block + 1, block]
         best = np.argmax(before, axis=1)
-        lacks[:, block + 1] = np.where(among[:, block], before[every, best] + ratio, -np.inf)
-        count[:, block + 1] = count[every, best] + 1
+        lacks[:, block + 1] = np.where(among[:, block], before[every, best] + ratio * work[block], -np.inf)
+        count[:, block + 1] = count[every, best] + work[block]
     best = 1 + np.argmax(lacks[:, 1:], axis=1)
     return lacks[every, best], count[every, best]

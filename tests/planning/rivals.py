@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from shoal.routing.throughput import ServingPeer
+from shoal.planning.throughput import ServingPeer
 from shoal.types import Span
 
 
