@@ -18,6 +18,9 @@ CLOSEST = 0.5
 FEWEST = 5
 """Segments that a graph is cut into where it can be, however its cost is spread: else one of which a node or
 two cost nearly all could not be shared."""
+THINNER = 0.75
+"""A cut that is as close to an end of the graph is kept where at most so much of what goes in or out there
+crosses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ def choose_cuts(
         sizes: bytes of each value that can travel; where another crosses, nothing is cut.
         most: segments.
     """
-    weights = _crossing_bytes(nodes, inputs, outputs, sizes)
+    weights = crossing_bytes(nodes, inputs, outputs, sizes)
     before = list(accumulate((node.cost for node in nodes), initial=0.0))
     share = before[-1] / most
     best: dict[int, int] = {}
@@ -66,7 +69,7 @@ def _rank(weight: int | None, cost: float, ideal: float) -> tuple[int, float]:
     return weight, abs(cost - ideal)
 
 
-def _crossing_bytes(
+def crossing_bytes(
     nodes: Sequence[CutNode], inputs: Sequence[str], outputs: Sequence[str], sizes: Mapping[str, int]
 ) -> list[int | None]:
     """Bytes that cross at each position; ``None`` where what crosses cannot travel, or is too many tensors.
@@ -104,10 +107,15 @@ def _crossing_bytes(
 def _apart(
     cuts: Sequence[int], before: Sequence[float], weights: Sequence[int | None], least: float
 ) -> list[int]:
-    """The cuts without those that are too close to a thinner one, or to an end of the graph."""
+    """The cuts without those that are too close to a thinner one, or to an end of the graph.
+
+    An end is a cut, too. One that is much thinner beside it is worth a segment without any cost: what a graph
+    makes of little in its last nodes, or takes in its first, need not travel.
+    """
     kept: list[int] = []
     for cut in cuts:
-        if min(before[cut], before[-1] - before[cut]) < least:
+        ends = [end for end in (0, -1) if abs(before[cut] - before[end]) < least]
+        if any((weights[cut] or 0) > THINNER * (weights[end] or 0) for end in ends):
             continue
         if kept and before[cut] - before[kept[-1]] < least:
             if (weights[cut] or 0) < (weights[kept[-1]] or 0):

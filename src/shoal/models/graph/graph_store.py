@@ -31,7 +31,7 @@ from shoal.types import Digest, ModelShape, Span
 
 SUFFIX = ".onnx"
 SOURCE = "source.json"
-IMPORT_VERSION = 2
+IMPORT_VERSION = 3
 """Of how graphs are imported: one that an older way has imported is imported anew."""
 
 

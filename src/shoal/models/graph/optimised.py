@@ -26,6 +26,7 @@ from shoal.models.graph.manifest import (
     GraphValue,
     GraphWeight,
 )
+from shoal.models.graph.order import choose_order
 from shoal.models.graph.proto import check_graph, read_graph, subgraphs, uses
 from shoal.models.graph.runtime import ELEMENTS, RUNTIME, optimise, outputs_of, session
 from shoal.types import ARRAY_BYTES, ArrayType
@@ -159,6 +160,9 @@ def _write(
         for node in graph.node
     ]
     sizes = {name: value.elements * ARRAY_BYTES[value.dtype] for name, value in types.items() if value.dtype}
+    order = choose_order(nodes, inputs, outputs, sizes)
+    nodes = [nodes[index] for index in order]
+    _reorder(graph, order)
     segments = cut_segments(nodes, outputs, choose_cuts(nodes, inputs, outputs, sizes))
     stored, hashes = _store_weights(graph, folder)
     structure = model.SerializeToString(deterministic=True)
@@ -219,6 +223,13 @@ def _store_weights(graph: GraphProto, folder: Path) -> tuple[dict[str, int], lis
         )
         for name, array in sorted(arrays.items())
     ]
+
+
+def _reorder(graph: GraphProto, order: Sequence[int]) -> None:
+    """Put the nodes into another order."""
+    ordered = [graph.node[index] for index in order]
+    del graph.node[:]
+    graph.node.extend(ordered)
 
 
 def _drop_defaults(graph: GraphProto) -> None:
