@@ -421,9 +421,9 @@ def _graph() -> bytes:
     values = tuple(
         GraphValue(name, "float32", shape) for name, shape in [("x", (-1, 4)), ("h", None), ("y", ())]
     )
-    segments = (GraphSegment(0, 2, 10, 64, (0,), (1,)), GraphSegment(2, 3, 5, 0, (0, 1), (2,)))
+    segments = (GraphSegment(0, 2, 10, 64, (0,), (1,), (0,)), GraphSegment(2, 3, 5, 0, (0, 1), (2,)))
     manifest = GraphManifest(
-        1, "graph", "onnxruntime 1", 1, "cd" * 32, (weight,), values, (0,), (2,), segments
+        2, "graph", "onnxruntime 1", 1, "cd" * 32, (weight,), values, (0,), (2,), segments, structure_size=9
     )
     return write_graph_manifest(manifest)
 

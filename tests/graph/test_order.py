@@ -52,7 +52,7 @@ def manifest(nodes: Nodes, sizes: dict[str, int], cuts: list[int], source: str, 
     names = list(dict.fromkeys([source, *(value for segment in segments for value in segment.gives)]))
     place = {name: index for index, name in enumerate(names)}
     return GraphManifest(
-        1,
+        2,
         "graph",
         "runtime",
         1,

@@ -30,7 +30,7 @@ from shoal.executor.graph.frames import (
 from shoal.executor.graph.runner import PROGRAM, GraphRunner
 from shoal.executor.graph.segments import KEPT_SPANS, FastSegments, LoadedSegments, load_segments
 from shoal.models.graph.graph_store import GraphStore, LocalGraph
-from shoal.models.graph.optimised import WEIGHTS_FILE
+from shoal.models.graph.items import graph_parts
 from shoal.testing.graph_bits import same, whole
 from shoal.testing.graphs import GraphWriter, floats, inputs_of
 from shoal.types import Span
@@ -145,9 +145,10 @@ def test_weights_that_are_not_what_the_manifest_says_are_not_loaded(
     copy.folder.mkdir()
     for file in graph.folder.iterdir():
         (copy.folder / file.name).write_bytes(file.read_bytes())
-    weights = bytearray((copy.folder / WEIGHTS_FILE).read_bytes())
+    file = copy.folder / graph_parts(graph.manifest)[-1].file
+    weights = bytearray(file.read_bytes())
     weights[-5] ^= 1
-    (copy.folder / WEIGHTS_FILE).write_bytes(weights)
+    file.write_bytes(weights)
     runner = GraphRunner(copy, Span(0, 8), memory=512 << 20, within_s=10)
     with pytest.raises(BadWeights, match="is not what the manifest says"):
         runner.load()

@@ -29,7 +29,7 @@ def chain(widths: list[int], *, skip: bool = False, operations: int = 10**8) -> 
         )
         for i in range(n)
     ]
-    return GraphManifest(1, "graph", "runtime", 1, "0" * 64, (), tuple(values), (0,), (n,), tuple(segments))
+    return GraphManifest(2, "graph", "runtime", 1, "0" * 64, (), tuple(values), (0,), (n,), tuple(segments))
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shoal.cli.output import many
 from shoal.cli.progress import working
 from shoal.config import Settings
+from shoal.types import Digest, Span
 
 if TYPE_CHECKING:
     from shoal.cli.enter import Onlooker
+    from shoal.models.graph.graph_store import LocalGraph
     from shoal.models.store.local_model import LocalModel
     from shoal.sharing.pull import PullReport
+    from shoal.sharing.shared_model import SharedModel
     from shoal.swarm.member import Member
-    from shoal.types import Digest, Span
 
 PROVIDE_EVERY_S = 600.0
 
@@ -27,6 +29,54 @@ def fetched_line(report: PullReport) -> str:
     line = f"fetched {report.done / 1e6:.1f} MB from {peers} at {rate:.1f} MB/s"
     wrong = ", ".join(sorted(report.wrong))
     return f"{line}; left out for sending wrong pieces: {wrong}" if wrong else line
+
+
+def is_graph(settings: Settings, name: str) -> bool:
+    """Whether a name means a graph: by its file, or by a digest that is known here or asked of peers.
+
+    Raises:
+        NoCoverage: nobody who can be reached has the model or graph of that digest.
+    """
+    from shoal.cli.enter import looking
+    from shoal.models.graph.graph_store import GraphStore, names_graph
+    from shoal.models.store.store import DIGEST, ModelStore
+
+    if not DIGEST.fullmatch(name):
+        return names_graph(name)
+    if GraphStore(settings.paths.graphs).find(name) is not None:
+        return True
+    if ModelStore(settings.paths.models).find(Digest(name)) is not None:
+        return False
+
+    async def use(onlooker: Onlooker) -> bool:
+        from shoal.models.graph.manifest import is_graph_manifest
+        from shoal.sharing.peer_graphs import PeerGraphs
+
+        graphs = PeerGraphs(onlooker.member, settings, GraphStore(settings.paths.graphs))
+        with working(f"asking peers for {name}") as report:
+            async with graphs.pulling(Digest(name), name, report) as pull:
+                return is_graph_manifest(await pull.manifest_bytes(Digest(name)))
+
+    return looking(settings, use)
+
+
+def pull_graph(settings: Settings, name: str, span: Span | None) -> tuple[LocalGraph, PullReport]:
+    """Fetch a span of a graph, or all of it, from the peers of a swarm. Raises as :func:`pull_from_peers`."""
+    from shoal.cli.enter import looking
+
+    async def use(onlooker: Onlooker) -> tuple[LocalGraph, PullReport]:
+        from shoal.models.graph.graph_store import GraphStore, check_segments
+        from shoal.sharing.peer_graphs import PeerGraphs
+
+        graphs = PeerGraphs(onlooker.member, settings, GraphStore(settings.paths.graphs))
+        with working(f"getting {name}") as report:
+            graph = await graphs.resolve(name, report)
+            wanted = span or Span(0, len(graph.manifest.segments))
+            check_segments(graph, wanted)
+            await graphs.fetch_span(graph, wanted, report)
+        return graph, graphs.report
+
+    return looking(settings, use)
 
 
 def pull_from_peers(settings: Settings, name: str, span: Span | None) -> tuple[LocalModel, PullReport]:
@@ -59,7 +109,7 @@ def pull_from_peers(settings: Settings, name: str, span: Span | None) -> tuple[L
 
 
 def share_model(settings: Settings, name: str, *, as_json: bool) -> None:
-    """Give a model of this machine to peers until a signal asks to stop.
+    """Give a model or a graph of this machine to peers until a signal asks to stop.
 
     Raises:
         UnknownModel: it is not here.
@@ -67,15 +117,18 @@ def share_model(settings: Settings, name: str, *, as_json: bool) -> None:
     """
     import trio
 
+    from shoal.models.graph.graph_store import GraphStore, names_graph
     from shoal.models.store.store import ModelStore
+    from shoal.sharing.shared_model import SharedModel
 
-    store = ModelStore(settings.paths.models)
+    store, graphs = ModelStore(settings.paths.models), GraphStore(settings.paths.graphs)
     with working(f"looking at {name}"):
-        model = store.show(name)
-    trio.run(_share, settings, store, model, as_json)
+        graph = graphs.resolve(name, settings.threads or 1) if names_graph(name) else graphs.find(name)
+        shared = SharedModel.open(store, store.show(name)) if graph is None else SharedModel.of_graph(graph)
+    trio.run(_share, settings, shared, as_json)
 
 
-async def _share(settings: Settings, store: Any, model: LocalModel, as_json: bool) -> None:
+async def _share(settings: Settings, shared: SharedModel, as_json: bool) -> None:
     import trio
 
     from shoal.cli.enter import member_of
@@ -83,12 +136,11 @@ async def _share(settings: Settings, store: Any, model: LocalModel, as_json: boo
     from shoal.cli.node.turns import tell
     from shoal.local.ending import how_to_end, stop_signals
     from shoal.net.identity import Identity
-    from shoal.sharing.shared_model import SharedModel
     from shoal.sharing.weight_server import serve_weights
     from shoal.swarm.join import join_swarm
     from shoal.swarm.local_nodes import RunningNode, node_file
 
-    shared = await trio.to_thread.run_sync(SharedModel.open, store, model)
+    model = shared.model
     # An identity for the occasion: a node of this machine may run beside it, with the machine's own.
     joining = join_swarm(settings, member_of(settings, create=True), Identity.ephemeral(), listen=True)
     with trio.open_signal_receiver(*stop_signals()) as signals:

@@ -69,8 +69,8 @@ def pull(
     bootstrap: options.BootstrapOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Fetch a model, by its sha256: digest from peers. A local folder or hub snapshot is not copied."""
-    from shoal.cli.model_sharing import fetched_line, pull_from_peers
+    """Fetch a model or graph, by its sha256: digest from peers. A local folder or snapshot is not copied."""
+    from shoal.cli.model_sharing import fetched_line, is_graph, pull_from_peers, pull_graph
     from shoal.cli.node.node import span_of
     from shoal.models.store.store import DIGEST
 
@@ -80,9 +80,14 @@ def pull(
         emit(model_fields(found), as_json, lambda: f"{found.name}: {found.path}")
         return
     settings = options.settings(swarm=swarm, public=public, bootstrap=bootstrap)
-    found, fetched = pull_from_peers(settings, model, span_of(span))
-    fields = model_fields(found) | {"fetched": fetched.shown()}
-    emit(fields, as_json, lambda: f"{found.name}: {found.path}\n{fetched_line(fetched)}")
+    if is_graph(settings, model):
+        graph, fetched = pull_graph(settings, model, span_of(span))
+        name, path, fields = graph.name, graph.path, graph_fields(graph)
+    else:
+        found, fetched = pull_from_peers(settings, model, span_of(span))
+        name, path, fields = found.name, found.path, model_fields(found)
+    fields |= {"fetched": fetched.shown()}
+    emit(fields, as_json, lambda: f"{name}: {path}\n{fetched_line(fetched)}")
 
 
 def share(
@@ -95,7 +100,7 @@ def share(
     with_stdin: options.EndWithStdinOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Give a model to the peers of a swarm without serving it. Runs until Ctrl-C."""
+    """Give a model or graph to the peers of a swarm without serving it. Runs until Ctrl-C."""
     from shoal.cli.model_sharing import share_model
     from shoal.local.ending import end_with_stdin
 

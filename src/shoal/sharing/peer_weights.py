@@ -7,13 +7,11 @@ may come from anybody: nothing that comes can be another model.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import trio
-from filelock import FileLock, Timeout
 
 from shoal.config import Settings
 from shoal.errors import UnknownModel
@@ -23,38 +21,28 @@ from shoal.models.checkpoint.headers import TensorEntry
 from shoal.models.checkpoint.manifest import Manifest
 from shoal.models.checkpoint.parts import missing_parts, opening_items, read_pulled
 from shoal.models.checkpoint.sizes import block_tensors
-from shoal.models.store.disk import told_if_full
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import DIGEST, ModelStore
 from shoal.progress import Progress, silent
-from shoal.sharing.peer_fetcher import PeerFetcher
-from shoal.sharing.peer_finder import PeerFinder, served_as
-from shoal.sharing.pull import Pull, PullReport
+from shoal.sharing.peer_finder import served_as
+from shoal.sharing.peer_pulls import PeerPulls
 from shoal.sharing.pulled_folder import PulledFolder
-from shoal.sharing.wrong_peers import WrongPeers
 from shoal.swarm.member import Member
-from shoal.swarm.membership import PUBLIC
-from shoal.tasks import one_error
 from shoal.types import Digest, Span
 
 HEARD_WITHIN_S = 3.0
 """How long a model's name is waited for before a hub is asked: those whom we know have said it by then."""
-LOCK_EVERY_S = 0.2
 
 TensorChoice = Callable[[list[list[TensorEntry]], list[TensorEntry]], Sequence[TensorEntry]]
 """Of the tensors of each block, and of those outside of all blocks, the ones that are wanted."""
 
 
-class PeerWeights:
+class PeerWeights(PeerPulls):
     """Models from the peers of one swarm, put into a store."""
 
     def __init__(self, member: Member, settings: Settings, store: ModelStore) -> None:
-        self._member = member
+        super().__init__(member, settings, store.root)
         self._store = store
-        self._private = settings.swarm != PUBLIC
-        self._wrong = WrongPeers(store.root)
-        self.report = PullReport()
-        """Of all that was fetched."""
 
     async def resolve(self, name: str, progress: Progress = silent) -> LocalModel:
         """A model by its name, digest or path: as it is here, or from peers, or from where its name says.
@@ -99,15 +87,15 @@ class PeerWeights:
         if DIGEST.fullmatch(name):
             self._refuse_graph(name)
             return Digest(name)
-        if not self._private:
+        if not self.private:
             return None  # nor is it believed of a name what it is
         self._refuse_graph(name)
         progress(f"Asking peers for {name}", 0, 0)
-        return await served_as(self._member, name, HEARD_WITHIN_S)
+        return await served_as(self.member, name, HEARD_WITHIN_S)
 
     def _refuse_graph(self, name: str) -> None:
         """Raises UnknownModel: all who serve something by this name or digest say that it is a graph."""
-        shapes = self._member.directory.models(self._member.now())
+        shapes = self.member.directory.models(self.member.now())
         if {shape.kind for shape in shapes if name in (shape.digest, shape.name)} == {"graph"}:
             raise UnknownModel(
                 f"{name} is a graph, and no language model",
@@ -117,13 +105,13 @@ class PeerWeights:
 
     def _called(self, digest: Digest, name: str) -> str:
         """What to call a model that comes from peers: as they do who serve it."""
-        shapes = self._member.directory.models(self._member.now())
+        shapes = self.member.directory.models(self.member.now())
         served = next((shape.name for shape in shapes if shape.digest == digest), None)
         return served or (f"model-{digest[7:15]}" if name == digest else name)
 
     async def _begin(self, digest: Digest, name: str, progress: Progress) -> LocalModel:
         """Bring a model's manifest, config and text files."""
-        async with self._pulling(digest, name, progress) as pull:
+        async with self.pulling(digest, name, progress) as pull:
             # Another process may have begun it while this one waited for its turn.
             if (known := await trio.to_thread.run_sync(self._store.find, digest)) is not None:
                 return known
@@ -139,47 +127,9 @@ class PeerWeights:
             return
         missing = await trio.to_thread.run_sync(_missing_items, model, choose)
         if missing:
-            async with self._pulling(model.digest, model.name, progress) as pull:
+            async with self.pulling(model.digest, model.name, progress) as pull:
                 folder = await trio.to_thread.run_sync(_open_folder, model.path)
                 await pull.items(folder, missing)
-
-    @asynccontextmanager
-    async def _pulling(self, digest: Digest, name: str, progress: Progress) -> AsyncGenerator[Pull]:
-        """A pull, while no other process of this machine pulls the same model."""
-        fetcher = PeerFetcher(self._member.network, digest)
-        finder = PeerFinder(self._member, digest, self._wrong)
-        pull = Pull(
-            fetcher,
-            finder.find,
-            blame=self._wrong.note,
-            progress=progress,
-            name=name,
-            report=self.report,
-        )
-        with told_if_full(self._store.root, name), one_error():
-            async with self._locked(digest, name, progress), trio.open_nursery() as nursery:
-                await nursery.start(fetcher.run)
-                try:
-                    yield pull
-                finally:
-                    nursery.cancel_scope.cancel()
-
-    @asynccontextmanager
-    async def _locked(self, digest: Digest, name: str, progress: Progress) -> AsyncGenerator[None]:
-        locks = self._store.root / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / f"{digest.removeprefix('sha256:')}.pull.lock", thread_local=False)
-        while True:
-            try:
-                lock.acquire(blocking=False)
-                break
-            except Timeout:
-                progress(f"Waiting for another process of this machine that fetches {name}", 0, 0)
-                await trio.sleep(LOCK_EVERY_S)
-        try:
-            yield
-        finally:
-            lock.release()
 
 
 def span_tensors(

@@ -118,7 +118,11 @@ class Pull:
         self.report = report or PullReport()
 
     async def manifest(self, digest: Digest) -> Manifest:
-        """The manifest of a model, from the first peer that sends the one of that digest.
+        """The manifest of a language model. Raises as :meth:`manifest_bytes`."""
+        return read_manifest(await self.manifest_bytes(digest))
+
+    async def manifest_bytes(self, digest: Digest) -> bytes:
+        """The manifest of a model or graph, from the first peer that sends the one of that digest.
 
         Peers are asked side by side, the next one a little later: one that is slow holds nobody up.
 
@@ -161,7 +165,7 @@ class Pull:
                     with trio.move_on_after(LOOK_EVERY_S):
                         await self._news.wait()
         if found:
-            return read_manifest(found[0])
+            return found[0]
         raise self._nobody("nobody who can be reached gives its manifest")
 
     async def items(self, folder: PulledFolder, wanted: Iterable[int]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -26,8 +26,11 @@ MAP = ".chunks"
 class PulledFolder:
     """The folder of one model. From any thread; no other process may write to it meanwhile."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, parts: Sequence[ModelPart] | None = None) -> None:
         """
+        Args:
+            parts: how the tensors are spread over files, where that is not as of a language model.
+
         Raises:
             OSError: the folder cannot be written.
             BadWeights: another model is there.
@@ -41,7 +44,11 @@ class PulledFolder:
             for number, item in enumerate(manifest.items)
             if not item.is_tensor
         ]
-        self._parts = {number: part for part in (*texts, *layout(manifest)) for number in part.items}
+        self._parts = {
+            number: part
+            for part in (*texts, *(layout(manifest) if parts is None else parts))
+            for number in part.items
+        }
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MANIFEST).exists():
             fresh = folder / f".{MANIFEST}"

@@ -1,25 +1,42 @@
-"""A model of this machine as others may have it: its manifest, and the bytes of its items where they lie."""
+"""A model or graph of this machine as others may have it: its manifest, and where its items lie."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from shoal.errors import BadWeights, UnknownModel
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.checkpoint.headers import TensorEntry
 from shoal.models.checkpoint.manifest import CHUNK, HASH, Manifest, read_manifest
 from shoal.models.checkpoint.parts import CHUNKS, MANIFEST
+from shoal.models.graph.graph_store import LocalGraph
+from shoal.models.graph.items import graph_items, graph_parts
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
+from shoal.types import Digest
 from shoal.wire.messages import MAX_PIECE
+
+
+class SharedFiles(Protocol):
+    """A model or a graph of this machine."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def digest(self) -> Digest: ...
 
 
 @dataclass(frozen=True, slots=True)
 class SharedModel:
     """Where the pieces of a model are. From any thread."""
 
-    model: LocalModel
+    model: SharedFiles
     manifest: Manifest
     hashes: Path
     entries: tuple[TensorEntry | None, ...]
@@ -51,6 +68,17 @@ class SharedModel:
         stored = {entry.name: entry for entry in open_checkpoint(model.path).stored}
         entries = tuple(stored.get(item.name) if item.is_tensor else None for item in manifest.items)
         return cls(model, manifest, folder / CHUNKS, entries)
+
+    @classmethod
+    def of_graph(cls, graph: LocalGraph) -> SharedModel:
+        """A graph as it was imported, or as far as it has come from peers."""
+        manifest = graph_items(graph.manifest, graph.raw)
+        entries: list[TensorEntry | None] = [None] * len(manifest.items)
+        for part in graph_parts(graph.manifest):
+            for number, begin in zip(part.items, part.begins, strict=True):
+                item, file = manifest.items[number], graph.folder / part.file
+                entries[number] = TensorEntry(item.name, item.dtype, item.shape, file, begin, item.size)
+        return cls(graph, manifest, graph.folder / CHUNKS, tuple(entries))
 
     def offer(self) -> bytes:
         """Which items are here: a bit for each, the first one the lowest of its byte."""

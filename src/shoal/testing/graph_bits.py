@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, numpy_helper
 from onnxruntime import InferenceSession
-from safetensors.numpy import load_file
 
 from shoal.models.graph.graph_store import LocalGraph
-from shoal.models.graph.optimised import STRUCTURE, WEIGHTS_FILE
+from shoal.models.graph.items import graph_parts
+from shoal.models.graph.manifest import STRUCTURE
 from shoal.models.graph.runtime import run, session
 from shoal.testing.graphs import NamedArrays
 
@@ -19,8 +19,12 @@ from shoal.testing.graphs import NamedArrays
 def whole_session(graph: LocalGraph) -> InferenceSession:
     """The uncut graph, as it was optimised: one session of the runtime, in this process."""
     model = ModelProto.FromString((graph.folder / STRUCTURE).read_bytes())
-    weights = load_file(graph.folder / WEIGHTS_FILE)
-    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    for part in graph_parts(graph.manifest):
+        data = (graph.folder / part.file).read_bytes()
+        for item, begin in zip(part.items, part.begins, strict=True):
+            weight = graph.manifest.weights[item - 1]
+            array = np.frombuffer(data[begin : begin + weight.size], weight.dtype).reshape(weight.shape)
+            model.graph.initializer.append(numpy_helper.from_array(array, weight.name))
     return session(model.SerializeToString(), graph.manifest.threads)
 
 

@@ -26,28 +26,33 @@ async def serve_graph(settings: Settings, span: Span | None, *, as_json: bool) -
     Raises:
         ShoalError: it cannot serve; nothing was announced.
     """
-    from shoal.models.graph.graph_store import GraphStore
+    from shoal.models.graph.graph_store import GraphStore, names_graph
+    from shoal.sharing.peer_graphs import PeerGraphs
 
     store = GraphStore(settings.paths.graphs)
     swarm = member_of(settings, create=True)
     identity = Identity.load_or_create(settings.paths.identity)
     async with AsyncExitStack() as stack:
-        with working(f"reading {settings.model}"):
-            graph = await trio.to_thread.run_sync(store.resolve, settings.model, settings.threads or 1)
+        if names_graph(settings.model):
+            with working(f"reading {settings.model}"):
+                await trio.to_thread.run_sync(store.resolve, settings.model, settings.threads or 1)
         network, member = await stack.enter_async_context(join_swarm(settings, swarm, identity, listen=True))
         tell("listening", as_json, peer=network.peer, addresses=whole(network.address))
         if settings.fast:
             say(
-                f"--fast: {graph.name} is optimised here by itself, so its bits are not those of the whole",
+                "--fast: the graph is optimised here by itself, so its bits are not those of the whole",
                 dim=True,
             )
-        with working(f"loading {graph.name}"):
+        with working(f"loading {settings.model}") as report:
+            graph = await PeerGraphs(member, settings, store).resolve(settings.model, report)
             await trio.to_thread.run_sync(importlib.import_module, "shoal.node.graph.graph_node")
             from shoal.node.graph.graph_figures import graph_pages
             from shoal.node.graph.graph_node import start_graph_node
             from shoal.planning.graph_layout import graph_cost, thick_ends
 
-            node = await stack.enter_async_context(start_graph_node(network, member, graph, span, settings))
+            node = await stack.enter_async_context(
+                start_graph_node(network, member, graph, span, settings, progress=report)
+            )
             cost = await trio.to_thread.run_sync(graph_cost, graph.manifest)
         if thick := thick_ends(cost, [node.span]):
             say(f"warning: {thick}. A node with room for the whole graph is faster: see shoal plan")

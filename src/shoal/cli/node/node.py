@@ -92,7 +92,7 @@ def serve(
 ) -> None:
     """Serve a span of MODEL. Ctrl-C or SIGTERM ends it once open sessions have ended.
 
-    Of an .onnx graph the blocks are its segments."""
+    Of an .onnx graph the blocks are its segments; by a sha256: digest what is lacking comes from peers."""
     if with_stdin:
         end_with_stdin()
     settings = options.settings(
@@ -131,10 +131,10 @@ def serve(
 def _serve(settings: Settings, span: Span | None, as_json: bool, *, gateway: bool = False) -> None:
     import trio
 
+    from shoal.cli.model_sharing import is_graph
     from shoal.cli.node.process import serve as live
-    from shoal.models.graph.graph_store import names_graph
 
-    if names_graph(settings.model):
+    if is_graph(settings, settings.model):
         if gateway:
             raise UsageError(
                 f"shoal up serves language models, and {settings.model} is a graph",

@@ -3,7 +3,6 @@ runtime."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
-from safetensors import safe_open
 
 from shoal.errors import BadWeights
 from shoal.executor.arrays import Array
-from shoal.models.graph.manifest import MANIFEST_FILE, GraphManifest, GraphWeight, read_graph_manifest
-from shoal.models.graph.optimised import STRUCTURE, WEIGHT_TYPES, WEIGHTS_FILE
-from shoal.models.graph.proto import uses
+from shoal.models.graph.items import STRUCTURE_ITEM, chunk_hashes, graph_items, graph_parts
+from shoal.models.graph.manifest import MANIFEST_FILE, STRUCTURE, GraphManifest, read_graph_manifest
+from shoal.models.graph.optimised import WEIGHT_TYPES
+from shoal.models.graph.proto import check_structure, uses
 from shoal.models.graph.runtime import RUNTIME, fast_session, run, session
 from shoal.types import Span
 
@@ -118,11 +117,15 @@ class _ImportedGraph:
         if self.manifest.runtime != RUNTIME:
             raise BadWeights(f"it was imported for {self.manifest.runtime}, and this is {RUNTIME}")
         structure = (folder / STRUCTURE).read_bytes()
-        if hashlib.sha256(structure).hexdigest() != self.manifest.structure:
+        items = graph_items(self.manifest, b"").items
+        if not items[STRUCTURE_ITEM].fits(chunk_hashes(structure)):
             raise BadWeights(f"{folder / STRUCTURE}: it is not what the manifest says")
         self._model = ModelProto.FromString(structure)
+        check_structure(self._model, folder / STRUCTURE, {item.name for item in items[1:]})
+        if len(self._model.graph.node) != self.manifest.segments[-1].end:
+            raise BadWeights(f"{folder / STRUCTURE}: it has other nodes than the manifest says")
         self._inline = {weight.name: weight for weight in self._model.graph.initializer}
-        self._weights = _Weights(folder / WEIGHTS_FILE, self.manifest)
+        self._weights = _Weights(folder, self.manifest)
 
     def part(self, span: Span) -> bytes:
         """The segments of a span as a graph of their own."""
@@ -143,22 +146,27 @@ class _ImportedGraph:
 
 
 class _Weights:
-    """The weights' file: each is read when a segment needs it, and checked."""
+    """The files of the weights: each is read when a segment needs it, and checked."""
 
-    def __init__(self, file: Path, manifest: GraphManifest) -> None:
-        self._opened = safe_open(file, framework="np")
-        self._known = {weight.name: weight for weight in manifest.weights}
+    def __init__(self, folder: Path, manifest: GraphManifest) -> None:
+        self._manifest = manifest
+        self._items = graph_items(manifest, b"").items
+        self._places = {
+            self._items[number].name: (folder / part.file, begin, number)
+            for part in graph_parts(manifest)
+            for number, begin in zip(part.items, part.begins, strict=True)
+        }
 
     def get(self, name: str) -> TensorProto | None:
-        known = self._known.get(name)
-        if known is None:
+        found = self._places.get(name)
+        if found is None:
             return None
-        array: Array = self._opened.get_tensor(name)
-        if not _is(array, known):
+        file, begin, number = found
+        item, weight = self._items[number], self._manifest.weights[number - 1]
+        with file.open("rb", buffering=0) as stream:
+            stream.seek(begin)
+            data = stream.read(item.size)
+        if not item.fits(chunk_hashes(data)):
             raise BadWeights(f"weight {name[:80]!r} is not what the manifest says")
+        array: Array = np.frombuffer(data, weight.dtype).reshape(weight.shape)
         return numpy_helper.from_array(array, name)
-
-
-def _is(array: Array, known: GraphWeight) -> bool:
-    same = array.dtype.name == known.dtype and array.shape == known.shape
-    return same and hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() == known.sha256

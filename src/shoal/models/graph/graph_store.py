@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from shoal.errors import BadWeights, UnknownModel
+from shoal.errors import BadWeights, UnknownModel, UsageError
 from shoal.models.graph.importer import check_runtime, import_apart
 from shoal.models.graph.manifest import (
     MANIFEST_FILE,
@@ -48,7 +48,7 @@ class LocalGraph:
     def manifest(self) -> GraphManifest:
         return read_graph_manifest(self.raw)
 
-    @cached_property
+    @property
     def digest(self) -> Digest:
         return graph_digest(self.raw)
 
@@ -56,9 +56,24 @@ class LocalGraph:
     def shape(self) -> ModelShape:
         return self.manifest.shape(self.name, self.digest)
 
+    @property
+    def path(self) -> Path:
+        """Where its files are."""
+        return self.folder
+
     def weight_bytes(self, span: Span) -> int:
         """Bytes of the weights that a span's segments load."""
         return sum(segment.weight_bytes for segment in self.manifest.segments[span.start : span.end])
+
+
+def check_segments(graph: LocalGraph, span: Span) -> None:
+    """Raises UsageError: the graph has no such segments."""
+    count = len(graph.manifest.segments)
+    if span.end > count:
+        raise UsageError(
+            f"{graph.name} has {count} segments: 0:{count}, not {span}",
+            next_command=f"shoal models show {graph.name}",
+        )
 
 
 def names_graph(name: str) -> bool:
@@ -115,6 +130,25 @@ class GraphStore:
                     found = _read(folder)
         if found is None or not _is_whole(found):
             raise BadWeights(f"{folder}: what was imported cannot be read", check="check the disk for errors")
+        return found
+
+    def shared_folder(self, digest: Digest) -> Path:
+        """The folder for a graph that comes from peers."""
+        return self.root / f"peers-{digest.removeprefix('sha256:')}"
+
+    def keep_shared(self, digest: Digest, name: str) -> LocalGraph:
+        """The graph in :meth:`shared_folder`, of which its manifest and the graph itself have come.
+
+        Raises:
+            BadWeights: it cannot be read.
+        """
+        folder = self.shared_folder(digest)
+        (folder / SOURCE).write_text(json.dumps({"name": name, "peers": True}))
+        found = _read(folder)
+        if found is None or found.digest != digest or not _is_whole(found):
+            raise BadWeights(
+                f"{folder}: what came from peers cannot be read", check="check the disk for errors"
+            )
         return found
 
     def _import(self, file: Path, folder: Path, threads: int) -> None:

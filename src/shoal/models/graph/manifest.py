@@ -15,17 +15,22 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import BadWeights
+from shoal.models.checkpoint.parts import MANIFEST
 from shoal.models.graph.preprocess import MAX_TEXT
 from shoal.types import ARRAY_BYTES, ArrayType, Digest, ModelShape, Numerics, Span
 
-GRAPH_VERSION = 1
+GRAPH_VERSION = 2
 MAX_SEGMENTS = 64
 MAX_CROSSING = 64
 """Values that a span takes or gives at a time: all of them travel in one message."""
-MANIFEST_FILE = "manifest.json"
+MANIFEST_FILE = MANIFEST
+STRUCTURE = "graph.onnx"
+"""The optimised graph without its weights, in the folder of one that was imported."""
 MAX_GRAPH_MANIFEST = 16 << 20
 """Bytes; a graph of 1,000 weights has 150 kB."""
 MAX_RANK = 8
+MAX_WEIGHT = 1 << 31
+"""Bytes: no graph that is read has more."""
 
 GRAPH_NUMERICS = Numerics("fp32", "auto", "any")
 """What nodes of graphs announce: how a graph is computed its manifest says, but for the kind of CPU."""
@@ -58,8 +63,9 @@ class GraphWeight(Struct, frozen=True, array_like=True):
 
     name: _Name
     dtype: ArrayType
-    shape: tuple[Annotated[int, Meta(ge=0, le=1 << 40)], ...]
+    shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=1 << 40)], ...], Meta(max_length=MAX_RANK)]
     sha256: _Sha256
+    """Of its chunks' sha256s: see :mod:`shoal.models.graph.items`."""
 
     @property
     def size(self) -> int:
@@ -79,19 +85,21 @@ class GraphSegment(Struct, frozen=True, array_like=True):
     """The values from before that its nodes use, by their places in ``values``."""
     gives: _Places
     """The values that it makes and others use, or that the graph gives."""
+    weights: Annotated[tuple[Annotated[int, Meta(ge=0, lt=1 << 17)], ...], Meta(max_length=1 << 17)] = ()
+    """Those that its nodes use, by their places in the manifest's ``weights``."""
 
 
 class GraphManifest(Struct, frozen=True, omit_defaults=True):
     """All that decides what a graph computes, and how it is cut."""
 
-    version: Literal[1]
+    version: Literal[2]
     kind: Literal["graph"]
     runtime: Annotated[str, Meta(max_length=64)]
     """What computes it, with its version, for example ``onnxruntime 1.32.0``."""
     threads: Annotated[int, Meta(ge=1, le=1024)]
     """How many threads compute a segment."""
     structure: _Sha256
-    """Of the optimised graph without its weights."""
+    """Of the optimised graph without its weights: of its chunks' sha256s, as of each weight."""
     weights: Annotated[tuple[GraphWeight, ...], Meta(max_length=1 << 17)]
     values: Annotated[tuple[GraphValue, ...], Meta(min_length=1, max_length=1 << 13)]
     inputs: _Places
@@ -99,6 +107,8 @@ class GraphManifest(Struct, frozen=True, omit_defaults=True):
     segments: Annotated[tuple[GraphSegment, ...], Meta(min_length=1, max_length=MAX_SEGMENTS)]
     preprocess: Annotated[str, Meta(max_length=MAX_TEXT)] = ""
     """How pictures become its inputs, as its author says it: :class:`Preprocess`, written."""
+    structure_size: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
+    """Bytes of the optimised graph without its weights."""
 
     @property
     def work(self) -> list[float]:
@@ -157,6 +167,18 @@ def graph_digest(raw: bytes) -> Digest:
     return Digest(f"sha256:{hashlib.sha256(raw).hexdigest()}")
 
 
+class _Kind(Struct):
+    kind: str = ""
+
+
+def is_graph_manifest(raw: bytes) -> bool:
+    """Whether a manifest says that it is a graph's: those of language models say nothing."""
+    try:
+        return msgspec.json.decode(raw, type=_Kind).kind == "graph"
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+
+
 def read_graph_manifest(raw: bytes) -> GraphManifest:
     """Read a manifest that a stranger wrote.
 
@@ -202,6 +224,25 @@ def _check(manifest: GraphManifest) -> None:
         crossing = sum(made[value] <= boundary <= until for value, until in used.items())
         if crossing > MAX_CROSSING:
             raise _bad(f"{crossing} values cross where {MAX_CROSSING} may")
+    _check_weights(manifest)
+
+
+def _check_weights(manifest: GraphManifest) -> None:
+    """Every weight is of some segment, of one name, and each segment's bytes are those of its weights."""
+    if not manifest.structure_size:
+        raise _bad("it has no graph")
+    names = {weight.name for weight in manifest.weights}
+    if len(names) < len(manifest.weights):
+        raise _bad("two of its weights have one name")
+    if any(weight.size > MAX_WEIGHT for weight in manifest.weights):
+        raise _bad(f"a weight has more than {MAX_WEIGHT} bytes")
+    for segment in manifest.segments:
+        if max(segment.weights, default=0) >= max(1, len(manifest.weights)):
+            raise _bad("a segment uses a weight that is not there")
+        if len(set(segment.weights)) < len(segment.weights):
+            raise _bad("a segment uses a weight twice")
+        if sum(manifest.weights[weight].size for weight in segment.weights) != segment.weight_bytes:
+            raise _bad("a segment's weights have other bytes than it says")
 
 
 def _bad(what: str) -> BadWeights:

@@ -12,15 +12,16 @@ from typing import Any, cast
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
-from safetensors.numpy import save_file
 
 from shoal.errors import UnsupportedModel
 from shoal.models.graph.author import authors_preprocess
 from shoal.models.graph.cut import CutNode, CutSegment, choose_cuts, cut_segments
+from shoal.models.graph.items import chunk_hashes, write_parts
 from shoal.models.graph.manifest import (
     GRAPH_VERSION,
     MAX_CROSSING,
     MAX_RANK,
+    STRUCTURE,
     GraphManifest,
     GraphSegment,
     GraphValue,
@@ -33,8 +34,6 @@ from shoal.types import ARRAY_BYTES, ArrayType
 
 LEAST_WEIGHT = 1 << 10
 """Bytes. Smaller constants stay in the structure."""
-STRUCTURE = "graph.onnx"
-WEIGHTS_FILE = "weights.safetensors"
 WEIGHT_TYPES: dict[int, ArrayType] = {
     helper.np_dtype_to_tensor_dtype(np.dtype(dtype)): dtype for dtype in ARRAY_BYTES
 }
@@ -164,65 +163,80 @@ def _write(
     nodes = [nodes[index] for index in order]
     _reorder(graph, order)
     segments = cut_segments(nodes, outputs, choose_cuts(nodes, inputs, outputs, sizes))
-    stored, hashes = _store_weights(graph, folder)
+    arrays = _take_weights(graph)
     structure = model.SerializeToString(deterministic=True)
     (folder / STRUCTURE).write_bytes(structure)
     names = list(
         dict.fromkeys([*inputs, *(name for segment in segments for name in segment.gives), *outputs])
     )
     place = {name: index for index, name in enumerate(names)}
-    return GraphManifest(
+    hashes = [chunk_hashes(structure), *(chunk_hashes(_bytes(array)) for array in arrays.values())]
+    weight_place = {name: index for index, name in enumerate(arrays)}
+    manifest = GraphManifest(
         version=GRAPH_VERSION,
         kind="graph",
         runtime=RUNTIME,
         threads=threads,
-        structure=hashlib.sha256(structure).hexdigest(),
-        weights=tuple(hashes),
+        structure=hashlib.sha256(hashes[0]).hexdigest(),
+        weights=tuple(map(_weight, arrays.items(), hashes[1:])),
         values=tuple(GraphValue(name, _dtype(types[name]), types[name].shape) for name in names),
         inputs=tuple(place[name] for name in inputs),
         outputs=tuple(place[name] for name in outputs),
-        segments=tuple(_segment(segment, graph, stored, place) for segment in segments),
+        segments=tuple(_segment(segment, graph, arrays, weight_place, place) for segment in segments),
         preprocess=preprocess,
+        structure_size=len(structure),
+    )
+    write_parts(folder, manifest, {name: _bytes(array) for name, array in arrays.items()}, hashes)
+    return manifest
+
+
+def _bytes(array: np.ndarray[Any, Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _weight(named: tuple[str, np.ndarray[Any, Any]], hashes: bytes) -> GraphWeight:
+    name, array = named
+    return GraphWeight(
+        name,
+        cast("ArrayType", array.dtype.name),
+        tuple(int(size) for size in array.shape),
+        hashlib.sha256(hashes).hexdigest(),
     )
 
 
 def _segment(
-    segment: CutSegment, graph: GraphProto, stored: Mapping[str, int], place: Mapping[str, int]
+    segment: CutSegment,
+    graph: GraphProto,
+    arrays: Mapping[str, np.ndarray[Any, Any]],
+    weight_place: Mapping[str, int],
+    place: Mapping[str, int],
 ) -> GraphSegment:
-    used = {name for node in graph.node[segment.first : segment.end] for name in uses(node)}
+    used = {name for node in graph.node[segment.first : segment.end] for name in uses(node)} & arrays.keys()
     return GraphSegment(
         segment.first,
         segment.end,
         segment.cost,
-        sum(stored[name] for name in used if name in stored),
+        sum(arrays[name].nbytes for name in used),
         tuple(place[name] for name in segment.takes),
         tuple(place[name] for name in segment.gives),
+        tuple(sorted(weight_place[name] for name in used)),
     )
 
 
-def _store_weights(graph: GraphProto, folder: Path) -> tuple[dict[str, int], list[GraphWeight]]:
-    """Move the large constants into a file of their own; their bytes by name, and what is said of them."""
+def _take_weights(graph: GraphProto) -> dict[str, np.ndarray[Any, Any]]:
+    """Take the large constants out of the graph; by name, in the order of the names."""
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     kept: list[TensorProto] = []
     for weight in graph.initializer:
         dtype = WEIGHT_TYPES.get(weight.data_type)
         array = cast("np.ndarray[Any, Any]", numpy_helper.to_array(weight)) if dtype else None
-        if array is None or array.nbytes < LEAST_WEIGHT:
+        if array is None or array.nbytes < LEAST_WEIGHT or array.ndim > MAX_RANK:
             kept.append(weight)
         else:
             arrays[weight.name] = np.ascontiguousarray(array)
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    save_file(arrays, folder / WEIGHTS_FILE)
-    return {name: array.nbytes for name, array in arrays.items()}, [
-        GraphWeight(
-            name,
-            cast("ArrayType", array.dtype.name),
-            tuple(int(size) for size in array.shape),
-            hashlib.sha256(array.data).hexdigest(),
-        )
-        for name, array in sorted(arrays.items())
-    ]
+    return dict(sorted(arrays.items()))
 
 
 def _reorder(graph: GraphProto, order: Sequence[int]) -> None:

@@ -77,10 +77,13 @@ def _orders(nodes: Sequence[CutNode], sizes: Mapping[str, int]) -> Iterator[list
         lambda _: float(walk.step),
         walk.growth,
     ]
+
+    def by_chance(index: int) -> float:
+        return walk.growth(index) * rng.random()
+
     count = min(ORDERS, MOST_VISITS // max(1, len(nodes))) - 1
     for number in range(count):
-        rank = ranks[number] if number < len(ranks) else lambda i: walk.growth(i) * rng.random()
-        yield walk.through(rank)
+        yield walk.through(ranks[number] if number < len(ranks) else by_chance)
 
 
 class _Walk:

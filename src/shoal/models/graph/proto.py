@@ -87,7 +87,22 @@ def read_graph(file: Path, sized: Callable[[int], None]) -> ModelProto:
     return model
 
 
-def check_graph(model: ModelProto, file: Path) -> None:
+def check_structure(model: ModelProto, file: Path, weights: Set[str]) -> None:
+    """Check a graph without its weights, which may have come from a peer.
+
+    Args:
+        weights: the names of those.
+
+    Raises:
+        BadWeights, UnsupportedModel: as :func:`read_graph`; or it names other files.
+    """
+    check_graph(model, file, weights)
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors_of(model.graph)):
+        raise BadWeights(f"{file}: a constant of it is in another file", check="check who made the graph")
+    _check_weights(model, file, 0)
+
+
+def check_graph(model: ModelProto, file: Path, weights: Set[str] = frozenset()) -> None:
     """Raises BadWeights, UnsupportedModel: as :func:`read_graph`, of all but the weights' bytes."""
     if model.functions:
         raise UnsupportedModel(
@@ -107,7 +122,7 @@ def check_graph(model: ModelProto, file: Path) -> None:
             raise UnsupportedModel(f"{file}: it has sparse weights", check="export it with dense ones")
         for node in graph.node:
             _check_node(node, off, file)
-    _check_order(model.graph, file)
+    _check_order(model.graph, file, weights)
 
 
 def graphs_of(graph: GraphProto) -> Iterator[tuple[GraphProto, int]]:
@@ -203,10 +218,10 @@ def _check_node(node: NodeProto, off: Set[str], file: Path) -> None:
         )
 
 
-def _check_order(graph: GraphProto, file: Path) -> None:
+def _check_order(graph: GraphProto, file: Path, weights: Set[str]) -> None:
     """Each value is made once, and before it is used."""
     makers = [name for node in graph.node for name in node.output if name]
-    made = {value.name for value in graph.input} | {weight.name for weight in graph.initializer}
+    made = {value.name for value in graph.input} | {weight.name for weight in graph.initializer} | weights
     if twice := _first_twice([*made, *makers]):
         raise BadWeights(f"{file}: the value {twice[:80]!r} is made twice")
     everybody = {*made, *makers}

@@ -9,11 +9,10 @@ from typing import Protocol
 import trio
 
 from shoal.config import Settings
-from shoal.errors import UsageError
 from shoal.executor.device.device import cpu, memory_budget
 from shoal.executor.graph.runner import GraphRunner, SegmentRunner
 from shoal.executor.thread import ComputeThread
-from shoal.models.graph.graph_store import LocalGraph
+from shoal.models.graph.graph_store import GraphStore, LocalGraph, check_segments
 from shoal.models.graph.manifest import GRAPH_NUMERICS, graph_numerics
 from shoal.net.network import Network
 from shoal.node.admission import DRAIN_S, drain
@@ -21,6 +20,10 @@ from shoal.node.graph.graph_server import GraphServer
 from shoal.node.graph.graph_sessions import MAX_REQUESTS
 from shoal.node.placing.choice import PlacedModel, choose_place
 from shoal.planning.graph_layout import TENSOR_SHARE
+from shoal.progress import Progress, silent
+from shoal.sharing.peer_graphs import PeerGraphs
+from shoal.sharing.shared_model import SharedModel
+from shoal.sharing.weight_server import answer_address, shares_weights
 from shoal.swarm.announcement import Served
 from shoal.swarm.member import Member
 from shoal.types import Format, Numerics, Span
@@ -111,6 +114,7 @@ async def start_graph_node(
     settings: Settings,
     *,
     make_runner: MakeRunner = GraphRunner,
+    progress: Progress = silent,
 ) -> AsyncGenerator[GraphNode]:
     """Load ``span``, or what the swarm lacks most, and serve it until the block ends.
 
@@ -121,22 +125,30 @@ async def start_graph_node(
         UsageError: the span goes beyond the graph.
         OutOfResources: it does not fit.
         BadWeights: it cannot be loaded.
+        NoCoverage: its weights come from peers, and nobody who can be reached has them.
     """
     memory = memory_budget(settings, cpu())
     numerics = graph_numerics(fast=settings.fast)
     chosen = span or pick_segments(graph, memory, member, numerics)
-    if chosen.end > len(graph.manifest.segments):
-        raise UsageError(
-            f"{graph.name} has {len(graph.manifest.segments)} segments: "
-            f"0:{len(graph.manifest.segments)}, not {chosen}",
-            next_command=f"shoal models show {graph.name}",
-        )
+    check_segments(graph, chosen)
     member.directory.know([graph.shape])
+    await PeerGraphs(member, settings, GraphStore(settings.paths.graphs)).fetch_span(graph, chosen, progress)
     thread = ComputeThread("shoal-segments")
     runner = make_runner(graph, chosen, memory=memory, within_s=settings.step_timeout_s, fast=settings.fast)
     try:
         await thread.run(runner.load)
-        server = GraphServer(network, graph, runner, thread, numerics, max_sessions=settings.max_sessions)
+        server = GraphServer(
+            network,
+            graph,
+            runner,
+            thread,
+            numerics,
+            max_sessions=settings.max_sessions,
+            share_rate=settings.share_rate,
+        )
+        if shares_weights(settings):
+            server.weights.share(SharedModel.of_graph(graph))
+            answer_address(network)
         node = GraphNode(graph, server, member, cpu().memory().total)
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)

@@ -28,6 +28,8 @@ from shoal.net.pool import ChannelPool
 from shoal.node.admission import Service, check_open, refusal
 from shoal.node.graph.graph_sessions import GraphSession, GraphSessions
 from shoal.node.handlers import Handlers
+from shoal.sharing.share_pace import SharePace
+from shoal.sharing.weight_server import WeightServer
 from shoal.types import Numerics, SessionId, Span
 from shoal.wire.arrays import ArraySpec
 from shoal.wire.messages import (
@@ -69,6 +71,7 @@ class GraphServer:
         numerics: Numerics = GRAPH_NUMERICS,
         *,
         max_sessions: int,
+        share_rate: int = 0,
     ) -> None:
         self.graph = graph
         self.runner = runner
@@ -83,6 +86,11 @@ class GraphServer:
         self._peer = network.peer
         self._thread = thread
         self._open_sessions = GraphSessions(max_sessions)
+        self._computed = 0
+        self.weights = WeightServer(
+            SharePace(share_rate), steps_waiting=lambda: self.waiting, steps=lambda: self._computed
+        )
+        """Gives what is shared of the graph: nothing unless it is told."""
         self._idle = trio.Event()
         self._nursery: trio.Nursery | None = None
         self.handlers = Handlers()
@@ -117,6 +125,7 @@ class GraphServer:
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            await nursery.start(self.weights.run)
             await nursery.start(partial(self.channels.run, accept=True))
             task_status.started()
 
@@ -224,6 +233,7 @@ class GraphServer:
 
     def _note(self, span: Span, compute_us: int, waiting_us: int) -> None:
         """Count a request, and what the time of one through all segments is expected to be."""
+        self._computed += 1
         self.metrics.step("infer", 1, compute_us, waiting_us)
         whole_ms = compute_us / 1e3 * len(self.span) / len(span)
         old = self.step_ms or whole_ms
@@ -240,10 +250,13 @@ class GraphServer:
         self._open_sessions.close(SessionId(message.session), channel)
 
     async def _fetch(self, channel: Channel, message: Fetch, payload: bytes) -> None:
-        """Give a piece of the manifest, of which a client knows all that it must know."""
+        """Give a piece of the manifest, in which is all that a client must know; or of what is shared."""
+        if message.part != "manifest":
+            await self.weights.take(channel, message, payload)
+            return
         begin = message.index * MAX_PIECE
         piece = self.graph.raw[begin : begin + MAX_PIECE]
-        if message.digest != self.graph.digest or message.part != "manifest" or not piece:
+        if message.digest != self.graph.digest or (not piece and begin != len(self.graph.raw)):
             why = "only the manifest of the graph that is served here is given"
             with suppress(ChannelClosed):
                 channel.reply(NotFetched(message.number, "unknown_model", why))

@@ -1,0 +1,106 @@
+"""Graphs from the peers of a swarm: the manifest, the graph itself, and the weights of the segments wanted.
+
+As of models, by its name a graph comes only from the peers of a private swarm, by its digest from anybody.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from shoal.config import Settings
+from shoal.errors import UnknownModel
+from shoal.models.graph.graph_store import GraphStore, LocalGraph, names_graph
+from shoal.models.graph.items import (
+    STRUCTURE_ITEM,
+    graph_items,
+    graph_parts,
+    missing_graph_items,
+    span_items,
+)
+from shoal.models.graph.manifest import is_graph_manifest, read_graph_manifest
+from shoal.models.store.store import DIGEST
+from shoal.progress import Progress, silent
+from shoal.sharing.peer_pulls import PeerPulls
+from shoal.sharing.pulled_folder import PulledFolder
+from shoal.swarm.member import Member
+from shoal.types import Digest, Span
+
+
+class PeerGraphs(PeerPulls):
+    """Graphs from peers, put into a store."""
+
+    def __init__(self, member: Member, settings: Settings, store: GraphStore) -> None:
+        super().__init__(member, settings, store.root)
+        self._store = store
+        self._threads = settings.threads or 1
+
+    async def resolve(self, name: str, progress: Progress = silent) -> LocalGraph:
+        """A graph by its file, or by its name or digest as it is here, or as peers serve it.
+
+        From peers come the manifest and the graph; weights when they are needed (:meth:`fetch_span`).
+
+        Raises:
+            UnknownModel: there is no such file or graph, or it is a language model.
+            As :meth:`GraphStore.resolve`; NoCoverage: nobody who can be reached gives it.
+        """
+        if names_graph(name):
+            resolve = partial(self._store.resolve, name, self._threads)
+            return await trio.to_thread.run_sync(resolve, abandon_on_cancel=True)
+        if (found := await trio.to_thread.run_sync(self._store.find, name)) is not None:
+            return found
+        digest = self._served_digest(name)
+        if digest is None:
+            raise UnknownModel(
+                f"no graph is known as {name[:200]!r}",
+                check="name its .onnx file, or its sha256: digest",
+                next_command="shoal status",
+            )
+        return await self._begin(digest, self._called(digest, name), progress)
+
+    async def fetch_span(self, graph: LocalGraph, span: Span, progress: Progress = silent) -> None:
+        """Fetch what is missing of a span's weights, if the graph comes from peers.
+
+        Raises:
+            NoCoverage: nobody who can be reached has them.
+            OutOfResources: the disk is full.
+        """
+        wanted = span_items(graph.manifest, span)
+        missing = await trio.to_thread.run_sync(missing_graph_items, graph.folder, graph.manifest, wanted)
+        if missing and graph.folder == self._store.shared_folder(graph.digest):
+            async with self.pulling(graph.digest, graph.name, progress) as pull:
+                folder = await trio.to_thread.run_sync(_open, graph.folder, graph.raw)
+                await pull.items(folder, missing)
+
+    def _served_digest(self, name: str) -> Digest | None:
+        if DIGEST.fullmatch(name):
+            return Digest(name)
+        shapes = self.member.directory.models(self.member.now()) if self.private else []
+        found = {shape.digest for shape in shapes if shape.kind == "graph" and shape.name == name}
+        return found.pop() if len(found) == 1 else None
+
+    def _called(self, digest: Digest, name: str) -> str:
+        """What to call a graph that comes from peers: as they do who serve it."""
+        shapes = self.member.directory.models(self.member.now())
+        served = next((shape.name for shape in shapes if shape.digest == digest), None)
+        return served or (f"graph-{digest[7:15]}" if name == digest else name)
+
+    async def _begin(self, digest: Digest, name: str, progress: Progress) -> LocalGraph:
+        async with self.pulling(digest, name, progress) as pull:
+            if (known := await trio.to_thread.run_sync(self._store.find, digest)) is not None:
+                return known
+            raw = await pull.manifest_bytes(digest)
+            if not is_graph_manifest(raw):
+                raise UnknownModel(
+                    f"{name} is a language model, and no graph", next_command=f"shoal serve {name}"
+                )
+            folder = await trio.to_thread.run_sync(_open, self._store.shared_folder(digest), raw)
+            await pull.items(folder, [STRUCTURE_ITEM])
+            return await trio.to_thread.run_sync(self._store.keep_shared, digest, name)
+
+
+def _open(folder: Path, raw: bytes) -> PulledFolder:
+    manifest = read_graph_manifest(raw)
+    return PulledFolder(folder, graph_items(manifest, raw), graph_parts(manifest))
