@@ -363,7 +363,7 @@ def _protection_lines(cost: ProtectionCost | None) -> list[str]:
     if cost.answers_per_audit:
         lines.append(
             f"audits take up to {cost.budget:.1%} of the compute: about every {cost.answers_per_audit:.1f} "
-            f"answers one hop is computed again, from {_size(cost.shown_bytes)} of rows"
+            f"answers one hop is computed again, from {in_bytes(cost.shown_bytes)} of rows"
         )
     return lines
 
