@@ -189,6 +189,7 @@ def test_other_rates_become_the_models_without_a_seam(rate):
         (b"", "ends too early"),
         (b"RIFF\x04\x00\x00\x00WAVE", "missing"),
         (wav(sound(0.1))[:20], "ends too early"),
+        (b"RIFF\x0c\x00\x00\x00WAVELIST\x00\x00\x10\x00", "ends too early"),
         (wav(Sound(np.zeros(0, np.float32), RATE)), "no samples"),
         (wav(Sound(np.zeros(9, np.float32), 100)), "at 100 Hz"),
         (wav(sound(0.1)).replace(b"\x01\x00\x01\x00", b"\x03\x00\x01\x00", 1), "unknown format"),

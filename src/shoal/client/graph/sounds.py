@@ -53,7 +53,7 @@ def read_wav(file: Path) -> tuple[Array, int]:
                     f"{file} has more than {MAX_BYTES >> 20} MiB of samples", check="cut it first"
                 )
             raw = opened.readframes(opened.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
+    except (OSError, EOFError, RuntimeError, wave.Error) as error:
         raise UsageError(
             f"{file} cannot be read as a sound: {error}",
             check=f"convert it first: ffmpeg -i {file.name} -c:a pcm_s16le converted.wav",

@@ -70,7 +70,7 @@ def read_recording(data: bytes) -> Sound:
             if opened.getnframes() > MAX_SECONDS * rate:
                 raise _unread(f"it is longer than {MAX_SECONDS // 3600} hours")
             raw = opened.readframes(opened.getnframes())
-    except (wave.Error, EOFError, ValueError) as error:
+    except (wave.Error, EOFError, ValueError, RuntimeError) as error:  # the last: of a size that cannot be
         raise _unread(str(error) or "it ends too early") from error
     raw = raw[: len(raw) - len(raw) % (channels * width)]
     if not raw:
