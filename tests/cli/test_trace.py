@@ -31,8 +31,8 @@ RING_STEP = ring_step(
 
 def answer() -> bytes:
     node, client = Trace(), Trace()
-    node.step(NODE_STEP)
-    client.step(RING_STEP)
+    node.step(lambda: NODE_STEP)
+    client.step(lambda: RING_STEP)
     client.reroute(RerouteTrace(2.0, "cdcdcdcd", 0.75, ("12D3gone",), "resend"))
     told = {"node": node, "client": client}
     said = {name: {"steps": trace.steps, "reroutes": trace.reroutes} for name, trace in told.items()}
