@@ -24,8 +24,11 @@ from shoal.config import Paths
 from shoal.local.processes import Process, address_of, ended_with_us, free_ports, on_this_machine, start
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.checkpoint.parts import missing_parts
+from shoal.models.graph.graph_store import GraphStore
+from shoal.models.graph.items import missing_graph_items, span_items
 from shoal.models.store.store import ModelStore
 from shoal.swarm import membership
+from shoal.testing.graphs import write_mlp
 from shoal.types import Span
 from tests.processes.test_swarm import cut
 
@@ -155,6 +158,37 @@ async def test_a_model_is_shared_by_a_machine_that_serves_nothing(checkpoint: Pa
         sharing.send_signal(signal.SIGINT)
         with trio.fail_after(20):
             assert (await anext(lines))["event"] == "ended"
+
+
+async def test_a_graph_is_shared_pulled_and_served_by_its_digest_without_its_file(tmp_path: Path) -> None:
+    swarm, giver, taker = membership.create("home"), tmp_path / "giver", tmp_path / "taker"
+    graph = GraphStore(giver / "graphs").resolve(str(write_mlp(tmp_path / "mlp.onnx")))
+    membership.save(giver / "swarms", swarm)
+
+    def starting(home: Path, *arguments: str) -> partial[Any]:
+        command = [sys.executable, "-m", "shoal.cli", *arguments, "--json"]
+        environ = offline(home)
+        return partial(
+            trio.run_process, command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    async with trio.open_nursery() as nursery:
+        sharing = said((await nursery.start(starting(giver, "models", "share", "mlp"))).stdout)
+        with trio.fail_after(60):
+            shared = await anext(sharing)
+        assert (shared["event"], shared["digest"]) == ("sharing", graph.digest)
+        membership.save(taker / "swarms", replace(swarm, bootstrap=tuple(shared["addresses"])))
+        pulled = await shoal(taker, "models", "pull", graph.digest, "--span", "2:4")
+        assert (pulled["kind"], set(pulled["fetched"]["by_peer"])) == ("graph", {shared["peer"]})
+        (came,) = GraphStore(taker / "graphs").list()
+        needed = span_items(came.manifest, Span(0, 8))
+        assert len(missing_graph_items(came.folder, came.manifest, needed)) == 6, "two of eight weights"
+        serving = said((await nursery.start(starting(taker, "serve", graph.digest, "--span", "auto"))).stdout)
+        with trio.fail_after(60):
+            turns = [await anext(serving), await anext(serving)]
+        assert (turns[1]["event"], turns[1]["start"], turns[1]["end"]) == ("serving", 0, 8)
+        assert missing_graph_items(came.folder, came.manifest, needed) == []
+        nursery.cancel_scope.cancel()
 
 
 async def said(stdout: trio.abc.ReceiveStream) -> AsyncGenerator[dict[str, Any]]:
