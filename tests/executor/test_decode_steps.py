@@ -153,7 +153,8 @@ def test_it_goes_on_as_the_rules_would_write_it(sent, hop, compute_us, waiting_u
 @given(steps(), st.integers(0, (1 << 32) - 1))
 def test_what_follows_a_result_is_written_as_the_rules_would_write_it(sent, number):
     result, payload = sent
-    found = read(whole(result, payload))
+    came = whole(result, payload)  # which the kernels point to
+    found = read(came)
     if found is None or result.number == (1 << 63) - 1:
         return
     out = ctypes.create_string_buffer(found.header + 64)

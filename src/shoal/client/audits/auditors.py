@@ -188,11 +188,14 @@ class PeerAuditor:
         tokens, found = len(job.rows), list[bytes]()
         ring = await rings.open_over(self.route, job.shape, job.numerics, tokens, OPEN_WITHIN_S, job.codec)
         try:
+            waiting = 0  # sent and not received yet: of some of them the result may be here
             for _, count, payload in job.pieces():
-                if ring.rules.in_flight >= IN_FLIGHT:
+                if waiting == IN_FLIGHT:
                     found += _rows(await ring.receive(), job)
+                    waiting -= 1
                 await ring.send(payload, job.codec, count, count)
-            while ring.rules.in_flight:
+                waiting += 1
+            for _ in range(waiting):
                 found += _rows(await ring.receive(), job)
             return found
         finally:
