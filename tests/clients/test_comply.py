@@ -14,7 +14,10 @@ IMAGES = "Image Input"
 """The model takes none, and says so by a 400, where the check wants an answer."""
 COMPACTION = "Compaction Endpoint"
 """Is not there: a 404 passes, with a warning."""
-ENDLESS = {"Tool Calling": ["finish_reason: expected 'tool_calls', got 'length'"]}
+ENDLESS = (
+    {"Tool Calling": ["finish_reason: expected 'tool_calls', got 'length'"]},
+    {"Tool Calling": ["stop_reason: expected 'tool_use', got 'max_tokens'"]},
+)
 """Random weights may write an argument until the answer's longest length, which the answer then says."""
 ANTHROPIC = ["--auth-header", "x-api-key", "--no-bearer", "-H", "anthropic-version:2023-06-01"]
 
@@ -36,6 +39,6 @@ def test_a_dialect_passes_llm_complys_checks(
     assert len(results) == count
     failed = {result["name"]: result.get("errors") for result in results if result["status"] == "failed"}
     assert failed.pop(IMAGES)[0].startswith("HTTP 400")
-    assert failed in ({}, ENDLESS)
+    assert failed in ({}, *ENDLESS)
     warned = [result["name"] for result in results if "warnings" in result]
     assert set(warned) <= {IMAGES, COMPACTION}

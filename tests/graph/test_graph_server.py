@@ -165,15 +165,17 @@ async def test_a_stranger_may_not_send_a_large_message_before_a_session_is_open(
                 await trio.sleep(0.01)
 
 
-async def test_the_manifest_is_given_and_nothing_else(imported: Imported, tmp_path: Path) -> None:
+async def test_the_manifest_and_chunks_are_given_and_nothing_else(imported: Imported, tmp_path: Path) -> None:
     async with one_node(imported, tmp_path) as swarm, peer(swarm) as me:
         digest = swarm.graph.digest
         fetched, raw = await me.ask(Fetch(7, digest, "manifest"))
         assert isinstance(fetched, Fetched)
         assert graph_digest(raw) == digest
+        assert isinstance((await me.ask(Fetch(7, digest, "chunk")))[0], Fetched)  # the graph's structure
         for other in (
             Fetch(8, digest, "manifest", 0, 1),
-            Fetch(8, digest, "chunk"),
+            Fetch(8, digest, "chunk", 0, 1),
+            Fetch(8, digest, "chunk", 100_000),
             Fetch(8, "sha256:" + "0" * 64, "manifest"),
         ):
             assert isinstance((await me.ask(other))[0], NotFetched)

@@ -150,12 +150,16 @@ def test_a_graph_that_a_peer_made_up_is_refused_by_name_before_it_runs(tmp_path:
         weight.data_location = TensorProto.EXTERNAL
         weight.external_data.add(key="location", value="../../etc/passwd")
 
+    def one_more(model: ModelProto) -> None:
+        model.graph.node.add(op_type="Identity", input=[model.graph.input[0].name], output=["one more"])
+
     def custom(model: ModelProto) -> None:
         model.graph.node[0].domain = "evil"
 
     assert "is in another file" in refused(outside)
     assert "is a custom operator, evil::" in refused(custom)
-    assert "has other nodes than the manifest says" in refused(lambda model: model.graph.node.pop())
+    assert "is made by no node" in refused(lambda model: model.graph.node.pop())
+    assert "has other nodes than the manifest says" in refused(one_more)
 
 
 def test_a_part_that_was_cut_or_changed_on_the_disk_is_not_loaded(tmp_path: Path) -> None:
