@@ -476,9 +476,14 @@ class Channel:
             raise RemoteProtocolError(f"no hello within {HELLO_WITHIN_S:.0f} s")
         while True:
             asked, nonce = trio.current_time(), secrets.randbits(62)
-            self._speed.pinged(nonce, asked)
-            if not self.away:
-                self.send_now(Ping(nonce))
+            with self._lock:
+                waits = self._outbox.waits(
+                    CONTROL
+                )  # behind a fragment on a thin link: more would tell no more
+            if not waits:
+                self._speed.pinged(nonce, asked)
+                if not self.away:
+                    self.send_now(Ping(nonce))
             every_s = self._liveness.ping_every_s(asked)
             for look in (1, 2):
                 await trio.sleep(every_s / 2)

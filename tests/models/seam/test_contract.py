@@ -53,6 +53,7 @@ GONE: dict[str, tuple[Any, str]] = {
     "model": (PreTrainedModel, "base_model"),
     "quantizer": (HfQuantizer, "get_quantize_ops"),
     "rotary": (modeling_rope_utils, "dynamic_rope_update"),
+    "seq2seq": (PreTrainedModel, "get_encoder"),
     "split": (PreTrainedModel, "tp_plan"),
     "tokenizer": (PreTrainedTokenizerBase, "convert_ids_to_tokens"),
 }

@@ -12,7 +12,7 @@ import numpy as np
 from shoal.errors import IncompatibleLibrary, UsageError
 from shoal.executor.arrays import Array
 from shoal.models.graph.manifest import GraphValue, sizes_text
-from shoal.models.graph.preprocess import Layout, Preprocess
+from shoal.models.graph.preprocess import PixelOrder, Preprocess
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +55,9 @@ def picture_array(file: Path, how: Preprocess, value: GraphValue) -> Array:
 class _Sides:
     """Where an input has its channels, and how large it wants pictures to be."""
 
-    def __init__(self, layout: Layout, channels: int | None, size: tuple[int, int], *, batch: bool) -> None:
+    def __init__(
+        self, layout: PixelOrder, channels: int | None, size: tuple[int, int], *, batch: bool
+    ) -> None:
         self.layout = layout
         self.channels = channels
         self.size = size
@@ -63,7 +65,7 @@ class _Sides:
         self.batch = batch
 
     @classmethod
-    def of(cls, value: GraphValue, layout: Layout | None) -> _Sides:
+    def of(cls, value: GraphValue, layout: PixelOrder | None) -> _Sides:
         shape = value.shape if value.shape is not None else (-1,) * 4
         if len(shape) not in (3, 4):
             raise UsageError(

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from shoal.errors import UsageError
 
-Layout = Literal["channels-first", "channels-last"]
+PixelOrder = Literal["channels-first", "channels-last"]
 Channels = Literal["rgb", "bgr", "gray"]
 Resample = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
@@ -41,7 +41,7 @@ class Preprocess:
     """Taken off after that, one number for all channels or one for each."""
     std: tuple[float, ...] | None = None
     """Divided by after that."""
-    layout: Layout | None = None
+    layout: PixelOrder | None = None
     rate: int | None = None
     """Samples a second that a sound must have."""
 
@@ -143,7 +143,7 @@ READ: Mapping[str, Callable[[str], Any]] = {
     "scale": _number,
     "mean": _numbers,
     "std": _divisors,
-    "layout": _one_of(Layout),
+    "layout": _one_of(PixelOrder),
     "rate": _rate,
 }
 EXAMPLES: Mapping[str, str] = {
@@ -154,6 +154,6 @@ EXAMPLES: Mapping[str, str] = {
     "scale": "1/255",
     "mean": "0.485:0.456:0.406",
     "std": "0.229:0.224:0.225",
-    "layout": "|".join(get_args(Layout)),
+    "layout": "|".join(get_args(PixelOrder)),
     "rate": "16000",
 }

@@ -12,6 +12,7 @@ it runs, ``tests/models/seam`` holds, thing by thing, for every version of ``ver
 ``model``      the class for a config, and the arguments of its forward
 ``cache``      what keeps the keys, values and states of a sequence, block by block
 ``loading``    the loader: tensors that we hand it, a model that we change before it is filled
+``seq2seq``    models with an encoder and a decoder: their classes, stacks and caches
 ``split``      the loader over several processes: the plan of each family
 ``quantizer``  the loader's door for quantisers
 ``experts``    the forward of a sparse layer's experts, which can be ours
