@@ -477,10 +477,8 @@ class Channel:
         while True:
             asked, nonce = trio.current_time(), secrets.randbits(62)
             with self._lock:
-                waits = self._outbox.waits(
-                    CONTROL
-                )  # behind a fragment on a thin link: more would tell no more
-            if not waits:
+                waits = self._outbox.waits(CONTROL)
+            if not waits:  # else, behind a fragment on a thin link, one more would tell no more
                 self._speed.pinged(nonce, asked)
                 if not self.away:
                     self.send_now(Ping(nonce))
