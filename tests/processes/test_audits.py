@@ -69,12 +69,14 @@ async def test_a_cheating_process_is_named_and_avoided_from_then_on(tmp_path, ch
             assert ran.stdout, ran.stderr.decode()
             return ran.returncode, json.loads(ran.stdout)
 
-        # A client that has just come may not have heard of the one that it would rather have.
-        for _ in range(5):
+        # A client that has just come may not have heard of the one that it would rather have, and where much
+        # else runs an audit may not end in time.
+        for _ in range(8):
             code, found = await run()
-            if peers[CHEAT] in [stage["peer"] for stage in found["route"]]:
+            named = [one for one in found["protection"]["audits"] if one["verdict"] == "cheat"]
+            if named:
                 break
-        (audit,) = [one for one in found["protection"]["audits"] if one["verdict"] == "cheat"]
+        (audit,) = named
         assert (code, audit["peer"]) == (1, peers[CHEAT]), found["protection"]
         assert audit["by"] == [HERE, peers[2]]
         code, again = await run()
