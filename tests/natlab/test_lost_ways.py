@@ -101,7 +101,8 @@ def line(lab: NatLab, source: str, destination: str) -> Generator[tuple[Line, di
         yield made, peers
         print(source, destination, *(f"{wait_s:.2f} s" for wait_s in made.waits_s[1:]))
         assert made.came == list(range(len(made.came)))
-        assert made.closed == []
+        # A dial that was begun anew may come through all the same, and is hung up; the channel is not.
+        assert made.channel is not None and not made.channel.closed, made.closed
 
 
 @pytest.fixture(scope="module")
