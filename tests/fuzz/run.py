@@ -18,7 +18,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.fuzz.targets import SEEDS, SLOW, TARGETS
+from tests.fuzz.honest import SEEDS
+from tests.fuzz.targets import SLOW, TARGETS
 
 ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).parent / "corpus"

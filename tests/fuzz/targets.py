@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
-import math
-import struct
 import tempfile
-import wave
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from shoal.client.seq2seq.sound import read_recording
 from shoal.errors import BadInvite, BadWeights, ModelError, RemoteProtocolError, UsageError
@@ -25,18 +18,13 @@ from shoal.gateway.errors import BadRequest, BodyTooLarge
 from shoal.models.checkpoint import headers
 from shoal.models.checkpoint.checkpoint import INDEX, SINGLE, open_checkpoint
 from shoal.models.checkpoint.llama_config import read_llama_config
-from shoal.models.checkpoint.manifest import ManifestItem, read_manifest, write_manifest
+from shoal.models.checkpoint.manifest import read_manifest
 from shoal.models.checkpoint.parts import layout
 from shoal.models.gguf import header as gguf
 from shoal.models.gguf import index as gguf_index
 from shoal.models.graph.manifest import (
     MAX_CROSSING,
-    GraphManifest,
-    GraphSegment,
-    GraphValue,
-    GraphWeight,
     read_graph_manifest,
-    write_graph_manifest,
 )
 from shoal.models.quantized.entry import QuantizedEntry
 from shoal.models.quantized.reader import read_quantized
@@ -45,66 +33,28 @@ from shoal.models.text.codec import TextCodec
 from shoal.models.text.tokenizer.decoders import harmless
 from shoal.models.text.tokenizer.files import CONFIG, TOKENIZER, read_files
 from shoal.models.untrusted.bounded_json import MAX_DEPTH, parse
-from shoal.net.identity import Identity, verify
+from shoal.net.identity import verify
 from shoal.net.reach import control
-from shoal.net.reach.reachability import RelayOffer, decode_offer, encode_offer
-from shoal.swarm import anti_entropy, membership
+from shoal.net.reach.reachability import decode_offer
+from shoal.swarm import anti_entropy
 from shoal.swarm import invite as invite_codes
-from shoal.swarm.announcement import Announcement, Served, seal, unseal
+from shoal.swarm.announcement import unseal
 from shoal.swarm.failure import suspicion
-from shoal.swarm.invite import read_invite, write_invite
-from shoal.testing.byhand import a_step, framed, rows
-from shoal.testing.tee.intel import FakeMachine
-from shoal.testing.tee.nitro import FakeEnclave
-from shoal.testing.tee.snp import FakeChip
+from shoal.swarm.invite import read_invite
 from shoal.trust.answer import (
-    HopReceipts,
-    KeptAnswer,
-    KeptWindow,
     check_answer,
     find_contradiction,
     read_kept_answer,
 )
-from shoal.trust.attestation.evidence import AttestationRefused, Binding, read_evidence
+from shoal.trust.attestation.evidence import AttestationRefused, read_evidence
 from shoal.trust.attestation.verify import verify_quote
-from shoal.trust.receipt import sign_windows
-from shoal.trust.rows import RowLog
 from shoal.types import Span
-from shoal.wire.arrays import ArraySpec
 from shoal.wire.framing import Assembler
 from shoal.wire.messages import (
-    Attest,
-    Attested,
-    Close,
-    Failed,
-    Fetch,
-    Fetched,
-    GetReceipts,
-    Hello,
-    HopTime,
-    Infer,
-    Inferred,
-    Locate,
-    Message,
-    NextHop,
-    NotFetched,
-    Open,
-    Opened,
-    Ping,
-    Receipts,
-    Refused,
-    Reroute,
-    Reveal,
-    Revealed,
-    SignedWindow,
-    Step,
     decode,
-    encode,
-    payload_bytes,
 )
-
-NOW = 1_700_000_000.0
-SIZE_OF_GGUF = 104
+from tests.fuzz.honest import HONEST_CONFIG, NOW, PIECES, QUANTISED, SIZE_OF_GGUF, weights_of
+from tests.fuzz.honest import safetensors as honest_safetensors
 
 
 def header(data: bytes) -> None:
@@ -173,7 +123,7 @@ def quantization(data: bytes) -> None:
     folder = _folder("quantised")
     (folder / "config.json").write_bytes(b'{"model_type": "llama", "quantization_config": ' + data + b"}")
     method = next((name for name in QUANTISED if name.encode() in data), "gptq")
-    (folder / SINGLE).write_bytes(_weights(QUANTISED[method]))
+    (folder / SINGLE).write_bytes(weights_of(QUANTISED[method]))
     with suppress(ModelError):
         for entry in open_checkpoint(folder).tensors.values():
             if isinstance(entry, QuantizedEntry):
@@ -346,257 +296,13 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 SLOW = frozenset({"tokenizer"})
 """Start a process for each input."""
 
-S = b"s" * 16
-HONEST: list[Message] = [
-    Hello(3, "shoal/0.1"),
-    Open(
-        S,
-        "sha256:" + "a" * 64,
-        "fp32",
-        0,
-        6,
-        32,
-        0,
-        "me",
-        NextHop("you", ("/ip4/1.2.3.4/tcp/1",)),
-        "n1/int8/auto/rows",
-    ),
-    Opened(S, 7),
-    Refused(S, "busy", "no room", 2.5, 3),
-    msgspec.structs.replace(a_step(64, S), times=(HopTime(0, 1, 2),)),
-    Failed(S, 3, 0, "step_failed", "NaN"),
-    Reroute(S, 1, "me", None, 12, 2),
-    Locate(S),
-    GetReceipts(S, b"n" * 16, 40),
-    Receipts(S, 0, (SignedWindow(7, b"i" * 32, b"o" * 32, b"s" * 64),)),
-    Reveal(S, 0, 40),
-    Revealed(S, 8, 0, 0, "not kept"),
-    Close(S),
-    Infer(S, 4, (ArraySpec(2, "float32", (1, 3)), ArraySpec(5, "bool", ()))),
-    Inferred(S, 4, (ArraySpec(9, "int64", (0, 2)),), 12, 3),
-    Fetch(7, "sha256:" + "a" * 64, "chunk", 3, 1),
-    Fetched(7, 0),
-    NotFetched(7, "busy", "later"),
-    Attest(8, b"n" * 32),
-    Attested(8, 0, "no hardware"),
-    Ping(9),
-]
-
-_IDENTITY = Identity.ephemeral()
-_SERVED = Served("fish", "sha256:" + "a" * 64, 6, 64, 512, 300, 0, 6, "fp32", 64, 64, 0, 2.5)
-_SAID = Announcement(_IDENTITY.peer, 1, NOW, NOW + 30, ("/ip4/1.2.3.4/tcp/1",), (), _SERVED, "shoal/0.1")
-PIECES = ["▁a", "<0xC3>", "<0xA9>", "##b", "Ġc", "", " ", "▁", "Ã", "©", "n't", "<0xFF>"]
-HONEST_CONFIG = (
-    b'{"model_type": "llama", "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 6, "rope_scaling":'
-    b'{"rope_type": "linear", "factor": 2.0}, "eos_token_id": [2, 3], "temperature": 0.6, "do_sample": true}'
-)
-
-
-def _recording(width: int, channels: int) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as opened:
-        opened.setparams((channels, width, 16000, 0, "NONE", "not compressed"))
-        opened.writeframes(bytes(range(24 * channels)))
-    return file.getvalue()
-
-
-def _framed(message: Message) -> bytes:
-    return framed(encode(message), rows(64) if message.__class__ is Step else bytes(payload_bytes(message)))
-
-
-def _string(text: str) -> bytes:
-    return struct.pack("<Q", len(text)) + text.encode()
-
-
-def _gguf() -> bytes:
-    pair = _string("general.architecture") + struct.pack("<I", 8) + _string("llama")
-    listed = _string("tokens") + struct.pack("<IIQ", 9, 8, 2) + _string("a") + _string("b")
-    tensor = _string("x") + struct.pack("<IQIQ", 1, 8, 0, 0)
-    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + pair + listed + tensor
-    return head + bytes(-len(head) % 32) + bytes(32)
-
-
-def _graph() -> bytes:
-    weight = GraphWeight("w", "float32", (4, 4), "ab" * 32)
-    values = tuple(
-        GraphValue(name, "float32", shape) for name, shape in [("x", (-1, 4)), ("h", None), ("y", ())]
-    )
-    segments = (GraphSegment(0, 2, 10, 64, (0,), (1,), (0,)), GraphSegment(2, 3, 5, 0, (0, 1), (2,)))
-    manifest = GraphManifest(
-        2, "graph", "onnxruntime 1", 1, "cd" * 32, (weight,), values, (0,), (2,), segments, structure_size=9
-    )
-    return write_graph_manifest(manifest)
-
-
-def _inference() -> bytes:
-    body = (
-        b'{"id": "a", "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [[0.5, 1]]},'
-        b'{"name": "b", "datatype": "BOOL", "shape": [2], "parameters": {"binary_data_size": 2}}],'
-        b'"outputs": [{"name": "y", "parameters": {"binary_data": true}}]}'
-    )
-    return len(body).to_bytes(2, "big") + body + bytes(2)
-
-
-def _safetensors() -> bytes:
-    return _weights({"a": ("F32", [2, 2]), "b": ("BF16", [4])})
-
-
-def _weights(tensors: dict[str, tuple[str, list[int]]]) -> bytes:
-    """A file of these tensors, each ``(dtype, shape)``: zeros, but for the shape of a layer."""
-    listed: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    body = b""
-    for name, (dtype, shape) in tensors.items():
-        said = struct.pack("<2i", 64, 64) if name.endswith("weight_shape") else b""
-        begin = len(body)
-        body += said or bytes(math.prod(shape) * WIDTHS[dtype])
-        listed[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, len(body)]}
-    raw = json.dumps(listed).encode()
-    return struct.pack("<Q", len(raw)) + raw + body
-
-
-def _tokenizer() -> bytes:
-    cut = {"type": "Split", "pattern": {"Regex": "a+"}, "behavior": "Isolated", "invert": False}
-    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "<unk>": 3}, "merges": [["a", "b"]]}
-    added = {"id": 4, "content": "<|im_end|>", "single_word": False, "lstrip": False, "rstrip": False}
-    whole = {
-        "version": "1.0",
-        "added_tokens": [added | {"normalized": False, "special": True}],
-        "normalizer": {"type": "Replace", "pattern": {"String": "c"}, "content": "aa"},
-        "pre_tokenizer": cut,
-        "post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
-        "decoder": {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-        "model": model | {"unk_token": "<unk>", "continuing_subword_prefix": "", "fuse_unk": False},
-    }
-    return json.dumps(whole).encode()
-
-
-CONTROL = (
-    control.Welcome("/ip4/1.2.3.4/tcp/1", True),
-    control.Reserve(),
-    control.RelayRefusal(7, "full"),
-    control.Call(7, "me", "meet", b"t" * control.TOKEN_BYTES, ("/ip4/1.2.3.4/tcp/1",), "cone"),
-    control.CallAnswer(7, ("/ip4/1.2.3.4/tcp/1",)),
-)
-_encode = msgspec.msgpack.Encoder().encode
-
-LAYER = "model.layers.0.self_attn.q_proj."
-WIDTHS = {"F32": 4, "I32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1}
-QUANTISED: dict[str, dict[str, tuple[str, list[int]]]] = {
-    "gptq": {
-        LAYER + "qweight": ("I32", [8, 64]),
-        LAYER + "qzeros": ("I32", [2, 8]),
-        LAYER + "scales": ("F16", [2, 64]),
-        LAYER + "g_idx": ("I32", [64]),
-    },
-    "awq": {
-        LAYER + "qweight": ("I32", [64, 8]),
-        LAYER + "qzeros": ("I32", [2, 8]),
-        LAYER + "scales": ("F16", [2, 64]),
-    },
-    "fp8": {LAYER + "weight": ("F8_E4M3", [64, 64]), LAYER + "weight_scale_inv": ("F32", [2, 2])},
-    "compressed-tensors": {
-        LAYER + "weight_packed": ("I32", [64, 8]),
-        LAYER + "weight_scale": ("BF16", [64, 2]),
-        LAYER + "weight_shape": ("I32", [2]),
-    },
-}
-"""One layer of 64 to 64 in each scheme, in groups of 32."""
-
-
-def _evidence() -> list[bytes]:
-    binding = Binding("a peer", bytes(32), "sha256:" + "0" * 64, "n1/int8/auto/rows", bytes(32))
-    made = datetime.fromtimestamp(NOW, UTC) - timedelta(days=1)
-    machines = (FakeMachine(made, "tdx"), FakeMachine(made, "sgx"), FakeChip(made))
-    return [
-        *(machine.evidence(binding).encoded() for machine in machines),
-        FakeEnclave(made).evidence(binding, NOW).encoded(),
-    ]
-
-
-def _receipts() -> bytes:
-    empty = KeptAnswer(
-        model="fish",
-        digest="sha256:" + "a" * 64,
-        n_blocks=6,
-        width=64,
-        numerics="n1/int8/auto/rows",
-        codec="float32",
-        session=S,
-        nonce=S,
-        token_ids=(5, 6, 7),
-        prompt_tokens=2,
-        tokens=2,
-        hops=(HopReceipts(_IDENTITY.peer, 0, 6, S, ()),),
-    )
-    (one,) = sign_windows(empty.work(0), 2, RowLog(b"i" * 64), RowLog(b"o" * 64), _IDENTITY.sign)
-    kept = KeptWindow(one.sent, one.came, one.went, one.signature)
-    hop = msgspec.structs.replace(empty.hops[0], receipts=(kept,))
-    return msgspec.structs.replace(empty, hops=(hop,)).encoded()
-
-
-SEEDS: dict[str, list[bytes]] = {
-    "recording": [_recording(1, 1), _recording(2, 2), _recording(3, 1), _recording(4, 8)],
-    "header": [encode(m) + payload_bytes(m).to_bytes(2, "big") for m in HONEST],
-    "frames": [_framed(m) for m in HONEST],
-    "announcement": [seal(_SAID, _IDENTITY.sign)],
-    "directory": [anti_entropy.encode(anti_entropy.DirectoryQuery(anti_entropy.EVERYONE, {b"k" * 8: 3}))],
-    "invite": [b"shoal1-00", write_invite(membership.create("home")).encode()],
-    "config": [HONEST_CONFIG],
-    "quantization": [
-        b'{"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": true, "sym": false}',
-        b'{"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": true}',
-        b'{"quant_method": "fp8", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}',
-        b'{"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"a": {'
-        b'"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": true, "strategy": '
-        b'"group", "group_size": 32}}}, "ignore": ["lm_head"]}',
-    ],
-    "relay": [encode_offer(RelayOffer(("/ip4/1.2.3.4/tcp/1",), True)), *map(_encode, CONTROL)],
-    "index": [
-        b'{"metadata": {"total_size": 24}, "weight_map": {"a": "fuzz.safetensors", "b": "b.safetensors"}}',
-        b'{"tensors": {"a": {"type": "Q4_1", "shape": [4, 32], "file": "fuzz.gguf", "begin": 24, "heads": 2, '
-        b'"less": 1.0}}}',
-    ],
-    "safetensors": [_safetensors()],
-    "manifest": [
-        write_manifest(
-            {"model_type": "llama"},
-            [
-                ManifestItem("tokenizer.json", 3, "ab" * 32),
-                ManifestItem("model.layers.3.w", 40, "cd" * 32, "Q4_1", (2, 32), 1, 1.0),
-            ],
-        ).raw
-    ],
-    "graph_manifest": [_graph()],
-    "inference": [_inference()],
-    "evidence": _evidence(),
-    "receipts": [_receipts()],
-    "gguf_header": [_gguf()],
-    "bounded": [HONEST_CONFIG, b'["\\u00e9\\"{[", [1e9, -1, null]]'],
-    "decoder": [
-        b'{"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "_"}, "content": " "},'
-        b'{"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0'
-        b"}]}",
-        b'{"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": true}',
-        b'{"type": "WordPiece", "prefix": "##", "cleanup": true}',
-        b'{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}',
-    ],
-    "beside": [
-        b'{"tokenizer_class": "LlamaTokenizer", "bos_token": {"content": "<s>", "lstrip": false},'
-        b'"eos_token": "</s>", "added_tokens_decoder": {"7": {"content": "<x>", "special": true}},'
-        b'"chat_template": "{{ x }}", "additional_special_tokens": ["<y>"],'
-        b'"extra_special_tokens": {"image_token": "<z>"}}'
-    ],
-    "tokenizer": [_tokenizer()],
-}
-"""Honest input of each target, to make others of."""
-
 
 @cache
 def _folder(name: str = "model") -> Path:
     """A folder of this process, in memory where there is such a place."""
     memory = Path("/dev/shm")
     root = tempfile.mkdtemp(prefix=f"shoal-fuzz-{name}-", dir=memory if memory.is_dir() else None)
-    (Path(root) / SINGLE).write_bytes(_safetensors())
+    (Path(root) / SINGLE).write_bytes(honest_safetensors())
     if name == "beside":
         (Path(root) / "config.json").write_bytes(HONEST_CONFIG)
     return Path(root)

@@ -20,8 +20,9 @@ from shoal.swarm.announcement import unseal
 from shoal.testing.byhand import a_step, fragment, rows
 from shoal.wire.framing import FRAGMENT, Assembler
 from shoal.wire.messages import decode, encode
+from tests.fuzz.honest import HONEST, NOW, SEEDS, S
 from tests.fuzz.mutate import changed
-from tests.fuzz.targets import HONEST, NOW, SEEDS, SLOW, TARGETS, S
+from tests.fuzz.targets import SLOW, TARGETS
 
 ODD = st.one_of(
     st.none(),

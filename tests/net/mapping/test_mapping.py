@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from types import ModuleType
 
 import pytest
 import trio
@@ -56,25 +57,30 @@ class Table:
         self.held.remove(mapping)
 
 
-# --- NAT-PMP ---------------------------------------------------------------------------------------------
-
-
-async def answer_natpmp(table: Table, public: str = PUBLIC, *, task_status: trio.TaskStatus[int]) -> None:
+async def answer(
+    protocol: ModuleType, table: Table, public: str = PUBLIC, *, task_status: trio.TaskStatus[int]
+) -> None:
     """The lab's gateway, on a port of loopback. Of each two datagrams it loses one."""
     with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as listening:
         await listening.bind(("127.0.0.1", 0))
         task_status.started(listening.getsockname()[1])
         while True:
-            await listening.recvfrom(64)
-            request, sender = await listening.recvfrom(64)
-            answer = gateway_natpmp.answer_natpmp(request, US, public, 1, table)  # pyright: ignore
-            await listening.sendto(answer or b"", sender)
+            await listening.recvfrom(99)
+            request, sender = await listening.recvfrom(99)
+            if protocol is gateway_pcp:  # which must name the address that it is sent from
+                said = gateway_pcp.answer_pcp(request, "127.0.0.1", public, 1, table)  # pyright: ignore
+            else:
+                said = gateway_natpmp.answer_natpmp(request, US, public, 1, table)  # pyright: ignore
+            await listening.sendto(said or b"", sender)
+
+
+# --- NAT-PMP ---------------------------------------------------------------------------------------------
 
 
 async def test_a_port_is_asked_for_renewed_and_given_back_by_nat_pmp() -> None:
     table = Table(PortMapping("tcp", 4002, "192.168.7.9", 4002, 60))
     async with trio.open_nursery() as nursery:
-        router = NatPmp("127.0.0.1", await nursery.start(answer_natpmp, table))
+        router = NatPmp("127.0.0.1", await nursery.start(answer, gateway_natpmp, table))
         mapped = await router.map(4002, 4002)
         assert mapped == MappedPort(PUBLIC, 4003)  # the one that was wanted is another host's
         assert await router.map(4002, 4003) == mapped
@@ -87,22 +93,10 @@ async def test_a_port_is_asked_for_renewed_and_given_back_by_nat_pmp() -> None:
 # --- PCP -------------------------------------------------------------------------------------------------
 
 
-async def answer_pcp(table: Table, public: str = PUBLIC, *, task_status: trio.TaskStatus[int]) -> None:
-    """The lab's gateway, which loses one of each two datagrams."""
-    with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as listening:
-        await listening.bind(("127.0.0.1", 0))
-        task_status.started(listening.getsockname()[1])
-        while True:
-            await listening.recvfrom(99)
-            request, sender = await listening.recvfrom(99)
-            answer = gateway_pcp.answer_pcp(request, "127.0.0.1", public, 1, table)  # pyright: ignore
-            await listening.sendto(answer or b"", sender)
-
-
 async def test_a_port_is_asked_for_renewed_and_given_back_by_pcp() -> None:
     table = Table(PortMapping("tcp", 4002, "192.168.7.9", 4002, 60))
     async with trio.open_nursery() as nursery:
-        router = Pcp("127.0.0.1", await nursery.start(answer_pcp, table))
+        router = Pcp("127.0.0.1", await nursery.start(answer, gateway_pcp, table))
         mapped = await router.map(4002, 4002)
         assert mapped == MappedPort(PUBLIC, 4003)
         assert await router.map(4002, 4003) == mapped
@@ -115,7 +109,7 @@ async def test_a_port_is_asked_for_renewed_and_given_back_by_pcp() -> None:
 async def test_a_port_of_a_router_behind_another_is_given_back_at_once_by_pcp() -> None:
     table = Table()
     async with trio.open_nursery() as nursery:
-        router = Pcp("127.0.0.1", await nursery.start(answer_pcp, table, "100.64.0.9"))
+        router = Pcp("127.0.0.1", await nursery.start(answer, gateway_pcp, table, "100.64.0.9"))
         with pytest.raises(ChannelClosed, match="is no public one"):
             await router.map(4002, 4002)
         nursery.cancel_scope.cancel()
@@ -145,7 +139,7 @@ def test_a_refusal_and_an_answer_to_somebody_else_are_told_by_pcp() -> None:
 async def test_behind_another_router_no_port_is_asked_for(private: str) -> None:
     table = Table()
     async with trio.open_nursery() as nursery:
-        router = NatPmp("127.0.0.1", await nursery.start(answer_natpmp, table, private))
+        router = NatPmp("127.0.0.1", await nursery.start(answer, gateway_natpmp, table, private))
         with pytest.raises(ChannelClosed, match="is no public one"):
             await router.map(4002, 4002)
         nursery.cancel_scope.cancel()

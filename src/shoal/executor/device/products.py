@@ -121,7 +121,7 @@ class WideMatrix:
         return _plus(functional.linear(x.to(self._weights.dtype), self._weights), self._bias)
 
 
-class Int8Matrix:
+class _ScaledRows:
     """Weights int8 ``[rows, cols]``, with a scale for each row."""
 
     def __init__(
@@ -134,9 +134,18 @@ class Int8Matrix:
         self._scales = scales
         self._bias = bias
         self._products = products
-        self._ones = torch.ones_like(scales, dtype=torch.bfloat16)  # the scales are applied in float32
         # What CUDA's product of integers asks for; others take any shape.
         self._whole = self.rows % 8 == 0 and self.cols % 8 == 0
+
+
+class Int8Matrix(_ScaledRows):
+    """Such weights, for rows that are rounded to 16 bits or not at all."""
+
+    def __init__(
+        self, weights: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, products: Products
+    ) -> None:
+        super().__init__(weights, scales, bias, products)
+        self._ones = torch.ones_like(scales, dtype=torch.bfloat16)  # the scales are applied in float32
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) <= FEW_ROWS and self._products.int8_weights:
@@ -161,23 +170,12 @@ class Int8Matrix:
         return sums.float() * (self._scales * (largest / limit))
 
 
-class W8A8Matrix:
-    """Weights int8 ``[rows, cols]`` with a scale for each row, for rows that are rounded to 8 bits too."""
-
-    def __init__(
-        self, weights: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, products: Products
-    ) -> None:
-        self.rows, self.cols = weights.shape
-        self.device = weights.device
-        self.bytes = _bytes(weights, scales, bias)
-        self._weights = weights
-        self._scales = scales
-        self._bias = bias
-        self._integers = products.integers and self.rows % 8 == 0 and self.cols % 8 == 0  # as CUDA asks
+class W8A8Matrix(_ScaledRows):
+    """Such weights, for rows that are rounded to 8 bits too."""
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         whole, x_scales = quantise(x.float(), "w8a8", self.cols)
-        if len(x) > FEW_ROWS and self._integers:
+        if len(x) > FEW_ROWS and self._products.integers and self._whole:
             sums = torch._int_mm(whole.to(torch.int8), self._weights.T).float()  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         else:
             sums = (whole.bfloat16() @ self._weights.bfloat16().T).float()  # bfloat16 holds 8 bits exactly
