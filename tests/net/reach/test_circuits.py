@@ -1,88 +1,121 @@
-"""What a relay grants: within bounds, whatever is asked."""
+"""Circuits over a relay: what they join, and when they end."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
 import pytest
+import trio
+from trio.testing import MockClock, memory_stream_pair
 
-from shoal.errors import Busy, ChannelClosed
-from shoal.net.reach.circuits import Circuits, RelayLimits
-from shoal.types import PeerId
-
-A, B, C = PeerId("a"), PeerId("b"), PeerId("c")
-LIMITS = RelayLimits(circuits=3, circuits_per_peer=2, join_s=10)
+from shoal.net.reach.openings import new_token
+from tests.net.reach.relay_bench import SMALL, A, B, bench, exactly
 
 
-def token(number: int) -> bytes:
-    return bytes([number]) * 32
+async def test_a_circuit_carries_bytes_both_ways_and_ends_with_its_ends():
+    async with bench() as at:
+        a, b = await at.join(A), await at.join(B)
+        await b.reserve(1)
+        one, other = await at.circuit(a, B)
+        for source, sink in ((one, other), (other, one)):
+            data = os.urandom(1 << 20)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(source.send_all, data)
+                assert await exactly(sink, len(data)) == data
+        assert at.relay.circuits == 1
+        await one.send_eof()
+        assert await other.receive_some(1) == b""
+        await other.send_all(b"last words")
+        assert await exactly(one, 10) == b"last words"
+        await other.aclose()
+        assert await one.receive_some(1) == b""
+        await trio.testing.wait_all_tasks_blocked()
+        assert at.relay.circuits == 0
+        assert at.relay.relayed == (2 << 20) + 10
 
 
-def test_a_circuit_is_granted_then_joined_and_then_nobody_else_comes_with_its_token():
-    circuits = Circuits(LIMITS)
-    circuits.grant(token(1), A, B, now=0)
-    assert circuits.granted(token(1), now=1)
-    assert circuits.join(token(1), now=1)
-    assert not circuits.granted(token(1), now=1)
-    assert not circuits.join(token(1), now=1)
-    assert len(circuits) == 1
-    circuits.end(token(1))
-    assert len(circuits) == 0
+async def test_a_token_that_nobody_was_granted_is_hung_up_on():
+    async with bench() as at:
+        end, at_relay = memory_stream_pair()
+        at.nursery.start_soon(at.relay.join, new_token(), at_relay)
+        assert await end.receive_some(1) == b""
 
 
-def test_who_does_not_come_in_time_is_forgotten():
-    circuits = Circuits(LIMITS)
-    circuits.grant(token(1), A, B, now=0)
-    assert not circuits.granted(token(1), now=11)
-    assert not circuits.join(token(1), now=11)
-    assert len(circuits) == 0
+async def test_a_circuit_of_which_one_end_does_not_come_is_given_up(autojump_clock: MockClock):
+    async with bench() as at:
+        a, b = await at.join(A), await at.join(B)
+        await b.reserve(1)
+        token = new_token()
+        await a.call(B, "relay", token, (), "unknown")
+        end, at_relay = memory_stream_pair()
+        at.nursery.start_soon(at.relay.join, token, at_relay)
+        start = trio.current_time()
+        assert await end.receive_some(1) == b""
+        assert trio.current_time() - start == pytest.approx(SMALL.join_s)
+        assert at.relay.circuits == 0
 
 
-def test_a_peer_has_so_many_circuits_whether_it_calls_or_is_called():
-    circuits = Circuits(LIMITS)
-    circuits.grant(token(1), A, B, now=0)
-    circuits.grant(token(2), C, A, now=0)
-    for caller, called in ((A, C), (B, A)):
-        with pytest.raises(Busy):
-            circuits.grant(token(3), caller, called, now=0)
-    circuits.grant(token(3), B, C, now=0)
+async def test_a_circuit_that_never_closes_ends_once_nothing_goes_over_it(autojump_clock: MockClock):
+    limits = replace(SMALL, idle_s=30)
+    async with bench(limits) as at:
+        a, b = await at.join(A), await at.join(B)
+        await b.reserve(1)
+        one, other = await at.circuit(a, B)
+        for _ in range(3):
+            await trio.sleep(20)
+            await one.send_all(b"?")
+            assert await exactly(other, 1) == b"?"
+        start = trio.current_time()
+        assert await other.receive_some(1) == b""
+        assert trio.current_time() - start == pytest.approx(30)
+        assert at.relay.circuits == 0
 
 
-def test_a_relay_has_so_many_circuits_joined_ones_among_them():
-    circuits = Circuits(LIMITS)
-    for number in range(3):
-        circuits.grant(token(number), PeerId(f"x{number}"), PeerId(f"y{number}"), now=0)
-        assert circuits.join(token(number), now=0)
-    with pytest.raises(Busy):
-        circuits.grant(token(9), A, B, now=0)
-    circuits.end(token(0))
-    circuits.grant(token(9), A, B, now=0)
+async def test_a_circuit_of_which_one_end_has_ended_does_not_wait_long_for_the_other(
+    autojump_clock: MockClock,
+):
+    async with bench() as at:
+        a, b = await at.join(A), await at.join(B)
+        await b.reserve(1)
+        one, other = await at.circuit(a, B)
+        await one.aclose()
+        assert await other.receive_some(1) == b""
+        await trio.sleep(SMALL.ending_s + 1)
+        assert at.relay.circuits == 0
 
 
-def test_a_network_has_so_many_circuits_however_many_keys_it_makes():
-    circuits = Circuits(RelayLimits(circuits=9, circuits_per_network=2))
-    for number in range(2):
-        peers = PeerId(f"x{number}"), PeerId(f"y{number}")
-        circuits.grant(token(number), *peers, now=0, networks=frozenset({"1.1.1.0/24"}))
-    with pytest.raises(Busy, match="network"):
-        circuits.grant(token(3), A, B, now=0, networks=frozenset({"2.2.2.0/24", "1.1.1.0/24"}))
-    circuits.grant(token(3), A, B, now=0, networks=frozenset({"2.2.2.0/24"}))
+async def test_a_circuit_has_so_much_time_and_so_many_bytes(autojump_clock: MockClock):
+    limits = replace(SMALL, circuit_s=50, circuit_bytes=1000)
+    async with bench(limits) as at:
+        a, b = await at.join(A), await at.join(B)
+        await b.reserve(1)
+        one, other = await at.circuit(a, B)
+        await one.send_all(bytes(1000))
+        await exactly(other, 1000)
+        await one.send_all(b"1")
+        assert await other.receive_some(1) == b""
+        one, other = await at.circuit(a, B)
+        start = trio.current_time()
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await one.send_all(b"?")
+                await trio.sleep(1)
+        assert 50 <= trio.current_time() - start <= 52
+        assert at.relay.circuits == 0
 
 
-def test_a_grant_is_withdrawn_and_a_joined_circuit_is_not():
-    circuits = Circuits(LIMITS)
-    circuits.grant(token(1), A, B, now=0)
-    circuits.grant(token(2), A, B, now=0)
-    circuits.join(token(2), now=0)
-    circuits.withdraw(token(1))
-    circuits.withdraw(token(2))
-    assert not circuits.granted(token(1), now=0)
-    assert len(circuits) == 1
-
-
-def test_a_token_is_of_one_circuit():
-    circuits = Circuits(LIMITS)
-    circuits.grant(token(1), A, B, now=0)
-    with pytest.raises(ChannelClosed):
-        circuits.grant(token(1), C, B, now=0)
-    circuits.join(token(1), now=0)
-    with pytest.raises(ChannelClosed):
-        circuits.grant(token(1), C, B, now=0)
+async def test_an_end_that_does_not_read_ends_its_circuit(autojump_clock: MockClock):
+    async with bench(replace(SMALL, idle_s=30)) as at:
+        a, b = await at.join(A), await at.join(B)
+        await b.reserve(1)
+        token = new_token()
+        await a.call(B, "relay", token, (), "unknown")
+        writer, at_relay = memory_stream_pair()
+        reader, slow = trio.testing.lockstep_stream_pair()  # a write ends once it is read
+        at.nursery.start_soon(at.relay.join, token, at_relay)
+        at.nursery.start_soon(at.relay.join, token, slow)
+        await writer.send_all(b"unread")
+        assert await writer.receive_some(1) == b""
+        assert trio.current_time() == pytest.approx(30)
+        await reader.aclose()
