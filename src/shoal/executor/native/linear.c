@@ -26,6 +26,13 @@ INLINE float weight(const void *w, int64_t at, int bf16) {
     return bf16 ? from_bf16(((const uint16_t *)w)[at]) : ((const float *)w)[at];
 }
 
+/* The columns behind the last whole vector, added one after another. Seldom any: one copy (COLD), not one for each
+ * tile's shape. */
+COLD float dot_rest(const void *w, const float *x, int64_t from, int64_t cols, int bf16, float sum) {
+    for (int64_t k = from; k < cols; k++) sum += weight(w, k, bf16) * x[k];
+    return sum;
+}
+
 /* Rows r, r + apart, r + 2 · apart … of the weights, n of them, with rows first … of x, m of them. From one r to
  * the next each is a long stream, which the hardware fetches ahead by itself; neighbours it finds too late. */
 INLINE void dot_tile(const job_t *job, int r, int apart, int n, int first, int m, int bf16) {
@@ -45,7 +52,8 @@ INLINE void dot_tile(const job_t *job, int r, int apart, int n, int first, int m
     }
     UNROLL for (int j = 0; j < n; j++) UNROLL for (int i = 0; i < m; i++) {
         float sum = sum16(acc[j][i]);
-        for (int64_t t = k; t < cols; t++) sum += weight(w, (r + j * apart) * cols + t, bf16) * x[i * cols + t];
+        const char *row = (const char *)w + (r + j * apart) * cols * (bf16 ? 2 : 4);
+        if (k < cols) sum = dot_rest(row, x + i * cols, k, cols, bf16, sum);
         put(job, first + i, r + j * apart, sum);
     }
 }
@@ -206,6 +214,12 @@ static void float_chunk(void *context, int chunk, int thread) {
 
 #define STEP (2 * LANES) /* columns of one madd */
 
+COLD int32_t int8_rest(const int8_t *w, const int16_t *q, int from, int depth) {
+    int32_t sum = 0;
+    for (int k = from; k < depth; k++) sum += (int32_t)w[k] * q[k];
+    return sum;
+}
+
 /* Rows of weights `apart` rows apart, as in dot_tile, n of them, with m rows of x. Where a row is taken in pieces
  * its stream is broken, and is fetched ahead by hand. */
 INLINE void int8_tile(const int8_t *w, int64_t apart, const int16_t *q, int64_t cols, int depth, int32_t *sums,
@@ -228,7 +242,7 @@ INLINE void int8_tile(const int8_t *w, int64_t apart, const int16_t *q, int64_t 
     }
     UNROLL for (int j = 0; j < n; j++) UNROLL for (int i = 0; i < m; i++) {
         int32_t sum = sum_i32(acc[j][i]);
-        for (int t = k; t < depth; t++) sum += (int32_t)w[j * apart * cols + t] * q[i * stride + t];
+        if (k < depth) sum += int8_rest(w + j * apart * cols, q + i * stride, k, depth);
         sums[j * apart * sums_stride + i] += sum;
     }
 }

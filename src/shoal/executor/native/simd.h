@@ -24,6 +24,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+#define COLD __attribute__((noinline, unused)) static
 #define UNROLL _Pragma("GCC unroll 16")
 #define RESTRICT __restrict__
 
