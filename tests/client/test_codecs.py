@@ -97,6 +97,12 @@ async def test_hops_have_a_say_in_it_once_they_have_answered_and_none_where_ever
             assert {codec for _, codec, _ in taken} == {"float32"}
 
 
+@pytest.fixture
+def steps_of_no_time(monkeypatch):
+    """On a busy machine steps take so long that no link is slow beside them."""
+    monkeypatch.setattr("shoal.wire.codec.EXACT_SHARE", 0.0)
+
+
 async def learn_the_links(swarm, checkpoint):
     """Sessions with long prompts, until every channel between the hops is known to be slow."""
     for _ in range(ENOUGH):
@@ -104,6 +110,7 @@ async def learn_the_links(swarm, checkpoint):
             await decoded(session, LONG, 2)
 
 
+@pytest.mark.usefixtures("steps_of_no_time")
 async def test_sessions_over_links_that_are_known_as_slow_send_less_on_every_way(home, checkpoint, taken):
     async with memory_swarm(home, checkpoint, THIRDS, format="bf16", prefill_chunk=200) as swarm:
         swarm.world.bytes_s = SLOW
@@ -117,6 +124,7 @@ async def test_sessions_over_links_that_are_known_as_slow_send_less_on_every_way
     assert {hop for hop, _, _ in taken} == {0, 1, 2}
 
 
+@pytest.mark.usefixtures("steps_of_no_time")
 @pytest.mark.parametrize("whole_route", [False, True])
 async def test_a_session_keeps_its_codec_whatever_is_learnt_of_links_and_whoever_is_lost(
     home, checkpoint, taken, whole_route
