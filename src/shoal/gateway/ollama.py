@@ -13,6 +13,7 @@ from starlette.routing import Route
 from shoal.client.swarm import Swarm
 from shoal.gateway.access.guard import caller_of
 from shoal.gateway.access.limits import RETRY_S
+from shoal.gateway.access.protection import unaudited_caller
 from shoal.gateway.api import embeddings, ollama, ollama_models
 from shoal.gateway.api.ollama import OllamaForm, OllamaPiece, Wording
 from shoal.gateway.api.ollama_pull import PullAnswer, name_to_pull
@@ -98,7 +99,7 @@ class OllamaRoutes:
             return JSONResponse(empty)
         prepare = partial(embeddings.ollama_request, body, self._swarm, model)
         write = partial(embeddings.ollama_answer, body)
-        caller, prefix = caller_of(request), embeddings.OLLAMA_PREFIX
+        caller, prefix = unaudited_caller(request, body.protect), embeddings.OLLAMA_PREFIX
         return EmbeddingExchange(self._desk, self._swarm, caller, prepare, write, prefix=prefix)
 
     def _exchange(

@@ -45,17 +45,26 @@ def transcribe(
     ] = None,
     translate: Annotated[bool, typer.Option("--translate", help="Write it down in English.")] = False,
     only: options.OnlyOption = None,
+    attested_only: options.AttestedOnlyOption = None,
+    measurements: options.MeasurementsOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Write down what is said in a recording. It is heard 30 seconds at a time."""
     settings = options.settings(
-        swarm=swarm, public=public, model=model, format=format, device=device, only=only
+        swarm=swarm,
+        public=public,
+        model=model,
+        format=format,
+        device=device,
+        only=only,
+        attested_only=attested_only,
+        measurements=measurements,
     )
     recording = read_file(file)
     began = time.monotonic()
 
     def heard(segment: Segment) -> None:
-        if segment.text.strip():
+        if segment.text.strip() and not as_json:
             sys.stdout.write(segment.text.strip() + "\n")
             sys.stdout.flush()
 
@@ -67,7 +76,7 @@ def transcribe(
                 language=language,
                 task="translate" if translate else "transcribe",
                 format=settings.asked_format,
-                **({} if as_json else {"heard": heard}),
+                heard=heard,
             )
 
     found = in_swarm(settings, once)

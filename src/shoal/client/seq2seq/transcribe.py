@@ -136,7 +136,13 @@ class Speaks(Protocol):
     async def encoder_decoder(self, local: LocalModel) -> EncoderDecoder | None: ...
     async def codec(self, local: LocalModel, *, needed: bool = False) -> TextCodec | None: ...
     def session(
-        self, model: str, *, tokens: int | None, format: Format | None, source: EncoderInput | None
+        self,
+        model: str,
+        *,
+        tokens: int | None,
+        format: Format | None,
+        attested: bool | None,
+        source: EncoderInput | None,
     ) -> AbstractAsyncContextManager[Session]: ...
 
 
@@ -147,11 +153,15 @@ async def open_transcriber(
     language: str | None = None,
     task: Task = "transcribe",
     format: Format | None = None,
+    attested: bool | None = None,
     follow: Callable[[Session], None] = lambda _: None,
     heard: Callable[[Segment], None] = lambda _: None,
     **sampling: Any,
 ) -> Transcriber:
     """What writes a recording down with a model. Nothing is sent yet.
+
+    Args:
+        attested: as ``Swarm.session`` has it, for the encoder as for the decoder.
 
     Raises:
         UsageError: the model hears nothing, or does not know the language.
@@ -169,6 +179,7 @@ async def open_transcriber(
     settings = await trio.to_thread.run_sync(speech_settings, local, both)
     if language is not None or not settings.languages:
         settings.prompt(language, task)
+    opening = partial(swarm.session, model, format=format, attested=attested)
     codec = await swarm.codec(local, needed=True)
     if codec is None:
         raise BadWeights(f"{local.name} has no tokenizer", check="fetch the model again")
@@ -178,7 +189,7 @@ async def open_transcriber(
         codec=codec,
         rows=both.source,
         bins=both.bins,
-        open_decoder=lambda source, tokens: swarm.session(model, tokens=tokens, format=format, source=source),
+        open_decoder=lambda source, tokens: opening(tokens=tokens, source=source),
         language=language,
         task=task,
         sampling=sampling_for(local.sampling, {"temperature": 0.0, **sampling}, 0.0),

@@ -14,7 +14,7 @@ import re
 import secrets
 import socket
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -24,10 +24,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.errors import ShoalError
 from shoal.gateway.access.keys import LOCAL, Caller, KeyRing
+from shoal.gateway.access.protection import protected
 from shoal.gateway.error_forms import error_response, speaks_anthropic
 from shoal.gateway.errors import BadRequest, Forbidden, HttpError, NotFound, Unauthorized
 from shoal.gateway.unread import Incoming
-from shoal.types import PROTECTION_LEVELS, protection_level
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,6 @@ CORS_HEADERS = "authorization, content-type, x-api-key"
 """What a page may send where its preflight does not say what it is going to."""
 CORS_EXPOSED = "x-request-id, retry-after, x-shoal-relaxed"
 """What a page may read of an answer, beside what every page may."""
-PROTECT = "x-shoal-protect"
-"""By which a request says how its answer is protected, whatever its route."""
 PREFLIGHT_S = "600"
 MAX_PORT = 65535
 MAX_PREFLIGHT = 2048
@@ -146,7 +144,7 @@ class GuardMiddleware:
         if origin in self._doors.origins and "access-control-request-method" in headers:
             return _preflight(headers)
         if not is_open:
-            request.scope["caller"] = _protected(caller or self._without_key(request), headers)
+            request.scope["caller"] = protected(caller or self._without_key(request), headers)
         return None
 
     def _check_way(self, headers: Headers, browser: bool) -> None:
@@ -208,25 +206,6 @@ class Defect(HttpError):
 def caller_of(request: Request) -> Caller:
     """On whose behalf the request is; the guard has seen to it that there is somebody."""
     return request.scope["caller"]
-
-
-def _protected(caller: Caller, headers: Headers) -> Caller:
-    """The caller with the protection that the request asks for, where its body does not.
-
-    Raises:
-        BadRequest: there is none by that name.
-    """
-    wanted = headers.get(PROTECT)
-    if wanted is None:
-        return caller
-    level = protection_level(wanted)
-    if level is None:
-        raise BadRequest(
-            f"the header {PROTECT} is {wanted[:100]!r}",
-            check=f"send one of: {', '.join(PROTECTION_LEVELS)}",
-            param=PROTECT,
-        )
-    return replace(caller, protect=level)
 
 
 def _check_names(headers: Headers) -> None:

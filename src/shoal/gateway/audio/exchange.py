@@ -77,6 +77,7 @@ class AudioExchange:
             language=asked.body.language,
             task=asked.task,
             temperature=asked.body.temperature,
+            attested=self._caller.attested or None,
         )
         record = self._desk.answers.records.begin(PREFIX, asked.model.id, self._caller.id)
         with self._desk.recorded(record, self._caller, path):

@@ -15,6 +15,7 @@ from shoal.client.seq2seq.speech import Task
 from shoal.client.swarm import Swarm
 from shoal.gateway.access.guard import caller_of
 from shoal.gateway.access.limits import RETRY_S
+from shoal.gateway.access.protection import unaudited_caller
 from shoal.gateway.audio.exchange import AudioExchange, Recording
 from shoal.gateway.body import checked, read_form
 from shoal.gateway.errors import BadRequest, LimitReached
@@ -59,6 +60,7 @@ class AudioRoutes:
                 data = await file.read()
             finally:
                 await form.close()
+            caller = unaudited_caller(request, body.protect)
             recording = Recording(await self._models.find(body.model), body, task, data)
             return AudioExchange(self._desk, self._swarm, caller, recording, held.pop_all())
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from shoal.gateway.schema.common import Body, ModelName
+from shoal.gateway.schema.common import Body, ModelName, UnauditedLevel
 
 Code = Annotated[str, StringConstraints(min_length=2, max_length=12)]
 
@@ -22,3 +22,4 @@ class AudioRequest(Body):
     """Not taken: what was said before is not shown to the model."""
     stream: Literal["false"] = "false"
     user: str | None = None
+    protect: UnauditedLevel | None = None

@@ -46,6 +46,8 @@ Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
 TokenId = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 Limit = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+UnauditedLevel = Literal["fast", "attested"]
+"""Of :data:`shoal.types.ProtectionLevel`, those that vectors and transcripts can have."""
 
 
 MISFIT = "misfit"

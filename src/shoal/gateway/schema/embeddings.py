@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from shoal.gateway.schema.common import Body, ModelName, by, tag
+from shoal.gateway.schema.common import Body, ModelName, UnauditedLevel, by, tag
 from shoal.gateway.schema.completions import PromptIds, PromptText, kind_of_prompt
 
 MAX_INPUTS = 2048
@@ -30,6 +30,7 @@ class EmbeddingsRequest(Body):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Dimensions | None = None
     user: str | None = None
+    protect: UnauditedLevel | None = None
 
 
 def _kind(value: Any) -> str | None:
@@ -56,6 +57,7 @@ class EmbedRequest(Body):
     """Without any, Ollama only loads the model."""
     truncate: bool | None = None
     dimensions: Dimensions | None = None
+    protect: UnauditedLevel | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -70,3 +72,4 @@ class OneEmbeddingRequest(Body):
 
     model: ModelName
     prompt: AnyText | None = None
+    protect: UnauditedLevel | None = None
