@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import trio
 
 from shoal.gateway.access import keys
 from shoal.gateway.access.keys import KeyLimits
@@ -11,6 +14,7 @@ from shoal.testing.cheats import cheating
 from shoal.types import Span
 
 from .conftest import served
+from .stored.stored import line
 from .test_chat import events
 
 HALVES = [Span(0, 3), Span(3, 6)]
@@ -51,6 +55,24 @@ async def test_a_header_says_it_on_every_route_and_the_body_comes_before_it(audi
     refused = await audited.post("/v1/completions", {"X-Shoal-Protect": "none"}, prompt="a")
     assert refused.status_code == 400
     assert "fast, audited" in refused.text
+
+
+async def test_a_batch_keeps_for_its_lines_what_its_own_header_says(audited):
+    body = {"model": audited.model, "prompt": "a", "max_tokens": 4, "temperature": 0}
+    lines = [line("kept", "/v1/completions", **body), line("own", "/v1/completions", **body, protect="fast")]
+    files = {"file": ("in.jsonl", b"".join(lines)), "purpose": (None, "batch")}
+    upload = (await audited.http.post("/v1/files", files=files)).json()
+    asked = {"input_file_id": upload["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+    header = {"X-Shoal-Protect": "audited"}
+    batch = (await audited.http.post("/v1/batches", json=asked, headers=header)).json()
+    with trio.fail_after(20):
+        while batch["output_file_id"] is None:
+            await trio.sleep(0.05)
+            batch = (await audited.http.get(f"/v1/batches/{batch['id']}")).json()
+    output = (await audited.http.get(f"/v1/files/{batch['output_file_id']}/content")).text
+    answers = [json.loads(one) for one in output.splitlines()]
+    said = {one["custom_id"]: one["response"]["body"]["shoal"]["protection"]["asked"] for one in answers}
+    assert said == {"kept": "audited", "own": "fast"}
 
 
 async def test_a_keys_answers_are_protected_as_it_says(audited):

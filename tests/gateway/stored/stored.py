@@ -42,7 +42,7 @@ def line(custom_id, url=CHAT, **body):
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body}).encode() + b"\n"
 
 
-def batch_of(store, lines, caller="local"):
+def batch_of(store, lines, caller="local", **fields):
     file = store.files.add(caller, "in.jsonl", lines, None)
     now = store.clock()
     batch = StoredBatch(
@@ -53,6 +53,7 @@ def batch_of(store, lines, caller="local"):
         error_file=new_file_id(),
         created=now,
         expires=now + WINDOW_S,
+        **fields,
     )
     store.add(caller, batch)
     return batch

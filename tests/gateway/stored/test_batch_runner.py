@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 
+import msgspec
 import trio
 
 from shoal.gateway.access.keys import LOCAL, KeyLimits, create, revoke
@@ -29,6 +33,25 @@ async def test_each_line_is_answered_and_written_in_the_order_of_the_file(store)
     assert [one["custom_id"] for one in good] == sorted(one["custom_id"] for one in good)
     assert [one["response"]["status_code"] for one in bad] == [400]
     assert {one["response"]["body"]["said"] for one in (*good, *bad)} == set(range(9))
+
+
+async def test_lines_have_the_protection_of_their_batch_and_else_that_of_the_key(store, tmp_path):
+    careful = replace(LOCAL, protect="audited")
+    for kept, given in (("attested", "attested"), (None, "audited")):
+        batch = batch_of(store, [line("r", n=0)], protect=kept)
+        routes = Routes()
+        async with running(store, routes, callers=lambda id: careful):
+            await ended(store, batch)
+        assert [caller.protect for caller in routes.callers] == [given]
+
+
+def test_a_batch_of_a_version_that_kept_no_protection_is_read(store, tmp_path):
+    batch = batch_of(store, [line("r", n=0)], protect="attested")
+    with closing(sqlite3.connect(tmp_path / "gateway.db")) as database, database:
+        (record,) = database.execute("SELECT record FROM batches").fetchone()
+        before = {name: value for name, value in json.loads(record).items() if name != "protect"}
+        database.execute("UPDATE batches SET record = ?", (json.dumps(before),))
+    assert store.find("local", batch.id) == msgspec.structs.replace(batch, protect=None)
 
 
 async def test_a_defect_that_a_line_has_met_is_the_lines_own_error(store, caplog, monkeypatch):

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from shoal.types import ProtectionLevel
+
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
 ]
@@ -43,6 +45,9 @@ class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] | None = None
     output_kept_s: float | None = None
     """How long its outputs are kept, where its caller has said."""
+    protect: ProtectionLevel | None = None
+    """That of its lines that do not say, as the request had it that made the batch, by its header or its key.
+    ``None`` as its key has it: so it is for batches of versions that did not keep it."""
     total: int = 0
     """Requests in it; 0 until its file was read."""
     errors: tuple[BatchError, ...] = ()

@@ -48,7 +48,7 @@ class BatchRoutes:
         body = await read_body(request, BatchRequest)
         if not self._store.files.keeping.on:
             raise Forbidden("this gateway keeps no batches", check="set store_days in its config.toml")
-        now = self._store.clock()
+        now, caller = self._store.clock(), caller_of(request)
         batch = StoredBatch(
             id=f"batch_{secrets.token_hex(12)}",
             endpoint=body.endpoint,
@@ -59,8 +59,9 @@ class BatchRoutes:
             expires=now + WINDOW_S,
             metadata=body.metadata,
             output_kept_s=body.output_expires_after.seconds if body.output_expires_after else None,
+            protect=caller.protect,
         )
-        await trio.to_thread.run_sync(self._store.add, caller_of(request).id, batch)
+        await trio.to_thread.run_sync(self._store.add, caller.id, batch)
         self._runner.look()
         return JSONResponse(batch.shown(0, 0))
 

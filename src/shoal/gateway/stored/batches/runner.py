@@ -332,8 +332,9 @@ class BatchRunner:
         if batch.endpoint == "/v1/responses":
             store = body.get("store")
             body = body | {"store": False if store is None else store}  # or it pushes conversations out
+        caller = replace(caller, background=True, protect=batch.protect or caller.protect)
         with trio.move_on_after(LINE_WITHIN_S):
-            return await self._ask(batch.endpoint, body, replace(caller, background=True))
+            return await self._ask(batch.endpoint, body, caller)
         return RouteAnswer(504, "", {"error": {"message": f"no answer within {LINE_WITHIN_S:.0f} s"}})
 
 
