@@ -22,6 +22,7 @@ from shoal.client.attestation import attested
 from shoal.client.attestation.asking import AttestationQuestions
 from shoal.client.ring import rings, route_finder
 from shoal.client.sampling import Sampler, Sampling
+from shoal.client.session import Session
 from shoal.errors import NoCoverage, NotAllowed, RemoteProtocolError, ShoalError, UsageError
 from shoal.node.attestation.answering import NOT_ATTESTING
 from shoal.node.attestation.start import Attesting
@@ -66,6 +67,26 @@ async def hear(swarm: MemorySwarm) -> None:
     with trio.fail_after(5):
         while len(swarm.client.announcements()) < len(swarm.nodes):
             await swarm.client.member.wait_changed()
+
+
+def kill_hop(swarm: MemorySwarm, session: Session) -> int:
+    """The one hop of a session is gone; which node it was."""
+    at = session.ring.route[0].address.peer
+    index = next(i for i, network in enumerate(swarm.networks) if network.peer == at)
+    swarm.kill(index)
+    return index
+
+
+@asynccontextmanager
+async def two_replicas(home: Path, checkpoint: Path) -> AsyncGenerator[MemorySwarm]:
+    """Two nodes that serve the whole model, of which the first alone has shown yet what it runs on."""
+    shown = [attesting_on(chip()), attesting_on(chip())]
+    async with swarm_of(home, checkpoint, *shown, spans=[Span(0, 6)] * 2) as swarm:
+        await hear(swarm)
+        known = swarm.client.rings.attested
+        assert known is not None
+        await known.refresh([a for a in swarm.client.announcements() if a.peer == swarm.networks[0].peer])
+        yield swarm
 
 
 async def test_an_answer_comes_over_peers_that_have_shown_what_they_run_on(
@@ -172,18 +193,58 @@ async def test_when_the_attested_hop_is_lost_the_session_goes_on_over_another_at
         await hear(swarm)
         async with swarm.client.session(str(checkpoint), tokens=32, attested=True) as session:
             await session.advance(PROMPT, GREEDY, more=True)
-            for _ in range(2):
-                at = session.ring.route[0].address.peer
-                index = next(i for i, network in enumerate(swarm.networks) if network.peer == at)
-                assert index < 2
-                swarm.kill(index)
-                try:
-                    await session.advance([1], GREEDY, more=True)
-                except NoCoverage as error:
-                    assert "list of measurements" in error.message
-                    break
-            else:
-                pytest.fail("a session went on over a node that shows nothing")
+            first = kill_hop(swarm, session)
+            await session.advance([1], GREEDY, more=True)
+            assert {first, kill_hop(swarm, session)} == {0, 1}
+            with pytest.raises(NoCoverage, match="list of measurements"):
+                await session.advance([1], GREEDY, more=True)
+
+
+async def test_a_peer_that_was_not_needed_is_asked_when_the_others_turn_out_to_be_gone(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    async with two_replicas(tmp_path, checkpoint) as swarm:
+        async with swarm.client.session(str(checkpoint), tokens=16, attested=True) as session:
+            assert session.ring.route[0].address.peer == swarm.networks[0].peer
+        swarm.kill(0)
+        async with swarm.client.session(str(checkpoint), tokens=16, attested=True) as session:
+            assert session.ring.route[0].address.peer == swarm.networks[1].peer
+
+
+async def test_a_peer_of_another_format_makes_no_others_answer_unneeded(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    def late(data: bytes) -> bytes:
+        time.sleep(0.3)  # on the thread that makes quotes
+        return chip().report(data)
+
+    async with memory_swarm(tmp_path, checkpoint, []) as swarm:
+        await swarm.add_node(Span(0, 6), attesting=attesting_on(chip()), format="int8")
+        await swarm.add_node(Span(0, 6), attesting=attesting_on(chip(), late))
+        swarm.client.member.clock.wall = time.time
+        swarm.client.rings.attest_by(ALLOWED, Roots(amd=chip().roots))
+        await hear(swarm)
+        async with swarm.client.session(str(checkpoint), tokens=16, format="fp32", attested=True) as session:
+            assert session.ring.route[0].address.peer == swarm.networks[1].peer
+
+
+async def test_a_node_that_has_restarted_with_a_new_key_is_asked_again(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    shown = [attesting_on(chip()), attesting_on(chip())]
+    async with swarm_of(tmp_path, checkpoint, *shown, spans=[Span(0, 3), Span(3, 6)]) as swarm:
+        await hear(swarm)
+        for _ in range(2):
+            async with swarm.client.session(str(checkpoint), tokens=16, attested=True) as session:
+                await session.advance([1], GREEDY)
+                keys = [hop.noise_key for hop in session.ring.route]
+                assert keys == [network.noise_key for network in swarm.networks]
+            for network in swarm.networks:
+                network.noise_key = os.urandom(32)
+                for pipe in network.pipes:
+                    await pipe.aclose()
+                network.pipes.clear()
+            await trio.testing.wait_all_tasks_blocked()
 
 
 async def test_who_does_not_show_it_again_is_lost_to_its_sessions(

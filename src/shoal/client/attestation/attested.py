@@ -7,9 +7,10 @@ again takes part in no route from then on, and the sessions over it go on elsewh
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 import trio
 
@@ -18,6 +19,7 @@ from shoal.errors import ShoalError, UsageError
 from shoal.net.pool import ChannelPool
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.names import name_of
+from shoal.tasks import ends_alone
 from shoal.trust.attestation.evidence import AttestationRefused
 from shoal.trust.attestation.verify import Verified
 from shoal.types import PeerId
@@ -29,13 +31,16 @@ RENEW_S = 300.0
 RETRY_S = 20.0
 """How long who has shown nothing is not asked again."""
 AT_ONCE = 8
-"""Peers that are asked at a time."""
+"""Peers that are asked at a time; of those that take longer than :data:`TURN_S`, more."""
+TURN_S = 2.0
+"""How long one peer's question keeps others waiting; :data:`ASKED_AT_MOST` peers have their turn within
+:data:`ALL_WITHIN_S`."""
 ASKED_AT_MOST = 64
 """Peers that are asked for one session; anybody can announce more."""
 ALL_WITHIN_S = 20.0
 """How long one session waits for their answers."""
 MOST = 256
-"""Peers that are remembered; the ones that were asked first are forgotten."""
+"""Peers that are remembered, beside those in use."""
 DIAL_WITHIN_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -50,21 +55,56 @@ class _Asked:
     verified: Verified | None
     why: str = ""
     """Why it has shown nothing."""
+    failures: int = 0
+    """In a row, with this one."""
+
+    @property
+    def until(self) -> float:
+        """Until when it counts: no longer than what it was verified with holds."""
+        if self.verified is None:
+            return self.at
+        return self.at + min(FRESH_S, self.verified.claims.expires - self.verified.since)
+
+
+@dataclass(eq=False)
+class _Question:
+    """One that waits for its turn or is under way, for all who want the answer."""
+
+    over: trio.Event = field(default_factory=trio.Event)
+    wanted: int = 0
+    """By so many; one that nobody wants any more, and that has not begun, is not put."""
 
 
 class AttestedPeers:
     """The peers of one client.
 
+    Each is asked one question at a time, whoever wants to know; what was asked is answered and noted although
+    who wanted it has gone.
+
     Args:
         pool: its channels.
         questions: asks and verifies.
+        start: starts a task that outlives whoever wants an answer. Raises ChannelClosed: nothing runs.
+        in_use: over whom sessions go: what they have shown is not forgotten for others' sake.
     """
 
-    def __init__(self, pool: ChannelPool, questions: AttestationQuestions) -> None:
+    def __init__(
+        self,
+        pool: ChannelPool,
+        questions: AttestationQuestions,
+        start: Callable[..., None],
+        in_use: Callable[[], Collection[PeerId]] = frozenset,
+    ) -> None:
         self.questions = questions
         self._pool = pool
+        self._start = start
+        self._in_use = in_use
         self._asked: dict[PeerId, _Asked] = {}
-        self._limiter = trio.CapacityLimiter(AT_ONCE)
+        self._open: dict[PeerId, _Question] = {}
+        self._answered = trio.Event()
+        """Set at the next answer, whoever's, and made anew."""
+        self._line = trio.CapacityLimiter(AT_ONCE)
+        self._random = Random()
 
     async def refresh(
         self,
@@ -80,39 +120,34 @@ class AttestedPeers:
         """
         now = trio.current_time()
         showing = [a for a in announcements if a.served and a.served.attests]
-        due = [a for a in showing if self._due(a, now, older_than_s)][:ASKED_AT_MOST]
-        if enough() or not due:
+        due = self._ranked(a for a in showing if self._due(a, now, older_than_s))
+        if not due or enough():
             return
-        silent = {PeerId(a.peer) for a in due}
-        with trio.move_on_after(ALL_WITHIN_S) as waiting:
-            async with trio.open_nursery() as nursery:
+        wanted = [question for a in due if (question := self._ask(a)) is not None]
+        try:
+            with trio.move_on_after(ALL_WITHIN_S):
+                while not enough() and not all(question.over.is_set() for question in wanted):
+                    await self._answered.wait()
+        finally:
+            for question in wanted:
+                question.wanted -= 1
 
-                async def ask(announcement: Announcement) -> None:
-                    async with self._limiter:
-                        await self._ask(announcement)
-                    silent.discard(PeerId(announcement.peer))
-                    if enough():
-                        nursery.cancel_scope.cancel()
-
-                for announcement in due:
-                    nursery.start_soon(ask, announcement)
-        if waiting.cancelled_caught:
-            for peer in silent:  # or each session would wait for them again
-                self._note(peer, _Asked(trio.current_time(), None, "it did not answer in time"))
+    def forget(self, peer: PeerId) -> None:
+        """What a peer has shown is not true any more."""
+        self._asked.pop(peer, None)
 
     def verified(self, announcement: Announcement) -> Verified | None:
         """What a peer has shown, as long as it counts, for what it serves now."""
-        found, served = self._asked.get(PeerId(announcement.peer)), announcement.served
-        if found is None or found.verified is None or served is None:
+        found, served = self.of(PeerId(announcement.peer)), announcement.served
+        if found is None or served is None:
             return None
-        bound = found.verified.binding
-        fits = (bound.digest, bound.numerics) == (served.digest, served.numerics)
-        return found.verified if fits and trio.current_time() - found.at < FRESH_S else None
+        fits = (found.binding.digest, found.binding.numerics) == (served.digest, served.numerics)
+        return found if fits else None
 
     def of(self, peer: PeerId) -> Verified | None:
-        """What a peer has shown, whatever it serves."""
+        """What a peer has shown, as long as it counts, whatever it serves."""
         found = self._asked.get(peer)
-        return None if found is None or trio.current_time() - found.at >= FRESH_S else found.verified
+        return None if found is None or trio.current_time() >= found.until else found.verified
 
     def why_not(self, announcements: Iterable[Announcement], most: int = 3) -> str:
         """Why these peers take part in no route, the first of them, in a sentence."""
@@ -134,7 +169,60 @@ class AttestedPeers:
             return now - found.at >= RETRY_S
         return now - found.at >= older_than_s or self.verified(announcement) is None
 
-    async def _ask(self, announcement: Announcement) -> None:
+    def _ranked(self, due: Iterable[Announcement]) -> list[Announcement]:
+        """Whom to ask, the first first: who has shown something before, then whom nobody has asked, then who
+        has shown nothing, the least often. Among equals chance decides: identities cost nothing, and so many
+        silent ones must not be asked before an honest one each time."""
+
+        def rank(announcement: Announcement) -> tuple[int, float]:
+            found = self._asked.get(PeerId(announcement.peer))
+            if found is None:
+                return 1, self._random.random()
+            return 1 + found.failures if found.verified is None else 0, self._random.random()
+
+        return sorted(due, key=rank)[:ASKED_AT_MOST]
+
+    def _ask(self, announcement: Announcement) -> _Question | None:
+        """The question to a peer: the one there is, or a new one; ``None`` where too many wait."""
+        peer = PeerId(announcement.peer)
+        question = self._open.get(peer)
+        if question is None:
+            if len(self._open) >= MOST:
+                return None
+            question = _Question()
+            self._start(self._take_turn, announcement, question)
+            self._open[peer] = question
+        question.wanted += 1
+        return question
+
+    async def _take_turn(self, announcement: Announcement, question: _Question) -> None:
+        try:
+            async with self._line:
+                if not question.wanted:
+                    return
+                self._start(self._put, announcement, question)
+                # Who is silent for longer does not keep the others waiting.
+                with trio.move_on_after(TURN_S):
+                    await question.over.wait()
+            await question.over.wait()
+        finally:
+            self._end(announcement, question)
+
+    async def _put(self, announcement: Announcement, question: _Question) -> None:
+        try:
+            with ends_alone(log, f"asking {announcement.peer} what it runs on"):
+                await self._put_to(announcement)
+        finally:
+            self._end(announcement, question)
+
+    def _end(self, announcement: Announcement, question: _Question) -> None:
+        if self._open.get(peer := PeerId(announcement.peer)) is question:
+            del self._open[peer]
+        question.over.set()
+        self._answered.set()
+        self._answered = trio.Event()
+
+    async def _put_to(self, announcement: Announcement) -> None:
         peer, served, began = PeerId(announcement.peer), announcement.served, trio.current_time()
         if served is None:
             return
@@ -145,13 +233,19 @@ class AttestedPeers:
             log.info("%s has not shown what it runs on: %s", peer, error.message)
             # Who could not be asked just now may be in a moment; until then counts what it has shown.
             if isinstance(error, AttestationRefused) or self.of(peer) is None:
-                self._note(peer, _Asked(trio.current_time(), None, error.message))
+                before = self._asked.get(peer)
+                failures = 1 + (before.failures if before else 0)
+                self._note(peer, _Asked(trio.current_time(), None, error.message, failures))
 
     def _note(self, peer: PeerId, asked: _Asked) -> None:
-        self._asked.pop(peer, None)
         self._asked[peer] = asked
-        while len(self._asked) > MOST:
-            del self._asked[next(iter(self._asked))]
+        if len(self._asked) <= MOST:
+            return
+        in_use, now = self._in_use(), trio.current_time()
+        spare = [(found.until > now, found.at, p) for p, found in self._asked.items() if p not in in_use]
+        if spare:
+            # Who shows nothing goes first: anybody can be many who do.
+            del self._asked[min(spare)[2]]
 
 
 def no_measurements(path: Path) -> UsageError:

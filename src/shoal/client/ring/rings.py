@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import trio
 
@@ -23,12 +25,11 @@ from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.routing.reputation import REFUSAL
-from shoal.swarm.announcement import Announcement
 from shoal.swarm.member import Member
 from shoal.tasks import ends_alone
 from shoal.trust.attestation.measurements import Measurements, read_measurements
 from shoal.trust.attestation.verify import MAKERS, Roots
-from shoal.types import Codec, ModelShape, Numerics, PeerId, SessionId, Span, gaps
+from shoal.types import Codec, ModelShape, Numerics, PeerId, SessionId, Span
 from shoal.wire.messages import (
     Attested,
     Failed,
@@ -75,6 +76,10 @@ class _Search:
     newcomer_opens_s: float = NEWCOMER_OPENS_S
     refused: ShoalError | None = None
     """Why the last one was."""
+    asked_others: bool = False
+    """Whether those were asked what they run on who were not needed for a route at first."""
+    renewed: set[PeerId] = field(default_factory=set[PeerId])
+    """Who was asked that again, as it has another key than it had shown."""
 
     def ask_doubtful_again(self) -> bool:
         """Whether there is anybody to ask again; they then have all the time there is."""
@@ -109,6 +114,7 @@ class Rings:
         """What may answer results where they come."""
         self.attested: AttestedPeers | None = None
         """Who has shown what it runs on; none where there is no list of what may."""
+        self._nursery: trio.Nursery | None = None
         self._attested_finder: RouteFinder | None = None
 
     def attest_by(self, allowed: Measurements, roots: Roots = MAKERS) -> RouteFinder:
@@ -118,7 +124,7 @@ class Rings:
             What finds routes over those that have shown it.
         """
         questions = AttestationQuestions(allowed, self.member.clock.wall, roots)
-        self.attested = AttestedPeers(self._pool, questions)
+        self.attested = AttestedPeers(self._pool, questions, self._start, self._attested_hops)
         self._attested_finder = self.finder.among_attested(self.attested)
         return self._attested_finder
 
@@ -139,10 +145,13 @@ class Rings:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move messages, and watch the hops, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
-            nursery.start_soon(self._watch_attested)
-            await self._pool.run(accept=False, task_status=task_status)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._watch)
+                self._nursery.start_soon(self._watch_attested)
+                await self._pool.run(accept=False, task_status=task_status)
+        finally:
+            self._nursery = None
 
     async def open(
         self,
@@ -170,11 +179,12 @@ class Rings:
             DigestMismatch: only another version of the model is served.
         """
         finder = self.finder_for(attested=attested)
-        if attested and self.attested is not None:
-            await self._have_shown(self.attested, finder.serving(shape), span or Span(0, shape.n_blocks))
         timeout_s = timeout_s or self._settings.open_timeout_s
         span = span or Span(0, shape.n_blocks)
         search = _Search(trial=self.finder.draw_trial())
+        have_shown = partial(self._have_shown, finder, shape, numerics, tokens, span, search.avoid)
+        if attested:
+            await have_shown()
         until = trio.current_time() + SEARCH_SHARE * timeout_s
         for _ in range(OPEN_ATTEMPTS):
             if search.refused is not None and trio.current_time() >= until:
@@ -184,22 +194,68 @@ class Rings:
             except (NoCoverage, Busy) as error:
                 if search.ask_doubtful_again():
                     continue
+                if attested and not search.asked_others:
+                    search.asked_others = True
+                    until += await have_shown()
+                    continue
                 raise search.refused or error from None
             has_s = self._opens_within_s(search, route, timeout_s) if search.hurried else timeout_s
             try:
                 return await self.open_over(route, shape, numerics, tokens, has_s, codec, finder)
             except HopRefused as error:
+                if attested and self._forget_renewed(search, route):
+                    until += await have_shown()
+                    continue
                 await self._note_refusal(search, route, error, hurried=has_s < timeout_s)
         raise search.refused or NoCoverage("no route was found")
 
-    async def _have_shown(self, attested: AttestedPeers, serving: Sequence[Announcement], span: Span) -> None:
-        """Have peers show what they run on, as many as cover the blocks, or all."""
+    async def _have_shown(
+        self,
+        finder: RouteFinder,
+        shape: ModelShape,
+        numerics: Numerics,
+        tokens: int,
+        span: Span,
+        avoid: set[PeerId],
+    ) -> float:
+        """Have peers show what they run on: as many as make a route without ``avoid``, or all.
 
-        def covered() -> bool:
-            shown = [a.served.span for a in serving if a.served and attested.verified(a) is not None]
-            return not gaps(shown, span.end, span.start)
+        Returns:
+            The seconds that it took.
+        """
+        began = trio.current_time()
 
-        await attested.refresh(serving, enough=covered)
+        def enough() -> bool:
+            return finder.has_route(shape, numerics, tokens, avoid, span=span)
+
+        if self.attested is not None:
+            fitting = finder.serving_by(shape, numerics)
+            await self.attested.refresh([a for a in fitting if a.peer not in avoid], enough=enough)
+        return trio.current_time() - began
+
+    def _forget_renewed(self, search: _Search, route: Sequence[RouteHop]) -> bool:
+        """Forget what hops have shown that have another key now, as after a restart.
+
+        Returns:
+            Whether there are any, of those that were not asked again before.
+        """
+        if self.attested is None:
+            return False
+        keys = {channel.peer: channel.noise_key for channel in self._pool.all() if not channel.closed}
+        shown = {hop.address.peer: hop.noise_key for hop in route}
+        found = {peer for peer, key in shown.items() if keys.get(peer, key) != key} - search.renewed
+        search.renewed |= found
+        for peer in found:
+            self.attested.forget(peer)
+        return bool(found)
+
+    def _attested_hops(self) -> set[PeerId]:
+        return {hop.address.peer for ring in self._rings.values() for hop in ring.route if hop.noise_key}
+
+    def _start(self, run: Callable[..., Awaitable[None]], *given: Any) -> None:
+        if self._nursery is None:
+            raise ChannelClosed("this client is not running")
+        self._nursery.start_soon(run, *given)
 
     async def _note_refusal(
         self, search: _Search, route: Sequence[RouteHop], error: HopRefused, *, hurried: bool
@@ -319,10 +375,9 @@ class Rings:
         while True:
             await trio.sleep(ATTEST_EVERY_S)
             attested = self.attested
-            hops = [hop for ring in self._rings.values() for hop in ring.route if hop.noise_key]
-            if attested is None or not hops:
+            peers = self._attested_hops()
+            if attested is None or not peers:
                 continue
-            peers = {hop.address.peer for hop in hops}
             known = [a for a in self.member.alive() if a.peer in peers]
             with ends_alone(log, "asking hops what they run on"):
                 await attested.refresh(known, RENEW_S)

@@ -152,8 +152,14 @@ class RouteFinder:
 
     def possible(self, ring: Ring, shape: ModelShape, *, avoid: set[PeerId]) -> bool:
         """Whether there is a route like a ring's without these peers."""
+        return self.has_route(shape, ring.numerics, ring.rules.tokens, avoid, span=ring.span)
+
+    def has_route(
+        self, shape: ModelShape, numerics: Numerics, tokens: int, avoid: set[PeerId], *, span: Span
+    ) -> bool:
+        """Whether :meth:`find` finds one."""
         try:
-            return bool(self.find(shape, ring.numerics, ring.rules.tokens, avoid, span=ring.span))
+            return bool(self.find(shape, numerics, tokens, avoid, span=span))
         except (NoCoverage, Busy, DigestMismatch):
             return False
 
@@ -262,6 +268,14 @@ class RouteFinder:
             and (self._attested is None or (a.served is not None and a.served.attests))
         ]
 
+    def serving_by(self, shape: ModelShape, numerics: Numerics) -> list[Announcement]:
+        """Who serves a span of the model by these numerics, of the peers that may be asked."""
+        return [
+            a
+            for a in self.serving(shape, numerics.format)
+            if a.peer != self.member.network.peer and a.served and numerics.admits(numerics_of(a.served))
+        ]
+
     async def _ask_who_serves(self, shape: ModelShape) -> None:
         with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
             await self.member.find(shape.digest)
@@ -271,8 +285,7 @@ class RouteFinder:
     ) -> tuple[list[Candidate], dict[PeerId, Announcement]]:
         serving = {
             PeerId(a.peer): a
-            for a in self.serving(shape, numerics.format)
-            if a.peer != self.member.network.peer and a.served and numerics.admits(numerics_of(a.served))
+            for a in self.serving_by(shape, numerics)
             if self._attested is None or self._attested.verified(a) is not None
         }
         rtts = self._round_trips()
