@@ -307,14 +307,14 @@ async def test_a_hop_takes_steps_of_no_other_machine_that_has_the_one_befores_id
             node = next(n for n, network in zip(swarm.nodes, swarm.networks, strict=True) if network is here)
             hop = node.server._sessions.get(session.ring.session)  # pyright: ignore[reportPrivateUsage]
             assert hop is not None
+            assert node.server.has_client(swarm.client.network.peer)
+            assert not node.server.has_client(before.peer)
             for key, taken in ((before.noise_key, True), (bytes(32), False)):
                 way: Any = SimpleNamespace(peer=before.peer, noise_key=key)
                 assert hop.takes_from(way) is taken
 
 
-async def test_a_node_without_attest_says_so_and_one_peer_cannot_fill_the_line(
-    tmp_path: Path, checkpoint: Path
-) -> None:
+async def test_a_node_without_attest_says_so(tmp_path: Path, checkpoint: Path) -> None:
     async with swarm_of(tmp_path, checkpoint, None, spans=[Span(0, 6)]) as swarm:
         await hear(swarm)
         known = swarm.client.rings.attested

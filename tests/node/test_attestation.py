@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +22,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from shoal import config
 from shoal.errors import UsageError
 from shoal.node.attestation import find, quotes
-from shoal.node.attestation.answering import PER_PEER, WAITING, AttestationDesk
+from shoal.node.attestation.answering import (
+    FOR_CLIENTS,
+    PER_NETWORK,
+    PER_PEER,
+    WAITING,
+    AttestationDesk,
+)
 from shoal.node.attestation.collateral import (
     FRESH_S,
     RETRY_S,
@@ -260,8 +266,9 @@ def test_hardware_is_tried_before_the_node_joins() -> None:
 class Asker:
     """A channel, as far as a desk needs it."""
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, host: str) -> None:
         self.peer = peer
+        self.host = host
         self.answers = list[tuple[Attested, bytes]]()
 
     def send_now(self, message: Attested, payload: bytes) -> None:
@@ -275,10 +282,26 @@ def bind(nonce: bytes) -> Binding:
     return Binding("us", nonce, "sha256:" + "0" * 64, "n1/int8/auto/rows", bytes(32))
 
 
-async def asked(sign: Callable[[bytes], bytes], peers: list[str]) -> list[Asker]:
-    """What becomes of a question of each of ``peers``, all at once."""
-    desk = AttestationDesk(FakeQuotes("snp", sign), FixedCollateral(b"beside"), bind)
-    askers = {peer: Asker(peer) for peer in peers}
+def elsewhere(number: int) -> str:
+    """An address in a network of its own."""
+    return f"192.0.{number}.1"
+
+
+async def asked(
+    sign: Callable[[bytes], bytes],
+    peers: list[str],
+    host: Callable[[int], str] = elsewhere,
+    clients: Collection[str] = (),
+) -> list[Asker]:
+    """What becomes of a question of each of ``peers``, all at once.
+
+    Args:
+        host: where the peer with a number comes from.
+        clients: who has sessions at the node.
+    """
+    source = FakeQuotes("snp", sign)
+    desk = AttestationDesk(source, FixedCollateral(b"beside"), bind, lambda peer: peer in clients)
+    askers = {peer: Asker(peer, host(number)) for number, peer in enumerate(peers)}
     async with trio.open_nursery() as nursery:
         await nursery.start(desk.run)
         for number, peer in enumerate(peers):
@@ -300,15 +323,38 @@ async def test_who_asks_gets_evidence_for_its_question() -> None:
     assert read_report(evidence.quote).report_data == bind(bytes(32)).report_data
 
 
-async def test_a_flood_of_questions_is_refused() -> None:
-    def slow(data: bytes) -> bytes:
-        time.sleep(0.002)  # in a thread, as hardware takes its time
-        return chip().report(data)
+def slow(data: bytes) -> bytes:
+    time.sleep(0.002)  # in a thread, as hardware takes its time
+    return chip().report(data)
 
+
+def answered(askers: list[Asker]) -> set[str]:
+    return {asker.peer for asker in askers if not asker.answers[0][0].refused}
+
+
+FLOOD = [f"peer {number}" for number in range(WAITING + 4)]
+
+
+async def test_a_flood_of_questions_is_refused() -> None:
     one = await asked(slow, ["one"] * 5)
     assert sum(not answer.refused for answer, _ in one[0].answers) == PER_PEER
-    many = await asked(slow, [f"peer {number}" for number in range(WAITING + 4)])
-    assert sum(not asker.answers[0][0].refused for asker in many) == WAITING
+    assert answered(await asked(slow, FLOOD)) == set(FLOOD[: WAITING - FOR_CLIENTS])
+
+
+async def test_many_peers_from_one_network_leave_places_to_others() -> None:
+    from_one = await asked(
+        slow, [*FLOOD, "other"], lambda n: f"192.0.2.{n}" if n < len(FLOOD) else "2001:db8::1"
+    )
+    assert answered(from_one) == {*FLOOD[:PER_NETWORK], "other"}
+
+
+async def test_peers_with_sessions_have_places_that_strangers_cannot_take() -> None:
+    found = await asked(slow, [*FLOOD, "client"], clients=["client"])
+    assert answered(found) == {*FLOOD[: WAITING - FOR_CLIENTS], "client"}
+    beside = await asked(slow, [*FLOOD, "client"], lambda _: "192.0.2.1", ["client"])
+    assert answered(beside) == {*FLOOD[:PER_NETWORK], "client"}
+    clients = await asked(slow, FLOOD, clients=FLOOD)
+    assert answered(clients) == set(FLOOD[:WAITING])
 
 
 async def test_hardware_that_fails_is_told_and_does_not_end_the_node() -> None:

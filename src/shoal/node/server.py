@@ -108,6 +108,10 @@ class SpanServer:
     def sessions(self) -> int:
         return len(self._sessions)
 
+    def has_client(self, peer: PeerId) -> bool:
+        """Whether a session here is this peer's."""
+        return any(hop.client.peer == peer for hop in self._sessions)
+
     @property
     def admits(self) -> bool:
         """Whether it takes new sessions."""

@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 import trio
 
 from shoal.errors import Busy, ChannelClosed, NotAllowed, ShoalError
 from shoal.net.channel import Channel
+from shoal.net.handshake_backlog import network_of
 from shoal.node.attestation.collateral import CollateralSource
 from shoal.node.attestation.quotes import QuoteSource
 from shoal.tasks import ends_alone
@@ -24,11 +26,23 @@ from shoal.wire.messages import Attest, Attested, shorten
 
 WAITING = 16
 """Questions that wait or are being answered."""
+FOR_CLIENTS = 4
+"""Of these places, those for peers with sessions here alone, who lose these without an answer."""
 PER_PEER = 2
+PER_NETWORK = 6
+"""Of peers that come from one network, as identities cost nothing; peers with sessions are counted apart."""
 ANSWER_WITHIN_S = 15.0
 NOT_ATTESTING = "this node was not started with --attest"
 
 log = logging.getLogger(__name__)
+
+
+class _Place(NamedTuple):
+    """Whose question it is."""
+
+    peer: PeerId
+    network: str
+    client: bool
 
 
 class AttestationDesk:
@@ -37,6 +51,7 @@ class AttestationDesk:
     Args:
         quotes: what the hardware gives; ``None`` where the node shows nothing.
         bind: what a quote is for, but for the question: this peer, its model, its numerics, its key.
+        is_client: whether a peer has a session here.
     """
 
     def __init__(
@@ -44,11 +59,13 @@ class AttestationDesk:
         quotes: QuoteSource | None,
         collateral: CollateralSource,
         bind: Callable[[bytes], Binding],
+        is_client: Callable[[PeerId], bool] = lambda _: False,
     ) -> None:
         self._quotes = quotes
         self._collateral = collateral
         self._bind = bind
-        self._asking = Counter[PeerId]()
+        self._is_client = is_client
+        self._asking = Counter[_Place]()
         self._limiter = trio.CapacityLimiter(1)
         self._nursery: trio.Nursery | None = None
 
@@ -63,13 +80,29 @@ class AttestationDesk:
         """Take a question in; it is answered later, or refused now."""
         if self._quotes is None or self._nursery is None:
             _refuse(channel, message, NotAllowed(NOT_ATTESTING))
-        elif self._asking.total() >= WAITING or self._asking[channel.peer] >= PER_PEER:
+            return
+        place = _Place(channel.peer, network_of(channel.host), self._is_client(channel.peer))
+        if self._is_full(place):
             _refuse(channel, message, Busy("others are waiting for quotes; ask again in a while"))
         else:
-            self._asking[channel.peer] += 1
-            self._nursery.start_soon(self._answer, channel, message, self._quotes)
+            self._asking[place] += 1
+            self._nursery.start_soon(self._answer, channel, message, self._quotes, place)
 
-    async def _answer(self, channel: Channel, message: Attest, quotes: QuoteSource) -> None:
+    def _is_full(self, wanted: _Place) -> bool:
+        """Whether there is no place for one more question like this."""
+
+        def count(like: Callable[[_Place], bool]) -> int:
+            return sum(number for place, number in self._asking.items() if like(place))
+
+        alike = count(lambda place: (place.network, place.client) == (wanted.network, wanted.client))
+        places = WAITING if wanted.client else WAITING - FOR_CLIENTS
+        return (
+            count(lambda place: place.peer == wanted.peer) >= PER_PEER
+            or alike >= PER_NETWORK
+            or self._asking.total() >= places
+        )
+
+    async def _answer(self, channel: Channel, message: Attest, quotes: QuoteSource, place: _Place) -> None:
         try:
             with ends_alone(log, f"an attestation for {channel.peer}"), suppress(ChannelClosed):
                 try:
@@ -85,7 +118,7 @@ class AttestationDesk:
                     log.warning("no attestation: %s", error.message)
                     _refuse(channel, message, error)
         finally:
-            self._asking[channel.peer] -= 1
+            self._asking[place] -= 1
             self._asking += Counter()  # without those that ask nothing any more
 
     def _made(self, quotes: QuoteSource, nonce: bytes) -> bytes:

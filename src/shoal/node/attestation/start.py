@@ -58,6 +58,6 @@ def attestation_desk(attesting: Attesting, network: Network, server: SpanServer)
     def bind(nonce: bytes) -> Binding:
         return Binding(network.peer, nonce, server.digest, str(server.engine.numerics), network.noise_key)
 
-    desk = AttestationDesk(attesting.quotes, attesting.collateral, bind)
+    desk = AttestationDesk(attesting.quotes, attesting.collateral, bind, server.has_client)
     server.handlers.register(Attest, desk.take)
     return desk
