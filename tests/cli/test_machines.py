@@ -13,6 +13,7 @@ import trio
 from rich.console import Console
 
 from shoal.cli.enter import Onlooker
+from shoal.cli.status import machines
 from shoal.cli.status.machines import ask_machines
 from shoal.cli.status.observe import look
 from shoal.cli.status.overview import peers_table
@@ -34,7 +35,9 @@ least = {{ boot_loader = 4, tee = 0, snp = 22, microcode = 213 }}
 """
 
 
-async def test_peers_show_what_they_run_on_with_a_list_and_without(tmp_path: Path) -> None:
+async def test_peers_show_what_they_run_on_with_a_list_and_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = write_checkpoint(tmp_path / "tiny", "llama")
     chip = FakeChip(datetime.fromtimestamp(time.time(), UTC) - timedelta(days=1))
     roots = Roots(amd=chip.roots)
@@ -54,6 +57,10 @@ async def test_peers_show_what_they_run_on_with_a_list_and_without(tmp_path: Pat
         assert found[one].told.startswith("refused: its software is not on the list: snp")
         assert found[one].measurements["measurement"] == MEASUREMENT.hex()  # so that it can be put there
         assert found[other].told == "refused: its report has 8 bytes, not 1184"
+        # Who shows nothing is not among the first so many that are asked.
+        silent_first = sorted(client.announcements(), key=lambda a: a.peer != none)
+        monkeypatch.setattr(machines, "MOST", 2)
+        assert set(await ask_machines(seeing, silent_first, roots)) == {one, other}
 
         written = client.settings.measurements_file
         written.write_text(LIST.format(measurement=MEASUREMENT.hex()))

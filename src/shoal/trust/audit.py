@@ -5,8 +5,9 @@ cannot be computed without what is before it, and all windows on the way are com
 in rows through blocks, as that of the answer is: what a row costs in a prefill is at most what it costs one
 by one, so an audit costs less than it counts for.
 
-Which hop and which window are due is drawn ahead, in secret, and waits until the budget allows it. So no hop
-knows, while it computes, whether it will be audited; and what is spent is never more than the budget.
+Which hop and which window are due is drawn ahead, in secret, and waits until the budget allows it twice, for
+a second auditor too. So no hop knows, while it computes, whether it will be audited. More than the budget is
+spent only where two auditors disagree and a third is asked, until the budget has caught up.
 """
 
 from __future__ import annotations

@@ -47,9 +47,9 @@ async def ask_machines(
 
     with one_error():
         async with trio.open_nursery() as nursery:
-            for announcement in alive[:MOST]:
-                if announcement.served and announcement.served.attests:
-                    nursery.start_soon(ask, announcement, announcement.served)
+            showing = [(a, a.served) for a in alive if a.served and a.served.attests]
+            for announcement, served in showing[:MOST]:
+                nursery.start_soon(ask, announcement, served)
     return found
 
 

@@ -185,6 +185,6 @@ def _lowered(value: Any) -> Any:
 def _unreadable(path: Path, why: str) -> UsageError:
     return UsageError(
         f"{path} is no list of measurements: {why}",
-        check="write it as docs/trust.md says: what [[tdx]], [[sgx]], [[snp]] and [[nitro]] must have",
+        check="write it as docs/attestation.md says: what [[tdx]], [[sgx]], [[snp]] and [[nitro]] must have",
         next_command="shoal peers --attested --json",
     )
