@@ -133,6 +133,12 @@ def test_what_was_imported_is_not_imported_again_until_the_file_changes(
     first = store.resolve(str(file))
     monkeypatch.setattr(importer, "PROGRAM", "nothing")
     assert store.resolve(str(file)).digest == first.digest
+    said = tmp_path / "preprocessor_config.json"  # which is read with it
+    said.write_text('{"size": 8}')
+    with pytest.raises(BadWeights, match="cannot be imported"):
+        store.resolve(str(file))
+    said.unlink()
+    assert store.resolve(str(file)).digest == first.digest
     write_mlp(file, layers=3)
     with pytest.raises(BadWeights, match="cannot be imported"):
         store.resolve(str(file))
@@ -405,6 +411,16 @@ def test_constants_that_fold_to_more_than_there_is_memory_end_the_import_alone(t
     assert not list((tmp_path / "store").glob("[!.]*"))
 
 
+def test_a_weight_that_no_node_uses_is_left_out(tmp_path: Path) -> None:
+    at = GraphWriter()
+    at.add("MatMul", "x", at.weight(32, 32), output="y")
+    at.weight(64, 64)
+    file = at.write(tmp_path / "unused.onnx", [floats("x", 1, 32)], [floats("y", 1, 32)])
+    assert [weight.size for weight in GraphStore(tmp_path / "store").resolve(str(file)).manifest.weights] == [
+        4 * 32 * 32
+    ]
+
+
 def test_a_manifest_is_read_as_it_was_written_and_lies_are_refused(imported: Imported) -> None:
     graph = imported("mlp")
     assert write_graph_manifest(read_graph_manifest(graph.raw)) == graph.raw
@@ -424,5 +440,14 @@ def test_a_manifest_is_read_as_it_was_written_and_lies_are_refused(imported: Imp
     assert "version" in why(version=1)
     assert "values" in why(values=[])
     assert "two of its values" in why(values=[fields["values"][0]] * len(fields["values"]))
+    more = ["more", "float32", [1 << 10], "ab" * 32]
+    assert "1 of its weights are of no segment" in why(weights=[*fields["weights"], more])
+    assert "2147483648 are the most" in why(structure_size=(1 << 31) - 1)
+    # Each by itself can be: together they would be hundreds of GB, the hashes of which alone take 8 MB a GB.
+    large = [[f"w{number:05}", "float32", [1 << 28], "ab" * 32] for number in range(1000)]
+    sized = [*first[:3], 1000 << 30, *first[4:6], list(range(1000))]
+    assert "are the most" in why(
+        weights=large, segments=[sized, *([*one[:3], 0, *one[4:6]] for one in [second, *others])]
+    )
     with pytest.raises(BadWeights, match="a graph's manifest"):
         read_graph_manifest(b"{" * 100_000)

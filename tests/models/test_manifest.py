@@ -85,6 +85,7 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no size": lambda m: m.update(files=[["tokenizer.json", True, HASH]]),
     "a negative dimension": lambda m: m["tensors"][0].__setitem__(2, [-4, 4]),
     "an endless tensor": lambda m: m["tensors"][0].__setitem__(2, [1 << 40, 1 << 40]),
+    "tensors without an end": lambda m: m.update(tensors=[[f"t{n}", "U8", [1 << 42], HASH] for n in (0, 1)]),
     "too many dimensions": lambda m: m["tensors"][0].__setitem__(2, [1] * 9),
     "an unknown type": lambda m: m["tensors"][0].__setitem__(1, "PICKLE"),
     "part of a block": lambda m: m["tensors"][0].__setitem__(slice(1, 3), ["Q4_1", [4, 33]]),

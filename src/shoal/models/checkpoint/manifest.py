@@ -36,6 +36,8 @@ MAX_VALUES = 2_000_000
 MAX_NAME = 512
 MAX_ITEM = 1 << 43
 """Bytes: 8 TiB in one tensor are a lie."""
+MAX_MODEL = 1 << 42
+"""Bytes of all items: 4 TiB, twice the largest models in bf16. The hashes of their chunks take 128 MiB."""
 MAX_TEXT = 64 << 20
 """Bytes of a text file; the largest tokenizers take 35 MB."""
 TOKENIZER = "tokenizer.json"
@@ -176,6 +178,8 @@ def read_manifest(raw: bytes) -> Manifest:
     keys = [(item.is_tensor, item.name) for item in items]
     if any(before >= after for before, after in pairwise(keys)):
         raise _bad("its items are out of order, or one comes twice")
+    if (total := sum(item.size for item in items)) > MAX_MODEL:
+        raise _bad(f"its items have {total} bytes together, and {MAX_MODEL} are the most")
     return _manifest(raw, cast("dict[str, Any]", config), items)
 
 

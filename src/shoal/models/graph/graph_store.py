@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from shoal.errors import BadWeights, UnknownModel, UsageError
+from shoal.models.graph.author import IMAGE_CONFIG
 from shoal.models.graph.importer import check_runtime, import_apart
 from shoal.models.graph.manifest import (
     MANIFEST_FILE,
@@ -31,7 +32,7 @@ from shoal.types import Digest, ModelShape, Span
 
 SUFFIX = ".onnx"
 SOURCE = "source.json"
-IMPORT_VERSION = 3
+IMPORT_VERSION = 4
 """Of how graphs are imported: one that an older way has imported is imported anew."""
 
 
@@ -198,7 +199,11 @@ def _is_whole(graph: LocalGraph) -> bool:
 def _key(file: Path, threads: int) -> str:
     """Changes when the file does, by its size and time of change and those of what lies beside it, or when
     what imports it does."""
-    beside = [path for path in sorted(file.parent.iterdir()) if path.name.startswith(file.stem)]
+    beside = [
+        path
+        for path in sorted(file.parent.iterdir())
+        if path.name.startswith(file.stem) or path.name == IMAGE_CONFIG
+    ]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in beside if path.is_file()]
     said = [IMPORT_VERSION, _runtime_version(), threads, str(file), stats]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]

@@ -29,8 +29,8 @@ STRUCTURE = "graph.onnx"
 MAX_GRAPH_MANIFEST = 16 << 20
 """Bytes; a graph of 1,000 weights has 150 kB."""
 MAX_RANK = 8
-MAX_WEIGHT = 1 << 31
-"""Bytes: no graph that is read has more."""
+MAX_GRAPH = 1 << 31
+"""Bytes of a graph with all its weights: none that is read has more."""
 
 GRAPH_NUMERICS = Numerics("fp32", "auto", "any")
 """What nodes of graphs announce: how a graph is computed its manifest says, but for the kind of CPU."""
@@ -228,14 +228,17 @@ def _check(manifest: GraphManifest) -> None:
 
 
 def _check_weights(manifest: GraphManifest) -> None:
-    """Every weight is of some segment, of one name, and each segment's bytes are those of its weights."""
+    """All of it is no larger than a graph can be; every weight is of some segment, and of one name; and each
+    segment's bytes are those of its weights."""
     if not manifest.structure_size:
         raise _bad("it has no graph")
     names = {weight.name for weight in manifest.weights}
     if len(names) < len(manifest.weights):
         raise _bad("two of its weights have one name")
-    if any(weight.size > MAX_WEIGHT for weight in manifest.weights):
-        raise _bad(f"a weight has more than {MAX_WEIGHT} bytes")
+    total = manifest.structure_size + sum(weight.size for weight in manifest.weights)
+    if total > MAX_GRAPH:
+        raise _bad(f"it has {total} bytes with its weights, and {MAX_GRAPH} are the most")
+    used: set[int] = set()
     for segment in manifest.segments:
         if max(segment.weights, default=0) >= max(1, len(manifest.weights)):
             raise _bad("a segment uses a weight that is not there")
@@ -243,6 +246,9 @@ def _check_weights(manifest: GraphManifest) -> None:
             raise _bad("a segment uses a weight twice")
         if sum(manifest.weights[weight].size for weight in segment.weights) != segment.weight_bytes:
             raise _bad("a segment's weights have other bytes than it says")
+        used.update(segment.weights)
+    if len(used) < len(manifest.weights):
+        raise _bad(f"{len(manifest.weights) - len(used)} of its weights are of no segment")
 
 
 def _bad(what: str) -> BadWeights:
