@@ -38,10 +38,15 @@ def picture_array(file: Path, how: Preprocess, value: GraphValue) -> Array:
     sides = _Sides.of(value, how.layout)
     picture = _opened(file)
     count = sides.channels or (1 if how.channels == "gray" else 3)
-    wanted = how.size or (sides.size if min(sides.size) > 0 else None)
+    wanted = how.size or (sides.size if min(sides.size) > 0 and how.crop is None else None)
     if wanted is not None:
         _check_pixels(*wanted)
+    if how.channels == "gray":
+        picture = picture.convert("L")  # an input of three channels has it three times
     picture = _resized(picture.convert("L" if count == 1 else "RGB"), how, wanted)
+    if how.crop is not None:
+        _check_pixels(*how.crop)
+        picture = _cut(picture, how.crop)
     _check_pixels(picture.height, picture.width)
     pixels = np.asarray(picture).reshape(picture.height, picture.width, count)
     if how.channels == "bgr":
@@ -81,6 +86,12 @@ class _Sides:
                 )
             layout = "channels-first" if first in SEVERAL else "channels-last"
         channels, height, width = shape[-3:] if layout == "channels-first" else (last, *shape[-3:-1])
+        if channels > 0 and channels not in SEVERAL:
+            raise UsageError(
+                f"the input {value.name[:80]!r} is {sizes_text(shape)}: by the layout {layout} it has "
+                f"{channels} channels, and pictures have 1 or 3",
+                check="say another --preprocess layout, or give it an array, as .npy, .npz or .json",
+            )
         return cls(layout, channels if channels > 0 else None, (height, width), batch=len(shape) == 4)
 
 
@@ -127,11 +138,17 @@ def _resized(picture: Image, how: Preprocess, wanted: tuple[int, int] | None) ->
         picture = picture.resize((width, height), resampling)
         if wanted is None:
             return picture
-        left, top = round((width - wanted[1]) / 2), round((height - wanted[0]) / 2)
-        return picture.crop((left, top, left + wanted[1], top + wanted[0]))
+        return _cut(picture, wanted)
     if wanted is None or wanted == (picture.height, picture.width):
         return picture
     return picture.resize((wanted[1], wanted[0]), resampling)
+
+
+def _cut(picture: Image, size: tuple[int, int]) -> Image:
+    """Height and width out of the middle."""
+    height, width = size
+    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+    return picture.crop((left, top, left + width, top + height))
 
 
 def _scaled(pixels: Array, how: Preprocess, value: GraphValue) -> Array:

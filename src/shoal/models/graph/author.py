@@ -22,6 +22,9 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """By ONNX's ``Image.NominalPixelRange``: what pixels are multiplied by, and what is taken off."""
 PIXELS = {"Gray8": "gray", "Rgb8": "rgb", "Bgr8": "bgr", "Rgba8": "rgb", "Bgra8": "bgr"}
+SQUARE = ("Beit", "DeiT", "EfficientFormer")
+"""Names of transformers' image processors begin so of which a size that is one number means both sides, also
+where something is cut out of the middle afterwards. To the others it is the shorter side then."""
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """As Pillow numbers them."""
 
@@ -53,16 +56,27 @@ def _of_config(file: Path) -> Preprocess:
         return Preprocess()
     config: dict[str, Any] = json.loads(file.read_bytes())
     found: dict[str, str] = {}
+    cut = config.get("do_center_crop") and config.get("crop_size") is not None
     if config.get("do_resize", True) and config.get("size") is not None:
-        found |= _sizes(config["size"])
-    if config.get("do_center_crop") and config.get("crop_size") is not None:
-        found |= _sizes(config["crop_size"]) if "shortest" in found else {}
+        size = config["size"]
+        if cut and isinstance(size, int) and not _kind(config).startswith(SQUARE):
+            size = {"shortest_edge": size}
+        found |= _sizes(size)
+    if cut:
+        sides = _sizes(config["crop_size"])
+        found |= sides if "shortest" in found else {"crop": sides["size"]}
     elif "shortest" in found:
         found.pop("shortest")  # of pictures of any shape: the graph's input says the size
-    if config.get("do_rescale", True) and "rescale_factor" in config:
+    if not config.get("do_rescale", True):
+        found["scale"] = "1"
+    elif "rescale_factor" in config:
         found["scale"] = str(config["rescale_factor"])
+    flipped = bool(config.get("do_flip_channel_order"))
+    if flipped:
+        found["channels"] = "bgr"
     if config.get("do_normalize", True) and "image_mean" in config:
-        found |= {"mean": _list(config["image_mean"]), "std": _list(config["image_std"])}
+        # These come before the channels are turned round, and here after it.
+        found |= {"mean": _list(config["image_mean"], flipped), "std": _list(config["image_std"], flipped)}
     if config.get("resample") in RESAMPLE:
         found["resample"] = RESAMPLE[config["resample"]]
     return _parsed(found)
@@ -78,8 +92,16 @@ def _sizes(size: Any) -> dict[str, str]:
     return {"size": f"{sides['height']}x{sides['width']}"} if {"height", "width"} <= sides.keys() else {}
 
 
-def _list(numbers: Any) -> str:
-    return ":".join(map(str, numbers)) if isinstance(numbers, list) else str(numbers)
+def _kind(config: Mapping[str, Any]) -> str:
+    """The class that does it in transformers, as newer or older ones are called."""
+    return str(config.get("image_processor_type", config.get("feature_extractor_type", "")))
+
+
+def _list(numbers: Any, flipped: bool) -> str:
+    if not isinstance(numbers, list):
+        return str(numbers)
+    each = cast("list[Any]", numbers)
+    return ":".join(map(str, reversed(each) if flipped else each))
 
 
 def _parsed(found: Mapping[str, str]) -> Preprocess:

@@ -31,6 +31,8 @@ class Preprocess:
     """Pixels that the shorter side is scaled to; then ``size`` is cut out of the middle."""
     size: tuple[int, int] | None = None
     """Height and width. Without ``shortest`` the picture is stretched to it."""
+    crop: tuple[int, int] | None = None
+    """Height and width of what is cut out of the middle after that."""
     resample: Resample | None = None
     """By default bilinear."""
     channels: Channels | None = None
@@ -138,6 +140,7 @@ def _one_of(kind: Any) -> Callable[[str], str]:
 READ: Mapping[str, Callable[[str], Any]] = {
     "shortest": _side,
     "size": _size,
+    "crop": _size,
     "resample": _one_of(Resample),
     "channels": _one_of(Channels),
     "scale": _number,
@@ -149,6 +152,7 @@ READ: Mapping[str, Callable[[str], Any]] = {
 EXAMPLES: Mapping[str, str] = {
     "shortest": "256",
     "size": "224x224 (height, width)",
+    "crop": "224x224 (height, width)",
     "resample": "|".join(get_args(Resample)),
     "channels": "|".join(get_args(Channels)),
     "scale": "1/255",
