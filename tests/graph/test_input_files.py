@@ -76,6 +76,11 @@ def test_the_options_are_done_in_their_order(picture: Path) -> None:
     cut = read(picture, (1, 3, -1, -1), "shortest=8,size=2x4,resample=nearest")
     assert cut[0, 0].tolist() == [[1, 1, 0, 0]] * 2
     assert read(picture, None, "layout=channels-last,channels=gray").shape == (1, 4, 6, 1)
+    stretched = read(picture, (1, 3, 2, 2), "size=4x12,crop=2x2,resample=nearest")
+    assert stretched[0, :2, 0].tolist() == [[1, 0], [0, 1]]
+    gray = read(picture, (1, 3, 4, 6), "channels=gray")
+    assert (gray[0] == gray[0, 0]).all()
+    assert len(np.unique(gray)) == 2
 
 
 def test_what_the_author_says_is_done_unless_something_else_is_asked_for(picture: Path) -> None:
@@ -132,7 +137,9 @@ def test_the_channels_of_a_sound_are_averaged(tmp_path: Path) -> None:
         ("picture.png", (-1, 8), "", "takes no picture: it is any×8"),
         ("picture.png", (-1, -1, -1, -1), "", "where are its channels"),
         ("picture.png", (1, 3, 4, 6), "mean=1:2", "2 numbers for 3 channels"),
-        ("bad.wav", (-1,), "", "cannot be read as a sound"),
+        ("picture.png", (1, 4, 6, 6), "layout=channels-first", "4 channels, and pictures have 1 or 3"),
+        ("picture.png", (1, 3, 4, 6), "layout=channels-last", "6 channels, and pictures have 1 or 3"),
+        ("bad.wav", (-1,), "", "bad.wav cannot be read: "),
         ("sound.wav", (4, 512), "", "takes no sound: it is 4×512"),
         ("sound.wav", (-1,), "rate=8000", "16000 samples a second, and the graph wants 8000"),
         ("bad.txt", (-1,), "", "of a kind that is not read"),

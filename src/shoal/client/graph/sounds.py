@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import wave
 from pathlib import Path
 
-import numpy as np
-
-from shoal.client.seq2seq.sound import wav_samples
+from shoal.client.seq2seq.sound import read_wav
 from shoal.errors import UsageError
 from shoal.executor.arrays import Array
 from shoal.models.graph.manifest import GraphValue, sizes_text
-from shoal.models.graph.preprocess import Preprocess
+from shoal.models.graph.preprocess import MAX_RATE, Preprocess
 
 SOUNDS = (".wav",)
 MAX_BYTES = 256 << 20
-"""Of samples: what goes in one message."""
+"""Of samples: what goes in one message. They may be of whatever a graph measures, and last for as long."""
+RATES = range(1, MAX_RATE + 1)
 
 
 def sound_array(file: Path, how: Preprocess, value: GraphValue) -> Array:
@@ -24,10 +22,14 @@ def sound_array(file: Path, how: Preprocess, value: GraphValue) -> Array:
     Raises:
         UsageError: it cannot be read, or has another rate than ``how`` says, or the input takes no sound.
     """
-    samples, rate = read_wav(file)
-    if how.rate is not None and rate != how.rate:
+    try:
+        with file.open("rb") as stream:
+            sound = read_wav(stream, str(file), rates=RATES, most_seconds=MAX_BYTES, most_bytes=MAX_BYTES)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error}", check="check the path of the sound") from error
+    if how.rate is not None and sound.rate != how.rate:
         raise UsageError(
-            f"{file} has {rate} samples a second, and the graph wants {how.rate}",
+            f"{file} has {sound.rate} samples a second, and the graph wants {how.rate}",
             check=f"convert it first: ffmpeg -i {file.name} -ar {how.rate} converted.wav",
         )
     shape = value.shape if value.shape is not None else (-1,)
@@ -36,27 +38,4 @@ def sound_array(file: Path, how: Preprocess, value: GraphValue) -> Array:
             f"the input {value.name[:80]!r} takes no sound: it is {sizes_text(shape)}",
             check="give it an array, as .npy, .npz or .json",
         )
-    return samples.reshape((1,) * (len(shape) - 1) + samples.shape)
-
-
-def read_wav(file: Path) -> tuple[Array, int]:
-    """The samples of a file, its channels averaged, and how many there are in a second.
-
-    Raises:
-        UsageError: it is no WAV file of integers, or is too long.
-    """
-    try:
-        with wave.open(str(file), "rb") as opened:
-            channels, width, rate = opened.getnchannels(), opened.getsampwidth(), opened.getframerate()
-            if opened.getnframes() * channels * width > MAX_BYTES:
-                raise UsageError(
-                    f"{file} has more than {MAX_BYTES >> 20} MiB of samples", check="cut it first"
-                )
-            raw = opened.readframes(opened.getnframes())
-    except (OSError, EOFError, RuntimeError, wave.Error) as error:
-        raise UsageError(
-            f"{file} cannot be read as a sound: {error}",
-            check=f"convert it first: ffmpeg -i {file.name} -c:a pcm_s16le converted.wav",
-        ) from error
-    whole = raw[: len(raw) // (channels * width) * channels * width]
-    return wav_samples(whole, width).reshape(-1, channels).mean(1, dtype=np.float32), rate
+    return sound.samples.reshape((1,) * (len(shape) - 1) + sound.samples.shape)

@@ -10,6 +10,7 @@ import io
 import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ RATE = 16000
 RATES = range(4000, 192_001)
 CHANNELS = range(1, 9)
 MAX_SECONDS = 4 * 3600
+MAX_BYTES = 1 << 31
+"""Of samples as they are in a file."""
 MARGIN_S = 1
 CONVERT = "ffmpeg -i RECORDING -ac 1 -ar 16000 recording.wav"
 
@@ -56,29 +59,55 @@ class Sound:
         return _resampled(around, (seconds + 2 * MARGIN_S) * RATE)[MARGIN_S * RATE :][:kept]
 
 
-def read_recording(data: bytes) -> Sound:
+def read_recording(data: bytes, most_seconds: int = MAX_SECONDS) -> Sound:
     """A WAV file's sound; of several channels, their mean.
 
     Raises:
         UsageError: it is none, not PCM, empty, or too long.
     """
+    return read_wav(io.BytesIO(data), "the recording", most_seconds=most_seconds)
+
+
+def read_wav(
+    stream: BinaryIO,
+    name: str,
+    *,
+    rates: range = RATES,
+    most_seconds: int = MAX_SECONDS,
+    most_bytes: int = MAX_BYTES,
+) -> Sound:
+    """A WAV file's sound; of several channels, their mean.
+
+    What its header says of its length is not counted on: whoever writes into a pipe cannot know it.
+
+    Args:
+        name: of the file, for errors.
+        rates: samples a second that it may have.
+        most_bytes: of its samples.
+
+    Raises:
+        UsageError: it is none, not PCM, empty, or too long.
+    """
     try:
-        with wave.open(io.BytesIO(data)) as opened:
+        with wave.open(stream) as opened:
             channels, width, rate = opened.getnchannels(), opened.getsampwidth(), opened.getframerate()
-            if channels not in CHANNELS or rate not in RATES or width not in (1, 2, 3, 4):
-                raise _unread(f"{channels} channels of {8 * width} bits at {rate} Hz")
-            if opened.getnframes() > MAX_SECONDS * rate:
-                raise _unread(f"it is longer than {MAX_SECONDS // 3600} hours")
-            raw = opened.readframes(opened.getnframes())
+            if channels not in CHANNELS or rate not in rates or width not in (1, 2, 3, 4):
+                raise _unread(name, f"{channels} channels of {8 * width} bits at {rate} Hz")
+            most = min(most_seconds * rate, most_bytes // (channels * width))
+            raw = opened.readframes(most + 1)
     except (wave.Error, EOFError, ValueError, RuntimeError) as error:  # the last: of a size that cannot be
-        raise _unread(str(error) or "it ends too early") from error
+        raise _unread(name, str(error) or "it ends too early") from error
     raw = raw[: len(raw) - len(raw) % (channels * width)]
     if not raw:
-        raise _unread("it is silent: there are no samples in it")
-    return Sound(wav_samples(raw, width).reshape(-1, channels).mean(1, dtype=np.float32), rate)
+        raise _unread(name, "it is silent: there are no samples in it")
+    if len(raw) > most * channels * width:
+        raise UsageError(
+            f"{name} is longer than {most / rate:.0f} seconds", check="cut it into several first"
+        )
+    return Sound(_samples(raw, width).reshape(-1, channels).mean(1, dtype=np.float32), rate)
 
 
-def wav_samples(raw: bytes, width: int) -> Samples:
+def _samples(raw: bytes, width: int) -> Samples:
     """Integers of so many bytes as samples of -1 to 1; WAV files have single bytes without a sign."""
     if width == 1:
         return np.frombuffer(raw, np.uint8).astype(np.float32) * np.float32(1 / 128) - np.float32(1)
@@ -96,9 +125,9 @@ def _resampled(samples: Samples, count: int) -> Samples:
     return (np.fft.irfft(spectrum, count) * (count / len(samples))).astype(np.float32)
 
 
-def _unread(what: str) -> UsageError:
+def _unread(name: str, what: str) -> UsageError:
     return UsageError(
-        f"the recording cannot be read: {what}",
-        check="send PCM in a WAV file; other recordings become one by ffmpeg",
+        f"{name} cannot be read: {what}",
+        check="give PCM in a WAV file; other recordings become one by ffmpeg",
         next_command=CONVERT,
     )
