@@ -7,6 +7,7 @@ import torch
 import trio
 from transformers import AutoModelForSeq2SeqLM
 
+from shoal.client.session import Session
 from shoal.errors import PromptTooLong, UsageError
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.seq2seq import write_text_to_text
@@ -41,7 +42,14 @@ def t5(tmp_path_factory):
 async def test_three_hops_of_a_decoder_give_the_tokens_of_transformers(tmp_path, t5, autojump_clock):
     async with memory_swarm(tmp_path, t5, HOPS) as swarm:
         answer = await answer_of(swarm.client, t5)
-        assert [stage.span for stage in answer.route] == [Span(6, 8), Span(8, 10), Span(10, 12)]
+        # The encoder's hops take part too, and read the prompt: they come first.
+        assert [stage.span for stage in answer.route] == [
+            *[Span(0, 4), Span(4, 6)],
+            *[Span(6, 8), Span(8, 10), Span(10, 12)],
+        ]
+        times = answer.hop_ms()
+        assert len(times) == 5
+        assert min(compute_ms for compute_ms, _ in times) > 0
         assert answer.token_ids == expected(t5, answer.prompt_token_ids)
         assert len(set(answer.token_ids)) > 2
         assert answer.text
@@ -57,11 +65,30 @@ async def test_hops_that_are_killed_change_no_token(tmp_path, t5, autojump_clock
         async for _ in answer:
             seen += 1
             if seen in (4, 8):  # the first hop of the decoder, then the last
-                peer = answer.route[0 if seen == 4 else 1].peer
+                peer = answer.route[1 if seen == 4 else 2].peer
                 swarm.kill(next(i for i, network in enumerate(swarm.networks) if network.peer == peer))
                 lost.append((peer,))
     assert [change.lost for change in answer.reroutes] == lost
     assert {change.way for change in answer.reroutes} == {"resend"}
+    assert answer.token_ids == expected(t5, answer.prompt_token_ids)
+
+
+async def test_a_hop_that_the_encoder_loses_is_told_with_the_answer(
+    tmp_path, t5, autojump_clock, monkeypatch
+):
+    async with memory_swarm(tmp_path, t5, [Span(0, 6), Span(0, 6), Span(6, 12)]) as swarm:
+        encode, lost = Session.encode, []
+
+        async def lose_and_encode(session, *asked):
+            lost.append(session.ring.route[0].address.peer)
+            swarm.kill(next(i for i, network in enumerate(swarm.networks) if network.peer == lost[0]))
+            return await encode(session, *asked)
+
+        monkeypatch.setattr(Session, "encode", lose_and_encode)
+        answer = await answer_of(swarm.client, t5)
+    assert [change.lost for change in answer.reroutes] == [tuple(lost)]
+    assert [stage.span for stage in answer.route] == [Span(0, 6), Span(6, 12)]
+    assert lost[0] not in {stage.peer for stage in answer.route}
     assert answer.token_ids == expected(t5, answer.prompt_token_ids)
 
 
@@ -73,7 +100,7 @@ async def test_a_route_that_has_to_be_begun_anew_is_sent_what_the_encoder_gave_a
         async for _ in answer:
             seen += 1
             if seen == 5:
-                lost = {stage.peer for stage in answer.route}
+                lost = {stage.peer for stage in answer.route if stage.span.start >= 6}
                 for index, network in enumerate(swarm.networks):
                     if network.peer in lost:
                         swarm.kill(index)

@@ -11,10 +11,15 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+from shoal.client import swarm as swarm_module
+from shoal.client.graph.sounds import sound_array
 from shoal.client.seq2seq.sound import RATE, Sound, read_recording
 from shoal.client.seq2seq.speech import Suppression, speech_settings
+from shoal.client.seq2seq.transcribe import log_mel
 from shoal.errors import BadWeights, UsageError
 from shoal.models.checkpoint.checkpoint import read_encoder_decoder
+from shoal.models.graph.manifest import GraphValue
+from shoal.models.graph.preprocess import Preprocess
 from shoal.models.store.local_model import LocalModel
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.seq2seq import LANGUAGES, NO_TIMESTAMPS, START, write_speech_to_text
@@ -199,6 +204,40 @@ def test_what_is_no_recording_is_refused(data, why):
     with pytest.raises(UsageError, match=why) as refused:
         read_recording(data)
     assert "ffmpeg" in str(refused.value.next_command)
+
+
+@pytest.mark.parametrize("length", [0xFFFFFFFF, 0x7FFFF000, 1 << 31])
+def test_a_recording_of_a_pipe_whose_header_knows_no_length_is_read_to_its_end(length, tmp_path):
+    made = sound(0.5)
+    whole = wav(made)
+    at = whole.index(b"data") + 4
+    piped = whole[:4] + length.to_bytes(4, "little") + whole[8:at] + length.to_bytes(4, "little")
+    piped += whole[at + 4 :]
+    assert np.array_equal(read_recording(piped).samples, read_recording(whole).samples)
+    (tmp_path / "piped.wav").write_bytes(piped)
+    given = sound_array(tmp_path / "piped.wav", Preprocess(), GraphValue("sound", "float32", (-1,)))
+    assert np.array_equal(given, read_recording(whole).samples)
+
+
+def test_how_long_a_recording_is_is_counted_and_not_believed():
+    whole = wav(sound(3))
+    assert read_recording(whole, most_seconds=3).seconds == 3
+    short = whole[: whole.index(b"data") + 4] + b"\xff" * 4 + whole[whole.index(b"data") + 8 :]
+    for data in (whole, short):
+        with pytest.raises(UsageError, match="is longer than 2 seconds"):
+            read_recording(data, most_seconds=2)
+
+
+async def test_a_session_has_room_for_what_was_heard_if_nothing_else_is_said(
+    tmp_path, whisper, autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(swarm_module, "DEFAULT_TOKENS", 32)  # fewer than the 100 rows of what is heard
+    async with memory_swarm(tmp_path, whisper, [Span(0, 8)]) as swarm:
+        features = log_mel(sound(2).samples, 80, 2)
+        async with swarm.client.session(str(whisper), source=features) as session:
+            logits = await session.step(session.prompt_of(()))
+            assert session.room == 31
+    assert logits.shape == (1, 300)  # after the first token, and not for each row of what was heard
 
 
 def test_tokens_that_are_not_said_first_may_be_said_later():

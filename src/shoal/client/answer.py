@@ -10,6 +10,8 @@ from shoal.client.ends import OwnSpan, SessionEnds
 from shoal.client.generate import Delta, FinishReason
 from shoal.client.receipts.pull import AnswerReceipts
 from shoal.client.ring.recovery import RouteChange
+from shoal.client.seq2seq.encoder_pass import EncoderPass
+from shoal.client.seq2seq.sides import all_hops
 from shoal.client.session import Session
 from shoal.client.timing import Timing
 from shoal.types import CarrierName, PeerId, Span
@@ -38,12 +40,14 @@ class Answer:
         self.text = ""
         self.finish_reason: FinishReason | None = None
         self.route: tuple[RouteStage, ...] = ()
-        """The hops that answer now; another route after a re-route."""
+        """The hops that answer now; another route after a re-route. Those of an encoder come first."""
         self.reroutes: tuple[RouteChange, ...] = ()
         """The losses that the answer has survived."""
         self.timing = Timing()
         self.ends: SessionEnds | None = None
         """What this machine computes of it, once it has begun."""
+        self.encoder: EncoderPass | None = None
+        """How the prompt came through an encoder, of models that have one before a decoder."""
         self.receipts: AnswerReceipts | None = None
         """What the hops have signed of it, where that was asked for and the answer is complete."""
         self.protection: Protection = FAST
@@ -69,10 +73,16 @@ class Answer:
         """The blocks that run on this machine, with what they cost here."""
         return self.ends.own if self.ends else ()
 
+    def follow(self, session: Session) -> None:
+        """Note which way the session goes now, and what it has survived."""
+        self.ends, self.encoder = session.ends, session.encoder
+        self.reroutes, self.route = tuple(session.reroutes), route_stages(session)
+
     def hop_ms(self) -> list[tuple[float, float]]:
-        """Per hop of the route: median milliseconds a decode step spent computing and waiting there."""
-        found: list[tuple[float, float]] = []
-        for hop in range(len(self.route)):
+        """Per hop of the route: median milliseconds a decode step spent computing and waiting there, and for
+        an encoder's hop those of the prompt."""
+        found = list(self.encoder.times_ms) if self.encoder else []
+        for hop in range(len(self.route) - len(found)):
             times = self.timing.hops.get(hop, [])
             found.append(
                 (_median([t.compute_us for t in times]) / 1e3, _median([t.waiting_us for t in times]) / 1e3)
@@ -81,11 +91,9 @@ class Answer:
 
 
 def route_stages(session: Session) -> tuple[RouteStage, ...]:
-    """The route that a session takes now."""
-    ring = session.ring
+    """The route that a session takes now, after that through an encoder, if there is one."""
     return tuple(
-        RouteStage(hop.address.peer, hop.span, carrier, hop.attested)
-        for hop, carrier in zip(ring.route, ring.carriers, strict=True)
+        RouteStage(hop.address.peer, hop.span, carrier, hop.attested) for hop, carrier in all_hops(session)
     )
 
 

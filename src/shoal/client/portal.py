@@ -16,11 +16,12 @@ from shoal.client.answer import Answer
 from shoal.client.embeddings import Embeddings, Texts
 from shoal.client.generate import Delta
 from shoal.client.graph.input_files import GraphInput
+from shoal.client.ring.results import NextToken
 from shoal.client.sampling import Sampler
 from shoal.client.seq2seq.sides import EncoderInput
 from shoal.client.seq2seq.sound import Sound
 from shoal.client.seq2seq.transcribe import Transcription
-from shoal.client.session import NextToken, Session
+from shoal.client.session import Session
 from shoal.client.swarm import Swarm
 from shoal.executor.arrays import Array, Floats
 from shoal.swarm.announcement import Announcement

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -19,10 +19,10 @@ from shoal.client.ends import After, Embedded, SessionEnds
 from shoal.client.ring.hop import HopFailed
 from shoal.client.ring.prefill import piece_tokens
 from shoal.client.ring.recovery import Recovery, RouteChange, recoverable
-from shoal.client.ring.results import Returned
+from shoal.client.ring.results import NextToken, Returned
 from shoal.client.ring.ring import IN_FLIGHT, Ring
 from shoal.client.sampling import Sampler
-from shoal.client.scores import TokenScore
+from shoal.client.seq2seq.encoder_pass import EncoderPass
 from shoal.client.transcript import Piece, Transcript, join_singles
 from shoal.errors import CannotRollBack, PromptTooLong, ShoalError, UsageError
 from shoal.executor.arrays import Floats, join
@@ -34,24 +34,6 @@ RECOVERIES = 8
 """Losses in a row, without a result between them, that a session takes however long they take; from then on
 it goes on for as long as a route may take to be found again, and pauses between them."""
 LOSSES_PAUSE_S = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class NextToken:
-    """The token that follows what was appended."""
-
-    token: int
-    returned: Returned | None
-    """The step that gave it; ``None`` for all but the first token of one that gave several."""
-    score: TokenScore | None
-    """How likely the token was, if that was asked for."""
-    complete: bool
-    """Whether its grammar allows nothing after it."""
-
-    @property
-    def times(self) -> tuple[HopTime, ...]:
-        """Where the step's time went, by hop."""
-        return self.returned.times if self.returned else ()
 
 
 class Session:
@@ -69,6 +51,7 @@ class Session:
         shape: ModelShape,
         prefill_chunk: int,
         recovery: Recovery,
+        encoder: EncoderPass | None = None,
     ) -> None:
         self.ring = ring
         self.shape = shape
@@ -78,8 +61,11 @@ class Session:
         self._recovery = recovery
         self._heard = 0.0  # when the last result came
         self._plain = False  # whether what follows a result is the likeliest token and nothing else
-        self.reroutes: list[RouteChange] = []
-        """The losses that the session has survived."""
+        self.encoder = encoder
+        """How what it begins with came through an encoder, where it did."""
+        self.reroutes: list[RouteChange] = list(encoder.reroutes) if encoder else []
+        """The losses that it has survived, after those on the way through an encoder."""
+        self.encode_times: Sequence[HopTime] = ()
 
     @property
     def token_ids(self) -> list[int]:
@@ -128,7 +114,7 @@ class Session:
     async def step(
         self, token_ids: Sequence[int], *, chunk: int | None = None, sequence_length: int = 0
     ) -> Floats:
-        """Append tokens; returns the logits ``[tokens, vocab]`` after each of them.
+        """Append tokens; returns the logits ``[tokens, vocab]`` after each of them but what an encoder gave.
 
         A model whose rotary frequencies change with a sequence's length may need those before them computed
         again (:mod:`shoal.models.build.rope_scaling`); that is done on the way.
@@ -147,7 +133,8 @@ class Session:
                 were being sent again.
         """
         chunk = self._chunk if chunk is None else chunk
-        returned = await self._append(token_ids, chunk, len(token_ids), sequence_length)
+        given = max(0, len(self.ends.given) - self._transcript.length)
+        returned = await self._append(token_ids, chunk, max(1, len(token_ids) - given), sequence_length)
         return join([await self.ends.head(step, _as_they_are) for step in returned])
 
     async def encode(self, token_ids: Sequence[int], wanted: int) -> Floats:
@@ -157,6 +144,7 @@ class Session:
         """
         self.roll_back(0)
         returned = await self._append(token_ids, self._chunk, wanted)
+        self.encode_times = returned[-1].times
         return join([await self.ends.last_hidden(step) for step in returned])
 
     async def advance(self, token_ids: Sequence[int], sampler: Sampler, *, more: bool = False) -> NextToken:

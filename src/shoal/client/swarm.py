@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from shoal.client.answer import Answer, route_stages
+from shoal.client.answer import Answer
 from shoal.client.audits.auditors import OtherIdentity
 from shoal.client.audits.audits import Audits
 from shoal.client.embeddings import (
@@ -30,7 +30,7 @@ from shoal.client.recommended import check_answer_options, sampling_for
 from shoal.client.ring.opener import SessionOpener
 from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
-from shoal.client.seq2seq.sides import EncoderInput, OpenSide, Side, encode_source, hears_only
+from shoal.client.seq2seq.sides import EncoderInput, OpenSide, Side, encode_source, hears_only, source_rows
 from shoal.client.seq2seq.sound import Sound, read_recording
 from shoal.client.seq2seq.transcribe import Transcription, open_transcriber
 from shoal.client.session import Session
@@ -149,7 +149,8 @@ class Swarm:
         Args:
             source: what the encoder reads or hears, of a model that has one before a decoder. The session is
                 over the decoder then, and begins with what :meth:`Session.prompt_of` says.
-            tokens: what every hop reserves KV for; by default 1,024, or the model's context if that is less.
+            tokens: what every hop reserves KV for; by default 1,024 beside what an encoder gives, or the
+                model's context if that is less.
             model: a name that ``shoal models show`` knows, a folder or a GGUF file.
             format: how every hop holds its weights; by default one that covers the model: what has answered
                 before, then what most peers serve. Where it cannot be had, the next is tried.
@@ -167,7 +168,10 @@ class Swarm:
             DigestMismatch: only another version of the model is served.
         """
         local = await self.resolve(model)
-        tokens = min(DEFAULT_TOKENS, local.shape.context) if tokens is None else tokens
+        if tokens is None:
+            both = None if source is None else await self.encoder_decoder(local)
+            given = 0 if source is None or both is None else source_rows(both, source)
+            tokens = min(DEFAULT_TOKENS + given, local.shape.context)
         if tokens < 1:
             raise UsageError(f"a session of {tokens} tokens", check="ask for at least one token")
         if tokens > local.shape.context:
@@ -262,7 +266,7 @@ class Swarm:
             room, strict = len(token_ids) + limit, True if protect == "attested" else attested
             opening = self.session(model, tokens=room, format=format, attested=strict, source=source)
             async with opening as session:
-                answer.route, answer.ends = route_stages(session), session.ends
+                answer.follow(session)
                 deltas = generate(
                     session,
                     session.prompt_of(token_ids),
@@ -277,7 +281,7 @@ class Swarm:
                 )
                 async for delta in deltas:
                     if len(answer.reroutes) < len(session.reroutes):
-                        answer.reroutes, answer.route = tuple(session.reroutes), route_stages(session)
+                        answer.follow(session)
                     yield delta
                 await self._protect(answer, session, chosen, protect, receipts=receipts)
 

@@ -89,6 +89,8 @@ class Answers:
     ) -> None:
         session = lease.session
         record.follow(session)
+        if session.encoder is not None:
+            self.metrics.reroutes.labels(asked.model.id).inc(len(session.encoder.reroutes))
         if asked.echo:
             top = asked.sampling.top_logprobs
             await take_scores([] if top is None else await score_prompt(session, asked.prompt, top))

@@ -29,6 +29,7 @@ from shoal.client.audits.residual import residual_norm
 from shoal.client.receipts.pull import AnswerReceipts, pull_receipts
 from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
+from shoal.client.seq2seq.sides import all_hops
 from shoal.client.session import Session
 from shoal.config import Settings
 from shoal.errors import Busy, DigestMismatch, NoCoverage, ShoalError
@@ -124,7 +125,7 @@ class Audits:
             sampling: as of :func:`pull_receipts`.
             reused: of the prompt's tokens, how many were not computed for it.
         """
-        route = session.ring.route
+        route = [hop for hop, _ in all_hops(session)]
         if level == "attested" or any(hop.noise_key for hop in route):
             # An audit would show rows to peers that have not shown what they run on.
             return None, attested_protection(level, route)

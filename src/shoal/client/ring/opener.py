@@ -52,6 +52,7 @@ class SessionOpener:
             shape=local.shape,
             prefill_chunk=self.settings.prefill_chunk,
             recovery=Recovery(self.rings, local.shape, self.settings.resume_s, attested=attested),
+            encoder=side.encoder,
         )
         try:
             yield session

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
+from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.types import Codec
 from shoal.wire.messages import HopTime
@@ -28,6 +29,24 @@ class Returned:
     """From when it was sent until it was back."""
     token: int | None = None
     """Which follows, where it was chosen and its step was sent when this came."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """The token that follows what was appended."""
+
+    token: int
+    returned: Returned | None
+    """The step that gave it; ``None`` for all but the first token of one that gave several."""
+    score: TokenScore | None
+    """How likely the token was, if that was asked for."""
+    complete: bool
+    """Whether its grammar allows nothing after it."""
+
+    @property
+    def times(self) -> tuple[HopTime, ...]:
+        """Where the step's time went, by hop."""
+        return self.returned.times if self.returned else ()
 
 
 class Results:

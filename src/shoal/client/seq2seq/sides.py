@@ -11,6 +11,8 @@ from typing import TypeAlias
 import numpy as np
 
 from shoal.client.ends import Given, SessionEnds
+from shoal.client.ring.hop import RouteHop
+from shoal.client.seq2seq.encoder_pass import EncoderPass
 from shoal.client.session import Session
 from shoal.errors import PromptTooLong, UsageError
 from shoal.executor.arrays import Floats
@@ -18,7 +20,7 @@ from shoal.executor.ends import EndsEngine, SourceRunner
 from shoal.executor.thread import ComputeThread
 from shoal.models.checkpoint.encoder_decoders import EncoderDecoder
 from shoal.models.store.local_model import LocalModel
-from shoal.types import Span
+from shoal.types import CarrierName, Span
 
 EncoderInput: TypeAlias = "Sequence[int] | Floats"
 """What an encoder takes: the tokens of a text, or log-mel features ``[bins, frames]`` of sound."""
@@ -35,6 +37,8 @@ class Side:
     """What a decoder's encoder gave."""
     token: int = 0
     """With which a decoder begins."""
+    encoder: EncoderPass | None = None
+    """How what a decoder is given came about."""
 
     async def ends(self, engine: EndsEngine, thread: ComputeThread, width: int) -> SessionEnds:
         """The client's part of a session.
@@ -68,7 +72,15 @@ async def encode_source(
     rows = check_source(local, both, source)
     async with open_side(Side(both.encoder, source, token=both.start), rows) as session:
         hidden = await session.encode(session.ends.given, rows)
-    return Side(both.decoder, given=Given(hidden, both.start), token=both.start)
+        passed = _passed(session)
+    return Side(both.decoder, given=Given(hidden, both.start), token=both.start, encoder=passed)
+
+
+def all_hops(session: Session) -> list[tuple[RouteHop, CarrierName]]:
+    """Everybody who computes for a session now, and how each is reached; the hops of an encoder first."""
+    encoder, ring = session.encoder, session.ring
+    before = zip(encoder.route, encoder.carriers, strict=True) if encoder is not None else ()
+    return [*before, *zip(ring.route, ring.carriers, strict=False)]
 
 
 def check_source(local: LocalModel, both: EncoderDecoder, source: EncoderInput) -> int:
@@ -80,7 +92,7 @@ def check_source(local: LocalModel, both: EncoderDecoder, source: EncoderInput) 
     if (both.input == "audio") != isinstance(source, np.ndarray):
         takes = "sound" if both.input == "audio" else "the tokens of a text"
         raise UsageError(f"the encoder of {local.name} takes {takes}", check="give it that")
-    rows = both.source if both.input == "audio" else len(source)
+    rows = source_rows(both, source)
     if not rows:
         raise UsageError("the prompt is empty: an encoder needs at least one token")
     if rows + 2 > both.context:
@@ -91,12 +103,28 @@ def check_source(local: LocalModel, both: EncoderDecoder, source: EncoderInput) 
     return rows
 
 
+def source_rows(both: EncoderDecoder, source: EncoderInput) -> int:
+    """How many rows an encoder makes of a source that it takes."""
+    return both.source if both.input == "audio" else len(source)
+
+
 def hears_only(local: LocalModel) -> UsageError:
     """What is told of a model that listens and is asked to answer a text."""
     return UsageError(
         f"{local.name} writes down what it hears, and answers no text",
         check="give it a recording, or choose another model",
         next_command=f"shoal transcribe FILE.wav --model {local.name}",
+    )
+
+
+def _passed(session: Session) -> EncoderPass:
+    times = {time.hop: (time.compute_us / 1e3, time.waiting_us / 1e3) for time in session.encode_times}
+    hops = all_hops(session)
+    return EncoderPass(
+        route=tuple(hop for hop, _ in hops),
+        carriers=tuple(carrier for _, carrier in hops),
+        reroutes=tuple(session.reroutes),
+        times_ms=tuple(times.get(index, (0.0, 0.0)) for index in range(len(hops))),
     )
 
 

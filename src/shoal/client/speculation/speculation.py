@@ -14,9 +14,9 @@ from collections.abc import Container, Sequence
 
 import trio
 
-from shoal.client.ring.results import Returned
+from shoal.client.ring.results import NextToken, Returned
 from shoal.client.sampling import Sampler
-from shoal.client.session import NextToken, Session
+from shoal.client.session import Session
 from shoal.client.speculation.acceptance import Acceptance
 from shoal.client.speculation.controller import OFF
 from shoal.client.speculation.costs import StepCosts

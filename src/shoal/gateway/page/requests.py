@@ -14,6 +14,8 @@ import trio
 
 from shoal.client.audits.protection import Protection
 from shoal.client.receipts.pull import AnswerReceipts
+from shoal.client.seq2seq.encoder_pass import EncoderPass
+from shoal.client.seq2seq.sides import all_hops
 from shoal.client.session import Session
 from shoal.client.timing import Timing
 
@@ -35,11 +37,15 @@ class Record:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
+    charged: int = 0
+    """Of these and the prompt's tokens, those that its caller's limits know of."""
     ttft_s: float | None = None
     tokens_per_s: float | None = None
     error: str | None = None
     route: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     hops: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+    encoder: EncoderPass | None = None
+    """How the prompt came through an encoder, of models that have one before a decoder."""
     own: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """The blocks that the gateway ran itself (:class:`shoal.client.ends.OwnSpan`)."""
     reroutes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -71,8 +77,9 @@ class Record:
         self.route = [
             {"peer": hop.address.peer, "start": hop.span.start, "end": hop.span.end, "carrier": carrier}
             | ({"attested": hop.attested} if hop.attested else {})
-            for hop, carrier in zip(session.ring.route, session.ring.carriers, strict=False)
+            for hop, carrier in all_hops(session)
         ]
+        self.encoder = session.encoder
         self.own = [own.shown() for own in session.ends.own]
         self.reroutes = [
             {"at": r.at, "gap_s": round(r.gap_s, 3), "lost": list(r.lost), "way": r.way}
@@ -92,9 +99,10 @@ class Record:
         }
         step_ms = (timing.last_token - timing.first_token) / max(timing.tokens - 1, 1) * 1e3
         between = max(step_ms - sum(c + w for c, w in busy.values()), 0.0) / (len(busy) + 1)
+        before = [(c, 0.0, w) for c, w in self.encoder.times_ms] if self.encoder else []
         self.hops = [
-            {"compute_ms": round(c, 3), "network_ms": round(between, 3), "waiting_ms": round(w, 3)}
-            for _, (c, w) in sorted(busy.items())
+            {"compute_ms": round(c, 3), "network_ms": round(n, 3), "waiting_ms": round(w, 3)}
+            for c, n, w in [*before, *((c, between, w) for _, (c, w) in sorted(busy.items()))]
         ]
 
     def shown(self) -> dict[str, Any]:
