@@ -10,7 +10,7 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 
 from shoal.client.seq2seq.sound import read_recording
-from shoal.gateway.audio import routes
+from shoal.gateway.audio import exchange, routes
 from shoal.testing.seq2seq import write_speech_to_text, write_text_to_text
 from shoal.types import Span
 from tests.client.test_text_to_text import TEXT
@@ -72,7 +72,9 @@ def test_openais_client_gets_what_transformers_writes_down(hearing, whisper):
     assert (told.language, told.duration, told.segments) == ("en", 2.0, None)
     assert translated.text != found.text
     answer = post(hearing, file=wav(made), language="en").json()
-    assert [(stage["start"], stage["end"]) for stage in answer["shoal"]["route"]] == [(4, 6), (6, 8)]
+    # The encoder's hop, and the decoder's two, of which the first is the same node.
+    spans = [(stage["start"], stage["end"]) for stage in answer["shoal"]["route"]]
+    assert spans == [(0, 4), (4, 6), (6, 8)]
     codec = hearing.swarm.client._codecs[hearing.swarm.model.digest]
     rounded = read_recording(wav(made))  # to 16 bits: what the gateway hears, transformers is to hear, too
     assert found.text == codec.decode(expected(whisper, rounded.samples, 2)).strip()
@@ -84,7 +86,30 @@ def test_what_is_heard_is_counted_as_answers_are(hearing):
     assert 'shoal_requests_total{path="/v1/audio/transcriptions"}' in figures
     newest = hearing.gateway.records.shown()[0]
     assert (newest["state"], newest["prompt_tokens"], newest["tokens"] > 3) == ("done", 100, True)
-    assert len(newest["route"]) == 2
+    assert len(newest["route"]) == 3
+
+
+def test_each_window_is_charged_for_once_it_is_heard(hearing, monkeypatch):
+    limits, charged = hearing.gateway.desk.limits, []
+    charge = limits.charge
+
+    def note(caller, tokens):
+        charged.append(tokens)
+        charge(caller, tokens)
+
+    monkeypatch.setattr(limits, "charge", note)
+    answer = post(hearing, file=wav(sound(5)), language="en")
+    assert answer.status_code == 200
+    newest = hearing.gateway.records.shown()[0]
+    assert charged[::2][:3] == [100] * 3  # of a recording of three windows, before the text of each
+    assert sum(charged) == newest["prompt_tokens"] + newest["tokens"]
+
+
+def test_a_recording_of_many_minutes_is_refused_whatever_its_bytes(hearing, monkeypatch):
+    monkeypatch.setattr(exchange, "MAX_SECONDS", 2)
+    answer = post(hearing, file=wav(sound(3, rate=4000), width=1))
+    assert answer.status_code == 400
+    assert "longer than 2 seconds" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

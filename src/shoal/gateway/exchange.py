@@ -63,6 +63,12 @@ class Desk:
     limits: RequestLimiter
     usage: Usage
 
+    def charge(self, record: Record, caller: Caller) -> None:
+        """Charge the caller what a request has used since it was last charged for it."""
+        used = record.prompt_tokens + record.tokens
+        self.limits.charge(caller, used - record.charged)
+        record.charged = used
+
     @contextmanager
     def recorded(self, record: Record, caller: Caller, route: str) -> Generator[None]:
         """Answer a request in the block: it is counted, and its record ends as the block does.
@@ -87,7 +93,7 @@ class Desk:
             raise
         finally:
             self.usage.count(caller.id, record.model, record.prompt_tokens, record.tokens)
-            self.limits.charge(caller, record.prompt_tokens + record.tokens)
+            self.charge(record, caller)
             answers.metrics.whole.labels(record.model).observe(trio.current_time() - record.arrived)
 
 

@@ -26,6 +26,8 @@ from shoal.gateway.schema.audio import AudioRequest
 from shoal.gateway.sse import until_gone
 
 PREFIX = "audio-"
+MAX_SECONDS = 1800
+"""Of sound: 25 MiB of a telephone's are almost two hours, and what is heard costs the hops by its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class AudioExchange:
 
     async def _answer(self, path: str) -> Response:
         asked = self._recording
-        sound = await trio.to_thread.run_sync(read_recording, asked.data)
+        sound = await trio.to_thread.run_sync(read_recording, asked.data, MAX_SECONDS)
         transcriber = await open_transcriber(
             self._swarm,
             asked.model.id,
@@ -91,17 +93,20 @@ class AudioExchange:
         def follow(session: Session) -> None:
             sessions.append(session)
             record.follow(session)
-
-        def heard(segment: Segment) -> None:
-            # What the encoder made of a window is to the hops what a prompt of so many tokens is.
+            # What the encoder made of a window is to the hops what a prompt of so many tokens is. It has been
+            # computed by now, whatever becomes of the window.
             record.prompt_tokens += transcriber.rows
             answers.metrics.prompt_tokens.labels(model).inc(transcriber.rows)
+            self._desk.charge(record, self._caller)
+
+        def heard(segment: Segment) -> None:
             answers.metrics.generation_tokens.labels(model).inc(len(segment.token_ids))
             for _ in segment.token_ids:
                 answers.records.token(record)
             session = sessions.pop()
             record.follow(session)
             answers.metrics.reroutes.labels(model).inc(len(session.reroutes))
+            self._desk.charge(record, self._caller)
 
         async with self._desk.limits.turn():
             return await replace(transcriber, follow=follow, heard=heard).write(sound)
