@@ -19,6 +19,7 @@ from shoal.models.graph.graph_store import GraphStore
 from shoal.testing.graph_bits import whole
 from shoal.testing.graph_swarm import equal_spans, graph_swarm
 from shoal.testing.graphs import write_cnn, write_mlp
+from shoal.types import Span
 
 from .conftest import Shoal
 
@@ -58,6 +59,23 @@ def test_what_cannot_be_is_said_at_once(
     ran = shoal(*argv)
     assert ran.code in (EXIT_USAGE, EXIT_FAILURE)
     assert why in ran.err
+
+
+def test_a_graph_is_served_by_its_name_or_digest_and_may_be_served_fast(
+    shoal: Shoal, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_mlp(tmp_path / "mlp.onnx", layers=2)
+    graph = GraphStore(config.load({}).paths.graphs).resolve(str(file))
+    served: list[tuple[str, bool]] = []
+
+    async def serve(settings: config.Settings, span: Span | None, *, as_json: bool) -> int:
+        served.append((settings.model, settings.fast))
+        return 0
+
+    monkeypatch.setattr("shoal.cli.graph.serve.serve_graph", serve)
+    for name in (graph.digest, "mlp"):
+        assert shoal("serve", name, "--fast").code == 0
+    assert served == [(graph.digest, True), ("mlp", True)]
 
 
 def test_a_picture_is_asked_about(

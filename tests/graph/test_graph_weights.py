@@ -15,13 +15,14 @@ from shoal.models.graph.items import graph_parts, missing_graph_items, span_item
 from shoal.models.graph.manifest import STRUCTURE, is_graph_manifest
 from shoal.sharing import peer_graphs, pull
 from shoal.sharing.peer_graphs import PeerGraphs
+from shoal.sharing.peer_models import PeerModels, is_graph_here
 from shoal.sharing.shared_model import SharedModel
 from shoal.swarm.membership import PUBLIC
 from shoal.testing.graph_bits import same, whole
 from shoal.testing.graph_swarm import GraphSwarm, graph_swarm
 from shoal.testing.graphs import inputs_of, write_mlp
 from shoal.testing.swarm import memory_settings
-from shoal.types import Span
+from shoal.types import Digest, Span
 
 from .conftest import Imported
 
@@ -82,6 +83,35 @@ async def test_who_takes_a_span_of_a_graph_that_came_from_peers_fetches_what_is_
         again, _ = await graphs_of(swarm, tmp_path / "new", **SHARING)
         await again.fetch_span(await again.resolve(graph.digest), Span(0, count))
         assert again.report.received == 0
+
+
+async def test_a_name_or_a_digest_is_found_to_be_a_graph_by_one_manifest(
+    imported: Imported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, asked = imported("mlp"), list[str]()
+    manifest_bytes = pull.Pull.manifest_bytes
+
+    async def note(self: pull.Pull, digest: Digest) -> bytes:
+        asked.append(digest)
+        return await manifest_bytes(self, digest)
+
+    monkeypatch.setattr(pull.Pull, "manifest_bytes", note)
+    async with graph_swarm(tmp_path, graph, [Span(0, 8)], **SHARING) as swarm:
+        for number, name in enumerate((graph.digest, "mlp")):
+            home = tmp_path / f"new{number}"
+            client = await swarm.add_client(home, **SHARING)
+            settings = memory_settings(home, **SHARING)
+            assert is_graph_here(GraphStore(settings.paths.graphs), client.store, name) is None
+            # The newcomer has heard of nobody yet when it asks.
+            found = await PeerModels(client.member, settings).resolve(name)
+            assert isinstance(found, LocalGraph)
+            assert (found.name, found.digest) == ("mlp", graph.digest)
+            again = await PeerGraphs(client.member, settings, GraphStore(settings.paths.graphs)).resolve(name)
+            assert (again.digest, len(asked)) == (graph.digest, number + 1)
+            assert is_graph_here(GraphStore(settings.paths.graphs), client.store, name) is True
+        with pytest.raises(UnknownModel):
+            await PeerModels(client.member, settings).resolve("nothing-of-that-name")
+        assert is_graph_here(GraphStore(settings.paths.graphs), client.store, "org/model") is False
 
 
 async def test_nobody_gives_the_weights_of_a_public_swarm_unless_it_is_asked_to(

@@ -32,78 +32,66 @@ def fetched_line(report: PullReport) -> str:
 
 
 def is_graph(settings: Settings, name: str) -> bool:
-    """Whether a name means a graph: by its file, or by a digest that is known here or asked of peers.
+    """Whether a name means a graph: by its file, or by a name or digest that is known here or to peers.
+
+    What peers are asked for is kept: who serves it then asks for nothing twice.
 
     Raises:
         NoCoverage: nobody who can be reached has the model or graph of that digest.
     """
     from shoal.cli.enter import looking
-    from shoal.models.graph.graph_store import GraphStore, names_graph
+    from shoal.models.graph.graph_store import GraphStore, LocalGraph
     from shoal.models.store.store import DIGEST, ModelStore
+    from shoal.sharing.peer_models import is_graph_here
+    from shoal.swarm.membership import PUBLIC, names
 
-    if not DIGEST.fullmatch(name):
-        return names_graph(name)
-    if GraphStore(settings.paths.graphs).find(name) is not None:
-        return True
-    if ModelStore(settings.paths.models).find(Digest(name)) is not None:
-        return False
+    graphs, models = GraphStore(settings.paths.graphs), ModelStore(settings.paths.models)
+    known = is_graph_here(graphs, models, name)
+    private = settings.swarm != PUBLIC and settings.swarm in names(settings.paths.swarms)
+    if known is not None or not (private or DIGEST.fullmatch(name)):
+        return bool(known)
 
     async def use(onlooker: Onlooker) -> bool:
-        from shoal.models.graph.manifest import is_graph_manifest
-        from shoal.sharing.peer_graphs import PeerGraphs
+        from shoal.sharing.peer_models import PeerModels
 
-        graphs = PeerGraphs(onlooker.member, settings, GraphStore(settings.paths.graphs))
         with working(f"asking peers for {name}") as report:
-            async with graphs.pulling(Digest(name), name, report) as pull:
-                return is_graph_manifest(await pull.manifest_bytes(Digest(name)))
+            found = await PeerModels(onlooker.member, settings).resolve(name, report)
+        return isinstance(found, LocalGraph)
 
     return looking(settings, use)
 
 
-def pull_graph(settings: Settings, name: str, span: Span | None) -> tuple[LocalGraph, PullReport]:
-    """Fetch a span of a graph, or all of it, from the peers of a swarm. Raises as :func:`pull_from_peers`."""
-    from shoal.cli.enter import looking
-
-    async def use(onlooker: Onlooker) -> tuple[LocalGraph, PullReport]:
-        from shoal.models.graph.graph_store import GraphStore, check_segments
-        from shoal.sharing.peer_graphs import PeerGraphs
-
-        graphs = PeerGraphs(onlooker.member, settings, GraphStore(settings.paths.graphs))
-        with working(f"getting {name}") as report:
-            graph = await graphs.resolve(name, report)
-            wanted = span or Span(0, len(graph.manifest.segments))
-            check_segments(graph, wanted)
-            await graphs.fetch_span(graph, wanted, report)
-        return graph, graphs.report
-
-    return looking(settings, use)
-
-
-def pull_from_peers(settings: Settings, name: str, span: Span | None) -> tuple[LocalModel, PullReport]:
-    """Fetch a span of a model, or all of it, from the peers of a swarm.
+def pull_from_peers(
+    settings: Settings, name: str, span: Span | None
+) -> tuple[LocalGraph | LocalModel, PullReport]:
+    """Fetch a span of a model or a graph, or all of it, from the peers of a swarm.
 
     Raises:
         NoCoverage: nobody who can be reached has it.
         UnknownModel: no peer serves a model of that name, and no hub has it.
-        UsageError: the model has no such span.
+        UsageError: it has no such span.
         OutOfResources: the disk is full.
     """
     from shoal.cli.enter import looking
 
-    async def use(onlooker: Onlooker) -> tuple[LocalModel, PullReport]:
-        from shoal.models.store.store import ModelStore
+    async def use(onlooker: Onlooker) -> tuple[LocalGraph | LocalModel, PullReport]:
+        from shoal.models.graph.graph_store import LocalGraph, check_segments
         from shoal.node.node import check_blocks_exist
-        from shoal.sharing.peer_weights import PeerWeights
+        from shoal.sharing.peer_models import PeerModels
 
-        weights = PeerWeights(onlooker.member, settings, ModelStore(settings.paths.models))
+        models = PeerModels(onlooker.member, settings)
         with working(f"getting {name}") as report:
-            model = await weights.resolve(name, report)
-            if span is None:
-                await weights.fetch_all(model, report)
+            found = await models.resolve(name, report)
+            if isinstance(found, LocalGraph):
+                wanted = span or Span(0, len(found.manifest.segments))
+                check_segments(found, wanted)
+                await models.graphs.fetch_span(found, wanted, report)
+            elif span is None:
+                await models.weights.fetch_all(found, report)
             else:
-                check_blocks_exist(model, span)
-                await weights.fetch_span(model, span, report)
-        return model, weights.report
+                check_blocks_exist(found, span)
+                await models.weights.fetch_span(found, span, report)
+        return found, models.report
 
     return looking(settings, use)
 

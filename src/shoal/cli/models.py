@@ -70,8 +70,9 @@ def pull(
     as_json: options.JsonOption = False,
 ) -> None:
     """Fetch a model or graph, by its sha256: digest from peers. A local folder or snapshot is not copied."""
-    from shoal.cli.model_sharing import fetched_line, is_graph, pull_from_peers, pull_graph
+    from shoal.cli.model_sharing import fetched_line, pull_from_peers
     from shoal.cli.node.node import span_of
+    from shoal.models.graph.graph_store import LocalGraph
     from shoal.models.store.store import DIGEST
 
     if span is None and swarm is None and not public and not DIGEST.fullmatch(model):
@@ -80,12 +81,9 @@ def pull(
         emit(model_fields(found), as_json, lambda: f"{found.name}: {found.path}")
         return
     settings = options.settings(swarm=swarm, public=public, bootstrap=bootstrap)
-    if is_graph(settings, model):
-        graph, fetched = pull_graph(settings, model, span_of(span))
-        name, path, fields = graph.name, graph.path, graph_fields(graph)
-    else:
-        found, fetched = pull_from_peers(settings, model, span_of(span))
-        name, path, fields = found.name, found.path, model_fields(found)
+    found, fetched = pull_from_peers(settings, model, span_of(span))
+    name, path = found.name, found.path
+    fields = graph_fields(found) if isinstance(found, LocalGraph) else model_fields(found)
     fields |= {"fetched": fetched.shown()}
     emit(fields, as_json, lambda: f"{name}: {path}\n{fetched_line(fetched)}")
 

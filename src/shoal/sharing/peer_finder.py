@@ -25,6 +25,8 @@ ASKED_AT_ONCE = 16
 ASKED_LIMIT = 1024
 """Peers that are not asked again; past it, all are."""
 LOOK_EVERY_S = 0.2
+HEARD_WITHIN_S = 3.0
+"""How long a model's name is waited for before a hub is asked: those whom we know have said it by then."""
 
 log = logging.getLogger(__name__)
 

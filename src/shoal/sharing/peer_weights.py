@@ -18,20 +18,17 @@ from shoal.errors import UnknownModel
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.checkpoint.encoders import is_position_bias
 from shoal.models.checkpoint.headers import TensorEntry
-from shoal.models.checkpoint.manifest import Manifest
+from shoal.models.checkpoint.manifest import Manifest, read_manifest
 from shoal.models.checkpoint.parts import missing_parts, opening_items, read_pulled
 from shoal.models.checkpoint.sizes import block_tensors
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import DIGEST, ModelStore
 from shoal.progress import Progress, silent
-from shoal.sharing.peer_finder import served_as
+from shoal.sharing.peer_finder import HEARD_WITHIN_S, served_as
 from shoal.sharing.peer_pulls import PeerPulls
 from shoal.sharing.pulled_folder import PulledFolder
 from shoal.swarm.member import Member
 from shoal.types import Digest, Span
-
-HEARD_WITHIN_S = 3.0
-"""How long a model's name is waited for before a hub is asked: those whom we know have said it by then."""
 
 TensorChoice = Callable[[list[list[TensorEntry]], list[TensorEntry]], Sequence[TensorEntry]]
 """Of the tensors of each block, and of those outside of all blocks, the ones that are wanted."""
@@ -42,7 +39,7 @@ class PeerWeights(PeerPulls):
 
     def __init__(self, member: Member, settings: Settings, store: ModelStore) -> None:
         super().__init__(member, settings, store.root)
-        self._store = store
+        self.store = store
 
     async def resolve(self, name: str, progress: Progress = silent) -> LocalModel:
         """A model by its name, digest or path: as it is here, or from peers, or from where its name says.
@@ -57,13 +54,13 @@ class PeerWeights(PeerPulls):
             return local
         digest = await self._digest_of(name, progress)
         if digest is None:
-            resolve = partial(self._store.resolve, name, progress)
+            resolve = partial(self.store.resolve, name, progress)
             return await trio.to_thread.run_sync(resolve, abandon_on_cancel=True)
-        known = await trio.to_thread.run_sync(self._store.find, digest)
-        return known or await self._begin(digest, self._called(digest, name), progress)
+        known = await trio.to_thread.run_sync(self.store.find, digest)
+        return known or await self.begin(digest, name, progress)
 
     def _if_here(self, name: str, progress: Progress) -> LocalModel | None:
-        return self._store.resolve(name, progress) if self._store.is_here(name) else None
+        return self.store.resolve(name, progress) if self.store.is_here(name) else None
 
     async def fetch_span(self, model: LocalModel, span: Span, progress: Progress = silent) -> None:
         """Fetch what is missing of a span's tensors, if the model comes from peers.
@@ -109,17 +106,25 @@ class PeerWeights(PeerPulls):
         served = next((shape.name for shape in shapes if shape.digest == digest), None)
         return served or (f"model-{digest[7:15]}" if name == digest else name)
 
-    async def _begin(self, digest: Digest, name: str, progress: Progress) -> LocalModel:
-        """Bring a model's manifest, config and text files."""
+    async def begin(
+        self, digest: Digest, name: str, progress: Progress = silent, raw: bytes = b""
+    ) -> LocalModel:
+        """Bring a model's manifest, config and text files. Raises as :meth:`resolve`.
+
+        Args:
+            name: by which it was asked for.
+            raw: its manifest, if that has come already.
+        """
+        name = self._called(digest, name)
         async with self.pulling(digest, name, progress) as pull:
             # Another process may have begun it while this one waited for its turn.
-            if (known := await trio.to_thread.run_sync(self._store.find, digest)) is not None:
+            if (known := await trio.to_thread.run_sync(self.store.find, digest)) is not None:
                 return known
-            manifest = await pull.manifest(digest)
-            called, folder = await trio.to_thread.run_sync(self._store.shared_folder, name, digest)
+            manifest = read_manifest(raw) if raw else await pull.manifest(digest)
+            called, folder = await trio.to_thread.run_sync(self.store.shared_folder, name, digest)
             made = await trio.to_thread.run_sync(_make_folder, folder, manifest)
             await pull.items(made, opening_items(manifest))
-            keep = partial(self._store.keep_shared, called, digest, progress)
+            keep = partial(self.store.keep_shared, called, digest, progress)
             return await trio.to_thread.run_sync(keep)
 
     async def _fetch(self, model: LocalModel, choose: TensorChoice, progress: Progress) -> None:

@@ -118,17 +118,12 @@ def serve(
         bootstrap=bootstrap,
         mdns=mdns,
     )
-    from shoal.models.graph.graph_store import names_graph
-
-    if fast and not names_graph(settings.model):
-        raise UsageError(
-            f"--fast is for graphs, and {settings.model} is none",
-            check="leave it out; --format says how exact a language model is",
-        )
-    _serve(settings, span_of(span), as_json)
+    _serve(settings, span_of(span), as_json, fast=bool(fast))
 
 
-def _serve(settings: Settings, span: Span | None, as_json: bool, *, gateway: bool = False) -> None:
+def _serve(
+    settings: Settings, span: Span | None, as_json: bool, *, gateway: bool = False, fast: bool = False
+) -> None:
     import trio
 
     from shoal.cli.model_sharing import is_graph
@@ -150,6 +145,11 @@ def _serve(settings: Settings, span: Span | None, as_json: bool, *, gateway: boo
         from shoal.cli.graph.serve import serve_graph
 
         code = trio.run(partial(serve_graph, settings, span, as_json=as_json))
+    elif fast:
+        raise UsageError(
+            f"--fast is for graphs, and {settings.model} is none",
+            check="leave it out; --format says how exact a language model is",
+        )
     else:
         code = trio.run(partial(live, settings, span, gateway=gateway, as_json=as_json))
     if code:
