@@ -235,7 +235,9 @@ class GraphServer:
         """Count a request, and what the time of one through all segments is expected to be."""
         self._computed += 1
         self.metrics.step("infer", 1, compute_us, waiting_us)
-        whole_ms = compute_us / 1e3 * len(self.span) / len(span)
+        work = self.graph.manifest.work
+        share = sum(work[span.start : span.end]) / sum(work[self.span.start : self.span.end])
+        whole_ms = compute_us / 1e3 / share
         old = self.step_ms or whole_ms
         self.step_ms = old + NEWEST * (whole_ms - old)
         self.wait_ms += NEWEST * (waiting_us / 1e3 - self.wait_ms)
