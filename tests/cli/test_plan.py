@@ -249,6 +249,17 @@ def test_a_quantised_or_nested_config_is_refused(shoal: Shoal, llama: Path) -> N
     assert "quantised" in ran.err
 
 
+GRAPHS_HAVE_NONE = {
+    "--context": "512",
+    "--format": "int8",
+    "--kv": "int8",
+    "--private-ends": "1:1",
+    "--draft": "small",
+    "--protect": "audited",
+    "--audit-budget": "0.1",
+}
+
+
 def test_the_segments_of_a_graph_are_placed_over_the_machines(shoal: Shoal, tmp_path: Path) -> None:
     file = write_mlp(tmp_path / "mlp.onnx")
     desk = DESK.replace("16GiB", "40KiB")
@@ -262,5 +273,8 @@ def test_the_segments_of_a_graph_are_placed_over_the_machines(shoal: Shoal, tmp_
     assert "the cut costs more than it saves" in data["warning"]
     shown = shoal("plan", "mlp", "--machine", DESK).out  # as it was imported, by its name
     assert "mlp: 8 segments" in shown and "8 requests" in shown
+    for option, value in GRAPHS_HAVE_NONE.items():
+        refused = shoal("plan", str(file), "--machine", DESK, option, value)
+        assert (refused.code, f"{option} is about language models" in refused.err) == (2, True), option
     lacking = shoal("plan", str(file), "--machine", desk)
     assert (lacking.code, "find no room" in lacking.err) == (6, True)

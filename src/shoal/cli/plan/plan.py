@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,6 +92,20 @@ def plan(
     described = [parse_machine(text) for text in machine or ()]
     described += read_machines(machines) if machines else []
     if (graph := find_graph(settings, model)) is not None:
+        _refuse_of_graphs(
+            graph.name,
+            {
+                "--context": context,
+                "--format": format,
+                "--kv": kv,
+                "--private-ends": private_ends,
+                "--draft": draft,
+                "--protect": protect,
+                "--audit-budget": audit_budget,
+                "--device": None if device == "cpu" else device,
+            },
+        )
+        settings = replace(settings, device="cpu")  # which computes graphs
         with working(f"placing the segments of {graph.name}") as report:
             known = _machines(settings, described or [Described()], count, report)
             found_graph = placed_graph(graph, known, sessions)
@@ -106,6 +120,17 @@ def plan(
         found = replace(_found(drawn, known), draft_bytes=drafting)
         found = replace(found, protection=_protection(settings, found))
     emit(_fields(found), as_json, lambda: _shown(found))
+
+
+def _refuse_of_graphs(name: str, given: Mapping[str, object]) -> None:
+    """Raises UsageError: options were given that say nothing about a graph."""
+    from shoal.errors import UsageError
+
+    if unfit := [option for option, value in given.items() if value is not None]:
+        raise UsageError(
+            f"{', '.join(unfit)} is about language models, and {name} is a graph",
+            check="leave it out: graphs run on the CPU, as they were imported, and keep nothing of a request",
+        )
 
 
 @dataclass(frozen=True, slots=True)
