@@ -211,6 +211,33 @@ def test_only_the_blocks_asked_for_count_in_the_price():
     assert peers(choose_route(offers, 30, 1, span=INNER)) == ["c"]
 
 
+WORK = [0.1, 0.1, 0.1, 3.7]
+"""A graph of which one segment takes nearly all the time."""
+
+
+def test_segments_of_a_graph_cost_what_they_are_worth():
+    slow = offer("slow", 0, 4, step_s=0.4)
+    light = offer("light", 0, 3, step_s=0.02)  # at the same speed by segments, and slower by work
+    heavy = offer("heavy", 3, 4, step_s=0.037)
+    assert stages(choose_route([slow, light, heavy], 4, 1, segments=WORK)) == [
+        ("light", 0, 3),
+        ("heavy", 3, 4),
+    ]
+    # By their number a tenth of the whole span's time would be gone with each, and the slow one had three.
+    quick = offer("quick", 0, 3, step_s=0.0004)
+    whole = offer("whole", 0, 4, step_s=0.045)
+    assert peers(choose_route([quick, whole, heavy], 4, 1)) == ["quick", "whole"]
+    assert peers(choose_route([quick, whole, heavy], 4, 1, segments=WORK)) == ["quick", "heavy"]
+
+
+def test_what_a_graphs_client_carries_does_not_go_between_peers():
+    ways = {PeerId("far-b"): 0.0001}
+    near = [offer("near-a", 0, 2, rtt_s=0.01), offer("near-b", 2, 4, rtt_s=0.01)]
+    far = [offer("far-a", 0, 2, rtt_s=0.012, rtts_s=ways), offer("far-b", 2, 4, rtt_s=0.012)]
+    assert peers(choose_route([*near, *far], 4, 1)) == ["far-a", "far-b"]
+    assert peers(choose_route([*near, *far], 4, 1, segments=[1.0] * 4)) == ["near-a", "near-b"]
+
+
 N = 6
 spans = st.tuples(st.integers(0, N - 1), st.integers(1, N)).filter(lambda s: s[0] < s[1])
 times = st.sampled_from([0.01, 0.02, 0.05, 0.4])
@@ -236,12 +263,16 @@ def swarms(draw) -> list[Candidate]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(swarms(), st.sampled_from(["latency", "throughput", "cost"]))
-def test_no_other_route_is_cheaper(offers, objective):
-    prices = price(offers, objective, None)
+@given(
+    swarms(),
+    st.sampled_from(["latency", "throughput", "cost"]),
+    st.none() | st.lists(st.sampled_from([0.1, 1.0, 4.0]), min_size=N, max_size=N),
+)
+def test_no_other_route_is_cheaper(offers, objective, segments):
+    prices = price(offers, objective, None, segments)
     everything = list(_all_routes(offers))
     try:
-        found = choose_route(offers, N, 1, objective=objective)
+        found = choose_route(offers, N, 1, objective=objective, segments=segments)
     except NoCoverage:
         assert not everything
         return
@@ -313,7 +344,12 @@ def _cost(prices: Prices, route) -> float:
     ways = prices.near[route[0][0]] + prices.near[route[-1][0]]
     for (a, _), (b, _) in pairwise(route):
         ways += measured.get((a, b), prices.leg[a] + prices.leg[b])
-    return ways + sum(prices.stage[peer] + blocks * prices.block[peer] for peer, blocks in route)
+    work = np.ones(N) if prices.work is None else prices.work
+    ends = np.cumsum([blocks for _, blocks in route])
+    return ways + sum(
+        prices.stage[peer] + work[end - blocks : end].sum() * prices.block[peer]
+        for (peer, blocks), end in zip(route, ends, strict=True)
+    )
 
 
 def a_large_swarm(seed: int, count: int, n_blocks: int, ways: int) -> list[Candidate]:

@@ -79,34 +79,52 @@ class Candidate:
         return min(1.0, max(held, waiting))
 
 
-def price(candidates: Sequence[Candidate], objective: Objective, rng: Random | None) -> Prices:
-    """What each candidate costs. With ``rng`` each seems up to ``JITTER`` dearer, by chance."""
-    block, stage, near = _block_s(candidates), _stage_s(candidates), _near_s(candidates)
-    ways = _ways(candidates)
+def price(
+    candidates: Sequence[Candidate],
+    objective: Objective,
+    rng: Random | None,
+    segments: Sequence[float] | None = None,
+) -> Prices:
+    """What each candidate costs. With ``rng`` each seems up to ``JITTER`` dearer, by chance.
+
+    Args:
+        segments: what each block is worth in usual ones, where they are the segments of a graph. Its client
+            carries everything from hop to hop, so ways between peers count for nothing. ``None`` for a
+            language model, whose blocks are alike and whose route is a ring.
+    """
+    block, stage, near = _block_s(candidates, segments), _stage_s(candidates), _near_s(candidates)
+    ways, leg = (_ways(candidates), near / 2) if segments is None else (_ways(()), near)
+    work = None if segments is None else np.array(segments, np.float64)
     if objective == "throughput":
         busy = np.array([candidate.utilisation for candidate in candidates])
         block = block * WORTH**busy
         stage = np.full(len(candidates), HOP_S)
-        near = np.zeros(len(candidates))
+        near = leg = np.zeros(len(candidates))
         ways = _ways(())
     elif objective == "cost":
         stage = stage + MORE_THAN_ANY_STEP_S
     if rng is not None:
         dearer = np.array([1 + JITTER * rng.random() for _ in candidates])
-        block, stage, near = block * dearer, stage * dearer, near * dearer
-    return Prices(block, stage, near, near / 2, ways)
+        block, stage, near, leg = block * dearer, stage * dearer, near * dearer, leg * dearer
+    return Prices(block, stage, near, leg, ways, work)
 
 
-def _block_s(candidates: Sequence[Candidate]) -> FloatArray:
-    """Computing of one block in a step, with one session more in the batch."""
-    measured = [c.step_s / len(c.span) for c in candidates if c.step_s]
+def worth_of(span: Span, segments: Sequence[float] | None) -> float:
+    """How many usual blocks a span is worth; ``segments`` as :func:`price` has it."""
+    return float(len(span) if segments is None else sum(segments[span.start : span.end]))
+
+
+def _block_s(candidates: Sequence[Candidate], segments: Sequence[float] | None) -> FloatArray:
+    """Computing of a usual block in a step, with one session more in the batch."""
+    worth = [worth_of(c.span, segments) for c in candidates]
+    measured = [c.step_s / w for c, w in zip(candidates, worth, strict=True) if c.step_s]
     usual = median(measured) if measured else UNMEASURED_BLOCK_S
     each = [
-        (c.step_s / len(c.span) if c.step_s else usual)
+        (c.step_s / w if c.step_s else usual)
         * (1 + ROW_SHARE * c.sessions)
         / (1 + ROW_SHARE * max(0, c.sessions - 1))
         / c.trust
-        for c in candidates
+        for c, w in zip(candidates, worth, strict=True)
     ]
     return np.array(each)
 

@@ -9,11 +9,11 @@ against it and forgiven with time. Of two who blame each other, the one who is t
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from shoal.routing.prices import Candidate
+from shoal.routing.prices import Candidate, worth_of
 from shoal.types import PeerId
 
 GOOD, BAD = 1, 3
@@ -136,36 +136,41 @@ class Reputation:
         return [peer for peer in peers if trust[peer] < ALIKE * least]
 
     def believed(
-        self, candidates: Sequence[Candidate], now: float, *, trial: bool = False
+        self,
+        candidates: Sequence[Candidate],
+        now: float,
+        *,
+        trial: bool = False,
+        segments: Sequence[float] | None = None,
     ) -> list[Candidate]:
         """The candidates as they are to be counted on: with trust, and with speeds that are to be believed.
 
         Args:
             trial: take newcomers with a clean name at their word, as far as speeds can be believed.
+            segments: as of :func:`shoal.routing.prices.price`.
         """
-        least_s = self._least_block_s(candidates)
-        return [self._believed(candidate, least_s, now, trial) for candidate in candidates]
+        worth = {c.peer: worth_of(c.span, segments) for c in candidates}
+        least_s = self._least_block_s(candidates, worth)
+        return [self._believed(c, least_s, worth[c.peer], now, trial) for c in candidates]
 
-    def _believed(self, candidate: Candidate, least_s: float, now: float, trial: bool) -> Candidate:
+    def _believed(
+        self, candidate: Candidate, least_s: float, worth: float, now: float, trial: bool
+    ) -> Candidate:
         record = self._records.get(candidate.peer) or _Record()
         trusted = trial and record.faults_now(now) < BLAMELESS and record.answers < PROVEN
         if record.block_s:
             least_s = min(record.block_s)
         elif trusted:
             least_s /= BELIEVED
-        step_s = (
-            max(candidate.step_s, least_s * len(candidate.span))
-            if candidate.step_s or record.block_s
-            else 0.0
-        )
+        step_s = max(candidate.step_s, least_s * worth) if candidate.step_s or record.block_s else 0.0
         return replace(candidate, step_s=step_s, trust=1.0 if trusted else self.trust(candidate.peer, now))
 
-    def _least_block_s(self, candidates: Sequence[Candidate]) -> float:
+    def _least_block_s(self, candidates: Sequence[Candidate], worth: Mapping[PeerId, float]) -> float:
         """Seconds for a block in less than which no newcomer is believed; 0 when nobody has measured any."""
         seen = [min(r.block_s) for c in candidates if (r := self._records.get(c.peer)) and r.block_s]
         if seen:
             return median(seen)
-        told = [c.step_s / len(c.span) for c in candidates if c.step_s]
+        told = [c.step_s / worth[c.peer] for c in candidates if c.step_s]
         return median(told) / BELIEVED if told else 0.0
 
     def _record(self, peer: PeerId) -> _Record:

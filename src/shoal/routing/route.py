@@ -46,6 +46,7 @@ def choose_route(
     objective: Objective = "latency",
     pinned: Collection[PeerId] = (),
     rng: Random | None = None,
+    segments: Sequence[float] | None = None,
 ) -> list[Stage]:
     """The best route for a session of ``tokens`` tokens. A peer may be given a part of its span.
 
@@ -58,13 +59,22 @@ def choose_route(
         pinned: peers that the user wants: where one of them serves a block, no other peer is asked for it.
         rng: with one, candidates seem up to ``prices.JITTER`` dearer by chance, so that clients who see the
             same swarm do not all take the same route. A route is then at most so much dearer than the best.
+        segments: as of :func:`shoal.routing.prices.price`.
 
     Raises:
         NoCoverage: some blocks are served by nobody; names them.
         Busy: every block is served, but not with KV for ``tokens`` tokens.
     """
     path, roomy = search(
-        candidates, n_blocks, tokens, avoid=avoid, span=span, objective=objective, pinned=pinned, rng=rng
+        candidates,
+        n_blocks,
+        tokens,
+        avoid=avoid,
+        span=span,
+        objective=objective,
+        pinned=pinned,
+        rng=rng,
+        segments=segments,
     )
     return stages_of(path, roomy)
 
@@ -79,6 +89,7 @@ def search(
     objective: Objective = "latency",
     pinned: Collection[PeerId] = (),
     rng: Random | None = None,
+    segments: Sequence[float] | None = None,
 ) -> tuple[PeerPath, list[Candidate]]:
     """The best path, with the candidates that it counts. Arguments and errors: those of ``choose_route``."""
     usable = [c for c in candidates if c.peer not in avoid and c.span.end <= n_blocks]
@@ -88,7 +99,7 @@ def search(
     ours = np.array([c.peer in pinned for c in roomy], np.bool_)
     theirs = allowed[:, ours].any(axis=1)
     allowed[np.ix_(theirs, ~ours)] = False
-    path = cheapest(price(roomy, objective, rng), allowed, span.start) if roomy else None
+    path = cheapest(price(roomy, objective, rng, segments), allowed, span.start) if roomy else None
     if path is None:
         raise no_route(usable, roomy, span, tokens, [span])
     return path, roomy

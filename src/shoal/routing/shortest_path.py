@@ -52,6 +52,8 @@ class Prices:
     leg: FloatArray
     """Its part of a way to or from another peer that nobody has measured: such a way costs both legs."""
     ways: Ways
+    work: FloatArray | None = None
+    """How many usual blocks each block of the model is worth; ``None`` where all are alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def cheapest(prices: Prices, allowed: Allowed, first: int = 0) -> PeerPath | Non
         first: the number of the block that ``allowed`` begins with; the path's are numbered from it.
     """
     ways = _WaysIn(prices)
+    work = np.ones(len(allowed)) if prices.work is None else prices.work[first : first + len(allowed)]
     waiting: list[tuple[float, int, PeerPath, Allowed]] = []
     number = itertools.count()
     left = MOST_WORK
@@ -85,7 +88,7 @@ def cheapest(prices: Prices, allowed: Allowed, first: int = 0) -> PeerPath | Non
     def look(allowed: Allowed) -> None:
         nonlocal left
         left -= allowed.size
-        path = _shortest(prices, ways, allowed)
+        path = _shortest(prices, ways, allowed, work)
         if path is not None:
             heapq.heappush(waiting, (path.seconds, next(number), path, allowed))
 
@@ -145,18 +148,18 @@ def _merged(allowed: Allowed, twice: Sequence[PathPart]) -> Allowed:
     return fewer
 
 
-def _shortest(prices: Prices, ways: _WaysIn, allowed: Allowed) -> PeerPath | None:
+def _shortest(prices: Prices, ways: _WaysIn, allowed: Allowed, work: FloatArray) -> PeerPath | None:
     """The cheapest path, on which a peer may be asked more than once."""
     n_blocks, peers = allowed.shape
     same = np.arange(peers)
     came = np.empty((n_blocks, peers), np.intp)
-    cost = np.where(allowed[0], prices.near + prices.stage + prices.block, np.inf)
+    cost = np.where(allowed[0], prices.near + prices.stage + prices.block * work[0], np.inf)
     for block in range(1, n_blocks):
         before, arrived = ways.enter(cost)
         arrived += prices.stage
         moved = arrived < cost
         came[block] = np.where(moved, before, same)
-        cost = np.where(allowed[block], np.where(moved, arrived, cost) + prices.block, np.inf)
+        cost = np.where(allowed[block], np.where(moved, arrived, cost) + prices.block * work[block], np.inf)
     cost = cost + prices.near
     peer = int(np.argmin(cost))
     seconds = float(cost[peer])

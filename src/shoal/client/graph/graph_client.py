@@ -251,7 +251,8 @@ class GraphClient:
         while True:
             avoid = search.avoid | search.failed.keys()
             try:
-                return self._finder.find(graph.shape, self._numerics, 1, avoid, span=span)
+                work = graph.manifest.work
+                return self._finder.find(graph.shape, self._numerics, 1, avoid, span=span, segments=work)
             except (NoCoverage, Busy) as error:
                 others = bool(search.avoid) or isinstance(error, Busy)
                 if search.failure is not None and not others:  # to wait would not change the request

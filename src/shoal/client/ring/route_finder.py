@@ -84,6 +84,7 @@ class RouteFinder:
         *,
         span: Span,
         trial: bool = False,
+        segments: Sequence[float] | None = None,
     ) -> list[RouteHop]:
         """The cheapest route over ``span``.
 
@@ -91,13 +92,14 @@ class RouteFinder:
             tokens: what every hop reserves KV for.
             avoid: peers that have just refused.
             trial: as :meth:`draw_trial` said.
+            segments: as of :func:`shoal.routing.prices.price`.
 
         Raises:
             NoCoverage: blocks that nobody serves.
             Busy: every route is full.
             DigestMismatch: only another version of the model is served.
         """
-        candidates, serving = self._candidates(shape, numerics, trial=trial)
+        candidates, serving = self._candidates(shape, numerics, trial=trial, segments=segments)
         if not serving:
             self._explain_absence(shape, numerics, span)
         choose = partial(
@@ -109,6 +111,7 @@ class RouteFinder:
             objective=self._settings.objective,
             pinned={PeerId(peer) for peer in self._settings.pin},
             rng=self._random,
+            segments=segments,
         )
         return self._hops(self._trusting(choose, shape, serving, avoid), candidates, serving)
 
@@ -281,7 +284,12 @@ class RouteFinder:
             await self.member.find(shape.digest)
 
     def _candidates(
-        self, shape: ModelShape, numerics: Numerics, *, trial: bool = False
+        self,
+        shape: ModelShape,
+        numerics: Numerics,
+        *,
+        trial: bool = False,
+        segments: Sequence[float] | None = None,
     ) -> tuple[list[Candidate], dict[PeerId, Announcement]]:
         serving = {
             PeerId(a.peer): a
@@ -290,7 +298,8 @@ class RouteFinder:
         }
         rtts = self._round_trips()
         offers = [candidate(peer, a.served, rtts.get(peer)) for peer, a in serving.items() if a.served]
-        return self.reputation.believed(offers, trio.current_time(), trial=trial), serving
+        now = trio.current_time()
+        return self.reputation.believed(offers, now, trial=trial, segments=segments), serving
 
     def _trusting(
         self,
