@@ -184,8 +184,10 @@ def _follow(record: Record, answer: GraphAnswer) -> None:
     record.route = [
         {"peer": s.peer, "start": s.span.start, "end": s.span.end, "carrier": s.carrier} for s in answer.route
     ]
+    record.own = [own.shown() for own in answer.own]
     between_ms = (trio.current_time() - record.arrived) * 1e3
     between_ms -= sum(stage.compute_ms + stage.waiting_ms for stage in answer.route)
+    between_ms -= sum(own.compute_ms for own in answer.own)
     record.hops = [
         {
             "compute_ms": round(stage.compute_ms, 3),

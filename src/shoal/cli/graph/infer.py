@@ -67,13 +67,16 @@ def infer(
     threads: options.ThreadsOption = None,
     fast: options.FastOption = None,
     only: options.OnlyOption = None,
+    private_ends: options.PrivateEndsOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Run a graph: arrays in, arrays out."""
     from shoal.cli.graph.files import OUTPUTS, read_inputs, write_outputs
     from shoal.models.graph.preprocess import Preprocess
 
-    settings = options.settings(swarm=swarm, public=public, threads=threads, fast=fast, only=only)
+    settings = options.settings(
+        swarm=swarm, public=public, threads=threads, fast=fast, only=only, private_ends=private_ends
+    )
     check_output(output, *OUTPUTS)
     Preprocess.parse(preprocess)
     known, answer = run_graph(settings, graph, read_inputs(inputs), preprocess)
@@ -83,6 +86,10 @@ def infer(
     emit(fields, as_json, lambda: outputs_table(fields))
     if settings.fast:
         say(FAST_NOTE, dim=True)
+    for own in answer.own:
+        say(f"segments {own.span} were computed here, in {own.compute_ms:.1f} ms", dim=True)
+    if answer.own and answer.exposed:
+        say(f"warning: peers got as they are: {', '.join(map(printable, answer.exposed))}")
     for peer in answer.lost:
         say(f"went on without {name_of(peer)}")
     hops = many(len(answer.route), "hop")
@@ -132,6 +139,8 @@ def infer_fields(known: KnownGraph, answer: GraphAnswer, *, with_data: bool) -> 
             for stage in answer.route
         ],
         "lost": list(answer.lost),
+        "own": [own.shown() for own in answer.own],
+        "exposed_inputs": list(answer.exposed),
     }
 
 

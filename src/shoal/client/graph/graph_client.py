@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 
 import trio
 
+from shoal.client.ends import OwnSpan
 from shoal.client.graph.graph_hop import GraphHop, SegmentsAnswer
 from shoal.client.graph.input_files import GraphInput, read_given
 from shoal.client.graph.inputs import graph_inputs
 from shoal.client.graph.known_graph import KnownGraph, digest_served, of_local
+from shoal.client.graph.own_segments import OwnSegments, exposed_inputs, packed
 from shoal.client.graph.served_manifest import fetch_graph
 from shoal.client.ring.hop import RouteHop
 from shoal.client.ring.route_finder import HEAR_WITHIN_S, RouteFinder
@@ -32,7 +34,6 @@ from shoal.errors import (
     UsageError,
 )
 from shoal.executor.arrays import Array
-from shoal.executor.graph.arrays import pack_arrays
 from shoal.models.graph.graph_store import GraphStore, names_graph
 from shoal.models.graph.manifest import graph_numerics
 from shoal.net.channel import Channel
@@ -44,7 +45,7 @@ from shoal.swarm.announcement import numerics_of
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
 from shoal.types import CarrierName, Digest, PeerId, SessionId, Span, gaps
-from shoal.wire.messages import MAX_PAYLOAD, Failed, Inferred, Message, Opened, Refused
+from shoal.wire.messages import Failed, Inferred, Message, Opened, Refused
 
 KEPT_GRAPHS = 64
 """Manifests that are kept in memory."""
@@ -77,6 +78,10 @@ class GraphAnswer:
     route: list[GraphStage] = field(default_factory=list[GraphStage])
     lost: list[PeerId] = field(default_factory=list[PeerId])
     """The peers that failed on the way."""
+    own: list[OwnSpan] = field(default_factory=list[OwnSpan])
+    """The segments that were computed here."""
+    exposed: tuple[str, ...] = ()
+    """The inputs that peers were given as they are."""
 
 
 @dataclass(slots=True)
@@ -97,6 +102,7 @@ class GraphClient:
 
     def __init__(self, network: Network, member: Member, settings: Settings, store: GraphStore) -> None:
         self.store = store
+        self.own = OwnSegments(member, settings, store)
         self._member = member
         self._settings = settings
         self._numerics = graph_numerics(fast=settings.fast)
@@ -113,9 +119,12 @@ class GraphClient:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move messages until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._tidy)
-            await self._pool.run(accept=False, task_status=task_status)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tidy)
+                await self._pool.run(accept=False, task_status=task_status)
+        finally:
+            self.own.close()
 
     def asking(self) -> set[PeerId]:
         """The peers that have been asked something and have not answered."""
@@ -166,7 +175,11 @@ class GraphClient:
         """Whether every segment of a graph is served, as this client asks for it."""
         serving = [a.served for a in self._finder.serving(graph.shape) if a.served]
         ours = (served.span for served in serving if self._numerics.admits(numerics_of(served)))
-        return not gaps(ours, graph.shape.n_blocks)
+        try:
+            routed = self.own.routed(graph)
+        except UsageError:  # private ends leave nothing to others, which is told to who asks
+            return False
+        return not gaps(ours, routed.end, routed.start)
 
     async def infer(
         self, graph: KnownGraph, inputs: Mapping[str, GraphInput], preprocess: str = ""
@@ -177,9 +190,10 @@ class GraphClient:
             preprocess: as :func:`shoal.client.graph.input_files.read_given` takes it.
 
         Raises:
-            UsageError: the inputs are not what the graph takes, ``preprocess`` is not understood, or only
-                attested peers may be used.
-            IncompatibleLibrary: pictures need Pillow.
+            UsageError: the inputs are not what the graph takes, ``preprocess`` is not understood, only
+                attested peers may be used, or private ends leave no segment to others.
+            IncompatibleLibrary: pictures need Pillow, and private ends what computes graphs.
+            BadWeights, OutOfResources: the client's own segments cannot be loaded.
             NoCoverage: segments that nobody serves, now or, where a hop is lost, within ``resume_s``.
             Busy: everybody who serves some segments is busy.
             StepFailed: the graph cannot compute this.
@@ -188,13 +202,27 @@ class GraphClient:
             raise no_attested_graphs()
         given = await trio.to_thread.run_sync(read_given, graph.manifest, inputs, preprocess)
         there = graph_inputs(graph.manifest, given)
-        count = len(graph.manifest.segments)
-        answer, at, route = GraphAnswer({}), 0, list[RouteHop]()
-        await self._hear_of(graph)
+        routed, count = self.own.routed(graph), len(graph.manifest.segments)
+        answer = GraphAnswer({}, exposed=exposed_inputs(graph, routed))
+        if routed.start:
+            answer.own.append(await self.own.run(graph, Span(0, routed.start), there))
+        await self._carry(graph, routed, there, answer)
+        if routed.end < count:
+            answer.own.append(await self.own.run(graph, Span(routed.end, count), there))
+        names = {graph.manifest.values[value].name: value for value in graph.manifest.outputs}
+        answer.outputs = {name: there[value].copy() for name, value in names.items()}
+        return answer
+
+    async def _carry(
+        self, graph: KnownGraph, routed: Span, there: dict[int, Array], answer: GraphAnswer
+    ) -> None:
+        """Have peers compute segments ``routed`` of the values that are ``there``, and add what they give."""
+        at, route = routed.start, list[RouteHop]()
+        await self._hear_of(graph, routed)
         search = self._search()
-        while at < count:
+        while at < routed.end:
             if not route:
-                route = await self._route(graph, Span(at, count), search)
+                route = await self._route(graph, Span(at, routed.end), search)
             hop, *route = route
             try:
                 asked, answered = await self._ask(graph, hop, there)
@@ -216,15 +244,12 @@ class GraphClient:
                 )
             )
             at, search = hop.span.end, self._search()
-        names = {graph.manifest.values[value].name: value for value in graph.manifest.outputs}
-        answer.outputs = {name: there[value].copy() for name, value in names.items()}
-        return answer
 
-    async def _hear_of(self, graph: KnownGraph) -> None:
-        """Wait, not long, until someone covers the graph: a client that has just come knows few."""
-        await self._finder.served_numerics(graph.shape, Span(0, graph.shape.n_blocks))
+    async def _hear_of(self, graph: KnownGraph, routed: Span) -> None:
+        """Wait, not long, until someone covers these segments: a client that has just come knows few."""
+        await self._finder.served_numerics(graph.shape, routed)
         serving = self._finder.serving(graph.shape)
-        if gaps((a.served.span for a in serving if a.served), graph.shape.n_blocks):
+        if gaps((a.served.span for a in serving if a.served), routed.end, routed.start):
             return
         with trio.move_on_after(HEAR_OF_OURS_S):
             while not self.covered(graph):
@@ -266,12 +291,7 @@ class GraphClient:
     async def _ask(
         self, graph: KnownGraph, hop: RouteHop, there: Mapping[int, Array]
     ) -> tuple[GraphHop, SegmentsAnswer]:
-        arrays, payload = pack_arrays({value: there[value] for value in graph.manifest.takes(hop.span)})
-        if len(payload) > MAX_PAYLOAD:
-            raise UsageError(
-                f"segments {hop.span} take {len(payload)} bytes, and {MAX_PAYLOAD} go in one message",
-                check="send less at a time, for example fewer images",
-            )
+        arrays, payload = packed(graph, hop.span, there)
         for attempt in range(2):
             opened = await self._session(graph, hop)
             try:
