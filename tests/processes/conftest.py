@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,20 @@ from anyio.from_thread import start_blocking_portal
 
 import shoal
 from shoal import config
-from shoal.local.processes import LocalSwarm, local_swarm
+from shoal.config import Settings
+from shoal.local.processes import (
+    LocalSwarm,
+    address_of,
+    ended_with_us,
+    free_ports,
+    local_swarm,
+    on_this_machine,
+    start,
+)
 from shoal.swarm import membership
 from shoal.swarm.invite import write_invite
 from shoal.testing.checkpoints import write_checkpoint
+from shoal.types import Span
 
 
 @dataclass
@@ -44,6 +55,33 @@ def processes(home: Path, model: str, n_blocks: int, nodes: int = 3, **options):
         portal.wrap_async_context_manager(local_swarm(settings, n_blocks, nodes)) as local,
     ):
         yield Processes(local, home, model)
+
+
+@contextmanager
+def processes_of(home: Path, model: str, spans: Sequence[Span], **options):
+    """Boot a node for each span, of which several may be the same, and end them with the block."""
+    wanted = {"model": model, "mdns": False, "threads": 1} | options
+    settings = config.load(wanted, {"SHOAL_HOME": str(home)})
+    with (
+        start_blocking_portal("trio") as portal,
+        portal.wrap_async_context_manager(_booted(settings, spans)) as local,
+    ):
+        yield Processes(local, home, model)
+
+
+@asynccontextmanager
+async def _booted(settings: Settings, spans: Sequence[Span]) -> AsyncGenerator[LocalSwarm]:
+    inside = on_this_machine(settings, "demo")
+    swarm = membership.create(inside.swarm)
+    homes = [settings.paths.data / f"node-{number}" for number in range(len(spans))]
+    ports = free_ports(inside.host, len(spans))
+    addresses = [address_of(home, inside.host, port) for home, port in zip(homes, ports, strict=True)]
+    async with ended_with_us() as processes:
+        for span, home, port in zip(spans, homes, ports, strict=True):
+            own = replace(inside, port=port, bootstrap=tuple(addresses))
+            await start(own, swarm, span, home, processes)
+        nodes = [await process.event("serving") for process in processes]
+        yield LocalSwarm(inside, replace(swarm, bootstrap=tuple(addresses)), tuple(nodes))
 
 
 @pytest.fixture(scope="package")
