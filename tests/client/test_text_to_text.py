@@ -12,7 +12,10 @@ from shoal.errors import PromptTooLong, UsageError
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.seq2seq import write_text_to_text
 from shoal.testing.swarm import memory_swarm
+from shoal.testing.tee.source import attesting_on
 from shoal.types import Span
+
+from .test_attested import chip, peers_of, swarm_of
 
 TEXT = "translate the sea to german: hello world, the sea is wide"
 HOPS = [Span(0, 4), Span(4, 8), Span(8, 10), Span(10, 12)]
@@ -90,6 +93,15 @@ async def test_a_hop_that_the_encoder_loses_is_told_with_the_answer(
     assert [stage.span for stage in answer.route] == [Span(0, 6), Span(6, 12)]
     assert lost[0] not in {stage.peer for stage in answer.route}
     assert answer.token_ids == expected(t5, answer.prompt_token_ids)
+
+
+async def test_an_attested_answer_is_one_whose_encoder_is_too(tmp_path, t5):
+    shown = [attesting_on(chip()) for _ in range(2)]
+    async with swarm_of(tmp_path, t5, *shown, spans=[Span(0, 6), Span(6, 12)]) as swarm:
+        answer = await answer_of(swarm.client, t5, list(range(40, 60)), protect="attested")
+        assert answer.protection.level == "attested"
+        assert dict(answer.protection.attested).keys() == peers_of(swarm)
+        assert all(stage.attested for stage in answer.route)
 
 
 async def test_a_route_that_has_to_be_begun_anew_is_sent_what_the_encoder_gave_again(

@@ -179,5 +179,8 @@ def test_openais_client_gets_what_t5_writes_in_transformers(reading):
     assert found.choices[0].text == codec.decode(written_by_t5(folder, ids, 16))
     assert found.choices[0].text == streamed == several.choices[0].text == several.choices[1].text
     assert found.usage.prompt_tokens == len(ids)
+    newest = gateway.gateway.records.shown()[0]
+    assert len(newest["route"]) == len(newest["hops"]) == 3  # one of the encoder, two of the decoder
+    assert min(hop["compute_ms"] for hop in newest["hops"]) > 0
     assert said.choices[0].message.content
     assert gateway.gateway.prefixes.kept == 0
