@@ -36,6 +36,8 @@ class Bench:
         self.relay = Relay(lambda: self.offered, limits)
         self.nursery = nursery
         self.heard: dict[PeerId, list[Call]] = {}
+        self.at_relay: dict[PeerId, MemoryPipe] = {}
+        """The relay's end of each peer's newest connection."""
         self.answers: Callable[[RelaySession, Call], None] = lambda session, call: session.answer(
             call.call, ()
         )
@@ -44,6 +46,7 @@ class Bench:
         """Our end of a control connection, on which the test says what it likes."""
         ours, theirs = pipe_pair(peer, RELAY)
         theirs.peer, ours.peer = peer, RELAY
+        self.at_relay[peer] = theirs
         self.nursery.start_soon(self.relay.serve, theirs, seen)
         return ours
 

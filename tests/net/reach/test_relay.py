@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock, memory_stream_pair
 
 from shoal.errors import ChannelClosed
+from shoal.net.carriers.relay import RETURNS_WITHIN_S
 from shoal.net.reach.circuits import RelayLimits
 from shoal.net.reach.control import (
     Call,
@@ -25,7 +26,7 @@ from shoal.net.reach.openings import new_token
 from shoal.net.reach.relay_session import DOUBTED_S, HEARD_LATELY_S, RelayAddress, RelaySession
 from shoal.testing.memory import pipe_pair
 from shoal.types import PeerId
-from tests.net.reach.relay_bench import AT_A, AT_B, RELAY, SMALL, A, B, bench, pumped
+from tests.net.reach.relay_bench import AT_A, AT_B, RELAY, SMALL, A, B, C, bench, pumped
 
 
 async def test_a_peer_is_told_where_it_is_seen_and_may_hold_a_place():
@@ -125,6 +126,73 @@ async def test_a_call_that_the_called_did_not_hear_reaches_it_over_its_next_conn
         await trio.testing.wait_all_tasks_blocked()
         assert [answer.addresses for answer in answers] == [(AT_B,)]
         await deaf.aclose()
+
+
+async def test_calls_outlast_a_connection_that_the_calleds_own_dial_anew_breaks(autojump_clock: MockClock):
+    """From the same port, it ends the one that its router has forgotten a moment before it asks for its place."""
+    async with bench() as at:
+        callers = [await at.join(A), await at.join(C, "/ip4/199.7.91.13/tcp/30003")]
+        deaf = at.raw(B, AT_B)
+        await deaf.send_all(_message(Reserve()))
+        await trio.testing.wait_all_tasks_blocked()
+        answers: list[CallAnswer] = []
+
+        async def call(caller: RelaySession) -> None:
+            answers.append(await caller.call(B, "relay", new_token(), (), "cone"))
+
+        at.nursery.start_soon(call, callers[0])
+        await trio.sleep(0.5)
+        await at.at_relay[B].aclose()
+        await trio.sleep(0.05)
+        at.nursery.start_soon(call, callers[1])  # nor is it too late to call
+        await trio.sleep(0.03)
+        again = await at.join(B, AT_B)
+        await again.reserve(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(answers) == 2
+        assert at.relay.circuits == 2
+        assert len(at.heard[B]) == 2
+        await trio.sleep(2 * RETURNS_WITHIN_S)
+        assert at.relay.circuits == 2
+
+
+async def test_calls_wait_so_long_for_who_does_not_come_back(autojump_clock: MockClock):
+    async with bench() as at:
+        caller = await at.join(A)
+        deaf = at.raw(B, AT_B)
+        await deaf.send_all(_message(Reserve()))
+        await trio.testing.wait_all_tasks_blocked()
+        refused: list[float] = []
+
+        async def call() -> None:
+            with pytest.raises(ChannelClosed, match="has left"):
+                await caller.call(B, "relay", new_token(), (), "cone")
+            refused.append(trio.current_time())
+
+        at.nursery.start_soon(call)
+        await trio.testing.wait_all_tasks_blocked()
+        broke_at = trio.current_time()
+        await at.at_relay[B].aclose()
+        await trio.sleep(3 * RETURNS_WITHIN_S)
+        assert [at - broke_at for at in refused] == [pytest.approx(RETURNS_WITHIN_S)]
+        assert at.relay.circuits == 0
+        with pytest.raises(ChannelClosed, match="holds no place"):  # where none waits, none begins to
+            await caller.call(B, "relay", new_token(), (), "cone")
+
+
+async def test_a_call_that_was_answered_is_not_handed_on_again(autojump_clock: MockClock):
+    async with bench(replace(SMALL, sessions_per_peer=3)) as at:
+        caller = await at.join(A)
+        deaf = at.raw(B, AT_B)
+        await deaf.send_all(_message(Reserve()))
+        await trio.testing.wait_all_tasks_blocked()
+        at.nursery.start_soon(caller.call, B, "meet", new_token(), (), "cone")
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(2):
+            again = await at.join(B, AT_B)
+            await again.reserve(1)
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(at.heard[B]) == 1
 
 
 def _message(message: Reserve) -> bytes:

@@ -39,6 +39,9 @@ from shoal.types import PeerId
 
 READ = 1 << 18
 CLOSED_WITHIN_S = 2.0
+RETURNS_WITHIN_S = 1.5
+"""How long calls wait for a peer whose connection broke before it answered them. Where its router has forgotten
+that, its dial anew, from the same port, is what breaks it here; its next ``Reserve`` comes a moment later."""
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,8 @@ class _Session:
     calls: dict[int, _HandedOn] = field(default_factory=dict[int, _HandedOn])
     """Calls that were handed on to this peer."""
     holds_place: bool = False
+    emptied: trio.Event = field(default_factory=trio.Event)
+    """Set once its calls wait for its peer's next connection no more, as that has taken them."""
 
     def drop_late(self, now: float) -> None:
         """Forget calls that were not answered in time."""
@@ -90,6 +95,8 @@ class Relay:
         self._offered = offered
         self._limits = limits or RelayLimits()
         self._sessions: set[_Session] = set()
+        self._broken: set[_Session] = set()
+        """Connections that broke with calls that their peers had not answered, for ``RETURNS_WITHIN_S``."""
         self._reserved: dict[PeerId, _Session] = {}
         self._circuits = Circuits(self._limits)
         self._rate = FairRate(self._limits.calls_per_s, self._limits.calls_at_once)
@@ -118,16 +125,19 @@ class Relay:
         """
         host = (host_and_port(seen) or ("", 0))[0]
         session = _Session(ControlLink(pipe), seen, network_of(host))
+        broke = False
         try:
             if self._has_room(session):
                 self._sessions.add(session)
                 await self._serve(session)
         except (ChannelClosed, RemoteProtocolError) as error:
             log.debug("%s at the relay: %s", pipe.peer, error.message)
+            broke = isinstance(error, ChannelClosed)
         finally:
-            self._drop(session)
+            self._drop(session, broke=broke)
             with trio.move_on_after(CLOSED_WITHIN_S, shield=True):
                 await session.link.aclose()
+        await self._await_return(session)
 
     async def _serve(self, session: _Session) -> None:
         errors: list[ShoalError] = []
@@ -159,21 +169,47 @@ class Relay:
             and sum(s.link.peer == new.link.peer for s in self._sessions) < limits.sessions_per_peer
         )
 
-    def _drop(self, session: _Session) -> None:
+    def _sessions_of(self, peer: PeerId) -> list[_Session]:
+        """Those of one peer, and those of it that have just broken."""
+        return [s for s in (*self._sessions, *self._broken) if s.link.peer == peer]
+
+    def _drop(self, session: _Session, *, broke: bool) -> None:
+        peer = session.link.peer
         self._sessions.discard(session)
-        if self._reserved.get(session.link.peer) is session:
-            del self._reserved[session.link.peer]
-            others = (s for s in self._sessions if s.link.peer == session.link.peer and s.holds_place)
+        if self._reserved.get(peer) is session:
+            del self._reserved[peer]
+            others = (s for s in self._sessions if s.link.peer == peer and s.holds_place)
             for other in others:  # the peer's place is its, over whichever connection
-                self._reserved[session.link.peer] = other
-        elsewhere = [s.calls for s in self._sessions if s.link.peer == session.link.peer]
-        for number, call in session.calls.items():
-            if any(number in calls for calls in elsewhere):
-                continue  # it was handed on again
+                self._reserved[peer] = other
+        for call in (c for s in (*self._sessions, *self._broken) for c in s.calls.values()):
+            if call.caller is session:
+                self._withdraw(call.token)
+        elsewhere = {number for other in self._sessions_of(peer) for number in other.calls}
+        for number in session.calls.keys() & elsewhere:
+            del session.calls[number]  # it was handed on again
+        awaited = any(call.until > trio.current_time() for call in session.calls.values())
+        if broke and awaited and len(self._broken) < self._limits.reservations:
+            self._broken.add(session)
+        else:
+            self._refuse_all(session)
+
+    async def _await_return(self, session: _Session) -> None:
+        """Keep the calls of a connection that broke for the peer's next one, and then refuse them."""
+        if session not in self._broken:
+            return
+        try:
+            with trio.move_on_after(RETURNS_WITHIN_S):
+                await session.emptied.wait()
+        finally:
+            self._broken.discard(session)
+            self._refuse_all(session)
+
+    def _refuse_all(self, session: _Session) -> None:
+        """The calls to a peer that has left."""
+        for call in session.calls.values():
             self._withdraw(call.token)
             self._refuse(call.caller, call.number, "the peer has left")
-        for call in (call for s in self._sessions for call in s.calls.values() if call.caller is session):
-            self._withdraw(call.token)
+        session.calls.clear()
 
     def _take(self, session: _Session, message: ControlMessage) -> None:
         """One message. Raises RemoteProtocolError: it is none that a peer sends a relay."""
@@ -206,17 +242,23 @@ class Relay:
     def _hand_on_again(self, session: _Session) -> None:
         """Calls that wait for a peer's answer, over the connection that it has just made: its router may have
         forgotten the one before."""
-        now = trio.current_time()
-        others = [s for s in self._sessions if s.link.peer == session.link.peer and s is not session]
-        for number, call in [item for other in others for item in other.calls.items()]:
-            if call.until > now and number not in session.calls:
-                session.calls[number] = call  # the first answer counts
-                session.link.send(call.said)
+        now, room = trio.current_time(), self._limits.calls_waiting
+        for other in self._sessions_of(session.link.peer):
+            for number, call in other.calls.items() if other is not session else ():
+                if call.until > now and call.caller in self._sessions and len(session.calls) < room:
+                    session.calls.setdefault(number, call)  # the first answer counts
+            if other in self._broken:
+                for number in session.calls:
+                    other.calls.pop(number, None)
+                other.emptied.set()
+        for call in session.calls.values():
+            session.link.send(call.said)
 
     def _call(self, session: _Session, call: Call) -> None:
-        target = self._reserved.get(PeerId(call.peer))
-        now = trio.current_time()
-        open_calls = Counter(c.caller for s in self._sessions for c in s.calls.values() if c.until > now)
+        peer, now = PeerId(call.peer), trio.current_time()
+        target = self._reserved.get(peer) or next((s for s in self._broken if s.link.peer == peer), None)
+        waiting = {number: c for s in (*self._sessions, *self._broken) for number, c in s.calls.items()}
+        open_calls = Counter(c.caller for c in waiting.values() if c.until > now)
         if not self._offered() or target is None:
             session.link.send(RelayRefusal(call.call, "the peer holds no place here"))
         elif target is session or target.link.peer == session.link.peer:
@@ -249,16 +291,19 @@ class Relay:
         said = Call(self._number, caller, call.kind, call.token, addresses, call.nat)
         handed = target.calls[said.call] = _HandedOn(session, call.call, now + self._limits.join_s, said)
         try:
-            target.link.send(said)
+            if target not in self._broken:
+                target.link.send(said)
         except ChannelClosed:
             del target.calls[said.call]
             self._withdraw(handed.token)
             self._refuse(session, call.call, "the peer does not answer")
 
     def _bring_back(self, session: _Session, number: int, said: CallAnswer | RelayRefusal) -> None:
-        found = session.calls.pop(number, None)
+        found = session.calls.get(number)
         if found is None:
             return  # too late, or to a call that nobody has made
+        for one in self._sessions_of(session.link.peer):
+            one.calls.pop(number, None)
         if isinstance(said, RelayRefusal):
             self._withdraw(found.token)
             self._refuse(found.caller, found.number, said.why)
