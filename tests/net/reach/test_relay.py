@@ -129,7 +129,7 @@ async def test_a_call_that_the_called_did_not_hear_reaches_it_over_its_next_conn
 
 
 async def test_calls_outlast_a_connection_that_the_calleds_own_dial_anew_breaks(autojump_clock: MockClock):
-    """From the same port, it ends the one that its router has forgotten a moment before it asks for its place."""
+    """From the same port, it ends the one that its router has forgotten, a moment before it asks again."""
     async with bench() as at:
         callers = [await at.join(A), await at.join(C, "/ip4/199.7.91.13/tcp/30003")]
         deaf = at.raw(B, AT_B)

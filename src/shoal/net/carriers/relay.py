@@ -40,8 +40,8 @@ from shoal.types import PeerId
 READ = 1 << 18
 CLOSED_WITHIN_S = 2.0
 RETURNS_WITHIN_S = 1.5
-"""How long calls wait for a peer whose connection broke before it answered them. Where its router has forgotten
-that, its dial anew, from the same port, is what breaks it here; its next ``Reserve`` comes a moment later."""
+"""How long calls wait for a peer whose connection broke before it answered them. Where its router has
+forgotten that, its dial anew, from the same port, is what breaks it here; its next ``Reserve`` comes soon."""
 
 log = logging.getLogger(__name__)
 
