@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
+import trio
 
 from shoal.net.handshake_backlog import HandshakeBacklog, network_of
+from shoal.net.handshakes import Handshakes
 
 
 def backlog(
@@ -126,3 +128,14 @@ def test_a_crowd_keeps_no_newcomer_waiting(host: str, crowd_per_s: int, seed: in
         if log.begin(millisecond / 1000)[0] == "newcomer":
             return
     pytest.fail("two seconds, and the newcomer still waits")
+
+
+async def test_a_socket_that_is_gone_before_its_turn_leaves_no_place_taken() -> None:
+    """Some systems refuse to set anything of a socket whose peer has hung up."""
+    raw, other = trio.socket.socketpair()
+    stream, handshakes = trio.SocketStream(raw), Handshakes(34)
+    raw.close()
+    with pytest.raises(OSError, match="descriptor"):
+        await handshakes.wait_turn(stream)
+    assert len(handshakes) == 0
+    other.close()

@@ -75,14 +75,19 @@ class Handshakes:
         if evicted is not None:
             evicted.evict()
         ticket.scope.deadline = trio.current_time() + FIRST_WITHIN_S
-        with ticket.scope:
-            if await self._spoken(stream.socket):
-                self._backlog.speak(ticket, ticket.host)
-                self._wanted.set()
-                await ticket.turn.wait()
-                return ticket
-        self._backlog.leave(ticket)
-        return None
+        turn = False
+        try:
+            with ticket.scope:
+                if await self._spoken(stream.socket):
+                    self._backlog.speak(ticket, ticket.host)
+                    self._wanted.set()
+                    await ticket.turn.wait()
+                    turn = True
+                    return ticket
+            return None
+        finally:
+            if not turn:  # also where the system refuses what we ask of a socket that is gone already
+                self._backlog.leave(ticket)
 
     @contextmanager
     def handshake(self, ticket: Ticket) -> Generator[trio.CancelScope]:

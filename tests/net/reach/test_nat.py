@@ -67,6 +67,12 @@ def test_a_lie_of_one_changes_nothing_where_two_others_agree():
     assert nat_kind(lied_to, ()) == "cone"
 
 
+def test_an_address_that_our_provider_has_changed_is_believed_once_two_have_seen_the_new_one():
+    old = [(observer, HOME) for observer in (ONE, TWO, THREE, "5.5.5.5", "6.6.6.6")]
+    assert believed_address(seen(*old, (ONE, ELSEWHERE))) == HOME
+    assert believed_address(seen(*old, (ONE, ELSEWHERE), (TWO, ELSEWHERE))) == ELSEWHERE
+
+
 @given(st.permutations([(ONE, HOME), (TWO, HOME), (THREE, ELSEWHERE)]))
 def test_the_order_in_which_observers_speak_does_not_matter(words: list[tuple[str, str]]):
     assert believed_address(seen(*words)) == HOME

@@ -17,6 +17,8 @@ from shoal.net.dialable import LocalNetworks
 from shoal.net.mapping.port_mapper import MappedPort, PortMapper
 from shoal.net.reach.nat import Observation
 from shoal.net.reach.reachability import (
+    ASKED_AGAIN_S,
+    ASKED_AT_ONCE,
     GIVEN_UP_AFTER,
     PLACES,
     Reachability,
@@ -109,6 +111,31 @@ async def test_a_relay_that_fails_rests_ever_longer_and_is_forgotten(autojump_cl
         sessions.living = {relay(0)}
         await trio.sleep(60)
         assert [session.address.peer for session in sessions.held] == [relay(0)]
+
+
+async def test_a_peer_with_many_connections_asks_each_of_them_once_in_a_while(
+    autojump_clock: MockClock,
+) -> None:
+    asked, under_way, most = Counter[PeerId](), 0, 0
+
+    async def ask(peer: PeerId) -> bytes:
+        nonlocal under_way, most
+        asked[peer] += 1
+        under_way += 1
+        most = max(most, under_way)
+        await trio.sleep(0.1)
+        under_way -= 1
+        return encode_offer(RelayOffer((), False))
+
+    everybody = [relay(number) for number in range(300)]
+    reach = Reachability(
+        ["/ip4/192.168.1.2/tcp/1"], cast("Any", Sessions()), ask, lambda: everybody, LocalNetworks
+    )
+    with trio.move_on_after(0.9 * ASKED_AGAIN_S):
+        await reach.run()
+    assert set(asked) == set(everybody)
+    assert set(asked.values()) == {1}
+    assert most == ASKED_AT_ONCE
 
 
 def at(*own: str, sessions: Sessions | None = None) -> Reachability:

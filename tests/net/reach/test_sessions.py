@@ -24,14 +24,19 @@ ME = PeerId("me")
 class Carrier:
     """Dials relays that there are as many of as anybody wants."""
 
-    ends = ()
+    ends: tuple[tuple[str, int], ...] = ()
     peer = ME
+    mute = False
+    """Whether relays say nothing."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
 
     async def dial_control(self, host: str, port: int, relay: PeerId, local: object) -> MemoryPipe:
         ours, theirs = pipe_pair(ME, relay)
+        if self.mute:
+            cast("Any", ours).local_port = 0
+            return ours
         self._nursery.start_soon(Relay(lambda: True).serve, theirs, "/ip4/198.41.0.4/tcp/1")
         return ours
 
@@ -77,3 +82,14 @@ async def test_places_that_are_held_are_not_given_up(autojump_clock: MockClock) 
             await session.reserve(1)
         with pytest.raises(ChannelClosed, match="no more relays"):
             await ours.get(relay(99))
+
+
+async def test_a_session_of_its_own_port_ends_with_who_wanted_it(autojump_clock: MockClock) -> None:
+    """A meeting that another way has outrun: nobody else would find it, and it would hold its port for long."""
+    async with sessions() as ours:
+        carrier = cast("Any", ours)._carrier
+        carrier.ends, carrier.mute = (("127.0.0.1", 1),), True
+        with trio.move_on_after(1):
+            await ours.get_fresh(relay(0))
+        await trio.testing.wait_all_tasks_blocked()
+        assert ours.all() == []

@@ -8,7 +8,6 @@ same one, and no single peer can have us announce an address that is somebody el
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -43,12 +42,17 @@ def add_observation(held: Sequence[Observation], new: Observation) -> tuple[Obse
 
 
 def believed_address(observations: Sequence[Observation]) -> str | None:
-    """The public address that enough observers agree on; of several, the one that most have seen."""
-    voices = Counter[str]()
-    for seen in {(network_of(one.observer), one.seen) for one in observations if _is_public(one.seen)}:
-        voices[seen[1]] += 1
-    best = voices.most_common(1)
-    return best[0][0] if best and best[0][1] >= AGREEING else None
+    """The public address that enough observers agree on; of several, the one on which they agreed last.
+
+    Providers give homes other addresses, and what was seen before is not asked for again.
+    """
+    said: dict[str, dict[str, int]] = {}
+    """By address, when each network last saw it: its place among all words, which are in their order."""
+    for at, one in enumerate(observations):
+        if _is_public(one.seen):
+            said.setdefault(one.seen, {})[network_of(one.observer)] = at
+    agreed = {seen: sorted(ats.values())[-AGREEING] for seen, ats in said.items() if len(ats) >= AGREEING}
+    return max(agreed, key=lambda seen: agreed[seen]) if agreed else None
 
 
 def nat_kind(observations: Sequence[Observation], own: Collection[str]) -> NatKind:

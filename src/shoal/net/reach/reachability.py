@@ -52,6 +52,9 @@ RESERVED_WITHIN_S = 4.0
 ASKED_WITHIN_S = 4.0
 ASKED_AGAIN_S = 30.0
 """When a peer that was no relay is asked again."""
+ASKED_LIMIT = 1024
+"""Peers of which that is remembered: more than we hold connections to, or all would be asked all the time."""
+ASKED_AT_ONCE = 16
 RESERVED_AGAIN_S = 5.0
 """When a relay that gave us no place is asked again: often, for it may be our own way out that was gone."""
 GIVEN_UP_AFTER = 5
@@ -225,13 +228,15 @@ class Reachability:
         await self._use_relays(0, OBSERVERS)
 
     async def _find_relays(self) -> None:
-        """Ask every peer that we are connected to whether it is a relay."""
+        """Ask peers that we are connected to whether they are relays, some at a time."""
         now = trio.current_time()
+        new = (peer for peer in self._connected() if peer not in self._known)
+        due = [peer for peer in new if now - self._asked.get(peer, -math.inf) >= ASKED_AGAIN_S]
         async with trio.open_nursery() as nursery:
-            for peer in self._connected():
-                if peer not in self._known and now - self._asked.get(peer, -ASKED_AGAIN_S) >= ASKED_AGAIN_S:
-                    _keep(self._asked, peer, now)
-                    nursery.start_soon(self._alone, partial(self._learn, peer))
+            # Those first who were never asked, or longest ago: who keeps silent holds up nobody else for long.
+            for peer in sorted(due, key=lambda peer: self._asked.get(peer, -math.inf))[:ASKED_AT_ONCE]:
+                _keep(self._asked, peer, now, ASKED_LIMIT)
+                nursery.start_soon(self._alone, partial(self._learn, peer))
 
     async def _learn(self, peer: PeerId) -> None:
         try:
@@ -312,16 +317,16 @@ class Reachability:
             self._known[address.peer] = left
         else:
             self._known.pop(address.peer, None)
-            _keep(self._asked, address.peer, trio.current_time())
+            _keep(self._asked, address.peer, trio.current_time(), ASKED_LIMIT)
 
 
 def _version(address: RelayAddress) -> IPVersion:
     return 6 if ":" in address.host else 4
 
 
-def _keep(table: OrderedDict[_Item, _Value], peer: _Item, value: _Value) -> None:
+def _keep(table: OrderedDict[_Item, _Value], peer: _Item, value: _Value, limit: int = KNOWN_LIMIT) -> None:
     """Note something of a peer or of a relay, and forget what was noted first where that is too much."""
     table[peer] = value
     table.move_to_end(peer)
-    while len(table) > KNOWN_LIMIT:
+    while len(table) > limit:
         table.popitem(last=False)

@@ -170,7 +170,12 @@ class RelaySessions:
             own = local if local is not None and pipe.local_port == local[1] else None
             session = RelaySession(ControlLink(pipe), address, self._on_call, own)
             nursery.start_soon(self._run, session, key)
-            await session.wait_welcome()
+            try:
+                await session.wait_welcome()
+            except BaseException:
+                if key.port:  # nobody else finds it, and it holds a port
+                    session.close()
+                raise
             return session
         raise ChannelClosed(f"the relay {address.peer} does not answer")
 

@@ -99,7 +99,8 @@ async def run_churn(
         folder = order.folder or Path(temporary)
         progress("preparing the model", 0, 0)
         settings = await trio.to_thread.run_sync(prepared, settings, order, folder)
-        settings = replace(settings, announce_s=ANNOUNCE_S, expiry_s=EXPIRY_S)
+        # On the kernels, whose int8 has the same bits for any cut: no process loads torch.
+        settings = replace(settings, announce_s=ANNOUNCE_S, expiry_s=EXPIRY_S, format="int8", wire="float32")
         blocks = ModelStore(settings.paths.models).resolve(settings.model).shape.n_blocks
         expected = await _whole_answer(settings, blocks, folder, order.max_tokens)
         progress("starting nodes", 0, 0)
