@@ -85,7 +85,7 @@ async def test_places_that_are_held_are_not_given_up(autojump_clock: MockClock) 
 
 
 async def test_a_session_of_its_own_port_ends_with_who_wanted_it(autojump_clock: MockClock) -> None:
-    """A meeting that another way has outrun: nobody else would find it, and it would hold its port for long."""
+    """A meeting that another way has outrun: nobody else would find it, and it would hold its port."""
     async with sessions() as ours:
         carrier = cast("Any", ours)._carrier
         carrier.ends, carrier.mute = (("127.0.0.1", 1),), True

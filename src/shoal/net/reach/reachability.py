@@ -233,7 +233,7 @@ class Reachability:
         new = (peer for peer in self._connected() if peer not in self._known)
         due = [peer for peer in new if now - self._asked.get(peer, -math.inf) >= ASKED_AGAIN_S]
         async with trio.open_nursery() as nursery:
-            # Those first who were never asked, or longest ago: who keeps silent holds up nobody else for long.
+            # Those first who were never asked, or longest ago: who is silent holds up nobody else for long.
             for peer in sorted(due, key=lambda peer: self._asked.get(peer, -math.inf))[:ASKED_AT_ONCE]:
                 _keep(self._asked, peer, now, ASKED_LIMIT)
                 nursery.start_soon(self._alone, partial(self._learn, peer))
