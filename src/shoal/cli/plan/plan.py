@@ -92,19 +92,9 @@ def plan(
     described = [parse_machine(text) for text in machine or ()]
     described += read_machines(machines) if machines else []
     if (graph := find_graph(settings, model)) is not None:
-        _refuse_of_graphs(
-            graph.name,
-            {
-                "--context": context,
-                "--format": format,
-                "--kv": kv,
-                "--private-ends": private_ends,
-                "--draft": draft,
-                "--protect": protect,
-                "--audit-budget": audit_budget,
-                "--device": None if device == "cpu" else device,
-            },
-        )
+        unfit = {"context": context, "format": format, "kv": kv, "private_ends": private_ends, "draft": draft}
+        unfit |= {"protect": protect, "audit_budget": audit_budget}
+        _refuse_of_graphs(graph.name, unfit | {"device": None if device == "cpu" else device})
         settings = replace(settings, device="cpu")  # which computes graphs
         with working(f"placing the segments of {graph.name}") as report:
             known = _machines(settings, described or [Described()], count, report)
@@ -126,7 +116,7 @@ def _refuse_of_graphs(name: str, given: Mapping[str, object]) -> None:
     """Raises UsageError: options were given that say nothing about a graph."""
     from shoal.errors import UsageError
 
-    if unfit := [option for option, value in given.items() if value is not None]:
+    if unfit := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
         raise UsageError(
             f"{', '.join(unfit)} is about language models, and {name} is a graph",
             check="leave it out: graphs run on the CPU, as they were imported, and keep nothing of a request",
