@@ -275,6 +275,9 @@ def test_the_segments_of_a_graph_are_placed_over_the_machines(shoal: Shoal, tmp_
     assert "mlp: 8 segments" in shown and "8 requests" in shown
     for option, value in GRAPHS_HAVE_NONE.items():
         refused = shoal("plan", str(file), "--machine", DESK, option, value)
-        assert (refused.code, f"{option} is about language models" in refused.err) == (2, True), option
+        assert (refused.code, f"{option} says nothing about the plan of a graph" in refused.err) == (
+            2,
+            True,
+        ), option
     lacking = shoal("plan", str(file), "--machine", desk)
     assert (lacking.code, "find no room" in lacking.err) == (6, True)

@@ -118,8 +118,8 @@ def _refuse_of_graphs(name: str, given: Mapping[str, object]) -> None:
 
     if unfit := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
         raise UsageError(
-            f"{', '.join(unfit)} is about language models, and {name} is a graph",
-            check="leave it out: graphs run on the CPU, as they were imported, and keep nothing of a request",
+            f"{', '.join(unfit)} says nothing about the plan of a graph, and {name} is one",
+            check="leave it out: a graph is placed whole, as it was imported, over CPUs",
         )
 
 
