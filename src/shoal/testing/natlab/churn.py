@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -46,6 +46,7 @@ HARMED_FOR_S = (5.0, 15.0)
 IDLE_WITHIN_S = 20.0
 ANSWERED_WITHIN_S = 240.0
 """Longer than a client bears to have no route (``churn_client.RESUME_S``), on a busy machine too."""
+SLOW_S = 15.0
 SPANS = 2
 """Into so many spans the model is cut; each has every second node."""
 
@@ -57,6 +58,9 @@ class ChurnAnswer(Struct):
     gap_s: float
     error: str
     listed: list[str]
+    took_s: float
+    survived: list[str]
+    """How each loss was overcome."""
 
 
 @dataclass(slots=True)
@@ -67,6 +71,11 @@ class ChurnReport:
     same: int = 0
     gaps_s: list[float] = field(default_factory=list[float])
     """The longest gap between two tokens of each answer."""
+    took_s: list[float] = field(default_factory=list[float])
+    """How long each answer took."""
+    reroutes: int = 0
+    slow: list[str] = field(default_factory=list[str])
+    """Answers that took longer than ``SLOW_S``, and what was done meanwhile."""
     deeds: Counter[str] = field(default_factory=Counter[str])
     faults: list[str] = field(default_factory=list[str])
 
@@ -82,6 +91,10 @@ class ChurnReport:
             "same_tokens": self.same,
             "gap_s_median": statistics.median(self.gaps_s) if self.gaps_s else None,
             "gap_s_max": max(self.gaps_s, default=None),
+            "answer_s_median": statistics.median(self.took_s) if self.took_s else None,
+            "answer_s_max": max(self.took_s, default=None),
+            "reroutes": self.reroutes,
+            "slow": self.slow,
             "deeds": self.deeds,
             "faults": self.faults,
         }
@@ -169,6 +182,9 @@ class _Churn:
         self._expected = expected
         self._random = random
         self._harmed: set[str] = set()
+        self._began = trio.current_time()
+        self._done: deque[tuple[float, str]] = deque(maxlen=32)
+        """The last deeds, by when they were done."""
         self._ended: dict[PeerId, float] = {}
         """When nodes that are gone now were killed."""
 
@@ -180,7 +196,8 @@ class _Churn:
         async with trio.open_nursery() as nursery:
             disturbing = await nursery.start(self._disturb, nursery)
             while trio.current_time() - began < seconds:
-                progress("asking", int(trio.current_time() - began), int(seconds))
+                right = f"{self.report.same} of {self.report.answers} right, {len(self.report.faults)} faults"
+                progress(f"asking, {right}", int(trio.current_time() - began), int(seconds))
                 await self._judge(asking)
             disturbing.cancel()  # what was harmed is still mended
         await self._judge(asking)
@@ -193,6 +210,10 @@ class _Churn:
         self.report.answers += 1
         self.report.same += answer.token_ids == self._expected
         self.report.gaps_s.append(answer.gap_s)
+        self.report.took_s.append(answer.took_s)
+        self.report.reroutes += len(answer.survived)
+        if answer.took_s > SLOW_S:
+            self._note_slow(answer)
         if answer.error:
             self.report.faults.append(f"an answer ended with {answer.error}")
         elif answer.token_ids != self._expected:
@@ -202,6 +223,16 @@ class _Churn:
         for peer in {PeerId(peer) for peer in answer.listed} & self._ended.keys():
             if now - self._ended[peer] > EXPIRY_S + GHOST_SLACK_S:
                 self.report.faults.append(f"node {names[peer]} was listed long after its end")
+
+    def _note_slow(self, answer: ChurnAnswer) -> None:
+        now = trio.current_time()
+        since = now - answer.took_s - SLOW_S  # what was done shortly before may show only now
+        done = ", ".join(f"{at - self._began:.0f} s {what}" for at, what in self._done if at > since)
+        survived = "; ".join(answer.survived) or "no loss"
+        self.report.slow.append(
+            f"an answer took {answer.took_s:.0f} s until {now - self._began:.0f} s, with a gap of "
+            f"{answer.gap_s:.1f} s ({survived}); meanwhile: {done or 'nothing'}"
+        )
 
     async def _disturb(
         self,
@@ -220,6 +251,7 @@ class _Churn:
                 if deed is None:
                     continue
                 self.report.deeds[deed.do] += 1
+                self._done.append((trio.current_time(), f"{deed.do} {deed.host}"))
                 if deed.do == "forget":
                     await trio.to_thread.run_sync(lab.drop_mappings, deed.host)
                     continue
@@ -280,6 +312,9 @@ def churn_table(report: ChurnReport) -> RenderableType:
     gaps = f"longest gap {said['gap_s_median']} s at the median, {said['gap_s_max']} s at most"
     return Group(
         f"{report.same} of {report.answers} answers with the tokens of one process; {gaps}",
+        f"each in {said['answer_s_median']} s at the median, {said['answer_s_max']} s at most; "
+        f"{report.reroutes} losses survived",
         f"done meanwhile: {deeds or 'nothing'}",
+        *report.slow,
         *report.faults,
     )

@@ -28,16 +28,19 @@ def main() -> None:
         while not ended.wait(BETWEEN_S) and (not times or asked < times):
             asked += 1
             token_ids: list[int] = []
+            answer, began = client.generate(model, PROMPT, max_tokens=tokens), time.monotonic()
             gap_s, at, error = 0.0, 0.0, ""
             try:
-                for delta in client.generate(model, PROMPT, max_tokens=tokens):
+                for delta in answer:
                     now = time.monotonic()
                     gap_s, at = max(gap_s, now - at if at else 0.0), now
                     token_ids += delta.token_ids
             except ShoalError as raised:
                 error = f"{raised.code}: {raised.message}"
             listed = [announcement.peer for announcement in client.announcements()]
+            survived = [f"{one.way} after {one.gap_s:.1f} s" for one in answer.answer.reroutes]
             line = {"token_ids": token_ids, "gap_s": round(gap_s, 2), "error": error, "listed": listed}
+            line |= {"took_s": round(time.monotonic() - began, 2), "survived": survived}
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
 
