@@ -15,11 +15,13 @@ from shoal.errors import ChannelClosed
 from shoal.net import pool as pool_module
 from shoal.net.channel import HELLO_WITHIN_S, Channel
 from shoal.net.identity import Identity
+from shoal.net.link_speed import ENOUGH
 from shoal.net.moving.resume import message_bytes
 from shoal.net.pool import PER_PEER_LIMIT, ChannelPool
 from shoal.testing.memory import MemoryNetwork, MemoryPipe, World
 from shoal.types import PeerAddress
-from shoal.wire.messages import PROTOCOL_VERSION, Close, Hello, Message
+from shoal.wire.messages import PROTOCOL_VERSION, Close, Hello, Message, Step
+from shoal.wire.payload import hidden_states
 
 SESSION = b"s" * 16
 
@@ -101,6 +103,22 @@ async def test_a_channel_that_the_peer_opened_is_used_for_the_way_back(autojump_
         await back.send(Close(SESSION))
         await trio.sleep(0.1)
         assert client.taken == [Close(SESSION)]
+
+
+async def test_it_says_how_fast_its_ways_are_also_when_none_is_left(autojump_clock: MockClock):
+    async with peers(True, False, world=World(bytes_s=1e6)) as (node, client):
+        channel = await client.pool.get(node.network.address, deadline_s=5)
+        assert client.pool.bytes_s == 0
+        for _ in range(ENOUGH):
+            step = Step(SESSION, 1, 0, 256, 0, hidden_states("float32", 256, 1024))
+            await channel.send(step, bytes(1 << 20))
+            await trio.sleep(10)
+        assert client.pool.bytes_s == pytest.approx(1e6, rel=0.15)
+        assert node.pool.bytes_s == 0
+        channel.close("enough")
+        await trio.sleep(0.1)
+        assert client.pool.all() == []
+        assert client.pool.bytes_s == pytest.approx(1e6, rel=0.15)
 
 
 async def test_after_a_loss_it_dials_again_and_says_what_was_lost(autojump_clock: MockClock):

@@ -57,6 +57,16 @@ def test_a_far_peer_is_avoided():
     assert peers(route) == ["near"]
 
 
+def test_a_peer_behind_a_thin_link_is_avoided():
+    offers = [
+        offer("thin", 0, 30, step_s=0.01, sending_s=0.05),
+        offer("wide", 0, 30, step_s=0.02, sending_s=0.001),
+    ]
+    assert peers(choose_route(offers, 30, 1)) == ["wide"]
+    # One whose link nobody has timed is taken for a usual one.
+    assert peers(choose_route([offers[0], offer("new", 0, 30, step_s=0.02)], 30, 1)) == ["thin"]
+
+
 def test_a_peer_at_which_steps_wait_is_avoided():
     offers = [offer("queue", 0, 30, step_s=0.01, wait_s=0.05), offer("free", 0, 30, step_s=0.02)]
     assert peers(choose_route(offers, 30, 1)) == ["free"]

@@ -17,11 +17,12 @@ from shoal.swarm.announcement import (
     MAX_ANNOUNCEMENT,
     Announcement,
     Served,
+    candidate,
     numerics_of,
     seal,
     unseal,
 )
-from shoal.types import Numerics
+from shoal.types import Numerics, PeerId
 
 NOW = 1_000_000.0
 ALICE, MALLORY = Identity.ephemeral(), Identity.ephemeral()
@@ -39,6 +40,16 @@ def announcement(**changes) -> Announcement:
 
 def test_what_was_sealed_is_unsealed():
     assert unseal(seal(announcement(), ALICE.sign), NOW, verify) == announcement()
+
+
+def test_a_thin_link_makes_each_row_take_its_time_and_an_unknown_one_says_nothing():
+    thin = candidate(PeerId("a"), served(hidden_size=4096, link_bytes_s=2.5e6), None)
+    assert thin.sending_s == pytest.approx(4096 * 2 / 2.5e6)
+    assert candidate(PeerId("a"), served(), None).sending_s == 0
+    # Whoever says that it has hardly any makes itself dear, not endless.
+    assert candidate(PeerId("a"), served(link_bytes_s=1e-300), None).sending_s < 10
+    with pytest.raises(RemoteProtocolError):
+        unseal(seal(announcement(served=served(link_bytes_s=math.nan)), ALICE.sign), NOW, verify)
 
 
 def test_a_usual_one_is_small():

@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections import defaultdict
 from collections.abc import Callable
+from statistics import median_low
 
 import trio
 
@@ -71,6 +72,7 @@ class ChannelPool:
         self._nursery: trio.Nursery | None = None
         self._mover = Mover(network, where, held)
         self._received = self._sent = 0  # over channels that have ended
+        self._bytes_s = 0.0
 
     async def run(
         self, *, accept: bool, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -135,6 +137,14 @@ class ChannelPool:
     def sent(self) -> int:
         """Bytes that went over them."""
         return self._sent + sum(channel.sent for channel in self.all())
+
+    @property
+    def bytes_s(self) -> float:
+        """Bytes a second that long messages reached over the usual one of our ways; 0 when none was timed."""
+        timed = [speed for channel in self.all() if (speed := channel.bytes_s) is not None]
+        # A way that has ended says nothing of others; but with none left, the last is the best that is known.
+        self._bytes_s = median_low(timed) if timed else self._bytes_s
+        return self._bytes_s
 
     @property
     def moved(self) -> int:

@@ -183,6 +183,7 @@ class Node:
             token_joules=round(self.watch.energy.token_joules, 6),
             numerics=str(self.engine.numerics),
             attests=self.attests or "",
+            link_bytes_s=self.server.channels.bytes_s,
         )
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:

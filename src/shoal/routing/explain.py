@@ -23,7 +23,7 @@ class StageCost:
     way_s: float
     """From the peer before, or from the client."""
     waiting_s: float
-    """For its turn, with the work of a hop."""
+    """For its turn, with the work of a hop, and for its link to take what it sends on."""
     computing_s: float
     measured: bool
     """Whether its step was measured, or is taken for a usual one."""

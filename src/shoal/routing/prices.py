@@ -67,6 +67,8 @@ class Candidate:
     """Share of steps that it is expected to do well, in (0, 1]: by its inverse it seems dearer."""
     rtts_s: Mapping[PeerId, float] = field(default_factory=dict[PeerId, float])
     """Round trips between it and other peers."""
+    sending_s: float = 0.0
+    """How long its link takes for what it sends on in a decode step; 0 if unknown."""
 
     @property
     def utilisation(self) -> float:
@@ -130,7 +132,10 @@ def _block_s(candidates: Sequence[Candidate], segments: Sequence[float] | None) 
 
 
 def _stage_s(candidates: Sequence[Candidate]) -> FloatArray:
-    return np.array([(HOP_S + c.wait_s) / c.trust for c in candidates])
+    """Once at each: the work around a hop, waiting, and sending on what comes of it."""
+    measured = [c.sending_s for c in candidates if c.sending_s]
+    usual = median(measured) if measured else 0.0
+    return np.array([(HOP_S + c.wait_s + (c.sending_s or usual)) / c.trust for c in candidates])
 
 
 def _near_s(candidates: Sequence[Candidate]) -> FloatArray:

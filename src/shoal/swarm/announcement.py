@@ -34,8 +34,11 @@ MAX_LIFETIME_S = 3600.0
 CLOCK_SKEW_S = 30.0
 """How far a peer's clock may run ahead of ours."""
 CONTEXT = b"shoal announcement 1\n"
+ROW_ELEMENT_BYTES = 2
+"""Of a hidden state on a link that matters: bfloat16 or int8."""
 LEAST_BLOCK_S = 20e-6
 """Nobody is believed to run a block in less: who says so wants to draw every session."""
+LEAST_BYTES_S = 1e3
 
 Multiaddr = Annotated[str, Meta(max_length=256)]
 Multiaddrs = Annotated[tuple[Multiaddr, ...], Meta(max_length=16)]
@@ -85,6 +88,9 @@ class Served(Struct, frozen=True, array_like=True):
     attests: Annotated[str, Meta(pattern="^[a-z0-9]{0,16}$")] = ""
     """The hardware that it can show to run on, as :data:`shoal.types.TeeKind` has it; empty where none. It is
     its word: who wants to know asks it for evidence."""
+
+    link_bytes_s: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
+    """Bytes a second that its long messages reached over the usual one of its ways; 0: none was timed."""
 
     @property
     def going(self) -> Span | None:
@@ -221,6 +227,9 @@ def candidate(peer: PeerId, served: Served, rtt_s: float | None) -> Candidate:
         wait_s=served.wait_ms / 1e3,
         sessions=served.sessions,
         tokens=served.tokens,
+        sending_s=served.hidden_size * ROW_ELEMENT_BYTES / max(served.link_bytes_s, LEAST_BYTES_S)
+        if served.link_bytes_s
+        else 0.0,
     )
 
 
@@ -253,6 +262,6 @@ def _check_served(served: Served | None) -> None:
     if served.next_end and not served.next_start < served.next_end <= served.n_blocks:
         raise RemoteProtocolError(f"a span to come {served.next_start}:{served.next_end}")
     if served.tokens_free > served.tokens or not all(
-        map(math.isfinite, (served.step_ms, served.wait_ms, served.speed))
+        map(math.isfinite, (served.step_ms, served.wait_ms, served.speed, served.link_bytes_s))
     ):
         raise RemoteProtocolError("an announcement with a capacity that cannot be")
