@@ -41,8 +41,10 @@ compile runtime pyproject.toml --no-emit-package torch
     project 't["build-system"]["requires"]' | compile build - --constraints locks/runtime.txt
     compile graph pyproject.toml --extra graph --no-emit-package torch $(beside runtime build)
     compile attest pyproject.toml --extra attest --no-emit-package torch $(beside runtime build graph)
-    compile development pyproject.toml --extra dev --no-emit-package torch $(beside runtime build graph attest)
-    compile fuzz pyproject.toml --extra fuzz --no-emit-package torch $(beside runtime build graph attest development)
+    compile ledger pyproject.toml --extra ledger --no-emit-package torch $(beside runtime build graph attest)
+    compile development pyproject.toml --extra dev --no-emit-package torch $(beside runtime build graph attest ledger)
+    compile fuzz pyproject.toml --extra fuzz --no-emit-package torch \
+        $(beside runtime build graph attest ledger development)
     # Without pyproject.toml's word on what torch needs, so with CUDA where PyPI's build has it.
     project '[d for d in t["project"]["dependencies"] if d.startswith("torch")]' |
         compile torch - --no-config $(beside runtime)

@@ -25,6 +25,12 @@ ShoalError
 ├── ProtocolError
 │   ├── LocalProtocolError   we broke the protocol: a defect of ours
 │   └── RemoteProtocolError  the peer broke it: close the channel, blame the peer
+├── PaymentError
+│   ├── VoucherRefused     a payee does not take a voucher; its reason says why
+│   ├── PaymentRequired    a payee waits for the next voucher
+│   ├── PaymentStopped     a payer signs no more; its reason says why
+│   ├── BadLedgerFile      an account or a key on this disk is damaged
+│   └── ChainError         a chain's node is away, is of another chain, or refuses; its reason says which
 ├── ChannelClosed          the peer, or the way to it, is gone
 └── DeadlineExceeded       no answer within the time the caller allowed
 
@@ -188,6 +194,45 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     code = "remote_protocol"
+
+
+class PaymentError(ShoalError):
+    """``reason`` is a word or two that tests and programs may compare."""
+
+    code = "payment"
+
+    def __init__(self, message: str, *, reason: str = "", check: str = "", next_command: str = "") -> None:
+        super().__init__(message, check=check, next_command=next_command)
+        self.reason = reason
+
+
+class VoucherRefused(PaymentError):
+    """``reason``: other chain, other contract, other channel, overflow, over deposit, stale, replayed, dust or
+    signature."""
+
+    code = "voucher_refused"
+
+
+class PaymentRequired(PaymentError):
+    """No more work before a voucher comes. ``reason``: unpaid, over deposit or closing."""
+
+    code = "payment_required"
+
+
+class PaymentStopped(PaymentError):
+    """``reason``: price raised, budget spent, overcharged or forged."""
+
+    code = "payment_stopped"
+
+
+class BadLedgerFile(PaymentError):
+    code = "bad_ledger_file"
+
+
+class ChainError(PaymentError):
+    """``reason``: down, other chain, reverted, dropped, poor or no contract."""
+
+    code = "chain"
 
 
 class ChannelClosed(ShoalError):

@@ -24,7 +24,7 @@ def names(asked: list[str]) -> set[str]:
     return {canonicalize_name(Requirement(one).name) for one in asked}
 
 
-DECLARED = names(PROJECT["project"]["dependencies"] + EXTRAS["graph"] + EXTRAS["attest"])
+DECLARED = names(PROJECT["project"]["dependencies"] + EXTRAS["graph"] + EXTRAS["attest"] + EXTRAS["ledger"])
 FOR_TESTS = DECLARED | names(EXTRAS["dev"])
 """What the test doubles may import."""
 IN_THE_WHEEL = {

@@ -48,12 +48,16 @@ ASKED_FOR = [
     (PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["libp2p"], ["libp2p"]),
     *((requirement, ["build"]) for requirement in PROJECT["build-system"]["requires"]),
     *(
-        (requirement, ["runtime", "build", "graph", "development"])
+        (requirement, ["runtime", "build", "graph", "ledger", "development"])
         for requirement in PROJECT["project"]["optional-dependencies"]["dev"]
     ),
     *(
         (requirement, ["runtime", "build", "graph"])
         for requirement in PROJECT["project"]["optional-dependencies"]["graph"]
+    ),
+    *(
+        (requirement, ["runtime", "build", "graph", "ledger"])
+        for requirement in PROJECT["project"]["optional-dependencies"]["ledger"]
     ),
     *((requirement, ["fuzz"]) for requirement in PROJECT["project"]["optional-dependencies"]["fuzz"]),
 ]
