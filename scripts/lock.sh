@@ -57,7 +57,7 @@ elif grep -q "^torch==$torch+cpu" locks/torch-cpu.txt; then
 else
     stop "PyTorch's index of CPU builds cannot be reached, and locks/torch-cpu.txt is not of torch $torch"
 fi
-for requirements in tests/clients/*.in tests/graph/*.in; do
+for requirements in tests/clients/*.in tests/graph/*.in tests/ledger/*.in; do
     say "${requirements%.in}.txt"
     deps=()
     [ "${requirements#tests/graph/}" = "$requirements" ] || deps=(--no-deps) # of those wheels only a file is used

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = sorted((ROOT / "locks").glob("*.txt"))
 CLIENTS = [*sorted((ROOT / "tests/clients").glob("requirements*.txt")), ROOT / "tests/graph/models.txt"]
+CLIENTS.append(ROOT / "tests/ledger/compiler.txt")
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 NPM = sorted(found for depth in ("", "*/") for found in ROOT.glob(f"[!.]*/{depth}package-lock.json"))
 PINNED = re.compile(
