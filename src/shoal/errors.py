@@ -207,8 +207,8 @@ class PaymentError(ShoalError):
 
 
 class VoucherRefused(PaymentError):
-    """``reason``: other chain, other contract, other channel, overflow, over deposit, stale, replayed, dust or
-    signature."""
+    """``reason``: other chain, other contract, other channel, overflow, over deposit, stale, replayed, dust
+    or signature."""
 
     code = "voucher_refused"
 

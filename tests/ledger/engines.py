@@ -93,9 +93,10 @@ def anvil_program() -> Path:
 
 
 @contextmanager
-def anvil(*options: str, port: int = 0) -> Iterator[Engine]:
-    """A node of its own process. Transactions cost nothing, unless ``options`` say otherwise."""
-    command = [str(anvil_program()), "--port", str(port), "--base-fee", "0", "--gas-price", "0", *options]
+def anvil(gas_price: int = 0) -> Iterator[Engine]:
+    """A node of its own process, where a unit of gas costs so many wei."""
+    price = str(gas_price)
+    command = [str(anvil_program()), "--port", "0", "--base-fee", price, "--gas-price", price]
     # A file and not a pipe: nobody reads it later, and a full pipe would stop the node.
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

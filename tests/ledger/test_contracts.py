@@ -20,7 +20,7 @@ from shoal.ledger.contracts.evidence import (
 )
 from shoal.ledger.contracts.merkle import merkle_path, merkle_root
 from shoal.ledger.vouchers.keys import HALF_ORDER, ChainKey
-from shoal.ledger.vouchers.typed_data import read_address, show_address
+from shoal.ledger.vouchers.typed_data import parse_address, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, escrow_domain, sign_voucher
 from shoal.trust.receipt import Receipt, Work
 from tests.ledger.compiler import compile_contracts
@@ -58,12 +58,12 @@ class PaidChannel:
         accounts = engine.w3.eth.accounts
         self.payer, self.payee, self.other = accounts[1:4]
         self.key = ChainKey.from_secret((next(salts) + 1).to_bytes(32, "big"))
-        self.domain = escrow_domain(engine.w3.eth.chain_id, read_address(escrow.address))
+        self.domain = escrow_domain(engine.w3.eth.chain_id, parse_address(escrow.address))
         self.terms = PaymentTerms(
-            payer=read_address(self.payer),
+            payer=parse_address(self.payer),
             payer_signer=self.key.address,
-            payee=read_address(self.payee),
-            payee_signer=read_address(self.payee),
+            payee=parse_address(self.payee),
+            payee_signer=parse_address(self.payee),
             salt=next(salts).to_bytes(32, "big"),
         )
         self.id = self.terms.channel_id(self.domain)
@@ -224,7 +224,7 @@ def staked(engine: Engine) -> tuple[Engine, Any, ChainKey, Any]:
     engine.give(show_address(key.address), 2 * ETHER)
     call = registry.functions.register(engine.w3.eth.accounts[1], b"p" * 32, [b"m" * 32])
     note(engine, "register", send_signed(engine, call, key, ETHER))
-    return engine, registry, key, registry_domain(engine.w3.eth.chain_id, read_address(registry.address))
+    return engine, registry, key, registry_domain(engine.w3.eth.chain_id, parse_address(registry.address))
 
 
 def send_signed(engine: Engine, call: Any, key: ChainKey, value: int = 0) -> Any:

@@ -29,7 +29,7 @@ from shoal.ledger.vouchers.payer import (
     note_signed,
     receive,
 )
-from shoal.ledger.vouchers.typed_data import MAX_UINT128, read_address, show_address
+from shoal.ledger.vouchers.typed_data import MAX_UINT128, parse_address, show_address
 from shoal.ledger.vouchers.voucher import (
     PaymentTerms,
     Voucher,
@@ -86,7 +86,7 @@ def test_types_and_hashes_are_those_of_x402() -> None:
         withdraw_delay=TERMS.delay_s,
         salt="0x" + TERMS.salt.hex(),
     )
-    theirs = escrow_domain(31337, read_address(constants.BATCH_SETTLEMENT_ADDRESS))
+    theirs = escrow_domain(31337, parse_address(constants.BATCH_SETTLEMENT_ADDRESS))
     assert "0x" + TERMS.channel_id(theirs).hex() == utils.compute_channel_id(config, "eip155:31337")
     ours = sign_voucher(PAYER, theirs, CHANNEL, 1234)
     message = encode_typed_data(
@@ -100,12 +100,12 @@ def test_types_and_hashes_are_those_of_x402() -> None:
 
 def test_an_address_is_read_as_it_is_shown_and_a_slip_is_seen() -> None:
     shown = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"  # of EIP-55
-    address = read_address(shown)
+    address = parse_address(shown)
     assert show_address(address) == shown
-    assert read_address(shown.lower()) == address
+    assert parse_address(shown.lower()) == address
     for wrong in (shown.replace("aA", "Aa"), shown[:-1], "0x" + "g" * 40, "", "0x" + " 5" * 20):
         with pytest.raises(UsageError):
-            read_address(wrong)
+            parse_address(wrong)
 
 
 def test_a_key_is_not_shown() -> None:
@@ -309,6 +309,21 @@ def test_a_forged_voucher_is_not_taken_back(forged: Voucher) -> None:
     with pytest.raises(PaymentStopped) as stopped:
         catch_up(payer(), forged, recover)
     assert stopped.value.reason == "forged"
+
+
+def test_a_payer_that_vanishes_in_the_middle_of_an_answer_leaves_a_window_unpaid_at_most() -> None:
+    account, served = payee(window=100), 0
+    with pytest.raises(PaymentRequired):
+        while True:
+            check_credit(account, 7 * MICRO, now=0)
+            account, served = charge(account, 7 * MICRO), served + 7
+    assert 0 < served - account.paid <= 100
+
+
+def test_a_payee_that_stops_after_it_was_paid_has_taken_nothing() -> None:
+    account = receive(payer(), tokens=50, blocks=2)
+    account = note_signed(account, voucher(amount_due(account, every=1) or 0))
+    assert account.signed == account.received == 200
 
 
 # --- Both together, with whatever may happen between them.

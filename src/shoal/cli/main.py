@@ -52,6 +52,7 @@ class Commands(LazyGroup):
         "ping": Lazy("status.status", "Measure latency to a peer."),
         "models": Lazy("models", "List, fetch, share, remove and show models."),
         "key": Lazy("key", "Create, list and revoke API keys."),
+        "wallet": Lazy("ledger.wallet", "Pay and be paid over a test chain."),
         "identity": Lazy("identity", "Show or create this machine's identity."),
         "doctor": Lazy("doctor.doctor", "Check this machine's setup."),
         "demo": Lazy("demo.demo", "Try Shoal on this machine."),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from shoal.errors import UsageError
 from shoal.ledger.vouchers.keys import ChainKey, recover
-from shoal.ledger.vouchers.typed_data import Address, SigningDomain, hash_typed, keccak256, word
+from shoal.ledger.vouchers.typed_data import ChainAddress, SigningDomain, hash_typed, keccak256, word
 from shoal.trust.receipt import Receipt, contradict
 
 DOMAIN_NAME = "Shoal"
@@ -42,7 +42,7 @@ def _digest(domain: SigningDomain, question: bytes, content: bytes) -> bytes:
 class Equivocation:
     """Two things that one delegate said about one question: the arguments of ``Registry.slash``."""
 
-    delegate: Address
+    delegate: ChainAddress
     question: bytes
     contents: tuple[bytes, bytes]
     signatures: tuple[bytes, bytes]

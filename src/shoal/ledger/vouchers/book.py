@@ -22,21 +22,21 @@ MAX_ACCOUNTS = 4096
 """Of one side: each has a deposit on the chain, so more than these are somebody's play."""
 _CHECKSUM = 64
 
-Account = TypeVar("Account", PayeeAccount, PayerAccount)
+PaymentAccount = TypeVar("PaymentAccount", PayeeAccount, PayerAccount)
 
 
-class PaymentBook(Generic[Account]):
+class PaymentBook(Generic[PaymentAccount]):
     """A folder with a file for each payment channel. To be called from a thread: it waits for the disk.
 
     Args:
         kind: which side's accounts are in it.
     """
 
-    def __init__(self, folder: Path, kind: type[Account]) -> None:
+    def __init__(self, folder: Path, kind: type[PaymentAccount]) -> None:
         self._folder = folder
         self._decoder = msgspec.json.Decoder(kind)
 
-    def add(self, account: Account) -> None:
+    def add(self, account: PaymentAccount) -> None:
         """Begin to keep a payment channel.
 
         Raises:
@@ -59,7 +59,7 @@ class PaymentBook(Generic[Account]):
         """The payment channels that are kept."""
         return sorted(bytes.fromhex(path.stem) for path in self._folder.glob("*.account"))
 
-    def read(self, channel_id: bytes) -> Account:
+    def read(self, channel_id: bytes) -> PaymentAccount:
         """An account as it is on disk.
 
         Raises:
@@ -79,7 +79,7 @@ class PaymentBook(Generic[Account]):
             raise _unusable(path, error) from error
         return self._decoded(path, data)
 
-    def change(self, channel_id: bytes, change: Callable[[Account], Account]) -> Account:
+    def change(self, channel_id: bytes, change: Callable[[PaymentAccount], PaymentAccount]) -> PaymentAccount:
         """Write what ``change`` makes of an account, while nobody else does. It is on the disk on return.
 
         What ``change`` raises leaves the file as it was.
@@ -110,7 +110,7 @@ class PaymentBook(Generic[Account]):
             raise _unusable(path, error) from error
         return lock
 
-    def _write(self, path: Path, account: Account) -> None:
+    def _write(self, path: Path, account: PaymentAccount) -> None:
         body = msgspec.json.encode(account)
         data = blake3(body).hexdigest().encode() + b"\n" + body + b"\n"
         try:
@@ -128,7 +128,7 @@ class PaymentBook(Generic[Account]):
         except OSError as error:
             raise _unusable(path, error) from error
 
-    def _decoded(self, path: Path, data: bytes) -> Account:
+    def _decoded(self, path: Path, data: bytes) -> PaymentAccount:
         checksum, body = data[:_CHECKSUM], data[_CHECKSUM + 1 : -1]
         if len(data) > MAX_FILE or blake3(body).hexdigest().encode() != checksum:
             raise _damaged(path, "its contents do not fit its checksum")

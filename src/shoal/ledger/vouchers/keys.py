@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 
 from shoal.errors import IncompatibleLibrary
-from shoal.ledger.vouchers.typed_data import Address, keccak256
+from shoal.ledger.vouchers.typed_data import ChainAddress, keccak256
 
 SIGNATURE = 65
 """Bytes of a signature: r, s and v, which is 27 or 28."""
@@ -22,7 +22,7 @@ class ChainKey:
     """A private key and its address. Never shown."""
 
     secret: bytes = field(repr=False)
-    address: Address
+    address: ChainAddress
 
     @classmethod
     def from_secret(cls, secret: bytes) -> ChainKey:
@@ -45,7 +45,7 @@ class ChainKey:
         return signature[:64] + bytes([27 + signature[64]])
 
 
-def recover(digest: bytes, signature: bytes) -> Address | None:
+def recover(digest: bytes, signature: bytes) -> ChainAddress | None:
     """Who signed 32 bytes; ``None`` where nobody did, or in a form that the contracts refuse."""
     if len(signature) != SIGNATURE or signature[64] not in (27, 28):
         return None
@@ -60,8 +60,8 @@ def recover(digest: bytes, signature: bytes) -> Address | None:
     return _address(public.format(compressed=False))
 
 
-def _address(public: bytes) -> Address:
-    return Address(keccak256(public[1:])[12:])
+def _address(public: bytes) -> ChainAddress:
+    return ChainAddress(keccak256(public[1:])[12:])
 
 
 def _coincurve() -> ModuleType:

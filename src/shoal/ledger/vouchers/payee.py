@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import PaymentRequired, VoucherRefused
-from shoal.ledger.vouchers.typed_data import Address, SigningDomain, WordBytes
+from shoal.ledger.vouchers.typed_data import ChainAddress, SigningDomain, WordBytes
 from shoal.ledger.vouchers.voucher import MAX_AMOUNT, PaymentTerms, Voucher
 
 MICRO = 10**6
@@ -23,7 +23,7 @@ REDEEM_AT = 20
 """Times the cost of redeeming that must be due before it is worth it, where nothing presses."""
 
 Amount = Annotated[int, Meta(ge=0)]
-Recover = Callable[[bytes, bytes], Address | None]
+Recover = Callable[[bytes, bytes], ChainAddress | None]
 
 
 class PayeeAccount(Struct, frozen=True, kw_only=True, tag="payee"):

@@ -17,7 +17,7 @@ ADDRESS = 20
 WORD = 32
 MAX_UINT128 = (1 << 128) - 1
 
-Address = NewType("Address", bytes)
+ChainAddress = NewType("ChainAddress", bytes)
 """The last 20 bytes of a public key's hash, or those of a contract."""
 AddressBytes = Annotated[bytes, Meta(min_length=ADDRESS, max_length=ADDRESS)]
 WordBytes = Annotated[bytes, Meta(min_length=WORD, max_length=WORD)]
@@ -75,7 +75,7 @@ def show_address(address: bytes) -> str:
     return "0x" + "".join(shown)
 
 
-def read_address(text: str) -> Address:
+def parse_address(text: str) -> ChainAddress:
     """The address that somebody wrote.
 
     Raises:
@@ -93,4 +93,4 @@ def read_address(text: str) -> Address:
             f"the capitals of the address {text} do not fit it: a digit may be wrong",
             check="copy the address again",
         )
-    return Address(address)
+    return ChainAddress(address)

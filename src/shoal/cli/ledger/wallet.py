@@ -1,0 +1,245 @@
+"""`shoal wallet`: a key of a chain, and the payment channels that it pays and is paid over. Test chains only.
+
+The key is never printed.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from shoal.ledger.settling import PaymentBooks
+
+from shoal.cli import options
+from shoal.cli.output import emit, say
+from shoal.config import Settings
+from shoal.errors import UsageError
+
+WEI = 10**18
+
+PasswordFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--password-file", help="File with the password; asked for if not given.", show_default=False
+    ),
+]
+PayeeArgument = Annotated[str, typer.Argument(metavar="ADDRESS", help="Whom you want to pay.")]
+AmountArgument = Annotated[
+    str, typer.Argument(metavar="AMOUNT", help="How much, in the chain's coin, for example 0.05.")
+]
+ChannelArgument = Annotated[str, typer.Argument(metavar="CHANNEL", help="As shoal wallet channels lists it.")]
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Pay and be paid over a test chain.", no_args_is_help=True)
+    for command in (create, show, deploy, fund, channels, withdraw):
+        group.command()(command)
+    app.add_typer(group, name="wallet")
+
+
+def create(password_file: PasswordFileOption = None, as_json: options.JsonOption = False) -> None:
+    """Create a wallet and print its address.
+
+    An existing one is kept. The file can be read by other wallets.
+    """
+    from shoal.ledger.vouchers.typed_data import show_address
+    from shoal.ledger.wallet import create_wallet
+
+    path = _wallet(options.settings())
+    if path.exists():
+        raise UsageError(f"{path} is there already", next_command="shoal wallet show")
+    key = create_wallet(path, _password(password_file, confirm=True))
+    address = show_address(key.address)
+    emit({"address": address, "path": path}, as_json, lambda: address)
+    if not as_json:
+        say(f"keep a copy of {path} and its password: nobody else can replace them")
+
+
+def show(as_json: options.JsonOption = False) -> None:
+    """Print the wallet's address and what it has.
+
+    What it has is asked of the chain's node, where a chain is set up.
+    """
+    from shoal.ledger.chain.client import ChainClient
+    from shoal.ledger.chain.deployment import read_deployment
+    from shoal.ledger.vouchers.typed_data import show_address
+    from shoal.ledger.wallet import wallet_address
+
+    settings = options.settings()
+    address = wallet_address(_wallet(settings))
+    data: dict[str, Any] = {"address": show_address(address), "path": _wallet(settings)}
+    lines = [f"address  {data['address']}"]
+    if _chain(settings).exists():
+        client = ChainClient(read_deployment(_chain(settings)))
+        client.check()
+        balance = client.balance(address)
+        data |= {"chain_id": client.deployment.chain_id, "balance_wei": str(balance)}
+        lines += [f"chain    {client.deployment.chain_id}", f"balance  {_coins(balance)}"]
+    emit(data, as_json, lambda: "\n".join(lines))
+
+
+def deploy(
+    url: Annotated[str, typer.Option(help="Where a node of the test chain answers.", show_default=False)],
+    chain_id: Annotated[int, typer.Option(help="The chain's number.", show_default=False)],
+    password_file: PasswordFileOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Put the contracts on a test chain, once.
+
+    They are checked, and written to chain.toml; an existing one is kept.
+    """
+    from shoal.ledger.chain.client import deploy as deploy_contracts
+    from shoal.ledger.chain.deployment import check_test_chain
+    from shoal.ledger.vouchers.typed_data import show_address
+    from shoal.ledger.wallet import open_wallet
+
+    settings = options.settings()
+    path = _chain(settings)
+    check_test_chain(chain_id)
+    if path.exists():
+        raise UsageError(f"{path} is there already", check="move it away if you want to deploy again")
+    key = open_wallet(_wallet(settings), _password(password_file))
+    deployment = deploy_contracts(url, chain_id, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(deployment.encoded())
+    found = {name: show_address(address) for name, address in deployment.contracts.items()}
+    shown = "\n".join(f"{name:10}{address}" for name, address in found.items())
+    emit({"chain_id": chain_id, "contracts": found, "path": path}, as_json, lambda: shown)
+    if not as_json:
+        say(f"written to {path}; give it to whom you want to trade with")
+
+
+def fund(
+    payee: PayeeArgument,
+    amount: AmountArgument,
+    password_file: PasswordFileOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Pay into the payment channel to ADDRESS. Without one, one is opened."""
+    from shoal.ledger import settling
+    from shoal.ledger.vouchers.typed_data import parse_address
+    from shoal.ledger.wallet import open_wallet
+
+    settings = options.settings()
+    to, wei = parse_address(payee), _wei(amount)
+    client = _client(settings)
+    key = open_wallet(_wallet(settings), _password(password_file))
+    account = settling.fund(client, _books(settings), key, to, wei)
+    data = {"channel": account.channel_id.hex(), "deposit_wei": str(account.deposit)}
+    emit(data, as_json, lambda: f"{data['channel']}  {_coins(account.deposit)} in escrow")
+
+
+def channels(as_json: options.JsonOption = False) -> None:
+    """List the payment channels of this machine."""
+    from shoal.ledger.vouchers.typed_data import show_address
+
+    books = _books(options.settings())
+    rows: list[dict[str, Any]] = []
+    for channel_id in books.paying.channel_ids():
+        a = books.paying.read(channel_id)
+        rows.append(_row(channel_id, "pays", show_address(a.terms.payee), a.deposit, a.signed, 0))
+    for channel_id in books.paid.channel_ids():
+        b = books.paid.read(channel_id)
+        rows.append(_row(channel_id, "paid by", show_address(b.terms.payer), b.deposit, b.paid, b.redeemed))
+    emit({"channels": rows}, as_json, lambda: _table(rows))
+
+
+def withdraw(
+    channel: ChannelArgument,
+    password_file: PasswordFileOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Take out what is yours of a payment channel.
+
+    Where you are paid, that is what vouchers gave. Where you pay, it is what is left, which is asked for
+    first: the payee has a day to redeem what it has.
+    """
+    from shoal.ledger import settling
+    from shoal.ledger.wallet import open_wallet
+
+    settings = options.settings()
+    books = _books(settings)
+    channel_id = _named(books, channel)
+    client = _client(settings)
+    key = open_wallet(_wallet(settings), _password(password_file))
+    done = settling.withdraw(client, books, key, channel_id)
+    emit({"channel": channel_id.hex(), "done": done}, as_json, lambda: done)
+    if done in ("close requested", "waiting") and not as_json:
+        say("run the same command again when the payee's time is over, by default a day after the request")
+
+
+def _client(settings: Settings) -> Any:
+    from shoal.ledger.chain.client import ChainClient
+    from shoal.ledger.chain.deployment import read_deployment
+
+    return ChainClient(read_deployment(_chain(settings)))
+
+
+def _wallet(settings: Settings) -> Path:
+    return settings.paths.data / "wallet.json"
+
+
+def _chain(settings: Settings) -> Path:
+    return settings.paths.config / "chain.toml"
+
+
+def _books(settings: Settings) -> PaymentBooks:
+    from shoal.ledger.settling import PaymentBooks
+
+    return PaymentBooks.below(settings.paths.data / "payments")
+
+
+def _named(books: PaymentBooks, text: str) -> bytes:
+    """The payment channel that begins so."""
+    kept = [*books.paying.channel_ids(), *books.paid.channel_ids()]
+    found = [channel_id for channel_id in kept if text and channel_id.hex().startswith(text.lower())]
+    if len(found) != 1:
+        message = f"{text!r} begins the names of {len(found)} payment channels"
+        raise UsageError(message, check="give more of the name", next_command="shoal wallet channels")
+    return found[0]
+
+
+def _password(file: Path | None, *, confirm: bool = False) -> str:
+    if file is None:
+        return str(typer.prompt("Password", hide_input=True, confirmation_prompt=confirm, err=True))
+    try:
+        return file.read_text("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}", check="give a file of one line") from error
+
+
+def _wei(amount: str) -> int:
+    try:
+        wei = Decimal(amount) * WEI
+    except InvalidOperation:
+        wei = Decimal(0)
+    if not wei.is_finite() or wei <= 0 or wei >= 1 << 128 or wei != int(wei):
+        raise UsageError(f"{amount[:64]!r} is no amount", check="write a number above 0, for example 0.05")
+    return int(wei)
+
+
+def _coins(wei: int) -> str:
+    return f"{Decimal(wei) / WEI:f}"
+
+
+def _row(channel_id: bytes, role: str, other: str, deposit: int, paid: int, redeemed: int) -> dict[str, Any]:
+    amounts = {"deposit_wei": str(deposit), "paid_wei": str(paid), "redeemed_wei": str(redeemed)}
+    return {"channel": channel_id.hex(), "role": role, "other": other} | amounts
+
+
+def _table(rows: list[dict[str, Any]]) -> Table | str:
+    from rich.table import Table
+
+    if not rows:
+        return "no payment channels; shoal wallet fund opens one"
+    table = Table("channel", "role", "address", "in escrow", "paid", "redeemed", box=None)
+    for row in rows:
+        amounts = (_coins(int(row[f"{name}_wei"])) for name in ("deposit", "paid", "redeemed"))
+        table.add_row(row["channel"][:16], row["role"], row["other"], *amounts)
+    return table

@@ -1,0 +1,361 @@
+"""A chain's node, asked over JSON-RPC. To be called from a thread: it waits.
+
+Whatever the node says is checked where it matters: it must be of the chain that is configured, and our
+contracts must stand there byte for byte as they were compiled.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from shoal.errors import ChainError, IncompatibleLibrary
+from shoal.ledger.chain.deployment import (
+    Deployment,
+    check_test_chain,
+    check_url,
+    confirmations_of,
+)
+from shoal.ledger.chain.pending import Action, Fees, Pending, TransactionView, next_action
+from shoal.ledger.contracts.artefacts import NAMES, ContractName, artefact
+from shoal.ledger.contracts.evidence import Equivocation, split_signature
+from shoal.ledger.vouchers.keys import ChainKey
+from shoal.ledger.vouchers.typed_data import ChainAddress, parse_address, show_address
+from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
+
+if TYPE_CHECKING:
+    from web3 import Web3
+
+ASK_WITHIN_S = 10.0
+POLL_S = 1.0
+DOWN_S = 2 * 3600.0
+"""How long a node that is down is asked again, once something was sent."""
+GAS_MARGIN_PERCENT = 125
+"""Of what the node expects: what it expects is of the state before others' transactions."""
+
+log = logging.getLogger(__name__)
+
+Answered = TypeVar("Answered")
+
+
+@dataclass(frozen=True, slots=True)
+class EscrowState:
+    """A payment channel as the chain has it."""
+
+    deposit: int
+    redeemed: int
+    closes_at: int | None
+
+
+class ChainClient:
+    """Asks and sends.
+
+    Args:
+        provider: how the node is reached; by HTTP at the deployment's address if not given.
+        confirmations: blocks after which a transaction is believed to stay; as the chain needs if not given.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        provider: Any = None,
+        *,
+        confirmations: int | None = None,
+        poll_s: float = POLL_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.deployment = deployment
+        self._w3 = connect(deployment.url, provider)
+        self._confirmations = confirmations or confirmations_of(deployment.chain_id)
+        self._poll_s = poll_s
+        self._clock = clock
+        self._sleep = sleep
+
+    def check(self) -> None:
+        """See that the node is of our chain, and that our contracts are there.
+
+        Raises:
+            ChainError: down, other chain, or no contract.
+        """
+        self._check_chain()
+        for name in NAMES:
+            self._check_code(name, self.deployment.contracts[name])
+
+    def balance(self, address: ChainAddress) -> int:
+        """What an address has, in wei.
+
+        Raises:
+            ChainError: down.
+        """
+        return self._ask(lambda: self._w3.eth.get_balance(_shown(address)))
+
+    def now(self) -> int:
+        """The time of the newest block: by this clock payment channels close.
+
+        Raises:
+            ChainError: down.
+        """
+        return int(self._newest_block()["timestamp"])
+
+    def gas_price(self) -> int:
+        """What a unit of gas costs now, in wei.
+
+        Raises:
+            ChainError: down.
+        """
+        return int(self._ask(lambda: self._w3.eth.gas_price))
+
+    def escrow_state(self, channel_id: bytes) -> EscrowState:
+        """What is in escrow of a payment channel.
+
+        Raises:
+            ChainError: down.
+        """
+        call = self._contract("Escrow").functions.channel(channel_id)
+        deposit, redeemed, closes_at = self._ask(call.call)
+        return EscrowState(deposit, redeemed, closes_at or None)
+
+    def deposit(self, key: ChainKey, terms: PaymentTerms, amount: int) -> Any:
+        """Open a payment channel with ``amount`` wei, or add them. Raises as :meth:`transact`."""
+        return self.transact(key, self._contract("Escrow").functions.deposit(_tuple(terms)), amount)
+
+    def redeem(self, key: ChainKey, terms: PaymentTerms, voucher: Voucher) -> Any:
+        """Have a voucher paid out. Raises as :meth:`transact`."""
+        r, s, v = split_signature(voucher.signature)
+        arguments = (_tuple(terms), voucher.amount, r.to_bytes(32, "big"), s.to_bytes(32, "big"), v)
+        return self.transact(key, self._contract("Escrow").functions.redeem(*arguments))
+
+    def request_close(self, key: ChainKey, terms: PaymentTerms) -> Any:
+        """Want back what is left. Raises as :meth:`transact`."""
+        return self.transact(key, self._contract("Escrow").functions.request_close(_tuple(terms)))
+
+    def take_back(self, key: ChainKey, terms: PaymentTerms) -> Any:
+        """Have what is left, after the delay. Raises as :meth:`transact`."""
+        return self.transact(key, self._contract("Escrow").functions.withdraw(_tuple(terms)))
+
+    def slash(self, key: ChainKey, evidence: Equivocation) -> Any:
+        """Report a node that said two things about one question. Raises as :meth:`transact`."""
+        return self.transact(key, self._contract("Registry").functions.slash(*evidence.arguments))
+
+    def anchor(self, key: ChainKey, root: bytes, count: int) -> Any:
+        """Put a root into the chain. Raises as :meth:`transact`."""
+        return self.transact(key, self._contract("Anchor").functions.anchor(root, count))
+
+    def transact(self, key: ChainKey, call: Any, value: int = 0) -> Any:
+        """Send a transaction, and see to it until it stands. Returns its receipt.
+
+        Raises:
+            ChainError: ``reverted``, before or after it was sent: nothing has changed. ``poor``: the key has
+                too little. ``other chain``, ``down``: nothing was sent. ``dropped``: it was sent, and may
+                still happen.
+        """
+        self._check_chain()
+        sender = _shown(key.address)
+        gas = self._ask(lambda: call.estimate_gas({"from": sender, "value": value}))
+        body: dict[str, Any] = {
+            "from": sender,
+            "value": value,
+            "gas": gas * GAS_MARGIN_PERCENT // 100,
+            "chainId": self.deployment.chain_id,
+            "nonce": self._ask(lambda: self._w3.eth.get_transaction_count(sender, "pending")),
+        }
+        fees = self._fees()
+        priced = body | {"maxFeePerGas": fees.most, "maxPriorityFeePerGas": fees.tip}
+        body = self._ask(lambda: call.build_transaction(priced))
+        if self.balance(key.address) < value + body["gas"] * fees.most:
+            raise ChainError(
+                f"{sender} has too little for {value} wei and {body['gas']} gas",
+                reason="poor",
+                check="send it some coins of the test chain",
+                next_command="shoal wallet show",
+            )
+        return self._see_through(key, body, fees)
+
+    def _see_through(self, key: ChainKey, body: dict[str, Any], fees: Fees) -> Any:
+        now = self._clock()
+        pending = Pending(nonce=body["nonce"], fees=fees, began=now, sent=now)
+        signed = [_sign(key, body, fees)]
+        action: Action = "send again"
+        receipt, looked = None, now
+        while True:
+            try:
+                if action in ("send again", "reprice"):
+                    self._publish(signed[-1])
+                self._sleep(self._poll_s)
+                view, receipt = self._look(body["from"], [one.hash for one in signed])
+            except ChainError as error:
+                if error.reason != "down" or self._clock() - looked >= DOWN_S:
+                    raise
+                log.warning("%s; asking again", error.message)
+                self._sleep(self._poll_s)
+                continue
+            # The time in which the node was away is not the transaction's.
+            now, away_s = self._clock(), max(0.0, self._clock() - looked - 2 * self._poll_s)
+            pending, looked = pending.delayed(away_s), now
+            action = next_action(pending, view, now, self._confirmations)
+            if action == "done":
+                return receipt
+            if action == "reprice":
+                pending = pending.repriced(now)
+                signed.append(_sign(key, body, pending.fees))
+            _raise_for(action, signed[-1].hash)
+
+    def _look(self, sender: Any, hashes: list[Any]) -> tuple[TransactionView, Any]:
+        """What the node says of a transaction that was sent at these prices."""
+        from web3.exceptions import TransactionNotFound  # noqa: PLC0415  an extra
+
+        # First: a transaction that comes into a block while we look would else seem to be another's.
+        nonce = self._ask(lambda: self._w3.eth.get_transaction_count(sender, "latest"))
+        receipt, known = None, False
+        for one in hashes:
+            try:
+                found: Any = self._ask(lambda one=one: self._w3.eth.get_transaction(one))
+                known = True
+                if found["blockNumber"] is not None:
+                    receipt = self._ask(lambda one=one: self._w3.eth.get_transaction_receipt(one))
+                    break
+            except TransactionNotFound:
+                continue
+        head = self._ask(lambda: self._w3.eth.block_number)
+        block = receipt["blockNumber"] if receipt else None
+        well = not receipt or receipt["status"] == 1
+        return TransactionView(known=known, block=block, well=well, head=head, nonce=nonce), receipt
+
+    def _publish(self, signed: Any) -> None:
+        from web3.exceptions import Web3RPCError  # noqa: PLC0415  an extra
+
+        try:
+            self._ask(lambda: self._w3.eth.send_raw_transaction(signed.raw_transaction))
+        except Web3RPCError as error:
+            # The node has it, or has one of this number in a block: looking shows which.
+            log.info("the chain's node did not take a transaction: %s", error)
+
+    def _fees(self) -> Fees:
+        base = int(self._newest_block().get("baseFeePerGas", 0))
+        tip = self._ask(lambda: self._w3.eth.max_priority_fee)
+        return Fees(tip, 2 * base + tip)
+
+    def _newest_block(self) -> Any:
+        return self._ask(lambda: self._w3.eth.get_block("latest"))
+
+    def _check_chain(self) -> None:
+        found = self._ask(lambda: self._w3.eth.chain_id)
+        if found != self.deployment.chain_id:
+            raise ChainError(
+                f"the node at {self.deployment.url} is of chain {found}, not {self.deployment.chain_id}",
+                reason="other chain",
+                check="correct url or chain_id in chain.toml",
+            )
+
+    def _check_code(self, name: ContractName, address: ChainAddress) -> None:
+        code = self._ask(lambda: self._w3.eth.get_code(_shown(address)))
+        if "0x" + bytes(code).hex() != artefact(name).runtime:
+            raise ChainError(
+                f"at {show_address(address)} is no {name} as this version of Shoal has it",
+                reason="no contract",
+                check="correct the address in chain.toml, or deploy the contracts",
+                next_command="shoal wallet deploy --help",
+            )
+
+    def _contract(self, name: ContractName) -> Any:
+        return self._w3.eth.contract(address=_shown(self.deployment.contracts[name]), abi=artefact(name).abi)
+
+    def _ask(self, question: Callable[[], Answered]) -> Answered:
+        return ask(question, self.deployment.url)
+
+
+def deploy(url: str, chain_id: int, key: ChainKey, provider: Any = None, **options: Any) -> Deployment:
+    """Put our contracts on a test chain, and see that what stands there is what was compiled.
+
+    Raises:
+        UsageError: it is no test chain, or ``url`` no address.
+        ChainError: as :meth:`ChainClient.transact`, or ``no contract``.
+    """
+    check_test_chain(chain_id)
+    check_url(url)
+    nobody = ChainAddress(bytes(20))
+    client = ChainClient(Deployment(url, chain_id, dict.fromkeys(NAMES, nobody)), provider, **options)
+    found: dict[ContractName, ChainAddress] = {}
+    for name in NAMES:
+        made = connect(url, provider).eth.contract(abi=artefact(name).abi, bytecode=artefact(name).creation)
+        receipt = client.transact(key, made.constructor())
+        found[name] = parse_address(receipt["contractAddress"])
+    done = ChainClient(Deployment(url, chain_id, found), provider)
+    done.check()
+    return done.deployment
+
+
+def connect(url: str, provider: Any = None) -> Web3:
+    """A connection by HTTP, or by what is given.
+
+    Raises:
+        IncompatibleLibrary: the extra is not installed.
+    """
+    try:
+        from web3 import HTTPProvider, Web3  # noqa: PLC0415  an extra, which only this needs
+    except ImportError as error:
+        raise IncompatibleLibrary(
+            "a chain's node is asked by web3, which is not installed",
+            check="install the extra",
+            next_command="pip install 'shoal[ledger]'",
+        ) from error
+    if provider is None:
+        # Our own loops ask again: they know what was sent, and for how long it is worth it.
+        options = {"timeout": ASK_WITHIN_S}
+        provider = HTTPProvider(url, request_kwargs=options, exception_retry_configuration=None)
+    return Web3(provider)
+
+
+def ask(question: Callable[[], Answered], url: str) -> Answered:
+    """What the node answers.
+
+    Raises:
+        ChainError: ``down``, or ``reverted`` where a contract refuses.
+    """
+    from web3.exceptions import ContractLogicError, ProviderConnectionError  # noqa: PLC0415  an extra
+
+    try:
+        return question()
+    except ContractLogicError as error:
+        why = str(error.args[0]).removeprefix("execution reverted: ")
+        raise ChainError(f"the contract refuses: {why}", reason="reverted") from error
+    except (OSError, ProviderConnectionError) as error:  # those of requests are OSErrors
+        raise ChainError(
+            f"the chain's node at {url} does not answer: {type(error).__name__}",
+            reason="down",
+            check="see that it runs, and that url in chain.toml is right",
+        ) from error
+
+
+def _sign(key: ChainKey, body: dict[str, Any], fees: Fees) -> Any:
+    from eth_account import Account  # noqa: PLC0415  an extra
+
+    priced = body | {"maxFeePerGas": fees.most, "maxPriorityFeePerGas": fees.tip}
+    return Account.sign_transaction(priced, key.secret)
+
+
+def _raise_for(action: str, sent: bytes) -> None:
+    if action == "reverted":
+        message = "the contract has refused the transaction after it was sent: nothing but its gas is lost"
+        raise ChainError(message, reason="reverted")
+    if action == "replaced":
+        message = f"another transaction of this key has taken the place of {sent.hex()}"
+        raise ChainError(message, reason="dropped", check="see that no other program uses this key")
+    if action == "give up":
+        message = f"the transaction {sent.hex()} does not stand in the chain yet, and may still happen"
+        raise ChainError(
+            message, reason="dropped", check="look again later", next_command="shoal wallet show"
+        )
+
+
+def _shown(address: bytes) -> Any:
+    return show_address(address)
+
+
+def _tuple(terms: PaymentTerms) -> tuple[Any, ...]:
+    addresses = (terms.payer, terms.payer_signer, terms.payee, terms.payee_signer, terms.token)
+    return (*map(show_address, addresses), terms.delay_s, terms.salt)

@@ -1,0 +1,139 @@
+"""This machine's key of a chain, in a file that other wallets read too: under a password, by scrypt.
+
+https://ethereum.org/developers/docs/data-structures-and-encoding/web3-secret-storage, version 3.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shoal.errors import BadLedgerFile, IncompatibleLibrary, NotAllowed, UsageError
+from shoal.ledger.vouchers.keys import ChainKey
+from shoal.ledger.vouchers.typed_data import ChainAddress, parse_address, show_address
+
+MAX_FILE = 1 << 16
+LEAST_PASSWORD = 8
+SCRYPT_ROUNDS = 1 << 17
+"""As go-ethereum has it: a second, and 128 MiB, for each guess."""
+MOST_ROUNDS = 1 << 20
+"""A file that asks for more would take this machine's memory."""
+
+
+def create_wallet(path: Path, password: str, *, rounds: int = SCRYPT_ROUNDS) -> ChainKey:
+    """Make a key and write its file, for its owner alone.
+
+    Raises:
+        UsageError: there is a file already, which is kept; or the password is too short.
+        IncompatibleLibrary: the extra is not installed.
+    """
+    if len(password) < LEAST_PASSWORD:
+        raise UsageError(
+            f"the password has fewer than {LEAST_PASSWORD} characters", check="choose a longer one"
+        )
+    key = ChainKey.generate()
+    account = _account()
+    encrypted: Any = account.encrypt(key.secret, password, kdf="scrypt", iterations=rounds)
+    encrypted["address"] = key.address.hex()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise UsageError(
+            f"{path} is there already",
+            check="move it away if you want another: without it, its money is lost",
+            next_command="shoal wallet show",
+        ) from error
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(msgspec.json.encode(encrypted))
+        stream.flush()
+        os.fsync(stream.fileno())
+    return key
+
+
+def wallet_address(path: Path) -> ChainAddress:
+    """Whose wallet it is, without the password.
+
+    Raises:
+        UsageError: there is none.
+        BadLedgerFile: it is damaged.
+        NotAllowed: others on this machine may read it.
+    """
+    try:
+        return parse_address(str(_read(path).get("address", "")))
+    except UsageError as error:
+        if path.exists():
+            raise _damaged(path, "it names no address") from error
+        raise
+
+
+def open_wallet(path: Path, password: str) -> ChainKey:
+    """The key in a file.
+
+    Raises:
+        UsageError: there is no file.
+        NotAllowed: the password is wrong, or others on this machine may read the file.
+        BadLedgerFile: it is damaged.
+        IncompatibleLibrary: the extra is not installed.
+    """
+    address = wallet_address(path)
+    encrypted = _read(path)
+    rounds = encrypted.get("crypto", {}).get("kdfparams", {}).get("n", 0)
+    if not isinstance(rounds, int) or rounds > MOST_ROUNDS:
+        raise _damaged(path, "it asks for more memory than a wallet needs")
+    account = _account()
+    try:
+        key = ChainKey.from_secret(bytes(account.decrypt(encrypted, password)))
+    except ValueError as error:
+        if "MAC" not in str(error):
+            raise _damaged(path, str(error)) from error
+        raise NotAllowed(f"the password of {path} is wrong", check="type it again") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    if key.address != address:
+        raise _damaged(path, f"its key is not that of {show_address(address)}")
+    return key
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        with path.open("rb") as stream:
+            data = stream.read(MAX_FILE + 1)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"this machine has no wallet: there is no {path}", next_command="shoal wallet create"
+        ) from error
+    if mode & 0o077:
+        raise NotAllowed(
+            f"{path} may be read by others on this machine, who can then try passwords",
+            check="find out who could read it",
+            next_command=f"chmod 600 {path}",
+        )
+    try:
+        found = msgspec.json.decode(data, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _damaged(path, str(error)) from error
+    if len(data) > MAX_FILE or found.get("version") != 3 or not isinstance(found.get("crypto"), dict):
+        raise _damaged(path, "it is no key file of version 3")
+    return found
+
+
+def _damaged(path: Path, why: str) -> BadLedgerFile:
+    return BadLedgerFile(f"{path} is damaged: {why}", check="restore it from a copy")
+
+
+def _account() -> Any:
+    try:
+        from eth_account import Account  # noqa: PLC0415  an extra, which only this needs
+    except ImportError as error:
+        raise IncompatibleLibrary(
+            "wallets need eth-account, which is not installed",
+            check="install the extra",
+            next_command="pip install 'shoal[ledger]'",
+        ) from error
+    return Account

@@ -1,0 +1,222 @@
+"""`shoal wallet`: a key under a password, and payment channels from opening to end on a real node."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eth_account import Account
+
+from shoal.errors import BadLedgerFile, NotAllowed, UsageError
+from shoal.ledger import wallet as module
+from shoal.ledger.chain import client as chain_client
+from shoal.ledger.settling import PaymentBooks
+from shoal.ledger.vouchers.payee import PayeeAccount
+from shoal.ledger.vouchers.typed_data import parse_address, show_address
+from shoal.ledger.vouchers.voucher import sign_voucher
+from shoal.ledger.wallet import create_wallet, open_wallet, wallet_address
+from tests.cli.conftest import Shoal, home, shoal
+from tests.ledger.engines import Engine, anvil
+
+PASSWORD = "correct horse"
+ETHER = 10**18
+__all__ = ["home", "shoal"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key file that takes no second, and a node that is asked often."""
+    monkeypatch.setattr(module.create_wallet, "__kwdefaults__", {"rounds": 2})
+    monkeypatch.setattr(chain_client.ChainClient.__init__, "__kwdefaults__", KEYWORDS | {"poll_s": 0.01})
+
+
+KEYWORDS: dict[str, Any] = dict(chain_client.ChainClient.__init__.__kwdefaults__ or {}) | {"confirmations": 1}
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    create_wallet(tmp_path / "wallet.json", PASSWORD)
+    return tmp_path / "wallet.json"
+
+
+def test_a_key_comes_back_by_its_password_here_and_in_another_wallet(key_file: Path) -> None:
+    key = open_wallet(key_file, PASSWORD)
+    assert key.address == wallet_address(key_file)
+    assert Account.decrypt(json.loads(key_file.read_text()), PASSWORD) == key.secret
+    assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+    assert key.secret.hex() not in key_file.read_text()
+
+
+def test_a_wrong_password_a_short_one_and_a_second_wallet_are_refused(key_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotAllowed, match="password"):
+        open_wallet(key_file, PASSWORD + "!")
+    with pytest.raises(UsageError, match="fewer"):
+        create_wallet(tmp_path / "other.json", "short")
+    before = key_file.read_bytes()
+    with pytest.raises(UsageError, match="already"):
+        create_wallet(key_file, PASSWORD)
+    assert key_file.read_bytes() == before
+
+
+def test_a_file_that_others_may_read_is_refused(key_file: Path) -> None:
+    key_file.chmod(0o644)
+    with pytest.raises(NotAllowed, match="others"):
+        open_wallet(key_file, PASSWORD)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda kept: kept | {"version": 1},
+        lambda kept: kept | {"crypto": 7},
+        lambda kept: kept | {"crypto": {}},
+        lambda kept: kept | {"address": "00" * 20},
+        lambda kept: kept | {"address": "zz"},
+        lambda kept: kept | {"crypto": kept["crypto"] | {"kdfparams": {"n": 1 << 30}}},
+        lambda kept: kept | {"crypto": kept["crypto"] | {"kdf": "none"}},
+        lambda kept: [kept],
+        lambda kept: "x" * (1 << 17),
+    ],
+)
+def test_a_damaged_key_file_is_told(key_file: Path, change: Any) -> None:
+    key_file.write_text(json.dumps(change(json.loads(key_file.read_text()))))
+    with pytest.raises(BadLedgerFile) as told:
+        open_wallet(key_file, PASSWORD)
+    assert "copy" in told.value.check
+
+
+# --- The commands.
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Engine]:
+    with anvil() as engine:
+        yield engine
+
+
+@pytest.fixture
+def password(tmp_path: Path) -> str:
+    (tmp_path / "password").write_text(PASSWORD + "\n")
+    return str(tmp_path / "password")
+
+
+@pytest.fixture
+def rich(shoal: Shoal, node: Engine, password: str) -> dict[str, Any]:
+    """A wallet with a hundred coins, and a chain that is set up."""
+    made = shoal("wallet", "create", "--password-file", password, "--json").data
+    node.give(made["address"])
+    url = str(node.w3.provider.endpoint_uri)
+    ran = shoal(
+        "wallet", "deploy", "--url", url, "--chain-id", "31337", "--password-file", password, "--json"
+    )
+    assert ran.code == 0, ran.err
+    return made
+
+
+def test_without_a_wallet_or_a_chain_the_next_command_is_named(shoal: Shoal, password: str) -> None:
+    assert "shoal wallet create" in shoal("wallet", "show").err
+    shoal("wallet", "create", "--password-file", password)
+    ran = shoal("wallet", "fund", "0x" + "11" * 20, "1", "--password-file", password)
+    assert "shoal wallet deploy" in ran.err
+    assert "no payment channels" in shoal("wallet", "channels").out
+    assert shoal("wallet", "deploy", "--url", "http://x", "--chain-id", "1").code == 2
+
+
+def test_a_wallet_is_shown_with_what_it_has_and_without_its_key(
+    shoal: Shoal, rich: dict[str, Any], home: Path, password: str
+) -> None:
+    shown = shoal("wallet", "show", "--json").data
+    assert (shown["address"], shown["chain_id"]) == (rich["address"], 31337)
+    assert int(shown["balance_wei"]) == 100 * ETHER
+    text = shoal("wallet", "show").out
+    assert "balance  100" in text
+    secret = open_wallet(home / "wallet.json", PASSWORD).secret.hex()
+    again = shoal("wallet", "create", "--password-file", password)
+    assert again.code == 2
+    assert secret not in text + again.out + again.err + json.dumps(shown)
+
+
+def test_a_channel_is_opened_added_to_and_closed(
+    shoal: Shoal, rich: dict[str, Any], node: Engine, password: str
+) -> None:
+    payee = node.w3.eth.accounts[5]
+    asked = ("--password-file", password, "--json")
+    opened = shoal("wallet", "fund", payee, "1.5", *asked).data
+    more = shoal("wallet", "fund", payee, "0.5", *asked).data
+    assert more == {"channel": opened["channel"], "deposit_wei": str(2 * ETHER)}
+    (row,) = shoal("wallet", "channels", "--json").data["channels"]
+    assert (row["role"], row["other"], row["deposit_wei"]) == ("pays", payee, str(2 * ETHER))
+    assert opened["channel"][:16] in shoal("wallet", "channels").out
+    name = opened["channel"][:12]
+    assert shoal("wallet", "withdraw", name, *asked).data["done"] == "close requested"
+    assert shoal("wallet", "withdraw", name, *asked).data["done"] == "waiting"
+    node.pass_time(86_400)
+    assert shoal("wallet", "withdraw", name, *asked).data["done"] == "taken back"
+    assert "nothing is left" in shoal("wallet", "withdraw", name, *asked).err + str(
+        shoal("wallet", "withdraw", name, *asked).out
+    )
+    assert int(shoal("wallet", "show", "--json").data["balance_wei"]) == 100 * ETHER
+
+
+def test_a_channel_that_is_closing_is_not_added_to_but_another_opened(
+    shoal: Shoal, rich: dict[str, Any], node: Engine, password: str
+) -> None:
+    asked = ("--password-file", password, "--json")
+    first = shoal("wallet", "fund", node.w3.eth.accounts[5], "1", *asked).data["channel"]
+    shoal("wallet", "withdraw", first, *asked)
+    assert shoal("wallet", "fund", node.w3.eth.accounts[5], "1", *asked).data["channel"] != first
+
+
+def test_what_vouchers_gave_is_taken_out_once(
+    shoal: Shoal, rich: dict[str, Any], node: Engine, home: Path, password: str
+) -> None:
+    asked = ("--password-file", password, "--json")
+    # A stranger pays this wallet: a payer of its own home would do the same.
+    payer = module.ChainKey.from_secret(b"\x31" * 32)
+    node.give(show_address(payer.address))
+    client = chain_client.ChainClient(
+        chain_client.Deployment(str(node.w3.provider.endpoint_uri), 31337, contracts_of(home))
+    )
+    terms = module_terms(payer, rich["address"])
+    client.deposit(payer, terms, 2 * ETHER)
+    channel_id = terms.channel_id(client.deployment.escrow)
+    voucher = sign_voucher(payer, client.deployment.escrow, channel_id, ETHER)
+    PaymentBooks.below(home / "payments").paid.add(
+        PayeeAccount(
+            terms=terms,
+            domain=client.deployment.escrow,
+            channel_id=channel_id,
+            deposit=2 * ETHER,
+            window=ETHER,
+            voucher=voucher,
+        )
+    )
+    assert shoal("wallet", "withdraw", channel_id.hex(), *asked).data["done"] == "redeemed"
+    (row,) = shoal("wallet", "channels", "--json").data["channels"]
+    assert (row["role"], row["redeemed_wei"]) == ("paid by", str(ETHER))
+    assert int(shoal("wallet", "show", "--json").data["balance_wei"]) == 101 * ETHER
+    assert shoal("wallet", "withdraw", channel_id.hex(), *asked).code == 2
+
+
+@pytest.mark.parametrize("amount", ["0", "-1", "x", "nan", "inf", "0.0000000000000000001", "1e40"])
+def test_what_is_no_amount_is_refused(shoal: Shoal, amount: str) -> None:
+    ran = shoal("wallet", "fund", "--", "0x" + "11" * 20, amount)
+    assert ran.code == 2
+    assert "amount" in ran.err
+
+
+def contracts_of(home: Path) -> Any:
+    from shoal.ledger.chain.deployment import read_deployment
+
+    return read_deployment(home / "chain.toml").contracts
+
+
+def module_terms(payer: Any, payee: str) -> Any:
+    from shoal.ledger.vouchers.voucher import PaymentTerms
+
+    to = parse_address(payee)
+    return PaymentTerms(payer=payer.address, payer_signer=payer.address, payee=to, payee_signer=to)
