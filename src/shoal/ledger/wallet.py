@@ -20,8 +20,10 @@ MAX_FILE = 1 << 16
 LEAST_PASSWORD = 8
 SCRYPT_ROUNDS = 1 << 17
 """As go-ethereum has it: a second, and 128 MiB, for each guess."""
-MOST_ROUNDS = 1 << 20
-"""A file that asks for more would take this machine's memory."""
+MOST_MEMORY = 1 << 30
+"""Of scrypt, in bytes, whatever a file asks for."""
+MOST_PASSES = 1 << 22
+"""Of PBKDF2, with which some wallets write: some seconds."""
 
 
 def create_wallet(path: Path, password: str, *, rounds: int = SCRYPT_ROUNDS) -> ChainKey:
@@ -82,9 +84,7 @@ def open_wallet(path: Path, password: str) -> ChainKey:
     """
     address = wallet_address(path)
     encrypted = _read(path)
-    rounds = encrypted.get("crypto", {}).get("kdfparams", {}).get("n", 0)
-    if not isinstance(rounds, int) or rounds > MOST_ROUNDS:
-        raise _damaged(path, "it asks for more memory than a wallet needs")
+    _check_cost(path, encrypted["crypto"].get("kdfparams"))
     account = _account()
     try:
         key = ChainKey.from_secret(bytes(account.decrypt(encrypted, password)))
@@ -121,6 +121,16 @@ def _read(path: Path) -> dict[str, Any]:
     if len(data) > MAX_FILE or found.get("version") != 3 or not isinstance(found.get("crypto"), dict):
         raise _damaged(path, "it is no key file of version 3")
     return found
+
+
+def _check_cost(path: Path, asked: Any) -> None:
+    """Refuse a file that would take this machine's memory, or forget about time."""
+    found: dict[str, Any] = asked if isinstance(asked, dict) else {}
+    n, r, p, c = (found.get(name, 1) for name in "nrpc")
+    if not all(type(one) is int and one > 0 for one in (n, r, p, c)):
+        raise _damaged(path, "what it says of its password is no number")
+    if 128 * n * r > MOST_MEMORY or p > 16 or c > MOST_PASSES:
+        raise _damaged(path, "it asks for more memory or time than a wallet needs")
 
 
 def _damaged(path: Path, why: str) -> BadLedgerFile:
