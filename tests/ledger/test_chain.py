@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +343,27 @@ def test_who_has_too_little_is_told_before_anything_is_sent(world: World) -> Non
         payer=poor.address, payer_signer=poor.address, payee=PAYEE.address, payee_signer=PAYEE.address
     )
     assert told(lambda: world.client.deposit(poor, terms, 10**11)) == "poor"
+    assert told(lambda: world.client.deposit(poor, terms, 10**13)) == "poor"
+
+
+class Nonsense(BaseHTTPRequestHandler):
+    """What is at an address that is no node's."""
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>Welcome</html>")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_what_is_no_node_at_all_is_told(world: World) -> None:
+    with HTTPServer(("127.0.0.1", 0), Nonsense) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert told(ChainClient(Deployment(url, 31337, world.deployment.contracts)).check) == "refused"
+        server.shutdown()
 
 
 # --- Which chain is used.

@@ -211,12 +211,16 @@ class Money(RuleBasedStateMachine):
     @rule(who=people, owner=people, amount=st.sampled_from([0, 10**15, 10**16, 10**17, 10**18]))
     def register(self, who: int, owner: int, amount: int) -> None:
         node = self.model.nodes[who]
-        may = node.stake + amount >= 10**16 and self.evm.balance(KEYS[who].address) >= amount
+        may = (
+            node.stake + amount >= 10**16
+            and not node.leaves_at
+            and self.evm.balance(KEYS[who].address) >= amount
+        )
         data = word(KEYS[owner].address) + bytes(32) + word(96) + word(1) + b"m" * 32
         assert self.ask(who, "Registry", "register", data, amount) == may
         if may:
             node.owner = owner if node.owner is None else node.owner
-            node.stake, node.leaves_at = node.stake + amount, 0
+            node.stake += amount
 
     @rule(n=people, who=callers)
     def leave(self, n: int, who: int | None) -> None:

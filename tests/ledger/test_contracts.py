@@ -304,6 +304,8 @@ def test_a_stake_can_be_lost_until_the_day_it_is_given_back(staked: Any) -> None
     assert engine.refusal(registry.functions.leave(delegate), engine.rich) == "owner"
     note(engine, "leave", engine.send(registry.functions.leave(delegate), owner))
     assert engine.refusal(registry.functions.leave(delegate), owner) == "leaving"
+    stay = registry.functions.register(owner, b"p" * 32, [])
+    assert engine.refusal(stay, delegate) == "leaving"  # a stolen delegate cannot keep the owner's stake
     assert engine.refusal(registry.functions.withdraw(delegate), owner) == "not yet"
     one, other = receipt(), receipt(came=b"C" * 32)
     pair = (countersign(key, domain, one), countersign(key, domain, other))

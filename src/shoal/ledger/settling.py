@@ -53,7 +53,8 @@ def fund(
         account = _begin(client, key, payee)
         books.paying.add(account)
     client.deposit(key, account.terms, amount)
-    return refresh_payer(client, books, account.channel_id)
+    refresh_payer(client, books, account.channel_id)
+    return books.paying.change(account.channel_id, lambda now: _allow(now, amount))
 
 
 def refresh_payer(client: ChainClient, books: PaymentBooks, channel_id: bytes) -> PayerAccount:
@@ -65,7 +66,7 @@ def refresh_payer(client: ChainClient, books: PaymentBooks, channel_id: bytes) -
     deposit = client.escrow_state(channel_id).deposit
 
     def note(account: PayerAccount) -> PayerAccount:
-        return msgspec.structs.replace(account, deposit=deposit, budget=deposit)
+        return msgspec.structs.replace(account, deposit=deposit)
 
     return books.paying.change(channel_id, note)
 
@@ -114,6 +115,11 @@ def withdraw(client: ChainClient, books: PaymentBooks, key: ChainKey, channel_id
     client.take_back(key, terms)
     refresh_payer(client, books, channel_id)
     return "taken back"
+
+
+def _allow(account: PayerAccount, amount: int) -> PayerAccount:
+    """What was paid in may be spent."""
+    return msgspec.structs.replace(account, budget=account.budget + amount)
 
 
 def _open_to(client: ChainClient, books: PaymentBooks, payee: ChainAddress) -> PayerAccount | None:

@@ -155,6 +155,7 @@ class ChainClient:
         """
         self._check_chain()
         sender = _shown(key.address)
+        self._check_funds(key.address, value, value)
         gas = self._ask(lambda: call.estimate_gas({"from": sender, "value": value}))
         body: dict[str, Any] = {
             "from": sender,
@@ -166,13 +167,7 @@ class ChainClient:
         fees = self._fees()
         priced = body | {"maxFeePerGas": fees.most, "maxPriorityFeePerGas": fees.tip}
         body = self._ask(lambda: call.build_transaction(priced))
-        if self.balance(key.address) < value + body["gas"] * fees.most:
-            raise ChainError(
-                f"{sender} has too little for {value} wei and {body['gas']} gas",
-                reason="poor",
-                check="send it some coins of the test chain",
-                next_command="shoal wallet show",
-            )
+        self._check_funds(key.address, value, value + body["gas"] * fees.most)
         return self._see_through(key, body, fees)
 
     def _see_through(self, key: ChainKey, body: dict[str, Any], fees: Fees) -> Any:
@@ -226,13 +221,13 @@ class ChainClient:
         return TransactionView(known=known, block=block, well=well, head=head, nonce=nonce), receipt
 
     def _publish(self, signed: Any) -> None:
-        from web3.exceptions import Web3RPCError  # noqa: PLC0415  an extra
-
         try:
             self._ask(lambda: self._w3.eth.send_raw_transaction(signed.raw_transaction))
-        except Web3RPCError as error:
+        except ChainError as error:
+            if error.reason != "refused":
+                raise
             # The node has it, or has one of this number in a block: looking shows which.
-            log.info("the chain's node did not take a transaction: %s", error)
+            log.info("the chain's node did not take a transaction: %s", error.message)
 
     def _fees(self) -> Fees:
         base = int(self._newest_block().get("baseFeePerGas", 0))
@@ -241,6 +236,15 @@ class ChainClient:
 
     def _newest_block(self) -> Any:
         return self._ask(lambda: self._w3.eth.get_block("latest"))
+
+    def _check_funds(self, address: ChainAddress, value: int, needed: int) -> None:
+        if self.balance(address) < needed:
+            raise ChainError(
+                f"{show_address(address)} has too little for {value} wei and what a transaction costs",
+                reason="poor",
+                check="send it some coins of the test chain",
+                next_command="shoal wallet show",
+            )
 
     def _check_chain(self) -> None:
         found = self._ask(lambda: self._w3.eth.chain_id)
@@ -314,12 +318,21 @@ def ask(question: Callable[[], Answered], url: str) -> Answered:
     """What the node answers.
 
     Raises:
-        ChainError: ``down``, or ``reverted`` where a contract refuses.
+        ChainError: ``down``; ``reverted`` where a contract refuses; ``refused`` where the node does, or where
+            it answers nonsense.
+        TransactionNotFound: it was asked for a transaction that it does not know.
     """
-    from web3.exceptions import ContractLogicError, ProviderConnectionError  # noqa: PLC0415  an extra
+    from web3.exceptions import (  # noqa: PLC0415  an extra
+        ContractLogicError,
+        ProviderConnectionError,
+        TransactionNotFound,
+        Web3Exception,
+    )
 
     try:
         return question()
+    except TransactionNotFound:
+        raise
     except ContractLogicError as error:
         why = str(error.args[0]).removeprefix("execution reverted: ")
         raise ChainError(f"the contract refuses: {why}", reason="reverted") from error
@@ -328,6 +341,12 @@ def ask(question: Callable[[], Answered], url: str) -> Answered:
             f"the chain's node at {url} does not answer: {type(error).__name__}",
             reason="down",
             check="see that it runs, and that url in chain.toml is right",
+        ) from error
+    except (Web3Exception, ValueError) as error:  # a ValueError: what it answers is no JSON
+        raise ChainError(
+            f"the chain's node at {url} refuses, or is none: {str(error)[:300]}",
+            reason="refused",
+            check="see what the node writes into its log, and that url in chain.toml is right",
         ) from error
 
 

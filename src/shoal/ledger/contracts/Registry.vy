@@ -68,9 +68,10 @@ def register(owner: address, peer: bytes32, models: DynArray[bytes32, MOST_MODEL
     if node.owner == empty(address):
         assert owner != empty(address), "nobody"
         node.owner = owner
+    # Else whoever has the delegate's key could keep the owner from its stake for ever.
+    assert node.leaves_at == 0, "leaving"
     node.stake += msg.value
     node.peer = peer
-    node.leaves_at = 0
     assert node.stake >= LEAST_STAKE, "stake"
     self.nodes[msg.sender] = node
     self.models[msg.sender] = models
