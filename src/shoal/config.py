@@ -240,6 +240,13 @@ class Settings:
         default=0.05,
         metadata=_about("Share of the compute of audited answers that audits may take, for example 0.05."),
     )
+    adapter: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "Folder of a LoRA adapter, as PEFT writes it, that sessions may have: PATH or NAME=PATH. Repeat "
+            "the flag to give several. Clients ask for MODEL:NAME."
+        ),
+    )
     share: Literal["auto", "on", "off"] = field(
         default="auto", metadata=_about("Give weights to peers: auto (in private swarms), on or off.")
     )

@@ -13,6 +13,9 @@ PeerId = NewType("PeerId", str)
 Digest = NewType("Digest", str)
 """``sha256:<64 hex digits>`` of a model's manifest: its config, its text files and every tensor's hash."""
 
+AdapterDigest = NewType("AdapterDigest", str)
+"""``sha256:<64 hex digits>`` of all that an adapter adds to a model (:mod:`shoal.models.adapters`)."""
+
 SessionId = NewType("SessionId", bytes)
 """16 random bytes chosen by the client. To know it is not enough: a hop also checks who asks."""
 
@@ -285,6 +288,8 @@ class ModelShape:
     vocab_size: int
     kind: ModelKind = "language"
     """Of a graph the blocks are its segments; it has neither hidden states nor a vocabulary, and says 1."""
+    adapter: AdapterDigest | None = None
+    """The adapter with which its blocks are to be run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,20 @@ def _inference() -> bytes:
     return len(body).to_bytes(2, "big") + body + bytes(2)
 
 
+HONEST_PEFT = json.dumps(
+    {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 2,
+        "lora_alpha": 4,
+        "bias": "none",
+        "use_rslora": True,
+        "target_modules": ["up_proj"],
+        "modules_to_save": None,
+    }
+).encode()
+
+
 def safetensors() -> bytes:
     return weights_of({"a": ("F32", [2, 2]), "b": ("BF16", [4])})
 
@@ -283,6 +297,16 @@ SEEDS: dict[str, list[bytes]] = {
         b'"less": 1.0}}}',
     ],
     "safetensors": [safetensors()],
+    "adapter": [
+        weights_of(
+            {
+                f"base_model.model.model.layers.{block}.mlp.up_proj.lora_{half}.weight": (dtype, shape)
+                for block in range(2)
+                for half, dtype, shape in (("A", "F32", [2, 4]), ("B", "BF16", [8, 2]))
+            }
+        )
+    ],
+    "adapter_config": [HONEST_PEFT],
     "manifest": [
         write_manifest(
             {"model_type": "llama"},

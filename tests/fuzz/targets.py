@@ -15,6 +15,10 @@ from shoal.client.seq2seq.sound import read_recording
 from shoal.errors import BadInvite, BadWeights, ModelError, RemoteProtocolError, UsageError
 from shoal.gateway.api.inference import read_infer
 from shoal.gateway.errors import BadRequest, BodyTooLarge
+from shoal.models.adapters.adapter import MAX_RANK
+from shoal.models.adapters.peft_config import CONFIG as PEFT_CONFIG
+from shoal.models.adapters.peft_config import read_scale
+from shoal.models.adapters.read import WEIGHTS, read_adapter
 from shoal.models.checkpoint import headers
 from shoal.models.checkpoint.checkpoint import INDEX, SINGLE, open_checkpoint
 from shoal.models.checkpoint.llama_config import read_llama_config
@@ -53,7 +57,7 @@ from shoal.wire.framing import Assembler
 from shoal.wire.messages import (
     decode,
 )
-from tests.fuzz.honest import HONEST_CONFIG, NOW, PIECES, QUANTISED, SIZE_OF_GGUF, weights_of
+from tests.fuzz.honest import HONEST_CONFIG, HONEST_PEFT, NOW, PIECES, QUANTISED, SIZE_OF_GGUF, weights_of
 from tests.fuzz.honest import safetensors as honest_safetensors
 
 
@@ -163,6 +167,24 @@ def safetensors(data: bytes) -> None:
     with suppress(BadWeights):
         found = headers.read_safetensors_header(file)
         assert sum(entry.size for entry in found) <= len(data)
+
+
+def adapter(data: bytes) -> None:
+    """An adapter's weights: what is let in are pairs of matrices for linear layers of blocks."""
+    folder = _folder("adapter")
+    (folder / WEIGHTS).write_bytes(data)
+    with suppress(ModelError):
+        for block in read_adapter(folder, "fuzz").blocks.values():
+            for low in block.values():
+                assert low.down.shape[0] == low.up.shape[1] <= MAX_RANK
+                assert low.bytes <= 2 * len(data)
+
+
+def adapter_config(data: bytes) -> None:
+    """What PEFT says of an adapter."""
+    (_folder("config") / PEFT_CONFIG).write_bytes(data)
+    with suppress(ModelError):
+        assert 0 < read_scale(_folder("config")) < 1e6
 
 
 def manifest(data: bytes) -> None:
@@ -280,6 +302,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         relay,
         index,
         safetensors,
+        adapter,
+        adapter_config,
         manifest,
         graph_manifest,
         inference,
@@ -303,6 +327,8 @@ def _folder(name: str = "model") -> Path:
     memory = Path("/dev/shm")
     root = tempfile.mkdtemp(prefix=f"shoal-fuzz-{name}-", dir=memory if memory.is_dir() else None)
     (Path(root) / SINGLE).write_bytes(honest_safetensors())
+    if name == "adapter":
+        (Path(root) / PEFT_CONFIG).write_bytes(HONEST_PEFT)
     if name == "beside":
         (Path(root) / "config.json").write_bytes(HONEST_CONFIG)
     return Path(root)

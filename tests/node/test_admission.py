@@ -21,7 +21,7 @@ from shoal.node.load import LoadMeter
 from shoal.node.sessions import Opening, Sessions
 from shoal.testing.sim.agenda import Agenda
 from shoal.testing.sim.engine import SimEngine
-from shoal.types import Digest, Numerics, PeerId, SessionId, Span
+from shoal.types import AdapterDigest, Digest, Numerics, PeerId, SessionId, Span
 from shoal.wire.messages import NextHop, Open, Refused, Reroute
 
 ME = PeerId("me")
@@ -49,6 +49,7 @@ def test_a_session_that_fits_is_let_in_also_in_a_part_of_the_span() -> None:
         ({"numerics": "n1/bf16/auto/torch"}, NotAllowed, "a session has one"),
         ({"numerics": "n2/bf16/auto/batch"}, NotAllowed, "not n2/bf16/auto/batch"),
         ({"numerics": "n1/bf16/int8/any"}, NotAllowed, "not n1/bf16/int8/any"),
+        ({"adapter": "sha256:other"}, NotAllowed, "does not serve the adapter sha256:other"),
         ({"start": 1}, NotAllowed, "1:8 is not inside"),
         ({"end": 9}, NotAllowed, "2:9 is not inside"),
         ({"previous": ME}, NotAllowed, "its own neighbour"),
@@ -60,6 +61,13 @@ def test_what_does_not_fit_is_refused_and_told_why(
 ) -> None:
     with pytest.raises(error, match=says):
         check_open(msgspec.structs.replace(FITTING, **changes), SERVICE)
+
+
+def test_a_session_may_have_an_adapter_that_the_node_serves() -> None:
+    ours = AdapterDigest("sha256:ours")
+    service = Service(ME, SERVICE.digest, SERVICE.span, OURS, adapters=frozenset({ours}))
+    check_open(msgspec.structs.replace(FITTING, adapter=ours), service)
+    check_open(FITTING, service)
 
 
 def test_a_session_that_promises_no_bits_is_open_to_every_means_of_computing() -> None:

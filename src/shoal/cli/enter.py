@@ -66,10 +66,11 @@ def check_name(settings: Settings, model: str) -> None:
         UnknownModel: it can be none.
     """
     from shoal.errors import UnknownModel
+    from shoal.models.adapters.names import split_name
     from shoal.models.store.store import ModelStore
 
     try:
-        ModelStore(settings.paths.models).check(model)
+        ModelStore(settings.paths.models).check(split_name(model)[0])
     except UnknownModel:
         if settings.swarm == PUBLIC or settings.swarm not in membership.names(settings.paths.swarms):
             raise

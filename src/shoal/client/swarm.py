@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 
+from shoal.client.adapters import with_adapter
 from shoal.client.answer import Answer
 from shoal.client.audits.auditors import OtherIdentity
 from shoal.client.audits.audits import Audits
@@ -44,6 +45,7 @@ from shoal.errors import (
 from shoal.executor.arrays import Array
 from shoal.executor.ends import EndsEngine
 from shoal.executor.thread import ComputeThread
+from shoal.models.adapters.names import split_name
 from shoal.models.checkpoint.checkpoint import read_encoder_decoder
 from shoal.models.checkpoint.encoder_decoders import EncoderDecoder
 from shoal.models.embedding.settings import EmbeddingSettings, embedding_settings, encodes_only, no_text_of
@@ -409,15 +411,17 @@ class Swarm:
         return coverage([a.served.span for a in serving if a.served], shapes[0]) if shapes else []
 
     async def resolve(self, model: str, progress: Progress = silent) -> LocalModel:
-        """The model on this machine, as far as a client needs it; what is not here is fetched first.
+        """The model on this machine, as far as a client needs it; what is not here is fetched first. Behind a
+        colon its name may have that of an adapter, which hops must have.
 
         Raises:
-            As :meth:`PeerWeights.resolve` and :meth:`PeerWeights.fetch_ends`.
+            As :meth:`PeerWeights.resolve`, :meth:`PeerWeights.fetch_ends` and :func:`with_adapter`.
         """
-        local = await self.weights.resolve(model, progress)
+        base, adapter = await trio.to_thread.run_sync(split_name, model)
+        local = await self.weights.resolve(base, progress)
         await self.weights.fetch_ends(local, progress)
         self.member.directory.know([local.shape])
-        return local
+        return await with_adapter(self.rings.finder, local, adapter) if adapter else local
 
     async def encodes_only(self, local: LocalModel) -> bool:
         """Whether a model gives embeddings and no text. Raises BadWeights: its config cannot be read."""
@@ -460,8 +464,13 @@ class Swarm:
         """The blocks of a model that others are to run.
 
         Raises:
-            UsageError: ``private_ends`` leave none.
+            UsageError: ``private_ends`` leave none, or the model has an adapter, which this machine has not.
         """
+        if self._own and shape.adapter is not None:
+            raise UsageError(
+                "an adapter is where its nodes are: no blocks can be kept to oneself beside it",
+                check="leave private_ends out, or ask the model without its adapter",
+            )
         return routed_span(self._own, shape.n_blocks)
 
     async def _load_ends(self, local: LocalModel, format: Format) -> EndsEngine:

@@ -17,7 +17,7 @@ from shoal.executor.kernels.decode_steps import RanTimes
 from shoal.executor.pages import PAGE, PagePool
 from shoal.executor.runner import Capabilities, KvState, Runner, SessionRows
 from shoal.executor.thread import ComputeThread
-from shoal.types import Codec, Format, Kv, Numerics, SessionId, Span
+from shoal.types import AdapterDigest, Codec, Format, Kv, Numerics, SessionId, Span
 
 _ResultT = TypeVar("_ResultT")
 
@@ -107,15 +107,18 @@ class Engine:
         """Seconds that forwards took in all."""
         return self._batcher.busy_s
 
-    async def open(self, session: SessionId, span: Span | None = None) -> None:
-        """Take a session in, for the whole span or a ``span`` inside of it. It has no KV yet.
+    async def open(
+        self, session: SessionId, span: Span | None = None, adapter: AdapterDigest | None = None
+    ) -> None:
+        """Take a session in, for the whole span or a ``span`` inside of it, with an adapter of the runner's
+        or without. It has no KV yet.
 
         Raises:
             Busy: it is open here already.
         """
         if session in self._sessions:
             raise Busy("this session is open here already", tokens_free=self.tokens_free)
-        make = partial(self.runner.open, span or self.runner.span, self.pool.promise(0))
+        make = partial(self.runner.open, span or self.runner.span, self.pool.promise(0), adapter)
         self._sessions[session] = await self._thread.run(make)
 
     def grow(self, session: SessionId, tokens: int) -> None:
@@ -234,7 +237,9 @@ class Engine:
         decode_steps.note_rhythm(seat, rhythm.left, rhythm.away)
         first, used = self.runner.span.start, state.span
         blocks = range(used.start - first, used.end - first)
-        decode_steps.prepare(seat, length=cached, pages=state.pages, blocks=blocks, **how)
+        decode_steps.prepare(
+            seat, length=cached, pages=state.pages, blocks=blocks, adapter=state.adapter, **how
+        )
 
     def after(self, function: Callable[[], None]) -> None:
         """Have ``function`` run once all that ran together are done. To be called when one of them is."""

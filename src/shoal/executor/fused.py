@@ -8,6 +8,7 @@ from ctypes import byref
 import numpy as np
 
 from shoal.errors import OutOfResources, ShoalError
+from shoal.executor.adapters import FusedAdapters
 from shoal.executor.arrays import address, join, split
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.kernels.c_kernels import NUMBER, MatrixLayout, ThreadTeam, library
@@ -17,6 +18,7 @@ from shoal.executor.pages import PAGE, PagePool, pages_for
 from shoal.executor.runner import Capabilities, PagedRunner, SessionRows
 from shoal.executor.shape import LlamaShape
 from shoal.executor.weights.llama_blocks import LayerWeights
+from shoal.models.adapters.adapter import Adapter
 from shoal.types import Exactness, Kv, Span
 
 KV_FORMAT: dict[Kv, MatrixLayout] = {"auto": "bf16", "int8": "int8"}
@@ -35,6 +37,9 @@ class FusedRunner(PagedRunner):
         team: ThreadTeam,
         kv: Kv,
     ) -> None:
+        super().__init__()
+        self._shape = shape
+        self._adapters = FusedAdapters()
         self.span = span
         self.width = shape.hidden
         layouts = {matrix.layout for weights in layers for matrix in weights.matrices.values()}
@@ -69,6 +74,12 @@ class FusedRunner(PagedRunner):
         self.pool: PagePool | None = None
         """Where KV lies, once :meth:`make_pool` has made it."""
 
+    def load_adapters(self, adapters: Sequence[Adapter]) -> None:
+        self._adapters = FusedAdapters.of(adapters, self._shape, self.span)
+        self.numbers.take(adapters)
+        self.tensor_bytes += self._adapters.bytes
+        self._struct.adapters = address(self._adapters.table)
+
     def make_pool(self, tokens: int) -> PagePool:
         """Memory for at least ``tokens`` tokens of KV; only what is ever used is taken from the system."""
         self.pool = PagePool(pages_for(tokens), self.page_bytes)
@@ -86,6 +97,7 @@ class FusedRunner(PagedRunner):
         at = 0
         for sequence, rows, n in zip(sequences, batch, lengths, strict=True):
             sequence.row, sequence.rows, sequence.position = at, n, rows.position
+            sequence.adapter = rows.state.adapter
             sequence.pages, _ = rows.state.pages.numbers.buffer_info()
             at += n
         layers = range(span.start - self.span.start, span.end - self.span.start)

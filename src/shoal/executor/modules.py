@@ -7,13 +7,15 @@ what runs a model on our kernels imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from shoal.errors import ShoalError, StepFailed
+from shoal.errors import ShoalError, StepFailed, UnsupportedModel
+from shoal.executor.adapters import AdapterNumbers
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.cores import usable_cores
@@ -21,15 +23,17 @@ from shoal.executor.device.device import CPU
 from shoal.executor.device.products import find_products
 from shoal.executor.device.torch_devices import shortage, too_small
 from shoal.executor.kernels.c_kernels import ThreadTeam, library
+from shoal.executor.module_adapters import ModuleAdapter
 from shoal.executor.packed import load_packed
 from shoal.executor.pages import PagePool, Pages, pages_for
 from shoal.executor.runner import Capabilities, KvState, SessionRows
+from shoal.models.adapters.adapter import Adapter
 from shoal.models.build.ends import EndsModule
 from shoal.models.build.kv import Cache
 from shoal.models.build.load import load_ends_module
 from shoal.models.build.seq2seq.ends import AudioSource, TargetEnds, TextSource
 from shoal.models.store.local_model import LocalModel
-from shoal.types import Exactness, Format, Kernels, Kv, Span
+from shoal.types import AdapterDigest, Exactness, Format, Kernels, Kv, Span
 
 KV_PROBE = 1024
 """Tokens over which a model's own cache is measured: windows and states grow less than by the token."""
@@ -45,9 +49,11 @@ class Modules(Protocol):
     tensor_bytes: int
     stateless: bool
     boundary: int
+    list_name: str
 
     @property
     def rolls_back(self) -> bool: ...
+    def layer(self, block: int, name: str) -> torch.nn.Module | None: ...
     def forward(
         self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int = 0
     ) -> torch.Tensor: ...
@@ -73,14 +79,31 @@ class ModuleRunner:
         self.width = module.width
         self.tensor_bytes = module.tensor_bytes
         self.kv_bytes = module.kv_bytes(KV_PROBE) / KV_PROBE
+        self._numbers = AdapterNumbers()
+        self._adapters: Sequence[Adapter] = ()
+        self._adapted: WeakKeyDictionary[Modules, dict[int, ModuleAdapter]] = WeakKeyDictionary()
+
+    def load_adapters(self, adapters: Sequence[Adapter]) -> None:
+        """As :meth:`Runner.load_adapters`."""
+        if adapters and (self.module.stateless or not self.module.list_name):
+            raise UnsupportedModel(
+                "adapters are for decoders whose layers are in one process, and this span is none",
+                check="serve it without --adapter, or without --parallel",
+            )
+        self._adapters = adapters
+        self._numbers.take(adapters)
+        self.tensor_bytes += sum(adapter.span_bytes(self.span) for adapter in adapters)
+        for number in range(1, len(adapters) + 1):
+            self._applied(self.module, number)  # so that one that does not fit is found now
 
     def make_pool(self, tokens: int) -> PagePool:
         """Pages that are only counted: the model's own code keeps the KV."""
         return PagePool(pages_for(tokens))
 
-    def open(self, span: Span, pages: Pages) -> KvState:
-        """Raises ``UsageError`` when ``span`` is not inside of this one."""
-        return KvState(span, pages, cache=self.module.part(span).new_cache())
+    def open(self, span: Span, pages: Pages, adapter: AdapterDigest | None = None) -> KvState:
+        """Raises ``UsageError`` when ``span`` is not inside of this one, or the adapter not here."""
+        number = self._numbers.of(adapter)
+        return KvState(span, pages, cache=self.module.part(span).new_cache(), adapter=number)
 
     def decode_steps(self) -> None:
         return None
@@ -99,7 +122,8 @@ class ModuleRunner:
             # The model keeps the KV where it likes; what was promised to the session bounds it all the same.
             rows.state.pages.resize(rows.position + len(rows.hidden))
             hidden = _tensor(rows.hidden, module.dtype)
-            out = module.forward(hidden, cache, rows.position, rows.sequence_length)
+            with self._applied(module, rows.state.adapter):
+                out = module.forward(hidden, cache, rows.position, rows.sequence_length)
         except ShoalError as error:
             return error
         except Exception as error:  # noqa: BLE001
@@ -109,6 +133,15 @@ class ModuleRunner:
             return StepFailed(f"the forward failed: {type(error).__name__}: {error}")
         rows.state.length = cache.length
         return _array(out)
+
+    def _applied(self, module: Modules, number: int) -> AbstractContextManager[None]:
+        """While the block runs, ``module`` has an adapter. Raises DigestMismatch: it does not fit."""
+        if not number:
+            return nullcontext()
+        made = self._adapted.setdefault(module, {})
+        if number not in made:
+            made[number] = ModuleAdapter(self._adapters[number - 1], module)
+        return made[number].applied()
 
 
 class ModuleEnds:

@@ -59,6 +59,14 @@ class PackedLinear(nn.Module):
         self._turned = is_turned(linear)  # its weights are [cols, rows]
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """Outputs and inputs, once it is packed."""
+        held = self.matrix or self.placed
+        if held is None:
+            raise StepFailed("a linear layer without weights")
+        return held.rows, held.cols
+
+    @property
     def packed_bytes(self) -> int:
         """Bytes of the weights in memory, beside those of its parameters."""
         if self.placed is not None:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from shoal.errors import PositionGap, ShoalError, UsageError
+from shoal.executor.adapters import AdapterNumbers
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.pages import PagePool, Pages
-from shoal.types import Exactness, Span
+from shoal.models.adapters.adapter import Adapter
+from shoal.types import AdapterDigest, Exactness, Span
 
 if TYPE_CHECKING:
     from shoal.executor.kernels.decode_steps import DecodeSteps
@@ -29,6 +31,8 @@ class KvState:
     """Tokens cached."""
     cache: Cache | None = None
     """Where the model's own code keeps them instead of in pages."""
+    adapter: int = 0
+    """Which of the runner's adapters the session has, counted from 1; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,17 @@ class Runner(Protocol):
         """Pages for at least ``tokens`` tokens of KV, which this runner then uses."""
         ...
 
-    def open(self, span: Span, pages: Pages) -> KvState:
-        """An empty state for a session that uses ``span`` of these blocks."""
+    def load_adapters(self, adapters: Sequence[Adapter]) -> None:
+        """Let sessions have these adapters. Called once, before any is open.
+
+        Raises:
+            DigestMismatch: one of them was made for another model.
+            UnsupportedModel: the span's blocks take none.
+        """
+        ...
+
+    def open(self, span: Span, pages: Pages, adapter: AdapterDigest | None = None) -> KvState:
+        """An empty state for a session that uses ``span`` of these blocks, with an adapter or without."""
         ...
 
     def decode_steps(self) -> DecodeSteps | None:
@@ -109,15 +122,18 @@ class PagedRunner(ABC):
 
     span: Span
 
-    def open(self, span: Span, pages: Pages) -> KvState:
+    def __init__(self) -> None:
+        self.numbers = AdapterNumbers()
+
+    def open(self, span: Span, pages: Pages, adapter: AdapterDigest | None = None) -> KvState:
         """As :meth:`Runner.open`.
 
         Raises:
-            UsageError: ``span`` is not inside of this one.
+            UsageError: ``span`` is not inside of this one, or the adapter is not here.
         """
         if span.start < self.span.start or span.end > self.span.end:
             raise UsageError(f"blocks {span} are not inside of {self.span}")
-        return KvState(span, pages)
+        return KvState(span, pages, adapter=self.numbers.of(adapter))
 
     def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         """As :meth:`Runner.forward`, once for each span that sessions use, of the rows that have pages."""

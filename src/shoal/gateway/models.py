@@ -6,10 +6,12 @@ an administrator pulls it.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import trio
 
+from shoal.client.adapters import adapted, adapters_of, with_adapter
 from shoal.client.swarm import Swarm
 from shoal.errors import UnknownModel, UsageError
 from shoal.models.checkpoint.encoder_decoders import EncoderDecoder
@@ -17,7 +19,7 @@ from shoal.models.store.catalogue import close_names, find_entry
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
 from shoal.progress import Progress
-from shoal.types import ModelShape, Span, gaps
+from shoal.types import AdapterDigest, ModelShape, Span, gaps
 
 LOOK_AGAIN_S = 5.0
 """How long what lies on this disk is believed."""
@@ -65,9 +67,21 @@ class Models:
         return self._default_model
 
     async def listed(self) -> list[LocalModel]:
-        """Every model of which the swarm serves some span and whose ends are here, by name."""
+        """Every model of which the swarm serves some span and whose ends are here, by name.
+
+        Each stands there with every adapter, too, that it is served with.
+        """
         await self._look()
-        return self.served()
+        served = self.served()
+        return [found for local in served for found in (local, *self._adapted(local))]
+
+    def _adapted(self, local: LocalModel) -> list[LocalModel]:
+        """A model with each adapter that has a name of its own."""
+        known = {(a.name, a.digest) for a in adapters_of(self._swarm.rings.finder.serving(local.shape))}
+        names = Counter(name for name, _ in known)
+        return [
+            adapted(local, name, AdapterDigest(digest)) for name, digest in sorted(known) if names[name] == 1
+        ]
 
     def served(self) -> list[LocalModel]:
         """The same, as this disk was when somebody looked last."""
@@ -108,13 +122,19 @@ class Models:
         BadWeights: its config cannot be read any more.
         """
         await self._look()
-        entry = find_entry(name)
-        local = self._local.get(name) or (self._local.get(entry.name) if entry else None)
+        local = self._known(name)
+        base, _, adapter = name.rpartition(":")
+        if local is None and (without := self._known(base)) is not None:
+            local = await with_adapter(self._swarm.rings.finder, without, adapter[:64], within_s=0)
         if local is None:
             raise await self._unknown(name)
         generates = not await self._swarm.encodes_only(local)
         both = await self._swarm.encoder_decoder(local)
         return Servable(local, await self._swarm.codec(local), generates, both)
+
+    def _known(self, name: str) -> LocalModel | None:
+        entry = find_entry(name)
+        return self._local.get(name) or (self._local.get(entry.name) if entry else None)
 
     async def _unknown(self, name: str) -> UnknownModel:
         kinds = [shape.kind for shape in self._swarm.models() if shape.name == name]

@@ -17,7 +17,7 @@ from shoal.client.swarm import Swarm
 from shoal.errors import Busy, ShoalError
 from shoal.gateway.access.keys import Caller
 from shoal.gateway.api.request import GenerationRequest
-from shoal.types import Digest
+from shoal.types import AdapterDigest, Digest
 
 KEPT = 8
 """Sessions of conversations that wait for their next turn."""
@@ -42,6 +42,7 @@ class Owner:
     caller: str
     salt: str
     model: Digest
+    adapter: AdapterDigest | None
     attested: bool
     """Whether only peers take part that show what they run on."""
 
@@ -187,4 +188,5 @@ class Prefixes:
 
 def _owner(asked: GenerationRequest, caller: Caller) -> Owner:
     attested = caller.attested_only or asked.protect == "attested"
-    return Owner(caller.id, asked.salt, asked.model.local.digest, attested)
+    model = asked.model.local
+    return Owner(caller.id, asked.salt, model.digest, model.shape.adapter, attested)

@@ -32,7 +32,7 @@ from shoal.node.load import LoadMeter
 from shoal.node.resend_buffer import ResendBudget
 from shoal.node.sessions import Opening, Sessions
 from shoal.swarm.member import Member
-from shoal.types import Codec, Digest, Numerics, PeerId, SessionId, Span
+from shoal.types import AdapterDigest, Codec, Digest, Numerics, PeerId, SessionId, Span
 from shoal.wire.codec import choose_codec
 from shoal.wire.messages import NextHop, Open, Refused, Reroute, Step, shorten
 
@@ -68,6 +68,8 @@ class Service:
     """Whether it lets nobody in any more."""
     paused: bool = False
     """Whether it lets nobody in for now."""
+    adapters: frozenset[AdapterDigest] = frozenset()
+    """Those that sessions may have."""
 
 
 class DrainableServer(Protocol):
@@ -111,8 +113,8 @@ def check_open(message: Open, service: Service) -> None:
     Raises:
         Busy: the node is leaving, or has paused.
         DigestMismatch: it serves another model.
-        NotAllowed: it computes in another format or by other numerics, serves other blocks, or would be its
-            own neighbour.
+        NotAllowed: it computes in another format or by other numerics, serves other blocks, has not the
+            adapter, or would be its own neighbour.
     """
     if service.draining:
         raise Busy("this node is leaving", retry_after_s=LEAVING_RETRY_S)
@@ -127,6 +129,8 @@ def check_open(message: Open, service: Service) -> None:
     if message.format != service.numerics.format:
         raise NotAllowed(f"this node computes in {service.numerics.format}, not {message.format}")
     check_numerics(message.numerics, service.numerics)
+    if message.adapter and message.adapter not in service.adapters:
+        raise NotAllowed(f"this node does not serve the adapter {message.adapter[:23]}…")
     if message.start < service.span.start or message.end > service.span.end:
         raise NotAllowed(
             f"this node serves blocks {service.span}, {message.start}:{message.end} is not inside of them"
@@ -253,7 +257,7 @@ class Admission:
         span = Span(message.start, message.end)
         self._sessions.use(engine)  # before anything is waited for: a node that moves closes what is unused
         try:
-            await engine.open(session, span)
+            await engine.open(session, span, AdapterDigest(message.adapter) if message.adapter else None)
         except BaseException:
             self._sessions.unuse(engine)
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +18,12 @@ from shoal.executor.engine import Engine
 from shoal.executor.load import load_runner
 from shoal.executor.runner import Runner
 from shoal.executor.thread import ComputeThread
+from shoal.models.adapters.adapter import Adapter
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.net.network import Network
+from shoal.node.adapters import read_adapters
 from shoal.node.admission import DRAIN_S, drain
 from shoal.node.attestation.start import Attesting, attestation_desk, start_attesting
 from shoal.node.formats import pick_format
@@ -33,7 +35,7 @@ from shoal.sharing.peer_weights import PeerWeights
 from shoal.sharing.share_pace import SharePace
 from shoal.sharing.shared_model import SharedModel
 from shoal.sharing.weight_server import WeightServer, answer_address, shares_weights
-from shoal.swarm.announcement import Served
+from shoal.swarm.announcement import Served, ServedAdapter
 from shoal.swarm.member import Member
 from shoal.types import Format, Span, TeeKind
 from shoal.wire.messages import Fetch
@@ -121,7 +123,10 @@ class Node:
         watch: OwnerWatch,
         weights: PeerWeights,
         attests: TeeKind | None = None,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
+        self.adapters = adapters
+        """What sessions may have beside the model."""
         self.attests: TeeKind | None = attests
         """The hardware that it shows to run on."""
         self.model = model
@@ -184,6 +189,7 @@ class Node:
             numerics=str(self.engine.numerics),
             attests=self.attests or "",
             link_bytes_s=self.server.channels.bytes_s,
+            adapters=tuple(ServedAdapter(adapter.name, adapter.digest) for adapter in self.adapters),
         )
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:
@@ -196,7 +202,13 @@ class Node:
 
 
 async def load_served_span(
-    model: LocalModel, span: Span, format: Format, settings: Settings, device: Device, memory: int
+    model: LocalModel,
+    span: Span,
+    format: Format,
+    settings: Settings,
+    device: Device,
+    memory: int,
+    adapters: Sequence[Adapter] = (),
 ) -> LoadedSpan:
     """Load ``span`` into ``memory`` bytes of a device, on its own thread. Raises as :func:`start_node`."""
     thread = ComputeThread("shoal-span")
@@ -214,6 +226,7 @@ async def load_served_span(
             kernels=settings.kernels,
         )
         runner = await thread.run(load)
+        await thread.run(partial(runner.load_adapters, adapters))
         pool = await thread.run(partial(runner.make_pool, kv_capacity(runner, settings, memory)))
         speed = await thread.run(partial(measure_speed, runner, pool))
         engine = Engine(runner, pool, thread, format=format, kv=settings.kv)
@@ -265,9 +278,11 @@ async def start_node(
         OutOfResources: it does not fit.
         BadWeights, UnsupportedModel: it cannot be loaded.
         StepFailed: a process that computes the span with us is lost.
+        DigestMismatch: an adapter was made for another model.
         QuoteFailed: the machine's hardware is to show itself, and does not.
     """
     check_blocks_exist(model, span)
+    adapters = await trio.to_thread.run_sync(read_adapters, settings.adapter, model)
     attesting = attesting or await start_attesting(settings)
     member.directory.know([model.shape])
     store = ModelStore(settings.paths.models)
@@ -276,7 +291,8 @@ async def start_node(
     report(f"loading blocks {span} of {model.shape.name}")
     device = (await trio.to_thread.run_sync(find_device, settings.device)).device
     format = pick_format(model, settings, member, device).format
-    loaded = await load_served_span(model, span, format, settings, device, memory_budget(settings, device))
+    memory = memory_budget(settings, device)
+    loaded = await load_served_span(model, span, format, settings, device, memory, adapters)
     server = SpanServer(
         network,
         loaded.engine,
@@ -286,11 +302,12 @@ async def start_node(
         max_sessions=settings.max_sessions,
         wire=settings.wire,
         where=member.directory.address_of,
+        adapters=[adapter.digest for adapter in adapters],
     )
     machine = machine or await trio.to_thread.run_sync(machine_of, device, settings.parallel)
     watch = OwnerWatch(server, member, model.shape, settings.yield_to_owner, machine, turned)
     desk = attestation_desk(attesting, network, server)
-    node = Node(model, loaded, server, member, settings, device, watch, weights, attesting.kind)
+    node = Node(model, loaded, server, member, settings, device, watch, weights, attesting.kind, adapters)
     # A span over several processes is never moved, so there is no other runner to watch.
     watching = loaded.engine.runner.watched()
     del loaded  # a node that moves must not keep in memory what it came with

@@ -12,7 +12,7 @@ from functools import partial
 
 import trio
 
-from shoal.errors import Busy, ChannelClosed, ShoalError, UnknownSession
+from shoal.errors import Busy, ChannelClosed, NotAllowed, ShoalError, UnknownSession
 from shoal.net.channel import Channel
 from shoal.node.handlers import Handlers
 from shoal.node.hop import Hop
@@ -55,6 +55,10 @@ class ReceiptDesk:
         hop = self._sessions.get(SessionId(message.session))
         if hop is None or hop.client is not channel:
             self._refuse(channel, message, UnknownSession(NOT_YOURS))
+            return
+        if hop.opened.adapter:
+            # What is signed names a model and no adapter: whoever computed it again would find other rows.
+            self._refuse(channel, message, NotAllowed("receipts are not given for sessions with an adapter"))
             return
         try:
             news = hop.signing.begin(message.nonce)

@@ -7,7 +7,7 @@ refusal. Neither touches anybody else's session.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Literal
@@ -32,7 +32,7 @@ from shoal.node.rerouting import NOT_YOURS, Rerouting
 from shoal.node.sessions import Opening, Sessions
 from shoal.node.speed import Speed
 from shoal.tasks import ends_alone
-from shoal.types import Codec, Digest, PeerId, SessionId, Span
+from shoal.types import AdapterDigest, Codec, Digest, PeerId, SessionId, Span
 from shoal.wire.messages import (
     Close,
     Failed,
@@ -64,8 +64,10 @@ class SpanServer:
         max_sessions: int,
         wire: Codec | Literal["auto"] = "auto",
         where: Where = lambda _: None,
+        adapters: Sequence[AdapterDigest] = (),
     ) -> None:
         self.digest = digest
+        self._adapters = frozenset(adapters)
         self.span = span
         self.engine = engine
         self.draining = False
@@ -173,7 +175,13 @@ class SpanServer:
 
     async def _open(self, channel: Channel, message: Open, payload: bytes) -> None:
         service = Service(
-            self._peer, self.digest, self.span, self.engine.numerics, self.draining, self.paused
+            self._peer,
+            self.digest,
+            self.span,
+            self.engine.numerics,
+            self.draining,
+            self.paused,
+            self._adapters,
         )
         opening = self._admission.begin(channel, message, service, self.engine)
         if opening is not None:

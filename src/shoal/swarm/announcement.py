@@ -18,6 +18,7 @@ from shoal.errors import RemoteProtocolError
 from shoal.routing.prices import Candidate
 from shoal.types import (
     NUMERICS_PATTERN,
+    AdapterDigest,
     Digest,
     Format,
     ModelKind,
@@ -36,6 +37,8 @@ CLOCK_SKEW_S = 30.0
 CONTEXT = b"shoal announcement 1\n"
 ROW_ELEMENT_BYTES = 2
 """Of a hidden state on a link that matters: bfloat16 or int8."""
+MAX_ADAPTERS = 8
+"""Of one node."""
 LEAST_BLOCK_S = 20e-6
 """Nobody is believed to run a block in less: who says so wants to draw every session."""
 LEAST_BYTES_S = 1e3
@@ -43,6 +46,13 @@ LEAST_BYTES_S = 1e3
 Multiaddr = Annotated[str, Meta(max_length=256)]
 Multiaddrs = Annotated[tuple[Multiaddr, ...], Meta(max_length=16)]
 Verify = Callable[[PeerId, bytes, bytes], bool]
+
+
+class ServedAdapter(Struct, frozen=True, array_like=True):
+    """An adapter with which a node runs its span, where a session asks for it."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    digest: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
 class Served(Struct, frozen=True, array_like=True):
@@ -88,9 +98,13 @@ class Served(Struct, frozen=True, array_like=True):
     attests: Annotated[str, Meta(pattern="^[a-z0-9]{0,16}$")] = ""
     """The hardware that it can show to run on, as :data:`shoal.types.TeeKind` has it; empty where none. It is
     its word: who wants to know asks it for evidence."""
-
     link_bytes_s: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
     """Bytes a second that its long messages reached over the usual one of its ways; 0: none was timed."""
+    adapters: Annotated[tuple[ServedAdapter, ...], Meta(max_length=MAX_ADAPTERS)] = ()
+
+    def has(self, adapter: AdapterDigest | None) -> bool:
+        """Whether sessions may have that adapter here, or none."""
+        return adapter is None or any(mine.digest == adapter for mine in self.adapters)
 
     @property
     def going(self) -> Span | None:

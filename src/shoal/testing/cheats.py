@@ -21,7 +21,7 @@ from shoal.executor.pages import Pages
 from shoal.executor.runner import KvState, Runner, SessionRows
 from shoal.models.store.local_model import LocalModel
 from shoal.node import node
-from shoal.types import Format, Span
+from shoal.types import AdapterDigest, Format, Span
 
 NOISE = 1e-3
 """Of each element, relative."""
@@ -44,7 +44,7 @@ def skips_a_block(load_honest: Load, model: LocalModel, span: Span, format: Form
     """Leaves out the last of its blocks."""
     runner = _python_only(load_honest(model, span, format, **more))
 
-    def opens(span: Span, pages: Pages) -> KvState:
+    def opens(span: Span, pages: Pages, adapter: AdapterDigest | None = None) -> KvState:
         return KvState(Span(span.start, max(span.end - 1, span.start + 1)), pages)
 
     runner.open = opens

@@ -49,9 +49,23 @@ from msgspec import Meta, Struct
 from shoal.errors import RemoteProtocolError
 from shoal.types import NUMERICS_PATTERN, Codec, Format, PeerAddress, PeerId
 from shoal.wire.arrays import MAX_ARRAYS, ArraySpec, array_bytes
+from shoal.wire.fields import (
+    MAX_BLOCKS,
+    MAX_TOKENS,
+    Address,
+    Block,
+    Count,
+    Microseconds,
+    NoiseKey,
+    Number,
+    PeerText,
+    SessionBytes,
+    TaggedMessage,
+    Text,
+)
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
 
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 """A channel between two versions closes at the hello: who does not know a message cannot pass it over."""
 AGENT = "shoal/0.1"
 """This program, as it names itself to others."""
@@ -60,8 +74,6 @@ MAX_HEADER = 32 << 10
 """Bytes of a header; one is 200 bytes long on the way of a token."""
 MAX_PAYLOAD = 256 << 20
 """Bytes of a step's tensors: 4,096 tokens of a model 16,384 wide in float32."""
-MAX_TOKENS = 1 << 22
-MAX_BLOCKS = 1 << 14
 MAX_HOPS = 256
 
 MAX_WINDOWS = 128
@@ -82,24 +94,9 @@ NONCE_BYTES = 32
 FetchPart = Literal["offer", "manifest", "hashes", "chunk"]
 """Which items the peer has, a bit for each, the first one the lowest of its byte; the manifest; the hashes of
 an item's chunks; a chunk."""
-SessionBytes = Annotated[bytes, Meta(min_length=16, max_length=16)]
-PeerText = Annotated[str, Meta(min_length=1, max_length=128)]
-Address = Annotated[str, Meta(max_length=512)]
-Text = Annotated[str, Meta(max_length=1024)]
-NoiseKey = Annotated[bytes, Meta(max_length=32)]
-"""A static key of the handshake, which a hop has shown to be its own machine's."""
-Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
-Block = Annotated[int, Meta(ge=0, le=MAX_BLOCKS)]
-Microseconds = Annotated[int, Meta(ge=0, le=1 << 42)]
-Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 
-# Without the garbage collector (gc=False): a message refers to nothing that could refer to it.
-class _Message(Struct, frozen=True, array_like=True, tag=True, gc=False):
-    pass
-
-
-class Hello(_Message, frozen=True, tag="hello"):
+class Hello(TaggedMessage, frozen=True, tag="hello"):
     """The first message each way."""
 
     version: Annotated[int, Meta(ge=0, le=1 << 16)]
@@ -125,7 +122,7 @@ class NextHop(Struct, frozen=True, array_like=True, gc=False):
         return PeerAddress(PeerId(self.peer), self.libp2p, self.direct)
 
 
-class Open(_Message, frozen=True, tag="open"):
+class Open(TaggedMessage, frozen=True, tag="open"):
     """Ask a hop to take part in a session that may grow to ``tokens`` tokens.
 
     Its KV is reserved as steps need it. Where others want the room, a hop may end the session at any time
@@ -148,9 +145,11 @@ class Open(_Message, frozen=True, tag="open"):
     """By which every hop computes the session, as :class:`shoal.types.Numerics` is written."""
     previous_key: NoiseKey = b""
     """As ``next.noise_key``, of the channel over which steps come; empty where they come from the client."""
+    adapter: Annotated[str, Meta(max_length=128)] = ""
+    """The digest of the adapter with which the blocks are to be run; empty: as they are."""
 
 
-class Opened(_Message, frozen=True, tag="opened"):
+class Opened(TaggedMessage, frozen=True, tag="opened"):
     session: SessionBytes
     tokens_free: Count
     """Tokens of KV that a newcomer would be let have here."""
@@ -162,7 +161,7 @@ class Opened(_Message, frozen=True, tag="opened"):
     """In all receipts of this session: new with each that the hop opens."""
 
 
-class Refused(_Message, frozen=True, tag="refused"):
+class Refused(TaggedMessage, frozen=True, tag="refused"):
     session: SessionBytes
     code: Annotated[str, Meta(max_length=64)]
     """The ``code`` of an error in :mod:`shoal.errors`."""
@@ -181,7 +180,7 @@ class HopTime(Struct, frozen=True, array_like=True, gc=False):
     waiting_us: Microseconds
 
 
-class Step(_Message, frozen=True, tag="step"):
+class Step(TaggedMessage, frozen=True, tag="step"):
     """One forward of ``tokens`` tokens from ``position`` on; its payload: the tensors that it declares.
 
     Steps are idempotent by position: a hop whose cache is longer rolls back to ``position`` first.
@@ -216,7 +215,7 @@ class Step(_Message, frozen=True, tag="step"):
         return self.tensors[0]
 
 
-class Failed(_Message, frozen=True, tag="failed"):
+class Failed(TaggedMessage, frozen=True, tag="failed"):
     """A hop tells the client that a step, or with ``number=None`` the session, came to nothing."""
 
     session: SessionBytes
@@ -228,7 +227,7 @@ class Failed(_Message, frozen=True, tag="failed"):
     """The next hop, when the way to it is lost: the session goes on here if another takes its place."""
 
 
-class Reroute(_Message, frozen=True, tag="reroute"):
+class Reroute(TaggedMessage, frozen=True, tag="reroute"):
     """The route of a session has changed beside this hop; its KV stays as it is."""
 
     session: SessionBytes
@@ -243,19 +242,19 @@ class Reroute(_Message, frozen=True, tag="reroute"):
     previous_key: NoiseKey = b""
 
 
-class Rerouted(_Message, frozen=True, tag="rerouted"):
+class Rerouted(TaggedMessage, frozen=True, tag="rerouted"):
     session: SessionBytes
     kept: bool
     """Whether all that was to be sent again had been kept; if not, the client must replay."""
 
 
-class Locate(_Message, frozen=True, tag="locate"):
+class Locate(TaggedMessage, frozen=True, tag="locate"):
     """Ask a hop how far a session has come there: a step is late, and somebody has it."""
 
     session: SessionBytes
 
 
-class Located(_Message, frozen=True, tag="located"):
+class Located(TaggedMessage, frozen=True, tag="located"):
     session: SessionBytes
     taken: Number
     """The number of the last step that has come; 0 before the first."""
@@ -263,7 +262,7 @@ class Located(_Message, frozen=True, tag="located"):
     """The number of the last step whose result was sent on."""
 
 
-class GetReceipts(_Message, frozen=True, tag="get_receipts"):
+class GetReceipts(TaggedMessage, frozen=True, tag="get_receipts"):
     """Ask a hop to sign what it has done for the first ``tokens`` positions of a session."""
 
     session: SessionBytes
@@ -283,7 +282,7 @@ class SignedWindow(Struct, frozen=True, array_like=True, gc=False):
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
 
 
-class Receipts(_Message, frozen=True, tag="receipts"):
+class Receipts(TaggedMessage, frozen=True, tag="receipts"):
     session: SessionBytes
     first: Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
     windows: Annotated[tuple[SignedWindow, ...], Meta(max_length=MAX_WINDOWS)]
@@ -291,7 +290,7 @@ class Receipts(_Message, frozen=True, tag="receipts"):
     """Why there are none."""
 
 
-class Reveal(_Message, frozen=True, tag="reveal"):
+class Reveal(TaggedMessage, frozen=True, tag="reveal"):
     """Ask a hop for the rows that it has sent on, one for each position: as many come as a message may have.
 
     Whoever has its receipts can tell whether these are the rows.
@@ -302,7 +301,7 @@ class Reveal(_Message, frozen=True, tag="reveal"):
     tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 
 
-class Revealed(_Message, frozen=True, tag="revealed"):
+class Revealed(TaggedMessage, frozen=True, tag="revealed"):
     """Its payload: the rows, each as if it had been sent alone, one after another."""
 
     session: SessionBytes
@@ -314,14 +313,14 @@ class Revealed(_Message, frozen=True, tag="revealed"):
     """Why there are none."""
 
 
-class Close(_Message, frozen=True, tag="close"):
+class Close(TaggedMessage, frozen=True, tag="close"):
     session: SessionBytes
 
 
 GraphArrays = Annotated[tuple[ArraySpec, ...], Meta(max_length=MAX_ARRAYS)]
 
 
-class Infer(_Message, frozen=True, tag="infer"):
+class Infer(TaggedMessage, frozen=True, tag="infer"):
     """Ask for what a session's segments make of some tensors; its payload: those. Asking again gives the
     same."""
 
@@ -332,7 +331,7 @@ class Infer(_Message, frozen=True, tag="infer"):
     """All that the segments take, in the order of their manifest."""
 
 
-class Inferred(_Message, frozen=True, tag="inferred"):
+class Inferred(TaggedMessage, frozen=True, tag="inferred"):
     """What the segments give; its payload: the tensors."""
 
     session: SessionBytes
@@ -342,7 +341,7 @@ class Inferred(_Message, frozen=True, tag="inferred"):
     waiting_us: Microseconds = 0
 
 
-class Fetch(_Message, frozen=True, tag="fetch"):
+class Fetch(TaggedMessage, frozen=True, tag="fetch"):
     """Ask for a piece of a model: at most ``MAX_PIECE`` bytes."""
 
     number: Number
@@ -355,14 +354,14 @@ class Fetch(_Message, frozen=True, tag="fetch"):
     """Which ``MAX_PIECE`` bytes of it."""
 
 
-class Fetched(_Message, frozen=True, tag="fetched"):
+class Fetched(TaggedMessage, frozen=True, tag="fetched"):
     """The piece; its payload: the piece's bytes."""
 
     number: Number
     size: Annotated[int, Meta(ge=0, le=MAX_PIECE)]
 
 
-class NotFetched(_Message, frozen=True, tag="not_fetched"):
+class NotFetched(TaggedMessage, frozen=True, tag="not_fetched"):
     number: Number
     code: Annotated[str, Meta(max_length=64)]
     """The ``code`` of an error in :mod:`shoal.errors`: ``busy`` where asking again later helps."""
@@ -370,7 +369,7 @@ class NotFetched(_Message, frozen=True, tag="not_fetched"):
     retry_after_s: Annotated[float, Meta(ge=0, le=86400)] = 1.0
 
 
-class Attest(_Message, frozen=True, tag="attest"):
+class Attest(TaggedMessage, frozen=True, tag="attest"):
     """Ask a peer to show what it runs on: :mod:`shoal.trust.attestation`."""
 
     number: Number
@@ -379,7 +378,7 @@ class Attest(_Message, frozen=True, tag="attest"):
     """New with each question."""
 
 
-class Attested(_Message, frozen=True, tag="attested"):
+class Attested(TaggedMessage, frozen=True, tag="attested"):
     """What shows it; its payload: that evidence."""
 
     number: Number
@@ -388,17 +387,17 @@ class Attested(_Message, frozen=True, tag="attested"):
     """Why there is none."""
 
 
-class Ping(_Message, frozen=True, tag="ping"):
+class Ping(TaggedMessage, frozen=True, tag="ping"):
     nonce: Number
 
 
-class Pong(_Message, frozen=True, tag="pong"):
+class Pong(TaggedMessage, frozen=True, tag="pong"):
     nonce: Number
     received: Number = 0
     """Bytes of the channel that have come so far."""
 
 
-class Resume(_Message, frozen=True, tag="resume"):
+class Resume(TaggedMessage, frozen=True, tag="resume"):
     """The first message over a pipe that is to take the place of a channel's own."""
 
     channel: Annotated[bytes, Meta(min_length=16, max_length=16)]
@@ -406,14 +405,14 @@ class Resume(_Message, frozen=True, tag="resume"):
     received: Number
 
 
-class Resumed(_Message, frozen=True, tag="resumed"):
+class Resumed(TaggedMessage, frozen=True, tag="resumed"):
     """The answer; who knows no such channel hangs up. Behind it go the channel's bytes from ``begins`` on."""
 
     received: Number
     begins: Number
 
 
-class Goodbye(_Message, frozen=True, tag="goodbye"):
+class Goodbye(TaggedMessage, frozen=True, tag="goodbye"):
     """The last message: the channel ends, and is not to go on over another pipe."""
 
 

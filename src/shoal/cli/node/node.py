@@ -31,6 +31,7 @@ def up(
     yield_to_owner: options.YieldOption = None,
     format: options.NodeFormatOption = None,
     kv: options.KVOption = None,
+    adapter: options.AdapterOption = None,
     attest: options.AttestOption = None,
     gateway: Annotated[bool, typer.Option(help="Serve the API and the web page too.")] = True,
     gateway_host: options.GatewayHostOption = None,
@@ -51,6 +52,7 @@ def up(
         yield_to_owner=yield_to_owner,
         format=format,
         kv=kv,
+        adapter=adapter,
         attest=attest,
         gateway_host=gateway_host,
         gateway_port=gateway_port,
@@ -83,6 +85,7 @@ def serve(
     port_map: options.PortMapOption = None,
     format: options.NodeFormatOption = None,
     kv: options.KVOption = None,
+    adapter: options.AdapterOption = None,
     attest: options.AttestOption = None,
     wire: options.WireOption = None,
     bootstrap: options.BootstrapOption = None,
@@ -113,6 +116,7 @@ def serve(
         port_map=port_map,
         format=format,
         kv=kv,
+        adapter=adapter,
         attest=attest,
         wire=wire,
         bootstrap=bootstrap,
@@ -140,6 +144,12 @@ def _serve(
             raise UsageError(
                 "--attest: nodes of graphs do not show what they run on",
                 check="serve the graph without it, or a language model",
+                next_command=f"shoal serve {settings.model}",
+            )
+        if settings.adapter:
+            raise UsageError(
+                "--adapter: graphs take no adapters",
+                check="leave it out",
                 next_command=f"shoal serve {settings.model}",
             )
         from shoal.cli.graph.serve import serve_graph

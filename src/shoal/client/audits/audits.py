@@ -126,6 +126,9 @@ class Audits:
             reused: of the prompt's tokens, how many were not computed for it.
         """
         route = [hop for hop, _ in all_hops(session)]
+        if session.shape.adapter is not None and level == "audited":
+            why = "receipts and audits are of a model as it is: an answer with an adapter has none"
+            return None, Protection("audited", "fast", budget=self._settings.audit_budget, faults=(why,))
         if level == "attested" or any(hop.noise_key for hop in route):
             # An audit would show rows to peers that have not shown what they run on.
             return None, attested_protection(level, route)

@@ -64,6 +64,11 @@ async def pull_receipts(
     Raises:
         UsageError: the session holds something else.
     """
+    if session.shape.adapter is not None:
+        raise UsageError(
+            "receipts name a model and no adapter: none are given for answers of a model with one",
+            check="ask the model without its adapter, or leave the receipts out",
+        )
     token_ids = [*prompt, *said]
     ring, tokens = session.ring, min(len(session.token_ids), len(token_ids))
     if not tokens or session.token_ids[:tokens] != token_ids[:tokens]:

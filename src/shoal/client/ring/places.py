@@ -189,6 +189,7 @@ class Places:
             self._after(index),
             str(self._numerics),
             self._key_before(index),
+            self._shape.adapter or "",
         )
         await self.hops[index].enter(self._pool, message, timeout_s)
 

@@ -267,6 +267,7 @@ class RouteFinder:
             a
             for a in serving
             if (not self._only or a.peer in self._only)
+            and (a.served is None or a.served.has(shape.adapter))
             # Whether it shows what it should is looked at when it has been asked: see _candidates.
             and (self._attested is None or (a.served is not None and a.served.attests))
         ]
@@ -347,6 +348,13 @@ class RouteFinder:
                 next_command="shoal peers",
             )
         same = [served for served in others if served.digest == shape.digest]
+        if shape.adapter is not None and same and not any(served.has(shape.adapter) for served in same):
+            raise NoCoverage(
+                f"nobody serves {shape.name} with the adapter {shape.adapter[:23]}… any more",
+                missing=[span],
+                check="start nodes with it, for every block",
+                next_command=f"shoal serve {shape.name} --adapter PATH",
+            )
         if any(served.format == numerics.format for served in same):
             check = "start the nodes in the same version of Shoal, with the same --format and --kv"
             if shape.kind == "graph":

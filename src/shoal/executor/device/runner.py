@@ -14,6 +14,7 @@ import torch
 from shoal.errors import StepFailed
 from shoal.executor.arrays import Floats, join, split
 from shoal.executor.batcher import ForwardOutput
+from shoal.executor.device.adapters import DeviceAdapter, adapted_rows, place_adapter, with_adapters
 from shoal.executor.device.blocks import DeviceLayer, Inputs, place_layer, run_layer, turn_rows
 from shoal.executor.device.kv import DeviceKv, SeenPages, kv_token_bytes, see_pages
 from shoal.executor.device.plan import ForwardPlan, Integers, plan_forward
@@ -23,6 +24,7 @@ from shoal.executor.pages import PagePool, pages_for
 from shoal.executor.runner import Capabilities, PagedRunner, SessionRows
 from shoal.executor.shape import LlamaShape
 from shoal.executor.weights.llama_blocks import LayerWeights
+from shoal.models.adapters.adapter import Adapter
 from shoal.types import Exactness, Format, Kv, Span
 
 
@@ -41,6 +43,8 @@ class DeviceRunner(PagedRunner):
         kv: Kv,
         device: torch.device,
     ) -> None:
+        super().__init__()
+        self._adapters: list[DeviceAdapter] = []
         self.span = span
         self.width = shape.hidden
         self.device = device
@@ -54,6 +58,11 @@ class DeviceRunner(PagedRunner):
         """Where KV lies, once :meth:`make_pool` has made it."""
         self._windows = list(dict.fromkeys(shape.windows[span.start : span.end]))
         self._frequencies = [torch.from_numpy(rope.frequencies).to(device) for rope in shape.ropes]
+
+    def load_adapters(self, adapters: Sequence[Adapter]) -> None:
+        self._adapters = [place_adapter(a, self._shape, self.span, self.device) for a in adapters]
+        self.numbers.take(adapters)
+        self.tensor_bytes += sum(adapter.bytes for adapter in self._adapters)
 
     def make_pool(self, tokens: int) -> PagePool:
         """Memory of the device for at least ``tokens`` tokens of KV.
@@ -74,7 +83,7 @@ class DeviceRunner(PagedRunner):
         plan = plan_forward(batch, self._windows)
         ordered = [batch[i] for i in plan.order]
         try:
-            out = self._compute(span, plan, join([rows.hidden for rows in ordered]), self.kv)
+            out = self._compute(span, plan, ordered, self.kv)
         except RuntimeError as error:
             return self._failed(span, batch, error)
         outs: dict[int, ForwardOutput] = {}
@@ -97,12 +106,14 @@ class DeviceRunner(PagedRunner):
         return [*self._run(span, batch[:half]), *self._run(span, batch[half:])]
 
     @torch.inference_mode()
-    def _compute(self, span: Span, plan: ForwardPlan, rows: Floats, kv: DeviceKv) -> Floats:
-        """float32 ``[rows, width]`` in and out."""
-        hidden = send(torch.from_numpy(np.ascontiguousarray(rows)), self.device)
+    def _compute(self, span: Span, plan: ForwardPlan, batch: Sequence[SessionRows], kv: DeviceKv) -> Floats:
+        """float32 ``[rows, width]``, of the batch's rows in its order."""
+        joined = np.ascontiguousarray(join([rows.hidden for rows in batch]))
+        hidden = send(torch.from_numpy(joined), self.device)
         inputs = self._inputs(plan, kv)
+        adapted = adapted_rows(self._adapters, batch, self.device)
         for number in range(span.start - self.span.start, span.end - self.span.start):
-            layer = self._layers[number]
+            layer = with_adapters(self._layers[number], adapted, self.span.start + number)
             hidden = run_layer(layer, self._shape, hidden, inputs, kv, number, self._dtype)
         return received(hidden)
 

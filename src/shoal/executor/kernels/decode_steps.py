@@ -143,6 +143,7 @@ class DecodeSteps:
         codec: Codec,
         hop: int,
         number: int,
+        adapter: int = 0,
     ) -> None:
         """Let the session's next step run here, if it comes over ``channel``.
 
@@ -154,13 +155,14 @@ class DecodeSteps:
             codec: in which the session's steps come; a step in another is left alone.
             hop: its place in the route.
             number: of the message that goes on, on its pipe.
+            adapter: as of a ``KvState``.
         """
         entry = self._seats[seat]
         entry.channel, entry.length, entry.number, entry.hop = channel, length, number, hop
         entry.limit = min(limit, PAGE * len(pages.numbers))
         entry.pages, _ = pages.numbers.buffer_info()
         entry.start, entry.end = blocks.start, blocks.stop
-        entry.codec = NUMBER[codec]
+        entry.codec, entry.adapter = NUMBER[codec], adapter
         entry.ready = 1
 
     def prepare_result(self, seat: int, result: AwaitedResult) -> None:

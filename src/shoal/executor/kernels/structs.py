@@ -41,7 +41,7 @@ class SequenceStruct(Structure):
         ("row", c_int32),
         ("rows", c_int32),
         ("position", c_int32),
-        ("unused", c_int32),
+        ("adapter", c_int32),
         ("pages", c_void_p),
     )
 
@@ -80,6 +80,35 @@ class LayerStruct(Structure):
     )
 
 
+MOST_PARTS = 3
+"""As in native/adapter.h."""
+ADAPTABLE = ("qkv", "out", "gate_up", "down")
+"""A layer's matrices in the order of native/adapter.h."""
+
+
+class LowRankStruct(Structure):
+    """``low_rank_t`` of native/adapter.h."""
+
+    _fields_ = (
+        ("down", c_void_p),
+        ("up", c_void_p),
+        ("rank", c_int32),
+        ("cols", c_int32),
+        ("first", c_int32),
+        ("rows", c_int32),
+        ("stride", c_int64),
+    )
+
+
+class AdaptedStruct(Structure):
+    """``adapted_t`` of native/adapter.h."""
+
+    _fields_ = (
+        ("parts", LowRankStruct * MOST_PARTS * len(ADAPTABLE)),
+        ("counts", c_int32 * len(ADAPTABLE)),
+    )
+
+
 class SpanStruct(Structure):
     """``span_t`` of native/span.h."""
 
@@ -95,6 +124,7 @@ class SpanStruct(Structure):
         ("n_layers", c_int32),
         ("unused", c_int32),
         ("layers", POINTER(LayerStruct)),
+        ("adapters", c_void_p),
         ("kv", KvStruct),
     )
 
@@ -125,6 +155,7 @@ class SeatStruct(Structure):
         ("end", c_int32),
         ("hop", c_int32),
         ("codec", c_int32),
+        ("adapter", c_int32),
     )
 
 

@@ -10,7 +10,7 @@ typedef struct {
     int32_t row;          /* its first row */
     int32_t rows;
     int32_t position;     /* tokens that it has cached before */
-    int32_t unused;
+    int32_t adapter;      /* which of the span's, from 1; 0: none */
     const int32_t *pages; /* which page holds tokens [16 i, 16 i + 16) */
 } sequence_t;
 

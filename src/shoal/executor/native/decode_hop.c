@@ -243,7 +243,7 @@ static int through_span(decode_hop_t *hop, int count) {
     sequence_t sequences[MOST_STEPS];
     for (int i = 0; i < count; i++) {
         const seat_t *seat = &hop->seats[hop->ran[i].seat];
-        sequences[i] = (sequence_t){i, 1, (int32_t)seat->length, 0, seat->pages};
+        sequences[i] = (sequence_t){i, 1, (int32_t)seat->length, seat->adapter, seat->pages};
     }
     const seat_t *first = &hop->seats[hop->ran[0].seat];
     return !span_step(hop->team, hop->span, first->from, first->to, sequences, count, hop->hidden);

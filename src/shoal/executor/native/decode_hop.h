@@ -24,6 +24,7 @@ typedef struct {
     int32_t from, to;     /* blocks, counted from the span's first */
     int32_t hop;          /* its place in the route */
     int32_t codec;        /* in which its steps come */
+    int32_t adapter;      /* as a sequence's */
 } seat_t;
 
 /* A step as it came; places are counted from the first byte of its message. */

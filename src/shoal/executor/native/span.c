@@ -86,6 +86,7 @@ typedef struct {
     const float *weight;
     int64_t qkv_width;
     int index; /* of the layer */
+    int adapted; /* whether any sequence has an adapter */
 } step_t;
 
 static void norm_row(void *context, int row, int thread) {
@@ -105,6 +106,16 @@ static void add_normed_row(void *context, int row, int thread) {
     for (int64_t k = 0; k < hidden; k++) to[k] += added[k] * step->span->residual;
 }
 
+/* What a linear layer has given, and of what. */
+typedef struct {
+    const step_t *step;
+    int which;
+    const float *x;
+    float *out;
+    int64_t x_stride, stride;
+    float factor;
+} adapting_t;
+
 static void rotate(float *x, const float *cosines, const float *sines, int half) {
     for (int d = 0; d < half; d++) {
         const float a = x[d], b = x[d + half];
@@ -116,6 +127,23 @@ static void rotate(float *x, const float *cosines, const float *sines, int half)
 static const sequence_t *sequence_of(const sequence_t *sequences, int row) {
     while (row >= sequences->row + sequences->rows) sequences++;
     return sequences;
+}
+
+static void adapt_row(void *context, int row, int thread) {
+    const adapting_t *adapting = context;
+    const step_t *step = adapting->step;
+    (void)thread;
+    const int adapter = sequence_of(step->sequences, row)->adapter;
+    if (adapter)
+        adapt(&step->span->adapters[adapter - 1][step->index], adapting->which, adapting->x + row * adapting->x_stride,
+              adapting->out + row * adapting->stride, adapting->factor);
+}
+
+/* Add what sessions' adapters add to a linear layer's rows. */
+static void adapt_rows(const step_t *step, int which, const float *x, int64_t x_stride, int rows, float *out,
+                       int64_t stride, float factor) {
+    adapting_t adapting = {step, which, x, out, x_stride, stride, factor};
+    if (step->adapted) pool_run(step->team->pool, adapt_row, &adapting, rows);
 }
 
 /* cosines[rope][row][rotary / 2], then sines in the same way */
@@ -184,15 +212,17 @@ static void join_rows(float *gated, int rows, int64_t ffn) {
 }
 
 /* What a block adds: straight onto hidden, or by way of a norm. Rows of x are `stride` apart, as linear has it. */
-static void add_linear(const step_t *step, const linear_t *layer, const float *after, const float *x, int64_t stride,
-                       int rows) {
+static void add_linear(const step_t *step, const linear_t *layer, int which, const float *after, const float *x,
+                       int64_t stride, int rows) {
     team_t *team = step->team;
     const int64_t hidden = step->span->hidden;
     if (!after) {
         linear(team->pool, layer, &team->scratch, x, stride, rows, step->hidden, hidden, ADD, step->span->residual);
+        adapt_rows(step, which, x, stride, rows, step->hidden, hidden, step->span->residual);
         return;
     }
     linear(team->pool, layer, &team->scratch, x, stride, rows, team->normed, hidden, SET, 1);
+    adapt_rows(step, which, x, stride, rows, team->normed, hidden, 1);
     step_t norm = *step;
     norm.weight = after;
     pool_run(team->pool, add_normed_row, &norm, rows);
@@ -206,24 +236,30 @@ static void run_layer(step_t *step, int rows, int count) {
     pool_run(team->pool, norm_row, step, rows);
     linear(team->pool, &layer->qkv, &team->scratch, team->normed, span->hidden, rows, team->qkv, step->qkv_width, SET,
            1);
+    adapt_rows(step, ADAPT_QKV, team->normed, span->hidden, rows, team->qkv, step->qkv_width, 1);
     pool_run(team->pool, place_row, step, rows);
     attend(team->pool, &span->kv, step->index, layer->window, step->sequences, count, team->qkv, step->qkv_width,
            team->attended, team->attention);
-    add_linear(step, &layer->out, layer->after_attention, team->attended, layer->out.cols, rows);
+    add_linear(step, &layer->out, ADAPT_OUT, layer->after_attention, team->attended, layer->out.cols, rows);
     step->weight = layer->mlp_norm;
     pool_run(team->pool, norm_row, step, rows);
     linear(team->pool, &layer->gate_up, &team->scratch, team->normed, span->hidden, rows, team->gated,
            2 * (int64_t)span->ffn, SET, 1);
+    adapt_rows(step, ADAPT_GATE_UP, team->normed, span->hidden, rows, team->gated, 2 * (int64_t)span->ffn, 1);
     pool_run(team->pool, gate_row, step, rows);
     const int apart = takes_strides(layer->down.format);
     if (!apart) join_rows(team->gated, rows, span->ffn);
-    add_linear(step, &layer->down, layer->after_mlp, team->gated, apart ? 2 * (int64_t)span->ffn : span->ffn, rows);
+    add_linear(step, &layer->down, ADAPT_DOWN, layer->after_mlp, team->gated,
+               apart ? 2 * (int64_t)span->ffn : span->ffn, rows);
 }
 
 int span_step(team_t *team, const span_t *span, int from, int to, const sequence_t *sequences, int count,
               float *hidden) {
-    int rows = 0;
-    for (int s = 0; s < count; s++) rows += sequences[s].rows;
+    int rows = 0, adapted = 0;
+    for (int s = 0; s < count; s++) {
+        rows += sequences[s].rows;
+        adapted |= sequences[s].adapter;
+    }
     const kv_t *kv = &span->kv;
     const int64_t attended = (int64_t)kv->heads * kv->head_dim, qkv = attended + 2 * (int64_t)kv->kv_heads * kv->head_dim;
     int64_t cols = span->hidden > span->ffn ? span->hidden : span->ffn;
@@ -237,7 +273,7 @@ int span_step(team_t *team, const span_t *span, int from, int to, const sequence
         grow(&team->cosines, &team->sizes[8], (int64_t)rows * span->rotary * 8) |
         grow(&team->attention, &team->sizes[9], attention * 4))
         return -1;
-    step_t step = {span, 0, team, sequences, hidden, 0, qkv, 0};
+    step_t step = {span, 0, team, sequences, hidden, 0, qkv, 0, adapted};
     pool_begin(team->pool);
     pool_run(team->pool, angle_row, &step, rows);
     for (int layer = from; layer < to; layer++) {

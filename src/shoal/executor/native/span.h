@@ -1,5 +1,6 @@
 /* The blocks of a span, Llama's shape, as one call: norm, attention, norm, gated MLP, for rows of many sessions. */
 #pragma once
+#include "adapter.h"
 #include "attention.h"
 #include "linear.h"
 
@@ -21,6 +22,7 @@ typedef struct {
     float rope_scale[2];
     int32_t n_layers, unused;
     const layer_t *layers;
+    const adapted_t *const *adapters;          /* of each, [n_layers] */
     kv_t kv;
 } span_t;
 

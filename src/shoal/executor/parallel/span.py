@@ -66,6 +66,7 @@ class ParallelSpan:
 
     def __init__(self, team: RankTeam, module: SpanModule) -> None:
         self.span = module.span
+        self.list_name = ""  # no layer is here as a whole
         self.stateless = module.stateless
         self.width = module.width
         self.dtype = module.dtype
@@ -77,6 +78,9 @@ class ParallelSpan:
         self.team = team
         self._module = module
         self._parts: OrderedDict[Span, ParallelSpan] = OrderedDict()
+
+    def layer(self, block: int, name: str) -> None:
+        """Nothing that an adapter could change."""
 
     def forward(
         self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int = 0

@@ -73,9 +73,18 @@ class SpanModule:
         self._accepts = accepted_inputs(model.base_model)
         self._entering: torch.Tensor | None = None
         self._ropes = sequence_ropes(model)
+        self.list_name = next(name for name, module in model.named_modules() if module is blocks.modules)
+        """What the model calls its list of blocks."""
         self._parts: OrderedDict[Span, SpanModule] = OrderedDict()
         blocks.modules[0].register_forward_pre_hook(self._enter, with_kwargs=True)
         blocks.modules[-1].register_forward_hook(_leave)
+
+    def layer(self, block: int, name: str) -> nn.Module | None:
+        """A module inside of a block, both as the whole model calls them; ``None`` where there is none."""
+        try:
+            return self.blocks.modules[block - self.span.start].get_submodule(name)
+        except (AttributeError, IndexError):
+            return None
 
     def prove(self) -> None:
         """Prove that the blocks stand alone, and measure what sessions cost.

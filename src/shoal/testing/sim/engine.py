@@ -25,7 +25,7 @@ from shoal.executor.thread import ComputeThread
 from shoal.models.build.rope_scaling import RopeScaling
 from shoal.testing.sim import model
 from shoal.testing.sim.agenda import Agenda
-from shoal.types import Codec, Numerics, SessionId, Span
+from shoal.types import AdapterDigest, Codec, Numerics, SessionId, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,9 @@ class SimEngine(Engine):
         """Nothing here runs from bytes to bytes."""
         return None
 
-    async def open(self, session: SessionId, span: Span | None = None) -> None:
+    async def open(
+        self, session: SessionId, span: Span | None = None, adapter: AdapterDigest | None = None
+    ) -> None:
         await trio.lowlevel.checkpoint()  # whoever is cancelled here has taken nothing
         span = span or self._span
         if span.start < self._span.start or span.end > self._span.end:

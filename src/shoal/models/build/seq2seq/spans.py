@@ -185,6 +185,7 @@ class JoinedSpan:
         self, span: Span, shape: EncoderDecoder, encoder: EncoderPart | None, decoder: DecoderPart | None
     ) -> None:
         self.span = span
+        self.list_name = ""  # its blocks are in two lists
         self.boundary = shape.encoder_blocks
         self._encoder = encoder
         self._decoder = decoder
@@ -195,6 +196,9 @@ class JoinedSpan:
         self.tensor_bytes = sum(side.tensor_bytes for side in sides)
         self.stateless = decoder is None
         """Whether there are none but blocks of the encoder."""
+
+    def layer(self, block: int, name: str) -> None:
+        """Nothing that an adapter could change."""
 
     @property
     def rolls_back(self) -> bool:

@@ -1,0 +1,45 @@
+"""Over HTTP a model with an adapter is a model of its own: MODEL:ADAPTER."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.testing.adapters import write_adapter
+
+from .conftest import served
+
+LAYERS = ["q_proj", "v_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture
+async def gateway(tmp_path, checkpoint):
+    adapters = [
+        str(write_adapter(tmp_path / name, checkpoint, LAYERS, seed=seed))
+        for seed, name in enumerate(("pirate", "poet"))
+    ]
+    async with served(tmp_path / "home", checkpoint, nodes={"adapter": adapters}) as found:
+        yield found
+
+
+async def test_a_models_adapters_are_listed_and_answer_each_in_its_own_words(gateway):
+    plain = gateway.model
+    names = [plain, f"{plain}:pirate", f"{plain}:poet"]
+    listed = (await gateway.http.get("/v1/models")).json()["data"]
+    assert [model["id"] for model in listed] == names
+    said = {}
+    for name in (*names, *names):  # the second time over sessions that were kept, if one were another's
+        answer = (await gateway.chat(model=name, max_tokens=16)).json()
+        assert answer["model"] == name
+        text = answer["choices"][0]["message"]["content"]
+        assert said.setdefault(name, text) == text
+    assert len(set(said.values())) == 3
+    assert (await gateway.http.get(f"/v1/models/{plain}:poet")).json()["id"] == f"{plain}:poet"
+
+
+async def test_an_adapter_that_nobody_serves_is_told_and_no_path_is_looked_at(gateway, tmp_path):
+    refused = await gateway.chat(model=f"{gateway.model}:nobody")
+    assert refused.status_code == 404
+    assert "the adapter nobody: there is pirate, poet" in refused.json()["error"]["message"]
+    refused = await gateway.chat(model=f"{tmp_path}:pirate")
+    assert refused.status_code == 404
+    assert "no model" in refused.json()["error"]["message"]
