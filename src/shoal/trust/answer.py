@@ -29,7 +29,8 @@ from shoal.trust.receipt import (
 )
 from shoal.trust.rows import HASH, WINDOW, RowLog, windows
 from shoal.types import NUMERICS_PATTERN, Codec, Numerics, PeerId, Span
-from shoal.wire.messages import MAX_HOPS, MAX_TOKENS, SignedWindow
+from shoal.wire.fields import MAX_TOKENS
+from shoal.wire.messages import MAX_HOPS, SignedWindow
 
 KIND = "shoal answer 1"
 MAX_FILE = 64 << 20
