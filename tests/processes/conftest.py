@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -73,15 +74,16 @@ def processes_of(home: Path, model: str, spans: Sequence[Span], **options):
 async def _booted(settings: Settings, spans: Sequence[Span]) -> AsyncGenerator[LocalSwarm]:
     inside = on_this_machine(settings, "demo")
     swarm = membership.create(inside.swarm)
-    homes = [settings.paths.data / f"node-{number}" for number in range(len(spans))]
-    ports = free_ports(inside.host, len(spans))
-    addresses = [address_of(home, inside.host, port) for home, port in zip(homes, ports, strict=True)]
-    async with ended_with_us() as processes:
-        for span, home, port in zip(spans, homes, ports, strict=True):
-            own = replace(inside, port=port, bootstrap=tuple(addresses))
-            await start(own, swarm, span, home, processes)
-        nodes = [await process.event("serving") for process in processes]
-        yield LocalSwarm(inside, replace(swarm, bootstrap=tuple(addresses)), tuple(nodes))
+    with TemporaryDirectory(prefix="shoal-") as folder:
+        homes = [Path(folder, str(number)) for number in range(len(spans))]
+        ports = free_ports(inside.host, len(spans))
+        addresses = [address_of(home, inside.host, port) for home, port in zip(homes, ports, strict=True)]
+        async with ended_with_us() as processes:
+            for span, home, port in zip(spans, homes, ports, strict=True):
+                own = replace(inside, port=port, bootstrap=tuple(addresses))
+                await start(own, swarm, span, home, processes)
+            nodes = [await process.event("serving") for process in processes]
+            yield LocalSwarm(inside, replace(swarm, bootstrap=tuple(addresses)), tuple(nodes))
 
 
 @pytest.fixture(scope="package")
