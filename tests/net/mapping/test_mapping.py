@@ -289,6 +289,13 @@ async def test_a_mapping_is_renewed_and_given_back_at_the_end(autojump_clock: Mo
     assert (silent.returned, speaks.returned) == ([], [9000])
 
 
+async def test_a_mapping_that_ends_soon_is_renewed_before(autojump_clock: MockClock) -> None:
+    router = Router(MappedPort(PUBLIC, 9000, lease_s=40))
+    with trio.move_on_after(101):
+        await PortMapper(4002, [router]).run()
+    assert router.asked == [4002, *[9000] * 5]
+
+
 async def test_a_router_that_forgets_is_asked_again(autojump_clock: MockClock) -> None:
     router = Router(MappedPort(PUBLIC, 9000))
     mapper = PortMapper(4002, [router])
@@ -331,7 +338,7 @@ async def test_a_router_that_gives_nothing_is_asked_seldom(autojump_clock: MockC
 
 @pytest.mark.parametrize("port", [0, 65_536])
 async def test_what_is_no_port_is_no_mapping(autojump_clock: MockClock, port: int) -> None:
-    mapper = PortMapper(4002, [Router(MappedPort(PUBLIC, port))])
+    mapper = PortMapper(4002, [Router(MappedPort(PUBLIC, port)), Router(MappedPort(PUBLIC, 1, lease_s=0))])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(mapper.run)
         await trio.sleep(2 * AGAIN_S)

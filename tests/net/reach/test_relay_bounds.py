@@ -62,6 +62,27 @@ async def test_a_network_has_so_many_connections():
         await at.join(C, "/ip4/9.9.8.3/tcp/1")
 
 
+async def test_a_network_full_of_keys_keeps_no_other_one_out(autojump_clock: MockClock):
+    limits = replace(SMALL, sessions=4, sessions_per_network=3, reservations=3)
+    async with bench(limits) as at:
+        crowd = [await at.join(PeerId(f"x{n}"), f"/ip4/9.9.9.{n}/tcp/1") for n in range(3)]
+        for session in crowd[:2]:
+            await session.reserve(1)
+        first = await at.join(A, "/ip4/1.1.1.1/tcp/1")
+        second = await at.join(B, "/ip4/2.2.2.2/tcp/1")
+        await trio.testing.wait_all_tasks_blocked()
+        # The one without a place.
+        assert [session.closed.is_set() for session in crowd] == [False, False, True]
+        await first.reserve(1)
+        await second.reserve(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [session.closed.is_set() for session in crowd] == [False, True, True]
+        assert at.relay.reservations == 3
+        third = await at.join(C, "/ip4/3.3.3.3/tcp/1")
+        with pytest.raises(ChannelClosed, match="all places are taken"):  # each network has one
+            await third.reserve(1)
+
+
 async def test_calls_that_nobody_answers_are_bounded(autojump_clock: MockClock):
     async with bench() as at:
         at.answers = lambda session, call: None

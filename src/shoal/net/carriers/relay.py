@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -74,6 +74,9 @@ class _Session:
     calls: dict[int, _HandedOn] = field(default_factory=dict[int, _HandedOn])
     """Calls that were handed on to this peer."""
     holds_place: bool = False
+    opened_at: float = field(default_factory=trio.current_time)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Cancelled where it makes room for others."""
     emptied: trio.Event = field(default_factory=trio.Event)
     """Set once its calls wait for its peer's next connection no more, as that has taken them."""
 
@@ -129,7 +132,8 @@ class Relay:
         try:
             if self._has_room(session):
                 self._sessions.add(session)
-                await self._serve(session)
+                with session.scope:
+                    await self._serve(session)
         except (ChannelClosed, RemoteProtocolError) as error:
             log.debug("%s at the relay: %s", pipe.peer, error.message)
             broke = isinstance(error, ChannelClosed)
@@ -163,11 +167,27 @@ class Relay:
 
     def _has_room(self, new: _Session) -> bool:
         limits = self._limits
-        return (
-            len(self._sessions) < limits.sessions
-            and sum(s.network == new.network for s in self._sessions) < limits.sessions_per_network
-            and sum(s.link.peer == new.link.peer for s in self._sessions) < limits.sessions_per_peer
-        )
+        if sum(s.network == new.network for s in self._sessions) >= limits.sessions_per_network:
+            return False
+        if sum(s.link.peer == new.link.peer for s in self._sessions) >= limits.sessions_per_peer:
+            return False
+        return len(self._sessions) < limits.sessions or self._make_room(new, self._sessions)
+
+    def _make_room(self, new: _Session, among: Collection[_Session]) -> bool:
+        """Hang up on one of the network that has most of what is full, if ``new``'s has clearly less of it.
+
+        So a few networks full of keys do not keep all others out. Who holds no place goes first, and of those
+        who has come last.
+        """
+        counts = Counter(session.network for session in among)
+        crowded, most = counts.most_common(1)[0]
+        if most <= counts[new.network] + 1:
+            return False
+        theirs = [session for session in among if session.network == crowded]
+        least = max(theirs, key=lambda session: (not session.holds_place, session.opened_at))
+        self._drop(least, broke=False)
+        least.scope.cancel()
+        return True
 
     def _sessions_of(self, peer: PeerId) -> list[_Session]:
         """Those of one peer, and those of it that have just broken."""
@@ -227,9 +247,10 @@ class Relay:
 
     def _reserve(self, session: _Session) -> None:
         peer = session.link.peer
+        full = peer not in self._reserved and len(self._reserved) >= self._limits.reservations
         if not self._offered():
             session.link.send(RelayRefusal(0, "this peer is no relay"))
-        elif peer not in self._reserved and len(self._reserved) >= self._limits.reservations:
+        elif full and not self._make_room(session, self._reserved.values()):
             session.link.send(RelayRefusal(0, "all places are taken"))
         else:
             # The newest connection of a peer is the one that is alive.

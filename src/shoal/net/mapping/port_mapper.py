@@ -32,6 +32,8 @@ LEASE_S = 1200
 """What is asked for. It ends by itself should we end without giving it back."""
 RENEW_S = 60.0
 """Often, for a router that was switched off and on has forgotten it."""
+SOONEST_S = 10.0
+"""A router that gives less than twice as long is asked so often, and no sooner."""
 AGAIN_S = 300.0
 """When a router that gave nothing, or whose lease is over, is asked again."""
 RETURNED_WITHIN_S = 1.5
@@ -46,6 +48,8 @@ class MappedPort:
 
     host: str
     port: int
+    lease_s: int = LEASE_S
+    """For how long, unless it is renewed."""
 
     @property
     def multiaddr(self) -> str:
@@ -97,10 +101,17 @@ class PortMapper:
         try:
             while True:
                 await self._ask()
-                await trio.sleep(RENEW_S if self._held() else AGAIN_S)
+                await trio.sleep(self._rest_s())
         finally:
             with trio.move_on_after(RETURNED_WITHIN_S, shield=True):
                 await self._give_back()
+
+    def _rest_s(self) -> float:
+        """Seconds until the router is asked again: in half of the time that it gave, if that is little."""
+        if not self._held():
+            return AGAIN_S
+        lease_s = self.mapped.lease_s if self.mapped else LEASE_S
+        return min(RENEW_S, max(SOONEST_S, lease_s / 2))
 
     async def _ask(self) -> None:
         held = self._held()
@@ -111,11 +122,12 @@ class PortMapper:
             except ChannelClosed as error:
                 log.debug("the router maps no port: %s", error.message)
                 continue
-            if not 0 < mapped.port < 65_536:
-                log.debug("the router gave %s:%d, which nobody can reach", mapped.host, mapped.port)
+            if not 0 < mapped.port < 65_536 or mapped.lease_s <= 0:
+                log.debug("the router gave %s, which nobody can reach", mapped)
                 continue
             self.mapped, self._by = mapped, protocol
-            self._leases[protocol] = _Lease(mapped.port, trio.current_time() + LEASE_S)
+            until = trio.current_time() + min(LEASE_S, mapped.lease_s)
+            self._leases[protocol] = _Lease(mapped.port, until)
             return
         self.mapped = self._by = None
 
@@ -171,7 +183,8 @@ class NatPmp(_Datagrams):
     async def map(self, port: int, wanted: int) -> MappedPort:
         host = _public(natpmp.read_external_address(await self._ask(lambda _: natpmp.ask_address())))
         answer = await self._ask(lambda _: natpmp.ask_port(port, wanted, LEASE_S))
-        return MappedPort(host, natpmp.read_port(answer, port).port)
+        granted = natpmp.read_port(answer, port)
+        return MappedPort(host, granted.port, granted.lease_s)
 
     async def unmap(self, port: int, public: int) -> None:
         natpmp.read_port(await self._ask(lambda _: natpmp.ask_port(port, 0, 0)), port)
@@ -191,7 +204,7 @@ class Pcp(_Datagrams):
         if is_private(granted.host):
             # It tells its address only with a port, which nobody could reach.
             await self._order(port, granted.port, 0)
-        return MappedPort(_public(granted.host), granted.port)
+        return MappedPort(_public(granted.host), granted.port, granted.lease_s)
 
     async def unmap(self, port: int, public: int) -> None:
         await self._order(port, public, 0)
