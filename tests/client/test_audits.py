@@ -14,17 +14,18 @@ import trio
 
 from shoal.client.answer import Answer
 from shoal.client.audits import auditors
-from shoal.client.audits.auditors import HERE, AuditJob, OwnAuditor, PeerAuditor
-from shoal.client.audits.audits import _hosts
+from shoal.client.audits.auditors import HERE, AuditJob, OwnAuditor, PeerAuditor, whereabouts_of
 from shoal.client.swarm import Swarm
 from shoal.node import node
 from shoal.node.admission import Admission
 from shoal.node.audits.reveal import RevealDesk
 from shoal.node.hop import Hop
+from shoal.routing.reputation import REFUSAL, SHARED_FAULT
 from shoal.swarm.audit_book import AuditBook
 from shoal.testing.cheats import CHEATS, cheating
 from shoal.testing.swarm import MemorySwarm, memory_swarm
 from shoal.trust.audit import BUDGET
+from shoal.trust.independence import apart
 from shoal.types import Format, PeerAddress, PeerId, Span
 from shoal.wire.messages import MAX_REVEALED, Open, Reveal, Revealed
 
@@ -60,19 +61,21 @@ async def asking(
     cheats: dict[int, str] | None = None,
     over: int = 1,
     format: Format = "int8",
+    hosts: dict[int, str] | None = None,
 ) -> AsyncGenerator[tuple[MemorySwarm, Swarm]]:
     """Nodes, of which some cheat, and a client that audits whole answers.
 
     Args:
         cheats: by the place of their node.
         over: the node that computes the middle, as long as it may.
+        hosts: by the place of their node, where that says that it is; each elsewhere by itself.
     """
     async with memory_swarm(home, checkpoint, [], format=format) as swarm:
         for place, span in enumerate(spans):
             with pytest.MonkeyPatch.context() as patch:
                 if cheats and place in cheats:
                     patch.setattr(node, "load_runner", cheating(cheats[place]))
-                await swarm.add_node(span, format=format)
+                await swarm.add_node(span, host=(hosts or {}).get(place), format=format)
         client = await swarm.add_client(audit_budget=WHOLE, pin=(swarm.networks[over].peer,))
         client.audits.chance = lambda: 0.999  # the last hop and window that there are
         yield swarm, client
@@ -241,6 +244,58 @@ async def test_an_auditor_that_accuses_falsely_is_alone_with_it(
         assert AuditBook(client.settings.paths.audits).read().convictions == ()
 
 
+async def test_two_auditors_on_one_host_name_nobody_and_one_elsewhere_is_asked_first(
+    home: Path, checkpoint: Path, no_weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = [*SPANS, MIDDLE, MIDDLE, MIDDLE]
+    one_host = {3: "192.0.2.7", 4: "192.0.2.7"}
+    cheats = {3: "int4", 4: "int4"}  # the same rows, to the bit
+    async with asking(home, checkpoint, spans, cheats=cheats, hosts=one_host) as (swarm, client):
+        choose = client.audits._peer
+        asked_in(monkeypatch, client, swarm, iter([3, 4]))
+        found = (await answered(client, checkpoint)).protection
+        audit = next(one for one in found.audits if one.hop == 1)
+        assert audit.by == tuple(swarm.networks[place].peer for place in (3, 4))
+        assert (audit.verdict, found.level) == ("open", "fast")
+        assert "may be one: nobody is blamed" in audit.what
+        assert suspected(client, swarm) == []
+        async with client.session(str(checkpoint), tokens=64) as session:
+            await session.step([5, 6, 7])
+            job = AuditJob(session.shape, session.ring.numerics, session.ring.codec, MIDDLE, [b""])
+            tried = {swarm.networks[1].peer, swarm.networks[3].peer}
+            near = [whereabouts_of([swarm.networks[3].address])]
+            for _ in range(8):
+                chosen = choose(session, job, tried, near)
+                assert chosen is not None and chosen.name == swarm.networks[5].peer
+            chosen = choose(session, job, {*tried, swarm.networks[5].peer}, near)
+            assert chosen is not None and chosen.name == swarm.networks[4].peer  # better than nobody
+
+
+async def test_an_auditor_that_stalls_holds_an_answer_no_longer_than_all_audits_may_take(
+    home: Path, checkpoint: Path, no_weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.client.audits.audits.PROTECT_WITHIN_S", 2.0)
+
+    async def stalls(self: PeerAuditor, job: AuditJob) -> list[bytes]:
+        await trio.sleep_forever()
+        return []
+
+    monkeypatch.setattr(PeerAuditor, "compute", stalls)
+    async with asking(home, checkpoint, [*SPANS, *SPANS, *SPANS]) as (swarm, client):
+        told_at = 0.0
+
+        def during(answer: Answer) -> None:
+            nonlocal told_at
+            told_at = trio.current_time()
+
+        answer = await answered(client, checkpoint, during=during)
+        assert trio.current_time() - told_at < 4.0
+        assert answer.finish_reason == "length"
+        assert {audit.verdict for audit in answer.protection.audits} == {"open"}
+        assert "has not computed all rows of an audit in time" in answer.protection.audits[0].what
+        assert suspected(client, swarm) == []
+
+
 async def test_one_auditors_word_alone_names_nobody(
     home: Path, checkpoint: Path, no_weights: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +324,7 @@ async def test_a_machine_with_damaged_weights_of_its_own_blames_nobody(
 def asked_in(monkeypatch: pytest.MonkeyPatch, client: Swarm, swarm: MemorySwarm, order: Any) -> None:
     """Have the middle audited by these nodes, and nothing else."""
 
-    def peer(session: Any, job: Any, tried: set[PeerId]) -> PeerAuditor | None:
+    def peer(session: Any, job: Any, tried: set[PeerId], near: Any) -> PeerAuditor | None:
         place = next(order, None) if job.span == MIDDLE else None
         if place is None:
             return None
@@ -287,12 +342,12 @@ async def refuses(self: RevealDesk, channel: Any, message: Reveal, payload: byte
 
 async def shows_others(self: RevealDesk, channel: Any, message: Reveal, payload: bytes) -> None:
     size = message.tokens * 64 * 2
-    channel.reply(Revealed(message.session, message.first, message.tokens, size), bytes(size))
+    await channel.send(Revealed(message.session, message.first, message.tokens, size), bytes(size))
 
 
 async def shows_more(self: RevealDesk, channel: Any, message: Reveal, payload: bytes) -> None:
     size = (message.tokens + 1) * 64 * 2
-    channel.reply(Revealed(message.session, message.first, message.tokens + 1, size), bytes(size))
+    await channel.send(Revealed(message.session, message.first, message.tokens + 1, size), bytes(size))
 
 
 async def floods(self: RevealDesk, channel: Any, message: Reveal, payload: bytes) -> None:
@@ -304,9 +359,18 @@ async def says_nothing(self: RevealDesk, channel: Any, message: Reveal, payload:
     pass
 
 
-@pytest.mark.parametrize("how", [refuses, shows_others, shows_more, floods, says_nothing])
+@pytest.mark.parametrize(
+    ("how", "share"),
+    [
+        (refuses, REFUSAL),  # an honest hop may not keep them any more
+        (says_nothing, REFUSAL),  # or its link may be slow
+        (shows_others, SHARED_FAULT),
+        (shows_more, SHARED_FAULT),
+        (floods, SHARED_FAULT),
+    ],
+)
 async def test_what_a_hop_does_not_show_counts_against_it_and_proves_nothing(
-    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, how: Any
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, how: Any, share: float
 ) -> None:
     monkeypatch.setattr(RevealDesk, "_reveal", how)
     monkeypatch.setattr("shoal.client.audits.audits.REVEAL_WITHIN_S", 0.3)
@@ -318,8 +382,8 @@ async def test_what_a_hop_does_not_show_counts_against_it_and_proves_nothing(
         assert all("nothing is shown" in audit.what for audit in found.audits if audit.hop)
         assert (found.cheats, found.level) == ((), "fast")
         assert suspected(client, swarm) == []
-        faults = client.rings.finder.reputation._records
-        assert [faults[n.peer].faults > 0 for n in swarm.networks] == [True, True, False]
+        faults = [client.rings.finder.reputation._records[n.peer].faults for n in swarm.networks]
+        assert faults == pytest.approx([share, share, 0.0], abs=0.01)
 
 
 async def test_rows_that_are_not_kept_any_more_cannot_be_shown(
@@ -349,11 +413,13 @@ async def test_rows_that_attested_peers_alone_may_see_are_shown_to_no_auditor(
 
 
 def test_peers_at_one_address_are_taken_for_one_operator() -> None:
-    one = PeerAddress(PeerId("a"), ("/ip4/192.0.2.7/tcp/1",), ("/ip4/198.51.100.1/tcp/2",))
-    other = PeerAddress(PeerId("b"), ("/ip4/192.0.2.7/tcp/9", "/p2p-circuit"))
-    assert _hosts([one]) == {"192.0.2.7", "198.51.100.1"}
-    assert _hosts([other]) & _hosts([one]) == {"192.0.2.7"}
-    assert _hosts([PeerAddress(PeerId("c"), ("/memory/c",))]) == set()
+    one = whereabouts_of([PeerAddress(PeerId("a"), ("/ip4/192.0.2.7/tcp/1",), ("/ip4/198.51.100.1/tcp/2",))])
+    other = whereabouts_of([PeerAddress(PeerId("b"), ("/ip4/192.0.2.7/tcp/9", "/p2p-circuit"))])
+    assert one.hosts & other.hosts
+    assert not apart(one, other)
+    relayed = "/ip4/192.0.2.9/tcp/1/p2p/r/p2p-circuit"
+    nowhere = whereabouts_of([PeerAddress(PeerId("c"), ("/memory/c", relayed))])
+    assert (nowhere.hosts, apart(nowhere, one)) == (frozenset(), False)
 
 
 # ---- what cannot be audited ----

@@ -17,6 +17,7 @@ from shoal.trust.audit import (
     BUDGET,
     MAX_AUDIT_BYTES,
     OPINIONS,
+    SHOWN_WITHIN_S,
     AuditAccount,
     AuditTarget,
     Opinion,
@@ -26,6 +27,7 @@ from shoal.trust.audit import (
     misfit_window,
     next_target,
     settled,
+    within_reach,
 )
 from shoal.trust.audit_record import (
     FORGET_S,
@@ -35,6 +37,7 @@ from shoal.trust.audit_record import (
     Conviction,
     read_record,
 )
+from shoal.trust.independence import OWN, Whereabouts, apart, closeness, whereabouts
 from shoal.trust.rows import HASH
 from shoal.types import PeerId
 
@@ -154,7 +157,12 @@ LATER = {"window": 2, "root": b"l" * HASH}
 
 
 def opinions(*given: dict[str, object]) -> list[Opinion]:
-    return [Opinion(name, **one) for name, one in zip("abc", given, strict=False)]  # type: ignore[arg-type]
+    pairs = enumerate(zip("abc", given, strict=False))
+    return [Opinion(name, at=at(name, f"192.0.{n}.1"), **one) for n, (name, one) in pairs]  # type: ignore[arg-type]
+
+
+def at(name: str, *hosts: str) -> Whereabouts:
+    return whereabouts([name], hosts)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +191,45 @@ def test_nobody_is_named_before_two_have_found_the_same_to_the_bit(
 
 
 def test_one_auditor_that_says_it_twice_is_one() -> None:
-    twice = [Opinion("a", 1, b"l" * HASH)] * OPINIONS
+    twice = [Opinion("a", 1, b"l" * HASH, at("a", "192.0.2.1"))] * OPINIONS
     assert judge(twice).verdict == "open"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["192.0.2.7"], ["192.0.2.7"]),
+        (["192.0.2.7", "198.51.100.1"], ["203.0.113.9", "198.51.100.1"]),
+        (["2001:db8:0:1::7"], ["2001:db8:0:1:ffff::1"]),
+        (["Node.example.org"], ["node.example.org."]),
+        (["192.0.2.7"], []),  # behind a relay: nobody knows where it is
+        ([], []),
+    ],
+)
+@pytest.mark.parametrize("found", [LIE, SAME])
+def test_two_that_may_be_one_name_nobody_and_clear_nobody(
+    one: list[str], other: list[str], found: dict[str, object]
+) -> None:
+    honest = Opinion("c", 1, b"o" * HASH, at("c", "203.0.113.1"))
+    agreeing = [Opinion(n, at=at(n, *h), **found) for n, h in (("a", one), ("b", other))]  # type: ignore[arg-type]
+    judgement = judge([honest, *agreeing])
+    assert (judgement.verdict, judgement.alone, judgement.near) == ("open", (), True)
+    assert settled([honest, *agreeing])
+
+
+def test_peers_of_one_network_may_be_two_and_this_machine_is_nobody_elses() -> None:
+    one, other = at("a", "192.0.2.7"), at("b", "192.0.2.8")
+    assert (closeness(one, other), apart(one, other)) == (1, True)
+    assert closeness(one, at("b", "198.51.100.8")) == 0
+    assert closeness(at("a", "192.0.2.7"), at("a", "198.51.100.8")) == 2
+    assert apart(OWN, at("a")) and apart(OWN, OWN)
+    checked = [Opinion("this machine", 1, b"l" * HASH, OWN), Opinion("checked", 1, b"l" * HASH, OWN)]
+    assert judge(checked).verdict == "cheat"
+
+
+def test_no_window_is_drawn_whose_rows_the_link_cannot_bring_in_time() -> None:
+    fast, slow, thin = 1e9, ROW * 32 * 2 / SHOWN_WITHIN_S, 1.0
+    assert within_reach(ALL, [fast, slow, thin], ROW) == {0: 3, 1: 2, 2: 1}
 
 
 # ---- what is remembered ----

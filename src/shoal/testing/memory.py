@@ -145,6 +145,8 @@ class MemoryNetwork:
         self.pipes: list[MemoryPipe] = []
         self.host = ""
         """Where others see this peer come from."""
+        self.says_at = ""
+        """The host at which it says that it is, if it says so."""
         self.noise_key = os.urandom(32)
 
     @property
@@ -153,7 +155,8 @@ class MemoryNetwork:
 
     @property
     def address(self) -> PeerAddress:
-        return PeerAddress(self.peer, (f"/memory/{self.peer}",))
+        at = (f"/ip4/{self.says_at}/tcp/1",) if self.says_at else ()
+        return PeerAddress(self.peer, (f"/memory/{self.peer}", *at))
 
     def reach(self) -> ReachView:
         return ReachView("none", True, "", ())

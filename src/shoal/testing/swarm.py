@@ -63,8 +63,9 @@ class MemoryPeers(Generic[NodeT]):
         finally:
             self.world.kill(network.peer)
 
-    async def _add(self, start: Start[NodeT], options: Mapping[str, Any]) -> NodeT:
+    async def _add(self, start: Start[NodeT], options: Mapping[str, Any], host: str | None = None) -> NodeT:
         network = self.world.network()
+        network.says_at = host or f"10.{len(self.networks)}.0.1"
         member = await self._member(network)
         started: list[NodeT] = []
 
@@ -106,10 +107,15 @@ class MemorySwarm(MemoryPeers[Node]):
         model: LocalModel | None = None,
         machine: MachineSensors | None = None,
         attesting: Attesting | None = None,
+        host: str | None = None,
         **options: Any,
     ) -> Node:
         """One more node, of this model or another version of it, on this machine or a pretended one, which
-        shows what it is or does not."""
+        shows what it is or does not.
+
+        Args:
+            host: where it says that it is; by default on a network of its own.
+        """
 
         def start(
             network: MemoryNetwork, member: Member, settings: Settings
@@ -117,7 +123,7 @@ class MemorySwarm(MemoryPeers[Node]):
             served = model or self.model
             return start_node(network, member, served, span, settings, machine=machine, attesting=attesting)
 
-        return await self._add(start, options)
+        return await self._add(start, options, host)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ spent only where two auditors disagree and a third is asked, until the budget ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -20,11 +20,14 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from shoal.trust.answer import KeptAnswer, ReceiptFault
+from shoal.trust.independence import Whereabouts, apart
 from shoal.trust.rows import WINDOW, RowLog, windows
 from shoal.types import Numerics, Span
 
 MAX_AUDIT_BYTES = 64 << 20
 """Rows of one audit: of a longer session no later window is drawn."""
+SHOWN_WITHIN_S = 2.0
+"""What showing the rows of an audit may take by the speed of the link: half of what a hop has for it."""
 OPINIONS = 3
 """Auditors of one window, at most."""
 BUDGET = 0.05
@@ -40,7 +43,8 @@ class AuditAccount(Struct, frozen=True):
     """What was computed, what of it was spent on audits, and what is due next. All in rows through blocks."""
 
     earned: RowBlocks = 0.0
-    """By answers whose hops could be audited."""
+    """By all answers that were to be audited, also those of which no hop could be: each row that went through
+    the hops for one, times their blocks."""
     spent: RowBlocks = 0.0
     hop: Share = 0.0
     window: Share = 0.0
@@ -118,13 +122,25 @@ def _linked(answer: KeptAnswer, index: int) -> int:
     return next((n for n, (one, onward) in enumerate(pairs) if one.went != onward.came), len(before.receipts))
 
 
+def within_reach(hops: Mapping[int, int], bytes_s: Sequence[float], row_bytes: int) -> dict[int, int]:
+    """Of the hops that can be audited, how many windows of each: no more than can be had in time.
+
+    Args:
+        hops: what :func:`auditable` or :func:`measurable` says.
+        bytes_s: of the link over which the rows are to come that each hop of the answer was given.
+        row_bytes: of one row, as it travels.
+    """
+    fits = {hop: int(bytes_s[hop] * SHOWN_WITHIN_S / (row_bytes * WINDOW)) for hop in hops}
+    return {hop: min(count, max(1, fits[hop])) for hop, count in hops.items()}
+
+
 def next_target(
-    account: AuditAccount, answer: KeptAnswer, hops: dict[int, int], budget: float, row_bytes: int
+    account: AuditAccount, answer: KeptAnswer, hops: Mapping[int, int], budget: float, row_bytes: int
 ) -> AuditTarget | None:
     """What of an answer is to be audited now; ``None`` where the budget does not allow what is due.
 
     Args:
-        hops: what :func:`auditable` says, without those that were audited already.
+        hops: what :func:`within_reach` leaves of them, without those that were audited already.
         budget: share of the compute of answers that audits may take.
         row_bytes: of one row, as it travels.
     """
@@ -165,6 +181,7 @@ class Opinion:
     """The first that differs from what the hop has signed; ``None``: all are the same."""
     root: bytes
     """Of that window, as the auditor has it; empty where nothing differs."""
+    at: Whereabouts
 
     @property
     def same(self) -> bool:
@@ -184,6 +201,8 @@ class Judgement:
     verdict: AuditVerdict
     alone: tuple[str, ...] = ()
     """Auditors whose opinion no other has, where two others agree."""
+    near: bool = False
+    """Whether all who agree may be one."""
 
 
 def judge(opinions: Sequence[Opinion]) -> Judgement:
@@ -191,18 +210,21 @@ def judge(opinions: Sequence[Opinion]) -> Judgement:
 
     A first one that finds nothing is believed: to ask another would double the cost of every audit. One that
     finds a difference is not: then two must have the same opinion, and a cheat is named only where both have
-    the same rows, to the bit.
+    the same rows, to the bit. Two that may be one operator's count as one: what they agree in is left open.
     """
     if not opinions:
         return Judgement("open")
     if opinions[0].same:
         return Judgement("same")
+    near = False
     for opinion in opinions:
         agreeing = [o for o in opinions if (o.window, o.root) == (opinion.window, opinion.root)]
-        if len({one.by for one in agreeing}) > 1:
+        others = [one for one in agreeing if one.by != opinion.by]
+        if any(apart(opinion.at, other.at) for other in others):
             alone = tuple(o.by for o in opinions if o not in agreeing)
             return Judgement("same" if opinion.same else "cheat", alone)
-    return Judgement("open")
+        near = near or bool(others)
+    return Judgement("open", near=near)
 
 
 def settled(opinions: Sequence[Opinion]) -> bool:

@@ -6,9 +6,10 @@ an identity that is used for this alone it cannot tell from whom it has them, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -30,15 +31,15 @@ from shoal.models.checkpoint.parts import MANIFEST
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
+from shoal.net.addresses import host_and_port
 from shoal.net.network import Network
 from shoal.sharing.peer_weights import has_span
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
-from shoal.types import Codec, ModelShape, Numerics, Span
+from shoal.trust.independence import OWN, Whereabouts, whereabouts
+from shoal.types import Codec, ModelShape, Numerics, PeerAddress, Span
 
 OPEN_WITHIN_S = 5.0
-AUDIT_WITHIN_S = 30.0
-"""What a peer has for all rows of an audit."""
 IN_FLIGHT = 4
 """Steps of an audit that are on their way at once."""
 HERE = "this machine"
@@ -73,6 +74,11 @@ class Auditor(Protocol):
         """A peer's id, or this machine."""
         ...
 
+    @property
+    def at(self) -> Whereabouts:
+        """Where it says that it is."""
+        ...
+
     async def compute(self, job: AuditJob) -> list[bytes]:
         """What comes out, each row by itself.
 
@@ -103,8 +109,9 @@ class OwnAuditor:
         return await trio.to_thread.run_sync(self._can, job)
 
     async def compute(self, job: AuditJob, *, checked: bool) -> list[bytes]:
-        """As :meth:`Auditor.compute`."""
-        return await trio.to_thread.run_sync(self._compute, job, checked, limiter=self._limiter)
+        """As :meth:`Auditor.compute`. Where it is cancelled its thread goes on, and the next waits."""
+        compute = partial(self._compute, job, checked)
+        return await trio.to_thread.run_sync(compute, limiter=self._limiter, abandon_on_cancel=True)
 
     def _can(self, job: AuditJob) -> bool:
         model = self._store.find(job.shape.digest)
@@ -153,6 +160,10 @@ class _Here:
     def name(self) -> str:
         return f"{HERE}, its weights checked" if self.checked else HERE
 
+    @property
+    def at(self) -> Whereabouts:
+        return OWN
+
     async def compute(self, job: AuditJob) -> list[bytes]:
         return await self.auditor.compute(job, checked=self.checked)
 
@@ -170,18 +181,19 @@ class PeerAuditor:
     def name(self) -> str:
         return " and ".join(hop.address.peer for hop in self.route)
 
+    @property
+    def at(self) -> Whereabouts:
+        return whereabouts_of(hop.address for hop in self.route)
+
     async def compute(self, job: AuditJob) -> list[bytes]:
-        """As :meth:`Auditor.compute`, within ``AUDIT_WITHIN_S``."""
+        """As :meth:`Auditor.compute`."""
+        found = list[bytes]()
         with one_error():
             async with self.identity() as network, trio.open_nursery() as nursery:
                 rings = Rings(network, self.member, self.settings)
                 await nursery.start(rings.run)
-                found = list[bytes]()
-                with trio.move_on_after(AUDIT_WITHIN_S):
-                    found = await self._ask(rings, job)
+                found = await self._ask(rings, job)
                 nursery.cancel_scope.cancel()
-        if len(found) != len(job.rows):
-            raise DeadlineExceeded(f"{self.name} has not computed all rows of an audit in time")
         return found
 
     async def _ask(self, rings: Rings, job: AuditJob) -> list[bytes]:
@@ -206,9 +218,22 @@ def _rows(returned: Returned, job: AuditJob) -> list[bytes]:
     return split_rows(returned.payload, returned.codec, returned.rows, job.shape.hidden_size)
 
 
-async def computed(auditor: Auditor, job: AuditJob) -> list[bytes] | ShoalError:
-    """What an auditor gives, or why it gives nothing."""
+async def computed(auditor: Auditor, job: AuditJob, until: float) -> list[bytes] | ShoalError:
+    """What an auditor gives until then, or why it gives nothing."""
     try:
-        return await auditor.compute(job)
+        with trio.fail_at(until):
+            return await auditor.compute(job)
+    except trio.TooSlowError:
+        return DeadlineExceeded(f"{auditor.name} has not computed all rows of an audit in time")
     except ShoalError as error:
         return error
+
+
+def whereabouts_of(addresses: Iterable[PeerAddress]) -> Whereabouts:
+    """Where peers say that they are: at the hosts at which they can be reached without a relay."""
+    peers, hosts = list[str](), list[str]()
+    for address in addresses:
+        peers.append(address.peer)
+        found = (host_and_port(text) for text in (*address.libp2p, *address.direct))
+        hosts += [at[0] for at in found if at is not None]
+    return whereabouts(peers, hosts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import SystemRandom
 
@@ -23,6 +23,7 @@ from shoal.client.audits.auditors import (
     OwnAuditor,
     PeerAuditor,
     computed,
+    whereabouts_of,
 )
 from shoal.client.audits.protection import FAST, AuditResult, Protection, attested_protection
 from shoal.client.audits.residual import residual_norm
@@ -32,11 +33,18 @@ from shoal.client.sampling import Sampling
 from shoal.client.seq2seq.sides import all_hops
 from shoal.client.session import Session
 from shoal.config import Settings
-from shoal.errors import Busy, DigestMismatch, NoCoverage, ShoalError
+from shoal.errors import (
+    Busy,
+    DeadlineExceeded,
+    DigestMismatch,
+    NoCoverage,
+    RemoteProtocolError,
+    ShoalError,
+)
 from shoal.models.store.store import ModelStore
-from shoal.net.addresses import host_and_port
 from shoal.routing.reputation import REFUSAL, SHARED_FAULT
 from shoal.swarm.audit_book import AuditBook
+from shoal.tasks import seconds_left
 from shoal.trust.answer import KeptAnswer
 from shoal.trust.audit import (
     AuditTarget,
@@ -52,18 +60,28 @@ from shoal.trust.audit import (
     misfit_window,
     next_target,
     settled,
+    within_reach,
 )
 from shoal.trust.audit_record import AuditRecord, Conviction
+from shoal.trust.independence import Whereabouts, apart
 from shoal.trust.rows import WINDOW, RowLog
-from shoal.types import Numerics, PeerAddress, PeerId, ProtectionLevel
+from shoal.types import Numerics, PeerId, ProtectionLevel
 from shoal.wire.payload import encoded_bytes
 
-REVEAL_WITHIN_S = 5.0
+PROTECT_WITHIN_S = 10.0
+"""How much later an answer ends at most, for its receipts and all audits of it together."""
+REVEAL_WITHIN_S = 4.0
 """What a hop has to show the rows that it sent."""
-AUDITORS_WITHIN_S = 60.0
-"""How long auditors are asked for one audit, one after another."""
+AUDITOR_SHARE = 0.5
+"""Of the time that is left, what one peer has: else one that stalls would leave nobody to ask."""
+ENOUGH_S = 4.0
+"""Who had less time than this is not blamed for what it did not compute in it."""
 MOST_ASKED = 6
 """Auditors that are asked for one audit, those that give nothing among them."""
+GIVEN = (
+    "the hops of a model with an encoder and a decoder sign, and are not computed again: what its decoder "
+    "begins with are no rows of tokens, and its bits are not the same everywhere"
+)
 
 log = logging.getLogger(__name__)
 
@@ -134,19 +152,18 @@ class Audits:
             return None, attested_protection(level, route)
         if level == "fast":
             return None, FAST
+        until = trio.current_time() + PROTECT_WITHIN_S
         try:
             receipts = await pull_receipts(session, prompt, said, sampling)
         except ShoalError as error:
             why = f"no receipts were to be had: {error.message}"
             return None, Protection("audited", "fast", budget=self._settings.audit_budget, faults=(why,))
-        return receipts, await self.check(session, receipts, reused)
+        return receipts, await self._check(session, receipts, reused, until)
 
-    async def check(self, session: Session, receipts: AnswerReceipts, reused: int = 0) -> Protection:
-        """Audit what is due of an answer that a session still holds.
-
-        Args:
-            reused: of its tokens, how many were not computed for it.
-        """
+    async def _check(
+        self, session: Session, receipts: AnswerReceipts, reused: int, until: float
+    ) -> Protection:
+        """Audit what is due of an answer, as far as there is time."""
         kept, faults = receipts.kept, receipts.faults
         bad = {hop for fault in faults for hop in fault.hops}
         signed = tuple(h.peer for i, h in enumerate(kept.hops) if h.receipts and i not in bad)
@@ -158,6 +175,9 @@ class Audits:
             faults=tuple(fault.what for fault in faults),
         )
         numerics = Numerics.parse(kept.numerics)
+        if session.ends.given:
+            # Its decoder begins with what the encoder gave, all at once: no prefill of rows is the same.
+            return replace(found, faults=(*found.faults, GIVEN))
         if not numerics.exact:
             why = (
                 f"by {numerics} bits are not the same everywhere, so an audit tells how far a hop is from "
@@ -165,30 +185,32 @@ class Audits:
             )
             found = replace(found, faults=(*found.faults, why))
         try:
-            audits, share = await self._audit_all(session, receipts, reused)
+            audits, share = await self._audit_all(session, receipts, reused, until)
         except ShoalError as error:
             return replace(found, faults=(*found.faults, f"no audit was possible: {error.message}"))
         whole = numerics.exact and is_whole(kept, faults) and all(audit.verdict == "same" for audit in audits)
         return replace(found, level="audited" if whole else "fast", audits=audits, share=share)
 
     async def _audit_all(
-        self, session: Session, receipts: AnswerReceipts, reused: int
+        self, session: Session, receipts: AnswerReceipts, reused: int, until: float
     ) -> tuple[tuple[AuditResult, ...], float]:
         kept, audits = receipts.kept, list[AuditResult]()
         exact = Numerics.parse(kept.numerics).exact
-        hops = auditable(kept, receipts.faults) if exact else measurable(kept, receipts.faults)
+        found = auditable(kept, receipts.faults) if exact else measurable(kept, receipts.faults)
+        row_bytes = encoded_bytes(1, kept.width, kept.codec)
+        hops = within_reach(found, _shown_bytes_s(session, exact=exact), row_bytes)
         rows, share = max(0, kept.tokens - reused), 0.0
-        while True:
-            drawn = await self._draw(kept, hops, rows)
+        while rows or trio.current_time() < until:
+            drawn = await self._draw(kept, hops, rows, row_bytes)
             rows, share = 0, drawn.share  # this answer has counted
             if drawn.target is None:
-                return tuple(audits), share
-            audits.append(await self._audit(session, kept, drawn.target))
+                break
+            audits.append(await self._audit(session, kept, drawn.target, until))
             del hops[drawn.target.hop]
+        return tuple(audits), share
 
-    async def _draw(self, kept: KeptAnswer, hops: dict[int, int], rows: int) -> _Drawn:
+    async def _draw(self, kept: KeptAnswer, hops: dict[int, int], rows: int, row_bytes: int) -> _Drawn:
         blocks = sum(hop.end - hop.start for hop in kept.hops)
-        row_bytes = encoded_bytes(1, kept.width, kept.codec)
 
         def change(record: AuditRecord) -> tuple[AuditRecord, _Drawn]:
             account = record.account
@@ -202,27 +224,31 @@ class Audits:
 
         return await trio.to_thread.run_sync(self._book.change, change)
 
-    async def _audit(self, session: Session, kept: KeptAnswer, target: AuditTarget) -> AuditResult:
-        """One hop, computed again until it is clear what that shows."""
-        rows = await self._rows(session, kept, target)
+    async def _audit(
+        self, session: Session, kept: KeptAnswer, target: AuditTarget, until: float
+    ) -> AuditResult:
+        """One hop, computed again until it is clear what that shows, or no time is left."""
+        rows = await self._rows(session, kept, target, until)
         if isinstance(rows, str):
             return _result(kept, target, "open", (), rows)
         numerics = Numerics.parse(kept.numerics)
         job = AuditJob(session.shape, numerics, kept.codec, target.span, rows)
         if not numerics.exact:
-            return await self._measure(session, kept, target, job)
-        opinions, asked = await self._opinions(session, kept, target, job)
+            return await self._measure(session, kept, target, job, until)
+        opinions, asked = await self._opinions(session, kept, target, job, until)
         judgement = judge(opinions)
         by = tuple(opinion.by for opinion in opinions)
         await self._remember(kept, target, judgement)
         return _result(kept, target, judgement.verdict, by, _what(kept, target, judgement, opinions, asked))
 
-    async def _rows(self, session: Session, kept: KeptAnswer, target: AuditTarget) -> list[bytes] | str:
+    async def _rows(
+        self, session: Session, kept: KeptAnswer, target: AuditTarget, until: float
+    ) -> list[bytes] | str:
         """What a hop was given, as its receipts say; or why that is not to be had."""
         if target.hop == 0:
             rows = await session.sent_rows(target.tokens)
         else:
-            rows = await self._shown(session, kept, target.hop - 1, target.tokens)
+            rows = await self._shown(session, kept, target.hop - 1, target.tokens, until)
         if isinstance(rows, str) or (window := misfit_window(kept, target, row_log(rows))) is None:
             return rows
         if target.hop:
@@ -230,20 +256,27 @@ class Audits:
         who = kept.hops[target.hop - 1].peer if target.hop else "this client"
         return f"{who} shows other rows than were signed for, in window {window}, so nothing is shown"
 
-    async def _shown(self, session: Session, kept: KeptAnswer, hop: int, tokens: int) -> list[bytes] | str:
-        """The rows that a hop says it sent on, or why it shows none."""
+    async def _shown(
+        self, session: Session, kept: KeptAnswer, hop: int, tokens: int, until: float
+    ) -> list[bytes] | str:
+        """The rows that a hop says it sent on, or why it shows none.
+
+        An honest one may have no room to keep them, much to show others, a slow link, or be gone: that counts
+        as a refused session does.
+        """
         try:
-            return await session.ring.sent_rows(hop, tokens, REVEAL_WITHIN_S)
+            left_s = min(REVEAL_WITHIN_S, seconds_left(until))
+            return await session.ring.sent_rows(hop, tokens, left_s)
         except ShoalError as error:
             peer = kept.hops[hop].peer
-            self._hold_against(peer, SHARED_FAULT)
+            self._hold_against(peer, SHARED_FAULT if isinstance(error, RemoteProtocolError) else REFUSAL)
             return f"{peer} does not show what it sent on, so nothing is shown: {error.message}"
 
     async def _measure(
-        self, session: Session, kept: KeptAnswer, target: AuditTarget, job: AuditJob
+        self, session: Session, kept: KeptAnswer, target: AuditTarget, job: AuditJob, until: float
     ) -> AuditResult:
         """How far a hop is from an auditor, where bits are no promise. Nobody is judged by it."""
-        theirs = await self._shown(session, kept, target.hop, target.tokens)
+        theirs = await self._shown(session, kept, target.hop, target.tokens, until)
         if isinstance(theirs, str):
             return _result(kept, target, "open", (), theirs)
         who = f"hop {target.hop} ({kept.hops[target.hop].peer}, blocks {target.span})"
@@ -252,7 +285,7 @@ class Audits:
             return _result(kept, target, "open", (), f"{who} shows other rows than it has signed for")
         tried = {PeerId(kept.hops[target.hop].peer)}
         auditor = self.own() if await self.own.can(job) else self._peer(session, job, tried)
-        ours = None if auditor is None else await computed(auditor, job)
+        ours = None if auditor is None else await computed(auditor, job, until)
         if auditor is None or ours is None or isinstance(ours, ShoalError):
             why = f": {ours.message}" if isinstance(ours, ShoalError) else ""
             return _result(kept, target, "open", (), f"{who} could not be audited{why}")
@@ -262,58 +295,68 @@ class Audits:
         return replace(_result(kept, target, "open", (auditor.name,), what), residual=apart)
 
     async def _opinions(
-        self, session: Session, kept: KeptAnswer, target: AuditTarget, job: AuditJob
+        self, session: Session, kept: KeptAnswer, target: AuditTarget, job: AuditJob, until: float
     ) -> tuple[list[Opinion], list[str]]:
         """What auditors found, and why others found nothing."""
         opinions, silent = list[Opinion](), list[str]()
         tried = {PeerId(kept.hops[target.hop].peer)}
-        own, until = await self.own.can(job), trio.current_time() + AUDITORS_WITHIN_S
+        own = await self.own.can(job)
         here = own
         for _ in range(MOST_ASKED):
             if trio.current_time() > until:
                 break
-            auditor: Auditor | None = self.own() if here else self._peer(session, job, tried)
+            near = [opinion.at for opinion in opinions]
+            auditor: Auditor | None = self.own() if here else self._peer(session, job, tried, near)
             here = False
             if auditor is None and own and opinions:
                 auditor, own = self.own(checked=True), False
             if auditor is None:
                 break
+            left_s = seconds_left(until)
             if isinstance(auditor, PeerAuditor):
                 tried |= {hop.address.peer for hop in auditor.route}
-            done = await computed(auditor, job)
+                left_s *= AUDITOR_SHARE
+            done = await computed(auditor, job, trio.current_time() + left_s)
             if isinstance(done, ShoalError):
                 silent.append(f"{auditor.name} has not audited: {done.message}")
-                for hop in auditor.route if isinstance(auditor, PeerAuditor) else ():
-                    self._hold_against(hop.address.peer, REFUSAL)
+                if left_s >= ENOUGH_S or not isinstance(done, DeadlineExceeded):
+                    for peer in auditor.at.peers:
+                        self._hold_against(peer, REFUSAL)
                 continue
-            made = row_log(done)
-            window, root = differing_window(kept, target, made), b""
-            if window is not None:
-                root = made.window(window, kept.hops[target.hop].receipts[window].sent)[1]
             if opinions:
                 await self._pay(target.cost)
-            opinions.append(Opinion(auditor.name, window, root))
+            opinions.append(_opinion(kept, target, auditor, row_log(done)))
             if settled(opinions):
                 break
         return opinions, silent
 
-    def _peer(self, session: Session, job: AuditJob, tried: set[PeerId]) -> PeerAuditor | None:
-        """Others who have the blocks: the least like those who were asked to compute, where there are any."""
+    def _peer(
+        self, session: Session, job: AuditJob, tried: set[PeerId], near: Sequence[Whereabouts] = ()
+    ) -> PeerAuditor | None:
+        """Others who have the blocks: the least like those who were asked to compute, where there are any.
+
+        Args:
+            near: where those are who have audited it already: one that may be one with them confirms nothing.
+        """
         if self._identity is None or any(hop.attested for hop in session.ring.route):
             return None  # what none but attested peers may see, no other is shown
         finder, shape = self._rings.finder, job.shape
         ring = {hop.address.peer for hop in session.ring.route}
-        hosts = _hosts(hop.address for hop in session.ring.route)
+        hops = [whereabouts_of([hop.address]) for hop in session.ring.route]
         now = trio.current_time()
-        serving = finder.serving(shape, job.numerics.format)
-        doubtful = {PeerId(a.peer) for a in serving if finder.reputation.distrusted(PeerId(a.peer), now)}
-        beside = {PeerId(a.peer) for a in serving if _hosts([a.address]) & hosts}
-        for avoid in (tried | doubtful | ring | beside, tried | doubtful | ring, tried | doubtful):
+        places = {
+            PeerId(a.peer): whereabouts_of([a.address]) for a in finder.serving(shape, job.numerics.format)
+        }
+        doubtful = {peer for peer in places if finder.reputation.distrusted(peer, now)}
+        known = {peer for peer, at in places.items() if any(at.hosts & hop.hosts for hop in hops)}
+        beside = {peer for peer, at in places.items() if not all(apart(at, one) for one in near)}
+        never = tried | doubtful
+        for avoid in (ring | known | beside, ring | beside, beside, ring | known, ring, set[PeerId]()):
             try:
-                route = finder.find(shape, job.numerics, len(job.rows), avoid, span=job.span)
+                route = finder.find(shape, job.numerics, len(job.rows), never | avoid, span=job.span)
             except (NoCoverage, Busy, DigestMismatch):
                 continue
-            if not {hop.address.peer for hop in route} & (tried | doubtful):
+            if not {hop.address.peer for hop in route} & (never | avoid):
                 return PeerAuditor(route, self._rings.member, self._settings, self._identity)
         return None
 
@@ -353,10 +396,23 @@ def row_log(rows: Sequence[bytes]) -> RowLog:
     return RowLog(b"".join(blake3(row).digest() for row in rows))
 
 
-def _hosts(addresses: Iterable[PeerAddress]) -> set[str]:
-    """The hosts at which peers say that they are: who shares one may be one operator."""
-    found = (host_and_port(text) for address in addresses for text in (*address.libp2p, *address.direct))
-    return {host[0] for host in found if host is not None}
+def _opinion(kept: KeptAnswer, target: AuditTarget, auditor: Auditor, made: RowLog) -> Opinion:
+    """What rows that an auditor has computed say of a hop."""
+    window, root = differing_window(kept, target, made), b""
+    if window is not None:
+        root = made.window(window, kept.hops[target.hop].receipts[window].sent)[1]
+    return Opinion(auditor.name, window, root, auditor.at)
+
+
+def _shown_bytes_s(session: Session, *, exact: bool) -> list[float]:
+    """How fast the link is over which the rows come that each hop was given.
+
+    The first hop's are here, and go to an auditor over a link like that to the hop. Of inexact numerics each
+    hop shows what it made of them, too.
+    """
+    links = [session.ring.link_bytes_s(index) for index in range(len(session.ring.route))]
+    before = [links[0], *links[:-1]]
+    return before if exact else [min(pair) / 2 for pair in zip(before, links, strict=True)]
 
 
 def _result(
@@ -385,6 +441,8 @@ def _what(
             f"{who} has signed other rows than its blocks of this model give, at tokens {window * WINDOW} to "
             f"{last}, as {by} found: ask again, it is avoided from now on"
         )
+    if judgement.near:
+        return f"{who} gives other rows than {by}, of whom those who agree may be one: nobody is blamed"
     if opinions:
         return f"{who} gives other rows than {by}, and nobody else could confirm either: nobody is blamed"
     why = silent[0] if silent else "nobody else serves these blocks, and they are not on this machine"

@@ -21,7 +21,7 @@ from shoal.client.ring.losses import Losses
 from shoal.client.ring.places import Places, Replacement
 from shoal.client.ring.prefill import is_thin
 from shoal.client.ring.results import Results, Returned
-from shoal.client.ring.ring_times import RingTimes
+from shoal.client.ring.ring_times import WAY_BYTES_S, RingTimes
 from shoal.client.ring.step_timeout import StepTimeout
 from shoal.errors import (
     ChannelClosed,
@@ -331,6 +331,11 @@ class Ring:
         """The rows that a hop says it has sent on. Raises as :meth:`RingHop.sent_rows`."""
         row_bytes = encoded_bytes(1, self._shape.hidden_size, self.codec)
         return await self._places.hops[index].sent_rows(self.session, tokens, row_bytes, timeout_s)
+
+    def link_bytes_s(self, index: int) -> float:
+        """What the link to a hop takes in a second, as far as that is known."""
+        channel = self._places.hops[index].channel
+        return (channel.bytes_s if channel is not None else None) or WAY_BYTES_S
 
     def roll_back(self, position: int) -> None:
         """Go on from ``position``: with the next step, every hop forgets what it computed beyond it."""

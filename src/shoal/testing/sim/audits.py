@@ -27,6 +27,7 @@ from shoal.trust.audit import (
     misfit_window,
     next_target,
 )
+from shoal.trust.independence import whereabouts
 from shoal.trust.receipt import sign_windows
 from shoal.trust.rows import HASH, RowLog
 
@@ -111,7 +112,8 @@ class SimulatedClient:
         if window is None:
             return False
         self._account = self._account.pay(target.cost)
-        opinions = [Opinion(name, window, computed.window(window)[1]) for name in ("one", "other")]
+        root, hosts = computed.window(window)[1], {"one": "192.0.2.1", "other": "198.51.100.1"}
+        opinions = [Opinion(name, window, root, whereabouts([name], [at])) for name, at in hosts.items()]
         return judge(opinions).verdict == "cheat"
 
     def _answer(self, lie: bool) -> KeptAnswer:
