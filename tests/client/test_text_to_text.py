@@ -133,6 +133,14 @@ async def test_chance_stop_strings_and_conversations_are_as_with_other_models(tm
         assert said.token_ids
 
 
+async def test_its_hops_sign_and_are_said_to_be_far_off_by_nobody(tmp_path, t5, autojump_clock):
+    async with memory_swarm(tmp_path, t5, HOPS) as swarm:
+        client = await swarm.add_client(audit_budget=6.0)
+        found = (await answer_of(client, t5, protect="audited")).protection
+        assert (found.level, found.audits, len(found.signed)) == ("fast", (), 3)
+        assert "an encoder and a decoder" in found.faults[-1]
+
+
 async def test_eight_bits_are_close(tmp_path, t5, autojump_clock):
     async with memory_swarm(tmp_path, t5, [Span(0, 12)], format="int8") as swarm:
         answer = await answer_of(swarm.client, t5, max_tokens=1)

@@ -10,6 +10,7 @@ import trio
 from shoal.gateway.access import keys
 from shoal.gateway.access.keys import KeyLimits
 from shoal.node import node
+from shoal.swarm.audit_book import AuditBook
 from shoal.testing.cheats import cheating
 from shoal.types import Span
 
@@ -104,3 +105,51 @@ async def test_a_session_of_a_hop_that_was_found_out_is_not_kept(tmp_path, check
         assert found["level"] == "fast"
         assert {audit["verdict"] for audit in found["audits"]} == {"cheat"}
         assert gateway.gateway.prefixes.kept == 0
+
+
+async def test_choices_that_share_a_prompt_are_counted_once_with_it(audited):
+    book, before = AuditBook(audited.swarm.client.settings.paths.audits), 0.0
+    earned = []
+    for choices in (1, 4):
+        asked = await audited.chat("word " * 100, protect="audited", n=choices, max_tokens=4)
+        assert asked.status_code == 200
+        prompt = asked.json()["usage"]["prompt_tokens"]
+        now = book.read().account.earned
+        earned.append((now - before) / 6)  # through six blocks
+        before = now
+    assert prompt <= earned[0] <= prompt + 4
+    assert earned[1] <= prompt + 4 * 4
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_the_last_text_is_told_before_anything_is_audited(audited, monkeypatch, path):
+    audits, may_end = audited.gateway.desk.answers.audits, trio.Event()
+    protect = audits.protect
+
+    async def waits(*asked):
+        await may_end.wait()
+        return await protect(*asked)
+
+    monkeypatch.setattr(audits, "protect", waits)
+    asked = {"prompt": "hello", "messages": [{"role": "user", "content": "hello"}]}
+    del asked["messages" if path == "/v1/completions" else "prompt"]
+    body = {"model": audited.model, "temperature": 0, "max_tokens": 8, "protect": "audited"} | asked
+
+    def text_of(choice):
+        return choice.get("text") or choice.get("delta", choice.get("message", {})).get("content") or ""
+
+    may_end.set()
+    whole = text_of((await audited.http.post(path, json=body)).json()["choices"][0])
+    may_end, said, ends = trio.Event(), "", []
+    with trio.fail_after(20):
+        async with audited.http.stream("POST", path, json=body | {"stream": True}) as response:
+            async for line in response.aiter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                (choice,) = json.loads(line.removeprefix("data: "))["choices"]
+                said += text_of(choice)
+                ends.append(choice["finish_reason"])
+                if said == whole:
+                    may_end.set()  # before that, the test waits in vain
+    assert (said, len(whole) > 0) == (whole, True)
+    assert ends[-1] is not None and not any(ends[:-1])

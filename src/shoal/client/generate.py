@@ -34,6 +34,8 @@ class Delta:
     """How likely the token was, if ``Sampling.top_logprobs`` asks for it."""
     stop_string: str | None = None
     """The stop string that ended it, if one did."""
+    last_text: bool = False
+    """Whether no text follows, although the end is told later: in a delta with no tokens."""
 
 
 async def generate(

@@ -28,6 +28,8 @@ from shoal.types import ProtectionLevel
 
 OnDelta = Callable[[int, Delta], Awaitable[None]]
 """Is given each delta, with the number of its choice."""
+UNCHECKED: tuple[ProtectionLevel, ...] = ("fast", "attested")
+"""The levels at which nothing is done once an answer is complete."""
 OnScores = Callable[[list[TokenScore | None]], Awaitable[None]]
 
 
@@ -149,9 +151,13 @@ class Answers:
                     metrics.cached_tokens.labels(model.id).inc(found)
                     metrics.ended.labels(model.id, delta.finish_reason).inc()
                     metrics.note_speculation(model.id, timing.speculation)
-                    # Before the end is told: it comes with that.
+                    if asked.receipts or asked.protect not in UNCHECKED:
+                        # Asking and auditing take seconds, and what came of it is told with the end alone.
+                        last = replace(delta, finish_reason=None, stop_string=None, last_text=True)
+                        await take(choice, last)
+                        delta = Delta("", (), delta.finish_reason, None, delta.stop_string)  # noqa: PLW2901
                     chosen = None if constraint else asked.seeded(choice)
-                    await self._protect(session, asked, said, chosen, 0 if choice else timing.reused, record)
+                    await self._protect(session, asked, said, chosen, timing.reused, record)
                 await take(choice, delta)
 
     async def _protect(

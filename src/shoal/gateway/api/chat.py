@@ -114,8 +114,7 @@ class _Choice:
     finish_reason: str | None = None
 
     def push(self, delta: Delta) -> list[AnswerEvent]:
-        said = self.reader.push(delta.text)
-        return said + self.reader.finish() if delta.finish_reason is not None else said
+        return read_delta(self.reader, delta)
 
     def add(self, said: AnswerEvent) -> dict[str, Any]:
         """Take something in; returns it as a chunk's ``delta``."""
@@ -241,6 +240,14 @@ class ChatForm:
 def reader_of(asked: GenerationRequest) -> AnswerReader:
     """What parts one answer of a conversation."""
     return (asked.syntax or AnswerSyntax(Markup())).reader()
+
+
+def read_delta(reader: AnswerReader, delta: Delta) -> list[AnswerEvent]:
+    """What is certain with more of an answer: all of it, once its last text is there."""
+    if not delta.token_ids:
+        return []  # the end of an answer of which all was read
+    said = reader.push(delta.text)
+    return said + reader.finish() if delta.last_text or delta.finish_reason is not None else said
 
 
 def usage_of(record: Record) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
-from shoal.gateway.api.chat import reader_of
+from shoal.gateway.api.chat import read_delta, reader_of
 from shoal.gateway.api.request import GenerationRequest, conversation, encoded, joined, limited
 from shoal.gateway.error_forms import anthropic_error
 from shoal.gateway.errors import BadRequest
@@ -200,7 +200,7 @@ class MessagesForm:
     def take(self, choice: int, delta: Delta) -> list[bytes]:
         events = [] if self._begun else self._begin()
         ended = delta.finish_reason is not None
-        for said in [*self._reader.push(delta.text), *(self._reader.finish() if ended else ())]:
+        for said in read_delta(self._reader, delta):
             events += self._say(said)
         if ended:
             events += self._end_block()

@@ -12,7 +12,7 @@ import trio
 from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
-from shoal.gateway.api.chat import reader_of
+from shoal.gateway.api.chat import read_delta, reader_of
 from shoal.gateway.api.logprobs import chat_logprobs
 from shoal.gateway.api.ollama_models import THINKING, capabilities
 from shoal.gateway.api.request import GenerationRequest, conversation, encoded, limited
@@ -178,7 +178,7 @@ class OllamaForm:
     def take(self, choice: int, delta: Delta) -> list[bytes]:
         piece = OllamaPiece(scores=[delta.score] if delta.score is not None else [])
         ended = delta.finish_reason is not None
-        for said in [*self._reader.push(delta.text), *(self._reader.finish() if ended else ())]:
+        for said in read_delta(self._reader, delta):
             if not isinstance(said, ArgumentsDelta):
                 self._end_call(piece)
             match said:

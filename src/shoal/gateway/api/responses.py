@@ -11,7 +11,7 @@ from shoal.client.generate import Delta
 from shoal.client.sampling import Sampling
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
-from shoal.gateway.api.chat import ROLES, reader_of
+from shoal.gateway.api.chat import ROLES, read_delta, reader_of
 from shoal.gateway.api.logprobs import chat_logprobs
 from shoal.gateway.api.request import GenerationRequest, conversation, encoded, limited
 from shoal.gateway.api.response_items import AnyItem, items_of
@@ -164,7 +164,7 @@ class ResponsesForm:
         events = [] if self._number else self._open()
         if delta.score is not None:
             self._scores.append(delta.score)
-        for said in self._said(delta):
+        for said in read_delta(self._reader, delta):
             events += self._say(said)
         if delta.finish_reason is not None:
             if all(item["type"] == "reasoning" for item in self._output):
@@ -208,10 +208,6 @@ class ResponsesForm:
             "store": self.stored,
             "shoal": self._record.told(),
         }
-
-    def _said(self, delta: Delta) -> list[AnswerEvent]:
-        said = self._reader.push(delta.text)
-        return said + self._reader.finish() if delta.finish_reason is not None else said
 
     def _open(self) -> list[bytes]:
         return [self._event(f"response.{name}", response=self.whole()) for name in ("created", "in_progress")]
