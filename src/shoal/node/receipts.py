@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -18,8 +19,10 @@ from shoal.node.handlers import Handlers
 from shoal.node.hop import Hop
 from shoal.node.rerouting import NOT_YOURS
 from shoal.node.sessions import Sessions
-from shoal.trust.receipt import Sign, Work, sign_windows
-from shoal.types import SessionId
+from shoal.trust.consensus import commitment
+from shoal.trust.receipt import Sign, Work, sign_windows, unsigned_receipts
+from shoal.trust.signing import WorkLog
+from shoal.types import PeerId, SessionId
 from shoal.wire.messages import MAX_WINDOWS, GetReceipts, Receipts, SignedWindow, shorten
 
 SIGNERS = 1
@@ -28,11 +31,15 @@ SIGN_WITHIN_S = 20.0
 """The longest that a question waits for the steps before it, and for its turn."""
 
 
+_Made = TypeVar("_Made")
+
+
 class ReceiptDesk:
     """Handles ``GetReceipts``.
 
     Args:
         sign: with this node's key.
+        peer: this node.
         spawn: runs what takes long in a task of its own.
     """
 
@@ -40,10 +47,12 @@ class ReceiptDesk:
         self,
         sessions: Sessions,
         sign: Sign,
+        peer: PeerId,
         spawn: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
         self._sessions = sessions
         self._sign = sign
+        self._peer = peer
         self._spawn = spawn
         self._limiter = trio.CapacityLimiter(SIGNERS)
 
@@ -61,7 +70,9 @@ class ReceiptDesk:
             self._refuse(channel, message, NotAllowed("receipts are not given for sessions with an adapter"))
             return
         try:
-            news = hop.signing.begin(message.nonce)
+            if message.commit:
+                hop.signing.commit(message.nonce)
+            news = message.commit or hop.signing.begin(message.nonce)
         except ShoalError as error:
             self._refuse(channel, message, error)
             return
@@ -73,7 +84,11 @@ class ReceiptDesk:
     async def _answer(self, channel: Channel, message: GetReceipts, hop: Hop) -> None:
         try:
             with trio.fail_after(SIGN_WITHIN_S):
-                hop.signing.signed(message.nonce, await self._sign_windows(message, hop))
+                if message.commit:
+                    hash = await self._made(message, hop, self._commitment)
+                    self._send(channel, Receipts(message.session, 0, (), "", hash))
+                    return
+                hop.signing.signed(message.nonce, await self._made(message, hop, self._signed))
         except ShoalError as error:
             self._refuse(channel, message, error)
         except trio.TooSlowError:
@@ -81,7 +96,10 @@ class ReceiptDesk:
         else:
             self._reply(channel, message, hop)
 
-    async def _sign_windows(self, message: GetReceipts, hop: Hop) -> list[SignedWindow]:
+    async def _made(
+        self, message: GetReceipts, hop: Hop, make: Callable[[Work, int, WorkLog], _Made]
+    ) -> _Made:
+        """What a thread of its own makes of what the hop has done."""
         opened, log = hop.opened, await hop.worked(message.tokens)
         work = Work(
             session=message.session,
@@ -94,14 +112,23 @@ class ReceiptDesk:
             numerics=opened.numerics,
             codec=log.codec,
         )
-        make = partial(sign_windows, work, message.tokens, log.came, log.went, self._sign)
-        return await trio.to_thread.run_sync(make, limiter=self._limiter)
+        run = partial(make, work, message.tokens, log)
+        return await trio.to_thread.run_sync(run, limiter=self._limiter)
+
+    def _signed(self, work: Work, tokens: int, log: WorkLog) -> list[SignedWindow]:
+        return sign_windows(work, tokens, log.came, log.went, self._sign)
+
+    def _commitment(self, work: Work, tokens: int, log: WorkLog) -> bytes:
+        receipts = unsigned_receipts(work, tokens, log.came, log.went)
+        return commitment(work.nonce, self._peer, receipts)
 
     def _reply(self, channel: Channel, message: GetReceipts, hop: Hop) -> None:
         windows = hop.signing.since(message.first, MAX_WINDOWS)
-        with suppress(ChannelClosed):  # the client is gone, or does not read
-            channel.reply(Receipts(message.session, message.first, windows))
+        self._send(channel, Receipts(message.session, message.first, windows))
 
     def _refuse(self, channel: Channel, message: GetReceipts, error: ShoalError) -> None:
-        with suppress(ChannelClosed):
-            channel.reply(Receipts(message.session, message.first, (), shorten(error.message)))
+        self._send(channel, Receipts(message.session, message.first, (), shorten(error.message)))
+
+    def _send(self, channel: Channel, reply: Receipts) -> None:
+        with suppress(ChannelClosed):  # the client is gone, or does not read
+            channel.reply(reply)

@@ -91,7 +91,7 @@ class SpanServer:
         )
         self._admission = Admission(mine, self.channels, self.load, self._measured, wire)
         self._rerouting = Rerouting(mine, self.channels, self.load, self._peer, self._spawn)
-        self._receipts = ReceiptDesk(mine, network.sign, self._spawn)
+        self._receipts = ReceiptDesk(mine, network.sign, network.peer, self._spawn)
         self._reveals = RevealDesk(mine, self._spawn)
         self._nursery: trio.Nursery | None = None
         self._register()

@@ -82,14 +82,18 @@ def sign_windows(work: Work, tokens: int, came: RowLog, went: RowLog, sign: Sign
         came: what the hop was given.
         went: what it made of that.
     """
-    found: list[SignedWindow] = []
-    before = EMPTY
+    made = unsigned_receipts(work, tokens, came, went)
+    return [SignedWindow(one.sent, one.came, one.went, sign(one.signed)) for one in made]
+
+
+def unsigned_receipts(work: Work, tokens: int, came: RowLog, went: RowLog) -> list[Receipt]:
+    """The receipts that :func:`sign_windows` signs."""
+    found: list[Receipt] = []
     for number in range(windows(tokens)):
         _, into = came.window(number)
         sent, out = went.window(number)
-        receipt = Receipt(work, number, tokens, sent, into, out, before)
-        found.append(SignedWindow(sent, into, out, sign(receipt.signed)))
-        before = receipt.hash
+        before = found[-1].hash if found else EMPTY
+        found.append(Receipt(work, number, tokens, sent, into, out, before))
     return found
 
 

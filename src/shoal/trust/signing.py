@@ -24,6 +24,7 @@ class Signing:
 
     def __init__(self) -> None:
         self._nonces: set[bytes] = set()
+        self._committed: set[bytes] = set()
         self._last = b""
         self._signed: Sequence[SignedWindow] | None = None
 
@@ -37,11 +38,25 @@ class Signing:
             return False
         if nonce in self._nonces:
             raise NotAllowed("receipts for this nonce were signed before", check="ask with a new nonce")
-        if len(self._nonces) >= MAX_QUESTIONS:
-            raise NotAllowed(f"receipts of this session were asked for {MAX_QUESTIONS} times")
+        self._count()
         self._nonces.add(nonce)
         self._last, self._signed = nonce, None
         return True
+
+    def commit(self, nonce: bytes) -> None:
+        """Take in that a commitment is wanted to what would be signed for a nonce.
+
+        Raises:
+            NotAllowed: for this nonce there was one already, or something was signed; or too much was asked.
+        """
+        if nonce in self._committed or nonce in self._nonces:
+            raise NotAllowed("this nonce was asked with before", check="ask with a new nonce")
+        self._count()
+        self._committed.add(nonce)
+
+    def _count(self) -> None:
+        if len(self._nonces) + len(self._committed) >= MAX_QUESTIONS:
+            raise NotAllowed(f"receipts of this session were asked for {MAX_QUESTIONS} times")
 
     def signed(self, nonce: bytes, windows: Sequence[SignedWindow]) -> None:
         """What was signed for a question."""

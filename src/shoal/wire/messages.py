@@ -263,7 +263,7 @@ class Located(TaggedMessage, frozen=True, tag="located"):
 
 
 class GetReceipts(TaggedMessage, frozen=True, tag="get_receipts"):
-    """Ask a hop to sign what it has done for the first ``tokens`` positions of a session."""
+    """Ask a hop to sign, or to commit to, what it has done for a session's first ``tokens`` positions."""
 
     session: SessionBytes
     nonce: SessionBytes
@@ -271,6 +271,7 @@ class GetReceipts(TaggedMessage, frozen=True, tag="get_receipts"):
     tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
     first: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] = 0
     """The window from which on they are wanted; as many come as a message may have."""
+    commit: bool = False
 
 
 class SignedWindow(Struct, frozen=True, array_like=True, gc=False):
@@ -287,7 +288,7 @@ class Receipts(TaggedMessage, frozen=True, tag="receipts"):
     first: Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
     windows: Annotated[tuple[SignedWindow, ...], Meta(max_length=MAX_WINDOWS)]
     refused: Text = ""
-    """Why there are none."""
+    commitment: Annotated[bytes, Meta(max_length=32)] = b""
 
 
 class Reveal(TaggedMessage, frozen=True, tag="reveal"):

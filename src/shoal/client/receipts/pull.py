@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from shoal.client.ring.ring import Ring
 from shoal.client.sampling import Sampling
 from shoal.client.session import Session
 from shoal.errors import ChannelClosed, ShoalError, UsageError
@@ -28,7 +29,7 @@ from shoal.trust.answer import (
     uncompared,
 )
 from shoal.trust.rows import HASH
-from shoal.types import PeerId
+from shoal.types import ModelShape, PeerId
 from shoal.wire.messages import SignedWindow
 
 PULL_WITHIN_S = 5.0
@@ -48,6 +49,20 @@ class AnswerReceipts:
     """Windows that two neighbours could not be compared in."""
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerText:
+    """What hops are to sign: an answer's tokens, and what the first hop was sent for them."""
+
+    token_ids: tuple[int, ...]
+    """Those of the prompt, and those that were generated."""
+    prompt_tokens: int
+    tokens: int
+    """How many of them went through the hops."""
+    sampling: dict[str, Any] | None
+    sent: bytes
+    """The hashes of their rows."""
+
+
 async def pull_receipts(
     session: Session,
     prompt: Sequence[int],
@@ -64,27 +79,46 @@ async def pull_receipts(
     Raises:
         UsageError: the session holds something else.
     """
+    text = await held_text(session, prompt, said, sampling)
+    return await signed_text(session.ring, session.shape, text, os.urandom(16), timeout_s)
+
+
+async def held_text(
+    session: Session, prompt: Sequence[int], said: Sequence[int], sampling: Sampling | None
+) -> AnswerText:
+    """What of an answer a session still holds. Raises as :func:`pull_receipts`."""
     if session.shape.adapter is not None:
         raise UsageError(
             "receipts name a model and no adapter: none are given for answers of a model with one",
             check="ask the model without its adapter, or leave the receipts out",
         )
-    token_ids = [*prompt, *said]
-    ring, tokens = session.ring, min(len(session.token_ids), len(token_ids))
-    if not tokens or session.token_ids[:tokens] != token_ids[:tokens]:
+    token_ids = (*prompt, *said)
+    tokens = min(len(session.token_ids), len(token_ids))
+    if not tokens or tuple(session.token_ids[:tokens]) != token_ids[:tokens]:
         raise UsageError(
             "the session does not hold this answer any more",
             check="ask for the receipts before the session goes on",
         )
-    nonce, shape = os.urandom(16), session.shape
-    given = await ring.receipts(nonce, tokens, timeout_s)
+    sent = (await session.sent_hashes())[: tokens * HASH]
+    return AnswerText(token_ids, len(prompt), tokens, _sampled(sampling), sent)
+
+
+async def signed_text(
+    ring: Ring, shape: ModelShape, text: AnswerText, nonce: bytes, timeout_s: float
+) -> AnswerReceipts:
+    """What the hops of a ring sign of an answer that went over it, checked.
+
+    Args:
+        nonce: new, or one for which they have committed to it.
+    """
+    given = await ring.receipts(nonce, text.tokens, timeout_s)
     hops = tuple(
         HopReceipts(
             peer=hop.peer,
             start=hop.hop.span.start,
             end=hop.hop.span.end,
             opening=hop.opening,
-            entered=min(hop.entered, tokens),
+            entered=min(hop.entered, text.tokens),
             receipts=() if isinstance(signed, ShoalError) else _kept(signed),
             missing=signed.message[:1024] if isinstance(signed, ShoalError) else "",
         )
@@ -99,17 +133,17 @@ async def pull_receipts(
         codec=ring.codec,
         session=ring.session,
         nonce=nonce,
-        token_ids=tuple(token_ids),
-        prompt_tokens=len(prompt),
-        tokens=tokens,
-        sampling=_sampled(sampling),
-        sent=(await session.sent_hashes())[: tokens * HASH],
+        token_ids=text.token_ids,
+        prompt_tokens=text.prompt_tokens,
+        tokens=text.tokens,
+        sampling=text.sampling,
+        sent=text.sent,
         hops=hops,
     )
-    received = ring.received.copy(tokens)
+    received = ring.received.copy(text.tokens)
     faults = await trio.to_thread.run_sync(check_answer, kept, verify, received)
     gone = {i for i, (_, signed) in enumerate(given) if isinstance(signed, ChannelClosed)}
-    _remember(session, kept, faults, gone)
+    _remember(ring, kept, faults, gone)
     return AnswerReceipts(kept, tuple(faults), uncompared(kept))
 
 
@@ -124,8 +158,8 @@ def _sampled(sampling: Sampling | None) -> dict[str, Any] | None:
     return fields | {"logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()}}
 
 
-def _remember(session: Session, kept: KeptAnswer, faults: Sequence[ReceiptFault], gone: set[int]) -> None:
-    reputation, now = session.ring.reputation, trio.current_time()
+def _remember(ring: Ring, kept: KeptAnswer, faults: Sequence[ReceiptFault], gone: set[int]) -> None:
+    reputation, now = ring.reputation, trio.current_time()
     for fault in faults:
         log.warning("receipts: %s", fault.what)
         share = WHOLE_FAULT if len(fault.hops) == 1 else SHARED_FAULT

@@ -213,6 +213,15 @@ class RingHop:
             found += reply.windows
         return found
 
+    async def commitment(self, question: GetReceipts, timeout_s: float) -> bytes:
+        """What it says of its receipts before it shows any. Raises as :meth:`receipts`."""
+        reply = await self.ask(msgspec.structs.replace(question, commit=True), timeout_s)
+        if not isinstance(reply, Receipts) or reply.refused:
+            raise NotAllowed(reply.refused if isinstance(reply, Receipts) else "it answers something else")
+        if reply.windows or not reply.commitment:
+            raise NotAllowed("its version of Shoal commits to nothing", check="let it be brought up to date")
+        return reply.commitment
+
     async def sent_rows(self, session: bytes, tokens: int, row_bytes: int, timeout_s: float) -> list[bytes]:
         """The rows that it says it has sent on for the first ``tokens`` positions, each by itself.
 

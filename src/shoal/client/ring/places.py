@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -27,6 +28,8 @@ from shoal.wire.messages import (
     Rerouted,
     SignedWindow,
 )
+
+_Reply = TypeVar("_Reply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +153,25 @@ class Places:
         self, nonce: bytes, tokens: int, timeout_s: float
     ) -> list[list[SignedWindow] | ShoalError]:
         """What each hop signs for the first ``tokens`` positions, all asked at once, or why it does not."""
-        found: list[list[SignedWindow] | ShoalError] = [ChannelClosed("it was not asked")] * len(self.hops)
+        question = GetReceipts(self._session, nonce, tokens)
+        return await self._asked(lambda hop: hop.receipts(question, timeout_s))
 
-        async def ask(index: int) -> None:
+    async def commitments(self, nonce: bytes, tokens: int, timeout_s: float) -> list[bytes | ShoalError]:
+        """What they say of these receipts before any of them shows its own."""
+        question = GetReceipts(self._session, nonce, tokens)
+        return await self._asked(lambda hop: hop.commitment(question, timeout_s))
+
+    async def _asked(self, ask: Callable[[RingHop], Awaitable[_Reply]]) -> list[_Reply | ShoalError]:
+        """What each hop answers, all asked at once, or why it does not."""
+        found: list[_Reply | ShoalError] = [ChannelClosed("it was not asked")] * len(self.hops)
+
+        async def one(index: int) -> None:
             try:
-                question = GetReceipts(self._session, nonce, tokens)
-                found[index] = await self.hops[index].receipts(question, timeout_s)
+                found[index] = await ask(self.hops[index])
             except ShoalError as error:
                 found[index] = error
 
-        await _together([partial(ask, index) for index in range(len(self.hops))])
+        await _together([partial(one, index) for index in range(len(self.hops))])
         return found
 
     async def leave(self) -> None:

@@ -327,6 +327,10 @@ class Ring:
         signed = await self._places.receipts(nonce, tokens, timeout_s)
         return list(zip(self._places.hops, signed, strict=True))
 
+    async def commitments(self, nonce: bytes, tokens: int, timeout_s: float) -> list[bytes | ShoalError]:
+        """What each hop says of these receipts before it shows any, or why it does not."""
+        return await self._places.commitments(nonce, tokens, timeout_s)
+
     async def sent_rows(self, index: int, tokens: int, timeout_s: float) -> list[bytes]:
         """The rows that a hop says it has sent on. Raises as :meth:`RingHop.sent_rows`."""
         row_bytes = encoded_bytes(1, self._shape.hidden_size, self.codec)

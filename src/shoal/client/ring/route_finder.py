@@ -115,6 +115,19 @@ class RouteFinder:
         )
         return self._hops(self._trusting(choose, shape, serving, avoid), candidates, serving)
 
+    def offers(self, shape: ModelShape, numerics: Numerics, span: Span) -> list[RouteHop]:
+        """Every peer that computes these blocks by itself and is to be counted on, the quickest first."""
+        candidates, serving = self._candidates(shape, numerics)
+        now, doubtful = trio.current_time(), self._suspected(serving, CAUTIONS[0])
+        fit = [
+            one
+            for one in candidates
+            if one.span.start <= span.start and span.end <= one.span.end
+            if one.peer not in doubtful and not self.reputation.distrusted(one.peer, now)
+        ]
+        fit.sort(key=lambda one: (one.step_s + one.wait_s) / one.trust)
+        return self._hops([Stage(one.peer, span) for one in fit], candidates, serving)
+
     def replacements(self, ring: Ring, shape: ModelShape) -> list[Replacement]:
         """Who can take the place of a ring's lost hops. Raises as :meth:`find`.
 

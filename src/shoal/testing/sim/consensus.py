@@ -1,0 +1,197 @@
+"""Whether consensus names who lied and who was lazy, and nobody else: real receipts, no network.
+
+``python -m shoal.testing.sim.consensus`` prints the figures of docs/trust.md. Of three replicas one lies from
+some row of one hop on, and one is lazy in some hop: it has computed nothing, and has to answer all the same.
+Rows are hashes alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from random import Random
+
+import msgspec
+from blake3 import blake3
+
+from shoal.net.identity import Identity, verify
+from shoal.testing.sim.audits import BLOCKS, HOPS, LEAST_TOKENS, MOST_TOKENS, WIDTH
+from shoal.trust.answer import HopReceipts, KeptAnswer, KeptWindow, check_answer
+from shoal.trust.consensus import REPLICAS, Check, Comparison, ReplicaWork, commitment, compare
+from shoal.trust.independence import Whereabouts, whereabouts
+from shoal.trust.receipt import sign_windows
+from shoal.trust.rows import HASH, WINDOW, RowLog, windows
+
+LAZY = ("copies a commitment", "shows what others have shown", "signs for nothing")
+"""What one that has computed nothing may try."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one answer."""
+
+    liar: tuple[int, int]
+    lazy: tuple[int, int]
+    """The replica and the hop of each."""
+    named: frozenset[tuple[int, int]]
+    """Who was named, by a third party or by a commitment that is not opened."""
+    rows: float
+    """Rows through blocks that were computed beyond the answer's own, relative to those."""
+    confirmed: bool
+    """Whether the first replica's rows were confirmed at every hop."""
+
+
+class SimulatedConsensus:
+    """One answer, computed by replicas of which one lies and one is lazy.
+
+    Args:
+        false: how many of the third parties lie, each in its own way.
+    """
+
+    def __init__(self, seed: int, *, cheats: bool = True, false: int = 0) -> None:
+        self._random = random = Random(seed)
+        self._cheats, self._false = cheats, false
+        self._tokens = random.randint(LEAST_TOKENS, MOST_TOKENS)
+        self._nonce = random.randbytes(16)
+        self._peers = [
+            [Identity.from_seed(random.randbytes(32)) for _ in range(HOPS)] for _ in range(REPLICAS)
+        ]
+        who = random.sample(range(REPLICAS), 2)
+        self._liar, self._lazy = ((replica, random.randrange(HOPS)) for replica in who)
+        self._lie_from = random.randrange(self._tokens)
+        self._how = LAZY[random.randrange(len(LAZY))]
+        self._sent = RowLog(random.randbytes(self._tokens * HASH))
+        self._computed = 0.0
+
+    def run(self) -> Outcome:
+        """Compute, commit, reveal, compare."""
+        answers = [self._answer(replica) for replica in range(REPLICAS)]
+        committed = [
+            [self._committed(answers, replica, hop) for hop in range(HOPS)] for replica in range(REPLICAS)
+        ]
+        named = set[tuple[int, int]]()
+        rings: list[list[ReplicaWork | None]] = []
+        for replica, answer in enumerate(answers):
+            unsound = {hop for f in check_answer(answer, verify) if len(f.hops) == 1 for hop in f.hops}
+            ring = list[ReplicaWork | None]()
+            for hop, receipts in enumerate(answer.hops):
+                opens = committed[replica][hop] == self._opened(answer, hop)
+                if not opens:
+                    named.add((replica, hop))
+                sound = opens and hop not in unsound
+                ring.append(self._work(replica, hop, receipts) if sound else None)
+            rings.append(ring)
+        found = self._settled(rings)
+        named |= {(one.replica, one.hop) for one in found.named}
+        confirmed = not found.open and all(found.confirmed) and all(0 in right for right in found.right)
+        cost = self._computed / (self._tokens * HOPS)
+        return Outcome(self._liar, self._lazy, frozenset(named), cost, confirmed)
+
+    def _settled(self, rings: list[list[ReplicaWork | None]]) -> Comparison:
+        sent = [self._sent.window(number)[1] for number in range(windows(self._tokens))]
+        checks: dict[int, list[Check]] = {}
+        while (found := compare(sent, rings, checks)).disputed is not None:
+            hop, last = found.disputed.hop, found.disputed.window
+            rows, asked = self._sent, len(checks.get(hop, ()))
+            for before in range(hop + 1):
+                rows = self._through(before, rows, lie=before == hop and asked < self._false, tag=9 + asked)
+            self._computed += min((last + 1) * WINDOW, self._tokens)
+            went = tuple(rows.window(number)[1] for number in range(last + 1))
+            name = f"third {asked}"
+            checks.setdefault(hop, []).append(Check(name, whereabouts([name], [f"203.0.{asked}.1"]), went))
+        return found
+
+    def _answer(self, replica: int) -> KeptAnswer:
+        """What a replica has signed; a lazy hop sends rubbish on."""
+        came, hops = [self._sent], list[HopReceipts]()
+        for hop in range(HOPS):
+            lazy = self._cheats and (replica, hop) == self._lazy
+            lie = self._cheats and (replica, hop) == self._liar
+            came.append(self._through(hop, came[-1], lie=lie or lazy, tag=replica + 1 + lazy))
+            self._computed += self._tokens if replica and not lazy else 0
+            hops.append(self._receipts(replica, hop))
+        answer = KeptAnswer(
+            model="pretended",
+            digest="sha256:" + "0" * 64,
+            n_blocks=BLOCKS,
+            width=WIDTH,
+            numerics="n1/int8/auto/rows",
+            codec="bfloat16",
+            session=self._random.randbytes(16),
+            nonce=self._nonce,
+            token_ids=tuple(range(self._tokens)),
+            prompt_tokens=1,
+            tokens=self._tokens,
+            sent=b"".join(self._sent.leaf(at) for at in range(self._tokens)),
+            hops=tuple(hops),
+        )
+        signed = [self._signed(answer, replica, hop, came) for hop in range(HOPS)]
+        return msgspec.structs.replace(answer, hops=tuple(signed))
+
+    def _receipts(self, replica: int, hop: int) -> HopReceipts:
+        each = BLOCKS // HOPS
+        peer = self._peers[replica][hop].peer
+        return HopReceipts(peer, each * hop, each * (hop + 1), self._random.randbytes(16), ())
+
+    def _signed(self, answer: KeptAnswer, replica: int, hop: int, came: list[RowLog]) -> HopReceipts:
+        went, lazy = came[hop + 1], self._cheats and (replica, hop) == self._lazy
+        if lazy and self._how != "signs for nothing":
+            went = self._through(hop, came[hop], lie=False)  # by then others have revealed it
+        sign = self._peers[replica][hop].sign
+        made = sign_windows(answer.work(hop), self._tokens, came[hop], went, sign)
+        kept = tuple(KeptWindow(one.sent, one.came, one.went, one.signature) for one in made)
+        return msgspec.structs.replace(answer.hops[hop], receipts=kept)
+
+    def _committed(self, answers: list[KeptAnswer], replica: int, hop: int) -> bytes:
+        """What a hop commits to before anybody has shown anything."""
+        if self._cheats and (replica, hop) == self._lazy and self._how == "copies a commitment":
+            return self._opened(answers[(replica + 1) % REPLICAS], hop)
+        if self._cheats and (replica, hop) == self._lazy and self._how == "shows what others have shown":
+            return self._random.randbytes(32)
+        return self._opened(answers[replica], hop)
+
+    def _opened(self, answer: KeptAnswer, hop: int) -> bytes:
+        """The commitment that a hop's receipts open."""
+        return commitment(self._nonce, answer.hops[hop].peer, answer.receipts(hop))
+
+    def _work(self, replica: int, hop: int, kept: HopReceipts) -> ReplicaWork:
+        at: Whereabouts = whereabouts([kept.peer], [f"192.{replica}.{hop}.1"])
+        came, went = (tuple(getattr(one, side) for one in kept.receipts) for side in ("came", "went"))
+        return ReplicaWork(at, came, went)
+
+    def _through(self, hop: int, rows: RowLog, *, lie: bool, tag: int = 0) -> RowLog:
+        """What a hop makes of rows: the same always; or something else from some row on, if it lies."""
+        made = RowLog()
+        leaves = [
+            blake3(bytes([hop, tag if lie and at >= self._lie_from else 0]) + rows.leaf(at)).digest()
+            for at in range(self._tokens)
+        ]
+        made.note(0, self._tokens, b"".join(leaves))
+        return made
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=100)
+    asked = parser.parse_args()
+    lines = ["| third parties that lie | liar named | lazy one named | honest ones named | computed |"]
+    for false in (0, 1):
+        began = time.perf_counter()
+        runs = [SimulatedConsensus(seed, false=false).run() for seed in range(asked.runs)]
+        each_s = (time.perf_counter() - began) / asked.runs
+        liars = sum(run.liar in run.named for run in runs)
+        lazy = sum(run.lazy in run.named for run in runs)
+        honest = sum(len(run.named - {run.liar, run.lazy}) for run in runs)
+        rows = sum(run.rows for run in runs) / asked.runs
+        cells = f"{liars} of {asked.runs} | {lazy} of {asked.runs} | {honest}"
+        lines.append(
+            f"| {false} | {cells} | {rows:.2f} times the answer's rows more, {each_s * 1e3:.0f} ms |"
+        )
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
