@@ -251,7 +251,7 @@ async def test_two_auditors_on_one_host_name_nobody_and_one_elsewhere_is_asked_f
     one_host = {3: "192.0.2.7", 4: "192.0.2.7"}
     cheats = {3: "int4", 4: "int4"}  # the same rows, to the bit
     async with asking(home, checkpoint, spans, cheats=cheats, hosts=one_host) as (swarm, client):
-        choose = client.audits._peer
+        choose = client.audits.auditors.peer
         asked_in(monkeypatch, client, swarm, iter([3, 4]))
         found = (await answered(client, checkpoint)).protection
         audit = next(one for one in found.audits if one.hop == 1)
@@ -331,9 +331,9 @@ def asked_in(monkeypatch: pytest.MonkeyPatch, client: Swarm, swarm: MemorySwarm,
         finder, shape = client.rings.finder, job.shape
         others = {n.peer for i, n in enumerate(swarm.networks) if i != place}
         route = finder.find(shape, job.numerics, len(job.rows), others, span=job.span)
-        return PeerAuditor(route, client.member, client.settings, client.audits._identity)
+        return PeerAuditor(route, client.member, client.settings, client.audits.auditors._identity)
 
-    monkeypatch.setattr(client.audits, "_peer", peer)
+    monkeypatch.setattr(client.audits.auditors, "peer", peer)
 
 
 async def refuses(self: RevealDesk, channel: Any, message: Reveal, payload: bytes) -> None:
@@ -406,10 +406,10 @@ async def test_rows_that_attested_peers_alone_may_see_are_shown_to_no_auditor(
         await session.step([5, 6, 7])
         job = AuditJob(session.shape, session.ring.numerics, session.ring.codec, MIDDLE, [b""])
         middle = {session.ring.route[1].address.peer}
-        assert client.audits._peer(session, job, middle) is not None
+        assert client.audits.auditors.peer(session, job, middle) is not None
         hops = session.ring._places.hops
         hops[0].hop = dataclasses.replace(hops[0].hop, attested="tdx")
-        assert client.audits._peer(session, job, middle) is None
+        assert client.audits.auditors.peer(session, job, middle) is None
 
 
 def test_peers_at_one_address_are_taken_for_one_operator() -> None:

@@ -26,7 +26,7 @@ from shoal.types import PeerId
 CONTEXT = b"shoal commitment 1\n"
 REPLICAS = 3
 """How many compute an answer, with the hops that gave it: of three, one may lie and one be lazy."""
-CHECKS = 2
+CHECKS = 3
 """Third parties that are asked about one hop, at most."""
 CONFIRMED = 2
 """So many who are apart must agree before what a hop has computed counts as confirmed."""

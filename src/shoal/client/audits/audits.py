@@ -7,24 +7,22 @@ says what it came to. No audit changes an answer's tokens or fails it.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import SystemRandom
 
 import trio
-from blake3 import blake3
 
+from shoal.client.audits.auditor_finder import AuditorFinder
 from shoal.client.audits.auditors import (
-    HERE,
     AuditJob,
     Auditor,
     OtherIdentity,
-    OwnAuditor,
     PeerAuditor,
     computed,
-    whereabouts_of,
 )
+from shoal.client.audits.consensus import Consensus
+from shoal.client.audits.findings import Findings
 from shoal.client.audits.protection import FAST, AuditResult, Protection, attested_protection
 from shoal.client.audits.residual import residual_norm
 from shoal.client.receipts.pull import AnswerReceipts, pull_receipts
@@ -34,10 +32,7 @@ from shoal.client.seq2seq.sides import all_hops
 from shoal.client.session import Session
 from shoal.config import Settings
 from shoal.errors import (
-    Busy,
     DeadlineExceeded,
-    DigestMismatch,
-    NoCoverage,
     RemoteProtocolError,
     ShoalError,
 )
@@ -62,9 +57,8 @@ from shoal.trust.audit import (
     settled,
     within_reach,
 )
-from shoal.trust.audit_record import AuditRecord, Conviction
-from shoal.trust.independence import Whereabouts, apart
-from shoal.trust.rows import WINDOW, RowLog
+from shoal.trust.audit_record import AuditRecord
+from shoal.trust.rows import WINDOW, RowLog, row_log
 from shoal.types import Numerics, PeerId, ProtectionLevel
 from shoal.wire.payload import encoded_bytes
 
@@ -110,22 +104,15 @@ class Audits:
     ) -> None:
         self._rings = rings
         self._settings = settings
-        self._identity = identity
         self.chance: Chance = SystemRandom().random
         """Draws what is audited."""
-        self._book = AuditBook(settings.paths.audits)
-        self.own = OwnAuditor(settings, store)
+        self.findings = Findings(AuditBook(settings.paths.audits), rings.finder.reputation)
+        self.auditors = AuditorFinder(rings, settings, store, identity)
+        self._consensus = Consensus(rings, self.auditors, self.findings)
 
     async def remember(self) -> None:
         """Hold against peers what earlier audits on this machine have shown."""
-        try:
-            record = await trio.to_thread.run_sync(self._book.read)
-        except ShoalError as error:
-            log.warning("what earlier audits have found is not known: %s", error.message)
-            return
-        now = trio.current_time()
-        for peer, age_s in record.ages(time.time()):
-            self._rings.finder.reputation.lied(peer, now - age_s)
+        await self.findings.remember()
 
     async def protect(
         self,
@@ -152,6 +139,8 @@ class Audits:
             return None, attested_protection(level, route)
         if level == "fast":
             return None, FAST
+        if level == "consensus":
+            return await self._consensus.protect(session, prompt, said, sampling)
         until = trio.current_time() + PROTECT_WITHIN_S
         try:
             receipts = await pull_receipts(session, prompt, said, sampling)
@@ -222,7 +211,7 @@ class Audits:
                 account = account.pay(target.cost).draw(self.chance)
             return record.with_account(account), _Drawn(target, account.share)
 
-        return await trio.to_thread.run_sync(self._book.change, change)
+        return await trio.to_thread.run_sync(self.findings.book.change, change)
 
     async def _audit(
         self, session: Session, kept: KeptAnswer, target: AuditTarget, until: float
@@ -252,7 +241,7 @@ class Audits:
         if isinstance(rows, str) or (window := misfit_window(kept, target, row_log(rows))) is None:
             return rows
         if target.hop:
-            self._hold_against(kept.hops[target.hop - 1].peer, SHARED_FAULT)
+            self.findings.hold_against(kept.hops[target.hop - 1].peer, SHARED_FAULT)
         who = kept.hops[target.hop - 1].peer if target.hop else "this client"
         return f"{who} shows other rows than were signed for, in window {window}, so nothing is shown"
 
@@ -269,7 +258,9 @@ class Audits:
             return await session.ring.sent_rows(hop, tokens, left_s)
         except ShoalError as error:
             peer = kept.hops[hop].peer
-            self._hold_against(peer, SHARED_FAULT if isinstance(error, RemoteProtocolError) else REFUSAL)
+            self.findings.hold_against(
+                peer, SHARED_FAULT if isinstance(error, RemoteProtocolError) else REFUSAL
+            )
             return f"{peer} does not show what it sent on, so nothing is shown: {error.message}"
 
     async def _measure(
@@ -281,10 +272,14 @@ class Audits:
             return _result(kept, target, "open", (), theirs)
         who = f"hop {target.hop} ({kept.hops[target.hop].peer}, blocks {target.span})"
         if differing_window(kept, target, row_log(theirs)) is not None:
-            self._hold_against(kept.hops[target.hop].peer, SHARED_FAULT)
+            self.findings.hold_against(kept.hops[target.hop].peer, SHARED_FAULT)
             return _result(kept, target, "open", (), f"{who} shows other rows than it has signed for")
         tried = {PeerId(kept.hops[target.hop].peer)}
-        auditor = self.own() if await self.own.can(job) else self._peer(session, job, tried)
+        auditor = (
+            self.auditors.own()
+            if await self.auditors.own.can(job)
+            else self.auditors.peer(session, job, tried)
+        )
         ours = None if auditor is None else await computed(auditor, job, until)
         if auditor is None or ours is None or isinstance(ours, ShoalError):
             why = f": {ours.message}" if isinstance(ours, ShoalError) else ""
@@ -300,16 +295,18 @@ class Audits:
         """What auditors found, and why others found nothing."""
         opinions, silent = list[Opinion](), list[str]()
         tried = {PeerId(kept.hops[target.hop].peer)}
-        own = await self.own.can(job)
+        own = await self.auditors.own.can(job)
         here = own
         for _ in range(MOST_ASKED):
             if trio.current_time() > until:
                 break
             near = [opinion.at for opinion in opinions]
-            auditor: Auditor | None = self.own() if here else self._peer(session, job, tried, near)
+            auditor: Auditor | None = (
+                self.auditors.own() if here else self.auditors.peer(session, job, tried, near)
+            )
             here = False
             if auditor is None and own and opinions:
-                auditor, own = self.own(checked=True), False
+                auditor, own = self.auditors.own(checked=True), False
             if auditor is None:
                 break
             left_s = seconds_left(until)
@@ -321,7 +318,7 @@ class Audits:
                 silent.append(f"{auditor.name} has not audited: {done.message}")
                 if left_s >= ENOUGH_S or not isinstance(done, DeadlineExceeded):
                     for peer in auditor.at.peers:
-                        self._hold_against(peer, REFUSAL)
+                        self.findings.hold_against(peer, REFUSAL)
                 continue
             if opinions:
                 await self._pay(target.cost)
@@ -330,70 +327,18 @@ class Audits:
                 break
         return opinions, silent
 
-    def _peer(
-        self, session: Session, job: AuditJob, tried: set[PeerId], near: Sequence[Whereabouts] = ()
-    ) -> PeerAuditor | None:
-        """Others who have the blocks: the least like those who were asked to compute, where there are any.
-
-        Args:
-            near: where those are who have audited it already: one that may be one with them confirms nothing.
-        """
-        if self._identity is None or any(hop.attested for hop in session.ring.route):
-            return None  # what none but attested peers may see, no other is shown
-        finder, shape = self._rings.finder, job.shape
-        ring = {hop.address.peer for hop in session.ring.route}
-        hops = [whereabouts_of([hop.address]) for hop in session.ring.route]
-        now = trio.current_time()
-        places = {
-            PeerId(a.peer): whereabouts_of([a.address]) for a in finder.serving(shape, job.numerics.format)
-        }
-        doubtful = {peer for peer in places if finder.reputation.distrusted(peer, now)}
-        known = {peer for peer, at in places.items() if any(at.hosts & hop.hosts for hop in hops)}
-        beside = {peer for peer, at in places.items() if not all(apart(at, one) for one in near)}
-        never = tried | doubtful
-        for avoid in (ring | known | beside, ring | beside, beside, ring | known, ring, set[PeerId]()):
-            try:
-                route = finder.find(shape, job.numerics, len(job.rows), never | avoid, span=job.span)
-            except (NoCoverage, Busy, DigestMismatch):
-                continue
-            if not {hop.address.peer for hop in route} & (never | avoid):
-                return PeerAuditor(route, self._rings.member, self._settings, self._identity)
-        return None
-
     async def _pay(self, cost: int) -> None:
         def change(record: AuditRecord) -> tuple[AuditRecord, None]:
             return record.with_account(record.account.pay(cost)), None
 
-        await trio.to_thread.run_sync(self._book.change, change)
+        await trio.to_thread.run_sync(self.findings.book.change, change)
 
     async def _remember(self, kept: KeptAnswer, target: AuditTarget, judgement: Judgement) -> None:
         """Hold against a hop what two auditors found; against an auditor that two others contradict, half of
         a fault: three who are one could say so of an honest one."""
-        for name in judgement.alone:
-            if name.startswith(HERE):
-                log.warning("audit: %s computes other rows than two peers: check its weights", HERE)
-                continue
-            for peer in name.split(" and "):
-                self._hold_against(peer, SHARED_FAULT)
-        if judgement.verdict != "cheat":
-            return
-        peer = PeerId(kept.hops[target.hop].peer)
-        log.warning("audit: %s computes something else than its blocks %s", peer, target.span)
-        self._rings.finder.reputation.lied(peer, trio.current_time())
-        found = Conviction(peer, time.time(), kept.digest, target.span.start, target.span.end)
-
-        def change(record: AuditRecord) -> tuple[AuditRecord, None]:
-            return record.convict(found), None
-
-        await trio.to_thread.run_sync(self._book.change, change)
-
-    def _hold_against(self, peer: str, share: float) -> None:
-        self._rings.finder.reputation.failed(PeerId(peer), trio.current_time(), share)
-
-
-def row_log(rows: Sequence[bytes]) -> RowLog:
-    """The hashes of rows, each by itself, from the first position on."""
-    return RowLog(b"".join(blake3(row).digest() for row in rows))
+        self.findings.contradicted(judgement.alone)
+        if judgement.verdict == "cheat":
+            await self.findings.convict(kept.hops[target.hop].peer, kept.digest, target.span)
 
 
 def _opinion(kept: KeptAnswer, target: AuditTarget, auditor: Auditor, made: RowLog) -> Opinion:

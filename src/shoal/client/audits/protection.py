@@ -1,7 +1,8 @@
 """How well an answer is protected from hops that compute something else: what was asked for, and what came.
 
 ``fast``: nobody checks anything. ``audited``: all hops sign the answer, the signatures are checked, and by
-chance, within a budget, a hop is computed again. ``attested``: only hops take part that have shown on which
+chance, within a budget, a hop is computed again. ``consensus``: other peers compute all of it too, and what
+all of them have signed is compared. ``attested``: only hops take part that have shown on which
 machine and with which software they run (:mod:`shoal.client.attestation`).
 """
 
@@ -32,6 +33,8 @@ class AuditResult:
     """In a sentence."""
     residual: float | None = None
     """Where bits are no promise: how far its rows are from an auditor's, relative to their norm."""
+    replica: int = 0
+    """Of which replica the hop is; 0: of those that gave the answer."""
 
     def shown(self) -> dict[str, Any]:
         """For JSON."""
@@ -45,6 +48,7 @@ class AuditResult:
             "by": list(self.by),
             "what": self.what,
             "residual": self.residual,
+            "replica": self.replica,
         }
 
 
@@ -66,11 +70,15 @@ class Protection:
     """What was found, or why it has less than was asked for, in sentences."""
     attested: tuple[tuple[str, str], ...] = ()
     """The peers that have shown what they run on, each with that."""
+    replicas: tuple[tuple[str, ...], ...] = ()
+    """The peers that have computed it, by replica and hop; the first are those that gave it."""
+    extra: float = 0.0
+    """What replicas and third parties have computed, relative to the answer's own rows."""
 
     @property
     def cheats(self) -> tuple[AuditResult, ...]:
-        """The audits that found a hop out."""
-        return tuple(audit for audit in self.audits if audit.verdict == "cheat")
+        """The audits that found a hop out that gave the answer."""
+        return tuple(audit for audit in self.audits if audit.verdict == "cheat" and not audit.replica)
 
     def shown(self) -> dict[str, Any]:
         """For JSON."""
@@ -82,6 +90,8 @@ class Protection:
             "audit_share": round(self.share, 4),
             "audit_budget": self.budget,
             "faults": list(self.faults),
+            "replicas": [list(peers) for peers in self.replicas],
+            "replica_compute": round(self.extra, 2),
             "attested": [{"peer": peer, "shown": shown} for peer, shown in self.attested],
         }
 
@@ -93,6 +103,10 @@ class Protection:
         if self.asked == "attested" or self.attested:
             machines = sorted({shown for _, shown in self.attested})
             return [f"protection: {self.level}; {'; '.join(machines)}", *self.faults]
+        if self.asked == "consensus":
+            head = f"protection: {self.level}; {max(1, len(self.replicas))} replicas of each hop"
+            head += f", for {self.extra:.1f} times its compute more"
+            return [head, *(audit.what for audit in self.audits), *self.faults]
         hops = "1 hop" if len(self.signed) == 1 else f"{len(self.signed)} hops"
         spent = f"audits took {self.share:.1%} of the compute so far, of {self.budget:.1%} allowed"
         drawn = "" if self.audits else ", none was drawn for an audit this time"

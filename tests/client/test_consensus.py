@@ -1,0 +1,169 @@
+"""Consensus over real sessions: replicas that lie or are lazy are named, and nobody else ever is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.client.answer import Answer
+from shoal.client.audits.auditors import HERE
+from shoal.client.swarm import Swarm
+from shoal.node.receipts import ReceiptDesk
+from shoal.swarm.audit_book import AuditBook
+from shoal.testing.swarm import MemorySwarm
+
+from .test_audits import COUNT, MIDDLE, PROMPT, SPANS, asking, home, no_weights, suspected
+
+__all__ = ["home", "no_weights"]
+
+NINE = [*SPANS, *SPANS, *SPANS]
+"""Three replicas; the middle of the answer is computed by the second node."""
+
+
+async def answered(client: Swarm, folder: Path, **options: Any) -> Answer:
+    answer = client.generate(str(folder), PROMPT, max_tokens=COUNT, protect="consensus", **options)
+    async for _ in answer:
+        pass
+    return answer
+
+
+def computing(swarm: MemorySwarm) -> list[int]:
+    return [node.server.sessions for node in swarm.nodes]
+
+
+def the_desk(swarm: MemorySwarm, place: int) -> ReceiptDesk:
+    return swarm.nodes[place].server._receipts
+
+
+# ---- honest ones ----
+
+
+async def test_three_replicas_with_the_same_boundaries_agree_to_the_bit(home: Path, checkpoint: Path) -> None:
+    async with asking(home, checkpoint, NINE) as (swarm, client):
+        answer = await answered(client, checkpoint)
+        found = answer.protection
+        assert (found.asked, found.level, found.faults, found.audits) == ("consensus", "consensus", (), ())
+        assert found.replicas[0] == tuple(stage.peer for stage in answer.route) == found.signed
+        assert len({peer for replica in found.replicas for peer in replica}) == 9
+        assert (found.extra, answer.receipts is not None) == (2.0, True)
+        assert "3 replicas of each hop, for 2.0 times its compute more" in found.said[0]
+        assert computing(swarm) == [0] * 9
+        assert suspected(client, swarm) == []
+
+
+@pytest.mark.parametrize("own_ends", ["0:0", "1:1"])
+async def test_a_session_that_went_back_and_blocks_of_ones_own_change_nothing(
+    home: Path, checkpoint: Path, own_ends: str
+) -> None:
+    async with asking(home, checkpoint, NINE) as (swarm, _):
+        client = await swarm.add_client(private_ends=own_ends)
+        async with client.session(str(checkpoint), tokens=256) as session:
+            await session.step(PROMPT * 2)
+            for said in ([60, 61, 62], [7, 7], list(range(40))):
+                session.roll_back(33)
+                await session.step(said)
+                prompt = (PROMPT * 2)[:33]
+                _, found = await client.audits.protect(session, prompt, said, None, "consensus", 0)
+                assert (found.level, found.faults, found.audits) == ("consensus", (), ())
+
+
+async def test_with_two_replicas_it_is_said_that_there_are_no_more(home: Path, checkpoint: Path) -> None:
+    async with asking(home, checkpoint, [*SPANS, *SPANS]) as (_, client):
+        found = (await answered(client, checkpoint)).protection
+        assert (found.level, len(found.replicas)) == ("consensus", 2)
+        assert found.faults == ("2 of 3 replicas were to be had: too few others serve its blocks",)
+
+
+@pytest.mark.parametrize("format", ["int8", "bf16"])
+async def test_without_replicas_or_bits_that_all_have_an_answer_has_less_than_was_asked_for(
+    home: Path, checkpoint: Path, format: Any
+) -> None:
+    spans = SPANS if format == "int8" else NINE
+    async with asking(home, checkpoint, spans, format=format) as (swarm, client):
+        answer = await answered(client, checkpoint)
+        assert (len(answer.token_ids), answer.protection.level) == (COUNT, "fast")
+        why = "1 of 3 replicas" if format == "int8" else "bits are the same everywhere"
+        assert why in answer.protection.faults[0]
+        assert suspected(client, swarm) == []
+
+
+# ---- who lies ----
+
+
+@pytest.mark.parametrize("cheat", ["noise", "skipped-block"])
+async def test_a_hop_of_the_answer_that_lies_is_named(home: Path, checkpoint: Path, cheat: str) -> None:
+    async with asking(home, checkpoint, NINE, cheats={1: cheat}) as (swarm, client):
+        found = (await answered(client, checkpoint)).protection
+        (audit,) = found.cheats
+        assert (audit.hop, audit.peer, audit.span) == (1, swarm.networks[1].peer, MIDDLE)
+        assert (audit.by, audit.replica, found.level) == ((HERE,), 0, "fast")
+        assert suspected(client, swarm) == [1]
+        (conviction,) = AuditBook(client.settings.paths.audits).read().convictions
+        assert conviction.peer == swarm.networks[1].peer
+
+
+async def test_replicas_that_lie_and_are_lazy_are_named_and_the_answer_is_confirmed(
+    home: Path, checkpoint: Path
+) -> None:
+    async with asking(home, checkpoint, NINE, cheats={4: "fine-tune"}) as (swarm, client):
+        said: list[bytes] = []
+        for place, node in enumerate(swarm.nodes):
+
+            def commits(
+                work: Any, tokens: int, log: Any, desk: Any = node.server._receipts, at: int = place
+            ) -> bytes:
+                if at == 7 and said:
+                    return said[0]  # it has computed nothing, and says what another has said
+                said.append(ReceiptDesk._commitment(desk, work, tokens, log))
+                return said[-1]
+
+            the_desk(swarm, place)._commitment = commits  # type: ignore[method-assign]
+        found = (await answered(client, checkpoint)).protection
+        assert {audit.peer for audit in found.audits} == {swarm.networks[4].peer, swarm.networks[7].peer}
+        assert all(audit.replica and audit.verdict == "cheat" for audit in found.audits)
+        assert any("than it had committed to" in audit.what for audit in found.audits)
+        assert (found.level, found.cheats) == ("consensus", ())
+        assert found.extra > 2.0  # a third party has computed, too
+        assert suspected(client, swarm) == [4, 7]
+
+
+async def test_without_weights_of_its_own_a_client_asks_another_peer_who_is_right(
+    home: Path, checkpoint: Path, no_weights: None
+) -> None:
+    async with asking(home, checkpoint, [*NINE, MIDDLE], cheats={1: "noise"}) as (swarm, client):
+        found = (await answered(client, checkpoint)).protection
+        (audit,) = found.cheats
+        replicas = {peer for replica in found.replicas for peer in replica}
+        (third,) = audit.by
+        assert third in {n.peer for n in swarm.networks} - replicas
+        assert suspected(client, swarm) == [1]
+
+
+async def test_nobody_is_named_where_those_who_agree_may_be_one(
+    home: Path, checkpoint: Path, no_weights: None
+) -> None:
+    hosts = dict.fromkeys(range(1, 10, 3), "192.0.2.7") | {9: "192.0.2.7"}
+    async with asking(home, checkpoint, [*NINE, MIDDLE], cheats={1: "noise"}, hosts=hosts) as (swarm, client):
+        found = (await answered(client, checkpoint)).protection
+        assert (found.level, found.audits) == ("fast", ())
+        assert any("may be one operator's" in fault for fault in found.faults)
+        assert suspected(client, swarm) == []
+
+
+async def test_a_hop_that_cannot_commit_is_not_named_and_the_answer_is_not_confirmed(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = ReceiptDesk._get
+
+    async def of_an_older_version(self: ReceiptDesk, channel: Any, message: Any, payload: bytes) -> None:
+        older = type(message)(message.session, message.nonce, message.tokens, message.first)
+        await get(self, channel, older if self._peer == old else message, payload)
+
+    monkeypatch.setattr(ReceiptDesk, "_get", of_an_older_version)
+    async with asking(home, checkpoint, NINE) as (swarm, client):
+        old = swarm.networks[1].peer
+        found = (await answered(client, checkpoint)).protection
+        assert (found.level, found.audits) == ("fast", ())
+        assert any(f"{old} commits to nothing: its version" in fault for fault in found.faults)
