@@ -135,7 +135,7 @@ def _settle(
 ) -> dict[int, ReplicaWork] | None:
     """The replicas of one hop that are right, of those that were given the same; ``None``: not known."""
     windows = len(next(iter(works.values())).went)
-    liars, alone = list[Named](), set[str]()
+    alone = set[str]()
     givers = tuple(works)
     for window in range(windows):
         if len({work.went[window] for work in works.values()}) == 1:
@@ -147,7 +147,7 @@ def _settle(
         asked = [check for check in checks if len(check.went) > window]
         by = tuple(check.by for check in asked if check.went[window] == decided)
         alone |= {check.by for check in asked if check.went[window] != decided}
-        liars += [Named(n, hop, window, by) for n, work in works.items() if work.went[window] != decided]
+        found.named += [Named(n, hop, window, by) for n, one in works.items() if one.went[window] != decided]
         works = {number: work for number, work in works.items() if work.went[window] == decided}
     went = next(iter(works.values())).went
     agreeing = [check.at for check in checks if check.went == went]
@@ -155,7 +155,6 @@ def _settle(
     if not whole and len(checks) < CHECKS:
         found.disputed = Disputed(hop, windows - 1, tuple(works))
         return None
-    found.named += liars
     found.alone += sorted(alone)
     found.confirmed.append(whole)
     return works

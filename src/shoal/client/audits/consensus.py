@@ -203,7 +203,8 @@ class Consensus:
             if check is None:
                 found.faults.append(f"hop {hop} could not be confirmed: no third party was to be had")
                 break
-            checks.setdefault(hop, []).append(check)
+            # Who computes more of it now takes the place of what it had computed before.
+            checks[hop] = [*(one for one in checks.get(hop, ()) if one.by != check.by), check]
             tokens = min((seen.disputed.window + 1) * WINDOW, kept.tokens)
             found.rows += tokens * len(kept.hops[hop].span)
         for named in seen.named:
@@ -229,7 +230,8 @@ class Consensus:
         given = rows[:count] if hop == 0 else await self._revealed(replicas, disputed, count, until)
         if given is None:
             return None
-        before, ring = checks.get(hop, ()), session.ring
+        ring = session.ring
+        before = [check for check in checks.get(hop, ()) if len(check.went) > disputed.window]
         job = AuditJob(session.shape, ring.numerics, ring.codec, ring.route[hop].span, given)
         tried = {PeerId(one.receipts.kept.hops[hop].peer) for one in replicas}
         tried |= {PeerId(peer) for check in before for peer in check.at.peers}
