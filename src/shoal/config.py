@@ -230,9 +230,10 @@ class Settings:
     protect: Literal["auto"] | ProtectionLevel = field(
         default="auto",
         metadata=_about(
-            "How answers are protected from nodes that compute something else: auto, fast, audited or "
-            "attested. With fast nobody checks anything. With audited all nodes of a route sign each answer, "
-            "and by chance one of them is computed again. With attested it is as attested-only says. With "
+            "How answers are protected from nodes that compute something else: auto, fast, audited, "
+            "consensus or attested. With fast nobody checks anything. With audited all nodes of a route sign "
+            "each answer, and by chance one of them is computed again. With consensus others compute all of "
+            "it too, and what all have signed is compared. With attested it is as attested-only says. With "
             "auto it is audited in the public swarm, else fast."
         ),
     )

@@ -64,6 +64,12 @@ def test_what_a_level_of_protection_costs_is_told_before(shoal: Shoal, llama: Pa
     said = shoal(*audited, "--format", "int8").out
     assert "audits take up to 10.0% of the compute" in said and "hops sign each answer" in said
     assert "nothing can be audited: in bf16" in shoal(*audited, "--format", "bf16").out
+    consensus = (*asked, "--protect", "consensus", "--format")
+    cost = shoal(*consensus, "int8", "--json").data["protection"]
+    assert (cost["level"], cost["replicas"], cost["answers_per_audit"]) == ("consensus", 3, 0.0)
+    assert cost["sent_bytes"] > 0
+    assert "3 replicas compute each answer: 2 times the compute more" in shoal(*consensus, "int8").out
+    assert "nothing can be compared" in shoal(*consensus, "bf16").out
     attested = (*asked, "--format", "int8", "--protect", "attested")
     assert shoal(*attested, "--json").data["protection"]["receipt_bytes"] == 0.0
     assert "nothing is computed again" in shoal(*attested).out

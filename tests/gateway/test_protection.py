@@ -107,6 +107,18 @@ async def test_a_session_of_a_hop_that_was_found_out_is_not_kept(tmp_path, check
         assert gateway.gateway.prefixes.kept == 0
 
 
+async def test_consensus_is_asked_for_as_other_levels_are_and_says_what_it_lacks(audited):
+    for asked in ({"protect": "consensus"}, {"headers": {"X-Shoal-Protect": "consensus"}}):
+        messages = [{"role": "user", "content": "hello"}]
+        found = protection(await audited.post("/v1/chat/completions", messages=messages, **asked))
+        assert (found["asked"], found["level"], len(found["replicas"])) == ("consensus", "fast", 1)
+        assert "1 of 3 replicas" in found["faults"][0]
+    for span in HALVES * 2:
+        await audited.swarm.add_node(span, format="int8")
+    found = protection(await audited.chat(protect="consensus"))
+    assert (found["level"], len(found["replicas"]), found["replica_compute"]) == ("consensus", 3, 2.0)
+
+
 async def test_choices_that_share_a_prompt_are_counted_once_with_it(audited):
     book, before = AuditBook(audited.swarm.client.settings.paths.audits), 0.0
     earned = []

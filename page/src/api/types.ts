@@ -112,6 +112,8 @@ export interface Audit {
   by: string[]
   /** In a sentence. */
   what: string
+  /** Of which replica the hop is; 0: of those that gave the answer. */
+  replica?: number
 }
 
 /** How well an answer is protected from peers that compute something else. */
@@ -123,6 +125,8 @@ export interface Protection {
   faults: string[]
   /** What peers have shown to run on. */
   attested?: { peer: string; shown: string }[]
+  /** The peers that have computed it, by replica and hop. */
+  replicas?: string[][]
 }
 
 /** Blocks that the gateway runs itself, with what a decode step takes it. */

@@ -13,15 +13,17 @@ export interface Badge {
 /** Nothing of an answer that nobody was to check. */
 export function badge(protection: Protection | null | undefined): Badge | null {
   if (!protection) return null
-  const { asked, level, signed_by, audits, faults, attested } = protection
+  const { asked, level, signed_by, audits, faults, attested, replicas } = protection
   if (attested?.length) {
     const shown = [...new Set(attested.map(({ shown }) => shown)), ...faults]
     return { word: level, tone: faults.length ? 'soft' : 'good', lines: shown }
   }
   if (asked === 'fast') return null
-  const lines = [`Signed by ${many(signed_by.length, 'peer')}`, ...audits.map(({ what }) => what), ...faults]
-  if (!audits.length && level === asked) lines.push('None of them was drawn to be computed again this time')
-  if (audits.some(({ verdict }) => verdict === 'cheat')) return { word: 'false', tone: 'bad', lines }
+  const signed = `Signed by ${many(signed_by.length, 'peer')}`
+  const copies = asked === 'consensus' ? [`Computed by ${many(replicas?.length ?? 1, 'replica')}`] : []
+  const lines = [signed, ...copies, ...audits.map(({ what }) => what), ...faults]
+  if (!audits.length && level === 'audited' && level === asked) lines.push('None of them was drawn to be computed again this time')
+  if (audits.some(({ verdict, replica }) => verdict === 'cheat' && !replica)) return { word: 'false', tone: 'bad', lines }
   return level === asked ? { word: level, tone: 'good', lines } : { word: `not ${asked}`, tone: 'soft', lines }
 }
 

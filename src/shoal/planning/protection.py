@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoal.trust.audit import MAX_AUDIT_BYTES
+from shoal.trust.consensus import REPLICAS
 from shoal.trust.rows import WINDOW
 from shoal.types import Format, ProtectionLevel
 
@@ -28,7 +29,11 @@ class ProtectionCost:
     shown_bytes: float
     """What the hop before shows for one audit, and an auditor that is a peer is sent, in the mean."""
     why_none: str
-    """Why nothing could be audited; empty where it could."""
+    """Why nothing could be audited or compared; empty where it could."""
+    replicas: int = 1
+    """How many compute each answer."""
+    sent_bytes: float = 0.0
+    """What the client sends the other replicas for one answer."""
 
 
 def protection_cost(
@@ -39,12 +44,16 @@ def protection_cost(
     Args:
         row_bytes: of one token's hidden states, as they travel.
     """
-    if level != "audited":  # at no other one anything is signed or computed again
+    if level not in ("audited", "consensus"):  # at no other one anything is signed or computed again
         return ProtectionCost(level, 0.0, 0.0, 0.0, 0.0, "")
     receipts = RECEIPT_BYTES * hops / WINDOW
     if format not in EXACT:
         why = f"in {format} bits depend on the machine or on what runs beside; not in int8 and int4"
         return ProtectionCost(level, budget, receipts, 0.0, 0.0, why)
+    if level == "consensus":
+        sent = (REPLICAS - 1) * tokens * row_bytes
+        signed = REPLICAS * receipts
+        return ProtectionCost(level, 0.0, signed, 0.0, 0.0, "", replicas=REPLICAS, sent_bytes=sent)
     # A window is drawn evenly, and computed again from the first token on: half of the session in the mean.
     most = max(WINDOW, min(tokens, int(MAX_AUDIT_BYTES / row_bytes)))
     rows = most / 2

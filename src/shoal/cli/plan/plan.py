@@ -374,7 +374,14 @@ def _protection_lines(cost: ProtectionCost | None) -> list[str]:
         return ["attested: only nodes that show their hardware take part; nothing is computed again"]
     lines = [f"{cost.level}: hops sign each answer, {cost.receipt_bytes:.0f} B a token of it"]
     if cost.why_none:
-        return [*lines, f"nothing can be audited: {cost.why_none}"]
+        undone = "audited" if cost.level == "audited" else "compared"
+        return [*lines, f"nothing can be {undone}: {cost.why_none}"]
+    if cost.replicas > 1:
+        lines.append(
+            f"{cost.replicas} replicas compute each answer: {cost.replicas - 1} times the compute more, a "
+            "prefill each when it is complete, on as many other machines, which are sent "
+            f"{in_bytes(cost.sent_bytes)} of rows"
+        )
     if cost.answers_per_audit:
         lines.append(
             f"audits take up to {cost.budget:.1%} of the compute: about every {cost.answers_per_audit:.1f} "
