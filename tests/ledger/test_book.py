@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock
 
 from shoal.errors import BadLedgerFile, Busy, UsageError, VoucherRefused
 from shoal.ledger.vouchers import book as module
@@ -64,6 +64,17 @@ def test_a_refused_voucher_changes_nothing(book: PaymentBook[PayeeAccount]) -> N
     with pytest.raises(VoucherRefused):
         book.change(CHANNEL, lambda account: take_voucher(account, voucher(10_001), recover))
     assert file_of(book).read_bytes() == before
+
+
+def test_a_file_is_let_go_of_at_once_and_not_when_garbage_is_collected(
+    book: PaymentBook[PayeeAccount], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOCK_WITHIN_S", 0.05)
+    monkeypatch.setattr(BaseFileLock, "__del__", lambda lock: None)
+    with pytest.raises(VoucherRefused) as kept:
+        book.change(CHANNEL, lambda account: take_voucher(account, voucher(10_001), recover))
+    assert book.change(CHANNEL, lambda account: charge(account, 7)).owed_micro == 7
+    assert kept.value.reason == "over deposit"
 
 
 def test_every_damaged_file_is_told_and_never_read_as_another(book: PaymentBook[PayeeAccount]) -> None:

@@ -206,6 +206,18 @@ def test_what_vouchers_gave_is_taken_out_once(
     assert shoal("wallet", "withdraw", channel_id.hex(), *asked).code == 2
 
 
+def test_a_damaged_file_of_a_channel_is_told_and_not_passed_over(
+    shoal: Shoal, rich: dict[str, Any], node: Engine, home: Path, password: str
+) -> None:
+    shoal("wallet", "fund", node.w3.eth.accounts[5], "1", "--password-file", password)
+    (path,) = (home / "payments/paying").glob("*.account")
+    path.write_bytes(path.read_bytes()[:-9])
+    ran = shoal("wallet", "channels", "--json")
+    assert (ran.code, ran.out) == (1, "")
+    assert str(path) in ran.err
+    assert "bad_ledger_file" in ran.err
+
+
 @pytest.mark.parametrize("amount", ["0", "-1", "x", "nan", "inf", "0.0000000000000000001", "1e40"])
 def test_what_is_no_amount_is_refused(shoal: Shoal, amount: str) -> None:
     ran = shoal("wallet", "fund", "--", "0x" + "11" * 20, amount)

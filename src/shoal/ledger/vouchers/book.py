@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -99,7 +100,8 @@ class PaymentBook(Generic[PaymentAccount]):
     def _path(self, channel_id: bytes) -> Path:
         return self._folder / f"{channel_id.hex()}.account"
 
-    def _locked(self, path: Path) -> FileLock:
+    @contextmanager
+    def _locked(self, path: Path) -> Generator[None]:
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = FileLock(path.with_suffix(".lock"), timeout=LOCK_WITHIN_S)
@@ -108,7 +110,10 @@ class PaymentBook(Generic[PaymentAccount]):
             raise Busy(f"another process holds {path}") from error
         except OSError as error:
             raise _unusable(path, error) from error
-        return lock
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _write(self, path: Path, account: PaymentAccount) -> None:
         body = msgspec.json.encode(account)
