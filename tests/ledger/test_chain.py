@@ -283,7 +283,9 @@ def test_a_block_that_is_undone_is_not_believed_and_the_transaction_comes_again(
     assert client.escrow_state(world.channel_id).deposit == ETHER
 
 
-def test_a_node_that_is_down_for_an_hour_loses_no_transaction(world: World) -> None:
+def test_a_node_that_is_down_for_an_hour_loses_no_transaction(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     world.automine(False)
 
     def cut() -> None:
@@ -299,6 +301,7 @@ def test_a_node_that_is_down_for_an_hour_loses_no_transaction(world: World) -> N
     receipt = world.client.deposit(PAYER, TERMS, ETHER)
     assert receipt["status"] == 1
     assert world.clock.now >= 3660
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
     assert world.client.escrow_state(world.channel_id).deposit == ETHER
 
 

@@ -16,7 +16,7 @@ from eth.vm.transaction_context import BaseTransactionContext
 from eth_tester import EthereumTester, PyEVMBackend
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from shoal.ledger.contracts.artefacts import ContractName, artefact
 from shoal.ledger.contracts.evidence import registry_domain, split_signature
@@ -143,6 +143,14 @@ class Money(RuleBasedStateMachine):
         t = channel.terms
         addresses = (t.payer, t.payer_signer, t.payee, t.payee_signer, t.token)
         return b"".join(map(word, addresses)) + word(t.delay_s) + t.salt
+
+    @initialize(paid_in=st.tuples(*[st.integers(0, 10**18)] * 3), stakes=st.tuples(*[st.booleans()] * 4))
+    def begin(self, paid_in: tuple[int, ...], stakes: tuple[bool, ...]) -> None:
+        """So that there is something to be moved, whichever rules a run has."""
+        for n, amount in enumerate(paid_in):
+            self.deposit(n, n, amount)
+        for n, staked in enumerate(stakes):
+            self.register(n, n, 10**17 if staked else 0)
 
     @rule(n=st.integers(0, 2), who=people, amount=amounts)
     def deposit(self, n: int, who: int, amount: int) -> None:

@@ -213,9 +213,8 @@ def test_a_damaged_file_of_a_channel_is_told_and_not_passed_over(
     (path,) = (home / "payments/paying").glob("*.account")
     path.write_bytes(path.read_bytes()[:-9])
     ran = shoal("wallet", "channels", "--json")
-    assert (ran.code, ran.out) == (1, "")
-    assert str(path) in ran.err
-    assert "bad_ledger_file" in ran.err
+    assert (ran.code, ran.data["error"]["code"]) == (1, "bad_ledger_file")
+    assert str(path) in ran.data["error"]["message"]
 
 
 @pytest.mark.parametrize("amount", ["0", "-1", "x", "nan", "inf", "0.0000000000000000001", "1e40"])

@@ -175,7 +175,7 @@ class ChainClient:
         pending = Pending(nonce=body["nonce"], fees=fees, began=now, sent=now)
         signed = [_sign(key, body, fees)]
         action: Action = "send again"
-        receipt, looked = None, now
+        receipt, looked, away = None, now, False
         while True:
             try:
                 if action in ("send again", "reprice"):
@@ -185,12 +185,14 @@ class ChainClient:
             except ChainError as error:
                 if error.reason != "down" or self._clock() - looked >= DOWN_S:
                     raise
-                log.warning("%s; asking again", error.message)
+                if not away:
+                    log.warning("%s: it is asked again until it does", error.message)
+                away = True
                 self._sleep(self._poll_s)
                 continue
             # The time in which the node was away is not the transaction's.
             now, away_s = self._clock(), max(0.0, self._clock() - looked - 2 * self._poll_s)
-            pending, looked = pending.delayed(away_s), now
+            pending, looked, away = pending.delayed(away_s), now, False
             action = next_action(pending, view, now, self._confirmations)
             if action == "done":
                 return receipt
