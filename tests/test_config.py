@@ -69,6 +69,8 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "kernels": ("torch", "torch"),
         "yield_to_owner": ("pause", "pause"),
         "share": ("off", "off"),
+        "train": ("on", True),
+        "adapter": ("a,b=c", ("a", "b=c")),
         "share_rate": ("20MB", 20_000_000),
         "log_level": ("debug", "debug"),
         "log_format": ("json", "json"),

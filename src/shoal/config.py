@@ -248,6 +248,16 @@ class Settings:
             "the flag to give several. Clients ask for MODEL:NAME."
         ),
     )
+    train: bool = field(
+        default=False,
+        metadata=_about(
+            "Let clients tune adapters through this node's blocks: on or off. Its weights must be in fp32."
+        ),
+    )
+    train_tokens: int = field(
+        default=2048,
+        metadata=_about("Tokens of the longest sequence that a node trains; its activations are in memory."),
+    )
     share: Literal["auto", "on", "off"] = field(
         default="auto", metadata=_about("Give weights to peers: auto (in private swarms), on or off.")
     )

@@ -91,6 +91,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "parallel": (1, 64),
     "max_sessions": (1, 1 << 20),
     "kv_tokens": (1, 1 << 40),
+    "train_tokens": (1, 1 << 14),
     "prefill_chunk": (0, 1 << 22),
     "audit_budget": (0, 16),
     "store_days": (0, 3650),

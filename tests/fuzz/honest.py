@@ -68,6 +68,7 @@ from shoal.wire.messages import (
     encode,
     payload_bytes,
 )
+from shoal.wire.training import NotTrained, Train, Trained, TunedLayer
 
 NOW = 1_700_000_000.0
 SIZE_OF_GGUF = 104
@@ -105,6 +106,11 @@ HONEST: list[Message] = [
     NotFetched(7, "busy", "later"),
     Attest(8, b"n" * 32),
     Attested(8, 0, "no hardware"),
+    Train(
+        5, "sha256:" + "a" * 64, 0, 2, True, 1, (1,), "model.layers", 1, 2.0, (TunedLayer("mlp.up", 1, 1),)
+    ),
+    Trained(5, 0, 12),
+    NotTrained(5, "busy", "later"),
     Ping(9),
 ]
 

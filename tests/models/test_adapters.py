@@ -13,7 +13,7 @@ from shoal.errors import BadWeights, DigestMismatch, ShoalError, UnsupportedMode
 from shoal.models.adapters.names import split_name
 from shoal.models.adapters.read import named_path, read_adapter
 from shoal.models.store.store import ModelStore
-from shoal.node.adapters import read_adapters
+from shoal.node.adapters.read import read_adapters
 from shoal.testing.adapters import write_adapter
 from shoal.testing.checkpoints import BLOCKS, write_checkpoint
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import trio
 
-from shoal.client.adapters import with_adapter
 from shoal.client.answer import Answer
 from shoal.client.audits.auditors import OtherIdentity
 from shoal.client.audits.audits import Audits
@@ -36,12 +35,9 @@ from shoal.client.seq2seq.sound import Sound, read_recording
 from shoal.client.seq2seq.transcribe import Transcription, open_transcriber
 from shoal.client.session import Session
 from shoal.client.speculation.draft_holder import DraftHolder
+from shoal.client.tuning.served import no_own_blocks, with_adapter
 from shoal.config import Settings
-from shoal.errors import (
-    BadWeights,
-    PromptTooLong,
-    UsageError,
-)
+from shoal.errors import BadWeights, PromptTooLong, UsageError
 from shoal.executor.arrays import Array
 from shoal.executor.ends import EndsEngine
 from shoal.executor.thread import ComputeThread
@@ -411,8 +407,7 @@ class Swarm:
         return coverage([a.served.span for a in serving if a.served], shapes[0]) if shapes else []
 
     async def resolve(self, model: str, progress: Progress = silent) -> LocalModel:
-        """The model on this machine, as far as a client needs it; what is not here is fetched first. Behind a
-        colon its name may have that of an adapter, which hops must have.
+        """The model here, as far as a client needs it, fetched first if need be; as MODEL:NAME with an adapter.
 
         Raises:
             As :meth:`PeerWeights.resolve`, :meth:`PeerWeights.fetch_ends` and :func:`with_adapter`.
@@ -467,10 +462,7 @@ class Swarm:
             UsageError: ``private_ends`` leave none, or the model has an adapter, which this machine has not.
         """
         if self._own and shape.adapter is not None:
-            raise UsageError(
-                "an adapter is where its nodes are: no blocks can be kept to oneself beside it",
-                check="leave private_ends out, or ask the model without its adapter",
-            )
+            raise no_own_blocks()
         return routed_span(self._own, shape.n_blocks)
 
     async def _load_ends(self, local: LocalModel, format: Format) -> EndsEngine:

@@ -18,6 +18,7 @@ from shoal.executor.pages import PAGE, PagePool
 from shoal.executor.runner import Capabilities, KvState, Runner, SessionRows
 from shoal.executor.thread import ComputeThread
 from shoal.types import AdapterDigest, Codec, Format, Kv, Numerics, SessionId, Span
+from shoal.wire.training import Train
 
 _ResultT = TypeVar("_ResultT")
 
@@ -106,6 +107,27 @@ class Engine:
     def busy_s(self) -> float:
         """Seconds that forwards took in all."""
         return self._batcher.busy_s
+
+    async def train(self, message: Train, payload: bytes, within_s: float) -> bytes:
+        """Answer a question of tuning, in turn with forwards of sessions.
+
+        Args:
+            within_s: what computing it may take.
+
+        Raises:
+            NotAllowed: no gradients go through these blocks.
+            DigestMismatch: the adapter does not fit them.
+            DeadlineExceeded: it took longer.
+            StepFailed: what came out is not finite.
+        """
+        from shoal.executor.training.payload import read_work  # noqa: PLC0415 - torch, which few need
+
+        def run() -> bytes:
+            work = read_work(message, payload, time.monotonic() + within_s)
+            found = self.runner.train(Span(message.start, message.end), work)
+            return b"".join(part.tobytes() for part in found)
+
+        return await self._thread.run(run)
 
     async def open(
         self, session: SessionId, span: Span | None = None, adapter: AdapterDigest | None = None

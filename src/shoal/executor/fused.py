@@ -8,7 +8,7 @@ from ctypes import byref
 import numpy as np
 
 from shoal.errors import OutOfResources, ShoalError
-from shoal.executor.adapters import FusedAdapters
+from shoal.executor.adapters.parts import FusedAdapters
 from shoal.executor.arrays import address, join, split
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.kernels.c_kernels import NUMBER, MatrixLayout, ThreadTeam, library

@@ -14,8 +14,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from shoal.errors import ShoalError, StepFailed, UnsupportedModel
-from shoal.executor.adapters import AdapterNumbers
+from shoal.errors import NotAllowed, ShoalError, StepFailed, UnsupportedModel
+from shoal.executor.adapters.modules import ModuleAdapter
+from shoal.executor.adapters.parts import AdapterNumbers
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.cores import usable_cores
@@ -23,18 +24,20 @@ from shoal.executor.device.device import CPU
 from shoal.executor.device.products import find_products
 from shoal.executor.device.torch_devices import shortage, too_small
 from shoal.executor.kernels.c_kernels import ThreadTeam, library
-from shoal.executor.module_adapters import ModuleAdapter
 from shoal.executor.packed import load_packed
 from shoal.executor.pages import PagePool, Pages, pages_for
 from shoal.executor.runner import Capabilities, KvState, SessionRows
+from shoal.executor.training.train import TrainingWork, check_trainable, train
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.build.ends import EndsModule
 from shoal.models.build.kv import Cache
 from shoal.models.build.load import load_ends_module
 from shoal.models.build.seq2seq.ends import AudioSource, TargetEnds, TextSource
+from shoal.models.build.span import SpanModule
 from shoal.models.store.local_model import LocalModel
 from shoal.types import AdapterDigest, Exactness, Format, Kernels, Kv, Span
 
+NOT_ALONE = "its blocks are not all a decoder's, in one process"
 KV_PROBE = 1024
 """Tokens over which a model's own cache is measured: windows and states grow less than by the token."""
 
@@ -73,6 +76,7 @@ class ModuleRunner:
             roll_back=module.rolls_back,
             exact=exact,
             stateless=module.stateless,
+            untrainable=check_trainable(module) if isinstance(module, SpanModule) else NOT_ALONE,
             boundary=module.boundary,
         )
         self.span = module.span
@@ -82,6 +86,13 @@ class ModuleRunner:
         self._numbers = AdapterNumbers()
         self._adapters: Sequence[Adapter] = ()
         self._adapted: WeakKeyDictionary[Modules, dict[int, ModuleAdapter]] = WeakKeyDictionary()
+
+    def train(self, span: Span, work: TrainingWork) -> list[Floats]:
+        """As :meth:`Runner.train`."""
+        module = self.module.part(span)
+        if self.capabilities.untrainable or not isinstance(module, SpanModule):
+            raise NotAllowed(f"this node does not train: {self.capabilities.untrainable}")
+        return train(module, work)
 
     def load_adapters(self, adapters: Sequence[Adapter]) -> None:
         """As :meth:`Runner.load_adapters`."""

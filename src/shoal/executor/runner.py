@@ -8,8 +8,8 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from shoal.errors import PositionGap, ShoalError, UsageError
-from shoal.executor.adapters import AdapterNumbers
+from shoal.errors import NotAllowed, PositionGap, ShoalError, UsageError
+from shoal.executor.adapters.parts import AdapterNumbers
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.pages import PagePool, Pages
@@ -18,6 +18,7 @@ from shoal.types import AdapterDigest, Exactness, Span
 
 if TYPE_CHECKING:
     from shoal.executor.kernels.decode_steps import DecodeSteps
+    from shoal.executor.training.train import TrainingWork
     from shoal.models.build.kv import Cache  # stands on torch, which a span on the kernels does without
 
 
@@ -60,6 +61,8 @@ class Capabilities:
     """What comes out has the bits that the model's own modules give in float32."""
     stateless: bool = False
     """A step is a whole input, from position 0: nothing is kept for the next one, which may be another."""
+    untrainable: str = "gradients go through the model's own modules alone: serve it with --format fp32"
+    """Why no gradients go through its blocks; empty where they do."""
     boundary: int = 0
     """The first block of a decoder that has an encoder before it; 0: there is none. A session is over blocks
     of one of them, and over the decoder's it begins with what the encoder gave, in a step from position 0."""
@@ -85,6 +88,14 @@ class Runner(Protocol):
 
     def make_pool(self, tokens: int) -> PagePool:
         """Pages for at least ``tokens`` tokens of KV, which this runner then uses."""
+        ...
+
+    def train(self, span: Span, work: TrainingWork) -> list[Floats]:
+        """Forward or backward with an adapter of a client's, as :func:`shoal.executor.training.train.train`.
+
+        Raises:
+            NotAllowed: no gradients go through these blocks; see ``Capabilities.trains``.
+        """
         ...
 
     def load_adapters(self, adapters: Sequence[Adapter]) -> None:
@@ -121,6 +132,7 @@ class PagedRunner(ABC):
     """What runners share that keep all KV in pages of their own, and compute in this process."""
 
     span: Span
+    capabilities: Capabilities
 
     def __init__(self) -> None:
         self.numbers = AdapterNumbers()
@@ -146,6 +158,9 @@ class PagedRunner(ABC):
                 for i, outcome in zip(ready, done, strict=True):
                     outcomes[i] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
+
+    def train(self, span: Span, work: TrainingWork) -> list[Floats]:
+        raise NotAllowed(f"this node does not train: {self.capabilities.untrainable}")
 
     def decode_steps(self) -> DecodeSteps | None:
         return None

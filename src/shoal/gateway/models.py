@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import trio
 
-from shoal.client.adapters import adapted, adapters_of, with_adapter
 from shoal.client.swarm import Swarm
+from shoal.client.tuning.served import adapted, adapters_of, with_adapter
 from shoal.errors import UnknownModel, UsageError
 from shoal.models.checkpoint.encoder_decoders import EncoderDecoder
 from shoal.models.store.catalogue import close_names, find_entry

@@ -23,7 +23,7 @@ from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.net.network import Network
-from shoal.node.adapters import read_adapters
+from shoal.node.adapters.read import read_adapters
 from shoal.node.admission import DRAIN_S, drain
 from shoal.node.attestation.start import Attesting, attestation_desk, start_attesting
 from shoal.node.formats import pick_format
@@ -189,6 +189,7 @@ class Node:
             numerics=str(self.engine.numerics),
             attests=self.attests or "",
             link_bytes_s=self.server.channels.bytes_s,
+            trains=self.server.trains,
             adapters=tuple(ServedAdapter(adapter.name, adapter.digest) for adapter in self.adapters),
         )
 
@@ -303,6 +304,7 @@ async def start_node(
         wire=settings.wire,
         where=member.directory.address_of,
         adapters=[adapter.digest for adapter in adapters],
+        train_tokens=settings.train_tokens if settings.train else 0,
     )
     machine = machine or await trio.to_thread.run_sync(machine_of, device, settings.parallel)
     watch = OwnerWatch(server, member, model.shape, settings.yield_to_owner, machine, turned)

@@ -20,6 +20,7 @@ from shoal.net.channel import Channel
 from shoal.net.moving.mover import Where
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
+from shoal.node.adapters.training import TrainingDesk, TrainingService
 from shoal.node.admission import Admission, Service
 from shoal.node.audits.reveal import RevealDesk
 from shoal.node.decoding.at_once import run_at_once
@@ -65,7 +66,12 @@ class SpanServer:
         wire: Codec | Literal["auto"] = "auto",
         where: Where = lambda _: None,
         adapters: Sequence[AdapterDigest] = (),
+        train_tokens: int = 0,
     ) -> None:
+        """
+        Args:
+            train_tokens: of the longest sequence that clients may train here; 0: they may train none.
+        """
         self.digest = digest
         self._adapters = frozenset(adapters)
         self.span = span
@@ -84,7 +90,7 @@ class SpanServer:
             network,
             self.handlers.handle,
             mine.lost,
-            known=mine.knows,
+            known=lambda peer: mine.knows(peer) or self.trains,
             held=mine.holds,
             where=where,
             at_once=self._at_once,
@@ -93,6 +99,8 @@ class SpanServer:
         self._rerouting = Rerouting(mine, self.channels, self.load, self._peer, self._spawn)
         self._receipts = ReceiptDesk(mine, network.sign, network.peer, self._spawn)
         self._reveals = RevealDesk(mine, self._spawn)
+        self._train_tokens = train_tokens
+        self._training = TrainingDesk(self._trained, self._spawn)
         self._nursery: trio.Nursery | None = None
         self._register()
 
@@ -102,6 +110,7 @@ class SpanServer:
         self._rerouting.register(self.handlers)
         self._receipts.register(self.handlers)
         self._reveals.register(self.handlers)
+        self._training.register(self.handlers)
         self.handlers.register(Close, self._close)
         for answer in (Failed, Opened, Refused, Rerouted, Located, Receipts, Revealed):
             self.handlers.register(answer, _ignore)
@@ -113,6 +122,19 @@ class SpanServer:
     def has_client(self, peer: PeerId) -> bool:
         """Whether a session here is this peer's."""
         return any(hop.client.peer == peer for hop in self._sessions)
+
+    @property
+    def trains(self) -> bool:
+        """Whether clients may train adapters here."""
+        return not self._trained().off
+
+    def _trained(self) -> TrainingService:
+        off = self.engine.capabilities.untrainable
+        if not self._train_tokens:
+            off = "it was not started to: --train on"
+        elif not self.admits:
+            off = "it is leaving, or its machine is in use"
+        return TrainingService(self.digest, self.span, self.engine, self._train_tokens, off)
 
     @property
     def admits(self) -> bool:

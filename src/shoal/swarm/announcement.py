@@ -101,6 +101,8 @@ class Served(Struct, frozen=True, array_like=True):
     link_bytes_s: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
     """Bytes a second that its long messages reached over the usual one of its ways; 0: none was timed."""
     adapters: Annotated[tuple[ServedAdapter, ...], Meta(max_length=MAX_ADAPTERS)] = ()
+    trains: bool = False
+    """Whether clients may tune adapters through its blocks."""
 
     def has(self, adapter: AdapterDigest | None) -> bool:
         """Whether sessions may have that adapter here, or none."""

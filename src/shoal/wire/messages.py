@@ -37,6 +37,8 @@ So does what shows on which machine a peer runs::
 
     peer → Attest            show what you run on
     peer ← Attested
+
+Messages of tuning are in :mod:`shoal.wire.training`.
 """
 
 from __future__ import annotations
@@ -47,15 +49,16 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import RemoteProtocolError
-from shoal.types import NUMERICS_PATTERN, Codec, Format, PeerAddress, PeerId
+from shoal.types import NUMERICS_PATTERN, Codec, Format
 from shoal.wire.arrays import MAX_ARRAYS, ArraySpec, array_bytes
 from shoal.wire.fields import (
     MAX_BLOCKS,
+    MAX_PAYLOAD,
     MAX_TOKENS,
-    Address,
     Block,
     Count,
     Microseconds,
+    NextHop,
     NoiseKey,
     Number,
     PeerText,
@@ -64,6 +67,7 @@ from shoal.wire.fields import (
     Text,
 )
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
+from shoal.wire.training import NotTrained, Train, Trained
 
 PROTOCOL_VERSION = 9
 """A channel between two versions closes at the hello: who does not know a message cannot pass it over."""
@@ -72,8 +76,6 @@ AGENT = "shoal/0.1"
 
 MAX_HEADER = 32 << 10
 """Bytes of a header; one is 200 bytes long on the way of a token."""
-MAX_PAYLOAD = 256 << 20
-"""Bytes of a step's tensors: 4,096 tokens of a model 16,384 wide in float32."""
 MAX_HOPS = 256
 
 MAX_WINDOWS = 128
@@ -103,23 +105,6 @@ class Hello(TaggedMessage, frozen=True, tag="hello"):
     agent: Annotated[str, Meta(max_length=128)] = ""
     channel: Annotated[bytes, Meta(max_length=16)] = b""
     """How this end names the channel, so that it can go on over another pipe; empty where it cannot."""
-
-
-class NextHop(Struct, frozen=True, array_like=True, gc=False):
-    """Where a hop sends what it has computed."""
-
-    peer: PeerText
-    libp2p: Annotated[tuple[Address, ...], Meta(max_length=16)] = ()
-    direct: Annotated[tuple[Address, ...], Meta(max_length=16)] = ()
-    noise_key: NoiseKey = b""
-    """The key that the channel to it must have at its other end; empty where any will do."""
-
-    @classmethod
-    def of(cls, address: PeerAddress, noise_key: bytes = b"") -> NextHop:
-        return cls(address.peer, address.libp2p[:16], address.direct[:16], noise_key)
-
-    def address(self) -> PeerAddress:
-        return PeerAddress(PeerId(self.peer), self.libp2p, self.direct)
 
 
 class Open(TaggedMessage, frozen=True, tag="open"):
@@ -440,6 +425,9 @@ Message = (
     | NotFetched
     | Attest
     | Attested
+    | Train
+    | Trained
+    | NotTrained
     | Ping
     | Pong
     | Resume
@@ -476,7 +464,7 @@ def decode(header: bytes | bytearray | memoryview, payload_size: int) -> Message
         )
     if isinstance(message, Step) and message.wanted > message.tokens:
         raise RemoteProtocolError(f"a step of {message.tokens} tokens wants {message.wanted} back")
-    if isinstance(message, Open) and message.end <= message.start:
+    if isinstance(message, Open | Train) and message.end <= message.start:
         raise RemoteProtocolError(f"an empty span {message.start}:{message.end}")
     return message
 
@@ -487,7 +475,7 @@ def payload_bytes(message: Message) -> int:
     Raises:
         RemoteProtocolError: as :func:`shoal.wire.payload.declared_bytes`.
     """
-    if isinstance(message, Fetched | Revealed | Attested):
+    if isinstance(message, Fetched | Revealed | Attested | Train | Trained):
         return message.size
     if isinstance(message, Infer | Inferred):
         return array_bytes(message.arrays)

@@ -16,6 +16,7 @@ from shoal.client.ring.at_once import answer_at_once
 from shoal.client.ring.hop import HopRefused, RouteHop
 from shoal.client.ring.ring import Ring
 from shoal.client.ring.route_finder import RouteFinder
+from shoal.client.tuning.questions import TrainingQuestions
 from shoal.config import Settings
 from shoal.errors import Busy, ChannelClosed, DeadlineExceeded, NoCoverage, RemoteProtocolError, ShoalError
 from shoal.executor.ends import EndsEngine
@@ -29,7 +30,7 @@ from shoal.swarm.member import Member
 from shoal.tasks import ends_alone
 from shoal.trust.attestation.measurements import Measurements, read_measurements
 from shoal.trust.attestation.verify import MAKERS, Roots
-from shoal.types import Codec, ModelShape, Numerics, PeerId, SessionId, Span
+from shoal.types import Codec, ModelShape, Numerics, PeerAddress, PeerId, SessionId, Span
 from shoal.wire.messages import (
     Attested,
     Failed,
@@ -42,6 +43,7 @@ from shoal.wire.messages import (
     Revealed,
     Step,
 )
+from shoal.wire.training import NotTrained, Trained
 
 OPEN_ATTEMPTS = 64
 """Routes that are tried for one session."""
@@ -112,6 +114,8 @@ class Rings:
         )
         self.ends: list[EndsEngine] = []
         """What may answer results where they come."""
+        self.training = TrainingQuestions()
+        """Those of tuning that wait for answers."""
         self.attested: AttestedPeers | None = None
         """Who has shown what it runs on; none where there is no list of what may."""
         self._nursery: trio.Nursery | None = None
@@ -298,6 +302,10 @@ class Rings:
             return set()
         return set(self.finder.reputation.to_blame([error.peer, onward.address.peer], trio.current_time()))
 
+    async def reach(self, address: PeerAddress, within_s: float) -> Channel:
+        """A channel to a peer. Raises ChannelClosed: it cannot be reached."""
+        return await self._pool.get(address, deadline_s=within_s)
+
     async def close(self, ring: Ring) -> None:
         """Free the KV on every hop."""
         self._rings.pop(ring.session, None)
@@ -394,6 +402,8 @@ class Rings:
         match message:
             case Attested() if self.attested is not None:
                 self.attested.questions.answered(channel, message, payload)
+            case Trained() | NotTrained():
+                self.training.answered(channel, message, payload)
             case Opened() | Refused() | Rerouted() | Located() | Receipts() | Revealed() | Step() | Failed():
                 ring = self._rings.get(SessionId(message.session))
                 if ring is not None:  # else it was closed a moment ago
@@ -402,8 +412,10 @@ class Rings:
                 raise RemoteProtocolError(f"a {type(message).__name__} to a client")
 
     def _holds(self, channel: Channel) -> bool:
-        return any(ring.uses(channel) for ring in self._rings.values())
+        rings = any(ring.uses(channel) for ring in self._rings.values())
+        return rings or self.training.holds(channel)
 
     def _lost(self, channel: Channel, reason: str) -> None:
+        self.training.lost(channel, reason)
         for ring in list(self._rings.values()):
             ring.losses.lost_channel(channel, reason)

@@ -64,6 +64,13 @@ class RouteFinder:
         self._random = Random()
         self._only = frozenset(settings.only)
         self._attested: AttestedPeers | None = None
+        self._training = False
+
+    def among_training(self) -> RouteFinder:
+        """The same, with the same memory, of peers alone that train."""
+        found = copy.copy(self)
+        found._training = True
+        return found
 
     def among_attested(self, attested: AttestedPeers) -> RouteFinder:
         """The same, with the same memory, of peers alone that have shown what they run on."""
@@ -194,7 +201,8 @@ class RouteFinder:
         """Of whom it is said that nobody serves something, where not all peers may be asked."""
         peers = f"the {len(self._only)} peers" if len(self._only) > 1 else "the one peer"
         only = f", of {peers} that only names" if self._only else ""
-        return f"{only}, by a machine that is on the list of measurements" if self._attested else only
+        trains = f"{only}, by a node that trains" if self._training else only
+        return f"{trains}, by a machine that is on the list of measurements" if self._attested else trains
 
     async def served_numerics(
         self, shape: ModelShape, span: Span, format: Format | None = None
@@ -281,6 +289,7 @@ class RouteFinder:
             for a in serving
             if (not self._only or a.peer in self._only)
             and (a.served is None or a.served.has(shape.adapter))
+            and (not self._training or (a.served is not None and a.served.trains))
             # Whether it shows what it should is looked at when it has been asked: see _candidates.
             and (self._attested is None or (a.served is not None and a.served.attests))
         ]
@@ -350,6 +359,13 @@ class RouteFinder:
 
     def _explain_absence(self, shape: ModelShape, numerics: Numerics, span: Span) -> None:
         now = self.member.now()
+        if self._training:
+            raise NoCoverage(
+                f"blocks {span} of {shape.name} are served by nobody who trains",
+                missing=[span],
+                check="start nodes that train: they hold the weights in fp32",
+                next_command=f"shoal serve {shape.name} --format fp32 --train on",
+            )
         if self._attested is not None:
             self._explain_unattested(self._attested, shape, span)
         others = [a.served for a in self.member.alive() if a.served and a.served.model == shape.name]

@@ -10,7 +10,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from shoal.executor.adapters import LinearPart, fit_llama
+from shoal.executor.adapters.parts import LinearPart, fit_llama
 from shoal.executor.device.blocks import DeviceLayer
 from shoal.executor.device.products import DeviceMatrix
 from shoal.executor.runner import SessionRows

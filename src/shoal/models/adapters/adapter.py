@@ -21,16 +21,16 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """How an adapter may be called: it stands behind a colon in a model's name."""
 CONTEXT = b"shoal adapter 1\n"
 
-Floats = NDArray[np.float32]
+Factor = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
     """What an adapter has for one linear layer of ``cols`` inputs and ``rows`` outputs."""
 
-    down: Floats
+    down: Factor
     """``[rank, cols]``: PEFT's A."""
-    up: Floats
+    up: Factor
     """``[rows, rank]``: PEFT's B."""
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shoal.errors import BadWeights, UnsupportedModel, UsageError
-from shoal.models.adapters.adapter import MAX_RANK, NAME, Adapter, Floats, LowRank, adapter_digest
+from shoal.models.adapters.adapter import MAX_RANK, NAME, Adapter, Factor, LowRank, adapter_digest
 from shoal.models.adapters.peft_config import read_scale
 from shoal.models.checkpoint.finite import check_finite
 from shoal.models.checkpoint.headers import TensorEntry, read_safetensors_header
@@ -124,7 +124,7 @@ def _low_rank(file: Path, name: str, pair: Mapping[str, TensorEntry]) -> LowRank
     return LowRank(_read(down), _read(up))
 
 
-def _read(entry: TensorEntry) -> Floats:
+def _read(entry: TensorEntry) -> Factor:
     if entry.dtype not in DTYPES:
         raise UnsupportedModel(
             f"{entry.file}: {entry.name[:120]!r} is in {entry.dtype}, not in F32, F16 or BF16"

@@ -92,6 +92,10 @@ class EndsModule:
         Raises:
             StepFailed: ``hidden`` has another shape or dtype.
         """
+        return self.logits(hidden)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The same where gradients are wanted: they go through."""
         return cast(torch.Tensor, self._behind_blocks(self.model, hidden).logits)
 
     @torch.inference_mode()

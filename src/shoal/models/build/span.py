@@ -128,6 +128,24 @@ class SpanModule:
         cache.length, cache.torn = end, False
         return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
+    def run_whole(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What comes out for a sequence that is here as a whole: nothing is cached, and gradients go through.
+
+        Args:
+            hidden: ``[1, n, width]`` in the span's dtype.
+        """
+        check_hidden(hidden, self.width, self.dtype)
+        for rope in self._ropes:
+            rope.ahead = 0
+        positions = torch.arange(hidden.shape[1], device=self.device)
+        offered: dict[str, object] = {
+            "inputs_embeds": hidden,
+            "position_ids": positions[None],
+            "cache_position": positions,
+            "use_cache": False,
+        }
+        return self._through(hidden, offered)
+
     def new_cache(self) -> Cache:
         """An empty cache for one session."""
         return Cache(kv.new_states(self._config, self.span, self._kv_as))
@@ -211,7 +229,10 @@ class SpanModule:
         for rope in self._ropes:
             rope.ahead = sequence_length if sequence_length > position + n else 0
         positions = torch.arange(position, position + n, device=self.device)
-        offered = self._inputs(hidden, cache, positions)
+        return self._through(hidden, self._inputs(hidden, cache, positions))
+
+    def _through(self, hidden: torch.Tensor, offered: dict[str, object]) -> torch.Tensor:
+        """What the blocks make of ``hidden``, in a forward that is given what it takes of ``offered``."""
         self._entering = hidden
         try:
             self.model.base_model(**{name: offered[name] for name in self._accepts & offered.keys()})

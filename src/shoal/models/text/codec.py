@@ -120,6 +120,13 @@ class TextCodec:
         index = self._vocabulary.token_id(eos) if eos is not None else None
         return found if index is None else found | {index}
 
+    @cached_property
+    def answer_end(self) -> int | None:
+        """What an answer is ended with: the template's end of a turn; where it has none, the tokenizer's."""
+        eos = self._vocabulary.named.get("eos_token")
+        index = self._vocabulary.token_id(eos) if eos is not None else None
+        return next(iter(self._chat.turn_ends()), index)
+
     def token_text(self, token: int) -> str:
         """The text of one token, special or not; U+FFFD where it is part of a character."""
         return self._vocabulary.decode([token], special=True)

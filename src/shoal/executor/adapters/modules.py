@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from shoal.executor.adapters import check_sizes
+from shoal.executor.adapters.parts import check_sizes
 from shoal.executor.packed import PackedLinear
 from shoal.models.adapters.adapter import Adapter, other_model, span_blocks
 from shoal.models.seam.layers import is_linear, is_turned

@@ -61,6 +61,14 @@ def adapters_of(serving: Iterable[Announcement]) -> list[ServedAdapter]:
     return [adapter for a in serving if a.served for adapter in a.served.adapters]
 
 
+def no_own_blocks() -> UsageError:
+    """The error of a client that keeps blocks of a model with an adapter to itself."""
+    return UsageError(
+        "an adapter is where its nodes are: no blocks can be kept to oneself beside it",
+        check="leave private_ends out, or ask the model without its adapter",
+    )
+
+
 def _named(serving: Iterable[Announcement], name: str) -> set[str]:
     known = adapters_of(serving)
     by_name = {adapter.digest for adapter in known if adapter.name == name}

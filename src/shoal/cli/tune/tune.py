@@ -1,0 +1,142 @@
+"""`shoal tune`: tune an adapter of a model through the nodes that serve it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shoal.cli import options
+from shoal.cli.enter import in_swarm
+from shoal.cli.output import emit, many, say
+from shoal.cli.progress import working
+from shoal.errors import UsageError
+
+if TYPE_CHECKING:
+    from shoal.client.swarm import Swarm as Connected
+    from shoal.client.tuning.tuner import TuningStep
+    from shoal.progress import Progress
+
+DataOption = Annotated[Path, typer.Option(metavar="FILE.jsonl", help="Examples, one on each line.")]
+OutOption = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="Where the adapter goes; a run there that was killed goes on.")
+]
+EvaluationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--eval",
+        metavar="FILE.jsonl",
+        help="Examples to look at, and not to learn from.",
+        show_default=False,
+    ),
+]
+LayerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Last name of the linear layers to tune; repeat it to give several. If not given, all.",
+        show_default=False,
+    ),
+]
+LongestOption = Annotated[
+    int, typer.Option(min=0, help="Most tokens of an example; 0: the model's context, 2,048 at most.")
+]
+SkipOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out lines that are no examples, and say which.")
+]
+SAID = 20
+"""Lines that were skipped, of which each is told; then only how many."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(tune)
+
+
+def tune(
+    model: options.ModelArgument,
+    data: DataOption,
+    out: OutOption = Path("adapter"),
+    evaluation: EvaluationOption = None,
+    rank: Annotated[int, typer.Option(min=1, max=64, help="Rank of the adapter's matrices.")] = 8,
+    alpha: Annotated[float, typer.Option(min=0.001, help="What it adds is multiplied by alpha / rank.")] = 16,
+    layer: LayerOption = None,
+    rate: Annotated[float, typer.Option(min=0, help="AdamW's learning rate after the warm-up.")] = 2e-4,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps in which the rate rises from 0.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="How often each example is seen.")] = 1,
+    steps: Annotated[int, typer.Option(min=0, help="Most steps; 0 ends with the last epoch.")] = 0,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens that travel together.")] = 1024,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches of one step.")] = 1,
+    longest: LongestOption = 0,
+    cut: Annotated[
+        bool, typer.Option("--cut", help="Cut longer examples, instead of refusing them.")
+    ] = False,
+    skip_bad: SkipOption = False,
+    seed: Annotated[int, typer.Option(help="Of the order of examples, and of the first matrices.")] = 0,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 50,
+    swarm: options.SwarmOption = None,
+    only: options.OnlyOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Tune a LoRA adapter of MODEL through the nodes that serve it; data and adapter stay here."""
+    settings = options.settings(swarm=swarm, model=model, only=only)
+    from shoal.client.tuning.open import TuningData, open_tuner
+    from shoal.client.tuning.tuner import TuningOptions
+
+    skipped: list[int] = []
+
+    def skip(line: int, why: str) -> None:
+        skipped.append(line)
+        if len(skipped) <= SAID:
+            say(f"line {line} is skipped: {why}")
+
+    given = TuningOptions(
+        rank=rank,
+        alpha=alpha,
+        layers=tuple(layer or ()),
+        rate=rate,
+        warmup=warmup,
+        epochs=epochs,
+        steps=steps,
+        batch_tokens=batch_tokens,
+        accumulate=accumulate,
+        seed=seed,
+        save_every=save_every,
+        evaluate_every=save_every,
+    )
+    examples = TuningData(
+        path=data, evaluation=evaluation, longest=longest, cut=cut, skipped=skip if skip_bad else None
+    )
+
+    async def run(opened: Connected) -> TuningStep | None:
+        with working(f"tuning {settings.model}") as report:
+            tuner = await open_tuner(opened, settings.model, examples, given, out)
+            last: TuningStep | None = None
+            async for last in tuner.run():
+                _tell(last, report, as_json)
+            return last
+
+    last = in_swarm(settings, run)
+    if last is None:
+        raise UsageError(f"{out} holds this run already, to its end", check="name another folder with --out")
+    if skipped:
+        say(f"{many(len(skipped), 'line')} of {data} skipped")
+    fields = {"adapter": str(out), "steps": last.steps, "loss": last.loss, "evaluation": last.evaluation}
+    emit(fields, as_json, lambda: f"the adapter is in {out}: shoal serve {model} --adapter {out}")
+
+
+def _tell(step: TuningStep, report: Progress, as_json: bool) -> None:
+    seen = "" if step.evaluation is None else f", evaluation {step.evaluation:.4f}"
+    odd = f", {many(step.skipped, 'step')} without a finite loss" if step.skipped else ""
+    lost = f", {many(step.replaced, 'hop')} replaced" if step.replaced else ""
+    report(f"loss {step.loss:.4f}{seen}, {step.tokens_s:.0f} tokens/s{odd}{lost}", step.step, step.steps)
+    if as_json:
+        said = {
+            "step": step.step,
+            "loss": step.loss,
+            "tokens_s": step.tokens_s,
+            "evaluation": step.evaluation,
+        }
+        sys.stdout.write(json.dumps(said) + "\n")
+        sys.stdout.flush()

@@ -1,0 +1,184 @@
+"""Examples from a JSONL file, and batches of them. Pure but for reading the file."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from shoal.errors import ShoalError, UsageError
+from shoal.models.text.codec import TextCodec
+from shoal.models.untrusted.bounded_json import parse
+
+MAX_LINE = 8 << 20
+MAX_VALUES = 100_000
+ROLES = ("system", "user", "assistant", "tool")
+
+Skipped = Callable[[int, str], None]
+"""Told of a line that is left out: its number, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A sequence, the end of which is to be learnt."""
+
+    token_ids: tuple[int, ...]
+    learnt: int
+    """Its first token that is to be learnt, at least 1: something stands before it."""
+    line: int = 0
+    """Where it is in its file, from 1."""
+
+    @property
+    def answer_tokens(self) -> int:
+        return len(self.token_ids) - self.learnt
+
+
+def read_examples(
+    path: Path,
+    codec: TextCodec,
+    *,
+    longest: int,
+    end_token: int | None,
+    cut: bool = False,
+    skipped: Skipped | None = None,
+) -> list[Example]:
+    """The examples of a file: a conversation gives one for each of its answers.
+
+    A line is ``{"messages": [{"role": …, "content": …}, …]}``, ``{"prompt": …, "completion": …}`` or
+    ``{"text": …}``. Blocks: not on a loop.
+
+    Args:
+        longest: tokens that an example may have.
+        end_token: what the model ends an answer with.
+        cut: cut what is longer, at its end, instead of refusing it.
+        skipped: told of lines that are left out; ``None`` refuses the file for the first of them.
+
+    Raises:
+        UsageError: the file cannot be read, has no example, or has a line that is none.
+    """
+    examples: list[Example] = []
+    for number, raw in _lines(path):
+        try:
+            found = [
+                _fitted(tokens, learnt, number, longest, cut=cut)
+                for tokens, learnt in encode_line(_parsed(raw), codec, end_token)
+            ]
+        except ShoalError as error:
+            if skipped is None:
+                raise UsageError(
+                    f"{path}, line {number}: {error.message}",
+                    check=error.check or "correct the line, or leave such lines out with --skip-bad",
+                ) from error
+            skipped(number, error.message)
+            continue
+        examples += found
+    if not examples:
+        raise UsageError(f"{path} has no example", check="give it at least one line that is an example")
+    return examples
+
+
+def encode_line(
+    line: Mapping[str, Any], codec: TextCodec, end_token: int | None
+) -> list[tuple[list[int], int]]:
+    """The sequences of a line, each with its first token that is to be learnt.
+
+    Raises:
+        UsageError: it is no example; says what is wrong.
+    """
+    end = [] if end_token is None else [end_token]
+    match line:
+        case {"messages": list(messages)}:
+            return _conversation(cast("list[Any]", messages), codec, end)
+        case {"prompt": str(prompt), "completion": str(completion)}:
+            before = codec.encode(prompt)
+            return [_learnt(before, codec.encode(completion, special=False) + end)]
+        case {"text": str(text)}:
+            tokens = codec.encode(text) + end
+            return [_learnt(tokens[:1], tokens[1:])]
+        case _:
+            raise UsageError(
+                "it has neither messages nor prompt and completion nor text",
+                check='write {"messages": [{"role": "user", "content": "…"}, …]} on each line',
+            )
+
+
+def _conversation(messages: list[Any], codec: TextCodec, end: list[int]) -> list[tuple[list[int], int]]:
+    for message in messages:
+        if not (
+            isinstance(message, dict)
+            and cast("dict[str, Any]", message).get("role") in ROLES
+            and isinstance(cast("dict[str, Any]", message).get("content"), str)
+        ):
+            raise UsageError(f"a message without a known role or without text: {message!r:.80}")
+    found: list[tuple[list[int], int]] = []
+    for index, message in enumerate(cast("list[dict[str, str]]", messages)):
+        if message["role"] == "assistant" and index:
+            # As when it is served: what the template makes of the turns before, and then the answer's tokens.
+            before = codec.prompt(messages[:index]).token_ids
+            found.append(_learnt(before, codec.encode(message["content"], special=False) + end))
+    if not found:
+        raise UsageError("no message of the assistant's answers another")
+    return found
+
+
+def _learnt(before: Sequence[int], answer: Sequence[int]) -> tuple[list[int], int]:
+    if not before or not answer:
+        raise UsageError("nothing stands before what is to be learnt, or it is empty")
+    return [*before, *answer], len(before)
+
+
+def _fitted(tokens: list[int], learnt: int, line: int, longest: int, *, cut: bool) -> Example:
+    if len(tokens) > longest:
+        if not cut or learnt >= longest:
+            raise UsageError(
+                f"an example of {len(tokens)} tokens, {learnt} of them before the answer, and {longest} are "
+                "the most",
+                check="shorten it, allow more with --longest, or have answers cut with --cut",
+            )
+        tokens = tokens[:longest]
+    return Example(tuple(tokens), learnt, line)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with path.open("rb") as stream:
+            number = 0
+            while raw := stream.readline(MAX_LINE + 1):
+                number += 1
+                if len(raw) > MAX_LINE:
+                    raise UsageError(f"{path}, line {number}: longer than {MAX_LINE >> 20} MiB")
+                if raw.strip():
+                    yield number, raw
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", check="check the path of --data") from error
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
+    try:
+        value = parse(raw, values=MAX_VALUES)
+    except ValueError as error:
+        raise UsageError(f"it is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UsageError("it is no JSON object")
+    return cast("dict[str, Any]", value)
+
+
+def batches(examples: Sequence[Example], *, tokens: int, seed: int, epoch: int) -> list[list[Example]]:
+    """The examples of one epoch in an order of its own, put together until a batch has ``tokens`` tokens.
+
+    Each runs by itself all the same: no example sees another.
+    """
+    order = list(range(len(examples)))
+    random.Random(f"{seed} {epoch}").shuffle(order)
+    found: list[list[Example]] = []
+    room = 0
+    for index in order:
+        example = examples[index]
+        if not found or len(example.token_ids) > room:
+            found.append([])
+            room = tokens
+        found[-1].append(example)
+        room -= len(example.token_ids)
+    return found

@@ -1,0 +1,92 @@
+"""Opens a run of tuning: the model's ends and tokenizer here, the data read, nodes that train found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from shoal.client.swarm import Swarm
+from shoal.client.tuning.data import Example, Skipped, read_examples
+from shoal.client.tuning.ends import TuningEnds
+from shoal.client.tuning.factors import TunedAdapter, TunedLayers
+from shoal.client.tuning.remote import RemoteBlocks
+from shoal.client.tuning.tuner import Tuner, TuningOptions
+from shoal.errors import UnsupportedModel, UsageError
+from shoal.executor.thread import ComputeThread
+from shoal.models.build.ends import EndsModule
+from shoal.models.build.linear_layers import linear_layers
+from shoal.models.build.load import load_ends_module
+from shoal.models.store.local_model import LocalModel
+
+STEP_S = 120.0
+"""What one hop may take for one question."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningData:
+    """Where examples come from."""
+
+    path: Path
+    evaluation: Path | None = None
+    """Examples that are kept back, whose loss is looked at now and then."""
+    longest: int = 0
+    """Tokens of an example; 0: as many as the model's context, and 2,048 at most."""
+    cut: bool = False
+    """Cut longer ones, instead of refusing them."""
+    skipped: Skipped | None = None
+    """Told of lines that are left out; ``None`` refuses the file for the first one."""
+
+
+async def open_tuner(
+    swarm: Swarm, model: str, data: TuningData, options: TuningOptions, folder: Path
+) -> Tuner:
+    """A run that tunes an adapter of ``model`` through the swarm, into ``folder``.
+
+    Raises:
+        UsageError: the data or an option cannot be used.
+        UnsupportedModel: the model is no decoder.
+        UnknownModel, BadWeights: its ends cannot be loaded here.
+    """
+    local = await swarm.resolve(model)
+    if local.shape.adapter is not None:
+        raise UsageError(
+            f"{local.name} has an adapter already", check="tune the model itself, without a name behind it"
+        )
+    codec = await swarm.codec(local, needed=True)
+    if codec is None:
+        raise UsageError(f"{local.name} has no tokenizer")
+    end = await trio.to_thread.run_sync(lambda: codec.answer_end)
+    longest = data.longest or min(local.shape.context, 2048)
+    if longest > local.shape.context:
+        raise UsageError(
+            f"examples of {longest} tokens: {local.name} takes {local.shape.context}", check="lower --longest"
+        )
+    read = partial(
+        read_examples,
+        codec=codec,
+        longest=longest,
+        end_token=end,
+        cut=data.cut,
+        skipped=data.skipped,
+    )
+    examples = await trio.to_thread.run_sync(partial(read, data.path))
+    held_back: list[Example] = []
+    if data.evaluation is not None:
+        held_back = await trio.to_thread.run_sync(partial(read, data.evaluation))
+    thread = ComputeThread("shoal-tuning")
+    layers, ends = await thread.run(partial(_load, local, options))
+    adapter = TunedAdapter(layers, rank=options.rank, alpha=options.alpha, seed=options.seed)
+    settings = swarm.settings
+    blocks = RemoteBlocks(swarm.rings, local.shape, adapter, within_s=STEP_S, resume_s=settings.resume_s)
+    return Tuner(local, adapter, blocks, ends, thread, examples, held_back, options, folder)
+
+
+def _load(local: LocalModel, options: TuningOptions) -> tuple[TunedLayers, TuningEnds]:
+    list_name, sizes = linear_layers(local, options.layers)
+    ends = load_ends_module(local)
+    if type(ends) is not EndsModule:
+        raise UnsupportedModel(f"{local.name} is no decoder: only those are tuned")
+    return TunedLayers(list_name, sizes, local.shape.n_blocks), TuningEnds(ends)

@@ -1,0 +1,179 @@
+"""Forward and backward through the blocks that others serve.
+
+Each hop is asked by itself and answers the client: what a hop has given is kept here until the step is over,
+and is sent again to go backward. A hop that is lost is replaced, and the step begins anew: with the same
+numbers it comes to the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import trio
+
+from shoal.client.ring.hop import RouteHop
+from shoal.client.ring.rings import Rings
+from shoal.client.tuning.factors import TunedAdapter
+from shoal.errors import (
+    Busy,
+    ChannelClosed,
+    DeadlineExceeded,
+    NoCoverage,
+    NotAllowed,
+    RemoteProtocolError,
+    ShoalError,
+)
+from shoal.executor.arrays import Floats
+from shoal.types import ModelShape, Numerics, PeerId, Span
+from shoal.wire.training import Train, TunedLayer
+
+ATTEMPTS = 8
+"""How often a step is begun."""
+DIAL_S = 10.0
+BUSY_S = 30.0
+"""How long a hop that is busy is asked again and again."""
+
+_MadeT = TypeVar("_MadeT")
+
+
+@dataclass(eq=False)
+class Passed:
+    """A step on its way: what each hop was given, and what the last one gave."""
+
+    lengths: tuple[int, ...]
+    entered: list[Floats] = field(default_factory=list[Floats])
+    out: Floats | None = None
+
+
+class RemoteBlocks:
+    """All blocks of a model, at nodes that train.
+
+    Args:
+        within_s: how long one hop may take for one question.
+        resume_s: how long blocks that nobody serves any more are waited for.
+    """
+
+    def __init__(
+        self, rings: Rings, shape: ModelShape, adapter: TunedAdapter, *, within_s: float, resume_s: float
+    ) -> None:
+        self._rings = rings
+        self._finder = rings.finder.among_training()
+        self._shape = shape
+        self._adapter = adapter
+        self._within_s, self._resume_s = within_s, resume_s
+        self._avoid: set[PeerId] = set()
+        self._numerics: Numerics | None = None
+        self.route: list[RouteHop] = []
+        self.replaced = 0
+        """How often the route was found anew."""
+
+    async def step(self, run: Callable[[], Awaitable[_MadeT]]) -> _MadeT:
+        """What ``run`` makes with :meth:`forward` and :meth:`backward`; where a hop is lost on the way, from
+        the beginning again, over another route.
+
+        Raises:
+            NoCoverage: nobody trains some of the blocks.
+            ShoalError: what ended the last attempt.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                if not self.route:
+                    self.route = await self._find()
+                return await run()
+            except _HopLost as lost:
+                self._avoid.add(lost.hop.address.peer)
+                self._finder.suspect(lost.hop.address.peer)
+                self.route = []
+                self.replaced += 1
+                if attempt + 1 == ATTEMPTS:
+                    raise lost.error from None
+        raise NoCoverage(f"no route through {self._shape.name} held for a step")
+
+    async def forward(self, hidden: Floats, lengths: Sequence[int]) -> Passed:
+        """Sequences through all blocks.
+
+        Args:
+            hidden: float32 ``[rows, width]``.
+            lengths: tokens of each sequence.
+        """
+        passed = Passed(tuple(lengths))
+        for hop in self.route:
+            passed.entered.append(hidden)
+            hidden = (await self._ask(hop, passed.lengths, hidden, None))[0]
+        passed.out = hidden
+        return passed
+
+    async def backward(self, passed: Passed, gradients: Floats) -> list[tuple[Span, Floats]]:
+        """The gradients of the adapter's matrices, by the blocks of each hop.
+
+        Args:
+            gradients: of what :meth:`forward` gave.
+        """
+        found: list[tuple[Span, Floats]] = []
+        for hop, entered in zip(reversed(self.route), reversed(passed.entered), strict=True):
+            gradients, factors = await self._ask(hop, passed.lengths, entered, gradients)
+            found.append((hop.span, factors))
+        return found
+
+    async def _ask(
+        self, hop: RouteHop, lengths: tuple[int, ...], hidden: Floats, gradients: Floats | None
+    ) -> tuple[Floats, Floats]:
+        layers = self._adapter.layers
+        questions = self._rings.training
+        message = Train(
+            questions.number(),
+            self._shape.digest,
+            hop.span.start,
+            hop.span.end,
+            gradients is not None,
+            self._shape.hidden_size,
+            lengths,
+            layers.list_name,
+            self._adapter.rank,
+            self._adapter.scale,
+            tuple(TunedLayer(name, *sizes) for name, sizes in layers.sizes.items()),
+        )
+        parts = [hidden.tobytes(), b"" if gradients is None else gradients.tobytes()]
+        payload = b"".join([*parts, self._adapter.payload(hop.span)])
+        answer = np.frombuffer(await self._answer(hop, message, payload), np.float32)
+        if not np.isfinite(answer).all():
+            raise _HopLost(hop, RemoteProtocolError(f"{hop} gave numbers that are NaN or infinite"))
+        return answer[: hidden.size].reshape(hidden.shape), answer[hidden.size :]
+
+    async def _answer(self, hop: RouteHop, message: Train, payload: bytes) -> bytes:
+        until = trio.current_time() + BUSY_S
+        while True:
+            try:
+                channel = await self._rings.reach(hop.address, DIAL_S)
+                return await self._rings.training.ask(channel, message, payload, self._within_s)
+            except Busy as error:
+                if trio.current_time() > until:
+                    raise _HopLost(hop, error) from error
+                await trio.sleep(min(error.retry_after_s, 5.0))
+            except (ChannelClosed, DeadlineExceeded, RemoteProtocolError, NotAllowed) as error:
+                raise _HopLost(hop, error) from error
+
+    async def _find(self) -> list[RouteHop]:
+        """A route over all blocks; those that nobody serves are waited for, not long."""
+        until = trio.current_time() + self._resume_s
+        whole = Span(0, self._shape.n_blocks)
+        while True:
+            try:
+                ways = await self._finder.served_numerics(self._shape, whole)
+                return self._finder.find(self._shape, ways[0], 0, self._avoid, span=whole)
+            except (NoCoverage, Busy):
+                if trio.current_time() > until:
+                    raise
+                self._avoid = set()  # who has failed once may have come back
+                await self._finder.wait_news(1.0)
+
+
+class _HopLost(ShoalError):
+    """A hop does not do its part; another is to take its place."""
+
+    def __init__(self, hop: RouteHop, error: ShoalError) -> None:
+        super().__init__(error.message)
+        self.hop, self.error = hop, error

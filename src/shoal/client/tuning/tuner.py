@@ -1,0 +1,235 @@
+"""Tunes an adapter: batches through the blocks of others, AdamW here (Loshchilov and Hutter, 2019)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+import trio
+
+from shoal.client.tuning import checkpoint
+from shoal.client.tuning.checkpoint import TuningState
+from shoal.client.tuning.data import Example, batches
+from shoal.client.tuning.ends import TuningEnds
+from shoal.client.tuning.factors import TunedAdapter
+from shoal.client.tuning.remote import RemoteBlocks
+from shoal.errors import StepFailed, UsageError
+from shoal.executor.thread import ComputeThread
+from shoal.models.adapters.adapter import Adapter
+from shoal.models.store.local_model import LocalModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningOptions:
+    """How an adapter is tuned."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    layers: tuple[str, ...] = ()
+    """The last names of the linear layers that are tuned; empty: those of attention and MLP."""
+    rate: float = 2e-4
+    """AdamW's learning rate, after the warm-up."""
+    warmup: int = 10
+    """Steps in which the rate rises from 0."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """The largest norm of a step's gradients; 0: any."""
+    epochs: int = 1
+    steps: int = 0
+    """Ends after so many steps, whatever of the data is left; 0: at the end of the last epoch."""
+    batch_tokens: int = 1024
+    """Tokens that travel together; each example of them runs by itself."""
+    accumulate: int = 1
+    """Batches of one step of the optimizer."""
+    seed: int = 0
+    save_every: int = 50
+    evaluate_every: int = 50
+    most_bad: int = 5
+    """Steps in a row without a finite loss after which tuning ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class TuningStep:
+    """What one step came to."""
+
+    step: int
+    steps: int
+    loss: float
+    """Mean over the tokens that are learnt."""
+    tokens_s: float
+    """Tokens through the model, forward and backward, in a second."""
+    evaluation: float | None = None
+    """Mean loss over the examples that are kept back, where they were looked at."""
+    skipped: int = 0
+    """Steps so far whose loss was not finite."""
+    replaced: int = 0
+    """Hops so far in whose place others came."""
+
+
+class Tuner:
+    """One run.
+
+    Args:
+        folder: where checkpoints and the finished adapter are written; a killed run goes on from there.
+    """
+
+    def __init__(
+        self,
+        local: LocalModel,
+        adapter: TunedAdapter,
+        blocks: RemoteBlocks,
+        ends: TuningEnds,
+        thread: ComputeThread,
+        examples: Sequence[Example],
+        held_back: Sequence[Example],
+        options: TuningOptions,
+        folder: Path,
+    ) -> None:
+        self._local, self.adapter, self._blocks, self._ends = local, adapter, blocks, ends
+        self._thread = thread
+        self._examples, self._held_back, self._options = examples, held_back, options
+        self._folder = folder
+        self.optimizer = torch.optim.AdamW(
+            adapter.parameters, lr=options.rate, weight_decay=options.weight_decay
+        )
+        self._history: list[tuple[int, float]] = []
+        self._skipped = self._bad = 0
+        self._plan = self._planned()
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return len(self._plan)
+
+    async def run(self) -> AsyncGenerator[TuningStep]:
+        """Tune; tells of each step. What is done is in the folder even if it is given up.
+
+        Raises:
+            UsageError: the folder has a checkpoint of another run.
+            StepFailed: losses stay NaN or infinite.
+            NoCoverage: nobody trains some of the blocks.
+            OSError: a checkpoint cannot be written.
+        """
+        checkpoint.check_is_of_tuning(self._folder)
+        restore = partial(checkpoint.restore, self._folder, self.adapter, self.optimizer, self._identity())
+        state = await trio.to_thread.run_sync(restore)
+        first = 0 if state is None else state.step
+        self._history = [] if state is None else list(state.history)
+        for step in range(first, self.steps):
+            began = trio.current_time()
+            loss = await self._step(self._plan[step], self._rate(step))
+            taken = trio.current_time() - began
+            tokens = sum(len(example.token_ids) for batch in self._plan[step] for example in batch)
+            self._history.append((step + 1, loss))
+            last = step + 1 == self.steps
+            evaluation = None
+            if self._held_back and (last or (step + 1) % self._options.evaluate_every == 0):
+                evaluation = await self.evaluate(self._held_back)
+            if last or (step + 1) % self._options.save_every == 0:
+                await self._save(step + 1)
+            yield TuningStep(
+                step + 1,
+                self.steps,
+                loss,
+                tokens / max(taken, 1e-9),
+                evaluation,
+                self._skipped,
+                self._blocks.replaced,
+            )
+
+    async def evaluate(self, examples: Sequence[Example]) -> float:
+        """The mean loss over the learnt tokens of ``examples``."""
+        total = 0.0
+        for batch in batches(examples, tokens=self._options.batch_tokens, seed=0, epoch=0):
+            total += await self._blocks.step(partial(self._forward_loss, batch))
+        return total / sum(example.answer_tokens for example in examples)
+
+    def finished(self, name: str) -> Adapter:
+        """The adapter as it is now."""
+        return self.adapter.adapter(name, self._local.digest)
+
+    async def _step(self, step: Sequence[list[Example]], rate: float) -> float:
+        """One step of the optimizer; its loss, which is not applied where it is not finite."""
+        learnt = sum(example.answer_tokens for batch in step for example in batch)
+        self.optimizer.zero_grad()
+        total = 0.0
+        for batch in step:
+            total += await self._blocks.step(partial(self._learn, batch, 1 / learnt))
+        loss = total / learnt
+        gradients = [half.grad for half in self.adapter.parameters if half.grad is not None]
+        if not math.isfinite(loss) or not all(bool(grad.isfinite().all()) for grad in gradients):
+            self._skipped += 1
+            self._bad += 1
+            if self._bad >= self._options.most_bad:
+                raise StepFailed(
+                    f"the loss was NaN or infinite in {self._bad} steps one after another",
+                    check="lower --rate, or look for odd examples in the data",
+                )
+            return loss
+        self._bad = 0
+        if self._options.clip:
+            torch.nn.utils.clip_grad_norm_(self.adapter.parameters, self._options.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        return loss
+
+    async def _learn(self, batch: list[Example], share: float) -> float:
+        """The sum of the losses of a batch, whose gradients are added to the adapter's."""
+        hidden = await self._thread.run(partial(self._ends.embed, batch))
+        passed = await self._blocks.forward(hidden, [len(example.token_ids) - 1 for example in batch])
+        if passed.out is None:
+            raise StepFailed("no block has run")
+        loss, gradients = await self._thread.run(partial(self._ends.gradients, batch, passed.out, share))
+        if math.isfinite(loss):
+            # Added when all hops have answered: a step that begins again has added nothing.
+            for span, found in await self._blocks.backward(passed, gradients):
+                self.adapter.add_gradients(span, found)
+        return loss
+
+    async def _forward_loss(self, batch: list[Example]) -> float:
+        hidden = await self._thread.run(partial(self._ends.embed, batch))
+        passed = await self._blocks.forward(hidden, [len(example.token_ids) - 1 for example in batch])
+        if passed.out is None:
+            raise StepFailed("no block has run")
+        return await self._thread.run(partial(self._ends.loss, batch, passed.out))
+
+    def _rate(self, step: int) -> float:
+        return self._options.rate * min(1.0, (step + 1) / max(1, self._options.warmup))
+
+    def _planned(self) -> list[list[list[Example]]]:
+        """The batches of each step."""
+        options, found = self._options, list[list[list[Example]]]()
+        for epoch in range(options.epochs):
+            made = batches(self._examples, tokens=options.batch_tokens, seed=options.seed, epoch=epoch)
+            found += [made[at : at + options.accumulate] for at in range(0, len(made), options.accumulate)]
+        if not found:
+            raise UsageError("there is nothing to learn from", check="give at least one example")
+        return found[: options.steps] if options.steps else found
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides the run's numbers."""
+        told = asdict(self._options) | {"layers": sorted(self.adapter.layers.sizes)}
+        for name in ("save_every", "evaluate_every", "most_bad"):
+            del told[name]
+        seen = sha256(repr([(e.token_ids, e.learnt) for e in self._examples]).encode())
+        return told | {"model": self._local.digest, "data": seen.hexdigest()}
+
+    async def _save(self, step: int) -> None:
+        state = TuningState(step, self._identity(), tuple(self._history))
+        save = partial(
+            checkpoint.save,
+            self._folder,
+            self.adapter,
+            self.optimizer,
+            state,
+            base=self._local.digest,
+            base_name=self._local.name,
+        )
+        await trio.to_thread.run_sync(save)

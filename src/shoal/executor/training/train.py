@@ -1,0 +1,141 @@
+"""Forward and backward through frozen blocks, with an adapter whose gradients are wanted.
+
+Activations are those of one sequence at a time, computed again for each step backward, and gone when it ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from shoal.errors import DeadlineExceeded, StepFailed
+from shoal.executor.adapters.modules import find_linear, layer_sizes
+from shoal.executor.arrays import Floats
+from shoal.executor.packed import PackedLinear
+from shoal.models.adapters.adapter import other_model
+from shoal.models.build.span import SpanModule
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingLayer:
+    """An adapter's part of a linear layer, with its name in the block."""
+
+    block: int
+    name: str
+    down: torch.Tensor
+    """``[rank, cols]``"""
+    up: torch.Tensor
+    """``[rows, rank]``"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingWork:
+    """What is to be computed."""
+
+    lengths: Sequence[int]
+    """Tokens of each sequence."""
+    hidden: torch.Tensor
+    """float32 ``[rows, width]``, the sequences one below the other."""
+    gradients: torch.Tensor | None
+    """Of what comes out, as many; ``None`` where that is wanted itself."""
+    list_name: str
+    scale: float
+    layers: Sequence[TrainingLayer]
+    until: float
+    """By ``time.monotonic``; whatever takes longer is given up."""
+
+
+def check_trainable(module: SpanModule) -> str:
+    """Why gradients cannot go through a span; empty where they can."""
+    if module.stateless or not module.list_name:
+        return "its blocks are no decoder's"
+    if any(isinstance(layer, PackedLinear) for layer in module.model.modules()):
+        return "its weights are packed, and gradients go through floats alone: serve it with --format fp32"
+    return ""
+
+
+def train(module: SpanModule, work: TrainingWork) -> list[Floats]:
+    """What comes out; or the gradients of what went in, and those of the adapter's matrices in their order.
+
+    Raises:
+        DigestMismatch: the adapter does not fit the layers.
+        DeadlineExceeded: it took too long.
+        StepFailed: what comes out is not finite.
+    """
+    for parameter in module.model.parameters():
+        parameter.requires_grad_(False)
+    factors = [
+        half.requires_grad_(work.gradients is not None) for low in work.layers for half in (low.down, low.up)
+    ]
+    outs: list[torch.Tensor] = []
+    with _adapted(module, work), _bounded(module, work.until):
+        at = 0
+        for length in work.lengths:
+            rows = slice(at, at + length)
+            outs.append(_run(module, work, rows))
+            at += length
+    found = [torch.cat(outs)]
+    if work.gradients is not None:
+        found += [torch.zeros_like(half) if half.grad is None else half.grad for half in factors]
+    if not all(bool(tensor.isfinite().all()) for tensor in found):
+        raise StepFailed("the numbers that came out are not finite")
+    return [tensor.detach().float().cpu().contiguous().numpy() for tensor in found]
+
+
+def _run(module: SpanModule, work: TrainingWork, rows: slice) -> torch.Tensor:
+    """One sequence: what comes out, or the gradients of what went in."""
+    hidden = work.hidden[rows].to(module.device, module.dtype)[None]
+    if work.gradients is None:
+        with torch.no_grad():
+            return module.run_whole(hidden)[0]
+    hidden = hidden.clone().requires_grad_()
+    with torch.enable_grad():
+        out = module.run_whole(hidden)
+        out.backward(work.gradients[rows].to(out.device, out.dtype)[None])
+    if hidden.grad is None:
+        raise StepFailed("no gradient came back to what went in")
+    return hidden.grad[0]
+
+
+@contextmanager
+def _adapted(module: SpanModule, work: TrainingWork) -> Generator[None]:
+    """While the block runs, the layers give what they give with the adapter."""
+    with ExitStack() as stack:
+        for low in work.layers:
+            layer = find_linear(module, "that is tuned", work.list_name, low.block, low.name)
+            if (len(low.up), low.down.shape[1]) != layer_sizes(layer):
+                name = f"{work.list_name}.{low.block}.{low.name}"
+                raise other_model("that is tuned", "the model", name, "is of another size")
+            hook = layer.register_forward_hook(partial(_add, low, work.scale))
+            stack.callback(hook.remove)
+        yield
+
+
+def _add(
+    low: TrainingLayer, scale: float, layer: nn.Module, args: tuple[Any, ...], out: torch.Tensor
+) -> torch.Tensor:
+    x = args[0].to(low.down.dtype)
+    return (out + functional.linear(functional.linear(x, low.down), low.up) * scale).to(out.dtype)
+
+
+@contextmanager
+def _bounded(module: SpanModule, until: float) -> Generator[None]:
+    """Give up at a block that begins after ``until``, on the way there or back."""
+
+    def check(*_: object) -> None:
+        if time.monotonic() > until:
+            raise DeadlineExceeded("a training step took longer than this node allows")
+
+    with ExitStack() as stack:
+        for block in module.blocks.modules:
+            stack.callback(block.register_forward_pre_hook(check).remove)
+            stack.callback(block.register_full_backward_pre_hook(check).remove)
+        yield

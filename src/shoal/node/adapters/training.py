@@ -1,0 +1,139 @@
+"""Forward and backward for clients that tune an adapter through this node's blocks.
+
+Nothing of it is kept: what a client sends is here for its question, activations for one sequence of it. Only
+so many questions wait, none is longer than the node allows, and a step that takes too long is given up.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from shoal.errors import (
+    Busy,
+    ChannelClosed,
+    DigestMismatch,
+    NotAllowed,
+    PromptTooLong,
+    ShoalError,
+    StepFailed,
+)
+from shoal.executor.engine import Engine
+from shoal.net.channel import Channel
+from shoal.node.handlers import Handlers
+from shoal.types import Digest, PeerId, Span
+from shoal.wire.messages import MAX_PAYLOAD, shorten
+from shoal.wire.training import NotTrained, Train, Trained
+
+MOST_WAITING = 4
+"""Questions of all clients, the one that is computed among them."""
+MOST_OF_PEER = 2
+STEP_S = 60.0
+"""What one question may take to compute."""
+RETRY_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingService:
+    """What a node lets clients train."""
+
+    digest: Digest
+    span: Span
+    engine: Engine
+    longest: int
+    """Tokens of one sequence."""
+    off: str = ""
+    """Why it trains nothing."""
+
+
+def check_train(message: Train, service: TrainingService) -> None:
+    """Refuse a question that this node does not answer.
+
+    Raises:
+        NotAllowed: it does not train, or serves other blocks.
+        DigestMismatch: it serves another model.
+        PromptTooLong: a sequence, or the answer, is too long.
+    """
+    if service.off:
+        raise NotAllowed(f"this node does not train: {service.off}")
+    if message.digest != service.digest:
+        raise DigestMismatch(f"this node serves {service.digest[:23]}…, not {message.digest[:23]}…")
+    if message.start < service.span.start or message.end > service.span.end:
+        raise NotAllowed(
+            f"this node serves blocks {service.span}, {message.start}:{message.end} is not inside of them"
+        )
+    if message.width != service.engine.width:
+        raise NotAllowed(f"hidden states {message.width} wide, not {service.engine.width}")
+    if max(message.lengths) > service.longest:
+        raise PromptTooLong(
+            f"a sequence of {max(message.lengths)} tokens, and this node trains up to {service.longest}"
+        )
+    if message.answer_size > MAX_PAYLOAD:
+        raise PromptTooLong("the answer would be longer than a message may be: send fewer tokens at a time")
+
+
+class TrainingDesk:
+    """Handles ``Train``.
+
+    Args:
+        service: what is served now.
+        spawn: runs what takes long in a task of its own.
+    """
+
+    def __init__(
+        self,
+        service: Callable[[], TrainingService],
+        spawn: Callable[[Callable[[], Awaitable[None]]], None],
+    ) -> None:
+        self._service = service
+        self._spawn = spawn
+        self._waiting: Counter[PeerId] = Counter()
+
+    def register(self, handlers: Handlers) -> None:
+        """Have the messages given here."""
+        handlers.register(Train, self._take)
+
+    async def _take(self, channel: Channel, message: Train, payload: bytes) -> None:
+        try:
+            service = self._service()
+            check_train(message, service)
+            if self._waiting.total() >= MOST_WAITING or self._waiting[channel.peer] >= MOST_OF_PEER:
+                raise Busy("others train here now", retry_after_s=RETRY_S)
+        except ShoalError as error:
+            _refuse(channel, message, error)
+            return
+        self._waiting[channel.peer] += 1
+        self._spawn(partial(self._answer, channel, message, payload, service))
+
+    async def _answer(
+        self, channel: Channel, message: Train, payload: bytes, service: TrainingService
+    ) -> None:
+        try:
+            began = time.monotonic()
+            answer = await service.engine.train(message, payload, STEP_S)
+            spent_us = round((time.monotonic() - began) * 1e6)
+            with suppress(ChannelClosed):  # the client is gone, or does not read
+                await channel.send(Trained(message.number, len(answer), spent_us), answer)
+        except ShoalError as error:
+            _refuse(channel, message, error)
+        except Exception:
+            # A defect of ours, or a shortage of the machine's, ends this question and never the node.
+            log.exception("a training step failed")
+            _refuse(channel, message, StepFailed("the training step failed; the node's log says more"))
+        finally:
+            self._waiting[channel.peer] -= 1
+            if not self._waiting[channel.peer]:
+                del self._waiting[channel.peer]
+
+
+def _refuse(channel: Channel, message: Train, error: ShoalError) -> None:
+    retry_after_s = error.retry_after_s if isinstance(error, Busy) else 1.0
+    with suppress(ChannelClosed):
+        channel.reply(NotTrained(message.number, error.code, shorten(error.message), retry_after_s))

@@ -1,0 +1,56 @@
+"""`shoal tune`: what it asks for, and what it says."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import trio
+
+from shoal.cli.tune import tune
+from shoal.client.tuning.tuner import TuningStep
+
+
+def test_each_step_is_told_in_a_line_and_as_json(capsys):
+    told = []
+    tune._tell(TuningStep(3, 9, 1.23456, 321.4), lambda *what: told.append(what), True)
+    tune._tell(TuningStep(4, 9, 1.0, 300.0, 0.5, 1, 2), lambda *what: told.append(what), False)
+    assert told[0] == ("loss 1.2346, 321 tokens/s", 3, 9)
+    assert told[1] == (
+        "loss 1.0000, evaluation 0.5000, 300 tokens/s, 1 step without a finite loss, 2 hops replaced",
+        4,
+        9,
+    )
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"step": 3, "loss": 1.23456, "tokens_s": 321.4, "evaluation": None}
+
+
+def test_what_is_given_is_what_is_tuned(tmp_path, monkeypatch, capsys):
+    seen = {}
+
+    async def open_tuner(swarm, model, data, options, folder):
+        seen.update(model=model, data=data, options=options, folder=folder)
+        data.skipped(7, "it is no JSON")
+
+        async def run():
+            yield TuningStep(1, 1, 0.5, 10.0, 0.25)
+
+        return SimpleNamespace(run=run)
+
+    monkeypatch.setattr("shoal.client.tuning.open.open_tuner", open_tuner)
+    monkeypatch.setattr(tune, "in_swarm", lambda settings, use: trio.run(use, None))
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
+    tune.tune(
+        "fish", tmp_path / "d.jsonl", tmp_path / "out", rank=4, layer=["q_proj"], skip_bad=True, as_json=True
+    )
+    assert (seen["model"], seen["folder"]) == ("fish", tmp_path / "out")
+    assert (seen["options"].rank, seen["options"].layers) == (4, ("q_proj",))
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1]) == {
+        "adapter": str(tmp_path / "out"),
+        "steps": 1,
+        "loss": 0.5,
+        "evaluation": 0.25,
+    }
+    assert "line 7 is skipped: it is no JSON" in err
+    assert "1 line of" in err
