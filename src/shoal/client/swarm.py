@@ -407,7 +407,7 @@ class Swarm:
         return coverage([a.served.span for a in serving if a.served], shapes[0]) if shapes else []
 
     async def resolve(self, model: str, progress: Progress = silent) -> LocalModel:
-        """The model here, as far as a client needs it, fetched first if need be; as MODEL:NAME with an adapter.
+        """The model here, as far as a client needs it, fetched if need be; as MODEL:NAME with an adapter.
 
         Raises:
             As :meth:`PeerWeights.resolve`, :meth:`PeerWeights.fetch_ends` and :func:`with_adapter`.
