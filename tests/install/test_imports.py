@@ -24,7 +24,10 @@ def names(asked: list[str]) -> set[str]:
     return {canonicalize_name(Requirement(one).name) for one in asked}
 
 
-DECLARED = names(PROJECT["project"]["dependencies"] + EXTRAS["graph"] + EXTRAS["attest"] + EXTRAS["ledger"])
+DECLARED = names(
+    PROJECT["project"]["dependencies"]
+    + [one for extra in ("graph", "attest", "ledger", "postgres") for one in EXTRAS[extra]]
+)
 FOR_TESTS = DECLARED | names(EXTRAS["dev"])
 """What the test doubles may import."""
 IN_THE_WHEEL = {
