@@ -10,7 +10,8 @@ from typing import Protocol
 
 from shoal.errors import RemoteProtocolError
 from shoal.types import PeerId
-from shoal.wire.messages import MAX_HEADER, MAX_PAYLOAD
+from shoal.wire.fields import MAX_PAYLOAD
+from shoal.wire.messages import MAX_HEADER
 
 TOTAL_LIMIT = 512 << 20
 """Bytes of unfinished messages of all peers together."""

@@ -34,7 +34,8 @@ from shoal.node.sessions import Opening, Sessions
 from shoal.swarm.member import Member
 from shoal.types import AdapterDigest, Codec, Digest, Numerics, PeerId, SessionId, Span
 from shoal.wire.codec import choose_codec
-from shoal.wire.messages import NextHop, Open, Refused, Reroute, Step, shorten
+from shoal.wire.fields import NextHop
+from shoal.wire.messages import Open, Refused, Reroute, Step, shorten
 
 DIAL_NEXT_S = 5.0
 DRAIN_S = 30.0

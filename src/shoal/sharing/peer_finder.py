@@ -18,7 +18,7 @@ from shoal.sharing.weight_server import ADDRESS_PROTOCOL
 from shoal.sharing.wrong_peers import WrongPeers
 from shoal.swarm.member import DIAL_WITHIN_S, Member, manifest_key
 from shoal.types import Digest, PeerAddress, PeerId
-from shoal.wire.messages import NextHop
+from shoal.wire.fields import NextHop
 
 ASK_DHT_EVERY_S = 15.0
 ASKED_AT_ONCE = 16

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from struct import Struct
 
 from shoal.errors import RemoteProtocolError
-from shoal.wire.messages import MAX_HEADER, MAX_PAYLOAD, Message, decode, encode
+from shoal.wire.fields import MAX_PAYLOAD
+from shoal.wire.messages import MAX_HEADER, Message, decode, encode
 
 FRAGMENT = 65_510
 """Most bytes of one fragment: what another session's step may have to wait for, and one record of Noise."""

@@ -28,7 +28,7 @@ from shoal.sharing.peer_graphs import PeerGraphs
 from shoal.swarm.member import Member
 from shoal.types import Digest, Span
 from shoal.wire.arrays import ArraySpec
-from shoal.wire.messages import MAX_PAYLOAD
+from shoal.wire.fields import MAX_PAYLOAD
 
 MOST = 8
 """Spans that are loaded at a time; those that were longest unused end."""

@@ -17,17 +17,8 @@ from shoal.net.pool import ChannelPool
 from shoal.tasks import seconds_left
 from shoal.types import Codec, ModelShape, Numerics, SessionId
 from shoal.wire.codec import coarsest
-from shoal.wire.messages import (
-    Close,
-    GetReceipts,
-    Locate,
-    Located,
-    NextHop,
-    Open,
-    Reroute,
-    Rerouted,
-    SignedWindow,
-)
+from shoal.wire.fields import NextHop
+from shoal.wire.messages import Close, GetReceipts, Locate, Located, Open, Reroute, Rerouted, SignedWindow
 
 _Reply = TypeVar("_Reply")
 

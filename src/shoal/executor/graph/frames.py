@@ -11,7 +11,7 @@ from typing import BinaryIO
 import msgspec
 
 from shoal.wire.arrays import ArraySpec
-from shoal.wire.messages import MAX_PAYLOAD
+from shoal.wire.fields import MAX_PAYLOAD
 
 LENGTHS = Format("<IQ")
 LONGEST_HEADER = 1 << 16

@@ -27,7 +27,8 @@ from shoal.executor.engine import Engine
 from shoal.net.channel import Channel
 from shoal.node.handlers import Handlers
 from shoal.types import Digest, PeerId, Span
-from shoal.wire.messages import MAX_PAYLOAD, shorten
+from shoal.wire.fields import MAX_PAYLOAD
+from shoal.wire.messages import shorten
 from shoal.wire.training import NotTrained, Train, Trained
 
 MOST_WAITING = 4

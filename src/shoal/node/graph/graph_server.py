@@ -32,8 +32,8 @@ from shoal.sharing.share_pace import SharePace
 from shoal.sharing.weight_server import WeightServer
 from shoal.types import Numerics, SessionId, Span
 from shoal.wire.arrays import ArraySpec
+from shoal.wire.fields import MAX_PAYLOAD
 from shoal.wire.messages import (
-    MAX_PAYLOAD,
     MAX_PIECE,
     Close,
     Failed,
