@@ -13,6 +13,8 @@ from shoal.types import PROTECTION_LEVELS, ProtectionLevel, protection_level
 
 PROTECT = "x-shoal-protect"
 """By which a request says how its answer is protected, whatever its route."""
+UNAUDITED: tuple[ProtectionLevel | None, ...] = (None, "fast", "attested")
+"""What needs nobody's signature under an answer, nor a second computation."""
 
 
 def protected(caller: Caller, headers: Headers) -> Caller:
@@ -28,18 +30,18 @@ def protected(caller: Caller, headers: Headers) -> Caller:
 def unaudited_caller(request: Request, wanted: ProtectionLevel | None = None) -> Caller:
     """On whose behalf a request is whose answer nobody signs or computes again, as no text is generated.
 
-    Where a key or the gateway is set to ``audited``, such requests are answered all the same, unaudited.
+    Where a key or the gateway is set to have that, such requests are answered all the same, without it.
 
     Args:
         wanted: what the body says; it comes before the header.
 
     Raises:
-        BadRequest: the request itself asks for an audited answer.
+        BadRequest: the request itself asks for that.
     """
     level = wanted or _asked(request.headers)
-    if level == "audited":
+    if level not in UNAUDITED:
         raise BadRequest(
-            "what this route answers is not audited: receipts and audits are of generated text",
+            f"what this route answers is not {level}: only generated text is signed and computed again",
             check="ask for attested, where only peers take part that show what they run on, or for fast",
             param="protect" if wanted else PROTECT,
         )
