@@ -10,10 +10,10 @@ from shoal.errors import NotAllowed
 from shoal.testing.sim.consensus import SimulatedConsensus
 from shoal.trust.consensus import (
     CHECKS,
-    Check,
-    Comparison,
     Disputed,
-    Named,
+    HopCheck,
+    NamedHop,
+    ReplicaComparison,
     ReplicaOffer,
     ReplicaRing,
     ReplicaWork,
@@ -46,8 +46,8 @@ def ring(number: int, *rows: Sequence[bytes], host: str | None = "") -> ReplicaR
     ]
 
 
-def third(went: Sequence[bytes], name: str = "third", host: str = "203.0.113.1") -> Check:
-    return Check(name, at(name, host), tuple(went))
+def third(went: Sequence[bytes], name: str = "third", host: str = "203.0.113.1") -> HopCheck:
+    return HopCheck(name, at(name, host), tuple(went))
 
 
 ONE, TWO = (b"a1", b"b1"), (b"a2", b"b2")
@@ -57,7 +57,7 @@ ON_LIE = (b"a2", b"yy")
 THREE = [ring(number, ONE, TWO) for number in range(3)]
 
 
-def seen(rings: Sequence[ReplicaRing], checks: dict[int, list[Check]] | None = None) -> Comparison:
+def seen(rings: Sequence[ReplicaRing], checks: dict[int, list[HopCheck]] | None = None) -> ReplicaComparison:
     return compare(SENT, rings, checks or {})
 
 
@@ -77,7 +77,7 @@ def test_a_third_party_computes_the_hop_up_to_the_first_window_that_differs(liar
     asked = seen(rings).disputed
     assert asked == Disputed(0, 1, (0, 1, 2))
     found = seen(rings, {0: [third(ONE)]})
-    assert found.named == [Named(liar, 0, 1, ("third",))]
+    assert found.named == [NamedHop(liar, 0, 1, ("third",))]
     others = tuple(number for number in range(3) if number != liar)
     assert (found.right, found.confirmed, found.alone) == ([others, others], [True, True], [])
 
@@ -112,7 +112,9 @@ def test_replicas_that_may_be_one_count_as_one(host: str | None) -> None:
     assert 0 not in [one.replica for one in found.named]
     agreeing = [ring(number, ONE, TWO, host=host) for number in range(3)]
     assert seen(agreeing).disputed == Disputed(0, 1, (0, 1, 2))
-    confirmed = seen(agreeing, {hop: [Check("this machine", OWN, one)] for hop, one in enumerate((ONE, TWO))})
+    confirmed = seen(
+        agreeing, {hop: [HopCheck("this machine", OWN, one)] for hop, one in enumerate((ONE, TWO))}
+    )
     assert confirmed.confirmed == [True, True]
 
 

@@ -55,7 +55,7 @@ ReplicaRing = Sequence[ReplicaWork | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class HopCheck:
     """What a third party made of the rows that a hop should have been given."""
 
     by: str
@@ -75,7 +75,7 @@ class Disputed:
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedHop:
     """A hop of a replica that has signed other rows than its blocks give."""
 
     replica: int
@@ -86,10 +86,10 @@ class Named:
 
 
 @dataclass(slots=True)
-class Comparison:
+class ReplicaComparison:
     """What is known by now."""
 
-    named: list[Named] = field(default_factory=list[Named])
+    named: list[NamedHop] = field(default_factory=list[NamedHop])
     alone: list[str] = field(default_factory=list[str])
     """Third parties that were contradicted by all that was settled."""
     right: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
@@ -103,8 +103,8 @@ class Comparison:
 
 
 def compare(
-    sent: Sequence[bytes], replicas: Sequence[ReplicaRing], checks: Mapping[int, Sequence[Check]]
-) -> Comparison:
+    sent: Sequence[bytes], replicas: Sequence[ReplicaRing], checks: Mapping[int, Sequence[HopCheck]]
+) -> ReplicaComparison:
     """Compare what replicas have signed, as far as it can be settled.
 
     Args:
@@ -112,7 +112,7 @@ def compare(
         replicas: the first is the one that gave the answer.
         checks: what third parties have found, by hop. Call again with what ``disputed`` asks for.
     """
-    found, given = Comparison(), tuple(sent)
+    found, given = ReplicaComparison(), tuple(sent)
     for hop in range(len(replicas[0])):
         works = {
             number: work
@@ -131,7 +131,7 @@ def compare(
 
 
 def _settle(
-    found: Comparison, hop: int, works: dict[int, ReplicaWork], checks: Sequence[Check]
+    found: ReplicaComparison, hop: int, works: dict[int, ReplicaWork], checks: Sequence[HopCheck]
 ) -> dict[int, ReplicaWork] | None:
     """The replicas of one hop that are right, of those that were given the same; ``None``: not known."""
     windows = len(next(iter(works.values())).went)
@@ -147,7 +147,9 @@ def _settle(
         asked = [check for check in checks if len(check.went) > window]
         by = tuple(check.by for check in asked if check.went[window] == decided)
         alone |= {check.by for check in asked if check.went[window] != decided}
-        found.named += [Named(n, hop, window, by) for n, one in works.items() if one.went[window] != decided]
+        found.named += [
+            NamedHop(n, hop, window, by) for n, one in works.items() if one.went[window] != decided
+        ]
         works = {number: work for number, work in works.items() if work.went[window] == decided}
     went = next(iter(works.values())).went
     agreeing = [check.at for check in checks if check.went == went]
@@ -160,7 +162,7 @@ def _settle(
     return works
 
 
-def _ask(found: Comparison, disputed: Disputed, checks: Sequence[Check]) -> None:
+def _ask(found: ReplicaComparison, disputed: Disputed, checks: Sequence[HopCheck]) -> None:
     if len(checks) < CHECKS:
         found.disputed = disputed
     else:
@@ -170,7 +172,7 @@ def _ask(found: Comparison, disputed: Disputed, checks: Sequence[Check]) -> None
         )
 
 
-def _decide(works: Mapping[int, ReplicaWork], checks: Sequence[Check], window: int) -> bytes | None:
+def _decide(works: Mapping[int, ReplicaWork], checks: Sequence[HopCheck], window: int) -> bytes | None:
     """The root that a window has, where that can be told."""
     said: dict[bytes, list[Whereabouts]] = {}
     confirmed = set[bytes]()

@@ -28,9 +28,9 @@ from shoal.tasks import one_error, seconds_left
 from shoal.trust.answer import KeptAnswer
 from shoal.trust.audit import MAX_AUDIT_BYTES, is_whole
 from shoal.trust.consensus import (
-    Check,
     Disputed,
-    Named,
+    HopCheck,
+    NamedHop,
     ReplicaWork,
     commitment,
     compare,
@@ -176,7 +176,7 @@ class Consensus:
             elif index in unsound:
                 found.faults.append(f"{hop.peer} has not signed what it committed to")
             elif said != commitment(kept.nonce, hop.peer, kept.receipts(index)):
-                await self._name(Named(number, index, 0, ()), kept, found)
+                await self._name(NamedHop(number, index, 0, ()), kept, found)
             elif [one.sent for one in hop.receipts] == masks[index]:
                 at = whereabouts_of([ring.route[index].address])
                 came = tuple(one.came for one in hop.receipts)
@@ -195,7 +195,7 @@ class Consensus:
         """Whether the answer's own rows are confirmed at every hop. Names who has signed others."""
         sent, kept = row_log(rows), replicas[0].receipts.kept
         roots = [sent.window(number)[1] for number in range(windows(len(rows)))]
-        checks: dict[int, list[Check]] = {}
+        checks: dict[int, list[HopCheck]] = {}
         works = [one.works for one in replicas]
         while (seen := compare(roots, works, checks)).disputed is not None:
             hop = seen.disputed.hop
@@ -221,10 +221,10 @@ class Consensus:
         replicas: Sequence[_Replica],
         rows: Sequence[bytes],
         disputed: Disputed,
-        checks: Mapping[int, Sequence[Check]],
+        checks: Mapping[int, Sequence[HopCheck]],
         found: _Found,
         until: float,
-    ) -> Check | None:
+    ) -> HopCheck | None:
         """What a third party makes of the rows that a hop was given; ``None``: there is none."""
         hop, count = disputed.hop, min((disputed.window + 1) * WINDOW, len(rows))
         given = rows[:count] if hop == 0 else await self._revealed(replicas, disputed, count, until)
@@ -247,7 +247,7 @@ class Consensus:
             if not isinstance(done, ShoalError):
                 made, masks = row_log(done), replicas[0].receipts.kept.hops[hop].receipts
                 went = tuple(made.window(n, masks[n].sent)[1] for n in range(disputed.window + 1))
-                return Check(auditor.name, auditor.at, went)
+                return HopCheck(auditor.name, auditor.at, went)
             found.faults.append(f"{auditor.name} is no third party: {done.message}")
             for peer in auditor.at.peers:
                 tried.add(PeerId(peer))
@@ -273,7 +273,7 @@ class Consensus:
             self._findings.hold_against(one.receipts.kept.hops[disputed.hop - 1].peer, SHARED_FAULT)
         return None
 
-    async def _name(self, named: Named, kept: KeptAnswer, found: _Found) -> None:
+    async def _name(self, named: NamedHop, kept: KeptAnswer, found: _Found) -> None:
         hop = kept.hops[named.hop]
         who = f"hop {named.hop} ({hop.peer}, blocks {hop.span}) of " + (
             f"replica {named.replica}" if named.replica else "the answer"

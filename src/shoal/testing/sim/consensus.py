@@ -19,7 +19,7 @@ from blake3 import blake3
 from shoal.net.identity import Identity, verify
 from shoal.testing.sim.audits import BLOCKS, HOPS, LEAST_TOKENS, MOST_TOKENS, WIDTH
 from shoal.trust.answer import HopReceipts, KeptAnswer, KeptWindow, check_answer
-from shoal.trust.consensus import REPLICAS, Check, Comparison, ReplicaWork, commitment, compare
+from shoal.trust.consensus import REPLICAS, HopCheck, ReplicaComparison, ReplicaWork, commitment, compare
 from shoal.trust.independence import Whereabouts, whereabouts
 from shoal.trust.receipt import sign_windows
 from shoal.trust.rows import HASH, WINDOW, RowLog, windows
@@ -89,9 +89,9 @@ class SimulatedConsensus:
         cost = self._computed / (self._tokens * HOPS)
         return Outcome(self._liar, self._lazy, frozenset(named), cost, confirmed)
 
-    def _settled(self, rings: list[list[ReplicaWork | None]]) -> Comparison:
+    def _settled(self, rings: list[list[ReplicaWork | None]]) -> ReplicaComparison:
         sent = [self._sent.window(number)[1] for number in range(windows(self._tokens))]
-        checks: dict[int, list[Check]] = {}
+        checks: dict[int, list[HopCheck]] = {}
         while (found := compare(sent, rings, checks)).disputed is not None:
             hop, last = found.disputed.hop, found.disputed.window
             rows, asked = self._sent, len(checks.get(hop, ()))
@@ -100,7 +100,7 @@ class SimulatedConsensus:
             self._computed += min((last + 1) * WINDOW, self._tokens)
             went = tuple(rows.window(number)[1] for number in range(last + 1))
             name = f"third {asked}"
-            checks.setdefault(hop, []).append(Check(name, whereabouts([name], [f"203.0.{asked}.1"]), went))
+            checks.setdefault(hop, []).append(HopCheck(name, whereabouts([name], [f"203.0.{asked}.1"]), went))
         return found
 
     def _answer(self, replica: int) -> KeptAnswer:
