@@ -19,6 +19,7 @@ from shoal.net.reach.control import (
     Reserve,
 )
 from shoal.net.reach.openings import new_token
+from shoal.net.reach.relay_session import RelaySession
 from shoal.types import PeerId
 from tests.net.reach.relay_bench import SMALL, A, B, C, bench, pumped
 
@@ -65,7 +66,10 @@ async def test_a_network_has_so_many_connections():
 async def test_a_network_full_of_keys_keeps_no_other_one_out(autojump_clock: MockClock):
     limits = replace(SMALL, sessions=4, sessions_per_network=3, reservations=3)
     async with bench(limits) as at:
-        crowd = [await at.join(PeerId(f"x{n}"), f"/ip4/9.9.9.{n}/tcp/1") for n in range(3)]
+        crowd: list[RelaySession] = []
+        for number in range(3):
+            crowd.append(await at.join(PeerId(f"x{number}"), f"/ip4/9.9.9.{number}/tcp/1"))
+            await trio.sleep(1)
         for session in crowd[:2]:
             await session.reserve(1)
         first = await at.join(A, "/ip4/1.1.1.1/tcp/1")
