@@ -32,7 +32,8 @@ from shoal.testing.tee.source import attesting_on
 from shoal.trust.attestation.measurements import Measurements
 from shoal.trust.attestation.verify import Roots
 from shoal.types import PeerId, Span
-from shoal.wire.messages import Attest, Attested, NextHop, Open
+from shoal.wire.fields import NextHop
+from shoal.wire.messages import Attest, Attested, Open
 
 from .conftest import PROMPT, THIRDS
 

@@ -39,6 +39,7 @@ from shoal.trust.attestation.evidence import Binding
 from shoal.trust.receipt import sign_windows
 from shoal.trust.rows import RowLog
 from shoal.wire.arrays import ArraySpec
+from shoal.wire.fields import NextHop
 from shoal.wire.messages import (
     Attest,
     Attested,
@@ -53,7 +54,6 @@ from shoal.wire.messages import (
     Inferred,
     Locate,
     Message,
-    NextHop,
     NotFetched,
     Open,
     Opened,

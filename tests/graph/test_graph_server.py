@@ -32,6 +32,7 @@ from shoal.testing.graph_bits import same, whole
 from shoal.testing.graph_swarm import GraphSwarm, graph_swarm
 from shoal.testing.graphs import inputs_of
 from shoal.types import SessionId, Span
+from shoal.wire.fields import NextHop
 from shoal.wire.messages import (
     Close,
     Failed,
@@ -39,7 +40,6 @@ from shoal.wire.messages import (
     Fetched,
     Infer,
     Inferred,
-    NextHop,
     NotFetched,
     Opened,
     Refused,

@@ -22,13 +22,12 @@ from shoal.node.fair_share import RETRY_S
 from shoal.testing.byhand import MINE, begun, fragment, rows
 from shoal.testing.swarm import memory_swarm
 from shoal.types import PeerAddress, PeerId, Span
+from shoal.wire.fields import MAX_PAYLOAD, NextHop
 from shoal.wire.messages import (
-    MAX_PAYLOAD,
     PROTOCOL_VERSION,
     Close,
     Failed,
     Hello,
-    NextHop,
     Opened,
     Reroute,
     Rerouted,

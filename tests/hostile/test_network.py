@@ -38,7 +38,8 @@ from shoal.swarm.join import join_swarm
 from shoal.swarm.membership import Membership
 from shoal.testing.byhand import a_step, an_open, begun, by_hand, framed, rows
 from shoal.types import PeerAddress, Span
-from shoal.wire.messages import PROTOCOL_VERSION, Hello, NextHop, Opened, Refused, encode
+from shoal.wire.fields import NextHop
+from shoal.wire.messages import PROTOCOL_VERSION, Hello, Opened, Refused, encode
 from tests.hostile.conftest import BLOCKS, WIDTH, Reference, unharmed
 
 GARBAGE = [

@@ -12,7 +12,8 @@ from shoal.node.audits.reveal import BURST_S, REVEAL_WITHIN_S, TIMES, RevealPace
 from shoal.testing.byhand import MINE, THEIRS, ByHand, a_step, an_open, by_hand, rows
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
-from shoal.wire.messages import MAX_REVEALED, NextHop, Opened, Reveal, Revealed
+from shoal.wire.fields import NextHop
+from shoal.wire.messages import MAX_REVEALED, Opened, Reveal, Revealed
 
 HALVES = [Span(0, 3), Span(3, 6)]
 WIDTH = 64

@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 from shoal.testing.byhand import THEIRS, framed, rows
+from shoal.wire.fields import NextHop
 from shoal.wire.messages import (
     PROTOCOL_VERSION,
     Close,
@@ -25,7 +26,6 @@ from shoal.wire.messages import (
     Hello,
     Locate,
     Message,
-    NextHop,
     Opened,
     Refused,
     Reroute,

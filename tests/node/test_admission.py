@@ -22,7 +22,8 @@ from shoal.node.sessions import Opening, Sessions
 from shoal.testing.sim.agenda import Agenda
 from shoal.testing.sim.engine import SimEngine
 from shoal.types import AdapterDigest, Digest, Numerics, PeerId, SessionId, Span
-from shoal.wire.messages import NextHop, Open, Refused, Reroute
+from shoal.wire.fields import NextHop
+from shoal.wire.messages import Open, Refused, Reroute
 
 ME = PeerId("me")
 SESSION = SessionId(b"s" * 16)

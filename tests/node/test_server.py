@@ -18,7 +18,8 @@ from shoal.testing.byhand import MINE, THEIRS, by_hand
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
-from shoal.wire.messages import Close, Failed, NextHop, Opened, Refused, Reroute
+from shoal.wire.fields import NextHop
+from shoal.wire.messages import Close, Failed, Opened, Refused, Reroute
 
 WIDTH = 64
 

@@ -21,7 +21,7 @@ from shoal.swarm.clock import Clock
 from shoal.swarm.member import Member, manifest_key
 from shoal.testing.memory import World
 from shoal.types import Digest, PeerAddress, PeerId
-from shoal.wire.messages import NextHop
+from shoal.wire.fields import NextHop
 
 DIGEST, OTHER = Digest("sha256:" + "a" * 64), Digest("sha256:" + "b" * 64)
 

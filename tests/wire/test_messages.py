@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import RemoteProtocolError
 from shoal.testing.byhand import NUMERICS
+from shoal.wire.fields import NextHop
 from shoal.wire.messages import (
     MAX_HEADER,
     Close,
@@ -20,7 +21,6 @@ from shoal.wire.messages import (
     HopTime,
     Locate,
     Located,
-    NextHop,
     Open,
     Opened,
     Ping,

@@ -47,7 +47,7 @@ class Commands(LazyGroup):
         "embed": Lazy("embed", "Turn texts into vectors."),
         "transcribe": Lazy("audio.transcribe", "Write down what is said in a recording."),
         "infer": Lazy("graph.infer", "Run a graph: arrays in, arrays out."),
-        "tune": Lazy("tune.tune", "Tune an adapter of MODEL through the nodes that serve it."),
+        "tune": Lazy("tune.tune", "Tune a LoRA adapter of MODEL through the nodes that serve it."),
         "status": Lazy("status.status", "Show what the swarm serves."),
         "peers": Lazy("status.status", "List the peers of the swarm."),
         "ping": Lazy("status.status", "Measure latency to a peer."),

@@ -17,9 +17,12 @@ static void adapt_part(const low_rank_t *part, const float *x, float *out, float
         v16 sums = zero16();
         for (int r = 0; r < part->rank; r++)
             sums = fma16(splat16(inner[r]), load16(part->up + r * part->stride + at), sums);
+        if (at + 16 <= part->rows) {
+            store16(out + at, plus16(load16(out + at), sums));
+            continue;
+        }
         store16(added, sums);
-        const int64_t left = part->rows - at;
-        for (int i = 0; i < 16 && i < left; i++) out[at + i] += added[i];
+        for (int i = 0; at + i < part->rows; i++) out[at + i] += added[i];
     }
 }
 
