@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,8 +11,17 @@ import numpy as np
 import pytest
 import trio
 
-from shoal.errors import Busy, DigestMismatch, NotAllowed, PromptTooLong, RemoteProtocolError, ShoalError
+from shoal.errors import (
+    Busy,
+    DeadlineExceeded,
+    DigestMismatch,
+    NotAllowed,
+    PromptTooLong,
+    RemoteProtocolError,
+    ShoalError,
+)
 from shoal.executor.engine import Engine
+from shoal.node.adapters import training
 from shoal.node.adapters.training import MOST_OF_PEER, TrainingDesk, TrainingService, check_train
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
@@ -100,7 +110,7 @@ async def test_one_client_has_few_questions_at_a_time() -> None:
     assert [answer.code for answer in refused] == [Busy.code] * 2
 
 
-async def test_a_node_answers_what_fits_and_refuses_the_rest_by_name(tmp_path) -> None:
+async def test_a_node_answers_what_fits_and_refuses_the_rest_by_name(tmp_path, monkeypatch) -> None:
     checkpoint = write_checkpoint(tmp_path / "llama", "llama")
     async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)], train="on") as swarm:
         shape, rings = swarm.model.shape, swarm.client.rings
@@ -126,4 +136,7 @@ async def test_a_node_answers_what_fits_and_refuses_the_rest_by_name(tmp_path) -
                 await ask(layers=(TunedLayer("self_attn.k_proj", 64, 64),))
             with pytest.raises(RemoteProtocolError, match="NaN or infinite"):
                 await ask(float("nan"))
-            assert len(await ask()) == 4 * 8 * 64  # the node is as it was
+            for within_s, error in ((0.0, DeadlineExceeded), (60.0, None)):
+                monkeypatch.setattr(training, "STEP_S", within_s)
+                with pytest.raises(error) if error else nullcontext():
+                    assert len(await ask(backward=True)) == len(backward) * 4

@@ -150,9 +150,9 @@ def _serve(
                 check="serve the graph without it, or a language model",
                 next_command=f"shoal serve {settings.model}",
             )
-        if settings.adapter:
+        if settings.adapter or settings.train:
             raise UsageError(
-                "--adapter: graphs take no adapters",
+                "--adapter and --train: graphs take no adapters",
                 check="leave it out",
                 next_command=f"shoal serve {settings.model}",
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -72,9 +72,10 @@ def train(module: SpanModule, work: TrainingWork) -> list[Floats]:
     """
     for parameter in module.model.parameters():
         parameter.requires_grad_(False)
-    factors = [
-        half.requires_grad_(work.gradients is not None) for low in work.layers for half in (low.down, low.up)
-    ]
+    backward = work.gradients is not None
+    here = [replace(low, down=low.down.to(module.device), up=low.up.to(module.device)) for low in work.layers]
+    factors = [half.requires_grad_(backward) for low in here for half in (low.down, low.up)]
+    work = replace(work, layers=here)
     outs: list[torch.Tensor] = []
     with _adapted(module, work), _bounded(module, work.until):
         at = 0
@@ -83,7 +84,7 @@ def train(module: SpanModule, work: TrainingWork) -> list[Floats]:
             outs.append(_run(module, work, rows))
             at += length
     found = [torch.cat(outs)]
-    if work.gradients is not None:
+    if backward:
         found += [torch.zeros_like(half) if half.grad is None else half.grad for half in factors]
     if not all(bool(tensor.isfinite().all()) for tensor in found):
         raise StepFailed("the numbers that came out are not finite")
