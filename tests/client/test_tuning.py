@@ -71,7 +71,7 @@ class Local:
             r=OPTIONS.rank, lora_alpha=OPTIONS.alpha, target_modules=layers, task_type="CAUSAL_LM"
         )
         self.model = get_peft_model(base, config)
-        self.model.train()
+        self.model.eval()  # frozen blocks drop nothing out, here or there
         self.parameters = dict(self.model.named_parameters())
         for name, half in tuner.adapter.named().items():
             self.of(name).data.copy_(half.detach())

@@ -118,8 +118,10 @@ async def test_a_session_given_up_at_the_moment_when_it_opens_holds_nothing(push
     given_up: list[Opening] = []
 
     class Engine(SimEngine):
-        async def open(self, session: SessionId, span: Span | None = None) -> None:
-            await super().open(session, span)
+        async def open(
+            self, session: SessionId, span: Span | None = None, adapter: AdapterDigest | None = None
+        ) -> None:
+            await super().open(session, span, adapter)
             given_up[0].pushed_out = pushed_out
             given_up[0].scope.cancel()
 
