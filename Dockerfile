@@ -17,7 +17,7 @@ COPY locks ./locks
 RUN python -m venv /opt/build \
     && python -m venv /opt/shoal \
     && scripts/sync.sh /opt/build build \
-    && UV=/opt/build/bin/uv scripts/sync.sh /opt/shoal runtime torch
+    && UV=/opt/build/bin/uv scripts/sync.sh /opt/shoal runtime torch postgres
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY page ./page
 COPY src ./src

@@ -42,9 +42,12 @@ compile runtime pyproject.toml --no-emit-package torch
     compile graph pyproject.toml --extra graph --no-emit-package torch $(beside runtime build)
     compile attest pyproject.toml --extra attest --no-emit-package torch $(beside runtime build graph)
     compile ledger pyproject.toml --extra ledger --no-emit-package torch $(beside runtime build graph attest)
-    compile development pyproject.toml --extra dev --no-emit-package torch $(beside runtime build graph attest ledger)
+    compile postgres pyproject.toml --extra postgres --no-emit-package torch \
+        $(beside runtime build graph attest ledger)
+    compile development pyproject.toml --extra dev --no-emit-package torch \
+        $(beside runtime build graph attest ledger postgres)
     compile fuzz pyproject.toml --extra fuzz --no-emit-package torch \
-        $(beside runtime build graph attest ledger development)
+        $(beside runtime build graph attest ledger postgres development)
     # Without pyproject.toml's word on what torch needs, so with CUDA where PyPI's build has it.
     project '[d for d in t["project"]["dependencies"] if d.startswith("torch")]' |
         compile torch - --no-config $(beside runtime)

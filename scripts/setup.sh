@@ -4,9 +4,9 @@
 #   make setup                    the first Python 3.11 to 3.14 found
 #   make setup PYTHON=/path/to/python3
 #
-#   scripts/setup.sh tests        and what only the tests need: a browser; an emulator of ARM and its compiler; and
-#                                 as root, for the lab of networks that only root can make, nftables, conntrack
-#                                 and iproute2
+#   scripts/setup.sh tests        and what only the tests need: a browser; PostgreSQL; an emulator of ARM and its
+#                                 compiler; and as root, for the lab of networks that only root can make,
+#                                 nftables, conntrack and iproute2
 #
 # node and npm, for the page, pyright and the js-libp2p peer of the tests, come as a wheel into .venv.
 set -euo pipefail
@@ -59,7 +59,7 @@ make_venv() {
 
 install() {
     say "installing Shoal and what it needs into .venv (a minute the first time)"
-    scripts/sync.sh .venv runtime torch build graph attest ledger development
+    scripts/sync.sh .venv runtime torch build graph attest ledger postgres development
     # Shoal itself, compiled by what is locked too.
     .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation \
         --reinstall-package shoal --editable . || stop "Shoal could not be built: the lines above say why"
@@ -96,6 +96,7 @@ fi
 .venv/bin/python -m compileall -q src/shoal # quick where nothing changed
 if [ "${1:-}" = tests ]; then
     has chromium || has google-chrome || debian chromium
+    has initdb || [ -n "$(find /usr/lib/postgresql -name initdb 2>/dev/null)" ] || debian postgresql
     if [ "$(uname)" = Linux ] && [ "$(id -u)" = 0 ]; then
         { has nft && has conntrack && has ip; } || debian nftables conntrack iproute2
     fi

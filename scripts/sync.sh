@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make a virtual environment what locks say: install what they name, by its hash, and remove all else.
 #
-#   scripts/sync.sh FOLDER LOCK...    for example: scripts/sync.sh .venv runtime torch build graph attest ledger development
+#   scripts/sync.sh FOLDER LOCK...    for example: scripts/sync.sh .venv runtime torch build graph development
 #
 # FOLDER is a virtual environment that has pip; uv, which does the work, comes into it by a lock of its own,
 # unless UV names another. A LOCK is the name of one in locks/ or a path; `torch` is torch's CPU build on Linux

@@ -63,6 +63,15 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LocalM
 
 
 @pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a PostgreSQL server, one for all processes of a run."""
+    from tests.postgres import shared_server
+
+    base = tmp_path_factory.getbasetemp()
+    return shared_server(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
+
+
+@pytest.fixture(scope="session")
 def nat_lab() -> type[NatLab]:
     """Makes labs of networks, each ``with nat_lab(parse_sites("cone,sym")) as lab``. Only root can.
 

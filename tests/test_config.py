@@ -59,6 +59,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "kv": ("int8", "int8"),
         "wire": ("bfloat16", "bfloat16"),
         "speculate": ("off", "off"),
+        "database": ("postgresql://db/shoal", "postgresql://db/shoal"),
         "draft": ("SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct"),
         "objective": ("throughput", "throughput"),
         "protect": ("audited", "audited"),

@@ -315,6 +315,15 @@ class Settings:
             "names are accepted as names of the gateway, too."
         ),
     )
+    database: str = field(
+        default="",
+        repr=False,  # it may hold a password
+        metadata=_about(
+            "PostgreSQL database that several gateways share, for example "
+            "postgresql://shoal:secret@db.example.org/shoal. Keys, limits, use, and what callers have stored "
+            "are then the same at all of them. If empty, each machine has a file of its own."
+        ),
+    )
     store_days: int = field(
         default=30,
         metadata=_about(

@@ -82,6 +82,42 @@ def _spell(kind: Any) -> str:
     return names.get(kind, "a list of texts")
 
 
+def server_of(url: str) -> str:
+    """Where the server of a database is, as people may be told: its host and port."""
+    return _address(url)[1].partition("/")[0] or "this machine"
+
+
+def without_password(url: str) -> str:
+    """The address of a database as it may be shown and logged."""
+    user, place, query = _address(url)
+    name, colon, _ = user.partition(":")
+    shown = url.partition("://")[0] + "://" + name + (":***" if colon else "") + ("@" if user else "") + place
+    told = [
+        f"{key}=***" if "password" in key else f"{key}={value}"
+        for key, _, value in (one.partition("=") for one in query.split("&") if one)
+    ]
+    return f"{shown}?{'&'.join(told)}" if told else shown
+
+
+def _check_database(url: str) -> None:
+    """Raises UsageError: it is no address of a server; without saying what it is, which may be a password."""
+    scheme = url.partition("://")[0]
+    user = url.rpartition("@")[0].removeprefix(f"{scheme}://")
+    if scheme not in ("postgresql", "postgres") or "://" not in url or re.search("[@/?#]", user):
+        raise UsageError(
+            "database is not the address of a PostgreSQL server",
+            check="write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, in the password with %40 for @, %2F "
+            "for /, %3F for ? and %23 for #",
+        )
+
+
+def _address(url: str) -> tuple[str, str, str]:
+    """User and password, host and name, and parameters of a database's address."""
+    user, _, rest = url.partition("://")[2].rpartition("@")
+    place, _, query = rest.partition("?")
+    return user, place, query
+
+
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?")
 BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("port", "direct_port", "metrics_port", "gateway_port", "ollama_port"), (0, 65535)),
@@ -142,6 +178,8 @@ def check_values(values: Mapping[str, Any]) -> None:
             f"private_ends is {values['private_ends']!r}",
             check="set it to two numbers of blocks, the first and the last, for example 2:2",
         ) from error
+    if values["database"]:
+        _check_database(values["database"])
     for name, words in WORDS.items():
         if values[name] not in words:
             raise UsageError(f"{name} is {values[name]!r}", check=f"set it to one of: {', '.join(words)}")

@@ -69,3 +69,10 @@ def test_show_has_the_values_that_hold_here(
 def test_values_are_toml(value: object) -> None:
     (found,) = tomllib.loads(f"x = {to_toml(value)}").values()
     assert found == (list(value) if isinstance(value, tuple) else value)
+
+
+def test_a_database_is_shown_without_its_password(shoal: Shoal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_DATABASE", "postgresql://ada:hunter2@db.example.org/shoal")
+    shown = "postgresql://ada:***@db.example.org/shoal"
+    assert shoal("config", "show", "--json").data["options"]["database"] == shown
+    assert "hunter2" not in shoal("config", "show").out

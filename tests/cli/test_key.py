@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Shoal
+from tests.postgres import fresh_schema
 
 
 def test_a_key_is_shown_once_and_listed_without_it(shoal: Shoal, home: Path) -> None:
@@ -37,3 +40,23 @@ def test_a_name_must_be_one(shoal: Shoal) -> None:
 def test_at_first_nothing_was_used(shoal: Shoal) -> None:
     assert shoal("key", "usage", "--json").data == {"usage": []}
     assert shoal("key", "list").out == "no keys: shoal key create NAME\n"
+
+
+def test_keys_lie_in_the_database_that_is_named(
+    shoal: Shoal, home: Path, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = fresh_schema(postgres)
+    made = shoal("key", "create", "laptop", "--database", url, "--json").data
+    assert shoal("key", "list", "--json").data == {"keys": []}
+    monkeypatch.setenv("SHOAL_DATABASE", url)
+    assert [key["id"] for key in shoal("key", "list", "--json").data["keys"]] == [made["id"]]
+    assert shoal("key", "usage", "--json").data == {"usage": []}
+    assert shoal("key", "revoke", "laptop").code == 0
+    assert not (home / "gateway.db").exists()
+
+
+def test_a_database_that_is_away_or_none_is_told_without_its_password(shoal: Shoal) -> None:
+    away = shoal("key", "list", "--database", "postgresql://ada:hunter2@127.0.0.1:1/shoal")
+    assert (away.code, "127.0.0.1:1" in away.err, "hunter2" in away.err) == (6, True, False)
+    wrong = shoal("key", "list", "--database", "mysql://ada:hunter2@127.0.0.1:1/shoal")
+    assert (wrong.code, "hunter2" in wrong.err) == (2, False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,11 +13,14 @@ import trio
 from anyio.from_thread import start_blocking_portal
 
 from shoal.gateway.app import Gateway, Options, open_gateway
+from shoal.gateway.database.database import Database
+from shoal.gateway.database.opening import database_at
 from shoal.gateway.serve import serve
 from shoal.swarm.membership import create
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import MemorySwarm, memory_swarm
 from shoal.types import Span
+from tests.postgres import fresh_schema
 
 ELSEWHERE = create(
     "home", ["/ip4/192.0.2.1/tcp/4001/p2p/12D3KooWNXj7WD9xwGQ7gcLCKLa3u3Tm1a5pDVtPQ3uoomATR7M6"]
@@ -53,6 +56,19 @@ class Served:
                 await trio.sleep(0.01)
 
 
+def kept_in(folder) -> Database:
+    """The database of a gateway whose home is this folder."""
+    return database_at("", folder / "gateway.db")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request, tmp_path):
+    """A database of each kind, without tables."""
+    url = fresh_schema(request.getfixturevalue("postgres")) if request.param == "postgres" else ""
+    with closing(database_at(url, tmp_path / "gateway.db")) as opened:
+        yield opened
+
+
 def user(text):
     return {"role": "user", "content": text}
 
@@ -74,7 +90,7 @@ async def served(home, checkpoint, spans=THIRDS, host="127.0.0.1", ready=True, n
         memory_swarm(home, checkpoint, spans, **(nodes or {})) as swarm,
         trio.open_nursery() as nursery,
     ):
-        settings = {"model": str(checkpoint), "database": home / "gateway.db", "swarm": "home"}
+        settings = {"model": str(checkpoint), "database": kept_in(home), "swarm": "home"}
         settings |= {"invite": lambda: ELSEWHERE, "health": list} | options
         async with open_gateway(swarm.client, Options(**settings)) as gateway:
             url = await nursery.start(partial(serve, gateway.app, host, 0))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 from shoal.client.ring import route_finder
-from shoal.gateway.access.database import open_database
-from shoal.gateway.access.keys import KeyLimits, create, list_keys
+from shoal.gateway.access.keys import KeyLimits, create
 from shoal.testing.encoders import write_encoder
 from shoal.testing.seq2seq import write_speech_to_text
 from shoal.testing.tee.snp import FakeChip, allowed_chip
@@ -19,13 +17,13 @@ from shoal.trust.attestation.verify import Roots
 from shoal.types import Span
 from tests.client.test_transcribe import SHORT, sound, wav
 
-from .conftest import served, user
+from .conftest import kept_in, served, user
 
 
 async def test_a_key_for_attested_peers_alone_is_answered_by_those(tmp_path, checkpoint, monkeypatch):
     monkeypatch.setattr(route_finder, "HEAR_WITHIN_S", 0.2)
-    key, _ = create(tmp_path / "gateway.db", "strict", KeyLimits(), admin=False, attested_only=True)
-    other, _ = create(tmp_path / "gateway.db", "other", KeyLimits(), admin=False)
+    key, _ = create(kept_in(tmp_path), "strict", KeyLimits(), admin=False, attested_only=True)
+    other, _ = create(kept_in(tmp_path), "other", KeyLimits(), admin=False)
     chip = FakeChip(datetime.fromtimestamp(time.time(), UTC) - timedelta(days=1))
     async with served(tmp_path, checkpoint, [Span(0, 6)]) as gateway:
         client = gateway.swarm.client
@@ -109,8 +107,8 @@ class Strict:
 @asynccontextmanager
 async def strict(home, folder, blocks, monkeypatch):
     monkeypatch.setattr(route_finder, "HEAR_WITHIN_S", 0.05)
-    key, _ = create(home / "gateway.db", "strict", KeyLimits(), admin=False, attested_only=True)
-    audited, _ = create(home / "gateway.db", "audited", KeyLimits(), admin=False, protect="audited")
+    key, _ = create(kept_in(home), "strict", KeyLimits(), admin=False, attested_only=True)
+    audited, _ = create(kept_in(home), "audited", KeyLimits(), admin=False, protect="audited")
     async with served(home, folder, [Span(0, blocks)]) as gateway:
         yield Strict(gateway, key, audited)
 
@@ -174,13 +172,3 @@ async def test_who_asks_for_audits_where_there_are_none_is_told_so(tmp_path, mon
             assert (await found.transcribe(path, key, protect="audited")).status_code == 400
         refused = await gateway.http.post("/v2/models/a/infer", headers=key | AUDITED, json={"inputs": []})
         assert (refused.status_code, "is not audited" in refused.json()["error"]) == (400, True)
-
-
-def test_a_database_of_an_earlier_version_has_no_such_keys(tmp_path):
-    path = tmp_path / "gateway.db"
-    create(path, "old", KeyLimits(), admin=False)
-    with sqlite3.connect(path) as database:
-        database.execute("ALTER TABLE keys DROP COLUMN attested_only")
-    with open_database(path):
-        pass
-    assert [record.caller.attested_only for record in list_keys(path)] == [False]

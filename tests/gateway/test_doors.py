@@ -15,15 +15,13 @@ from shoal.gateway.api import chat
 from shoal.gateway.page.static import FOLDER
 from shoal.models.text.chat_templates import EncodedPrompt
 
-from .conftest import served, user
-
-DATABASE = "gateway.db"
+from .conftest import kept_in, served, user
 
 
 @pytest.fixture
 def key(tmp_path):
     """A key that was made before the gateway began."""
-    return keys.create(tmp_path / DATABASE, "laptop", KeyLimits(), admin=False)[0]
+    return keys.create(kept_in(tmp_path), "laptop", KeyLimits(), admin=False)[0]
 
 
 def paths(gateway):
@@ -63,13 +61,13 @@ async def test_a_key_opens_either_way(tmp_path, checkpoint, key, header):
 
 
 async def test_a_key_is_kept_as_a_hash_and_ends_when_revoked(tmp_path, checkpoint, key):
-    assert key.encode() not in (tmp_path / DATABASE).read_bytes()
-    assert (tmp_path / DATABASE).stat().st_mode & 0o77 == 0
-    keys.create(tmp_path / DATABASE, "other", KeyLimits(), admin=False)
+    assert key.encode() not in (tmp_path / "gateway.db").read_bytes()
+    assert (tmp_path / "gateway.db").stat().st_mode & 0o77 == 0
+    keys.create(kept_in(tmp_path), "other", KeyLimits(), admin=False)
     async with served(tmp_path, checkpoint) as gateway:
         headers = {"x-api-key": key}
         assert (await gateway.http.get("/v1/models", headers=headers)).status_code == 200
-        keys.revoke(tmp_path / DATABASE, "laptop")
+        keys.revoke(kept_in(tmp_path), "laptop")
         with trio.fail_after(5):
             while (  # noqa: ASYNC110
                 await gateway.http.get("/v1/models", headers=headers)
@@ -190,20 +188,20 @@ async def test_a_health_check_of_http_1_0_needs_no_host(gateway):
 
 async def test_a_key_has_limits_and_its_use_is_counted(tmp_path, checkpoint):
     limits = KeyLimits(requests_per_minute=2, tokens_per_minute=0, concurrency=1)
-    key, caller = keys.create(tmp_path / DATABASE, "guest", limits, admin=False)
+    key, caller = keys.create(kept_in(tmp_path), "guest", limits, admin=False)
     async with served(tmp_path, checkpoint) as gateway:
         headers = {"x-api-key": key}
         answers = [await gateway.chat(headers=headers) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 200, 429]
         assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
         tokens = answers[0].json()["usage"]
-    used = {account.caller: use for account, use in report(tmp_path / DATABASE)}[caller.id]
+    used = {account.caller: use for account, use in report(kept_in(tmp_path))}[caller.id]
     assert used.requests == 2
     assert used.prompt_tokens == 2 * tokens["prompt_tokens"]
 
 
 async def test_tokens_a_minute_are_paid_afterwards(tmp_path, checkpoint):
-    key, _ = keys.create(tmp_path / DATABASE, "guest", KeyLimits(tokens_per_minute=5), admin=False)
+    key, _ = keys.create(kept_in(tmp_path), "guest", KeyLimits(tokens_per_minute=5), admin=False)
     async with served(tmp_path, checkpoint) as gateway:
         statuses = [(await gateway.chat(headers={"x-api-key": key})).status_code for _ in range(2)]
     assert statuses == [200, 429]
@@ -212,7 +210,7 @@ async def test_tokens_a_minute_are_paid_afterwards(tmp_path, checkpoint):
 async def test_who_is_beyond_a_limit_is_sent_away_before_anything_is_done_for_it(
     tmp_path, checkpoint, monkeypatch
 ):
-    key, _ = keys.create(tmp_path / DATABASE, "guest", KeyLimits(concurrency=1), admin=False)
+    key, _ = keys.create(kept_in(tmp_path), "guest", KeyLimits(concurrency=1), admin=False)
     began, may_go_on, prompts = trio.Event(), trio.Event(), []
 
     async def slow(model, given, **_):
@@ -242,7 +240,7 @@ async def test_who_is_beyond_a_limit_is_sent_away_before_anything_is_done_for_it
 )
 async def test_what_only_counts_or_turns_tokens_has_limits_too(tmp_path, checkpoint, path, fields):
     limits = KeyLimits(requests_per_minute=1, tokens_per_minute=0, concurrency=0)
-    key, _ = keys.create(tmp_path / DATABASE, "guest", limits, admin=False)
+    key, _ = keys.create(kept_in(tmp_path), "guest", limits, admin=False)
     async with served(tmp_path, checkpoint) as gateway:
         sent = {"headers": {"x-api-key": key}, "json": {"model": gateway.model} | fields}
         answers = [await gateway.http.post(path, **sent) for _ in range(2)]
@@ -255,15 +253,15 @@ async def test_an_invite_is_shown_to_this_machine_and_administrators(tmp_path, c
         assert shown["command"] == f"shoal join {shown['code']} && shoal up --model {gateway.model}"
         assert shown["here_only"] is False
         assert shown["qr_svg"].startswith("<svg")
-    guest, _ = keys.create(tmp_path / DATABASE, "guest", KeyLimits(), admin=False)
-    admin, _ = keys.create(tmp_path / DATABASE, "me", KeyLimits(), admin=True)
+    guest, _ = keys.create(kept_in(tmp_path), "guest", KeyLimits(), admin=False)
+    admin, _ = keys.create(kept_in(tmp_path), "me", KeyLimits(), admin=True)
     async with served(tmp_path, checkpoint) as gateway:
         asked = [await gateway.http.get("/api/invite", headers={"x-api-key": key}) for key in (guest, admin)]
         assert [answer.status_code for answer in asked] == [403, 200]
 
 
 async def test_kept_sessions_are_not_shared_between_keys(tmp_path, checkpoint):
-    pair = [keys.create(tmp_path / DATABASE, name, KeyLimits(), admin=False)[0] for name in ("a", "b")]
+    pair = [keys.create(kept_in(tmp_path), name, KeyLimits(), admin=False)[0] for name in ("a", "b")]
     messages = [user("a secret that is long enough to be worth keeping")]
     async with served(tmp_path, checkpoint) as gateway:
         cached = []

@@ -19,7 +19,7 @@ from transformers import AutoModel
 from shoal.gateway.access.keys import KeyLimits, create
 from shoal.testing.encoders import write_encoder, write_pooling
 
-from .conftest import served, user
+from .conftest import kept_in, served, user
 
 TEXTS = ["hello world", "the sea is wide", "w"]
 
@@ -173,7 +173,7 @@ def test_what_is_asked_is_counted_as_answers_are(embedder):
 
 
 async def test_a_key_and_its_limits_count_and_a_decoder_gives_nothing(tmp_path, checkpoint):
-    database = tmp_path / "gateway.db"
+    database = kept_in(tmp_path)
     key, _ = create(database, "one", KeyLimits(requests_per_minute=2), admin=False)
     async with served(tmp_path, checkpoint) as gateway:
         ask = partial(gateway.post, "/v1/embeddings", input="hello")

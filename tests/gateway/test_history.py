@@ -12,7 +12,7 @@ from shoal.gateway.access.keys import KeyLimits, create
 from shoal.gateway.access.usage import Account, Usage, Used, usage_days
 from shoal.gateway.page.history import KEPT_MINUTES, MINUTE_S, Moment, Sight, SwarmHistory
 
-from .conftest import served
+from .conftest import kept_in, served
 
 
 class Watched:
@@ -22,26 +22,26 @@ class Watched:
         self.minute = 1000
         self.seen: Sight | None = Sight(3, 1.0, 0)
 
-    def history(self, path) -> SwarmHistory:
-        return SwarmHistory(path, lambda: self.seen, lambda: self.minute * MINUTE_S + 0.5)
+    def history(self, database) -> SwarmHistory:
+        return SwarmHistory(database, lambda: self.seen, lambda: self.minute * MINUTE_S + 0.5)
 
 
-async def test_a_moment_has_the_tokens_of_its_minute_and_outlives_a_restart(tmp_path):
+async def test_a_moment_has_the_tokens_of_its_minute_and_outlives_a_restart(database):
     watched = Watched()
-    history = watched.history(tmp_path / "gateway.db")
+    history = watched.history(database)
     for minute, tokens in ((1000, 40), (1001, 100), (1003, 100)):
         watched.minute, watched.seen = minute, Sight(3, 0.5, tokens)
         await history.note()
     kept = [Moment(1000, 3, 0.5, 40), Moment(1001, 3, 0.5, 60), Moment(1003, 3, 0.5, 0)]
     assert history.shown() == kept
     watched.seen = Sight(2, 1.0, 7)  # counted from 0 again
-    await watched.history(tmp_path / "gateway.db").note()
+    await watched.history(database).note()
     assert history.shown() == [*kept[:2], Moment(1003, 2, 1.0, 7)]
 
 
-async def test_a_day_is_kept_and_no_more(tmp_path):
+async def test_a_day_is_kept_and_no_more(database):
     watched = Watched()
-    history = watched.history(tmp_path / "gateway.db")
+    history = watched.history(database)
     await history.note()
     watched.minute += KEPT_MINUTES - 1
     await history.note()
@@ -52,10 +52,10 @@ async def test_a_day_is_kept_and_no_more(tmp_path):
     assert len(history.shown()) == 2
 
 
-async def test_before_the_model_is_here_nothing_is_noted(tmp_path):
+async def test_before_the_model_is_here_nothing_is_noted(database):
     watched = Watched()
     watched.seen = None
-    history = watched.history(tmp_path / "gateway.db")
+    history = watched.history(database)
     await history.note()
     assert history.shown() == []
 
@@ -64,7 +64,7 @@ async def test_a_full_disk_costs_a_moment_and_its_tokens_count_in_the_next(tmp_p
     watched = Watched()
     folder = tmp_path / "full"
     folder.write_text("a file is where the folder should be")
-    history = watched.history(folder / "gateway.db")
+    history = watched.history(kept_in(folder))
     watched.seen = Sight(3, 1.0, 5)
     await history.note()
     assert "history is not written" in caplog.text
@@ -73,18 +73,18 @@ async def test_a_full_disk_costs_a_moment_and_its_tokens_count_in_the_next(tmp_p
     assert history.shown() == [Moment(1000, 3, 1.0, 5)]
 
 
-def test_use_is_added_up_by_key_and_day_of_whoever_used_most_first(tmp_path, monkeypatch):
-    path, days = tmp_path / "gateway.db", usage_days(30 * 86_400 + 5)
+def test_use_is_added_up_by_key_and_day_of_whoever_used_most_first(database, monkeypatch):
+    days = usage_days(30 * 86_400 + 5)
     assert (len(days), days[0], days[-1]) == (30, "1970-01-02", "1970-01-31")
     used = [("1970-01-01", "ada", "m", 9), ("1970-01-02", "bob", "m", 1), ("1970-01-31", "ada", "m", 2)]
     used += [("1970-01-31", "ada", "n", 3)]
-    usage._add(path, {Account(day, who, model): Used(1, n, 10) for day, who, model, n in used})
-    by_key = Usage(path).by_key(days, None)
+    usage._add(database, {Account(day, who, model): Used(1, n, 10) for day, who, model, n in used})
+    by_key = Usage(database).by_key(days, None)
     assert list(by_key) == ["ada", "bob"]
     assert by_key == {"ada": [0] * 29 + [25], "bob": [11] + [0] * 29}
-    assert list(Usage(path).by_key(days, "bob")) == ["bob"]
+    assert list(Usage(database).by_key(days, "bob")) == ["bob"]
     monkeypatch.setattr(usage, "SHOWN_KEYS", 1)
-    assert list(Usage(path).by_key(days, None)) == ["ada"]
+    assert list(Usage(database).by_key(days, None)) == ["ada"]
 
 
 async def test_the_page_is_told_both(gateway):
@@ -103,7 +103,7 @@ async def test_the_page_is_told_both(gateway):
 
 @pytest.mark.parametrize(("admin", "names"), [(True, {"Ada", "Bob"}), (False, {"Ada"})])
 async def test_a_key_sees_its_own_use_and_an_administrators_all(tmp_path, checkpoint, admin, names):
-    path = tmp_path / "gateway.db"
+    path = kept_in(tmp_path)
     today = usage_days(time.time())[-1]
     key, ada = create(path, "Ada", KeyLimits(), admin=admin)
     _, bob = create(path, "Bob", KeyLimits(), admin=False)

@@ -25,7 +25,7 @@ from shoal.testing.graph_bits import same, whole
 from shoal.testing.graph_swarm import equal_spans, graph_swarm
 from shoal.testing.graphs import inputs_of, write_mlp
 
-from .conftest import ELSEWHERE
+from .conftest import ELSEWHERE, kept_in
 
 HEADER = "inference-header-content-length"
 
@@ -36,13 +36,13 @@ async def graph_gateway(home):
         GraphStore(home / "data/graphs").resolve, str(write_mlp(home / "mlp.onnx"))
     )
     async with graph_swarm(home, graph, equal_spans(8, 3)) as swarm, trio.open_nursery() as nursery:
-        options = Options("SmolLM2-135M-Instruct", home / "gateway.db", "home", lambda: ELSEWHERE, list)
+        options = Options("SmolLM2-135M-Instruct", kept_in(home), "home", lambda: ELSEWHERE, list)
         async with open_gateway(swarm.client, options) as gateway:
             with trio.fail_after(10):
                 while len(swarm.client.announcements()) < 3:
                     await swarm.client.member.wait_changed()
             url = await nursery.start(partial(serve, gateway.app, "127.0.0.1", 0))
-            yield url, gateway, graph, home / "gateway.db"
+            yield url, gateway, graph, kept_in(home)
         nursery.cancel_scope.cancel()
 
 
@@ -195,8 +195,9 @@ async def test_no_body_is_read_of_a_caller_beyond_its_limits(standing, monkeypat
             "path_params": {"name": "mlp"},
         }
 
-    with gateway.limits.admitted(ada), pytest.raises(LimitReached, match="1 requests at once"):
-        await infer.app(scope(b"1"), receive, send)
+    async with gateway.limits.admitted(ada):
+        with pytest.raises(LimitReached, match="1 requests at once"):
+            await infer.app(scope(b"1"), receive, send)
     assert asked == []
 
 

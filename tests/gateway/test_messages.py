@@ -18,7 +18,7 @@ from shoal.gateway.page.requests import Record
 from shoal.gateway.schema.messages import MessagesRequest
 from shoal.types import Span
 
-from .conftest import served, user
+from .conftest import kept_in, served, user
 from .test_chat import PERSON, WEATHER
 
 PATH = "/v1/messages"
@@ -146,7 +146,7 @@ async def test_models_are_listed_in_the_words_of_who_asks(shared):
 
 
 async def test_a_key_may_come_either_way_and_its_limits_hold(tmp_path, checkpoint):
-    key, _ = create(tmp_path / "gateway.db", "laptop", KeyLimits(requests_per_minute=2), admin=False)
+    key, _ = create(kept_in(tmp_path), "laptop", KeyLimits(requests_per_minute=2), admin=False)
     async with served(tmp_path, checkpoint) as gateway:
 
         def use(client, base):

@@ -24,7 +24,7 @@ from shoal.gateway.schema.ollama import OllamaChatRequest, OllamaMessage, Ollama
 from shoal.models.store.local_model import SamplingDefaults
 from shoal.types import Span
 
-from .conftest import served, user
+from .conftest import kept_in, served, user
 from .test_chat import PERSON, WEATHER
 
 GREEDY = {"temperature": 0, "num_predict": 8}
@@ -271,7 +271,7 @@ async def test_the_pages_own_routes_keep_their_words(shared):
 
 
 async def test_keys_and_their_limits_hold(tmp_path, checkpoint):
-    key, _ = create(tmp_path / "gateway.db", "laptop", KeyLimits(requests_per_minute=1), admin=False)
+    key, _ = create(kept_in(tmp_path), "laptop", KeyLimits(requests_per_minute=1), admin=False)
     async with served(tmp_path, checkpoint) as gateway:
 
         def use(client):
@@ -490,7 +490,7 @@ async def test_a_folder_here_that_is_called_like_a_model_of_the_hub_is_not_taken
 
 
 async def test_only_an_administrator_may_pull(gateway):
-    path = gateway.gateway.keys._path
+    path = gateway.gateway.database
     guest, _ = create(path, "guest", KeyLimits(), admin=False)
     gateway.gateway.keys.refresh()
     headers = {"authorization": f"Bearer {guest}"}

@@ -15,7 +15,7 @@ from shoal.gateway.api import chat
 from shoal.gateway.models import Models
 from shoal.gateway.page import feed
 
-from .conftest import served
+from .conftest import kept_in, served
 from .test_live import told
 
 
@@ -143,7 +143,7 @@ async def test_a_wrong_key_is_compared_with_all_there_are_in_a_time_that_tells_n
     tmp_path, checkpoint, monkeypatch
 ):
     for name in ("laptop", "phone"):
-        key, _ = keys.create(tmp_path / "gateway.db", name, KeyLimits(), admin=False)
+        key, _ = keys.create(kept_in(tmp_path), name, KeyLimits(), admin=False)
     compared, compare = [], keys.hmac.compare_digest
     async with served(tmp_path, checkpoint) as gateway:
         monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append(b) or compare(a, b))

@@ -77,7 +77,7 @@ async def test_a_batch_keeps_for_its_lines_what_its_own_header_says(audited):
 
 
 async def test_a_keys_answers_are_protected_as_it_says(audited):
-    path = audited.swarm.client.settings.paths.gateway
+    path = audited.gateway.database
     key, caller = keys.create(path, "careful", KeyLimits(), admin=False, protect="audited")
     other, _ = keys.create(path, "quick", KeyLimits(), admin=False)
     assert [record.caller.protect for record in keys.list_keys(path)] == ["audited", None]

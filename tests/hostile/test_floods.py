@@ -21,6 +21,7 @@ import pytest
 import trio
 
 from shoal.gateway.app import Gateway, Options, open_gateway
+from shoal.gateway.database.opening import database_at
 from shoal.gateway.serve import serve
 from shoal.net.identity import Identity
 from shoal.swarm.announcement import Announcement, Served, seal
@@ -126,7 +127,9 @@ async def flooded(tmp_path: Path, checkpoint: Path, nursery: trio.Nursery) -> As
         "home", ["/ip4/192.0.2.1/tcp/4001/p2p/12D3KooWNXj7WD9xwGQ7gcLCKLa3u3Tm1a5pDVtPQ3uoomATR7M6"]
     )
     async with memory_swarm(tmp_path / "home", checkpoint, SPANS, announce_s=1.0, expiry_s=30.0) as swarm:
-        options = Options(str(checkpoint), tmp_path / "gateway.db", "home", lambda: elsewhere, list)
+        options = Options(
+            str(checkpoint), database_at("", tmp_path / "gateway.db"), "home", lambda: elsewhere, list
+        )
         async with open_gateway(swarm.client, options) as gateway:
             url = await nursery.start(serve, gateway.app, "127.0.0.1", 0)
             async with httpx.AsyncClient(base_url=url, timeout=30) as http:

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, expect
 
 from shoal import config
 from shoal.gateway.access.keys import KeyLimits, create, revoke
+from shoal.gateway.database.opening import database_at
 from shoal.types import Span
 
 from .conftest import EXPIRY_S, Looking, Shoal
@@ -99,7 +100,7 @@ def test_a_lost_gateway_is_said_and_the_page_recovers_by_itself(looking: Looking
 @pytest.fixture
 def key(shoal: Shoal) -> Iterator[str]:
     """While there is one, the gateway asks for it."""
-    database = config.load({}, {"SHOAL_HOME": str(shoal.gateway.home)}).paths.gateway
+    database = database_at("", config.load({}, {"SHOAL_HOME": str(shoal.gateway.home)}).paths.gateway)
     made, caller = create(database, "page", KeyLimits(), admin=True)
     wait_until(shoal, is_open=False)
     yield made

@@ -79,7 +79,9 @@ async def own_process(local: LocalSwarm) -> AsyncGenerator[int]:
         ShoalError: it did not come up.
     """
     port = free_port()
-    inside = replace(local.settings, gateway_host=HOST, gateway_port=port, swarm=local.membership.name)
+    inside = replace(
+        local.settings, gateway_host=HOST, gateway_port=port, swarm=local.membership.name, database=""
+    )
     with TemporaryDirectory(prefix="shoal-") as folder:
         home = Path(folder, "gateway")
         make_home(home, local.settings.paths.models, local.membership)

@@ -17,6 +17,7 @@ from shoal.cli import options
 from shoal.cli.output import emit, printable
 from shoal.config import Settings
 from shoal.errors import UsageError
+from shoal.option_values import without_password
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +48,7 @@ def register(app: typer.Typer) -> None:
 def show(as_json: options.JsonOption = False) -> None:
     """Print every option with its current value."""
     settings = options.settings()
-    values = {option.name: getattr(settings, option.name) for option in documented()}
+    values = {option.name: _shown(settings, option.name) for option in documented()}
     emit({"path": settings.paths.config_file, "options": values}, as_json, lambda: table(settings))
 
 
@@ -92,6 +93,12 @@ def to_toml(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
+def _shown(settings: Settings, name: str) -> Any:
+    """An option's value, without the password that it may hold."""
+    value = getattr(settings, name)
+    return without_password(value) if name == "database" and value else value
+
+
 def table(settings: Settings) -> Table:
     """One line an option: its value, and what it means."""
     from rich.table import Table
@@ -101,7 +108,7 @@ def table(settings: Settings) -> Table:
     for heading in ("option", "value", "about"):
         rows.add_column(heading, overflow="fold")
     for option in documented():
-        value = getattr(settings, option.name)
+        value = _shown(settings, option.name)
         style = "" if value == option.default else "bold"
         rows.add_row(option.name, Text(printable(to_toml(value)), style=style), Text(option.about))
     return rows

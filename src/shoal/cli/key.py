@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from shoal.gateway.database.database import Database
 
 from shoal.cli import options
 from shoal.cli.output import emit, say
@@ -44,6 +47,7 @@ def create(
             help="Protection of its answers; as the gateway has it if not given.",
         ),
     ] = None,
+    database: options.DatabaseOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Create a key and print it once. From then on the gateway requires a key."""
@@ -51,17 +55,21 @@ def create(
 
     limits = keys.KeyLimits(requests, tokens, concurrency)
     level = options.asked_protection(protect)
-    path = options.settings().paths.gateway
-    key, caller = keys.create(path, name, limits, admin=admin, attested_only=attested_only, protect=level)
+    with _opened(database) as found:
+        key, caller = keys.create(
+            found, name, limits, admin=admin, attested_only=attested_only, protect=level
+        )
     emit({"key": key, "id": caller.id, "name": name}, as_json, lambda: key)
     if not as_json:
         say("save it now: only its hash is stored, so it cannot be shown again")
 
 
-def show(as_json: options.JsonOption = False) -> None:
+def show(database: options.DatabaseOption = None, as_json: options.JsonOption = False) -> None:
     """List the keys, without their secrets."""
     from shoal.gateway.access import keys
 
+    with _opened(database) as opened:
+        records = keys.list_keys(opened)
     found: list[dict[str, Any]] = [
         {
             "id": record.caller.id,
@@ -75,7 +83,7 @@ def show(as_json: options.JsonOption = False) -> None:
             "concurrency": record.caller.limits.concurrency,
             "protect": record.caller.protect,
         }
-        for record in keys.list_keys(options.settings().paths.gateway)
+        for record in records
     ]
     shown = [
         key
@@ -87,19 +95,23 @@ def show(as_json: options.JsonOption = False) -> None:
 
 def revoke(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Its id or its name.")],
+    database: options.DatabaseOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Revoke a key. A running gateway refuses it within a second."""
     from shoal.gateway.access import keys
 
-    caller = keys.revoke(options.settings().paths.gateway, key)
+    with _opened(database) as found:
+        caller = keys.revoke(found, key)
     emit({"id": caller.id, "name": caller.name}, as_json, lambda: f"revoked {caller.name} ({caller.id})")
 
 
-def usage(as_json: options.JsonOption = False) -> None:
+def usage(database: options.DatabaseOption = None, as_json: options.JsonOption = False) -> None:
     """Show what each key has used, by day and model."""
     from shoal.gateway.access.usage import report
 
+    with _opened(database) as opened:
+        accounts = report(opened)
     found = [
         {
             "day": account.day,
@@ -109,9 +121,17 @@ def usage(as_json: options.JsonOption = False) -> None:
             "prompt_tokens": used.prompt_tokens,
             "completion_tokens": used.completion_tokens,
         }
-        for account, used in report(options.settings().paths.gateway)
+        for account, used in accounts
     ]
     emit({"usage": found}, as_json, lambda: _table(found) if found else "no usage yet")
+
+
+def _opened(url: str | None) -> AbstractContextManager[Database]:
+    """The database of the gateways that the settings are for."""
+    from shoal.gateway.database.opening import database_at
+
+    settings = options.settings(database=url)
+    return closing(database_at(settings.database, settings.paths.gateway))
 
 
 def _day(at: float | None) -> str:

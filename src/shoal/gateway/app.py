@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -24,6 +23,7 @@ from shoal.gateway.access.guard import AccessRules, GuardMiddleware, caller_of, 
 from shoal.gateway.access.keys import Caller, KeyRing
 from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.access.protection import unaudited_caller
+from shoal.gateway.access.shared_allowances import SharedAllowances
 from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
 from shoal.gateway.api import chat, completions, embeddings, messages, tokens
@@ -31,6 +31,7 @@ from shoal.gateway.api.openapi import document
 from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.audio.routes import AudioRoutes
 from shoal.gateway.body import read_body
+from shoal.gateway.database.database import Database
 from shoal.gateway.embedding import EmbeddingExchange
 from shoal.gateway.error_forms import OLLAMA_LACKING, error_response, speaks_anthropic
 from shoal.gateway.errors import MethodNotAllowed, NotFound
@@ -72,7 +73,7 @@ class Options:
 
     model: str
     """The one to have ready."""
-    database: Path
+    database: Database
     swarm: str
     """Its name on this machine."""
     invite: Invite
@@ -88,12 +89,14 @@ class Gateway:
     def __init__(self, swarm: Swarm, options: Options) -> None:
         self.swarm = swarm
         self.models = Models(swarm, options.model)
+        self.database = options.database
         self.keys = KeyRing(options.database)
         self.usage = Usage(options.database)
         self.responses = ResponseStore(options.database, options.keeping)
         self.files = FileStore(options.database, options.keeping)
         self.batches = BatchStore(self.files)
-        self.limits = RequestLimiter()
+        self._shared = SharedAllowances(options.database) if options.database.shared else None
+        self.limits = RequestLimiter(self._shared) if self._shared else RequestLimiter()
         self.grammars = Grammars()
         self.prefixes = Prefixes(swarm)
         self.records = Records()
@@ -126,9 +129,16 @@ class Gateway:
         self.app: ASGIApp = GuardMiddleware(routes, AccessRules(self._is_open, options.origins), self.keys)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep what the routes need alive until cancelled."""
+        """Keep what the routes need alive until cancelled.
+
+        Raises:
+            OutOfResources: the database cannot be read at the beginning.
+        """
         try:
+            await self.database.run(self.keys.refresh)
             async with trio.open_nursery() as nursery:
+                if self._shared is not None:
+                    await nursery.start(self._shared.run)
                 await nursery.start(self.prefixes.run)
                 nursery.start_soon(self.usage.run)
                 nursery.start_soon(self.feed.run)
@@ -154,7 +164,7 @@ class Gateway:
         while True:
             await trio.sleep(REFRESH_KEYS_S)
             try:
-                await trio.to_thread.run_sync(self.keys.refresh)
+                await self.database.run(self.keys.refresh)
             except OutOfResources as error:  # the keys that were read last stay good
                 log.warning("the keys cannot be read: %s", error.message)
 
@@ -162,7 +172,7 @@ class Gateway:
         while True:
             try:
                 for store in (self.responses, self.files, self.batches):
-                    await trio.to_thread.run_sync(store.sweep)
+                    await self.database.run(store.sweep)
             except OutOfResources as error:  # what has expired is given to nobody all the same
                 log.warning("what has expired cannot be deleted: %s", error.message)
             await trio.sleep(SWEEP_EVERY_S)
@@ -243,17 +253,17 @@ class Gateway:
     async def _count_tokens(self, request: Request) -> Response:
         extra = "ignore" if messages.takes_betas(request.headers) else None
         body = await read_body(request, CountTokensRequest, extra=extra)
-        with self.limits.admitted(caller_of(request)):
+        async with self.limits.admitted(caller_of(request)):
             return JSONResponse(await messages.count_tokens(body, await self.models.find(body.model)))
 
     async def _tokenize(self, request: Request) -> Response:
         body = await read_body(request, TokenizeRequest)
-        with self.limits.admitted(caller_of(request)):
+        async with self.limits.admitted(caller_of(request)):
             return JSONResponse(await tokens.tokenize(body, await self.models.find(body.model)))
 
     async def _detokenize(self, request: Request) -> Response:
         body = await read_body(request, DetokenizeRequest)
-        with self.limits.admitted(caller_of(request)):
+        async with self.limits.admitted(caller_of(request)):
             return JSONResponse(await tokens.detokenize(body, await self.models.find(body.model)))
 
     async def _list_models(self, request: Request) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -53,9 +53,9 @@ class EmbeddingExchange:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(until_gone, receive, nursery.cancel_scope)
-            with ExitStack() as admitted:
+            async with AsyncExitStack() as admitted:
                 try:
-                    admitted.enter_context(self._desk.limits.admitted(self._caller))
+                    await admitted.enter_async_context(self._desk.limits.admitted(self._caller))
                     asked = await self._prepare()
                     response = await self._answer(scope["path"], asked)
                 except ShoalError as error:
@@ -65,7 +65,7 @@ class EmbeddingExchange:
 
     async def _answer(self, path: str, asked: EmbeddingRequest) -> JSONResponse:
         record = self._desk.answers.records.begin(self._prefix, asked.model.id, self._caller.id)
-        with self._desk.recorded(record, self._caller, path):
+        async with self._desk.recorded(record, self._caller, path):
             vectors = await self._embed(asked, record)
             # On a thread: a thousand vectors are a million numbers to write.
             made = Made(vectors, trio.current_time() - record.arrived)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -63,14 +63,14 @@ class Desk:
     limits: RequestLimiter
     usage: Usage
 
-    def charge(self, record: Record, caller: Caller) -> None:
+    async def charge(self, record: Record, caller: Caller) -> None:
         """Charge the caller what a request has used since it was last charged for it."""
-        used = record.prompt_tokens + record.tokens
-        self.limits.charge(caller, used - record.charged)
-        record.charged = used
+        owed = record.prompt_tokens + record.tokens - record.charged
+        record.charged += owed  # before anything is waited for: it may be charged again meanwhile
+        await self.limits.charge(caller, owed)
 
-    @contextmanager
-    def recorded(self, record: Record, caller: Caller, route: str) -> Generator[None]:
+    @asynccontextmanager
+    async def recorded(self, record: Record, caller: Caller, route: str) -> AsyncGenerator[None]:
         """Answer a request in the block: it is counted, and its record ends as the block does.
 
         Args:
@@ -93,8 +93,8 @@ class Desk:
             raise
         finally:
             self.usage.count(caller.id, record.model, record.prompt_tokens, record.tokens)
-            self.charge(record, caller)
             answers.metrics.whole.labels(record.model).observe(trio.current_time() - record.arrived)
+            await self.charge(record, caller)
 
 
 OnEnd = Callable[[], Awaitable[None]]
@@ -138,9 +138,9 @@ class Exchange:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(until_gone, receive, nursery.cancel_scope)
-            with ExitStack() as admitted:
+            async with AsyncExitStack() as admitted:
                 try:
-                    admitted.enter_context(self._desk.limits.admitted(self._caller))
+                    await admitted.enter_async_context(self._desk.limits.admitted(self._caller))
                     asked = await self._prepare()
                 except ShoalError as error:
                     await error_response(error, scope)(scope, receive, send)
@@ -186,7 +186,7 @@ class _Answer:
         """All of it, or what went wrong."""
         events = EventStream(send, self._headers, self._media_type)
         try:
-            with self._desk.recorded(self._record, self._caller, scope["path"]):
+            async with self._desk.recorded(self._record, self._caller, scope["path"]):
                 await self._give(events)
         except ShoalError as error:
             if not events.started:

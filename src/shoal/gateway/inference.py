@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from shoal.client.graph.graph_client import GraphAnswer, GraphClient, no_attested_graphs
 from shoal.errors import ShoalError, UnknownModel
+from shoal.gateway.access.allowance import RETRY_S
 from shoal.gateway.access.keys import Caller
-from shoal.gateway.access.limits import RETRY_S
 from shoal.gateway.access.protection import unaudited_caller
 from shoal.gateway.api.inference import (
     MAX_BINARY,
@@ -145,12 +145,13 @@ class InferExchange:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         # Nobody's body is read before it is known that it may be answered.
-        with self._desk.limits.admitted(self._caller), self._bodies.held(request.headers):
-            body = await read_raw(request, MAX_BINARY)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(until_gone, receive, nursery.cancel_scope)
-                await (await self._response(scope, body))(scope, receive, send)
-                nursery.cancel_scope.cancel()
+        async with self._desk.limits.admitted(self._caller):
+            with self._bodies.held(request.headers):
+                body = await read_raw(request, MAX_BINARY)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(until_gone, receive, nursery.cancel_scope)
+                    await (await self._response(scope, body))(scope, receive, send)
+                    nursery.cancel_scope.cancel()
 
     async def _response(self, scope: Scope, body: bytes) -> Response:
         try:
@@ -161,7 +162,7 @@ class InferExchange:
             read = partial(read_infer, body, self._header_size)
             asked, tensors = await trio.to_thread.run_sync(read)
             record = self._desk.answers.records.begin(PREFIX, graph.name, self._caller.id)
-            with self._desk.recorded(record, self._caller, ROUTE):
+            async with self._desk.recorded(record, self._caller, ROUTE):
                 async with self._desk.limits.turn():
                     answer = await self._graphs.infer(graph, tensors)
                 response = await trio.to_thread.run_sync(_written, graph.name, asked, answer)

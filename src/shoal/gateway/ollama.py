@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from shoal.client.swarm import Swarm
+from shoal.gateway.access.allowance import RETRY_S
 from shoal.gateway.access.guard import caller_of
-from shoal.gateway.access.limits import RETRY_S
 from shoal.gateway.access.protection import unaudited_caller
 from shoal.gateway.api import embeddings, ollama, ollama_models
 from shoal.gateway.api.ollama import OllamaForm, OllamaPiece, Wording

@@ -16,6 +16,6 @@ def days():
 
 
 @pytest.fixture
-def store(tmp_path, days, monkeypatch):
+def store(database, days, monkeypatch):
     monkeypatch.setattr(runner_module, "LOOK_EVERY_S", 0.01)
-    return BatchStore(FileStore(tmp_path / "gateway.db", Keeping(30, days)))
+    return BatchStore(FileStore(database, Keeping(30, days)))

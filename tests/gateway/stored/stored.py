@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from contextlib import asynccontextmanager
 
 import trio
@@ -31,11 +30,9 @@ class Days:
         self.at += days * DAY_S
 
 
-def rows(folder, table="responses"):
-    database = sqlite3.connect(folder / "gateway.db")
-    (count,) = database.execute(f"SELECT count(*) FROM {table}").fetchone()
-    database.close()
-    return count
+def rows(database, table="responses"):
+    with database.transaction() as found:
+        return found.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
 
 def line(custom_id, url=CHAT, **body):

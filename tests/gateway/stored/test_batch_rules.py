@@ -67,11 +67,12 @@ def test_requests_that_nobody_waits_for_have_limits_of_their_own():
     async def go():
         limits = RequestLimiter(running=1, waiting=0)
         key = Caller("key_a", "a", KeyLimits(concurrency=1))
-        with limits.admitted(replace(key, background=True)):
+        async with limits.admitted(replace(key, background=True)):
             assert limits.awaited == 0
-            with pytest.raises(LimitReached), limits.admitted(replace(key, background=True)):
-                pass
-            with limits.admitted(key):
+            with pytest.raises(LimitReached):
+                async with limits.admitted(replace(key, background=True)):
+                    pass
+            async with limits.admitted(key):
                 assert limits.awaited == 1
 
     trio.run(go)
@@ -81,12 +82,13 @@ def test_what_is_stored_or_read_is_counted_but_keeps_no_batch_waiting():
     async def go():
         limits = RequestLimiter(running=1, waiting=0)
         key = Caller("key_a", "a", KeyLimits(concurrency=1))
-        with limits.admitted(key, awaited=False):
+        async with limits.admitted(key, awaited=False):
             assert limits.awaited == 0
             for other in (key, LOCAL):
-                with pytest.raises(LimitReached), limits.admitted(other):
-                    pass
-        with limits.admitted(key):
+                with pytest.raises(LimitReached):
+                    async with limits.admitted(other):
+                        pass
+        async with limits.admitted(key):
             assert limits.awaited == 1
         assert limits.awaited == 0
 

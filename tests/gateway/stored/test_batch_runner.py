@@ -208,15 +208,17 @@ async def test_a_batch_without_its_file_or_its_key_fails_and_says_why(store, tmp
     assert [error.code for error in done.errors] == ["key_revoked"]
 
 
-async def test_a_batch_whose_file_goes_ends_once_its_running_lines_are_done(store, tmp_path, monkeypatch):
+async def test_a_batch_whose_file_goes_ends_once_its_running_lines_are_done(store, monkeypatch):
     monkeypatch.setattr(runner_module, "AT_ONCE", 2)
     batch = batch_of(store, [line(f"r{n}", n=n) for n in range(4)])
-    slow = trio.Event()
+    begun, slow = trio.Event(), trio.Event()
 
     async def ask(path, body, caller):
         if body["n"] == 0:
+            begun.set()
             await slow.wait()
         elif body["n"] == 1:
+            await begun.wait()  # it was read, before its file goes
             await trio.to_thread.run_sync(store.files.delete, "local", batch.input_file)
         return RouteAnswer(200, "req_1", {})
 
@@ -231,25 +233,24 @@ async def test_a_batch_whose_file_goes_ends_once_its_running_lines_are_done(stor
     assert shown.bytes == sum(len(data) for _, data in store.files.lines(done.output_file))
 
 
-def test_nothing_is_written_for_a_batch_that_has_ended(store, tmp_path):
+def test_nothing_is_written_for_a_batch_that_has_ended(store):
     batch = batch_of(store, [line("a", n=1)])
     store.change("local", batch.id, lambda b: b.cancelled(store.clock()))
     store.put(batch, [(1, b"late")], failed=False)
     store.put(batch, [(1, b"late")], failed=True)
-    assert rows(tmp_path, "file_lines") == 1  # the one of its input
+    assert rows(store.database, "file_lines") == 1  # the one of its input
 
 
-async def test_a_batch_of_a_key_that_is_revoked_is_deleted_with_all_it_has_written(store, tmp_path):
-    path = tmp_path / "gateway.db"
-    _, key = create(path, "ada", KeyLimits(), admin=False)
+async def test_a_batch_of_a_key_that_is_revoked_is_deleted_with_all_it_has_written(store):
+    _, key = create(store.database, "ada", KeyLimits(), admin=False)
     batch_of(store, [line(f"r{n}", n=n) for n in range(50)], key.id)
     routes = Routes()
     async with running(store, routes) as runner:
         await until(lambda: routes.asked)
-        await trio.to_thread.run_sync(revoke, path, "ada")
+        await trio.to_thread.run_sync(revoke, store.database, "ada")
         runner.look()
         await until(lambda: not runner.unfinished)
-    assert [rows(tmp_path, table) for table in ("batches", "files", "file_lines")] == [0, 0, 0]
+    assert [rows(store.database, table) for table in ("batches", "files", "file_lines")] == [0, 0, 0]
 
 
 async def test_a_batch_stops_at_what_it_may_write(store, monkeypatch):

@@ -93,12 +93,12 @@ async def test_a_batch_outlives_its_gateway(tmp_path, checkpoint):
                 input_file_id=upload.id, endpoint="/v1/responses", completion_window="24h"
             ).id
 
-        with gateway.gateway.limits.admitted(LOCAL):  # somebody waits, so nothing of it begins
+        async with gateway.gateway.limits.admitted(LOCAL):  # somebody waits, so nothing of it begins
             id = await ask(gateway, begin)
     async with served(tmp_path, checkpoint) as gateway:
         done = await ask(gateway, lambda client, base: finished(client, id))
         assert (done.status, done.request_counts.completed) == ("completed", 3)
-        assert rows(tmp_path) == 0  # its responses do not push out those of conversations
+        assert rows(gateway.gateway.database) == 0  # its responses do not push out those of conversations
 
 
 async def test_a_batch_can_be_cancelled_and_a_bad_file_fails_it(gateway):
@@ -114,7 +114,7 @@ async def test_a_batch_can_be_cancelled_and_a_bad_file_fails_it(gateway):
             client.files.retrieve(upload.id)
         return finished(client, stopped.id), finished(client, failed.id)
 
-    with gateway.gateway.limits.admitted(LOCAL):
+    async with gateway.gateway.limits.admitted(LOCAL):
         stopped, failed = await ask(gateway, use)
     assert stopped.status == "cancelled"
     assert (failed.status, failed.output_file_id) == ("failed", None)
@@ -122,7 +122,7 @@ async def test_a_batch_can_be_cancelled_and_a_bad_file_fails_it(gateway):
 
 
 async def test_another_keys_files_and_batches_are_404(gateway):
-    path = gateway.gateway.keys._path
+    path = gateway.gateway.database
     keys = [create(path, name, KeyLimits(), admin=False)[0] for name in ("ada", "bob")]
     gateway.gateway.keys.refresh()
     ada, bob = ({"authorization": f"Bearer {key}"} for key in keys)

@@ -43,7 +43,7 @@ def test_a_key_has_room_for_so_many_files_batches_and_bytes(store, days, monkeyp
         store.files.add("key_a", "x", [b"x"], None)
 
 
-def test_files_and_batches_expire(store, days, tmp_path):
+def test_files_and_batches_expire(store, days):
     file = store.files.add("local", "x", [b"x\n"], 3600)
     longer = store.files.add("local", "x", [b"x\n"], None)
     batch = batch_of(store, [line("a", n=1)])
@@ -55,4 +55,4 @@ def test_files_and_batches_expire(store, days, tmp_path):
     days.passes(31)
     store.files.sweep()
     store.sweep()
-    assert [rows(tmp_path, table) for table in ("batches", "files", "file_lines")] == [0, 0, 0]
+    assert [rows(store.database, table) for table in ("batches", "files", "file_lines")] == [0, 0, 0]

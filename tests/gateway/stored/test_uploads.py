@@ -14,7 +14,7 @@ from shoal.gateway.stored.expiry import Keeping
 from shoal.gateway.stored.file_routes import FileRoutes
 from shoal.gateway.stored.files import FileStore
 
-from ..conftest import served
+from ..conftest import kept_in, served
 from .stored import CHAT, line
 
 FILE = {"file": ("a.jsonl", b"x\n")}
@@ -88,7 +88,7 @@ async def test_an_upload_is_bounded(gateway, monkeypatch):
 
 
 async def test_an_upload_is_one_of_so_many_of_its_caller_and_of_all(tmp_path, monkeypatch):
-    routes = FileRoutes(FileStore(tmp_path / "gateway.db", Keeping(30)), RequestLimiter())
+    routes = FileRoutes(FileStore(kept_in(tmp_path), Keeping(30)), RequestLimiter())
     monkeypatch.setattr("shoal.gateway.stored.file_routes.UPLOADS", 3)
     with routes._under_way("a"), routes._under_way("a"):
         with pytest.raises(LimitReached, match="2 uploads of this key"), routes._under_way("a"):
@@ -104,7 +104,7 @@ async def test_an_upload_is_one_of_so_many_of_its_caller_and_of_all(tmp_path, mo
 
 
 async def test_what_is_stored_is_read_within_the_limits_of_its_key(gateway, monkeypatch):
-    path = gateway.gateway.keys._path
+    path = gateway.gateway.database
     key, _ = create(path, "ada", KeyLimits(concurrency=1), admin=False)
     gateway.gateway.keys.refresh()
     ada = {"authorization": f"Bearer {key}"}
@@ -124,7 +124,7 @@ async def test_what_is_stored_is_read_within_the_limits_of_its_key(gateway, monk
         ("DELETE", "responses/r"),
         ("DELETE", f"files/{file}"),
     ]
-    with gateway.gateway.limits.admitted(gateway.gateway.keys.find(key)):
+    async with gateway.gateway.limits.admitted(gateway.gateway.keys.find(key)):
         for method, where in ways:
             answer = await gateway.http.request(method, f"/v1/{where}", headers=ada, json=asked)
             assert (where, answer.status_code) == (where, 429)

@@ -80,7 +80,9 @@ async def show(settings: Settings, demo: Demo) -> None:
 async def _page(stack: AsyncExitStack, booted: Booted, settings: Settings) -> str:
     """Open the gateway, at its usual port or else at a free one; gives its URL."""
     ours = booted.local.membership
-    settings = replace(settings, swarm=ours.name)
+    settings = replace(
+        settings, swarm=ours.name, database=""
+    )  # a demonstration touches nothing that is shared
     try:
         return await stack.enter_async_context(gateway_on(booted.swarm, settings, inside=ours))
     except PortInUse as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +53,10 @@ async def gateway_on(
 
     Raises:
         PortInUse: the port is taken.
+        OutOfResources: its database cannot be read.
     """
     from shoal.gateway.app import Options, open_gateway
+    from shoal.gateway.database.opening import database_at
     from shoal.gateway.serve import serve
     from shoal.gateway.stored.expiry import Keeping
 
@@ -64,16 +66,17 @@ async def gateway_on(
     def invite() -> Membership:
         return inside or reachable(settings, membership.load(settings.paths.swarms, settings.swarm))
 
+    database = database_at(settings.database, settings.paths.gateway)
     wanted = Options(
         settings.model,
-        settings.paths.gateway,
+        database,
         settings.swarm,
         invite,
         partial(_health, settings),
         settings.gateway_origins,
         Keeping(settings.store_days),
     )
-    with one_error():
+    with one_error(), closing(database):
         async with open_gateway(swarm, wanted) as gateway, trio.open_nursery() as nursery:
             if settings.ollama_port:
                 await nursery.start(serve, gateway.app, settings.gateway_host, settings.ollama_port)

@@ -38,6 +38,7 @@ def up(
     gateway_host: options.GatewayHostOption = None,
     gateway_port: options.GatewayPortOption = None,
     ollama_port: options.OllamaPortOption = None,
+    database: options.DatabaseOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Join the swarm and serve the blocks it needs most. Runs until Ctrl-C."""
@@ -59,6 +60,7 @@ def up(
         gateway_host=gateway_host,
         gateway_port=gateway_port,
         ollama_port=ollama_port,
+        database=database,
     )
     _serve(settings, None, as_json, gateway=gateway)
 

@@ -131,8 +131,11 @@ class GuardMiddleware:
             BadRequest: a host or an origin that can be none, or a protection that there is not.
             Forbidden: a browser, or a caller without a key, by a host name or origin that is not ours.
             Unauthorized: no key where one is needed, or a wrong one.
+            OutOfResources: it is not known which keys are good.
         """
         headers, is_open = request.headers, self._doors.is_open(request.scope["path"])
+        if not is_open:
+            self._keys.check_known()
         key = _presented(headers)
         caller = self._keys.find(key) if key is not None else None
         browser = any(name in headers for name in BROWSERS)

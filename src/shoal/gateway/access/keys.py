@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
-import sqlite3
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from shoal.errors import UsageError
-from shoal.gateway.access.database import open_database
+from shoal.errors import OutOfResources, UsageError
+from shoal.gateway.database.database import Database
 from shoal.types import ProtectionLevel, protection_level
 
 PREFIX = "sk-shoal-"
 MAX_NAME = 64
-KEPT = ("responses", "files", "batches")
-"""Tables of what callers have stored."""
+KNOWN_S = 600.0
+"""How long the keys that were read last are good where several gateways share a database and it is away: a
+key may have been revoked elsewhere since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +72,15 @@ class KeyRecord:
 
 
 class KeyRing:
-    """The keys that are good now, as they were when last read. ``refresh`` may run on any thread."""
+    """The keys that are good now, as they were when last read. ``refresh`` may run on any thread.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Until it was called, nobody can be let in.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._known: tuple[tuple[bytes, Caller], ...] = ()
-        self.refresh()
+        self._read_at = -math.inf
 
     @property
     def any(self) -> bool:
@@ -84,12 +89,22 @@ class KeyRing:
 
     def refresh(self) -> None:
         """Read the keys again."""
-        if not self._path.exists():
-            self._known = ()
-            return
-        with open_database(self._path) as database:
-            rows = database.execute(f"SELECT hash, {_COLUMNS} FROM keys WHERE revoked IS NULL").fetchall()
+        began, rows = time.monotonic(), list[Any]()
+        if self._database.exists:
+            with self._database.transaction() as found:
+                rows = found.execute(f"SELECT hash, {_COLUMNS} FROM keys WHERE revoked IS NULL").fetchall()
         self._known = tuple((bytes(row[0]), _caller(row[1:])) for row in rows)
+        self._read_at = began
+
+    def check_known(self) -> None:
+        """Whether it is still known which keys are good.
+
+        Raises:
+            OutOfResources: they could not be read for :data:`KNOWN_S`, and others may have revoked some.
+        """
+        most = KNOWN_S if self._database.shared else math.inf
+        if time.monotonic() - self._read_at > most or self._read_at == -math.inf:
+            raise OutOfResources("the gateway cannot read its keys", check="that its database can be reached")
 
     def caller(self, id: str) -> Caller | None:
         """Who has this id now: the owner of a good key, or this machine where there is no key."""
@@ -108,7 +123,7 @@ class KeyRing:
 
 
 def create(
-    path: Path,
+    database: Database,
     name: str,
     limits: KeyLimits,
     *,
@@ -127,8 +142,8 @@ def create(
         raise UsageError("a limit is a whole number, or 0 for none")
     key = PREFIX + secrets.token_urlsafe(32)
     caller = Caller(f"key_{secrets.token_hex(4)}", name, limits, admin, attested_only, protect)
-    with open_database(path) as database:
-        database.execute(
+    with database.transaction() as changes:
+        changes.execute(
             f"INSERT INTO keys (hash, created, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 _hash(key),
@@ -146,38 +161,50 @@ def create(
     return key, caller
 
 
-def list_keys(path: Path) -> list[KeyRecord]:
+def list_keys(database: Database) -> list[KeyRecord]:
     """Every key that was ever made, the oldest first."""
-    if not path.exists():
+    if not database.exists:
         return []
-    with open_database(path) as database:
-        rows = database.execute(f"SELECT created, revoked, {_COLUMNS} FROM keys ORDER BY created").fetchall()
+    with database.transaction() as found:
+        rows = found.execute(f"SELECT created, revoked, {_COLUMNS} FROM keys ORDER BY created").fetchall()
     return [KeyRecord(_caller(row[2:]), row[0], row[1]) for row in rows]
 
 
-def revoke(path: Path, which: str) -> Caller:
+def revoke(database: Database, which: str) -> Caller:
     """End a key, by its id or its name, and delete what is kept for it.
 
-    A running gateway refuses it within a second or two.
+    Running gateways refuse it within a second or two.
 
     Raises:
         UsageError: no good key has this id or name, or more than one has the name.
     """
-    meant = [r.caller for r in list_keys(path) if r.revoked is None and which in (r.caller.id, r.caller.name)]
+    meant = [
+        r.caller for r in list_keys(database) if r.revoked is None and which in (r.caller.id, r.caller.name)
+    ]
     if len(meant) != 1:
         count = "no key" if not meant else f"{len(meant)} keys"
         raise UsageError(f"{count} named {which!r}", check="give the key's id", next_command="shoal key list")
-    with open_database(path) as database:
-        database.execute("UPDATE keys SET revoked = ? WHERE id = ?", (time.time(), meant[0].id))
-        for table in KEPT:
-            database.execute(f"DELETE FROM {table} WHERE caller = ?", (meant[0].id,))
+    with database.transaction() as changes:
+        changes.execute("UPDATE keys SET revoked = ? WHERE id = ?", (time.time(), meant[0].id))
+        for statement in FORGET:
+            changes.execute(statement, (meant[0].id,))
     return meant[0]
 
 
 _COLUMNS = "id, name, admin, requests_per_minute, tokens_per_minute, concurrency, attested_only, protect"
 
 
-def _caller(row: tuple[str, str, int, int, int, int, int, str | None] | sqlite3.Row) -> Caller:
+FORGET = (
+    "DELETE FROM batches WHERE caller = ?",  # first: who writes a line of one holds its row
+    "DELETE FROM file_lines WHERE file IN (SELECT id FROM files WHERE caller = ?)",
+    "DELETE FROM files WHERE caller = ?",
+    "DELETE FROM responses WHERE caller = ?",
+    "DELETE FROM allowances WHERE caller = ?",
+)
+"""What is deleted with a key."""
+
+
+def _caller(row: Sequence[Any]) -> Caller:
     limits = KeyLimits(row[3], row[4], row[5])
     return Caller(row[0], row[1], limits, bool(row[2]), bool(row[6]), protection_level(row[7]))
 

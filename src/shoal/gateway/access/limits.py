@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
 
+from shoal.gateway.access.allowance import RETRY_S
 from shoal.gateway.access.keys import Caller
+from shoal.gateway.access.own_allowances import Allowances, OwnAllowances
 from shoal.gateway.errors import LimitReached
 
 RUNNING = 64
@@ -18,52 +19,14 @@ WAITING = 256
 """Requests that wait for their turn, or are looked at; one more is sent away."""
 WAIT_S = 60.0
 """How long a request waits for its turn."""
-RETRY_S = 2.0
-"""When one that was sent away may come back."""
-CALLERS = 4096
-"""Callers that are remembered; the one that was longest silent is forgotten first."""
-
-
-@dataclass(slots=True)
-class Bucket:
-    """An allowance that fills up evenly over a minute (a token bucket). Times are seconds of one clock."""
-
-    per_minute: float
-    level: float
-    at: float
-
-    @classmethod
-    def full(cls, per_minute: float, now: float) -> Bucket:
-        return cls(per_minute, per_minute, now)
-
-    def wait_s(self, now: float) -> float:
-        """Seconds until something is left; 0 when it is."""
-        self._fill(now)
-        return 0.0 if self.level >= 1 else (1 - self.level) * 60 / self.per_minute
-
-    def take(self, amount: float, now: float) -> None:
-        """Use so much. What is only known afterwards may bring the level below nothing."""
-        self._fill(now)
-        self.level -= amount
-
-    def _fill(self, now: float) -> None:
-        self.level = min(self.per_minute, self.level + (now - self.at) * self.per_minute / 60)
-        self.at = now
-
-
-@dataclass(slots=True)
-class _Book:
-    """What one caller has going."""
-
-    requests: Bucket | None
-    tokens: Bucket | None
-    open: int = 0
 
 
 @dataclass
 class RequestLimiter:
-    """The gateway's own bounds, and each caller's."""
+    """This gateway's own bounds, and each caller's."""
 
+    callers: Allowances = field(default_factory=OwnAllowances)
+    """Who counts what each caller asks for."""
     running: int = RUNNING
     waiting: int = WAITING
     wait_s: float = WAIT_S
@@ -71,7 +34,6 @@ class RequestLimiter:
     """Requests that are answered now."""
     queued: int = 0
     """Requests that wait for their turn."""
-    _books: OrderedDict[tuple[str, bool], _Book] = field(default_factory=OrderedDict[tuple[str, bool], _Book])
     _open: int = 0
     """Requests that were admitted and are not over; without those that nobody waits for."""
     _awaited: int = 0
@@ -86,8 +48,8 @@ class RequestLimiter:
         """Requests that somebody waits for: answered, or before their turn."""
         return self._awaited
 
-    @contextmanager
-    def admitted(self, caller: Caller, *, awaited: bool = True) -> Generator[None]:
+    @asynccontextmanager
+    async def admitted(self, caller: Caller, *, awaited: bool = True) -> AsyncGenerator[None]:
         """Count a request of the caller's for as long as the block takes, before anything costly is done.
 
         Args:
@@ -95,24 +57,20 @@ class RequestLimiter:
 
         Raises:
             LimitReached: the caller is beyond its limits, or too many requests are here already.
+            OutOfResources: its limits are counted in a database that cannot be reached.
         """
-        book = self._book(caller)
-        self._check(caller, book)
         present = not caller.background
         if present and self._open >= self.running + self.waiting:
             raise LimitReached(
                 f"{self.answering} requests are being answered and {self._open - self.answering} wait",
                 retry_after_s=RETRY_S,
             )
-        if book.requests is not None:
-            book.requests.take(1, trio.current_time())
-        book.open += 1
         self._open += present
         self._awaited += present and awaited
         try:
-            yield
+            async with self.callers.admitted(caller):
+                yield
         finally:
-            book.open -= 1
             self._open -= present
             self._awaited -= present and awaited
 
@@ -138,38 +96,6 @@ class RequestLimiter:
             self.answering -= 1
             self._turns.release()
 
-    def charge(self, caller: Caller, tokens: int) -> None:
+    async def charge(self, caller: Caller, tokens: int) -> None:
         """So many tokens, of prompts and answers, were used."""
-        book = self._book(caller)
-        if book.tokens is not None:
-            book.tokens.take(tokens, trio.current_time())
-
-    def _check(self, caller: Caller, book: _Book) -> None:
-        now, limits = trio.current_time(), caller.limits
-        if limits.concurrency and book.open >= limits.concurrency:
-            raise LimitReached(
-                f"this key may have {limits.concurrency} requests at once", retry_after_s=RETRY_S
-            )
-        for bucket, name in ((book.requests, "requests"), (book.tokens, "tokens")):
-            if bucket is not None and (wait_s := bucket.wait_s(now)):
-                raise LimitReached(
-                    f"this key has used its {bucket.per_minute:.0f} {name} a minute", retry_after_s=wait_s
-                )
-
-    def _book(self, caller: Caller) -> _Book:
-        whose = (caller.id, caller.background)
-        book = self._books.get(whose)
-        if book is None:
-            book = self._books[whose] = _fresh(caller, trio.current_time())
-            for old in [name for name, b in self._books.items() if not b.open][: len(self._books) - CALLERS]:
-                del self._books[old]
-        self._books.move_to_end(whose)
-        return book
-
-
-def _fresh(caller: Caller, now: float) -> _Book:
-    limits = caller.limits
-    return _Book(
-        Bucket.full(limits.requests_per_minute, now) if limits.requests_per_minute else None,
-        Bucket.full(limits.tokens_per_minute, now) if limits.tokens_per_minute else None,
-    )
+        await self.callers.charge(caller, tokens)

@@ -7,13 +7,12 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import trio
 
 from shoal.errors import OutOfResources
-from shoal.gateway.access.database import open_database
+from shoal.gateway.database.database import Database
 
 WRITE_EVERY_S = 2.0
 SHOWN_DAYS = 30
@@ -42,8 +41,8 @@ class Used:
 class Usage:
     """Counts at once, writes later. As large as the callers and models of one day."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, database: Database) -> None:
+        self.database = database
         self._unwritten: defaultdict[Account, Used] = defaultdict(Used)
 
     def count(self, caller: str, model: str, prompt_tokens: int, completion_tokens: int) -> None:
@@ -62,7 +61,7 @@ class Usage:
         """
         place = {day: number for number, day in enumerate(days)}
         found: defaultdict[str, list[int]] = defaultdict(lambda: [0] * len(days))
-        for account, used in report(self._path, since=days[0], caller=caller):
+        for account, used in report(self.database, since=days[0], caller=caller):
             if account.day in place:  # a day may have begun since
                 found[account.caller][place[account.day]] += used.prompt_tokens + used.completion_tokens
         most = sorted(found.items(), key=lambda item: -sum(item[1]))
@@ -83,7 +82,7 @@ class Usage:
             return
         batch, self._unwritten = self._unwritten, defaultdict(Used)
         try:
-            await trio.to_thread.run_sync(_add, self._path, dict(batch))
+            await self.database.run(_add, self.database, dict(batch))
         except OutOfResources as error:  # a full disk must not end answers; the next round tries again
             log.warning("usage is not written: %s", error.message)
             for account, used in batch.items():
@@ -104,30 +103,35 @@ def usage_days(now: float) -> list[str]:
     ]
 
 
-def report(path: Path, *, since: str = "", caller: str | None = None) -> list[tuple[Account, Used]]:
+def report(database: Database, *, since: str = "", caller: str | None = None) -> list[tuple[Account, Used]]:
     """What was written, the newest day first.
 
     Args:
         since: from this day on, by UTC; from the beginning if empty.
         caller: of this caller alone; of all if ``None``.
     """
-    if not path.exists():
+    if not database.exists:
         return []
-    with open_database(path) as database:
-        rows = database.execute(
+    one, whose = ("", ()) if caller is None else ("AND caller = ? ", (caller,))
+    with database.transaction() as found:
+        rows = found.execute(
             "SELECT day, caller, model, requests, prompt_tokens, completion_tokens FROM usage "
-            "WHERE day >= ? AND (? IS NULL OR caller = ?) ORDER BY day DESC, caller, model",
-            (since, caller, caller),
+            f"WHERE day >= ? {one}ORDER BY day DESC, caller, model",
+            (since, *whose),
         ).fetchall()
     return [(Account(*row[:3]), Used(*row[3:])) for row in rows]
 
 
-def _add(path: Path, batch: dict[Account, Used]) -> None:
-    with open_database(path) as database:
-        database.executemany(
-            "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-            "requests = requests + excluded.requests, "
-            "prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
-            "completion_tokens = completion_tokens + excluded.completion_tokens",
-            [(*account, u.requests, u.prompt_tokens, u.completion_tokens) for account, u in batch.items()],
+def _add(database: Database, batch: dict[Account, Used]) -> None:
+    used = sorted(
+        batch.items(), key=lambda item: item[0]
+    )  # in one order, or two gateways that write the same rows wait for each other
+    with database.transaction() as changes:
+        changes.executemany(
+            "INSERT INTO usage (day, caller, model, requests, prompt_tokens, completion_tokens) "
+            "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (day, caller, model) DO UPDATE SET "
+            "requests = usage.requests + excluded.requests, "
+            "prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens, "
+            "completion_tokens = usage.completion_tokens + excluded.completion_tokens",
+            [(*account, u.requests, u.prompt_tokens, u.completion_tokens) for account, u in used],
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,16 +61,16 @@ class AudioExchange:
         with self._held:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(until_gone, receive, nursery.cancel_scope)
-                with ExitStack() as admitted:
+                async with AsyncExitStack() as admitted:
                     try:
-                        admitted.enter_context(self._desk.limits.admitted(self._caller))
-                        response = await self._answer(scope["path"])
+                        await admitted.enter_async_context(self._desk.limits.admitted(self._caller))
+                        response = await self._answer(scope["path"], nursery)
                     except ShoalError as error:
                         response = error_response(error, scope)
                     await response(scope, receive, send)
                 nursery.cancel_scope.cancel()
 
-    async def _answer(self, path: str) -> Response:
+    async def _answer(self, path: str, charges: trio.Nursery) -> Response:
         asked = self._recording
         sound = await trio.to_thread.run_sync(read_recording, asked.data, MAX_SECONDS)
         transcriber = await open_transcriber(
@@ -82,11 +82,13 @@ class AudioExchange:
             attested=self._caller.attested or None,
         )
         record = self._desk.answers.records.begin(PREFIX, asked.model.id, self._caller.id)
-        with self._desk.recorded(record, self._caller, path):
-            written = await self._write(transcriber, sound, record)
+        async with self._desk.recorded(record, self._caller, path):
+            written = await self._write(transcriber, sound, record, charges)
             return _written(asked, written, record)
 
-    async def _write(self, transcriber: Transcriber, sound: Sound, record: Record) -> Transcription:
+    async def _write(
+        self, transcriber: Transcriber, sound: Sound, record: Record, charges: trio.Nursery
+    ) -> Transcription:
         model, answers = self._recording.model.id, self._desk.answers
         sessions: list[Session] = []
 
@@ -97,7 +99,7 @@ class AudioExchange:
             # computed by now, whatever becomes of the window.
             record.prompt_tokens += transcriber.rows
             answers.metrics.prompt_tokens.labels(model).inc(transcriber.rows)
-            self._desk.charge(record, self._caller)
+            charges.start_soon(self._desk.charge, record, self._caller)
 
         def heard(segment: Segment) -> None:
             answers.metrics.generation_tokens.labels(model).inc(len(segment.token_ids))
@@ -106,7 +108,7 @@ class AudioExchange:
             session = sessions.pop()
             record.follow(session)
             answers.metrics.reroutes.labels(model).inc(len(session.reroutes))
-            self._desk.charge(record, self._caller)
+            charges.start_soon(self._desk.charge, record, self._caller)
 
         async with self._desk.limits.turn():
             return await replace(transcriber, follow=follow, heard=heard).write(sound)

@@ -13,8 +13,8 @@ from starlette.routing import Route
 
 from shoal.client.seq2seq.speech import Task
 from shoal.client.swarm import Swarm
+from shoal.gateway.access.allowance import RETRY_S
 from shoal.gateway.access.guard import caller_of
-from shoal.gateway.access.limits import RETRY_S
 from shoal.gateway.access.protection import unaudited_caller
 from shoal.gateway.audio.exchange import AudioExchange, Recording
 from shoal.gateway.body import checked, read_form

@@ -1,17 +1,16 @@
-"""The last day of the swarm as this gateway saw it: a moment a minute, kept in the gateway's database."""
+"""The last day of the swarm as its gateways saw it: a moment a minute, kept in their database."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import trio
 
 from shoal.errors import OutOfResources
-from shoal.gateway.access.database import open_database
+from shoal.gateway.database.database import Database
 
 MINUTE_S = 60
 KEPT_MINUTES = 24 * 60
@@ -45,9 +44,9 @@ class SwarmHistory:
     """Looks once a minute and keeps a day of it, through restarts."""
 
     def __init__(
-        self, path: Path, look: Callable[[], Sight | None], clock: Callable[[], float] = time.time
+        self, database: Database, look: Callable[[], Sight | None], clock: Callable[[], float] = time.time
     ) -> None:
-        self._path = path
+        self.database = database
         self._look = look
         self._clock = clock
         self._counted = 0
@@ -69,7 +68,7 @@ class SwarmHistory:
             return
         try:
             moment = Moment(self._minute(), seen.peers, seen.covered, seen.tokens - self._counted)
-            await trio.to_thread.run_sync(_write, self._path, moment)
+            await self.database.run(_write, self.database, moment)
             self._counted = seen.tokens
         except OutOfResources as error:  # its tokens count in the next one
             log.warning("a minute of the swarm's history is not written: %s", error.message)
@@ -80,8 +79,8 @@ class SwarmHistory:
         Raises:
             OutOfResources: the database cannot be read.
         """
-        with open_database(self._path) as database:
-            rows = database.execute(
+        with self.database.transaction() as found:
+            rows = found.execute(
                 "SELECT minute, peers, covered, tokens FROM history WHERE minute > ? ORDER BY minute",
                 (self._minute() - KEPT_MINUTES,),
             ).fetchall()
@@ -91,11 +90,12 @@ class SwarmHistory:
         return int(self._clock() // MINUTE_S)
 
 
-def _write(path: Path, moment: Moment) -> None:
-    with open_database(path) as database:
-        database.execute("DELETE FROM history WHERE minute <= ?", (moment.minute - KEPT_MINUTES,))
-        database.execute(
-            "INSERT INTO history VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET peers = excluded.peers, "
-            "covered = excluded.covered, tokens = tokens + excluded.tokens",
+def _write(database: Database, moment: Moment) -> None:
+    with database.transaction() as changes:
+        changes.execute("DELETE FROM history WHERE minute <= ?", (moment.minute - KEPT_MINUTES,))
+        changes.execute(
+            "INSERT INTO history (minute, peers, covered, tokens) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (minute) DO UPDATE SET peers = excluded.peers, "
+            "covered = excluded.covered, tokens = history.tokens + excluded.tokens",
             moment,
         )

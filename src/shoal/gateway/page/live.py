@@ -6,7 +6,6 @@ import io
 import shlex
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import segno
@@ -74,7 +73,7 @@ class Live:
 
     async def _history(self, request: Request) -> Response:
         """The last day: a moment a minute, while this gateway ran."""
-        moments = await trio.to_thread.run_sync(self._day.shown)
+        moments = await self._day.database.run(self._day.shown)
         return JSONResponse({"model": self._model, "moments": [moment._asdict() for moment in moments]})
 
     async def _usage(self, request: Request) -> Response:
@@ -82,7 +81,7 @@ class Live:
         caller = caller_of(request)
         whose = None if caller.admin else caller.id
         days = usage_days(time.time())
-        found = await trio.to_thread.run_sync(partial(self._used.by_key, days, whose))
+        found = await self._used.database.run(self._used.by_key, days, whose)
         keys = [{"key": id, "name": self._name(id), "tokens": tokens} for id, tokens in found.items()]
         return JSONResponse({"days": days, "keys": keys})
 

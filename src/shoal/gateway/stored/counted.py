@@ -25,7 +25,7 @@ class CountedRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
-        with self._limits.admitted(caller_of(request), awaited=False):
+        async with self._limits.admitted(caller_of(request), awaited=False):
             response = await self._answer(request)
             await response(scope, receive, send)
 

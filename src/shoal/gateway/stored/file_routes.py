@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import IO, Any
 
-import trio
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from shoal.gateway.access.allowance import RETRY_S
 from shoal.gateway.access.guard import caller_of
-from shoal.gateway.access.limits import RETRY_S, RequestLimiter
+from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.body import read_form
 from shoal.gateway.errors import BadRequest, Forbidden, LimitReached
 from shoal.gateway.schema.batches import EXPIRES
@@ -56,15 +56,16 @@ class FileRoutes:
         caller = caller_of(request)
         if not self._store.keeping.on:
             raise Forbidden("this gateway keeps no files", check="set store_days in its config.toml")
-        with self._limits.admitted(caller, awaited=False), self._under_way(caller.id):
-            form = await read_form(request, MAX_FILE + AROUND)
-            try:
-                file, seconds = _checked(form)
-                name = _named(file)
-                add = partial(self._store.add, caller.id, name, _lines(file.file), seconds)
-                stored = await trio.to_thread.run_sync(add)
-            finally:
-                await form.close()
+        async with self._limits.admitted(caller, awaited=False):
+            with self._under_way(caller.id):
+                form = await read_form(request, MAX_FILE + AROUND)
+                try:
+                    file, seconds = _checked(form)
+                    name = _named(file)
+                    add = partial(self._store.add, caller.id, name, _lines(file.file), seconds)
+                    stored = await self._store.database.run(add)
+                finally:
+                    await form.close()
         return JSONResponse(stored.shown())
 
     @contextmanager
@@ -86,27 +87,27 @@ class FileRoutes:
     async def _list(self, request: Request) -> Response:
         page = requested_page(request, most=LIST_MOST, default=LIST_MOST)
         purpose = request.query_params.get("purpose")
-        found = await trio.to_thread.run_sync(self._store.list, caller_of(request).id)
+        found = await self._store.database.run(self._store.list, caller_of(request).id)
         return JSONResponse(page.of([f.shown() for f in found if purpose in (None, f.purpose)]))
 
     async def _show(self, request: Request) -> Response:
-        found = await trio.to_thread.run_sync(self._store.find, *caller_and_id(request))
+        found = await self._store.database.run(self._store.find, *caller_and_id(request))
         return JSONResponse(found.shown())
 
     async def _delete(self, request: Request) -> Response:
         caller, id = caller_and_id(request)
-        await trio.to_thread.run_sync(self._store.delete, caller, id)
+        await self._store.database.run(self._store.delete, caller, id)
         return JSONResponse({"id": id, "object": "file", "deleted": True})
 
     async def _content(self, request: Request) -> Response:
         caller, id = caller_and_id(request)
-        file = await trio.to_thread.run_sync(self._store.find, caller, id)
+        file = await self._store.database.run(self._store.find, caller, id)
         headers = {"content-length": str(file.bytes), "content-disposition": "attachment"}
         return StreamingResponse(self._pieces(id), headers=headers, media_type="application/octet-stream")
 
     async def _pieces(self, id: str) -> AsyncGenerator[bytes]:
         after = 0
-        while piece := await trio.to_thread.run_sync(self._store.read, id, after):
+        while piece := await self._store.database.run(self._store.read, id, after):
             yield b"".join(data for _, data in piece)
             after = piece[-1][0]
 

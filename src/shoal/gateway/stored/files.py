@@ -6,14 +6,12 @@ Every method reads or writes the disk.
 from __future__ import annotations
 
 import secrets
-import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, Literal
 
-from shoal.gateway.access.database import open_database
+from shoal.gateway.database.database import Database, Transaction
 from shoal.gateway.errors import BodyTooLarge, LimitReached, NotFound
 from shoal.gateway.stored.expiry import Keeping
 
@@ -61,8 +59,8 @@ class StoredFile:
 class FileStore:
     """The files in the gateway's database."""
 
-    def __init__(self, path: Path, keeping: Keeping) -> None:
-        self.path = path
+    def __init__(self, database: Database, keeping: Keeping) -> None:
+        self.database = database
         self.keeping = keeping
 
     def add(self, caller: str, name: str, lines: Iterable[bytes], seconds: float | None) -> StoredFile:
@@ -78,26 +76,20 @@ class FileStore:
         now = self.keeping.clock()
         kept_s = min(self.keeping.longest_s, seconds or self.keeping.longest_s)
         id, size = new_file_id(), 0
-        with open_database(self.path) as database:
-            self.check_room(database, caller)
-            for number, line in enumerate(lines, 1):
-                if number > MAX_LINES or len(line) > MAX_LINE:
-                    raise BodyTooLarge(
-                        f"line {number} is too much: at most {MAX_LINES} lines of {MAX_LINE} bytes are taken",
-                        check="divide the file among several batches",
-                        param="file",
-                    )
-                size += len(line)
-                put_line(database, id, number, line)
+        with self.database.transaction(files_lock(caller)) as changes:
+            self.check_room(changes, caller)
+            for piece in _pieces(lines):
+                size += sum(len(line) for _, line in piece)
+                put_lines(changes, id, piece)
             file = StoredFile(id, name, "batch", now, now + kept_s, size)
-            _insert(database, caller, file, writing=False)
-            self.check_room(database, caller, added=1)
+            _insert(changes, caller, file, writing=False)
+            self.check_room(changes, caller, added=1)
         return file
 
-    def check_room(self, database: sqlite3.Connection, caller: str, added: int = 0) -> None:
+    def check_room(self, database: Transaction, caller: str, added: int = 0) -> None:
         """Raises LimitReached: the caller's files are at their bounds, with those just ``added``."""
         count, size = database.execute(
-            "SELECT count(*), coalesce(sum(bytes), 0) FROM files WHERE caller = ?", (caller,)
+            "SELECT count(*), CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM files WHERE caller = ?", (caller,)
         ).fetchone()
         if count - added >= PER_KEY or size > PER_KEY_BYTES:
             raise LimitReached(
@@ -122,10 +114,10 @@ class FileStore:
 
     def list(self, caller: str) -> list[StoredFile]:
         """All of the caller's files, the oldest first; without those that are still written."""
-        with open_database(self.path) as database:
-            rows = database.execute(
+        with self.database.transaction() as found:
+            rows = found.execute(
                 "SELECT id, name, purpose, created, expires, bytes FROM files "
-                "WHERE caller = ? AND NOT writing AND expires > ? ORDER BY created, rowid",
+                "WHERE caller = ? AND writing = 0 AND expires > ? ORDER BY created, number",
                 (caller, self.keeping.clock()),
             ).fetchall()
         return [StoredFile(*row) for row in rows]
@@ -133,13 +125,13 @@ class FileStore:
     def delete(self, caller: str, id: str) -> None:
         """Forget a file. Raises NotFound as :meth:`find`."""
         self.find(caller, id)
-        with open_database(self.path) as database:
-            database.execute("DELETE FROM files WHERE id = ? AND caller = ?", (id, caller))
+        with self.database.transaction() as changes:
+            _drop(changes, "id = ? AND caller = ?", (id, caller))
 
     def read(self, id: str, after: int, most: int = PIECE_LINES) -> list[tuple[int, bytes]]:
         """Lines by their numbers, those behind line ``after``, one piece; none at the file's end."""
-        with open_database(self.path) as database:
-            sizes = database.execute(
+        with self.database.transaction() as found:
+            sizes = found.execute(
                 "SELECT number, length(data) FROM file_lines WHERE file = ? AND number > ? "
                 "ORDER BY number LIMIT ?",
                 (id, after, most),
@@ -147,7 +139,7 @@ class FileStore:
             ends = accumulate(size for _, size in sizes)
             fit = [number for (number, _), end in zip(sizes, ends, strict=True) if end <= PIECE]
             last = fit[-1] if fit else sizes[0][0] if sizes else after
-            return database.execute(
+            return found.execute(
                 "SELECT number, data FROM file_lines WHERE file = ? AND number > ? AND number <= ? "
                 "ORDER BY number",
                 (id, after, last),
@@ -167,29 +159,39 @@ class FileStore:
 
     def sweep(self) -> None:
         """Forget what has expired."""
-        with open_database(self.path) as database:
-            database.execute("DELETE FROM files WHERE expires <= ? AND NOT writing", (self.keeping.clock(),))
+        with self.database.transaction() as changes:
+            _drop(changes, "expires <= ? AND writing = 0", (self.keeping.clock(),))
 
 
 def new_file_id() -> str:
     return f"file-{secrets.token_hex(12)}"
 
 
-def put_line(database: sqlite3.Connection, file: str, number: int, data: bytes) -> None:
-    """One line of a file; a second one of that number changes nothing."""
-    database.execute("INSERT OR IGNORE INTO file_lines VALUES (?, ?, ?)", (file, number, data))
+def files_lock(caller: str) -> str:
+    """Held by who adds to a caller's files and batches, of which there is a bound."""
+    return f"files of {caller}"
 
 
-def open_output(database: sqlite3.Connection, caller: str, file: StoredFile) -> None:
+def put_lines(database: Transaction, file: str, lines: Iterable[tuple[int, bytes]]) -> None:
+    """Lines of a file by their numbers; a second one of a number changes nothing."""
+    database.executemany(
+        "INSERT INTO file_lines (file, number, data) VALUES (?, ?, ?) ON CONFLICT (file, number) DO NOTHING",
+        [(file, number, data) for number, data in lines],
+    )
+
+
+def open_output(database: Transaction, caller: str, file: StoredFile) -> None:
     """A file that lines are put into before anybody sees it."""
     _insert(database, caller, file, writing=True)
 
 
-def close_output(database: sqlite3.Connection, id: str, created: float, expires: float) -> bool:
+def close_output(database: Transaction, id: str, created: float, expires: float) -> bool:
     """Show a file that is written, or drop it where it has no line. Says whether it is there."""
-    (size,) = database.execute("SELECT sum(length(data)) FROM file_lines WHERE file = ?", (id,)).fetchone()
+    (size,) = database.execute(
+        "SELECT CAST(sum(length(data)) AS BIGINT) FROM file_lines WHERE file = ?", (id,)
+    ).fetchone()
     if size is None:
-        database.execute("DELETE FROM files WHERE id = ?", (id,))
+        _drop(database, "id = ?", (id,))
         return False
     database.execute(
         "UPDATE files SET writing = 0, bytes = ?, created = ?, expires = ? WHERE id = ?",
@@ -198,9 +200,38 @@ def close_output(database: sqlite3.Connection, id: str, created: float, expires:
     return True
 
 
-def _insert(database: sqlite3.Connection, caller: str, file: StoredFile, *, writing: bool) -> None:
+def _pieces(lines: Iterable[bytes]) -> Iterator[list[tuple[int, bytes]]]:
+    """Lines by their numbers, as many at once as one trip to a server is worth.
+
+    Raises:
+        BodyTooLarge: too many lines, or too long a line.
+    """
+    piece, size = list[tuple[int, bytes]](), 0
+    for number, line in enumerate(lines, 1):
+        if number > MAX_LINES or len(line) > MAX_LINE:
+            raise BodyTooLarge(
+                f"line {number} is too much: at most {MAX_LINES} lines of {MAX_LINE} bytes are taken",
+                check="divide the file among several batches",
+                param="file",
+            )
+        piece.append((number, line))
+        size += len(line)
+        if len(piece) == PIECE_LINES or size >= PIECE:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def _drop(database: Transaction, which: str, parameters: Sequence[Any]) -> None:
+    """Delete files, by a condition, with all of their lines."""
+    database.execute(f"DELETE FROM file_lines WHERE file IN (SELECT id FROM files WHERE {which})", parameters)
+    database.execute(f"DELETE FROM files WHERE {which}", parameters)
+
+
+def _insert(database: Transaction, caller: str, file: StoredFile, *, writing: bool) -> None:
     database.execute(
-        "INSERT INTO files (id, caller, name, purpose, created, expires, bytes, writing) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (file.id, caller, file.name, file.purpose, file.created, file.expires, file.bytes, writing),
+        "INSERT INTO files (number, id, caller, name, purpose, created, expires, bytes, writing) VALUES "
+        "((SELECT coalesce(max(number), 0) + 1 FROM files WHERE caller = ?), ?, ?, ?, ?, ?, ?, ?, ?)",
+        (caller, file.id, caller, file.name, file.purpose, file.created, file.expires, file.bytes, writing),
     )

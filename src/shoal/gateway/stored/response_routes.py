@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -80,7 +79,7 @@ class ResponseRoutes:
     async def _history(self, caller: Caller, body: ResponsesRequest) -> list[AnyItem]:
         if body.previous_response_id is None:
             return []
-        found = await trio.to_thread.run_sync(self._store.history, caller.id, body.previous_response_id)
+        found = await self._store.database.run(self._store.history, caller.id, body.previous_response_id)
         if len(found) > MAX_MESSAGES:
             raise BadRequest(
                 f"the conversation has more than {MAX_MESSAGES} items",
@@ -93,7 +92,7 @@ class ResponseRoutes:
         items = [listed(item) for item in items_of(body.input)]
         turn = StoredResponse(response["id"], body.previous_response_id, items, response)
         try:
-            return await trio.to_thread.run_sync(self._store.save, caller.id, turn)
+            return await self._store.database.run(self._store.save, caller.id, turn)
         except (
             OutOfResources
         ) as error:  # a full disk must not end answers, and the answer says that it is not kept
@@ -111,14 +110,14 @@ class ResponseRoutes:
             raise BadRequest(
                 "a stored response is not streamed again", check="leave out stream", param="stream"
             )
-        return JSONResponse(await trio.to_thread.run_sync(self._store.find, *caller_and_id(request)))
+        return JSONResponse(await self._store.database.run(self._store.find, *caller_and_id(request)))
 
     async def _delete(self, request: Request) -> Response:
         caller, id = caller_and_id(request)
-        await trio.to_thread.run_sync(self._store.delete, caller, id)
+        await self._store.database.run(self._store.delete, caller, id)
         return JSONResponse({"id": id, "object": "response", "deleted": True})
 
     async def _list_items(self, request: Request) -> Response:
         page = requested_page(request)
-        items = await trio.to_thread.run_sync(self._store.made_from, *caller_and_id(request))
+        items = await self._store.database.run(self._store.made_from, *caller_and_id(request))
         return JSONResponse(page.of(items))

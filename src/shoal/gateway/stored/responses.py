@@ -6,15 +6,13 @@ Each row holds one turn: what it brought and what was answered. A conversation i
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
 from shoal.errors import UsageError
-from shoal.gateway.access.database import open_database
+from shoal.gateway.database.database import Database, Transaction
 from shoal.gateway.errors import BadRequest, NotFound
 from shoal.gateway.stored.expiry import Keeping
 
@@ -67,8 +65,8 @@ class Chain:
 class ResponseStore:
     """The responses in the gateway's database."""
 
-    def __init__(self, path: Path, keeping: Keeping) -> None:
-        self._path = path
+    def __init__(self, database: Database, keeping: Keeping) -> None:
+        self.database = database
         self.keeping = keeping
 
     def save(self, caller: str, turn: StoredResponse) -> bool:
@@ -81,13 +79,14 @@ class ResponseStore:
         size = len(items) + len(response)
         if size > PER_KEY_BYTES:
             return False
-        with open_database(self._path) as database:
-            database.execute(
-                "INSERT INTO responses (id, caller, previous, used, size, items, response) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (turn.id, caller, turn.previous, self.keeping.clock(), size, items, response),
+        with self.database.transaction(_lock(caller)) as changes:
+            changes.execute(
+                "INSERT INTO responses (number, id, caller, previous, used, size, items, response) "
+                "VALUES ((SELECT coalesce(max(number), 0) + 1 FROM responses WHERE caller = ?), "
+                "?, ?, ?, ?, ?, ?, ?)",
+                (caller, turn.id, caller, turn.previous, self.keeping.clock(), size, items, response),
             )
-            _make_room(database, caller)
+            _make_room(changes, caller)
         return True
 
     def find(self, caller: str, id: str) -> dict[str, Any]:
@@ -96,8 +95,8 @@ class ResponseStore:
         Raises:
             NotFound: there is none, or it is another key's: nobody is told which.
         """
-        with open_database(self._path) as database:
-            row = database.execute(
+        with self.database.transaction() as found:
+            row = found.execute(
                 "SELECT response FROM responses WHERE id = ? AND caller = ? AND used > ?",
                 (id, caller, self._oldest()),
             ).fetchone()
@@ -113,16 +112,16 @@ class ResponseStore:
         """
         turns: list[Turn] = []
         size, wanted = 0, cast("str | None", id)
-        with open_database(self._path) as database:
+        with self.database.transaction(_lock(caller)) as database:
             while wanted is not None and (found := self._turn(database, caller, wanted)) is not None:
-                row, previous, stored = found
+                previous, stored = found
                 size += stored
                 if size > CONVERSATION_BYTES:  # before any of it is read
                     raise UsageError(
                         f"the conversation before {id[:64]!r} has more than {CONVERSATION_BYTES} bytes",
                         check="begin a new conversation, without previous_response_id",
                     )
-                turns.append(_read_turn(database, row, wanted))
+                turns.append(_read_turn(database, wanted))
                 wanted = previous
             now = self.keeping.clock()
             database.executemany("UPDATE responses SET used = ? WHERE id = ?", [(now, t.id) for t in turns])
@@ -159,8 +158,8 @@ class ResponseStore:
 
     def delete(self, caller: str, id: str) -> None:
         """Forget a response. Raises NotFound as :meth:`find`."""
-        with open_database(self._path) as database:
-            deleted = database.execute(
+        with self.database.transaction() as changes:
+            deleted = changes.execute(
                 "DELETE FROM responses WHERE id = ? AND caller = ? AND used > ?", (id, caller, self._oldest())
             )
         if not deleted.rowcount:
@@ -168,13 +167,13 @@ class ResponseStore:
 
     def sweep(self) -> None:
         """Forget what has expired."""
-        with open_database(self._path) as database:
-            database.execute("DELETE FROM responses WHERE used <= ?", (self._oldest(),))
+        with self.database.transaction() as changes:
+            changes.execute("DELETE FROM responses WHERE used <= ?", (self._oldest(),))
 
-    def _turn(self, database: sqlite3.Connection, caller: str, id: str) -> tuple[int, str | None, int] | None:
-        """Where a turn lies, the response before it, and its bytes."""
+    def _turn(self, database: Transaction, caller: str, id: str) -> tuple[str | None, int] | None:
+        """The response before a turn, and the turn's bytes."""
         return database.execute(
-            "SELECT rowid, previous, size FROM responses WHERE id = ? AND caller = ? AND used > ?",
+            "SELECT previous, size FROM responses WHERE id = ? AND caller = ? AND used > ?",
             (id, caller, self._oldest()),
         ).fetchone()
 
@@ -197,21 +196,24 @@ class _Answered(msgspec.Struct):
     output: list[dict[str, Any]]
 
 
-def _read_turn(database: sqlite3.Connection, row: int, id: str) -> Turn:
-    items, response = database.execute(
-        "SELECT items, response FROM responses WHERE rowid = ?", (row,)
-    ).fetchone()
+def _read_turn(database: Transaction, id: str) -> Turn:
+    items, response = database.execute("SELECT items, response FROM responses WHERE id = ?", (id,)).fetchone()
     return Turn(id, msgspec.json.decode(items), msgspec.json.decode(response, type=_Answered).output)
 
 
-def _make_room(database: sqlite3.Connection, caller: str) -> None:
+def _lock(caller: str) -> str:
+    """Held by who changes which of a caller's responses are kept."""
+    return f"responses of {caller}"
+
+
+def _make_room(database: Transaction, caller: str) -> None:
     """Forget the caller's responses that were longest unused, until the rest is within bounds."""
     rows = database.execute(
-        "SELECT rowid, size FROM responses WHERE caller = ? ORDER BY used DESC, rowid DESC", (caller,)
+        "SELECT id, size FROM responses WHERE caller = ? ORDER BY used DESC, number DESC", (caller,)
     ).fetchall()
-    total, beyond = 0, list[tuple[int]]()
-    for place, (row, size) in enumerate(rows):
+    total, beyond = 0, list[tuple[str]]()
+    for place, (id, size) in enumerate(rows):
         total += size
         if place >= PER_KEY or total > PER_KEY_BYTES:
-            beyond.append((row,))
-    database.executemany("DELETE FROM responses WHERE rowid = ?", beyond)
+            beyond.append((id,))
+    database.executemany("DELETE FROM responses WHERE id = ?", beyond)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -61,7 +60,7 @@ class BatchRoutes:
             output_kept_s=body.output_expires_after.seconds if body.output_expires_after else None,
             protect=caller.protect,
         )
-        await trio.to_thread.run_sync(self._store.add, caller.id, batch)
+        await self._store.database.run(self._store.add, caller.id, batch)
         self._runner.look()
         return JSONResponse(batch.shown(0, 0))
 
@@ -76,7 +75,7 @@ class BatchRoutes:
             # Only these are counted: that takes a look at all of their lines.
             return found | {"data": [batch.shown(*self._store.counts(batch)) for batch in listed]}
 
-        return JSONResponse(await trio.to_thread.run_sync(shown))
+        return JSONResponse(await self._store.database.run(shown))
 
     async def _show(self, request: Request) -> Response:
         return await self._told(partial(self._store.find, *caller_and_id(request)))
@@ -97,4 +96,4 @@ class BatchRoutes:
             batch = find()
             return batch.shown(*self._store.counts(batch))
 
-        return JSONResponse(await trio.to_thread.run_sync(shown))
+        return JSONResponse(await self._store.database.run(shown))

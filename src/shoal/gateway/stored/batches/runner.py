@@ -132,14 +132,14 @@ class BatchRunner:
         finally:
             with trio.CancelScope(shield=True):
                 try:
-                    await trio.to_thread.run_sync(self._store.release, self._name)
+                    await self._store.database.run(self._store.release, self._name)
                 except OutOfResources as error:  # others wait until the hold is over
                     log.warning("batches are not released: %s", error.message)
 
     async def _step(self, nursery: trio.Nursery) -> None:
         if trio.current_time() - self._held_at >= HOLD_EVERY_S:
             self._held_at = trio.current_time()
-            await self._take(await trio.to_thread.run_sync(self._store.hold, self._name))
+            await self._take(await self._store.database.run(self._store.hold, self._name))
         for work in list(self._works.values()):
             await self._guarded(work.held, partial(self._settle, work))
         while (work := self._next()) is not None:
@@ -182,14 +182,14 @@ class BatchRunner:
         batch = held.batch
         files = self._store.files
         check = partial(_check, files.lines, batch)
-        numbers, errors = await trio.to_thread.run_sync(check)
+        numbers, errors = await self._store.database.run(check)
         if errors:
             await self._change(held, lambda b, now: b.to("failed", now, errors=tuple(errors)))
             return
         if batch.status == "validating":
             held = await self._change(held, lambda b, now: b.to("in_progress", now, total=len(numbers)))
-        done = await trio.to_thread.run_sync(self._store.done, batch)
-        written = await trio.to_thread.run_sync(self._store.written, batch)
+        done = await self._store.database.run(self._store.done, batch)
+        written = await self._store.database.run(self._store.written, batch)
         todo = deque(number for number in numbers if number not in done)
         if not held.batch.ended:
             self._works[batch.id] = _Work(held, todo, written)
@@ -210,7 +210,7 @@ class BatchRunner:
         elif not work.todo:
             await self._end(work, lambda b, now: b.to("finalizing", now).to("completed", now))
         elif self._store.clock() >= work.batch.expires:
-            await trio.to_thread.run_sync(self._expire, work)
+            await self._store.database.run(self._expire, work)
             await self._end(work, lambda b, now: b.to("expired", now))
 
     def _expire(self, work: _Work) -> None:
@@ -235,7 +235,7 @@ class BatchRunner:
             return change(batch, now)
 
         try:
-            batch = await trio.to_thread.run_sync(self._store.change, held.caller, held.batch.id, changed)
+            batch = await self._store.database.run(self._store.change, held.caller, held.batch.id, changed)
         except NotFound:  # it was deleted with its key
             return replace(held, batch=held.batch.to("failed", now))
         return replace(held, batch=batch)
@@ -287,14 +287,14 @@ class BatchRunner:
             raise
         except Exception:
             log.exception("line %d of %s: a defect", number, work.batch.id)
-            data = await trio.to_thread.run_sync(self._store.files.line, work.batch.input_file, number)
+            data = await self._store.database.run(self._store.files.line, work.batch.input_file, number)
             why = "a defect of Shoal; the gateway's log has it"
             said = not_answered(custom_id_of(data or b""), "internal_error", why)
             await self._put(work, number, said, failed=True)
 
     async def _answer_line(self, work: _Work, number: int) -> None:
         batch = work.batch
-        data = await trio.to_thread.run_sync(self._store.files.line, batch.input_file, number)
+        data = await self._store.database.run(self._store.files.line, batch.input_file, number)
         caller = self._callers(work.held.caller)
         if caller is None:
             return
@@ -321,7 +321,7 @@ class BatchRunner:
 
     async def _put(self, work: _Work, number: int, data: bytes, *, failed: bool) -> None:
         put = partial(self._store.put, work.batch, [(number, data)], failed=failed)
-        await trio.to_thread.run_sync(put)
+        await self._store.database.run(put)
         work.written += len(data)
 
     async def _asked(self, batch: StoredBatch, line: BatchLine, caller: Caller) -> RouteAnswer:

@@ -6,16 +6,15 @@ several gateways with one database only one works on each, and another goes on w
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import msgspec
 
-from shoal.gateway.access.database import open_database
+from shoal.gateway.database.database import Transaction
 from shoal.gateway.errors import LimitReached, NotFound
 from shoal.gateway.stored.batches.batch import StoredBatch
-from shoal.gateway.stored.files import FileStore, StoredFile, close_output, open_output, put_line
+from shoal.gateway.stored.files import FileStore, StoredFile, close_output, files_lock, open_output, put_lines
 
 PER_KEY = 256
 """Batches of one key that are kept; the oldest that have ended make room."""
@@ -38,7 +37,7 @@ class HeldBatch:
 class BatchStore:
     def __init__(self, files: FileStore) -> None:
         self.files = files
-        self._path = files.path
+        self.database = files.database
         self.clock = files.keeping.clock
 
     def add(self, caller: str, batch: StoredBatch) -> None:
@@ -49,8 +48,7 @@ class BatchStore:
             LimitReached: the caller has too many unfinished ones, or too much in files.
         """
         self.files.find(caller, batch.input_file)
-        with open_database(self._path) as database:
-            database.execute("BEGIN IMMEDIATE")
+        with self.database.transaction(files_lock(caller)) as database:
             (open_now,) = database.execute(
                 "SELECT count(*) FROM batches WHERE caller = ? AND finished IS NULL", (caller,)
             ).fetchone()
@@ -66,14 +64,14 @@ class BatchStore:
                 file = StoredFile(id, name, "batch_output", batch.created, batch.expires, 0)
                 open_output(database, caller, file)
             database.execute(
-                "INSERT INTO batches (id, caller, created, holder, held_until, record) "
-                "VALUES (?, ?, ?, '', 0, ?)",
-                (batch.id, caller, batch.created, msgspec.json.encode(batch)),
+                "INSERT INTO batches (number, id, caller, created, holder, held_until, record) VALUES "
+                "((SELECT coalesce(max(number), 0) + 1 FROM batches WHERE caller = ?), ?, ?, ?, '', 0, ?)",
+                (caller, batch.id, caller, batch.created, msgspec.json.encode(batch)),
             )
             database.execute(
                 "DELETE FROM batches WHERE finished IS NOT NULL AND id IN (SELECT id FROM batches "
-                "WHERE caller = ? ORDER BY created DESC, rowid DESC LIMIT -1 OFFSET ?)",
-                (caller, PER_KEY),
+                "WHERE caller = ? ORDER BY created DESC, number DESC LIMIT ? OFFSET ?)",
+                (caller, PER_KEY, PER_KEY),
             )
 
     def find(self, caller: str, id: str) -> StoredBatch:
@@ -82,21 +80,20 @@ class BatchStore:
         Raises:
             NotFound: there is none, or it is another key's: nobody is told which.
         """
-        with open_database(self._path) as database:
-            return _read(database, caller, id)
+        with self.database.transaction() as found:
+            return _read(found, caller, id)
 
     def list(self, caller: str) -> list[StoredBatch]:
         """All of the caller's batches, the oldest first."""
-        with open_database(self._path) as database:
-            rows = database.execute(
-                "SELECT record FROM batches WHERE caller = ? ORDER BY created, rowid", (caller,)
+        with self.database.transaction() as found:
+            rows = found.execute(
+                "SELECT record FROM batches WHERE caller = ? ORDER BY created, number", (caller,)
             ).fetchall()
         return [msgspec.json.decode(row[0], type=StoredBatch) for row in rows]
 
     def change(self, caller: str, id: str, change: Callable[[StoredBatch], StoredBatch]) -> StoredBatch:
         """Put a batch into another state; one that ends shows its files. Raises NotFound as :meth:`find`."""
-        with open_database(self._path) as database:
-            database.execute("BEGIN IMMEDIATE")
+        with self.database.transaction(_lock(id)) as database:
             before = _read(database, caller, id)
             batch = change(before)
             if batch.ended and not before.ended:
@@ -109,46 +106,45 @@ class BatchStore:
 
     def counts(self, batch: StoredBatch) -> tuple[int, int]:
         """How many of its requests were answered, and how many have failed."""
-        with open_database(self._path) as database:
+        with self.database.transaction() as found:
             done, failed = (
-                database.execute("SELECT count(*) FROM file_lines WHERE file = ?", (file,)).fetchone()[0]
+                found.execute("SELECT count(*) FROM file_lines WHERE file = ?", (file,)).fetchone()[0]
                 for file in (batch.output_file, batch.error_file)
             )
         return done, failed
 
     def done(self, batch: StoredBatch) -> set[int]:
         """The lines of which something came."""
-        with open_database(self._path) as database:
-            rows = database.execute(
+        with self.database.transaction() as found:
+            rows = found.execute(
                 "SELECT number FROM file_lines WHERE file IN (?, ?)", (batch.output_file, batch.error_file)
             ).fetchall()
         return {number for (number,) in rows}
 
     def written(self, batch: StoredBatch) -> int:
         """Bytes of all that it has written."""
-        with open_database(self._path) as database:
-            (size,) = database.execute(
-                "SELECT coalesce(sum(length(data)), 0) FROM file_lines WHERE file IN (?, ?)",
+        with self.database.transaction() as found:
+            (size,) = found.execute(
+                "SELECT CAST(coalesce(sum(length(data)), 0) AS BIGINT) FROM file_lines WHERE file IN (?, ?)",
                 (batch.output_file, batch.error_file),
             ).fetchone()
         return size
 
     def put(self, batch: StoredBatch, lines: Iterable[tuple[int, bytes]], *, failed: bool) -> None:
         """What came of lines, by their numbers; of a batch that has ended nothing is written any more."""
-        with open_database(self._path) as database:
-            database.execute("BEGIN IMMEDIATE")
-            writing = database.execute(
-                "SELECT 1 FROM batches WHERE id = ? AND finished IS NULL", (batch.id,)
-            ).fetchone()
-            if writing:  # its key may have been revoked meanwhile, or another gateway have ended it
-                for number, data in lines:
-                    put_line(database, batch.error_file if failed else batch.output_file, number, data)
+        with self.database.transaction(_lock(batch.id)) as changes:
+            # Its key may have been revoked meanwhile, or another gateway have ended it. A row that is changed
+            # here is not deleted before its lines are there to be deleted with it.
+            writing = changes.execute(
+                "UPDATE batches SET holder = holder WHERE id = ? AND finished IS NULL", (batch.id,)
+            )
+            if writing.rowcount:
+                put_lines(changes, batch.error_file if failed else batch.output_file, lines)
 
     def hold(self, holder: str) -> list[HeldBatch]:
         """Every batch that is not finished and that no other gateway holds, the oldest first."""
         now = self.clock()
-        with open_database(self._path) as database:
-            database.execute("BEGIN IMMEDIATE")
+        with self.database.transaction("batches") as database:
             database.execute(
                 "UPDATE batches SET holder = ?, held_until = ? "
                 "WHERE finished IS NULL AND (holder = ? OR held_until <= ?)",
@@ -156,23 +152,23 @@ class BatchStore:
             )
             rows = database.execute(
                 "SELECT caller, record FROM batches WHERE finished IS NULL AND holder = ? "
-                "ORDER BY created, rowid",
+                "ORDER BY created, number",
                 (holder,),
             ).fetchall()
         return [HeldBatch(row[0], msgspec.json.decode(row[1], type=StoredBatch)) for row in rows]
 
     def release(self, holder: str) -> None:
         """Let other gateways have them at once."""
-        with open_database(self._path) as database:
-            database.execute("UPDATE batches SET held_until = 0 WHERE holder = ?", (holder,))
+        with self.database.transaction() as changes:
+            changes.execute("UPDATE batches SET held_until = 0 WHERE holder = ?", (holder,))
 
     def sweep(self) -> None:
         """Forget batches that have ended longer ago than anything is kept."""
         oldest = self.clock() - self.files.keeping.longest_s
-        with open_database(self._path) as database:
-            database.execute("DELETE FROM batches WHERE finished <= ?", (oldest,))
+        with self.database.transaction() as changes:
+            changes.execute("DELETE FROM batches WHERE finished <= ?", (oldest,))
 
-    def _close(self, database: sqlite3.Connection, batch: StoredBatch) -> StoredBatch:
+    def _close(self, database: Transaction, batch: StoredBatch) -> StoredBatch:
         now, longest = self.clock(), self.files.keeping.longest_s
         expires = now + min(longest, batch.output_kept_s or longest)
         has_output, has_errors = (
@@ -181,7 +177,12 @@ class BatchStore:
         return msgspec.structs.replace(batch, has_output=has_output, has_errors=has_errors)
 
 
-def _read(database: sqlite3.Connection, caller: str, id: str) -> StoredBatch:
+def _lock(id: str) -> str:
+    """Held by who changes a batch, or writes what came of it."""
+    return f"batch {id}"
+
+
+def _read(database: Transaction, caller: str, id: str) -> StoredBatch:
     row = database.execute("SELECT record FROM batches WHERE id = ? AND caller = ?", (id, caller)).fetchone()
     if row is None:
         raise NotFound(
