@@ -131,7 +131,7 @@ async def test_a_node_shows_what_it_serves_and_what_passed(tmp_path: Path) -> No
     )
     assert runner.labels == {
         **{"format": "fp32", "batch": "no", "roll_back": "yes"},
-        **{"exact": "yes", "stateless": "no", "boundary": "no"},
+        **{"exact": "yes", "stateless": "no", "boundary": "no", "trains": "yes"},
     }
     assert samples["shoal_kv_tokens", "used"] == 16  # what its steps have needed, not what it may grow to
     assert samples["shoal_steps_total", "decode"] == 1

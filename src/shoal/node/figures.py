@@ -38,7 +38,9 @@ def _serving(node: Node) -> Iterable[Reading]:
     engine = node.engine
     span = {"model": node.model.shape.name, "start": str(node.span.start), "end": str(node.span.end)}
     yield Reading("shoal_span_blocks", "Blocks that are served here.", len(node.span), span)
-    can = {name: "yes" if value else "no" for name, value in asdict(engine.capabilities).items()}
+    found = asdict(engine.capabilities)
+    found["trains"] = not found.pop("untrainable")  # the reason is for who asks to train
+    can = {name: "yes" if value else "no" for name, value in found.items()}
     how = "Always 1. How steps are computed: batched, able to roll back to any position, exact as fp32."
     yield Reading("shoal_runner", how, 1, can | {"format": engine.format})
     yield Reading("shoal_sessions", "Sessions that are open here.", engine.sessions)
