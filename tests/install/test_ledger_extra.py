@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 
 WITHOUT = """
 import importlib, pkgutil, sys
@@ -53,3 +54,23 @@ except IncompatibleLibrary as error:
     print(error.next_command)
 """
     assert run(program) == "pip install 'shoal[ledger]'\n"
+
+
+def test_its_libraries_leave_the_limit_of_recursion_alone() -> None:
+    """With the limit that they set, a few thousand brackets in a request would end a process."""
+    program = """
+import sys
+from pathlib import Path
+from shoal.ledger.chain.client import connect
+from shoal.ledger.wallet import create_wallet
+before = sys.getrecursionlimit()
+connect("http://127.0.0.1:9")
+create_wallet(Path(sys.argv[1]), "long enough", rounds=2)
+print(sys.getrecursionlimit() == before, "py_ecc" in sys.modules)
+"""
+    command = [sys.executable, "-c", program]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [*command, f"{folder}/wallet.json"], capture_output=True, text=True, timeout=120, check=False
+        )
+    assert (done.stdout, done.returncode) == ("True True\n", 0), done.stderr

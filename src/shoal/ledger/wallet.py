@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from shoal.errors import BadLedgerFile, IncompatibleLibrary, NotAllowed, UsageError
+from shoal.ledger.recursion import recursion_limit_kept
 from shoal.ledger.vouchers.keys import ChainKey
 from shoal.ledger.vouchers.typed_data import ChainAddress, parse_address, show_address
 
@@ -139,7 +140,8 @@ def _damaged(path: Path, why: str) -> BadLedgerFile:
 
 def _account() -> Any:
     try:
-        from eth_account import Account  # noqa: PLC0415  an extra, which only this needs
+        with recursion_limit_kept():
+            from eth_account import Account  # noqa: PLC0415  an extra, which only this needs
     except ImportError as error:
         raise IncompatibleLibrary(
             "wallets need eth-account, which is not installed",

@@ -22,6 +22,7 @@ from shoal.ledger.chain.deployment import (
 from shoal.ledger.chain.pending import Action, Fees, Pending, TransactionView, next_action
 from shoal.ledger.contracts.artefacts import NAMES, ContractName, artefact
 from shoal.ledger.contracts.evidence import Equivocation, split_signature
+from shoal.ledger.recursion import recursion_limit_kept
 from shoal.ledger.vouchers.keys import ChainKey
 from shoal.ledger.vouchers.typed_data import ChainAddress, parse_address, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
@@ -302,7 +303,8 @@ def connect(url: str, provider: Any = None) -> Web3:
         IncompatibleLibrary: the extra is not installed.
     """
     try:
-        from web3 import HTTPProvider, Web3  # noqa: PLC0415  an extra, which only this needs
+        with recursion_limit_kept():
+            from web3 import HTTPProvider, Web3  # noqa: PLC0415  an extra, which only this needs
     except ImportError as error:
         raise IncompatibleLibrary(
             "a chain's node is asked by web3, which is not installed",
@@ -353,7 +355,8 @@ def ask(question: Callable[[], Answered], url: str) -> Answered:
 
 
 def _sign(key: ChainKey, body: dict[str, Any], fees: Fees) -> Any:
-    from eth_account import Account  # noqa: PLC0415  an extra
+    with recursion_limit_kept():
+        from eth_account import Account  # noqa: PLC0415  an extra
 
     priced = body | {"maxFeePerGas": fees.most, "maxPriorityFeePerGas": fees.tip}
     return Account.sign_transaction(priced, key.secret)
