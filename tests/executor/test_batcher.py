@@ -108,6 +108,35 @@ def job(session: str, rows: int) -> Job:
     return Job(session, rows, rows, lambda: np.zeros((rows, 1), np.float32), lambda *_: None, lambda _: None)
 
 
+# ---- what is not foreseen ----
+
+
+@pytest.mark.parametrize("where", ["prepare", "finish", "after"])
+def test_what_is_not_foreseen_ends_that_step_and_no_other(where: str) -> None:
+    bench, errors, broken = Bench(), list[ShoalError](), MemoryError("no room")
+
+    def fail(*_: object) -> Floats:
+        raise broken
+
+    def finish(step: Job, out: Floats) -> None:
+        if where == "finish":
+            fail()
+        bench.batcher.after(lambda: fail() and None)
+
+    hidden = np.zeros((1, 1), np.float32)
+    bench.batcher.submit(
+        Job("broken", 1, 1, fail if where == "prepare" else lambda: hidden, finish, errors.append),
+        lambda _: False,
+    )
+    bench.submit("whole")
+    bench.thread.run_all()
+    assert np.array_equal(bench.results["whole"], np.ones((1, 1), np.float32))
+    assert [type(error) for error in errors] == ([] if where == "after" else [StepFailed])
+    bench.submit("later")
+    bench.thread.run_all()
+    assert "later" in bench.results
+
+
 # ---- what goes into a forward ----
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,13 +12,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from shoal.client.sampling import likeliest
+from shoal.errors import BadWeights
 from shoal.executor.arrays import narrow
 from shoal.executor.codecs import decode, encode
 from shoal.executor.ends import EndsWeights, FusedEmbedding, FusedEnds
 from shoal.executor.kernels.c_kernels import ThreadTeam, aligned, library, pack
 from shoal.executor.kernels.decode_steps import AwaitedResult, DecodeSteps
+from shoal.executor.load import load_ends_runner
+from shoal.models.store.store import ModelStore
+from shoal.testing.checkpoints import write_checkpoint
 from shoal.types import Codec, Format, SessionId
 from shoal.wire.framing import Assembler, Outgoing
 from shoal.wire.messages import HopTime, Step
@@ -144,3 +151,23 @@ def test_an_embedding_that_the_kernels_cannot_read_is_left_to_the_ends(table):
     here = ends("int8", 40, narrowed=True, factor=1.0, logits=1.0)
     weights = EndsWeights(FusedEmbedding(table, 1.0, CONTEXT), here._weights.norm, here._weights.head)  # pyright: ignore[reportPrivateUsage]
     assert FusedEnds(here._shape, weights, here._team).decode_steps() is None  # pyright: ignore[reportPrivateUsage]
+
+
+def test_an_embedding_of_another_width_than_the_head_is_not_read_by_the_kernels() -> None:
+    whole = ends("fp32", 16, narrowed=False, factor=1.0, logits=1.0)
+    assert whole.decode_steps() is not None
+    weights = whole._weights  # pyright: ignore[reportPrivateUsage]
+    narrow_one = FusedEmbedding(aligned(np.zeros((16, 1), np.float32)), 1.0, CONTEXT)
+    shape = cast(Any, SimpleNamespace(epsilon=1e-5, logits=1.0))
+    assert FusedEnds(shape, replace(weights, embedding=narrow_one), ThreadTeam(1)).decode_steps() is None
+
+
+def test_a_checkpoint_with_an_embedding_of_another_width_is_refused(tmp_path: Path) -> None:
+    """One whose rows are shorter than the model's would have the kernels read behind it."""
+    folder = write_checkpoint(tmp_path / "narrow", "llama", tie_word_embeddings=False)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    save_file(tensors | {name: tensors[name][:, :1].contiguous()}, folder / "model.safetensors")
+    model = ModelStore(tmp_path / "store").resolve(str(folder))
+    with pytest.raises(BadWeights, match="embed_tokens"):
+        load_ends_runner(model, "int8", threads=1, cache=tmp_path)

@@ -170,9 +170,12 @@ class Batcher(Generic[_JobT]):
         self._after.append(function)
 
     def _finish(self) -> None:
-        for function in self._after:
-            function()
-        self._after.clear()
+        functions, self._after = self._after, []
+        for function in functions:
+            try:
+                function()
+            except Exception:  # as in _run
+                log.exception("what follows a forward failed")
 
     def _wake(self) -> None:
         self._news.notify()
@@ -245,6 +248,9 @@ class Batcher(Generic[_JobT]):
                     job.hidden = job.prepare()
             except ShoalError as error:
                 self._leave(job, error)
+            except Exception as error:  # as in _run
+                log.exception("a step could not be read")
+                self._leave(job, _defect("a step could not be read", error))
             else:
                 whole = rows == job.rows
                 hidden = job.hidden if whole else job.hidden[job.done : job.done + rows]
@@ -258,7 +264,7 @@ class Batcher(Generic[_JobT]):
         except Exception as error:
             # A defect of ours, or a shortage of the machine's, ends these steps and never the node.
             log.exception("a forward failed")
-            outcomes = [StepFailed(f"the forward failed: {type(error).__name__}: {error}")] * len(batch)
+            outcomes = [_defect("the forward failed", error)] * len(batch)
         seconds = self._note(sum(len(piece.hidden) for piece in batch), began, time.perf_counter())
         for piece, outcome in zip(batch, outcomes, strict=True):
             piece.job.compute_s += seconds
@@ -305,4 +311,11 @@ class Batcher(Generic[_JobT]):
                 return
             except ShoalError as found:
                 error = found
+            except Exception as found:  # as in _run
+                log.exception("a result could not be given")
+                error = _defect("a result could not be given", found)
         job.failed(error)
+
+
+def _defect(what: str, error: Exception) -> StepFailed:
+    return StepFailed(f"{what}: {type(error).__name__}: {error}")

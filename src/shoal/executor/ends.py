@@ -117,7 +117,8 @@ class FusedEmbedding:
             return False
         ends.embedding, ends.factor = address(weights), self._factor
         ends.bfloat16 = weights.dtype == np.uint16
-        return weights.dtype in (np.uint16, np.float32) and len(weights) == ends.head.rows
+        shape = (ends.head.rows, ends.head.cols)
+        return weights.dtype in (np.uint16, np.float32) and weights.shape == shape
 
 
 class FusedEnds:
@@ -184,12 +185,13 @@ def read_ends(
     """
     tensors = Tensors(checkpoint)
     name = HEAD if f"{HEAD}.weight" in tensors else EMBEDDING.removesuffix(".weight")
-    vocab = tensors.entry(EMBEDDING).shape[0]
+    matrix = tensors.mapped(EMBEDDING, shape.hidden)
+    vocab = len(matrix)
     packed = weight_cache.fetch(
         "head", lambda: {"head": tensors.matrix([name], vocab, shape.hidden, head_format(format))}
     )
     norm = tensors.vector(NORM, shape.hidden, shape.norm_offset)
-    embedding = FusedEmbedding(tensors.mapped(EMBEDDING), shape.embedding, context)
+    embedding = FusedEmbedding(matrix, shape.embedding, context)
     return EndsWeights(embedding, norm, packed["head"])
 
 

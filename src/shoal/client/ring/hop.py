@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import msgspec
@@ -36,6 +37,9 @@ from shoal.wire.messages import (
     SignedWindow,
     shorten,
 )
+
+OWED = 16
+"""Questions without a reply that are remembered of a hop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,8 @@ class RingHop:
         self._reply: HopReply | None = None
         self._payload = b""
         self._replied = trio.Event()
+        self._owed: deque[type[HopRequest]] = deque(maxlen=OWED)
+        """Questions that were given up: their replies may yet come, before those to later ones."""
 
     @property
     def peer(self) -> PeerId:
@@ -182,7 +188,8 @@ class RingHop:
                 await self.channel.send(message)
                 await self._replied.wait()
         finally:
-            # A reply that comes too late finds nobody who asked (see replied).
+            if self._reply is None:
+                self._owed.append(type(message))
             self.asked = None
         # First: a reply counts, although the hop was lost right after it.
         if self._reply is not None:
@@ -255,8 +262,11 @@ class RingHop:
         Raises:
             RemoteProtocolError: it answers nothing that was asked.
         """
+        if self._owed and type(message) in _FITS[self._owed[0]]:
+            self._owed.popleft()
+            return  # it comes too late
         if self.asked is None:
-            return  # nobody waits for it any more
+            return
         if type(message) not in _FITS[type(self.asked)]:
             raise RemoteProtocolError(
                 f"a {type(message).__name__} to a question of the kind {type(self.asked).__name__}"

@@ -91,9 +91,15 @@ class Tensors:
             return pack_groups(join_groups([read_grouped(entry) for entry in weights]), bias)
         return pack(_read(weights, (rows, cols)), format, bias)
 
-    def mapped(self, name: str) -> Array | StoredMatrix:
-        """A matrix that stays pages of its file: only the rows that are used come into memory."""
+    def mapped(self, name: str, cols: int) -> Array | StoredMatrix:
+        """A matrix ``[n, cols]`` that stays pages of its file: only the rows that are used come into memory.
+
+        Raises:
+            BadWeights: it is missing, or has another shape.
+        """
         entry = self.entry(name)
+        if len(entry.shape) != 2 or entry.shape[1] != cols:
+            raise self._wrong(entry, (*entry.shape[:1], cols))
         if not entry.is_plain:
             return map_rows(entry)
         return np.memmap(entry.file, DTYPES[entry.dtype], "r", entry.begin, entry.shape).view(np.ndarray)
