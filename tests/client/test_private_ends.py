@@ -106,9 +106,9 @@ async def test_a_peer_that_serves_all_blocks_is_asked_for_those_between_alone(ho
         for node in swarm.nodes:
             inner = node.engine.open
 
-            async def noted(session, span=None, inner=inner):
+            async def noted(session, span=None, adapter=None, inner=inner):
                 opened.append(span)
-                await inner(session, span)
+                await inner(session, span, adapter)
 
             node.engine.open = noted
         async with client.session(str(checkpoint), tokens=64) as session:

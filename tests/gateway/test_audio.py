@@ -93,9 +93,9 @@ def test_each_window_is_charged_for_once_it_is_heard(hearing, monkeypatch):
     limits, charged = hearing.gateway.desk.limits, []
     charge = limits.charge
 
-    def note(caller, tokens):
+    async def note(caller, tokens):
         charged.append(tokens)
-        charge(caller, tokens)
+        await charge(caller, tokens)
 
     monkeypatch.setattr(limits, "charge", note)
     answer = post(hearing, file=wav(sound(5)), language="en")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
 
 import msgspec
@@ -45,12 +43,12 @@ async def test_lines_have_the_protection_of_their_batch_and_else_that_of_the_key
         assert [caller.protect for caller in routes.callers] == [given]
 
 
-def test_a_batch_of_a_version_that_kept_no_protection_is_read(store, tmp_path):
+def test_a_batch_of_a_version_that_kept_no_protection_is_read(store, database):
     batch = batch_of(store, [line("r", n=0)], protect="attested")
-    with closing(sqlite3.connect(tmp_path / "gateway.db")) as database, database:
-        (record,) = database.execute("SELECT record FROM batches").fetchone()
+    with database.transaction() as found:
+        (record,) = found.execute("SELECT record FROM batches").fetchone()
         before = {name: value for name, value in json.loads(record).items() if name != "protect"}
-        database.execute("UPDATE batches SET record = ?", (json.dumps(before),))
+        found.execute("UPDATE batches SET record = ?", (json.dumps(before).encode(),))
     assert store.find("local", batch.id) == msgspec.structs.replace(batch, protect=None)
 
 
