@@ -230,7 +230,7 @@ class BadLedgerFile(PaymentError):
 
 
 class ChainError(PaymentError):
-    """``reason``: down, refused, other chain, reverted, dropped, poor or no contract."""
+    """``reason``: down, refused, nonsense, other chain, reverted, not yet, dropped, poor, dear or no contract."""
 
     code = "chain"
 

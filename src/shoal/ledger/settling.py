@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,18 @@ from typing import Literal
 
 import msgspec
 
-from shoal.errors import UsageError
+from shoal.errors import BadLedgerFile, ChainError, NotAllowed, UsageError
 from shoal.ledger.chain.client import ChainClient
 from shoal.ledger.vouchers.book import PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey
 from shoal.ledger.vouchers.payee import PayeeAccount
-from shoal.ledger.vouchers.payer import PayerAccount
-from shoal.ledger.vouchers.typed_data import ChainAddress
+from shoal.ledger.vouchers.payer import PayerAccount, note_deposit, note_sending
+from shoal.ledger.vouchers.typed_data import ChainAddress, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms
 
 Withdrawal = Literal["redeemed", "close requested", "waiting", "taken back"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +40,10 @@ class PaymentBooks:
 def fund(
     client: ChainClient, books: PaymentBooks, key: ChainKey, payee: ChainAddress, amount: int
 ) -> PayerAccount:
-    """Pay ``amount`` wei into the open payment channel to ``payee``; without one, open one.
+    """Pay ``amount`` wei into the open payment channel of this key to ``payee``; without one, open one.
 
-    The account is kept before anything is sent, so that no money is where nobody knows of it.
+    The account, and that the amount is on its way, are kept before anything is sent, so that no money is
+    where nobody knows of it.
 
     Raises:
         UsageError: the payee is the payer.
@@ -48,25 +52,34 @@ def fund(
     if payee == key.address:
         raise UsageError("a wallet cannot pay itself", check="give the address of whom you want to pay")
     client.check()
-    account = _open_to(client, books, payee)
+    account = _open_to(client, books, key, payee)
     if account is None:
         account = _begin(client, key, payee)
         books.paying.add(account)
-    client.deposit(key, account.terms, amount)
-    refresh_payer(client, books, account.channel_id)
-    return books.paying.change(account.channel_id, lambda now: _allow(now, amount))
+    channel_id = account.channel_id
+    books.paying.change(channel_id, lambda now: note_sending(now, amount))
+    try:
+        client.deposit(key, account.terms, amount)
+    except ChainError as error:
+        if error.reason != "dropped":  # of all else it is certain that it does not happen
+            books.paying.change(channel_id, lambda now: note_sending(now, -amount))
+        raise
+    refresh_payer(client, books, channel_id)
+    # Transactions of a key happen in the order of their numbers: earlier ones are decided with this one.
+    return books.paying.change(channel_id, lambda now: msgspec.structs.replace(now, on_the_way=0))
 
 
 def refresh_payer(client: ChainClient, books: PaymentBooks, channel_id: bytes) -> PayerAccount:
     """Note what the chain says of the escrow of a payment channel.
 
     Raises:
+        UsageError: the payment channel is of another chain or contract.
         ChainError: the node is down.
     """
-    deposit = client.escrow_state(channel_id).deposit
 
     def note(account: PayerAccount) -> PayerAccount:
-        return msgspec.structs.replace(account, deposit=deposit)
+        _check_domain(client, account)
+        return note_deposit(account, client.escrow_state(channel_id).deposit)
 
     return books.paying.change(channel_id, note)
 
@@ -75,11 +88,14 @@ def refresh_payee(client: ChainClient, books: PaymentBooks, channel_id: bytes) -
     """The same for one over which this machine is paid.
 
     Raises:
+        UsageError: the payment channel is of another chain or contract.
         ChainError: the node is down.
     """
-    state = client.escrow_state(channel_id)
 
     def note(account: PayeeAccount) -> PayeeAccount:
+        # Asked while the file is held: who asked earlier would else write what is older.
+        _check_domain(client, account)
+        state = client.escrow_state(channel_id)
         return msgspec.structs.replace(
             account, deposit=state.deposit, redeemed=state.redeemed, closes_at=state.closes_at
         )
@@ -92,41 +108,79 @@ def withdraw(client: ChainClient, books: PaymentBooks, key: ChainKey, channel_id
     we pay, what is left, for which the payee is given its time first.
 
     Raises:
-        UsageError: it is not kept here, or there is nothing to take out.
+        UsageError: it is not kept here, is of another chain or contract, or there is nothing to take out.
+        NotAllowed: it is another wallet's.
         ChainError: as :meth:`ChainClient.transact`.
     """
-    client.check()
     if channel_id in books.paid.channel_ids():
-        account = refresh_payee(client, books, channel_id)
-        if account.voucher is None or not account.unredeemed:
-            raise UsageError("no voucher of this payment channel is worth more than was redeemed")
-        client.redeem(key, account.terms, account.voucher)
-        refresh_payee(client, books, channel_id)
-        return "redeemed"
-    terms = books.paying.read(channel_id).terms
+        return _redeem(client, books, key, channel_id)
+    account = books.paying.read(channel_id)
+    terms = account.terms
+    _check_domain(client, account)
+    _check_wallet(key, channel_id, terms.payer, terms.payer_signer)
+    client.check()
     state = client.escrow_state(channel_id)
     if state.deposit == state.redeemed:
         raise UsageError("nothing is left in this payment channel")
     if state.closes_at is None:
         client.request_close(key, terms)
         return "close requested"
-    if client.now() < state.closes_at:
-        return "waiting"
-    client.take_back(key, terms)
+    try:
+        client.take_back(key, terms)
+    except ChainError as error:
+        # The contract alone can tell: on a chain of one's own no block says how late it is.
+        if error.reason == "not yet":
+            return "waiting"
+        raise
     refresh_payer(client, books, channel_id)
     return "taken back"
 
 
-def _allow(account: PayerAccount, amount: int) -> PayerAccount:
-    """What was paid in may be spent."""
-    return msgspec.structs.replace(account, budget=account.budget + amount)
+def _redeem(client: ChainClient, books: PaymentBooks, key: ChainKey, channel_id: bytes) -> Withdrawal:
+    terms = books.paid.read(channel_id).terms
+    _check_wallet(key, channel_id, terms.payee, terms.payee_signer)
+    client.check()
+    account = refresh_payee(client, books, channel_id)
+    if account.voucher is None or not account.unredeemed:
+        raise UsageError("no voucher of this payment channel is worth more than was redeemed")
+    client.redeem(key, account.terms, account.voucher)
+    refresh_payee(client, books, channel_id)
+    return "redeemed"
 
 
-def _open_to(client: ChainClient, books: PaymentBooks, payee: ChainAddress) -> PayerAccount | None:
+def _check_domain(client: ChainClient, account: PayerAccount | PayeeAccount) -> None:
+    ours, found = account.domain, client.deployment.escrow
+    if ours != found:
+        raise UsageError(
+            f"the payment channel {account.channel_id.hex()} is of the contract {show_address(ours.contract)}"
+            f" on chain {ours.chain_id}; chain.toml names {show_address(found.contract)}"
+            f" on chain {found.chain_id}",
+            check="use the chain.toml with which it was opened",
+            next_command="shoal wallet channels",
+        )
+
+
+def _check_wallet(key: ChainKey, channel_id: bytes, owner: bytes, signer: bytes) -> None:
+    if key.address not in (owner, signer):
+        raise NotAllowed(
+            f"the payment channel {channel_id.hex()} is of the wallet {show_address(owner)},"
+            f" and this is {show_address(key.address)}",
+            check=f"put the wallet.json of {show_address(owner)} back",
+            next_command="shoal wallet show",
+        )
+
+
+def _open_to(
+    client: ChainClient, books: PaymentBooks, key: ChainKey, payee: ChainAddress
+) -> PayerAccount | None:
     for channel_id in books.paying.channel_ids():
-        account = books.paying.read(channel_id)
-        ours = account.terms.payee == payee and account.domain == client.deployment.escrow
-        if ours and client.escrow_state(channel_id).closes_at is None:
+        try:
+            account = books.paying.read(channel_id)
+        except BadLedgerFile as error:
+            log.warning("%s: it is passed over", error.message)
+            continue
+        ours = account.domain == client.deployment.escrow and account.terms.payer == key.address
+        if ours and account.terms.payee == payee and client.escrow_state(channel_id).closes_at is None:
             return account
     return None
 

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from shoal.errors import ChainError, IncompatibleLibrary
 from shoal.ledger.chain.deployment import (
@@ -36,6 +36,9 @@ DOWN_S = 2 * 3600.0
 """How long a node that is down is asked again, once something was sent."""
 GAS_MARGIN_PERCENT = 125
 """Of what the node expects: what it expects is of the state before others' transactions."""
+
+NOT_YET = "not yet"
+"""What the contract says to who takes back too early."""
 
 log = logging.getLogger(__name__)
 
@@ -135,8 +138,10 @@ class ChainClient:
         return self.transact(key, self._contract("Escrow").functions.request_close(_tuple(terms)))
 
     def take_back(self, key: ChainKey, terms: PaymentTerms) -> Any:
-        """Have what is left, after the delay. Raises as :meth:`transact`."""
-        return self.transact(key, self._contract("Escrow").functions.withdraw(_tuple(terms)))
+        """Have what is left, after the delay. Raises as :meth:`transact`; before, ``not yet``."""
+        call = self._contract("Escrow").functions.withdraw(_tuple(terms))
+        # As the next block would do it: the newest may be old where nothing happens, and not be late enough.
+        return self.transact(key, call, at="pending")
 
     def slash(self, key: ChainKey, evidence: Equivocation) -> Any:
         """Report a node that said two things about one question. Raises as :meth:`transact`."""
@@ -146,8 +151,13 @@ class ChainClient:
         """Put a root into the chain. Raises as :meth:`transact`."""
         return self.transact(key, self._contract("Anchor").functions.anchor(root, count))
 
-    def transact(self, key: ChainKey, call: Any, value: int = 0) -> Any:
+    def transact(
+        self, key: ChainKey, call: Any, value: int = 0, *, at: Literal["latest", "pending"] = "latest"
+    ) -> Any:
         """Send a transaction, and see to it until it stands. Returns its receipt.
+
+        Args:
+            at: the block in whose state and time it is tried before it is sent.
 
         Raises:
             ChainError: ``reverted``, before or after it was sent: nothing has changed. ``poor``: the key has
@@ -157,7 +167,7 @@ class ChainClient:
         self._check_chain()
         sender = _shown(key.address)
         self._check_funds(key.address, value, value)
-        gas = self._ask(lambda: call.estimate_gas({"from": sender, "value": value}))
+        gas = self._ask(lambda: call.estimate_gas({"from": sender, "value": value}, at))
         body: dict[str, Any] = {
             "from": sender,
             "value": value,
@@ -322,7 +332,8 @@ def ask(question: Callable[[], Answered], url: str) -> Answered:
     """What the node answers.
 
     Raises:
-        ChainError: ``down``; ``reverted`` where a contract refuses; ``refused`` where the node does, or where
+        ChainError: ``down``; ``reverted`` where a contract refuses, or ``not yet`` where it says that;
+            ``refused`` where the node does, or where
             it answers nonsense.
         TransactionNotFound: it was asked for a transaction that it does not know.
     """
@@ -339,7 +350,8 @@ def ask(question: Callable[[], Answered], url: str) -> Answered:
         raise
     except ContractLogicError as error:
         why = str(error.args[0]).removeprefix("execution reverted: ")
-        raise ChainError(f"the contract refuses: {why}", reason="reverted") from error
+        reason = NOT_YET if why == NOT_YET else "reverted"
+        raise ChainError(f"the contract refuses: {why}", reason=reason) from error
     except (OSError, ProviderConnectionError) as error:  # those of requests are OSErrors
         raise ChainError(
             f"the chain's node at {url} does not answer: {type(error).__name__}",

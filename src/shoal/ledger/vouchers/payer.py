@@ -27,6 +27,8 @@ class PayerAccount(Struct, frozen=True, kw_only=True, tag="payer"):
     """What was received since the channel was opened, in millionths."""
     voucher: Voucher | None = None
     """The last that was signed."""
+    on_the_way: Amount = 0
+    """What was sent into escrow and was not seen there yet. The budget counts it already."""
 
     @property
     def received(self) -> int:
@@ -42,6 +44,26 @@ class PayerAccount(Struct, frozen=True, kw_only=True, tag="payer"):
     def ceiling(self) -> int:
         """What will be signed for at most."""
         return min(self.deposit, self.budget)
+
+
+def note_sending(account: PayerAccount, amount: int) -> PayerAccount:
+    """``amount`` is about to be sent into escrow: to be on disk before. Less than 0: it was not sent after all.
+
+    That the budget grows at once gives nothing away: no more is signed for than is in escrow.
+    """
+    return msgspec.structs.replace(
+        account,
+        budget=max(0, account.budget + amount),
+        on_the_way=max(0, account.on_the_way + amount),
+    )
+
+
+def note_deposit(account: PayerAccount, deposit: int) -> PayerAccount:
+    """The chain says what is in escrow. What is there more than before is no longer on the way."""
+    arrived = max(0, deposit - account.deposit)
+    return msgspec.structs.replace(
+        account, deposit=deposit, on_the_way=max(0, account.on_the_way - arrived)
+    )
 
 
 def check_price(account: PayerAccount, price: int) -> None:
