@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from shoal.errors import ChainError, IncompatibleLibrary
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 ASK_WITHIN_S = 10.0
 POLL_S = 1.0
+MOST_POLL_S = 15.0
+"""Between two questions to a node that is down."""
+MOST_COST = 10**17
+"""In wei, of a transaction's gas: a node names the price, and might name any."""
 DOWN_S = 2 * 3600.0
 """How long a node that is down is asked again, once something was sent."""
 GAS_MARGIN_PERCENT = 125
@@ -60,6 +64,7 @@ class ChainClient:
     Args:
         provider: how the node is reached; by HTTP at the deployment's address if not given.
         confirmations: blocks after which a transaction is believed to stay; as the chain needs if not given.
+        most_cost: what the gas of one transaction may cost at most, in wei.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class ChainClient:
         provider: Any = None,
         *,
         confirmations: int | None = None,
+        most_cost: int = MOST_COST,
         poll_s: float = POLL_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -75,6 +81,7 @@ class ChainClient:
         self.deployment = deployment
         self._w3 = connect(deployment.url, provider)
         self._confirmations = confirmations or confirmations_of(deployment.chain_id)
+        self._most_cost = most_cost
         self._poll_s = poll_s
         self._clock = clock
         self._sleep = sleep
@@ -95,7 +102,7 @@ class ChainClient:
         Raises:
             ChainError: down.
         """
-        return self._ask(lambda: self._w3.eth.get_balance(_shown(address)))
+        return self._ask(lambda: int(self._w3.eth.get_balance(_shown(address))))
 
     def now(self) -> int:
         """The time of the newest block: by this clock payment channels close.
@@ -103,7 +110,7 @@ class ChainClient:
         Raises:
             ChainError: down.
         """
-        return int(self._newest_block()["timestamp"])
+        return self._ask(lambda: int(self._newest_block()["timestamp"]))
 
     def gas_price(self) -> int:
         """What a unit of gas costs now, in wei.
@@ -111,17 +118,22 @@ class ChainClient:
         Raises:
             ChainError: down.
         """
-        return int(self._ask(lambda: self._w3.eth.gas_price))
+        return self._ask(lambda: int(self._w3.eth.gas_price))
 
     def escrow_state(self, channel_id: bytes) -> EscrowState:
-        """What is in escrow of a payment channel.
+        """What is in escrow of a payment channel, in the newest block that is believed to stay.
 
         Raises:
             ChainError: down.
         """
         call = self._contract("Escrow").functions.channel(channel_id)
-        deposit, redeemed, closes_at = self._ask(call.call)
-        return EscrowState(deposit, redeemed, closes_at or None)
+
+        def state() -> EscrowState:
+            block = max(0, self._w3.eth.block_number - self._confirmations + 1)
+            deposit, redeemed, closes_at = call.call(block_identifier=block)
+            return EscrowState(deposit, redeemed, closes_at or None)
+
+        return self._ask(state)
 
     def deposit(self, key: ChainKey, terms: PaymentTerms, amount: int) -> Any:
         """Open a payment channel with ``amount`` wei, or add them. Raises as :meth:`transact`."""
@@ -161,8 +173,9 @@ class ChainClient:
 
         Raises:
             ChainError: ``reverted``, before or after it was sent: nothing has changed. ``poor``: the key has
-                too little. ``other chain``, ``down``: nothing was sent. ``dropped``: it was sent, and may
-                still happen.
+                too little. ``dear``: it would cost more than is allowed. ``other chain``, ``down``,
+                ``nonsense``: nothing was sent. ``refused``: the node has never taken it. ``dropped``: it was
+                sent, and may still happen, unless another has taken its place.
         """
         self._check_chain()
         sender = _shown(key.address)
@@ -177,78 +190,100 @@ class ChainClient:
         }
         fees = self._fees()
         priced = body | {"maxFeePerGas": fees.most, "maxPriorityFeePerGas": fees.tip}
+        self._check_cost(body["gas"], fees)
         body = self._ask(lambda: call.build_transaction(priced))
         self._check_funds(key.address, value, value + body["gas"] * fees.most)
         return self._see_through(key, body, fees)
 
     def _see_through(self, key: ChainKey, body: dict[str, Any], fees: Fees) -> Any:
         now = self._clock()
-        pending = Pending(nonce=body["nonce"], fees=fees, began=now, sent=now)
+        highest = self._most_cost // max(1, body["gas"])
+        pending = Pending(nonce=body["nonce"], fees=fees, began=now, sent=now, highest=highest)
         signed = [_sign(key, body, fees)]
         action: Action = "send again"
-        receipt, looked, away = None, now, False
+        receipt, looked, away, refusal = None, now, 0, ""
         while True:
             try:
                 if action in ("send again", "reprice"):
-                    self._publish(signed[-1])
+                    before, pending = pending, replace(pending, taken=True)  # until the node says otherwise
+                    refused = self._publish(signed[-1])
+                    if refused:
+                        pending, refusal = before.refused(self._clock()), refused
+                    action = "wait"
                 self._sleep(self._poll_s)
                 view, receipt = self._look(body["from"], [one.hash for one in signed])
             except ChainError as error:
-                if error.reason != "down" or self._clock() - looked >= DOWN_S:
-                    raise
+                # Whatever the node answers instead, it says nothing of what was sent.
+                if self._clock() - looked >= DOWN_S:
+                    raise _open(signed[-1].hash, error.message) from error
                 if not away:
                     log.warning("%s: it is asked again until it does", error.message)
-                away = True
-                self._sleep(self._poll_s)
+                away += 1
+                self._sleep(max(self._poll_s, min(MOST_POLL_S, self._poll_s * 2**away)))
                 continue
             # The time in which the node was away is not the transaction's.
             now, away_s = self._clock(), max(0.0, self._clock() - looked - 2 * self._poll_s)
-            pending, looked, away = pending.delayed(away_s), now, False
+            pending, looked, away = pending.delayed(away_s).seen(view), now, 0
             action = next_action(pending, view, now, self._confirmations)
             if action == "done":
                 return receipt
             if action == "reprice":
                 pending = pending.repriced(now)
                 signed.append(_sign(key, body, pending.fees))
-            _raise_for(action, signed[-1].hash)
+            _raise_for(action, signed[-1].hash, refusal)
 
     def _look(self, sender: Any, hashes: list[Any]) -> tuple[TransactionView, Any]:
         """What the node says of a transaction that was sent at these prices."""
         from web3.exceptions import TransactionNotFound  # noqa: PLC0415  an extra
 
         # First: a transaction that comes into a block while we look would else seem to be another's.
-        nonce = self._ask(lambda: self._w3.eth.get_transaction_count(sender, "latest"))
+        nonce = self._ask(lambda: int(self._w3.eth.get_transaction_count(sender, "latest")))
         receipt, known = None, False
         for one in hashes:
             try:
-                found: Any = self._ask(lambda one=one: self._w3.eth.get_transaction(one))
+                mined = self._ask(
+                    lambda one=one: self._w3.eth.get_transaction(one)["blockNumber"] is not None
+                )
                 known = True
-                if found["blockNumber"] is not None:
+                if mined:
                     receipt = self._ask(lambda one=one: self._w3.eth.get_transaction_receipt(one))
                     break
             except TransactionNotFound:
                 continue
-        head = self._ask(lambda: self._w3.eth.block_number)
-        block = receipt["blockNumber"] if receipt else None
-        well = not receipt or receipt["status"] == 1
+        head = self._ask(lambda: int(self._w3.eth.block_number))
+        block, status = self._ask(lambda: _outcome(receipt))
+        well = status == 1
         return TransactionView(known=known, block=block, well=well, head=head, nonce=nonce), receipt
 
-    def _publish(self, signed: Any) -> None:
+    def _publish(self, signed: Any) -> str:
+        """Send it. Returns why the node did not take it, or nothing."""
         try:
             self._ask(lambda: self._w3.eth.send_raw_transaction(signed.raw_transaction))
         except ChainError as error:
-            if error.reason != "refused":
+            if error.reason in ("down", "nonsense"):
                 raise
-            # The node has it, or has one of this number in a block: looking shows which.
+            # It may have it already, or one of this number: looking shows which.
             log.info("the chain's node did not take a transaction: %s", error.message)
+            return error.message
+        return ""
 
     def _fees(self) -> Fees:
-        base = int(self._newest_block().get("baseFeePerGas", 0))
-        tip = self._ask(lambda: self._w3.eth.max_priority_fee)
+        base = self._ask(lambda: int(self._newest_block().get("baseFeePerGas", 0)))
+        tip = self._ask(lambda: int(self._w3.eth.max_priority_fee))
         return Fees(tip, 2 * base + tip)
 
+    def _check_cost(self, gas: int, fees: Fees) -> None:
+        if gas * fees.most > self._most_cost:
+            raise ChainError(
+                f"{gas} units of gas may cost {fees.most} wei each, {gas * fees.most} in all;"
+                f" {self._most_cost} is the most for a transaction",
+                reason="dear",
+                check="wait until the chain is cheaper, see that its node says the truth, or allow more with"
+                " --most-cost",
+            )
+
     def _newest_block(self) -> Any:
-        return self._ask(lambda: self._w3.eth.get_block("latest"))
+        return self._w3.eth.get_block("latest")
 
     def _check_funds(self, address: ChainAddress, value: int, needed: int) -> None:
         if self.balance(address) < needed:
@@ -263,7 +298,7 @@ class ChainClient:
         found = self._ask(lambda: self._w3.eth.chain_id)
         if found != self.deployment.chain_id:
             raise ChainError(
-                f"the node at {self.deployment.url} is of chain {found}, not {self.deployment.chain_id}",
+                f"the node at {self.deployment.node} is of chain {found}, not {self.deployment.chain_id}",
                 reason="other chain",
                 check="correct url or chain_id in chain.toml",
             )
@@ -282,7 +317,7 @@ class ChainClient:
         return self._w3.eth.contract(address=_shown(self.deployment.contracts[name]), abi=artefact(name).abi)
 
     def _ask(self, question: Callable[[], Answered]) -> Answered:
-        return ask(question, self.deployment.url)
+        return ask(question, self.deployment.node)
 
 
 def deploy(url: str, chain_id: int, key: ChainKey, provider: Any = None, **options: Any) -> Deployment:
@@ -328,13 +363,12 @@ def connect(url: str, provider: Any = None) -> Web3:
     return Web3(provider)
 
 
-def ask(question: Callable[[], Answered], url: str) -> Answered:
+def ask(question: Callable[[], Answered], node: str) -> Answered:
     """What the node answers.
 
     Raises:
         ChainError: ``down``; ``reverted`` where a contract refuses, or ``not yet`` where it says that;
-            ``refused`` where the node does, or where
-            it answers nonsense.
+            ``refused`` where the node does; ``nonsense`` where what it answers is no answer.
         TransactionNotFound: it was asked for a transaction that it does not know.
     """
     from web3.exceptions import (  # noqa: PLC0415  an extra
@@ -342,6 +376,7 @@ def ask(question: Callable[[], Answered], url: str) -> Answered:
         ProviderConnectionError,
         TransactionNotFound,
         Web3Exception,
+        Web3RPCError,
     )
 
     try:
@@ -354,15 +389,22 @@ def ask(question: Callable[[], Answered], url: str) -> Answered:
         raise ChainError(f"the contract refuses: {why}", reason=reason) from error
     except (OSError, ProviderConnectionError) as error:  # those of requests are OSErrors
         raise ChainError(
-            f"the chain's node at {url} does not answer: {type(error).__name__}",
+            f"the chain's node at {node} does not answer: {type(error).__name__}",
             reason="down",
             check="see that it runs, and that url in chain.toml is right",
         ) from error
-    except (Web3Exception, ValueError) as error:  # a ValueError: what it answers is no JSON
+    except Web3RPCError as error:
         raise ChainError(
-            f"the chain's node at {url} refuses, or is none: {str(error)[:300]}",
+            f"the chain's node at {node} refuses: {str(error)[:300]}",
             reason="refused",
             check="see what the node writes into its log, and that url in chain.toml is right",
+        ) from error
+    # ValueError: what it answers is no JSON. The others: it is, and something else than what was asked for.
+    except (Web3Exception, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise ChainError(
+            f"what answers at {node} is no chain's node, or a broken one: {str(error)[:300]}",
+            reason="nonsense",
+            check="see that url in chain.toml is right",
         ) from error
 
 
@@ -374,18 +416,35 @@ def _sign(key: ChainKey, body: dict[str, Any], fees: Fees) -> Any:
     return Account.sign_transaction(priced, key.secret)
 
 
-def _raise_for(action: str, sent: bytes) -> None:
+def _outcome(receipt: Any) -> tuple[int | None, int]:
+    """The block of a receipt, and whether all went well there (1)."""
+    return (int(receipt["blockNumber"]), int(receipt["status"])) if receipt is not None else (None, 1)
+
+
+def _raise_for(action: Action, sent: bytes, refusal: str) -> None:
     if action == "reverted":
         message = "the contract has refused the transaction after it was sent: nothing but its gas is lost"
         raise ChainError(message, reason="reverted")
     if action == "replaced":
         message = f"another transaction of this key has taken the place of {sent.hex()}"
         raise ChainError(message, reason="dropped", check="see that no other program uses this key")
-    if action == "give up":
-        message = f"the transaction {sent.hex()} does not stand in the chain yet, and may still happen"
+    if action == "refused":
         raise ChainError(
-            message, reason="dropped", check="look again later", next_command="shoal wallet show"
+            f"the transaction was not taken once, and nothing has changed. The last time: {refusal}",
+            reason="refused",
+            check="see what the node writes into its log",
         )
+    if action == "give up":
+        raise _open(sent, refusal)
+
+
+def _open(sent: bytes, why: str) -> ChainError:
+    """It is not known what becomes of a transaction."""
+    message = f"the transaction {sent.hex()} does not stand in the chain yet, and may still happen"
+    message += f" ({why})" if why else ""
+    return ChainError(
+        message, reason="dropped", check="look again later", next_command="shoal wallet channels"
+    )
 
 
 def _shown(address: bytes) -> Any:

@@ -38,7 +38,7 @@ class Deployment:
     """A chain and our contracts on it."""
 
     url: str
-    """Where its node answers JSON-RPC."""
+    """Where its node answers JSON-RPC. May hold a key of whoever runs it."""
     chain_id: int
     contracts: Mapping[ContractName, ChainAddress]
 
@@ -46,6 +46,11 @@ class Deployment:
     def escrow(self) -> SigningDomain:
         """Where vouchers hold."""
         return escrow_domain(self.chain_id, self.contracts["Escrow"])
+
+    @property
+    def node(self) -> str:
+        """Its address as errors show it, without the path, in which keys of a provider stand."""
+        return self.url.partition("://")[2].partition("/")[0].partition("?")[0].rpartition("@")[2]
 
     def encoded(self) -> str:
         """As TOML."""

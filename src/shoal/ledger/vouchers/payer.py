@@ -47,7 +47,7 @@ class PayerAccount(Struct, frozen=True, kw_only=True, tag="payer"):
 
 
 def note_sending(account: PayerAccount, amount: int) -> PayerAccount:
-    """``amount`` is about to be sent into escrow: to be on disk before. Less than 0: it was not sent after all.
+    """``amount`` is about to be sent into escrow: to be on disk before. Below 0: it was not sent after all.
 
     That the budget grows at once gives nothing away: no more is signed for than is in escrow.
     """
@@ -61,9 +61,7 @@ def note_sending(account: PayerAccount, amount: int) -> PayerAccount:
 def note_deposit(account: PayerAccount, deposit: int) -> PayerAccount:
     """The chain says what is in escrow. What is there more than before is no longer on the way."""
     arrived = max(0, deposit - account.deposit)
-    return msgspec.structs.replace(
-        account, deposit=deposit, on_the_way=max(0, account.on_the_way - arrived)
-    )
+    return msgspec.structs.replace(account, deposit=deposit, on_the_way=max(0, account.on_the_way - arrived))
 
 
 def check_price(account: PayerAccount, price: int) -> None:
