@@ -59,6 +59,12 @@ def test_no_more_are_kept_than_there_is_a_bound(
         book.add(payee(channel_id=b"\1" * 32))
 
 
+def test_what_is_named_otherwise_is_no_payment_channel(book: PaymentBook[PayeeAccount]) -> None:
+    for name in ("notes", CHANNEL.hex()[:-2], CHANNEL.hex() + "00", f"{CHANNEL.hex()} (copy)", "zz" * 32):
+        (book._folder / f"{name}.account").write_bytes(b"x")
+    assert book.channel_ids() == [CHANNEL]
+
+
 def test_a_refused_voucher_changes_nothing(book: PaymentBook[PayeeAccount]) -> None:
     before = file_of(book).read_bytes()
     with pytest.raises(VoucherRefused):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -105,7 +106,7 @@ def test_after_a_refusal_it_is_sent_again_ever_later_and_then_told() -> None:
             pending = pending.refused(now)
         now += 1.0
     assert len(tries) == MOST_REFUSALS
-    waits = [after - before for before, after in zip(tries, tries[1:], strict=False)]
+    waits = [after - before for before, after in pairwise(tries)]
     assert waits == sorted(waits) and waits[0] < waits[-1] <= 60
     assert now < GIVE_UP_S
 

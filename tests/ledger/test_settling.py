@@ -1,4 +1,4 @@
-"""What is kept and what the chain says, brought together: whose coins, of which chain, and what was under way."""
+"""What is kept and what the chain says, together: whose coins, of which chain, what was under way."""
 
 from __future__ import annotations
 

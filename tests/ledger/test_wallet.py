@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from eth_account import Account
 
-from shoal.errors import BadLedgerFile, NotAllowed, UsageError
+from shoal.errors import BadLedgerFile, NotAllowed, OutOfResources, UsageError
 from shoal.ledger import wallet as module
 from shoal.ledger.chain import client as chain_client
 from shoal.ledger.settling import PaymentBooks
@@ -60,6 +60,22 @@ def test_a_wrong_password_a_short_one_and_a_second_wallet_are_refused(key_file: 
     with pytest.raises(UsageError, match="already"):
         create_wallet(key_file, PASSWORD)
     assert key_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("call", ["fsync", "link"])
+def test_when_the_disk_fails_there_is_no_half_wallet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, call, full)
+    with pytest.raises(OutOfResources, match="No space left"):
+        create_wallet(tmp_path / "wallet.json", PASSWORD)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    create_wallet(tmp_path / "wallet.json", PASSWORD, rounds=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["wallet.json"]
 
 
 def test_a_file_that_others_may_read_is_refused(key_file: Path) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from shoal.errors import BadLedgerFile, IncompatibleLibrary, NotAllowed, UsageError
+from shoal.errors import BadLedgerFile, IncompatibleLibrary, NotAllowed, OutOfResources, UsageError
 from shoal.ledger.recursion import recursion_limit_kept
+from shoal.ledger.vouchers.book import sync_folder
 from shoal.ledger.vouchers.keys import ChainKey
 from shoal.ledger.vouchers.typed_data import ChainAddress, parse_address, show_address
 
@@ -32,6 +34,7 @@ def create_wallet(path: Path, password: str, *, rounds: int = SCRYPT_ROUNDS) -> 
 
     Raises:
         UsageError: there is a file already, which is kept; or the password is too short.
+        OutOfResources: it cannot be written.
         IncompatibleLibrary: the extra is not installed.
     """
     if len(password) < LEAST_PASSWORD:
@@ -42,20 +45,35 @@ def create_wallet(path: Path, password: str, *, rounds: int = SCRYPT_ROUNDS) -> 
     account = _account()
     encrypted: Any = account.encrypt(key.secret, password, kdf="scrypt", iterations=rounds)
     encrypted["address"] = key.address.hex()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_new(path, msgspec.json.encode(encrypted))
+    return key
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all, and overwrites none."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, fresh = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".fresh")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.link(fresh, path)
+        finally:
+            Path(fresh).unlink(missing_ok=True)
+        sync_folder(path.parent)
     except FileExistsError as error:
         raise UsageError(
             f"{path} is there already",
             check="move it away if you want another: without it, its money is lost",
             next_command="shoal wallet show",
         ) from error
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(msgspec.json.encode(encrypted))
-        stream.flush()
-        os.fsync(stream.fileno())
-    return key
+    except OSError as error:
+        raise OutOfResources(
+            f"{path} cannot be written: {error.strerror}",
+            check="check that there is room, and that this user may write there",
+        ) from error
 
 
 def wallet_address(path: Path) -> ChainAddress:

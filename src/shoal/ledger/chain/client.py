@@ -219,7 +219,7 @@ class ChainClient:
                 if not away:
                     log.warning("%s: it is asked again until it does", error.message)
                 away += 1
-                self._sleep(max(self._poll_s, min(MOST_POLL_S, self._poll_s * 2**away)))
+                self._sleep(max(self._poll_s, min(MOST_POLL_S, self._poll_s * 2 ** min(away, 8))))
                 continue
             # The time in which the node was away is not the transaction's.
             now, away_s = self._clock(), max(0.0, self._clock() - looked - 2 * self._poll_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ MAX_FILE = 1 << 16
 MAX_ACCOUNTS = 4096
 """Of one side: each has a deposit on the chain, so more than these are somebody's play."""
 _CHECKSUM = 64
+_NAME = re.compile("[0-9a-f]{64}")
 
 PaymentAccount = TypeVar("PaymentAccount", PayeeAccount, PayerAccount)
 
@@ -57,8 +59,9 @@ class PaymentBook(Generic[PaymentAccount]):
             self._write(path, account)
 
     def channel_ids(self) -> list[bytes]:
-        """The payment channels that are kept."""
-        return sorted(bytes.fromhex(path.stem) for path in self._folder.glob("*.account"))
+        """The payment channels that are kept, damaged ones too. What is named otherwise is none."""
+        stems = (path.stem for path in self._folder.glob("*.account"))
+        return sorted(bytes.fromhex(stem) for stem in stems if _NAME.fullmatch(stem))
 
     def read(self, channel_id: bytes) -> PaymentAccount:
         """An account as it is on disk.
@@ -74,7 +77,10 @@ class PaymentBook(Generic[PaymentAccount]):
                 data = stream.read(MAX_FILE + 1)
         except FileNotFoundError as error:
             raise UsageError(
-                f"no payment channel {channel_id.hex()} is kept here", next_command="shoal wallet channels"
+                f"no payment channel {channel_id.hex()} is kept here",
+                check="restore the folder payments from a copy, if it was: what is in escrow comes back by it"
+                " alone",
+                next_command="shoal wallet channels",
             ) from error
         except OSError as error:
             raise _unusable(path, error) from error
@@ -129,7 +135,7 @@ class PaymentBook(Generic[PaymentAccount]):
             except BaseException:
                 Path(fresh).unlink(missing_ok=True)
                 raise
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except OSError as error:
             raise _unusable(path, error) from error
 
@@ -146,7 +152,7 @@ class PaymentBook(Generic[PaymentAccount]):
         return account
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """A file that was renamed is there after a loss of power only once its folder was written."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -158,8 +164,8 @@ def _sync_folder(folder: Path) -> None:
 def _damaged(path: Path, why: str) -> BadLedgerFile:
     return BadLedgerFile(
         f"{path} is damaged: {why}",
-        check="restore it from a copy, or move it away: the other side has the newest voucher"
-        " too, and the chain knows what was paid",
+        check="restore it from a copy: what is in escrow comes back by the terms in it; the newest voucher"
+        " the other side has too",
         next_command="shoal wallet channels",
     )
 
