@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 from eth_account import Account
 
+from shoal.cli.ledger import wallet as commands
 from shoal.errors import BadLedgerFile, NotAllowed, OutOfResources, UsageError
 from shoal.ledger import wallet as module
 from shoal.ledger.chain import client as chain_client
 from shoal.ledger.settling import PaymentBooks
 from shoal.ledger.vouchers.payee import PayeeAccount
+from shoal.ledger.vouchers.payer import PayerAccount
 from shoal.ledger.vouchers.typed_data import parse_address, show_address
-from shoal.ledger.vouchers.voucher import sign_voucher
+from shoal.ledger.vouchers.voucher import escrow_domain, sign_voucher
 from shoal.ledger.wallet import create_wallet, open_wallet, wallet_address
 from tests.cli.conftest import Shoal, home, shoal
 from tests.ledger.engines import Engine, anvil
@@ -223,22 +225,76 @@ def test_what_vouchers_gave_is_taken_out_once(
     assert shoal("wallet", "withdraw", channel_id.hex(), *asked).code == 2
 
 
-def test_a_damaged_file_of_a_channel_is_told_and_not_passed_over(
-    shoal: Shoal, rich: dict[str, Any], node: Engine, home: Path, password: str
-) -> None:
-    shoal("wallet", "fund", node.w3.eth.accounts[5], "1", "--password-file", password)
-    (path,) = (home / "payments/paying").glob("*.account")
+def test_a_damaged_file_of_a_channel_is_told_beside_the_others(shoal: Shoal, home: Path) -> None:
+    accounts = [kept_account(bytes([n]) * 20) for n in (7, 8)]
+    books = PaymentBooks.below(home / "payments")
+    for account in accounts:
+        books.paying.add(account)
+    path = home / "payments/paying" / f"{accounts[0].channel_id.hex()}.account"
     path.write_bytes(path.read_bytes()[:-9])
+    (path.parent / "stray.account").write_bytes(b"x")
     ran = shoal("wallet", "channels", "--json")
-    assert (ran.code, ran.data["error"]["code"]) == (1, "bad_ledger_file")
-    assert str(path) in ran.data["error"]["message"]
+    rows = {row["channel"]: row for row in ran.data["channels"]}
+    assert (ran.code, len(rows)) == (1, 2)
+    assert str(path) in rows[path.stem]["damaged"] and str(path) in ran.err
+    whole = rows[accounts[1].channel_id.hex()]
+    assert (whole["other"], whole["deposit_wei"]) == (show_address(bytes([8]) * 20), str(ETHER))
+    assert (whole["chain_id"], whole["contract"]) == (31337, show_address(bytes([9]) * 20))
+    shown = shoal("wallet", "channels").out
+    assert "damaged" in shown and show_address(bytes([9]) * 20) in shown
 
 
-@pytest.mark.parametrize("amount", ["0", "-1", "x", "nan", "inf", "0.0000000000000000001", "1e40"])
+def kept_account(payee: bytes, **changes: Any) -> PayerAccount:
+    terms = module_terms(module.ChainKey.from_secret(b"\x31" * 32), show_address(payee))
+    domain = escrow_domain(31337, bytes([9]) * 20)
+    given = {"deposit": ETHER, "budget": ETHER, "price": 0} | changes
+    return PayerAccount(terms=terms, domain=domain, channel_id=terms.channel_id(domain), **given)
+
+
+def test_what_is_on_the_way_is_listed_where_no_chain_can_be_asked(shoal: Shoal, home: Path) -> None:
+    PaymentBooks.below(home / "payments").paying.add(kept_account(bytes([7]) * 20, on_the_way=ETHER // 2))
+    ran = shoal("wallet", "channels", "--json")
+    (row,) = ran.data["channels"]
+    assert (row["deposit_wei"], row["on_the_way_wei"]) == (str(ETHER), str(ETHER // 2))
+    assert "0.5 on the way" in ran.err
+    assert "1 (and 0.5 on the way)" in shoal("wallet", "channels").out
+
+
+def test_who_creates_a_wallet_is_told_to_keep_the_payments_too(
+    shoal: Shoal, home: Path, password: str
+) -> None:
+    ran = shoal("wallet", "create", "--password-file", password)
+    assert str(home / "wallet.json") in ran.err
+    assert str(home / "payments") in ran.err
+
+
+NO_AMOUNTS = ["0", "-1", "x", "nan", "inf", "0.0000000000000000001", "1e40", "9e999999", "1e-999999"]
+NO_AMOUNTS += ["12345678901.2345678901234567891", "1" * 65, "sNaN"]
+
+
+@pytest.mark.parametrize("amount", NO_AMOUNTS)
 def test_what_is_no_amount_is_refused(shoal: Shoal, amount: str) -> None:
     ran = shoal("wallet", "fund", "--", "0x" + "11" * 20, amount)
     assert ran.code == 2
     assert "amount" in ran.err
+
+
+def test_an_amount_is_taken_to_its_last_digit() -> None:
+    assert commands._wei("12345678901234.567890123456789012") == 12345678901234567890123456789012
+    assert commands._coins(12345678901234567890123456789012) == "12345678901234.567890123456789012"
+    assert commands._wei("5e-2") == ETHER // 20
+
+
+def test_what_a_transaction_may_cost_can_be_set(
+    shoal: Shoal, rich: dict[str, Any], node: Engine, password: str
+) -> None:
+    asked = ("--password-file", password, "--json")
+    payee = node.w3.eth.accounts[5]
+    told = shoal("wallet", "fund", payee, "1", "--most-cost", "0.000000000000000001", *asked).data["error"]
+    assert "--most-cost" in told["check"]
+    (row,) = shoal("wallet", "channels", "--json").data["channels"]
+    assert (row["deposit_wei"], row["on_the_way_wei"]) == ("0", "0")
+    assert shoal("wallet", "fund", payee, "1", *asked).data["channel"] == row["channel"]
 
 
 def about(shown: dict[str, Any], coins: int) -> bool:

@@ -5,7 +5,7 @@ The key is never printed.
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation, localcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from shoal.ledger.settling import PaymentBooks
+    from shoal.ledger.vouchers.payee import PayeeAccount
+    from shoal.ledger.vouchers.payer import PayerAccount
 
 from shoal.cli import options
 from shoal.cli.output import emit, say
 from shoal.config import Settings
-from shoal.errors import UsageError
+from shoal.errors import EXIT_FAILURE, BadLedgerFile, ChainError, UsageError
 
 WEI = 10**18
+LONGEST_AMOUNT = 64
 
 PasswordFileOption = Annotated[
     Path | None,
@@ -34,6 +37,10 @@ AmountArgument = Annotated[
     str, typer.Argument(metavar="AMOUNT", help="How much, in the chain's coin, for example 0.05.")
 ]
 ChannelArgument = Annotated[str, typer.Argument(metavar="CHANNEL", help="As shoal wallet channels lists it.")]
+MostCostOption = Annotated[
+    str, typer.Option("--most-cost", help="What the gas of one transaction may cost, in the chain's coin.")
+]
+MOST_COST = "0.1"
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +58,8 @@ def create(password_file: PasswordFileOption = None, as_json: options.JsonOption
     from shoal.ledger.vouchers.typed_data import show_address
     from shoal.ledger.wallet import create_wallet
 
-    path = _wallet(options.settings())
+    settings = options.settings()
+    path = _wallet(settings)
     if path.exists():
         raise UsageError(f"{path} is there already", next_command="shoal wallet show")
     key = create_wallet(path, _password(password_file, confirm=True))
@@ -59,6 +67,8 @@ def create(password_file: PasswordFileOption = None, as_json: options.JsonOption
     emit({"address": address, "path": path}, as_json, lambda: address)
     if not as_json:
         say(f"keep a copy of {path} and its password: nobody else can replace them")
+        say(f"keep a copy of {_payments(settings)} too, after each fund that opens a payment channel:")
+        say("without its terms what is in escrow does not come back")
 
 
 def show(as_json: options.JsonOption = False) -> None:
@@ -87,6 +97,7 @@ def show(as_json: options.JsonOption = False) -> None:
 def deploy(
     url: Annotated[str, typer.Option(help="Where a node of the test chain answers.", show_default=False)],
     chain_id: Annotated[int, typer.Option(help="The chain's number.", show_default=False)],
+    most_cost: MostCostOption = MOST_COST,
     password_file: PasswordFileOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -102,22 +113,24 @@ def deploy(
     settings = options.settings()
     path = _chain(settings)
     check_test_chain(chain_id)
+    most = _wei(most_cost)
     if path.exists():
         raise UsageError(f"{path} is there already", check="move it away if you want to deploy again")
     key = open_wallet(_wallet(settings), _password(password_file))
-    deployment = deploy_contracts(url, chain_id, key)
+    deployment = deploy_contracts(url, chain_id, key, most_cost=most)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(deployment.encoded())
     found = {name: show_address(address) for name, address in deployment.contracts.items()}
     shown = "\n".join(f"{name:10}{address}" for name, address in found.items())
     emit({"chain_id": chain_id, "contracts": found, "path": path}, as_json, lambda: shown)
     if not as_json:
-        say(f"written to {path}; give it to whom you want to trade with")
+        say(f"written to {path}; give it to whom you want to trade with, without a key in its url")
 
 
 def fund(
     payee: PayeeArgument,
     amount: AmountArgument,
+    most_cost: MostCostOption = MOST_COST,
     password_file: PasswordFileOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -128,7 +141,7 @@ def fund(
 
     settings = options.settings()
     to, wei = parse_address(payee), _wei(amount)
-    client = _client(settings)
+    client = _client(settings, most_cost)
     key = open_wallet(_wallet(settings), _password(password_file))
     account = settling.fund(client, _books(settings), key, to, wei)
     data = {"channel": account.channel_id.hex(), "deposit_wei": str(account.deposit)}
@@ -136,22 +149,34 @@ def fund(
 
 
 def channels(as_json: options.JsonOption = False) -> None:
-    """List the payment channels of this machine."""
-    from shoal.ledger.vouchers.typed_data import show_address
+    """List the payment channels of this machine.
 
-    books = _books(options.settings())
+    Where a payment was under way when the command ended, the chain's node is asked whether it has come.
+    """
+    settings = options.settings()
+    books = _books(settings)
     rows: list[dict[str, Any]] = []
     for channel_id in books.paying.channel_ids():
-        a = books.paying.read(channel_id)
-        rows.append(_row(channel_id, "pays", show_address(a.terms.payee), a.deposit, a.signed, 0))
+        try:
+            rows.append(_paying(_arrived(settings, books, books.paying.read(channel_id))))
+        except BadLedgerFile as error:
+            rows.append({"channel": channel_id.hex(), "role": "pays", "damaged": error.message})
     for channel_id in books.paid.channel_ids():
-        b = books.paid.read(channel_id)
-        rows.append(_row(channel_id, "paid by", show_address(b.terms.payer), b.deposit, b.paid, b.redeemed))
+        try:
+            rows.append(_paid(books.paid.read(channel_id)))
+        except BadLedgerFile as error:
+            rows.append({"channel": channel_id.hex(), "role": "paid by", "damaged": error.message})
     emit({"channels": rows}, as_json, lambda: _table(rows))
+    damaged = [row["damaged"] for row in rows if "damaged" in row]
+    for message in damaged:
+        say(f"{message}; restore it from a copy of {_payments(settings)}")
+    if damaged:
+        raise typer.Exit(EXIT_FAILURE)
 
 
 def withdraw(
     channel: ChannelArgument,
+    most_cost: MostCostOption = MOST_COST,
     password_file: PasswordFileOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -166,7 +191,7 @@ def withdraw(
     settings = options.settings()
     books = _books(settings)
     channel_id = _named(books, channel)
-    client = _client(settings)
+    client = _client(settings, most_cost)
     key = open_wallet(_wallet(settings), _password(password_file))
     done = settling.withdraw(client, books, key, channel_id)
     emit({"channel": channel_id.hex(), "done": done}, as_json, lambda: done)
@@ -174,11 +199,11 @@ def withdraw(
         say("run the same command again when the payee's time is over, by default a day after the request")
 
 
-def _client(settings: Settings) -> Any:
+def _client(settings: Settings, most_cost: str = MOST_COST) -> Any:
     from shoal.ledger.chain.client import ChainClient
     from shoal.ledger.chain.deployment import read_deployment
 
-    return ChainClient(read_deployment(_chain(settings)))
+    return ChainClient(read_deployment(_chain(settings)), most_cost=_wei(most_cost))
 
 
 def _wallet(settings: Settings) -> Path:
@@ -189,10 +214,27 @@ def _chain(settings: Settings) -> Path:
     return settings.paths.config / "chain.toml"
 
 
+def _payments(settings: Settings) -> Path:
+    return settings.paths.data / "payments"
+
+
 def _books(settings: Settings) -> PaymentBooks:
     from shoal.ledger.settling import PaymentBooks
 
-    return PaymentBooks.below(settings.paths.data / "payments")
+    return PaymentBooks.below(_payments(settings))
+
+
+def _arrived(settings: Settings, books: PaymentBooks, account: PayerAccount) -> PayerAccount:
+    """The account, with what came into escrow after a ``fund`` that was interrupted."""
+    from shoal.ledger.settling import refresh_payer
+
+    if not account.on_the_way:
+        return account
+    try:
+        return refresh_payer(_client(settings), books, account.channel_id)
+    except (ChainError, UsageError) as error:
+        say(f"it is not known what has come of {_coins(account.on_the_way)} on the way: {error.message}")
+        return account
 
 
 def _named(books: PaymentBooks, text: str) -> bytes:
@@ -215,22 +257,49 @@ def _password(file: Path | None, *, confirm: bool = False) -> str:
 
 
 def _wei(amount: str) -> int:
+    """An amount in the smallest unit, to the last digit."""
     try:
-        wei = Decimal(amount) * WEI
+        value = Decimal(amount) if len(amount) <= LONGEST_AMOUNT else Decimal(0)
     except InvalidOperation:
-        wei = Decimal(0)
-    if not wei.is_finite() or wei <= 0 or wei >= 1 << 128 or wei != int(wei):
-        raise UsageError(f"{amount[:64]!r} is no amount", check="write a number above 0, for example 0.05")
-    return int(wei)
+        value = Decimal(0)
+    # Compared before it is multiplied: comparing is exact, whatever the exponent.
+    if value.is_finite() and Decimal(1) / WEI <= value < 1 << 128:
+        with localcontext(prec=2 * LONGEST_AMOUNT):
+            wei = value * WEI
+            if wei == int(wei) and wei < 1 << 128:
+                return int(wei)
+    raise UsageError(f"{amount[:64]!r} is no amount", check="write a number above 0, for example 0.05")
 
 
 def _coins(wei: int) -> str:
-    return f"{Decimal(wei) / WEI:f}"
+    with localcontext(prec=2 * LONGEST_AMOUNT):
+        return f"{Decimal(wei) / WEI:f}"
 
 
-def _row(channel_id: bytes, role: str, other: str, deposit: int, paid: int, redeemed: int) -> dict[str, Any]:
-    amounts = {"deposit_wei": str(deposit), "paid_wei": str(paid), "redeemed_wei": str(redeemed)}
-    return {"channel": channel_id.hex(), "role": role, "other": other} | amounts
+def _paying(account: PayerAccount) -> dict[str, Any]:
+    row = _row(account, "pays", account.terms.payee, account.signed, 0)
+    return row | {"on_the_way_wei": str(account.on_the_way)}
+
+
+def _paid(account: PayeeAccount) -> dict[str, Any]:
+    return _row(account, "paid by", account.terms.payer, account.paid, account.redeemed)
+
+
+def _row(
+    account: PayerAccount | PayeeAccount, role: str, other: bytes, paid: int, redeemed: int
+) -> dict[str, Any]:
+    from shoal.ledger.vouchers.typed_data import show_address
+
+    return {
+        "channel": account.channel_id.hex(),
+        "role": role,
+        "other": show_address(other),
+        "chain_id": account.domain.chain_id,
+        "contract": show_address(account.domain.contract),
+        "deposit_wei": str(account.deposit),
+        "paid_wei": str(paid),
+        "redeemed_wei": str(redeemed),
+    }
 
 
 def _table(rows: list[dict[str, Any]]) -> Table | str:
@@ -238,8 +307,18 @@ def _table(rows: list[dict[str, Any]]) -> Table | str:
 
     if not rows:
         return "no payment channels; shoal wallet fund opens one"
-    table = Table("channel", "role", "address", "in escrow", "paid", "redeemed", box=None)
+    table = Table(
+        "channel", "role", "address", "chain", "contract", "in escrow", "paid", "redeemed", box=None
+    )
     for row in rows:
-        amounts = (_coins(int(row[f"{name}_wei"])) for name in ("deposit", "paid", "redeemed"))
-        table.add_row(row["channel"][:16], row["role"], row["other"], *amounts)
+        if "damaged" in row:
+            table.add_row(row["channel"][:16], row["role"], "damaged")
+            continue
+        deposit, paid, redeemed = (
+            _coins(int(row[f"{name}_wei"])) for name in ("deposit", "paid", "redeemed")
+        )
+        if on_the_way := int(row.get("on_the_way_wei", 0)):
+            deposit += f" (and {_coins(on_the_way)} on the way)"
+        place = (str(row["chain_id"]), row["contract"])
+        table.add_row(row["channel"][:16], row["role"], row["other"], *place, deposit, paid, redeemed)
     return table
