@@ -230,7 +230,8 @@ class BadLedgerFile(PaymentError):
 
 
 class ChainError(PaymentError):
-    """``reason``: down, refused, nonsense, other chain, reverted, not yet, dropped, poor, dear or no contract."""
+    """``reason``: down, refused, nonsense, other chain, reverted, not yet, dropped, poor, dear or
+    no contract."""
 
     code = "chain"
 

@@ -61,7 +61,7 @@ def test_its_libraries_leave_the_limit_of_recursion_alone() -> None:
     program = """
 import sys
 from pathlib import Path
-from shoal.ledger.chain.client import connect
+from shoal.ledger.chain.rpc import connect
 from shoal.ledger.wallet import create_wallet
 before = sys.getrecursionlimit()
 connect("http://127.0.0.1:9")

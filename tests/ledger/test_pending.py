@@ -285,6 +285,24 @@ def test_what_is_in_escrow_is_read_where_it_stays() -> None:
     assert node.asked_block == hex(101)
 
 
+@pytest.mark.parametrize("bad", BAD[:3])
+def test_a_node_that_looks_through_few_blocks_at_once_is_asked_often(bad: Callable[..., Any]) -> None:
+    node, looked = Node(), list[range]()
+
+    def logs(params: list[Any]) -> Any:
+        first, last = (int(params[0][name], 16) for name in ("fromBlock", "toBlock"))
+        if last - first >= 2000:
+            return bad(params)
+        looked.append(range(first, last + 1))
+        return []
+
+    node.says |= {"eth_getLogs": logs, "eth_blockNumber": lambda params: hex(20_000)}
+    assert node.client().deposited(KEY.address, 5_000) == []
+    assert [block for part in looked for block in part] == list(range(5_000, 20_001))
+    node.says["eth_getLogs"] = bad
+    assert error_of(lambda: node.client().deposited(KEY.address)).reason in ("nonsense", "down", "refused")
+
+
 @pytest.mark.parametrize("answer", [{}, [], "x", 7, None, {"timestamp": "x"}, {"timestamp": None}])
 def test_an_answer_that_is_none_is_told_as_nonsense(answer: Any) -> None:
     node = Node()

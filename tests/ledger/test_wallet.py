@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from shoal.ledger.settling import PaymentBooks
 from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.payer import PayerAccount
 from shoal.ledger.vouchers.typed_data import parse_address, show_address
-from shoal.ledger.vouchers.voucher import escrow_domain, sign_voucher
+from shoal.ledger.vouchers.voucher import PaymentTerms, escrow_domain, sign_voucher
 from shoal.ledger.wallet import create_wallet, open_wallet, wallet_address
 from tests.cli.conftest import Shoal, home, shoal
 from tests.ledger.engines import Engine, anvil
@@ -194,6 +195,34 @@ def test_a_channel_that_is_closing_is_not_added_to_but_another_opened(
     assert shoal("wallet", "fund", node.w3.eth.accounts[5], "1", *asked).data["channel"] != first
 
 
+def test_what_is_in_escrow_comes_back_without_the_folder_of_payments(
+    shoal: Shoal, rich: dict[str, Any], node: Engine, home: Path, password: str
+) -> None:
+    asked = ("--password-file", password, "--json")
+    payees = node.w3.eth.accounts[5:8]
+    first, second, third = (shoal("wallet", "fund", payee, "1", *asked).data["channel"] for payee in payees)
+    shoal("wallet", "fund", payees[0], "2", *asked)
+    # A stranger can fill a machine's folder with channels that are said to be this wallet's: not with these.
+    wallet = parse_address(rich["address"])
+    strange = PaymentTerms(payer=wallet, payer_signer=wallet, payee=b"\6" * 20, payee_signer=b"\6" * 20)
+    client = chain_client.ChainClient(
+        chain_client.Deployment(str(node.w3.provider.endpoint_uri), 31337, contracts_of(home))
+    )
+    node.send(client._contract("Escrow").functions.deposit(chain_client._tuple(strange)), node.rich, 1)
+    shutil.rmtree(home / "payments")
+    assert "shoal wallet recover" in shoal("wallet", "withdraw", first, "--password-file", password).err
+    assert sorted(shoal("wallet", "recover", "--json").data["channels"]) == sorted([first, second, third])
+    assert shoal("wallet", "recover", "--json").data["channels"] == []
+    rows = {row["channel"]: row for row in shoal("wallet", "channels", "--json").data["channels"]}
+    assert (rows[first]["deposit_wei"], rows[first]["other"]) == (str(3 * ETHER), payees[0])
+    assert shoal("wallet", "fund", payees[1], "1", *asked).data["channel"] == second
+    assert shoal("wallet", "withdraw", third, *asked).data["done"] == "close requested"
+    node.rpc("evm_increaseTime", 86_400)
+    assert shoal("wallet", "withdraw", third, *asked).data["done"] == "taken back"
+    shutil.rmtree(home / "payments")
+    assert sorted(shoal("wallet", "recover", "--json").data["channels"]) == sorted([first, second])
+
+
 def test_what_vouchers_gave_is_taken_out_once(
     shoal: Shoal, rich: dict[str, Any], node: Engine, home: Path, password: str
 ) -> None:
@@ -309,7 +338,5 @@ def contracts_of(home: Path) -> Any:
 
 
 def module_terms(payer: Any, payee: str) -> Any:
-    from shoal.ledger.vouchers.voucher import PaymentTerms
-
     to = parse_address(payee)
     return PaymentTerms(payer=payer.address, payer_signer=payer.address, payee=to, payee_signer=to)

@@ -136,6 +136,43 @@ def withdraw(client: ChainClient, books: PaymentBooks, key: ChainKey, channel_id
     return "taken back"
 
 
+def recover(
+    client: ChainClient, books: PaymentBooks, payer: ChainAddress, first: int = 0
+) -> list[PayerAccount]:
+    """Keep again what the chain knows of a wallet's payment channels in which something is left.
+
+    The newest vouchers are not on the chain: the payees have them, and show them.
+
+    Args:
+        first: the block from which on the chain is looked through.
+
+    Raises:
+        UsageError: more are there than are kept.
+        ChainError: as :meth:`ChainClient.deposited`.
+    """
+    client.check()
+    known = set(books.paying.channel_ids())
+    domain = client.deployment.escrow
+    found: list[PayerAccount] = []
+    for terms in client.deposited(payer, first):
+        channel_id = terms.channel_id(domain)
+        state = client.escrow_state(channel_id)
+        ours = terms.payer == terms.payer_signer == payer
+        if not ours or channel_id in known or state.deposit == state.redeemed:
+            continue
+        account = PayerAccount(
+            terms=terms,
+            domain=domain,
+            channel_id=channel_id,
+            deposit=state.deposit,
+            budget=state.deposit,
+            price=0,
+        )
+        books.paying.add(account)
+        found.append(account)
+    return found
+
+
 def _redeem(client: ChainClient, books: PaymentBooks, key: ChainKey, channel_id: bytes) -> Withdrawal:
     terms = books.paid.read(channel_id).terms
     _check_wallet(key, channel_id, terms.payee, terms.payee_signer)

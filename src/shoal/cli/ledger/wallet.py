@@ -45,7 +45,7 @@ MOST_COST = "0.1"
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Pay and be paid over a test chain.", no_args_is_help=True)
-    for command in (create, show, deploy, fund, channels, withdraw):
+    for command in (create, show, deploy, fund, channels, withdraw, recover):
         group.command()(command)
     app.add_typer(group, name="wallet")
 
@@ -67,8 +67,8 @@ def create(password_file: PasswordFileOption = None, as_json: options.JsonOption
     emit({"address": address, "path": path}, as_json, lambda: address)
     if not as_json:
         say(f"keep a copy of {path} and its password: nobody else can replace them")
-        say(f"keep a copy of {_payments(settings)} too, after each fund that opens a payment channel:")
-        say("without its terms what is in escrow does not come back")
+        say(f"keep a copy of {_payments(settings)} too: terms and vouchers of payment channels are in it")
+        say("(what you paid into, shoal wallet recover finds again on the chain)")
 
 
 def show(as_json: options.JsonOption = False) -> None:
@@ -199,6 +199,27 @@ def withdraw(
         say("run the same command again when the payee's time is over, by default a day after the request")
 
 
+def recover(
+    from_block: Annotated[int, typer.Option(min=0, help="Block of the chain to begin at.")] = 0,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Find the wallet's payment channels on the chain, where the folder payments was lost.
+
+    Those in which something is left are kept again, so that they can be used and withdrawn.
+    """
+    from shoal.ledger import settling
+    from shoal.ledger.wallet import wallet_address
+
+    settings = options.settings()
+    address = wallet_address(_wallet(settings))
+    found = settling.recover(_client(settings), _books(settings), address, from_block)
+    names = [account.channel_id.hex() for account in found]
+    shown = "\n".join(f"{account.channel_id.hex()}  {_coins(account.deposit)}" for account in found)
+    emit(
+        {"channels": names}, as_json, lambda: shown or "nothing is left in a payment channel that is not kept"
+    )
+
+
 def _client(settings: Settings, most_cost: str = MOST_COST) -> Any:
     from shoal.ledger.chain.client import ChainClient
     from shoal.ledger.chain.deployment import read_deployment
@@ -241,6 +262,12 @@ def _named(books: PaymentBooks, text: str) -> bytes:
     """The payment channel that begins so."""
     kept = [*books.paying.channel_ids(), *books.paid.channel_ids()]
     found = [channel_id for channel_id in kept if text and channel_id.hex().startswith(text.lower())]
+    if not found:
+        raise UsageError(
+            f"no payment channel is kept whose name begins with {text!r}",
+            check="copy the name again; if the folder payments was lost, restore it, or find what you paid into",
+            next_command="shoal wallet recover",
+        )
     if len(found) != 1:
         message = f"{text!r} begins the names of {len(found)} payment channels"
         raise UsageError(message, check="give more of the name", next_command="shoal wallet channels")

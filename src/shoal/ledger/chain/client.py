@@ -10,9 +10,9 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal
 
-from shoal.errors import ChainError, IncompatibleLibrary
+from shoal.errors import ChainError
 from shoal.ledger.chain.deployment import (
     Deployment,
     check_test_chain,
@@ -20,20 +20,19 @@ from shoal.ledger.chain.deployment import (
     confirmations_of,
 )
 from shoal.ledger.chain.pending import Action, Fees, Pending, TransactionView, next_action
+from shoal.ledger.chain.rpc import Answered, ask, connect
 from shoal.ledger.contracts.artefacts import NAMES, ContractName, artefact
 from shoal.ledger.contracts.evidence import Equivocation, split_signature
 from shoal.ledger.recursion import recursion_limit_kept
 from shoal.ledger.vouchers.keys import ChainKey
-from shoal.ledger.vouchers.typed_data import ChainAddress, parse_address, show_address
+from shoal.ledger.vouchers.typed_data import ADDRESS, WORD, ChainAddress, parse_address, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
 
-if TYPE_CHECKING:
-    from web3 import Web3
-
-ASK_WITHIN_S = 10.0
 POLL_S = 1.0
 MOST_POLL_S = 15.0
 """Between two questions to a node that is down."""
+LEAST_SPAN = 500
+"""Blocks that every node looks through at once."""
 MOST_COST = 10**17
 """In wei, of a transaction's gas: a node names the price, and might name any."""
 DOWN_S = 2 * 3600.0
@@ -41,12 +40,7 @@ DOWN_S = 2 * 3600.0
 GAS_MARGIN_PERCENT = 125
 """Of what the node expects: what it expects is of the state before others' transactions."""
 
-NOT_YET = "not yet"
-"""What the contract says to who takes back too early."""
-
 log = logging.getLogger(__name__)
-
-Answered = TypeVar("Answered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +128,47 @@ class ChainClient:
             return EscrowState(deposit, redeemed, closes_at or None)
 
         return self._ask(state)
+
+    def deposited(self, payer: ChainAddress, first: int = 0) -> list[PaymentTerms]:
+        """The terms of all payment channels that a wallet has paid into, read from its transactions.
+
+        Args:
+            first: the block from which on they are looked for.
+
+        Raises:
+            ChainError: down, or the node refuses to look through even few blocks at once.
+        """
+        event = self._contract("Escrow").events.Deposited
+        last = self._ask(lambda: int(self._w3.eth.block_number))
+        found: dict[bytes, PaymentTerms] = {}
+        span = max(1, last - first + 1)
+        while first <= last:
+            options = {"from_block": first, "to_block": min(last, first + span - 1)}
+            try:
+                logs = self._ask(lambda o=options: event.get_logs({"payer": _shown(payer)}, **o))
+            except ChainError:
+                # Providers bound the blocks of one question, each in its own way and words.
+                if span <= LEAST_SPAN:
+                    raise
+                span = max(LEAST_SPAN, span // 4)
+                continue
+            first += span
+            for entry in logs:
+                terms = self._ask(lambda e=entry: self._terms_in(e["transactionHash"], payer))
+                if terms is not None:
+                    found[terms.channel_id(self.deployment.escrow)] = terms
+        return list(found.values())
+
+    def _terms_in(self, transaction: Any, payer: ChainAddress) -> PaymentTerms | None:
+        """What a wallet's own transaction gave to ``deposit``: seven words behind four bytes."""
+        sent: Any = self._w3.eth.get_transaction(transaction)
+        data = bytes(sent["input"])
+        if parse_address(sent["from"]) != payer or len(data) != 4 + 7 * WORD:
+            return None
+        words = [data[at : at + WORD] for at in range(4, len(data), WORD)]
+        names = ("payer", "payer_signer", "payee", "payee_signer", "token")
+        addresses = {name: one[-ADDRESS:] for name, one in zip(names, words, strict=False)}
+        return PaymentTerms(**addresses, delay_s=int.from_bytes(words[5], "big"), salt=words[6])
 
     def deposit(self, key: ChainKey, terms: PaymentTerms, amount: int) -> Any:
         """Open a payment channel with ``amount`` wei, or add them. Raises as :meth:`transact`."""
@@ -241,9 +276,7 @@ class ChainClient:
         receipt, known = None, False
         for one in hashes:
             try:
-                mined = self._ask(
-                    lambda one=one: self._w3.eth.get_transaction(one)["blockNumber"] is not None
-                )
+                mined = self._ask(lambda one=one: self._is_mined(one))
                 known = True
                 if mined:
                     receipt = self._ask(lambda one=one: self._w3.eth.get_transaction_receipt(one))
@@ -254,6 +287,10 @@ class ChainClient:
         block, status = self._ask(lambda: _outcome(receipt))
         well = status == 1
         return TransactionView(known=known, block=block, well=well, head=head, nonce=nonce), receipt
+
+    def _is_mined(self, transaction: Any) -> bool:
+        found: Any = self._w3.eth.get_transaction(transaction)
+        return found["blockNumber"] is not None
 
     def _publish(self, signed: Any) -> str:
         """Send it. Returns why the node did not take it, or nothing."""
@@ -339,73 +376,6 @@ def deploy(url: str, chain_id: int, key: ChainKey, provider: Any = None, **optio
     done = ChainClient(Deployment(url, chain_id, found), provider)
     done.check()
     return done.deployment
-
-
-def connect(url: str, provider: Any = None) -> Web3:
-    """A connection by HTTP, or by what is given.
-
-    Raises:
-        IncompatibleLibrary: the extra is not installed.
-    """
-    try:
-        with recursion_limit_kept():
-            from web3 import HTTPProvider, Web3  # noqa: PLC0415  an extra, which only this needs
-    except ImportError as error:
-        raise IncompatibleLibrary(
-            "a chain's node is asked by web3, which is not installed",
-            check="install the extra",
-            next_command="pip install 'shoal[ledger]'",
-        ) from error
-    if provider is None:
-        # Our own loops ask again: they know what was sent, and for how long it is worth it.
-        options = {"timeout": ASK_WITHIN_S}
-        provider = HTTPProvider(url, request_kwargs=options, exception_retry_configuration=None)
-    return Web3(provider)
-
-
-def ask(question: Callable[[], Answered], node: str) -> Answered:
-    """What the node answers.
-
-    Raises:
-        ChainError: ``down``; ``reverted`` where a contract refuses, or ``not yet`` where it says that;
-            ``refused`` where the node does; ``nonsense`` where what it answers is no answer.
-        TransactionNotFound: it was asked for a transaction that it does not know.
-    """
-    from web3.exceptions import (  # noqa: PLC0415  an extra
-        ContractLogicError,
-        ProviderConnectionError,
-        TransactionNotFound,
-        Web3Exception,
-        Web3RPCError,
-    )
-
-    try:
-        return question()
-    except TransactionNotFound:
-        raise
-    except ContractLogicError as error:
-        why = str(error.args[0]).removeprefix("execution reverted: ")
-        reason = NOT_YET if why == NOT_YET else "reverted"
-        raise ChainError(f"the contract refuses: {why}", reason=reason) from error
-    except (OSError, ProviderConnectionError) as error:  # those of requests are OSErrors
-        raise ChainError(
-            f"the chain's node at {node} does not answer: {type(error).__name__}",
-            reason="down",
-            check="see that it runs, and that url in chain.toml is right",
-        ) from error
-    except Web3RPCError as error:
-        raise ChainError(
-            f"the chain's node at {node} refuses: {str(error)[:300]}",
-            reason="refused",
-            check="see what the node writes into its log, and that url in chain.toml is right",
-        ) from error
-    # ValueError: what it answers is no JSON. The others: it is, and something else than what was asked for.
-    except (Web3Exception, ValueError, TypeError, AttributeError, LookupError) as error:
-        raise ChainError(
-            f"what answers at {node} is no chain's node, or a broken one: {str(error)[:300]}",
-            reason="nonsense",
-            check="see that url in chain.toml is right",
-        ) from error
 
 
 def _sign(key: ChainKey, body: dict[str, Any], fees: Fees) -> Any:

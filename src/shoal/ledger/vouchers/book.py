@@ -78,9 +78,8 @@ class PaymentBook(Generic[PaymentAccount]):
         except FileNotFoundError as error:
             raise UsageError(
                 f"no payment channel {channel_id.hex()} is kept here",
-                check="restore the folder payments from a copy, if it was: what is in escrow comes back by it"
-                " alone",
-                next_command="shoal wallet channels",
+                check="restore the folder payments from a copy if it was lost, or find what you paid into",
+                next_command="shoal wallet recover",
             ) from error
         except OSError as error:
             raise _unusable(path, error) from error
@@ -164,9 +163,9 @@ def sync_folder(folder: Path) -> None:
 def _damaged(path: Path, why: str) -> BadLedgerFile:
     return BadLedgerFile(
         f"{path} is damaged: {why}",
-        check="restore it from a copy: what is in escrow comes back by the terms in it; the newest voucher"
-        " the other side has too",
-        next_command="shoal wallet channels",
+        check="restore it from a copy; or move it away, and find on the chain what you paid into. The newest"
+        " voucher the other side has too",
+        next_command="shoal wallet recover",
     )
 
 
