@@ -265,7 +265,7 @@ def _named(books: PaymentBooks, text: str) -> bytes:
     if not found:
         raise UsageError(
             f"no payment channel is kept whose name begins with {text!r}",
-            check="copy the name again; if the folder payments was lost, restore it, or find what you paid into",
+            check="copy the name again; if payments was lost, restore it, or find what you paid into",
             next_command="shoal wallet recover",
         )
     if len(found) != 1:
