@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from shoal.client.swarm import Swarm
 from shoal.node.receipts import ReceiptDesk
 from shoal.swarm.audit_book import AuditBook
 from shoal.testing.swarm import MemorySwarm
+from shoal.trust.rows import HASH, RowLog
 
 from .test_audits import COUNT, MIDDLE, PROMPT, SPANS, asking, home, no_weights, suspected
 
@@ -32,6 +34,12 @@ async def answered(client: Swarm, folder: Path, **options: Any) -> Answer:
 
 def the_desk(swarm: MemorySwarm, place: int) -> ReceiptDesk:
     return swarm.nodes[place].server._receipts
+
+
+def hide(went: RowLog, sent: int) -> None:
+    """Have no rows in a log, or some at every position."""
+    leaves = [went.leaf(n) if any(went.leaf(n)) else b"?" * HASH for n in range(len(went))]
+    went.note(0, len(leaves), b"".join(leaves) if sent else b"")
 
 
 # ---- honest ones ----
@@ -126,6 +134,27 @@ async def test_replicas_that_lie_and_are_lazy_are_named_and_the_answer_is_confir
         assert (found.level, found.cheats) == ("consensus", ())
         assert found.extra > 2.0  # a third party has computed, too
         assert suspected(client, swarm) == [4, 7]
+
+
+@pytest.mark.parametrize(("places", "sent"), [([1], 0), ([4], 0), ([2, 5, 8], (1 << 32) - 1)])
+async def test_a_hop_that_signs_for_other_positions_is_told_and_its_receipts_count_for_nothing(
+    home: Path, checkpoint: Path, places: list[int], sent: int
+) -> None:
+    async with asking(home, checkpoint, NINE) as (swarm, client):
+
+        def altered(made: Any, work: Any, tokens: int, log: Any) -> Any:
+            log = log.copy(tokens)
+            hide(log.went, sent)
+            return made(work, tokens, log)
+
+        for liar in (the_desk(swarm, place) for place in places):
+            for name in ("_signed", "_commitment"):
+                setattr(liar, name, partial(altered, getattr(liar, name)))
+        found = (await answered(client, checkpoint)).protection
+        peers = [swarm.networks[place].peer for place in places]
+        assert all(any(peer in fault for fault in found.faults) for peer in peers)
+        assert found.level == ("consensus" if places == [4] else "fast")
+        assert found.audits == ()
 
 
 async def test_without_weights_of_its_own_a_client_asks_another_peer_who_is_right(

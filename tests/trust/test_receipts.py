@@ -25,12 +25,14 @@ from shoal.trust.answer import (
     check_answer,
     find_contradiction,
     read_kept_answer,
+    sent_masks,
     uncompared,
 )
 from shoal.trust.receipt import Work, contradict, sign_windows, whole_receipts
 from shoal.trust.rows import EMPTY, HASH, WINDOW, RowLog, root, row_hashes, windows
 from shoal.trust.signing import MAX_QUESTIONS, Signing, WorkLog
 from shoal.types import Codec
+from shoal.wire.messages import SignedWindow
 
 TOKENS = 70
 PEERS = [Identity.from_seed(bytes([number]) * 32) for number in range(3)]
@@ -236,6 +238,54 @@ def test_the_last_hop_that_leaves_out_what_the_client_was_given_is_alone_to_blam
     replaced = RowLog(b"".join(LINKS[3].leaf(n) for n in range(TOKENS)))
     replaced.forget(TOKENS)
     assert kinds(silent, replaced) == []
+
+
+def signing(index: int, window: int, sent: int, went: RowLog | None = None) -> KeptAnswer:
+    """The honest answer, of which one hop has signed one window for other positions."""
+    went = went or LINKS[index + 1]
+    receipts, log = list[KeptWindow](), HONEST.hops[index].receipts
+    for number in range(len(log)):
+        mask, top = (
+            (sent, went.window(number)[1]) if number == window else (log[number].sent, log[number].went)
+        )
+        given = [*receipts, msgspec.structs.replace(log[number], sent=mask, went=top)]
+        made = whole_receipts(
+            HONEST.work(index), TOKENS, [SignedWindow(o.sent, o.came, o.went, b"") for o in given]
+        )
+        receipts.append(msgspec.structs.replace(given[-1], signature=PEERS[index].sign(made[-1].signed)))
+    return with_hop(HONEST, index, receipts=tuple(receipts))
+
+
+def without(log: RowLog, *positions: int) -> RowLog:
+    return RowLog(b"".join(EMPTY if n in positions else log.leaf(n) for n in range(TOKENS)))
+
+
+def test_a_last_hop_that_signs_for_positions_it_did_not_send_cannot_forge_those_that_it_did() -> None:
+    """It sends forged rows, and signs honest ones for one position more than the client has."""
+    client_has = without(LINKS[3], 3)
+    honest = an_answer(links=[(LINKS[0], LINKS[1]), (LINKS[1], LINKS[2]), (LINKS[2], client_has)])
+    assert kinds(honest, client_has) == []
+    forged = without(changed(LINKS[3], 20), 3)
+    assert kinds(HONEST, forged) == [("received", (2,), 0)]
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_a_hop_that_signs_for_tokens_that_there_are_not_is_told(index: int) -> None:
+    beyond = signing(index, 2, (1 << 7) - 1)
+    assert kinds(beyond) == [("links" if index == 1 else "received", (index,), 2)]
+    assert "that there are not" in faults(beyond)[0].what
+
+
+def test_a_middle_hop_that_signs_for_no_positions_is_told_even_if_the_next_shows_nothing() -> None:
+    silent = signing(1, 0, 0, RowLog())
+    assert kinds(silent, LINKS[3]) == [("links", (1,), 0)]
+    assert ("links", (1,), 0) in kinds(with_hop(silent, 2, receipts=(), missing="gone"), LINKS[3])
+
+
+def test_the_positions_that_hops_must_sign_for_are_the_clients_own_knowledge() -> None:
+    whole = [(1 << 32) - 1, (1 << 32) - 1, (1 << 6) - 1]
+    assert sent_masks(HONEST, 1, RowLog()) == sent_masks(HONEST, 2, LINKS[3]) == whole
+    assert sent_masks(HONEST, 2, without(LINKS[3], 0, 69)) == [whole[0] - 1, whole[1], (1 << 5) - 1]
 
 
 def test_rows_that_an_exact_hop_leaves_out_are_held_against_it() -> None:

@@ -193,6 +193,8 @@ def check_answer(
             sound[index] = found
     if answer.sent and 0 in sound:
         faults += _check_sent(answer, sound[0])
+    for index, receipts in sound.items():
+        faults += _check_sent_positions(answer, index, receipts)
     for index in range(len(answer.hops) - 1):
         if index in sound and index + 1 in sound:
             faults += _check_link(answer, index, sound)
@@ -256,16 +258,41 @@ def _check_sent(answer: KeptAnswer, receipts: Sequence[Receipt]) -> list[Receipt
     return []
 
 
+def sent_masks(answer: KeptAnswer, index: int, received: RowLog) -> list[int]:
+    """By window, the positions of which a hop of an exact answer must have signed that it sent rows.
+
+    Never what it says itself: who chose the positions could choose those that nobody compares.
+
+    Args:
+        received: what the client was given by the last hop.
+    """
+    numbers = range(windows(answer.tokens))
+    if index < len(answer.hops) - 1:
+        return [_all(answer, number) for number in numbers]
+    return [received.window(number)[0] & _all(answer, number) for number in numbers]
+
+
+def _check_sent_positions(answer: KeptAnswer, index: int, receipts: Sequence[Receipt]) -> list[ReceiptFault]:
+    """Whether a hop signs for the positions that there are; for all of them, where it must have had all."""
+    inner = index < len(answer.hops) - 1
+    exact = inner and Numerics.parse(answer.numerics).exact
+    for receipt in receipts:
+        whole = _all(answer, receipt.window)
+        if receipt.sent & ~whole:
+            what = f"{_named(answer, index)} signs for rows of tokens that there are not"
+        elif exact and receipt.sent != whole:
+            what = f"{_named(answer, index)} leaves out rows that it must have computed"
+        else:
+            continue
+        what = f"{what}, {_tokens(receipt.window, answer)}"
+        return [ReceiptFault("links" if inner else "received", (index,), receipt.window, what)]
+    return []
+
+
 def _check_link(answer: KeptAnswer, index: int, sound: Mapping[int, Sequence[Receipt]]) -> list[ReceiptFault]:
-    exact = Numerics.parse(answer.numerics).exact
     before: list[ReceiptFault] = []  # the first one of what a lost hop may have sent
     for one, onward in zip(sound[index], sound[index + 1], strict=True):
-        whole = one.sent == _all(answer, one.window)
-        if exact and not whole:
-            what = f"{_named(answer, index)} leaves out rows that it must have computed"
-            what = f"{what}, {_tokens(one.window, answer)}"
-            return [*before, ReceiptFault("links", (index,), one.window, what)]
-        if not whole or one.went == onward.came:
+        if one.sent != _all(answer, one.window) or one.went == onward.came:
             continue
         if one.window * WINDOW < answer.hops[index].entered:
             before = before or [_lost_hops_fault(answer, index, one.window)]
@@ -291,10 +318,8 @@ def _check_received(
     answer: KeptAnswer, index: int, receipts: Sequence[Receipt], received: RowLog
 ) -> list[ReceiptFault]:
     for receipt in receipts:
-        given, _ = received.window(receipt.window)
-        held, ours = received.window(receipt.window, receipt.sent)
-        # Of rows that are in the receipt and not here, nothing is known; those that are here it must have.
-        if given & ~receipt.sent or (held == receipt.sent and ours != receipt.went):
+        # Its positions are ours, too: rows that are signed for and were not sent would hide those that were.
+        if received.window(receipt.window) != (receipt.sent, receipt.went):
             what = f"{_named(answer, index)} says that it sent other rows than the client was given"
             what = f"{what}, {_tokens(receipt.window, answer)}"
             return [ReceiptFault("received", (index,), receipt.window, what)]

@@ -25,7 +25,7 @@ from shoal.client.session import Session
 from shoal.errors import NotAllowed, ShoalError
 from shoal.routing.reputation import REFUSAL, SHARED_FAULT
 from shoal.tasks import one_error, seconds_left
-from shoal.trust.answer import KeptAnswer
+from shoal.trust.answer import KeptAnswer, sent_masks
 from shoal.trust.audit import MAX_AUDIT_BYTES, is_whole
 from shoal.trust.consensus import (
     Disputed,
@@ -147,8 +147,7 @@ class Consensus:
         replicas = list[_Replica]()
         for number, ring in enumerate(everybody):
             receipts = signed[number]
-            masks = [[one.sent for one in hop.receipts] for hop in signed[0].kept.hops]
-            works = await self._works(number, ring, receipts, committed[number], masks, found)
+            works = await self._works(number, ring, receipts, committed[number], found)
             replicas.append(_Replica(ring, receipts, works))
         return replicas
 
@@ -158,26 +157,22 @@ class Consensus:
         ring: Ring,
         receipts: AnswerReceipts,
         committed: Sequence[bytes | ShoalError],
-        masks: Sequence[Sequence[int]],
         found: _Found,
     ) -> list[ReplicaWork | None]:
-        """What of a replica can be compared: hops whose receipts hold, and are those they committed to.
-
-        Args:
-            masks: by hop and window, the positions of which the answer's own hops have sent rows.
-        """
+        """What of a replica can be compared: hops whose receipts hold, and are those they committed to."""
         kept, works = receipts.kept, list[ReplicaWork | None]()
-        unsound = {f.hops[0] for f in receipts.faults if f.kind in ("missing", "cut", "signature")}
+        unsound = {fault.hops[0]: fault for fault in receipts.faults if len(fault.hops) == 1}
         for index, (hop, said) in enumerate(zip(kept.hops, committed, strict=True)):
             work: ReplicaWork | None = None
             if isinstance(said, ShoalError):
                 found.faults.append(f"{hop.peer} commits to nothing: {said.message}")
                 self._findings.hold_against(hop.peer, REFUSAL)
             elif index in unsound:
-                found.faults.append(f"{hop.peer} has not signed what it committed to")
+                if number:  # those of the answer's own hops are told in any case
+                    found.faults.append(f"of replica {number}, {unsound[index].what}")
             elif said != commitment(kept.nonce, hop.peer, kept.receipts(index)):
                 await self._name(NamedHop(number, index, 0, ()), kept, found)
-            elif [one.sent for one in hop.receipts] == masks[index]:
+            else:
                 at = whereabouts_of([ring.route[index].address])
                 came = tuple(one.came for one in hop.receipts)
                 work = ReplicaWork(at, came, tuple(one.went for one in hop.receipts))
@@ -245,8 +240,8 @@ class Consensus:
                 return None
             done = await computed(auditor, job, trio.current_time() + AUDITOR_SHARE * seconds_left(until))
             if not isinstance(done, ShoalError):
-                made, masks = row_log(done), replicas[0].receipts.kept.hops[hop].receipts
-                went = tuple(made.window(n, masks[n].sent)[1] for n in range(disputed.window + 1))
+                made, masks = row_log(done), _masks(session, replicas[0].receipts.kept)[hop]
+                went = tuple(made.window(n, masks[n])[1] for n in range(disputed.window + 1))
                 return HopCheck(auditor.name, auditor.at, went)
             found.faults.append(f"{auditor.name} is no third party: {done.message}")
             for peer in auditor.at.peers:
@@ -293,6 +288,12 @@ class Consensus:
             await self._findings.convict(hop.peer, kept.digest, hop.span)
         except ShoalError as error:
             found.faults.append(f"what was found is not written down: {error.message}")
+
+
+def _masks(session: Session, kept: KeptAnswer) -> list[list[int]]:
+    """By hop and window, the positions of which hops must have sent rows: as the client knows them."""
+    received = session.ring.received.copy(kept.tokens)
+    return [sent_masks(kept, index, received) for index in range(len(kept.hops))]
 
 
 def _extra(kept: KeptAnswer, replicas: int, checked: int) -> float:
