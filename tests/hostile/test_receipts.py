@@ -7,17 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
 from shoal.client.receipts.pull import pull_receipts
+from shoal.net.identity import verify
 from shoal.node.hop import Hop
 from shoal.node.receipts import ReceiptDesk
 from shoal.testing.byhand import MINE, THEIRS, ByHand, a_step, an_open, by_hand, rows
 from shoal.testing.swarm import memory_swarm
+from shoal.trust.consensus import commitment
+from shoal.trust.receipt import Work, whole_receipts
 from shoal.trust.signing import MAX_QUESTIONS
 from shoal.types import Span
-from shoal.wire.messages import MAX_WINDOWS, GetReceipts, Opened, Receipts, SignedWindow
+from shoal.wire.messages import MAX_WINDOWS, Failed, GetReceipts, Opened, Receipts, SignedWindow
 
 WHOLE = [Span(0, 6)]
 WIDTH = 64
@@ -58,6 +62,46 @@ async def test_a_client_that_asks_again_cannot_have_an_honest_hop_contradict_its
             opened, _ = await other.ask(an_open(swarm.model.digest, 6, THEIRS))
             assert isinstance(opened, Opened)
             assert opened.opening != first.opening != bytes(16)
+
+
+async def test_what_a_hop_has_committed_to_is_what_it_signs_whatever_comes_between(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    """The hop before sends other rows between the commitment and the receipts."""
+    async with (
+        memory_swarm(tmp_path / "home", checkpoint, WHOLE) as swarm,
+        by_hand(swarm.world.network(), swarm.networks[0].address) as client,
+    ):
+        opened = await begun(client, swarm.model.digest)
+        nonce, peer = os.urandom(16), swarm.networks[0].peer
+        said = (await asked(client, nonce, commit=True)).commitment
+        await client.ask(a_step(WIDTH, number=2), rows(WIDTH, value=0.5))
+        (one,) = (await asked(client, nonce)).windows
+        (hop,) = swarm.nodes[0].server._sessions  # pyright: ignore[reportPrivateUsage]
+        work = Work(MINE, nonce, opened.opening, 0, 0, 6, swarm.model.digest, hop.opened.numerics, "float32")
+        (receipt,) = whole_receipts(work, 2, [one])
+        assert verify(peer, receipt.signed, one.signature)
+        assert commitment(nonce, peer, [receipt]) == said
+        assert (await asked(client, os.urandom(16))).windows[0].came != one.came
+        other = os.urandom(16)
+        await asked(client, other, commit=True)
+        assert "no commitment" in (await asked(client, other, tokens=1)).refused
+
+
+async def test_nobody_fills_the_cache_of_a_hop_whose_session_goes_on(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    async with (
+        memory_swarm(tmp_path / "home", checkpoint, WHOLE) as swarm,
+        by_hand(swarm.world.network(), swarm.networks[0].address) as client,
+    ):
+        await begun(client, swarm.model.digest)
+        before = (await asked(client, os.urandom(16))).windows[0]
+        fill = msgspec.structs.replace(a_step(WIDTH), number=0, wanted=0, hops_left=0)
+        reply, _ = await client.ask(fill, rows(WIDTH, value=0.5))
+        assert isinstance(reply, Failed) and "only fills caches" in reply.message
+        after = (await asked(client, os.urandom(16))).windows[0]
+        assert (after.sent, after.came, after.went) == (before.sent, before.came, before.went)
 
 
 async def test_questions_are_bounded_and_anothers_session_is_none_of_ones_business(

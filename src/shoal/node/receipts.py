@@ -21,7 +21,7 @@ from shoal.node.rerouting import NOT_YOURS
 from shoal.node.sessions import Sessions
 from shoal.trust.consensus import commitment
 from shoal.trust.receipt import Sign, Work, sign_windows, unsigned_receipts
-from shoal.trust.signing import WorkLog
+from shoal.trust.signing import Snapshot, WorkLog
 from shoal.types import PeerId, SessionId
 from shoal.wire.messages import MAX_WINDOWS, GetReceipts, Receipts, SignedWindow, shorten
 
@@ -85,10 +85,15 @@ class ReceiptDesk:
         try:
             with trio.fail_after(SIGN_WITHIN_S):
                 if message.commit:
-                    hash = await self._made(message, hop, self._commitment)
+                    done = await self._worked(message, hop)
+                    hop.signing.keep(done)
+                    hash = await self._made(done, self._commitment)
                     self._send(channel, Receipts(message.session, 0, (), "", hash))
                     return
-                hop.signing.signed(message.nonce, await self._made(message, hop, self._signed))
+                done = hop.signing.committed(message.nonce, message.tokens) or await self._worked(
+                    message, hop
+                )
+                hop.signing.signed(message.nonce, await self._made(done, self._signed))
         except ShoalError as error:
             self._refuse(channel, message, error)
         except trio.TooSlowError:
@@ -96,10 +101,8 @@ class ReceiptDesk:
         else:
             self._reply(channel, message, hop)
 
-    async def _made(
-        self, message: GetReceipts, hop: Hop, make: Callable[[Work, int, WorkLog], _Made]
-    ) -> _Made:
-        """What a thread of its own makes of what the hop has done."""
+    async def _worked(self, message: GetReceipts, hop: Hop) -> Snapshot:
+        """What the hop has done, as it is now."""
         opened, log = hop.opened, await hop.worked(message.tokens)
         work = Work(
             session=message.session,
@@ -112,7 +115,11 @@ class ReceiptDesk:
             numerics=opened.numerics,
             codec=log.codec,
         )
-        run = partial(make, work, message.tokens, log)
+        return Snapshot(message.tokens, work, log)
+
+    async def _made(self, done: Snapshot, make: Callable[[Work, int, WorkLog], _Made]) -> _Made:
+        """What a thread of its own makes of it."""
+        run = partial(make, done.work, done.tokens, done.log)
         return await trio.to_thread.run_sync(run, limiter=self._limiter)
 
     def _signed(self, work: Work, tokens: int, log: WorkLog) -> list[SignedWindow]:

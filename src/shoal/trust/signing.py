@@ -3,14 +3,17 @@
 Receipts are signed when the session's client asks, each window once for each question.
 
 Who asks again with a nonce gets what was signed for it or nothing: whoever could have two versions signed
-could pass an honest hop off as a liar.
+could pass an honest hop off as a liar. What was committed to is kept as it was then: nobody can change
+between a commitment and the receipts what a hop has to show.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from shoal.errors import NotAllowed
+from shoal.trust.receipt import Work
 from shoal.trust.rows import RowLog, row_hashes
 from shoal.types import Codec
 from shoal.wire.messages import SignedWindow
@@ -19,12 +22,24 @@ MAX_QUESTIONS = 64
 """Of one session; each costs a signature for every 32 tokens, some 60 µs."""
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a hop had done when it committed to it."""
+
+    tokens: int
+    work: Work
+    log: WorkLog
+
+
 class Signing:
     """What was asked of one session, and the answer to the last question."""
 
     def __init__(self) -> None:
         self._nonces: set[bytes] = set()
         self._committed: set[bytes] = set()
+        self._snapshot: Snapshot | None = (
+            None  # of the last commitment alone: each takes as much as the session
+        )
         self._last = b""
         self._signed: Sequence[SignedWindow] | None = None
 
@@ -53,6 +68,28 @@ class Signing:
             raise NotAllowed("this nonce was asked with before", check="ask with a new nonce")
         self._count()
         self._committed.add(nonce)
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """What a commitment is to: that alone is signed for its nonce."""
+        self._snapshot = snapshot
+
+    def committed(self, nonce: bytes, tokens: int) -> Snapshot | None:
+        """What is to be signed for a nonce that there was a commitment for; ``None``: there was none.
+
+        It is given once.
+
+        Raises:
+            NotAllowed: the commitment was to something else, is being made, or there was another since.
+        """
+        if nonce not in self._committed:
+            return None
+        found, self._snapshot = self._snapshot, None
+        if found is None or found.work.nonce != nonce or found.tokens != tokens:
+            raise NotAllowed(
+                f"there is no commitment to receipts for {tokens} tokens and this nonce, or another since",
+                check="commit and ask in turn, for as many tokens",
+            )
+        return found
 
     def _count(self) -> None:
         if len(self._nonces) + len(self._committed) >= MAX_QUESTIONS:

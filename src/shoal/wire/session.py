@@ -13,6 +13,9 @@ above the length       refuse with ``PositionGap``: something was lost
 All of a session's rows come in one codec: a receipt names one. So a hop that recodes a step is at odds with
 the next one at once, and not when receipts are asked for.
 
+Steps that only fill caches come to who has just been put in a lost hop's place, before all others: who could
+send one later would change what a hop was given, and nobody behind it would notice.
+
 So a step may be sent again, several may be in flight, and a client goes back by sending from an earlier
 position. Results carry the step's number: what answers a step that was given up is dropped.
 """
@@ -38,6 +41,7 @@ class HopSession:
         """Tokens in the cache once every accepted step has run."""
         self.codec: Codec | None = None
         """In which the cache's first row came, and all others must; ``None`` before it."""
+        self._stepped = False  # whether a step has come that goes round the ring
 
     def accept(self, step: Step) -> None:
         """Take a step in; the cache's length is counted at once, so that steps may queue.
@@ -59,12 +63,15 @@ class HopSession:
             raise RemoteProtocolError(
                 f"a step of a sequence of {step.sequence_length} tokens in a session of {self.opened.tokens}"
             )
+        if step.hops_left is not None and (step.number or self._stepped):
+            raise RemoteProtocolError("a step that only fills caches, in a session that goes on here")
         if step.position > self.length:
             raise PositionGap(f"a step from position {step.position} with {self.length} tokens cached")
         codec = step.hidden.codec
         if step.position and codec != self.codec:
             raise RemoteProtocolError(f"a step in {codec} in a session whose rows came in {self.codec}")
         self.codec = codec
+        self._stepped = self._stepped or step.hops_left is None
         self.length = step.position + step.tokens
 
     def forget(self, length: int) -> None:

@@ -23,7 +23,7 @@ from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
 from shoal.client.session import Session
 from shoal.errors import NotAllowed, ShoalError
-from shoal.routing.reputation import REFUSAL, SHARED_FAULT
+from shoal.routing.reputation import REFUSAL, SHARED_FAULT, WHOLE_FAULT
 from shoal.tasks import one_error, seconds_left
 from shoal.trust.answer import KeptAnswer, sent_masks
 from shoal.trust.audit import MAX_AUDIT_BYTES, is_whole
@@ -147,11 +147,11 @@ class Consensus:
         replicas = list[_Replica]()
         for number, ring in enumerate(everybody):
             receipts = signed[number]
-            works = await self._works(number, ring, receipts, committed[number], found)
+            works = self._works(number, ring, receipts, committed[number], found)
             replicas.append(_Replica(ring, receipts, works))
         return replicas
 
-    async def _works(
+    def _works(
         self,
         number: int,
         ring: Ring,
@@ -171,7 +171,9 @@ class Consensus:
                 if number:  # those of the answer's own hops are told in any case
                     found.faults.append(f"of replica {number}, {unsound[index].what}")
             elif said != commitment(kept.nonce, hop.peer, kept.receipts(index)):
-                await self._name(NamedHop(number, index, 0, ()), kept, found)
+                # No conviction: it needs no more than a version that signs what it has when it is asked.
+                found.faults.append(f"{hop.peer} shows other receipts than it had committed to")
+                self._findings.hold_against(hop.peer, WHOLE_FAULT)
             else:
                 at = whereabouts_of([ring.route[index].address])
                 came = tuple(one.came for one in hop.receipts)
@@ -274,12 +276,10 @@ class Consensus:
             f"replica {named.replica}" if named.replica else "the answer"
         )
         first, last = named.window * WINDOW, min((named.window + 1) * WINDOW, kept.tokens) - 1
-        what = f"{who} shows other receipts than it had committed to: it is avoided from now on"
-        if named.by:
-            what = (
-                f"{who} has signed other rows than its blocks of this model give, at tokens {first} to "
-                f"{last}, as {' and '.join(named.by)} and another replica found: it is avoided from now on"
-            )
+        what = (
+            f"{who} has signed other rows than its blocks of this model give, at tokens {first} to "
+            f"{last}, as {' and '.join(named.by)} and another replica found: it is avoided from now on"
+        )
         result = AuditResult(
             named.hop, hop.peer, hop.span, kept.tokens, "cheat", named.by, what, replica=named.replica
         )
