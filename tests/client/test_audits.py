@@ -422,6 +422,29 @@ def test_peers_at_one_address_are_taken_for_one_operator() -> None:
     assert (nowhere.hosts, apart(nowhere, one)) == (frozenset(), False)
 
 
+def test_where_a_peer_was_seen_counts_and_what_it_says_does_not() -> None:
+    """A liar says that it is where an honest peer is, to have that one left out as its double."""
+    liar = PeerAddress(PeerId("l"), ("/ip4/192.0.2.7/tcp/1", "/ip4/198.51.100.1/tcp/1"))
+    honest = PeerAddress(PeerId("h"), ("/ip4/192.0.2.7/tcp/9",))
+    seen = {PeerId("l"): "203.0.113.4"}
+    assert not apart(whereabouts_of([liar]), whereabouts_of([honest]))
+    assert apart(whereabouts_of([liar], seen.get), whereabouts_of([honest], seen.get))
+    over_a_relay = whereabouts_of([liar], {PeerId("l"): ""}.get)
+    assert not over_a_relay.known
+
+
+async def test_a_client_knows_at_which_host_its_channels_end(home: Path, checkpoint: Path) -> None:
+    async with memory_swarm(home, checkpoint, SPANS) as swarm:
+        swarm.networks[0].host = "203.0.113.4"
+        client = swarm.client.rings.member.network.peer
+        swarm.world.relayed.add(frozenset((swarm.networks[1].peer, client)))
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+            await session.step([5, 6, 7])
+            seen_at = swarm.client.rings.seen_at
+            assert [seen_at(n.peer) for n in swarm.networks] == ["203.0.113.4", "", None]
+            assert seen_at(PeerId("nobody")) is None
+
+
 # ---- what cannot be audited ----
 
 

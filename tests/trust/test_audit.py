@@ -37,7 +37,7 @@ from shoal.trust.audit_record import (
     Conviction,
     read_record,
 )
-from shoal.trust.independence import OWN, Whereabouts, apart, closeness, whereabouts
+from shoal.trust.independence import OWN, Whereabouts, apart, closeness, together, whereabouts
 from shoal.trust.rows import HASH
 from shoal.types import PeerId
 
@@ -225,6 +225,37 @@ def test_peers_of_one_network_may_be_two_and_this_machine_is_nobody_elses() -> N
     assert apart(OWN, at("a")) and apart(OWN, OWN)
     checked = [Opinion("this machine", 1, b"l" * HASH, OWN), Opinion("checked", 1, b"l" * HASH, OWN)]
     assert judge(checked).verdict == "cheat"
+
+
+def test_what_is_the_same_on_many_machines_makes_nobody_one() -> None:
+    one, other = (
+        at("a", "192.0.2.7", "172.17.0.1", "10.0.0.2"),
+        at("b", "198.51.100.8", "172.17.0.1", "10.0.0.2"),
+    )
+    assert (closeness(one, other), closeness(one, at("c", "192.0.2.7", "10.0.0.3"))) == (0, 2)
+    lan, beside = at("a", "192.168.1.5", "172.17.0.1"), at("b", "192.168.1.6", "172.17.0.1")
+    assert (closeness(lan, beside), closeness(lan, at("c", "192.168.1.5"))) == (1, 2)
+    assert closeness(at("a", "127.0.0.1"), at("b", "127.0.0.1")) == 2
+    assert closeness(lan, other) == 2  # what it says of a private network, nobody can know
+    seen = [
+        whereabouts([name], [host], seen=True) for name, host in (("a", "192.168.1.5"), ("b", "192.0.2.7"))
+    ]
+    assert closeness(*seen) == 0
+
+
+def test_an_address_has_one_name_and_names_count_for_nothing() -> None:
+    assert closeness(at("a", "::ffff:192.0.2.7"), at("b", "192.0.2.7")) == 2
+    assert closeness(at("a", "one.example.org"), at("b", "two.example.com")) == 2
+    assert (
+        closeness(at("a", "same.example.org", "192.0.2.7"), at("b", "same.example.org", "198.51.100.8")) == 0
+    )
+
+
+def test_those_who_did_something_together_are_known_where_each_of_them_is() -> None:
+    near, far, nowhere = at("a", "192.0.2.7"), at("b", "198.51.100.8"), at("c")
+    assert not together([near, nowhere]).known
+    assert closeness(together([near, far]), at("d", "198.51.100.8")) == 2
+    assert closeness(together([near, far]), at("d", "203.0.113.1")) == 0
 
 
 def test_no_window_is_drawn_whose_rows_the_link_cannot_bring_in_time() -> None:

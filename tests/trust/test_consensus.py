@@ -194,6 +194,11 @@ def test_who_shares_least_with_those_who_compute_already_is_preferred() -> None:
     assert choose_replica([[*offers("a1"), *network]], taken) == ["n"]
 
 
+def test_one_of_whom_nobody_knows_where_it_is_pushes_nobody_back() -> None:
+    taken = [[at("x", "192.0.1.1"), at("hidden")]]
+    assert choose_replica([offers("a1", "b2")], taken) == ["b2"]
+
+
 # ---- how often it works: the figures are in docs/trust.md ----
 
 

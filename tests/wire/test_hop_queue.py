@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from shoal.errors import Busy, PositionGap
+from shoal.errors import Busy, PositionGap, RemoteProtocolError
 from shoal.testing.byhand import NUMERICS
 from shoal.wire.hop_queue import MAX_STEPS, HopQueue
 from shoal.wire.messages import Open, Step
@@ -110,9 +110,19 @@ def test_no_more_is_sent_again_than_the_session_has_room_for() -> None:
     enter(queue, fill)
     with pytest.raises(Busy, match="sent again"):
         queue.accept(a_step(0, 1, number=0, hops_left=1))
-    queue.accept(a_step(0, 1))  # what the client waits for has a bound of its own
     queue.done(fill)
     queue.accept(a_step(0, 1, number=0, hops_left=1))
+    queue.accept(a_step(0, 1))  # what the client waits for has a bound of its own
+
+
+def test_caches_are_filled_before_the_first_step_that_goes_round_the_ring_and_not_after() -> None:
+    queue = a_queue()
+    enter(queue, a_step(0, 5, number=0, hops_left=0))
+    enter(queue, a_step(5, 5, number=0, hops_left=0))
+    enter(queue, a_step(10))
+    with pytest.raises(RemoteProtocolError, match="goes on here"):
+        queue.accept(a_step(10, number=0, hops_left=0))
+    assert queue.length == 11
 
 
 def test_a_step_that_is_refused_leaves_nothing_behind() -> None:
@@ -136,11 +146,14 @@ def test_after_a_step_that_failed_those_behind_it_are_gaps() -> None:
 
 def test_it_knows_how_far_it_has_come_and_what_a_step_sent_again_does_not_undo() -> None:
     queue = a_queue()
+    enter(queue, a_step(0, number=0, hops_left=0))
+    queue.sent(a_step(0, number=0, hops_left=0))
+    assert (queue.last_taken, queue.last_sent) == (0, 0)
     enter(queue, a_step(0, number=7))
     assert (queue.last_taken, queue.last_sent) == (7, 0)
     queue.sent(a_step(0, number=7))
-    enter(queue, a_step(0, number=0, hops_left=0))
-    queue.sent(a_step(0, number=0, hops_left=0))
+    enter(queue, a_step(0, number=5))
+    queue.sent(a_step(0, number=5))
     assert (queue.last_taken, queue.last_sent) == (7, 7)
 
 
@@ -161,15 +174,18 @@ class AnyOrder(RuleBasedStateMachine):
         self.came: deque[Step] = deque()
         self.running: deque[Step] = deque()
         self.number = 0
+        self.stepped = False
 
     @rule(position=st.integers(0, 49), tokens=st.integers(1, 50), room=st.booleans(), fills=st.booleans())
     def come(self, position: int, tokens: int, room: bool, fills: bool) -> None:
         self.number += 1
-        step = a_step(position, min(tokens, 50 - position), self.number, hops_left=0 if fills else None)
+        left = 0 if fills and not self.stepped else None
+        step = a_step(position, min(tokens, 50 - position), self.number, hops_left=left)
         try:
             self.queue.accept(step)
         except (Busy, PositionGap):
             return
+        self.stepped = self.stepped or left is None
         while self.came and self.came[-1].position >= position:
             self.came.pop()
         self.came.append(step)

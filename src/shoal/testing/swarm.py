@@ -65,7 +65,7 @@ class MemoryPeers(Generic[NodeT]):
 
     async def _add(self, start: Start[NodeT], options: Mapping[str, Any], host: str | None = None) -> NodeT:
         network = self.world.network()
-        network.says_at = host or f"10.{len(self.networks)}.0.1"
+        network.says_at = host or f"198.18.{len(self.networks)}.1"
         member = await self._member(network)
         started: list[NodeT] = []
 

@@ -245,5 +245,12 @@ def choose_replica(
 def _ranked(offers: Sequence[ReplicaOffer], beside: Sequence[Whereabouts]) -> list[PeerId]:
     known = frozenset[str]().union(*(at.peers for at in beside))
     free = [offer for offer in offers if offer.peer not in known]
-    free.sort(key=lambda offer: max((closeness(offer.at, at) for at in beside), default=0))
+
+    def near(offer: ReplicaOffer) -> tuple[int, int]:
+        """With how many it may be one, and with how many it shares a network. Counted, as one of whom nobody
+        knows where it is would otherwise make all offers alike."""
+        each = [closeness(offer.at, at) for at in beside]
+        return each.count(2), each.count(1)
+
+    free.sort(key=near)
     return [offer.peer for offer in free]

@@ -63,7 +63,7 @@ class HopSession:
             raise RemoteProtocolError(
                 f"a step of a sequence of {step.sequence_length} tokens in a session of {self.opened.tokens}"
             )
-        if step.hops_left is not None and (step.number or self._stepped):
+        if step.hops_left is not None and self._stepped:
             raise RemoteProtocolError("a step that only fills caches, in a session that goes on here")
         if step.position > self.length:
             raise PositionGap(f"a step from position {step.position} with {self.length} tokens cached")

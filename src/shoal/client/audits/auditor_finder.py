@@ -43,14 +43,18 @@ class AuditorFinder:
             return None  # what none but attested peers may see, no other is shown
         finder, shape = self._rings.finder, job.shape
         ring = {hop.address.peer for hop in session.ring.route}
-        hops = [whereabouts_of([hop.address]) for hop in session.ring.route]
+        seen_at = self._rings.seen_at
+        hops = [whereabouts_of([hop.address], seen_at) for hop in session.ring.route]
         now = trio.current_time()
         places = {
-            PeerId(a.peer): whereabouts_of([a.address]) for a in finder.serving(shape, job.numerics.format)
+            PeerId(a.peer): whereabouts_of([a.address], seen_at)
+            for a in finder.serving(shape, job.numerics.format)
         }
         doubtful = {peer for peer in places if finder.reputation.distrusted(peer, now)}
-        known = {peer for peer, at in places.items() if any(at.hosts & hop.hosts for hop in hops)}
-        beside = {peer for peer, at in places.items() if not all(apart(at, one) for one in near)}
+        # Of whom nobody knows where it is, nobody is known to be beside: it must not push others back.
+        hops, known_near = ([one for one in some if one.known] for some in (hops, near))
+        known = {peer for peer, at in places.items() if at.known and not all(apart(at, hop) for hop in hops)}
+        beside = {peer for peer, at in places.items() if not all(apart(at, one) for one in known_near)}
         never = tried | doubtful
         for avoid in (ring | known | beside, ring | beside, beside, ring | known, ring, set[PeerId]()):
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -36,8 +36,8 @@ from shoal.net.network import Network
 from shoal.sharing.peer_weights import has_span
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
-from shoal.trust.independence import OWN, Whereabouts, whereabouts
-from shoal.types import Codec, ModelShape, Numerics, PeerAddress, Span
+from shoal.trust.independence import OWN, Whereabouts, together, whereabouts
+from shoal.types import Codec, ModelShape, Numerics, PeerAddress, PeerId, Span
 
 OPEN_WITHIN_S = 5.0
 IN_FLIGHT = 4
@@ -76,7 +76,7 @@ class Auditor(Protocol):
 
     @property
     def at(self) -> Whereabouts:
-        """Where it says that it is."""
+        """Where it is, as far as is known by now."""
         ...
 
     async def compute(self, job: AuditJob) -> list[bytes]:
@@ -176,6 +176,7 @@ class PeerAuditor:
     member: Member
     settings: Settings
     identity: OtherIdentity
+    _seen: dict[PeerId, str | None] = field(default_factory=dict[PeerId, "str | None"])
 
     @property
     def name(self) -> str:
@@ -183,7 +184,7 @@ class PeerAuditor:
 
     @property
     def at(self) -> Whereabouts:
-        return whereabouts_of(hop.address for hop in self.route)
+        return whereabouts_of((hop.address for hop in self.route), self._seen.get)
 
     async def compute(self, job: AuditJob) -> list[bytes]:
         """As :meth:`Auditor.compute`."""
@@ -199,6 +200,7 @@ class PeerAuditor:
     async def _ask(self, rings: Rings, job: AuditJob) -> list[bytes]:
         tokens, found = len(job.rows), list[bytes]()
         ring = await rings.open_over(self.route, job.shape, job.numerics, tokens, OPEN_WITHIN_S, job.codec)
+        self._seen.update({hop.address.peer: rings.seen_at(hop.address.peer) for hop in self.route})
         try:
             waiting = 0  # sent and not received yet: of some of them the result may be here
             for _, count, payload in job.pieces():
@@ -229,11 +231,19 @@ async def computed(auditor: Auditor, job: AuditJob, until: float) -> list[bytes]
         return error
 
 
-def whereabouts_of(addresses: Iterable[PeerAddress]) -> Whereabouts:
-    """Where peers say that they are: at the hosts at which they can be reached without a relay."""
-    peers, hosts = list[str](), list[str]()
-    for address in addresses:
-        peers.append(address.peer)
-        found = (host_and_port(text) for text in (*address.libp2p, *address.direct))
-        hosts += [at[0] for at in found if at is not None]
-    return whereabouts(peers, hosts)
+SeenAt = Callable[[PeerId], str | None]
+"""The host that the channel to a peer leads to: empty where it goes over a relay; ``None`` where there is no
+channel, or it tells no host."""
+
+
+def whereabouts_of(addresses: Iterable[PeerAddress], seen_at: SeenAt = lambda _: None) -> Whereabouts:
+    """Where peers are: at the host that they were seen at; else where they say that they can be reached
+    without a relay."""
+    return together([_whereabouts(address, seen_at(address.peer)) for address in addresses])
+
+
+def _whereabouts(address: PeerAddress, seen: str | None) -> Whereabouts:
+    if seen is not None:
+        return whereabouts([address.peer], [seen], seen=True)
+    found = (host_and_port(text) for text in (*address.libp2p, *address.direct))
+    return whereabouts([address.peer], [at[0] for at in found if at is not None])

@@ -76,6 +76,7 @@ class Consensus:
 
     def __init__(self, rings: Rings, auditors: AuditorFinder, findings: Findings) -> None:
         self._replicas = Replicas(rings, findings)
+        self._seen_at = rings.seen_at
         self._auditors = auditors
         self._findings = findings
 
@@ -175,7 +176,7 @@ class Consensus:
                 found.faults.append(f"{hop.peer} shows other receipts than it had committed to")
                 self._findings.hold_against(hop.peer, WHOLE_FAULT)
             else:
-                at = whereabouts_of([ring.route[index].address])
+                at = whereabouts_of([ring.route[index].address], self._seen_at)
                 came = tuple(one.came for one in hop.receipts)
                 work = ReplicaWork(at, came, tuple(one.went for one in hop.receipts))
             works.append(work)

@@ -73,7 +73,7 @@ class Replicas:
     ) -> None:
         """Open as many replicas as there should be and can be, each on all its hops."""
         first, refused = session.ring, set[PeerId]()
-        taken = [[whereabouts_of([hop.address])] for hop in first.route]
+        taken = [[whereabouts_of([hop.address], self._rings.seen_at)] for hop in first.route]
         for _ in range(OPEN_ROUNDS * (REPLICAS - 1)):
             if len(opened) == REPLICAS - 1 or not seconds_left(until):
                 break
@@ -89,7 +89,7 @@ class Replicas:
                 self._findings.hold_against(error.peer, REFUSAL)
                 continue
             for places, hop in zip(taken, route, strict=True):
-                places.append(whereabouts_of([hop.address]))
+                places.append(whereabouts_of([hop.address], self._rings.seen_at))
         if len(opened) < REPLICAS - 1:
             faults.append(
                 f"{len(opened) + 1} of {REPLICAS} replicas were to be had: too few others serve its blocks"
@@ -104,7 +104,7 @@ class Replicas:
         offers = [finder.offers(session.shape, session.ring.numerics, hop.span) for hop in route]
         free = [
             [
-                ReplicaOffer(hop.address.peer, whereabouts_of([hop.address]))
+                ReplicaOffer(hop.address.peer, whereabouts_of([hop.address], self._rings.seen_at))
                 for hop in some
                 if hop.address.peer not in refused
             ]

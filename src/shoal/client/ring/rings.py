@@ -302,6 +302,14 @@ class Rings:
             return set()
         return set(self.finder.reputation.to_blame([error.peer, onward.address.peer], trio.current_time()))
 
+    def seen_at(self, peer: PeerId) -> str | None:
+        """The host that the channel to a peer leads to: empty if over a relay; ``None`` where there
+        is no channel, or it tells no host."""
+        channel = next((c for c in self._pool.all() if c.peer == peer and not c.closed), None)
+        if channel is None:
+            return None
+        return "" if channel.way == "relayed" else channel.host or None
+
     async def reach(self, address: PeerAddress, within_s: float) -> Channel:
         """A channel to a peer. Raises ChannelClosed: it cannot be reached."""
         return await self._pool.get(address, deadline_s=within_s)
