@@ -12,6 +12,7 @@ import trio
 from shoal.client.answer import Answer
 from shoal.client.audits.auditors import HERE
 from shoal.client.swarm import Swarm
+from shoal.errors import BadWeights
 from shoal.node.receipts import ReceiptDesk
 from shoal.swarm.audit_book import AuditBook
 from shoal.testing.swarm import MemorySwarm
@@ -160,6 +161,30 @@ async def test_a_hop_that_signs_for_other_positions_is_told_and_its_receipts_cou
         assert all(any(peer in fault for fault in found.faults) for peer in peers)
         assert found.level == ("consensus" if places == [4] else "fast")
         assert found.audits == ()
+
+
+async def test_what_this_machine_computes_decides_against_two_replicas_that_agree(
+    home: Path, checkpoint: Path
+) -> None:
+    cheats = {1: "int4", 4: "int4"}  # the same rows, to the bit
+    async with asking(home, checkpoint, NINE, cheats=cheats) as (swarm, client):
+        found = (await answered(client, checkpoint)).protection
+        assert {audit.peer for audit in found.audits} == {swarm.networks[place].peer for place in (1, 4)}
+        assert {audit.by for audit in found.audits} == {(f"{HERE}, its weights checked",)}
+        assert (found.level, suspected(client, swarm)) == ("fast", [1, 4])
+
+
+async def test_weights_that_cannot_be_read_are_not_here_and_fail_no_answer(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def has_span(*_: Any) -> bool:
+        raise BadWeights("they are cut")
+
+    monkeypatch.setattr("shoal.client.audits.auditors.has_span", has_span)
+    async with asking(home, checkpoint, [*NINE, MIDDLE], cheats={1: "noise"}) as (swarm, client):
+        found = (await answered(client, checkpoint)).protection
+        assert [audit.peer for audit in found.audits] == [swarm.networks[1].peer]
+        assert HERE not in found.audits[0].by
 
 
 async def test_without_weights_of_its_own_a_client_asks_another_peer_who_is_right(

@@ -118,6 +118,37 @@ def test_replicas_that_may_be_one_count_as_one(host: str | None) -> None:
     assert confirmed.confirmed == [True, True]
 
 
+def own(went: Sequence[bytes], *, checked: bool = True) -> HopCheck:
+    return HopCheck("this machine", OWN, tuple(went), checked)
+
+
+def test_what_this_machine_computes_with_checked_weights_decides_whoever_says_otherwise() -> None:
+    liars = [ring(number, LIE, ON_LIE) for number in (0, 1)]
+    false = third(LIE, "false")
+    found = seen([*liars, THREE[2]], {0: [false, own(ONE)]})
+    assert [(one.replica, one.by) for one in found.named] == [(0, ("this machine",)), (1, ("this machine",))]
+    assert (found.right[0], found.alone, found.confirmed[0]) == ((2,), ["false"], True)
+    outvoted = seen([*liars, THREE[2]], {0: [false, own(ONE, checked=False)]})
+    assert [one.replica for one in outvoted.named] == [2]  # as one voice of several it would be
+
+
+def test_where_all_replicas_differ_from_what_this_machine_computes_all_are_named() -> None:
+    found = seen([ring(number, LIE, ON_LIE, host=None) for number in range(3)], {0: [own(ONE)]})
+    assert [(one.replica, one.window) for one in found.named] == [(0, 1), (1, 1), (2, 1)]
+    assert (found.right, found.disputed) == ([], None)
+    assert "this machine" in found.open
+
+
+def test_one_third_party_that_agrees_and_two_that_do_not_confirm_nothing_and_it_is_said() -> None:
+    near = [ring(number, ONE, TWO, host="192.0.2.7") for number in range(3)]
+    two = {0: [third(ONE), *(third(LIE, name, f"198.51.{n}.1") for n, name in enumerate("ab"))]}
+    found = seen(near, {**two, 1: [third(TWO)]})
+    assert (found.named, found.confirmed) == ([], [False, True])
+    assert "hop 0 is not confirmed" in found.open
+    one = {0: [third(ONE), third(LIE, "a", "198.51.1.1"), third(ONE, "b", "198.51.2.1")]}
+    assert seen(near, {**one, 1: [third(TWO)]}).confirmed == [True, True]
+
+
 def test_who_lies_in_a_later_window_or_hop_is_named_too() -> None:
     rings = [ring(0, (b"zz", b"b1"), TWO), ring(1, LIE, ON_LIE), THREE[2]]
     assert seen(rings).disputed == Disputed(0, 0, (0, 1, 2))

@@ -8,7 +8,8 @@ anybody has shown any, and a commitment is good for one peer alone.
 What the hops have signed is then compared, hop by hop and window by window, among those that were given the
 same rows. Where they differ first, a third party computes that hop again up to that window. A hop is named
 where a third party and a replica that is apart from it have other rows, the same ones to the bit, and more
-who are apart from each other say so than say anything else. What cannot be decided so is left open.
+who are apart from each other say so than say anything else. What cannot be decided so is left open. What this
+machine computes itself, with weights that it has checked, is no voice among others: it is right.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class HopCheck:
     at: Whereabouts
     went: tuple[bytes, ...]
     """By window, from the first to the one up to which it was asked; of the positions that replicas sent."""
+    checked: bool = False
+    """Whether this machine computed it, with weights that it has compared with the model's manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +141,10 @@ def _settle(
     alone = set[str]()
     givers = tuple(works)
     for window in range(windows):
-        if len({work.went[window] for work in works.values()}) == 1:
+        said, own = {work.went[window] for work in works.values()}, _own_root(checks, window)
+        if len(said) == 1 and (own is None or own in said):
             continue
-        decided = _decide(works, checks, window)
+        decided = own or _decide(works, checks, window)
         if decided is None:
             _ask(found, Disputed(hop, window, givers), checks)
             return None
@@ -151,15 +155,38 @@ def _settle(
             NamedHop(n, hop, window, by) for n, one in works.items() if one.went[window] != decided
         ]
         works = {number: work for number, work in works.items() if work.went[window] == decided}
-    went = next(iter(works.values())).went
-    agreeing = [check.at for check in checks if check.went == went]
-    whole = strength([*(work.at for work in works.values()), *agreeing]) >= CONFIRMED
-    if not whole and len(checks) < CHECKS:
-        found.disputed = Disputed(hop, windows - 1, tuple(works))
-        return None
+        if not works:
+            found.alone += sorted(alone)
+            found.open = f"of hop {hop} no replica has what this machine computes"
+            return None
+    if not _confirmed(works, checks):
+        if len(checks) < CHECKS:
+            found.disputed = Disputed(hop, windows - 1, tuple(works))
+            return None
+        found.open = found.open or (
+            f"hop {hop} is not confirmed: of those who are apart from each other, too few have what its "
+            "replicas have, or as many have something else"
+        )
     found.alone += sorted(alone)
-    found.confirmed.append(whole)
+    found.confirmed.append(_confirmed(works, checks))
     return works
+
+
+def _own_root(checks: Sequence[HopCheck], window: int) -> bytes | None:
+    return next((c.went[window] for c in checks if c.checked and len(c.went) > window), None)
+
+
+def _confirmed(works: Mapping[int, ReplicaWork], checks: Sequence[HopCheck]) -> bool:
+    """Whether enough who are apart agree with replicas that agree, and more than with anything else."""
+    went = next(iter(works.values())).went
+    said = {went: [work.at for work in works.values()]}
+    for check in checks:
+        if check.went == went and check.checked:
+            return True
+        if len(check.went) == len(went):
+            said.setdefault(check.went, []).append(check.at)
+    most = strength(said.pop(went))
+    return most >= CONFIRMED and all(strength(others) < most for others in said.values())
 
 
 def _ask(found: ReplicaComparison, disputed: Disputed, checks: Sequence[HopCheck]) -> None:

@@ -202,7 +202,8 @@ class Consensus:
                 found.faults.append(f"hop {hop} could not be confirmed: no third party was to be had")
                 break
             # Who computes more of it now takes the place of what it had computed before.
-            checks[hop] = [*(one for one in checks.get(hop, ()) if one.by != check.by), check]
+            others = [c for c in checks.get(hop, ()) if c.by != check.by and not (c.at.own and check.at.own)]
+            checks[hop] = [*others, check]
             tokens = min((seen.disputed.window + 1) * WINDOW, kept.tokens)
             found.rows += tokens * len(kept.hops[hop].span)
         for named in seen.named:
@@ -235,17 +236,23 @@ class Consensus:
         tried |= {PeerId(peer) for check in before for peer in check.at.peers}
         near = [check.at for check in before]
         near += [work.at for one in replicas if (work := one.works[hop]) is not None]
-        own = await self._auditors.own.can(job) and not any(check.at.own for check in before)
+        # What it has computed already was contradicted: then its weights are checked, and its word decides.
+        checked = any(check.at.own for check in checks.get(hop, ()))
+        own = not any(check.checked for check in before) and await self._auditors.own.can(job)
         for _ in range(THIRD_TRIES):
-            auditor = self._auditors.own() if own else self._auditors.peer(session, job, tried, near)
-            own = False
+            here, own = own, False
+            auditor = (
+                self._auditors.own(checked=checked)
+                if here
+                else self._auditors.peer(session, job, tried, near)
+            )
             if auditor is None:
                 return None
             done = await computed(auditor, job, trio.current_time() + AUDITOR_SHARE * seconds_left(until))
             if not isinstance(done, ShoalError):
                 made, masks = row_log(done), _masks(session, replicas[0].receipts.kept)[hop]
                 went = tuple(made.window(n, masks[n])[1] for n in range(disputed.window + 1))
-                return HopCheck(auditor.name, auditor.at, went)
+                return HopCheck(auditor.name, auditor.at, went, here and checked)
             found.faults.append(f"{auditor.name} is no third party: {done.message}")
             for peer in auditor.at.peers:
                 tried.add(PeerId(peer))
@@ -279,7 +286,7 @@ class Consensus:
         first, last = named.window * WINDOW, min((named.window + 1) * WINDOW, kept.tokens) - 1
         what = (
             f"{who} has signed other rows than its blocks of this model give, at tokens {first} to "
-            f"{last}, as {' and '.join(named.by)} and another replica found: it is avoided from now on"
+            f"{last}, as {' and '.join(named.by)} found: it is avoided from now on"
         )
         result = AuditResult(
             named.hop, hop.peer, hop.span, kept.tokens, "cheat", named.by, what, replica=named.replica
