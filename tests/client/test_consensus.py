@@ -11,12 +11,16 @@ import trio
 
 from shoal.client.answer import Answer
 from shoal.client.audits.auditors import HERE
+from shoal.client.ring.hop import HopRefused
 from shoal.client.swarm import Swarm
-from shoal.errors import BadWeights
+from shoal.errors import BadWeights, ChannelClosed
+from shoal.node.hop import Hop
 from shoal.node.receipts import ReceiptDesk
+from shoal.routing.reputation import NEWCOMER
 from shoal.swarm.audit_book import AuditBook
 from shoal.testing.swarm import MemorySwarm
 from shoal.trust.rows import HASH, RowLog
+from shoal.types import PeerId
 
 from .test_audits import COUNT, MIDDLE, PROMPT, SPANS, asking, home, no_weights, suspected
 
@@ -225,3 +229,76 @@ async def test_a_hop_that_cannot_commit_is_not_named_and_the_answer_is_not_confi
         found = (await answered(client, checkpoint)).protection
         assert (found.level, found.audits) == ("fast", ())
         assert any(f"{old} commits to nothing: its version" in fault for fault in found.faults)
+
+
+# ---- who stalls ----
+
+
+def blamed(client: Swarm, swarm: MemorySwarm) -> list[int]:
+    """The places of nodes that something was held against."""
+    reputation, now = client.rings.finder.reputation, trio.current_time()
+    return [place for place, n in enumerate(swarm.networks) if reputation.trust(n.peer, now) < NEWCOMER]
+
+
+@pytest.mark.parametrize(("commits", "had_s"), [(False, 0.1), (False, 4.0), (True, 0.1)])
+async def test_who_stalls_until_its_time_is_over_is_blamed_if_it_had_enough_and_nobody_else_is(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, commits: bool, had_s: float
+) -> None:
+    """The liar says nothing, so that no third party has time to find it out."""
+    monkeypatch.setattr("shoal.client.audits.consensus.LEAST_S", 6.0)
+    monkeypatch.setattr("shoal.client.audits.auditors.ENOUGH_S", had_s)
+    get = ReceiptDesk._get
+
+    async def stalls(self: ReceiptDesk, channel: Any, message: Any, payload: bytes) -> None:
+        if self._peer != liar or (commits and message.commit):
+            await get(self, channel, message, payload)
+
+    monkeypatch.setattr(ReceiptDesk, "_get", stalls)
+    async with asking(home, checkpoint, NINE, cheats={1: "noise", 4: "fine-tune"}) as (swarm, client):
+        liar = swarm.networks[1].peer
+        found = (await answered(client, checkpoint)).protection
+        assert found.level == "fast"
+        assert [audit.peer for audit in found.audits] == [swarm.networks[4].peer]  # there was time for it
+        assert blamed(client, swarm) == ([4] if had_s == 4.0 else [1, 4])
+
+
+async def test_a_replica_that_keeps_its_rows_is_left_out_and_who_keeps_them_is_blamed(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.client.audits.consensus.LEAST_S", 6.0)
+    monkeypatch.setattr("shoal.client.audits.replicas.ENOUGH_S", 0.1)
+    take = Hop.take
+
+    def keeps(self: Hop, step: Any, payload: bytes) -> None:
+        if self.engine is not stalls:
+            take(self, step, payload)
+
+    monkeypatch.setattr(Hop, "take", keeps)
+    async with asking(home, checkpoint, NINE) as (swarm, client):
+        stalls = swarm.nodes[4].server.engine
+        found = (await answered(client, checkpoint)).protection
+        assert (found.level, len(found.replicas)) == ("consensus", 2)
+        assert any("a replica has not computed the answer" in fault for fault in found.faults)
+        assert 4 in blamed(client, swarm)
+        assert len(blamed(client, swarm)) <= 2  # it, and a neighbour where one says that it sent on
+
+
+async def test_a_hop_that_cannot_reach_the_next_is_not_blamed_for_it(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asking(home, checkpoint, NINE) as (swarm, client):
+        over = client.rings.open_over
+        refused: list[list[PeerId]] = []
+
+        async def opens(route: Any, *given: Any) -> Any:
+            peers = [hop.address.peer for hop in route]
+            if swarm.networks[1].peer not in peers and not refused:
+                refused.append(peers)
+                swarm.world.kill(peers[1])
+                raise HopRefused(peers[0], ChannelClosed("it cannot be reached"), peers[1])
+            return await over(route, *given)
+
+        monkeypatch.setattr(client.rings, "open_over", opens)
+        await answered(client, checkpoint)
+        (route,) = refused
+        assert [swarm.networks[place].peer for place in blamed(client, swarm)] == [route[1]]

@@ -6,6 +6,7 @@ an identity that is used for this alone it cannot tell from whom it has them, no
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -33,13 +34,18 @@ from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.net.addresses import host_and_port
 from shoal.net.network import Network
+from shoal.routing.reputation import REFUSAL
 from shoal.sharing.peer_weights import has_span
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
 from shoal.trust.independence import OWN, Whereabouts, together, whereabouts
 from shoal.types import Codec, ModelShape, Numerics, PeerAddress, PeerId, Span
 
+log = logging.getLogger(__name__)
+
 OPEN_WITHIN_S = 5.0
+ENOUGH_S = 4.0
+"""Who had less time than this is not blamed for what it did not do in it."""
 IN_FLIGHT = 4
 """Steps of an audit that are on their way at once."""
 HERE = "this machine"
@@ -105,8 +111,12 @@ class OwnAuditor:
         return _Here(self, checked)
 
     async def can(self, job: AuditJob) -> bool:
-        """Whether the blocks are here, and there is memory for them."""
-        return await trio.to_thread.run_sync(self._can, job)
+        """Whether the blocks are here, and there is memory for them. What cannot be read is not here."""
+        try:
+            return await trio.to_thread.run_sync(self._can, job)
+        except ShoalError as error:
+            log.warning("audit: %s cannot compute: %s", HERE, error.message)
+            return False
 
     async def compute(self, job: AuditJob, *, checked: bool) -> list[bytes]:
         """As :meth:`Auditor.compute`. Where it is cancelled its thread goes on, and the next waits."""
@@ -229,6 +239,18 @@ async def computed(auditor: Auditor, job: AuditJob, until: float) -> list[bytes]
         return DeadlineExceeded(f"{auditor.name} has not computed all rows of an audit in time")
     except ShoalError as error:
         return error
+
+
+def fault_share(error: ShoalError, had_s: float, late: float = REFUSAL) -> float:
+    """The share of a fault of who did not do what it was asked for.
+
+    Args:
+        had_s: the time that it had.
+        late: the share where it let all of that pass.
+    """
+    if not isinstance(error, DeadlineExceeded):
+        return REFUSAL
+    return late if had_s >= ENOUGH_S else 0.0
 
 
 SeenAt = Callable[[PeerId], str | None]

@@ -20,6 +20,7 @@ from shoal.client.audits.auditors import (
     OtherIdentity,
     PeerAuditor,
     computed,
+    fault_share,
 )
 from shoal.client.audits.consensus import Consensus
 from shoal.client.audits.findings import Findings
@@ -32,7 +33,6 @@ from shoal.client.seq2seq.sides import all_hops
 from shoal.client.session import Session
 from shoal.config import Settings
 from shoal.errors import (
-    DeadlineExceeded,
     RemoteProtocolError,
     ShoalError,
 )
@@ -68,8 +68,6 @@ REVEAL_WITHIN_S = 4.0
 """What a hop has to show the rows that it sent."""
 AUDITOR_SHARE = 0.5
 """Of the time that is left, what one peer has: else one that stalls would leave nobody to ask."""
-ENOUGH_S = 4.0
-"""Who had less time than this is not blamed for what it did not compute in it."""
 MOST_ASKED = 6
 """Auditors that are asked for one audit, those that give nothing among them."""
 GIVEN = (
@@ -316,9 +314,8 @@ class Audits:
             done = await computed(auditor, job, trio.current_time() + left_s)
             if isinstance(done, ShoalError):
                 silent.append(f"{auditor.name} has not audited: {done.message}")
-                if left_s >= ENOUGH_S or not isinstance(done, DeadlineExceeded):
-                    for peer in auditor.at.peers:
-                        self.findings.hold_against(peer, REFUSAL)
+                for peer in auditor.at.peers:
+                    self.findings.hold_against(peer, fault_share(done, left_s))
                 continue
             if opinions:
                 await self._pay(target.cost)

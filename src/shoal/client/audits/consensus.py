@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import trio
 
 from shoal.client.audits.auditor_finder import AuditorFinder
-from shoal.client.audits.auditors import AuditJob, computed, whereabouts_of
+from shoal.client.audits.auditors import AuditJob, computed, fault_share, whereabouts_of
 from shoal.client.audits.findings import Findings
 from shoal.client.audits.protection import AuditResult, Protection
 from shoal.client.audits.replicas import Replicas
@@ -23,7 +23,7 @@ from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
 from shoal.client.session import Session
 from shoal.errors import NotAllowed, ShoalError
-from shoal.routing.reputation import REFUSAL, SHARED_FAULT, WHOLE_FAULT
+from shoal.routing.reputation import SHARED_FAULT, WHOLE_FAULT
 from shoal.tasks import one_error, seconds_left
 from shoal.trust.answer import KeptAnswer, sent_masks
 from shoal.trust.audit import MAX_AUDIT_BYTES, is_whole
@@ -39,11 +39,16 @@ from shoal.trust.rows import WINDOW, row_log, windows
 from shoal.types import Numerics, PeerId
 from shoal.wire.payload import encoded_bytes
 
-LEAST_S = 20.0
+LEAST_S = 40.0
 """What replicas and third parties have at least, all together."""
 MOST_S = 300.0
-COMMIT_WITHIN_S = 10.0
+COMPUTE_SHARE = 1 / 2
+"""Of that time, what replicas have to open and to compute."""
+SIGN_SHARE = 1 / 8
+"""Of that time, what hops have to commit, and the same again to sign: at least ``ENOUGH_S``. What is left is
+for third parties: whoever stalls takes none of theirs."""
 SIGN_WITHIN_S = 10.0
+"""The most of it."""
 REVEAL_WITHIN_S = 5.0
 THIRD_TRIES = 3
 """Third parties that are asked for one check, those that give nothing among them."""
@@ -89,15 +94,18 @@ class Consensus:
             said: the answer's tokens.
             sampling: as of ``pull_receipts``.
         """
-        until = trio.current_time() + _within_s(session)
+        within_s, began = _within_s(session), trio.current_time()
+        until, computed_until = began + within_s, began + COMPUTE_SHARE * within_s
         found = _Found()
         try:
             text = await held_text(session, prompt, said, sampling)
             rows = await self._rows(session, text)
         except ShoalError as error:
             return None, Protection("consensus", "fast", faults=(error.message,))
-        async with self._replicas.over(session, text, rows, found.faults, until) as rings:
-            replicas = await self._signed(session, rings, text, found)
+        async with self._replicas.over(session, text, rows, found.faults, computed_until) as rings:
+            replicas = await self._signed(
+                session, rings, text, found, min(SIGN_WITHIN_S, SIGN_SHARE * within_s)
+            )
             whole = await self._compared(session, replicas, rows, found, until)
         kept, faults = replicas[0].receipts.kept, replicas[0].receipts.faults
         found.faults += [fault.what for fault in faults]
@@ -126,19 +134,23 @@ class Consensus:
         return rows
 
     async def _signed(
-        self, session: Session, rings: Sequence[Ring], text: AnswerText, found: _Found
+        self, session: Session, rings: Sequence[Ring], text: AnswerText, found: _Found, within_s: float
     ) -> list[_Replica]:
-        """What the hops of all replicas have signed, once all have committed to it; the answer's first."""
+        """What the hops of all replicas have signed, once all have committed to it; the answer's first.
+
+        Args:
+            within_s: to commit, and the same again to sign.
+        """
         nonce, everybody = os.urandom(16), [session.ring, *rings]
         committed: dict[int, list[bytes | ShoalError]] = {}
         signed: dict[int, AnswerReceipts] = {}
 
         async def commit(number: int) -> None:
-            committed[number] = await everybody[number].commitments(nonce, text.tokens, COMMIT_WITHIN_S)
+            committed[number] = await everybody[number].commitments(nonce, text.tokens, within_s)
 
         async def sign(number: int) -> None:
             ring = everybody[number]
-            signed[number] = await signed_text(ring, session.shape, text, nonce, SIGN_WITHIN_S)
+            signed[number] = await signed_text(ring, session.shape, text, nonce, within_s)
 
         for step in (commit, sign):  # nobody shows anything before all have committed
             with one_error():
@@ -148,7 +160,7 @@ class Consensus:
         replicas = list[_Replica]()
         for number, ring in enumerate(everybody):
             receipts = signed[number]
-            works = self._works(number, ring, receipts, committed[number], found)
+            works = self._works(number, ring, receipts, committed[number], within_s, found)
             replicas.append(_Replica(ring, receipts, works))
         return replicas
 
@@ -158,6 +170,7 @@ class Consensus:
         ring: Ring,
         receipts: AnswerReceipts,
         committed: Sequence[bytes | ShoalError],
+        within_s: float,
         found: _Found,
     ) -> list[ReplicaWork | None]:
         """What of a replica can be compared: hops whose receipts hold, and are those they committed to."""
@@ -167,8 +180,10 @@ class Consensus:
             work: ReplicaWork | None = None
             if isinstance(said, ShoalError):
                 found.faults.append(f"{hop.peer} commits to nothing: {said.message}")
-                self._findings.hold_against(hop.peer, REFUSAL)
+                self._findings.hold_against(hop.peer, fault_share(said, within_s, late=WHOLE_FAULT))
             elif index in unsound:
+                if unsound[index].kind == "missing" and index not in ring.lost:
+                    self._findings.hold_against(hop.peer, WHOLE_FAULT)  # it has committed and shows nothing
                 if number:  # those of the answer's own hops are told in any case
                     found.faults.append(f"of replica {number}, {unsound[index].what}")
             elif said != commitment(kept.nonce, hop.peer, kept.receipts(index)):
@@ -232,7 +247,7 @@ class Consensus:
         ring = session.ring
         before = [check for check in checks.get(hop, ()) if len(check.went) > disputed.window]
         job = AuditJob(session.shape, ring.numerics, ring.codec, ring.route[hop].span, given)
-        tried = {PeerId(one.receipts.kept.hops[hop].peer) for one in replicas}
+        tried = {PeerId(other.peer) for one in replicas for other in one.receipts.kept.hops}
         tried |= {PeerId(peer) for check in before for peer in check.at.peers}
         near = [check.at for check in before]
         near += [work.at for one in replicas if (work := one.works[hop]) is not None]
@@ -248,7 +263,8 @@ class Consensus:
             )
             if auditor is None:
                 return None
-            done = await computed(auditor, job, trio.current_time() + AUDITOR_SHARE * seconds_left(until))
+            left_s = AUDITOR_SHARE * seconds_left(until)
+            done = await computed(auditor, job, trio.current_time() + left_s)
             if not isinstance(done, ShoalError):
                 made, masks = row_log(done), _masks(session, replicas[0].receipts.kept)[hop]
                 went = tuple(made.window(n, masks[n])[1] for n in range(disputed.window + 1))
@@ -256,7 +272,7 @@ class Consensus:
             found.faults.append(f"{auditor.name} is no third party: {done.message}")
             for peer in auditor.at.peers:
                 tried.add(PeerId(peer))
-                self._findings.hold_against(peer, REFUSAL)
+                self._findings.hold_against(peer, fault_share(done, left_s))
         return None
 
     async def _revealed(
@@ -266,16 +282,23 @@ class Consensus:
         for number in disputed.givers:
             one = replicas[number]
             work = one.works[disputed.hop]
+            peer, ring = one.receipts.kept.hops[disputed.hop - 1].peer, one.ring
+            needs_s = (
+                count
+                * encoded_bytes(1, one.receipts.kept.width, ring.codec)
+                / ring.link_bytes_s(disputed.hop - 1)
+            )
+            # By the link's speed, and half of what is left at most: others may have to show them instead.
+            within_s = min(REVEAL_WITHIN_S + 2 * needs_s, AUDITOR_SHARE * seconds_left(until))
             try:
-                within_s = min(REVEAL_WITHIN_S, seconds_left(until))
-                shown = await one.ring.sent_rows(disputed.hop - 1, count, within_s)
-            except ShoalError:
-                self._findings.hold_against(one.receipts.kept.hops[disputed.hop - 1].peer, REFUSAL)
+                shown = await ring.sent_rows(disputed.hop - 1, count, within_s)
+            except ShoalError as error:
+                self._findings.hold_against(peer, fault_share(error, within_s - needs_s))
                 continue
             log = row_log(shown)
             if work and all(log.window(n)[1] == work.came[n] for n in range(disputed.window + 1)):
                 return shown
-            self._findings.hold_against(one.receipts.kept.hops[disputed.hop - 1].peer, SHARED_FAULT)
+            self._findings.hold_against(peer, SHARED_FAULT)
         return None
 
     async def _name(self, named: NamedHop, kept: KeptAnswer, found: _Found) -> None:

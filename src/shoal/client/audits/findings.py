@@ -37,8 +37,9 @@ class Findings:
             self._reputation.lied(peer, now - age_s)
 
     def hold_against(self, peer: str, share: float) -> None:
-        """Hold a share of a fault against a peer."""
-        self._reputation.failed(PeerId(peer), trio.current_time(), share)
+        """Hold a share of a fault against a peer; none of 0."""
+        if share:
+            self._reputation.failed(PeerId(peer), trio.current_time(), share)
 
     def contradicted(self, auditors: Sequence[str]) -> None:
         """These auditors found what two others who are apart did not: half of a fault for each."""

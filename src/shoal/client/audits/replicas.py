@@ -8,7 +8,7 @@ from functools import partial
 
 import trio
 
-from shoal.client.audits.auditors import whereabouts_of
+from shoal.client.audits.auditors import ENOUGH_S, fault_share, whereabouts_of
 from shoal.client.audits.findings import Findings
 from shoal.client.receipts.pull import AnswerText
 from shoal.client.ring.hop import HopRefused, RouteHop
@@ -17,7 +17,6 @@ from shoal.client.ring.rings import Rings
 from shoal.client.session import Session
 from shoal.errors import ShoalError
 from shoal.executor.codecs import join_rows
-from shoal.routing.reputation import REFUSAL
 from shoal.tasks import one_error, seconds_left
 from shoal.trust.consensus import REPLICAS, ReplicaOffer, choose_replica
 from shoal.trust.independence import Whereabouts, closeness
@@ -44,16 +43,23 @@ class Replicas:
     async def over(
         self, session: Session, text: AnswerText, rows: Sequence[bytes], faults: list[str], until: float
     ) -> AsyncGenerator[list[Ring]]:
-        """Rings over which all rows of the answer have gone; closed on the way out."""
+        """Rings over which all rows of the answer have gone; closed on the way out.
+
+        Args:
+            until: when all have to have come back, the opening included.
+        """
         opened, ran = list[Ring](), list[Ring]()
 
         async def run(ring: Ring) -> None:
+            had_s = seconds_left(until)
             try:
                 with trio.fail_at(until):
                     await _compute(ring, session, rows)
                 ran.append(ring)
             except trio.TooSlowError:
                 faults.append("a replica has not computed the answer in time")
+                if had_s >= ENOUGH_S:
+                    await ring.losses.give_up()  # the hop that has the step is asked for and blamed
             except ShoalError as error:
                 faults.append(f"a replica has not computed the answer: {error.message}")
 
@@ -85,8 +91,10 @@ class Replicas:
             try:
                 opened.append(await opening(within_s, first.codec))
             except HopRefused as error:
-                refused.add(error.peer)
-                self._findings.hold_against(error.peer, REFUSAL)
+                blamed = await self._rings.to_blame(route, error)
+                refused |= blamed
+                for peer in blamed:
+                    self._findings.hold_against(peer, fault_share(error.error, within_s))
                 continue
             for places, hop in zip(taken, route, strict=True):
                 places.append(whereabouts_of([hop.address], self._rings.seen_at))

@@ -291,6 +291,11 @@ class Rings:
         farthest_s = max(rtts.get(hop.address.peer) or 0.0 for hop in route)
         return min(timeout_s, search.newcomer_opens_s + NEWCOMER_TRIPS * farthest_s)
 
+    async def to_blame(self, route: Sequence[RouteHop], error: HopRefused) -> set[PeerId]:
+        """Who may be to blame that a ring over ``route`` was not opened: the hop that refused; or the one
+        after it, if that is gone; or, if that can be reached, who of the two is trusted less, or both."""
+        return await self._at_odds(route, error) or {error.gone or error.peer}
+
     async def _at_odds(self, route: Sequence[RouteHop], error: HopRefused) -> set[PeerId]:
         """Who may be to blame when a hop calls the next one gone and we can reach that; else nobody."""
         onward = next((hop for hop in route if hop.address.peer == error.gone), None)
