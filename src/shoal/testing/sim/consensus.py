@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
 import msgspec
 from blake3 import blake3
@@ -24,8 +25,12 @@ from shoal.trust.independence import Whereabouts, whereabouts
 from shoal.trust.receipt import sign_windows
 from shoal.trust.rows import HASH, WINDOW, RowLog, windows
 
+Lie = Literal["went", "came", "sent"]
+"""What a liar signs falsely: what it made; what it was given, too; or of which positions it sent rows."""
 LAZY = ("copies a commitment", "shows what others have shown", "signs for nothing")
 """What one that has computed nothing may try."""
+LIES: tuple[tuple[Lie, int], ...] = (("went", 0), ("went", 1), ("came", 0), ("sent", 0))
+"""What is simulated, with how many third parties that lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,11 @@ class Outcome:
     lazy: tuple[int, int]
     """The replica and the hop of each."""
     named: frozenset[tuple[int, int]]
-    """Who was named, by a third party or by a commitment that is not opened."""
+    """Whom a third party found out."""
+    told: frozenset[tuple[int, int]]
+    """Whose receipts alone show that it is at fault: it is told and left out."""
+    at_odds: frozenset[tuple[int, int]]
+    """Two neighbours each, of whom one lies and nothing shows which."""
     rows: float
     """Rows through blocks that were computed beyond the answer's own, relative to those."""
     confirmed: bool
@@ -48,9 +57,12 @@ class SimulatedConsensus:
 
     Args:
         false: how many of the third parties lie, each in its own way.
+        lie: what the liar signs falsely.
     """
 
-    def __init__(self, seed: int, *, cheats: bool = True, false: int = 0) -> None:
+    def __init__(self, seed: int, *, cheats: bool = True, false: int = 0, lie: Lie = "went") -> None:
+        self._lie: Lie = lie
+        self._received = list[RowLog]()
         self._random = random = Random(seed)
         self._cheats, self._false = cheats, false
         self._tokens = random.randint(LEAST_TOKENS, MOST_TOKENS)
@@ -71,23 +83,26 @@ class SimulatedConsensus:
         committed = [
             [self._committed(answers, replica, hop) for hop in range(HOPS)] for replica in range(REPLICAS)
         ]
-        named = set[tuple[int, int]]()
+        told, at_odds = set[tuple[int, int]](), set[tuple[int, int]]()
         rings: list[list[ReplicaWork | None]] = []
         for replica, answer in enumerate(answers):
-            unsound = {hop for f in check_answer(answer, verify) if len(f.hops) == 1 for hop in f.hops}
+            faults = check_answer(answer, verify, self._received[replica])
+            unsound = {fault.hops[0] for fault in faults if len(fault.hops) == 1}
+            at_odds |= {(replica, hop) for fault in faults if len(fault.hops) == 2 for hop in fault.hops}
             ring = list[ReplicaWork | None]()
             for hop, receipts in enumerate(answer.hops):
                 opens = committed[replica][hop] == self._opened(answer, hop)
-                if not opens:
-                    named.add((replica, hop))
                 sound = opens and hop not in unsound
+                if not sound:
+                    told.add((replica, hop))
                 ring.append(self._work(replica, hop, receipts) if sound else None)
             rings.append(ring)
         found = self._settled(rings)
-        named |= {(one.replica, one.hop) for one in found.named}
+        named = frozenset((one.replica, one.hop) for one in found.named)
         confirmed = not found.open and all(found.confirmed) and all(0 in right for right in found.right)
         cost = self._computed / (self._tokens * HOPS)
-        return Outcome(self._liar, self._lazy, frozenset(named), cost, confirmed)
+        outcome = frozenset(told), frozenset(at_odds)
+        return Outcome(self._liar, self._lazy, named, *outcome, cost, confirmed)
 
     def _settled(self, rings: list[list[ReplicaWork | None]]) -> ReplicaComparison:
         sent = [self._sent.window(number)[1] for number in range(windows(self._tokens))]
@@ -112,6 +127,7 @@ class SimulatedConsensus:
             came.append(self._through(hop, came[-1], lie=lie or lazy, tag=replica + 1 + lazy))
             self._computed += self._tokens if replica and not lazy else 0
             hops.append(self._receipts(replica, hop))
+        self._received.append(came[-1])
         answer = KeptAnswer(
             model="pretended",
             digest="sha256:" + "0" * 64,
@@ -139,8 +155,12 @@ class SimulatedConsensus:
         went, lazy = came[hop + 1], self._cheats and (replica, hop) == self._lazy
         if lazy and self._how != "signs for nothing":
             went = self._through(hop, came[hop], lie=False)  # by then others have revealed it
-        sign = self._peers[replica][hop].sign
-        made = sign_windows(answer.work(hop), self._tokens, came[hop], went, sign)
+        sign, given = self._peers[replica][hop].sign, came[hop]
+        if self._cheats and (replica, hop) == self._liar and self._lie == "came":
+            given = self._through(hop, given, lie=True, tag=99)
+        if self._cheats and (replica, hop) == self._liar and self._lie == "sent":
+            went = RowLog()
+        made = sign_windows(answer.work(hop), self._tokens, given, went, sign)
         kept = tuple(KeptWindow(one.sent, one.came, one.went, one.signature) for one in made)
         return msgspec.structs.replace(answer.hops[hop], receipts=kept)
 
@@ -177,18 +197,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=100)
     asked = parser.parse_args()
-    lines = ["| third parties that lie | liar named | lazy one named | honest ones named | computed |"]
-    for false in (0, 1):
+    lines = [
+        "| the liar signs falsely | third parties that lie | named | told alone | at odds with a neighbour "
+        "| lazy one named or told | honest ones named or told | answers confirmed that lie | computed |"
+    ]
+    for lie, false in LIES:
         began = time.perf_counter()
-        runs = [SimulatedConsensus(seed, false=false).run() for seed in range(asked.runs)]
+        runs = [SimulatedConsensus(seed, false=false, lie=lie).run() for seed in range(asked.runs)]
         each_s = (time.perf_counter() - began) / asked.runs
-        liars = sum(run.liar in run.named for run in runs)
-        lazy = sum(run.lazy in run.named for run in runs)
-        honest = sum(len(run.named - {run.liar, run.lazy}) for run in runs)
+        named = sum(run.liar in run.named for run in runs)
+        told = sum(run.liar in run.told - run.named for run in runs)
+        odds = sum(run.liar in run.at_odds - run.told - run.named for run in runs)
+        lazy = sum(run.lazy in run.named | run.told for run in runs)
+        honest = sum(len((run.named | run.told) - {run.liar, run.lazy}) for run in runs)
+        wrong = sum(run.confirmed and run.liar[0] == 0 for run in runs)
         rows = sum(run.rows for run in runs) / asked.runs
-        cells = f"{liars} of {asked.runs} | {lazy} of {asked.runs} | {honest}"
         lines.append(
-            f"| {false} | {cells} | {rows:.2f} times the answer's rows more, {each_s * 1e3:.0f} ms |"
+            f"| {lie} | {false} | {named} | {told} | {odds} | {lazy} | {honest} | {wrong} "
+            f"| {rows:.2f} times the answer's rows more, {each_s * 1e3:.0f} ms |"
         )
     sys.stdout.write("\n".join(lines) + "\n")
 
