@@ -32,6 +32,7 @@ from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.audio.routes import AudioRoutes
 from shoal.gateway.body import read_body
 from shoal.gateway.database.database import Database
+from shoal.gateway.database.forgetting import forget_revoked
 from shoal.gateway.embedding import EmbeddingExchange
 from shoal.gateway.error_forms import OLLAMA_LACKING, error_response, speaks_anthropic
 from shoal.gateway.errors import MethodNotAllowed, NotFound
@@ -170,11 +171,13 @@ class Gateway:
 
     async def _sweep(self) -> None:
         while True:
-            try:
-                for store in (self.responses, self.files, self.batches):
-                    await self.database.run(store.sweep)
-            except OutOfResources as error:  # what has expired is given to nobody all the same
-                log.warning("what has expired cannot be deleted: %s", error.message)
+            revoked = partial(forget_revoked, self.database)
+            for some in (self.responses.sweep, self.files.sweep, self.batches.sweep, revoked):
+                try:
+                    while await self.database.run(some):
+                        pass
+                except OutOfResources as error:  # what has expired is given to nobody all the same
+                    log.warning("what has expired cannot be deleted: %s", error.message)
             await trio.sleep(SWEEP_EVERY_S)
 
     def _is_open(self, path: str) -> bool:

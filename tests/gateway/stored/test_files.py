@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from shoal.errors import OutOfResources
+from shoal.gateway.access.keys import KeyLimits, create, list_keys, revoke
+from shoal.gateway.database import forgetting
 from shoal.gateway.errors import LimitReached, NotFound
 from shoal.gateway.stored import files as files_module
 from shoal.gateway.stored.batches import store as store_module
 
-from .stored import batch_of, line, rows
+from shoal.gateway.stored.files import FileStore
+from shoal.gateway.stored.responses import ResponseStore
+from tests.gateway.conftest import served
+
+from .stored import batch_of, line, rows, until
 
 
 def test_lines_are_read_in_pieces_of_so_many_bytes(store, monkeypatch):
@@ -56,3 +63,70 @@ def test_files_and_batches_expire(store, days):
     store.files.sweep()
     store.sweep()
     assert [rows(store.database, table) for table in ("batches", "files", "file_lines")] == [0, 0, 0]
+
+
+def fails_after(database, monkeypatch, times):
+    """Let so many transactions succeed, and none after them."""
+    begin, left = database.transaction, [times]
+
+    def transaction(lock=None):
+        if not left[0]:
+            raise OutOfResources("away")
+        left[0] -= 1
+        return begin(lock)
+
+    monkeypatch.setattr(database, "transaction", transaction)
+
+
+def test_a_key_with_more_than_can_be_deleted_at_once_is_revoked_and_the_rest_deleted_later(
+    store, monkeypatch, caplog
+):
+    monkeypatch.setattr(forgetting, "LINES_AT_ONCE", 3)
+    _, key = create(store.database, "ada", KeyLimits(), admin=False)
+    store.files.add(key.id, "x", [b"x\n"] * 10, None)
+    store.files.add("key_other", "x", [b"x\n"] * 10, None)
+    with monkeypatch.context() as patched:
+        fails_after(
+            store.database, patched, 7
+        )  # keys, the revocation, batches, files, and of a file two pieces
+        revoke(store.database, "ada")
+    assert [record.revoked is not None for record in list_keys(store.database)] == [True]
+    assert "deleted later" in caplog.text
+    assert rows(store.database, "file_lines") == 14
+    while forgetting.forget_revoked(store.database):
+        pass
+    assert [rows(store.database, table) for table in ("files", "file_lines")] == [1, 10]
+
+
+def test_what_has_expired_is_deleted_in_pieces_and_what_is_deleted_is_hidden_at_once(
+    store, days, monkeypatch
+):
+    monkeypatch.setattr(forgetting, "LINES_AT_ONCE", 3)
+    monkeypatch.setattr(forgetting, "FILES_AT_ONCE", 1)
+    deleted, _expired, kept = (
+        store.files.add("local", "x", [b"x\n"] * 10, seconds) for seconds in (None, 3600, None)
+    )
+    with monkeypatch.context() as patched:
+        fails_after(store.database, patched, 3)
+        store.files.delete("local", deleted.id)
+    assert rows(store.database, "file_lines") == 27
+    with pytest.raises(NotFound):
+        store.files.delete("local", deleted.id)
+    days.at += 3600
+    assert [file.id for file in store.files.list("local")] == [kept.id]
+    assert [store.files.sweep() for _ in range(3)] == [True, True, False]
+    assert rows(store.database, "file_lines") == 10
+    assert store.files.find("local", kept.id)
+
+
+async def test_what_one_store_cannot_delete_keeps_no_other_from_it(tmp_path, checkpoint, monkeypatch, caplog):
+    swept = []
+
+    def away(store):
+        raise OutOfResources("away")
+
+    monkeypatch.setattr(ResponseStore, "sweep", away)
+    monkeypatch.setattr(FileStore, "sweep", lambda store: swept.append(store))
+    async with served(tmp_path, checkpoint, ready=False):
+        await until(lambda: swept)
+    assert "what has expired cannot be deleted: away" in caplog.text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import math
 import secrets
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 from shoal.errors import OutOfResources, UsageError
 from shoal.gateway.database.database import Database
+from shoal.gateway.database.forgetting import forget_some
 from shoal.types import ProtectionLevel, protection_level
 
 PREFIX = "sk-shoal-"
@@ -23,6 +25,8 @@ MAX_NAME = 64
 KNOWN_S = 600.0
 """How long the keys that were read last are good where several gateways share a database and it is away: a
 key may have been revoked elsewhere since."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +177,8 @@ def list_keys(database: Database) -> list[KeyRecord]:
 def revoke(database: Database, which: str) -> Caller:
     """End a key, by its id or its name, and delete what is kept for it.
 
-    Running gateways refuse it within a second or two.
+    Running gateways refuse it within a second or two. What cannot be deleted now they delete with their next
+    sweep: the key is revoked all the same.
 
     Raises:
         UsageError: no good key has this id or name, or more than one has the name.
@@ -184,24 +189,17 @@ def revoke(database: Database, which: str) -> Caller:
     if len(meant) != 1:
         count = "no key" if not meant else f"{len(meant)} keys"
         raise UsageError(f"{count} named {which!r}", check="give the key's id", next_command="shoal key list")
-    with database.transaction() as changes:
+    with database.transaction() as changes:  # alone: much may be kept for it, and it must be refused now
         changes.execute("UPDATE keys SET revoked = ? WHERE id = ?", (time.time(), meant[0].id))
-        for statement in FORGET:
-            changes.execute(statement, (meant[0].id,))
+    try:
+        while forget_some(database, meant[0].id):
+            pass
+    except OutOfResources as error:
+        log.warning("what is kept for %s is deleted later, by a gateway: %s", meant[0].id, error.message)
     return meant[0]
 
 
 _COLUMNS = "id, name, admin, requests_per_minute, tokens_per_minute, concurrency, attested_only, protect"
-
-
-FORGET = (
-    "DELETE FROM batches WHERE caller = ?",  # first: who writes a line of one holds its row
-    "DELETE FROM file_lines WHERE file IN (SELECT id FROM files WHERE caller = ?)",
-    "DELETE FROM files WHERE caller = ?",
-    "DELETE FROM responses WHERE caller = ?",
-    "DELETE FROM allowances WHERE caller = ?",
-)
-"""What is deleted with a key."""
 
 
 def _caller(row: Sequence[Any]) -> Caller:

@@ -5,13 +5,16 @@ Every method reads or writes the disk.
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
+from shoal.errors import OutOfResources
 from shoal.gateway.database.database import Database, Transaction
+from shoal.gateway.database.forgetting import drop_file, drop_files
 from shoal.gateway.errors import BodyTooLarge, LimitReached, NotFound
 from shoal.gateway.stored.expiry import Keeping
 
@@ -28,6 +31,8 @@ FULL_RETRY_S = 3600.0
 PIECE = 256 << 10
 """Bytes of lines that are read at once; a line that is longer comes alone."""
 PIECE_LINES = 256
+
+log = logging.getLogger(__name__)
 
 Purpose = Literal["batch", "batch_output"]
 
@@ -106,10 +111,7 @@ class FileStore:
         """
         found = [file for file in self.list(caller) if file.id == id]
         if not found:
-            raise NotFound(
-                f"no file {id[:64]!r} is stored for this key",
-                check="that it was uploaded with this key; GET /v1/files lists those that have not expired",
-            )
+            raise self._not_found(id)
         return found[0]
 
     def list(self, caller: str) -> list[StoredFile]:
@@ -124,9 +126,17 @@ class FileStore:
 
     def delete(self, caller: str, id: str) -> None:
         """Forget a file. Raises NotFound as :meth:`find`."""
-        self.find(caller, id)
-        with self.database.transaction() as changes:
-            _drop(changes, "id = ? AND caller = ?", (id, caller))
+        with self.database.transaction() as changes:  # hidden at once: it may have very many lines
+            hidden = changes.execute(
+                "UPDATE files SET expires = 0 WHERE id = ? AND caller = ? AND writing = 0 AND expires > ?",
+                (id, caller, self.keeping.clock()),
+            )
+        if not hidden.rowcount:
+            raise self._not_found(id)
+        try:
+            drop_file(self.database, id)
+        except OutOfResources as error:
+            log.warning("%s is deleted with the next sweep: %s", id, error.message)
 
     def read(self, id: str, after: int, most: int = PIECE_LINES) -> list[tuple[int, bytes]]:
         """Lines by their numbers, those behind line ``after``, one piece; none at the file's end."""
@@ -157,10 +167,15 @@ class FileStore:
             yield from piece
             after = piece[-1][0]
 
-    def sweep(self) -> None:
-        """Forget what has expired."""
-        with self.database.transaction() as changes:
-            _drop(changes, "expires <= ? AND writing = 0", (self.keeping.clock(),))
+    def sweep(self) -> bool:
+        """Forget some of what has expired, and say whether there may be more."""
+        return drop_files(self.database, "expires <= ? AND writing = 0", (self.keeping.clock(),))
+
+    def _not_found(self, id: str) -> NotFound:
+        return NotFound(
+            f"no file {id[:64]!r} is stored for this key",
+            check="that it was uploaded with this key; GET /v1/files lists those that have not expired",
+        )
 
 
 def new_file_id() -> str:
@@ -191,7 +206,7 @@ def close_output(database: Transaction, id: str, created: float, expires: float)
         "SELECT CAST(sum(length(data)) AS BIGINT) FROM file_lines WHERE file = ?", (id,)
     ).fetchone()
     if size is None:
-        _drop(database, "id = ?", (id,))
+        database.execute("DELETE FROM files WHERE id = ?", (id,))
         return False
     database.execute(
         "UPDATE files SET writing = 0, bytes = ?, created = ?, expires = ? WHERE id = ?",
@@ -221,12 +236,6 @@ def _pieces(lines: Iterable[bytes]) -> Iterator[list[tuple[int, bytes]]]:
             piece, size = [], 0
     if piece:
         yield piece
-
-
-def _drop(database: Transaction, which: str, parameters: Sequence[Any]) -> None:
-    """Delete files, by a condition, with all of their lines."""
-    database.execute(f"DELETE FROM file_lines WHERE file IN (SELECT id FROM files WHERE {which})", parameters)
-    database.execute(f"DELETE FROM files WHERE {which}", parameters)
 
 
 def _insert(database: Transaction, caller: str, file: StoredFile, *, writing: bool) -> None:

@@ -13,6 +13,7 @@ import msgspec
 
 from shoal.errors import UsageError
 from shoal.gateway.database.database import Database, Transaction
+from shoal.gateway.database.forgetting import drop_rows
 from shoal.gateway.errors import BadRequest, NotFound
 from shoal.gateway.stored.expiry import Keeping
 
@@ -165,10 +166,9 @@ class ResponseStore:
         if not deleted.rowcount:
             raise self._not_found(id)
 
-    def sweep(self) -> None:
-        """Forget what has expired."""
-        with self.database.transaction() as changes:
-            changes.execute("DELETE FROM responses WHERE used <= ?", (self._oldest(),))
+    def sweep(self) -> bool:
+        """Forget some of what has expired, and say whether there may be more."""
+        return drop_rows(self.database, "responses", "used <= ?", (self._oldest(),))
 
     def _turn(self, database: Transaction, caller: str, id: str) -> tuple[str | None, int] | None:
         """The response before a turn, and the turn's bytes."""

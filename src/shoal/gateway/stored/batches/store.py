@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from shoal.gateway.database.database import Transaction
+from shoal.gateway.database.forgetting import drop_rows
 from shoal.gateway.errors import LimitReached, NotFound
 from shoal.gateway.stored.batches.batch import StoredBatch
 from shoal.gateway.stored.files import FileStore, StoredFile, close_output, files_lock, open_output, put_lines
@@ -162,11 +163,10 @@ class BatchStore:
         with self.database.transaction() as changes:
             changes.execute("UPDATE batches SET held_until = 0 WHERE holder = ?", (holder,))
 
-    def sweep(self) -> None:
-        """Forget batches that have ended longer ago than anything is kept."""
+    def sweep(self) -> bool:
+        """Forget some batches that have ended longer ago than anything is kept; says if there may be more."""
         oldest = self.clock() - self.files.keeping.longest_s
-        with self.database.transaction() as changes:
-            changes.execute("DELETE FROM batches WHERE finished <= ?", (oldest,))
+        return drop_rows(self.database, "batches", "finished <= ?", (oldest,))
 
     def _close(self, database: Transaction, batch: StoredBatch) -> StoredBatch:
         now, longest = self.clock(), self.files.keeping.longest_s
