@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, cast, get_args
+from urllib.parse import unquote
 
 from shoal.errors import UsageError
 from shoal.types import PROTECTION_LEVELS, Codec, Format, Kernels, PrivateEnds, YieldMode
@@ -93,22 +94,45 @@ def without_password(url: str) -> str:
     name, colon, _ = user.partition(":")
     shown = url.partition("://")[0] + "://" + name + (":***" if colon else "") + ("@" if user else "") + place
     told = [
-        f"{key}=***" if "password" in key else f"{key}={value}"
+        f"{key}=***" if _is_secret(key) else f"{key}={value}"
         for key, _, value in (one.partition("=") for one in query.split("&") if one)
     ]
     return f"{shown}?{'&'.join(told)}" if told else shown
 
 
-def _check_database(url: str) -> None:
-    """Raises UsageError: it is no address of a server; without saying what it is, which may be a password."""
+def _is_secret(parameter: str) -> bool:
+    name = unquote(parameter).lower()  # libpq decodes names, too
+    return "password" in name or "secret" in name
+
+
+def database_parameters(url: str) -> dict[str, str]:
+    """What the address of a database says, by the names of libpq's parameters; empty without psycopg.
+
+    Raises:
+        UsageError: it is no address of a server; without saying what it is, which may be a password.
+    """
     scheme = url.partition("://")[0]
-    user = url.rpartition("@")[0].removeprefix(f"{scheme}://")
-    if scheme not in ("postgresql", "postgres") or "://" not in url or re.search("[@/?#]", user):
-        raise UsageError(
-            "database is not the address of a PostgreSQL server",
-            check="write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, in the password with %40 for @, %2F "
-            "for /, %3F for ? and %23 for #",
-        )
+    user, place, _ = _address(url)
+    bad = "://" not in url or scheme not in ("postgresql", "postgres") or re.search("[@/?#]", user)
+    if bad or not _HOSTS.fullmatch(place.partition("/")[0]) or _BROKEN_PERCENT.search(url):
+        raise _no_database()
+    try:
+        from psycopg import ProgrammingError  # noqa: PLC0415 - an extra, and slow to import
+        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
+    except ImportError:  # who opens the database says so
+        return {}
+    try:
+        return {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    except ProgrammingError:
+        raise _no_database() from None  # libpq quotes what it cannot read
+
+
+def _no_database() -> UsageError:
+    return UsageError(
+        "database is not the address of a PostgreSQL server",
+        check="write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, in the password with %40 for @, %2F "
+        "for /, %3F for ?, %23 for # and %25 for %; behind ? only parameters of libpq",
+    )
 
 
 def _address(url: str) -> tuple[str, str, str]:
@@ -118,6 +142,10 @@ def _address(url: str) -> tuple[str, str, str]:
     return user, place, query
 
 
+_HOST = r"(?:\[[^][@/]+\]|[^][:,]*)(?::\d*)?"
+_HOSTS = re.compile(f"{_HOST}(?:,{_HOST})*", re.ASCII)
+"""Of an address: what is behind a colon that is no port may be a password."""
+_BROKEN_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?")
 BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("port", "direct_port", "metrics_port", "gateway_port", "ollama_port"), (0, 65535)),
@@ -179,7 +207,7 @@ def check_values(values: Mapping[str, Any]) -> None:
             check="set it to two numbers of blocks, the first and the last, for example 2:2",
         ) from error
     if values["database"]:
-        _check_database(values["database"])
+        database_parameters(values["database"])
     for name, words in WORDS.items():
         if values[name] not in words:
             raise UsageError(f"{name} is {values[name]!r}", check=f"set it to one of: {', '.join(words)}")

@@ -17,7 +17,7 @@ from shoal.gateway.database.postgres import PostgresDatabase
 from shoal.gateway.stored.expiry import Keeping
 from shoal.gateway.stored.files import FileStore
 from shoal.gateway.stored.responses import ResponseStore
-from shoal.option_values import server_of, without_password
+from shoal.option_values import database_parameters, server_of, without_password
 from tests.postgres import Server, fresh_schema
 
 from .conftest import kept_in
@@ -84,7 +84,7 @@ def test_a_step_that_is_new_is_taken_once_and_a_database_of_a_newer_version_is_r
     database, tmp_path, monkeypatch
 ):
     create(database, "old", KeyLimits(), admin=False)
-    url = database._url if database.shared else ""
+    url = database.url if database.shared else ""
     monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, "ALTER TABLE keys ADD COLUMN told BYTEA"))
     with closing(database_at(url, tmp_path / "gateway.db")) as newer:
         for _ in range(2):
@@ -175,10 +175,41 @@ def test_no_password_is_shown(tmp_path):
         "mysql://a:hunter2@b/c",
         "postgresql://a:hunt@er2@b/c",
         "postgresql://a:h/er2@b/c",
+        "postgresql://a:100%hunter2@b/c",
+        "postgresql://a:hunter2@[::1/c",
+        "postgresql://a:hunter2",
+        "postgresql://a@b:hunter2/c",
+        "postgresql://a@b/c?PASSWORD=hunter2",
+        "postgresql://a@b/c?password=100%hunter2",
     ):
         with pytest.raises(UsageError, match="not the address of a PostgreSQL server") as refused:
             config.load({"database": wrong}, {"SHOAL_HOME": str(tmp_path)})
         assert "er2" not in str(refused.value)
+        assert refused.value.__suppress_context__ or refused.value.__context__ is None
+        with pytest.raises(UsageError):
+            PostgresDatabase(wrong)
+
+
+@pytest.mark.parametrize("name", ["password", "PASSWORD", "pass%77ord", "sslpassword", "oauth_client_secret"])
+def test_no_parameter_that_is_a_secret_is_shown(name):
+    assert (
+        without_password(f"postgresql://a@b/c?{name}=hunter2&port=1")
+        == f"postgresql://a@b/c?{name}=***&port=1"
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://a:p%25%40@b:5/c",
+        "postgresql://a:b:c@[::1]:5,db.example.org/c?sslmode=require",
+        "postgresql://%2Frun%2Fpostgresql/c",
+        "postgresql://",
+        "postgresql:///c?host=/run/a:b",
+    ],
+)
+def test_addresses_that_libpq_takes_are_taken(url):
+    database_parameters(url)
 
 
 def test_a_server_that_refuses_is_told_without_the_password():

@@ -10,11 +10,10 @@ from shoal.gateway.database import forgetting
 from shoal.gateway.errors import LimitReached, NotFound
 from shoal.gateway.stored import files as files_module
 from shoal.gateway.stored.batches import store as store_module
-
 from shoal.gateway.stored.files import FileStore
 from shoal.gateway.stored.responses import ResponseStore
-from tests.gateway.conftest import served
 
+from ..conftest import served
 from .stored import batch_of, line, rows, until
 
 
@@ -126,7 +125,7 @@ async def test_what_one_store_cannot_delete_keeps_no_other_from_it(tmp_path, che
         raise OutOfResources("away")
 
     monkeypatch.setattr(ResponseStore, "sweep", away)
-    monkeypatch.setattr(FileStore, "sweep", lambda store: swept.append(store))
+    monkeypatch.setattr(FileStore, "sweep", swept.append)
     async with served(tmp_path, checkpoint, ready=False):
         await until(lambda: swept)
     assert "what has expired cannot be deleted: away" in caplog.text

@@ -18,12 +18,12 @@ import trio
 from shoal.errors import IncompatibleLibrary, OutOfResources
 from shoal.gateway.database.database import Database, Rows, RunArguments, RunResult, Transaction
 from shoal.gateway.database.schema import LOCK, bring_up_to_date, is_up_to_date
-from shoal.option_values import server_of
+from shoal.option_values import database_parameters, server_of
 
 try:
     import psycopg
     from psycopg.abc import PQGen
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+    from psycopg.conninfo import make_conninfo
     from psycopg.pq import TransactionStatus
     from psycopg.rows import TupleRow
 except ImportError as error:
@@ -52,12 +52,16 @@ class PostgresDatabase(Database):
     Args:
         url: ``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``, with any parameter of libpq.
         within_s: how long anything may take.
+
+    Raises:
+        UsageError: the address is none; it is not quoted, for it may hold a password.
     """
 
     shared = True
 
     def __init__(self, url: str, *, within_s: float = WITHIN_S, connections: int = CONNECTIONS) -> None:
-        self._url = url
+        self.url = url
+        self._given = database_parameters(url)
         self._where = f"the PostgreSQL at {server_of(url)}"
         self._within_s = within_s
         self._idle: list[_Connection] = []
@@ -152,9 +156,7 @@ class PostgresDatabase(Database):
             "keepalives_interval": 5,
             "keepalives_count": 3,
         }
-        given = conninfo_to_dict(self._url)
-        unsaid = {name: value for name, value in defaults.items() if name not in given}
-        connection = _Connection.connect(make_conninfo(self._url, **unsaid), autocommit=True)
+        connection = _Connection.connect(make_conninfo("", **defaults | self._given), autocommit=True)
         connection.within_s = self._within_s + CANCEL_S
         try:
             # So that the server does not go on with what we have given up, nor hold what we have locked.
