@@ -9,11 +9,13 @@ import pytest
 import trio
 
 from shoal.errors import OutOfResources
-from shoal.gateway.access import keys, shared_allowances
+from shoal.gateway.access import keys, refusals, shared_allowances
 from shoal.gateway.access.keys import Caller, KeyLimits, KeyRing, create, revoke
+from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.access.shared_allowances import SharedAllowances
-from shoal.gateway.access.usage import report
+from shoal.gateway.access.usage import Usage, Used, report
 from shoal.gateway.database.opening import database_at
+from shoal.gateway.database.postgres import CANCEL_S, WITHIN_S
 from shoal.gateway.errors import LimitReached
 from tests.postgres import Server, fresh_schema
 
@@ -131,7 +133,7 @@ async def test_requests_at_once_are_counted_at_both_and_end_soon_with_a_gateway_
 
 
 async def test_a_place_that_is_just_being_left_is_waited_for(pair, monkeypatch):
-    monkeypatch.setattr(shared_allowances, "FREED_WITHIN_S", 5.0)
+    monkeypatch.setattr(refusals, "FREED_WITHIN_S", 5.0)
     one, other = pair
     ada = Caller("key_ada", "Ada", KeyLimits(concurrency=1))
     await one._beat()
@@ -227,25 +229,132 @@ async def ask(http: httpx.AsyncClient, path, body, key):
     return await http.post(path, json=body, headers={"authorization": f"Bearer {key}"})
 
 
-async def test_tokens_that_could_not_be_charged_are_charged_once_it_can_be_said(pair, monkeypatch):
-    one, other = pair
-    ada = Caller("key_ada", "Ada", KeyLimits(tokens_per_minute=10))
-    charge = one._charge
+class Counted:
+    """A database that counts transactions, or loses the answers to so many commits."""
 
-    def away(used):
+    def __init__(self, database, monkeypatch):
+        self.begun, self.lost, self._begin = 0, 0, database.transaction
+        monkeypatch.setattr(database, "transaction", self._transaction)
+
+    @contextmanager
+    def _transaction(self, lock=None):
+        self.begun += 1
+        with self._begin(lock) as found:
+            yield found
+        if self.lost:
+            self.lost -= 1
+            raise OutOfResources("away")
+
+
+async def left_of(database, caller):
+    with database.transaction() as found:
+        return round(
+            found.execute("SELECT tokens FROM allowances WHERE caller = ?", (caller.id,)).fetchone()[0]
+        )
+
+
+async def test_tokens_of_which_nobody_heard_that_they_were_charged_are_charged_once(pair, monkeypatch):
+    one, other = pair
+    ada, bob = (Caller(name, name, KeyLimits(tokens_per_minute=1000)) for name in ("key_ada", "key_bob"))
+    for caller in (ada, bob):
+        async with other.admitted(caller):
+            pass
+    counted = Counted(one._database, monkeypatch)
+    counted.lost = 2
+    await one.charge(ada, 500)
+    await one.charge(bob, 500)
+    await one.charge(ada, 300)
+    for _ in range(2):
+        await one._beat()
+    assert 200 <= await left_of(one._database, ada) < 300
+    assert 500 <= await left_of(one._database, bob) < 600
+
+
+async def test_use_of_which_nobody_heard_that_it_was_written_is_written_once(database, monkeypatch):
+    usage = Usage(database)
+    counted = Counted(database, monkeypatch)
+    counted.lost = 2
+    usage.count("key_ada", "m", 5, 7)
+    await usage._write()
+    usage.count("key_ada", "m", 1, 1)
+    for _ in range(3):
+        await usage._write()
+    ((_, used),) = report(database)
+    assert used == Used(2, 6, 8)
+
+
+async def test_a_key_that_floods_asks_the_database_one_thing_at_a_time_and_keeps_no_other_out(
+    pair, monkeypatch
+):
+    one, _ = pair
+    counted = Counted(one._database, monkeypatch)
+    limits = RequestLimiter(one, running=2, waiting=2)
+    ada, bob = (Caller(name, name, KeyLimits(requests_per_minute=1)) for name in ("key_ada", "key_bob"))
+    refused = []
+
+    async def ask(caller):
+        try:
+            async with limits.admitted(caller):
+                assert caller is bob or not refused
+                await trio.sleep(0.3)
+        except LimitReached as error:
+            refused.append((caller, error.retry_after_s))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(ask, ada)
+        await trio.sleep(0.1)
+        nursery.start_soon(ask, bob)
+    assert len(refused) == 99
+    assert all(caller is ada and 50 < wait_s <= 60 for caller, wait_s in refused)
+    assert counted.begun <= 4  # Ada's first, the first that is refused, and Bob's
+
+
+async def test_who_waits_for_an_answer_that_does_not_come_is_told_with_the_first(pair, monkeypatch):
+    one, _ = pair
+    asked, ada = [], Caller("key_ada", "Ada", KeyLimits(requests_per_minute=9))
+
+    async def away(function, *arguments):
+        asked.append(function)
+        await trio.sleep(0.1)
         raise OutOfResources("away")
 
-    monkeypatch.setattr(one, "_charge", away)
-    await one.charge(ada, 15)
+    monkeypatch.setattr(one._database, "run", away)
+
+    async def ask():
+        with pytest.raises(OutOfResources, match="away"):
+            async with one.admitted(ada):
+                pass
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(ask)
+    assert len(asked) == 1
+
+
+async def test_a_gateway_that_was_taken_for_dead_says_again_what_it_has_going(pair, monkeypatch):
+    one, other = pair
+    ada = Caller("key_ada", "Ada", KeyLimits(concurrency=1))
+    await one._beat()
+    async with one.admitted(ada):
+        with other._database.transaction() as changes:
+            changes.execute("UPDATE gateways SET alive_until = 0")
+            changes.execute(
+                "INSERT INTO leases (id, caller, background, gateway) VALUES ('lost', 'key_bob', 0, 'nobody')"
+            )
+        await other._beat()
+        await one._beat()
+        with pytest.raises(LimitReached, match="1 requests at once"):
+            async with other.admitted(ada):
+                pass
     async with other.admitted(ada):
         pass
-    monkeypatch.setattr(one, "_charge", charge)
-    await one._beat()
-    await one._beat()
-    assert not one._owed
-    with pytest.raises(LimitReached):
-        async with other.admitted(ada):
-            pass
+    with other._database.transaction() as found:
+        assert found.execute("SELECT count(*) FROM leases").fetchone() == (0,)
+
+
+def test_a_beat_may_wait_as_long_as_anything_may():
+    assert shared_allowances.ALIVE_S > shared_allowances.BEAT_S + 3 * WITHIN_S + CANCEL_S
 
 
 async def test_before_keys_were_read_nobody_is_let_in(url):

@@ -33,6 +33,7 @@ from shoal.gateway.audio.routes import AudioRoutes
 from shoal.gateway.body import read_body
 from shoal.gateway.database.database import Database
 from shoal.gateway.database.forgetting import forget_revoked
+from shoal.gateway.database.once import sweep_writers
 from shoal.gateway.embedding import EmbeddingExchange
 from shoal.gateway.error_forms import OLLAMA_LACKING, error_response, speaks_anthropic
 from shoal.gateway.errors import MethodNotAllowed, NotFound
@@ -171,8 +172,8 @@ class Gateway:
 
     async def _sweep(self) -> None:
         while True:
-            revoked = partial(forget_revoked, self.database)
-            for some in (self.responses.sweep, self.files.sweep, self.batches.sweep, revoked):
+            others = (partial(each, self.database) for each in (forget_revoked, sweep_writers))
+            for some in (self.responses.sweep, self.files.sweep, self.batches.sweep, *others):
                 try:
                     while await self.database.run(some):
                         pass

@@ -60,19 +60,25 @@ class RequestLimiter:
             OutOfResources: its limits are counted in a database that cannot be reached.
         """
         present = not caller.background
+        self._check_room(present)
+        async with self.callers.admitted(caller):
+            # Only now, or those that their own limits send away would keep everybody else out.
+            self._check_room(present)
+            self._open += present
+            self._awaited += present and awaited
+            try:
+                yield
+            finally:
+                self._open -= present
+                self._awaited -= present and awaited
+
+    def _check_room(self, present: bool) -> None:
+        """Raises LimitReached: too many requests are here already."""
         if present and self._open >= self.running + self.waiting:
             raise LimitReached(
                 f"{self.answering} requests are being answered and {self._open - self.answering} wait",
                 retry_after_s=RETRY_S,
             )
-        self._open += present
-        self._awaited += present and awaited
-        try:
-            async with self.callers.admitted(caller):
-                yield
-        finally:
-            self._open -= present
-            self._awaited -= present and awaited
 
     @asynccontextmanager
     async def turn(self) -> AsyncGenerator[None]:

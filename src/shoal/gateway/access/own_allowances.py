@@ -68,7 +68,8 @@ class OwnAllowances:
         book = self._books.get(whose)
         if book is None:
             book = self._books[whose] = _Book(Allowance.full(caller.limits, trio.current_time()))
-            for old in [name for name, b in self._books.items() if not b.open][: len(self._books) - CALLERS]:
+            beyond = max(0, len(self._books) - CALLERS)
+            for old in [name for name, b in self._books.items() if not b.open][:beyond]:
                 del self._books[old]
         self._books.move_to_end(whose)
         return book

@@ -4,30 +4,31 @@ A request is checked and counted in one transaction, under a lock of its caller'
 limits are exact, whichever gateways the requests come to. Who has no limits costs the database nothing.
 
 What a request takes of its caller's concurrency is a lease. It holds for as long as its gateway says every
-:data:`BEAT_S` that it lives: when that is killed, its leases are void :data:`ALIVE_S` later.
+:data:`BEAT_S` that it lives: when that is killed, its leases are void :data:`ALIVE_S` later. One that was
+taken for dead and lives says again what it has going.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
 from shoal.errors import OutOfResources
-from shoal.gateway.access.allowance import Allowance, Bucket, ConcurrencyReached
+from shoal.gateway.access.allowance import Allowance, Bucket
+from shoal.gateway.access.debt import Debt
 from shoal.gateway.access.keys import Caller
+from shoal.gateway.access.refusals import Refusals
 from shoal.gateway.database.database import Database, Transaction
+from shoal.gateway.database.once import WriteNumber
 
 BEAT_S = 1.5
-ALIVE_S = 6.0
-FREED_WITHIN_S = 0.25
-"""How long a request waits for a place of its caller's: who has just got an answer may ask again, at another
-gateway, before the first has said that it is done."""
-LOOK_EVERY_S = 0.05
+ALIVE_S = 20.0
+"""More than a beat and all that it may wait for: a turn, a connection and a statement."""
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,11 @@ class SharedAllowances:
         self._gateway = secrets.token_hex(8)
         self._over: set[str] = set()
         """Leases that are over and could not be given back yet."""
-        self._owed: defaultdict[Caller, int] = defaultdict(int)
-        """Tokens that could not be charged yet."""
+        self._running: dict[str, tuple[str, bool]] = {}
+        """Leases of requests that are answered now, and whose they are."""
+        self._debts: dict[tuple[str, bool], Debt] = {}
+        """What each caller owes: nothing, but for moments and while the database is away."""
+        self._refusals = Refusals()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Say that this gateway lives until cancelled.
@@ -61,9 +65,11 @@ class SharedAllowances:
         finally:
             with trio.CancelScope(shield=True):
                 try:
+                    for debt in list(self._debts.values()):
+                        await self._settle(debt)
                     await self._database.run(self._leave)
                 except OutOfResources as error:  # the leases end by themselves
-                    log.warning("leases are not given back: %s", error.message)
+                    log.warning("tokens are not charged, or leases not given back: %s", error.message)
 
     @asynccontextmanager
     async def admitted(self, caller: Caller) -> AsyncGenerator[None]:
@@ -74,14 +80,16 @@ class SharedAllowances:
             return
         lease, sent = secrets.token_hex(16), set[str]()
         try:
-            await self._take_soon(caller, lease, sent)
-        except OutOfResources:
+            await self._refusals.ask(caller, partial(self._database.run, self._take, caller, lease, sent))
+        except BaseException:
             self._over |= sent  # it may be there: nobody has heard the server's answer
             raise
+        if limits.concurrency:
+            self._running[lease] = (caller.id, caller.background)
         try:
             yield
         finally:
-            if limits.concurrency:
+            if self._running.pop(lease, None):
                 with trio.CancelScope(shield=True):
                     await self._give_back(lease)
 
@@ -89,24 +97,25 @@ class SharedAllowances:
         """As :meth:`Allowances.charge`. What cannot be written now is written with a later beat."""
         if not caller.limits.tokens_per_minute or not tokens:
             return
+        debt = self._debts.setdefault((caller.id, caller.background), Debt(caller))
+        debt.owed += tokens
         with trio.CancelScope(shield=True):
             try:
-                await self._database.run(self._charge, {caller: tokens})
+                await self._settle(debt)
             except OutOfResources as error:
                 log.warning("tokens are charged later: %s", error.message)
-                self._owed[caller] += tokens
 
-    async def _take_soon(self, caller: Caller, lease: str, sent: set[str]) -> None:
-        until = trio.current_time() + FREED_WITHIN_S
-        while True:
-            try:
-                await self._database.run(self._take, caller, lease, sent)
-            except ConcurrencyReached:
-                if trio.current_time() >= until:
-                    raise
-            else:
-                return
-            await trio.sleep(LOOK_EVERY_S)
+    async def _settle(self, debt: Debt) -> None:
+        """Charge what a caller owes, one write after the other; who comes meanwhile leaves it to that."""
+        if debt.settling:
+            return
+        debt.settling = True
+        try:
+            while (due := debt.due()) is not None:
+                await self._database.run(self._charge, debt.caller, *due)
+                debt.paid()
+        finally:
+            debt.settling = False
 
     async def _give_back(self, lease: str) -> None:
         try:
@@ -116,15 +125,16 @@ class SharedAllowances:
             self._over.add(lease)
 
     async def _beat(self) -> None:
-        over, owed = set(self._over), dict(self._owed)
-        await self._database.run(self._say_alive)
-        if owed:
-            await self._database.run(self._charge, owed)
-            for caller, tokens in owed.items():
-                self._owed[caller] -= tokens
-                if not self._owed[caller]:
-                    del self._owed[caller]
-        if over:
+        running = dict(self._running)
+        try:
+            await self._database.run(self._say_alive, running)
+        finally:
+            self._over |= running.keys() - self._running.keys()  # given back, and written again maybe
+        until = trio.current_time() + BEAT_S  # what is left then waits for the next beat, which must not
+        for debt in list(self._debts.values()):
+            if trio.current_time() < until:
+                await self._settle(debt)
+        if over := set(self._over):
             await self._database.run(self._end_leases, over)
             self._over -= over
 
@@ -148,20 +158,19 @@ class SharedAllowances:
                     (lease, *whose, self._gateway),
                 )
 
-    def _charge(self, used: dict[Caller, int]) -> None:
-        for caller, tokens in used.items():
-            with self._database.transaction(_lock(caller)) as database:
-                now = database.now()
-                allowance = _read(database, caller, now)
-                if allowance.tokens is not None:
-                    allowance.tokens.take(tokens, now)
-                    _write(database, caller, allowance, now)
+    def _charge(self, caller: Caller, number: WriteNumber, tokens: int) -> None:
+        with self._database.transaction(_lock(caller)) as database:
+            now = database.now()
+            allowance = _read(database, caller, now)
+            if number.is_new(database) and allowance.tokens is not None:
+                allowance.tokens.take(tokens, now)
+                _write(database, caller, allowance, now)
 
     def _end_leases(self, leases: set[str]) -> None:
         with self._database.transaction() as database:
             database.executemany("DELETE FROM leases WHERE id = ?", [(id,) for id in sorted(leases)])
 
-    def _say_alive(self) -> None:
+    def _say_alive(self, running: dict[str, tuple[str, bool]]) -> None:
         with self._database.transaction("gateways") as database:
             now = database.now()
             database.execute(
@@ -172,6 +181,13 @@ class SharedAllowances:
             gone = database.execute("SELECT id FROM gateways WHERE alive_until <= ?", (now,)).fetchall()
             for id in gone:
                 _forget(database, id)
+            database.execute("DELETE FROM leases WHERE gateway NOT IN (SELECT id FROM gateways)")
+            # Others may have taken this gateway for dead meanwhile, and deleted what runs.
+            database.executemany(
+                "INSERT INTO leases (id, caller, background, gateway) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (id) DO NOTHING",
+                [(lease, *whose, self._gateway) for lease, whose in sorted(running.items())],
+            )
 
     def _leave(self) -> None:
         with self._database.transaction("gateways") as database:

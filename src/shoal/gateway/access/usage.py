@@ -13,6 +13,7 @@ import trio
 
 from shoal.errors import OutOfResources
 from shoal.gateway.database.database import Database
+from shoal.gateway.database.once import WriteNumber, Writer
 
 WRITE_EVERY_S = 2.0
 SHOWN_DAYS = 30
@@ -44,6 +45,10 @@ class Usage:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._unwritten: defaultdict[Account, Used] = defaultdict(Used)
+        self._writer = Writer()
+        self._writing = trio.Lock()
+        self._tried: tuple[WriteNumber, dict[Account, Used]] | None = None
+        """What may be written already: nobody has heard so. It is tried again as it is."""
 
     def count(self, caller: str, model: str, prompt_tokens: int, completion_tokens: int) -> None:
         """One request has ended, well or not."""
@@ -78,18 +83,19 @@ class Usage:
                 await self._write()
 
     async def _write(self) -> None:
-        if not self._unwritten:
-            return
-        batch, self._unwritten = self._unwritten, defaultdict(Used)
-        try:
-            await self.database.run(_add, self.database, dict(batch))
-        except OutOfResources as error:  # a full disk must not end answers; the next round tries again
-            log.warning("usage is not written: %s", error.message)
-            for account, used in batch.items():
-                later = self._unwritten[account]
-                later.requests += used.requests
-                later.prompt_tokens += used.prompt_tokens
-                later.completion_tokens += used.completion_tokens
+        async with self._writing:
+            while self._tried is not None or self._unwritten:
+                if self._tried is None:
+                    self._tried = self._writer.next(), dict(self._unwritten)
+                    self._unwritten.clear()
+                try:
+                    await self.database.run(_add, self.database, *self._tried)
+                except (
+                    OutOfResources
+                ) as error:  # a full disk must not end answers; the next round tries again
+                    log.warning("usage is not written: %s", error.message)
+                    return
+                self._tried = None
 
 
 def usage_days(now: float) -> list[str]:
@@ -122,11 +128,13 @@ def report(database: Database, *, since: str = "", caller: str | None = None) ->
     return [(Account(*row[:3]), Used(*row[3:])) for row in rows]
 
 
-def _add(database: Database, batch: dict[Account, Used]) -> None:
+def _add(database: Database, number: WriteNumber, batch: dict[Account, Used]) -> None:
     used = sorted(
         batch.items(), key=lambda item: item[0]
     )  # in one order, or two gateways that write the same rows wait for each other
     with database.transaction() as changes:
+        if not number.is_new(changes):
+            return
         changes.executemany(
             "INSERT INTO usage (day, caller, model, requests, prompt_tokens, completion_tokens) "
             "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (day, caller, model) DO UPDATE SET "

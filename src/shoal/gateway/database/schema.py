@@ -109,7 +109,17 @@ CREATE TABLE leases (
 CREATE INDEX leases_of ON leases (caller, background);
 """
 """What each caller has left of its limits, and what it has going at which gateway."""
-STEPS = (KEPT, NUMBERED, ALLOWED)
+WRITTEN_ONCE = """
+CREATE TABLE writers (
+    id TEXT PRIMARY KEY,
+    number BIGINT NOT NULL,
+    at DOUBLE PRECISION NOT NULL
+);
+CREATE INDEX writers_by_time ON writers (at);
+CREATE INDEX leases_by_gateway ON leases (gateway);
+"""
+"""The last thing that each writer has added up, so that none is added twice."""
+STEPS = (KEPT, NUMBERED, ALLOWED, WRITTEN_ONCE)
 LOCK = "schema"
 """Held while steps are taken, so that of several gateways that start at once one takes them."""
 
