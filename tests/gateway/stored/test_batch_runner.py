@@ -8,6 +8,7 @@ from dataclasses import replace
 import msgspec
 import trio
 
+from shoal.errors import OutOfResources
 from shoal.gateway.access.keys import LOCAL, KeyLimits, create, revoke
 from shoal.gateway.stored.batches import runner as runner_module
 from shoal.gateway.stored.batches.batch import WINDOW_S
@@ -43,12 +44,12 @@ async def test_lines_have_the_protection_of_their_batch_and_else_that_of_the_key
         assert [caller.protect for caller in routes.callers] == [given]
 
 
-def test_a_batch_of_a_version_that_kept_no_protection_is_read(store, database):
+def test_a_batch_of_a_version_that_kept_no_protection_is_read(store):
     batch = batch_of(store, [line("r", n=0)], protect="attested")
-    with database.transaction() as found:
-        (record,) = found.execute("SELECT record FROM batches").fetchone()
+    with store.database.transaction() as database:
+        (record,) = database.execute("SELECT record FROM batches").fetchone()
         before = {name: value for name, value in json.loads(record).items() if name != "protect"}
-        found.execute("UPDATE batches SET record = ?", (json.dumps(before).encode(),))
+        database.execute("UPDATE batches SET record = ?", (json.dumps(before).encode(),))
     assert store.find("local", batch.id) == msgspec.structs.replace(batch, protect=None)
 
 
@@ -192,6 +193,30 @@ async def test_what_is_left_when_a_batch_expires_is_told_line_by_line(store, day
         ("b", "batch_expired"),
     ]
     assert done.shown(0, 2)["expired_at"] == int(days.at)
+
+
+async def test_a_batch_that_cannot_be_written_waits_and_stops_no_other(store, days, monkeypatch):
+    monkeypatch.setattr(runner_module, "PIECE_LINES", 2)
+    monkeypatch.setattr(runner_module, "pause_s", lambda failures, asked_s=0.0: 0.2)
+    expired = batch_of(store, [line(f"r{n}", n=n) for n in range(5)])
+    days.at += WINDOW_S
+    good = batch_of(store, [line("good", n=9)])
+    put, tried = store.put, []
+
+    def put_or_not(batch, lines, *, failed):
+        lines = list(lines)
+        if batch.id == expired.id:
+            tried.append(len(lines))
+            if len(tried) in (2, 4):
+                raise OutOfResources("it takes too long")
+        put(batch, lines, failed=failed)
+
+    monkeypatch.setattr(store, "put", put_or_not)
+    async with running(store, Routes()):
+        done = await ended(store, good)
+        assert (done.status, store.find("local", expired.id).status) == ("completed", "in_progress")
+        done = await ended(store, expired)
+    assert (done.status, store.counts(done), tried) == ("expired", (0, 5), [2, 2, 2, 2, 2, 2, 1])
 
 
 async def test_a_batch_without_its_file_or_its_key_fails_and_says_why(store, tmp_path):

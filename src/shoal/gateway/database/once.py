@@ -1,4 +1,4 @@
-"""What is added up is written once, also where nobody has heard if it was: the answer to a commit can be lost.
+"""What is added up is written once, also where nobody heard if it was: the answer to a commit can be lost.
 
 Each writer numbers what it writes, writes one after the other, and tries one that has failed again as it was.
 The number is written in the same transaction, and what has one that is there already is not written again.

@@ -27,6 +27,7 @@ from shoal.gateway.stored.batches.lines import (
 )
 from shoal.gateway.stored.batches.pace import AT_ONCE, may_begin, pause_s
 from shoal.gateway.stored.batches.store import OUTPUT_BYTES, BatchStore, HeldBatch
+from shoal.gateway.stored.files import PIECE_LINES
 
 LOOK_EVERY_S = 0.25
 """Whether somebody waits, while there is a batch to work on."""
@@ -75,6 +76,13 @@ class _Work:
         self.todo.append(number)
 
 
+@dataclass(slots=True)
+class _Pause:
+    failures: int = 0
+    """In a row."""
+    until: float = 0.0
+
+
 class BatchRunner:
     """Makes each line's request of the gateway's own routes.
 
@@ -99,6 +107,8 @@ class BatchRunner:
         self._changed = trio.Event()
         self._held_at = -HOLD_EVERY_S
         self._began_at = 0.0
+        self._pauses: dict[str, _Pause] = {}
+        """Of batches of which something could not be written."""
         self._turns: dict[str, int] = {}
         """When each caller's last line began, counted in lines of all."""
 
@@ -141,7 +151,8 @@ class BatchRunner:
             self._held_at = trio.current_time()
             await self._take(await self._store.database.run(self._store.hold, self._name))
         for work in list(self._works.values()):
-            await self._guarded(work.held, partial(self._settle, work))
+            if self._may_try(work.batch.id):
+                await self._guarded(work.held, partial(self._settle, work))
         while (work := self._next()) is not None:
             number = work.todo.popleft()
             work.running[number] = scope = trio.CancelScope()
@@ -154,28 +165,44 @@ class BatchRunner:
         ids = {one.batch.id for one in held}
         for id in [id for id in self._works if id not in ids]:
             self._works.pop(id).stop()
+        self._pauses = {id: pause for id, pause in self._pauses.items() if id in ids}
         callers = {one.caller for one in held}
         self._turns = {caller: turn for caller, turn in self._turns.items() if caller in callers}
         for one in held:
             work = self._works.get(one.batch.id)
-            if work is None:
-                await self._guarded(one, partial(self._begin, one))
-            else:
+            if work is not None:
                 work.held = one
+            elif self._may_try(one.batch.id):
+                await self._guarded(one, partial(self._begin, one))
 
     async def _guarded(self, held: HeldBatch, do: Callable[[], Awaitable[None]]) -> None:
-        """Let an error that nobody foresaw end this batch alone, and say so in it."""
+        """Let what one batch has met be its own: a database that does not take what it writes is tried again
+        later, and an error that nobody foresaw ends this batch alone, and is said in it."""
+        id = held.batch.id
         try:
-            await do()
-        except OutOfResources:
-            raise
-        except Exception:
-            log.exception("%s: a defect", held.batch.id)
-            work = self._works.pop(held.batch.id, None)
-            if work is not None:
-                work.stop()
-            defect = BatchError(code="internal_error", message="a defect of Shoal; the gateway's log has it")
-            await self._change(held, lambda b, now: b.to("failed", now, errors=(defect,)))
+            try:
+                await do()
+            except OutOfResources:
+                raise
+            except Exception:
+                log.exception("%s: a defect", id)
+                work = self._works.pop(id, None)
+                if work is not None:
+                    work.stop()
+                why = "a defect of Shoal; the gateway's log has it"
+                defect = BatchError(code="internal_error", message=why)
+                await self._change(held, lambda b, now: b.to("failed", now, errors=(defect,)))
+        except OutOfResources as error:
+            pause = self._pauses.setdefault(id, _Pause())
+            pause.failures += 1
+            pause.until = trio.current_time() + pause_s(pause.failures)
+            log.warning("%s waits: %s", id, error.message)
+        else:
+            self._pauses.pop(id, None)
+
+    def _may_try(self, id: str) -> bool:
+        pause = self._pauses.get(id)
+        return pause is None or trio.current_time() >= pause.until
 
     async def _begin(self, held: HeldBatch) -> None:
         """Read a batch's file, and leave out what was answered before this gateway started."""
@@ -220,11 +247,14 @@ class BatchRunner:
             if number in left:
                 why = "the batch expired before this request was answered"
                 said.append((number, not_answered(custom_id_of(data), "batch_expired", why)))
+            if len(said) == PIECE_LINES:
+                self._store.put(work.batch, said, failed=True)
+                said.clear()
         self._store.put(work.batch, said, failed=True)
 
     async def _end(self, work: _Work, change: Callable[[StoredBatch, float], StoredBatch]) -> None:
-        self._works.pop(work.batch.id, None)
         await self._change(work.held, change)
+        self._works.pop(work.batch.id, None)
 
     async def _change(
         self, held: HeldBatch, change: Callable[[StoredBatch, float], StoredBatch]
