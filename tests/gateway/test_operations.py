@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -11,11 +12,12 @@ from shoal.errors import Busy
 from shoal.gateway import prefixes
 from shoal.gateway.access import keys
 from shoal.gateway.access.keys import KeyLimits
+from shoal.gateway.access.usage import Used, report
 from shoal.gateway.api import chat
 from shoal.gateway.models import Models
 from shoal.gateway.page import feed
 
-from .conftest import kept_in, served
+from .conftest import kept_in, served, user
 from .test_live import told
 
 
@@ -149,3 +151,27 @@ async def test_a_wrong_key_is_compared_with_all_there_are_in_a_time_that_tells_n
         monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append(b) or compare(a, b))
         assert (await gateway.http.get("/v1/models", headers={"x-api-key": key[:-1]})).status_code == 401
     assert len(compared) == 2
+
+
+async def test_a_prompt_that_nobody_computed_is_charged_to_nobody_and_a_batch_counts_no_request_twice(
+    gateway, monkeypatch
+):
+    async def busy(asked, caller):
+        raise Busy("no room", retry_after_s=1.0)
+
+    usage, body = gateway.gateway.usage, {"model": gateway.model, "messages": [user("hi")], "max_tokens": 2}
+    line = replace(keys.LOCAL, id="key_line", background=True)
+
+    async def counted():
+        await usage._write()
+        return {account.caller: used for account, used in report(usage.database)}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gateway.gateway.prefixes, "lease", busy)
+        assert (await gateway.chat()).status_code == 429
+        for _ in range(2):
+            assert (await gateway.gateway._ask("/v1/chat/completions", body, line)).status == 429
+    assert await counted() == {"local": Used(1, 0, 0)}
+    assert (await gateway.gateway._ask("/v1/chat/completions", body, line)).status == 200
+    used = (await counted())["key_line"]
+    assert (used.requests, used.prompt_tokens > 0, used.completion_tokens) == (1, True, 2)

@@ -61,10 +61,10 @@ class Answers:
             ShoalError: before any delta, or amid them.
         """
         asked = replace(asked, protect=asked.protect or caller.protect or self.protection)
-        record.prompt_tokens += len(asked.prompt)
         model = asked.model
-        self.metrics.prompt_tokens.labels(model.id).inc(len(asked.prompt))
         lease = await self.prefixes.lease(asked, caller)
+        record.prompt_tokens += len(asked.prompt)  # before, nobody can have computed any of it
+        self.metrics.prompt_tokens.labels(model.id).inc(len(asked.prompt))
         try:
             told = record.tokens
             try:

@@ -94,6 +94,12 @@ class LimitReached(HttpError):
         self.retry_after_s = retry_after_s
 
 
+AGAIN = frozenset({429, 503})
+"""Statuses of what may be asked again: there was no room, or blocks were lacking."""
+MAYBE_AGAIN = frozenset({502, 504})
+"""And of what may be asked again a few times: nodes have failed."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Told:
     status: int

@@ -22,6 +22,7 @@ from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
 from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.error_forms import error_response
+from shoal.gateway.errors import AGAIN, MAYBE_AGAIN, status_of
 from shoal.gateway.page.requests import Record
 from shoal.gateway.sse import EVENTS, EventStream, until_gone
 
@@ -78,6 +79,7 @@ class Desk:
         """
         answers = self.answers
         answers.metrics.requests.labels(route).inc()
+        asked_again = False
         try:
             yield
             answers.records.end(record, "done")
@@ -85,14 +87,18 @@ class Desk:
             log.info("%s failed: %s", record.id, error.message)
             answers.records.end(record, "failed", error.message)
             answers.metrics.failed.labels(error.code).inc()
+            asked_again = status_of(error) in AGAIN | MAYBE_AGAIN
             raise
         except BaseException as error:
             gone = isinstance(error, trio.Cancelled)
             why = None if gone else "a defect of Shoal"
             answers.records.end(record, "cancelled" if gone else "failed", why)
+            asked_again = gone
             raise
         finally:
-            self.usage.count(caller.id, record.model, record.prompt_tokens, record.tokens)
+            # A batch tries its lines again by itself: for its key that is one request.
+            requests = 0 if caller.background and asked_again else 1
+            self.usage.count(caller.id, record.model, record.prompt_tokens, record.tokens, requests)
             answers.metrics.whole.labels(record.model).observe(trio.current_time() - record.arrived)
             await self.charge(record, caller)
 

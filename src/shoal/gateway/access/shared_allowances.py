@@ -14,7 +14,6 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from functools import partial
 
 import trio
 
@@ -79,8 +78,12 @@ class SharedAllowances:
             yield
             return
         lease, sent = secrets.token_hex(16), set[str]()
+
+        async def take() -> None:
+            await self._database.run(self._take, caller, lease, sent)
+
         try:
-            await self._refusals.ask(caller, partial(self._database.run, self._take, caller, lease, sent))
+            await self._refusals.ask(caller, take)
         except BaseException:
             self._over |= sent  # it may be there: nobody has heard the server's answer
             raise

@@ -50,10 +50,18 @@ class Usage:
         self._tried: tuple[WriteNumber, dict[Account, Used]] | None = None
         """What may be written already: nobody has heard so. It is tried again as it is."""
 
-    def count(self, caller: str, model: str, prompt_tokens: int, completion_tokens: int) -> None:
-        """One request has ended, well or not."""
+    def count(
+        self, caller: str, model: str, prompt_tokens: int, completion_tokens: int, requests: int = 1
+    ) -> None:
+        """One request has ended, well or not.
+
+        Args:
+            requests: 0 where the same request is going to be tried again.
+        """
+        if not (requests or prompt_tokens or completion_tokens):
+            return
         used = self._unwritten[Account(time.strftime("%Y-%m-%d", time.gmtime()), caller, model)]
-        used.requests += 1
+        used.requests += requests
         used.prompt_tokens += prompt_tokens
         used.completion_tokens += completion_tokens
 

@@ -14,7 +14,7 @@ import trio
 
 from shoal.errors import OutOfResources
 from shoal.gateway.access.keys import Caller
-from shoal.gateway.errors import BadRequest, NotFound, body_of
+from shoal.gateway.errors import AGAIN, MAYBE_AGAIN, BadRequest, NotFound, body_of
 from shoal.gateway.stored.batches.batch import BatchError, StoredBatch
 from shoal.gateway.stored.batches.in_process import AskRoute, RouteAnswer
 from shoal.gateway.stored.batches.lines import (
@@ -36,8 +36,6 @@ LINE_WITHIN_S = 3600.0
 TRIES = 3
 """Of a request whose nodes have failed; where the swarm is full or lacks blocks it is tried until the batch
 expires."""
-AGAIN = frozenset({429, 503})
-MAYBE_AGAIN = frozenset({502, 504})
 OK = 200
 
 log = logging.getLogger(__name__)
