@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
+import trio
 
 from shoal import config
 from shoal.errors import OutOfResources, UsageError
 from shoal.gateway.access.keys import KeyLimits, create, list_keys
 from shoal.gateway.database import schema
 from shoal.gateway.database.opening import database_at
-from shoal.gateway.database.postgres import PostgresDatabase
+from shoal.gateway.database.postgres import CONNECTIONS, SHORT, PostgresDatabase
 from shoal.gateway.stored.expiry import Keeping
+from shoal.gateway.stored.file_routes import STORED_AT_ONCE
 from shoal.gateway.stored.files import FileStore
 from shoal.gateway.stored.responses import ResponseStore
 from shoal.option_values import database_parameters, server_of, without_password
@@ -161,6 +163,33 @@ def test_a_server_that_was_away_is_used_again_as_soon_as_it_is_back(postgres):
                 assert [key.caller.name for key in list_keys(database)] == ["kept"]
     finally:
         server.remove()
+
+
+async def test_long_work_leaves_connections_to_what_all_requests_wait_for(postgres):
+    with closing(PostgresDatabase(fresh_schema(postgres), within_s=1.0, connections=3)) as database:
+        go_on = threading.Event()
+
+        def long():
+            with database.transaction() as found:
+                found.execute("SELECT 1")
+                go_on.wait(10)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(CONNECTIONS - SHORT):
+                nursery.start_soon(_run_or_busy, database, long)
+            await trio.sleep(0.1)
+            with trio.fail_after(0.9):
+                assert await database.run_short(list_keys, database) == []
+            go_on.set()
+
+
+async def _run_or_busy(database, function):
+    with suppress(OutOfResources):
+        await database.run(function)
+
+
+def test_uploads_leave_connections_to_others():
+    assert STORED_AT_ONCE < CONNECTIONS - SHORT
 
 
 def test_no_password_is_shown(tmp_path):

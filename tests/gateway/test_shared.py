@@ -319,7 +319,7 @@ async def test_who_waits_for_an_answer_that_does_not_come_is_told_with_the_first
         await trio.sleep(0.1)
         raise OutOfResources("away")
 
-    monkeypatch.setattr(one._database, "run", away)
+    monkeypatch.setattr(one._database, "run_short", away)
 
     async def ask():
         with pytest.raises(OutOfResources, match="away"):

@@ -137,7 +137,7 @@ class Gateway:
             OutOfResources: the database cannot be read at the beginning.
         """
         try:
-            await self.database.run(self.keys.refresh)
+            await self.database.run_short(self.keys.refresh)
             async with trio.open_nursery() as nursery:
                 if self._shared is not None:
                     await nursery.start(self._shared.run)
@@ -166,7 +166,7 @@ class Gateway:
         while True:
             await trio.sleep(REFRESH_KEYS_S)
             try:
-                await self.database.run(self.keys.refresh)
+                await self.database.run_short(self.keys.refresh)
             except OutOfResources as error:  # the keys that were read last stay good
                 log.warning("the keys cannot be read: %s", error.message)
 

@@ -28,6 +28,10 @@ async def test_each_line_is_answered_and_written_in_the_order_of_the_file(store)
     assert (done.status, done.total, store.counts(done)) == ("completed", 9, (8, 1))
     assert sorted(routes.asked) == list(range(9))
     assert all(caller.background for caller in routes.callers)
+    assert done.counted == (8, 1)
+    before = msgspec.structs.replace(done, counted=None)  # of a version that did not keep it
+    other = batch_of(store, [line("other", n=1)])
+    assert store.counts_of([before, other]) == {done.id: (8, 1), other.id: (0, 0)}
     good, bad = said(store, done.output_file), said(store, done.error_file)
     assert [one["custom_id"] for one in good] == sorted(one["custom_id"] for one in good)
     assert [one["response"]["status_code"] for one in bad] == [400]

@@ -66,7 +66,7 @@ class SharedAllowances:
                 try:
                     for debt in list(self._debts.values()):
                         await self._settle(debt)
-                    await self._database.run(self._leave)
+                    await self._database.run_short(self._leave)
                 except OutOfResources as error:  # the leases end by themselves
                     log.warning("tokens are not charged, or leases not given back: %s", error.message)
 
@@ -80,7 +80,7 @@ class SharedAllowances:
         lease, sent = secrets.token_hex(16), set[str]()
 
         async def take() -> None:
-            await self._database.run(self._take, caller, lease, sent)
+            await self._database.run_short(self._take, caller, lease, sent)
 
         try:
             await self._refusals.ask(caller, take)
@@ -115,14 +115,14 @@ class SharedAllowances:
         debt.settling = True
         try:
             while (due := debt.due()) is not None:
-                await self._database.run(self._charge, debt.caller, *due)
+                await self._database.run_short(self._charge, debt.caller, *due)
                 debt.paid()
         finally:
             debt.settling = False
 
     async def _give_back(self, lease: str) -> None:
         try:
-            await self._database.run(self._end_leases, {lease})
+            await self._database.run_short(self._end_leases, {lease})
         except OutOfResources as error:
             log.warning("a lease is given back later: %s", error.message)
             self._over.add(lease)
@@ -130,7 +130,7 @@ class SharedAllowances:
     async def _beat(self) -> None:
         running = dict(self._running)
         try:
-            await self._database.run(self._say_alive, running)
+            await self._database.run_short(self._say_alive, running)
         finally:
             self._over |= running.keys() - self._running.keys()  # given back, and written again maybe
         until = trio.current_time() + BEAT_S  # what is left then waits for the next beat, which must not
@@ -138,7 +138,7 @@ class SharedAllowances:
             if trio.current_time() < until:
                 await self._settle(debt)
         if over := set(self._over):
-            await self._database.run(self._end_leases, over)
+            await self._database.run_short(self._end_leases, over)
             self._over -= over
 
     def _take(self, caller: Caller, lease: str, sent: set[str]) -> None:

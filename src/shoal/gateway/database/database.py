@@ -84,5 +84,12 @@ class Database(ABC):
         """
 
     @abstractmethod
+    async def run_short(
+        self, function: Callable[[*RunArguments], RunResult], *arguments: *RunArguments
+    ) -> RunResult:
+        """As :meth:`run`, for what all requests wait for and is done in a moment: keys, limits, the beat. No
+        work that takes long keeps it waiting."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of what is held open."""

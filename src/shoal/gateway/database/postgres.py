@@ -39,11 +39,21 @@ CANCEL_S = 0.5
 """How much sooner the server is to give a statement up than we do: then the connection stays good."""
 CONNECTIONS = 8
 """Of one gateway."""
+SHORT = 3
+"""Of them, those that are left to what all requests wait for."""
 FORSAKEN_S = 30.0
 """A transaction in which nothing happens for so long is ended by the server: its gateway is gone."""
 BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED"
 """Whatever the server's default: who has waited for a lock must see what was written meanwhile."""
 CHECK = "that the server runs, and that the setting database is right; what needs no database goes on"
+
+
+class _Lane:
+    """Connections that are taken in turn, each with a thread."""
+
+    def __init__(self, connections: int) -> None:
+        self.turns = trio.Semaphore(connections)
+        self.threads = trio.CapacityLimiter(connections)
 
 
 class PostgresDatabase(Database):
@@ -52,6 +62,7 @@ class PostgresDatabase(Database):
     Args:
         url: ``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``, with any parameter of libpq.
         within_s: how long anything may take.
+        connections: two at least.
 
     Raises:
         UsageError: the address is none; it is not quoted, for it may hold a password.
@@ -68,8 +79,8 @@ class PostgresDatabase(Database):
         """The one that was used last is at the end, and used first."""
         self._guard = threading.Lock()
         self._places = threading.BoundedSemaphore(connections)
-        self._turns = trio.Semaphore(connections)
-        self._threads = trio.CapacityLimiter(connections)
+        short = min(SHORT, connections - 1)
+        self._long, self._short = _Lane(connections - short), _Lane(short)
 
     @property
     def exists(self) -> bool:
@@ -94,14 +105,28 @@ class PostgresDatabase(Database):
     ) -> RunResult:
         """As :meth:`Database.run`. No more threads than connections: none is kept from others by a server
         that does not answer."""
+        return await self._on_thread(self._long, function, *arguments)
+
+    async def run_short(
+        self, function: Callable[[*RunArguments], RunResult], *arguments: *RunArguments
+    ) -> RunResult:
+        """As :meth:`Database.run_short`, on connections of its own."""
+        return await self._on_thread(self._short, function, *arguments)
+
+    async def _on_thread(
+        self,
+        lane: _Lane,
+        function: Callable[[*RunArguments], RunResult],
+        *arguments: *RunArguments,
+    ) -> RunResult:
         with trio.move_on_after(self._within_s) as waiting:
-            await self._turns.acquire()
+            await lane.turns.acquire()
         if waiting.cancelled_caught:
             raise self._busy()
         try:
-            return await trio.to_thread.run_sync(function, *arguments, limiter=self._threads)
+            return await trio.to_thread.run_sync(function, *arguments, limiter=lane.threads)
         finally:
-            self._turns.release()
+            lane.turns.release()
 
     def close(self) -> None:
         with self._guard:

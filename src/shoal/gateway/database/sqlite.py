@@ -59,6 +59,11 @@ class SqliteDatabase(Database):
     ) -> RunResult:
         return await trio.to_thread.run_sync(function, *arguments)
 
+    async def run_short(
+        self, function: Callable[[*RunArguments], RunResult], *arguments: *RunArguments
+    ) -> RunResult:
+        return await self.run(function, *arguments)
+
     def close(self) -> None:
         """Nothing is held open."""
 

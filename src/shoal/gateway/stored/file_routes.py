@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import IO, Any
 
+import trio
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -26,6 +27,10 @@ from shoal.gateway.stored.paging import requested_page
 PATH = "/v1/files"
 UPLOADS = 8
 """At once, of all callers. Each lies in a temporary file until it is stored."""
+STORED_AT_ONCE = 3
+"""Each keeps a connection to the database for a while: there are fewer than those."""
+STORED_WITHIN_S = 60.0
+"""How long an upload waits to be stored."""
 UPLOADS_EACH = 2
 """Of one caller, so that it leaves room for others."""
 AROUND = 64 << 10
@@ -41,6 +46,7 @@ class FileRoutes:
         self._store = store
         self._limits = limits
         self._uploads = Counter[str]()
+        self._places = trio.Semaphore(STORED_AT_ONCE)
 
     def routes(self) -> list[Route]:
         counted = partial(CountedRoute, self._limits)
@@ -63,7 +69,8 @@ class FileRoutes:
                     file, seconds = _checked(form)
                     name = _named(file)
                     add = partial(self._store.add, caller.id, name, _lines(file.file), seconds)
-                    stored = await self._store.database.run(add)
+                    async with self._place():
+                        stored = await self._store.database.run(add)
                 finally:
                     await form.close()
         return JSONResponse(stored.shown())
@@ -83,6 +90,18 @@ class FileRoutes:
         finally:
             self._uploads[caller] -= 1
             self._uploads += Counter[str]()  # forgets whoever has none
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncGenerator[None]:
+        """Wait until few others are stored. Raises LimitReached: they were not in time."""
+        with trio.move_on_after(STORED_WITHIN_S) as waiting:
+            await self._places.acquire()
+        if waiting.cancelled_caught:
+            raise LimitReached("too many uploads are being stored", retry_after_s=RETRY_S)
+        try:
+            yield
+        finally:
+            self._places.release()
 
     async def _list(self, request: Request) -> Response:
         page = requested_page(request, most=LIST_MOST, default=LIST_MOST)

@@ -53,6 +53,9 @@ class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[BatchError, ...] = ()
     has_output: bool = False
     has_errors: bool = False
+    counted: tuple[int, int] | None = None
+    """Requests that were answered and that have failed, once it has ended; ``None`` also for batches of
+    versions that did not keep it."""
 
     @property
     def ended(self) -> bool:

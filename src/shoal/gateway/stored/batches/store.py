@@ -6,7 +6,7 @@ several gateways with one database only one works on each, and another goes on w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -107,12 +107,21 @@ class BatchStore:
 
     def counts(self, batch: StoredBatch) -> tuple[int, int]:
         """How many of its requests were answered, and how many have failed."""
-        with self.database.transaction() as found:
-            done, failed = (
-                found.execute("SELECT count(*) FROM file_lines WHERE file = ?", (file,)).fetchone()[0]
-                for file in (batch.output_file, batch.error_file)
-            )
-        return done, failed
+        return self.counts_of([batch])[batch.id]
+
+    def counts_of(self, batches: Sequence[StoredBatch]) -> dict[str, tuple[int, int]]:
+        """The same of several, by their ids. One question, of those that have not ended."""
+        files = [
+            f for batch in batches if batch.counted is None for f in (batch.output_file, batch.error_file)
+        ]
+        lines = dict[str, int]()
+        if files:
+            with self.database.transaction() as found:
+                lines = _count_lines(found, files)
+        return {
+            batch.id: batch.counted or (lines.get(batch.output_file, 0), lines.get(batch.error_file, 0))
+            for batch in batches
+        }
 
     def done(self, batch: StoredBatch) -> set[int]:
         """The lines of which something came."""
@@ -171,10 +180,22 @@ class BatchStore:
     def _close(self, database: Transaction, batch: StoredBatch) -> StoredBatch:
         now, longest = self.clock(), self.files.keeping.longest_s
         expires = now + min(longest, batch.output_kept_s or longest)
+        lines = _count_lines(database, (batch.output_file, batch.error_file))
+        counted = lines.get(batch.output_file, 0), lines.get(batch.error_file, 0)
         has_output, has_errors = (
             close_output(database, file, now, expires) for file in (batch.output_file, batch.error_file)
         )
-        return msgspec.structs.replace(batch, has_output=has_output, has_errors=has_errors)
+        return msgspec.structs.replace(batch, has_output=has_output, has_errors=has_errors, counted=counted)
+
+
+def _count_lines(database: Transaction, files: Sequence[str]) -> dict[str, int]:
+    """Lines of each file that has any."""
+    places = ", ".join("?" for _ in files)
+    return dict(
+        database.execute(
+            f"SELECT file, count(*) FROM file_lines WHERE file IN ({places}) GROUP BY file", files
+        ).fetchall()
+    )
 
 
 def _lock(id: str) -> str:
