@@ -46,6 +46,19 @@ async def test_a_request_says_how_its_answer_is_protected_and_the_answer_what_ca
     assert (shown["param"], "audited" in shown["message"]) == ("protect", True)
 
 
+async def test_ollamas_routes_take_it_in_their_bodies(audited):
+    for path, asked in (
+        ("/api/chat", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/api/generate", {"prompt": "a"}),
+    ):
+        body = {"stream": False, "options": {"num_predict": 2}, "protect": "audited"} | asked
+        assert (await audited.post(path, **body)).status_code == 200
+        newest = audited.gateway.records.shown()[0]
+        assert newest["protection"]["level"] == "audited"
+        refused = await audited.post(path, **body | {"protect": "perhaps"})
+        assert (refused.status_code, "audited" in refused.json()["error"]) == (400, True)
+
+
 async def test_a_header_says_it_on_every_route_and_the_body_comes_before_it(audited):
     header = {"X-Shoal-Protect": "audited"}
     messages = [{"role": "user", "content": "hello"}]

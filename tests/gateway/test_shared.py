@@ -357,6 +357,17 @@ def test_a_beat_may_wait_as_long_as_anything_may():
     assert shared_allowances.ALIVE_S > shared_allowances.BEAT_S + 3 * WITHIN_S + CANCEL_S
 
 
+async def test_nobody_is_answered_without_a_key_as_all_without_one_would_be_one_caller(
+    tmp_path, checkpoint, url
+):
+    with opened(url) as database:
+        async with served(tmp_path, checkpoint, database=database) as gateway:
+            refused = await gateway.chat()
+            assert (refused.status_code, "shoal key create" in refused.text) == (401, True)
+            assert gateway.gateway.keys.caller("local") is None
+            assert (await gateway.http.get("/health")).status_code == 200
+
+
 async def test_before_keys_were_read_nobody_is_let_in(url):
     with opened(url) as database:
         ring = KeyRing(database)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 from shoal.cli import options
 from shoal.cli.output import emit, say
+from shoal.types import PROTECTION_LEVELS
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +44,7 @@ def create(
     protect: Annotated[
         str | None,
         typer.Option(
-            metavar="fast|audited|attested",
+            metavar="|".join(PROTECTION_LEVELS),
             help="Protection of its answers; as the gateway has it if not given.",
         ),
     ] = None,

@@ -68,7 +68,7 @@ AttestedOnlyOption = Annotated[bool | None, flag("attested_only", "--attested-on
 MeasurementsOption = Annotated[str | None, flag("measurements", metavar="FILE")]
 PrivateEndsOption = Annotated[str | None, flag("private_ends", metavar="FIRST:LAST")]
 SpeculateOption = Annotated[str | None, flag("speculate", metavar="auto|off")]
-ProtectOption = Annotated[str | None, flag("protect", metavar="auto|fast|audited|attested")]
+ProtectOption = Annotated[str | None, flag("protect", metavar="|".join(("auto", *PROTECTION_LEVELS)))]
 AuditBudgetOption = Annotated[float | None, flag("audit_budget", metavar="SHARE")]
 DraftOption = Annotated[str | None, flag("draft", metavar="MODEL", autocompletion=names.models)]
 BootstrapOption = Annotated[list[str] | None, flag("bootstrap", metavar="MULTIADDR")]

@@ -176,6 +176,11 @@ class GuardMiddleware:
     def _without_key(self, request: Request) -> Caller:
         if self._keys.any:
             raise _unknown_key()
+        if self._keys.needed:
+            raise Unauthorized(
+                "gateways that share a database answer nobody without an API key, and there is none",
+                check="run shoal key create NAME with the same setting database",
+            )
         if not _on_this_machine(request):
             raise Unauthorized(
                 "without an API key only this machine is served",

@@ -91,6 +91,12 @@ class KeyRing:
         """Whether there is a key at all; without one, this machine alone is served."""
         return bool(self._known)
 
+    @property
+    def needed(self) -> bool:
+        """Whether nobody is answered without a key: there is one, or gateways on other machines have the same
+        database, where all who come without one would be one caller."""
+        return self.any or self._database.shared
+
     def refresh(self) -> None:
         """Read the keys again."""
         began, rows = time.monotonic(), list[Any]()
@@ -111,8 +117,8 @@ class KeyRing:
             raise OutOfResources("the gateway cannot read its keys", check="that its database can be reached")
 
     def caller(self, id: str) -> Caller | None:
-        """Who has this id now: the owner of a good key, or this machine where there is no key."""
-        if not self._known:
+        """Who has this id now: the owner of a good key, or this machine where no key is needed."""
+        if not self.needed:
             return LOCAL if id == LOCAL.id else None
         return next((caller for _, caller in self._known if caller.id == id), None)
 

@@ -90,6 +90,7 @@ async def _asked(
         relaxed=found.relaxed,
         why=found.why,
         turns=isinstance(body, OllamaChatRequest),
+        protect=body.protect,
     )
 
 

@@ -184,8 +184,9 @@ class Choosing(Body):
     draft: bool = True
     """Whether the gateway's draft model guesses too, if it has one."""
     protect: ProtectionLevel | None = None
-    """How the answer is protected from nodes that compute something else: ``fast``, ``audited`` or
-    ``attested``. By default as the header ``X-Shoal-Protect``, the key or the gateway has it."""
+    """How the answer is protected from nodes that compute something else: ``fast``, ``audited``,
+    ``consensus`` or ``attested``. By default as the header ``X-Shoal-Protect``, the key or the gateway has
+    it."""
 
     def sampling(self, top_logprobs: int | None, defaults: SamplingDefaults) -> Sampling:
         """The client's wishes as the sampler takes them; the model's own where it has none, then OpenAI's."""

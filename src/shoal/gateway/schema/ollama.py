@@ -32,6 +32,7 @@ from shoal.gateway.schema.common import (
     tag,
 )
 from shoal.models.store.local_model import SamplingDefaults
+from shoal.types import ProtectionLevel
 
 TO_THE_END = -2
 """``num_predict`` of an answer that may become as long as the context."""
@@ -146,6 +147,8 @@ class OllamaRequest(Body):
     """Checked alone: models stay in memory for as long as their nodes serve them."""
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_TOP_LOGPROBS)
+    protect: ProtectionLevel | None = None
+    """Beyond Ollama's: how the answer is protected, as in the other routes' bodies."""
 
     @field_validator("stream", "options", "logprobs", "top_logprobs", mode="before")
     @classmethod
