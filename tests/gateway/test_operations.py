@@ -12,10 +12,12 @@ from shoal.errors import Busy
 from shoal.gateway import prefixes
 from shoal.gateway.access import keys
 from shoal.gateway.access.keys import KeyLimits
-from shoal.gateway.access.usage import Used, report
+from shoal.gateway.access.usage import Usage, Used, report
 from shoal.gateway.api import chat
+from shoal.gateway.app import Gateway
 from shoal.gateway.models import Models
 from shoal.gateway.page import feed
+from shoal.gateway.stored.batches.runner import BatchRunner
 
 from .conftest import kept_in, served, user
 from .test_live import told
@@ -175,3 +177,41 @@ async def test_a_prompt_that_nobody_computed_is_charged_to_nobody_and_a_batch_co
     assert (await gateway.gateway._ask("/v1/chat/completions", body, line)).status == 200
     used = (await counted())["key_line"]
     assert (used.requests, used.prompt_tokens > 0, used.completion_tokens) == (1, True, 2)
+
+
+async def test_what_is_used_while_a_gateway_ends_is_written(tmp_path, checkpoint, monkeypatch):
+    async def run(runner):
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.2)
+            gateway.gateway.usage.count("key_late", "m", 1, 2)
+
+    monkeypatch.setattr(BatchRunner, "run", run)
+    async with served(tmp_path, checkpoint, ready=False) as gateway:
+        pass
+    assert {account.caller: used for account, used in report(gateway.gateway.database)} == {
+        "key_late": Used(1, 1, 2)
+    }
+
+
+async def test_a_gateway_that_is_given_up_while_it_starts_ends(tmp_path):
+    for checkpoints in range(12):
+        gateway = Gateway.__new__(Gateway)
+        gateway._shared, gateway.usage, over = None, Usage(kept_in(tmp_path)), trio.Event()
+        with trio.fail_after(5), trio.CancelScope() as given_up:
+            async with trio.open_nursery() as nursery:
+
+                async def give_up(scope=given_up, many=checkpoints):
+                    for _ in range(many):
+                        await trio.lowlevel.checkpoint()
+                    scope.cancel()
+
+                nursery.start_soon(give_up)
+                try:
+                    await nursery.start(gateway._count, over)
+                    await trio.sleep_forever()
+                finally:
+                    over.set()
+        assert given_up.cancelled_caught

@@ -138,20 +138,37 @@ class Gateway:
         """
         try:
             await self.database.run_short(self.keys.refresh)
-            async with trio.open_nursery() as nursery:
-                if self._shared is not None:
-                    await nursery.start(self._shared.run)
-                await nursery.start(self.prefixes.run)
-                nursery.start_soon(self.usage.run)
-                nursery.start_soon(self.feed.run)
-                nursery.start_soon(self.history.run)
-                nursery.start_soon(self._refresh_keys)
-                nursery.start_soon(self._sweep)
-                nursery.start_soon(self.batch_runner.run)
-                nursery.start_soon(self._load)
-                task_status.started()
+            over = trio.Event()
+            async with trio.open_nursery() as counting:
+                try:
+                    await counting.start(self._count, over)
+                    async with trio.open_nursery() as nursery:
+                        await nursery.start(self.prefixes.run)
+                        nursery.start_soon(self.feed.run)
+                        nursery.start_soon(self.history.run)
+                        nursery.start_soon(self._refresh_keys)
+                        nursery.start_soon(self._sweep)
+                        nursery.start_soon(self.batch_runner.run)
+                        nursery.start_soon(self._load)
+                        task_status.started()
+                finally:
+                    over.set()
         finally:
             self.grammars.close()
+
+    async def _count(
+        self, over: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Write down what is used until all else is over: what ends then has used something, too."""
+        async with trio.open_nursery() as nursery:
+            if self._shared is not None:
+                await nursery.start(self._shared.run)
+            nursery.start_soon(self.usage.run)
+            task_status.started()
+            await trio.lowlevel.checkpoint_if_cancelled()  # who is not waited for any more ends here
+            nursery.cancel_scope.shield = True
+            await over.wait()
+            nursery.cancel_scope.cancel()
 
     async def _ask(self, path: str, body: dict[str, Any], caller: Caller) -> RouteAnswer:
         return await self._ask_route(path, body, caller)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from shoal.errors import OutOfResources
 from shoal.gateway.access.keys import KeyLimits, create, list_keys, revoke
 from shoal.gateway.database import forgetting
-from shoal.gateway.errors import LimitReached, NotFound
+from shoal.gateway.errors import LimitReached, NotFound, Unauthorized
 from shoal.gateway.stored import files as files_module
 from shoal.gateway.stored.batches import store as store_module
+from shoal.gateway.stored.batches.batch import StoredBatch
 from shoal.gateway.stored.files import FileStore
-from shoal.gateway.stored.responses import ResponseStore
+from shoal.gateway.stored.responses import ResponseStore, StoredResponse
 
 from ..conftest import served
-from .stored import batch_of, line, rows, until
+from .stored import CHAT, batch_of, line, rows, until
 
 
 def test_lines_are_read_in_pieces_of_so_many_bytes(store, monkeypatch):
@@ -95,6 +98,38 @@ def test_a_key_with_more_than_can_be_deleted_at_once_is_revoked_and_the_rest_del
     while forgetting.forget_revoked(store.database):
         pass
     assert [rows(store.database, table) for table in ("files", "file_lines")] == [1, 10]
+
+
+def test_nothing_is_kept_for_a_key_that_was_revoked_meanwhile(store):
+    _, key = create(store.database, "ada", KeyLimits(), admin=False)
+    responses = ResponseStore(store.database, store.files.keeping)
+    turn = StoredResponse("r", None, [], {})
+
+    def lines():
+        yield b"x\n"
+        yield b"x\n"
+
+    file = store.files.add(key.id, "x", lines(), None)
+    batch = StoredBatch(
+        id="b",
+        endpoint=CHAT,
+        input_file=file.id,
+        output_file="o",
+        error_file="e",
+        created=store.clock(),
+        expires=store.clock() + 1,
+    )
+    assert responses.save(key.id, turn)
+    with store.database.transaction() as changes:
+        changes.execute("UPDATE keys SET revoked = 1")
+    for write in (
+        lambda: store.files.add(key.id, "x", lines(), None),
+        lambda: store.add(key.id, batch),
+        lambda: responses.save(key.id, replace(turn, id="s")),
+    ):
+        with pytest.raises(Unauthorized, match="was revoked"):
+            write()
+    assert [rows(store.database, table) for table in ("batches", "files", "responses")] == [0, 1, 1]
 
 
 def test_what_has_expired_is_deleted_in_pieces_and_what_is_deleted_is_hidden_at_once(

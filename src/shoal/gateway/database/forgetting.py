@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shoal.gateway.database.database import Database, Transaction
+from shoal.gateway.errors import Unauthorized
 
 LINES_AT_ONCE = 2000
 """Of a file."""
@@ -85,8 +86,11 @@ def forget_revoked(database: Database) -> bool:
     return bool(rows)
 
 
-def is_revoked(database: Transaction, caller: str) -> bool:
-    """Whether the caller's key was revoked: then nothing more is kept for it."""
-    return bool(
-        database.execute("SELECT 1 FROM keys WHERE id = ? AND revoked IS NOT NULL", (caller,)).fetchall()
-    )
+def check_good(database: Transaction, caller: str) -> None:
+    """Whether anything may be kept for a caller still: its key may have been revoked since it asked.
+
+    Raises:
+        Unauthorized: it was.
+    """
+    if database.execute("SELECT 1 FROM keys WHERE id = ? AND revoked IS NOT NULL", (caller,)).fetchall():
+        raise Unauthorized("the API key was revoked", check="use another key: shoal key create NAME")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from shoal.errors import OutOfResources
 from shoal.gateway.database.database import Database, Transaction
-from shoal.gateway.database.forgetting import drop_file, drop_files
+from shoal.gateway.database.forgetting import check_good, drop_file, drop_files
 from shoal.gateway.errors import BodyTooLarge, LimitReached, NotFound
 from shoal.gateway.stored.expiry import Keeping
 
@@ -77,6 +77,7 @@ class FileStore:
         Raises:
             BodyTooLarge: too many lines, or too long a line.
             LimitReached: the key has too many files, or too much in them.
+            Unauthorized: it was revoked meanwhile.
         """
         now = self.keeping.clock()
         kept_s = min(self.keeping.longest_s, seconds or self.keeping.longest_s)
@@ -89,6 +90,7 @@ class FileStore:
             file = StoredFile(id, name, "batch", now, now + kept_s, size)
             _insert(changes, caller, file, writing=False)
             self.check_room(changes, caller, added=1)
+            check_good(changes, caller)
         return file
 
     def check_room(self, database: Transaction, caller: str, added: int = 0) -> None:

@@ -18,7 +18,7 @@ from shoal.gateway.api import responses
 from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.api.response_items import AnyItem, items_of, listed, parsed
 from shoal.gateway.body import read_body
-from shoal.gateway.errors import BadRequest, NotFound
+from shoal.gateway.errors import BadRequest, NotFound, Unauthorized
 from shoal.gateway.exchange import Desk, Exchange, Form
 from shoal.gateway.grammar.grammar import Grammars
 from shoal.gateway.models import Models
@@ -93,9 +93,8 @@ class ResponseRoutes:
         turn = StoredResponse(response["id"], body.previous_response_id, items, response)
         try:
             return await self._store.database.run(self._store.save, caller.id, turn)
-        except (
-            OutOfResources
-        ) as error:  # a full disk must not end answers, and the answer says that it is not kept
+        except (OutOfResources, Unauthorized) as error:
+            # A full disk must not end answers, nor a revoked key; the answer says that it is not kept.
             log.warning("a response is not stored: %s", error.message)
             return False
 

@@ -13,7 +13,7 @@ import msgspec
 
 from shoal.errors import UsageError
 from shoal.gateway.database.database import Database, Transaction
-from shoal.gateway.database.forgetting import drop_rows
+from shoal.gateway.database.forgetting import check_good, drop_rows
 from shoal.gateway.errors import BadRequest, NotFound
 from shoal.gateway.stored.expiry import Keeping
 
@@ -75,6 +75,7 @@ class ResponseStore:
 
         Raises:
             OutOfResources: the database cannot be written.
+            Unauthorized: the caller's key was revoked meanwhile.
         """
         items, response = msgspec.json.encode(turn.items), msgspec.json.encode(turn.response)
         size = len(items) + len(response)
@@ -88,6 +89,7 @@ class ResponseStore:
                 (caller, turn.id, caller, turn.previous, self.keeping.clock(), size, items, response),
             )
             _make_room(changes, caller)
+            check_good(changes, caller)
         return True
 
     def find(self, caller: str, id: str) -> dict[str, Any]:

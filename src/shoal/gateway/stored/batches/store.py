@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from shoal.gateway.database.database import Transaction
-from shoal.gateway.database.forgetting import drop_rows
+from shoal.gateway.database.forgetting import check_good, drop_rows
 from shoal.gateway.errors import LimitReached, NotFound
 from shoal.gateway.stored.batches.batch import StoredBatch
 from shoal.gateway.stored.files import FileStore, StoredFile, close_output, files_lock, open_output, put_lines
@@ -47,6 +47,7 @@ class BatchStore:
         Raises:
             NotFound: its input file is none of the caller's.
             LimitReached: the caller has too many unfinished ones, or too much in files.
+            Unauthorized: its key was revoked meanwhile.
         """
         self.files.find(caller, batch.input_file)
         with self.database.transaction(files_lock(caller)) as database:
@@ -60,6 +61,7 @@ class BatchStore:
                     retry_after_s=RETRY_S,
                 )
             self.files.check_room(database, caller)
+            check_good(database, caller)
             for id, kind in ((batch.output_file, "output"), (batch.error_file, "error")):
                 name = f"{batch.id}_{kind}.jsonl"
                 file = StoredFile(id, name, "batch_output", batch.created, batch.expires, 0)
