@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from shoal.client.tuning.open import TuningData, open_tuner
 from shoal.client.tuning.tuner import TuningOptions
 from shoal.errors import NoCoverage, StepFailed, UsageError
 from shoal.testing.checkpoints import write_checkpoint
-from shoal.testing.swarm import memory_swarm
+from shoal.testing.swarm import memory_settings, memory_swarm
 from shoal.types import Span
 
 from .conftest import PROMPT, THIRDS, Whole
@@ -218,6 +219,21 @@ async def test_losses_that_stay_not_finite_end_it_and_change_nothing(home, tmp_p
                 seen.append(step.skipped)
         assert seen == [1, 2]
         assert all(torch.equal(a, b) for a, b in zip(before, tuner.adapter.parameters, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"attested_only": True}, "attested_only is set"),
+        ({"protect": "attested"}, "protect = attested is set"),
+        ({"private_ends": "1:0"}, "private_ends is 1:0"),
+    ],
+)
+async def test_settings_that_keep_hidden_states_from_nodes_are_refused_and_not_ignored(tmp_path, given, says):
+    # Nothing else is there of the swarm: it is refused before anybody is asked for anything.
+    swarm = SimpleNamespace(settings=memory_settings(tmp_path, **given))
+    with pytest.raises(UsageError, match=says):
+        await open_tuner(swarm, "fish", TuningData(path=tmp_path / "none"), OPTIONS, tmp_path / "out")
 
 
 async def test_nodes_that_do_not_train_are_not_asked_and_say_no(home, tmp_path, checkpoint, autojump_clock):

@@ -14,6 +14,7 @@ from shoal.client.tuning.ends import TuningEnds
 from shoal.client.tuning.factors import TunedAdapter, TunedLayers
 from shoal.client.tuning.remote import RemoteBlocks
 from shoal.client.tuning.tuner import Tuner, TuningOptions
+from shoal.config import Settings
 from shoal.errors import UnsupportedModel, UsageError
 from shoal.executor.thread import ComputeThread
 from shoal.models.build.ends import EndsModule
@@ -46,10 +47,11 @@ async def open_tuner(
     """A run that tunes an adapter of ``model`` through the swarm, into ``folder``.
 
     Raises:
-        UsageError: the data or an option cannot be used.
+        UsageError: the data, an option or a setting of the swarm cannot be used.
         UnsupportedModel: the model is no decoder.
         UnknownModel, BadWeights: its ends cannot be loaded here.
     """
+    check_settings(swarm.settings)
     local = await swarm.resolve(model)
     if local.shape.adapter is not None:
         raise UsageError(
@@ -82,6 +84,25 @@ async def open_tuner(
     settings = swarm.settings
     blocks = RemoteBlocks(swarm.rings, local.shape, adapter, within_s=STEP_S, resume_s=settings.resume_s)
     return Tuner(local, adapter, blocks, ends, thread, examples, held_back, options, folder)
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse what keeps hidden states from some nodes and would not when an adapter is tuned.
+
+    Raises:
+        UsageError: nodes must show what they run on, or blocks are kept here.
+    """
+    if settings.attested:
+        named = "attested_only" if settings.attested_only else "protect = attested"
+        raise UsageError(
+            f"{named} is set, and tuning asks nodes that have not shown what they run on",
+            check=f"tune without {named} if any node that trains may see hidden states and gradients",
+        )
+    if settings.own_blocks:
+        raise UsageError(
+            f"private_ends is {settings.private_ends}, and tuning runs no blocks here: nodes run them all",
+            check="tune without private_ends if nodes may see what the first blocks are given",
+        )
 
 
 def _load(local: LocalModel, options: TuningOptions) -> tuple[TunedLayers, TuningEnds]:
