@@ -1,7 +1,8 @@
 """What a run of tuning writes: the adapter as PEFT reads it, and all that is needed to go on after a kill.
 
-Everything is written into a folder beside and then takes the old one's place, so that one whole checkpoint is
-always there.
+Everything is written into a hidden folder inside of the one that was named, and then moved out of it file by
+file. A run that is killed in between moves the rest when it goes on, so that one whole checkpoint is always
+there. Files that are not ours stay as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ from shoal.types import Digest
 STATE = "tuning.json"
 OPTIMIZER = "optimizer.safetensors"
 LIMIT = SizeLimit(64 << 20, 2_000_000)
-NEW, OLD = ".new", ".old"
+FILES = (WEIGHTS, OPTIMIZER, CONFIG, BASE_FILE, STATE)
+"""Ours, and the only ones that are replaced."""
+NEW = ".shoal-new"
+"""Where the next checkpoint is written."""
+MARKER = "shoal-tune"
+"""In there: shows that the folder is ours, and whether all of it is written."""
+WRITING, WHOLE = "writing\n", "whole\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +56,16 @@ def save(
     base: Digest,
     base_name: str,
 ) -> None:
-    """Write a checkpoint in the place of the one in ``folder``. Raises OSError: the disk is full."""
-    fresh, old = folder.with_name(folder.name + NEW), folder.with_name(folder.name + OLD)
-    shutil.rmtree(fresh, ignore_errors=True)
+    """Write a checkpoint in the place of the one in ``folder``.
+
+    Raises:
+        UsageError: something that is not ours is in the way.
+        OSError: the disk is full.
+    """
+    fresh = folder / NEW
+    _clear(fresh)
     fresh.mkdir(parents=True)
+    (fresh / MARKER).write_text(WRITING)
     named = adapter.named()
     save_file({name: half.detach() for name, half in named.items()}, fresh / WEIGHTS)
     moments: dict[str, torch.Tensor] = {}
@@ -75,20 +88,59 @@ def save(
     (fresh / BASE_FILE).write_text(json.dumps({"base": base}) + "\n")
     run = {"step": state.step, "run": dict(state.run), "history": [list(pair) for pair in state.history]}
     (fresh / STATE).write_text(json.dumps(run) + "\n")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    (fresh / (MARKER + NEW)).write_text(WHOLE)
+    (fresh / (MARKER + NEW)).replace(fresh / MARKER)
+    _move_out(folder)
+
+
+def checkpoint_folder(folder: Path) -> Path:
+    """Where a run writes, as a whole path. Raises UsageError: nothing can be written there."""
+    try:
+        found = folder.expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"{folder} cannot be a folder ({error})", check="name another folder: --out") from error
+    if found.is_symlink() or (found.exists() and not found.is_dir()):
+        raise UsageError(f"{found} is no folder", check="name another folder: --out")
+    return found
 
 
 def check_is_of_tuning(folder: Path) -> None:
     """Refuse a folder that holds something else. Raises UsageError."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / STATE).exists():
+    if not folder.exists() or (folder / STATE).exists():
+        return
+    if any(path.name != NEW or _written(path) is None for path in folder.iterdir()):
         raise UsageError(
             f"{folder} holds something that is no checkpoint of shoal tune",
             check="name another folder: --out",
         )
+
+
+def _written(fresh: Path) -> str | None:
+    """What the marker of a folder says; ``None`` where the folder is not ours. One that is empty is."""
+    try:
+        return (fresh / MARKER).read_text()
+    except (OSError, UnicodeDecodeError):
+        return WRITING if fresh.is_dir() and not any(fresh.iterdir()) else None
+
+
+def _clear(fresh: Path) -> None:
+    """Remove what a run that was killed has left behind. Raises UsageError: it is not ours."""
+    if fresh.is_symlink() or (fresh.exists() and _written(fresh) is None):
+        raise UsageError(
+            f"{fresh} is in the way, and shoal tune has not written it",
+            check="move it away, or name another folder with --out",
+        )
+    if fresh.exists():
+        shutil.rmtree(fresh)
+
+
+def _move_out(folder: Path) -> None:
+    """Put a checkpoint that is written as a whole in its place, or the rest of it."""
+    fresh = folder / NEW
+    for name in FILES:
+        if (fresh / name).exists():
+            (fresh / name).replace(folder / name)
+    shutil.rmtree(fresh)
 
 
 def restore(
@@ -100,9 +152,8 @@ def restore(
         UsageError: it is of a run with other settings, data or another model.
         BadWeights: it is damaged.
     """
-    old = folder.with_name(folder.name + OLD)
-    if not folder.exists() and old.exists():  # killed between the two renamings
-        old.rename(folder)
+    if _written(folder / NEW) == WHOLE:  # killed while it was moved
+        _move_out(folder)
     if not (folder / STATE).exists():
         return None
     said = read_object(folder / STATE, LIMIT)

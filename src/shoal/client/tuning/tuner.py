@@ -94,7 +94,7 @@ class Tuner:
         self._local, self.adapter, self._blocks, self._ends = local, adapter, blocks, ends
         self._thread = thread
         self._examples, self._held_back, self._options = examples, held_back, options
-        self._folder = folder
+        self._folder = checkpoint.checkpoint_folder(folder)
         self.optimizer = torch.optim.AdamW(
             adapter.parameters, lr=options.rate, weight_decay=options.weight_decay
         )
