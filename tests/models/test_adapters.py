@@ -170,6 +170,8 @@ def test_names_are_given_and_not_twice(folder, checkpoint, tmp_path):
         read_adapters([str(folder), f"pirate={folder}"], model)
     with pytest.raises(UsageError, match="at most 8"):
         read_adapters([str(folder)] * 9, model)
+    with pytest.raises(UsageError, match="how the beginning of a digest looks"):
+        read_adapters([f"deadbeef={folder}"], model)
     with pytest.raises(UsageError, match="cannot be called"):
         read_adapter(folder, "a b")
 

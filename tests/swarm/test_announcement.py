@@ -17,6 +17,7 @@ from shoal.swarm.announcement import (
     MAX_ANNOUNCEMENT,
     Announcement,
     Served,
+    ServedAdapter,
     candidate,
     numerics_of,
     seal,
@@ -146,3 +147,16 @@ def test_pickle_is_not_an_announcement():
 def test_any_other_bytes_are_refused(data):
     with pytest.raises(RemoteProtocolError):
         unseal(data, NOW, verify)
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"), [("pirate", True), ("facade", True), ("deadbeef", False), ("0" * 64, False)]
+)
+def test_no_adapter_is_called_as_a_digest_begins(name, taken):
+    adapters = (ServedAdapter(name, "sha256:" + "b" * 64),)
+    data = seal(announcement(served=served(adapters=adapters)), ALICE.sign)
+    if taken:
+        assert unseal(data, NOW, verify).served.adapters == adapters
+    else:
+        with pytest.raises(RemoteProtocolError, match="not an announcement"):
+            unseal(data, NOW, verify)

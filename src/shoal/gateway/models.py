@@ -6,20 +6,19 @@ an administrator pulls it.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import trio
 
 from shoal.client.swarm import Swarm
-from shoal.client.tuning.served import adapted, adapters_of, with_adapter
+from shoal.client.tuning.served import adapted, names_of, with_adapter
 from shoal.errors import UnknownModel, UsageError
 from shoal.models.checkpoint.encoder_decoders import EncoderDecoder
 from shoal.models.store.catalogue import close_names, find_entry
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
 from shoal.progress import Progress
-from shoal.types import AdapterDigest, ModelShape, Span, gaps
+from shoal.types import ModelShape, Span, gaps
 
 LOOK_AGAIN_S = 5.0
 """How long what lies on this disk is believed."""
@@ -77,11 +76,8 @@ class Models:
 
     def _adapted(self, local: LocalModel) -> list[LocalModel]:
         """A model with each adapter that has a name of its own."""
-        known = {(a.name, a.digest) for a in adapters_of(self._swarm.rings.finder.serving(local.shape))}
-        names = Counter(name for name, _ in known)
-        return [
-            adapted(local, name, AdapterDigest(digest)) for name, digest in sorted(known) if names[name] == 1
-        ]
+        named = names_of(self._swarm.rings.finder, local.shape)
+        return [adapted(local, name, digest) for name, digest in sorted(named.items())]
 
     def served(self) -> list[LocalModel]:
         """The same, as this disk was when somebody looked last."""

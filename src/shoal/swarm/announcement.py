@@ -51,7 +51,8 @@ Verify = Callable[[PeerId, bytes, bytes], bool]
 class ServedAdapter(Struct, frozen=True, array_like=True):
     """An adapter with which a node runs its span, where a session asks for it."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, Meta(pattern=r"^(?![0-9A-Fa-f]{8,}$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """No word of eight or more hex digits: that is the beginning of a digest to whoever asks for it."""
     digest: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 

@@ -98,7 +98,9 @@ def checkpoint_folder(folder: Path) -> Path:
     try:
         found = folder.expanduser().resolve()
     except (OSError, RuntimeError) as error:
-        raise UsageError(f"{folder} cannot be a folder ({error})", check="name another folder: --out") from error
+        raise UsageError(
+            f"{folder} cannot be a folder ({error})", check="name another folder: --out"
+        ) from error
     if found.is_symlink() or (found.exists() and not found.is_dir()):
         raise UsageError(f"{found} is no folder", check="name another folder: --out")
     return found

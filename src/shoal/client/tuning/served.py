@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import trio
@@ -11,16 +12,20 @@ from shoal.client.ring.route_finder import HEAR_WITHIN_S, RouteFinder
 from shoal.errors import UnknownModel, UsageError
 from shoal.models.store.local_model import LocalModel
 from shoal.swarm.announcement import Announcement, ServedAdapter
-from shoal.types import AdapterDigest
+from shoal.types import AdapterDigest, ModelShape, PeerId, gaps
 
 SHORTEST_DIGEST = 8
 """Hex digits by which an adapter may be named instead."""
+HEX = re.compile("[0-9a-f]+")
+
+_Named = Mapping[str, Sequence[Announcement]]
+"""Digests of adapters, and who announces each."""
 
 
 async def with_adapter(
     finder: RouteFinder, local: LocalModel, name: str, within_s: float = HEAR_WITHIN_S
 ) -> LocalModel:
-    """The model with the adapter of that name, or whose digest begins so.
+    """The model with the adapter whose digest begins so, or of that name.
 
     Args:
         within_s: how long it is waited for, where nobody known serves it.
@@ -30,10 +35,10 @@ async def with_adapter(
         UsageError: peers serve several by that name.
     """
     with trio.move_on_after(within_s):
-        while not _named(finder.serving(local.shape), name):
+        while not _covering(_named(finder.serving(local.shape), name), local.shape):
             await finder.member.wait_changed()
     serving = finder.serving(local.shape)
-    found = _named(serving, name)
+    found = chosen(finder, local.shape, _named(serving, name))
     if not found:
         others = sorted({adapter.name for adapter in adapters_of(serving)})
         known = f"there is {', '.join(others)}" if others else "it is served without adapters"
@@ -69,9 +74,59 @@ def no_own_blocks() -> UsageError:
     )
 
 
-def _named(serving: Iterable[Announcement], name: str) -> set[str]:
-    known = adapters_of(serving)
-    by_name = {adapter.digest for adapter in known if adapter.name == name}
-    if by_name or len(name) < SHORTEST_DIGEST:
-        return by_name
-    return {adapter.digest for adapter in known if adapter.digest.removeprefix("sha256:").startswith(name)}
+def names_of(finder: RouteFinder, shape: ModelShape) -> dict[str, AdapterDigest]:
+    """Every name under which a model has one adapter that is to be counted on, and no other."""
+    serving = finder.serving(shape)
+    found = {
+        name: chosen(finder, shape, _called(serving, name))
+        for name in {adapter.name for adapter in adapters_of(serving)}
+    }
+    return {name: AdapterDigest(min(digests)) for name, digests in found.items() if len(digests) == 1}
+
+
+def chosen(finder: RouteFinder, shape: ModelShape, named: _Named) -> set[str]:
+    """The digests that are left where peers mean several by one name.
+
+    Those count that are served for every block, if any is: to announce an adapter costs a stranger nothing,
+    and must not take its name from who serves it. Of several, one that peers which have proven themselves
+    serve for every block comes before those that strangers alone do.
+    """
+    found = _covering(named, shape) or named
+    proven = {
+        digest: [a for a in announced if finder.reputation.proven(PeerId(a.peer))]
+        for digest, announced in found.items()
+    }
+    return set((len(found) > 1 and _covering(proven, shape)) or found)
+
+
+def _covering(named: _Named, shape: ModelShape) -> _Named:
+    """Those that are served for every block."""
+    return {
+        digest: announced
+        for digest, announced in named.items()
+        if not gaps((a.served.span for a in announced if a.served), shape.n_blocks)
+    }
+
+
+def _named(serving: Iterable[Announcement], name: str) -> _Named:
+    known = list(serving)
+    if len(name) >= SHORTEST_DIGEST and HEX.fullmatch(name):
+        # First: whatever peers call theirs, a digest is what it says.
+        by_digest = _announced(known, lambda adapter: adapter.digest.removeprefix("sha256:").startswith(name))
+        if by_digest:
+            return by_digest
+    return _called(known, name)
+
+
+def _called(serving: Iterable[Announcement], name: str) -> _Named:
+    return _announced(serving, lambda adapter: adapter.name == name)
+
+
+def _announced(serving: Iterable[Announcement], fits: Callable[[ServedAdapter], bool]) -> _Named:
+    """Who announces which of the adapters that fit."""
+    found: dict[str, list[Announcement]] = {}
+    for announcement in serving:
+        for adapter in announcement.served.adapters if announcement.served else ():
+            if fits(adapter):
+                found.setdefault(adapter.digest, []).append(announcement)
+    return found

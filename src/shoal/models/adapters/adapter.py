@@ -18,7 +18,9 @@ from shoal.types import AdapterDigest, Digest, ModelShape, Span
 
 MAX_RANK = 64
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""How an adapter may be called: it stands behind a colon in a model's name."""
+"""How an adapter may be asked for: it stands behind a colon in a model's name."""
+LIKE_DIGEST = re.compile(r"[0-9A-Fa-f]{8,}")
+"""How none may be called: it would be taken for the beginning of a digest."""
 CONTEXT = b"shoal adapter 1\n"
 
 Factor = NDArray[np.float32]

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from shoal.errors import BadWeights, UnsupportedModel, UsageError
-from shoal.models.adapters.adapter import MAX_RANK, NAME, Adapter, Factor, LowRank, adapter_digest
+from shoal.models.adapters.adapter import (
+    LIKE_DIGEST,
+    MAX_RANK,
+    NAME,
+    Adapter,
+    Factor,
+    LowRank,
+    adapter_digest,
+)
 from shoal.models.adapters.peft_config import read_scale
 from shoal.models.checkpoint.finite import check_finite
 from shoal.models.checkpoint.headers import TensorEntry, read_safetensors_header
@@ -48,6 +56,11 @@ def read_adapter(path: str | Path, name: str = "") -> Adapter:
         raise UsageError(
             f"an adapter cannot be called {name[:80]!r}",
             check="give it a name of letters, digits, dots, dashes and underscores: NAME=PATH",
+        )
+    if LIKE_DIGEST.fullmatch(name):
+        raise UsageError(
+            f"an adapter cannot be called {name}: that is how the beginning of a digest looks",
+            check="give it another name: NAME=PATH",
         )
     scale = read_scale(folder)
     list_name, blocks = _read_blocks(_weights_file(folder))
