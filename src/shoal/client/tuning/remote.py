@@ -19,12 +19,9 @@ from shoal.client.ring.rings import Rings
 from shoal.client.tuning.factors import TunedAdapter
 from shoal.errors import (
     Busy,
-    ChannelClosed,
-    DeadlineExceeded,
     NoCoverage,
-    NotAllowed,
-    RemoteProtocolError,
     ShoalError,
+    StepFailed,
 )
 from shoal.executor.arrays import Floats
 from shoal.types import ModelShape, Numerics, PeerId, Span
@@ -32,6 +29,8 @@ from shoal.wire.training import Train, TunedLayer
 
 ATTEMPTS = 8
 """How often a step is begun."""
+MOST_FAILED = 2
+"""Routes on which a step comes to no finite numbers, before that is the step's own fault."""
 DIAL_S = 10.0
 BUSY_S = 30.0
 """How long a hop that is busy is asked again and again."""
@@ -75,9 +74,11 @@ class RemoteBlocks:
         the beginning again, over another route.
 
         Raises:
+            NotFinite: hops of more than one route have come to numbers that are not finite.
             NoCoverage: nobody trains some of the blocks.
             ShoalError: what ended the last attempt.
         """
+        failed = 0
         for attempt in range(ATTEMPTS):
             try:
                 if not self.route:
@@ -88,6 +89,9 @@ class RemoteBlocks:
                 self._finder.suspect(lost.hop.address.peer)
                 self.route = []
                 self.replaced += 1
+                failed += isinstance(lost.error, StepFailed)
+                if failed == MOST_FAILED:
+                    raise NotFinite(lost.error.message) from None
                 if attempt + 1 == ATTEMPTS:
                     raise lost.error from None
         raise NoCoverage(f"no route through {self._shape.name} held for a step")
@@ -111,7 +115,12 @@ class RemoteBlocks:
 
         Args:
             gradients: of what :meth:`forward` gave.
+
+        Raises:
+            NotFinite: some of them are NaN or infinite.
         """
+        if not np.isfinite(gradients).all():
+            raise NotFinite("the gradients of the loss are NaN or infinite")
         found: list[tuple[Span, Floats]] = []
         for hop, entered in zip(reversed(self.route), reversed(passed.entered), strict=True):
             gradients, factors = await self._ask(hop, passed.lengths, entered, gradients)
@@ -140,7 +149,7 @@ class RemoteBlocks:
         payload = b"".join([*parts, self._adapter.payload(hop.span)])
         answer = np.frombuffer(await self._answer(hop, message, payload), np.float32)
         if not np.isfinite(answer).all():
-            raise _HopLost(hop, RemoteProtocolError(f"{hop} gave numbers that are NaN or infinite"))
+            raise _HopLost(hop, StepFailed(f"{hop} gave numbers that are NaN or infinite"))
         return answer[: hidden.size].reshape(hidden.shape), answer[hidden.size :]
 
     async def _answer(self, hop: RouteHop, message: Train, payload: bytes) -> bytes:
@@ -153,7 +162,7 @@ class RemoteBlocks:
                 if trio.current_time() > until:
                     raise _HopLost(hop, error) from error
                 await trio.sleep(min(error.retry_after_s, 5.0))
-            except (ChannelClosed, DeadlineExceeded, RemoteProtocolError, NotAllowed) as error:
+            except ShoalError as error:  # whatever it says, another may do what it does not
                 raise _HopLost(hop, error) from error
 
     async def _find(self) -> list[RouteHop]:
@@ -169,6 +178,10 @@ class RemoteBlocks:
                     raise
                 self._avoid = set()  # who has failed once may have come back
                 await self._finder.wait_news(1.0)
+
+
+class NotFinite(StepFailed):
+    """A step comes to numbers that are NaN or infinite, whoever computes it."""
 
 
 class _HopLost(ShoalError):

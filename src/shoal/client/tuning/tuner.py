@@ -18,7 +18,7 @@ from shoal.client.tuning.checkpoint import TuningState
 from shoal.client.tuning.data import Example, batches
 from shoal.client.tuning.ends import TuningEnds
 from shoal.client.tuning.factors import TunedAdapter
-from shoal.client.tuning.remote import RemoteBlocks
+from shoal.client.tuning.remote import NotFinite, RemoteBlocks
 from shoal.errors import StepFailed, UsageError
 from shoal.executor.thread import ComputeThread
 from shoal.models.adapters.adapter import Adapter
@@ -144,10 +144,13 @@ class Tuner:
             )
 
     async def evaluate(self, examples: Sequence[Example]) -> float:
-        """The mean loss over the learnt tokens of ``examples``."""
+        """The mean loss over the learnt tokens of ``examples``; NaN where hops come to no finite numbers."""
         total = 0.0
         for batch in batches(examples, tokens=self._options.batch_tokens, seed=0, epoch=0):
-            total += await self._blocks.step(partial(self._forward_loss, batch))
+            try:
+                total += await self._blocks.step(partial(self._forward_loss, batch))
+            except NotFinite:
+                return math.nan
         return total / sum(example.answer_tokens for example in examples)
 
     def finished(self, name: str) -> Adapter:
@@ -160,7 +163,11 @@ class Tuner:
         self.optimizer.zero_grad()
         total = 0.0
         for batch in step:
-            total += await self._blocks.step(partial(self._learn, batch, 1 / learnt))
+            try:
+                total += await self._blocks.step(partial(self._learn, batch, 1 / learnt))
+            except NotFinite:
+                total = math.nan
+                break
         loss = total / learnt
         gradients = [half.grad for half in self.adapter.parameters if half.grad is not None]
         if not math.isfinite(loss) or not all(bool(grad.isfinite().all()) for grad in gradients):
