@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
 import numpy as np
 import pytest
+import torch
 import trio
 
 from shoal.errors import (
@@ -22,7 +25,13 @@ from shoal.errors import (
 )
 from shoal.executor.engine import Engine
 from shoal.node.adapters import training
-from shoal.node.adapters.training import MOST_OF_PEER, TrainingDesk, TrainingService, check_train
+from shoal.node.adapters.training import (
+    MOST_OF_NETWORK,
+    MOST_OF_PEER,
+    TrainingDesk,
+    TrainingService,
+    check_train,
+)
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Digest, Span
@@ -33,6 +42,11 @@ LAYERS = (TunedLayer("self_attn.q_proj", 64, 64),)
 FITTING = Train(1, "sha256:model", 2, 4, False, 64, (5, 3), "model.layers", 2, 2.0, LAYERS)
 ENGINE = cast(Engine, SimpleNamespace(width=64))
 SERVICE = TrainingService(Digest("sha256:model"), Span(2, 8), ENGINE, 100)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "llama", "llama")
 
 
 def test_a_question_says_how_many_bytes_it_and_its_answer_have() -> None:
@@ -95,23 +109,172 @@ def test_a_node_that_does_not_train_says_why() -> None:
         )
 
 
+class Asked:
+    """A channel of a client, and what it was told."""
+
+    def __init__(self, peer: str, host: str = "") -> None:
+        self.peer, self.host, self.closed = peer, host, False
+        self.refused: list[NotTrained] = []
+        self.answered: list[int] = []
+        self.reply = self.refused.append
+
+    async def send(self, message: Any, payload: bytes) -> None:
+        self.answered.append(message.number)
+
+
+def desk_of(waiting: list[Any], **engine: Any) -> TrainingDesk:
+    served = cast(Engine, SimpleNamespace(width=64, **engine))
+    service = TrainingService(SERVICE.digest, SERVICE.span, served, 100)
+    return TrainingDesk(lambda: service, waiting.append)
+
+
+async def take(desk: TrainingDesk, channel: Asked, message: Train = FITTING) -> None:
+    await desk._take(cast(Any, channel), message, b"")  # pyright: ignore[reportPrivateUsage]
+
+
 async def test_one_client_has_few_questions_at_a_time() -> None:
-    refused: list[NotTrained] = []
-    channel = cast(Any, SimpleNamespace(peer="one", reply=refused.append))
-    other = cast(Any, SimpleNamespace(peer="other", reply=refused.append))
+    one, other = Asked("one"), Asked("other")
     waiting: list[Any] = []
-    desk = TrainingDesk(lambda: SERVICE, waiting.append)
-    for _ in range(MOST_OF_PEER + 1):
-        await desk._take(channel, FITTING, b"")  # pyright: ignore[reportPrivateUsage]
-    assert [answer.code for answer in refused] == [Busy.code]
-    for _ in range(MOST_OF_PEER + 1):
-        await desk._take(other, FITTING, b"")  # pyright: ignore[reportPrivateUsage]
+    desk = desk_of(waiting)
+    for channel in (one, other):
+        for _ in range(MOST_OF_PEER + 1):
+            await take(desk, channel)
+        assert [answer.code for answer in channel.refused] == [Busy.code]
     assert len(waiting) == 2 * MOST_OF_PEER
-    assert [answer.code for answer in refused] == [Busy.code] * 2
+    assert "4 questions of tuning wait" in other.refused[0].message
 
 
-async def test_a_node_answers_what_fits_and_refuses_the_rest_by_name(tmp_path, monkeypatch) -> None:
-    checkpoint = write_checkpoint(tmp_path / "llama", "llama")
+async def test_clients_of_one_network_leave_room_for_others() -> None:
+    near = [Asked(f"near {i}", f"203.0.113.{i}") for i in range(MOST_OF_NETWORK + 1)]
+    far = Asked("far", "198.51.100.1")
+    desk = desk_of([])
+    for channel in (*near, far):
+        await take(desk, channel)
+    assert [len(channel.refused) for channel in (*near, far)] == [0] * MOST_OF_NETWORK + [1, 0]
+
+
+async def test_a_question_whose_client_has_gone_is_not_begun_and_its_place_is_free() -> None:
+    begun: list[int] = []
+
+    async def train(message: Train, payload: bytes, within_s: float) -> bytes:
+        begun.append(message.number)
+        return b""
+
+    gone, here = Asked("gone"), Asked("here")
+    waiting: list[Any] = []
+    desk = desk_of(waiting, train=train)
+    for number, channel in enumerate((gone, gone, here, here)):
+        await take(desk, channel, msgspec.structs.replace(FITTING, number=number))
+    gone.closed = True
+    for answer in waiting:
+        await answer()
+    assert begun == here.answered == [2, 3]
+    await take(desk, here)
+    assert not here.refused
+
+
+async def test_questions_are_computed_one_at_a_time_and_not_for_ever(autojump_clock: Any) -> None:
+    at_once = most = 0
+
+    async def train(message: Train, payload: bytes, within_s: float) -> bytes:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        try:
+            await trio.sleep(training.ANSWER_S * 0.7)
+        finally:
+            at_once -= 1
+        return b""
+
+    channel, waiting = Asked("one"), list[Any]()
+    desk = desk_of(waiting, train=train)
+    for number in range(2):
+        await take(desk, channel, msgspec.structs.replace(FITTING, number=number))
+    async with trio.open_nursery() as nursery:
+        for answer in waiting:
+            nursery.start_soon(answer)
+    assert most == 1
+    assert len(channel.answered) == 1
+    assert [answer.code for answer in channel.refused] == [DeadlineExceeded.code]
+
+
+async def test_sessions_have_their_turns_between_sequences_and_what_it_takes_is_counted(
+    tmp_path: Any, checkpoint: Any, monkeypatch: Any
+) -> None:
+    sequences = 12
+    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)], train="on") as swarm:
+        engine = swarm.nodes[0].server.engine
+        question = msgspec.structs.replace(FITTING, lengths=(9,) * sequences, backward=True)
+        payload = np.full(question.size // 4, 0.01, np.float32).tobytes()
+        done, turns, rests = trio.Event(), 0, list[float]()
+
+        async def ask() -> None:
+            await engine.train(question, payload, 60.0)
+            done.set()
+
+        async def rest(seconds: float) -> None:
+            rests.append(seconds)
+            await trio.lowlevel.checkpoint()
+
+        monkeypatch.setattr("shoal.executor.engine.trio", SimpleNamespace(sleep=rest))
+        before, engine.share = engine.busy_s, 0.25
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            while not done.is_set():
+                await engine.settled(lambda: None)
+                turns += 1
+        monkeypatch.undo()
+        took = engine.busy_s - before
+        assert turns >= sequences / 2
+        assert took > 0
+        # A quarter of the time is its own: it rests for three times as long as it has computed.
+        assert len(rests) == sequences - 1
+        assert 0.5 * took < sum(rests) / 3 < 1.01 * took
+
+
+async def test_backward_keeps_what_enters_each_block_and_not_what_is_in_it(
+    tmp_path: Any, checkpoint: Any, monkeypatch: Any
+) -> None:
+    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)], train="on") as swarm:
+        engine = swarm.nodes[0].server.engine
+        module = cast(Any, engine.runner).module
+        inside: list[weakref.ref[torch.Tensor]] = []
+        alive: list[int] = []
+        for block in module.blocks.modules:
+            block.mlp.gate_proj.register_forward_hook(lambda *a: inside.append(weakref.ref(a[-1])))
+        backward = torch.Tensor.backward
+
+        def counted(tensor: torch.Tensor, *given: Any, **named: Any) -> None:
+            alive.append(sum(one() is not None for one in inside))
+            backward(tensor, *given, **named)
+
+        monkeypatch.setattr(torch.Tensor, "backward", counted)
+        question = msgspec.structs.replace(FITTING, start=0, end=6, backward=True)
+        payload = np.full(question.size // 4, 0.01, np.float32).tobytes()
+        assert len(await engine.train(question, payload, 60.0)) == question.answer_size
+        assert len(alive) == len(question.lengths)
+        assert max(alive) <= 1
+        assert len(inside) == 2 * 6 * len(question.lengths)  # once to see what enters, once to go back
+        assert not any("forward" in vars(block) for block in module.blocks.modules)
+
+
+async def test_a_shortage_of_memory_is_told_as_being_busy(
+    tmp_path: Any, checkpoint: Any, monkeypatch: Any
+) -> None:
+    def short(*_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)], train="on") as swarm:
+        engine = swarm.nodes[0].server.engine
+        payload = np.full(FITTING.size // 4, 0.01, np.float32).tobytes()
+        monkeypatch.setattr("shoal.executor.training.train._run", short)
+        with pytest.raises(Busy, match="no memory left"):
+            await engine.train(FITTING, payload, 60.0)
+
+
+async def test_a_node_answers_what_fits_and_refuses_the_rest_by_name(
+    tmp_path, checkpoint, monkeypatch
+) -> None:
     async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)], train="on") as swarm:
         shape, rings = swarm.model.shape, swarm.client.rings
         await swarm.client.rings.finder.among_training().served_numerics(shape, Span(0, 6))

@@ -137,6 +137,21 @@ class Batcher(Generic[_JobT]):
                 self._rhythms.came(session, asked)
                 self._rhythms.left(session, 1, ended)
 
+    def note_other(self, began: float, ended: float) -> float:
+        """Something else has computed in the place of a forward, and counts as one against the share.
+
+        Returns:
+            The seconds that it took.
+        """
+        seconds = ended - began
+        self._ran = (ended, seconds)
+        self.busy_s += seconds
+        return seconds
+
+    def rest_s(self, seconds: float) -> float:
+        """For how long the thread rests after what took so long."""
+        return min(seconds * (1 / self.share - 1), LONGEST_REST_S)
+
     def rhythm(self, session: Hashable) -> Rhythm:
         """When a session's last step was done, and how long it is usually away."""
         return self._rhythms.of(session)
@@ -215,7 +230,7 @@ class Batcher(Generic[_JobT]):
     def _rests(self) -> bool:
         """Whether forwards have had their share for now; then a part of the rest is over on return."""
         ended, took = self._ran
-        rest = min(took * (1 / self.share - 1), LONGEST_REST_S)
+        rest = self.rest_s(took)
         left = min(ended + rest - time.perf_counter(), rest)
         if left <= 0:
             return False

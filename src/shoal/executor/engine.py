@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
 
 from shoal.errors import Busy, ShoalError, UnknownSession
 from shoal.executor.arrays import Floats
-from shoal.executor.batcher import Batcher, ForwardOutput, Job, JobSlice
+from shoal.executor.batcher import LONGEST_REST_S, Batcher, ForwardOutput, Job, JobSlice
 from shoal.executor.codecs import decode, encode
 from shoal.executor.kernels.decode_steps import RanTimes
 from shoal.executor.pages import PAGE, PagePool
@@ -19,6 +21,9 @@ from shoal.executor.runner import Capabilities, KvState, Runner, SessionRows
 from shoal.executor.thread import ComputeThread
 from shoal.types import AdapterDigest, Codec, Format, Kv, Numerics, SessionId, Span
 from shoal.wire.training import Train
+
+if TYPE_CHECKING:
+    from shoal.executor.training.train import TrainingRun
 
 _ResultT = TypeVar("_ResultT")
 
@@ -109,7 +114,10 @@ class Engine:
         return self._batcher.busy_s
 
     async def train(self, message: Train, payload: bytes, within_s: float) -> bytes:
-        """Answer a question of tuning, in turn with forwards of sessions.
+        """Answer a question of tuning, a sequence at a time, in turn with forwards of sessions.
+
+        While sessions are open, it rests after each sequence for as long as that took, though not for ever:
+        half of the time is theirs.
 
         Args:
             within_s: what computing it may take.
@@ -119,13 +127,38 @@ class Engine:
             DigestMismatch: the adapter does not fit them.
             DeadlineExceeded: it took longer.
             StepFailed: what came out is not finite.
+            Busy: memory is short.
         """
         from shoal.executor.training.payload import read_work  # noqa: PLC0415 - torch, which few need
 
-        def run() -> bytes:
-            work = read_work(message, payload, time.monotonic() + within_s)
-            found = self.runner.train(Span(message.start, message.end), work)
-            return b"".join(part.tobytes() for part in found)
+        def begin() -> TrainingRun:
+            return self.runner.train(Span(message.start, message.end), read_work(message, payload, within_s))
+
+        run, _ = await self._beside(begin)
+        while True:
+            done, seconds = await self._beside(run.advance)
+            if done:
+                break
+            rest_s = max(self._batcher.rest_s(seconds), seconds if self._sessions else 0.0)
+            await trio.sleep(min(rest_s, LONGEST_REST_S))
+        found, _ = await self._beside(run.result)
+        return b"".join(part.tobytes() for part in found)
+
+    async def _beside(self, function: Callable[[], _ResultT]) -> tuple[_ResultT, float]:
+        """What something other than a forward returns, on the thread that computes, and its seconds."""
+        from shoal.executor.device.torch_devices import shortage  # noqa: PLC0415 - as above
+
+        def run() -> tuple[_ResultT, float]:
+            began = time.perf_counter()
+            try:
+                found = function()
+            except (RuntimeError, MemoryError) as error:
+                if (short := shortage(error, "this node")) is not None:
+                    raise short from error
+                raise
+            finally:
+                seconds = self._batcher.note_other(began, time.perf_counter())
+            return found, seconds
 
         return await self._thread.run(run)
 

@@ -27,7 +27,7 @@ from shoal.executor.kernels.c_kernels import ThreadTeam, library
 from shoal.executor.packed import load_packed
 from shoal.executor.pages import PagePool, Pages, pages_for
 from shoal.executor.runner import Capabilities, KvState, SessionRows
-from shoal.executor.training.train import TrainingWork, check_trainable, train
+from shoal.executor.training.train import TrainingRun, TrainingWork, check_trainable
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.build.ends import EndsModule
 from shoal.models.build.kv import Cache
@@ -87,12 +87,12 @@ class ModuleRunner:
         self._adapters: Sequence[Adapter] = ()
         self._adapted: WeakKeyDictionary[Modules, dict[int, ModuleAdapter]] = WeakKeyDictionary()
 
-    def train(self, span: Span, work: TrainingWork) -> list[Floats]:
+    def train(self, span: Span, work: TrainingWork) -> TrainingRun:
         """As :meth:`Runner.train`."""
         module = self.module.part(span)
         if self.capabilities.untrainable or not isinstance(module, SpanModule):
             raise NotAllowed(f"this node does not train: {self.capabilities.untrainable}")
-        return train(module, work)
+        return TrainingRun(module, work)
 
     def load_adapters(self, adapters: Sequence[Adapter]) -> None:
         """As :meth:`Runner.load_adapters`."""

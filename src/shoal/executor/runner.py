@@ -18,7 +18,7 @@ from shoal.types import AdapterDigest, Exactness, Span
 
 if TYPE_CHECKING:
     from shoal.executor.kernels.decode_steps import DecodeSteps
-    from shoal.executor.training.train import TrainingWork
+    from shoal.executor.training.train import TrainingRun, TrainingWork
     from shoal.models.build.kv import Cache  # stands on torch, which a span on the kernels does without
 
 
@@ -90,11 +90,12 @@ class Runner(Protocol):
         """Pages for at least ``tokens`` tokens of KV, which this runner then uses."""
         ...
 
-    def train(self, span: Span, work: TrainingWork) -> list[Floats]:
-        """Forward or backward with an adapter of a client's, as :func:`shoal.executor.training.train.train`.
+    def train(self, span: Span, work: TrainingWork) -> TrainingRun:
+        """Forward or backward with an adapter of a client's, which is then done sequence by sequence.
 
         Raises:
-            NotAllowed: no gradients go through these blocks; see ``Capabilities.trains``.
+            NotAllowed: no gradients go through these blocks; see ``Capabilities.untrainable``.
+            DigestMismatch: the adapter does not fit them.
         """
         ...
 
@@ -159,7 +160,7 @@ class PagedRunner(ABC):
                     outcomes[i] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def train(self, span: Span, work: TrainingWork) -> list[Floats]:
+    def train(self, span: Span, work: TrainingWork) -> TrainingRun:
         raise NotAllowed(f"this node does not train: {self.capabilities.untrainable}")
 
     def decode_steps(self) -> DecodeSteps | None:

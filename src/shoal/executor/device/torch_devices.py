@@ -41,7 +41,7 @@ def shortage(error: BaseException, device: str) -> Busy | None:
 
     What torch had set aside for later is given back first, so that others may have it.
     """
-    short = isinstance(error, torch.OutOfMemoryError) or (
+    short = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in SHORT)
     )
     if not short:

@@ -9,11 +9,11 @@ from shoal.executor.training.train import TrainingLayer, TrainingWork
 from shoal.wire.training import Train
 
 
-def read_work(message: Train, payload: bytes, until: float) -> TrainingWork:
+def read_work(message: Train, payload: bytes, within_s: float) -> TrainingWork:
     """What a client asks for.
 
     Args:
-        until: by ``time.monotonic``, when it is given up.
+        within_s: what computing it may take.
 
     Raises:
         RemoteProtocolError: numbers that are NaN or infinite.
@@ -32,7 +32,7 @@ def read_work(message: Train, payload: bytes, until: float) -> TrainingWork:
         list_name=message.list_name,
         scale=message.scale,
         layers=_layers(message, numbers[behind:]),
-        until=until,
+        within_s=within_s,
     )
 
 

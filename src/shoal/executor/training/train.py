@@ -1,13 +1,15 @@
 """Forward and backward through frozen blocks, with an adapter whose gradients are wanted.
 
-Activations are those of one sequence at a time, computed again for each step backward, and gone when it ends.
+Activations are those of one block and one sequence at a time. To go backward, a sequence runs forward once
+more, of which only what enters each block is kept; the blocks are then computed again one by one, the last
+one first (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from shoal.errors import DeadlineExceeded, StepFailed
 from shoal.executor.adapters.modules import find_linear, layer_sizes
@@ -49,8 +52,8 @@ class TrainingWork:
     list_name: str
     scale: float
     layers: Sequence[TrainingLayer]
-    until: float
-    """By ``time.monotonic``; whatever takes longer is given up."""
+    within_s: float
+    """What computing it may take; whatever takes longer is given up."""
 
 
 def check_trainable(module: SpanModule) -> str:
@@ -62,33 +65,57 @@ def check_trainable(module: SpanModule) -> str:
     return ""
 
 
-def train(module: SpanModule, work: TrainingWork) -> list[Floats]:
-    """What comes out; or the gradients of what went in, and those of the adapter's matrices in their order.
+class TrainingRun:
+    """Work that is done sequence by sequence, so that others may compute in between. For one thread.
 
-    Raises:
-        DigestMismatch: the adapter does not fit the layers.
-        DeadlineExceeded: it took too long.
-        StepFailed: what comes out is not finite.
+    Between two sequences nothing of it is in the span's modules, and nothing of it in memory but what it was
+    given and what it has found.
     """
-    for parameter in module.model.parameters():
-        parameter.requires_grad_(False)
-    backward = work.gradients is not None
-    here = [replace(low, down=low.down.to(module.device), up=low.up.to(module.device)) for low in work.layers]
-    factors = [half.requires_grad_(backward) for low in here for half in (low.down, low.up)]
-    work = replace(work, layers=here)
-    outs: list[torch.Tensor] = []
-    with _adapted(module, work), _bounded(module, work.until):
-        at = 0
-        for length in work.lengths:
-            rows = slice(at, at + length)
-            outs.append(_run(module, work, rows))
-            at += length
-    found = [torch.cat(outs)]
-    if backward:
-        found += [torch.zeros_like(half) if half.grad is None else half.grad for half in factors]
-    if not all(bool(tensor.isfinite().all()) for tensor in found):
-        raise StepFailed("the numbers that came out are not finite")
-    return [tensor.detach().float().cpu().contiguous().numpy() for tensor in found]
+
+    def __init__(self, module: SpanModule, work: TrainingWork) -> None:
+        """Raises DigestMismatch: the adapter does not fit the layers."""
+        for parameter in module.model.parameters():
+            parameter.requires_grad_(False)
+        here = [
+            replace(low, down=low.down.to(module.device), up=low.up.to(module.device)) for low in work.layers
+        ]
+        self._module, self._work = module, replace(work, layers=here)
+        self._backward = work.gradients is not None
+        self._factors = [half.requires_grad_(self._backward) for low in here for half in (low.down, low.up)]
+        self._outs: list[torch.Tensor] = []
+        self._left_s = work.within_s
+        with _adapted(module, self._work):
+            pass  # so that one that does not fit is told before anything is computed
+
+    def advance(self) -> bool:
+        """Compute the next sequence.
+
+        Returns:
+            Whether it was the last one.
+
+        Raises:
+            DeadlineExceeded: all took too long.
+        """
+        began, done, module, work = time.monotonic(), len(self._outs), self._module, self._work
+        at = sum(work.lengths[:done])
+        kept = _boundaries_kept(module) if self._backward else nullcontext()
+        with _adapted(module, work), _bounded(module, began + self._left_s), kept:
+            self._outs.append(_run(module, work, slice(at, at + work.lengths[done])).float().cpu())
+        self._left_s -= time.monotonic() - began
+        return len(self._outs) == len(work.lengths)
+
+    def result(self) -> list[Floats]:
+        """What came out; or the gradients of what went in, and of the adapter's matrices in their order.
+
+        Raises:
+            StepFailed: it is not finite.
+        """
+        found = [torch.cat(self._outs)]
+        if self._backward:
+            found += [torch.zeros_like(half) if half.grad is None else half.grad for half in self._factors]
+        if not all(bool(tensor.isfinite().all()) for tensor in found):
+            raise StepFailed("the numbers that came out are not finite")
+        return [tensor.detach().float().cpu().contiguous().numpy() for tensor in found]
 
 
 def _run(module: SpanModule, work: TrainingWork, rows: slice) -> torch.Tensor:
@@ -125,6 +152,18 @@ def _add(
 ) -> torch.Tensor:
     x = args[0].to(low.down.dtype)
     return (out + functional.linear(functional.linear(x, low.down), low.up) * scale).to(out.dtype)
+
+
+@contextmanager
+def _boundaries_kept(module: SpanModule) -> Generator[None]:
+    """While a sequence runs, blocks keep what enters them, and nothing else that a step backward needs."""
+    with ExitStack() as stack:
+        for block in module.blocks.modules:
+            # The forward, not the block: hooks at its ends, by which a span is entered and left, run once.
+            again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+            block.forward = again  # of this module alone, before its class's
+            stack.callback(vars(block).pop, "forward")
+        yield
 
 
 @contextmanager

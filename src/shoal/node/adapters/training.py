@@ -1,7 +1,8 @@
 """Forward and backward for clients that tune an adapter through this node's blocks.
 
-Nothing of it is kept: what a client sends is here for its question, activations for one sequence of it. Only
-so many questions wait, none is longer than the node allows, and a step that takes too long is given up.
+Nothing of it is kept: what a client sends is here for its question, activations for one block and one
+sequence of it. Only so many questions wait, none is longer than the node allows, and one that takes too long
+is given up.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+import trio
+
 from shoal.errors import (
     Busy,
     ChannelClosed,
+    DeadlineExceeded,
     DigestMismatch,
     NotAllowed,
     PromptTooLong,
@@ -25,6 +29,7 @@ from shoal.errors import (
 )
 from shoal.executor.engine import Engine
 from shoal.net.channel import Channel
+from shoal.net.handshake_backlog import network_of
 from shoal.node.handlers import Handlers
 from shoal.types import Digest, PeerId, Span
 from shoal.wire.fields import MAX_PAYLOAD
@@ -34,9 +39,14 @@ from shoal.wire.training import NotTrained, Train, Trained
 MOST_WAITING = 4
 """Questions of all clients, the one that is computed among them."""
 MOST_OF_PEER = 2
+MOST_OF_NETWORK = 3
+"""So that machines of one subscriber do not take all the places."""
 STEP_S = 60.0
 """What one question may take to compute."""
+ANSWER_S = 120.0
+"""After which one is given up that has waited, or has been computed between the forwards of sessions."""
 RETRY_S = 0.5
+MOST_RETRY_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +106,9 @@ class TrainingDesk:
         self._service = service
         self._spawn = spawn
         self._waiting: Counter[PeerId] = Counter()
+        self._networks: Counter[str] = Counter()
+        self._turn = trio.Lock()
+        self._took_s = RETRY_S  # by the last question
 
     def register(self, handlers: Handlers) -> None:
         """Have the messages given here."""
@@ -105,23 +118,41 @@ class TrainingDesk:
         try:
             service = self._service()
             check_train(message, service)
-            if self._waiting.total() >= MOST_WAITING or self._waiting[channel.peer] >= MOST_OF_PEER:
-                raise Busy("others train here now", retry_after_s=RETRY_S)
+            self._check_room(channel)
         except ShoalError as error:
             _refuse(channel, message, error)
             return
         self._waiting[channel.peer] += 1
+        self._networks[network_of(channel.host)] += 1
         self._spawn(partial(self._answer, channel, message, payload, service))
+
+    def _check_room(self, channel: Channel) -> None:
+        """Raises Busy: too many questions wait, of all, of this peer or of its network; says for how long."""
+        waiting, host = self._waiting.total(), channel.host
+        if (
+            waiting >= MOST_WAITING
+            or self._waiting[channel.peer] >= MOST_OF_PEER
+            or (host and self._networks[network_of(host)] >= MOST_OF_NETWORK)
+        ):
+            retry_after_s = min(max(RETRY_S, self._took_s), MOST_RETRY_S)
+            raise Busy(f"{waiting} questions of tuning wait here now", retry_after_s=retry_after_s)
 
     async def _answer(
         self, channel: Channel, message: Train, payload: bytes, service: TrainingService
     ) -> None:
         try:
-            began = time.monotonic()
-            answer = await service.engine.train(message, payload, STEP_S)
-            spent_us = round((time.monotonic() - began) * 1e6)
+            with trio.fail_after(ANSWER_S):
+                async with self._turn:  # of one question at a time are numbers in memory that it came to
+                    if channel.closed:
+                        return  # nobody waits for it any more
+                    began = time.monotonic()
+                    answer = await service.engine.train(message, payload, STEP_S)
+                    self._took_s = time.monotonic() - began
             with suppress(ChannelClosed):  # the client is gone, or does not read
-                await channel.send(Trained(message.number, len(answer), spent_us), answer)
+                await channel.send(Trained(message.number, len(answer), round(self._took_s * 1e6)), answer)
+        except trio.TooSlowError:
+            late = DeadlineExceeded("sessions or others who train have taken this node's time")
+            _refuse(channel, message, late)
         except ShoalError as error:
             _refuse(channel, message, error)
         except Exception:
@@ -129,9 +160,14 @@ class TrainingDesk:
             log.exception("a training step failed")
             _refuse(channel, message, StepFailed("the training step failed; the node's log says more"))
         finally:
-            self._waiting[channel.peer] -= 1
-            if not self._waiting[channel.peer]:
-                del self._waiting[channel.peer]
+            self._forget(channel)
+
+    def _forget(self, channel: Channel) -> None:
+        network = network_of(channel.host)
+        self._waiting[channel.peer] -= 1
+        self._networks[network] -= 1
+        # Nothing is kept of who has none: a counter keeps its zeros.
+        self._waiting, self._networks = +self._waiting, +self._networks
 
 
 def _refuse(channel: Channel, message: Train, error: ShoalError) -> None:
