@@ -14,7 +14,7 @@ from shoal.client.tuning.data import Example
 from shoal.client.tuning.factors import TunedAdapter, TunedLayers
 from shoal.client.tuning.remote import NotFinite, RemoteBlocks
 from shoal.client.tuning.tuner import Tuner, TuningOptions
-from shoal.errors import NoCoverage, ShoalError, StepFailed, from_code
+from shoal.errors import NoCoverage, ShoalError, StepFailed, UsageError, from_code
 from shoal.types import Digest, ModelShape, Numerics, PeerAddress, PeerId, Span
 
 SHAPE = ModelShape("fish", Digest("sha256:" + "f" * 64), 4, 8, 256, 384)
@@ -32,6 +32,7 @@ class Peers:
     def __init__(self, answers):
         self.answers = answers
         self.asked: list[tuple[str, Span]] = []
+        self.sizes: list[int] = []
         self.suspected: list[str] = []
         self.finder = SimpleNamespace(
             among_training=lambda: self.finder,
@@ -59,6 +60,7 @@ class Peers:
 
     async def _ask(self, channel, message, payload, within_s):
         self.asked.append((channel, Span(message.start, message.end)))
+        self.sizes += [len(payload), message.answer_size]
         assert len(payload) == message.size
         answer = self.answers[channel]
         if isinstance(answer, str):
@@ -109,19 +111,57 @@ async def test_gradients_that_are_not_finite_are_nobody_elses_fault(autojump_clo
     assert not peers.suspected
 
 
+def tuner_of(tmp_path, examples, options, most_rows=1000, **blocks):
+    remote_blocks = SimpleNamespace(replaced=0, most_rows=most_rows, **blocks)
+    local = SimpleNamespace(digest=SHAPE.digest, name="fish", shape=SHAPE)
+    adapter = TunedAdapter(TunedLayers("model.layers", {"q_proj": (8, 8)}, 4), rank=2, alpha=2, seed=0)
+    folder = tmp_path / "out"
+    return Tuner(local, adapter, remote_blocks, None, None, examples, examples, options, folder)
+
+
 async def test_steps_of_no_finite_numbers_are_skipped_and_counted(tmp_path):
     async def fails(run):
         raise NotFinite("no")
 
-    blocks = SimpleNamespace(step=fails, replaced=0)
-    local = SimpleNamespace(digest=SHAPE.digest, name="fish", shape=SHAPE)
-    adapter = TunedAdapter(TunedLayers("model.layers", {"q_proj": (8, 8)}, 4), rank=2, alpha=2, seed=0)
     examples = [Example((1, 2, 3), 1)] * 6
-    options = TuningOptions(batch_tokens=2, most_bad=4)
-    tuner = Tuner(local, adapter, blocks, None, None, examples, examples, options, tmp_path / "out")
+    tuner = tuner_of(tmp_path, examples, TuningOptions(batch_tokens=2, most_bad=4), step=fails)
     skipped = []
     with pytest.raises(StepFailed, match="in 4 steps one after another"):
         async for step in tuner.run():
             skipped.append(step.skipped)
     assert skipped == [1, 2, 3]
     assert np.isnan(await tuner.evaluate(examples))
+
+
+@pytest.mark.parametrize("limit", [8 * 8 * 3 + 128, 8 * 8 * 3 + 300, 1 << 20])
+async def test_no_question_is_larger_than_a_message(autojump_clock, monkeypatch, limit):
+    monkeypatch.setattr(remote, "MAX_PAYLOAD", limit)
+    peers = Peers({"one": 1.0})
+    blocks = peers.blocks()
+    _, found = await blocks.step(lambda: through(blocks))
+    assert max(peers.sizes) <= limit
+    covered = [block for span, _ in reversed(found) for block in range(span.start, span.end)]
+    assert covered == [0, 1, 2, 3]
+    blocks_at_once = {8 * 8 * 3 + 128: 1, 8 * 8 * 3 + 300: 2, 1 << 20: 4}[limit]
+    assert {len(span) for _, span in peers.asked} == {blocks_at_once}
+    for span, gradients in found:
+        assert len(gradients) == len(span) * 2 * 16
+    assert blocks.most_rows >= 3
+
+
+async def test_an_adapter_of_which_no_block_fits_a_message_is_refused(monkeypatch):
+    with pytest.raises(UsageError, match="65 linear layers"):
+        Peers({}).blocks(**{f"layer{i}": (8, 8) for i in range(65)})
+    monkeypatch.setattr(remote, "MAX_PAYLOAD", 128)
+    with pytest.raises(UsageError, match="an adapter of rank 2 has"):
+        Peers({}).blocks()
+
+
+def test_batches_are_no_larger_than_a_question_may_be(tmp_path):
+    options = TuningOptions(batch_tokens=1 << 20)
+    tuner = tuner_of(tmp_path, [Example((1, 2), 1)] * 600, options)
+    assert sorted(len(batch) for step in tuner._plan for batch in step) == [88, 256, 256]
+    tuner = tuner_of(tmp_path, [Example((1,) * 40, 1)] * 10, options, most_rows=100)
+    assert [len(batch) for step in tuner._plan for batch in step] == [2] * 5
+    with pytest.raises(UsageError, match="line 7: an example of 102 tokens, and hidden states of 100 fit"):
+        tuner_of(tmp_path, [Example((1,) * 102, 1, 7)], options, most_rows=100)

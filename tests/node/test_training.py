@@ -272,9 +272,7 @@ async def test_a_shortage_of_memory_is_told_as_being_busy(
             await engine.train(FITTING, payload, 60.0)
 
 
-async def test_a_node_answers_what_fits_and_refuses_the_rest_by_name(
-    tmp_path, checkpoint, monkeypatch
-) -> None:
+async def test_a_node_answers_what_fits_and_refuses_the_rest(tmp_path, checkpoint, monkeypatch) -> None:
     async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)], train="on") as swarm:
         shape, rings = swarm.model.shape, swarm.client.rings
         await swarm.client.rings.finder.among_training().served_numerics(shape, Span(0, 6))

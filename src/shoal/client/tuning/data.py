@@ -11,6 +11,7 @@ from typing import Any, cast
 from shoal.errors import ShoalError, UsageError
 from shoal.models.text.codec import TextCodec
 from shoal.models.untrusted.bounded_json import parse
+from shoal.wire.training import MAX_SEQUENCES
 
 MAX_LINE = 8 << 20
 MAX_VALUES = 100_000
@@ -166,7 +167,8 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 
 
 def batches(examples: Sequence[Example], *, tokens: int, seed: int, epoch: int) -> list[list[Example]]:
-    """The examples of one epoch in an order of its own, put together until a batch has ``tokens`` tokens.
+    """The examples of one epoch in an order of its own, put together until a batch has ``tokens`` tokens, or
+    as many examples as one question may have.
 
     Each runs by itself all the same: no example sees another.
     """
@@ -176,7 +178,7 @@ def batches(examples: Sequence[Example], *, tokens: int, seed: int, epoch: int) 
     room = 0
     for index in order:
         example = examples[index]
-        if not found or len(example.token_ids) > room:
+        if not found or len(example.token_ids) > room or len(found[-1]) == MAX_SEQUENCES:
             found.append([])
             room = tokens
         found[-1].append(example)

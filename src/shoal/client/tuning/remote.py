@@ -8,7 +8,7 @@ numbers it comes to the same.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -22,10 +22,12 @@ from shoal.errors import (
     NoCoverage,
     ShoalError,
     StepFailed,
+    UsageError,
 )
 from shoal.executor.arrays import Floats
 from shoal.types import ModelShape, Numerics, PeerId, Span
-from shoal.wire.training import Train, TunedLayer
+from shoal.wire.fields import MAX_PAYLOAD
+from shoal.wire.training import MAX_LAYERS, MAX_ROWS, Train, TunedLayer
 
 ATTEMPTS = 8
 """How often a step is begun."""
@@ -53,6 +55,9 @@ class RemoteBlocks:
     Args:
         within_s: how long one hop may take for one question.
         resume_s: how long blocks that nobody serves any more are waited for.
+
+    Raises:
+        UsageError: the adapter is so large that not one block of it fits a message.
     """
 
     def __init__(
@@ -65,6 +70,11 @@ class RemoteBlocks:
         self._within_s, self._resume_s = within_s, resume_s
         self._avoid: set[PeerId] = set()
         self._numerics: Numerics | None = None
+        self._block_bytes = (
+            4 * adapter.rank * sum(rows + cols for rows, cols in adapter.layers.sizes.values())
+        )
+        self.most_rows = self._most_rows()
+        """Tokens that one question may have."""
         self.route: list[RouteHop] = []
         self.replaced = 0
         """How often the route was found anew."""
@@ -104,7 +114,7 @@ class RemoteBlocks:
             lengths: tokens of each sequence.
         """
         passed = Passed(tuple(lengths))
-        for hop in self.route:
+        for hop in self._pieces(len(hidden)):
             passed.entered.append(hidden)
             hidden = (await self._ask(hop, passed.lengths, hidden, None))[0]
         passed.out = hidden
@@ -122,10 +132,39 @@ class RemoteBlocks:
         if not np.isfinite(gradients).all():
             raise NotFinite("the gradients of the loss are NaN or infinite")
         found: list[tuple[Span, Floats]] = []
-        for hop, entered in zip(reversed(self.route), reversed(passed.entered), strict=True):
+        hops = self._pieces(len(gradients))
+        for hop, entered in zip(reversed(hops), reversed(passed.entered), strict=True):
             gradients, factors = await self._ask(hop, passed.lengths, entered, gradients)
             found.append((hop.span, factors))
         return found
+
+    def _most_rows(self) -> int:
+        layers, rank = self._adapter.layers.sizes, self._adapter.rank
+        if len(layers) > MAX_LAYERS:
+            raise UsageError(
+                f"{len(layers)} linear layers of each block are to be tuned, and {MAX_LAYERS} are the most",
+                check="name those that matter, with --layer",
+            )
+        # At least a block goes with all of the rows, and with the gradients of what comes out.
+        most = (MAX_PAYLOAD - self._block_bytes) // (8 * self._shape.hidden_size)
+        if most < 1:
+            raise UsageError(
+                f"an adapter of rank {rank} has {self._block_bytes >> 20} MiB for each block, and a message "
+                f"takes {MAX_PAYLOAD >> 20} MiB",
+                check="choose a lower rank, or fewer layers",
+            )
+        return min(most, MAX_ROWS)
+
+    def _pieces(self, rows: int) -> list[RouteHop]:
+        """The route, hops with so many blocks that their matrices fill more than a message asked piece by
+        piece."""
+        left = MAX_PAYLOAD - 8 * self._shape.hidden_size * rows
+        blocks = max(1, left // self._block_bytes)
+        return [
+            replace(hop, span=Span(start, min(start + blocks, hop.span.end)))
+            for hop in self.route
+            for start in range(hop.span.start, hop.span.end, blocks)
+        ]
 
     async def _ask(
         self, hop: RouteHop, lengths: tuple[int, ...], hidden: Floats, gradients: Floats | None

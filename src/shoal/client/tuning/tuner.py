@@ -77,6 +77,9 @@ class Tuner:
 
     Args:
         folder: where checkpoints and the finished adapter are written; a killed run goes on from there.
+
+    Raises:
+        UsageError: there are no examples, one is too long, or the folder cannot be one.
     """
 
     def __init__(
@@ -100,6 +103,8 @@ class Tuner:
         )
         self._history: list[tuple[int, float]] = []
         self._skipped = self._bad = 0
+        self._batch_tokens = min(options.batch_tokens, blocks.most_rows)
+        self._check_lengths()
         self._plan = self._planned()
 
     @property
@@ -146,7 +151,7 @@ class Tuner:
     async def evaluate(self, examples: Sequence[Example]) -> float:
         """The mean loss over the learnt tokens of ``examples``; NaN where hops come to no finite numbers."""
         total = 0.0
-        for batch in batches(examples, tokens=self._options.batch_tokens, seed=0, epoch=0):
+        for batch in batches(examples, tokens=self._batch_tokens, seed=0, epoch=0):
             try:
                 total += await self._blocks.step(partial(self._forward_loss, batch))
             except NotFinite:
@@ -210,11 +215,21 @@ class Tuner:
     def _rate(self, step: int) -> float:
         return self._options.rate * min(1.0, (step + 1) / max(1, self._options.warmup))
 
+    def _check_lengths(self) -> None:
+        """Raises UsageError: an example is longer than a question may be."""
+        for example in (*self._examples, *self._held_back):
+            if len(example.token_ids) > self._blocks.most_rows + 1:  # its last token is not sent
+                raise UsageError(
+                    f"line {example.line}: an example of {len(example.token_ids)} tokens, and hidden states "
+                    f"of {self._blocks.most_rows} fit into a message beside a block of the adapter",
+                    check="lower --longest, or choose a lower rank",
+                )
+
     def _planned(self) -> list[list[list[Example]]]:
         """The batches of each step."""
         options, found = self._options, list[list[list[Example]]]()
         for epoch in range(options.epochs):
-            made = batches(self._examples, tokens=options.batch_tokens, seed=options.seed, epoch=epoch)
+            made = batches(self._examples, tokens=self._batch_tokens, seed=options.seed, epoch=epoch)
             found += [made[at : at + options.accumulate] for at in range(0, len(made), options.accumulate)]
         if not found:
             raise UsageError("there is nothing to learn from", check="give at least one example")
