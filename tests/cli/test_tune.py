@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import pytest
 import trio
 
 from shoal.cli.tune import tune
@@ -30,19 +31,28 @@ def test_what_is_given_is_what_is_tuned(tmp_path, monkeypatch, capsys):
 
     async def open_tuner(swarm, model, data, options, folder):
         seen.update(model=model, data=data, options=options, folder=folder)
-        data.skipped(7, "it is no JSON")
+        data.skipped(data.path, 7, "it is no JSON")
+        data.skipped(data.evaluation, 3, "it is empty")
 
         async def run():
             yield TuningStep(1, 1, 0.5, 10.0, 0.25)
 
-        return SimpleNamespace(run=run)
+        return SimpleNamespace(run=run, close=lambda: seen.update(closed=True))
 
     monkeypatch.setattr("shoal.client.tuning.open.open_tuner", open_tuner)
     monkeypatch.setattr(tune, "in_swarm", lambda settings, use: trio.run(use, None))
     monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
     tune.tune(
-        "fish", tmp_path / "d.jsonl", tmp_path / "out", rank=4, layer=["q_proj"], skip_bad=True, as_json=True
+        "fish",
+        tmp_path / "d.jsonl",
+        tmp_path / "out",
+        tmp_path / "e.jsonl",
+        rank=4,
+        layer=["q_proj"],
+        skip_bad=True,
+        as_json=True,
     )
+    assert seen["closed"]
     assert (seen["model"], seen["folder"]) == ("fish", tmp_path / "out")
     assert (seen["options"].rank, seen["options"].layers) == (4, ("q_proj",))
     out, err = capsys.readouterr()
@@ -52,5 +62,12 @@ def test_what_is_given_is_what_is_tuned(tmp_path, monkeypatch, capsys):
         "loss": 0.5,
         "evaluation": 0.25,
     }
-    assert "line 7 is skipped: it is no JSON" in err
-    assert "1 line of" in err
+    for number, name, why in ((7, "d.jsonl", "it is no JSON"), (3, "e.jsonl", "it is empty")):
+        assert f"line {number} of {tmp_path / name} is skipped: {why}" in err
+        assert f"1 line of {tmp_path / name} skipped" in err
+
+
+def test_a_loss_that_is_no_number_is_null_in_json(capsys):
+    tune._tell(TuningStep(1, 9, float("nan"), 1.0, float("inf")), lambda *what: None, True)
+    said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (said["loss"], said["evaluation"]) == (None, None)

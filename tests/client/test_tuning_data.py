@@ -77,7 +77,8 @@ def test_a_line_that_is_no_example_is_refused_by_its_number_or_skipped_if_asked(
         read(good, line, good)
     skipped = []
     assert len(read(good, line, good, skipped=lambda *what: skipped.append(what))) == 2
-    ((number, why),) = skipped
+    ((path, number, why),) = skipped
+    assert path.exists()
     assert number == 2
     assert why.split(":")[0][:20] in says or why
 

@@ -163,5 +163,27 @@ def test_batches_are_no_larger_than_a_question_may_be(tmp_path):
     assert sorted(len(batch) for step in tuner._plan for batch in step) == [88, 256, 256]
     tuner = tuner_of(tmp_path, [Example((1,) * 40, 1)] * 10, options, most_rows=100)
     assert [len(batch) for step in tuner._plan for batch in step] == [2] * 5
-    with pytest.raises(UsageError, match="line 7: an example of 102 tokens, and hidden states of 100 fit"):
+    with pytest.raises(UsageError, match="the data, line 7: an example of 102 tokens.* of 100 fit"):
         tuner_of(tmp_path, [Example((1,) * 102, 1, 7)], options, most_rows=100)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"accumulate": 0},
+        {"save_every": 0},
+        {"evaluate_every": 0},
+        {"epochs": 0},
+        {"batch_tokens": 0},
+        {"most_bad": 0},
+        {"rank": 0},
+        {"rate": float("nan")},
+        {"clip": -1.0},
+        {"alpha": 0.0},
+        {"alpha": 1e6},
+        {"alpha": float("inf")},
+    ],
+)
+def test_options_that_cannot_be_are_refused_by_name(given):
+    with pytest.raises(UsageError, match=f"{next(iter(given))} is"):
+        TuningOptions(**given)

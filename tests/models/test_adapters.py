@@ -58,6 +58,13 @@ def test_16_bits_are_read_as_what_they_are(folder):
     assert np.array_equal(read_adapter(folder).blocks[0]["self_attn.q_proj"].down, half.astype(np.float32))
 
 
+@pytest.mark.parametrize("value", [1, 0, "true", [True]])
+def test_a_word_for_rslora_that_is_neither_yes_nor_no_is_refused(folder, value):
+    change(folder, use_rslora=value)
+    with pytest.raises(BadWeights, match="use_rslora is"):
+        read_adapter(folder)
+
+
 def test_the_scale_of_rslora_goes_by_the_root_of_the_rank(folder):
     change(folder, use_rslora=True)
     assert read_adapter(folder).scale == 4.0

@@ -36,7 +36,7 @@ from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Digest, Span
 from shoal.wire.messages import decode, encode
-from shoal.wire.training import NotTrained, Train, TunedLayer
+from shoal.wire.training import MAX_ROWS, NotTrained, Train, TunedLayer
 
 LAYERS = (TunedLayer("self_attn.q_proj", 64, 64),)
 FITTING = Train(1, "sha256:model", 2, 4, False, 64, (5, 3), "model.layers", 2, 2.0, LAYERS)
@@ -68,6 +68,7 @@ def test_a_question_says_how_many_bytes_it_and_its_answer_have() -> None:
         {"lengths": (0,)},
         {"lengths": (1 << 20,)},
         {"lengths": (1,) * 300},
+        {"lengths": (MAX_ROWS, 1)},
         {"rank": 65},
         {"rank": 0},
         {"scale": 0.0},

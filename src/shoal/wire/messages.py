@@ -67,7 +67,7 @@ from shoal.wire.fields import (
     Text,
 )
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
-from shoal.wire.training import NotTrained, Train, Trained
+from shoal.wire.training import MAX_ROWS, NotTrained, Train, Trained
 
 PROTOCOL_VERSION = 9
 """A channel between two versions closes at the hello: who does not know a message cannot pass it over."""
@@ -466,6 +466,8 @@ def decode(header: bytes | bytearray | memoryview, payload_size: int) -> Message
         raise RemoteProtocolError(f"a step of {message.tokens} tokens wants {message.wanted} back")
     if isinstance(message, Open | Train) and message.end <= message.start:
         raise RemoteProtocolError(f"an empty span {message.start}:{message.end}")
+    if isinstance(message, Train) and message.rows > MAX_ROWS:
+        raise RemoteProtocolError(f"a question of tuning of {message.rows} tokens; at most {MAX_ROWS} may be")
     return message
 
 

@@ -22,6 +22,7 @@ from shoal.wire.fields import MAX_BLOCKS, MAX_PAYLOAD, Block, Microseconds, Numb
 MAX_SEQUENCES = 256
 """Of one question."""
 MAX_ROWS = 1 << 14
+"""Tokens of all its sequences."""
 MAX_LAYERS = 64
 """Linear layers of a block that an adapter changes."""
 LayerName = Annotated[str, Meta(min_length=1, max_length=128)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,12 +86,12 @@ def tune(
     from shoal.client.tuning.open import TuningData, open_tuner
     from shoal.client.tuning.tuner import TuningOptions
 
-    skipped: list[int] = []
+    skipped: Counter[Path] = Counter()
 
-    def skip(line: int, why: str) -> None:
-        skipped.append(line)
-        if len(skipped) <= SAID:
-            say(f"line {line} is skipped: {why}")
+    def skip(path: Path, line: int, why: str) -> None:
+        skipped[path] += 1
+        if skipped[path] <= SAID:
+            say(f"line {line} of {path} is skipped: {why}")
 
     given = TuningOptions(
         rank=rank,
@@ -113,16 +115,24 @@ def tune(
         with working(f"tuning {settings.model}") as report:
             tuner = await open_tuner(opened, settings.model, examples, given, out)
             last: TuningStep | None = None
-            async for last in tuner.run():
-                _tell(last, report, as_json)
+            try:
+                async for last in tuner.run():
+                    _tell(last, report, as_json)
+            finally:
+                tuner.close()
             return last
 
     last = in_swarm(settings, run)
     if last is None:
         raise UsageError(f"{out} holds this run already, to its end", check="name another folder with --out")
-    if skipped:
-        say(f"{many(len(skipped), 'line')} of {data} skipped")
-    fields = {"adapter": str(out), "steps": last.steps, "loss": last.loss, "evaluation": last.evaluation}
+    for path, count in skipped.items():
+        say(f"{many(count, 'line')} of {path} skipped")
+    fields = {
+        "adapter": str(out),
+        "steps": last.steps,
+        "loss": _finite(last.loss),
+        "evaluation": _finite(last.evaluation),
+    }
     emit(fields, as_json, lambda: f"the adapter is in {out}: shoal serve {model} --adapter {out}")
 
 
@@ -134,9 +144,14 @@ def _tell(step: TuningStep, report: Progress, as_json: bool) -> None:
     if as_json:
         said = {
             "step": step.step,
-            "loss": step.loss,
+            "loss": _finite(step.loss),
             "tokens_s": step.tokens_s,
-            "evaluation": step.evaluation,
+            "evaluation": _finite(step.evaluation),
         }
-        sys.stdout.write(json.dumps(said) + "\n")
+        sys.stdout.write(json.dumps(said, allow_nan=False) + "\n")
         sys.stdout.flush()
+
+
+def _finite(loss: float | None) -> float | None:
+    """JSON has no word for NaN."""
+    return loss if loss is not None and math.isfinite(loss) else None

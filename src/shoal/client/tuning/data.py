@@ -17,8 +17,8 @@ MAX_LINE = 8 << 20
 MAX_VALUES = 100_000
 ROLES = ("system", "user", "assistant", "tool")
 
-Skipped = Callable[[int, str], None]
-"""Told of a line that is left out: its number, and why."""
+Skipped = Callable[[Path, int, str], None]
+"""Told of a line that is left out: its file, its number, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def read_examples(
                     f"{path}, line {number}: {error.message}",
                     check=error.check or "correct the line, or leave such lines out with --skip-bad",
                 ) from error
-            skipped(number, error.message)
+            skipped(path, number, error.message)
             continue
         examples += found
     if not examples:
@@ -153,7 +153,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if raw.strip():
                     yield number, raw
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}", check="check the path of --data") from error
+        raise UsageError(f"{path}: {error.strerror or error}", check="check the path") from error
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:

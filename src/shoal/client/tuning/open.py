@@ -44,7 +44,7 @@ class TuningData:
 async def open_tuner(
     swarm: Swarm, model: str, data: TuningData, options: TuningOptions, folder: Path
 ) -> Tuner:
-    """A run that tunes an adapter of ``model`` through the swarm, into ``folder``.
+    """A run that tunes an adapter of ``model`` through the swarm, into ``folder``. To be closed in the end.
 
     Raises:
         UsageError: the data, an option or a setting of the swarm cannot be used.
@@ -79,11 +79,15 @@ async def open_tuner(
     if data.evaluation is not None:
         held_back = await trio.to_thread.run_sync(partial(read, data.evaluation))
     thread = ComputeThread("shoal-tuning")
-    layers, ends = await thread.run(partial(_load, local, options))
-    adapter = TunedAdapter(layers, rank=options.rank, alpha=options.alpha, seed=options.seed)
-    settings = swarm.settings
-    blocks = RemoteBlocks(swarm.rings, local.shape, adapter, within_s=STEP_S, resume_s=settings.resume_s)
-    return Tuner(local, adapter, blocks, ends, thread, examples, held_back, options, folder)
+    try:
+        layers, ends = await thread.run(partial(_load, local, options))
+        adapter = TunedAdapter(layers, rank=options.rank, alpha=options.alpha, seed=options.seed)
+        resume_s = swarm.settings.resume_s
+        blocks = RemoteBlocks(swarm.rings, local.shape, adapter, within_s=STEP_S, resume_s=resume_s)
+        return Tuner(local, adapter, blocks, ends, thread, examples, held_back, options, folder)
+    except BaseException:
+        thread.close()
+        raise
 
 
 def check_settings(settings: Settings) -> None:

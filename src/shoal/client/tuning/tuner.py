@@ -24,10 +24,13 @@ from shoal.executor.thread import ComputeThread
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.store.local_model import LocalModel
 
+MAX_ALPHA = 1e6
+"""No adapter with as much is served."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningOptions:
-    """How an adapter is tuned."""
+    """How an adapter is tuned. Raises UsageError: a number that cannot be."""
 
     rank: int = 8
     alpha: float = 16.0
@@ -52,6 +55,19 @@ class TuningOptions:
     evaluate_every: int = 50
     most_bad: int = 5
     """Steps in a row without a finite loss after which tuning ends."""
+
+    def __post_init__(self) -> None:
+        least = {
+            **dict.fromkeys(("warmup", "steps", "rate", "weight_decay", "clip"), 0),
+            **dict.fromkeys(("rank", "epochs", "batch_tokens", "accumulate"), 1),
+            **dict.fromkeys(("save_every", "evaluate_every", "most_bad"), 1),
+        }
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= smallest):
+                raise UsageError(f"{name} is {value}", check=f"choose a number from {smallest} on")
+        if not 0 < self.alpha < MAX_ALPHA:
+            raise UsageError(f"alpha is {self.alpha}", check=f"choose one above 0 and below {MAX_ALPHA:.0f}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +129,17 @@ class Tuner:
         return len(self._plan)
 
     async def run(self) -> AsyncGenerator[TuningStep]:
-        """Tune; tells of each step. What is done is in the folder even if it is given up.
+        """Tune, from the folder's checkpoint on if it has one; tells of each step. Nothing where that is the
+        run's last one.
+
+        A run that is given up has in its folder what was done until ``save_every`` steps were last full.
 
         Raises:
-            UsageError: the folder has a checkpoint of another run.
+            UsageError: the folder holds something else, or a checkpoint of another run.
+            BadWeights: its checkpoint is damaged.
             StepFailed: losses stay NaN or infinite.
             NoCoverage: nobody trains some of the blocks.
+            ShoalError: what the hops of one route after another have said.
             OSError: a checkpoint cannot be written.
         """
         checkpoint.check_is_of_tuning(self._folder)
@@ -157,6 +178,10 @@ class Tuner:
             except NotFinite:
                 return math.nan
         return total / sum(example.answer_tokens for example in examples)
+
+    def close(self) -> None:
+        """Let its thread end. Nothing of it may be asked for after that."""
+        self._thread.close()
 
     def finished(self, name: str) -> Adapter:
         """The adapter as it is now."""
@@ -217,13 +242,15 @@ class Tuner:
 
     def _check_lengths(self) -> None:
         """Raises UsageError: an example is longer than a question may be."""
-        for example in (*self._examples, *self._held_back):
-            if len(example.token_ids) > self._blocks.most_rows + 1:  # its last token is not sent
-                raise UsageError(
-                    f"line {example.line}: an example of {len(example.token_ids)} tokens, and hidden states "
-                    f"of {self._blocks.most_rows} fit into a message beside a block of the adapter",
-                    check="lower --longest, or choose a lower rank",
-                )
+        most = self._blocks.most_rows
+        for what, examples in (("the data", self._examples), ("the examples kept back", self._held_back)):
+            for example in examples:
+                if len(example.token_ids) > most + 1:  # its last token is not sent
+                    raise UsageError(
+                        f"{what}, line {example.line}: an example of {len(example.token_ids)} tokens, and "
+                        f"hidden states of {most} fit into a message beside a block of the adapter",
+                        check="lower --longest, or choose a lower rank",
+                    )
 
     def _planned(self) -> list[list[list[Example]]]:
         """The batches of each step."""

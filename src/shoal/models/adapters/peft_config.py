@@ -71,7 +71,12 @@ def read_scale(folder: Path) -> float:
         raise UnsupportedModel(f"{path}: r is {rank}, and ranks up to {MAX_RANK} are supported")
     if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
         raise BadWeights(f"{path}: lora_alpha is {_shown(alpha)}", check="fetch the file again")
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
+    rooted = config.get("use_rslora")
+    if not (rooted is None or isinstance(rooted, bool)):  # PEFT would take 1 for yes
+        raise BadWeights(
+            f"{path}: use_rslora is {_shown(rooted)}", check="write true or false, or fetch it again"
+        )
+    return float(alpha) / (math.sqrt(rank) if rooted else rank)
 
 
 def _refuse_others(path: Path, config: Mapping[str, Any]) -> None:
