@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import trio
 
 from shoal import errors
 from shoal.client.ring.hop import RouteHop
@@ -111,6 +112,21 @@ async def test_gradients_that_are_not_finite_are_nobody_elses_fault(autojump_clo
     assert not peers.suspected
 
 
+async def test_a_hop_that_does_not_know_us_is_asked_something_short_first(autojump_clock, monkeypatch):
+    monkeypatch.setattr(remote, "SHORT", 200)
+    peers = Peers({"one": 1.0})
+    blocks = peers.blocks(q_proj=(8, 8), k_proj=(4, 8))
+    await blocks.step(lambda: through(blocks))
+    await blocks.step(lambda: through(blocks))
+    asked, whole = peers.sizes[::2], 4 * (24 + 4 * 2 * 28)
+    # One token, and of the smaller layer one row and column for each of as many blocks as fit.
+    assert asked == [4 * (8 + 3 * 12), whole, whole + 4 * 24, whole, whole + 4 * 24]
+    assert peers.asked[0][1] == Span(0, 3)
+    await trio.sleep(remote.KNOWN_S + 1)
+    await blocks.step(lambda: through(blocks))
+    assert peers.sizes[::2][5] == asked[0]
+
+
 def tuner_of(tmp_path, examples, options, most_rows=1000, **blocks):
     remote_blocks = SimpleNamespace(replaced=0, most_rows=most_rows, **blocks)
     local = SimpleNamespace(digest=SHAPE.digest, name="fish", shape=SHAPE)
@@ -163,7 +179,7 @@ def test_batches_are_no_larger_than_a_question_may_be(tmp_path):
     assert sorted(len(batch) for step in tuner._plan for batch in step) == [88, 256, 256]
     tuner = tuner_of(tmp_path, [Example((1,) * 40, 1)] * 10, options, most_rows=100)
     assert [len(batch) for step in tuner._plan for batch in step] == [2] * 5
-    with pytest.raises(UsageError, match="the data, line 7: an example of 102 tokens.* of 100 fit"):
+    with pytest.raises(UsageError, match=r"the data, line 7: an example of 102 tokens.* of 100 fit"):
         tuner_of(tmp_path, [Example((1,) * 102, 1, 7)], options, most_rows=100)
 
 

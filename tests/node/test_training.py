@@ -16,6 +16,7 @@ import trio
 
 from shoal.errors import (
     Busy,
+    ChannelClosed,
     DeadlineExceeded,
     DigestMismatch,
     NotAllowed,
@@ -34,7 +35,7 @@ from shoal.node.adapters.training import (
 )
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
-from shoal.types import Digest, Span
+from shoal.types import Digest, PeerId, Span
 from shoal.wire.messages import decode, encode
 from shoal.wire.training import MAX_ROWS, NotTrained, Train, TunedLayer
 
@@ -166,10 +167,14 @@ async def test_a_question_whose_client_has_gone_is_not_begun_and_its_place_is_fr
     desk = desk_of(waiting, train=train)
     for number, channel in enumerate((gone, gone, here, here)):
         await take(desk, channel, msgspec.structs.replace(FITTING, number=number))
+    assert all(desk.holds(cast(Any, channel)) for channel in (gone, here))
     gone.closed = True
     for answer in waiting:
         await answer()
     assert begun == here.answered == [2, 3]
+    assert not any(desk.holds(cast(Any, channel)) for channel in (gone, here))
+    assert desk.knows(PeerId("here"))
+    assert not desk.knows(PeerId("nobody"))
     await take(desk, here)
     assert not here.refused
 
@@ -286,8 +291,15 @@ async def test_a_node_answers_what_fits_and_refuses_the_rest(tmp_path, checkpoin
             channel = await rings.reach(swarm.networks[0].address, 5.0)
             return await rings.training.ask(channel, message, payload, 30.0)
 
+        server = swarm.nodes[0].server
         with trio.fail_after(60):
+            # A stranger sends nothing long, and is none any more once a short question of its was taken.
+            long = (2000, 2000, 1000)
+            with pytest.raises(ChannelClosed):
+                await ask(lengths=long)
+            assert not server.channels._known(swarm.client.network.peer)  # pyright: ignore[reportPrivateUsage]
             assert len(await ask()) == 4 * 8 * 64
+            assert len(await ask(lengths=long)) == 4 * 5000 * 64
             backward = np.frombuffer(await ask(backward=True), np.float32)
             assert len(backward) == 8 * 64 + 2 * 2 * 128
             assert np.isfinite(backward).all()

@@ -90,8 +90,8 @@ class SpanServer:
             network,
             self.handlers.handle,
             mine.lost,
-            known=lambda peer: mine.knows(peer) or self.trains,
-            held=mine.holds,
+            known=lambda peer: mine.knows(peer) or self._training.knows(peer),
+            held=lambda channel: mine.holds(channel) or self._training.holds(channel),
             where=where,
             at_once=self._at_once,
         )

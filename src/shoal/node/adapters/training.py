@@ -8,8 +8,9 @@ is given up.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ STEP_S = 60.0
 """What one question may take to compute."""
 ANSWER_S = 120.0
 """After which one is given up that has waited, or has been computed between the forwards of sessions."""
+KNOWN_S = 600.0
+"""For so long after a question was taken its client may send long ones."""
+MOST_KNOWN = 64
 RETRY_S = 0.5
 MOST_RETRY_S = 10.0
 
@@ -107,6 +111,8 @@ class TrainingDesk:
         self._spawn = spawn
         self._waiting: Counter[PeerId] = Counter()
         self._networks: Counter[str] = Counter()
+        self._channels: Counter[Channel] = Counter()
+        self._known: OrderedDict[PeerId, float] = OrderedDict()
         self._turn = trio.Lock()
         self._took_s = RETRY_S  # by the last question
 
@@ -124,7 +130,23 @@ class TrainingDesk:
             return
         self._waiting[channel.peer] += 1
         self._networks[network_of(channel.host)] += 1
+        self._channels[channel] += 1
+        self._know(channel.peer)
         self._spawn(partial(self._answer, channel, message, payload, service))
+
+    def knows(self, peer: PeerId) -> bool:
+        """Whether a question of this peer was taken lately: only then may it send a long one."""
+        return trio.current_time() < self._known.get(peer, -math.inf)
+
+    def holds(self, channel: Channel) -> bool:
+        """Whether an answer is to go over this channel."""
+        return channel in self._channels
+
+    def _know(self, peer: PeerId) -> None:
+        self._known[peer] = trio.current_time() + KNOWN_S
+        self._known.move_to_end(peer)
+        while len(self._known) > MOST_KNOWN:
+            self._known.popitem(last=False)
 
     def _check_room(self, channel: Channel) -> None:
         """Raises Busy: too many questions wait, of all, of this peer or of its network; says for how long."""
@@ -166,8 +188,9 @@ class TrainingDesk:
         network = network_of(channel.host)
         self._waiting[channel.peer] -= 1
         self._networks[network] -= 1
+        self._channels[channel] -= 1
         # Nothing is kept of who has none: a counter keeps its zeros.
-        self._waiting, self._networks = +self._waiting, +self._networks
+        self._waiting, self._networks, self._channels = +self._waiting, +self._networks, +self._channels
 
 
 def _refuse(channel: Channel, message: Train, error: ShoalError) -> None:
