@@ -59,10 +59,14 @@ def test_what_others_have_beside_and_inside_the_folder_stays(tmp_path):
     assert restored(out) == (2, {2.0}, {0.2})
 
 
+@pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("moved", range(len(checkpoint.FILES)))
-def test_a_run_that_is_killed_while_files_are_moved_has_the_new_checkpoint(tmp_path, monkeypatch, moved):
+def test_a_run_that_is_killed_while_files_are_moved_has_the_new_checkpoint(
+    tmp_path, monkeypatch, moved, first
+):
     out, left = tmp_path / "out", [moved]
-    saved(out, 1)
+    if not first:
+        saved(out, 1)
     honest = Path.replace
 
     def dies(path, target):
@@ -113,10 +117,9 @@ def test_a_folder_of_the_same_name_that_is_not_ours_is_refused_and_left_alone(tm
     theirs = tmp_path / checkpoint.NEW / "thesis.txt"
     theirs.parent.mkdir()
     theirs.write_text("mine")
-    with pytest.raises(UsageError, match="no checkpoint of shoal tune"):
-        check_is_of_tuning(tmp_path)
-    with pytest.raises(UsageError, match="is in the way"):
-        saved(tmp_path, 1)
+    for write in (check_is_of_tuning, lambda folder: saved(folder, 1)):
+        with pytest.raises(UsageError, match="is in the way"):
+            write(tmp_path)
     assert theirs.read_text() == "mine"
 
 

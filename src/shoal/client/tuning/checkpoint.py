@@ -33,6 +33,8 @@ NEW = ".shoal-new"
 """Where the next checkpoint is written."""
 MARKER = "shoal-tune"
 """In there: shows that the folder is ours, and whether all of it is written."""
+MARKED = "shoal-tune.new"
+"""What it becomes at one stroke when all is written."""
 WRITING, WHOLE = "writing\n", "whole\n"
 
 
@@ -88,8 +90,8 @@ def save(
     (fresh / BASE_FILE).write_text(json.dumps({"base": base}) + "\n")
     run = {"step": state.step, "run": dict(state.run), "history": [list(pair) for pair in state.history]}
     (fresh / STATE).write_text(json.dumps(run) + "\n")
-    (fresh / (MARKER + NEW)).write_text(WHOLE)
-    (fresh / (MARKER + NEW)).replace(fresh / MARKER)
+    (fresh / MARKED).write_text(WHOLE)
+    (fresh / MARKED).replace(fresh / MARKER)
     _move_out(folder)
 
 
@@ -108,9 +110,10 @@ def checkpoint_folder(folder: Path) -> Path:
 
 def check_is_of_tuning(folder: Path) -> None:
     """Refuse a folder that holds something else. Raises UsageError."""
-    if not folder.exists() or (folder / STATE).exists():
+    _check_ours(folder / NEW)  # now, and not when the first steps are to be saved
+    if not folder.exists() or (folder / STATE).exists() or _written(folder / NEW) == WHOLE:
         return
-    if any(path.name != NEW or _written(path) is None for path in folder.iterdir()):
+    if any(path.name != NEW for path in folder.iterdir()):
         raise UsageError(
             f"{folder} holds something that is no checkpoint of shoal tune",
             check="name another folder: --out",
@@ -125,14 +128,21 @@ def _written(fresh: Path) -> str | None:
         return WRITING if fresh.is_dir() and not any(fresh.iterdir()) else None
 
 
-def _clear(fresh: Path) -> None:
-    """Remove what a run that was killed has left behind. Raises UsageError: it is not ours."""
+def _check_ours(fresh: Path) -> None:
+    """Raises UsageError: a run of tuning has not written this folder."""
     if fresh.is_symlink() or (fresh.exists() and _written(fresh) is None):
         raise UsageError(
             f"{fresh} is in the way, and shoal tune has not written it",
             check="move it away, or name another folder with --out",
         )
+
+
+def _clear(fresh: Path) -> None:
+    """Remove what a run that was killed has left behind. Raises UsageError: it is not ours."""
+    _check_ours(fresh)
     if fresh.exists():
+        for name in (*FILES, MARKED):  # the marker goes last: without it, the rest would be no more ours
+            (fresh / name).unlink(missing_ok=True)
         shutil.rmtree(fresh)
 
 
