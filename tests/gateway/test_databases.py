@@ -101,6 +101,14 @@ def test_a_step_that_is_new_is_taken_once_and_a_database_of_a_newer_version_is_r
         list_keys(older)
 
 
+def test_a_step_may_take_longer_than_other_statements(postgres, monkeypatch):
+    monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, "SELECT pg_sleep(1.2)"))
+    with closing(PostgresDatabase(fresh_schema(postgres), within_s=0.5)) as database:
+        assert list_keys(database) == []
+        with pytest.raises(OutOfResources), database.transaction() as found:
+            found.execute("SELECT pg_sleep(1.2)")
+
+
 def test_what_fails_is_undone_whole_and_the_next_goes_on(database):
     create(database, "kept", KeyLimits(), admin=False)
     with pytest.raises(ZeroDivisionError), database.transaction() as changes:

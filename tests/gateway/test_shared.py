@@ -188,7 +188,7 @@ async def test_a_key_and_what_is_stored_are_the_same_at_both(tmp_path, checkpoin
 
 
 async def test_while_the_database_is_away_who_needs_it_is_told_and_who_does_not_goes_on(
-    tmp_path, checkpoint, postgres, monkeypatch
+    tmp_path, checkpoint, postgres, monkeypatch, caplog
 ):
     server = Server()
     server.start()
@@ -210,7 +210,9 @@ async def test_while_the_database_is_away_who_needs_it_is_told_and_who_does_not_
                 openais, anthropics, ollamas = (answer.json() for answer in errors)
                 assert openais["error"]["code"] == "out_of_resources"
                 assert anthropics["error"]["type"] == "api_error"
-                assert "cannot be used" in ollamas["error"]
+                assert ollamas["error"] == "the gateway's database is away"
+                assert not any(str(server.folder) in answer.text for answer in errors)
+                assert "cannot be used" in caplog.text
                 assert (await ask(gateway.http, "/v1/chat/completions", body, free)).status_code == 200
                 assert (await gateway.http.get("/health")).status_code == 200
                 monkeypatch.setattr(keys, "KNOWN_S", 0.0)

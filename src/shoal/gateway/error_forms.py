@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -11,7 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from shoal.errors import Busy, ShoalError
-from shoal.gateway.errors import body_of, headers_of, message_of, status_of
+from shoal.gateway.errors import DatabaseAway, body_of, headers_of, message_of, status_of
 
 ANTHROPIC = "/v1/messages"
 OVERLOADED = 529
@@ -38,10 +39,13 @@ OLLAMA_LACKING: Mapping[str, str] = {
     "/api/copy": "choose a model that GET /api/tags lists",
 }
 """Ollama's routes that are not here, and what to do instead."""
+log = logging.getLogger(__name__)
 
 
 def error_response(error: ShoalError, scope: Scope) -> JSONResponse:
     """The whole answer for an error that came before any byte of another."""
+    if isinstance(error, DatabaseAway):  # callers are told no more than that
+        log.warning("%s is refused: %s", scope.get("request_id"), error.message)
     if speaks_anthropic(scope):
         body, status = (
             anthropic_error(error) | {"request_id": scope.get("request_id")},

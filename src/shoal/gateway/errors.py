@@ -66,6 +66,10 @@ class MethodNotAllowed(HttpError):
         self.allow = allow
 
 
+class DatabaseAway(OutOfResources):
+    """The database cannot be used. Its message names the server, for the log and the machine's own user."""
+
+
 class RequestTimeout(HttpError):
     code = "request_timeout"
     status = 408
@@ -137,7 +141,13 @@ def status_of(error: ShoalError) -> int:
 
 def message_of(error: ShoalError) -> str:
     """What happened, and what to check."""
-    return f"{error.message}; check {error.check}" if error.check else error.message
+    said, check = told_to_callers(error), "" if isinstance(error, DatabaseAway) else error.check
+    return f"{said}; check {check}" if check else said
+
+
+def told_to_callers(error: ShoalError) -> str:
+    """What happened; where the gateway's database is and what its server has said is not for callers."""
+    return "the gateway's database is away" if isinstance(error, DatabaseAway) else error.message
 
 
 def body_of(error: ShoalError) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
 from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.error_forms import error_response
-from shoal.gateway.errors import AGAIN, MAYBE_AGAIN, status_of
+from shoal.gateway.errors import AGAIN, MAYBE_AGAIN, status_of, told_to_callers
 from shoal.gateway.page.requests import Record
 from shoal.gateway.sse import EVENTS, EventStream, until_gone
 
@@ -85,7 +85,7 @@ class Desk:
             answers.records.end(record, "done")
         except ShoalError as error:
             log.info("%s failed: %s", record.id, error.message)
-            answers.records.end(record, "failed", error.message)
+            answers.records.end(record, "failed", told_to_callers(error))
             answers.metrics.failed.labels(error.code).inc()
             asked_again = status_of(error) in AGAIN | MAYBE_AGAIN
             raise

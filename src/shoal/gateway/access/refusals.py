@@ -16,7 +16,7 @@ from shoal.errors import OutOfResources
 from shoal.gateway.access.allowance import RETRY_S, ConcurrencyReached
 from shoal.gateway.access.keys import Caller
 from shoal.gateway.access.own_allowances import CALLERS
-from shoal.gateway.errors import LimitReached
+from shoal.gateway.errors import DatabaseAway, LimitReached
 
 FREED_WITHIN_S = 0.25
 """How long a request waits for a place of its caller's: who has just got an answer may ask again, at another
@@ -43,7 +43,7 @@ class _Door:
         if isinstance(self.refusal, LimitReached):
             left = self.until - now
             return type(self.refusal)(self.refusal.message, retry_after_s=left if left > 0 else RETRY_S)
-        return OutOfResources(self.refusal.message, check=self.refusal.check)
+        return DatabaseAway(self.refusal.message, check=self.refusal.check)
 
     def refuse(self, error: LimitReached | OutOfResources, now: float) -> None:
         self.refusal, self.at = error, now

@@ -15,9 +15,10 @@ from typing import Any
 
 import trio
 
-from shoal.errors import IncompatibleLibrary, OutOfResources
+from shoal.errors import IncompatibleLibrary
 from shoal.gateway.database.database import Database, Rows, RunArguments, RunResult, Transaction
 from shoal.gateway.database.schema import LOCK, bring_up_to_date, is_up_to_date
+from shoal.gateway.errors import DatabaseAway
 from shoal.option_values import database_parameters, server_of
 
 try:
@@ -35,6 +36,8 @@ except ImportError as error:
 
 WITHIN_S = 5.0
 """For a place, for a connection, and for each statement."""
+SCHEMA_WITHIN_S = 3600.0
+"""For each statement of the steps by which tables are brought up to date."""
 CANCEL_S = 0.5
 """How much sooner the server is to give a statement up than we do: then the connection stays good."""
 CONNECTIONS = 8
@@ -141,7 +144,7 @@ class PostgresDatabase(Database):
             yield
         except psycopg.Error as error:
             said = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise OutOfResources(f"{self._where} cannot be used: {said}", check=CHECK) from error
+            raise DatabaseAway(f"{self._where} cannot be used: {said}", check=CHECK) from error
 
     @contextmanager
     def _begun(self) -> Generator[_Connection]:
@@ -182,14 +185,9 @@ class PostgresDatabase(Database):
             "keepalives_count": 3,
         }
         connection = _Connection.connect(make_conninfo("", **defaults | self._given), autocommit=True)
-        connection.within_s = self._within_s + CANCEL_S
         try:
-            # So that the server does not go on with what we have given up, nor hold what we have locked.
-            for name, seconds in (
-                ("statement_timeout", self._within_s),
-                ("idle_in_transaction_session_timeout", FORSAKEN_S),
-            ):
-                connection.execute(b"SELECT set_config(%s, %s, false)", (name, f"{seconds * 1000:.0f}"))
+            _set(connection, "idle_in_transaction_session_timeout", FORSAKEN_S)
+            _limit(connection, self._within_s)
             self._bring_up_to_date(connection)
         except BaseException:
             connection.close()
@@ -199,6 +197,8 @@ class PostgresDatabase(Database):
     def _bring_up_to_date(self, connection: _Connection) -> None:
         if is_up_to_date(_version(connection), self._where):
             return
+        # Steps on a large database take as long as they take, also those that another gateway takes now.
+        _limit(connection, SCHEMA_WITHIN_S)
         # The lock comes before the transaction. One that has waited does not see that there are tables now:
         # while it lasts, the server remembers which names it has found to be nobody's.
         connection.execute(b"SELECT pg_advisory_lock(hashtextextended(%s, 0))", (LOCK,))
@@ -206,9 +206,10 @@ class PostgresDatabase(Database):
         bring_up_to_date(_PostgresTransaction(connection), _version(connection), "BYTEA")
         connection.execute(b"COMMIT")
         connection.execute(b"SELECT pg_advisory_unlock(hashtextextended(%s, 0))", (LOCK,))
+        _limit(connection, self._within_s)
 
-    def _busy(self) -> OutOfResources:
-        return OutOfResources(
+    def _busy(self) -> DatabaseAway:
+        return DatabaseAway(
             f"{self._where} has not answered others within {self._within_s:.0f} s", check=CHECK
         )
 
@@ -251,6 +252,16 @@ class _PostgresTransaction:
     def lock(self, name: str) -> None:
         """Wait until nobody else has this lock, and hold it until the transaction ends."""
         self.execute("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (name,))
+
+
+def _limit(connection: _Connection, within_s: float) -> None:
+    """Let no statement take longer, nor the server go on with what we gave up, or hold what it locked."""
+    connection.within_s = within_s + CANCEL_S
+    _set(connection, "statement_timeout", within_s)
+
+
+def _set(connection: _Connection, name: str, seconds: float) -> None:
+    connection.execute(b"SELECT set_config(%s, %s, false)", (name, f"{seconds * 1000:.0f}"))
 
 
 def _version(connection: _Connection) -> int:
