@@ -99,8 +99,9 @@ async def test_hops_have_a_say_in_it_once_they_have_answered_and_none_where_ever
 
 @pytest.fixture
 def steps_of_no_time(monkeypatch):
-    """On a busy machine steps take so long that no link is slow beside them."""
+    """On a busy machine steps and pings take so long that no link is slow beside them."""
     monkeypatch.setattr("shoal.wire.codec.EXACT_SHARE", 0.0)
+    monkeypatch.setattr("shoal.wire.codec.UNNOTICED_US", 0.0)
 
 
 async def learn_the_links(swarm, checkpoint):

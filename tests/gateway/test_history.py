@@ -10,6 +10,7 @@ import trio
 from shoal.gateway.access import usage
 from shoal.gateway.access.keys import KeyLimits, create
 from shoal.gateway.access.usage import Account, Usage, Used, usage_days
+from shoal.gateway.database.once import WriteNumber
 from shoal.gateway.page.history import KEPT_MINUTES, MINUTE_S, Moment, Sight, SwarmHistory
 
 from .conftest import kept_in, served
@@ -78,7 +79,11 @@ def test_use_is_added_up_by_key_and_day_of_whoever_used_most_first(database, mon
     assert (len(days), days[0], days[-1]) == (30, "1970-01-02", "1970-01-31")
     used = [("1970-01-01", "ada", "m", 9), ("1970-01-02", "bob", "m", 1), ("1970-01-31", "ada", "m", 2)]
     used += [("1970-01-31", "ada", "n", 3)]
-    usage._add(database, {Account(day, who, model): Used(1, n, 10) for day, who, model, n in used})
+    usage._add(
+        database,
+        WriteNumber("a", 1),
+        {Account(day, who, model): Used(1, n, 10) for day, who, model, n in used},
+    )
     by_key = Usage(database).by_key(days, None)
     assert list(by_key) == ["ada", "bob"]
     assert by_key == {"ada": [0] * 29 + [25], "bob": [11] + [0] * 29}
@@ -107,7 +112,9 @@ async def test_a_key_sees_its_own_use_and_an_administrators_all(tmp_path, checkp
     today = usage_days(time.time())[-1]
     key, ada = create(path, "Ada", KeyLimits(), admin=admin)
     _, bob = create(path, "Bob", KeyLimits(), admin=False)
-    usage._add(path, {Account(today, caller.id, "m"): Used(1, 1, 1) for caller in (ada, bob)})
+    usage._add(
+        path, WriteNumber("a", 1), {Account(today, caller.id, "m"): Used(1, 1, 1) for caller in (ada, bob)}
+    )
     with trio.fail_after(60):
         async with served(tmp_path, checkpoint, database=path) as gateway:
             answer = await gateway.http.get("/api/usage", headers={"authorization": f"Bearer {key}"})

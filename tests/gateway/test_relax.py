@@ -116,12 +116,12 @@ def test_what_is_not_found_out_is_left_out_all_at_once():
     schema = {f"k{i}": i for i in range(40_000)}
     began = time.thread_time()
     found = relax(schema, lambda one: "" if len(one) <= 20_001 else UNKNOWN, least=ANY)
-    assert time.thread_time() - began < 2
+    assert time.thread_time() - began < 10
     assert found.schema == ANY
     assert len(found.left_out) == 40_000
     told = iter(["no", "", *["no", UNKNOWN] * 50])
     found = relax(schema, lambda _: next(told), least=ANY)
-    assert time.thread_time() - began < 4
+    assert time.thread_time() - began < 20
     assert len(found.schema) == 20_001
     assert len(found.left_out) == 20_000
 

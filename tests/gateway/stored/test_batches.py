@@ -148,10 +148,13 @@ async def test_another_keys_files_and_batches_are_404(gateway):
 async def test_only_the_batches_of_the_page_are_counted(gateway, monkeypatch):
     for _ in range(3):
         batch_of(gateway.gateway.batches, [line("a")])
-    counts, counted = gateway.gateway.batches.counts, []
-    monkeypatch.setattr(
-        gateway.gateway.batches, "counts", lambda batch: (counted.append(batch.id), counts(batch))[1]
-    )
+    counts_of, counted = gateway.gateway.batches.counts_of, []
+
+    def noted(batches):
+        counted.extend(batch.id for batch in batches)
+        return counts_of(batches)
+
+    monkeypatch.setattr(gateway.gateway.batches, "counts_of", noted)
     page = (await gateway.http.get("/v1/batches?limit=1")).json()
     assert ([one["id"] for one in page["data"]], page["has_more"]) == (counted, True)
     assert len(counted) == 1

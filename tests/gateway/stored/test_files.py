@@ -160,7 +160,7 @@ async def test_what_one_store_cannot_delete_keeps_no_other_from_it(tmp_path, che
         raise OutOfResources("away")
 
     monkeypatch.setattr(ResponseStore, "sweep", away)
-    monkeypatch.setattr(FileStore, "sweep", swept.append)
+    monkeypatch.setattr(FileStore, "sweep", lambda store: swept.append(store))
     async with served(tmp_path, checkpoint, ready=False):
         await until(lambda: swept)
     assert "what has expired cannot be deleted: away" in caplog.text
