@@ -159,8 +159,11 @@ async def test_what_one_store_cannot_delete_keeps_no_other_from_it(tmp_path, che
     def away(store):
         raise OutOfResources("away")
 
+    def sweep(store):
+        swept.append(store)
+
     monkeypatch.setattr(ResponseStore, "sweep", away)
-    monkeypatch.setattr(FileStore, "sweep", lambda store: swept.append(store))
+    monkeypatch.setattr(FileStore, "sweep", sweep)
     async with served(tmp_path, checkpoint, ready=False):
         await until(lambda: swept)
     assert "what has expired cannot be deleted: away" in caplog.text
