@@ -21,7 +21,7 @@ from shoal.node.rerouting import NOT_YOURS
 from shoal.node.sessions import Sessions
 from shoal.trust.consensus import commitment
 from shoal.trust.receipt import Sign, Work, sign_windows, unsigned_receipts
-from shoal.trust.signing import Snapshot, WorkLog
+from shoal.trust.signing import CommittedWork, WorkLog
 from shoal.types import PeerId, SessionId
 from shoal.wire.messages import MAX_WINDOWS, GetReceipts, Receipts, SignedWindow, shorten
 
@@ -101,7 +101,7 @@ class ReceiptDesk:
         else:
             self._reply(channel, message, hop)
 
-    async def _worked(self, message: GetReceipts, hop: Hop) -> Snapshot:
+    async def _worked(self, message: GetReceipts, hop: Hop) -> CommittedWork:
         """What the hop has done, as it is now."""
         opened, log = hop.opened, await hop.worked(message.tokens)
         work = Work(
@@ -115,9 +115,9 @@ class ReceiptDesk:
             numerics=opened.numerics,
             codec=log.codec,
         )
-        return Snapshot(message.tokens, work, log)
+        return CommittedWork(message.tokens, work, log)
 
-    async def _made(self, done: Snapshot, make: Callable[[Work, int, WorkLog], _Made]) -> _Made:
+    async def _made(self, done: CommittedWork, make: Callable[[Work, int, WorkLog], _Made]) -> _Made:
         """What a thread of its own makes of it."""
         run = partial(make, done.work, done.tokens, done.log)
         return await trio.to_thread.run_sync(run, limiter=self._limiter)

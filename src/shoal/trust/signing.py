@@ -23,7 +23,7 @@ MAX_QUESTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class CommittedWork:
     """What a hop had done when it committed to it."""
 
     tokens: int
@@ -37,7 +37,7 @@ class Signing:
     def __init__(self) -> None:
         self._nonces: set[bytes] = set()
         self._committed: set[bytes] = set()
-        self._snapshot: Snapshot | None = (
+        self._snapshot: CommittedWork | None = (
             None  # of the last commitment alone: each takes as much as the session
         )
         self._last = b""
@@ -69,11 +69,11 @@ class Signing:
         self._count()
         self._committed.add(nonce)
 
-    def keep(self, snapshot: Snapshot) -> None:
+    def keep(self, snapshot: CommittedWork) -> None:
         """What a commitment is to: that alone is signed for its nonce."""
         self._snapshot = snapshot
 
-    def committed(self, nonce: bytes, tokens: int) -> Snapshot | None:
+    def committed(self, nonce: bytes, tokens: int) -> CommittedWork | None:
         """What is to be signed for a nonce that there was a commitment for; ``None``: there was none.
 
         It is given once.
