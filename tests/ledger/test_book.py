@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from pathlib import Path
 
 import msgspec
@@ -111,7 +112,7 @@ def test_when_the_disk_fails_the_old_account_stays_whole(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(module.OutOfResources):
         book.change(CHANNEL, lambda account: charge(account, 7))
     assert book.read(CHANNEL) == payee()

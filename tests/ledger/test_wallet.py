@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ def test_when_the_disk_fails_there_is_no_half_wallet(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, call, full)
+    monkeypatch.setattr(os, call, full)
     with pytest.raises(OutOfResources, match="No space left"):
         create_wallet(tmp_path / "wallet.json", PASSWORD)
     assert not list(tmp_path.iterdir())

@@ -5,9 +5,7 @@ https://ethereum.org/developers/docs/data-structures-and-encoding/web3-secret-st
 
 from __future__ import annotations
 
-import os
 import stat
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,9 @@ import msgspec
 
 from shoal.errors import BadLedgerFile, IncompatibleLibrary, NotAllowed, OutOfResources, UsageError
 from shoal.ledger.recursion import recursion_limit_kept
-from shoal.ledger.vouchers.book import sync_folder
 from shoal.ledger.vouchers.keys import ChainKey
 from shoal.ledger.vouchers.typed_data import ChainAddress, parse_address, show_address
+from shoal.whole_file import write_whole
 
 MAX_FILE = 1 << 16
 LEAST_PASSWORD = 8
@@ -52,17 +50,7 @@ def create_wallet(path: Path, password: str, *, rounds: int = SCRYPT_ROUNDS) -> 
 def _write_new(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all, and overwrites none."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, fresh = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".fresh")
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.link(fresh, path)
-        finally:
-            Path(fresh).unlink(missing_ok=True)
-        sync_folder(path.parent)
+        write_whole(path, data, replace=False)
     except FileExistsError as error:
         raise UsageError(
             f"{path} is there already",

@@ -6,7 +6,6 @@ protobuf form of a private key, as go-libp2p and js-libp2p write it.
 
 from __future__ import annotations
 
-import os
 import stat
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from shoal.errors import NotAllowed, ShoalError
 from shoal.types import PeerId
+from shoal.whole_file import write_whole
 
 _PUBLIC_PREFIX = bytes.fromhex("002408011220")
 """Identity multihash of 36 bytes: protobuf PublicKey{Type: Ed25519 (1), Data: 32 bytes}."""
@@ -96,18 +96,7 @@ class Identity:
         Raises:
             FileExistsError: there is one; it is never overwritten.
         """
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(self.encoded())
-                file.flush()
-                os.fsync(file.fileno())
-            # Fails where a key is there already, so of two processes that make one, one wins.
-            path.hardlink_to(temporary)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, self.encoded(), replace=False)
 
     def encoded(self) -> bytes:
         """libp2p's protobuf form of the private key."""

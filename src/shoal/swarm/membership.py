@@ -6,14 +6,12 @@ stays on this machine and in invites; two members may call the same swarm by dif
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Annotated
 
 import msgspec
@@ -21,6 +19,7 @@ from msgspec import Meta, Struct
 
 from shoal.config import Settings
 from shoal.errors import NotAllowed, NotRunning, ShoalError, UsageError
+from shoal.whole_file import write_whole
 
 PUBLIC = "public"
 """The name of the open swarm, which has no secret."""
@@ -175,24 +174,10 @@ def checked(membership: Membership) -> Membership:
 
 
 def _write(path: Path, membership: Membership, *, replace_existing: bool) -> None:
-    """Write whole or not at all. The temporary file, and so its heir, is mode 0600 from the first byte."""
+    stored = _File(membership.name, membership.secret or b"", membership.bootstrap)
+    data = msgspec.json.format(msgspec.json.encode(stored)) + b"\n"
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                stored = _File(membership.name, membership.secret or b"", membership.bootstrap)
-                file.write(msgspec.json.format(msgspec.json.encode(stored)) + b"\n")
-                file.flush()
-                # Before it has its name: after a crash there is the old file or the whole new one.
-                os.fsync(file.fileno())
-                if replace_existing:
-                    temporary.replace(path)
-                else:
-                    # Fails where the file is there already: of two processes that make one swarm, one wins.
-                    path.hardlink_to(temporary)
-            finally:
-                temporary.unlink(missing_ok=True)
+        write_whole(path, data, replace=replace_existing)
     except FileExistsError:
         raise
     except OSError as error:

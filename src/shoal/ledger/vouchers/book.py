@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from filelock import FileLock, Timeout
 from shoal.errors import BadLedgerFile, Busy, OutOfResources, UsageError
 from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.payer import PayerAccount
+from shoal.whole_file import write_whole
 
 LOCK_WITHIN_S = 5.0
 MAX_FILE = 1 << 16
@@ -124,17 +123,7 @@ class PaymentBook(Generic[PaymentAccount]):
         body = msgspec.json.encode(account)
         data = blake3(body).hexdigest().encode() + b"\n" + body + b"\n"
         try:
-            descriptor, fresh = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".fresh")
-            try:
-                with os.fdopen(descriptor, "wb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                Path(fresh).replace(path)
-            except BaseException:
-                Path(fresh).unlink(missing_ok=True)
-                raise
-            sync_folder(self._folder)
+            write_whole(path, data, replace=True)
         except OSError as error:
             raise _unusable(path, error) from error
 
@@ -149,15 +138,6 @@ class PaymentBook(Generic[PaymentAccount]):
         if account.channel_id.hex() != path.stem:
             raise _damaged(path, "it is of another payment channel")
         return account
-
-
-def sync_folder(folder: Path) -> None:
-    """A file that was renamed is there after a loss of power only once its folder was written."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _damaged(path: Path, why: str) -> BadLedgerFile:
