@@ -75,16 +75,16 @@ class Peers:
 
 
 async def through(blocks):
-    passed = await blocks.forward(HIDDEN, [3])
-    return passed, await blocks.backward(passed, HIDDEN)
+    passed, out = await blocks.forward(HIDDEN, [3])
+    return out, await blocks.backward(passed, HIDDEN)
 
 
 @pytest.mark.parametrize("code", sorted(codes()))
 async def test_a_hop_that_says_any_error_is_replaced(autojump_clock, code):
     peers = Peers({"one": code, "two": 1.0})
     blocks = peers.blocks()
-    passed, found = await blocks.step(lambda: through(blocks))
-    assert np.array_equal(passed.out, np.ones_like(HIDDEN))
+    out, found = await blocks.step(lambda: through(blocks))
+    assert np.array_equal(out, np.ones_like(HIDDEN))
     assert [span for span, _ in found] == [Span(0, 4)]
     assert peers.suspected == ["one"]
     assert blocks.replaced == 1
@@ -104,7 +104,7 @@ async def test_gradients_that_are_not_finite_are_nobody_elses_fault(autojump_clo
     blocks = peers.blocks()
 
     async def run():
-        passed = await blocks.forward(HIDDEN, [3])
+        passed, _ = await blocks.forward(HIDDEN, [3])
         await blocks.backward(passed, HIDDEN * float("inf"))
 
     with pytest.raises(NotFinite, match="gradients of the loss"):

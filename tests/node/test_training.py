@@ -306,7 +306,7 @@ async def test_a_node_answers_what_fits_and_refuses_the_rest(tmp_path, checkpoin
             assert np.abs(backward[8 * 64 :]).sum() > 0
             with pytest.raises(DigestMismatch, match=r"model\.layers\.2\.lm_head, which is no linear layer"):
                 await ask(layers=(TunedLayer("lm_head", 64, 64),))
-            with pytest.raises(DigestMismatch, match="is of another size"):
+            with pytest.raises(DigestMismatch, match="32×64 and not 64×64 in the model"):
                 await ask(layers=(TunedLayer("self_attn.k_proj", 64, 64),))
             with pytest.raises(RemoteProtocolError, match="NaN or infinite"):
                 await ask(float("nan"))

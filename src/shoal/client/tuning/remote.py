@@ -51,11 +51,10 @@ _MadeT = TypeVar("_MadeT")
 
 @dataclass(eq=False)
 class Passed:
-    """A step on its way: what each hop was given, and what the last one gave."""
+    """A step on its way: what each hop was given."""
 
     lengths: tuple[int, ...]
     entered: list[Floats] = field(default_factory=list[Floats])
-    out: Floats | None = None
 
 
 class RemoteBlocks:
@@ -115,8 +114,8 @@ class RemoteBlocks:
                     raise lost.error from None
         raise NoCoverage(f"no route through {self._shape.name} held for a step")
 
-    async def forward(self, hidden: Floats, lengths: Sequence[int]) -> Passed:
-        """Sequences through all blocks.
+    async def forward(self, hidden: Floats, lengths: Sequence[int]) -> tuple[Passed, Floats]:
+        """Sequences through all blocks, and what the last one gives.
 
         Args:
             hidden: float32 ``[rows, width]``.
@@ -126,8 +125,7 @@ class RemoteBlocks:
         for hop in self._pieces(len(hidden)):
             passed.entered.append(hidden)
             hidden = (await self._ask(hop, passed.lengths, hidden, None))[0]
-        passed.out = hidden
-        return passed
+        return passed, hidden
 
     async def backward(self, passed: Passed, gradients: Floats) -> list[tuple[Span, Floats]]:
         """The gradients of the adapter's matrices, by the blocks of each hop.

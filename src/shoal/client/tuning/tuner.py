@@ -18,8 +18,9 @@ from shoal.client.tuning.checkpoint import TuningState
 from shoal.client.tuning.data import Example, batches
 from shoal.client.tuning.ends import TuningEnds
 from shoal.client.tuning.factors import TunedAdapter
-from shoal.client.tuning.remote import NotFinite, RemoteBlocks
+from shoal.client.tuning.remote import NotFinite, Passed, RemoteBlocks
 from shoal.errors import StepFailed, UsageError
+from shoal.executor.arrays import Floats
 from shoal.executor.thread import ComputeThread
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.store.local_model import LocalModel
@@ -219,11 +220,8 @@ class Tuner:
 
     async def _learn(self, batch: list[Example], share: float) -> float:
         """The sum of the losses of a batch, whose gradients are added to the adapter's."""
-        hidden = await self._thread.run(partial(self._ends.embed, batch))
-        passed = await self._blocks.forward(hidden, [len(example.token_ids) - 1 for example in batch])
-        if passed.out is None:
-            raise StepFailed("no block has run")
-        loss, gradients = await self._thread.run(partial(self._ends.gradients, batch, passed.out, share))
+        passed, out = await self._forward(batch)
+        loss, gradients = await self._thread.run(partial(self._ends.gradients, batch, out, share))
         if math.isfinite(loss):
             # Added when all hops have answered: a step that begins again has added nothing.
             for span, found in await self._blocks.backward(passed, gradients):
@@ -231,11 +229,13 @@ class Tuner:
         return loss
 
     async def _forward_loss(self, batch: list[Example]) -> float:
+        _, out = await self._forward(batch)
+        return await self._thread.run(partial(self._ends.loss, batch, out))
+
+    async def _forward(self, batch: list[Example]) -> tuple[Passed, Floats]:
+        """A batch through all blocks, and what comes out."""
         hidden = await self._thread.run(partial(self._ends.embed, batch))
-        passed = await self._blocks.forward(hidden, [len(example.token_ids) - 1 for example in batch])
-        if passed.out is None:
-            raise StepFailed("no block has run")
-        return await self._thread.run(partial(self._ends.loss, batch, passed.out))
+        return await self._blocks.forward(hidden, [len(example.token_ids) - 1 for example in batch])
 
     def _rate(self, step: int) -> float:
         return self._options.rate * min(1.0, (step + 1) / max(1, self._options.warmup))

@@ -4,8 +4,8 @@ linear layer gives. In float32 these are the operations of PEFT's own layers, an
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,19 +46,35 @@ class AdaptedLinear:
         return (out + added).to(out.dtype)
 
 
-def find_linear(owner: LinearOwner, adapter: str, list_name: str, block: int, name: str) -> nn.Module:
+def find_linear(
+    owner: LinearOwner, adapter: str, list_name: str, block: int, name: str, sizes: tuple[int, int]
+) -> nn.Module:
     """A linear layer of the span, as an adapter calls it.
 
+    Args:
+        sizes: outputs and inputs of the adapter's part.
+
     Raises:
-        DigestMismatch: there is none of that name.
+        DigestMismatch: there is none of that name, or it is of another size.
     """
     layer = owner.layer(block, name) if list_name == owner.list_name else None
+    called = f"{list_name}.{block}.{name}"
     if layer is None or not (is_linear(layer) or isinstance(layer, PackedLinear)):
-        raise other_model(adapter, "the model", f"{list_name}.{block}.{name}", "is no linear layer")
+        raise other_model(adapter, "the model", called, "is no linear layer")
+    check_sizes(adapter, called, sizes, _layer_sizes(layer))
     return layer
 
 
-def layer_sizes(layer: nn.Module) -> tuple[int, int]:
+@contextmanager
+def added(linears: Sequence[AdaptedLinear]) -> Generator[None]:
+    """While the block runs, the layers give what they give with these parts."""
+    with ExitStack() as stack:
+        for linear in linears:
+            stack.callback(linear.layer.register_forward_hook(linear.add).remove)
+        yield
+
+
+def _layer_sizes(layer: nn.Module) -> tuple[int, int]:
     """Outputs and inputs of a linear layer."""
     if isinstance(layer, PackedLinear):
         return layer.sizes
@@ -74,17 +90,10 @@ class ModuleAdapter:
         self._linears: list[AdaptedLinear] = []
         for block in span_blocks(adapter, owner.span):
             for name, low in adapter.blocks[block].items():
-                layer = find_linear(owner, adapter.name, adapter.list_name, block, name)
-                check_sizes(adapter, f"{adapter.list_name}.{block}.{name}", low, *layer_sizes(layer))
+                layer = find_linear(owner, adapter.name, adapter.list_name, block, name, low.sizes)
                 down, up = (torch.from_numpy(half).to(owner.device) for half in (low.down, low.up))
                 self._linears.append(AdaptedLinear(layer, down, up, adapter.scale))
 
-    @contextmanager
-    def applied(self) -> Generator[None]:
+    def applied(self) -> AbstractContextManager[None]:
         """While the block runs, the layers give what they give with the adapter."""
-        hooks = [linear.layer.register_forward_hook(linear.add) for linear in self._linears]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return added(self._linears)

@@ -93,16 +93,16 @@ def fit_llama(adapter: Adapter, shape: LlamaShape, span: Span) -> dict[int, list
             part = parts.get(name) if adapter.list_name == LIST_NAME else None
             if part is None:
                 raise other_model(adapter.name, "the model", layer, "is no linear layer")
-            check_sizes(adapter, layer, low, part.rows, part.cols)
+            check_sizes(adapter.name, layer, low.sizes, (part.rows, part.cols))
             found.setdefault(index, []).append((part, low))
     return found
 
 
-def check_sizes(adapter: Adapter, layer: str, low: LowRank, rows: int, cols: int) -> None:
-    """Raises DigestMismatch: the layer is of another size than the adapter's part of it."""
-    has = (len(low.up), low.down.shape[1])
-    if has != (rows, cols):
-        raise other_model(adapter.name, "the model", layer, f"is {rows}×{cols} and not {has[0]}×{has[1]}")
+def check_sizes(adapter: str, layer: str, part: tuple[int, int], whole: tuple[int, int]) -> None:
+    """Raises DigestMismatch: the layer has other outputs and inputs than the adapter's part of it."""
+    if part != whole:
+        why = f"is {whole[0]}×{whole[1]} and not {part[0]}×{part[1]}"
+        raise other_model(adapter, "the model", layer, why)
 
 
 @dataclass(eq=False)

@@ -10,20 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from shoal.errors import DeadlineExceeded, StepFailed
-from shoal.executor.adapters.modules import find_linear, layer_sizes
+from shoal.executor.adapters.modules import AdaptedLinear, added, find_linear
 from shoal.executor.arrays import Floats
 from shoal.executor.packed import PackedLinear
-from shoal.models.adapters.adapter import other_model
 from shoal.models.build.span import SpanModule
 
 
@@ -76,16 +72,14 @@ class TrainingRun:
         """Raises DigestMismatch: the adapter does not fit the layers."""
         for parameter in module.model.parameters():
             parameter.requires_grad_(False)
-        here = [
-            replace(low, down=low.down.to(module.device), up=low.up.to(module.device)) for low in work.layers
-        ]
-        self._module, self._work = module, replace(work, layers=here)
+        self._module, self._work = module, work
         self._backward = work.gradients is not None
-        self._factors = [half.requires_grad_(self._backward) for low in here for half in (low.down, low.up)]
+        self._linears = [_linear(module, work, low) for low in work.layers]
+        self._factors = [
+            half.requires_grad_(self._backward) for low in self._linears for half in (low.down, low.up)
+        ]
         self._outs: list[torch.Tensor] = []
         self._left_s = work.within_s
-        with _adapted(module, self._work):
-            pass  # so that one that does not fit is told before anything is computed
 
     def advance(self) -> bool:
         """Compute the next sequence.
@@ -99,7 +93,7 @@ class TrainingRun:
         began, done, module, work = time.monotonic(), len(self._outs), self._module, self._work
         at = sum(work.lengths[:done])
         kept = _boundaries_kept(module) if self._backward else nullcontext()
-        with _adapted(module, work), _bounded(module, began + self._left_s), kept:
+        with added(self._linears), _bounded(module, began + self._left_s), kept:
             self._outs.append(_run(module, work, slice(at, at + work.lengths[done])).float().cpu())
         self._left_s -= time.monotonic() - began
         return len(self._outs) == len(work.lengths)
@@ -133,25 +127,11 @@ def _run(module: SpanModule, work: TrainingWork, rows: slice) -> torch.Tensor:
     return hidden.grad[0]
 
 
-@contextmanager
-def _adapted(module: SpanModule, work: TrainingWork) -> Generator[None]:
-    """While the block runs, the layers give what they give with the adapter."""
-    with ExitStack() as stack:
-        for low in work.layers:
-            layer = find_linear(module, "that is tuned", work.list_name, low.block, low.name)
-            if (len(low.up), low.down.shape[1]) != layer_sizes(layer):
-                name = f"{work.list_name}.{low.block}.{low.name}"
-                raise other_model("that is tuned", "the model", name, "is of another size")
-            hook = layer.register_forward_hook(partial(_add, low, work.scale))
-            stack.callback(hook.remove)
-        yield
-
-
-def _add(
-    low: TrainingLayer, scale: float, layer: nn.Module, args: tuple[Any, ...], out: torch.Tensor
-) -> torch.Tensor:
-    x = args[0].to(low.down.dtype)
-    return (out + functional.linear(functional.linear(x, low.down), low.up) * scale).to(out.dtype)
+def _linear(module: SpanModule, work: TrainingWork, low: TrainingLayer) -> AdaptedLinear:
+    """A client's part of a layer. Raises DigestMismatch: it does not fit."""
+    sizes = (len(low.up), low.down.shape[1])
+    layer = find_linear(module, "that is tuned", work.list_name, low.block, low.name, sizes)
+    return AdaptedLinear(layer, low.down.to(module.device), low.up.to(module.device), work.scale)
 
 
 @contextmanager

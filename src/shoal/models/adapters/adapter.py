@@ -40,6 +40,11 @@ class LowRank:
         return len(self.down)
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """Outputs and inputs of the layer."""
+        return len(self.up), self.down.shape[1]
+
+    @property
     def bytes(self) -> int:
         return self.down.nbytes + self.up.nbytes
 
@@ -105,7 +110,7 @@ def adapter_digest(
     found = hashlib.sha256(CONTEXT + f"{float(scale).hex()} {list_name}\n".encode())
     for index in sorted(blocks):
         for name, low in sorted(blocks[index].items()):
-            rows, cols = len(low.up), low.down.shape[1]
+            rows, cols = low.sizes
             found.update(f"{index} {name} {low.rank} {rows} {cols}\n".encode())
             found.update(np.ascontiguousarray(low.down, "<f4").tobytes())
             found.update(np.ascontiguousarray(low.up, "<f4").tobytes())
