@@ -374,6 +374,7 @@ async def test_what_a_hop_does_not_show_counts_against_it_and_proves_nothing(
 ) -> None:
     monkeypatch.setattr(RevealDesk, "_reveal", how)
     monkeypatch.setattr("shoal.client.audits.audits.REVEAL_WITHIN_S", 0.3)
+    monkeypatch.setattr("shoal.client.audits.auditors.ENOUGH_S", 0.3)
     async with asking(home, checkpoint, SPANS) as (swarm, client):
         answer = await answered(client, checkpoint)
         found = answer.protection

@@ -159,7 +159,8 @@ def _settle(
             found.alone += sorted(alone)
             found.open = f"of hop {hop} no replica has what this machine computes"
             return None
-    if not _confirmed(works, checks):
+    confirmed = _confirmed(works, checks)
+    if not confirmed:
         if len(checks) < CHECKS:
             found.disputed = Disputed(hop, windows - 1, tuple(works))
             return None
@@ -168,7 +169,7 @@ def _settle(
             "replicas have, or as many have something else"
         )
     found.alone += sorted(alone)
-    found.confirmed.append(_confirmed(works, checks))
+    found.confirmed.append(confirmed)
     return works
 
 

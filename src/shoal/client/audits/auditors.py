@@ -20,7 +20,7 @@ from shoal.client.ring.hop import RouteHop
 from shoal.client.ring.results import Returned
 from shoal.client.ring.rings import Rings
 from shoal.config import Settings
-from shoal.errors import DeadlineExceeded, NotAllowed, ShoalError
+from shoal.errors import DeadlineExceeded, NotAllowed, RemoteProtocolError, ShoalError
 from shoal.executor.arrays import join
 from shoal.executor.codecs import decode, encode, join_rows, split_rows
 from shoal.executor.device.device import cpu, memory_budget
@@ -34,7 +34,7 @@ from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.net.addresses import host_and_port
 from shoal.net.network import Network
-from shoal.routing.reputation import REFUSAL
+from shoal.routing.reputation import REFUSAL, SHARED_FAULT
 from shoal.sharing.peer_weights import has_span
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
@@ -248,6 +248,8 @@ def fault_share(error: ShoalError, had_s: float, late: float = REFUSAL) -> float
         had_s: the time that it had.
         late: the share where it let all of that pass.
     """
+    if isinstance(error, RemoteProtocolError):
+        return SHARED_FAULT  # it did something else instead
     if not isinstance(error, DeadlineExceeded):
         return REFUSAL
     return late if had_s >= ENOUGH_S else 0.0

@@ -33,11 +33,10 @@ from shoal.client.seq2seq.sides import all_hops
 from shoal.client.session import Session
 from shoal.config import Settings
 from shoal.errors import (
-    RemoteProtocolError,
     ShoalError,
 )
 from shoal.models.store.store import ModelStore
-from shoal.routing.reputation import REFUSAL, SHARED_FAULT
+from shoal.routing.reputation import SHARED_FAULT
 from shoal.swarm.audit_book import AuditBook
 from shoal.tasks import seconds_left
 from shoal.trust.answer import KeptAnswer
@@ -251,14 +250,12 @@ class Audits:
         An honest one may have no room to keep them, much to show others, a slow link, or be gone: that counts
         as a refused session does.
         """
+        left_s = min(REVEAL_WITHIN_S, seconds_left(until))
         try:
-            left_s = min(REVEAL_WITHIN_S, seconds_left(until))
             return await session.ring.sent_rows(hop, tokens, left_s)
         except ShoalError as error:
             peer = kept.hops[hop].peer
-            self.findings.hold_against(
-                peer, SHARED_FAULT if isinstance(error, RemoteProtocolError) else REFUSAL
-            )
+            self.findings.hold_against(peer, fault_share(error, left_s))
             return f"{peer} does not show what it sent on, so nothing is shown: {error.message}"
 
     async def _measure(
