@@ -15,6 +15,7 @@ import msgspec
 from blake3 import blake3
 
 from shoal.net.identity import Identity, verify
+from shoal.testing.sim.answers import BLOCKS, HOPS, WIDTH, pretended_answer
 from shoal.trust.answer import HopReceipts, KeptAnswer, KeptWindow, check_answer
 from shoal.trust.audit import (
     BUDGET,
@@ -31,9 +32,6 @@ from shoal.trust.independence import whereabouts
 from shoal.trust.receipt import sign_windows
 from shoal.trust.rows import HASH, RowLog
 
-HOPS = 3
-BLOCKS = 30
-WIDTH = 576
 LEAST_TOKENS, MOST_TOKENS = 64, 512
 """Of an answer with its prompt, drawn evenly."""
 
@@ -122,26 +120,8 @@ class SimulatedClient:
         self._links = [first]
         for hop in range(HOPS):
             self._links.append(_through(hop, self._links[-1], tokens, lie=lie and hop == self._liar))
-        each = BLOCKS // HOPS
-        hops = tuple(
-            HopReceipts(peer.peer, each * hop, each * (hop + 1), self._random.randbytes(16), ())
-            for hop, peer in enumerate(self._peers)
-        )
-        answer = KeptAnswer(
-            model="pretended",
-            digest="sha256:" + "0" * 64,
-            n_blocks=BLOCKS,
-            width=WIDTH,
-            numerics="n1/int8/auto/rows",
-            codec="bfloat16",
-            session=self._random.randbytes(16),
-            nonce=self._random.randbytes(16),
-            token_ids=tuple(range(tokens)),
-            prompt_tokens=1,
-            tokens=tokens,
-            sent=b"".join(first.leaf(at) for at in range(tokens)),
-            hops=hops,
-        )
+        peers, nonce = [peer.peer for peer in self._peers], self._random.randbytes(16)
+        answer = pretended_answer(self._random, peers, nonce, tokens, first)
         return msgspec.structs.replace(answer, hops=tuple(map(self._signed, [answer] * HOPS, range(HOPS))))
 
     def _signed(self, answer: KeptAnswer, hop: int) -> HopReceipts:

@@ -18,7 +18,8 @@ import msgspec
 from blake3 import blake3
 
 from shoal.net.identity import Identity, verify
-from shoal.testing.sim.audits import BLOCKS, HOPS, LEAST_TOKENS, MOST_TOKENS, WIDTH
+from shoal.testing.sim.answers import HOPS, pretended_answer
+from shoal.testing.sim.audits import LEAST_TOKENS, MOST_TOKENS
 from shoal.trust.answer import HopReceipts, KeptAnswer, KeptWindow, check_answer
 from shoal.trust.consensus import REPLICAS, HopCheck, ReplicaComparison, ReplicaWork, commitment, compare
 from shoal.trust.independence import Whereabouts, whereabouts
@@ -120,36 +121,17 @@ class SimulatedConsensus:
 
     def _answer(self, replica: int) -> KeptAnswer:
         """What a replica has signed; a lazy hop sends rubbish on."""
-        came, hops = [self._sent], list[HopReceipts]()
+        came = [self._sent]
         for hop in range(HOPS):
             lazy = self._cheats and (replica, hop) == self._lazy
             lie = self._cheats and (replica, hop) == self._liar
             came.append(self._through(hop, came[-1], lie=lie or lazy, tag=replica + 1 + lazy))
             self._computed += self._tokens if replica and not lazy else 0
-            hops.append(self._receipts(replica, hop))
         self._received.append(came[-1])
-        answer = KeptAnswer(
-            model="pretended",
-            digest="sha256:" + "0" * 64,
-            n_blocks=BLOCKS,
-            width=WIDTH,
-            numerics="n1/int8/auto/rows",
-            codec="bfloat16",
-            session=self._random.randbytes(16),
-            nonce=self._nonce,
-            token_ids=tuple(range(self._tokens)),
-            prompt_tokens=1,
-            tokens=self._tokens,
-            sent=b"".join(self._sent.leaf(at) for at in range(self._tokens)),
-            hops=tuple(hops),
-        )
+        peers = [peer.peer for peer in self._peers[replica]]
+        answer = pretended_answer(self._random, peers, self._nonce, self._tokens, self._sent)
         signed = [self._signed(answer, replica, hop, came) for hop in range(HOPS)]
         return msgspec.structs.replace(answer, hops=tuple(signed))
-
-    def _receipts(self, replica: int, hop: int) -> HopReceipts:
-        each = BLOCKS // HOPS
-        peer = self._peers[replica][hop].peer
-        return HopReceipts(peer, each * hop, each * (hop + 1), self._random.randbytes(16), ())
 
     def _signed(self, answer: KeptAnswer, replica: int, hop: int, came: list[RowLog]) -> HopReceipts:
         went, lazy = came[hop + 1], self._cheats and (replica, hop) == self._lazy
