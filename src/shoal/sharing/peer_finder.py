@@ -111,6 +111,18 @@ def read_address(peer: PeerId, raw: bytes) -> PeerAddress:
     return hop.address()
 
 
+def name_served(member: Member, digest: Digest, asked: str, kind: str) -> str:
+    """What to call something that comes from peers: as they do who serve it.
+
+    Args:
+        asked: by which it was asked for: a name, or the digest.
+        kind: what it is, for one whose name nobody knows.
+    """
+    shapes = member.directory.models(member.now())
+    served = next((shape.name for shape in shapes if shape.digest == digest), None)
+    return served or (f"{kind}-{digest[7:15]}" if asked == digest else asked)
+
+
 async def served_as(member: Member, name: str, wait_s: float) -> Digest | None:
     """The digest of what peers serve under a name; of several, the one that most of them do.
 

@@ -23,7 +23,7 @@ from shoal.models.graph.items import (
 from shoal.models.graph.manifest import is_graph_manifest, read_graph_manifest
 from shoal.models.store.store import DIGEST
 from shoal.progress import Progress, silent
-from shoal.sharing.peer_finder import HEARD_WITHIN_S, served_as
+from shoal.sharing.peer_finder import HEARD_WITHIN_S, name_served, served_as
 from shoal.sharing.peer_pulls import PeerPulls
 from shoal.sharing.pulled_folder import PulledFolder
 from shoal.swarm.member import Member
@@ -89,12 +89,6 @@ class PeerGraphs(PeerPulls):
         found = {shape.digest for shape in shapes if shape.kind == "graph" and shape.name == name}
         return found.pop() if len(found) == 1 else None
 
-    def _called(self, digest: Digest, name: str) -> str:
-        """What to call a graph that comes from peers: as they do who serve it."""
-        shapes = self.member.directory.models(self.member.now())
-        served = next((shape.name for shape in shapes if shape.digest == digest), None)
-        return served or (f"graph-{digest[7:15]}" if name == digest else name)
-
     async def begin(
         self, digest: Digest, name: str, progress: Progress = silent, raw: bytes = b""
     ) -> LocalGraph:
@@ -104,7 +98,7 @@ class PeerGraphs(PeerPulls):
             name: by which it was asked for.
             raw: its manifest, if that has come already.
         """
-        name = self._called(digest, name)
+        name = name_served(self.member, digest, name, "graph")
         async with self.pulling(digest, name, progress) as pull:
             if (known := await trio.to_thread.run_sync(self.store.find, digest)) is not None:
                 return known

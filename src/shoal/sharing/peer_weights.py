@@ -24,7 +24,7 @@ from shoal.models.checkpoint.sizes import block_tensors
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import DIGEST, ModelStore
 from shoal.progress import Progress, silent
-from shoal.sharing.peer_finder import HEARD_WITHIN_S, served_as
+from shoal.sharing.peer_finder import HEARD_WITHIN_S, name_served, served_as
 from shoal.sharing.peer_pulls import PeerPulls
 from shoal.sharing.pulled_folder import PulledFolder
 from shoal.swarm.member import Member
@@ -100,12 +100,6 @@ class PeerWeights(PeerPulls):
                 next_command=f"shoal infer {name} --input NAME=FILE",
             )
 
-    def _called(self, digest: Digest, name: str) -> str:
-        """What to call a model that comes from peers: as they do who serve it."""
-        shapes = self.member.directory.models(self.member.now())
-        served = next((shape.name for shape in shapes if shape.digest == digest), None)
-        return served or (f"model-{digest[7:15]}" if name == digest else name)
-
     async def begin(
         self, digest: Digest, name: str, progress: Progress = silent, raw: bytes = b""
     ) -> LocalModel:
@@ -115,7 +109,7 @@ class PeerWeights(PeerPulls):
             name: by which it was asked for.
             raw: its manifest, if that has come already.
         """
-        name = self._called(digest, name)
+        name = name_served(self.member, digest, name, "model")
         async with self.pulling(digest, name, progress) as pull:
             # Another process may have begun it while this one waited for its turn.
             if (known := await trio.to_thread.run_sync(self.store.find, digest)) is not None:
