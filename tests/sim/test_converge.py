@@ -24,7 +24,7 @@ def everyone_knows_everyone(peers: SimPeers) -> bool:
 
 
 def test_news_and_deaths_spread_and_traffic_stays_as_the_swarm_doubles():
-    small, large = converge(16, seed=3, measured_s=20), converge(32, seed=3, measured_s=20)
+    small, large = converge(20, seed=3, measured_s=30), converge(40, seed=3, measured_s=30)
     for found in (small, large):
         assert found.announced_95_s < 5
         assert found.crashed_gone_s < EXPIRY_S
