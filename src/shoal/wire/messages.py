@@ -69,9 +69,11 @@ from shoal.wire.fields import (
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
 from shoal.wire.training import MAX_ROWS, NotTrained, Train, Trained
 
-PROTOCOL_VERSION = 9
-"""A channel between two versions closes at the hello: who does not know a message cannot pass it over."""
-AGENT = "shoal/0.1"
+NEWEST_VERSION = 9
+"""Of the protocol, as this release speaks it: :mod:`shoal.wire.versions`."""
+OLDEST_VERSION = 7
+"""What this release still speaks with others."""
+AGENT = "shoal/0.2"
 """This program, as it names itself to others."""
 
 MAX_HEADER = 32 << 10
@@ -101,10 +103,13 @@ an item's chunks; a chunk."""
 class Hello(TaggedMessage, frozen=True, tag="hello"):
     """The first message each way."""
 
-    version: Annotated[int, Meta(ge=0, le=1 << 16)]
+    oldest: Annotated[int, Meta(ge=0, le=1 << 16)]
+    """The first version that the sender speaks. Before 9 it was the only one, the same at both ends."""
     agent: Annotated[str, Meta(max_length=128)] = ""
     channel: Annotated[bytes, Meta(max_length=16)] = b""
     """How this end names the channel, so that it can go on over another pipe; empty where it cannot."""
+    newest: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
+    """The last one; 0 from releases before there was a choice."""
 
 
 class Open(TaggedMessage, frozen=True, tag="open"):
