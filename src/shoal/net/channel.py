@@ -39,18 +39,8 @@ from shoal.net.receive_budget import ReceiveBudget
 from shoal.tasks import ends_alone
 from shoal.types import CarrierName, PeerId, Way
 from shoal.wire.framing import Assembler, Payload
-from shoal.wire.messages import (
-    AGENT,
-    NEWEST_VERSION,
-    OLDEST_VERSION,
-    Goodbye,
-    Hello,
-    Message,
-    Ping,
-    Pong,
-    Resumed,
-)
-from shoal.wire.versions import check_known, spoken
+from shoal.wire.messages import NEWEST_VERSION, Goodbye, Hello, Message, Ping, Pong, Resumed
+from shoal.wire.versions import check_known, our_hello, spoken
 
 GOODBYE_WITHIN_S = 0.25
 HELLO_WITHIN_S = 5.0
@@ -384,8 +374,7 @@ class Channel:
             How many are gathered.
         """
         self._check_open()
-        if self.version < NEWEST_VERSION:
-            check_known(message, self.version)
+        check_known(message, self.version)
         gathered = self._outbox.gather(message, payload, queue)
         if self._speed.may_time(len(payload)):
             nonce, before = secrets.randbits(62), self._outbox.queued_bytes
@@ -431,7 +420,7 @@ class Channel:
             return fragment
 
     async def _greet(self) -> None:
-        self.send_now(Hello(OLDEST_VERSION, AGENT, self.name, NEWEST_VERSION))
+        self.send_now(our_hello(self.name))
 
     async def _pump(self) -> None:
         while True:

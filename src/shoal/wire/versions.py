@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from shoal.errors import OutdatedPeer, OutdatedRelease
 from shoal.wire.messages import (
+    AGENT,
     NEWEST_VERSION,
     OLDEST_VERSION,
     Attest,
@@ -32,6 +33,11 @@ SINCE: dict[type[Message], int] = {
     NotTrained: 9,
 }
 """The version that first knew a message; of all others ``OLDEST_VERSION`` knows them."""
+
+
+def our_hello(channel: bytes = b"") -> Hello:
+    """What this end of a channel says first; ``channel`` as :attr:`Hello.channel`."""
+    return Hello(OLDEST_VERSION, AGENT, channel, NEWEST_VERSION)
 
 
 def spoken(hello: Hello) -> int:
@@ -61,8 +67,8 @@ def check_known(message: Message, version: int) -> None:
     Raises:
         OutdatedPeer: it does not; the message is not to be sent.
     """
-    since = _since(message)
-    if since > version:
+    # Between ends of one release, which is the rule, this costs a comparison.
+    if version < NEWEST_VERSION and (since := _since(message)) > version:
         raise OutdatedPeer(
             f"the peer's release does not know what is asked of it ({type(message).__name__}): it speaks "
             f"version {version} of the protocol, and that came with {since}. Ask another peer, or have its "
