@@ -44,10 +44,12 @@ compile runtime pyproject.toml --no-emit-package torch
     compile ledger pyproject.toml --extra ledger --no-emit-package torch $(beside runtime build graph attest)
     compile postgres pyproject.toml --extra postgres --no-emit-package torch \
         $(beside runtime build graph attest ledger)
-    compile development pyproject.toml --extra dev --no-emit-package torch \
+    compile otel pyproject.toml --extra otel --no-emit-package torch \
         $(beside runtime build graph attest ledger postgres)
+    compile development pyproject.toml --extra dev --no-emit-package torch \
+        $(beside runtime build graph attest ledger postgres otel)
     compile fuzz pyproject.toml --extra fuzz --no-emit-package torch \
-        $(beside runtime build graph attest ledger postgres development)
+        $(beside runtime build graph attest ledger postgres otel development)
     # Without pyproject.toml's word on what torch needs, so with CUDA where PyPI's build has it.
     project '[d for d in t["project"]["dependencies"] if d.startswith("torch")]' |
         compile torch - --no-config $(beside runtime)

@@ -294,6 +294,9 @@ class Settings:
         default=0,
         metadata=_about("TCP port for metrics; 0 picks a free one, which shoal status finds."),
     )
+    otlp_endpoint: str = field(
+        default="", metadata=_about("Collector for traces, as http://127.0.0.1:4318; needs the extra otel.")
+    )
     gateway_host: str = field(
         default="127.0.0.1",
         metadata=_about("Interface for the API and the web page. Other machines need an API key."),
@@ -488,9 +491,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 _SIZES = ("memory", "share_rate")
 """Options in bytes, which may be written with a unit."""
-_TYPES: dict[str, Any] = get_type_hints(Settings) | dict.fromkeys(
-    WORDS, str
-)  # which word, `check_values` sees to
+_TYPES: dict[str, Any] = get_type_hints(Settings) | dict.fromkeys(WORDS, str)
 OPTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "paths")
 """Every option's name, as ``config.toml`` spells it."""
 ABOUT: Mapping[str, str] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -53,7 +54,9 @@ def test_it_has_the_kernels_of_every_level_the_page_and_libp2p_with_its_licences
 
 def test_it_asks_for_nothing_that_is_not_on_an_index(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
-        (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        (metadata,) = [
+            name for name in archive.namelist() if re.fullmatch(r"shoal-[\d.]+\.dist-info/METADATA", name)
+        ]
         text = archive.read(metadata).decode()
     requires = [line for line in text.splitlines() if line.startswith("Requires-Dist:")]
     assert requires

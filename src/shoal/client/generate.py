@@ -15,7 +15,7 @@ from shoal.client.speculation.draft_holder import DraftHolder
 from shoal.client.speculation.drafters import NgramDrafter
 from shoal.client.speculation.speculation import Speculation
 from shoal.client.stop_filter import StopFilter
-from shoal.client.timing import Timing
+from shoal.client.timing import Timing, traced_answer
 from shoal.models.text.detokenizer import Detokenizer
 
 FinishReason = Literal["stop", "length"]
@@ -73,36 +73,37 @@ async def generate(
     timing.reused = session.reusable(prompt)
     if timing.reused < len(session.token_ids):
         session.roll_back(timing.reused)
-    # Never empty: the last token of a prompt is not reused, as its logits choose the first of the answer.
-    advanced = await session.advance(prompt[timing.reused :], sampler, more=max_tokens > 1)
-    timing.speculation.off = _why_off(session, speculate)
-    text_ids = [*prompt, advanced.token]
-    model = None
-    if draft is not None and not timing.speculation.off:
-        timing.speculation.draft = draft.name
-        most, vocab = len(prompt) + max_tokens, session.shape.vocab_size
-        model = draft.drafter(sampler, prompt=len(prompt), tokens=most, vocab=vocab)
-    speculation = Speculation(
-        session, sampler, NgramDrafter(), model, timing.speculation, end_tokens, text_ids
-    )
-    try:
-        for count in range(1, max_tokens + 1):
-            token = advanced.token
-            timing.note(trio.current_time(), advanced.times)
-            ended = token in end_tokens
-            shown = text.push("" if ended or detokenizer is None else detokenizer.push(token))
-            stopped = text.stopped_by is not None
-            finished = ended or stopped or advanced.complete
-            if finished or count == max_tokens:
-                # After a stop string nothing is shown, not even what the detokenizer still holds back.
-                shown += text.finish("" if stopped or detokenizer is None else detokenizer.finish())
-                reason = "stop" if finished else "length"
-                yield Delta(shown, (token,), reason, advanced.score, text.stopped_by)
-                return
-            yield Delta(shown, (token,), None, advanced.score)
-            advanced = await speculation.advance(token, max_tokens - count)
-    finally:
-        speculation.close()
+    with traced_answer(session, len(prompt), timing):
+        # Never empty: the last token of a prompt is not reused, as its logits choose the first of the answer.
+        advanced = await session.advance(prompt[timing.reused :], sampler, more=max_tokens > 1)
+        timing.speculation.off = _why_off(session, speculate)
+        text_ids = [*prompt, advanced.token]
+        model = None
+        if draft is not None and not timing.speculation.off:
+            timing.speculation.draft = draft.name
+            most, vocab = len(prompt) + max_tokens, session.shape.vocab_size
+            model = draft.drafter(sampler, prompt=len(prompt), tokens=most, vocab=vocab)
+        speculation = Speculation(
+            session, sampler, NgramDrafter(), model, timing.speculation, end_tokens, text_ids
+        )
+        try:
+            for count in range(1, max_tokens + 1):
+                token = advanced.token
+                timing.note(trio.current_time(), advanced.times)
+                ended = token in end_tokens
+                shown = text.push("" if ended or detokenizer is None else detokenizer.push(token))
+                stopped = text.stopped_by is not None
+                finished = ended or stopped or advanced.complete
+                if finished or count == max_tokens:
+                    # After a stop string nothing is shown, not even what the detokenizer still holds back.
+                    shown += text.finish("" if stopped or detokenizer is None else detokenizer.finish())
+                    reason = "stop" if finished else "length"
+                    yield Delta(shown, (token,), reason, advanced.score, text.stopped_by)
+                    return
+                yield Delta(shown, (token,), None, advanced.score)
+                advanced = await speculation.advance(token, max_tokens - count)
+        finally:
+            speculation.close()
 
 
 def _why_off(session: Session, wanted: bool) -> str:

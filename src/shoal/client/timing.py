@@ -1,11 +1,16 @@
-"""Where the time of one answer went."""
+"""Where the time of one answer went, for whoever asked and for whoever traces it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from shoal.client.session import Session
 from shoal.client.speculation.counts import SpeculationCounts
+from shoal.errors import ShoalError
+from shoal.metrics import tracing
+from shoal.metrics.tracing import TraceContext, TraceSpan
 from shoal.wire.messages import HopTime
 
 
@@ -44,3 +49,43 @@ class Timing:
             return
         for time in times:
             self.hops.setdefault(time.hop, []).append(time)
+
+
+@contextmanager
+def traced_answer(session: Session, prompt_tokens: int, timing: Timing) -> Generator[None]:
+    """An answer of a session is made in the block. Its hops know from here on for which span they work.
+
+    Without anybody who traces it, nothing is told to anybody.
+    """
+    above = tracing.current()
+    if above is None and not tracing.exports():
+        yield
+        return
+    context = above.child() if above else TraceContext.begin()
+    span = TraceSpan(f"chat {session.shape.name}", "client", context, above.span if above else b"")
+    session.ring.begin_turn(context)
+    try:
+        yield
+    except ShoalError as error:
+        span.error = error.code
+        raise
+    finally:
+        session.ring.begin_turn(None)
+        tracing.end(span, _facts(session, prompt_tokens, timing))
+
+
+def _facts(session: Session, prompt_tokens: int, timing: Timing) -> Mapping[str, str | int | float]:
+    """By the names of OpenTelemetry's conventions for generative models, and our own for what they lack."""
+    facts: dict[str, str | int | float] = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "shoal",
+        "gen_ai.request.model": session.shape.name,
+        "gen_ai.usage.input_tokens": prompt_tokens,
+        "gen_ai.usage.output_tokens": timing.tokens,
+        "shoal.hops": len(session.ring.route),
+        "shoal.reused_tokens": timing.reused,
+        "shoal.reroutes": len(session.reroutes),
+    }
+    if timing.tokens:
+        facts["gen_ai.response.time_to_first_chunk"] = timing.ttft_s
+    return facts

@@ -24,6 +24,7 @@ from shoal.gateway.access.keys import Caller, KeyRing
 from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.access.protection import unaudited_caller
 from shoal.gateway.access.shared_allowances import SharedAllowances
+from shoal.gateway.access.traced import TraceMiddleware
 from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
 from shoal.gateway.api import chat, completions, embeddings, messages, tokens
@@ -128,7 +129,9 @@ class Gateway:
         )
         routes = self._routes()
         self._ask_route = asking(routes)
-        self.app: ASGIApp = GuardMiddleware(routes, AccessRules(self._is_open, options.origins), self.keys)
+        self.app: ASGIApp = GuardMiddleware(
+            TraceMiddleware(routes), AccessRules(self._is_open, options.origins), self.keys
+        )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep what the routes need alive until cancelled.

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from shoal.metrics import tracing
 from shoal.metrics.trace import short_session
 
 LogFormat = Literal["text", "json"]
@@ -22,12 +23,18 @@ LINE_LIMIT = 8 << 10
 _SECRETS = re.compile(r"(shoal1-|Bearer\s+|hf_|sk-)[\w.~+/=-]{8,}")
 """Invites, which hold a swarm's secret, and keys, whoever's."""
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_FIELDS = ("peer", "session")
+_FIELDS = ("peer", "session", "trace")
 
 
-def about(peer: str | None = None, session: bytes | None = None) -> Mapping[str, str]:
+def about(
+    peer: str | None = None, session: bytes | None = None, trace: bytes | None = None
+) -> Mapping[str, str]:
     """What a log line is about, for the ``extra`` of a logging call."""
-    named = {"peer": peer, "session": None if session is None else short_session(session)}
+    named = {
+        "peer": peer,
+        "session": None if session is None else short_session(session),
+        "trace": trace.hex() if trace else None,
+    }
     return {name: value for name, value in named.items() if value is not None}
 
 
@@ -61,6 +68,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": _bounded(record.getMessage()),
         }
+        if (context := tracing.current()) is not None:
+            said["trace"] = context.trace.hex()
         said |= {name: str(record.__dict__[name]) for name in _FIELDS if name in record.__dict__}
         if record.exc_info:
             said["traceback"] = _bounded(_traceback(record))

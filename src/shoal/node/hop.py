@@ -35,6 +35,7 @@ from shoal.executor.kernels.decode_steps import RanStep, RanTimes
 from shoal.executor.pages import PAGE
 from shoal.net.channel import Channel
 from shoal.node.resend_buffer import ResendBudget, ResendBuffer
+from shoal.node.tracing.hop_turn import HopTurn
 from shoal.trust.signing import Signing, WorkLog
 from shoal.types import Numerics, PeerId, SessionId
 from shoal.wire.hop_queue import HopQueue
@@ -88,6 +89,7 @@ class Hop:
         self._work = WorkLog()
         steps = self.engine.decode_steps
         self._seat = None if steps is None else steps.take_seat(self.session)
+        self._turn: HopTurn | None = None
         self.came_over = 0
         """The number of the channel that the last step came over."""
 
@@ -195,8 +197,21 @@ class Hop:
         """How far the session has come here."""
         return Located(self.session, self.queue.last_taken, self.queue.last_sent)
 
+    def begin_turn(self, turn: HopTurn | None) -> None:
+        """The steps from here on are for this answer; the one before it is complete."""
+        before, self._turn = self._turn, turn
+        if before is not None:
+            before.close(self.opened)
+
+    @property
+    def trace(self) -> bytes | None:
+        """The trace that its steps are for, if any."""
+        turn = self._turn
+        return turn.parent.trace if turn else None
+
     def forget(self) -> None:
         """The session is over: what it kept goes."""
+        self.begin_turn(None)
         with self._order:
             self._kept.clear()
             if self._seat is not None and self.engine.decode_steps is not None:
@@ -219,7 +234,10 @@ class Hop:
         self.queue.sent(step)
         if self.next is not None:
             self._kept.add(step, ran.codec, ran.payload)
-        self.measured(step, StepOutput(ran.payload, times.compute_us, times.waiting_us))
+        output = StepOutput(ran.payload, times.compute_us, times.waiting_us)
+        self.measured(step, output)
+        if self._turn is not None:
+            self._turn.note(step, output)
         self._work.note(step.position, ran.codec, 1, step.hidden.width, ran.came, 1, ran.payload)
 
     def prepare(self) -> None:
@@ -312,6 +330,8 @@ class Hop:
     def _send(self, step: Step, rows: int, result: StepOutput) -> tuple[Channel, str] | None:
         """Send on what came out. Returns the channel that turned out to be gone, and why."""
         codec = step.hidden.codec
+        if (turn := self._turn) is not None:
+            turn.note(step, result)  # before the client has it, and says that the answer is complete
         with self._order:
             if self.next is not None:
                 # Before it is sent: if the next hop is gone at this moment, its successor gets it from here.

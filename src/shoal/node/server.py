@@ -32,6 +32,7 @@ from shoal.node.receipts import ReceiptDesk
 from shoal.node.rerouting import NOT_YOURS, Rerouting
 from shoal.node.sessions import Opening, Sessions
 from shoal.node.speed import Speed
+from shoal.node.tracing.turns import TurnDesk
 from shoal.tasks import ends_alone
 from shoal.types import AdapterDigest, Codec, Digest, PeerId, SessionId, Span
 from shoal.wire.messages import (
@@ -111,6 +112,7 @@ class SpanServer:
         self._receipts.register(self.handlers)
         self._reveals.register(self.handlers)
         self._training.register(self.handlers)
+        TurnDesk(self._sessions).register(self.handlers)
         self.handlers.register(Close, self._close)
         for answer in (Failed, Opened, Refused, Rerouted, Located, Receipts, Revealed):
             self.handlers.register(answer, _ignore)

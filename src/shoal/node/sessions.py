@@ -199,7 +199,7 @@ class Sessions:
             self._turn_away(hop, f"the session has ended here: {why}")
 
     def _turn_away(self, hop: Hop, why: str) -> None:
-        log.info("%s", why, extra=about(hop.client.peer, hop.session))
+        log.info("%s", why, extra=about(hop.client.peer, hop.session, hop.trace))
         error: ShoalError = Busy(why, check="send the request again")
         hop.fail(None, error)
         hop.end()

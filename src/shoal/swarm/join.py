@@ -11,6 +11,7 @@ import trio
 
 from shoal.config import Settings
 from shoal.errors import NotAllowed
+from shoal.metrics.otel import exporting
 from shoal.net.addresses import host_and_port, is_loopback
 from shoal.net.identity import Identity
 from shoal.net.network import Network
@@ -49,7 +50,7 @@ async def join_swarm(
             check=PUBLIC_NOTICE,
             next_command="the same command with --public",
         )
-    with one_error():
+    with one_error(), exporting(settings.otlp_endpoint, "shoal", identity.peer):
         async with (
             enter_network(settings, membership, identity, listen=listen) as network,
             trio.open_nursery() as nursery,

@@ -38,7 +38,7 @@ So does what shows on which machine a peer runs::
     peer → Attest            show what you run on
     peer ← Attested
 
-Messages of tuning are in :mod:`shoal.wire.training`.
+Messages of tuning are in :mod:`shoal.wire.training`, those of traces in :mod:`shoal.wire.turn`.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ from shoal.wire.fields import (
 )
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
 from shoal.wire.training import MAX_ROWS, NotTrained, Train, Trained
+from shoal.wire.turn import TraceTurn
 
 NEWEST_VERSION = 9
 """Of the protocol, as this release speaks it: :mod:`shoal.wire.versions`."""
@@ -433,6 +434,7 @@ Message = (
     | Train
     | Trained
     | NotTrained
+    | TraceTurn
     | Ping
     | Pong
     | Resume

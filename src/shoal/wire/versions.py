@@ -22,6 +22,7 @@ from shoal.wire.messages import (
     Revealed,
 )
 from shoal.wire.training import NotTrained, Train, Trained
+from shoal.wire.turn import TraceTurn
 
 SINCE: dict[type[Message], int] = {
     Reveal: 8,
@@ -31,6 +32,7 @@ SINCE: dict[type[Message], int] = {
     Train: 9,
     Trained: 9,
     NotTrained: 9,
+    TraceTurn: 9,
 }
 """The version that first knew a message; of all others ``OLDEST_VERSION`` knows them."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -13,6 +14,7 @@ from shoal.errors import (
     ChannelClosed,
     DeadlineExceeded,
     NotAllowed,
+    OutdatedPeer,
     RemoteProtocolError,
     ShoalError,
     from_code,
@@ -37,6 +39,7 @@ from shoal.wire.messages import (
     SignedWindow,
     shorten,
 )
+from shoal.wire.turn import TraceTurn
 
 OWED = 16
 """Questions without a reply that are remembered of a hop."""
@@ -140,6 +143,12 @@ class RingHop:
     @property
     def peer(self) -> PeerId:
         return self.hop.address.peer
+
+    def tell(self, turn: TraceTurn) -> None:
+        """Say for what the steps that follow are. Nobody answers; older releases go without."""
+        if self.open and self.channel is not None:
+            with suppress(ChannelClosed, OutdatedPeer):
+                self.channel.send_now(turn)
 
     async def enter(self, pool: ChannelPool, message: Open, timeout_s: float) -> None:
         """Open the session here.

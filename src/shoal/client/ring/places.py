@@ -12,6 +12,7 @@ import trio
 
 from shoal.client.ring.hop import HopLost, RingHop, RouteHop
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError
+from shoal.metrics.tracing import TraceContext
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.tasks import seconds_left
@@ -19,6 +20,7 @@ from shoal.types import Codec, ModelShape, Numerics, SessionId
 from shoal.wire.codec import coarsest
 from shoal.wire.fields import NextHop
 from shoal.wire.messages import Close, GetReceipts, Locate, Located, Open, Reroute, Rerouted, SignedWindow
+from shoal.wire.turn import TraceTurn
 
 _Reply = TypeVar("_Reply")
 
@@ -55,6 +57,7 @@ class Places:
         self._numerics = numerics
         self._tokens = tokens
         self._former: list[Channel] = []
+        self._turn: TraceTurn | None = None
         self.hops = [RingHop(hop) for hop in route]
 
     @property
@@ -114,6 +117,19 @@ class Places:
         left = seconds_left(until)
         await _together([partial(self._reroute, i, fills.get(i + 1), position, left) for i in kept])
         return fills.get(0, 0)
+
+    def begin_turn(self, context: TraceContext | None) -> None:
+        """Tell the hops, those to come too, for which span of a trace the steps from here on are.
+
+        Args:
+            context: ``None``: for none.
+        """
+        turn = TraceTurn(self._session)
+        if context is not None:
+            turn = TraceTurn(self._session, context.trace, context.span, context.sampled)
+        self._turn = turn if turn.trace else None
+        for hop in self.hops:
+            hop.tell(turn)
 
     def go_back(self, position: int) -> None:
         """What comes from ``position`` on comes anew, from who is in its place now."""
@@ -194,7 +210,10 @@ class Places:
             self._key_before(index),
             self._shape.adapter or "",
         )
-        await self.hops[index].enter(self._pool, message, timeout_s)
+        hop = self.hops[index]
+        await hop.enter(self._pool, message, timeout_s)
+        if self._turn is not None:
+            hop.tell(self._turn)
 
     async def _reroute(self, index: int, fills: int | None, position: int, timeout_s: float) -> None:
         resend = None if fills is None else position

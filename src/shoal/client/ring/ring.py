@@ -33,6 +33,7 @@ from shoal.errors import (
 )
 from shoal.executor.kernels.decode_steps import AwaitedResult, RanStep
 from shoal.metrics.trace import Trace
+from shoal.metrics.tracing import TraceContext
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.routing.replace import StepTimes
@@ -351,6 +352,10 @@ class Ring:
     def end(self) -> None:
         """No more steps: whoever waits for one hears of it."""
         self._results.end(ChannelClosed("the session was closed"))
+
+    def begin_turn(self, context: TraceContext | None) -> None:
+        """As :meth:`Places.begin_turn`."""
+        self._places.begin_turn(context)
 
     async def aclose(self) -> None:
         """Tell every hop to free its KV. A hop that cannot be told frees it when the channel ends."""

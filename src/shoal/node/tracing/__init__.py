@@ -1,0 +1,1 @@
+"""What hops do for answers that somebody traces."""
