@@ -75,6 +75,10 @@ class PeerWeights(PeerPulls):
         """Fetch what is missing of the embedding, the last norm and the head. As :meth:`fetch_span`."""
         await self._fetch(model, lambda _, ends: ends, progress)
 
+    async def fetch_tower(self, model: LocalModel, progress: Progress = silent) -> None:
+        """Fetch what is missing of what looks at pictures. As :meth:`fetch_span`."""
+        await self._fetch(model, None, progress)
+
     async def fetch_all(self, model: LocalModel, progress: Progress = silent) -> None:
         """Fetch all that is missing. As :meth:`fetch_span`."""
         await self._fetch(model, lambda blocks, ends: [*ends, *(e for b in blocks for e in b)], progress)
@@ -121,7 +125,7 @@ class PeerWeights(PeerPulls):
             keep = partial(self.store.keep_shared, called, digest, progress)
             return await trio.to_thread.run_sync(keep)
 
-    async def _fetch(self, model: LocalModel, choose: TensorChoice, progress: Progress) -> None:
+    async def _fetch(self, model: LocalModel, choose: TensorChoice | None, progress: Progress) -> None:
         if not model.source.startswith("peers:"):
             return
         missing = await trio.to_thread.run_sync(_missing_items, model, choose)
@@ -162,15 +166,23 @@ def _open_folder(folder: Path) -> PulledFolder:
     return PulledFolder(folder, manifest)
 
 
-def _missing_items(model: LocalModel, choose: TensorChoice) -> list[int]:
-    """The items of which something is missing here, by their places in the manifest."""
+def _missing_items(model: LocalModel, choose: TensorChoice | None) -> list[int]:
+    """The items of which something is missing here, by their places in the manifest.
+
+    Args:
+        choose: ``None`` for the tower's.
+    """
     checkpoint = open_checkpoint(model.path)
     if checkpoint.manifest is None:
         return []
-    blocks = block_tensors(checkpoint, model.shape.n_blocks)
-    inside = {id(entry) for entries in blocks for entry in entries}
-    ends = [entry for entry in checkpoint.tensors.values() if id(entry) not in inside]
-    wanted = [stored for entry in choose(blocks, ends) for stored in entry.stored]
+    if choose is None:
+        chosen = list(checkpoint.tower.tensors.values()) if checkpoint.tower else []
+    else:
+        blocks = block_tensors(checkpoint, model.shape.n_blocks)
+        inside = {id(entry) for entries in blocks for entry in entries}
+        ends = [entry for entry in checkpoint.tensors.values() if id(entry) not in inside]
+        chosen = choose(blocks, ends)
+    wanted = [stored for entry in chosen for stored in entry.stored]
     missing = missing_parts(wanted)
     names = {entry.name for entry in wanted if entry.file in missing}
     return [number for number, item in enumerate(checkpoint.manifest.items) if item.name in names]

@@ -18,7 +18,14 @@ from shoal.models.checkpoint.encoder_decoders import EncoderDecoder, encoder_dec
 from shoal.models.checkpoint.headers import MAX_TENSORS, TensorEntry, read_safetensors_header
 from shoal.models.checkpoint.json_file import SizeLimit, read_object
 from shoal.models.checkpoint.manifest import Manifest
-from shoal.models.checkpoint.multimodal import is_nested, text_config, text_tensors
+from shoal.models.checkpoint.multimodal import (
+    TowerPart,
+    has_tower,
+    is_nested,
+    text_config,
+    text_tensors,
+    tower_tensors,
+)
 from shoal.models.checkpoint.parts import part_entries, read_pulled
 from shoal.models.store.lookalikes import no_model
 
@@ -61,11 +68,14 @@ class Checkpoint:
     model, of which some are made up of several in the files."""
     manifest: Manifest | None = None
     """Of a model that came from peers; parts of its tensors may not be here."""
+    tower: TowerPart | None = None
+    """What looks at pictures, of a model whose client can run it."""
 
     @property
     def stored(self) -> list[TensorEntry]:
-        """The tensors as they are in the files."""
-        return [stored for entry in self.tensors.values() for stored in entry.stored]
+        """The tensors as they are in the files, the tower's among them."""
+        entries = [*self.tensors.values(), *(self.tower.tensors.values() if self.tower else ())]
+        return [stored for entry in entries for stored in entry.stored]
 
     @property
     def files(self) -> list[Path]:
@@ -101,7 +111,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             check="check that config.json, with its quantization_config, is the one of these weights",
         )
     if is_nested(config):
-        return Checkpoint(folder, text_config(config), text_tensors(tensors), said, manifest)
+        seeing = tower_tensors(tensors) if has_tower(config) else {}
+        tower = TowerPart(config, seeing) if seeing else None
+        return Checkpoint(folder, text_config(config), text_tensors(tensors), said, manifest, tower)
     return Checkpoint(folder, config, tensors, said, manifest)
 
 

@@ -23,6 +23,7 @@ from shoal.models.checkpoint.manifest import (
     EMBEDDING_FILES,
     HASH,
     MAX_TEXT,
+    PICTURE_FILES,
     POOLING,
     TEMPLATES,
     TEXT_FILES,
@@ -67,8 +68,9 @@ def hash_model(checkpoint: Checkpoint, progress: Progress = silent) -> HashedMod
         BadWeights: a file cannot be read, or became shorter while it was; an element is NaN or infinite; what
             came from peers is no longer what the manifest beside it says.
     """
-    config = _lasting(language_config(read_object(checkpoint.folder / "config.json", CONFIG)))
-    texts = [_hash_text(checkpoint.folder, name) for name in _text_files(checkpoint.folder)]
+    whole = read_object(checkpoint.folder / "config.json", CONFIG)
+    config = _lasting(language_config(whole) if checkpoint.tower is None else whole)
+    texts = [_hash_text(checkpoint.folder, name) for name in _text_files(checkpoint)]
     if checkpoint.manifest is not None:
         return _check_pulled(checkpoint.folder, checkpoint.manifest, config, [item for item, _ in texts])
     stored = checkpoint.stored
@@ -96,9 +98,7 @@ def changed_items(checkpoint: Checkpoint, manifest: Manifest, progress: Progress
     """
     known = {item.name: item for item in manifest.items}
     found = [
-        name
-        for name in _text_files(checkpoint.folder)
-        if _hash_text(checkpoint.folder, name)[0] != known.get(name)
+        name for name in _text_files(checkpoint) if _hash_text(checkpoint.folder, name)[0] != known.get(name)
     ]
     total, done = sum(entry.size for entry in checkpoint.stored), 0
     buffer = bytearray(CHUNK)
@@ -119,7 +119,7 @@ def files_fingerprint(folder: Path) -> str:
     names = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors", ".gguf")]
     # Parts are added to a model that comes from peers, and each is what its manifest says.
     names = [p for p in names if not p.name.startswith("part-")] + [
-        folder / name for name in _text_files(folder) if "/" in name or not name.endswith(".json")
+        folder / name for name in _texts_of(folder) if "/" in name or not name.endswith(".json")
     ]
     # In the hub's cache files are links; one that leads nowhere any more is a change, too.
     stats = [
@@ -151,8 +151,16 @@ def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text_files(folder: Path) -> list[str]:
-    """The text files of a folder that belong to its model, by their names in it."""
+def _text_files(checkpoint: Checkpoint) -> list[str]:
+    """The text files of a checkpoint that belong to it, by their names in its folder."""
+    seeing = PICTURE_FILES if checkpoint.tower is not None else ()
+    return sorted(
+        [*_texts_of(checkpoint.folder), *(name for name in seeing if (checkpoint.folder / name).is_file())]
+    )
+
+
+def _texts_of(folder: Path) -> list[str]:
+    """Those that belong to any model."""
     found = [name for name in TEXT_FILES + EMBEDDING_FILES if (folder / name).is_file()]
     found += [path.relative_to(folder).as_posix() for path in folder.glob(POOLING)]
     if TOKENIZER not in found:

@@ -66,9 +66,11 @@ EMBEDDING_FILES = (MODULES, "sentence_bert_config.json")
 """What sentence-transformers writes beside a model that gives embeddings."""
 POOLING = "[0-9]_Pooling/config.json"
 """The same, of how its last hidden states become one vector; the pattern of a path."""
+PICTURE_FILES = ("preprocessor_config.json", "processor_config.json")
+"""How pictures become numbers, of a model that looks at them; the second is how newer programs write it."""
 TEMPLATES = "additional_chat_templates"
 _TEXT_FILE = re.compile(
-    rf"{'|'.join(map(re.escape, TEXT_FILES + VOCABULARY_FILES + EMBEDDING_FILES))}"
+    rf"{'|'.join(map(re.escape, TEXT_FILES + VOCABULARY_FILES + EMBEDDING_FILES + PICTURE_FILES))}"
     rf"|{POOLING.replace('.', '[.]')}|[\w-][\w.-]{{0,63}}\.tiktoken"
     rf"|{TEMPLATES}/[\w-][\w.-]{{0,63}}\.jinja",
     re.ASCII,

@@ -1,5 +1,8 @@
 """Models that do more than text, of which the language part is served as a causal LM of its own.
 
+Of some a client also runs the tower that looks at pictures (:mod:`shoal.models.vision`); of the others it is
+left out, and they are asked for text alone.
+
 Their configs are nested and their tensors lie beside those of towers for images or sound. Without an image
 the whole model computes what the language part alone does; for the families here tests show that, bit for
 bit. Others look back at the prompt (PaliGemma), or have no text model in transformers (Qwen2-VL), and are
@@ -11,7 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+if TYPE_CHECKING:
+    from shoal.models.checkpoint.headers import TensorEntry
 
 _Tensor = TypeVar("_Tensor")
 
@@ -52,6 +58,22 @@ _LANGUAGE = re.compile(
 _HEAD = re.compile(r"^(?:language_model\.|model\.)?lm_head\.")
 
 
+CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
+TOWERS: dict[str, tuple[str, ...]] = {"gemma3": (SIGLIP,), "llava": (CLIP, SIGLIP)}
+"""Model types whose pictures a client looks at, and the types of tower that they may have, the first of which
+is meant where the config does not say. All their pictures become as many rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class TowerPart:
+    """What of a checkpoint makes rows of pictures."""
+
+    config: dict[str, Any]
+    """Of the whole model: the tower's is in it."""
+    tensors: Mapping[str, TensorEntry]
+    """The tower's and the projector's, by their names in the files."""
+
+
 _OF_LANGUAGE = frozenset(
     {
         *("model_type", "text_config", "tie_word_embeddings", "tie_embedding", "eos_token_id"),
@@ -65,6 +87,24 @@ def is_nested(config: Mapping[str, Any]) -> bool:
     """Whether ``config.json`` is of a model whose text part is served."""
     nested, text = SERVED.get(str(config.get("model_type"))), config.get("text_config")
     return nested is not None and isinstance(text, dict) and text.get("model_type", nested.text) in PLAIN
+
+
+def has_tower(config: Mapping[str, Any]) -> bool:
+    """Whether ``config.json`` is of a model whose pictures a client looks at."""
+    kinds, vision = TOWERS.get(str(config.get("model_type"))), config.get("vision_config")
+    if kinds is None or not is_nested(config) or not isinstance(vision, dict):
+        return False
+    return cast("dict[str, Any]", vision).get("model_type", kinds[0]) in kinds
+
+
+def tower_tensors(tensors: Mapping[str, _Tensor]) -> dict[str, _Tensor]:
+    """What is not of the language part."""
+    return {name: tensor for name, tensor in tensors.items() if not is_of_language(name)}
+
+
+def is_of_language(name: str) -> bool:
+    """Whether a nested model's tensor is of its language part."""
+    return _HEAD.match(name) is not None or _LANGUAGE.match(name) is not None
 
 
 def text_tensors(tensors: Mapping[str, _Tensor]) -> dict[str, _Tensor]:

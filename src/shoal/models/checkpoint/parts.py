@@ -16,6 +16,7 @@ from pathlib import Path
 from shoal.errors import BadWeights
 from shoal.models.checkpoint.headers import ITEM_SIZE, TensorEntry
 from shoal.models.checkpoint.manifest import MAX_MANIFEST, Manifest, ManifestItem, digest_of, read_manifest
+from shoal.models.checkpoint.multimodal import has_tower, is_of_language
 from shoal.types import Digest
 
 NUMBERED = re.compile(r"^(?P<list>.*?[^\d.])\.?(?P<index>\d+)\.")
@@ -30,13 +31,16 @@ MAX_READ_ON_OPENING = 1 << 14
 MANIFEST = "shoal-manifest.json"
 CHUNKS = "shoal-chunks"
 """The sha256s of all chunks of all items, one after another; zeros where they are not known."""
+TOWER = ("", 1)
+"""The part of what looks at pictures: a client wants all of it, a node none."""
 ALIGNMENT = 64
 """Bytes; of a part's first tensor, and of each of a GGUF file's types."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPart:
-    """Some tensors in one file: those of one block, those outside of all blocks, or those read on opening."""
+    """Some tensors in one file: those of one block, those outside of all blocks, those of a tower, or those
+    read on opening."""
 
     file: str
     """Its name: safetensors, or the tensors' bytes alone where they are of a GGUF file's types."""
@@ -53,9 +57,12 @@ class ModelPart:
 def layout(manifest: Manifest) -> list[ModelPart]:
     """How a model's tensors are spread over files: the same for everybody who has the manifest."""
     groups: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+    seeing = has_tower(manifest.config)
     for number, item in enumerate(manifest.items):
         if _is_read_on_opening(item):
             groups[("", -1)].append(number)
+        elif seeing and item.is_tensor and not is_of_language(item.name):
+            groups[TOWER].append(number)
         elif item.is_tensor:
             found = NUMBERED.match(item.name)
             groups[(found["list"], int(found["index"])) if found else ("", 0)].append(number)

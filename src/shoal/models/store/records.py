@@ -16,9 +16,10 @@ from shoal.types import Digest, ModelShape
 RECORD = "model.json"
 WEIGHTS = "weights"
 """The folder, beside the record, of weights that were converted here."""
-VERSION = 4
+VERSION = 5
 """Of the record's format. Models recorded in an older one are described anew when they are next used: up to
-the third the digest did not cover the text files, and nothing was known of chunks."""
+the third the digest did not cover the text files, and nothing was known of chunks; up to the fourth it did
+not cover the towers that clients run."""
 
 
 def write(folder: Path, model: LocalModel, hashed: HashedModel) -> None:

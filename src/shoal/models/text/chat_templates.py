@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from shoal.errors import BadWeights, UsageError
+from shoal.models.text.pictures import ShownPictures
 from shoal.models.text.template import RenderedTemplate, TemplateRenderer
 from shoal.models.text.tokenizer.guard import Words
 from shoal.models.text.tokenizer.tokenizer import ModelTokenizer
 
 ChatMessage = Mapping[str, Any]
+PICTURE_PART = {"type": "image"}
+"""The part of a message's content that shows a picture, as templates read it."""
 PROBE = "q7w9e1"
 """What an assistant says when a template is asked how it ends a turn."""
 
@@ -26,6 +30,8 @@ class EncodedPrompt:
     own_end: str = ""
     """What stands behind all that users, tools and assistants say: the template's own words, which may open
     the answer. Of a text that is given as it is, the whole of it."""
+    pictures: tuple[int, ...] = ()
+    """Where among the tokens each picture that it shows begins."""
 
 
 class ChatTemplates:
@@ -52,7 +58,11 @@ class ChatTemplates:
         return any("tools" in template for template in self._templates.values())
 
     def prompt(
-        self, messages: Sequence[ChatMessage], options: Mapping[str, Any], check: Callable[[str], None]
+        self,
+        messages: Sequence[ChatMessage],
+        options: Mapping[str, Any],
+        check: Callable[[str], None],
+        shown: ShownPictures | None = None,
     ) -> EncodedPrompt:
         """The prompt for a conversation. See :meth:`shoal.models.text.codec.TextCodec.prompt`.
 
@@ -60,18 +70,17 @@ class ChatTemplates:
             check: raises where there is too much text.
         """
         if not self.any:
+            if shown is not None:
+                raise _no_place()
             text = "\n\n".join(_text(message) for message in messages)
             check(text)
             return EncodedPrompt(text, self._encoded(text, [(0, len(text))], special=True))
         # Templates expect these to be defined: in Jinja what is undefined "is not none".
         given = {"tools": None, "documents": None, **options}
-        rendered = self._rendered(self._name(given), messages, given)
+        rendered = self._rendered(self._name(given), messages, given, pictures=shown is not None)
         text, foreign = rendered.text, rendered.foreign
-        if rendered.marked != text:
-            if not _mentions(self._words, [list(messages), given]):
-                check(text)
-                ids = self._vocabulary.encode(text, special=False)
-                return EncodedPrompt(text, ids, _own_end(rendered, messages))
+        plain = rendered.marked != text and not _mentions(self._words, [list(messages), given])
+        if rendered.marked != text and not plain:
             if rendered.marked is None:
                 raise UsageError(
                     "the messages hold control words of this model, and its chat template cannot tell them "
@@ -79,9 +88,14 @@ class ChatTemplates:
                     check=f"remove texts like {next(iter(self._words.ids), '')!r} from the messages",
                 )
             text = rendered.marked
+        if shown is not None:
+            text, foreign = shown.put(text, () if plain else foreign)
         check(text)
-        ids = self._encoded(text, foreign, special=False)
-        return EncodedPrompt(text, ids, _own_end(rendered, messages))
+        encode = self._vocabulary.encode if plain else partial(self._encoded, foreign=foreign)
+        ids, pictures = encode(text, special=False), ()
+        if shown is not None:
+            ids, pictures = shown.spread(ids)
+        return EncodedPrompt(text, ids, _own_end(rendered, messages), pictures)
 
     def turn_ends(self) -> frozenset[int]:
         """The control token that the template writes behind what an assistant said, if it writes one."""
@@ -128,15 +142,18 @@ class ChatTemplates:
         )
 
     def _rendered(
-        self, name: str, messages: Sequence[ChatMessage], given: Mapping[str, Any]
+        self, name: str, messages: Sequence[ChatMessage], given: Mapping[str, Any], *, pictures: bool = False
     ) -> RenderedTemplate:
         """The conversation in the form that the template reads, which is found by trying.
+
+        Args:
+            pictures: whether messages show some: then a content is no text alone.
 
         Raises:
             UsageError: the template refuses it in every form, or leaves out what the user says.
         """
         best = self._forms.get(name, 0)
-        order = sorted(range(len(FORMS)), key=lambda form: form != best)
+        order = sorted(range(1 if pictures else 0, len(FORMS)), key=lambda form: form != best)
         refused: UsageError | None = None
         found: dict[int, RenderedTemplate] = {}
         for form in order:
@@ -150,6 +167,8 @@ class ChatTemplates:
             found[form] = rendered
             if _says(rendered, messages, "system"):
                 break
+        if not found and pictures:
+            raise refused or _no_place()
         if not found:
             raise refused or UsageError(
                 "the model's chat template leaves out what the user says",
@@ -157,8 +176,23 @@ class ChatTemplates:
             )
         # Where none has the system's words, the template has no place for them.
         form = next((f for f, one in found.items() if _says(one, messages, "system")), min(found))
-        self._forms[name] = form
+        if not pictures:
+            self._forms[name] = form
         return found[form]
+
+
+def pictures_in(messages: Sequence[ChatMessage]) -> int:
+    """How many pictures a conversation shows."""
+    contents = [message.get("content") for message in messages]
+    lists = [cast("list[object]", content) for content in contents if isinstance(content, list)]
+    return sum(part == PICTURE_PART for parts in lists for part in parts)
+
+
+def _no_place() -> UsageError:
+    return UsageError(
+        "the model's chat template has no place for pictures",
+        check="ask it for text alone, or send a prompt that has the model's own word for a picture",
+    )
 
 
 def _own_end(rendered: RenderedTemplate, messages: Sequence[ChatMessage]) -> str:
@@ -192,6 +226,8 @@ def _text(message: ChatMessage) -> str:
     parts = cast("list[object]", content) if isinstance(content, list) else [content]
     texts: list[str] = []
     for part in parts:
+        if part == PICTURE_PART:
+            continue
         text = cast("dict[str, object]", part).get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
             raise UsageError(

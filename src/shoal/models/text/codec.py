@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 from shoal.errors import UsageError
-from shoal.models.text.chat_templates import ChatTemplates, EncodedPrompt
+from shoal.models.text.chat_templates import ChatTemplates, EncodedPrompt, pictures_in
 from shoal.models.text.detokenizer import Detokenizer
+from shoal.models.text.pictures import ShownPictures
 from shoal.models.text.tokenizer.apart import ApartTokenizer
 from shoal.models.text.tokenizer.bytes import is_byte, token_bytes
 from shoal.models.text.tokenizer.guard import Words
@@ -64,8 +65,17 @@ class TextCodec:
         _check(text)
         return self._vocabulary.encode(text, special=special)
 
+    def shown(self, text: str, pictures: ShownPictures) -> EncodedPrompt:
+        """A plain text that has the model's word for a picture wherever it shows one. Raises as above."""
+        whole, _ = pictures.put(text, ())
+        ids, begins = pictures.spread(self.encode(whole))
+        return EncodedPrompt(whole, ids, whole, begins)
+
     def prompt(
-        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] = MappingProxyType({})
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any] = MappingProxyType({}),
+        pictures: ShownPictures | None = None,
     ) -> EncodedPrompt:
         """The prompt for a conversation, by the chat template; without one, the messages one after another.
 
@@ -73,8 +83,10 @@ class TextCodec:
         whatever it looks like.
 
         Args:
-            messages: ``[{"role": "user", "content": "…"}, …]``; a content may be a list of text parts.
+            messages: ``[{"role": "user", "content": "…"}, …]``; a content may be a list of parts: of text, and
+                ``{"type": "image"}`` where it shows a picture.
             options: what the template may look at: ``tools``, ``documents``, ``enable_thinking``.
+            pictures: what is shown, in the order of those parts.
 
         Raises:
             UsageError: no messages, messages that the template refuses or leaves out, or too much text.
@@ -83,7 +95,11 @@ class TextCodec:
         """
         if not messages:
             raise UsageError("no messages")
-        return self._chat.prompt(messages, options, _check)
+        if pictures is None and pictures_in(messages):
+            raise UsageError(
+                "the messages show pictures, and none are given", check="give the pictures, or leave them out"
+            )
+        return self._chat.prompt(messages, options, _check, pictures)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ``token_ids``, without special tokens.

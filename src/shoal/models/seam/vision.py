@@ -1,0 +1,78 @@
+"""Models that look at pictures: their towers, and how pictures become numbers.
+
+Relied on: the mapping below gives the class of LLaVA's and of Gemma 3's models, which have the language part
+at ``model.language_model`` and ``lm_head``, and all else beside it. ``get_image_features`` takes
+``pixel_values`` alone and gives, as ``pooler_output``, what takes the place of a picture's tokens among the
+embeddings. Image processors of the names in ``PROCESSORS`` have a twin that needs Pillow and numpy alone; it
+is made by ``from_dict`` and called with one picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+import torch
+from torch import nn
+
+from shoal.models.seam.config import PretrainedConfig
+from shoal.models.seam.contract import changed, expect_members, relied_on
+from shoal.models.seam.model import PreTrainedModel
+
+with relied_on("models that look at pictures"):
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3Model
+    from transformers.models.llava.modeling_llava import LlavaModel
+
+    expect_members(LlavaModel, "get_image_features")
+    expect_members(Gemma3Model, "get_image_features")
+
+PROCESSORS = {
+    "CLIPImageProcessor": "clip",
+    "Gemma3ImageProcessor": "gemma3",
+    "LlavaImageProcessor": "llava",
+    "SiglipImageProcessor": "siglip",
+}
+"""Where the twin of an image processor is found, whose name ends in ``Pil``."""
+
+
+class PictureProcessor(Protocol):
+    """Makes numbers of a picture."""
+
+    def __call__(self, images: object, *, return_tensors: str) -> Mapping[str, Any]: ...
+
+
+def seeing_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The class of a model that looks at pictures."""
+    found = cast(object, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)])
+    return cast(type[PreTrainedModel], found[0] if isinstance(found, tuple) else found)
+
+
+def drop_language(model: PreTrainedModel, instead: nn.Module) -> None:
+    """Put something without weights in the place of the language part."""
+    whole = cast(Any, model)
+    whole.model.language_model = instead
+    whole.lm_head = instead
+
+
+def picture_rows(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """What takes the place of one picture's tokens, ``[tokens, width]``, of pixels ``[1, 3, side, side]``."""
+    found = cast(Any, model).model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+    return cast(torch.Tensor, found[0])
+
+
+def picture_processor(name: str, fields: Mapping[str, Any]) -> PictureProcessor:
+    """The twin of an image processor, without torchvision. Pillow must be installed.
+
+    Raises:
+        KeyError: it has none that is known here.
+        IncompatibleLibrary: transformers has it no more.
+    """
+    plain = name.removesuffix("Fast").removesuffix("Pil")
+    family = PROCESSORS[plain]
+    module = import_module(f"transformers.models.{family}.image_processing_pil_{family}")
+    made: Any = getattr(module, f"{plain}Pil", None)
+    if made is None:
+        raise changed("image processors", f"there is no {plain}Pil")
+    return cast(PictureProcessor, made.from_dict(dict(fields)))
