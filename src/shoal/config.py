@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, Literal, get_type_hints
 import platformdirs
 
 from shoal.errors import UsageError
-from shoal.option_values import WORDS, check_values, option_value
+from shoal.option_values import WORDS, check_values, option_value, read_toml
 from shoal.types import (
     Codec,
     Format,
@@ -258,6 +257,14 @@ class Settings:
         default=2048,
         metadata=_about("Tokens of the longest sequence that a node trains; its activations are in memory."),
     )
+    images: int = field(
+        default=8,
+        metadata=_about("Images of one request, for models that look at them; 0 takes none."),
+    )
+    image_pixels: int = field(
+        default=50_000_000,
+        metadata=_about("Pixels that an image may have; larger ones are refused before they are unpacked."),
+    )
     share: Literal["auto", "on", "off"] = field(
         default="auto", metadata=_about("Give weights to peers: auto (in private swarms), on or off.")
     )
@@ -468,19 +475,7 @@ def _read(name: str, value: Any, source: str) -> Any:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}",
-            check="check that it is a file and that you have permission to read it",
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(
-            f"{path} is not valid TOML: {error}", check="correct the line that the message names"
-        ) from error
+    values = read_toml(path)
     unknown = sorted(set(values) - set(OPTIONS))
     if unknown:
         raise UsageError(

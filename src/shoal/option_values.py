@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import tomllib
 from collections.abc import Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, cast, get_args
 from urllib.parse import unquote
 
@@ -31,6 +33,23 @@ def parse_size(text: str) -> int:
     if not match:
         raise UsageError(f"{text!r} is not a size", check="write a number and a unit, for example 4GiB")
     return round(Fraction(match[1]) * _UNITS[(match[2] or "B").lower()])
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file says; nothing where there is none. Raises UsageError: it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror}",
+            check="check that it is a file and that you have permission to read it",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(
+            f"{path} is not valid TOML: {error}", check="correct the line that the message names"
+        ) from error
 
 
 def option_value(value: Any, kind: Any, *, size: bool = False) -> Any:
@@ -156,6 +175,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "max_sessions": (1, 1 << 20),
     "kv_tokens": (1, 1 << 40),
     "train_tokens": (1, 1 << 14),
+    "images": (0, 256),
+    "image_pixels": (1, 1 << 28),
     "prefill_chunk": (0, 1 << 22),
     "audit_budget": (0, 16),
     "store_days": (0, 3650),

@@ -19,6 +19,7 @@ import numpy as np
 import outcome
 
 from shoal.client.ring.results import Returned
+from shoal.client.vision.pictures import SeenPicture, SessionPictures
 from shoal.errors import Busy, ShoalError
 from shoal.executor.arrays import Floats, empty
 from shoal.executor.codecs import decode, encode, split_rows
@@ -95,6 +96,8 @@ class SessionEnds:
         self._key = SessionId(os.urandom(16))  # its rings come and go
         self._sent = SentRows(width)
         self._held = 0
+        self.pictures = SessionPictures()
+        """What stands among its tokens beside words."""
         self._times = {engine: deque[int](maxlen=STEPS_TIMED) for engine in self._engines}
 
     @property
@@ -215,7 +218,9 @@ class SessionEnds:
                 sent = partial(self._through_first, first, token_ids, position, codec, sequence_length, done)
                 self._sent.cut(position)
                 n, payload = len(token_ids), encode(rows, "float32")
-                first.submit(self._key, position, payload, "float32", n, n, "float32", sent, sequence_length)
+                mutual = self.pictures.stretches(position, position + n)
+                to = ("float32", sent, sequence_length, mutual)
+                first.submit(self._key, position, payload, "float32", n, n, *to)
                 return
             made: Embedded = encode(rows, codec)
         except ShoalError as error:
@@ -304,6 +309,7 @@ class SessionEnds:
             "float32",
             done,
             returned.step.sequence_length,
+            returned.step.mutual,
         )
         out = await reply.wait()
         self._note(last, returned.rows, out)
@@ -342,6 +348,13 @@ class SessionEnds:
         """The session goes on from ``position``."""
         self._held = min(self._held, position)
 
+    def show(self, seen: Sequence[SeenPicture]) -> None:
+        """These pictures stand among the session's tokens, which goes on before any that did not before."""
+        changed = self.pictures.same_until([one.placed for one in seen])
+        self.pictures.show(seen)
+        if changed is not None:
+            self._thread.post(partial(self._sent.cut, changed))  # the same tokens are other rows now
+
     def lose(self) -> None:
         """The KV here is good for nothing more: the session begins again."""
         self._held = 0
@@ -356,7 +369,7 @@ class SessionEnds:
         given = 0 if self._given is None else len(self._given.rows)
         if self._given is not None and position < given:
             return self._given.rows[position : position + len(token_ids)]
-        return self._ends.ends.embed(token_ids, position - given)
+        return self.pictures.put(self._ends.ends.embed(token_ids, position - given), position)
 
     def _note(self, engine: Engine, rows: int, out: StepOutput) -> None:
         if rows == 1:

@@ -16,6 +16,7 @@ from shoal.client.speculation.drafters import NgramDrafter
 from shoal.client.speculation.speculation import Speculation
 from shoal.client.stop_filter import StopFilter
 from shoal.client.timing import Timing, traced_answer
+from shoal.client.vision.pictures import SeenPicture
 from shoal.models.text.detokenizer import Detokenizer
 
 FinishReason = Literal["stop", "length"]
@@ -51,6 +52,7 @@ async def generate(
     timing: Timing | None = None,
     speculate: bool = True,
     draft: DraftHolder | None = None,
+    pictures: Sequence[SeenPicture] = (),
 ) -> AsyncGenerator[Delta]:
     """Stream the continuation of ``prompt`` in ``session``, until an end token, a stop string or the limit.
 
@@ -61,6 +63,7 @@ async def generate(
         constraint: the grammar that the answer keeps to; it ends the answer where nothing may follow.
         speculate: guess tokens ahead where that is faster; the tokens are the same either way.
         draft: has the draft model that guesses too; it must fit the session's model.
+        pictures: what stands among the prompt's tokens.
 
     Raises:
         PromptTooLong, UsageError: before anything was sent.
@@ -70,9 +73,10 @@ async def generate(
     sampler = Sampler(sampling, constraint)
     text = StopFilter(stop)
     timing.started = trio.current_time()
-    timing.reused = session.reusable(prompt)
+    timing.reused = session.reusable(prompt, [seen.placed for seen in pictures])
     if timing.reused < len(session.token_ids):
         session.roll_back(timing.reused)
+    session.ends.show(pictures)
     with traced_answer(session, len(prompt), timing):
         # Never empty: the last token of a prompt is not reused, as its logits choose the first of the answer.
         advanced = await session.advance(prompt[timing.reused :], sampler, more=max_tokens > 1)

@@ -24,6 +24,7 @@ from shoal.client.ring.ring import IN_FLIGHT, Ring
 from shoal.client.sampling import Sampler
 from shoal.client.seq2seq.encoder_pass import EncoderPass
 from shoal.client.transcript import Piece, Transcript, join_singles
+from shoal.client.vision.pictures import PlacedPicture
 from shoal.errors import CannotRollBack, PromptTooLong, ShoalError, UsageError
 from shoal.executor.arrays import Floats, join
 from shoal.types import Codec, ModelShape
@@ -107,9 +108,11 @@ class Session:
         """Whether tokens that were sent can be taken back at no more cost than that of sending others."""
         return self.ring.rolls_back and self.ends.rolls_back and not self.ends.rope_scaling
 
-    def reusable(self, prompt: Sequence[int]) -> int:
-        """How many tokens of ``prompt`` are held as the prompt alone would have them; not its last one."""
-        return self._transcript.reusable(prompt)
+    def reusable(self, prompt: Sequence[int], pictures: Sequence[PlacedPicture] = ()) -> int:
+        """How many tokens of ``prompt``, with these pictures among them, are held as the prompt alone would
+        have them; not its last one."""
+        found, other = self._transcript.reusable(prompt), self.ends.pictures.same_until(pictures)
+        return found if other is None else min(found, other)
 
     async def step(
         self, token_ids: Sequence[int], *, chunk: int | None = None, sequence_length: int = 0
@@ -281,7 +284,7 @@ class Session:
         if self.ends.stateless:
             chunk = len(token_ids)  # each of its tokens sees all others
         chunk = chunk or piece_tokens(self.ring.format, len(token_ids), stages, thin=self.ring.thin)
-        pieces = transcript.divide(token_ids, chunk, sequence_length)
+        pieces = transcript.divide(token_ids, chunk, sequence_length, self.ends.pictures.uncut)
         self._heard = trio.current_time()
         try:
             return await self._run(pieces, wanted)
@@ -386,7 +389,8 @@ class Session:
         tokens, position, codec = len(token_ids), self._transcript.held, self.ring.codec
         payload = await self.ends.embed(token_ids, position, codec, told)
         rows = self.ends.rows_back(position, tokens, wanted)
-        await self.ring.send(payload, codec, tokens, rows, told)
+        mutual = self.ends.pictures.stretches(position, position + tokens)
+        await self.ring.send(payload, codec, tokens, rows, told, mutual)
         self._transcript.sent(piece)
 
     async def _receive(self, due: deque[int]) -> list[Returned]:
@@ -426,8 +430,10 @@ class Session:
         position = 0
         for token_ids, told in join_singles(held) if self.ends.merges else held:
             payload = await self.ends.embed(token_ids, position, ring.codec, told)
-            await ring.fill(payload, ring.codec, position, len(token_ids), hops, told)
-            position += len(token_ids)
+            end = position + len(token_ids)
+            mutual = self.ends.pictures.stretches(position, end)
+            await ring.fill(payload, ring.codec, position, len(token_ids), hops, told, mutual)
+            position = end
 
     def _take_back(self, position: int) -> None:
         """Take the session back to ``position``, whatever became of the steps under way.

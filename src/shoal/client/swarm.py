@@ -36,6 +36,8 @@ from shoal.client.seq2seq.transcribe import Transcription, open_transcriber
 from shoal.client.session import Session
 from shoal.client.speculation.draft_holder import DraftHolder
 from shoal.client.tuning.served import no_own_blocks, with_adapter
+from shoal.client.vision.ask import encode_into
+from shoal.client.vision.look import Looking, PictureFile
 from shoal.config import Settings
 from shoal.errors import BadWeights, PromptTooLong, UsageError
 from shoal.executor.arrays import Array
@@ -49,7 +51,6 @@ from shoal.models.graph.graph_store import GraphStore
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.models.text.codec import TextCodec
-from shoal.models.text.prompt import ChatPrompt, encode_prompt
 from shoal.net.network import Network
 from shoal.progress import Progress, silent
 from shoal.routing.route import routed_span
@@ -60,7 +61,7 @@ from shoal.swarm.member import Member
 from shoal.types import Digest, Format, ModelShape, PeerId, ProtectionLevel, Span
 
 DEFAULT_TOKENS = 1024
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[dict[str, Any]]
 
 
 class Swarm:
@@ -87,6 +88,7 @@ class Swarm:
         if settings.attested:
             self.rings.finder_for(attested=True)  # so that a list that is not there is told at once
         self.audits = Audits(self.rings, settings, store, identity)
+        self.looking = Looking(settings, self.weights)
         self.graphs = GraphClient(network, member, settings, GraphStore(settings.paths.graphs))
         self._ends: dict[tuple[Digest, Format], EndsEngine] = {}
         self._codecs: dict[Digest, TextCodec] = {}
@@ -219,6 +221,7 @@ class Swarm:
         protect: ProtectionLevel | None = None,
         draft: bool = True,
         attested: bool | None = None,
+        images: Sequence[PictureFile] = (),
         **sampling: Any,
     ) -> Answer:
         """An answer to ``prompt`` (text or token ids as they are) or ``messages`` (by the chat template).
@@ -239,6 +242,9 @@ class Swarm:
                 ``answer.protection`` says what came of it.
             draft: let the draft model guess too, if one is set.
             attested: as :meth:`session` has it.
+            images: PNG or JPEG files, or their bytes, for models that look at them: in the order in which
+                contents of ``messages`` have ``{"type": "image"}``, or all in the last of the user's; in a
+                ``prompt``, in the order of the model's own word for one.
 
         Raises:
             UsageError: at once, for an option that cannot be.
@@ -253,7 +259,9 @@ class Swarm:
             local = await self.resolve(model)
             reads = await self._reads_first(local)
             codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
-            token_ids = await _encode_into(answer, codec, prompt, messages)
+            token_ids, placed, pictures = await encode_into(
+                answer, self.looking, local, codec, prompt, messages, images
+            )
             limit = min(max_tokens, _room(local.shape, len(token_ids)))
             chosen = sampling_for(local.sampling, sampling, otherwise)
             guessing = self.settings.speculate == "auto" if speculate is None else speculate
@@ -261,6 +269,7 @@ class Swarm:
             if drafting is not None:
                 await drafting.check(local)
             source = token_ids if reads else None
+            seen = await self.looking.look(local, pictures, placed)
             room, strict = len(token_ids) + limit, True if protect == "attested" else attested
             opening = self.session(model, tokens=room, format=format, attested=strict, source=source)
             async with opening as session:
@@ -276,6 +285,7 @@ class Swarm:
                     timing=answer.timing,
                     speculate=guessing,
                     draft=drafting,
+                    pictures=seen,
                 )
                 async for delta in deltas:
                     if len(answer.reroutes) < len(session.reroutes):
@@ -472,20 +482,6 @@ class Swarm:
                 self._ends[key] = await load_ends(local, format, self.settings, self._thread)
                 self.rings.ends.append(self._ends[key])
             return self._ends[key]
-
-
-async def _encode_into(
-    answer: Answer, codec: TextCodec | None, prompt: str | Sequence[int] | None, messages: Messages | None
-) -> list[int]:
-    """Token ids of what was asked, which the answer is told of, too."""
-    if codec is None or not (prompt is None or isinstance(prompt, str)):
-        token_ids = [int(token) for token in prompt or ()]
-    else:
-        given = answer.prompt if messages is None else ChatPrompt(messages)
-        made = await trio.to_thread.run_sync(encode_prompt, codec, given)
-        answer.prompt, token_ids = made.text, made.token_ids
-    answer.prompt_token_ids = token_ids
-    return token_ids
 
 
 def _room(shape: ModelShape, prompt_tokens: int) -> int:

@@ -16,7 +16,7 @@ Tokens are kept in the pieces in which they were sent: sent again in the same pi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from shoal.errors import LocalProtocolError
@@ -70,17 +70,30 @@ class Transcript:
         """What the hops must be sent again before anything new."""
         return self._pieces[len(self.held_pieces) :]
 
-    def divide(self, token_ids: Sequence[int], size: int, sequence_length: int) -> list[Piece]:
+    def divide(
+        self,
+        token_ids: Sequence[int],
+        size: int,
+        sequence_length: int,
+        uncut: Callable[[int, int], int] = lambda _, end: end,
+    ) -> list[Piece]:
         """The pieces, of up to ``size`` tokens, in which ``token_ids`` are to be sent.
 
         Args:
             sequence_length: tokens of the text that they are a part of.
+            uncut: given the positions from which and to which a piece would go, to which it goes: those are
+                not cut that see each other.
         """
         told = sequence_length if self._scaling else 0
         given = 0 if self.length else self._given
-        first = [Piece(list(token_ids[:given]), told)] if given else []
-        rest = token_ids[given:]
-        return first + [Piece(list(rest[i : i + size]), told) for i in range(0, len(rest), size)]
+        found = [Piece(list(token_ids[:given]), told)] if given else []
+        place = given
+        while place < len(token_ids):
+            begin = self.length + place
+            end = max(uncut(begin, begin + size), begin + 1) - self.length
+            found.append(Piece(list(token_ids[place:end]), told))
+            place = end
+        return found
 
     def sent(self, piece: Piece) -> None:
         """A piece has been sent: the first that is owed, or, where none is, one that the session grows by."""

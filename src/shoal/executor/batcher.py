@@ -56,6 +56,10 @@ class Job:
         """Rows that have not been through."""
         return self.rows - self.done
 
+    def uncut(self, rows: int) -> int:
+        """As :class:`~shoal.executor.schedule.Unfinished` has it."""
+        return rows
+
 
 _JobT = TypeVar("_JobT", bound=Job)
 

@@ -47,6 +47,12 @@ class _Step(Job):
     state: KvState
     position: int
     sequence_length: int
+    mutual: tuple[tuple[int, int], ...]
+
+    def uncut(self, rows: int) -> int:
+        end = self.position + self.done + rows
+        inside = next((last for first, last in self.mutual if first < end < last), end)
+        return inside - self.position - self.done
 
 
 class Engine:
@@ -205,6 +211,7 @@ class Engine:
         reply: Codec,
         done: StepCallback,
         sequence_length: int = 0,
+        mutual: tuple[tuple[int, int], ...] = (),
     ) -> None:
         """Ask for a step and do not wait. Steps of one session run in the order asked, but for those that
         still wait and begin at ``position`` or beyond: this one supersedes them.
@@ -223,6 +230,7 @@ class Engine:
                 the forward failed, or what came out is not finite. Superseded is no fault: nobody waits for
                 the step any more.
             sequence_length: tokens of the sequence that the step is a piece of; 0: it ends with the step.
+            mutual: stretches of positions, in the step, whose tokens all see each other.
 
         Raises:
             UnknownSession: the session is not open.
@@ -248,6 +256,7 @@ class Engine:
                 state=state,
                 position=position,
                 sequence_length=sequence_length,
+                mutual=mutual,
             ),
             lambda waiting: waiting.position >= position,
         )
@@ -315,4 +324,7 @@ class Engine:
 
 
 def _rows(step: _Step, piece: JobSlice[_Step]) -> SessionRows:
-    return SessionRows(step.state, step.position + piece.first, piece.hidden, step.sequence_length)
+    position = step.position + piece.first
+    end = position + len(piece.hidden)
+    inside = tuple((first, last) for first, last in step.mutual if first >= position and last <= end)
+    return SessionRows(step.state, position, piece.hidden, step.sequence_length, inside)

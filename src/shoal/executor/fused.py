@@ -9,7 +9,7 @@ import numpy as np
 
 from shoal.errors import OutOfResources, ShoalError
 from shoal.executor.adapters.parts import FusedAdapters
-from shoal.executor.arrays import address, join, split
+from shoal.executor.arrays import Array, address, join, split
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.kernels.c_kernels import NUMBER, MatrixLayout, ThreadTeam, library
 from shoal.executor.kernels.decode_steps import DecodeSteps
@@ -94,11 +94,16 @@ class FusedRunner(PagedRunner):
         hidden = np.ascontiguousarray(join([rows.hidden for rows in batch]))  # in place where it can be
         sequences = (SequenceStruct * len(batch))()
         lengths = [len(rows.hidden) for rows in batch]
+        held: list[Array] = []  # the kernels read these by address
         at = 0
         for sequence, rows, n in zip(sequences, batch, lengths, strict=True):
             sequence.row, sequence.rows, sequence.position = at, n, rows.position
             sequence.adapter = rows.state.adapter
             sequence.pages, _ = rows.state.pages.numbers.buffer_info()
+            if rows.mutual:
+                ends = np.array(rows.seen_ends(), np.int32)
+                held.append(ends)
+                sequence.ends = address(ends)
             at += n
         layers = range(span.start - self.span.start, span.end - self.span.start)
         try:

@@ -33,7 +33,7 @@ from shoal.models.build.ends import EndsModule
 from shoal.models.build.kv import Cache
 from shoal.models.build.load import load_ends_module
 from shoal.models.build.seq2seq.ends import AudioSource, TargetEnds, TextSource
-from shoal.models.build.span import SpanModule
+from shoal.models.build.span import SpanModule, Stretches
 from shoal.models.store.local_model import LocalModel
 from shoal.types import AdapterDigest, Exactness, Format, Kernels, Kv, Span
 
@@ -58,7 +58,12 @@ class Modules(Protocol):
     def rolls_back(self) -> bool: ...
     def layer(self, block: int, name: str) -> torch.nn.Module | None: ...
     def forward(
-        self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int = 0
+        self,
+        hidden: torch.Tensor,
+        cache: Cache,
+        position: int,
+        sequence_length: int = 0,
+        mutual: Stretches = (),
     ) -> torch.Tensor: ...
     def new_cache(self) -> Cache: ...
     def kv_bytes(self, tokens: int) -> int: ...
@@ -134,7 +139,7 @@ class ModuleRunner:
             rows.state.pages.resize(rows.position + len(rows.hidden))
             hidden = _tensor(rows.hidden, module.dtype)
             with self._applied(module, rows.state.adapter):
-                out = module.forward(hidden, cache, rows.position, rows.sequence_length)
+                out = module.forward(hidden, cache, rows.position, rows.sequence_length, rows.mutual)
         except ShoalError as error:
             return error
         except Exception as error:  # noqa: BLE001

@@ -46,6 +46,15 @@ class SessionRows:
     """``[n, width]``; a forward may overwrite it with what comes out."""
     sequence_length: int = 0
     """Tokens of the sequence that they are a piece of; 0: it ends with them. See ``SpanModule.forward``."""
+    mutual: tuple[tuple[int, int], ...] = ()
+    """Stretches of positions among them whose tokens all see each other."""
+
+    def seen_ends(self) -> list[int]:
+        """Of each row, the position behind the last that it sees."""
+        ends = list(range(self.position + 1, self.position + len(self.hidden) + 1))
+        for first, last in self.mutual:
+            ends[first - self.position : last - self.position] = [last] * (last - first)
+        return ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

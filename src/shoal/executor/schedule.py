@@ -38,6 +38,10 @@ class Unfinished(Protocol):
         """How many."""
         ...
 
+    def uncut(self, rows: int) -> int:
+        """So many of them, and those more without which rows would be cut from others that they see."""
+        ...
+
 
 _UnfinishedT = TypeVar("_UnfinishedT", bound=Unfinished)
 
@@ -144,5 +148,5 @@ def choose_batch(
     prefill = next((job for job in ready if job.left > DECODE_ROWS), None)
     if prefill is not None and room:
         rows = min(slice_rows(times, len(chosen), others), room) if sliced else prefill.left
-        chosen.append((prefill, min(prefill.left, rows)))
+        chosen.append((prefill, min(prefill.left, prefill.uncut(rows))))
     return chosen

@@ -304,6 +304,7 @@ class Hop:
             hidden.codec,
             done,
             step.sequence_length,
+            step.mutual,
         )
 
     def _done(self, step: Step, payload: bytes, rows: int, result: StepOutput | ShoalError) -> None:

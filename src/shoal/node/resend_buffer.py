@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from shoal.executor.codecs import join_rows, split_rows
 from shoal.executor.runner import MERGED_ROWS
 from shoal.types import Codec, SessionId
-from shoal.wire.messages import Step
+from shoal.wire.messages import Step, Stretch
 from shoal.wire.payload import hidden_states
 
 RESEND_LIMIT = 256 << 20
@@ -29,6 +29,8 @@ class Entry:
     codec: Codec
     payload: bytes
     sequence_length: int = 0
+    """As the step's."""
+    mutual: tuple[Stretch, ...] = ()
     """As the step's."""
     cut: bool = False
     """Whether it is the beginning of what was sent at once: not to be sent again, as it gave other bits."""
@@ -53,6 +55,7 @@ class Entry:
             tensors=hidden_states(self.codec, self.tokens, width),
             hops_left=hops_left,
             sequence_length=self.sequence_length,
+            mutual=self.mutual,
         )
 
 
@@ -137,8 +140,9 @@ class ResendBuffer:
         self._entries.append(Entry(entry.position, tokens, entry.codec, payload, cut=True))
 
     def _divided(self, step: Step, codec: Codec, payload: bytes) -> list[Entry]:
-        if not self._merge or step.sequence_length or not 1 < step.tokens <= MERGED_ROWS:
-            return [Entry(step.position, step.tokens, codec, payload, step.sequence_length)]
+        whole = step.sequence_length or step.mutual
+        if not self._merge or whole or not 1 < step.tokens <= MERGED_ROWS:
+            return [Entry(step.position, step.tokens, codec, payload, step.sequence_length, step.mutual)]
         rows = split_rows(payload, codec, step.tokens, step.hidden.width)
         return [Entry(step.position + row, 1, codec, alone) for row, alone in enumerate(rows)]
 
@@ -168,7 +172,8 @@ def _merged(entries: list[Entry]) -> Iterator[Entry]:
     """Runs of single rows as one entry each. int8's scales lie before all rows and cannot be joined."""
     run: list[Entry] = []
     for entry in entries:
-        single = entry.tokens == 1 and entry.codec != "int8" and not entry.sequence_length
+        alone = not entry.sequence_length and not entry.mutual
+        single = entry.tokens == 1 and entry.codec != "int8" and alone
         if run and (not single or len(run) == MERGED_ROWS):
             yield _joined(run)
             run = []

@@ -81,6 +81,8 @@ MAX_HEADER = 32 << 10
 """Bytes of a header; one is 200 bytes long on the way of a token."""
 MAX_HOPS = 256
 
+MAX_STRETCHES = 256
+"""Of one step: pictures of a prompt."""
 MAX_WINDOWS = 128
 """Receipts of one message: 18 KB."""
 MAX_REVEALED = 1 << 20
@@ -163,6 +165,10 @@ class Refused(TaggedMessage, frozen=True, tag="refused"):
     """The next hop, when it is that one who cannot be reached."""
 
 
+Stretch = tuple[Count, Count]
+"""Positions from the first up to the second."""
+
+
 class HopTime(Struct, frozen=True, array_like=True, gc=False):
     """Where a step's time went at one hop, by that hop's own clock."""
 
@@ -199,6 +205,9 @@ class Step(TaggedMessage, frozen=True, tag="step"):
     sequence_length: Count = 0
     """Tokens of the sequence that the step is a piece of, by which some models' rotary frequencies go; 0: it
     ends with the step."""
+    mutual: Annotated[tuple[Stretch, ...], Meta(max_length=MAX_STRETCHES)] = ()
+    """Which of its tokens also see those behind them: each of a stretch sees the whole of it, as Gemma 3's
+    rows of a picture do."""
 
     @property
     def hidden(self) -> TensorSpec:

@@ -25,10 +25,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
 from shoal.types import Codec
-from shoal.wire.messages import Located, Open, Step
+from shoal.wire.messages import Located, Open, Step, Stretch
+
+
+def stretches_fit(stretches: Sequence[Stretch], start: int, end: int) -> bool:
+    """Whether stretches lie in ``[start, end)``, one behind the other, and none is empty."""
+    bounds = [start, *(bound for stretch in stretches for bound in stretch), end]
+    ordered = all(before <= after for before, after in pairwise(bounds))
+    return ordered and all(first < last for first, last in stretches)
 
 
 class HopSession:
@@ -63,6 +71,8 @@ class HopSession:
             raise RemoteProtocolError(
                 f"a step of a sequence of {step.sequence_length} tokens in a session of {self.opened.tokens}"
             )
+        if not stretches_fit(step.mutual, step.position, step.position + step.tokens):
+            raise RemoteProtocolError("a step whose tokens see others that are not in it")
         if step.hops_left is not None and self._stepped:
             raise RemoteProtocolError("a step that only fills caches, in a session that goes on here")
         if step.position > self.length:
@@ -91,6 +101,8 @@ class Issued:
     """As a step's."""
     alone: bool = True
     """Whether it finds no other step of the session at the hops, neither in flight nor given up."""
+    mutual: tuple[Stretch, ...] = ()
+    """As a step's."""
 
 
 class ClientSession:
@@ -120,11 +132,13 @@ class ClientSession:
         """The step in flight, if there is one and no other."""
         return self.oldest if len(self._flying) == 1 else None
 
-    def issue(self, tokens: int, wanted: int, sequence_length: int = 0) -> Issued:
+    def issue(
+        self, tokens: int, wanted: int, sequence_length: int = 0, mutual: tuple[Stretch, ...] = ()
+    ) -> Issued:
         """Number the next step.
 
         Args:
-            sequence_length: as a step's.
+            sequence_length, mutual: as a step's.
 
         Raises:
             LocalProtocolError: it does not fit the session, or too many are in flight.
@@ -138,7 +152,7 @@ class ClientSession:
         if len(self._flying) >= self._limit:
             raise LocalProtocolError(f"{self._limit} steps are in flight already")
         alone = not self._flying and not self._gave_up
-        step = Issued(self._next, self.length, tokens, wanted, sequence_length, alone)
+        step = Issued(self._next, self.length, tokens, wanted, sequence_length, alone, mutual)
         self._gave_up = False
         self._next += 1
         self._flying[step.number] = step

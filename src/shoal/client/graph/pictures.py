@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shoal.errors import IncompatibleLibrary, UsageError
+from shoal.client.picture_files import open_picture
+from shoal.errors import UsageError
 from shoal.executor.arrays import Array
 from shoal.models.graph.manifest import GraphValue, sizes_text
 from shoal.models.graph.preprocess import PixelOrder, Preprocess
@@ -17,8 +16,6 @@ from shoal.models.graph.preprocess import PixelOrder, Preprocess
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PICTURES = (".png", ".jpg", ".jpeg")
-FORMATS = ("PNG", "JPEG")
 MAX_PIXELS = 100_000_000
 """Of a picture that is opened, or scaled before it is cut."""
 MAX_MADE = 20_000_000
@@ -36,7 +33,7 @@ def picture_array(file: Path, how: Preprocess, value: GraphValue) -> Array:
         IncompatibleLibrary: Pillow is not installed.
     """
     sides = _Sides.of(value, how.layout)
-    picture = _opened(file)
+    picture = open_picture(file, str(file), MAX_PIXELS, "graph")
     count = sides.channels or (1 if how.channels == "gray" else 3)
     wanted = how.size or (sides.size if min(sides.size) > 0 and how.crop is None else None)
     if wanted is not None:
@@ -93,29 +90,6 @@ class _Sides:
                 check="say another --preprocess layout, or give it an array, as .npy, .npz or .json",
             )
         return cls(layout, channels if channels > 0 else None, (height, width), batch=len(shape) == 4)
-
-
-def _opened(file: Path) -> Image:
-    if find_spec("PIL") is None:
-        raise IncompatibleLibrary(
-            "pictures need Pillow, which is not installed",
-            check="install the extra: pip install 'shoal[graph]'",
-            next_command="shoal version",
-        )
-    from PIL import Image, ImageOps  # noqa: PLC0415 - of an extra
-
-    try:
-        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as opened:
-            warnings.simplefilter("ignore")  # our own bound is below
-            if opened.width * opened.height > MAX_PIXELS:
-                raise UsageError(
-                    f"{file} has {opened.width}×{opened.height} pixels", check="make it smaller first"
-                )
-            return ImageOps.exif_transpose(opened)
-    except Image.DecompressionBombError as error:
-        raise UsageError(f"{file} has too many pixels", check="make it smaller first") from error
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNGs
-        raise UsageError(f"{file} cannot be read as a picture: {error}", check="give .png or .jpg") from error
 
 
 def _check_pixels(height: int, width: int) -> None:

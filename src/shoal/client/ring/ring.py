@@ -52,6 +52,7 @@ from shoal.wire.messages import (
     Revealed,
     SignedWindow,
     Step,
+    Stretch,
     decode,
 )
 from shoal.wire.payload import encoded_bytes, hidden_states
@@ -136,7 +137,7 @@ class Ring:
     def awaited(self) -> AwaitedResult | None:
         """The next result, if nothing is to be done with it but to send what follows."""
         step, first, last = self.rules.only, self._places.hops[0].channel, self._places.hops[-1].channel
-        if step is None or (step.tokens, step.wanted, step.sequence_length) != (1, 1, 0):
+        if step is None or (step.tokens, step.wanted, step.sequence_length, step.mutual) != (1, 1, 0, ()):
             return None
         if first is None or last is None or first.full or self.answered or self.slow:
             return None
@@ -197,7 +198,14 @@ class Ring:
         return await self._places.replace(replacements, position, timeout_s)
 
     async def fill(
-        self, payload: bytes, codec: Codec, position: int, tokens: int, hops: int, sequence_length: int = 0
+        self,
+        payload: bytes,
+        codec: Codec,
+        position: int,
+        tokens: int,
+        hops: int,
+        sequence_length: int = 0,
+        mutual: tuple[Stretch, ...] = (),
     ) -> None:
         """Send the first ``hops`` hops hidden states for their caches; nothing comes back.
 
@@ -206,7 +214,7 @@ class Ring:
         """
         tensors = hidden_states(codec, tokens, self._shape.hidden_size)
         # Number 0, as steps are counted from 1: a failure of this one is known for what it is.
-        step = Step(self.session, 0, position, tokens, 0, tensors, (), hops - 1, sequence_length)
+        step = Step(self.session, 0, position, tokens, 0, tensors, (), hops - 1, sequence_length, mutual)
         await self._send(step, payload)
 
     @property
@@ -216,11 +224,13 @@ class Ring:
             raise LocalProtocolError("a step before the session is open")
         return self._codec
 
-    def issue(self, tokens: int, wanted: int, sequence_length: int = 0) -> Issued:
+    def issue(
+        self, tokens: int, wanted: int, sequence_length: int = 0, mutual: tuple[Stretch, ...] = ()
+    ) -> Issued:
         """Number the next step, which :meth:`launch` sends.
 
         Args:
-            sequence_length: as a step's.
+            sequence_length, mutual: as a step's.
 
         Raises:
             LocalProtocolError: it does not fit into the session.
@@ -228,7 +238,7 @@ class Ring:
         """
         if self._results.broken is not None:
             raise self._results.broken
-        return self.rules.issue(tokens, wanted, sequence_length)
+        return self.rules.issue(tokens, wanted, sequence_length, mutual)
 
     def launch(self, issued: Issued, payload: bytes, codec: Codec) -> Callable[[], None] | None:
         """Gather the hidden states of a step for sending, on any thread, unless it was given up meanwhile.
@@ -256,18 +266,24 @@ class Ring:
             self._loop.run_sync_soon(self._come_to_nothing, issued.number, error)
 
     async def send(
-        self, payload: bytes, codec: Codec, tokens: int, wanted: int, sequence_length: int = 0
+        self,
+        payload: bytes,
+        codec: Codec,
+        tokens: int,
+        wanted: int,
+        sequence_length: int = 0,
+        mutual: tuple[Stretch, ...] = (),
     ) -> None:
         """Send ``tokens`` rows of hidden states, encoded in ``codec``, on their way.
 
         Args:
-            sequence_length: as a step's.
+            sequence_length, mutual: as a step's.
 
         Raises:
             LocalProtocolError: they do not fit into the session.
             ShoalError: the session is lost.
         """
-        issued = self.issue(tokens, wanted, sequence_length)
+        issued = self.issue(tokens, wanted, sequence_length, mutual)
         self._times.sent(issued, self._clock.current_time())
         await self._send(self._made(issued, codec), payload)
 
@@ -287,6 +303,7 @@ class Ring:
             issued.wanted,
             hidden_states(codec, issued.tokens, self._shape.hidden_size),
             sequence_length=issued.sequence_length,
+            mutual=issued.mutual,
         )
 
     async def receive(self) -> Returned:

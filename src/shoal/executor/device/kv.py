@@ -119,19 +119,26 @@ class SeenPages:
 
 
 def see_pages(
-    start: int, rows: int, positions: torch.Tensor, table: torch.Tensor, first: torch.Tensor, window: int
+    start: int,
+    rows: int,
+    positions: torch.Tensor,
+    ends: torch.Tensor,
+    table: torch.Tensor,
+    first: torch.Tensor,
+    window: int,
 ) -> SeenPages:
     """Make the mask, on the device.
 
     Args:
         positions: of every row of the forward.
+        ends: behind the last position that each of them sees.
         table, first: as :class:`shoal.executor.device.plan.PageView` has them.
         window: tokens that a token sees, itself included; 0: all before it.
     """
     sequences, pages = table.shape
     asking = positions.narrow(0, start, sequences * rows).view(sequences, rows, 1)
     cached = first.view(sequences, 1, 1) + torch.arange(pages * PAGE, device=table.device)
-    mask = cached <= asking
+    mask = cached < ends.narrow(0, start, sequences * rows).view(sequences, rows, 1)
     if window:
         mask &= cached > asking - window
     return SeenPages(start, sequences, rows, table, mask.unsqueeze(1))

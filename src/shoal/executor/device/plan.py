@@ -51,6 +51,8 @@ class ForwardPlan:
     """Which sequence of the batch comes when."""
     positions: Integers
     """Of every row, in that order."""
+    ends: Integers
+    """The position behind the last that each of them sees."""
     slots: Integers
     """Where each row's key and value go: page times 16, plus the place within it."""
     unused: Integers
@@ -76,6 +78,7 @@ def plan_forward(batch: Sequence[SessionRows], windows: Sequence[int]) -> Forwar
     return ForwardPlan(
         order,
         np.concatenate([np.arange(r.position, _end(r), dtype=np.int64) for r in rows]),
+        np.concatenate([np.asarray(r.seen_ends(), np.int64) for r in rows]),
         np.concatenate([_slots(r, r.position, _end(r)) for r in rows]),
         np.concatenate([_unused(r) for r in rows]),
         groups,

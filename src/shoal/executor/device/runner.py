@@ -118,18 +118,19 @@ class DeviceRunner(PagedRunner):
         return received(hidden)
 
     def _inputs(self, plan: ForwardPlan, kv: DeviceKv) -> Inputs:
-        arrays = [plan.positions, plan.slots, plan.unused]
+        arrays = [plan.positions, plan.ends, plan.slots, plan.unused]
         for group in plan.groups:
             for window in self._windows:
                 arrays += [group.views[window].table, group.views[window].first]
         tensors = iter(send_together(arrays, self.device))
-        positions, slots, unused = next(tensors), next(tensors), next(tensors)
+        positions, ends, slots, unused = (next(tensors) for _ in range(4))
         if len(unused):
             kv.clear(unused)
         groups = {window: list[SeenPages]() for window in self._windows}
         for group in plan.groups:
             for window in self._windows:
-                seen = see_pages(group.start, group.rows, positions, next(tensors), next(tensors), window)
+                pages = next(tensors), next(tensors)
+                seen = see_pages(group.start, group.rows, positions, ends, *pages, window)
                 groups[window].append(seen)
         ropes = zip(self._frequencies, self._shape.ropes, strict=True)
         return Inputs(slots, [turn_rows(positions, f, rope) for f, rope in ropes], groups)

@@ -43,6 +43,7 @@ class SequenceStruct(Structure):
         ("position", c_int32),
         ("adapter", c_int32),
         ("pages", c_void_p),
+        ("ends", c_void_p),
     )
 
 

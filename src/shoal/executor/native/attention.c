@@ -104,6 +104,10 @@ static int blocks_of(const kv_t *kv, const sequence_t *sequence) {
 static int seen_from(int window, int position) {
     return window && position + 1 > window ? position + 1 - window : 0;
 }
+/* The token behind the last that a row sees. */
+static int seen_to(const sequence_t *sequence, int row) {
+    return sequence->ends ? sequence->ends[row] : sequence->position + row + 1;
+}
 static int first_piece(int window, const sequence_t *sequence) {
     return seen_from(window, sequence->position) / PIECE;
 }
@@ -366,7 +370,7 @@ static int fill_tile(const attention_t *job, const unit_t *unit, int piece, int 
         tile->query[i] = job->queries + (sequence->row + row) * job->stride +
                          (int64_t)head_of(kv, unit->head, query + i) * kv->head_dim;
         tile->from[i] = within(seen_from(job->window, position), piece);
-        tile->to[i] = within(position + 1, piece);
+        tile->to[i] = within(seen_to(sequence, row), piece);
         tile->part[i] = job->split ? split_part(job, unit, query + i, piece) : part_at(kv, parts, i);
         any |= tile->from[i] < tile->to[i];
     }
@@ -409,9 +413,10 @@ static void join_block(void *context, int number, int thread) {
     const unit_t unit = find_unit(&whole, number);
     part_t *sum = part_at(kv, job->threads + thread * thread_floats(kv) + TILE * PIECE, 0);
     for (int q = unit.query; q < unit.query + unit.count; q++) {
-        const int position = unit.sequence->position + row_of(kv, q);
+        const int row = row_of(kv, q), position = unit.sequence->position + row;
+        const int last = (seen_to(unit.sequence, row) - 1) / PIECE;
         clear(sum, width(kv));
-        for (int piece = seen_from(job->window, position) / PIECE; piece <= position / PIECE; piece++)
+        for (int piece = seen_from(job->window, position) / PIECE; piece <= last; piece++)
             join(sum, split_part(job, &unit, q, piece), width(kv));
         finish(sum, kv->head_dim, out_of(job, &unit, q));
     }

@@ -62,6 +62,7 @@ class RunStep(_Line, frozen=True):
     position: _Count
     tokens: _Count
     sequence_length: _Count = 0
+    mutual: tuple[tuple[_Count, _Count], ...] = ()
 
 
 class Drop(_Line, frozen=True):

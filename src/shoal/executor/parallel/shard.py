@@ -94,7 +94,7 @@ class Shard:
             hidden = torch.empty((1, order.tokens, module.width), dtype=module.dtype)
         hidden = hidden.to(self.device).contiguous()
         dist.broadcast(hidden, 0)
-        return module.forward(hidden, cache, order.position, order.sequence_length)
+        return module.forward(hidden, cache, order.position, order.sequence_length, order.mutual)
 
 
 def _meet_others(begin: Begin, rank: int, device: torch.device) -> None:

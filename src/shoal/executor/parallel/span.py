@@ -32,7 +32,7 @@ from shoal.executor.parallel.ranks import GRACE_S, Ranks
 from shoal.executor.parallel.shard import Shard, device_of
 from shoal.models.build.kv import Cache
 from shoal.models.build.skeleton import read_model_config
-from shoal.models.build.span import PARTS, SpanModule
+from shoal.models.build.span import PARTS, SpanModule, Stretches
 from shoal.models.build.tensor_split import INSTEAD, check_split
 from shoal.models.build.tensors import check_hidden
 from shoal.models.checkpoint.checkpoint import open_checkpoint
@@ -83,17 +83,23 @@ class ParallelSpan:
         """Nothing that an adapter could change."""
 
     def forward(
-        self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int = 0
+        self,
+        hidden: torch.Tensor,
+        cache: Cache,
+        position: int,
+        sequence_length: int = 0,
+        mutual: Stretches = (),
     ) -> torch.Tensor:
         """As :meth:`SpanModule.forward`. Raises ``StepFailed`` also when a process does not come along."""
         check_hidden(hidden, self.width, self.dtype)
+        self._module.check_mutual(mutual)
         if not isinstance(cache, SharedCache):
             raise StepFailed("a cache that another span has made")
         if position > cache.length:
             raise PositionGap(f"a step at position {position}, but only {cache.length} tokens are cached")
         if position < cache.length or cache.torn:
             self.crop(cache, position)  # what is refused here the others never hear of
-        order = RunStep(self.span, cache.number, position, hidden.shape[1], sequence_length)
+        order = RunStep(self.span, cache.number, position, hidden.shape[1], sequence_length, mutual)
         return self.team.run(order, partial(self.team.shard.step, order, cache, hidden))
 
     def new_cache(self) -> SharedCache:

@@ -10,7 +10,7 @@ import torch
 from shoal.errors import StepFailed, UnsupportedModel
 from shoal.models.build.ends import EndsModule
 from shoal.models.build.kv import Cache
-from shoal.models.build.span import SpanModule
+from shoal.models.build.span import SpanModule, Stretches
 from shoal.models.build.tensors import check_hidden
 from shoal.models.seam.cache import DynamicCache
 
@@ -22,7 +22,12 @@ class EncoderSpan(SpanModule):
 
     @torch.inference_mode()
     def forward(
-        self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int = 0
+        self,
+        hidden: torch.Tensor,
+        cache: Cache,
+        position: int,
+        sequence_length: int = 0,
+        mutual: Stretches = (),
     ) -> torch.Tensor:
         """What the next block, or the end, receives for a whole text.
 
@@ -37,6 +42,7 @@ class EncoderSpan(SpanModule):
             RuntimeError: torch's own faults, out of memory among them.
         """
         check_hidden(hidden, self.width, self.dtype)
+        self.check_mutual(mutual)
         if position:
             raise StepFailed(f"an encoder takes a whole text in one step, and none from position {position}")
         if hidden.shape[1] > self._longest:  # what the tokens see of each other takes their number squared

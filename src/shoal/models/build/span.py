@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -21,10 +21,13 @@ from shoal.models.build.kv import Cache, KvCost
 from shoal.models.build.placeholders import Reached, split_hidden
 from shoal.models.build.rope import sequence_ropes
 from shoal.models.build.tensors import check_hidden, tensor_bytes
+from shoal.models.checkpoint.multimodal import MUTUAL
 from shoal.models.seam.config import PretrainedConfig
 from shoal.models.seam.model import CACHE_NAMES, PreTrainedModel, accepted_inputs
 from shoal.types import Kv, Span
 
+Stretches: TypeAlias = "tuple[tuple[int, int], ...]"
+"""Positions, from the first up to the second, of tokens that all see each other."""
 PARTS = 4
 """Parts of a span that are kept ready; each takes no weights, only modules."""
 
@@ -96,7 +99,12 @@ class SpanModule:
 
     @torch.inference_mode()
     def forward(
-        self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int = 0
+        self,
+        hidden: torch.Tensor,
+        cache: Cache,
+        position: int,
+        sequence_length: int = 0,
+        mutual: Stretches = (),
     ) -> torch.Tensor:
         """What the next block, or the head, receives for tokens ``[position, position + n)``.
 
@@ -105,14 +113,16 @@ class SpanModule:
             cache: holds the tokens before ``position``; one that holds more is cropped first.
             sequence_length: tokens of the sequence that these are a piece of, where it goes on behind them:
                 some models' rotary frequencies depend on it (:mod:`shoal.models.build.rope_scaling`).
+            mutual: which of these tokens see each other, and not only those before.
 
         Raises:
             PositionGap: the cache holds fewer tokens than ``position``.
             CannotRollBack: it holds more and cannot forget them.
-            StepFailed: ``hidden`` has another shape or dtype.
+            StepFailed: ``hidden`` has another shape or dtype, or no tokens of this model see each other.
             RuntimeError: torch's own faults, out of memory among them; crop the cache before going on.
         """
         check_hidden(hidden, self.width, self.dtype)
+        self.check_mutual(mutual)
         if position > cache.length:
             raise PositionGap(f"a step at position {position}, but only {cache.length} tokens are cached")
         if position < cache.length or cache.torn:
@@ -123,10 +133,15 @@ class SpanModule:
         cache.torn = True
         outs: list[torch.Tensor] = []
         for rows in hidden.to(self.device).split(at_once, 1):
-            outs.append(self._run(rows, cache, position, sequence_length))
+            outs.append(self._run(rows, cache, position, sequence_length, mutual))
             position += rows.shape[1]
         cache.length, cache.torn = end, False
         return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+
+    def check_mutual(self, mutual: Stretches) -> None:
+        """Raises StepFailed: tokens are to see each other that do not in this model."""
+        if mutual and self._config.model_type not in MUTUAL:
+            raise StepFailed(f"no tokens of a {self._config.model_type} model see those behind them")
 
     def run_whole(self, hidden: torch.Tensor) -> torch.Tensor:
         """What comes out for a sequence that is here as a whole: nothing is cached, and gradients go through.
@@ -224,12 +239,26 @@ class SpanModule:
         module.prove()
         return module
 
-    def _run(self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int) -> torch.Tensor:
+    def _run(
+        self,
+        hidden: torch.Tensor,
+        cache: Cache,
+        position: int,
+        sequence_length: int,
+        mutual: Stretches = (),
+    ) -> torch.Tensor:
         n = hidden.shape[1]
         for rope in self._ropes:
             rope.ahead = sequence_length if sequence_length > position + n else 0
         positions = torch.arange(position, position + n, device=self.device)
-        return self._through(hidden, self._inputs(hidden, cache, positions))
+        offered = self._inputs(hidden, cache, positions)
+        if mutual:
+            from shoal.models.seam.mutual import mutual_masks  # noqa: PLC0415 - one family alone has them
+
+            offered["attention_mask"] = mutual_masks(
+                self.model.config, hidden, cache.states, positions, mutual
+            )
+        return self._through(hidden, offered)
 
     def _through(self, hidden: torch.Tensor, offered: dict[str, object]) -> torch.Tensor:
         """What the blocks make of ``hidden``, in a forward that is given what it takes of ``offered``."""

@@ -64,6 +64,10 @@ TOWERS: dict[str, tuple[str, ...]] = {"gemma3": (SIGLIP,), "llava": (CLIP, SIGLI
 is meant where the config does not say. All their pictures become as many rows."""
 
 
+MUTUAL = frozenset({"gemma3_text"})
+"""Types of a text part whose blocks let the rows of a picture see each other, and not only those before."""
+
+
 @dataclass(frozen=True, slots=True)
 class TowerPart:
     """What of a checkpoint makes rows of pictures."""

@@ -83,8 +83,8 @@ class TextCodec:
         whatever it looks like.
 
         Args:
-            messages: ``[{"role": "user", "content": "…"}, …]``; a content may be a list of parts: of text, and
-                ``{"type": "image"}`` where it shows a picture.
+            messages: ``[{"role": "user", "content": "…"}, …]``; a content may be a list of parts: of text,
+                and ``{"type": "image"}`` where it shows a picture.
             options: what the template may look at: ``tools``, ``documents``, ``enable_thinking``.
             pictures: what is shown, in the order of those parts.
 

@@ -1,4 +1,4 @@
-"""What a model's files say of pictures: which tokens show one, how many rows it has, how it becomes numbers."""
+"""What a model's files say of pictures: which tokens show one, its rows, how it becomes numbers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class VisionSettings:
 
     @property
     def shortest(self) -> int | None:
-        """To how many pixels a picture's shorter side is scaled before it is cut; ``None``: it is stretched."""
+        """Pixels to which a picture's shorter side is scaled before it is cut; ``None``: it is stretched."""
         size = self.processing.get("size")
         found = cast("dict[str, Any]", size).get(SHORTEST) if isinstance(size, dict) else size
         return found if isinstance(found, int) else None

@@ -19,7 +19,7 @@ from shoal.models.build.encoder import EncoderSpan
 from shoal.models.build.growing_kv import FloatRows, Int8Rows, RowsLayer
 from shoal.models.build.kv import Cache, cache_layer_bytes, own_layers
 from shoal.models.build.placeholders import Reached
-from shoal.models.build.span import SpanModule
+from shoal.models.build.span import SpanModule, Stretches
 from shoal.models.build.tensors import check_hidden
 from shoal.models.checkpoint.encoder_decoders import EncoderDecoder, encoder_decoder
 from shoal.models.seam.cache import DynamicCache, DynamicLayer
@@ -48,7 +48,14 @@ class EncoderPart(EncoderSpan):
     def _longest(self) -> int:
         return most_rows(self.shape)
 
-    def _run(self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int) -> torch.Tensor:
+    def _run(
+        self,
+        hidden: torch.Tensor,
+        cache: Cache,
+        position: int,
+        sequence_length: int,
+        mutual: Stretches = (),
+    ) -> torch.Tensor:
         if self.shape.input == "text":
             return super()._run(hidden, cache, position, sequence_length)
         self._entering = hidden  # the stack's own forward begins with sound
@@ -88,13 +95,19 @@ class DecoderPart(SpanModule):
 
     @torch.inference_mode()
     def forward(
-        self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int = 0
+        self,
+        hidden: torch.Tensor,
+        cache: Cache,
+        position: int,
+        sequence_length: int = 0,
+        mutual: Stretches = (),
     ) -> torch.Tensor:
         """As :meth:`SpanModule.forward`; from position 0 on, what the encoder gave, which comes out again.
 
         Raises:
             As there; StepFailed: the encoder cannot have given so much, or a token comes before it.
         """
+        self.check_mutual(mutual)
         mine = _mine(cache)
         if position:
             if position < mine.rows:
@@ -155,7 +168,14 @@ class DecoderPart(SpanModule):
         keys = sum(map(cache_layer_bytes, layers)) // PROBE_ROWS
         self.row_bytes = keys + self.width * self.dtype.itemsize
 
-    def _run(self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int) -> torch.Tensor:
+    def _run(
+        self,
+        hidden: torch.Tensor,
+        cache: Cache,
+        position: int,
+        sequence_length: int,
+        mutual: Stretches = (),
+    ) -> torch.Tensor:
         mine = _mine(cache)
         out = super()._run(hidden, cache, position - mine.rows, sequence_length)
         mine.given = None  # every block has its keys and values by now
@@ -230,10 +250,15 @@ class JoinedSpan:
         return self.part(self.span).new_cache()
 
     def forward(
-        self, hidden: torch.Tensor, cache: Cache, position: int, sequence_length: int = 0
+        self,
+        hidden: torch.Tensor,
+        cache: Cache,
+        position: int,
+        sequence_length: int = 0,
+        mutual: Stretches = (),
     ) -> torch.Tensor:
         """As that of the whole span, where it is on one side. Raises as :meth:`part`."""
-        return self.part(self.span).forward(hidden, cache, position, sequence_length)
+        return self.part(self.span).forward(hidden, cache, position, sequence_length, mutual)
 
 
 def _mine(cache: Cache) -> DecoderCache:

@@ -1,0 +1,53 @@
+"""Pictures as files or bytes, opened within bounds."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.errors import IncompatibleLibrary, UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PICTURES = (".png", ".jpg", ".jpeg")
+FORMATS = ("PNG", "JPEG")
+
+
+def open_picture(source: Path | bytes, name: str, most_pixels: int, extra: str) -> Image:
+    """A picture, turned as its camera was held.
+
+    Args:
+        name: what errors call it.
+        most_pixels: that it may have: no more are unpacked.
+        extra: what brings Pillow.
+
+    Raises:
+        UsageError: it is none that is read here, or has more pixels.
+        IncompatibleLibrary: Pillow is not installed.
+    """
+    if find_spec("PIL") is None:
+        raise IncompatibleLibrary(
+            "pictures need Pillow, which is not installed",
+            check=f"install the extra: pip install 'shoal[{extra}]'",
+            next_command="shoal version",
+        )
+    from PIL import Image, ImageOps  # noqa: PLC0415 - of an extra
+
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as opened:
+            warnings.simplefilter("ignore")  # our own bound is below
+            if opened.width * opened.height > most_pixels:
+                raise UsageError(
+                    f"{name} has {opened.width}×{opened.height} pixels, and {most_pixels} are the most",
+                    check="make it smaller first",
+                )
+            return ImageOps.exif_transpose(opened)
+    except Image.DecompressionBombError as error:
+        raise UsageError(f"{name} has too many pixels", check="make it smaller first") from error
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNGs
+        raise UsageError(f"{name} cannot be read as a picture: {error}", check="give PNG or JPEG") from error

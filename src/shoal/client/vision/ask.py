@@ -1,0 +1,60 @@
+"""From what is asked of a model, with pictures or without, to the tokens of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import trio
+
+from shoal.client.answer import Answer
+from shoal.client.vision.look import Looking, Picture, PictureFile
+from shoal.client.vision.pictures import PlacedPicture
+from shoal.errors import UsageError
+from shoal.models.store.local_model import LocalModel
+from shoal.models.text.chat_templates import PICTURE_PART, ChatMessage, pictures_in
+from shoal.models.text.codec import TextCodec
+from shoal.models.text.prompt import ChatPrompt, encode_prompt
+
+
+async def encode_into(
+    answer: Answer,
+    looking: Looking,
+    local: LocalModel,
+    codec: TextCodec | None,
+    prompt: str | Sequence[int] | None,
+    messages: Sequence[ChatMessage] | None,
+    images: Sequence[PictureFile],
+) -> tuple[list[int], tuple[PlacedPicture, ...], list[Picture]]:
+    """Token ids of what was asked, which the answer is told of, too, and the pictures among them.
+
+    Raises:
+        UsageError: the model takes no images, or the prompt shows more of them than there are, or fewer.
+        ShoalError: as ``Looking.read`` and ``encode_prompt``.
+    """
+    if codec is None or not (prompt is None or isinstance(prompt, str)):
+        if images:
+            raise UsageError(
+                "images stand among words, and the prompt is given as token ids", check="give it as a text"
+            )
+        answer.prompt_token_ids = token_ids = [int(token) for token in prompt or ()]
+        return token_ids, (), []
+    pictures = await looking.read(local, images) if images else []
+    shown = await looking.shown(local, codec, len(pictures)) if pictures else None
+    given = answer.prompt if messages is None else ChatPrompt(with_images(messages, len(pictures)))
+    made = await trio.to_thread.run_sync(lambda: encode_prompt(codec, given, pictures=shown))
+    answer.prompt, answer.prompt_token_ids = made.text, made.token_ids
+    return made.token_ids, await looking.placed(local, pictures, made.pictures) if pictures else (), pictures
+
+
+def with_images(messages: Sequence[ChatMessage], images: int) -> Sequence[ChatMessage]:
+    """Messages that show so many images: before the words of the user's last one, where none says where."""
+    if not images or pictures_in(messages):
+        return messages
+    last = max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=None)
+    if last is None:
+        raise UsageError("images are given, and no message is the user's", check="give a user message")
+    content: object = messages[last].get("content") or ""
+    words = cast("list[Any]", content) if isinstance(content, list) else [{"type": "text", "text": content}]
+    shown = dict(messages[last]) | {"content": [PICTURE_PART] * images + words}
+    return [*messages[:last], shown, *messages[last + 1 :]]

@@ -1,0 +1,183 @@
+"""What one client does with pictures: reads them, and looks at them with the towers of their models.
+
+A tower runs on a thread of its own, one picture at a time, so that sessions go on meanwhile. What it has made
+of the last pictures is kept: the next turn of a conversation shows them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import trio
+
+from shoal.client.picture_files import open_picture
+from shoal.client.vision.pictures import PlacedPicture, SeenPicture
+from shoal.config import Settings
+from shoal.errors import UsageError
+from shoal.executor.arrays import Floats
+from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.store.local_model import LocalModel
+from shoal.models.text.codec import TextCodec
+from shoal.models.text.pictures import ShownPictures
+from shoal.sharing.peer_weights import PeerWeights
+from shoal.types import Digest
+
+if TYPE_CHECKING:  # both stand on torch, which few clients need
+    from shoal.models.vision.settings import VisionSettings
+    from shoal.models.vision.tower import Tower
+
+PictureFile: TypeAlias = "Path | bytes"
+"""A PNG or a JPEG, or its bytes."""
+KEPT_BYTES = 64 << 20
+"""Of rows that are kept for the next turns of all conversations; a picture's take up to 20 MB."""
+MAX_FILE = 64 << 20
+"""Bytes of a file with a picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as its model's tower looks at it."""
+
+    pixels: Floats
+    """``[3, side, side]``"""
+    digest: bytes
+
+
+class Looking:
+    """See the module.
+
+    Args:
+        weights: brings towers that are not here.
+    """
+
+    def __init__(self, settings: Settings, weights: PeerWeights) -> None:
+        self._settings = settings
+        self._weights = weights
+        self._known: dict[Digest, VisionSettings | None] = {}
+        self._towers: dict[Digest, Tower] = {}
+        self._rows: OrderedDict[tuple[Digest, bytes], Floats] = OrderedDict()
+        self._turn = trio.Lock()
+
+    async def settings(self, local: LocalModel) -> VisionSettings | None:
+        """How a model looks at pictures; ``None`` if it does not. Raises as ``vision_settings``."""
+        if local.digest not in self._known:
+            self._known[local.digest] = await trio.to_thread.run_sync(_settings, local.path)
+        return self._known[local.digest]
+
+    async def read(self, local: LocalModel, files: Sequence[PictureFile]) -> list[Picture]:
+        """Pictures as the model's tower looks at them.
+
+        Raises:
+            UsageError: the model looks at none, there are too many, or one cannot be read.
+            IncompatibleLibrary: Pillow is not installed.
+            BadWeights, UnsupportedModel: the model's files do not say how they become numbers.
+        """
+        settings = await self.settings(local)
+        if settings is None:
+            raise no_pictures(local.name)
+        most = self._settings.images
+        if len(files) > most:
+            raise UsageError(
+                f"{len(files)} images are given, and {most} are the most of one request (images)",
+                check="send fewer images, or set images to more",
+            )
+        read = partial(_read, files, settings, self._settings.image_pixels)
+        return await trio.to_thread.run_sync(read)
+
+    async def shown(self, local: LocalModel, codec: TextCodec, count: int) -> ShownPictures:
+        """How so many pictures are put into a prompt. Raises as :meth:`settings`."""
+        settings = await self.settings(local)
+        if settings is None:
+            raise no_pictures(local.name)
+        words, text_of = settings.words, codec.token_text
+        written, whole = await trio.to_thread.run_sync(lambda: (words.written(text_of), words.whole(text_of)))
+        return ShownPictures(count, settings.rows, words.token, written, whole)
+
+    async def placed(
+        self, local: LocalModel, pictures: Sequence[Picture], begins: Sequence[int]
+    ) -> tuple[PlacedPicture, ...]:
+        """Pictures where they begin among a prompt's tokens. Raises as :meth:`settings`."""
+        settings = await self.settings(local)
+        if settings is None:
+            return ()
+        return tuple(
+            PlacedPicture(position, settings.rows, picture.digest, settings.mutual)
+            for picture, position in zip(pictures, begins, strict=True)
+        )
+
+    async def look(
+        self, local: LocalModel, pictures: Sequence[Picture], placed: Sequence[PlacedPicture]
+    ) -> list[SeenPicture]:
+        """The rows of each picture, from the model's tower, which is fetched and loaded if need be.
+
+        Raises:
+            NoCoverage: nobody who can be reached has it.
+            BadWeights, UnsupportedModel: it cannot be loaded, or makes no rows.
+        """
+        found: list[SeenPicture] = []
+        for picture, place in zip(pictures, placed, strict=True):
+            async with self._turn:
+                rows = await self._rows_of(local, picture)
+            found.append(SeenPicture(place, rows))
+        return found
+
+    async def _rows_of(self, local: LocalModel, picture: Picture) -> Floats:
+        key = (local.digest, picture.digest)
+        if key not in self._rows:
+            tower = await self._tower(local)
+            self._rows[key] = await trio.to_thread.run_sync(tower.look, picture.pixels)
+        self._rows.move_to_end(key)
+        while len(self._rows) > 1 and sum(rows.nbytes for rows in self._rows.values()) > KEPT_BYTES:
+            self._rows.popitem(last=False)
+        return self._rows[key]
+
+    async def _tower(self, local: LocalModel) -> Tower:
+        if local.digest not in self._towers:
+            await self._weights.fetch_tower(local)
+            settings = await self.settings(local)
+            if settings is None:
+                raise no_pictures(local.name)
+            from shoal.models.vision.tower import load_tower  # noqa: PLC0415 - torch, which few clients need
+
+            load = partial(load_tower, local.path, settings, local.shape.hidden_size)
+            self._towers[local.digest] = await trio.to_thread.run_sync(load)
+        return self._towers[local.digest]
+
+    def tower_bytes(self, local: LocalModel) -> int:
+        """Bytes of a model's tower in memory; 0 before it has looked at anything."""
+        tower = self._towers.get(local.digest)
+        return 0 if tower is None else tower.tensor_bytes
+
+
+def no_pictures(name: str) -> UsageError:
+    """What is told of a model that takes no pictures."""
+    return UsageError(
+        f"{name} takes no images, only text", check="send text alone, or choose a model that looks at images"
+    )
+
+
+def _settings(folder: Path) -> VisionSettings | None:
+    if open_checkpoint(folder).tower is None:
+        return None
+    from shoal.models.vision.settings import vision_settings  # noqa: PLC0415 - torch, as above
+
+    return vision_settings(folder)
+
+
+def _read(files: Sequence[PictureFile], settings: VisionSettings, most_pixels: int) -> list[Picture]:
+    from shoal.models.vision.pixels import picture_pixels  # noqa: PLC0415 - torch, as above
+
+    found: list[Picture] = []
+    for number, file in enumerate(files):
+        name = f"image {number}" if isinstance(file, bytes) else str(file)
+        if not isinstance(file, bytes) and file.is_file() and file.stat().st_size > MAX_FILE:
+            raise UsageError(f"{name} has more than {MAX_FILE} bytes", check="make it smaller first")
+        pixels = picture_pixels(open_picture(file, name, most_pixels, "vision"), settings)
+        found.append(Picture(pixels, hashlib.sha256(pixels.tobytes()).digest()))
+    return found
